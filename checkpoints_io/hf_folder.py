@@ -1,0 +1,149 @@
+"""A Hugging Face model folder: found on disk or on the hub, read, and written whole or not at all."""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import json
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub import errors
+import jax
+
+# What a model needs; weights in other formats, images and code are left on the hub.
+FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+
+# Copied from the source of an export, byte for byte.
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+def find(path_or_id: str, revision: str | None = None) -> pathlib.Path:
+    """The local folder of a model; what is not a folder here is a hub id, `owner/name[@revision]`.
+
+    Raises:
+      FileNotFoundError: there is no such folder, nor such a repository within reach.
+      PermissionError: the repository wants a token that has been granted access.
+    """
+    folder = pathlib.Path(path_or_id).expanduser()
+    if folder.is_dir():
+        return folder
+    path_or_id, _, at = path_or_id.partition("@")
+    revision = revision or at or None
+    if path_or_id.count("/") != 1 or path_or_id[0] in "./~":
+        raise FileNotFoundError(
+            f"there is no model folder {path_or_id!r} (and it is not a hub id, which looks like "
+            "'owner/name')"
+        )
+    try:
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(path_or_id, revision=revision, allow_patterns=FILES)
+        )
+    except errors.GatedRepoError as error:
+        raise PermissionError(
+            f"{path_or_id!r} is gated: accept its licence on its hub page, then log in with "
+            "`hf auth login` or set HF_TOKEN"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"there is no folder {path_or_id!r} here and no such repository on the hub; if it is "
+            "private, log in with `hf auth login` or set HF_TOKEN"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise FileNotFoundError(f"{path_or_id!r} has no revision {revision!r}") from error
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
+        raise FileNotFoundError(
+            f"there is no folder {path_or_id!r} here, and the hub could not be reached to fetch it "
+            f"({type(error).__name__}): check the network, or download it elsewhere and give the "
+            "folder"
+        ) from error
+
+
+def read_config(folder: pathlib.Path) -> dict[str, Any]:
+    """The `config.json` of a model folder.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is not a JSON object.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not a model folder: it has no config.json")
+    return read_json(path)
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A file that holds one JSON object.
+
+    Raises:
+      ValueError: it holds something else.
+    """
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} should hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+def write_companions(
+    folder: pathlib.Path,
+    config: dict[str, Any],
+    source: pathlib.Path | None,
+    stop_ids: Sequence[int] = (),
+    chat_template: str | None = None,
+) -> None:
+    """config.json, the source's tokenizer and chat template, and when generation stops.
+
+    The source's own config.json is copied as it stands; `chat_template` replaces its template.
+    `stop_ids` join the end-of-text ids of its
+    generation_config.json: without the template's end of turn a served model never stops.
+    """
+    if source is None:
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        return
+    for name in ("config.json", *COMPANIONS):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    if chat_template:
+        (folder / "chat_template.jinja").write_text(chat_template, "utf-8")
+    path = source / "generation_config.json"
+    generation = read_json(path) if path.is_file() else {}
+    ends = generation.get("eos_token_id", config.get("eos_token_id"))
+    known = ends if isinstance(ends, list) else [ends] if ends is not None else []
+    merged = [*known, *(i for i in stop_ids if i not in known)]
+    if merged:
+        generation["eos_token_id"] = merged[0] if len(merged) == 1 else merged
+    if generation:
+        (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def written_whole(folder: pathlib.Path) -> Iterator[pathlib.Path | None]:
+    """A temporary folder beside `folder` that takes its name, and its place, on success.
+
+    Process 0 writes it; the others are given None.
+    """
+    if jax.process_index():
+        yield None
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        fresh, old = pathlib.Path(scratch, "new"), pathlib.Path(scratch, "old")
+        fresh.mkdir()
+        yield fresh
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)

@@ -1,0 +1,1 @@
+"""Programs that train models of the zoo."""

@@ -1,0 +1,1 @@
+"""Preference data: row -> Pair -> ids -> packed rows -> batches, one file per arrow."""

@@ -1,0 +1,105 @@
+"""Pairs -> updates of exactly P pairs, packed into micro-batches of one static shape, by Grain."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import grain
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+
+from recipes.data import packing
+from recipes.data.packing import Packed, Shape
+from recipes.data.tokens import PairIds
+
+
+class Update(NamedTuple):
+    """The pairs of one update, in slots 0 to P - 1, and the micro-batches they are packed into."""
+
+    rows: np.ndarray  # int64, at most P: the pairs' rows in the source
+    micro_batches: list[Packed]
+    real_tokens: int  # of both answers, each with its prompt
+    stored_tokens: int
+    chosen_tokens: int  # scored
+    rejected_tokens: int
+
+
+def shape_of(pairs: Sequence[PairIds], *, rows: int, row_length: int, per_update: int) -> Shape:
+    """The shape of the micro-batches: room for as many scores a row as these pairs are likely to need."""
+    stored = sum(map(packing.stored_length, pairs))
+    scored = [int(p.chosen_scored.sum() + p.rejected_scored.sum()) for p in pairs]
+    likely = 1.1 * row_length * sum(scored) / stored
+    longest = max(s for p, s in zip(pairs, scored, strict=True) if s <= row_length or s == min(scored))
+    room = min(max(likely, longest), max(row_length, longest))
+    return Shape(rows, row_length, -(-int(room) // 64) * 64, per_update)
+
+
+def pack(pairs: Sequence[PairIds], shape: Shape, here: slice) -> Update:
+    """The micro-batches of an update: every process works out the same, and builds its own rows."""
+    rows = packing.place(pairs, shape)
+    count = -(-len(rows) // shape.rows)
+    rows += [[] for _ in range(count * shape.rows - len(rows))]
+    return Update(
+        rows=np.array([pair.row for pair in pairs]),
+        micro_batches=[
+            packing.build(rows[i * shape.rows : (i + 1) * shape.rows], shape, here)
+            for i in range(count)
+        ],
+        real_tokens=sum(map(packing.real_tokens, pairs)),
+        stored_tokens=sum(len(placed.stream.tokens) for row in rows for placed in row),
+        chosen_tokens=sum(int(pair.chosen_scored.sum()) for pair in pairs),
+        rejected_tokens=sum(int(pair.rejected_scored.sum()) for pair in pairs),
+    )
+
+
+def training(
+    pairs: Sequence[PairIds], shape: Shape, *, seed: int, here: slice
+) -> grain.MapDataset:
+    """Element k is update k, of the pairs k * P to (k + 1) * P of an endless stream.
+
+    Each epoch holds every pair once, in another order; an update may straddle two epochs. The
+    element depends on nothing but k, the seed and the pairs: one integer is the place in the data.
+    """
+    return (
+        grain.MapDataset.source(pairs)
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .batch(shape.pairs, batch_fn=list)
+        .map(lambda update: pack(update, shape, here))
+    )
+
+
+def iterate(
+    pairs: Sequence[PairIds], shape: Shape, rows: NamedSharding, *, seed: int, start: int
+) -> Iterator[Update]:
+    """The updates from `start` on, packed ahead in threads."""
+    dataset = training(pairs, shape, seed=seed, here=rows_here(shape.rows, rows))
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+    iterator = iter(dataset.to_iter_dataset(options))
+    iterator.set_state({"next_index": start})
+    return iterator
+
+
+def in_order(pairs: Sequence[PairIds], shape: Shape, here: slice) -> Iterator[Update]:
+    """All pairs once, as they stand: for evaluation. The last element may hold fewer than P."""
+    for start in range(0, len(pairs), shape.pairs):
+        yield pack(pairs[start : start + shape.pairs], shape, here)
+
+
+def rows_here(rows: int, sharding: NamedSharding) -> slice:
+    """The rows of a batch that live on this process's devices."""
+    parts = sharding.addressable_devices_indices_map((rows,)).values()
+    bounds = [index[0].indices(rows)[:2] for index in parts]
+    return slice(min(b[0] for b in bounds), max(b[1] for b in bounds))
+
+
+def put(batch: Packed, rows: int, sharding: NamedSharding) -> Packed:
+    """The micro-batch on the devices: its rows split, the list of its pairs on all of them."""
+    everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+
+    def place(array: np.ndarray, where: NamedSharding, shape: tuple[int, ...]) -> jax.Array:
+        return jax.make_array_from_process_local_data(where, array, shape)
+
+    split = [place(a, sharding, (rows, *a.shape[1:])) for a in batch[:-1]]
+    return Packed(*split, is_pair=place(batch.is_pair, everywhere, batch.is_pair.shape))

@@ -1,0 +1,206 @@
+"""Pairs -> packed rows: each pair one stream with its prompt once, several streams a row.
+
+A stream holds the chosen answer backwards, then the prompt, then the rejected answer, so that every
+token sees one contiguous run of keys. Prompt "ab", chosen "xyz", rejected "uv" ("." ends nothing
+here: the last token of an answer is only a target and is not stored):
+
+  stored      y x a b u
+  position    3 2 0 1 2
+  first key   0 1 2 2 2
+  last key    4 4 3 4 5      y: yxab   x: xab   a: a   b: ab   u: abu
+  scored      b->x x->y y->z   b->u u->v      (from where in the row, to which token)
+
+A pair too long for one row is stored as two ordinary streams, each answer behind its own prompt.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from recipes.data.tokens import PairIds
+
+CHOSEN, REJECTED = 0, 1
+
+
+class Shape(NamedTuple):
+    """The static shape of a micro-batch."""
+
+    rows: int  # B
+    row_length: int  # T
+    scored_per_row: int
+    pairs: int  # P
+
+
+class Packed(NamedTuple):
+    """A micro-batch. C is `scored_per_row`, P the pairs of the update it belongs to."""
+
+    tokens: np.ndarray  # int32 [B, T]
+    positions: np.ndarray  # int32 [B, T]
+    first: np.ndarray  # int32 [B, T]: token t sees the keys first[t] <= s < last[t] of its row
+    last: np.ndarray  # int32 [B, T]
+    source: np.ndarray  # int32 [B, C]: where in the row a score is read
+    target: np.ndarray  # int32 [B, C]: the token that is scored there
+    slot: np.ndarray  # int32 [B, C]: whose pair it belongs to, -1: nobody's
+    answer: np.ndarray  # int32 [B, C]: 0 chosen, 1 rejected
+    is_pair: np.ndarray  # bool [P]: is this pair in this micro-batch?
+
+
+class Stream(NamedTuple):
+    """What is stored of a pair, counted from its own beginning."""
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    source: np.ndarray
+    target: np.ndarray
+    answer: np.ndarray
+
+
+class Placed(NamedTuple):
+    """Where a stream stands: streams of one row follow each other in order."""
+
+    pair: int  # its number in the update
+    stream: Stream
+
+
+def prompt_once(pair: PairIds) -> Stream:
+    """Chosen backwards, prompt, rejected. See the head of this file."""
+    c, p, r = len(pair.chosen) - 1, len(pair.prompt), len(pair.rejected) - 1
+    chosen, prompt, rejected = np.arange(c), np.arange(p), np.arange(r)
+    # The first token of either answer is read off the last of the prompt.
+    from_chosen = np.concatenate([[c + p - 1], chosen[::-1]])[pair.chosen_scored]
+    from_rejected = np.concatenate([[c + p - 1], c + p + rejected])[pair.rejected_scored]
+    targets = pair.chosen[pair.chosen_scored], pair.rejected[pair.rejected_scored]
+    return Stream(
+        tokens=np.concatenate([pair.chosen[:-1][::-1], pair.prompt, pair.rejected[:-1]]),
+        positions=np.concatenate([p + chosen[::-1], prompt, p + rejected]),
+        first=np.concatenate([chosen, np.full(p + r, c)]),
+        last=np.concatenate([np.full(c, c + p), c + prompt + 1, c + p + rejected + 1]),
+        source=np.concatenate([from_chosen, from_rejected]),
+        target=np.concatenate(targets),
+        answer=np.repeat([CHOSEN, REJECTED], [len(targets[0]), len(targets[1])]),
+    )
+
+
+def separate(pair: PairIds) -> tuple[Stream, Stream]:
+    """Two causal streams, each answer behind its own copy of the prompt."""
+    sides = (pair.chosen, pair.chosen_scored), (pair.rejected, pair.rejected_scored)
+    return tuple(_causal(pair.prompt, *side, which) for which, side in enumerate(sides))
+
+
+def _causal(prompt: np.ndarray, answer: np.ndarray, scored: np.ndarray, which: int) -> Stream:
+    tokens = np.concatenate([prompt, answer[:-1]])
+    steps = np.arange(len(tokens))
+    return Stream(
+        tokens=tokens,
+        positions=steps,
+        first=np.zeros_like(steps),
+        last=steps + 1,
+        source=(len(prompt) - 1 + np.arange(len(answer)))[scored],
+        target=answer[scored],
+        answer=np.full(int(scored.sum()), which),
+    )
+
+
+def stored_length(pair: PairIds) -> int:
+    """Positions a pair takes with its prompt once."""
+    return len(pair.prompt) + len(pair.chosen) + len(pair.rejected) - 2
+
+
+def real_tokens(pair: PairIds) -> int:
+    """Tokens of both answers, each with its prompt: what a padded trainer would call real."""
+    return 2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
+
+
+def place(pairs: Sequence[PairIds], shape: Shape) -> list[list[Placed]]:
+    """Rows of streams, by best fit of the longest first; `shape.rows` rows are a micro-batch.
+
+    The two streams of a pair that is stored separately stand in one micro-batch.
+
+    Raises:
+      ValueError: an answer does not fit into a row.
+    """
+    rows: list[list[Placed]] = []
+    room: list[list[int]] = []  # per row: positions and scores left
+
+    def put(row: int, pair: int, stream: Stream) -> None:
+        while len(rows) <= row:
+            rows.append([])
+            room.append([shape.row_length, shape.scored_per_row])
+        rows[row].append(Placed(pair, stream))
+        room[row][0] -= len(stream.tokens)
+        room[row][1] -= len(stream.target)
+        if min(room[row]) < 0:
+            raise ValueError("a pair does not fit into its row")
+
+    whole: list[tuple[int, Stream]] = []
+    for i, pair in enumerate(pairs):
+        if fits_once(pair, shape):
+            whole.append((i, prompt_once(pair)))
+            continue
+        if not fits_separate(pair, shape):
+            raise ValueError(f"row {pair.row} of the data does not fit into rows of this shape")
+        start = len(rows)
+        if start % shape.rows == shape.rows - 1:
+            start += 1  # its second stream would stand in the next micro-batch
+        for offset, stream in enumerate(separate(pair)):
+            put(start + offset, i, stream)
+    whole.sort(key=lambda item: -len(item[1].tokens))
+    for i, stream in whole:
+        needs = len(stream.tokens), len(stream.target)
+        fitting = [
+            row for row, left in enumerate(room) if left[0] >= needs[0] and left[1] >= needs[1]
+        ]
+        put(min(fitting, key=lambda row: room[row][0], default=len(rows)), i, stream)
+    return rows
+
+
+def fits_once(pair: PairIds, shape: Shape) -> bool:
+    """Does the pair fit into one row with its prompt once?"""
+    scored = int(pair.chosen_scored.sum() + pair.rejected_scored.sum())
+    return stored_length(pair) <= shape.row_length and scored <= shape.scored_per_row
+
+
+def fits_separate(pair: PairIds, shape: Shape) -> bool:
+    """Do its two answers, each behind its own prompt, fit into two rows of a micro-batch?"""
+    sides = (pair.chosen, pair.chosen_scored), (pair.rejected, pair.rejected_scored)
+    return shape.rows > 1 and all(
+        len(pair.prompt) + len(answer) - 1 <= shape.row_length
+        and scored.sum() <= shape.scored_per_row
+        for answer, scored in sides
+    )
+
+
+def build(rows: Sequence[Sequence[Placed]], shape: Shape, here: slice) -> Packed:
+    """The arrays of one micro-batch; of its rows only those of `here`, this process's own."""
+    B, T, C = here.stop - here.start, shape.row_length, shape.scored_per_row
+    self_seen = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))  # padding sees itself
+    batch = Packed(
+        tokens=np.zeros((B, T), np.int32),
+        positions=np.zeros((B, T), np.int32),
+        first=self_seen.copy(),
+        last=self_seen + 1,
+        source=np.zeros((B, C), np.int32),
+        target=np.zeros((B, C), np.int32),
+        slot=np.full((B, C), -1, np.int32),
+        answer=np.zeros((B, C), np.int32),
+        is_pair=np.zeros(shape.pairs, bool),
+    )
+    for row in rows:
+        batch.is_pair[[placed.pair for placed in row]] = True
+    for b, row in enumerate(rows[here]):
+        t = c = 0
+        for pair, stream in row:
+            at, scores = slice(t, t + len(stream.tokens)), slice(c, c + len(stream.target))
+            batch.tokens[b, at] = stream.tokens
+            batch.positions[b, at] = stream.positions
+            batch.first[b, at] = stream.first + t
+            batch.last[b, at] = stream.last + t
+            batch.source[b, scores] = stream.source + t
+            batch.target[b, scores] = stream.target
+            batch.slot[b, scores] = pair
+            batch.answer[b, scores] = stream.answer
+            t, c = at.stop, scores.stop
+    return batch

@@ -1,0 +1,57 @@
+"""Scores on held-out pairs, by the same forward pass for policy and reference."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import NamedSharding
+import numpy as np
+
+from recipes import metrics
+from recipes.data import batches
+from recipes.data.packing import Shape
+from recipes.data.tokens import PairIds
+
+# A model's forward pass: micro-batch -> log-probabilities [P, A]
+Forward = Callable[[Any], jax.Array]
+
+
+class HeldOut(NamedTuple):
+    """One named set of held-out pairs, with the reference's log-probabilities once they are known."""
+
+    name: str
+    pairs: list[PairIds]
+    reference_logps: list[np.ndarray]  # empty, or one [pairs, A]
+
+
+def logps(
+    forward: Forward, pairs: list[PairIds], shape: Shape, rows: NamedSharding
+) -> np.ndarray:
+    """Log-probabilities [pairs, A] of every pair, in nats."""
+    here = batches.rows_here(shape.rows, rows)
+    found = []
+    for update in batches.in_order(pairs, shape, here):
+        total = np.zeros((shape.pairs, 2), np.float32)
+        for batch in update.micro_batches:
+            total += np.asarray(forward(batches.put(batch, shape.rows, rows)))
+        found.append(total[: len(update.rows)])
+    return np.concatenate(found)
+
+
+def evaluate(
+    held_out: HeldOut,
+    policy: Forward,
+    reference: Forward,
+    shape: Shape,
+    rows: NamedSharding,
+    **loss,
+) -> dict[str, float]:
+    """The metrics of a held-out set, each pair weighing the same. Padding never enters a mean."""
+    if not held_out.reference_logps:  # it does not change within a run
+        held_out.reference_logps.append(logps(reference, held_out.pairs, shape, rows))
+    ours = logps(policy, held_out.pairs, shape, rows)
+    is_pair = np.ones(len(ours), bool)
+    values = metrics.preference(ours, held_out.reference_logps[0], is_pair, **loss)
+    figures = {name: float(value) for name, value in values.items()}
+    figures |= metrics.lengths(held_out.pairs)
+    return {f"eval/{held_out.name}/{name}": value for name, value in figures.items()}

@@ -1,0 +1,157 @@
+"""What a run reports: figures per update, and the places they are written to."""
+
+from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import json
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+import ml_collections
+import tensorboardX
+
+from recipes.data.batches import Update
+from recipes.data.packing import Shape
+from recipes.data.tokens import PairIds
+
+
+def preference(
+    policy_logps: Float[Array, "P A"],
+    reference_logps: Float[Array, "P A"],
+    is_pair: Bool[Array, " P"],
+    *,
+    loss: Callable[..., Float[Array, " P"]],
+    beta: float,
+) -> dict[str, Float[Array, ""]]:
+    """Means over the pairs; log-probabilities and their differences in nats, rewards times beta.
+
+    The first six are those of Levanter's DPO. A tie counts as no win.
+    """
+    mean: Callable[..., Array] = lambda x: jnp.mean(x, where=is_pair)
+    chosen, rejected = (policy_logps - reference_logps).T
+    return {
+        "dpo_loss": mean(loss(chosen, rejected)),
+        "dpo_margin_policy": mean(policy_logps[:, 0] - policy_logps[:, 1]),
+        "dpo_margin_ref": mean(reference_logps[:, 0] - reference_logps[:, 1]),
+        "dpo_accuracy": mean(chosen > rejected),
+        "dpo_chosen_reward": beta * mean(chosen),
+        "dpo_rejected_reward": beta * mean(rejected),
+        "logps_chosen": mean(policy_logps[:, 0]),
+        "logps_rejected": mean(policy_logps[:, 1]),
+        "drift_chosen": mean(chosen),
+        "drift_rejected": mean(rejected),
+    }
+
+
+def on_host(values: Mapping[str, Array]) -> dict[str, float]:
+    """Waits for the devices."""
+    return {name: float(value) for name, value in values.items()}
+
+
+def line(step: int, figures: Mapping[str, float]) -> str:
+    """The few figures a person watches."""
+    short = {name.rpartition("/")[2]: value for name, value in figures.items()}
+    where = next(iter(figures)).rpartition("/")[0]
+    watched = "dpo_loss dpo_accuracy dpo_margin_policy drift_chosen learning_rate tokens_per_second"
+    told = "  ".join(f"{n} {short[n]:.4g}" for n in watched.split() if n in short)
+    return f"step {step:<5} {where:<16} {told}"
+
+
+def lengths(pairs: Sequence[PairIds]) -> dict[str, float]:
+    """Scored tokens per answer, on average."""
+    return {
+        "length_chosen": sum(int(p.chosen_scored.sum()) for p in pairs) / len(pairs),
+        "length_rejected": sum(int(p.rejected_scored.sum()) for p in pairs) / len(pairs),
+    }
+
+
+class Meter:
+    """Speed and fill since it was last read."""
+
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self._since, self._real, self._stored, self._positions = time.perf_counter(), 0, 0, 0
+        self._chosen = self._rejected = self._pairs = 0
+
+    def add(self, update: Update, shape: Shape) -> None:
+        """Counts an update. Nothing is asked of the devices."""
+        self._real += update.real_tokens
+        self._stored += update.stored_tokens
+        self._positions += len(update.micro_batches) * shape.rows * shape.row_length
+        self._chosen += update.chosen_tokens
+        self._rejected += update.rejected_tokens
+        self._pairs += len(update.rows)
+
+    def read(self) -> dict[str, float]:
+        """Real tokens (both answers, each with its prompt) per second, fill, mean answer lengths."""
+        values = {
+            "tokens_per_second": self._real / (time.perf_counter() - self._since),
+            "pack_fill": self._stored / self._positions,
+            "length_chosen": self._chosen / self._pairs,
+            "length_rejected": self._rejected / self._pairs,
+        }
+        self._start()
+        return values
+
+
+class Log:
+    """Writes records to `metrics.jsonl`, TensorBoard and, when asked, Weights & Biases.
+
+    Only process 0 writes. Records of steps beyond `after` are dropped: they are taken again.
+    """
+
+    def __init__(self, directory: pathlib.Path, config: ml_collections.ConfigDict, *, after: int):
+        self._file = self._board = self._wandb = None
+        if jax.process_index():
+            return
+        path = directory / "metrics.jsonl"
+        known = path.read_text().splitlines() if path.exists() else []
+        path.write_text("".join(f"{line}\n" for line in known if _step(line) <= after))
+        self._file = path.open("a")
+        if config.tensorboard:
+            self._board = tensorboardX.SummaryWriter(str(directory / "tensorboard"))
+        if config.wandb_project:
+            import wandb  # an extra: few runs want it
+
+            self._wandb = wandb.init(
+                project=config.wandb_project,
+                name=config.name,
+                tags=list(config.tags),
+                config=config.to_dict(),
+                dir=str(directory),
+                # the same directory is the same run, however often it is started
+                id=hashlib.sha256(str(directory).encode()).hexdigest()[:12],
+                resume="allow",
+            )
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One record, on disk when this returns."""
+        if self._file is None:
+            return
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Waits for the writers."""
+        if self._file:
+            self._file.close()
+        if self._board:
+            self._board.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return float("inf")  # cut short when the run was killed

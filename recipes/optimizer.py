@@ -1,0 +1,80 @@
+"""AdamW, its learning-rate schedule, and where its state lives."""
+
+from typing import Any
+
+from flax import nnx, traverse_util
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import ml_collections
+import optax
+
+
+def steps_of(amount: float, total: int) -> int:
+    """A fraction of `total` (below 1), or steps (1 and above)."""
+    return round(amount * total) if amount < 1 else round(amount)
+
+
+def schedule_of(config: ml_collections.ConfigDict, total: int) -> optax.Schedule:
+    """Warm-up from 0, a plateau, then decay to `min_lr_ratio` of the peak over the last `cooldown`.
+
+    With `cooldown` unset the decay takes all that the warm-up leaves.
+    """
+    peak, low = config.learning_rate, config.learning_rate * config.min_lr_ratio
+    warmup = steps_of(config.warmup, total)
+    decay = total - warmup if config.cooldown is None else steps_of(config.cooldown, total)
+    if warmup + decay > total:
+        raise ValueError(
+            f"--config.warmup ({warmup} steps) and --config.cooldown ({decay} steps) do not fit "
+            f"into {total} steps"
+        )
+    falls = {
+        "constant": optax.constant_schedule(peak),
+        "linear": optax.linear_schedule(peak, low, max(decay, 1)),
+        "cosine": optax.cosine_decay_schedule(peak, max(decay, 1), config.min_lr_ratio),
+    }
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, peak, max(warmup, 1)),
+            optax.constant_schedule(peak),
+            falls[config.lr_schedule],
+        ],
+        [warmup, total - decay],
+    )
+
+
+def optimizer_of(
+    config: ml_collections.ConfigDict, schedule: optax.Schedule, decayed: Any
+) -> optax.GradientTransformation:
+    """AdamW behind a clip of the global norm. `decayed` is a tree of bools: matrices, not norms."""
+    clip = optax.identity()
+    if config.max_grad_norm is not None:
+        clip = optax.clip_by_global_norm(config.max_grad_norm)
+    adam = optax.adamw(
+        schedule,
+        b1=config.adam_beta1,
+        b2=config.adam_beta2,
+        eps=config.adam_epsilon,
+        weight_decay=config.weight_decay,
+        mask=decayed,
+    )
+    return optax.chain(clip, adam)
+
+
+def matrices(params: nnx.State) -> dict[str, Any]:
+    """Which weights decay: those with two axes or more, layers not counted. Norm scales do not."""
+    flat = nnx.to_flat_state(params)
+    decays = {path: len(set(param.axes.split()) - {"L"}) > 1 for path, param in flat}
+    return traverse_util.unflatten_dict(decays)
+
+
+def init(optimizer: optax.GradientTransformation, params: Any, mesh: Mesh) -> Any:
+    """The optimizer's state, split over the devices as the parameters are."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    shardings = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimizer.init, params),
+        jax.tree.map(lambda x: x.sharding, params),
+        transform_non_params=lambda _: everywhere,
+    )
+    return jax.jit(optimizer.init, out_shardings=shardings)(params)

@@ -1,0 +1,127 @@
+"""The frozen reference: read afresh at every start, known by its fingerprint, checked at the gates."""
+
+from collections.abc import Callable
+import functools
+import hashlib
+import math
+import pathlib
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, UInt32
+import numpy as np
+
+from checkpoints_io.run_state import RunStore
+from recipes.data.packing import Packed
+import zoo
+
+
+def load(
+    path: str,
+    *,
+    is_hf: bool,
+    policy: nnx.Module,
+    dtype: jax.typing.DTypeLike,
+    mesh: jax.sharding.Mesh,
+) -> nnx.Module:
+    """The reference in the compute dtype, from HF weights or from the newest checkpoint of a run.
+
+    Raises:
+      FileNotFoundError: there is no such model, or no checkpoint in that run.
+      ValueError: the weights do not fit, or the reference speaks of other token ids than the policy.
+    """
+    if is_hf:
+        model = zoo.load(path, dtype=dtype, mesh=mesh)
+    else:
+        model = _of_run(pathlib.Path(path).expanduser(), policy, dtype)
+    if model.config.vocab_size != policy.config.vocab_size:
+        raise ValueError(
+            f"the reference {path} has {model.config.vocab_size} token ids and the policy "
+            f"{policy.config.vocab_size}: they must share a tokenizer"
+        )
+    return model
+
+
+def _of_run(directory: pathlib.Path, policy: nnx.Module, dtype: jax.typing.DTypeLike) -> nnx.Module:
+    if not (directory / "checkpoints").is_dir():
+        raise FileNotFoundError(f"{directory} is not the directory of a run: it has no checkpoints")
+    store = RunStore(directory / "checkpoints", keep=1, read_only=True)
+    if not store.steps():
+        raise FileNotFoundError(f"the run in {directory} has no checkpoint yet")
+    graph, state = nnx.split(policy)
+    saved = store.restore(store.steps()[0], {"policy": nnx.to_pure_dict(state)}).trees["policy"]
+    store.close()
+    nnx.replace_by_pure_dict(state, saved)
+    return nnx.merge(graph, cast(state, dtype))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def cast(params: Any, dtype: jax.typing.DTypeLike) -> Any:
+    """Every weight in `dtype`, where it is."""
+    return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
+def fingerprint(params: Any) -> str:
+    """Sixteen hex digits that change with any bit of any weight.
+
+    Worked out where the weights are, so that files, shards and devices do not matter.
+    """
+    digest = hashlib.sha256()
+    for path, value in jax.tree_util.tree_flatten_with_path(params)[0]:
+        sums = np.asarray(_bit_sums(value)).tobytes()
+        digest.update(f"{jax.tree_util.keystr(path)}{value.shape}{value.dtype}".encode() + sums)
+    return digest.hexdigest()[:16]
+
+
+@jax.jit
+def _bit_sums(value: Array) -> UInt32[Array, " 2"]:
+    """Two sums over the bits, each weighted by a hash of the index; whole numbers, so in any order."""
+    unsigned = {2: jnp.uint16, 4: jnp.uint32}[value.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(value, unsigned).astype(jnp.uint32)
+    index = jnp.zeros(value.shape, jnp.uint32)
+    for axis, size in enumerate(value.shape):
+        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, value.shape, axis)
+    sums = []
+    for odd in (0x9E3779B1, 0x85EBCA77):
+        mixed = (index + 1) * jnp.uint32(odd)
+        mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0x2C1B3C6D) | 1
+        sums.append((bits * mixed).sum(dtype=jnp.uint32))
+    return jnp.stack(sums)
+
+
+def equal_weights(policy: Any, frozen: Any, compute: jax.typing.DTypeLike) -> bool:
+    """Is the policy, in the compute dtype, the reference bit for bit?"""
+    if jax.tree.map(jnp.shape, policy) != jax.tree.map(jnp.shape, frozen):
+        return False
+    return fingerprint(cast(policy, compute)) == fingerprint(frozen)
+
+
+def check_logps(policy: Callable, reference: Callable, batch: Packed) -> None:
+    """The gate before the first step: equal weights through one program are equal, bit for bit.
+
+    Raises:
+      RuntimeError: they are not, so the two do not see the same thing.
+    """
+    ours, theirs = np.asarray(policy(batch)), np.asarray(reference(batch))
+    if not np.array_equal(ours, theirs):
+        raise RuntimeError(
+            "policy and reference have equal weights and give different log-probabilities (by up to "
+            f"{np.abs(ours - theirs).max():.3g} nats): the run would not train what it says; please "
+            "report it"
+        )
+
+
+def check_first_loss(loss: float, compute: jax.typing.DTypeLike) -> None:
+    """The gate after the first step: before anything was learnt the loss is ln 2.
+
+    Raises:
+      RuntimeError: it is not.
+    """
+    bound = 1e-5 if compute == jnp.float32 else 5e-3
+    if not abs(loss - math.log(2)) <= bound:
+        raise RuntimeError(
+            f"the first loss is {loss:.6f} and should be ln 2 = 0.693147 within {bound}: the "
+            "training program and the reference disagree; please report it"
+        )

@@ -1,0 +1,25 @@
+"""Two held-out prompts, answered greedily by the reference and by the policy, side by side."""
+
+from flax import nnx
+
+from recipes.data import chat
+from recipes.prepare import Run, say
+from zoo import generate
+
+
+def show(run: Run, policy: nnx.Module, reference: nnx.Module, max_new_tokens: int) -> None:
+    """Prints them; the reference is what the policy was before, where the run began from it."""
+    pairs = [pair for held_out in run.held_out for pair in held_out.pairs]
+    chosen = {tuple(pair.prompt.tolist()): pair for pair in pairs}  # two different prompts
+    prompts = [list(prompt) for prompt in list(chosen)[:2]]
+    if not prompts or not max_new_tokens:
+        return
+    stops = chat.stop_ids(run.tokenizer)
+    answers = {
+        name: generate.greedy(model, prompts, max_new_tokens=max_new_tokens, stop_ids=stops)
+        for name, model in (("before", reference), ("after", policy))
+    }
+    for i, prompt in enumerate(prompts):
+        say(f"\nprompt   {run.tokenizer.decode(prompt)!r}")
+        for name, texts in answers.items():
+            say(f"{name:<8} {run.tokenizer.decode(texts[i], skip_special_tokens=True)!r}")

@@ -1,0 +1,171 @@
+"""The settings of a run, checked before anything else happens, in sentences."""
+
+from collections.abc import Iterator
+import difflib
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import ml_collections
+
+from recipes import losses
+from recipes.data import layouts, tokens
+
+DTYPES = {
+    "f32": jnp.float32,
+    "float32": jnp.float32,
+    "bf16": jnp.bfloat16,
+    "bfloat16": jnp.bfloat16,
+    "f16": jnp.float16,
+    "float16": jnp.float16,
+}
+
+# Settings that may stay unset, and what that means.
+OPTIONAL = {
+    "tokenizer": "the one in initialize_from_hf",
+    "chat_template": "the tokenizer's own",
+    "validation_split_fraction": "nothing is split off; `validation` names the held-out files",
+    "cooldown": "the decay takes all that the warm-up leaves",
+    "max_grad_norm": "no clipping",
+    "max_eval_pairs": "all held-out pairs",
+    "num_train_steps": "num_epochs decides",
+    "num_epochs": "num_train_steps decides",
+    "steps_per_checkpoint": "only the last step",
+    "steps_per_hf_export": "only the last step; -1 never",
+    "steps_per_eval": "only the last step",
+    "wandb_project": "no Weights & Biases",
+}
+
+# A resumed run may differ in these: they do not touch the numbers.
+MAY_CHANGE = frozenset(
+    "directory distributed keep_checkpoints max_eval_pairs name run_initial_eval sample_tokens "
+    "steps_per_checkpoint steps_per_eval steps_per_hf_export steps_per_log hf_save_dtype tags "
+    "tensorboard wandb_project min_pack_fill mesh per_device_parallelism".split()
+)
+
+
+class Precision(NamedTuple):
+    """Dtypes of the stored weights and of the computation."""
+
+    params: Any
+    compute: Any
+
+
+def precision(mp: str) -> Precision:
+    """Reads `p=f32,c=bfloat16`.
+
+    Raises:
+      ValueError: it is written otherwise, or names dtypes that do not train.
+    """
+    try:
+        given = dict(part.split("=") for part in mp.split(","))
+        read = Precision(DTYPES[given.pop("p")], DTYPES[given.pop("c")])
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"--config.mp={mp!r} is not written like p=f32,c=bfloat16") from error
+    if given or read.compute == jnp.float16 or read.params == jnp.float16:
+        raise ValueError(f"--config.mp={mp!r}: p and c may be f32 or bfloat16")
+    if read.params != jnp.float32:
+        raise ValueError(
+            f"--config.mp={mp!r}: weights kept in bfloat16 do not move at the learning rates of "
+            "DPO; use p=f32"
+        )
+    return read
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses settings that are missing, impossible, or contradict each other.
+
+    Raises:
+      ValueError: with the flag to change and what it may be.
+    """
+    if unset := [flag for flag, value in flat(config) if value is None and flag not in OPTIONAL]:
+        raise ValueError(f"please set {', '.join(f'--config.{flag}=…' for flag in unset)}")
+    precision(config.mp)
+    _one_of(config, "hf_save_dtype", DTYPES)
+    _one_of(config, "loss", losses.LOSSES)
+    _one_of(config, "lr_schedule", ("constant", "linear", "cosine"))
+    _one_of(config.data, "layout", layouts.LAYOUTS, "data.")
+    _one_of(config.data, "over_length", tokens.OVER_LENGTH, "data.")
+    positive = (
+        "beta learning_rate train_batch_size train_seq_len row_length per_device_parallelism "
+        "steps_per_log keep_checkpoints adam_epsilon num_train_steps num_epochs "
+        "steps_per_checkpoint steps_per_eval max_grad_norm max_eval_pairs"
+    )
+    for name in positive.split():
+        value = config[name]
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"--config.{name} must be above 0, not {value}")
+    for name in "warmup min_lr_ratio weight_decay cooldown sample_tokens".split():
+        if config[name] is not None and not config[name] >= 0:
+            raise ValueError(f"--config.{name} must not be negative, and is {config[name]}")
+    for name in ("adam_beta1", "adam_beta2", "label_smoothing", "min_pack_fill", "min_lr_ratio"):
+        if not 0 <= config[name] <= 1:
+            raise ValueError(f"--config.{name} must lie between 0 and 1, and is {config[name]}")
+    if config.label_smoothing >= 0.5:
+        raise ValueError("--config.label_smoothing must be below 0.5: half is no preference at all")
+    fraction = config.validation_split_fraction
+    if fraction is not None and not 0 < fraction < 1:
+        raise ValueError(
+            f"--config.validation_split_fraction must lie between 0 and 1, and is {fraction}"
+        )
+    if (config.num_train_steps is None) == (config.num_epochs is None):
+        raise ValueError("set one of --config.num_train_steps and --config.num_epochs")
+    if config.train_seq_len > config.row_length:
+        raise ValueError(
+            f"--config.train_seq_len={config.train_seq_len} does not fit into rows of "
+            f"--config.row_length={config.row_length}"
+        )
+    if config.steps_per_hf_export is not None and config.steps_per_hf_export < -1:
+        raise ValueError("--config.steps_per_hf_export must be a number of steps, or -1 for never")
+    if not config.reference_is_hf and config.reference_model_path == config.initialize_from_hf:
+        raise ValueError(
+            "--config.reference_is_hf=false means that --config.reference_model_path is the "
+            "directory of a run; it is the same as --config.initialize_from_hf"
+        )
+
+
+def _one_of(config: ml_collections.ConfigDict, name: str, known, prefix: str = "") -> None:
+    if config[name] not in known:
+        raise ValueError(
+            f"--config.{prefix}{name}={config[name]!r} is none of {', '.join(known)}"
+            f"{did_you_mean(str(config[name]), known)}"
+        )
+
+
+def did_you_mean(word: str, known) -> str:
+    """' (did you mean …?)', or nothing where no known word is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def flat(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("data.layout", "preference_chat"), …"""
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def that_shape_the_run(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The settings that a resumed run must share, as JSON knows them."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in flat(config)
+        if name.split(".")[0] not in MAY_CHANGE
+    }
+
+
+def refuse_other_run(saved: dict[str, Any], now: dict[str, Any], directory: str) -> None:
+    """Compares the settings of a checkpoint with those of this run.
+
+    Raises:
+      ValueError: they differ; the message says where.
+    """
+    names = sorted(name for name in saved.keys() | now.keys() if saved.get(name) != now.get(name))
+    if names:
+        told = ", ".join(f"{n}: {saved.get(n)!r} there, {now.get(n)!r} here" for n in names[:4])
+        raise ValueError(
+            f"{directory} holds a run with other settings ({told}); choose another "
+            "--config.directory, or give the settings of that run"
+        )

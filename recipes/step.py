@@ -1,0 +1,117 @@
+"""One update: gradients of micro-batches added up, one step of the optimizer, compiled."""
+
+from collections.abc import Callable
+import functools
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import optax
+
+from recipes import metrics
+from recipes.data.packing import Packed
+from recipes.logps import answer_logps
+
+Params = dict[str, Any]  # the weights of a model, by name
+Loss = Callable[..., Float[Array, " P"]]  # log-ratios of chosen and rejected -> loss per pair
+
+
+class Sums(NamedTuple):
+    """What the micro-batches of an update add up to, in float32."""
+
+    gradient: Params
+    policy_logps: Float[Array, "P A"]
+    reference_logps: Float[Array, "P A"]
+
+
+def logps_of(graph: nnx.GraphDef, params: Params, batch: Packed) -> Float[Array, "P A"]:
+    """`answer_logps` of the model with these weights."""
+    return answer_logps(nnx.merge(graph, nnx.State(params)), batch)
+
+
+def add_micro_batch(
+    sums: Sums,
+    policy: Params,
+    reference: Params,
+    batch: Packed,
+    *,
+    graphs: tuple[nnx.GraphDef, nnx.GraphDef],
+    loss: Loss,
+) -> Sums:
+    """Adds the log-probabilities of one micro-batch and its part of the mean loss's gradient."""
+    reference_logps = logps_of(graphs[1], reference, batch)
+
+    def mean_loss(policy: Params) -> tuple[Array, Array]:
+        logps = logps_of(graphs[0], policy, batch)
+        chosen, rejected = (logps - reference_logps).T
+        # The mean is over the slots of the whole update: pairs that are elsewhere add 0.
+        return jnp.mean(jnp.where(batch.is_pair, loss(chosen, rejected), 0)), logps
+
+    gradient, policy_logps = jax.grad(mean_loss, has_aux=True)(policy)
+    return jax.tree.map(jnp.add, sums, Sums(gradient, policy_logps, reference_logps))
+
+
+def apply(
+    sums: Sums,
+    policy: Params,
+    opt_state: Any,
+    *,
+    adamw: optax.GradientTransformation,
+    loss: Loss,
+    beta: float,
+) -> tuple[Params, Any, dict[str, Array]]:
+    """One step of the optimizer, and the metrics of the pairs behind it."""
+    changes, opt_state = adamw.update(sums.gradient, opt_state, policy)
+    is_pair = jnp.ones(len(sums.policy_logps), bool)
+    values = metrics.preference(
+        sums.policy_logps, sums.reference_logps, is_pair, loss=loss, beta=beta
+    )
+    values["gradient_norm"] = optax.tree.norm(sums.gradient)
+    return optax.apply_updates(policy, changes), opt_state, values
+
+
+class Programs(NamedTuple):
+    """The compiled functions of a run. What they are given back is laid out as what they are given."""
+
+    zero: Callable[[], Sums]
+    add: Callable[[Sums, Params, Params, Packed], Sums]
+    apply: Callable[[Sums, Params, Any], tuple[Params, Any, dict[str, Array]]]
+    forward: Callable[[nnx.GraphDef, Params, Packed], Float[Array, "P A"]]
+
+
+def compiled(
+    policy: Params,
+    opt_state: Any,
+    *,
+    graphs: tuple[nnx.GraphDef, nnx.GraphDef],
+    adamw: optax.GradientTransformation,
+    loss: Loss,
+    beta: float,
+    pairs: int,
+) -> Programs:
+    """The functions above for one policy, its sums and state donated from step to step."""
+    place = lambda tree: jax.tree.map(lambda x: x.sharding, tree)
+    mesh = jax.tree.leaves(policy)[0].sharding.mesh
+    everywhere = jax.NamedSharding(mesh, jax.P())
+    sums_place = Sums(place(policy), everywhere, everywhere)
+
+    def zero() -> Sums:
+        none = jnp.zeros((pairs, 2), jnp.float32)
+        return Sums(jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), policy), none, none)
+
+    return Programs(
+        zero=jax.jit(zero, out_shardings=sums_place),
+        add=jax.jit(
+            functools.partial(add_micro_batch, graphs=graphs, loss=loss),
+            donate_argnums=0,
+            out_shardings=sums_place,
+        ),
+        apply=jax.jit(
+            functools.partial(apply, adamw=adamw, loss=loss, beta=beta),
+            donate_argnums=(1, 2),
+            out_shardings=(place(policy), place(opt_state), everywhere),
+        ),
+        forward=jax.jit(logps_of, static_argnums=0, out_shardings=everywhere),
+    )

@@ -1,0 +1,110 @@
+"""What every architecture shares: weights, products, norms, rotary positions, the stack of blocks.
+
+One alphabet for axes, in shapes, einsums, shardings and weight tables alike
+(the letters are those of `jax.nn.dot_product_attention`):
+
+  B rows               T tokens, as queries    S tokens, as keys
+  D model width        F MLP width             V vocabulary
+  N query heads        K key/value heads       H head width
+  L layers             G query heads per key head
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import numpy as np
+
+from zoo import sharding
+
+
+def weight(
+    axes: str,
+    sizes: Mapping[str, int],
+    rngs: nnx.Rngs,
+    init: nnx.initializers.Initializer = nnx.initializers.normal(0.02),
+) -> nnx.Param:
+    """A parameter that knows its axes: `weight("D N H", sizes, rngs).axes == "D N H"`."""
+    shape = tuple(sizes[letter] for letter in axes.split())
+    return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
+
+
+def dot(equation: str, x: Array, y: Array, out: jax.typing.DTypeLike | None = None) -> Array:
+    """`jnp.einsum` whose float32 is float32: GPUs and TPUs would round the operands otherwise."""
+    exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return jnp.einsum(equation, x, y, precision=exact, preferred_element_type=out or x.dtype)
+
+
+def ready(w: nnx.Param, axes: str, dtype: jax.typing.DTypeLike) -> Array:
+    """A weight as a product wants it: cast, then gathered, so that devices exchange the narrow bits."""
+    return sharding.gather(w[...].astype(dtype), axes)
+
+
+def einsum(
+    equation: str, x: Array, w: nnx.Param, out: jax.typing.DTypeLike | None = None
+) -> Array:
+    """`x` times a weight, in the dtype of `x`: the weight may be kept in a wider one."""
+    letters = equation.split(",")[1].split("->")[0]
+    return dot(equation, x, ready(w, " ".join(letters), x.dtype), out)
+
+
+def embed(
+    embedding: nnx.Param, tokens: Int[Array, "B T"], dtype: jax.typing.DTypeLike
+) -> Float[Array, "B T D"]:
+    """The vector of each token."""
+    return sharding.constrain(ready(embedding, "V D", dtype)[tokens], "B T D")
+
+
+class RmsNorm(nnx.Module):
+    """Scales `x` to unit mean square over its last axis, in float32, then by a learned `scale`.
+
+    Source: https://arxiv.org/abs/1910.07467, with the rounding order of LlamaRMSNorm.
+    """
+
+    def __init__(self, axes: str, sizes: Mapping[str, int], rngs: nnx.Rngs, *, eps: float):
+        self.scale = weight(axes, sizes, rngs, nnx.initializers.ones)
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        wide = x.astype(jnp.float32)
+        unit = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
+        return unit.astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+Rotary = tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]
+
+
+def rotary(positions: Int[Array, "B T"], frequencies: Float[np.ndarray, " half"]) -> Rotary:
+    """Cosine and sine of each token's angles; `frequencies` in radians per position."""
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: Float[Array, "B T N H"], turn: Rotary) -> Float[Array, "B T N H"]:
+    """Rotary position embedding, in the half-split convention of the HF checkpoints.
+
+    Source: https://arxiv.org/abs/2104.09864, Eq. 34.
+    """
+    cos, sin = turn
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def run(blocks: nnx.Module, x: Float[Array, "B T D"], *shared: Any) -> Float[Array, "B T D"]:
+    """Applies a block with stacked weights ("L ...") layer by layer: `x = block(x, *shared)`.
+
+    One scanned body compiles in the same time for 2 layers and for 80. Only the residual stream
+    between layers is kept for the backward pass; the rest is computed again.
+    """
+    graph, stacked = nnx.split(blocks)
+
+    def layer(x: Array, weights: nnx.State) -> tuple[Array, None]:
+        block: Callable[..., Array] = nnx.merge(graph, weights)
+        return sharding.constrain(block(x, *shared), "B T D"), None
+
+    x, _ = jax.lax.scan(jax.checkpoint(layer, prevent_cse=False), x, stacked)
+    return x

@@ -1,0 +1,96 @@
+"""Which mesh axis splits which array axis: one table for weights, optimizer state and batches.
+
+The mesh has three axes. `data` repeats the weights, `fsdp` splits them and gathers one layer at a
+time, `tensor` splits the heads, the MLP and the vocabulary for good.
+"""
+
+from collections.abc import Mapping
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# Axis letters as in zoo.layers; letters not named here are never split. Where two letters of one
+# array ask for the same mesh axis, the first has it: activations "B T D" are split by row only.
+STORED: dict[str, tuple[str, ...]] = {
+    "B": ("data", "fsdp"),
+    "D": ("fsdp",),
+    "N": ("tensor",),
+    "K": ("tensor",),
+    "F": ("tensor",),
+    "V": ("tensor",),
+}
+# How a matrix product wants its weight: whole along `fsdp`.
+GATHERED = {letter: tuple(a for a in axes if a != "fsdp") for letter, axes in STORED.items()}
+
+
+def mesh_of(data: int, fsdp: int, tensor: int) -> Mesh:
+    """A mesh over all devices; one of the sizes may be -1 and takes what is left.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    sizes, devices = [data, fsdp, tensor], jax.device_count()
+    if sizes.count(-1) == 1:
+        known = -data * fsdp * tensor
+        sizes[sizes.index(-1)] = devices // max(known, 1)
+    if min(sizes) < 1 or sizes[0] * sizes[1] * sizes[2] != devices:
+        asked = ", ".join(f"{n}={s}" for n, s in zip(MESH_AXES, (data, fsdp, tensor), strict=True))
+        raise ValueError(
+            f"the mesh {asked} does not fit {devices} devices: the sizes must multiply to {devices} "
+            "(one of them may be -1)"
+        )
+    kinds = (jax.sharding.AxisType.Auto,) * 3
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=kinds)
+
+
+def data_shards(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def sharding(axes: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """`sharding("D N H", shape, mesh)` splits D over `fsdp` and N over `tensor`."""
+    return NamedSharding(mesh, _spec(axes, shape, mesh.shape, STORED))
+
+
+def constrain(x: jax.Array, axes: str) -> jax.Array:
+    """Keeps an activation split as the table says; without a mesh in context, `x` as it is.
+
+    XLA would otherwise be free to split the residual stream along D, and then it never gathers
+    the weights: three times the memory on eight devices.
+    """
+    return _constrain(x, axes, STORED)
+
+
+def gather(weight: jax.Array, axes: str) -> jax.Array:
+    """A stored weight as a matrix product wants it: whole along `fsdp`."""
+    return _constrain(weight, axes, GATHERED)
+
+
+def _constrain(x: jax.Array, axes: str, rules: Mapping[str, tuple[str, ...]]) -> jax.Array:
+    sizes = jax.sharding.get_abstract_mesh().shape
+    if not sizes:
+        return x
+    return jax.lax.with_sharding_constraint(x, _spec(axes, x.shape, sizes, rules))
+
+
+def _spec(
+    axes: str,
+    shape: tuple[int, ...],
+    sizes: Mapping[str, int],
+    rules: Mapping[str, tuple[str, ...]],
+) -> PartitionSpec:
+    taken: set[str] = set()
+    entries = []
+    for letter, size in zip(axes.split(), shape, strict=True):
+        split, parts = [], 1
+        for name in rules.get(letter, ()):
+            # An axis that does not divide evenly stays whole: 2 key heads on 4 tensor devices.
+            if name not in taken and size % (parts * sizes[name]) == 0:
+                split.append(name)
+                parts *= sizes[name]
+        taken.update(split)
+        entries.append(tuple(split) or None)
+    return PartitionSpec(*entries)
