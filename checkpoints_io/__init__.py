@@ -1,1 +1,1 @@
-"""Arrays on disk: Hugging Face folders and the state of a run. Knows nothing of what they are for."""
+"""Arrays on disk: Hugging Face folders and the state of a run, whatever they are for."""

@@ -1,4 +1,4 @@
-"""A Hugging Face model folder: found on disk or on the hub, read, and written whole or not at all."""
+"""A Hugging Face model folder: found here or on the hub, read, and written whole or not at all."""
 
 from collections.abc import Iterator, Sequence
 import contextlib

@@ -85,6 +85,7 @@ def write(
         file_of |= dict.fromkeys(tensors, file)
         if folder:
             safetensors.numpy.save_file(tensors, folder / file, metadata={"format": "pt"})
+            (folder / file).chmod(0o644)  # safetensors lets only the owner read it
     if folder and len(plan) > 1:
         total = sum(array.size for _, array in weights.values()) * np.dtype(dtype).itemsize
         index = {"metadata": {"total_size": total}, "weight_map": file_of}
@@ -168,7 +169,9 @@ def _check(folder, table: Table, wanted: Mapping[str, Wanted], tensors: dict, un
         raise ValueError(f"the weights in {folder} lack {_some(missing)}")
     extra = {n for n in tensors.keys() - shapes.keys() - unused if not DERIVED.search(n)}
     if extra:
-        raise ValueError(f"the weights in {folder} hold {_some(extra)}, which config.json has no use for")
+        raise ValueError(
+            f"the weights in {folder} hold {_some(extra)}, which config.json has no use for"
+        )
     found = {name: tuple(tensors[name].get_shape()) for name in shapes}
     if wrong := [n for n in shapes if found[n] != shapes[n]]:
         told = [f"{n} is {found[n]} where config.json means {shapes[n]}" for n in wrong[:3]]
@@ -187,7 +190,7 @@ def _some(names) -> str:
 
 
 def _groups(hf_axes: str) -> list[str]:
-    """"(N H) D" -> ["N H", "D"]."""
+    """Reads "(N H) D" as ["N H", "D"]."""
     return [a or b for a, b in re.findall(r"\(([^)]*)\)|(\w+)", hf_axes)]
 
 
@@ -195,6 +198,7 @@ def _array(entry: tuple[str, str], want: Wanted, tensors: dict) -> jax.Array:
     """Reads each distinct part once: `make_array_from_callback` would hold all of them at once."""
     parts: dict[tuple, tuple[tuple[slice, ...], list[jax.Device]]] = {}
     for device, index in want.sharding.addressable_devices_indices_map(want.shape).items():
+        assert index is not None  # every device holds a part
         bounds = tuple(s.indices(n)[:2] for s, n in zip(index, want.shape, strict=True))
         parts.setdefault(bounds, (tuple(slice(*b) for b in bounds), []))[1].append(device)
     arrays = []

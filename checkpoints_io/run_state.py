@@ -27,9 +27,10 @@ class RunStore:
     """Keeps the newest `keep` checkpoints of one run under `directory`."""
 
     def __init__(self, directory: pathlib.Path, *, keep: int, read_only: bool = False):
+        newest: Any = ocp.training.preservation_policies.LatestN(keep)
         self._saver = ocp.training.Checkpointer(
-            directory.absolute(),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            str(directory.absolute()),
+            preservation_policy=newest,
             cleanup_tmp_directories=not read_only,
         )
         self._pending = None
@@ -57,7 +58,7 @@ class RunStore:
         facts = self._saver.load_checkpointables(step, {"facts": None})["facts"]
         if facts.get("format") != FORMAT:
             raise ValueError(
-                f"checkpoint {step} has format {facts.get('format')} and this program reads {FORMAT}"
+                f"checkpoint {step} has format {facts.get('format')}; this program reads {FORMAT}"
             )
         return facts
 

@@ -5,6 +5,7 @@ import pathlib
 import re
 import sys
 import traceback
+from typing import NoReturn
 
 from absl import app, flags, logging
 import jax
@@ -21,8 +22,8 @@ def main(train: Callable[[ml_collections.ConfigDict], None]) -> None:
 
     What a person can mend ends in one sentence and exit status 1 (2: the command itself).
     """
-    config = config_flags.DEFINE_config_file("config", None, "The run: a file in recipes/configs.")
-    app.run(lambda argv: _run(train, config.value, argv), flags_parser=_parsed)
+    holder = config_flags.DEFINE_config_file("config", None, "The run: a file in recipes/configs.")
+    app.run(lambda argv: _run(train, holder.value, argv), flags_parser=_parsed)
 
 
 def _parsed(argv: list[str]) -> list[str]:
@@ -37,9 +38,10 @@ def _parsed(argv: list[str]) -> list[str]:
 def _unknown(argv: list[str]) -> str | None:
     """Which of the flags names no setting, and which one is nearest."""
     path = next((a.partition("=")[2] for a in argv if re.match(r"--?config=", a)), None)
-    if path is None:
+    config = flags.FLAGS["config"].value
+    if path is None or config is None:
         return "give --config=FILE before --config.NAME=VALUE"
-    known = [name for name, _ in settings.flat(flags.FLAGS["config"].value)]
+    known = [name for name, _ in settings.flat(config)]
     for arg in argv:
         name = re.match(r"--?(?:no)?config\.([^=]+)", arg)
         if name and name[1] not in known:
@@ -65,9 +67,9 @@ def _run(
     except (ValueError, OSError, RuntimeError) as error:
         if "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error):
             _stop(
-                "the devices ran out of memory. Turn down --config.per_device_parallelism first, then "
-                f"--config.row_length with --config.train_seq_len; or split the weights over more "
-                f"devices with --config.mesh.fsdp. ({str(error).splitlines()[0]})",
+                "the devices ran out of memory. Turn down --config.per_device_parallelism first, "
+                "then --config.row_length with --config.train_seq_len; or split the weights over "
+                f"more devices with --config.mesh.fsdp. ({str(error).splitlines()[0]})",
                 1,
             )
         if not _said_by_us(error):
@@ -83,6 +85,6 @@ def _said_by_us(error: BaseException) -> bool:
     return any(where.resolve().is_relative_to(root / name) for name in OURS)
 
 
-def _stop(sentence: str, status: int = 2) -> None:
+def _stop(sentence: str, status: int = 2) -> NoReturn:
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(status)

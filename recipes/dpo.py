@@ -16,8 +16,17 @@ import ml_collections
 import tqdm
 
 from checkpoints_io.run_state import RunStore
-from recipes import command, evaluation, losses, metrics, optimizer, reference, samples, settings
-from recipes import step
+from recipes import (
+    command,
+    evaluation,
+    losses,
+    metrics,
+    optimizer,
+    reference,
+    samples,
+    settings,
+    step,
+)
 from recipes.data import batches, chat
 from recipes.prepare import Run, prepare, refuse_other_run, say
 import zoo
@@ -67,13 +76,22 @@ def _train(config: ml_collections.ConfigDict, run: Run) -> None:
     put = functools.partial(batches.put, rows=run.shape.rows, sharding=run.rows)
     of_reference = functools.partial(programs.forward, reference_graph, frozen)
 
+    def policy_now() -> zoo.Model:
+        return nnx.merge(policy_graph, nnx.State(policy))
+
     def of_policy() -> evaluation.Forward:
         return functools.partial(programs.forward, policy_graph, reference.cast(policy, compute))
 
     def evaluate(at: int) -> None:
         for held_out in run.held_out:
             figures = evaluation.evaluate(
-                held_out, of_policy(), of_reference, run.shape, run.rows, loss=loss, beta=config.beta
+                held_out,
+                of_policy(),
+                of_reference,
+                run.shape,
+                run.rows,
+                loss=loss,
+                beta=config.beta,
             )
             log.write(at, figures)
             say(metrics.line(at, figures))
@@ -100,26 +118,27 @@ def _train(config: ml_collections.ConfigDict, run: Run) -> None:
             reference.check_first_loss(float(values["dpo_loss"]), compute)
         if at == 1 or due(config.steps_per_log):
             figures = metrics.on_host(values) | meter.read() | run.counts
-            figures["learning_rate"] = float(schedule(at - 1))
+            figures["learning_rate"] = float(jax.device_get(schedule(at - 1)))
             figures = {f"train/{name}": value for name, value in figures.items()}
             log.write(at, figures)
             say(metrics.line(at, figures))
         if due(config.steps_per_eval):
             evaluate(at)
         if due(config.steps_per_checkpoint):
-            store.save(at, {"policy": policy, "optimizer": opt_state}, run.facts)
+            # The order of the pairs is a function of the seed, so this is all there is of chance.
+            place = {"position": at * run.shape.pairs, "seed": config.seed}
+            store.save(at, {"policy": policy, "optimizer": opt_state}, run.facts | place)
         if config.steps_per_hf_export != -1 and due(config.steps_per_hf_export):
-            model = nnx.merge(policy_graph, nnx.State(policy))
-            say(f"exporting to {export(model, at, config, run)}")
+            say(f"exporting to {export(policy_now(), at, config, run)}")
 
     store.close()
     log.close()
     if start == run.total_steps:
         say(f"this run was finished before; choose another --config.directory than {run.directory}")
-    samples.show(run, nnx.merge(policy_graph, nnx.State(policy)), run.reference, config.sample_tokens)
+    samples.show(run, policy_now(), run.reference, config.sample_tokens)
 
 
-def export(model: nnx.Module, at: int, config: ml_collections.ConfigDict, run: Run) -> pathlib.Path:
+def export(model: zoo.Model, at: int, config: ml_collections.ConfigDict, run: Run) -> pathlib.Path:
     """Writes the policy as a Hugging Face folder, and says where."""
     folder = run.directory / "hf" / f"step-{at}"
     template = run.tokenizer.chat_template if config.chat_template else None

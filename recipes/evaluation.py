@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding
 import numpy as np
 
@@ -17,16 +18,14 @@ Forward = Callable[[Any], jax.Array]
 
 
 class HeldOut(NamedTuple):
-    """One named set of held-out pairs, with the reference's log-probabilities once they are known."""
+    """A named set of held-out pairs, and the reference's log-probabilities once they are known."""
 
     name: str
     pairs: list[PairIds]
     reference_logps: list[np.ndarray]  # empty, or one [pairs, A]
 
 
-def logps(
-    forward: Forward, pairs: list[PairIds], shape: Shape, rows: NamedSharding
-) -> np.ndarray:
+def logps(forward: Forward, pairs: list[PairIds], shape: Shape, rows: NamedSharding) -> np.ndarray:
     """Log-probabilities [pairs, A] of every pair, in nats."""
     here = batches.rows_here(shape.rows, rows)
     found = []
@@ -49,9 +48,9 @@ def evaluate(
     """The metrics of a held-out set, each pair weighing the same. Padding never enters a mean."""
     if not held_out.reference_logps:  # it does not change within a run
         held_out.reference_logps.append(logps(reference, held_out.pairs, shape, rows))
-    ours = logps(policy, held_out.pairs, shape, rows)
-    is_pair = np.ones(len(ours), bool)
-    values = metrics.preference(ours, held_out.reference_logps[0], is_pair, **loss)
+    ours = jnp.asarray(logps(policy, held_out.pairs, shape, rows))
+    theirs = jnp.asarray(held_out.reference_logps[0])
+    values = metrics.preference(ours, theirs, jnp.ones(len(ours), bool), **loss)
     figures = {name: float(value) for name, value in values.items()}
     figures |= metrics.lengths(held_out.pairs)
     return {f"eval/{held_out.name}/{name}": value for name, value in figures.items()}

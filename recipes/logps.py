@@ -1,18 +1,18 @@
 """Hidden states of scored tokens -> log-probabilities. Nothing of shape [B, T, V] ever exists."""
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from recipes.data.packing import Packed
+import zoo
 from zoo import attention, sharding
 
 # Logits in float32 that a device may hold at a time, in bytes.
 LOGITS_BYTES = 2**28
 
 
-def answer_logps(model: nnx.Module, batch: Packed) -> Float[Array, "P A"]:
+def answer_logps(model: zoo.Model, batch: Packed) -> Float[Array, "P A"]:
     """Log-probability of each answer given its prompt, summed over its scored tokens, in nats.
 
     Slots whose pair is not in this micro-batch hold 0.
@@ -25,7 +25,7 @@ def answer_logps(model: nnx.Module, batch: Packed) -> Float[Array, "P A"]:
 
 
 def token_logps(
-    model: nnx.Module, hidden: Float[Array, "B C D"], target: Int[Array, "B C"]
+    model: zoo.Model, hidden: Float[Array, "B C D"], target: Int[Array, "B C"]
 ) -> Float[Array, "B C"]:
     """Log-probability of each target, in nats, float32; the logits exist a chunk at a time."""
     B, C = target.shape
@@ -58,7 +58,7 @@ def _summed(
     answer: Int[Array, "B C"],
     is_pair: Bool[Array, " P"],
 ) -> Float[Array, "P A"]:
-    """Sums each answer's tokens, wherever they stand: a masked sum, in the same order every time."""
+    """Sums each answer's tokens wherever they stand; masked, so in the same order every time."""
     P = len(is_pair)
     owner = jnp.where(slot < 0, -1, 2 * slot + answer)
     mine = owner[..., None] == jnp.arange(2 * P)

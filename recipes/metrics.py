@@ -87,7 +87,7 @@ class Meter:
         self._pairs += len(update.rows)
 
     def read(self) -> dict[str, float]:
-        """Real tokens (both answers, each with its prompt) per second, fill, mean answer lengths."""
+        """Real tokens per second (both answers, each with its prompt), fill, mean lengths."""
         values = {
             "tokens_per_second": self._real / (time.perf_counter() - self._since),
             "pack_fill": self._stored / self._positions,

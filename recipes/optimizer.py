@@ -71,7 +71,7 @@ def init(optimizer: optax.GradientTransformation, params: Any, mesh: Mesh) -> An
     """The optimizer's state, split over the devices as the parameters are."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     shardings = optax.tree_utils.tree_map_params(
-        optimizer,
+        optimizer.init,
         lambda _, sharding: sharding,
         jax.eval_shape(optimizer.init, params),
         jax.tree.map(lambda x: x.sharding, params),

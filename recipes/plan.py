@@ -1,6 +1,7 @@
 """What a run is going to do, said before any long work: devices, rows, memory, disk, an example."""
 
 from collections.abc import Sequence
+import itertools
 import pathlib
 import shutil
 
@@ -21,7 +22,7 @@ def that_fit(pairs: Sequence[PairIds], shape: Shape) -> tuple[list[PairIds], int
 
 
 def fill(pairs: Sequence[PairIds], shape: Shape) -> tuple[float, float]:
-    """(stored tokens per position, micro-batches per update), over updates of these pairs in order."""
+    """Stored tokens per position, and micro-batches per update, over pairs as they stand."""
     stored = positions = count = updates = 0
     for start in range(0, min(len(pairs), 8 * shape.pairs), shape.pairs):
         some = pairs[start : start + shape.pairs]
@@ -39,9 +40,9 @@ def refuse_empty_rows(share: float, config: ml_collections.ConfigDict) -> None:
     """Raises a sentence if most of the computation would be spent on padding."""
     if share < config.min_pack_fill:
         raise ValueError(
-            f"only {share:.0%} of the rows would be filled: choose a smaller --config.row_length or "
-            "--config.per_device_parallelism, give devices to --config.mesh.tensor, or accept it "
-            f"with --config.min_pack_fill (now {config.min_pack_fill})"
+            f"only {share:.0%} of the rows would be filled: choose a smaller --config.row_length "
+            "or --config.per_device_parallelism, give devices to --config.mesh.tensor, or accept "
+            f"it with --config.min_pack_fill (now {config.min_pack_fill})"
         )
 
 
@@ -70,7 +71,7 @@ def refuse_small_disk(directory: pathlib.Path, needed: int) -> int:
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise OSError(
-            f"{directory} has {size(free)} free and the run will write about {size(needed)}: choose "
+            f"{directory} has {size(free)} free and the run writes about {size(needed)}: choose "
             "another --config.directory, or a smaller --config.keep_checkpoints"
         )
     return free
@@ -82,8 +83,8 @@ def example(pair: PairIds, tokenizer: chat.Tokenizer) -> str:
     def marked(ids: np.ndarray, scored: np.ndarray) -> str:
         text = ""
         bounds = [0, *(np.flatnonzero(np.diff(scored)) + 1), len(ids)]
-        for start, stop in zip(bounds, bounds[1:], strict=False):
-            part = tokenizer.decode(ids[start:stop])
+        for start, stop in itertools.pairwise(bounds):
+            part = str(tokenizer.decode(ids[start:stop]))
             text += f"⟦{part}⟧" if scored[start] else part
         return text
 

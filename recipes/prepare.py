@@ -1,7 +1,7 @@
-"""Everything that can fail, before any long work: settings, data, models, room. And says the plan."""
+"""All that can fail, before any long work: settings, data, models, room. Says the plan."""
 
-from typing import Any, NamedTuple
 import pathlib
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -16,8 +16,8 @@ from recipes.data import pairs as pairs_io
 from recipes.data.packing import Shape
 from recipes.data.tokens import PairIds
 from recipes.evaluation import HeldOut
-from zoo import sharding
 import zoo
+from zoo import sharding
 
 
 class Run(NamedTuple):
@@ -27,15 +27,15 @@ class Run(NamedTuple):
     mesh: Mesh
     rows: NamedSharding  # how the rows of a micro-batch are split
     tokenizer: chat.Tokenizer
-    policy: nnx.Module
-    reference: nnx.Module
+    policy: zoo.Model
+    reference: zoo.Model
     pairs: list[PairIds]
     held_out: list[HeldOut]
     first: batches.Update  # what the gate looks at
     shape: Shape
     total_steps: int
     facts: dict[str, Any]  # what a checkpoint of this run must agree with
-    counts: dict[str, float]
+    counts: dict[str, int]
 
 
 def say(text: str) -> None:
@@ -80,9 +80,7 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     _say_plan(config, mesh, shape, train, held_out, abstract, tokenizer, steps, unfit, directory)
 
     say(f"reading the weights in {folder}")
-    policy = zoo.load(
-        folder, dtype=precision.params, compute_dtype=precision.compute, mesh=mesh
-    )
+    policy = zoo.load(folder, dtype=precision.params, compute_dtype=precision.compute, mesh=mesh)
     frozen = reference.load(
         config.reference_model_path,
         is_hf=config.reference_is_hf,
@@ -114,19 +112,20 @@ def refuse_other_run(saved: dict[str, Any], run: Run) -> None:
         if saved[name] != run.facts[name]:
             raise ValueError(
                 f"the {what} have changed since the checkpoint in {run.directory} was written "
-                f"(fingerprint {saved[name]} then, {run.facts[name]} now): give the old ones back, or "
-                "choose another --config.directory"
+                f"(fingerprint {saved[name]} then, {run.facts[name]} now): give the old ones back, "
+                "or choose another --config.directory"
             )
 
 
 def _pairs(
     config: ml_collections.ConfigDict, tokenizer: chat.Tokenizer
-) -> tuple[list[PairIds], list[HeldOut], dict[str, float]]:
+) -> tuple[list[PairIds], list[HeldOut], dict[str, int]]:
     """Training pairs, held-out sets, and how many rows were lost on the way."""
     read = lambda source: pairs_io.read(source, config.data, tokenizer, config.train_seq_len)
     source = read(config.train_data)
     say("\n  ".join([f"training data {config.train_data}:", *source.counts.lines()]))
-    train, held_out = source.ids, []
+    train = source.ids
+    held_out: list[HeldOut] = []
     if config.validation_split_fraction is not None:
         train, held = pairs_io.split(source, config.validation_split_fraction)
         held_out.append(HeldOut("validation", held, []))
@@ -143,14 +142,14 @@ def _pairs(
     return train, held_out, counts
 
 
-def _refuse_unknown_ids(pairs: list[PairIds], model: nnx.Module, tokenizer: chat.Tokenizer) -> None:
+def _refuse_unknown_ids(pairs: list[PairIds], model: zoo.Model, tokenizer: chat.Tokenizer) -> None:
     top = max(
         int(max(ids.max(initial=0) for ids in (p.prompt, p.chosen, p.rejected))) for p in pairs
     )
     if top >= model.config.vocab_size:
         raise ValueError(
-            f"the tokenizer gives id {top} ({tokenizer.convert_ids_to_tokens(top)!r}) and the model's "
-            f"embedding has {model.config.vocab_size} rows: this is another model's tokenizer"
+            f"the tokenizer gives id {top} ({tokenizer.convert_ids_to_tokens(top)!r}), and the "
+            f"model's embedding has {model.config.vocab_size} rows: it is another model's tokenizer"
         )
 
 
@@ -173,7 +172,8 @@ def _say_plan(
         + (f"; {unfit} too long for the rows" if unfit else "")
         + f"\nupdates      {steps} of {shape.pairs} pairs = {steps * shape.pairs / len(train):.2f} "
         f"epochs; about {count:.1f} micro-batches each\n"
-        f"rows         {shape.rows} of {shape.row_length} positions a micro-batch, {share:.0%} filled\n"
+        f"rows         {shape.rows} of {shape.row_length} positions a micro-batch, "
+        f"{share:.0%} filled\n"
         f"memory       {plan.size(sum(bytes_each.values()))} per device ({parts}) and activations\n"
         f"disk         {plan.size(saved)} per checkpoint, {config.keep_checkpoints} kept; "
         f"{plan.size(free)} free in {directory}\n"

@@ -1,4 +1,4 @@
-"""The frozen reference: read afresh at every start, known by its fingerprint, checked at the gates."""
+"""The frozen reference: read afresh at every start, known by its fingerprint, and the gates."""
 
 from collections.abc import Callable
 import functools
@@ -22,15 +22,15 @@ def load(
     path: str,
     *,
     is_hf: bool,
-    policy: nnx.Module,
+    policy: zoo.Model,
     dtype: jax.typing.DTypeLike,
     mesh: jax.sharding.Mesh,
-) -> nnx.Module:
+) -> zoo.Model:
     """The reference in the compute dtype, from HF weights or from the newest checkpoint of a run.
 
     Raises:
       FileNotFoundError: there is no such model, or no checkpoint in that run.
-      ValueError: the weights do not fit, or the reference speaks of other token ids than the policy.
+      ValueError: the weights do not fit, or the reference has another vocabulary than the policy.
     """
     if is_hf:
         model = zoo.load(path, dtype=dtype, mesh=mesh)
@@ -44,7 +44,7 @@ def load(
     return model
 
 
-def _of_run(directory: pathlib.Path, policy: nnx.Module, dtype: jax.typing.DTypeLike) -> nnx.Module:
+def _of_run(directory: pathlib.Path, policy: zoo.Model, dtype: jax.typing.DTypeLike) -> zoo.Model:
     if not (directory / "checkpoints").is_dir():
         raise FileNotFoundError(f"{directory} is not the directory of a run: it has no checkpoints")
     store = RunStore(directory / "checkpoints", keep=1, read_only=True)
@@ -77,7 +77,7 @@ def fingerprint(params: Any) -> str:
 
 @jax.jit
 def _bit_sums(value: Array) -> UInt32[Array, " 2"]:
-    """Two sums over the bits, each weighted by a hash of the index; whole numbers, so in any order."""
+    """Two sums over the bits, weighted by hashes of the index; whole numbers, so in any order."""
     unsigned = {2: jnp.uint16, 4: jnp.uint32}[value.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(value, unsigned).astype(jnp.uint32)
     index = jnp.zeros(value.shape, jnp.uint32)
@@ -107,9 +107,9 @@ def check_logps(policy: Callable, reference: Callable, batch: Packed) -> None:
     ours, theirs = np.asarray(policy(batch)), np.asarray(reference(batch))
     if not np.array_equal(ours, theirs):
         raise RuntimeError(
-            "policy and reference have equal weights and give different log-probabilities (by up to "
-            f"{np.abs(ours - theirs).max():.3g} nats): the run would not train what it says; please "
-            "report it"
+            "policy and reference have equal weights and give different log-probabilities (by up "
+            f"to {np.abs(ours - theirs).max():.3g} nats): the run would not train what it says; "
+            "please report it"
         )
 
 

@@ -1,17 +1,16 @@
 """Two held-out prompts, answered greedily by the reference and by the policy, side by side."""
 
-from flax import nnx
-
 from recipes.data import chat
 from recipes.prepare import Run, say
+import zoo
 from zoo import generate
 
 
-def show(run: Run, policy: nnx.Module, reference: nnx.Module, max_new_tokens: int) -> None:
+def show(run: Run, policy: zoo.Model, reference: zoo.Model, max_new_tokens: int) -> None:
     """Prints them; the reference is what the policy was before, where the run began from it."""
     pairs = [pair for held_out in run.held_out for pair in held_out.pairs]
-    chosen = {tuple(pair.prompt.tolist()): pair for pair in pairs}  # two different prompts
-    prompts = [list(prompt) for prompt in list(chosen)[:2]]
+    prompts = [list(p) for p in dict.fromkeys(tuple(pair.prompt.tolist()) for pair in pairs)]
+    prompts = [prompts[0], prompts[len(prompts) // 2]] if len(prompts) > 1 else prompts
     if not prompts or not max_new_tokens:
         return
     stops = chat.stop_ids(run.tokenizer)

@@ -37,11 +37,12 @@ OPTIONAL = {
 }
 
 # A resumed run may differ in these: they do not touch the numbers.
-MAY_CHANGE = frozenset(
-    "directory distributed keep_checkpoints max_eval_pairs name run_initial_eval sample_tokens "
-    "steps_per_checkpoint steps_per_eval steps_per_hf_export steps_per_log hf_save_dtype tags "
-    "tensorboard wandb_project min_pack_fill mesh per_device_parallelism".split()
-)
+MAY_CHANGE = frozenset({
+    "directory", "distributed", "hf_save_dtype", "keep_checkpoints", "max_eval_pairs", "mesh",
+    "min_pack_fill", "name", "per_device_parallelism", "run_initial_eval", "sample_tokens",
+    "steps_per_checkpoint", "steps_per_eval", "steps_per_hf_export", "steps_per_log", "tags",
+    "tensorboard", "validation", "wandb_project",
+})  # fmt: skip
 
 
 class Precision(NamedTuple):
@@ -95,7 +96,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         value = config[name]
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise ValueError(f"--config.{name} must be above 0, not {value}")
-    for name in "warmup min_lr_ratio weight_decay cooldown sample_tokens".split():
+    for name in ["warmup", "min_lr_ratio", "weight_decay", "cooldown", "sample_tokens"]:
         if config[name] is not None and not config[name] >= 0:
             raise ValueError(f"--config.{name} must not be negative, and is {config[name]}")
     for name in ("adam_beta1", "adam_beta2", "label_smoothing", "min_pack_fill", "min_lr_ratio"):
@@ -139,7 +140,7 @@ def did_you_mean(word: str, known) -> str:
 
 
 def flat(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """("data.layout", "preference_chat"), …"""
+    """Names and values: ("data.layout", "preference_chat") and so on."""
     for name, value in config.items():
         if isinstance(value, ml_collections.ConfigDict):
             yield from flat(value, f"{prefix}{name}.")

@@ -69,11 +69,12 @@ def apply(
         sums.policy_logps, sums.reference_logps, is_pair, loss=loss, beta=beta
     )
     values["gradient_norm"] = optax.tree.norm(sums.gradient)
-    return optax.apply_updates(policy, changes), opt_state, values
+    moved: Any = optax.apply_updates(policy, changes)
+    return moved, opt_state, values
 
 
 class Programs(NamedTuple):
-    """The compiled functions of a run. What they are given back is laid out as what they are given."""
+    """The compiled functions of a run. Their results are laid out as their arguments are."""
 
     zero: Callable[[], Sums]
     add: Callable[[Sums, Params, Params, Packed], Sums]
@@ -95,18 +96,18 @@ def compiled(
     place = lambda tree: jax.tree.map(lambda x: x.sharding, tree)
     mesh = jax.tree.leaves(policy)[0].sharding.mesh
     everywhere = jax.NamedSharding(mesh, jax.P())
-    sums_place = Sums(place(policy), everywhere, everywhere)
+    sums_place: Any = (place(policy), everywhere, everywhere)
 
     def zero() -> Sums:
         none = jnp.zeros((pairs, 2), jnp.float32)
         return Sums(jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), policy), none, none)
 
     return Programs(
-        zero=jax.jit(zero, out_shardings=sums_place),
+        zero=jax.jit(zero, out_shardings=Sums(*sums_place)),
         add=jax.jit(
             functools.partial(add_micro_batch, graphs=graphs, loss=loss),
             donate_argnums=0,
-            out_shardings=sums_place,
+            out_shardings=Sums(*sums_place),
         ),
         apply=jax.jit(
             functools.partial(apply, adamw=adamw, loss=loss, beta=beta),

@@ -12,6 +12,7 @@ from zoo import llama, sharding
 
 # `model_type` in an HF config.json -> the module with its `Config`, `Model` and `HF_WEIGHTS`.
 ARCHITECTURES: dict[str, types.ModuleType] = {"llama": llama}
+Model = llama.Model  # any of their models: `llama.Model | …`
 
 
 def load(
@@ -21,7 +22,7 @@ def load(
     compute_dtype: jax.typing.DTypeLike | None = None,
     mesh: jax.sharding.Mesh | None = None,
     revision: str | None = None,
-) -> nnx.Module:
+) -> Model:
     """The model of a Hugging Face folder or hub id, its weights on the devices of `mesh`.
 
     `dtype` is that of the weights; `compute_dtype` that of the activations, the same unless given.
@@ -58,7 +59,7 @@ def load(
 
 
 def save(
-    model: nnx.Module,
+    model: Model,
     folder: str | pathlib.Path,
     *,
     dtype: jax.typing.DTypeLike = jnp.bfloat16,
@@ -86,7 +87,7 @@ def abstract(
     hf_config: dict,
     dtype: jax.typing.DTypeLike = jnp.float32,
     compute_dtype: jax.typing.DTypeLike | None = None,
-) -> nnx.Module:
+) -> Model:
     """The model of a `config.json`, with shapes in place of weights.
 
     Raises:

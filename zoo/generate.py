@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 import numpy as np
 
+import zoo
 from zoo import attention
 
 
 def greedy(
-    model: nnx.Module,
+    model: zoo.Model,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,

@@ -39,13 +39,11 @@ def dot(equation: str, x: Array, y: Array, out: jax.typing.DTypeLike | None = No
 
 
 def ready(w: nnx.Param, axes: str, dtype: jax.typing.DTypeLike) -> Array:
-    """A weight as a product wants it: cast, then gathered, so that devices exchange the narrow bits."""
+    """A weight as a product wants it: cast, then gathered, so devices exchange the narrow bits."""
     return sharding.gather(w[...].astype(dtype), axes)
 
 
-def einsum(
-    equation: str, x: Array, w: nnx.Param, out: jax.typing.DTypeLike | None = None
-) -> Array:
+def einsum(equation: str, x: Array, w: nnx.Param, out: jax.typing.DTypeLike | None = None) -> Array:
     """`x` times a weight, in the dtype of `x`: the weight may be kept in a wider one."""
     letters = equation.split(",")[1].split("->")[0]
     return dot(equation, x, ready(w, " ".join(letters), x.dtype), out)

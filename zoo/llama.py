@@ -21,11 +21,11 @@ from zoo import attention, layers
 FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "pretraining_tp": 1}
 
 # Keys that do not change the logits: bookkeeping, generation, training from scratch.
-IGNORED = frozenset(
-    "_name_or_path architectures attention_dropout bos_token_id dtype eos_token_id "
-    "initializer_range max_position_embeddings model_type pad_token_id torch_dtype "
-    "transformers_version use_cache".split()
-)
+IGNORED = frozenset({
+    "_name_or_path", "architectures", "attention_dropout", "bos_token_id", "dtype",
+    "eos_token_id", "initializer_range", "max_position_embeddings", "model_type", "pad_token_id",
+    "torch_dtype", "transformers_version", "use_cache",
+})  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,8 @@ class Config:
             raise ValueError(f"zoo/llama.py does not implement {refused} of config.json")
         # What transformers assumes where an older file says nothing.
         heads = hf.get("num_attention_heads")
-        hf = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6} | hf
+        assumed: dict[str, Any] = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6}
+        hf = assumed | hf
         hf["num_key_value_heads"] = hf.get("num_key_value_heads") or heads
         if not hf.get("head_dim") and heads and "hidden_size" in hf:
             hf["head_dim"] = hf["hidden_size"] // heads
@@ -208,9 +209,7 @@ class Block(nnx.Module):
 
 
 class Model(nnx.Module):
-    def __init__(
-        self, config: Config, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32
-    ):
+    def __init__(self, config: Config, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32):
         self.embedding = layers.weight("V D", config.sizes, rngs)
         self.blocks = Block(config, rngs)
         self.norm = layers.RmsNorm("D", config.sizes, rngs, eps=config.rms_norm_eps)
@@ -233,12 +232,14 @@ class Model(nnx.Module):
         keys: attention.KeyRange,
     ) -> Float[Array, "B T D"]:
         """The residual stream after the last norm."""
-        turn = layers.rotary(positions, frequencies(self.config.head_dim, self.config.rope_parameters))
+        turn = layers.rotary(
+            positions, frequencies(self.config.head_dim, self.config.rope_parameters)
+        )
         x = layers.embed(self.embedding, tokens, self.dtype)
         return self.norm(layers.run(self.blocks, x, turn, keys))
 
     def unembedder(self) -> Callable[[Float[Array, "B T D"]], Float[Array, "B T V"]]:
-        """Hidden states -> logits, accumulated in float32. The head is cast and gathered here, once."""
+        """Hidden states -> logits, in float32. The head is cast and gathered here, once."""
         head = self.embedding if self.config.tie_word_embeddings else self.head
         head = layers.ready(head, "V D", self.dtype)
         return lambda hidden: layers.dot("BTD,VD->BTV", hidden, head, out=jnp.float32)

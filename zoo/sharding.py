@@ -38,8 +38,8 @@ def mesh_of(data: int, fsdp: int, tensor: int) -> Mesh:
     if min(sizes) < 1 or sizes[0] * sizes[1] * sizes[2] != devices:
         asked = ", ".join(f"{n}={s}" for n, s in zip(MESH_AXES, (data, fsdp, tensor), strict=True))
         raise ValueError(
-            f"the mesh {asked} does not fit {devices} devices: the sizes must multiply to {devices} "
-            "(one of them may be -1)"
+            f"the mesh {asked} does not fit {devices} devices: the sizes must multiply to their "
+            "number (one of them may be -1)"
         )
     kinds = (jax.sharding.AxisType.Auto,) * 3
     return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=kinds)
@@ -83,7 +83,7 @@ def _spec(
     rules: Mapping[str, tuple[str, ...]],
 ) -> PartitionSpec:
     taken: set[str] = set()
-    entries = []
+    entries: list[tuple[str, ...] | None] = []
     for letter, size in zip(axes.split(), shape, strict=True):
         split, parts = [], 1
         for name in rules.get(letter, ()):

@@ -37,7 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.train_seq_len = 256  # tokens of the prompt and either answer
     config.row_length = 256
-    config.per_device_parallelism = 8  # rows a device computes at a time
+    config.per_device_parallelism = 4  # rows a device computes at a time
     config.min_pack_fill = 0.5
 
     config.loss = "sigmoid"
@@ -47,7 +47,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.train_batch_size = 32  # pairs in every update
     config.num_train_steps = 60
     config.num_epochs = config_dict.placeholder(float)  # instead of num_train_steps
-    config.learning_rate = 3e-4
+    config.learning_rate = 5e-5
     config.lr_schedule = "linear"
     config.warmup = 0.1  # a fraction of the steps, or steps
     config.cooldown = config_dict.placeholder(float)  # unset: decays over all the rest

@@ -25,11 +25,13 @@ class Update(NamedTuple):
 
 
 def shape_of(pairs: Sequence[PairIds], *, rows: int, row_length: int, per_update: int) -> Shape:
-    """The shape of the micro-batches: room for as many scores a row as these pairs are likely to need."""
+    """The shape of micro-batches with room for as many scores a row as these pairs need."""
     stored = sum(map(packing.stored_length, pairs))
     scored = [int(p.chosen_scored.sum() + p.rejected_scored.sum()) for p in pairs]
     likely = 1.1 * row_length * sum(scored) / stored
-    longest = max(s for p, s in zip(pairs, scored, strict=True) if s <= row_length or s == min(scored))
+    longest = max(
+        s for p, s in zip(pairs, scored, strict=True) if s <= row_length or s == min(scored)
+    )
     room = min(max(likely, longest), max(row_length, longest))
     return Shape(rows, row_length, -(-int(room) // 64) * 64, per_update)
 
@@ -52,9 +54,7 @@ def pack(pairs: Sequence[PairIds], shape: Shape, here: slice) -> Update:
     )
 
 
-def training(
-    pairs: Sequence[PairIds], shape: Shape, *, seed: int, here: slice
-) -> grain.MapDataset:
+def training(pairs: Sequence[PairIds], shape: Shape, *, seed: int, here: slice) -> grain.MapDataset:
     """Element k is update k, of the pairs k * P to (k + 1) * P of an endless stream.
 
     Each epoch holds every pair once, in another order; an update may straddle two epochs. The
@@ -90,7 +90,7 @@ def in_order(pairs: Sequence[PairIds], shape: Shape, here: slice) -> Iterator[Up
 def rows_here(rows: int, sharding: NamedSharding) -> slice:
     """The rows of a batch that live on this process's devices."""
     parts = sharding.addressable_devices_indices_map((rows,)).values()
-    bounds = [index[0].indices(rows)[:2] for index in parts]
+    bounds = [index[0].indices(rows)[:2] for index in parts if index is not None]
     return slice(min(b[0] for b in bounds), max(b[1] for b in bounds))
 
 

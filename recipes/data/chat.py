@@ -1,7 +1,8 @@
 """A `Pair` as text: rendered by the chat template, with the stretches that count marked."""
 
 import pathlib
-from typing import NamedTuple
+import re
+from typing import Any, NamedTuple, cast
 
 import jinja2
 import transformers
@@ -9,7 +10,7 @@ from transformers.utils import chat_template_utils
 
 from recipes.data.layouts import Pair, Turns
 
-Tokenizer = transformers.PreTrainedTokenizerBase
+Tokenizer = Any  # a fast tokenizer of transformers, which types its attributes loosely
 Span = tuple[int, int]  # characters, from .. to
 
 
@@ -35,7 +36,7 @@ def load_tokenizer(folder: pathlib.Path, chat_template: str | None) -> Tokenizer
       ValueError: it cannot tell which characters a token stands for.
     """
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise FileNotFoundError(f"{folder} holds no readable tokenizer: {error}") from error
     if not tokenizer.is_fast:
@@ -60,16 +61,14 @@ def check_template(tokenizer: Tokenizer) -> None:
             "--config.data.layout=plain_text"
         )
     try:
-        (rendered,) = render(Pair(PROBE[:1], PROBE[1:], []), tokenizer, mask_user_turns=True)[:1]
+        rendered, _ = render(Pair(PROBE[:1], PROBE[1:], PROBE[1:]), tokenizer, mask_user_turns=True)
     except ValueError as error:
         raise ValueError(f"the chat template cannot be used: {error}") from error
     if not rendered.scored:
         raise ValueError("the chat template marks no part of an assistant turn as generated")
 
 
-def render(
-    pair: Pair, tokenizer: Tokenizer, *, mask_user_turns: bool
-) -> tuple[Rendered, Rendered]:
+def render(pair: Pair, tokenizer: Tokenizer, *, mask_user_turns: bool) -> tuple[Rendered, Rendered]:
     """Both answers as text. What counts comes from the template's `{% generation %}` blocks.
 
     A template without them is asked turn by turn: what turn k adds to the rendering of the turns
@@ -79,18 +78,19 @@ def render(
       ValueError: the template refuses the messages, or renders a text again in other words when
         it grows, so that no part of it is the answer's.
     """
-    if isinstance(pair.prompt, str):
-        return tuple(
-            Rendered(
-                pair.prompt + answer, len(pair.prompt), [(len(pair.prompt), len(pair.prompt + answer))]
-            )
-            for answer in (pair.chosen, pair.rejected)
-        )
-    prompt = _render(pair.prompt, tokenizer, ask=True)[0] if pair.prompt else ""
-    return tuple(
-        _answer(pair.prompt, answer, prompt, tokenizer, mask_user_turns)
-        for answer in (pair.chosen, pair.rejected)
+    prompt, chosen, rejected = cast(Any, pair)
+    if isinstance(prompt, str):
+        return _plain(prompt, chosen), _plain(prompt, rejected)
+    asked = _render(prompt, tokenizer, ask=True)[0] if prompt else ""
+    return (
+        _answer(prompt, chosen, asked, tokenizer, mask_user_turns),
+        _answer(prompt, rejected, asked, tokenizer, mask_user_turns),
     )
+
+
+def _plain(prompt: str, answer: str) -> Rendered:
+    text = prompt + answer
+    return Rendered(text, len(prompt), [(len(prompt), len(text))])
 
 
 def _answer(
@@ -128,10 +128,11 @@ def _by_prefix(
 def _render(
     turns: Turns, tokenizer: Tokenizer, *, ask: bool = False
 ) -> tuple[str, list[Span] | None]:
-    """The text of some turns, with the header of an answer to come if `ask`, and its marked spans."""
-    marks = "generation" in tokenizer.chat_template
+    """The text of some turns (with the header of an answer to come if `ask`), its marked spans."""
+    marks = bool(re.search(r"\{%-?\s*generation\b", tokenizer.chat_template))
+    render: Any = chat_template_utils.render_jinja_template
     try:
-        (text,), spans = chat_template_utils.render_jinja_template(
+        (text,), spans = render(
             conversations=[turns],
             chat_template=tokenizer.chat_template,
             add_generation_prompt=ask,
@@ -140,7 +141,7 @@ def _render(
         )
     except (jinja2.TemplateError, TypeError) as error:
         raise ValueError(f"the chat template refuses the messages: {error}") from error
-    return text, spans[0] if marks and spans and spans[0] else None
+    return text, list(spans[0]) if marks and spans and spans[0] else None
 
 
 def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -150,5 +151,5 @@ def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
         text, _ = _render(PROBE, tokenizer)
         tail = text[text.rindex(PROBE[-1]["content"]) + len(PROBE[-1]["content"]) :]
         ids = tokenizer(tail, add_special_tokens=False).input_ids
-        ends += [i for i in ids if i in tokenizer.all_special_ids][:1]
+        ends += [i for i in ids if i in tokenizer.added_tokens_decoder][:1]
     return tuple(dict.fromkeys(ends))

@@ -14,7 +14,7 @@ A pair too long for one row is stored as two ordinary streams, each answer behin
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,18 +32,21 @@ class Shape(NamedTuple):
     pairs: int  # P
 
 
+Values = Any  # np.ndarray where it is built, jax.Array on the devices
+
+
 class Packed(NamedTuple):
     """A micro-batch. C is `scored_per_row`, P the pairs of the update it belongs to."""
 
-    tokens: np.ndarray  # int32 [B, T]
-    positions: np.ndarray  # int32 [B, T]
-    first: np.ndarray  # int32 [B, T]: token t sees the keys first[t] <= s < last[t] of its row
-    last: np.ndarray  # int32 [B, T]
-    source: np.ndarray  # int32 [B, C]: where in the row a score is read
-    target: np.ndarray  # int32 [B, C]: the token that is scored there
-    slot: np.ndarray  # int32 [B, C]: whose pair it belongs to, -1: nobody's
-    answer: np.ndarray  # int32 [B, C]: 0 chosen, 1 rejected
-    is_pair: np.ndarray  # bool [P]: is this pair in this micro-batch?
+    tokens: Values  # int32 [B, T]
+    positions: Values  # int32 [B, T]
+    first: Values  # int32 [B, T]: token t sees the keys first[t] <= s < last[t] of its row
+    last: Values  # int32 [B, T]
+    source: Values  # int32 [B, C]: where in the row a score is read
+    target: Values  # int32 [B, C]: the token that is scored there
+    slot: Values  # int32 [B, C]: whose pair it belongs to, -1: nobody's
+    answer: Values  # int32 [B, C]: 0 chosen, 1 rejected
+    is_pair: Values  # bool [P]: is this pair in this micro-batch?
 
 
 class Stream(NamedTuple):
@@ -86,8 +89,10 @@ def prompt_once(pair: PairIds) -> Stream:
 
 def separate(pair: PairIds) -> tuple[Stream, Stream]:
     """Two causal streams, each answer behind its own copy of the prompt."""
-    sides = (pair.chosen, pair.chosen_scored), (pair.rejected, pair.rejected_scored)
-    return tuple(_causal(pair.prompt, *side, which) for which, side in enumerate(sides))
+    return (
+        _causal(pair.prompt, pair.chosen, pair.chosen_scored, CHOSEN),
+        _causal(pair.prompt, pair.rejected, pair.rejected_scored, REJECTED),
+    )
 
 
 def _causal(prompt: np.ndarray, answer: np.ndarray, scored: np.ndarray, which: int) -> Stream:

@@ -32,7 +32,9 @@ class Counts(NamedTuple):
                 for reason, number in reasons.most_common()
             ]
         if self.boundary_moved:
-            told.append(f"{self.boundary_moved} with a token across the end of the prompt (kept whole)")
+            told.append(
+                f"{self.boundary_moved} with a token across the end of the prompt (kept whole)"
+            )
         if self.truncated:
             told.append(f"{self.truncated} answers cut at train_seq_len")
         return told

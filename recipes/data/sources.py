@@ -39,8 +39,8 @@ def read(source: str) -> Iterator[Row]:
 
 
 def _jsonl(path: pathlib.Path) -> Iterator[Row]:
-    opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-    with opened as lines:
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rb") as lines:
         try:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
