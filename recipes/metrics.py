@@ -45,12 +45,12 @@ def preference(
     }
 
 
-def on_host(values: Mapping[str, Array]) -> dict[str, float]:
+def on_host(values: Mapping[str, Array]) -> dict[str, int | float]:
     """Waits for the devices."""
     return {name: float(value) for name, value in values.items()}
 
 
-def line(step: int, figures: Mapping[str, float]) -> str:
+def line(step: int, figures: Mapping[str, int | float]) -> str:
     """The few figures a person watches."""
     short = {name.rpartition("/")[2]: value for name, value in figures.items()}
     where = next(iter(figures)).rpartition("/")[0]
@@ -59,7 +59,7 @@ def line(step: int, figures: Mapping[str, float]) -> str:
     return f"step {step:<5} {where:<16} {told}"
 
 
-def lengths(pairs: Sequence[PairIds]) -> dict[str, float]:
+def lengths(pairs: Sequence[PairIds]) -> dict[str, int | float]:
     """Scored tokens per answer, on average."""
     return {
         "length_chosen": sum(int(p.chosen_scored.sum()) for p in pairs) / len(pairs),
@@ -86,7 +86,7 @@ class Meter:
         self._rejected += update.rejected_tokens
         self._pairs += len(update.rows)
 
-    def read(self) -> dict[str, float]:
+    def read(self) -> dict[str, int | float]:
         """Real tokens per second (both answers, each with its prompt), fill, mean lengths."""
         values = {
             "tokens_per_second": self._real / (time.perf_counter() - self._since),
@@ -128,7 +128,7 @@ class Log:
                 resume="allow",
             )
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, int | float]) -> None:
         """One record, on disk when this returns."""
         if self._file is None:
             return
@@ -150,7 +150,7 @@ class Log:
             self._wandb.finish()
 
 
-def _step(line: str) -> float:
+def _step(line: str) -> int | float:
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError):

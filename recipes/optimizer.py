@@ -9,7 +9,7 @@ import ml_collections
 import optax
 
 
-def steps_of(amount: float, total: int) -> int:
+def steps_of(amount: int | float, total: int) -> int:
     """A fraction of `total` (below 1), or steps (1 and above)."""
     return round(amount * total) if amount < 1 else round(amount)
 

@@ -46,7 +46,7 @@ def refuse_empty_rows(share: float, config: ml_collections.ConfigDict) -> None:
         )
 
 
-def memory(policy: nnx.Module, compute: np.dtype, shards: int) -> dict[str, int]:
+def memory(policy: nnx.Module, compute: jax.typing.DTypeLike, shards: int) -> dict[str, int]:
     """Bytes per device of what lives through the run; activations come on top."""
     weights = sum(x.size for x in jax.tree.leaves(nnx.state(policy, nnx.Param))) // shards
     return {
@@ -95,7 +95,7 @@ def example(pair: PairIds, tokenizer: chat.Tokenizer) -> str:
     )
 
 
-def size(count: float) -> str:
+def size(count: int | float) -> str:
     """1536 -> '1.5 KiB'."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:

@@ -14,7 +14,6 @@ from jaxtyping import Array, UInt32
 import numpy as np
 
 from checkpoints_io.run_state import RunStore
-from recipes.data.packing import Packed
 import zoo
 
 
@@ -98,7 +97,7 @@ def equal_weights(policy: Any, frozen: Any, compute: jax.typing.DTypeLike) -> bo
     return fingerprint(cast(policy, compute)) == fingerprint(frozen)
 
 
-def check_logps(policy: Callable, reference: Callable, batch: Packed) -> None:
+def check_logps(policy: Callable, reference: Callable, batch: Any) -> None:
     """The gate before the first step: equal weights through one program are equal, bit for bit.
 
     Raises:

@@ -121,7 +121,8 @@ def _by_prefix(
         after = _render([*turns, message], tokenizer)[0]
         if not (after.startswith(before) and text.startswith(after)):
             raise ValueError("the chat template changes earlier turns when later ones follow")
-        spans.append((len(before), len(after)))
+        if len(after) > len(before):
+            spans.append((len(before), len(after)))
     return spans
 
 

@@ -1,0 +1,77 @@
+"""Llama-3.1-8B-Instruct on UltraFeedback, the recipe of Marin's guide.
+
+  python recipes/dpo.py --config=recipes/configs/llama8b.py --config.directory=/runs/llama8b
+
+Weights in float32 with AdamW take 128 GB over all devices, the reference 16 GB: eight GPUs of 80
+GB, or a v5p-16. One update is 128 pairs, however many devices share it.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Every setting of the run; nothing is defaulted elsewhere."""
+    config = ml_collections.ConfigDict()
+    config.name = "llama8b"
+    config.tags = ("dpo", "ultrafeedback", "llama3")
+    config.directory = config_dict.placeholder(str)  # where the run keeps everything; give it
+    config.seed = 0
+
+    # Models: folders or hub ids (owner/name@revision). Their config.json decides the architecture.
+    config.initialize_from_hf = "meta-llama/Llama-3.1-8B-Instruct"
+    config.reference_model_path = config.get_ref("initialize_from_hf")
+    config.reference_is_hf = True  # False: reference_model_path is the directory of a run
+    config.tokenizer = config_dict.placeholder(str)  # unset: the one in initialize_from_hf
+    config.chat_template = config_dict.placeholder(str)  # unset: the tokenizer's own; or a file
+
+    # Data: a file, or a hub dataset (owner/name:split@revision).
+    config.train_data = "HuggingFaceH4/ultrafeedback_binarized:train_prefs"
+    config.validation_split_fraction = config_dict.placeholder(float)  # unset: see validation
+    config.validation = dict(ultrafeedback="HuggingFaceH4/ultrafeedback_binarized:test_prefs")
+    config.data = dict(
+        layout="preference_chat",
+        mask_user_turns=True,
+        over_length="drop",  # or cut_answer
+        max_malformed_fraction=0.01,
+    )
+    config.train_seq_len = 4096  # tokens of the prompt and either answer
+    config.row_length = 4096
+    config.per_device_parallelism = 1  # rows a device computes at a time
+    config.min_pack_fill = 0.5
+
+    config.loss = "sigmoid"
+    config.beta = 0.01
+    config.label_smoothing = 0.0
+
+    config.train_batch_size = 128  # pairs in every update
+    config.num_train_steps = 2_000
+    config.num_epochs = config_dict.placeholder(float)  # instead of num_train_steps
+    config.learning_rate = 5e-7
+    config.lr_schedule = "linear"
+    config.warmup = 0.1  # a fraction of the steps, or steps
+    config.cooldown = 0.1  # unset: decays over all the rest
+    config.min_lr_ratio = 0.0
+    config.weight_decay = 0.0
+    config.max_grad_norm = 1.0
+    config.adam_beta1 = 0.9
+    config.adam_beta2 = 0.95
+    config.adam_epsilon = 1e-8
+
+    config.mp = "p=f32,c=bfloat16"
+    config.mesh = dict(data=1, fsdp=-1, tensor=1)
+    config.distributed = False  # True on every process of a run on several hosts
+
+    config.steps_per_log = 10
+    config.steps_per_eval = 500
+    config.run_initial_eval = True
+    config.max_eval_pairs = config_dict.placeholder(int)  # unset: all
+    config.steps_per_checkpoint = 500
+    config.keep_checkpoints = 2
+    config.steps_per_hf_export = 500  # unset: at the end; -1: never
+    config.hf_save_dtype = "bfloat16"
+    config.sample_tokens = 128  # of each answer shown at the end
+
+    config.tensorboard = True
+    config.wandb_project = config_dict.placeholder(str)
+    return config

@@ -1,0 +1,187 @@
+"""Weights from strangers' files: read once, read right, or refused in a sentence."""
+
+import json
+import shutil
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from checkpoints_io import hf_folder, hf_weights
+from tests.conftest import large_weights, small_config
+import zoo
+from zoo import llama, sharding
+
+
+@pytest.fixture
+def folder(tmp_path):
+    model = large_weights(llama.Model(small_config(), nnx.Rngs(0)))
+    zoo.save(model, tmp_path / "model", dtype=jnp.float32)
+    return tmp_path / "model"
+
+
+def change(folder, edit):
+    path = folder / "model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    edit(tensors)
+    safetensors.numpy.save_file(tensors, path)
+
+
+Q = "model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (lambda t: t.pop(Q), f"lack {Q}"),
+        (lambda t: t.update({"model.extra": t[Q]}), "hold model.extra"),
+        (lambda t: t.update({Q: t[Q][:16]}), r"q_proj.weight is \(16, 32\) where .* \(32, 32\)"),
+        (lambda t: t.update({Q: t[Q].astype(np.float64)}), "stored as F64"),
+        (lambda t: t.update({Q: t[Q].astype(np.int8)}), "stored as I8"),
+    ],
+)
+def test_what_does_not_fit_is_named(folder, edit, told):
+    change(folder, edit)
+    with pytest.raises(ValueError, match=told):
+        zoo.load(folder)
+
+
+def test_left_over_rotary_tables_are_passed_over(folder):
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    change(folder, lambda t: t.update({name: np.ones(4, np.float32)}))
+    zoo.load(folder)
+
+
+def test_a_tied_model_does_not_read_a_head(tmp_path):
+    model = large_weights(llama.Model(small_config(tie_word_embeddings=True), nnx.Rngs(0)))
+    zoo.save(model, tmp_path / "model", dtype=jnp.float32)
+    change(tmp_path / "model", lambda t: t.update({"lm_head.weight": t["model.norm.weight"]}))
+    zoo.load(tmp_path / "model")
+
+
+def test_files_that_are_broken(folder):
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    for content in (whole[:-5], b"version https://git-lfs.github.com/spec/v1\n", b""):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="not a whole safetensors file"):
+            zoo.load(folder)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no \.safetensors"):
+        zoo.load(folder)
+
+
+def test_an_index_may_not_lead_elsewhere(folder):
+    outside = folder.parent / "secret.safetensors"
+    shutil.copy(folder / "model.safetensors", outside)
+    index = folder / "model.safetensors.index.json"
+    for name in ("../secret.safetensors", str(outside)):
+        index.write_text(json.dumps({"weight_map": {Q: name}}))
+        with pytest.raises(ValueError, match="outside its folder"):
+            zoo.load(folder)
+    index.write_text(json.dumps({"weight_map": {Q: "gone.safetensors"}}))
+    with pytest.raises(FileNotFoundError, match="not complete"):
+        zoo.load(folder)
+    index.write_text("[]")
+    with pytest.raises(ValueError, match="weight_map"):
+        zoo.load(folder)
+
+
+@pytest.mark.parametrize("stored", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_every_dtype_is_read(folder, tmp_path, stored):
+    model = zoo.load(folder)
+    zoo.save(model, tmp_path / "narrow", dtype=stored)
+    found = zoo.load(tmp_path / "narrow")
+    for ours, theirs in zip(*(jax.tree.leaves(nnx.state(m)) for m in (model, found)), strict=True):
+        assert theirs.dtype == jnp.float32
+        np.testing.assert_array_equal(theirs, ours.astype(stored).astype(jnp.float32))
+    assert zoo.load(folder, dtype=stored).norm.scale[...].dtype == stored
+
+
+def test_shards_and_index(folder, tmp_path, monkeypatch):
+    model = zoo.load(folder)
+    monkeypatch.setattr(hf_weights, "SHARD_BYTES", 10_000)
+    zoo.save(model, tmp_path / "many", dtype=jnp.float32)
+    files = sorted((tmp_path / "many").glob("*.safetensors"))
+    assert len(files) > 3
+    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
+    stored = {name: f.name for f in files for name in safetensors.numpy.load_file(f)}
+    assert index["weight_map"] == stored
+    total = sum(a.nbytes for f in files for a in safetensors.numpy.load_file(f).values())
+    assert index["metadata"]["total_size"] == total
+    again = zoo.load(tmp_path / "many")
+    for ours, theirs in zip(*(jax.tree.leaves(nnx.state(m)) for m in (model, again)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_an_export_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").write_text("here before")
+    with pytest.raises(RuntimeError), hf_folder.written_whole(target) as fresh:
+        (fresh / "half").write_text("")
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (target / "old").exists()
+    with hf_folder.written_whole(target) as fresh:
+        (fresh / "new").write_text("")
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_stop_ids_join_those_of_the_source(folder, tmp_path):
+    model = zoo.load(folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, "top_p": 0.9}))
+    zoo.save(model, tmp_path / "out", stop_ids=(2, 7), chat_template="{{ messages }}")
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation == {"eos_token_id": [2, 7], "top_p": 0.9}
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
+
+
+@pytest.mark.parametrize(
+    "name", ["nowhere", "./nowhere", "a/b/c", "/nowhere/model", "../seen/from"]
+)
+def test_no_such_folder(name):
+    with pytest.raises(FileNotFoundError, match="no model folder"):
+        zoo.load(name)
+
+
+def test_a_folder_without_a_model(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        zoo.load(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        zoo.load(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match="JSON object"):
+        zoo.load(tmp_path)
+
+
+def test_the_hub_out_of_reach(monkeypatch):
+    import httpx
+    from huggingface_hub import errors
+
+    def raising(error):
+        def download(*_, **__):
+            raise error
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+
+    raising(errors.LocalEntryNotFoundError("offline"))
+    with pytest.raises(FileNotFoundError, match="hub could not be reached"):
+        zoo.load("owner/model")
+    response = httpx.Response(403, request=httpx.Request("GET", "http://127.0.0.1"))
+    raising(errors.GatedRepoError("gated", response=response))
+    with pytest.raises(PermissionError, match="hf auth login"):
+        zoo.load("owner/model")
+    raising(errors.RepositoryNotFoundError("gone", response=response))
+    with pytest.raises(FileNotFoundError, match="no such repository"):
+        zoo.load("owner/model@main")
+
+
+def test_a_mesh_of_the_wrong_size():
+    with pytest.raises(ValueError, match="does not fit 1 devices"):
+        sharding.mesh_of(1, 3, 1)

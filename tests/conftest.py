@@ -1,0 +1,80 @@
+"""What several tests start from: small models, and the folder beside the project, if it is there."""
+
+import pathlib
+
+from absl import logging
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from recipes.configs import tiny
+from zoo import llama
+
+ROOT = pathlib.Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+TINY = ROOT / "recipes" / "tiny"
+
+logging.set_verbosity(logging.WARNING)
+
+
+def small_config(**other) -> llama.Config:
+    sizes = dict(
+        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-5,
+        tie_word_embeddings=False, rope_parameters=llama.Rope(rope_theta=1e4),
+    )  # fmt: skip
+    return llama.Config(**(sizes | other))
+
+
+def large_weights(model: nnx.Module, seed: int = 0, scale: float = 1.0) -> nnx.Module:
+    """Weights of std 0.5 sqrt(32 / fan_in): with small ones a wrong rope is invisible."""
+    draw = np.random.default_rng(seed)
+
+    def fill(param: nnx.Param) -> nnx.Param:
+        axes, shape = param.axes.split(), param.shape
+        if len(axes) == 1 or axes == ["L", "D"]:
+            return param
+        sizes = dict(zip(axes, shape, strict=True))
+        into_d = axes[-1] == "D" and axes[0] != "V"  # o and down sum over what comes before D
+        fan_in = np.prod([sizes[a] for a in axes if a not in "LD"]) if into_d else sizes["D"]
+        return param.replace(
+            jnp.asarray(
+                scale * 0.5 * np.sqrt(32 / fan_in) * draw.standard_normal(shape), jnp.float32
+            )
+        )
+
+    is_param = lambda x: isinstance(x, nnx.Variable)
+    nnx.update(model, jax.tree.map(fill, nnx.state(model), is_leaf=is_param))
+    return model
+
+
+@pytest.fixture(scope="session")
+def small_model() -> llama.Model:
+    return large_weights(llama.Model(small_config(), nnx.Rngs(0)))
+
+
+@pytest.fixture
+def tiny_config(tmp_path) -> ml_collections.ConfigDict:
+    """The tiny run, with absolute paths, shortened to what a test can wait for."""
+    config = tiny.get_config()
+    config.initialize_from_hf = str(TINY / "model")
+    config.train_data = str(TINY / "train.jsonl")
+    config.validation.heldout = str(TINY / "heldout.jsonl")
+    config.directory = str(tmp_path / "run")
+    config.tensorboard = False
+    config.run_initial_eval = False
+    config.steps_per_log = 1
+    config.steps_per_hf_export = -1
+    config.max_eval_pairs = 8
+    config.sample_tokens = 0
+    return config
+
+
+@pytest.fixture
+def shared() -> pathlib.Path:
+    if not SHARED.is_dir():
+        pytest.skip("the folder of shared facts is not here")
+    return SHARED

@@ -1,0 +1,259 @@
+"""The recipe itself: what it learns, what it saves, and that a stop leaves no trace."""
+
+import json
+import math
+import pathlib
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from recipes import dpo, reference
+from tests.conftest import TINY
+import zoo
+
+
+def records(config):
+    lines = (pathlib.Path(config.directory) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def training(config):
+    """Figures per step, without the speed."""
+    return {
+        r["step"]: {k: v for k, v in r.items() if k != "train/tokens_per_second"}
+        for r in records(config)
+        if "train/dpo_loss" in r
+    }
+
+
+def exported(config, step):
+    folder = pathlib.Path(config.directory) / "hf" / f"step-{step}"
+    return safetensors.numpy.load_file(folder / "model.safetensors")
+
+
+def test_the_tiny_run_learns(tiny_config):
+    config = tiny_config
+    config.num_train_steps = 20
+    config.run_initial_eval = True
+    config.steps_per_hf_export = 20
+    config.max_eval_pairs = 1000
+    dpo.train(config)
+    steps = records(config)
+    before, after = (r for r in steps if "eval/heldout/dpo_accuracy" in r)
+    first = next(r for r in steps if "train/dpo_loss" in r)
+    assert first["train/dpo_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert before["eval/heldout/dpo_accuracy"] == 0  # a tie is no win
+    assert before["eval/heldout/drift_chosen"] == 0
+    assert after["eval/heldout/dpo_accuracy"] >= 0.75
+    names = (
+        "dpo_loss dpo_margin_policy dpo_margin_ref dpo_accuracy dpo_chosen_reward "
+        "dpo_rejected_reward logps_chosen logps_rejected drift_chosen drift_rejected "
+        "length_chosen length_rejected"
+    )
+    assert {f"eval/heldout/{name}" for name in names.split()} <= after.keys()
+    more = "gradient_norm learning_rate tokens_per_second pack_fill data/dropped data/truncated"
+    assert {f"train/{name}" for name in f"{names} {more}".split()} <= first.keys()
+    # What was learnt is in the folder for other programs.
+    folder = pathlib.Path(config.directory) / "hf" / "step-20"
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (folder / name).read_bytes() == (TINY / "model" / name).read_bytes()
+    generation = json.loads((folder / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [1, 4]
+    moved = exported(config, 20)["model.norm.weight"]
+    assert moved.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("stop", "total", "other"),
+    [
+        pytest.param(3, 6, {}, id="inside an epoch"),
+        pytest.param(12, 14, {}, id="in the second epoch"),
+        pytest.param(3, 5, {"per_device_parallelism": 2}, id="with accumulation"),
+    ],
+)
+def test_a_stopped_run_goes_on_as_if_it_had_not(
+    tiny_config, tmp_path, monkeypatch, stop, total, other
+):
+    config = tiny_config
+    config.update(other)
+    config.num_train_steps = total
+    config.steps_per_checkpoint = stop
+    config.hf_save_dtype = "f32"
+    config.steps_per_hf_export = total
+    whole, parted = (config.copy_and_resolve_references() for _ in range(2))
+    whole.directory, parted.directory = str(tmp_path / "whole"), str(tmp_path / "parted")
+    seen = {}
+
+    def watch(kind):
+        from recipes.data import batches
+
+        pack = batches.pack
+
+        def noting(pairs, shape, here):
+            update = pack(pairs, shape, here)
+            seen.setdefault(kind, set()).add(tuple(update.rows))
+            return update
+
+        monkeypatch.setattr(batches, "pack", noting)
+
+    watch("whole")
+    dpo.train(whole)
+
+    class Stopped(Exception):
+        pass
+
+    from recipes import step
+
+    monkeypatch.undo()
+    compiled = step.compiled
+
+    def until(*args, **kwargs):
+        programs, taken = compiled(*args, **kwargs), []
+
+        def apply(*args):
+            if len(taken) == stop:
+                raise Stopped
+            taken.append(1)
+            return programs.apply(*args)
+
+        return programs._replace(apply=apply)
+
+    monkeypatch.setattr(step, "compiled", until)
+    # The write under way ends before the process does, as after a SIGTERM.
+    from checkpoints_io.run_state import RunStore
+
+    save = RunStore.save
+    monkeypatch.setattr(RunStore, "save", lambda self, *a: (save(self, *a), self.wait()))
+    with pytest.raises(Stopped):
+        dpo.train(parted)
+    monkeypatch.undo()
+    watch("parted")
+    dpo.train(parted)
+
+    assert training(parted) == training(whole)
+    for name, array in exported(whole, total).items():
+        np.testing.assert_array_equal(array, exported(parted, total)[name])
+
+
+def test_accumulation_gives_the_update_of_the_whole_batch(tiny_config, tmp_path):
+    found = []
+    for rows in (16, 2):
+        config = tiny_config.copy_and_resolve_references()
+        config.num_train_steps = 3
+        config.per_device_parallelism = rows
+        config.min_pack_fill = 0.1
+        config.directory = str(tmp_path / str(rows))
+        dpo.train(config)
+        found.append(training(config))
+    for step in found[0]:
+        for name in ("dpo_loss", "logps_chosen", "gradient_norm"):
+            whole, parts = (f[step][f"train/{name}"] for f in found)
+            assert parts == pytest.approx(whole, rel=1e-4), (step, name)
+
+
+def test_a_checkpoint_holds_policy_and_optimizer_only(tiny_config):
+    config = tiny_config
+    config.num_train_steps = 1
+    dpo.train(config)
+    folder = pathlib.Path(config.directory) / "checkpoints"
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    model = zoo.load(TINY / "model")
+    weights = sum(x.nbytes for x in jax.tree.leaves(nnx.state(model)))
+    assert size <= 3.1 * weights + 100_000
+    names = {path.name for path in next(folder.iterdir()).iterdir()}
+    assert {"policy", "optimizer", "facts"} <= names
+    assert not any("reference" in str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_another_reference_is_refused_on_resume(tiny_config, tmp_path):
+    config = tiny_config
+    config.num_train_steps = 1
+    model = zoo.load(TINY / "model")
+    zoo.save(model, tmp_path / "reference")
+    config.reference_model_path = str(tmp_path / "reference")
+    dpo.train(config)
+    model.norm.scale[...] = model.norm.scale[...] * 1.5
+    zoo.save(model, tmp_path / "reference")
+    with pytest.raises(ValueError, match="reference weights have changed"):
+        dpo.train(config)
+
+
+def test_other_settings_are_refused_on_resume(tiny_config):
+    config = tiny_config
+    config.num_train_steps = 1
+    dpo.train(config)
+    config.beta = 0.3
+    with pytest.raises(ValueError, match=r"beta: 0.1 there, 0.3 here"):
+        dpo.train(config)
+    config.beta = 0.1
+    config.steps_per_log = 7  # does not touch the numbers
+    dpo.train(config)
+
+
+def test_the_reference_may_be_a_run(tiny_config, tmp_path):
+    config = tiny_config
+    config.num_train_steps = 4
+    dpo.train(config)
+    second = config.copy_and_resolve_references()
+    second.directory = str(tmp_path / "second")
+    second.reference_is_hf = False
+    second.reference_model_path = config.directory
+    second.num_train_steps = 1
+    dpo.train(second)
+    first = training(second)[1]
+    assert first["train/drift_chosen"] != 0  # the policy starts behind the reference
+    second.reference_model_path = str(tmp_path)
+    second.directory = str(tmp_path / "third")
+    with pytest.raises(FileNotFoundError, match="not the directory of a run"):
+        dpo.train(second)
+
+
+def test_bfloat16_starts_at_zero_too(tiny_config):
+    config = tiny_config
+    config.mp = "p=f32,c=bfloat16"
+    config.num_train_steps = 2
+    config.run_initial_eval = True
+    dpo.train(config)
+    before = records(config)[0]
+    assert before["eval/heldout/dpo_accuracy"] == 0
+    assert before["eval/heldout/drift_chosen"] == 0
+    assert training(config)[1]["train/dpo_loss"] == pytest.approx(math.log(2), abs=5e-3)
+
+
+def test_label_smoothing_and_cut_answers_have_an_effect(tiny_config, tmp_path):
+    figures = {}
+    for name, other in {
+        "as it is": {},
+        "smoothed": {"label_smoothing": 0.2},
+        "cut": {"train_seq_len": 48, "data.over_length": "cut_answer"},
+        "dropped": {"train_seq_len": 48},
+    }.items():
+        config = tiny_config.copy_and_resolve_references()
+        config.num_train_steps = 2
+        config.warmup = 0.0
+        config.update_from_flattened_dict(other)
+        config.directory = str(tmp_path / name)
+        dpo.train(config)
+        figures[name] = training(config)[2]
+    assert figures["smoothed"]["train/dpo_loss"] > figures["as it is"]["train/dpo_loss"]
+    assert figures["cut"]["train/data/truncated"] > 0
+    assert figures["dropped"]["train/data/dropped"] > figures["as it is"]["train/data/dropped"]
+
+
+def test_the_gates_see_what_is_wrong():
+    params = {"w": jnp.arange(6.0).reshape(2, 3)}
+    other = {"w": params["w"].at[1, 2].add(1e-6)}
+    assert reference.fingerprint(params) != reference.fingerprint(other)
+    swapped = {"w": params["w"][:, ::-1]}
+    assert reference.fingerprint(params) != reference.fingerprint(swapped)
+    assert reference.fingerprint(params) == reference.fingerprint({"w": params["w"] + 0})
+    with pytest.raises(RuntimeError, match="log-probabilities"):
+        reference.check_logps(lambda _: np.zeros(2), lambda _: np.full(2, 1e-7), None)
+    for loss in (0.70, math.nan):
+        with pytest.raises(RuntimeError, match="ln 2"):
+            reference.check_first_loss(loss, jnp.bfloat16)
+    reference.check_first_loss(0.6931472, jnp.float32)

@@ -1,0 +1,262 @@
+"""The layout by eye, and by equality: packed is alone, prompt once is separate."""
+
+from flax import nnx
+from hypothesis import given, settings, strategies
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from recipes.data import batches, packing
+from recipes.data.packing import Shape
+from recipes.data.tokens import PairIds
+from recipes.logps import answer_logps, token_logps
+from tests.conftest import large_weights, small_config
+from zoo import llama
+
+
+def ids(text):
+    return np.array([ord(letter) for letter in text], np.int32)
+
+
+def pair(prompt, chosen, rejected, row=0, chosen_scored=None):
+    scored = np.ones(len(chosen), bool) if chosen_scored is None else np.array(chosen_scored, bool)
+    return PairIds(
+        row, ids(prompt), ids(chosen), ids(rejected), scored, np.ones(len(rejected), bool),
+        boundary_moved=False, truncated=False,
+    )  # fmt: skip
+
+
+def letters(array):
+    return "".join(map(chr, array))
+
+
+def test_prompt_once_as_it_stands_in_the_design():
+    stream = packing.prompt_once(pair("ab", "xyz", "uv"))
+    assert letters(stream.tokens) == "yxabu"
+    assert [*stream.positions] == [3, 2, 0, 1, 2]
+    seen = [
+        letters(stream.tokens[first:last])
+        for first, last in zip(stream.first, stream.last, strict=True)
+    ]
+    assert seen == ["yxab", "xab", "a", "ab", "abu"]
+    scores = [
+        letters([stream.tokens[source], target])
+        for source, target in zip(stream.source, stream.target, strict=True)
+    ]
+    assert scores == ["bx", "xy", "yz", "bu", "uv"]
+    assert [*stream.answer] == [0, 0, 0, 1, 1]
+
+
+def test_only_scored_tokens_are_scored():
+    stream = packing.prompt_once(pair("ab", "xyz", "u", chosen_scored=[0, 1, 1]))
+    assert letters(stream.target) == "yzu"
+    assert letters(stream.tokens[stream.source]) == "xyb"
+
+
+def test_separate_as_ordinary_text():
+    chosen, rejected = packing.separate(pair("ab", "xyz", "uv"))
+    assert letters(chosen.tokens) == "abxy"
+    assert letters(rejected.tokens) == "abu"
+    assert [*chosen.positions] == [0, 1, 2, 3]
+    assert letters(chosen.tokens[chosen.source]) == "bxy"
+    assert [*rejected.answer] == [1, 1]
+
+
+def test_a_row_of_two_pairs():
+    shape = Shape(rows=2, row_length=12, scored_per_row=8, pairs=2)
+    rows = packing.place([pair("ab", "xyz", "uv"), pair("c", "p", "qr")], shape)
+    (batch,) = (packing.build([*rows, []], shape, slice(0, 2)),)
+    assert letters(batch.tokens[0, :7]) == "yxabucq"
+    assert [*batch.positions[0, :7]] == [3, 2, 0, 1, 2, 0, 1]
+    assert [*batch.first[0]] == [0, 1, 2, 2, 2, 5, 5, 7, 8, 9, 10, 11]
+    assert [*batch.last[0]] == [4, 4, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]  # padding sees itself
+    assert [*batch.slot[0]] == [0, 0, 0, 0, 0, 1, 1, 1]
+    assert letters(batch.target[0]) == "xyzuvpqr"
+    assert [*batch.slot[1]] == [-1] * 8
+    assert batch.is_pair.all()
+
+
+def test_a_pair_too_long_for_a_row_is_stored_separately_within_one_micro_batch():
+    shape = Shape(rows=3, row_length=8, scored_per_row=8, pairs=3)
+    long = pair("abcd", "wxyz", "stuv")
+    rows = packing.place([long, pair("a", "b", "c"), long], shape)
+    where = {}
+    for row, placed in enumerate(rows):
+        for stream in placed:
+            where.setdefault(stream.pair, []).append(row)
+    assert where[0] == [0, 1]
+    assert where[2] == [3, 4]  # row 2 is the last of its micro-batch
+    assert not packing.fits_once(long, shape)
+    assert packing.fits_separate(long, shape)
+    assert not packing.fits_separate(long, shape._replace(rows=1))
+
+
+def random_pairs(seed, count, longest=12):
+    draw = np.random.default_rng(seed)
+    some = lambda: draw.integers(0, 97, draw.integers(1, longest)).astype(np.int32)
+    made = []
+    for row in range(count):
+        prompt, chosen, rejected = some(), some(), some()
+        masks = [draw.random(len(answer)) < 0.7 for answer in (chosen, rejected)]
+        for mask in masks:
+            mask[-1] = True
+        made.append(PairIds(row, prompt, chosen, rejected, *masks, False, False))
+    return made
+
+
+def logps_alone(model, pair):
+    """Each answer as a text of its own, by whole logits."""
+    found = []
+    sides = (pair.chosen, pair.chosen_scored), (pair.rejected, pair.rejected_scored)
+    for answer, scored in sides:
+        text = np.concatenate([pair.prompt, answer])
+        logps = jax.nn.log_softmax(model(jnp.asarray(text[None, :-1])))[0]
+        of_answer = logps[len(pair.prompt) - 1 + np.arange(len(answer)), answer]
+        found.append(float(of_answer[scored].sum()))
+    return found
+
+
+def packed_logps(model, pairs, shape):
+    total = np.zeros((shape.pairs, 2))
+    for batch in batches.pack(pairs, shape, slice(0, shape.rows)).micro_batches:
+        total += np.asarray(answer_logps(model, jax.tree.map(jnp.asarray, batch)))
+    return total[: len(pairs)]
+
+
+def test_packed_is_alone(small_model):
+    pairs = random_pairs(0, 7)
+    expected = [logps_alone(small_model, pair) for pair in pairs]
+    found = packed_logps(small_model, pairs, Shape(2, 48, 64, 8))
+    np.testing.assert_allclose(found, expected, atol=2e-5 * 12)
+    assert np.abs(found).max() > 10
+
+
+def test_token_by_token_within_1e_5():
+    """Prompt once, packed among others, against the plain text: each scored token.
+
+    With weights half as large as elsewhere: at full size float32 itself moves a log-probability of
+    -13 by 1.7e-5 between two shapes of the same text.
+    """
+    small_model = large_weights(llama.Model(small_config(), nnx.Rngs(0)), scale=0.5)
+    pairs = random_pairs(1, 6)
+    shape = Shape(1, 256, 128, 8)
+    (batch,) = batches.pack(pairs, shape, slice(0, 1)).micro_batches
+    from zoo.attention import KeyRange
+
+    keys = KeyRange(jnp.asarray(batch.first), jnp.asarray(batch.last))
+    hidden = small_model.hidden(jnp.asarray(batch.tokens), jnp.asarray(batch.positions), keys)
+    found = token_logps(small_model, hidden[:, batch.source[0]], jnp.asarray(batch.target))[0]
+    for slot, one in enumerate(pairs):
+        sides = (one.chosen, one.chosen_scored), (one.rejected, one.rejected_scored)
+        for side, (answer, scored) in enumerate(sides):
+            text = np.concatenate([one.prompt, answer])
+            logps = jax.nn.log_softmax(small_model(jnp.asarray(text[None, :-1])))[0]
+            expected = logps[len(one.prompt) - 1 + np.arange(len(answer)), answer][scored]
+            mine = (batch.slot[0] == slot) & (batch.answer[0] == side)
+            np.testing.assert_allclose(found[mine], expected, rtol=0, atol=1e-5)
+
+
+def test_prompt_once_is_separate(small_model):
+    pairs = random_pairs(2, 5)
+    draw = np.random.default_rng(2)
+    long = [draw.integers(0, 97, n).astype(np.int32) for n in (8, 20, 22)]
+    pairs.append(PairIds(5, *long, np.ones(20, bool), np.ones(22, bool), False, False))
+    once = packed_logps(small_model, pairs, Shape(2, 64, 64, 8))
+    # Rows too short for any prompt-once stream of the longer pairs.
+    apart = packed_logps(small_model, pairs, Shape(4, 40, 40, 8))
+    assert any(not packing.fits_once(p, Shape(4, 40, 40, 8)) for p in pairs)
+    np.testing.assert_allclose(once, apart, atol=1e-4)
+
+
+def test_chunked_is_whole(small_model, monkeypatch):
+    pairs = random_pairs(3, 6)
+    shape = Shape(2, 64, 64, 8)
+    whole = packed_logps(small_model, pairs, shape)
+    monkeypatch.setattr("recipes.logps.LOGITS_BYTES", 2 * 8 * 97 * 4)  # 8 scores at a time
+    np.testing.assert_allclose(packed_logps(small_model, pairs, shape), whole, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=strategies.lists(
+        strategies.tuples(*[strategies.integers(1, 30)] * 3), min_size=1, max_size=24
+    ),
+    rows=strategies.integers(1, 5),
+)
+def test_nothing_is_lost_and_nothing_overlaps(lengths, rows):
+    pairs = [pair("p" * p, "c" * c, "r" * r, row=i) for i, (p, c, r) in enumerate(lengths)]
+    shape = Shape(rows, 64, 64, len(pairs))
+    fit = [p for p in pairs if packing.fits_once(p, shape) or packing.fits_separate(p, shape)]
+    update = batches.pack(fit, shape, slice(0, rows))
+    for slot, one in enumerate(fit):
+        for side, answer in enumerate((one.chosen, one.rejected)):
+            held = [
+                int(((batch.slot == slot) & (batch.answer == side)).sum())
+                for batch in update.micro_batches
+            ]
+            assert sorted(held)[-1] == len(answer) == sum(held)  # all in one micro-batch
+    for batch in update.micro_batches:
+        steps = np.arange(shape.row_length)
+        assert (batch.first <= steps).all()
+        assert (batch.last > batch.first).all()
+        assert (batch.is_pair == np.isin(np.arange(len(pairs)), batch.slot)).all()
+
+
+def test_positions_per_real_token_on_the_bench_pairs():
+    """Rows of 1024, 2 a micro-batch, 128 pairs an update, the last micro-batch included."""
+    draw = np.random.default_rng(0)
+    shares = 1.0 / np.arange(1, 32000 - 9)
+    shares /= shares.sum()
+    text = lambda n: (draw.choice(32000 - 10, n, p=shares) + 10).astype(np.int32)
+    pairs = []
+    for row in range(512):
+        total = int(np.clip(draw.lognormal(np.log(180), 0.6), 24, 512))
+        prompt = max(4, int(total * 0.4))
+        other = int(np.clip(draw.lognormal(np.log(180), 0.6), 24, 512))
+        rejected = max(4, min(other - int(other * 0.4), 512 - prompt))
+        end = np.array([2], np.int32)
+        texts = [text(prompt), text(total - prompt - 1), text(rejected - 1)]
+        texts = [texts[0], *(np.concatenate([answer, end]) for answer in texts[1:])]
+        masks = [np.ones(len(answer), bool) for answer in texts[1:]]
+        pairs.append(PairIds(row, *texts, *masks, False, False))
+    assert sum(map(packing.real_tokens, pairs)) == 209_072
+    shape = batches.shape_of(pairs, rows=2, row_length=1024, per_update=128)
+    positions = sum(
+        len(batches.pack(pairs[i : i + 128], shape, slice(0, 2)).micro_batches) * 2 * 1024
+        for i in range(0, 512, 128)
+    )
+    assert positions / 209_072 <= 0.86
+
+
+def test_a_leak_between_streams_would_be_seen(small_model):
+    """The equalities above would fall if a token saw one key too many."""
+    pairs = random_pairs(4, 4)
+    shape = Shape(1, 128, 96, 4)
+    (batch,) = batches.pack(pairs, shape, slice(0, 1)).micro_batches
+    right = answer_logps(small_model, jax.tree.map(jnp.asarray, batch))
+    leaky = batch._replace(first=np.maximum(batch.first - 1, 0))
+    wrong = answer_logps(small_model, jax.tree.map(jnp.asarray, leaky))
+    assert jnp.abs(right - wrong).max() > 1e-2
+
+
+def test_bfloat16_has_the_same_ones_as_float32():
+    model = large_weights(llama.Model(small_config(), nnx.Rngs(0)))
+    narrow = large_weights(llama.Model(small_config(), nnx.Rngs(0), jnp.bfloat16))
+    pairs = random_pairs(5, 4)
+    shape = Shape(1, 128, 96, 4)
+    wide = packed_logps(model, pairs, shape)
+    np.testing.assert_allclose(packed_logps(narrow, pairs, shape), wide, rtol=0.1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_is_a_function_of_the_seed(seed):
+    pairs = random_pairs(6, 10)
+    shape = Shape(2, 64, 64, 4)
+    stream = lambda seed: batches.training(pairs, shape, seed=seed, here=slice(0, 2))
+    rows = [stream(seed)[i].rows.tolist() for i in range(5)]  # 20 pairs: two epochs
+    assert rows == [stream(seed)[i].rows.tolist() for i in range(5)]
+    flat = sum(rows, [])
+    assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
+    assert flat[:10] != flat[10:]
+    assert rows != [stream(seed + 1)[i].rows.tolist() for i in range(5)]

@@ -1,0 +1,98 @@
+"""Settings are refused in sentences that name the flag, and schedules are what they say."""
+
+import numpy as np
+import pytest
+
+from recipes import optimizer, settings
+from recipes.configs import tiny
+
+
+@pytest.fixture
+def config():
+    return tiny.get_config()
+
+
+def test_the_configs_pass(config):
+    settings.check(config)
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"beta": 0.0}, "--config.beta must be above 0, not 0.0"),
+        ({"beta": -1.0}, "beta"),
+        ({"beta": float("nan")}, "beta"),
+        ({"learning_rate": float("inf")}, "learning_rate"),
+        ({"loss": "sigmod"}, r"did you mean sigmoid\?"),
+        ({"data.layout": "preferencechat"}, r"did you mean preference_chat\?"),
+        ({"data.over_length": "cut"}, "data.over_length"),
+        ({"lr_schedule": "cosin"}, "did you mean cosine"),
+        ({"mp": "bf16"}, "p=f32,c=bfloat16"),
+        ({"mp": "p=bf16,c=bf16"}, "do not move"),
+        ({"mp": "p=f32,c=f16"}, "f32 or bfloat16"),
+        ({"hf_save_dtype": "int8"}, "hf_save_dtype"),
+        ({"label_smoothing": 0.5}, "label_smoothing"),
+        ({"validation_split_fraction": 1.0}, "validation_split_fraction"),
+        ({"num_epochs": 1.0}, "set one of"),
+        ({"train_seq_len": 512}, "row_length"),
+        ({"train_batch_size": 0}, "train_batch_size"),
+        ({"warmup": -0.1}, "warmup"),
+        ({"reference_is_hf": False}, "directory of a run"),
+        ({"steps_per_hf_export": -3}, "never"),
+    ],
+)
+def test_impossible_settings(config, other, told):
+    config.update_from_flattened_dict(other)
+    with pytest.raises(ValueError, match=told):
+        settings.check(config)
+
+
+def test_missing_settings_are_named_as_flags(config):
+    import ml_collections
+
+    config.directory = None
+    config.data.layout = None
+    with pytest.raises(
+        ValueError, match=r"please set --config.data.layout=…, --config.directory=…"
+    ):
+        settings.check(ml_collections.ConfigDict(config))
+
+
+def rates(config, total, **other):
+    config.update_from_flattened_dict(other)
+    schedule = optimizer.schedule_of(config, total)
+    return np.array([float(schedule(i)) for i in range(total)]) / config.learning_rate
+
+
+def test_marins_schedule(config):
+    """Warm-up a tenth, plateau, decay over the last tenth."""
+    found = rates(config, 100, warmup=0.1, cooldown=0.1)
+    np.testing.assert_allclose(found[:11], np.arange(11) / 10, atol=1e-6)
+    np.testing.assert_allclose(found[10:91], 1, atol=1e-6)
+    np.testing.assert_allclose(found[90:], 1 - np.arange(10) / 10, atol=1e-6)
+
+
+def test_no_cooldown_decays_all_the_way(config):
+    found = rates(config, 100, warmup=10.0)
+    np.testing.assert_allclose(found[10:], 1 - np.arange(90) / 90, atol=1e-5)
+    cosine = rates(config, 100, warmup=0.0, lr_schedule="cosine", min_lr_ratio=0.1)
+    expected = 0.1 + 0.9 * (1 + np.cos(np.pi * np.arange(100) / 100)) / 2
+    np.testing.assert_allclose(cosine, expected, atol=1e-5)
+    constant = rates(config, 20, warmup=0.5, lr_schedule="constant")
+    np.testing.assert_allclose(constant[10:], 1)
+
+
+def test_warmup_and_cooldown_must_fit(config):
+    config.warmup, config.cooldown = 60.0, 60.0
+    with pytest.raises(ValueError, match="do not fit into 100 steps"):
+        optimizer.schedule_of(config, 100)
+
+
+def test_only_matrices_decay(small_model):
+    from flax import nnx
+
+    decays = optimizer.matrices(nnx.state(small_model))
+    assert decays["embedding"]
+    assert decays["blocks"]["attention"]["q"]
+    assert not decays["blocks"]["mlp_norm"]["scale"]
+    assert not decays["norm"]["scale"]

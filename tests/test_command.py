@@ -1,0 +1,105 @@
+"""What goes wrong at the terminal ends in one sentence and a status, never in a traceback."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT, TINY
+
+
+def run(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "recipes/dpo.py", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+TINY_CONFIG = "--config=recipes/configs/tiny.py"
+
+
+def refused(result, *told, status=1):
+    assert result.returncode == status, result.stderr[-2000:]
+    assert "Traceback" not in result.stderr
+    (sentence,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    for part in told:
+        assert part in sentence
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told", "status"),
+    [
+        ([], ["--config=recipes/configs/tiny.py"], 2),
+        ([TINY_CONFIG, "--config.betta=0.2"], ["'betta'", "did you mean beta?"], 2),
+        ([TINY_CONFIG, "--config.data.layot=a"], ["did you mean data.layout?"], 2),
+        ([TINY_CONFIG, "--config.beta=much"], ["beta", "much"], 2),
+        ([TINY_CONFIG, "--confg.beta=1"], ["confg"], 2),
+        ([TINY_CONFIG, "extra"], ["'extra'"], 2),
+        (["--config=recipes/configs/nothing.py"], ["nothing.py"], 2),
+        ([TINY_CONFIG, "--config.beta=0"], ["beta must be above 0"], 1),
+        (["--config=recipes/configs/llama8b.py"], ["please set --config.directory"], 1),
+    ],
+)
+def test_the_command_line(arguments, told, status):
+    refused(run(*arguments), *told, status=status)
+
+
+def test_models_and_data_that_are_not_there(tmp_path):
+    here = f"--config.directory={tmp_path}/run"
+    for flag, told in {
+        "--config.initialize_from_hf=no/such/folder": "no model folder",
+        "--config.initialize_from_hf=owner/name": "hub could not be reached",
+        "--config.train_data=nothing.jsonl": "no data file",
+        "--config.mesh.fsdp=3": "does not fit 1 devices",
+        "--config.min_pack_fill=0.99": "would be filled",
+    }.items():
+        refused(run(TINY_CONFIG, here, flag), told)
+
+
+def test_a_model_that_does_not_fit_its_config(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in (TINY / "model").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    flags = [TINY_CONFIG, f"--config.directory={tmp_path}/run"]
+    flags += [f"--config.initialize_from_hf={folder}"]
+    for change, told in {
+        "model_type": ("bert", "the zoo has"),
+        "hidden_act": ("gelu", "hidden_act"),
+        "intermediate_size": (360, "misshapen"),
+        "vocab_size": (1000, "another model's tokenizer"),
+    }.items():
+        value, sentence = told
+        (folder / "config.json").write_text(json.dumps(config | {change: value}))
+        refused(run(*flags), sentence)
+
+
+def test_out_of_memory_names_what_to_turn_down(tmp_path, monkeypatch, capsys):
+    from recipes import command
+    from recipes.configs import tiny
+
+    def train(_):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+
+    with pytest.raises(SystemExit) as status:
+        command._run(train, tiny.get_config(), ["dpo.py"])
+    assert status.value.code == 1
+    assert "per_device_parallelism" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback():
+    from recipes import command
+    from recipes.configs import tiny
+
+    def train(_):
+        [].index(3)
+
+    with pytest.raises(ValueError, match="not in list"):
+        command._run(train, tiny.get_config(), ["dpo.py"])

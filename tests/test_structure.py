@@ -1,0 +1,127 @@
+"""The house: who may import whom, no name in the way of a library, every shown command parses."""
+
+import ast
+import importlib.util
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+import pytest
+
+from tests.conftest import ROOT
+
+PACKAGES = ("zoo", "checkpoints_io", "recipes")
+MAY_IMPORT = {
+    "checkpoints_io": {"checkpoints_io"},
+    "zoo": {"zoo"},
+    "recipes": {"zoo", "checkpoints_io", "recipes"},
+}
+
+
+def imported(path, inside_functions=True):
+    tree = ast.parse(path.read_text())
+    nodes = list(ast.walk(tree)) if inside_functions else tree.body
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_point_one_way(package):
+    for path in (ROOT / package).rglob("*.py"):
+        allowed = MAY_IMPORT[package]
+        if path == ROOT / "zoo" / "__init__.py":
+            assert "checkpoints_io" not in {n.split(".")[0] for n in imported(path, False)}
+            allowed = allowed | {"checkpoints_io"}
+        names = {name.split(".")[0] for name in imported(path)} & set(PACKAGES)
+        assert names <= allowed, path
+
+
+def test_an_architecture_imports_no_other_and_needs_little():
+    files = [p for p in (ROOT / "zoo").glob("*.py") if p.name != "__init__.py"]
+    for path in files:
+        roots = {name.split(".")[0] for name in imported(path)}
+        assert roots - set(sys.stdlib_module_names) <= {"flax", "jax", "jaxtyping", "numpy", "zoo"}
+        assert len(path.read_text().splitlines()) < 300
+    code = "import zoo, sys; print(sorted({'torch', 'transformers', 'orbax'} & sys.modules.keys()))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() in ("[]", "['orbax']")  # flax itself imports orbax
+
+
+def test_no_module_stands_in_the_way_of_a_library():
+    """`python recipes/dpo.py` puts recipes/ first on the path."""
+    for path in (ROOT / "recipes").iterdir():
+        name = path.stem
+        if path.suffix == ".py" or (path / "__init__.py").exists():
+            assert name not in sys.stdlib_module_names, path
+            spec = importlib.util.find_spec(name)
+            assert spec is None or ROOT in pathlib.Path(spec.origin or ROOT / "x").parents, path
+
+
+def test_no_words_that_say_nothing():
+    names = {path.stem for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    assert not names & {"utils", "util", "common", "base", "helpers", "core", "misc"}
+
+
+def shown_commands():
+    """Lines that start a program of ours, in the docs and in docstrings."""
+    paths = [ROOT / "README.md", ROOT / "BUILD.md", *(ROOT / "docs").glob("*.md")]
+    paths += [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    for path in paths:
+        for line in path.read_text().replace("\\\n", " ").splitlines():
+            for part in line.split("&&"):
+                found = re.search(r"\bpython (recipes/\S+\.py .*--\S+|recipes/\S+\.py)(.*)", part)
+                if found:
+                    yield path.relative_to(ROOT), (found[1] + found[2]).strip("` ")
+
+
+COMMANDS = sorted({(str(path), command) for path, command in shown_commands()})
+
+
+@pytest.mark.parametrize(("path", "command"), COMMANDS)
+def test_every_shown_command_parses(path, command):
+    program, *arguments = shlex.split(command, comments=True)
+    assert (ROOT / program).is_file()
+    if program != "recipes/dpo.py":
+        return
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    arguments = [a.replace("--config=recipes", f"--config={ROOT}/recipes") for a in arguments]
+    assert values(["dpo.py", *arguments]) == ["dpo.py"]
+    assert holder.value.beta > 0
+
+
+def test_there_are_commands_to_parse():
+    assert len([c for _, c in COMMANDS if c.startswith("recipes/dpo.py")]) >= 4
+
+
+def test_every_config_states_the_same_settings():
+    from recipes import settings
+
+    known = {}
+    for path in (ROOT / "recipes" / "configs").glob("[!_]*.py"):
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        config = module.get_config()
+        known[path.stem] = {name for name, _ in settings.flat(config)
+                            if not name.startswith("validation.")}  # fmt: skip
+        assert config.name == path.stem
+    first, *rest = known.values()
+    assert rest
+    assert all(names == first for names in rest)
+
+
+def test_the_default_tests_need_no_network_word():
+    """The two lines of the README are there, and .ci/run calls the second."""
+    lines = [line for line in (ROOT / "README.md").read_text().splitlines() if "-m venv" in line]
+    assert len(lines) == 2
+    assert "recipes/dpo.py --config=recipes/configs/tiny.py" in lines[0]
+    assert "pytest" in lines[1]
+    assert "README.md" in (ROOT / ".ci" / "run").read_text()

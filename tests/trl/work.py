@@ -1,0 +1,73 @@
+"""The work on which this project and TRL are compared: a small Llama and preference pairs.
+
+Drawn with `RandomState`, whose stream is frozen, so that it is the same everywhere and needs no
+torch. The shape is that of the field's usual CPU benchmark, shrunk.
+"""
+
+import json
+import pathlib
+
+import numpy as np
+import safetensors.numpy
+
+VOCABULARY, WIDTH, MLP, LAYERS, HEADS, KEY_HEADS, HEAD = 512, 64, 172, 2, 4, 2, 16
+PAIRS, BATCH, STEPS = 160, 16, 50
+BETA, LEARNING_RATE = 0.1, 3e-4
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+    "vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": MLP,
+    "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": KEY_HEADS,
+    "head_dim": HEAD, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0, "tie_word_embeddings": False,
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "torch_dtype": "float32",
+}  # fmt: skip
+
+
+def write_model(folder: pathlib.Path) -> None:
+    """An HF folder with weights of std 0.5 sqrt(32 / fan_in), so that positions matter."""
+    draw = np.random.RandomState(0)
+    shapes = {"model.embed_tokens.weight": (VOCABULARY, WIDTH), "model.norm.weight": (WIDTH,)}
+    for i in range(LAYERS):
+        layer = f"model.layers.{i}."
+        shapes |= {
+            layer + "input_layernorm.weight": (WIDTH,),
+            layer + "post_attention_layernorm.weight": (WIDTH,),
+            layer + "self_attn.q_proj.weight": (HEADS * HEAD, WIDTH),
+            layer + "self_attn.k_proj.weight": (KEY_HEADS * HEAD, WIDTH),
+            layer + "self_attn.v_proj.weight": (KEY_HEADS * HEAD, WIDTH),
+            layer + "self_attn.o_proj.weight": (WIDTH, HEADS * HEAD),
+            layer + "mlp.gate_proj.weight": (MLP, WIDTH),
+            layer + "mlp.up_proj.weight": (MLP, WIDTH),
+            layer + "mlp.down_proj.weight": (WIDTH, MLP),
+        }
+    shapes["lm_head.weight"] = (VOCABULARY, WIDTH)
+    weights = {
+        name: (0.5 * np.sqrt(32 / shape[-1]) * draw.randn(*shape)).astype(np.float32)
+        if len(shape) > 1
+        else np.ones(shape, np.float32)
+        for name, shape in shapes.items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    safetensors.numpy.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def pairs() -> list[dict[str, list[int]]]:
+    """Token ids with Zipf's frequencies and log-normal lengths; every answer ends in 2."""
+    draw = np.random.RandomState(1)
+    shares = 1.0 / np.arange(1, VOCABULARY - 9)
+    ids = lambda n: (draw.choice(VOCABULARY - 10, n, p=shares / shares.sum()) + 10).tolist()
+    made = []
+    for _ in range(PAIRS):
+        prompt, chosen, rejected = (
+            int(np.clip(draw.lognormal(np.log(mean), 0.6), 4, 100)) for mean in (20, 28, 28)
+        )
+        made.append(
+            {
+                "prompt_ids": ids(prompt),
+                "chosen_ids": [*ids(chosen), 2],
+                "rejected_ids": [*ids(rejected), 2],
+            }
+        )
+    return made
