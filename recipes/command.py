@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import pathlib
 import re
+import runpy
 import sys
 import traceback
 from typing import NoReturn
@@ -27,21 +28,22 @@ def main(train: Callable[[ml_collections.ConfigDict], None]) -> None:
 
 
 def _parsed(argv: list[str]) -> list[str]:
+    path = next((a.partition("=")[2] for a in argv if re.match(r"--?config=", a)), None)
+    if path is None:
+        _stop("give a config, for example --config=recipes/configs/tiny.py")
+    if not pathlib.Path(path).is_file():
+        _stop(f"there is no config file {path!r}")
     try:
         return flags.FLAGS(argv)
-    except (AttributeError, KeyError) as error:
-        _stop(_unknown(argv) or f"a --config flag cannot be understood: {error}")
-    except (OSError, flags.Error, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, flags.UnrecognizedFlagError) as error:
+        _stop(_unknown(argv, path) or str(error))
+    except (flags.Error, TypeError, ValueError) as error:
         _stop(str(error))
 
 
-def _unknown(argv: list[str]) -> str | None:
+def _unknown(argv: list[str], path: str) -> str | None:
     """Which of the flags names no setting, and which one is nearest."""
-    path = next((a.partition("=")[2] for a in argv if re.match(r"--?config=", a)), None)
-    config = flags.FLAGS["config"].value
-    if path is None or config is None:
-        return "give --config=FILE before --config.NAME=VALUE"
-    known = [name for name, _ in settings.flat(config)]
+    known = [name for name, _ in settings.flat(runpy.run_path(path)["get_config"]())]
     for arg in argv:
         name = re.match(r"--?(?:no)?config\.([^=]+)", arg)
         if name and name[1] not in known:
@@ -52,11 +54,9 @@ def _unknown(argv: list[str]) -> str | None:
 
 def _run(
     train: Callable[[ml_collections.ConfigDict], None],
-    config: ml_collections.ConfigDict | None,
+    config: ml_collections.ConfigDict,
     argv: list[str],
 ) -> None:
-    if config is None:
-        _stop("give a config, for example --config=recipes/configs/tiny.py")
     if len(argv) > 1:
         _stop(f"{argv[1]!r} is no flag; settings are given as --config.NAME=VALUE")
     logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes

@@ -1,4 +1,4 @@
-"""What several tests start from: small models, and the folder beside the project, if it is there."""
+"""What several tests start from: small models, and the folder of shared facts, if it is there."""
 
 import pathlib
 

@@ -256,7 +256,7 @@ def test_the_order_is_a_function_of_the_seed(seed):
     stream = lambda seed: batches.training(pairs, shape, seed=seed, here=slice(0, 2))
     rows = [stream(seed)[i].rows.tolist() for i in range(5)]  # 20 pairs: two epochs
     assert rows == [stream(seed)[i].rows.tolist() for i in range(5)]
-    flat = sum(rows, [])
+    flat = [row for update in rows for row in update]
     assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
     assert flat[:10] != flat[10:]
     assert rows != [stream(seed + 1)[i].rows.tolist() for i in range(5)]

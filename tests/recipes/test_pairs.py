@@ -121,7 +121,7 @@ def test_files_without_a_usable_row(tmp_path, tokenizer):
     with pytest.raises(ValueError, match="holds no rows"):
         pairs.read(str(tmp_path / "a.jsonl"), SETTINGS, tokenizer, 64)
     (tmp_path / "a.jsonl").write_text(json.dumps(GOOD))
-    with pytest.raises(ValueError, match="no row of .* can be used"):
+    with pytest.raises(ValueError, match=r"no row of .* can be used"):
         pairs.read(str(tmp_path / "a.jsonl"), SETTINGS, tokenizer, 2)
 
 

@@ -20,9 +20,11 @@ HERE = pathlib.Path(__file__).parent
 
 
 class AsGiven(DPOTrainer):
-    """TRL's trainer on pairs that are tokens already, in the order they stand, exact losses kept."""
+    """TRL's trainer on tokens as they stand, in their order, its exact losses kept."""
 
-    losses: list[float] = []
+    def __init__(self, **arguments):
+        self.losses = []
+        super().__init__(**arguments)
 
     def _prepare_dataset(self, dataset, *_):
         return dataset
