@@ -60,9 +60,10 @@ def _run(
     if len(argv) > 1:
         _stop(f"{argv[1]!r} is no flag; settings are given as --config.NAME=VALUE")
     logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
-    if config.distributed:
-        jax.distributed.initialize()
     try:
+        several = config.distributed.to_dict()
+        if several.pop("enabled"):
+            jax.distributed.initialize(**several)
         train(config)
     except (ValueError, OSError, RuntimeError) as error:
         if "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error):

@@ -116,8 +116,13 @@ def _train(config: ml_collections.ConfigDict, run: Run) -> None:
         due = lambda every, at=at, last=last: last or (every is not None and at % every == 0)
         if at == 1 and at_once:
             reference.check_first_loss(float(values["dpo_loss"]), compute)
-        if at == 1 or due(config.steps_per_log):
-            figures = metrics.on_host(values) | meter.read() | run.counts
+        if at == start + 1 or due(config.steps_per_log):
+            figures = metrics.on_host(values) | run.counts
+            if (
+                start + 1 < at <= start + 1 + config.steps_per_log
+            ):  # the first that compiled nothing
+                say(metrics.time_left(meter.seconds_per_update() * (run.total_steps - at)))
+            figures |= meter.read()
             figures["learning_rate"] = float(jax.device_get(schedule(at - 1)))
             figures = {f"train/{name}": value for name, value in figures.items()}
             log.write(at, figures)

@@ -59,6 +59,12 @@ def line(step: int, figures: Mapping[str, int | float]) -> str:
     return f"step {step:<5} {where:<16} {told}"
 
 
+def time_left(seconds: float) -> str:
+    """An honest guess, in words."""
+    spoken = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.1f} minutes"
+    return f"about {spoken} to go, evaluation and saving apart"
+
+
 def lengths(pairs: Sequence[PairIds]) -> dict[str, int | float]:
     """Scored tokens per answer, on average."""
     return {
@@ -75,16 +81,21 @@ class Meter:
 
     def _start(self) -> None:
         self._since, self._real, self._stored, self._positions = time.perf_counter(), 0, 0, 0
-        self._chosen = self._rejected = self._pairs = 0
+        self._chosen = self._rejected = self._pairs = self._updates = 0
 
     def add(self, update: Update, shape: Shape) -> None:
         """Counts an update. Nothing is asked of the devices."""
+        self._updates += 1
         self._real += update.real_tokens
         self._stored += update.stored_tokens
         self._positions += len(update.micro_batches) * shape.rows * shape.row_length
         self._chosen += update.chosen_tokens
         self._rejected += update.rejected_tokens
         self._pairs += len(update.rows)
+
+    def seconds_per_update(self) -> float:
+        """Since it was last read, what is still under way on the devices not waited for."""
+        return (time.perf_counter() - self._since) / self._updates
 
     def read(self) -> dict[str, int | float]:
         """Real tokens per second (both answers, each with its prompt), fill, mean lengths."""
@@ -108,6 +119,7 @@ class Log:
         self._file = self._board = self._wandb = None
         if jax.process_index():
             return
+        (directory / "settings.json").write_text(config.to_json_best_effort(indent=2) + "\n")
         path = directory / "metrics.jsonl"
         known = path.read_text().splitlines() if path.exists() else []
         path.write_text("".join(f"{line}\n" for line in known if _step(line) <= after))

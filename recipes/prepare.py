@@ -57,7 +57,14 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     directory.mkdir(parents=True, exist_ok=True)
 
     folder = hf_folder.find(config.initialize_from_hf)
-    abstract = zoo.abstract(hf_folder.read_config(folder))
+    hf_config = hf_folder.read_config(folder)
+    abstract = zoo.abstract(hf_config)
+    longest = hf_config.get("max_position_embeddings")
+    if longest and config.train_seq_len > longest:
+        raise ValueError(
+            f"--config.train_seq_len={config.train_seq_len} is more than the {longest} positions "
+            f"that {config.initialize_from_hf} was made for (max_position_embeddings)"
+        )
     tokenizer_folder = hf_folder.find(config.tokenizer) if config.tokenizer else folder
     tokenizer = chat.load_tokenizer(tokenizer_folder, config.chat_template)
     if config.data.layout != "plain_text":

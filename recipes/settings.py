@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import difflib
+import importlib.util
 import math
 from typing import Any, NamedTuple
 
@@ -25,6 +26,9 @@ OPTIONAL = {
     "tokenizer": "the one in initialize_from_hf",
     "chat_template": "the tokenizer's own",
     "validation_split_fraction": "nothing is split off; `validation` names the held-out files",
+    "distributed.coordinator_address": "found by jax on TPU pods and under Slurm",
+    "distributed.num_processes": "likewise",
+    "distributed.process_id": "likewise",
     "cooldown": "the decay takes all that the warm-up leaves",
     "max_grad_norm": "no clipping",
     "max_eval_pairs": "all held-out pairs",
@@ -115,6 +119,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             f"--config.train_seq_len={config.train_seq_len} does not fit into rows of "
             f"--config.row_length={config.row_length}"
+        )
+    if config.wandb_project and importlib.util.find_spec("wandb") is None:
+        raise ValueError(
+            "--config.wandb_project needs Weights & Biases: pip install -e '.[wandb]', or leave it "
+            "unset"
         )
     if config.steps_per_hf_export is not None and config.steps_per_hf_export < -1:
         raise ValueError("--config.steps_per_hf_export must be a number of steps, or -1 for never")

@@ -2,10 +2,14 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
+import ml_dtypes  # noqa: F401  numpy learns bfloat16
+import numpy as np
 import pytest
+import safetensors.numpy
 
 from tests.conftest import ROOT
 
@@ -59,3 +63,50 @@ def test_the_head_is_gathered_once_per_model_and_micro_batch(figures, mesh):
 def test_optimizer_state_is_split_as_the_weights(figures, mesh):
     assert figures[mesh]["optimizer_as_weights"]
     assert figures[mesh]["weights_per_device"] < 0.3
+
+
+def test_two_processes_are_one(tmp_path):
+    """Two processes of four devices over loopback: the losses and the export of one of eight."""
+
+    def start(directory, devices, *flags):
+        short = (
+            "num_train_steps=2 per_device_parallelism=1 min_pack_fill=0.3 steps_per_log=1 "
+            "run_initial_eval=False sample_tokens=8 max_eval_pairs=8 tensorboard=False"
+        )
+        flags = [*short.split(), f"directory={directory}", *flags]
+        environment = {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_PLATFORMS": "cpu",
+        }
+        return subprocess.Popen(
+            [sys.executable, "recipes/dpo.py", "--config=recipes/configs/tiny.py",
+             *(f"--config.{flag}" for flag in flags)],
+            cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    where = f"distributed.coordinator_address=127.0.0.1:{port}"
+    who = ["distributed.enabled", where, "distributed.num_processes=2"]
+    both = [start(tmp_path / "two", 4, *who, f"distributed.process_id={i}") for i in range(2)]
+    told = [process.communicate(timeout=600)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], told[0][-3000:]
+    alone = start(tmp_path / "one", 8)
+    told = alone.communicate(timeout=600)[0]
+    assert alone.returncode == 0, told[-3000:]
+
+    def losses(name):
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        records = map(json.loads, lines)
+        return [r["train/dpo_loss"] for r in records if "train/dpo_loss" in r]
+
+    assert losses("two") == pytest.approx(losses("one"), abs=1e-5)
+    one, two = (
+        safetensors.numpy.load_file(tmp_path / name / "hf" / "step-2" / "model.safetensors")
+        for name in ("one", "two")
+    )
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_allclose(one[name].astype(float), two[name].astype(float), atol=1e-2)

@@ -27,8 +27,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Data: a file, or a hub dataset (owner/name:split@revision).
     config.train_data = "recipes/tiny/train.jsonl"
-    config.validation_split_fraction = config_dict.placeholder(float)  # unset: see validation
-    config.validation = dict(heldout="recipes/tiny/heldout.jsonl")
+    config.validation_split_fraction = config_dict.placeholder(float)  # of the prompts; unset: none
+    config.validation = dict(heldout="recipes/tiny/heldout.jsonl")  # name="file or hub dataset"
     config.data = dict(
         layout="preference_chat",
         mask_user_turns=True,
@@ -60,7 +60,12 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.mp = "p=f32,c=f32"
     config.mesh = dict(data=1, fsdp=-1, tensor=1)
-    config.distributed = False  # True on every process of a run on several hosts
+    config.distributed = dict(
+        enabled=False,  # True on every process of a run on several hosts
+        coordinator_address=config_dict.placeholder(str),  # unset: TPU pods and Slurm know it
+        num_processes=config_dict.placeholder(int),
+        process_id=config_dict.placeholder(int),
+    )
 
     config.steps_per_log = 5
     config.steps_per_eval = 20

@@ -39,6 +39,7 @@ def test_the_configs_pass(config):
         ({"warmup": -0.1}, "warmup"),
         ({"reference_is_hf": False}, "directory of a run"),
         ({"steps_per_hf_export": -3}, "never"),
+        ({"wandb_project": "mine"}, "pip install"),
     ],
 )
 def test_impossible_settings(config, other, told):
