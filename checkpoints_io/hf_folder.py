@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 import contextlib
 import json
 import pathlib
+import re
 import shutil
 import tempfile
 from typing import Any
@@ -13,7 +14,8 @@ from huggingface_hub import errors
 import jax
 
 # What a model needs; weights in other formats, images and code are left on the hub.
-FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+TOKENIZER_FILES = ["*.json", "*.model", "*.jinja", "*.txt"]
+FILES = [*TOKENIZER_FILES, "*.safetensors"]
 
 # Copied from the source of an export, byte for byte.
 COMPANIONS = (
@@ -29,8 +31,12 @@ COMPANIONS = (
 )
 
 
-def find(path_or_id: str, revision: str | None = None) -> pathlib.Path:
+def find(
+    path_or_id: str, revision: str | None = None, files: Sequence[str] = FILES
+) -> pathlib.Path:
     """The local folder of a model; what is not a folder here is a hub id, `owner/name[@revision]`.
+
+    Of a hub repository only `files` are fetched.
 
     Raises:
       FileNotFoundError: there is no such folder, nor such a repository within reach.
@@ -41,14 +47,16 @@ def find(path_or_id: str, revision: str | None = None) -> pathlib.Path:
         return folder
     path_or_id, _, at = path_or_id.partition("@")
     revision = revision or at or None
-    if path_or_id.count("/") != 1 or path_or_id[0] in "./~":
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path_or_id):
         raise FileNotFoundError(
             f"there is no model folder {path_or_id!r} (and it is not a hub id, which looks like "
             "'owner/name')"
         )
     try:
         return pathlib.Path(
-            huggingface_hub.snapshot_download(path_or_id, revision=revision, allow_patterns=FILES)
+            huggingface_hub.snapshot_download(
+                path_or_id, revision=revision, allow_patterns=list(files)
+            )
         )
     except errors.GatedRepoError as error:
         raise PermissionError(
@@ -102,25 +110,28 @@ def write_companions(
     folder: pathlib.Path,
     config: dict[str, Any],
     source: pathlib.Path | None,
+    tokenizer: pathlib.Path | None,
     stop_ids: Sequence[int] = (),
     chat_template: str | None = None,
 ) -> None:
-    """config.json, the source's tokenizer and chat template, and when generation stops.
+    """Everything of a model folder but the weights.
 
-    The source's own config.json is copied as it stands; `chat_template` replaces its template.
-    `stop_ids` join the end-of-text ids of its
-    generation_config.json: without the template's end of turn a served model never stops.
+    config.json is the source's, as it stands, or `config` where there is no source. Tokenizer and
+    chat template are copied from the folder `tokenizer`; `chat_template` replaces the template.
+    `stop_ids` join the end-of-text ids of generation_config.json: without the template's end of
+    turn a served model never stops.
     """
     if source is None:
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        return
-    for name in ("config.json", *COMPANIONS):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    else:
+        shutil.copyfile(source / "config.json", folder / "config.json")
+    for name in COMPANIONS:
+        if tokenizer is not None and (tokenizer / name).is_file():
+            shutil.copyfile(tokenizer / name, folder / name)
     if chat_template:
         (folder / "chat_template.jinja").write_text(chat_template, "utf-8")
-    path = source / "generation_config.json"
-    generation = read_json(path) if path.is_file() else {}
+    path = source / "generation_config.json" if source else None
+    generation = read_json(path) if path and path.is_file() else {}
     ends = generation.get("eos_token_id", config.get("eos_token_id"))
     known = ends if isinstance(ends, list) else [ends] if ends is not None else []
     merged = [*known, *(i for i in stop_ids if i not in known)]
@@ -135,10 +146,15 @@ def written_whole(folder: pathlib.Path) -> Iterator[pathlib.Path | None]:
     """A temporary folder beside `folder` that takes its name, and its place, on success.
 
     Process 0 writes it; the others are given None.
+
+    Raises:
+      FileExistsError: what is there now is not a model folder, and may be somebody's work.
     """
     if jax.process_index():
         yield None
         return
+    if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} holds something else than a model: choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         fresh, old = pathlib.Path(scratch, "new"), pathlib.Path(scratch, "old")
@@ -146,4 +162,8 @@ def written_whole(folder: pathlib.Path) -> Iterator[pathlib.Path | None]:
         yield fresh
         if folder.exists():
             folder.rename(old)
-        fresh.rename(folder)
+        try:
+            fresh.rename(folder)
+        except OSError:
+            old.rename(folder)
+            raise

@@ -10,7 +10,7 @@ import contextlib
 import json
 import pathlib
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import einops
 import jax
@@ -50,11 +50,25 @@ def read(
       FileNotFoundError: the folder holds no safetensors, or lacks one that its index names.
       ValueError: a tensor is missing, has no place in the model, or has another shape or dtype.
     """
-    with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(_opened(path)) for path in _files(folder)]
-        tensors = {name: file.get_slice(name) for file in files for name in file.keys()}  # noqa: SIM118
+    with _tensors(folder) as tensors:
         _check(folder, table, wanted, tensors, unused)
         return {path: _array(table[path], want, tensors) for path, want in wanted.items()}
+
+
+def check(
+    folder: pathlib.Path, table: Table, wanted: Mapping[str, Wanted], unused: frozenset[str]
+) -> None:
+    """Raises what `read` would, having looked at the headers only."""
+    with _tensors(folder) as tensors:
+        _check(folder, table, wanted, tensors, unused)
+
+
+@contextlib.contextmanager
+def _tensors(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """Every tensor of a folder by its name, open for reading in parts."""
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(_opened(path)) for path in _files(folder)]
+        yield {name: file.get_slice(name) for file in files for name in file.keys()}  # noqa: SIM118
 
 
 class _Tensor(NamedTuple):

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from absl import logging
 import jax
+from jax.experimental import multihost_utils
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 FORMAT = 1
@@ -26,14 +28,17 @@ class Restored(NamedTuple):
 class RunStore:
     """Keeps the newest `keep` checkpoints of one run under `directory`."""
 
-    def __init__(self, directory: pathlib.Path, *, keep: int, read_only: bool = False):
-        newest: Any = ocp.training.preservation_policies.LatestN(keep)
-        self._saver = ocp.training.Checkpointer(
-            str(directory.absolute()),
-            preservation_policy=newest,
-            cleanup_tmp_directories=not read_only,
-        )
+    def __init__(self, directory: pathlib.Path, *, keep: int):
+        self._directory = directory.absolute()
+        self._keep = keep
         self._pending = None
+        self._open()
+
+    def _open(self) -> None:
+        newest: Any = ocp.training.preservation_policies.LatestN(self._keep)
+        self._saver = ocp.training.Checkpointer(
+            str(self._directory), preservation_policy=newest, cleanup_tmp_directories=True
+        )
 
     def steps(self) -> list[int]:
         """The steps that are there whole, newest first."""
@@ -50,57 +55,58 @@ class RunStore:
         self._pending = self._saver.save_checkpointables_async(step, {**trees, "facts": facts})
 
     def facts(self, step: int) -> dict[str, Any]:
-        """The facts of a checkpoint, without its arrays.
-
-        Raises:
-          ValueError: another version of this file wrote it.
-        """
-        facts = self._saver.load_checkpointables(step, {"facts": None})["facts"]
-        if facts.get("format") != FORMAT:
-            raise ValueError(
-                f"checkpoint {step} has format {facts.get('format')}; this program reads {FORMAT}"
-            )
-        return facts
+        """The facts of a checkpoint, without its arrays."""
+        return self._saver.load_checkpointables(step, {"facts": None})["facts"]
 
     def restore(self, step: int, like: Mapping[str, Any]) -> Restored:
         """The trees named in `like`, with its shapes, dtypes and shardings."""
         trees = self._saver.load_checkpointables(step, {**_abstract(dict(like)), "facts": None})
         return Restored(step, trees, trees.pop("facts"))
 
-    def restore_newest(
-        self, like: Mapping[str, Any], check: Callable[[dict[str, Any]], None]
+    def newest(
+        self, check: Callable[[dict[str, Any]], None], like: Mapping[str, Any] | None = None
     ) -> Restored | None:
         """The newest checkpoint that can be read; None if there is none at all.
 
-        `check` sees the facts first and may raise. One that cannot be read is named and passed
-        over, and is deleted when a newer one is saved in its place.
+        `check` sees the facts first and may raise. Without `like` only the facts are read. With it,
+        a checkpoint that cannot be read is named, set aside as `unreadable-STEP`, and passed over.
 
         Raises:
+          ValueError: another version of this file wrote it.
           OSError: there are checkpoints, and none can be read.
         """
         steps = self.steps()
         for step in steps:
-            try:
-                facts = self.facts(step)
-            except Exception as error:  # whatever Orbax makes of a torn file
-                logging.warning("checkpoint %d cannot be read and is passed over: %s", step, error)
+            facts = _tried(step, lambda step=step: self.facts(step))
+            if facts is None:
                 continue
+            if facts.get("format") != FORMAT:
+                raise ValueError(
+                    f"checkpoint {step} in {self._directory} has format {facts.get('format')}, and "
+                    f"this program reads {FORMAT}"
+                )
             check(facts)
-            try:
-                restored = self.restore(step, like)
-            except Exception as error:
-                logging.warning("checkpoint %d cannot be read and is passed over: %s", step, error)
-                continue
-            self._forget_after(step)
-            return restored
-        if steps:
-            raise OSError(f"none of the checkpoints {steps} can be read")
+            if like is None:
+                return Restored(step, {}, facts)
+            restored = _tried(step, lambda step=step: self.restore(step, like))
+            if restored is not None:
+                self._set_aside([s for s in steps if s > step])
+                return restored
+        if steps and like is not None:
+            raise OSError(f"none of the checkpoints {steps} in {self._directory} can be read")
         return None
 
-    def _forget_after(self, step: int) -> None:
-        """Deletes checkpoints newer than `step`: Orbax would skip every save up to the newest."""
-        for newer in [s for s in self.steps() if s > step]:
-            self._saver.delete(newer)
+    def _set_aside(self, steps: list[int]) -> None:
+        """Out of the way of Orbax, which would skip every save up to the newest it sees."""
+        if not steps:
+            return
+        self._saver.close()
+        if jax.process_index() == 0:
+            for step in steps:
+                (self._directory / str(step)).rename(self._directory / f"unreadable-{step}")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("set aside")
+        self._open()
 
     def wait(self) -> None:
         """Waits for the writing under way.
@@ -120,6 +126,25 @@ class RunStore:
         """Waits, and lets go of the directory."""
         self.wait()
         self._saver.close()
+
+
+def _tried(step: int, read: Callable[[], Any]) -> Any | None:
+    """What `read` gives, or None if the checkpoint is torn; all processes come to the same answer.
+
+    Running out of memory says nothing about the checkpoint and is passed on.
+    """
+    value = None
+    try:
+        value = read()
+    except Exception as error:  # whatever Orbax makes of a torn file
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        told = str(error).strip().splitlines()[:1]
+        logging.warning("checkpoint %d cannot be read and is passed over: %s", step, *told)
+    if jax.process_count() > 1:
+        everyone = multihost_utils.process_allgather(np.array(value is not None))
+        value = value if everyone.all() else None
+    return value
 
 
 def _abstract(tree: Any) -> Any:

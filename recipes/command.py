@@ -1,12 +1,14 @@
 """The command line: flags that override a config, and errors that are sentences."""
 
 from collections.abc import Callable
+import functools
+import linecache
 import pathlib
 import re
 import runpy
 import sys
 import traceback
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 import jax
@@ -28,17 +30,42 @@ def main(train: Callable[[ml_collections.ConfigDict], None]) -> None:
 
 
 def _parsed(argv: list[str]) -> list[str]:
-    path = next((a.partition("=")[2] for a in argv if re.match(r"--?config=", a)), None)
+    if any(arg in ("--help", "-h", "--helpfull", "--helpshort") for arg in argv):
+        print(__doc__, "Settings and their meanings stand in the config file; see docs/dpo.md.")
+        sys.exit(0)
+    path = _path(argv)
     if path is None:
         _stop("give a config, for example --config=recipes/configs/tiny.py")
-    if not pathlib.Path(path).is_file():
+    if not pathlib.Path(path.partition(":")[0]).is_file():
         _stop(f"there is no config file {path!r}")
+    # `--config.NAME=None` leaves a setting unset; ml_collections would read None as a number.
+    unset = [m[1] for arg in argv if (m := re.fullmatch(r"--?config\.(\S+)=(?:None|none)", arg))]
+    if wrong := [name for name in unset if name not in settings.OPTIONAL]:
+        _stop(f"--config.{wrong[0]} cannot be unset")
+    kept = [a for a in argv if not re.fullmatch(r"--?config\.\S+=(?:None|none)", a)]
+    sys.argv = kept  # config_flags looks for its overrides there
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(kept)
+        config: Any = flags.FLAGS["config"].value
+        for name in unset:
+            *rooms, last = name.split(".")
+            functools.reduce(lambda at, room: at[room], rooms, config)[last] = None
+        return rest
+    except SyntaxError as error:
+        _stop(f"{path} is not Python: {error}")
     except (AttributeError, KeyError, flags.UnrecognizedFlagError) as error:
-        _stop(_unknown(argv, path) or str(error))
-    except (flags.Error, TypeError, ValueError) as error:
-        _stop(str(error))
+        _stop(_unknown(argv, path) or f"{path} or a flag cannot be understood: {error}")
+    except (OSError, flags.Error, TypeError, ValueError) as error:
+        _stop(str(error).strip().splitlines()[0])
+
+
+def _path(argv: list[str]) -> str | None:
+    for arg, following in zip(argv, [*argv[1:], None], strict=True):
+        if arg in ("--config", "-config"):
+            return following
+        if found := re.match(r"--?config=(.*)", arg):
+            return found[1]
+    return None
 
 
 def _unknown(argv: list[str], path: str) -> str | None:
@@ -65,12 +92,12 @@ def _run(
         if several.pop("enabled"):
             jax.distributed.initialize(**several)
         train(config)
-    except (ValueError, OSError, RuntimeError) as error:
-        if "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error):
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             _stop(
                 "the devices ran out of memory. Turn down --config.per_device_parallelism first, "
                 "then --config.row_length with --config.train_seq_len; or split the weights over "
-                f"more devices with --config.mesh.fsdp. ({str(error).splitlines()[0]})",
+                f"more devices with --config.mesh.fsdp. ({str(error).split(chr(10))[0]})",
                 1,
             )
         if not _said_by_us(error):
@@ -79,11 +106,12 @@ def _run(
 
 
 def _said_by_us(error: BaseException) -> bool:
-    """Was it raised by this program, to be read by a person? Anything else is a bug's traceback."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    where = pathlib.Path(frames[-1][0].f_code.co_filename)
+    """Is it the sentence of a `raise` of ours? Anything else is a bug and keeps its traceback."""
+    frame, number = list(traceback.walk_tb(error.__traceback__))[-1]
+    path = pathlib.Path(frame.f_code.co_filename).resolve()
     root = pathlib.Path(__file__).resolve().parent.parent
-    return any(where.resolve().is_relative_to(root / name) for name in OURS)
+    ours = any(path.is_relative_to(root / name) for name in OURS)
+    return ours and linecache.getline(str(path), number).lstrip().startswith("raise ")
 
 
 def _stop(sentence: str, status: int = 2) -> NoReturn:

@@ -7,28 +7,28 @@ The reference is read afresh from its weights at every start and never saved. Th
 `initialize_from_hf`, or goes on from the newest checkpoint in `--config.directory`.
 """
 
+import contextlib
 import functools
-import pathlib
 
 from flax import nnx
 import jax
 import ml_collections
 import tqdm
 
-from checkpoints_io.run_state import RunStore
 from recipes import (
     command,
     evaluation,
     losses,
     metrics,
     optimizer,
+    policy,
     reference,
     samples,
     settings,
     step,
 )
-from recipes.data import batches, chat
-from recipes.prepare import Run, prepare, refuse_other_run, say
+from recipes.data import batches
+from recipes.prepare import Run, prepare, say
 import zoo
 
 
@@ -40,121 +40,115 @@ def train(config: ml_collections.ConfigDict) -> None:
       RuntimeError: policy and reference disagree before anything was learnt.
     """
     run = prepare(config)
-    with jax.set_mesh(run.mesh):
+    with jax.set_mesh(run.mesh), contextlib.closing(run.store):
         _train(config, run)
 
 
 def _train(config: ml_collections.ConfigDict, run: Run) -> None:
     compute = settings.precision(config.mp).compute
-    policy_graph, state = nnx.split(run.policy)
-    reference_graph, frozen = nnx.split(run.reference)
+    blank = policy.blank(config, run)
+    policy_graph, layout = nnx.split(blank)
+    schedule = optimizer.schedule_of(config, run.total_steps)
+    adamw = optimizer.optimizer_of(config, schedule, optimizer.matrices(layout))
+
+    say(f"reading the reference: {config.reference_model_path}")
+    reference_model = reference.load(config, blank, run.mesh)
+    reference_graph, frozen = nnx.split(reference_model)
     if reference_graph == policy_graph:
         reference_graph = policy_graph  # equal, and now one program runs both
-    matrices = optimizer.matrices(state)
-    policy, frozen = nnx.to_pure_dict(state), nnx.to_pure_dict(frozen)
+    frozen = nnx.to_pure_dict(frozen)
+    facts = run.facts | {"reference": reference.fingerprint(frozen)}
+    say(f"reading the policy: a checkpoint in {run.directory}, or {config.initialize_from_hf}")
+    state = policy.begin(blank, adamw, run, facts)
+    start = state.step
+    say(f"going on from step {start}" if start else "beginning at step 0")
 
-    schedule = optimizer.schedule_of(config, run.total_steps)
-    adamw = optimizer.optimizer_of(config, schedule, matrices)
-    opt_state = optimizer.init(adamw, policy, run.mesh)
     loss = functools.partial(
         losses.LOSSES[config.loss], beta=config.beta, label_smoothing=config.label_smoothing
     )
     programs = step.compiled(
-        policy, opt_state, graphs=(policy_graph, reference_graph), adamw=adamw, loss=loss,
-        beta=config.beta, pairs=run.shape.pairs,
+        state.params, state.opt_state, graphs=(policy_graph, reference_graph), adamw=adamw,
+        loss=loss, beta=config.beta, pairs=run.shape.pairs,
     )  # fmt: skip
-
-    store = RunStore(run.directory / "checkpoints", keep=config.keep_checkpoints)
-    check = functools.partial(refuse_other_run, run=run)
-    saved = store.restore_newest({"policy": policy, "optimizer": opt_state}, check)
-    start = saved.step if saved else 0
-    if saved:
-        policy, opt_state = saved.trees["policy"], saved.trees["optimizer"]
-        say(f"going on from the checkpoint of step {start} in {run.directory}")
-    log = metrics.Log(run.directory, config, after=start)
-    updates = batches.iterate(run.pairs, run.shape, run.rows, seed=config.seed, start=start)
     put = functools.partial(batches.put, rows=run.shape.rows, sharding=run.rows)
     of_reference = functools.partial(programs.forward, reference_graph, frozen)
-
-    def policy_now() -> zoo.Model:
-        return nnx.merge(policy_graph, nnx.State(policy))
+    known = {}  # what the reference says of the held-out pairs
 
     def of_policy() -> evaluation.Forward:
-        return functools.partial(programs.forward, policy_graph, reference.cast(policy, compute))
+        narrow = reference.cast(state.params, compute)
+        return functools.partial(programs.forward, policy_graph, narrow)
 
-    def evaluate(at: int) -> None:
+    def policy_now() -> zoo.Model:
+        return nnx.merge(policy_graph, nnx.State(state.params))
+
+    def evaluate() -> None:
+        forward = of_policy()
         for held_out in run.held_out:
             figures = evaluation.evaluate(
                 held_out,
-                of_policy(),
+                forward,
                 of_reference,
+                known,
                 run.shape,
                 run.rows,
                 loss=loss,
                 beta=config.beta,
             )
-            log.write(at, figures)
-            say(metrics.line(at, figures))
+            log.write(state.step, figures)
+            say(metrics.line(state.step, figures))
 
-    at_once = start == 0 and reference.equal_weights(policy, frozen, compute)
-    if at_once:
-        say("policy and reference begin as the same weights: their log-probabilities must be equal")
-        reference.check_logps(of_policy(), of_reference, put(run.first.micro_batches[0]))
-    if start == 0 and config.run_initial_eval:
-        evaluate(0)
+    def due(every: int | None) -> bool:
+        return state.step == run.total_steps or (every is not None and state.step % every == 0)
 
-    meter = metrics.Meter()
-    for at in tqdm.trange(start + 1, run.total_steps + 1, unit="step", disable=None):
-        update = next(updates)
-        sums = programs.zero()
-        for batch in update.micro_batches:
-            sums = programs.add(sums, policy, frozen, put(batch))
-        policy, opt_state, values = programs.apply(sums, policy, opt_state)
-        meter.add(update, run.shape)
-
-        last = at == run.total_steps
-        due = lambda every, at=at, last=last: last or (every is not None and at % every == 0)
-        if at == 1 and at_once:
-            reference.check_first_loss(float(values["dpo_loss"]), compute)
-        if at == start + 1 or due(config.steps_per_log):
-            figures = metrics.on_host(values) | run.counts
-            if (
-                start + 1 < at <= start + 1 + config.steps_per_log
-            ):  # the first that compiled nothing
-                say(metrics.time_left(meter.seconds_per_update() * (run.total_steps - at)))
-            figures |= meter.read()
-            figures["learning_rate"] = float(jax.device_get(schedule(at - 1)))
-            figures = {f"train/{name}": value for name, value in figures.items()}
-            log.write(at, figures)
-            say(metrics.line(at, figures))
-        if due(config.steps_per_eval):
-            evaluate(at)
-        if due(config.steps_per_checkpoint):
-            # The order of the pairs is a function of the seed, so this is all there is of chance.
-            place = {"position": at * run.shape.pairs, "seed": config.seed}
-            store.save(at, {"policy": policy, "optimizer": opt_state}, run.facts | place)
+    def export_if_due() -> None:
         if config.steps_per_hf_export != -1 and due(config.steps_per_hf_export):
-            say(f"exporting to {export(policy_now(), at, config, run)}")
+            say(f"exporting to {policy.export_folder(state.step, run)}")
+            policy.export(policy_now(), state.step, config, run)
 
-    store.close()
-    log.close()
+    with contextlib.closing(metrics.Log(run.directory, config, after=start or -1)) as log:
+        equal = start == 0 and reference.equal_weights(state.params, frozen, compute)
+        if equal:
+            say("policy and reference are the same weights: they must agree to the last bit")
+            first = batches.first(run.pairs, run.shape, run.rows)
+            reference.check_logps(of_policy(), of_reference, put(first.micro_batches[0]))
+        if start == 0 and config.run_initial_eval:
+            evaluate()
+        if start and not policy.export_folder(start, run).exists():
+            export_if_due()  # stopped between the checkpoint and the export
+
+        updates = batches.iterate(run.pairs, run.shape, run.rows, seed=config.seed, start=start)
+        meter = metrics.Meter()
+        for at in tqdm.trange(start + 1, run.total_steps + 1, unit="step", disable=None):
+            update = next(updates)
+            sums = programs.zero()
+            for batch in update.micro_batches:
+                sums = programs.add(sums, state.params, frozen, put(batch))
+            params, opt_state, values = programs.apply(sums, state.params, state.opt_state)
+            del sums  # as large as the policy
+            state = policy.State(at, params, opt_state)
+            meter.add(update, run.shape)
+
+            if at == 1 and equal:
+                reference.check_first_loss(float(values["dpo_loss"]), compute)
+            if at == start + 1 or due(config.steps_per_log):
+                figures = metrics.on_host(values) | run.counts
+                figures["learning_rate"] = float(jax.device_get(schedule(at - 1)))
+                if left := meter.time_left(run.total_steps - at):
+                    say(left)
+                figures |= meter.read()
+                figures = {f"train/{name}": value for name, value in figures.items()}
+                log.write(at, figures)
+                say(metrics.line(at, figures))
+            with meter.paused():
+                if due(config.steps_per_eval):
+                    evaluate()
+                if due(config.steps_per_checkpoint):
+                    policy.save(state, config, run, facts)
+                export_if_due()
+
     if start == run.total_steps:
         say(f"this run was finished before; choose another --config.directory than {run.directory}")
-    samples.show(run, policy_now(), run.reference, config.sample_tokens)
-
-
-def export(model: zoo.Model, at: int, config: ml_collections.ConfigDict, run: Run) -> pathlib.Path:
-    """Writes the policy as a Hugging Face folder, and says where."""
-    folder = run.directory / "hf" / f"step-{at}"
-    template = run.tokenizer.chat_template if config.chat_template else None
-    zoo.save(
-        model,
-        folder,
-        dtype=settings.DTYPES[config.hf_save_dtype],
-        stop_ids=chat.stop_ids(run.tokenizer),
-        chat_template=template,
-    )
-    return folder
+    samples.show(run, policy_now(), reference_model, config.sample_tokens)
 
 
 if __name__ == "__main__":

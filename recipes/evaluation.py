@@ -18,11 +18,10 @@ Forward = Callable[[Any], jax.Array]
 
 
 class HeldOut(NamedTuple):
-    """A named set of held-out pairs, and the reference's log-probabilities once they are known."""
+    """A named set of held-out pairs."""
 
     name: str
     pairs: list[PairIds]
-    reference_logps: list[np.ndarray]  # empty, or one [pairs, A]
 
 
 def logps(forward: Forward, pairs: list[PairIds], shape: Shape, rows: NamedSharding) -> np.ndarray:
@@ -41,15 +40,19 @@ def evaluate(
     held_out: HeldOut,
     policy: Forward,
     reference: Forward,
+    known: dict[str, np.ndarray],
     shape: Shape,
     rows: NamedSharding,
     **loss,
 ) -> dict[str, float]:
-    """The metrics of a held-out set, each pair weighing the same. Padding never enters a mean."""
-    if not held_out.reference_logps:  # it does not change within a run
-        held_out.reference_logps.append(logps(reference, held_out.pairs, shape, rows))
+    """The metrics of a held-out set, each pair weighing the same. Padding never enters a mean.
+
+    `known` keeps what the reference says, by the name of the set: it does not change within a run.
+    """
+    if held_out.name not in known:
+        known[held_out.name] = logps(reference, held_out.pairs, shape, rows)
     ours = jnp.asarray(logps(policy, held_out.pairs, shape, rows))
-    theirs = jnp.asarray(held_out.reference_logps[0])
+    theirs = jnp.asarray(known[held_out.name])
     values = metrics.preference(ours, theirs, jnp.ones(len(ours), bool), **loss)
     figures = {name: float(value) for name, value in values.items()}
     figures |= metrics.lengths(held_out.pairs)

@@ -1,9 +1,10 @@
 """What a run reports: figures per update, and the places they are written to."""
 
-from collections.abc import Callable, Mapping, Sequence
-import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import json
 import pathlib
+import secrets
 import time
 
 import jax
@@ -59,12 +60,6 @@ def line(step: int, figures: Mapping[str, int | float]) -> str:
     return f"step {step:<5} {where:<16} {told}"
 
 
-def time_left(seconds: float) -> str:
-    """An honest guess, in words."""
-    spoken = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.1f} minutes"
-    return f"about {spoken} to go, evaluation and saving apart"
-
-
 def lengths(pairs: Sequence[PairIds]) -> dict[str, int | float]:
     """Scored tokens per answer, on average."""
     return {
@@ -74,45 +69,58 @@ def lengths(pairs: Sequence[PairIds]) -> dict[str, int | float]:
 
 
 class Meter:
-    """Speed and fill since it was last read."""
+    """Speed and fill since it was last read. Nothing is asked of the devices."""
 
     def __init__(self) -> None:
-        self._start()
+        self._readings = 0
+        self._clear()
 
-    def _start(self) -> None:
-        self._since, self._real, self._stored, self._positions = time.perf_counter(), 0, 0, 0
-        self._chosen = self._rejected = self._pairs = self._updates = 0
+    def _clear(self) -> None:
+        self._since = time.perf_counter()
+        self._updates: list[Update] = []
+        self._positions = 0
 
     def add(self, update: Update, shape: Shape) -> None:
-        """Counts an update. Nothing is asked of the devices."""
-        self._updates += 1
-        self._real += update.real_tokens
-        self._stored += update.stored_tokens
+        """Counts an update."""
+        self._updates.append(update._replace(micro_batches=[]))
         self._positions += len(update.micro_batches) * shape.rows * shape.row_length
-        self._chosen += update.chosen_tokens
-        self._rejected += update.rejected_tokens
-        self._pairs += len(update.rows)
 
-    def seconds_per_update(self) -> float:
-        """Since it was last read, what is still under way on the devices not waited for."""
-        return (time.perf_counter() - self._since) / self._updates
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Evaluation, saving and exporting are not training."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
+
+    def time_left(self, updates: int) -> str | None:
+        """A guess, in words, once: after the first updates that did not wait for the compiler."""
+        if self._readings != 1:
+            return None
+        each = (time.perf_counter() - self._since) / len(self._updates)
+        spoken = each * updates
+        spoken = f"{spoken / 3600:.1f} hours" if spoken > 5400 else f"{spoken / 60:.1f} minutes"
+        return f"about {spoken} to go, evaluation and saving apart"
 
     def read(self) -> dict[str, int | float]:
         """Real tokens per second (both answers, each with its prompt), fill, mean lengths."""
+        total = lambda name: sum(getattr(update, name) for update in self._updates)
+        pairs = sum(len(update.rows) for update in self._updates)
         values = {
-            "tokens_per_second": self._real / (time.perf_counter() - self._since),
-            "pack_fill": self._stored / self._positions,
-            "length_chosen": self._chosen / self._pairs,
-            "length_rejected": self._rejected / self._pairs,
+            "tokens_per_second": total("real_tokens") / (time.perf_counter() - self._since),
+            "pack_fill": total("stored_tokens") / self._positions,
+            "length_chosen": total("chosen_tokens") / pairs,
+            "length_rejected": total("rejected_tokens") / pairs,
         }
-        self._start()
+        self._clear()
+        self._readings += 1
         return values
 
 
 class Log:
     """Writes records to `metrics.jsonl`, TensorBoard and, when asked, Weights & Biases.
 
-    Only process 0 writes. Records of steps beyond `after` are dropped: they are taken again.
+    Only process 0 writes. Records of steps beyond `after` (-1: all) are dropped: they are taken
+    again.
     """
 
     def __init__(self, directory: pathlib.Path, config: ml_collections.ConfigDict, *, after: int):
@@ -125,7 +133,9 @@ class Log:
         path.write_text("".join(f"{line}\n" for line in known if _step(line) <= after))
         self._file = path.open("a")
         if config.tensorboard:
-            self._board = tensorboardX.SummaryWriter(str(directory / "tensorboard"))
+            self._board = tensorboardX.SummaryWriter(
+                str(directory / "tensorboard"), purge_step=after + 1
+            )
         if config.wandb_project:
             import wandb  # an extra: few runs want it
 
@@ -135,8 +145,7 @@ class Log:
                 tags=list(config.tags),
                 config=config.to_dict(),
                 dir=str(directory),
-                # the same directory is the same run, however often it is started
-                id=hashlib.sha256(str(directory).encode()).hexdigest()[:12],
+                id=_own_id(directory / "wandb_id"),  # started again it is the same run
                 resume="allow",
             )
 
@@ -160,6 +169,13 @@ class Log:
             self._board.close()
         if self._wandb:
             self._wandb.finish()
+
+
+def _own_id(path: pathlib.Path) -> str:
+    """A random id that stays with the directory."""
+    if not path.exists():
+        path.write_text(secrets.token_hex(8))
+    return path.read_text()
 
 
 def _step(line: str) -> int | float:

@@ -67,14 +67,22 @@ def matrices(params: nnx.State) -> dict[str, Any]:
     return traverse_util.unflatten_dict(decays)
 
 
-def init(optimizer: optax.GradientTransformation, params: Any, mesh: Mesh) -> Any:
-    """The optimizer's state, split over the devices as the parameters are."""
+def layout(optimizer: optax.GradientTransformation, params: Any, mesh: Mesh) -> Any:
+    """Shapes, dtypes and shardings of the optimizer's state: split as the parameters are."""
     everywhere = NamedSharding(mesh, PartitionSpec())
+    shapes = jax.eval_shape(optimizer.init, params)
     shardings = optax.tree_utils.tree_map_params(
         optimizer.init,
         lambda _, sharding: sharding,
-        jax.eval_shape(optimizer.init, params),
+        shapes,
         jax.tree.map(lambda x: x.sharding, params),
         transform_non_params=lambda _: everywhere,
     )
+    placed = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    return jax.tree.map(placed, shapes, shardings)
+
+
+def init(optimizer: optax.GradientTransformation, params: Any, mesh: Mesh) -> Any:
+    """The optimizer's first state. Left to itself, jit would keep all of it on every device."""
+    shardings = jax.tree.map(lambda x: x.sharding, layout(optimizer, params, mesh))
     return jax.jit(optimizer.init, out_shardings=shardings)(params)

@@ -11,6 +11,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, UInt32
+import ml_collections
 import numpy as np
 
 from checkpoints_io.run_state import RunStore
@@ -18,23 +19,20 @@ import zoo
 
 
 def load(
-    path: str,
-    *,
-    is_hf: bool,
-    policy: zoo.Model,
-    dtype: jax.typing.DTypeLike,
-    mesh: jax.sharding.Mesh,
+    config: ml_collections.ConfigDict, policy: zoo.Model, mesh: jax.sharding.Mesh
 ) -> zoo.Model:
     """The reference in the compute dtype, from HF weights or from the newest checkpoint of a run.
+
+    `policy` may be without weights.
 
     Raises:
       FileNotFoundError: there is no such model, or no checkpoint in that run.
       ValueError: the weights do not fit, or the reference has another vocabulary than the policy.
     """
-    if is_hf:
-        model = zoo.load(path, dtype=dtype, mesh=mesh)
-    else:
-        model = _of_run(pathlib.Path(path).expanduser(), policy, dtype)
+    path, dtype = config.reference_model_path, policy.dtype
+    if not config.reference_is_hf:
+        return _of_run(pathlib.Path(path).expanduser(), policy)
+    model = zoo.load(path, dtype=dtype, mesh=mesh)
     if model.config.vocab_size != policy.config.vocab_size:
         raise ValueError(
             f"the reference {path} has {model.config.vocab_size} token ids and the policy "
@@ -43,17 +41,21 @@ def load(
     return model
 
 
-def _of_run(directory: pathlib.Path, policy: zoo.Model, dtype: jax.typing.DTypeLike) -> zoo.Model:
-    if not (directory / "checkpoints").is_dir():
-        raise FileNotFoundError(f"{directory} is not the directory of a run: it has no checkpoints")
-    store = RunStore(directory / "checkpoints", keep=1, read_only=True)
+def _of_run(directory: pathlib.Path, policy: zoo.Model) -> zoo.Model:
+    graph, state = nnx.split(policy)
+    store = RunStore(directory / "checkpoints", keep=1_000_000)  # only read: nothing is to go
     if not store.steps():
         raise FileNotFoundError(f"the run in {directory} has no checkpoint yet")
-    graph, state = nnx.split(policy)
-    saved = store.restore(store.steps()[0], {"policy": nnx.to_pure_dict(state)}).trees["policy"]
+    try:
+        like = {"policy": nnx.to_pure_dict(state)}
+        saved = store.restore(store.steps()[0], like).trees["policy"]
+    except Exception as error:  # whatever Orbax makes of other shapes
+        raise ValueError(
+            f"the newest checkpoint of the run in {directory} cannot be read as a model like "
+            "initialize_from_hf: is it a run of another model?"
+        ) from error
     store.close()
-    nnx.replace_by_pure_dict(state, saved)
-    return nnx.merge(graph, cast(state, dtype))
+    return nnx.merge(graph, nnx.State(cast(saved, policy.dtype)))
 
 
 @functools.partial(jax.jit, static_argnums=1)

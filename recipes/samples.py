@@ -1,6 +1,5 @@
 """Two held-out prompts, answered greedily by the reference and by the policy, side by side."""
 
-from recipes.data import chat
 from recipes.prepare import Run, say
 import zoo
 from zoo import generate
@@ -13,9 +12,8 @@ def show(run: Run, policy: zoo.Model, reference: zoo.Model, max_new_tokens: int)
     prompts = [prompts[0], prompts[len(prompts) // 2]] if len(prompts) > 1 else prompts
     if not prompts or not max_new_tokens:
         return
-    stops = chat.stop_ids(run.tokenizer)
     answers = {
-        name: generate.greedy(model, prompts, max_new_tokens=max_new_tokens, stop_ids=stops)
+        name: generate.greedy(model, prompts, max_new_tokens=max_new_tokens, stop_ids=run.stop_ids)
         for name, model in (("before", reference), ("after", policy))
     }
     for i, prompt in enumerate(prompts):

@@ -103,9 +103,14 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name in ["warmup", "min_lr_ratio", "weight_decay", "cooldown", "sample_tokens"]:
         if config[name] is not None and not config[name] >= 0:
             raise ValueError(f"--config.{name} must not be negative, and is {config[name]}")
-    for name in ("adam_beta1", "adam_beta2", "label_smoothing", "min_pack_fill", "min_lr_ratio"):
-        if not 0 <= config[name] <= 1:
-            raise ValueError(f"--config.{name} must lie between 0 and 1, and is {config[name]}")
+    shares = ("label_smoothing", "min_pack_fill", "min_lr_ratio", "data.max_malformed_fraction")
+    for name, value in flat(config):
+        if name in shares and not 0 <= value <= 1:
+            raise ValueError(f"--config.{name} must lie between 0 and 1, and is {value}")
+        if name in ("adam_beta1", "adam_beta2") and not 0 <= value < 1:
+            raise ValueError(f"--config.{name} must be at least 0 and below 1, and is {value}")
+    if config.seed < 0:
+        raise ValueError(f"--config.seed must not be negative, and is {config.seed}")
     if config.label_smoothing >= 0.5:
         raise ValueError("--config.label_smoothing must be below 0.5: half is no preference at all")
     fraction = config.validation_split_fraction
@@ -125,13 +130,36 @@ def check(config: ml_collections.ConfigDict) -> None:
             "--config.wandb_project needs Weights & Biases: pip install -e '.[wandb]', or leave it "
             "unset"
         )
-    if config.steps_per_hf_export is not None and config.steps_per_hf_export < -1:
+    every = config.steps_per_hf_export
+    if every is not None and every != -1 and every < 1:
         raise ValueError("--config.steps_per_hf_export must be a number of steps, or -1 for never")
+    _refuse_without_effect(config)
     if not config.reference_is_hf and config.reference_model_path == config.initialize_from_hf:
         raise ValueError(
             "--config.reference_is_hf=false means that --config.reference_model_path is the "
             "directory of a run; it is the same as --config.initialize_from_hf"
         )
+
+
+def _refuse_without_effect(config: ml_collections.ConfigDict) -> None:
+    if config.lr_schedule == "constant" and (config.cooldown is not None or config.min_lr_ratio):
+        raise ValueError(
+            "--config.cooldown and --config.min_lr_ratio have no effect with "
+            "--config.lr_schedule=constant: set them to None and 0"
+        )
+    if config.data.layout == "plain_text" and config.chat_template:
+        raise ValueError(
+            "--config.chat_template has no effect with --config.data.layout=plain_text"
+        )
+    if config.validation_split_fraction is not None and "validation" in config.validation:
+        raise ValueError(
+            "--config.validation_split_fraction makes a held-out set named `validation`: give the "
+            "one in --config.validation another name"
+        )
+    if config.max_eval_pairs is not None and not (
+        config.validation or config.validation_split_fraction
+    ):
+        raise ValueError("--config.max_eval_pairs has no effect: there are no held-out pairs")
 
 
 def _one_of(config: ml_collections.ConfigDict, name: str, known, prefix: str = "") -> None:

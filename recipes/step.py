@@ -13,9 +13,9 @@ import optax
 from recipes import metrics
 from recipes.data.packing import Packed
 from recipes.logps import answer_logps
+from recipes.losses import Loss
 
 Params = dict[str, Any]  # the weights of a model, by name
-Loss = Callable[..., Float[Array, " P"]]  # log-ratios of chosen and rejected -> loss per pair
 
 
 class Sums(NamedTuple):

@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 
-import ml_dtypes  # noqa: F401  numpy learns bfloat16
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -55,8 +54,8 @@ def test_no_gather_is_larger_than_the_largest_weight(figures, mesh):
 @pytest.mark.parametrize("mesh", MESHES)
 def test_the_head_is_gathered_once_per_model_and_micro_batch(figures, mesh):
     """Once for the policy and once for the reference, in the compute dtype, outside of any loop."""
-    assert figures[mesh]["head_gathers"] == 2
-    assert figures[mesh]["head_gathers_in_loops"] == 0
+    assert figures[mesh]["head_and_embedding_gathers"] == 4
+    assert figures[mesh]["of_them_in_loops"] == 0
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -71,7 +70,8 @@ def test_two_processes_are_one(tmp_path):
     def start(directory, devices, *flags):
         short = (
             "num_train_steps=2 per_device_parallelism=1 min_pack_fill=0.3 steps_per_log=1 "
-            "run_initial_eval=False sample_tokens=8 max_eval_pairs=8 tensorboard=False"
+            "run_initial_eval=False hf_save_dtype=f32 sample_tokens=8 max_eval_pairs=8 "
+            "tensorboard=False"
         )
         flags = [*short.split(), f"directory={directory}", *flags]
         environment = {
@@ -109,4 +109,6 @@ def test_two_processes_are_one(tmp_path):
     )
     assert one.keys() == two.keys()
     for name in one:
-        np.testing.assert_allclose(one[name].astype(float), two[name].astype(float), atol=1e-2)
+        # Adam divides by what is nearly nothing: one step of 5e-5 is the most they can be apart.
+        np.testing.assert_allclose(one[name], two[name], atol=5e-5)
+        assert np.abs(one[name] - two[name]).mean() < 1e-7

@@ -39,23 +39,27 @@ def load(
     from checkpoints_io import hf_folder, hf_weights  # the one door from here to the disk
 
     folder = hf_folder.find(str(path_or_id), revision)
-    model = abstract(hf_folder.read_config(folder), dtype, compute_dtype)
-    arch = ARCHITECTURES[model.config.model_type]
+    model = abstract(hf_folder.read_config(folder), dtype, compute_dtype, mesh)
     graph, state = nnx.split(model)
-    flat = dict(nnx.to_flat_state(state))
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    wanted = {}
-    for path, param in flat.items():
-        place = sharding.sharding(param.axes, param.shape, mesh) if mesh else here
-        wanted[_name(path)] = hf_weights.Wanted(
-            param.axes, param.shape, np.dtype(param.dtype), place
-        )
-    unused = frozenset(name for path, (name, _) in arch.HF_WEIGHTS.items() if path not in wanted)
-    arrays = hf_weights.read(folder, arch.HF_WEIGHTS, wanted, unused)
-    filled = [(path, param.replace(arrays[_name(path)])) for path, param in flat.items()]
+    table, wanted, unused = _wanted(model)
+    arrays = hf_weights.read(folder, table, wanted, unused)
+    flat = nnx.to_flat_state(state)
+    filled = [(path, param.replace(arrays[_name(path)])) for path, param in flat]
     model = nnx.merge(graph, nnx.from_flat_state(filled))
     model.source = folder
     return model
+
+
+def check(path_or_id: str | pathlib.Path) -> None:
+    """Refuses what `load` would refuse, by the headers of the files alone.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load`.
+    """
+    from checkpoints_io import hf_folder, hf_weights
+
+    folder = hf_folder.find(str(path_or_id))
+    hf_weights.check(folder, *_wanted(abstract(hf_folder.read_config(folder))))
 
 
 def save(
@@ -63,13 +67,18 @@ def save(
     folder: str | pathlib.Path,
     *,
     dtype: jax.typing.DTypeLike = jnp.bfloat16,
+    tokenizer: pathlib.Path | None = None,
     stop_ids: tuple[int, ...] = (),
     chat_template: str | None = None,
 ) -> None:
     """Writes a Hugging Face folder that transformers and vLLM load: weights, config, tokenizer.
 
-    The folder appears when it is whole. `stop_ids` are added to the ids that end generation;
-    `chat_template` replaces the one the model came with. Every process must call it.
+    The folder appears when it is whole. Tokenizer and chat template are those the model came with,
+    or those of the folder `tokenizer` and the text `chat_template`; `stop_ids` are added to the ids
+    that end generation. Every process must call it.
+
+    Raises:
+      FileExistsError: `folder` holds something that is not a model.
     """
     from checkpoints_io import hf_folder, hf_weights
 
@@ -80,15 +89,18 @@ def save(
         hf_weights.write(fresh, arch.HF_WEIGHTS, weights, np.dtype(dtype))
         config = hf_folder.read_config(model.source) if model.source else model.config.to_hf()
         if fresh:
-            hf_folder.write_companions(fresh, config, model.source, stop_ids, chat_template)
+            hf_folder.write_companions(
+                fresh, config, model.source, tokenizer or model.source, stop_ids, chat_template
+            )
 
 
 def abstract(
     hf_config: dict,
     dtype: jax.typing.DTypeLike = jnp.float32,
     compute_dtype: jax.typing.DTypeLike | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Model:
-    """The model of a `config.json`, with shapes in place of weights.
+    """The model of a `config.json`: in place of weights their shapes, dtypes and shardings.
 
     Raises:
       ValueError: no architecture here has its `model_type`, or the one that has refuses it.
@@ -101,9 +113,29 @@ def abstract(
     arch = ARCHITECTURES[kind]
     config = arch.Config.from_hf(hf_config)
     model = nnx.eval_shape(lambda: arch.Model(config, nnx.Rngs(0), compute_dtype or dtype))
-    narrow = lambda shape: jax.ShapeDtypeStruct(shape.shape, dtype)
-    nnx.update(model, jax.tree.map(narrow, nnx.state(model)))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def placed(param: nnx.Param) -> nnx.Variable:
+        where = sharding.sharding(param.axes, param.shape, mesh) if mesh else here
+        return param.replace(jax.ShapeDtypeStruct(param.shape, dtype, sharding=where))
+
+    is_param = lambda x: isinstance(x, nnx.Variable)
+    nnx.update(model, jax.tree.map(placed, nnx.state(model), is_leaf=is_param))
     return model
+
+
+def _wanted(model: Model) -> tuple[dict, dict, frozenset[str]]:
+    """What the weight reader asks: the table, the weights, and the tensors that may lie about."""
+    from checkpoints_io import hf_weights
+
+    table = ARCHITECTURES[model.config.model_type].HF_WEIGHTS
+    wanted = {
+        _name(path): hf_weights.Wanted(
+            param.axes, param.shape, np.dtype(param.dtype), param.get_value().sharding
+        )
+        for path, param in nnx.to_flat_state(nnx.state(model))
+    }
+    return table, wanted, frozenset(n for path, (n, _) in table.items() if path not in wanted)
 
 
 def _name(path: tuple) -> str:

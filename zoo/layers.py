@@ -10,6 +10,7 @@ One alphabet for axes, in shapes, einsums, shardings and weight tables alike
 """
 
 from collections.abc import Callable, Mapping
+import functools
 from typing import Any
 
 from flax import nnx
@@ -52,8 +53,57 @@ def einsum(equation: str, x: Array, w: nnx.Param, out: jax.typing.DTypeLike | No
 def embed(
     embedding: nnx.Param, tokens: Int[Array, "B T"], dtype: jax.typing.DTypeLike
 ) -> Float[Array, "B T D"]:
-    """The vector of each token."""
-    return sharding.constrain(ready(embedding, "V D", dtype)[tokens], "B T D")
+    """The vector of each token. What the tokens give back adds up in float32, however many."""
+    return sharding.constrain(_looked_up(embedding[...], tokens, dtype), "B T D")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _looked_up(table: Array, tokens: Array, dtype: jax.typing.DTypeLike) -> Array:
+    return sharding.gather(table.astype(dtype), "V D")[tokens]
+
+
+def _looked_up_forward(table: Array, tokens: Array, dtype: jax.typing.DTypeLike) -> tuple:
+    return _looked_up(table, tokens, dtype), (table, tokens)
+
+
+def _looked_up_backward(_: jax.typing.DTypeLike, kept: tuple, gradient: Array) -> tuple:
+    table, tokens = kept
+    summed = jnp.zeros(table.shape, jnp.float32).at[tokens].add(gradient.astype(jnp.float32))
+    return sharding.constrain(summed, "V D").astype(table.dtype), None
+
+
+_looked_up.defvjp(_looked_up_forward, _looked_up_backward)
+
+
+def unembedder(head: nnx.Param, dtype: jax.typing.DTypeLike) -> Callable[[Array], Array]:
+    """Hidden states [B, T, D] -> float32 logits [B, T, V], for heads with axes "V D".
+
+    The head is cast and gathered here, once. Its gradient adds up in float32 over all calls.
+    """
+    stored = head[...]
+    narrow = jax.lax.stop_gradient(ready(head, "V D", dtype))
+    return lambda hidden: _unembedded(hidden, narrow, stored)
+
+
+@jax.custom_vjp
+def _unembedded(hidden: Array, narrow: Array, stored: Array) -> Array:
+    return dot("BTD,VD->BTV", hidden, narrow, out=jnp.float32)
+
+
+def _unembedded_forward(hidden: Array, narrow: Array, stored: Array) -> tuple:
+    return _unembedded(hidden, narrow, stored), (hidden, narrow, stored)
+
+
+def _unembedded_backward(kept: tuple, gradient: Array) -> tuple:
+    hidden, narrow, stored = kept
+    gradient = gradient.astype(hidden.dtype)
+    of_head = dot("BTV,BTD->VD", gradient, hidden, out=jnp.float32)
+    # `narrow` is only a reading of `stored`, which takes the gradient in full width.
+    of_stored = sharding.constrain(of_head, "V D").astype(stored.dtype)
+    return dot("BTV,VD->BTD", gradient, narrow), jnp.zeros_like(narrow), of_stored
+
+
+_unembedded.defvjp(_unembedded_forward, _unembedded_backward)
 
 
 class RmsNorm(nnx.Module):

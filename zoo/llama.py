@@ -239,10 +239,9 @@ class Model(nnx.Module):
         return self.norm(layers.run(self.blocks, x, turn, keys))
 
     def unembedder(self) -> Callable[[Float[Array, "B T D"]], Float[Array, "B T V"]]:
-        """Hidden states -> logits, in float32. The head is cast and gathered here, once."""
+        """Hidden states -> logits, in float32."""
         head = self.embedding if self.config.tie_word_embeddings else self.head
-        head = layers.ready(head, "V D", self.dtype)
-        return lambda hidden: layers.dot("BTD,VD->BTV", hidden, head, out=jnp.float32)
+        return layers.unembedder(head, self.dtype)
 
 
 # Our weight -> its HF name, for each layer {L}, and its axes there.

@@ -27,16 +27,20 @@ class Update(NamedTuple):
 def shape_of(pairs: Sequence[PairIds], *, rows: int, row_length: int, per_update: int) -> Shape:
     """The shape of micro-batches with room for as many scores a row as these pairs need."""
     stored = sum(map(packing.stored_length, pairs))
-    scored = [int(p.chosen_scored.sum() + p.rejected_scored.sum()) for p in pairs]
-    likely = 1.1 * row_length * sum(scored) / stored
+    scored = sum(packing.scored(pair).sum() for pair in pairs)
+    likely = 1.1 * row_length * scored / max(stored, 1)
+    # Every pair must fit, in one row or with its two answers in two.
     longest = max(
-        s for p, s in zip(pairs, scored, strict=True) if s <= row_length or s == min(scored)
+        packing.scored(p).sum()
+        if packing.stored_length(p) <= row_length
+        else packing.scored(p).max()
+        for p in pairs
     )
-    room = min(max(likely, longest), max(row_length, longest))
+    room = max(min(likely, row_length), longest)
     return Shape(rows, row_length, -(-int(room) // 64) * 64, per_update)
 
 
-def pack(pairs: Sequence[PairIds], shape: Shape, here: slice) -> Update:
+def pack(pairs: Sequence[PairIds], shape: Shape, here: Sequence[int]) -> Update:
     """The micro-batches of an update: every process works out the same, and builds its own rows."""
     rows = packing.place(pairs, shape)
     count = -(-len(rows) // shape.rows)
@@ -54,7 +58,9 @@ def pack(pairs: Sequence[PairIds], shape: Shape, here: slice) -> Update:
     )
 
 
-def training(pairs: Sequence[PairIds], shape: Shape, *, seed: int, here: slice) -> grain.MapDataset:
+def training(
+    pairs: Sequence[PairIds], shape: Shape, *, seed: int, here: Sequence[int]
+) -> grain.MapDataset:
     """Element k is update k, of the pairs k * P to (k + 1) * P of an endless stream.
 
     Each epoch holds every pair once, in another order; an update may straddle two epochs. The
@@ -81,17 +87,22 @@ def iterate(
     return iterator
 
 
-def in_order(pairs: Sequence[PairIds], shape: Shape, here: slice) -> Iterator[Update]:
+def first(pairs: Sequence[PairIds], shape: Shape, rows: NamedSharding) -> Update:
+    """Some pairs to look at before training."""
+    return pack(pairs[: shape.pairs], shape, rows_here(shape.rows, rows))
+
+
+def in_order(pairs: Sequence[PairIds], shape: Shape, here: Sequence[int]) -> Iterator[Update]:
     """All pairs once, as they stand: for evaluation. The last element may hold fewer than P."""
     for start in range(0, len(pairs), shape.pairs):
         yield pack(pairs[start : start + shape.pairs], shape, here)
 
 
-def rows_here(rows: int, sharding: NamedSharding) -> slice:
-    """The rows of a batch that live on this process's devices."""
+def rows_here(rows: int, sharding: NamedSharding) -> list[int]:
+    """The rows of a batch on this process's devices, in order; on a pod they alternate."""
     parts = sharding.addressable_devices_indices_map((rows,)).values()
-    bounds = [index[0].indices(rows)[:2] for index in parts if index is not None]
-    return slice(min(b[0] for b in bounds), max(b[1] for b in bounds))
+    held = {row for index in parts if index is not None for row in range(*index[0].indices(rows))}
+    return sorted(held)
 
 
 def put(batch: Packed, rows: int, sharding: NamedSharding) -> Packed:

@@ -4,7 +4,6 @@ import pathlib
 import re
 from typing import Any, NamedTuple, cast
 
-import jinja2
 import transformers
 from transformers.utils import chat_template_utils
 
@@ -140,17 +139,26 @@ def _render(
             return_assistant_tokens_mask=marks,
             **tokenizer.special_tokens_map,
         )
-    except (jinja2.TemplateError, TypeError) as error:
+    except Exception as error:  # a template is a program, and may fail as one
         raise ValueError(f"the chat template refuses the messages: {error}") from error
     return text, list(spans[0]) if marks and spans and spans[0] else None
 
 
-def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids that end an answer: end of text, and the template's end of turn."""
+def check_plain(tokenizer: Tokenizer) -> None:
+    """Raises a sentence if plain text could not be ended."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "--config.data.layout=plain_text ends each answer with the end-of-text token, and this "
+            "tokenizer has none"
+        )
+
+
+def stop_ids(tokenizer: Tokenizer, *, plain: bool = False) -> tuple[int, ...]:
+    """The ids that end an answer: end of text, and the template's end of turn unless `plain`."""
     ends = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    if tokenizer.chat_template:
+    if tokenizer.chat_template and not plain:
         text, _ = _render(PROBE, tokenizer)
-        tail = text[text.rindex(PROBE[-1]["content"]) + len(PROBE[-1]["content"]) :]
+        _, _, tail = text.rpartition(PROBE[-1]["content"])
         ids = tokenizer(tail, add_special_tokens=False).input_ids
         ends += [i for i in ids if i in tokenizer.added_tokens_decoder][:1]
     return tuple(dict.fromkeys(ends))

@@ -61,6 +61,12 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
+def has_empty_answer(pair: Pair) -> bool:
+    """Is there no word in the first turn of an answer?"""
+    texts = [a if isinstance(a, str) else a[0]["content"] for a in (pair.chosen, pair.rejected)]
+    return not all(text.strip() for text in texts)
+
+
 def _forked(chosen: Turns, rejected: Turns) -> Pair:
     if chosen == rejected:
         raise ValueError("chosen equals rejected")

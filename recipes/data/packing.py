@@ -125,7 +125,8 @@ def place(pairs: Sequence[PairIds], shape: Shape) -> list[list[Placed]]:
     The two streams of a pair that is stored separately stand in one micro-batch.
 
     Raises:
-      ValueError: an answer does not fit into a row.
+      ValueError: an answer does not fit into a row, or a micro-batch has one row and a pair needs
+        two.
     """
     rows: list[list[Placed]] = []
     room: list[list[int]] = []  # per row: positions and scores left
@@ -145,8 +146,10 @@ def place(pairs: Sequence[PairIds], shape: Shape) -> list[list[Placed]]:
         if fits_once(pair, shape):
             whole.append((i, prompt_once(pair)))
             continue
-        if not fits_separate(pair, shape):
-            raise ValueError(f"row {pair.row} of the data does not fit into rows of this shape")
+        if shape.rows < 2:
+            raise ValueError(
+                f"row {pair.row} of the data is too long for one row and needs two in a micro-batch"
+            )
         start = len(rows)
         if start % shape.rows == shape.rows - 1:
             start += 1  # its second stream would stand in the next micro-batch
@@ -162,25 +165,20 @@ def place(pairs: Sequence[PairIds], shape: Shape) -> list[list[Placed]]:
     return rows
 
 
+def scored(pair: PairIds) -> np.ndarray:
+    """How many tokens of the chosen and of the rejected answer count."""
+    return np.array([pair.chosen_scored.sum(), pair.rejected_scored.sum()])
+
+
 def fits_once(pair: PairIds, shape: Shape) -> bool:
     """Does the pair fit into one row with its prompt once?"""
-    scored = int(pair.chosen_scored.sum() + pair.rejected_scored.sum())
-    return stored_length(pair) <= shape.row_length and scored <= shape.scored_per_row
+    fits = stored_length(pair) <= shape.row_length
+    return fits and int(scored(pair).sum()) <= shape.scored_per_row
 
 
-def fits_separate(pair: PairIds, shape: Shape) -> bool:
-    """Do its two answers, each behind its own prompt, fit into two rows of a micro-batch?"""
-    sides = (pair.chosen, pair.chosen_scored), (pair.rejected, pair.rejected_scored)
-    return shape.rows > 1 and all(
-        len(pair.prompt) + len(answer) - 1 <= shape.row_length
-        and scored.sum() <= shape.scored_per_row
-        for answer, scored in sides
-    )
-
-
-def build(rows: Sequence[Sequence[Placed]], shape: Shape, here: slice) -> Packed:
+def build(rows: Sequence[Sequence[Placed]], shape: Shape, here: Sequence[int]) -> Packed:
     """The arrays of one micro-batch; of its rows only those of `here`, this process's own."""
-    B, T, C = here.stop - here.start, shape.row_length, shape.scored_per_row
+    B, T, C = len(here), shape.row_length, shape.scored_per_row
     self_seen = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))  # padding sees itself
     batch = Packed(
         tokens=np.zeros((B, T), np.int32),
@@ -195,9 +193,9 @@ def build(rows: Sequence[Sequence[Placed]], shape: Shape, here: slice) -> Packed
     )
     for row in rows:
         batch.is_pair[[placed.pair for placed in row]] = True
-    for b, row in enumerate(rows[here]):
+    for b, row in enumerate(here):
         t = c = 0
-        for pair, stream in row:
+        for pair, stream in rows[row]:
             at, scores = slice(t, t + len(stream.tokens)), slice(c, c + len(stream.target))
             batch.tokens[b, at] = stream.tokens
             batch.positions[b, at] = stream.positions

@@ -21,6 +21,8 @@ class Counts(NamedTuple):
     dropped: collections.Counter[str]  # reason -> pairs that cannot be trained on
     boundary_moved: int
     truncated: int
+    empty: int  # an answer without text
+    repeated: int  # the same tokens as an earlier pair
     first: dict[str, str]  # reason -> where it was met first
 
     def lines(self) -> list[str]:
@@ -36,7 +38,11 @@ class Counts(NamedTuple):
                 f"{self.boundary_moved} with a token across the end of the prompt (kept whole)"
             )
         if self.truncated:
-            told.append(f"{self.truncated} answers cut at train_seq_len")
+            told.append(f"{self.truncated} pairs cut at train_seq_len")
+        if self.empty:
+            told.append(f"{self.empty} with an answer that is empty (kept: its end is scored)")
+        if self.repeated:
+            told.append(f"{self.repeated} that repeat an earlier pair (kept)")
         return told
 
     @property
@@ -63,18 +69,19 @@ def read(
         the message names the first of them.
     """
     layout = layouts.LAYOUTS[settings.layout]
-    counts = Counts(0, collections.Counter(), collections.Counter(), 0, 0, {})
+    malformed, dropped = collections.Counter(), collections.Counter()
+    first: dict[str, str] = {}
     ids: list[PairIds] = []
     prompts: list[layouts.Turns | str] = []
-    rows = moved = truncated = 0
+    rows = empty = 0
     for row in tqdm.tqdm(sources.read(source), f"reading {source}", delay=2, leave=False):
         rows += 1
-        reasons = counts.malformed
+        reasons = malformed
         try:
             if row.fields is None:
                 raise ValueError("not a JSON object")
             pair = layout(row.fields)
-            reasons = counts.dropped
+            reasons = dropped
             encoded = tokens.encode(
                 pair,
                 tokenizer,
@@ -86,15 +93,23 @@ def read(
         except ValueError as error:
             reason = str(error)
             # An equal pair is a sound row that says nothing.
-            reasons = counts.dropped if reason == "chosen equals rejected" else reasons
+            reasons = dropped if reason == "chosen equals rejected" else reasons
             reasons[reason] += 1
-            counts.first.setdefault(reason, row.where)
+            first.setdefault(reason, row.where)
             continue
         ids.append(encoded)
         prompts.append(pair.prompt)
-        moved += encoded.boundary_moved
-        truncated += encoded.truncated
-    counts = counts._replace(rows=rows, boundary_moved=moved, truncated=truncated)
+        empty += layouts.has_empty_answer(pair)
+    counts = Counts(
+        rows=rows,
+        malformed=malformed,
+        dropped=dropped,
+        boundary_moved=sum(pair.boundary_moved for pair in ids),
+        truncated=sum(pair.truncated for pair in ids),
+        empty=empty,
+        repeated=len(ids) - len({fingerprint([pair]) for pair in ids}),
+        first=first,
+    )
     _check(source, counts, settings.max_malformed_fraction)
     return Pairs(ids, prompts, counts)
 
@@ -121,14 +136,18 @@ def split(pairs: Pairs, fraction: float) -> tuple[list[PairIds], list[PairIds]]:
     """
     sides: tuple[list[PairIds], list[PairIds]] = ([], [])
     for ids, prompt in zip(pairs.ids, pairs.prompts, strict=True):
-        digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).digest()
-        sides[int.from_bytes(digest[:8]) < fraction * 2**64].append(ids)
+        sides[int.from_bytes(prompt_key(prompt)) < fraction * 2**64].append(ids)
     if not all(sides):
         raise ValueError(
             f"--config.validation_split_fraction={fraction} leaves {len(sides[0])} pairs to train "
             f"on and {len(sides[1])} held out of {len(pairs.ids)}; both need at least one"
         )
     return sides
+
+
+def prompt_key(prompt: layouts.Turns | str) -> bytes:
+    """Eight bytes that stand for a prompt."""
+    return hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).digest()[:8]
 
 
 def fingerprint(ids: Iterable[PairIds]) -> str:

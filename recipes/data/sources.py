@@ -6,6 +6,7 @@ import json
 import pathlib
 import re
 from typing import Any, NamedTuple
+import zlib
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 
@@ -45,7 +46,7 @@ def _jsonl(path: pathlib.Path) -> Iterator[Row]:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield Row(f"{path}:{number}", _object(line))
-        except (gzip.BadGzipFile, EOFError) as error:
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{path} is not a whole gzip file: {error}") from error
 
 

@@ -78,7 +78,10 @@ class _Encoded(NamedTuple):
 
 def _encode_text(text: chat.Rendered, tokenizer: chat.Tokenizer, *, plain: bool) -> _Encoded:
     """A template writes its own special tokens; plain text is given a first and a last one."""
-    encoded = tokenizer(text.text, add_special_tokens=False, return_offsets_mapping=True)
+    try:
+        encoded = tokenizer(text.text, add_special_tokens=False, return_offsets_mapping=True)
+    except (TypeError, UnicodeError) as error:  # half a surrogate pair
+        raise ValueError("the text is not valid Unicode") from error
     ids = list(encoded.input_ids)
     begin, end = np.asarray(encoded.offset_mapping, np.int64).reshape(-1, 2).T
     scored = np.zeros(len(ids), bool)

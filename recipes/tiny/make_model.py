@@ -88,7 +88,7 @@ def trained(split: tuple[nnx.GraphDef, nnx.State], tokenizer) -> nnx.State:
     )  # fmt: skip
     ids = pairs.read(str(HERE / "train.jsonl"), settings, tokenizer, LENGTH).ids
     shape = batches.shape_of(ids, rows=8, row_length=LENGTH, per_update=BATCH)
-    data = batches.training(ids, shape, seed=0, here=slice(0, shape.rows))
+    data = batches.training(ids, shape, seed=0, here=range(shape.rows))
     schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, 40, STEPS)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.1))
     opt_state = optimizer.init(state)

@@ -122,6 +122,7 @@ def test_an_export_appears_whole_or_not_at_all(tmp_path):
     target = tmp_path / "model"
     target.mkdir()
     (target / "old").write_text("here before")
+    (target / "config.json").write_text("{}")
     with pytest.raises(RuntimeError), hf_folder.written_whole(target) as fresh:
         (fresh / "half").write_text("")
         raise RuntimeError
@@ -131,6 +132,14 @@ def test_an_export_appears_whole_or_not_at_all(tmp_path):
         (fresh / "new").write_text("")
     assert [path.name for path in target.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_somebodys_work_is_not_replaced(tmp_path):
+    (tmp_path / "thesis.tex").write_text("here before")
+    model = llama.Model(small_config(), nnx.Rngs(0))
+    with pytest.raises(FileExistsError, match="something else than a model"):
+        zoo.save(model, tmp_path)
+    assert (tmp_path / "thesis.tex").exists()
 
 
 def test_stop_ids_join_those_of_the_source(folder, tmp_path):
@@ -143,7 +152,7 @@ def test_stop_ids_join_those_of_the_source(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["nowhere", "./nowhere", "a/b/c", "/nowhere/model", "../seen/from"]
+    "name", ["nowhere", "./nowhere", "a/b/c", "/nowhere/model", "../seen/from", "models/", "my a/b"]
 )
 def test_no_such_folder(name):
     with pytest.raises(FileNotFoundError, match="no model folder"):

@@ -22,14 +22,14 @@ def times(trees, factor):
 
 def test_what_is_saved_comes_back(tmp_path, trees):
     store = RunStore(tmp_path, keep=2)
-    assert store.restore_newest(trees, lambda _: None) is None
+    assert store.newest(lambda _: None, trees) is None
     for step in (1, 2, 3):
         store.save(step, times(trees, step), {"position": step * 8})
     store.close()
     store = RunStore(tmp_path, keep=2)
     assert store.steps() == [3, 2]
     seen = []
-    restored = store.restore_newest(trees, seen.append)
+    restored = store.newest(seen.append, trees)
     assert restored.step == 3
     assert restored.facts["position"] == seen[0]["position"] == 24
     np.testing.assert_array_equal(restored.trees["policy"]["a"], 3 * trees["policy"]["a"])
@@ -48,7 +48,7 @@ def test_a_refusal_is_not_passed_over(tmp_path, trees):
         raise ValueError("another run")
 
     with pytest.raises(ValueError, match="another run"):
-        store.restore_newest(trees, refuse)
+        store.newest(refuse, trees)
 
 
 def test_a_torn_checkpoint_is_passed_over_and_replaced(tmp_path, trees):
@@ -60,11 +60,39 @@ def test_a_torn_checkpoint_is_passed_over_and_replaced(tmp_path, trees):
         if path.is_file():
             path.write_bytes(b"")
     store = RunStore(tmp_path, keep=3)
-    restored = store.restore_newest(trees, lambda _: None)
+    restored = store.newest(lambda _: None, trees)
     assert restored.step == 1
+    assert (tmp_path / "unreadable-2").is_dir()  # set aside, not deleted
     store.save(2, times(trees, 2), {})
     store.close()
-    assert RunStore(tmp_path, keep=3).restore_newest(trees, lambda _: None).step == 2
+    assert RunStore(tmp_path, keep=3).newest(lambda _: None, trees).step == 2
+
+
+def test_what_says_nothing_of_the_checkpoint_is_passed_on(tmp_path, trees, monkeypatch):
+    store = RunStore(tmp_path, keep=3)
+    for step in (1, 2):
+        store.save(step, trees, {})
+    store.wait()
+
+    def full(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="RESOURCE"):
+        patched.setattr(store, "restore", full)
+        store.newest(lambda _: None, trees)
+    assert store.steps() == [2, 1]
+    monkeypatch.setattr("checkpoints_io.run_state.FORMAT", 2)
+    with pytest.raises(ValueError, match="has format 1, and this program reads 2"):
+        store.newest(lambda _: None, trees)
+    assert store.steps() == [2, 1]
+
+
+def test_facts_alone(tmp_path, trees):
+    store = RunStore(tmp_path, keep=3)
+    assert store.newest(lambda _: None) is None
+    store.save(4, trees, {"a": 1})
+    store.wait()
+    assert store.newest(lambda _: None).facts == {"a": 1, "step": 4, "format": 1}
 
 
 def test_nothing_left_to_read_is_an_error(tmp_path, trees):
@@ -75,4 +103,4 @@ def test_nothing_left_to_read_is_an_error(tmp_path, trees):
         if path.is_file() and "metadata" not in path.name.lower():
             path.write_bytes(b"")
     with pytest.raises(OSError, match="none of the checkpoints"):
-        RunStore(tmp_path, keep=1).restore_newest(trees, lambda _: None)
+        RunStore(tmp_path, keep=1).newest(lambda _: None, trees)

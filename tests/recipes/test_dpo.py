@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import shutil
 
 from flax import nnx
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from recipes import dpo, reference
+from recipes import dpo, policy, reference
 from tests.conftest import TINY
 import zoo
 
@@ -86,29 +87,28 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(
     config.steps_per_hf_export = total
     whole, parted = (config.copy_and_resolve_references() for _ in range(2))
     whole.directory, parted.directory = str(tmp_path / "whole"), str(tmp_path / "parted")
-    seen = {}
+    from recipes.data import batches
+
+    seen, iterate = {}, batches.iterate
 
     def watch(kind):
-        from recipes.data import batches
+        def noting(pairs, shape, rows, *, seed, start):
+            updates = iterate(pairs, shape, rows, seed=seed, start=start)
+            for at, update in enumerate(updates, start=start + 1):
+                seen.setdefault(kind, {})[at] = update.rows.tolist()
+                yield update
 
-        pack = batches.pack
-
-        def noting(pairs, shape, here):
-            update = pack(pairs, shape, here)
-            seen.setdefault(kind, set()).add(tuple(update.rows))
-            return update
-
-        monkeypatch.setattr(batches, "pack", noting)
+        monkeypatch.setattr(batches, "iterate", noting)
 
     watch("whole")
     dpo.train(whole)
+    monkeypatch.undo()
 
     class Stopped(Exception):
         pass
 
     from recipes import step
 
-    monkeypatch.undo()
     compiled = step.compiled
 
     def until(*args, **kwargs):
@@ -123,17 +123,13 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(
         return programs._replace(apply=apply)
 
     monkeypatch.setattr(step, "compiled", until)
-    # The write under way ends before the process does, as after a SIGTERM.
-    from checkpoints_io.run_state import RunStore
-
-    save = RunStore.save
-    monkeypatch.setattr(RunStore, "save", lambda self, *a: (save(self, *a), self.wait()))
     with pytest.raises(Stopped):
         dpo.train(parted)
     monkeypatch.undo()
     watch("parted")
     dpo.train(parted)
 
+    assert seen["parted"] == {at: rows for at, rows in seen["whole"].items() if at > stop}
     assert training(parted) == training(whole)
     for name, array in exported(whole, total).items():
         np.testing.assert_array_equal(array, exported(parted, total)[name])
@@ -257,3 +253,58 @@ def test_the_gates_see_what_is_wrong():
         with pytest.raises(RuntimeError, match="ln 2"):
             reference.check_first_loss(loss, jnp.bfloat16)
     reference.check_first_loss(0.6931472, jnp.float32)
+
+
+def test_an_export_lost_with_the_process_is_made_on_the_next_start(tiny_config):
+    config = tiny_config
+    config.num_train_steps = 1
+    config.steps_per_hf_export = 1
+    dpo.train(config)
+    folder = pathlib.Path(config.directory) / "hf" / "step-1"
+    before = exported(config, 1)
+    shutil.rmtree(folder)
+    dpo.train(config)
+    for name, array in exported(config, 1).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_the_export_has_the_tokenizer_and_template_of_the_run(tiny_config, tmp_path):
+    config = tiny_config
+    config.num_train_steps = 1
+    config.steps_per_hf_export = 1
+    other = tmp_path / "tokenizer"
+    other.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (other / name).write_bytes((TINY / "model" / name).read_bytes())
+    template = (TINY / "model" / "chat_template.jinja").read_text().replace("trim", "trim | trim")
+    (other / "chat_template.jinja").write_text(template)
+    config.tokenizer = str(other)
+    dpo.train(config)
+    folder = pathlib.Path(config.directory) / "hf" / "step-1"
+    assert (folder / "chat_template.jinja").read_text() == template
+
+
+def test_a_run_killed_before_its_first_checkpoint_leaves_no_records(tiny_config, monkeypatch):
+    config = tiny_config
+    config.num_train_steps = 2
+    config.run_initial_eval = True
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(policy, "save", killed)
+        dpo.train(config)
+    dpo.train(config)
+    steps = [record["step"] for record in records(config)]
+    assert steps == [0, 1, 2, 2]
+
+
+def test_another_runs_settings_are_refused_before_anything_is_read(tiny_config):
+    config = tiny_config
+    config.num_train_steps = 1
+    dpo.train(config)
+    config.initialize_from_hf = "nowhere/at-all"
+    config.beta = 0.3
+    with pytest.raises(ValueError, match="a run with other settings"):
+        dpo.train(config)

@@ -39,12 +39,24 @@ def test_the_configs_pass(config):
         ({"warmup": -0.1}, "warmup"),
         ({"reference_is_hf": False}, "directory of a run"),
         ({"steps_per_hf_export": -3}, "never"),
-        ({"wandb_project": "mine"}, "pip install"),
+        ({"steps_per_hf_export": 0}, "never"),
+        ({"adam_beta2": 1.0}, "adam_beta2"),
+        ({"seed": -1}, "seed"),
+        ({"data.max_malformed_fraction": -3.0}, "max_malformed_fraction"),
+        ({"lr_schedule": "constant", "cooldown": 0.1}, "no effect"),
+        ({"data.layout": "plain_text", "chat_template": "a.jinja"}, "no effect"),
     ],
 )
 def test_impossible_settings(config, other, told):
     config.update_from_flattened_dict(other)
     with pytest.raises(ValueError, match=told):
+        settings.check(config)
+
+
+def test_weights_and_biases_is_an_extra(config, monkeypatch):
+    config.wandb_project = "mine"
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ValueError, match="pip install"):
         settings.check(config)
 
 

@@ -48,7 +48,7 @@ def test_the_trajectory_is_trls(tmp_path):
         found = []
         for at in range(work.STEPS):
             start = at * work.BATCH % work.PAIRS
-            update = batches.pack(pairs[start : start + work.BATCH], shape, slice(0, 4))
+            update = batches.pack(pairs[start : start + work.BATCH], shape, range(4))
             sums = programs.zero()
             for batch in update.micro_batches:
                 sums = programs.add(sums, policy, reference, batch)

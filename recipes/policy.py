@@ -1,0 +1,79 @@
+"""The policy: begun from its weights or gone on with from a checkpoint, and written for others."""
+
+from collections.abc import Callable
+import pathlib
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+import ml_collections
+import optax
+
+from checkpoints_io import hf_folder
+from recipes import optimizer, settings
+from recipes.prepare import Run, refuse_other_run
+import zoo
+
+
+class State(NamedTuple):
+    """What training changes."""
+
+    step: int  # the last one taken
+    params: dict[str, Any]
+    opt_state: Any
+
+
+def blank(config: ml_collections.ConfigDict, run: Run) -> zoo.Model:
+    """The policy with shapes and shardings in place of weights."""
+    params, compute = settings.precision(config.mp)
+    model = zoo.abstract(hf_folder.read_config(run.folder), params, compute, run.mesh)
+    model.source = run.folder
+    return model
+
+
+def begin(
+    model: zoo.Model, adamw: optax.GradientTransformation, run: Run, facts: dict[str, Any]
+) -> State:
+    """The newest checkpoint of this run, or step 0 with the weights of `initialize_from_hf`.
+
+    One or the other is read, never both: a resumed run needs no more memory than a fresh one.
+
+    Raises:
+      ValueError: the checkpoint is another run's, or the weights do not fit.
+    """
+    params = nnx.to_pure_dict(nnx.state(model))
+    like = {"policy": params, "optimizer": optimizer.layout(adamw, params, run.mesh)}
+    check: Callable = lambda saved: refuse_other_run(saved, facts, run.directory)
+    saved = run.store.newest(check, like)
+    if saved:
+        assert saved.facts["position"] == saved.step * run.shape.pairs
+        return State(saved.step, saved.trees["policy"], saved.trees["optimizer"])
+    dtype = jax.tree.leaves(params)[0].dtype
+    loaded = zoo.load(run.folder, dtype=dtype, compute_dtype=model.dtype, mesh=run.mesh)
+    params = nnx.to_pure_dict(nnx.state(loaded))
+    return State(0, params, optimizer.init(adamw, params, run.mesh))
+
+
+def save(state: State, config: ml_collections.ConfigDict, run: Run, facts: dict[str, Any]) -> None:
+    """A checkpoint, written behind the run. The reference is not in it."""
+    # The order of the pairs is a function of the seed: with the position, all there is of chance.
+    chance = {"position": state.step * run.shape.pairs, "seed": config.seed}
+    trees = {"policy": state.params, "optimizer": state.opt_state}
+    run.store.save(state.step, trees, facts | chance)
+
+
+def export_folder(step: int, run: Run) -> pathlib.Path:
+    """Where the Hugging Face folder of a step stands."""
+    return run.directory / "hf" / f"step-{step}"
+
+
+def export(model: zoo.Model, step: int, config: ml_collections.ConfigDict, run: Run) -> None:
+    """Writes the policy as a Hugging Face folder, with the run's tokenizer and template."""
+    zoo.save(
+        model,
+        export_folder(step, run),
+        dtype=settings.DTYPES[config.hf_save_dtype],
+        tokenizer=run.tokenizer_folder,
+        stop_ids=run.stop_ids,
+        chat_template=run.tokenizer.chat_template if config.chat_template else None,
+    )
