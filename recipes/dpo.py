@@ -15,6 +15,7 @@ import jax
 import ml_collections
 import tqdm
 
+from checkpoints_io.run_state import RunStore
 from recipes import (
     command,
     evaluation,
@@ -40,11 +41,12 @@ def train(config: ml_collections.ConfigDict) -> None:
       RuntimeError: policy and reference disagree before anything was learnt.
     """
     run = prepare(config)
-    with jax.set_mesh(run.mesh), contextlib.closing(run.store):
-        _train(config, run)
+    checkpoints = RunStore(run.directory / "checkpoints", keep=config.keep_checkpoints)
+    with jax.set_mesh(run.mesh), contextlib.closing(checkpoints) as store:
+        _train(config, run, store)
 
 
-def _train(config: ml_collections.ConfigDict, run: Run) -> None:
+def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None:
     compute = settings.precision(config.mp).compute
     blank = policy.blank(config, run)
     policy_graph, layout = nnx.split(blank)
@@ -59,7 +61,7 @@ def _train(config: ml_collections.ConfigDict, run: Run) -> None:
     frozen = nnx.to_pure_dict(frozen)
     facts = run.facts | {"reference": reference.fingerprint(frozen)}
     say(f"reading the policy: a checkpoint in {run.directory}, or {config.initialize_from_hf}")
-    state = policy.begin(blank, adamw, run, facts)
+    state = policy.begin(blank, adamw, run, store, facts)
     start = state.step
     say(f"going on from step {start}" if start else "beginning at step 0")
 
@@ -143,7 +145,7 @@ def _train(config: ml_collections.ConfigDict, run: Run) -> None:
                 if due(config.steps_per_eval):
                     evaluate()
                 if due(config.steps_per_checkpoint):
-                    policy.save(state, config, run, facts)
+                    policy.save(state, config, run, store, facts)
                 export_if_due()
 
     if start == run.total_steps:

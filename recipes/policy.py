@@ -10,6 +10,7 @@ import ml_collections
 import optax
 
 from checkpoints_io import hf_folder
+from checkpoints_io.run_state import RunStore
 from recipes import optimizer, settings
 from recipes.prepare import Run, refuse_other_run
 import zoo
@@ -32,7 +33,11 @@ def blank(config: ml_collections.ConfigDict, run: Run) -> zoo.Model:
 
 
 def begin(
-    model: zoo.Model, adamw: optax.GradientTransformation, run: Run, facts: dict[str, Any]
+    model: zoo.Model,
+    adamw: optax.GradientTransformation,
+    run: Run,
+    store: RunStore,
+    facts: dict[str, Any],
 ) -> State:
     """The newest checkpoint of this run, or step 0 with the weights of `initialize_from_hf`.
 
@@ -44,7 +49,7 @@ def begin(
     params = nnx.to_pure_dict(nnx.state(model))
     like = {"policy": params, "optimizer": optimizer.layout(adamw, params, run.mesh)}
     check: Callable = lambda saved: refuse_other_run(saved, facts, run.directory)
-    saved = run.store.newest(check, like)
+    saved = store.newest(check, like)
     if saved:
         assert saved.facts["position"] == saved.step * run.shape.pairs
         return State(saved.step, saved.trees["policy"], saved.trees["optimizer"])
@@ -54,12 +59,18 @@ def begin(
     return State(0, params, optimizer.init(adamw, params, run.mesh))
 
 
-def save(state: State, config: ml_collections.ConfigDict, run: Run, facts: dict[str, Any]) -> None:
+def save(
+    state: State,
+    config: ml_collections.ConfigDict,
+    run: Run,
+    store: RunStore,
+    facts: dict[str, Any],
+) -> None:
     """A checkpoint, written behind the run. The reference is not in it."""
     # The order of the pairs is a function of the seed: with the position, all there is of chance.
     chance = {"position": state.step * run.shape.pairs, "seed": config.seed}
     trees = {"policy": state.params, "optimizer": state.opt_state}
-    run.store.save(state.step, trees, facts | chance)
+    store.save(state.step, trees, facts | chance)
 
 
 def export_folder(step: int, run: Run) -> pathlib.Path:

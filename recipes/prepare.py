@@ -1,5 +1,6 @@
 """All that can fail, before any long work: settings, files, data, room. Says the plan."""
 
+import contextlib
 import pathlib
 from typing import Any, NamedTuple
 
@@ -24,7 +25,6 @@ class Run(NamedTuple):
     """A run that is ready to read its weights and start."""
 
     directory: pathlib.Path
-    store: RunStore
     mesh: Mesh
     rows: NamedSharding  # how the rows of a micro-batch are split
     folder: pathlib.Path  # the policy's model folder
@@ -54,11 +54,8 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     settings.check(config)
     mesh = sharding.mesh_of(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     directory = _directory(config.directory)
-    store = RunStore(directory / "checkpoints", keep=config.keep_checkpoints)
     shaping = settings.that_shape_the_run(config)
-    store.newest(
-        lambda saved: settings.refuse_other_run(saved["settings"], shaping, str(directory))
-    )
+    _refuse_directory_of_another_run(directory, shaping)
 
     folder = hf_folder.find(config.initialize_from_hf)
     hf_config = hf_folder.read_config(folder)
@@ -95,7 +92,6 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     optimizer.schedule_of(config, steps)  # refuses what does not fit into the steps
     run = Run(
         directory=directory,
-        store=store,
         mesh=mesh,
         rows=NamedSharding(mesh, PartitionSpec(("data", "fsdp"))),
         folder=folder,
@@ -139,6 +135,15 @@ def _directory(name: str) -> pathlib.Path:
             f"--config.directory={name} cannot be used: {error.strerror or error}"
         ) from error
     return directory
+
+
+def _refuse_directory_of_another_run(directory: pathlib.Path, shaping: dict[str, Any]) -> None:
+    if not any((directory / "checkpoints").iterdir()):
+        return
+    check = lambda saved: settings.refuse_other_run(saved["settings"], shaping, str(directory))
+    everything = 1_000_000  # only looked at: nothing is to go
+    with contextlib.closing(RunStore(directory / "checkpoints", keep=everything)) as store:
+        store.newest(check)
 
 
 def _check_reference(config: ml_collections.ConfigDict) -> None:
