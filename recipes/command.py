@@ -51,12 +51,13 @@ def _parsed(argv: list[str]) -> list[str]:
             *rooms, last = name.split(".")
             functools.reduce(lambda at, room: at[room], rooms, config)[last] = None
         return rest
-    except SyntaxError as error:
-        _stop(f"{path} is not Python: {error}")
     except (AttributeError, KeyError, flags.UnrecognizedFlagError) as error:
         _stop(_unknown(argv, path) or f"{path} or a flag cannot be understood: {error}")
-    except (OSError, flags.Error, TypeError, ValueError) as error:
+    except flags.Error as error:
         _stop(str(error).strip().splitlines()[0])
+    except Exception as error:  # a config file is a program, and may fail as one
+        told = (str(error).strip().splitlines() or [""])[0]
+        _stop(f"{path} or a flag cannot be understood: {type(error).__name__}: {told}")
 
 
 def _path(argv: list[str]) -> str | None:
@@ -70,7 +71,10 @@ def _path(argv: list[str]) -> str | None:
 
 def _unknown(argv: list[str], path: str) -> str | None:
     """Which of the flags names no setting, and which one is nearest."""
-    known = [name for name, _ in settings.flat(runpy.run_path(path)["get_config"]())]
+    try:
+        known = [name for name, _ in settings.flat(runpy.run_path(path)["get_config"]())]
+    except Exception:  # not a config at all
+        return f"{path} is not a config: it has no get_config() that gives one"
     for arg in argv:
         name = re.match(r"--?(?:no)?config\.([^=]+)", arg)
         if name and name[1] not in known:
@@ -90,7 +94,7 @@ def _run(
     try:
         several = config.distributed.to_dict()
         if several.pop("enabled"):
-            jax.distributed.initialize(**several)
+            _join(several)
         train(config)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
@@ -100,9 +104,21 @@ def _run(
                 f"more devices with --config.mesh.fsdp. ({str(error).split(chr(10))[0]})",
                 1,
             )
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            _stop(f"{error.filename}: {error.strerror}", 1)
         if not _said_by_us(error):
             raise
         _stop(str(error), 1)
+
+
+def _join(several: dict[str, Any]) -> None:
+    try:
+        jax.distributed.initialize(**several)
+    except Exception as error:  # jax raises a kind of its own for every cause
+        raise ValueError(
+            "the processes of this run could not join, with the settings of --config.distributed: "
+            f"{str(error).strip()}"
+        ) from error
 
 
 def _said_by_us(error: BaseException) -> bool:

@@ -129,7 +129,7 @@ class Log:
             return
         (directory / "settings.json").write_text(config.to_json_best_effort(indent=2) + "\n")
         path = directory / "metrics.jsonl"
-        known = path.read_text().splitlines() if path.exists() else []
+        known = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
         path.write_text("".join(f"{line}\n" for line in known if _step(line) <= after))
         self._file = path.open("a")
         if config.tensorboard:
@@ -180,6 +180,6 @@ def _own_id(path: pathlib.Path) -> str:
 
 def _step(line: str) -> int | float:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return float("inf")  # cut short when the run was killed
+        return json.loads(line)["step"] + 0
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return float("inf")  # cut short when the run was killed, or not ours

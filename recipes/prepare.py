@@ -71,7 +71,7 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     else:
         chat.check_template(tokenizer)
     longest = hf_config.get("max_position_embeddings")
-    if longest and config.train_seq_len > longest:
+    if isinstance(longest, int) and config.train_seq_len > longest:
         raise ValueError(
             f"--config.train_seq_len={config.train_seq_len} is more than the {longest} positions "
             f"that {config.initialize_from_hf} was made for (max_position_embeddings)"
@@ -126,13 +126,15 @@ def refuse_other_run(saved: dict[str, Any], facts: dict[str, Any], directory: pa
 
 
 def _directory(name: str) -> pathlib.Path:
-    directory = pathlib.Path(name).expanduser().absolute()
+    if "://" in name:
+        raise ValueError(f"--config.directory={name} must be a path of this machine's file system")
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "checkpoints").mkdir(exist_ok=True)
-    except OSError as error:
+        directory = pathlib.Path(name).expanduser().absolute()
+        for room in ("checkpoints", "hf"):
+            (directory / room).mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:
         raise OSError(
-            f"--config.directory={name} cannot be used: {error.strerror or error}"
+            f"--config.directory={name} cannot be used: {getattr(error, 'strerror', error)}"
         ) from error
     return directory
 

@@ -101,16 +101,16 @@ def check(config: ml_collections.ConfigDict) -> None:
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise ValueError(f"--config.{name} must be above 0, not {value}")
     for name in ["warmup", "min_lr_ratio", "weight_decay", "cooldown", "sample_tokens"]:
-        if config[name] is not None and not config[name] >= 0:
-            raise ValueError(f"--config.{name} must not be negative, and is {config[name]}")
+        if config[name] is not None and not 0 <= config[name] < math.inf:
+            raise ValueError(f"--config.{name} must be at least 0, and is {config[name]}")
     shares = ("label_smoothing", "min_pack_fill", "min_lr_ratio", "data.max_malformed_fraction")
     for name, value in flat(config):
         if name in shares and not 0 <= value <= 1:
             raise ValueError(f"--config.{name} must lie between 0 and 1, and is {value}")
         if name in ("adam_beta1", "adam_beta2") and not 0 <= value < 1:
             raise ValueError(f"--config.{name} must be at least 0 and below 1, and is {value}")
-    if config.seed < 0:
-        raise ValueError(f"--config.seed must not be negative, and is {config.seed}")
+    if not 0 <= config.seed < 2**31:
+        raise ValueError(f"--config.seed must lie between 0 and 2**31, and is {config.seed}")
     if config.label_smoothing >= 0.5:
         raise ValueError("--config.label_smoothing must be below 0.5: half is no preference at all")
     fraction = config.validation_split_fraction

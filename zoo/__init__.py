@@ -106,7 +106,7 @@ def abstract(
       ValueError: no architecture here has its `model_type`, or the one that has refuses it.
     """
     kind = hf_config.get("model_type")
-    if kind not in ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise ValueError(
             f"config.json has model_type {kind!r}; the zoo has {', '.join(sorted(ARCHITECTURES))}"
         )

@@ -97,6 +97,9 @@ class Config:
         refused |= {key: hf[key] for key in unknown if hf[key] is not None}
         if refused:
             raise ValueError(f"zoo/llama.py does not implement {refused} of config.json")
+        fields = [field for field in dataclasses.fields(cls) if hf.get(field.name) is not None]
+        if odd := {f.name: hf[f.name] for f in fields if not _is(f.type, hf[f.name])}:
+            raise ValueError(f"config.json: {odd} are not values a Llama can have")
         # What transformers assumes where an older file says nothing.
         heads = hf.get("num_attention_heads")
         assumed: dict[str, Any] = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6}
@@ -123,13 +126,16 @@ class Config:
         return {"architectures": ["LlamaForCausalLM"], "model_type": "llama"} | own
 
 
-def _rope(new: dict | None, old: dict | None, hf: dict[str, Any]) -> Rope:
-    given = dict(new or old or {})
+def _rope(new: Any, old: Any, hf: dict[str, Any]) -> Rope:
+    given = new or old or {}
+    if not isinstance(given, dict):
+        raise ValueError(f"config.json: rope should be an object, not {given!r}")
+    given = dict(given)
     theta = hf.pop("rope_theta", None)
     theta = given.pop("rope_theta", None) or theta or 10_000.0  # Llama 2 files say nothing
     kind = given.pop("rope_type", None) or given.pop("type", None) or "default"
     given.pop("type", None)  # transformers 4.43 to 4.45 wrote both
-    if kind not in ROPE_KEYS:
+    if not isinstance(kind, str) or kind not in ROPE_KEYS:
         raise ValueError(
             f"zoo/llama.py does not implement rope_type {kind!r}, only {', '.join(ROPE_KEYS)}"
         )
@@ -138,7 +144,19 @@ def _rope(new: dict | None, old: dict | None, hf: dict[str, Any]) -> Rope:
             f"config.json: rope of type {kind!r} takes {sorted(ROPE_KEYS[kind])} and has "
             f"{sorted(given)}"
         )
-    return Rope(rope_theta=float(theta), rope_type=kind, **given)
+    numbers = given | {"rope_theta": theta}
+    if odd := {key: value for key, value in numbers.items() if not _is(float, value)}:
+        raise ValueError(f"config.json: {odd} should be numbers above 0")
+    whole = {"original_max_position_embeddings"}
+    made: Any = {key: int(v) if key in whole else float(v) for key, v in numbers.items()}
+    return Rope(rope_type=kind, **made)
+
+
+def _is(kind: Any, value: Any) -> bool:
+    """Is it a bool, or a number above 0 of this kind? JSON may say 1 for 1.0."""
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    return isinstance(value, int if kind is int else int | float) and value > 0
 
 
 def frequencies(head_dim: int, rope: Rope) -> Float[np.ndarray, " half"]:

@@ -53,7 +53,7 @@ def _jsonl(path: pathlib.Path) -> Iterator[Row]:
 def _object(line: bytes) -> dict[str, Any] | None:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -61,7 +61,7 @@ def _object(line: bytes) -> dict[str, Any] | None:
 def _json(path: pathlib.Path) -> Iterator[Row]:
     try:
         rows = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(rows, list):
         raise ValueError(f"{path} should hold a JSON list of rows; one row a line is .jsonl")
@@ -80,7 +80,7 @@ def _parquet(path: pathlib.Path):
 
     try:
         return pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowException as error:
+    except (OSError, pyarrow.ArrowException) as error:
         raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
 
 

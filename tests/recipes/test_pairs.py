@@ -51,6 +51,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path):
         ("a.txt", b"", "none of .jsonl"),
         ("a.json", b"{", "not valid JSON"),
         ("a.json", b"{}", "JSON list"),
+        ("a.json", b"[" * 100_000, "not valid JSON"),
         ("a.parquet", b"no", "not a readable Parquet"),
         ("a.jsonl.gz", b"no", "gzip"),
     ],

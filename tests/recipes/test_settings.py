@@ -42,6 +42,8 @@ def test_the_configs_pass(config):
         ({"steps_per_hf_export": 0}, "never"),
         ({"adam_beta2": 1.0}, "adam_beta2"),
         ({"seed": -1}, "seed"),
+        ({"seed": 2**40}, "seed"),
+        ({"warmup": float("inf")}, "warmup"),
         ({"data.max_malformed_fraction": -3.0}, "max_malformed_fraction"),
         ({"lr_schedule": "constant", "cooldown": 0.1}, "no effect"),
         ({"data.layout": "plain_text", "chat_template": "a.jinja"}, "no effect"),

@@ -38,6 +38,15 @@ def test_an_old_file_says_little_and_means_llama_2():
         (dict(vocab_size=None), "vocab_size"),
         (dict(num_key_value_heads=3), "num_key_value_heads"),
         (dict(head_dim=7), "head_dim"),
+        (dict(hidden_size="32"), "'32'"),
+        (dict(hidden_size=-32), "-32"),
+        (dict(num_hidden_layers=True), "num_hidden_layers"),
+        (dict(num_attention_heads=0), "num_attention_heads"),
+        (dict(rms_norm_eps="1e-5"), "rms_norm_eps"),
+        (dict(tie_word_embeddings="true"), "tie_word_embeddings"),
+        (dict(rope_theta="big"), "rope_theta"),
+        (dict(rope_scaling=[1]), "rope should be an object"),
+        (dict(rope_scaling=dict(type=[1])), "rope_type"),
     ],
 )
 def test_what_is_not_implemented_is_refused_by_name(other, told):
