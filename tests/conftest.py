@@ -1,6 +1,17 @@
 """What several tests start from: small models, and the folder of shared facts, if it is there."""
 
+import atexit
+import os
 import pathlib
+import shutil
+import tempfile
+
+# The tests, and the programs they start, compile the same small models again and again. Set before
+# jax is imported.
+CACHE = tempfile.mkdtemp(prefix="compiled-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
 from absl import logging
 from flax import nnx
@@ -12,6 +23,9 @@ import pytest
 
 from recipes.configs import tiny
 from zoo import llama
+
+jax.config.update("jax_compilation_cache_dir", CACHE)  # where a plugin imported jax before
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
