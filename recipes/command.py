@@ -92,6 +92,9 @@ def _run(
         _stop(f"{argv[1]!r} is no flag; settings are given as --config.NAME=VALUE")
     logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
     try:
+        if config.compile_cache:
+            cache = pathlib.Path(config.compile_cache).expanduser()
+            jax.config.update("jax_compilation_cache_dir", str(cache))
         several = config.distributed.to_dict()
         if several.pop("enabled"):
             _join(several)

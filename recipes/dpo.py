@@ -19,6 +19,7 @@ from checkpoints_io.run_state import RunStore
 from recipes import (
     command,
     evaluation,
+    logps,
     losses,
     metrics,
     optimizer,
@@ -49,17 +50,13 @@ def train(config: ml_collections.ConfigDict) -> None:
 def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None:
     compute = settings.precision(config.mp).compute
     blank = policy.blank(config, run)
-    policy_graph, layout = nnx.split(blank)
+    graph, layout = nnx.split(blank)
     schedule = optimizer.schedule_of(config, run.total_steps)
     adamw = optimizer.optimizer_of(config, schedule, optimizer.matrices(layout))
+    forward = logps.compiled(run.mesh)
 
-    say(f"reading the reference: {config.reference_model_path}")
-    reference_model = reference.load(config, blank, run.mesh)
-    reference_graph, frozen = nnx.split(reference_model)
-    if reference_graph == policy_graph:
-        reference_graph = policy_graph  # equal, and now one program runs both
-    frozen = nnx.to_pure_dict(frozen)
-    facts = run.facts | {"reference": reference.fingerprint(frozen)}
+    frozen = reference.ready(config, blank, run, forward)
+    facts = run.facts | {"reference": frozen.fingerprint}
     say(f"reading the policy: a checkpoint in {run.directory}, or {config.initialize_from_hf}")
     state = policy.begin(blank, adamw, run, store, facts)
     start = state.step
@@ -69,32 +66,21 @@ def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None
         losses.LOSSES[config.loss], beta=config.beta, label_smoothing=config.label_smoothing
     )
     programs = step.compiled(
-        state.params, state.opt_state, graphs=(policy_graph, reference_graph), adamw=adamw,
-        loss=loss, beta=config.beta, pairs=run.shape.pairs,
+        state.params, state.opt_state, graph=graph, adamw=adamw, loss=loss, beta=config.beta,
+        pairs=run.place.shape.pairs,
     )  # fmt: skip
-    put = functools.partial(batches.put, rows=run.shape.rows, sharding=run.rows)
-    of_reference = functools.partial(programs.forward, reference_graph, frozen)
-    known = {}  # what the reference says of the held-out pairs
 
-    def of_policy() -> evaluation.Forward:
-        narrow = reference.cast(state.params, compute)
-        return functools.partial(programs.forward, policy_graph, narrow)
+    def of_policy() -> logps.Forward:
+        return functools.partial(forward, graph, reference.cast(state.params, compute))
 
     def policy_now() -> zoo.Model:
-        return nnx.merge(policy_graph, nnx.State(state.params))
+        return nnx.merge(graph, nnx.State(state.params))
 
     def evaluate() -> None:
-        forward = of_policy()
-        for held_out in run.held_out:
+        ours = of_policy()
+        for held_out, theirs in zip(run.held_out, frozen.held_out, strict=True):
             figures = evaluation.evaluate(
-                held_out,
-                forward,
-                of_reference,
-                known,
-                run.shape,
-                run.rows,
-                loss=loss,
-                beta=config.beta,
+                held_out, ours, theirs, run.place, loss=loss, beta=config.beta
             )
             log.write(state.step, figures)
             say(metrics.line(state.step, figures))
@@ -108,27 +94,32 @@ def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None
             policy.export(policy_now(), state.step, config, run)
 
     with contextlib.closing(metrics.Log(run.directory, config, after=start or -1)) as log:
-        equal = start == 0 and reference.equal_weights(state.params, frozen, compute)
+        equal = start == 0 and reference.equal_weights(state.params, frozen.fingerprint, compute)
         if equal:
             say("policy and reference are the same weights: they must agree to the last bit")
-            first = batches.first(run.pairs, run.shape, run.rows)
-            reference.check_logps(of_policy(), of_reference, put(first.micro_batches[0]))
+            first = next(batches.in_order(run.pairs, run.place))
+            reference.check_logps(of_policy(), frozen, first, run.place, compute)
         if start == 0 and config.run_initial_eval:
             evaluate()
         if start and not policy.export_folder(start, run).exists():
             export_if_due()  # stopped between the checkpoint and the export
 
-        updates = batches.iterate(run.pairs, run.shape, run.rows, seed=config.seed, start=start)
+        updates = batches.iterate(run.pairs, run.place, seed=config.seed, start=start)
         meter = metrics.Meter()
+        traced = settings.profiled(config.profile)
         for at in tqdm.trange(start + 1, run.total_steps + 1, unit="step", disable=None):
+            if at in traced[:1]:
+                jax.profiler.start_trace(run.directory / "profile")
             update = next(updates)
             sums = programs.zero()
-            for batch in update.micro_batches:
-                sums = programs.add(sums, state.params, frozen, put(batch))
+            for packed in update.micro_batches:
+                batch = batches.put(packed, run.place)
+                theirs = frozen.of_batch(batch, update.rows)
+                sums = programs.add(sums, state.params, theirs, batch)
             params, opt_state, values = programs.apply(sums, state.params, state.opt_state)
             del sums  # as large as the policy
             state = policy.State(at, params, opt_state)
-            meter.add(update, run.shape)
+            meter.add(update)
 
             if at == 1 and equal:
                 reference.check_first_loss(float(values["dpo_loss"]), compute)
@@ -141,6 +132,9 @@ def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None
                 figures = {f"train/{name}": value for name, value in figures.items()}
                 log.write(at, figures)
                 say(metrics.line(at, figures))
+            if at in traced[-1:]:
+                jax.block_until_ready(state.params)
+                jax.profiler.stop_trace()
             with meter.paused():
                 if due(config.steps_per_eval):
                     evaluate()
@@ -150,7 +144,7 @@ def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None
 
     if start == run.total_steps:
         say(f"this run was finished before; choose another --config.directory than {run.directory}")
-    samples.show(run, policy_now(), reference_model, config.sample_tokens)
+    samples.show(run, policy_now(), frozen.model, config.sample_tokens)
 
 
 if __name__ == "__main__":

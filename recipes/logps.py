@@ -1,15 +1,24 @@
-"""Hidden states of scored tokens -> log-probabilities. Nothing of shape [B, T, V] ever exists."""
+"""Packed rows -> the log-probability of every answer."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+import numpy as np
 
+from recipes import head
+from recipes.data import batches
+from recipes.data.batches import Place
 from recipes.data.packing import Packed
+from recipes.data.tokens import PairIds
 import zoo
 from zoo import attention, sharding
 
-# Logits in float32 that a device may hold at a time, in bytes.
-LOGITS_BYTES = 2**28
+# A model's forward pass: micro-batch -> log-probabilities [P, A], in nats.
+Forward = Callable[[Packed], Float[Array, "P A"]]
 
 
 def answer_logps(model: zoo.Model, batch: Packed) -> Float[Array, "P A"]:
@@ -19,43 +28,24 @@ def answer_logps(model: zoo.Model, batch: Packed) -> Float[Array, "P A"]:
     """
     keys = attention.KeyRange(batch.first, batch.last)
     hidden = model.hidden(batch.tokens, batch.positions, keys)
-    at_scores = jnp.take_along_axis(hidden, batch.source[..., None], axis=1)
-    logps = token_logps(model, sharding.constrain(at_scores, "B C D"), batch.target)
+    # The rows of a device are one list of tokens; no hidden state moves between devices.
+    G, D = len(batch.scores), hidden.shape[-1]
+    lists = sharding.constrain(hidden.reshape(G, -1, D), "B T D")
+    at_scores = jnp.take_along_axis(lists, batch.source[..., None], axis=1)
+    logps = head.token_logps(
+        sharding.constrain(at_scores, "B C D"),
+        model.unembedding()[...],
+        batch.target,
+        batch.scores,
+        model.dtype,
+    )
     return _summed(logps, batch.slot, batch.answer, batch.is_pair)
 
 
-def token_logps(
-    model: zoo.Model, hidden: Float[Array, "B C D"], target: Int[Array, "B C"]
-) -> Float[Array, "B C"]:
-    """Log-probability of each target, in nats, float32; the logits exist a chunk at a time."""
-    B, C = target.shape
-    unembed = model.unembedder()
-    chunks = _chunks(B, C, model.config.vocab_size)
-
-    @jax.checkpoint
-    def of_chunk(part: tuple[Array, Array]) -> Array:
-        hidden, target = part
-        logits = unembed(hidden)
-        at_target = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
-        return at_target - jax.nn.logsumexp(logits, axis=-1)
-
-    split = lambda x: jnp.moveaxis(x.reshape(B, chunks, C // chunks, *x.shape[2:]), 1, 0)
-    logps = jax.lax.map(of_chunk, (split(hidden), split(target)))
-    return jnp.moveaxis(logps, 0, 1).reshape(B, C)
-
-
-def _chunks(B: int, C: int, V: int) -> int:
-    """Into how many parts C is cut: the fewest that divide it and stay within LOGITS_BYTES."""
-    mesh = jax.sharding.get_abstract_mesh().shape
-    shards = mesh["data"] * mesh["fsdp"] if mesh else 1
-    wanted = B // min(shards, B) * C * V * 4 / LOGITS_BYTES
-    return next((n for n in range(1, C) if C % n == 0 and n >= wanted), C)
-
-
 def _summed(
-    logps: Float[Array, "B C"],
-    slot: Int[Array, "B C"],
-    answer: Int[Array, "B C"],
+    logps: Float[Array, "G C"],
+    slot: Int[Array, "G C"],
+    answer: Int[Array, "G C"],
     is_pair: Bool[Array, " P"],
 ) -> Float[Array, "P A"]:
     """Sums each answer's tokens wherever they stand; masked, so in the same order every time."""
@@ -63,3 +53,27 @@ def _summed(
     owner = jnp.where(slot < 0, -1, 2 * slot + answer)
     mine = owner[..., None] == jnp.arange(2 * P)
     return jnp.where(mine, logps[..., None], 0).sum((0, 1)).reshape(P, 2)
+
+
+def of_params(graph: nnx.GraphDef, params: dict[str, Any], batch: Packed) -> Float[Array, "P A"]:
+    """`answer_logps` of the model with these weights."""
+    return answer_logps(nnx.merge(graph, nnx.State(params)), batch)
+
+
+def compiled(mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
+    """`of_params`, one program for policy and reference: equal weights give equal bits."""
+    everywhere = jax.NamedSharding(mesh, jax.P())
+    return jax.jit(of_params, static_argnums=0, out_shardings=everywhere)
+
+
+def of_pairs(
+    forward: Forward, pairs: Sequence[PairIds], place: Place
+) -> Float[np.ndarray, "pairs A"]:
+    """Log-probabilities of every pair, in order, in nats."""
+    found = []
+    for update in batches.in_order(pairs, place):
+        total = np.zeros((place.shape.pairs, 2), np.float32)
+        for batch in update.micro_batches:
+            total += np.asarray(forward(batches.put(batch, place)))
+        found.append(total[: len(update.rows)])
+    return np.concatenate(found)

@@ -11,10 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 import ml_collections
-import tensorboardX
 
 from recipes.data.batches import Update
-from recipes.data.packing import Shape
 from recipes.data.tokens import PairIds
 
 
@@ -78,12 +76,10 @@ class Meter:
     def _clear(self) -> None:
         self._since = time.perf_counter()
         self._updates: list[Update] = []
-        self._positions = 0
 
-    def add(self, update: Update, shape: Shape) -> None:
+    def add(self, update: Update) -> None:
         """Counts an update."""
         self._updates.append(update._replace(micro_batches=[]))
-        self._positions += len(update.micro_batches) * shape.rows * shape.row_length
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -107,7 +103,7 @@ class Meter:
         pairs = sum(len(update.rows) for update in self._updates)
         values = {
             "tokens_per_second": total("real_tokens") / (time.perf_counter() - self._since),
-            "pack_fill": total("stored_tokens") / self._positions,
+            "pack_fill": total("stored_tokens") / total("positions"),
             "length_chosen": total("chosen_tokens") / pairs,
             "length_rejected": total("rejected_tokens") / pairs,
         }
@@ -133,6 +129,8 @@ class Log:
         path.write_text("".join(f"{line}\n" for line in known if _step(line) <= after))
         self._file = path.open("a")
         if config.tensorboard:
+            import tensorboardX  # which imports torch wherever that is installed
+
             self._board = tensorboardX.SummaryWriter(
                 str(directory / "tensorboard"), purge_step=after + 1
             )

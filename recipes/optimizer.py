@@ -8,6 +8,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import ml_collections
 import optax
 
+from recipes import settings
+
 
 def steps_of(amount: int | float, total: int) -> int:
     """A fraction of `total` (below 1), or steps (1 and above)."""
@@ -55,6 +57,7 @@ def optimizer_of(
         b2=config.adam_beta2,
         eps=config.adam_epsilon,
         weight_decay=config.weight_decay,
+        mu_dtype=settings.DTYPES[config.adam_mu_dtype],
         mask=decayed,
     )
     return optax.chain(clip, adam)

@@ -1,6 +1,5 @@
 """What a run is going to take and do, worked out before any long work."""
 
-from collections.abc import Sequence
 import itertools
 import pathlib
 import shutil
@@ -12,10 +11,12 @@ import ml_collections
 import numpy as np
 
 from recipes import settings
-from recipes.data import chat, packing
-from recipes.data.packing import Shape
+from recipes.data import chat, packing, shapes
 from recipes.data.tokens import PairIds
 import zoo
+
+# Positions of a micro-batch, per device, from which on a device is busy.
+ENOUGH = {"cpu": 2**12}
 
 
 def told(config: ml_collections.ConfigDict, run: Any, model: zoo.Model) -> str:
@@ -25,15 +26,15 @@ def told(config: ml_collections.ConfigDict, run: Any, model: zoo.Model) -> str:
       ValueError: most of the computation would be spent on padding.
       OSError: the disk does not hold what will be written.
     """
-    shape, pairs, device = run.shape, run.pairs, run.mesh.devices.flat[0]
-    share, count = fill(pairs, shape)
+    shape, pairs, device = run.place.shape, run.pairs, run.mesh.devices.flat[0]
+    share, count = shapes.fill(pairs, shape)
     if share < config.min_pack_fill:
         raise ValueError(
             f"only {share:.0%} of the rows would be filled: choose a smaller --config.row_length "
             "or --config.per_device_parallelism, give devices to --config.mesh.tensor, or accept "
             f"it with --config.min_pack_fill (now {config.min_pack_fill})"
         )
-    bytes_each = memory(model, settings.precision(config.mp).compute)
+    bytes_each = memory(model, config)
     saved = checkpoint_bytes(model)
     free = refuse_small_disk(run.directory, disk_needed(config, run, model))
     apart = sum(not packing.fits_once(pair, shape) for pair in pairs)
@@ -56,45 +57,44 @@ def told(config: ml_collections.ConfigDict, run: Any, model: zoo.Model) -> str:
     return "\n".join(lines)
 
 
-def fill(pairs: Sequence[PairIds], shape: Shape) -> tuple[float, float]:
-    """Stored tokens per position, and micro-batches per update, over pairs as they stand."""
-    stored = positions = count = updates = 0
-    for start in range(0, min(len(pairs), 8 * shape.pairs), shape.pairs):
-        some = pairs[start : start + shape.pairs]
-        if len(some) < shape.pairs and updates:
-            break
-        rows = packing.place(some, shape)
-        micro_batches = -(-len(rows) // shape.rows)
-        stored += sum(len(placed.stream.tokens) for row in rows for placed in row)
-        positions += micro_batches * shape.rows * shape.row_length
-        count, updates = count + micro_batches, updates + 1
-    return stored / positions, count / updates
+def most_positions(config: ml_collections.ConfigDict, model: zoo.Model) -> int:
+    """Positions a device may compute at a time: what its memory leaves room for, or enough.
 
-
-def refuse_lone_rows(pairs: Sequence[PairIds], shape: Shape) -> None:
-    """Refuses rows too few for a long pair: which pairs train may not depend on the devices.
-
-    Raises:
-      ValueError: a micro-batch is a single row, and there are such pairs.
+    More than enough is no faster: the products are large, and the padding grows.
     """
-    apart = sum(not packing.fits_once(pair, shape) for pair in pairs)
-    if shape.rows < 2 and apart:
-        raise ValueError(
-            f"{apart} pairs do not fit into one row of --config.row_length={shape.row_length} and "
-            "need two: set --config.per_device_parallelism=2, or a longer row_length"
-        )
+    device = jax.local_devices()[0]
+    enough = ENOUGH.get(device.platform, 2**14)
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit is None:
+        return enough
+    left = 0.9 * limit - sum(memory(model, config).values())
+    compute = settings.precision(config.mp).compute
+    fits = max(int(left / position_bytes(model, compute)), 1)
+    return min(enough, max(512, 2 ** (fits.bit_length() - 1)))
 
 
-def memory(model: zoo.Model, compute: jax.typing.DTypeLike) -> dict[str, int]:
+def position_bytes(model: zoo.Model, compute: jax.typing.DTypeLike) -> int:
+    """Activations of one position going back, about: what layers keep, and one layer's work."""
+    sizes = model.config.sizes
+    kept = sizes["L"] * sizes["D"]
+    work = 8 * sizes["D"] + 4 * sizes["F"] + 4 * (sizes["N"] + 2 * sizes["K"]) * sizes["H"]
+    return np.dtype(compute).itemsize * kept + 4 * work
+
+
+def memory(model: zoo.Model, config: ml_collections.ConfigDict) -> dict[str, int]:
     """Bytes per device of what lives through an update; activations come on top."""
     params = jax.tree.leaves(nnx.state(model))
     held = sum(int(np.prod(x.sharding.shard_shape(x.shape))) for x in params)
-    return {
+    narrow = np.dtype(settings.precision(config.mp).compute).itemsize
+    mu = np.dtype(settings.DTYPES[config.adam_mu_dtype]).itemsize
+    parts = {
         "policy": 4 * held,
-        "optimizer": 8 * held,
+        "optimizer": (4 + mu) * held,
         "gradient, summed and fresh": 8 * held,
-        "reference": np.dtype(compute).itemsize * held,
     }
+    if config.reference_mode == "resident":
+        parts["reference"] = narrow * held
+    return parts
 
 
 def checkpoint_bytes(model: zoo.Model) -> int:

@@ -28,7 +28,7 @@ def blank(config: ml_collections.ConfigDict, run: Run) -> zoo.Model:
     """The policy with shapes and shardings in place of weights."""
     params, compute = settings.precision(config.mp)
     model = zoo.abstract(hf_folder.read_config(run.folder), params, compute, run.mesh)
-    model.source = run.folder
+    model.source, model.attention, model.remat = run.folder, config.attention, config.remat
     return model
 
 
@@ -51,7 +51,7 @@ def begin(
     check: Callable = lambda saved: refuse_other_run(saved, facts, run.directory)
     saved = store.newest(check, like)
     if saved:
-        assert saved.facts["position"] == saved.step * run.shape.pairs
+        assert saved.facts["position"] == saved.step * run.place.shape.pairs
         return State(saved.step, saved.trees["policy"], saved.trees["optimizer"])
     dtype = jax.tree.leaves(params)[0].dtype
     loaded = zoo.load(run.folder, dtype=dtype, compute_dtype=model.dtype, mesh=run.mesh)
@@ -68,7 +68,7 @@ def save(
 ) -> None:
     """A checkpoint, written behind the run. The reference is not in it."""
     # The order of the pairs is a function of the seed: with the position, all there is of chance.
-    chance = {"position": state.step * run.shape.pairs, "seed": config.seed}
+    chance = {"position": state.step * run.place.shape.pairs, "seed": config.seed}
     trees = {"policy": state.params, "optimizer": state.opt_state}
     store.save(state.step, trees, facts | chance)
 

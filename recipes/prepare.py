@@ -12,9 +12,8 @@ import tqdm
 from checkpoints_io import hf_folder
 from checkpoints_io.run_state import RunStore
 from recipes import optimizer, plan, settings
-from recipes.data import batches, chat
+from recipes.data import batches, chat, shapes
 from recipes.data import pairs as pairs_io
-from recipes.data.packing import Shape
 from recipes.data.tokens import PairIds
 from recipes.evaluation import HeldOut
 import zoo
@@ -26,15 +25,15 @@ class Run(NamedTuple):
 
     directory: pathlib.Path
     mesh: Mesh
-    rows: NamedSharding  # how the rows of a micro-batch are split
     folder: pathlib.Path  # the policy's model folder
     tokenizer: chat.Tokenizer
     tokenizer_folder: pathlib.Path
     stop_ids: tuple[int, ...]
     pairs: list[PairIds]
     held_out: list[HeldOut]
-    shape: Shape
+    place: batches.Place
     total_steps: int
+    reference_cache: pathlib.Path
     facts: dict[str, Any]  # what a checkpoint of this run must agree with
     counts: dict[str, int]  # rows lost on the way, by metric name
 
@@ -79,29 +78,36 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
 
     train, held_out, counts = _pairs(config, tokenizer)
     _refuse_unknown_ids(train + [p for h in held_out for p in h.pairs], model, tokenizer)
-    shape = batches.shape_of(
+    shape = shapes.choose(
         train + [p for h in held_out for p in h.pairs],
-        rows=config.per_device_parallelism * sharding.data_shards(mesh),
-        row_length=config.row_length,
         per_update=config.train_batch_size,
+        shards=sharding.data_shards(mesh),
+        most=plan.most_positions(config, model),
+        row_length=config.row_length,
+        rows=config.per_device_parallelism,
     )
-    plan.refuse_lone_rows(train + [p for h in held_out for p in h.pairs], shape)
     steps = config.num_train_steps or max(
         1, round(config.num_epochs * len(train) / config.train_batch_size)
     )
+    if (last := max(settings.profiled(config.profile), default=0)) > steps:
+        raise ValueError(
+            f"--config.profile={config.profile} traces step {last}, and the run has {steps}"
+        )
     optimizer.schedule_of(config, steps)  # refuses what does not fit into the steps
     run = Run(
         directory=directory,
         mesh=mesh,
-        rows=NamedSharding(mesh, PartitionSpec(("data", "fsdp"))),
         folder=folder,
         tokenizer=tokenizer,
         tokenizer_folder=tokenizer_folder,
         stop_ids=chat.stop_ids(tokenizer, plain=config.data.layout == "plain_text"),
         pairs=train,
         held_out=held_out,
-        shape=shape,
+        place=batches.Place(shape, NamedSharding(mesh, PartitionSpec(("data", "fsdp")))),
         total_steps=steps,
+        reference_cache=pathlib.Path(
+            config.reference_cache or directory.parent / "reference-cache"
+        ).expanduser(),
         facts={"settings": shaping, "data": pairs_io.fingerprint(train)},
         counts=counts,
     )

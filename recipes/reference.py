@@ -1,21 +1,87 @@
-"""The frozen reference: read afresh at every start, known by its fingerprint, and the gates."""
+"""The frozen reference: read afresh at every start, known by its fingerprint, and the gates.
+
+`resident`, its weights stay on the devices and it is asked in every step; `cached`, it is asked
+once for every pair, the answers are kept on disk, and it leaves memory.
+"""
 
 from collections.abc import Callable
 import functools
 import hashlib
 import math
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, UInt32
+from jaxtyping import Array, Float, UInt32
 import ml_collections
 import numpy as np
 
 from checkpoints_io.run_state import RunStore
+from recipes import logps, reference_cache
+from recipes.data import batches
+from recipes.data.batches import Place, Update
+from recipes.data.packing import Packed
+from recipes.logps import Forward
+from recipes.prepare import Run, say
 import zoo
+from zoo import attention
+
+
+class Reference(NamedTuple):
+    """What a run needs of its reference."""
+
+    fingerprint: str
+    of_batch: Callable[[Packed, np.ndarray], Float[Array, "P A"]]  # micro-batch, rows in the source
+    held_out: list[np.ndarray]  # log-probabilities [pairs, A] of each held-out set, in nats
+    model: zoo.Model | None  # none when it has left memory
+
+
+def ready(
+    config: ml_collections.ConfigDict,
+    policy: zoo.Model,
+    run: Run,
+    forward: Callable[[nnx.GraphDef, Any, Packed], Array],
+) -> Reference:
+    """Reads the reference and asks it what can be asked before the first step.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load`.
+      RuntimeError: what was kept of it is not what it says now.
+    """
+    say(f"reading the reference: {config.reference_model_path}")
+    model = load(config, policy, run.mesh)
+    graph, state = nnx.split(model)
+    if graph == (ours := nnx.graphdef(policy)):
+        graph = ours  # equal, and now one program runs both
+    frozen = nnx.to_pure_dict(state)
+    ask = functools.partial(forward, graph, frozen)
+    known = fingerprint(frozen)
+    sets = [held_out.pairs for held_out in run.held_out]
+    if config.reference_mode == "resident":
+        held_out = [logps.of_pairs(ask, pairs, run.place) for pairs in sets]
+        return Reference(known, lambda batch, _: ask(batch), held_out, model)
+
+    cache = reference_cache.opened(
+        run.reference_cache, fingerprint=known, compute=policy.dtype,
+        attention=policy.attention or attention.default_backend(),
+    )  # fmt: skip
+    say(f"asking the reference, or {cache.folder}, about every pair")
+    trained, *held_out = (
+        reference_cache.of_pairs(cache, pairs, ask, run.place) for pairs in (run.pairs, *sets)
+    )
+    off = reference_cache.check(cache, run.pairs, ask, run.place, policy.dtype)
+    say(f"worked out again, {off:.2g} nats apart at most; the reference leaves memory")
+    table = np.zeros((1 + max(pair.row for pair in run.pairs), 2), np.float32)
+    table[[pair.row for pair in run.pairs]] = trained
+
+    def of_batch(batch: Packed, rows: np.ndarray) -> Array:
+        slots = np.zeros((len(batch.is_pair), 2), np.float32)
+        slots[: len(rows)] = table[rows]
+        return batches.everywhere(slots, run.place)
+
+    return Reference(known, of_batch, held_out, None)
 
 
 def load(
@@ -33,6 +99,7 @@ def load(
     if not config.reference_is_hf:
         return _of_run(pathlib.Path(path).expanduser(), policy)
     model = zoo.load(path, dtype=dtype, mesh=mesh)
+    model.attention, model.remat = policy.attention, policy.remat
     if model.config.vocab_size != policy.config.vocab_size:
         raise ValueError(
             f"the reference {path} has {model.config.vocab_size} token ids and the policy "
@@ -92,21 +159,27 @@ def _bit_sums(value: Array) -> UInt32[Array, " 2"]:
     return jnp.stack(sums)
 
 
-def equal_weights(policy: Any, frozen: Any, compute: jax.typing.DTypeLike) -> bool:
-    """Is the policy, in the compute dtype, the reference bit for bit?"""
-    if jax.tree.map(jnp.shape, policy) != jax.tree.map(jnp.shape, frozen):
-        return False
-    return fingerprint(cast(policy, compute)) == fingerprint(frozen)
+def equal_weights(policy: Any, frozen: str, compute: jax.typing.DTypeLike) -> bool:
+    """Is the policy, in the compute dtype, the reference bit for bit? By its fingerprint."""
+    return fingerprint(cast(policy, compute)) == frozen
 
 
-def check_logps(policy: Callable, reference: Callable, batch: Any) -> None:
+def check_logps(
+    policy: Forward, reference: Reference, update: Update, place: Place, dtype: Any
+) -> None:
     """The gate before the first step: equal weights through one program are equal, bit for bit.
+
+    What was kept of the reference was packed otherwise, and is held to rounding.
 
     Raises:
       RuntimeError: they are not, so the two do not see the same thing.
     """
-    ours, theirs = np.asarray(policy(batch)), np.asarray(reference(batch))
-    if not np.array_equal(ours, theirs):
+    batch = batches.put(update.micro_batches[0], place)
+    here = update.micro_batches[0].is_pair
+    ours = np.asarray(policy(batch))[here]
+    theirs = np.asarray(reference.of_batch(batch, update.rows))[here]
+    bound = 0 if reference.model else reference_cache.bound(theirs, dtype)
+    if not (np.abs(ours - theirs) <= bound).all():
         raise RuntimeError(
             "policy and reference have equal weights and give different log-probabilities (by up "
             f"to {np.abs(ours - theirs).max():.3g} nats): the run would not train what it says; "

@@ -5,8 +5,11 @@ import zoo
 from zoo import generate
 
 
-def show(run: Run, policy: zoo.Model, reference: zoo.Model, max_new_tokens: int) -> None:
-    """Prints them; the reference is what the policy was before, where the run began from it."""
+def show(run: Run, policy: zoo.Model, reference: zoo.Model | None, max_new_tokens: int) -> None:
+    """Prints them; the reference is what the policy was before, where the run began from it.
+
+    A reference that has left memory says nothing.
+    """
     pairs = [pair for held_out in run.held_out for pair in held_out.pairs]
     prompts = [list(p) for p in dict.fromkeys(tuple(pair.prompt.tolist()) for pair in pairs)]
     prompts = [prompts[0], prompts[len(prompts) // 2]] if len(prompts) > 1 else prompts
@@ -15,6 +18,7 @@ def show(run: Run, policy: zoo.Model, reference: zoo.Model, max_new_tokens: int)
     answers = {
         name: generate.greedy(model, prompts, max_new_tokens=max_new_tokens, stop_ids=run.stop_ids)
         for name, model in (("before", reference), ("after", policy))
+        if model
     }
     for i, prompt in enumerate(prompts):
         say(f"\nprompt   {run.tokenizer.decode(prompt)!r}")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import difflib
 import importlib.util
 import math
+import re
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import ml_collections
 
 from recipes import losses
 from recipes.data import layouts, tokens
+from zoo import attention, layers
 
 DTYPES = {
     "f32": jnp.float32,
@@ -21,8 +23,15 @@ DTYPES = {
     "float16": jnp.float16,
 }
 
+MU_DTYPES = ("f32", "float32", "bf16", "bfloat16")
+REFERENCE_MODES = ("resident", "cached")
+
 # Settings that may stay unset, and what that means.
 OPTIONAL = {
+    "attention": "the backend of the platform",
+    "compile_cache": "every start compiles afresh",
+    "profile": "nothing is traced",
+    "reference_cache": "reference-cache beside the run's directory",
     "tokenizer": "the one in initialize_from_hf",
     "chat_template": "the tokenizer's own",
     "validation_split_fraction": "nothing is split off; `validation` names the held-out files",
@@ -34,6 +43,8 @@ OPTIONAL = {
     "max_eval_pairs": "all held-out pairs",
     "num_train_steps": "num_epochs decides",
     "num_epochs": "num_train_steps decides",
+    "per_device_parallelism": "chosen from the memory of the devices",
+    "row_length": "chosen from the lengths of the pairs and the mesh",
     "steps_per_checkpoint": "only the last step",
     "steps_per_hf_export": "only the last step; -1 never",
     "steps_per_eval": "only the last step",
@@ -42,10 +53,11 @@ OPTIONAL = {
 
 # A resumed run may differ in these: they do not touch the numbers.
 MAY_CHANGE = frozenset({
-    "directory", "distributed", "hf_save_dtype", "keep_checkpoints", "max_eval_pairs", "mesh",
-    "min_pack_fill", "name", "per_device_parallelism", "run_initial_eval", "sample_tokens",
-    "steps_per_checkpoint", "steps_per_eval", "steps_per_hf_export", "steps_per_log", "tags",
-    "tensorboard", "validation", "wandb_project",
+    "attention", "compile_cache", "directory", "distributed", "hf_save_dtype", "keep_checkpoints",
+    "max_eval_pairs", "mesh", "min_pack_fill", "name", "per_device_parallelism", "profile",
+    "reference_cache", "reference_mode", "remat", "row_length", "run_initial_eval",
+    "sample_tokens", "steps_per_checkpoint", "steps_per_eval", "steps_per_hf_export",
+    "steps_per_log", "tags", "tensorboard", "validation", "wandb_project",
 })  # fmt: skip
 
 
@@ -77,6 +89,20 @@ def precision(mp: str) -> Precision:
     return read
 
 
+def profiled(steps: str | None) -> range:
+    """The steps of `11-13`; none of None.
+
+    Raises:
+      ValueError: it is written otherwise.
+    """
+    if steps is None:
+        return range(0)
+    found = re.fullmatch(r"(\d+)-(\d+)", steps)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise ValueError(f"--config.profile={steps!r} is not written like 11-13")
+    return range(int(found[1]), int(found[2]) + 1)
+
+
 def check(config: ml_collections.ConfigDict) -> None:
     """Refuses settings that are missing, impossible, or contradict each other.
 
@@ -87,6 +113,12 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(f"please set {', '.join(f'--config.{flag}=…' for flag in unset)}")
     precision(config.mp)
     _one_of(config, "hf_save_dtype", DTYPES)
+    _one_of(config, "adam_mu_dtype", MU_DTYPES)
+    _one_of(config, "reference_mode", REFERENCE_MODES)
+    _one_of(config, "remat", layers.REMAT)
+    if config.attention is not None:
+        _one_of(config, "attention", attention.BACKENDS)
+    profiled(config.profile)
     _one_of(config, "loss", losses.LOSSES)
     _one_of(config, "lr_schedule", ("constant", "linear", "cosine"))
     _one_of(config.data, "layout", layouts.LAYOUTS, "data.")
@@ -120,7 +152,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     if (config.num_train_steps is None) == (config.num_epochs is None):
         raise ValueError("set one of --config.num_train_steps and --config.num_epochs")
-    if config.train_seq_len > config.row_length:
+    if config.row_length is not None and config.train_seq_len > config.row_length:
         raise ValueError(
             f"--config.train_seq_len={config.train_seq_len} does not fit into rows of "
             f"--config.row_length={config.row_length}"
@@ -146,6 +178,10 @@ def _refuse_without_effect(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             "--config.cooldown and --config.min_lr_ratio have no effect with "
             "--config.lr_schedule=constant: set them to None and 0"
+        )
+    if config.reference_mode == "resident" and config.reference_cache:
+        raise ValueError(
+            "--config.reference_cache has no effect with --config.reference_mode=resident"
         )
     if config.data.layout == "plain_text" and config.chat_template:
         raise ValueError(

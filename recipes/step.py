@@ -1,6 +1,5 @@
 """One update: gradients of micro-batches added up, one step of the optimizer, compiled."""
 
-from collections.abc import Callable
 import functools
 from typing import Any, NamedTuple
 
@@ -10,9 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import optax
 
-from recipes import metrics
+from recipes import logps, metrics
 from recipes.data.packing import Packed
-from recipes.logps import answer_logps
 from recipes.losses import Loss
 
 Params = dict[str, Any]  # the weights of a model, by name
@@ -26,28 +24,24 @@ class Sums(NamedTuple):
     reference_logps: Float[Array, "P A"]
 
 
-def logps_of(graph: nnx.GraphDef, params: Params, batch: Packed) -> Float[Array, "P A"]:
-    """`answer_logps` of the model with these weights."""
-    return answer_logps(nnx.merge(graph, nnx.State(params)), batch)
-
-
 def add_micro_batch(
     sums: Sums,
     policy: Params,
-    reference: Params,
+    reference_logps: Float[Array, "P A"],
     batch: Packed,
     *,
-    graphs: tuple[nnx.GraphDef, nnx.GraphDef],
+    graph: nnx.GraphDef,
     loss: Loss,
 ) -> Sums:
     """Adds the log-probabilities of one micro-batch and its part of the mean loss's gradient."""
-    reference_logps = logps_of(graphs[1], reference, batch)
+    # The reference may be known for the whole update; here only these pairs count.
+    reference_logps = jnp.where(batch.is_pair[:, None], reference_logps, 0)
 
     def mean_loss(policy: Params) -> tuple[Array, Array]:
-        logps = logps_of(graphs[0], policy, batch)
-        chosen, rejected = (logps - reference_logps).T
+        policy_logps = logps.of_params(graph, policy, batch)
+        chosen, rejected = (policy_logps - reference_logps).T
         # The mean is over the slots of the whole update: pairs that are elsewhere add 0.
-        return jnp.mean(jnp.where(batch.is_pair, loss(chosen, rejected), 0)), logps
+        return jnp.mean(jnp.where(batch.is_pair, loss(chosen, rejected), 0)), policy_logps
 
     gradient, policy_logps = jax.grad(mean_loss, has_aux=True)(policy)
     return jax.tree.map(jnp.add, sums, Sums(gradient, policy_logps, reference_logps))
@@ -76,17 +70,16 @@ def apply(
 class Programs(NamedTuple):
     """The compiled functions of a run. Their results are laid out as their arguments are."""
 
-    zero: Callable[[], Sums]
-    add: Callable[[Sums, Params, Params, Packed], Sums]
-    apply: Callable[[Sums, Params, Any], tuple[Params, Any, dict[str, Array]]]
-    forward: Callable[[nnx.GraphDef, Params, Packed], Float[Array, "P A"]]
+    zero: jax.stages.Wrapped  # () -> Sums
+    add: jax.stages.Wrapped  # (Sums, Params, reference_logps [P, A], Packed) -> Sums
+    apply: jax.stages.Wrapped  # (Sums, Params, opt_state) -> (Params, opt_state, metrics)
 
 
 def compiled(
     policy: Params,
     opt_state: Any,
     *,
-    graphs: tuple[nnx.GraphDef, nnx.GraphDef],
+    graph: nnx.GraphDef,
     adamw: optax.GradientTransformation,
     loss: Loss,
     beta: float,
@@ -105,7 +98,7 @@ def compiled(
     return Programs(
         zero=jax.jit(zero, out_shardings=Sums(*sums_place)),
         add=jax.jit(
-            functools.partial(add_micro_batch, graphs=graphs, loss=loss),
+            functools.partial(add_micro_batch, graph=graph, loss=loss),
             donate_argnums=0,
             out_shardings=Sums(*sums_place),
         ),
@@ -114,5 +107,4 @@ def compiled(
             donate_argnums=(1, 2),
             out_shardings=(place(policy), place(opt_state), everywhere),
         ),
-        forward=jax.jit(logps_of, static_argnums=0, out_shardings=everywhere),
     )

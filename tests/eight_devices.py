@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import optax
 
-from recipes import losses, optimizer, step
+from recipes import logps, losses, optimizer, step
 from recipes.data import batches
 from recipes.data.packing import Shape
 from tests.conftest import large_weights, small_config
@@ -52,22 +52,25 @@ def run(folder: pathlib.Path, mesh: jax.sharding.Mesh, rows: int, compute=np.flo
         adamw = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
         opt_state = optimizer.init(adamw, policy, mesh)
         programs = step.compiled(
-            policy, opt_state, graphs=(graph, graph), adamw=adamw, beta=0.1,
+            policy, opt_state, graph=graph, adamw=adamw, beta=0.1,
             loss=functools.partial(losses.sigmoid, beta=0.1, label_smoothing=0.0), pairs=PAIRS,
         )  # fmt: skip
-        split = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
+        forward = logps.compiled(mesh)
         pairs = random_pairs(0, 3 * PAIRS)
-        shape = Shape(rows, 64, 64, PAIRS)
-        data = batches.training(pairs, shape, seed=0, here=range(rows))
+        shards = sharding.data_shards(mesh)
+        shape = Shape(rows, 64, PAIRS, few=rows, shards=shards)
+        place = batches.Place(shape, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
+        data = batches.training(pairs, shape, seed=0, shards=range(shards))
         found = []
         for at in range(10):
             sums = programs.zero()
             for batch in data[at].micro_batches:
-                batch = batches.put(batch, rows, split)
-                sums = programs.add(sums, policy, reference, batch)
+                batch = batches.put(batch, place)
+                theirs = forward(graph, reference, batch)
+                sums = programs.add(sums, policy, theirs, batch)
             policy, opt_state, values = programs.apply(sums, policy, opt_state)
             found.append(float(values["dpo_loss"]))
-        text = programs.add.lower(programs.zero(), policy, reference, batch).compile().as_text()
+        text = programs.add.lower(programs.zero(), policy, theirs, batch).compile().as_text()
         made = gathers(text)
         tensor = mesh.shape["tensor"]
         head = f"f32{sorted([CONFIG.vocab_size // tensor, CONFIG.hidden_size])}"
@@ -84,7 +87,7 @@ def run(folder: pathlib.Path, mesh: jax.sharding.Mesh, rows: int, compute=np.flo
             "gathers": len(made),
             "largest_gather": max((size for size, *_ in made), default=0),
             "largest_weight": max(one_layer),
-            # The embedding has the head's shape: two models, each with both.
+            # The embedding has the head's shape.
             "head_and_embedding_gathers": len(heads),
             "of_them_in_loops": sum(heads),
             "optimizer_as_weights": all(jax.tree.leaves(same)),

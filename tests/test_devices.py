@@ -52,9 +52,9 @@ def test_no_gather_is_larger_than_the_largest_weight(figures, mesh):
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_the_head_is_gathered_once_per_model_and_micro_batch(figures, mesh):
-    """Once for the policy and once for the reference, in the compute dtype, outside of any loop."""
-    assert figures[mesh]["head_and_embedding_gathers"] == 4
+def test_head_and_embedding_are_gathered_once_per_micro_batch(figures, mesh):
+    """In the compute dtype, outside of any loop."""
+    assert figures[mesh]["head_and_embedding_gathers"] == 2
     assert figures[mesh]["of_them_in_loops"] == 0
 
 
@@ -92,7 +92,7 @@ def test_two_processes_are_one(tmp_path):
     who = ["distributed.enabled", where, "distributed.num_processes=2"]
     both = [start(tmp_path / "two", 4, *who, f"distributed.process_id={i}") for i in range(2)]
     told = [process.communicate(timeout=600)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], told[0][-3000:]
+    assert [process.returncode for process in both] == [0, 0], "".join(t[-1500:] for t in told)
     alone = start(tmp_path / "one", 8)
     told = alone.communicate(timeout=600)[0]
     assert alone.returncode == 0, told[-3000:]

@@ -47,7 +47,10 @@ def test_an_architecture_imports_no_other_and_needs_little():
     files = [p for p in (ROOT / "zoo").glob("*.py") if p.name != "__init__.py"]
     for path in files:
         roots = {name.split(".")[0] for name in imported(path)}
-        assert roots - set(sys.stdlib_module_names) <= {"flax", "jax", "jaxtyping", "numpy", "zoo"}
+        known = {"flax", "jax", "jaxtyping", "numpy", "zoo"}
+        if path.name == "attention_kernels.py":
+            known.add("absl")  # whose flags tokamax reads
+        assert roots - set(sys.stdlib_module_names) <= known
         assert len(path.read_text().splitlines()) < 300
     code = "import zoo, sys; print(sorted({'torch', 'transformers', 'orbax'} & sys.modules.keys()))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -62,7 +62,7 @@ def _continue(
     def step(carry: tuple) -> tuple:
         tokens, ends, done = carry
         hidden = model.hidden(tokens, positions, keys)[rows, ends - 1]
-        best = model.unembedder()(hidden[:, None])[:, 0].argmax(-1).astype(tokens.dtype)
+        best = model.unembed(hidden[:, None])[:, 0].argmax(-1).astype(tokens.dtype)
         tokens = jnp.where(done[:, None], tokens, tokens.at[rows, ends].set(best))
         ends = jnp.where(done, ends, ends + 1)
         done |= (ends >= limits) | jnp.isin(best, jnp.array(stops, jnp.int32))

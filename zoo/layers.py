@@ -75,37 +75,6 @@ def _looked_up_backward(_: jax.typing.DTypeLike, kept: tuple, gradient: Array) -
 _looked_up.defvjp(_looked_up_forward, _looked_up_backward)
 
 
-def unembedder(head: nnx.Param, dtype: jax.typing.DTypeLike) -> Callable[[Array], Array]:
-    """Hidden states [B, T, D] -> float32 logits [B, T, V], for heads with axes "V D".
-
-    The head is cast and gathered here, once. Its gradient adds up in float32 over all calls.
-    """
-    stored = head[...]
-    narrow = jax.lax.stop_gradient(ready(head, "V D", dtype))
-    return lambda hidden: _unembedded(hidden, narrow, stored)
-
-
-@jax.custom_vjp
-def _unembedded(hidden: Array, narrow: Array, stored: Array) -> Array:
-    return dot("BTD,VD->BTV", hidden, narrow, out=jnp.float32)
-
-
-def _unembedded_forward(hidden: Array, narrow: Array, stored: Array) -> tuple:
-    return _unembedded(hidden, narrow, stored), (hidden, narrow, stored)
-
-
-def _unembedded_backward(kept: tuple, gradient: Array) -> tuple:
-    hidden, narrow, stored = kept
-    gradient = gradient.astype(hidden.dtype)
-    of_head = dot("BTV,BTD->VD", gradient, hidden, out=jnp.float32)
-    # `narrow` is only a reading of `stored`, which takes the gradient in full width.
-    of_stored = sharding.constrain(of_head, "V D").astype(stored.dtype)
-    return dot("BTV,VD->BTD", gradient, narrow), jnp.zeros_like(narrow), of_stored
-
-
-_unembedded.defvjp(_unembedded_forward, _unembedded_backward)
-
-
 class RmsNorm(nnx.Module):
     """Scales `x` to unit mean square over its last axis, in float32, then by a learned `scale`.
 
@@ -142,11 +111,22 @@ def rotate(x: Float[Array, "B T N H"], turn: Rotary) -> Float[Array, "B T N H"]:
     return turned.astype(x.dtype)
 
 
-def run(blocks: nnx.Module, x: Float[Array, "B T D"], *shared: Any) -> Float[Array, "B T D"]:
+# What of a block is kept for the backward pass, beside the residual stream before it; the rest is
+# computed again. Less kept is less memory and more time.
+REMAT = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+    "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "none": jax.checkpoint_policies.everything_saveable,
+}
+
+
+def run(
+    blocks: nnx.Module, x: Float[Array, "B T D"], *shared: Any, remat: str = "full"
+) -> Float[Array, "B T D"]:
     """Applies a block with stacked weights ("L ...") layer by layer: `x = block(x, *shared)`.
 
-    One scanned body compiles in the same time for 2 layers and for 80. Only the residual stream
-    between layers is kept for the backward pass; the rest is computed again.
+    One scanned body compiles in the same time for 2 layers and for 80. `remat` is one of REMAT.
     """
     graph, stacked = nnx.split(blocks)
 
@@ -154,5 +134,6 @@ def run(blocks: nnx.Module, x: Float[Array, "B T D"], *shared: Any) -> Float[Arr
         block: Callable[..., Array] = nnx.merge(graph, weights)
         return sharding.constrain(block(x, *shared), "B T D"), None
 
-    x, _ = jax.lax.scan(jax.checkpoint(layer, prevent_cse=False), x, stacked)
+    kept = jax.checkpoint(layer, prevent_cse=False, policy=REMAT[remat])
+    x, _ = jax.lax.scan(kept, x, stacked)
     return x

@@ -3,8 +3,8 @@
 Agrees with transformers/models/llama/modeling_llama.py.
 """
 
-from collections.abc import Callable
 import dataclasses
+import functools
 import math
 import pathlib
 from typing import Any, ClassVar
@@ -188,12 +188,12 @@ class Attention(nnx.Module):
         self.scale = config.head_dim**-0.5
 
     def __call__(
-        self, x: Float[Array, "B T D"], turn: layers.Rotary, keys: attention.KeyRange
+        self, x: Float[Array, "B T D"], turn: layers.Rotary, attend: attention.Attend
     ) -> Float[Array, "B T D"]:
         q = layers.rotate(layers.einsum("BTD,DNH->BTNH", x, self.q), turn)
         k = layers.rotate(layers.einsum("BTD,DKH->BTKH", x, self.k), turn)
         v = layers.einsum("BTD,DKH->BTKH", x, self.v)
-        mixed = attention.attend(q, k, v, keys, scale=self.scale)
+        mixed = attend(q, k, v, scale=self.scale)
         return layers.einsum("BTNH,NHD->BTD", mixed, self.o)
 
 
@@ -220,9 +220,9 @@ class Block(nnx.Module):
         self.mlp = Mlp(config, rngs)
 
     def __call__(
-        self, x: Float[Array, "B T D"], turn: layers.Rotary, keys: attention.KeyRange
+        self, x: Float[Array, "B T D"], turn: layers.Rotary, attend: attention.Attend
     ) -> Float[Array, "B T D"]:
-        x = x + self.attention(self.attention_norm(x), turn, keys)
+        x = x + self.attention(self.attention_norm(x), turn, attend)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -235,13 +235,15 @@ class Model(nnx.Module):
             self.head = layers.weight("V D", config.sizes, rngs)
         self.config = config
         self.dtype = dtype  # of the activations; the weights may be kept in a wider one
+        self.attention: str | None = None  # one of attention.BACKENDS; unset: the platform's
+        self.remat = "full"  # one of layers.REMAT
         self.source: pathlib.Path | None = None  # the folder it was read from
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
         """Logits of the next token at every position, each row one text."""
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         hidden = self.hidden(tokens, positions, attention.causal(*tokens.shape))
-        return self.unembedder()(hidden)
+        return self.unembed(hidden)
 
     def hidden(
         self,
@@ -254,12 +256,16 @@ class Model(nnx.Module):
             positions, frequencies(self.config.head_dim, self.config.rope_parameters)
         )
         x = layers.embed(self.embedding, tokens, self.dtype)
-        return self.norm(layers.run(self.blocks, x, turn, keys))
+        attend = functools.partial(attention.attend, keys=keys, backend=self.attention)
+        return self.norm(layers.run(self.blocks, x, turn, attend, remat=self.remat))
 
-    def unembedder(self) -> Callable[[Float[Array, "B T D"]], Float[Array, "B T V"]]:
+    def unembed(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Hidden states -> logits, in float32."""
-        head = self.embedding if self.config.tie_word_embeddings else self.head
-        return layers.unembedder(head, self.dtype)
+        return layers.einsum("BTD,VD->BTV", hidden, self.unembedding(), out=jnp.float32)
+
+    def unembedding(self) -> nnx.Param:
+        """The head: axes "V D"."""
+        return self.embedding if self.config.tie_word_embeddings else self.head
 
 
 # Our weight -> its HF name, for each layer {L}, and its axes there.

@@ -31,7 +31,18 @@ def mesh_of(data: int, fsdp: int, tensor: int) -> Mesh:
     Raises:
       ValueError: the sizes do not multiply to the number of devices.
     """
-    sizes, devices = [data, fsdp, tensor], jax.device_count()
+    kinds = (jax.sharding.AxisType.Auto,) * 3
+    sizes = sizes_of(data, fsdp, tensor, jax.device_count())
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=kinds)
+
+
+def sizes_of(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, int, int]:
+    """The sizes of a mesh, with what a -1 stands for.
+
+    Raises:
+      ValueError: they do not multiply to the number of devices.
+    """
+    sizes = [data, fsdp, tensor]
     if sizes.count(-1) == 1:
         known = -data * fsdp * tensor
         sizes[sizes.index(-1)] = devices // max(known, 1)
@@ -41,8 +52,7 @@ def mesh_of(data: int, fsdp: int, tensor: int) -> Mesh:
             f"the mesh {asked} does not fit {devices} devices: the sizes must multiply to their "
             "number (one of them may be -1)"
         )
-    kinds = (jax.sharding.AxisType.Auto,) * 3
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=kinds)
+    return sizes[0], sizes[1], sizes[2]
 
 
 def data_shards(mesh: Mesh) -> int:
@@ -50,9 +60,15 @@ def data_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def platform() -> str:
+    """Where the program at hand will run: cpu, gpu or tpu. A mesh may be of devices elsewhere."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
 def sharding(axes: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     """`sharding("D N H", shape, mesh)` splits D over `fsdp` and N over `tensor`."""
-    return NamedSharding(mesh, _spec(axes, shape, mesh.shape, STORED))
+    return NamedSharding(mesh, spec(axes, shape, mesh.shape))
 
 
 def constrain(x: jax.Array, axes: str) -> jax.Array:
@@ -73,15 +89,16 @@ def _constrain(x: jax.Array, axes: str, rules: Mapping[str, tuple[str, ...]]) ->
     sizes = jax.sharding.get_abstract_mesh().shape
     if not sizes:
         return x
-    return jax.lax.with_sharding_constraint(x, _spec(axes, x.shape, sizes, rules))
+    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, sizes, rules))
 
 
-def _spec(
+def spec(
     axes: str,
     shape: tuple[int, ...],
     sizes: Mapping[str, int],
-    rules: Mapping[str, tuple[str, ...]],
+    rules: Mapping[str, tuple[str, ...]] = STORED,
 ) -> PartitionSpec:
+    """Which mesh axes split each axis of an array; `sizes` are those of the mesh."""
     taken: set[str] = set()
     entries: list[tuple[str, ...] | None] = []
     for letter, size in zip(axes.split(), shape, strict=True):

@@ -22,6 +22,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.initialize_from_hf = "meta-llama/Llama-3.1-8B-Instruct"
     config.reference_model_path = config.get_ref("initialize_from_hf")
     config.reference_is_hf = True  # False: reference_model_path is the directory of a run
+    config.reference_mode = "resident"  # asked in every step; cached: once for all, then dropped
+    config.reference_cache = config_dict.placeholder(str)  # cached; unset: beside the directory
     config.tokenizer = config_dict.placeholder(str)  # unset: the one in initialize_from_hf
     config.chat_template = config_dict.placeholder(str)  # unset: the tokenizer's own; or a file
 
@@ -36,8 +38,8 @@ def get_config() -> ml_collections.ConfigDict:
         max_malformed_fraction=0.01,
     )
     config.train_seq_len = 4096  # tokens of the prompt and either answer
-    config.row_length = 4096
-    config.per_device_parallelism = 1  # rows a device computes at a time
+    config.row_length = config_dict.placeholder(int)  # unset: what fills best
+    config.per_device_parallelism = config_dict.placeholder(int)  # rows; unset: what memory allows
     config.min_pack_fill = 0.5
 
     config.loss = "sigmoid"
@@ -57,8 +59,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.adam_beta1 = 0.9
     config.adam_beta2 = 0.95
     config.adam_epsilon = 1e-8
+    config.adam_mu_dtype = "float32"  # bfloat16 saves 2 bytes a weight
 
     config.mp = "p=f32,c=bfloat16"
+    config.attention = config_dict.placeholder(str)  # a backend; unset: the platform's
+    config.remat = "full"  # computed again going back; less with attention, products, none
     config.mesh = dict(data=1, fsdp=-1, tensor=1)
     config.distributed = dict(
         enabled=False,  # True on every process of a run on several hosts
@@ -78,5 +83,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.sample_tokens = 128  # of each answer shown at the end
 
     config.tensorboard = True
+    config.profile = config_dict.placeholder(str)  # "11-13": traces these steps
+    config.compile_cache = "~/.cache/nnx-zoo/compiled"  # unset: compiles at every start
     config.wandb_project = config_dict.placeholder(str)
     return config

@@ -14,6 +14,7 @@ A pair too long for one row is stored as two ordinary streams, each answer behin
 """
 
 from collections.abc import Sequence
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,28 +25,37 @@ CHOSEN, REJECTED = 0, 1
 
 
 class Shape(NamedTuple):
-    """The static shape of a micro-batch."""
+    """The static shapes of micro-batches: full ones, and those with fewer rows at the end.
+
+    `rows` and `few` count the rows of all devices together.
+    """
 
     rows: int  # B
     row_length: int  # T
-    scored_per_row: int
     pairs: int  # P
+    few: int  # B of the smaller ones; the same as `rows` where there are none
+    shards: int = 1  # G: how many devices share the rows of a micro-batch
 
 
 Values = Any  # np.ndarray where it is built, jax.Array on the devices
 
 
 class Packed(NamedTuple):
-    """A micro-batch. C is `scored_per_row`, P the pairs of the update it belongs to."""
+    """A micro-batch. P counts the pairs of the update it belongs to.
+
+    The rows of one device are one list of C = B / G x T positions, of which some are read for
+    scores: those stand first, in the order of the rows.
+    """
 
     tokens: Values  # int32 [B, T]
     positions: Values  # int32 [B, T]
     first: Values  # int32 [B, T]: token t sees the keys first[t] <= s < last[t] of its row
     last: Values  # int32 [B, T]
-    source: Values  # int32 [B, C]: where in the row a score is read
-    target: Values  # int32 [B, C]: the token that is scored there
-    slot: Values  # int32 [B, C]: whose pair it belongs to, -1: nobody's
-    answer: Values  # int32 [B, C]: 0 chosen, 1 rejected
+    source: Values  # int32 [G, C]: where in the list a score is read
+    target: Values  # int32 [G, C]: the token that is scored there
+    slot: Values  # int32 [G, C]: whose pair it belongs to, -1: nobody's
+    answer: Values  # int32 [G, C]: 0 chosen, 1 rejected
+    scores: Values  # int32 [G]: how many there are
     is_pair: Values  # bool [P]: is this pair in this micro-batch?
 
 
@@ -119,8 +129,8 @@ def real_tokens(pair: PairIds) -> int:
     return 2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
 
 
-def place(pairs: Sequence[PairIds], shape: Shape) -> list[list[Placed]]:
-    """Rows of streams, by best fit of the longest first; `shape.rows` rows are a micro-batch.
+def place(pairs: Sequence[PairIds], shape: Shape) -> list[list[list[Placed]]]:
+    """Micro-batches of rows of streams, by best fit of the longest first.
 
     The two streams of a pair that is stored separately stand in one micro-batch.
 
@@ -129,16 +139,15 @@ def place(pairs: Sequence[PairIds], shape: Shape) -> list[list[Placed]]:
         two.
     """
     rows: list[list[Placed]] = []
-    room: list[list[int]] = []  # per row: positions and scores left
+    room: list[int] = []  # positions left in each row
 
     def put(row: int, pair: int, stream: Stream) -> None:
         while len(rows) <= row:
             rows.append([])
-            room.append([shape.row_length, shape.scored_per_row])
+            room.append(shape.row_length)
         rows[row].append(Placed(pair, stream))
-        room[row][0] -= len(stream.tokens)
-        room[row][1] -= len(stream.target)
-        if min(room[row]) < 0:
+        room[row] -= len(stream.tokens)
+        if room[row] < 0:
             raise ValueError("a pair does not fit into its row")
 
     whole: list[tuple[int, Stream]] = []
@@ -155,55 +164,67 @@ def place(pairs: Sequence[PairIds], shape: Shape) -> list[list[Placed]]:
             start += 1  # its second stream would stand in the next micro-batch
         for offset, stream in enumerate(separate(pair)):
             put(start + offset, i, stream)
+    apart = len(rows)
     whole.sort(key=lambda item: -len(item[1].tokens))
     for i, stream in whole:
-        needs = len(stream.tokens), len(stream.target)
-        fitting = [
-            row for row, left in enumerate(room) if left[0] >= needs[0] and left[1] >= needs[1]
-        ]
-        put(min(fitting, key=lambda row: room[row][0], default=len(rows)), i, stream)
-    return rows
+        needs = len(stream.tokens)
+        fitting = [row for row, left in enumerate(room) if left >= needs]
+        put(min(fitting, key=lambda row: room[row], default=len(rows)), i, stream)
+    return _cut(rows, apart, shape)
 
 
-def scored(pair: PairIds) -> np.ndarray:
-    """How many tokens of the chosen and of the rejected answer count."""
-    return np.array([pair.chosen_scored.sum(), pair.rejected_scored.sum()])
+def _cut(rows: list[list[Placed]], apart: int, shape: Shape) -> list[list[list[Placed]]]:
+    """Rows -> micro-batches; the first `apart` rows hold pairs in two, and stay in full ones."""
+    full = max(len(rows) // shape.rows, -(-apart // shape.rows))
+    rest = len(rows) - full * shape.rows
+    small = max(-(-rest // shape.few), 0)
+    if small * shape.few >= shape.rows:
+        full, small = full + 1, 0
+    sizes = [shape.rows] * full + [shape.few] * small
+    rows += [[] for _ in range(sum(sizes) - len(rows))]
+    starts = itertools.accumulate(sizes, initial=0)
+    return [rows[start : start + size] for start, size in zip(starts, sizes, strict=False)]
 
 
 def fits_once(pair: PairIds, shape: Shape) -> bool:
     """Does the pair fit into one row with its prompt once?"""
-    fits = stored_length(pair) <= shape.row_length
-    return fits and int(scored(pair).sum()) <= shape.scored_per_row
+    return stored_length(pair) <= shape.row_length
 
 
-def build(rows: Sequence[Sequence[Placed]], shape: Shape, here: Sequence[int]) -> Packed:
-    """The arrays of one micro-batch; of its rows only those of `here`, this process's own."""
-    B, T, C = len(here), shape.row_length, shape.scored_per_row
+def build(rows: Sequence[Sequence[Placed]], shape: Shape, shards: Sequence[int]) -> Packed:
+    """The arrays of one micro-batch; only the rows of these of its shards, a process's own."""
+    each = len(rows) // shape.shards  # rows of a device
+    B, T, G = len(shards) * each, shape.row_length, len(shards)
+    C = each * T
     self_seen = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))  # padding sees itself
     batch = Packed(
         tokens=np.zeros((B, T), np.int32),
         positions=np.zeros((B, T), np.int32),
         first=self_seen.copy(),
         last=self_seen + 1,
-        source=np.zeros((B, C), np.int32),
-        target=np.zeros((B, C), np.int32),
-        slot=np.full((B, C), -1, np.int32),
-        answer=np.zeros((B, C), np.int32),
+        source=np.zeros((G, C), np.int32),
+        target=np.zeros((G, C), np.int32),
+        slot=np.full((G, C), -1, np.int32),
+        answer=np.zeros((G, C), np.int32),
+        scores=np.zeros(G, np.int32),
         is_pair=np.zeros(shape.pairs, bool),
     )
     for row in rows:
         batch.is_pair[[placed.pair for placed in row]] = True
-    for b, row in enumerate(here):
-        t = c = 0
-        for pair, stream in rows[row]:
-            at, scores = slice(t, t + len(stream.tokens)), slice(c, c + len(stream.target))
-            batch.tokens[b, at] = stream.tokens
-            batch.positions[b, at] = stream.positions
-            batch.first[b, at] = stream.first + t
-            batch.last[b, at] = stream.last + t
-            batch.source[b, scores] = stream.source + t
-            batch.target[b, scores] = stream.target
-            batch.slot[b, scores] = pair
-            batch.answer[b, scores] = stream.answer
-            t, c = at.stop, scores.stop
+    for g, shard in enumerate(shards):
+        c = 0
+        for at_row in range(each):
+            b, t = g * each + at_row, 0
+            for pair, stream in rows[shard * each + at_row]:
+                at, scores = slice(t, t + len(stream.tokens)), slice(c, c + len(stream.target))
+                batch.tokens[b, at] = stream.tokens
+                batch.positions[b, at] = stream.positions
+                batch.first[b, at] = stream.first + t
+                batch.last[b, at] = stream.last + t
+                batch.source[g, scores] = stream.source + at_row * T + t
+                batch.target[g, scores] = stream.target
+                batch.slot[g, scores] = pair
+                batch.answer[g, scores] = stream.answer
+                t, c = at.stop, scores.stop
+        batch.scores[g] = c
     return batch

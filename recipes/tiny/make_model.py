@@ -20,6 +20,7 @@ import tokenizers
 import transformers
 
 from recipes.data import batches, chat, pairs
+from recipes.data.packing import Shape
 from recipes.logps import answer_logps
 import zoo
 from zoo import llama
@@ -87,8 +88,8 @@ def trained(split: tuple[nnx.GraphDef, nnx.State], tokenizer) -> nnx.State:
              max_malformed_fraction=0.0)
     )  # fmt: skip
     ids = pairs.read(str(HERE / "train.jsonl"), settings, tokenizer, LENGTH).ids
-    shape = batches.shape_of(ids, rows=8, row_length=LENGTH, per_update=BATCH)
-    data = batches.training(ids, shape, seed=0, here=range(shape.rows))
+    shape = Shape(rows=8, row_length=LENGTH, pairs=BATCH, few=8)
+    data = batches.training(ids, shape, seed=0, shards=[0])
     schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, 40, STEPS)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.1))
     opt_state = optimizer.init(state)

@@ -1,5 +1,6 @@
 """The layout by eye, and by equality: packed is alone, prompt once is separate."""
 
+import functools
 from unittest import mock
 
 from flax import nnx
@@ -9,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recipes.data import batches, packing
+from recipes.data import batches, packing, shapes
 from recipes.data.packing import Shape
 from recipes.data.tokens import PairIds
-from recipes.logps import answer_logps, token_logps
+from recipes.head import token_logps
+from recipes.logps import answer_logps
 from tests.conftest import large_weights, small_config
 from zoo import llama
 
@@ -66,23 +68,25 @@ def test_separate_as_ordinary_text():
 
 
 def test_a_row_of_two_pairs():
-    shape = Shape(rows=2, row_length=12, scored_per_row=8, pairs=2)
-    rows = packing.place([pair("ab", "xyz", "uv"), pair("c", "p", "qr")], shape)
-    (batch,) = (packing.build([*rows, []], shape, range(2)),)
+    shape = Shape(rows=2, row_length=12, pairs=2, few=2, shards=2)
+    (rows,) = packing.place([pair("ab", "xyz", "uv"), pair("c", "p", "qr")], shape)
+    batch = packing.build(rows, shape, range(2))
     assert letters(batch.tokens[0, :7]) == "yxabucq"
     assert [*batch.positions[0, :7]] == [3, 2, 0, 1, 2, 0, 1]
     assert [*batch.first[0]] == [0, 1, 2, 2, 2, 5, 5, 7, 8, 9, 10, 11]
     assert [*batch.last[0]] == [4, 4, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]  # padding sees itself
-    assert [*batch.slot[0]] == [0, 0, 0, 0, 0, 1, 1, 1]
-    assert letters(batch.target[0]) == "xyzuvpqr"
-    assert [*batch.slot[1]] == [-1] * 8
+    assert [*batch.scores] == [8, 0]
+    assert [*batch.slot[0]] == [0, 0, 0, 0, 0, 1, 1, 1, -1, -1, -1, -1]
+    assert letters(batch.target[0, :8]) == "xyzuvpqr"
+    assert [*batch.slot[1]] == [-1] * 12
     assert batch.is_pair.all()
 
 
 def test_a_pair_too_long_for_a_row_is_stored_separately_within_one_micro_batch():
-    shape = Shape(rows=3, row_length=8, scored_per_row=8, pairs=3)
+    shape = Shape(rows=3, row_length=8, pairs=3, few=1)
     long = pair("abcd", "wxyz", "stuv")
-    rows = packing.place([long, pair("a", "b", "c"), long], shape)
+    first, second = packing.place([long, pair("a", "b", "c"), long], shape)
+    rows = first + second
     where = {}
     for row, placed in enumerate(rows):
         for stream in placed:
@@ -121,7 +125,7 @@ def logps_alone(model, pair):
 
 def packed_logps(model, pairs, shape):
     total = np.zeros((shape.pairs, 2))
-    for batch in batches.pack(pairs, shape, range(shape.rows)).micro_batches:
+    for batch in batches.pack(pairs, shape, range(shape.shards)).micro_batches:
         total += np.asarray(answer_logps(model, jax.tree.map(jnp.asarray, batch)))
     return total[: len(pairs)]
 
@@ -129,7 +133,7 @@ def packed_logps(model, pairs, shape):
 def test_packed_is_alone(small_model):
     pairs = random_pairs(0, 7)
     expected = [logps_alone(small_model, pair) for pair in pairs]
-    found = packed_logps(small_model, pairs, Shape(2, 48, 64, 8))
+    found = packed_logps(small_model, pairs, Shape(2, 48, 8, 1))
     np.testing.assert_allclose(found, expected, atol=2e-5 * 12)
     assert np.abs(found).max() > 10
 
@@ -142,13 +146,17 @@ def test_token_by_token_within_1e_5():
     """
     small_model = large_weights(llama.Model(small_config(), nnx.Rngs(0)), scale=0.5)
     pairs = random_pairs(1, 6)
-    shape = Shape(1, 256, 128, 8)
-    (batch,) = batches.pack(pairs, shape, range(1)).micro_batches
+    shape = Shape(1, 256, 8, 1)
+    (batch,) = batches.pack(pairs, shape, [0]).micro_batches
     from zoo.attention import KeyRange
 
     keys = KeyRange(jnp.asarray(batch.first), jnp.asarray(batch.last))
     hidden = small_model.hidden(jnp.asarray(batch.tokens), jnp.asarray(batch.positions), keys)
-    found = token_logps(small_model, hidden[:, batch.source[0]], jnp.asarray(batch.target))[0]
+    head = small_model.unembedding()[...]
+    at_scores = hidden[:, batch.source[0]]
+    found = token_logps(
+        at_scores, head, jnp.asarray(batch.target), jnp.asarray(batch.scores), jnp.float32
+    )[0]
     for slot, one in enumerate(pairs):
         sides = (one.chosen, one.chosen_scored), (one.rejected, one.rejected_scored)
         for side, (answer, scored) in enumerate(sides):
@@ -164,18 +172,18 @@ def test_prompt_once_is_separate(small_model):
     draw = np.random.default_rng(2)
     long = [draw.integers(0, 97, n).astype(np.int32) for n in (8, 20, 22)]
     pairs.append(PairIds(5, *long, np.ones(20, bool), np.ones(22, bool), False, False))
-    once = packed_logps(small_model, pairs, Shape(2, 64, 64, 8))
+    once = packed_logps(small_model, pairs, Shape(2, 64, 8, 1))
     # Rows too short for any prompt-once stream of the longer pairs.
-    apart = packed_logps(small_model, pairs, Shape(4, 40, 40, 8))
-    assert any(not packing.fits_once(p, Shape(4, 40, 40, 8)) for p in pairs)
+    apart = packed_logps(small_model, pairs, Shape(4, 40, 8, 2))
+    assert any(not packing.fits_once(p, Shape(4, 40, 8, 2)) for p in pairs)
     np.testing.assert_allclose(once, apart, atol=1e-4)
 
 
 def test_chunked_is_whole(small_model, monkeypatch):
     pairs = random_pairs(3, 6)
-    shape = Shape(2, 64, 64, 8)
+    shape = Shape(2, 64, 8, 1)
     whole = packed_logps(small_model, pairs, shape)
-    monkeypatch.setattr("recipes.logps.LOGITS_BYTES", 2 * 8 * 97 * 4)  # 8 scores at a time
+    monkeypatch.setattr("recipes.head.LOGITS_BYTES", {"cpu": 8 * 97 * 4})  # 8 scores at a time
     np.testing.assert_allclose(packed_logps(small_model, pairs, shape), whole, atol=1e-5)
 
 
@@ -188,8 +196,8 @@ def test_chunked_is_whole(small_model, monkeypatch):
 )
 def test_nothing_is_lost_and_nothing_overlaps(lengths, rows):
     pairs = [pair("p" * p, "c" * c, "r" * r, row=i) for i, (p, c, r) in enumerate(lengths)]
-    shape = Shape(rows, 64, 64, len(pairs))
-    update = batches.pack(pairs, shape, range(rows))
+    shape = Shape(rows, 64, len(pairs), few=max(1, rows // 2))
+    update = batches.pack(pairs, shape, [0])
     for slot, one in enumerate(pairs):
         for side, answer in enumerate((one.chosen, one.rejected)):
             held = [
@@ -204,8 +212,8 @@ def test_nothing_is_lost_and_nothing_overlaps(lengths, rows):
         assert (batch.is_pair == np.isin(np.arange(len(pairs)), batch.slot)).all()
 
 
-def test_positions_per_real_token_on_the_bench_pairs():
-    """Rows of 1024, 2 a micro-batch, 128 pairs an update, the last micro-batch included."""
+def bench_pairs():
+    """Zipf's words in texts of log-normal lengths, half of an answer's stream prompt."""
     draw = np.random.default_rng(0)
     shares = 1.0 / np.arange(1, 32000 - 9)
     shares /= shares.sum()
@@ -222,19 +230,34 @@ def test_positions_per_real_token_on_the_bench_pairs():
         masks = [np.ones(len(answer), bool) for answer in texts[1:]]
         pairs.append(PairIds(row, *texts, *masks, False, False))
     assert sum(map(packing.real_tokens, pairs)) == 209_072
-    shape = batches.shape_of(pairs, rows=2, row_length=1024, per_update=128)
-    positions = sum(
-        len(batches.pack(pairs[i : i + 128], shape, range(2)).micro_batches) * 2 * 1024
-        for i in range(0, 512, 128)
-    )
-    assert positions / 209_072 <= 0.86
+    return pairs
+
+
+def test_positions_per_real_token_on_the_bench_pairs():
+    """128 pairs an update, the last micro-batch included."""
+    pairs = bench_pairs()
+    shape = shapes.choose(pairs, per_update=128, shards=1, most=4096)
+    updates = [batches.pack(pairs[i : i + 128], shape, [0]) for i in range(0, 512, 128)]
+    assert sum(update.positions for update in updates) / 209_072 <= 0.84
+
+
+@pytest.mark.parametrize(("shards", "least"), [(1, 0.95), (8, 0.88)])
+def test_rows_are_chosen_so_that_little_is_padding(shards, least):
+    pairs = bench_pairs()
+    shape = shapes.choose(pairs, per_update=128, shards=shards, most=4096)
+    assert shapes.fill(pairs, shape).share >= least
+    updates = [batches.pack(pairs[i : i + 128], shape, range(shards)) for i in range(0, 512, 128)]
+    filled = sum(u.stored_tokens for u in updates) / sum(u.positions for u in updates)
+    assert filled >= least
+    kinds = {batch.tokens.shape for update in updates for batch in update.micro_batches}
+    assert len(kinds) <= 2
 
 
 def test_a_leak_between_streams_would_be_seen(small_model):
     """The equalities above would fall if a token saw one key too many."""
     pairs = random_pairs(4, 4)
-    shape = Shape(1, 128, 96, 4)
-    (batch,) = batches.pack(pairs, shape, range(1)).micro_batches
+    shape = Shape(1, 128, 4, 1)
+    (batch,) = batches.pack(pairs, shape, [0]).micro_batches
     right = answer_logps(small_model, jax.tree.map(jnp.asarray, batch))
     leaky = batch._replace(first=np.maximum(batch.first - 1, 0))
     wrong = answer_logps(small_model, jax.tree.map(jnp.asarray, leaky))
@@ -245,7 +268,7 @@ def test_bfloat16_has_the_same_ones_as_float32():
     model = large_weights(llama.Model(small_config(), nnx.Rngs(0)))
     narrow = large_weights(llama.Model(small_config(), nnx.Rngs(0), jnp.bfloat16))
     pairs = random_pairs(5, 4)
-    shape = Shape(1, 128, 96, 4)
+    shape = Shape(1, 128, 4, 1)
     wide = packed_logps(model, pairs, shape)
     np.testing.assert_allclose(packed_logps(narrow, pairs, shape), wide, rtol=0.1)
 
@@ -253,8 +276,8 @@ def test_bfloat16_has_the_same_ones_as_float32():
 @pytest.mark.parametrize("seed", range(3))
 def test_the_order_is_a_function_of_the_seed(seed):
     pairs = random_pairs(6, 10)
-    shape = Shape(2, 64, 64, 4)
-    stream = lambda seed: batches.training(pairs, shape, seed=seed, here=range(2))
+    shape = Shape(2, 64, 4, 1)
+    stream = lambda seed: batches.training(pairs, shape, seed=seed, shards=[0])
     rows = [stream(seed)[i].rows.tolist() for i in range(5)]  # 20 pairs: two epochs
     assert rows == [stream(seed)[i].rows.tolist() for i in range(5)]
     flat = [row for update in rows for row in update]
@@ -263,29 +286,33 @@ def test_the_order_is_a_function_of_the_seed(seed):
     assert rows != [stream(seed + 1)[i].rows.tolist() for i in range(5)]
 
 
-def test_each_process_builds_the_rows_of_its_devices():
-    """On a pod the rows of two processes alternate."""
+def test_each_process_builds_the_shards_of_its_devices():
+    """On a pod the shards of two processes alternate."""
     alternating = mock.Mock(spec=jax.NamedSharding)
     parts = {"a": (slice(0, 1),), "b": (slice(2, 3),), "c": (slice(2, 3),)}
     alternating.addressable_devices_indices_map.return_value = parts
-    assert batches.rows_here(4, alternating) == [0, 2]
+    assert batches.shards_here(batches.Place(Shape(8, 32, 8, 8, 4), alternating)) == [0, 2]
     pairs = random_pairs(7, 8)
-    shape = Shape(4, 32, 32, 8)
+    shape = Shape(8, 32, 8, few=8, shards=4)
     whole = batches.pack(pairs, shape, range(4)).micro_batches[0]
     mine = batches.pack(pairs, shape, [0, 2]).micro_batches[0]
     for ours, all_rows in zip(mine[:-1], whole[:-1], strict=True):
-        np.testing.assert_array_equal(ours, all_rows[[0, 2]])
+        by_shard = all_rows.reshape(4, -1, *all_rows.shape[1:])
+        np.testing.assert_array_equal(ours.reshape(2, *by_shard.shape[1:]), by_shard[[0, 2]])
     np.testing.assert_array_equal(mine.is_pair, whole.is_pair)
 
 
-def test_every_pair_within_the_lengths_fits():
-    """Long answers among short ones: the rows have room for their scores too."""
+def test_pairs_longer_than_the_rows_are_given_two_of_them():
     short = [pair("p" * 30, "c" * 2, "r" * 2, row=i) for i in range(40)]
     long = pair("p", "c" * 60, "r" * 60, row=40)
-    shape = batches.shape_of([*short, long], rows=2, row_length=64, per_update=41)
-    update = batches.pack([*short, long], shape, range(2))
-    held = sum(int((batch.slot == 40).sum()) for batch in update.micro_batches)
-    assert held == 120
+    choose = functools.partial(shapes.choose, [*short, long], per_update=41, shards=1, most=256)
+    shape = choose(row_length=64)
+    assert shape.rows >= 2
+    update = batches.pack([*short, long], shape, [0])
+    assert sum(int((batch.slot == 40).sum()) for batch in update.micro_batches) == 120
+    with pytest.raises(ValueError, match=r"per_device_parallelism=2"):
+        choose(row_length=64, rows=1)
+    assert choose().row_length >= packing.stored_length(long)
 
 
 def test_gradients_add_up_in_float32_under_bfloat16():
@@ -294,8 +321,8 @@ def test_gradients_add_up_in_float32_under_bfloat16():
     tokens = np.tile(np.arange(1, 4, dtype=np.int32), 341)[:1000]
     one = PairIds(0, tokens[:1], tokens, tokens[::-1].copy(), *[np.ones(1000, bool)] * 2, False,
                   False)  # fmt: skip
-    shape = Shape(2, 1024, 1024, 1)
-    (batch,) = batches.pack([one], shape, range(2)).micro_batches
+    shape = Shape(2, 1024, 1, 2)
+    (batch,) = batches.pack([one], shape, [0]).micro_batches
     batch = jax.tree.map(jnp.asarray, batch)
     gradients = []
     for dtype in (jnp.float32, jnp.bfloat16):

@@ -34,7 +34,7 @@ def test_the_configs_pass(config):
         ({"label_smoothing": 0.5}, "label_smoothing"),
         ({"validation_split_fraction": 1.0}, "validation_split_fraction"),
         ({"num_epochs": 1.0}, "set one of"),
-        ({"train_seq_len": 512}, "row_length"),
+        ({"train_seq_len": 512, "row_length": 256}, "row_length"),
         ({"train_batch_size": 0}, "train_batch_size"),
         ({"warmup": -0.1}, "warmup"),
         ({"reference_is_hf": False}, "directory of a run"),

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 
-from recipes import losses, optimizer, step
+from recipes import logps, losses, optimizer, step
 from recipes.data import batches
 from recipes.data.packing import Shape
 from recipes.data.tokens import PairIds
@@ -39,19 +39,20 @@ def test_the_trajectory_is_trls(tmp_path):
         adamw = optax.adamw(work.LEARNING_RATE, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0)
         opt_state = optimizer.init(adamw, policy, mesh)
         programs = step.compiled(
-            policy, opt_state, graphs=(graph, graph), adamw=adamw, beta=work.BETA,
+            policy, opt_state, graph=graph, adamw=adamw, beta=work.BETA,
             loss=functools.partial(losses.sigmoid, beta=work.BETA, label_smoothing=0.0),
             pairs=work.BATCH,
         )  # fmt: skip
+        forward = logps.compiled(mesh)
         pairs = [as_ids(row, pair) for row, pair in enumerate(work.pairs())]
-        shape = Shape(rows=4, row_length=256, scored_per_row=192, pairs=work.BATCH)
+        shape = Shape(rows=4, row_length=256, pairs=work.BATCH, few=1)
         found = []
         for at in range(work.STEPS):
             start = at * work.BATCH % work.PAIRS
-            update = batches.pack(pairs[start : start + work.BATCH], shape, range(4))
+            update = batches.pack(pairs[start : start + work.BATCH], shape, [0])
             sums = programs.zero()
             for batch in update.micro_batches:
-                sums = programs.add(sums, policy, reference, batch)
+                sums = programs.add(sums, policy, forward(graph, reference, batch), batch)
             policy, opt_state, values = programs.apply(sums, policy, opt_state)
             found.append(values["dpo_loss"])
     apart = np.abs(np.array(found) - FACTS["losses"])

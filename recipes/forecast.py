@@ -1,0 +1,248 @@
+"""What a run will take, without its weights, its data or its devices.
+
+  python recipes/forecast.py --config=recipes/configs/llama8b.py --chip=v5p --devices=8
+
+Compiles the programs of one update for a mesh of so many chips, and tells what a device holds, what
+moves between devices, and about how long an update takes. For TPUs the compiler is theirs (pip
+install libtpu; no chip is needed), and so is the memory it plans. GPUs are stood in for by CPUs:
+what lives through an update is exact, the rest an estimate.
+"""
+
+import functools
+import os
+import sys
+from typing import Any, NamedTuple
+
+from absl import app, flags
+from flax import nnx
+import jax
+from jax.experimental import topologies
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+import ml_collections
+from ml_collections import config_flags
+import numpy as np
+
+from checkpoints_io import hf_folder
+from recipes import collectives, logps, losses, optimizer, plan, settings, step
+from recipes.data.packing import Packed, Shape
+import zoo
+from zoo import sharding
+
+CHIP = flags.DEFINE_string("chip", "h100", "One of the chips named in recipes/forecast.py.")
+DEVICES = flags.DEFINE_integer("devices", 8, "How many of them.")
+STORED = flags.DEFINE_integer("stored_per_pair", 1000, "Positions a pair takes, on average.")
+REAL = flags.DEFINE_float("real_per_stored", 1.25, "Real tokens per position: prompts count twice.")
+
+
+class Chip(NamedTuple):
+    """The makers' figures, per chip."""
+
+    bf16_flops: float  # per second, dense
+    memory: float  # bytes
+    memory_bytes: float  # per second
+    link_bytes: float  # per second, to the other chips, in one direction
+    tpu: str | None = None  # its name for the TPU compiler
+
+
+CHIPS = {
+    "a100": Chip(312e12, 80e9, 2.0e12, 300e9),
+    "h100": Chip(989e12, 80e9, 3.35e12, 450e9),
+    "h200": Chip(989e12, 141e9, 4.8e12, 450e9),
+    "v5e": Chip(197e12, 16e9, 0.82e12, 100e9, "v5e"),
+    "v5p": Chip(459e12, 95e9, 2.77e12, 300e9, "v5p"),
+    "v6e": Chip(918e12, 32e9, 1.64e12, 224e9, "v6e"),
+}
+# Of the peak a good kernel reaches on products of this size.
+REACHED = 0.6
+
+
+class Forecast(NamedTuple):
+    """Bytes are per device."""
+
+    persistent: dict[str, int]
+    temporary: dict[str, int]  # by program
+    peak: int
+    moved: list[collectives.Collective]  # of the program that adds a micro-batch
+    largest_weight: int  # bytes of one layer's largest, in the compute dtype
+    micro_batches: float  # per update
+    flops: float  # per update, all devices
+    seconds: tuple[float, float]  # per update: all at once, and one after the other
+
+
+def forecast(
+    config: ml_collections.ConfigDict,
+    hf_config: dict[str, Any],
+    chip: Chip,
+    devices: list,
+    stored_per_pair: int,
+) -> Forecast:
+    """Compiles one update for `devices`; `stored_per_pair` is a guess at the data."""
+    mesh = _mesh(config, devices)
+    compute = settings.precision(config.mp).compute
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        model = zoo.abstract(hf_config, jnp.float32, compute, mesh)
+        model.attention, model.remat = config.attention, config.remat
+        graph, layout = nnx.split(model)
+        params = nnx.to_pure_dict(layout)
+        adamw = optimizer.optimizer_of(
+            config, optimizer.schedule_of(config, 1000), optimizer.matrices(layout)
+        )
+        opt_state = optimizer.layout(adamw, params, mesh)
+        loss = functools.partial(
+            losses.LOSSES[config.loss], beta=config.beta, label_smoothing=config.label_smoothing
+        )
+        programs = step.compiled(
+            params, opt_state, graph=graph, adamw=adamw, loss=loss, beta=config.beta,
+            pairs=config.train_batch_size,
+        )  # fmt: skip
+        batch = _batch(config, mesh)
+        sums = _placed(jax.eval_shape(programs.zero), params, mesh)
+        narrow = jax.tree.map(lambda x: x.update(dtype=compute), params)
+        add = programs.add.lower(sums, params, sums.reference_logps, batch).compile()
+        apply = programs.apply.lower(sums, params, opt_state).compile()
+        forward = logps.compiled(mesh).lower(graph, narrow, batch).compile()
+
+    persistent = {
+        "policy": _held(params), "optimizer": _held(opt_state), "gradient": _held(sums.gradient),
+    }  # fmt: skip
+    if config.reference_mode == "resident":
+        persistent["reference"] = _held(narrow)
+    temporary = {
+        name: program.memory_analysis().temp_size_in_bytes
+        for name, program in (("add", add), ("apply", apply), ("reference", forward))
+    }
+    moved = collectives.of(add.as_text(), loops=hf_config["num_hidden_layers"])
+    sizes = model.config.sizes
+    positions = batch.tokens.size
+    count = config.train_batch_size * stored_per_pair / positions
+    weights = sum(x.size for x in jax.tree.leaves(params))
+    embedding = sizes["V"] * sizes["D"] * (0 if model.config.tie_word_embeddings else 1)
+    per_position = {"full": 8, "none": 6}.get(config.remat, 8) * (weights - embedding)
+    if config.reference_mode == "resident":
+        per_position += 2 * (weights - embedding)
+    flops = per_position * positions * count
+    per_layer = [
+        int(np.prod(x.shape[1:] if path[0].key == "blocks" else x.shape))
+        for path, x in jax.tree_util.tree_flatten_with_path(params)[0]
+    ]
+    busy = flops / len(devices) / (REACHED * chip.bf16_flops)
+    on_wire = sum(c.bytes * c.times for c in moved) * count / chip.link_bytes
+    return Forecast(
+        persistent=persistent,
+        temporary=temporary,
+        peak=sum(persistent.values()) + max(temporary.values()),
+        moved=moved,
+        largest_weight=max(per_layer) * np.dtype(compute).itemsize,
+        micro_batches=count,
+        flops=flops,
+        seconds=(max(busy, on_wire), busy + on_wire),
+    )
+
+
+def _mesh(config: ml_collections.ConfigDict, devices: list) -> jax.sharding.Mesh:
+    mesh = config.mesh
+    sizes = sharding.sizes_of(mesh.data, mesh.fsdp, mesh.tensor, len(devices))
+    kinds = (jax.sharding.AxisType.Auto,) * 3
+    return jax.sharding.Mesh(np.array(devices).reshape(sizes), sharding.MESH_AXES, axis_types=kinds)
+
+
+def _batch(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Packed:
+    """The shapes of a full micro-batch; rows as long as a text may be, unless told otherwise."""
+    G = sharding.data_shards(mesh)
+    T = config.row_length or config.train_seq_len
+    each = config.per_device_parallelism or 1
+    shape = Shape(each * G, T, config.train_batch_size, G, G)
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    whole = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.int32, sharding=rows)
+    tokens, lists = whole(shape.rows, T), whole(G, each * T)
+    is_pair = jax.ShapeDtypeStruct((shape.pairs,), jnp.bool_, sharding=everywhere)
+    return Packed(*[tokens] * 4, *[lists] * 4, scores=whole(G), is_pair=is_pair)
+
+
+def _placed(sums: Any, params: Any, mesh: jax.sharding.Mesh) -> step.Sums:
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    gradient = jax.tree.map(lambda x, p: x.update(sharding=p.sharding), sums.gradient, params)
+    return step.Sums(gradient, *(x.update(sharding=everywhere) for x in sums[1:]))
+
+
+def _held(tree: Any) -> int:
+    return sum(
+        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+    )
+
+
+def told(found: Forecast, chip: Chip, real_tokens: float, exact: bool) -> str:
+    """The forecast as a person reads it."""
+    size = plan.size
+    parts = lambda bytes_: ", ".join(f"{name} {size(n)}" for name, n in bytes_.items())
+    kinds: dict[str, list] = {}
+    for one in found.moved:
+        kinds.setdefault(one.kind, []).append(one)
+    lines = [
+        f"lives through an update   {size(sum(found.persistent.values()))} per device "
+        f"({parts(found.persistent)})",
+        f"comes and goes            {parts(found.temporary)}"
+        + ("" if exact else "   (an estimate: compiled for CPUs)"),
+        f"peak                      {size(found.peak)} of {size(chip.memory)}",
+        f"largest weight            {size(found.largest_weight)} in the compute dtype",
+    ]
+    for kind, some in sorted(kinds.items()):
+        total = sum(c.bytes * c.times for c in some)
+        lines.append(
+            f"{kind:<25} {sum(c.times for c in some)} a micro-batch, {size(total)}; the largest "
+            f"{size(max(c.bytes for c in some))}"
+        )
+    low, high = found.seconds
+    lines += [
+        f"an update                 {found.micro_batches:.1f} micro-batches, "
+        f"{found.flops / 1e15:.4g} PFLOP, {real_tokens:.4g} real tokens",
+        f"about                     {low:.3g} to {high:.3g} s: products at {REACHED:.0%} of the "
+        "chips' peak, beside or after what moves between them",
+    ]
+    if found.peak > 0.95 * chip.memory:
+        lines.append(
+            "it does not fit: more devices in --config.mesh.fsdp, --config.reference_mode=cached, "
+            "--config.adam_mu_dtype=bfloat16, or shorter rows with --config.row_length"
+        )
+    return "\n".join(lines)
+
+
+def _tpus(kind: str, count: int) -> list:
+    """Devices of a slice that is not here."""
+    shapes = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16"}
+    cubes = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8"}
+    known = (cubes | {256: "4x8x8"}) if kind == "v5p" else (shapes | {256: "16x16"})
+    if count not in known:
+        raise app.UsageError(f"a slice of {kind} has {', '.join(map(str, known))} chips")
+    try:
+        name = f"{kind}:{known[count]}"
+        return list(topologies.get_topology_desc(topology_name=name, platform="tpu").devices)
+    except Exception as error:  # jax has a kind of its own for every way not to find it
+        raise app.UsageError(
+            f"the TPU compiler cannot be had (pip install libtpu): {error}"
+        ) from error
+
+
+def main(_: list[str]) -> None:
+    """Prints the forecast."""
+    if CHIP.value not in CHIPS:
+        raise app.UsageError(f"--chip={CHIP.value} is none of {', '.join(CHIPS)}")
+    chip = CHIPS[CHIP.value]
+    config: Any = flags.FLAGS["config"].value
+    folder = hf_folder.find(config.initialize_from_hf, files=["config.json"])
+    devices = _tpus(chip.tpu, DEVICES.value) if chip.tpu else jax.devices()[: DEVICES.value]
+    found = forecast(config, hf_folder.read_config(folder), chip, devices, STORED.value)
+    real = config.train_batch_size * STORED.value * REAL.value
+    print(told(found, chip, real, exact=chip.tpu is not None))
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "The run: a file in recipes/configs.")
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    count = next((a.split("=")[1] for a in sys.argv if a.startswith("--devices=")), "8")
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
+    app.run(main)

@@ -1,0 +1,106 @@
+"""Every backend that runs here against the dense one, on the same key ranges."""
+
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.conftest import large_weights, small_config
+from zoo import attention, attention_kernels, llama
+
+
+def work(T, N, K, H, seed=0):
+    """Rows of packed pairs with their prompts once, and padding at the end."""
+    draw = np.random.default_rng(seed)
+    B = 2
+    shapes = [(B, T, N, H), (B, T, K, H), (B, T, K, H), (B, T, N, H)]
+    q, k, v, pull = (jnp.asarray(draw.standard_normal(s), jnp.float32) for s in shapes)
+    first = np.tile(np.arange(T, dtype=np.int32), (B, 1))
+    last = first + 1
+    for b in range(B):
+        t = 0
+        while True:
+            c, p, r = draw.integers(1, T // 5, 3)
+            if t + c + p + r > T:
+                break
+            at = slice(t, t + c + p + r)
+            first[b, at] = t + np.concatenate([np.arange(c), np.full(p + r, c)])
+            last[b, at] = t + np.concatenate(
+                [np.full(c, c + p), c + np.arange(p) + 1, c + p + np.arange(r) + 1]
+            )
+            t = at.stop
+    return (q, k, v), attention.KeyRange(jnp.asarray(first), jnp.asarray(last)), pull
+
+
+def outcome(backend, arrays, keys, pull):
+    attend = functools.partial(attention.attend, keys=keys, scale=0.3, backend=backend)
+    pulled = lambda *arrays: (attend(*arrays) * pull).sum()
+    return jax.jit(attend)(*arrays), *jax.jit(jax.grad(pulled, argnums=(0, 1, 2)))(*arrays)
+
+
+@pytest.mark.parametrize(
+    ("T", "N", "K", "H"), [(256, 4, 2, 16), (130, 6, 2, 8), (64, 3, 3, 32), (40, 4, 1, 8)]
+)
+@pytest.mark.parametrize("backend", ["blocks", "tokamax_chunked", "splash"])
+def test_backends_are_the_dense_one(backend, T, N, K, H, monkeypatch):
+    if backend == "tokamax_chunked":
+        pytest.importorskip("tokamax")
+    if backend == "splash":
+        if T % 128:
+            pytest.skip("rows of the recipe are multiples of 128")
+        interpreted = functools.partial(attention_kernels.splash, interpret=True)
+        monkeypatch.setitem(attention.BACKENDS, "splash", interpreted)
+    given = work(T, N, K, H)
+    for ours, theirs in zip(outcome(backend, *given), outcome("dense", *given), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_key_too_many_would_be_seen():
+    arrays, keys, pull = work(256, 4, 2, 16)
+    wider = keys._replace(last=jnp.minimum(keys.last + 1, 256))
+    right, wrong = (outcome("blocks", arrays, k, pull)[0] for k in (keys, wider))
+    assert jnp.abs(right - wrong).max() > 0.1
+
+
+def test_tiles_that_nobody_sees_are_not_computed():
+    """What stands outside of every range may be anything, even not a number."""
+    (q, k, v), keys, _ = work(256, 4, 2, 16)
+    keys = attention.KeyRange(jnp.zeros((2, 256), jnp.int32), jnp.full((2, 256), 64, jnp.int32))
+    spoilt = v.at[:, 64:].set(jnp.nan)
+    assert jnp.isfinite(attention.attend(q, k, spoilt, keys, scale=0.3, backend="blocks")).all()
+
+
+def test_memory_grows_with_the_row_and_not_with_its_square():
+    def temporary(T, backend):
+        arrays, keys, pull = work(T, 4, 2, 16)
+        pulled = lambda *a: (attention.attend(*a, keys, scale=0.3, backend=backend) * pull).sum()
+        compiled = jax.jit(jax.grad(pulled, argnums=(0, 1, 2))).lower(*arrays).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary(2048, "blocks") < 2.5 * temporary(1024, "blocks")
+    assert temporary(2048, "blocks") < temporary(2048, "dense") / 8
+
+
+@pytest.mark.parametrize("remat", ["attention", "products", "none"])
+def test_what_is_kept_for_the_way_back_does_not_change_the_numbers(remat):
+    model = large_weights(llama.Model(small_config(), nnx.Rngs(0)))
+    tokens = jnp.arange(80).reshape(2, 40) % 97
+
+    def gradient(remat):
+        model.remat = remat
+        graph, state = nnx.split(model)
+        summed = lambda state: jax.nn.log_softmax(nnx.merge(graph, state)(tokens))[..., 3].sum()
+        return jax.tree.leaves(jax.grad(summed)(state))
+
+    for ours, full in zip(gradient(remat), gradient("full"), strict=True):
+        np.testing.assert_allclose(ours, full, rtol=1e-4, atol=1e-5)
+
+
+def test_an_absent_backend_is_a_sentence(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tokamax._src.ops.attention.api", None)
+    (q, k, v), keys, _ = work(64, 4, 2, 8)
+    with pytest.raises(ValueError, match=r"pip install 'nnx-zoo\[cuda\]'"):
+        attention.attend(q, k, v, keys, scale=0.3, backend="tokamax")

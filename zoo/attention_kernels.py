@@ -1,0 +1,100 @@
+"""Attention kernels of other libraries, asked in their own words. Each is one device's work."""
+
+import importlib
+import math
+from typing import Any
+
+import jax
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash_lib
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Query = Float[Array, "B T N H"]
+Key = Float[Array, "B S K H"]
+Bound = Int[Array, "B T"]
+
+# Lanes of a TPU's vector unit, and the tile of the splash kernels.
+LANES, TILE = 128, 512
+
+
+def tokamax(
+    q: Query, k: Key, v: Key, first: Bound, last: Bound, scale: float, *, kernel: str | None = None
+) -> Query:
+    """Tokamax, which takes key ranges as they are and skips tiles that nobody sees.
+
+    `kernel` is one of its names; by default the fastest that the GPU can run.
+
+    Raises:
+      ValueError: tokamax is not installed.
+    """
+    # The public function takes a bool mask [B, N, T, S]; the classes behind it take the ranges.
+    api: Any = _imported("tokamax._src.ops.attention.api")
+    base: Any = _imported("tokamax._src.ops.attention.base")
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # in a notebook tokamax would read the notebook's arguments
+    ranges = base.Mask(k_start=first[:, None], k_end=last[:, None])
+    names = [kernel] if kernel else ["mosaic_gpu", "triton"]
+    refused = []
+    for name in names:
+        try:
+            return api.IMPLEMENTATIONS[name](q, k, v, mask=ranges, logits_scale=scale)
+        except (NotImplementedError, KeyError) as error:
+            refused.append(f"{name}: {error}")
+    raise ValueError(f"tokamax has no kernel for this ({'; '.join(refused)}): use attention=blocks")
+
+
+def _imported(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            "attention=tokamax needs tokamax: pip install 'nnx-zoo[cuda]', or use attention=blocks"
+        ) from error
+
+
+def tokamax_chunked(q: Query, k: Key, v: Key, first: Bound, last: Bound, scale: float) -> Query:
+    """The kernel of tokamax that is plain XLA: on CPUs it stands in for the others in tests."""
+    return tokamax(q, k, v, first, last, scale, kernel="xla_chunked")
+
+
+def splash(
+    q: Query, k: Key, v: Key, first: Bound, last: Bound, scale: float, *, interpret: bool = False
+) -> Query:
+    """The TPU kernel of jax, with its dynamic mask: which tiles are seen is worked out per row."""
+    (T, N, H), K = q.shape[1:], k.shape[2]
+    room = lambda x: jnp.pad(x, [(0, 0)] * 3 + [(0, -H % LANES)])
+    q, k, v = room(q * jnp.asarray(scale, q.dtype)), room(k), room(v)
+    tile = math.gcd(T, TILE)
+    sizes = splash_lib.BlockSizes(
+        block_q=tile, block_kv=tile, block_kv_compute=tile,
+        block_q_dkv=tile, block_kv_dkv=tile, block_kv_dkv_compute=tile,
+        block_q_dq=tile, block_kv_dq=tile,
+    )  # fmt: skip
+
+    def row(q: Array, k: Array, v: Array, first: Array, last: Array) -> Array:
+        s = jnp.arange(k.shape[0])
+        seen = (first[:, None] <= s) & (s < last[:, None])
+        kernel = splash_lib.make_splash_mqa(
+            jnp.broadcast_to(seen, (N // K, *seen.shape)),
+            block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret,
+        )  # fmt: skip
+        # A flag that names a scope: as a traced value inside jit it cannot be asked.
+        for info in ("fwd_mask_info", "dq_mask_info", "dkv_mask_info"):
+            setattr(kernel, info, getattr(kernel, info)._replace(is_dynamic_mask=None))
+        by_head = q.reshape(T, K, N // K, -1).transpose(1, 2, 0, 3)
+        out: Any = jax.vmap(kernel)(by_head, k.transpose(1, 0, 2), v.transpose(1, 0, 2))
+        return out.transpose(2, 0, 1, 3).reshape(T, N, -1)
+
+    rows = [row(*parts) for parts in zip(q, k, v, first, last, strict=True)]
+    return jnp.stack(rows)[..., :H].astype(q.dtype)
+
+
+def cudnn(q: Query, k: Key, v: Key, first: Bound, last: Bound, scale: float) -> Query:
+    """NVIDIA's kernel, which takes the ranges as a mask of T x S: for rows that are not long."""
+    s = jnp.arange(k.shape[1])
+    seen = (first[..., None] <= s) & (s < last[..., None])
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=seen[:, None], scale=scale, implementation="cudnn"
+    )
