@@ -108,11 +108,11 @@ def forecast(
     }  # fmt: skip
     if config.reference_mode == "resident":
         persistent["reference"] = _held(narrow)
-    temporary = {
-        name: program.memory_analysis().temp_size_in_bytes
-        for name, program in (("add", add), ("apply", apply), ("reference", forward))
-    }
-    moved = collectives.of(add.as_text(), loops=hf_config["num_hidden_layers"])
+    temporary = {}
+    for name, program in (("add", add), ("apply", apply), ("reference", forward)):
+        analysis: Any = program.memory_analysis()
+        temporary[name] = analysis.temp_size_in_bytes
+    moved = collectives.of(add.as_text() or "", loops=hf_config["num_hidden_layers"])
     sizes = model.config.sizes
     positions = batch.tokens.size
     count = config.train_batch_size * stored_per_pair / positions
@@ -144,7 +144,7 @@ def _mesh(config: ml_collections.ConfigDict, devices: list) -> jax.sharding.Mesh
     mesh = config.mesh
     sizes = sharding.sizes_of(mesh.data, mesh.fsdp, mesh.tensor, len(devices))
     kinds = (jax.sharding.AxisType.Auto,) * 3
-    return jax.sharding.Mesh(np.array(devices).reshape(sizes), sharding.MESH_AXES, axis_types=kinds)
+    return jax.make_mesh(sizes, sharding.MESH_AXES, axis_types=kinds, devices=devices)
 
 
 def _batch(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Packed:

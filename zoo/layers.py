@@ -68,6 +68,8 @@ def _looked_up_forward(table: Array, tokens: Array, dtype: jax.typing.DTypeLike)
 
 def _looked_up_backward(_: jax.typing.DTypeLike, kept: tuple, gradient: Array) -> tuple:
     table, tokens = kept
+    # Each device adds up its own columns: no table is added up whole, or sent.
+    tokens, gradient = sharding.by_width(tokens, "B T"), sharding.by_width(gradient, "B T D")
     summed = jnp.zeros(table.shape, jnp.float32).at[tokens].add(gradient.astype(jnp.float32))
     return sharding.constrain(summed, "V D").astype(table.dtype), None
 

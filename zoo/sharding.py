@@ -24,6 +24,9 @@ STORED: dict[str, tuple[str, ...]] = {
 # How a matrix product wants its weight: whole along `fsdp`.
 GATHERED = {letter: tuple(a for a in axes if a != "fsdp") for letter, axes in STORED.items()}
 
+# How a gradient by rows is added up by token: every device has all rows, and its part of the width.
+BY_WIDTH = STORED | {"B": ("data",)}
+
 
 def mesh_of(data: int, fsdp: int, tensor: int) -> Mesh:
     """A mesh over all devices; one of the sizes may be -1 and takes what is left.
@@ -83,6 +86,11 @@ def constrain(x: jax.Array, axes: str) -> jax.Array:
 def gather(weight: jax.Array, axes: str) -> jax.Array:
     """A stored weight as a matrix product wants it: whole along `fsdp`."""
     return _constrain(weight, axes, GATHERED)
+
+
+def by_width(x: jax.Array, axes: str) -> jax.Array:
+    """An activation split along its width instead of its rows: `fsdp` exchanges the parts."""
+    return _constrain(x, axes, BY_WIDTH)
 
 
 def _constrain(x: jax.Array, axes: str, rules: Mapping[str, tuple[str, ...]]) -> jax.Array:

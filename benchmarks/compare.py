@@ -1,0 +1,102 @@
+"""This project and its peers on the same work, in turn; one table.
+
+  python benchmarks/compare.py --size=A --peer=trl=/envs/trl/bin/python --peer=tunix=/envs/tunix/bin/python
+
+A peer is a program benchmarks/peer_<name>.py and the Python of an environment that has it. Every
+program runs `rounds` times, one after the other and around again, with a measurement of the
+machine's matrix product in between: these are ratios of one hour on one machine, not records.
+
+Real tokens count the prompt with each answer. Model FLOPs are 6 N for the policy and 2 N for a
+reference that is asked in the step, N all parameters that are multiplied with tokens, the head at
+every token, attention apart; hardware FLOPs are those really done, remat and padding included.
+"""
+
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+
+from absl import app, flags
+import work
+
+SIZE = flags.DEFINE_string("size", "A", "A model of benchmarks/work.py.")
+STEPS = flags.DEFINE_integer("steps", 5, "Updates of each run; the first is not counted.")
+ROUNDS = flags.DEFINE_integer("rounds", 2, "How often everything runs.")
+PEERS = flags.DEFINE_multi_string("peer", [], "name=python")
+HERE = pathlib.Path(__file__).parent
+# For all alike: large pages, or a third of the time goes into small ones.
+ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "JAX_PLATFORMS": "cpu"}
+
+
+def ran(python: str, program: str, *args: str) -> dict:
+    """The JSON line that a program prints last."""
+    command = [python, str(HERE / program), *args]
+    told = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | ENVIRONMENT, cwd=HERE
+    )
+    if told.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {told.stderr[-2000:]}")
+    return json.loads([line for line in told.stdout.splitlines() if line.startswith("{")][-1])
+
+
+def main(_: list[str]) -> None:
+    """Prints the table as Markdown."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pathlib.Path(scratch)
+        work.write_model(folder / SIZE.value, SIZE.value)
+        work.write_pairs(folder / "pairs.jsonl", max(512, STEPS.value * work.PAIRS))
+        args = [f"--folder={folder}", f"--size={SIZE.value}", f"--steps={STEPS.value}"]
+        programs = {
+            "this project": (sys.executable, "ours.py", *args),
+            "this project, cached": (sys.executable, "ours.py", *args, "--cached"),
+        }
+        for peer in PEERS.value:
+            name, _, python = peer.partition("=")
+            for n in (1, 4):
+                label = name if n == 1 else f"{name}, accumulated"
+                programs[label] = (python, f"peer_{name}.py", *args, f"--micro_batches={n}")
+        found: dict[str, list[dict]] = {name: [] for name in programs}
+        peaks = []
+        for _ in range(ROUNDS.value):
+            for name, command in programs.items():
+                peaks.append(ran(sys.executable, "peak.py")["flop_per_cpu_s"])
+                found[name].append(ran(*command))
+                print(f"  {name}: {found[name][-1]['cpu_s_per_ktok']}", file=sys.stderr)
+    print(table(found, statistics.median(peaks)))
+
+
+def table(found: dict[str, list[dict]], peak: float) -> str:
+    """Medians over the steps of all rounds."""
+    layers, head = work.matrices(SIZE.value)
+    ours = found["this project"][0]["losses"]
+    lines = [
+        f"Size {SIZE.value}; matrix product {peak / 1e9:.0f} GFLOP per CPU second.",
+        "",
+        "| program | CPU s / 1,000 tokens | wall s | model FLOPs | hardware FLOPs | peak MiB "
+        "| compile s | losses apart |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, runs in found.items():
+        cpu = statistics.median(x for run in runs for x in run["cpu_s_per_ktok"])
+        wall = statistics.median(x for run in runs for x in run["wall_s_per_ktok"])
+        per_token = (6 if "cached" in name else 8) * (layers + head)
+        hardware = ""
+        if "scores" in (run := runs[0]):
+            factor = 8 if "cached" in name else 10
+            done = factor * (run["positions"] * layers + run["scores"] * head)
+            tokens = run["tokens"]
+            hardware = f"{done / tokens * 1e3 / cpu / peak:.0%}"
+        apart = max(abs(a - b) for a, b in zip(ours, run["losses"], strict=True))
+        compiling = f"{run['compile_s']:.0f}" if "compile_s" in run else ""
+        lines.append(
+            f"| {name} | {cpu:.3f} | {wall:.3f} | {per_token * 1e3 / cpu / peak:.0%} | {hardware} "
+            f"| {max(run['peak_mib'] for run in runs):.0f} | {compiling} | {apart:.1e} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    app.run(main)

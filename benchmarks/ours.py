@@ -1,0 +1,114 @@
+"""The recipe's own update on the comparison's work; prints one JSON line."""
+
+import functools
+import pathlib
+import time
+
+from absl import app, flags
+from flax import nnx
+import jax
+import measure
+import numpy as np
+import optax
+import work
+
+from recipes import logps, losses, optimizer, step
+from recipes.data import batches, packing, shapes
+from recipes.data.tokens import PairIds
+import zoo
+from zoo import sharding
+
+FOLDER = flags.DEFINE_string("folder", None, "Where the work lies.", required=True)
+SIZE = flags.DEFINE_string("size", "A", "A model of benchmarks/work.py.")
+STEPS = flags.DEFINE_integer("steps", 4, "Updates to measure.")
+PAIRS = flags.DEFINE_integer("pairs", work.PAIRS, "Pairs of an update.")
+CACHED = flags.DEFINE_bool("cached", False, "The reference was asked before.")
+SEPARATE = flags.DEFINE_bool("separate", False, "Each answer behind its own copy of the prompt.")
+REMAT = flags.DEFINE_string("remat", "full", "What is computed again.")
+MOST = flags.DEFINE_integer("most", 4096, "Positions of a micro-batch.")
+ROW = flags.DEFINE_integer("row_length", None, "Unset: what fills best.")
+
+
+def as_ids(row: int, pair: dict[str, list[int]]) -> PairIds:
+    """A row of the work as the packer takes it."""
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    prompt, chosen, rejected = (np.array(pair[name], np.int32) for name in names)
+    masks = np.ones(len(chosen), bool), np.ones(len(rejected), bool)
+    return PairIds(row, prompt, chosen, rejected, *masks, boundary_moved=False, truncated=False)
+
+
+def main(_: list[str]) -> None:
+    """Compiles both shapes, then times the updates."""
+    folder = pathlib.Path(FOLDER.value)
+    rows = work.read_pairs(folder / "pairs.jsonl")[: STEPS.value * PAIRS.value]
+    pairs = [as_ids(i, row) for i, row in enumerate(rows)]
+    mesh = sharding.mesh_of(1, -1, 1)
+    if SEPARATE.value:
+        packing.fits_once = lambda pair, shape: False  # every pair in two streams
+    with jax.set_mesh(mesh):
+        model = zoo.load(folder / SIZE.value, mesh=mesh)
+        model.remat = REMAT.value
+        graph, state = nnx.split(model)
+        policy = nnx.to_pure_dict(state)
+        reference = jax.tree.map(lambda x: x + 0, policy)
+        adamw = optax.adamw(
+            work.LEARNING_RATE, *work.BETAS, eps=work.EPSILON, weight_decay=0.0
+        )
+        opt_state = optimizer.init(adamw, policy, mesh)
+        loss = functools.partial(losses.sigmoid, beta=work.BETA, label_smoothing=0.0)
+        programs = step.compiled(
+            policy, opt_state, graph=graph, adamw=adamw, loss=loss, beta=work.BETA,
+            pairs=PAIRS.value,
+        )  # fmt: skip
+        forward = functools.partial(logps.compiled(mesh), graph)
+        shape = shapes.choose(
+            pairs, per_update=PAIRS.value, shards=1, most=MOST.value, row_length=ROW.value
+        )
+        place = batches.Place(shape, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
+        updates = list(batches.in_order(pairs, place))
+        asked = logps.of_pairs(functools.partial(forward, reference), pairs, place)
+        if CACHED.value:
+            reference = None
+
+        def theirs(update: batches.Update, batch: packing.Packed) -> jax.Array:
+            if reference is not None:
+                return forward(reference, batch)
+            return batches.everywhere(asked[update.rows], place)
+
+        since = time.perf_counter()
+        kinds = {batch.tokens.shape: (u, batch) for u in updates for batch in u.micro_batches}
+        for update, batch in kinds.values():
+            batch = batches.put(batch, place)
+            jax.block_until_ready(
+                programs.add(programs.zero(), policy, theirs(update, batch), batch)
+            )
+        compiling = time.perf_counter() - since
+
+        clock, found = measure.Clock(), []
+        for update in updates:
+            clock.start()
+            sums = programs.zero()
+            for batch in update.micro_batches:
+                batch = batches.put(batch, place)
+                sums = programs.add(sums, policy, theirs(update, batch), batch)
+            policy, opt_state, values = programs.apply(sums, policy, opt_state)
+            del sums
+            found.append(float(values["dpo_loss"]))
+            clock.stop()
+    scores = sum(int(b.scores.sum()) for u in updates for b in u.micro_batches)
+    measure.report(
+        clock,
+        [update.real_tokens for update in updates],
+        found,
+        first=1,  # the optimizer compiles in it
+        compile_s=compiling,
+        positions=sum(update.positions for update in updates),
+        stored=sum(update.stored_tokens for update in updates),
+        scores=scores,
+        tokens=sum(update.real_tokens for update in updates),
+        shape=list(shape),
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)

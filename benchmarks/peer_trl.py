@@ -1,0 +1,84 @@
+"""TRL's DPOTrainer on the comparison's work; prints one JSON line. Runs in TRL's environment."""
+
+import argparse
+import pathlib
+import tempfile
+import time
+
+from datasets import Dataset
+import measure
+from tokenizers import Tokenizer, models
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+from trl import DPOConfig, DPOTrainer
+import work
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--folder", type=pathlib.Path)
+parser.add_argument("--size", default="A")
+parser.add_argument("--steps", type=int, default=4)
+parser.add_argument("--micro_batches", type=int, default=1)
+args = parser.parse_args()
+
+
+class Trainer(DPOTrainer):
+    """Takes pairs that are ids already, as they stand."""
+
+    def _prepare_dataset(self, dataset, *_):
+        return dataset
+
+    def _get_train_sampler(self, *_):
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+class Steps(TrainerCallback):
+    """Times each update."""
+
+    clock = measure.Clock()
+
+    def on_step_begin(self, *_, **__):
+        self.clock.start()
+
+    def on_step_end(self, *_, **__):
+        self.clock.stop()
+
+
+words = {f"t{i}": i for i in range(work.VOCABULARY)}
+tokenizer = PreTrainedTokenizerFast(
+    tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="t3")),
+    pad_token="t0", bos_token="t1", eos_token="t2",
+)  # fmt: skip
+rows = work.read_pairs(args.folder / "pairs.jsonl")[: args.steps * work.PAIRS]
+began = time.perf_counter()
+with tempfile.TemporaryDirectory() as scratch:
+    trainer = Trainer(
+        model=AutoModelForCausalLM.from_pretrained(args.folder / args.size, dtype=torch.float32),
+        args=DPOConfig(
+            output_dir=scratch, per_device_train_batch_size=work.PAIRS // args.micro_batches,
+            gradient_accumulation_steps=args.micro_batches, max_steps=args.steps,
+            learning_rate=work.LEARNING_RATE, lr_scheduler_type="constant", warmup_steps=0,
+            weight_decay=0.0, adam_beta1=work.BETAS[0], adam_beta2=work.BETAS[1],
+            adam_epsilon=work.EPSILON, max_grad_norm=0.0, beta=work.BETA, max_length=work.LONGEST,
+            bf16=False, use_cpu=True, logging_steps=1, save_strategy="no", report_to=[],
+            gradient_checkpointing=False, optim="adamw_torch", remove_unused_columns=False,
+            disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[Steps()],
+    )  # fmt: skip
+    parts, inner = [], trainer._compute_loss
+
+    def noting(model, inputs, return_outputs=False):
+        """The log rounds losses to four digits."""
+        given = inner(model, inputs, return_outputs)
+        parts.append(float((given[0] if isinstance(given, tuple) else given).detach()))
+        return given
+
+    trainer._compute_loss = noting
+    trainer.train()
+n = args.micro_batches
+measure.report(
+    Steps.clock,
+    [work.real_tokens(rows[i : i + work.PAIRS]) for i in range(0, len(rows), work.PAIRS)],
+    [sum(parts[i : i + n]) / n for i in range(0, len(parts), n)],
+    first=1,
+)
