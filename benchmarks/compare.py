@@ -1,6 +1,6 @@
 """This project and its peers on the same work, in turn; one table.
 
-  python benchmarks/compare.py --size=A --peer=trl=/envs/trl/bin/python --peer=tunix=/envs/tunix/bin/python
+  python benchmarks/compare.py --size=A --peer=trl=trl/bin/python --peer=tunix=tunix/bin/python
 
 A peer is a program benchmarks/peer_<name>.py and the Python of an environment that has it. Every
 program runs `rounds` times, one after the other and around again, with a measurement of the

@@ -31,9 +31,11 @@ def peak_mib() -> float:
 
 def report(clock: Clock, tokens: list[int], losses: list[float], first: int, **other) -> None:
     """One JSON line; the first `first` steps compile or warm up, and are told apart."""
-    rates = [(cpu / n * 1e3, wall / n * 1e3) for (cpu, wall), n in zip(clock.steps, tokens, strict=True)]
+    rates = [
+        (cpu / n * 1e3, wall / n * 1e3) for (cpu, wall), n in zip(clock.steps, tokens, strict=True)
+    ]
     print(json.dumps({
         "cpu_s_per_ktok": [cpu for cpu, _ in rates[first:]],
         "wall_s_per_ktok": [wall for _, wall in rates[first:]],
-        "peak_mib": peak_mib(), "losses": losses, **other,
+        "tokens": sum(tokens), "peak_mib": peak_mib(), "losses": losses, **other,
     }))  # fmt: skip

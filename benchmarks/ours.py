@@ -51,9 +51,7 @@ def main(_: list[str]) -> None:
         graph, state = nnx.split(model)
         policy = nnx.to_pure_dict(state)
         reference = jax.tree.map(lambda x: x + 0, policy)
-        adamw = optax.adamw(
-            work.LEARNING_RATE, *work.BETAS, eps=work.EPSILON, weight_decay=0.0
-        )
+        adamw = optax.adamw(work.LEARNING_RATE, *work.BETAS, eps=work.EPSILON, weight_decay=0.0)
         opt_state = optimizer.init(adamw, policy, mesh)
         loss = functools.partial(losses.sigmoid, beta=work.BETA, label_smoothing=0.0)
         programs = step.compiled(
@@ -105,7 +103,6 @@ def main(_: list[str]) -> None:
         positions=sum(update.positions for update in updates),
         stored=sum(update.stored_tokens for update in updates),
         scores=scores,
-        tokens=sum(update.real_tokens for update in updates),
         shape=list(shape),
     )
 

@@ -44,6 +44,7 @@ PROMPT, ANSWER = longest("prompt_ids"), longest("chosen_ids", "rejected_ids")
 
 
 def padded(texts, length, left):
+    """Ids and mask, [texts, length]."""
     ids, mask = np.zeros((len(texts), length), np.int32), np.zeros((len(texts), length), np.int32)
     for i, text in enumerate(texts):
         at = slice(length - len(text), length) if left else slice(len(text))
@@ -52,6 +53,7 @@ def padded(texts, length, left):
 
 
 def inputs():
+    """The pairs as they stand, padded to the longest of all."""
     each = work.PAIRS // args.micro_batches
     for i in range(0, len(rows), each):
         some = rows[i : i + each]

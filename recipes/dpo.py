@@ -110,7 +110,8 @@ def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None
         for at in tqdm.trange(start + 1, run.total_steps + 1, unit="step", disable=None):
             if at in traced[:1]:
                 jax.profiler.start_trace(run.directory / "profile")
-            update = next(updates)
+            with meter.waiting():
+                update = next(updates)
             sums = programs.zero()
             for packed in update.micro_batches:
                 batch = batches.put(packed, run.place)

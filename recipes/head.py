@@ -5,7 +5,7 @@ many its rows hold. Going back, the logits are computed again; the gradient of t
 float32 on each device, and between devices once per micro-batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 from typing import NamedTuple
 
@@ -76,7 +76,7 @@ token_logps.defvjp(_forward, _backward)
 class Devices(NamedTuple):
     """How the work is split: lists over `data` and `fsdp`, the vocabulary over `tensor`."""
 
-    axes: tuple[str, ...]  # of the mesh; none without one
+    axes: Mapping[str, int]  # of the mesh, and their sizes; none without one
     rows: PartitionSpec
     head: PartitionSpec  # as gathered
     stored: PartitionSpec  # as its gradient is kept
@@ -84,21 +84,25 @@ class Devices(NamedTuple):
     @property
     def vocabulary(self) -> str | None:
         """The axis that splits the vocabulary."""
-        return "tensor" if self.head and self.head[0] else None
+        return "tensor" if self.splits("tensor") and self.head[0] else None
 
     @property
     def width(self) -> str | None:
         """The axis that splits the width of the stored head."""
-        return "fsdp" if self.stored and self.stored[1] else None
+        return "fsdp" if self.splits("fsdp") and self.stored[1] else None
+
+    def splits(self, axis: str) -> bool:
+        """Is there more than one device along this axis?"""
+        return self.axes.get(axis, 1) > 1
 
 
 def _devices(hidden: Array, head: Array) -> Devices:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return Devices((), *[PartitionSpec()] * 3)
+        return Devices({}, *[PartitionSpec()] * 3)
     spec = functools.partial(sharding.spec, sizes=mesh.shape)
     return Devices(
-        mesh.axis_names,
+        mesh.shape,
         spec("B", hidden.shape[:1]),
         spec("V D", head.shape, rules=sharding.GATHERED),
         spec("V D", head.shape),
@@ -171,11 +175,11 @@ def _gradients_here(
     of_head = of_head.T
     if over_vocabulary:
         of_hidden = jax.lax.psum(of_hidden, over_vocabulary)
-    if devices.axes:
-        if devices.width:
-            of_head = jax.lax.psum_scatter(of_head, "fsdp", scatter_dimension=1, tiled=True)
-        else:
-            of_head = jax.lax.psum(of_head, "fsdp")
+    if devices.width:
+        of_head = jax.lax.psum_scatter(of_head, "fsdp", scatter_dimension=1, tiled=True)
+    elif devices.splits("fsdp"):
+        of_head = jax.lax.psum(of_head, "fsdp")
+    if devices.splits("data"):
         of_head = jax.lax.psum(of_head, "data")
     return of_hidden.astype(hidden.dtype), of_head
 

@@ -76,10 +76,18 @@ class Meter:
     def _clear(self) -> None:
         self._since = time.perf_counter()
         self._updates: list[Update] = []
+        self._waited = 0.0
 
     def add(self, update: Update) -> None:
         """Counts an update."""
         self._updates.append(update._replace(micro_batches=[]))
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """For the next update to be packed."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -98,11 +106,16 @@ class Meter:
         return f"about {spoken} to go, evaluation and saving apart"
 
     def read(self) -> dict[str, int | float]:
-        """Real tokens per second (both answers, each with its prompt), fill, mean lengths."""
+        """Real tokens per second (both answers, each with its prompt), fill, mean lengths.
+
+        `input_wait` is the share of the time that was spent waiting for data.
+        """
+        seconds = time.perf_counter() - self._since
         total = lambda name: sum(getattr(update, name) for update in self._updates)
         pairs = sum(len(update.rows) for update in self._updates)
         values = {
-            "tokens_per_second": total("real_tokens") / (time.perf_counter() - self._since),
+            "tokens_per_second": total("real_tokens") / seconds,
+            "input_wait": self._waited / seconds,
             "pack_fill": total("stored_tokens") / total("positions"),
             "length_chosen": total("chosen_tokens") / pairs,
             "length_rejected": total("rejected_tokens") / pairs,

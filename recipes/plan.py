@@ -12,11 +12,14 @@ import numpy as np
 
 from recipes import settings
 from recipes.data import chat, packing, shapes
+from recipes.data.packing import Shape
 from recipes.data.tokens import PairIds
 import zoo
 
 # Positions of a micro-batch, per device, from which on a device is busy.
 ENOUGH = {"cpu": 2**12}
+# Below this fill a run says what would fill its rows.
+GOOD_FILL = 0.88
 
 
 def told(config: ml_collections.ConfigDict, run: Any, model: zoo.Model) -> str:
@@ -42,19 +45,37 @@ def told(config: ml_collections.ConfigDict, run: Any, model: zoo.Model) -> str:
     held = ", ".join(f"{len(h.pairs)} in {h.name}" for h in run.held_out) or "none"
     parts = ", ".join(f"{name} {size(number)}" for name, number in bytes_each.items())
     epochs = run.total_steps * shape.pairs / len(pairs)
+    hint = ""
+    if share < GOOD_FILL and (parts := _parts_that_fill(pairs, shape)) < shape.shards:
+        hint = (
+            f"; {GOOD_FILL:.0%} with --config.mesh.tensor={shape.shards // parts} times what it is"
+        )
     lines = [
         f"devices      {run.mesh.devices.size} {device.device_kind} ({device.platform}); {axes}",
         f"pairs        {len(pairs)} to train on; held out: {held}",
         f"updates      {run.total_steps} of {shape.pairs} pairs = {epochs:.2f} epochs; "
         f"about {count:.1f} micro-batches each",
         f"rows         {shape.rows} of {shape.row_length} positions a micro-batch, "
-        f"{share:.0%} filled" + (f"; {apart} pairs need two of them" if apart else ""),
+        f"{share:.0%} filled{hint}" + (f"; {apart} pairs need two of them" if apart else ""),
         f"memory       {size(sum(bytes_each.values()))} per device ({parts}), and activations",
         f"disk         {size(saved)} per checkpoint, {config.keep_checkpoints} kept; "
         f"{size(free)} free in {run.directory}",
         f"first pair, scored tokens in ⟦ ⟧:\n{example(pairs[0], run.tokenizer)}",
     ]
     return "\n".join(lines)
+
+
+def _parts_that_fill(pairs: list[PairIds], shape: Shape) -> int:
+    """Over how many devices an update may be split and still fill their rows."""
+    parts = shape.shards
+    while parts > 1:
+        parts //= 2
+        few = shapes.choose(
+            pairs, per_update=shape.pairs, shards=parts, most=shape.rows * shape.row_length // parts
+        )
+        if shapes.fill(pairs, few).share >= GOOD_FILL:
+            break
+    return parts
 
 
 def most_positions(config: ml_collections.ConfigDict, model: zoo.Model) -> int:
