@@ -120,7 +120,29 @@ class RmsNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         wide = x.astype(jnp.float32)
         unit = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
-        return unit.astype(x.dtype) * self.scale[...].astype(x.dtype)
+        return _scaled(unit.astype(x.dtype), self.scale[...])
+
+
+@jax.custom_vjp
+def _scaled(unit: Float[Array, "*B D"], scale: Float[Array, " D"]) -> Float[Array, "*B D"]:
+    return unit * scale.astype(unit.dtype)
+
+
+def _scaled_forward(unit: Array, scale: Array) -> tuple:
+    return _scaled(unit, scale), (unit, scale)
+
+
+def _scaled_backward(kept: tuple, gradient: Array) -> tuple:
+    """What the tokens give back to the scale adds up in float32, however many."""
+    unit, scale = kept
+    of_tokens = (gradient.astype(jnp.float32) * unit.astype(jnp.float32)).reshape(-1, len(scale))
+    # A product with ones, kept from becoming a sum: CPUs are slow at sums down a column.
+    ones = jax.lax.optimization_barrier(jnp.ones(len(of_tokens), jnp.float32))
+    of_scale = dot("T,TD->D", ones, of_tokens).astype(scale.dtype)
+    return gradient * scale.astype(gradient.dtype), of_scale
+
+
+_scaled.defvjp(_scaled_forward, _scaled_backward)
 
 
 Rotary = tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]
