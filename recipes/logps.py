@@ -15,19 +15,21 @@ from recipes.data.batches import Place
 from recipes.data.packing import Packed
 from recipes.data.tokens import PairIds
 import zoo
-from zoo import attention, sharding
+from zoo import attention, sharding, stack
 
 # A model's forward pass: micro-batch -> log-probabilities [P, A], in nats.
 Forward = Callable[[Packed], Float[Array, "P A"]]
 
 
-def answer_logps(model: zoo.Model, batch: Packed) -> Float[Array, "P A"]:
+def answer_logps(
+    model: zoo.Model, batch: Packed, so_far: stack.Weights | None = None
+) -> Float[Array, "P A"]:
     """Log-probability of each answer given its prompt, summed over its scored tokens, in nats.
 
-    Slots whose pair is not in this micro-batch hold 0.
+    Slots whose pair is not in this micro-batch hold 0. `so_far` as in `stack.run`.
     """
     keys = attention.KeyRange(batch.first, batch.last)
-    hidden = model.hidden(batch.tokens, batch.positions, keys)
+    hidden = model.hidden(batch.tokens, batch.positions, keys, so_far)
     # The rows of a device are one list of tokens; no hidden state moves between devices.
     G, D = len(batch.scores), hidden.shape[-1]
     lists = sharding.constrain(hidden.reshape(G, -1, D), "B T D")
@@ -55,9 +57,14 @@ def _summed(
     return jnp.where(mine, logps[..., None], 0).sum((0, 1)).reshape(P, 2)
 
 
-def of_params(graph: nnx.GraphDef, params: dict[str, Any], batch: Packed) -> Float[Array, "P A"]:
+def of_params(
+    graph: nnx.GraphDef,
+    params: dict[str, Any],
+    batch: Packed,
+    so_far: stack.Weights | None = None,
+) -> Float[Array, "P A"]:
     """`answer_logps` of the model with these weights."""
-    return answer_logps(nnx.merge(graph, nnx.State(params)), batch)
+    return answer_logps(nnx.merge(graph, nnx.State(params)), batch, so_far)
 
 
 def compiled(mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:

@@ -111,7 +111,7 @@ def memory(model: zoo.Model, config: ml_collections.ConfigDict) -> dict[str, int
     parts = {
         "policy": 4 * held,
         "optimizer": (4 + mu) * held,
-        "gradient, summed and fresh": 8 * held,
+        "gradient": 4 * held,
     }
     if config.reference_mode == "resident":
         parts["reference"] = narrow * held

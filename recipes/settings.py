@@ -12,7 +12,7 @@ import ml_collections
 
 from recipes import losses
 from recipes.data import layouts, tokens
-from zoo import attention, layers
+from zoo import attention, stack
 
 DTYPES = {
     "f32": jnp.float32,
@@ -115,7 +115,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     _one_of(config, "hf_save_dtype", DTYPES)
     _one_of(config, "adam_mu_dtype", MU_DTYPES)
     _one_of(config, "reference_mode", REFERENCE_MODES)
-    _one_of(config, "remat", layers.REMAT)
+    _one_of(config, "remat", stack.REMAT)
     if config.attention is not None:
         _one_of(config, "attention", attention.BACKENDS)
     profiled(config.profile)

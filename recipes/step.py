@@ -37,14 +37,23 @@ def add_micro_batch(
     # The reference may be known for the whole update; here only these pairs count.
     reference_logps = jnp.where(batch.is_pair[:, None], reference_logps, 0)
 
-    def mean_loss(policy: Params) -> tuple[Array, Array]:
-        policy_logps = logps.of_params(graph, policy, batch)
+    others = {name: weights for name, weights in policy.items() if name != "blocks"}
+
+    def mean_loss(others: Params, so_far: Params) -> tuple[Array, Array]:
+        policy_logps = logps.of_params(graph, policy | others, batch, so_far)
         chosen, rejected = (policy_logps - reference_logps).T
         # The mean is over the slots of the whole update: pairs that are elsewhere add 0.
         return jnp.mean(jnp.where(batch.is_pair, loss(chosen, rejected), 0)), policy_logps
 
-    gradient, policy_logps = jax.grad(mean_loss, has_aux=True)(policy)
-    return jax.tree.map(jnp.add, sums, Sums(gradient, policy_logps, reference_logps))
+    # The gradient of the blocks comes as the sum already: see `stack.run`.
+    differentiate = jax.grad(mean_loss, argnums=(0, 1), has_aux=True)
+    (fresh, blocks), policy_logps = differentiate(others, sums.gradient["blocks"])
+    others = jax.tree.map(jnp.add, {name: sums.gradient[name] for name in fresh}, fresh)
+    return Sums(
+        others | {"blocks": blocks},
+        sums.policy_logps + policy_logps,
+        sums.reference_logps + reference_logps,
+    )
 
 
 def apply(

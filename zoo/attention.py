@@ -1,6 +1,7 @@
 """Attention over key ranges: packing, causality and a shared prompt are two integers per token."""
 
 from collections.abc import Callable
+import functools
 from typing import NamedTuple
 
 import jax
@@ -59,6 +60,11 @@ BACKENDS: dict[str, Callable[..., Array]] = {
 }
 # What each platform runs unless told otherwise.
 BY_PLATFORM = {"cpu": "blocks", "gpu": "tokamax", "tpu": "splash"}
+
+
+def over(keys: KeyRange, backend: str | None) -> Attend:
+    """`attend` with its keys bound, as a pytree: they may be traced."""
+    return jax.tree_util.Partial(functools.partial(attend, backend=backend), keys=keys)
 
 
 def default_backend() -> str:

@@ -9,10 +9,9 @@ One alphabet for axes, in shapes, einsums, shardings and weight tables alike
   L layers             G query heads per key head
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import functools
 import re
-from typing import Any
 
 from flax import nnx
 import jax
@@ -163,31 +162,3 @@ def rotate(x: Float[Array, "B T N H"], turn: Rotary) -> Float[Array, "B T N H"]:
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
-
-
-# What of a block is kept for the backward pass, beside the residual stream before it; the rest is
-# computed again. Less kept is less memory and more time.
-REMAT = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
-    "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "none": jax.checkpoint_policies.everything_saveable,
-}
-
-
-def run(
-    blocks: nnx.Module, x: Float[Array, "B T D"], *shared: Any, remat: str = "full"
-) -> Float[Array, "B T D"]:
-    """Applies a block with stacked weights ("L ...") layer by layer: `x = block(x, *shared)`.
-
-    One scanned body compiles in the same time for 2 layers and for 80. `remat` is one of REMAT.
-    """
-    graph, stacked = nnx.split(blocks)
-
-    def layer(x: Array, weights: nnx.State) -> tuple[Array, None]:
-        block: Callable[..., Array] = nnx.merge(graph, weights)
-        return sharding.constrain(block(x, *shared), "B T D"), None
-
-    kept = jax.checkpoint(layer, prevent_cse=False, policy=REMAT[remat])
-    x, _ = jax.lax.scan(kept, x, stacked)
-    return x

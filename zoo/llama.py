@@ -4,7 +4,6 @@ Agrees with transformers/models/llama/modeling_llama.py.
 """
 
 import dataclasses
-import functools
 import math
 import pathlib
 from typing import Any, ClassVar
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
-from zoo import attention, layers
+from zoo import attention, layers, stack
 
 # What HF lets a Llama config choose and this file does not.
 FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "pretraining_tp": 1}
@@ -210,7 +209,7 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers at once: every weight has a leading L, and `layers.run` goes through it."""
+    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         norm = lambda: layers.RmsNorm("L D", config.sizes, rngs, eps=config.rms_norm_eps)
@@ -236,7 +235,7 @@ class Model(nnx.Module):
         self.config = config
         self.dtype = dtype  # of the activations; the weights may be kept in a wider one
         self.attention: str | None = None  # one of attention.BACKENDS; unset: the platform's
-        self.remat = "full"  # one of layers.REMAT
+        self.remat = "full"  # one of stack.REMAT
         self.source: pathlib.Path | None = None  # the folder it was read from
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
@@ -250,14 +249,16 @@ class Model(nnx.Module):
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"],
         keys: attention.KeyRange,
+        so_far: stack.Weights | None = None,
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm."""
+        """The residual stream after the last norm; `so_far` as in `stack.run`."""
         turn = layers.rotary(
             positions, frequencies(self.config.head_dim, self.config.rope_parameters)
         )
         x = layers.embed(self.embedding, tokens, self.dtype)
-        attend = functools.partial(attention.attend, keys=keys, backend=self.attention)
-        return self.norm(layers.run(self.blocks, x, turn, attend, remat=self.remat))
+        attend = attention.over(keys, self.attention)
+        x = stack.run(self.blocks, x, turn, attend, remat=self.remat, so_far=so_far)
+        return self.norm(x)
 
     def unembed(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Hidden states -> logits, in float32."""

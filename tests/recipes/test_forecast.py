@@ -1,0 +1,79 @@
+"""The forecast: exact where it says so, and a sentence where it does not fit."""
+
+import jax
+import numpy as np
+import pytest
+
+from checkpoints_io import hf_folder
+from recipes import collectives, forecast
+from recipes.configs import tiny
+from tests.conftest import TINY
+import zoo
+
+TEXT = """
+%body.1 (p: f32[8]) -> f32[8] {
+  %gather.1 = bf16[1024,8]{1,0} all-gather(bf16[128,8]{1,0} %w), dimensions={0}
+  %begun = (bf16[128,8]{1,0}, bf16[1024,8]{1,0}) all-gather-start(%w), dimensions={0}
+}
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %loop = f32[8]{0} while(%p), condition=%cond.1, body=%body.1
+  %part = f32[128,8]{1,0} reduce-scatter(f32[1024,8]{1,0} %g), dimensions={0}
+  %sum = (f32[16]{0}, f32[4]{0}) all-reduce(%a, %b), to_apply=%add
+}
+"""
+
+
+def test_collectives_are_read():
+    found = collectives.of(TEXT, loops=32)
+    assert [(c.kind, c.bytes, c.times) for c in found] == [
+        ("all-gather", 16384, 32),
+        ("all-gather", 16384, 32),
+        ("reduce-scatter", 32768, 1),
+        ("all-reduce", 80, 1),
+    ]
+
+
+@pytest.fixture
+def config():
+    config = tiny.get_config()
+    config.train_batch_size = 8
+    return config
+
+
+def forecast_of(config, **chip):
+    chip = forecast.CHIPS["h100"]._replace(**chip)
+    found = forecast.forecast(
+        config, hf_folder.read_config(TINY / "model"), chip, jax.devices()[:1], 100
+    )
+    return found, forecast.told(found, chip, 1000.0, exact=False)
+
+
+def test_what_lives_through_an_update_is_exact(config):
+    found, told = forecast_of(config)
+    weights = sum(x.size for x in jax.tree.leaves(zoo.nnx.state(zoo.load(TINY / "model"))))
+    assert found.persistent["policy"] == found.persistent["gradient"] == 4 * weights
+    assert found.persistent["optimizer"] == pytest.approx(8 * weights, abs=64)
+    assert found.persistent["reference"] == 4 * weights
+    assert found.micro_batches == pytest.approx(8 * 100 / 256)
+    assert "does not fit" not in told
+
+
+def test_settings_have_an_effect(config):
+    config.reference_mode = "cached"
+    config.adam_mu_dtype = "bfloat16"
+    found, _ = forecast_of(config)
+    assert "reference" not in found.persistent
+    assert found.persistent["optimizer"] == pytest.approx(1.5 * found.persistent["policy"], abs=64)
+
+
+def test_what_does_not_fit_is_said(config):
+    _, told = forecast_of(config, memory=1e6)
+    assert "it does not fit" in told
+    assert "reference_mode=cached" in told
+
+
+def test_flops_are_those_of_the_parameters(config):
+    found, _ = forecast_of(config)
+    assert np.isfinite(found.seconds).all()
+    config.reference_mode = "cached"
+    assert forecast_of(config)[0].flops == pytest.approx(found.flops * 8 / 10)

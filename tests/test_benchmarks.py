@@ -1,0 +1,39 @@
+"""The comparison's own program runs, on work too small to say anything."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work")
+    code = (
+        "import pathlib, sys, work; folder = pathlib.Path(sys.argv[1]); "
+        "work.write_model(folder / 'tiny', 'tiny', 500); "
+        "work.write_pairs(folder / 'pairs.jsonl', 32, vocabulary=500)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT / "benchmarks", check=True)
+    return folder
+
+
+def ours(folder, *flags):
+    told = subprocess.run(
+        [sys.executable, "ours.py", f"--folder={folder}", "--size=tiny", "--steps=2", *flags],
+        cwd=ROOT / "benchmarks", capture_output=True, text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr[-2000:]
+    return json.loads(told.stdout.splitlines()[-1])
+
+
+def test_every_way_to_the_same_losses(work):
+    plain = ours(work)
+    assert plain["losses"][0] == pytest.approx(0.693147, abs=1e-5)
+    for flags in (["--cached"], ["--separate"]):
+        assert ours(work, *flags)["losses"] == pytest.approx(plain["losses"], abs=1e-5)

@@ -1,0 +1,64 @@
+"""Gradients that are added to in their place are those that are added afterwards."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.conftest import large_weights, small_config
+from zoo import attention, llama
+
+TOKENS = np.arange(80).reshape(2, 40) % 97
+POSITIONS = np.broadcast_to(np.arange(40), (2, 40))
+
+
+def split(remat, **sizes):
+    model = large_weights(llama.Model(small_config(**sizes), nnx.Rngs(0)))
+    model.remat = remat
+    graph, state = nnx.split(model)
+    return graph, nnx.to_pure_dict(state)
+
+
+def summed(graph, params, so_far=None):
+    model = nnx.merge(graph, nnx.State(params))
+    hidden = model.hidden(
+        jnp.asarray(TOKENS), jnp.asarray(POSITIONS), attention.causal(2, 40), so_far
+    )
+    return (hidden**2).sum()
+
+
+@pytest.mark.parametrize("remat", ["full", "attention", "none"])
+def test_the_sum_of_gradients(remat):
+    graph, params = split(remat)
+    plain = jax.grad(lambda params: summed(graph, params))(params)
+    draw = np.random.default_rng(0)
+    so_far = jax.tree.map(
+        lambda x: jnp.asarray(draw.standard_normal(x.shape), jnp.float32), params["blocks"]
+    )
+    embedding = {"embedding": params["embedding"]}
+    by = lambda given, so_far: summed(graph, params | given, so_far)
+    of_embedding, total = jax.grad(by, argnums=(0, 1))(embedding, so_far)
+    expected = jax.tree.map(jnp.add, so_far, plain["blocks"])
+    for ours, theirs in zip(jax.tree.leaves(total), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(of_embedding["embedding"], plain["embedding"], rtol=1e-4, atol=1e-4)
+
+
+def test_there_is_one_gradient_of_the_blocks_and_not_two():
+    graph, params = split("full", num_hidden_layers=64, hidden_size=64)
+    blocks = sum(x.nbytes for x in jax.tree.leaves(params["blocks"]))
+
+    def temporary(add):
+        program = jax.jit(add, donate_argnums=0).lower(params["blocks"], params).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    afterwards = temporary(
+        lambda so_far, params: jax.tree.map(
+            jnp.add, so_far, jax.grad(lambda p: summed(graph, p))(params)["blocks"]
+        )
+    )
+    in_place = temporary(
+        lambda so_far, params: jax.grad(lambda so_far: summed(graph, params, so_far))(so_far)
+    )
+    assert in_place < afterwards - 0.9 * blocks
