@@ -10,6 +10,7 @@ import jax
 import measure
 import numpy as np
 import optax
+import pairs_as_ids
 import work
 
 from recipes import logps, losses, optimizer, step
@@ -29,14 +30,6 @@ MOST = flags.DEFINE_integer("most", 4096, "Positions of a micro-batch.")
 ROW = flags.DEFINE_integer("row_length", None, "Unset: what fills best.")
 
 
-def as_ids(row: int, pair: dict[str, list[int]]) -> PairIds:
-    """A row of the work as the packer takes it."""
-    names = ("prompt_ids", "chosen_ids", "rejected_ids")
-    prompt, chosen, rejected = (np.array(pair[name], np.int32) for name in names)
-    masks = np.ones(len(chosen), bool), np.ones(len(rejected), bool)
-    return PairIds(row, prompt, chosen, rejected, *masks, boundary_moved=False, truncated=False)
-
-
 def jointly(pair: PairIds) -> packing.Stream:
     """Both answers behind their own copies of the prompt, one after the other."""
     chosen, rejected = packing.separate(pair)
@@ -51,7 +44,7 @@ def main(_: list[str]) -> None:
     """Compiles both shapes, then times the updates."""
     folder = pathlib.Path(FOLDER.value)
     rows = work.read_pairs(folder / "pairs.jsonl")[: STEPS.value * PAIRS.value]
-    pairs = [as_ids(i, row) for i, row in enumerate(rows)]
+    pairs = [pairs_as_ids.as_ids(i, row) for i, row in enumerate(rows)]
     mesh = sharding.mesh_of(1, -1, 1)
     if SEPARATE.value:
         packing.prompt_once = jointly
@@ -91,6 +84,7 @@ def main(_: list[str]) -> None:
             jax.block_until_ready(
                 programs.add(programs.zero(), policy, theirs(update, batch), batch)
             )
+        apply = programs.apply.lower(programs.zero(), policy, opt_state).compile()
         compiling = time.perf_counter() - since
 
         clock, found = measure.Clock(), []
@@ -100,7 +94,7 @@ def main(_: list[str]) -> None:
             for batch in update.micro_batches:
                 batch = batches.put(batch, place)
                 sums = programs.add(sums, policy, theirs(update, batch), batch)
-            policy, opt_state, values = programs.apply(sums, policy, opt_state)
+            policy, opt_state, values = apply(sums, policy, opt_state)
             del sums
             found.append(float(values["dpo_loss"]))
             clock.stop()
@@ -109,7 +103,7 @@ def main(_: list[str]) -> None:
         clock,
         [update.real_tokens for update in updates],
         found,
-        first=min(1, len(updates) - 1),  # the optimizer compiles in it
+        first=min(1, len(updates) - 1),  # as for the peers
         compile_s=compiling,
         positions=sum(update.positions for update in updates),
         stored=sum(update.stored_tokens for update in updates),

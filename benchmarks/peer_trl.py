@@ -1,6 +1,7 @@
 """TRL's DPOTrainer on the comparison's work; prints one JSON line. Runs in TRL's environment."""
 
 import argparse
+import json
 import pathlib
 import tempfile
 import time
@@ -18,6 +19,7 @@ parser.add_argument("--folder", type=pathlib.Path)
 parser.add_argument("--size", default="A")
 parser.add_argument("--steps", type=int, default=4)
 parser.add_argument("--micro_batches", type=int, default=1)
+parser.add_argument("--gpu", action="store_true", help="bfloat16, checkpointing, on the GPU")
 args = parser.parse_args()
 
 
@@ -43,7 +45,8 @@ class Steps(TrainerCallback):
         self.clock.stop()
 
 
-words = {f"t{i}": i for i in range(work.VOCABULARY)}
+vocabulary = json.loads((args.folder / args.size / "config.json").read_text())["vocab_size"]
+words = {f"t{i}": i for i in range(vocabulary)}
 tokenizer = PreTrainedTokenizerFast(
     tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="t3")),
     pad_token="t0", bos_token="t1", eos_token="t2",
@@ -59,8 +62,8 @@ with tempfile.TemporaryDirectory() as scratch:
             learning_rate=work.LEARNING_RATE, lr_scheduler_type="constant", warmup_steps=0,
             weight_decay=0.0, adam_beta1=work.BETAS[0], adam_beta2=work.BETAS[1],
             adam_epsilon=work.EPSILON, max_grad_norm=0.0, beta=work.BETA, max_length=work.LONGEST,
-            bf16=False, use_cpu=True, logging_steps=1, save_strategy="no", report_to=[],
-            gradient_checkpointing=False, optim="adamw_torch", remove_unused_columns=False,
+            bf16=args.gpu, use_cpu=not args.gpu, logging_steps=1, save_strategy="no", report_to=[],
+            gradient_checkpointing=args.gpu, optim="adamw_torch", remove_unused_columns=False,
             disable_tqdm=True,
         ),
         train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[Steps()],
@@ -81,4 +84,5 @@ measure.report(
     [work.real_tokens(rows[i : i + work.PAIRS]) for i in range(0, len(rows), work.PAIRS)],
     [sum(parts[i : i + n]) / n for i in range(0, len(parts), n)],
     first=1,
+    gpu_peak_mib=torch.cuda.max_memory_allocated() / 2**20 if args.gpu else None,
 )

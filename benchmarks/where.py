@@ -14,11 +14,11 @@ import jax
 
 # The first that matches an operation's name decides.
 KINDS = {
-    "collectives": r"all-|all_|reduce-scatter|collective|ncclDevKernel",
+    "collectives": r"^(all-|all_|reduce-scatter|reduce_scatter|collective)|ncclDevKernel",
     "attention kernels": r"flash|attention|splash|mosaic",
     "matrix products": r"dot|gemm|matmul|cublas|conv|ynn_fusion",
     "copies": r"copy|transpose|memcpy|broadcast|bitcast",
-    "loops, with all that is in them": r"while|conditional|call",
+    "loops, with all that is in them": r"^(while|conditional|call)",
     "elementwise and reductions": r"",
 }
 

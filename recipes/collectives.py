@@ -27,20 +27,30 @@ def of(text: str, loops: int = 1) -> list[Collective]:
     for line in text.splitlines():
         if opened := re.match(r"(?:ENTRY )?%?([\w.-]+) .*\{$", line):
             computation = opened[1]
-        made = re.search(rf"= (.*?) ({kinds})(-start)?\((.*?)\)", line)
+        made = re.search(rf"= (.*?) ({kinds})(-start)?\(", line)
         if not made:
             continue
-        results, kind, begun, given = made.groups()
+        results, kind, begun = made.groups()
         arrays = _arrays(results)
-        if begun and len(arrays) > 1:
+        if begun and kind == "all-gather":
             arrays = arrays[len(arrays) // 2 :]  # (what is given, what comes)
-        if kind == "reduce-scatter" and _arrays(given):
-            arrays = _arrays(given)
+        elif begun and kind == "collective-permute":
+            arrays = arrays[1:2]
         size = sum(width * int(np.prod(shape)) for width, shape, _ in arrays)
+        if kind == "reduce-scatter":
+            size *= _group(line)
         in_loop = computation in bodies
         names = tuple(name for *_, name in arrays)
         found.append(Collective(kind, size, names, in_loop, loops if in_loop else 1))
     return found
+
+
+def _group(line: str) -> int:
+    """Over how many devices an exchange goes."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return len(listed[1].split(","))
+    counted = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
+    return int(counted[1]) if counted else 1
 
 
 def _arrays(text: str) -> list[tuple[int, list[int], str]]:

@@ -103,8 +103,9 @@ def _run(
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             _stop(
                 "the devices ran out of memory. Turn down --config.per_device_parallelism first, "
-                "then --config.row_length with --config.train_seq_len; or split the weights over "
-                f"more devices with --config.mesh.fsdp. ({str(error).split(chr(10))[0]})",
+                "then --config.row_length with --config.train_seq_len; drop the reference with "
+                "--config.reference_mode=cached; or split the weights over more devices with "
+                f"--config.mesh.fsdp. ({str(error).split(chr(10))[0]})",
                 1,
             )
         if isinstance(error, OSError) and error.filename and error.strerror:

@@ -106,7 +106,7 @@ def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None
 
         updates = batches.iterate(run.pairs, run.place, seed=config.seed, start=start)
         meter = metrics.Meter()
-        traced = settings.profiled(config.profile)
+        traced = [at for at in settings.profiled(config.profile) if at > start]
         for at in tqdm.trange(start + 1, run.total_steps + 1, unit="step", disable=None):
             if at in traced[:1]:
                 jax.profiler.start_trace(run.directory / "profile")

@@ -10,7 +10,6 @@ what lives through an update is exact, the rest an estimate.
 
 import functools
 import os
-import sys
 from typing import Any, NamedTuple
 
 from absl import app, flags
@@ -28,11 +27,6 @@ from recipes import collectives, logps, losses, optimizer, plan, settings, step
 from recipes.data.packing import Packed, Shape
 import zoo
 from zoo import sharding
-
-CHIP = flags.DEFINE_string("chip", "h100", "One of the chips named in recipes/forecast.py.")
-DEVICES = flags.DEFINE_integer("devices", 8, "How many of them.")
-STORED = flags.DEFINE_integer("stored_per_pair", 1000, "Positions a pair takes, on average.")
-REAL = flags.DEFINE_float("real_per_stored", 1.25, "Real tokens per position: prompts count twice.")
 
 
 class Chip(NamedTuple):
@@ -83,6 +77,8 @@ def forecast(
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         model = zoo.abstract(hf_config, jnp.float32, compute, mesh)
         model.attention, model.remat = config.attention, config.remat
+        if devices[0].platform == "cpu":
+            model.attention = "blocks"  # CPUs stand in, and have no kernels
         graph, layout = nnx.split(model)
         params = nnx.to_pure_dict(layout)
         adamw = optimizer.optimizer_of(
@@ -96,7 +92,7 @@ def forecast(
             params, opt_state, graph=graph, adamw=adamw, loss=loss, beta=config.beta,
             pairs=config.train_batch_size,
         )  # fmt: skip
-        batch = _batch(config, mesh)
+        batch = _batch(config, mesh, plan.most_positions(config, model, chip.memory, "accelerator"))
         sums = _placed(jax.eval_shape(programs.zero), params, mesh)
         narrow = jax.tree.map(lambda x: x.update(dtype=compute), params)
         add = programs.add.lower(sums, params, sums.reference_logps, batch).compile()
@@ -147,11 +143,11 @@ def _mesh(config: ml_collections.ConfigDict, devices: list) -> jax.sharding.Mesh
     return jax.make_mesh(sizes, sharding.MESH_AXES, axis_types=kinds, devices=devices)
 
 
-def _batch(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Packed:
+def _batch(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, most: int) -> Packed:
     """The shapes of a full micro-batch; rows as long as a text may be, unless told otherwise."""
     G = sharding.data_shards(mesh)
     T = config.row_length or config.train_seq_len
-    each = config.per_device_parallelism or 1
+    each = config.per_device_parallelism or max(1, most // T)
     shape = Shape(each * G, T, config.train_batch_size, G, G)
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -228,21 +224,27 @@ def _tpus(kind: str, count: int) -> list:
 
 def main(_: list[str]) -> None:
     """Prints the forecast."""
-    if CHIP.value not in CHIPS:
-        raise app.UsageError(f"--chip={CHIP.value} is none of {', '.join(CHIPS)}")
-    chip = CHIPS[CHIP.value]
-    config: Any = flags.FLAGS["config"].value
+    asked = flags.FLAGS
+    if asked.chip not in CHIPS:
+        raise app.UsageError(f"--chip={asked.chip} is none of {', '.join(CHIPS)}")
+    chip, config = CHIPS[asked.chip], asked.config
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", asked.devices)
     folder = hf_folder.find(config.initialize_from_hf, files=["config.json"])
-    devices = _tpus(chip.tpu, DEVICES.value) if chip.tpu else jax.devices()[: DEVICES.value]
-    found = forecast(config, hf_folder.read_config(folder), chip, devices, STORED.value)
-    real = config.train_batch_size * STORED.value * REAL.value
+    devices = _tpus(chip.tpu, asked.devices) if chip.tpu else jax.devices()
+    if len(devices) != asked.devices:
+        raise app.UsageError(f"there are {len(devices)} simulated devices: XLA_FLAGS says so")
+    found = forecast(config, hf_folder.read_config(folder), chip, devices, asked.stored_per_pair)
+    real = config.train_batch_size * asked.stored_per_pair * asked.real_per_stored
     print(told(found, chip, real, exact=chip.tpu is not None))
 
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "The run: a file in recipes/configs.")
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    count = next((a.split("=")[1] for a in sys.argv if a.startswith("--devices=")), "8")
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
+    flags.DEFINE_string("chip", "h100", f"One of {', '.join(CHIPS)}.")
+    flags.DEFINE_integer("devices", 8, "How many of them.")
+    flags.DEFINE_integer("stored_per_pair", 1000, "Positions a pair takes, on average.")
+    flags.DEFINE_float("real_per_stored", 1.25, "Real tokens per position: prompts count twice.")
+    flags.mark_flag_as_required("config")
     app.run(main)

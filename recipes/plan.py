@@ -7,6 +7,7 @@ from typing import Any
 
 from flax import nnx
 import jax
+from jax.experimental import multihost_utils
 import ml_collections
 import numpy as np
 
@@ -46,10 +47,9 @@ def told(config: ml_collections.ConfigDict, run: Any, model: zoo.Model) -> str:
     parts = ", ".join(f"{name} {size(number)}" for name, number in bytes_each.items())
     epochs = run.total_steps * shape.pairs / len(pairs)
     hint = ""
-    if share < GOOD_FILL and (parts := _parts_that_fill(pairs, shape)) < shape.shards:
-        hint = (
-            f"; {GOOD_FILL:.0%} with --config.mesh.tensor={shape.shards // parts} times what it is"
-        )
+    if share < GOOD_FILL and (filled := _parts_that_fill(pairs, shape)):
+        more = shape.shards // filled
+        hint = f"; {GOOD_FILL:.0%} with {more} times --config.mesh.tensor, or more pairs an update"
     lines = [
         f"devices      {run.mesh.devices.size} {device.device_kind} ({device.platform}); {axes}",
         f"pairs        {len(pairs)} to train on; held out: {held}",
@@ -65,30 +65,37 @@ def told(config: ml_collections.ConfigDict, run: Any, model: zoo.Model) -> str:
     return "\n".join(lines)
 
 
-def _parts_that_fill(pairs: list[PairIds], shape: Shape) -> int:
+def _parts_that_fill(pairs: list[PairIds], shape: Shape) -> int | None:
     """Over how many devices an update may be split and still fill their rows."""
-    parts = shape.shards
-    while parts > 1:
-        parts //= 2
-        few = shapes.choose(
-            pairs, per_update=shape.pairs, shards=parts, most=shape.rows * shape.row_length // parts
-        )
-        if shapes.fill(pairs, few).share >= GOOD_FILL:
-            break
-    return parts
+    for parts in range(shape.shards - 1, 0, -1):
+        if shape.shards % parts:
+            continue
+        most = shape.rows * shape.row_length // parts
+        fewer = shapes.choose(pairs, per_update=shape.pairs, shards=parts, most=most)
+        if shapes.fill(pairs, fewer).share >= GOOD_FILL:
+            return parts
+    return None
 
 
-def most_positions(config: ml_collections.ConfigDict, model: zoo.Model) -> int:
+def most_positions_here(config: ml_collections.ConfigDict, model: zoo.Model) -> int:
+    """`most_positions` of the devices that are here; every process is told the same."""
+    device = jax.local_devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    most = most_positions(config, model, limit, device.platform)
+    return int(multihost_utils.broadcast_one_to_all(np.int32(most)))
+
+
+def most_positions(
+    config: ml_collections.ConfigDict, model: zoo.Model, memory_bytes: float | None, platform: str
+) -> int:
     """Positions a device may compute at a time: what its memory leaves room for, or enough.
 
     More than enough is no faster: the products are large, and the padding grows.
     """
-    device = jax.local_devices()[0]
-    enough = ENOUGH.get(device.platform, 2**14)
-    limit = (device.memory_stats() or {}).get("bytes_limit")
-    if limit is None:
+    enough = ENOUGH.get(platform, 2**14)
+    if memory_bytes is None:
         return enough
-    left = 0.9 * limit - sum(memory(model, config).values())
+    left = 0.9 * memory_bytes - sum(memory(model, config).values())
     compute = settings.precision(config.mp).compute
     fits = max(int(left / position_bytes(model, compute)), 1)
     return min(enough, max(512, 2 ** (fits.bit_length() - 1)))

@@ -17,7 +17,7 @@ from recipes.data import pairs as pairs_io
 from recipes.data.tokens import PairIds
 from recipes.evaluation import HeldOut
 import zoo
-from zoo import sharding
+from zoo import attention, sharding
 
 
 class Run(NamedTuple):
@@ -51,6 +51,12 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
       ValueError, OSError: a sentence about what is wrong and how to mend it.
     """
     settings.check(config)
+    backend = config.attention or attention.default_backend()
+    if config.remat == "attention" and backend not in ("blocks", "splash"):
+        raise ValueError(
+            f"--config.remat=attention has no effect with the attention backend {backend}, which "
+            "does not say what it keeps: use products, or the backend blocks or splash"
+        )
     mesh = sharding.mesh_of(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     directory = _directory(config.directory)
     shaping = settings.that_shape_the_run(config)
@@ -82,7 +88,7 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
         train + [p for h in held_out for p in h.pairs],
         per_update=config.train_batch_size,
         shards=sharding.data_shards(mesh),
-        most=plan.most_positions(config, model),
+        most=plan.most_positions_here(config, model),
         row_length=config.row_length,
         rows=config.per_device_parallelism,
     )

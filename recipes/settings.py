@@ -152,6 +152,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     if (config.num_train_steps is None) == (config.num_epochs is None):
         raise ValueError("set one of --config.num_train_steps and --config.num_epochs")
+    if config.row_length is not None and config.row_length % 64:
+        raise ValueError(f"--config.row_length={config.row_length} must be a multiple of 64")
     if config.row_length is not None and config.train_seq_len > config.row_length:
         raise ValueError(
             f"--config.train_seq_len={config.train_seq_len} does not fit into rows of "

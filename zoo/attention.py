@@ -91,6 +91,8 @@ def attend(
     backend = backend or default_backend()
     if q.shape[1] != k.shape[1]:
         backend = "dense"  # a few queries against many kept keys: there is no square to avoid
+    if backend == "splash" and q.shape[1] % attention_kernels.LANES:
+        backend = "blocks"  # its tiles are as wide as a TPU's lanes; the recipe's rows are whole
     mesh = jax.sharding.get_abstract_mesh()
     if backend == "dense" or mesh.empty:
         return BACKENDS[backend](q, k, v, *keys, scale)

@@ -79,6 +79,7 @@ def splash(
         kernel = splash_lib.make_splash_mqa(
             jnp.broadcast_to(seen, (N // K, *seen.shape)),
             block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret,
+            residual_checkpoint_name="attention",
         )  # fmt: skip
         # A flag that names a scope: as a traced value inside jit it cannot be asked.
         for info in ("fwd_mask_info", "dq_mask_info", "dkv_mask_info"):

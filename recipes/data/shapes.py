@@ -7,8 +7,11 @@ from recipes.data import packing
 from recipes.data.packing import Shape
 from recipes.data.tokens import PairIds
 
-# Updates that are packed to see how a shape would fill, and the step between row lengths.
+# Updates that are packed to see how a shape would fill, and the step between row lengths: the
+# tiles of attention kernels are that wide.
 LOOKED_AT, STEP = 6, 128
+# Rows need not be longer, unless an answer is: some kernels hold a mask of row x row.
+LONGEST = 2**12
 # A fill that is this much less is worth it if fewer pairs are parted, or fewer micro-batches do.
 NEAR = 0.01
 
@@ -24,8 +27,9 @@ def fill(pairs: Sequence[PairIds], shape: Shape) -> Fill:
     """Over a few updates of pairs from all over the list."""
     stored = positions = count = 0
     updates = max(1, min(LOOKED_AT, len(pairs) // shape.pairs))
+    again = -(-shape.pairs // len(pairs))  # an update may be longer than the list
     for i in range(updates):
-        some = pairs[i::updates][: shape.pairs]
+        some = (list(pairs[i::updates]) * again)[: shape.pairs]
         micro_batches = packing.place(some, shape)
         stored += sum(len(p.stream.tokens) for b in micro_batches for row in b for p in row)
         positions += sum(len(rows) for rows in micro_batches) * shape.row_length
@@ -55,19 +59,22 @@ def choose(
     )
     whole = max(map(packing.stored_length, pairs))
     found = []
-    for length in [row_length] if row_length else _lengths(longest, whole, most):
+    most_here = min(most // (rows or 1), LONGEST)
+    for length in [row_length] if row_length else _lengths(longest, whole, most_here):
         # A pair in two rows has them in one micro-batch, which then needs two.
         least = 2 if shards == 1 and whole > length else 1
         if rows and rows < least:
-            raise ValueError(
-                f"some pairs do not fit into one row of {length} positions and need two: set "
-                "--config.per_device_parallelism=2, or a longer --config.row_length"
-            )
+            continue
         probe = Shape(least * shards, length, per_update, least * shards, shards)
         needed = least * fill(pairs, probe).micro_batches  # rows of a device and update
         each = rows or max(least, _balanced(needed, max(1, most // length)))
         shape = Shape(each * shards, length, per_update, max(1, each // 4) * shards, shards)
         found.append((fill(pairs, shape), shape))
+    if not found:
+        raise ValueError(
+            "some pairs do not fit into one row and need two: set "
+            "--config.per_device_parallelism=2, or a longer --config.row_length"
+        )
     best = max(filled.share for filled, _ in found)
     near = [(filled, shape) for filled, shape in found if filled.share >= best - NEAR]
     in_two = lambda shape: sum(not packing.fits_once(pair, shape) for pair in pairs)

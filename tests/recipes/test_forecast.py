@@ -17,7 +17,8 @@ TEXT = """
 }
 ENTRY %main (p: f32[8]) -> f32[8] {
   %loop = f32[8]{0} while(%p), condition=%cond.1, body=%body.1
-  %part = f32[128,8]{1,0} reduce-scatter(f32[1024,8]{1,0} %g), dimensions={0}
+  %part = f32[128,8]{1,0} reduce-scatter(%g), replica_groups=[1,8]<=[8], dimensions={0}
+  %moved = (f32[64]{0}, f32[64]{0}, u32[], u32[]) collective-permute-start(%g)
   %sum = (f32[16]{0}, f32[4]{0}) all-reduce(%a, %b), to_apply=%add
 }
 """
@@ -29,6 +30,7 @@ def test_collectives_are_read():
         ("all-gather", 16384, 32),
         ("all-gather", 16384, 32),
         ("reduce-scatter", 32768, 1),
+        ("collective-permute", 256, 1),
         ("all-reduce", 80, 1),
     ]
 
@@ -54,7 +56,7 @@ def test_what_lives_through_an_update_is_exact(config):
     assert found.persistent["policy"] == found.persistent["gradient"] == 4 * weights
     assert found.persistent["optimizer"] == pytest.approx(8 * weights, abs=64)
     assert found.persistent["reference"] == 4 * weights
-    assert found.micro_batches == pytest.approx(8 * 100 / 256)
+    assert found.micro_batches == pytest.approx(8 * 100 / 2**14)
     assert "does not fit" not in told
 
 

@@ -42,6 +42,7 @@ def test_the_configs_pass(config):
         ({"validation_split_fraction": 1.0}, "validation_split_fraction"),
         ({"num_epochs": 1.0}, "set one of"),
         ({"train_seq_len": 512, "row_length": 256}, "row_length"),
+        ({"row_length": 1000}, "multiple of 64"),
         ({"train_batch_size": 0}, "train_batch_size"),
         ({"warmup": -0.1}, "warmup"),
         ({"reference_is_hf": False}, "directory of a run"),
