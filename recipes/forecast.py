@@ -105,7 +105,10 @@ def forecast(
     if config.reference_mode == "resident":
         persistent["reference"] = _held(narrow)
     temporary = {}
-    for name, program in (("add", add), ("apply", apply), ("reference", forward)):
+    programs_of_a_step = [("add", add), ("apply", apply)]
+    if config.reference_mode == "resident":
+        programs_of_a_step.append(("reference", forward))
+    for name, program in programs_of_a_step:
         analysis: Any = program.memory_analysis()
         temporary[name] = analysis.temp_size_in_bytes
     moved = collectives.of(add.as_text() or "", loops=hf_config["num_hidden_layers"])

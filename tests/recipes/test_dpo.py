@@ -23,9 +23,10 @@ def records(config):
 
 
 def training(config):
-    """Figures per step, without the speed."""
+    """Figures per step, without those of the clock."""
+    clock = {"train/tokens_per_second", "train/input_wait"}
     return {
-        r["step"]: {k: v for k, v in r.items() if k != "train/tokens_per_second"}
+        r["step"]: {k: v for k, v in r.items() if k not in clock}
         for r in records(config)
         if "train/dpo_loss" in r
     }
