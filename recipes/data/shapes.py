@@ -68,8 +68,9 @@ def choose(
         probe = Shape(least * shards, length, per_update, least * shards, shards)
         needed = least * fill(pairs, probe).micro_batches  # rows of a device and update
         each = rows or max(least, _balanced(needed, max(1, most // length)))
-        shape = Shape(each * shards, length, per_update, max(1, each // 4) * shards, shards)
-        found.append((fill(pairs, shape), shape))
+        for few in {max(1, each // 4), max(1, each // 8)}:
+            shape = Shape(each * shards, length, per_update, few * shards, shards)
+            found.append((fill(pairs, shape), shape))
     if not found:
         raise ValueError(
             "some pairs do not fit into one row and need two: set "
