@@ -116,12 +116,12 @@ def write_companions(
 ) -> None:
     """Everything of a model folder but the weights.
 
-    config.json is the source's, as it stands, or `config` where there is no source. Tokenizer and
+    config.json holds `config`; where that is the source's, byte for byte. Tokenizer and
     chat template are copied from the folder `tokenizer`; `chat_template` replaces the template.
     `stop_ids` join the end-of-text ids of generation_config.json: without the template's end of
     turn a served model never stops.
     """
-    if source is None:
+    if source is None or config != read_config(source):
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     else:
         shutil.copyfile(source / "config.json", folder / "config.json")

@@ -2,11 +2,13 @@
 
 A table maps each of our weights to (its HF name, its axes in the HF file): a weight with axes
 "L D N H" and the entry ("model.layers.{L}.q_proj.weight", "(N H) D") is stacked from one tensor
-per layer. einops does the transposing and splitting, both ways.
+per layer, and one with {L} and {E} from one per layer and expert. einops does the transposing and
+splitting, both ways.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
+import itertools
 import json
 import pathlib
 import re
@@ -20,13 +22,26 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from checkpoints_io import mxfp4
+
 Table = Mapping[str, tuple[str, str]]
+# (pattern, what it becomes in the table's names, or None where such tensors are not read).
+Names = Sequence[tuple[str, str | None]]
 
 DTYPES = ("BF16", "F16", "F32")
 SHARD_BYTES = 5_000_000_000
 
 # Left in checkpoints by old code; worked out from config.json here.
 DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")
+
+
+class Plan(NamedTuple):
+    """What a model wants of a folder: its weights, and how their names are written there."""
+
+    table: Table
+    wanted: Mapping[str, "Wanted"]
+    unused: frozenset[str]  # tensors that may be there and are not read
+    names: Names = ()
 
 
 class Wanted(NamedTuple):
@@ -38,45 +53,52 @@ class Wanted(NamedTuple):
     sharding: jax.sharding.Sharding
 
 
-def read(
-    folder: pathlib.Path, table: Table, wanted: Mapping[str, Wanted], unused: frozenset[str]
-) -> dict[str, jax.Array]:
+def read(folder: pathlib.Path, plan: Plan) -> dict[str, jax.Array]:
     """The weights of a model folder, each part read once and put straight onto its devices.
 
-    All names and shapes are checked before the first array is made. Tensors named in `unused` may
-    be there and are not read.
+    All names and shapes are checked before the first array is made.
 
     Raises:
       FileNotFoundError: the folder holds no safetensors, or lacks one that its index names.
       ValueError: a tensor is missing, has no place in the model, or has another shape or dtype.
     """
-    with _tensors(folder) as tensors:
-        _check(folder, table, wanted, tensors, unused)
-        return {path: _array(table[path], want, tensors) for path, want in wanted.items()}
+    with _tensors(folder, plan.names) as tensors:
+        _check(folder, plan, tensors)
+        return {path: _array(plan.table[path], want, tensors) for path, want in plan.wanted.items()}
 
 
-def check(
-    folder: pathlib.Path, table: Table, wanted: Mapping[str, Wanted], unused: frozenset[str]
-) -> None:
+def check(folder: pathlib.Path, plan: Plan) -> None:
     """Raises what `read` would, having looked at the headers only."""
-    with _tensors(folder) as tensors:
-        _check(folder, table, wanted, tensors, unused)
+    with _tensors(folder, plan.names) as tensors:
+        _check(folder, plan, tensors)
 
 
 @contextlib.contextmanager
-def _tensors(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """Every tensor of a folder by its name, open for reading in parts."""
+def _tensors(folder: pathlib.Path, names: Names) -> Iterator[dict[str, Any]]:
+    """Every tensor of a folder by its name in the table, open for reading in parts."""
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(_opened(path)) for path in _files(folder)]
-        yield {name: file.get_slice(name) for file in files for name in file.keys()}  # noqa: SIM118
+        found = {}
+        for file in files:
+            for name in file.keys():  # noqa: SIM118
+                if (known := _known_as(name, names)) is not None:
+                    found[known] = file.get_slice(name)
+        yield mxfp4.unpacked(found)
+
+
+def _known_as(name: str, names: Names) -> str | None:
+    for pattern, becomes in names:
+        if re.search(pattern, name):
+            return becomes and re.sub(pattern, becomes, name)
+    return name
 
 
 class _Tensor(NamedTuple):
-    """One tensor of an export: its HF name, our weight, and which layer of it (None: all)."""
+    """One tensor of an export: its HF name, our weight, and which layer (and expert) of it."""
 
     name: str
     path: str
-    layer: int | None
+    index: tuple[int, ...]
 
 
 def write(
@@ -95,7 +117,7 @@ def write(
     for i, shard in enumerate(plan, start=1):
         many = len(plan) > 1
         file = f"model-{i:05}-of-{len(plan):05}.safetensors" if many else "model.safetensors"
-        tensors = {t.name: _gathered(t, table, weights, dtype) for t in shard}
+        tensors = _gathered(shard, table, weights, dtype)
         file_of |= dict.fromkeys(tensors, file)
         if folder:
             safetensors.numpy.save_file(tensors, folder / file, metadata={"format": "pt"})
@@ -113,31 +135,46 @@ def _shards(table: Table, weights: Mapping, dtype: np.dtype) -> list[list[_Tenso
     for path, (_, array) in weights.items():
         names = list(_hf_names(table[path][0], array.shape))
         size = array.size // len(names) * np.dtype(dtype).itemsize
-        for layer, name in names:
+        for index, name in names:
             if size > room and shards[-1]:
                 shards.append([])
                 room = SHARD_BYTES
-            shards[-1].append(_Tensor(name, path, layer))
+            shards[-1].append(_Tensor(name, path, index))
             room -= size
     return shards
 
 
-def _gathered(tensor: _Tensor, table: Table, weights: Mapping, dtype: np.dtype) -> np.ndarray:
-    axes, array = weights[tensor.path]
-    if tensor.layer is not None:
-        axes, array = axes.removeprefix("L "), array[tensor.layer]
-    if not array.is_fully_addressable:
-        array = multihost_utils.process_allgather(array, tiled=True)
-    turned = einops.rearrange(np.asarray(array), f"{axes} -> {table[tensor.path][1]}")
-    # safetensors writes the wrong bytes of an array that is not contiguous
-    return np.ascontiguousarray(turned.astype(dtype))
+def _gathered(
+    shard: list[_Tensor], table: Table, weights: Mapping, dtype: np.dtype
+) -> dict[str, np.ndarray]:
+    """The tensors of one file, in the host's memory; a layer's experts are gathered together."""
+    made: dict[str, np.ndarray] = {}
+    held: tuple[tuple, np.ndarray] | None = None
+    for name, path, index in shard:
+        axes, array = weights[path]
+        layer, rest = index[:1], index[1:]
+        if held is None or held[0] != (path, layer):
+            part = array[layer] if layer else array
+            if not part.is_fully_addressable:
+                part = multihost_utils.process_allgather(part, tiled=True)
+            held = (path, layer), np.asarray(part)
+        own = " ".join(axes.split()[len(index) :])
+        turned = einops.rearrange(held[1][rest], f"{own} -> {table[path][1]}")
+        # safetensors writes the wrong bytes of an array that is not contiguous
+        made[name] = np.ascontiguousarray(turned.astype(dtype))
+    return made
 
 
-def _hf_names(name: str, shape: tuple[int, ...]) -> Iterator[tuple[int | None, str]]:
-    if "{L}" in name:
-        yield from ((layer, name.format(L=layer)) for layer in range(shape[0]))
-    else:
-        yield None, name
+def _hf_names(name: str, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], str]]:
+    """Every HF tensor of a weight, and where in the weight it stands."""
+    letters = _stacked(name)
+    for index in np.ndindex(*shape[: len(letters)]):
+        yield index, name.format(**dict(zip(letters, index, strict=True)))
+
+
+def _stacked(name: str) -> list[str]:
+    """The letters whose every index has a tensor of its own; they lead in our axes."""
+    return [letter for letter in "LE" if f"{{{letter}}}" in name]
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -170,10 +207,10 @@ def _opened(path: pathlib.Path):
         ) from error
 
 
-def _check(folder, table: Table, wanted: Mapping[str, Wanted], tensors: dict, unused) -> None:
+def _check(folder: pathlib.Path, plan: Plan, tensors: dict) -> None:
     shapes = {}
-    for path, want in wanted.items():
-        name, hf_axes = table[path]
+    for path, want in plan.wanted.items():
+        name, hf_axes = plan.table[path]
         sizes = dict(zip(want.axes.split(), want.shape, strict=True))
         for _, full in _hf_names(name, want.shape):
             shapes[full] = tuple(
@@ -181,7 +218,7 @@ def _check(folder, table: Table, wanted: Mapping[str, Wanted], tensors: dict, un
             )
     if missing := shapes.keys() - tensors.keys():
         raise ValueError(f"the weights in {folder} lack {_some(missing)}")
-    extra = {n for n in tensors.keys() - shapes.keys() - unused if not DERIVED.search(n)}
+    extra = {n for n in tensors.keys() - shapes.keys() - plan.unused if not DERIVED.search(n)}
     if extra:
         raise ValueError(
             f"the weights in {folder} hold {_some(extra)}, which config.json has no use for"
@@ -228,13 +265,14 @@ def _read_part(
 ) -> np.ndarray:
     name, hf_axes = entry
     part = np.empty([s.stop - s.start for s in index], want.dtype)
-    if "{L}" in name:  # layer by layer into its place: never twice the stack
-        axes = want.axes.removeprefix("L ")
-        for i, layer in enumerate(range(index[0].start, index[0].stop)):
-            tensor = tensors[name.format(L=layer)]
-            part[i] = _rearranged(tensor, hf_axes, axes, want.shape[1:], index[1:])
-    else:
-        part[...] = _rearranged(tensors[name], hf_axes, want.axes, want.shape, index)
+    letters = _stacked(name)
+    n = len(letters)
+    axes = " ".join(want.axes.split()[n:])
+    # Tensor by tensor into its place: never twice the stack.
+    for at in itertools.product(*(range(s.start, s.stop) for s in index[:n])):
+        tensor = tensors[name.format(**dict(zip(letters, at, strict=True)))]
+        place = tuple(i - s.start for i, s in zip(at, index[:n], strict=True))
+        part[place] = _rearranged(tensor, hf_axes, axes, want.shape[n:], index[n:])
     return part
 
 

@@ -111,7 +111,7 @@ def forecast(
     for name, program in programs_of_a_step:
         analysis: Any = program.memory_analysis()
         temporary[name] = analysis.temp_size_in_bytes
-    moved = collectives.of(add.as_text() or "", loops=hf_config["num_hidden_layers"])
+    moved = collectives.of(add.as_text() or "", loops=model.config.sizes["L"])
     sizes = model.config.sizes
     positions = batch.tokens.size
     count = config.train_batch_size * stored_per_pair / positions
@@ -157,7 +157,7 @@ def _batch(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, most: int
     whole = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.int32, sharding=rows)
     tokens, lists = whole(shape.rows, T), whole(G, each * T)
     is_pair = jax.ShapeDtypeStruct((shape.pairs,), jnp.bool_, sharding=everywhere)
-    return Packed(*[tokens] * 4, *[lists] * 4, scores=whole(G), is_pair=is_pair)
+    return Packed(*[tokens] * 5, *[lists] * 4, scores=whole(G), is_pair=is_pair)
 
 
 def _placed(sums: Any, params: Any, mesh: jax.sharding.Mesh) -> step.Sums:

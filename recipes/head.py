@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from zoo import layers, sharding
+from zoo import causal_lm, layers, sharding
 
 # Logits in float32 that a device holds at a time, in bytes: caches decide on CPUs. Elsewhere a
 # chunk must outweigh the addition to the head's gradient that it costs.
@@ -26,29 +26,36 @@ def logits_bytes() -> int:
     return LOGITS_BYTES.get(sharding.platform(), 2**29)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def token_logps(
     hidden: Float[Array, "G C D"],
     head: Float[Array, "V D"],
     target: Int[Array, "G C"],
     scores: Int[Array, " G"],
     dtype: jax.typing.DTypeLike,
+    softcap: float | None = None,
 ) -> Float[Array, "G C"]:
     """Log-probability of each target, in nats, float32, by products in `dtype`.
 
-    `scores` says how many of each list count; what stands after them means nothing.
+    `scores` says how many of each list count; what stands after them means nothing. Logits are bent
+    as `causal_lm.capped` does.
     """
-    return _forward(hidden, head, target, scores, dtype)[0]
+    return _forward(hidden, head, target, scores, dtype, softcap)[0]
 
 
 def _forward(
-    hidden: Array, head: Array, target: Array, scores: Array, dtype: jax.typing.DTypeLike
+    hidden: Array,
+    head: Array,
+    target: Array,
+    scores: Array,
+    dtype: jax.typing.DTypeLike,
+    softcap: float | None,
 ) -> tuple:
     narrow = sharding.gather(head.astype(dtype), "V D")
     devices = _devices(hidden, narrow)
     split = jax.shard_map if devices.axes else _alone
     logps, logsum = split(
-        functools.partial(_logps_here, devices),
+        functools.partial(_logps_here, devices, softcap),
         in_specs=(devices.rows, devices.head, devices.rows, devices.rows),
         out_specs=(devices.rows, devices.rows),
         check_vma=False,
@@ -56,13 +63,15 @@ def _forward(
     return logps, (hidden, head, narrow, target, scores, logsum)
 
 
-def _backward(dtype: jax.typing.DTypeLike, kept: tuple, gradient: Array) -> tuple:
+def _backward(
+    dtype: jax.typing.DTypeLike, softcap: float | None, kept: tuple, gradient: Array
+) -> tuple:
     del dtype
     hidden, head, narrow, target, scores, logsum = kept
     devices = _devices(hidden, narrow)
     split = jax.shard_map if devices.axes else _alone
     of_hidden, of_head = split(
-        functools.partial(_gradients_here, devices),
+        functools.partial(_gradients_here, devices, softcap),
         in_specs=(devices.rows, devices.head, *[devices.rows] * 4),
         out_specs=(devices.rows, devices.stored),
         check_vma=False,
@@ -114,14 +123,19 @@ def _alone(f: Callable, **_) -> Callable:
 
 
 def _logps_here(
-    devices: Devices, hidden: Array, head: Array, target: Array, scores: Array
+    devices: Devices,
+    softcap: float | None,
+    hidden: Array,
+    head: Array,
+    target: Array,
+    scores: Array,
 ) -> tuple[Array, Array]:
     chunk = _chunk(hidden, head)
     over_vocabulary = devices.vocabulary
 
     def add(i: Array, sofar: tuple) -> tuple:
         part = functools.partial(_part, i=i, chunk=chunk)
-        logits = _logits(part(hidden), head)
+        logits = causal_lm.capped(_logits(part(hidden), head), softcap)
         top = logits.max(-1)
         if over_vocabulary:
             top = jax.lax.pmax(top, over_vocabulary)
@@ -143,6 +157,7 @@ def _logps_here(
 
 def _gradients_here(
     devices: Devices,
+    softcap: float | None,
     hidden: Array,
     head: Array,
     target: Array,
@@ -156,11 +171,13 @@ def _gradients_here(
     def add(i: Array, sofar: tuple) -> tuple:
         of_hidden, of_head = sofar
         part = functools.partial(_part, i=i, chunk=chunk)
-        logits = _logits(part(hidden), head)
+        logits = causal_lm.capped(_logits(part(hidden), head), softcap)
         shares = jnp.exp(logits - part(logsum)[..., None])
         own = part(target) - _first_id(head, over_vocabulary)
         is_target = own[..., None] == jnp.arange(len(head))
         of_logits = (is_target - shares) * part(gradient)[..., None]
+        if softcap:  # how steep tanh is there
+            of_logits *= 1 - (logits / softcap) ** 2
         # Once for both products; and the narrow operand is turned, not the one as wide as V.
         of_logits = jax.lax.optimization_barrier(of_logits.astype(hidden.dtype))
         turned = jax.lax.optimization_barrier(part(hidden).reshape(-1, hidden.shape[2]).T)

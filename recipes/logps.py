@@ -1,6 +1,7 @@
 """Packed rows -> the log-probability of every answer."""
 
 from collections.abc import Callable, Sequence
+import functools
 from typing import Any
 
 from flax import nnx
@@ -15,7 +16,7 @@ from recipes.data.batches import Place
 from recipes.data.packing import Packed
 from recipes.data.tokens import PairIds
 import zoo
-from zoo import attention, sharding, stack
+from zoo import sharding, spans, stack
 
 # A model's forward pass: micro-batch -> log-probabilities [P, A], in nats.
 Forward = Callable[[Packed], Float[Array, "P A"]]
@@ -28,8 +29,8 @@ def answer_logps(
 
     Slots whose pair is not in this micro-batch hold 0. `so_far` as in `stack.run`.
     """
-    keys = attention.KeyRange(batch.first, batch.last)
-    hidden = model.hidden(batch.tokens, batch.positions, keys, so_far)
+    where = spans.Spans(batch.positions, batch.first, batch.last, batch.lengths)
+    hidden = model.hidden(batch.tokens, where, functools.partial(stack.run, so_far=so_far))
     # The rows of a device are one list of tokens; no hidden state moves between devices.
     G, D = len(batch.scores), hidden.shape[-1]
     lists = sharding.constrain(hidden.reshape(G, -1, D), "B T D")
@@ -40,6 +41,7 @@ def answer_logps(
         batch.target,
         batch.scores,
         model.dtype,
+        model.logit_softcap(),
     )
     return _summed(logps, batch.slot, batch.answer, batch.is_pair)
 

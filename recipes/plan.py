@@ -71,7 +71,9 @@ def _parts_that_fill(pairs: list[PairIds], shape: Shape) -> int | None:
         if shape.shards % parts:
             continue
         most = shape.rows * shape.row_length // parts
-        fewer = shapes.choose(pairs, per_update=shape.pairs, shards=parts, most=most)
+        fewer = shapes.choose(
+            pairs, per_update=shape.pairs, shards=parts, most=most, alike=shape.alike
+        )
         if shapes.fill(pairs, fewer).share >= GOOD_FILL:
             return parts
     return None

@@ -66,7 +66,7 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     hf_config = hf_folder.read_config(folder)
     model = zoo.abstract(hf_config, mesh=mesh)
     zoo.check(folder)
-    _check_reference(config)
+    reference_config = _checked_reference(config, hf_config)
     tokenizer_folder = folder
     if config.tokenizer:
         tokenizer_folder = hf_folder.find(config.tokenizer, files=hf_folder.TOKENIZER_FILES)
@@ -75,15 +75,16 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
         chat.check_plain(tokenizer)
     else:
         chat.check_template(tokenizer)
-    longest = hf_config.get("max_position_embeddings")
-    if isinstance(longest, int) and config.train_seq_len > longest:
+    longest = zoo.longest_text(hf_config)
+    if longest and config.train_seq_len > longest:
         raise ValueError(
             f"--config.train_seq_len={config.train_seq_len} is more than the {longest} positions "
-            f"that {config.initialize_from_hf} was made for (max_position_embeddings)"
+            f"that {config.initialize_from_hf} was made for"
         )
 
     train, held_out, counts = _pairs(config, tokenizer)
     _refuse_unknown_ids(train + [p for h in held_out for p in h.pairs], model, tokenizer)
+    alike = [n for hf in (hf_config, reference_config) if (n := zoo.turns_alike_to(hf))]
     shape = shapes.choose(
         train + [p for h in held_out for p in h.pairs],
         per_update=config.train_batch_size,
@@ -91,6 +92,7 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
         most=plan.most_positions_here(config, model),
         row_length=config.row_length,
         rows=config.per_device_parallelism,
+        alike=min(alike, default=None),
     )
     steps = config.num_train_steps or max(
         1, round(config.num_epochs * len(train) / config.train_batch_size)
@@ -160,13 +162,17 @@ def _refuse_directory_of_another_run(directory: pathlib.Path, shaping: dict[str,
         store.newest(check)
 
 
-def _check_reference(config: ml_collections.ConfigDict) -> None:
+def _checked_reference(config: ml_collections.ConfigDict, policy: dict[str, Any]) -> dict[str, Any]:
+    """The config.json of the reference, whose files have been looked at."""
     if not config.reference_is_hf:
         path = pathlib.Path(config.reference_model_path).expanduser()
         if not (path / "checkpoints").is_dir():
             raise FileNotFoundError(f"{path} is not the directory of a run: it has no checkpoints")
-    elif config.reference_model_path != config.initialize_from_hf:
-        zoo.check(config.reference_model_path)
+        return policy
+    if config.reference_model_path == config.initialize_from_hf:
+        return policy
+    zoo.check(config.reference_model_path)
+    return hf_folder.read_config(hf_folder.find(config.reference_model_path))
 
 
 def _pairs(

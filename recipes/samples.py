@@ -16,7 +16,9 @@ def show(run: Run, policy: zoo.Model, reference: zoo.Model | None, max_new_token
     if not prompts or not max_new_tokens:
         return
     answers = {
-        name: generate.greedy(model, prompts, max_new_tokens=max_new_tokens, stop_ids=run.stop_ids)
+        name: generate.generate(
+            model, prompts, max_new_tokens=max_new_tokens, stop_ids=run.stop_ids
+        )
         for name, model in (("before", reference), ("after", policy))
         if model
     }

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from recipes.configs import tiny
-from zoo import llama
+from zoo import llama, rope
 
 jax.config.update("jax_compilation_cache_dir", CACHE)  # where a plugin imported jax before
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
@@ -38,7 +38,7 @@ def small_config(**other) -> llama.Config:
     sizes = dict(
         vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
         num_attention_heads=4, num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-5,
-        tie_word_embeddings=False, rope_parameters=llama.Rope(rope_theta=1e4),
+        tie_word_embeddings=False, rope_parameters=rope.Rope(rope_theta=1e4),
     )  # fmt: skip
     return llama.Config(**(sizes | other))
 
@@ -49,16 +49,14 @@ def large_weights(model: nnx.Module, seed: int = 0, scale: float = 1.0) -> nnx.M
 
     def fill(param: nnx.Param) -> nnx.Param:
         axes, shape = param.axes.split(), param.shape
-        if len(axes) == 1 or axes == ["L", "D"]:
-            return param
         sizes = dict(zip(axes, shape, strict=True))
-        into_d = axes[-1] == "D" and axes[0] != "V"  # o and down sum over what comes before D
-        fan_in = np.prod([sizes[a] for a in axes if a not in "LD"]) if into_d else sizes["D"]
-        return param.replace(
-            jnp.asarray(
-                scale * 0.5 * np.sqrt(32 / fan_in) * draw.standard_normal(shape), jnp.float32
-            )
-        )
+        noise = jnp.asarray(draw.standard_normal(shape), jnp.float32)
+        if not {"D"} < {a for a in axes if a not in "LE"}:  # norms, biases, sinks
+            return param.replace(param[...] + 0.1 * noise)
+        into_d = axes[-1] == "D" and axes[0] not in "VP" and "J" not in axes
+        # o and down sum over what comes before D.
+        fan_in = np.prod([sizes[a] for a in axes if a in "NHF"]) if into_d else sizes["D"]
+        return param.replace(scale * 0.5 * np.sqrt(32 / fan_in) * noise)
 
     is_param = lambda x: isinstance(x, nnx.Variable)
     nnx.update(model, jax.tree.map(fill, nnx.state(model), is_leaf=is_param))

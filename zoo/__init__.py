@@ -2,17 +2,53 @@
 
 import pathlib
 import types
+from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo import llama, sharding
+from zoo import (
+    gemma,
+    gemma2,
+    gemma3_text,
+    gpt2,
+    gpt_oss,
+    llama,
+    mistral,
+    mixtral,
+    olmo2,
+    olmo3,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    rope,
+    sharding,
+    smollm3,
+)
 
 # `model_type` in an HF config.json -> the module with its `Config`, `Model` and `HF_WEIGHTS`.
-ARCHITECTURES: dict[str, types.ModuleType] = {"llama": llama}
-Model = llama.Model  # any of their models: `llama.Model | …`
+ARCHITECTURES: dict[str, types.ModuleType] = {
+    "gemma": gemma,
+    "gemma2": gemma2,
+    "gemma3": gemma3_text,
+    "gemma3_text": gemma3_text,
+    "gpt2": gpt2,
+    "gpt_oss": gpt_oss,
+    "llama": llama,
+    "mistral": mistral,
+    "mixtral": mixtral,
+    "olmo2": olmo2,
+    "olmo3": olmo3,
+    "phi3": phi3,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+    "qwen3_moe": qwen3_moe,
+    "smollm3": smollm3,
+}
+Model = Any  # one of their models; see zoo.causal_lm for what each has
 
 
 def load(
@@ -41,8 +77,7 @@ def load(
     folder = hf_folder.find(str(path_or_id), revision)
     model = abstract(hf_folder.read_config(folder), dtype, compute_dtype, mesh)
     graph, state = nnx.split(model)
-    table, wanted, unused = _wanted(model)
-    arrays = hf_weights.read(folder, table, wanted, unused)
+    arrays = hf_weights.read(folder, _plan(model))
     flat = nnx.to_flat_state(state)
     filled = [(path, param.replace(arrays[_name(path)])) for path, param in flat]
     model = nnx.merge(graph, nnx.from_flat_state(filled))
@@ -59,7 +94,7 @@ def check(path_or_id: str | pathlib.Path) -> None:
     from checkpoints_io import hf_folder, hf_weights
 
     folder = hf_folder.find(str(path_or_id))
-    hf_weights.check(folder, *_wanted(abstract(hf_folder.read_config(folder))))
+    hf_weights.check(folder, _plan(abstract(hf_folder.read_config(folder))))
 
 
 def save(
@@ -87,7 +122,7 @@ def save(
     weights = {_name(path): (param.axes, param.get_value()) for path, param in params}
     with hf_folder.written_whole(pathlib.Path(folder)) as fresh:
         hf_weights.write(fresh, arch.HF_WEIGHTS, weights, np.dtype(dtype))
-        config = hf_folder.read_config(model.source) if model.source else model.config.to_hf()
+        config = _config_of(model)
         if fresh:
             hf_folder.write_companions(
                 fresh, config, model.source, tokenizer or model.source, stop_ids, chat_template
@@ -124,18 +159,47 @@ def abstract(
     return model
 
 
-def _wanted(model: Model) -> tuple[dict, dict, frozenset[str]]:
+def _config_of(model: Model) -> dict:
+    """The source's config.json, or as much of it as describes what is written."""
+    from checkpoints_io import hf_folder
+
+    own = model.config.to_hf()
+    if not model.source:
+        return own
+    config = hf_folder.read_config(model.source)
+    if "text_config" in config:  # the text half becomes a model of its own
+        ids = {key: value for key, value in config.items() if key.endswith("os_token_id")}
+        kind = {key: own[key] for key in ("model_type", "architectures")}
+        config = config["text_config"] | ids | kind
+    return {key: value for key, value in config.items() if key != "quantization_config"}
+
+
+def longest_text(hf_config: dict) -> int | None:
+    """How many tokens the model of a `config.json` was made for, if it says so."""
+    own = hf_config.get("text_config", hf_config)
+    longest = own.get("max_position_embeddings") or own.get("n_positions")
+    return longest if isinstance(longest, int) else None
+
+
+def turns_alike_to(hf_config: dict) -> int | None:
+    """The longest text whose rotary positions are those of all shorter ones; None: any."""
+    return rope.limit(getattr(abstract(hf_config).config, "rope_parameters", None))
+
+
+def _plan(model: Model):
     """What the weight reader asks: the table, the weights, and the tensors that may lie about."""
     from checkpoints_io import hf_weights
 
-    table = ARCHITECTURES[model.config.model_type].HF_WEIGHTS
+    arch = ARCHITECTURES[model.config.model_type]
+    table = arch.HF_WEIGHTS
     wanted = {
         _name(path): hf_weights.Wanted(
             param.axes, param.shape, np.dtype(param.dtype), param.get_value().sharding
         )
         for path, param in nnx.to_flat_state(nnx.state(model))
     }
-    return table, wanted, frozenset(n for path, (n, _) in table.items() if path not in wanted)
+    unused = frozenset(name for path, (name, _) in table.items() if path not in wanted)
+    return hf_weights.Plan(table, wanted, unused, getattr(arch, "HF_NAMES", ()))
 
 
 def _name(path: tuple) -> str:

@@ -1,33 +1,17 @@
-"""Attention over key ranges: packing, causality and a shared prompt are two integers per token."""
+"""Softmax attention over spans, and who computes it: one function, a backend for each platform."""
 
 from collections.abc import Callable
 import functools
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zoo import attention_blocks, attention_kernels, layers, sharding
+from zoo import attention_blocks, attention_kernels, layers, sharding, spans
 
-# (q, k, v, scale=) -> what each query gathers; the keys it sees are bound already.
+# (q, k, v, scale=, …) -> what each query gathers; the keys it sees are bound already.
 Attend = Callable[..., Array]
-
-
-class KeyRange(NamedTuple):
-    """Token t sees the keys s of its row with `first[t] <= s < last[t]`.
-
-    A range must not be empty: padding sees itself.
-    """
-
-    first: Int[Array, "B T"]
-    last: Int[Array, "B T"]
-
-
-def causal(B: int, T: int) -> KeyRange:
-    """Each row is one text: token t sees tokens 0 to t."""
-    steps = jnp.arange(T, dtype=jnp.int32)
-    return KeyRange(jnp.zeros((B, T), jnp.int32), jnp.broadcast_to(steps + 1, (B, T)))
 
 
 def dense(
@@ -36,17 +20,25 @@ def dense(
     v: Float[Array, "B S K H"],
     first: Int[Array, "B T"],
     last: Int[Array, "B T"],
+    window: spans.Window | None,
+    sinks: Float[Array, " N"] | None,
+    *,
     scale: float,
+    softcap: float | None,
 ) -> Float[Array, "B T N H"]:
     """All scores at once, T x S of them a head: what the other backends are measured against."""
     B, T, N, H = q.shape
     S, K = k.shape[1:3]
     grouped = q.reshape(B, T, K, N // K, H)
     scores = layers.dot("BTKGH,BSKH->BKGTS", grouped, k, out=jnp.float32) * scale
-    s = jnp.arange(S)
-    seen = (first[..., None] <= s) & (s < last[..., None])
+    if softcap:
+        scores = softcap * jnp.tanh(scores / softcap)
+    seen = spans.seen(first, last, jnp.arange(S), window)
     scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
-    shares = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    if sinks is not None:  # one more key for each head, which is scored and has no value
+        sink = sinks.astype(jnp.float32).reshape(K, N // K, 1, 1)
+        scores = jnp.concatenate([scores, jnp.broadcast_to(sink, (*scores.shape[:-1], 1))], -1)
+    shares = jax.nn.softmax(scores, axis=-1)[..., :S].astype(v.dtype)
     return layers.dot("BKGTS,BSKH->BTKGH", shares, v).reshape(B, T, N, H)
 
 
@@ -60,11 +52,21 @@ BACKENDS: dict[str, Callable[..., Array]] = {
 }
 # What each platform runs unless told otherwise.
 BY_PLATFORM = {"cpu": "blocks", "gpu": "tokamax", "tpu": "splash"}
+# What the kernels of others cannot do; then the platform's choice gives way to `blocks`.
+CANNOT = {
+    "tokamax": {"sinks"},
+    "tokamax_chunked": {"sinks"},
+    "splash": {"sinks"},
+    "cudnn": {"sinks", "softcap"},
+}
 
 
-def over(keys: KeyRange, backend: str | None) -> Attend:
+def over(
+    where: spans.Spans, backend: str | None, key_positions: Int[Array, "B S"] | None = None
+) -> Attend:
     """`attend` with its keys bound, as a pytree: they may be traced."""
-    return jax.tree_util.Partial(functools.partial(attend, backend=backend), keys=keys)
+    bound = functools.partial(attend, backend=backend)
+    return jax.tree_util.Partial(bound, where=where, key_positions=key_positions)
 
 
 def default_backend() -> str:
@@ -76,35 +78,64 @@ def attend(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
-    keys: KeyRange,
+    where: spans.Spans,
     *,
     scale: float,
+    window: int | Int[Array, ""] | None = None,
+    softcap: float | None = None,
+    sinks: Float[Array, " N"] | None = None,
+    key_positions: Int[Array, "B S"] | None = None,
     backend: str | None = None,
 ) -> Float[Array, "B T N H"]:
     """Softmax attention; each key head serves N / K query heads. Scores and softmax in float32.
 
-    `backend` is one of BACKENDS; by default that of the platform.
+    `window` is how many positions back a token sees, itself included; scores become `softcap *
+    tanh(scores / softcap)`; `sinks` are one more score for each head. Keys stand where the queries
+    do, or at `key_positions`. `backend` is one of BACKENDS; by default that of the platform.
 
     Raises:
-      ValueError: the backend cannot be had here.
+      ValueError: the backend cannot be had here, or cannot do what the model needs.
     """
-    backend = backend or default_backend()
-    if q.shape[1] != k.shape[1]:
-        backend = "dense"  # a few queries against many kept keys: there is no square to avoid
-    if backend == "splash" and q.shape[1] % attention_kernels.LANES:
-        backend = "blocks"  # its tiles are as wide as a TPU's lanes; the recipe's rows are whole
+    backend = _chosen(backend, q, k, softcap, sinks)
+    run = functools.partial(BACKENDS[backend], scale=scale, softcap=softcap)
+    looking = None
+    if window is not None:
+        keys = where.positions if key_positions is None else key_positions
+        looking = spans.Window(jnp.asarray(window, jnp.int32), where.positions, keys)
     mesh = jax.sharding.get_abstract_mesh()
     if backend == "dense" or mesh.empty:
-        return BACKENDS[backend](q, k, v, *keys, scale)
+        return run(q, k, v, where.first, where.last, looking, sinks)
 
     # XLA cannot split a kernel or a loop over rows: each device is given its rows and its heads.
     split = lambda axes, x: sharding.spec(axes, x.shape, mesh.shape)
     if split("K", k[0, 0, :, 0]) != split("N", q[0, 0, :, 0]):
         k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
-    ours, theirs, rows = split("B T N H", q), split("B S K H", k), split("B T", keys.first)
+    ours, theirs, rows = split("B T N H", q), split("B S K H", k), split("B T", where.first)
+    of_window: Any = (jax.P(), rows, rows)
+    window_split = None if looking is None else spans.Window(*of_window)
+    heads = None if sinks is None else split("N", sinks)
     return jax.shard_map(
-        lambda *arrays: BACKENDS[backend](*arrays, scale),
-        in_specs=(ours, theirs, theirs, rows, rows),
+        run,
+        in_specs=(ours, theirs, theirs, rows, rows, window_split, heads),
         out_specs=ours,
         check_vma=False,
-    )(q, k, v, *keys)
+    )(q, k, v, where.first, where.last, looking, sinks)
+
+
+def _chosen(
+    asked: str | None, q: Array, k: Array, softcap: float | None, sinks: Array | None
+) -> str:
+    backend = asked or default_backend()
+    if q.shape[1] != k.shape[1]:
+        return "dense"  # a few queries against many kept keys: there is no square to avoid
+    needs = {"softcap": bool(softcap), "sinks": sinks is not None}
+    if lacking := {n for n in CANNOT.get(backend, ()) if needs[n]}:
+        if asked:
+            raise ValueError(
+                f"attention={asked} cannot do {' and '.join(sorted(lacking))}, which this model "
+                "needs: use attention=blocks"
+            )
+        return "blocks"
+    if backend == "splash" and q.shape[1] % attention_kernels.LANES:
+        return "blocks"  # its tiles are as wide as a TPU's lanes; the recipe's rows are whole
+    return backend

@@ -1,73 +1,236 @@
-"""Greedy generation. Each new token reads the whole text again: simple, and fast enough to look."""
+"""Text from a model: keys and values are kept, and each step reads one new token a row.
+
+Prompts of different lengths stand side by side. Programs are compiled for a few sizes (powers of
+two) and for no particular length.
+"""
 
 from collections.abc import Sequence
 import functools
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 import numpy as np
 
 import zoo
-from zoo import attention
+from zoo import attention, causal_lm, rope, spans, stack
+
+SMALLEST = 64  # tokens that a program has room for, at least
 
 
-def greedy(
+class Sampling(NamedTuple):
+    """How a token is drawn; a temperature of 0 takes the likeliest.
+
+    What remains is drawn by its probability at that temperature: at most `top_k` tokens (0: all);
+    the likeliest whose probabilities add up to `top_p`; those at least `min_p` times as probable as
+    the likeliest. The likeliest always remains.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+
+GREEDY = Sampling()
+
+
+class Cache(NamedTuple):
+    """Keys and values of every layer, at the places of their tokens."""
+
+    keys: Float[Array, "L B S K H"]
+    values: Float[Array, "L B S K H"]
+
+
+def generate(
     model: zoo.Model,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
     stop_ids: Sequence[int] = (),
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
 ) -> list[list[int]]:
-    """The most likely continuation of each prompt, up to and with the first of `stop_ids`.
+    """A continuation of each prompt, up to and with the first of `stop_ids`.
+
+    Example:
+      generate.generate(model, [[1, 15, 7], [1]], max_new_tokens=20)
 
     Raises:
-      ValueError: a prompt is empty, or holds an id that the model has no embedding for.
+      ValueError: a prompt is empty, holds an id that the model has no embedding for, or would grow
+        beyond what the model has positions for; or a setting of `sampling` means nothing.
     """
+    _check(sampling)
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    if not lengths.all():
+    if not len(prompts) or not lengths.all():
         raise ValueError("a prompt to continue needs at least one token")
-    if (top := max(map(max, prompts))) >= model.config.vocab_size:
-        raise ValueError(f"token id {top} is beyond the model's {model.config.vocab_size} ids")
-    room = -(-(int(lengths.max()) + max_new_tokens) // 64) * 64  # few lengths, few compilations
-    tokens = np.zeros((len(prompts), room), np.int32)
+    causal_lm.check_ids(model, np.concatenate([np.asarray(p, np.int64) for p in prompts]))
+    longest = int(lengths.max())
+    _check_length(model, longest, longest + max_new_tokens)
+    tokens = np.zeros((len(prompts), _room(longest + max_new_tokens)), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
     graph, state = nnx.split(model)
-    stops = tuple(stop_ids)
-    tokens, ends = _continue(graph, stops, state, tokens, lengths, lengths + max_new_tokens)
+    shown = min(_room(longest), tokens.shape[1])
+    cache, first = _read(graph, tokens.shape[1], state, tokens[:, :shown], lengths)
+    tokens, ends, _ = _continue(
+        graph, tuple(stop_ids), sampling.temperature > 0, state, cache, first, tokens, lengths,
+        lengths + max_new_tokens, jax.tree.map(np.asarray, sampling), jax.random.key(seed),
+    )  # fmt: skip
     texts = zip(np.asarray(tokens), lengths, np.asarray(ends), strict=True)
     return [row[start:end].tolist() for row, start, end in texts]
 
 
+def _check(sampling: Sampling) -> None:
+    right = sampling.temperature >= 0 and sampling.top_k >= 0
+    right &= 0 < sampling.top_p <= 1 and 0 <= sampling.min_p <= 1
+    if not right:
+        raise ValueError(
+            f"{sampling}: temperature and top_k are 0 or more, top_p above 0 and at most 1, and "
+            "min_p from 0 to 1"
+        )
+    if not sampling.temperature and sampling != GREEDY:
+        raise ValueError(f"{sampling}: without a temperature the likeliest token is taken anyway")
+
+
+def _check_length(model: Any, start: int, end: int) -> None:
+    most = getattr(model.config, "n_positions", None)
+    if most and end > most:
+        raise ValueError(f"the model has {most} positions, and a text would grow to {end} tokens")
+    turning = rope.limit(getattr(model.config, "rope_parameters", None))
+    if turning and start <= turning < end:
+        raise ValueError(
+            f"a text would grow past {turning} tokens, where this model's rotary positions change "
+            f"for all that was read: ask for at most {turning - start} new tokens, then go on with "
+            "the text as a prompt"
+        )
+    if turning and end > turning:
+        raise ValueError(
+            f"this model's rotary positions change with the length of a text from {turning} tokens "
+            "on: longer texts are not continued here"
+        )
+
+
+def _room(length: int) -> int:
+    return max(SMALLEST, 1 << (length - 1).bit_length())
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _continue(
+def _read(
     graph: nnx.GraphDef,
-    stops: tuple[int, ...],
+    room: int,
     state: nnx.State,
     tokens: Int[Array, "B T"],
     lengths: Int[Array, " B"],
-    limits: Int[Array, " B"],
-) -> tuple[Int[Array, "B T"], Int[Array, " B"]]:
-    """The tokens with their continuations, and where each row ends."""
+) -> tuple[Cache, Float[Array, "B V"]]:
+    """The cache with the prompts in it, and the logits after each prompt's last token."""
     model = nnx.merge(graph, state)
-    B, T = tokens.shape
-    positions = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
-    keys, rows = attention.causal(B, T), jnp.arange(B)
+    keeping = Keeping(None, room)
+    whole = jnp.broadcast_to(lengths[:, None], tokens.shape)
+    where = spans.causal(*tokens.shape)._replace(lengths=whole)
+    hidden = model.hidden(tokens, where, keeping)
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
+    assert keeping.cache
+    return keeping.cache, model.unembed(last)[:, 0]
 
-    def going(carry: tuple) -> Array:
-        return ~carry[2].all()
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4,))
+def _continue(
+    graph: nnx.GraphDef,
+    stops: tuple[int, ...],
+    draws: bool,
+    state: nnx.State,
+    cache: Cache,
+    logits: Float[Array, "B V"],
+    tokens: Int[Array, "B S"],
+    lengths: Int[Array, " B"],
+    limits: Int[Array, " B"],
+    sampling: Sampling,
+    key: Key[Array, ""],
+) -> tuple[Int[Array, "B S"], Int[Array, " B"], Cache]:
+    """The tokens with their continuations, where each row ends, and the cache in its old place."""
+    model = nnx.merge(graph, state)
+    rows = jnp.arange(len(tokens))
+
+    def going(carry: tuple) -> Bool[Array, ""]:
+        return ~carry[3].all()
 
     def step(carry: tuple) -> tuple:
-        tokens, ends, done = carry
-        hidden = model.hidden(tokens, positions, keys)[rows, ends - 1]
-        best = model.unembed(hidden[:, None])[:, 0].argmax(-1).astype(tokens.dtype)
-        tokens = jnp.where(done[:, None], tokens, tokens.at[rows, ends].set(best))
-        ends = jnp.where(done, ends, ends + 1)
-        done |= (ends >= limits) | jnp.isin(best, jnp.array(stops, jnp.int32))
-        return tokens, ends, done
+        logits, tokens, ends, done, cache, key = carry
+        key, now = jax.random.split(key)
+        new = drawn(logits, sampling, now) if draws else logits.argmax(-1)
+        new = new.astype(tokens.dtype)
+        tokens = jnp.where(done[:, None], tokens, tokens.at[rows, ends].set(new))
+        stopped = done | (ends + 1 >= limits) | jnp.isin(new, jnp.array(stops, jnp.int32))
+        where = spans.Spans(*(x[:, None] for x in (ends, jnp.zeros_like(ends), ends + 1, ends + 1)))
+        keeping = Keeping(cache, tokens.shape[1])
+        logits = model.unembed(model.hidden(new[:, None], where, keeping))[:, 0]
+        return logits, tokens, jnp.where(done, ends, ends + 1), stopped, keeping.cache, key
 
-    start = (tokens, lengths, jnp.zeros(B, bool))
-    tokens, ends, _ = jax.lax.while_loop(going, step, start)
-    return tokens, ends
+    start = (logits, tokens, lengths, lengths >= limits, cache, key)
+    _, tokens, ends, _, cache, _ = jax.lax.while_loop(going, step, start)
+    return tokens, ends, cache
+
+
+def drawn(logits: Float[Array, "B V"], sampling: Sampling, key: Key[Array, ""]) -> Int[Array, " B"]:
+    """One token a row, by `sampling`."""
+    ids = jnp.argsort(logits, axis=-1, descending=True)
+    sorted_ = jnp.take_along_axis(logits, ids, -1) / sampling.temperature
+    shares = jax.nn.softmax(sorted_, axis=-1)
+    before = jnp.cumsum(shares, axis=-1) - shares
+    rank = jnp.arange(logits.shape[-1])
+    remains = (before < sampling.top_p) & (shares >= sampling.min_p * shares[:, :1])
+    remains &= (rank < sampling.top_k) | (sampling.top_k == 0)
+    remains |= rank == 0
+    choice = jax.random.categorical(key, jnp.where(remains, sorted_, -jnp.inf))
+    return jnp.take_along_axis(ids, choice[:, None], -1)[:, 0]
+
+
+class Keeping:
+    """Goes through the blocks as `stack.run` does, and keeps keys and values in `cache`.
+
+    Without a cache the tokens are whole prompts, and a cache with this much room is made of them.
+    """
+
+    def __init__(self, cache: Cache | None, room: int):
+        self.cache, self.room = cache, room
+
+    def __call__(
+        self, model: Any, x: Array, where: spans.Spans, *shared: Any, each: Any = None
+    ) -> Array:
+        graph, state = nnx.split(model.blocks)
+        weights = nnx.to_pure_dict(state)
+        once = self._reads if self.cache is None else self._adds
+        steps = jnp.arange(model.config.sizes["L"])
+
+        def layer(carry: tuple, one: tuple) -> tuple:
+            x, cache = carry
+            i, weights, own = one
+            fresh: list = []
+            attend = functools.partial(once, fresh, cache, i, where, model.attention)
+            x = stack.block_of(graph, x, weights, own, (attend, *shared))
+            (cache, made) = fresh
+            return (x, cache), made
+
+        (x, cache), made = jax.lax.scan(layer, (x, self.cache), (steps, weights, each))
+        self.cache = Cache(*made) if self.cache is None else cache
+        return x
+
+    def _reads(self, fresh, cache, i, where, backend, q, k, v, **how) -> Array:
+        """A prompt sees itself; what it leaves is kept."""
+        longer = lambda x: jnp.pad(x, [(0, 0), (0, self.room - x.shape[1]), (0, 0), (0, 0)])
+        fresh += [cache, (longer(k), longer(v))]
+        return attention.attend(q, k, v, where, backend=backend, **how)
+
+    def _adds(self, fresh, cache, i, where, backend, q, k, v, **how) -> Array:
+        """A token is put in its place, and sees all before it."""
+        rows = jnp.arange(len(q))
+        put = lambda kept, new: kept.at[i, rows, where.positions[:, 0]].set(new[:, 0])
+        cache = Cache(put(cache.keys, k), put(cache.values, v))
+        fresh += [cache, None]
+        places = jnp.broadcast_to(jnp.arange(self.room, dtype=jnp.int32), (len(q), self.room))
+        return attention.attend(
+            q, cache.keys[i], cache.values[i], where, key_positions=places, **how
+        )

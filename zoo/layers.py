@@ -1,4 +1,4 @@
-"""What every architecture shares: weights, products, norms, rotary positions, the stack of blocks.
+"""What every architecture shares: weights, products, norms, the gated MLP.
 
 One alphabet for axes, in shapes, einsums, shardings and weight tables alike
 (the letters are those of `jax.nn.dot_product_attention`):
@@ -7,9 +7,10 @@ One alphabet for axes, in shapes, einsums, shardings and weight tables alike
   D model width        F MLP width             V vocabulary
   N query heads        K key/value heads       H head width
   L layers             G query heads per key head
+  E experts            J what one tensor holds side by side: gate and up; q, k and v
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import functools
 import re
 
@@ -17,7 +18,6 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
-import numpy as np
 
 from zoo import sharding
 
@@ -107,19 +107,46 @@ _looked_up.defvjp(_looked_up_forward, _looked_up_backward)
 
 
 class RmsNorm(nnx.Module):
-    """Scales `x` to unit mean square over its last axis, in float32, then by a learned `scale`.
+    """Scales `x` to unit mean square, in float32, then by a learned `scale`.
 
-    Source: https://arxiv.org/abs/1910.07467, with the rounding order of LlamaRMSNorm.
+    The mean is over as many of the last axes as a layer's scale has. The scale is `offset` plus the
+    weight; `wide` norms multiply in float32 and round once, as Gemma and OLMo do.
+
+    Source: https://arxiv.org/abs/1910.07467, with the rounding orders of transformers.
+    """
+
+    def __init__(
+        self, axes: str, sizes: Mapping[str, int], rngs: nnx.Rngs, *,
+        eps: float, offset: float = 0.0, wide: bool = False,
+    ):  # fmt: skip
+        init = nnx.initializers.constant(1 - offset)
+        self.scale = weight(axes, sizes, rngs, init)
+        self.eps, self.offset, self.wide = eps, offset, wide
+
+    def __call__(self, x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+        scale = self.scale[...]
+        flat = x.reshape(*x.shape[: x.ndim - scale.ndim], -1).astype(jnp.float32)
+        unit = flat * jax.lax.rsqrt(jnp.mean(flat**2, axis=-1, keepdims=True) + self.eps)
+        unit = unit if self.wide else unit.astype(x.dtype)
+        return _scaled(unit, self.offset + scale.reshape(-1)).astype(x.dtype).reshape(x.shape)
+
+
+class LayerNorm(nnx.Module):
+    """Scales `x` to mean 0 and variance 1 over its last axis, in float32, then scale and bias.
+
+    Source: https://arxiv.org/abs/1607.06450.
     """
 
     def __init__(self, axes: str, sizes: Mapping[str, int], rngs: nnx.Rngs, *, eps: float):
         self.scale = weight(axes, sizes, rngs, nnx.initializers.ones)
+        self.bias = weight(axes, sizes, rngs, nnx.initializers.zeros)
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         wide = x.astype(jnp.float32)
+        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
         unit = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
-        return _scaled(unit.astype(x.dtype), self.scale[...])
+        return shifted(_scaled(unit, self.scale[...]), self.bias).astype(x.dtype)
 
 
 @jax.custom_vjp
@@ -132,33 +159,58 @@ def _scaled_forward(unit: Array, scale: Array) -> tuple:
 
 
 def _scaled_backward(kept: tuple, gradient: Array) -> tuple:
-    """What the tokens give back to the scale adds up in float32, however many."""
     unit, scale = kept
-    of_tokens = (gradient.astype(jnp.float32) * unit.astype(jnp.float32)).reshape(-1, len(scale))
-    # A product with ones, kept from becoming a sum: CPUs are slow at sums down a column.
-    ones = jax.lax.optimization_barrier(jnp.ones(len(of_tokens), jnp.float32))
-    of_scale = dot("T,TD->D", ones, of_tokens).astype(scale.dtype)
-    return gradient * scale.astype(gradient.dtype), of_scale
+    of_tokens = gradient.astype(jnp.float32) * unit.astype(jnp.float32)
+    return gradient * scale.astype(gradient.dtype), _over_tokens(of_tokens, scale)
 
 
 _scaled.defvjp(_scaled_forward, _scaled_backward)
 
 
-Rotary = tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]
+def shifted(x: Float[Array, "*B"], bias: nnx.Param) -> Float[Array, "*B"]:
+    """`x` plus a bias over its last axes."""
+    return _shifted(x, bias[...])
 
 
-def rotary(positions: Int[Array, "B T"], frequencies: Float[np.ndarray, " half"]) -> Rotary:
-    """Cosine and sine of each token's angles; `frequencies` in radians per position."""
-    angles = positions[..., None, None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+@jax.custom_vjp
+def _shifted(x: Array, bias: Array) -> Array:
+    return x + bias.astype(x.dtype)
 
 
-def rotate(x: Float[Array, "B T N H"], turn: Rotary) -> Float[Array, "B T N H"]:
-    """Rotary position embedding, in the half-split convention of the HF checkpoints.
+_shifted.defvjp(
+    lambda x, bias: (_shifted(x, bias), bias),
+    lambda bias, gradient: (gradient, _over_tokens(gradient.astype(jnp.float32), bias)),
+)
 
-    Source: https://arxiv.org/abs/2104.09864, Eq. 34.
+
+def _over_tokens(gradients: Array, like: Array) -> Array:
+    """What the tokens give back to a vector adds up in float32, however many they are."""
+    flat = gradients.reshape(-1, like.size)
+    # A product with ones, kept from becoming a sum: CPUs are slow at sums down a column.
+    ones = jax.lax.optimization_barrier(jnp.ones(len(flat), jnp.float32))
+    return dot("T,TD->D", ones, flat).reshape(like.shape).astype(like.dtype)
+
+
+class GatedMlp(nnx.Module):
+    """Two products of the input, one of them bent by `act`, and a product back.
+
+    Source: https://arxiv.org/abs/2002.05202, Eq. 6.
     """
-    cos, sin = turn
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+
+    def __init__(
+        self, sizes: Mapping[str, int], rngs: nnx.Rngs, act: Callable[[Array], Array] = jax.nn.silu
+    ):
+        self.gate = weight("L D F", sizes, rngs)
+        self.up = weight("L D F", sizes, rngs)
+        self.down = weight("L F D", sizes, rngs)
+        self.act = act
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        gate = self.act(einsum("BTD,DF->BTF", x, self.gate))
+        up = einsum("BTD,DF->BTF", x, self.up)
+        return einsum("BTF,FD->BTD", gate * up, self.down)
+
+
+def gelu(x: Array) -> Array:
+    """The tanh approximation, which HF calls `gelu_pytorch_tanh` and `gelu_new`."""
+    return jax.nn.gelu(x, approximate=True)

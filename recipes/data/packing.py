@@ -35,6 +35,7 @@ class Shape(NamedTuple):
     pairs: int  # P
     few: int  # B of the smaller ones; the same as `rows` where there are none
     shards: int = 1  # G: how many devices share the rows of a micro-batch
+    alike: int | None = None  # texts up to this length turn alike: see `zoo.rope.limit`
 
 
 Values = Any  # np.ndarray where it is built, jax.Array on the devices
@@ -51,6 +52,7 @@ class Packed(NamedTuple):
     positions: Values  # int32 [B, T]
     first: Values  # int32 [B, T]: token t sees the keys first[t] <= s < last[t] of its row
     last: Values  # int32 [B, T]
+    lengths: Values  # int32 [B, T]: of the text that the token belongs to
     source: Values  # int32 [G, C]: where in the list a score is read
     target: Values  # int32 [G, C]: the token that is scored there
     slot: Values  # int32 [G, C]: whose pair it belongs to, -1: nobody's
@@ -66,6 +68,7 @@ class Stream(NamedTuple):
     positions: np.ndarray
     first: np.ndarray
     last: np.ndarray
+    length: int  # of its longest text
     source: np.ndarray
     target: np.ndarray
     answer: np.ndarray
@@ -91,6 +94,7 @@ def prompt_once(pair: PairIds) -> Stream:
         positions=np.concatenate([p + chosen[::-1], prompt, p + rejected]),
         first=np.concatenate([chosen, np.full(p + r, c)]),
         last=np.concatenate([np.full(c, c + p), c + prompt + 1, c + p + rejected + 1]),
+        length=p + max(c, r) + 1,
         source=np.concatenate([from_chosen, from_rejected]),
         target=np.concatenate(targets),
         answer=np.repeat([CHOSEN, REJECTED], [len(targets[0]), len(targets[1])]),
@@ -113,6 +117,7 @@ def _causal(prompt: np.ndarray, answer: np.ndarray, scored: np.ndarray, which: i
         positions=steps,
         first=np.zeros_like(steps),
         last=steps + 1,
+        length=len(prompt) + len(answer),
         source=(len(prompt) - 1 + np.arange(len(answer)))[scored],
         target=answer[scored],
         answer=np.full(int(scored.sum()), which),
@@ -187,8 +192,10 @@ def _cut(rows: list[list[Placed]], apart: int, shape: Shape) -> list[list[list[P
 
 
 def fits_once(pair: PairIds, shape: Shape) -> bool:
-    """Does the pair fit into one row with its prompt once?"""
-    return stored_length(pair) <= shape.row_length
+    """Does the pair fit into one row, and may its answers share the prompt's rotary positions?"""
+    longest = len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
+    alike = shape.alike is None or longest <= shape.alike
+    return alike and stored_length(pair) <= shape.row_length
 
 
 def build(rows: Sequence[Sequence[Placed]], shape: Shape, shards: Sequence[int]) -> Packed:
@@ -202,6 +209,7 @@ def build(rows: Sequence[Sequence[Placed]], shape: Shape, shards: Sequence[int])
         positions=np.zeros((B, T), np.int32),
         first=self_seen.copy(),
         last=self_seen + 1,
+        lengths=np.ones((B, T), np.int32),
         source=np.zeros((G, C), np.int32),
         target=np.zeros((G, C), np.int32),
         slot=np.full((G, C), -1, np.int32),
@@ -221,6 +229,7 @@ def build(rows: Sequence[Sequence[Placed]], shape: Shape, shards: Sequence[int])
                 batch.positions[b, at] = stream.positions
                 batch.first[b, at] = stream.first + t
                 batch.last[b, at] = stream.last + t
+                batch.lengths[b, at] = stream.length
                 batch.source[g, scores] = stream.source + at_row * T + t
                 batch.target[g, scores] = stream.target
                 batch.slot[g, scores] = pair

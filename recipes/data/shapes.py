@@ -45,11 +45,12 @@ def choose(
     most: int,
     row_length: int | None = None,
     rows: int | None = None,
+    alike: int | None = None,
 ) -> Shape:
     """The shape that fills best with at most `most` positions a device, or what is left to choose.
 
-    `rows` are those of a device. Every answer must fit into a row; a pair whose stream does not
-    takes two.
+    `rows` are those of a device; `alike` as in `Shape`. Every answer must fit into a row; a pair
+    whose stream does not takes two.
 
     Raises:
       ValueError: there are such pairs, and a micro-batch is to have one row.
@@ -62,14 +63,15 @@ def choose(
     most_here = min(most // (rows or 1), LONGEST)
     for length in [row_length] if row_length else _lengths(longest, whole, most_here):
         # A pair in two rows has them in one micro-batch, which then needs two.
-        least = 2 if shards == 1 and whole > length else 1
+        probe = Shape(shards, length, per_update, shards, shards, alike)
+        least = 1 if shards > 1 or all(packing.fits_once(pair, probe) for pair in pairs) else 2
         if rows and rows < least:
             continue
-        probe = Shape(least * shards, length, per_update, least * shards, shards)
+        probe = probe._replace(rows=least * shards, few=least * shards)
         needed = least * fill(pairs, probe).micro_batches  # rows of a device and update
         each = rows or max(least, _balanced(needed, max(1, most // length)))
         for few in {max(1, each // 4), max(1, each // 8)}:
-            shape = Shape(each * shards, length, per_update, few * shards, shards)
+            shape = Shape(each * shards, length, per_update, few * shards, shards, alike)
             found.append((fill(pairs, shape), shape))
     if not found:
         raise ValueError(

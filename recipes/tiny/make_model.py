@@ -23,7 +23,7 @@ from recipes.data import batches, chat, pairs
 from recipes.data.packing import Shape
 from recipes.logps import answer_logps
 import zoo
-from zoo import llama
+from zoo import llama, rope
 
 HERE = pathlib.Path(__file__).parent
 FOLDER = flags.DEFINE_string("folder", None, "Where to write the model.", required=True)
@@ -69,7 +69,7 @@ def main(_: list[str]) -> None:
         config = llama.Config(
             vocab_size=len(tokenizer), hidden_size=128, intermediate_size=352, num_hidden_layers=4,
             num_attention_heads=4, num_key_value_heads=2, head_dim=32, rms_norm_eps=1e-5,
-            tie_word_embeddings=True, rope_parameters=llama.Rope(rope_theta=10_000.0),
+            tie_word_embeddings=True, rope_parameters=rope.Rope(rope_theta=10_000.0),
         )  # fmt: skip
         ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
         own = config.to_hf() | ends | {"max_position_embeddings": LENGTH, "dtype": "bfloat16"}

@@ -148,10 +148,10 @@ def test_token_by_token_within_1e_5():
     pairs = random_pairs(1, 6)
     shape = Shape(1, 256, 8, 1)
     (batch,) = batches.pack(pairs, shape, [0]).micro_batches
-    from zoo.attention import KeyRange
+    from zoo.spans import Spans
 
-    keys = KeyRange(jnp.asarray(batch.first), jnp.asarray(batch.last))
-    hidden = small_model.hidden(jnp.asarray(batch.tokens), jnp.asarray(batch.positions), keys)
+    where = Spans(*map(jnp.asarray, (batch.positions, batch.first, batch.last, batch.lengths)))
+    hidden = small_model.hidden(jnp.asarray(batch.tokens), where)
     head = small_model.unembedding()[...]
     at_scores = hidden[:, batch.source[0]]
     found = token_logps(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import large_weights, small_config
-from zoo import attention, attention_kernels, llama
+from zoo import attention, attention_kernels, llama, spans
 
 
 def work(T, N, K, H, seed=0):
@@ -32,11 +32,13 @@ def work(T, N, K, H, seed=0):
                 [np.full(c, c + p), c + np.arange(p) + 1, c + p + np.arange(r) + 1]
             )
             t = at.stop
-    return (q, k, v), attention.KeyRange(jnp.asarray(first), jnp.asarray(last)), pull
+        positions = np.where(last - first == 1, 0, last - 1 - np.arange(T))
+    where = spans.Spans(*map(jnp.asarray, (positions, first, last, np.full_like(first, T))))
+    return (q, k, v), where, pull
 
 
-def outcome(backend, arrays, keys, pull):
-    attend = functools.partial(attention.attend, keys=keys, scale=0.3, backend=backend)
+def outcome(backend, arrays, where, pull):
+    attend = functools.partial(attention.attend, where=where, scale=0.3, backend=backend)
     pulled = lambda *arrays: (attend(*arrays) * pull).sum()
     return jax.jit(attend)(*arrays), *jax.jit(jax.grad(pulled, argnums=(0, 1, 2)))(*arrays)
 
@@ -57,24 +59,25 @@ def test_backends_are_the_dense_one(backend, T, N, K, H, monkeypatch):
 
 
 def test_a_key_too_many_would_be_seen():
-    arrays, keys, pull = work(256, 4, 2, 16)
-    wider = keys._replace(last=jnp.minimum(keys.last + 1, 256))
-    right, wrong = (outcome("blocks", arrays, k, pull)[0] for k in (keys, wider))
+    arrays, where, pull = work(256, 4, 2, 16)
+    wider = where._replace(last=jnp.minimum(where.last + 1, 256))
+    right, wrong = (outcome("blocks", arrays, k, pull)[0] for k in (where, wider))
     assert jnp.abs(right - wrong).max() > 0.1
 
 
 def test_tiles_that_nobody_sees_are_not_computed():
     """What stands outside of every range may be anything, even not a number."""
-    (q, k, v), keys, _ = work(256, 4, 2, 16)
-    keys = attention.KeyRange(jnp.zeros((2, 256), jnp.int32), jnp.full((2, 256), 64, jnp.int32))
+    (q, k, v), where, _ = work(256, 4, 2, 16)
+    ends = jnp.full((2, 256), 64, jnp.int32)
+    where = where._replace(first=jnp.zeros_like(ends), last=ends)
     spoilt = v.at[:, 64:].set(jnp.nan)
-    assert jnp.isfinite(attention.attend(q, k, spoilt, keys, scale=0.3, backend="blocks")).all()
+    assert jnp.isfinite(attention.attend(q, k, spoilt, where, scale=0.3, backend="blocks")).all()
 
 
 def test_memory_grows_with_the_row_and_not_with_its_square():
     def temporary(T, backend):
-        arrays, keys, pull = work(T, 4, 2, 16)
-        pulled = lambda *a: (attention.attend(*a, keys, scale=0.3, backend=backend) * pull).sum()
+        arrays, where, pull = work(T, 4, 2, 16)
+        pulled = lambda *a: (attention.attend(*a, where, scale=0.3, backend=backend) * pull).sum()
         compiled = jax.jit(jax.grad(pulled, argnums=(0, 1, 2))).lower(*arrays).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
@@ -99,6 +102,6 @@ def test_what_is_kept_for_the_way_back_does_not_change_the_numbers(remat):
 
 def test_an_absent_backend_is_a_sentence(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tokamax._src.ops.attention.api", None)
-    (q, k, v), keys, _ = work(64, 4, 2, 8)
+    (q, k, v), where, _ = work(64, 4, 2, 8)
     with pytest.raises(ValueError, match=r"pip install 'nnx-zoo\[cuda\]'"):
-        attention.attend(q, k, v, keys, scale=0.3, backend="tokamax")
+        attention.attend(q, k, v, where, scale=0.3, backend="tokamax")

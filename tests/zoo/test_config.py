@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import large_weights, small_config
 import zoo
-from zoo import llama
+from zoo import llama, rope
 
 BASE = dict(
     model_type="llama", vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
@@ -21,7 +21,7 @@ def test_an_old_file_says_little_and_means_llama_2():
     config = llama.Config.from_hf(BASE)
     assert config.num_key_value_heads == 4
     assert config.head_dim == 8
-    assert config.rope_parameters == llama.Rope(rope_theta=10_000.0)
+    assert config.rope_parameters == rope.Rope(rope_theta=10_000.0)
     assert not config.tie_word_embeddings
 
 
@@ -32,7 +32,8 @@ def test_an_old_file_says_little_and_means_llama_2():
         (dict(hidden_act="gelu"), "gelu"),
         (dict(sliding_window=128), "sliding_window"),
         (dict(quantization_config=dict(quant_method="gptq")), "gptq"),
-        (dict(rope_scaling=dict(rope_type="yarn", factor=4.0)), "yarn"),
+        (dict(rope_scaling=dict(rope_type="mrope", factor=4.0)), "mrope"),
+        (dict(rope_scaling=dict(rope_type="yarn", factor=4.0)), "original_max"),
         (dict(rope_scaling=dict(rope_type="linear", factor=4.0, beta_fast=1)), "beta_fast"),
         (dict(rope_scaling=dict(rope_type="llama3", factor=4.0)), "low_freq_factor"),
         (dict(vocab_size=None), "vocab_size"),
@@ -60,15 +61,15 @@ def test_an_unknown_architecture_is_refused_with_what_there_is():
 
 
 def test_a_config_written_is_the_config_read():
-    for rope in (llama.Rope(1e4), llama.Rope(5e5, "linear", factor=2.0)):
-        config = small_config(rope_parameters=rope)
+    for turning in (rope.Rope(1e4), rope.Rope(5e5, "linear", factor=2.0)):
+        config = small_config(rope_parameters=turning)
         assert llama.Config.from_hf(config.to_hf()) == config
 
 
 def test_no_field_is_dead():
     """Changing any field of the Config changes the logits, or the weights no longer fit."""
     tokens = jnp.arange(24).reshape(1, 24)
-    stretched = llama.Rope(5e5, "llama3", 8.0, 1.0, 4.0, 16)
+    stretched = rope.Rope(5e5, "llama3", 8.0, 1.0, 4.0, 16)
     model = large_weights(llama.Model(small_config(rope_parameters=stretched), nnx.Rngs(0)))
     params = nnx.state(model)
     before = model(tokens)

@@ -1,5 +1,7 @@
 """Gradients that are added to in their place are those that are added afterwards."""
 
+import functools
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -7,10 +9,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import large_weights, small_config
-from zoo import attention, llama
+from zoo import llama, spans, stack
 
 TOKENS = np.arange(80).reshape(2, 40) % 97
-POSITIONS = np.broadcast_to(np.arange(40), (2, 40))
 
 
 def split(remat, **sizes):
@@ -22,9 +23,8 @@ def split(remat, **sizes):
 
 def summed(graph, params, so_far=None):
     model = nnx.merge(graph, nnx.State(params))
-    hidden = model.hidden(
-        jnp.asarray(TOKENS), jnp.asarray(POSITIONS), attention.causal(2, 40), so_far
-    )
+    run = functools.partial(stack.run, so_far=so_far)
+    hidden = model.hidden(jnp.asarray(TOKENS), spans.causal(2, 40), run)
     return (hidden**2).sum()
 
 

@@ -24,7 +24,7 @@ def stories():
 
 def test_greedy_text_is_the_golden_one(stories):
     model, golden, folder = stories
-    (ids,) = generate.greedy(model, [golden["prompt_ids"]], max_new_tokens=200)
+    (ids,) = generate.generate(model, [golden["prompt_ids"]], max_new_tokens=200)
     assert golden["prompt_ids"] + ids == golden["greedy_ids_201"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     assert tokenizer.decode(ids, skip_special_tokens=True).strip() == golden["text"].strip()
@@ -33,20 +33,20 @@ def test_greedy_text_is_the_golden_one(stories):
 def test_rows_of_different_lengths_do_not_touch_each_other(stories):
     model, golden, _ = stories
     ids = golden["greedy_ids_201"]
-    together = generate.greedy(model, [ids[:1], ids[:30], ids[:9]], max_new_tokens=20)
+    together = generate.generate(model, [ids[:1], ids[:30], ids[:9]], max_new_tokens=20)
     assert together == [ids[1:21], ids[30:50], ids[9:29]]
 
 
 def test_generation_stops_with_the_stop_id(stories):
     model, golden, _ = stories
     ids = golden["greedy_ids_201"]
-    (found,) = generate.greedy(model, [ids[:5]], max_new_tokens=50, stop_ids=[426])
+    (found,) = generate.generate(model, [ids[:5]], max_new_tokens=50, stop_ids=[426])
     assert found == ids[5 : ids.index(426) + 1]
 
 
 def test_ids_beyond_the_embedding_are_refused(stories):
     with pytest.raises(ValueError, match="512"):
-        generate.greedy(stories[0], [[1, 512]], max_new_tokens=1)
+        generate.generate(stories[0], [[1, 512]], max_new_tokens=1)
 
 
 def test_golden_numbers(stories):

@@ -1,0 +1,67 @@
+"""Weights stored as MXFP4, seen as the matrices they stand for: 4 bits a number, blocks of 32.
+
+Source: the OCP Microscaling Formats specification 1.0, section 5.3, and the layout of the gpt-oss
+files: `NAME_blocks` [E, rows, columns / 32, 16], two numbers a byte, the lower half first, and
+`NAME_scales` [E, rows, columns / 32], powers of two. The matrix is their transpose.
+"""
+
+import dataclasses
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+BLOCK = 32
+VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrices:
+    """What a slice of a safetensors file offers, worked out from blocks and scales when read."""
+
+    blocks: Any
+    scales: Any
+
+    def get_shape(self) -> list[int]:
+        """[E, columns, rows]."""
+        experts, rows, count, _ = self.blocks.get_shape()
+        return [experts, count * BLOCK, rows]
+
+    def get_dtype(self) -> str:
+        """That of the numbers as the checkpoint's makers unpack them."""
+        return "BF16"
+
+    def __getitem__(self, at: tuple[slice, slice, slice]) -> np.ndarray:
+        """A part of the matrices; blocks that it does not touch are not read."""
+        experts, columns, rows = at
+        first = columns.start // BLOCK
+        among = slice(first, -(-columns.stop // BLOCK))
+        bytes_, scales = self.blocks[experts, rows, among], self.scales[experts, rows, among]
+        halves = np.stack([bytes_ & 0x0F, bytes_ >> 4], axis=-1).reshape(*scales.shape, BLOCK)
+        numbers = np.ldexp(VALUES[halves], scales.astype(np.int32)[..., None] - 127)
+        whole = numbers.reshape(*scales.shape[:2], -1).astype(ml_dtypes.bfloat16)
+        begin = columns.start - first * BLOCK
+        return whole[:, :, begin : begin + columns.stop - columns.start].transpose(0, 2, 1)
+
+
+def unpacked(tensors: dict[str, Any]) -> dict[str, Any]:
+    """The tensors of a checkpoint, each pair of blocks and scales as one.
+
+    Raises:
+      ValueError: blocks and scales do not belong together.
+    """
+    found = dict(tensors)
+    for name in [name for name in tensors if name.endswith("_blocks")]:
+        whole = name.removesuffix("_blocks")
+        blocks, scales = tensors[name], tensors.get(f"{whole}_scales")
+        if scales is None or blocks.get_dtype() != "U8" or scales.get_dtype() != "U8":
+            raise ValueError(f"{name} is not MXFP4: it needs {whole}_scales, and both bytes (U8)")
+        shape = blocks.get_shape()
+        if len(shape) != 4 or shape[-1] * 2 != BLOCK or scales.get_shape() != shape[:-1]:
+            raise ValueError(
+                f"{name} is {shape} and {whole}_scales {scales.get_shape()}: MXFP4 has blocks "
+                "[experts, rows, count, 16] and scales [experts, rows, count]"
+            )
+        del found[name], found[f"{whole}_scales"]
+        found[whole] = Matrices(blocks, scales)
+    return found

@@ -1,0 +1,174 @@
+"""Every architecture against its twin in transformers, with live torch.
+
+All shapes are compared forward and in files; gradients and generation of the first shape of each
+family here, of the others with `-m full`.
+"""
+
+import copy
+import json
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from checkpoints_io import hf_weights
+from tests.zoo import twins
+from tests.zoo.twins import SHAPES, TOKENS, TWINS
+import zoo
+from zoo import generate
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+FIRST = [(family, next(iter(shapes))) for family, shapes in TWINS.items()]
+REST = [pytest.param(*one, marks=pytest.mark.full) for one in SHAPES if one not in FIRST]
+
+
+@jax.jit
+def ours(model, tokens):
+    with jax.numpy_dtype_promotion("strict"):
+        return model(tokens)
+
+
+@pytest.mark.parametrize(("family", "shape"), SHAPES)
+def test_logits_are_those_of_transformers(family, shape):
+    error, bound = logits_error(family, shape)
+    assert error <= bound
+
+
+def logits_error(family, shape):
+    """How far the logits are from the original's, and how far they may be."""
+    original, folder = twins.twin(family, shape)
+    expected = twins.logits(original)
+    found = np.asarray(ours(zoo.load(folder), jnp.asarray(TOKENS)))
+    error = np.abs(found - expected).max()
+    if error <= 1e-4:
+        return error, 1e-4
+    exact = twins.logits(copy.deepcopy(original).double())
+    return error, max(1e-4, 3 * np.abs(exact - expected).max())
+
+
+@pytest.mark.parametrize(("family", "shape"), FIRST + REST)
+def test_gradient_is_that_of_transformers(family, shape, tmp_path):
+    assert gradient_error(family, shape, tmp_path) <= 1e-3
+
+
+def gradient_error(family, shape, tmp_path):
+    """The worst of all weights, relative to the largest number in each gradient.
+
+    Both gradients are written as models, so that what stands side by side is compared by the names
+    of files.
+    """
+    original, folder = twins.twin(family, shape)
+    tokens = torch.tensor(TOKENS)
+    original.zero_grad()
+    logps = original(tokens, use_cache=False).logits[:, :-1].log_softmax(-1)
+    logps.gather(-1, tokens[:, 1:, None]).sum().backward()
+    weights = {name: weight.data for name, weight in original.named_parameters()}
+    for weight in original.parameters():
+        weight.data = torch.zeros_like(weight) if weight.grad is None else weight.grad
+    original.save_pretrained(tmp_path / "theirs")
+    for name, weight in original.named_parameters():
+        weight.data = weights[name]
+
+    def summed(model):
+        logps = jax.nn.log_softmax(model(jnp.asarray(TOKENS))[:, :-1])
+        return jnp.take_along_axis(logps, jnp.asarray(TOKENS)[:, 1:, None], -1).sum()
+
+    model = zoo.load(folder)
+    grads = nnx.merge(nnx.split(model)[0], jax.jit(nnx.grad(summed))(model))
+    zoo.save(grads, tmp_path / "ours", dtype=jnp.float32)
+    theirs, found = (
+        safetensors.numpy.load_file(tmp_path / who / "model.safetensors")
+        for who in ("theirs", "ours")
+    )
+    assert theirs.keys() == found.keys()
+    apart = {n: np.abs(found[n] - theirs[n]).max() / np.abs(theirs[n]).max() for n in theirs}
+    return max(apart.values())
+
+
+@pytest.mark.parametrize(("family", "shape"), FIRST + REST)
+def test_greedy_text_is_that_of_transformers(family, shape):
+    """64 tokens after prompts of different lengths, with and without a padded neighbour."""
+    original, folder = twins.twin(family, shape)
+    model = zoo.load(folder)
+    most = 64
+    if family == "phi3" and "long" in shape:  # on one side of the threshold alone
+        most = 6
+    if "dynamic" in shape:
+        most = 12
+    prompts = [TOKENS[0, :9], TOKENS[1, :4]]
+    found = generate.generate(model, [p.tolist() for p in prompts], max_new_tokens=most)
+    for prompt, text in zip(prompts, found, strict=True):
+        expected = original.generate(
+            torch.tensor(prompt[None]), max_new_tokens=most, min_new_tokens=most, do_sample=False,
+            pad_token_id=0, eos_token_id=None,
+        )[0, len(prompt) :]  # fmt: skip
+        assert text == expected.tolist()
+
+
+@pytest.mark.parametrize(("family", "shape"), SHAPES)
+def test_files_written_are_the_files_read(family, shape, tmp_path):
+    _, folder = twins.twin(family, shape)
+    zoo.save(zoo.load(folder), tmp_path / "out", dtype=jnp.float32)
+    before = safetensors.numpy.load_file(folder / "model.safetensors")
+    after = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name in before:
+        np.testing.assert_array_equal(before[name], after[name])
+
+
+@pytest.mark.parametrize(("family", "shape"), FIRST + REST)
+def test_export_loads_in_transformers_with_the_same_logits(family, shape, tmp_path, monkeypatch):
+    """Without the source's config.json: what `to_hf` writes must say it all."""
+    original, folder = twins.twin(family, shape)
+    monkeypatch.setattr(hf_weights, "SHARD_BYTES", 20_000)  # several files and an index
+    model = zoo.load(folder)
+    model.source = None
+    zoo.save(model, tmp_path / "out", dtype=jnp.float32)
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
+    again, told = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", output_loading_info=True, dtype=torch.float32,
+        attn_implementation="eager", experts_implementation="eager",
+    )  # fmt: skip
+    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    np.testing.assert_array_equal(twins.logits(again.eval()), twins.logits(original))
+    again_ours = ours(zoo.load(tmp_path / "out"), jnp.asarray(TOKENS))
+    np.testing.assert_array_equal(again_ours, ours(zoo.load(folder), jnp.asarray(TOKENS)))
+
+
+@pytest.mark.parametrize("shape", TWINS["llama"])
+def test_both_spellings_of_rope_are_read_alike(shape):
+    _, folder = twins.twin("llama", shape)
+    new = json.loads((folder / "config.json").read_text())
+    old = dict(new)
+    rope = dict(old.pop("rope_parameters"))
+    old["rope_theta"] = rope.pop("rope_theta")
+    old["rope_scaling"] = None if rope == {"rope_type": "default"} else rope
+    config = zoo.llama.Config
+    assert config.from_hf(old) == config.from_hf(new)
+
+
+def test_weights_stored_as_mxfp4_are_those_that_transformers_unpacks(tmp_path):
+    """Every nibble and many scales; columns of several blocks, and parts of one."""
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    from checkpoints_io import mxfp4
+
+    draw = np.random.default_rng(0)
+    blocks = draw.integers(0, 256, (3, 10, 4, 16)).astype(np.uint8)
+    scales = draw.integers(100, 140, (3, 10, 4)).astype(np.uint8)
+    expected = convert_moe_packed_tensors(torch.tensor(blocks), torch.tensor(scales))
+    safetensors.numpy.save_file(
+        {"w_blocks": blocks, "w_scales": scales}, tmp_path / "model.safetensors"
+    )
+    with safetensors.safe_open(tmp_path / "model.safetensors", "numpy") as file:
+        found = mxfp4.unpacked({name: file.get_slice(name) for name in file.keys()})["w"]  # noqa: SIM118
+        assert found.get_shape() == list(expected.shape) == [3, 128, 10]
+        for at in (np.s_[0:3, 0:128, 0:10], np.s_[1:2, 40:90, 3:7]):
+            np.testing.assert_array_equal(
+                found[at].astype(np.float32), expected.float().numpy()[at]
+            )

@@ -1,0 +1,251 @@
+"""Small twins of every architecture: transformers' own model, and the folder it writes.
+
+One entry a family, three shapes or more each: key heads, tied and untied, odd sizes, each kind of
+rope and window that the family has.
+"""
+
+import functools
+import json
+import pathlib
+import tempfile
+
+import numpy as np
+
+SIZES = dict(
+    vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+    num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+    bos_token_id=1, eos_token_id=2, pad_token_id=0,
+)  # fmt: skip
+ODD = dict(vocab_size=101, hidden_size=44, intermediate_size=52, head_dim=10)
+LINEAR = dict(rope_parameters=dict(rope_type="linear", rope_theta=1e4, factor=4.0))
+DYNAMIC = dict(
+    rope_parameters=dict(rope_type="dynamic", rope_theta=1e4, factor=4.0),
+    max_position_embeddings=24,
+)
+LLAMA3 = dict(
+    rope_parameters=dict(
+        rope_type="llama3", rope_theta=500000.0, factor=8.0, low_freq_factor=1.0,
+        high_freq_factor=4.0, original_max_position_embeddings=16,
+    )
+)  # fmt: skip
+YARN = dict(
+    rope_parameters=dict(
+        rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=16
+    )
+)
+YARN_OF_OSS = dict(
+    rope_parameters=dict(
+        rope_type="yarn", rope_theta=150000.0, factor=32.0, beta_fast=32.0, beta_slow=1.0,
+        truncate=False, original_max_position_embeddings=16,
+    )
+)  # fmt: skip
+
+
+def longrope(pairs: int, old: int, theta: float = 1e4) -> dict:
+    """Phi's rope, with factors that grow along the pairs of channels."""
+    return dict(
+        original_max_position_embeddings=old,
+        rope_parameters=dict(
+            rope_type="longrope", rope_theta=theta, original_max_position_embeddings=old,
+            short_factor=[1 + i / 10 for i in range(pairs)],
+            long_factor=[1 + i for i in range(pairs)],
+        ),
+    )  # fmt: skip
+
+
+def two(full: dict, sliding: dict) -> dict:
+    return dict(rope_parameters=dict(full_attention=full, sliding_attention=sliding))
+
+
+PLAIN_ROPE = dict(rope_type="default", rope_theta=1e4)
+GQA = {
+    "plain": {},
+    "tied, odd": ODD | dict(tie_word_embeddings=True, num_key_value_heads=4),
+    "one key head": dict(num_key_value_heads=1, tie_word_embeddings=False),
+}
+SLIDING = dict(use_sliding_window=True, sliding_window=5, max_window_layers=1)
+MOE = dict(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=20, decoder_sparse_step=1)
+GEMMA = dict(head_dim=12, num_hidden_layers=3)
+GEMMA3 = GEMMA | dict(query_pre_attn_scalar=24, sliding_window=6, sliding_window_pattern=3)
+OSS = dict(
+    num_local_experts=6, num_experts_per_tok=2, head_dim=8, sliding_window=6,
+    intermediate_size=32,
+) | YARN_OF_OSS  # fmt: skip
+GPT2 = dict(vocab_size=97, n_positions=96, n_embd=32, n_layer=3, n_head=4, bos_token_id=1,
+            eos_token_id=2)  # fmt: skip
+
+# Family -> shapes: what a config says beside SIZES.
+TWINS: dict[str, dict[str, dict]] = {
+    "llama": GQA | {"linear": LINEAR, "dynamic": DYNAMIC, "llama3": LLAMA3, "yarn": YARN},
+    "qwen2": {
+        "plain": {},
+        "tied, odd": dict(
+            ODD, head_dim=11 * 2, hidden_size=44, num_attention_heads=2, num_key_value_heads=2,
+            tie_word_embeddings=True,
+        ),
+        "window": SLIDING,
+        "yarn": YARN,
+    },
+    "qwen3": GQA | {"window": SLIDING | dict(head_dim=16), "yarn": YARN | dict(head_dim=8)},
+    "gemma2": {
+        "plain": GEMMA | dict(query_pre_attn_scalar=24, sliding_window=6),
+        "untied, odd": dict(
+            ODD, tie_word_embeddings=False, query_pre_attn_scalar=9, sliding_window=3,
+            attn_logit_softcapping=5.0, final_logit_softcapping=3.0,
+        ),
+        "no caps, one key head": GEMMA | dict(
+            num_key_value_heads=1, attn_logit_softcapping=None, final_logit_softcapping=None,
+            sliding_window=4,
+        ),
+    },
+    "gemma3_text": {
+        "plain": GEMMA3,
+        "untied, odd": GEMMA3 | ODD | dict(
+            tie_word_embeddings=False,
+            layer_types=["full_attention", "sliding_attention", "sliding_attention"],
+        ),
+        "scaled, capped": GEMMA3 | dict(
+            num_key_value_heads=1, final_logit_softcapping=4.0,
+        ) | two(
+            dict(rope_type="linear", rope_theta=1e6, factor=8.0), dict(PLAIN_ROPE),
+        ),
+    },
+    "gemma": {
+        "plain": GEMMA,
+        "untied, odd": dict(ODD, tie_word_embeddings=False),
+        "one key head": GEMMA | dict(num_key_value_heads=1),
+    },
+    "mistral": {
+        "plain": dict(sliding_window=None),
+        "window": dict(sliding_window=6),
+        "tied, odd": dict(ODD, sliding_window=9, tie_word_embeddings=True),
+    },
+    "olmo2": {
+        "plain": {},
+        "tied, all key heads": dict(num_key_value_heads=4, tie_word_embeddings=True, vocab_size=99),
+        "one key head, linear": dict(num_key_value_heads=1) | LINEAR,
+    },
+    "olmo3": {
+        "plain": dict(sliding_window=5, num_hidden_layers=4),
+        "yarn": dict(sliding_window=6, num_hidden_layers=4, num_key_value_heads=4) | two(
+            dict(
+                rope_type="yarn", rope_theta=5e5, factor=8.0, original_max_position_embeddings=16,
+                attention_factor=1.2079441541679836, beta_fast=32.0, beta_slow=1.0,
+            ),
+            dict(rope_type="default", rope_theta=5e5),
+        ),
+        "tied, all full": dict(
+            layer_types=["full_attention"] * 3, tie_word_embeddings=True, vocab_size=101,
+        ),
+    },
+    "qwen3_moe": {
+        "plain": MOE | dict(head_dim=8, norm_topk_prob=True),
+        "tied, not to one": MOE | dict(
+            head_dim=10, norm_topk_prob=False, tie_word_embeddings=True, num_experts=5,
+            num_experts_per_tok=3,
+        ),
+        "window": MOE | dict(
+            head_dim=8, use_sliding_window=True, sliding_window=6, num_key_value_heads=1,
+        ),
+    },
+    "mixtral": {
+        "plain": dict(num_local_experts=4, num_experts_per_tok=2),
+        "tied, odd": dict(
+            ODD, num_local_experts=5, num_experts_per_tok=3, tie_word_embeddings=True,
+        ),
+        "window": dict(num_local_experts=3, num_experts_per_tok=1, sliding_window=6),
+    },
+    "smollm3": {
+        "plain": dict(num_hidden_layers=4),
+        "untied, own layers": dict(
+            tie_word_embeddings=False, no_rope_layers=[0, 1, 1], num_key_value_heads=1,
+        ),
+        "window, yarn": dict(
+            num_hidden_layers=4, no_rope_layer_interval=2, use_sliding_window=True,
+            sliding_window=5,
+        ) | YARN,
+    },
+    "phi3": {
+        "plain": {},
+        "long factors": longrope(4, 16) | dict(max_position_embeddings=128),
+        "short factors, partial": longrope(3, 64) | dict(
+            num_attention_heads=4, hidden_size=32, partial_rotary_factor=0.75,
+            tie_word_embeddings=True, max_position_embeddings=128,
+        ),
+        "window, one key head": dict(sliding_window=6, num_key_value_heads=1),
+    },
+    "gpt_oss": {
+        "plain": OSS,
+        "odd": OSS | dict(
+            hidden_size=44, vocab_size=101, head_dim=10, num_key_value_heads=4,
+            num_local_experts=3, num_experts_per_tok=3, swiglu_limit=0.5, sliding_window=3,
+        ),
+        "one key head": OSS | dict(num_key_value_heads=1, tie_word_embeddings=False),
+    },
+    "gpt2": {
+        "plain": GPT2,
+        "inner": GPT2 | dict(n_inner=40, n_embd=24, vocab_size=101),
+        "untied, one head": GPT2 | dict(n_head=1, tie_word_embeddings=False),
+    },
+}  # fmt: skip
+SHAPES = [(family, shape) for family, shapes in TWINS.items() for shape in shapes]
+
+TOKENS = np.random.default_rng(0).integers(3, 96, (2, 40))
+
+
+def config_of(family: str, shape: str):
+    """Transformers' config of a twin."""
+    import transformers
+
+    said = TWINS[family][shape]
+    return transformers.AutoConfig.for_model(family, **(said if family == "gpt2" else SIZES | said))
+
+
+def untrained(family: str, shape: str):
+    """Our model of a twin's config, without torch, with large weights half as large as the twin's.
+
+    With weights of full size float32 itself moves a log-probability of -13 by 1.7e-5 between two
+    shapes of the same text.
+    """
+    from flax import nnx
+
+    from tests.conftest import large_weights
+    import zoo
+
+    arch = zoo.ARCHITECTURES[family]
+    said = json.loads(config_of(family, shape).to_json_string(use_diff=False))
+    return large_weights(arch.Model(arch.Config.from_hf(said), nnx.Rngs(0)), scale=0.5)
+
+
+@functools.cache
+def twin(family: str, shape: str):
+    """Transformers' model with large weights, in float32, and the folder it was written to."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(
+        config_of(family, shape), attn_implementation="eager", experts_implementation="eager"
+    )
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=draw)
+            if weight.ndim == 1 or "bias" in name:  # norms, biases, sinks
+                weight.add_(0.3 * noise)
+            else:
+                fan_in = weight.shape[-1]
+                if ("gate_up_proj" in name and family == "gpt_oss") or family == "gpt2":
+                    fan_in = weight.shape[-2]
+                weight.copy_(0.5 * (32 / fan_in) ** 0.5 * noise)
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=f"twin-{family}-"))
+    model.eval().save_pretrained(folder)
+    return model, folder
+
+
+def logits(model, tokens: np.ndarray = TOKENS) -> np.ndarray:
+    """Of a torch model."""
+    import torch
+
+    with torch.no_grad():
+        return model(torch.tensor(tokens), use_cache=False).logits.float().numpy()

@@ -1,0 +1,188 @@
+"""GPT-2: learned positions, biases everywhere, one product for q, k and v.
+
+Source: "Language Models are Unsupervised Multitask Learners", Radford et al. 2019.
+Agrees with transformers/models/gpt2/modeling_gpt2.py, without its dropout.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any, ClassVar
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from zoo import attention, causal_lm, hf_config, layers, spans, stack
+
+# What HF lets a config choose and this file does not.
+FIXED = {
+    "activation_function": "gelu_new",
+    "add_cross_attention": False,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+}
+
+# Dropout, of which there is none in DPO; heads for other tasks; `n_ctx` is another `n_positions`;
+# the order in which scores are worked out, which are in float32 here in any order.
+IGNORED = frozenset({
+    "attn_pdrop", "embd_pdrop", "n_ctx", "reorder_and_upcast_attn", "resid_pdrop",
+    "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
+    "summary_use_proj", "task_specific_params",
+})  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Field names are the keys of an HF `config.json`."""
+
+    model_type: ClassVar[str] = "gpt2"
+    vocab_size: int
+    n_positions: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_inner: int
+    layer_norm_epsilon: float
+    tie_word_embeddings: bool
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Axis letter -> size; P positions."""
+        return {
+            "V": self.vocab_size,
+            "P": self.n_positions,
+            "D": self.n_embd,
+            "F": self.n_inner,
+            "L": self.n_layer,
+            "N": self.n_head,
+            "K": self.n_head,
+            "H": self.n_embd // self.n_head,
+            "J": 3,
+        }
+
+    @classmethod
+    def from_hf(cls, hf: dict[str, Any]) -> "Config":
+        """Reads a `config.json`.
+
+        Raises:
+          ValueError: it lacks a key, or asks for something this file does not implement.
+        """
+        assumed = {
+            "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12,
+            "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
+        }  # fmt: skip
+        width = hf.get("n_embd", assumed["n_embd"])
+        if hf.get("n_inner") is None and isinstance(width, int):
+            hf = hf | {"n_inner": 4 * width}
+        config = hf_config.read(cls, hf, fixed=FIXED, ignored=IGNORED, assumed=assumed)
+        if config.n_embd % config.n_head:
+            raise ValueError(
+                f"config.json: n_embd {config.n_embd} must be a multiple of n_head {config.n_head}"
+            )
+        return config
+
+    def to_hf(self) -> dict[str, Any]:
+        """A `config.json` for a model that was not read from one."""
+        return hf_config.written(self, FIXED, "GPT2LMHeadModel")
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        zeros = nnx.initializers.zeros
+        self.qkv = layers.weight("L D J N H", config.sizes, rngs)
+        self.qkv_bias = layers.weight("L J N H", config.sizes, rngs, zeros)
+        self.o = layers.weight("L N H D", config.sizes, rngs)
+        self.o_bias = layers.weight("L D", config.sizes, rngs, zeros)
+        self.scale = config.sizes["H"] ** -0.5
+
+    def __call__(self, x: Float[Array, "B T D"], attend: attention.Attend) -> Float[Array, "B T D"]:
+        qkv = layers.shifted(layers.einsum("BTD,DJNH->BTJNH", x, self.qkv), self.qkv_bias)
+        q, k, v = (qkv[:, :, j] for j in range(3))
+        mixed = attend(q, k, v, scale=self.scale)
+        return layers.shifted(layers.einsum("BTNH,NHD->BTD", mixed, self.o), self.o_bias)
+
+
+class Mlp(nnx.Module):
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        zeros = nnx.initializers.zeros
+        self.up = layers.weight("L D F", config.sizes, rngs)
+        self.up_bias = layers.weight("L F", config.sizes, rngs, zeros)
+        self.down = layers.weight("L F D", config.sizes, rngs)
+        self.down_bias = layers.weight("L D", config.sizes, rngs, zeros)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        up = layers.gelu(layers.shifted(layers.einsum("BTD,DF->BTF", x, self.up), self.up_bias))
+        return layers.shifted(layers.einsum("BTF,FD->BTD", up, self.down), self.down_bias)
+
+
+class Block(nnx.Module):
+    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        norm = lambda: layers.LayerNorm("L D", config.sizes, rngs, eps=config.layer_norm_epsilon)
+        self.attention_norm = norm()
+        self.attention = Attention(config, rngs)
+        self.mlp_norm = norm()
+        self.mlp = Mlp(config, rngs)
+
+    def __call__(self, x: Float[Array, "B T D"], attend: attention.Attend) -> Float[Array, "B T D"]:
+        x = x + self.attention(self.attention_norm(x), attend)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Model(nnx.Module):
+    attention: str | None = None  # one of attention.BACKENDS; unset: the platform's
+    remat: str = "full"  # one of stack.REMAT
+    source: pathlib.Path | None = None  # the folder it was read from
+
+    __call__ = causal_lm.logits
+    unembed = causal_lm.unembed
+    unembedding = causal_lm.unembedding
+    logit_softcap = causal_lm.logit_softcap
+
+    def __init__(self, config: Config, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32):
+        self.embedding = layers.weight("V D", config.sizes, rngs)
+        self.positions = layers.weight("P D", config.sizes, rngs)
+        self.blocks = Block(config, rngs)
+        self.norm = layers.LayerNorm("D", config.sizes, rngs, eps=config.layer_norm_epsilon)
+        if not config.tie_word_embeddings:
+            self.head = layers.weight("V D", config.sizes, rngs)
+        self.config = config
+        self.dtype = dtype  # of the activations; the weights may be kept in a wider one
+
+    def hidden(
+        self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
+    ) -> Float[Array, "B T D"]:
+        """The residual stream after the last norm; `run` is how the blocks are gone through."""
+        x = layers.embed(self.embedding, tokens, self.dtype)
+        x = x + layers.embed(self.positions, where.positions, self.dtype)
+        return self.norm(run(self, x, where))
+
+
+# Our weight -> its HF name, for each layer {L}, and its axes there: matrices stand the other way.
+HF_WEIGHTS = {
+    "embedding":                   ("transformer.wte.weight",                   "V D"),
+    "positions":                   ("transformer.wpe.weight",                   "P D"),
+    "blocks.attention_norm.scale": ("transformer.h.{L}.ln_1.weight",            "D"),
+    "blocks.attention_norm.bias":  ("transformer.h.{L}.ln_1.bias",              "D"),
+    "blocks.attention.qkv":        ("transformer.h.{L}.attn.c_attn.weight",     "D (J N H)"),
+    "blocks.attention.qkv_bias":   ("transformer.h.{L}.attn.c_attn.bias",       "(J N H)"),
+    "blocks.attention.o":          ("transformer.h.{L}.attn.c_proj.weight",     "(N H) D"),
+    "blocks.attention.o_bias":     ("transformer.h.{L}.attn.c_proj.bias",       "D"),
+    "blocks.mlp_norm.scale":       ("transformer.h.{L}.ln_2.weight",            "D"),
+    "blocks.mlp_norm.bias":        ("transformer.h.{L}.ln_2.bias",              "D"),
+    "blocks.mlp.up":               ("transformer.h.{L}.mlp.c_fc.weight",        "D F"),
+    "blocks.mlp.up_bias":          ("transformer.h.{L}.mlp.c_fc.bias",          "F"),
+    "blocks.mlp.down":             ("transformer.h.{L}.mlp.c_proj.weight",      "F D"),
+    "blocks.mlp.down_bias":        ("transformer.h.{L}.mlp.c_proj.bias",        "D"),
+    "norm.scale":                  ("transformer.ln_f.weight",                  "D"),
+    "norm.bias":                   ("transformer.ln_f.bias",                    "D"),
+    "head":                        ("lm_head.weight",                           "V D"),
+}  # fmt: skip
+
+# The files on the hub have shorter names, and causal masks among them (None: not read).
+HF_NAMES = (
+    (r"\.attn\.(masked_)?bias$", None),
+    (r"^(wte|wpe|h|ln_f)\.", r"transformer.\1."),
+)

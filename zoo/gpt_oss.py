@@ -1,0 +1,208 @@
+"""gpt-oss (https://arxiv.org/abs/2508.10925): attention sinks, windows, experts with biases.
+
+Agrees with transformers/models/gpt_oss/modeling_gpt_oss.py. Weights stored as MXFP4 are read, and
+written in the dtype of an export.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any, ClassVar
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from zoo import attention, causal_lm, experts, hf_config, layers, rope, rope_config, spans, stack
+
+# What HF lets a config choose and this file does not.
+FIXED = {"hidden_act": "silu", "attention_bias": True}
+
+# The balance loss, which DPO does not see; names for other keys; what was said of the MXFP4 files.
+IGNORED = frozenset({
+    "experts_per_token", "initial_context_length", "output_router_logits", "router_aux_loss_coef",
+})  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Field names are the keys of an HF `config.json`."""
+
+    model_type: ClassVar[str] = "gpt_oss"
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+    rope_parameters: rope.Rope
+    sliding_window: int | None
+    layer_types: tuple[str, ...]
+    num_local_experts: int
+    num_experts_per_tok: int
+    swiglu_alpha: float
+    swiglu_limit: float
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Axis letter -> size."""
+        return hf_config.sizes(self, J=2, E=self.num_local_experts)
+
+    @classmethod
+    def from_hf(cls, hf: dict[str, Any]) -> "Config":
+        """Reads a `config.json`.
+
+        Raises:
+          ValueError: it lacks a key, or asks for something this file does not implement.
+        """
+        assumed = {
+            "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "head_dim": 64,
+            "num_key_value_heads": 8, "sliding_window": 128, "num_experts_per_tok": 4,
+            "swiglu_alpha": 1.702, "swiglu_limit": 7.0,
+        }  # fmt: skip
+        quantised = hf.get("quantization_config")
+        if isinstance(quantised, dict) and quantised.get("quant_method") == "mxfp4":
+            hf = {key: value for key, value in hf.items() if key != "quantization_config"}
+        hf = hf_config.every(rope_config.read(hf, theta=150_000.0), 2)
+        return hf_config.read(cls, hf, fixed=FIXED, ignored=IGNORED, assumed=assumed)
+
+    def to_hf(self) -> dict[str, Any]:
+        """A `config.json` for a model that was not read from one."""
+        return hf_config.written(self, FIXED, "GptOssForCausalLM")
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        self.q = layers.weight("L D N H", config.sizes, rngs)
+        self.k = layers.weight("L D K H", config.sizes, rngs)
+        self.v = layers.weight("L D K H", config.sizes, rngs)
+        self.o = layers.weight("L N H D", config.sizes, rngs)
+        zeros = nnx.initializers.zeros
+        self.q_bias = layers.weight("L N H", config.sizes, rngs, zeros)
+        self.k_bias = layers.weight("L K H", config.sizes, rngs, zeros)
+        self.v_bias = layers.weight("L K H", config.sizes, rngs, zeros)
+        self.o_bias = layers.weight("L D", config.sizes, rngs, zeros)
+        self.sinks = layers.weight("L N", config.sizes, rngs)
+        self.scale = config.head_dim**-0.5
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        attend: attention.Attend,
+        turn: rope.Turn,
+        window: Int[Array, ""] | None = None,
+    ) -> Float[Array, "B T D"]:
+        q = layers.shifted(layers.einsum("BTD,DNH->BTNH", x, self.q), self.q_bias)
+        k = layers.shifted(layers.einsum("BTD,DKH->BTKH", x, self.k), self.k_bias)
+        v = layers.shifted(layers.einsum("BTD,DKH->BTKH", x, self.v), self.v_bias)
+        q, k = rope.rotate(q, turn), rope.rotate(k, turn)
+        mixed = attend(q, k, v, scale=self.scale, window=window, sinks=self.sinks[...])
+        return layers.shifted(layers.einsum("BTNH,NHD->BTD", mixed, self.o), self.o_bias)
+
+
+class Experts(nnx.Module):
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        zeros = nnx.initializers.zeros
+        self.router = layers.weight("L D E", config.sizes, rngs)
+        self.router_bias = layers.weight("L E", config.sizes, rngs, zeros)
+        self.gate_up = layers.weight("L J E D F", config.sizes, rngs)
+        self.gate_up_bias = layers.weight("L J E F", config.sizes, rngs, zeros)
+        self.down = layers.weight("L E F D", config.sizes, rngs)
+        self.down_bias = layers.weight("L E D", config.sizes, rngs, zeros)
+        self.each = config.num_experts_per_tok
+        self.alpha, self.limit = config.swiglu_alpha, config.swiglu_limit
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        logits = layers.einsum("BTD,DE->BTE", x, self.router)
+        route = experts.top_then_softmax(layers.shifted(logits, self.router_bias), self.each)
+        gate, up = self.gate_up[...]
+        gate_bias, up_bias = self.gate_up_bias[...]
+        parts = {
+            "gate": (gate, "E D F"), "gate_bias": (gate_bias, "E F"),
+            "up": (up, "E D F"), "up_bias": (up_bias, "E F"),
+            "down": (self.down[...], "E F D"), "down_bias": (self.down_bias[...], "E D"),
+        }  # fmt: skip
+        return experts.mixed(x, route, parts, self._expert)
+
+    def _expert(self, x: Array, times: experts.Products) -> Array:
+        gate = jnp.minimum(times["gate_bias"](times["gate"](x)), self.limit)
+        up = jnp.clip(times["up_bias"](times["up"](x)), -self.limit, self.limit)
+        bent = (up + 1) * gate * jax.nn.sigmoid(gate * self.alpha)
+        return times["down_bias"](times["down"](bent))
+
+
+class Block(nnx.Module):
+    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        norm = lambda: layers.RmsNorm("L D", config.sizes, rngs, eps=config.rms_norm_eps)
+        self.attention_norm = norm()
+        self.attention = Attention(config, rngs)
+        self.mlp_norm = norm()
+        self.mlp = Experts(config, rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        attend: attention.Attend,
+        turn: rope.Turn,
+        window: Int[Array, ""] | None = None,
+    ) -> Float[Array, "B T D"]:
+        x = x + self.attention(self.attention_norm(x), attend, turn, window)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Model(nnx.Module):
+    attention: str | None = None  # one of attention.BACKENDS; unset: the platform's
+    remat: str = "full"  # one of stack.REMAT
+    source: pathlib.Path | None = None  # the folder it was read from
+
+    __call__ = causal_lm.logits
+    unembed = causal_lm.unembed
+    unembedding = causal_lm.unembedding
+    logit_softcap = causal_lm.logit_softcap
+
+    def __init__(self, config: Config, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32):
+        self.embedding = layers.weight("V D", config.sizes, rngs)
+        self.blocks = Block(config, rngs)
+        self.norm = layers.RmsNorm("D", config.sizes, rngs, eps=config.rms_norm_eps)
+        if not config.tie_word_embeddings:
+            self.head = layers.weight("V D", config.sizes, rngs)
+        self.config = config
+        self.dtype = dtype  # of the activations; the weights may be kept in a wider one
+
+    def hidden(
+        self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
+    ) -> Float[Array, "B T D"]:
+        """The residual stream after the last norm; `run` is how the blocks are gone through."""
+        turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
+        x = layers.embed(self.embedding, tokens, self.dtype)
+        return self.norm(run(self, x, where, turn, each=hf_config.windows(self.config)))
+
+
+# Our weight -> its HF name, for each layer {L}, and its axes there.
+HF_WEIGHTS = {
+    "embedding":                   ("model.embed_tokens.weight",                        "V D"),
+    "blocks.attention_norm.scale": ("model.layers.{L}.input_layernorm.weight",          "D"),
+    "blocks.attention.q":          ("model.layers.{L}.self_attn.q_proj.weight",         "(N H) D"),
+    "blocks.attention.k":          ("model.layers.{L}.self_attn.k_proj.weight",         "(K H) D"),
+    "blocks.attention.v":          ("model.layers.{L}.self_attn.v_proj.weight",         "(K H) D"),
+    "blocks.attention.o":          ("model.layers.{L}.self_attn.o_proj.weight",         "D (N H)"),
+    "blocks.attention.q_bias":     ("model.layers.{L}.self_attn.q_proj.bias",           "(N H)"),
+    "blocks.attention.k_bias":     ("model.layers.{L}.self_attn.k_proj.bias",           "(K H)"),
+    "blocks.attention.v_bias":     ("model.layers.{L}.self_attn.v_proj.bias",           "(K H)"),
+    "blocks.attention.o_bias":     ("model.layers.{L}.self_attn.o_proj.bias",           "D"),
+    "blocks.attention.sinks":      ("model.layers.{L}.self_attn.sinks",                 "N"),
+    "blocks.mlp_norm.scale":       ("model.layers.{L}.post_attention_layernorm.weight", "D"),
+    "blocks.mlp.router":           ("model.layers.{L}.mlp.router.weight",               "E D"),
+    "blocks.mlp.router_bias":      ("model.layers.{L}.mlp.router.bias",                 "E"),
+    "blocks.mlp.gate_up":          ("model.layers.{L}.mlp.experts.gate_up_proj",       "E D (F J)"),
+    "blocks.mlp.gate_up_bias":     ("model.layers.{L}.mlp.experts.gate_up_proj_bias",   "E (F J)"),
+    "blocks.mlp.down":             ("model.layers.{L}.mlp.experts.down_proj",           "E F D"),
+    "blocks.mlp.down_bias":        ("model.layers.{L}.mlp.experts.down_proj_bias",      "E D"),
+    "norm.scale":                  ("model.norm.weight",                                "D"),
+    "head":                        ("lm_head.weight",                                   "V D"),
+}  # fmt: skip

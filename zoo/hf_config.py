@@ -1,0 +1,183 @@
+"""A Hugging Face `config.json` -> the Config of an architecture: every key has an effect or a name.
+
+A key is a field of the Config, or fixed (the file implements one value of it), or ignored (it does
+not change the logits); any other is refused, by name and value.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import types
+import typing
+from typing import Any
+
+from jaxtyping import Int
+import numpy as np
+
+from zoo import rope, rope_config
+
+# Keys that do not change the logits: bookkeeping, generation, dropout and training from scratch.
+IGNORED = frozenset({
+    "_attn_implementation_autoset", "_name_or_path", "architectures", "attention_dropout",
+    "auto_map", "bos_token_id", "cache_implementation", "dtype", "eos_token_id",
+    "initializer_range", "max_position_embeddings", "model_type", "pad_token_id", "torch_dtype",
+    "transformers_version", "use_cache",
+})  # fmt: skip
+
+# What `layer_types` may say.
+SLIDING, FULL = "sliding_attention", "full_attention"
+ALL = 2**30  # as a window: wider than any text
+
+
+def read(
+    cls: Any,
+    hf: Mapping[str, Any],
+    *,
+    fixed: Mapping[str, Any],
+    ignored: frozenset[str] = frozenset(),
+    assumed: Mapping[str, Any] | None = None,
+) -> Any:
+    """The Config `cls` of a `config.json`, in the spelling of transformers 4 or 5.
+
+    `fixed` holds the keys of which a file implements one value; `assumed` what transformers means
+    where a file says nothing. A field `rope_parameters` must be a Rope in `hf` already.
+
+    Raises:
+      ValueError: it lacks a key, or asks for something the file does not implement.
+    """
+    kind = cls.model_type
+    fields = {field.name: field.type for field in dataclasses.fields(cls)}
+    hf = {key: value for key, value in hf.items() if key not in IGNORED | ignored}
+    if (quantised := hf.get("quantization_config")) is not None:
+        told = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise ValueError(
+            f"the weights are quantised (quantization_config: {told!r}), and the zoo reads none "
+            f"of that for {kind}: take the checkpoint they were made from"
+        )
+    refused = {key: hf[key] for key, ours in fixed.items() if hf.get(key) not in (None, ours)}
+    unknown = hf.keys() - fields.keys() - fixed.keys()
+    refused |= {key: hf[key] for key in unknown if hf[key] is not None}
+    if refused:
+        raise ValueError(f"zoo/{kind}.py does not implement {refused} of config.json")
+    given = {key: value for key, value in hf.items() if key in fields and value is not None}
+    given = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
+    if odd := {k: v for k, v in given.items() if not _is(fields[k], v)}:
+        raise ValueError(f"config.json: {odd} are not values a {kind} can have")
+    given = {key: v for key, v in (assumed or {}).items() if key not in hf} | given
+    heads: Any = given.get("num_attention_heads")
+    width: Any = given.get("hidden_size")
+    if "num_key_value_heads" in fields and heads:
+        given.setdefault("num_key_value_heads", heads)
+    if "head_dim" in fields and heads and width:
+        given.setdefault("head_dim", width // heads)
+    missing = sorted(k for k in fields if given.get(k) is None and not _may_be_none(fields[k]))
+    if missing:
+        raise ValueError(f"config.json lacks {missing}, which a {kind} needs")
+    config = cls(**{name: _made(kind, given.get(name)) for name, kind in fields.items()})
+    _check_sizes(config)
+    return config
+
+
+def written(config: Any, fixed: Mapping[str, Any], architecture: str) -> dict[str, Any]:
+    """A `config.json` for a model that was not read from one, in the spelling of transformers 5."""
+    said: dict[str, Any] = {"architectures": [architecture], "model_type": config.model_type}
+    # Without a source nobody knows them, and what transformers would guess is another model's.
+    said |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, rope.Rope | rope.TwoRopes):
+            said |= rope_config.written(value)
+        else:
+            said[field.name] = list(value) if isinstance(value, tuple) else value
+    return said | dict(fixed)
+
+
+def sizes(config: Any, **more: int) -> dict[str, int]:
+    """Axis letter -> size, of a config whose keys are those of a Llama, and `more` of its own."""
+    return {
+        "V": config.vocab_size,
+        "D": config.hidden_size,
+        "F": more.get("F") or config.intermediate_size,
+        "L": config.num_hidden_layers,
+        "N": config.num_attention_heads,
+        "K": config.num_key_value_heads,
+        "H": config.head_dim,
+    } | more
+
+
+def every(hf: dict[str, Any], period: Any) -> dict[str, Any]:
+    """With `layer_types`, where a file does not name them: each `period`th layer sees all."""
+    count = hf.get("num_hidden_layers")
+    if hf.get("layer_types") or not isinstance(count, int) or not isinstance(period, int):
+        return hf
+    return hf | {"layer_types": [SLIDING if i % period else FULL for i in range(1, count + 1)]}
+
+
+def qwen_windows(hf: dict[str, Any]) -> dict[str, Any]:
+    """With `layer_types`, where a Qwen file gives the number of layers that do not slide."""
+    hf = dict(hf)
+    slides, first = hf.pop("use_sliding_window", False), hf.pop("max_window_layers", 28)
+    hf["sliding_window"] = hf.get("sliding_window", 4096) if slides else None
+    count = hf.get("num_hidden_layers")
+    if not hf.get("layer_types") and isinstance(count, int) and isinstance(first, int):
+        slides = hf["sliding_window"] is not None
+        hf["layer_types"] = [SLIDING if slides and i >= first else FULL for i in range(count)]
+    return hf
+
+
+def windows(config: Any) -> Int[np.ndarray, " L"] | None:
+    """How many positions back each layer sees, itself included; None where all see everything."""
+    if SLIDING not in config.layer_types:
+        return None
+    width = config.sliding_window
+    return np.array([width if kind == SLIDING else ALL for kind in config.layer_types], np.int32)
+
+
+def sliding(config: Any) -> Int[np.ndarray, " L"]:
+    """1 for each layer that slides, else 0."""
+    return np.array([kind == SLIDING for kind in config.layer_types], np.int32)
+
+
+def _check_sizes(config: Any) -> None:
+    """What must divide what, and how many layers a list must name."""
+    count = config.sizes
+    if count["N"] % count["K"]:
+        raise ValueError(
+            f"config.json: num_attention_heads {count['N']} must be a multiple of "
+            f"num_key_value_heads {count['K']}"
+        )
+    if isinstance(ropes := getattr(config, "rope_parameters", None), rope.Rope):
+        rope.check_head(count["H"], ropes)
+    for name in ("layer_types", "no_rope_layers"):
+        listed = getattr(config, name, None)
+        if listed is not None and len(listed) != count["L"]:
+            raise ValueError(
+                f"config.json: {name} names {len(listed)} layers, and the model has {count['L']}"
+            )
+    odd = set(getattr(config, "layer_types", None) or ()) - {SLIDING, FULL}
+    if odd:
+        raise ValueError(f"zoo/{config.model_type}.py does not implement layer_types {odd}")
+    if SLIDING in (getattr(config, "layer_types", None) or ()) and not config.sliding_window:
+        raise ValueError("config.json: some layer_types slide, and there is no sliding_window")
+
+
+def _made(kind: Any, value: Any) -> Any:
+    """JSON may say 1 for 1.0."""
+    wants_float = kind is float or float in typing.get_args(kind)
+    return float(value) if wants_float and isinstance(value, int) else value
+
+
+def _may_be_none(kind: Any) -> bool:
+    return types.NoneType in typing.get_args(kind)
+
+
+def _is(kind: Any, value: Any) -> bool:
+    """Is it of this type, and a number above 0 where a number?"""
+    if isinstance(kind, types.UnionType):
+        return any(_is(one, value) for one in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        (one, _) = typing.get_args(kind)
+        return isinstance(value, tuple) and all(_is(one, v) for v in value)
+    if kind in (int, float):
+        right = isinstance(value, int if kind is int else int | float)
+        return right and not isinstance(value, bool) and value > 0
+    return isinstance(value, kind)

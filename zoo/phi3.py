@@ -1,0 +1,163 @@
+"""Phi-3, 3.5 and 4 (https://arxiv.org/abs/2404.14219): longrope, and products side by side.
+
+Agrees with transformers/models/phi3/modeling_phi3.py.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any, ClassVar
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from zoo import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
+
+# What HF lets a config choose and this file does not.
+FIXED = {"hidden_act": "silu", "attention_bias": False}
+
+# Dropout: there is none in DPO.
+IGNORED = frozenset({"embd_pdrop", "resid_pdrop"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Field names are the keys of an HF `config.json`."""
+
+    model_type: ClassVar[str] = "phi3"
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+    rope_parameters: rope.Rope
+    sliding_window: int | None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Axis letter -> size."""
+        heads = self.num_attention_heads + 2 * self.num_key_value_heads
+        return hf_config.sizes(self, J=2, Q=heads)
+
+    @classmethod
+    def from_hf(cls, hf: dict[str, Any]) -> "Config":
+        """Reads a `config.json`.
+
+        Raises:
+          ValueError: it lacks a key, or asks for something this file does not implement.
+        """
+        assumed = {"tie_word_embeddings": False, "rms_norm_eps": 1e-5}
+        # The old length is kept beside `rope_parameters`, and counts for more than what is in it.
+        old = hf.get("original_max_position_embeddings") or 4096
+        ropes = {name: _renamed(hf.get(name), old) for name in ("rope_parameters", "rope_scaling")}
+        hf = rope_config.read(hf | ropes, partial=True)
+        return hf_config.read(cls, hf, fixed=FIXED, ignored=IGNORED, assumed=assumed)
+
+    def to_hf(self) -> dict[str, Any]:
+        """A `config.json` for a model that was not read from one."""
+        old = self.rope_parameters.original_max_position_embeddings
+        beside = {"original_max_position_embeddings": old} if old else {}
+        return hf_config.written(self, FIXED, "Phi3ForCausalLM") | beside
+
+
+def _renamed(given: Any, old: int) -> Any:
+    """Longrope was called "su" and "yarn" in the first files."""
+    if not isinstance(given, dict):
+        return given
+    key = "rope_type" if "rope_type" in given else "type"
+    if given.get(key) not in ("su", "yarn", "longrope"):
+        return given
+    return given | {key: "longrope", "original_max_position_embeddings": old}
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        self.qkv = layers.weight("L D Q H", config.sizes, rngs)  # heads of q, then k, then v
+        self.o = layers.weight("L N H D", config.sizes, rngs)
+        self.scale = config.head_dim**-0.5
+        self.window = config.sliding_window
+        self.heads = config.num_attention_heads, config.num_key_value_heads
+
+    def __call__(
+        self, x: Float[Array, "B T D"], attend: attention.Attend, turn: rope.Turn
+    ) -> Float[Array, "B T D"]:
+        N, K = self.heads
+        qkv = layers.einsum("BTD,DQH->BTQH", x, self.qkv)
+        q, k, v = jnp.split(qkv, [N, N + K], axis=2)
+        q, k = rope.rotate(q, turn), rope.rotate(k, turn)
+        mixed = attend(q, k, v, scale=self.scale, window=self.window)
+        return layers.einsum("BTNH,NHD->BTD", mixed, self.o)
+
+
+class Mlp(nnx.Module):
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        self.gate_up = layers.weight("L J F D", config.sizes, rngs)
+        self.down = layers.weight("L F D", config.sizes, rngs)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        gate, up = layers.einsum("BTD,JFD->JBTF", x, self.gate_up)
+        return layers.einsum("BTF,FD->BTD", jax.nn.silu(gate) * up, self.down)
+
+
+class Block(nnx.Module):
+    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        norm = lambda: layers.RmsNorm("L D", config.sizes, rngs, eps=config.rms_norm_eps)
+        self.attention_norm = norm()
+        self.attention = Attention(config, rngs)
+        self.mlp_norm = norm()
+        self.mlp = Mlp(config, rngs)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], attend: attention.Attend, turn: rope.Turn
+    ) -> Float[Array, "B T D"]:
+        x = x + self.attention(self.attention_norm(x), attend, turn)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Model(nnx.Module):
+    attention: str | None = None  # one of attention.BACKENDS; unset: the platform's
+    remat: str = "full"  # one of stack.REMAT
+    source: pathlib.Path | None = None  # the folder it was read from
+
+    __call__ = causal_lm.logits
+    unembed = causal_lm.unembed
+    unembedding = causal_lm.unembedding
+    logit_softcap = causal_lm.logit_softcap
+
+    def __init__(self, config: Config, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32):
+        self.embedding = layers.weight("V D", config.sizes, rngs)
+        self.blocks = Block(config, rngs)
+        self.norm = layers.RmsNorm("D", config.sizes, rngs, eps=config.rms_norm_eps)
+        if not config.tie_word_embeddings:
+            self.head = layers.weight("V D", config.sizes, rngs)
+        self.config = config
+        self.dtype = dtype  # of the activations; the weights may be kept in a wider one
+
+    def hidden(
+        self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
+    ) -> Float[Array, "B T D"]:
+        """The residual stream after the last norm; `run` is how the blocks are gone through."""
+        turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
+        x = layers.embed(self.embedding, tokens, self.dtype)
+        return self.norm(run(self, x, where, turn))
+
+
+# Our weight -> its HF name, for each layer {L}, and its axes there.
+HF_WEIGHTS = {
+    "embedding":                   ("model.embed_tokens.weight",                        "V D"),
+    "blocks.attention_norm.scale": ("model.layers.{L}.input_layernorm.weight",          "D"),
+    "blocks.attention.qkv":        ("model.layers.{L}.self_attn.qkv_proj.weight",       "(Q H) D"),
+    "blocks.attention.o":          ("model.layers.{L}.self_attn.o_proj.weight",         "D (N H)"),
+    "blocks.mlp_norm.scale":       ("model.layers.{L}.post_attention_layernorm.weight", "D"),
+    "blocks.mlp.gate_up":          ("model.layers.{L}.mlp.gate_up_proj.weight",         "(J F) D"),
+    "blocks.mlp.down":             ("model.layers.{L}.mlp.down_proj.weight",            "D F"),
+    "norm.scale":                  ("model.norm.weight",                                "D"),
+    "head":                        ("lm_head.weight",                                   "V D"),
+}  # fmt: skip

@@ -1,0 +1,188 @@
+"""Qwen3 with experts (https://arxiv.org/abs/2505.09388).
+
+Agrees with transformers/models/qwen3_moe/modeling_qwen3_moe.py.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any, ClassVar
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from zoo import attention, causal_lm, experts, hf_config, layers, rope, rope_config, spans, stack
+
+# What HF lets a config choose and this file does not.
+FIXED = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "decoder_sparse_step": 1,  # every layer has experts
+    "mlp_only_layers": [],
+}
+
+# Of dense layers, of which there are none, and of the balance loss, which DPO does not see.
+IGNORED = frozenset({
+    "intermediate_size", "max_window_layers", "output_router_logits", "router_aux_loss_coef",
+})  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Field names are the keys of an HF `config.json`."""
+
+    model_type: ClassVar[str] = "qwen3_moe"
+    vocab_size: int
+    hidden_size: int
+    moe_intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+    rope_parameters: rope.Rope
+    sliding_window: int | None
+    num_experts: int
+    num_experts_per_tok: int
+    norm_topk_prob: bool
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Axis letter -> size."""
+        return hf_config.sizes(self, F=self.moe_intermediate_size, E=self.num_experts)
+
+    @classmethod
+    def from_hf(cls, hf: dict[str, Any]) -> "Config":
+        """Reads a `config.json`.
+
+        Raises:
+          ValueError: it lacks a key, or asks for something this file does not implement.
+        """
+        assumed = {
+            "tie_word_embeddings": False, "rms_norm_eps": 1e-6, "num_key_value_heads": 4,
+            "norm_topk_prob": False,
+        }  # fmt: skip
+        hf = rope_config.read(hf)
+        if not hf.pop("use_sliding_window", False):
+            hf["sliding_window"] = None
+        hf.setdefault("num_experts", hf.pop("num_local_experts", None))
+        return hf_config.read(cls, hf, fixed=FIXED, ignored=IGNORED, assumed=assumed)
+
+    def to_hf(self) -> dict[str, Any]:
+        """A `config.json` for a model that was not read from one."""
+        return hf_config.written(self, FIXED, "Qwen3MoeForCausalLM") | {
+            "use_sliding_window": self.sliding_window is not None
+        }
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        self.q = layers.weight("L D N H", config.sizes, rngs)
+        self.k = layers.weight("L D K H", config.sizes, rngs)
+        self.v = layers.weight("L D K H", config.sizes, rngs)
+        self.o = layers.weight("L N H D", config.sizes, rngs)
+        self.q_norm = layers.RmsNorm("L H", config.sizes, rngs, eps=config.rms_norm_eps)
+        self.k_norm = layers.RmsNorm("L H", config.sizes, rngs, eps=config.rms_norm_eps)
+        self.scale = config.head_dim**-0.5
+        self.window = config.sliding_window
+
+    def __call__(
+        self, x: Float[Array, "B T D"], attend: attention.Attend, turn: rope.Turn
+    ) -> Float[Array, "B T D"]:
+        q = self.q_norm(layers.einsum("BTD,DNH->BTNH", x, self.q))
+        k = self.k_norm(layers.einsum("BTD,DKH->BTKH", x, self.k))
+        v = layers.einsum("BTD,DKH->BTKH", x, self.v)
+        q, k = rope.rotate(q, turn), rope.rotate(k, turn)
+        mixed = attend(q, k, v, scale=self.scale, window=self.window)
+        return layers.einsum("BTNH,NHD->BTD", mixed, self.o)
+
+
+class Experts(nnx.Module):
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        self.router = layers.weight("L D E", config.sizes, rngs)
+        self.gate = layers.weight("L E D F", config.sizes, rngs)
+        self.up = layers.weight("L E D F", config.sizes, rngs)
+        self.down = layers.weight("L E F D", config.sizes, rngs)
+        self.each = config.num_experts_per_tok
+        self.to_one = config.norm_topk_prob
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        logits = layers.einsum("BTD,DE->BTE", x, self.router)
+        route = experts.softmax_then_top(logits, self.each, to_one=self.to_one)
+        weights = {
+            "gate": (self.gate[...], "E D F"),
+            "up": (self.up[...], "E D F"),
+            "down": (self.down[...], "E F D"),
+        }
+        return experts.mixed(x, route, weights, _expert)
+
+
+def _expert(x: Array, times: experts.Products) -> Array:
+    return times["down"](jax.nn.silu(times["gate"](x)) * times["up"](x))
+
+
+class Block(nnx.Module):
+    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        norm = lambda: layers.RmsNorm("L D", config.sizes, rngs, eps=config.rms_norm_eps)
+        self.attention_norm = norm()
+        self.attention = Attention(config, rngs)
+        self.mlp_norm = norm()
+        self.mlp = Experts(config, rngs)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], attend: attention.Attend, turn: rope.Turn
+    ) -> Float[Array, "B T D"]:
+        x = x + self.attention(self.attention_norm(x), attend, turn)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Model(nnx.Module):
+    attention: str | None = None  # one of attention.BACKENDS; unset: the platform's
+    remat: str = "full"  # one of stack.REMAT
+    source: pathlib.Path | None = None  # the folder it was read from
+
+    __call__ = causal_lm.logits
+    unembed = causal_lm.unembed
+    unembedding = causal_lm.unembedding
+    logit_softcap = causal_lm.logit_softcap
+
+    def __init__(self, config: Config, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32):
+        self.embedding = layers.weight("V D", config.sizes, rngs)
+        self.blocks = Block(config, rngs)
+        self.norm = layers.RmsNorm("D", config.sizes, rngs, eps=config.rms_norm_eps)
+        if not config.tie_word_embeddings:
+            self.head = layers.weight("V D", config.sizes, rngs)
+        self.config = config
+        self.dtype = dtype  # of the activations; the weights may be kept in a wider one
+
+    def hidden(
+        self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
+    ) -> Float[Array, "B T D"]:
+        """The residual stream after the last norm; `run` is how the blocks are gone through."""
+        turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
+        x = layers.embed(self.embedding, tokens, self.dtype)
+        return self.norm(run(self, x, where, turn))
+
+
+# Our weight -> its HF name, for each layer {L}, and its axes there.
+HF_WEIGHTS = {
+    "embedding":                   ("model.embed_tokens.weight",                        "V D"),
+    "blocks.attention_norm.scale": ("model.layers.{L}.input_layernorm.weight",          "D"),
+    "blocks.attention.q":          ("model.layers.{L}.self_attn.q_proj.weight",         "(N H) D"),
+    "blocks.attention.k":          ("model.layers.{L}.self_attn.k_proj.weight",         "(K H) D"),
+    "blocks.attention.v":          ("model.layers.{L}.self_attn.v_proj.weight",         "(K H) D"),
+    "blocks.attention.o":          ("model.layers.{L}.self_attn.o_proj.weight",         "D (N H)"),
+    "blocks.attention.q_norm.scale": ("model.layers.{L}.self_attn.q_norm.weight",       "H"),
+    "blocks.attention.k_norm.scale": ("model.layers.{L}.self_attn.k_norm.weight",       "H"),
+    "blocks.mlp_norm.scale":       ("model.layers.{L}.post_attention_layernorm.weight", "D"),
+    "blocks.mlp.router":           ("model.layers.{L}.mlp.gate.weight",                 "E D"),
+    "blocks.mlp.gate":             ("model.layers.{L}.mlp.experts.{E}.gate_proj.weight", "F D"),
+    "blocks.mlp.up":               ("model.layers.{L}.mlp.experts.{E}.up_proj.weight",  "F D"),
+    "blocks.mlp.down":             ("model.layers.{L}.mlp.experts.{E}.down_proj.weight", "D F"),
+    "norm.scale":                  ("model.norm.weight",                                "D"),
+    "head":                        ("lm_head.weight",                                   "V D"),
+}  # fmt: skip

@@ -1,0 +1,146 @@
+"""What a config.json says of rotary positions, in the spelling of transformers 4 or 5, and back."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from zoo import rope
+
+# Kind -> the keys it needs, and those it may have.
+KEYS: dict[str, tuple[set[str], set[str]]] = {
+    "default": (set(), set()),
+    "linear": ({"factor"}, set()),
+    "dynamic": ({"factor", "max_position_embeddings"}, set()),
+    "llama3": (
+        {
+            "factor",
+            "low_freq_factor",
+            "high_freq_factor",
+            "original_max_position_embeddings",
+        },
+        set(),
+    ),
+    "yarn": (
+        {"factor", "original_max_position_embeddings"},
+        {
+            "attention_factor",
+            "beta_fast",
+            "beta_slow",
+            "mscale",
+            "mscale_all_dim",
+            "truncate",
+        },
+    ),
+    "longrope": (
+        {"short_factor", "long_factor", "factor", "original_max_position_embeddings"},
+        {"attention_factor"},
+    ),
+}
+WHOLE = {"original_max_position_embeddings", "max_position_embeddings"}
+LISTS = {"short_factor", "long_factor"}
+
+
+def read(
+    hf: Mapping[str, Any], theta: float = 10_000.0, *, partial: bool = False
+) -> dict[str, Any]:
+    """A config.json with a Rope for all that it says of rotary positions.
+
+    `theta` is what the architecture means where the file says nothing; `partial` architectures may
+    turn a part of each head.
+
+    Raises:
+      ValueError: it asks for a kind that is not implemented, or lacks what the kind needs.
+    """
+    rest = dict(hf)
+    new, old = rest.pop("rope_parameters", None), rest.pop("rope_scaling", None)
+    keys = ["rope_theta", "original_max_position_embeddings"]
+    keys += ["partial_rotary_factor"] * partial
+    beside = {key: rest.pop(key, None) for key in keys}
+    beside["max_position_embeddings"] = hf.get("max_position_embeddings")
+    return rest | {"rope_parameters": _one(new or old or {}, beside, theta, partial)}
+
+
+def read_two(hf: Mapping[str, Any], theta: float, sliding_theta: float) -> dict[str, Any]:
+    """As `read`, for an architecture whose sliding layers have a rope of their own.
+
+    Old files scale the full layers only, and name the sliding base `rope_local_base_freq`.
+
+    Raises:
+      ValueError: as `read`; or a rope hangs on the length of the text.
+    """
+    rest = dict(hf)
+    new, old = rest.pop("rope_parameters", None) or {}, rest.pop("rope_scaling", None)
+    base, local = rest.pop("rope_theta", None), rest.pop("rope_local_base_freq", None)
+    if not isinstance(new, dict) or new.keys() - {"full_attention", "sliding_attention"}:
+        raise ValueError(f"config.json: rope_parameters should name two kinds of layer, not {new}")
+    beside = {"max_position_embeddings": hf.get("max_position_embeddings")}
+    full = _one(new.get("full_attention") or old or {}, beside | {"rope_theta": base}, theta)
+    sliding = new.get("sliding_attention") or {}
+    sliding = _one(sliding, beside | {"rope_theta": local}, sliding_theta)
+    for one in (full, sliding):
+        if one.rope_type in rope.BY_LENGTH or one.truncate is not None:
+            raise ValueError(
+                f"the zoo does not implement rope_type {one.rope_type!r} with truncate "
+                f"{one.truncate} for layers of two kinds"
+            )
+    return rest | {"rope_parameters": rope.TwoRopes(full, sliding)}
+
+
+def _one(given: Any, beside: Mapping[str, Any], theta: float, partial: bool = False) -> rope.Rope:
+    if not isinstance(given, dict):
+        raise ValueError(f"config.json: rope should be an object, not {given!r}")
+    given = {key: value for key, value in given.items() if value is not None}
+    kind = given.pop("rope_type", None) or given.get("type") or "default"
+    given.pop("type", None)  # transformers 4.43 to 4.45 wrote both
+    if not isinstance(kind, str) or kind not in KEYS:
+        raise ValueError(f"the zoo does not implement rope_type {kind!r}, only {', '.join(KEYS)}")
+    needed, possible = KEYS[kind]
+    given.setdefault("rope_theta", beside.get("rope_theta") or theta)
+    for key in ("partial_rotary_factor", *WHOLE & needed):
+        if beside.get(key) is not None:
+            given.setdefault(key, beside[key])
+    longest = beside.get("max_position_embeddings")
+    if "original_max_position_embeddings" in needed and longest is not None:
+        given.setdefault("original_max_position_embeddings", longest)
+    if kind == "longrope" and "factor" not in given and isinstance(longest, int):
+        given["factor"] = longest / given.get("original_max_position_embeddings", longest)
+    everywhere = {"rope_theta", "partial_rotary_factor"} if partial else {"rope_theta"}
+    if needed - given.keys() or given.keys() - needed - possible - everywhere:
+        raise ValueError(
+            f"config.json: rope of type {kind!r} takes {sorted(needed | possible)} and has "
+            f"{sorted(given.keys() - everywhere)}"
+        )
+    if odd := {key: value for key, value in given.items() if not _is_right(key, value)}:
+        raise ValueError(f"config.json: {odd} of rope should be numbers above 0")
+    return rope.Rope(rope_type=kind, **{key: _made(key, value) for key, value in given.items()})
+
+
+def _is_right(key: str, value: Any) -> bool:
+    if key == "truncate":
+        return isinstance(value, bool)
+    if key in LISTS:
+        return isinstance(value, list) and all(_is_right("", v) for v in value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def _made(key: str, value: Any) -> Any:
+    if key in LISTS:
+        return tuple(map(float, value))
+    return value if key == "truncate" else int(value) if key in WHOLE else float(value)
+
+
+def written(ropes: rope.Rope | rope.TwoRopes) -> dict[str, Any]:
+    """The keys of a config.json, in the spelling of transformers 5."""
+    if isinstance(ropes, rope.TwoRopes):
+        full, sliding = _said(ropes.full_attention), _said(ropes.sliding_attention)
+        return {"rope_parameters": {"full_attention": full, "sliding_attention": sliding}}
+    said = _said(ropes)
+    beside = {k: said.pop(k) for k in ("max_position_embeddings",) if k in said}
+    return {"rope_parameters": said} | beside
+
+
+def _said(one: rope.Rope) -> dict[str, Any]:
+    items = {key: value for key, value in dataclasses.asdict(one).items() if value is not None}
+    if one.partial_rotary_factor == 1:
+        items.pop("partial_rotary_factor")
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in items.items()}

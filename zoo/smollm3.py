@@ -1,0 +1,173 @@
+"""SmolLM3 (https://huggingface.co/blog/smollm3): some layers turn nothing.
+
+Agrees with transformers/models/smollm3/modeling_smollm3.py.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any, ClassVar
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import numpy as np
+
+from zoo import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
+
+# What HF lets a config choose and this file does not.
+FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Field names are the keys of an HF `config.json`."""
+
+    model_type: ClassVar[str] = "smollm3"
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+    rope_parameters: rope.Rope
+    no_rope_layers: tuple[bool, ...]  # False: the layer has no positions
+    sliding_window: int | None  # of the layers that slide
+    layer_types: tuple[str, ...]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Axis letter -> size."""
+        return hf_config.sizes(self)
+
+    @classmethod
+    def from_hf(cls, hf: dict[str, Any]) -> "Config":
+        """Reads a `config.json`.
+
+        Raises:
+          ValueError: it lacks a key, or asks for something this file does not implement.
+        """
+        assumed = {"tie_word_embeddings": True, "rms_norm_eps": 1e-6, "num_key_value_heads": 4}
+        hf = _layers_named(rope_config.read(hf, theta=2_000_000.0))
+        # `pretraining_tp` is of the training from scratch.
+        ignored = frozenset({"pretraining_tp"})
+        return hf_config.read(cls, hf, fixed=FIXED, ignored=ignored, assumed=assumed)
+
+    def to_hf(self) -> dict[str, Any]:
+        """A `config.json` for a model that was not read from one."""
+        return hf_config.written(self, FIXED, "SmolLM3ForCausalLM") | {
+            "use_sliding_window": self.sliding_window is not None,
+            "no_rope_layers": [int(turns) for turns in self.no_rope_layers],
+        }
+
+
+def _layers_named(hf: dict[str, Any]) -> dict[str, Any]:
+    """Every layer by name, where a file gives an interval: the fourth, eighth, … do not turn."""
+    interval, slides = hf.pop("no_rope_layer_interval", None) or 4, hf.pop("use_sliding_window", 0)
+    width, count = hf.pop("sliding_window", None), hf.get("num_hidden_layers")
+    if not isinstance(count, int) or not isinstance(interval, int):
+        return hf  # which is refused for it
+    turns = hf.get("no_rope_layers") or [(i + 1) % interval for i in range(count)]
+    turns = [bool(x) for x in turns] if isinstance(turns, list) else turns
+    kinds = hf.get("layer_types") or [
+        hf_config.SLIDING if slides and width and not x else hf_config.FULL for x in turns
+    ]
+    width = width if slides else None
+    named = {"no_rope_layers": turns, "sliding_window": width, "layer_types": kinds}
+    return hf | named
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        self.q = layers.weight("L D N H", config.sizes, rngs)
+        self.k = layers.weight("L D K H", config.sizes, rngs)
+        self.v = layers.weight("L D K H", config.sizes, rngs)
+        self.o = layers.weight("L N H D", config.sizes, rngs)
+        self.scale = config.head_dim**-0.5
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        attend: attention.Attend,
+        turns: rope.TwoTurns,
+        own: tuple[Int[Array, ""], Int[Array, ""] | None],
+    ) -> Float[Array, "B T D"]:
+        which, window = own
+        turn = rope.of_layer(turns, which)
+        q = rope.rotate(layers.einsum("BTD,DNH->BTNH", x, self.q), turn)
+        k = rope.rotate(layers.einsum("BTD,DKH->BTKH", x, self.k), turn)
+        v = layers.einsum("BTD,DKH->BTKH", x, self.v)
+        mixed = attend(q, k, v, scale=self.scale, window=window)
+        return layers.einsum("BTNH,NHD->BTD", mixed, self.o)
+
+
+class Block(nnx.Module):
+    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        norm = lambda: layers.RmsNorm("L D", config.sizes, rngs, eps=config.rms_norm_eps)
+        self.attention_norm = norm()
+        self.attention = Attention(config, rngs)
+        self.mlp_norm = norm()
+        self.mlp = layers.GatedMlp(config.sizes, rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        attend: attention.Attend,
+        turns: rope.TwoTurns,
+        own: tuple[Int[Array, ""], Int[Array, ""] | None],
+    ) -> Float[Array, "B T D"]:
+        x = x + self.attention(self.attention_norm(x), attend, turns, own)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Model(nnx.Module):
+    attention: str | None = None  # one of attention.BACKENDS; unset: the platform's
+    remat: str = "full"  # one of stack.REMAT
+    source: pathlib.Path | None = None  # the folder it was read from
+
+    __call__ = causal_lm.logits
+    unembed = causal_lm.unembed
+    unembedding = causal_lm.unembedding
+    logit_softcap = causal_lm.logit_softcap
+
+    def __init__(self, config: Config, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32):
+        self.embedding = layers.weight("V D", config.sizes, rngs)
+        self.blocks = Block(config, rngs)
+        self.norm = layers.RmsNorm("D", config.sizes, rngs, eps=config.rms_norm_eps)
+        if not config.tie_word_embeddings:
+            self.head = layers.weight("V D", config.sizes, rngs)
+        self.config = config
+        self.dtype = dtype  # of the activations; the weights may be kept in a wider one
+
+    def hidden(
+        self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
+    ) -> Float[Array, "B T D"]:
+        """The residual stream after the last norm; `run` is how the blocks are gone through."""
+        turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
+        turns = rope.either(rope.unturned(turn), turn)
+        which = np.array(self.config.no_rope_layers, np.int32)
+        x = layers.embed(self.embedding, tokens, self.dtype)
+        each = (which, hf_config.windows(self.config))
+        return self.norm(run(self, x, where, turns, each=each))
+
+
+# Our weight -> its HF name, for each layer {L}, and its axes there.
+HF_WEIGHTS = {
+    "embedding":                   ("model.embed_tokens.weight",                        "V D"),
+    "blocks.attention_norm.scale": ("model.layers.{L}.input_layernorm.weight",          "D"),
+    "blocks.attention.q":          ("model.layers.{L}.self_attn.q_proj.weight",         "(N H) D"),
+    "blocks.attention.k":          ("model.layers.{L}.self_attn.k_proj.weight",         "(K H) D"),
+    "blocks.attention.v":          ("model.layers.{L}.self_attn.v_proj.weight",         "(K H) D"),
+    "blocks.attention.o":          ("model.layers.{L}.self_attn.o_proj.weight",         "D (N H)"),
+    "blocks.mlp_norm.scale":       ("model.layers.{L}.post_attention_layernorm.weight", "D"),
+    "blocks.mlp.gate":             ("model.layers.{L}.mlp.gate_proj.weight",            "F D"),
+    "blocks.mlp.up":               ("model.layers.{L}.mlp.up_proj.weight",              "F D"),
+    "blocks.mlp.down":             ("model.layers.{L}.mlp.down_proj.weight",            "D F"),
+    "norm.scale":                  ("model.norm.weight",                                "D"),
+    "head":                        ("lm_head.weight",                                   "V D"),
+}  # fmt: skip
