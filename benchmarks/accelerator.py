@@ -28,7 +28,7 @@ import work
 from recipes import forecast, logps, losses, optimizer, reference, step
 from recipes.data import batches, shapes
 import zoo
-from zoo import llama, sharding
+from zoo import llama, rope, sharding
 
 SHAPE = flags.DEFINE_string("shape", "1B", "1B, 3B or 8B; tiny to try this out.")
 CHIP = flags.DEFINE_string("chip", "h200", "Whose peak the FLOPs are a share of.")
@@ -56,7 +56,7 @@ def config_of(shape: str) -> llama.Config:
     return llama.Config(
         vocab_size=vocabulary, hidden_size=width, intermediate_size=mlp, num_hidden_layers=deep,
         num_attention_heads=heads, num_key_value_heads=keys, head_dim=head, rms_norm_eps=1e-5,
-        tie_word_embeddings=tied, rope_parameters=llama.Rope(rope_theta=5e5),
+        tie_word_embeddings=tied, rope_parameters=rope.Rope(rope_theta=5e5),
     )  # fmt: skip
 
 

@@ -37,7 +37,9 @@ def jointly(pair: PairIds) -> packing.Stream:
     moved = rejected._replace(
         first=rejected.first + n, last=rejected.last + n, source=rejected.source + n
     )
-    return packing.Stream(*map(np.concatenate, zip(chosen, moved, strict=True)))
+    both = zip(chosen, moved, strict=True)
+    joined = [max(a, b) if isinstance(a, int) else np.concatenate([a, b]) for a, b in both]
+    return packing.Stream(*joined)
 
 
 def main(_: list[str]) -> None:

@@ -18,7 +18,7 @@ from recipes import head, losses, optimizer, step
 from recipes.data import batches
 from recipes.data.packing import Shape
 from recipes.data.tokens import PairIds
-from zoo import llama, sharding
+from zoo import llama, rope, sharding
 
 BASE = dict(width=256, mlp=688, layers=6, vocabulary=32000, rows=4, row_length=1024, pairs=16)
 
@@ -28,7 +28,7 @@ def temporary(*, width, mlp, layers, vocabulary, rows, row_length, pairs) -> flo
     config = llama.Config(
         vocab_size=vocabulary, hidden_size=width, intermediate_size=mlp, num_hidden_layers=layers,
         num_attention_heads=8, num_key_value_heads=4, head_dim=width // 8, rms_norm_eps=1e-5,
-        tie_word_embeddings=False, rope_parameters=llama.Rope(rope_theta=5e5),
+        tie_word_embeddings=False, rope_parameters=rope.Rope(rope_theta=5e5),
     )  # fmt: skip
     mesh = sharding.mesh_of(1, -1, 1)
     with jax.set_mesh(mesh):

@@ -73,6 +73,19 @@ def check(folder: pathlib.Path, plan: Plan) -> None:
         _check(folder, plan, tensors)
 
 
+def stored(folder: pathlib.Path) -> Iterator[tuple[str, int]]:
+    """The dtype of every tensor in a model folder, as its file names it, and how many numbers.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read`.
+    """
+    for path in _files(folder):
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118
+                part = file.get_slice(name)
+                yield part.get_dtype(), int(np.prod(part.get_shape()))
+
+
 @contextlib.contextmanager
 def _tensors(folder: pathlib.Path, names: Names) -> Iterator[dict[str, Any]]:
     """Every tensor of a folder by its name in the table, open for reading in parts."""

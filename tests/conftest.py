@@ -7,11 +7,12 @@ import shutil
 import tempfile
 
 # The tests, and the programs they start, compile the same small models again and again. Set before
-# jax is imported.
-CACHE = tempfile.mkdtemp(prefix="compiled-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+# jax is imported; the processes of pytest-xdist share one.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
-atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
 from absl import logging
 from flax import nnx

@@ -13,24 +13,35 @@ import safetensors.numpy
 from tests.conftest import ROOT
 
 
-@pytest.fixture(scope="module")
-def figures(tmp_path_factory):
-    """What tests/eight_devices.py measured: one record per mesh."""
+def on_eight_devices(program, folder):
+    """The JSON records that a program prints, where the platform shows eight devices."""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     told = subprocess.run(
-        [sys.executable, "tests/eight_devices.py", str(tmp_path_factory.mktemp("model"))],
+        [sys.executable, f"tests/{program}.py", str(folder)],
         cwd=ROOT,
-        env=os.environ
-        | {
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-            "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": str(ROOT),
-        },
+        env=os.environ | flags | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=1200,
     )
     assert told.returncode == 0, told.stderr[-3000:]
-    return {record["mesh"]: record for record in map(json.loads, told.stdout.splitlines())}
+    return list(map(json.loads, told.stdout.splitlines()))
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
+    """What tests/eight_devices.py measured: one record per mesh."""
+    found = on_eight_devices("eight_devices", tmp_path_factory.mktemp("model"))
+    return {record["mesh"]: record for record in found}
+
+
+def test_every_kind_of_layer_is_split_over_devices(tmp_path):
+    """Experts, biases, sinks, windows, learned positions: eight devices give what one gives."""
+    found = on_eight_devices("families_on_devices", tmp_path)
+    assert len(found) == 6
+    for record in found:
+        assert record["loss"] <= 1e-5, record
+        assert record["gradient"] <= 1e-4, record
 
 
 MESHES = ["fsdp 8", "fsdp 4, tensor 2", "data 2, fsdp 4"]

@@ -13,6 +13,7 @@ from ml_collections import config_flags
 import pytest
 
 from tests.conftest import ROOT
+from zoo import ARCHITECTURES
 
 PACKAGES = ("zoo", "checkpoints_io", "recipes")
 MAY_IMPORT = {
@@ -32,11 +33,18 @@ def imported(path, inside_functions=True):
             yield node.module
 
 
+def names_from_zoo(path):
+    """What `from zoo import …` brings."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "zoo":
+            yield from (alias.name for alias in node.names)
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_imports_point_one_way(package):
     for path in (ROOT / package).rglob("*.py"):
         allowed = MAY_IMPORT[package]
-        if path == ROOT / "zoo" / "__init__.py":
+        if path in (ROOT / "zoo" / "__init__.py", ROOT / "zoo" / "__main__.py"):
             assert "checkpoints_io" not in {n.split(".")[0] for n in imported(path, False)}
             allowed = allowed | {"checkpoints_io"}
         names = {name.split(".")[0] for name in imported(path)} & set(PACKAGES)
@@ -44,8 +52,10 @@ def test_imports_point_one_way(package):
 
 
 def test_an_architecture_imports_no_other_and_needs_little():
-    files = [p for p in (ROOT / "zoo").glob("*.py") if p.name != "__init__.py"]
+    files = [p for p in (ROOT / "zoo").glob("*.py") if not p.name.startswith("__")]
+    kinds = {module.__name__ for module in ARCHITECTURES.values()}
     for path in files:
+        assert not kinds & {*imported(path), *(f"zoo.{name}" for name in names_from_zoo(path))}
         roots = {name.split(".")[0] for name in imported(path)}
         known = {"flax", "jax", "jaxtyping", "numpy", "zoo"}
         if path.name == "attention_kernels.py":

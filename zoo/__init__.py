@@ -2,7 +2,6 @@
 
 import pathlib
 import types
-from typing import Any
 
 from flax import nnx
 import jax
@@ -48,7 +47,12 @@ ARCHITECTURES: dict[str, types.ModuleType] = {
     "qwen3_moe": qwen3_moe,
     "smollm3": smollm3,
 }
-Model = Any  # one of their models; see zoo.causal_lm for what each has
+# Any of their models; zoo.causal_lm says what each has.
+Model = (
+    gemma.Model | gemma2.Model | gemma3_text.Model | gpt2.Model | gpt_oss.Model | llama.Model
+    | mistral.Model | mixtral.Model | olmo2.Model | olmo3.Model | phi3.Model | qwen2.Model
+    | qwen3.Model | qwen3_moe.Model | smollm3.Model
+)  # fmt: skip
 
 
 def load(

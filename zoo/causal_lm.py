@@ -33,7 +33,8 @@ def check_ids(model: Any, tokens: Any) -> None:
     """
     if isinstance(tokens, jax.core.Tracer) or not np.size(tokens):
         return
-    low, high = int(np.min(tokens)), int(np.max(tokens))
+    ids = np.asarray(tokens)
+    low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= model.config.vocab_size:
         raise ValueError(
             f"token id {low if low < 0 else high} is beyond the model's "

@@ -62,8 +62,8 @@ class Config:
             "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
         }  # fmt: skip
         hf = hf_config.every(rope_config.read(hf), 2)
-        # `hidden_activation` is what counts; old files have a `hidden_act` besides.
-        ignored = frozenset({"hidden_act"})
+        # `hidden_activation` and `sliding_window` are what counts; old files have these besides.
+        ignored = frozenset({"hidden_act", "sliding_window_size"})
         return hf_config.read(cls, hf, fixed=FIXED, ignored=ignored, assumed=assumed)
 
     def to_hf(self) -> dict[str, Any]:

@@ -96,21 +96,26 @@ def _check(sampling: Sampling) -> None:
 
 
 def _check_length(model: Any, start: int, end: int) -> None:
-    most = getattr(model.config, "n_positions", None)
-    if most and end > most:
-        raise ValueError(f"the model has {most} positions, and a text would grow to {end} tokens")
-    turning = rope.limit(getattr(model.config, "rope_parameters", None))
-    if turning and start <= turning < end:
+    most = most_new_tokens(model, start)
+    if most is not None and end - start > most:
         raise ValueError(
-            f"a text would grow past {turning} tokens, where this model's rotary positions change "
-            f"for all that was read: ask for at most {turning - start} new tokens, then go on with "
-            "the text as a prompt"
+            f"after a prompt of {start} tokens this model can be asked for at most {most} more: "
+            "there it has no further positions, or they turn otherwise for all that was read"
         )
-    if turning and end > turning:
-        raise ValueError(
-            f"this model's rotary positions change with the length of a text from {turning} tokens "
-            "on: longer texts are not continued here"
-        )
+
+
+def most_new_tokens(model: Any, longest: int) -> int | None:
+    """How many tokens may follow a prompt of `longest`; None: any number.
+
+    Learned positions end, and ropes that hang on the length of a text change: then all that was
+    kept would have to be read again.
+    """
+    ends = [
+        getattr(model.config, "n_positions", None),
+        rope.limit(getattr(model.config, "rope_parameters", None)),
+    ]
+    known = [end for end in ends if end]
+    return max(0, min(known) - longest) if known else None
 
 
 def _room(length: int) -> int:

@@ -80,27 +80,30 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 def embed(
-    embedding: nnx.Param, tokens: Int[Array, "B T"], dtype: jax.typing.DTypeLike
+    table: nnx.Param, ids: Int[Array, "B T"], dtype: jax.typing.DTypeLike
 ) -> Float[Array, "B T D"]:
-    """The vector of each token. What the tokens give back adds up in float32, however many."""
-    return sharding.constrain(_looked_up(embedding[...], tokens, dtype), "B T D")
+    """The vector of each token, or position. What they give back adds up in float32."""
+    axes = table.get_metadata("axes")
+    return sharding.constrain(_looked_up(table[...], ids, dtype, axes), "B T D")
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _looked_up(table: Array, tokens: Array, dtype: jax.typing.DTypeLike) -> Array:
-    return sharding.gather(table.astype(dtype), "V D")[tokens]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _looked_up(table: Array, tokens: Array, dtype: jax.typing.DTypeLike, axes: str) -> Array:
+    return sharding.gather(table.astype(dtype), axes)[tokens]
 
 
-def _looked_up_forward(table: Array, tokens: Array, dtype: jax.typing.DTypeLike) -> tuple:
-    return _looked_up(table, tokens, dtype), (table, tokens)
+def _looked_up_forward(
+    table: Array, tokens: Array, dtype: jax.typing.DTypeLike, axes: str
+) -> tuple:
+    return _looked_up(table, tokens, dtype, axes), (table, tokens)
 
 
-def _looked_up_backward(_: jax.typing.DTypeLike, kept: tuple, gradient: Array) -> tuple:
+def _looked_up_backward(_: jax.typing.DTypeLike, axes: str, kept: tuple, gradient: Array) -> tuple:
     table, tokens = kept
     # Each device adds up its own columns: no table is added up whole, or sent.
     tokens, gradient = sharding.by_width(tokens, "B T"), sharding.by_width(gradient, "B T D")
     summed = jnp.zeros(table.shape, jnp.float32).at[tokens].add(gradient.astype(jnp.float32))
-    return sharding.constrain(summed, "V D").astype(table.dtype), None
+    return sharding.constrain(summed, axes).astype(table.dtype), None
 
 
 _looked_up.defvjp(_looked_up_forward, _looked_up_backward)

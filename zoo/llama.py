@@ -15,7 +15,15 @@ from jaxtyping import Array, Float, Int
 from zoo import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
 
 # What HF lets a config choose and this file does not.
-FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "pretraining_tp": 1}
+FIXED = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "rope_interleaved": False,
+}
+
+# Into how many parts products were cut when it was made; what another library calls it.
+IGNORED = frozenset({"pretraining_tp", "is_llama_config"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +55,8 @@ class Config:
           ValueError: it lacks a key, or asks for something this file does not implement.
         """
         assumed = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6}
-        return hf_config.read(cls, rope_config.read(hf), fixed=FIXED, assumed=assumed)
+        hf = rope_config.read(hf)
+        return hf_config.read(cls, hf, fixed=FIXED, ignored=IGNORED, assumed=assumed)
 
     def to_hf(self) -> dict[str, Any]:
         """A `config.json` for a model that was not read from one."""

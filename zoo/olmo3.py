@@ -50,9 +50,7 @@ class Config:
           ValueError: it lacks a key, or asks for something this file does not implement.
         """
         assumed = {"tie_word_embeddings": False, "rms_norm_eps": 1e-5, "sliding_window": 4096}
-        hf = rope_config.read_two(
-            hf, theta=500_000.0, sliding_theta=hf.get("rope_theta", 500_000.0)
-        )
+        hf = rope_config.read_two(hf, theta=500_000.0)
         hf = hf_config.every(hf, 4)
         return hf_config.read(cls, hf, fixed=FIXED, assumed=assumed)
 

@@ -15,7 +15,14 @@ from jaxtyping import Array, Float, Int
 from zoo import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
 
 # What HF lets a config choose and this file does not.
-FIXED = {"hidden_act": "silu", "attention_bias": False}
+FIXED = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "lm_head_bias": False,
+    "interpolate_factor": 1,
+    "full_attn_mod": 1,
+}
 
 # Dropout: there is none in DPO.
 IGNORED = frozenset({"embd_pdrop", "resid_pdrop"})

@@ -60,10 +60,13 @@ def read(
     return rest | {"rope_parameters": _one(new or old or {}, beside, theta, partial)}
 
 
-def read_two(hf: Mapping[str, Any], theta: float, sliding_theta: float) -> dict[str, Any]:
+def read_two(
+    hf: Mapping[str, Any], theta: float, sliding_theta: float | None = None
+) -> dict[str, Any]:
     """As `read`, for an architecture whose sliding layers have a rope of their own.
 
-    Old files scale the full layers only, and name the sliding base `rope_local_base_freq`.
+    Old files scale the full layers only, and name the sliding base `rope_local_base_freq`; with no
+    `sliding_theta` it is that of the others.
 
     Raises:
       ValueError: as `read`; or a rope hangs on the length of the text.
@@ -76,7 +79,7 @@ def read_two(hf: Mapping[str, Any], theta: float, sliding_theta: float) -> dict[
     beside = {"max_position_embeddings": hf.get("max_position_embeddings")}
     full = _one(new.get("full_attention") or old or {}, beside | {"rope_theta": base}, theta)
     sliding = new.get("sliding_attention") or {}
-    sliding = _one(sliding, beside | {"rope_theta": local}, sliding_theta)
+    sliding = _one(sliding, beside | {"rope_theta": local}, sliding_theta or full.rope_theta)
     for one in (full, sliding):
         if one.rope_type in rope.BY_LENGTH or one.truncate is not None:
             raise ValueError(

@@ -320,3 +320,39 @@ def test_policy_and_reference_that_differ_are_seen_before_the_first_step(tiny_co
     monkeypatch.setattr(reference, "ready", off)
     with pytest.raises(RuntimeError, match="log-probabilities"):
         dpo.train(tiny_config)
+
+
+@pytest.mark.parametrize(
+    ("family", "other"),
+    [
+        ("gemma2", dict(sliding_window=24)),
+        ("qwen3_moe", {}),
+        pytest.param("gpt2", dict(n_positions=256), marks=pytest.mark.full),
+        pytest.param("gpt_oss", {}, marks=pytest.mark.full),
+        pytest.param("phi3", dict(max_position_embeddings=256), marks=pytest.mark.full),
+    ],
+)
+def test_other_architectures_are_trained_and_written(tiny_config, tmp_path, family, other):
+    """Begun with large random weights: the gates hold, the loss falls, the export is whole."""
+    from tests.conftest import large_weights
+    from tests.zoo import twins
+
+    shape = {"phi3": "long factors"}.get(family, "plain")
+    said = json.loads(twins.config_of(family, shape).to_json_string(use_diff=True))
+    arch = zoo.ARCHITECTURES[family]
+    size = dict(vocab_size=1024, max_position_embeddings=256) if family != "gpt2" else {}
+    size |= {"vocab_size": 1024}
+    model = large_weights(
+        arch.Model(arch.Config.from_hf(said | size | other), nnx.Rngs(0)), scale=0.3
+    )
+    zoo.save(model, tmp_path / "model", dtype=jnp.float32, tokenizer=TINY / "model")
+    config = tiny_config
+    config.initialize_from_hf = config.reference_model_path = str(tmp_path / "model")
+    config.num_train_steps, config.learning_rate, config.sample_tokens = 6, 1e-2, 8
+    config.steps_per_hf_export, config.hf_save_dtype = 6, "float32"
+    dpo.train(config)
+    losses = [step["train/dpo_loss"] for step in training(config).values()]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-5)
+    assert losses[-1] < losses[0] - 0.05
+    out = pathlib.Path(config.directory) / "hf" / "step-6"
+    assert zoo.load(out).config == model.config

@@ -1,13 +1,8 @@
 """What a config.json may ask for, and how the rest is refused."""
 
-import dataclasses
-
-from flax import nnx
-import jax
-import jax.numpy as jnp
 import pytest
 
-from tests.conftest import large_weights, small_config
+from tests.conftest import small_config
 import zoo
 from zoo import llama, rope
 
@@ -56,7 +51,7 @@ def test_what_is_not_implemented_is_refused_by_name(other, told):
 
 
 def test_an_unknown_architecture_is_refused_with_what_there_is():
-    with pytest.raises(ValueError, match=r"'bert'; the zoo has llama"):
+    with pytest.raises(ValueError, match=r"'bert'; the zoo has gemma, .*llama"):
         zoo.abstract({"model_type": "bert"})
 
 
@@ -64,51 +59,3 @@ def test_a_config_written_is_the_config_read():
     for turning in (rope.Rope(1e4), rope.Rope(5e5, "linear", factor=2.0)):
         config = small_config(rope_parameters=turning)
         assert llama.Config.from_hf(config.to_hf()) == config
-
-
-def test_no_field_is_dead():
-    """Changing any field of the Config changes the logits, or the weights no longer fit."""
-    tokens = jnp.arange(24).reshape(1, 24)
-    stretched = rope.Rope(5e5, "llama3", 8.0, 1.0, 4.0, 16)
-    model = large_weights(llama.Model(small_config(rope_parameters=stretched), nnx.Rngs(0)))
-    params = nnx.state(model)
-    before = model(tokens)
-    others = {
-        "rms_norm_eps": 0.1,
-        "tie_word_embeddings": True,
-        "rope_parameters": [
-            dataclasses.replace(stretched, **{name: value})
-            for name, value in dict(
-                rope_theta=1e4, rope_type="linear", factor=2.0, low_freq_factor=2.0,
-                high_freq_factor=8.0, original_max_position_embeddings=64,
-            ).items()
-        ],
-    }  # fmt: skip
-    for field in dataclasses.fields(llama.Config):
-        value = getattr(model.config, field.name)
-        new = others.get(field.name, value * 2 if isinstance(value, int) else None)
-        for changed in new if isinstance(new, list) else [new]:
-            config = dataclasses.replace(model.config, **{field.name: changed})
-            other = nnx.eval_shape(lambda config=config: llama.Model(config, nnx.Rngs(0)))
-            if field.name != "tie_word_embeddings" and jax.tree.map(
-                jnp.shape, nnx.state(other)
-            ) != jax.tree.map(jnp.shape, params):
-                continue  # the weights would be refused as misshapen
-            nnx.update(other, params)
-            assert jnp.abs(other(tokens) - before).max() > 1e-3, (field.name, changed)
-
-
-@pytest.mark.parametrize(
-    ("name", "count"),
-    [("llama2_7b", 6_738_415_616), ("llama3_1_8b", 8_030_261_248), ("llama3_2_1b", 1_235_814_400)],
-)
-def test_published_sizes(shared, name, count):
-    import json
-
-    hf = json.loads((shared / "data" / "configs" / "mlc" / f"{name}.json").read_text())
-    keep = BASE.keys() | {
-        "rope_theta", "rope_scaling", "num_key_value_heads", "tie_word_embeddings", "head_dim",
-        "rms_norm_eps",
-    }  # fmt: skip
-    model = zoo.abstract({key: value for key, value in hf.items() if key in keep})
-    assert sum(x.size for x in jax.tree.leaves(nnx.state(model))) == count

@@ -30,13 +30,13 @@ LLAMA3 = dict(
 )  # fmt: skip
 YARN = dict(
     rope_parameters=dict(
-        rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=16
+        rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=1024
     )
 )
 YARN_OF_OSS = dict(
     rope_parameters=dict(
         rope_type="yarn", rope_theta=150000.0, factor=32.0, beta_fast=32.0, beta_slow=1.0,
-        truncate=False, original_max_position_embeddings=16,
+        truncate=False, original_max_position_embeddings=4096,
     )
 )  # fmt: skip
 
@@ -129,7 +129,7 @@ TWINS: dict[str, dict[str, dict]] = {
         "plain": dict(sliding_window=5, num_hidden_layers=4),
         "yarn": dict(sliding_window=6, num_hidden_layers=4, num_key_value_heads=4) | two(
             dict(
-                rope_type="yarn", rope_theta=5e5, factor=8.0, original_max_position_embeddings=16,
+                rope_type="yarn", rope_theta=5e5, factor=8.0, original_max_position_embeddings=8192,
                 attention_factor=1.2079441541679836, beta_fast=32.0, beta_slow=1.0,
             ),
             dict(rope_type="default", rope_theta=5e5),
@@ -213,7 +213,7 @@ def untrained(family: str, shape: str):
     import zoo
 
     arch = zoo.ARCHITECTURES[family]
-    said = json.loads(config_of(family, shape).to_json_string(use_diff=False))
+    said = json.loads(config_of(family, shape).to_json_string(use_diff=True))
     return large_weights(arch.Model(arch.Config.from_hf(said), nnx.Rngs(0)), scale=0.5)
 
 

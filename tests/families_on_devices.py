@@ -1,0 +1,58 @@
+"""Loss and gradient of some families on eight devices against one; one JSON record a family.
+
+Started by test_devices.py, in a process whose platform shows eight devices. gpt-oss has an MLP as
+wide as the model: then only the axes' letters tell its biases apart.
+"""
+
+import json
+import pathlib
+import sys
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests.zoo import twins
+import zoo
+from zoo import sharding, spans
+
+FAMILIES = {
+    "gpt_oss": "plain", "qwen3_moe": "window", "gemma3_text": "scaled, capped", "phi3": "plain",
+    "gpt2": "plain", "olmo3": "yarn",
+}  # fmt: skip
+TOKENS = np.random.default_rng(0).integers(3, 96, (8, 40)).astype(np.int32)
+
+
+def outcome(folder: pathlib.Path, mesh: jax.sharding.Mesh):
+    with jax.set_mesh(mesh):
+        model = zoo.load(folder, mesh=mesh)
+        tokens = jax.device_put(TOKENS, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
+
+        def loss(model):
+            logits = model.unembed(model.hidden(tokens, spans.causal(*tokens.shape)))
+            logps = jax.nn.log_softmax(logits[:, :-1])
+            return -jnp.take_along_axis(logps, tokens[:, 1:, None], -1).mean()
+
+        value, gradient = jax.jit(nnx.value_and_grad(loss))(model)
+        return float(value), [np.asarray(x) for x in jax.tree.leaves(gradient)]
+
+
+def main() -> None:
+    kinds = (jax.sharding.AxisType.Auto,) * 3
+    one = jax.make_mesh((1, 1, 1), sharding.MESH_AXES, kinds, devices=jax.devices()[:1])
+    many = sharding.mesh_of(1, 4, 2)
+    for family, shape in FAMILIES.items():
+        folder = pathlib.Path(sys.argv[1]) / family
+        zoo.save(twins.untrained(family, shape), folder, dtype=np.float32)
+        (expected, of_one), (found, of_many) = outcome(folder, one), outcome(folder, many)
+        apart = [
+            np.abs(a - b).max() / max(np.abs(a).max(), 1e-6)
+            for a, b in zip(of_one, of_many, strict=True)
+        ]
+        record = {"family": family, "loss": abs(found - expected), "gradient": float(max(apart))}
+        print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Every architecture in packed rows: alone, prompt once and separate give the same numbers."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from recipes.data import batches, packing, shapes
+from recipes.data.packing import Shape
+from recipes.data.tokens import PairIds
+from recipes.head import token_logps
+from tests.recipes.test_packing import random_pairs
+from tests.zoo import twins
+from zoo import rope, spans
+
+# Of each family the shape that has most of what it can have: windows, caps, both kinds of layer.
+RICHEST = {
+    "llama": "llama3", "qwen2": "window", "qwen3": "window", "gemma2": "untied, odd",
+    "gemma3_text": "scaled, capped", "gemma": "plain", "mistral": "window", "olmo2": "plain",
+    "olmo3": "yarn", "qwen3_moe": "window", "mixtral": "window", "smollm3": "window, yarn",
+    "phi3": "window, one key head", "gpt_oss": "plain", "gpt2": "plain",
+}  # fmt: skip
+LONGEST = 40
+
+
+@functools.cache
+def pairs():
+    made = random_pairs(1, 5)
+    draw = np.random.default_rng(2)
+    long = [draw.integers(0, 97, n).astype(np.int32) for n in (8, 20, 22)]
+    made.append(PairIds(5, *long, np.ones(20, bool), np.ones(22, bool), False, False))
+    return made
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def token_scores(graph, state, batch):
+    from flax import nnx
+
+    model = nnx.merge(graph, state)
+    where = spans.Spans(batch.positions, batch.first, batch.last, batch.lengths)
+    hidden = model.hidden(batch.tokens, where)
+    at_scores = hidden.reshape(1, -1, hidden.shape[-1])[:, batch.source[0]]
+    head, cap = model.unembedding()[...], model.logit_softcap()
+    return token_logps(at_scores, head, batch.target, batch.scores, jnp.float32, cap)[0]
+
+
+def scores(model, shape):
+    """The log-probability of every scored token: (pair, answer) -> numbers in order."""
+    from flax import nnx
+
+    found = {}
+    graph, state = nnx.split(model)
+    for batch in batches.pack(pairs(), shape, [0]).micro_batches:
+        numbers = np.asarray(token_scores(graph, state, jax.tree.map(jnp.asarray, batch)))
+        for slot in range(len(pairs())):
+            for answer in (0, 1):
+                mine = (batch.slot[0] == slot) & (batch.answer[0] == answer)
+                if mine.any():
+                    found[slot, answer] = numbers[mine]
+    return found
+
+
+def scores_alone(model):
+    """The same, each answer as a text of its own, by whole logits."""
+    texts, lengths = np.zeros((2 * len(pairs()), LONGEST), np.int32), []
+    for row, pair in enumerate(pairs()):
+        for answer, ids in enumerate((pair.chosen, pair.rejected)):
+            text = np.concatenate([pair.prompt, ids])
+            texts[2 * row + answer, : len(text)] = text
+            lengths.append(len(text))
+    where = spans.causal(*texts.shape)
+    where = where._replace(lengths=jnp.broadcast_to(jnp.array(lengths)[:, None], texts.shape))
+    logps = jax.nn.log_softmax(model.unembed(model.hidden(jnp.asarray(texts), where)))
+    found = {}
+    for row, pair in enumerate(pairs()):
+        sides = (pair.chosen, pair.chosen_scored), (pair.rejected, pair.rejected_scored)
+        for answer, (ids, scored) in enumerate(sides):
+            at = len(pair.prompt) - 1 + np.arange(len(ids))
+            found[row, answer] = np.asarray(logps[2 * row + answer, at, ids])[scored]
+    return found
+
+
+def compare(model, once, apart):
+    expected = scores_alone(model)
+    assert not any(packing.fits_once(p, apart) for p in pairs()[-1:])
+    for shape in (once, apart):
+        found = scores(model, shape)
+        assert found.keys() == expected.keys()
+        for key in expected:
+            np.testing.assert_allclose(found[key], expected[key], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", twins.TWINS)
+def test_packed_is_alone_and_prompt_once_is_separate(family):
+    model = twins.untrained(family, RICHEST[family])
+    compare(model, Shape(1, 256, 8, 1), Shape(4, LONGEST, 8, 4))
+
+
+@pytest.mark.parametrize(("family", "shape"), [("phi3", "long factors"), ("llama", "dynamic")])
+def test_texts_whose_length_decides_how_they_turn(family, shape):
+    """Pairs with an answer beyond the threshold are kept in two rows, the others in one."""
+    model = twins.untrained(family, shape)
+    limit = rope.limit(model.config.rope_parameters)
+    assert limit in (16, 24)
+    once = Shape(2, 128, 8, 2, alike=limit)
+    kept = [packing.fits_once(pair, once) for pair in pairs()]
+    assert any(kept)
+    assert not all(kept)
+    compare(model, once, Shape(4, LONGEST, 8, 4, alike=limit))
+    chosen = shapes.choose(pairs(), per_update=6, shards=1, most=512, alike=limit)
+    assert chosen.alike == limit
+    assert chosen.rows >= 2
+    # Without the threshold the prompt would turn by the length of the other answer.
+    wrong = scores(model, once._replace(alike=None))
+    expected = scores_alone(model)
+    assert max(np.abs(wrong[key] - expected[key]).max() for key in expected) > 1e-3
+
+
+def test_a_window_reaches_over_the_fork():
+    """In stored order a chosen token's window is not one run of keys."""
+    model = twins.untrained("mistral", "window")
+    wider = dataclasses.replace(model.config, sliding_window=12)
+    other = type(model)(wider, __import__("flax").nnx.Rngs(0))
+    from flax import nnx
+
+    nnx.update(other, nnx.state(model))
+    narrow, wide = (scores(m, Shape(1, 256, 8, 1)) for m in (model, other))
+    assert max(np.abs(narrow[key] - wide[key]).max() for key in wide) > 1e-2

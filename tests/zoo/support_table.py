@@ -1,0 +1,86 @@
+"""Measures every architecture as the tests do, and writes the table of docs/models.md.
+
+  python -m tests.zoo.support_table
+
+Needs torch. Real sizes are those of the config.json files in the folder of shared facts.
+"""
+
+import json
+import pathlib
+import tempfile
+
+import numpy as np
+
+from recipes.data.packing import Shape
+from tests.conftest import ROOT, SHARED
+from tests.recipes import test_families
+from tests.zoo import test_architectures, test_fields, twins
+import zoo
+
+DOC = ROOT / "docs" / "models.md"
+BEGIN, END = "<!-- table: tests/zoo/support_table.py -->", "<!-- end of table -->"
+HEAD = (
+    "| family | `model_type` | real sizes read | shapes | logits | gradient | greedy | packed "
+    "| window |\n|---|---|---|---|---|---|---|---|---|\n"
+)
+NAMES = {
+    "llama": "Llama 2, 3, 3.1, 3.2, 3.3; SmolLM 1, 2; TinyLlama", "qwen2": "Qwen 1.5, 2, 2.5",
+    "qwen3": "Qwen 3", "gemma2": "Gemma 2", "gemma3_text": "Gemma 3", "gemma": "Gemma",
+    "mistral": "Mistral 7B", "olmo2": "OLMo 2", "olmo3": "OLMo 3", "qwen3_moe": "Qwen 3 MoE",
+    "mixtral": "Mixtral", "smollm3": "SmolLM 3", "phi3": "Phi 3, 3.5, 4", "gpt_oss": "gpt-oss",
+    "gpt2": "GPT-2",
+}  # fmt: skip
+
+
+def row(family: str) -> str:
+    shapes = list(twins.TWINS[family])
+    logits = [test_architectures.logits_error(family, shape) for shape in shapes]
+    assert all(error <= bound for error, bound in logits), family
+    gradients = []
+    for shape in shapes:
+        with tempfile.TemporaryDirectory() as scratch:
+            gradients.append(
+                test_architectures.gradient_error(family, shape, pathlib.Path(scratch))
+            )
+        test_architectures.test_greedy_text_is_that_of_transformers(family, shape)
+    model = twins.untrained(family, test_families.RICHEST[family])
+    alone = test_families.scores_alone(model)
+    packed = max(
+        np.abs(found[key] - alone[key]).max()
+        for shape in (Shape(1, 256, 8, 1), Shape(4, test_families.LONGEST, 8, 4))
+        for found in [test_families.scores(model, shape)]
+        for key in alone
+    )
+    kinds = [name for name, module in zoo.ARCHITECTURES.items()
+             if module is zoo.ARCHITECTURES[family]]  # fmt: skip
+    has_window = hasattr(model.config, "sliding_window")
+    some = has_window and hasattr(model.config, "layer_types")
+    window = "by layer" if some else "every layer" if has_window else "–"
+    cells = [
+        NAMES[family], ", ".join(f"`{kind}`" for kind in kinds), sizes(kinds), str(len(shapes)),
+        f"{max(error for error, _ in logits):.0e}", f"{max(gradients):.0e}", "equal",
+        f"{packed:.0e}", window,
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |\n"
+
+
+def sizes(kinds: list[str]) -> str:
+    found = set()
+    for name, count in test_fields.CONFIGS.items():
+        kind = json.loads((SHARED / "data" / "configs" / name).read_text())["model_type"]
+        if kind in kinds and isinstance(count, int):
+            found.add(count)
+    told = [f"{n / 1e9:.1f}B" if n >= 1e9 else f"{n / 1e6:.0f}M" for n in sorted(found)]
+    return ", ".join(dict.fromkeys(told)) or "–"
+
+
+def main() -> None:
+    text = DOC.read_text()
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    table = HEAD + "".join(row(family) for family in twins.TWINS)
+    DOC.write_text(f"{before}{BEGIN}\n{table}{END}{after}")
+
+
+if __name__ == "__main__":
+    main()

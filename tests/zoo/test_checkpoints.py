@@ -1,0 +1,138 @@
+"""Checkpoints as they are found: images besides, short names, MXFP4, quantised by others."""
+
+import json
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from checkpoints_io import mxfp4
+from tests.zoo import twins
+import zoo
+from zoo import __main__ as looking
+
+
+def saved(family, shape, folder):
+    zoo.save(twins.untrained(family, shape), folder, dtype=jnp.float32)
+    return safetensors.numpy.load_file(folder / "model.safetensors")
+
+
+def rewrite(folder, tensors, **config):
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    said = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(said | config))
+
+
+def same(ours, theirs):
+    for a, b in zip(*(jax.tree.leaves(nnx.state(m)) for m in (ours, theirs)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_gpt2_as_on_the_hub(tmp_path):
+    """Names without `transformer.`, and causal masks among the weights."""
+    tensors = saved("gpt2", "plain", tmp_path)
+    model = zoo.load(tmp_path)
+    short = {name.removeprefix("transformer."): value for name, value in tensors.items()}
+    short["h.0.attn.bias"] = np.ones((1, 1, 96, 96), np.float32)
+    short["h.0.attn.masked_bias"] = np.float32([-1e4])
+    rewrite(tmp_path, short, n_ctx=96, task_specific_params={"text-generation": {}})
+    same(zoo.load(tmp_path), model)
+
+
+@pytest.mark.parametrize("lead", ["language_model.model.", "model.language_model."])
+def test_the_text_half_of_a_gemma3(tmp_path, lead):
+    tensors = saved("gemma3_text", "plain", tmp_path / "text")
+    said = json.loads((tmp_path / "text" / "config.json").read_text())
+    (tmp_path / "both").mkdir()
+    both = {name.replace("model.", lead, 1): value for name, value in tensors.items()}
+    both["vision_tower.vision_model.head.weight"] = np.ones((2, 2), np.float32)
+    both["multi_modal_projector.mm_input_projection_weight"] = np.ones((2, 2), np.float32)
+    safetensors.numpy.save_file(both, tmp_path / "both" / "model.safetensors")
+    whole = {"model_type": "gemma3", "text_config": said, "vision_config": {}, "eos_token_id": [1]}
+    (tmp_path / "both" / "config.json").write_text(json.dumps(whole))
+    model = zoo.load(tmp_path / "both")
+    same(model, zoo.load(tmp_path / "text"))
+    zoo.save(model, tmp_path / "again", dtype=jnp.float32)
+    written = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert written["model_type"] == "gemma3_text"
+    assert written["eos_token_id"] == [1]
+    assert written["architectures"] == ["Gemma3ForCausalLM"]
+    same(zoo.load(tmp_path / "again"), model)
+
+
+def packed(draw, shape):
+    experts, columns, rows = shape
+    blocks = draw.integers(0, 256, (experts, rows, columns // 32, 16)).astype(np.uint8)
+    scales = draw.integers(120, 126, blocks.shape[:-1]).astype(np.uint8)
+    return blocks, scales
+
+
+def test_gpt_oss_stored_as_mxfp4(tmp_path):
+    tensors = saved("gpt_oss", "plain", tmp_path)
+    draw = np.random.default_rng(0)
+    narrow = {}
+    for name in [n for n in tensors if n.endswith(("gate_up_proj", "experts.down_proj"))]:
+        blocks, scales = packed(draw, tensors[name].shape)
+        narrow |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        # By hand: two numbers a byte, the lower half first, times a power of two.
+        halves = np.stack([blocks % 16, blocks // 16], -1).reshape(*scales.shape, 32)
+        numbers = mxfp4.VALUES[halves] * 2.0 ** (scales[..., None].astype(np.float64) - 127)
+        wide = numbers.reshape(*scales.shape[:2], -1).transpose(0, 2, 1)
+        tensors[name] = np.ascontiguousarray(wide, np.float32)
+    rewrite(tmp_path, tensors)
+    model = zoo.load(tmp_path)
+    kept = {name: value for name, value in tensors.items() if f"{name}_blocks" not in narrow}
+    quantised = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    rewrite(tmp_path, kept | narrow, quantization_config=quantised)
+    found = zoo.load(tmp_path)
+    same(found, model)
+    zoo.save(found, tmp_path / "out", dtype=jnp.bfloat16)
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    del narrow[next(name for name in narrow if name.endswith("_scales"))]
+    rewrite(tmp_path, kept | narrow)
+    with pytest.raises(ValueError, match="is not MXFP4: it needs"):
+        zoo.load(tmp_path)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "fp8", "mxfp4"])
+def test_weights_quantised_by_others_are_refused_by_name(tmp_path, method):
+    tensors = saved("qwen3", "plain", tmp_path)
+    rewrite(tmp_path, tensors, quantization_config={"quant_method": method, "bits": 4})
+    with pytest.raises(ValueError, match=f"quantised.*'{method}'.*qwen3"):
+        zoo.load(tmp_path)
+
+
+def test_a_checkpoint_says_what_it_is(tmp_path, capsys):
+    saved("qwen3_moe", "plain", tmp_path)
+    assert looking.main([str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "qwen3_moe, zoo/qwen3_moe.py" in told
+    assert "experts 6" in told
+    assert "supported" in told
+    rewrite(tmp_path, {}, moe_capacity_factor=1.25)
+    assert looking.main([str(tmp_path), str(tmp_path / "nowhere")]) == 1
+    told = capsys.readouterr().out
+    assert "does not implement {'moe_capacity_factor': 1.25}" in told
+    assert "there is no model folder" in told
+
+
+def test_a_gemma3_of_transformers_is_read(tmp_path):
+    """With a real vision tower, by the names that transformers writes."""
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    text = twins.config_of("gemma3_text", "plain")
+    vision = transformers.SiglipVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        image_size=16, patch_size=8,
+    )  # fmt: skip
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision)
+    torch.manual_seed(0)
+    original = transformers.Gemma3ForConditionalGeneration(config).eval()
+    original.save_pretrained(tmp_path)
+    tokens = twins.TOKENS[:, :24]
+    found = zoo.load(tmp_path)(jnp.asarray(tokens))
+    np.testing.assert_allclose(found, twins.logits(original, tokens), atol=1e-4)

@@ -1,0 +1,206 @@
+"""No field of a Config is dead, and every real config.json is read or refused by what it says."""
+
+import dataclasses
+import json
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tests.recipes.test_families import RICHEST
+from tests.zoo import twins
+import zoo
+from zoo import hf_config, rope
+
+
+def others(config, name, value):
+    """Values that this field might have instead, in groups: one of each must move the logits."""
+    if isinstance(value, bool):
+        return [[not value]]
+    if isinstance(value, rope.Rope):
+        return changed_ropes(config, value)
+    if isinstance(value, rope.TwoRopes):
+        return [
+            [dataclasses.replace(value, **{which: other}) for other in group]
+            for which in ("full_attention", "sliding_attention")
+            for group in changed_ropes(config, getattr(value, which))
+        ]
+    if name == "layer_types":
+        swap = {hf_config.SLIDING: hf_config.FULL, hf_config.FULL: hf_config.SLIDING}
+        return [[(swap[value[0]], *value[1:])], [(*value[:-1], swap[value[-1]])]]
+    if name == "no_rope_layers":
+        return [[(not value[0], *value[1:])]]
+    if name in ("sliding_window", "num_experts_per_tok", "query_pre_attn_scalar"):
+        return [[value - 1 if value and value > 1 else 2]]
+    if isinstance(value, int):
+        return [[value * 2]]
+    if value is None:
+        return [[2.0]]
+    return [[value * 1.5 if value > 1e-3 else 0.1, value / 64]]
+
+
+def changed_ropes(config, one):
+    """Up and far down: on heads this small, rounding hides small steps of YaRN's bounds."""
+    for field in dataclasses.fields(one):
+        value = getattr(one, field.name)
+        if field.name == "rope_type":
+            continue  # another kind needs other keys
+        if field.name == "partial_rotary_factor":
+            if config.model_type == "phi3" and one.rope_type == "default":
+                yield [dataclasses.replace(one, partial_rotary_factor=0.5)]
+            continue  # refused by the others, and by lists of factors
+        if isinstance(value, bool):
+            new = [not value]
+        elif isinstance(value, tuple):
+            new = [tuple(2 * v for v in value)]
+        elif value is None:
+            continue
+        else:
+            kind = type(getattr(rope.Rope(1.0), field.name) or value)
+            new = [kind(value * 2), kind(value * 64), kind(max(value / 64, 1e-3))]
+        yield [dataclasses.replace(one, **{field.name: v}) for v in new if v]
+
+
+MORE = [("llama", "linear"), ("llama", "dynamic"), ("phi3", "long factors"),
+        ("phi3", "short factors, partial"), ("gpt_oss", "odd")]  # fmt: skip
+LIVE = [*RICHEST.items(), *(pytest.param(*one, marks=pytest.mark.full) for one in MORE)]
+
+
+@pytest.mark.parametrize(("family", "shape"), LIVE)
+def test_no_field_is_dead(family, shape):
+    """Changing any field of the Config changes the logits, or the weights no longer fit."""
+    tokens = jnp.asarray(twins.TOKENS[:1])
+    model = twins.untrained(family, shape)
+    params = nnx.state(model)
+    before = jax.jit(lambda model: model(tokens))(model)
+    shapes = lambda state: {path: param.shape for path, param in nnx.to_flat_state(state)}
+    for field in dataclasses.fields(model.config):
+        name, value = field.name, getattr(model.config, field.name)
+        for group in others(model.config, name, value):
+            if is_unread(model.config, name, group[0]):
+                continue
+            moved = 0.0
+            for new in group:
+                config = dataclasses.replace(model.config, **{name: new})
+                other = nnx.eval_shape(lambda config=config: type(model)(config, nnx.Rngs(0)))
+                fits = shapes(nnx.state(other)) == shapes(params)
+                if name != "tie_word_embeddings" and not fits:
+                    moved = 1.0  # the weights would be refused as misshapen
+                    break
+                nnx.update(other, params)
+                if name == "tie_word_embeddings" and not new:
+                    other.head = nnx.Param(other.embedding[...] + 1.0, axes="V D")
+                found = jax.jit(lambda model: model(tokens))(other)
+                moved = max(moved, float(jnp.abs(found - before).max()))
+                if moved > 1e-3:
+                    break
+            assert moved > 1e-3, (name, group)
+
+
+def is_unread(config, name, new):
+    """The written list: what has no effect in this very config, and why."""
+    if name != "rope_parameters" or not isinstance(new, rope.Rope):
+        return False
+    if new.rope_type != "longrope":
+        return False
+    # It has two lists, and a text is on one side of the threshold.
+    old = config.rope_parameters
+    is_long = twins.TOKENS.shape[1] > old.original_max_position_embeddings
+    return new.short_factor != old.short_factor if is_long else new.long_factor != old.long_factor
+
+
+@pytest.mark.parametrize("family", twins.TWINS)
+def test_a_config_written_is_the_config_read(family):
+    for shape in twins.TWINS[family]:
+        said = json.loads(twins.config_of(family, shape).to_json_string(use_diff=True))
+        config = zoo.ARCHITECTURES[family].Config.from_hf(said)
+        assert type(config).from_hf(json.loads(json.dumps(config.to_hf()))) == config
+
+
+# Parameters as published; None: refused, with the words that say why.
+CONFIGS = {
+    "mlc/Mixtral-8x7B-v0.1.json": 46_702_792_704,
+    "mlc/gemma2_27b.json": 27_227_128_320,
+    "mlc/gemma2_2b.json": 2_614_341_888,
+    "mlc/gemma2_9b.json": 9_241_705_984,
+    "mlc/gemma3_1b_it.json": 999_885_952,
+    "mlc/gemma_2b.json": 2_506_172_416,
+    "mlc/llama2_13b.json": "prefill_chunk_size",
+    "mlc/llama2_70b.json": "prefill_chunk_size",
+    "mlc/llama2_7b.json": "prefill_chunk_size",
+    "mlc/llama3_1_70b.json": 70_553_706_496,
+    "mlc/llama3_1_8b.json": 8_030_261_248,
+    "mlc/llama3_2_1b.json": 1_235_814_400,
+    "mlc/llama3_2_3b.json": 3_212_749_824,
+    "mlc/mistral_7b.json": "prefill_chunk_size",
+    "mlc/mistral_7b_v03.json": 7_248_023_552,
+    "mlc/olmo2_13b.json": 13_716_198_400,
+    "mlc/olmo2_32b.json": 32_234_279_936,
+    "mlc/olmo2_7b.json": 7_298_617_344,
+    "mlc/phi-3.5-mini.json": 3_821_079_552,
+    "mlc/phi-4-mini.json": 3_836_021_760,
+    "mlc/qwen1.5_1.8b_chat.json": 1_525_663_744,  # this file ties what the original does not
+    "mlc/qwen1.5_moe_a2.7b.json": "qwen2_moe",
+    "mlc/qwen2.5_3b.json": 3_085_938_688,
+    "mlc/qwen2_0_5b.json": 494_032_768,
+    "mlc/qwen2_1_5b.json": 1_543_714_304,
+    "mlc/qwen2_7b.json": 7_615_616_512,
+    "mlc/qwen3_0.6b.json": 596_049_920,
+    "mlc/qwen3_1.7b.json": 1_720_574_976,
+    "mlc/smollm2_135m.json": 134_515_008,
+    "mlc/smollm2_360m.json": 361_821_120,
+    "mlc/smollm_135m.json": 134_515_008,
+    "mlc/tinyllama_1b_chat_v1.0.json": 1_100_048_384,
+    "neuronx/gemma3-27b-vision.json": 27_009_346_304,  # the text half
+    "neuronx/llama2-7b.json": "sequence_parallel_enabled",
+    "neuronx/llama3.1-8b.json": "sequence_parallel_enabled",
+    "other/smollm3-3b-base.json": 3_075_098_624,
+    "tensorrt-llm/phi-3-mini-4k-instruct.json": 3_821_079_552,
+    "tt-metal/llama-3.2-1b-instruct.json": 1_235_814_400,
+    "tt-metal/mistral-7b-instruct-v0.3.json": 7_248_023_552,
+    "tt-metal/olmo-3.1-32b-instruct.json": 32_233_522_176,
+    "tt-metal/phi-4.json": 14_659_507_200,
+    "tt-metal/qwen2.5-7b-instruct.json": 7_615_616_512,
+    "xfastertransformer/deepseek-r1.json": "deepseek_v3",
+    "xfastertransformer/llama-3-70b.json": 70_553_706_496,
+    "xfastertransformer/llama-3-8b.json": 8_030_261_248,
+    "xfastertransformer/qwen1.5-0.5b.json": 463_987_712,
+    "xfastertransformer/qwen2-7b.json": 7_615_616_512,
+    "xfastertransformer/qwen3-0.6b.json": 596_049_920,
+    "xfastertransformer/qwen3-1.7b.json": 1_720_574_976,
+    "xfastertransformer/qwen3-235b.json": 235_093_634_560,
+    "xfastertransformer/qwen3-30b.json": 30_532_122_624,
+    "xfastertransformer/qwen3-8b.json": 8_190_735_360,
+}
+
+
+def test_every_real_config_is_known(shared):
+    folder = shared / "data" / "configs"
+    assert {str(p.relative_to(folder)) for p in folder.rglob("*.json")} == CONFIGS.keys()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_real_config_is_read_or_refused(shared, name):
+    hf = json.loads((shared / "data" / "configs" / name).read_text())
+    expected = CONFIGS[name]
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            zoo.abstract(hf)
+        return
+    model = zoo.abstract(hf)
+    assert sum(x.size for x in jax.tree.leaves(nnx.state(model))) == expected
+
+
+def test_the_table_in_the_docs_is_of_these_families():
+    """`python -m tests.zoo.support_table` wrote it; its bounds are those of the tests."""
+    from tests.conftest import ROOT
+
+    lines = (ROOT / "docs" / "models.md").read_text().splitlines()
+    rows = [line.split(" | ") for line in lines if line.startswith("| ") and "`" in line][1:]
+    named = {kind.strip("`") for row in rows for kind in row[1].split(", ")}
+    assert named == zoo.ARCHITECTURES.keys()
+    for row in rows:
+        assert int(row[3]) >= 3
+        assert float(row[5]) <= 1e-3
+        assert float(row[7]) <= 1e-5

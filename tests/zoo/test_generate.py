@@ -1,0 +1,103 @@
+"""Drawing tokens, keeping keys, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.zoo import twins
+from zoo import generate
+from zoo.generate import Sampling
+
+LOGITS = jnp.log(jnp.array([[0.05, 0.5, 0.3, 0.15]]))
+
+
+def seen(sampling, times=400):
+    keys = jax.random.split(jax.random.key(0), times)
+    sampling = jax.tree.map(jnp.asarray, sampling)
+    ids = jax.vmap(lambda key: generate.drawn(LOGITS, sampling, key)[0])(keys)
+    return np.bincount(np.asarray(ids), minlength=4) / times
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (Sampling(1.0), [0.05, 0.5, 0.3, 0.15]),
+        (Sampling(1.0, top_k=2), [0, 5 / 8, 3 / 8, 0]),
+        (Sampling(1.0, top_p=0.79), [0, 5 / 8, 3 / 8, 0]),  # 0.5 + 0.3 is enough
+        (Sampling(1.0, top_p=0.81), [0, 0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95]),
+        (Sampling(1.0, min_p=0.5), [0, 5 / 8, 3 / 8, 0]),  # 0.15 is less than half of 0.5
+        (Sampling(1.0, top_p=1e-6), [0, 1, 0, 0]),
+        (Sampling(0.5), np.array([0.05**2, 0.25, 0.09, 0.15**2]) / 0.365),
+        (Sampling(1.0, top_k=1, min_p=1.0), [0, 1, 0, 0]),
+    ],
+)
+def test_tokens_are_drawn_by_what_remains(sampling, expected):
+    found = seen(sampling)
+    np.testing.assert_allclose(found, expected, atol=0.07)
+    assert not found[np.asarray(expected) == 0].any()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return twins.untrained("gemma3_text", "plain")
+
+
+def test_a_seed_is_a_text(model):
+    write = lambda seed: generate.generate(
+        model, [[5, 6, 7]], max_new_tokens=24, sampling=Sampling(1.5), seed=seed
+    )
+    assert write(0) == write(0) != write(1)
+
+
+def test_no_length_compiles_afresh(model):
+    """Within a power of two of room, prompts of any length run the same two programs."""
+    write = lambda length, more: generate.generate(model, [[3] * length, [4]], max_new_tokens=more)
+    write(5, 40)
+    before = generate._read._cache_size(), generate._continue._cache_size()
+    for length, more in ((3, 50), (40, 20), (1, 1), (9, 0)):
+        texts = write(length, more)
+        assert [len(text) for text in texts] == [more, more]
+    assert (generate._read._cache_size(), generate._continue._cache_size()) == before
+
+
+def test_a_row_stops_alone(model):
+    free = generate.generate(model, [[5, 6, 7], [8]], max_new_tokens=20)
+    stop = free[0][4]
+    found = generate.generate(model, [[5, 6, 7], [8]], max_new_tokens=20, stop_ids=[stop])
+    for text, whole in zip(found, free, strict=True):
+        end = whole.index(stop) + 1 if stop in whole else 20
+        assert text == whole[:end]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (dict(prompts=[[]]), "at least one token"),
+        (dict(prompts=[]), "at least one token"),
+        (dict(prompts=[[97]]), "token id 97 is beyond the model's 97 ids"),
+        (dict(prompts=[[-1]]), "token id -1"),
+        (dict(sampling=Sampling(-1.0)), "temperature"),
+        (dict(sampling=Sampling(1.0, top_p=0.0)), "top_p"),
+        (dict(sampling=Sampling(0.0, top_k=5)), "likeliest token is taken anyway"),
+    ],
+)
+def test_what_means_nothing_is_refused(model, arguments, told):
+    with pytest.raises(ValueError, match=told):
+        generate.generate(model, **(dict(prompts=[[1]], max_new_tokens=2) | arguments))
+
+
+def test_ids_out_of_range_are_refused_before_the_model_runs(model):
+    with pytest.raises(ValueError, match="token id 200 is beyond"):
+        model(jnp.array([[1, 200]]))
+
+
+@pytest.mark.parametrize(
+    ("family", "shape", "start", "most"),
+    [("gpt2", "plain", 90, 6), ("llama", "dynamic", 20, 4), ("phi3", "long factors", 10, 6)],
+)
+def test_a_text_may_not_outgrow_the_model(family, shape, start, most):
+    model = twins.untrained(family, shape)
+    assert generate.most_new_tokens(model, start) == most
+    with pytest.raises(ValueError, match=f"at most {most} more"):
+        generate.generate(model, [[3] * start], max_new_tokens=most + 1)

@@ -1,0 +1,71 @@
+"""What is this checkpoint, and can the zoo read it?
+
+  python -m zoo meta-llama/Llama-3.2-1B
+  python -m zoo ./my-model
+
+Reads config.json and the headers of the weights, and no weight.
+"""
+
+from collections import Counter
+import math
+import sys
+
+from flax import nnx
+
+import zoo
+
+
+def told(path_or_id: str) -> str:
+    """A few lines about a folder or hub id: family, sizes, parameters, bytes.
+
+    Raises:
+      FileNotFoundError, ValueError, PermissionError: why the zoo cannot read it.
+    """
+    from checkpoints_io import hf_folder, hf_weights
+
+    folder = hf_folder.find(path_or_id)
+    hf_config = hf_folder.read_config(folder)
+    model = zoo.abstract(hf_config)
+    zoo.check(folder)
+    params = nnx.to_flat_state(nnx.state(model))
+    count = sum(math.prod(param.shape) for _, param in params)
+    held = Counter()
+    for dtype, numbers in hf_weights.stored(folder):
+        held[dtype] += numbers
+    names = {"L": "layers", "D": "width", "F": "MLP width", "N": "heads", "K": "key heads",
+             "H": "head width", "V": "vocabulary", "E": "experts"}  # fmt: skip
+    sizes = {names[k]: v for k, v in model.config.sizes.items() if k in names}
+    lines = [
+        f"{path_or_id}: {hf_config['model_type']}, zoo/{model.config.model_type}.py",
+        "sizes       " + ", ".join(f"{name} {size:,}" for name, size in sizes.items()),
+        f"parameters  {count:,}"
+        + (", embedding and head are one" if model.config.tie_word_embeddings else ""),
+        "stored      " + ", ".join(f"{n:,} {dtype}" for dtype, n in sorted(held.items())),
+        f"memory      {_size(4 * count)} in float32, {_size(2 * count)} in bfloat16",
+    ]
+    if longest := zoo.longest_text(hf_config):
+        lines.append(f"made for    texts of {longest:,} tokens")
+    return "\n".join([*lines, "supported: zoo.load and recipes/dpo.py can read it"])
+
+
+def _size(bytes_: int) -> str:
+    return f"{bytes_ / 2**30:.2f} GiB" if bytes_ >= 2**30 else f"{bytes_ / 2**20:.1f} MiB"
+
+
+def main(args: list[str]) -> int:
+    """Tells about each of the folders or hub ids; 1 if there is one that cannot be read."""
+    if not args or any(arg.startswith("-") for arg in args):
+        print(__doc__.strip())
+        return 0 if args in (["-h"], ["--help"]) else 2
+    failed = 0
+    for path_or_id in args:
+        try:
+            print(told(path_or_id))
+        except (OSError, ValueError) as error:
+            print(f"{path_or_id}: not supported: {error}")
+            failed = 1
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
