@@ -115,7 +115,7 @@ def forecast(
     sizes = model.config.sizes
     positions = batch.tokens.size
     count = config.train_batch_size * stored_per_pair / positions
-    weights = sum(x.size for x in jax.tree.leaves(params))
+    weights = _met_by_a_token(model)
     embedding = sizes["V"] * sizes["D"] * (0 if model.config.tie_word_embeddings else 1)
     per_position = {"full": 8, "none": 6}.get(config.remat, 8) * (weights - embedding)
     if config.reference_mode == "resident":
@@ -137,6 +137,19 @@ def forecast(
         flops=flops,
         seconds=(max(busy, on_wire), busy + on_wire),
     )
+
+
+def _met_by_a_token(model: zoo.Model) -> int:
+    """Weights that a token is multiplied with: of the experts, those it meets."""
+    config: Any = model.config
+    count = 0.0
+    for _, param in nnx.to_flat_state(nnx.state(model)):
+        axes = param.get_metadata("axes").split()
+        share = 1.0
+        if "E" in axes and "F" in axes:
+            share = config.num_experts_per_tok / config.sizes["E"]
+        count += share * param.size
+    return int(count)
 
 
 def _mesh(config: ml_collections.ConfigDict, devices: list) -> jax.sharding.Mesh:

@@ -107,7 +107,9 @@ def position_bytes(model: zoo.Model, compute: jax.typing.DTypeLike) -> int:
     """Activations of one position going back, about: what layers keep, and one layer's work."""
     sizes = model.config.sizes
     kept = sizes["L"] * sizes["D"]
-    work = 8 * sizes["D"] + 4 * sizes["F"] + 4 * (sizes["N"] + 2 * sizes["K"]) * sizes["H"]
+    met = getattr(model.config, "num_experts_per_tok", 1)  # MLPs that a token goes through
+    work = 8 * sizes["D"] * met + 4 * sizes["F"] * met
+    work += 4 * (sizes["N"] + 2 * sizes["K"]) * sizes["H"]
     return np.dtype(compute).itemsize * kept + 4 * work
 
 

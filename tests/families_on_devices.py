@@ -18,8 +18,7 @@ import zoo
 from zoo import sharding, spans
 
 FAMILIES = {
-    "gpt_oss": "plain", "qwen3_moe": "window", "gemma3_text": "scaled, capped", "phi3": "plain",
-    "gpt2": "plain", "olmo3": "yarn",
+    "gpt_oss": "plain", "gemma3_text": "scaled, capped", "phi3": "plain", "gpt2": "plain",
 }  # fmt: skip
 TOKENS = np.random.default_rng(0).integers(3, 96, (8, 40)).astype(np.int32)
 

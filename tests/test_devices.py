@@ -38,7 +38,7 @@ def figures(tmp_path_factory):
 def test_every_kind_of_layer_is_split_over_devices(tmp_path):
     """Experts, biases, sinks, windows, learned positions: eight devices give what one gives."""
     found = on_eight_devices("families_on_devices", tmp_path)
-    assert len(found) == 6
+    assert len(found) == 4
     for record in found:
         assert record["loss"] <= 1e-5, record
         assert record["gradient"] <= 1e-4, record

@@ -59,20 +59,16 @@ def test_gradient_is_that_of_transformers(family, shape, tmp_path):
 def gradient_error(family, shape, tmp_path):
     """The worst of all weights, relative to the largest number in each gradient.
 
-    Both gradients are written as models, so that what stands side by side is compared by the names
-    of files.
+    The original's is worked out in float64: in float32 that of gpt-oss is 1.4e-3 off. Both are
+    written as models, so that what stands side by side is compared by the names of files.
     """
     original, folder = twins.twin(family, shape)
-    tokens = torch.tensor(TOKENS)
-    original.zero_grad()
-    logps = original(tokens, use_cache=False).logits[:, :-1].log_softmax(-1)
+    exact, tokens = copy.deepcopy(original).double(), torch.tensor(TOKENS)
+    logps = exact(tokens, use_cache=False).logits[:, :-1].log_softmax(-1)
     logps.gather(-1, tokens[:, 1:, None]).sum().backward()
-    weights = {name: weight.data for name, weight in original.named_parameters()}
-    for weight in original.parameters():
+    for weight in exact.parameters():
         weight.data = torch.zeros_like(weight) if weight.grad is None else weight.grad
-    original.save_pretrained(tmp_path / "theirs")
-    for name, weight in original.named_parameters():
-        weight.data = weights[name]
+    exact.float().save_pretrained(tmp_path / "theirs")
 
     def summed(model):
         logps = jax.nn.log_softmax(model(jnp.asarray(TOKENS))[:, :-1])
@@ -95,12 +91,8 @@ def test_greedy_text_is_that_of_transformers(family, shape):
     """64 tokens after prompts of different lengths, with and without a padded neighbour."""
     original, folder = twins.twin(family, shape)
     model = zoo.load(folder)
-    most = 64
-    if family == "phi3" and "long" in shape:  # on one side of the threshold alone
-        most = 6
-    if "dynamic" in shape:
-        most = 12
     prompts = [TOKENS[0, :9], TOKENS[1, :4]]
+    most = min(64, generate.most_new_tokens(model, 9) or 64)
     found = generate.generate(model, [p.tolist() for p in prompts], max_new_tokens=most)
     for prompt, text in zip(prompts, found, strict=True):
         expected = original.generate(

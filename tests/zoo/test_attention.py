@@ -19,7 +19,7 @@ def work(T, N, K, H, seed=0):
     shapes = [(B, T, N, H), (B, T, K, H), (B, T, K, H), (B, T, N, H)]
     q, k, v, pull = (jnp.asarray(draw.standard_normal(s), jnp.float32) for s in shapes)
     first = np.tile(np.arange(T, dtype=np.int32), (B, 1))
-    last = first + 1
+    last, positions = first + 1, np.zeros_like(first)
     for b in range(B):
         t = 0
         while True:
@@ -31,14 +31,16 @@ def work(T, N, K, H, seed=0):
             last[b, at] = t + np.concatenate(
                 [np.full(c, c + p), c + np.arange(p) + 1, c + p + np.arange(r) + 1]
             )
+            positions[b, at] = np.concatenate(
+                [p + np.arange(c)[::-1], np.arange(p), p + np.arange(r)]
+            )
             t = at.stop
-        positions = np.where(last - first == 1, 0, last - 1 - np.arange(T))
     where = spans.Spans(*map(jnp.asarray, (positions, first, last, np.full_like(first, T))))
     return (q, k, v), where, pull
 
 
-def outcome(backend, arrays, where, pull):
-    attend = functools.partial(attention.attend, where=where, scale=0.3, backend=backend)
+def outcome(backend, arrays, where, pull, **how):
+    attend = functools.partial(attention.attend, where=where, scale=0.3, backend=backend, **how)
     pulled = lambda *arrays: (attend(*arrays) * pull).sum()
     return jax.jit(attend)(*arrays), *jax.jit(jax.grad(pulled, argnums=(0, 1, 2)))(*arrays)
 
@@ -56,6 +58,57 @@ def test_backends_are_the_dense_one(backend, T, N, K, H, monkeypatch):
     given = work(T, N, K, H)
     for ours, theirs in zip(outcome(backend, *given), outcome("dense", *given), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [dict(window=20), dict(window=1), dict(softcap=1.5), dict(window=50, softcap=0.7)],
+    ids=str,
+)
+@pytest.mark.parametrize("backend", ["blocks", "tokamax_chunked", "splash"])
+def test_windows_and_soft_caps_are_the_dense_ones(backend, how, monkeypatch):
+    """In rows with prompts once, where a window is not one run of keys."""
+    if backend == "tokamax_chunked":
+        pytest.importorskip("tokamax")
+    interpreted = functools.partial(attention_kernels.splash, interpret=True)
+    monkeypatch.setitem(attention.BACKENDS, "splash", interpreted)
+    given = work(256, 4, 2, 16)
+    expected = outcome("dense", *given, **how)
+    for ours, theirs in zip(outcome(backend, *given, **how), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+    plain = outcome("dense", *given)[0]
+    assert jnp.abs(expected[0] - plain).max() > 0.1
+
+
+@pytest.mark.parametrize("how", [{}, dict(window=20, softcap=1.5)], ids=str)
+def test_sinks_are_the_dense_ones_gradients_included(how):
+    arrays, where, pull = work(130, 6, 2, 8)
+    sinks = jnp.linspace(-2.0, 3.0, 6)
+
+    def gradient(backend):
+        pulled = lambda sinks, *arrays: (
+            attention.attend(*arrays, where, scale=0.3, backend=backend, sinks=sinks, **how) * pull
+        ).sum()
+        return jax.jit(jax.value_and_grad(pulled, argnums=(0, 1, 2, 3)))(sinks, *arrays)
+
+    (expected, of_dense), (found, of_blocks) = gradient("dense"), gradient("blocks")
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    for ours, theirs in zip(of_blocks, of_dense, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+    assert jnp.abs(of_dense[0]).max() > 0.1
+
+
+def test_what_a_kernel_cannot_do_is_said_or_done_by_blocks(monkeypatch):
+    arrays, where, _ = work(64, 4, 2, 8)
+    sinks = jnp.ones(4)
+    with pytest.raises(ValueError, match="tokamax cannot do sinks.*use attention=blocks"):
+        attention.attend(*arrays, where, scale=0.3, backend="tokamax", sinks=sinks)
+    with pytest.raises(ValueError, match="cudnn cannot do sinks and softcap"):
+        attention.attend(*arrays, where, scale=1.0, backend="cudnn", sinks=sinks, softcap=2.0)
+    monkeypatch.setitem(attention.BY_PLATFORM, "cpu", "tokamax")
+    found = attention.attend(*arrays, where, scale=0.3, sinks=sinks)
+    expected = attention.attend(*arrays, where, scale=0.3, sinks=sinks, backend="dense")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_a_key_too_many_would_be_seen():
