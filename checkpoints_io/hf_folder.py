@@ -16,6 +16,9 @@ import jax
 # What a model needs; weights in other formats, images and code are left on the hub.
 TOKENIZER_FILES = ["*.json", "*.model", "*.jinja", "*.txt"]
 FILES = [*TOKENIZER_FILES, "*.safetensors"]
+CONFIG_FILES = ["config.json"]
+# The same weights again, as other programs want them.
+ELSEWHERE = ["*/*", "consolidated*"]
 
 # Copied from the source of an export, byte for byte.
 COMPANIONS = (
@@ -55,7 +58,10 @@ def find(
     try:
         return pathlib.Path(
             huggingface_hub.snapshot_download(
-                path_or_id, revision=revision, allow_patterns=list(files)
+                path_or_id,
+                revision=revision,
+                allow_patterns=list(files),
+                ignore_patterns=ELSEWHERE,
             )
         )
     except errors.GatedRepoError as error:

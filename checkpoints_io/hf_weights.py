@@ -202,6 +202,8 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
             raise ValueError(f"{index} names files outside its folder: {odd}")
     else:
         names = {path.name for path in folder.glob("*.safetensors")}
+        if "model.safetensors" in names:  # others may hold the same for other programs
+            names = {"model.safetensors"}
     if not names:
         raise FileNotFoundError(f"{folder} holds no .safetensors file")
     paths = [folder / name for name in sorted(names)]

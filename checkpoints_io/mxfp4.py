@@ -37,11 +37,13 @@ class Matrices:
         first = columns.start // BLOCK
         among = slice(first, -(-columns.stop // BLOCK))
         bytes_, scales = self.blocks[experts, rows, among], self.scales[experts, rows, among]
-        halves = np.stack([bytes_ & 0x0F, bytes_ >> 4], axis=-1).reshape(*scales.shape, BLOCK)
-        numbers = np.ldexp(VALUES[halves], scales.astype(np.int32)[..., None] - 127)
-        whole = numbers.reshape(*scales.shape[:2], -1).astype(ml_dtypes.bfloat16)
-        begin = columns.start - first * BLOCK
-        return whole[:, :, begin : begin + columns.stop - columns.start].transpose(0, 2, 1)
+        begin, count = columns.start - first * BLOCK, columns.stop - columns.start
+        whole = np.empty((len(bytes_), count, bytes_.shape[1]), ml_dtypes.bfloat16)
+        for made, packed, powers in zip(whole, bytes_, scales, strict=True):  # an expert at a time
+            halves = np.stack([packed & 0x0F, packed >> 4], axis=-1).reshape(*powers.shape, BLOCK)
+            numbers = np.ldexp(VALUES[halves], powers.astype(np.int32)[..., None] - 127)
+            made[...] = numbers.reshape(len(packed), -1).T[begin : begin + count]
+        return whole
 
 
 def unpacked(tensors: dict[str, Any]) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def keeping(kept):
             at = lambda tree, layer=layer: jax.tree.map(lambda leaf: leaf[layer], tree)
 
             def attend(q, k, v, *, scale, **how):
-                kept.append((q, k, scale))
+                kept.append((q, k, scale, how))
                 return zoo.attention.attend(q, k, v, where, scale=scale, backend="dense", **how)
 
             weights = at(nnx.to_pure_dict(state))
@@ -83,11 +83,16 @@ def keeping(kept):
 kept = []
 model.hidden(ids, spans.causal(*ids.shape), keeping(kept))
 LAYER, HEAD = 1, 0
-q, k, scale = kept[LAYER]
+q, k, scale, how = kept[LAYER]
 key_head = HEAD * k.shape[2] // q.shape[2]
 scores = q[0, :, HEAD] @ k[0, :, key_head].T * scale
-seen = jnp.tril(jnp.ones_like(scores, bool))
-shares = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
+if cap := how.get("softcap"):
+    scores = cap * jnp.tanh(scores / cap)
+back = jnp.arange(len(scores))[:, None] - jnp.arange(len(scores))
+width = how["window"] if how.get("window") is not None else len(scores)
+scores = jnp.where((back >= 0) & (back < width), scores, -jnp.inf)
+sink = jnp.exp(how["sinks"][HEAD]) if how.get("sinks") is not None else 0.0
+shares = jnp.exp(scores) / (jnp.exp(scores).sum(-1, keepdims=True) + sink)
 
 words = [repr(tokenizer.decode([int(token)]))[1:-1] for token in ids[0]]
 figure, axes = plt.subplots(figsize=(7, 6))

@@ -51,12 +51,6 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
       ValueError, OSError: a sentence about what is wrong and how to mend it.
     """
     settings.check(config)
-    backend = config.attention or attention.default_backend()
-    if config.remat == "attention" and backend not in ("blocks", "splash"):
-        raise ValueError(
-            f"--config.remat=attention has no effect with the attention backend {backend}, which "
-            "does not say what it keeps: use products, or the backend blocks or splash"
-        )
     mesh = sharding.mesh_of(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     directory = _directory(config.directory)
     shaping = settings.that_shape_the_run(config)
@@ -65,6 +59,12 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     folder = hf_folder.find(config.initialize_from_hf)
     hf_config = hf_folder.read_config(folder)
     model = zoo.abstract(hf_config, mesh=mesh)
+    backend = attention.backend_of(model.config, config.attention)
+    if config.remat == "attention" and backend not in ("blocks", "splash"):
+        raise ValueError(
+            f"--config.remat=attention has no effect with the attention backend {backend}, which "
+            "does not say what it keeps: use products, or the backend blocks or splash"
+        )
     zoo.check(folder)
     reference_config = _checked_reference(config, hf_config)
     tokenizer_folder = folder

@@ -65,7 +65,7 @@ def ready(
 
     cache = reference_cache.opened(
         run.reference_cache, fingerprint=known, compute=policy.dtype,
-        attention=policy.attention or attention.default_backend(),
+        attention=attention.backend_of(model.config, policy.attention),
     )  # fmt: skip
     say(f"asking the reference, or {cache.folder}, about every pair")
     trained, *held_out = (

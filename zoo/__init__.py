@@ -78,8 +78,10 @@ def load(
     """
     from checkpoints_io import hf_folder, hf_weights  # the one door from here to the disk
 
+    # What the zoo cannot read is refused before its weights are fetched.
+    looked_at = hf_folder.find(str(path_or_id), revision, hf_folder.CONFIG_FILES)
+    model = abstract(hf_folder.read_config(looked_at), dtype, compute_dtype, mesh)
     folder = hf_folder.find(str(path_or_id), revision)
-    model = abstract(hf_folder.read_config(folder), dtype, compute_dtype, mesh)
     graph, state = nnx.split(model)
     arrays = hf_weights.read(folder, _plan(model))
     flat = nnx.to_flat_state(state)
@@ -97,8 +99,9 @@ def check(path_or_id: str | pathlib.Path) -> None:
     """
     from checkpoints_io import hf_folder, hf_weights
 
-    folder = hf_folder.find(str(path_or_id))
-    hf_weights.check(folder, _plan(abstract(hf_folder.read_config(folder))))
+    looked_at = hf_folder.find(str(path_or_id), files=hf_folder.CONFIG_FILES)
+    model = abstract(hf_folder.read_config(looked_at))
+    hf_weights.check(hf_folder.find(str(path_or_id)), _plan(model))
 
 
 def save(

@@ -3,11 +3,13 @@
   python -m zoo meta-llama/Llama-3.2-1B
   python -m zoo ./my-model
 
-Reads config.json and the headers of the weights, and no weight.
+Reads config.json and, of a folder that is here, the headers of the weights. Of a hub id nothing else
+is fetched.
 """
 
 from collections import Counter
 import math
+import pathlib
 import sys
 
 from flax import nnx
@@ -23,14 +25,16 @@ def told(path_or_id: str) -> str:
     """
     from checkpoints_io import hf_folder, hf_weights
 
-    folder = hf_folder.find(path_or_id)
+    folder = hf_folder.find(path_or_id, files=hf_folder.CONFIG_FILES)
     hf_config = hf_folder.read_config(folder)
     model = zoo.abstract(hf_config)
-    zoo.check(folder)
+    is_here = pathlib.Path(path_or_id).expanduser().is_dir()
+    if is_here:
+        zoo.check(folder)
     params = nnx.to_flat_state(nnx.state(model))
     count = sum(math.prod(param.shape) for _, param in params)
     held = Counter()
-    for dtype, numbers in hf_weights.stored(folder):
+    for dtype, numbers in hf_weights.stored(folder) if is_here else ():
         held[dtype] += numbers
     names = {"L": "layers", "D": "width", "F": "MLP width", "N": "heads", "K": "key heads",
              "H": "head width", "V": "vocabulary", "E": "experts"}  # fmt: skip
@@ -40,7 +44,8 @@ def told(path_or_id: str) -> str:
         "sizes       " + ", ".join(f"{name} {size:,}" for name, size in sizes.items()),
         f"parameters  {count:,}"
         + (", embedding and head are one" if model.config.tie_word_embeddings else ""),
-        "stored      " + ", ".join(f"{n:,} {dtype}" for dtype, n in sorted(held.items())),
+        "stored      "
+        + (", ".join(f"{n:,} {dtype}" for dtype, n in sorted(held.items())) or "not looked at"),
         f"memory      {_size(4 * count)} in float32, {_size(2 * count)} in bfloat16",
     ]
     if longest := zoo.longest_text(hf_config):

@@ -54,7 +54,7 @@ BACKENDS: dict[str, Callable[..., Array]] = {
 BY_PLATFORM = {"cpu": "blocks", "gpu": "tokamax", "tpu": "splash"}
 # What the kernels of others cannot do; then the platform's choice gives way to `blocks`.
 CANNOT = {
-    "tokamax": {"sinks"},
+    "tokamax": {"sinks", "softcap"},  # with a cap its Triton kernel has no way back
     "tokamax_chunked": {"sinks"},
     "splash": {"sinks"},
     "cudnn": {"sinks", "softcap"},
@@ -122,20 +122,33 @@ def attend(
     )(q, k, v, where.first, where.last, looking, sinks)
 
 
+def backend_of(config: Any, asked: str | None) -> str:
+    """The backend that a model of this config runs, in rows as long as the recipe's.
+
+    Raises:
+      ValueError: the one that is asked for cannot do what the model needs.
+    """
+    softcap = getattr(config, "attn_logit_softcapping", None)
+    return _able(asked, softcap=bool(softcap), sinks=getattr(config, "attention_sinks", False))
+
+
+def _able(asked: str | None, **needs: bool) -> str:
+    backend = asked or default_backend()
+    lacking = {name for name in CANNOT.get(backend, ()) if needs[name]}
+    if lacking and asked:
+        raise ValueError(
+            f"attention={asked} cannot do {' and '.join(sorted(lacking))}, which this model needs: "
+            "use attention=blocks"
+        )
+    return "blocks" if lacking else backend
+
+
 def _chosen(
     asked: str | None, q: Array, k: Array, softcap: float | None, sinks: Array | None
 ) -> str:
-    backend = asked or default_backend()
     if q.shape[1] != k.shape[1]:
         return "dense"  # a few queries against many kept keys: there is no square to avoid
-    needs = {"softcap": bool(softcap), "sinks": sinks is not None}
-    if lacking := {n for n in CANNOT.get(backend, ()) if needs[n]}:
-        if asked:
-            raise ValueError(
-                f"attention={asked} cannot do {' and '.join(sorted(lacking))}, which this model "
-                "needs: use attention=blocks"
-            )
-        return "blocks"
+    backend = _able(asked, softcap=bool(softcap), sinks=sinks is not None)
     if backend == "splash" and q.shape[1] % attention_kernels.LANES:
         return "blocks"  # its tiles are as wide as a TPU's lanes; the recipe's rows are whole
     return backend

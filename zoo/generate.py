@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 import numpy as np
 
 import zoo
-from zoo import attention, causal_lm, rope, spans, stack
+from zoo import attention, causal_lm, rope, sharding, spans, stack
 
 SMALLEST = 64  # tokens that a program has room for, at least
 
@@ -68,7 +68,7 @@ def generate(
         raise ValueError("a prompt to continue needs at least one token")
     causal_lm.check_ids(model, np.concatenate([np.asarray(p, np.int64) for p in prompts]))
     longest = int(lengths.max())
-    _check_length(model, longest, longest + max_new_tokens)
+    _check_length(model, lengths.tolist(), max_new_tokens)
     tokens = np.zeros((len(prompts), _room(longest + max_new_tokens)), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
@@ -95,27 +95,32 @@ def _check(sampling: Sampling) -> None:
         raise ValueError(f"{sampling}: without a temperature the likeliest token is taken anyway")
 
 
-def _check_length(model: Any, start: int, end: int) -> None:
-    most = most_new_tokens(model, start)
-    if most is not None and end - start > most:
+def _check_length(model: Any, lengths: Sequence[int], more: int) -> None:
+    most = most_new_tokens(model, lengths)
+    if most is not None and more > most:
         raise ValueError(
-            f"after a prompt of {start} tokens this model can be asked for at most {most} more: "
-            "there it has no further positions, or they turn otherwise for all that was read"
+            f"after prompts of {min(lengths)} to {max(lengths)} tokens this model can be asked for "
+            f"at most {most} more: there its positions end, or begin to turn otherwise for all of a "
+            "text (ask for so many, then go on with the text as a prompt)"
         )
 
 
-def most_new_tokens(model: Any, longest: int) -> int | None:
-    """How many tokens may follow a prompt of `longest`; None: any number.
+def most_new_tokens(model: Any, lengths: Sequence[int]) -> int | None:
+    """How many tokens may follow prompts of these lengths; None: any number.
 
-    Learned positions end, and ropes that hang on the length of a text change: then all that was
-    kept would have to be read again.
+    Learned positions end. Where a rope hangs on the length of a text, all that was kept would have
+    to be read again: longrope changes once, the dynamic rope with every token from there on.
     """
-    ends = [
-        getattr(model.config, "n_positions", None),
-        rope.limit(getattr(model.config, "rope_parameters", None)),
-    ]
-    known = [end for end in ends if end]
-    return max(0, min(known) - longest) if known else None
+    ends = getattr(model.config, "n_positions", None)
+    ropes: Any = getattr(model.config, "rope_parameters", None)
+    turning = rope.limit(ropes)
+    room = [ends - length for length in lengths] if ends else []
+    for length in lengths:
+        if turning and length <= turning:
+            room.append(turning - length)
+        elif turning and ropes.rope_type == "dynamic":
+            room.append(0)
+    return max(0, min(room)) if room else None
 
 
 def _room(length: int) -> int:
@@ -176,7 +181,7 @@ def _continue(
 
     start = (logits, tokens, lengths, lengths >= limits, cache, key)
     _, tokens, ends, _, cache, _ = jax.lax.while_loop(going, step, start)
-    return tokens, ends, cache
+    return sharding.whole(tokens), sharding.whole(ends), cache
 
 
 def drawn(logits: Float[Array, "B V"], sampling: Sampling, key: Key[Array, ""]) -> Int[Array, " B"]:

@@ -26,7 +26,8 @@ FIXED = {
 # Dropout, of which there is none in DPO; heads for other tasks; `n_ctx` is another `n_positions`;
 # the order in which scores are worked out, which are in float32 here in any order.
 IGNORED = frozenset({
-    "attn_pdrop", "embd_pdrop", "n_ctx", "reorder_and_upcast_attn", "resid_pdrop",
+    "attn_pdrop", "embd_pdrop", "n_ctx", "n_special", "output_past", "predict_special_tokens",
+    "reorder_and_upcast_attn", "resid_pdrop",
     "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
     "summary_use_proj", "task_specific_params",
 })  # fmt: skip
@@ -48,10 +49,10 @@ class Config:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Axis letter -> size; P positions."""
+        """Axis letter -> size."""
         return {
             "V": self.vocab_size,
-            "P": self.n_positions,
+            "C": self.n_positions,
             "D": self.n_embd,
             "F": self.n_inner,
             "L": self.n_layer,
@@ -143,7 +144,7 @@ class Model(nnx.Module):
 
     def __init__(self, config: Config, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32):
         self.embedding = layers.weight("V D", config.sizes, rngs)
-        self.positions = layers.weight("P D", config.sizes, rngs)
+        self.positions = layers.weight("C D", config.sizes, rngs)
         self.blocks = Block(config, rngs)
         self.norm = layers.LayerNorm("D", config.sizes, rngs, eps=config.layer_norm_epsilon)
         if not config.tie_word_embeddings:
@@ -163,7 +164,7 @@ class Model(nnx.Module):
 # Our weight -> its HF name, for each layer {L}, and its axes there: matrices stand the other way.
 HF_WEIGHTS = {
     "embedding":                   ("transformer.wte.weight",                   "V D"),
-    "positions":                   ("transformer.wpe.weight",                   "P D"),
+    "positions":                   ("transformer.wpe.weight",                   "C D"),
     "blocks.attention_norm.scale": ("transformer.h.{L}.ln_1.weight",            "D"),
     "blocks.attention_norm.bias":  ("transformer.h.{L}.ln_1.bias",              "D"),
     "blocks.attention.qkv":        ("transformer.h.{L}.attn.c_attn.weight",     "D (J N H)"),

@@ -24,11 +24,19 @@ IGNORED = frozenset({
 })  # fmt: skip
 
 
+# What transformers means where a file says nothing of it.
+ROPE = {
+    "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+    "original_max_position_embeddings": 4096,
+}  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Field names are the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "gpt_oss"
+    attention_sinks: ClassVar[bool] = True
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -66,6 +74,8 @@ class Config:
         quantised = hf.get("quantization_config")
         if isinstance(quantised, dict) and quantised.get("quant_method") == "mxfp4":
             hf = {key: value for key, value in hf.items() if key != "quantization_config"}
+        if hf.get("rope_parameters") is None and hf.get("rope_scaling") is None:
+            hf = hf | {"rope_parameters": ROPE}
         hf = hf_config.every(rope_config.read(hf, theta=150_000.0), 2)
         return hf_config.read(cls, hf, fixed=FIXED, ignored=IGNORED, assumed=assumed)
 
@@ -99,7 +109,8 @@ class Attention(nnx.Module):
         k = layers.shifted(layers.einsum("BTD,DKH->BTKH", x, self.k), self.k_bias)
         v = layers.shifted(layers.einsum("BTD,DKH->BTKH", x, self.v), self.v_bias)
         q, k = rope.rotate(q, turn), rope.rotate(k, turn)
-        mixed = attend(q, k, v, scale=self.scale, window=window, sinks=self.sinks[...])
+        sinks = self.sinks[...].astype(x.dtype)
+        mixed = attend(q, k, v, scale=self.scale, window=window, sinks=sinks)
         return layers.shifted(layers.einsum("BTNH,NHD->BTD", mixed, self.o), self.o_bias)
 
 
@@ -108,8 +119,8 @@ class Experts(nnx.Module):
         zeros = nnx.initializers.zeros
         self.router = layers.weight("L D E", config.sizes, rngs)
         self.router_bias = layers.weight("L E", config.sizes, rngs, zeros)
-        self.gate_up = layers.weight("L J E D F", config.sizes, rngs)
-        self.gate_up_bias = layers.weight("L J E F", config.sizes, rngs, zeros)
+        self.gate_up = layers.weight("L E J D F", config.sizes, rngs)
+        self.gate_up_bias = layers.weight("L E J F", config.sizes, rngs, zeros)
         self.down = layers.weight("L E F D", config.sizes, rngs)
         self.down_bias = layers.weight("L E D", config.sizes, rngs, zeros)
         self.each = config.num_experts_per_tok
@@ -118,20 +129,23 @@ class Experts(nnx.Module):
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         logits = layers.einsum("BTD,DE->BTE", x, self.router)
         route = experts.top_then_softmax(layers.shifted(logits, self.router_bias), self.each)
-        gate, up = self.gate_up[...]
-        gate_bias, up_bias = self.gate_up_bias[...]
-        parts = {
-            "gate": (gate, "E D F"), "gate_bias": (gate_bias, "E F"),
-            "up": (up, "E D F"), "up_bias": (up_bias, "E F"),
-            "down": (self.down[...], "E F D"), "down_bias": (self.down_bias[...], "E D"),
-        }  # fmt: skip
-        return experts.mixed(x, route, parts, self._expert)
+        weights = {
+            "gate_up": (self.gate_up[...], "E J D F"),
+            "gate_up_bias": (self.gate_up_bias[...], "E J F"),
+            "down": (self.down[...], "E F D"),
+            "down_bias": (self.down_bias[...], "E D"),
+        }
+        return experts.mixed(x, route, weights, self._expert)
 
-    def _expert(self, x: Array, times: experts.Products) -> Array:
-        gate = jnp.minimum(times["gate_bias"](times["gate"](x)), self.limit)
-        up = jnp.clip(times["up_bias"](times["up"](x)), -self.limit, self.limit)
-        bent = (up + 1) * gate * jax.nn.sigmoid(gate * self.alpha)
-        return times["down_bias"](times["down"](bent))
+    def _expert(self, x: Array, own: experts.Weights) -> Array:
+        gate, up = layers.added(
+            layers.dot("tD,JDF->tJF", x, own["gate_up"]), own["gate_up_bias"]
+        ).swapaxes(0, 1)
+        gate = jnp.minimum(gate, self.limit)
+        bent = (
+            (jnp.clip(up, -self.limit, self.limit) + 1) * gate * jax.nn.sigmoid(gate * self.alpha)
+        )
+        return layers.added(layers.dot("tF,FD->tD", bent, own["down"]), own["down_bias"])
 
 
 class Block(nnx.Module):

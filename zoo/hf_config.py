@@ -17,11 +17,13 @@ from zoo import rope, rope_config
 
 # Keys that do not change the logits: bookkeeping, generation, dropout and training from scratch.
 IGNORED = frozenset({
-    "_attn_implementation", "_attn_implementation_autoset", "_name_or_path", "architectures",
+    "_attn_implementation", "_attn_implementation_autoset", "_name_or_path", "_num_labels",
+    "architectures",
     "attention_dropout", "auto_map", "bos_token_id", "cache_implementation", "dtype",
     "eos_token_id", "gradient_checkpointing", "id2label", "initializer_range", "label2id",
     "max_position_embeddings", "model_type", "output_attentions", "output_hidden_states",
-    "pad_token_id", "return_dict", "torch_dtype", "transformers.js_config", "transformers_version",
+    "num_labels", "pad_token_id", "return_dict", "tokenizer_class", "torch_dtype", "torchscript",
+    "transformers.js_config", "transformers_version", "unsloth_fixed", "unsloth_version",
     "use_cache",
 })  # fmt: skip
 

@@ -7,12 +7,14 @@ One alphabet for axes, in shapes, einsums, shardings and weight tables alike
   D model width        F MLP width             V vocabulary
   N query heads        K key/value heads       H head width
   L layers             G query heads per key head
-  E experts            J what one tensor holds side by side: gate and up; q, k and v
+  E experts            C positions that are learned
+  J what one tensor holds side by side: gate and up, or q, k and v; Q their heads, if not as many
 """
 
 from collections.abc import Callable, Mapping
 import functools
 import re
+from typing import Any
 
 from flax import nnx
 import jax
@@ -131,7 +133,9 @@ class RmsNorm(nnx.Module):
         flat = x.reshape(*x.shape[: x.ndim - scale.ndim], -1).astype(jnp.float32)
         unit = flat * jax.lax.rsqrt(jnp.mean(flat**2, axis=-1, keepdims=True) + self.eps)
         unit = unit if self.wide else unit.astype(x.dtype)
-        return _scaled(unit, self.offset + scale.reshape(-1)).astype(x.dtype).reshape(x.shape)
+        return (
+            _scaled(unit, scale.reshape(-1), self.offset, x.dtype).astype(x.dtype).reshape(x.shape)
+        )
 
 
 class LayerNorm(nnx.Module):
@@ -149,22 +153,30 @@ class LayerNorm(nnx.Module):
         wide = x.astype(jnp.float32)
         wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
         unit = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
-        return shifted(_scaled(unit, self.scale[...]), self.bias).astype(x.dtype)
+        unit = _scaled(unit, self.scale[...], 0.0, x.dtype)
+        return _shifted(unit, self.bias[...], x.dtype).astype(x.dtype)
 
 
-@jax.custom_vjp
-def _scaled(unit: Float[Array, "*B D"], scale: Float[Array, " D"]) -> Float[Array, "*B D"]:
-    return unit * scale.astype(unit.dtype)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _scaled(
+    unit: Float[Array, "*B D"],
+    scale: Float[Array, " D"],
+    offset: float,
+    dtype: jax.typing.DTypeLike,
+) -> Float[Array, "*B D"]:
+    """By `offset + scale`, the scale rounded to `dtype` as all weights are: masters are wider."""
+    return unit * (offset + scale.astype(dtype).astype(unit.dtype))
 
 
-def _scaled_forward(unit: Array, scale: Array) -> tuple:
-    return _scaled(unit, scale), (unit, scale)
+def _scaled_forward(unit: Array, scale: Array, offset: float, dtype: Any) -> tuple:
+    return _scaled(unit, scale, offset, dtype), (unit, scale)
 
 
-def _scaled_backward(kept: tuple, gradient: Array) -> tuple:
+def _scaled_backward(offset: float, dtype: Any, kept: tuple, gradient: Array) -> tuple:
     unit, scale = kept
     of_tokens = gradient.astype(jnp.float32) * unit.astype(jnp.float32)
-    return gradient * scale.astype(gradient.dtype), _over_tokens(of_tokens, scale)
+    by = offset + scale.astype(dtype).astype(gradient.dtype)
+    return gradient * by, _over_tokens(of_tokens, scale)
 
 
 _scaled.defvjp(_scaled_forward, _scaled_backward)
@@ -172,17 +184,22 @@ _scaled.defvjp(_scaled_forward, _scaled_backward)
 
 def shifted(x: Float[Array, "*B"], bias: nnx.Param) -> Float[Array, "*B"]:
     """`x` plus a bias over its last axes."""
-    return _shifted(x, bias[...])
+    return added(x, bias[...])
 
 
-@jax.custom_vjp
-def _shifted(x: Array, bias: Array) -> Array:
-    return x + bias.astype(x.dtype)
+def added(x: Float[Array, "*B"], bias: Array) -> Float[Array, "*B"]:
+    """As `shifted`, by an array."""
+    return _shifted(x, bias, x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _shifted(x: Array, bias: Array, dtype: jax.typing.DTypeLike) -> Array:
+    return x + bias.astype(dtype).astype(x.dtype)
 
 
 _shifted.defvjp(
-    lambda x, bias: (_shifted(x, bias), bias),
-    lambda bias, gradient: (gradient, _over_tokens(gradient.astype(jnp.float32), bias)),
+    lambda x, bias, dtype: (_shifted(x, bias, dtype), bias),
+    lambda _, bias, gradient: (gradient, _over_tokens(gradient.astype(jnp.float32), bias)),
 )
 
 

@@ -83,29 +83,6 @@ class Attention(nnx.Module):
         return layers.einsum("BTNH,NHD->BTD", mixed, self.o)
 
 
-class Experts(nnx.Module):
-    def __init__(self, config: Config, rngs: nnx.Rngs):
-        self.router = layers.weight("L D E", config.sizes, rngs)
-        self.gate = layers.weight("L E D F", config.sizes, rngs)
-        self.up = layers.weight("L E D F", config.sizes, rngs)
-        self.down = layers.weight("L E F D", config.sizes, rngs)
-        self.each = config.num_experts_per_tok
-
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        logits = layers.einsum("BTD,DE->BTE", x, self.router)
-        route = experts.softmax_then_top(logits, self.each, to_one=True)
-        weights = {
-            "gate": (self.gate[...], "E D F"),
-            "up": (self.up[...], "E D F"),
-            "down": (self.down[...], "E F D"),
-        }
-        return experts.mixed(x, route, weights, _expert)
-
-
-def _expert(x: Array, times: experts.Products) -> Array:
-    return times["down"](jax.nn.silu(times["gate"](x)) * times["up"](x))
-
-
 class Block(nnx.Module):
     """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
 
@@ -114,7 +91,9 @@ class Block(nnx.Module):
         self.attention_norm = norm()
         self.attention = Attention(config, rngs)
         self.mlp_norm = norm()
-        self.mlp = Experts(config, rngs)
+        self.mlp = experts.GatedExperts(
+            config.sizes, rngs, each=config.num_experts_per_tok, to_one=True
+        )
 
     def __call__(
         self, x: Float[Array, "B T D"], attend: attention.Attend, turn: rope.Turn

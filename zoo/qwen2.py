@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from zoo import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
 
 # What HF lets a config choose and this file does not.
-FIXED = {"hidden_act": "silu"}
+FIXED = {"hidden_act": "silu", "use_mrope": False}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,9 @@ FIXED = {
     "attention_bias": False,
     "decoder_sparse_step": 1,  # every layer has experts
     "mlp_only_layers": [],
+    "shared_expert_intermediate_size": 0,
+    "qkv_bias": False,
+    "use_qk_norm": True,
 }
 
 # Of dense layers, of which there are none, and of the balance loss, which DPO does not see.
@@ -99,30 +102,6 @@ class Attention(nnx.Module):
         return layers.einsum("BTNH,NHD->BTD", mixed, self.o)
 
 
-class Experts(nnx.Module):
-    def __init__(self, config: Config, rngs: nnx.Rngs):
-        self.router = layers.weight("L D E", config.sizes, rngs)
-        self.gate = layers.weight("L E D F", config.sizes, rngs)
-        self.up = layers.weight("L E D F", config.sizes, rngs)
-        self.down = layers.weight("L E F D", config.sizes, rngs)
-        self.each = config.num_experts_per_tok
-        self.to_one = config.norm_topk_prob
-
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        logits = layers.einsum("BTD,DE->BTE", x, self.router)
-        route = experts.softmax_then_top(logits, self.each, to_one=self.to_one)
-        weights = {
-            "gate": (self.gate[...], "E D F"),
-            "up": (self.up[...], "E D F"),
-            "down": (self.down[...], "E F D"),
-        }
-        return experts.mixed(x, route, weights, _expert)
-
-
-def _expert(x: Array, times: experts.Products) -> Array:
-    return times["down"](jax.nn.silu(times["gate"](x)) * times["up"](x))
-
-
 class Block(nnx.Module):
     """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
 
@@ -131,7 +110,9 @@ class Block(nnx.Module):
         self.attention_norm = norm()
         self.attention = Attention(config, rngs)
         self.mlp_norm = norm()
-        self.mlp = Experts(config, rngs)
+        self.mlp = experts.GatedExperts(
+            config.sizes, rngs, each=config.num_experts_per_tok, to_one=config.norm_topk_prob
+        )
 
     def __call__(
         self, x: Float[Array, "B T D"], attend: attention.Attend, turn: rope.Turn

@@ -81,11 +81,12 @@ def read_two(
     sliding = new.get("sliding_attention") or {}
     sliding = _one(sliding, beside | {"rope_theta": local}, sliding_theta or full.rope_theta)
     for one in (full, sliding):
-        if one.rope_type in rope.BY_LENGTH or one.truncate is not None:
+        if one.rope_type in rope.BY_LENGTH:
             raise ValueError(
-                f"the zoo does not implement rope_type {one.rope_type!r} with truncate "
-                f"{one.truncate} for layers of two kinds"
+                f"the zoo does not implement rope_type {one.rope_type!r} for layers of two kinds"
             )
+        if one.truncate is False:  # transformers looks for it elsewhere, and does not find it
+            raise ValueError("the zoo does not implement truncate=False for layers of two kinds")
     return rest | {"rope_parameters": rope.TwoRopes(full, sliding)}
 
 
@@ -95,6 +96,7 @@ def _one(given: Any, beside: Mapping[str, Any], theta: float, partial: bool = Fa
     given = {key: value for key, value in given.items() if value is not None}
     kind = given.pop("rope_type", None) or given.get("type") or "default"
     given.pop("type", None)  # transformers 4.43 to 4.45 wrote both
+    given.pop("attn_factor", None)  # another library's; transformers does not read it
     if not isinstance(kind, str) or kind not in KEYS:
         raise ValueError(f"the zoo does not implement rope_type {kind!r}, only {', '.join(KEYS)}")
     needed, possible = KEYS[kind]

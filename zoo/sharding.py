@@ -18,6 +18,7 @@ STORED: dict[str, tuple[str, ...]] = {
     "D": ("fsdp",),
     "N": ("tensor",),
     "K": ("tensor",),
+    "Q": ("tensor",),
     "F": ("tensor",),
     "V": ("tensor",),
 }
@@ -91,6 +92,11 @@ def gather(weight: jax.Array, axes: str) -> jax.Array:
 def by_width(x: jax.Array, axes: str) -> jax.Array:
     """An activation split along its width instead of its rows: `fsdp` exchanges the parts."""
     return _constrain(x, axes, BY_WIDTH)
+
+
+def whole(x: jax.Array) -> jax.Array:
+    """On every device all of it, so that every process can read it."""
+    return _constrain(x, " ".join("." * x.ndim), {})
 
 
 def _constrain(x: jax.Array, axes: str, rules: Mapping[str, tuple[str, ...]]) -> jax.Array:

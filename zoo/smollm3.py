@@ -52,8 +52,8 @@ class Config:
         """
         assumed = {"tie_word_embeddings": True, "rms_norm_eps": 1e-6, "num_key_value_heads": 4}
         hf = _layers_named(rope_config.read(hf, theta=2_000_000.0))
-        # `pretraining_tp` is of the training from scratch.
-        ignored = frozenset({"pretraining_tp"})
+        # Of the training from scratch, and of a Qwen that it was not made from.
+        ignored = frozenset({"pretraining_tp", "max_window_layers"})
         return hf_config.read(cls, hf, fixed=FIXED, ignored=ignored, assumed=assumed)
 
     def to_hf(self) -> dict[str, Any]:

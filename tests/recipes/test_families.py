@@ -129,3 +129,21 @@ def test_a_window_reaches_over_the_fork():
     nnx.update(other, nnx.state(model))
     narrow, wide = (scores(m, Shape(1, 256, 8, 1)) for m in (model, other))
     assert max(np.abs(narrow[key] - wide[key]).max() for key in wide) > 1e-2
+
+
+@pytest.mark.parametrize("family", twins.TWINS)
+def test_wide_masters_give_the_bits_of_narrow_weights(family):
+    """In bfloat16 the policy keeps float32 weights, the reference does not: equal all the same."""
+    from flax import nnx
+
+    model = twins.untrained(family, RICHEST[family])
+    policy = type(model)(model.config, nnx.Rngs(0), jnp.bfloat16)
+    nnx.update(policy, nnx.state(model))
+    narrow = nnx.merge(
+        nnx.graphdef(policy), jax.tree.map(lambda w: w.astype(jnp.bfloat16), nnx.state(policy))
+    )
+    tokens = jnp.asarray(twins.TOKENS[:1])
+    run = jax.jit(lambda model, tokens: model.hidden(tokens, spans.causal(*tokens.shape)))
+    wide, thin = run(policy, tokens), run(narrow, tokens)
+    assert wide.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(wide.astype(jnp.float32), thin.astype(jnp.float32))

@@ -92,7 +92,7 @@ def test_greedy_text_is_that_of_transformers(family, shape):
     original, folder = twins.twin(family, shape)
     model = zoo.load(folder)
     prompts = [TOKENS[0, :9], TOKENS[1, :4]]
-    most = min(64, generate.most_new_tokens(model, 9) or 64)
+    most = min(64, generate.most_new_tokens(model, [9, 4]) or 64)
     found = generate.generate(model, [p.tolist() for p in prompts], max_new_tokens=most)
     for prompt, text in zip(prompts, found, strict=True):
         expected = original.generate(

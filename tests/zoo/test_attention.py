@@ -101,7 +101,7 @@ def test_sinks_are_the_dense_ones_gradients_included(how):
 def test_what_a_kernel_cannot_do_is_said_or_done_by_blocks(monkeypatch):
     arrays, where, _ = work(64, 4, 2, 8)
     sinks = jnp.ones(4)
-    with pytest.raises(ValueError, match="tokamax cannot do sinks.*use attention=blocks"):
+    with pytest.raises(ValueError, match=r"tokamax cannot do sinks.*use attention=blocks"):
         attention.attend(*arrays, where, scale=0.3, backend="tokamax", sinks=sinks)
     with pytest.raises(ValueError, match="cudnn cannot do sinks and softcap"):
         attention.attend(*arrays, where, scale=1.0, backend="cudnn", sinks=sinks, softcap=2.0)

@@ -98,6 +98,6 @@ def test_ids_out_of_range_are_refused_before_the_model_runs(model):
 )
 def test_a_text_may_not_outgrow_the_model(family, shape, start, most):
     model = twins.untrained(family, shape)
-    assert generate.most_new_tokens(model, start) == most
+    assert generate.most_new_tokens(model, [start]) == most
     with pytest.raises(ValueError, match=f"at most {most} more"):
         generate.generate(model, [[3] * start], max_new_tokens=most + 1)

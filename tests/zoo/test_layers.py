@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import small_config
-from zoo import layers, llama
+from zoo import experts, layers, llama
 
 TIMES = 2048  # in bfloat16 a sum of ones ends at 256
 
@@ -35,6 +35,47 @@ def test_a_norm_seen_often_gets_all_of_its_gradient():
 
     gradient = jax.grad(summed)(state)["scale"][...]
     np.testing.assert_allclose(gradient, np.full(4, TIMES), rtol=1e-2)
+
+
+def test_a_bias_seen_often_gets_all_of_its_gradient():
+    def summed(bias):
+        return layers.added(jnp.ones((TIMES, 4), jnp.bfloat16), bias).sum(dtype=jnp.float32)
+
+    np.testing.assert_array_equal(jax.grad(summed)(jnp.ones(4)), np.full(4, TIMES))
+
+
+def test_an_expert_met_often_gets_all_of_its_gradient():
+    """Two experts, one of which every token meets: many tiles of it, and none of the other."""
+    x = jnp.ones((1, TIMES, 4), jnp.bfloat16)
+    route = experts.Route(jnp.zeros((1, TIMES, 1), jnp.int32), jnp.ones((1, TIMES, 1)))
+
+    def summed(weights):
+        given = {"down": (weights["down"], "E F D"), "bias": (weights["bias"], "E D")}
+        work = lambda x, own: layers.added(layers.dot("tF,FD->tD", x, own["down"]), own["bias"])
+        return experts.mixed(x, route, given, work).sum(dtype=jnp.float32)
+
+    weights = {"down": jnp.ones((2, 4, 4)), "bias": jnp.ones((2, 4))}
+    gradient = jax.grad(summed)(weights)
+    for name in weights:
+        np.testing.assert_allclose(
+            gradient[name][0], np.full_like(weights[name][0], TIMES), rtol=1e-2
+        )
+        assert not gradient[name][1].any()
+
+
+def test_experts_take_the_memory_of_what_they_are_asked():
+    """And not of every token at every expert."""
+
+    def temporary(E):
+        sizes = {"L": 1, "D": 64, "F": 32, "E": E}
+        one = experts.GatedExperts(sizes, nnx.Rngs(0), each=2, to_one=True)
+        graph, state = nnx.split(one)
+        state = jax.tree.map(lambda w: w[0], state)
+        x = jnp.ones((1, 2048, 64))
+        loss = lambda state: nnx.merge(graph, state)(x).sum()
+        return jax.jit(jax.grad(loss)).lower(state).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(64) < 2.5 * temporary(4)
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ TWINS: dict[str, dict[str, dict]] = {
             hidden_size=44, vocab_size=101, head_dim=10, num_key_value_heads=4,
             num_local_experts=3, num_experts_per_tok=3, swiglu_limit=0.5, sliding_window=3,
         ),
-        "one key head": OSS | dict(num_key_value_heads=1, tie_word_embeddings=False),
+        "one key head": OSS | dict(num_key_value_heads=1, intermediate_size=40),
     },
     "gpt2": {
         "plain": GPT2,
