@@ -3,8 +3,8 @@
   python -m zoo meta-llama/Llama-3.2-1B
   python -m zoo ./my-model
 
-Reads config.json and, of a folder that is here, the headers of the weights. Of a hub id nothing else
-is fetched.
+Reads config.json and, of a folder that is here, the headers of the weights. Of a hub id nothing
+else is fetched.
 """
 
 from collections import Counter

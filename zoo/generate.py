@@ -100,8 +100,8 @@ def _check_length(model: Any, lengths: Sequence[int], more: int) -> None:
     if most is not None and more > most:
         raise ValueError(
             f"after prompts of {min(lengths)} to {max(lengths)} tokens this model can be asked for "
-            f"at most {most} more: there its positions end, or begin to turn otherwise for all of a "
-            "text (ask for so many, then go on with the text as a prompt)"
+            f"at most {most} more: there its positions end, or turn otherwise for all of a text "
+            "(ask for so many, then go on with the text as a prompt)"
         )
 
 

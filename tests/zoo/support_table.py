@@ -1,12 +1,13 @@
 """Measures every architecture as the tests do, and writes the table of docs/models.md.
 
-  python -m tests.zoo.support_table
+  python -m tests.zoo.support_table [FAMILY …]
 
 Needs torch. Real sizes are those of the config.json files in the folder of shared facts.
 """
 
 import json
 import pathlib
+import sys
 import tempfile
 
 import numpy as np
@@ -70,16 +71,17 @@ def sizes(kinds: list[str]) -> str:
         kind = json.loads((SHARED / "data" / "configs" / name).read_text())["model_type"]
         if kind in kinds and isinstance(count, int):
             found.add(count)
-    told = [f"{n / 1e9:.1f}B" if n >= 1e9 else f"{n / 1e6:.0f}M" for n in sorted(found)]
+    told = [f"{n / 1e9:.1f}B" if n >= 9.995e8 else f"{n / 1e6:.0f}M" for n in sorted(found)]
     return ", ".join(dict.fromkeys(told)) or "–"
 
 
 def main() -> None:
-    text = DOC.read_text()
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    table = HEAD + "".join(row(family) for family in twins.TWINS)
-    DOC.write_text(f"{before}{BEGIN}\n{table}{END}{after}")
+    measured = {family: row(family) for family in sys.argv[1:] or twins.TWINS}
+    before, rest = DOC.read_text().split(BEGIN)
+    old, after = rest.split(END)
+    kept = {line.split(" | ")[0].strip("| "): line + "\n" for line in old.splitlines()}
+    rows = [measured.get(family) or kept[NAMES[family]] for family in twins.TWINS]
+    DOC.write_text(f"{before}{BEGIN}\n{HEAD}{''.join(rows)}{END}{after}")
 
 
 if __name__ == "__main__":
