@@ -92,7 +92,8 @@ def forecast(
             params, opt_state, graph=graph, adamw=adamw, loss=loss, beta=config.beta,
             pairs=config.train_batch_size,
         )  # fmt: skip
-        batch = _batch(config, mesh, plan.most_positions(config, model, chip.memory, "accelerator"))
+        most = plan.most_positions(config, model, chip.memory, "accelerator")
+        batch = _batch(config, mesh, most, config.train_batch_size * stored_per_pair)
         sums = _placed(jax.eval_shape(programs.zero), params, mesh)
         narrow = jax.tree.map(lambda x: x.update(dtype=compute), params)
         add = programs.add.lower(sums, params, sums.reference_logps, batch).compile()
@@ -159,11 +160,16 @@ def _mesh(config: ml_collections.ConfigDict, devices: list) -> jax.sharding.Mesh
     return jax.make_mesh(sizes, sharding.MESH_AXES, axis_types=kinds, devices=devices)
 
 
-def _batch(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, most: int) -> Packed:
-    """The shapes of a full micro-batch; rows as long as a text may be, unless told otherwise."""
+def _batch(
+    config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, most: int, needed: int
+) -> Packed:
+    """The shapes of a full micro-batch; rows as long as a text may be, unless told otherwise.
+
+    At most `most` positions a device, and not more rows than `needed` positions fill.
+    """
     G = sharding.data_shards(mesh)
     T = config.row_length or config.train_seq_len
-    each = config.per_device_parallelism or max(1, most // T)
+    each = config.per_device_parallelism or max(1, min(most // T, -(-needed // (G * T))))
     shape = Shape(each * G, T, config.train_batch_size, G, G)
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     everywhere = NamedSharding(mesh, PartitionSpec())

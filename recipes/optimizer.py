@@ -64,10 +64,14 @@ def optimizer_of(
 
 
 def matrices(params: nnx.State) -> dict[str, Any]:
-    """Which weights decay: those with two axes or more, layers not counted. Norm scales do not."""
+    """Which weights decay: those that multiply the width. Norm scales, biases and sinks do not."""
+
+    def multiplies(axes: str) -> bool:
+        own = [letter for letter in axes.split() if letter not in "LJ"]
+        return "D" in own and len(own) > 1 and own != ["E", "D"]  # which is a bias of experts
+
     flat = nnx.to_flat_state(params)
-    decays = {path: len(set(param.axes.split()) - {"L"}) > 1 for path, param in flat}
-    return traverse_util.unflatten_dict(decays)
+    return traverse_util.unflatten_dict({path: multiplies(param.axes) for path, param in flat})
 
 
 def layout(optimizer: optax.GradientTransformation, params: Any, mesh: Mesh) -> Any:

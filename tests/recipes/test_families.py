@@ -147,3 +147,15 @@ def test_wide_masters_give_the_bits_of_narrow_weights(family):
     wide, thin = run(policy, tokens), run(narrow, tokens)
     assert wide.dtype == jnp.bfloat16
     np.testing.assert_array_equal(wide.astype(jnp.float32), thin.astype(jnp.float32))
+
+
+@pytest.mark.parametrize("family", twins.TWINS)
+def test_norms_biases_and_sinks_do_not_decay(family):
+    from flax import nnx, traverse_util
+
+    from recipes import optimizer
+
+    decays = optimizer.matrices(nnx.state(twins.untrained(family, RICHEST[family])))
+    for path, does in traverse_util.flatten_dict(decays).items():
+        name = ".".join(path)
+        assert does is not any(word in name for word in ("norm", "bias", "sinks")), name
