@@ -10,7 +10,8 @@ here: the last token of an answer is only a target and is not stored):
   last key    4 4 3 4 5      y: yxab   x: xab   a: a   b: ab   u: abu
   scored      b->x x->y y->z   b->u u->v      (from where in the row, to which token)
 
-A pair too long for one row is stored as two ordinary streams, each answer behind its own prompt.
+A pair too long for one row is stored as two ordinary streams, each answer behind its own prompt; so
+is one whose answers' lengths turn the prompt otherwise (`Shape.alike`).
 """
 
 from collections.abc import Sequence
@@ -155,10 +156,11 @@ def place(pairs: Sequence[PairIds], shape: Shape) -> list[list[list[Placed]]]:
         if room[row] < 0:
             raise ValueError("a pair does not fit into its row")
 
-    whole: list[tuple[int, Stream]] = []
+    whole: list[tuple[int, tuple[Stream, ...]]] = []
     for i, pair in enumerate(pairs):
-        if fits_once(pair, shape):
-            whole.append((i, prompt_once(pair)))
+        streams = (prompt_once(pair),) if fits_once(pair, shape) else separate(pair)
+        if _length(streams) <= shape.row_length:
+            whole.append((i, streams))
             continue
         if shape.rows < 2:
             raise ValueError(
@@ -167,14 +169,15 @@ def place(pairs: Sequence[PairIds], shape: Shape) -> list[list[list[Placed]]]:
         start = len(rows)
         if start % shape.rows == shape.rows - 1:
             start += 1  # its second stream would stand in the next micro-batch
-        for offset, stream in enumerate(separate(pair)):
+        for offset, stream in enumerate(streams):
             put(start + offset, i, stream)
     apart = len(rows)
-    whole.sort(key=lambda item: -len(item[1].tokens))
-    for i, stream in whole:
-        needs = len(stream.tokens)
-        fitting = [row for row, left in enumerate(room) if left >= needs]
-        put(min(fitting, key=lambda row: room[row], default=len(rows)), i, stream)
+    whole.sort(key=lambda item: -_length(item[1]))
+    for i, streams in whole:
+        fitting = [row for row, left in enumerate(room) if left >= _length(streams)]
+        row = min(fitting, key=lambda row: room[row], default=len(rows))
+        for stream in streams:
+            put(row, i, stream)
     return _cut(rows, apart, shape)
 
 
@@ -196,6 +199,15 @@ def fits_once(pair: PairIds, shape: Shape) -> bool:
     longest = len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
     alike = shape.alike is None or longest <= shape.alike
     return alike and stored_length(pair) <= shape.row_length
+
+
+def fits_a_row(pair: PairIds, shape: Shape) -> bool:
+    """Does one row hold all of the pair, with its prompt once or, where it must, twice?"""
+    return fits_once(pair, shape) or _length(separate(pair)) <= shape.row_length
+
+
+def _length(streams: Sequence[Stream]) -> int:
+    return sum(len(stream.tokens) for stream in streams)
 
 
 def build(rows: Sequence[Sequence[Placed]], shape: Shape, shards: Sequence[int]) -> Packed:

@@ -64,7 +64,7 @@ def choose(
     for length in [row_length] if row_length else _lengths(longest, whole, most_here):
         # A pair in two rows has them in one micro-batch, which then needs two.
         probe = Shape(shards, length, per_update, shards, shards, alike)
-        least = 1 if shards > 1 or all(packing.fits_once(pair, probe) for pair in pairs) else 2
+        least = 1 if shards > 1 or all(packing.fits_a_row(pair, probe) for pair in pairs) else 2
         if rows and rows < least:
             continue
         probe = probe._replace(rows=least * shards, few=least * shards)
@@ -80,7 +80,7 @@ def choose(
         )
     best = max(filled.share for filled, _ in found)
     near = [(filled, shape) for filled, shape in found if filled.share >= best - NEAR]
-    in_two = lambda shape: sum(not packing.fits_once(pair, shape) for pair in pairs)
+    in_two = lambda shape: sum(not packing.fits_a_row(pair, shape) for pair in pairs)
     order = lambda item: (in_two(item[1]), item[0].micro_batches, item[1].row_length)
     return min(near, key=order)[1]
 

@@ -101,18 +101,19 @@ def test_packed_is_alone_and_prompt_once_is_separate(family):
 
 @pytest.mark.parametrize(("family", "shape"), [("phi3", "long factors"), ("llama", "dynamic")])
 def test_texts_whose_length_decides_how_they_turn(family, shape):
-    """Pairs with an answer beyond the threshold are kept in two rows, the others in one."""
+    """Pairs with an answer beyond the threshold have their prompt twice, in one row or in two."""
     model = twins.untrained(family, shape)
     limit = rope.limit(model.config.rope_parameters)
     assert limit in (16, 24)
-    once = Shape(2, 128, 8, 2, alike=limit)
+    once = Shape(1, 128, 8, 1, alike=limit)
     kept = [packing.fits_once(pair, once) for pair in pairs()]
     assert any(kept)
     assert not all(kept)
+    assert all(packing.fits_a_row(pair, once) for pair in pairs())
     compare(model, once, Shape(4, LONGEST, 8, 4, alike=limit))
     chosen = shapes.choose(pairs(), per_update=6, shards=1, most=512, alike=limit)
     assert chosen.alike == limit
-    assert chosen.rows >= 2
+    assert shapes.fill(pairs(), chosen).share > 0.5
     # Without the threshold the prompt would turn by the length of the other answer.
     wrong = scores(model, once._replace(alike=None))
     expected = scores_alone(model)
