@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from tests.conftest import large_weights, small_config
+from tests.zoo import twins
 from zoo import llama, spans, stack
 
 TOKENS = np.arange(80).reshape(2, 40) % 97
 
 
-def split(remat, **sizes):
-    model = large_weights(llama.Model(small_config(**sizes), nnx.Rngs(0)))
+def split(remat, model=None, **sizes):
+    model = model or large_weights(llama.Model(small_config(**sizes), nnx.Rngs(0)))
     model.remat = remat
     graph, state = nnx.split(model)
     return graph, nnx.to_pure_dict(state)
@@ -30,7 +31,18 @@ def summed(graph, params, so_far=None):
 
 @pytest.mark.parametrize("remat", ["full", "attention", "none"])
 def test_the_sum_of_gradients(remat):
-    graph, params = split(remat)
+    check_sum(*split(remat))
+
+
+@pytest.mark.parametrize(
+    ("family", "shape"), [("gemma3_text", "plain"), ("smollm3", "window, yarn"), ("gpt_oss", "odd")]
+)
+def test_the_sum_of_gradients_where_layers_differ(family, shape):
+    """Windows and ropes of each layer's own, going back as going forth."""
+    check_sum(*split("full", twins.untrained(family, shape)))
+
+
+def check_sum(graph, params):
     plain = jax.grad(lambda params: summed(graph, params))(params)
     draw = np.random.default_rng(0)
     so_far = jax.tree.map(
