@@ -39,6 +39,13 @@ def test_logits_are_those_of_transformers(family, shape):
     assert error <= bound
 
 
+@pytest.mark.full
+@pytest.mark.parametrize(("family", "kind"), twins.ROPES)
+def test_every_rope_of_every_family(family, kind):
+    error, bound = logits_error(family, kind)
+    assert error <= bound
+
+
 def logits_error(family, shape):
     """How far the logits are from the original's, and how far they may be."""
     original, folder = twins.twin(family, shape)

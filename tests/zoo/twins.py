@@ -190,6 +190,23 @@ TWINS: dict[str, dict[str, dict]] = {
 }  # fmt: skip
 SHAPES = [(family, shape) for family, shapes in TWINS.items() for shape in shapes]
 
+# Every family with one rope, and every kind of it: two layers, heads of 8. Phi has the default and
+# longrope alone, gpt-oss and SmolLM3 come with their windows and layers without positions above.
+KINDS = {"linear": LINEAR, "dynamic": DYNAMIC, "llama3": LLAMA3, "yarn": YARN,
+         "longrope": longrope(4, 16) | dict(max_position_embeddings=64)}  # fmt: skip
+WITH_ONE_ROPE = [
+    "llama", "qwen2", "qwen3", "gemma2", "gemma", "mistral", "olmo2", "qwen3_moe", "mixtral",
+    "smollm3", "gpt_oss",
+]  # fmt: skip
+ROPES = {(family, kind): {"num_hidden_layers": 2, "head_dim": 8} | said
+         for family in WITH_ONE_ROPE for kind, said in KINDS.items()}  # fmt: skip
+# Families with a rope for each kind of layer: those whose angles hang on the length are refused.
+ROPES |= {
+    (family, kind): {"num_hidden_layers": 2, "layer_types": ["full_attention", "sliding_attention"]}
+    | two(KINDS[kind]["rope_parameters"], dict(PLAIN_ROPE))
+    for family in ("gemma3_text", "olmo3") for kind in ("linear", "llama3", "yarn")
+}  # fmt: skip
+
 TOKENS = np.random.default_rng(0).integers(3, 96, (2, 40))
 
 
@@ -197,7 +214,8 @@ def config_of(family: str, shape: str):
     """Transformers' config of a twin."""
     import transformers
 
-    said = TWINS[family][shape]
+    first = next(iter(TWINS[family].values()))
+    said = TWINS[family].get(shape) or first | ROPES.get((family, shape), {})
     return transformers.AutoConfig.for_model(family, **(said if family == "gpt2" else SIZES | said))
 
 
