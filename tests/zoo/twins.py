@@ -249,7 +249,9 @@ def twin(family: str, shape: str):
     with torch.no_grad():
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=draw)
-            if weight.ndim == 1 or "bias" in name:  # norms, biases, sinks
+            if "bias" in name:
+                weight.add_(0.1 * noise)
+            elif weight.ndim == 1:  # norms, sinks
                 weight.add_(0.3 * noise)
             else:
                 fan_in = weight.shape[-1]
