@@ -13,7 +13,7 @@ def show(run: Run, policy: zoo.Model, reference: zoo.Model | None, max_new_token
     pairs = [pair for held_out in run.held_out for pair in held_out.pairs]
     prompts = [list(p) for p in dict.fromkeys(tuple(pair.prompt.tolist()) for pair in pairs)]
     prompts = [prompts[0], prompts[len(prompts) // 2]] if len(prompts) > 1 else prompts
-    most = generate.most_new_tokens(policy, [len(prompt) for prompt in prompts])
+    most = generate.most_new_tokens(policy, max(map(len, prompts), default=0))
     max_new_tokens = min(max_new_tokens, max_new_tokens if most is None else most)
     if not prompts or not max_new_tokens:
         return

@@ -4,7 +4,7 @@ Prompts of different lengths stand side by side. Programs are compiled for a few
 two) and for no particular length.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import functools
 from typing import Any, NamedTuple
 
@@ -55,21 +55,74 @@ def generate(
 ) -> list[list[int]]:
     """A continuation of each prompt, up to and with the first of `stop_ids`.
 
+    As in transformers, a text that grows past the threshold of longrope is read again there, and
+    with the dynamic rope a key keeps the turn that it had when it was read.
+
     Example:
       generate.generate(model, [[1, 15, 7], [1]], max_new_tokens=20)
 
     Raises:
       ValueError: a prompt is empty, holds an id that the model has no embedding for, or would grow
-        beyond what the model has positions for; or a setting of `sampling` means nothing.
+        beyond the model's positions; or a setting of `sampling` means nothing.
     """
     _check(sampling)
-    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    if not len(prompts) or not lengths.all():
+    if not len(prompts) or not all(map(len, prompts)):
         raise ValueError("a prompt to continue needs at least one token")
     causal_lm.check_ids(model, np.concatenate([np.asarray(p, np.int64) for p in prompts]))
+    longest = max(map(len, prompts))
+    most = most_new_tokens(model, longest)
+    if most is not None and max_new_tokens > most:
+        raise ValueError(
+            f"a prompt of {longest} tokens cannot grow by {max_new_tokens}: the model has "
+            f"positions for {most} more"
+        )
+    texts, going, left = (
+        [list(prompt) for prompt in prompts],
+        list(range(len(prompts))),
+        max_new_tokens,
+    )
+    key = jax.random.key(seed)
+    while going and left:
+        key, now = jax.random.split(key)
+        some = [texts[row] for row in going]
+        more = min(left, _until_a_turn(model, map(len, some), left))
+        for row, new in zip(
+            going, _continued(model, some, more, stop_ids, sampling, now), strict=True
+        ):
+            texts[row] += new
+        going = [row for row in going if texts[row][-1] not in stop_ids]
+        left -= more
+    return [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
+
+
+def most_new_tokens(model: zoo.Model, longest: int) -> int | None:
+    """How many tokens may follow a prompt of this length; None: any number."""
+    positions = getattr(model.config, "n_positions", None)
+    return max(0, positions - longest) if positions else None
+
+
+def _until_a_turn(model: zoo.Model, lengths: Iterable[int], most: int) -> int:
+    """After how many tokens, at most, the first of the texts has to be read again."""
+    ropes: Any = getattr(model.config, "rope_parameters", None)
+    if getattr(ropes, "rope_type", None) != "longrope":
+        return most
+    last = rope.limit(ropes)
+    assert last
+    return min((last - length + 1 for length in lengths if length <= last), default=most)
+
+
+def _continued(
+    model: zoo.Model,
+    prompts: Sequence[Sequence[int]],
+    more: int,
+    stop_ids: Sequence[int],
+    sampling: Sampling,
+    key: Key[Array, ""],
+) -> list[list[int]]:
+    """As `generate`, where no text has to be read again on the way."""
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     longest = int(lengths.max())
-    _check_length(model, lengths.tolist(), max_new_tokens)
-    tokens = np.zeros((len(prompts), _room(longest + max_new_tokens)), np.int32)
+    tokens = np.zeros((len(prompts), _room(longest + more)), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
     graph, state = nnx.split(model)
@@ -77,7 +130,7 @@ def generate(
     cache, first = _read(graph, tokens.shape[1], state, tokens[:, :shown], lengths)
     tokens, ends, _ = _continue(
         graph, tuple(stop_ids), sampling.temperature > 0, state, cache, first, tokens, lengths,
-        lengths + max_new_tokens, jax.tree.map(np.asarray, sampling), jax.random.key(seed),
+        lengths + more, jax.tree.map(np.asarray, sampling), key,
     )  # fmt: skip
     texts = zip(np.asarray(tokens), lengths, np.asarray(ends), strict=True)
     return [row[start:end].tolist() for row, start, end in texts]
@@ -93,34 +146,6 @@ def _check(sampling: Sampling) -> None:
         )
     if not sampling.temperature and sampling != GREEDY:
         raise ValueError(f"{sampling}: without a temperature the likeliest token is taken anyway")
-
-
-def _check_length(model: Any, lengths: Sequence[int], more: int) -> None:
-    most = most_new_tokens(model, lengths)
-    if most is not None and more > most:
-        raise ValueError(
-            f"after prompts of {min(lengths)} to {max(lengths)} tokens this model can be asked for "
-            f"at most {most} more: there its positions end, or turn otherwise for all of a text "
-            "(ask for so many, then go on with the text as a prompt)"
-        )
-
-
-def most_new_tokens(model: Any, lengths: Sequence[int]) -> int | None:
-    """How many tokens may follow prompts of these lengths; None: any number.
-
-    Learned positions end. Where a rope hangs on the length of a text, all that was kept would have
-    to be read again: longrope changes once, the dynamic rope with every token from there on.
-    """
-    ends = getattr(model.config, "n_positions", None)
-    ropes: Any = getattr(model.config, "rope_parameters", None)
-    turning = rope.limit(ropes)
-    room = [ends - length for length in lengths] if ends else []
-    for length in lengths:
-        if turning and length <= turning:
-            room.append(turning - length)
-        elif turning and ropes.rope_type == "dynamic":
-            room.append(0)
-    return max(0, min(room)) if room else None
 
 
 def _room(length: int) -> int:

@@ -92,12 +92,20 @@ def test_ids_out_of_range_are_refused_before_the_model_runs(model):
         model(jnp.array([[1, 200]]))
 
 
-@pytest.mark.parametrize(
-    ("family", "shape", "start", "most"),
-    [("gpt2", "plain", 90, 6), ("llama", "dynamic", 20, 4), ("phi3", "long factors", 10, 6)],
-)
-def test_a_text_may_not_outgrow_the_model(family, shape, start, most):
-    model = twins.untrained(family, shape)
-    assert generate.most_new_tokens(model, [start]) == most
-    with pytest.raises(ValueError, match=f"at most {most} more"):
-        generate.generate(model, [[3] * start], max_new_tokens=most + 1)
+def test_a_text_may_not_outgrow_learned_positions():
+    model = twins.untrained("gpt2", "plain")
+    assert generate.most_new_tokens(model, 90) == 6
+    assert len(generate.generate(model, [[3] * 90], max_new_tokens=6)[0]) == 6
+    with pytest.raises(ValueError, match=r"90 tokens cannot grow by 7.*positions for 6 more"):
+        generate.generate(model, [[3] * 90], max_new_tokens=7)
+
+
+def test_a_text_that_turns_otherwise_is_read_again():
+    """Past the threshold of longrope every next token is that of the whole text, read afresh."""
+    model = twins.untrained("phi3", "long factors")
+    prompts = [[5, 6, 7], [8] * 12, [9] * 30]
+    found = generate.generate(model, prompts, max_new_tokens=20)
+    for prompt, text in zip(prompts, found, strict=True):
+        whole = jnp.asarray([prompt + text])
+        for end in range(len(prompt), whole.shape[1]):
+            assert int(model(whole[:, :end])[0, -1].argmax()) == int(whole[0, end])
