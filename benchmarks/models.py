@@ -8,6 +8,7 @@ the file is the least there can be. Text is written greedily by this project and
 torch is there, from the same folder, one after the other and again.
 """
 
+import functools
 import importlib.util
 import json
 import os
@@ -96,20 +97,39 @@ def config_of(layers: int, width: int, vocabulary: int):
 
 
 def compile_step() -> dict:
-    """Seconds to trace and compile the gradient of a micro-batch."""
+    """Seconds to trace and compile the recipe's step: a micro-batch added, the optimizer applied."""
     from flax import nnx
     import jax
-    import jax.numpy as jnp
+    import numpy as np
+    import optax
 
-    from zoo import llama
+    from recipes import losses, optimizer, step
+    from recipes.data import batches
+    from recipes.data.packing import Shape
+    from recipes.data.tokens import PairIds
+    from zoo import llama, sharding
 
-    model = nnx.eval_shape(lambda: llama.Model(config_of(LAYERS.value, 256, 4096), nnx.Rngs(0)))
-    graph, state = nnx.split(model)
-    tokens = jax.ShapeDtypeStruct((4, 512), jnp.int32)
-    summed = lambda state, tokens: nnx.merge(graph, state)(tokens).sum()
-    jax.jit(lambda x: x + 1)(1)  # jax itself is awake
-    since = time.perf_counter()
-    jax.jit(jax.grad(summed)).lower(state, tokens).compile()
+    config, mesh = config_of(LAYERS.value, 256, 4096), sharding.mesh_of(1, -1, 1)
+    ids = np.arange(8, dtype=np.int32)
+    pair = PairIds(0, ids, ids, ids, *[np.ones(8, bool)] * 2, False, False)
+    (batch,) = batches.pack([pair], Shape(4, 512, 16, 4), [0]).micro_batches
+    with jax.set_mesh(mesh):
+        graph, layout = nnx.split(nnx.eval_shape(lambda: llama.Model(config, nnx.Rngs(0))))
+        here = jax.NamedSharding(mesh, jax.P())
+        placed = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
+        params = jax.tree.map(placed, nnx.to_pure_dict(layout))
+        adamw = optax.adamw(1e-4)
+        opt_state = optimizer.layout(adamw, params, mesh)
+        loss = functools.partial(losses.sigmoid, beta=0.1, label_smoothing=0.0)
+        jax.jit(lambda x: x + 1)(1)  # jax itself is awake
+        since = time.perf_counter()
+        programs = step.compiled(
+            params, opt_state, graph=graph, adamw=adamw, loss=loss, beta=0.1, pairs=16
+        )
+        sums = jax.tree.map(placed, jax.eval_shape(programs.zero))
+        batch = jax.tree.map(placed, batch)
+        programs.add.lower(sums, params, sums.reference_logps, batch).compile()
+        programs.apply.lower(sums, params, opt_state).compile()
     return {"s": time.perf_counter() - since}
 
 

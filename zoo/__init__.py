@@ -129,7 +129,7 @@ def save(
     weights = {_name(path): (param.axes, param.get_value()) for path, param in params}
     with hf_folder.written_whole(pathlib.Path(folder)) as fresh:
         hf_weights.write(fresh, arch.HF_WEIGHTS, weights, np.dtype(dtype))
-        config = _config_of(model)
+        config = _hf_config_of(model)
         if fresh:
             hf_folder.write_companions(
                 fresh, config, model.source, tokenizer or model.source, stop_ids, chat_template
@@ -147,13 +147,8 @@ def abstract(
     Raises:
       ValueError: no architecture here has its `model_type`, or the one that has refuses it.
     """
-    kind = hf_config.get("model_type")
-    if not isinstance(kind, str) or kind not in ARCHITECTURES:
-        raise ValueError(
-            f"config.json has model_type {kind!r}; the zoo has {', '.join(sorted(ARCHITECTURES))}"
-        )
-    arch = ARCHITECTURES[kind]
-    config = arch.Config.from_hf(hf_config)
+    config = _config(hf_config)
+    arch = ARCHITECTURES[config.model_type]
     model = nnx.eval_shape(lambda: arch.Model(config, nnx.Rngs(0), compute_dtype or dtype))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -166,7 +161,7 @@ def abstract(
     return model
 
 
-def _config_of(model: Model) -> dict:
+def _hf_config_of(model: Model) -> dict:
     """The source's config.json, or as much of it as describes what is written."""
     from checkpoints_io import hf_folder
 
@@ -190,7 +185,17 @@ def longest_text(hf_config: dict) -> int | None:
 
 def turns_alike_to(hf_config: dict) -> int | None:
     """The longest text whose rotary positions are those of all shorter ones; None: any."""
-    return rope.limit(getattr(abstract(hf_config).config, "rope_parameters", None))
+    return rope.limit(getattr(_config(hf_config), "rope_parameters", None))
+
+
+def _config(hf_config: dict):
+    """The Config of its architecture."""
+    kind = hf_config.get("model_type")
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        raise ValueError(
+            f"config.json has model_type {kind!r}; the zoo has {', '.join(sorted(ARCHITECTURES))}"
+        )
+    return ARCHITECTURES[kind].Config.from_hf(hf_config)
 
 
 def _plan(model: Model):
