@@ -97,7 +97,7 @@ def config_of(layers: int, width: int, vocabulary: int):
 
 
 def compile_step() -> dict:
-    """Seconds to trace and compile the recipe's step: a micro-batch added, the optimizer applied."""
+    """Seconds to trace and compile the recipe's step: one micro-batch, and the optimizer."""
     from flax import nnx
     import jax
     import numpy as np
