@@ -14,7 +14,7 @@ from huggingface_hub import errors
 import jax
 
 # What a model needs; weights in other formats, images and code are left on the hub.
-TOKENIZER_FILES = ["*.json", "*.model", "*.jinja", "*.txt"]
+TOKENIZER_FILES = ["*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken"]
 FILES = [*TOKENIZER_FILES, "*.safetensors"]
 CONFIG_FILES = ["config.json"]
 # The same weights again, as other programs want them.

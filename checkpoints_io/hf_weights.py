@@ -1,4 +1,4 @@
-"""Safetensors to sharded arrays and back, driven by a table of plain strings.
+"""Safetensors to sharded arrays, driven by a table of plain strings; hf_export.py is the way back.
 
 A table maps each of our weights to (its HF name, its axes in the HF file): a weight with axes
 "L D N H" and the entry ("model.layers.{L}.q_proj.weight", "(N H) D") is stacked from one tensor
@@ -16,11 +16,9 @@ from typing import Any, NamedTuple
 
 import einops
 import jax
-from jax.experimental import multihost_utils
 import ml_dtypes  # noqa: F401  numpy learns bfloat16, which safetensors asks it for
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from checkpoints_io import mxfp4
 
@@ -29,7 +27,6 @@ Table = Mapping[str, tuple[str, str]]
 Names = Sequence[tuple[str, str | None]]
 
 DTYPES = ("BF16", "F16", "F32")
-SHARD_BYTES = 5_000_000_000
 
 # Left in checkpoints by old code; worked out from config.json here.
 DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")
@@ -106,86 +103,14 @@ def _known_as(name: str, names: Names) -> str | None:
     return name
 
 
-class _Tensor(NamedTuple):
-    """One tensor of an export: its HF name, our weight, and which layer (and expert) of it."""
-
-    name: str
-    path: str
-    index: tuple[int, ...]
-
-
-def write(
-    folder: pathlib.Path | None,
-    table: Table,
-    weights: Mapping[str, tuple[str, jax.Array]],
-    dtype: np.dtype,
-) -> None:
-    """Writes weights given as path -> (axes, array): one safetensors file, or shards and an index.
-
-    One file at a time is held in host memory. Every process must call it; those without a folder
-    only help to gather the arrays.
-    """
-    plan = _shards(table, weights, dtype)
-    file_of = {}
-    for i, shard in enumerate(plan, start=1):
-        many = len(plan) > 1
-        file = f"model-{i:05}-of-{len(plan):05}.safetensors" if many else "model.safetensors"
-        tensors = _gathered(shard, table, weights, dtype)
-        file_of |= dict.fromkeys(tensors, file)
-        if folder:
-            safetensors.numpy.save_file(tensors, folder / file, metadata={"format": "pt"})
-            (folder / file).chmod(0o644)  # safetensors lets only the owner read it
-    if folder and len(plan) > 1:
-        total = sum(array.size for _, array in weights.values()) * np.dtype(dtype).itemsize
-        index = {"metadata": {"total_size": total}, "weight_map": file_of}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _shards(table: Table, weights: Mapping, dtype: np.dtype) -> list[list[_Tensor]]:
-    """Splits the tensors, in order, into files of at most SHARD_BYTES."""
-    shards: list[list[_Tensor]] = [[]]
-    room = SHARD_BYTES
-    for path, (_, array) in weights.items():
-        names = list(_hf_names(table[path][0], array.shape))
-        size = array.size // len(names) * np.dtype(dtype).itemsize
-        for index, name in names:
-            if size > room and shards[-1]:
-                shards.append([])
-                room = SHARD_BYTES
-            shards[-1].append(_Tensor(name, path, index))
-            room -= size
-    return shards
-
-
-def _gathered(
-    shard: list[_Tensor], table: Table, weights: Mapping, dtype: np.dtype
-) -> dict[str, np.ndarray]:
-    """The tensors of one file, in the host's memory; a layer's experts are gathered together."""
-    made: dict[str, np.ndarray] = {}
-    held: tuple[tuple, np.ndarray] | None = None
-    for name, path, index in shard:
-        axes, array = weights[path]
-        layer, rest = index[:1], index[1:]
-        if held is None or held[0] != (path, layer):
-            part = array[layer] if layer else array
-            if not part.is_fully_addressable:
-                part = multihost_utils.process_allgather(part, tiled=True)
-            held = (path, layer), np.asarray(part)
-        own = " ".join(axes.split()[len(index) :])
-        turned = einops.rearrange(held[1][rest], f"{own} -> {table[path][1]}")
-        # safetensors writes the wrong bytes of an array that is not contiguous
-        made[name] = np.ascontiguousarray(turned.astype(dtype))
-    return made
-
-
-def _hf_names(name: str, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], str]]:
+def hf_names(name: str, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], str]]:
     """Every HF tensor of a weight, and where in the weight it stands."""
-    letters = _stacked(name)
+    letters = stacked(name)
     for index in np.ndindex(*shape[: len(letters)]):
         yield index, name.format(**dict(zip(letters, index, strict=True)))
 
 
-def _stacked(name: str) -> list[str]:
+def stacked(name: str) -> list[str]:
     """The letters whose every index has a tensor of its own; they lead in our axes."""
     return [letter for letter in "LE" if f"{{{letter}}}" in name]
 
@@ -227,7 +152,7 @@ def _check(folder: pathlib.Path, plan: Plan, tensors: dict) -> None:
     for path, want in plan.wanted.items():
         name, hf_axes = plan.table[path]
         sizes = dict(zip(want.axes.split(), want.shape, strict=True))
-        for _, full in _hf_names(name, want.shape):
+        for _, full in hf_names(name, want.shape):
             shapes[full] = tuple(
                 int(np.prod([sizes[a] for a in group.split()])) for group in _groups(hf_axes)
             )
@@ -280,7 +205,7 @@ def _read_part(
 ) -> np.ndarray:
     name, hf_axes = entry
     part = np.empty([s.stop - s.start for s in index], want.dtype)
-    letters = _stacked(name)
+    letters = stacked(name)
     n = len(letters)
     axes = " ".join(want.axes.split()[n:])
     # Tensor by tensor into its place: never twice the stack.

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from zoo import causal_lm, layers, sharding
+from zoo import layers, sharding
 
 # Logits in float32 that a device holds at a time, in bytes: caches decide on CPUs. Elsewhere a
 # chunk must outweigh the addition to the head's gradient that it costs.
@@ -38,7 +38,7 @@ def token_logps(
     """Log-probability of each target, in nats, float32, by products in `dtype`.
 
     `scores` says how many of each list count; what stands after them means nothing. Logits are bent
-    as `causal_lm.capped` does.
+    as `layers.capped` does.
     """
     return _forward(hidden, head, target, scores, dtype, softcap)[0]
 
@@ -135,7 +135,7 @@ def _logps_here(
 
     def add(i: Array, sofar: tuple) -> tuple:
         part = functools.partial(_part, i=i, chunk=chunk)
-        logits = causal_lm.capped(_logits(part(hidden), head), softcap)
+        logits = layers.capped(_logits(part(hidden), head), softcap)
         top = logits.max(-1)
         if over_vocabulary:
             top = jax.lax.pmax(top, over_vocabulary)
@@ -171,7 +171,7 @@ def _gradients_here(
     def add(i: Array, sofar: tuple) -> tuple:
         of_hidden, of_head = sofar
         part = functools.partial(_part, i=i, chunk=chunk)
-        logits = causal_lm.capped(_logits(part(hidden), head), softcap)
+        logits = layers.capped(_logits(part(hidden), head), softcap)
         shares = jnp.exp(logits - part(logsum)[..., None])
         own = part(target) - _first_id(head, over_vocabulary)
         is_target = own[..., None] == jnp.arange(len(head))

@@ -31,8 +31,7 @@ def dense(
     S, K = k.shape[1:3]
     grouped = q.reshape(B, T, K, N // K, H)
     scores = layers.dot("BTKGH,BSKH->BKGTS", grouped, k, out=jnp.float32) * scale
-    if softcap:
-        scores = softcap * jnp.tanh(scores / softcap)
+    scores = layers.capped(scores, softcap)
     seen = spans.seen(first, last, jnp.arange(S), window)
     scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
     if sinks is not None:  # one more key for each head, which is scored and has no value
@@ -61,12 +60,9 @@ CANNOT = {
 }
 
 
-def over(
-    where: spans.Spans, backend: str | None, key_positions: Int[Array, "B S"] | None = None
-) -> Attend:
+def over(where: spans.Spans, backend: str | None) -> Attend:
     """`attend` with its keys bound, as a pytree: they may be traced."""
-    bound = functools.partial(attend, backend=backend)
-    return jax.tree_util.Partial(bound, where=where, key_positions=key_positions)
+    return jax.tree_util.Partial(functools.partial(attend, backend=backend), where=where)
 
 
 def default_backend() -> str:

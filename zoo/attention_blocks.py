@@ -215,6 +215,4 @@ def _scores(
     softcap: float | None,
 ) -> Float[Array, "K G t s"]:
     scores = layers.dot("KGtH,KsH->KGts", q, k, jnp.float32) * scale
-    if softcap:
-        scores = softcap * jnp.tanh(scores / softcap)
-    return jnp.where(seen, scores, UNSEEN)
+    return jnp.where(seen, layers.capped(scores, softcap), UNSEEN)

@@ -47,12 +47,7 @@ def check_ids(model: Any, tokens: Any) -> None:
 def unembed(model: Any, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
     """Hidden states -> logits, in float32."""
     wide = layers.einsum("BTD,VD->BTV", hidden, model.unembedding(), out=jnp.float32)
-    return capped(wide, model.logit_softcap())
-
-
-def capped(logits: Float[Array, "*B"], softcap: float | None) -> Float[Array, "*B"]:
-    """Bent so that no logit is beyond `softcap`."""
-    return softcap * jnp.tanh(logits / softcap) if softcap else logits
+    return layers.capped(wide, model.logit_softcap())
 
 
 def unembedding(model: Any) -> nnx.Param:

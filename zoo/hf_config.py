@@ -18,13 +18,12 @@ from zoo import rope, rope_config
 # Keys that do not change the logits: bookkeeping, generation, dropout and training from scratch.
 IGNORED = frozenset({
     "_attn_implementation", "_attn_implementation_autoset", "_name_or_path", "_num_labels",
-    "architectures",
-    "attention_dropout", "auto_map", "bos_token_id", "cache_implementation", "dtype",
-    "eos_token_id", "gradient_checkpointing", "id2label", "initializer_range", "label2id",
-    "max_position_embeddings", "model_type", "output_attentions", "output_hidden_states",
-    "num_labels", "pad_token_id", "return_dict", "tokenizer_class", "torch_dtype", "torchscript",
-    "transformers.js_config", "transformers_version", "unsloth_fixed", "unsloth_version",
-    "use_cache",
+    "architectures", "attention_dropout", "auto_map", "bos_token_id", "cache_implementation",
+    "dtype", "eos_token_id", "gradient_checkpointing", "id2label", "initializer_range", "label2id",
+    "max_position_embeddings", "model_type", "num_labels", "output_attentions",
+    "output_hidden_states", "pad_token_id", "return_dict", "tokenizer_class", "torch_dtype",
+    "torchscript", "transformers.js_config", "transformers_version", "unsloth_fixed",
+    "unsloth_version", "use_cache",
 })  # fmt: skip
 
 # What `layer_types` may say.
@@ -118,14 +117,27 @@ def every(hf: dict[str, Any], period: Any) -> dict[str, Any]:
 
 def qwen_windows(hf: dict[str, Any]) -> dict[str, Any]:
     """With `layer_types`, where a Qwen file gives the number of layers that do not slide."""
-    hf = dict(hf)
-    slides, first = hf.pop("use_sliding_window", False), hf.pop("max_window_layers", 28)
+    hf, slides = switched(hf, "use_sliding_window")
+    first = hf.pop("max_window_layers", 28)
     hf["sliding_window"] = hf.get("sliding_window", 4096) if slides else None
     count = hf.get("num_hidden_layers")
     if not hf.get("layer_types") and isinstance(count, int) and isinstance(first, int):
         slides = hf["sliding_window"] is not None
         hf["layer_types"] = [SLIDING if slides and i >= first else FULL for i in range(count)]
     return hf
+
+
+def switched(hf: Mapping[str, Any], key: str) -> tuple[dict[str, Any], bool]:
+    """A config.json without a switch, and whether it is on; one that is not there is off.
+
+    Raises:
+      ValueError: it is neither true nor false.
+    """
+    rest = dict(hf)
+    value = rest.pop(key, None) or False
+    if not isinstance(value, bool):
+        raise ValueError(f"config.json: {key} should be true or false, not {value!r}")
+    return rest, value
 
 
 def windows(config: Any) -> Int[np.ndarray, " L"] | None:

@@ -133,9 +133,8 @@ class RmsNorm(nnx.Module):
         flat = x.reshape(*x.shape[: x.ndim - scale.ndim], -1).astype(jnp.float32)
         unit = flat * jax.lax.rsqrt(jnp.mean(flat**2, axis=-1, keepdims=True) + self.eps)
         unit = unit if self.wide else unit.astype(x.dtype)
-        return (
-            _scaled(unit, scale.reshape(-1), self.offset, x.dtype).astype(x.dtype).reshape(x.shape)
-        )
+        scaled = _scaled(unit, scale.reshape(-1), self.offset, x.dtype)
+        return scaled.astype(x.dtype).reshape(x.shape)
 
 
 class LayerNorm(nnx.Module):
@@ -182,14 +181,9 @@ def _scaled_backward(offset: float, dtype: Any, kept: tuple, gradient: Array) ->
 _scaled.defvjp(_scaled_forward, _scaled_backward)
 
 
-def shifted(x: Float[Array, "*B"], bias: nnx.Param) -> Float[Array, "*B"]:
+def shifted(x: Float[Array, "*B"], bias: nnx.Param | Array) -> Float[Array, "*B"]:
     """`x` plus a bias over its last axes."""
-    return added(x, bias[...])
-
-
-def added(x: Float[Array, "*B"], bias: Array) -> Float[Array, "*B"]:
-    """As `shifted`, by an array."""
-    return _shifted(x, bias, x.dtype)
+    return _shifted(x, bias[...], x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -229,6 +223,11 @@ class GatedMlp(nnx.Module):
         gate = self.act(einsum("BTD,DF->BTF", x, self.gate))
         up = einsum("BTD,DF->BTF", x, self.up)
         return einsum("BTF,FD->BTD", gate * up, self.down)
+
+
+def capped(x: Float[Array, "*B"], softcap: float | None) -> Float[Array, "*B"]:
+    """Bent so that nothing is beyond `softcap`; without one, `x` as it is."""
+    return softcap * jnp.tanh(x / softcap) if softcap else x
 
 
 def gelu(x: Array) -> Array:

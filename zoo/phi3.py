@@ -72,7 +72,7 @@ class Config:
         return hf_config.written(self, FIXED, "Phi3ForCausalLM") | beside
 
 
-def _renamed(given: Any, old: int) -> Any:
+def _renamed(given: Any, old: Any) -> Any:
     """Longrope was called "su" and "yarn" in the first files."""
     if not isinstance(given, dict):
         return given

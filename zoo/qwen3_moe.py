@@ -67,8 +67,8 @@ class Config:
             "tie_word_embeddings": False, "rms_norm_eps": 1e-6, "num_key_value_heads": 4,
             "norm_topk_prob": False,
         }  # fmt: skip
-        hf = rope_config.read(hf)
-        if not hf.pop("use_sliding_window", False):
+        hf, slides = hf_config.switched(rope_config.read(hf), "use_sliding_window")
+        if not slides:
             hf["sliding_window"] = None
         hf.setdefault("num_experts", hf.pop("num_local_experts", None))
         return hf_config.read(cls, hf, fixed=FIXED, ignored=IGNORED, assumed=assumed)

@@ -104,11 +104,12 @@ def _one(given: Any, beside: Mapping[str, Any], theta: float, partial: bool = Fa
     for key in ("partial_rotary_factor", *WHOLE & needed):
         if beside.get(key) is not None:
             given.setdefault(key, beside[key])
-    longest = beside.get("max_position_embeddings")
+    longest: Any = beside.get("max_position_embeddings")
     if "original_max_position_embeddings" in needed and longest is not None:
         given.setdefault("original_max_position_embeddings", longest)
-    if kind == "longrope" and "factor" not in given and isinstance(longest, int):
-        given["factor"] = longest / given.get("original_max_position_embeddings", longest)
+    old: Any = given.get("original_max_position_embeddings")
+    if kind == "longrope" and _is_right("", longest) and _is_right("", old):
+        given.setdefault("factor", longest / old)
     everywhere = {"rope_theta", "partial_rotary_factor"} if partial else {"rope_theta"}
     if needed - given.keys() or given.keys() - needed - possible - everywhere:
         raise ValueError(

@@ -66,12 +66,15 @@ class Config:
 
 def _layers_named(hf: dict[str, Any]) -> dict[str, Any]:
     """Every layer by name, where a file gives an interval: the fourth, eighth, … do not turn."""
-    interval, slides = hf.pop("no_rope_layer_interval", None) or 4, hf.pop("use_sliding_window", 0)
+    hf, slides = hf_config.switched(hf, "use_sliding_window")
+    interval = hf.pop("no_rope_layer_interval", None) or 4
     width, count = hf.pop("sliding_window", None), hf.get("num_hidden_layers")
     if not isinstance(count, int) or not isinstance(interval, int):
         return hf  # which is refused for it
     turns = hf.get("no_rope_layers") or [(i + 1) % interval for i in range(count)]
-    turns = [bool(x) for x in turns] if isinstance(turns, list) else turns
+    if not isinstance(turns, list):
+        raise ValueError(f"config.json: no_rope_layers should be a list, not {turns!r}")
+    turns = [bool(x) for x in turns]
     kinds = hf.get("layer_types") or [
         hf_config.SLIDING if slides and width and not x else hf_config.FULL for x in turns
     ]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from checkpoints_io import hf_folder, hf_weights
+from checkpoints_io import hf_export, hf_folder
 from tests.conftest import large_weights, small_config
 import zoo
 from zoo import llama, sharding
@@ -104,7 +104,7 @@ def test_every_dtype_is_read(folder, tmp_path, stored):
 
 def test_shards_and_index(folder, tmp_path, monkeypatch):
     model = zoo.load(folder)
-    monkeypatch.setattr(hf_weights, "SHARD_BYTES", 10_000)
+    monkeypatch.setattr(hf_export, "SHARD_BYTES", 10_000)
     zoo.save(model, tmp_path / "many", dtype=jnp.float32)
     files = sorted((tmp_path / "many").glob("*.safetensors"))
     assert len(files) > 3

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from checkpoints_io import hf_weights
+from checkpoints_io import hf_export
 from tests.zoo import twins
 from tests.zoo.twins import SHAPES, TOKENS, TWINS
 import zoo
@@ -125,7 +125,7 @@ def test_files_written_are_the_files_read(family, shape, tmp_path):
 def test_export_loads_in_transformers_with_the_same_logits(family, shape, tmp_path, monkeypatch):
     """Without the source's config.json: what `to_hf` writes must say it all."""
     original, folder = twins.twin(family, shape)
-    monkeypatch.setattr(hf_weights, "SHARD_BYTES", 20_000)  # several files and an index
+    monkeypatch.setattr(hf_export, "SHARD_BYTES", 20_000)  # several files and an index
     model = zoo.load(folder)
     model.source = None
     zoo.save(model, tmp_path / "out", dtype=jnp.float32)

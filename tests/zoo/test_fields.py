@@ -118,6 +118,37 @@ def test_a_config_written_is_the_config_read(family):
         assert type(config).from_hf(json.loads(json.dumps(config.to_hf()))) == config
 
 
+ODD = [None, "x", -1, 0, 1.5, True, False, [], [1], ["x"], {}, {"type": "yarn"}, 10**30, [None]]
+
+
+@pytest.mark.parametrize("family", twins.TWINS)
+def test_any_value_of_any_key_is_read_or_refused_in_a_sentence(family):
+    """A stranger's config.json never ends in another error than ours."""
+    from_hf = zoo.ARCHITECTURES[family].Config.from_hf
+    for shape in twins.TWINS[family]:
+        said = json.loads(twins.config_of(family, shape).to_json_string(use_diff=True))
+        ropes = said.get("rope_parameters") or {}
+        changed = [said | {key: odd} for key in said for odd in ODD]
+        changed += [said | {"rope_parameters": ropes | {key: odd}} for key in ropes for odd in ODD]
+        changed += [said | {key: odd} for key in MORE_KEYS for odd in ODD]
+        refused = 0
+        for hf in changed:
+            try:
+                from_hf(hf)
+            except ValueError as error:
+                refused += 1
+                assert len(str(error)) > 20
+        assert refused > len(changed) / 3
+
+
+MORE_KEYS = [
+    "rope_scaling", "rope_theta", "use_sliding_window", "max_window_layers", "sliding_window",
+    "no_rope_layers", "no_rope_layer_interval", "layer_types", "n_inner", "text_config",
+    "sliding_window_pattern", "quantization_config", "original_max_position_embeddings",
+    "partial_rotary_factor", "max_position_embeddings", "head_dim",
+]  # fmt: skip
+
+
 # Parameters as published; None: refused, with the words that say why.
 CONFIGS = {
     "mlc/Mixtral-8x7B-v0.1.json": 46_702_792_704,

@@ -39,7 +39,7 @@ def test_a_norm_seen_often_gets_all_of_its_gradient():
 
 def test_a_bias_seen_often_gets_all_of_its_gradient():
     def summed(bias):
-        return layers.added(jnp.ones((TIMES, 4), jnp.bfloat16), bias).sum(dtype=jnp.float32)
+        return layers.shifted(jnp.ones((TIMES, 4), jnp.bfloat16), bias).sum(dtype=jnp.float32)
 
     np.testing.assert_array_equal(jax.grad(summed)(jnp.ones(4)), np.full(4, TIMES))
 
@@ -51,7 +51,7 @@ def test_an_expert_met_often_gets_all_of_its_gradient():
 
     def summed(weights):
         given = {"down": (weights["down"], "E F D"), "bias": (weights["bias"], "E D")}
-        work = lambda x, own: layers.added(layers.dot("tF,FD->tD", x, own["down"]), own["bias"])
+        work = lambda x, own: layers.shifted(layers.dot("tF,FD->tD", x, own["down"]), own["bias"])
         return experts.mixed(x, route, given, work).sum(dtype=jnp.float32)
 
     weights = {"down": jnp.ones((2, 4, 4)), "bias": jnp.ones((2, 4))}

@@ -1,0 +1,88 @@
+"""Sharded arrays to safetensors, by the table that hf_weights.py reads them with."""
+
+from collections.abc import Mapping
+import json
+import pathlib
+from typing import NamedTuple
+
+import einops
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+import safetensors.numpy
+
+from checkpoints_io import hf_weights
+
+SHARD_BYTES = 5_000_000_000
+
+
+class _Tensor(NamedTuple):
+    """One tensor of an export: its HF name, our weight, and which layer (and expert) of it."""
+
+    name: str
+    path: str
+    index: tuple[int, ...]
+
+
+def write(
+    folder: pathlib.Path | None,
+    table: hf_weights.Table,
+    weights: Mapping[str, tuple[str, jax.Array]],
+    dtype: np.dtype,
+) -> None:
+    """Writes weights given as path -> (axes, array): one safetensors file, or shards and an index.
+
+    One file at a time is held in host memory. Every process must call it; those without a folder
+    only help to gather the arrays.
+    """
+    plan = _shards(table, weights, dtype)
+    file_of = {}
+    for i, shard in enumerate(plan, start=1):
+        many = len(plan) > 1
+        file = f"model-{i:05}-of-{len(plan):05}.safetensors" if many else "model.safetensors"
+        tensors = _gathered(shard, table, weights, dtype)
+        file_of |= dict.fromkeys(tensors, file)
+        if folder:
+            safetensors.numpy.save_file(tensors, folder / file, metadata={"format": "pt"})
+            (folder / file).chmod(0o644)  # safetensors lets only the owner read it
+    if folder and len(plan) > 1:
+        total = sum(array.size for _, array in weights.values()) * np.dtype(dtype).itemsize
+        index = {"metadata": {"total_size": total}, "weight_map": file_of}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _shards(table: hf_weights.Table, weights: Mapping, dtype: np.dtype) -> list[list[_Tensor]]:
+    """Splits the tensors, in order, into files of at most SHARD_BYTES."""
+    shards: list[list[_Tensor]] = [[]]
+    room = SHARD_BYTES
+    for path, (_, array) in weights.items():
+        names = list(hf_weights.hf_names(table[path][0], array.shape))
+        size = array.size // len(names) * np.dtype(dtype).itemsize
+        for index, name in names:
+            if size > room and shards[-1]:
+                shards.append([])
+                room = SHARD_BYTES
+            shards[-1].append(_Tensor(name, path, index))
+            room -= size
+    return shards
+
+
+def _gathered(
+    shard: list[_Tensor], table: hf_weights.Table, weights: Mapping, dtype: np.dtype
+) -> dict[str, np.ndarray]:
+    """The tensors of one file, in the host's memory; a layer's experts are gathered together."""
+    made: dict[str, np.ndarray] = {}
+    held: tuple[tuple, np.ndarray] | None = None
+    for name, path, index in shard:
+        axes, array = weights[path]
+        layer, rest = index[:1], index[1:]
+        if held is None or held[0] != (path, layer):
+            part = array[layer] if layer else array
+            if not part.is_fully_addressable:
+                part = multihost_utils.process_allgather(part, tiled=True)
+            held = (path, layer), np.asarray(part)
+        own = " ".join(axes.split()[len(index) :])
+        turned = einops.rearrange(held[1][rest], f"{own} -> {table[path][1]}")
+        # safetensors writes the wrong bytes of an array that is not contiguous
+        made[name] = np.ascontiguousarray(turned.astype(dtype))
+    return made
