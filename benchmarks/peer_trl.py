@@ -20,7 +20,11 @@ parser.add_argument("--size", default="A")
 parser.add_argument("--steps", type=int, default=4)
 parser.add_argument("--micro_batches", type=int, default=1)
 parser.add_argument("--gpu", action="store_true", help="bfloat16, checkpointing, on the GPU")
+parser.add_argument("--pairs", type=int, default=work.PAIRS, help="of an update")
+parser.add_argument("--keep_all", action="store_true", help="no checkpointing")
+parser.add_argument("--cached", action="store_true", help="the reference is asked before")
 args = parser.parse_args()
+work.PAIRS = args.pairs
 
 
 class Trainer(DPOTrainer):
@@ -42,6 +46,8 @@ class Steps(TrainerCallback):
         self.clock.start()
 
     def on_step_end(self, *_, **__):
+        if args.gpu:  # or the backward pass and the optimizer are not counted
+            torch.cuda.synchronize()
         self.clock.stop()
 
 
@@ -63,8 +69,8 @@ with tempfile.TemporaryDirectory() as scratch:
             weight_decay=0.0, adam_beta1=work.BETAS[0], adam_beta2=work.BETAS[1],
             adam_epsilon=work.EPSILON, max_grad_norm=0.0, beta=work.BETA, max_length=work.LONGEST,
             bf16=args.gpu, use_cpu=not args.gpu, logging_steps=1, save_strategy="no", report_to=[],
-            gradient_checkpointing=args.gpu, optim="adamw_torch", remove_unused_columns=False,
-            disable_tqdm=True,
+            gradient_checkpointing=args.gpu and not args.keep_all, optim="adamw_torch",
+            precompute_ref_log_probs=args.cached, remove_unused_columns=False, disable_tqdm=True,
         ),
         train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[Steps()],
     )  # fmt: skip

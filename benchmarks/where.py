@@ -15,8 +15,8 @@ import jax
 # The first that matches an operation's name decides.
 KINDS = {
     "collectives": r"^(all-|all_|reduce-scatter|reduce_scatter|collective)|ncclDevKernel",
-    "attention kernels": r"flash|attention|splash|mosaic",
-    "matrix products": r"dot|gemm|matmul|cublas|conv|ynn_fusion",
+    "attention kernels": r"flash|attention|splash|mosaic|sdpa",
+    "matrix products": r"dot|gemm|matmul|cublas|convolution|nvjet|ynn_fusion",
     "copies": r"copy|transpose|memcpy|broadcast|bitcast",
     "loops, with all that is in them": r"^(while|conditional|call)",
     "elementwise and reductions": r"",
@@ -32,10 +32,12 @@ def summed(folder: pathlib.Path) -> collections.Counter:
     for plane in jax.profiler.ProfileData.from_file(str(paths[-1])).planes:
         for line in plane.lines:
             for event in line.events:
-                name = dict(event.stats).get("hlo_op")
-                if name is None:
+                operation = dict(event.stats).get("hlo_op")
+                if operation is None:
                     continue
-                kind = next(k for k, pattern in KINDS.items() if re.search(pattern, str(name)))
+                # GPUs replay many kernels as one operation: there only the kernel's name tells.
+                name = f"{operation} {event.name}"
+                kind = next(k for k, pattern in KINDS.items() if re.search(pattern, name))
                 total[kind] += event.duration_ns / 1e6
     return total
 

@@ -50,13 +50,13 @@ BACKENDS: dict[str, Callable[..., Array]] = {
     "cudnn": attention_kernels.cudnn,
 }
 # What each platform runs unless told otherwise.
-BY_PLATFORM = {"cpu": "blocks", "gpu": "tokamax", "tpu": "splash"}
+BY_PLATFORM = {"cpu": "blocks", "gpu": "cudnn", "tpu": "splash"}
 # What the kernels of others cannot do; then the platform's choice gives way to `blocks`.
 CANNOT = {
     "tokamax": {"sinks", "softcap"},  # with a cap its Triton kernel has no way back
     "tokamax_chunked": {"sinks"},
     "splash": {"sinks"},
-    "cudnn": {"sinks", "softcap"},
+    "cudnn": {"sinks", "softcap", "float32"},
 }
 
 
@@ -118,14 +118,15 @@ def attend(
     )(q, k, v, where.first, where.last, looking, sinks)
 
 
-def backend_of(config: Any, asked: str | None) -> str:
-    """The backend that a model of this config runs, in rows as long as the recipe's.
+def backend_of(config: Any, dtype: Any, asked: str | None) -> str:
+    """The backend that a model of this config runs in `dtype`, in rows as long as the recipe's.
 
     Raises:
       ValueError: the one that is asked for cannot do what the model needs.
     """
     softcap = getattr(config, "attn_logit_softcapping", None)
-    return _able(asked, softcap=bool(softcap), sinks=getattr(config, "attention_sinks", False))
+    sinks = getattr(config, "attention_sinks", False)
+    return _able(asked, softcap=bool(softcap), sinks=sinks, float32=dtype == jnp.float32)
 
 
 def _able(asked: str | None, **needs: bool) -> str:
@@ -133,8 +134,8 @@ def _able(asked: str | None, **needs: bool) -> str:
     lacking = {name for name in CANNOT.get(backend, ()) if needs[name]}
     if lacking and asked:
         raise ValueError(
-            f"attention={asked} cannot do {' and '.join(sorted(lacking))}, which this model needs: "
-            "use attention=blocks"
+            f"attention={asked} cannot do {' and '.join(sorted(lacking))}, which this model needs "
+            "here: use attention=blocks"
         )
     return "blocks" if lacking else backend
 
@@ -144,7 +145,8 @@ def _chosen(
 ) -> str:
     if q.shape[1] != k.shape[1]:
         return "dense"  # a few queries against many kept keys: there is no square to avoid
-    backend = _able(asked, softcap=bool(softcap), sinks=sinks is not None)
+    float32 = q.dtype == jnp.float32
+    backend = _able(asked, softcap=bool(softcap), sinks=sinks is not None, float32=float32)
     if backend == "splash" and q.shape[1] % attention_kernels.LANES:
         return "blocks"  # its tiles are as wide as a TPU's lanes; the recipe's rows are whole
     return backend

@@ -50,8 +50,9 @@ def tokamax(
     for name in names:
         try:
             return api.IMPLEMENTATIONS[name](q, k, v, **how)
-        except (NotImplementedError, KeyError) as error:
-            refused.append(f"{name}: {error}")
+        except (NotImplementedError, KeyError, TypeError, AttributeError) as error:
+            # The last two: it calls what newer jax has taken away.
+            refused.append(f"{name}: {str(error)[:200]}")
     raise ValueError(f"tokamax has no kernel for this ({'; '.join(refused)}): use attention=blocks")
 
 
@@ -60,7 +61,8 @@ def _imported(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ValueError(
-            "attention=tokamax needs tokamax: pip install 'nnx-zoo[cuda]', or use attention=blocks"
+            "attention=tokamax needs tokamax: pip install 'nnx-zoo[tokamax]', or use "
+            "attention=blocks"
         ) from error
 
 

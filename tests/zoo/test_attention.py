@@ -103,7 +103,7 @@ def test_what_a_kernel_cannot_do_is_said_or_done_by_blocks(monkeypatch):
     sinks = jnp.ones(4)
     with pytest.raises(ValueError, match=r"tokamax cannot do sinks.*use attention=blocks"):
         attention.attend(*arrays, where, scale=0.3, backend="tokamax", sinks=sinks)
-    with pytest.raises(ValueError, match="cudnn cannot do sinks and softcap"):
+    with pytest.raises(ValueError, match="cudnn cannot do float32 and sinks and softcap"):
         attention.attend(*arrays, where, scale=1.0, backend="cudnn", sinks=sinks, softcap=2.0)
     monkeypatch.setitem(attention.BY_PLATFORM, "cpu", "tokamax")
     found = attention.attend(*arrays, where, scale=0.3, sinks=sinks)
@@ -156,5 +156,5 @@ def test_what_is_kept_for_the_way_back_does_not_change_the_numbers(remat):
 def test_an_absent_backend_is_a_sentence(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tokamax._src.ops.attention.api", None)
     (q, k, v), where, _ = work(64, 4, 2, 8)
-    with pytest.raises(ValueError, match=r"pip install 'nnx-zoo\[cuda\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'nnx-zoo\[tokamax\]'"):
         attention.attend(q, k, v, where, scale=0.3, backend="tokamax")
