@@ -10,4 +10,4 @@ def as_ids(row: int, pair: dict[str, list[int]]) -> PairIds:
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
     prompt, chosen, rejected = (np.array(pair[name], np.int32) for name in names)
     masks = np.ones(len(chosen), bool), np.ones(len(rejected), bool)
-    return PairIds(row, prompt, chosen, rejected, *masks, boundary_moved=False, truncated=False)
+    return PairIds(row, prompt, chosen, rejected, *masks)

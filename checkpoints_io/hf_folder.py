@@ -31,6 +31,7 @@ COMPANIONS = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    "*.tiktoken",
 )
 
 
@@ -132,8 +133,8 @@ def write_companions(
     else:
         shutil.copyfile(source / "config.json", folder / "config.json")
     for name in COMPANIONS:
-        if tokenizer is not None and (tokenizer / name).is_file():
-            shutil.copyfile(tokenizer / name, folder / name)
+        for path in tokenizer.glob(name) if tokenizer is not None else ():
+            shutil.copyfile(path, folder / path.name)
     if chat_template:
         (folder / "chat_template.jinja").write_text(chat_template, "utf-8")
     path = source / "generation_config.json" if source else None

@@ -29,7 +29,7 @@ from recipes import (
     settings,
     step,
 )
-from recipes.data import batches
+from recipes.data import batches, mixture
 from recipes.prepare import Run, prepare, say
 import zoo
 
@@ -104,7 +104,8 @@ def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None
         if start and not policy.export_folder(start, run).exists():
             export_if_due()  # stopped between the checkpoint and the export
 
-        updates = batches.iterate(run.pairs, run.place, seed=config.seed, start=start)
+        endless = mixture.endless(run.parts, config.seed)
+        updates = batches.iterate(endless, run.place, start=start)
         meter = metrics.Meter()
         traced = [at for at in settings.profiled(config.profile) if at > start]
         for at in tqdm.trange(start + 1, run.total_steps + 1, unit="step", disable=None):
@@ -118,18 +119,22 @@ def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None
                 theirs = frozen.of_batch(batch, update.rows)
                 sums = programs.add(sums, state.params, theirs, batch)
             params, opt_state, values = programs.apply(sums, state.params, state.opt_state)
+            answers = sums.policy_logps, sums.reference_logps
             del sums  # as large as the policy
             state = policy.State(at, params, opt_state)
             meter.add(update)
 
             if at == 1 and equal:
-                reference.check_first_loss(float(values["dpo_loss"]), compute)
+                reference.check_first_loss(float(values["dpo_loss"]), compute, config.beta)
             if at == start + 1 or due(config.steps_per_log):
                 figures = metrics.on_host(values) | run.counts
                 figures["learning_rate"] = float(jax.device_get(schedule(at - 1)))
                 if left := meter.time_left(run.total_steps - at):
                     say(left)
                 figures |= meter.read()
+                figures |= metrics.by_part(
+                    run.parts, update.rows, *answers, loss=loss, beta=config.beta
+                )
                 figures = {f"train/{name}": value for name, value in figures.items()}
                 log.write(at, figures)
                 say(metrics.line(at, figures))

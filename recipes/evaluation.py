@@ -1,20 +1,11 @@
 """Scores on held-out pairs, by the same forward pass for policy and reference."""
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 import numpy as np
 
 from recipes import logps, metrics
 from recipes.data.batches import Place
-from recipes.data.tokens import PairIds
-
-
-class HeldOut(NamedTuple):
-    """A named set of held-out pairs."""
-
-    name: str
-    pairs: list[PairIds]
+from recipes.data.reading import HeldOut
 
 
 def evaluate(

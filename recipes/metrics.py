@@ -11,8 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 import ml_collections
+import numpy as np
 
+from recipes.data import mixture
 from recipes.data.batches import Update
+from recipes.data.mixture import Part
 from recipes.data.tokens import PairIds
 
 
@@ -51,11 +54,30 @@ def on_host(values: Mapping[str, Array]) -> dict[str, int | float]:
 
 def line(step: int, figures: Mapping[str, int | float]) -> str:
     """The few figures a person watches."""
-    short = {name.rpartition("/")[2]: value for name, value in figures.items()}
     where = next(iter(figures)).rpartition("/")[0]
+    short = {name.removeprefix(f"{where}/"): value for name, value in figures.items()}
     watched = "dpo_loss dpo_accuracy dpo_margin_policy drift_chosen learning_rate tokens_per_second"
     told = "  ".join(f"{n} {short[n]:.4g}" for n in watched.split() if n in short)
     return f"step {step:<5} {where:<16} {told}"
+
+
+def by_part(
+    parts: Sequence[Part],
+    rows: np.ndarray,
+    policy_logps: Array,
+    reference_logps: Array,
+    **loss,
+) -> dict[str, int | float]:
+    """The same for the pairs of each source of a mixture, named after it, and how many they are."""
+    figures: dict[str, int | float] = {}
+    ours, theirs = (jnp.asarray(jax.device_get(x)) for x in (policy_logps, reference_logps))
+    of = mixture.part_of(parts, rows)
+    for i, part in enumerate(parts if len(parts) > 1 else ()):
+        figures[f"{part.name}/pairs"] = int((of == i).sum())
+        if figures[f"{part.name}/pairs"]:
+            values = preference(ours, theirs, jnp.asarray(of == i), **loss)
+            figures |= {f"{part.name}/{name}": float(value) for name, value in values.items()}
+    return figures
 
 
 def lengths(pairs: Sequence[PairIds]) -> dict[str, int | float]:
@@ -108,7 +130,8 @@ class Meter:
     def read(self) -> dict[str, int | float]:
         """Real tokens per second (both answers, each with its prompt), fill, mean lengths.
 
-        `input_wait` is the share of the time that was spent waiting for data.
+        `input_wait` is the share of the time that was spent waiting for data; the scores are those
+        that the data gives its answers, where it does.
         """
         seconds = time.perf_counter() - self._since
         total = lambda name: sum(getattr(update, name) for update in self._updates)
@@ -120,6 +143,9 @@ class Meter:
             "length_chosen": total("chosen_tokens") / pairs,
             "length_rejected": total("rejected_tokens") / pairs,
         }
+        scores = np.concatenate([update.scores for update in self._updates])
+        if len(scores := scores[~np.isnan(scores[:, 0])]):
+            values["score_chosen"], values["score_rejected"] = scores.mean(0).tolist()
         self._clear()
         self._readings += 1
         return values

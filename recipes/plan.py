@@ -12,8 +12,9 @@ import ml_collections
 import numpy as np
 
 from recipes import settings
-from recipes.data import chat, packing, shapes
+from recipes.data import packing, shapes, tokenizer
 from recipes.data.packing import Shape
+from recipes.data.tokenizer import Tokenizer
 from recipes.data.tokens import PairIds
 import zoo
 
@@ -53,6 +54,7 @@ def told(config: ml_collections.ConfigDict, run: Any, model: zoo.Model) -> str:
     lines = [
         f"devices      {run.mesh.devices.size} {device.device_kind} ({device.platform}); {axes}",
         f"pairs        {len(pairs)} to train on; held out: {held}",
+        *_mixed(run),
         f"updates      {run.total_steps} of {shape.pairs} pairs = {epochs:.2f} epochs; "
         f"about {count:.1f} micro-batches each",
         f"rows         {shape.rows} of {shape.row_length} positions a micro-batch, "
@@ -63,6 +65,19 @@ def told(config: ml_collections.ConfigDict, run: Any, model: zoo.Model) -> str:
         f"first pair, scored tokens in ⟦ ⟧:\n{example(pairs[0], run.tokenizer)}",
     ]
     return "\n".join(lines)
+
+
+def _mixed(run: Any) -> list[str]:
+    """How often the pairs of each source are met, where there are several."""
+    total = sum(part.weight for part in run.parts)
+    drawn = {part.name: run.total_steps * run.place.shape.pairs * part.weight / total
+             for part in run.parts}  # fmt: skip
+    return [
+        f"  {part.name:<10} {len(part.pairs)} pairs, {part.weight / total:.1%} of those drawn: "
+        f"{drawn[part.name] / len(part.pairs):.2f} epochs of it"
+        for part in run.parts
+        if len(run.parts) > 1
+    ]
 
 
 def _parts_that_fill(pairs: list[PairIds], shape: Shape) -> int | None:
@@ -160,19 +175,20 @@ def refuse_small_disk(directory: pathlib.Path, needed: int) -> int:
     return free
 
 
-def example(pair: PairIds, tokenizer: chat.Tokenizer) -> str:
+def example(pair: PairIds, own: Tokenizer) -> str:
     """A pair as text, its scored stretches between ⟦ and ⟧."""
 
     def marked(ids: np.ndarray, scored: np.ndarray) -> str:
         text = ""
         bounds = [0, *(np.flatnonzero(np.diff(scored)) + 1), len(ids)]
         for start, stop in itertools.pairwise(bounds):
-            part = str(tokenizer.decode(ids[start:stop]))
+            before = [*pair.prompt, *ids[:start]]
+            part = tokenizer.text_after(own, before, ids[start:stop])
             text += f"⟦{part}⟧" if scored[start] else part
         return text
 
     return (
-        f"  prompt    {tokenizer.decode(pair.prompt)!r}\n"
+        f"  prompt    {own.decode(pair.prompt)!r}\n"
         f"  chosen    {marked(pair.chosen, pair.chosen_scored)!r}\n"
         f"  rejected  {marked(pair.rejected, pair.rejected_scored)!r}"
     )

@@ -12,10 +12,11 @@ import tqdm
 from checkpoints_io import hf_folder
 from checkpoints_io.run_state import RunStore
 from recipes import optimizer, plan, settings
-from recipes.data import batches, chat, shapes
-from recipes.data import pairs as pairs_io
+from recipes.data import batches, chat, pairs, reading, shapes
+from recipes.data.mixture import Part
+from recipes.data.reading import HeldOut
+from recipes.data.tokenizer import Tokenizer
 from recipes.data.tokens import PairIds
-from recipes.evaluation import HeldOut
 import zoo
 from zoo import attention, sharding
 
@@ -26,10 +27,11 @@ class Run(NamedTuple):
     directory: pathlib.Path
     mesh: Mesh
     folder: pathlib.Path  # the policy's model folder
-    tokenizer: chat.Tokenizer
+    tokenizer: Tokenizer
     tokenizer_folder: pathlib.Path
     stop_ids: tuple[int, ...]
-    pairs: list[PairIds]
+    parts: list[Part]  # of the training data: one, or the sources of a mixture
+    pairs: list[PairIds]  # of all of them
     held_out: list[HeldOut]
     place: batches.Place
     total_steps: int
@@ -59,7 +61,8 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     folder = hf_folder.find(config.initialize_from_hf)
     hf_config = hf_folder.read_config(folder)
     model = zoo.abstract(hf_config, mesh=mesh)
-    backend = attention.backend_of(model.config, config.attention)
+    compute = settings.precision(config.mp).compute
+    backend = attention.backend_of(model.config, compute, config.attention)
     if config.remat == "attention" and backend not in ("blocks", "splash"):
         raise ValueError(
             f"--config.remat=attention has no effect with the attention backend {backend}, which "
@@ -70,11 +73,6 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     tokenizer_folder = folder
     if config.tokenizer:
         tokenizer_folder = hf_folder.find(config.tokenizer, files=hf_folder.TOKENIZER_FILES)
-    tokenizer = chat.load_tokenizer(tokenizer_folder, config.chat_template)
-    if config.data.layout == "plain_text":
-        chat.check_plain(tokenizer)
-    else:
-        chat.check_template(tokenizer)
     longest = zoo.longest_text(hf_config)
     if longest and config.train_seq_len > longest:
         raise ValueError(
@@ -82,11 +80,15 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
             f"that {config.initialize_from_hf} was made for"
         )
 
-    train, held_out, counts = _pairs(config, tokenizer)
-    _refuse_unknown_ids(train + [p for h in held_out for p in h.pairs], model, tokenizer)
+    data = reading.read(config, tokenizer_folder)
+    for part in data.told:
+        say("\n  ".join([f"{part.name} ({part.source}):", *part.told]))
+    train = [pair for part in data.train for pair in part.pairs]
+    every = train + [pair for held in data.held_out for pair in held.pairs]
+    _refuse_unknown_ids(every, model, data.tokenizer)
     alike = [n for hf in (hf_config, reference_config) if (n := zoo.turns_alike_to(hf))]
     shape = shapes.choose(
-        train + [p for h in held_out for p in h.pairs],
+        every,
         per_update=config.train_batch_size,
         shards=sharding.data_shards(mesh),
         most=plan.most_positions_here(config, model),
@@ -106,18 +108,24 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
         directory=directory,
         mesh=mesh,
         folder=folder,
-        tokenizer=tokenizer,
+        tokenizer=data.tokenizer,
         tokenizer_folder=tokenizer_folder,
-        stop_ids=chat.stop_ids(tokenizer, plain=config.data.layout == "plain_text"),
+        stop_ids=chat.stop_ids(data.tokenizer, data.chat),
+        parts=data.train,
         pairs=train,
-        held_out=held_out,
+        held_out=data.held_out,
         place=batches.Place(shape, NamedSharding(mesh, PartitionSpec(("data", "fsdp")))),
         total_steps=steps,
         reference_cache=pathlib.Path(
             config.reference_cache or directory.parent / "reference-cache"
         ).expanduser(),
-        facts={"settings": shaping, "data": pairs_io.fingerprint(train)},
-        counts=counts,
+        facts={"settings": shaping, "data": pairs.fingerprint(train)},
+        counts={
+            "data/dropped": sum(part.rows - part.used for part in data.told),
+            "data/truncated": sum(
+                part.notes.get(cut, 0) for part in data.told for cut in ("prompt_cut", "answer_cut")
+            ),
+        },
     )
     say(plan.told(config, run, model))
     return run
@@ -175,47 +183,12 @@ def _checked_reference(config: ml_collections.ConfigDict, policy: dict[str, Any]
     return hf_folder.read_config(hf_folder.find(config.reference_model_path))
 
 
-def _pairs(
-    config: ml_collections.ConfigDict, tokenizer: chat.Tokenizer
-) -> tuple[list[PairIds], list[HeldOut], dict[str, int]]:
-    """Training pairs, held-out sets, and how many rows were lost on the way."""
-    read = lambda source: pairs_io.read(source, config.data, tokenizer, config.train_seq_len)
-    source = read(config.train_data)
-    say("\n  ".join([f"training data {config.train_data}:", *source.counts.lines()]))
-    train = source.ids
-    held_out: list[HeldOut] = []
-    if config.validation_split_fraction is not None:
-        train, held = pairs_io.split(source, config.validation_split_fraction)
-        held_out.append(HeldOut("validation", held))
-    known = {pairs_io.prompt_key(prompt) for prompt in source.prompts}
-    for name, path in config.validation.items():
-        extra = read(path)
-        told = [f"held-out data {name} ({path}):", *extra.counts.lines()]
-        if both := sum(pairs_io.prompt_key(prompt) in known for prompt in extra.prompts):
-            told.append(f"{both} of its prompts are in the training data too")
-        say("\n  ".join(told))
-        held_out.append(HeldOut(name, extra.ids))
-    held_out = [h._replace(pairs=_spread(h.pairs, config.max_eval_pairs)) for h in held_out]
-    counts = {
-        "data/dropped": source.counts.rows - source.counts.used,
-        "data/truncated": source.counts.truncated,
-    }
-    return train, held_out, counts
-
-
-def _spread(pairs: list[PairIds], most: int | None) -> list[PairIds]:
-    """At most so many, from all over the list: files are often sorted by kind."""
-    if most is None or len(pairs) <= most:
-        return pairs
-    return [pairs[i * len(pairs) // most] for i in range(most)]
-
-
-def _refuse_unknown_ids(pairs: list[PairIds], model: zoo.Model, tokenizer: chat.Tokenizer) -> None:
+def _refuse_unknown_ids(found: list[PairIds], model: zoo.Model, tokenizer: Tokenizer) -> None:
     top = max(
-        int(max(ids.max(initial=0) for ids in (p.prompt, p.chosen, p.rejected))) for p in pairs
+        int(max(ids.max(initial=0) for ids in (p.prompt, p.chosen, p.rejected))) for p in found
     )
     if top >= model.config.vocab_size:
         raise ValueError(
-            f"the tokenizer gives id {top} ({tokenizer.convert_ids_to_tokens(top)!r}), and the "
+            f"the tokenizer gives id {top} ({tokenizer.decode([top])!r}), and the "
             f"model's embedding has {model.config.vocab_size} rows: it is another model's tokenizer"
         )

@@ -65,7 +65,7 @@ def ready(
 
     cache = reference_cache.opened(
         run.reference_cache, fingerprint=known, compute=policy.dtype,
-        attention=attention.backend_of(model.config, policy.attention),
+        attention=attention.backend_of(model.config, policy.dtype, policy.attention),
     )  # fmt: skip
     say(f"asking the reference, or {cache.folder}, about every pair")
     trained, *held_out = (
@@ -187,15 +187,16 @@ def check_logps(
         )
 
 
-def check_first_loss(loss: float, compute: jax.typing.DTypeLike) -> None:
+def check_first_loss(loss: float, compute: jax.typing.DTypeLike, beta: float) -> None:
     """The gate after the first step: before anything was learnt the loss is ln 2.
 
     Raises:
       RuntimeError: it is not.
     """
-    bound = 1e-5 if compute == jnp.float32 else 5e-3
+    # With remat the training program may round otherwise than the reference's; beta scales that.
+    bound = (1e-5 if compute == jnp.float32 else 5e-3) * max(1.0, 10 * beta)
     if not abs(loss - math.log(2)) <= bound:
         raise RuntimeError(
-            f"the first loss is {loss:.6f} and should be ln 2 = 0.693147 within {bound}: the "
+            f"the first loss is {loss:.6f} and should be ln 2 = 0.693147 within {bound:.1g}: the "
             "training program and the reference disagree; please report it"
         )

@@ -1,5 +1,6 @@
 """Two held-out prompts, answered greedily by the reference and by the policy, side by side."""
 
+from recipes.data import tokenizer
 from recipes.prepare import Run, say
 import zoo
 from zoo import generate
@@ -24,7 +25,9 @@ def show(run: Run, policy: zoo.Model, reference: zoo.Model | None, max_new_token
         for name, model in (("before", reference), ("after", policy))
         if model
     }
+    special = set(run.tokenizer.special.values())
     for i, prompt in enumerate(prompts):
         say(f"\nprompt   {run.tokenizer.decode(prompt)!r}")
         for name, texts in answers.items():
-            say(f"{name:<8} {run.tokenizer.decode(texts[i], skip_special_tokens=True)!r}")
+            words = [token for token in texts[i] if token not in special]
+            say(f"{name:<8} {tokenizer.text_after(run.tokenizer, prompt, words)!r}")

@@ -1,6 +1,7 @@
 """The settings of a run, checked before anything else happens, in sentences."""
 
 from collections.abc import Iterator
+import datetime
 import difflib
 import importlib.util
 import math
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from recipes import losses
-from recipes.data import layouts, tokens
+from recipes.data import chat, layouts, mixture, tokens
 from zoo import attention, stack
 
 DTYPES = {
@@ -32,6 +33,9 @@ OPTIONAL = {
     "compile_cache": "every start compiles afresh",
     "profile": "nothing is traced",
     "reference_cache": "reference-cache beside the run's directory",
+    "token_cache": "every start tokenises afresh",
+    "data.layout": "recognised from the columns",
+    "data.date": "there is none: the chat template prints no date",
     "tokenizer": "the one in initialize_from_hf",
     "chat_template": "the tokenizer's own",
     "validation_split_fraction": "nothing is split off; `validation` names the held-out files",
@@ -57,7 +61,7 @@ MAY_CHANGE = frozenset({
     "max_eval_pairs", "mesh", "min_pack_fill", "name", "per_device_parallelism", "profile",
     "reference_cache", "reference_mode", "remat", "row_length", "run_initial_eval",
     "sample_tokens", "steps_per_checkpoint", "steps_per_eval", "steps_per_hf_export",
-    "steps_per_log", "tags", "tensorboard", "validation", "wandb_project",
+    "steps_per_log", "tags", "tensorboard", "token_cache", "validation", "wandb_project",
 })  # fmt: skip
 
 
@@ -121,8 +125,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     profiled(config.profile)
     _one_of(config, "loss", losses.LOSSES)
     _one_of(config, "lr_schedule", ("constant", "linear", "cosine"))
-    _one_of(config.data, "layout", layouts.LAYOUTS, "data.")
-    _one_of(config.data, "over_length", tokens.OVER_LENGTH, "data.")
+    _check_data(config)
     positive = (
         "beta learning_rate train_batch_size train_seq_len row_length per_device_parallelism "
         "steps_per_log keep_checkpoints adam_epsilon num_train_steps num_epochs "
@@ -175,6 +178,34 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
 
 
+def _check_data(config: ml_collections.ConfigDict) -> None:
+    _one_of(config.data, "over_length", tokens.OVER_LENGTH, "data.")
+    _one_of(config.data, "scored_turns", chat.SCORED_TURNS, "data.")
+    named = mixture.sources_of(config.train_data, config.data)
+    read = {f"train_data.{name}.": source for name, (source, _) in named.items()}
+    for name, given in config.validation.items():
+        source = mixture.source_of(f"validation.{name}", given, config.data)
+        read[f"validation.{name}."] = source
+    for where, source in read.items():
+        if source.layout is not None and source.layout not in layouts.LAYOUTS:
+            prefix = "data." if source.layout == config.data.layout else where
+            _one_of({"layout": source.layout}, "layout", layouts.LAYOUTS, prefix)
+        known = set().union(*(layout.columns for layout in layouts.LAYOUTS.values()))
+        for column, theirs in source.columns:
+            if column not in known:
+                near = did_you_mean(column, known)
+                raise ValueError(f"--config.data.columns has no column {column!r}{near}")
+            if not isinstance(theirs, str):
+                raise ValueError(f"--config.data.columns.{column} is not a column's name")
+    try:
+        date = config.data.date and datetime.date.fromisoformat(config.data.date)
+    except ValueError as error:
+        raise ValueError(
+            f"--config.data.date={config.data.date!r} is not written like 2026-01-31"
+        ) from error
+    del date
+
+
 def _refuse_without_effect(config: ml_collections.ConfigDict) -> None:
     if config.lr_schedule == "constant" and (config.cooldown is not None or config.min_lr_ratio):
         raise ValueError(
@@ -184,10 +215,6 @@ def _refuse_without_effect(config: ml_collections.ConfigDict) -> None:
     if config.reference_mode == "resident" and config.reference_cache:
         raise ValueError(
             "--config.reference_cache has no effect with --config.reference_mode=resident"
-        )
-    if config.data.layout == "plain_text" and config.chat_template:
-        raise ValueError(
-            "--config.chat_template has no effect with --config.data.layout=plain_text"
         )
     if config.validation_split_fraction is not None and "validation" in config.validation:
         raise ValueError(
@@ -200,7 +227,7 @@ def _refuse_without_effect(config: ml_collections.ConfigDict) -> None:
         raise ValueError("--config.max_eval_pairs has no effect: there are no held-out pairs")
 
 
-def _one_of(config: ml_collections.ConfigDict, name: str, known, prefix: str = "") -> None:
+def _one_of(config: Any, name: str, known, prefix: str = "") -> None:
     if config[name] not in known:
         raise ValueError(
             f"--config.{prefix}{name}={config[name]!r} is none of {', '.join(known)}"

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from recipes import logps, losses, optimizer, step
-from recipes.data import batches
+from recipes.data import batches, mixture
 from recipes.data.packing import Shape
 from tests.conftest import large_weights, small_config
 from tests.recipes.test_packing import random_pairs
@@ -60,7 +60,8 @@ def run(folder: pathlib.Path, mesh: jax.sharding.Mesh, rows: int, compute=np.flo
         shards = sharding.data_shards(mesh)
         shape = Shape(rows, 64, PAIRS, few=rows, shards=shards)
         place = batches.Place(shape, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
-        data = batches.training(pairs, shape, seed=0, shards=range(shards))
+        endless = mixture.endless([mixture.Part("all", 1.0, pairs, len(pairs))], seed=0)
+        data = batches.training(endless, shape, shards=range(shards))
         found = []
         for at in range(10):
             sums = programs.zero()

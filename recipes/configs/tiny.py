@@ -27,16 +27,20 @@ def get_config() -> ml_collections.ConfigDict:
     config.tokenizer = config_dict.placeholder(str)  # unset: the one in initialize_from_hf
     config.chat_template = config_dict.placeholder(str)  # unset: the tokenizer's own; or a file
 
-    # Data: a file, or a hub dataset (owner/name:split@revision).
+    # Data: files (a path, gs://, s3://, * for several), or a hub dataset
+    # (owner/name:subset:split@revision). Several: dict(name=dict(path="…", weight=2.0), …).
     config.train_data = "recipes/tiny/train.jsonl"
     config.validation_split_fraction = config_dict.placeholder(float)  # of the prompts; unset: none
     config.validation = dict(heldout="recipes/tiny/heldout.jsonl")  # name="file or hub dataset"
     config.data = dict(
-        layout="preference_chat",
-        mask_user_turns=True,
-        over_length="drop",  # or cut_answer
+        layout=config_dict.placeholder(str),  # unset: recognised from the columns
+        columns=dict(),  # our name="theirs", where a dataset has other names
+        scored_turns="assistant",  # of what follows the prompt; or last, all
+        date=config_dict.placeholder(str),  # "2026-01-31", for templates that print today's
+        over_length="drop",  # or cut_prompt, cut_answer
         max_malformed_fraction=0.0,
     )
+    config.token_cache = "~/.cache/nnx-zoo/tokens"  # unset: tokenised at every start
     config.train_seq_len = 256  # tokens of the prompt and either answer
     config.row_length = config_dict.placeholder(int)  # unset: what fills best
     config.per_device_parallelism = config_dict.placeholder(int)  # rows; unset: what memory allows

@@ -31,6 +31,7 @@ class Update(NamedTuple):
     positions: int  # of the micro-batches, padding included
     chosen_tokens: int  # scored
     rejected_tokens: int
+    scores: np.ndarray  # float [P, A], not a number where the data has none
 
 
 def pack(pairs: Sequence[PairIds], shape: Shape, shards: Sequence[int]) -> Update:
@@ -45,30 +46,21 @@ def pack(pairs: Sequence[PairIds], shape: Shape, shards: Sequence[int]) -> Updat
         positions=len(rows) * shape.row_length,
         chosen_tokens=sum(int(pair.chosen_scored.sum()) for pair in pairs),
         rejected_tokens=sum(int(pair.rejected_scored.sum()) for pair in pairs),
+        scores=np.array([pair.scores or (np.nan, np.nan) for pair in pairs]),
     )
 
 
-def training(
-    pairs: Sequence[PairIds], shape: Shape, *, seed: int, shards: Sequence[int]
-) -> grain.MapDataset:
+def training(endless: grain.MapDataset, shape: Shape, *, shards: Sequence[int]) -> grain.MapDataset:
     """Element k is update k, of the pairs k * P to (k + 1) * P of an endless stream.
 
-    Each epoch holds every pair once, in another order; an update may straddle two epochs. The
-    element depends on nothing but k, the seed and the pairs: one integer is the place in the data.
+    The element depends on nothing but k and the stream: one integer is the place in the data.
     """
-    return (
-        grain.MapDataset.source(pairs)
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .batch(shape.pairs, batch_fn=list)
-        .map(lambda update: pack(update, shape, shards))
-    )
+    return endless.batch(shape.pairs, batch_fn=list).map(lambda update: pack(update, shape, shards))
 
 
-def iterate(pairs: Sequence[PairIds], place: Place, *, seed: int, start: int) -> Iterator[Update]:
+def iterate(endless: grain.MapDataset, place: Place, *, start: int) -> Iterator[Update]:
     """The updates from `start` on, packed ahead in threads."""
-    dataset = training(pairs, place.shape, seed=seed, shards=shards_here(place))
+    dataset = training(endless, place.shape, shards=shards_here(place))
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     iterator = iter(dataset.to_iter_dataset(options))
     iterator.set_state({"next_index": start})

@@ -1,131 +1,87 @@
 """Everything from a source to its pairs as ids: read, laid out, tokenised, counted, split."""
 
-import collections
 from collections.abc import Iterable
+import functools
 import hashlib
-import json
+import itertools
+import pathlib
 from typing import NamedTuple
 
-import ml_collections
-import tqdm
+import numpy as np
 
-from recipes.data import chat, layouts, sources, tokens
+from recipes.data import counts, layouts, sources, tokenise
+from recipes.data.counts import Counts
+from recipes.data.tokenise import How, Source
 from recipes.data.tokens import PairIds
-
-
-class Counts(NamedTuple):
-    """What became of the rows of a source."""
-
-    rows: int
-    malformed: collections.Counter[str]  # reason -> rows that hold no pair
-    dropped: collections.Counter[str]  # reason -> pairs that cannot be trained on
-    boundary_moved: int
-    truncated: int
-    empty: int  # an answer without text
-    repeated: int  # the same tokens as an earlier pair
-    first: dict[str, str]  # reason -> where it was met first
-
-    def lines(self) -> list[str]:
-        """The counts, as they are shown at the start of a run."""
-        told = [f"{self.used} of {self.rows} rows used"]
-        for kind, reasons in (("malformed", self.malformed), ("dropped", self.dropped)):
-            told += [
-                f"{number} {kind}: {reason} (first: {self.first[reason]})"
-                for reason, number in reasons.most_common()
-            ]
-        if self.boundary_moved:
-            told.append(
-                f"{self.boundary_moved} with a token across the end of the prompt (kept whole)"
-            )
-        if self.truncated:
-            told.append(f"{self.truncated} pairs cut at train_seq_len")
-        if self.empty:
-            told.append(f"{self.empty} with an answer that is empty (kept: its end is scored)")
-        if self.repeated:
-            told.append(f"{self.repeated} that repeat an earlier pair (kept)")
-        return told
-
-    @property
-    def used(self) -> int:
-        """Rows that became pairs."""
-        return self.rows - self.malformed.total() - self.dropped.total()
 
 
 class Pairs(NamedTuple):
     """The usable pairs of a source, in its order."""
 
     ids: list[PairIds]
-    prompts: list[layouts.Turns | str]
+    keys: np.ndarray  # uint64: a prompt's, for each
     counts: Counts
 
 
-def read(
-    source: str, settings: ml_collections.ConfigDict, tokenizer: chat.Tokenizer, max_length: int
-) -> Pairs:
-    """The pairs of a source. Rows that cannot be used are counted, with the reason.
+def recognised(source: Source) -> tuple[Source, str]:
+    """The source with its layout, and a line that tells it, and the columns that are not read.
 
     Raises:
-      ValueError: no pair is left, or more than `max_malformed_fraction` of the rows hold no pair;
-        the message names the first of them.
+      FileNotFoundError: there is no such source.
+      ValueError: it has no row that a layout can be told from.
     """
-    layout = layouts.LAYOUTS[settings.layout]
-    malformed, dropped = collections.Counter(), collections.Counter()
-    first: dict[str, str] = {}
-    ids: list[PairIds] = []
-    prompts: list[layouts.Turns | str] = []
-    rows = empty = 0
-    for row in tqdm.tqdm(sources.read(source), f"reading {source}", delay=2, leave=False):
-        rows += 1
-        reasons = malformed
+    columns = dict(source.columns)
+    refused = None
+    for row in itertools.islice(sources.read(source.path), 1000):
         try:
             if row.fields is None:
-                raise ValueError("not a JSON object")
-            pair = layout(row.fields)
-            reasons = dropped
-            encoded = tokens.encode(
-                pair,
-                tokenizer,
-                row=rows - 1,
-                max_length=max_length,
-                over_length=settings.over_length,
-                mask_user_turns=settings.mask_user_turns,
-            )
+                raise ValueError(f"{row.where}: {row.reason}")
+            named = layouts.renamed(row.fields, columns)
+            layout = source.layout or layouts.recognised(named)
         except ValueError as error:
-            reason = str(error)
-            # An equal pair is a sound row that says nothing.
-            reasons = dropped if reason == "chosen equals rejected" else reasons
-            reasons[reason] += 1
-            first.setdefault(reason, row.where)
+            refused = refused or error
             continue
-        ids.append(encoded)
-        prompts.append(pair.prompt)
-        empty += layouts.has_empty_answer(pair)
-    counts = Counts(
-        rows=rows,
-        malformed=malformed,
-        dropped=dropped,
-        boundary_moved=sum(pair.boundary_moved for pair in ids),
-        truncated=sum(pair.truncated for pair in ids),
-        empty=empty,
-        repeated=len(ids) - len({fingerprint([pair]) for pair in ids}),
-        first=first,
-    )
-    _check(source, counts, settings.max_malformed_fraction)
-    return Pairs(ids, prompts, counts)
+        unread = sorted(map(str, named.keys() - layouts.LAYOUTS[layout].columns))
+        line = f"layout {layout}" + ("" if source.layout else ", recognised from the columns")
+        line += f"; not read: {', '.join(unread[:12])}" if unread else ""
+        return source._replace(layout=layout), line
+    if refused:
+        raise ValueError(f"{source.path} has no row that can be read as pairs: {refused}")
+    raise ValueError(f"{source.path} holds no rows")
 
 
-def _check(source: str, counts: Counts, share: float) -> None:
-    if not counts.rows:
+def read(source: Source, how: How, cache: pathlib.Path | None = None) -> Pairs:
+    """The pairs of a source whose layout is known. Rows that cannot be used are counted.
+
+    With `cache`, a directory, they are tokenised once: a later start maps what an earlier one kept.
+
+    Raises:
+      FileNotFoundError: there is no such source, or no such tokenizer.
+      ValueError: no pair is left, or more than `max_malformed_fraction` of the rows hold no pair;
+        the message names the first of them.
+      OSError: the cache cannot be written.
+    """
+    shards = tokenise.in_memory(source, how) if cache is None else tokenise.kept(source, how, cache)
+    ids = [pair for shard in shards for pair in shard.ids]
+    keys = np.concatenate([np.zeros(0, np.uint64), *(shard.keys for shard in shards)])
+    total = functools.reduce(counts.add, (shard.counts for shard in shards), counts.none())
+    total = total._replace(repeated=len(ids) - len(set(map(_digest, ids))))
+    _check(source.path, total, how.max_malformed_fraction)
+    return Pairs(ids, keys, total)
+
+
+def _check(source: str, told: Counts, share: float) -> None:
+    if not told.rows:
         raise ValueError(f"{source} holds no rows")
-    if counts.malformed.total() > share * counts.rows:
-        reason, _ = counts.malformed.most_common(1)[0]
+    if told.malformed.total() > share * told.rows:
+        reason, _ = told.malformed.most_common(1)[0]
         raise ValueError(
-            f"{counts.malformed.total()} of {counts.rows} rows of {source} hold no pair; the first "
-            f"is {counts.first[reason]}: {reason}. Mend them, choose another --config.data.layout, "
-            f"or raise --config.data.max_malformed_fraction (now {share})"
+            f"{told.malformed.total()} of {told.rows} rows of {source} hold no pair; the first is "
+            f"{told.first[reason]}: {reason}. Mend them, choose another --config.data.layout, or "
+            f"raise --config.data.max_malformed_fraction (now {share})"
         )
-    if not counts.used:
-        raise ValueError(f"no row of {source} can be used: {'; '.join(counts.lines()[1:])}")
+    if not told.used:
+        raise ValueError(f"no row of {source} can be used: {'; '.join(told.lines()[1:])}")
 
 
 def split(pairs: Pairs, fraction: float) -> tuple[list[PairIds], list[PairIds]]:
@@ -135,8 +91,8 @@ def split(pairs: Pairs, fraction: float) -> tuple[list[PairIds], list[PairIds]]:
       ValueError: one side would be empty.
     """
     sides: tuple[list[PairIds], list[PairIds]] = ([], [])
-    for ids, prompt in zip(pairs.ids, pairs.prompts, strict=True):
-        sides[int.from_bytes(prompt_key(prompt)) < fraction * 2**64].append(ids)
+    for pair, key in zip(pairs.ids, pairs.keys.tolist(), strict=True):
+        sides[key < fraction * 2**64].append(pair)
     if not all(sides):
         raise ValueError(
             f"--config.validation_split_fraction={fraction} leaves {len(sides[0])} pairs to train "
@@ -145,16 +101,19 @@ def split(pairs: Pairs, fraction: float) -> tuple[list[PairIds], list[PairIds]]:
     return sides
 
 
-def prompt_key(prompt: layouts.Turns | str) -> bytes:
-    """Eight bytes that stand for a prompt."""
-    return hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).digest()[:8]
-
-
 def fingerprint(ids: Iterable[PairIds]) -> str:
     """Sixteen hex digits that change with any token, mask or order of the pairs."""
     digest = hashlib.sha256()
     for pair in ids:
-        for array in (pair.prompt, pair.chosen, pair.rejected):
-            digest.update(len(array).to_bytes(8) + array.tobytes())
-        digest.update(pair.chosen_scored.tobytes() + pair.rejected_scored.tobytes())
+        digest.update(_bytes(pair))
     return digest.hexdigest()[:16]
+
+
+def _digest(pair: PairIds) -> bytes:
+    return hashlib.blake2b(_bytes(pair), digest_size=16).digest()
+
+
+def _bytes(pair: PairIds) -> bytes:
+    parts = [pair.prompt, pair.chosen, pair.rejected]
+    sized = (len(array).to_bytes(8) + array.astype("<i4").tobytes() for array in parts)
+    return b"".join([*sized, pair.chosen_scored.tobytes(), pair.rejected_scored.tobytes()])

@@ -1,96 +1,104 @@
-"""Where rows come from: a local file or a dataset on the hub -> rows that know their place."""
+"""What a source names: files, here or far away, or a dataset on the hub -> rows."""
 
 from collections.abc import Iterator
-import gzip
-import json
+import hashlib
 import pathlib
 import re
-from typing import Any, NamedTuple
-import zlib
+from typing import Any
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+import fsspec
 
+from recipes.data import files
+from recipes.data.files import Row
 
-class Row(NamedTuple):
-    """One record of a dataset."""
-
-    where: str  # "pairs.jsonl:17", for messages
-    fields: dict[str, Any] | None  # None: the line holds no JSON object
+HUB = r"[\w-][\w.-]*/[\w-][\w.-]*(:[^:@]+){0,2}(@.+)?"
 
 
 def read(source: str) -> Iterator[Row]:
-    """The rows of a local file, or of a hub dataset written `owner/name[:split][@revision]`.
+    """The rows of a source, in its order.
+
+    Files are named by a path, with `*` for several, here or behind gs://, s3:// and what else
+    fsspec knows; a hub dataset as `owner/name:subset:split@revision`, of which only `owner/name`
+    must be there.
 
     Raises:
       FileNotFoundError: there is no such file, nor such a dataset within reach.
-      ValueError: the file's kind is not known, or it holds something else.
+      ValueError: the kind of a file is not known.
     """
+    if _is_hub(source):
+        return _hub_rows(source)
+    file_system, paths = _found(source)
+    return _rows(file_system, paths, source)
+
+
+def identity(source: str) -> dict[str, Any]:
+    """What tells the present contents of a source from others: of each file, its name and a hash.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read`.
+    """
+    if _is_hub(source):
+        return {"hub": source, "fingerprint": _hub(source)._fingerprint}
+    file_system, paths = _found(source)
+    return {"files": {path: _hash(file_system, path) for path in paths}}
+
+
+def _rows(file_system: Any, paths: list[str], source: str) -> Iterator[Row]:
+    for path in paths:
+        name = path if "://" not in source else file_system.unstrip_protocol(path)
+        yield from files.rows(str(name), file_system.open(path, "rb"))
+
+
+def _is_hub(source: str) -> bool:
     path = pathlib.Path(source).expanduser()
-    if path.is_file():
-        if path.name.endswith((".jsonl", ".jsonl.gz")):
-            return _jsonl(path)
-        if path.suffix == ".json":
-            return _json(path)
-        if path.suffix == ".parquet":
-            return _table(path.name, _parquet(path))
-        raise ValueError(f"{path} is none of {', '.join(SUFFIXES)}")
-    if source.endswith(SUFFIXES) or not re.fullmatch(r"[\w.-]+/[\w.-]+(:[^@]+)?(@.+)?", source):
+    named = files.kind_of(source) is not None or path.exists()
+    return not named and bool(re.fullmatch(HUB, source))
+
+
+def _found(source: str) -> tuple[Any, list[str]]:
+    """The file system of a source, and its files in order."""
+    try:
+        here = source if "://" in source else str(pathlib.Path(source).expanduser())
+        file_system, path = fsspec.core.url_to_fs(here)
+        found = sorted(file_system.glob(path)) if re.search(r"[*?\[]", source) else [path]
+        found = [path for path in found if file_system.exists(path)]
+    except ImportError as error:
+        raise ValueError(f"{source!r} needs a library: pip install -e '.[cloud]'") from error
+    except Exception as error:  # each file system raises its own
+        raise FileNotFoundError(
+            f"{source!r} cannot be reached ({type(error).__name__}: {str(error)[:200]})"
+        ) from error
+    if not found:
         raise FileNotFoundError(f"there is no data file {source!r}")
-    return _table(source, _hub(source))
+    for path in found:
+        if file_system.isdir(path):
+            raise ValueError(f"{path} is a folder: name its files, as in {source}/*.jsonl")
+        if files.kind_of(path) is None:
+            raise ValueError(f"{path} is none of {', '.join(files.SUFFIXES)}")
+    return file_system, found
 
 
-def _jsonl(path: pathlib.Path) -> Iterator[Row]:
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rb") as lines:
-        try:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield Row(f"{path}:{number}", _object(line))
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} is not a whole gzip file: {error}") from error
+def _hash(file_system: Any, path: str) -> str:
+    """Of the bytes, or of what a far file system says that changes with them."""
+    if "file" not in file_system.protocol:
+        return str(file_system.ukey(path))
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+def _hub_rows(source: str) -> Iterator[Row]:
+    for number, fields in enumerate(_hub(source)):
+        yield Row(f"{source}[{number}]", dict(fields))
 
 
-def _json(path: pathlib.Path) -> Iterator[Row]:
-    try:
-        rows = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(rows, list):
-        raise ValueError(f"{path} should hold a JSON list of rows; one row a line is .jsonl")
-    for number, row in enumerate(rows):
-        yield Row(f"{path}[{number}]", row if isinstance(row, dict) else None)
-
-
-def _table(name: str, rows) -> Iterator[Row]:
-    for number, row in enumerate(rows):
-        yield Row(f"{name}[{number}]", row)
-
-
-def _parquet(path: pathlib.Path):
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
-
-
-def _hub(source: str):
+def _hub(source: str) -> Any:
     import datasets  # two seconds to import, and only hub ids need it
 
-    name, _, revision = source.partition("@")
-    name, _, split = name.partition(":")
+    named, _, revision = source.partition("@")
+    name, *parts = named.split(":")
+    split = parts.pop() if parts else "train"
     try:
-        return datasets.load_dataset(name, split=split or "train", revision=revision or None)
+        return datasets.load_dataset(name, *parts, split=split, revision=revision or None)
     except (OSError, datasets.exceptions.DatasetNotFoundError) as error:
         raise FileNotFoundError(
             f"there is no file {source!r} here, and the hub did not give a dataset of that name "

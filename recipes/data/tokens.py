@@ -1,11 +1,14 @@
 """A `Pair` as token ids: one prompt, two answers, and which of their tokens count."""
 
+import bisect
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from recipes.data import chat
+from recipes.data import chat, layouts
 from recipes.data.layouts import Pair
+from recipes.data.tokenizer import Tokenizer
 
 
 class PairIds(NamedTuple):
@@ -17,21 +20,31 @@ class PairIds(NamedTuple):
     rejected: np.ndarray
     chosen_scored: np.ndarray  # bool, as long as `chosen`
     rejected_scored: np.ndarray
-    boundary_moved: bool  # a token spanned prompt and answer, and went to the answer
-    truncated: bool
+    notes: tuple[str, ...] = ()  # what NOTES says of it
+    scores: tuple[float, float] | None = None  # of chosen and rejected, by whoever preferred
 
 
-OVER_LENGTH = ("drop", "cut_answer")
+# What may be said of a pair that is used.
+NOTES = {
+    "moved": "with a token across the end of the prompt (it went to the answer, whole)",
+    "prompt_cut": "with a prompt cut from the left at train_seq_len",
+    "answer_cut": "with an answer cut at train_seq_len (its end is not scored)",
+    "empty_turn": "with a turn that says nothing",
+    "no_user_turn": "with answers that share no user turn",
+    "special": "with words that are special tokens of this tokenizer (they are read as such)",
+    "left_out": "of which the chat template leaves words out",
+}
+OVER_LENGTH = ("drop", "cut_prompt", "cut_answer")
 
 
 def encode(
     pair: Pair,
-    tokenizer: chat.Tokenizer,
+    tokenizer: Tokenizer,
+    template: chat.Chat | None,
     *,
     row: int,
     max_length: int,
     over_length: str,
-    mask_user_turns: bool = True,
 ) -> PairIds:
     """Token ids of a pair, of at most `max_length` for the prompt and either answer together.
 
@@ -42,60 +55,107 @@ def encode(
     Raises:
       ValueError: nothing would be scored, or it is too long, or the template refuses it.
     """
-    rendered = chat.render(pair, tokenizer, mask_user_turns=mask_user_turns)
+    rendered = chat.render(pair, template)
     plain = isinstance(pair.prompt, str)
-    chosen, rejected = (_encode_text(text, tokenizer, plain=plain) for text in rendered)
-    shared = _common(chosen.ids, rejected.ids)
-    n = min(chosen.prompt, rejected.prompt, shared)
+    chosen, rejected = _encode_texts(rendered, tokenizer, plain=plain)
+    n, moved = _boundary(chosen, rejected, rendered[0].prompt_end)
     if n == 0:
         raise ValueError("the prompt is empty")
-    moved = chosen.straddles or rejected.straddles or n < max(chosen.prompt, rejected.prompt)
+    notes = {
+        "moved": moved,
+        "empty_turn": layouts.has_empty_turn(pair),
+        "no_user_turn": layouts.shares_no_user_turn(pair),
+        "special": any(map(tokenizer.specials.search, layouts.texts(pair))),
+        "left_out": any(text.left_out for text in rendered),
+    }
     ids = PairIds(
         row, chosen.ids[:n], chosen.ids[n:], rejected.ids[n:], chosen.scored[n:],
-        rejected.scored[n:], boundary_moved=moved, truncated=False,
+        rejected.scored[n:], tuple(name for name, holds in notes.items() if holds), pair.scores,
     )  # fmt: skip
-    longest = n + max(len(ids.chosen), len(ids.rejected))
-    if longest > max_length:
-        if over_length == "drop":
-            raise ValueError("longer than train_seq_len")
-        room = max(max_length - n, 0)
-        ids = ids._replace(
-            chosen=ids.chosen[:room],
-            rejected=ids.rejected[:room],
-            chosen_scored=ids.chosen_scored[:room],
-            rejected_scored=ids.rejected_scored[:room],
-            truncated=True,
-        )
-    return _ended(ids)
+    ids = _fitted(ids, max_length, over_length, tokenizer.bos_id)
+    if np.array_equal(ids.chosen, ids.rejected):
+        raise ValueError("chosen equals rejected")
+    return ids
 
 
 class _Encoded(NamedTuple):
     ids: np.ndarray
     scored: np.ndarray
+    characters: Callable[[int], tuple[int, int]]  # of a token: from .. to
     prompt: int  # tokens that lie wholly in the prompt
-    straddles: bool  # the token after them begins in the prompt
+    exact: bool  # the prompt's text is tokenised as it is alone
 
 
-def _encode_text(text: chat.Rendered, tokenizer: chat.Tokenizer, *, plain: bool) -> _Encoded:
-    """A template writes its own special tokens; plain text is given a first and a last one."""
-    try:
-        encoded = tokenizer(text.text, add_special_tokens=False, return_offsets_mapping=True)
-    except (TypeError, UnicodeError) as error:  # half a surrogate pair
-        raise ValueError("the text is not valid Unicode") from error
-    ids = list(encoded.input_ids)
-    begin, end = np.asarray(encoded.offset_mapping, np.int64).reshape(-1, 2).T
-    scored = np.zeros(len(ids), bool)
-    for start, stop in text.scored:
-        scored |= (end > start) & (begin < stop)
-    prompt = int(np.argmax(end > text.prompt_end)) if (end > text.prompt_end).any() else len(ids)
-    straddles = prompt < len(ids) and bool(begin[prompt] < text.prompt_end)
+def _encode_texts(
+    rendered: tuple[chat.Rendered, chat.Rendered], tokenizer: Tokenizer, *, plain: bool
+) -> list[_Encoded]:
+    """What the two share is tokenised once, up to the last special token before they part."""
+    text, end = rendered[0].text, rendered[0].prompt_end
+    cut = max((m.start() for m in tokenizer.cuts.finditer(text, max(end - 256, 0), end)), default=0)
+    head, _ = tokenizer.encode(text[:cut]) if cut else ([], [])
+    return [_encode_text(answer, head, cut, tokenizer, plain=plain) for answer in rendered]
+
+
+def _encode_text(
+    rendered: chat.Rendered, head: list[int], cut: int, tokenizer: Tokenizer, *, plain: bool
+) -> _Encoded:
+    """One answer behind its prompt, of which the first `cut` characters are the ids in `head`.
+
+    A template writes its own special tokens; plain text is given a first and a last one, where it
+    does not write them itself.
+    """
+    text, prompt_end, spans, _ = rendered
+    asked, _ = tokenizer.encode(text[cut:prompt_end])
+    tail, offsets = tokenizer.encode(text[cut:])
+    ids, before = [*head, *tail], len(head)
     if plain:
-        first = tokenizer("").input_ids[:1]  # the begin-of-text token, where the model has one
-        first = [i for i in first if i == tokenizer.bos_token_id]
-        ids = [*first, *ids, tokenizer.eos_token_id]
-        scored = np.concatenate([np.zeros(len(first), bool), scored, [True]])
-        prompt += len(first)
-    return _Encoded(np.asarray(ids, np.int32), scored, prompt, straddles)
+        first = [i for i in tokenizer.first if ids[:1] != [i]]
+        last = [i for i in [tokenizer.eos_id] if ids[-1:] != [i]]
+        ids, before = [*first, *ids, *last], before + len(first)
+        spans = [(prompt_end, len(text) + 1)]
+
+    def characters(i: int) -> tuple[int, int]:
+        """Of the head it is only known that they lie there; a token without any has the next."""
+        i -= before
+        if i < 0:
+            return -1, cut
+        begin, end = offsets[i] if i < len(tail) else (len(text) - cut, 0)
+        return cut + begin, cut + max(end, begin + 1)
+
+    def reaching_behind(character: int) -> int:
+        """The first token that does; white space that a special token swallows is not its text."""
+        i = bisect.bisect_right(range(len(ids)), character, key=lambda i: characters(i)[1])
+        if i < len(ids) and (begin := characters(i)[0]) < character:
+            own = next((word for word, j in tokenizer.special.items() if j == ids[i]), None)
+            i += own is not None and begin + len(own) <= character
+        return i
+
+    exact = tail[: len(asked)] == asked  # then these are the tokens of just this text
+    prompt = before + len(asked) if exact else reaching_behind(prompt_end)
+    scored = np.zeros(len(ids), bool)
+    for start, stop in spans:
+        first = prompt if start == prompt_end else reaching_behind(start)
+        last = len(ids)
+        if stop < len(text):
+            last = bisect.bisect_left(range(last), stop, key=lambda i: characters(i)[0])
+        scored[first:last] = True
+    return _Encoded(np.array(ids, np.int32), scored, characters, prompt, exact)
+
+
+def _boundary(chosen: _Encoded, rejected: _Encoded, prompt_end: int) -> tuple[int, bool]:
+    """Tokens of the shared prompt; and whether it gave some of its text to the answers."""
+    if chosen.exact and rejected.exact and chosen.prompt == rejected.prompt > 0:
+        return chosen.prompt, False
+    shared = _common(chosen.ids, rejected.ids)
+    if not chosen.prompt and not rejected.prompt:  # nothing shared: they part at their first words
+        words = [np.flatnonzero(side.scored) for side in (chosen, rejected)]
+        return min([shared, *(int(at[0]) for at in words if len(at))]), False
+    n = min(chosen.prompt, rejected.prompt, shared)
+    for side in (chosen, rejected):  # not between two bytes of a character
+        while 0 < n < len(side.ids) and side.characters(n)[0] < side.characters(n - 1)[1]:
+            n -= 1
+    begins = [side.characters(n)[0] for side in (chosen, rejected) if n < len(side.ids)]
+    return n, any(begin < prompt_end for begin in begins)
 
 
 def _common(a: np.ndarray, b: np.ndarray) -> int:
@@ -104,15 +164,37 @@ def _common(a: np.ndarray, b: np.ndarray) -> int:
     return int(differ[0]) if len(differ) else shortest
 
 
-def _ended(ids: PairIds) -> PairIds:
-    """Each answer up to its last scored token: nothing after it is seen by a score."""
+def _fitted(ids: PairIds, most: int, over_length: str, bos: int | None) -> PairIds:
+    """Of at most so many tokens, each answer up to its last scored one: the rest is never seen."""
+    ids = _ended(ids, "nothing to score")
+    longest = max(len(ids.chosen), len(ids.rejected))
+    n = len(ids.prompt)
+    if n + longest <= most:
+        return ids
+    if over_length == "cut_answer" and n < most:
+        room = most - n
+        ids = ids._replace(
+            chosen=ids.chosen[:room],
+            rejected=ids.rejected[:room],
+            chosen_scored=ids.chosen_scored[:room],
+            rejected_scored=ids.rejected_scored[:room],
+            notes=(*ids.notes, "answer_cut"),
+        )
+        return _ended(ids, "nothing to score is left within train_seq_len")
+    room = most - longest  # for the prompt
+    if over_length == "cut_prompt" and room > 0:
+        first = ids.prompt[:1] if room > 1 and ids.prompt[0] == bos else ids.prompt[:0]
+        prompt = np.concatenate([first, ids.prompt[n - room + len(first) :]])
+        return ids._replace(prompt=prompt, notes=(*ids.notes, "prompt_cut"))
+    what = {"cut_answer": "prompt ", "cut_prompt": "answer "}.get(over_length, "")
+    raise ValueError(f"{what}longer than train_seq_len")
+
+
+def _ended(ids: PairIds, otherwise: str) -> PairIds:
     sides = {}
     for side, scored in (("chosen", ids.chosen_scored), ("rejected", ids.rejected_scored)):
         if not scored.any():
-            raise ValueError("nothing to score is left" if ids.truncated else "nothing to score")
+            raise ValueError(otherwise)
         stop = int(np.flatnonzero(scored)[-1]) + 1
         sides |= {side: getattr(ids, side)[:stop], f"{side}_scored": scored[:stop]}
-    ids = ids._replace(**sides)
-    if np.array_equal(ids.chosen, ids.rejected):
-        raise ValueError("chosen equals rejected")
-    return ids
+    return ids._replace(**sides)

@@ -14,12 +14,11 @@ from absl import app, flags
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 import tokenizers
 import transformers
 
-from recipes.data import batches, chat, pairs
+from recipes.data import batches, chat, mixture, pairs, tokenise
 from recipes.data.packing import Shape
 from recipes.logps import answer_logps
 import zoo
@@ -76,20 +75,19 @@ def main(_: list[str]) -> None:
         (source / "config.json").write_text(json.dumps(own, indent=2) + "\n")
         model = llama.Model(config, nnx.Rngs(0))
         model.source = source
-        nnx.update(model, trained(nnx.split(model), tokenizer))
-        zoo.save(model, FOLDER.value, dtype=jnp.bfloat16, stop_ids=chat.stop_ids(tokenizer))
+        how = tokenise.How(str(source), None, "assistant", None, LENGTH, "drop", 0.0)
+        nnx.update(model, trained(nnx.split(model), how))
+        ends = chat.stop_ids(*tokenise.ready(how, plain=False))
+        zoo.save(model, FOLDER.value, dtype=jnp.bfloat16, stop_ids=ends)
 
 
-def trained(split: tuple[nnx.GraphDef, nnx.State], tokenizer) -> nnx.State:
+def trained(split: tuple[nnx.GraphDef, nnx.State], how: tokenise.How) -> nnx.State:
     """Ordinary fine-tuning: the mean negative log-probability of the chosen answers' tokens."""
     graph, state = split
-    settings = ml_collections.ConfigDict(
-        dict(layout="preference_chat", over_length="drop", mask_user_turns=True,
-             max_malformed_fraction=0.0)
-    )  # fmt: skip
-    ids = pairs.read(str(HERE / "train.jsonl"), settings, tokenizer, LENGTH).ids
+    source = tokenise.Source(str(HERE / "train.jsonl"), "preference_chat")
+    part = mixture.Part("train", 1.0, pairs.read(source, how).ids, 0)
     shape = Shape(rows=8, row_length=LENGTH, pairs=BATCH, few=8)
-    data = batches.training(ids, shape, seed=0, shards=[0])
+    data = batches.training(mixture.endless([part], seed=0), shape, shards=[0])
     schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, 40, STEPS)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.1))
     opt_state = optimizer.init(state)

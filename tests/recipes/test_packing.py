@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recipes.data import batches, packing, shapes
+from recipes.data import batches, mixture, packing, shapes
 from recipes.data.packing import Shape
 from recipes.data.tokens import PairIds
 from recipes.head import token_logps
@@ -27,7 +27,6 @@ def pair(prompt, chosen, rejected, row=0, chosen_scored=None):
     scored = np.ones(len(chosen), bool) if chosen_scored is None else np.array(chosen_scored, bool)
     return PairIds(
         row, ids(prompt), ids(chosen), ids(rejected), scored, np.ones(len(rejected), bool),
-        boundary_moved=False, truncated=False,
     )  # fmt: skip
 
 
@@ -277,7 +276,8 @@ def test_bfloat16_has_the_same_ones_as_float32():
 def test_the_order_is_a_function_of_the_seed(seed):
     pairs = random_pairs(6, 10)
     shape = Shape(2, 64, 4, 1)
-    stream = lambda seed: batches.training(pairs, shape, seed=seed, shards=[0])
+    endless = lambda seed: mixture.endless([mixture.Part("all", 1.0, pairs, 9)], seed)
+    stream = lambda seed: batches.training(endless(seed), shape, shards=[0])
     rows = [stream(seed)[i].rows.tolist() for i in range(5)]  # 20 pairs: two epochs
     assert rows == [stream(seed)[i].rows.tolist() for i in range(5)]
     flat = [row for update in rows for row in update]
@@ -319,8 +319,7 @@ def test_gradients_add_up_in_float32_under_bfloat16():
     """A token that occurs a thousand times, and a head read in many chunks."""
     config = small_config(vocab_size=11)
     tokens = np.tile(np.arange(1, 4, dtype=np.int32), 341)[:1000]
-    one = PairIds(0, tokens[:1], tokens, tokens[::-1].copy(), *[np.ones(1000, bool)] * 2, False,
-                  False)  # fmt: skip
+    one = PairIds(0, tokens[:1], tokens, tokens[::-1].copy(), *[np.ones(1000, bool)] * 2)
     shape = Shape(2, 1024, 1, 2)
     (batch,) = batches.pack([one], shape, [0]).micro_batches
     batch = jax.tree.map(jnp.asarray, batch)

@@ -1,22 +1,20 @@
 """From files to pairs: every row is used or counted, and a prompt is on one side only."""
 
-import gzip
+import concurrent.futures
 import json
+import pathlib
+import time
 
-import ml_collections
-import pyarrow
-import pyarrow.parquet
+from hypothesis import given, settings, strategies
+import numpy as np
 import pytest
 
-from recipes.data import chat, layouts, pairs, sources
+from recipes.data import pairs, token_cache, tokenise
+from recipes.data.tokenise import How, Source
 from tests.conftest import TINY
 
-SETTINGS = ml_collections.ConfigDict(
-    dict(
-        layout="preference_chat", mask_user_turns=True, over_length="drop",
-        max_malformed_fraction=0.5,
-    )
-)  # fmt: skip
+MODEL = str(TINY / "model")
+HOW = How(MODEL, None, "assistant", None, 64, "drop", max_malformed_fraction=0.5)
 USER = {"role": "user", "content": "a"}
 
 
@@ -27,112 +25,82 @@ def turn(text):
 GOOD = {"chosen": [USER, turn("b")], "rejected": [USER, turn("c")]}
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return chat.load_tokenizer(TINY / "model", None)
+def read(path, cache=None, **other):
+    return pairs.read(Source(str(path), "preference_chat"), HOW._replace(**other), cache)
 
 
-def test_every_kind_of_file_gives_the_same_rows(tmp_path):
-    rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "ä", "chosen": "😀"}]
-    lines = "\n".join(json.dumps(row) for row in rows)
-    (tmp_path / "a.jsonl").write_text(lines + "\n\n")
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
-    (tmp_path / "a.json").write_text(json.dumps(rows))
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    for name in ("a.jsonl", "a.jsonl.gz", "a.json"):
-        assert [row.fields for row in sources.read(str(tmp_path / name))] == rows
-    parquet = [row.fields for row in sources.read(str(tmp_path / "a.parquet"))]
-    assert parquet == [rows[0], rows[1] | {"rejected": None}]
+def written(path, rows):
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return path
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "told"),
-    [
-        ("a.txt", b"", "none of .jsonl"),
-        ("a.json", b"{", "not valid JSON"),
-        ("a.json", b"{}", "JSON list"),
-        ("a.json", b"[" * 100_000, "not valid JSON"),
-        ("a.parquet", b"no", "not a readable Parquet"),
-        ("a.jsonl.gz", b"no", "gzip"),
-    ],
-)
-def test_files_that_are_something_else(tmp_path, name, content, told):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=told):
-        list(sources.read(str(tmp_path / name)))
+def equal(one, other):
+    same = all(
+        np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
+        for x, y in zip(one.ids, other.ids, strict=True)
+        for a, b in zip(x, y, strict=True)
+    )
+    return same and one.counts == other.counts and np.array_equal(one.keys, other.keys)
 
 
-def test_a_file_that_is_not_there():
-    for name in ("nowhere.jsonl", "../a/b/c", "nothing"):
-        with pytest.raises(FileNotFoundError, match="no data file"):
-            sources.read(name)
-
-
-def test_layouts():
-    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
-    asked = layouts.prompt_chosen_rejected(row)
-    assert asked == layouts.Pair([USER], [turn("b")], [turn("c")])
-    in_turns = {"prompt": [USER], "chosen": [turn("b")], "rejected": [turn("c")]}
-    assert layouts.prompt_chosen_rejected(in_turns) == asked
-    assert layouts.preference_chat(GOOD) == asked
-    assert layouts.plain_text(row) == layouts.Pair("a", "b", "c")
-
-
-@pytest.mark.parametrize(
-    ("row", "told"),
-    [
-        ({}, "no list of messages in `chosen`"),
-        ({"chosen": []}, "no list"),
-        ({"chosen": ["a"]}, "not {role, content}"),
-        ({"chosen": [{"role": "user", "content": None}]}, "not {role, content}"),
-        (GOOD | {"rejected": 3}, "`rejected`"),
-        (GOOD | {"rejected": GOOD["chosen"]}, "chosen equals rejected"),
-        (GOOD | {"rejected": [USER]}, "beginning of the other"),
-    ],
-)
-def test_malformed_rows_say_why(row, told):
-    with pytest.raises(ValueError, match=told):
-        layouts.preference_chat(row)
-
-
-def test_every_lost_row_is_counted_with_its_reason(tmp_path, tokenizer):
+def test_every_lost_row_is_counted_with_its_reason(tmp_path):
     long = GOOD | {"chosen": [USER, turn("very long " * 50)]}
     equal = GOOD | {"rejected": GOOD["chosen"]}
-    rows = [json.dumps(row) for row in (GOOD, {}, long, equal, GOOD)] + ["{not json"]
-    path = tmp_path / "a.jsonl"
-    path.write_text("\n".join(rows))
-    found = pairs.read(str(path), SETTINGS, tokenizer, 64)
+    path = written(tmp_path / "a.jsonl", [GOOD, {}, long, equal, GOOD, "{not json"])
+    found = read(path)
     assert found.counts.used == len(found.ids) == 2
     assert [pair.row for pair in found.ids] == [0, 4]
     assert found.counts.malformed == {
         "no list of messages in `chosen`": 1,
-        "not a JSON object": 1,
+        "not valid JSON": 1,
     }
     assert found.counts.dropped == {"longer than train_seq_len": 1, "chosen equals rejected": 1}
+    assert found.counts.repeated == 1
     told = "\n".join(found.counts.lines())
     assert "2 of 6 rows used" in told
     assert f"{path}:2" in told
-    strict = ml_collections.ConfigDict(SETTINGS.to_dict() | {"max_malformed_fraction": 0.1})
     with pytest.raises(ValueError, match=r"2 of 6 rows .*:2: no list of messages"):
-        pairs.read(str(path), strict, tokenizer, 64)
+        read(path, max_malformed_fraction=0.1)
 
 
-def test_files_without_a_usable_row(tmp_path, tokenizer):
-    (tmp_path / "a.jsonl").write_text("")
+def test_files_without_a_usable_row(tmp_path):
     with pytest.raises(ValueError, match="holds no rows"):
-        pairs.read(str(tmp_path / "a.jsonl"), SETTINGS, tokenizer, 64)
-    (tmp_path / "a.jsonl").write_text(json.dumps(GOOD))
+        read(written(tmp_path / "a.jsonl", []))
     with pytest.raises(ValueError, match=r"no row of .* can be used"):
-        pairs.read(str(tmp_path / "a.jsonl"), SETTINGS, tokenizer, 2)
+        read(written(tmp_path / "a.jsonl", [GOOD]), max_length=2)
+    with pytest.raises(ValueError, match="holds no rows"):
+        pairs.recognised(Source(str(written(tmp_path / "a.jsonl", []))))
+    with pytest.raises(ValueError, match=r"hold no `chosen` and `rejected`: name them"):
+        pairs.recognised(Source(str(written(tmp_path / "a.jsonl", [{"better": "a"}]))))
 
 
-def test_a_prompt_is_on_one_side_only(tmp_path, tokenizer):
+def test_the_layout_is_recognised_and_what_is_not_read_is_told(tmp_path):
+    row = {"q": "a", "chosen": "b", "rejected": "c", "prompt_id": 3}
+    path = written(tmp_path / "a.jsonl", ["torn {", row])
+    source, line = pairs.recognised(Source(str(path), columns=(("prompt", "q"),)))
+    assert source.layout == "prompt_chosen_rejected"
+    assert line == (
+        "layout prompt_chosen_rejected, recognised from the columns; not read: prompt_id"
+    )
+    found = pairs.read(source, HOW)
+    assert (found.counts.used, found.counts.rows) == (1, 2)
+    _, line = pairs.recognised(source._replace(layout="plain_text"))
+    assert line == "layout plain_text; not read: prompt_id"
+
+
+def test_scores_of_the_data_stay_with_the_pair(tmp_path):
+    scored = GOOD | {"score_chosen": 8.5, "score_rejected": 2}
+    path = written(tmp_path / "a.jsonl", [scored, GOOD])
+    assert [pair.scores for pair in read(path).ids] == [(8.5, 2.0), None]
+    assert [pair.scores for pair in read(path, tmp_path / "cache").ids] == [(8.5, 2.0), None]
+
+
+def test_a_prompt_is_on_one_side_only(tmp_path):
     rows = []
     for i in range(200):
         asked = {"role": "user", "content": f"question {i % 100}"}
         rows.append({"chosen": [asked, turn(f"yes {i}")], "rejected": [asked, turn("no")]})
-    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = pairs.read(str(tmp_path / "a.jsonl"), SETTINGS, tokenizer, 128)
+    found = read(written(tmp_path / "a.jsonl", rows), max_length=128)
     train, held_out = pairs.split(found, 0.2)
     assert len(train) + len(held_out) == 200
     assert 20 <= len(held_out) <= 60
@@ -141,12 +109,11 @@ def test_a_prompt_is_on_one_side_only(tmp_path, tokenizer):
     again, _ = pairs.split(found, 0.2)
     assert [p.row for p in again] == [p.row for p in train]
     with pytest.raises(ValueError, match="validation_split_fraction"):
-        pairs.split(found._replace(ids=found.ids[:1], prompts=found.prompts[:1]), 0.2)
+        pairs.split(found._replace(ids=found.ids[:1], keys=found.keys[:1]), 0.2)
 
 
-def test_the_fingerprint_sees_every_token(tmp_path, tokenizer):
-    (tmp_path / "a.jsonl").write_text(json.dumps(GOOD))
-    ids = pairs.read(str(tmp_path / "a.jsonl"), SETTINGS, tokenizer, 64).ids
+def test_the_fingerprint_sees_every_token(tmp_path):
+    ids = read(written(tmp_path / "a.jsonl", [GOOD])).ids
     before = pairs.fingerprint(ids)
     changed = ids[0].rejected.copy()
     changed[0] += 1
@@ -155,10 +122,227 @@ def test_the_fingerprint_sees_every_token(tmp_path, tokenizer):
     assert pairs.fingerprint(ids) == before
 
 
-def test_the_embedded_files_share_no_prompt(tokenizer):
-    read = lambda name: pairs.read(str(TINY / name), SETTINGS, tokenizer, 256)
-    train, held_out = read("train.jsonl"), read("heldout.jsonl")
+def test_the_embedded_files_share_no_prompt():
+    train, held_out = (read(TINY / n, max_length=256) for n in ("train.jsonl", "heldout.jsonl"))
     assert train.counts.used == train.counts.rows >= 300
     assert held_out.counts.used == held_out.counts.rows >= 50
-    sides = [{json.dumps(prompt) for prompt in side.prompts} for side in (train, held_out)]
-    assert not sides[0] & sides[1]
+    assert not {*train.keys.tolist()} & {*held_out.keys.tolist()}
+
+
+def many(path, number):
+    rows = [
+        GOOD | {"chosen": [{"role": "user", "content": f"question {i}"}, turn(f"b{i}")]}
+        if i % 7
+        else "{torn"
+        for i in range(number)
+    ]
+    for row in rows:
+        if isinstance(row, dict):
+            row["rejected"] = [row["chosen"][0], turn("c")]
+    return written(path, rows)
+
+
+def test_tokens_are_kept_and_mapped_again(tmp_path, monkeypatch):
+    """By several processes, from files of a few rows each; the second time nothing is encoded."""
+    monkeypatch.setattr(tokenise, "SHARD", 16)
+    path, cache = many(tmp_path / "a.jsonl", 100), tmp_path / "cache"
+    alone = read(path)
+    kept = read(path, cache)
+    assert equal(kept, alone)
+    assert kept.counts.malformed == {"not valid JSON": 15}
+    assert len(list(cache.glob("*/*.arrow"))) == 7
+    assert not list(cache.glob("*/*.part"))
+    monkeypatch.setattr(tokenise, "_encoded", None)
+    assert equal(read(path, cache), alone)
+
+
+@pytest.mark.parametrize("harm", ["cut", "emptied", "removed", "flipped", "no end", "torn end"])
+def test_a_harmed_cache_is_mended(tmp_path, monkeypatch, harm):
+    monkeypatch.setattr(tokenise, "SHARD", 50)
+    path, cache = many(tmp_path / "a.jsonl", 100), tmp_path / "cache"
+    before = read(path, cache)
+    one = sorted(cache.glob("*/*.arrow"))[0]
+    content = one.read_bytes()
+    # A reader that maps the old file keeps it: what is written anew has another inode.
+    one.rename(tmp_path / "old")
+    done = one.with_name("done.json")
+    if harm == "cut":
+        one.write_bytes(content[: len(content) // 2])
+    elif harm == "emptied":
+        one.write_bytes(b"")
+    elif harm == "flipped":
+        one.write_bytes(content[:20] + bytes(reversed(content[20:-20])) + content[-20:])
+    elif harm != "removed":
+        one.write_bytes(content)
+        done.write_bytes(b"{" if harm == "torn end" else b"")
+    again = read(path, cache)
+    assert equal(again, before)
+    assert one.read_bytes() == content
+
+
+def test_a_cache_that_was_not_finished_is_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenise, "SHARD", 10)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    path, cache = many(tmp_path / "a.jsonl", 40), tmp_path / "cache"
+    encoded, firsts = tokenise._encoded, []
+
+    def until(rows, first, *rest):
+        if len(firsts) == 2:
+            raise KeyboardInterrupt
+        firsts.append(first)
+        return encoded(rows, first, *rest)
+
+    monkeypatch.setattr(tokenise, "_encoded", until)
+    with pytest.raises(KeyboardInterrupt):
+        read(path, cache)
+    monkeypatch.setattr(tokenise, "_encoded", lambda *a: firsts.append(a[1]) or encoded(*a))
+    assert equal(read(path, cache), read(path))
+    assert firsts[:4] == [0, 10, 20, 30]
+
+
+def test_of_two_at_once_one_tokenises_and_the_other_waits(tmp_path, monkeypatch):
+    path, cache = many(tmp_path / "a.jsonl", 40), tmp_path / "cache"
+    encoded, calls = tokenise._encoded, []
+
+    def slowly(*given):
+        calls.append(given[1])
+        time.sleep(0.5)
+        return encoded(*given)
+
+    monkeypatch.setattr(tokenise, "_encoded", slowly)
+    with concurrent.futures.ThreadPoolExecutor(2) as both:
+        one, other = both.map(lambda _: read(path, cache), range(2))
+    assert equal(one, other)
+    assert calls == [0]
+
+
+def test_another_tokenizer_template_or_setting_is_another_folder(tmp_path):
+    path = written(tmp_path / "a.jsonl", [GOOD])
+    source = Source(str(path), "preference_chat")
+    template = tmp_path / "a.jinja"
+    template.write_text((pathlib.Path(MODEL) / "chat_template.jinja").read_text())
+    before = tokenise._identity(source, HOW)
+    for other in (
+        dict(max_length=65),
+        dict(over_length="cut_answer"),
+        dict(scored_turns="last"),
+        dict(chat_template=str(template)),
+    ):
+        assert tokenise._identity(source, HOW._replace(**other)) != before
+    assert tokenise._identity(source, HOW._replace(max_malformed_fraction=0.1)) == before
+    assert tokenise._identity(source._replace(layout="hh"), HOW) != before
+    written(path, [GOOD, GOOD])
+    assert tokenise._identity(source, HOW) != before
+
+
+def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(token_cache.os, "fsync", full)
+    with pytest.raises(OSError, match=r"could not be kept in .*No space left.*token_cache"):
+        read(written(tmp_path / "a.jsonl", [GOOD]), tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*/*"))
+
+
+VALUES = strategies.recursive(
+    strategies.none()
+    | strategies.booleans()
+    | strategies.integers()
+    | strategies.floats()
+    | strategies.text(strategies.characters(), max_size=20)
+    | strategies.sampled_from(
+        ["user", "assistant", "system", "human", "gpt", "text", "\n\nHuman:"]
+    ),
+    lambda inner: (
+        strategies.lists(inner, max_size=3)
+        | strategies.fixed_dictionaries({"role": inner, "content": inner})
+        | strategies.fixed_dictionaries({"from": inner, "value": inner, "tool_calls": inner})
+    ),
+    max_leaves=8,
+)
+COLUMNS = strategies.sampled_from(
+    sorted(set().union(*(layout.columns for layout in tokenise.layouts.LAYOUTS.values())))
+)
+LINE = (
+    strategies.dictionaries(COLUMNS, VALUES, max_size=5).map(json.dumps)
+    | strategies.just(json.dumps(GOOD))
+    | strategies.tuples(strategies.just(json.dumps(GOOD)), strategies.integers(0, 90)).map(
+        lambda both: both[0][: both[1]]
+    )
+)
+
+
+def accounted(lines, layout, path):
+    """Every line is used or counted, and nothing else is raised."""
+    path.write_bytes("\n".join(lines).encode("utf-8", "surrogatepass"))
+    how = HOW._replace(max_malformed_fraction=1.0)
+    shards = tokenise.in_memory(Source(str(path), layout), how)
+    rows = sum(shard.counts.rows for shard in shards)
+    used = sum(len(shard.ids) for shard in shards)
+    lost = sum(s.counts.malformed.total() + s.counts.dropped.total() for s in shards)
+    assert rows == used + lost == sum(bool(line.strip()) for line in lines)
+
+
+def fuzzed(number):
+    @settings(max_examples=number, deadline=None, database=None)
+    @given(
+        lines=strategies.lists(LINE, min_size=8, max_size=12),
+        layout=strategies.sampled_from(sorted(tokenise.layouts.LAYOUTS)),
+    )
+    def run(path, lines, layout):
+        accounted([line.replace("\n", " ") for line in lines], layout, path)
+
+    return run
+
+
+def test_no_row_is_lost_whatever_it_holds(tmp_path):
+    fuzzed(50)(tmp_path / "a.jsonl")
+
+
+@pytest.mark.full
+def test_no_row_of_ten_thousand_is_lost(tmp_path):
+    fuzzed(1100)(tmp_path / "a.jsonl")
+
+
+def mutants(content, number, seed):
+    """Some bytes changed, removed, repeated, or the end cut off."""
+    draw = np.random.default_rng(seed)
+    for _ in range(number):
+        harmed = bytearray(content)
+        for _ in range(draw.integers(1, 6)):
+            at = int(draw.integers(len(harmed)))
+            size = int(draw.integers(1, 40))
+            match draw.integers(4):
+                case 0:
+                    harmed[at] = int(draw.integers(256))
+                case 1:
+                    del harmed[at : at + size]
+                case 2:
+                    harmed[at:at] = harmed[at : at + size]
+                case _:
+                    del harmed[max(at, 1) :]
+            harmed = harmed or bytearray(b"x")
+        yield bytes(harmed)
+
+
+def read_mutants(folder, number):
+    """Of every kind of file: rows come, with fields or with a reason, and an end."""
+    from tests.recipes.test_sources import CONTENT, records
+
+    contents = CONTENT | {"a.array_record": records(folder / "whole.array_record")}
+    for seed, (name, content) in enumerate(contents.items()):
+        for harmed in mutants(content, number, seed):
+            (folder / name).write_bytes(harmed)
+            for row in tokenise.sources.read(str(folder / name)):
+                assert (row.fields is None) == bool(row.reason)
+                assert row.where.startswith(str(folder / name))
+
+
+def test_harmed_files_are_rows_with_reasons(tmp_path):
+    read_mutants(tmp_path, 20)
+
+
+@pytest.mark.full
+def test_ten_thousand_harmed_files_are_rows_with_reasons(tmp_path):
+    read_mutants(tmp_path, 900)

@@ -54,7 +54,11 @@ def test_the_configs_pass(config):
         ({"warmup": float("inf")}, "warmup"),
         ({"data.max_malformed_fraction": -3.0}, "max_malformed_fraction"),
         ({"lr_schedule": "constant", "cooldown": 0.1}, "no effect"),
-        ({"data.layout": "plain_text", "chat_template": "a.jinja"}, "no effect"),
+        ({"data.date": "today"}, "not written like 2026-01-31"),
+        ({"data.scored_turns": "first"}, "data.scored_turns"),
+        ({"data.columns": {"chosn": "better"}}, r"did you mean chosen\?"),
+        ({"validation": {"more": {"path": "a.jsonl", "layot": "hh"}}}, "'layot'"),
+        ({"validation": {"more": {"path": "a.jsonl", "layout": "h"}}}, "validation.more.layout"),
     ],
 )
 def test_impossible_settings(config, other, told):
@@ -74,9 +78,9 @@ def test_missing_settings_are_named_as_flags(config):
     import ml_collections
 
     config.directory = None
-    config.data.layout = None
+    config.data.over_length = None
     with pytest.raises(
-        ValueError, match=r"please set --config.data.layout=…, --config.directory=…"
+        ValueError, match=r"please set --config.data.over_length=…, --config.directory=…"
     ):
         settings.check(ml_collections.ConfigDict(config))
 

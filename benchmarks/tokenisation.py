@@ -1,0 +1,148 @@
+"""Pairs tokenised per CPU second, ours and the way TRL does it, on the same rows in turn; the fill.
+
+  python benchmarks/tokenisation.py --tokenizer=Qwen3-8B --rows=dpo_en_demo.json,dpo_zh_demo.json
+
+Ours is row -> `layouts` -> `tokens.encode`: ids, and which of them count. TRL's way is what
+`DPOTrainer` asks of transformers for each pair: the chat template applied, and its text tokenised,
+three times: for the prompt, and for the prompt with either answer. One thread; CPU seconds of this
+process, both ways in turn on a few rows at a time; of several rounds the median. The next two
+columns are the whole way, from a JSONL file of messages to tokens on disk: ours `tokenise.kept`,
+theirs `datasets`: a file loaded, and mapped row by row, as `DPOTrainer` does.
+
+The second table is about packing: the share of the positions that is filled, and how many positions
+there are for each token that a padded trainer would call real. Pairs that no row holds are left
+out, and counted.
+"""
+
+import json
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from absl import app, flags
+import datasets
+import transformers
+
+from recipes.data import chat, layouts, packing, tokenise, tokenizer, tokens
+from recipes.data.packing import Shape
+from recipes.data.tokens import PairIds
+
+TOKENIZER = flags.DEFINE_string("tokenizer", None, "A folder.", required=True)
+TEMPLATE = flags.DEFINE_string("template", None, "A file with another chat template.")
+ROWS = flags.DEFINE_list("rows", None, "JSON files, a list of rows each.", required=True)
+ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each way is gone.")
+DATE = flags.DEFINE_string("date", None, "The day, for a template that prints it.")
+UPDATE = flags.DEFINE_integer("update", 128, "Pairs of an update.")
+ROW_LENGTHS = (1024, 2048, 4096)
+HEADER = f"{'ours':>8}{'theirs':>8}{'ratio':>8}"
+TURN = 50  # rows of one way before the other
+
+
+def main(_: list[str]) -> None:
+    """Prints two tables, a line for each file."""
+    own = tokenizer.load(pathlib.Path(TOKENIZER.value), TEMPLATE.value)
+    talk = chat.prepared(own, scored_turns="assistant", date=DATE.value)
+    other = transformers.AutoTokenizer.from_pretrained(TOKENIZER.value)
+    other.chat_template = own.chat_template
+    transformers.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    pairs = {}
+    print(f"{'pairs per CPU second':<40} {'pairs':>6}{HEADER}   from file to disk:{HEADER}")
+    for path in map(pathlib.Path, ROWS.value):
+        rows = json.loads(path.read_text())
+        read = layouts.LAYOUTS[layouts.recognised(rows[0])].read
+        rows = [row for row in rows if row["chosen"] != row["rejected"]]
+        asked = [read(row)[:3] for row in rows]
+        pairs[path.name], rounds = [], []
+        for _ in range(ROUNDS.value):
+            ours = theirs = 0.0
+            for start in range(0, len(rows), TURN):
+                some = slice(start, start + TURN)
+                since = time.process_time()
+                found = [encoded(read(row), own, talk) for row in rows[some]]
+                ours += time.process_time() - since
+                since = time.process_time()
+                _ = [as_trl(*pair, other) for pair in asked[some]]
+                theirs += time.process_time() - since
+                pairs[path.name] += found if len(rounds) == 0 else []
+            rounds.append((len(rows) / ours, len(rows) / theirs, theirs / ours))
+        with tempfile.TemporaryDirectory() as scratch:
+            file = pathlib.Path(scratch, "rows.jsonl")
+            file.write_text("".join(as_line(*pair) for pair in asked))
+            kept = [on_disk(file, other, number) for number in range(ROUNDS.value)]
+        told = "".join(
+            "{:>8.0f}{:>8.0f}{:>8.2f}".format(*map(statistics.median, zip(*found, strict=True)))
+            + " " * 21
+            for found in (rounds, [(len(rows) / a, len(rows) / b, b / a) for a, b in kept])
+        )
+        print(f"{path.name:<40} {len(rows):>6}{told}")
+    print()
+    columns = "".join(f"{length:>10}: fill  per token  left out" for length in ROW_LENGTHS)
+    print(f"{'rows of':<40}{columns}")
+    for name, ids in pairs.items():
+        told = "".join(
+            f"{share:>16.1%}{cost:>11.3f}{left_out:>10}"
+            for share, cost, left_out in (packed(ids, length) for length in ROW_LENGTHS)
+        )
+        print(f"{name:<40}{told}")
+
+
+def encoded(pair: layouts.Pair, own: tokenizer.Tokenizer, talk: chat.Chat) -> PairIds:
+    """As the recipe does it."""
+    return tokens.encode(pair, own, talk, row=0, max_length=10**6, over_length="drop")
+
+
+def as_trl(prompt, chosen, rejected, other) -> tuple[list[int], ...]:
+    """As `DPOTrainer` does it: ids of the prompt, and of all with either answer."""
+    asked = other.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
+    whole = [other.apply_chat_template(prompt + x, return_dict=True) for x in (chosen, rejected)]
+    return tuple(found["input_ids"] for found in (asked, *whole))
+
+
+def as_line(prompt, chosen, rejected) -> str:
+    """One row of a file."""
+    return json.dumps({"prompt": prompt, "chosen": chosen, "rejected": rejected}) + "\n"
+
+
+def on_disk(file: pathlib.Path, other, number: int) -> tuple[float, float]:
+    """CPU seconds of either way from the file to tokens in a folder beside it, both new."""
+    folder = file.with_name(str(number))
+    source = tokenise.Source(str(file), "prompt_chosen_rejected")
+    how = tokenise.How(TOKENIZER.value, TEMPLATE.value, "assistant", DATE.value, 10**6, "drop", 0.0)
+    tokenise.ready(how, plain=False)  # which is not what is timed
+    since = time.process_time()
+    tokenise.kept(source, how, folder / "ours")
+    between = time.process_time()
+    rows = datasets.load_dataset("json", data_files=str(file), cache_dir=str(folder), split="train")
+    rows.map(lambda row: mapped(row, other), new_fingerprint=str(number))
+    return between - since, time.process_time() - between
+
+
+def mapped(row, other) -> dict[str, list[int]]:
+    """What `DPOTrainer` makes of a row."""
+    asked, *whole = as_trl(row["prompt"], row["chosen"], row["rejected"], other)
+    chosen, rejected = (ids[len(asked) :] for ids in whole)
+    return {"prompt_ids": asked, "chosen_ids": chosen, "rejected_ids": rejected}
+
+
+def packed(pairs: list[PairIds], row_length: int) -> tuple[float, float, int]:
+    """The share of positions that is filled, positions per real token, and pairs left out."""
+    shape = Shape(2, row_length, min(UPDATE.value, len(pairs)), 1)
+    longest = lambda pair: len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) - 1
+    fits = [pair for pair in pairs if longest(pair) <= row_length]
+    stored = positions = real = 0
+    for start in range(0, len(fits), shape.pairs):
+        update = fits[start : start + shape.pairs]
+        rows = [row for batch in packing.place(update, shape) for row in batch]
+        stored += sum(len(placed.stream.tokens) for row in rows for placed in row)
+        positions += len(rows) * row_length
+        real += sum(map(packing.real_tokens, update))
+    return stored / positions, positions / real, len(pairs) - len(fits)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,130 @@
+"""The pairs that the settings of a run name: read, split, counted, and told."""
+
+from collections.abc import Sequence
+import pathlib
+from typing import NamedTuple
+
+import ml_collections
+import numpy as np
+
+from recipes.data import layouts, mixture, pairs, tokenise
+from recipes.data.chat import Chat
+from recipes.data.mixture import Part
+from recipes.data.pairs import Pairs
+from recipes.data.tokenise import How, Source
+from recipes.data.tokenizer import Tokenizer
+from recipes.data.tokens import PairIds
+
+
+class HeldOut(NamedTuple):
+    """A named set of held-out pairs."""
+
+    name: str
+    pairs: list[PairIds]
+
+
+class Told(NamedTuple):
+    """What a person is told of one source of pairs."""
+
+    name: str  # train, or the name of a source in a mixture, or of a held-out set
+    source: str  # path or hub id
+    layout: str
+    told: list[str]  # the counts, in sentences
+    rows: int
+    used: int
+    reasons: dict[str, int]  # reason -> rows lost
+    notes: dict[str, int]  # name in tokens.NOTES -> used pairs that have it
+    pairs: Sequence[PairIds]  # the used ones
+
+
+class Data(NamedTuple):
+    """The pairs of a run."""
+
+    tokenizer: Tokenizer
+    chat: Chat | None  # None: every text is plain
+    train: list[Part]
+    held_out: list[HeldOut]
+    told: list[Told]
+
+
+def read(config: ml_collections.ConfigDict, tokenizer_folder: pathlib.Path) -> Data:
+    """All of it, from the token cache where it has been read before.
+
+    Raises:
+      FileNotFoundError: there is no such source.
+      ValueError: a sentence about the rows, the tokenizer or the template.
+      OSError: the token cache cannot be written.
+    """
+    how = how_of(config, tokenizer_folder)
+    cache = pathlib.Path(config.token_cache).expanduser() if config.token_cache else None
+    named = mixture.sources_of(config.train_data, config.data)
+    trained = {name: pairs.recognised(source) for name, (source, _) in named.items()}
+    others = {
+        name: pairs.recognised(mixture.source_of(f"validation.{name}", given, config.data))
+        for name, given in config.validation.items()
+    }
+    plain = {source.layout in layouts.PLAIN for source, _ in [*trained.values(), *others.values()]}
+    if plain == {True} and (config.chat_template or config.data.date):
+        raise ValueError(
+            "--config.chat_template and --config.data.date have no effect: all texts are plain"
+        )
+    tokenizer, chat = tokenise.ready(how, plain=plain == {True})
+
+    told, train, held_out = [], [], []
+    keys, first_row = np.zeros(0, np.uint64), 0
+    for name, (source, line) in trained.items():
+        found = pairs.read(source, how, cache)
+        told.append(_told(name, source, found, line))
+        kept = found.ids
+        if config.validation_split_fraction is not None:
+            kept, held = pairs.split(found, config.validation_split_fraction)
+            of = "validation" if len(trained) == 1 else f"validation/{name}"
+            held_out.append(HeldOut(of, mixture.numbered(held, first_row)))
+        keys = np.concatenate([keys, found.keys])
+        kept, first_row = mixture.numbered(kept, first_row), first_row + found.counts.rows
+        train.append(Part(name, named[name][1], kept, first_row - 1))
+    for name, (source, line) in others.items():
+        found = pairs.read(source, how, cache)
+        told.append(_told(name, source, found, line))
+        if both := int(np.isin(found.keys, keys).sum()):
+            told[-1].told.append(f"{both} of its prompts are in the training data too")
+        held_out.append(HeldOut(name, found.ids))
+    held_out = [
+        held._replace(pairs=_spread(held.pairs, config.max_eval_pairs)) for held in held_out
+    ]
+    return Data(tokenizer, chat, train, held_out, told)
+
+
+def how_of(config: ml_collections.ConfigDict, tokenizer_folder: pathlib.Path) -> How:
+    """What the settings say of reading rows."""
+    return How(
+        tokenizer=str(tokenizer_folder),
+        chat_template=config.chat_template,
+        scored_turns=config.data.scored_turns,
+        date=config.data.date,
+        max_length=config.train_seq_len,
+        over_length=config.data.over_length,
+        max_malformed_fraction=config.data.max_malformed_fraction,
+    )
+
+
+def _told(name: str, source: Source, found: Pairs, line: str) -> Told:
+    counts = found.counts
+    return Told(
+        name,
+        source.path,
+        source.layout or "",
+        [line, *counts.lines()],
+        counts.rows,
+        counts.used,
+        dict(counts.malformed + counts.dropped),
+        dict(counts.notes),
+        found.ids,
+    )
+
+
+def _spread(found: list[PairIds], most: int | None) -> list[PairIds]:
+    """At most so many, from all over the list: files are often sorted by kind."""
+    if most is None or len(found) <= most:
+        return found
+    return [found[i * len(found) // most] for i in range(most)]

@@ -1,0 +1,236 @@
+"""What became of the data, to look at before training: for a terminal, and as one HTML page."""
+
+from collections.abc import Callable, Iterable, Sequence
+import itertools
+import pathlib
+import re
+from typing import NamedTuple
+
+import jinja2
+import numpy as np
+
+from recipes.data import packing, shapes
+from recipes.data.packing import Shape
+from recipes.data.reading import Told
+from recipes.data.tokenizer import Tokenizer, text_after
+from recipes.data.tokens import NOTES, PairIds
+
+LENGTHS = ("prompt", "chosen", "rejected", "scored")
+QUANTILES = {"min": 0.0, "median": 0.5, "90%": 0.9, "99%": 0.99, "max": 1.0}
+ROW_LENGTHS = (1024, 2048, 4096)  # that are looked at besides the run's
+HEAD, TAIL = 40, 80  # tokens shown of the beginning and the end of a long text
+COLORS = {"heading": 1, "prompt": 2, "scored": 32, "unscored": 33, "left_out": 3}
+BLOCKS = " ▁▂▃▄▅▆▇█"
+# What would steer a terminal or a page, or not be seen there, is shown by name.
+UNSEEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    r"\ud800-\udfff\ufeff\U000e0000-\U000e007f]"
+)
+
+
+class Histogram(NamedTuple):
+    """How many pairs have how many tokens; those of one part have the same bins, from 0 on."""
+
+    name: str
+    quantiles: dict[str, int]
+    counts: list[int]
+    labels: list[str]  # the lengths that each bin counts
+    step: int  # tokens that a bin is wide
+
+
+class Pack(NamedTuple):
+    """How the pairs fill rows of one length."""
+
+    rows: int  # of a micro-batch
+    fill: shapes.Fill
+    per_token: float  # positions per real token, which counts a prompt with either answer
+    in_two: float  # share of the pairs that need two rows
+
+
+class Piece(NamedTuple):
+    """A token, or several that are whole characters only together."""
+
+    ids: list[int]
+    text: str
+    kind: str  # prompt, scored, unscored
+    special: bool
+
+
+def text(
+    parts: Iterable[Told], tokenizer: Tokenizer, shape: Shape, *, shown: int = 3, color: bool
+) -> str:
+    """The report for a terminal, with `shown` rows of each part; scored text stands in ⟦ ⟧."""
+    painted = lambda what, kind: f"\x1b[{COLORS[kind]}m{what}\x1b[0m" if color else what
+    lines: list[str] = []
+    for part in parts:
+        heading = visible(f"{part.name}: {part.source}, read as {part.layout}")
+        lines += [painted(heading, "heading"), *(f"  {visible(line)}" for line in _counted(part))]
+        if part.pairs:
+            lines += ["", *_length_lines(part.pairs), "", *_pack_lines(packs(part.pairs, shape))]
+        for pair in spread(part.pairs, shown):
+            heading = painted(f"  row {pair.row}", "heading")
+            lines += ["", heading, *(f"    {NOTES[note]}" for note in pair.notes)]
+            for name, pieces in pieces_of(pair, tokenizer).items():
+                lines.append(f"    {name:<8}  {_marked(pieces, painted, ' ' * 14)}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def page(parts: Iterable[Told], tokenizer: Tokenizer, shape: Shape, *, shown: int = 20) -> str:
+    """The report as one HTML page that needs nothing else, with `shown` rows of each part."""
+    here = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
+    written = lambda x: visible(x) if type(x) is str else f"{x:,}" if type(x) is int else x
+    environment = jinja2.Environment(
+        loader=here, autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=written
+    )
+    environment.filters |= {"nice": _nice, "runs": _runs}
+    return environment.get_template("report.html.jinja").render(
+        parts=list(parts),
+        shape=shape,
+        histograms=lambda pairs: histograms(pairs, 40),
+        longer=_longer,
+        packs=lambda pairs: packs(pairs, shape),
+        rows=lambda pairs: [(pair, pieces_of(pair, tokenizer)) for pair in spread(pairs, shown)],
+        by_space=lambda said: re.split(r"(\s)", said),
+        NOTES=NOTES,
+    )
+
+
+def visible(said: str) -> str:
+    """The text, with characters that would act, or not be seen, replaced by their names."""
+    name = lambda code: chr(0x2400 + code) if code < 32 else f"⟨U+{code:04X}⟩"
+    return UNSEEN.sub(lambda found: name(ord(found[0])), said)
+
+
+def spread(pairs: Sequence[PairIds], most: int) -> list[PairIds]:
+    """At most so many of them, from all over the list."""
+    steps = np.linspace(0, len(pairs) - 1, min(len(pairs), most))
+    return [pairs[i] for i in steps.round().astype(int).tolist()]
+
+
+def lengths(pairs: Sequence[PairIds]) -> np.ndarray:
+    """Tokens of all pairs, [LENGTHS, pairs]. The scored ones are those of both answers."""
+    scored = lambda p: int(p.chosen_scored.sum() + p.rejected_scored.sum())
+    return np.array([(len(p.prompt), len(p.chosen), len(p.rejected), scored(p)) for p in pairs]).T
+
+
+def histograms(pairs: Sequence[PairIds], most: int) -> list[Histogram]:
+    """One for each of LENGTHS, of at most `most` bins; a few lengths far off share the last."""
+    found = lengths(pairs)
+    end = int(min(found.max(), 2 * np.quantile(found, 0.99, axis=1).max()))
+    step = _nice((end + 1) / most)
+    bins = end // step + 1
+    labels = [f"{n} to {n + step - 1}" if step > 1 else str(n) for n in range(0, bins * step, step)]
+    if found.max() >= bins * step:
+        labels[-1] = f"{(bins - 1) * step} or more"
+    quantiles = np.quantile(found, [*QUANTILES.values()], axis=1, method="inverted_cdf")
+    named = [dict(zip(QUANTILES, map(int, column), strict=True)) for column in quantiles.T]
+    counts = [np.bincount(np.minimum(row // step, bins - 1), minlength=bins) for row in found]
+    return [
+        Histogram(name, of_name, count.tolist(), labels, step)
+        for name, of_name, count in zip(LENGTHS, named, counts, strict=True)
+    ]
+
+
+def packs(pairs: Sequence[PairIds], shape: Shape) -> dict[int, Pack | None]:
+    """By row length, the run's first; None where the longest pair does not fit."""
+    prompt, chosen, rejected, _ = lengths(pairs)
+    longest = int((prompt + np.maximum(chosen, rejected)).max()) - 1
+    some = spread(pairs, shapes.LOOKED_AT * shape.pairs)
+    most = shape.rows * shape.row_length // shape.shards
+    given = dict(per_update=shape.pairs, shards=shape.shards, most=most, alike=shape.alike)
+    found: dict[int, Pack | None] = {}
+    for length in dict.fromkeys((shape.row_length, *ROW_LENGTHS)):
+        fits = longest <= length
+        here = shapes.choose(some, row_length=length, **given) if found and fits else shape
+        apart = sum(not packing.fits_a_row(pair, here) for pair in some)
+        found[length] = None
+        if fits and (here.rows > 1 or not apart):
+            fill = shapes.fill(some, here)
+            twice = (len(pair.prompt) for pair in some if not packing.fits_once(pair, here))
+            positions = (sum(map(packing.stored_length, some)) + sum(twice)) / fill.share
+            per_token = positions / sum(map(packing.real_tokens, some))
+            found[length] = Pack(here.rows, fill, per_token, apart / len(some))
+    return found
+
+
+def pieces_of(pair: PairIds, tokenizer: Tokenizer) -> dict[str, list[Piece]]:
+    """The tokens of its prompt and of either answer, with their texts."""
+    kinds = lambda scored: np.where(scored, "scored", "unscored").tolist()
+    prompt = _cut(tokenizer, [], pair.prompt.tolist(), ["prompt"] * len(pair.prompt))
+    given = tokenizer, prompt[-1].ids
+    chosen = _cut(*given, pair.chosen.tolist(), kinds(pair.chosen_scored))
+    rejected = _cut(*given, pair.rejected.tolist(), kinds(pair.rejected_scored))
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def _cut(tokenizer: Tokenizer, before: list[int], ids: list[int], kinds: list[str]) -> list[Piece]:
+    """The texts of the pieces, joined, are what `ids` say behind those before."""
+    whole, special = text_after(tokenizer, before, ids), set(tokenizer.special.values())
+    found, at, start = [], 0, 0
+    for stop in range(1, len(ids) + 1):
+        some = ids[start:stop]
+        said = whole[at:] if stop == len(ids) else text_after(tokenizer, before, some)
+        if stop < len(ids) and not (said and whole.startswith(said, at)):
+            continue  # its last character goes on in the next token
+        kind = min(kinds[start:stop])  # scored, if any of it is
+        found.append(Piece(some, said, kind, not special.isdisjoint(some)))
+        before, at, start = some, at + len(said), stop
+    return found
+
+
+def _runs(pieces: list[Piece], whole: bool = False) -> list[tuple[str, list[Piece]]]:
+    """By kind; the middle of a long text is a run of a kind of its own, unless all is wanted."""
+    if len(pieces) > 1.25 * (HEAD + TAIL) and not whole:
+        middle = "left_out", pieces[HEAD:-TAIL]
+        return [*_runs(pieces[:HEAD]), middle, *_runs(pieces[-TAIL:])]
+    return [(kind, list(run)) for kind, run in itertools.groupby(pieces, lambda one: one.kind)]
+
+
+def _marked(pieces: list[Piece], painted: Callable[[str, str], str], indent: str) -> str:
+    marked = ""
+    for kind, run in _runs(pieces):
+        said = visible("".join(piece.text for piece in run)).replace("\n", f"↵\n{indent}")
+        left_out = f" … {sum(len(piece.ids) for piece in run):,} tokens … "
+        said = {"scored": f"⟦{said}⟧", "left_out": left_out}.get(kind, said)
+        marked += painted(said, kind)
+    return marked
+
+
+def _counted(part: Told) -> list[str]:
+    said, known = "\n".join(part.told), part.used + sum(part.reasons.values())
+    s = lambda n: "s" * (n != 1)
+    more = {why: f"{n:,} row{s(n)} lost: {why}" for why, n in part.reasons.items()}
+    more |= {NOTES[k]: f"{n:,} pair{s(n)} {NOTES[k]}" for k, n in part.notes.items() if n}
+    untold = [] if known == part.rows else [f"{known:,} of {part.rows:,} rows are accounted for"]
+    return part.told + untold + [line for why, line in more.items() if why not in said]
+
+
+def _length_lines(pairs: Sequence[PairIds]) -> list[str]:
+    found = histograms(pairs, 36)
+    axis = f"0 … {found[0].labels[-1]}, a block is {found[0].step}"
+    lines = ["  tokens  " + "".join(f"{name:>7}" for name in QUANTILES) + f"  {axis}"]
+    for name, quantiles, counts, *_ in found:
+        bars = "".join(BLOCKS[-(-8 * n // max(counts))] for n in counts).rstrip()
+        lines.append(f"  {name:<8}" + "".join(f"{n:>7}" for n in quantiles.values()) + f"  {bars}")
+    return [*lines, f"  {_longer(pairs)}"]
+
+
+def _longer(pairs: Sequence[PairIds]) -> str:
+    _, chosen, rejected, _ = lengths(pairs)
+    told = f"The chosen answer is the longer one in {np.mean(chosen > rejected):.0%} of the pairs"
+    return f"{told}, the shorter in {np.mean(chosen < rejected):.0%}."
+
+
+def _pack_lines(found: dict[int, Pack | None]) -> list[str]:
+    lines = ["  rows of  filled  micro-batches  positions per real token  pairs in two rows"]
+    for length, pack in found.items():
+        told = "the longest pair does not fit"
+        if pack:
+            told = "{:>6.1%}  {:>13.1f}  {:>24.2f}  {:>17.1%}".format(*pack.fill, *pack[2:])
+        lines.append(f"  {length:>7}  {told}{'' if lines[1:] else '  (the run)'}")
+    return lines
+
+
+def _nice(least: float) -> int:
+    return next(n for k in itertools.count() for n in (10**k, 2 * 10**k, 5 * 10**k) if n >= least)

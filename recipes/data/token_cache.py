@@ -1,0 +1,170 @@
+"""Pairs as ids on disk, worked out once: Arrow files, each written whole, mapped when read.
+
+A folder stands for one source, one tokenizer and template, and one way to read them. Its files hold
+so many rows of the source each; `done.json` is written behind the last of them.
+"""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import secrets
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow
+
+from recipes.data import counts as counts_io
+from recipes.data.counts import Counts
+from recipes.data.tokens import NOTES, PairIds
+
+FORMAT = 1
+NAMES = tuple(NOTES)
+TOKENS = ("prompt", "chosen", "rejected")
+MASKS = ("chosen_scored", "rejected_scored")
+
+
+class Shard(NamedTuple):
+    """What became of some rows that follow each other."""
+
+    ids: list[PairIds]
+    keys: np.ndarray  # uint64: a prompt's, for each pair
+    counts: Counts
+
+
+def folder_of(directory: pathlib.Path, identity: dict[str, Any]) -> pathlib.Path:
+    """The folder that holds what `identity` says, made if it is not there.
+
+    Raises:
+      OSError: the directory cannot be used.
+    """
+    text = json.dumps({"format": FORMAT, **identity}, sort_keys=True, indent=1)
+    folder = directory / hashlib.sha256(text.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "identity.json"
+    if not path.exists():
+        _write_whole(path, text.encode())
+    return folder
+
+
+@contextlib.contextmanager
+def alone(folder: pathlib.Path) -> Iterator[None]:
+    """One process at a time, of all that see the folder; where the disk knows no locks, all."""
+    with (folder / "lock").open("w") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def path_of(folder: pathlib.Path, first: int) -> pathlib.Path:
+    """The file that begins with a row of the source."""
+    return folder / f"{first:09d}.arrow"
+
+
+def write(path: pathlib.Path, shard: Shard) -> None:
+    """One file, which appears when it is whole.
+
+    Raises:
+      OSError: the disk is full, or cannot be written.
+    """
+    ids = shard.ids
+    columns: dict[str, Any] = {
+        "row": np.array([pair.row for pair in ids], np.int64),
+        "key": shard.keys,
+        "notes": np.array([sum(1 << NAMES.index(n) for n in p.notes) for p in ids], np.int64),
+        "score_chosen": _scores(ids, 0),
+        "score_rejected": _scores(ids, 1),
+    }
+    for name in TOKENS:
+        columns[name] = _lists([getattr(pair, name) for pair in ids], np.int32)
+    for name in MASKS:
+        columns[name] = _lists([getattr(pair, name) for pair in ids], np.uint8)
+    told = {"counts": json.dumps(shard.counts.to_json())}
+    table = pyarrow.table(columns).replace_schema_metadata(told)
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    _write_whole(path, sink.getvalue())
+
+
+def read(path: pathlib.Path) -> Shard | None:
+    """What `write` wrote; None if that cannot be read, or is not there.
+
+    The arrays are views of the file: they take memory while they are looked at.
+    """
+    try:
+        table = pyarrow.ipc.open_file(pyarrow.memory_map(str(path))).read_all().combine_chunks()
+        counts = counts_io.from_json(json.loads(table.schema.metadata[b"counts"]))
+    except (OSError, pyarrow.ArrowException, KeyError, TypeError, ValueError):
+        return None
+    if not len(table):
+        return Shard([], np.zeros(0, np.uint64), counts)
+    plain = lambda name: table[name].chunk(0).to_numpy(zero_copy_only=True)
+    tokens = [_parts(table[name].chunk(0), np.int32) for name in TOKENS]
+    masks = [_parts(table[name].chunk(0), np.bool_) for name in MASKS]
+    notes = [tuple(n for i, n in enumerate(NAMES) if bits >> i & 1) for bits in plain("notes")]
+    scores = [
+        None if np.isnan(one) else (float(one), float(other))
+        for one, other in zip(plain("score_chosen"), plain("score_rejected"), strict=True)
+    ]
+    rows = plain("row").tolist()
+    ids = list(map(PairIds, rows, *tokens, *masks, notes, scores))
+    return Shard(ids, plain("key"), counts)
+
+
+def finish(folder: pathlib.Path, firsts: Sequence[int]) -> None:
+    """Says that these files are all there are."""
+    sizes = {path_of(folder, first).name: path_of(folder, first).stat().st_size for first in firsts}
+    _write_whole(folder / "done.json", json.dumps(sizes).encode())
+
+
+def read_all(folder: pathlib.Path) -> list[Shard] | None:
+    """Everything, if it is whole; a file that is not what it was is removed."""
+    try:
+        sizes = json.loads((folder / "done.json").read_bytes())
+        paths = [folder / name for name in sizes]
+        sound = [p.is_file() and p.stat().st_size == sizes[p.name] for p in paths]
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+    shards = [read(path) if ok else None for path, ok in zip(paths, sound, strict=True)]
+    for path, shard in zip(paths, shards, strict=True):
+        if shard is None:
+            path.unlink(missing_ok=True)
+    found = [shard for shard in shards if shard is not None]
+    return found if len(found) == len(shards) else None
+
+
+def _write_whole(path: pathlib.Path, content: Any) -> None:
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OSError(
+            f"the tokens could not be kept in {path.parent} ({error.strerror or error}): make "
+            "room, or choose another --config.token_cache"
+        ) from error
+
+
+def _scores(ids: Sequence[PairIds], side: int) -> np.ndarray:
+    return np.array([pair.scores[side] if pair.scores else np.nan for pair in ids])
+
+
+def _lists(arrays: Sequence[np.ndarray], dtype: Any) -> pyarrow.LargeListArray:
+    offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int64)
+    values = np.concatenate([np.zeros(0, dtype), *arrays]).astype(dtype)
+    return pyarrow.LargeListArray.from_arrays(pyarrow.array(offsets), pyarrow.array(values))
+
+
+def _parts(lists: Any, dtype: Any) -> list[np.ndarray]:
+    values = lists.values.to_numpy(zero_copy_only=True).view(dtype)
+    bounds = lists.offsets.to_numpy(zero_copy_only=True).tolist()
+    return [values[start:stop] for start, stop in itertools.pairwise(bounds)]

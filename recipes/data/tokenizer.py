@@ -1,0 +1,130 @@
+"""A model folder's tokenizer: text -> ids that know their characters, and back. Without torch."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import pathlib
+import re
+from typing import Any, NamedTuple, SupportsInt
+
+from checkpoints_io import hf_folder
+from recipes.data import tokenizer_files
+
+Offsets = Sequence[tuple[int, int]]  # of each token: its characters, from .. to
+
+
+class Tokenizer(NamedTuple):
+    """What the recipe asks of a tokenizer, whatever files it comes from."""
+
+    encode: Callable[[str], tuple[list[int], Offsets]]  # adds nothing; reads special tokens as such
+    decode: Callable[[Iterable[SupportsInt]], str]  # leaves out nothing
+    special: Mapping[str, int]  # tokens that stand for themselves wherever their text is met
+    specials: re.Pattern[str]  # any of them
+    cuts: re.Pattern[str]  # those before which a text may be cut: its ids are those of the parts
+    named: Mapping[str, str]  # bos_token, eos_token, …: what a template may write
+    bos_id: int | None
+    eos_id: int | None
+    first: tuple[int, ...]  # what plain text begins with
+    chat_template: str | None
+    chat_templates: Mapping[str, str]  # others, by name: tool_use
+
+
+def load(folder: pathlib.Path, chat_template: str | None = None) -> Tokenizer:
+    """The tokenizer of a model folder; `chat_template` is a file that replaces its template.
+
+    tokenizer.json is read by `tokenizers` itself, a SentencePiece model by `sentencepiece`: what
+    transformers builds from them differs from the originals on a few texts.
+
+    Raises:
+      FileNotFoundError: the folder holds no tokenizer, or there is no such template file.
+      ValueError: its files cannot be read as one.
+    """
+    path = folder / "tokenizer_config.json"
+    config = hf_folder.read_json(path) if path.is_file() else {}
+    named = _named(folder, config)
+    codec = tokenizer_files.read(folder, config)
+    id_of = lambda role: codec.special.get(named.get(role, "")) if role in named else None
+    bos, eos = id_of("bos_token"), id_of("eos_token")
+    if eos is None:
+        eos, named = _eos_of_the_model(folder, codec.special, named)
+    begins = config.get("add_bos_token")
+    begins = codec.begins_with_bos if begins is None else begins
+    templates = _templates(folder, config, chat_template)
+    return Tokenizer(
+        encode=codec.encode,
+        decode=codec.decode,
+        special=codec.special,
+        specials=_any_of(codec.special),
+        cuts=_any_of(codec.cuts),
+        named=named,
+        bos_id=bos,
+        eos_id=eos,
+        first=(bos,) if begins and bos is not None else (),
+        chat_template=templates.pop("default", None),
+        chat_templates=templates,
+    )
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    longest_first = sorted(map(re.escape, filter(str.strip, texts)), key=len, reverse=True)
+    return re.compile("|".join(longest_first) or "(?!)")
+
+
+def text_after(
+    tokenizer: Tokenizer, before: Iterable[SupportsInt], ids: Iterable[SupportsInt]
+) -> str:
+    """What `ids` say where they follow `before`: the first piece of a text may lose its space."""
+    return tokenizer.decode([*before, *ids])[len(tokenizer.decode(before)) :]
+
+
+def _named(folder: pathlib.Path, config: dict[str, Any]) -> dict[str, str]:
+    """The special tokens that have a role, by role."""
+    path = folder / "special_tokens_map.json"
+    given = (hf_folder.read_json(path) if path.is_file() else {}) | config
+    found = {}
+    for role, token in given.items():
+        text = token.get("content") if isinstance(token, dict) else token
+        if role.endswith("_token") and isinstance(text, str):
+            found[role] = text
+    return found
+
+
+def _eos_of_the_model(
+    folder: pathlib.Path, special: Mapping[str, int], named: dict[str, str]
+) -> tuple[int | None, dict[str, str]]:
+    """Where the tokenizer's files name no end of text, config.json may."""
+    path = folder / "config.json"
+    ids = hf_folder.read_json(path).get("eos_token_id") if path.is_file() else None
+    eos = ids[0] if isinstance(ids, list) and ids else ids
+    texts = {i: text for text, i in special.items()}
+    if not isinstance(eos, int) or eos not in texts:
+        return None, named
+    return eos, named | {"eos_token": texts[eos]}
+
+
+def _templates(folder: pathlib.Path, config: dict[str, Any], given: str | None) -> dict[str, str]:
+    """Chat templates by name; the one that counts is `default`."""
+    if given:
+        path = pathlib.Path(given).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no chat template {given!r}")
+        return {"default": _text(path)}
+    if (path := folder / "chat_template.jinja").is_file():
+        return {"default": _text(path)}
+    path = folder / "chat_template.json"
+    found = hf_folder.read_json(path) if path.is_file() else config
+    templates = found.get("chat_template")
+    if isinstance(templates, list):  # several, each with its name
+        named = {}
+        for one in templates:
+            name, text = map(one.get, ("name", "template")) if isinstance(one, dict) else (0, 0)
+            if not isinstance(name, str) or not isinstance(text, str):
+                raise ValueError(f"the chat templates in {folder} have no name or text")
+            named[name] = text
+        return named
+    return {"default": templates} if isinstance(templates, str) else {}
+
+
+def _text(path: pathlib.Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error

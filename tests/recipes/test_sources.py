@@ -1,0 +1,179 @@
+"""Every kind of file gives the same rows, and what cannot be read is a row with a reason."""
+
+import gzip
+import json
+
+from array_record.python import array_record_module
+import fsspec
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from recipes.data import files, sources
+
+ROWS = [{"prompt": "a", "chosen": "b"}, {"prompt": "ä", "chosen": "😀"}, {"prompt": "c"}]
+LINES = "\n".join(json.dumps(row) for row in ROWS).encode() + b"\n\n"
+
+
+def zstd(content):
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+def arrow(kind):
+    table = pyarrow.Table.from_pylist(ROWS)
+    sink = pyarrow.BufferOutputStream()
+    with kind(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def parquet():
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), sink, row_group_size=2)
+    return sink.getvalue().to_pybytes()
+
+
+def records(path):
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    for row in ROWS:
+        writer.write(json.dumps(row).encode())
+    writer.close()
+    return path.read_bytes()
+
+
+CONTENT = {
+    "a.jsonl": LINES,
+    "bom.jsonl": b"\xef\xbb\xbf" + LINES,
+    "no_end.jsonl": LINES.strip(),
+    "a.jsonl.gz": gzip.compress(LINES),
+    "a.jsonl.zst": zstd(LINES),
+    "a.json": json.dumps(ROWS, indent=2).encode(),
+    "lines.json": b"\n" + LINES,
+    "a.json.gz": gzip.compress(json.dumps(ROWS).encode()),
+    "a.parquet": parquet(),
+    "stream.arrow": arrow(pyarrow.ipc.new_stream),
+    "file.arrow": arrow(pyarrow.ipc.new_file),
+}
+
+
+def read(path):
+    """The rows, without the columns that are there to say nothing."""
+    rows = list(sources.read(str(path)))
+    assert not any(row.reason for row in rows), rows
+    return [{k: v for k, v in row.fields.items() if v is not None} for row in rows]
+
+
+@pytest.mark.parametrize("name", CONTENT)
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, name):
+    (tmp_path / name).write_bytes(CONTENT[name])
+    assert read(tmp_path / name) == ROWS
+    far = fsspec.filesystem("memory")
+    far.pipe(f"/far/{name}", CONTENT[name])
+    assert read(f"memory://far/{name}") == ROWS
+
+
+def test_array_records_here_and_far_away(tmp_path):
+    content = records(tmp_path / "a.array_record")
+    assert read(tmp_path / "a.array_record") == ROWS
+    fsspec.filesystem("memory").pipe("/far/b.array_record", content)
+    assert read("memory://far/b.array_record") == ROWS
+
+
+def test_several_files_follow_each_other_in_the_order_of_their_names(tmp_path):
+    for name in ("b.jsonl", "a.jsonl", "c.txt"):
+        (tmp_path / name).write_text(json.dumps({"from": name}))
+    found = list(sources.read(f"{tmp_path}/*.jsonl"))
+    assert [row.fields["from"] for row in found] == ["a.jsonl", "b.jsonl"]
+    assert found[1].where == f"{tmp_path}/b.jsonl:1"
+    with pytest.raises(FileNotFoundError, match="no data file"):
+        sources.read(f"{tmp_path}/*.parquet")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "where"),
+    [
+        (b'{"a": 1}\n{"a": \n{"a": 3}\n', "not valid JSON", ":2"),
+        (b'{"a": 1}\n[1]\n{"a": 3}\n', "not a JSON object", ":2"),
+        (b'{"a": 1}\n{"a": "\xff"}\n{"a": 3}\n', "not valid UTF-8", ":2"),
+        (b'{"a": 1}\n{"a": ' + b"[" * 10**5 + b'\n{"a": 3}\n', "not valid JSON", ":2"),
+        (b'{"a": 1}\n{"a": ' + b"[" * 99 + b"]" * 99 + b'}\n{"a": 3}', "deeper than 64", ":2"),
+        (b'{"a": 1}\n{"a": ' + b"1" * 9999 + b'}\n{"a": 3}\n', "not valid JSON", ":2"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_counted_with_its_place(tmp_path, content, reason, where):
+    (tmp_path / "a.jsonl").write_bytes(content)
+    good, bad, also_good = sources.read(str(tmp_path / "a.jsonl"))
+    assert (good.fields, also_good.fields) == ({"a": 1}, {"a": 3})
+    assert bad == files.Row(f"{tmp_path}/a.jsonl{where}", None, reason)
+
+
+def test_a_gigantic_line_is_counted_and_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LONGEST", 2**20)
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": "' + b"x" * 3 * 2**20 + b'"}\n{"a": 2}\n')
+    bad, good = sources.read(str(tmp_path / "a.jsonl"))
+    assert (bad.reason, bad.where[-2:], good.fields) == ("longer than 1 MiB", ":1", {"a": 2})
+    assert good.where.endswith(":2")
+
+
+@pytest.mark.parametrize("name", [*CONTENT, "a.array_record"])
+def test_a_file_that_breaks_off_says_so(tmp_path, name):
+    content = CONTENT.get(name) or records(tmp_path / "whole.array_record")
+    plain = name.endswith(".jsonl")
+    (tmp_path / name).write_bytes(content[: len(content) // 2 + 3 * plain])
+    rows = list(sources.read(str(tmp_path / name)))
+    assert rows[-1].fields is None
+    assert rows[-1].reason
+    assert all(row.fields in ROWS for row in rows[:-1] if name.endswith((".jsonl", ".json")))
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.arrow"])
+@pytest.mark.parametrize("content", [b"no", b"[" * 10**5, b'{"a": 1}]', b"[{}] []"])
+def test_files_that_are_something_else(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert list(sources.read(str(tmp_path / name)))[-1].reason
+
+
+def test_a_broken_text_in_a_table_costs_its_row_alone(tmp_path):
+    texts = pyarrow.array([b"good", b"\xff\xfe", b"also good"]).view(pyarrow.utf8())
+    pyarrow.parquet.write_table(pyarrow.table({"a": texts}), tmp_path / "a.parquet")
+    good, bad, also_good = sources.read(str(tmp_path / "a.parquet"))
+    assert (good.fields, also_good.fields) == ({"a": "good"}, {"a": "also good"})
+    assert bad.reason
+    assert bad.where.endswith("[1]")
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("nowhere.jsonl", "no data file"),
+        ("../a/b/c", "no data file"),
+        ("nothing", "no data file"),
+        ("nosuch://a/b.jsonl", "cannot be reached"),
+        ("memory://far/nothing.jsonl", "no data file"),
+        ("owner/name:split", "hub did not give"),
+        ("owner/name:subset:split@main", "hub did not give"),
+    ],
+)
+def test_sources_that_are_not_there(source, told):
+    with pytest.raises(FileNotFoundError, match=told):
+        list(sources.read(source))
+
+
+def test_folders_and_unknown_kinds_are_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match=r"is a folder: name its files"):
+        sources.read(str(tmp_path))
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(ValueError, match=r"none of \.jsonl"):
+        sources.read(str(tmp_path / "a.txt"))
+
+
+def test_an_identity_changes_with_the_bytes_alone(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    before = sources.identity(str(tmp_path / "a.jsonl"))
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    assert sources.identity(str(tmp_path / "a.jsonl")) == before
+    (tmp_path / "a.jsonl").write_bytes(LINES.replace(b"a", b"b"))
+    assert sources.identity(str(tmp_path / "a.jsonl")) != before
