@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 import functools
+import io
 import linecache
+import os
 import pathlib
 import re
 import runpy
@@ -16,6 +18,7 @@ import ml_collections
 from ml_collections import config_flags
 
 from recipes import settings
+from recipes.data import messages
 
 OURS = ("zoo", "checkpoints_io", "recipes")
 
@@ -25,6 +28,9 @@ def main(train: Callable[[ml_collections.ConfigDict], None]) -> None:
 
     What a person can mend ends in one sentence and exit status 1 (2: the command itself).
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter stops no run
     holder = config_flags.DEFINE_config_file("config", None, "The run: a file in recipes/configs.")
     app.run(lambda argv: _run(train, holder.value, argv), flags_parser=_parsed)
 
@@ -99,6 +105,9 @@ def _run(
         if several.pop("enabled"):
             _join(several)
         train(config)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             _stop(
@@ -135,5 +144,5 @@ def _said_by_us(error: BaseException) -> bool:
 
 
 def _stop(sentence: str, status: int = 2) -> NoReturn:
-    print(f"error: {sentence}", file=sys.stderr)
+    print(f"error: {messages.visible(sentence)}", file=sys.stderr)
     sys.exit(status)

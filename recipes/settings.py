@@ -113,7 +113,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
       ValueError: with the flag to change and what it may be.
     """
-    if unset := [flag for flag, value in flat(config) if value is None and flag not in OPTIONAL]:
+    may = lambda flag: (
+        flag in OPTIONAL or re.fullmatch(r"(train_data|validation)\..*\.layout", flag)
+    )
+    if unset := [flag for flag, value in flat(config) if value is None and not may(flag)]:
         raise ValueError(f"please set {', '.join(f'--config.{flag}=…' for flag in unset)}")
     precision(config.mp)
     _one_of(config, "hf_save_dtype", DTYPES)

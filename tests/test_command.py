@@ -93,6 +93,45 @@ def test_a_model_that_does_not_fit_its_config(tmp_path):
     refused(run(*flags), "another model's tokenizer")
 
 
+def look(*arguments, **how):
+    command = [sys.executable, "-m", "recipes.data", TINY_CONFIG, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, **how)
+
+
+def test_the_data_is_looked_at_before_training(tmp_path):
+    """Columns of other names, by a flag; a model that has a tokenizer alone; a pipe that closes."""
+    row = {"q": "a", "better": "b", "worse": "c\x1b[2J", "id": 7}
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps(row)}\n" * 20 + "{torn")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).write_bytes((TINY / "model" / name).read_bytes())
+    flags = [
+        f"--config.train_data={tmp_path}/a.jsonl",
+        f"--config.validation.heldout={tmp_path}/a.jsonl",
+        "--config.data.columns={'prompt': 'q', 'chosen': 'better', 'rejected': 'worse'}",
+        "--config.data.max_malformed_fraction=0.1", f"--config.tokenizer={folder}",
+        f"--config.token_cache={tmp_path}/tokens", f"--page={tmp_path}/data.html",
+    ]  # fmt: skip
+    done = look(*flags)
+    assert done.returncode == 0, done.stderr
+    for told in (
+        "layout prompt_chosen_rejected, recognised from the columns; not read: id",
+        "20 of 21 rows used",
+        f"1 malformed: not valid JSON (first: {tmp_path}/a.jsonl:21)",
+        "⟦b<|eot_id|>⟧",
+        "c␛[2J",
+    ):
+        assert told in done.stdout
+    assert "<table" in (tmp_path / "data.html").read_text()
+    refused(look(*flags, "--config.data.layout=hh"), "rows of", "hold no pair")
+    closed = subprocess.run(
+        f"{sys.executable} -m recipes.data {TINY_CONFIG} --page={tmp_path}/b.html | head -1",
+        cwd=ROOT, shell=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "Traceback" not in closed.stderr
+
+
 def test_settings_can_be_unset(tmp_path):
     """llama8b by epochs: as far as the directory, which is a file."""
     (tmp_path / "file").write_text("")

@@ -31,6 +31,7 @@ class Chat(NamedTuple):
     scored_turns: str
     end_of_turn: str  # what it writes after an answer
     ends: tuple[str, ...] = ()  # the same, in pieces: special tokens, and what stands between them
+    reads: frozenset[str] = frozenset()  # what it asks for by name
 
 
 class Rendered(NamedTuple):
@@ -67,7 +68,9 @@ def prepared(tokenizer: Tokenizer, *, scored_turns: str, date: str | None) -> Ch
         )
     texts = {"default": text, **tokenizer.chat_templates}
     programs = {name: template.compiled(text, date) for name, text in texts.items()}
-    chat = Chat(programs, tokenizer.named, template.marks_answers(text), scored_turns, "")
+    reads = frozenset().union(*(template.names(text) for text in texts.values()))
+    marked = template.marks_answers(text)
+    chat = Chat(programs, tokenizer.named, marked, scored_turns, "", reads=reads)
     try:
         whole, _ = _render(PROBE, chat, NOTHING)
         _, _, tail = whole.rpartition(PROBE[-1]["content"])
@@ -195,6 +198,12 @@ def _render(turns: Turns, chat: Chat, pair: Pair, *, ask: bool = False) -> tuple
     ours = {"messages": turns, "tools": pair.tools, "add_generation_prompt": ask}
     given = {**chat.given, "documents": None, **pair.template_kwargs, **ours}
     return template.render(chat.programs[named], given)
+
+
+def ignores(pair: Pair, chat: Chat | None) -> bool:
+    """Has the row tools, or settings of a template, that this one never looks at?"""
+    given = {*pair.template_kwargs, *(["tools"] if pair.tools else [])}
+    return chat is not None and not given <= chat.reads
 
 
 def check_plain(tokenizer: Tokenizer) -> None:

@@ -3,7 +3,10 @@
 import collections
 from typing import Any, NamedTuple
 
+from recipes.data.messages import one_line
 from recipes.data.tokens import NOTES
+
+SHOWN = 20  # reasons
 
 
 class Counts(NamedTuple):
@@ -26,9 +29,11 @@ class Counts(NamedTuple):
         told = [f"{self.used} of {self.rows} rows used"]
         for kind, reasons in (("malformed", self.malformed), ("dropped", self.dropped)):
             told += [
-                f"{number} {kind}: {reason} (first: {self.first[reason]})"
-                for reason, number in reasons.most_common()
+                f"{number} {kind}: {one_line(reason)} (first: {one_line(self.first[reason])})"
+                for reason, number in reasons.most_common(SHOWN)
             ]
+            if more := dict(reasons.most_common()[SHOWN:]):
+                told.append(f"{sum(more.values())} {kind} for {len(more)} other reasons")
         told += [f"{self.notes[name]} {what}" for name, what in NOTES.items() if self.notes[name]]
         if self.repeated:
             told.append(f"{self.repeated} that repeat an earlier pair (kept)")

@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 import zlib
 
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
 
 LONGEST = 2**24  # bytes of one row
-AT_ONCE = 512  # rows of a table in memory
-DEEPEST = 64  # lists within lists in one row
+LARGEST = 2**30  # of one JSON list
+AT_ONCE = 512  # rows of a table in memory, or fewer: of all of them each might be very long
+DEEPEST, MOST = 64, 10**5  # lists within lists in one row, and lists in all
 SPACE = re.compile(r"[ \t\r\n]*")
 File = Any  # open, of bytes; what fsspec gives are files by their methods alone
 BROKEN = (gzip.BadGzipFile, EOFError, zlib.error, OSError)  # what compressed files raise
@@ -29,11 +31,16 @@ class Row(NamedTuple):
     """One record of a dataset."""
 
     where: str  # "pairs.jsonl:17", for messages
-    fields: dict[str, Any] | None
+    fields: dict[str, Any] | None  # of the columns that are wanted
     reason: str = ""  # why it has no fields
+    unread: tuple[str, ...] = ()  # its other columns
+    size: int = 0  # bytes, about
 
 
-def json_lines(name: str, file: File, before: int = 0) -> Iterator[Row]:
+Wanted = frozenset[str] | None  # columns; None: all
+
+
+def json_lines(name: str, file: File, wanted: Wanted, before: int = 0) -> Iterator[Row]:
     """One JSON object a line; empty lines are none. `before` lines were read already."""
     number = before
     try:
@@ -43,23 +50,27 @@ def json_lines(name: str, file: File, before: int = 0) -> Iterator[Row]:
             while not rest.endswith(b"\n") and (rest := file.readline(LONGEST)):
                 pass
             if len(line) > LONGEST:
-                yield Row(f"{name}:{number}", None, f"longer than {LONGEST >> 20} MiB")
+                yield _too_long(f"{name}:{number}")
             elif line.strip():
-                yield _parsed(f"{name}:{number}", line)
+                yield _parsed(f"{name}:{number}", line, wanted)
     except BROKEN as error:
         yield _torn(f"{name}:{number + 1}", error)
 
 
-def json_list(name: str, file: File) -> Iterator[Row]:
+def json_list(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
     """A JSON list of objects; a file of JSON lines that is named so is read as one."""
     blank = 0
     try:
         while (first := file.readline(LONGEST)) and not first.strip():
             blank += 1
         if not first.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-            yield from json_lines(name, _Behind(first, file), blank)
+            yield from json_lines(name, _Behind(first, file), wanted, blank)
             return
-        text = (first + file.read()).decode("utf-8-sig")
+        whole = first + file.read(LARGEST)
+        if len(whole) >= LARGEST:
+            yield Row(name, None, f"a list of more than {LARGEST >> 30} GiB: make it JSON lines")
+            return
+        text = whole.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         yield Row(f"{name}, byte {error.start}", None, "not valid UTF-8")
         return
@@ -80,7 +91,7 @@ def json_list(name: str, file: File) -> Iterator[Row]:
             line = blank + text.count("\n", 0, at) + 1
             yield Row(f"{where}, line {line}", None, "not valid JSON, from here to the end")
             return
-        yield _row(where, value)
+        yield _row(where, value, end - at, wanted) if end - at <= LONGEST else _too_long(where)
         at, number = after_space(end + (text[end] == ",")), number + 1
     if text[at + 1 :].strip():
         yield Row(name, None, "more than one JSON list")
@@ -98,20 +109,26 @@ class _Behind:
         return first or self._file.readline(-1 if size is None else size)
 
 
-def parquet(name: str, file: File) -> Iterator[Row]:
-    """A table, by row groups."""
+def parquet(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
+    """A table, by row groups. What a column is compressed to says nothing of what it unfolds to."""
     number = 0
     try:
         table = pyarrow.parquet.ParquetFile(file)
+        names = _distinct(table.schema_arrow.names)
+        read = [column for column in names if wanted is None or column in wanted]
         for group in range(table.num_row_groups):
-            for batch in table.iter_batches(AT_ONCE, row_groups=[group]):
-                yield from _batch(name, number, batch)
+            told = table.metadata.row_group(group)
+            parts = (told.column(i) for i in range(told.num_columns))
+            largest = max((p.total_uncompressed_size for p in parts), default=0)
+            some = min(max(LARGEST // max(largest, 1), 8), AT_ONCE)
+            for batch in table.iter_batches(some, row_groups=[group], columns=read):
+                yield from _batch(name, number, batch, names)
                 number += len(batch)
     except (OSError, ValueError, MemoryError, pyarrow.ArrowException) as error:
         yield _torn(f"{name}[{number}]", error)
 
 
-def arrow(name: str, file: File) -> Iterator[Row]:
+def arrow(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
     """Arrow's own format: the stream that `datasets` saves, or a file with an index."""
     number = 0
     try:
@@ -122,32 +139,63 @@ def arrow(name: str, file: File) -> Iterator[Row]:
             file.seek(0)
             batches = iter(pyarrow.ipc.open_stream(file))
         for batch in batches:
+            names = _distinct(batch.schema.names)
+            read = batch.select([c for c in names if wanted is None or c in wanted])
             for start in range(0, len(batch), AT_ONCE):
-                yield from _batch(name, number + start, batch.slice(start, AT_ONCE))
+                yield from _batch(name, number + start, read.slice(start, AT_ONCE), names)
             number += len(batch)
     except (OSError, ValueError, MemoryError, pyarrow.ArrowException) as error:
         yield _torn(f"{name}[{number}]", error)
 
 
-def _batch(name: str, first: int, batch: pyarrow.RecordBatch) -> Iterator[Row]:
+def _distinct(names: list[str]) -> list[str]:
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"several columns are named {min(twice)!r}")
+    return names
+
+
+def _batch(name: str, first: int, batch: pyarrow.RecordBatch, columns: list[str]) -> Iterator[Row]:
     try:
-        found = _values(batch)
+        size, found = _values(batch)
     except (ValueError, OverflowError, pyarrow.ArrowException):  # which of the rows is it?
-        for i in range(len(batch) if len(batch) > 1 else 0):
-            yield from _batch(name, first + i, batch.slice(i, 1))
         if len(batch) == 1:
             yield Row(f"{name}[{first}]", None, "a value that cannot be read")
+            return
+        half = len(batch) // 2
+        yield from _batch(name, first, batch.slice(0, half), columns)
+        yield from _batch(name, first + half, batch.slice(half), columns)
         return
+    unread = tuple(column for column in columns if column not in batch.schema.names)
     for number, fields in enumerate(found, start=first):
-        yield _row(f"{name}[{number}]", fields)
+        where = f"{name}[{number}]"
+        if fields is None:
+            yield _too_long(where)
+        else:
+            yield _row(where, fields, size // len(batch), None)._replace(unread=unread)
 
 
-def _values(batch: pyarrow.RecordBatch) -> list[Any]:
+def _values(batch: pyarrow.RecordBatch) -> tuple[int, list[Any]]:
+    """About how many bytes they are, and the rows; None for one that is too long."""
     batch.validate(full=True)  # a stranger's offsets may lead anywhere
-    return batch.to_pylist()
+    if (size := sum(map(_bytes, batch.columns))) > LONGEST:
+        if len(batch) > 1:
+            raise ValueError("too much at once")
+        return size, [None]
+    return size, batch.to_pylist()
 
 
-def array_record(name: str, file: File) -> Iterator[Row]:
+def _bytes(column: pyarrow.Array) -> int:
+    """Once unfolded: a dictionary names a text of megabytes in a byte."""
+    if not isinstance(column, pyarrow.DictionaryArray):
+        if "dictionary<" in str(column.type):
+            raise ValueError("a dictionary within a list")
+        return column.nbytes
+    compute: Any = pyarrow.compute
+    lengths = compute.binary_length(column.dictionary)
+    return compute.sum(lengths.take(column.indices)).as_py() or 0
+
+
+def array_record(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
     """Records that are JSON objects. They are read by their path, so a far file is fetched."""
     from array_record.python import array_record_module
 
@@ -164,13 +212,13 @@ def array_record(name: str, file: File) -> Iterator[Row]:
                 raise ValueError("it breaks off, or holds no records")
             for start in range(0, count, AT_ONCE):
                 for record in reader.read(start, min(start + AT_ONCE, count)):
-                    yield _parsed(f"{name}[{number}]", record)
+                    yield _parsed(f"{name}[{number}]", record, wanted)
                     number += 1
         except (RuntimeError, ValueError, IndexError, OSError) as error:
             yield _torn(f"{name}[{number}]", error)
 
 
-KINDS: dict[str, Callable[[str, File], Iterator[Row]]] = {
+KINDS: dict[str, Callable[[str, File, Wanted], Iterator[Row]]] = {
     ".jsonl": json_lines,
     ".json": json_list,
     ".parquet": parquet,
@@ -187,7 +235,7 @@ def kind_of(name: str) -> str | None:
     return max((s for s in SUFFIXES if name.endswith(s)), key=len, default=None)
 
 
-def rows(name: str, opened: File) -> Iterator[Row]:
+def rows(name: str, opened: File, wanted: Wanted = None) -> Iterator[Row]:
     """The rows of an open file of a known kind, closed behind them."""
     kind = kind_of(name) or ""
     file = opened
@@ -199,24 +247,31 @@ def rows(name: str, opened: File) -> Iterator[Row]:
             file = io.BufferedReader(stream)
         for suffix in COMPRESSED:
             kind = kind.removesuffix(suffix)
-        yield from KINDS[kind](name, file)
+        yield from KINDS[kind](name, file, wanted)
 
 
-def _parsed(where: str, line: bytes) -> Row:
+def _parsed(where: str, line: bytes, wanted: Wanted) -> Row:
     if len(line) > LONGEST:
-        return Row(where, None, f"longer than {LONGEST >> 20} MiB")
+        return _too_long(where)
+    if line.count(b"[") + line.count(b"{") > MOST:
+        return Row(where, None, f"more than {MOST} lists")
     try:
-        return _row(where, json.loads(line.decode("utf-8-sig")))
+        return _row(where, json.loads(line.decode("utf-8-sig")), len(line), wanted)
     except UnicodeDecodeError:
         return Row(where, None, "not valid UTF-8")
     except (ValueError, RecursionError):
         return Row(where, None, "not valid JSON")
 
 
-def _row(where: str, value: Any) -> Row:
+def _row(where: str, value: Any, size: int, wanted: Wanted) -> Row:
     if not isinstance(value, dict):
         return Row(where, None, "not a JSON object")
-    return Row(where, value) if _is_flat(value) else Row(where, None, f"deeper than {DEEPEST}")
+    unread = () if wanted is None else tuple(name for name in value if name not in wanted)
+    if unread:
+        value = {name: field for name, field in value.items() if name not in unread}
+    if not _is_flat(value):
+        return Row(where, None, f"deeper than {DEEPEST} lists")
+    return Row(where, value, unread=unread, size=size)
 
 
 def _is_flat(value: Any) -> bool:
@@ -228,6 +283,10 @@ def _is_flat(value: Any) -> bool:
         if not level:
             return True
     return False
+
+
+def _too_long(where: str) -> Row:
+    return Row(where, None, f"longer than {LONGEST >> 20} MiB")
 
 
 def _torn(where: str, error: Exception) -> Row:

@@ -117,6 +117,8 @@ class Layout(NamedTuple):
 
 # Columns that any layout reads, where a row has them.
 BESIDES = ("system_prompt", "tools", "chat_template_kwargs", "chosen_score", "rejected_score")
+# What a row may not say to its template: the rest of the row and the recipe do.
+TAKEN = ("messages", "tools", "documents", "add_generation_prompt")
 # Names that well-known datasets give them.
 ALSO = {
     "score_chosen": "chosen_score",
@@ -148,6 +150,12 @@ def renamed(row: Row, columns: dict[str, str]) -> Row:
     return kept | {ours: row[theirs] for ours, theirs in named.items() if theirs in row}
 
 
+def wanted(columns: dict[str, str]) -> frozenset[str]:
+    """The columns that any layout might read, by the names that the dataset gives them."""
+    ours = frozenset().union(*(layout.columns for layout in LAYOUTS.values()))
+    return ours | {*ALSO, *columns.values()}
+
+
 def recognised(row: Row) -> str:
     """The layout whose columns the row has.
 
@@ -158,8 +166,8 @@ def recognised(row: Row) -> str:
     if not {"chosen", "rejected"} <= row.keys():
         named = ", ".join(map(str, row))[:300]
         raise ValueError(
-            f"the columns {named} hold no `chosen` and `rejected`: name them with "
-            "--config.data.columns.chosen=… and --config.data.columns.rejected=…"
+            f"among its columns ({named}) are no `chosen` and `rejected`: name them, as in "
+            "--config.data.columns=\"{'chosen': 'better', 'rejected': 'worse'}\""
         )
     for name in ("conversations", "instruction"):
         if row.get(name) is not None:
@@ -243,6 +251,8 @@ def _besides(row: Row) -> tuple[list[Any] | None, dict[str, Any], tuple[float, f
         raise ValueError("`tools` is not a list of descriptions")
     if not isinstance(kwargs, dict):
         raise ValueError("`chat_template_kwargs` is not an object")
+    if taken := sorted(name for name in kwargs if name in TAKEN or name.endswith("_token")):
+        raise ValueError(f"`chat_template_kwargs` may not say `{taken[0][:40]}`")
     for name, value in (("tools", tools), ("chat_template_kwargs", kwargs)):
         if value:
             messages.check_data(value, name)

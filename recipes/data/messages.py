@@ -16,6 +16,12 @@ ROLES = {
 BESIDES = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking", "reasoning")
 THOUGHTS = BESIDES[3:]  # one thing, spelled in three ways
 
+# What would steer a terminal or a page, or not be seen there, is shown by name.
+UNSEEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    r"\ud800-\udfff\ufeff\U000e0000-\U000e007f]"
+)
+
 
 def read(value: Any, name: str, role: str | None = None) -> Turns:
     """The messages in a column; with `role`, a string is one message of that role.
@@ -58,6 +64,18 @@ def check_data(value: Any, name: str) -> None:
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"`{name}` is not JSON") from error
     text(written, name)
+
+
+def visible(said: str) -> str:
+    """The text, with characters that would act, or not be seen, replaced by their names."""
+    name = lambda code: chr(0x2400 + code) if code < 32 else f"⟨U+{code:04X}⟩"
+    return UNSEEN.sub(lambda found: name(ord(found[0])), said)
+
+
+def one_line(said: str, most: int = 300) -> str:
+    """The same on one line, with a long text cut."""
+    said = visible(said).replace("\n", "␊").replace("\t", " ")
+    return said if len(said) <= most else f"{said[:most]}…"
 
 
 def check_order(turns: Turns) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import grain
+import ml_collections
 import numpy as np
 
 from recipes.data.tokenise import Source
@@ -34,10 +35,15 @@ def sources_of(setting: Setting, data: Setting) -> dict[str, tuple[Source, float
         return {"train": (source_of("train_data", setting, data), 1.0)}
     if not setting:
         raise ValueError("please set --config.train_data=…")
+    if not isinstance(setting, dict | ml_collections.ConfigDict):
+        raise ValueError(
+            f"--config.train_data={setting!r} is neither a source nor several: those are "
+            'dict(name=dict(path="…", weight=1.0), …); files of one kind are a path with *'
+        )
     found = {}
     for name, given in setting.items():
         where = f"train_data.{name}"
-        weight = 1.0 if isinstance(given, str) else given.get("weight", 1.0)
+        weight = given.get("weight", 1.0) if hasattr(given, "get") else 1.0
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < 1e9:
             raise ValueError(f"--config.{where}.weight must be above 0, not {weight!r}")
         found[name] = source_of(where, given, data), float(weight)
@@ -50,16 +56,20 @@ def source_of(where: str, given: Setting, data: Setting) -> Source:
     Raises:
       ValueError: it says something else.
     """
+    if not isinstance(given, str | dict | ml_collections.ConfigDict):
+        raise ValueError(f"--config.{where}={given!r} is no source: give its path")
     said: dict[str, Any] = {"path": given} if isinstance(given, str) else dict(given)
     if odd := sorted(said.keys() - set(SETTINGS)):
         raise ValueError(
             f"--config.{where} has no setting {odd[0]!r}: it has {', '.join(SETTINGS)}"
         )
     path: Any = said.get("path")
-    columns: Any = dict(said.get("columns") or data["columns"])
-    if not isinstance(path, str):
+    columns: Any = said.get("columns") or data["columns"]
+    if not isinstance(path, str) or not path:
         raise ValueError(f"please set --config.{where}.path=…")
-    return Source(path, said.get("layout", data["layout"]), tuple(sorted(columns.items())))
+    if not isinstance(columns, dict | ml_collections.ConfigDict):
+        raise ValueError(f'the columns of --config.{where} are not written like dict(chosen="x")')
+    return Source(path, said.get("layout", data["layout"]), tuple(sorted(dict(columns).items())))
 
 
 def numbered(pairs: Sequence[PairIds], first_row: int) -> list[PairIds]:

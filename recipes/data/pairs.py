@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recipes.data import counts, layouts, sources, tokenise
+from recipes.data import counts, layouts, sources, workers
 from recipes.data.counts import Counts
+from recipes.data.messages import one_line
 from recipes.data.tokenise import How, Source
 from recipes.data.tokens import PairIds
 
@@ -32,18 +33,18 @@ def recognised(source: Source) -> tuple[Source, str]:
     """
     columns = dict(source.columns)
     refused = None
-    for row in itertools.islice(sources.read(source.path), 1000):
+    for row in itertools.islice(sources.read(source.path, layouts.wanted(columns)), 1000):
         try:
             if row.fields is None:
-                raise ValueError(f"{row.where}: {row.reason}")
+                raise ValueError(row.reason)
             named = layouts.renamed(row.fields, columns)
-            layout = source.layout or layouts.recognised(named)
+            layout = source.layout or layouts.recognised(dict.fromkeys(row.unread) | named)
         except ValueError as error:
-            refused = refused or error
+            refused = refused or f"{row.where}: {error}"
             continue
-        unread = sorted(map(str, named.keys() - layouts.LAYOUTS[layout].columns))
+        unread = sorted({*row.unread, *(named.keys() - layouts.LAYOUTS[layout].columns)})
         line = f"layout {layout}" + ("" if source.layout else ", recognised from the columns")
-        line += f"; not read: {', '.join(unread[:12])}" if unread else ""
+        line += f"; not read: {one_line(', '.join(unread))}" if unread else ""
         return source._replace(layout=layout), line
     if refused:
         raise ValueError(f"{source.path} has no row that can be read as pairs: {refused}")
@@ -61,7 +62,7 @@ def read(source: Source, how: How, cache: pathlib.Path | None = None) -> Pairs:
         the message names the first of them.
       OSError: the cache cannot be written.
     """
-    shards = tokenise.in_memory(source, how) if cache is None else tokenise.kept(source, how, cache)
+    shards = workers.in_memory(source, how) if cache is None else workers.kept(source, how, cache)
     ids = [pair for shard in shards for pair in shard.ids]
     keys = np.concatenate([np.zeros(0, np.uint64), *(shard.keys for shard in shards)])
     total = functools.reduce(counts.add, (shard.counts for shard in shards), counts.none())

@@ -77,7 +77,10 @@ def read(config: ml_collections.ConfigDict, tokenizer_folder: pathlib.Path) -> D
         told.append(_told(name, source, found, line))
         kept = found.ids
         if config.validation_split_fraction is not None:
-            kept, held = pairs.split(found, config.validation_split_fraction)
+            try:
+                kept, held = pairs.split(found, config.validation_split_fraction)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
             of = "validation" if len(trained) == 1 else f"validation/{name}"
             held_out.append(HeldOut(of, mixture.numbered(held, first_row)))
         keys = np.concatenate([keys, found.keys])

@@ -10,6 +10,7 @@ import jinja2
 import numpy as np
 
 from recipes.data import packing, shapes
+from recipes.data.messages import visible
 from recipes.data.packing import Shape
 from recipes.data.reading import Told
 from recipes.data.tokenizer import Tokenizer, text_after
@@ -21,11 +22,6 @@ ROW_LENGTHS = (1024, 2048, 4096)  # that are looked at besides the run's
 HEAD, TAIL = 40, 80  # tokens shown of the beginning and the end of a long text
 COLORS = {"heading": 1, "prompt": 2, "scored": 32, "unscored": 33, "left_out": 3}
 BLOCKS = " ▁▂▃▄▅▆▇█"
-# What would steer a terminal or a page, or not be seen there, is shown by name.
-UNSEEN = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
-    r"\ud800-\udfff\ufeff\U000e0000-\U000e007f]"
-)
 
 
 class Histogram(NamedTuple):
@@ -94,12 +90,6 @@ def page(parts: Iterable[Told], tokenizer: Tokenizer, shape: Shape, *, shown: in
         by_space=lambda said: re.split(r"(\s)", said),
         NOTES=NOTES,
     )
-
-
-def visible(said: str) -> str:
-    """The text, with characters that would act, or not be seen, replaced by their names."""
-    name = lambda code: chr(0x2400 + code) if code < 32 else f"⟨U+{code:04X}⟩"
-    return UNSEEN.sub(lambda found: name(ord(found[0])), said)
 
 
 def spread(pairs: Sequence[PairIds], most: int) -> list[PairIds]:

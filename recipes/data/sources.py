@@ -14,8 +14,8 @@ from recipes.data.files import Row
 HUB = r"[\w-][\w.-]*/[\w-][\w.-]*(:[^:@]+){0,2}(@.+)?"
 
 
-def read(source: str) -> Iterator[Row]:
-    """The rows of a source, in its order.
+def read(source: str, wanted: frozenset[str] | None = None) -> Iterator[Row]:
+    """The rows of a source, in its order, with the columns that are wanted; by default all.
 
     Files are named by a path, with `*` for several, here or behind gs://, s3:// and what else
     fsspec knows; a hub dataset as `owner/name:subset:split@revision`, of which only `owner/name`
@@ -26,9 +26,9 @@ def read(source: str) -> Iterator[Row]:
       ValueError: the kind of a file is not known.
     """
     if _is_hub(source):
-        return _hub_rows(source)
+        return _hub_rows(source, wanted)
     file_system, paths = _found(source)
-    return _rows(file_system, paths, source)
+    return _rows(file_system, paths, source, wanted)
 
 
 def identity(source: str) -> dict[str, Any]:
@@ -43,10 +43,12 @@ def identity(source: str) -> dict[str, Any]:
     return {"files": {path: _hash(file_system, path) for path in paths}}
 
 
-def _rows(file_system: Any, paths: list[str], source: str) -> Iterator[Row]:
+def _rows(
+    file_system: Any, paths: list[str], source: str, wanted: frozenset[str] | None
+) -> Iterator[Row]:
     for path in paths:
         name = path if "://" not in source else file_system.unstrip_protocol(path)
-        yield from files.rows(str(name), file_system.open(path, "rb"))
+        yield from files.rows(str(name), file_system.open(path, "rb"), wanted)
 
 
 def _is_hub(source: str) -> bool:
@@ -60,8 +62,9 @@ def _found(source: str) -> tuple[Any, list[str]]:
     try:
         here = source if "://" in source else str(pathlib.Path(source).expanduser())
         file_system, path = fsspec.core.url_to_fs(here)
-        found = sorted(file_system.glob(path)) if re.search(r"[*?\[]", source) else [path]
-        found = [path for path in found if file_system.exists(path)]
+        found = [path] if file_system.exists(path) else []
+        if not found and re.search(r"[*?\[]", source):
+            found = sorted(file_system.glob(path))
     except ImportError as error:
         raise ValueError(f"{source!r} needs a library: pip install -e '.[cloud]'") from error
     except Exception as error:  # each file system raises its own
@@ -71,24 +74,36 @@ def _found(source: str) -> tuple[Any, list[str]]:
     if not found:
         raise FileNotFoundError(f"there is no data file {source!r}")
     for path in found:
+        if "file" in file_system.protocol and not pathlib.Path(path).exists():
+            raise FileNotFoundError(f"{path} is a link that leads nowhere")
         if file_system.isdir(path):
             raise ValueError(f"{path} is a folder: name its files, as in {source}/*.jsonl")
         if files.kind_of(path) is None:
             raise ValueError(f"{path} is none of {', '.join(files.SUFFIXES)}")
+        if "file" in file_system.protocol and not pathlib.Path(path).is_file():
+            raise ValueError(f"{path} is no ordinary file")
     return file_system, found
 
 
 def _hash(file_system: Any, path: str) -> str:
-    """Of the bytes, or of what a far file system says that changes with them."""
-    if "file" not in file_system.protocol:
+    """Of the bytes; of buckets, what they say that changes with them."""
+    if {"gs", "s3"} & set(file_system.protocol):
         return str(file_system.ukey(path))
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with file_system.open(path, "rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
-def _hub_rows(source: str) -> Iterator[Row]:
-    for number, fields in enumerate(_hub(source)):
-        yield Row(f"{source}[{number}]", dict(fields))
+def _hub_rows(source: str, wanted: frozenset[str] | None) -> Iterator[Row]:
+    rows = _hub(source)
+    names = list(rows.column_names)
+    read = [name for name in names if wanted is None or name in wanted]
+    unread = tuple(name for name in names if name not in read)
+    for number, fields in enumerate(rows.select_columns(read)):
+        size = sum(len(str(value)) for value in fields.values())
+        yield Row(f"{source}[{number}]", dict(fields), unread=unread, size=size)
 
 
 def _hub(source: str) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 from jinja2 import compiler, filters, nodes, sandbox
 from jinja2.ext import Extension
+import jinja2.meta
 from jinja2.runtime import LoopContext
 
 Span = tuple[int, int]  # characters, from .. to
@@ -24,6 +25,7 @@ Span = tuple[int, int]  # characters, from .. to
 SECONDS, ROOM, LONGEST = 5.0, 2**31, 2**24
 # Around what a `{% generation %}` block says: characters that Unicode keeps out of texts.
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
+_is_bounded = False  # is the main thread within `bounded`?
 
 
 def compiled(text: str, date: str | None) -> jinja2.Template:
@@ -55,6 +57,11 @@ def render(template: jinja2.Template, given: Mapping[str, Any]) -> tuple[str, li
     return _unmarked(text) if OPEN in text or CLOSE in text else (text, [])
 
 
+def names(text: str) -> set[str]:
+    """What a template that `compiled` takes asks for by name: `tools`, `enable_thinking`."""
+    return jinja2.meta.find_undeclared_variables(_environment(None).parse(text))
+
+
 def marks_answers(text: str) -> bool:
     """Has the template `{% generation %}` blocks?"""
     return bool(re.search(r"\{%-?\s*generation\b", text))
@@ -72,12 +79,16 @@ def bounded() -> Iterator[None]:
     In another thread nothing is bounded. Around several renderings it bounds them together, at the
     cost of one.
     """
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGALRM) is _too_long:
+    global _is_bounded
+    if _is_bounded or threading.current_thread() is not threading.main_thread():
         yield
         return
-    with _bounded_memory(), _bounded_time():
-        yield
+    _is_bounded = True
+    try:
+        with _bounded_memory(), _bounded_time():
+            yield
+    finally:
+        _is_bounded = False
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow
+import tqdm
 
 from recipes.data import counts as counts_io
 from recipes.data.counts import Counts
@@ -44,19 +45,27 @@ def folder_of(directory: pathlib.Path, identity: dict[str, Any]) -> pathlib.Path
     """
     text = json.dumps({"format": FORMAT, **identity}, sort_keys=True, indent=1)
     folder = directory / hashlib.sha256(text.encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "identity.json"
-    if not path.exists():
-        _write_whole(path, text.encode())
+    with _told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "identity.json"
+        if not path.exists():
+            _write_whole(path, text.encode())
     return folder
 
 
 @contextlib.contextmanager
 def alone(folder: pathlib.Path) -> Iterator[None]:
     """One process at a time, of all that see the folder; where the disk knows no locks, all."""
-    with (folder / "lock").open("w") as file:
-        with contextlib.suppress(OSError):
+    with _told(folder):
+        file = (folder / "lock").open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tqdm.tqdm.write(f"waiting for another process that tokenises the same, in {folder}")
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # a disk that knows no locks
+            pass
         yield
 
 
@@ -88,7 +97,8 @@ def write(path: pathlib.Path, shard: Shard) -> None:
     sink = pyarrow.BufferOutputStream()
     with pyarrow.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    _write_whole(path, sink.getvalue())
+    with _told(path.parent):
+        _write_whole(path, sink.getvalue())
 
 
 def read(path: pathlib.Path) -> Shard | None:
@@ -118,24 +128,39 @@ def read(path: pathlib.Path) -> Shard | None:
 
 def finish(folder: pathlib.Path, firsts: Sequence[int]) -> None:
     """Says that these files are all there are."""
-    sizes = {path_of(folder, first).name: path_of(folder, first).stat().st_size for first in firsts}
-    _write_whole(folder / "done.json", json.dumps(sizes).encode())
+    paths = [path_of(folder, first) for first in firsts]
+    told = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    with _told(folder):
+        _write_whole(folder / "done.json", json.dumps(told).encode())
+
+
+def clear(folder: pathlib.Path) -> None:
+    """Forgets what the folder holds."""
+    for path in folder.glob("*.arrow"):
+        path.unlink(missing_ok=True)
 
 
 def read_all(folder: pathlib.Path) -> list[Shard] | None:
     """Everything, if it is whole; a file that is not what it was is removed."""
     try:
-        sizes = json.loads((folder / "done.json").read_bytes())
-        paths = [folder / name for name in sizes]
-        sound = [p.is_file() and p.stat().st_size == sizes[p.name] for p in paths]
-    except (OSError, ValueError, TypeError, AttributeError):
+        told = json.loads((folder / "done.json").read_bytes())
+        paths = [folder / name for name in told]
+    except (OSError, ValueError, TypeError):
         return None
-    shards = [read(path) if ok else None for path, ok in zip(paths, sound, strict=True)]
+    shards = [read(path) if _digest(path) == told[path.name] else None for path in paths]
     for path, shard in zip(paths, shards, strict=True):
         if shard is None:
             path.unlink(missing_ok=True)
     found = [shard for shard in shards if shard is not None]
     return found if len(found) == len(shards) else None
+
+
+def _digest(path: pathlib.Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def _write_whole(path: pathlib.Path, content: Any) -> None:
@@ -146,11 +171,20 @@ def _write_whole(path: pathlib.Path, content: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.rename(path)
-    except OSError as error:
+    except OSError:
         part.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _told(folder: pathlib.Path) -> Iterator[None]:
+    """An error of the disk, as a sentence."""
+    try:
+        yield
+    except OSError as error:
         raise OSError(
-            f"the tokens could not be kept in {path.parent} ({error.strerror or error}): make "
-            "room, or choose another --config.token_cache"
+            f"tokens cannot be kept in {folder} ({error.strerror or error}): make room, choose "
+            "another --config.token_cache, or unset it"
         ) from error
 
 

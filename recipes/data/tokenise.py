@@ -1,27 +1,23 @@
-"""Rows -> pairs as ids, counted: in memory, or kept on disk by as many processes as there are."""
+"""Rows -> pairs as ids, each used or counted: what a process makes of some rows of a source."""
 
-from collections.abc import Iterator, Sequence
-import concurrent.futures
-from concurrent.futures import process
+from collections.abc import Iterable, Sequence
 import functools
 import hashlib
 import importlib.metadata
-import itertools
 import json
-import multiprocessing
-import os
 import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
-import tqdm
 
 from checkpoints_io import hf_folder
-from recipes.data import chat, counts, layouts, sources, token_cache, tokenizer, tokens
+from recipes.data import chat, counts, layouts, sources, tokenizer, tokens
 from recipes.data.files import Row
+from recipes.data.layouts import Pair
 from recipes.data.token_cache import Shard
 
-SHARD = 2**13  # rows that are kept in one file, and tokenised by one process at a time
+# Of what is installed, what may cut a text otherwise in another version.
+LIBRARIES = ("tokenizers", "sentencepiece", "regex", "jinja2")
 
 
 class Source(NamedTuple):
@@ -44,80 +40,9 @@ class How(NamedTuple):
     max_malformed_fraction: float
 
 
-def in_memory(source: Source, how: How) -> list[Shard]:
-    """What becomes of all rows, with nothing kept."""
-    return [_encoded(rows, first, source, how) for first, rows in _parts(source)]
-
-
-def kept(source: Source, how: How, cache: pathlib.Path) -> list[Shard]:
-    """The same, tokenised once: a later start maps what an earlier one kept in the directory.
-
-    Raises:
-      OSError: it cannot be written, or not be read again.
-    """
-    folder = token_cache.folder_of(cache, _identity(source, how))
-    with token_cache.alone(folder):
-        shards = token_cache.read_all(folder)
-        if shards is None:
-            _tokenise(folder, source, how)
-            shards = token_cache.read_all(folder)
-    if shards is None:
-        raise OSError(f"what was just written to {folder} cannot be read: is the disk sound?")
-    return shards
-
-
-def _parts(source: Source) -> Iterator[tuple[int, list[Row]]]:
-    """The rows, so many at a time, with the number of the first."""
-    rows = sources.read(source.path)
-    shown = iter(tqdm.tqdm(rows, f"reading {source.path}", delay=2, leave=False, unit=" rows"))
-    first = 0
-    while part := list(itertools.islice(shown, SHARD)):
-        yield first, part
-        first += len(part)
-
-
-def _tokenise(folder: pathlib.Path, source: Source, how: How) -> None:
-    """Writes what is not there yet: the first file from here, the others from more processes."""
-    firsts: list[int] = []
-    running: set[concurrent.futures.Future] = set()
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    pool = None
-    try:
-        for first, rows in _parts(source):
-            firsts.append(first)
-            if token_cache.read(token_cache.path_of(folder, first)) is not None:
-                continue
-            if first == 0 or here == 1:
-                _tokenise_part(folder, first, rows, source, how)
-                continue
-            if pool is None:  # not forked: the threads of jax would not come along
-                context = multiprocessing.get_context("spawn")
-                pool = concurrent.futures.ProcessPoolExecutor(min(here, 16), context)
-            running.add(pool.submit(_tokenise_part, folder, first, rows, source, how))
-            if len(running) > 2 * here:
-                done, running = concurrent.futures.wait(running, return_when="FIRST_COMPLETED")
-                _ = [one.result() for one in done]
-        _ = [one.result() for one in running]
-    except process.BrokenProcessPool as error:
-        raise RuntimeError(
-            f"a process that tokenised {source.path} died, perhaps for want of memory; what is "
-            "done is kept: start again, or with fewer cores (taskset)"
-        ) from error
-    finally:
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
-    token_cache.finish(folder, firsts)
-
-
-def _tokenise_part(
-    folder: pathlib.Path, first: int, rows: Sequence[Row], source: Source, how: How
-) -> None:
-    token_cache.write(token_cache.path_of(folder, first), _encoded(rows, first, source, how))
-
-
-def _encoded(rows: Sequence[Row], first: int, source: Source, how: How) -> Shard:
-    """What becomes of some rows, of which the first has this number."""
-    own, talk = ready(how, plain=source.layout in layouts.PLAIN)
+def encode(rows: Sequence[Row], first: int, source: Source, how: How, files: str) -> Shard:
+    """What becomes of some rows, of which the first has this number; `files` as `files_of`."""
+    own, talk = _ready(how, files, source.layout in layouts.PLAIN)
     layout, columns = layouts.LAYOUTS[source.layout or ""].read, dict(source.columns)
     told = counts.none()._replace(rows=len(rows))
     ids, keys = [], []
@@ -139,18 +64,22 @@ def _encoded(rows: Sequence[Row], first: int, source: Source, how: How) -> Shard
             told.first.setdefault(reason, row.where)
             continue
         ids.append(found)
-        keys.append(prompt_key(pair.prompt))
+        keys.append(prompt_key(pair))
         told.notes.update(found.notes)
     return Shard(ids, np.array(keys, np.uint64), told)
 
 
-@functools.lru_cache(maxsize=4)
 def ready(how: How, *, plain: bool) -> tuple[tokenizer.Tokenizer, chat.Chat | None]:
     """The tokenizer and, unless the texts are plain, the chat template.
 
     Raises:
       FileNotFoundError, ValueError: one of them cannot be used.
     """
+    return _ready(how, files_of(how), plain)
+
+
+@functools.lru_cache(maxsize=4)
+def _ready(how: How, _files: str, plain: bool) -> tuple[tokenizer.Tokenizer, chat.Chat | None]:
     own = tokenizer.load(pathlib.Path(how.tokenizer), how.chat_template)
     if plain:
         chat.check_plain(own)
@@ -158,21 +87,18 @@ def ready(how: How, *, plain: bool) -> tuple[tokenizer.Tokenizer, chat.Chat | No
     return own, chat.prepared(own, scored_turns=how.scored_turns, date=how.date)
 
 
-def prompt_key(prompt: layouts.Turns | str) -> int:
-    """A number below 2**64 that stands for a prompt."""
-    text = json.dumps(prompt, sort_keys=True)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
-
-
-def _identity(source: Source, how: How) -> dict[str, Any]:
-    """What the ids of a source depend on; what only decides whether to stop is not in it."""
+def files_of(how: How) -> str:
+    """A hash of the tokenizer's and the template's files."""
     folder = pathlib.Path(how.tokenizer)
-    names = [name for name in hf_folder.COMPANIONS if name != "config.json"]
-    paths = sorted(path for name in [*names, "config.json"] for path in folder.glob(name))
+    paths = sorted(path for name in hf_folder.COMPANIONS for path in folder.glob(name))
+    paths.append(folder / "config.json")
     if how.chat_template:
         paths.append(pathlib.Path(how.chat_template).expanduser())
-    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-    libraries = ("tokenizers", "sentencepiece", "jinja2", "nnx-zoo")
+    return _hash(path for path in paths if path.is_file())
+
+
+def identity(source: Source, how: How) -> dict[str, Any]:
+    """What the ids of a source depend on; what only decides whether to stop is not in it."""
     chosen = how._asdict()
     for name in ("tokenizer", "chat_template", "max_malformed_fraction"):
         del chosen[name]
@@ -180,7 +106,22 @@ def _identity(source: Source, how: How) -> dict[str, Any]:
         "source": sources.identity(source.path),
         "layout": source.layout,
         "columns": dict(source.columns),
-        "tokenizer": files,
+        "files": files_of(how),
         "how": chosen,
-        "versions": {name: importlib.metadata.version(name) for name in libraries},
+        "code": _hash(sorted(pathlib.Path(__file__).parent.glob("*.py"))),
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
+
+
+def prompt_key(pair: Pair) -> int:
+    """A number below 2**64 that stands for a prompt, or for what is asked first without one."""
+    text = json.dumps(pair.prompt or pair.chosen[:1], sort_keys=True)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+
+
+def _hash(paths: Iterable[pathlib.Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)} ".encode() + content)
+    return digest.hexdigest()

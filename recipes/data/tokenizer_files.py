@@ -96,7 +96,7 @@ class _Offsets(Sequence):
     """The characters of an encoding's tokens, told one by one: few of them are ever asked for."""
 
     def __init__(self, encoding: Callable[[], tokenizers.Encoding], length: int) -> None:
-        self._encoding, self._length = functools.cache(encoding), length
+        self._encode, self._length = encoding, length
 
     def __len__(self) -> int:
         return self._length
@@ -104,9 +104,13 @@ class _Offsets(Sequence):
     def __getitem__(self, i: Any) -> Any:
         if not 0 <= i < self._length:
             raise IndexError(i)
-        if len(self._encoding()) != self._length:
+        if len(self._encoding) != self._length:
             raise ValueError("two ways to tokenise the text disagree; please report it")
-        return self._encoding().token_to_chars(i)
+        return self._encoding.token_to_chars(i)
+
+    @functools.cached_property
+    def _encoding(self) -> tokenizers.Encoding:
+        return self._encode()
 
 
 def _sentencepiece(path: pathlib.Path, config: dict[str, Any]) -> Codec:

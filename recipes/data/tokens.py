@@ -33,6 +33,7 @@ NOTES = {
     "no_user_turn": "with answers that share no user turn",
     "special": "with words that are special tokens of this tokenizer (they are read as such)",
     "left_out": "of which the chat template leaves words out",
+    "ignored": "with tools or template settings that the chat template does not look at",
 }
 OVER_LENGTH = ("drop", "cut_prompt", "cut_answer")
 
@@ -67,6 +68,7 @@ def encode(
         "no_user_turn": layouts.shares_no_user_turn(pair),
         "special": any(map(tokenizer.specials.search, layouts.texts(pair))),
         "left_out": any(text.left_out for text in rendered),
+        "ignored": chat.ignores(pair, template),
     }
     ids = PairIds(
         row, chosen.ids[:n], chosen.ids[n:], rejected.ids[n:], chosen.scored[n:],
@@ -93,19 +95,26 @@ def _encode_texts(
     text, end = rendered[0].text, rendered[0].prompt_end
     cut = max((m.start() for m in tokenizer.cuts.finditer(text, max(end - 256, 0), end)), default=0)
     head, _ = tokenizer.encode(text[:cut]) if cut else ([], [])
-    return [_encode_text(answer, head, cut, tokenizer, plain=plain) for answer in rendered]
+    asked, _ = tokenizer.encode(text[cut:end])
+    given = head, asked, cut, tokenizer
+    return [_encode_text(answer, *given, plain=plain) for answer in rendered]
 
 
 def _encode_text(
-    rendered: chat.Rendered, head: list[int], cut: int, tokenizer: Tokenizer, *, plain: bool
+    rendered: chat.Rendered,
+    head: list[int],
+    asked: list[int],
+    cut: int,
+    tokenizer: Tokenizer,
+    *,
+    plain: bool,
 ) -> _Encoded:
-    """One answer behind its prompt, of which the first `cut` characters are the ids in `head`.
+    """One answer behind its prompt: up to `cut` that is `head`, and `asked`, tokenised alone.
 
     A template writes its own special tokens; plain text is given a first and a last one, where it
     does not write them itself.
     """
     text, prompt_end, spans, _ = rendered
-    asked, _ = tokenizer.encode(text[cut:prompt_end])
     tail, offsets = tokenizer.encode(text[cut:])
     ids, before = [*head, *tail], len(head)
     if plain:

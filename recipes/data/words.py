@@ -15,7 +15,7 @@ import tokenizers
 
 # OpenAI's gpt-2/src/encoder.py; what a ByteLevel pre-tokenizer means by `use_regex`.
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-MOST = 2**18  # words that are remembered
+MOST, LONG = 2**18, 64  # words that are remembered, and characters of one
 
 
 def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | None:
@@ -35,7 +35,9 @@ def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | No
         if len(known) >= MOST:
             known.clear()
         spelling = word.encode().decode("latin-1").translate(spelled)
-        found = known[word] = [token.id for token in model.tokenize(spelling)]
+        found = [token.id for token in model.tokenize(spelling)]
+        if len(word) <= LONG:
+            known[word] = found
         return found
 
     def encode(text: str) -> list[int] | None:

@@ -361,7 +361,8 @@ def test_the_layout_is_recognised_by_its_columns(row, layout):
 
 
 def test_a_row_without_the_columns_is_a_sentence_that_says_what_to_do():
-    with pytest.raises(ValueError, match=r"columns question, good, bad hold no .*columns\.chosen"):
+    told = r"columns \(question, good, bad\) are no .*--config\.data\.columns="
+    with pytest.raises(ValueError, match=told):
         layouts.recognised({"question": "", "good": "", "bad": ""})
     many = {f"column_{i}": i for i in range(10_000)}
     with pytest.raises(ValueError) as found:

@@ -92,6 +92,9 @@ def test_the_settings_of_sources():
         ({"a": {"path": "x", "weight": 0}}, "weight must be above 0, not 0"),
         ({"a": {"path": "x", "weight": "much"}}, "weight must be above 0"),
         ({"a": {"path": "x", "weight": float("nan")}}, "weight must be above 0"),
+        (["a.jsonl", "b.jsonl"], "neither a source nor several"),
+        ({"a": 3}, "train_data.a=3 is no source"),
+        ({"a": {"path": "x", "columns": "y"}}, "not written like dict"),
     ],
 )
 def test_sources_that_are_no_sources(given, told):

@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies
 import numpy as np
 import pytest
 
-from recipes.data import pairs, token_cache, tokenise
+from recipes.data import layouts, pairs, sources, token_cache, tokenise, workers
 from recipes.data.tokenise import How, Source
 from tests.conftest import TINY
 
@@ -70,7 +70,9 @@ def test_files_without_a_usable_row(tmp_path):
         read(written(tmp_path / "a.jsonl", [GOOD]), max_length=2)
     with pytest.raises(ValueError, match="holds no rows"):
         pairs.recognised(Source(str(written(tmp_path / "a.jsonl", []))))
-    with pytest.raises(ValueError, match=r"hold no `chosen` and `rejected`: name them"):
+    with pytest.raises(
+        ValueError, match=r"a.jsonl:1: among its columns \(better\) are no `chosen`"
+    ):
         pairs.recognised(Source(str(written(tmp_path / "a.jsonl", [{"better": "a"}]))))
 
 
@@ -144,7 +146,7 @@ def many(path, number):
 
 def test_tokens_are_kept_and_mapped_again(tmp_path, monkeypatch):
     """By several processes, from files of a few rows each; the second time nothing is encoded."""
-    monkeypatch.setattr(tokenise, "SHARD", 16)
+    monkeypatch.setattr(workers, "SHARD", 16)
     path, cache = many(tmp_path / "a.jsonl", 100), tmp_path / "cache"
     alone = read(path)
     kept = read(path, cache)
@@ -152,13 +154,13 @@ def test_tokens_are_kept_and_mapped_again(tmp_path, monkeypatch):
     assert kept.counts.malformed == {"not valid JSON": 15}
     assert len(list(cache.glob("*/*.arrow"))) == 7
     assert not list(cache.glob("*/*.part"))
-    monkeypatch.setattr(tokenise, "_encoded", None)
+    monkeypatch.setattr(tokenise, "encode", None)
     assert equal(read(path, cache), alone)
 
 
 @pytest.mark.parametrize("harm", ["cut", "emptied", "removed", "flipped", "no end", "torn end"])
 def test_a_harmed_cache_is_mended(tmp_path, monkeypatch, harm):
-    monkeypatch.setattr(tokenise, "SHARD", 50)
+    monkeypatch.setattr(workers, "SHARD", 50)
     path, cache = many(tmp_path / "a.jsonl", 100), tmp_path / "cache"
     before = read(path, cache)
     one = sorted(cache.glob("*/*.arrow"))[0]
@@ -181,10 +183,10 @@ def test_a_harmed_cache_is_mended(tmp_path, monkeypatch, harm):
 
 
 def test_a_cache_that_was_not_finished_is_gone_on_with(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenise, "SHARD", 10)
+    monkeypatch.setattr(workers, "SHARD", 10)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
     path, cache = many(tmp_path / "a.jsonl", 40), tmp_path / "cache"
-    encoded, firsts = tokenise._encoded, []
+    encoded, firsts = tokenise.encode, []
 
     def until(rows, first, *rest):
         if len(firsts) == 2:
@@ -192,24 +194,24 @@ def test_a_cache_that_was_not_finished_is_gone_on_with(tmp_path, monkeypatch):
         firsts.append(first)
         return encoded(rows, first, *rest)
 
-    monkeypatch.setattr(tokenise, "_encoded", until)
+    monkeypatch.setattr(tokenise, "encode", until)
     with pytest.raises(KeyboardInterrupt):
         read(path, cache)
-    monkeypatch.setattr(tokenise, "_encoded", lambda *a: firsts.append(a[1]) or encoded(*a))
+    monkeypatch.setattr(tokenise, "encode", lambda *a: firsts.append(a[1]) or encoded(*a))
     assert equal(read(path, cache), read(path))
     assert firsts[:4] == [0, 10, 20, 30]
 
 
 def test_of_two_at_once_one_tokenises_and_the_other_waits(tmp_path, monkeypatch):
     path, cache = many(tmp_path / "a.jsonl", 40), tmp_path / "cache"
-    encoded, calls = tokenise._encoded, []
+    encoded, calls = tokenise.encode, []
 
     def slowly(*given):
         calls.append(given[1])
         time.sleep(0.5)
         return encoded(*given)
 
-    monkeypatch.setattr(tokenise, "_encoded", slowly)
+    monkeypatch.setattr(tokenise, "encode", slowly)
     with concurrent.futures.ThreadPoolExecutor(2) as both:
         one, other = both.map(lambda _: read(path, cache), range(2))
     assert equal(one, other)
@@ -221,18 +223,80 @@ def test_another_tokenizer_template_or_setting_is_another_folder(tmp_path):
     source = Source(str(path), "preference_chat")
     template = tmp_path / "a.jinja"
     template.write_text((pathlib.Path(MODEL) / "chat_template.jinja").read_text())
-    before = tokenise._identity(source, HOW)
+    before = tokenise.identity(source, HOW)
     for other in (
         dict(max_length=65),
         dict(over_length="cut_answer"),
         dict(scored_turns="last"),
         dict(chat_template=str(template)),
     ):
-        assert tokenise._identity(source, HOW._replace(**other)) != before
-    assert tokenise._identity(source, HOW._replace(max_malformed_fraction=0.1)) == before
-    assert tokenise._identity(source._replace(layout="hh"), HOW) != before
+        assert tokenise.identity(source, HOW._replace(**other)) != before
+    assert tokenise.identity(source, HOW._replace(max_malformed_fraction=0.1)) == before
+    assert tokenise.identity(source._replace(layout="hh"), HOW) != before
     written(path, [GOOD, GOOD])
-    assert tokenise._identity(source, HOW) != before
+    assert tokenise.identity(source, HOW) != before
+
+
+def test_a_template_changed_in_between_is_seen_within_one_process(tmp_path):
+    path, cache = written(tmp_path / "a.jsonl", [GOOD]), tmp_path / "cache"
+    template = tmp_path / "a.jinja"
+    text = (pathlib.Path(MODEL) / "chat_template.jinja").read_text()
+    template.write_text(text)
+    before = read(path, cache, chat_template=str(template)).ids[0]
+    template.write_text(
+        text.replace("user", "person").replace("{{ bos_token }}", "{{ bos_token }}X")
+    )
+    after = read(path, cache, chat_template=str(template)).ids[0]
+    assert len(after.prompt) == len(before.prompt) + 1
+
+
+def test_a_source_changed_while_it_is_read_is_not_kept(tmp_path, monkeypatch):
+    path, cache = written(tmp_path / "a.jsonl", [GOOD]), tmp_path / "cache"
+    encode = tokenise.encode
+
+    def meanwhile(*given):
+        written(path, [GOOD, GOOD])
+        return encode(*given)
+
+    with monkeypatch.context() as patched, pytest.raises(ValueError, match="changed while it was"):
+        patched.setattr(tokenise, "encode", meanwhile)
+        read(path, cache)
+    written(path, [GOOD])
+    assert len(read(path, cache).ids) == 1
+
+
+def test_parts_are_bounded_by_their_bytes_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "BYTES", 1000)
+    path = many(tmp_path / "a.jsonl", 40)
+    assert len(list(workers._parts(Source(str(path), "preference_chat")))) > 4
+    assert equal(read(path, tmp_path / "cache"), read(path))
+
+
+def test_pairs_that_share_nothing_are_split_by_what_is_asked(tmp_path):
+    ask = lambda text: [{"role": "user", "content": text}, turn("yes")]
+    rows = [{"chosen": ask(f"good {i}"), "rejected": ask(f"bad {i}")} for i in range(60)]
+    found = read(written(tmp_path / "a.jsonl", rows))
+    assert found.counts.notes["no_user_turn"] == 60
+    assert len({*found.keys.tolist()}) == 60
+    _, held_out = pairs.split(found, 0.3)
+    assert 5 < len(held_out) < 35
+
+
+def test_tools_that_the_template_ignores_are_counted(tmp_path):
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    found = read(written(tmp_path / "a.jsonl", [GOOD | {"tools": tools}, GOOD]))
+    assert found.counts.notes["ignored"] == 1
+    told = "1 with tools or template settings that the chat template does not look at"
+    assert told in found.counts.lines()
+
+
+def test_what_is_told_can_neither_steer_a_terminal_nor_fill_it(tmp_path):
+    rows = [GOOD | {"chosen": [{"role": f"\x1b[2J\n{i}", "content": "a"}]} for i in range(99)]
+    path = written(tmp_path / "a.jsonl", [*rows, GOOD | {"\x1b[31m\nfake\ud800" + "x" * 999: 1}])
+    _, line = pairs.recognised(Source(str(path)))
+    told = [line, *read(path, max_malformed_fraction=1.0).counts.lines()]
+    assert len(told) < 30
+    assert all(len(line) < 900 and line.isprintable() for line in told)
 
 
 def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
@@ -240,7 +304,7 @@ def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(token_cache.os, "fsync", full)
-    with pytest.raises(OSError, match=r"could not be kept in .*No space left.*token_cache"):
+    with pytest.raises(OSError, match=r"cannot be kept in .*No space left.*token_cache"):
         read(written(tmp_path / "a.jsonl", [GOOD]), tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*/*"))
 
@@ -262,7 +326,7 @@ VALUES = strategies.recursive(
     max_leaves=8,
 )
 COLUMNS = strategies.sampled_from(
-    sorted(set().union(*(layout.columns for layout in tokenise.layouts.LAYOUTS.values())))
+    sorted(set().union(*(layout.columns for layout in layouts.LAYOUTS.values())))
 )
 LINE = (
     strategies.dictionaries(COLUMNS, VALUES, max_size=5).map(json.dumps)
@@ -277,7 +341,7 @@ def accounted(lines, layout, path):
     """Every line is used or counted, and nothing else is raised."""
     path.write_bytes("\n".join(lines).encode("utf-8", "surrogatepass"))
     how = HOW._replace(max_malformed_fraction=1.0)
-    shards = tokenise.in_memory(Source(str(path), layout), how)
+    shards = workers.in_memory(Source(str(path), layout), how)
     rows = sum(shard.counts.rows for shard in shards)
     used = sum(len(shard.ids) for shard in shards)
     lost = sum(s.counts.malformed.total() + s.counts.dropped.total() for s in shards)
@@ -288,7 +352,7 @@ def fuzzed(number):
     @settings(max_examples=number, deadline=None, database=None)
     @given(
         lines=strategies.lists(LINE, min_size=8, max_size=12),
-        layout=strategies.sampled_from(sorted(tokenise.layouts.LAYOUTS)),
+        layout=strategies.sampled_from(sorted(layouts.LAYOUTS)),
     )
     def run(path, lines, layout):
         accounted([line.replace("\n", " ") for line in lines], layout, path)
@@ -334,7 +398,7 @@ def read_mutants(folder, number):
     for seed, (name, content) in enumerate(contents.items()):
         for harmed in mutants(content, number, seed):
             (folder / name).write_bytes(harmed)
-            for row in tokenise.sources.read(str(folder / name)):
+            for row in sources.read(str(folder / name)):
                 assert (row.fields is None) == bool(row.reason)
                 assert row.where.startswith(str(folder / name))
 

@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 
 from array_record.python import array_record_module
 import fsspec
@@ -10,6 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from recipes.data import files, sources
+from tests.conftest import ROOT
 
 ROWS = [{"prompt": "a", "chosen": "b"}, {"prompt": "ä", "chosen": "😀"}, {"prompt": "c"}]
 LINES = "\n".join(json.dumps(row) for row in ROWS).encode() + b"\n\n"
@@ -98,8 +102,12 @@ def test_several_files_follow_each_other_in_the_order_of_their_names(tmp_path):
         (b'{"a": 1}\n{"a": \n{"a": 3}\n', "not valid JSON", ":2"),
         (b'{"a": 1}\n[1]\n{"a": 3}\n', "not a JSON object", ":2"),
         (b'{"a": 1}\n{"a": "\xff"}\n{"a": 3}\n', "not valid UTF-8", ":2"),
-        (b'{"a": 1}\n{"a": ' + b"[" * 10**5 + b'\n{"a": 3}\n', "not valid JSON", ":2"),
-        (b'{"a": 1}\n{"a": ' + b"[" * 99 + b"]" * 99 + b'}\n{"a": 3}', "deeper than 64", ":2"),
+        (b'{"a": 1}\n{"a": ' + b"[" * 9**5 + b'\n{"a": 3}\n', "not valid JSON", ":2"),
+        (
+            b'{"a": 1}\n{"a": ' + b"[" * 99 + b"]" * 99 + b'}\n{"a": 3}',
+            "deeper than 64 lists",
+            ":2",
+        ),
         (b'{"a": 1}\n{"a": ' + b"1" * 9999 + b'}\n{"a": 3}\n', "not valid JSON", ":2"),
     ],
 )
@@ -160,6 +168,80 @@ def test_a_broken_text_in_a_table_costs_its_row_alone(tmp_path):
 def test_sources_that_are_not_there(source, told):
     with pytest.raises(FileNotFoundError, match=told):
         list(sources.read(source))
+
+
+def unfolding(kind, text, rows):
+    """A table of a few bytes whose texts are long once they are unfolded."""
+    indices = pyarrow.array([0] * rows, pyarrow.int32())
+    texts = pyarrow.DictionaryArray.from_arrays(indices, pyarrow.array([text]))
+    table = pyarrow.table({"chosen": texts, "other": texts})
+    sink = pyarrow.BufferOutputStream()
+    if kind == "a.parquet":
+        pyarrow.parquet.write_table(table, sink, compression="zstd")
+    else:
+        with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("kind", ["a.parquet", "a.arrow"])
+def test_tables_that_unfold_to_gigabytes_are_read_a_little_at_a_time(tmp_path, kind):
+    (tmp_path / kind).write_bytes(unfolding(kind, "x" * 2**23, 600))
+    assert (tmp_path / kind).stat().st_size < 2**25
+    program = f"""
+import resource
+from recipes.data import sources
+rows = sources.read({str(tmp_path / kind)!r}, frozenset(["chosen"]))
+assert sum(len(row.fields["chosen"]) == 2**23 and row.unread == ("other",) for row in rows) == 600
+assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2**21  # KiB
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=100)
+
+
+@pytest.mark.parametrize("kind", ["a.parquet", "a.arrow"])
+def test_a_value_that_unfolds_too_far_is_a_row_too_long(tmp_path, kind):
+    (tmp_path / kind).write_bytes(unfolding(kind, "x" * 2**25, 3))
+    rows = list(sources.read(str(tmp_path / kind), frozenset(["chosen"])))
+    assert [row.reason for row in rows] == ["longer than 16 MiB"] * 3
+
+
+def test_columns_that_nobody_wants_are_named_and_not_read(tmp_path):
+    for name, content in CONTENT.items():
+        (tmp_path / name).write_bytes(content)
+        first = next(sources.read(str(tmp_path / name), frozenset(["chosen"])))
+        assert (first.fields, first.unread) == ({"chosen": "b"}, ("prompt",))
+
+
+def test_a_list_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGEST", 2**20)
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(b"[" + b" " * 2**21))
+    (row,) = sources.read(str(tmp_path / "a.json.gz"))
+    assert "make it JSON lines" in row.reason
+    (tmp_path / "b.jsonl").write_bytes(b'{"a": ' + b"[" * 10**6 + b"}")
+    (row,) = sources.read(str(tmp_path / "b.jsonl"))
+    assert row.reason == "more than 100000 lists"
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    table = pyarrow.table([["a"], ["b"]], names=["chosen", "chosen"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    (row,) = sources.read(str(tmp_path / "a.parquet"))
+    assert "several columns are named 'chosen'" in row.reason
+
+
+def test_links_that_lead_nowhere_and_pipes_are_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text("{}")
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="link that leads nowhere"):
+        sources.read(f"{tmp_path}/*.jsonl")
+    os.mkfifo(tmp_path / "c.jsonl")
+    with pytest.raises(ValueError, match="no ordinary file"):
+        sources.read(str(tmp_path / "c.jsonl"))
+
+
+def test_a_name_with_brackets_is_a_name_first(tmp_path):
+    (tmp_path / "a[1].jsonl").write_text('{"a": 1}')
+    assert read(tmp_path / "a[1].jsonl") == [{"a": 1}]
 
 
 def test_folders_and_unknown_kinds_are_refused_by_name(tmp_path):

@@ -34,7 +34,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 import tokenizers
 
-from recipes.data import tokenizer, tokenizer_files
+from recipes.data import tokenizer, tokenizer_files, words
 from tests.conftest import TINY
 
 tiktoken = pytest.importorskip("tiktoken")
@@ -392,7 +392,7 @@ def test_tokens_that_a_config_names_are_special(tmp_path):
 
 
 def test_gpt_2s_two_files(tmp_path):
-    vocabulary = {text: i for i, text in enumerate(tokenizer_files._bytes_as_text().values())}
+    vocabulary = {text: i for i, text in enumerate(words.bytes_as_text().values())}
     for word in ("th", "the", "Ġthe"):
         vocabulary[word] = len(vocabulary)
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
