@@ -28,9 +28,10 @@ from recipes import (
     samples,
     settings,
     step,
+    stopping,
 )
 from recipes.data import batches, mixture
-from recipes.prepare import Run, prepare, say
+from recipes.prepare import Run, prepared, say
 import zoo
 
 
@@ -41,10 +42,10 @@ def train(config: ml_collections.ConfigDict) -> None:
       ValueError, OSError: a sentence about the settings, the data, the models or the disk.
       RuntimeError: policy and reference disagree before anything was learnt.
     """
-    run = prepare(config)
-    checkpoints = RunStore(run.directory / "checkpoints", keep=config.keep_checkpoints)
-    with jax.set_mesh(run.mesh), contextlib.closing(checkpoints) as store:
-        _train(config, run, store)
+    with prepared(config) as run, jax.set_mesh(run.mesh):
+        checkpoints = RunStore(run.directory / "checkpoints", keep=config.keep_checkpoints)
+        with contextlib.closing(checkpoints) as store:
+            _train(config, run, store)
 
 
 def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None:
@@ -93,7 +94,9 @@ def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None
             say(f"exporting to {policy.export_folder(state.step, run)}")
             policy.export(policy_now(), state.step, config, run)
 
-    with contextlib.closing(metrics.Log(run.directory, config, after=start or -1)) as log:
+    evaluated = metrics.evaluated(run.directory, start)
+    log = metrics.Log(run.directory, config, after=start or -1)
+    with contextlib.closing(log), stopping.asked() as stop:
         equal = start == 0 and reference.equal_weights(state.params, frozen.fingerprint, compute)
         if equal:
             say("policy and reference are the same weights: they must agree to the last bit")
@@ -101,8 +104,11 @@ def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None
             reference.check_logps(of_policy(), frozen, first, run.place, compute)
         if start == 0 and config.run_initial_eval:
             evaluate()
+        # Stopped between the checkpoint and what else was due.
+        if start and due(config.steps_per_eval) and not evaluated:
+            evaluate()
         if start and not policy.export_folder(start, run).exists():
-            export_if_due()  # stopped between the checkpoint and the export
+            export_if_due()
 
         endless = mixture.endless(run.parts, config.seed)
         updates = batches.iterate(endless, run.place, start=start)
@@ -121,13 +127,16 @@ def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None
             params, opt_state, values = programs.apply(sums, state.params, state.opt_state)
             answers = sums.policy_logps, sums.reference_logps
             del sums  # as large as the policy
-            state = policy.State(at, params, opt_state)
+            # Of the step before: nothing waits for this one.
+            policy.check_sound(state, config)
+            state = policy.State(at, params, opt_state, state.skipped + values.pop("skipped"))
             meter.add(update)
 
             if at == 1 and equal:
                 reference.check_first_loss(float(values["dpo_loss"]), compute, config.beta)
             if at == start + 1 or due(config.steps_per_log):
                 figures = metrics.on_host(values) | run.counts
+                figures["skipped"] = float(state.skipped)
                 figures["learning_rate"] = float(jax.device_get(schedule(at - 1)))
                 if left := meter.time_left(run.total_steps - at):
                     say(left)
@@ -142,6 +151,10 @@ def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None
                 jax.block_until_ready(state.params)
                 jax.profiler.stop_trace()
             with meter.paused():
+                if stop(at):
+                    policy.save(state, config, run, store, facts)
+                    say(f"stopped behind step {at}: the same command goes on from there")
+                    return
                 if due(config.steps_per_eval):
                     evaluate()
                 if due(config.steps_per_checkpoint):

@@ -208,6 +208,13 @@ class Log:
             self._wandb.finish()
 
 
+def evaluated(directory: pathlib.Path, step: int) -> bool:
+    """Is there a record of held-out pairs at this step?"""
+    path = directory / "metrics.jsonl"
+    known = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
+    return any(_step(line) == step and '"eval/' in line for line in known)
+
+
 def _own_id(path: pathlib.Path) -> str:
     """A random id that stays with the directory."""
     if not path.exists():

@@ -22,6 +22,7 @@ class State(NamedTuple):
     step: int  # the last one taken
     params: dict[str, Any]
     opt_state: Any
+    skipped: jax.Array | float = 0.0  # updates that were not finite, and changed nothing
 
 
 def blank(config: ml_collections.ConfigDict, run: Run) -> zoo.Model:
@@ -52,7 +53,8 @@ def begin(
     saved = store.newest(check, like)
     if saved:
         assert saved.facts["position"] == saved.step * run.place.shape.pairs
-        return State(saved.step, saved.trees["policy"], saved.trees["optimizer"])
+        trees = saved.trees
+        return State(saved.step, trees["policy"], trees["optimizer"], saved.facts["skipped"])
     dtype = jax.tree.leaves(params)[0].dtype
     loaded = zoo.load(run.folder, dtype=dtype, compute_dtype=model.dtype, mesh=run.mesh)
     params = nnx.to_pure_dict(nnx.state(loaded))
@@ -66,11 +68,31 @@ def save(
     store: RunStore,
     facts: dict[str, Any],
 ) -> None:
-    """A checkpoint, written behind the run. The reference is not in it."""
+    """A checkpoint, written behind the run. The reference is not in it.
+
+    Raises:
+      RuntimeError: as `check_sound`.
+    """
+    check_sound(state, config)
     # The order of the pairs is a function of the seed: with the position, all there is of chance.
     chance = {"position": state.step * run.place.shape.pairs, "seed": config.seed}
+    chance["skipped"] = float(state.skipped)
     trees = {"policy": state.params, "optimizer": state.opt_state}
     store.save(state.step, trees, facts | chance)
+
+
+def check_sound(state: State, config: ml_collections.ConfigDict) -> None:
+    """Stops a run that does not skip what is not finite.
+
+    Raises:
+      RuntimeError: some update was not.
+    """
+    if config.nonfinite == "stop" and float(state.skipped):
+        raise RuntimeError(
+            f"at step {state.step} the loss or its gradient was not a number; weights and "
+            "checkpoints are as they were before it. Look for pairs that are odd, turn down "
+            "--config.learning_rate, or go on without such updates: --config.nonfinite=skip"
+        )
 
 
 def export_folder(step: int, run: Run) -> pathlib.Path:

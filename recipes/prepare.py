@@ -1,6 +1,8 @@
 """All that can fail, before any long work: settings, files, data, room. Says the plan."""
 
+from collections.abc import Iterator
 import contextlib
+import fcntl
 import pathlib
 from typing import Any, NamedTuple
 
@@ -46,15 +48,23 @@ def say(text: str) -> None:
         tqdm.tqdm.write(text)
 
 
-def prepare(config: ml_collections.ConfigDict) -> Run:
+@contextlib.contextmanager
+def prepared(config: ml_collections.ConfigDict) -> Iterator[Run]:
     """Reads and checks all that a run needs but the weights, and says what it will do.
+
+    Within it the run's directory is this process's alone.
 
     Raises:
       ValueError, OSError: a sentence about what is wrong and how to mend it.
     """
     settings.check(config)
-    mesh = sharding.mesh_of(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     directory = _directory(config.directory)
+    with _alone(directory):
+        yield _prepare(config, directory)
+
+
+def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> Run:
+    mesh = sharding.mesh_of(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     shaping = settings.that_shape_the_run(config)
     _refuse_directory_of_another_run(directory, shaping)
 
@@ -159,6 +169,25 @@ def _directory(name: str) -> pathlib.Path:
             f"--config.directory={name} cannot be used: {getattr(error, 'strerror', error)}"
         ) from error
     return directory
+
+
+@contextlib.contextmanager
+def _alone(directory: pathlib.Path) -> Iterator[None]:
+    """Two runs in one directory would write over each other's checkpoints."""
+    if jax.process_index():
+        yield
+        return
+    with (directory / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OSError(
+                f"another run is going on in {directory}: wait for it, or choose another "
+                "--config.directory"
+            ) from error
+        except OSError:  # a disk that knows no locks
+            pass
+        yield
 
 
 def _refuse_directory_of_another_run(directory: pathlib.Path, shaping: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ DTYPES = {
 
 MU_DTYPES = ("f32", "float32", "bf16", "bfloat16")
 REFERENCE_MODES = ("resident", "cached")
+NONFINITE = ("stop", "skip")
 
 # Settings that may stay unset, and what that means.
 OPTIONAL = {
@@ -58,8 +59,8 @@ OPTIONAL = {
 # A resumed run may differ in these: they do not touch the numbers.
 MAY_CHANGE = frozenset({
     "attention", "compile_cache", "directory", "distributed", "hf_save_dtype", "keep_checkpoints",
-    "max_eval_pairs", "mesh", "min_pack_fill", "name", "per_device_parallelism", "profile",
-    "reference_cache", "reference_mode", "remat", "row_length", "run_initial_eval",
+    "max_eval_pairs", "mesh", "min_pack_fill", "name", "nonfinite", "per_device_parallelism",
+    "profile", "reference_cache", "reference_mode", "remat", "row_length", "run_initial_eval",
     "sample_tokens", "steps_per_checkpoint", "steps_per_eval", "steps_per_hf_export",
     "steps_per_log", "tags", "tensorboard", "token_cache", "validation", "wandb_project",
 })  # fmt: skip
@@ -123,6 +124,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     _one_of(config, "adam_mu_dtype", MU_DTYPES)
     _one_of(config, "reference_mode", REFERENCE_MODES)
     _one_of(config, "remat", stack.REMAT)
+    _one_of(config, "nonfinite", NONFINITE)
     if config.attention is not None:
         _one_of(config, "attention", attention.BACKENDS)
     profiled(config.profile)

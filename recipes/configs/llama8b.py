@@ -60,6 +60,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.min_lr_ratio = 0.0
     config.weight_decay = 0.0
     config.max_grad_norm = 1.0
+    config.nonfinite = "stop"  # at a loss or gradient that is no number; skip: without that update
     config.adam_beta1 = 0.9
     config.adam_beta2 = 0.95
     config.adam_epsilon = 1e-8
