@@ -69,17 +69,21 @@ def apply(
 
     Where loss or gradient is not finite nothing is changed, and `skipped` is 1.
     """
-    changes, stepped = adamw.update(sums.gradient, opt_state, policy)
     is_pair = jnp.ones(len(sums.policy_logps), bool)
     values = metrics.preference(
         sums.policy_logps, sums.reference_logps, is_pair, loss=loss, beta=beta
     )
     values["gradient_norm"] = optax.tree.norm(sums.gradient)
-    moved: Any = optax.apply_updates(policy, changes)
     sound = jnp.isfinite(values["dpo_loss"]) & jnp.isfinite(values["gradient_norm"])
     values["skipped"] = jnp.where(sound, 0.0, 1.0)
-    kept = lambda after, before: jnp.where(sound, after, before)
-    moved, opt_state = jax.tree.map(kept, (moved, stepped), (policy, opt_state))
+
+    def take(policy: Params, opt_state: Any) -> tuple[Params, Any]:
+        changes, opt_state = adamw.update(sums.gradient, opt_state, policy)
+        moved: Any = optax.apply_updates(policy, changes)
+        return moved, opt_state
+
+    # A branch works in place; a choice between two results would hold both.
+    moved, opt_state = jax.lax.cond(sound, take, lambda *state: state, policy, opt_state)
     return moved, opt_state, values
 
 

@@ -68,6 +68,14 @@ def test_a_sound_update_is_taken(work):
     assert [int(x) for x in jax.tree.leaves(opt_state) if x.ndim == 0] == [1]
 
 
+def test_an_update_works_in_place(work):
+    """Beside the gradient it needs as much again, and no second policy or optimizer."""
+    programs, params, opt_state, _ = work
+    compiled = programs.apply.lower(programs.zero(), params, opt_state).compile()
+    weights = sum(x.nbytes for x in jax.tree.leaves(params))
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.1 * weights
+
+
 @pytest.mark.parametrize(
     "planted",
     [
