@@ -13,7 +13,7 @@ import pytest
 import transformers
 from transformers.utils import chat_template_utils
 
-from recipes.data import template, tokenizer
+from recipes.data import sandbox, template, tokenizer
 from tests.conftest import ROOT, TINY
 
 TURNS = [
@@ -287,7 +287,7 @@ def test_what_would_grow_large_is_refused_at_once(text):
 def test_what_takes_memory_in_small_parts_is_stopped_by_the_system():
     program = """
 import resource
-from recipes.data import template
+from recipes.data import sandbox, template
 text = (
     "{% set n = namespace(x=[]) %}{% for i in range(3000) %}"
     "{% set n.x = [n.x, 'y' * 10**6 ~ i] %}{% endfor %}"
@@ -315,7 +315,7 @@ def test_a_macro_that_calls_itself_forever_is_refused():
 
 
 def test_a_text_may_be_as_long_as_the_bound(monkeypatch):
-    monkeypatch.setattr(template, "LONGEST", 100)
+    monkeypatch.setattr(sandbox, "LONGEST", 100)
     assert len(said("{% for i in range(100) %}x{% endfor %}")) == 100
     with pytest.raises(ValueError, match="a text of more than 100 characters"):
         rendered("{% for i in range(101) %}x{% endfor %}")
@@ -396,7 +396,7 @@ def test_generation_blocks_are_marked_and_leave_no_trace():
     text = "{% for m in messages %}[{% generation %}{{ m.content }}{% endgeneration %}]{% endfor %}"
     text, spans = rendered(text)
     assert [text[a:b] for a, b in spans] == [m["content"] for m in TURNS]
-    assert not set(text) & {template.OPEN, template.CLOSE}
+    assert not set(text) & {sandbox.OPEN, sandbox.CLOSE}
 
 
 def test_of_generation_blocks_within_another_the_outer_counts():
@@ -438,7 +438,7 @@ def test_stock_templates_say_what_they_say_in_transformers(shared):
         text = path.read_text("utf-8")
         date = DATE if template.prints_the_date(text) else None
         theirs = chat_template_utils._compile_jinja_template(text)
-        theirs.globals["strftime_now"] = template._environment(DATE).globals["strftime_now"]
+        theirs.globals["strftime_now"] = sandbox.environment(DATE).globals["strftime_now"]
         ours = template.compiled(text, date)
         for turns in (TURNS, TURNS[1:], TURNS[:2], TURNS[1:3], TURNS[1:4], TURNS[1:2]):
             for other in ({}, {"tools": TOOLS}, {"enable_thinking": False}):

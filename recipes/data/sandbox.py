@@ -1,0 +1,230 @@
+"""The sandbox of chat templates: what they expect to find, and bounds on all that they write."""
+
+from collections.abc import Callable, Iterable
+import datetime
+import functools
+import json
+import re
+import string
+from typing import Any
+
+import jinja2
+from jinja2 import compiler, filters, nodes, sandbox
+from jinja2.ext import Extension
+from jinja2.runtime import LoopContext
+
+LONGEST = 2**24  # characters of a text, or items of a list
+# Around what a `{% generation %}` block says: characters that Unicode keeps out of texts.
+OPEN, CLOSE = "\ufdd0", "\ufdd1"
+
+
+@functools.cache
+def environment(date: str | None) -> jinja2.Environment:
+    """What chat templates expect to find: the spelling and functions of transformers."""
+    made = _Sandbox(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+    )
+    for name in UNBOUNDED:
+        del made.filters[name]
+    made.filters |= {
+        "format": _format,
+        "indent": _indent,
+        "join": _join,
+        "replace": _replace,
+        "tojson": _to_json,
+    }
+    known: dict[str, Any] = made.globals
+    del known["lipsum"]
+    known |= {"raise_exception": _refuse, "dict": _Dict(), "namespace": _Namespace}
+    if date is not None:
+        known["strftime_now"] = datetime.date.fromisoformat(date).strftime
+    return made
+
+
+# Filters that write more than they are given, or something else each time; no chat template is
+# known to use them.
+UNBOUNDED = (
+    "batch", "center", "filesizeformat", "pprint", "random", "slice", "sum", "urlize", "wordwrap",
+    "xmlattr",
+)  # fmt: skip
+# Methods of texts and numbers, likewise.
+UNBOUNDED_METHODS = frozenset(
+    {"center", "expandtabs", "ljust", "rjust", "to_bytes", "translate", "zfill"}
+)
+SIZED = (str, bytes, list, tuple)
+# What hides a key of the same name, and what may be asked of any text.
+OF_DICTS = frozenset(dir(dict))
+OF_TEXT = type("".strip)
+OF_TEXTS = frozenset(["startswith", "endswith", "strip", "lstrip", "rstrip", "split"])
+
+
+def _short(length: int) -> None:
+    if length > LONGEST:
+        raise ValueError(f"the chat template writes a text of more than {LONGEST} characters")
+
+
+def _joined(pieces: Iterable[str]) -> str:
+    told, length = [], 0
+    for piece in pieces:
+        length += len(piece)
+        if length > LONGEST:
+            _short(length)
+        told.append(piece)
+    return "".join(told)
+
+
+class _Code(compiler.CodeGenerator):
+    """`a ~ b`, too, is joined by the environment."""
+
+    def visit_Concat(self, node: nodes.Concat, frame: Any) -> None:
+        """Called by jinja where it writes the program."""
+        self.write("environment.concat(map(str, (")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write(")))")
+
+
+class _Sandbox(sandbox.ImmutableSandboxedEnvironment):
+    """Texts, lists and numbers stay small: 'x' * 10**9 is one operation."""
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+    code_generator_class = _Code
+    concat = staticmethod(_joined)
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Called for each of them."""
+        if operator == "+":
+            if isinstance(left, SIZED) and isinstance(right, SIZED):
+                _short(len(left) + len(right))
+            return left + right
+        if operator == "%":
+            if isinstance(left, str | bytes):
+                _check_format(left)
+        else:
+            numbers = [abs(x) for x in (left, right) if isinstance(x, int | float)]
+            longest = max((len(x) for x in (left, right) if hasattr(x, "__len__")), default=1)
+            if any(x * longest > LONGEST for x in numbers) or (operator == "**" and right > 64):
+                raise ValueError("a product of the chat template is too large")
+        return super().call_binop(context, operator, left, right)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Called for each `a.b`; what is asked most leads nowhere else, and is told at once."""
+        kind = type(obj)
+        if kind is dict and attribute in obj and attribute not in OF_DICTS:
+            return obj[attribute]
+        public = kind in (LoopContext, _Namespace) and not attribute.startswith("_")
+        if (public or (kind is str and attribute in OF_TEXTS)) and hasattr(obj, attribute):
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Called for each of them."""
+        return attr not in UNBOUNDED_METHODS and super().is_safe_attribute(obj, attr, value)
+
+    def call(*given: Any, **named: Any) -> Any:  # a template may name an argument `self`
+        """Called for each call in a template."""
+        self, context, function, *rest = given
+        if type(function) is OF_TEXT and function.__name__ in OF_TEXTS:
+            for name in ("_loop_vars", "_block_vars"):  # jinja's own
+                named.pop(name, None)
+            return function(*rest, **named)
+        method = getattr(function, "__wrapped__", function)  # what formats, in jinja's wrapping
+        text, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
+        if isinstance(text, str | bytes):
+            if name == "join" and rest and isinstance(text, str):
+                return _join(self, rest[0], text)
+            if name == "replace" and len(rest) > 1:
+                _check_replaced(text, *rest[:2])
+            elif name in ("format", "format_map"):
+                fields = string.Formatter().parse(str(text))
+                if any(re.search(r"\d{5}|\{", spec or "") for *_, spec, _ in fields):
+                    raise ValueError("a format of the chat template is too wide")
+        return sandbox.ImmutableSandboxedEnvironment.call(self, context, function, *rest, **named)
+
+
+def _check_format(form: str | bytes) -> None:
+    if re.search(r"\*|\d{5}", str(form)):
+        raise ValueError("a format of the chat template is too wide")
+
+
+def _check_replaced(text: Any, old: Any, new: Any) -> None:
+    if len(text) * len(new) > LONGEST:
+        _short(len(text) + (text.count(old) if old else len(text) + 1) * len(new))
+
+
+def _format(form: Any, *given: Any, **named: Any) -> str:
+    _check_format(form)
+    return filters.do_format(form, *given, **named)
+
+
+def _indent(text: str, width: Any = 4, first: bool = False, blank: bool = False) -> str:
+    _short((width if isinstance(width, int) else len(width)) * (text.count("\n") + 1))
+    return filters.do_indent(text, width, first, blank)
+
+
+@jinja2.pass_environment
+def _join(environment: Any, parts: Any, d: str = "", attribute: Any = None) -> str:
+    if attribute is not None:
+        parts = map(filters.make_attrgetter(environment, attribute), parts)
+    between = str(d)
+    pieces = (piece for part in parts for piece in (between, str(part)))
+    next(pieces, None)
+    return _joined(pieces)
+
+
+def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
+    text, old, new = str(text), str(old), str(new)
+    _check_replaced(text, old, new)
+    return text.replace(old, new, -1 if count is None else count)
+
+
+class _Generation(Extension):
+    """Reads `{% generation %} … {% endgeneration %}`, and marks what stands between."""
+
+    tags = {"generation"}  # noqa: RUF012, jinja's own way
+
+    def parse(self, parser: Any) -> nodes.Node:
+        """Called by jinja at the tag."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
+
+    def _marked(self, caller: Callable[[], str]) -> str:
+        return f"{OPEN}{caller()}{CLOSE}"
+
+
+class _Dict:
+    """`dict` without its attributes, which lead out of the sandbox."""
+
+    def __call__(self, *given: Any, **named: Any) -> dict:
+        return dict(*given, **named)
+
+
+class _Namespace(jinja2.utils.Namespace):
+    """Without names that begin with an underscore, which lead out of the sandbox."""
+
+    def __init__(*given: Any, **named: Any) -> None:
+        self, *rest = given
+        if any(str(name).startswith("_") for name in dict(*rest, **named)):
+            raise jinja2.exceptions.SecurityError("a namespace of the template has a private name")
+        jinja2.utils.Namespace.__init__(self, dict(*rest, **named))
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if str(name).startswith("_"):
+            raise jinja2.exceptions.SecurityError("a namespace of the template has a private name")
+        jinja2.utils.Namespace.__setitem__(self, name, value)
+
+
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None,
+    sort_keys: bool = False,
+) -> str:  # fmt: skip
+    """Without the escapes of HTML that jinja's own filter writes; piece by piece."""
+    _short(1000 * (indent if isinstance(indent, int) else len(indent or "")))
+    how = {"ensure_ascii": ensure_ascii, "indent": indent, "sort_keys": sort_keys}
+    return _joined(json.JSONEncoder(separators=separators, **how).iterencode(value))
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.exceptions.TemplateError(message)
