@@ -6,6 +6,7 @@ sharded arrays, each readable alone, and `facts`, a small JSON object.
 
 from collections.abc import Callable, Mapping
 import pathlib
+import shutil
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -48,9 +49,19 @@ class RunStore:
         """Returns once the arrays may be donated; the writing goes on behind.
 
         Raises:
-          OSError: the save before this one failed.
+          OSError: the save before this one failed, or the disk has no room for this one.
         """
         self.wait()
+        needed = sum(x.nbytes for x in jax.tree.leaves(dict(trees)))
+        free = shutil.disk_usage(self._directory).free
+        if jax.process_count() > 1:  # all of them are to come to the same answer
+            free = int(multihost_utils.broadcast_one_to_all(np.float64(free)))
+        if free < needed:
+            raise OSError(
+                f"a checkpoint takes {needed >> 20} MiB and {self._directory} has {free >> 20} MiB "
+                "free: make room, and the same command goes on from the newest checkpoint that is "
+                f"there, {max(self.steps(), default='none')}"
+            )
         facts = dict(facts) | {"format": FORMAT, "step": step}
         self._pending = self._saver.save_checkpointables_async(step, {**trees, "facts": facts})
 

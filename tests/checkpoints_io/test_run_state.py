@@ -1,5 +1,7 @@
 """A checkpoint comes back as it was, and a torn one is passed over by name."""
 
+from unittest import mock
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -104,3 +106,17 @@ def test_nothing_left_to_read_is_an_error(tmp_path, trees):
             path.write_bytes(b"")
     with pytest.raises(OSError, match="none of the checkpoints"):
         RunStore(tmp_path, keep=1).newest(lambda _: None, trees)
+
+
+def test_a_disk_without_room_is_a_sentence_and_harms_nothing(tmp_path, trees, monkeypatch):
+    store = RunStore(tmp_path, keep=2)
+    store.save(1, trees, {})
+    store.wait()
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.disk_usage", lambda _: mock.Mock(free=100))
+        with pytest.raises(OSError, match=r"has 0 MiB free: make room, .* that is there, 1"):
+            store.save(2, trees, {})
+    assert store.steps() == [1]
+    store.save(2, trees, {})
+    store.close()
+    assert RunStore(tmp_path, keep=2).steps() == [2, 1]
