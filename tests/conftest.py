@@ -79,7 +79,7 @@ def tiny_config(tmp_path) -> ml_collections.ConfigDict:
     config.directory = str(tmp_path / "run")
     config.tensorboard = False
     config.compile_cache = None  # the tests share one of their own
-    config.token_cache = None
+    config.token_cache = f"{CACHE}/tokens"  # and tokenise once
     config.run_initial_eval = False
     config.steps_per_log = 1
     config.steps_per_hf_export = -1

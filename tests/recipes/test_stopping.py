@@ -55,7 +55,9 @@ def wait_for(step, directory, process):
 FLAGS = ("--config.num_train_steps=12", "--config.steps_per_checkpoint=100")
 
 
-@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "asked", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.full)]
+)
 def test_a_run_that_is_asked_to_stop_saves_and_ends_well(tmp_path, asked):
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     told = started(whole, *FLAGS).communicate()[0]
@@ -74,12 +76,13 @@ def test_a_run_that_is_asked_to_stop_saves_and_ends_well(tmp_path, asked):
 
 
 def test_a_second_interrupt_ends_it_at_once():
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), stopping.asked() as stop:
         assert not stop(1)
         signal.raise_signal(signal.SIGINT)
         assert stop(2)
         signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_what_was_due_at_the_step_of_the_stop_still_happens(tiny_config, monkeypatch):
