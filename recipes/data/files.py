@@ -117,10 +117,8 @@ def parquet(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
         names = _distinct(table.schema_arrow.names)
         read = [column for column in names if wanted is None or column in wanted]
         for group in range(table.num_row_groups):
-            told = table.metadata.row_group(group)
-            parts = (told.column(i) for i in range(told.num_columns))
-            largest = max((p.total_uncompressed_size for p in parts), default=0)
-            some = min(max(LARGEST // max(largest, 1), 8), AT_ONCE)
+            size = table.metadata.row_group(group).total_byte_size  # of a column it might not say
+            some = min(max(LARGEST // max(size, 1), 8), AT_ONCE)
             for batch in table.iter_batches(some, row_groups=[group], columns=read):
                 yield from _batch(name, number, batch, names)
                 number += len(batch)
