@@ -73,7 +73,7 @@ def test_the_tiny_run_learns(tiny_config):
 @pytest.mark.parametrize(
     ("stop", "total", "other"),
     [
-        pytest.param(3, 6, {}, id="inside an epoch"),
+        pytest.param(3, 6, {}, id="inside an epoch", marks=pytest.mark.full),
         pytest.param(12, 14, {}, id="in the second epoch"),
         pytest.param(3, 5, {"per_device_parallelism": 2}, id="with accumulation"),
         pytest.param(
@@ -345,7 +345,7 @@ def test_policy_and_reference_that_differ_are_seen_before_the_first_step(tiny_co
     ("family", "other"),
     [
         ("gemma2", dict(sliding_window=24)),
-        ("qwen3_moe", {}),
+        pytest.param("qwen3_moe", {}, marks=pytest.mark.full),
         pytest.param("gpt2", dict(n_positions=256), marks=pytest.mark.full),
         pytest.param("gpt_oss", {}, marks=pytest.mark.full),
         pytest.param("phi3", dict(max_position_embeddings=256), marks=pytest.mark.full),
