@@ -6,7 +6,7 @@ Ours is row -> `layouts` -> `tokens.encode`: ids, and which of them count. TRL's
 `DPOTrainer` asks of transformers for each pair: the chat template applied, and its text tokenised,
 three times: for the prompt, and for the prompt with either answer. One thread; CPU seconds of this
 process, both ways in turn on a few rows at a time; of several rounds the median. The next two
-columns are the whole way, from a JSONL file of messages to tokens on disk: ours `tokenise.kept`,
+columns are the whole way, from a JSONL file of messages to tokens on disk: ours `workers.kept`,
 theirs `datasets`: a file loaded, and mapped row by row, as `DPOTrainer` does.
 
 The second table is about packing: the share of the positions that is filled, and how many positions
@@ -27,7 +27,7 @@ from absl import app, flags
 import datasets
 import transformers
 
-from recipes.data import chat, layouts, packing, tokenise, tokenizer, tokens
+from recipes.data import chat, layouts, packing, tokenise, tokenizer, tokens, workers
 from recipes.data.packing import Shape
 from recipes.data.tokens import PairIds
 
@@ -115,7 +115,7 @@ def on_disk(file: pathlib.Path, other, number: int) -> tuple[float, float]:
     how = tokenise.How(TOKENIZER.value, TEMPLATE.value, "assistant", DATE.value, 10**6, "drop", 0.0)
     tokenise.ready(how, plain=False)  # which is not what is timed
     since = time.process_time()
-    tokenise.kept(source, how, folder / "ours")
+    workers.kept(source, how, folder / "ours")
     between = time.process_time()
     rows = datasets.load_dataset("json", data_files=str(file), cache_dir=str(folder), split="train")
     rows.map(lambda row: mapped(row, other), new_fingerprint=str(number))

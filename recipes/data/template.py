@@ -77,26 +77,24 @@ def bounded() -> Iterator[None]:
     if _is_bounded or threading.current_thread() is not threading.main_thread():
         yield
         return
-    _is_bounded = True
-    try:
-        with _bounded_memory(), _bounded_time():
-            yield
-    finally:
-        _is_bounded = False
-
-
-@contextlib.contextmanager
-def _bounded_memory() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    most = _in_use(int(time.monotonic())) + ROOM
-    if most <= ROOM or (soft != resource.RLIM_INFINITY and soft < most):
-        yield
-        return
-    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    in_use = _in_use(int(time.monotonic()))
+    limited = in_use > 0 and not 0 <= soft < in_use + ROOM  # RLIM_INFINITY is below 0
+    before = signal.signal(signal.SIGALRM, _too_long)
+    _is_bounded = True
+    if limited:
+        resource.setrlimit(resource.RLIMIT_AS, (in_use + ROOM, hard))
+    signal.setitimer(signal.ITIMER_REAL, SECONDS, 1.0)  # and again, should the first be swallowed
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        with contextlib.suppress(TimeoutError):  # it may ring now
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if limited:
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        signal.signal(signal.SIGALRM, before or signal.SIG_DFL)
+        _is_bounded = False
 
 
 @functools.lru_cache(maxsize=1)
@@ -107,19 +105,6 @@ def _in_use(_second: int) -> int:
             return int(file.read().split()[0]) * resource.getpagesize()
     except OSError:  # not Linux
         return 0
-
-
-@contextlib.contextmanager
-def _bounded_time() -> Iterator[None]:
-    before = signal.signal(signal.SIGALRM, _too_long)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS, 1.0)  # and again, should the first be swallowed
-    try:
-        yield
-    finally:
-        with contextlib.suppress(TimeoutError):  # it may ring now
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before or signal.SIG_DFL)
 
 
 def _too_long(*_: Any) -> None:

@@ -200,10 +200,12 @@ def _fitted(ids: PairIds, most: int, over_length: str, bos: int | None) -> PairI
 
 
 def _ended(ids: PairIds, otherwise: str) -> PairIds:
-    sides = {}
-    for side, scored in (("chosen", ids.chosen_scored), ("rejected", ids.rejected_scored)):
+    for side in ("chosen", "rejected"):
+        scored = getattr(ids, f"{side}_scored")
         if not scored.any():
             raise ValueError(otherwise)
-        stop = int(np.flatnonzero(scored)[-1]) + 1
-        sides |= {side: getattr(ids, side)[:stop], f"{side}_scored": scored[:stop]}
-    return ids._replace(**sides)
+        if not scored[-1]:
+            stop = int(np.flatnonzero(scored)[-1]) + 1
+            shorter = {side: getattr(ids, side)[:stop], f"{side}_scored": scored[:stop]}
+            ids = ids._replace(**shorter)
+    return ids

@@ -7,6 +7,7 @@ in OpenAI's encoder.py; their bytes are merged by `tokenizers`, once.
 
 from collections.abc import Callable
 import json
+import re
 from typing import Any
 import unicodedata
 
@@ -27,8 +28,8 @@ def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | No
         return None
     composed = told["normalizer"] is not None
     special: dict[str, list[int]] = {token["content"]: [token["id"]] for token in added}
-    longest_first = [regex.escape(token) for token in sorted(special, key=len, reverse=True)]
-    between = regex.compile(f"({'|'.join(longest_first) or '(?!)'})")
+    longest_first = [re.escape(token) for token in sorted(special, key=len, reverse=True)]
+    between = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
     model, spelled, known = own.model, str.maketrans(bytes_as_text()), {}
 
     def merged(word: str) -> list[int]:
