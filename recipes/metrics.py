@@ -68,11 +68,13 @@ def by_part(
     reference_logps: Array,
     **loss,
 ) -> dict[str, int | float]:
-    """The same for the pairs of each source of a mixture, named after it, and how many they are."""
+    """The same for the pairs of each source, where there are several, and how many they are."""
     figures: dict[str, int | float] = {}
+    if len(parts) == 1:
+        return figures
     ours, theirs = (jnp.asarray(jax.device_get(x)) for x in (policy_logps, reference_logps))
     of = mixture.part_of(parts, rows)
-    for i, part in enumerate(parts if len(parts) > 1 else ()):
+    for i, part in enumerate(parts):
         figures[f"{part.name}/pairs"] = int((of == i).sum())
         if figures[f"{part.name}/pairs"]:
             values = preference(ours, theirs, jnp.asarray(of == i), **loss)

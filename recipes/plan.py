@@ -1,6 +1,5 @@
 """What a run is going to take and do, worked out before any long work."""
 
-import itertools
 import pathlib
 import shutil
 from typing import Any
@@ -12,9 +11,8 @@ import ml_collections
 import numpy as np
 
 from recipes import settings
-from recipes.data import packing, shapes, tokenizer
+from recipes.data import packing, report, shapes
 from recipes.data.packing import Shape
-from recipes.data.tokenizer import Tokenizer
 from recipes.data.tokens import PairIds
 import zoo
 
@@ -62,21 +60,22 @@ def told(config: ml_collections.ConfigDict, run: Any, model: zoo.Model) -> str:
         f"memory       {size(sum(bytes_each.values()))} per device ({parts}), and activations",
         f"disk         {size(saved)} per checkpoint, {config.keep_checkpoints} kept; "
         f"{size(free)} free in {run.directory}",
-        f"first pair, scored tokens in ⟦ ⟧:\n{example(pairs[0], run.tokenizer)}",
+        "first pair, scored tokens in ⟦ ⟧:",
+        *(f"  {line}" for line in report.lines_of(pairs[0], run.tokenizer)),
     ]
     return "\n".join(lines)
 
 
 def _mixed(run: Any) -> list[str]:
     """How often the pairs of each source are met, where there are several."""
+    if len(run.parts) == 1:
+        return []
     total = sum(part.weight for part in run.parts)
-    drawn = {part.name: run.total_steps * run.place.shape.pairs * part.weight / total
-             for part in run.parts}  # fmt: skip
+    drawn = run.total_steps * run.place.shape.pairs / total
     return [
         f"  {part.name:<10} {len(part.pairs)} pairs, {part.weight / total:.1%} of those drawn: "
-        f"{drawn[part.name] / len(part.pairs):.2f} epochs of it"
+        f"{drawn * part.weight / len(part.pairs):.2f} epochs of it"
         for part in run.parts
-        if len(run.parts) > 1
     ]
 
 
@@ -173,25 +172,6 @@ def refuse_small_disk(directory: pathlib.Path, needed: int) -> int:
             "with --config.steps_per_hf_export"
         )
     return free
-
-
-def example(pair: PairIds, own: Tokenizer) -> str:
-    """A pair as text, its scored stretches between ⟦ and ⟧."""
-
-    def marked(ids: np.ndarray, scored: np.ndarray) -> str:
-        text = ""
-        bounds = [0, *(np.flatnonzero(np.diff(scored)) + 1), len(ids)]
-        for start, stop in itertools.pairwise(bounds):
-            before = [*pair.prompt, *ids[:start]]
-            part = tokenizer.text_after(own, before, ids[start:stop])
-            text += f"⟦{part}⟧" if scored[start] else part
-        return text
-
-    return (
-        f"  prompt    {own.decode(pair.prompt)!r}\n"
-        f"  chosen    {marked(pair.chosen, pair.chosen_scored)!r}\n"
-        f"  rejected  {marked(pair.rejected, pair.rejected_scored)!r}"
-    )
 
 
 def size(count: int | float) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 import contextlib
-import fcntl
 import pathlib
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import ml_collections
 import tqdm
 
-from checkpoints_io import hf_folder
+from checkpoints_io import hf_folder, lock
 from checkpoints_io.run_state import RunStore
 from recipes import optimizer, plan, settings
 from recipes.data import batches, chat, pairs, reading, shapes
@@ -177,16 +176,14 @@ def _alone(directory: pathlib.Path) -> Iterator[None]:
     if jax.process_index():
         yield
         return
-    with (directory / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OSError(
-                f"another run is going on in {directory}: wait for it, or choose another "
-                "--config.directory"
-            ) from error
-        except OSError:  # a disk that knows no locks
-            pass
+
+    def refuse() -> None:
+        raise OSError(
+            f"another run is going on in {directory}: wait for it, or choose another "
+            "--config.directory"
+        )
+
+    with lock.held(directory / "lock", otherwise=refuse):
         yield
 
 

@@ -21,7 +21,7 @@ import safetensors.numpy
 import tqdm
 
 from recipes import head, logps
-from recipes.data import packing
+from recipes.data import packing, tokens
 from recipes.data.batches import Place
 from recipes.data.packing import Shape
 from recipes.data.tokens import PairIds
@@ -118,11 +118,8 @@ def bound(logps: np.ndarray, compute: jax.typing.DTypeLike) -> np.ndarray:
 
 def key(pair: PairIds, shape: Shape) -> bytes:
     """Sixteen bytes for the tokens, the masks and the layout of a pair."""
-    digest = hashlib.sha256(bytes([packing.fits_once(pair, shape)]))
-    for array in (pair.prompt, pair.chosen, pair.rejected):
-        digest.update(len(array).to_bytes(8) + array.astype("<i4").tobytes())
-    digest.update(pair.chosen_scored.tobytes() + pair.rejected_scored.tobytes())
-    return digest.digest()[:16]
+    content = bytes([packing.fits_once(pair, shape)]) + tokens.as_bytes(pair)
+    return hashlib.sha256(content).digest()[:16]
 
 
 def _write(folder: pathlib.Path, keys: Sequence[bytes], values: np.ndarray) -> None:

@@ -195,20 +195,18 @@ def _check_data(config: ml_collections.ConfigDict) -> None:
         if source.layout is not None and source.layout not in layouts.LAYOUTS:
             prefix = "data." if source.layout == config.data.layout else where
             _one_of({"layout": source.layout}, "layout", layouts.LAYOUTS, prefix)
-        known = set().union(*(layout.columns for layout in layouts.LAYOUTS.values()))
         for column, theirs in source.columns:
-            if column not in known:
-                near = did_you_mean(column, known)
+            if column not in layouts.COLUMNS:
+                near = did_you_mean(column, layouts.COLUMNS)
                 raise ValueError(f"--config.data.columns has no column {column!r}{near}")
             if not isinstance(theirs, str):
                 raise ValueError(f"--config.data.columns.{column} is not a column's name")
     try:
-        date = config.data.date and datetime.date.fromisoformat(config.data.date)
+        datetime.date.fromisoformat(config.data.date or "2026-01-31")
     except ValueError as error:
         raise ValueError(
             f"--config.data.date={config.data.date!r} is not written like 2026-01-31"
         ) from error
-    del date
 
 
 def _refuse_without_effect(config: ml_collections.ConfigDict) -> None:

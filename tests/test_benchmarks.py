@@ -37,3 +37,16 @@ def test_every_way_to_the_same_losses(work):
     assert plain["losses"][0] == pytest.approx(0.693147, abs=1e-5)
     for flags in (["--cached"], ["--separate"]):
         assert ours(work, *flags)["losses"] == pytest.approx(plain["losses"], abs=1e-5)
+
+
+def test_tokenisation_is_compared(tmp_path):
+    rows = [{"prompt": "a?", "chosen": f"b {i}", "rejected": "c"} for i in range(6)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    told = subprocess.run(
+        [sys.executable, "tokenisation.py", f"--tokenizer={ROOT}/recipes/tiny/model",
+         f"--rows={tmp_path}/rows.json", "--rounds=1", "--update=4"],
+        cwd=ROOT / "benchmarks", capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr[-2000:]
+    assert told.stdout.count("rows.json") == 2

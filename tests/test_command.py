@@ -125,11 +125,17 @@ def test_the_data_is_looked_at_before_training(tmp_path):
         assert told in done.stdout
     assert "<table" in (tmp_path / "data.html").read_text()
     refused(look(*flags, "--config.data.layout=hh"), "rows of", "hold no pair")
+
+
+def test_the_data_of_a_run_without_a_directory_into_a_pipe_that_closes(tmp_path):
     closed = subprocess.run(
-        f"{sys.executable} -m recipes.data {TINY_CONFIG} --page={tmp_path}/b.html | head -1",
+        f"{sys.executable} -m recipes.data --config=recipes/configs/llama8b.py "
+        f"--config.tokenizer={TINY}/model --config.train_data={TINY}/train.jsonl "
+        f"--page={tmp_path}/data.html | head -1",
         cwd=ROOT, shell=True, capture_output=True, text=True,
     )  # fmt: skip
-    assert "Traceback" not in closed.stderr
+    assert closed.stdout.startswith("train: ")
+    assert closed.stderr == ""
 
 
 def test_settings_can_be_unset(tmp_path):

@@ -26,6 +26,8 @@ def look(config: ml_collections.ConfigDict) -> None:
     Raises:
       ValueError, OSError: a sentence about the settings or the data.
     """
+    if config.directory is None:
+        config.directory = "runs"  # nothing is written there
     settings.check(config)
     name = config.tokenizer or config.initialize_from_hf
     folder = hf_folder.find(name, files=hf_folder.TOKENIZER_FILES)

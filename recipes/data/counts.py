@@ -39,10 +39,6 @@ class Counts(NamedTuple):
             told.append(f"{self.repeated} that repeat an earlier pair (kept)")
         return told
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON keeps it; `from_json` reads it."""
-        return self._asdict()
-
 
 def none() -> Counts:
     """Of no rows."""
@@ -51,7 +47,7 @@ def none() -> Counts:
 
 
 def from_json(told: dict[str, Any]) -> Counts:
-    """What `to_json` gave."""
+    """What JSON kept of them."""
     counter = collections.Counter
     return Counts(
         told["rows"],

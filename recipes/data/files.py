@@ -137,13 +137,18 @@ def arrow(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
             file.seek(0)
             batches = iter(pyarrow.ipc.open_stream(file))
         for batch in batches:
-            names = _distinct(batch.schema.names)
-            read = batch.select([c for c in names if wanted is None or c in wanted])
             for start in range(0, len(batch), AT_ONCE):
-                yield from _batch(name, number + start, read.slice(start, AT_ONCE), names)
+                yield from batch_rows(name, number + start, batch.slice(start, AT_ONCE), wanted)
             number += len(batch)
     except (OSError, ValueError, MemoryError, pyarrow.ArrowException) as error:
         yield _torn(f"{name}[{number}]", error)
+
+
+def batch_rows(name: str, first: int, batch: pyarrow.RecordBatch, wanted: Wanted) -> Iterator[Row]:
+    """Rows of a table, of which the first has this number."""
+    names = _distinct(batch.schema.names)
+    read = batch.select([c for c in names if wanted is None or c in wanted])
+    yield from _batch(name, first, read, names)
 
 
 def _distinct(names: list[str]) -> list[str]:

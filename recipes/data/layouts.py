@@ -141,6 +141,7 @@ LAYOUTS: dict[str, Layout] = {
     "plain_transcripts": _layout(plain_transcripts, ""),
 }
 PLAIN = ("plain_text", "plain_transcripts")
+COLUMNS = frozenset().union(*(layout.columns for layout in LAYOUTS.values()))  # of any of them
 
 
 def renamed(row: Row, columns: dict[str, str]) -> Row:
@@ -152,8 +153,7 @@ def renamed(row: Row, columns: dict[str, str]) -> Row:
 
 def wanted(columns: dict[str, str]) -> frozenset[str]:
     """The columns that any layout might read, by the names that the dataset gives them."""
-    ours = frozenset().union(*(layout.columns for layout in LAYOUTS.values()))
-    return ours | {*ALSO, *columns.values()}
+    return COLUMNS | {*ALSO, *columns.values()}
 
 
 def recognised(row: Row) -> str:

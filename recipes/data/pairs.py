@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recipes.data import counts, layouts, sources, workers
+from recipes.data import counts, layouts, sources, tokens, workers
 from recipes.data.counts import Counts
 from recipes.data.messages import one_line
 from recipes.data.tokenise import How, Source
@@ -106,15 +106,9 @@ def fingerprint(ids: Iterable[PairIds]) -> str:
     """Sixteen hex digits that change with any token, mask or order of the pairs."""
     digest = hashlib.sha256()
     for pair in ids:
-        digest.update(_bytes(pair))
+        digest.update(tokens.as_bytes(pair))
     return digest.hexdigest()[:16]
 
 
 def _digest(pair: PairIds) -> bytes:
-    return hashlib.blake2b(_bytes(pair), digest_size=16).digest()
-
-
-def _bytes(pair: PairIds) -> bytes:
-    parts = [pair.prompt, pair.chosen, pair.rejected]
-    sized = (len(array).to_bytes(8) + array.astype("<i4").tobytes() for array in parts)
-    return b"".join([*sized, pair.chosen_scored.tobytes(), pair.rejected_scored.tobytes()])
+    return hashlib.blake2b(tokens.as_bytes(pair), digest_size=16).digest()

@@ -92,9 +92,7 @@ def read(config: ml_collections.ConfigDict, tokenizer_folder: pathlib.Path) -> D
         if both := int(np.isin(found.keys, keys).sum()):
             told[-1].told.append(f"{both} of its prompts are in the training data too")
         held_out.append(HeldOut(name, found.ids))
-    held_out = [
-        held._replace(pairs=_spread(held.pairs, config.max_eval_pairs)) for held in held_out
-    ]
+    held_out = [held._replace(pairs=spread(held.pairs, config.max_eval_pairs)) for held in held_out]
     return Data(tokenizer, chat, train, held_out, told)
 
 
@@ -126,8 +124,7 @@ def _told(name: str, source: Source, found: Pairs, line: str) -> Told:
     )
 
 
-def _spread(found: list[PairIds], most: int | None) -> list[PairIds]:
-    """At most so many, from all over the list: files are often sorted by kind."""
-    if most is None or len(found) <= most:
-        return found
-    return [found[i * len(found) // most] for i in range(most)]
+def spread(pairs: Sequence[PairIds], most: int | None) -> list[PairIds]:
+    """At most so many of them, from all over the list: files are often sorted by kind."""
+    steps = np.linspace(0, len(pairs) - 1, min(len(pairs), len(pairs) if most is None else most))
+    return [pairs[i] for i in steps.round().astype(int).tolist()]

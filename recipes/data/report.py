@@ -12,7 +12,7 @@ import numpy as np
 from recipes.data import packing, shapes
 from recipes.data.messages import visible
 from recipes.data.packing import Shape
-from recipes.data.reading import Told
+from recipes.data.reading import Told, spread
 from recipes.data.tokenizer import Tokenizer, text_after
 from recipes.data.tokens import NOTES, PairIds
 
@@ -66,10 +66,20 @@ def text(
         for pair in spread(part.pairs, shown):
             heading = painted(f"  row {pair.row}", "heading")
             lines += ["", heading, *(f"    {NOTES[note]}" for note in pair.notes)]
-            for name, pieces in pieces_of(pair, tokenizer).items():
-                lines.append(f"    {name:<8}  {_marked(pieces, painted, ' ' * 14)}")
+            lines += [f"    {line}" for line in lines_of(pair, tokenizer, painted)]
         lines.append("")
     return "\n".join(lines)
+
+
+def lines_of(
+    pair: PairIds, tokenizer: Tokenizer, painted: Callable[[str, str], str] = lambda what, _: what
+) -> list[str]:
+    """A pair as text, its scored stretches between ⟦ and ⟧; `painted` may colour them."""
+    return [
+        line
+        for name, pieces in pieces_of(pair, tokenizer).items()
+        for line in f"{name:<8}  {_marked(pieces, painted, ' ' * 10)}".split("\n")
+    ]
 
 
 def page(parts: Iterable[Told], tokenizer: Tokenizer, shape: Shape, *, shown: int = 20) -> str:
@@ -90,12 +100,6 @@ def page(parts: Iterable[Told], tokenizer: Tokenizer, shape: Shape, *, shown: in
         by_space=lambda said: re.split(r"(\s)", said),
         NOTES=NOTES,
     )
-
-
-def spread(pairs: Sequence[PairIds], most: int) -> list[PairIds]:
-    """At most so many of them, from all over the list."""
-    steps = np.linspace(0, len(pairs) - 1, min(len(pairs), most))
-    return [pairs[i] for i in steps.round().astype(int).tolist()]
 
 
 def lengths(pairs: Sequence[PairIds]) -> np.ndarray:

@@ -97,13 +97,11 @@ def _hash(file_system: Any, path: str) -> str:
 
 
 def _hub_rows(source: str, wanted: frozenset[str] | None) -> Iterator[Row]:
-    rows = _hub(source)
-    names = list(rows.column_names)
-    read = [name for name in names if wanted is None or name in wanted]
-    unread = tuple(name for name in names if name not in read)
-    for number, fields in enumerate(rows.select_columns(read)):
-        size = sum(len(str(value)) for value in fields.values())
-        yield Row(f"{source}[{number}]", dict(fields), unread=unread, size=size)
+    number = 0
+    for table in _hub(source).with_format("arrow").iter(files.AT_ONCE):
+        for batch in table.combine_chunks().to_batches():
+            yield from files.batch_rows(source, number, batch, wanted)
+            number += len(batch)
 
 
 def _hub(source: str) -> Any:

@@ -6,7 +6,6 @@ so many rows of the source each; `done.json` is written behind the last of them.
 
 from collections.abc import Iterator, Sequence
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
@@ -19,6 +18,7 @@ import numpy as np
 import pyarrow
 import tqdm
 
+from checkpoints_io import lock
 from recipes.data import counts as counts_io
 from recipes.data.counts import Counts
 from recipes.data.tokens import NOTES, PairIds
@@ -55,17 +55,12 @@ def folder_of(directory: pathlib.Path, identity: dict[str, Any]) -> pathlib.Path
 
 @contextlib.contextmanager
 def alone(folder: pathlib.Path) -> Iterator[None]:
-    """One process at a time, of all that see the folder; where the disk knows no locks, all."""
-    with _told(folder):
-        file = (folder / "lock").open("w")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            tqdm.tqdm.write(f"waiting for another process that tokenises the same, in {folder}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # a disk that knows no locks
-            pass
+    """Within it no other process writes there; if one does, it is waited for, and told."""
+    told = f"waiting for another process that tokenises the same, in {folder}"
+    with contextlib.ExitStack() as stack:
+        with _told(folder):
+            path = folder / "lock"
+            stack.enter_context(lock.held(path, otherwise=lambda: tqdm.tqdm.write(told)))
         yield
 
 
@@ -92,7 +87,7 @@ def write(path: pathlib.Path, shard: Shard) -> None:
         columns[name] = _lists([getattr(pair, name) for pair in ids], np.int32)
     for name in MASKS:
         columns[name] = _lists([getattr(pair, name) for pair in ids], np.uint8)
-    told = {"counts": json.dumps(shard.counts.to_json())}
+    told = {"counts": json.dumps(shard.counts._asdict())}
     table = pyarrow.table(columns).replace_schema_metadata(told)
     sink = pyarrow.BufferOutputStream()
     with pyarrow.ipc.new_file(sink, table.schema) as writer:
@@ -129,7 +124,7 @@ def read(path: pathlib.Path) -> Shard | None:
 def finish(folder: pathlib.Path, firsts: Sequence[int]) -> None:
     """Says that these files are all there are."""
     paths = [path_of(folder, first) for first in firsts]
-    told = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    told = {path.name: _digest(path) for path in paths}
     with _told(folder):
         _write_whole(folder / "done.json", json.dumps(told).encode())
 

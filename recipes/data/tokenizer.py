@@ -6,7 +6,7 @@ import re
 from typing import Any, NamedTuple, SupportsInt
 
 from checkpoints_io import hf_folder
-from recipes.data import tokenizer_files
+from recipes.data import tokenizer_files, words
 
 Offsets = Sequence[tuple[int, int]]  # of each token: its characters, from .. to
 
@@ -52,8 +52,8 @@ def load(folder: pathlib.Path, chat_template: str | None = None) -> Tokenizer:
         encode=codec.encode,
         decode=codec.decode,
         special=codec.special,
-        specials=_any_of(codec.special),
-        cuts=_any_of(codec.cuts),
+        specials=words.any_of(filter(str.strip, codec.special)),
+        cuts=words.any_of(filter(str.strip, codec.cuts)),
         named=named,
         bos_id=bos,
         eos_id=eos,
@@ -61,11 +61,6 @@ def load(folder: pathlib.Path, chat_template: str | None = None) -> Tokenizer:
         chat_template=templates.pop("default", None),
         chat_templates=templates,
     )
-
-
-def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    longest_first = sorted(map(re.escape, filter(str.strip, texts)), key=len, reverse=True)
-    return re.compile("|".join(longest_first) or "(?!)")
 
 
 def text_after(

@@ -68,7 +68,6 @@ def _fast(own: tokenizers.Tokenizer, begins: bool | None = None) -> Codec:
     special = {token.content: i for i, token in sorted(added.items())}
     if begins is None:
         begins = bool(own.encode("").ids)
-
     by_words = words.encoder(own)
 
     def encoding(text: str) -> tokenizers.Encoding:
@@ -128,8 +127,7 @@ def _sentencepiece(path: pathlib.Path, config: dict[str, Any]) -> Codec:
     special = {own.id_to_piece(i): i for i in range(size) if own.is_control(i)}
     special |= _added(config, path.with_name("added_tokens.json"))
     texts = {i: text for text, i in special.items()}
-    longest_first = sorted(map(re.escape, filter(None, special)), key=len, reverse=True)
-    between = re.compile(f"({'|'.join(longest_first)})" if longest_first else "(?!)()")
+    between = words.any_of(special)
 
     def encode(text: str) -> tuple[list[int], list[tuple[int, int]]]:
         ids: list[int] = []

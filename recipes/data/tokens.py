@@ -80,6 +80,13 @@ def encode(
     return ids
 
 
+def as_bytes(pair: PairIds) -> bytes:
+    """Its tokens and masks: equal for pairs that train alike, whatever machine they are on."""
+    parts = pair.prompt, pair.chosen, pair.rejected
+    sized = (len(array).to_bytes(8) + array.astype("<i4").tobytes() for array in parts)
+    return b"".join([*sized, pair.chosen_scored.tobytes(), pair.rejected_scored.tobytes()])
+
+
 class _Encoded(NamedTuple):
     ids: np.ndarray
     scored: np.ndarray

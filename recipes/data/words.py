@@ -5,7 +5,7 @@ its own. Most words were met before, and then their ids are looked up. Words are
 in OpenAI's encoder.py; their bytes are merged by `tokenizers`, once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import json
 import re
 from typing import Any
@@ -28,8 +28,7 @@ def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | No
         return None
     composed = told["normalizer"] is not None
     special: dict[str, list[int]] = {token["content"]: [token["id"]] for token in added}
-    longest_first = [re.escape(token) for token in sorted(special, key=len, reverse=True)]
-    between = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
+    between = any_of(special)
     model, spelled, known = own.model, str.maketrans(bytes_as_text()), {}
 
     def merged(word: str) -> list[int]:
@@ -82,6 +81,12 @@ def _pattern(told: dict[str, Any]) -> Any:
         return regex.compile(cut["pattern"]["Regex"])
     except regex.error:
         return None
+
+
+def any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """What matches any of these texts, the longest that it can, as a group."""
+    longest_first = sorted(filter(None, texts), key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
 
 def bytes_as_text() -> dict[int, str]:

@@ -118,7 +118,8 @@ def _come_back(done: set[concurrent.futures.Future]) -> None:
         try:
             one.result()
         except (ValueError, OSError) as error:
-            raise type(error)(str(error)) from error  # a sentence of ours, from another process
+            # A sentence of ours, from another process.
+            raise (OSError if isinstance(error, OSError) else ValueError)(str(error)) from error
 
 
 def _end_with(parent: int) -> None:

@@ -158,7 +158,9 @@ def test_tokens_are_kept_and_mapped_again(tmp_path, monkeypatch):
     assert equal(read(path, cache), alone)
 
 
-@pytest.mark.parametrize("harm", ["cut", "emptied", "removed", "flipped", "no end", "torn end"])
+@pytest.mark.parametrize(
+    "harm", ["cut", "emptied", "removed", "flipped", "a bit", "no end", "torn end"]
+)
 def test_a_harmed_cache_is_mended(tmp_path, monkeypatch, harm):
     monkeypatch.setattr(workers, "SHARD", 50)
     path, cache = many(tmp_path / "a.jsonl", 100), tmp_path / "cache"
@@ -174,6 +176,9 @@ def test_a_harmed_cache_is_mended(tmp_path, monkeypatch, harm):
         one.write_bytes(b"")
     elif harm == "flipped":
         one.write_bytes(content[:20] + bytes(reversed(content[20:-20])) + content[-20:])
+    elif harm == "a bit":  # of a token, where nothing but its digest tells
+        at = content.index(before.ids[0].prompt.tobytes())
+        one.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
     elif harm != "removed":
         one.write_bytes(content)
         done.write_bytes(b"{" if harm == "torn end" else b"")
@@ -216,6 +221,37 @@ def test_of_two_at_once_one_tokenises_and_the_other_waits(tmp_path, monkeypatch)
         one, other = both.map(lambda _: read(path, cache), range(2))
     assert equal(one, other)
     assert calls == [0]
+
+
+def test_files_of_another_length_are_not_taken_for_ours(tmp_path, monkeypatch):
+    """A start that was killed, and another version that keeps fewer rows a file."""
+    path, cache = many(tmp_path / "a.jsonl", 40), tmp_path / "cache"
+    monkeypatch.setattr(workers, "SHARD", 20)
+    before = read(path, cache)
+    (done,) = cache.glob("*/done.json")
+    done.unlink()
+    monkeypatch.setattr(workers, "SHARD", 10)
+    assert equal(read(path, cache), before)
+
+
+def test_other_code_is_another_folder(tmp_path, monkeypatch):
+    source = Source(str(written(tmp_path / "a.jsonl", [GOOD])), "preference_chat")
+    before = tokenise.identity(source, HOW)
+    for path in pathlib.Path(tokenise.__file__).parent.glob("*.py"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(tokenise, "__file__", str(tmp_path / "tokenise.py"))
+    assert tokenise.identity(source, HOW) == before
+    with (tmp_path / "layouts.py").open("a") as file:
+        file.write("# another reading")
+    assert tokenise.identity(source, HOW) != before
+
+
+def test_what_fails_in_another_process_is_a_sentence_here():
+    failed = concurrent.futures.Future()
+    failed.set_exception(UnicodeDecodeError("utf-8", b"x", 0, 1, "odd"))
+    with pytest.raises(ValueError, match="odd") as error:
+        workers._come_back({failed})
+    assert type(error.value) is ValueError
 
 
 def test_another_tokenizer_template_or_setting_is_another_folder(tmp_path):

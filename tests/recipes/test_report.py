@@ -264,6 +264,6 @@ def test_many_parts_and_empty_ones(own):
 
 def test_rows_are_from_all_over(own):
     pairs = [pair(own, "a", " b", " c", row=i) for i in range(100)]
-    assert [p.row for p in report.spread(pairs, 3)] == [0, 50, 99]
-    assert [p.row for p in report.spread(pairs[:2], 20)] == [0, 1]
-    assert report.spread(pairs, 0) == []
+    assert [p.row for p in reading.spread(pairs, 3)] == [0, 50, 99]
+    assert [p.row for p in reading.spread(pairs[:2], 20)] == [0, 1]
+    assert reading.spread(pairs, 0) == []

@@ -153,6 +153,28 @@ def test_a_broken_text_in_a_table_costs_its_row_alone(tmp_path):
     assert bad.where.endswith("[1]")
 
 
+def test_a_hub_dataset_is_read_as_its_table(monkeypatch):
+    """The name, subset, split and revision as `datasets` is asked for them."""
+    import datasets
+
+    asked = []
+
+    def load(*given, **named):
+        asked.append((given, named))
+        return datasets.Dataset.from_list(ROWS * 400).select(range(1, 1200))
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    rows = list(sources.read("owner/name:subset:split@3f2a", frozenset(["chosen"])))
+    assert asked == [(("owner/name", "subset"), {"split": "split", "revision": "3f2a"})]
+    assert len(rows) == 1199
+    assert rows[0].fields == {"chosen": "😀"}
+    assert (rows[-1].where, rows[-1].unread) == (
+        "owner/name:subset:split@3f2a[1198]", ("prompt",)
+    )  # fmt: skip
+    list(sources.read("owner/name"))
+    assert asked[-1] == (("owner/name",), {"split": "train", "revision": None})
+
+
 @pytest.mark.parametrize(
     ("source", "told"),
     [

@@ -1,0 +1,26 @@
+"""A file that one process at a time may hold, of all that see its disk."""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import fcntl
+import pathlib
+
+
+@contextlib.contextmanager
+def held(path: pathlib.Path, *, otherwise: Callable[[], None]) -> Iterator[None]:
+    """Within it no other process holds the file; where one does, `otherwise` raises, or it waits.
+
+    On a disk that knows no locks all may hold it.
+
+    Raises:
+      OSError: the file cannot be made.
+    """
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            otherwise()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield
