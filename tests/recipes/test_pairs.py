@@ -278,12 +278,15 @@ def test_a_template_changed_in_between_is_seen_within_one_process(tmp_path):
     template = tmp_path / "a.jinja"
     text = (pathlib.Path(MODEL) / "chat_template.jinja").read_text()
     template.write_text(text)
+    how = HOW._replace(chat_template=str(template))
     before = read(path, cache, chat_template=str(template)).ids[0]
+    assert tokenise.ready(how, plain=False)[0].chat_template == text
     template.write_text(
         text.replace("user", "person").replace("{{ bos_token }}", "{{ bos_token }}X")
     )
     after = read(path, cache, chat_template=str(template)).ids[0]
     assert len(after.prompt) == len(before.prompt) + 1
+    assert tokenise.ready(how, plain=False)[0].chat_template != text
 
 
 def test_a_source_changed_while_it_is_read_is_not_kept(tmp_path, monkeypatch):
