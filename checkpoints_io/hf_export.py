@@ -9,6 +9,7 @@ import einops
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from checkpoints_io import hf_weights
@@ -34,6 +35,9 @@ def write(
 
     One file at a time is held in host memory. Every process must call it; those without a folder
     only help to gather the arrays.
+
+    Raises:
+      OSError: the disk is full, or fails.
     """
     plan = _shards(table, weights, dtype)
     file_of = {}
@@ -43,7 +47,10 @@ def write(
         tensors = _gathered(shard, table, weights, dtype)
         file_of |= dict.fromkeys(tensors, file)
         if folder:
-            safetensors.numpy.save_file(tensors, folder / file, metadata={"format": "pt"})
+            try:
+                safetensors.numpy.save_file(tensors, folder / file, metadata={"format": "pt"})
+            except safetensors.SafetensorError as error:
+                raise OSError(f"the weights cannot be written to {folder}: {error}") from error
             (folder / file).chmod(0o644)  # safetensors lets only the owner read it
     if folder and len(plan) > 1:
         total = sum(array.size for _, array in weights.values()) * np.dtype(dtype).itemsize

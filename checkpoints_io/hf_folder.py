@@ -6,12 +6,13 @@ import json
 import pathlib
 import re
 import shutil
-import tempfile
 from typing import Any
 
 import huggingface_hub
 from huggingface_hub import errors
 import jax
+
+from checkpoints_io import lock
 
 # What a model needs; weights in other formats, images and code are left on the hub.
 TOKENIZER_FILES = ["*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken"]
@@ -152,25 +153,40 @@ def write_companions(
 def written_whole(folder: pathlib.Path) -> Iterator[pathlib.Path | None]:
     """A temporary folder beside `folder` that takes its name, and its place, on success.
 
-    Process 0 writes it; the others are given None.
+    Process 0 writes it; the others are given None. What a killed writer left is cleared away.
 
     Raises:
       FileExistsError: what is there now is not a model folder, and may be somebody's work.
+      OSError: another process is writing it.
     """
     if jax.process_index():
         yield None
         return
-    if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} holds something else than a model: choose another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        fresh, old = pathlib.Path(scratch, "new"), pathlib.Path(scratch, "old")
-        fresh.mkdir()
-        yield fresh
-        if folder.exists():
-            folder.rename(old)
+
+    def refuse() -> None:
+        raise OSError(f"{folder} is being written by another process: wait for it")
+
+    scratch = folder.parent / f".{folder.name}.part"
+    fresh, old = scratch / "new", scratch / "old"
+    scratch.mkdir(parents=True, exist_ok=True)
+    with lock.held(scratch / "lock", otherwise=refuse):
         try:
-            fresh.rename(folder)
-        except OSError:
-            old.rename(folder)
-            raise
+            if old.exists() and not folder.exists():  # killed between the two renames
+                old.rename(folder)
+            if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
+                raise FileExistsError(
+                    f"{folder} holds something else than a model: choose another folder"
+                )
+            for left in (fresh, old):
+                shutil.rmtree(left, ignore_errors=True)
+            fresh.mkdir()
+            yield fresh
+            if folder.exists():
+                folder.rename(old)
+            try:
+                fresh.rename(folder)
+            except OSError:
+                old.rename(folder)
+                raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)

@@ -1,12 +1,17 @@
 """The state of a run on disk: what it takes to go on as if it had never stopped, by Orbax.
 
 A checkpoint is written in the background and appears when it is whole. It holds named trees of
-sharded arrays, each readable alone, and `facts`, a small JSON object.
+sharded arrays, each readable alone, and `facts`, a small JSON object, with the fingerprint of each
+tree among them: a bit that has changed since is seen.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import hashlib
+import json
 import pathlib
 import shutil
+import types
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -15,7 +20,9 @@ from jax.experimental import multihost_utils
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-FORMAT = 1
+from checkpoints_io.bits import fingerprint
+
+FORMAT = 2
 
 
 class Restored(NamedTuple):
@@ -26,53 +33,166 @@ class Restored(NamedTuple):
     facts: dict[str, Any]
 
 
-class RunStore:
-    """Keeps the newest `keep` checkpoints of one run under `directory`."""
+class Keep(NamedTuple):
+    """Which checkpoints stay: those that any of these names."""
 
-    def __init__(self, directory: pathlib.Path, *, keep: int):
+    newest: int  # so many
+    every: int | None = None  # those of every n-th step
+    highest: bool = False  # the one that was saved with the highest score
+
+
+class RunStore:
+    """The checkpoints of one run under `directory`; without `keep` they are only looked at.
+
+    After a save that failed, so many `retries` in a row may fail before the run is stopped.
+    """
+
+    def __init__(self, directory: pathlib.Path, *, keep: Keep | None, retries: int = 0):
         self._directory = directory.absolute()
         self._keep = keep
-        self._pending = None
+        self._retries = retries
+        self._pending: tuple[int, Any] | None = None
+        self._failures = 0  # in a row
+        self._scores: dict[int, float | None] = {}
         self._open()
 
     def _open(self) -> None:
-        newest: Any = ocp.training.preservation_policies.LatestN(self._keep)
+        policy: Any = types.SimpleNamespace(should_preserve=self._to_stay)
         self._saver = ocp.training.Checkpointer(
-            str(self._directory), preservation_policy=newest, cleanup_tmp_directories=True
+            str(self._directory),
+            preservation_policy=policy,
+            # What another process is writing may not be cleared away by one that only looks.
+            cleanup_tmp_directories=self._keep is not None,
         )
+        self._scores = {}
+        if self._keep and self._keep.highest:
+            facts = {
+                step: _tried(step, lambda step=step: self.facts(step)) for step in self.steps()
+            }
+            self._scores = {step: known.get("score") for step, known in facts.items() if known}
+
+    def _to_stay(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Orbax asks this behind every save, of all that are there, oldest first."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        if self._keep is None:
+            return [True] * len(steps)
+        stay = set(steps[-self._keep.newest :])
+        if self._keep.every:
+            stay |= {step for step in steps if step % self._keep.every == 0}
+        known = {step: score for step in steps if (score := self._scores.get(step)) is not None}
+        if known:
+            stay.add(max(known, key=lambda step: (known[step], step)))
+        return [step in stay for step in steps]
 
     def steps(self) -> list[int]:
         """The steps that are there whole, newest first."""
         return sorted((c.step for c in self._saver.checkpoints), reverse=True)
 
-    def save(self, step: int, trees: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    def save(
+        self,
+        step: int,
+        trees: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        score: float | None = None,
+    ) -> None:
         """Returns once the arrays may be donated; the writing goes on behind.
 
         Raises:
-          OSError: the save before this one failed, or the disk has no room for this one.
+          OSError: this save or the one before it failed, and there is no retry left.
         """
         self.wait()
+        bits = {name: fingerprint(tree) for name, tree in trees.items()}
+        facts = dict(facts) | {"format": FORMAT, "step": step, "bits": bits, "score": score}
+        self._scores[step] = score
+        try:
+            self._refuse_without_room(trees)
+            under_way = self._saver.save_checkpointables_async(
+                step, {**trees, "facts": _sealed(facts)}
+            )
+            if under_way is None:
+                raise OSError(f"there is a checkpoint of a later step in {self._directory}")
+            self._pending = step, under_way
+        except Exception as error:  # whatever Orbax makes of the disk's answer
+            self._failed(step, error)
+
+    def _refuse_without_room(self, trees: Mapping[str, Any]) -> None:
         needed = sum(x.nbytes for x in jax.tree.leaves(dict(trees)))
         free = shutil.disk_usage(self._directory).free
         if jax.process_count() > 1:  # all of them are to come to the same answer
             free = int(multihost_utils.broadcast_one_to_all(np.float64(free)))
         if free < needed:
             raise OSError(
-                f"a checkpoint takes {needed >> 20} MiB and {self._directory} has {free >> 20} MiB "
-                "free: make room, and the same command goes on from the newest checkpoint that is "
-                f"there, {max(self.steps(), default='none')}"
+                f"it takes {needed >> 20} MiB, and {self._directory} has {free >> 20} MiB free"
             )
-        facts = dict(facts) | {"format": FORMAT, "step": step}
-        self._pending = self._saver.save_checkpointables_async(step, {**trees, "facts": facts})
+
+    def lost(self) -> bool:
+        """Did the newest save fail, as far as is known, so that another is to be made at once?
+
+        Raises:
+          OSError: it failed, and there is no retry left.
+        """
+        # Of several processes none can know alone; they look together, at the next save.
+        if jax.process_count() == 1 and self._pending and not self._saver.is_saving_in_progress():
+            self.wait()
+        return self._failures > 0
+
+    def wait(self) -> None:
+        """Waits for the writing under way.
+
+        Raises:
+          OSError: it failed, and there is no retry left.
+        """
+        if self._pending is None:
+            return
+        (step, pending), self._pending = self._pending, None
+        failure = None
+        try:
+            pending.result()
+        except Exception as error:
+            failure = error
+        if _all_agree(failure is None):
+            self._failures = 0
+        else:
+            self._failed(step, failure)
+
+    def _failed(self, step: int, error: Exception | None) -> None:
+        """Says that a save failed, or raises; what it has written of the checkpoint is cleared."""
+        with contextlib.suppress(Exception):  # the failure itself, again
+            self._saver.close()
+        if jax.process_index() == 0:
+            for torn in self._directory.glob(f"{step}.*tmp*"):
+                shutil.rmtree(torn, ignore_errors=True)
+        self._open()
+        self._failures += 1
+        told = f"the checkpoint of step {step} could not be written: {_first_line(error)}"
+        if self._failures > self._retries:
+            raise OSError(
+                f"{told}. Make room or mend the disk, and the same command goes on from the newest "
+                f"checkpoint that is there: {max(self.steps(), default='none')}"
+            ) from error
+        left = self._retries - self._failures
+        logging.warning("%s. It is tried again, and %d times more if need be", told, left)
 
     def facts(self, step: int) -> dict[str, Any]:
-        """The facts of a checkpoint, without its arrays."""
-        return self._saver.load_checkpointables(step, {"facts": None})["facts"]
+        """The facts of a checkpoint, without its arrays.
+
+        Raises:
+          ValueError: they are not as they were written.
+        """
+        return _opened(self._saver.load_checkpointables(step, {"facts": None})["facts"], step)
 
     def restore(self, step: int, like: Mapping[str, Any]) -> Restored:
-        """The trees named in `like`, with its shapes, dtypes and shardings."""
+        """The trees named in `like`, with its shapes, dtypes and shardings.
+
+        Raises:
+          ValueError: they are not as they were written.
+        """
         trees = self._saver.load_checkpointables(step, {**_abstract(dict(like)), "facts": None})
-        return Restored(step, trees, trees.pop("facts"))
+        facts = _opened(trees.pop("facts"), step)
+        for name, tree in trees.items():
+            if fingerprint(tree) != facts["bits"][name]:
+                raise ValueError(f"the bits of its {name} are not those that were written")
+        return Restored(step, trees, facts)
 
     def newest(
         self, check: Callable[[dict[str, Any]], None], like: Mapping[str, Any] | None = None
@@ -109,34 +229,61 @@ class RunStore:
 
     def _set_aside(self, steps: list[int]) -> None:
         """Out of the way of Orbax, which would skip every save up to the newest it sees."""
-        if not steps:
+        if not steps or not self._keep:
             return
         self._saver.close()
         if jax.process_index() == 0:
             for step in steps:
-                (self._directory / str(step)).rename(self._directory / f"unreadable-{step}")
+                aside = self._directory / f"unreadable-{step}"
+                shutil.rmtree(aside, ignore_errors=True)  # it was unreadable once before
+                (self._directory / str(step)).rename(aside)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("set aside")
         self._open()
 
-    def wait(self) -> None:
-        """Waits for the writing under way.
+    def close(self) -> None:
+        """Waits, and lets go of the directory.
 
         Raises:
-          OSError: it failed.
+          OSError: the last save failed.
         """
-        if self._pending is None:
-            return
-        pending, self._pending = self._pending, None
+        self._retries = 0  # nobody is there to try again
         try:
-            pending.result()
-        except Exception as error:
-            raise OSError(f"a checkpoint could not be written: {error}") from error
+            self.wait()
+        finally:
+            self._saver.close()
 
-    def close(self) -> None:
-        """Waits, and lets go of the directory."""
-        self.wait()
-        self._saver.close()
+
+def _sealed(facts: Mapping[str, Any]) -> dict[str, Any]:
+    text = json.dumps(facts)
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    return {"format": FORMAT, "json": text, "sha256": sha256}
+
+
+def _opened(sealed: Any, step: int) -> dict[str, Any]:
+    """Facts that are as they were written; those of another format are let through, to be named."""
+    if "json" not in sealed and sealed["format"] != FORMAT:
+        return sealed
+    if hashlib.sha256(sealed["json"].encode()).hexdigest() != sealed["sha256"]:
+        raise ValueError("its facts are not those that were written")
+    facts = json.loads(sealed["json"])
+    if facts["step"] != step:
+        raise ValueError(f"it is the checkpoint of step {facts['step']}")
+    return facts
+
+
+def _first_line(error: Exception | None) -> str:
+    if "No space left on device" in str(error):
+        return "the disk is full"
+    lines = str(error).strip().splitlines() if error else ["another process could not write"]
+    return lines[0] if lines else type(error).__name__
+
+
+def _all_agree(here: bool) -> bool:
+    """Is it so on every process?"""
+    if jax.process_count() == 1:
+        return here
+    return bool(multihost_utils.process_allgather(np.array(here)).all())
 
 
 def _tried(step: int, read: Callable[[], Any]) -> Any | None:
@@ -150,12 +297,9 @@ def _tried(step: int, read: Callable[[], Any]) -> Any | None:
     except Exception as error:  # whatever Orbax makes of a torn file
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             raise
-        told = str(error).strip().splitlines()[:1]
-        logging.warning("checkpoint %d cannot be read and is passed over: %s", step, *told)
-    if jax.process_count() > 1:
-        everyone = multihost_utils.process_allgather(np.array(value is not None))
-        value = value if everyone.all() else None
-    return value
+        told = _first_line(error)
+        logging.warning("checkpoint %d cannot be read and is passed over: %s", step, told)
+    return value if _all_agree(value is not None) else None
 
 
 def _abstract(tree: Any) -> Any:

@@ -1,6 +1,7 @@
 """The command line: flags that override a config, and errors that are sentences."""
 
 from collections.abc import Callable
+import errno
 import functools
 import io
 import linecache
@@ -109,12 +110,20 @@ def _run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        # Orbax has the same word for a full disk, which `run_state` puts into a sentence.
+        exhausted = "RESOURCE_EXHAUSTED" in str(error) and not _said_by_us(error)
+        if isinstance(error, MemoryError) or exhausted:
             _stop(
                 "the devices ran out of memory. Turn down --config.per_device_parallelism first, "
                 "then --config.row_length with --config.train_seq_len; drop the reference with "
                 "--config.reference_mode=cached; or split the weights over more devices with "
                 f"--config.mesh.fsdp. ({str(error).split(chr(10))[0]})",
+                1,
+            )
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _stop(
+                f"the disk is full ({error.filename or error}): make room, and the same command "
+                "goes on from the newest checkpoint",
                 1,
             )
         if isinstance(error, OSError) and error.filename and error.strerror:

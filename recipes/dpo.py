@@ -42,10 +42,12 @@ def train(config: ml_collections.ConfigDict) -> None:
       ValueError, OSError: a sentence about the settings, the data, the models or the disk.
       RuntimeError: policy and reference disagree before anything was learnt.
     """
-    with prepared(config) as run, jax.set_mesh(run.mesh):
-        checkpoints = RunStore(run.directory / "checkpoints", keep=config.keep_checkpoints)
-        with contextlib.closing(checkpoints) as store:
-            _train(config, run, store)
+    with (
+        prepared(config) as run,
+        jax.set_mesh(run.mesh),
+        contextlib.closing(policy.checkpoints_of(config, run)) as store,
+    ):
+        _train(config, run, store)
 
 
 def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None:
@@ -63,9 +65,7 @@ def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None
     start = state.step
     say(f"going on from step {start}" if start else "beginning at step 0")
 
-    loss = functools.partial(
-        losses.LOSSES[config.loss], beta=config.beta, label_smoothing=config.label_smoothing
-    )
+    loss = losses.of(config)
     programs = step.compiled(
         state.params, state.opt_state, graph=graph, adamw=adamw, loss=loss, beta=config.beta,
         pairs=run.place.shape.pairs,
@@ -77,14 +77,16 @@ def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None
     def policy_now() -> zoo.Model:
         return nnx.merge(graph, nnx.State(state.params))
 
-    def evaluate() -> None:
-        ours = of_policy()
+    def evaluate() -> dict[str, float]:
+        ours, found = of_policy(), {}
         for held_out, theirs in zip(run.held_out, frozen.held_out, strict=True):
             figures = evaluation.evaluate(
                 held_out, ours, theirs, run.place, loss=loss, beta=config.beta
             )
             log.write(state.step, figures)
             say(metrics.line(state.step, figures))
+            found |= figures
+        return found
 
     def due(every: int | None) -> bool:
         return state.step == run.total_steps or (every is not None and state.step % every == 0)
@@ -112,7 +114,7 @@ def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None
 
         endless = mixture.endless(run.parts, config.seed)
         updates = batches.iterate(endless, run.place, start=start)
-        meter = metrics.Meter()
+        meter, trend = metrics.Meter(), metrics.Trend()
         traced = [at for at in settings.profiled(config.profile) if at > start]
         for at in tqdm.trange(start + 1, run.total_steps + 1, unit="step", disable=None):
             if at in traced[:1]:
@@ -147,6 +149,8 @@ def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None
                 figures = {f"train/{name}": value for name, value in figures.items()}
                 log.write(at, figures)
                 say(metrics.line(at, figures))
+                if warning := trend.read(figures):
+                    say(warning)
             if at in traced[-1:]:
                 jax.block_until_ready(state.params)
                 jax.profiler.stop_trace()
@@ -155,12 +159,15 @@ def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None
                     policy.save(state, config, run, store, facts)
                     say(f"stopped behind step {at}: the same command goes on from there")
                     return
-                if due(config.steps_per_eval):
-                    evaluate()
-                if due(config.steps_per_checkpoint):
-                    policy.save(state, config, run, store, facts)
+                held_out = evaluate() if due(config.steps_per_eval) else {}
+                if due(config.steps_per_checkpoint) or store.lost():
+                    policy.save(state, config, run, store, facts, held_out)
                 export_if_due()
 
+        store.wait()
+        while store.lost():
+            policy.save(state, config, run, store, facts)
+            store.wait()
     if start == run.total_steps:
         say(f"this run was finished before; choose another --config.directory than {run.directory}")
     samples.show(run, policy_now(), frozen.model, config.sample_tokens)

@@ -8,7 +8,6 @@ install libtpu; no chip is needed), and so is the memory it plans. GPUs are stoo
 what lives through an update is exact, the rest an estimate.
 """
 
-import functools
 import os
 from typing import Any, NamedTuple
 
@@ -85,11 +84,8 @@ def forecast(
             config, optimizer.schedule_of(config, 1000), optimizer.matrices(layout)
         )
         opt_state = optimizer.layout(adamw, params, mesh)
-        loss = functools.partial(
-            losses.LOSSES[config.loss], beta=config.beta, label_smoothing=config.label_smoothing
-        )
         programs = step.compiled(
-            params, opt_state, graph=graph, adamw=adamw, loss=loss, beta=config.beta,
+            params, opt_state, graph=graph, adamw=adamw, loss=losses.of(config), beta=config.beta,
             pairs=config.train_batch_size,
         )  # fmt: skip
         most = plan.most_positions(config, model, chip.memory, "accelerator")

@@ -4,9 +4,11 @@ A log-ratio is log policy(answer) - log reference(answer), in nats, summed over 
 """
 
 from collections.abc import Callable
+import functools
 
 import jax
 from jaxtyping import Array, Float
+import ml_collections
 
 Loss = Callable[..., Float[Array, " P"]]
 
@@ -28,4 +30,28 @@ def sigmoid(
     return (1 - label_smoothing) * right + label_smoothing * wrong
 
 
-LOSSES: dict[str, Loss] = {"sigmoid": sigmoid}
+def dpop(
+    chosen: Float[Array, " P"],
+    rejected: Float[Array, " P"],
+    *,
+    beta: float,
+    label_smoothing: float,
+    dpop_lambda: float,
+) -> Float[Array, " P"]:
+    """DPO-Positive: a chosen answer less likely than under the reference costs `dpop_lambda` times.
+
+    Eq. 3 of https://arxiv.org/abs/2402.13228: the margin loses lambda * max(0, -chosen).
+    """
+    held = chosen - dpop_lambda * jax.nn.relu(-chosen)
+    return sigmoid(held, rejected, beta=beta, label_smoothing=label_smoothing)
+
+
+LOSSES: dict[str, Loss] = {"sigmoid": sigmoid, "dpop": dpop}
+
+
+def of(config: ml_collections.ConfigDict) -> Loss:
+    """The loss of a run, with its settings."""
+    given = {"beta": config.beta, "label_smoothing": config.label_smoothing}
+    if config.loss == "dpop":
+        given["dpop_lambda"] = config.dpop_lambda
+    return functools.partial(LOSSES[config.loss], **given)

@@ -1,5 +1,6 @@
 """What a run reports: figures per update, and the places they are written to."""
 
+import collections
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import json
@@ -88,6 +89,33 @@ def lengths(pairs: Sequence[PairIds]) -> dict[str, int | float]:
         "length_chosen": sum(int(p.chosen_scored.sum()) for p in pairs) / len(pairs),
         "length_rejected": sum(int(p.rejected_scored.sum()) for p in pairs) / len(pairs),
     }
+
+
+class Trend:
+    """Watches for one thing that goes wrong while all that is usually watched looks well."""
+
+    def __init__(self) -> None:
+        self._readings: collections.deque[Mapping] = collections.deque(maxlen=3)
+        self._said = False
+
+    def read(self, figures: Mapping[str, int | float]) -> str | None:
+        """A sentence, once, when over three readings both rewards fall while accuracy rises."""
+        self._readings.append(figures)
+        if self._said or len(self._readings) < 3:
+            return None
+        of = lambda name: [reading[f"train/{name}"] for reading in self._readings]
+        falls = lambda values: 0 > values[0] > values[1] > values[2]
+        rises = of("dpo_accuracy")[2] > max(0.5, of("dpo_accuracy")[0])
+        if not (rises and falls(of("dpo_chosen_reward")) and falls(of("dpo_rejected_reward"))):
+            return None
+        self._said = True
+        return (
+            "the rewards of both answers fall while accuracy rises: the policy makes the chosen "
+            "answers less likely too, and what is neither more likely (arXiv 2410.08847). A little "
+            "of it is common. Where answers get worse, there are two remedies: --config.loss=dpop "
+            "--config.dpop_lambda=5, which holds the chosen answers up, or a higher --config.beta, "
+            "which holds the policy nearer to its reference"
+        )
 
 
 class Meter:

@@ -58,7 +58,7 @@ def told(config: ml_collections.ConfigDict, run: Any, model: zoo.Model) -> str:
         f"rows         {shape.rows} of {shape.row_length} positions a micro-batch, "
         f"{share:.0%} filled{hint}" + (f"; {apart} pairs need two of them" if apart else ""),
         f"memory       {size(sum(bytes_each.values()))} per device ({parts}), and activations",
-        f"disk         {size(saved)} per checkpoint, {config.keep_checkpoints} kept; "
+        f"disk         {size(saved)} per checkpoint, {checkpoints_kept(config, run)} kept; "
         f"{size(free)} free in {run.directory}",
         "first pair, scored tokens in ⟦ ⟧:",
         *(f"  {line}" for line in report.lines_of(pairs[0], run.tokenizer)),
@@ -148,6 +148,12 @@ def checkpoint_bytes(model: zoo.Model) -> int:
     return 12 * sum(x.size for x in jax.tree.leaves(nnx.state(model)))
 
 
+def checkpoints_kept(config: ml_collections.ConfigDict, run: Any) -> int:
+    """How many there are at the end, at most."""
+    of_old = run.total_steps // config.keep_every if config.keep_every else 0
+    return config.keep_checkpoints + of_old + (config.keep_best is not None)
+
+
 def disk_needed(config: ml_collections.ConfigDict, run: Any, model: zoo.Model) -> int:
     """Bytes still to be written: what stands in the directory already is not counted again."""
     there = sum(p.stat().st_size for p in run.directory.rglob("*") if p.is_file())
@@ -155,7 +161,8 @@ def disk_needed(config: ml_collections.ConfigDict, run: Any, model: zoo.Model) -
     exports = 0 if every == -1 else 1 if every is None else -(-run.total_steps // every)
     width = np.dtype(settings.DTYPES[config.hf_save_dtype]).itemsize
     exported = exports * width * sum(x.size for x in jax.tree.leaves(nnx.state(model)))
-    return max((config.keep_checkpoints + 1) * checkpoint_bytes(model) + exported - there, 0)
+    saved = (checkpoints_kept(config, run) + 1) * checkpoint_bytes(model)
+    return max(saved + exported - there, 0)
 
 
 def refuse_small_disk(directory: pathlib.Path, needed: int) -> int:

@@ -1,6 +1,6 @@
 """The policy: begun from its weights or gone on with from a checkpoint, and written for others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import pathlib
 from typing import Any, NamedTuple
 
@@ -10,9 +10,9 @@ import ml_collections
 import optax
 
 from checkpoints_io import hf_folder
-from checkpoints_io.run_state import RunStore
-from recipes import optimizer, settings
-from recipes.prepare import Run, refuse_other_run
+from checkpoints_io.run_state import Keep, RunStore
+from recipes import identity, optimizer, settings
+from recipes.prepare import Run
 import zoo
 
 
@@ -33,6 +33,13 @@ def blank(config: ml_collections.ConfigDict, run: Run) -> zoo.Model:
     return model
 
 
+def checkpoints_of(config: ml_collections.ConfigDict, run: Run) -> RunStore:
+    """The checkpoints of this run: those that are there, and those that will be."""
+    best = config.keep_best is not None
+    keep = Keep(config.keep_checkpoints, every=config.keep_every, highest=best)
+    return RunStore(run.directory / "checkpoints", keep=keep, retries=config.save_retries)
+
+
 def begin(
     model: zoo.Model,
     adamw: optax.GradientTransformation,
@@ -49,7 +56,7 @@ def begin(
     """
     params = nnx.to_pure_dict(nnx.state(model))
     like = {"policy": params, "optimizer": optimizer.layout(adamw, params, run.mesh)}
-    check: Callable = lambda saved: refuse_other_run(saved, facts, run.directory)
+    check: Callable = lambda saved: identity.refuse_other_run(saved, facts, run.directory)
     saved = store.newest(check, like)
     if saved:
         assert saved.facts["position"] == saved.step * run.place.shape.pairs
@@ -67,18 +74,22 @@ def save(
     run: Run,
     store: RunStore,
     facts: dict[str, Any],
+    held_out: Mapping[str, float] | None = None,
 ) -> None:
     """A checkpoint, written behind the run. The reference is not in it.
 
+    `held_out` are the figures of this step, if there are any: by them the best is known.
+
     Raises:
       RuntimeError: as `check_sound`.
+      OSError: it cannot be written, or the one before it was not.
     """
     check_sound(state, config)
     # The order of the pairs is a function of the seed: with the position, all there is of chance.
     chance = {"position": state.step * run.place.shape.pairs, "seed": config.seed}
     chance["skipped"] = float(state.skipped)
     trees = {"policy": state.params, "optimizer": state.opt_state}
-    store.save(state.step, trees, facts | chance)
+    store.save(state.step, trees, facts | chance, settings.score(config, held_out or {}))
 
 
 def check_sound(state: State, config: ml_collections.ConfigDict) -> None:

@@ -12,7 +12,7 @@ import tqdm
 
 from checkpoints_io import hf_folder, lock
 from checkpoints_io.run_state import RunStore
-from recipes import optimizer, plan, settings
+from recipes import identity, optimizer, plan, settings
 from recipes.data import batches, chat, pairs, reading, shapes
 from recipes.data.mixture import Part
 from recipes.data.reading import HeldOut
@@ -64,7 +64,7 @@ def prepared(config: ml_collections.ConfigDict) -> Iterator[Run]:
 
 def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> Run:
     mesh = sharding.mesh_of(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    shaping = settings.that_shape_the_run(config)
+    shaping = identity.of_settings(config)
     _refuse_directory_of_another_run(directory, shaping)
 
     folder = hf_folder.find(config.initialize_from_hf)
@@ -92,6 +92,12 @@ def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> Run:
     data = reading.read(config, tokenizer_folder)
     for part in data.told:
         say("\n  ".join([f"{part.name} ({part.source}):", *part.told]))
+    sets = [held.name for held in data.held_out]
+    if config.keep_best and (name := config.keep_best.rpartition("/")[0]) not in sets:
+        raise ValueError(
+            f"--config.keep_best={config.keep_best} names no held-out set: there is no {name} in "
+            f"{sets}"
+        )
     train = [pair for part in data.train for pair in part.pairs]
     every = train + [pair for held in data.held_out for pair in held.pairs]
     _refuse_unknown_ids(every, model, data.tokenizer)
@@ -140,22 +146,6 @@ def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> Run:
     return run
 
 
-def refuse_other_run(saved: dict[str, Any], facts: dict[str, Any], directory: pathlib.Path) -> None:
-    """Compares the facts of a checkpoint with those of this run.
-
-    Raises:
-      ValueError: it is another run's.
-    """
-    settings.refuse_other_run(saved["settings"], facts["settings"], str(directory))
-    for name, what in (("data", "training pairs"), ("reference", "reference weights")):
-        if saved[name] != facts[name]:
-            raise ValueError(
-                f"the {what} have changed since the checkpoint in {directory} was written "
-                f"(fingerprint {saved[name]} then, {facts[name]} now): give the old ones back, or "
-                "choose another --config.directory"
-            )
-
-
 def _directory(name: str) -> pathlib.Path:
     if "://" in name:
         raise ValueError(f"--config.directory={name} must be a path of this machine's file system")
@@ -190,9 +180,8 @@ def _alone(directory: pathlib.Path) -> Iterator[None]:
 def _refuse_directory_of_another_run(directory: pathlib.Path, shaping: dict[str, Any]) -> None:
     if not any((directory / "checkpoints").iterdir()):
         return
-    check = lambda saved: settings.refuse_other_run(saved["settings"], shaping, str(directory))
-    everything = 1_000_000  # only looked at: nothing is to go
-    with contextlib.closing(RunStore(directory / "checkpoints", keep=everything)) as store:
+    check = lambda saved: identity.refuse_other_settings(saved["settings"], shaping, directory)
+    with contextlib.closing(RunStore(directory / "checkpoints", keep=None)) as store:
         store.newest(check)
 
 

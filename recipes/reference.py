@@ -5,8 +5,8 @@ once for every pair, the answers are kept on disk, and it leaves memory.
 """
 
 from collections.abc import Callable
+import contextlib
 import functools
-import hashlib
 import math
 import pathlib
 from typing import Any, NamedTuple
@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt32
+from jaxtyping import Array, Float
 import ml_collections
 import numpy as np
 
+from checkpoints_io.bits import fingerprint
 from checkpoints_io.run_state import RunStore
 from recipes import logps, reference_cache
 from recipes.data import batches
@@ -110,53 +111,24 @@ def load(
 
 def _of_run(directory: pathlib.Path, policy: zoo.Model) -> zoo.Model:
     graph, state = nnx.split(policy)
-    store = RunStore(directory / "checkpoints", keep=1_000_000)  # only read: nothing is to go
-    if not store.steps():
+    like = {"policy": nnx.to_pure_dict(state)}
+    with contextlib.closing(RunStore(directory / "checkpoints", keep=None)) as store:
+        try:
+            saved = store.newest(lambda _: None, like)
+        except OSError as error:
+            raise ValueError(
+                f"no checkpoint of the run in {directory} can be read as a model like "
+                "initialize_from_hf: is it a run of another model?"
+            ) from error
+    if saved is None:
         raise FileNotFoundError(f"the run in {directory} has no checkpoint yet")
-    try:
-        like = {"policy": nnx.to_pure_dict(state)}
-        saved = store.restore(store.steps()[0], like).trees["policy"]
-    except Exception as error:  # whatever Orbax makes of other shapes
-        raise ValueError(
-            f"the newest checkpoint of the run in {directory} cannot be read as a model like "
-            "initialize_from_hf: is it a run of another model?"
-        ) from error
-    store.close()
-    return nnx.merge(graph, nnx.State(cast(saved, policy.dtype)))
+    return nnx.merge(graph, nnx.State(cast(saved.trees["policy"], policy.dtype)))
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def cast(params: Any, dtype: jax.typing.DTypeLike) -> Any:
     """Every weight in `dtype`, where it is."""
     return jax.tree.map(lambda x: x.astype(dtype), params)
-
-
-def fingerprint(params: Any) -> str:
-    """Sixteen hex digits that change with any bit of any weight.
-
-    Worked out where the weights are, so that files, shards and devices do not matter.
-    """
-    digest = hashlib.sha256()
-    for path, value in jax.tree_util.tree_flatten_with_path(params)[0]:
-        sums = np.asarray(_bit_sums(value)).tobytes()
-        digest.update(f"{jax.tree_util.keystr(path)}{value.shape}{value.dtype}".encode() + sums)
-    return digest.hexdigest()[:16]
-
-
-@jax.jit
-def _bit_sums(value: Array) -> UInt32[Array, " 2"]:
-    """Two sums over the bits, weighted by hashes of the index; whole numbers, so in any order."""
-    unsigned = {2: jnp.uint16, 4: jnp.uint32}[value.dtype.itemsize]
-    bits = jax.lax.bitcast_convert_type(value, unsigned).astype(jnp.uint32)
-    index = jnp.zeros(value.shape, jnp.uint32)
-    for axis, size in enumerate(value.shape):
-        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, value.shape, axis)
-    sums = []
-    for odd in (0x9E3779B1, 0x85EBCA77):
-        mixed = (index + 1) * jnp.uint32(odd)
-        mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0x2C1B3C6D) | 1
-        sums.append((bits * mixed).sum(dtype=jnp.uint32))
-    return jnp.stack(sums)
 
 
 def equal_weights(policy: Any, frozen: str, compute: jax.typing.DTypeLike) -> bool:

@@ -1,6 +1,6 @@
 """The settings of a run, checked before anything else happens, in sentences."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import datetime
 import difflib
 import importlib.util
@@ -54,16 +54,12 @@ OPTIONAL = {
     "steps_per_hf_export": "only the last step; -1 never",
     "steps_per_eval": "only the last step",
     "wandb_project": "no Weights & Biases",
+    "keep_every": "the newest stay",
+    "keep_best": "the newest stay",
+    "dpop_lambda": "only for loss=dpop",
 }
-
-# A resumed run may differ in these: they do not touch the numbers.
-MAY_CHANGE = frozenset({
-    "attention", "compile_cache", "directory", "distributed", "hf_save_dtype", "keep_checkpoints",
-    "max_eval_pairs", "mesh", "min_pack_fill", "name", "nonfinite", "per_device_parallelism",
-    "profile", "reference_cache", "reference_mode", "remat", "row_length", "run_initial_eval",
-    "sample_tokens", "steps_per_checkpoint", "steps_per_eval", "steps_per_hf_export",
-    "steps_per_log", "tags", "tensorboard", "token_cache", "validation", "wandb_project",
-})  # fmt: skip
+# By which a checkpoint may be the best, and whether high ones are good.
+BEST_BY = {"dpo_loss": False, "dpo_accuracy": True, "dpo_margin_policy": True}
 
 
 class Precision(NamedTuple):
@@ -134,13 +130,14 @@ def check(config: ml_collections.ConfigDict) -> None:
     positive = (
         "beta learning_rate train_batch_size train_seq_len row_length per_device_parallelism "
         "steps_per_log keep_checkpoints adam_epsilon num_train_steps num_epochs "
-        "steps_per_checkpoint steps_per_eval max_grad_norm max_eval_pairs"
+        "steps_per_checkpoint steps_per_eval max_grad_norm max_eval_pairs keep_every dpop_lambda"
     )
     for name in positive.split():
         value = config[name]
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise ValueError(f"--config.{name} must be above 0, not {value}")
-    for name in ["warmup", "min_lr_ratio", "weight_decay", "cooldown", "sample_tokens"]:
+    not_negative = "warmup min_lr_ratio weight_decay cooldown sample_tokens save_retries"
+    for name in not_negative.split():
         if config[name] is not None and not 0 <= config[name] < math.inf:
             raise ValueError(f"--config.{name} must be at least 0, and is {config[name]}")
     shares = ("label_smoothing", "min_pack_fill", "min_lr_ratio", "data.max_malformed_fraction")
@@ -175,12 +172,44 @@ def check(config: ml_collections.ConfigDict) -> None:
     every = config.steps_per_hf_export
     if every is not None and every != -1 and every < 1:
         raise ValueError("--config.steps_per_hf_export must be a number of steps, or -1 for never")
+    _check_keep(config)
     _refuse_without_effect(config)
     if not config.reference_is_hf and config.reference_model_path == config.initialize_from_hf:
         raise ValueError(
             "--config.reference_is_hf=false means that --config.reference_model_path is the "
             "directory of a run; it is the same as --config.initialize_from_hf"
         )
+
+
+def _check_keep(config: ml_collections.ConfigDict) -> None:
+    saved, evaluated = config.steps_per_checkpoint, config.steps_per_eval
+    if config.keep_every is not None and (saved is None or config.keep_every % saved):
+        raise ValueError(
+            f"--config.keep_every={config.keep_every} must be a multiple of "
+            f"--config.steps_per_checkpoint, which is {saved}: there are no checkpoints between"
+        )
+    if config.keep_best is None:
+        return
+    name, _, figure = config.keep_best.rpartition("/")
+    if not name or figure not in BEST_BY:
+        raise ValueError(
+            f"--config.keep_best={config.keep_best!r} is not a held-out set and one of "
+            f"{', '.join(BEST_BY)}, like heldout/dpo_accuracy"
+        )
+    if saved is None or evaluated is None or saved % evaluated:
+        raise ValueError(
+            "--config.keep_best wants --config.steps_per_checkpoint to be a multiple of "
+            f"--config.steps_per_eval, and they are {saved} and {evaluated}: checkpoints would be "
+            "without figures"
+        )
+
+
+def score(config: ml_collections.ConfigDict, held_out: Mapping[str, float]) -> float | None:
+    """What `keep_best` makes of the held-out figures of a step: the higher, the better."""
+    value = held_out.get(f"eval/{config.keep_best}")
+    if value is None or not math.isfinite(value):
+        return None
+    return value if BEST_BY[config.keep_best.rpartition("/")[2]] else -value
 
 
 def _check_data(config: ml_collections.ConfigDict) -> None:
@@ -215,6 +244,8 @@ def _refuse_without_effect(config: ml_collections.ConfigDict) -> None:
             "--config.cooldown and --config.min_lr_ratio have no effect with "
             "--config.lr_schedule=constant: set them to None and 0"
         )
+    if (config.loss == "dpop") != (config.dpop_lambda is not None):
+        raise ValueError("set --config.dpop_lambda with --config.loss=dpop, and only with it")
     if config.reference_mode == "resident" and config.reference_cache:
         raise ValueError(
             "--config.reference_cache has no effect with --config.reference_mode=resident"
@@ -251,27 +282,3 @@ def flat(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[
             yield from flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
-
-
-def that_shape_the_run(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The settings that a resumed run must share, as JSON knows them."""
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in flat(config)
-        if name.split(".")[0] not in MAY_CHANGE
-    }
-
-
-def refuse_other_run(saved: dict[str, Any], now: dict[str, Any], directory: str) -> None:
-    """Compares the settings of a checkpoint with those of this run.
-
-    Raises:
-      ValueError: they differ; the message says where.
-    """
-    names = sorted(name for name in saved.keys() | now.keys() if saved.get(name) != now.get(name))
-    if names:
-        told = ", ".join(f"{n}: {saved.get(n)!r} there, {now.get(n)!r} here" for n in names[:4])
-        raise ValueError(
-            f"{directory} holds a run with other settings ({told}); choose another "
-            "--config.directory, or give the settings of that run"
-        )

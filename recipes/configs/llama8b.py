@@ -46,9 +46,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.per_device_parallelism = config_dict.placeholder(int)  # rows; unset: what memory allows
     config.min_pack_fill = 0.5
 
-    config.loss = "sigmoid"
+    config.loss = "sigmoid"  # or dpop, which holds the chosen answers up
     config.beta = 0.01
     config.label_smoothing = 0.0
+    config.dpop_lambda = config_dict.placeholder(float)  # of dpop: 5.0, say
 
     config.train_batch_size = 128  # pairs in every update
     config.num_train_steps = 2_000
@@ -82,7 +83,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.run_initial_eval = True
     config.max_eval_pairs = config_dict.placeholder(int)  # unset: all
     config.steps_per_checkpoint = 500
-    config.keep_checkpoints = 2
+    config.keep_checkpoints = 2  # the newest
+    config.keep_every = config_dict.placeholder(int)  # steps; those of every n-th stay as well
+    config.keep_best = config_dict.placeholder(str)  # "validation/dpo_accuracy": the best stays too
+    config.save_retries = 2  # failed saves in a row, made good behind the next step; then it stops
     config.steps_per_hf_export = 500  # unset: at the end; -1: never
     config.hf_save_dtype = "bfloat16"
     config.sample_tokens = 128  # of each answer shown at the end

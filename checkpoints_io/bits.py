@@ -1,0 +1,37 @@
+"""Arrays known by their bits, wherever they are: files, shards and devices do not matter."""
+
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, UInt32
+import numpy as np
+
+
+def fingerprint(tree: Any) -> str:
+    """Sixteen hex digits that change with any bit of any array, and with its place in the tree.
+
+    Worked out where the arrays are, each read once.
+    """
+    digest = hashlib.sha256()
+    for path, value in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        sums = np.asarray(_bit_sums(value)).tobytes()
+        digest.update(f"{jax.tree_util.keystr(path)}{value.shape}{value.dtype}".encode() + sums)
+    return digest.hexdigest()[:16]
+
+
+@jax.jit
+def _bit_sums(value: Array) -> UInt32[Array, " 2"]:
+    """Two sums over the bits, weighted by hashes of the index; whole numbers, so in any order."""
+    unsigned = {2: jnp.uint16, 4: jnp.uint32}[value.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(value, unsigned).astype(jnp.uint32)
+    index = jnp.zeros(value.shape, jnp.uint32)
+    for axis, size in enumerate(value.shape):
+        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, value.shape, axis)
+    sums = []
+    for odd in (0x9E3779B1, 0x85EBCA77):
+        mixed = (index + 1) * jnp.uint32(odd)
+        mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0x2C1B3C6D) | 1
+        sums.append((bits * mixed).sum(dtype=jnp.uint32))
+    return jnp.stack(sums)

@@ -1,0 +1,61 @@
+"""What makes a run itself: the settings, pairs and weights that it has to go on with."""
+
+import pathlib
+from typing import Any
+
+import ml_collections
+
+from recipes import settings
+
+# A resumed run may differ in these: they do not touch the numbers.
+MAY_CHANGE = frozenset({
+    "attention", "compile_cache", "directory", "distributed", "hf_save_dtype", "keep_best",
+    "keep_checkpoints", "keep_every", "max_eval_pairs", "mesh", "min_pack_fill", "name",
+    "nonfinite", "per_device_parallelism", "profile", "reference_cache", "reference_mode", "remat",
+    "row_length", "run_initial_eval", "sample_tokens", "save_retries", "steps_per_checkpoint",
+    "steps_per_eval", "steps_per_hf_export", "steps_per_log", "tags", "tensorboard", "token_cache",
+    "validation", "wandb_project",
+})  # fmt: skip
+
+
+def of_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The settings that a resumed run must share, as JSON knows them."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in settings.flat(config)
+        if name.split(".")[0] not in MAY_CHANGE
+    }
+
+
+def refuse_other_settings(
+    saved: dict[str, Any], now: dict[str, Any], directory: pathlib.Path
+) -> None:
+    """Compares the settings of a checkpoint with those of this run.
+
+    Raises:
+      ValueError: they differ; the message says where, and which might have.
+    """
+    names = sorted(name for name in saved.keys() | now.keys() if saved.get(name) != now.get(name))
+    if names:
+        told = ", ".join(f"{n}: {saved.get(n)!r} there, {now.get(n)!r} here" for n in names[:4])
+        raise ValueError(
+            f"{directory} holds a run with other settings ({told}); choose another "
+            "--config.directory, or give the settings of that run. Only what touches no number may "
+            f"change on the way: {', '.join(sorted(MAY_CHANGE))}"
+        )
+
+
+def refuse_other_run(saved: dict[str, Any], facts: dict[str, Any], directory: pathlib.Path) -> None:
+    """Compares the facts of a checkpoint with those of this run.
+
+    Raises:
+      ValueError: it is another run's.
+    """
+    refuse_other_settings(saved["settings"], facts["settings"], directory)
+    for name, what in (("data", "training pairs"), ("reference", "reference weights")):
+        if saved[name] != facts[name]:
+            raise ValueError(
+                f"the {what} have changed since the checkpoint in {directory} was written "
+                f"(fingerprint {saved[name]} then, {facts[name]} now): a run goes on with those it "
+                "began with. Give them back, or choose another --config.directory"
+            )
