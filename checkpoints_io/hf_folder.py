@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 import contextlib
+import functools
+import hashlib
 import json
 import pathlib
 import re
@@ -20,6 +22,9 @@ FILES = [*TOKENIZER_FILES, "*.safetensors"]
 CONFIG_FILES = ["config.json"]
 # The same weights again, as other programs want them.
 ELSEWHERE = ["*/*", "consolidated*"]
+
+# Such files have some kilobytes; parsed, a hostile one may take thirty times its size.
+MOST_JSON = 16 << 20
 
 # Copied from the source of an export, byte for byte.
 COMPANIONS = (
@@ -44,12 +49,13 @@ def find(
     Of a hub repository only `files` are fetched.
 
     Raises:
+      ValueError: a file of it is a link to somewhere else, or no longer what the hub sent.
       FileNotFoundError: there is no such folder, nor such a repository within reach.
       PermissionError: the repository wants a token that has been granted access.
     """
     folder = pathlib.Path(path_or_id).expanduser()
     if folder.is_dir():
-        return folder
+        return _closed(folder)
     path_or_id, _, at = path_or_id.partition("@")
     revision = revision or at or None
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path_or_id):
@@ -58,13 +64,11 @@ def find(
             "'owner/name')"
         )
     try:
-        return pathlib.Path(
-            huggingface_hub.snapshot_download(
-                path_or_id,
-                revision=revision,
-                allow_patterns=list(files),
-                ignore_patterns=ELSEWHERE,
-            )
+        fetched = huggingface_hub.snapshot_download(
+            path_or_id,
+            revision=revision,
+            allow_patterns=list(files),
+            ignore_patterns=ELSEWHERE,
         )
     except errors.GatedRepoError as error:
         raise PermissionError(
@@ -84,6 +88,51 @@ def find(
             f"({type(error).__name__}): check the network, or download it elsewhere and give the "
             "folder"
         ) from error
+    return _closed(pathlib.Path(fetched))
+
+
+def revision(folder: pathlib.Path) -> str | None:
+    """The commit of a folder that `find` took from the hub."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
+def _closed(folder: pathlib.Path) -> pathlib.Path:
+    """A folder whose files are in it, or in the part of the hub's cache that is its repository's.
+
+    A folder comes from a stranger: what it calls a template may be a link to a file of yours.
+    """
+    home = folder.resolve()
+    blobs = home.parent.parent / "blobs" if revision(home) else home
+    for path in folder.iterdir():
+        if not path.is_symlink() or path.is_dir():
+            continue
+        target = path.resolve()
+        if target.parent == blobs != home:
+            _recheck(target, target.stat().st_mtime_ns)
+        elif not target.is_relative_to(home):
+            raise ValueError(
+                f"{path} is a link that leads out of its folder: put the file itself there"
+            )
+    return folder
+
+
+@functools.cache
+def _recheck(blob: pathlib.Path, _changed: int) -> None:
+    """The hub's cache names a file by its SHA-256, or, a small one, by what git calls it.
+
+    Raises:
+      ValueError: it has become another.
+    """
+    with blob.open("rb") as file:
+        if re.fullmatch(r"[0-9a-f]{64}", blob.name):
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        elif re.fullmatch(r"[0-9a-f]{40}", blob.name):
+            content = file.read()
+            found = hashlib.sha1(b"blob %d\0%b" % (len(content), content)).hexdigest()
+        else:
+            return
+    if found != blob.name:
+        raise ValueError(f"{blob} is not what the hub sent: delete it, and it is fetched again")
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
@@ -99,12 +148,14 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     return read_json(path)
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A file that holds one JSON object.
+def read_json(path: pathlib.Path, most: int = MOST_JSON) -> dict[str, Any]:
+    """A file that holds one JSON object, in at most so many bytes.
 
     Raises:
       ValueError: it holds something else.
     """
+    if (size := path.stat().st_size) > most:
+        raise ValueError(f"{path} has {size >> 20} MiB, and at most {most >> 20} are read")
     try:
         value = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:

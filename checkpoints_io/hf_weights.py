@@ -9,7 +9,7 @@ splitting, both ways.
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import itertools
-import json
+import math
 import pathlib
 import re
 from typing import Any, NamedTuple
@@ -20,11 +20,14 @@ import ml_dtypes  # noqa: F401  numpy learns bfloat16, which safetensors asks it
 import numpy as np
 import safetensors
 
-from checkpoints_io import mxfp4
+from checkpoints_io import hf_folder, mxfp4
 
 Table = Mapping[str, tuple[str, str]]
 # (pattern, what it becomes in the table's names, or None where such tensors are not read).
 Names = Sequence[tuple[str, str | None]]
+
+PLAIN = r"[^/\\\0]+\.safetensors"  # a name, and no path
+MOST_INDEX = 64 << 20
 
 DTYPES = ("BF16", "F16", "F32")
 
@@ -118,13 +121,13 @@ def stacked(name: str) -> list[str]:
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        try:
-            names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{index} has no readable weight_map") from error
+        of = hf_folder.read_json(index, MOST_INDEX).get("weight_map")
+        if not isinstance(of, dict) or not all(isinstance(name, str) for name in of.values()):
+            raise ValueError(f"{index} has no readable weight_map")
+        names = set(of.values())
         # The index comes from a stranger: its names may not lead out of the folder.
-        if odd := sorted(str(n) for n in names if pathlib.PurePath(str(n)).name != n):
-            raise ValueError(f"{index} names files outside its folder: {odd}")
+        if odd := sorted(name for name in names if not re.fullmatch(PLAIN, name)):
+            raise ValueError(f"{index} names more than .safetensors files beside it: {_some(odd)}")
     else:
         names = {path.name for path in folder.glob("*.safetensors")}
         if "model.safetensors" in names:  # others may hold the same for other programs
@@ -152,6 +155,11 @@ def _check(folder: pathlib.Path, plan: Plan, tensors: dict) -> None:
     for path, want in plan.wanted.items():
         name, hf_axes = plan.table[path]
         sizes = dict(zip(want.axes.split(), want.shape, strict=True))
+        if (count := math.prod(want.shape[: len(stacked(name))])) > len(tensors):
+            raise ValueError(
+                f"config.json means {count} times {name}, and there are {len(tensors)} tensors in "
+                f"{folder}"
+            )
         for _, full in hf_names(name, want.shape):
             shapes[full] = tuple(
                 int(np.prod([sizes[a] for a in group.split()])) for group in _groups(hf_axes)

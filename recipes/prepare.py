@@ -68,6 +68,8 @@ def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> Run:
     _refuse_directory_of_another_run(directory, shaping)
 
     folder = hf_folder.find(config.initialize_from_hf)
+    if (revision := hf_folder.revision(folder)) and "@" not in config.initialize_from_hf:
+        say(f"pin the model, and it stays this: {config.initialize_from_hf}@{revision}")
     hf_config = hf_folder.read_config(folder)
     model = zoo.abstract(hf_config, mesh=mesh)
     compute = settings.precision(config.mp).compute

@@ -47,6 +47,9 @@ ARCHITECTURES: dict[str, types.ModuleType] = {
     "qwen3_moe": qwen3_moe,
     "smollm3": smollm3,
 }
+# What is listed or looped over, before the weights have been looked at.
+COUNTED = ("num_hidden_layers", "n_layer", "num_experts", "num_local_experts")
+MOST_COUNTED = 10_000
 # Any of their models; zoo.causal_lm says what each has.
 Model = (
     gemma.Model | gemma2.Model | gemma3_text.Model | gpt2.Model | gpt_oss.Model | llama.Model
@@ -195,6 +198,11 @@ def _config(hf_config: dict):
         raise ValueError(
             f"config.json has model_type {kind!r}; the zoo has {', '.join(sorted(ARCHITECTURES))}"
         )
+    own = hf_config.get("text_config")
+    for key in COUNTED:
+        count = (own if isinstance(own, dict) else hf_config).get(key)
+        if isinstance(count, int) and count > MOST_COUNTED:
+            raise ValueError(f"config.json: no model has {key} of {count}")
     return ARCHITECTURES[kind].Config.from_hf(hf_config)
 
 

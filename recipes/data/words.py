@@ -26,6 +26,8 @@ def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | No
     marks = ("normalized", "lstrip", "rstrip", "single_word")
     if pattern is None or any(token[mark] for token in added for mark in marks):
         return None
+    if not _leaves_ids(told["post_processor"] or {}):
+        return None
     composed = told["normalizer"] is not None
     special: dict[str, list[int]] = {token["content"]: [token["id"]] for token in added}
     between = any_of(special)
@@ -81,6 +83,14 @@ def _pattern(told: dict[str, Any]) -> Any:
         return regex.compile(cut["pattern"]["Regex"])
     except regex.error:
         return None
+
+
+def _leaves_ids(step: dict[str, Any]) -> bool:
+    """Does a post-processor keep the text's ids, once, where no special tokens are asked for?"""
+    if "processors" in step:
+        return all(_leaves_ids(one) for one in step["processors"])
+    pieces = step.get("single", [{"Sequence": {}}])
+    return sum("Sequence" in piece for piece in pieces) == 1
 
 
 def any_of(texts: Iterable[str]) -> re.Pattern[str]:

@@ -81,14 +81,15 @@ def test_an_index_may_not_lead_elsewhere(folder):
     index = folder / "model.safetensors.index.json"
     for name in ("../secret.safetensors", str(outside)):
         index.write_text(json.dumps({"weight_map": {Q: name}}))
-        with pytest.raises(ValueError, match="outside its folder"):
+        with pytest.raises(ValueError, match=r"more than \.safetensors files beside it"):
             zoo.load(folder)
     index.write_text(json.dumps({"weight_map": {Q: "gone.safetensors"}}))
     with pytest.raises(FileNotFoundError, match="not complete"):
         zoo.load(folder)
-    index.write_text("[]")
-    with pytest.raises(ValueError, match="weight_map"):
-        zoo.load(folder)
+    for content in ("[]", "[" * 100_000, "{}", '{"weight_map": 1}', '{"weight_map": {"a": 1}}'):
+        index.write_text(content)
+        with pytest.raises(ValueError, match=r"index\.json (has no|should|is not)"):
+            zoo.load(folder)
 
 
 @pytest.mark.parametrize("stored", [jnp.bfloat16, jnp.float16, jnp.float32])

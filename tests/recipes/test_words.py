@@ -84,6 +84,11 @@ def test_words_that_were_forgotten_are_merged_again(monkeypatch):
         },
         {"normalizer": {"type": "NFKC"}},
         {"normalizer": {"type": "Lowercase"}},
+        {
+            "post_processor": {
+                "type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {},
+            }
+        },
     ],
 )  # fmt: skip
 def test_what_does_more_than_merge_bytes_is_left_to_tokenizers(other):
