@@ -4,6 +4,7 @@
 by what the code does with them.
 """
 
+import copy
 import json
 import os
 import pathlib
@@ -63,6 +64,11 @@ def places(value, path=()):
         yield from places(one, (*path, key))
 
 
+def odd(draw: random.Random):
+    """A fresh one: what is put somewhere may be changed there."""
+    return copy.deepcopy(draw.choice(ODD))
+
+
 def odd_json(draw: random.Random, text: str) -> str:
     """A JSON text with a few places changed."""
     value = json.loads(text)
@@ -78,11 +84,11 @@ def odd_json(draw: random.Random, text: str) -> str:
         if kind == 0:
             del at[last]
         elif kind == 1 and isinstance(at, dict):
-            at[draw.choice(KEYS)] = at[last] if draw.random() < 0.5 else draw.choice(ODD)
+            at[draw.choice(KEYS)] = at[last] if draw.random() < 0.5 else odd(draw)
         elif kind == 2 and isinstance(at[last], int):
             at[last] += draw.choice((-1, 1, 8, 1 << 20))
         else:
-            at[last] = draw.choice(ODD)
+            at[last] = odd(draw)
     text = json.dumps(value)
     if draw.random() < 0.03:
         text = draw.choice(("[" * 100_000, '{"a":' * 100_000, text + "}", "﻿" + text, text * 2))

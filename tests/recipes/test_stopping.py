@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -110,37 +111,87 @@ def test_two_runs_cannot_share_a_directory(tiny_config, tmp_path):
             dpo.train(tiny_config)
 
 
+def both(directory, *flags):
+    """Two processes of four devices each, over loopback."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{probe.getsockname()[1]}"
+    flags = [
+        "--config.distributed.enabled", f"--config.distributed.coordinator_address={where}",
+        "--config.distributed.num_processes=2", "--config.per_device_parallelism=1",
+        "--config.min_pack_fill=0.3", *flags,
+    ]  # fmt: skip
+    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    return [
+        started(directory, *flags, f"--config.distributed.process_id={i}", **devices)
+        for i in range(2)
+    ]
+
+
+def ended(processes):
+    told = [process.communicate(timeout=600)[0] for process in processes]
+    assert [p.returncode for p in processes] == [0, 0], "".join(t[-1500:] for t in told)
+    return told
+
+
 @pytest.mark.full
 def test_two_processes_stop_behind_the_same_step(tmp_path):
     """One of them is asked; both save, end well, and go on together."""
     whole, parted = tmp_path / "whole", tmp_path / "parted"
-
-    def both(directory):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            where = f"127.0.0.1:{probe.getsockname()[1]}"
-        flags = [
-            "--config.distributed.enabled", f"--config.distributed.coordinator_address={where}",
-            "--config.distributed.num_processes=2", "--config.per_device_parallelism=1",
-            "--config.min_pack_fill=0.3", *FLAGS,
-        ]  # fmt: skip
-        devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-        return [
-            started(directory, *flags, f"--config.distributed.process_id={i}", **devices)
-            for i in range(2)
-        ]
-
-    def ended(processes):
-        told = [process.communicate(timeout=600)[0] for process in processes]
-        assert [p.returncode for p in processes] == [0, 0], "".join(t[-1500:] for t in told)
-        return told
-
-    ended(both(whole))
-    processes = both(parted)
+    ended(both(whole, *FLAGS))
+    processes = both(parted, *FLAGS)
     wait_for(3, parted, processes[0])
     processes[1].send_signal(signal.SIGTERM)
     told = ended(processes)[0]
     assert "the same command goes on from there" in told
     assert 3 <= max(figures(parted)) < 12
-    assert f"going on from step {max(figures(parted))}" in ended(both(parted))[0]
+    assert f"going on from step {max(figures(parted))}" in ended(both(parted, *FLAGS))[0]
     assert figures(parted) == figures(whole)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("victim", [0, 1])
+def test_of_two_processes_one_is_killed(tmp_path, victim):
+    """jax, which misses its heartbeats, ends the other, and both go on as if nothing had been."""
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    flags = "--config.num_train_steps=8", "--config.steps_per_checkpoint=3"
+    ended(both(whole, *flags))
+    processes = both(parted, *flags)
+    wait_for(4, parted, processes[0])
+    processes[victim].kill()
+    other = processes[1 - victim]
+    told = other.communicate(timeout=240)[0]
+    assert other.returncode not in (0, None), told[-2000:]
+    assert "going on from step 3" in ended(both(parted, *flags))[0]
+    assert figures(parted) == figures(whole)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_another_number_of_devices_goes_on_with_the_same_numbers(tmp_path, devices):
+    """From eight to some and back, a checkpoint each time: losses within 1e-6."""
+    flags = (
+        "--config.num_train_steps=6", "--config.steps_per_checkpoint=2",
+        "--config.per_device_parallelism=1", "--config.min_pack_fill=0.3",
+    )  # fmt: skip
+
+    def run(directory, count):
+        platform = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+        process = started(directory, *flags, "--config.keep_checkpoints=3", **platform)
+        told = process.communicate(timeout=600)[0]
+        assert process.returncode == 0, told[-3000:]
+        return told
+
+    run(tmp_path / "eight", 8)
+    there = tmp_path / "there and back"
+    for count, step in ((devices, 2), (8, 4)):
+        before = there if there.exists() else tmp_path / "eight"
+        shutil.copytree(before, tmp_path / f"from {step}")
+        for later in range(step + 2, 8, 2):
+            shutil.rmtree(tmp_path / f"from {step}" / "checkpoints" / str(later))
+        there = tmp_path / f"from {step}"
+        assert f"going on from step {step}" in run(there, count)
+    one, other = figures(tmp_path / "eight"), figures(there)
+    apart = [abs(one[at]["train/dpo_loss"] - other[at]["train/dpo_loss"]) for at in range(1, 7)]
+    print(devices, apart)
+    assert max(apart) <= 1e-6
