@@ -376,3 +376,23 @@ def test_other_architectures_are_trained_and_written(tiny_config, tmp_path, fami
     assert losses[-1] < losses[0] - 0.05
     out = pathlib.Path(config.directory) / "hf" / "step-6"
     assert zoo.load(out).config == model.config
+
+
+def test_the_best_by_a_held_out_figure_stays(tiny_config, monkeypatch):
+    config = tiny_config
+    config.num_train_steps, config.steps_per_checkpoint, config.steps_per_eval = 4, 1, 1
+    config.keep_checkpoints, config.keep_best = 1, "heldout/dpo_accuracy"
+    from recipes import evaluation
+
+    accuracy, evaluate = iter([0.5, 0.9, 0.6, 0.7]), evaluation.evaluate
+
+    def judged(*args, **kwargs):
+        return evaluate(*args, **kwargs) | {"eval/heldout/dpo_accuracy": next(accuracy)}
+
+    monkeypatch.setattr(evaluation, "evaluate", judged)
+    dpo.train(config)
+    kept = pathlib.Path(config.directory, "checkpoints").iterdir()
+    assert sorted(path.name for path in kept) == ["2", "4"]
+    config.keep_best = "other/dpo_accuracy"
+    with pytest.raises(ValueError, match=r"there is no other in \['heldout'\]"):
+        dpo.train(config)
