@@ -64,6 +64,16 @@ def large_weights(model: nnx.Module, seed: int = 0, scale: float = 1.0) -> nnx.M
     return model
 
 
+# Files of tests run side by side; those that take minutes go first, so that none is left alone.
+LONG = ("test_dpo", "test_devices", "test_killed", "test_families", "test_stopping", "test_attacks",
+        "test_full_disk", "test_reference_cache", "test_command", "test_strangers")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    place = lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG)
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def small_model() -> llama.Model:
     return large_weights(llama.Model(small_config(), nnx.Rngs(0)))

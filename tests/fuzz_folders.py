@@ -47,13 +47,14 @@ def mutate(data: bytes, most: int, seed: int) -> bytes:
     if not data or draw.random() < 0.1:
         place = draw.randrange(len(PLACES))
         folder, name = PLACES[place]
-        return bytes([place]) + (folder / name).read_bytes()
+        return (bytes([place]) + (folder / name).read_bytes())[:most]
     if draw.random() < 0.5:
         return atheris.Mutate(data, most)
     try:
-        return data[:1] + test_strangers.mutated(draw, PLACES[data[0] % len(PLACES)][1], data[1:])
+        made = test_strangers.mutated(draw, PLACES[data[0] % len(PLACES)][1], data[1:])
     except (ValueError, RecursionError, IndexError):  # it is no JSON any more
-        return data[:1] + test_strangers.odd_bytes(draw, data[1:] or b"{}")
+        made = test_strangers.odd_bytes(draw, data[1:] or b"{}")
+    return (data[:1] + made)[:most]
 
 
 if __name__ == "__main__":
