@@ -155,13 +155,14 @@ def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None
                 jax.block_until_ready(state.params)
                 jax.profiler.stop_trace()
             with meter.paused():
-                if stop(at):
-                    policy.save(state, config, run, store, facts)
+                leaving = stop(at)
+                held_out = evaluate() if due(config.steps_per_eval) and not leaving else {}
+                leaving = leaving or stop(at)  # asked while it evaluated
+                if leaving or due(config.steps_per_checkpoint) or store.lost():
+                    policy.save(state, config, run, store, facts, held_out)
+                if leaving:
                     say(f"stopped behind step {at}: the same command goes on from there")
                     return
-                held_out = evaluate() if due(config.steps_per_eval) else {}
-                if due(config.steps_per_checkpoint) or store.lost():
-                    policy.save(state, config, run, store, facts, held_out)
                 export_if_due()
 
         store.wait()
