@@ -83,7 +83,7 @@ def stored(folder: pathlib.Path) -> Iterator[tuple[str, int]]:
         with _opened(path) as file:
             for name in file.keys():  # noqa: SIM118
                 part = file.get_slice(name)
-                yield part.get_dtype(), int(np.prod(part.get_shape()))
+                yield part.get_dtype(), math.prod(part.get_shape())
 
 
 @contextlib.contextmanager
@@ -162,7 +162,7 @@ def _check(folder: pathlib.Path, plan: Plan, tensors: dict) -> None:
             )
         for _, full in hf_names(name, want.shape):
             shapes[full] = tuple(
-                int(np.prod([sizes[a] for a in group.split()])) for group in _groups(hf_axes)
+                math.prod(sizes[a] for a in group.split()) for group in _groups(hf_axes)
             )
     if missing := shapes.keys() - tensors.keys():
         raise ValueError(f"the weights in {folder} lack {_some(missing)}")
@@ -234,7 +234,7 @@ def _rearranged(
     cut, rest = [], dict(at)
     for group in _groups(hf_axes):
         lead, *inner = group.split()
-        width = int(np.prod([sizes[letter] for letter in inner]))
+        width = math.prod(sizes[letter] for letter in inner)
         cut.append(slice(at[lead].start * width, at[lead].stop * width))
         rest[lead] = slice(None)
         sizes[lead] = at[lead].stop - at[lead].start

@@ -187,7 +187,7 @@ def _may_be_none(kind: Any) -> bool:
 
 
 def _is(kind: Any, value: Any) -> bool:
-    """Is it of this type, and a number above 0 where a number?"""
+    """Is it of this type, and where a number, above 0 and no larger than a model could have?"""
     if isinstance(kind, types.UnionType):
         return any(_is(one, value) for one in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
@@ -195,5 +195,5 @@ def _is(kind: Any, value: Any) -> bool:
         return isinstance(value, tuple) and all(_is(one, v) for v in value)
     if kind in (int, float):
         right = isinstance(value, int if kind is int else int | float)
-        return right and not isinstance(value, bool) and value > 0
+        return right and not isinstance(value, bool) and 0 < value <= rope_config.MOST[kind]
     return isinstance(value, kind)

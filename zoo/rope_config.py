@@ -38,6 +38,8 @@ KEYS: dict[str, tuple[set[str], set[str]]] = {
 }
 WHOLE = {"original_max_position_embeddings", "max_position_embeddings"}
 LISTS = {"short_factor", "long_factor"}
+# No model has a number above these; some arithmetic fails on them.
+MOST = {int: 2**31 - 1, float: 1e30}
 
 
 def read(
@@ -117,7 +119,7 @@ def _one(given: Any, beside: Mapping[str, Any], theta: float, partial: bool = Fa
             f"{sorted(given.keys() - everywhere)}"
         )
     if odd := {key: value for key, value in given.items() if not _is_right(key, value)}:
-        raise ValueError(f"config.json: {odd} of rope should be numbers above 0")
+        raise ValueError(f"config.json: {odd} of rope should be numbers above 0, and not absurd")
     return rope.Rope(rope_type=kind, **{key: _made(key, value) for key, value in given.items()})
 
 
@@ -126,7 +128,8 @@ def _is_right(key: str, value: Any) -> bool:
         return isinstance(value, bool)
     if key in LISTS:
         return isinstance(value, list) and all(_is_right("", v) for v in value)
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    most = MOST[int if key in WHOLE else float]
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= most
 
 
 def _made(key: str, value: Any) -> Any:
