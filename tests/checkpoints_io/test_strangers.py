@@ -13,6 +13,7 @@ import re
 import shutil
 import sys
 import time
+from unittest import mock
 
 from flax import nnx
 import pytest
@@ -130,28 +131,15 @@ OWN = 24 << 20  # what the program itself may take in between, tracing a model o
 
 
 class Watched:
-    """What an attempt opened, took and how long it was: to be held to what a folder may cost."""
+    """A folder that is opened under the eyes of the interpreter."""
+
+    now: "Watched | None" = None
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
-        self.elsewhere: set[str] = set()
-        self._active = False
-        sys.addaudithook(self._audit)
-        open_ = safetensors.safe_open  # which opens in Rust, where nobody hooks
+        self.elsewhere: set[str] = set()  # what was opened, or run, that is not in it
 
-        def noting(path, *args, **kwargs):
-            self._note(path)
-            return open_(path, *args, **kwargs)
-
-        safetensors.safe_open = noting
-
-    def _audit(self, event: str, args: tuple) -> None:
-        if event == "open" and self._active and isinstance(args[0], str | bytes | os.PathLike):
-            self._note(args[0])
-        elif event in ("os.system", "subprocess.Popen", "socket.connect") and self._active:
-            self.elsewhere.add(event)
-
-    def _note(self, path) -> None:
+    def note(self, path) -> None:
         path = os.path.realpath(os.fsdecode(path))
         program = (sys.prefix, sys.base_prefix, str(pathlib.Path(zoo.__file__).parent.parent),
                    os.environ["TESTS_CACHE"], "/proc", "/sys", "/dev")  # fmt: skip
@@ -160,19 +148,38 @@ class Watched:
 
     def attempt(self) -> tuple[str, float, int]:
         """What came of it ("" for a model), the seconds and the bytes it took at most."""
+        opened = safetensors.safe_open  # which opens in Rust, where no audit is
+
+        def noting(path, *args, **kwargs):
+            self.note(path)
+            return opened(path, *args, **kwargs)
+
         pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
-        before = memory("VmRSS")
-        self._active, start = True, time.monotonic()
+        before, start = memory("VmRSS"), time.monotonic()
+        Watched.now = self
         try:
-            zoo.check(self.folder)
-            zoo.load(self.folder)
+            with mock.patch.object(safetensors, "safe_open", noting):
+                zoo.check(self.folder)
+                zoo.load(self.folder)
             told = ""
         except (ValueError, OSError) as error:
             assert command._said_by_us(error), error
             told = str(error)
         finally:
-            self._active = False
+            Watched.now = None
         return told, time.monotonic() - start, memory("VmHWM") - before
+
+
+def audit(event: str, args: tuple) -> None:
+    if Watched.now is None:
+        return
+    if event == "open" and isinstance(args[0], str | bytes | os.PathLike):
+        Watched.now.note(args[0])
+    elif event in ("os.system", "subprocess.Popen", "socket.connect"):
+        Watched.now.elsewhere.add(event)
+
+
+sys.addaudithook(audit)
 
 
 def memory(what: str) -> int:
@@ -214,3 +221,12 @@ def test_mutants_are_models_or_sentences(tmp_path, mutants, capsys):
             f"\n{mutants} mutants (seed {seed}): {models} models, the others one of "
             f"{len(told_of)} sentences; {slowest:.2f} s and {largest >> 20} MiB at most"
         )
+
+
+def test_what_is_opened_elsewhere_is_seen(tmp_path, monkeypatch):
+    secret = folders(tmp_path)[0].parent / "secret.safetensors"
+    for read in (pathlib.Path.read_bytes, lambda path: safetensors.safe_open(path, "numpy")):
+        monkeypatch.setattr(zoo, "check", lambda _, read=read: read(secret))
+        watched = Watched(tmp_path / "one")
+        assert watched.attempt()[0] == ""
+        assert watched.elsewhere == {str(secret)}
