@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from recipes import losses
+from recipes.configs import tiny
 from recipes.data import chat, layouts, mixture, tokens
 from zoo import attention, stack
 
@@ -110,6 +111,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
       ValueError: with the flag to change and what it may be.
     """
+    _refuse_other_names(config)
     may = lambda flag: (
         flag in OPTIONAL or re.fullmatch(r"(train_data|validation)\..*\.layout", flag)
     )
@@ -179,6 +181,22 @@ def check(config: ml_collections.ConfigDict) -> None:
             "--config.reference_is_hf=false means that --config.reference_model_path is the "
             "directory of a run; it is the same as --config.initialize_from_hf"
         )
+
+
+def _refuse_other_names(config: ml_collections.ConfigDict) -> None:
+    """A config has the settings of `tiny`, all of them and no other."""
+    named_by_the_user = ("train_data", "validation", "data.columns")
+    ours, known = (
+        {name for name, _ in flat(one) if not name.startswith(named_by_the_user)}
+        for one in (config, tiny.get_config())
+    )
+    if missing := sorted(known - ours):
+        raise ValueError(
+            f"the config has no {', '.join(missing)}: add it, as recipes/configs/tiny.py has it"
+        )
+    if unknown := sorted(ours - known):
+        near = did_you_mean(unknown[0], known)
+        raise ValueError(f"the config has a setting {unknown[0]!r} that nothing reads{near}")
 
 
 def _check_keep(config: ml_collections.ConfigDict) -> None:

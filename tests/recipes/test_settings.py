@@ -92,6 +92,19 @@ def test_missing_settings_are_named_as_flags(config):
         settings.check(ml_collections.ConfigDict(config))
 
 
+def test_a_config_has_all_settings_and_no_other(config):
+    with config.unlocked():
+        config.learning_ratte = 1.0
+        with pytest.raises(ValueError, match=r"'learning_ratte' .*did you mean learning_rate"):
+            settings.check(config)
+        del config.learning_ratte
+        config.validation = {"mine": "a.jsonl", "theirs": {"path": "b.jsonl"}}
+        settings.check(config)
+        del config.data.date, config.save_retries
+    with pytest.raises(ValueError, match=r"the config has no data\.date, save_retries: add it"):
+        settings.check(config)
+
+
 def rates(config, total, **other):
     config.update_from_flattened_dict(other)
     schedule = optimizer.schedule_of(config, total)
