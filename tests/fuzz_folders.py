@@ -1,7 +1,7 @@
 """Looks for model folders that break the reader, guided by the branches they take in it.
 
   pip install atheris
-  python tests/fuzz_folders.py -max_total_time=1800 -timeout=5 -max_len=200000 CORPUS
+  python tests/fuzz_folders.py -max_total_time=1800 -timeout=60 -max_len=200000 CORPUS
 
 An input is a byte that chooses a file, and what that file holds. Half of the mutations are those of
 tests/checkpoints_io/test_strangers.py, half libFuzzer's own.

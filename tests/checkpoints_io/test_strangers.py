@@ -147,7 +147,7 @@ class Watched:
             self.elsewhere.add(path)
 
     def attempt(self) -> tuple[str, float, int]:
-        """What came of it ("" for a model), the seconds and the bytes it took at most."""
+        """What came of it ("" for a model), the CPU seconds and the bytes it took at most."""
         opened = safetensors.safe_open  # which opens in Rust, where no audit is
 
         def noting(path, *args, **kwargs):
@@ -155,7 +155,7 @@ class Watched:
             return opened(path, *args, **kwargs)
 
         pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
-        before, start = memory("VmRSS"), time.monotonic()
+        before, start = memory("VmRSS"), time.process_time()
         Watched.now = self
         try:
             with mock.patch.object(safetensors, "safe_open", noting):
@@ -167,7 +167,7 @@ class Watched:
             told = str(error)
         finally:
             Watched.now = None
-        return told, time.monotonic() - start, memory("VmHWM") - before
+        return told, time.process_time() - start, memory("VmHWM") - before
 
 
 def audit(event: str, args: tuple) -> None:
@@ -219,7 +219,7 @@ def test_mutants_are_models_or_sentences(tmp_path, mutants, capsys):
     with capsys.disabled():
         print(
             f"\n{mutants} mutants (seed {seed}): {models} models, the others one of "
-            f"{len(told_of)} sentences; {slowest:.2f} s and {largest >> 20} MiB at most"
+            f"{len(told_of)} sentences; {slowest:.2f} CPU s and {largest >> 20} MiB at most"
         )
 
 
