@@ -12,7 +12,7 @@ if "TESTS_CACHE" not in os.environ:
     os.environ["TESTS_CACHE"] = tempfile.mkdtemp(prefix="compiled-")
     atexit.register(shutil.rmtree, os.environ["TESTS_CACHE"], ignore_errors=True)
 CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["TESTS_CACHE"]
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 from absl import logging
 from flax import nnx
@@ -26,7 +26,7 @@ from recipes.configs import tiny
 from zoo import llama, rope
 
 jax.config.update("jax_compilation_cache_dir", CACHE)  # where a plugin imported jax before
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"

@@ -1,7 +1,7 @@
 """Loss and gradient of some families on eight devices against one; one JSON record a family.
 
-Started by test_devices.py, in a process whose platform shows eight devices. gpt-oss has an MLP as
-wide as the model: then only the axes' letters tell its biases apart.
+Started by test_devices.py with a folder and their names, in a process whose platform shows eight
+devices. gpt-oss has an MLP as wide as the model: then only the axes' letters tell its biases apart.
 """
 
 import json
@@ -41,7 +41,8 @@ def main() -> None:
     kinds = (jax.sharding.AxisType.Auto,) * 3
     one = jax.make_mesh((1, 1, 1), sharding.MESH_AXES, kinds, devices=jax.devices()[:1])
     many = sharding.mesh_of(1, 4, 2)
-    for family, shape in FAMILIES.items():
+    for family in sys.argv[2:]:
+        shape = FAMILIES[family]
         folder = pathlib.Path(sys.argv[1]) / family
         zoo.save(twins.untrained(family, shape), folder, dtype=np.float32)
         (expected, of_one), (found, of_many) = outcome(folder, one), outcome(folder, many)

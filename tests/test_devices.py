@@ -13,11 +13,11 @@ import safetensors.numpy
 from tests.conftest import ROOT
 
 
-def on_eight_devices(program, folder):
+def on_eight_devices(program, folder, *more):
     """The JSON records that a program prints, where the platform shows eight devices."""
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     told = subprocess.run(
-        [sys.executable, f"tests/{program}.py", str(folder)],
+        [sys.executable, f"tests/{program}.py", str(folder), *more],
         cwd=ROOT,
         env=os.environ | flags | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -35,10 +35,15 @@ def figures(tmp_path_factory):
     return {record["mesh"]: record for record in found}
 
 
-def test_every_kind_of_layer_is_split_over_devices(tmp_path):
+@pytest.mark.parametrize(
+    "families",
+    [("gpt_oss",), pytest.param(("gemma3_text", "phi3", "gpt2"), marks=pytest.mark.full)],
+    ids="-".join,
+)
+def test_every_kind_of_layer_is_split_over_devices(tmp_path, families):
     """Experts, biases, sinks, windows, learned positions: eight devices give what one gives."""
-    found = on_eight_devices("families_on_devices", tmp_path)
-    assert len(found) == 4
+    found = on_eight_devices("families_on_devices", tmp_path, *families)
+    assert len(found) == len(families)
     for record in found:
         assert record["loss"] <= 1e-5, record
         assert record["gradient"] <= 1e-4, record

@@ -75,7 +75,7 @@ def test_the_tiny_run_learns(tiny_config):
     ("stop", "total", "other"),
     [
         pytest.param(3, 6, {}, id="inside an epoch", marks=pytest.mark.full),
-        pytest.param(12, 14, {}, id="in the second epoch"),
+        pytest.param(12, 14, {}, id="in the second epoch", marks=pytest.mark.full),
         pytest.param(3, 5, {"per_device_parallelism": 2}, id="with accumulation"),
         pytest.param(
             3,
@@ -89,6 +89,7 @@ def test_the_tiny_run_learns(tiny_config):
                 "validation_split_fraction": 0.2,
             },
             id="of mixed sources",
+            marks=pytest.mark.full,
         ),
     ],
 )

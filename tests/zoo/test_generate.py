@@ -101,10 +101,10 @@ def test_a_text_may_not_outgrow_learned_positions():
 
 
 def test_a_text_that_turns_otherwise_is_read_again():
-    """Past the threshold of longrope every next token is that of the whole text, read afresh."""
+    """Past longrope's threshold, 16, every next token is that of the whole text, read afresh."""
     model = twins.untrained("phi3", "long factors")
-    prompts = [[5, 6, 7], [8] * 12, [9] * 30]
-    found = generate.generate(model, prompts, max_new_tokens=20)
+    prompts = [[5, 6, 7] * 4 + [5], [8] * 14, [9] * 17]
+    found = generate.generate(model, prompts, max_new_tokens=6)
     for prompt, text in zip(prompts, found, strict=True):
         whole = jnp.asarray([prompt + text])
         for end in range(len(prompt), whole.shape[1]):
