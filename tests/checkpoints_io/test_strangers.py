@@ -219,7 +219,7 @@ def test_mutants_are_models_or_sentences(tmp_path, mutants, capsys):
     with capsys.disabled():
         print(
             f"\n{mutants} mutants (seed {seed}): {models} models, the others one of "
-            f"{len(told_of)} sentences; {slowest:.2f} CPU s and {largest >> 20} MiB at most"
+            f"{len(told_of)} sentences; {slowest:.2f} CPU s and {largest >> 10} KiB at most"
         )
 
 
@@ -230,3 +230,5 @@ def test_what_is_opened_elsewhere_is_seen(tmp_path, monkeypatch):
         watched = Watched(tmp_path / "one")
         assert watched.attempt()[0] == ""
         assert watched.elsewhere == {str(secret)}
+    monkeypatch.setattr(zoo, "check", lambda _: bytearray(64 << 20))
+    assert watched.attempt()[2] > 60 << 20
