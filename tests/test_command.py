@@ -1,5 +1,6 @@
 """What goes wrong at the terminal ends in one sentence and a status, never in a traceback."""
 
+import errno
 import json
 import os
 import subprocess
@@ -9,6 +10,8 @@ import ml_dtypes  # noqa: F401  numpy learns bfloat16
 import pytest
 import safetensors.numpy
 
+from recipes import command
+from recipes.configs import tiny
 from tests.conftest import ROOT, TINY
 
 
@@ -168,3 +171,21 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
 
     with pytest.raises(ValueError, match="cannot convert float NaN"):
         command._run(lambda _: optimizer.steps_of(float("nan"), 10), tiny.get_config(), ["dpo.py"])
+
+
+def test_a_full_disk_is_told_as_one(capsys):
+    """Whoever met it: a record, a rename, or Orbax, which calls memory and disks by one name."""
+    config = tiny.get_config()
+    config.compile_cache = None
+    for error, told in (
+        (OSError(errno.ENOSPC, "No space left on device", "a/metrics.jsonl"), "a/metrics.jsonl"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+    ):
+
+        def train(_, error=error):
+            raise error
+
+        with pytest.raises(SystemExit) as stopped:
+            command._run(train, config, ["dpo.py"])
+        assert stopped.value.code == 1
+        assert f"the disk is full ({told}" in capsys.readouterr().err.replace("[Errno 28] ", "")

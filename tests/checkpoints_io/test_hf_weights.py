@@ -135,6 +135,28 @@ def test_an_export_appears_whole_or_not_at_all(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_writer_killed_between_its_renames_has_lost_nothing(tmp_path):
+    """The old folder stands aside then, and is put back before anything else."""
+    old = tmp_path / ".model.part" / "old"
+    old.mkdir(parents=True)
+    (old / "config.json").write_text("{}")
+    (tmp_path / ".model.part" / "new").mkdir()
+    target = tmp_path / "model"
+    with pytest.raises(RuntimeError), hf_folder.written_whole(target):
+        raise RuntimeError
+    assert (target / "config.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_two_writers_of_one_folder(tmp_path):
+    with (
+        hf_folder.written_whole(tmp_path / "model"),
+        pytest.raises(OSError, match="is being written by another process"),
+        hf_folder.written_whole(tmp_path / "model"),
+    ):
+        pass
+
+
 def test_somebodys_work_is_not_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("here before")
     model = llama.Model(small_config(), nnx.Rngs(0))
@@ -195,3 +217,11 @@ def test_the_hub_out_of_reach(monkeypatch):
 def test_a_mesh_of_the_wrong_size():
     with pytest.raises(ValueError, match="does not fit 1 devices"):
         sharding.mesh_of(1, 3, 1)
+
+
+def test_more_layers_than_tensors_are_not_listed(folder):
+    """Ten thousand layers of ten thousand experts would be named one by one."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 10_000}))
+    with pytest.raises(ValueError, match=r"config.json means 10000 times .* and there are \d+"):
+        zoo.check(folder)

@@ -38,7 +38,11 @@ def test_an_old_file_says_little_and_means_llama_2():
         (dict(hidden_size=-32), "-32"),
         (dict(num_hidden_layers=True), "num_hidden_layers"),
         (dict(num_attention_heads=0), "num_attention_heads"),
+        (dict(hidden_size=2**31), "hidden_size"),
         (dict(rms_norm_eps="1e-5"), "rms_norm_eps"),
+        (dict(rms_norm_eps=float("inf")), "rms_norm_eps"),
+        (dict(rope_theta=10**400), "rope_theta"),
+        (dict(rope_theta=float("nan")), "rope_theta"),
         (dict(tie_word_embeddings="true"), "tie_word_embeddings"),
         (dict(rope_theta="big"), "rope_theta"),
         (dict(rope_scaling=[1]), "rope should be an object"),
@@ -48,6 +52,13 @@ def test_an_old_file_says_little_and_means_llama_2():
 def test_what_is_not_implemented_is_refused_by_name(other, told):
     with pytest.raises(ValueError, match=told):
         llama.Config.from_hf(BASE | other)
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "num_local_experts"])
+def test_counts_that_no_model_has_are_refused_before_anything_is_listed(key):
+    for config in (BASE | {key: 10**9}, {"model_type": "gemma3", "text_config": {key: 10**9}}):
+        with pytest.raises(ValueError, match=f"no model has {key} of 1000000000"):
+            zoo.abstract({"model_type": "llama"} | config)
 
 
 def test_an_unknown_architecture_is_refused_with_what_there_is():
