@@ -12,6 +12,7 @@ import random
 import re
 import shutil
 import sys
+import threading
 import time
 from unittest import mock
 
@@ -171,8 +172,8 @@ class Watched:
 
 
 def audit(event: str, args: tuple) -> None:
-    if Watched.now is None:
-        return
+    if Watched.now is None or threading.current_thread() is not threading.main_thread():
+        return  # what earlier tests left running has its own files
     if event == "open" and isinstance(args[0], str | bytes | os.PathLike):
         Watched.now.note(args[0])
     elif event in ("os.system", "subprocess.Popen", "socket.connect"):
