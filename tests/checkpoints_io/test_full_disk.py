@@ -116,7 +116,7 @@ def test_a_run_whose_disk_fills_stops_and_goes_on_with_more_room(disk, tiny_conf
     with contextlib.ExitStack() as stack:
 
         def full_from_step_3(step):
-            if step == 3:
+            if step == 3 and not (root / "ballast").exists():  # it is asked twice
                 stack.enter_context(filled(root, but=MiB))
             return False
 
