@@ -14,10 +14,12 @@ def fingerprint(tree: Any) -> str:
 
     Worked out where the arrays are, each read once.
     """
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    sums = [_bit_sums(value) for _, value in leaves]  # all are begun before one is waited for
     digest = hashlib.sha256()
-    for path, value in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        sums = np.asarray(_bit_sums(value)).tobytes()
-        digest.update(f"{jax.tree_util.keystr(path)}{value.shape}{value.dtype}".encode() + sums)
+    for (path, value), found in zip(leaves, sums, strict=True):
+        place = f"{jax.tree_util.keystr(path)}{value.shape}{value.dtype}"
+        digest.update(place.encode() + np.asarray(found).tobytes())
     return digest.hexdigest()[:16]
 
 

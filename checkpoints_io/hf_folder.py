@@ -1,6 +1,7 @@
 """A Hugging Face model folder: found here or on the hub, read, and written whole or not at all."""
 
 from collections.abc import Iterator, Sequence
+import concurrent.futures
 import contextlib
 import functools
 import hashlib
@@ -102,17 +103,19 @@ def _closed(folder: pathlib.Path) -> pathlib.Path:
     A folder comes from a stranger: what it calls a template may be a link to a file of yours.
     """
     home = folder.resolve()
-    blobs = home.parent.parent / "blobs" if revision(home) else home
+    blobs = home.parent.parent / "blobs" if revision(home) else None
+    fetched = []
     for path in folder.iterdir():
-        if not path.is_symlink() or path.is_dir():
-            continue
         target = path.resolve()
-        if target.parent == blobs != home:
-            _recheck(target, target.stat().st_mtime_ns)
-        elif not target.is_relative_to(home):
+        if not path.is_symlink() or path.is_dir() or target.is_relative_to(home):
+            continue
+        if target.parent != blobs:
             raise ValueError(
                 f"{path} is a link that leads out of its folder: put the file itself there"
             )
+        fetched.append((target, target.stat().st_mtime_ns))
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+        list(pool.map(_recheck, *zip(*fetched, strict=True)) if fetched else ())
     return folder
 
 
@@ -214,16 +217,20 @@ def written_whole(folder: pathlib.Path) -> Iterator[pathlib.Path | None]:
         yield None
         return
 
+    scratch = folder.parent / f".{folder.name}.part"
+    fresh, old = scratch / "new", scratch / "old"
+
     def refuse() -> None:
         raise OSError(f"{folder} is being written by another process: wait for it")
 
-    scratch = folder.parent / f".{folder.name}.part"
-    fresh, old = scratch / "new", scratch / "old"
+    def put_back() -> None:
+        if old.exists() and not folder.exists():  # stopped, or killed, between the two renames
+            old.rename(folder)
+
     scratch.mkdir(parents=True, exist_ok=True)
     with lock.held(scratch / "lock", otherwise=refuse):
         try:
-            if old.exists() and not folder.exists():  # killed between the two renames
-                old.rename(folder)
+            put_back()
             if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
                 raise FileExistsError(
                     f"{folder} holds something else than a model: choose another folder"
@@ -234,10 +241,7 @@ def written_whole(folder: pathlib.Path) -> Iterator[pathlib.Path | None]:
             yield fresh
             if folder.exists():
                 folder.rename(old)
-            try:
-                fresh.rename(folder)
-            except OSError:
-                old.rename(folder)
-                raise
+            fresh.rename(folder)
         finally:
+            put_back()
             shutil.rmtree(scratch, ignore_errors=True)

@@ -53,7 +53,7 @@ class RunStore:
         self._retries = retries
         self._pending: tuple[int, Any] | None = None
         self._failures = 0  # in a row
-        self._scores: dict[int, float | None] = {}
+        self._known: dict[int, dict[str, Any] | None] = {}  # facts by step; None of what is torn
         self._open()
 
     def _open(self) -> None:
@@ -64,12 +64,9 @@ class RunStore:
             # What another process is writing may not be cleared away by one that only looks.
             cleanup_tmp_directories=self._keep is not None,
         )
-        self._scores = {}
         if self._keep and self._keep.highest:
-            facts = {
-                step: _tried(step, lambda step=step: self.facts(step)) for step in self.steps()
-            }
-            self._scores = {step: known.get("score") for step, known in facts.items() if known}
+            for step in self.steps():
+                self._look_at(step)
 
     def _to_stay(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Orbax asks this behind every save, of all that are there, oldest first."""
@@ -79,9 +76,11 @@ class RunStore:
         stay = set(steps[-self._keep.newest :])
         if self._keep.every:
             stay |= {step for step in steps if step % self._keep.every == 0}
-        known = {step: score for step in steps if (score := self._scores.get(step)) is not None}
-        if known:
-            stay.add(max(known, key=lambda step: (known[step], step)))
+        if self._keep.highest:
+            scores = {step: (self._known.get(step) or {}).get("score") for step in steps}
+            scored = [(score, step) for step, score in scores.items() if score is not None]
+            if scored:
+                stay.add(max(scored)[1])
         return [step in stay for step in steps]
 
     def steps(self) -> list[int]:
@@ -103,7 +102,7 @@ class RunStore:
         self.wait()
         bits = {name: fingerprint(tree) for name, tree in trees.items()}
         facts = dict(facts) | {"format": FORMAT, "step": step, "bits": bits, "score": score}
-        self._scores[step] = score
+        self._known[step] = facts
         try:
             self._refuse_without_room(trees)
             under_way = self._saver.save_checkpointables_async(
@@ -181,6 +180,12 @@ class RunStore:
         """
         return _opened(self._saver.load_checkpointables(step, {"facts": None})["facts"], step)
 
+    def _look_at(self, step: int) -> dict[str, Any] | None:
+        """The facts, read once; None, and a sentence, if they are torn."""
+        if step not in self._known:
+            self._known[step] = _tried(step, lambda: self.facts(step))
+        return self._known[step]
+
     def restore(self, step: int, like: Mapping[str, Any]) -> Restored:
         """The trees named in `like`, with its shapes, dtypes and shardings.
 
@@ -208,7 +213,7 @@ class RunStore:
         """
         steps = self.steps()
         for step in steps:
-            facts = _tried(step, lambda step=step: self.facts(step))
+            facts = self._look_at(step)
             if facts is None:
                 continue
             if facts.get("format") != FORMAT:

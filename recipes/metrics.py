@@ -103,10 +103,13 @@ class Trend:
         self._readings.append(figures)
         if self._said or len(self._readings) < 3:
             return None
-        of = lambda name: [reading[f"train/{name}"] for reading in self._readings]
+        chosen, rejected, accuracy = (
+            [reading[f"train/{name}"] for reading in self._readings]
+            for name in ("dpo_chosen_reward", "dpo_rejected_reward", "dpo_accuracy")
+        )
         falls = lambda values: 0 > values[0] > values[1] > values[2]
-        rises = of("dpo_accuracy")[2] > max(0.5, of("dpo_accuracy")[0])
-        if not (rises and falls(of("dpo_chosen_reward")) and falls(of("dpo_rejected_reward"))):
+        rises = accuracy[2] > max(0.5, accuracy[0])
+        if not (rises and falls(chosen) and falls(rejected)):
             return None
         self._said = True
         return (

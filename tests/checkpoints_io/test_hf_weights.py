@@ -1,6 +1,7 @@
 """Weights from strangers' files: read once, read right, or refused in a sentence."""
 
 import json
+import pathlib
 import shutil
 import types
 
@@ -145,6 +146,24 @@ def test_a_writer_killed_between_its_renames_has_lost_nothing(tmp_path):
     with pytest.raises(RuntimeError), hf_folder.written_whole(target):
         raise RuntimeError
     assert (target / "config.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_writer_interrupted_between_its_renames_puts_the_old_back(tmp_path, monkeypatch):
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "config.json").write_text("old")
+    rename = pathlib.Path.rename
+
+    def interrupted(path, to):
+        if path.name == "new":
+            raise KeyboardInterrupt
+        return rename(path, to)
+
+    monkeypatch.setattr(pathlib.Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), hf_folder.written_whole(target) as fresh:
+        (fresh / "config.json").write_text("new")
+    assert (target / "config.json").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

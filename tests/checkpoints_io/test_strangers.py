@@ -14,6 +14,7 @@ import shutil
 import sys
 import threading
 import time
+import tracemalloc
 from unittest import mock
 
 from flax import nnx
@@ -198,29 +199,37 @@ def test_mutants_are_models_or_sentences(tmp_path, mutants, capsys):
     watched = Watched(harmed)
     shutil.copytree(sound[0], harmed)
     assert watched.attempt()[0] == ""  # and what is imported once is imported
-    models, slowest, largest, told_of = 0, 0.0, 0, set()
+    models, slowest, largest, exactly, told_of = 0, 0.0, 0, 0, set()
     for i in range(mutants):
         shutil.rmtree(harmed)
         shutil.copytree(draw.choice(sound), harmed)
         name = draw.choice([name for name in FILES if (harmed / name).exists()])
         content = mutated(draw, name, (harmed / name).read_bytes())
         (harmed / name).write_bytes(content)
+        if i % 5 == 0:  # Python's own to the byte; it takes three times as long
+            tracemalloc.start(1)
         try:
             told, seconds, most = watched.attempt()
+            counted = tracemalloc.get_traced_memory()[1]
         except BaseException as error:
             raise AssertionError((seed, i, name, content[:3000])) from error
+        finally:
+            tracemalloc.stop()
         assert not watched.elsewhere, (seed, i, name, watched.elsewhere)
         assert seconds < 5, (seed, i, name, seconds)
         size = sum(path.stat().st_size for path in harmed.iterdir())
         assert most < 2 * size + OWN, (seed, i, name, most, size)
+        assert counted < 2 * size + (1 << 20), (seed, i, name, counted, size)
         models += not told
         told_of.add(told.replace(str(harmed), "")[:30])
         slowest, largest = max(slowest, seconds), max(largest, most)
+        exactly = max(exactly, counted)
     assert models < mutants / 2 and len(told_of) > 5
     with capsys.disabled():
         print(
             f"\n{mutants} mutants (seed {seed}): {models} models, the others one of "
-            f"{len(told_of)} sentences; {slowest:.2f} CPU s and {largest >> 10} KiB at most"
+            f"{len(told_of)} sentences; {slowest:.2f} CPU s and {largest >> 10} KiB at most, "
+            f"{exactly >> 10} KiB of them Python's"
         )
 
 
