@@ -24,8 +24,9 @@ CONFIG_FILES = ["config.json"]
 # The same weights again, as other programs want them.
 ELSEWHERE = ["*/*", "consolidated*"]
 
-# Such files have some kilobytes; parsed, a hostile one may take thirty times its size.
+# Such files have some kilobytes. Parsed, one of nothing but brackets takes 23 times its size.
 MOST_JSON = 16 << 20
+MOST_VALUES = 500_000
 
 # Copied from the source of an export, byte for byte.
 COMPANIONS = (
@@ -160,7 +161,10 @@ def read_json(path: pathlib.Path, most: int = MOST_JSON) -> dict[str, Any]:
     if (size := path.stat().st_size) > most:
         raise ValueError(f"{path} has {size >> 20} MiB, and at most {most >> 20} are read")
     try:
-        value = json.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        if sum(map(text.count, ",[{")) > MOST_VALUES:
+            raise ValueError(f"it holds more than {MOST_VALUES} values")
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):

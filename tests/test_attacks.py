@@ -19,7 +19,7 @@ from checkpoints_io import hf_folder
 from checkpoints_io.run_state import Keep, RunStore
 from recipes import dpo, reference_cache
 from recipes.data import template, tokenizer
-from tests.checkpoints_io.test_strangers import Watched, folders
+from tests.checkpoints_io.test_strangers import OWN, Watched, folders
 from tests.conftest import ROOT, TINY
 import zoo
 
@@ -115,6 +115,18 @@ def test_headers_that_lie(model, content):
     """safetensors#668, ollama#16190, fastllm#713, vmlx-swift#217: bombs, offsets, short shards."""
     (model / "model-00002-of-00002.safetensors").write_bytes(content)
     refused(model, "is not a whole safetensors file")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize("of", ["[],", '{"a":[]},', "1,"])
+def test_json_of_nothing_but_brackets(model, name, of):
+    """Parsed it would take up to 23 times its size."""
+    text = '{"weight_map": [' + of * (12_000_000 // len(of)) + "1]}"
+    (model / name).write_text(text)
+    watched = Watched(model)
+    told, seconds, most = watched.attempt()
+    assert "holds more than 500000 values" in told
+    assert seconds < 5 and most < 2 * len(text) + OWN
 
 
 def test_a_pointer_in_place_of_a_file_is_named(model):
