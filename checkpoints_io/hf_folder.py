@@ -1,8 +1,7 @@
-"""A Hugging Face model folder: found here or on the hub, read, and written whole or not at all."""
+"""A Hugging Face model folder: found here or on the hub, and all of it but the weights."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import concurrent.futures
-import contextlib
 import functools
 import hashlib
 import json
@@ -13,9 +12,6 @@ from typing import Any
 
 import huggingface_hub
 from huggingface_hub import errors
-import jax
-
-from checkpoints_io import lock
 
 # What a model needs; weights in other formats, images and code are left on the hub.
 TOKENIZER_FILES = ["*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken"]
@@ -205,47 +201,3 @@ def write_companions(
         generation["eos_token_id"] = merged[0] if len(merged) == 1 else merged
     if generation:
         (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-
-
-@contextlib.contextmanager
-def written_whole(folder: pathlib.Path) -> Iterator[pathlib.Path | None]:
-    """A temporary folder beside `folder` that takes its name, and its place, on success.
-
-    Process 0 writes it; the others are given None. What a killed writer left is cleared away.
-
-    Raises:
-      FileExistsError: what is there now is not a model folder, and may be somebody's work.
-      OSError: another process is writing it.
-    """
-    if jax.process_index():
-        yield None
-        return
-
-    scratch = folder.parent / f".{folder.name}.part"
-    fresh, old = scratch / "new", scratch / "old"
-
-    def refuse() -> None:
-        raise OSError(f"{folder} is being written by another process: wait for it")
-
-    def put_back() -> None:
-        if old.exists() and not folder.exists():  # stopped, or killed, between the two renames
-            old.rename(folder)
-
-    scratch.mkdir(parents=True, exist_ok=True)
-    with lock.held(scratch / "lock", otherwise=refuse):
-        try:
-            put_back()
-            if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
-                raise FileExistsError(
-                    f"{folder} holds something else than a model: choose another folder"
-                )
-            for left in (fresh, old):
-                shutil.rmtree(left, ignore_errors=True)
-            fresh.mkdir()
-            yield fresh
-            if folder.exists():
-                folder.rename(old)
-            fresh.rename(folder)
-        finally:
-            put_back()
-            shutil.rmtree(scratch, ignore_errors=True)

@@ -103,6 +103,7 @@ class RunStore:
         bits = {name: fingerprint(tree) for name, tree in trees.items()}
         facts = dict(facts) | {"format": FORMAT, "step": step, "bits": bits, "score": score}
         self._known[step] = facts
+        under_way = failure = None
         try:
             self._refuse_without_room(trees)
             under_way = self._saver.save_checkpointables_async(
@@ -110,9 +111,12 @@ class RunStore:
             )
             if under_way is None:
                 raise OSError(f"there is a checkpoint of a later step in {self._directory}")
-            self._pending = step, under_way
         except Exception as error:  # whatever Orbax makes of the disk's answer
-            self._failed(step, error)
+            failure = error
+        if _all_agree(failure is None):
+            self._pending = step, under_way
+        else:
+            self._failed(step, failure)
 
     def _refuse_without_room(self, trees: Mapping[str, Any]) -> None:
         needed = sum(x.nbytes for x in jax.tree.leaves(dict(trees)))

@@ -78,15 +78,17 @@ def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None
         return nnx.merge(graph, nnx.State(state.params))
 
     def evaluate() -> dict[str, float]:
-        ours, found = of_policy(), {}
-        for held_out, theirs in zip(run.held_out, frozen.held_out, strict=True):
-            figures = evaluation.evaluate(
-                held_out, ours, theirs, run.place, loss=loss, beta=config.beta
-            )
-            log.write(state.step, figures)
-            say(metrics.line(state.step, figures))
-            found |= figures
-        return found
+        ours, found = stopping.heeding(stop, of_policy()), {}
+        with contextlib.suppress(stopping.Asked):  # then it is done first when the run goes on
+            for held_out, theirs in zip(run.held_out, frozen.held_out, strict=True):
+                figures = evaluation.evaluate(
+                    held_out, ours, theirs, run.place, loss=loss, beta=config.beta
+                )
+                say(metrics.line(state.step, figures))
+                found |= figures
+            log.write(state.step, found)
+            return found
+        return {}
 
     def due(every: int | None) -> bool:
         return state.step == run.total_steps or (every is not None and state.step % every == 0)
@@ -111,6 +113,9 @@ def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None
             evaluate()
         if start and not policy.export_folder(start, run).exists():
             export_if_due()
+        if stop():
+            say(f"stopped before step {start + 1}: the same command goes on from there")
+            return
 
         endless = mixture.endless(run.parts, config.seed)
         updates = batches.iterate(endless, run.place, start=start)
@@ -155,9 +160,8 @@ def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None
                 jax.block_until_ready(state.params)
                 jax.profiler.stop_trace()
             with meter.paused():
-                leaving = stop(at)
-                held_out = evaluate() if due(config.steps_per_eval) and not leaving else {}
-                leaving = leaving or stop(at)  # asked while it evaluated
+                held_out = evaluate() if due(config.steps_per_eval) and not stop() else {}
+                leaving = stop()
                 if leaving or due(config.steps_per_checkpoint) or store.lost():
                     policy.save(state, config, run, store, facts, held_out)
                 if leaving:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 import ml_collections
 import numpy as np
 
+from checkpoints_io import whole
 from recipes.data import mixture
 from recipes.data.batches import Update
 from recipes.data.mixture import Part
@@ -195,10 +196,12 @@ class Log:
         self._file = self._board = self._wandb = None
         if jax.process_index():
             return
-        (directory / "settings.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+        told = config.to_json_best_effort(indent=2) + "\n"
+        whole.write(directory / "settings.json", told.encode())
         path = directory / "metrics.jsonl"
         known = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
-        path.write_text("".join(f"{line}\n" for line in known if _step(line) <= after))
+        kept = "".join(f"{line}\n" for line in known if _step(line) <= after)
+        whole.write(path, kept.encode())
         self._file = path.open("a")
         if config.tensorboard:
             import tensorboardX  # which imports torch wherever that is installed
@@ -251,7 +254,7 @@ def evaluated(directory: pathlib.Path, step: int) -> bool:
 def _own_id(path: pathlib.Path) -> str:
     """A random id that stays with the directory."""
     if not path.exists():
-        path.write_text(secrets.token_hex(8))
+        whole.write(path, secrets.token_hex(8).encode())
     return path.read_text()
 
 

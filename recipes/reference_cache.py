@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import hashlib
 import json
 import pathlib
-import secrets
 from typing import NamedTuple
 
 import jax
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 import safetensors.numpy
 import tqdm
 
+from checkpoints_io import whole
 from recipes import head, logps
 from recipes.data import packing, tokens
 from recipes.data.batches import Place
@@ -56,7 +56,8 @@ def opened(
     folder = directory / name
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "arithmetic.json").write_text(json.dumps(arithmetic, indent=2) + "\n")
+        told = json.dumps(arithmetic, indent=2) + "\n"
+        whole.write(folder / "arithmetic.json", told.encode())
     known = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
@@ -130,9 +131,7 @@ def _write(folder: pathlib.Path, keys: Sequence[bytes], values: np.ndarray) -> N
         return
     pairs = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 16)
     content = safetensors.numpy.save({"pairs": pairs, "logps": np.ascontiguousarray(values)})
-    part = folder / f"{secrets.token_hex(8)}.part"
-    part.write_bytes(content)
-    part.rename(folder / f"{_name(content)}.safetensors")
+    whole.write(folder / f"{_name(content)}.safetensors", content)
 
 
 def _name(content: bytes) -> str:

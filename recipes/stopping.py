@@ -5,6 +5,7 @@ The step under way is finished and saved, and the program ends well: the same co
 
 from collections.abc import Callable, Iterator
 import contextlib
+import itertools
 import signal
 import threading
 from typing import Any
@@ -12,20 +13,37 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from recipes.logps import Forward
 from recipes.prepare import say
 
 
-@contextlib.contextmanager
-def asked() -> Iterator[Callable[[int], bool]]:
-    """Within it signals only ask; the function says behind each step whether the run is to end.
+class Asked(Exception):
+    """The run is to end; nothing is wrong."""
 
-    All processes of a run are told the same, at the same step. A second Ctrl-C ends it at once.
+
+@contextlib.contextmanager
+def asked() -> Iterator[Callable[[], bool]]:
+    """Within it signals only ask; the function says whether the run is to end.
+
+    All processes of a run are told the same, if they ask equally often. A second Ctrl-C ends the
+    run at once.
     """
     if threading.current_thread() is not threading.main_thread():  # where no signals come
-        yield lambda _: False
+        yield lambda: False
         return
     several = jax.process_count() > 1
     received: list[int] = []
+    agreed: list[int] = []
+    times = itertools.count(1)
+
+    def stop() -> bool:
+        if not several:
+            return bool(received)
+        # Of several processes jax itself waits for SIGTERM, and settles for all of them on one of
+        # the times that they ask.
+        if not agreed and multihost_utils.reached_preemption_sync_point(at := next(times)):
+            agreed.append(at)
+        return bool(agreed)
 
     def note(number: int, _: Any) -> None:
         if received and number == signal.SIGINT:
@@ -36,11 +54,21 @@ def asked() -> Iterator[Callable[[int], bool]]:
         if several:
             signal.raise_signal(signal.SIGTERM)  # which jax listens to, and tells the others
 
-    # Of several processes jax itself waits for SIGTERM, and settles on a step for all of them.
     numbers = [signal.SIGINT] if several else [signal.SIGINT, signal.SIGTERM]
     before = [signal.signal(number, note) for number in numbers]
     try:
-        yield multihost_utils.reached_preemption_sync_point if several else lambda _: bool(received)
+        yield stop
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler or signal.SIG_DFL)
+
+
+def heeding(stop: Callable[[], bool], forward: Forward) -> Forward:
+    """A forward pass that raises `Asked`, in place of an answer, once the run is asked to stop."""
+
+    def unless_asked(batch):
+        if stop():
+            raise Asked
+        return forward(batch)
+
+    return unless_asked

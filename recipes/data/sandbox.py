@@ -90,7 +90,7 @@ class _Sandbox(sandbox.ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
     code_generator_class = _Code
-    concat = staticmethod(_joined)
+    concat: Any = staticmethod(_joined)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Called for each of them."""
@@ -164,7 +164,7 @@ def _indent(text: str, width: Any = 4, first: bool = False, blank: bool = False)
 
 
 @jinja2.pass_environment
-def _join(environment: Any, parts: Any, d: str = "", attribute: Any = None) -> str:
+def _join(environment: Any, parts: Any, d: Any = "", attribute: Any = None) -> str:
     if attribute is not None:
         parts = map(filters.make_attrgetter(environment, attribute), parts)
     between = str(d)

@@ -112,7 +112,7 @@ def _hub(source: str) -> Any:
     split = parts.pop() if parts else "train"
     try:
         return datasets.load_dataset(name, *parts, split=split, revision=revision or None)
-    except (OSError, datasets.exceptions.DatasetNotFoundError) as error:
+    except OSError as error:
         raise FileNotFoundError(
             f"there is no file {source!r} here, and the hub did not give a dataset of that name "
             f"({type(error).__name__}): check the name, the network, and your token if it is gated"

@@ -9,16 +9,14 @@ import contextlib
 import hashlib
 import itertools
 import json
-import os
 import pathlib
-import secrets
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow
 import tqdm
 
-from checkpoints_io import lock
+from checkpoints_io import lock, whole
 from recipes.data import counts as counts_io
 from recipes.data.counts import Counts
 from recipes.data.tokens import NOTES, PairIds
@@ -49,7 +47,7 @@ def folder_of(directory: pathlib.Path, identity: dict[str, Any]) -> pathlib.Path
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "identity.json"
         if not path.exists():
-            _write_whole(path, text.encode())
+            whole.write(path, text.encode())
     return folder
 
 
@@ -93,7 +91,7 @@ def write(path: pathlib.Path, shard: Shard) -> None:
     with pyarrow.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     with _told(path.parent):
-        _write_whole(path, sink.getvalue())
+        whole.write(path, memoryview(sink.getvalue()))
 
 
 def read(path: pathlib.Path) -> Shard | None:
@@ -126,7 +124,7 @@ def finish(folder: pathlib.Path, firsts: Sequence[int]) -> None:
     paths = [path_of(folder, first) for first in firsts]
     told = {path.name: _digest(path) for path in paths}
     with _told(folder):
-        _write_whole(folder / "done.json", json.dumps(told).encode())
+        whole.write(folder / "done.json", json.dumps(told).encode())
 
 
 def clear(folder: pathlib.Path) -> None:
@@ -156,19 +154,6 @@ def _digest(path: pathlib.Path) -> str | None:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return None
-
-
-def _write_whole(path: pathlib.Path, content: Any) -> None:
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.rename(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
 
 
 @contextlib.contextmanager

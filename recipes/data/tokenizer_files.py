@@ -1,7 +1,6 @@
 """The kinds of tokenizer files, a function each: tokenizer.json, SentencePiece, tiktoken, GPT-2."""
 
 import base64
-import binascii
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import functools
 import pathlib
@@ -239,7 +238,7 @@ def _tiktoken(
     try:
         lines = [line.split() for line in path.read_bytes().splitlines() if line]
         ranks = {base64.b64decode(word, validate=True): int(rank) for word, rank in lines}
-    except (ValueError, binascii.Error) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is not a whole tiktoken file: {error}") from error
     known = all(bytes([byte]) in ranks for byte in range(256))
     if not known or sorted(ranks.values()) != list(range(len(lines))):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from checkpoints_io import hf_export, hf_folder
+from checkpoints_io import hf_export, whole
 from tests.conftest import large_weights, small_config
 import zoo
 from zoo import llama, sharding
@@ -125,12 +125,12 @@ def test_an_export_appears_whole_or_not_at_all(tmp_path):
     target.mkdir()
     (target / "old").write_text("here before")
     (target / "config.json").write_text("{}")
-    with pytest.raises(RuntimeError), hf_folder.written_whole(target) as fresh:
+    with pytest.raises(RuntimeError), whole.folder(target) as fresh:
         (fresh / "half").write_text("")
         raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (target / "old").exists()
-    with hf_folder.written_whole(target) as fresh:
+    with whole.folder(target) as fresh:
         (fresh / "new").write_text("")
     assert [path.name for path in target.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -143,7 +143,7 @@ def test_a_writer_killed_between_its_renames_has_lost_nothing(tmp_path):
     (old / "config.json").write_text("{}")
     (tmp_path / ".model.part" / "new").mkdir()
     target = tmp_path / "model"
-    with pytest.raises(RuntimeError), hf_folder.written_whole(target):
+    with pytest.raises(RuntimeError), whole.folder(target):
         raise RuntimeError
     assert (target / "config.json").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -161,7 +161,7 @@ def test_a_writer_interrupted_between_its_renames_puts_the_old_back(tmp_path, mo
         return rename(path, to)
 
     monkeypatch.setattr(pathlib.Path, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt), hf_folder.written_whole(target) as fresh:
+    with pytest.raises(KeyboardInterrupt), whole.folder(target) as fresh:
         (fresh / "config.json").write_text("new")
     assert (target / "config.json").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -169,9 +169,9 @@ def test_a_writer_interrupted_between_its_renames_puts_the_old_back(tmp_path, mo
 
 def test_two_writers_of_one_folder(tmp_path):
     with (
-        hf_folder.written_whole(tmp_path / "model"),
+        whole.folder(tmp_path / "model"),
         pytest.raises(OSError, match="is being written by another process"),
-        hf_folder.written_whole(tmp_path / "model"),
+        whole.folder(tmp_path / "model"),
     ):
         pass
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings, strategies
 import numpy as np
 import pytest
 
-from recipes.data import layouts, pairs, sources, token_cache, tokenise, workers
+from checkpoints_io import whole
+from recipes.data import layouts, pairs, sources, tokenise, workers
 from recipes.data.tokenise import How, Source
 from tests.conftest import TINY
 
@@ -342,7 +343,7 @@ def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(token_cache.os, "fsync", full)
+    monkeypatch.setattr(whole.os, "fsync", full)
     with pytest.raises(OSError, match=r"cannot be kept in .*No space left.*token_cache"):
         read(written(tmp_path / "a.jsonl", [GOOD]), tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*/*"))

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import pathlib
@@ -14,7 +15,8 @@ import time
 
 import pytest
 
-from recipes import dpo, stopping
+from recipes import dpo, evaluation, metrics, stopping
+from recipes.configs import tiny
 from tests.conftest import ROOT
 
 
@@ -79,9 +81,9 @@ def test_a_run_that_is_asked_to_stop_saves_and_ends_well(tmp_path, asked):
 def test_a_second_interrupt_ends_it_at_once():
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), stopping.asked() as stop:
-        assert not stop(1)
+        assert not stop()
         signal.raise_signal(signal.SIGINT)
-        assert stop(2)
+        assert stop()
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -90,10 +92,12 @@ def test_what_was_due_at_the_step_of_the_stop_still_happens(tiny_config, monkeyp
     config = tiny_config
     config.num_train_steps, config.steps_per_eval, config.steps_per_hf_export = 4, 2, 2
     with monkeypatch.context() as patched:
-        at_2 = contextlib.nullcontext(lambda step: step == 2)
-        patched.setattr(stopping, "asked", lambda: at_2)
+        times = itertools.count()
+        behind_step_2 = contextlib.nullcontext(lambda: next(times) >= 2)
+        patched.setattr(stopping, "asked", lambda: behind_step_2)
         dpo.train(config)
     directory = pathlib.Path(config.directory)
+    assert max(figures(directory)) == 2
     evaluated = lambda: [r["step"] for r in records(directory) if "eval/heldout/dpo_loss" in r]
     assert (evaluated(), [*(directory / "hf").iterdir()]) == ([], [])
     dpo.train(config)
@@ -101,6 +105,50 @@ def test_what_was_due_at_the_step_of_the_stop_still_happens(tiny_config, monkeyp
     assert sorted(path.name for path in (directory / "hf").iterdir()) == ["step-2", "step-4"]
     dpo.train(config)  # finished before
     assert evaluated() == [2, 4]
+
+
+@pytest.mark.parametrize(("at", "left"), [(0, []), (2, [2])])
+def test_an_evaluation_is_given_up_when_the_run_is_asked_to_stop(
+    tiny_config, monkeypatch, at, left
+):
+    """Its figures may take minutes, and a machine goes in seconds; the next start has them all."""
+    config = tiny_config
+    config.num_train_steps, config.steps_per_eval, config.run_initial_eval = 3, 2, True
+    config.validation.second = config.validation.heldout
+    directory = pathlib.Path(config.directory)
+    evaluate, asked = evaluation.evaluate, []
+
+    def interrupted(held_out, forward, *rest, **loss):
+        asked.append(held_out.name)
+        if len(figures(directory)) == at and held_out.name == "second":
+            signal.raise_signal(signal.SIGTERM)
+        return evaluate(held_out, forward, *rest, **loss)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluation, "evaluate", interrupted)
+        dpo.train(config)
+    assert asked == ["heldout", "second"] * (1 + at // 2)
+    assert [int(path.name) for path in (directory / "checkpoints").iterdir()] == left
+    dpo.train(config)
+    evaluated = [r["step"] for r in records(directory) if "eval/second/dpo_loss" in r]
+    assert evaluated == [0, 2, 3]
+    assert figures(directory).keys() == {1, 2, 3}
+
+
+def test_records_outlast_a_kill_while_they_are_cut_to_the_checkpoint(tmp_path, monkeypatch):
+    config = tiny.get_config()
+    config.tensorboard = False
+    log = metrics.Log(tmp_path, config, after=-1)
+    log.write(1, {"train/dpo_loss": 0.5})
+    log.close()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pathlib.Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        metrics.Log(tmp_path, config, after=1)
+    assert records(tmp_path) == [{"step": 1, "train/dpo_loss": 0.5}]
 
 
 def test_two_runs_cannot_share_a_directory(tiny_config, tmp_path):
