@@ -1,8 +1,11 @@
 """Sharded arrays to safetensors, by the table that hf_weights.py reads them with."""
 
 from collections.abc import Mapping
+import errno
 import json
+import os
 import pathlib
+import re
 from typing import NamedTuple
 
 import einops
@@ -50,7 +53,9 @@ def write(
             try:
                 safetensors.numpy.save_file(tensors, folder / file, metadata={"format": "pt"})
             except safetensors.SafetensorError as error:
-                raise OSError(f"the weights cannot be written to {folder}: {error}") from error
+                known = re.search(r"os error (\d+)", str(error))
+                number = int(known[1]) if known else errno.EIO
+                raise OSError(number, os.strerror(number), str(folder / file)) from error
             (folder / file).chmod(0o644)  # safetensors lets only the owner read it
     if folder and len(plan) > 1:
         total = sum(array.size for _, array in weights.values()) * np.dtype(dtype).itemsize

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import concurrent.futures
+import fnmatch
 import functools
 import hashlib
 import json
@@ -47,13 +48,13 @@ def find(
     Of a hub repository only `files` are fetched.
 
     Raises:
-      ValueError: a file of it is a link to somewhere else, or no longer what the hub sent.
+      ValueError: a file among `files` is a link to somewhere else, or not what the hub sent.
       FileNotFoundError: there is no such folder, nor such a repository within reach.
       PermissionError: the repository wants a token that has been granted access.
     """
     folder = pathlib.Path(path_or_id).expanduser()
     if folder.is_dir():
-        return _closed(folder)
+        return _closed(folder, files)
     path_or_id, _, at = path_or_id.partition("@")
     revision = revision or at or None
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path_or_id):
@@ -86,7 +87,7 @@ def find(
             f"({type(error).__name__}): check the network, or download it elsewhere and give the "
             "folder"
         ) from error
-    return _closed(pathlib.Path(fetched))
+    return _closed(pathlib.Path(fetched), files)
 
 
 def revision(folder: pathlib.Path) -> str | None:
@@ -94,7 +95,7 @@ def revision(folder: pathlib.Path) -> str | None:
     return folder.name if folder.parent.name == "snapshots" else None
 
 
-def _closed(folder: pathlib.Path) -> pathlib.Path:
+def _closed(folder: pathlib.Path, files: Sequence[str]) -> pathlib.Path:
     """A folder whose files are in it, or in the part of the hub's cache that is its repository's.
 
     A folder comes from a stranger: what it calls a template may be a link to a file of yours.
@@ -110,7 +111,8 @@ def _closed(folder: pathlib.Path) -> pathlib.Path:
             raise ValueError(
                 f"{path} is a link that leads out of its folder: put the file itself there"
             )
-        fetched.append((target, target.stat().st_mtime_ns))
+        if any(fnmatch.fnmatch(path.name, pattern) for pattern in files):
+            fetched.append((target, target.stat().st_mtime_ns))
     with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
         list(pool.map(_recheck, *zip(*fetched, strict=True)) if fetched else ())
     return folder
@@ -127,8 +129,10 @@ def _recheck(blob: pathlib.Path, _changed: int) -> None:
         if re.fullmatch(r"[0-9a-f]{64}", blob.name):
             found = hashlib.file_digest(file, "sha256").hexdigest()
         elif re.fullmatch(r"[0-9a-f]{40}", blob.name):
-            content = file.read()
-            found = hashlib.sha1(b"blob %d\0%b" % (len(content), content)).hexdigest()
+            digest = hashlib.sha1(b"blob %d\0" % blob.stat().st_size)
+            while content := file.read(1 << 20):
+                digest.update(content)
+            found = digest.hexdigest()
         else:
             return
     if found != blob.name:
@@ -158,8 +162,11 @@ def read_json(path: pathlib.Path, most: int = MOST_JSON) -> dict[str, Any]:
         raise ValueError(f"{path} has {size >> 20} MiB, and at most {most >> 20} are read")
     try:
         text = path.read_text("utf-8")
-        if sum(map(text.count, ",[{")) > MOST_VALUES:
-            raise ValueError(f"it holds more than {MOST_VALUES} values")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if sum(map(text.count, ",[{")) > MOST_VALUES:
+        raise ValueError(f"{path} holds more than {MOST_VALUES} values, and at most those are read")
+    try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
@@ -190,6 +197,11 @@ def write_companions(
     for name in COMPANIONS:
         for path in tokenizer.glob(name) if tokenizer is not None else ():
             shutil.copyfile(path, folder / path.name)
+    named = folder / "tokenizer_config.json"
+    if named.is_file() and "auto_map" in (told := read_json(named)):
+        # The code of a stranger is not copied, and the one who loads this is not led to it.
+        told.pop("auto_map")
+        named.write_text(json.dumps(told, indent=2) + "\n")
     if chat_template:
         (folder / "chat_template.jinja").write_text(chat_template, "utf-8")
     path = source / "generation_config.json" if source else None

@@ -5,12 +5,14 @@ import contextlib
 import fcntl
 import pathlib
 
+from absl import logging
+
 
 @contextlib.contextmanager
 def held(path: pathlib.Path, *, otherwise: Callable[[], None]) -> Iterator[None]:
     """Within it no other process holds the file; where one does, `otherwise` raises, or it waits.
 
-    On a disk that knows no locks all may hold it.
+    On a disk that knows no locks all may hold it, and are told so.
 
     Raises:
       OSError: the file cannot be made.
@@ -21,6 +23,7 @@ def held(path: pathlib.Path, *, otherwise: Callable[[], None]) -> Iterator[None]
         except BlockingIOError:
             otherwise()
             fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            pass
+        except OSError as error:
+            told = "no lock can be had (%s): see to it that no other process writes there"
+            logging.warning(f"{path}: {told}", error.strerror)
         yield

@@ -8,6 +8,7 @@ tree among them: a bit that has changed since is seen.
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import hashlib
+import itertools
 import json
 import pathlib
 import shutil
@@ -38,13 +39,16 @@ class Keep(NamedTuple):
 
     newest: int  # so many
     every: int | None = None  # those of every n-th step
-    highest: bool = False  # the one that was saved with the highest score
+    # The one whose facts have the highest score; None: they have none.
+    highest: Callable[[Mapping[str, Any]], float | None] | None = None
 
 
 class RunStore:
     """The checkpoints of one run under `directory`; without `keep` they are only looked at.
 
-    After a save that failed, so many `retries` in a row may fail before the run is stopped.
+    After a save that failed, so many `retries` in a row may fail before the run is stopped. Left in
+    peace it waits for the last save; left by an error it does not ask the other processes, which
+    may be elsewhere.
     """
 
     def __init__(self, directory: pathlib.Path, *, keep: Keep | None, retries: int = 0):
@@ -55,6 +59,18 @@ class RunStore:
         self._failures = 0  # in a row
         self._known: dict[int, dict[str, Any] | None] = {}  # facts by step; None of what is torn
         self._open()
+
+    def __enter__(self) -> "RunStore":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is None:
+            self.close()
+            return
+        with contextlib.suppress(Exception):  # there is an error already
+            if self._pending:
+                self._pending[1].result()
+            self._saver.close()
 
     def _open(self) -> None:
         policy: Any = types.SimpleNamespace(should_preserve=self._to_stay)
@@ -77,7 +93,7 @@ class RunStore:
         if self._keep.every:
             stay |= {step for step in steps if step % self._keep.every == 0}
         if self._keep.highest:
-            scores = {step: (self._known.get(step) or {}).get("score") for step in steps}
+            scores = {step: self._keep.highest(self._known.get(step) or {}) for step in steps}
             scored = [(score, step) for step, score in scores.items() if score is not None]
             if scored:
                 stay.add(max(scored)[1])
@@ -92,7 +108,6 @@ class RunStore:
         step: int,
         trees: Mapping[str, Any],
         facts: Mapping[str, Any],
-        score: float | None = None,
     ) -> None:
         """Returns once the arrays may be donated; the writing goes on behind.
 
@@ -101,32 +116,37 @@ class RunStore:
         """
         self.wait()
         bits = {name: fingerprint(tree) for name, tree in trees.items()}
-        facts = dict(facts) | {"format": FORMAT, "step": step, "bits": bits, "score": score}
+        facts = dict(facts) | {"format": FORMAT, "step": step, "bits": bits}
         self._known[step] = facts
-        under_way = failure = None
-        try:
-            self._refuse_without_room(trees)
-            under_way = self._saver.save_checkpointables_async(
-                step, {**trees, "facts": _sealed(facts)}
-            )
-            if under_way is None:
-                raise OSError(f"there is a checkpoint of a later step in {self._directory}")
-        except Exception as error:  # whatever Orbax makes of the disk's answer
-            failure = error
-        if _all_agree(failure is None):
-            self._pending = step, under_way
-        else:
-            self._failed(step, failure)
+        failure = self._without_room(trees)
+        if all_agree(failure is None):  # Orbax wants all processes or none
+            under_way, failure = self._begun(step, {**trees, "facts": _sealed(facts)})
+            if all_agree(failure is None):
+                self._pending = step, under_way
+                return
+        self._failed(step, failure)
 
-    def _refuse_without_room(self, trees: Mapping[str, Any]) -> None:
+    def _without_room(self, trees: Mapping[str, Any]) -> OSError | None:
         needed = sum(x.nbytes for x in jax.tree.leaves(dict(trees)))
-        free = shutil.disk_usage(self._directory).free
-        if jax.process_count() > 1:  # all of them are to come to the same answer
-            free = int(multihost_utils.broadcast_one_to_all(np.float64(free)))
+        try:
+            free = shutil.disk_usage(self._directory).free
+        except OSError as error:
+            return error
         if free < needed:
-            raise OSError(
+            return OSError(
                 f"it takes {needed >> 20} MiB, and {self._directory} has {free >> 20} MiB free"
             )
+        return None
+
+    def _begun(self, step: int, content: dict[str, Any]) -> tuple[Any, Exception | None]:
+        try:
+            under_way = self._saver.save_checkpointables_async(step, content)
+        except Exception as error:  # whatever Orbax makes of the disk's answer
+            return None, error
+        if under_way is None:
+            later = "a checkpoint of a later step, which is not this run's"
+            return None, OSError(f"there is {later}, in {self._directory}")
+        return under_way, None
 
     def lost(self) -> bool:
         """Did the newest save fail, as far as is known, so that another is to be made at once?
@@ -153,7 +173,7 @@ class RunStore:
             pending.result()
         except Exception as error:
             failure = error
-        if _all_agree(failure is None):
+        if all_agree(failure is None):
             self._failures = 0
         else:
             self._failed(step, failure)
@@ -170,8 +190,8 @@ class RunStore:
         told = f"the checkpoint of step {step} could not be written: {_first_line(error)}"
         if self._failures > self._retries:
             raise OSError(
-                f"{told}. Make room or mend the disk, and the same command goes on from the newest "
-                f"checkpoint that is there: {max(self.steps(), default='none')}"
+                f"{told}. With that mended, the same command goes on from the newest checkpoint "
+                f"that is there: {max(self.steps(), default='none')}"
             ) from error
         left = self._retries - self._failures
         logging.warning("%s. It is tried again, and %d times more if need be", told, left)
@@ -196,11 +216,11 @@ class RunStore:
         Raises:
           ValueError: they are not as they were written.
         """
+        return _with_its_bits(self._read(step, like))
+
+    def _read(self, step: int, like: Mapping[str, Any]) -> Restored:
         trees = self._saver.load_checkpointables(step, {**_abstract(dict(like)), "facts": None})
         facts = _opened(trees.pop("facts"), step)
-        for name, tree in trees.items():
-            if fingerprint(tree) != facts["bits"][name]:
-                raise ValueError(f"the bits of its {name} are not those that were written")
         return Restored(step, trees, facts)
 
     def newest(
@@ -223,17 +243,23 @@ class RunStore:
             if facts.get("format") != FORMAT:
                 raise ValueError(
                     f"checkpoint {step} in {self._directory} has format {facts.get('format')}, and "
-                    f"this program reads {FORMAT}"
+                    f"this program reads {FORMAT}: go on with the version that wrote it, or begin "
+                    "in another directory"
                 )
             check(facts)
             if like is None:
                 return Restored(step, {}, facts)
-            restored = _tried(step, lambda step=step: self.restore(step, like))
+            # All processes have it before its bits are compared, which they do together.
+            restored = _tried(step, lambda step=step: self._read(step, like))
+            restored = restored and _tried(step, lambda found=restored: _with_its_bits(found))
             if restored is not None:
                 self._set_aside([s for s in steps if s > step])
                 return restored
         if steps and like is not None:
-            raise OSError(f"none of the checkpoints {steps} in {self._directory} can be read")
+            raise OSError(
+                f"none of the checkpoints {steps} in {self._directory} can be read: mend the disk, "
+                "or begin in another directory"
+            )
         return None
 
     def _set_aside(self, steps: list[int]) -> None:
@@ -243,8 +269,9 @@ class RunStore:
         self._saver.close()
         if jax.process_index() == 0:
             for step in steps:
-                aside = self._directory / f"unreadable-{step}"
-                shutil.rmtree(aside, ignore_errors=True)  # it was unreadable once before
+                aside, again = self._directory / f"unreadable-{step}", itertools.count(1)
+                while aside.exists():  # it was unreadable once before
+                    aside = self._directory / f"unreadable-{step}.{next(again)}"
                 (self._directory / str(step)).rename(aside)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("set aside")
@@ -281,15 +308,24 @@ def _opened(sealed: Any, step: int) -> dict[str, Any]:
     return facts
 
 
-def _first_line(error: Exception | None) -> str:
+def _with_its_bits(found: Restored) -> Restored:
+    for name, tree in found.trees.items():
+        if fingerprint(tree) != found.facts["bits"][name]:
+            raise ValueError(f"the bits of its {name} are not those that were written")
+    return found
+
+
+def _first_line(error: BaseException | None) -> str:
+    while error and error.__cause__:  # Orbax wraps the disk's answer in words about itself
+        error = error.__cause__
     if "No space left on device" in str(error):
         return "the disk is full"
-    lines = str(error).strip().splitlines() if error else ["another process could not write"]
-    return lines[0] if lines else type(error).__name__
+    lines = str(error).strip().splitlines() if error else ["another process failed at it"]
+    return lines[0][:300] if lines else type(error).__name__
 
 
-def _all_agree(here: bool) -> bool:
-    """Is it so on every process?"""
+def all_agree(here: bool) -> bool:
+    """Is it so on every process? All of them must ask."""
     if jax.process_count() == 1:
         return here
     return bool(multihost_utils.process_allgather(np.array(here)).all())
@@ -308,7 +344,7 @@ def _tried(step: int, read: Callable[[], Any]) -> Any | None:
             raise
         told = _first_line(error)
         logging.warning("checkpoint %d cannot be read and is passed over: %s", step, told)
-    return value if _all_agree(value is not None) else None
+    return value if all_agree(value is not None) else None
 
 
 def _abstract(tree: Any) -> Any:

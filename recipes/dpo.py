@@ -7,6 +7,7 @@ The reference is read afresh from its weights at every start and never saved. Th
 `initialize_from_hf`, or goes on from the newest checkpoint in `--config.directory`.
 """
 
+from collections.abc import Callable
 import contextlib
 import functools
 
@@ -45,12 +46,15 @@ def train(config: ml_collections.ConfigDict) -> None:
     with (
         prepared(config) as run,
         jax.set_mesh(run.mesh),
-        contextlib.closing(policy.checkpoints_of(config, run)) as store,
+        stopping.asked() as stop,
+        policy.checkpoints_of(config, run) as store,
     ):
-        _train(config, run, store)
+        _train(config, run, store, stop)
 
 
-def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None:
+def _train(
+    config: ml_collections.ConfigDict, run: Run, store: RunStore, stop: Callable[[], bool]
+) -> None:
     compute = settings.precision(config.mp).compute
     blank = policy.blank(config, run)
     graph, layout = nnx.split(blank)
@@ -58,7 +62,7 @@ def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None
     adamw = optimizer.optimizer_of(config, schedule, optimizer.matrices(layout))
     forward = logps.compiled(run.mesh)
 
-    frozen = reference.ready(config, blank, run, forward)
+    frozen = reference.ready(config, blank, run, forward, stop)
     facts = run.facts | {"reference": frozen.fingerprint}
     say(f"reading the policy: a checkpoint in {run.directory}, or {config.initialize_from_hf}")
     state = policy.begin(blank, adamw, run, store, facts)
@@ -78,11 +82,11 @@ def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None
         return nnx.merge(graph, nnx.State(state.params))
 
     def evaluate() -> dict[str, float]:
-        ours, found = stopping.heeding(stop, of_policy()), {}
+        heeding, found = stopping.heeding(stop, of_policy()), {}
         with contextlib.suppress(stopping.Asked):  # then it is done first when the run goes on
             for held_out, theirs in zip(run.held_out, frozen.held_out, strict=True):
                 figures = evaluation.evaluate(
-                    held_out, ours, theirs, run.place, loss=loss, beta=config.beta
+                    held_out, heeding, theirs, run.place, loss=loss, beta=config.beta
                 )
                 say(metrics.line(state.step, figures))
                 found |= figures
@@ -100,7 +104,7 @@ def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None
 
     evaluated = metrics.evaluated(run.directory, start)
     log = metrics.Log(run.directory, config, after=start or -1)
-    with contextlib.closing(log), stopping.asked() as stop:
+    with contextlib.closing(log):
         equal = start == 0 and reference.equal_weights(state.params, frozen.fingerprint, compute)
         if equal:
             say("policy and reference are the same weights: they must agree to the last bit")
@@ -111,11 +115,10 @@ def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None
         # Stopped between the checkpoint and what else was due.
         if start and due(config.steps_per_eval) and not evaluated:
             evaluate()
-        if start and not policy.export_folder(start, run).exists():
+        if start and not policy.exported(start, run):
             export_if_due()
         if stop():
-            say(f"stopped before step {start + 1}: the same command goes on from there")
-            return
+            raise stopping.Asked
 
         endless = mixture.endless(run.parts, config.seed)
         updates = batches.iterate(endless, run.place, start=start)
@@ -136,7 +139,8 @@ def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None
             del sums  # as large as the policy
             # Of the step before: nothing waits for this one.
             policy.check_sound(state, config)
-            state = policy.State(at, params, opt_state, state.skipped + values.pop("skipped"))
+            skipped = state.skipped + values.pop("skipped")
+            state = policy.State(at, params, opt_state, skipped, state.skipped_before)
             meter.add(update)
 
             if at == 1 and equal:
@@ -144,7 +148,8 @@ def _train(config: ml_collections.ConfigDict, run: Run, store: RunStore) -> None
             if at == start + 1 or due(config.steps_per_log):
                 figures = metrics.on_host(values) | run.counts
                 figures["skipped"] = float(state.skipped)
-                figures["learning_rate"] = float(jax.device_get(schedule(at - 1)))
+                taken = max(at - round(figures["skipped"]), 1)
+                figures["learning_rate"] = float(jax.device_get(schedule(taken - 1)))
                 if left := meter.time_left(run.total_steps - at):
                     say(left)
                 figures |= meter.read()

@@ -1,13 +1,15 @@
 """What makes a run itself: the settings, pairs and weights that it has to go on with."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
 import ml_collections
 
 from recipes import settings
+import zoo
 
-# A resumed run may differ in these: they do not touch the numbers.
+# A resumed run may differ in these: they touch no number, or only those of updates that were none.
 MAY_CHANGE = frozenset({
     "attention", "compile_cache", "directory", "distributed", "hf_save_dtype", "keep_best",
     "keep_checkpoints", "keep_every", "max_eval_pairs", "mesh", "min_pack_fill", "name",
@@ -27,6 +29,12 @@ def of_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     }
 
 
+def of_model(model: zoo.Model) -> dict[str, str]:
+    """What its config.json says of how it computes, field by field."""
+    config = model.config
+    return {field.name: repr(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
 def refuse_other_settings(
     saved: dict[str, Any], now: dict[str, Any], directory: pathlib.Path
 ) -> None:
@@ -40,8 +48,8 @@ def refuse_other_settings(
         told = ", ".join(f"{n}: {saved.get(n)!r} there, {now.get(n)!r} here" for n in names[:4])
         raise ValueError(
             f"{directory} holds a run with other settings ({told}); choose another "
-            "--config.directory, or give the settings of that run. Only what touches no number may "
-            f"change on the way: {', '.join(sorted(MAY_CHANGE))}"
+            "--config.directory, or give the settings of that run. What may change on the way: "
+            f"{', '.join(sorted(MAY_CHANGE))}"
         )
 
 
@@ -52,6 +60,16 @@ def refuse_other_run(saved: dict[str, Any], facts: dict[str, Any], directory: pa
       ValueError: it is another run's.
     """
     refuse_other_settings(saved["settings"], facts["settings"], directory)
+    for whose, now in facts["models"].items():
+        before = saved.get("models", {}).get(whose, {})
+        names = [name for name, value in now.items() if before.get(name, value) != value]
+        if names:
+            told = ", ".join(f"{n}: {before[n]} then, {now[n]} now" for n in names[:4])
+            raise ValueError(
+                f"the config.json of the {whose} has changed since the checkpoint in {directory} "
+                f"was written ({told}): give back the one it was, or choose another "
+                "--config.directory"
+            )
     for name, what in (("data", "training pairs"), ("reference", "reference weights")):
         if saved[name] != facts[name]:
             raise ValueError(

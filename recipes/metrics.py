@@ -15,6 +15,7 @@ import ml_collections
 import numpy as np
 
 from checkpoints_io import whole
+from checkpoints_io.run_state import all_agree
 from recipes.data import mixture
 from recipes.data.batches import Update
 from recipes.data.mixture import Part
@@ -116,9 +117,9 @@ class Trend:
         return (
             "the rewards of both answers fall while accuracy rises: the policy makes the chosen "
             "answers less likely too, and what is neither more likely (arXiv 2410.08847). A little "
-            "of it is common. Where answers get worse, there are two remedies: --config.loss=dpop "
-            "--config.dpop_lambda=5, which holds the chosen answers up, or a higher --config.beta, "
-            "which holds the policy nearer to its reference"
+            "of it is common. Where answers get worse there are two remedies, each in a new run: "
+            "--config.loss=dpop --config.dpop_lambda=5, which holds the chosen answers up, or a "
+            "higher --config.beta, which holds the policy nearer to its reference"
         )
 
 
@@ -245,10 +246,10 @@ class Log:
 
 
 def evaluated(directory: pathlib.Path, step: int) -> bool:
-    """Is there a record of held-out pairs at this step?"""
+    """Is there a record of held-out pairs at this step, as far as every process can see?"""
     path = directory / "metrics.jsonl"
     known = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
-    return any(_step(line) == step and '"eval/' in line for line in known)
+    return all_agree(any(_step(line) == step and '"eval/' in line for line in known))
 
 
 def _own_id(path: pathlib.Path) -> str:

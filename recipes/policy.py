@@ -10,7 +10,7 @@ import ml_collections
 import optax
 
 from checkpoints_io import hf_folder
-from checkpoints_io.run_state import Keep, RunStore
+from checkpoints_io.run_state import Keep, RunStore, all_agree
 from recipes import identity, optimizer, settings
 from recipes.prepare import Run
 import zoo
@@ -23,6 +23,7 @@ class State(NamedTuple):
     params: dict[str, Any]
     opt_state: Any
     skipped: jax.Array | float = 0.0  # updates that were not finite, and changed nothing
+    skipped_before: float = 0.0  # of them, those before this start
 
 
 def blank(config: ml_collections.ConfigDict, run: Run) -> zoo.Model:
@@ -35,7 +36,8 @@ def blank(config: ml_collections.ConfigDict, run: Run) -> zoo.Model:
 
 def checkpoints_of(config: ml_collections.ConfigDict, run: Run) -> RunStore:
     """The checkpoints of this run: those that are there, and those that will be."""
-    best = config.keep_best is not None
+    score = lambda facts: settings.score(config, facts.get("held_out") or {})
+    best = score if config.keep_best is not None else None
     keep = Keep(config.keep_checkpoints, every=config.keep_every, highest=best)
     return RunStore(run.directory / "checkpoints", keep=keep, retries=config.save_retries)
 
@@ -59,9 +61,8 @@ def begin(
     check: Callable = lambda saved: identity.refuse_other_run(saved, facts, run.directory)
     saved = store.newest(check, like)
     if saved:
-        assert saved.facts["position"] == saved.step * run.place.shape.pairs
-        trees = saved.trees
-        return State(saved.step, trees["policy"], trees["optimizer"], saved.facts["skipped"])
+        trees, skipped = saved.trees, saved.facts["skipped"]
+        return State(saved.step, trees["policy"], trees["optimizer"], skipped, skipped)
     dtype = jax.tree.leaves(params)[0].dtype
     loaded = zoo.load(run.folder, dtype=dtype, compute_dtype=model.dtype, mesh=run.mesh)
     params = nnx.to_pure_dict(nnx.state(loaded))
@@ -85,11 +86,9 @@ def save(
       OSError: it cannot be written, or the one before it was not.
     """
     check_sound(state, config)
-    # The order of the pairs is a function of the seed: with the position, all there is of chance.
-    chance = {"position": state.step * run.place.shape.pairs, "seed": config.seed}
-    chance["skipped"] = float(state.skipped)
+    now = {"skipped": float(state.skipped), "held_out": dict(held_out or {})}
     trees = {"policy": state.params, "optimizer": state.opt_state}
-    store.save(state.step, trees, facts | chance, settings.score(config, held_out or {}))
+    store.save(state.step, trees, facts | now)
 
 
 def check_sound(state: State, config: ml_collections.ConfigDict) -> None:
@@ -98,17 +97,23 @@ def check_sound(state: State, config: ml_collections.ConfigDict) -> None:
     Raises:
       RuntimeError: some update was not.
     """
-    if config.nonfinite == "stop" and float(state.skipped):
+    if config.nonfinite == "stop" and float(state.skipped) > state.skipped_before:
         raise RuntimeError(
             f"at step {state.step} the loss or its gradient was not a number; weights and "
-            "checkpoints are as they were before it. Look for pairs that are odd, turn down "
-            "--config.learning_rate, or go on without such updates: --config.nonfinite=skip"
+            "checkpoints are as they were before it. Look for pairs that are odd, go on without "
+            "such updates (--config.nonfinite=skip), or begin anew, in another directory, with a "
+            "lower --config.learning_rate"
         )
 
 
 def export_folder(step: int, run: Run) -> pathlib.Path:
     """Where the Hugging Face folder of a step stands."""
     return run.directory / "hf" / f"step-{step}"
+
+
+def exported(step: int, run: Run) -> bool:
+    """Is it there, as far as every process can see?"""
+    return all_agree(export_folder(step, run).exists())
 
 
 def export(model: zoo.Model, step: int, config: ml_collections.ConfigDict, run: Run) -> None:

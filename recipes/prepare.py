@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 import contextlib
+import os
 import pathlib
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -44,7 +46,10 @@ class Run(NamedTuple):
 def say(text: str) -> None:
     """Tells the person at the terminal, once however many processes there are."""
     if jax.process_index() == 0:
-        tqdm.tqdm.write(text)
+        try:
+            tqdm.tqdm.write(text)
+        except BrokenPipeError:  # `| head` has seen enough, and the run goes on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
@@ -68,7 +73,9 @@ def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> Run:
     _refuse_directory_of_another_run(directory, shaping)
 
     folder = hf_folder.find(config.initialize_from_hf)
-    if (revision := hf_folder.revision(folder)) and "@" not in config.initialize_from_hf:
+    from_hub = not pathlib.Path(config.initialize_from_hf).expanduser().is_dir()
+    revision = hf_folder.revision(folder) if from_hub else None
+    if revision and "@" not in config.initialize_from_hf:
         say(f"pin the model, and it stays this: {config.initialize_from_hf}@{revision}")
     hf_config = hf_folder.read_config(folder)
     model = zoo.abstract(hf_config, mesh=mesh)
@@ -136,7 +143,14 @@ def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> Run:
         reference_cache=pathlib.Path(
             config.reference_cache or directory.parent / "reference-cache"
         ).expanduser(),
-        facts={"settings": shaping, "data": pairs.fingerprint(train)},
+        facts={
+            "settings": shaping,
+            "data": pairs.fingerprint(train),
+            "models": {
+                "policy": identity.of_model(model),
+                "reference": identity.of_model(zoo.abstract(reference_config)),
+            },
+        },
         counts={
             "data/dropped": sum(part.rows - part.used for part in data.told),
             "data/truncated": sum(
@@ -183,7 +197,7 @@ def _refuse_directory_of_another_run(directory: pathlib.Path, shaping: dict[str,
     if not any((directory / "checkpoints").iterdir()):
         return
     check = lambda saved: identity.refuse_other_settings(saved["settings"], shaping, directory)
-    with contextlib.closing(RunStore(directory / "checkpoints", keep=None)) as store:
+    with RunStore(directory / "checkpoints", keep=None) as store:
         store.newest(check)
 
 

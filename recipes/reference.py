@@ -5,7 +5,6 @@ once for every pair, the answers are kept on disk, and it leaves memory.
 """
 
 from collections.abc import Callable
-import contextlib
 import functools
 import math
 import pathlib
@@ -20,7 +19,7 @@ import numpy as np
 
 from checkpoints_io.bits import fingerprint
 from checkpoints_io.run_state import RunStore
-from recipes import logps, reference_cache
+from recipes import logps, reference_cache, stopping
 from recipes.data import batches
 from recipes.data.batches import Place, Update
 from recipes.data.packing import Packed
@@ -44,10 +43,12 @@ def ready(
     policy: zoo.Model,
     run: Run,
     forward: Callable[[nnx.GraphDef, Any, Packed], Array],
+    stop: Callable[[], bool],
 ) -> Reference:
     """Reads the reference and asks it what can be asked before the first step.
 
     Raises:
+      Asked: the run is asked to stop meanwhile.
       FileNotFoundError, ValueError: as `load`.
       RuntimeError: what was kept of it is not what it says now.
     """
@@ -58,10 +59,11 @@ def ready(
         graph = ours  # equal, and now one program runs both
     frozen = nnx.to_pure_dict(state)
     ask = functools.partial(forward, graph, frozen)
+    heeding = stopping.heeding(stop, ask)
     known = fingerprint(frozen)
     sets = [held_out.pairs for held_out in run.held_out]
     if config.reference_mode == "resident":
-        held_out = [logps.of_pairs(ask, pairs, run.place) for pairs in sets]
+        held_out = [logps.of_pairs(heeding, pairs, run.place) for pairs in sets]
         return Reference(known, lambda batch, _: ask(batch), held_out, model)
 
     cache = reference_cache.opened(
@@ -70,7 +72,7 @@ def ready(
     )  # fmt: skip
     say(f"asking the reference, or {cache.folder}, about every pair")
     trained, *held_out = (
-        reference_cache.of_pairs(cache, pairs, ask, run.place) for pairs in (run.pairs, *sets)
+        reference_cache.of_pairs(cache, pairs, heeding, run.place) for pairs in (run.pairs, *sets)
     )
     off = reference_cache.check(cache, run.pairs, ask, run.place, policy.dtype)
     say(f"worked out again, {off:.2g} nats apart at most; the reference leaves memory")
@@ -112,7 +114,7 @@ def load(
 def _of_run(directory: pathlib.Path, policy: zoo.Model) -> zoo.Model:
     graph, state = nnx.split(policy)
     like = {"policy": nnx.to_pure_dict(state)}
-    with contextlib.closing(RunStore(directory / "checkpoints", keep=None)) as store:
+    with RunStore(directory / "checkpoints", keep=None) as store:
         try:
             saved = store.newest(lambda _: None, like)
         except OSError as error:

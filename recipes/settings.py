@@ -185,9 +185,9 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def _refuse_other_names(config: ml_collections.ConfigDict) -> None:
     """A config has the settings of `tiny`, all of them and no other."""
-    named_by_the_user = ("train_data", "validation", "data.columns")
+    named_by_the_user = ("train_data.", "validation.", "data.columns.")
     ours, known = (
-        {name for name, _ in flat(one) if not name.startswith(named_by_the_user)}
+        {name for name, _ in flat(one) if not f"{name}.".startswith(named_by_the_user)}
         for one in (config, tiny.get_config())
     )
     if missing := sorted(known - ours):

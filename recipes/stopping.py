@@ -11,22 +11,24 @@ import threading
 from typing import Any
 
 import jax
+from jax import Array
 from jax.experimental import multihost_utils
 
+from recipes.data.packing import Packed
 from recipes.logps import Forward
 from recipes.prepare import say
 
 
 class Asked(Exception):
-    """The run is to end; nothing is wrong."""
+    """The run is to end, and nothing is wrong."""
 
 
 @contextlib.contextmanager
 def asked() -> Iterator[Callable[[], bool]]:
     """Within it signals only ask; the function says whether the run is to end.
 
-    All processes of a run are told the same, if they ask equally often. A second Ctrl-C ends the
-    run at once.
+    All processes of a run are told the same, if they ask equally often. `Asked` ends the block, and
+    goes no further. A second Ctrl-C ends the run at once.
     """
     if threading.current_thread() is not threading.main_thread():  # where no signals come
         yield lambda: False
@@ -49,7 +51,7 @@ def asked() -> Iterator[Callable[[], bool]]:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not received:
-            say("\nasked to stop: the step under way is finished and saved")
+            say("\nasked to stop: the step under way, if there is one, is finished and saved")
         received.append(number)
         if several:
             signal.raise_signal(signal.SIGTERM)  # which jax listens to, and tells the others
@@ -58,6 +60,8 @@ def asked() -> Iterator[Callable[[], bool]]:
     before = [signal.signal(number, note) for number in numbers]
     try:
         yield stop
+    except Asked:
+        say("stopped: the same command goes on")
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler or signal.SIG_DFL)
@@ -66,7 +70,7 @@ def asked() -> Iterator[Callable[[], bool]]:
 def heeding(stop: Callable[[], bool], forward: Forward) -> Forward:
     """A forward pass that raises `Asked`, in place of an answer, once the run is asked to stop."""
 
-    def unless_asked(batch):
+    def unless_asked(batch: Packed) -> Array:
         if stop():
             raise Asked
         return forward(batch)

@@ -176,7 +176,8 @@ def _hf_config_of(model: Model) -> dict:
         ids = {key: value for key, value in config.items() if key.endswith("os_token_id")}
         kind = {key: own[key] for key in ("model_type", "architectures")}
         config = config["text_config"] | ids | kind
-    return {key: value for key, value in config.items() if key != "quantization_config"}
+    # Weights are written as they are, and no code beside them.
+    return {k: v for k, v in config.items() if k not in ("quantization_config", "auto_map")}
 
 
 def longest_text(hf_config: dict) -> int | None:
@@ -198,11 +199,11 @@ def _config(hf_config: dict):
         raise ValueError(
             f"config.json has model_type {kind!r}; the zoo has {', '.join(sorted(ARCHITECTURES))}"
         )
-    own = hf_config.get("text_config")
-    for key in COUNTED:
-        count = (own if isinstance(own, dict) else hf_config).get(key)
-        if isinstance(count, int) and count > MOST_COUNTED:
-            raise ValueError(f"config.json: no model has {key} of {count}")
+    for part in (hf_config, hf_config.get("text_config")):
+        counts = {key: part.get(key) for key in COUNTED} if isinstance(part, dict) else {}
+        for key, count in counts.items():
+            if isinstance(count, int | float) and count > MOST_COUNTED:
+                raise ValueError(f"config.json: no model has {key} of {count}")
     return ARCHITECTURES[kind].Config.from_hf(hf_config)
 
 

@@ -38,6 +38,7 @@ KEYS: dict[str, tuple[set[str], set[str]]] = {
 }
 WHOLE = {"original_max_position_embeddings", "max_position_embeddings"}
 LISTS = {"short_factor", "long_factor"}
+ABOVE_ONE = {"rope_theta", "original_max_position_embeddings"}  # their logarithms divide
 # No model has a number above these; some arithmetic fails on them.
 MOST = {int: 2**31 - 1, float: 1e30}
 
@@ -102,7 +103,8 @@ def _one(given: Any, beside: Mapping[str, Any], theta: float, partial: bool = Fa
     if not isinstance(kind, str) or kind not in KEYS:
         raise ValueError(f"the zoo does not implement rope_type {kind!r}, only {', '.join(KEYS)}")
     needed, possible = KEYS[kind]
-    given.setdefault("rope_theta", beside.get("rope_theta") or theta)
+    base = beside.get("rope_theta")
+    given.setdefault("rope_theta", theta if base is None else base)
     for key in ("partial_rotary_factor", *WHOLE & needed):
         if beside.get(key) is not None:
             given.setdefault(key, beside[key])
@@ -119,7 +121,8 @@ def _one(given: Any, beside: Mapping[str, Any], theta: float, partial: bool = Fa
             f"{sorted(given.keys() - everywhere)}"
         )
     if odd := {key: value for key, value in given.items() if not _is_right(key, value)}:
-        raise ValueError(f"config.json: {odd} of rope should be numbers above 0, and not absurd")
+        least = 1 if ABOVE_ONE & odd.keys() else 0
+        raise ValueError(f"config.json: {odd} of rope should be above {least}, and not absurd")
     return rope.Rope(rope_type=kind, **{key: _made(key, value) for key, value in given.items()})
 
 
@@ -128,8 +131,8 @@ def _is_right(key: str, value: Any) -> bool:
         return isinstance(value, bool)
     if key in LISTS:
         return isinstance(value, list) and all(_is_right("", v) for v in value)
-    most = MOST[int if key in WHOLE else float]
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= most
+    least, most = key in ABOVE_ONE, MOST[int if key in WHOLE else float]
+    return isinstance(value, int | float) and not isinstance(value, bool) and least < value <= most
 
 
 def _made(key: str, value: Any) -> Any:

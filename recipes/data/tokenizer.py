@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, SupportsInt
 from checkpoints_io import hf_folder
 from recipes.data import tokenizer_files, words
 
+MOST_TEMPLATE = 1 << 20  # bytes
+
 Offsets = Sequence[tuple[int, int]]  # of each token: its characters, from .. to
 
 
@@ -119,6 +121,8 @@ def _templates(folder: pathlib.Path, config: dict[str, Any], given: str | None) 
 
 
 def _text(path: pathlib.Path) -> str:
+    if (size := path.stat().st_size) > MOST_TEMPLATE:
+        raise ValueError(f"{path} has {size >> 10} KiB: a chat template has 1024 at most")
     try:
         return path.read_text("utf-8")
     except UnicodeError as error:

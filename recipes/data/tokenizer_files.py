@@ -14,6 +14,8 @@ from tokenizers import decoders, models, pre_tokenizers
 from checkpoints_io import hf_folder
 from recipes.data import words
 
+LONGEST_WORD = 1024  # bytes of a token: Llama 3's longest has 128
+
 
 class Codec(NamedTuple):
     """Text <-> ids."""
@@ -235,6 +237,8 @@ def _tiktoken(
             f"{path} is a tiktoken file, and how it cuts words is known of Llama 3 and Qwen, not "
             f"of {kind}: give a tokenizer.json"
         )
+    if (size := path.stat().st_size) > hf_folder.MOST_JSON:
+        raise ValueError(f"{path} has {size >> 20} MiB, and at most 16 are read")
     try:
         lines = [line.split() for line in path.read_bytes().splitlines() if line]
         ranks = {base64.b64decode(word, validate=True): int(rank) for word, rank in lines}
@@ -243,6 +247,8 @@ def _tiktoken(
     known = all(bytes([byte]) in ranks for byte in range(256))
     if not known or sorted(ranks.values()) != list(range(len(lines))):
         raise ValueError(f"{path} is not a whole tiktoken file: ranks or bytes are missing")
+    if (longest := max(map(len, ranks))) > LONGEST_WORD:
+        raise ValueError(f"{path} has a token of {longest} bytes: {LONGEST_WORD} at most are read")
     as_text = words.bytes_as_text()
     spelled = lambda word: "".join(as_text[byte] for byte in word)
     merges = []
@@ -295,8 +301,13 @@ def _add_in_order(own: tokenizers.Tokenizer, named: dict[str, int]) -> None:
     texts = {i: text for text, i in named.items()}
     if max(texts) - min(texts) > 100_000:
         raise ValueError(f"the special token {texts[max(texts)]} has the id {max(texts)}")
-    for i in range(min(texts), max(texts) + 1):
-        text = texts.get(i, f"<|unused_{i}|>")
-        own.add_special_tokens([tokenizers.AddedToken(text, special=True, normalized=False)])
+    all_of_them = {i: texts.get(i, f"<|unused_{i}|>") for i in range(min(texts), max(texts) + 1)}
+    own.add_special_tokens(
+        [
+            tokenizers.AddedToken(text, special=True, normalized=False)
+            for text in all_of_them.values()
+        ]
+    )
+    for i, text in all_of_them.items():
         if own.token_to_id(text) != i:
             raise ValueError(f"the special token {text} should have id {i}, and it is taken")

@@ -17,6 +17,8 @@ import tokenizers
 # OpenAI's gpt-2/src/encoder.py; what a ByteLevel pre-tokenizer means by `use_regex`.
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 MOST, LONG = 2**18, 64  # words that are remembered, and characters of one
+# Patterns come from strangers: `tokenizers` gives up one that tries everything, `regex` would not.
+SECONDS = 5.0
 
 
 def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | None:
@@ -43,14 +45,19 @@ def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | No
         return found
 
     def encode(text: str) -> list[int] | None:
-        if composed and not unicodedata.is_normalized("NFC", text):
+        nonlocal pattern
+        if pattern is None or (composed and not unicodedata.is_normalized("NFC", text)):
             return None
         ids: list[int] = []
         for i, part in enumerate(between.split(text)):
             if i % 2:
                 ids += special[part]
                 continue
-            words = pattern.findall(part)
+            try:
+                words = pattern.findall(part, timeout=SECONDS)
+            except TimeoutError:
+                pattern = None  # nor for the texts to come
+                return None
             if sum(map(len, words)) != len(part):
                 return None
             for word in words:

@@ -63,7 +63,7 @@ def test_a_save_that_runs_out_of_disk_is_made_good(disk, monkeypatch):
     store.save(1, trees, {})
     store.wait()
     # Orbax meets the full disk in the midst of its writing.
-    monkeypatch.setattr(RunStore, "_refuse_without_room", lambda *_: None)
+    monkeypatch.setattr(RunStore, "_without_room", lambda *_: None)
     with filled(root, but=MiB // 2):
         store.save(2, {"policy": noise(2)}, {})
         store.wait()
@@ -115,8 +115,8 @@ def test_a_run_whose_disk_fills_stops_and_goes_on_with_more_room(disk, tiny_conf
     config.directory = str(root / "run")
     with contextlib.ExitStack() as stack:
 
-        def full_from_step_3(step):
-            if step == 3 and not (root / "ballast").exists():  # it is asked twice
+        def full_from_step_3():
+            if 3 in figures(root / "run") and not (root / "ballast").exists():
                 stack.enter_context(filled(root, but=MiB))
             return False
 

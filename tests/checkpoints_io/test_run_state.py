@@ -121,12 +121,13 @@ def test_weights_that_are_not_those_of_the_facts_are_seen(tmp_path, trees):
 
 def test_what_is_kept(tmp_path, trees):
     scores = {1: 0.1, 2: 0.9, 3: 0.2, 4: 0.9, 5: None, 6: 0.3, 7: 0.8}
-    store = RunStore(tmp_path, keep=Keep(1, every=3, highest=True))
+    keep = Keep(1, every=3, highest=lambda facts: facts.get("score"))
+    store = RunStore(tmp_path, keep=keep)
     for step, score in scores.items():
         if step == 5:  # scores are known behind a restart too
             store.close()
-            store = RunStore(tmp_path, keep=Keep(1, every=3, highest=True))
-        store.save(step, trees, {}, score)
+            store = RunStore(tmp_path, keep=keep)
+        store.save(step, trees, {"score": score})
     store.close()
     assert RunStore(tmp_path, keep=None).steps() == [7, 6, 4, 3]
 
@@ -170,7 +171,7 @@ def test_what_says_nothing_of_the_checkpoint_is_passed_on(tmp_path, trees, monke
         raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="RESOURCE"):
-        patched.setattr(store, "restore", full)
+        patched.setattr(store, "_read", full)
         store.newest(lambda _: None, trees)
     assert store.steps() == [2, 1]
     monkeypatch.setattr("checkpoints_io.run_state.FORMAT", 3)
@@ -205,7 +206,7 @@ def test_a_disk_without_room_is_a_sentence_and_harms_nothing(tmp_path, trees, mo
     store.wait()
     with monkeypatch.context() as patched:
         patched.setattr("shutil.disk_usage", lambda _: mock.Mock(free=100))
-        with pytest.raises(OSError, match=r"has 0 MiB free. Make room .* that is there: 1"):
+        with pytest.raises(OSError, match=r"has 0 MiB free. With that mended, .* that is there: 1"):
             store.save(2, trees, {})
     assert store.steps() == [1]
     store.save(2, trees, {})

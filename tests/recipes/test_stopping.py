@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import itertools
 import json
 import os
 import pathlib
@@ -91,12 +90,11 @@ def test_a_second_interrupt_ends_it_at_once():
 def test_what_was_due_at_the_step_of_the_stop_still_happens(tiny_config, monkeypatch):
     config = tiny_config
     config.num_train_steps, config.steps_per_eval, config.steps_per_hf_export = 4, 2, 2
+    directory = pathlib.Path(config.directory)
     with monkeypatch.context() as patched:
-        times = itertools.count()
-        behind_step_2 = contextlib.nullcontext(lambda: next(times) >= 2)
+        behind_step_2 = contextlib.nullcontext(lambda: 2 in figures(directory))
         patched.setattr(stopping, "asked", lambda: behind_step_2)
         dpo.train(config)
-    directory = pathlib.Path(config.directory)
     assert max(figures(directory)) == 2
     evaluated = lambda: [r["step"] for r in records(directory) if "eval/heldout/dpo_loss" in r]
     assert (evaluated(), [*(directory / "hf").iterdir()]) == ([], [])
