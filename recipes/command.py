@@ -97,6 +97,26 @@ def _run(
 ) -> None:
     if len(argv) > 1:
         _stop(f"{argv[1]!r} is no flag; settings are given as --config.NAME=VALUE")
+    try:
+        _trained(train, config)
+    except BaseException as error:
+        if config.distributed.enabled:
+            _end_at_once(error)
+        raise
+
+
+def _end_at_once(error: BaseException) -> None:
+    """Without waiting for the other processes, which wait for this one: so jax ends them too."""
+    if not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
+
+
+def _trained(
+    train: Callable[[ml_collections.ConfigDict], None], config: ml_collections.ConfigDict
+) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
     try:
         if config.compile_cache:
