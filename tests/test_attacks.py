@@ -78,6 +78,7 @@ def test_links_of_the_hubs_cache_are_what_the_hub_sent(tmp_path, monkeypatch):
         (folder / path.name).symlink_to(blob)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
     assert hf_folder.revision(hf_folder.find("a/b")) == "c0ffee"
+    (folder / "pytorch_model.bin").symlink_to(blobs / ("0" * 64))  # not there, and never asked for
     zoo.load("a/b")
     for name in ("model.safetensors", "config.json"):
         blob = (folder / name).resolve()
@@ -165,8 +166,10 @@ def test_code_beside_a_model_is_never_run(tmp_path):
         told = json.loads((folder / name).read_text())
         told["auto_map"] = {"AutoModel": "modeling_x.X", "AutoTokenizer": ["tokenization_x.X"]}
         (folder / name).write_text(json.dumps(told))
-    zoo.load(folder)
     tokenizer.load(folder)
+    zoo.save(zoo.load(folder), tmp_path / "saved", tokenizer=folder)
+    for path in (tmp_path / "saved").iterdir():  # nor does what we write lead others to it
+        assert b"modeling_x" not in path.read_bytes() and path.suffix != ".py"
     assert not marker.exists()
     assert not {"modeling_x", "tokenization_x"} & sys.modules.keys()
 

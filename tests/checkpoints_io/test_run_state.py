@@ -158,7 +158,20 @@ def test_a_torn_checkpoint_is_passed_over_and_replaced(tmp_path, trees):
     assert (tmp_path / "unreadable-2").is_dir()  # set aside, not deleted
     store.save(2, times(trees, 2), {})
     store.close()
-    assert RunStore(tmp_path, keep=Keep(3)).newest(lambda _: None, trees).step == 2
+    store = RunStore(tmp_path, keep=Keep(3))
+    assert store.newest(lambda _: None, trees).step == 2
+    shutil.rmtree(tmp_path / "2" / "policy")
+    assert store.newest(lambda _: None, trees).step == 1
+    assert {p.name for p in tmp_path.glob("unread*")} == {"unreadable-2", "unreadable-2.1"}
+
+
+def test_a_store_that_an_error_leaves_asks_nobody(tmp_path, trees, monkeypatch):
+    """The other processes may be at something else; the save under way is finished all the same."""
+    with pytest.raises(RuntimeError, match="mine"), RunStore(tmp_path, keep=Keep(2)) as store:
+        store.save(1, trees, {})
+        monkeypatch.setattr("checkpoints_io.run_state.all_agree", mock.Mock(side_effect=ValueError))
+        raise RuntimeError("mine")
+    assert (tmp_path / "1").is_dir()
 
 
 def test_what_says_nothing_of_the_checkpoint_is_passed_on(tmp_path, trees, monkeypatch):

@@ -194,6 +194,12 @@ def test_another_reference_is_refused_on_resume(tiny_config, tmp_path):
     zoo.save(model, tmp_path / "reference")
     config.reference_model_path = str(tmp_path / "reference")
     dpo.train(config)
+    path = tmp_path / "reference" / "config.json"
+    told = path.read_text()
+    path.write_text(json.dumps(json.loads(told) | {"rms_norm_eps": 0.5}))
+    with pytest.raises(ValueError, match=r"rms_norm_eps: .* then, 0\.5 now"):
+        dpo.train(config)
+    path.write_text(told)
     model.norm.scale[...] = model.norm.scale[...] * 1.5
     zoo.save(model, tmp_path / "reference")
     with pytest.raises(ValueError, match="reference weights have changed"):

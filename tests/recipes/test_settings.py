@@ -98,6 +98,10 @@ def test_a_config_has_all_settings_and_no_other(config):
         with pytest.raises(ValueError, match=r"'learning_ratte' .*did you mean learning_rate"):
             settings.check(config)
         del config.learning_ratte
+        config.validation_split_fractoin = 0.1
+        with pytest.raises(ValueError, match=r"did you mean validation_split_fraction"):
+            settings.check(config)
+        del config.validation_split_fractoin
         config.validation = {"mine": "a.jsonl", "theirs": {"path": "b.jsonl"}}
         settings.check(config)
         del config.data.date, config.save_retries

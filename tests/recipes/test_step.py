@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import pathlib
+import shutil
 
 from flax import nnx
 import jax
@@ -131,7 +132,7 @@ def test_a_run_stops_at_what_is_not_finite_and_keeps_what_was_before(tiny_config
     config.num_train_steps, config.steps_per_checkpoint = 6, 2
     with monkeypatch.context() as patched:
         planted_at(3, patched)
-        with pytest.raises(RuntimeError, match=r"at step 3 the loss .* --config.nonfinite=skip"):
+        with pytest.raises(RuntimeError, match=r"at step 3 the loss .*--config.nonfinite=skip"):
             dpo.train(config)
     names = {path.name for path in (pathlib.Path(config.directory) / "checkpoints").iterdir()}
     assert "2" in names and "4" not in names
@@ -147,3 +148,8 @@ def test_a_run_may_skip_it_and_count(tiny_config, monkeypatch):
     dpo.train(config)
     assert [records(config)[at]["train/skipped"] for at in (2, 3, 6)] == [0, 1, 1]
     assert math.isfinite(records(config)[6]["train/dpo_loss"])
+    # One that is to stop from now on is not stopped by what was skipped before.
+    shutil.rmtree(pathlib.Path(config.directory) / "checkpoints" / "6")
+    config.nonfinite = "stop"
+    dpo.train(config)
+    assert records(config)[6]["train/skipped"] == 1

@@ -372,6 +372,20 @@ def test_llama_3s_tiktoken_file(tmp_path):
     assert own.decode(own.encode("the 1234")[0]) == "the 1234"
 
 
+def test_absurd_tokenizer_files_are_bounded(tmp_path):
+    """A token of a million bytes has as many halves; a gap of ids is filled at once, or not."""
+    rank_file(tmp_path / "tokenizer.model", words=("x" * 5000,))
+    with pytest.raises(ValueError, match="has a token of 5000 bytes: 1024 at most are read"):
+        tokenizer.load(tmp_path)
+    ranks = rank_file(tmp_path / "tokenizer.model")
+    far = {"<|a|>": len(ranks), "<|b|>": len(ranks) + 20_000}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(far))
+    assert tokenizer.load(tmp_path).special["<|b|>"] == len(ranks) + 20_000
+    (tmp_path / "chat_template.jinja").write_text("x" * (tokenizer.MOST_TEMPLATE + 1))
+    with pytest.raises(ValueError, match="a chat template has 1024 at most"):
+        tokenizer.load(tmp_path)
+
+
 def test_qwens_tiktoken_file(tmp_path):
     ranks = rank_file(tmp_path / "qwen.tiktoken")
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')

@@ -99,3 +99,17 @@ def test_tokens_that_swallow_spaces_are_left_to_tokenizers():
     own = tiny()
     own.add_special_tokens([tokenizers.AddedToken("<|end|>", rstrip=True)])
     assert words.encoder(own) is None
+
+
+def test_a_pattern_that_tries_everything_is_given_up(monkeypatch):
+    """What `regex` would think about for days is left to `tokenizers`, from then on."""
+    cut = {"type": "Split", "pattern": {"Regex": r"(?:a|a)+[bc]|[\s\S]"}, "behavior": "Isolated",
+           "invert": False}  # fmt: skip
+    by_byte = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+               "use_regex": False}  # fmt: skip
+    own = tiny(pre_tokenizer={"type": "Sequence", "pretokenizers": [cut, by_byte]})
+    encode = words.encoder(own)
+    assert encode("aab") == own.encode("aab", add_special_tokens=False).ids
+    monkeypatch.setattr(words, "SECONDS", 0.1)
+    assert encode("a" * 40) is None
+    assert encode("aab") is None

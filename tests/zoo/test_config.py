@@ -45,6 +45,21 @@ def test_an_old_file_says_little_and_means_llama_2():
         (dict(rope_theta=float("nan")), "rope_theta"),
         (dict(tie_word_embeddings="true"), "tie_word_embeddings"),
         (dict(rope_theta="big"), "rope_theta"),
+        (dict(rope_theta=1.0), "above 1"),
+        (dict(rope_theta=0), "above 1"),
+        (
+            dict(
+                rope_scaling=dict(rope_type="dynamic", factor=2.0, max_position_embeddings=64),
+                head_dim=2,
+            ),
+            "more than one pair",
+        ),
+        (
+            dict(
+                rope_scaling=dict(rope_type="yarn", factor=2.0, original_max_position_embeddings=1)
+            ),
+            "above 1",
+        ),
         (dict(rope_scaling=[1]), "rope should be an object"),
         (dict(rope_scaling=dict(type=[1])), "rope_type"),
     ],
@@ -56,7 +71,11 @@ def test_what_is_not_implemented_is_refused_by_name(other, told):
 
 @pytest.mark.parametrize("key", ["num_hidden_layers", "num_local_experts"])
 def test_counts_that_no_model_has_are_refused_before_anything_is_listed(key):
-    for config in (BASE | {key: 10**9}, {"model_type": "gemma3", "text_config": {key: 10**9}}):
+    for config in (
+        BASE | {key: 10**9},
+        {"model_type": "gemma3", "text_config": {key: 10**9}},
+        {"model_type": "smollm3", "text_config": {}, key: 10**9},  # which no text half hides
+    ):
         with pytest.raises(ValueError, match=f"no model has {key} of 1000000000"):
             zoo.abstract({"model_type": "llama"} | config)
 
