@@ -127,9 +127,10 @@ def test_an_evaluation_is_given_up_when_the_run_is_asked_to_stop(
         dpo.train(config)
     assert asked == ["heldout", "second"] * (1 + at // 2)
     assert [int(path.name) for path in (directory / "checkpoints").iterdir()] == left
+    evaluated = lambda: [r["step"] for r in records(directory) if "eval/second/dpo_loss" in r]
+    assert evaluated() == [step for step in (0, 2) if step < at]
     dpo.train(config)
-    evaluated = [r["step"] for r in records(directory) if "eval/second/dpo_loss" in r]
-    assert evaluated == [0, 2, 3]
+    assert evaluated() == [0, 2, 3]
     assert figures(directory).keys() == {1, 2, 3}
 
 
@@ -140,8 +141,12 @@ def test_records_outlast_a_kill_while_they_are_cut_to_the_checkpoint(tmp_path, m
     log.write(1, {"train/dpo_loss": 0.5})
     log.close()
 
-    def killed(*_):
-        raise KeyboardInterrupt
+    rename = pathlib.Path.rename
+
+    def killed(part, path):
+        if path.name == "metrics.jsonl":
+            raise KeyboardInterrupt
+        rename(part, path)
 
     monkeypatch.setattr(pathlib.Path, "rename", killed)
     with pytest.raises(KeyboardInterrupt):
