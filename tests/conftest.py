@@ -13,6 +13,8 @@ if "TESTS_CACHE" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["TESTS_CACHE"], ignore_errors=True)
 CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["TESTS_CACHE"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+# Threads of torch that wait for each other take the cores from the other files' tests.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from absl import logging
 from flax import nnx
