@@ -1,7 +1,6 @@
 """Sharded arrays to safetensors, by the table that hf_weights.py reads them with."""
 
 from collections.abc import Mapping
-import errno
 import json
 import os
 import pathlib
@@ -54,7 +53,9 @@ def write(
                 safetensors.numpy.save_file(tensors, folder / file, metadata={"format": "pt"})
             except safetensors.SafetensorError as error:
                 known = re.search(r"os error (\d+)", str(error))
-                number = int(known[1]) if known else errno.EIO
+                if not known:
+                    raise OSError(f"{folder / file} cannot be written: {error}") from error
+                number = int(known[1])
                 raise OSError(number, os.strerror(number), str(folder / file)) from error
             (folder / file).chmod(0o644)  # safetensors lets only the owner read it
     if folder and len(plan) > 1:

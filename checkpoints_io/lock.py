@@ -24,6 +24,6 @@ def held(path: pathlib.Path, *, otherwise: Callable[[], None]) -> Iterator[None]
             otherwise()
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            told = "no lock can be had (%s): see to it that no other process writes there"
-            logging.warning(f"{path}: {told}", error.strerror)
+            told = "%s: no lock can be had (%s): see to it that no other process writes there"
+            logging.warning(told, path, error.strerror)
         yield

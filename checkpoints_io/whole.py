@@ -19,11 +19,15 @@ def write(path: pathlib.Path, content: bytes | memoryview) -> None:
     Raises:
       OSError: it cannot be written; what was there is as it was.
     """
+    path = path.resolve()  # a link stays one
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         part.write_bytes(content)
+        if path.exists():
+            shutil.copymode(path, part)
         _to_disk(part)
         part.rename(path)
+        _to_disk(path.parent)
     finally:
         part.unlink(missing_ok=True)
 

@@ -107,11 +107,14 @@ def _run(
 
 def _end_at_once(error: BaseException) -> None:
     """Without waiting for the other processes, which wait for this one: so jax ends them too."""
-    if not isinstance(error, SystemExit):
-        traceback.print_exception(error)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
+    status = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
+    try:
+        if not isinstance(error, SystemExit):
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # whoever read it may be gone
+        os._exit(status)
 
 
 def _trained(

@@ -90,7 +90,8 @@ def _train(
                 )
                 say(metrics.line(state.step, figures))
                 found |= figures
-            log.write(state.step, found)
+            if found:
+                log.write(state.step, found)
             return found
         return {}
 
@@ -115,14 +116,14 @@ def _train(
         # Stopped between the checkpoint and what else was due.
         if start and due(config.steps_per_eval) and not evaluated:
             evaluate()
-        if start and not policy.exported(start, run):
+        if start and not stop() and not policy.exported(start, run):
             export_if_due()
         if stop():
             raise stopping.Asked
 
         endless = mixture.endless(run.parts, config.seed)
         updates = batches.iterate(endless, run.place, start=start)
-        meter, trend = metrics.Meter(), metrics.Trend()
+        meter, trend, held_out = metrics.Meter(), metrics.Trend(), {}
         traced = [at for at in settings.profiled(config.profile) if at > start]
         for at in tqdm.trange(start + 1, run.total_steps + 1, unit="step", disable=None):
             if at in traced[:1]:
@@ -176,11 +177,12 @@ def _train(
 
         store.wait()
         while store.lost():
-            policy.save(state, config, run, store, facts)
+            policy.save(state, config, run, store, facts, held_out)
             store.wait()
     if start == run.total_steps:
         say(f"this run was finished before; choose another --config.directory than {run.directory}")
-    samples.show(run, policy_now(), frozen.model, config.sample_tokens)
+    if not stop():
+        samples.show(run, policy_now(), frozen.model, config.sample_tokens)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What makes a run itself: the settings, pairs and weights that it has to go on with."""
 
+from collections.abc import Iterator
 import dataclasses
 import pathlib
 from typing import Any
@@ -31,8 +32,16 @@ def of_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def of_model(model: zoo.Model) -> dict[str, str]:
     """What its config.json says of how it computes, field by field."""
-    config = model.config
-    return {field.name: repr(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    return dict(_fields(model.config))
+
+
+def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _fields(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, repr(value)
 
 
 def refuse_other_settings(
@@ -61,7 +70,8 @@ def refuse_other_run(saved: dict[str, Any], facts: dict[str, Any], directory: pa
     """
     refuse_other_settings(saved["settings"], facts["settings"], directory)
     for whose, now in facts["models"].items():
-        before = saved.get("models", {}).get(whose, {})
+        before = saved["models"][whose]
+        # A field that is newer than the checkpoint means what it meant when there was none.
         names = [name for name, value in now.items() if before.get(name, value) != value]
         if names:
             told = ", ".join(f"{n}: {before[n]} then, {now[n]} now" for n in names[:4])

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 from jax import Array
-from jax.experimental import multihost_utils
+from jax._src import distributed
 
 from recipes.data.packing import Packed
 from recipes.logps import Forward
@@ -37,13 +37,15 @@ def asked() -> Iterator[Callable[[], bool]]:
     received: list[int] = []
     agreed: list[int] = []
     times = itertools.count(1)
+    # Of several processes jax itself waits for SIGTERM, and settles for all of them on one of the
+    # times that they ask. Orbax asks it too, by the number of the step, and jax, which knows the
+    # last number only, would wait for a time that is over: so Orbax finds nobody to ask.
+    manager: Any = distributed.global_state.preemption_sync_manager
 
     def stop() -> bool:
         if not several:
             return bool(received)
-        # Of several processes jax itself waits for SIGTERM, and settles for all of them on one of
-        # the times that they ask.
-        if not agreed and multihost_utils.reached_preemption_sync_point(at := next(times)):
+        if not agreed and manager.reached_sync_point(at := next(times)):
             agreed.append(at)
         return bool(agreed)
 
@@ -58,11 +60,13 @@ def asked() -> Iterator[Callable[[], bool]]:
 
     numbers = [signal.SIGINT] if several else [signal.SIGINT, signal.SIGTERM]
     before = [signal.signal(number, note) for number in numbers]
+    distributed.global_state.preemption_sync_manager = None
     try:
         yield stop
     except Asked:
         say("stopped: the same command goes on")
     finally:
+        distributed.global_state.preemption_sync_manager = manager
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler or signal.SIG_DFL)
 
