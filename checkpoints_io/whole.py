@@ -19,7 +19,8 @@ def write(path: pathlib.Path, content: bytes | memoryview) -> None:
     Raises:
       OSError: it cannot be written; what was there is as it was.
     """
-    path = path.resolve()  # a link stays one
+    while path.is_symlink():  # it stays one
+        path = path.parent / path.readlink()
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         part.write_bytes(content)
