@@ -189,18 +189,8 @@ def _added(config: dict[str, Any], path: pathlib.Path) -> dict[str, int]:
     return found
 
 
-# The words that a text is cut into before bytes are merged. Sources: llama3/tokenizer.py of Meta's
-# llama3, and tokenization_qwen.py of Qwen 1.
-WORDS = {
-    "llama": (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    ),
-    "qwen": (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    ),
-}
+# How a text is cut into words before their bytes are merged.
+WORDS = {"llama": words.LLAMA, "qwen": words.QWEN}
 RESERVED = [f"<|reserved_special_token_{i}|>" for i in range(248)]
 SPECIAL = {
     "llama": [

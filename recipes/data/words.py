@@ -16,8 +16,14 @@ import tokenizers
 
 # OpenAI's gpt-2/src/encoder.py; what a ByteLevel pre-tokenizer means by `use_regex`.
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# Meta's llama3/tokenizer.py, and tokenization_qwen.py of Qwen 1.
+LLAMA = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN = LLAMA.replace(r"\p{N}{1,3}", r"\p{N}")
 MOST, LONG = 2**18, 64  # words that are remembered, and characters of one
-# Patterns come from strangers: `tokenizers` gives up one that tries everything, `regex` would not.
+# Other patterns are strangers': `tokenizers` gives up one that tries everything, `regex` would not.
 SECONDS = 5.0
 
 
@@ -31,6 +37,7 @@ def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | No
     if not _leaves_ids(told["post_processor"] or {}):
         return None
     composed = told["normalizer"] is not None
+    seconds = None if pattern.pattern in (GPT2, LLAMA, QWEN) else SECONDS  # to watch takes time
     special: dict[str, list[int]] = {token["content"]: [token["id"]] for token in added}
     between = any_of(special)
     model, spelled, known = own.model, str.maketrans(bytes_as_text()), {}
@@ -54,7 +61,7 @@ def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | No
                 ids += special[part]
                 continue
             try:
-                words = pattern.findall(part, timeout=SECONDS)
+                words = pattern.findall(part, timeout=seconds)
             except TimeoutError:
                 pattern = None  # nor for the texts to come
                 return None
