@@ -25,7 +25,7 @@ ELSEWHERE = ["*/*", "consolidated*"]
 MOST_JSON = 16 << 20
 MOST_VALUES = 500_000
 
-# Copied from the source of an export, byte for byte.
+# Copied from the source of an export, byte for byte, but for an `auto_map`.
 COMPANIONS = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -48,7 +48,7 @@ def find(
     Of a hub repository only `files` are fetched.
 
     Raises:
-      ValueError: a file among `files` is a link to somewhere else, or not what the hub sent.
+      ValueError: a link in it leads out, or one of `files` is no longer what the hub sent.
       FileNotFoundError: there is no such folder, nor such a repository within reach.
       PermissionError: the repository wants a token that has been granted access.
     """
@@ -102,7 +102,7 @@ def _closed(folder: pathlib.Path, files: Sequence[str]) -> pathlib.Path:
     """
     home = folder.resolve()
     blobs = home.parent.parent / "blobs" if revision(home) else None
-    fetched = []
+    fetched: list[tuple[pathlib.Path, int]] = []
     for path in folder.iterdir():
         target = path.resolve()
         if not path.is_symlink() or path.is_dir() or target.is_relative_to(home):
@@ -114,7 +114,7 @@ def _closed(folder: pathlib.Path, files: Sequence[str]) -> pathlib.Path:
         if any(fnmatch.fnmatch(path.name, pattern) for pattern in files):
             fetched.append((target, target.stat().st_mtime_ns))
     with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
-        list(pool.map(_recheck, *zip(*fetched, strict=True)) if fetched else ())
+        list(pool.map(lambda blob: _recheck(*blob), fetched))
     return folder
 
 
