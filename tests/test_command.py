@@ -189,3 +189,17 @@ def test_a_full_disk_is_told_as_one(capsys):
             command._run(train, config, ["dpo.py"])
         assert stopped.value.code == 1
         assert f"the disk is full ({told}" in capsys.readouterr().err.replace("[Errno 28] ", "")
+
+
+def test_a_reader_who_has_seen_enough_ends_no_run():
+    """`| head` closes what a run prints to; it goes on without."""
+    program = "import sys; from recipes.prepare import say; [say('x' * 99) for _ in range(5000)]; "
+    program += "print('went on', file=sys.stderr)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == "went on\n"
+    assert process.wait() == 0
