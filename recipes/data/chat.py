@@ -286,8 +286,8 @@ def _left_out(
     for i, message in enumerate(turns):
         missing = left_out.names(message, shown[i >= len(pair.prompt)])
         for name in (left_out.THOUGHT, left_out.CALLS):  # whose words may stand elsewhere
-            without = left_out.without(message, name)
-            if name not in missing and len(without) < len(message) and looks_the_same(i, without):
+            named = name in missing or not left_out.holds(message, name)
+            if not named and looks_the_same(i, left_out.without(message, name)):
                 missing.append(name)
         if missing and i in spoken and looks_the_same(i, BLANK):
             raise ValueError(

@@ -15,20 +15,25 @@ def names(message: Message, text: str) -> list[str]:
 
     A word that also stands elsewhere in the text counts as found.
     """
-    missing = []
-    for name, held in message.items():
-        if name in NOT_SAID or name in THOUGHTS[1:]:  # the same thoughts by other names
-            continue
-        name = THOUGHT if name in THOUGHTS else name
-        if not all(_shown(said, text) for said in _texts(held, name)):
-            missing.append(name)
-    return missing
+    held = _held(message).items()
+    return [name for name, value in held if not all(_shown(x, text) for x in _texts(value, name))]
+
+
+def holds(message: Message, name: str) -> bool:
+    """Does it say anything under this name?"""
+    return any(map(str.strip, _texts(_held(message).get(name), name)))
 
 
 def without(message: Message, name: str) -> Message:
     """The message without its thoughts, or without its calls."""
     dropped = THOUGHTS if name == THOUGHT else (name,)
     return {key: value for key, value in message.items() if key not in dropped}
+
+
+def _held(message: Message) -> dict[str, Any]:
+    """What it says by name; thoughts, which have three, by one."""
+    named = {THOUGHT if name in THOUGHTS else name: value for name, value in message.items()}
+    return {name: value for name, value in named.items() if name not in NOT_SAID}
 
 
 def _shown(said: str, text: str) -> bool:
@@ -42,7 +47,7 @@ def _shown(said: str, text: str) -> bool:
 
 def _texts(held: Any, name: str) -> list[str]:
     """All that is said in it; of calls the names, and the keys and texts of the arguments."""
-    if name == CALLS:
+    if name == CALLS and isinstance(held, list):
         functions = [call.get("function", call) for call in held if isinstance(call, dict)]
         return [text for function in functions for text in _of_call(function)]
     return _leaves(held)

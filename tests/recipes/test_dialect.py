@@ -140,6 +140,8 @@ def test_what_is_hidden_beside_words_is_named(own):
     thought = Pair([user("a")], [assistant("b", thinking="hm, hm")], [assistant("c")])
     assert chat.render(thought, talk)[0].left_out == ("reasoning_content",)
     assert chat.render(thought, prepared(own, THINKING))[0].left_out == ("reasoning_content",)
+    blank = Pair([user("a")], [assistant("b", reasoning_content=" ")], [assistant("c")])
+    assert chat.render(blank, talk)[0].left_out == ()
     read = Pair([user("a")], [assistant("b", reasoning_content="hm, hm")], [assistant("c")])
     assert chat.render(read, prepared(own, THINKING))[0].left_out == ()
     prompt = Pair([user("a"), assistant("b", tool_calls=[call({})]), user("c")], *said[1:])
@@ -285,3 +287,26 @@ def test_a_row_of_many_megabytes_is_one_row(own):
 
 def test_the_spelling_tried_is_no_form_of_the_question():
     assert dialect.NAME not in dialect.QUESTION["content"]
+
+
+def test_every_stock_template_shows_calls_once_or_refuses_them(own, shared):
+    shown = refused = 0
+    for path in sorted((shared / "data" / "chat_templates").glob("*/*.jinja")):
+        text = path.read_text("utf-8")
+        date = "2026-01-31" if "strftime_now" in text else None
+        talk = chat.prepared(own._replace(chat_template=text), scored_turns="assistant", date=date)
+        try:
+            chosen, _ = chat.render(CALLS._replace(tools=[dialect.TOOL]), talk)
+        except ValueError as error:
+            assert re.search("leaves out its tool_calls|refuses the messages", str(error)), path
+            refused += 1
+            continue
+        words = "".join(scored(chosen))
+        assert chosen.left_out == (), path
+        assert "look" in words
+        assert "Oder" in words
+        assert '\\"where' not in words, path
+        assert "'where'" not in words, path
+        shown += 1
+    assert shown > 10
+    assert refused > 10
