@@ -74,7 +74,7 @@ class Config:
         quantised = hf.get("quantization_config")
         if isinstance(quantised, dict) and quantised.get("quant_method") == "mxfp4":
             hf = {key: value for key, value in hf.items() if key != "quantization_config"}
-        if hf.get("rope_parameters") is None and hf.get("rope_scaling") is None:
+        if hf.get("rope_parameters") is None and not hf.get("rope_scaling"):
             hf = hf | {"rope_parameters": ROPE}
         hf = hf_config.every(rope_config.read(hf, theta=150_000.0), 2)
         return hf_config.read(cls, hf, fixed=FIXED, ignored=IGNORED, assumed=assumed)

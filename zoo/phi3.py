@@ -63,6 +63,9 @@ class Config:
         old = hf.get("original_max_position_embeddings") or 4096
         ropes = {name: _renamed(hf.get(name), old) for name in ("rope_parameters", "rope_scaling")}
         hf = rope_config.read(hf | ropes, partial=True)
+        kind = hf["rope_parameters"].rope_type
+        if kind not in ("default", "longrope"):
+            raise ValueError(f"zoo/phi3.py does not implement rope_type {kind!r} of config.json")
         return hf_config.read(cls, hf, fixed=FIXED, ignored=IGNORED, assumed=assumed)
 
     def to_hf(self) -> dict[str, Any]:
