@@ -1,4 +1,4 @@
-"""What a config.json means by its ropes where it says so in two places: as transformers, or refused."""
+"""A config.json that speaks of ropes in two places: as in transformers, or refused."""
 
 import copy
 import itertools
