@@ -74,8 +74,8 @@ def _refuse_lost(new: Mapping[str, Any], one: rope.Rope) -> None:
         if value is not None and value != used:
             raise ValueError(
                 f"config.json has both rope_parameters and rope_scaling, and transformers reads "
-                f"the latter alone: {key} would be {used}, and not the {value!r} of rope_parameters. "
-                f"Write {key} into rope_scaling, or put all of it into rope_parameters"
+                f"the latter alone: {key} would be {used}, and not the {value!r} of "
+                f"rope_parameters. Write {key} into rope_scaling, or put all of it into rope_parameters"
             )
 
 
@@ -113,8 +113,8 @@ def read_two(
     if not sliding_theta and base is not None and sliding.rope_theta != full.rope_theta == base:
         raise ValueError(
             f"config.json: versions of transformers disagree about what rope_theta {base!r} means "
-            "to the layers that slide: give rope_parameters with a rope_theta for full_attention and "
-            "one for sliding_attention"
+            "to the layers that slide: give rope_parameters with a rope_theta for full_attention "
+            "and one for sliding_attention"
         )
     for one in (full, sliding):
         if one.rope_type in rope.BY_LENGTH:
