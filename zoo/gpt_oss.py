@@ -18,10 +18,8 @@ from zoo import attention, causal_lm, experts, hf_config, layers, rope, rope_con
 # What HF lets a config choose and this file does not.
 FIXED = {"hidden_act": "silu", "attention_bias": True}
 
-# The balance loss, which DPO does not see; names for other keys; what was said of the MXFP4 files.
-IGNORED = frozenset({
-    "experts_per_token", "initial_context_length", "output_router_logits", "router_aux_loss_coef",
-})  # fmt: skip
+# Names for other keys; what was said of the MXFP4 files.
+IGNORED = frozenset({"experts_per_token", "initial_context_length"})
 
 
 # What transformers means where a file says nothing of it.

@@ -75,7 +75,7 @@ def _refuse_lost(new: Mapping[str, Any], one: rope.Rope) -> None:
             raise ValueError(
                 f"config.json has both rope_parameters and rope_scaling, and transformers reads "
                 f"the latter alone: {key} would be {used}, and not the {value!r} of "
-                f"rope_parameters. Write {key} into rope_scaling, or put all of it into rope_parameters"
+                f"rope_parameters. Write {key} into rope_scaling, or give rope_parameters alone"
             )
 
 
@@ -97,6 +97,8 @@ def read_two(
     local = rest.pop("rope_local_base_freq", None) if sliding_theta else None
     if new is None:
         new = {kind: {"rope_type": "default"} for kind in TWO}
+    if isinstance(new, dict):  # transformers 5.3 wrote two keys too many
+        new = {k: v for k, v in new.items() if v is not None and (k, v) != ("rope_type", "default")}
     if not isinstance(new, dict) or new.keys() - TWO:
         raise ValueError(f"config.json: rope_parameters should name two kinds of layer, not {new}")
     full, sliding = (new.get(kind) or {} for kind in ("full_attention", "sliding_attention"))
