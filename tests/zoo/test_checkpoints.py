@@ -136,3 +136,26 @@ def test_a_gemma3_of_transformers_is_read(tmp_path):
     tokens = twins.TOKENS[:, :24]
     found = zoo.load(tmp_path)(jnp.asarray(tokens))
     np.testing.assert_allclose(found, twins.logits(original, tokens), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "value"),
+    [
+        ("llama", "model.layers.1.mlp.up_proj.weight", np.nan),
+        ("llama", "model.norm.weight", np.inf),
+        ("qwen3_moe", "model.layers.2.mlp.experts.4.down_proj.weight", -np.inf),
+    ],
+)
+def test_a_number_that_is_not_finite_is_named_by_folder_and_tensor(tmp_path, family, name, value):
+    tensors = saved(family, "plain", tmp_path)
+    zoo.check_finite(zoo.load(tmp_path))
+    tensors[name].flat[-1] = value
+    rewrite(tmp_path, tensors)
+    with pytest.raises(
+        ValueError, match=rf"{tmp_path}: {name} holds .* not finite .*: 1.: the files"
+    ):
+        zoo.check_finite(zoo.load(tmp_path))
+    tensors["model.embed_tokens.weight"].flat[0] = value
+    rewrite(tmp_path, tensors)
+    with pytest.raises(ValueError, match="such numbers: 2"):
+        zoo.check_finite(zoo.load(tmp_path))
