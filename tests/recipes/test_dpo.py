@@ -293,6 +293,7 @@ def test_a_model_with_a_nan_is_named_before_anything_is_trained(tiny_config, tmp
         config.reference_model_path = config.initialize_from_hf
         config[setting] = str(harmed)
         config.validation = ml_collections.ConfigDict()  # about which the reference is asked
+        config.max_eval_pairs = None
         with pytest.raises(ValueError, match=r"harmed: model.layers.2.self_attn.k_proj.weight h"):
             dpo.train(config)
         assert not (pathlib.Path(config.directory) / "metrics.jsonl").exists()
