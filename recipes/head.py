@@ -33,14 +33,14 @@ def token_logps(
     target: Int[Array, "G C"],
     scores: Int[Array, " G"],
     dtype: jax.typing.DTypeLike,
-    softcap: float | None = None,
+    last: layers.LastStep = layers.LastStep(),  # noqa: B008, never changed
 ) -> Float[Array, "G C"]:
     """Log-probability of each target, in nats, float32, by products in `dtype`.
 
-    `scores` says how many of each list count; what stands after them means nothing. Logits are bent
-    as `layers.capped` does.
+    `scores` says how many of each list count; what stands after them means nothing. `last` is
+    what the model does to the product with its head.
     """
-    return _forward(hidden, head, target, scores, dtype, softcap)[0]
+    return _forward(hidden, head, target, scores, dtype, last)[0]
 
 
 def _forward(
@@ -49,13 +49,13 @@ def _forward(
     target: Array,
     scores: Array,
     dtype: jax.typing.DTypeLike,
-    softcap: float | None,
+    last: layers.LastStep,
 ) -> tuple:
     narrow = sharding.gather(head.astype(dtype), "V D")
     devices = _devices(hidden, narrow)
     split = jax.shard_map if devices.axes else _alone
     logps, logsum = split(
-        functools.partial(_logps_here, devices, softcap),
+        functools.partial(_logps_here, devices, last),
         in_specs=(devices.rows, devices.head, devices.rows, devices.rows),
         out_specs=(devices.rows, devices.rows),
         check_vma=False,
@@ -64,14 +64,14 @@ def _forward(
 
 
 def _backward(
-    dtype: jax.typing.DTypeLike, softcap: float | None, kept: tuple, gradient: Array
+    dtype: jax.typing.DTypeLike, last: layers.LastStep, kept: tuple, gradient: Array
 ) -> tuple:
     del dtype
     hidden, head, narrow, target, scores, logsum = kept
     devices = _devices(hidden, narrow)
     split = jax.shard_map if devices.axes else _alone
     of_hidden, of_head = split(
-        functools.partial(_gradients_here, devices, softcap),
+        functools.partial(_gradients_here, devices, last),
         in_specs=(devices.rows, devices.head, *[devices.rows] * 4),
         out_specs=(devices.rows, devices.stored),
         check_vma=False,
@@ -124,7 +124,7 @@ def _alone(f: Callable, **_) -> Callable:
 
 def _logps_here(
     devices: Devices,
-    softcap: float | None,
+    last: layers.LastStep,
     hidden: Array,
     head: Array,
     target: Array,
@@ -135,7 +135,7 @@ def _logps_here(
 
     def add(i: Array, sofar: tuple) -> tuple:
         part = functools.partial(_part, i=i, chunk=chunk)
-        logits = layers.capped(_logits(part(hidden), head), softcap)
+        logits = layers.finished(_logits(part(hidden), head), last)
         top = logits.max(-1)
         if over_vocabulary:
             top = jax.lax.pmax(top, over_vocabulary)
@@ -157,7 +157,7 @@ def _logps_here(
 
 def _gradients_here(
     devices: Devices,
-    softcap: float | None,
+    last: layers.LastStep,
     hidden: Array,
     head: Array,
     target: Array,
@@ -171,13 +171,13 @@ def _gradients_here(
     def add(i: Array, sofar: tuple) -> tuple:
         of_hidden, of_head = sofar
         part = functools.partial(_part, i=i, chunk=chunk)
-        logits = layers.capped(_logits(part(hidden), head), softcap)
+        logits = layers.finished(_logits(part(hidden), head), last)
         shares = jnp.exp(logits - part(logsum)[..., None])
         own = part(target) - _first_id(head, over_vocabulary)
         is_target = own[..., None] == jnp.arange(len(head))
         of_logits = (is_target - shares) * part(gradient)[..., None]
-        if softcap:  # how steep tanh is there
-            of_logits *= 1 - (logits / softcap) ** 2
+        if last != layers.LastStep():
+            of_logits *= layers.slope(logits, last)
         # Once for both products; and the narrow operand is turned, not the one as wide as V.
         of_logits = jax.lax.optimization_barrier(of_logits.astype(hidden.dtype))
         turned = jax.lax.optimization_barrier(part(hidden).reshape(-1, hidden.shape[2]).T)

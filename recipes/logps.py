@@ -41,7 +41,7 @@ def answer_logps(
         batch.target,
         batch.scores,
         model.dtype,
-        model.logit_softcap(),
+        model.last_step(),
     )
     return _summed(logps, batch.slot, batch.answer, batch.is_pair)
 

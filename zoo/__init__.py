@@ -9,11 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo import (
+    causal_lm,
+    cohere2,
     gemma,
     gemma2,
     gemma3_text,
     gpt2,
     gpt_oss,
+    granite,
     llama,
     mistral,
     mixtral,
@@ -30,12 +33,14 @@ from zoo import (
 
 # `model_type` in an HF config.json -> the module with its `Config`, `Model` and `HF_WEIGHTS`.
 ARCHITECTURES: dict[str, types.ModuleType] = {
+    "cohere2": cohere2,
     "gemma": gemma,
     "gemma2": gemma2,
     "gemma3": gemma3_text,
     "gemma3_text": gemma3_text,
     "gpt2": gpt2,
     "gpt_oss": gpt_oss,
+    "granite": granite,
     "llama": llama,
     "mistral": mistral,
     "mixtral": mixtral,
@@ -50,12 +55,7 @@ ARCHITECTURES: dict[str, types.ModuleType] = {
 # What is listed or looped over, before the weights have been looked at.
 COUNTED = ("num_hidden_layers", "n_layer", "num_experts", "num_local_experts")
 MOST_COUNTED = 10_000
-# Any of their models; zoo.causal_lm says what each has.
-Model = (
-    gemma.Model | gemma2.Model | gemma3_text.Model | gpt2.Model | gpt_oss.Model | llama.Model
-    | mistral.Model | mixtral.Model | olmo2.Model | olmo3.Model | phi3.Model | qwen2.Model
-    | qwen3.Model | qwen3_moe.Model | smollm3.Model
-)  # fmt: skip
+Model = causal_lm.CausalLM  # any of their models
 
 
 def load(

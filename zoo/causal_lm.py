@@ -1,10 +1,8 @@
-"""What every model of the zoo can do with its hidden states; a Model takes these as its own.
+"""What every model of the zoo is: an embedding, blocks, a last norm, a head unless it is tied."""
 
-A Model has `config`, `embedding`, `blocks`, `dtype`, `attention`, `remat`, `source` and
-`hidden(tokens, where, run)`, and a `head` unless it is tied.
-"""
-
-from typing import Any
+from collections.abc import Callable
+import pathlib
+from typing import Any, ClassVar
 
 from flax import nnx
 import jax
@@ -12,20 +10,61 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
-from zoo import layers, spans
+from zoo import layers, spans, stack
 
 
-def logits(model: Any, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
-    """Logits of the next token at every position, each row one text.
+class CausalLM(nnx.Module):
+    """A decoder. An architecture gives its `Block` and `hidden`, and what else differs."""
 
-    Raises:
-      ValueError: an id is beyond the model's vocabulary.
-    """
-    check_ids(model, tokens)
-    return model.unembed(model.hidden(tokens, spans.causal(*tokens.shape)))
+    Block: ClassVar[Callable[[Any, nnx.Rngs], nnx.Module]]
+    attention: str | None = None  # one of attention.BACKENDS; unset: the platform's
+    remat: str = "full"  # one of stack.REMAT
+    source: pathlib.Path | None = None  # the folder it was read from
+    config: Any  # a hf_config.Config
+
+    def __init__(self, config: Any, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32):
+        self.embedding = layers.weight("V D", config.sizes, rngs)
+        self.blocks = self.Block(config, rngs)
+        self.norm = self.last_norm(config, rngs)
+        if not config.tie_word_embeddings:
+            self.head = layers.weight("V D", config.sizes, rngs)
+        self.config = config
+        self.dtype = dtype  # of the activations; the weights may be kept in a wider one
+
+    def hidden(
+        self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
+    ) -> Float[Array, "B T D"]:
+        """The residual stream after the last norm; `run` is how the blocks are gone through."""
+        raise NotImplementedError
+
+    def last_norm(self, config: Any, rngs: nnx.Rngs) -> nnx.Module:
+        """The norm behind the blocks."""
+        return layers.RmsNorm("D", config.sizes, rngs, eps=config.rms_norm_eps)
+
+    def last_step(self) -> layers.LastStep:
+        """What makes logits of the product with the head."""
+        return layers.LastStep()
+
+    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+        """Logits of the next token at every position, each row one text.
+
+        Raises:
+          ValueError: an id is beyond the model's vocabulary.
+        """
+        check_ids(self, tokens)
+        return self.unembed(self.hidden(tokens, spans.causal(*tokens.shape)))
+
+    def unembed(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Hidden states -> logits, in float32."""
+        product = layers.einsum("BTD,VD->BTV", hidden, self.unembedding(), out=jnp.float32)
+        return layers.finished(product, self.last_step())
+
+    def unembedding(self) -> nnx.Param:
+        """The head: axes "V D"."""
+        return self.embedding if self.config.tie_word_embeddings else self.head
 
 
-def check_ids(model: Any, tokens: Any) -> None:
+def check_ids(model: CausalLM, tokens: Any) -> None:
     """Refuses ids that have no embedding; inside of jit they cannot be looked at.
 
     Raises:
@@ -42,19 +81,3 @@ def check_ids(model: Any, tokens: Any) -> None:
             f"token id {low if low < 0 else high} is beyond the model's "
             f"{model.config.vocab_size} ids: is this another model's tokenizer?"
         )
-
-
-def unembed(model: Any, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-    """Hidden states -> logits, in float32."""
-    wide = layers.einsum("BTD,VD->BTV", hidden, model.unembedding(), out=jnp.float32)
-    return layers.capped(wide, model.logit_softcap())
-
-
-def unembedding(model: Any) -> nnx.Param:
-    """The head: axes "V D"."""
-    return model.embedding if model.config.tie_word_embeddings else model.head
-
-
-def logit_softcap(model: Any) -> float | None:
-    """Where the architecture bends its logits."""
-    return getattr(model.config, "final_logit_softcapping", None)

@@ -5,30 +5,21 @@ Agrees with transformers/models/gemma/modeling_gemma.py.
 
 import dataclasses
 import functools
-import pathlib
 from typing import Any, ClassVar
 
 from flax import nnx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from zoo import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
 
-# What HF lets a config choose and this file does not.
-FIXED = {
-    "hidden_act": "gelu_pytorch_tanh",
-    "hidden_activation": "gelu_pytorch_tanh",
-    "attention_bias": False,
-    "use_bidirectional_attention": False,
-}
-
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(hf_config.Config):
     """Field names are the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "gemma"
+    architecture: ClassVar[str] = "GemmaForCausalLM"
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -40,29 +31,24 @@ class Config:
     tie_word_embeddings: bool
     rope_parameters: rope.Rope
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Axis letter -> size."""
-        return hf_config.sizes(self)
+    # What HF lets a config choose and this file does not.
+    fixed: ClassVar[dict[str, Any]] = {
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attention_bias": False,
+        "use_bidirectional_attention": False,
+    }
+    assumed: ClassVar[dict[str, Any]] = {
+        "tie_word_embeddings": True,
+        "rms_norm_eps": 1e-6,
+        "head_dim": 256,
+    }
 
     @classmethod
-    def from_hf(cls, hf: dict[str, Any]) -> "Config":
-        """Reads a `config.json`.
-
-        Raises:
-          ValueError: it lacks a key, or asks for something this file does not implement.
-        """
-        if hf.get("hidden_act") == "gelu":  # of the first files, which meant this
-            hf = hf | {"hidden_act": "gelu_pytorch_tanh"}
-        assumed = {"tie_word_embeddings": True, "rms_norm_eps": 1e-6, "head_dim": 256}
+    def respelled(cls, hf: dict[str, Any]) -> dict[str, Any]:
+        """The official files say `gelu`, and mean its approximation."""
         hf = rope_config.read(hf)
-        if hf.get("hidden_act") == "gelu":  # the official files say so, and mean the other one
-            hf["hidden_act"] = FIXED["hidden_act"]
-        return hf_config.read(cls, hf, fixed=FIXED, assumed=assumed)
-
-    def to_hf(self) -> dict[str, Any]:
-        """A `config.json` for a model that was not read from one."""
-        return hf_config.written(self, FIXED, "GemmaForCausalLM")
+        return hf | {"hidden_act": "gelu_pytorch_tanh"} if hf.get("hidden_act") == "gelu" else hf
 
 
 class Attention(nnx.Module):
@@ -100,25 +86,13 @@ class Block(nnx.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class Model(nnx.Module):
-    attention: str | None = None  # one of attention.BACKENDS; unset: the platform's
-    remat: str = "full"  # one of stack.REMAT
-    source: pathlib.Path | None = None  # the folder it was read from
+class Model(causal_lm.CausalLM):
+    Block = Block
 
-    __call__ = causal_lm.logits
-    unembed = causal_lm.unembed
-    unembedding = causal_lm.unembedding
-    logit_softcap = causal_lm.logit_softcap
-
-    def __init__(self, config: Config, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32):
-        self.embedding = layers.weight("V D", config.sizes, rngs)
-        self.blocks = Block(config, rngs)
-        norm = functools.partial(layers.RmsNorm, eps=config.rms_norm_eps, offset=1.0, wide=True)
-        self.norm = norm("D", config.sizes, rngs)
-        if not config.tie_word_embeddings:
-            self.head = layers.weight("V D", config.sizes, rngs)
-        self.config = config
-        self.dtype = dtype  # of the activations; the weights may be kept in a wider one
+    def last_norm(self, config: Config, rngs: nnx.Rngs) -> layers.RmsNorm:
+        """Multiplies in float32."""
+        eps = config.rms_norm_eps
+        return layers.RmsNorm("D", config.sizes, rngs, eps=eps, offset=1.0, wide=True)
 
     def hidden(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run

@@ -6,30 +6,21 @@ Agrees with transformers/models/gemma3/modeling_gemma3.py. Of a checkpoint that 
 
 import dataclasses
 import functools
-import pathlib
 from typing import Any, ClassVar
 
 from flax import nnx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from zoo import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
 
-# What HF lets a config choose and this file does not.
-FIXED = {
-    "hidden_activation": "gelu_pytorch_tanh",
-    "attention_bias": False,
-    "attn_logit_softcapping": None,  # transformers has the key, and does nothing with it
-    "use_bidirectional_attention": False,
-}
-
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(hf_config.Config):
     """Field names are the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "gemma3_text"
+    architecture: ClassVar[str] = "Gemma3ForCausalLM"
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -45,33 +36,26 @@ class Config:
     layer_types: tuple[str, ...]
     final_logit_softcapping: float | None
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Axis letter -> size."""
-        return hf_config.sizes(self)
+    # What HF lets a config choose and this file does not.
+    fixed: ClassVar[dict[str, Any]] = {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attention_bias": False,
+        "attn_logit_softcapping": None,  # transformers has the key, and does nothing with it
+        "use_bidirectional_attention": False,
+    }
+    assumed: ClassVar[dict[str, Any]] = {
+        "tie_word_embeddings": True, "rms_norm_eps": 1e-6, "head_dim": 256,
+        "vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4,
+        "query_pre_attn_scalar": 256, "sliding_window": 4096,
+    }  # fmt: skip
 
     @classmethod
-    def from_hf(cls, hf: dict[str, Any]) -> "Config":
-        """Reads a `config.json`.
-
-        Raises:
-          ValueError: it lacks a key, or asks for something this file does not implement.
-        """
-        assumed = {
-            "tie_word_embeddings": True, "rms_norm_eps": 1e-6, "head_dim": 256,
-            "vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4,
-            "query_pre_attn_scalar": 256, "sliding_window": 4096,
-        }  # fmt: skip
-        if hf.get("model_type") == "gemma3":
-            hf = _text_half(hf)
+    def respelled(cls, hf: dict[str, Any]) -> dict[str, Any]:
+        """The text half, with a rope for each kind of layer; every sixth one sees everything."""
+        hf = _text_half(hf) if hf.get("model_type") == "gemma3" else hf
         hf = rope_config.read_two(hf, theta=1_000_000.0, sliding_theta=10_000.0)
         old, older = hf.pop("_sliding_window_pattern", None), hf.pop("sliding_window_pattern", None)
-        hf = hf_config.every(hf, old or older or 6)
-        return hf_config.read(cls, hf, fixed=FIXED, assumed=assumed)
-
-    def to_hf(self) -> dict[str, Any]:
-        """A `config.json` for a model that was not read from one."""
-        return hf_config.written(self, FIXED, "Gemma3ForCausalLM")
+        return hf_config.every(hf, old or older or 6)
 
 
 def _text_half(hf: dict[str, Any]) -> dict[str, Any]:
@@ -136,25 +120,17 @@ class Block(nnx.Module):
         return x + self.after_mlp_norm(self.mlp(self.mlp_norm(x)))
 
 
-class Model(nnx.Module):
-    attention: str | None = None  # one of attention.BACKENDS; unset: the platform's
-    remat: str = "full"  # one of stack.REMAT
-    source: pathlib.Path | None = None  # the folder it was read from
+class Model(causal_lm.CausalLM):
+    Block = Block
 
-    __call__ = causal_lm.logits
-    unembed = causal_lm.unembed
-    unembedding = causal_lm.unembedding
-    logit_softcap = causal_lm.logit_softcap
+    def last_norm(self, config: Config, rngs: nnx.Rngs) -> layers.RmsNorm:
+        """Multiplies in float32."""
+        eps = config.rms_norm_eps
+        return layers.RmsNorm("D", config.sizes, rngs, eps=eps, offset=1.0, wide=True)
 
-    def __init__(self, config: Config, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32):
-        self.embedding = layers.weight("V D", config.sizes, rngs)
-        self.blocks = Block(config, rngs)
-        norm = functools.partial(layers.RmsNorm, eps=config.rms_norm_eps, offset=1.0, wide=True)
-        self.norm = norm("D", config.sizes, rngs)
-        if not config.tie_word_embeddings:
-            self.head = layers.weight("V D", config.sizes, rngs)
-        self.config = config
-        self.dtype = dtype  # of the activations; the weights may be kept in a wider one
+    def last_step(self) -> layers.LastStep:
+        """Logits are bent."""
+        return layers.LastStep(softcap=self.config.final_logit_softcapping)
 
     def hidden(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run

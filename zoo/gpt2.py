@@ -5,7 +5,6 @@ Agrees with transformers/models/gpt2/modeling_gpt2.py, without its dropout.
 """
 
 import dataclasses
-import pathlib
 from typing import Any, ClassVar
 
 from flax import nnx
@@ -15,27 +14,13 @@ from jaxtyping import Array, Float, Int
 
 from zoo import attention, causal_lm, hf_config, layers, spans, stack
 
-# What HF lets a config choose and this file does not.
-FIXED = {
-    "activation_function": "gelu_new",
-    "add_cross_attention": False,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-}
-
-# Heads for other tasks; `n_ctx` is another `n_positions`; the order in which scores are worked out,
-# which are in float32 here in any order.
-IGNORED = frozenset({
-    "n_ctx", "n_special", "output_past", "predict_special_tokens", "reorder_and_upcast_attn",
-    "summary_activation", "summary_proj_to_labels", "summary_type", "summary_use_proj",
-})  # fmt: skip
-
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(hf_config.Config):
     """Field names are the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "gpt2"
+    architecture: ClassVar[str] = "GPT2LMHeadModel"
     vocab_size: int
     n_positions: int
     n_embd: int
@@ -44,6 +29,24 @@ class Config:
     n_inner: int
     layer_norm_epsilon: float
     tie_word_embeddings: bool
+
+    # What HF lets a config choose and this file does not.
+    fixed: ClassVar[dict[str, Any]] = {
+        "activation_function": "gelu_new",
+        "add_cross_attention": False,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+    }
+    # Heads for other tasks; `n_ctx` is another `n_positions`; the order in which scores are worked
+    # out, which are in float32 here in any order.
+    ignored: ClassVar[frozenset[str]] = frozenset({
+        "n_ctx", "n_special", "output_past", "predict_special_tokens", "reorder_and_upcast_attn",
+        "summary_activation", "summary_proj_to_labels", "summary_type", "summary_use_proj",
+    })  # fmt: skip
+    assumed: ClassVar[dict[str, Any]] = {
+        "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12,
+        "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
+    }  # fmt: skip
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -61,29 +64,14 @@ class Config:
         }
 
     @classmethod
-    def from_hf(cls, hf: dict[str, Any]) -> "Config":
-        """Reads a `config.json`.
-
-        Raises:
-          ValueError: it lacks a key, or asks for something this file does not implement.
-        """
-        assumed = {
-            "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12,
-            "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
-        }  # fmt: skip
-        width = hf.get("n_embd", assumed["n_embd"])
+    def respelled(cls, hf: dict[str, Any]) -> dict[str, Any]:
+        """With the width of the MLP, where a file leaves it to that of the model."""
+        width, heads = (hf.get(key, cls.assumed[key]) for key in ("n_embd", "n_head"))
+        if isinstance(width, int) and isinstance(heads, int) and heads > 0 and width % heads:
+            raise ValueError(f"config.json: n_embd {width} must be a multiple of n_head {heads}")
         if hf.get("n_inner") is None and isinstance(width, int):
-            hf = hf | {"n_inner": 4 * width}
-        config = hf_config.read(cls, hf, fixed=FIXED, ignored=IGNORED, assumed=assumed)
-        if config.n_embd % config.n_head:
-            raise ValueError(
-                f"config.json: n_embd {config.n_embd} must be a multiple of n_head {config.n_head}"
-            )
-        return config
-
-    def to_hf(self) -> dict[str, Any]:
-        """A `config.json` for a model that was not read from one."""
-        return hf_config.written(self, FIXED, "GPT2LMHeadModel")
+            return hf | {"n_inner": 4 * width}
+        return hf
 
 
 class Attention(nnx.Module):
@@ -130,25 +118,16 @@ class Block(nnx.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class Model(nnx.Module):
-    attention: str | None = None  # one of attention.BACKENDS; unset: the platform's
-    remat: str = "full"  # one of stack.REMAT
-    source: pathlib.Path | None = None  # the folder it was read from
-
-    __call__ = causal_lm.logits
-    unembed = causal_lm.unembed
-    unembedding = causal_lm.unembedding
-    logit_softcap = causal_lm.logit_softcap
+class Model(causal_lm.CausalLM):
+    Block = Block
 
     def __init__(self, config: Config, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32):
-        self.embedding = layers.weight("V D", config.sizes, rngs)
+        super().__init__(config, rngs, dtype)
         self.positions = layers.weight("C D", config.sizes, rngs)
-        self.blocks = Block(config, rngs)
-        self.norm = layers.LayerNorm("D", config.sizes, rngs, eps=config.layer_norm_epsilon)
-        if not config.tie_word_embeddings:
-            self.head = layers.weight("V D", config.sizes, rngs)
-        self.config = config
-        self.dtype = dtype  # of the activations; the weights may be kept in a wider one
+
+    def last_norm(self, config: Config, rngs: nnx.Rngs) -> layers.LayerNorm:
+        """With a bias."""
+        return layers.LayerNorm("D", config.sizes, rngs, eps=config.layer_norm_epsilon)
 
     def hidden(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run

@@ -5,7 +5,6 @@ written in the dtype of an export.
 """
 
 import dataclasses
-import pathlib
 from typing import Any, ClassVar
 
 from flax import nnx
@@ -15,13 +14,6 @@ from jaxtyping import Array, Float, Int
 
 from zoo import attention, causal_lm, experts, hf_config, layers, rope, rope_config, spans, stack
 
-# What HF lets a config choose and this file does not.
-FIXED = {"hidden_act": "silu", "attention_bias": True}
-
-# Names for other keys; what was said of the MXFP4 files.
-IGNORED = frozenset({"experts_per_token", "initial_context_length"})
-
-
 # What transformers means where a file says nothing of it.
 ROPE = {
     "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
@@ -30,10 +22,11 @@ ROPE = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(hf_config.Config):
     """Field names are the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "gpt_oss"
+    architecture: ClassVar[str] = "GptOssForCausalLM"
     attention_sinks: ClassVar[bool] = True
     vocab_size: int
     hidden_size: int
@@ -52,34 +45,30 @@ class Config:
     swiglu_alpha: float
     swiglu_limit: float
 
+    # What HF lets a config choose and this file does not.
+    fixed: ClassVar[dict[str, Any]] = {"hidden_act": "silu", "attention_bias": True}
+    # Other names for keys that are here.
+    ignored: ClassVar[frozenset[str]] = frozenset({"experts_per_token", "initial_context_length"})
+    assumed: ClassVar[dict[str, Any]] = {
+        "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "head_dim": 64,
+        "num_key_value_heads": 8, "sliding_window": 128, "num_experts_per_tok": 4,
+        "swiglu_alpha": 1.702, "swiglu_limit": 7.0,
+    }  # fmt: skip
+
     @property
     def sizes(self) -> dict[str, int]:
         """Axis letter -> size."""
-        return hf_config.sizes(self, J=2, E=self.num_local_experts)
+        return super().sizes | {"J": 2, "E": self.num_local_experts}
 
     @classmethod
-    def from_hf(cls, hf: dict[str, Any]) -> "Config":
-        """Reads a `config.json`.
-
-        Raises:
-          ValueError: it lacks a key, or asks for something this file does not implement.
-        """
-        assumed = {
-            "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "head_dim": 64,
-            "num_key_value_heads": 8, "sliding_window": 128, "num_experts_per_tok": 4,
-            "swiglu_alpha": 1.702, "swiglu_limit": 7.0,
-        }  # fmt: skip
+    def respelled(cls, hf: dict[str, Any]) -> dict[str, Any]:
+        """With its own rope where a file says nothing, and a kind for each layer."""
         quantised = hf.get("quantization_config")
         if isinstance(quantised, dict) and quantised.get("quant_method") == "mxfp4":
             hf = {key: value for key, value in hf.items() if key != "quantization_config"}
         if hf.get("rope_parameters") is None and not hf.get("rope_scaling"):
             hf = hf | {"rope_parameters": ROPE}
-        hf = hf_config.every(rope_config.read(hf, theta=150_000.0), 2)
-        return hf_config.read(cls, hf, fixed=FIXED, ignored=IGNORED, assumed=assumed)
-
-    def to_hf(self) -> dict[str, Any]:
-        """A `config.json` for a model that was not read from one."""
-        return hf_config.written(self, FIXED, "GptOssForCausalLM")
+        return hf_config.every(rope_config.read(hf, theta=150_000.0), 2)
 
 
 class Attention(nnx.Module):
@@ -167,24 +156,8 @@ class Block(nnx.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class Model(nnx.Module):
-    attention: str | None = None  # one of attention.BACKENDS; unset: the platform's
-    remat: str = "full"  # one of stack.REMAT
-    source: pathlib.Path | None = None  # the folder it was read from
-
-    __call__ = causal_lm.logits
-    unembed = causal_lm.unembed
-    unembedding = causal_lm.unembedding
-    logit_softcap = causal_lm.logit_softcap
-
-    def __init__(self, config: Config, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32):
-        self.embedding = layers.weight("V D", config.sizes, rngs)
-        self.blocks = Block(config, rngs)
-        self.norm = layers.RmsNorm("D", config.sizes, rngs, eps=config.rms_norm_eps)
-        if not config.tie_word_embeddings:
-            self.head = layers.weight("V D", config.sizes, rngs)
-        self.config = config
-        self.dtype = dtype  # of the activations; the weights may be kept in a wider one
+class Model(causal_lm.CausalLM):
+    Block = Block
 
     def hidden(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import dataclasses
 import types
 import typing
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Int
 import numpy as np
@@ -21,23 +21,47 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 ALL = 2**30  # as a window: wider than any text
 
 
-def read(
-    cls: Any,
-    hf: Mapping[str, Any],
-    *,
-    fixed: Mapping[str, Any],
-    ignored: frozenset[str] = frozenset(),
-    assumed: Mapping[str, Any] | None = None,
-) -> Any:
-    """The Config `cls` of a `config.json`, in the spelling of transformers 4 or 5.
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What the Config of every architecture can do; its fields are keys of a `config.json`."""
 
-    `fixed` holds the keys of which a file implements one value; `assumed` what transformers means
-    where a file says nothing. A field `rope_parameters` must be a Rope in `hf` already.
+    model_type: ClassVar[str]
+    architecture: ClassVar[str]  # what transformers calls the model
+    fixed: ClassVar[Mapping[str, Any]] = {}  # keys of which the file implements one value
+    ignored: ClassVar[frozenset[str]] = frozenset()  # keys that change no logit
+    assumed: ClassVar[Mapping[str, Any]] = {}  # what transformers means where a file says nothing
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Axis letter -> size."""
+        return sizes(self)
+
+    @classmethod
+    def respelled(cls, hf: dict[str, Any]) -> dict[str, Any]:
+        """A `config.json` in the words of the fields, its `rope_parameters` a Rope."""
+        return rope_config.read(hf)
+
+    @classmethod
+    def from_hf(cls, hf: dict[str, Any]) -> Any:
+        """Reads a `config.json`.
+
+        Raises:
+          ValueError: it lacks a key, or asks for something the architecture does not implement.
+        """
+        return read(cls, cls.respelled(hf))
+
+    def to_hf(self) -> dict[str, Any]:
+        """A `config.json` for a model that was not read from one."""
+        return written(self)
+
+
+def read(cls: type[Config], hf: Mapping[str, Any]) -> Any:
+    """The Config `cls` of a `config.json`, in the spelling of transformers 4 or 5.
 
     Raises:
       ValueError: it lacks a key, or asks for something the file does not implement.
     """
-    kind = cls.model_type
+    kind, fixed, ignored = cls.model_type, cls.fixed, cls.ignored
     fields = {field.name: field.type for field in dataclasses.fields(cls)}
     hf = {key: value for key, value in hf.items() if key not in hf_keys.IGNORED | ignored}
     _refuse_quantised(hf, kind)
@@ -54,7 +78,7 @@ def read(
     given = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
     if odd := {k: v for k, v in given.items() if not _is(fields[k], v)}:
         raise ValueError(f"config.json: {odd} are not values a {kind} can have")
-    given = {key: v for key, v in (assumed or {}).items() if key not in hf} | given
+    given = {key: v for key, v in cls.assumed.items() if key not in hf} | given
     heads: Any = given.get("num_attention_heads")
     width: Any = given.get("hidden_size")
     if "num_key_value_heads" in fields and heads:
@@ -69,9 +93,9 @@ def read(
     return config
 
 
-def written(config: Any, fixed: Mapping[str, Any], architecture: str) -> dict[str, Any]:
+def written(config: Any) -> dict[str, Any]:
     """A `config.json` for a model that was not read from one, in the spelling of transformers 5."""
-    said: dict[str, Any] = {"architectures": [architecture], "model_type": config.model_type}
+    said: dict[str, Any] = {"architectures": [config.architecture], "model_type": config.model_type}
     # Without a source nobody knows them, and what transformers would guess is another model's.
     said |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     for field in dataclasses.fields(config):
@@ -80,20 +104,20 @@ def written(config: Any, fixed: Mapping[str, Any], architecture: str) -> dict[st
             said |= rope_config.written(value)
         else:
             said[field.name] = list(value) if isinstance(value, tuple) else value
-    return said | dict(fixed)
+    return said | dict(config.fixed)
 
 
-def sizes(config: Any, **more: int) -> dict[str, int]:
-    """Axis letter -> size, of a config whose keys are those of a Llama, and `more` of its own."""
+def sizes(config: Any) -> dict[str, int]:
+    """Axis letter -> size, of a config whose keys are those of a Llama."""
     return {
         "V": config.vocab_size,
         "D": config.hidden_size,
-        "F": more.get("F") or config.intermediate_size,
+        "F": getattr(config, "intermediate_size", 0),  # 0: experts have widths of their own
         "L": config.num_hidden_layers,
         "N": config.num_attention_heads,
         "K": config.num_key_value_heads,
         "H": config.head_dim,
-    } | more
+    }
 
 
 def every(hf: dict[str, Any], period: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ One alphabet for axes, in shapes, einsums, shardings and weight tables alike
 from collections.abc import Callable, Mapping
 import functools
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -143,9 +143,11 @@ class LayerNorm(nnx.Module):
     Source: https://arxiv.org/abs/1607.06450.
     """
 
-    def __init__(self, axes: str, sizes: Mapping[str, int], rngs: nnx.Rngs, *, eps: float):
+    def __init__(
+        self, axes: str, sizes: Mapping[str, int], rngs: nnx.Rngs, *, eps: float, bias: bool = True
+    ):
         self.scale = weight(axes, sizes, rngs, nnx.initializers.ones)
-        self.bias = weight(axes, sizes, rngs, nnx.initializers.zeros)
+        self.bias = weight(axes, sizes, rngs, nnx.initializers.zeros) if bias else None
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
@@ -153,7 +155,9 @@ class LayerNorm(nnx.Module):
         wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
         unit = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
         unit = _scaled(unit, self.scale[...], 0.0, x.dtype)
-        return _shifted(unit, self.bias[...], x.dtype).astype(x.dtype)
+        if self.bias is not None:
+            unit = _shifted(unit, self.bias[...], x.dtype)
+        return unit.astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -223,6 +227,23 @@ class GatedMlp(nnx.Module):
         gate = self.act(einsum("BTD,DF->BTF", x, self.gate))
         up = einsum("BTD,DF->BTF", x, self.up)
         return einsum("BTF,FD->BTD", gate * up, self.down)
+
+
+class LastStep(NamedTuple):
+    """What becomes of the product with the head, before it is a logit: scaled, then bent."""
+
+    scale: float = 1.0
+    softcap: float | None = None  # no logit is beyond it
+
+
+def finished(product: Float[Array, "*B"], last: LastStep) -> Float[Array, "*B"]:
+    """The logits."""
+    return capped(product if last.scale == 1 else product * last.scale, last.softcap)
+
+
+def slope(logits: Float[Array, "*B"], last: LastStep) -> Float[Array, "*B"] | float:
+    """How steeply the logits rise with the product."""
+    return last.scale * (1 - (logits / last.softcap) ** 2) if last.softcap else last.scale
 
 
 def capped(x: Float[Array, "*B"], softcap: float | None) -> Float[Array, "*B"]:

@@ -4,25 +4,20 @@ Agrees with transformers/models/mistral/modeling_mistral.py.
 """
 
 import dataclasses
-import pathlib
 from typing import Any, ClassVar
 
 from flax import nnx
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from zoo import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
 
-# What HF lets a config choose and this file does not.
-FIXED = {"hidden_act": "silu"}
-
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(hf_config.Config):
     """Field names are the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "mistral"
+    architecture: ClassVar[str] = "MistralForCausalLM"
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -35,26 +30,16 @@ class Config:
     rope_parameters: rope.Rope
     sliding_window: int | None
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Axis letter -> size."""
-        return hf_config.sizes(self)
+    # What HF lets a config choose and this file does not.
+    fixed: ClassVar[dict[str, Any]] = {"hidden_act": "silu"}
+    assumed: ClassVar[dict[str, Any]] = {
+        "tie_word_embeddings": False, "rms_norm_eps": 1e-6, "num_key_value_heads": 8,
+    }  # fmt: skip
 
     @classmethod
-    def from_hf(cls, hf: dict[str, Any]) -> "Config":
-        """Reads a `config.json`.
-
-        Raises:
-          ValueError: it lacks a key, or asks for something this file does not implement.
-        """
-        assumed = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6, "num_key_value_heads": 8}
-        # Where a file says nothing there is a window; null says there is none.
-        hf = {"sliding_window": 4096} | rope_config.read(hf)
-        return hf_config.read(cls, hf, fixed=FIXED, assumed=assumed)
-
-    def to_hf(self) -> dict[str, Any]:
-        """A `config.json` for a model that was not read from one."""
-        return hf_config.written(self, FIXED, "MistralForCausalLM")
+    def respelled(cls, hf: dict[str, Any]) -> dict[str, Any]:
+        """Where a file says nothing there is a window; null says there is none."""
+        return {"sliding_window": 4096} | rope_config.read(hf)
 
 
 class Attention(nnx.Module):
@@ -93,24 +78,8 @@ class Block(nnx.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class Model(nnx.Module):
-    attention: str | None = None  # one of attention.BACKENDS; unset: the platform's
-    remat: str = "full"  # one of stack.REMAT
-    source: pathlib.Path | None = None  # the folder it was read from
-
-    __call__ = causal_lm.logits
-    unembed = causal_lm.unembed
-    unembedding = causal_lm.unembedding
-    logit_softcap = causal_lm.logit_softcap
-
-    def __init__(self, config: Config, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32):
-        self.embedding = layers.weight("V D", config.sizes, rngs)
-        self.blocks = Block(config, rngs)
-        self.norm = layers.RmsNorm("D", config.sizes, rngs, eps=config.rms_norm_eps)
-        if not config.tie_word_embeddings:
-            self.head = layers.weight("V D", config.sizes, rngs)
-        self.config = config
-        self.dtype = dtype  # of the activations; the weights may be kept in a wider one
+class Model(causal_lm.CausalLM):
+    Block = Block
 
     def hidden(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run

@@ -4,25 +4,20 @@ Agrees with transformers/models/mixtral/modeling_mixtral.py.
 """
 
 import dataclasses
-import pathlib
 from typing import Any, ClassVar
 
 from flax import nnx
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from zoo import attention, causal_lm, experts, hf_config, layers, rope, rope_config, spans, stack
 
-# What HF lets a config choose and this file does not.
-FIXED = {"hidden_act": "silu"}
-
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(hf_config.Config):
     """Field names are the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "mixtral"
+    architecture: ClassVar[str] = "MixtralForCausalLM"
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -37,28 +32,22 @@ class Config:
     num_local_experts: int
     num_experts_per_tok: int
 
+    # What HF lets a config choose and this file does not.
+    fixed: ClassVar[dict[str, Any]] = {"hidden_act": "silu"}
+    assumed: ClassVar[dict[str, Any]] = {
+        "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "num_key_value_heads": 8,
+        "num_local_experts": 8, "num_experts_per_tok": 2,
+    }  # fmt: skip
+
     @property
     def sizes(self) -> dict[str, int]:
         """Axis letter -> size."""
-        return hf_config.sizes(self, E=self.num_local_experts)
+        return super().sizes | {"E": self.num_local_experts}
 
     @classmethod
-    def from_hf(cls, hf: dict[str, Any]) -> "Config":
-        """Reads a `config.json`.
-
-        Raises:
-          ValueError: it lacks a key, or asks for something this file does not implement.
-        """
-        assumed = {
-            "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "num_key_value_heads": 8,
-            "num_local_experts": 8, "num_experts_per_tok": 2,
-        }  # fmt: skip
-        hf = rope_config.read(hf, theta=1_000_000.0)
-        return hf_config.read(cls, hf, fixed=FIXED, assumed=assumed)
-
-    def to_hf(self) -> dict[str, Any]:
-        """A `config.json` for a model that was not read from one."""
-        return hf_config.written(self, FIXED, "MixtralForCausalLM")
+    def respelled(cls, hf: dict[str, Any]) -> dict[str, Any]:
+        """With a rope whose base is another where a file gives none."""
+        return rope_config.read(hf, theta=1_000_000.0)
 
 
 class Attention(nnx.Module):
@@ -99,24 +88,8 @@ class Block(nnx.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class Model(nnx.Module):
-    attention: str | None = None  # one of attention.BACKENDS; unset: the platform's
-    remat: str = "full"  # one of stack.REMAT
-    source: pathlib.Path | None = None  # the folder it was read from
-
-    __call__ = causal_lm.logits
-    unembed = causal_lm.unembed
-    unembedding = causal_lm.unembedding
-    logit_softcap = causal_lm.logit_softcap
-
-    def __init__(self, config: Config, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32):
-        self.embedding = layers.weight("V D", config.sizes, rngs)
-        self.blocks = Block(config, rngs)
-        self.norm = layers.RmsNorm("D", config.sizes, rngs, eps=config.rms_norm_eps)
-        if not config.tie_word_embeddings:
-            self.head = layers.weight("V D", config.sizes, rngs)
-        self.config = config
-        self.dtype = dtype  # of the activations; the weights may be kept in a wider one
+class Model(causal_lm.CausalLM):
+    Block = Block
 
     def hidden(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run

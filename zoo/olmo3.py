@@ -5,25 +5,20 @@ Agrees with transformers/models/olmo3/modeling_olmo3.py.
 
 import dataclasses
 import functools
-import pathlib
 from typing import Any, ClassVar
 
 from flax import nnx
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from zoo import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
 
-# What HF lets a config choose and this file does not.
-FIXED = {"hidden_act": "silu", "attention_bias": False}
-
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(hf_config.Config):
     """Field names are the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "olmo3"
+    architecture: ClassVar[str] = "Olmo3ForCausalLM"
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -37,26 +32,16 @@ class Config:
     sliding_window: int | None
     layer_types: tuple[str, ...]
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Axis letter -> size."""
-        return hf_config.sizes(self)
+    # What HF lets a config choose and this file does not.
+    fixed: ClassVar[dict[str, Any]] = {"hidden_act": "silu", "attention_bias": False}
+    assumed: ClassVar[dict[str, Any]] = {
+        "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "sliding_window": 4096,
+    }  # fmt: skip
 
     @classmethod
-    def from_hf(cls, hf: dict[str, Any]) -> "Config":
-        """Reads a `config.json`.
-
-        Raises:
-          ValueError: it lacks a key, or asks for something this file does not implement.
-        """
-        assumed = {"tie_word_embeddings": False, "rms_norm_eps": 1e-5, "sliding_window": 4096}
-        hf = rope_config.read_two(hf, theta=500_000.0)
-        hf = hf_config.every(hf, 4)
-        return hf_config.read(cls, hf, fixed=FIXED, assumed=assumed)
-
-    def to_hf(self) -> dict[str, Any]:
-        """A `config.json` for a model that was not read from one."""
-        return hf_config.written(self, FIXED, "Olmo3ForCausalLM")
+    def respelled(cls, hf: dict[str, Any]) -> dict[str, Any]:
+        """With a rope for each kind of layer; every fourth one sees everything."""
+        return hf_config.every(rope_config.read_two(hf, theta=500_000.0), 4)
 
 
 class Attention(nnx.Module):
@@ -108,24 +93,13 @@ class Block(nnx.Module):
         return x + self.mlp_norm(self.mlp(x))
 
 
-class Model(nnx.Module):
-    attention: str | None = None  # one of attention.BACKENDS; unset: the platform's
-    remat: str = "full"  # one of stack.REMAT
-    source: pathlib.Path | None = None  # the folder it was read from
+class Model(causal_lm.CausalLM):
+    Block = Block
 
-    __call__ = causal_lm.logits
-    unembed = causal_lm.unembed
-    unembedding = causal_lm.unembedding
-    logit_softcap = causal_lm.logit_softcap
-
-    def __init__(self, config: Config, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32):
-        self.embedding = layers.weight("V D", config.sizes, rngs)
-        self.blocks = Block(config, rngs)
-        self.norm = layers.RmsNorm("D", config.sizes, rngs, eps=config.rms_norm_eps, wide=True)
-        if not config.tie_word_embeddings:
-            self.head = layers.weight("V D", config.sizes, rngs)
-        self.config = config
-        self.dtype = dtype  # of the activations; the weights may be kept in a wider one
+    def last_norm(self, config: Config, rngs: nnx.Rngs) -> layers.RmsNorm:
+        """Multiplies in float32."""
+        eps = config.rms_norm_eps
+        return layers.RmsNorm("D", config.sizes, rngs, eps=eps, wide=True)
 
     def hidden(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run

@@ -4,7 +4,6 @@ Agrees with transformers/models/phi3/modeling_phi3.py.
 """
 
 import dataclasses
-import pathlib
 from typing import Any, ClassVar
 
 from flax import nnx
@@ -14,22 +13,13 @@ from jaxtyping import Array, Float, Int
 
 from zoo import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
 
-# What HF lets a config choose and this file does not.
-FIXED = {
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "lm_head_bias": False,
-    "interpolate_factor": 1,
-    "full_attn_mod": 1,
-}
-
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(hf_config.Config):
     """Field names are the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "phi3"
+    architecture: ClassVar[str] = "Phi3ForCausalLM"
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -42,20 +32,30 @@ class Config:
     rope_parameters: rope.Rope
     sliding_window: int | None
 
+    # What HF lets a config choose and this file does not.
+    fixed: ClassVar[dict[str, Any]] = {
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "lm_head_bias": False,
+        "interpolate_factor": 1,
+        "full_attn_mod": 1,
+    }
+    assumed: ClassVar[dict[str, Any]] = {"tie_word_embeddings": False, "rms_norm_eps": 1e-5}
+
     @property
     def sizes(self) -> dict[str, int]:
         """Axis letter -> size."""
         heads = self.num_attention_heads + 2 * self.num_key_value_heads
-        return hf_config.sizes(self, J=2, Q=heads)
+        return super().sizes | {"J": 2, "Q": heads}
 
     @classmethod
-    def from_hf(cls, hf: dict[str, Any]) -> "Config":
-        """Reads a `config.json`.
+    def respelled(cls, hf: dict[str, Any]) -> dict[str, Any]:
+        """With the names of today for longrope.
 
         Raises:
-          ValueError: it lacks a key, or asks for something this file does not implement.
+          ValueError: the rope is of a kind that no Phi has.
         """
-        assumed = {"tie_word_embeddings": False, "rms_norm_eps": 1e-5}
         # The old length is kept beside `rope_parameters`, and counts for more than what is in it.
         old = hf.get("original_max_position_embeddings") or 4096
         ropes = {name: _renamed(hf.get(name), old) for name in ("rope_parameters", "rope_scaling")}
@@ -63,13 +63,12 @@ class Config:
         kind = hf["rope_parameters"].rope_type
         if kind not in ("default", "longrope"):
             raise ValueError(f"zoo/phi3.py does not implement rope_type {kind!r} of config.json")
-        return hf_config.read(cls, hf, fixed=FIXED, assumed=assumed)
+        return hf
 
     def to_hf(self) -> dict[str, Any]:
         """A `config.json` for a model that was not read from one."""
         old = self.rope_parameters.original_max_position_embeddings
-        beside = {"original_max_position_embeddings": old} if old else {}
-        return hf_config.written(self, FIXED, "Phi3ForCausalLM") | beside
+        return super().to_hf() | ({"original_max_position_embeddings": old} if old else {})
 
 
 def _renamed(given: Any, old: Any) -> Any:
@@ -128,24 +127,8 @@ class Block(nnx.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class Model(nnx.Module):
-    attention: str | None = None  # one of attention.BACKENDS; unset: the platform's
-    remat: str = "full"  # one of stack.REMAT
-    source: pathlib.Path | None = None  # the folder it was read from
-
-    __call__ = causal_lm.logits
-    unembed = causal_lm.unembed
-    unembedding = causal_lm.unembedding
-    logit_softcap = causal_lm.logit_softcap
-
-    def __init__(self, config: Config, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32):
-        self.embedding = layers.weight("V D", config.sizes, rngs)
-        self.blocks = Block(config, rngs)
-        self.norm = layers.RmsNorm("D", config.sizes, rngs, eps=config.rms_norm_eps)
-        if not config.tie_word_embeddings:
-            self.head = layers.weight("V D", config.sizes, rngs)
-        self.config = config
-        self.dtype = dtype  # of the activations; the weights may be kept in a wider one
+class Model(causal_lm.CausalLM):
+    Block = Block
 
     def hidden(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run

@@ -4,36 +4,20 @@ Agrees with transformers/models/qwen3_moe/modeling_qwen3_moe.py.
 """
 
 import dataclasses
-import pathlib
 from typing import Any, ClassVar
 
 from flax import nnx
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from zoo import attention, causal_lm, experts, hf_config, layers, rope, rope_config, spans, stack
 
-# What HF lets a config choose and this file does not.
-FIXED = {
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "decoder_sparse_step": 1,  # every layer has experts
-    "mlp_only_layers": [],
-    "shared_expert_intermediate_size": 0,
-    "qkv_bias": False,
-    "use_qk_norm": True,
-}
-
-# Of dense layers, of which there are none.
-IGNORED = frozenset({"intermediate_size", "max_window_layers"})
-
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(hf_config.Config):
     """Field names are the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "qwen3_moe"
+    architecture: ClassVar[str] = "Qwen3MoeForCausalLM"
     vocab_size: int
     hidden_size: int
     moe_intermediate_size: int
@@ -49,33 +33,41 @@ class Config:
     num_experts_per_tok: int
     norm_topk_prob: bool
 
+    # What HF lets a config choose and this file does not.
+    fixed: ClassVar[dict[str, Any]] = {
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "decoder_sparse_step": 1,  # every layer has experts
+        "mlp_only_layers": [],
+        "shared_expert_intermediate_size": 0,
+        "qkv_bias": False,
+        "use_qk_norm": True,
+    }
+    ignored: ClassVar[frozenset[str]] = frozenset(
+        {"intermediate_size", "max_window_layers"}
+    )  # of dense layers: there are none
+    assumed: ClassVar[dict[str, Any]] = {
+        "tie_word_embeddings": False, "rms_norm_eps": 1e-6, "num_key_value_heads": 4,
+        "norm_topk_prob": False,
+    }  # fmt: skip
+
     @property
     def sizes(self) -> dict[str, int]:
         """Axis letter -> size."""
-        return hf_config.sizes(self, F=self.moe_intermediate_size, E=self.num_experts)
+        return super().sizes | {"F": self.moe_intermediate_size, "E": self.num_experts}
 
     @classmethod
-    def from_hf(cls, hf: dict[str, Any]) -> "Config":
-        """Reads a `config.json`.
-
-        Raises:
-          ValueError: it lacks a key, or asks for something this file does not implement.
-        """
-        assumed = {
-            "tie_word_embeddings": False, "rms_norm_eps": 1e-6, "num_key_value_heads": 4,
-            "norm_topk_prob": False,
-        }  # fmt: skip
+    def respelled(cls, hf: dict[str, Any]) -> dict[str, Any]:
+        """With the window that the file's switch leaves, and one name for the number of experts."""
         hf, slides = hf_config.switched(rope_config.read(hf), "use_sliding_window")
         if not slides:
             hf["sliding_window"] = None
         hf.setdefault("num_experts", hf.pop("num_local_experts", None))
-        return hf_config.read(cls, hf, fixed=FIXED, ignored=IGNORED, assumed=assumed)
+        return hf
 
     def to_hf(self) -> dict[str, Any]:
         """A `config.json` for a model that was not read from one."""
-        return hf_config.written(self, FIXED, "Qwen3MoeForCausalLM") | {
-            "use_sliding_window": self.sliding_window is not None
-        }
+        return super().to_hf() | {"use_sliding_window": self.sliding_window is not None}
 
 
 class Attention(nnx.Module):
@@ -119,24 +111,8 @@ class Block(nnx.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class Model(nnx.Module):
-    attention: str | None = None  # one of attention.BACKENDS; unset: the platform's
-    remat: str = "full"  # one of stack.REMAT
-    source: pathlib.Path | None = None  # the folder it was read from
-
-    __call__ = causal_lm.logits
-    unembed = causal_lm.unembed
-    unembedding = causal_lm.unembedding
-    logit_softcap = causal_lm.logit_softcap
-
-    def __init__(self, config: Config, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32):
-        self.embedding = layers.weight("V D", config.sizes, rngs)
-        self.blocks = Block(config, rngs)
-        self.norm = layers.RmsNorm("D", config.sizes, rngs, eps=config.rms_norm_eps)
-        if not config.tie_word_embeddings:
-            self.head = layers.weight("V D", config.sizes, rngs)
-        self.config = config
-        self.dtype = dtype  # of the activations; the weights may be kept in a wider one
+class Model(causal_lm.CausalLM):
+    Block = Block
 
     def hidden(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run

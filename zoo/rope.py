@@ -119,6 +119,13 @@ def rotate(x: Float[Array, "B T N H"], turn: Turn) -> Float[Array, "B T N H"]:
     return jnp.concatenate([turned, rest], axis=-1) if rest.size else turned
 
 
+def rotate_neighbours(x: Float[Array, "B T N H"], turn: Turn) -> Float[Array, "B T N H"]:
+    """The same for checkpoints that pair each channel with its neighbour, as GPT-J did."""
+    halves = jnp.moveaxis(x.reshape(*x.shape[:-1], -1, 2), -1, -2).reshape(x.shape)
+    turned = rotate(halves, turn)
+    return jnp.moveaxis(turned.reshape(*x.shape[:-1], 2, -1), -2, -1).reshape(x.shape)
+
+
 def _frequencies(rope: Rope, head_dim: int, lengths: Int[Array, "B T"]) -> Any:
     """Radians per position of each pair of channels, fastest first: [half], or [B, T, half]."""
     one, turned = np.float32(1), int(head_dim * rope.partial_rotary_factor)

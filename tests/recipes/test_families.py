@@ -16,13 +16,6 @@ from tests.recipes.test_packing import random_pairs
 from tests.zoo import twins
 from zoo import rope, spans
 
-# Of each family the shape that has most of what it can have: windows, caps, both kinds of layer.
-RICHEST = {
-    "llama": "llama3", "qwen2": "window", "qwen3": "window", "gemma2": "untied, odd",
-    "gemma3_text": "scaled, capped", "gemma": "plain", "mistral": "window", "olmo2": "plain",
-    "olmo3": "yarn", "qwen3_moe": "window", "mixtral": "window", "smollm3": "window, yarn",
-    "phi3": "window, one key head", "gpt_oss": "plain", "gpt2": "plain",
-}  # fmt: skip
 LONGEST = 40
 
 
@@ -43,7 +36,7 @@ def token_scores(graph, state, batch):
     where = spans.Spans(batch.positions, batch.first, batch.last, batch.lengths)
     hidden = model.hidden(batch.tokens, where)
     at_scores = hidden.reshape(1, -1, hidden.shape[-1])[:, batch.source[0]]
-    head, cap = model.unembedding()[...], model.logit_softcap()
+    head, cap = model.unembedding()[...], model.last_step()
     return token_logps(at_scores, head, batch.target, batch.scores, jnp.float32, cap)[0]
 
 
@@ -95,7 +88,7 @@ def compare(model, once, apart):
 
 @pytest.mark.parametrize("family", twins.TWINS)
 def test_packed_is_alone_and_prompt_once_is_separate(family):
-    model = twins.untrained(family, RICHEST[family])
+    model = twins.untrained(family, twins.RICHEST[family])
     compare(model, Shape(1, 256, 8, 1), Shape(4, LONGEST, 8, 4))
 
 
@@ -137,7 +130,7 @@ def test_wide_masters_give_the_bits_of_narrow_weights(family):
     """In bfloat16 the policy keeps float32 weights, the reference does not: equal all the same."""
     from flax import nnx
 
-    model = twins.untrained(family, RICHEST[family])
+    model = twins.untrained(family, twins.RICHEST[family])
     policy = type(model)(model.config, nnx.Rngs(0), jnp.bfloat16)
     nnx.update(policy, nnx.state(model))
     narrow = nnx.merge(
@@ -156,7 +149,7 @@ def test_norms_biases_and_sinks_do_not_decay(family):
 
     from recipes import optimizer
 
-    decays = optimizer.matrices(nnx.state(twins.untrained(family, RICHEST[family])))
+    decays = optimizer.matrices(nnx.state(twins.untrained(family, twins.RICHEST[family])))
     for path, does in traverse_util.flatten_dict(decays).items():
         name = ".".join(path)
         assert does is not any(word in name for word in ("norm", "bias", "sinks")), name

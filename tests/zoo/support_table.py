@@ -24,13 +24,11 @@ HEAD = (
     "| family | `model_type` | real sizes read | shapes | logits | gradient | greedy | packed "
     "| window |\n|---|---|---|---|---|---|---|---|---|\n"
 )
-NAMES = {
-    "llama": "Llama 2, 3, 3.1, 3.2, 3.3; SmolLM 1, 2; TinyLlama", "qwen2": "Qwen 1.5, 2, 2.5",
-    "qwen3": "Qwen 3", "gemma2": "Gemma 2", "gemma3_text": "Gemma 3", "gemma": "Gemma",
-    "mistral": "Mistral 7B", "olmo2": "OLMo 2", "olmo3": "OLMo 3", "qwen3_moe": "Qwen 3 MoE",
-    "mixtral": "Mixtral", "smollm3": "SmolLM 3", "phi3": "Phi 3, 3.5, 4", "gpt_oss": "gpt-oss",
-    "gpt2": "GPT-2",
-}  # fmt: skip
+
+
+def name_of(family: str) -> str:
+    """What the architecture's file begins with, up to its paper."""
+    return str(zoo.ARCHITECTURES[family].__doc__).partition(" (")[0]
 
 
 def row(family: str) -> str:
@@ -44,7 +42,7 @@ def row(family: str) -> str:
                 test_architectures.gradient_error(family, shape, pathlib.Path(scratch))
             )
         test_architectures.test_greedy_text_is_that_of_transformers(family, shape)
-    model = twins.untrained(family, test_families.RICHEST[family])
+    model = twins.untrained(family, twins.RICHEST[family])
     alone = test_families.scores_alone(model)
     packed = max(
         np.abs(found[key] - alone[key]).max()
@@ -58,7 +56,7 @@ def row(family: str) -> str:
     some = has_window and hasattr(model.config, "layer_types")
     window = "by layer" if some else "every layer" if has_window else "–"
     cells = [
-        NAMES[family], ", ".join(f"`{kind}`" for kind in kinds), sizes(kinds), str(len(shapes)),
+        name_of(family), ", ".join(f"`{kind}`" for kind in kinds), sizes(kinds), str(len(shapes)),
         f"{max(error for error, _ in logits):.0e}", f"{max(gradients):.0e}", "equal",
         f"{packed:.0e}", window,
     ]  # fmt: skip
@@ -80,7 +78,7 @@ def main() -> None:
     before, rest = DOC.read_text().split(BEGIN)
     old, after = rest.split(END)
     kept = {line.split(" | ")[0].strip("| "): line + "\n" for line in old.splitlines()}
-    rows = [measured.get(family) or kept[NAMES[family]] for family in twins.TWINS]
+    rows = [measured.get(family) or kept[name_of(family)] for family in twins.TWINS]
     DOC.write_text(f"{before}{BEGIN}\n{HEAD}{''.join(rows)}{END}{after}")
 
 

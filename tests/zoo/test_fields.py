@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests.recipes.test_families import RICHEST
 from tests.zoo import twins
 import zoo
 from zoo import hf_config, rope
@@ -64,7 +63,7 @@ def changed_ropes(config, one):
 
 MORE = [("llama", "linear"), ("llama", "dynamic"), ("phi3", "long factors"),
         ("phi3", "short factors, partial"), ("gpt_oss", "odd")]  # fmt: skip
-LIVE = [*RICHEST.items(), *(pytest.param(*one, marks=pytest.mark.full) for one in MORE)]
+LIVE = [*twins.RICHEST.items(), *(pytest.param(*one, marks=pytest.mark.full) for one in MORE)]
 
 
 @pytest.mark.parametrize(("family", "shape"), LIVE)

@@ -107,7 +107,7 @@ def test_what_some_implementation_reads_is_refused(other):
 
 def test_no_key_of_an_architecture_is_ignored():
     for arch in zoo.ARCHITECTURES.values():
-        own = {field.name for field in dataclasses.fields(arch.Config)} | arch.FIXED.keys()
+        own = {field.name for field in dataclasses.fields(arch.Config)} | arch.Config.fixed.keys()
         assert not own & hf_keys.IGNORED
         assert own <= hf_keys.READ | {"lm_head_bias"}
     assert not hf_keys.IGNORED & (hf_keys.NEUTRAL.keys() | hf_keys.READ)

@@ -71,31 +71,44 @@ OSS = dict(
     num_local_experts=6, num_experts_per_tok=2, head_dim=8, sliding_window=6,
     intermediate_size=32,
 ) | YARN_OF_OSS  # fmt: skip
+GRANITE = dict(
+    embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.5, logits_scaling=4.0,
+)  # fmt: skip
 GPT2 = dict(vocab_size=97, n_positions=96, n_embd=32, n_layer=3, n_head=4, bos_token_id=1,
             eos_token_id=2)  # fmt: skip
 
-# Family -> shapes: what a config says beside SIZES.
+# Family -> shapes: what a config says beside SIZES. The first is plain, the last the richest, with
+# most of what the family can have: windows, caps, both kinds of layer.
 TWINS: dict[str, dict[str, dict]] = {
-    "llama": GQA | {"linear": LINEAR, "dynamic": DYNAMIC, "llama3": LLAMA3, "yarn": YARN},
+    "granite": {shape: GRANITE | said for shape, said in GQA.items()},
+    "cohere2": {
+        "plain": dict(sliding_window=6),
+        "untied": dict(tie_word_embeddings=False, sliding_window=5, logit_scale=0.3),
+        "one key head, pattern of two": dict(
+            num_key_value_heads=1, sliding_window=4,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        ),
+    },
+    "llama": GQA | {"linear": LINEAR, "dynamic": DYNAMIC, "yarn": YARN, "llama3": LLAMA3},
     "qwen2": {
         "plain": {},
         "tied, odd": dict(
             ODD, head_dim=11 * 2, hidden_size=44, num_attention_heads=2, num_key_value_heads=2,
             tie_word_embeddings=True,
         ),
-        "window": SLIDING,
         "yarn": YARN,
+        "window": SLIDING,
     },
-    "qwen3": GQA | {"window": SLIDING | dict(head_dim=16), "yarn": YARN | dict(head_dim=8)},
+    "qwen3": GQA | {"yarn": YARN | dict(head_dim=8), "window": SLIDING | dict(head_dim=16)},
     "gemma2": {
         "plain": GEMMA | dict(query_pre_attn_scalar=24, sliding_window=6),
-        "untied, odd": dict(
-            ODD, tie_word_embeddings=False, query_pre_attn_scalar=9, sliding_window=3,
-            attn_logit_softcapping=5.0, final_logit_softcapping=3.0,
-        ),
         "no caps, one key head": GEMMA | dict(
             num_key_value_heads=1, attn_logit_softcapping=None, final_logit_softcapping=None,
             sliding_window=4,
+        ),
+        "untied, odd": dict(
+            ODD, tie_word_embeddings=False, query_pre_attn_scalar=9, sliding_window=3,
+            attn_logit_softcapping=5.0, final_logit_softcapping=3.0,
         ),
     },
     "gemma3_text": {
@@ -117,8 +130,8 @@ TWINS: dict[str, dict[str, dict]] = {
     },
     "mistral": {
         "plain": dict(sliding_window=None),
-        "window": dict(sliding_window=6),
         "tied, odd": dict(ODD, sliding_window=9, tie_word_embeddings=True),
+        "window": dict(sliding_window=6),
     },
     "olmo2": {
         "plain": {},
@@ -127,15 +140,15 @@ TWINS: dict[str, dict[str, dict]] = {
     },
     "olmo3": {
         "plain": dict(sliding_window=5, num_hidden_layers=4),
+        "tied, all full": dict(
+            layer_types=["full_attention"] * 3, tie_word_embeddings=True, vocab_size=101,
+        ),
         "yarn": dict(sliding_window=6, num_hidden_layers=4, num_key_value_heads=4) | two(
             dict(
                 rope_type="yarn", rope_theta=5e5, factor=8.0, original_max_position_embeddings=8192,
                 attention_factor=1.2079441541679836, beta_fast=32.0, beta_slow=1.0,
             ),
             dict(rope_type="default", rope_theta=5e5),
-        ),
-        "tied, all full": dict(
-            layer_types=["full_attention"] * 3, tie_word_embeddings=True, vocab_size=101,
         ),
     },
     "qwen3_moe": {
@@ -188,6 +201,7 @@ TWINS: dict[str, dict[str, dict]] = {
         "untied, one head": GPT2 | dict(n_head=1, tie_word_embeddings=False),
     },
 }  # fmt: skip
+RICHEST = {family: list(shapes)[-1] for family, shapes in TWINS.items()}
 SHAPES = [(family, shape) for family, shapes in TWINS.items() for shape in shapes]
 
 # Every family with one rope, and every kind of it: two layers, heads of 8. Phi has the default and
@@ -196,7 +210,7 @@ KINDS = {"linear": LINEAR, "dynamic": DYNAMIC, "llama3": LLAMA3, "yarn": YARN,
          "longrope": longrope(4, 16) | dict(max_position_embeddings=64)}  # fmt: skip
 WITH_ONE_ROPE = [
     "llama", "qwen2", "qwen3", "gemma2", "gemma", "mistral", "olmo2", "qwen3_moe", "mixtral",
-    "smollm3", "gpt_oss",
+    "smollm3", "gpt_oss", "granite", "cohere2",
 ]  # fmt: skip
 ROPES = {(family, kind): {"num_hidden_layers": 2, "head_dim": 8} | said
          for family in WITH_ONE_ROPE for kind, said in KINDS.items()}  # fmt: skip
