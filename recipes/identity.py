@@ -23,11 +23,13 @@ MAY_CHANGE = frozenset({
 
 def of_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The settings that a resumed run must share, as JSON knows them."""
-    return {
+    shaping = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in settings.flat(config)
         if name.split(".")[0] not in MAY_CHANGE
     }
+    # As checkpoints have it from when it was never unset.
+    return shaping | {"reference_model_path": settings.reference_path(config)}
 
 
 def of_model(model: zoo.Model) -> dict[str, str]:

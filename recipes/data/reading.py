@@ -61,7 +61,7 @@ def read(config: ml_collections.ConfigDict, tokenizer_folder: pathlib.Path) -> D
     trained = {name: pairs.recognised(source) for name, (source, _) in named.items()}
     others = {
         name: pairs.recognised(mixture.source_of(f"validation.{name}", given, config.data))
-        for name, given in config.validation.items()
+        for name, given in mixture.held_out_of(config.validation).items()
     }
     plain = {source.layout in layouts.PLAIN for source, _ in [*trained.values(), *others.values()]}
     if plain == {True} and (config.chat_template or config.data.date):
