@@ -336,12 +336,14 @@ def _check_data(config: ml_collections.ConfigDict) -> None:
         if source.layout is not None and source.layout not in layouts.LAYOUTS:
             prefix = "data." if source.layout == config.data.layout else where
             _one_of(f"{prefix}layout", source.layout, layouts.LAYOUTS)
+        common = dict(source.columns) == dict(config.data.columns or {})
+        columns = f"--config.{'data.' if common else where}columns"
         for column, theirs in source.columns:
             if column not in layouts.COLUMNS:
                 near = did_you_mean(column, layouts.COLUMNS)
-                raise ValueError(f"--config.data.columns has no column {column!r}{near}")
+                raise ValueError(f"{columns} has no column {column!r}{near}")
             if not isinstance(theirs, str):
-                raise ValueError(f"--config.data.columns.{column} is not a column's name")
+                raise ValueError(f"{columns}.{column}={theirs!r} is not a column's name")
     try:
         datetime.date.fromisoformat(config.data.date or "2026-01-31")
     except ValueError as error:
