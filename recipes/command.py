@@ -104,7 +104,7 @@ def _no_flag(word: str, *, settings_too: bool) -> str:
 def _of_absl(error: flags.Error) -> str:
     told = str(error).strip().partition("\n")[0]
     missing = re.fullmatch(r"flag (--\w+)=None: Flag .* must have a value other than None\.", told)
-    return f"give {missing[1]}=…" if missing else told
+    return f"give {missing[1]}=…" if missing else told.removeprefix("ERROR:: ")
 
 
 def _run(

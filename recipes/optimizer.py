@@ -31,10 +31,16 @@ def schedule_of(config: ml_collections.ConfigDict, total: int) -> optax.Schedule
     With `cooldown` unset the decay takes all that the warm-up leaves.
 
     Raises:
-      ValueError: the two do not fit into the steps, or the rate is 0 at all of them.
+      ValueError: the two do not fit into the steps, the steps are too many to be counted, or the
+        rate is 0 at each of them.
     """
     peak, low = config.learning_rate, config.learning_rate * config.min_lr_ratio
     warmup, decay = phases(config, total)
+    if max(total, warmup, decay) >= 2**31:
+        raise ValueError(
+            f"a run has fewer than 2**31 steps: it would be {total:.3g} of them, {warmup:.3g} of "
+            "warm-up; lower --config.num_train_steps or --config.num_epochs, or --config.warmup"
+        )
     if config.cooldown is not None and warmup + decay > total:
         raise ValueError(
             f"--config.warmup ({warmup} steps) and --config.cooldown ({decay} steps) do not fit "

@@ -5,6 +5,7 @@ the user chooses (`--config.validation.mine=b.jsonl`), nor what to say of a valu
 """
 
 import ast
+import contextlib
 import json
 import pathlib
 import re
@@ -57,7 +58,7 @@ def _sorted(argv: list[str]) -> tuple[str | None, list[Change], list[str]]:
         arg = left.pop(0)
         found = FLAG.fullmatch(arg)
         if arg == "--":
-            return path, changes, [*others, arg, *left]
+            continue  # as the documents of ml_collections have it
         if not found or (found[1] and not found[2]):
             others.append(arg)
             continue
@@ -157,13 +158,28 @@ def _value(name: str, text: str | None, kind: type) -> Any:
 def _literal(name: str, text: str) -> Any:
     """A dict or list as Python or JSON writes it."""
     for parse in (ast.literal_eval, json.loads):
-        try:
-            return parse(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            given = parse(text)
+            break
+    else:
+        given = None
+    if _has_names(given):
+        return given
     raise ValueError(
         f"--config.{name}={text!r} cannot be read: write it like \"{{'chosen': 'better'}}\", in "
         "double quotes for the shell"
+    )
+
+
+def _has_names(given: Any) -> bool:
+    """Can all that is in it be named by a flag?"""
+    if not isinstance(given, dict):
+        return given is not None
+    return all(
+        isinstance(name, str)
+        and re.fullmatch(r"[^.]+", name)
+        and (value is None or _has_names(value))
+        for name, value in given.items()
     )
 
 

@@ -121,7 +121,7 @@ def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> Run:
         alike=min(alike, default=None),
     )
     steps = config.num_train_steps or max(
-        1, round(config.num_epochs * len(train) / config.train_batch_size)
+        1, round(min(config.num_epochs * len(train) / config.train_batch_size, 2**31))
     )
     if (last := max(settings.profiled(config.profile), default=0)) > steps:
         raise ValueError(

@@ -192,6 +192,12 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"--config.train_seq_len={config.train_seq_len} does not fit into rows of "
             f"--config.row_length={config.row_length}"
         )
+    if (config.per_device_parallelism or 0) > 2 * config.train_batch_size:
+        raise ValueError(
+            f"--config.per_device_parallelism={config.per_device_parallelism} is more rows than "
+            f"the {config.train_batch_size} pairs of an update (--config.train_batch_size) can "
+            "fill: each takes two at most"
+        )
     if config.wandb_project and importlib.util.find_spec("wandb") is None:
         raise ValueError(
             "--config.wandb_project needs Weights & Biases: pip install -e '.[wandb]', or leave it "
@@ -358,6 +364,12 @@ def _refuse_without_effect(config: ml_collections.ConfigDict) -> None:
             "--config.cooldown and --config.min_lr_ratio have no effect with "
             "--config.lr_schedule=constant: add --config.cooldown=None --config.min_lr_ratio=0"
         )
+    several = [name for name, value in config.distributed.items() if value is not None]
+    if not config.distributed.enabled and (idle := [n for n in several if n != "enabled"]):
+        raise ValueError(
+            f"--config.distributed.{idle[0]} has no effect without --config.distributed.enabled"
+            "=true, on every process of the run"
+        )
     if (config.loss == "dpop") != (config.dpop_lambda is not None):
         raise ValueError("set --config.dpop_lambda with --config.loss=dpop, and only with it")
     if config.reference_mode == "resident" and config.reference_cache:
@@ -408,7 +420,7 @@ def flat(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[
         if isinstance(value, ml_collections.ConfigDict):
             yield from flat(value, f"{prefix}{name}.")
         else:
-            yield prefix + name, value
+            yield f"{prefix}{name}", value
 
 
 def _kinds(room: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, type]]:

@@ -46,7 +46,7 @@ OTHER = {
     "mesh.tensor": ("2", 2),
     "min_lr_ratio": ("0.1", 0.1),
     "min_pack_fill": ("0.25", 0.25),
-    "mp": ("p=f32,c=f16", "p=f32,c=f16"),
+    "mp": ("p=f32,c=bf16", "p=f32,c=bf16"),
     "name": ("another", "another"),
     "nonfinite": ("skip", "skip"),
     "num_epochs": ("2", 2.0),

@@ -79,6 +79,10 @@ def test_a_run_that_would_learn_nothing_is_refused(config):
     config.warmup, config.learning_rate = 0.0, 1e-50
     with pytest.raises(ValueError, match="learning_rate=1e-50 is 0 in float32"):
         optimizer.schedule_of(config, 1)
+    for steps, warmup in ((10**30, 0.0), (60, 1e300)):
+        config.warmup = warmup
+        with pytest.raises(ValueError, match="a run has fewer than"):
+            optimizer.schedule_of(config, steps)
     config.warmup, config.learning_rate = 0.1, 1e-5  # which rounds to no step
     assert float(optimizer.schedule_of(config, 1)(0)) == pytest.approx(1e-5)
 
