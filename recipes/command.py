@@ -36,16 +36,18 @@ def main(train: Callable[[ml_collections.ConfigDict], None], *, joins: bool = Fa
         return others
 
     about = f"{sys.modules[train.__module__].__doc__}\n{SETTINGS}"
-    _start(lambda: _run(train, given[0], joins=joins), without_settings, about)
+    _start(lambda: _run(train, given[0], joins=joins), about, without_settings)
 
 
 def main_without_config(program: Callable[[], None]) -> None:
     """Reads the program's own flags and runs it."""
-    _start(lambda: _told(program), list, sys.modules[program.__module__].__doc__ or "")
+    _start(lambda: _told(program), sys.modules[program.__module__].__doc__ or "")
 
 
 def _start(
-    program: Callable[[], None], without_settings: Callable[[list[str]], list[str]], about: str
+    program: Callable[[], None],
+    about: str,
+    without_settings: Callable[[list[str]], list[str]] | None = None,
 ) -> None:
     """What a person can mend ends in one sentence and status 1, or 2 for the command itself."""
     for stream in (sys.stdout, sys.stderr):
@@ -59,9 +61,9 @@ def _start(
                 print(f"\nFlags:\n{own}")
             sys.exit(0)
         try:
-            rest = flags.FLAGS(without_settings(argv))
+            rest = flags.FLAGS(without_settings(argv) if without_settings else argv)
         except flags.UnrecognizedFlagError as error:
-            _stop(_unknown(error.flagname, argv, settings_too=without_settings is not list))
+            _stop(_unknown(error.flagname, argv, settings_too=bool(without_settings)))
         except flags.Error as error:
             _stop(_of_absl(error))
         except (ValueError, OSError) as error:
@@ -69,7 +71,7 @@ def _start(
                 raise
             _stop(str(error))
         if len(rest) > 1:
-            _stop(_no_flag(rest[1], settings_too=without_settings is not list))
+            _stop(_no_flag(rest[1], settings_too=bool(without_settings)))
         return rest
 
     app.run(lambda _: program(), flags_parser=parsed)
@@ -82,10 +84,9 @@ def _unknown(name: str, argv: list[str], *, settings_too: bool) -> str:
         return f"there is no flag --{name} (did you mean --{near}?)"
     if not settings_too:
         return f"there is no flag --{name}"
-    near = settings.nearest(name, settings.KINDS)
-    return (
-        f"there is no flag --{name}; write --config.{near or 'NAME'}={value if near else 'VALUE'}"
-    )
+    if near := settings.nearest(name, settings.KINDS):
+        return f"there is no flag --{name}: write --config.{near}={value}"
+    return f"there is no flag --{name}; settings are given as --config.NAME=VALUE"
 
 
 def _no_flag(word: str, *, settings_too: bool) -> str:

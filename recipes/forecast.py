@@ -258,8 +258,9 @@ def main(config: ml_collections.ConfigDict) -> None:
         near = settings.did_you_mean(asked.chip, CHIPS)
         raise ValueError(f"--chip={asked.chip} is none of {', '.join(CHIPS)}{near}")
     for name in ("devices", "stored_per_pair", "real_per_stored"):
-        if not 0 < asked[name].value < math.inf:
-            raise ValueError(f"--{name} must be above 0, not {asked[name].value}")
+        number = getattr(asked, name)
+        if not 0 < number < math.inf:
+            raise ValueError(f"--{name} must be above 0, not {number}")
     chip = CHIPS[asked.chip]
     folder = hf_folder.find(config.initialize_from_hf, files=["config.json"])
     hf_config = hf_folder.read_config(folder)

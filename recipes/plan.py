@@ -93,7 +93,8 @@ def notes(config: ml_collections.ConfigDict, run: Any) -> list[str]:
 def _notes_on_rate(config: ml_collections.ConfigDict, run: Any) -> Iterator[str]:
     total, peak = run.total_steps, config.learning_rate
     warmup, decay = optimizer.phases(config, total)
-    highest = float(optimizer.schedule_of(config, total)(min(warmup, total - 1)))
+    schedule = optimizer.schedule_of(config, total)
+    highest = float(jax.device_get(schedule(min(warmup, total - 1))))
     if highest < 0.999 * peak:
         yield (
             f"the learning rate never reaches --config.learning_rate={peak:g}, only {highest:.3g}: "

@@ -85,7 +85,6 @@ ELSEWHERE = {
     "max_length": "train_seq_len",
     "warmup_ratio": "warmup",
     "warmup_steps": "warmup",
-    "bf16": "mp",
 }
 # By which a checkpoint may be the best, and whether high ones are good.
 BEST_BY = {"dpo_loss": False, "dpo_accuracy": True, "dpo_margin_policy": True}
@@ -261,7 +260,7 @@ def check_names(config: ml_collections.ConfigDict) -> None:
 
 def _has(config: ml_collections.ConfigDict, name: str) -> bool:
     room, _, last = name.rpartition(".")
-    return last in (config.get(room, ()) if room else config)
+    return last in (config.get(room) or () if room else config)
 
 
 def _shared(config: ml_collections.ConfigDict) -> tuple[str, str] | None:
