@@ -20,6 +20,7 @@ OTHER = {
     "cooldown": ("7", 7.0),
     "data.columns": ('{"chosen": "better"}', {"chosen": "better"}),
     "data.date": ("2026-01-31", "2026-01-31"),
+    "data.end_of_turn": ("<|im_end|>", "<|im_end|>"),
     "data.layout": ("hh", "hh"),
     "data.max_malformed_fraction": ("0.5", 0.5),
     "data.over_length": ("cut_prompt", "cut_prompt"),
@@ -135,13 +136,15 @@ def test_a_reference_of_its_own():
         )  # fmt: skip
 
 
-def test_a_run_from_before_the_reference_could_be_unset_goes_on():
-    """Its checkpoints say what the reference was; unset, it is the same."""
+def test_a_run_from_before_the_reference_could_be_unset_goes_on(tmp_path):
+    """Its checkpoints name the policy's own folder; unset, it is the same."""
     config = tiny.get_config()
     unset = identity.of_settings(config)
     config.reference_model_path = config.initialize_from_hf
-    assert unset == identity.of_settings(config)
-    assert unset["reference_model_path"] == "recipes/tiny/model"
+    identity.refuse_other_settings(identity.of_settings(config), unset, tmp_path)
+    config.reference_model_path = "/another"
+    with pytest.raises(ValueError, match="'/another' there, None here"):
+        identity.refuse_other_settings(identity.of_settings(config), unset, tmp_path)
 
 
 def copied(folder, *lines):
