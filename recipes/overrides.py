@@ -90,8 +90,11 @@ def _loaded(path: str) -> ml_collections.ConfigDict:
         if isinstance(error, SyntaxError):
             line, told = error.lineno, error.msg
         where = file if line is None else f"{file}, line {line}"
-        if told.startswith("Could not override field"):  # of a config that fixes kinds
-            told += "; begin the config with ml_collections.ConfigDict(type_safe=False)"
+        if field := re.match(r"Could not override field '(.+?)'", told):
+            raise ValueError(
+                f"{where}: {field[1]} is given a value of another kind than before; begin the "
+                "config with ml_collections.ConfigDict(type_safe=False)"
+            ) from error
         raise ValueError(f"{where}: {type(error).__name__}: {told}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise ValueError(f"{file} is not a config: it has no get_config() that gives a ConfigDict")

@@ -231,6 +231,17 @@ def check_names(config: ml_collections.ConfigDict) -> None:
     Raises:
       ValueError: with the setting's name, and what to write.
     """
+    if shared := _shared(config):
+        remedy = "write a value of its own for each"
+        if "reference_model_path" in shared:
+            remedy = (
+                "write config.reference_model_path = config_dict.placeholder(str), which stands "
+                "for the weights that the policy begins from"
+            )
+        raise ValueError(
+            f"{' and '.join(shared)} of the config are one reference (get_ref), and whoever sets "
+            f"one of them sets both: {remedy}"
+        )
     own = lambda name: f"{name}.".startswith(tuple(f"{one}." for one in NAMED_BY_THE_USER))
     ours, known = (
         {name for name in names if not own(name)} for names in (dict(flat(config)), KINDS)
@@ -243,17 +254,6 @@ def check_names(config: ml_collections.ConfigDict) -> None:
     if unknown := sorted(ours - known):
         near = did_you_mean(unknown[0], known)
         raise ValueError(f"the config has a setting {unknown[0]!r} that nothing reads{near}")
-    if shared := _shared(config):
-        remedy = "write a value of its own for each"
-        if "reference_model_path" in shared:
-            remedy = (
-                "write config.reference_model_path = config_dict.placeholder(str), which stands "
-                "for the weights that the policy begins from"
-            )
-        raise ValueError(
-            f"{' and '.join(shared)} of the config are one reference (get_ref), and whoever sets "
-            f"one of them sets both: {remedy}"
-        )
     for name, value in flat(config):
         if value is not None and name in KINDS and not _is(value, KINDS[name]):
             raise ValueError(f"--config.{name}={value!r} is not {KIND_NAMES[KINDS[name]]}")

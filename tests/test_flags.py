@@ -240,6 +240,18 @@ def test_ways_to_write_a_value(flags, name, value):
     assert {other.split(".")[0] for other, _ in others} <= {name.split(".")[0], "reference_mode"}
 
 
+def test_a_config_that_fixes_kinds_is_told_how_not_to(tmp_path):
+    """As configs did that were copied when `tiny` fixed them."""
+    file = tmp_path / "copied.py"
+    text = (ROOT / "recipes" / "configs" / "tiny.py").read_text()
+    text = text.replace("ConfigDict(type_safe=False)", "ConfigDict()")
+    line = "    config.train_data = dict(a=dict(path='a.jsonl'))\n"
+    file.write_text(text.replace("    return config", f"{line}    return config"))
+    number = file.read_text().splitlines().index(line.rstrip()) + 1
+    with pytest.raises(ValueError, match=f"copied.py, line {number}: .*type_safe=False"):
+        overrides.read(["", f"--config={file}"])
+
+
 def test_a_config_file_may_give_any_setting_another_kind_of_value(tmp_path):
     """A mixture in place of one file, a source with settings in place of a path, none at all."""
     file = tmp_path / "mine.py"
