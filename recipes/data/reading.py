@@ -1,7 +1,6 @@
 """The pairs that the settings of a run name: read, split, counted, and told."""
 
 from collections.abc import Collection, Sequence
-import itertools
 import pathlib
 from typing import NamedTuple
 
@@ -120,7 +119,7 @@ def _held_out(
     own = mixture.source_of(where, given, {"layout": None, "columns": {}})
     said = () if isinstance(given, str) else given
     if "columns" not in said and (names := dict(data["columns"] or {})):
-        there = _columns(own._replace(columns=tuple(names.items())), {*names, *names.values()})
+        there = _columns(own._replace(columns=tuple(names.items())), names.values())
         if not there.issuperset(names.values()):
             names = {o: t for o, t in names.items() if t in there and o not in there}
         own = own._replace(columns=tuple(sorted(names.items())))
@@ -140,10 +139,13 @@ def _looks(source: Source) -> str | None:
 
 
 def _columns(source: Source, needed: Collection[str]) -> set[str]:
-    """The names of its columns, of as many rows as it takes to meet those needed."""
+    """The names of its columns, of as many rows as it takes to meet those needed.
+
+    Of all rows, if need be: the last may be the only one with a system prompt.
+    """
     met: set[str] = set()
     wanted = layouts.wanted(dict(source.columns))
-    for row in itertools.islice(sources.read(source.path, wanted), 1000):
+    for row in sources.read(source.path, wanted):
         met |= {*(row.fields or {}), *row.unread}
         if met.issuperset(needed):
             break

@@ -128,6 +128,13 @@ def test_a_name_that_no_column_has(read):
         read(THEIRS, OURS, NAMES, columns=dict(chosen="x"))
 
 
+def test_a_column_that_only_the_last_row_has(read):
+    rows = [*THEIRS * 400, SYSTEM[0]]
+    trained, _, _ = read(rows, THEIRS, NAMES | {"system_prompt": "persona"})
+    assert len(trained) == 1201
+    assert len(trained[-1].prompt) > len(trained[0].prompt)
+
+
 def test_names_of_columns_that_are_no_names(read):
     with pytest.raises(ValueError, match=r"validation.heldout.columns has no column 'chosn'"):
         read(OURS, OURS, {}, columns=dict(chosn="x"))
