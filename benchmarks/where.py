@@ -27,7 +27,7 @@ def summed(folder: pathlib.Path) -> collections.Counter:
     """Milliseconds by kind, over the newest trace in the folder."""
     paths = sorted(folder.rglob("*.xplane.pb"))
     if not paths:
-        raise SystemExit(f"there is no trace in {folder}")
+        raise SystemExit(f"error: there is no trace in {folder}")
     total: collections.Counter = collections.Counter()
     for plane in jax.profiler.ProfileData.from_file(str(paths[-1])).planes:
         for line in plane.lines:
@@ -43,6 +43,8 @@ def summed(folder: pathlib.Path) -> collections.Counter:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit("error: give the folder of a trace, as in runs/traced/profile")
     total = summed(pathlib.Path(sys.argv[1]))
     apart = {kind: ms for kind, ms in total.items() if not kind.startswith("loops")}
     for kind, ms in sorted(apart.items(), key=lambda item: -item[1]):

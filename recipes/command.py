@@ -2,13 +2,11 @@
 
 from collections.abc import Callable
 import errno
-import functools
 import io
 import linecache
 import os
 import pathlib
 import re
-import runpy
 import sys
 import traceback
 from typing import Any, NoReturn
@@ -16,91 +14,121 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 import jax
 import ml_collections
-from ml_collections import config_flags
 
-from recipes import settings
+from recipes import overrides, settings
 from recipes.data import messages
 
 OURS = ("zoo", "checkpoints_io", "recipes")
+SETTINGS = "The settings of a run, and what they mean, stand in its config file; see docs/dpo.md."
+HELP = ("--help", "-h", "-help", "--helpfull", "--helpshort")
 
 
-def main(train: Callable[[ml_collections.ConfigDict], None]) -> None:
+def main(train: Callable[[ml_collections.ConfigDict], None], *, joins: bool = False) -> None:
     """Reads `--config=FILE --config.NAME=VALUE …` and runs `train`.
 
-    What a person can mend ends in one sentence and exit status 1 (2: the command itself).
+    `joins`: the processes that `config.distributed` tells of work on it together.
     """
+    given: list[ml_collections.ConfigDict] = []
+
+    def without_settings(argv: list[str]) -> list[str]:
+        config, others = overrides.read(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
+        given.append(config)
+        return others
+
+    about = f"{sys.modules[train.__module__].__doc__}\n{SETTINGS}"
+    _start(lambda: _run(train, given[0], joins=joins), about, without_settings)
+
+
+def main_without_config(program: Callable[[], None]) -> None:
+    """Reads the program's own flags and runs it."""
+    _start(lambda: _told(program), sys.modules[program.__module__].__doc__ or "")
+
+
+def _start(
+    program: Callable[[], None],
+    about: str,
+    without_settings: Callable[[list[str]], list[str]] | None = None,
+) -> None:
+    """What a person can mend ends in one sentence and status 1, or 2 for the command itself."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a letter stops no run
-    holder = config_flags.DEFINE_config_file("config", None, "The run: a file in recipes/configs.")
-    app.run(lambda argv: _run(train, holder.value, argv), flags_parser=_parsed)
 
-
-def _parsed(argv: list[str]) -> list[str]:
-    if any(arg in ("--help", "-h", "--helpfull", "--helpshort") for arg in argv):
-        print(__doc__, "Settings and their meanings stand in the config file; see docs/dpo.md.")
-        sys.exit(0)
-    path = _path(argv)
-    if path is None:
-        _stop("give a config, for example --config=recipes/configs/tiny.py")
-    if not pathlib.Path(path.partition(":")[0]).is_file():
-        _stop(f"there is no config file {path!r}")
-    # `--config.NAME=None` leaves a setting unset; ml_collections would read None as a number.
-    unset = [m[1] for arg in argv if (m := re.fullmatch(r"--?config\.(\S+)=(?:None|none)", arg))]
-    if wrong := [name for name in unset if name not in settings.OPTIONAL]:
-        _stop(f"--config.{wrong[0]} cannot be unset")
-    kept = [a for a in argv if not re.fullmatch(r"--?config\.\S+=(?:None|none)", a)]
-    sys.argv = kept  # config_flags looks for its overrides there
-    try:
-        rest = flags.FLAGS(kept)
-        config: Any = flags.FLAGS["config"].value
-        for name in unset:
-            *rooms, last = name.split(".")
-            functools.reduce(lambda at, room: at[room], rooms, config)[last] = None
+    def parsed(argv: list[str]) -> list[str]:
+        if any(arg in HELP for arg in argv[1:]):
+            print(about.strip())
+            if own := flags.FLAGS.main_module_help():
+                print(f"\nFlags:\n{own}")
+            sys.exit(0)
+        try:
+            rest = flags.FLAGS(without_settings(argv) if without_settings else argv)
+        except flags.UnrecognizedFlagError as error:
+            _stop(_unknown(error.flagname, argv, settings_too=bool(without_settings)))
+        except flags.Error as error:
+            _stop(_of_absl(error))
+        except (ValueError, OSError) as error:
+            if not _said_by_us(error):
+                raise
+            _stop(str(error))
+        if len(rest) > 1:
+            _stop(_no_flag(rest[1], settings_too=bool(without_settings)))
         return rest
-    except (AttributeError, KeyError, flags.UnrecognizedFlagError) as error:
-        _stop(_unknown(argv, path) or f"{path} or a flag cannot be understood: {error}")
-    except flags.Error as error:
-        _stop(str(error).strip().splitlines()[0])
-    except Exception as error:  # a config file is a program, and may fail as one
-        told = (str(error).strip().splitlines() or [""])[0]
-        _stop(f"{path} or a flag cannot be understood: {type(error).__name__}: {told}")
+
+    app.run(lambda _: program(), flags_parser=parsed)
 
 
-def _path(argv: list[str]) -> str | None:
-    for arg, following in zip(argv, [*argv[1:], None], strict=True):
-        if arg in ("--config", "-config"):
-            return following
-        if found := re.match(r"--?config=(.*)", arg):
-            return found[1]
-    return None
+def _unknown(name: str, argv: list[str], *, settings_too: bool) -> str:
+    """What to type in place of a flag that there is not."""
+    value = next((a.partition("=")[2] for a in argv if a.lstrip("-").startswith(f"{name}=")), "…")
+    if near := settings.nearest(name, [*flags.FLAGS]):
+        return f"there is no flag --{name} (did you mean --{near}?)"
+    if not settings_too:
+        return f"there is no flag --{name}"
+    if near := settings.nearest(name, settings.KINDS):
+        return f"there is no flag --{name}: write --config.{near}={value}"
+    return f"there is no flag --{name}; settings are given as --config.NAME=VALUE"
 
 
-def _unknown(argv: list[str], path: str) -> str | None:
-    """Which of the flags names no setting, and which one is nearest."""
-    try:
-        known = [name for name, _ in settings.flat(runpy.run_path(path)["get_config"]())]
-    except Exception:  # not a config at all
-        return f"{path} is not a config: it has no get_config() that gives one"
-    for arg in argv:
-        name = re.match(r"--?(?:no)?config\.([^=]+)", arg)
-        if name and name[1] not in known:
-            near = settings.did_you_mean(name[1], known)
-            return f"{path} has no setting {name[1]!r}{near}"
-    return None
+def _no_flag(word: str, *, settings_too: bool) -> str:
+    """What to type in place of a word that is no flag."""
+    bare = re.sub(r"^[-–—]+", "", word)  # documents make one long dash of two hyphens
+    name, equals, value = bare.partition("=")
+    if name in flags.FLAGS:
+        return f"{word!r} is no flag: write --{bare}"
+    if not settings_too:
+        return f"{word!r} is no flag, and only flags are read"
+    if equals and (near := settings.nearest(name.removeprefix("config."), settings.KINDS)):
+        return f"{word!r} is no flag: write --config.{near}={value}"
+    return f"{word!r} is no flag; settings are given as --config.NAME=VALUE"
+
+
+def _of_absl(error: flags.Error) -> str:
+    told = str(error).strip().partition("\n")[0]
+    missing = re.fullmatch(r"flag (--\w+)=None: Flag .* must have a value other than None\.", told)
+    return f"give {missing[1]}=…" if missing else told.removeprefix("ERROR:: ")
 
 
 def _run(
     train: Callable[[ml_collections.ConfigDict], None],
     config: ml_collections.ConfigDict,
-    argv: list[str],
+    *,
+    joins: bool = False,
 ) -> None:
-    if len(argv) > 1:
-        _stop(f"{argv[1]!r} is no flag; settings are given as --config.NAME=VALUE")
+    several = config.distributed.to_dict()
+    together = several.pop("enabled") and joins
+
+    def started() -> None:
+        if config.compile_cache:
+            cache = pathlib.Path(config.compile_cache).expanduser()
+            jax.config.update("jax_compilation_cache_dir", str(cache))
+        if together:
+            _join(several)
+        train(config)
+
     try:
-        _trained(train, config)
+        _told(started)
     except BaseException as error:
-        if config.distributed.enabled:
+        if together:
             _end_at_once(error)
         raise
 
@@ -117,18 +145,11 @@ def _end_at_once(error: BaseException) -> None:
         os._exit(status)
 
 
-def _trained(
-    train: Callable[[ml_collections.ConfigDict], None], config: ml_collections.ConfigDict
-) -> None:
+def _told(program: Callable[[], None]) -> None:
+    """Runs it; an error that a person can mend becomes a sentence."""
     logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
     try:
-        if config.compile_cache:
-            cache = pathlib.Path(config.compile_cache).expanduser()
-            jax.config.update("jax_compilation_cache_dir", str(cache))
-        several = config.distributed.to_dict()
-        if several.pop("enabled"):
-            _join(several)
-        train(config)
+        program()
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

@@ -186,4 +186,4 @@ def _train(
 
 
 if __name__ == "__main__":
-    command.main(train)
+    command.main(train, joins=True)

@@ -8,21 +8,21 @@ install libtpu; no chip is needed), and so is the memory it plans. GPUs are stoo
 what lives through an update is exact, the rest an estimate.
 """
 
+import math
 import os
 from typing import Any, NamedTuple
 
-from absl import app, flags
+from absl import flags
 from flax import nnx
 import jax
 from jax.experimental import topologies
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import ml_collections
-from ml_collections import config_flags
 import numpy as np
 
 from checkpoints_io import hf_folder
-from recipes import collectives, logps, losses, optimizer, plan, settings, step
+from recipes import collectives, command, logps, losses, optimizer, plan, settings, step
 from recipes.data.packing import Packed, Shape
 import zoo
 from zoo import sharding
@@ -230,39 +230,57 @@ def _tpus(kind: str, count: int) -> list:
     cubes = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8"}
     known = (cubes | {256: "4x8x8"}) if kind == "v5p" else (shapes | {256: "16x16"})
     if count not in known:
-        raise app.UsageError(f"a slice of {kind} has {', '.join(map(str, known))} chips")
+        raise ValueError(
+            f"--devices={count}: a slice of {kind} has {', '.join(map(str, known))} chips"
+        )
     try:
         name = f"{kind}:{known[count]}"
         return list(topologies.get_topology_desc(topology_name=name, platform="tpu").devices)
     except Exception as error:  # jax has a kind of its own for every way not to find it
-        raise app.UsageError(
-            f"the TPU compiler cannot be had (pip install libtpu): {error}"
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"--chip={kind} needs the TPU compiler, which cannot be had here (pip install libtpu): "
+            f"{reason}"
         ) from error
 
 
-def main(_: list[str]) -> None:
-    """Prints the forecast."""
+def main(config: ml_collections.ConfigDict) -> None:
+    """Prints the forecast.
+
+    Raises:
+      ValueError, OSError: a sentence about the settings, the flags or the model.
+    """
     asked = flags.FLAGS
+    if config.directory is None:
+        config.directory = "runs"  # nothing is written there
+    settings.check(config)
     if asked.chip not in CHIPS:
-        raise app.UsageError(f"--chip={asked.chip} is none of {', '.join(CHIPS)}")
-    chip, config = CHIPS[asked.chip], asked.config
+        near = settings.did_you_mean(asked.chip, CHIPS)
+        raise ValueError(f"--chip={asked.chip} is none of {', '.join(CHIPS)}{near}")
+    for name in ("devices", "stored_per_pair", "real_per_stored"):
+        number = getattr(asked, name)
+        if not 0 < number < math.inf:
+            raise ValueError(f"--{name} must be above 0, not {number}")
+    chip = CHIPS[asked.chip]
+    folder = hf_folder.find(config.initialize_from_hf, files=["config.json"])
+    hf_config = hf_folder.read_config(folder)
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", asked.devices)
-    folder = hf_folder.find(config.initialize_from_hf, files=["config.json"])
     devices = _tpus(chip.tpu, asked.devices) if chip.tpu else jax.devices()
     if len(devices) != asked.devices:
-        raise app.UsageError(f"there are {len(devices)} simulated devices: XLA_FLAGS says so")
-    found = forecast(config, hf_folder.read_config(folder), chip, devices, asked.stored_per_pair)
+        raise ValueError(
+            f"--devices={asked.devices}, and XLA_FLAGS in the environment make {len(devices)}: "
+            "unset it"
+        )
+    found = forecast(config, hf_config, chip, devices, asked.stored_per_pair)
     real = config.train_batch_size * asked.stored_per_pair * asked.real_per_stored
     print(told(found, chip, real, exact=chip.tpu is not None))
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "The run: a file in recipes/configs.")
     flags.DEFINE_string("chip", "h100", f"One of {', '.join(CHIPS)}.")
     flags.DEFINE_integer("devices", 8, "How many of them.")
     flags.DEFINE_integer("stored_per_pair", 1000, "Positions a pair takes, on average.")
     flags.DEFINE_float("real_per_stored", 1.25, "Real tokens per position: prompts count twice.")
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    command.main(main)

@@ -47,6 +47,18 @@ def dpop(
 
 
 LOSSES: dict[str, Loss] = {"sigmoid": sigmoid, "dpop": dpop}
+HERE = "sigmoid (DPO) and dpop (DPO-Positive)"
+# Other names of these, without the signs between letters.
+ALSO = {"dpo": "sigmoid", "cdpo": "sigmoid", "dpopositive": "dpop"}
+# Losses known from elsewhere, and what they are called.
+NOT_YET = {
+    "simpo": "SimPO", "ipo": "IPO", "orpo": "ORPO", "kto": "KTO", "cpo": "CPO", "slic": "SLiC",
+    "hinge": "SLiC's hinge loss", "robust": "robust DPO", "rdpo": "R-DPO", "exo": "EXO",
+    "nca": "NCA", "bco": "BCO", "sppo": "SPPO", "sppohard": "SPPO", "aot": "AOT",
+    "aotunpaired": "AOT", "apo": "APO", "apozero": "APO", "apodown": "APO", "rso": "RSO",
+    "discopop": "DiscoPOP", "betadpo": "beta-DPO", "alphadpo": "alpha-DPO", "tdpo": "TDPO",
+    "sft": "supervised fine-tuning",
+}  # fmt: skip
 
 
 def of(config: ml_collections.ConfigDict) -> Loss:

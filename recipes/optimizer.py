@@ -6,6 +6,7 @@ from flax import nnx, traverse_util
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import ml_collections
+import numpy as np
 import optax
 
 from recipes import settings
@@ -16,19 +17,43 @@ def steps_of(amount: int | float, total: int) -> int:
     return round(amount * total) if amount < 1 else round(amount)
 
 
+def phases(config: ml_collections.ConfigDict, total: int) -> tuple[int, int]:
+    """Steps of warm-up, and of the decay at the end."""
+    warmup = steps_of(config.warmup, total)
+    if config.cooldown is None:
+        return warmup, max(total - warmup, 0)
+    return warmup, steps_of(config.cooldown, total)
+
+
 def schedule_of(config: ml_collections.ConfigDict, total: int) -> optax.Schedule:
     """Warm-up from 0, a plateau, then decay to `min_lr_ratio` of the peak over the last `cooldown`.
 
     With `cooldown` unset the decay takes all that the warm-up leaves.
+
+    Raises:
+      ValueError: the two do not fit into the steps, the steps are too many to be counted, or the
+        rate is 0 at each of them.
     """
     peak, low = config.learning_rate, config.learning_rate * config.min_lr_ratio
-    warmup = steps_of(config.warmup, total)
-    decay = total - warmup if config.cooldown is None else steps_of(config.cooldown, total)
-    if warmup + decay > total:
+    warmup, decay = phases(config, total)
+    if max(total, warmup, decay) >= 2**31:
+        raise ValueError(
+            f"a run has fewer than 2**31 steps: it would be {total:.3g} of them, {warmup:.3g} of "
+            "warm-up; lower --config.num_train_steps or --config.num_epochs, or --config.warmup"
+        )
+    if config.cooldown is not None and warmup + decay > total:
         raise ValueError(
             f"--config.warmup ({warmup} steps) and --config.cooldown ({decay} steps) do not fit "
             f"into {total} steps"
         )
+    if warmup and total == 1:
+        raise ValueError(
+            f"nothing would be learnt: the learning rate begins at 0, and --config.warmup="
+            f"{config.warmup} leaves the run's only step there; set --config.warmup=0, or more "
+            "--config.num_train_steps"
+        )
+    if not np.float32(peak):
+        raise ValueError(f"--config.learning_rate={peak} is 0 in float32: nothing would be learnt")
     falls = {
         "constant": optax.constant_schedule(peak),
         "linear": optax.linear_schedule(peak, low, max(decay, 1)),
@@ -40,7 +65,7 @@ def schedule_of(config: ml_collections.ConfigDict, total: int) -> optax.Schedule
             optax.constant_schedule(peak),
             falls[config.lr_schedule],
         ],
-        [warmup, total - decay],
+        [warmup, max(warmup, total - decay)],
     )
 
 

@@ -1,5 +1,6 @@
 """What a run is going to take and do, worked out before any long work."""
 
+from collections.abc import Iterator
 import pathlib
 import shutil
 from typing import Any
@@ -10,7 +11,7 @@ from jax.experimental import multihost_utils
 import ml_collections
 import numpy as np
 
-from recipes import settings
+from recipes import optimizer, settings
 from recipes.data import packing, report, shapes
 from recipes.data.packing import Shape
 from recipes.data.tokens import PairIds
@@ -57,13 +58,96 @@ def told(config: ml_collections.ConfigDict, run: Any, model: zoo.Model) -> str:
         f"about {count:.1f} micro-batches each",
         f"rows         {shape.rows} of {shape.row_length} positions a micro-batch, "
         f"{share:.0%} filled{hint}" + (f"; {apart} pairs need two of them" if apart else ""),
+        f"rate         {_schedule(config, run.total_steps)}",
         f"memory       {size(sum(bytes_each.values()))} per device ({parts}), and activations",
         f"disk         {size(saved)} per checkpoint, {checkpoints_kept(config, run)} kept; "
         f"{size(free)} free in {run.directory}",
+        *(f"note         {sentence}" for sentence in notes(config, run)),
         "first pair, scored tokens in ⟦ ⟧:",
         *(f"  {line}" for line in report.lines_of(pairs[0], run.tokenizer)),
     ]
     return "\n".join(lines)
+
+
+def _schedule(config: ml_collections.ConfigDict, total: int) -> str:
+    """The learning rate over the run."""
+    warmup, decay = optimizer.phases(config, total)
+    parts = [f"0 to {config.learning_rate:g} over {warmup} steps"] if warmup else []
+    if config.lr_schedule == "constant" or total > warmup + decay:
+        parts.append(f"{config.learning_rate:g}")
+    if config.lr_schedule != "constant" and decay:
+        low = config.learning_rate * config.min_lr_ratio
+        parts.append(f"{config.lr_schedule} from {config.learning_rate:g} to {low:g} over {decay}")
+    return ", then ".join(parts)
+
+
+def notes(config: ml_collections.ConfigDict, run: Any) -> list[str]:
+    """What the settings ask for and this run cannot give, or what they make of it."""
+    return [
+        *_notes_on_rate(config, run),
+        *_notes_on_pairs(config, run),
+        *_notes_on_due(config, run),
+    ]
+
+
+def _notes_on_rate(config: ml_collections.ConfigDict, run: Any) -> Iterator[str]:
+    total, peak = run.total_steps, config.learning_rate
+    warmup, decay = optimizer.phases(config, total)
+    schedule = optimizer.schedule_of(config, total)
+    highest = float(jax.device_get(schedule(min(warmup, total - 1))))
+    if highest < 0.999 * peak:
+        yield (
+            f"the learning rate never reaches --config.learning_rate={peak:g}, only {highest:.3g}: "
+            f"--config.warmup={config.warmup:g} is {warmup} steps, and the run has {total}"
+        )
+    # AdamW changes a weight by about the rate; half the spacing of float32 numbers is 2**-25.
+    if highest * 2**25 < 0.03:
+        yield (
+            f"at a learning rate of {highest:.3g} weights larger than {highest * 2**25:.2g} do not "
+            "change: in float32 they are rounded back"
+        )
+    for name, steps in (("warmup", warmup), ("cooldown", decay)):
+        if config[name] and not steps:
+            yield f"--config.{name}={config[name]:g} of {total} steps rounds to none"
+
+
+def _notes_on_pairs(config: ml_collections.ConfigDict, run: Any) -> Iterator[str]:
+    update, total = run.place.shape.pairs, run.total_steps
+    weights = sum(part.weight for part in run.parts)
+    for part in run.parts:
+        whose = "" if len(run.parts) == 1 else f" of {part.name}"
+        drawn = update * part.weight / weights
+        if drawn > len(part.pairs):
+            yield (
+                f"an update of --config.train_batch_size={update} takes about {drawn:.4g} pairs"
+                f"{whose} and there are {len(part.pairs)}: each is in it "
+                f"{drawn / len(part.pairs):.3g} times"
+            )
+        if drawn * total < 1:
+            yield f"hardly a pair{whose} is drawn in {total} steps: raise its weight"
+    if config.num_epochs:
+        asked = config.num_epochs * len(run.pairs) / update
+        if abs(total - asked) > 0.05 * asked:
+            yield (
+                f"--config.num_epochs={config.num_epochs:g} would be {asked:.3g} updates of "
+                f"{update} pairs, and is rounded to {total}"
+            )
+    most = config.max_eval_pairs
+    if most and run.held_out and all(len(held.pairs) < most for held in run.held_out):
+        yield f"--config.max_eval_pairs={most} is more than any held-out set has: all are used"
+
+
+def _notes_on_due(config: ml_collections.ConfigDict, run: Any) -> Iterator[str]:
+    names = ["steps_per_log", "steps_per_checkpoint", "steps_per_hf_export"]
+    names += ["steps_per_eval"] if run.held_out else []
+    if late := [name for name in names if (config[name] or 0) > run.total_steps]:
+        told = ", ".join(f"--config.{name}={config[name]}" for name in late)
+        yield f"the run ends at step {run.total_steps}, and {told} come due there alone"
+    if config.keep_every and config.keep_every > run.total_steps:
+        yield (
+            f"--config.keep_every={config.keep_every} keeps no checkpoint: the run ends at step "
+            f"{run.total_steps}"
+        )
 
 
 def _mixed(run: Any) -> list[str]:

@@ -121,7 +121,7 @@ def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> Run:
         alike=min(alike, default=None),
     )
     steps = config.num_train_steps or max(
-        1, round(config.num_epochs * len(train) / config.train_batch_size)
+        1, round(min(config.num_epochs * len(train) / config.train_batch_size, 2**31))
     )
     if (last := max(settings.profiled(config.profile), default=0)) > steps:
         raise ValueError(
@@ -206,14 +206,15 @@ def _refuse_directory_of_another_run(directory: pathlib.Path, shaping: dict[str,
 def _checked_reference(config: ml_collections.ConfigDict, policy: dict[str, Any]) -> dict[str, Any]:
     """The config.json of the reference, whose files have been looked at."""
     if not config.reference_is_hf:
-        path = pathlib.Path(config.reference_model_path).expanduser()
+        path = pathlib.Path(settings.reference_path(config)).expanduser()
         if not (path / "checkpoints").is_dir():
             raise FileNotFoundError(f"{path} is not the directory of a run: it has no checkpoints")
         return policy
-    if config.reference_model_path == config.initialize_from_hf:
+    path = settings.reference_path(config)
+    if path == config.initialize_from_hf:
         return policy
-    zoo.check(config.reference_model_path)
-    return hf_folder.read_config(hf_folder.find(config.reference_model_path))
+    zoo.check(path)
+    return hf_folder.read_config(hf_folder.find(path))
 
 
 def _refuse_unknown_ids(found: list[PairIds], model: zoo.Model, tokenizer: Tokenizer) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from checkpoints_io.bits import fingerprint
 from checkpoints_io.run_state import RunStore
-from recipes import logps, reference_cache, stopping
+from recipes import logps, reference_cache, settings, stopping
 from recipes.data import batches
 from recipes.data.batches import Place, Update
 from recipes.data.packing import Packed
@@ -52,7 +52,7 @@ def ready(
       FileNotFoundError, ValueError: as `load`.
       RuntimeError: what was kept of it is not what it says now.
     """
-    say(f"reading the reference: {config.reference_model_path}")
+    say(f"reading the reference: {settings.reference_path(config)}")
     model = load(config, policy, run.mesh)
     graph, state = nnx.split(model)
     if graph == (ours := nnx.graphdef(policy)):
@@ -99,7 +99,7 @@ def load(
       ValueError: the weights do not fit or are not finite, or the reference has another vocabulary
         than the policy.
     """
-    path, dtype = config.reference_model_path, policy.dtype
+    path, dtype = settings.reference_path(config), policy.dtype
     if not config.reference_is_hf:
         return _of_run(pathlib.Path(path).expanduser(), policy)
     model = zoo.load(path, dtype=dtype, mesh=mesh)

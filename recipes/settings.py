@@ -1,6 +1,6 @@
 """The settings of a run, checked before anything else happens, in sentences."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import datetime
 import difflib
 import importlib.util
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import ml_collections
+from ml_collections import config_dict
 
 from recipes import losses
 from recipes.configs import tiny
@@ -25,12 +26,24 @@ DTYPES = {
     "float16": jnp.float16,
 }
 
-MU_DTYPES = ("f32", "float32", "bf16", "bfloat16")
-REFERENCE_MODES = ("resident", "cached")
-NONFINITE = ("stop", "skip")
+# Settings that are one of a few words.
+CHOICES: dict[str, Iterable[str]] = {
+    "hf_save_dtype": DTYPES,
+    "adam_mu_dtype": ("f32", "float32", "bf16", "bfloat16"),
+    "reference_mode": ("resident", "cached"),
+    "remat": stack.REMAT,
+    "nonfinite": ("stop", "skip"),
+    "attention": attention.BACKENDS,
+    "lr_schedule": ("constant", "linear", "cosine"),
+    "data.over_length": tokens.OVER_LENGTH,
+    "data.scored_turns": chat.SCORED_TURNS,
+}
 
 # Settings that may stay unset, and what that means.
 OPTIONAL = {
+    "reference_model_path": "the weights that the policy begins from",
+    "validation": "no held-out files",
+    "data.columns": "the columns have our names",
     "attention": "the backend of the platform",
     "compile_cache": "every start compiles afresh",
     "profile": "nothing is traced",
@@ -59,6 +72,20 @@ OPTIONAL = {
     "keep_every": "the newest stay",
     "keep_best": "the newest stay",
     "dpop_lambda": "only for loss=dpop",
+}
+# Under these the user chooses the names.
+NAMED_BY_THE_USER = ("train_data", "validation", "data.columns")
+CHOSEN_NAME = r"(?:train_data|validation|data\.columns)\.[^.]+"
+# What the same thing is called elsewhere.
+ELSEWHERE = {
+    "lr": "learning_rate",
+    "model": "initialize_from_hf",
+    "model_name_or_path": "initialize_from_hf",
+    "ref_model": "reference_model_path",
+    "output_dir": "directory",
+    "max_length": "train_seq_len",
+    "warmup_ratio": "warmup",
+    "warmup_steps": "warmup",
 }
 # By which a checkpoint may be the best, and whether high ones are good.
 BEST_BY = {"dpo_loss": False, "dpo_accuracy": True, "dpo_margin_policy": True}
@@ -112,23 +139,15 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
       ValueError: with the flag to change and what it may be.
     """
-    _refuse_other_names(config)
-    may = lambda flag: (
-        flag in OPTIONAL or re.fullmatch(r"(train_data|validation)\..*\.layout", flag)
-    )
-    if unset := [flag for flag, value in flat(config) if value is None and not may(flag)]:
+    check_names(config)
+    if unset := [flag for flag, value in flat(config) if value is None and not may_be_unset(flag)]:
         raise ValueError(f"please set {', '.join(f'--config.{flag}=…' for flag in unset)}")
     precision(config.mp)
-    _one_of(config, "hf_save_dtype", DTYPES)
-    _one_of(config, "adam_mu_dtype", MU_DTYPES)
-    _one_of(config, "reference_mode", REFERENCE_MODES)
-    _one_of(config, "remat", stack.REMAT)
-    _one_of(config, "nonfinite", NONFINITE)
-    if config.attention is not None:
-        _one_of(config, "attention", attention.BACKENDS)
+    for name, value in flat(config):
+        if name in CHOICES and value is not None:
+            _one_of(name, value, CHOICES[name])
     profiled(config.profile)
-    _one_of(config, "loss", losses.LOSSES)
-    _one_of(config, "lr_schedule", ("constant", "linear", "cosine"))
+    _check_loss(config.loss)
     _check_data(config)
     positive = (
         "beta learning_rate train_batch_size train_seq_len row_length per_device_parallelism "
@@ -158,14 +177,26 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             f"--config.validation_split_fraction must lie between 0 and 1, and is {fraction}"
         )
-    if (config.num_train_steps is None) == (config.num_epochs is None):
-        raise ValueError("set one of --config.num_train_steps and --config.num_epochs")
+    if config.num_train_steps is None and config.num_epochs is None:
+        raise ValueError("set one of --config.num_train_steps=… and --config.num_epochs=…")
+    if config.num_train_steps is not None and config.num_epochs is not None:
+        raise ValueError(
+            f"--config.num_train_steps={config.num_train_steps} and --config.num_epochs="
+            f"{config.num_epochs} both say how long to train, so set one of them: for epochs add "
+            "--config.num_train_steps=None, for steps --config.num_epochs=None"
+        )
     if config.row_length is not None and config.row_length % 64:
         raise ValueError(f"--config.row_length={config.row_length} must be a multiple of 64")
     if config.row_length is not None and config.train_seq_len > config.row_length:
         raise ValueError(
             f"--config.train_seq_len={config.train_seq_len} does not fit into rows of "
             f"--config.row_length={config.row_length}"
+        )
+    if (config.per_device_parallelism or 0) > 2 * config.train_batch_size:
+        raise ValueError(
+            f"--config.per_device_parallelism={config.per_device_parallelism} is more rows than "
+            f"the {config.train_batch_size} pairs of an update (--config.train_batch_size) can "
+            "fill: each takes two at most"
         )
     if config.wandb_project and importlib.util.find_spec("wandb") is None:
         raise ValueError(
@@ -177,27 +208,83 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError("--config.steps_per_hf_export must be a number of steps, or -1 for never")
     _check_keep(config)
     _refuse_without_effect(config)
-    if not config.reference_is_hf and config.reference_model_path == config.initialize_from_hf:
+    if not config.reference_is_hf and config.reference_model_path is None:
         raise ValueError(
-            "--config.reference_is_hf=false means that --config.reference_model_path is the "
-            "directory of a run; it is the same as --config.initialize_from_hf"
+            "--config.reference_is_hf=false means that the reference is the newest checkpoint of "
+            "another run: give the directory of a run as --config.reference_model_path=…"
         )
 
 
-def _refuse_other_names(config: ml_collections.ConfigDict) -> None:
-    """A config has the settings of `tiny`, all of them and no other."""
-    named_by_the_user = ("train_data.", "validation.", "data.columns.")
+def may_be_unset(name: str) -> bool:
+    """Does a setting mean something while it is unset?"""
+    return name in OPTIONAL or bool(re.fullmatch(rf"{CHOSEN_NAME}(\.layout|\.columns)?", name))
+
+
+def reference_path(config: ml_collections.ConfigDict) -> str:
+    """Where the reference is from: by default the weights that the policy begins from."""
+    return config.reference_model_path or config.initialize_from_hf
+
+
+def check_names(config: ml_collections.ConfigDict) -> None:
+    """Holds a config to the settings of `tiny`: all of them, no other, each of its kind.
+
+    Raises:
+      ValueError: with the setting's name, and what to write.
+    """
+    if shared := _shared(config):
+        remedy = "write a value of its own for each"
+        if "reference_model_path" in shared:
+            remedy = (
+                "write config.reference_model_path = config_dict.placeholder(str), which stands "
+                "for the weights that the policy begins from"
+            )
+        raise ValueError(
+            f"{' and '.join(shared)} of the config are one reference (get_ref), and whoever sets "
+            f"one of them sets both: {remedy}"
+        )
+    own = lambda name: f"{name}.".startswith(tuple(f"{one}." for one in NAMED_BY_THE_USER))
     ours, known = (
-        {name for name, _ in flat(one) if not f"{name}.".startswith(named_by_the_user)}
-        for one in (config, tiny.get_config())
+        {name for name in names if not own(name)} for names in (dict(flat(config)), KINDS)
     )
-    if missing := sorted(known - ours):
+    lacking = [name for name in NAMED_BY_THE_USER if not _has(config, name)]
+    if missing := sorted([*(known - ours), *lacking]):
         raise ValueError(
             f"the config has no {', '.join(missing)}: add it, as recipes/configs/tiny.py has it"
         )
     if unknown := sorted(ours - known):
         near = did_you_mean(unknown[0], known)
         raise ValueError(f"the config has a setting {unknown[0]!r} that nothing reads{near}")
+    for name, value in flat(config):
+        if value is not None and name in KINDS and not _is(value, KINDS[name]):
+            raise ValueError(f"--config.{name}={value!r} is not {KIND_NAMES[KINDS[name]]}")
+
+
+def _has(config: ml_collections.ConfigDict, name: str) -> bool:
+    room, _, last = name.rpartition(".")
+    return last in (config.get(room) or () if room else config)
+
+
+def _shared(config: ml_collections.ConfigDict) -> tuple[str, str] | None:
+    """Two settings that are one object: a flag for either would set both."""
+    met: dict[int, str] = {}
+    rooms = [("", config)]
+    for prefix, room in rooms:  # which grows
+        for name, value in room.items(preserve_field_references=True):
+            if isinstance(value, config_dict.FieldReference | ml_collections.ConfigDict):
+                if id(value) in met:
+                    return met[id(value)], prefix + name
+                met[id(value)] = prefix + name
+            if isinstance(room[name], ml_collections.ConfigDict):
+                rooms.append((f"{prefix}{name}.", room[name]))
+    return None
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is tuple:
+        return isinstance(value, tuple | list) and all(isinstance(each, str) for each in value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is not int or not isinstance(value, bool))
 
 
 def _check_keep(config: ml_collections.ConfigDict) -> None:
@@ -231,24 +318,38 @@ def score(config: ml_collections.ConfigDict, held_out: Mapping[str, float]) -> f
     return value if BEST_BY[config.keep_best.rpartition("/")[2]] else -value
 
 
+def _check_loss(name: str) -> None:
+    if name in losses.LOSSES:
+        return
+    plain = re.sub(r"[\W_]", "", name.lower()).removesuffix("pair")
+    if plain in losses.NOT_YET:
+        raise ValueError(
+            f"--config.loss={name}: {losses.NOT_YET[plain]} is not implemented here yet; there are "
+            f"{losses.HERE}"
+        )
+    also = losses.ALSO.get(plain)
+    near = f" (did you mean {also}?)" if also else did_you_mean(name, losses.LOSSES)
+    raise ValueError(f"--config.loss={name!r} is none of {losses.HERE}{near}")
+
+
 def _check_data(config: ml_collections.ConfigDict) -> None:
-    _one_of(config.data, "over_length", tokens.OVER_LENGTH, "data.")
-    _one_of(config.data, "scored_turns", chat.SCORED_TURNS, "data.")
     named = mixture.sources_of(config.train_data, config.data)
     read = {f"train_data.{name}.": source for name, (source, _) in named.items()}
-    for name, given in config.validation.items():
+    for name, given in mixture.held_out_of(config.validation).items():
         source = mixture.source_of(f"validation.{name}", given, config.data)
         read[f"validation.{name}."] = source
     for where, source in read.items():
         if source.layout is not None and source.layout not in layouts.LAYOUTS:
             prefix = "data." if source.layout == config.data.layout else where
-            _one_of({"layout": source.layout}, "layout", layouts.LAYOUTS, prefix)
+            _one_of(f"{prefix}layout", source.layout, layouts.LAYOUTS)
+        common = dict(source.columns) == dict(config.data.columns or {})
+        columns = f"--config.{'data.' if common else where}columns"
         for column, theirs in source.columns:
             if column not in layouts.COLUMNS:
                 near = did_you_mean(column, layouts.COLUMNS)
-                raise ValueError(f"--config.data.columns has no column {column!r}{near}")
+                raise ValueError(f"{columns} has no column {column!r}{near}")
             if not isinstance(theirs, str):
-                raise ValueError(f"--config.data.columns.{column} is not a column's name")
+                raise ValueError(f"{columns}.{column}={theirs!r} is not a column's name")
     try:
         datetime.date.fromisoformat(config.data.date or "2026-01-31")
     except ValueError as error:
@@ -261,7 +362,13 @@ def _refuse_without_effect(config: ml_collections.ConfigDict) -> None:
     if config.lr_schedule == "constant" and (config.cooldown is not None or config.min_lr_ratio):
         raise ValueError(
             "--config.cooldown and --config.min_lr_ratio have no effect with "
-            "--config.lr_schedule=constant: set them to None and 0"
+            "--config.lr_schedule=constant: add --config.cooldown=None --config.min_lr_ratio=0"
+        )
+    several = [name for name, value in config.distributed.items() if value is not None]
+    if not config.distributed.enabled and (idle := [n for n in several if n != "enabled"]):
+        raise ValueError(
+            f"--config.distributed.{idle[0]} has no effect without --config.distributed.enabled"
+            "=true, on every process of the run"
         )
     if (config.loss == "dpop") != (config.dpop_lambda is not None):
         raise ValueError("set --config.dpop_lambda with --config.loss=dpop, and only with it")
@@ -269,7 +376,7 @@ def _refuse_without_effect(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             "--config.reference_cache has no effect with --config.reference_mode=resident"
         )
-    if config.validation_split_fraction is not None and "validation" in config.validation:
+    if config.validation_split_fraction is not None and "validation" in (config.validation or {}):
         raise ValueError(
             "--config.validation_split_fraction makes a held-out set named `validation`: give the "
             "one in --config.validation another name"
@@ -280,18 +387,31 @@ def _refuse_without_effect(config: ml_collections.ConfigDict) -> None:
         raise ValueError("--config.max_eval_pairs has no effect: there are no held-out pairs")
 
 
-def _one_of(config: Any, name: str, known, prefix: str = "") -> None:
-    if config[name] not in known:
+def _one_of(name: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
         raise ValueError(
-            f"--config.{prefix}{name}={config[name]!r} is none of {', '.join(known)}"
-            f"{did_you_mean(str(config[name]), known)}"
+            f"--config.{name}={value!r} is none of {', '.join(known)}{did_you_mean(value, known)}"
         )
 
 
-def did_you_mean(word: str, known) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """' (did you mean …?)', or nothing where no known word is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
+    near = nearest(word, known)
+    return f" (did you mean {near}?)" if near else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that was meant: misspelt, called so elsewhere, or given in part."""
+    word, known = word.lower().replace("-", "_"), list(known)
+    if ELSEWHERE.get(word) in known:
+        return ELSEWHERE[word]
+    ends = {name.rpartition(".")[2]: name for name in known} | {name: name for name in known}
+    spelt = difflib.get_close_matches(word, [end.lower() for end in ends], 1, cutoff=0.8)
+    near = [name for end, name in ends.items() if end.lower() in spelt]
+    # batch_size is a part of train_batch_size, and of no other.
+    parts = [name for name in known if f"_{word}_" in f"_{name}_"]
+    near += parts if len(parts) == 1 else []
+    return near[0] if near else None
 
 
 def flat(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -300,4 +420,26 @@ def flat(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[
         if isinstance(value, ml_collections.ConfigDict):
             yield from flat(value, f"{prefix}{name}.")
         else:
-            yield prefix + name, value
+            yield f"{prefix}{name}", value
+
+
+def _kinds(room: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, type]]:
+    for name, value in room.items():
+        path = prefix + name
+        if isinstance(value, ml_collections.ConfigDict) and path not in NAMED_BY_THE_USER:
+            yield from _kinds(value, f"{path}.")
+        else:
+            yield path, room.get_type(name)
+
+
+# What each setting may hold; of those whose names the user chooses, `mixture` sees to it.
+KINDS = dict(_kinds(tiny.get_config()))
+KINDS |= {"train_data": object, "validation": object, "data.columns": dict}
+KIND_NAMES = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    tuple: "several texts, like a,b",
+    dict: "written like \"{'chosen': 'better'}\"",
+}

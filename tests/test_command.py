@@ -37,41 +37,6 @@ def refused(result, *told, status=1):
         assert part in sentence
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told", "status"),
-    [
-        ([], ["--config=recipes/configs/tiny.py"], 2),
-        ([TINY_CONFIG, "--config.betta=0.2"], ["'betta'", "did you mean beta?"], 2),
-        ([TINY_CONFIG, "--config.data.layot=a"], ["did you mean data.layout?"], 2),
-        ([TINY_CONFIG, "--config.beta=much"], ["beta", "much"], 2),
-        ([TINY_CONFIG, "--confg.beta=1"], ["confg"], 2),
-        ([TINY_CONFIG, "extra"], ["'extra'"], 2),
-        (["--config=recipes/configs/nothing.py"], ["nothing.py"], 2),
-        (["--config=recipes/data/chat.py"], ["get_config"], 2),
-        (["--config=README.md"], ["README.md"], 2),
-        ([TINY_CONFIG, "--config.directory=gs://bucket/run"], ["this machine's file system"], 1),
-        ([TINY_CONFIG, "--config.beta=0"], ["beta must be above 0"], 1),
-        ([TINY_CONFIG, "--config.beta=None"], ["--config.beta cannot be unset"], 2),
-        ([TINY_CONFIG, "--config.num_train_steps=None"], ["set one of"], 1),
-        (["--config=recipes/configs/llama8b.py"], ["please set --config.directory"], 1),
-    ],
-)
-def test_the_command_line(arguments, told, status):
-    refused(run(*arguments), *told, status=status)
-
-
-def test_models_and_data_that_are_not_there(tmp_path):
-    here = f"--config.directory={tmp_path}/run"
-    for flag, told in {
-        "--config.initialize_from_hf=no/such/folder": "no model folder",
-        "--config.initialize_from_hf=owner/name": "hub could not be reached",
-        "--config.train_data=nothing.jsonl": "no data file",
-        "--config.mesh.fsdp=3": "does not fit 1 devices",
-        "--config.min_pack_fill=0.99": "would be filled",
-    }.items():
-        refused(run(TINY_CONFIG, here, flag), told)
-
-
 def test_a_model_that_does_not_fit_its_config(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
@@ -159,7 +124,7 @@ def test_out_of_memory_names_what_to_turn_down(tmp_path, monkeypatch, capsys):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
 
     with pytest.raises(SystemExit) as status:
-        command._run(train, tiny.get_config(), ["dpo.py"])
+        command._run(train, tiny.get_config())
     assert status.value.code == 1
     assert "per_device_parallelism" in capsys.readouterr().err
 
@@ -170,7 +135,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     from recipes.configs import tiny
 
     with pytest.raises(ValueError, match="cannot convert float NaN"):
-        command._run(lambda _: optimizer.steps_of(float("nan"), 10), tiny.get_config(), ["dpo.py"])
+        command._run(lambda _: optimizer.steps_of(float("nan"), 10), tiny.get_config())
 
 
 def test_a_full_disk_is_told_as_one(capsys):
@@ -186,7 +151,7 @@ def test_a_full_disk_is_told_as_one(capsys):
             raise error
 
         with pytest.raises(SystemExit) as stopped:
-            command._run(train, config, ["dpo.py"])
+            command._run(train, config)
         assert stopped.value.code == 1
         assert f"the disk is full ({told}" in capsys.readouterr().err.replace("[Errno 28] ", "")
 

@@ -8,10 +8,9 @@ import shlex
 import subprocess
 import sys
 
-from absl import flags
-from ml_collections import config_flags
 import pytest
 
+from recipes import overrides
 from tests.conftest import ROOT
 from zoo import ARCHITECTURES
 
@@ -98,17 +97,15 @@ COMMANDS = sorted({(str(path), command) for path, command in shown_commands()})
 
 
 @pytest.mark.parametrize(("path", "command"), COMMANDS)
-def test_every_shown_command_parses(path, command, monkeypatch):
+def test_every_shown_command_parses(path, command):
     program, *arguments = shlex.split(command, comments=True)
     assert (ROOT / program).is_file()
     if program != "recipes/dpo.py":
         return
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values)
     arguments = [a.replace("--config=recipes", f"--config={ROOT}/recipes") for a in arguments]
-    monkeypatch.setattr(sys, "argv", ["dpo.py", *arguments])  # config_flags looks there
-    assert values(sys.argv) == ["dpo.py"]
-    assert holder.value.beta > 0
+    config, others = overrides.read(["dpo.py", *arguments])
+    assert others == ["dpo.py"]
+    assert config.beta > 0
 
 
 def test_there_are_commands_to_parse():

@@ -59,15 +59,19 @@ def _size(bytes_: int) -> str:
 
 def main(args: list[str]) -> int:
     """Tells about each of the folders or hub ids; 1 if there is one that cannot be read."""
-    if not args or any(arg.startswith("-") for arg in args):
+    if set(args) & {"-h", "--help", "-help"}:
         print(__doc__.strip())
-        return 0 if args in (["-h"], ["--help"]) else 2
+        return 0
+    if not args or (odd := [arg for arg in args if arg.startswith("-")]):
+        wrong = f"there is no flag {odd[0]}: " if args else ""
+        print(f"error: {wrong}give folders or hub ids, python -m zoo PATH-OR-ID", file=sys.stderr)
+        return 2
     failed = 0
     for path_or_id in args:
         try:
             print(told(path_or_id))
         except (OSError, ValueError) as error:
-            print(f"{path_or_id}: not supported: {error}")
+            print(f"error: {path_or_id}: not supported: {error}", file=sys.stderr)
             failed = 1
     return failed
 

@@ -12,7 +12,8 @@ from ml_collections import config_dict
 
 def get_config() -> ml_collections.ConfigDict:
     """Every setting of the run; nothing is defaulted elsewhere."""
-    config = ml_collections.ConfigDict()
+    # A file that begins with this one may give any setting another value; settings.py checks kinds.
+    config = ml_collections.ConfigDict(type_safe=False)
     config.name = "tiny"
     config.tags = ("dpo",)
     config.directory = "runs/tiny"
@@ -20,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Models: folders or hub ids (owner/name@revision). Their config.json decides the architecture.
     config.initialize_from_hf = "recipes/tiny/model"
-    config.reference_model_path = config.get_ref("initialize_from_hf")
+    config.reference_model_path = config_dict.placeholder(str)  # unset: initialize_from_hf
     config.reference_is_hf = True  # False: reference_model_path is the directory of a run
     config.reference_mode = "resident"  # asked in every step; cached: once for all, then dropped
     config.reference_cache = config_dict.placeholder(str)  # cached; unset: beside the directory

@@ -29,6 +29,9 @@ def look(config: ml_collections.ConfigDict) -> None:
     if config.directory is None:
         config.directory = "runs"  # nothing is written there
     settings.check(config)
+    page = pathlib.Path(PAGE.value)
+    if page.is_dir() or not page.parent.is_dir():
+        raise ValueError(f"--page={page} cannot be written: it is a folder, or in none that exists")
     name = config.tokenizer or config.initialize_from_hf
     folder = hf_folder.find(name, files=hf_folder.TOKENIZER_FILES)
     data = reading.read(config, folder)
@@ -41,7 +44,6 @@ def look(config: ml_collections.ConfigDict) -> None:
         rows=config.per_device_parallelism,
     )
     print(report.text(data.told, data.tokenizer, shape, color=sys.stdout.isatty()))
-    page = pathlib.Path(PAGE.value)
     page.write_text(report.page(data.told, data.tokenizer, shape), "utf-8")
     print(f"\nthe same as a page: {page}")
 

@@ -50,6 +50,22 @@ def sources_of(setting: Setting, data: Setting) -> dict[str, tuple[Source, float
     return found
 
 
+def held_out_of(setting: Setting) -> dict[str, Setting]:
+    """The held-out sources by name, as the setting `validation` gives them.
+
+    Raises:
+      ValueError: it is a mere path, which has no name.
+    """
+    if setting is None:
+        return {}
+    if not isinstance(setting, dict | ml_collections.ConfigDict):
+        raise ValueError(
+            f"--config.validation={setting!r} gives no name: write --config.validation.heldout="
+            f"{setting}, and metrics are under eval/heldout"
+        )
+    return dict(setting.items())
+
+
 def source_of(where: str, given: Setting, data: Setting) -> Source:
     """One source: its path, or a dict(path=…, layout=…, columns=…).
 
@@ -64,7 +80,8 @@ def source_of(where: str, given: Setting, data: Setting) -> Source:
             f"--config.{where} has no setting {odd[0]!r}: it has {', '.join(SETTINGS)}"
         )
     path: Any = said.get("path")
-    columns: Any = said.get("columns") or data["columns"]
+    columns: Any = said.get("columns", data["columns"])
+    columns = {} if columns is None else columns
     if not isinstance(path, str) or not path:
         raise ValueError(f"please set --config.{where}.path=…")
     if not isinstance(columns, dict | ml_collections.ConfigDict):

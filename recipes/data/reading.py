@@ -1,14 +1,15 @@
 """The pairs that the settings of a run name: read, split, counted, and told."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 import pathlib
 from typing import NamedTuple
 
 import ml_collections
 import numpy as np
 
-from recipes.data import layouts, mixture, pairs, tokenise
+from recipes.data import layouts, mixture, pairs, sources, tokenise
 from recipes.data.chat import Chat, stops
+from recipes.data.messages import one_line
 from recipes.data.mixture import Part
 from recipes.data.pairs import Pairs
 from recipes.data.tokenise import How, Source
@@ -58,11 +59,15 @@ def read(config: ml_collections.ConfigDict, tokenizer_folder: pathlib.Path) -> D
     how = how_of(config, tokenizer_folder)
     cache = pathlib.Path(config.token_cache).expanduser() if config.token_cache else None
     named = mixture.sources_of(config.train_data, config.data)
-    trained = {name: pairs.recognised(source) for name, (source, _) in named.items()}
-    others = {
-        name: pairs.recognised(mixture.source_of(f"validation.{name}", given, config.data))
-        for name, given in config.validation.items()
+    training = [source for source, _ in named.values()]
+    apart = {
+        name: _held_out(f"validation.{name}", given, config.data, training)
+        for name, given in mixture.held_out_of(config.validation).items()
     }
+    for source in [*training, *apart.values()]:
+        _refuse_unknown_columns(source)
+    trained = {name: pairs.recognised(source) for name, (source, _) in named.items()}
+    others = {name: pairs.recognised(source) for name, source in apart.items()}
     plain = {source.layout in layouts.PLAIN for source, _ in [*trained.values(), *others.values()]}
     if plain == {True} and (config.chat_template or config.data.date or config.data.end_of_turn):
         raise ValueError(
@@ -101,6 +106,62 @@ def read(config: ml_collections.ConfigDict, tokenizer_folder: pathlib.Path) -> D
         )
     held_out = [held._replace(pairs=spread(held.pairs, config.max_eval_pairs)) for held in held_out]
     return Data(tokenizer, chat, train, held_out, told)
+
+
+def _held_out(
+    where: str, given: mixture.Setting, data: mixture.Setting, training: Sequence[Source]
+) -> Source:
+    """A held-out source, which says how it is read, or is read as the training data if it can be.
+
+    Names of columns are those of the training data where all of them are there; otherwise each of
+    them that is there and that ours is not. The layout is that of training data that looks alike.
+    """
+    own = mixture.source_of(where, given, {"layout": None, "columns": {}})
+    said = () if isinstance(given, str) else given
+    if "columns" not in said and (names := dict(data["columns"] or {})):
+        there = _columns(own._replace(columns=tuple(names.items())), names.values())
+        if not there.issuperset(names.values()):
+            names = {o: t for o, t in names.items() if t in there and o not in there}
+        own = own._replace(columns=tuple(sorted(names.items())))
+    if "layout" not in said and data["layout"]:
+        alike = {_looks(source) for source in training if source.layout == data["layout"]}
+        if _looks(own) in alike:
+            own = own._replace(layout=data["layout"])
+    return own
+
+
+def _looks(source: Source) -> str | None:
+    """The layout that its columns tell of, whatever is said; None: they tell of none."""
+    try:
+        return pairs.recognised(source._replace(layout=None))[0].layout
+    except ValueError:
+        return None
+
+
+def _columns(source: Source, needed: Collection[str]) -> set[str]:
+    """The names of its columns, of as many rows as it takes to meet those needed.
+
+    Of all rows, if need be: the last may be the only one with a system prompt.
+    """
+    met: set[str] = set()
+    wanted = layouts.wanted(dict(source.columns))
+    for row in sources.read(source.path, wanted):
+        met |= {*(row.fields or {}), *row.unread}
+        if met.issuperset(needed):
+            break
+    return met
+
+
+def _refuse_unknown_columns(source: Source) -> None:
+    names = dict(source.columns)
+    there = _columns(source, names.values()) if names else set()
+    for ours, theirs in names.items():
+        if there and theirs not in there:
+            raise ValueError(
+                f"{source.path} has no column {theirs!r}, which --config.data.columns or the "
+                f"source's own columns give for `{ours}`: it has "
+                f"{one_line(', '.join(sorted(there)))}"
+            )
 
 
 def how_of(config: ml_collections.ConfigDict, tokenizer_folder: pathlib.Path) -> How:

@@ -10,7 +10,7 @@ import pathlib
 import tempfile
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import optax
 import tokenizers
 import transformers
 
+from recipes import command
 from recipes.data import batches, chat, mixture, pairs, tokenise
 from recipes.data.packing import Shape
 from recipes.logps import answer_logps
@@ -58,8 +59,9 @@ def make_tokenizer(rows: list[dict]) -> transformers.PreTrainedTokenizerFast:
     )
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     """Tokenizer, training on the chosen answers, and the folder."""
+    pathlib.Path(FOLDER.value).mkdir(parents=True, exist_ok=True)  # or it fails now
     rows = [json.loads(line) for line in (HERE / "train.jsonl").read_text("utf-8").splitlines()]
     tokenizer = make_tokenizer(rows)
     with tempfile.TemporaryDirectory() as scratch:
@@ -114,4 +116,4 @@ def trained(split: tuple[nnx.GraphDef, nnx.State], how: tokenise.How) -> nnx.Sta
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.main_without_config(main)

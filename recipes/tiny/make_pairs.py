@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import json
 import pathlib
 
+from recipes import command
+
 HERE = pathlib.Path(__file__).parent
 
 CAPITALS = """France Paris|Italy Rome|Spain Madrid|Portugal Lisbon|Germany Berlin
@@ -256,4 +258,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.main_without_config(main)

@@ -14,8 +14,8 @@ import pytest
 import safetensors.numpy
 
 from checkpoints_io.bits import fingerprint
-from recipes import dpo, policy, reference
-from tests.conftest import TINY
+from recipes import dpo, overrides, policy, reference
+from tests.conftest import ROOT, TINY
 import zoo
 
 
@@ -206,6 +206,29 @@ def test_another_reference_is_refused_on_resume(tiny_config, tmp_path):
         dpo.train(config)
 
 
+def test_a_flag_for_the_reference_leaves_the_policy(tiny_config, tmp_path):
+    """Real flags; what is trained, by next to nothing, is still the model it was."""
+    before = zoo.load(TINY / "model")
+    other = zoo.load(TINY / "model")
+    other.norm.scale[...] = other.norm.scale[...] * 1.5
+    zoo.save(other, tmp_path / "reference")
+    flags = {
+        "initialize_from_hf": TINY / "model", "reference_model_path": tmp_path / "reference",
+        "train_data": TINY / "train.jsonl", "directory": tmp_path / "run",
+        "token_cache": tiny_config.token_cache, "compile_cache": None, "validation": None,
+        "num_train_steps": 1, "learning_rate": 1e-12, "sample_tokens": 0, "tensorboard": False,
+    }  # fmt: skip
+    config, _ = overrides.read([
+        "", f"--config={ROOT}/recipes/configs/tiny.py",
+        *(f"--config.{name}={value}" for name, value in flags.items()),
+    ])  # fmt: skip
+    dpo.train(config)
+    assert abs(training(config)[1]["train/drift_chosen"]) > 1
+    after = zoo.load(tmp_path / "run" / "hf" / "step-1")
+    assert after.norm.scale[...].tolist() == before.norm.scale[...].tolist()
+    assert after.embedding[...].tolist() == before.embedding[...].tolist()
+
+
 def test_other_settings_are_refused_on_resume(tiny_config):
     config = tiny_config
     config.num_train_steps = 1
@@ -225,6 +248,8 @@ def test_the_reference_may_be_a_run(tiny_config, tmp_path):
     second = config.copy_and_resolve_references()
     second.directory = str(tmp_path / "second")
     second.reference_is_hf = False
+    with pytest.raises(ValueError, match="give the directory of a run as --config"):
+        dpo.train(second)
     second.reference_model_path = config.directory
     second.num_train_steps = 1
     dpo.train(second)

@@ -114,7 +114,7 @@ def test_a_checkpoint_says_what_it_is(tmp_path, capsys):
     assert "supported" in told
     rewrite(tmp_path, {}, moe_capacity_factor=1.25)
     assert looking.main([str(tmp_path), str(tmp_path / "nowhere")]) == 1
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert "does not implement {'moe_capacity_factor': 1.25}" in told
     assert "there is no model folder" in told
 

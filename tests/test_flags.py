@@ -1,0 +1,276 @@
+"""Each setting, set alone by a flag, changes what it says and nothing else."""
+
+import pytest
+
+from recipes import identity, overrides, settings
+from recipes.configs import tiny
+from tests.conftest import ROOT
+
+CONFIGS = {name: f"--config={ROOT}/recipes/configs/{name}.py" for name in ("tiny", "llama8b")}
+# For every setting a text that neither config holds, and the value it means.
+OTHER = {
+    "adam_beta1": ("0.85", 0.85),
+    "adam_beta2": ("0.999", 0.999),
+    "adam_epsilon": ("1e-6", 1e-6),
+    "adam_mu_dtype": ("bfloat16", "bfloat16"),
+    "attention": ("dense", "dense"),
+    "beta": ("0.25", 0.25),
+    "chat_template": ("a.jinja", "a.jinja"),
+    "compile_cache": ("/tmp/compiled", "/tmp/compiled"),
+    "cooldown": ("7", 7.0),
+    "data.columns": ('{"chosen": "better"}', {"chosen": "better"}),
+    "data.date": ("2026-01-31", "2026-01-31"),
+    "data.end_of_turn": ("<|im_end|>", "<|im_end|>"),
+    "data.layout": ("hh", "hh"),
+    "data.max_malformed_fraction": ("0.5", 0.5),
+    "data.over_length": ("cut_prompt", "cut_prompt"),
+    "data.scored_turns": ("last", "last"),
+    "directory": ("/runs/another", "/runs/another"),
+    "distributed.coordinator_address": ("10.0.0.1:99", "10.0.0.1:99"),
+    "distributed.enabled": ("true", True),
+    "distributed.num_processes": ("2", 2),
+    "distributed.process_id": ("1", 1),
+    "dpop_lambda": ("5", 5.0),
+    "hf_save_dtype": ("float32", "float32"),
+    "initialize_from_hf": ("/models/another", "/models/another"),
+    "keep_best": ("heldout/dpo_loss", "heldout/dpo_loss"),
+    "keep_checkpoints": ("5", 5),
+    "keep_every": ("1000", 1000),
+    "label_smoothing": ("0.1", 0.1),
+    "learning_rate": ("1e-6", 1e-6),
+    "loss": ("dpop", "dpop"),
+    "lr_schedule": ("cosine", "cosine"),
+    "max_eval_pairs": ("10", 10),
+    "max_grad_norm": ("2", 2.0),
+    "mesh.data": ("2", 2),
+    "mesh.fsdp": ("4", 4),
+    "mesh.tensor": ("2", 2),
+    "min_lr_ratio": ("0.1", 0.1),
+    "min_pack_fill": ("0.25", 0.25),
+    "mp": ("p=f32,c=bf16", "p=f32,c=bf16"),
+    "name": ("another", "another"),
+    "nonfinite": ("skip", "skip"),
+    "num_epochs": ("2", 2.0),
+    "num_train_steps": ("77", 77),
+    "per_device_parallelism": ("3", 3),
+    "profile": ("3-4", "3-4"),
+    "reference_cache": ("/tmp/answers", "/tmp/answers"),
+    "reference_is_hf": ("false", False),
+    "reference_mode": ("cached", "cached"),
+    "reference_model_path": ("/models/reference", "/models/reference"),
+    "remat": ("none", "none"),
+    "row_length": ("8192", 8192),
+    "run_initial_eval": ("false", False),
+    "sample_tokens": ("9", 9),
+    "save_retries": ("0", 0),
+    "seed": ("1", 1),
+    "steps_per_checkpoint": ("40", 40),
+    "steps_per_eval": ("40", 40),
+    "steps_per_hf_export": ("-1", -1),
+    "steps_per_log": ("1", 1),
+    "tags": ("a,b", ("a", "b")),
+    "tensorboard": ("false", False),
+    "token_cache": ("/tmp/tokens", "/tmp/tokens"),
+    "tokenizer": ("/models/words", "/models/words"),
+    "train_batch_size": ("16", 16),
+    "train_data": ("a.jsonl", "a.jsonl"),
+    "train_seq_len": ("512", 512),
+    "validation": ('{"mine": "b.jsonl"}', {"mine": "b.jsonl"}),
+    "validation_split_fraction": ("0.2", 0.2),
+    "wandb_project": ("mine", "mine"),
+    "warmup": ("0.2", 0.2),
+    "weight_decay": ("0.01", 0.01),
+}
+
+
+def given(config, *flags):
+    """Every setting by its name; those of which the user chooses the names as they are."""
+    found, others = overrides.read(["dpo.py", CONFIGS[config], *flags])
+    assert others == ["dpo.py"]
+    return {
+        name: value.to_dict() if hasattr(value := found[name], "to_dict") else value
+        for name in settings.KINDS
+    }
+
+
+def test_the_sweep_is_of_all_settings():
+    assert OTHER.keys() == settings.KINDS.keys()
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_each_setting_alone_by_a_flag(config):
+    before = given(config)
+    for name, (text, value) in OTHER.items():
+        for flag in ([f"--config.{name}={text}"], [f"--config.{name}", text]):
+            now = given(config, *flag)
+            assert now == before | {name: value}, flag
+            assert type(now[name]) is type(value), flag
+            assert now[name] != before[name], flag
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_each_setting_alone_is_unset_or_refused(config):
+    before = given(config)
+    for name in settings.KINDS:
+        flag = f"--config.{name}=None"
+        if name in settings.OPTIONAL:
+            assert given(config, flag) == before | {name: None}
+            assert given(config, f"--config.{name}=null") == before | {name: None}
+        else:
+            with pytest.raises(ValueError, match=f"--config.{name} cannot be unset"):
+                given(config, flag)
+
+
+def test_a_reference_of_its_own():
+    """A flag for the reference leaves the policy; unset, the reference follows the policy."""
+    config, _ = overrides.read(["", CONFIGS["tiny"], "--config.reference_model_path=/reference"])
+    assert config.initialize_from_hf == "recipes/tiny/model"
+    assert settings.reference_path(config) == "/reference"
+    config, _ = overrides.read(["", CONFIGS["tiny"], "--config.initialize_from_hf=/policy"])
+    assert settings.reference_path(config) == "/policy"
+    flags = ["--config.initialize_from_hf=/policy", "--config.reference_model_path=/reference"]
+    for order in (flags, flags[::-1]):
+        config, _ = overrides.read(["", CONFIGS["tiny"], *order])
+        assert (config.initialize_from_hf, settings.reference_path(config)) == (
+            "/policy", "/reference"
+        )  # fmt: skip
+
+
+def test_a_run_from_before_the_reference_could_be_unset_goes_on(tmp_path):
+    """Its checkpoints name the policy's own folder; unset, it is the same."""
+    config = tiny.get_config()
+    unset = identity.of_settings(config)
+    config.reference_model_path = config.initialize_from_hf
+    identity.refuse_other_settings(identity.of_settings(config), unset, tmp_path)
+    config.reference_model_path = "/another"
+    with pytest.raises(ValueError, match="'/another' there, None here"):
+        identity.refuse_other_settings(identity.of_settings(config), unset, tmp_path)
+
+
+def copied(folder, *lines):
+    """A config file of which the last lines are these."""
+    file = folder / "copied.py"
+    text = (ROOT / "recipes" / "configs" / "tiny.py").read_text()
+    file.write_text(text.replace("    return config", "\n    ".join(["", *lines, "return config"])))
+    return f"--config={file}"
+
+
+@pytest.mark.parametrize(
+    ("names", "value", "told"),
+    [
+        (
+            ["reference_model_path"],
+            'config.get_ref("initialize_from_hf")',
+            "initialize_from_hf and reference_model_path of the config are one reference.*"
+            r"config_dict.placeholder\(str\)",
+        ),
+        (
+            ["steps_per_eval"],
+            'config.get_ref("steps_per_checkpoint")',
+            "steps_per_checkpoint and steps_per_eval of the config are one .*a value of its own",
+        ),
+        (
+            ["keep_every", "row_length"],
+            "config_dict.placeholder(int)",
+            "keep_every and row_length of the config are one reference",
+        ),
+    ],
+)
+def test_two_settings_that_one_flag_would_set(tmp_path, names, value, told):
+    own = [f"config.{name}" for name in names]
+    file = copied(tmp_path, f"del {', '.join(own)}", " = ".join([*own, value]))
+    for flags in ([], ["--config.reference_model_path=/reference"]):
+        with pytest.raises(ValueError, match=told):
+            overrides.read(["", file, *flags])
+
+
+def test_a_setting_that_follows_another_may_be_set_alone(tmp_path):
+    """What get_oneway_ref gives, or get_ref over a placeholder: only the one that follows moves."""
+    file = copied(
+        tmp_path,
+        "config.reference_model_path = config.get_ref('initialize_from_hf')",
+        "config.steps_per_eval = config.get_oneway_ref('steps_per_checkpoint')",
+    )
+    flags = ["--config.reference_model_path=/reference", "--config.steps_per_eval=7"]
+    config, _ = overrides.read(["", file, *flags])
+    assert (config.initialize_from_hf, config.steps_per_checkpoint) == ("recipes/tiny/model", 20)
+    assert (config.reference_model_path, config.steps_per_eval) == ("/reference", 7)
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "value"),
+    [
+        (["--config.tags=a, b"], "tags", ("a", "b")),
+        (["--config.tags=('a', 'b')"], "tags", ("a", "b")),
+        (["--config.tags=['a']"], "tags", ("a",)),
+        (["--config.tags="], "tags", ()),
+        (["--noconfig.tensorboard"], "tensorboard", False),
+        (["--config.tensorboard", "false"], "tensorboard", False),
+        (["--config.tensorboard=No"], "tensorboard", False),
+        (["--config.reference_mode=cached", "--config.tensorboard"], "tensorboard", True),
+        (["--config.beta", "1"], "beta", 1.0),
+        (["-config.beta=2"], "beta", 2.0),
+        (["--config.beta=2", "--config.beta=3"], "beta", 3.0),
+        (["--config.steps_per_hf_export", "-1"], "steps_per_hf_export", -1),
+        (["--config.cooldown", "None"], "cooldown", None),
+        (["--config.remat=none"], "remat", "none"),
+        (["--config.mesh={'data': 2, 'fsdp': 4}"], "mesh", dict(data=2, fsdp=4, tensor=1)),
+        (["--config.data.columns={'chosen':'a'}"], "data.columns", {"chosen": "a"}),
+        (["--config.data.columns.chosen=a"], "data.columns", {"chosen": "a"}),
+        (["--config.validation.more=b"], "validation",
+         {"heldout": "recipes/tiny/heldout.jsonl", "more": "b"}),
+        (["--config.validation.heldout=None"], "validation", {}),
+        (["--config.validation.heldout.layout=hh"], "validation",
+         {"heldout": {"path": "recipes/tiny/heldout.jsonl", "layout": "hh"}}),
+        (["--config.validation=None", "--config.validation.a.path=b",
+          "--config.validation.a.columns.chosen=c"], "validation",
+         {"a": {"path": "b", "columns": {"chosen": "c"}}}),
+        (["--config.train_data={'a': {'path': 'b', 'weight': 2}, 'c': {'path': 'd'}}",
+          "--config.train_data.c.weight=3"], "train_data",
+         {"a": {"path": "b", "weight": 2}, "c": {"path": "d", "weight": 3.0}}),
+        (["--config.train_data=s3://a/{b,c}.jsonl"], "train_data", "s3://a/{b,c}.jsonl"),
+    ],
+)  # fmt: skip
+def test_ways_to_write_a_value(flags, name, value):
+    config, _ = overrides.read(["", CONFIGS["tiny"], *flags])
+    found = config[name]
+    assert (found.to_dict() if hasattr(found, "to_dict") else found) == value
+    before, _ = overrides.read(["", CONFIGS["tiny"]])
+    others = dict(settings.flat(config)).items() - dict(settings.flat(before)).items()
+    assert {other.split(".")[0] for other, _ in others} <= {name.split(".")[0], "reference_mode"}
+
+
+def test_a_config_that_fixes_kinds_is_told_how_not_to(tmp_path):
+    """As configs did that were copied when `tiny` fixed them."""
+    file = tmp_path / "copied.py"
+    text = (ROOT / "recipes" / "configs" / "tiny.py").read_text()
+    text = text.replace("ConfigDict(type_safe=False)", "ConfigDict()")
+    line = "    config.train_data = dict(a=dict(path='a.jsonl'))\n"
+    file.write_text(text.replace("    return config", f"{line}    return config"))
+    number = file.read_text().splitlines().index(line.rstrip()) + 1
+    with pytest.raises(ValueError, match=f"copied.py, line {number}: .*type_safe=False"):
+        overrides.read(["", f"--config={file}"])
+
+
+def test_a_config_file_may_give_any_setting_another_kind_of_value(tmp_path):
+    """A mixture in place of one file, a source with settings in place of a path, none at all."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from recipes.configs import tiny\n\n"
+        "def get_config(sources='two'):\n"
+        "    config = tiny.get_config()\n"
+        "    config.train_data = dict(a=dict(path='a.jsonl', weight=2.0), b=dict(path='b.jsonl'))\n"
+        "    config.validation.heldout = dict(path='c.jsonl', layout='hh')\n"
+        "    config.warmup = 3\n"
+        "    config.cooldown = 3\n"
+        "    if sources == 'none':\n"
+        "        config.validation = None\n"
+        "        config.data.columns = None\n"
+        "    return config\n"
+    )
+    for argument in ("", ":none"):
+        config, _ = overrides.read(["", f"--config={file}{argument}", "--config.beta=0.5"])
+        settings.check(config)
+        assert config.train_data.a.weight == 2.0
+        assert (config.validation is None) == (argument == ":none")
+        assert config.beta == 0.5

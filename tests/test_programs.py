@@ -1,0 +1,162 @@
+"""Every program of the project ends in one frame: a sentence on stderr and a status, no traceback.
+
+Each is started with each kind of wrong word.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT, TINY
+
+CONFIG = "--config=recipes/configs/tiny.py"
+# What takes a config, and how it is told which weights or tokenizer to read.
+WITH_CONFIG = {
+    "recipes/dpo.py": "initialize_from_hf",
+    "recipes/forecast.py": "initialize_from_hf",
+    "recipes.data": "initialize_from_hf",
+}
+PROGRAMS = [*WITH_CONFIG, "recipes/tiny/make_model.py", "recipes/tiny/make_pairs.py", "zoo"]
+
+
+def of_configs(folder):
+    """Wrong words that every program with a config must answer, and what the sentence says."""
+    broken = folder / "broken.py"
+    broken.write_text("def get_config():\n    return 1 / 0\n")
+    derived = folder / "derived.py"
+    derived.write_text(
+        "from recipes.configs import tiny\n\ndef get_config():\n    config = tiny.get_config()\n"
+        "    config.beta = '0.1'\n    return config\n"
+    )
+    nowhere = f"--config.initialize_from_hf={folder}/nowhere"
+    empty = folder / "empty"
+    empty.mkdir()
+    file = folder / "file"
+    file.write_text("")
+    return [
+        ([], ["--config=recipes/configs/tiny.py"], 2),
+        (["recipes/configs/tiny.py"], ["write --config=recipes/configs/tiny.py"], 2),
+        (["--config=recipes/configs/nothing.py"], ["nothing.py"], 2),
+        (["--config=recipes"], ["no config file 'recipes'"], 2),
+        ([CONFIG, CONFIG], ["two configs"], 2),
+        (["--config=recipes/data/chat.py"], ["get_config"], 2),
+        (["--config=README.md"], ["README.md"], 2),
+        ([f"--config={broken}"], ["broken.py, line 2: ZeroDivisionError"], 2),
+        ([f"--config={derived}"], ["--config.beta='0.1' is not a number"], 2),
+        ([CONFIG, "--config.betta=0.2"], ["'betta'", "did you mean beta?"], 2),
+        ([CONFIG, "--config.data.layot=a"], ["did you mean data.layout?"], 2),
+        ([CONFIG, "--config.batch_size=8"], ["did you mean train_batch_size?"], 2),
+        ([CONFIG, "--config.lr=1e-5"], ["did you mean learning_rate?"], 2),
+        ([CONFIG, "--config.beta=much"], ["--config.beta='much' is not a number"], 2),
+        ([CONFIG, "--config.mesh.fsdp=8x"], ["mesh.fsdp='8x' is not a whole number"], 2),
+        ([CONFIG, "--config.tensorboard=maybe"], ["tensorboard='maybe' is not true or false"], 2),
+        ([CONFIG, "--config.data.columns={1: 2}"], ["data.columns='{1: 2}' cannot be read"], 2),
+        ([CONFIG, "--config.validation={'a.b': 'c'}"], ["cannot be read"], 2),
+        ([CONFIG, "--flagfile=nowhere"], ["nowhere"], 2),
+        ([CONFIG, "--", "--config.beta=x"], ["beta='x' is not a number"], 2),
+        ([CONFIG, "--config.mesh=8"], ["mesh.data, mesh.fsdp, mesh.tensor"], 2),
+        ([CONFIG, "--config.beta"], ["--config.beta wants a value"], 2),
+        ([CONFIG, "--config.beta="], ["--config.beta is set to nothing"], 2),
+        ([CONFIG, "--config.beta=None"], ["--config.beta cannot be unset"], 2),
+        ([CONFIG, "--config.data.columns=a"], ["data.columns='a' is not written like"], 2),
+        ([CONFIG, "--config.train_data={a"], ["train_data='{a' cannot be read"], 2),
+        ([CONFIG, "--config.train_data.a.path=b"], ["is one source, 'recipes/tiny/train"], 2),
+        ([CONFIG, "--learning_rate=1e-5"], ["write --config.learning_rate=1e-5"], 2),
+        ([CONFIG, "--learning-rate", "1"], ["write --config.learning_rate="], 2),
+        ([CONFIG, "--nothing=1"], ["--nothing", "--config.NAME=VALUE"], 2),
+        ([CONFIG, "--confg.beta=1"], ["confg"], 2),
+        ([CONFIG, "extra"], ["'extra'"], 2),
+        ([CONFIG, "beta=0.2"], ["write --config.beta=0.2"], 2),
+        ([CONFIG, "config.beta=0.2"], ["write --config.beta=0.2"], 2),
+        ([CONFIG, "\u2014config.beta=0.2"], ["write --config.beta=0.2"], 2),
+        ([CONFIG, "--config.beta=0"], ["beta must be above 0"], 1),
+        ([CONFIG, "--config.num_epochs=2"], ["add --config.num_train_steps=None"], 1),
+        ([CONFIG, "--config.num_train_steps=None"], ["set one of"], 1),
+        ([CONFIG, "--config.loss=simpo"], ["SimPO is not implemented here yet", "sigmoid"], 1),
+        ([CONFIG, "--config.loss=DPO"], ["did you mean sigmoid?"], 1),
+        ([CONFIG, "--config.validation=a.jsonl"], ["write --config.validation.heldout=a"], 1),
+        ([CONFIG, "--config.reference_is_hf=false"], ["--config.reference_model_path="], 1),
+        ([CONFIG, nowhere], ["no model folder", "nowhere"], 1),
+        ([CONFIG, "--config.initialize_from_hf=owner/name"], ["hub could not be reached"], 1),
+        ([CONFIG, f"--config.initialize_from_hf={empty}"], ["empty"], 1),
+        ([CONFIG, f"--config.initialize_from_hf={file}"], ["file"], 1),
+    ]
+
+
+def of_one(folder):
+    """Wrong words of single programs."""
+    here = [CONFIG, f"--config.directory={folder}/run", f"--config.token_cache={folder}/tokens"]
+    (folder / "rows.txt").write_text("")
+    (folder / "bare").mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        (folder / "bare" / name).write_bytes((TINY / "model" / name).read_bytes())
+    for program in ("recipes/dpo.py", "recipes.data"):
+        for data, told in {
+            "nothing.jsonl": "no data file",
+            f"{folder}/rows.txt": "rows.txt",
+            "owner/name": "owner/name",
+        }.items():
+            yield program, [*here, f"--config.train_data={data}"], [told], 1
+            yield program, [*here, f"--config.validation.more={data}"], [told], 1
+    bare = f"--config.initialize_from_hf={folder}/bare"
+    yield "recipes/dpo.py", [*here, bare], ["bare"], 1
+    yield "recipes/dpo.py", [*here, "--config.directory=gs://a/run"], ["file system"], 1
+    yield "recipes/dpo.py", [*here, "--config.mesh.fsdp=3"], ["does not fit 1 devices"], 1
+    yield "recipes/dpo.py", [*here, "--config.min_pack_fill=0.99"], ["would be filled"], 1
+    yield "recipes/dpo.py", [*here, "--config.reference_model_path=no/where/at/all"], ["where"], 1
+    yield "recipes/dpo.py", ["--config=recipes/configs/llama8b.py"], ["set --config.directory"], 1
+    page = f"--page={folder}/no/page.html"
+    yield "recipes.data", [*here, page], ["no/page.html"], 1
+    yield "recipes.data", [*here, f"--pag={folder}/page.html"], ["did you mean --page?"], 2
+    yield "recipes/forecast.py", [CONFIG, "--chip=h1000"], ["did you mean h100?"], 1
+    yield "recipes/forecast.py", [CONFIG, "--devices=many"], ["--devices", "many"], 2
+    yield "recipes/forecast.py", [CONFIG, "--devices=0"], ["--devices must be above 0"], 1
+    yield "recipes/forecast.py", [CONFIG, "--chip=v5e", "--devices=3"], ["slice of v5e"], 1
+    yield "recipes/forecast.py", [CONFIG, "--config.mesh.fsdp=3"], ["does not fit 8 devices"], 1
+    make = "recipes/tiny/make_model.py"
+    yield make, [], ["give --folder="], 2
+    yield make, [f"--folder={folder}/rows.txt"], ["rows.txt: File exists"], 1
+    yield make, [f"--fold={folder}/a"], ["did you mean --folder?"], 2
+    yield make, [f"folder={folder}/a"], ["give --folder="], 2
+    yield "recipes/tiny/make_pairs.py", ["--out=a"], ["no flag --out"], 2
+    yield "recipes/tiny/make_pairs.py", ["a"], ["'a' is no flag"], 2
+    yield "zoo", [], ["python -m zoo PATH-OR-ID"], 2
+    yield "zoo", ["--model=a"], ["no flag --model=a"], 2
+    yield "zoo", [f"{folder}/nowhere"], ["no model folder"], 1
+    yield "zoo", ["owner/name"], ["hub could not be reached"], 1
+    yield "zoo", [f"{folder}/rows.txt"], ["no model folder"], 1
+    yield "zoo", [f"{folder}/bare"], ["bare"], 1
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("words")
+    asked = [(program, *one) for one in of_configs(folder) for program in WITH_CONFIG] + [
+        *of_one(folder)
+    ]
+    asked += [(program, [flag], [], 0) for program in PROGRAMS for flag in ("--help", "-h")]
+    done = subprocess.run(
+        [sys.executable, "tests/programs.py"],
+        input=json.dumps([[program, *arguments] for program, arguments, _, _ in asked]),
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"},
+        cwd=ROOT, capture_output=True, text=True, timeout=600, check=True,
+    )  # fmt: skip
+    return list(zip(asked, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_wrong_words_are_answered_by_a_sentence(answers, program):
+    for (started, arguments, told, status), (code, out, err) in answers:
+        if started != program:
+            continue
+        assert (code, "Traceback" in out + err) == (status, False), (arguments, out[-999:], err)
+        if status == 0:  # --help
+            assert out.strip() and "rror" not in err, (arguments, err)
+            continue
+        sentences = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert len(sentences) == 1, (arguments, err)
+        for part in told:
+            assert part in sentences[0], (arguments, sentences)
