@@ -3,7 +3,6 @@
 from collections.abc import Callable
 import errno
 import functools
-import io
 import linecache
 import os
 import pathlib
@@ -18,7 +17,7 @@ import jax
 import ml_collections
 from ml_collections import config_flags
 
-from recipes import settings
+from recipes import settings, terminal
 from recipes.data import messages
 
 OURS = ("zoo", "checkpoints_io", "recipes")
@@ -29,9 +28,7 @@ def main(train: Callable[[ml_collections.ConfigDict], None]) -> None:
 
     What a person can mend ends in one sentence and exit status 1 (2: the command itself).
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a letter stops no run
+    terminal.hold()
     holder = config_flags.DEFINE_config_file("config", None, "The run: a file in recipes/configs.")
     app.run(lambda argv: _run(train, holder.value, argv), flags_parser=_parsed)
 
@@ -100,16 +97,20 @@ def _run(
     try:
         _trained(train, config)
     except BaseException as error:
-        if config.distributed.enabled:
+        # A thread that still saves, or reads data, would keep an interrupted program for minutes.
+        if config.distributed.enabled or isinstance(error, KeyboardInterrupt):
             _end_at_once(error)
         raise
 
 
 def _end_at_once(error: BaseException) -> None:
-    """Without waiting for the other processes, which wait for this one: so jax ends them too."""
+    """Without waiting for threads or other processes; jax ends those that wait for this one."""
     status = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
     try:
-        if not isinstance(error, SystemExit):
+        if isinstance(error, KeyboardInterrupt):
+            status = 130  # as shells call it
+            print("interrupted", file=sys.stderr)
+        elif not isinstance(error, SystemExit):
             traceback.print_exception(error)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -129,9 +130,6 @@ def _trained(
         if several.pop("enabled"):
             _join(several)
         train(config)
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         # Orbax has the same word for a full disk, which `run_state` puts into a sentence.
         exhausted = "RESOURCE_EXHAUSTED" in str(error) and not _said_by_us(error)

@@ -9,8 +9,7 @@ import pathlib
 import threading
 import time
 
-import tqdm
-
+from recipes import terminal
 from recipes.data import layouts, sources, token_cache, tokenise
 from recipes.data.files import Row
 from recipes.data.token_cache import Shard
@@ -56,7 +55,8 @@ def _parts(source: Source) -> Iterator[tuple[int, list[Row]]]:
     rows = sources.read(source.path, layouts.wanted(dict(source.columns)))
     part: list[Row] = []
     first = size = 0
-    for row in tqdm.tqdm(rows, f"reading {source.path}", delay=2, leave=False, unit=" rows"):
+    told = f"reading {source.path}"
+    for row in terminal.bar(rows, desc=told, delay=2, leave=False, unit=" rows"):
         part.append(row)
         size += row.size
         if len(part) == SHARD or size >= BYTES:
