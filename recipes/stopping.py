@@ -25,7 +25,7 @@ ASKED = (
     "ends the run at once"
 )
 # Seconds that a second Ctrl-C leaves the program to end by itself.
-GRACE = 0.8
+GRACE = 0.5
 
 
 class Asked(Exception):

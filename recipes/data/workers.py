@@ -6,6 +6,7 @@ from concurrent.futures import process
 import multiprocessing
 import os
 import pathlib
+import signal
 import threading
 import time
 
@@ -124,6 +125,7 @@ def _come_back(done: set[concurrent.futures.Future]) -> None:
 
 def _end_with(parent: int) -> None:
     """A process that was killed takes those it began along."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is meant for them too: no tracebacks
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -105,9 +105,7 @@ def test_prompts_of_one_token_leave_room_for_their_scores():
         shape = Shape(rows, row_length, pairs=4, few=rows)
         update = batches.pack([one] * 4, shape, [0])
         assert sum(int(batch.scores.sum()) for batch in update.micro_batches) == 4 * 5
-    assert packing.fits_once(one, Shape(1, 5, 1, 1)) and not packing.fits_once(
-        one, Shape(1, 4, 1, 1)
-    )
+    assert [packing.fits_once(one, Shape(1, length, 1, 1)) for length in (4, 5)] == [False, True]
 
 
 def random_pairs(seed, count, longest=12):
