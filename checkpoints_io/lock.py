@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 import contextlib
 import fcntl
+import os
 import pathlib
 
 from absl import logging
@@ -12,18 +13,37 @@ from absl import logging
 def held(path: pathlib.Path, *, otherwise: Callable[[], None]) -> Iterator[None]:
     """Within it no other process holds the file; where one does, `otherwise` raises, or it waits.
 
-    On a disk that knows no locks all may hold it, and are told so.
+    On a disk that knows no locks all may hold it, and are told so. What is in the file stays.
 
     Raises:
-      OSError: the file cannot be made.
+      OSError: the file cannot be made, or is a link.
     """
-    with path.open("w") as file:
+    refuse_link(path)
+    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             otherwise()
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(number, fcntl.LOCK_EX)
         except OSError as error:
             told = "%s: no lock can be had (%s): see to it that no other process writes there"
             logging.warning(told, path, error.strerror)
         yield
+    finally:
+        os.close(number)
+
+
+def refuse_link(path: pathlib.Path) -> None:
+    """What is to be written or removed must stand where its name says, or not be there yet.
+
+    Raises:
+      OSError: it is a link, through which something else would be changed, or no ordinary file.
+    """
+    if path.is_symlink():
+        raise OSError(
+            f"{path} is a link to {os.readlink(path)}, and what is there would be changed: remove "
+            "the link, or put what it leads to in its place"
+        )
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is in the way of a file that is to be written: move it elsewhere")

@@ -3,34 +3,76 @@
 from collections.abc import Iterator
 import contextlib
 import errno
+import fcntl
 import os
 import pathlib
+import re
 import secrets
 import shutil
+from typing import IO
 
 import jax
 
 from checkpoints_io import lock
+
+NEW, OLD, LOCK = "new", "old", "lock"  # all that a scratch folder holds
+ATTEMPTS = 3  # at a file whose unfinished form others cleared away
 
 
 def write(path: pathlib.Path, content: bytes | memoryview) -> None:
     """A file: what was there stays until the new one is on the disk.
 
     Raises:
-      OSError: it cannot be written; what was there is as it was.
+      OSError: it cannot be written, or is a link; what was there is as it was.
     """
-    while path.is_symlink():  # it stays one
-        path = path.parent / path.readlink()
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    lock.refuse_link(path)
+    for again in range(ATTEMPTS):
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        try:
+            with part.open("xb") as file:
+                _locked(file)  # its writer lives: see `clear`
+                file.write(content)
+                file.flush()
+                if path.exists():
+                    shutil.copymode(path, part)
+                _to_disk(part)
+                part.rename(path)
+            break
+        except FileNotFoundError:
+            # Cleared before it was locked, or from a machine that the disk's locks do not reach.
+            if again == ATTEMPTS - 1 or not path.parent.is_dir():
+                raise
+        finally:
+            part.unlink(missing_ok=True)
+    _to_disk(path.parent)
+
+
+def clear(room: pathlib.Path) -> None:
+    """Removes what killed writers left in a folder of ours; what a living one writes there stays.
+
+    Raises:
+      OSError: another process is writing one of the folders in it.
+    """
+    for left in sorted(room.glob(".*.part")):
+        if left.is_symlink():
+            continue
+        if left.is_dir() and {path.name for path in left.iterdir()} <= {NEW, OLD, LOCK}:
+            with _scratch(left.with_name(left.name[1 : -len(".part")])):
+                pass
+        elif left.is_file() and re.fullmatch(r"\..+\.[0-9a-f]{8}\.part", left.name):
+            # Gone meanwhile, or of another user.
+            with contextlib.suppress(OSError), left.open("r+b") as file:
+                if _locked(file):
+                    left.unlink()
+
+
+def _locked(file: IO[bytes]) -> bool:
+    """Does this process hold it now? Another one does, or the disk knows no locks."""
     try:
-        part.write_bytes(content)
-        if path.exists():
-            shutil.copymode(path, part)
-        _to_disk(part)
-        part.rename(path)
-        _to_disk(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -47,8 +89,35 @@ def folder(path: pathlib.Path) -> Iterator[pathlib.Path | None]:
         yield None
         return
 
+    with _scratch(path) as (fresh, old):
+        if path.exists() and not (path / "config.json").is_file() and any(path.iterdir()):
+            raise FileExistsError(
+                f"{path} holds something else than a model: choose another folder"
+            )
+        fresh.mkdir()
+        yield fresh
+        for written in (*fresh.iterdir(), fresh):
+            _to_disk(written)
+        if path.exists():
+            path.rename(old)
+        fresh.rename(path)
+        _to_disk(path.parent)
+
+
+@contextlib.contextmanager
+def _scratch(path: pathlib.Path) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
+    """Names for the folder that becomes `path` and the one it was: this process's alone, and empty.
+
+    Raises:
+      OSError: another process is writing `path`, or a link leads its scratch elsewhere.
+    """
     scratch = path.parent / f".{path.name}.part"
-    fresh, old = scratch / "new", scratch / "old"
+    fresh, old = scratch / NEW, scratch / OLD
+    if scratch.is_symlink():
+        raise OSError(
+            f"{scratch} is a link to {os.readlink(scratch)}, and what is there would be removed: "
+            "remove the link"
+        )
 
     def refuse() -> None:
         raise OSError(f"{path} is being written by another process: wait for it")
@@ -58,23 +127,12 @@ def folder(path: pathlib.Path) -> Iterator[pathlib.Path | None]:
             old.rename(path)
 
     scratch.mkdir(parents=True, exist_ok=True)
-    with lock.held(scratch / "lock", otherwise=refuse):
+    with lock.held(scratch / LOCK, otherwise=refuse):
         try:
             put_back()
-            if path.exists() and not (path / "config.json").is_file() and any(path.iterdir()):
-                raise FileExistsError(
-                    f"{path} holds something else than a model: choose another folder"
-                )
             for left in (fresh, old):
                 shutil.rmtree(left, ignore_errors=True)
-            fresh.mkdir()
-            yield fresh
-            for written in (*fresh.iterdir(), fresh):
-                _to_disk(written)
-            if path.exists():
-                path.rename(old)
-            fresh.rename(path)
-            _to_disk(path.parent)
+            yield fresh, old
         finally:
             put_back()
             shutil.rmtree(scratch, ignore_errors=True)

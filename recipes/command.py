@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import errno
-import io
 import linecache
 import os
 import pathlib
@@ -15,7 +14,7 @@ from absl import app, flags, logging
 import jax
 import ml_collections
 
-from recipes import overrides, settings
+from recipes import overrides, settings, terminal
 from recipes.data import messages
 
 OURS = ("zoo", "checkpoints_io", "recipes")
@@ -50,9 +49,7 @@ def _start(
     without_settings: Callable[[list[str]], list[str]] | None = None,
 ) -> None:
     """What a person can mend ends in one sentence and status 1, or 2 for the command itself."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a letter stops no run
+    terminal.hold()
 
     def parsed(argv: list[str]) -> list[str]:
         if any(arg in HELP for arg in argv[1:]):
@@ -128,16 +125,20 @@ def _run(
     try:
         _told(started)
     except BaseException as error:
-        if together:
+        # A thread that still saves, or reads data, would keep an interrupted program for minutes.
+        if together or isinstance(error, KeyboardInterrupt):
             _end_at_once(error)
         raise
 
 
 def _end_at_once(error: BaseException) -> None:
-    """Without waiting for the other processes, which wait for this one: so jax ends them too."""
+    """Without waiting for threads or other processes; jax ends those that wait for this one."""
     status = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
     try:
-        if not isinstance(error, SystemExit):
+        if isinstance(error, KeyboardInterrupt):
+            status = 130  # as shells call it
+            print("interrupted", file=sys.stderr)
+        elif not isinstance(error, SystemExit):
             traceback.print_exception(error)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -150,9 +151,6 @@ def _told(program: Callable[[], None]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
     try:
         program()
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         # Orbax has the same word for a full disk, which `run_state` puts into a sentence.
         exhausted = "RESOURCE_EXHAUSTED" in str(error) and not _said_by_us(error)

@@ -14,7 +14,6 @@ import functools
 from flax import nnx
 import jax
 import ml_collections
-import tqdm
 
 from checkpoints_io.run_state import RunStore
 from recipes import (
@@ -30,6 +29,7 @@ from recipes import (
     settings,
     step,
     stopping,
+    terminal,
 )
 from recipes.data import batches, mixture
 from recipes.prepare import Run, prepared, say
@@ -125,7 +125,7 @@ def _train(
         updates = batches.iterate(endless, run.place, start=start)
         meter, trend, held_out = metrics.Meter(), metrics.Trend(), {}
         traced = [at for at in settings.profiled(config.profile) if at > start]
-        for at in tqdm.trange(start + 1, run.total_steps + 1, unit="step", disable=None):
+        for at in terminal.bar(range(start + 1, run.total_steps + 1), unit="step"):
             if at in traced[:1]:
                 jax.profiler.start_trace(run.directory / "profile")
             with meter.waiting():

@@ -21,6 +21,9 @@ from recipes.data.batches import Update
 from recipes.data.mixture import Part
 from recipes.data.tokens import PairIds
 
+# What `Log` writes in the directory of a run.
+SETTINGS, RECORDS, WANDB_ID = FILES = "settings.json", "metrics.jsonl", "wandb_id"
+
 
 def preference(
     policy_logps: Float[Array, "P A"],
@@ -198,8 +201,8 @@ class Log:
         if jax.process_index():
             return
         told = config.to_json_best_effort(indent=2) + "\n"
-        whole.write(directory / "settings.json", told.encode())
-        path = directory / "metrics.jsonl"
+        whole.write(directory / SETTINGS, told.encode())
+        path = directory / RECORDS
         known = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
         kept = "".join(f"{line}\n" for line in known if _step(line) <= after)
         whole.write(path, kept.encode())
@@ -219,7 +222,7 @@ class Log:
                 tags=list(config.tags),
                 config=config.to_dict(),
                 dir=str(directory),
-                id=_own_id(directory / "wandb_id"),  # started again it is the same run
+                id=_own_id(directory / WANDB_ID),  # started again it is the same run
                 resume="allow",
             )
 
@@ -247,7 +250,7 @@ class Log:
 
 def evaluated(directory: pathlib.Path, step: int) -> bool:
     """Is there a record of held-out pairs at this step, as far as every process can see?"""
-    path = directory / "metrics.jsonl"
+    path = directory / RECORDS
     known = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
     return all_agree(any(_step(line) == step and '"eval/' in line for line in known))
 

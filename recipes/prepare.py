@@ -2,19 +2,16 @@
 
 from collections.abc import Iterator
 import contextlib
-import os
 import pathlib
-import sys
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import ml_collections
-import tqdm
 
-from checkpoints_io import hf_folder, lock
+from checkpoints_io import hf_folder, lock, whole
 from checkpoints_io.run_state import RunStore
-from recipes import identity, optimizer, plan, settings
+from recipes import identity, metrics, optimizer, plan, settings, terminal
 from recipes.data import batches, chat, pairs, reading, shapes
 from recipes.data.mixture import Part
 from recipes.data.reading import HeldOut
@@ -46,10 +43,7 @@ class Run(NamedTuple):
 def say(text: str) -> None:
     """Tells the person at the terminal, once however many processes there are."""
     if jax.process_index() == 0:
-        try:
-            tqdm.tqdm.write(text)
-        except BrokenPipeError:  # `| head` has seen enough, and the run goes on
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        terminal.write(text)
 
 
 @contextlib.contextmanager
@@ -190,6 +184,11 @@ def _alone(directory: pathlib.Path) -> Iterator[None]:
         )
 
     with lock.held(directory / "lock", otherwise=refuse):
+        linked = [path for path in (directory / "checkpoints").iterdir() if path.is_symlink()]
+        for path in (*(directory / name for name in metrics.FILES), *linked):
+            lock.refuse_link(path)
+        for room in (directory, directory / "hf"):
+            whole.clear(room)
         yield
 
 

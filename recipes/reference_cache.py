@@ -17,10 +17,9 @@ import jaxlib
 import numpy as np
 from safetensors import SafetensorError
 import safetensors.numpy
-import tqdm
 
 from checkpoints_io import whole
-from recipes import head, logps
+from recipes import head, logps, terminal
 from recipes.data import packing, tokens
 from recipes.data.batches import Place
 from recipes.data.packing import Shape
@@ -56,6 +55,8 @@ def opened(
     folder = directory / name
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
+        for room in directory.iterdir():
+            whole.clear(room)
         told = json.dumps(arithmetic, indent=2) + "\n"
         whole.write(folder / "arithmetic.json", told.encode())
     known = {}
@@ -83,7 +84,8 @@ def of_pairs(cache: Cache, pairs: Sequence[PairIds], forward: Forward, place: Pl
     distinct = dict(zip(keys, pairs, strict=True))
     missing = [(key, pair) for key, pair in distinct.items() if np.isnan(cache.known[key]).any()]
     step = UPDATES_PER_FILE * place.shape.pairs
-    for start in tqdm.trange(0, len(missing), step, desc="reference", delay=2, leave=False):
+    starts = range(0, len(missing), step)
+    for start in terminal.bar(starts, desc="reference", delay=2, leave=False):
         part_keys, part = zip(*missing[start : start + step], strict=True)
         found = logps.of_pairs(forward, part, place)
         cache.known.update(zip(part_keys, found, strict=True))

@@ -6,6 +6,8 @@ The step under way is finished and saved, and the program ends well: the same co
 from collections.abc import Callable, Iterator
 import contextlib
 import itertools
+import os
+import select
 import signal
 import threading
 from typing import Any
@@ -18,6 +20,13 @@ from recipes.data.packing import Packed
 from recipes.logps import Forward
 from recipes.prepare import say
 
+ASKED = (
+    "\nasked to stop: the step under way, if there is one, is finished and saved; Ctrl-C once more "
+    "ends the run at once"
+)
+# Seconds that a second Ctrl-C leaves the program to end by itself.
+GRACE = 0.5
+
 
 class Asked(Exception):
     """The run is to end, and nothing is wrong."""
@@ -28,7 +37,9 @@ def asked() -> Iterator[Callable[[], bool]]:
     """Within it signals only ask; the function says whether the run is to end.
 
     All processes of a run are told the same, if they ask equally often. `Asked` ends the block, and
-    goes no further. A second Ctrl-C ends the run at once.
+    goes no further. A second Ctrl-C raises KeyboardInterrupt and, where that does not end the block
+    within a second (a thread that waits for the devices or for a save sees no signals), it ends the
+    process with status 130. Files and checkpoints that were not whole yet are left out.
     """
     if threading.current_thread() is not threading.main_thread():  # where no signals come
         yield lambda: False
@@ -52,14 +63,13 @@ def asked() -> Iterator[Callable[[], bool]]:
     def note(number: int, _: Any) -> None:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not received:
-            say("\nasked to stop: the step under way, if there is one, is finished and saved")
         received.append(number)
         if several:
             signal.raise_signal(signal.SIGTERM)  # which jax listens to, and tells the others
 
     numbers = [signal.SIGINT] if several else [signal.SIGINT, signal.SIGTERM]
     before = [signal.signal(number, note) for number in numbers]
+    unwatch = _watch()
     distributed.global_state.preemption_sync_manager = None
     try:
         yield stop
@@ -67,8 +77,40 @@ def asked() -> Iterator[Callable[[], bool]]:
         say("stopped: the same command goes on")
     finally:
         distributed.global_state.preemption_sync_manager = manager
+        unwatch()
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _watch() -> Callable[[], None]:
+    """Hears signals when they come, whatever the main thread waits for; returns how to end it."""
+    heard, tell = os.pipe()
+    os.set_blocking(tell, False)
+
+    def watch() -> None:
+        asked = False
+        while came := os.read(heard, 1):
+            if asked and came[0] == signal.SIGINT:
+                # Ready: the block was left, and its end of the pipe closed, or a third one came.
+                if not select.select([heard], [], [], GRACE)[0] or os.read(heard, 1):
+                    os._exit(130)
+                break
+            if not asked and came[0] in (signal.SIGINT, signal.SIGTERM):
+                asked = True
+                # In a thread of its own: a terminal that was halted (Ctrl-S) takes no text.
+                threading.Thread(target=say, args=(ASKED,), daemon=True).start()
+        os.close(heard)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    before = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+
+    def unwatch() -> None:
+        signal.set_wakeup_fd(before)
+        os.close(tell)
+        watcher.join()
+
+    return unwatch
 
 
 def heeding(stop: Callable[[], bool], forward: Forward) -> Forward:

@@ -126,8 +126,11 @@ def _causal(prompt: np.ndarray, answer: np.ndarray, scored: np.ndarray, which: i
 
 
 def stored_length(pair: PairIds) -> int:
-    """Positions a pair takes with its prompt once."""
-    return len(pair.prompt) + len(pair.chosen) + len(pair.rejected) - 2
+    """Positions a pair takes with its prompt once.
+
+    After a prompt of one token there is one score more than there are tokens, and it needs a place.
+    """
+    return max(len(pair.prompt), 2) + len(pair.chosen) + len(pair.rejected) - 2
 
 
 def real_tokens(pair: PairIds) -> int:
@@ -152,7 +155,7 @@ def place(pairs: Sequence[PairIds], shape: Shape) -> list[list[list[Placed]]]:
             rows.append([])
             room.append(shape.row_length)
         rows[row].append(Placed(pair, stream))
-        room[row] -= len(stream.tokens)
+        room[row] -= _length([stream])
         if room[row] < 0:
             raise ValueError("a pair does not fit into its row")
 
@@ -207,7 +210,7 @@ def fits_a_row(pair: PairIds, shape: Shape) -> bool:
 
 
 def _length(streams: Sequence[Stream]) -> int:
-    return sum(len(stream.tokens) for stream in streams)
+    return sum(max(len(stream.tokens), len(stream.target)) for stream in streams)
 
 
 def build(rows: Sequence[Sequence[Placed]], shape: Shape, shards: Sequence[int]) -> Packed:

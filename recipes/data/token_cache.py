@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow
-import tqdm
 
 from checkpoints_io import lock, whole
+from recipes import terminal
 from recipes.data import counts as counts_io
 from recipes.data.counts import Counts
 from recipes.data.tokens import PairIds
@@ -44,6 +44,8 @@ def folder_of(directory: pathlib.Path, identity: dict[str, Any]) -> pathlib.Path
     folder = directory / hashlib.sha256(text.encode()).hexdigest()[:16]
     with _told(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        for room in directory.iterdir():
+            whole.clear(room)
         path = folder / "identity.json"
         if not path.exists():
             whole.write(path, text.encode())
@@ -57,7 +59,7 @@ def alone(folder: pathlib.Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with _told(folder):
             path = folder / "lock"
-            stack.enter_context(lock.held(path, otherwise=lambda: tqdm.tqdm.write(told)))
+            stack.enter_context(lock.held(path, otherwise=lambda: terminal.write(told)))
         yield
 
 

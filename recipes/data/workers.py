@@ -6,11 +6,11 @@ from concurrent.futures import process
 import multiprocessing
 import os
 import pathlib
+import signal
 import threading
 import time
 
-import tqdm
-
+from recipes import terminal
 from recipes.data import layouts, sources, token_cache, tokenise
 from recipes.data.files import Row
 from recipes.data.token_cache import Shard
@@ -56,7 +56,8 @@ def _parts(source: Source) -> Iterator[tuple[int, list[Row]]]:
     rows = sources.read(source.path, layouts.wanted(dict(source.columns)))
     part: list[Row] = []
     first = size = 0
-    for row in tqdm.tqdm(rows, f"reading {source.path}", delay=2, leave=False, unit=" rows"):
+    told = f"reading {source.path}"
+    for row in terminal.bar(rows, desc=told, delay=2, leave=False, unit=" rows"):
         part.append(row)
         size += row.size
         if len(part) == SHARD or size >= BYTES:
@@ -124,6 +125,7 @@ def _come_back(done: set[concurrent.futures.Future]) -> None:
 
 def _end_with(parent: int) -> None:
     """A process that was killed takes those it began along."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is meant for them too: no tracebacks
 
     def watch() -> None:
         while os.getppid() == parent:

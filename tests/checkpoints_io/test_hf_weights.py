@@ -244,15 +244,3 @@ def test_more_layers_than_tensors_are_not_listed(folder):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 10_000}))
     with pytest.raises(ValueError, match=r"config.json means 10000 times .* and there are \d+"):
         zoo.check(folder)
-
-
-def test_a_file_written_whole_keeps_its_mode_and_its_link(tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    target, link = tmp_path / "elsewhere" / "records", tmp_path / "records"
-    target.write_text("old")
-    target.chmod(0o600)
-    link.symlink_to("elsewhere/records")
-    whole.write(link, b"new")
-    assert link.is_symlink() and target.read_bytes() == b"new"
-    assert target.stat().st_mode & 0o777 == 0o600
-    assert [path.name for path in target.parent.iterdir()] == ["records"]

@@ -163,5 +163,6 @@ def test_a_run_killed_at_any_moment_is_the_run_that_was_not(tmp_path, kills, cap
         assert at == STEPS
         left = [p.name for r in ("checkpoints", "hf", ".") for p in (directory / r).iterdir()]
         assert not [name for name in left if "tmp" in name or name.startswith(".")], left
+        assert not [*tmp_path.glob(f"{directory.name}-*/*/.*")]  # of tokens, and of the reference
     with capsys.disabled():
         print(f"\n{done} kills over {chains} runs, of {life:.1f} s each: {where} (seed {seed})")

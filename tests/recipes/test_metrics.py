@@ -1,9 +1,17 @@
 """What is said aloud, and when."""
 
+import math
+import types
+
+import numpy as np
 import pytest
 
 from recipes import metrics, settings
 from recipes.configs import tiny
+from recipes.data import batches
+from recipes.data.batches import Update
+from recipes.data.packing import Shape
+from recipes.data.tokens import PairIds
 
 
 def readings(chosen, rejected, accuracy):
@@ -47,3 +55,64 @@ def test_the_best_is_the_highest_or_the_lowest():
     assert settings.score(config, {}) is None
     config.keep_best = "heldout/dpo_accuracy"
     assert settings.score(config, figures) is None
+
+
+def update(real, stored, positions, chosen, rejected, scores):
+    """Of as many pairs as there are scores."""
+    rows = np.arange(len(scores))
+    return Update(rows, [], real, stored, positions, chosen, rejected, np.array(scores, float))
+
+
+def test_speed_is_that_of_training_alone(monkeypatch):
+    """Waiting for data counts; evaluation and saving do not, on either side of a reading."""
+    clock = types.SimpleNamespace(now=100.0)
+    monkeypatch.setattr(metrics, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
+    meter = metrics.Meter()
+    none = math.nan, math.nan
+    with meter.waiting():
+        clock.now += 1
+    meter.add(update(300, 60, 100, 10, 6, [(1, 2), none]))
+    clock.now += 2
+    with meter.paused():
+        clock.now += 1000
+    meter.add(update(100, 30, 100, 2, 6, [(3, 5), none]))
+    clock.now += 5
+    assert meter.time_left(7) is None  # so far it was the compiler's time
+    assert meter.read() == {
+        "tokens_per_second": 400 / 8,
+        "input_wait": 1 / 8,
+        "pack_fill": 90 / 200,
+        "length_chosen": 12 / 4,
+        "length_rejected": 12 / 4,
+        "score_chosen": 2,
+        "score_rejected": 3.5,
+    }
+    with meter.paused():
+        clock.now += 1000
+    with meter.waiting():
+        clock.now += 3
+    meter.add(update(300, 60, 100, 10, 6, [none, none]))
+    clock.now += 57
+    assert meter.time_left(7) == "about 7.0 minutes to go, evaluation and saving apart"
+    assert meter.time_left(180).startswith("about 3.0 hours to go")
+    assert meter.read() == {
+        "tokens_per_second": 300 / 60,
+        "input_wait": 3 / 60,
+        "pack_fill": 60 / 100,
+        "length_chosen": 10 / 2,
+        "length_rejected": 6 / 2,
+    }
+    assert meter.time_left(7) is None  # said once
+
+
+def test_lengths_are_those_of_each_answers_scored_tokens():
+    def pair(chosen, rejected):
+        masks = np.array(chosen, bool), np.array(rejected, bool)
+        answers = (np.arange(len(mask), dtype=np.int32) for mask in masks)
+        return PairIds(0, np.arange(9, dtype=np.int32), *answers, *masks)
+
+    pairs = [pair([1, 0, 1, 1], [0, 1]), pair([1, 1], [1, 1, 1, 0, 1, 1])]
+    assert metrics.lengths(pairs) == {"length_chosen": 5 / 2, "length_rejected": 6 / 2}
+    packed = batches.pack(pairs, Shape(1, 64, 2, 1), [0])
+    assert (packed.chosen_tokens, packed.rejected_tokens) == (5, 6)
+    assert (packed.real_tokens, packed.stored_tokens) == (4 * 9 + 6 + 8, 2 * 9 + 6 + 8 - 4)

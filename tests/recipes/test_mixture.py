@@ -46,6 +46,13 @@ def test_each_epoch_of_a_part_holds_all_of_it_in_another_order():
     assert first[:10] != first[10:20]
 
 
+def test_each_part_has_an_order_of_its_own():
+    drawn = rows_of(mixture.endless(parts(10, 10, weights=(1.0, 1.0)), seed=0), 0, 20)
+    one, other = ([row % 10 for row in drawn if row // 10 == part] for part in (0, 1))
+    assert sorted(one) == sorted(other) == list(range(10))
+    assert one != other
+
+
 def test_one_part_is_the_stream_of_before():
     """The order of a run with one source does not hang on there being mixtures."""
     (part,) = parts(10)

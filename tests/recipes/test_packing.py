@@ -97,6 +97,17 @@ def test_a_pair_too_long_for_a_row_is_stored_separately_within_one_micro_batch()
         packing.place([long], shape._replace(rows=1))
 
 
+def test_prompts_of_one_token_leave_room_for_their_scores():
+    """Both first tokens are read off the prompt: one score more than there are tokens."""
+    one = pair("a", "xy", "uvw")
+    assert (len(packing.prompt_once(one).tokens), packing.stored_length(one)) == (4, 5)
+    for rows, row_length in ((1, 5), (1, 9), (2, 9), (1, 10)):
+        shape = Shape(rows, row_length, pairs=4, few=rows)
+        update = batches.pack([one] * 4, shape, [0])
+        assert sum(int(batch.scores.sum()) for batch in update.micro_batches) == 4 * 5
+    assert [packing.fits_once(one, Shape(1, length, 1, 1)) for length in (4, 5)] == [False, True]
+
+
 def random_pairs(seed, count, longest=12):
     draw = np.random.default_rng(seed)
     some = lambda: draw.integers(0, 97, draw.integers(1, longest)).astype(np.int32)

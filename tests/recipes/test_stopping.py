@@ -62,8 +62,11 @@ FLAGS = ("--config.num_train_steps=12", "--config.steps_per_checkpoint=100")
 )
 def test_a_run_that_is_asked_to_stop_saves_and_ends_well(tmp_path, asked):
     whole, parted = tmp_path / "whole", tmp_path / "parted"
-    told = started(whole, *FLAGS).communicate()[0]
-    assert figures(whole).keys() == set(range(1, 13)), told[-2000:]
+    process = started(whole, *FLAGS)
+    process.stdout.readline()
+    process.stdout.close()  # `2>&1 | head -1` has seen enough, and the run goes on
+    assert process.wait() == 0
+    assert figures(whole).keys() == set(range(1, 13))
     process = started(parted, *FLAGS)
     wait_for(3, parted, process)
     process.send_signal(asked)
@@ -77,14 +80,74 @@ def test_a_run_that_is_asked_to_stop_saves_and_ends_well(tmp_path, asked):
     assert figures(parted) == figures(whole)
 
 
-def test_a_second_interrupt_ends_it_at_once():
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_interrupt_ends_it_at_once(first):
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), stopping.asked() as stop:
         assert not stop()
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(first)
         assert stop()
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+# The main thread waits for the devices, where it sees no signal.
+WAITING = """
+import jax
+from recipes import stopping
+
+with stopping.asked():
+    endless = jax.jit(lambda x: jax.lax.while_loop(lambda x: x < 1, lambda x: x / 2, x))
+    print("waiting", flush=True)
+    jax.block_until_ready(endless(0.5))
+"""
+
+
+def test_a_second_interrupt_does_not_wait_for_the_devices():
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert process.stdout.readline() == "waiting\n"
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "\n"
+    assert process.stdout.readline().startswith("asked to stop")  # before the step is over
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+
+
+# It would wait for a thread, as for one that saves.
+SAVING = """
+import signal, threading, time
+from recipes import command, stopping
+
+def train(_):
+    with stopping.asked():
+        threading.Thread(target=time.sleep, args=(600,)).start()
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+command.main(train)
+"""
+
+
+def test_an_interrupted_program_waits_for_no_thread():
+    done = subprocess.run(
+        [sys.executable, "-c", SAVING, "--config=recipes/configs/tiny.py"], cwd=ROOT,
+        capture_output=True, text=True, timeout=120, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert done.returncode == 130
+    assert done.stderr == "interrupted\n"
+
+
+def test_asking_twice_to_end_is_asking_once():
+    """Whoever takes a machine away may say it again."""
+    with stopping.asked() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(stopping.GRACE + 0.3)
+        assert stop()
 
 
 def test_what_was_due_at_the_step_of_the_stop_still_happens(tiny_config, monkeypatch):

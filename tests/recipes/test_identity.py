@@ -1,0 +1,36 @@
+"""What a run may not change when it goes on."""
+
+import pathlib
+
+import pytest
+
+from recipes import identity
+from recipes.configs import llama8b, tiny
+
+# Each of them shapes the numbers: which pairs, in which order, what is learnt from them and how.
+SHAPING = (
+    "adam_beta1", "adam_beta2", "adam_epsilon", "adam_mu_dtype", "beta", "cooldown",
+    "data.max_malformed_fraction", "data.scored_turns", "dpop_lambda", "initialize_from_hf",
+    "label_smoothing", "learning_rate", "loss", "lr_schedule", "max_grad_norm", "min_lr_ratio",
+    "mp", "num_train_steps", "reference_is_hf", "reference_model_path", "seed",
+    "train_batch_size", "train_data", "train_seq_len", "validation_split_fraction", "warmup",
+    "weight_decay",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [tiny.get_config(), llama8b.get_config()])
+def test_what_shapes_the_numbers_may_not_change(config):
+    saved = identity.of_settings(config)
+    assert saved.keys() >= set(SHAPING)
+    for name in SHAPING:
+        with pytest.raises(ValueError, match=rf"other settings \({name}: 'other' there"):
+            identity.refuse_other_settings(saved | {name: "other"}, saved, pathlib.Path("run"))
+    identity.refuse_other_settings(saved, dict(saved), pathlib.Path("run"))
+
+
+def test_what_touches_no_number_may_change():
+    config = tiny.get_config()
+    saved = identity.of_settings(config)
+    config.keep_checkpoints, config.steps_per_log, config.mesh.fsdp = 7, 7, 1
+    config.validation = {"another": "held-out.jsonl"}
+    assert identity.of_settings(config) == saved
