@@ -8,8 +8,8 @@ from typing import Any
 
 import fsspec
 
-from recipes.data import files
-from recipes.data.files import Row
+from recipes.data import files, tables
+from recipes.data.records import Row
 
 HUB = r"[\w-][\w.-]*/[\w-][\w.-]*(:[^:@]+){0,2}(@.+)?"
 
@@ -98,9 +98,9 @@ def _hash(file_system: Any, path: str) -> str:
 
 def _hub_rows(source: str, wanted: frozenset[str] | None) -> Iterator[Row]:
     number = 0
-    for table in _hub(source).with_format("arrow").iter(files.AT_ONCE):
+    for table in _hub(source).with_format("arrow").iter(tables.AT_ONCE):
         for batch in table.combine_chunks().to_batches():
-            yield from files.batch_rows(source, number, batch, wanted)
+            yield from tables.batch_rows(source, number, batch, wanted)
             number += len(batch)
 
 

@@ -12,7 +12,7 @@ import time
 import tqdm
 
 from recipes.data import layouts, sources, token_cache, tokenise
-from recipes.data.files import Row
+from recipes.data.records import Row
 from recipes.data.token_cache import Shard
 from recipes.data.tokenise import How, Source
 

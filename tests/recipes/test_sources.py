@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from recipes.data import files, sources
+from recipes.data import records, sources
 from tests.conftest import ROOT
 
 ROWS = [{"prompt": "a", "chosen": "b"}, {"prompt": "ä", "chosen": "😀"}, {"prompt": "c"}]
@@ -40,7 +40,7 @@ def parquet():
     return sink.getvalue().to_pybytes()
 
 
-def records(path):
+def array_records(path):
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
     for row in ROWS:
         writer.write(json.dumps(row).encode())
@@ -80,7 +80,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, name):
 
 
 def test_array_records_here_and_far_away(tmp_path):
-    content = records(tmp_path / "a.array_record")
+    content = array_records(tmp_path / "a.array_record")
     assert read(tmp_path / "a.array_record") == ROWS
     fsspec.filesystem("memory").pipe("/far/b.array_record", content)
     assert read("memory://far/b.array_record") == ROWS
@@ -115,11 +115,11 @@ def test_a_line_that_cannot_be_read_is_counted_with_its_place(tmp_path, content,
     (tmp_path / "a.jsonl").write_bytes(content)
     good, bad, also_good = sources.read(str(tmp_path / "a.jsonl"))
     assert (good.fields, also_good.fields) == ({"a": 1}, {"a": 3})
-    assert bad == files.Row(f"{tmp_path}/a.jsonl{where}", None, reason)
+    assert bad == records.Row(f"{tmp_path}/a.jsonl{where}", None, reason)
 
 
 def test_a_gigantic_line_is_counted_and_passed_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "LONGEST", 2**20)
+    monkeypatch.setattr(records, "LONGEST", 2**20)
     (tmp_path / "a.jsonl").write_bytes(b'{"a": "' + b"x" * 3 * 2**20 + b'"}\n{"a": 2}\n')
     bad, good = sources.read(str(tmp_path / "a.jsonl"))
     assert (bad.reason, bad.where[-2:], good.fields) == ("longer than 1 MiB", ":1", {"a": 2})
@@ -128,7 +128,7 @@ def test_a_gigantic_line_is_counted_and_passed_over(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", [*CONTENT, "a.array_record"])
 def test_a_file_that_breaks_off_says_so(tmp_path, name):
-    content = CONTENT.get(name) or records(tmp_path / "whole.array_record")
+    content = CONTENT.get(name) or array_records(tmp_path / "whole.array_record")
     plain = name.endswith(".jsonl")
     (tmp_path / name).write_bytes(content[: len(content) // 2 + 3 * plain])
     rows = list(sources.read(str(tmp_path / name)))
@@ -235,11 +235,10 @@ def test_columns_that_nobody_wants_are_named_and_not_read(tmp_path):
         assert (first.fields, first.unread) == ({"chosen": "b"}, ("prompt",))
 
 
-def test_a_list_without_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "LARGEST", 2**20)
-    (tmp_path / "a.json.gz").write_bytes(gzip.compress(b"[" + b" " * 2**21))
+def test_a_list_without_end_is_refused(tmp_path):
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(b"[" + b" " * 2**25))
     (row,) = sources.read(str(tmp_path / "a.json.gz"))
-    assert "make it JSON lines" in row.reason
+    assert row.reason == "the file cannot be read from here on: the list does not end"
     (tmp_path / "b.jsonl").write_bytes(b'{"a": ' + b"[" * 10**6 + b"}")
     (row,) = sources.read(str(tmp_path / "b.jsonl"))
     assert row.reason == "more than 100000 lists"
