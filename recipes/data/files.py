@@ -56,8 +56,10 @@ SUFFIXES = (*KINDS, *(f"{kind}{c}" for kind in TEXTS for c in COMPRESSED))
 
 
 def kind_of(name: str) -> str | None:
-    """The longest of SUFFIXES that a file's name ends in, in letters of either case."""
-    return max((s for s in SUFFIXES if name.lower().endswith(s)), key=len, default=None)
+    """The longest of SUFFIXES that a file's name ends in; of a URL, before its query."""
+    ends = name.lower(), name.lower().partition("?")[0] if "://" in name else ""
+    fits = (suffix for suffix in SUFFIXES if any(end.endswith(suffix) for end in ends))
+    return max(fits, key=len, default=None)
 
 
 def rows(name: str, opened: File, wanted: Wanted = None) -> Iterator[Row]:

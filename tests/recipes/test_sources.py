@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -261,17 +262,89 @@ def test_links_that_lead_nowhere_and_pipes_are_refused(tmp_path):
         sources.read(str(tmp_path / "c.jsonl"))
 
 
-def test_a_name_with_brackets_is_a_name_first(tmp_path):
-    (tmp_path / "a[1].jsonl").write_text('{"a": 1}')
-    assert read(tmp_path / "a[1].jsonl") == [{"a": 1}]
+@pytest.mark.parametrize(
+    "name",
+    ["a[1].jsonl", "a::b.jsonl", "zip::x.jsonl", "a?b#c d.jsonl", "*.jsonl", "ä 日本.JSONL",
+     "in [1]/a::b.jsonl", "~a.jsonl", "100%.jsonl", "a=b,c.jsonl", "file:a.jsonl"],
+)  # fmt: skip
+def test_what_is_there_by_its_own_name_is_meant_by_it(tmp_path, monkeypatch, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text('{"a": 1}')
+    (tmp_path / "a1.jsonl").write_text('{"a": 2}')
+    assert read(tmp_path / name) == [{"a": 1}]
+    monkeypatch.chdir(tmp_path)
+    assert read(name) == [{"a": 1}]
+    assert len(sources.identity(name)["files"]) == 1
 
 
-def test_folders_and_unknown_kinds_are_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match=r"is a folder: name its files"):
+def test_patterns_in_folders_whose_names_look_like_patterns(tmp_path):
+    (tmp_path / "run[1]::x").mkdir()
+    for name in ("b[2].jsonl", "a[2].jsonl", ".hidden.jsonl"):
+        (tmp_path / "run[1]::x" / name).write_text(json.dumps({"from": name}))
+    for pattern in ("run[1]::x/*.jsonl", "run[1]::x/*[2].jsonl", "run*/*.jsonl"):
+        assert [row["from"] for row in read(tmp_path / pattern)] == ["a[2].jsonl", "b[2].jsonl"]
+
+
+def filled(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps({"from": name}))
+    return folder
+
+
+def test_a_folder_is_its_data_files(tmp_path):
+    names = ["a.jsonl", "b/a.jsonl", "b/c.jsonl"]
+    beside = ["README.md", ".git/a.jsonl", "_old/a.jsonl", "dataset_info.json", "._a.jsonl"]
+    filled(tmp_path, *names, *beside)
+    assert [row["from"] for row in read(tmp_path)] == names
+    assert read(f"{tmp_path}/") == read(tmp_path)
+    assert [row["from"] for row in read(tmp_path / "b")] == names[1:]
+    assert len(sources.identity(str(tmp_path))["files"]) == 3
+    far = fsspec.filesystem("memory")
+    far.pipe("/folder/in/a.jsonl", LINES)
+    assert read("memory://folder") == ROWS
+
+
+def test_a_folder_that_datasets_saved(tmp_path):
+    import datasets
+
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "saved" / "cache-123.arrow").write_bytes(b"")
+    assert read(tmp_path / "saved") == ROWS
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["a.jsonl", "b.jsonl", "c.csv"], r"several kinds (1 .csv, 2 .jsonl)*as in F/*.jsonl"),
+        (["a.parquet", "b.parquet", "sub/c.csv"], r"(1 .csv, 2 .parquet)*as in F/*.parquet"),
+        (["a.jsonl", "b.csv"], r"as in F/*.jsonl"),
+        (["train.jsonl", "test.jsonl"], r"several splits (1 test, 1 train)*as in F/train.jsonl"),
+        (["data/train-0.csv", "data/train-1.csv", "data/test-0.csv"], r"as in F/data/train-*.csv"),
+        (["train/0.csv", "train/1.csv", "test/0.csv"], r"as in F/train"),
+        (["a/train.csv", "b/train.csv", "a/test.csv"], r"as in F/*/train.csv"),
+        (["a.jsonl", "b.jsonl", "heldout.jsonl"], r"(1 heldout, 2 no split)*as in F/a.jsonl"),
+    ],
+)
+def test_a_folder_of_several_things_is_not_guessed_at(tmp_path, names, told):
+    filled(tmp_path, *names)
+    with pytest.raises(ValueError, match="several") as error:
         sources.read(str(tmp_path))
+    told = re.escape(told.replace("F/", f"{tmp_path}/")).replace(r"\)\*", r"\).*")
+    assert re.search(f"{told}$", str(error.value))
+    found = sources.identity(str(error.value).split("as in ")[1])["files"]
+    assert found.keys() < {str(tmp_path / name) for name in names}
+
+
+def test_folders_without_data_and_unknown_kinds_are_refused_by_name(tmp_path):
     (tmp_path / "a.txt").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"is a folder without data: \.jsonl"):
+        sources.read(str(tmp_path))
     with pytest.raises(ValueError, match=r"none of \.jsonl"):
         sources.read(str(tmp_path / "a.txt"))
+    filled(tmp_path, "b/a.jsonl", "c/a.jsonl")
+    with pytest.raises(ValueError, match="b is a folder, one of several"):
+        sources.read(f"{tmp_path}/[!a]*")
 
 
 def test_an_identity_changes_with_the_bytes_alone(tmp_path):
