@@ -56,7 +56,8 @@ def _row(where: str, header: list[str], cells: list[str], wanted: Wanted) -> Row
     except UnicodeEncodeError:  # what stands for a byte that is no character
         return Row(where, None, "not valid UTF-8")
     fields = {name: cell or None for name, cell in zip(header, cells, strict=True)}
-    return records.from_value(where, fields, size, wanted)
+    row = records.from_value(where, fields, size, wanted)
+    return row._replace(fields=records.without_nulls(row.fields))
 
 
 class _TooLong(Exception):

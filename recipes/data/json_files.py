@@ -57,7 +57,9 @@ def _elements(begun: bytes, file: File, line: int) -> Iterator[tuple[int, bytes 
       ValueError: a sentence about why it cannot be read to its end.
     """
     held, start, at, depth, long = b"", 0, 0, 0, False
-    for more in itertools.chain([begun], iter(lambda: file.read(AT_ONCE), b"")):
+    begins = line
+    chunks = itertools.chain([begun], iter(lambda: file.read(AT_ONCE), b""))
+    for more in chunks:
         held, at, start = held[start:] + more, at - start, 0
         for token in TOKEN.finditer(held, at):
             mark, at = token[0], token.end()
@@ -68,26 +70,32 @@ def _elements(begun: bytes, file: File, line: int) -> Iterator[tuple[int, bytes 
                 depth += 1
             elif mark in (b"]", b"}") and depth:
                 depth -= 1
-            elif not depth and mark in (b"]", b","):
+            elif mark in (b"]", b",") and not depth:
                 value = held[start : token.start()]
-                text = value.lstrip()
-                if text or long or mark == b",":
-                    here = line + value.count(b"\n", 0, len(value) - len(text))
-                    yield here, None if long else text.rstrip()
+                begins = begins if long else line + _blank_lines(value)
                 line += value.count(b"\n")
+                if value.strip() or long or mark == b",":
+                    yield begins, None if long else value.strip()
                 start, long = at, False
                 if mark == b"]":
-                    if held[at:].strip() or file.read(AT_ONCE).strip():
+                    if held[at:].strip() or any(map(bytes.strip, chunks)):
                         raise ValueError("more than one JSON list")
                     return
         else:
             at = len(held)
-        if len(held) - at > records.LONGEST:
-            raise ValueError(f"a text longer than {records.LONGEST >> 20} MiB")
-        if len(held) - start > records.LONGEST:
-            line += held.count(b"\n", start, at)
-            start, long = at, True
+        if len(held) - start > records.LONGEST:  # what was read of it is forgotten
+            begins = begins if long else line + _blank_lines(held[start:])
+            text = held[at:]  # which goes on, behind its quote
+            if len(text) > records.LONGEST:
+                odd = len(text) - len(text.rstrip(b"\\"))
+                text = b'"' + b"\\" * (odd % 2)
+            line += held.count(b"\n", start) - text.count(b"\n")
+            held, start, at, long = text, 0, 0, True
     raise ValueError("the list does not end")
+
+
+def _blank_lines(value: bytes) -> int:
+    return value.count(b"\n", 0, len(value) - len(value.lstrip()))
 
 
 class _Behind:

@@ -18,7 +18,7 @@ class Row(NamedTuple):
     """One record of a dataset."""
 
     where: str  # "pairs.jsonl:17", for messages
-    fields: dict[str, Any] | None  # of the columns that are wanted
+    fields: dict[str, Any] | None  # of the columns that are wanted, those that hold null left out
     reason: str = ""  # why it has no fields
     unread: tuple[str, ...] = ()  # its other columns
     size: int = 0  # bytes, about
@@ -36,9 +36,7 @@ def from_json(where: str, text: bytes, wanted: Wanted) -> Row:
     except ValueError as error:
         return Row(where, None, str(error))
     row = from_value(where, value, len(text), wanted)
-    if row.fields is None or b"null" not in text:
-        return row
-    return row._replace(fields={name: without_nulls(x) for name, x in row.fields.items()})
+    return row._replace(fields=without_nulls(row.fields)) if b"null" in text else row
 
 
 def from_value(where: str, value: Any, size: int, wanted: Wanted) -> Row:

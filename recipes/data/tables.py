@@ -79,14 +79,11 @@ def batch_rows(name: str, first: int, batch: pyarrow.RecordBatch, wanted: Wanted
 
 def _rows(name: str, first: int, batch: pyarrow.RecordBatch, columns: list[str]) -> Iterator[Row]:
     """Rows of a table that is sound; in halves where a value is not, or all are too much."""
-    plain = [_plain(field.type, field.name) for field in batch.schema]
+    plain = {field.name: _plain(field.type, field.name) for field in batch.schema}
     size = sum(map(_unfolded, batch.columns))
     try:
         found = batch.to_pylist() if size <= records.LONGEST else None
-        for column, function in zip(batch.schema.names, plain, strict=True):
-            for fields in found or ():
-                if function is not None and fields[column] is not None:
-                    fields[column] = function(fields[column])
+        found = found and [_object(fields.items(), plain) for fields in found]
     except (ValueError, OverflowError, RecursionError, pyarrow.ArrowException):
         found, size = None, 0
     if found is not None:

@@ -34,6 +34,7 @@ NOTES = {
     "special": "with words that are special tokens of this tokenizer (they are read as such)",
     "left_out": "of which the chat template leaves words out",
     "ignored": "with tools or template settings that the chat template does not look at",
+    "unscored": "with chosen_score and rejected_score that are not two numbers (they are left out)",
 }
 OVER_LENGTH = ("drop", "cut_prompt", "cut_answer")
 
@@ -62,6 +63,7 @@ def encode(
     n, moved = _boundary(chosen, rejected, rendered[0].prompt_end)
     if n == 0:
         raise ValueError("the prompt is empty")
+    scores = pair.scores if pair.scores and np.isfinite(pair.scores).all() else None
     notes = {
         "moved": moved,
         "empty_turn": layouts.has_empty_turn(pair),
@@ -69,10 +71,11 @@ def encode(
         "special": any(map(tokenizer.specials.search, layouts.texts(pair))),
         "left_out": any(text.left_out for text in rendered),
         "ignored": chat.ignores(pair, template),
+        "unscored": pair.scores is not None and scores is None,
     }
     ids = PairIds(
         row, chosen.ids[:n], chosen.ids[n:], rejected.ids[n:], chosen.scored[n:],
-        rejected.scored[n:], tuple(name for name, holds in notes.items() if holds), pair.scores,
+        rejected.scored[n:], tuple(name for name, holds in notes.items() if holds), scores,
     )  # fmt: skip
     ids = _fitted(ids, max_length, over_length, tokenizer.bos_id)
     if np.array_equal(ids.chosen, ids.rejected):
