@@ -1,6 +1,5 @@
 """A row of a dataset that knows its place, and the rules that hold for every kind of file."""
 
-from collections.abc import Sequence
 import gzip
 import json
 from typing import Any, NamedTuple
@@ -78,7 +77,7 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(x) for x in value] if isinstance(value, list) else value
 
 
-def distinct(names: Sequence[str]) -> Sequence[str]:
+def distinct(names: list[str]) -> list[str]:
     """The names of columns.
 
     Raises:

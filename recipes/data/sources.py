@@ -74,18 +74,23 @@ def _found(source: str) -> tuple[Any, list[str]]:
     if not found:
         raise FileNotFoundError(f"there is no data file {source!r}")
     local = "file" in file_system.protocol
-    if len(found) == 1 and file_system.isdir(found[0]):
+    if len(found) == 1 and _is_folder(file_system, found[0]):
         found = _within(file_system, found[0], source)
     for path in found:
         if local and not os.path.exists(path):
             raise FileNotFoundError(f"{path} is a link that leads nowhere")
-        if file_system.isdir(path):
+        if _is_folder(file_system, path):
             raise ValueError(f"{path} is a folder, one of several that {source!r} names: name one")
         if files.kind_of(path) is None:
             raise ValueError(f"{path} is none of {', '.join(files.SUFFIXES)}")
         if local and not os.path.isfile(path):
             raise ValueError(f"{path} is no ordinary file")
     return file_system, found
+
+
+def _is_folder(file_system: Any, path: str) -> bool:
+    """Web servers are not asked: they would send the whole file."""
+    return "http" not in file_system.protocol and file_system.isdir(path)
 
 
 def _named(source: str) -> tuple[Any, list[str]]:

@@ -319,7 +319,7 @@ def test_a_source_changed_while_it_is_read_is_not_kept(tmp_path, monkeypatch):
 def test_parts_are_bounded_by_their_bytes_too(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "BYTES", 1000)
     path = many(tmp_path / "a.jsonl", 40)
-    assert len(list(workers._parts(Source(str(path), "preference_chat")))) > 4
+    assert len(list(workers._parts(Source(str(path), "preference_chat"), 99))) > 4
     assert equal(read(path, tmp_path / "cache"), read(path))
 
 
