@@ -256,15 +256,20 @@ def _besides(row: Row) -> tuple[list[Any] | None, dict[str, Any], tuple[float, f
     for name, value in (("tools", tools), ("chat_template_kwargs", kwargs)):
         if value:
             messages.check_data(value, name)
-    scores: Any = tuple(row.get(name) for name in BESIDES[3:])
-    if scores == (None, None):
-        return tools, kwargs, None
-    if not all(isinstance(x, int | float) and abs(x) < math.inf for x in scores):
-        raise ValueError("the scores of the answers are not two numbers")
+    return tools, kwargs, _scores(row)
+
+
+def _scores(row: Row) -> tuple[float, float] | None:
+    """Of both answers, NaN for what is no number; None where the row says nothing of them."""
+    chosen, rejected = (row.get(name) for name in BESIDES[3:])
+    return None if chosen is rejected is None else (_number(chosen), _number(rejected))
+
+
+def _number(value: Any) -> float:
     try:
-        return tools, kwargs, (float(scores[0]), float(scores[1]))
-    except OverflowError as error:
-        raise ValueError("the scores of the answers are too large") from error
+        return float(value)  # also of text: cells of CSV are
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def _parsed(value: Any, name: str) -> Any:

@@ -12,8 +12,8 @@ import numpy as np
 
 from checkpoints_io import hf_folder
 from recipes.data import chat, counts, layouts, sources, tokenizer, tokens
-from recipes.data.files import Row
 from recipes.data.layouts import Pair
+from recipes.data.records import Row
 from recipes.data.token_cache import Shard
 
 # Of what is installed, what may cut a text otherwise in another version.

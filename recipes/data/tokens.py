@@ -33,6 +33,7 @@ NOTES = {
     "no_user_turn": "with answers that share no user turn",
     "special": "with words that are special tokens of this tokenizer (they are read as such)",
     "ignored": "with tools or template settings that the chat template does not look at",
+    "unscored": "with chosen_score and rejected_score that are not two numbers (they are left out)",
 }
 LEFT_OUT = "left_out/"  # and a key of a message: what the chat template does not show of it
 OVER_LENGTH = ("drop", "cut_prompt", "cut_answer")
@@ -70,18 +71,20 @@ def encode(
     n, moved = _boundary(chosen, rejected, rendered[0].prompt_end)
     if n == 0:
         raise ValueError("the prompt is empty")
+    scores = pair.scores if pair.scores and np.isfinite(pair.scores).all() else None
     notes = {
         "moved": moved,
         "empty_turn": layouts.has_empty_turn(pair),
         "no_user_turn": layouts.shares_no_user_turn(pair),
         "special": any(map(tokenizer.specials.search, layouts.texts(pair))),
         "ignored": chat.ignores(pair, template),
+        "unscored": pair.scores is not None and scores is None,
     }
     left_out = dict.fromkeys(name for text in rendered for name in text.left_out)
     said = [name for name, holds in notes.items() if holds] + [LEFT_OUT + key for key in left_out]
     ids = PairIds(
         row, chosen.ids[:n], chosen.ids[n:], rejected.ids[n:], chosen.scored[n:],
-        rejected.scored[n:], tuple(said), pair.scores,
+        rejected.scored[n:], tuple(said), scores,
     )  # fmt: skip
     ids = _fitted(ids, max_length, over_length, tokenizer.bos_id)
     if np.array_equal(ids.chosen, ids.rejected):

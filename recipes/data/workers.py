@@ -12,18 +12,20 @@ import time
 
 from recipes import terminal
 from recipes.data import layouts, sources, token_cache, tokenise
-from recipes.data.files import Row
+from recipes.data.records import Row
 from recipes.data.token_cache import Shard
 from recipes.data.tokenise import How, Source
 
 # Rows, and about how many bytes of them, that are tokenised at a time and kept in one file.
 SHARD, BYTES = 2**13, 2**26
+FEW = 2**10  # rows at a time where none are kept: less to hold before they are compact
 
 
 def in_memory(source: Source, how: How) -> list[Shard]:
     """What becomes of all rows, with nothing kept."""
     given = source, how, tokenise.files_of(how)
-    return [tokenise.encode(rows, first, *given) for first, rows in _parts(source)]
+    parts = (tokenise.encode(rows, first, *given) for first, rows in _parts(source, FEW))
+    return [token_cache.compact(part) for part in parts]
 
 
 def kept(source: Source, how: How, cache: pathlib.Path) -> list[Shard]:
@@ -51,7 +53,7 @@ def kept(source: Source, how: How, cache: pathlib.Path) -> list[Shard]:
     return shards
 
 
-def _parts(source: Source) -> Iterator[tuple[int, list[Row]]]:
+def _parts(source: Source, most: int) -> Iterator[tuple[int, list[Row]]]:
     """The rows, so many at a time, with the number of the first."""
     rows = sources.read(source.path, layouts.wanted(dict(source.columns)))
     part: list[Row] = []
@@ -60,7 +62,7 @@ def _parts(source: Source) -> Iterator[tuple[int, list[Row]]]:
     for row in terminal.bar(rows, desc=told, delay=2, leave=False, unit=" rows"):
         part.append(row)
         size += row.size
-        if len(part) == SHARD or size >= BYTES:
+        if len(part) == most or size >= BYTES:
             yield first, part
             first, part, size = first + len(part), [], 0
     if part:
@@ -75,7 +77,7 @@ def _tokenise(folder: pathlib.Path, source: Source, how: How) -> list[int]:
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pool = None
     try:
-        for first, rows in _parts(source):
+        for first, rows in _parts(source, SHARD):
             firsts.append(first)
             known = token_cache.read(token_cache.path_of(folder, first))
             if known is not None and known.counts.rows == len(rows):

@@ -98,6 +98,17 @@ def test_scores_of_the_data_stay_with_the_pair(tmp_path):
     assert [pair.scores for pair in read(path, tmp_path / "cache").ids] == [(8.5, 2.0), None]
 
 
+def test_scores_that_are_not_two_numbers_cost_no_pair(tmp_path):
+    given = [(4.5, 2), (4.5, None), (None, None), ("NaN", 2), (4.5, float("nan")), (True, 10**400)]
+    rows = [GOOD | {"chosen_score": one, "rejected_score": other} for one, other in given]
+    for cache in (None, tmp_path / "cache"):
+        found = read(written(tmp_path / "a.jsonl", [*rows, GOOD]), cache)
+        assert [pair.scores for pair in found.ids] == [(4.5, 2.0), *[None] * 6]
+        assert found.counts.notes["unscored"] == 4
+    told = "4 with chosen_score and rejected_score that are not two numbers (they are left out)"
+    assert told in found.counts.lines()
+
+
 def test_a_prompt_is_on_one_side_only(tmp_path):
     rows = []
     for i in range(200):
@@ -308,7 +319,7 @@ def test_a_source_changed_while_it_is_read_is_not_kept(tmp_path, monkeypatch):
 def test_parts_are_bounded_by_their_bytes_too(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "BYTES", 1000)
     path = many(tmp_path / "a.jsonl", 40)
-    assert len(list(workers._parts(Source(str(path), "preference_chat")))) > 4
+    assert len(list(workers._parts(Source(str(path), "preference_chat"), 99))) > 4
     assert equal(read(path, tmp_path / "cache"), read(path))
 
 
@@ -432,9 +443,9 @@ def mutants(content, number, seed):
 
 def read_mutants(folder, number):
     """Of every kind of file: rows come, with fields or with a reason, and an end."""
-    from tests.recipes.test_sources import CONTENT, records
+    from tests.recipes.test_sources import CONTENT, array_records
 
-    contents = CONTENT | {"a.array_record": records(folder / "whole.array_record")}
+    contents = CONTENT | {"a.array_record": array_records(folder / "whole.array_record")}
     for seed, (name, content) in enumerate(contents.items()):
         for harmed in mutants(content, number, seed):
             (folder / name).write_bytes(harmed)

@@ -1,0 +1,121 @@
+"""A row of a dataset that knows its place, and the rules that hold for every kind of file."""
+
+import gzip
+import json
+from typing import Any, NamedTuple
+import zlib
+
+LONGEST = 2**24  # bytes of one row
+DEEPEST, MOST = 64, 10**5  # lists within lists in one row, and lists in all
+File = Any  # open, of bytes; what fsspec gives are files by their methods alone
+Wanted = frozenset[str] | None  # columns; None: all
+BROKEN = (gzip.BadGzipFile, EOFError, zlib.error, OSError)  # what compressed files raise
+UTF16 = (b"\xff\xfe", b"\xfe\xff")  # how its files begin
+
+
+class Row(NamedTuple):
+    """One record of a dataset."""
+
+    where: str  # "pairs.jsonl:17", for messages
+    fields: dict[str, Any] | None  # of the columns that are wanted, those that hold null left out
+    reason: str = ""  # why it has no fields
+    unread: tuple[str, ...] = ()  # its other columns
+    size: int = 0  # bytes, about
+
+
+def from_json(where: str, text: bytes, wanted: Wanted) -> Row:
+    """The row that a JSON text holds."""
+    if len(text) > LONGEST:
+        return too_long(where)
+    try:
+        value = parsed(text.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        utf16 = text.startswith(UTF16)
+        return Row(where, None, "UTF-16: save it as UTF-8" if utf16 else "not valid UTF-8")
+    except ValueError as error:
+        return Row(where, None, str(error))
+    row = from_value(where, value, len(text), wanted)
+    return row._replace(fields=without_nulls(row.fields)) if b"null" in text else row
+
+
+def from_value(where: str, value: Any, size: int, wanted: Wanted) -> Row:
+    """The row that is this object, if it is one."""
+    if not isinstance(value, dict):
+        return Row(where, None, "not a JSON object")
+    unread = () if wanted is None else tuple(name for name in value if name not in wanted)
+    if unread:
+        value = {name: field for name, field in value.items() if name not in unread}
+    if not _is_flat(value):
+        return Row(where, None, f"deeper than {DEEPEST} lists")
+    return Row(where, value, unread=unread, size=size)
+
+
+def parsed(text: str) -> Any:
+    """What a JSON text says.
+
+    Raises:
+      ValueError: a sentence: it is no JSON, names a key twice, or holds too many lists.
+    """
+    if text.count("[") + text.count("{") > MOST:
+        raise ValueError(f"more than {MOST} lists")
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except _Twice as error:
+        raise ValueError(str(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError("not valid JSON") from error
+
+
+def without_nulls(value: Any) -> Any:
+    """The same, without the keys of objects that hold null.
+
+    Arrow gives all objects of a column the same keys, and fills in nulls. Whether a null was
+    written or filled in, its files cannot say, so it makes no difference in any kind of file.
+    """
+    if isinstance(value, dict):
+        return {name: without_nulls(x) for name, x in value.items() if x is not None}
+    return [without_nulls(x) for x in value] if isinstance(value, list) else value
+
+
+def distinct(names: list[str]) -> list[str]:
+    """The names of columns.
+
+    Raises:
+      ValueError: one is there twice.
+    """
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"several columns are named {min(twice)!r}")
+    return names
+
+
+def too_long(where: str) -> Row:
+    """A row that is not read for its size."""
+    return Row(where, None, f"longer than {LONGEST >> 20} MiB")
+
+
+def torn(where: str, error: Exception) -> Row:
+    """What stands for the rest of a file."""
+    told = str(error).strip().splitlines() or [type(error).__name__]
+    return Row(where, None, f"the file cannot be read from here on: {told[0][:200]}")
+
+
+class _Twice(ValueError):
+    """A key that an object names twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _Twice("a key that stands twice in one object")
+    return found
+
+
+def _is_flat(value: Any) -> bool:
+    """Is it nested no deeper than DEEPEST?"""
+    level = [value]
+    for _ in range(DEEPEST):
+        inner = [x.values() if isinstance(x, dict) else x for x in level]
+        level = [x for values in inner for x in values if isinstance(x, dict | list)]
+        if not level:
+            return True
+    return False
