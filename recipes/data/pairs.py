@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recipes.data import counts, layouts, sources, tokens, workers
+from recipes.data import columns, counts, layouts, sources, tokens, workers
 from recipes.data.counts import Counts
 from recipes.data.messages import one_line
 from recipes.data.tokenise import How, Source
@@ -31,24 +31,54 @@ def recognised(source: Source) -> tuple[Source, str]:
       FileNotFoundError: there is no such source.
       ValueError: it has no row that a layout can be told from.
     """
-    columns = dict(source.columns)
-    refused = None
-    for row in itertools.islice(sources.read(source.path, layouts.wanted(columns)), 1000):
+    given = dict(source.columns)
+    refused, fallback = None, None
+    rows = sources.read(source.path, layouts.wanted(given))
+    for number, row in enumerate(itertools.islice(rows, 1000)):
         try:
             if row.fields is None:
                 raise ValueError(row.reason)
-            named = layouts.renamed(row.fields, columns)
-            layout = source.layout or layouts.recognised(dict.fromkeys(row.unread) | named)
+            named = columns.renamed(row.fields, given)
+            layout = source.layout or columns.recognised(dict.fromkeys(row.unread) | named)
         except ValueError as error:
             refused = refused or f"{row.where}: {error}"
             continue
         unread = sorted({*row.unread, *(named.keys() - layouts.LAYOUTS[layout].columns)})
         line = f"layout {layout}" + ("" if source.layout else ", recognised from the columns")
         line += f"; not read: {one_line(', '.join(unread))}" if unread else ""
-        return source._replace(layout=layout), line
+        found = source._replace(layout=layout, guessed=source.layout is None), line
+        if source.layout:
+            return found
+        try:
+            pair = layouts.LAYOUTS[layout].read(named)
+        except ValueError:  # a malformed row does not decide: it may have another's form
+            fallback = fallback or found
+            continue
+        try:
+            columns.check_question(named, layouts.asked(pair), layout)
+            _check_unknown(source.path, number, row.unread, layouts.asked(pair), layout)
+        except ValueError as error:
+            refused = refused or f"{row.where}: {error}"
+            continue
+        return found
     if refused:
         raise ValueError(f"{source.path} has no row that can be read as pairs: {refused}")
+    if fallback:
+        return fallback
     raise ValueError(f"{source.path} holds no rows")
+
+
+def _check_unknown(
+    path: str, number: int, unread: tuple[str, ...], heard: str, layout: str
+) -> None:
+    """Of a row that asks nothing, may a column whose name says nothing hold the question?"""
+    if not unread or (heard and layout not in layouts.PLAIN):
+        return
+    row = next(itertools.islice(sources.read(path, frozenset(unread)), number, None))
+    for name, value in (row.fields or {}).items():
+        words = isinstance(value, str) and len(value.split()) > 1
+        if words and not columns.holds(heard, value):
+            raise ValueError(columns.unread(name, heard, layout))
 
 
 def read(source: Source, how: How, cache: pathlib.Path | None = None) -> Pairs:
