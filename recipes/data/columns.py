@@ -63,7 +63,7 @@ WITHOUT_CHOSEN = {
 }
 PLAIN = "plain_transcripts"  # the one layout of whole texts that is guessed
 # Words in the name of the better answer, and of the worse; what an answer is not.
-BETTER = r"chosen|prefer\w*|better|best|accept\w*|win|winner|winning|won|positive|good"
+BETTER = r"chosen|prefer\w*|better|best|accept\w*|win|winning|won|positive|good"
 WORSE = (
     r"reject\w*|(dis|un|non)prefer\w*|dispref\w*|worse|worst|lose|loser|losing|lost|negative|bad"
 )
@@ -97,8 +97,7 @@ def recognised(row: Row) -> str:
     if not {"chosen", "rejected"} <= row.keys():
         raise ValueError(absent(row))
     answer = messages.unwritten(row["chosen"] if has("chosen") else row["rejected"], "chosen")
-    if isinstance(answer, dict) and "messages" in answer:
-        answer = answer["messages"]
+    answer = messages.unnested(answer)
     first = answer[0] if isinstance(answer, list) and answer else answer
     if messages.role_of(messages.unwritten(first, "chosen")) not in (None, "assistant"):
         return "preference_chat"  # a whole conversation, whatever stands beside it
@@ -128,25 +127,28 @@ def check_question(row: Row, heard: str, layout: str) -> None:
         if not isinstance(messages.unwritten(row[name], name), str):
             raise ValueError(f"`{name}` holds messages, which layout {layout} would take for words")
     for name in row:
-        if name in LIKE_QUESTIONS and not holds(heard, row[name]):
+        own = name == "system_prompt" and layout == PLAIN  # which has a sentence of its own
+        if name in LIKE_QUESTIONS and not own and not holds(heard, row[name]):
             raise ValueError(unread(name, heard, layout))
 
 
 def unread(name: str, heard: str, layout: str) -> str:
     """The sentence about a column that looks like the question and is not in the pair."""
-    remedy = "put it in the prompt"
+    remedy = "put it into the prompt"
     if "system" in name.lower():
-        remedy = f"{flag({'system_prompt': name})} does"
+        remedy = f"read it with {flag({'system_prompt': name})}"
     elif not heard or layout == PLAIN:
-        remedy = f"{flag({'prompt': name})} does"
+        remedy = f"read it with {flag({'prompt': name})}"
     return (
-        f"`{name}` looks like the question, and layout {layout} does not read it: {remedy}, and "
-        f"--config.data.layout={layout} leaves it out"
+        f"`{name}` looks like the question, and layout {layout} does not read it: {remedy}, or "
+        f"leave it out with --config.data.layout={layout}"
     )
 
 
 def holds(heard: str, value: Any) -> bool:
     """Does `heard` hold all that `value` asks, white space aside?"""
+    if value is None or (isinstance(value, str) and value in heard):
+        return True
     for text in map(str.strip, asked(value)):
         if text not in heard and " ".join(text.split()) not in " ".join(heard.split()):
             return False
@@ -158,8 +160,9 @@ def asked(value: Any, most: int = 8) -> Iterable[str]:
 
     It is looked for within `most` lists and objects in each other.
     """
-    with contextlib.suppress(ValueError):  # then it is text that nobody parses
-        value = messages.unwritten(value, "")
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):  # then it is text that nobody parses
+            value = messages.unwritten(value, "")
     if isinstance(value, str):
         turns = transcripts.turns(value)
         yield from asked(turns) if turns else [value]

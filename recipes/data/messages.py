@@ -22,6 +22,7 @@ BESIDES = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking"
 THOUGHTS = BESIDES[3:]  # one thing, spelled in three ways
 TEXT_PARTS = ("text", "input_text", "output_text")  # chat completions, and OpenAI's responses
 
+NESTED = ("messages", "conversations", "conversation")  # where an object holds them
 # What the column of an answer is called besides.
 ANSWER_WORDS = ("response", "answer", "completion", "output", "messages", "conversation", "text")
 
@@ -48,11 +49,17 @@ def read(value: Any, name: str, role: str | None = None) -> Turns:
     value = unwritten(value, name)
     if role and isinstance(value, str):
         return [{"role": role, "content": text(value, name)}]
-    if isinstance(value, dict):
-        value = value.get("messages", [value])  # a single one: ShareGPT's answers
+    value = unnested(value)
+    value = [value] if isinstance(value, dict) else value  # ShareGPT's answers
     if not isinstance(value, list) or not value:
         raise ValueError(f"no list of messages in `{name}`")
     return [_message(unwritten(message, name), name) for message in value]
+
+
+def unnested(value: Any) -> Any:
+    """The value; of an object that holds nothing but messages under a name of theirs, those."""
+    key = next((key for key in NESTED if isinstance(value, dict) and key in value), None)
+    return value[key] if key else value
 
 
 def unwritten(value: Any, name: str) -> Any:
@@ -192,8 +199,7 @@ def _literal(written: str) -> Any:
 
 
 def _are_messages(found: Any) -> bool:
-    if isinstance(found, dict) and "messages" in found:
-        found = found["messages"]
+    found = unnested(found)
     if isinstance(found, dict):
         return role_of(found) is not None and bool(found.keys() & {"content", "value"})
     if not isinstance(found, list) or not found:

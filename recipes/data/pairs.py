@@ -5,7 +5,7 @@ import functools
 import hashlib
 import itertools
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,7 +32,7 @@ def recognised(source: Source) -> tuple[Source, str]:
       ValueError: it has no row that a layout can be told from.
     """
     given = dict(source.columns)
-    refused, fallback = None, None
+    doubt, refused, fallback = "", "", None
     rows = sources.read(source.path, layouts.wanted(given))
     for number, row in enumerate(itertools.islice(rows, 1000)):
         try:
@@ -47,38 +47,42 @@ def recognised(source: Source) -> tuple[Source, str]:
         line = f"layout {layout}" + ("" if source.layout else ", recognised from the columns")
         line += f"; not read: {one_line(', '.join(unread))}" if unread else ""
         found = source._replace(layout=layout, guessed=source.layout is None), line
-        if source.layout:
-            return found
         try:
-            pair = layouts.LAYOUTS[layout].read(named)
-        except ValueError:  # a malformed row does not decide: it may have another's form
+            if source.layout or _is_pair(source.path, number, row.unread, named, layout):
+                return found
             fallback = fallback or found
-            continue
-        try:
-            columns.check_question(named, layouts.asked(pair), layout)
-            _check_unknown(source.path, number, row.unread, layouts.asked(pair), layout)
         except ValueError as error:
-            refused = refused or f"{row.where}: {error}"
-            continue
-        return found
-    if refused:
-        raise ValueError(f"{source.path} has no row that can be read as pairs: {refused}")
-    if fallback:
+            doubt = doubt or f"{row.where}: {error}"
+    if fallback and not doubt:
         return fallback
+    if told := doubt or refused:
+        raise ValueError(f"{source.path} has no row that can be read as pairs: {told}")
     raise ValueError(f"{source.path} holds no rows")
 
 
-def _check_unknown(
-    path: str, number: int, unread: tuple[str, ...], heard: str, layout: str
-) -> None:
-    """Of a row that asks nothing, may a column whose name says nothing hold the question?"""
-    if not unread or (heard and layout not in layouts.PLAIN):
-        return
-    row = next(itertools.islice(sources.read(path, frozenset(unread)), number, None))
-    for name, value in (row.fields or {}).items():
-        words = isinstance(value, str) and len(value.split()) > 1
-        if words and not columns.holds(heard, value):
-            raise ValueError(columns.unread(name, heard, layout))
+def _is_pair(
+    path: str, number: int, unread: tuple[str, ...], named: dict[str, Any], layout: str
+) -> bool:
+    """Does a row hold a pair? A malformed one does not decide: it may have another's form.
+
+    Raises:
+      ValueError: a column may hold the question, and this layout does not read it.
+    """
+    try:
+        pair = layouts.LAYOUTS[layout].read(named)
+        heard = layouts.asked(pair)
+    except ValueError:
+        pair, heard = None, ""
+    if pair or layout == columns.PLAIN:
+        columns.check_question(named, heard, layout)
+    if unread and (layout == columns.PLAIN or (pair and not heard)):
+        # Nothing is asked: may it be in a column whose name says nothing?
+        same = itertools.islice(sources.read(path, frozenset(unread)), number, number + 1)
+        for name, value in ((n, v) for one in same for n, v in (one.fields or {}).items()):
+            words = isinstance(value, str) and len(value.split()) > 1
+            if words and not columns.holds(heard, value):
+                raise ValueError(columns.unread(name, heard, layout))
+    return pair is not None
 
 
 def read(source: Source, how: How, cache: pathlib.Path | None = None) -> Pairs:

@@ -41,6 +41,11 @@ def test_a_question_by_another_name_is_named_with_the_flag(tmp_path, name, answe
     assert source.layout == "prompt_chosen_rejected"
 
 
+def test_a_system_prompt_does_not_hide_the_question(tmp_path):
+    with pytest.raises(ValueError, match="`input` looks like the question"):
+        recognised(tmp_path, ANSWERS | {"system": "Be brief.", "input": "Which way?"})
+
+
 def test_even_a_name_that_says_nothing_is_not_guessed_past(tmp_path):
     for name in ("q", "frage"):
         with pytest.raises(ValueError, match=f"`{name}` looks like the question"):
@@ -103,7 +108,7 @@ def test_every_row_is_looked_at(tmp_path, besides):
     ((reason, number),) = counts.malformed.items()
     (name,) = besides
     assert f"`{name}` looks like the question" in reason
-    assert "--config.data.layout=preference_chat leaves it out" in reason
+    assert "or leave it out with --config.data.layout=preference_chat" in reason
     assert number == 1
     source, _ = recognised(tmp_path, *[TURNS] * 3, TURNS | besides, layout="preference_chat")
     assert pairs.read(source, HOW).counts.used == 4
@@ -111,7 +116,7 @@ def test_every_row_is_looked_at(tmp_path, besides):
 
 def test_a_prompt_of_two_columns_is_not_half_read(tmp_path):
     row = ANSWERS | {"prompt": "Which way?", "context": "You stand at a fork."}
-    with pytest.raises(ValueError, match=r"`context` looks like .*: put it in the prompt"):
+    with pytest.raises(ValueError, match=r"`context` looks like .*: put it into the prompt"):
         recognised(tmp_path, row)
 
 
@@ -148,6 +153,7 @@ def test_a_malformed_row_does_not_decide(tmp_path):
         ("prompt chosen_score rejected_score", "are no `chosen` and `rejected`: name them"),
         ("prompt output rejected", "is no `chosen`: name it, as in {'chosen': 'output'}"),
         ("prompt a b", "which of `a` and `b` is preferred differs from row to row"),
+        ("conversation_a conversation_b winner", "which of `conversation_a` and `conversation_b`"),
         ("prompt response_0 response_1 better_id", "which of `response_0` and `response_1`"),
         ("prompt completion label", "one answer each (`completion`), and whether it is wanted"),
         ("messages label", "one answer each (`messages`), and whether it is wanted (`label`)"),

@@ -293,6 +293,7 @@ def test_messages_that_were_written_as_text_are_parsed(written):
     assert read({"chosen": written(TWO), "rejected": ULTRAFEEDBACK["rejected"]}) == ONE
     nested = {"chosen": {"messages": TWO}, "rejected": json.dumps({"messages": WHOLE["rejected"]})}
     assert read(nested) == ONE
+    assert read({name: {"conversations": turns} for name, turns in WHOLE.items()}) == ONE
 
 
 def test_a_prompt_and_answers_that_were_written_as_text_are_parsed():
