@@ -300,7 +300,8 @@ def _plain(row: Row, prompt: str, chosen: str, rejected: str) -> Pair:
 def _besides(row: Row) -> tuple[list[Any] | None, dict[str, Any], tuple[float, float] | None]:
     tools = _parsed(row.get("tools"), "tools") or None
     if isinstance(tools, list):  # each may be written as text, so that all have one type
-        tools = [_parsed(t, "tools") if str(t).lstrip()[:1] == "{" else t for t in tools]
+        written = lambda tool: isinstance(tool, str) and tool.lstrip().startswith("{")
+        tools = [_parsed(tool, "tools") if written(tool) else tool for tool in tools]
     kwargs = _parsed(row.get("chat_template_kwargs"), "chat_template_kwargs") or {}
     listed = isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
     if tools is not None and not listed:

@@ -136,6 +136,21 @@ def test_a_malformed_row_does_not_decide(tmp_path):
     assert recognised(tmp_path, only)[0].layout == "prompt_chosen_rejected"
 
 
+def test_answers_that_are_ranked_alike_are_dropped_not_malformed(tmp_path):
+    both = lambda *ranks: {
+        "prompt": "Which way?",
+        "answers": [{"answer": f"a{i}", "rank": rank} for i, rank in enumerate(ranks)],
+    }
+    source, _ = recognised(tmp_path, both(1, 1), both(2, 1))
+    counts = pairs.read(source, HOW._replace(max_malformed_fraction=0.0)).counts
+    assert counts.dropped == {"no answer is ranked above another": 1}
+    compared = {"context": TURNS["chosen"][:1], "response1": "a", "response2": "b"}
+    rows = [compared | {"overall_preference": number} for number in (0, 1)]
+    source, _ = recognised(tmp_path, *rows)
+    counts = pairs.read(source, HOW._replace(max_malformed_fraction=0.0)).counts
+    assert counts.dropped == {"neither response is preferred": 1}
+
+
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [

@@ -88,6 +88,16 @@ def test_an_answer_that_the_prompt_begins_counts_from_where_it_goes_on(own, temp
     assert own.decode(ids.rejected) == scored(own, ids, "rejected") == f"Back.{end}"
 
 
+def test_the_beginning_of_an_answer_belongs_to_the_prompt_s_text(own):
+    row = {"prompt": [turn("user", "a"), turn("assistant", "Well:")]}
+    row |= {k: [turn("assistant", f"Well: {k}")] for k in ANSWERS}
+    pair = layouts.prompt_chosen_rejected(row)
+    talk = chat.prepared(own._replace(chat_template=CHATML), scored_turns="assistant", date=None)
+    for text, name in zip(unusual.checked(pair, chat.render(pair, talk)), ANSWERS, strict=True):
+        assert text.text[: text.prompt_end].endswith("<|im_start|>assistant\nWell:")
+        assert [text.text[a:b] for a, b in text.scored] == [f" {name}<|im_end|>\n"]
+
+
 def test_a_beginning_that_is_not_shown_is_refused(own):
     pair = Pair([turn("user", "a")], ANSWERS["chosen"], ANSWERS["rejected"], prefill="Well: ")
     with pytest.raises(ValueError, match="does not show the beginning of the answer as it is"):
