@@ -1,11 +1,12 @@
 """Arrays known by their bits, wherever they are: files, shards and devices do not matter."""
 
+import functools
 import hashlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, UInt32
+from jaxtyping import Array, Bool, UInt32
 import numpy as np
 
 
@@ -21,6 +22,12 @@ def fingerprint(tree: Any) -> str:
         place = f"{jax.tree_util.keystr(path)}{value.shape}{value.dtype}"
         digest.update(place.encode() + np.asarray(found).tobytes())
     return digest.hexdigest()[:16]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def finite(value: Array, leading: int) -> Bool[Array, "..."]:
+    """Is there no NaN and no infinity in each part of an array, by its first `leading` axes?"""
+    return jnp.isfinite(value).all(axis=tuple(range(leading, value.ndim)))
 
 
 @jax.jit

@@ -17,7 +17,10 @@ from huggingface_hub import errors
 # What a model needs; weights in other formats, images and code are left on the hub.
 TOKENIZER_FILES = ["*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken"]
 FILES = [*TOKENIZER_FILES, "*.safetensors"]
-CONFIG_FILES = ["config.json"]
+# Files that say how weights are quantised where config.json does not: ModelOpt's, and those of the
+# first GPTQ and AWQ checkpoints.
+QUANTISED_FILES = ["hf_quant_config.json", "quantize_config.json", "quant_config.json"]
+CONFIG_FILES = ["config.json", *QUANTISED_FILES]
 # The same weights again, as other programs want them.
 ELSEWHERE = ["*/*", "consolidated*"]
 
@@ -142,6 +145,8 @@ def _recheck(blob: pathlib.Path, _changed: int) -> None:
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
     """The `config.json` of a model folder.
 
+    What another file says of quantised weights is added under the name of that file.
+
     Raises:
       FileNotFoundError: there is none.
       ValueError: it is not a JSON object.
@@ -149,7 +154,16 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a model folder: it has no config.json")
-    return read_json(path)
+    config = read_json(path)
+    if config.get("quantization_config"):
+        return config
+    for name in QUANTISED_FILES:
+        if (folder / name).is_file():
+            told = read_json(folder / name)
+            if isinstance(own := told.get("quantization"), dict):
+                told = own.get("quant_algo")  # null where only the cache of keys is narrow
+            config |= {name: told} if told else {}
+    return config
 
 
 def read_json(path: pathlib.Path, most: int = MOST_JSON) -> dict[str, Any]:

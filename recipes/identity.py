@@ -52,7 +52,11 @@ def refuse_other_settings(
     Raises:
       ValueError: they differ; the message says where, and which might have.
     """
-    names = sorted(name for name in saved.keys() | now.keys() if saved.get(name) != now.get(name))
+    saved, now = _in_words_of_today(saved), _in_words_of_today(now)
+    # A setting that is newer than the checkpoint means, left unset, what there was without it.
+    new = {name for name in now.keys() - saved.keys() if not now[name]}
+    differ = {name for name in saved.keys() | now.keys() if saved.get(name) != now.get(name)}
+    names = sorted(differ - new)
     if names:
         told = ", ".join(f"{n}: {saved.get(n)!r} there, {now.get(n)!r} here" for n in names[:4])
         raise ValueError(
@@ -62,15 +66,36 @@ def refuse_other_settings(
         )
 
 
+def _in_words_of_today(settings: dict[str, Any]) -> dict[str, Any]:
+    """A reference that is the policy's own folder was named; now it is left unset."""
+    policy, reference = (settings.get(n) for n in ("initialize_from_hf", "reference_model_path"))
+    return settings | {"reference_model_path": None} if reference == policy else settings
+
+
+def fact(saved: dict[str, Any], name: str, directory: pathlib.Path) -> Any:
+    """What a checkpoint says of one thing.
+
+    Raises:
+      ValueError: it says nothing.
+    """
+    if name not in saved:
+        raise ValueError(
+            f"the checkpoint in {directory} has no {name!r} among its facts: resume it with the "
+            "version that wrote it, or choose another --config.directory"
+        )
+    return saved[name]
+
+
 def refuse_other_run(saved: dict[str, Any], facts: dict[str, Any], directory: pathlib.Path) -> None:
     """Compares the facts of a checkpoint with those of this run.
 
     Raises:
-      ValueError: it is another run's.
+      ValueError: it is another run's, or of a version that kept too little.
     """
-    refuse_other_settings(saved["settings"], facts["settings"], directory)
+    refuse_other_settings(fact(saved, "settings", directory), facts["settings"], directory)
+    models = saved.get("models", {})  # the first checkpoints of format 2 say nothing of them
     for whose, now in facts["models"].items():
-        before = saved["models"][whose]
+        before = models.get(whose, {})
         # A field that is newer than the checkpoint means what it meant when there was none.
         names = [name for name, value in now.items() if before.get(name, value) != value]
         if names:
@@ -81,9 +106,9 @@ def refuse_other_run(saved: dict[str, Any], facts: dict[str, Any], directory: pa
                 "--config.directory"
             )
     for name, what in (("data", "training pairs"), ("reference", "reference weights")):
-        if saved[name] != facts[name]:
+        if (before := fact(saved, name, directory)) != facts[name]:
             raise ValueError(
                 f"the {what} have changed since the checkpoint in {directory} was written "
-                f"(fingerprint {saved[name]} then, {facts[name]} now): a run goes on with those it "
+                f"(fingerprint {before} then, {facts[name]} now): a run goes on with those it "
                 "began with. Give them back, or choose another --config.directory"
             )

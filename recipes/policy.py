@@ -54,7 +54,7 @@ def begin(
     One or the other is read, never both: a resumed run needs no more memory than a fresh one.
 
     Raises:
-      ValueError: the checkpoint is another run's, or the weights do not fit.
+      ValueError: the checkpoint is another run's, or the weights do not fit or are not finite.
     """
     params = nnx.to_pure_dict(nnx.state(model))
     like = {"policy": params, "optimizer": optimizer.layout(adamw, params, run.mesh)}
@@ -65,6 +65,7 @@ def begin(
         return State(saved.step, trees["policy"], trees["optimizer"], skipped, skipped)
     dtype = jax.tree.leaves(params)[0].dtype
     loaded = zoo.load(run.folder, dtype=dtype, compute_dtype=model.dtype, mesh=run.mesh)
+    zoo.check_finite(loaded)
     params = nnx.to_pure_dict(nnx.state(loaded))
     return State(0, params, optimizer.init(adamw, params, run.mesh))
 

@@ -196,7 +196,9 @@ def _alone(directory: pathlib.Path) -> Iterator[None]:
 def _refuse_directory_of_another_run(directory: pathlib.Path, shaping: dict[str, Any]) -> None:
     if not any((directory / "checkpoints").iterdir()):
         return
-    check = lambda saved: identity.refuse_other_settings(saved["settings"], shaping, directory)
+    check = lambda saved: identity.refuse_other_settings(
+        identity.fact(saved, "settings", directory), shaping, directory
+    )
     with RunStore(directory / "checkpoints", keep=None) as store:
         store.newest(check)
 

@@ -96,12 +96,14 @@ def load(
 
     Raises:
       FileNotFoundError: there is no such model, or no checkpoint in that run.
-      ValueError: the weights do not fit, or the reference has another vocabulary than the policy.
+      ValueError: the weights do not fit or are not finite, or the reference has another vocabulary
+        than the policy.
     """
     path, dtype = config.reference_model_path, policy.dtype
     if not config.reference_is_hf:
         return _of_run(pathlib.Path(path).expanduser(), policy)
     model = zoo.load(path, dtype=dtype, mesh=mesh)
+    zoo.check_finite(model)
     model.attention, model.remat = policy.attention, policy.remat
     if model.config.vocab_size != policy.config.vocab_size:
         raise ValueError(
@@ -146,12 +148,14 @@ def check_logps(
     What was kept of the reference was packed otherwise, and is held to rounding.
 
     Raises:
-      RuntimeError: they are not, so the two do not see the same thing.
+      RuntimeError: they are not, so the two do not see the same thing; or they are not finite.
     """
     batch = batches.put(update.micro_batches[0], place)
     here = update.micro_batches[0].is_pair
     ours = np.asarray(policy(batch))[here]
     theirs = np.asarray(reference.of_batch(batch, update.rows))[here]
+    if not np.isfinite(ours).all():
+        raise RuntimeError(_not_finite("log-probabilities of the first pairs are", dtype))
     bound = 0 if reference.model else reference_cache.bound(theirs, dtype)
     if not (np.abs(ours - theirs) <= bound).all():
         raise RuntimeError(
@@ -161,12 +165,23 @@ def check_logps(
         )
 
 
+def _not_finite(what: str, compute: jax.typing.DTypeLike) -> str:
+    """Of weights that are all finite: `zoo.check_finite` has seen them."""
+    wider = "" if compute == jnp.float32 else " Or compute in float32: --config.mp=p=f32,c=f32"
+    return (
+        f"the {what} not finite (NaN or infinity), though every weight is: the model overflows in "
+        f"{np.dtype(compute).name}. Is it the right checkpoint (python -m zoo FOLDER)?{wider}"
+    )
+
+
 def check_first_loss(loss: float, compute: jax.typing.DTypeLike, beta: float) -> None:
     """The gate after the first step: before anything was learnt the loss is ln 2.
 
     Raises:
       RuntimeError: it is not.
     """
+    if not math.isfinite(loss):
+        raise RuntimeError(_not_finite("loss of the first update is", compute))
     # With remat the training program may round otherwise than the reference's; beta scales that.
     bound = (1e-5 if compute == jnp.float32 else 5e-3) * max(1.0, 10 * beta)
     if not abs(loss - math.log(2)) <= bound:

@@ -37,6 +37,7 @@ OPTIONAL = {
     "reference_cache": "reference-cache beside the run's directory",
     "token_cache": "every start tokenises afresh",
     "data.layout": "recognised from the columns",
+    "data.end_of_turn": "what the chat template writes after an answer",
     "data.date": "there is none: the chat template prints no date",
     "tokenizer": "the one in initialize_from_hf",
     "chat_template": "the tokenizer's own",

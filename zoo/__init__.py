@@ -107,6 +107,35 @@ def check(path_or_id: str | pathlib.Path) -> None:
     hf_weights.check(hf_folder.find(str(path_or_id)), _plan(model))
 
 
+def check_finite(model: Model) -> None:
+    """Refuses weights that hold a NaN or an infinity, by their names in the folder they came from.
+
+    Looked at where they are, each once. Every process must call it.
+
+    Raises:
+      ValueError: there are such weights.
+    """
+    from checkpoints_io import bits, hf_weights
+
+    table = ARCHITECTURES[model.config.model_type].HF_WEIGHTS
+    params = {_name(path): p.get_value() for path, p in nnx.to_flat_state(nnx.state(model))}
+    # All are begun before one is waited for.
+    finite = {name: bits.finite(x, table[name][0].count("{")) for name, x in params.items()}
+    bad = [
+        hf_name
+        for name, parts in finite.items()
+        if not (here := np.asarray(parts)).all()
+        for index, hf_name in hf_weights.hf_names(table[name][0], params[name].shape)
+        if not here[index]
+    ]
+    if bad:
+        raise ValueError(
+            f"{model.source or 'the model'}: {bad[0]} holds numbers that are not finite (NaN or "
+            f"infinity; tensors with such numbers: {len(bad)}): the files are damaged, or their "
+            "training diverged; take another checkpoint"
+        )
+
+
 def save(
     model: Model,
     folder: str | pathlib.Path,

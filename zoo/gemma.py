@@ -52,6 +52,8 @@ class Config:
         Raises:
           ValueError: it lacks a key, or asks for something this file does not implement.
         """
+        if hf.get("hidden_act") == "gelu":  # of the first files, which meant this
+            hf = hf | {"hidden_act": "gelu_pytorch_tanh"}
         assumed = {"tie_word_embeddings": True, "rms_norm_eps": 1e-6, "head_dim": 256}
         hf = rope_config.read(hf)
         if hf.get("hidden_act") == "gelu":  # the official files say so, and mean the other one

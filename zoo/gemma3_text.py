@@ -78,7 +78,8 @@ def _text_half(hf: dict[str, Any]) -> dict[str, Any]:
     own = hf.get("text_config")
     if not isinstance(own, dict):
         raise ValueError("config.json of a gemma3 has no text_config: what it sees is not known")
-    beside = {"quantization_config": hf.get("quantization_config")}  # which is refused by its name
+    quantised = hf.get("quantization_config") or own.get("quantization_config")
+    beside = {"quantization_config": quantised}  # which is refused by its name
     return {"tie_word_embeddings": hf.get("tie_word_embeddings", True)} | own | beside
 
 

@@ -23,13 +23,11 @@ FIXED = {
     "scale_attn_by_inverse_layer_idx": False,
 }
 
-# Dropout, of which there is none in DPO; heads for other tasks; `n_ctx` is another `n_positions`;
-# the order in which scores are worked out, which are in float32 here in any order.
+# Heads for other tasks; `n_ctx` is another `n_positions`; the order in which scores are worked out,
+# which are in float32 here in any order.
 IGNORED = frozenset({
-    "attn_pdrop", "embd_pdrop", "n_ctx", "n_special", "output_past", "predict_special_tokens",
-    "reorder_and_upcast_attn", "resid_pdrop",
-    "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
-    "summary_use_proj", "task_specific_params",
+    "n_ctx", "n_special", "output_past", "predict_special_tokens", "reorder_and_upcast_attn",
+    "summary_activation", "summary_proj_to_labels", "summary_type", "summary_use_proj",
 })  # fmt: skip
 
 

@@ -18,10 +18,8 @@ from zoo import attention, causal_lm, experts, hf_config, layers, rope, rope_con
 # What HF lets a config choose and this file does not.
 FIXED = {"hidden_act": "silu", "attention_bias": True}
 
-# The balance loss, which DPO does not see; names for other keys; what was said of the MXFP4 files.
-IGNORED = frozenset({
-    "experts_per_token", "initial_context_length", "output_router_logits", "router_aux_loss_coef",
-})  # fmt: skip
+# Names for other keys; what was said of the MXFP4 files.
+IGNORED = frozenset({"experts_per_token", "initial_context_length"})
 
 
 # What transformers means where a file says nothing of it.
@@ -74,7 +72,7 @@ class Config:
         quantised = hf.get("quantization_config")
         if isinstance(quantised, dict) and quantised.get("quant_method") == "mxfp4":
             hf = {key: value for key, value in hf.items() if key != "quantization_config"}
-        if hf.get("rope_parameters") is None and hf.get("rope_scaling") is None:
+        if hf.get("rope_parameters") is None and not hf.get("rope_scaling"):
             hf = hf | {"rope_parameters": ROPE}
         hf = hf_config.every(rope_config.read(hf, theta=150_000.0), 2)
         return hf_config.read(cls, hf, fixed=FIXED, ignored=IGNORED, assumed=assumed)

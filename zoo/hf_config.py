@@ -1,7 +1,8 @@
 """A Hugging Face `config.json` -> the Config of an architecture: every key has an effect or a name.
 
 A key is a field of the Config, or fixed (the file implements one value of it), or ignored (it does
-not change the logits); any other is refused, by name and value.
+not change the logits). Any other is refused, by name and value, if some implementation reads it,
+and else named once and ignored.
 """
 
 from collections.abc import Mapping
@@ -13,18 +14,7 @@ from typing import Any
 from jaxtyping import Int
 import numpy as np
 
-from zoo import rope, rope_config
-
-# Keys that do not change the logits: bookkeeping, generation, dropout and training from scratch.
-IGNORED = frozenset({
-    "_attn_implementation", "_attn_implementation_autoset", "_name_or_path", "_num_labels",
-    "architectures", "attention_dropout", "auto_map", "bos_token_id", "cache_implementation",
-    "dtype", "eos_token_id", "gradient_checkpointing", "id2label", "initializer_range", "label2id",
-    "max_position_embeddings", "model_type", "num_labels", "output_attentions",
-    "output_hidden_states", "pad_token_id", "return_dict", "tokenizer_class", "torch_dtype",
-    "torchscript", "transformers.js_config", "transformers_version", "unsloth_fixed",
-    "unsloth_version", "use_cache",
-})  # fmt: skip
+from zoo import hf_keys, rope, rope_config
 
 # What `layer_types` may say.
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -49,18 +39,17 @@ def read(
     """
     kind = cls.model_type
     fields = {field.name: field.type for field in dataclasses.fields(cls)}
-    hf = {key: value for key, value in hf.items() if key not in IGNORED | ignored}
-    if (quantised := hf.get("quantization_config")) is not None:
-        told = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
-        raise ValueError(
-            f"the weights are quantised (quantization_config: {told!r}), and the zoo reads none "
-            f"of that for {kind}: take the checkpoint they were made from"
-        )
+    hf = {key: value for key, value in hf.items() if key not in hf_keys.IGNORED | ignored}
+    _refuse_quantised(hf, kind)
+    own = fields.keys() | fixed.keys()
+    others = {k: v for k, v in hf.items() if k not in own and v is not None}
+    others = {k: v for k, v in others.items() if v != hf_keys.NEUTRAL.get(k, ...)}
     refused = {key: hf[key] for key, ours in fixed.items() if hf.get(key) not in (None, ours)}
-    unknown = hf.keys() - fields.keys() - fixed.keys()
-    refused |= {key: hf[key] for key in unknown if hf[key] is not None}
+    refused |= {key: value for key, value in others.items() if key in hf_keys.READ}
     if refused:
         raise ValueError(f"zoo/{kind}.py does not implement {refused} of config.json")
+    if nobodys := sorted(others):
+        hf_keys.say_ignored(kind, tuple(nobodys))
     given = {key: value for key, value in hf.items() if key in fields and value is not None}
     given = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
     if odd := {k: v for k, v in given.items() if not _is(fields[k], v)}:
@@ -151,6 +140,19 @@ def windows(config: Any) -> Int[np.ndarray, " L"] | None:
 def sliding(config: Any) -> Int[np.ndarray, " L"]:
     """1 for each layer that slides, else 0."""
     return np.array([kind == SLIDING for kind in config.layer_types], np.int32)
+
+
+def _refuse_quantised(hf: Mapping[str, Any], kind: str) -> None:
+    """By what transformers, older files of compressed-tensors and MLX call it, or another file."""
+    files = [key for key in hf if key.endswith(".json")]  # which `hf_folder.read_config` found
+    for key in ("quantization_config", "compression_config", "quantization", *files):
+        if told := hf.get(key):
+            if isinstance(told, dict):
+                told = told.get("quant_method") or told.get("quant_algo") or told
+            raise ValueError(
+                f"the weights are quantised ({key}: {told!r}), and the zoo reads none of that for "
+                f"{kind}: take the checkpoint they were made from"
+            )
 
 
 def _check_sizes(config: Any) -> None:

@@ -22,8 +22,8 @@ FIXED = {
     "rope_interleaved": False,
 }
 
-# Into how many parts products were cut when it was made; what another library calls it.
-IGNORED = frozenset({"pretraining_tp", "is_llama_config"})
+# What another library calls it.
+IGNORED = frozenset({"is_llama_config"})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,9 +17,6 @@ from zoo import attention, causal_lm, experts, hf_config, layers, rope, rope_con
 # What HF lets a config choose and this file does not.
 FIXED = {"hidden_act": "silu"}
 
-# Of training from scratch: the balance loss, which DPO does not see, and noise for the router.
-IGNORED = frozenset({"output_router_logits", "router_aux_loss_coef", "router_jitter_noise"})
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -57,7 +54,7 @@ class Config:
             "num_local_experts": 8, "num_experts_per_tok": 2,
         }  # fmt: skip
         hf = rope_config.read(hf, theta=1_000_000.0)
-        return hf_config.read(cls, hf, fixed=FIXED, ignored=IGNORED, assumed=assumed)
+        return hf_config.read(cls, hf, fixed=FIXED, assumed=assumed)
 
     def to_hf(self) -> dict[str, Any]:
         """A `config.json` for a model that was not read from one."""

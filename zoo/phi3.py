@@ -24,9 +24,6 @@ FIXED = {
     "full_attn_mod": 1,
 }
 
-# Dropout: there is none in DPO.
-IGNORED = frozenset({"embd_pdrop", "resid_pdrop"})
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -63,7 +60,10 @@ class Config:
         old = hf.get("original_max_position_embeddings") or 4096
         ropes = {name: _renamed(hf.get(name), old) for name in ("rope_parameters", "rope_scaling")}
         hf = rope_config.read(hf | ropes, partial=True)
-        return hf_config.read(cls, hf, fixed=FIXED, ignored=IGNORED, assumed=assumed)
+        kind = hf["rope_parameters"].rope_type
+        if kind not in ("default", "longrope"):
+            raise ValueError(f"zoo/phi3.py does not implement rope_type {kind!r} of config.json")
+        return hf_config.read(cls, hf, fixed=FIXED, assumed=assumed)
 
     def to_hf(self) -> dict[str, Any]:
         """A `config.json` for a model that was not read from one."""

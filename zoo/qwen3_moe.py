@@ -25,10 +25,8 @@ FIXED = {
     "use_qk_norm": True,
 }
 
-# Of dense layers, of which there are none, and of the balance loss, which DPO does not see.
-IGNORED = frozenset({
-    "intermediate_size", "max_window_layers", "output_router_logits", "router_aux_loss_coef",
-})  # fmt: skip
+# Of dense layers, of which there are none.
+IGNORED = frozenset({"intermediate_size", "max_window_layers"})
 
 
 @dataclasses.dataclass(frozen=True)

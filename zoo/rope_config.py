@@ -38,6 +38,7 @@ KEYS: dict[str, tuple[set[str], set[str]]] = {
 }
 WHOLE = {"original_max_position_embeddings", "max_position_embeddings"}
 LISTS = {"short_factor", "long_factor"}
+TWO = {"full_attention", "sliding_attention"}
 ABOVE_ONE = {"rope_theta", "original_max_position_embeddings"}  # their logarithms divide
 # No model has a number above these; some arithmetic fails on them.
 MOST = {int: 2**31 - 1, float: 1e30}
@@ -49,18 +50,33 @@ def read(
     """A config.json with a Rope for all that it says of rotary positions.
 
     `theta` is what the architecture means where the file says nothing; `partial` architectures may
-    turn a part of each head.
+    turn a part of each head. Where `rope_parameters` and `rope_scaling` are both there, the latter
+    alone counts, as in transformers.
 
     Raises:
       ValueError: it asks for a kind that is not implemented, or lacks what the kind needs.
     """
     rest = dict(hf)
     new, old = rest.pop("rope_parameters", None), rest.pop("rope_scaling", None)
-    keys = ["rope_theta", "original_max_position_embeddings"]
-    keys += ["partial_rotary_factor"] * partial
+    keys = ["rope_theta", "original_max_position_embeddings", "partial_rotary_factor"]
     beside = {key: rest.pop(key, None) for key in keys}
     beside["max_position_embeddings"] = hf.get("max_position_embeddings")
-    return rest | {"rope_parameters": _one(new or old or {}, beside, theta, partial)}
+    one = _one(old or new or {}, beside, theta, partial)
+    if old and isinstance(new, dict):
+        _refuse_lost(new, one)
+    return rest | {"rope_parameters": one}
+
+
+def _refuse_lost(new: Mapping[str, Any], one: rope.Rope) -> None:
+    """Model cards say to add `rope_scaling`; added here, it takes the base away."""
+    for key in ("rope_theta", "partial_rotary_factor"):
+        value, used = new.get(key), getattr(one, key)
+        if value is not None and value != used:
+            raise ValueError(
+                f"config.json has both rope_parameters and rope_scaling, and transformers reads "
+                f"the latter alone: {key} would be {used}, and not the {value!r} of "
+                f"rope_parameters. Write {key} into rope_scaling, or give rope_parameters alone"
+            )
 
 
 def read_two(
@@ -68,21 +84,40 @@ def read_two(
 ) -> dict[str, Any]:
     """As `read`, for an architecture whose sliding layers have a rope of their own.
 
-    Old files scale the full layers only, and name the sliding base `rope_local_base_freq`; with no
-    `sliding_theta` it is that of the others.
+    Old files scale the full layers only: what `rope_scaling` says joins what `rope_parameters` says
+    of them. With a `sliding_theta` the sliding base may be named `rope_local_base_freq`; without
+    one, `rope_theta` beside them means the full layers to transformers 5 and all of them to 4.
 
     Raises:
-      ValueError: as `read`; or a rope hangs on the length of the text.
+      ValueError: as `read`; or a rope depends on the length of the text.
     """
     rest = dict(hf)
-    new, old = rest.pop("rope_parameters", None) or {}, rest.pop("rope_scaling", None)
-    base, local = rest.pop("rope_theta", None), rest.pop("rope_local_base_freq", None)
-    if not isinstance(new, dict) or new.keys() - {"full_attention", "sliding_attention"}:
+    new, old = rest.pop("rope_parameters", None), rest.pop("rope_scaling", None)
+    base = rest.pop("rope_theta", None)
+    local = rest.pop("rope_local_base_freq", None) if sliding_theta else None
+    if new is None:
+        new = {kind: {"rope_type": "default"} for kind in TWO}
+    if isinstance(new, dict):  # transformers 5.3 wrote two keys too many
+        new = {k: v for k, v in new.items() if v is not None and (k, v) != ("rope_type", "default")}
+    if not isinstance(new, dict) or new.keys() - TWO:
         raise ValueError(f"config.json: rope_parameters should name two kinds of layer, not {new}")
+    full, sliding = (new.get(kind) or {} for kind in ("full_attention", "sliding_attention"))
+    if old:
+        if not isinstance(old, dict) or not isinstance(full, dict) or not full:
+            raise ValueError(
+                f"config.json: rope_scaling should be an object beside rope_parameters of "
+                f"full_attention, which it changes, not {old!r} beside {new!r}"
+            )
+        full = full | old
     beside = {"max_position_embeddings": hf.get("max_position_embeddings")}
-    full = _one(new.get("full_attention") or old or {}, beside | {"rope_theta": base}, theta)
-    sliding = new.get("sliding_attention") or {}
-    sliding = _one(sliding, beside | {"rope_theta": local}, sliding_theta or full.rope_theta)
+    full = _one(full, beside | {"rope_theta": base}, theta)
+    sliding = _one(sliding, beside | {"rope_theta": local}, sliding_theta or theta)
+    if not sliding_theta and base is not None and sliding.rope_theta != full.rope_theta == base:
+        raise ValueError(
+            f"config.json: versions of transformers disagree about what rope_theta {base!r} means "
+            "to the layers that slide: give rope_parameters with a rope_theta for full_attention "
+            "and one for sliding_attention"
+        )
     for one in (full, sliding):
         if one.rope_type in rope.BY_LENGTH:
             raise ValueError(
@@ -108,12 +143,16 @@ def _one(given: Any, beside: Mapping[str, Any], theta: float, partial: bool = Fa
     for key in ("partial_rotary_factor", *WHOLE & needed):
         if beside.get(key) is not None:
             given.setdefault(key, beside[key])
-    longest: Any = beside.get("max_position_embeddings")
+    outside, longest = (beside.get(f"{of}max_position_embeddings") for of in ("original_", ""))
     if "original_max_position_embeddings" in needed and longest is not None:
         given.setdefault("original_max_position_embeddings", longest)
+    if "original_max_position_embeddings" in needed and outside is not None:
+        given["original_max_position_embeddings"] = outside  # counts for more than what is inside
     old: Any = given.get("original_max_position_embeddings")
     if kind == "longrope" and _is_right("", longest) and _is_right("", old):
         given.setdefault("factor", longest / old)
+    if not partial and given.get("partial_rotary_factor") == 1:
+        del given["partial_rotary_factor"]
     everywhere = {"rope_theta", "partial_rotary_factor"} if partial else {"rope_theta"}
     if needed - given.keys() or given.keys() - needed - possible - everywhere:
         raise ValueError(

@@ -52,8 +52,7 @@ class Config:
         """
         assumed = {"tie_word_embeddings": True, "rms_norm_eps": 1e-6, "num_key_value_heads": 4}
         hf = _layers_named(rope_config.read(hf, theta=2_000_000.0))
-        # Of the training from scratch, and of a Qwen that it was not made from.
-        ignored = frozenset({"pretraining_tp", "max_window_layers"})
+        ignored = frozenset({"max_window_layers"})  # of a Qwen that it was not made from
         return hf_config.read(cls, hf, fixed=FIXED, ignored=ignored, assumed=assumed)
 
     def to_hf(self) -> dict[str, Any]:

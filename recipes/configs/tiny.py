@@ -37,6 +37,8 @@ def get_config() -> ml_collections.ConfigDict:
         columns=dict(),  # our name="theirs", where a dataset has other names
         scored_turns="assistant",  # of what follows the prompt; or last, all
         date=config_dict.placeholder(str),  # "2026-01-31", for templates that print today's
+        # "<|im_end|>", say: a special token after the last answer, for templates that write none.
+        end_of_turn=config_dict.placeholder(str),
         over_length="drop",  # or cut_prompt, cut_answer
         max_malformed_fraction=0.0,
     )

@@ -1,25 +1,25 @@
 """A `Pair` as text: rendered by the chat template, with the stretches that count marked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import re
 from typing import Any, NamedTuple
 
 import jinja2
 
-from recipes.data import template
+from recipes.data import dialect, left_out, template
+from recipes.data.dialect import Dialect
 from recipes.data.layouts import Pair
-from recipes.data.messages import Turns
+from recipes.data.messages import Message, Turns
 from recipes.data.template import Span
 from recipes.data.tokenizer import Tokenizer
 
 SCORED_TURNS = ("assistant", "last", "all")  # after the prompt: answers, the last one, every word
-PROBE: Turns = [
-    {"role": "user", "content": "Which way?"},
-    {"role": "assistant", "content": "Onwards."},
-]
+PROBE: Turns = [dialect.QUESTION, {"role": "assistant", "content": "Onwards."}]
+BLANK = {"role": "assistant", "content": ""}
 # Stands for an answer whose place is looked for: a character that no text means anything by.
 STAND_IN = "\ue0d0"
 NOTHING = Pair("", "", "")
+SOME_TOOLS = NOTHING._replace(tools=[dialect.TOOL])
 
 
 class Chat(NamedTuple):
@@ -29,9 +29,14 @@ class Chat(NamedTuple):
     given: Mapping[str, str]  # bos_token and the like
     marked: bool  # it says itself what is generated
     scored_turns: str
-    end_of_turn: str  # what it writes after an answer
+    end_of_turn: str  # what follows an answer
     ends: tuple[str, ...] = ()  # the same, in pieces: special tokens, and what stands between them
+    added: str = ""  # the part of it that the template does not write: `data.end_of_turn`
+    surplus: str = ""  # what the template writes behind the last answer's end, and is cut off
+    header: str | None = None  # what it writes before any answer
+    specials: re.Pattern[str] = re.compile("(?!)")  # the tokenizer's special tokens
     reads: frozenset[str] = frozenset()  # what it asks for by name
+    dialects: Mapping[str, Dialect | None] = {}
 
 
 class Rendered(NamedTuple):
@@ -40,15 +45,19 @@ class Rendered(NamedTuple):
     text: str
     prompt_end: int  # characters of the prompt
     scored: list[Span]  # the characters that count
-    left_out: bool  # part of what was said is not in the text
+    left_out: tuple[str, ...] = ()  # what the messages hold and the text does not show
 
 
-def prepared(tokenizer: Tokenizer, *, scored_turns: str, date: str | None) -> Chat:
+def prepared(
+    tokenizer: Tokenizer, *, scored_turns: str, date: str | None, end_of_turn: str | None = None
+) -> Chat:
     """The tokenizer's template, tried on two turns, so that one that cannot work stops the run.
 
+    `end_of_turn` is a special token to write after the last answer, for templates that write none.
+
     Raises:
-      ValueError: there is no template, or it fails, prints the date when none is given, or shows
-        nothing of the answer.
+      ValueError: there is no template, or it fails, prints the date when none is given, shows
+        nothing of the answer, or ends answers itself and is given an `end_of_turn`.
     """
     text = tokenizer.chat_template
     if not text:
@@ -70,14 +79,34 @@ def prepared(tokenizer: Tokenizer, *, scored_turns: str, date: str | None) -> Ch
     programs = {name: template.compiled(text, date) for name, text in texts.items()}
     reads = frozenset().union(*(template.names(text) for text in texts.values()))
     marked = template.marks_answers(text)
-    chat = Chat(programs, tokenizer.named, marked, scored_turns, "", reads=reads)
+    chat = Chat(
+        programs,
+        tokenizer.named,
+        marked,
+        scored_turns,
+        "",
+        specials=tokenizer.specials,
+        reads=reads,
+    )
+    probe = NOTHING if _renders(PROBE, chat, NOTHING) else SOME_TOOLS  # some cannot do without
+    if not _renders(PROBE, chat, probe):
+        probe = NOTHING
     try:
-        whole, _ = _render(PROBE, chat, NOTHING)
+        whole, _ = _render(PROBE, chat, probe)
         _, _, tail = whole.rpartition(PROBE[-1]["content"])
+        tail, surplus = _cut(tail, whole, tokenizer, chat, probe)
         pieces = re.split(f"({tokenizer.specials.pattern})", tail)
-        chat = chat._replace(end_of_turn=tail, ends=tuple(filter(None, pieces)))
-        rendered, _ = render(Pair(PROBE[:1], PROBE[1:], PROBE[1:]), chat)
-        asks_again = _asks_again(chat)
+        chat = chat._replace(
+            surplus=surplus,
+            end_of_turn=tail + _added(end_of_turn, tail, tokenizer),
+            ends=tuple(filter(None, pieces)),
+            added=_added(end_of_turn, tail, tokenizer),
+            header=_header(whole, chat, probe),
+            dialects={name: _dialect(name, chat) for name in programs},
+        )
+        example = Pair(PROBE[:1], PROBE[1:], PROBE[1:], probe.tools)
+        rendered, _ = render(example, chat)
+        asks_again = _asks_again(chat, probe)
     except ValueError as error:
         raise ValueError(f"the chat template cannot be used: {error}") from error
     if not any("Onwards" in whole[start:end] for start, end in rendered.scored):
@@ -91,19 +120,89 @@ def prepared(tokenizer: Tokenizer, *, scored_turns: str, date: str | None) -> Ch
             "the chat template cannot be used: behind each answer it begins another, whether it is "
             "asked to (`add_generation_prompt`) or not"
         )
+    if words := _words_behind(chat):
+        raise ValueError(
+            "the chat template cannot be used: behind each answer it writes more than an end of "
+            f"turn ({words[:40]!r})"
+        )
     return chat
 
 
-def _asks_again(chat: Chat) -> bool:
+def _renders(turns: Turns, chat: Chat, pair: Pair) -> bool:
+    try:
+        return bool(_render(turns, chat, pair)[0])
+    except ValueError:
+        return False
+
+
+def _cut(tail: str, whole: str, tokenizer: Tokenizer, chat: Chat, probe: Pair) -> tuple[str, str]:
+    """The end of turn, and what is written behind it only where the conversation ends.
+
+    Some templates lead into another answer, whether it is asked for or not (Cohere's for tools).
+    """
+    more, _ = _render([*PROBE, PROBE[0]], chat, probe)
+    eos = tokenizer.named.get("eos_token", "")
+    end, found, surplus = tail.partition(eos) if eos else ("", "", "")
+    if not found or not surplus.strip() or more.startswith(whole):
+        return tail, ""
+    return end + found, surplus
+
+
+def _added(end_of_turn: str | None, tail: str, tokenizer: Tokenizer) -> str:
+    if end_of_turn is None:
+        return ""
+    if end_of_turn not in tokenizer.special:
+        raise ValueError(
+            f"--config.data.end_of_turn={end_of_turn!r} is no special token of this tokenizer"
+        )
+    if own := tokenizer.specials.search(tail):
+        raise ValueError(
+            f"--config.data.end_of_turn has no effect: the chat template itself ends each answer "
+            f"with {own[0]!r}"
+        )
+    return end_of_turn
+
+
+def _header(whole: str, chat: Chat, probe: Pair) -> str | None:
+    """What leads into an answer, whether one is asked for or stands there."""
+    asked, _ = _render(PROBE[:1], chat, probe, ask=True)
+    quiet, _ = _render(PROBE[:1], chat, probe)
+    end = _common(asked, whole, chat)
+    return asked[len(quiet) : end] if end >= len(quiet) and asked.startswith(quiet) else None
+
+
+def _dialect(name: str, chat: Chat) -> Dialect | None:
+    """How this program wants calls spelled, with tools to call or without."""
+    for pair in (SOME_TOOLS, NOTHING):
+        given = _given(pair, chat)
+        text = lambda turns, given=given: _run(chat.programs[name], turns, given, ask=False)[0]
+        if found := dialect.tried(text):
+            return found
+    return None
+
+
+def _asks_again(chat: Chat, probe: Pair) -> bool:
     """Does what follows the last answer lead into another, as what follows the last question does?
 
     Where it stands before a question too, it leads nowhere.
     """
-    asked, _ = _render(PROBE[:1], chat, NOTHING, ask=True)
-    more, _ = _render([*PROBE, PROBE[0]], chat, NOTHING)
+    asked, _ = _render(PROBE[:1], chat, probe, ask=True)
+    more, _ = _render([*PROBE, PROBE[0]], chat, probe)
     _, _, header = asked.rpartition(PROBE[0]["content"])
     _, _, behind = more.partition(PROBE[1]["content"])
-    return header == chat.end_of_turn and not behind.startswith(header)
+    again = bool(header.strip()) and chat.end_of_turn.endswith(header)
+    return again and not behind.startswith(chat.end_of_turn)
+
+
+def _words_behind(chat: Chat) -> str:
+    """What is written after the special token that ends an answer, if it is words."""
+    ended = False
+    for piece in chat.ends:
+        special = chat.specials.fullmatch(piece)
+        if ended and not special and piece.strip():
+            return piece.strip()
+        ended |= bool(special)
+    return ""
 
 
 def render(pair: Pair, chat: Chat | None) -> tuple[Rendered, Rendered]:
@@ -125,7 +224,7 @@ def render(pair: Pair, chat: Chat | None) -> tuple[Rendered, Rendered]:
     with template.bounded():
         asked = _render(prompt, chat, pair, ask=asks)[0] if prompt else ""
         texts = [_render(turns, chat, pair) for turns in wholes]
-        end = min(_common(asked, text) for text, _ in texts)
+        end = min(_common(asked, text, chat) for text, _ in texts)
         if end < len(asked) and asks:  # an answer takes the place of what the prompt ends with
             both = zip(wholes, texts, strict=True)
             end = min(end, *(_begin(turns, *text, end, chat, pair) for turns, text in both))
@@ -138,7 +237,7 @@ def render(pair: Pair, chat: Chat | None) -> tuple[Rendered, Rendered]:
 
 def _plain(pair: Pair, answer: Any) -> Rendered:
     text = f"{pair.prompt}{answer}"
-    return Rendered(text, len(pair.prompt), [(len(pair.prompt), len(text))], left_out=False)
+    return Rendered(text, len(pair.prompt), [(len(pair.prompt), len(text))])
 
 
 def _answer(
@@ -156,8 +255,50 @@ def _answer(
         spans = [(end, len(text))]
     else:
         spans = [_place_of(i, turns, text, chat, pair) for i in spoken]
-    left_out = not all(turns[i]["content"].strip() in text[end:] for i in spoken)
-    return Rendered(text, end, spans, left_out)
+        quiet, _ = _render(turns[:begins], chat, pair) if begins else ("", [])
+        if spoken[:1] == [begins] and text.startswith(quiet) and len(quiet) <= end:
+            spans[0] = end, spans[0][1]  # what one answer writes anew counts in the other too
+    prompt = text[:end] if text.startswith(asked) else text
+    shown = prompt, text[end - len(chat.header or "") :]  # thoughts may be begun by the header
+    left = _left_out(turns, text, shown, chat, pair, spoken)
+    if chat.added and said[-1:] == [len(turns) - 1]:
+        spans = [*spans, (len(text), len(text) + len(chat.added))]
+        text += chat.added
+    return Rendered(text, end, spans, left)
+
+
+def _left_out(
+    turns: Turns, text: str, shown: tuple[str, str], chat: Chat, pair: Pair, spoken: list[int]
+) -> tuple[str, ...]:
+    """Names of what the turns hold and their text, that of prompt and answer, does not show.
+
+    Raises:
+      ValueError: that leaves an answer of which nothing is shown.
+    """
+    found: dict[str, None] = {}
+
+    def looks_the_same(i: int, instead: Message) -> bool:
+        try:
+            return _render([*turns[:i], instead, *turns[i + 1 :]], chat, pair)[0] == text
+        except ValueError:
+            return False
+
+    for i, message in enumerate(turns):
+        part = shown[i >= len(pair.prompt)]
+        if len(message) == 2 and message["content"].strip() in part:
+            continue  # as almost every message
+        missing = left_out.names(message, part)
+        for name in (left_out.THOUGHT, left_out.CALLS):  # whose words may stand elsewhere
+            named = name in missing or not left_out.holds(message, name)
+            if not named and looks_the_same(i, left_out.without(message, name)):
+                missing.append(name)
+        if missing and i in spoken and looks_the_same(i, BLANK):
+            raise ValueError(
+                "the chat template shows nothing of an answer: it leaves out its "
+                + ", ".join(missing)
+            )
+        found |= dict.fromkeys(missing)
+    return tuple(found)
 
 
 def _begin(turns: Turns, text: str, marks: list[Span], end: int, chat: Chat, pair: Pair) -> int:
@@ -173,37 +314,107 @@ def _place_of(i: int, turns: Turns, text: str, chat: Chat, pair: Pair) -> Span:
     after = _render(turns[: i + 1], chat, pair)[0]
     if after.startswith(before) and text.startswith(after):
         return len(before), len(after)
-    instead = {"role": "assistant", "content": STAND_IN}  # of thoughts and calls, too
-    other = [*turns[:i], instead, *turns[i + 1 :]]
-    head, found, tail = _render(other, chat, pair)[0].partition(STAND_IN)
-    stop = len(text) - len(tail)
-    if not found or stop < len(head) or text[: len(head)] != head or text[stop:] != tail:
+    head, tail = _around(i, turns, chat, pair)
+    start, stop = _header_end(turns[:i], text, chat, pair), None
+    if start is None and head is not None and text.startswith(head):
+        start = len(head)
+    if text.startswith(after):
+        stop = len(after)
+    elif tail is not None and text.endswith(tail):
+        stop = _behind(chat.ends, text, len(text) - len(tail))
+    elif start is not None:
+        stop = _next_end(turns[i + 1 :], text, start, chat)
+    if start is None or stop is None or stop < start:
         raise ValueError("the chat template does not show which part of the text is the answer")
-    for piece in chat.ends:
+    return start, stop
+
+
+def _around(i: int, turns: Turns, chat: Chat, pair: Pair) -> tuple[str | None, str | None]:
+    """What stands before and behind turn `i` when it says something else; None if that fails."""
+    instead = {"role": "assistant", "content": STAND_IN}  # of thoughts and calls, too
+    try:
+        text = _render([*turns[:i], instead, *turns[i + 1 :]], chat, pair)[0]
+    except ValueError:
+        return None, None
+    head, found, tail = text.partition(STAND_IN)
+    return (head, tail) if found else (None, None)
+
+
+def _header_end(before: Turns, text: str, chat: Chat, pair: Pair) -> int | None:
+    """Where the header of the turn after these ends; one that continues a turn may have none."""
+    quiet = _render(before, chat, pair)[0] if before else ""
+    if chat.header is None or not text.startswith(quiet):
+        return None
+    if shared := _common(chat.header, text[len(quiet) :], chat):
+        return len(quiet) + shared
+    return len(quiet) if before and before[-1]["role"] in ("assistant", "tool") else None
+
+
+def _next_end(behind: Turns, text: str, start: int, chat: Chat) -> int | None:
+    """The end of the answer by its special tokens, if no turn behind it begins before."""
+    said = [turn["content"].strip() for turn in behind if turn["content"]]
+    for i, piece in enumerate(chat.ends):
+        stop = text.find(piece, start) if chat.specials.fullmatch(piece) else -1
+        if stop >= 0 and not any(words and words in text[start:stop] for words in said):
+            return _behind(chat.ends[i:], text, stop)
+    return None
+
+
+def _behind(ends: Sequence[str], text: str, stop: int) -> int:
+    """The first character behind those of the pieces that stand there."""
+    for piece in ends:
         if not text.startswith(piece, stop):
             break
         stop += len(piece)
-    return len(head), stop
+    return stop
 
 
-def _common(a: str, b: str) -> int:
+def _common(a: str, b: str, chat: Chat) -> int:
+    """Characters that both begin with, up to a special token that only one of them has."""
     if b.startswith(a):
         return len(a)
-    return next(i for i, (x, y) in enumerate(zip(a, b + "\0", strict=False)) if x != y)
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    for text in (a, b):
+        for token in chat.specials.finditer(text, max(low - 256, 0), low + 256):
+            if token.start() < low < token.end():
+                low = token.start()
+    return low
 
 
 def _render(turns: Turns, chat: Chat, pair: Pair, *, ask: bool = False) -> tuple[str, list[Span]]:
     """The text of some turns (with the header of an answer to come if `ask`), its marked spans."""
     named = "tool_use" if pair.tools and "tool_use" in chat.programs else "default"
-    ours = {"messages": turns, "tools": pair.tools, "add_generation_prompt": ask}
-    given = {**chat.given, "documents": None, **pair.template_kwargs, **ours}
-    return template.render(chat.programs[named], given)
+    spelled = dialect.spelled(turns, chat.dialects.get(named))
+    text, marks = _run(chat.programs[named], spelled, _given(pair, chat), ask=ask)
+    ends = bool(chat.surplus) and not ask and turns[-1]["role"] == "assistant"
+    return (text.removesuffix(chat.surplus) if ends else text), marks
+
+
+def _given(pair: Pair, chat: Chat) -> dict[str, Any]:
+    return {**chat.given, "documents": None, **pair.template_kwargs, "tools": pair.tools}
+
+
+def _run(
+    program: jinja2.Template, turns: Turns, given: dict[str, Any], *, ask: bool
+) -> tuple[str, list[Span]]:
+    return template.render(program, given | {"messages": turns, "add_generation_prompt": ask})
 
 
 def ignores(pair: Pair, chat: Chat | None) -> bool:
     """Has the row tools, or settings of a template, that this one never looks at?"""
     given = {*pair.template_kwargs, *(["tools"] if pair.tools else [])}
     return chat is not None and not given <= chat.reads
+
+
+def stops(tokenizer: Tokenizer, chat: Chat) -> bool:
+    """Does a special token end each answer, so that the model can learn to stop?"""
+    return tokenizer.specials.search(chat.end_of_turn) is not None
 
 
 def check_plain(tokenizer: Tokenizer) -> None:

@@ -4,7 +4,7 @@ import collections
 from typing import Any, NamedTuple
 
 from recipes.data.messages import one_line
-from recipes.data.tokens import NOTES
+from recipes.data.tokens import NOTES, described
 
 SHOWN = 20  # reasons
 
@@ -15,7 +15,7 @@ class Counts(NamedTuple):
     rows: int
     malformed: collections.Counter[str]  # reason -> rows that hold no pair
     dropped: collections.Counter[str]  # reason -> pairs that cannot be trained on
-    notes: collections.Counter[str]  # name in NOTES -> pairs that are used
+    notes: collections.Counter[str]  # as PairIds.notes -> pairs that are used
     first: dict[str, str]  # reason -> where it was met first
     repeated: int = 0  # used pairs with the same tokens as an earlier one
 
@@ -34,7 +34,8 @@ class Counts(NamedTuple):
             ]
             if more := dict(reasons.most_common()[SHOWN:]):
                 told.append(f"{sum(more.values())} {kind} for {len(more)} other reasons")
-        told += [f"{self.notes[name]} {what}" for name, what in NOTES.items() if self.notes[name]]
+        noted = sorted(self.notes, key=lambda name: (name not in NOTES, name))
+        told += [f"{self.notes[name]} {described(name)}" for name in noted if self.notes[name]]
         if self.repeated:
             told.append(f"{self.repeated} that repeat an earlier pair (kept)")
         return told

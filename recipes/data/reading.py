@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 
 from recipes.data import layouts, mixture, pairs, tokenise
-from recipes.data.chat import Chat
+from recipes.data.chat import Chat, stops
 from recipes.data.mixture import Part
 from recipes.data.pairs import Pairs
 from recipes.data.tokenise import How, Source
@@ -33,7 +33,7 @@ class Told(NamedTuple):
     rows: int
     used: int
     reasons: dict[str, int]  # reason -> rows lost
-    notes: dict[str, int]  # name in tokens.NOTES -> used pairs that have it
+    notes: dict[str, int]  # as PairIds.notes -> used pairs that have it
     pairs: Sequence[PairIds]  # the used ones
 
 
@@ -64,9 +64,10 @@ def read(config: ml_collections.ConfigDict, tokenizer_folder: pathlib.Path) -> D
         for name, given in config.validation.items()
     }
     plain = {source.layout in layouts.PLAIN for source, _ in [*trained.values(), *others.values()]}
-    if plain == {True} and (config.chat_template or config.data.date):
+    if plain == {True} and (config.chat_template or config.data.date or config.data.end_of_turn):
         raise ValueError(
-            "--config.chat_template and --config.data.date have no effect: all texts are plain"
+            "--config.chat_template, --config.data.date and --config.data.end_of_turn have no "
+            "effect: all texts are plain"
         )
     tokenizer, chat = tokenise.ready(how, plain=plain == {True})
 
@@ -92,6 +93,12 @@ def read(config: ml_collections.ConfigDict, tokenizer_folder: pathlib.Path) -> D
         if both := int(np.isin(found.keys, keys).sum()):
             told[-1].told.append(f"{both} of its prompts are in the training data too")
         held_out.append(HeldOut(name, found.ids))
+    if chat is not None and not stops(tokenizer, chat):
+        token = tokenizer.named.get("eos_token", "a special token of the tokenizer")
+        told[0].told.append(
+            "the chat template writes no special token after the last answer, so the model will "
+            f"not learn to stop: add one with --config.data.end_of_turn='{token}'"
+        )
     held_out = [held._replace(pairs=spread(held.pairs, config.max_eval_pairs)) for held in held_out]
     return Data(tokenizer, chat, train, held_out, told)
 
@@ -106,6 +113,7 @@ def how_of(config: ml_collections.ConfigDict, tokenizer_folder: pathlib.Path) ->
         max_length=config.train_seq_len,
         over_length=config.data.over_length,
         max_malformed_fraction=config.data.max_malformed_fraction,
+        end_of_turn=config.data.end_of_turn,
     )
 
 

@@ -14,7 +14,7 @@ from recipes.data.messages import visible
 from recipes.data.packing import Shape
 from recipes.data.reading import Told, spread
 from recipes.data.tokenizer import Tokenizer, text_after
-from recipes.data.tokens import NOTES, PairIds
+from recipes.data.tokens import PairIds, described
 
 LENGTHS = ("prompt", "chosen", "rejected", "scored")
 QUANTILES = {"min": 0.0, "median": 0.5, "90%": 0.9, "99%": 0.99, "max": 1.0}
@@ -65,7 +65,7 @@ def text(
             lines += ["", *_length_lines(part.pairs), "", *_pack_lines(packs(part.pairs, shape))]
         for pair in spread(part.pairs, shown):
             heading = painted(f"  row {pair.row}", "heading")
-            lines += ["", heading, *(f"    {NOTES[note]}" for note in pair.notes)]
+            lines += ["", heading, *(f"    {described(note)}" for note in pair.notes)]
             lines += [f"    {line}" for line in lines_of(pair, tokenizer, painted)]
         lines.append("")
     return "\n".join(lines)
@@ -98,7 +98,7 @@ def page(parts: Iterable[Told], tokenizer: Tokenizer, shape: Shape, *, shown: in
         packs=lambda pairs: packs(pairs, shape),
         rows=lambda pairs: [(pair, pieces_of(pair, tokenizer)) for pair in spread(pairs, shown)],
         by_space=lambda said: re.split(r"(\s)", said),
-        NOTES=NOTES,
+        described=described,
     )
 
 
@@ -195,7 +195,7 @@ def _counted(part: Told) -> list[str]:
     said, known = "\n".join(part.told), part.used + sum(part.reasons.values())
     s = lambda n: "s" * (n != 1)
     more = {why: f"{n:,} row{s(n)} lost: {why}" for why, n in part.reasons.items()}
-    more |= {NOTES[k]: f"{n:,} pair{s(n)} {NOTES[k]}" for k, n in part.notes.items() if n}
+    more |= {described(k): f"{n:,} pair{s(n)} {described(k)}" for k, n in part.notes.items() if n}
     untold = [] if known == part.rows else [f"{known:,} of {part.rows:,} rows are accounted for"]
     return part.told + untold + [line for why, line in more.items() if why not in said]
 

@@ -18,8 +18,13 @@ from recipes.data.sandbox import CLOSE, OPEN
 
 Span = tuple[int, int]  # characters, from .. to
 
-SECONDS, ROOM = 5.0, 2**31  # a rendering may take so long, and so many bytes beside those in use
+# A rendering may take so many seconds of CPU time, and so many bytes beside those in use.
+SECONDS, ROOM = 5.0, 2**31
 _is_bounded = False  # is the main thread within `bounded`?
+
+
+class TooLong(Exception):
+    """A rendering has used up its time."""
 
 
 def compiled(text: str, date: str | None) -> jinja2.Template:
@@ -68,10 +73,14 @@ def prints_the_date(text: str) -> bool:
 
 @contextlib.contextmanager
 def bounded() -> Iterator[None]:
-    """In time, and in memory where the system can. Signals come to the main thread alone.
+    """In CPU time, and in memory where the system can. Signals come to the main thread alone.
 
-    In another thread nothing is bounded. Around several renderings it bounds them together, at the
-    cost of one.
+    A machine that is busy, or a process that is paused, takes no time from a rendering. In another
+    thread nothing is bounded. Around several renderings it bounds them together, at the cost of
+    one.
+
+    Raises:
+      ValueError: what is within it takes too long.
     """
     global _is_bounded
     if _is_bounded or threading.current_thread() is not threading.main_thread():
@@ -80,15 +89,23 @@ def bounded() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     in_use = _in_use(int(time.monotonic()))
     limited = in_use > 0 and not 0 <= soft < in_use + ROOM  # RLIM_INFINITY is below 0
-    before = signal.signal(signal.SIGALRM, _too_long)
+    most = time.thread_time() + SECONDS
+
+    def ring(*_: Any) -> None:
+        if time.thread_time() >= most:  # else it rings again, and is asked again
+            raise TooLong(f"it takes longer than {SECONDS:.0f} seconds")
+
+    before = signal.signal(signal.SIGALRM, ring)
     _is_bounded = True
     if limited:
         resource.setrlimit(resource.RLIMIT_AS, (in_use + ROOM, hard))
-    signal.setitimer(signal.ITIMER_REAL, SECONDS, 1.0)  # and again, should the first be swallowed
+    signal.setitimer(signal.ITIMER_REAL, SECONDS, min(SECONDS, 1.0))
     try:
         yield
+    except TooLong as error:
+        raise ValueError(str(error)) from error
     finally:
-        with contextlib.suppress(TimeoutError):  # it may ring now
+        with contextlib.suppress(TooLong):  # it may ring now
             signal.setitimer(signal.ITIMER_REAL, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         if limited:
@@ -105,10 +122,6 @@ def _in_use(_second: int) -> int:
             return int(file.read().split()[0]) * resource.getpagesize()
     except OSError:  # not Linux
         return 0
-
-
-def _too_long(*_: Any) -> None:
-    raise TimeoutError(f"it takes longer than {SECONDS:.0f} seconds")
 
 
 def _unmarked(text: str) -> tuple[str, list[Span]]:

@@ -19,10 +19,9 @@ import tqdm
 from checkpoints_io import lock, whole
 from recipes.data import counts as counts_io
 from recipes.data.counts import Counts
-from recipes.data.tokens import NOTES, PairIds
+from recipes.data.tokens import PairIds
 
-FORMAT = 1
-NAMES = tuple(NOTES)
+FORMAT = 2
 TOKENS = ("prompt", "chosen", "rejected")
 MASKS = ("chosen_scored", "rejected_scored")
 
@@ -77,7 +76,7 @@ def write(path: pathlib.Path, shard: Shard) -> None:
     columns: dict[str, Any] = {
         "row": np.array([pair.row for pair in ids], np.int64),
         "key": shard.keys,
-        "notes": np.array([sum(1 << NAMES.index(n) for n in p.notes) for p in ids], np.int64),
+        "notes": ["\n".join(pair.notes) for pair in ids],
         "score_chosen": _scores(ids, 0),
         "score_rejected": _scores(ids, 1),
     }
@@ -109,7 +108,7 @@ def read(path: pathlib.Path) -> Shard | None:
     plain = lambda name: table[name].chunk(0).to_numpy(zero_copy_only=True)
     tokens = [_parts(table[name].chunk(0), np.int32) for name in TOKENS]
     masks = [_parts(table[name].chunk(0), np.bool_) for name in MASKS]
-    notes = [tuple(n for i, n in enumerate(NAMES) if bits >> i & 1) for bits in plain("notes")]
+    notes = [tuple(filter(None, text.split("\n"))) for text in table["notes"].to_pylist()]
     scores = [
         None if np.isnan(one) else (float(one), float(other))
         for one, other in zip(plain("score_chosen"), plain("score_rejected"), strict=True)

@@ -39,6 +39,7 @@ class How(NamedTuple):
     max_length: int
     over_length: str
     max_malformed_fraction: float
+    end_of_turn: str | None = None  # a special token, for templates that write none
 
 
 def encode(rows: Sequence[Row], first: int, source: Source, how: How, files: str) -> Shard:
@@ -87,7 +88,10 @@ def _ready(how: How, _files: str, plain: bool) -> tuple[tokenizer.Tokenizer, cha
     if plain:
         chat.check_plain(own)
         return own, None
-    return own, chat.prepared(own, scored_turns=how.scored_turns, date=how.date)
+    talk = chat.prepared(
+        own, scored_turns=how.scored_turns, date=how.date, end_of_turn=how.end_of_turn
+    )
+    return own, talk
 
 
 def files_of(how: How) -> str:

@@ -20,7 +20,7 @@ class PairIds(NamedTuple):
     rejected: np.ndarray
     chosen_scored: np.ndarray  # bool, as long as `chosen`
     rejected_scored: np.ndarray
-    notes: tuple[str, ...] = ()  # what NOTES says of it
+    notes: tuple[str, ...] = ()  # `described` says what they mean
     scores: tuple[float, float] | None = None  # of chosen and rejected, by whoever preferred
 
 
@@ -34,10 +34,18 @@ NOTES = {
     "special": "with words that are special tokens of this tokenizer (they are read as such)",
     "other_format": "with marks of a chat format in their prompt (Human:, [INST], <|im_start|>, …)",
     "asks_again": "of which both answers begin with the question",
-    "left_out": "of which the chat template leaves words out",
     "ignored": "with tools or template settings that the chat template does not look at",
 }
+LEFT_OUT = "left_out/"  # and a key of a message: what the chat template does not show of it
 OVER_LENGTH = ("drop", "cut_prompt", "cut_answer")
+
+
+def described(note: str) -> str:
+    """What a note says of a pair."""
+    key = note.removeprefix(LEFT_OUT)
+    if key == note:
+        return NOTES[note]
+    return f"of which the chat template leaves out {'words' if key == 'content' else f'`{key}`'}"
 
 
 def encode(
@@ -71,16 +79,18 @@ def encode(
         "special": any(map(tokenizer.specials.search, layouts.texts(pair))),
         "other_format": unusual.of_another_format(pair),
         "asks_again": unusual.asks_again(pair),
-        "left_out": any(text.left_out for text in rendered),
         "ignored": chat.ignores(pair, template),
     }
+    left_out = dict.fromkeys(name for text in rendered for name in text.left_out)
+    said = [name for name, holds in notes.items() if holds] + [LEFT_OUT + key for key in left_out]
     ids = PairIds(
         row, chosen.ids[:n], chosen.ids[n:], rejected.ids[n:], chosen.scored[n:],
-        rejected.scored[n:], tuple(name for name, holds in notes.items() if holds), pair.scores,
+        rejected.scored[n:], tuple(said), pair.scores,
     )  # fmt: skip
     ids = _fitted(ids, max_length, over_length, tokenizer.bos_id)
     if np.array_equal(ids.chosen, ids.rejected):
-        raise ValueError("chosen equals rejected")
+        hidden = f" once the chat template has left out {', '.join(left_out)}" if left_out else ""
+        raise ValueError(f"chosen equals rejected{hidden}")
     return ids
 
 
@@ -125,7 +135,7 @@ def _encode_text(
     A template writes its own special tokens; plain text is given a first and a last one, where it
     does not write them itself.
     """
-    text, prompt_end, spans, _ = rendered
+    text, prompt_end, spans = rendered[:3]
     tail, offsets = tokenizer.encode(text[cut:])
     ids, before = [*head, *tail], len(head)
     if plain:

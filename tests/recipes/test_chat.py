@@ -213,7 +213,7 @@ def test_deepseek_in_several_turns(own):
     thought = Pair([user("a")], [assistant("<think>hm</think>b")], [assistant("c")])
     chosen, rejected = chat.render(thought, prepared(own, DEEPSEEK))
     assert scored(chosen) == ["b<｜end▁of▁sentence｜>"]
-    assert (chosen.left_out, rejected.left_out) == (True, False)
+    assert (chosen.left_out, rejected.left_out) == (("content",), ())
 
 
 @pytest.mark.parametrize("name", DATED)

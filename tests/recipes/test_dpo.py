@@ -275,10 +275,28 @@ def test_the_gates_see_what_is_wrong():
     swapped = {"w": params["w"][:, ::-1]}
     assert fingerprint(params) != fingerprint(swapped)
     assert fingerprint(params) == fingerprint({"w": params["w"] + 0})
-    for loss in (0.70, math.nan):
-        with pytest.raises(RuntimeError, match="ln 2"):
-            reference.check_first_loss(loss, jnp.bfloat16, 0.01)
+    with pytest.raises(RuntimeError, match="ln 2"):
+        reference.check_first_loss(0.70, jnp.bfloat16, 0.01)
+    with pytest.raises(RuntimeError, match=r"not finite .* in bfloat16\..*--config.mp=p=f32"):
+        reference.check_first_loss(math.nan, jnp.bfloat16, 0.01)
     reference.check_first_loss(0.6931472, jnp.float32, 0.1)
+
+
+def test_a_model_with_a_nan_is_named_before_anything_is_trained(tiny_config, tmp_path):
+    """As the reference, which is read first, and as a policy that another reference judges."""
+    harmed = shutil.copytree(TINY / "model", tmp_path / "harmed")
+    tensors = safetensors.numpy.load_file(harmed / "model.safetensors")
+    tensors["model.layers.2.self_attn.k_proj.weight"][0, 0] = np.nan
+    safetensors.numpy.save_file(tensors, harmed / "model.safetensors", {"format": "pt"})
+    for setting in ("reference_model_path", "initialize_from_hf"):
+        config = tiny_config.copy_and_resolve_references()
+        config.reference_model_path = config.initialize_from_hf
+        config[setting] = str(harmed)
+        config.validation = ml_collections.ConfigDict()  # about which the reference is asked
+        config.max_eval_pairs = None
+        with pytest.raises(ValueError, match=r"harmed: model.layers.2.self_attn.k_proj.weight h"):
+            dpo.train(config)
+        assert not (pathlib.Path(config.directory) / "metrics.jsonl").exists()
 
 
 def test_an_export_lost_with_the_process_is_made_on_the_next_start(tiny_config):

@@ -9,7 +9,7 @@ import pytest
 
 from recipes.data import reading, report, tokenizer
 from recipes.data.packing import Shape
-from recipes.data.tokens import NOTES, PairIds
+from recipes.data.tokens import PairIds, described
 from tests.conftest import TINY
 
 SHAPE = Shape(rows=4, row_length=64, pairs=2, few=4)
@@ -166,9 +166,9 @@ def test_a_page_counts_as_it_was_told(own):
     one = part(pairs, reasons=reasons, notes={"moved": 2, "special": 0})
     page = Page(report.page([one], own, SHAPE))
     lost = {f"lost: {why}": n for why, n in reasons.items()}
-    want = {"used": 3, "read": 1204, NOTES["moved"]: 2} | lost
+    want = {"used": 3, "read": 1204, described("moved"): 2} | lost
     assert want.items() <= page.counts().items()
-    assert NOTES["special"] not in page.words
+    assert described("special") not in page.words
     assert "accounted for" not in page.words
     assert ["prompt", *"11111"] in page.cells and ["scored", *"22222"] in page.cells
     assert (

@@ -4,6 +4,7 @@ Renderings, and the marks of what was generated, are held against transformers'.
 """
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -188,6 +189,13 @@ def test_what_takes_too_long_is_stopped(text, monkeypatch):
     assert said("{{ 1 }}") == "1"
 
 
+def busy(seconds):
+    """Uses so much CPU time, however long that takes."""
+    most = time.thread_time() + seconds
+    while time.thread_time() < most:
+        pass
+
+
 def test_a_stop_that_is_swallowed_comes_again(monkeypatch):
     monkeypatch.setattr(template, "SECONDS", 0.2)
 
@@ -196,10 +204,10 @@ def test_a_stop_that_is_swallowed_comes_again(monkeypatch):
 
         def __str__(self):
             try:
-                time.sleep(3)
-            except TimeoutError:
+                busy(3)
+            except template.TooLong:
                 self.asked += 1
-                time.sleep(3)
+                busy(3)
             return ""
 
     deaf = Deaf()
@@ -481,3 +489,54 @@ def test_marks_are_the_masks_of_transformers(shared):
             assert any(counts) and not all(counts)
             compared += 1
     assert compared >= 12
+
+
+# A rendering is bounded in the time it uses, not in the time that passes
+
+
+def test_waiting_costs_a_rendering_nothing(monkeypatch):
+    """Ctrl-Z, a paused container and a busy machine stop the clock of nobody's template."""
+    monkeypatch.setattr(template, "SECONDS", 0.1)
+
+    class Slow:
+        def __str__(self):
+            time.sleep(0.5)
+            return "slow"
+
+    assert said("{{ x }}", x=Slow()) == "slow"
+
+
+def test_work_around_renderings_is_bounded_too_and_ends_as_a_sentence(monkeypatch):
+    monkeypatch.setattr(template, "SECONDS", 0.1)
+    with pytest.raises(ValueError, match="takes longer than 0 seconds"), template.bounded():
+        busy(3)
+
+
+RENDER_MANY = """
+import sys, time
+from recipes.data import template
+template.SECONDS = 0.2
+program = template.compiled("{% for i in range(n) %}{{ i }} {% endfor %}", None)
+print("ready", flush=True)
+n = 0
+while time.process_time() < float(sys.argv[1]):
+    n = (n + 1) % 300
+    if len(template.render(program, {"n": n})[0].split()) != n:
+        sys.exit("another text")
+print("done")
+"""
+
+
+@pytest.mark.parametrize("pauses", [3, pytest.param(20, marks=pytest.mark.full)])
+def test_a_pause_changes_no_rendering(pauses):
+    """Stopped for longer than a rendering may take, at any moment, and gone on with."""
+    started = [sys.executable, "-c", RENDER_MANY, str(1 + 0.1 * pauses)]
+    with subprocess.Popen(started, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        for i in range(pauses):
+            time.sleep(0.01 * (i % 7))
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(0.4)
+            process.send_signal(signal.SIGCONT)
+        assert process.stdout.read() == "done\n"
+    assert process.returncode == 0

@@ -136,3 +136,31 @@ def test_a_gemma3_of_transformers_is_read(tmp_path):
     tokens = twins.TOKENS[:, :24]
     found = zoo.load(tmp_path)(jnp.asarray(tokens))
     np.testing.assert_allclose(found, twins.logits(original, tokens), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("model.layers.1.mlp.up_proj.weight", np.nan), ("model.norm.weight", -np.inf)],
+)
+def test_a_number_that_is_not_finite_is_named(tmp_path, small_model, name, value):
+    """By folder and tensor."""
+    zoo.save(small_model, tmp_path, dtype=jnp.float32)
+    zoo.check_finite(zoo.load(tmp_path))
+    tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    tensors[name].flat[-1] = value
+    rewrite(tmp_path, tensors)
+    with pytest.raises(ValueError, match=rf"{tmp_path}: {name} holds .* not finite .*: 1\)"):
+        zoo.check_finite(zoo.load(tmp_path))
+    tensors["model.embed_tokens.weight"].flat[0] = value
+    rewrite(tmp_path, tensors)
+    with pytest.raises(ValueError, match="such numbers: 2"):
+        zoo.check_finite(zoo.load(tmp_path))
+
+
+@pytest.mark.full
+def test_a_number_that_is_not_finite_is_named_in_its_expert(tmp_path):
+    tensors, name = saved("qwen3_moe", "plain", tmp_path), "mlp.experts.4.down_proj.weight"
+    tensors[f"model.layers.2.{name}"].flat[-1] = np.nan
+    rewrite(tmp_path, tensors)
+    with pytest.raises(ValueError, match=rf": model.layers.2.{name} holds"):
+        zoo.check_finite(zoo.load(tmp_path))

@@ -1,0 +1,126 @@
+"""A checkpoint that an earlier version wrote is gone on with, or refused by version.
+
+Before what a checkpoint holds is changed, the run of the version before is kept:
+`python -m tests.recipes.kept_run tests/recipes/kept/NAME`.
+"""
+
+import json
+import pathlib
+import shutil
+
+from flax import nnx
+import ml_collections
+import pytest
+
+from checkpoints_io import hf_folder
+from checkpoints_io.run_state import FORMAT, RunStore
+from recipes import dpo, identity
+from tests.recipes import kept_run
+import zoo
+
+KEPT = sorted((pathlib.Path(__file__).parent / "kept").iterdir())
+
+
+@pytest.fixture
+def kept(request, tmp_path, monkeypatch) -> ml_collections.ConfigDict:
+    """The kept run, in a folder of its own that is also here, and its settings."""
+    folder = tmp_path / "run"
+    shutil.copytree(request.param, folder)
+    monkeypatch.chdir(folder)
+    config = kept_run.config_of_run()
+    with config.ignore_type():
+        for name, value in facts_of(folder)["settings"].items():
+            config.update_from_flattened_dict({name: value})
+    return config
+
+
+def facts_of(folder):
+    with RunStore(folder / "checkpoints", keep=None) as store:
+        (step,) = store.steps()
+        return store.facts(step)
+
+
+def records():
+    lines = map(json.loads, pathlib.Path("metrics.jsonl").read_text().splitlines())
+    return {r["step"]: r["train/dpo_loss"] for r in lines if "train/dpo_loss" in r}
+
+
+NEWEST, OLD = f"format-{FORMAT}", pytest.mark.full
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [pytest.param(path, marks=() if path.name == NEWEST else OLD, id=path.name) for path in KEPT],
+    indirect=True,
+)
+def test_a_kept_run_goes_on_as_it_went(kept, capfd):
+    before = records()
+    assert list(before) == [1, 2, 3, 4]
+    dpo.train(kept)
+    assert "going on from step 2" in capfd.readouterr().out
+    assert records() == pytest.approx(before, rel=1e-4)
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.name)
+def test_a_kept_checkpoint_is_read(path):
+    """Its facts as they were sealed, and its weights bit for bit by their fingerprint."""
+    model = zoo.abstract(hf_folder.read_config(path / "model"))
+    like = {"policy": nnx.to_pure_dict(nnx.state(model))}
+    with RunStore(path / "checkpoints", keep=None) as store:
+        same = lambda saved: identity.refuse_other_run(saved, {"models": {}} | saved, path)
+        found = store.newest(same, like)
+    assert found.step == 2
+    assert found.trees["policy"]["embedding"].shape == (260, 8)
+
+
+@pytest.mark.parametrize("kept", KEPT[:1], indirect=True)
+def test_a_kept_run_is_still_known_by_what_it_says(kept):
+    """Its settings, pairs and reference are compared, whatever else its facts lack."""
+    saved, here = facts_of(pathlib.Path()), pathlib.Path()
+    identity.refuse_other_run(saved, saved, here)
+    for name, other in (("data", "0"), ("reference", "0"), ("settings", {"beta": 0.2})):
+        now = saved | {name: saved[name] | other if isinstance(other, dict) else other}
+        with pytest.raises(ValueError, match="beta" if name == "settings" else f"{name}|pairs"):
+            identity.refuse_other_run(saved, now, here)
+
+
+def test_facts_without_models_say_nothing_of_them_and_others_are_compared():
+    (old,) = [facts_of(path) for path in KEPT if path.name == "format-2-without-models"]
+    (new,) = [facts_of(path) for path in KEPT if path.name == "format-2"]
+    assert "models" not in old
+    identity.refuse_other_run(old, new, pathlib.Path())
+    other = new | {"models": {"policy": new["models"]["policy"] | {"rms_norm_eps": "1.0"}}}
+    identity.refuse_other_run(old, other, pathlib.Path())
+    with pytest.raises(ValueError, match=r"config.json of the policy .*\(rms_norm_eps"):
+        identity.refuse_other_run(new, other, pathlib.Path())
+
+
+def test_a_fact_that_is_needed_and_not_there_is_told_by_version():
+    (new,) = [facts_of(path) for path in KEPT if path.name == "format-2"]
+    for name in ("settings", "data", "reference"):
+        less = {key: value for key, value in new.items() if key != name}
+        with pytest.raises(ValueError, match=rf"has no {name!r}.*the version that wrote it"):
+            identity.refuse_other_run(less, new, pathlib.Path("runs/x"))
+    with pytest.raises(ValueError, match="has no 'settings'"):  # as a run does first of all
+        identity.fact({}, "settings", pathlib.Path())
+
+
+def test_a_setting_that_the_checkpoint_does_not_know_may_be_unset():
+    old = {"beta": 0.1}
+    for unset in (None, False, ""):
+        identity.refuse_other_settings(old, {"beta": 0.1, "new": unset}, pathlib.Path())
+    with pytest.raises(ValueError, match="new: None there, 2 here"):
+        identity.refuse_other_settings(old, {"beta": 0.1, "new": 2}, pathlib.Path())
+
+
+def test_a_reference_that_is_the_policy_may_be_named_or_not():
+    named = {"initialize_from_hf": "m", "reference_model_path": "m"}
+    unset = named | {"reference_model_path": None}
+    identity.refuse_other_settings(named, unset, pathlib.Path())
+    identity.refuse_other_settings(unset, named, pathlib.Path())
+    with pytest.raises(ValueError, match="reference_model_path"):
+        identity.refuse_other_settings(unset, named | {"reference_model_path": "r"}, pathlib.Path())
+
+
+def test_a_checkpoint_of_the_format_of_today_is_kept():
+    assert NEWEST in {path.name for path in KEPT}
