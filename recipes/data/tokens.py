@@ -66,7 +66,7 @@ def encode(
     Raises:
       ValueError: nothing would be scored, or it is too long, or the template refuses it.
     """
-    rendered = unusual.checked(pair, chat.render(pair, template))
+    rendered = unusual.checked(pair, chat.render(pair, template), template)
     plain = isinstance(pair.prompt, str)
     chosen, rejected = _encode_texts(rendered, tokenizer, plain=plain)
     n, moved = _boundary(chosen, rejected, rendered[0].prompt_end)

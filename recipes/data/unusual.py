@@ -1,7 +1,7 @@
 """Pairs that few templates were made for: used where the text shows them as they are."""
 
 from recipes.data import conversation
-from recipes.data.chat import Rendered
+from recipes.data.chat import Chat, Rendered
 from recipes.data.layouts import Pair
 from recipes.data.messages import Turns
 
@@ -15,16 +15,31 @@ MARKS = (
 ASKED = 4  # words of a question that an answer does not begin with by chance
 
 
-def checked(pair: Pair, rendered: tuple[Rendered, Rendered]) -> tuple[Rendered, Rendered]:
+def checked(
+    pair: Pair, rendered: tuple[Rendered, Rendered], chat: Chat | None
+) -> tuple[Rendered, Rendered]:
     """The two texts, with an answer that the prompt begins counted from where it goes on.
 
     Raises:
       ValueError: turns in an unusual order, or the beginning of an answer, are not shown as such.
     """
     for turns, shown in zip(_conversations(pair), rendered, strict=False):
-        if (odd := conversation.odd(turns)) and not conversation.in_order(turns, shown.text):
+        odd = conversation.odd(turns)
+        if odd and not (conversation.in_order(turns, shown.text) and _behind_headers(shown, chat)):
             raise ValueError(f"roles out of order: {odd}, which the chat template does not show")
     return _begun(pair.prefill, *rendered) if pair.prefill else rendered
+
+
+def _behind_headers(shown: Rendered, chat: Chat | None) -> bool:
+    """Does each answer count from its header on, and no header?"""
+    header = (chat.header or "").strip() if chat else ""
+    if chat is None or chat.marked or chat.scored_turns == "all" or not header:
+        return True
+    text = shown.text
+    return all(
+        (a == shown.prompt_end or text[:a].rstrip().endswith(header)) and header not in text[a:b]
+        for a, b in shown.scored
+    )
 
 
 def _begun(prefill: str, chosen: Rendered, rejected: Rendered) -> tuple[Rendered, Rendered]:

@@ -12,6 +12,11 @@ CHATML = """{% for m in messages %}<|im_start|>{{ m.role + '\n' + m.content + '<
 FIRST = """{% for m in messages if m.role == 'system' %}{{ m.content }}
 {% endfor %}{% for m in messages if m.role == 'user' %}[{{ m.content }}]{% endfor %}\
 {% for m in messages if m.role == 'assistant' %}{{ m.content }}{% endfor %}<|eot_id|>"""
+# Parts an answer from what follows by a line that it does not write where it asks for an answer.
+PARTED = """{% for m in messages %}<|{{ m.role }}|>
+{{ m.content }}{% if m.role == 'assistant' %}<|eot_id|>{% endif %}\
+{% if m.role != 'assistant' or not loop.last %}{{ '\n' }}{% endif %}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"""
 MERGED = """{% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]{% else %}\
 {{ m.content }}{% if loop.last %}<|eot_id|>{% endif %}{% endif %}{% endfor %}"""
 THINKS = """{% for m in messages %}<|im_start|>{{ m.role + '\n' }}{% if m.role == 'assistant' and \
@@ -73,6 +78,10 @@ def test_two_assistant_turns_are_used_where_each_is_shown(own):
     ids = encoded(layouts.preference_chat(shared), own, CHATML)
     assert own.decode(ids.prompt).endswith("Let me see.<|im_end|>\n<|im_start|>assistant\n")
     assert scored(own, ids) == "Onwards.<|im_end|>\n"
+    with pytest.raises(ValueError, match="roles out of order: two assistant turns in a row"):
+        encoded(layouts.preference_chat(shared), own, PARTED)
+    with pytest.raises(ValueError, match="roles out of order: two assistant turns in a row"):
+        encoded(pair, own, THINKS)  # what it writes before the second answer would not count
 
 
 @pytest.mark.parametrize("template", [CHATML, THINKS, MERGED])
@@ -93,7 +102,9 @@ def test_the_beginning_of_an_answer_belongs_to_the_prompt_s_text(own):
     row |= {k: [turn("assistant", f"Well: {k}")] for k in ANSWERS}
     pair = layouts.prompt_chosen_rejected(row)
     talk = chat.prepared(own._replace(chat_template=CHATML), scored_turns="assistant", date=None)
-    for text, name in zip(unusual.checked(pair, chat.render(pair, talk)), ANSWERS, strict=True):
+    for text, name in zip(
+        unusual.checked(pair, chat.render(pair, talk), talk), ANSWERS, strict=True
+    ):
         assert text.text[: text.prompt_end].endswith("<|im_start|>assistant\nWell:")
         assert [text.text[a:b] for a, b in text.scored] == [f" {name}<|im_end|>\n"]
 
