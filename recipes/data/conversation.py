@@ -37,7 +37,7 @@ def history(given: Any) -> Turns:
     Raises:
       ValueError: it holds something else.
     """
-    given = messages.unquoted(given)
+    given = messages.parsed(given)
     if not given:
         return []
     if isinstance(given, list) and all(isinstance(one, dict) for one in given):

@@ -97,7 +97,7 @@ def openai_preference(row: Row) -> Pair:
     Raises:
       ValueError: a column is missing or malformed, or the answers are equal.
     """
-    given = row.get("input")
+    given = messages.parsed(row.get("input"))
     if not isinstance(given, dict):
         raise ValueError("no object with `messages` in `input`")
     if given.get("tools"):

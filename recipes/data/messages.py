@@ -70,10 +70,8 @@ def unwritten(value: Any, name: str) -> Any:
     """
     if not isinstance(value, str) or not WRITTEN.match(value):
         return value
-    try:
-        found = json.loads(value)
-    except (ValueError, RecursionError):
-        found = _literal(value)
+    found = parsed(value)
+    found = None if found is value else found
     if _are_messages(found):
         return found
     if found is None and all(key.search(value) for key in KEYS):
@@ -106,6 +104,15 @@ def unquoted(value: Any) -> Any:
         return json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
         return value
+
+
+def parsed(value: Any) -> Any:
+    """The list or object that a text writes out, as JSON or as pandas does; else the value."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    found = unquoted(value)
+    found = _literal(value) if found is value else found
+    return value if found is None else found
 
 
 def check_data(value: Any, name: str) -> None:

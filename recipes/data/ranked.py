@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from recipes.data import transcripts
+from recipes.data import messages, transcripts
 
 Row = dict[str, Any]
 
@@ -28,15 +28,17 @@ def best_and_worst(row: Row) -> Row:
     """
     name = next((name for name in ANSWERS if row.get(name) is not None), ANSWERS[0])
     answers = _listed(row, name)
-    by = next((key for key in (*SCORES, RANK) if any(_is_number(a.get(key)) for a in answers)), "")
-    scored = [answer for answer in answers if _is_number(answer.get(by))]
+    marks = {key: [_number(answer.get(key)) for answer in answers] for key in (*SCORES, RANK)}
+    by = next((key for key, numbers in marks.items() if any(n is not None for n in numbers)), RANK)
+    sign = 1 if by == RANK else -1
+    scored = [(sign * n, a) for n, a in zip(marks[by], answers, strict=True) if n is not None]
     if len(scored) < 2:
         raise ValueError(f"fewer than two answers in `{name}` have a score or rank")
-    scored.sort(key=lambda answer: answer[by] if by == RANK else -answer[by])
-    best, worst = scored[0], scored[-1]
-    if best[by] == worst[by]:
+    scored.sort(key=lambda both: both[0])
+    (first, best), (last, worst) = scored[0], scored[-1]
+    if first == last:
         raise ValueError(TIE)
-    scores = {} if by == RANK else {"chosen_score": best[by], "rejected_score": worst[by]}
+    scores = {} if by == RANK else {"chosen_score": -first, "rejected_score": -last}
     return _asked(row) | scores | {"chosen": _said(best, name), "rejected": _said(worst, name)}
 
 
@@ -48,8 +50,8 @@ def preferred(row: Row) -> Row:
     Raises:
       ValueError: there is no such number, or it is 0, or a response is missing.
     """
-    preference: Any = row.get("overall_preference")
-    if not _is_number(preference):
+    preference = _number(row.get("overall_preference"))
+    if preference is None:
         raise ValueError("no number in `overall_preference`")
     if preference == 0:
         raise ValueError(NO_PREFERENCE)
@@ -73,13 +75,13 @@ def _asked(row: Row) -> Row:
 
 def _listed(row: Row, name: str) -> list[Row]:
     """The answers, an object each, with what columns beside them say of each."""
-    answers = row.get(name)
+    answers = messages.parsed(row.get(name))
     if isinstance(answers, dict) and all(isinstance(one, list) for one in answers.values()):
         answers = [
             dict(zip(answers, one, strict=False)) for one in zip(*answers.values(), strict=False)
         ]
     for other, key in LISTS.items():
-        marks = row.get(other)
+        marks = messages.parsed(row.get(other))
         if isinstance(answers, list) and isinstance(marks, list) and len(marks) == len(answers):
             both = zip(answers, marks, strict=True)
             return [{"response": answer, key: mark} for answer, mark in both]
@@ -95,6 +97,10 @@ def _said(answer: Row, name: str) -> Any:
     raise ValueError(f"an answer in `{name}` says nothing")
 
 
-def _is_number(value: Any) -> bool:
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    return known and abs(value) < math.inf
+def _number(value: Any) -> float | None:
+    """A finite number, or the text of one: cells of CSV are text."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None

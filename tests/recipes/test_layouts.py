@@ -229,6 +229,18 @@ def test_the_best_answer_against_the_worst():
     assert read(COMPLETIONS | {"completions": some}) == read(COMPLETIONS)
 
 
+def test_answers_of_a_table_that_keeps_all_as_text():
+    for written in (json.dumps, str):
+        row = {name: written(COMPLETIONS[name]) for name in ("models", "completions")}
+        assert read(row | {"instruction": "Which way?"}) == read(COMPLETIONS)
+        row = {name: written(value) for name, value in OPENAI.items()}
+        assert read(row) == read(OPENAI)
+        row = HELPSTEER | {"context": written(HELPSTEER["context"]), "overall_preference": "2"}
+        assert read(row) == ONE
+        history = written([["Hello", "Hi!"]])
+        assert read(STRINGS | {"history": history}).prompt[1] == assistant("Hi!")
+
+
 def test_of_two_responses_the_sign_says_which_is_preferred():
     assert read(HELPSTEER) == ONE
     other = ONE._replace(chosen=ONE.rejected, rejected=ONE.chosen)
