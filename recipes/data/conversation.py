@@ -14,21 +14,20 @@ def continued(prompt: Turns, value: Any, name: str) -> Turns:
     """
     answer = messages.read(value, name, role="assistant")
     last, first = prompt[-1], answer[0]
-    if last["role"] == first["role"] == "assistant" and "tool_calls" not in last:
-        if not goes_on(last, first):
-            raise ValueError(
-                "roles out of order: two assistant turns in a row, where the prompt ends with what "
-                f"the assistant says and `{name}` does not begin with it"
-            )
-        return prompt + answer
-    if "assistant" in (last["role"], first["role"]):
-        return prompt + answer
-    for n in range(min(len(prompt), len(answer)), 0, -1):
-        if prompt[-n:] == answer[:n]:  # the question stands in both
-            return prompt[:-n] + answer
-    if all(turn in answer for turn in prompt):  # behind a system message of its own
-        return answer
-    raise ValueError(f"`{name}` asks something of its own, besides the prompt")
+    if first["role"] != "assistant":
+        for n in range(min(len(prompt), len(answer)), 0, -1):
+            if prompt[-n:] == answer[:n]:  # the question stands in both
+                return prompt[:-n] + answer
+        if last["role"] != "assistant" and all(turn in answer for turn in prompt):
+            return answer  # behind a system message of its own
+        if last["role"] != "assistant":
+            raise ValueError(f"`{name}` asks something of its own, besides the prompt")
+    elif last["role"] == "assistant" and "tool_calls" not in last and not goes_on(last, first):
+        raise ValueError(
+            "roles out of order: two assistant turns in a row, where the prompt ends with what the "
+            f"assistant says and `{name}` does not begin with it"
+        )
+    return prompt + answer
 
 
 def history(given: Any) -> Turns:

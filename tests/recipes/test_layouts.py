@@ -293,6 +293,8 @@ def test_a_conversation_goes_on_with_a_question_of_its_own():
     assert pair == ONE._replace(prompt=[user("Hello"), assistant("Hi!"), user("Which way?")])
     both = {"prompt": [user("Hello"), assistant("Hi!"), user("Which way?")], **WHOLE}
     assert layouts.prompt_chosen_rejected(both) == pair
+    whole = {name: [*row["prompt"], *turns] for name, turns in WHOLE.items()}
+    assert layouts.prompt_chosen_rejected(row | whole) == pair
 
 
 ARRAY = "[{'content': 'Which way?', 'role': 'user'}\n {'content': 'Onwards.', 'role': 'assistant'}]"
