@@ -27,7 +27,7 @@ from absl import app, flags
 import datasets
 import transformers
 
-from recipes.data import chat, layouts, packing, tokenise, tokenizer, tokens, workers
+from recipes.data import chat, columns, layouts, packing, tokenise, tokenizer, tokens, workers
 from recipes.data.packing import Shape
 from recipes.data.tokens import PairIds
 
@@ -54,7 +54,7 @@ def main(_: list[str]) -> None:
     print(f"{'pairs per CPU second':<40} {'pairs':>6}{HEADER}   from file to disk:{HEADER}")
     for path in map(pathlib.Path, ROWS.value):
         rows = json.loads(path.read_text())
-        read = layouts.LAYOUTS[layouts.recognised(rows[0])].read
+        read = layouts.LAYOUTS[columns.recognised(rows[0])].read
         rows = [row for row in rows if row["chosen"] != row["rejected"]]
         asked = [read(row)[:3] for row in rows]
         pairs[path.name], rounds = [], []
@@ -81,8 +81,8 @@ def main(_: list[str]) -> None:
         )
         print(f"{path.name:<40} {len(rows):>6}{told}")
     print()
-    columns = "".join(f"{length:>10}: fill  per token  left out" for length in ROW_LENGTHS)
-    print(f"{'rows of':<40}{columns}")
+    lengths = "".join(f"{length:>10}: fill  per token  left out" for length in ROW_LENGTHS)
+    print(f"{'rows of':<40}{lengths}")
     for name, ids in pairs.items():
         told = "".join(
             f"{share:>16.1%}{cost:>11.3f}{left_out:>10}"

@@ -3,11 +3,9 @@
 from collections.abc import Callable, Iterable
 import json
 import math
-import re
 from typing import Any, NamedTuple
-import unicodedata
 
-from recipes.data import messages
+from recipes.data import columns, conversation, messages, ranked, transcripts
 from recipes.data.messages import Turns
 
 Row = dict[str, Any]
@@ -25,6 +23,7 @@ class Pair(NamedTuple):
     tools: list[Any] | None = None  # what the template is told of tools
     template_kwargs: dict[str, Any] = {}  # noqa: RUF012, never changed
     scores: tuple[float, float] | None = None  # of chosen and rejected, by whoever preferred
+    prefill: str = ""  # what both answers begin with and the prompt gives them
 
 
 def preference_chat(row: Row) -> Pair:
@@ -36,7 +35,7 @@ def preference_chat(row: Row) -> Pair:
     Raises:
       ValueError: a column is missing or malformed, or the two are equal.
     """
-    return _forked(row, messages.read(row.get("chosen"), "chosen"), _rejected(row))
+    return _forked(row, *(messages.read(row.get(name), name) for name in ("chosen", "rejected")))
 
 
 def prompt_chosen_rejected(row: Row) -> Pair:
@@ -45,7 +44,17 @@ def prompt_chosen_rejected(row: Row) -> Pair:
     Raises:
       ValueError: a column is missing or malformed, or the answers are equal.
     """
-    return _answered(row, messages.read(row.get("prompt"), "prompt", role="user"))
+    prompt = messages.read(row.get("prompt"), "prompt", role="user")
+    return _answered(row, conversation.history(row.get("history")) + prompt)
+
+
+def messages_so_far(row: Row) -> Pair:
+    """Column `messages`: the messages so far; `chosen` and `rejected` answer.
+
+    Raises:
+      ValueError: a column is missing or malformed, or the answers are equal.
+    """
+    return _answered(row, messages.read(row.get("messages"), "messages"))
 
 
 def sharegpt(row: Row) -> Pair:
@@ -60,13 +69,78 @@ def sharegpt(row: Row) -> Pair:
 def instruction(row: Row) -> Pair:
     """Columns `instruction`, `chosen`, `rejected`, and `input`, which follows on a line of its own.
 
+    `history` is what was said before: pairs of a question and its answer, or messages.
+
     Raises:
       ValueError: a column is missing or not text, or the answers are equal.
     """
     asked = messages.text(row.get("instruction"), "instruction")
     if row.get("input"):
         asked += "\n" + messages.text(row["input"], "input")
-    return _answered(row, [{"role": "user", "content": asked}])
+    return _answered(
+        row, [*conversation.history(row.get("history")), {"role": "user", "content": asked}]
+    )
+
+
+def orca(row: Row) -> Pair:
+    """Columns `system`, `question`, `chosen`, `rejected`, as in Intel's orca_dpo_pairs.
+
+    Raises:
+      ValueError: a column is missing or malformed, or the answers are equal.
+    """
+    return _answered(row, messages.read(row.get("question"), "question", role="user"))
+
+
+def openai_preference(row: Row) -> Pair:
+    """Columns `input` (`messages`, `tools`), `preferred_output`, `non_preferred_output`.
+
+    Raises:
+      ValueError: a column is missing or malformed, or the answers are equal.
+    """
+    given = messages.parsed(row.get("input"))
+    if not isinstance(given, dict):
+        raise ValueError("no object with `messages` in `input`")
+    if given.get("tools"):
+        row = {**row, "tools": given["tools"]}
+    prompt = messages.read(given.get("messages"), "input.messages")
+    return _answered(row, prompt, "preferred_output", "non_preferred_output")
+
+
+def swift(row: Row) -> Pair:
+    """Columns `messages`, a whole conversation, and `rejected_response` or `rejected_messages`.
+
+    As in ms-swift: an answer takes the place of the last turn, a conversation that of all.
+
+    Raises:
+      ValueError: a column is missing or malformed, or the answers are equal.
+    """
+    chosen = messages.read(row.get("messages"), "messages")
+    if chosen[-1]["role"] != "assistant":
+        raise ValueError("the last of `messages` is not the assistant's: there is no chosen answer")
+    name = "rejected_messages" if row.get("rejected_messages") is not None else "rejected_response"
+    rejected = messages.read(row.get(name), name, role="assistant")
+    whole = rejected[0]["role"] != "assistant"
+    return _forked(row, chosen, rejected if whole else chosen[:-1] + rejected)
+
+
+def best_and_worst(row: Row) -> Pair:
+    """Columns `completions` or `answers`: answers with a score or rank; the best against the worst.
+
+    As in UltraFeedback, Nectar and NeMo RL. The question is `context`, `instruction` or `prompt`.
+
+    Raises:
+      ValueError: a column is missing or malformed, or all answers are ranked alike.
+    """
+    return prompt_chosen_rejected(ranked.best_and_worst(row))
+
+
+def compared(row: Row) -> Pair:
+    """Columns `context`, `response1`, `response2`, `overall_preference`, as in HelpSteer3.
+
+    Raises:
+      ValueError: a column is missing or malformed, or neither response is preferred.
+    """
+    return prompt_chosen_rejected(ranked.preferred(row))
 
 
 def hh(row: Row) -> Pair:
@@ -99,12 +173,7 @@ def plain_transcripts(row: Row) -> Pair:
       ValueError: a column is missing or not text, or the two are equal.
     """
     chosen, rejected = (messages.text(row.get(name), name) for name in ("chosen", "rejected"))
-    end = 0
-    while end < min(len(chosen), len(rejected)) and chosen[end] == rejected[end]:
-        end += 1
-    while end and any(_inside_a_word(whole, end) for whole in (chosen, rejected)):
-        end -= 1
-    end = len(chosen[:end].rstrip())
+    end = transcripts.shared(chosen, rejected)
     return _plain(row, chosen[:end], chosen[end:], rejected[end:])
 
 
@@ -119,23 +188,30 @@ class Layout(NamedTuple):
 BESIDES = ("system_prompt", "tools", "chat_template_kwargs", "chosen_score", "rejected_score")
 # What a row may not say to its template: the rest of the row and the recipe do.
 TAKEN = ("messages", "tools", "documents", "add_generation_prompt")
-# Names that well-known datasets give them.
-ALSO = {
-    "score_chosen": "chosen_score",
-    "score_rejected": "rejected_score",
-    "system": "system_prompt",
-}
+# Reasons of sound rows that say nothing: they are counted as dropped, not as malformed.
+EQUAL = "chosen equals rejected"
+SAYS_NOTHING = (EQUAL, ranked.TIE, ranked.NO_PREFERENCE)
 
 
-def _layout(read: Callable[[Row], Pair], columns: str) -> Layout:
-    return Layout(read, frozenset([*columns.split(), "chosen", "rejected", *BESIDES]))
+def _layout(read: Callable[[Row], Pair], asked: str, answers: str = "chosen rejected") -> Layout:
+    return Layout(read, frozenset([*asked.split(), *answers.split(), *BESIDES]))
 
 
 LAYOUTS: dict[str, Layout] = {
     "preference_chat": _layout(preference_chat, ""),
-    "prompt_chosen_rejected": _layout(prompt_chosen_rejected, "prompt"),
+    "prompt_chosen_rejected": _layout(prompt_chosen_rejected, "prompt history"),
+    "messages": _layout(messages_so_far, "messages"),
     "sharegpt": _layout(sharegpt, "conversations"),
-    "instruction": _layout(instruction, "instruction input"),
+    "instruction": _layout(instruction, "instruction input history"),
+    "orca": _layout(orca, "question"),
+    "openai_preference": _layout(
+        openai_preference, "input", "preferred_output non_preferred_output"
+    ),
+    "swift": _layout(swift, "messages", "rejected_response rejected_messages"),
+    "best_and_worst": _layout(
+        best_and_worst, " ".join(ranked.ASKED), " ".join((*ranked.ANSWERS, *ranked.LISTS))
+    ),
+    "compared": _layout(compared, " ".join(ranked.ASKED), "response1 response2 overall_preference"),
     "hh": _layout(hh, ""),
     "plain_text": _layout(plain_text, "prompt"),
     "plain_transcripts": _layout(plain_transcripts, ""),
@@ -144,43 +220,21 @@ PLAIN = ("plain_text", "plain_transcripts")
 COLUMNS = frozenset().union(*(layout.columns for layout in LAYOUTS.values()))  # of any of them
 
 
-def renamed(row: Row, columns: dict[str, str]) -> Row:
-    """The row by our names: `columns` says what the dataset calls them."""
-    named = {o: t for t, o in ALSO.items() if t in row and o not in row} | columns
-    kept = {k: v for k, v in row.items() if k not in named and k not in named.values()}
-    return kept | {ours: row[theirs] for ours, theirs in named.items() if theirs in row}
+def wanted(named: dict[str, str]) -> frozenset[str]:
+    """The columns that any layout might read, or look at, by the names that the dataset gives them.
 
-
-def wanted(columns: dict[str, str]) -> frozenset[str]:
-    """The columns that any layout might read, by the names that the dataset gives them."""
-    return COLUMNS | {*ALSO, *columns.values()}
-
-
-def recognised(row: Row) -> str:
-    """The layout whose columns the row has.
-
-    Raises:
-      ValueError: there is none.
+    `named` are those that a person says.
     """
-    chosen, prompt = row.get("chosen"), row.get("prompt")
-    if not {"chosen", "rejected"} <= row.keys():
-        named = ", ".join(map(str, row))[:300]
-        raise ValueError(
-            f"among its columns ({named}) are no `chosen` and `rejected`: name them, as in "
-            "--config.data.columns=\"{'chosen': 'better', 'rejected': 'worse'}\""
-        )
-    for name in ("conversations", "instruction"):
-        if row.get(name) is not None:
-            return {"conversations": "sharegpt"}.get(name, name)
-    if isinstance(chosen, str):
-        if prompt is not None:
-            return "prompt_chosen_rejected"
-        return "hh" if re.match(r"\s*(Human|Assistant):", chosen) else "plain_transcripts"
-    first = chosen[0] if isinstance(chosen, list) and chosen else chosen
-    role = (first.get("role") or first.get("from")) if isinstance(first, dict) else None
-    if prompt is None or messages.ROLES.get(str(role)) != "assistant":
-        return "preference_chat"
-    return "prompt_chosen_rejected"
+    answers = frozenset().union(*columns.ANSWERS)
+    return COLUMNS | answers | columns.LIKE_QUESTIONS | {*columns.ALSO, *named.values()}
+
+
+def asked(pair: Pair) -> str:
+    """All in a pair that is not the assistant's."""
+    if isinstance(pair.prompt, str) or isinstance(pair.chosen, str):
+        return str(pair.prompt)
+    said = [*pair.prompt, *pair.chosen]
+    return "\n".join(m["content"] for m in said if m["role"] != "assistant")
 
 
 def has_empty_turn(pair: Pair) -> bool:
@@ -206,37 +260,37 @@ def texts(pair: Pair) -> Iterable[str]:
             yield from (message["content"] for message in part)
 
 
-def _rejected(row: Row) -> Turns:
-    return messages.read(row.get("rejected"), "rejected")
-
-
-def _answered(row: Row, prompt: Turns) -> Pair:
-    chosen = messages.read(row.get("chosen"), "chosen", role="assistant")
-    rejected = messages.read(row.get("rejected"), "rejected", role="assistant")
-    return _forked(row, prompt + chosen, prompt + rejected)
+def _answered(row: Row, prompt: Turns, chosen: str = "chosen", rejected: str = "rejected") -> Pair:
+    return _forked(
+        row, *(conversation.continued(prompt, row.get(name), name) for name in (chosen, rejected))
+    )
 
 
 def _forked(row: Row, chosen: Turns, rejected: Turns) -> Pair:
     if row.get("system_prompt"):
-        system = messages.text(row["system_prompt"], "system_prompt")
-        if "system" in (chosen[0]["role"], rejected[0]["role"]):
-            raise ValueError("a system prompt in its column, and another among the messages")
-        chosen, rejected = ([{"role": "system", "content": system}, *t] for t in (chosen, rejected))
+        system = {"role": "system", "content": messages.text(row["system_prompt"], "system_prompt")}
+        first = [turns[0] for turns in (chosen, rejected)]
+        if first != [system, system]:  # it may stand in both places
+            if "system" in (turn["role"] for turn in first):
+                raise ValueError("a system prompt in its column, and another among the messages")
+            chosen, rejected = [system, *chosen], [system, *rejected]
     if chosen == rejected:
-        raise ValueError("chosen equals rejected")
-    for turns in (chosen, rejected):
-        messages.check_order(turns)
+        raise ValueError(EQUAL)
     fork = 0
     while fork < min(len(chosen), len(rejected)) and chosen[fork] == rejected[fork]:
         fork += 1
     if fork == min(len(chosen), len(rejected)):
         raise ValueError("one conversation is only the beginning of the other")
-    return Pair(chosen[:fork], chosen[fork:], rejected[fork:], *_besides(row))
+    prompt, answers = chosen[:fork], (chosen[fork:], rejected[fork:])
+    begun = prompt[-1] if prompt else None
+    if begun and all(conversation.goes_on(begun, answer[0]) for answer in answers):
+        return Pair(prompt[:-1], *answers, *_besides(row), begun["content"])
+    return Pair(prompt, *answers, *_besides(row))
 
 
 def _plain(row: Row, prompt: str, chosen: str, rejected: str) -> Pair:
     if chosen == rejected:
-        raise ValueError("chosen equals rejected")
+        raise ValueError(EQUAL)
     for name in BESIDES[:3]:
         if row.get(name):
             raise ValueError(f"plain text has no place for `{name}`")
@@ -245,6 +299,9 @@ def _plain(row: Row, prompt: str, chosen: str, rejected: str) -> Pair:
 
 def _besides(row: Row) -> tuple[list[Any] | None, dict[str, Any], tuple[float, float] | None]:
     tools = _parsed(row.get("tools"), "tools") or None
+    if isinstance(tools, list):  # each may be written as text, so that all have one type
+        written = lambda tool: isinstance(tool, str) and tool.lstrip().startswith("{")
+        tools = [_parsed(tool, "tools") if written(tool) else tool for tool in tools]
     kwargs = _parsed(row.get("chat_template_kwargs"), "chat_template_kwargs") or {}
     listed = isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
     if tools is not None and not listed:
@@ -282,31 +339,9 @@ def _parsed(value: Any, name: str) -> Any:
 
 
 def _transcript(value: Any, name: str) -> Turns:
-    parts = re.split(r"(?:^|\n\n)(Human|Assistant):", messages.text(value, name).lstrip())
-    if parts[0].strip() or len(parts) < 3:
+    said = transcripts.turns(messages.text(value, name))
+    if not said:
         raise ValueError(f"`{name}` is no transcript that begins with Human: or Assistant:")
-    roles = {"Human": "user", "Assistant": "assistant"}
-    turns = zip(parts[1::2], parts[2::2], strict=True)
-    return [{"role": roles[who], "content": said.strip()} for who, said in turns]
-
-
-JOINERS = "'’._,-"  # between letters or digits they belong to a word or number
-
-
-def _inside_a_word(whole: str, i: int) -> bool:
-    """Do the characters before and at `i` belong together? Ideographs are words of their own."""
-    if i >= len(whole):
-        return False
-    left, right = whole[i - 1], whole[i]
-    if unicodedata.category(right) in ("Mn", "Mc", "Me", "Cf"):
-        return True  # accents, variants, what joins
-    if left == "\u200d" or "\U0001f3fb" <= right <= "\U0001f3ff":  # families; the colour of a skin
-        return True
-    if all("\U0001f1e6" <= half <= "\U0001f1ff" for half in (left, right)):  # flags
-        return True
-    if right in JOINERS:
-        right = whole[i + 1 : i + 2]
-    elif left in JOINERS:
-        left = whole[max(i - 2, 0) : i - 1]
-    both = left.isalnum() and right.isalnum()
-    return both and not ("\u2e80" <= left <= "\u9fff" or "\u2e80" <= right <= "\u9fff")
+    if odd := conversation.odd(said):
+        raise ValueError(f"roles out of order: {odd}")
+    return said

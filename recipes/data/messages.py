@@ -1,5 +1,6 @@
 """A conversation as datasets spell it -> a list of messages, or a sentence about what is wrong."""
 
+import ast
 import json
 import re
 from typing import Any
@@ -7,14 +8,23 @@ from typing import Any
 Message = dict[str, Any]  # role, content, and what else a template may read: tool_calls, name
 Turns = list[Message]
 
-ROLES = {
+ROLES = {  # in small letters; other cases are read alike
     "system": "system", "developer": "developer", "user": "user", "assistant": "assistant",
-    "tool": "tool", "human": "user", "gpt": "assistant", "chatgpt": "assistant",
-    "observation": "tool", "function": "tool", "function_call": "assistant",
+    "tool": "tool", "human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant",
+    "model": "assistant", "bot": "assistant", "chatbot": "assistant", "ai": "assistant",
+    "observation": "tool", "function": "tool", "ipython": "tool", "tool_response": "tool",
+    "function_call": "assistant", "tool_call": "assistant",
 }  # fmt: skip
+CALLS = ("function_call", "tool_call")  # roles whose content is a call, as JSON text
+LONGEST_LITERAL = 2**20  # characters of a Python literal: its parser takes a hundred times as much
 # What a message may hold besides; a template that knows nothing of it ignores it.
 BESIDES = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking", "reasoning")
 THOUGHTS = BESIDES[3:]  # one thing, spelled in three ways
+TEXT_PARTS = ("text", "input_text", "output_text")  # chat completions, and OpenAI's responses
+
+NESTED = ("messages", "conversations", "conversation")  # where an object holds them
+# What the column of an answer is called besides.
+ANSWER_WORDS = ("response", "answer", "completion", "output", "messages", "conversation", "text")
 
 # What would steer a terminal or a page, or not be seen there, is shown by name.
 UNSEEN = re.compile(
@@ -22,22 +32,57 @@ UNSEEN = re.compile(
     r"\ud800-\udfff\ufeff\U000e0000-\U000e007f]"
 )
 
+# How a text begins that may hold messages, and what is in one that surely does.
+WRITTEN = re.compile(r"\s*(?:\[\s*)?\{")
+KEYS = [re.compile(rf"""["'](?:{keys})["']\s*:""") for keys in ("role|from", "content|value")]
+
 
 def read(value: Any, name: str, role: str | None = None) -> Turns:
     """The messages in a column; with `role`, a string is one message of that role.
 
     Both spellings are read, `{role, content}` and `{from, value}`, and content in typed parts.
+    Messages that were written as text are parsed, never taken for words.
 
     Raises:
       ValueError: it holds something else.
     """
+    value = unwritten(value, name)
     if role and isinstance(value, str):
         return [{"role": role, "content": text(value, name)}]
-    if isinstance(value, dict):  # ShareGPT's answers
-        value = [value]
+    value = unnested(value)
+    value = [value] if isinstance(value, dict) else value  # ShareGPT's answers
     if not isinstance(value, list) or not value:
         raise ValueError(f"no list of messages in `{name}`")
-    return [_message(message, name) for message in value]
+    return [_message(unwritten(message, name), name) for message in value]
+
+
+def unnested(value: Any) -> Any:
+    """The value; of an object that holds nothing but messages under a name of theirs, those."""
+    key = next((key for key in NESTED if isinstance(value, dict) and key in value), None)
+    return value[key] if key else value
+
+
+def unwritten(value: Any, name: str) -> Any:
+    """The value; if it is text that writes out messages, as JSON or as Python does, the messages.
+
+    Raises:
+      ValueError: it looks like messages, and cannot be parsed.
+    """
+    if not isinstance(value, str) or not WRITTEN.match(value):
+        return value
+    found = parsed(value)
+    found = None if found is value else found
+    if _are_messages(found):
+        return found
+    if found is None and all(key.search(value) for key in KEYS):
+        raise ValueError(f"the text in `{name}` looks like messages, but is not valid JSON")
+    return value  # an answer may well be JSON
+
+
+def role_of(message: Any) -> str | None:
+    """The role of a message, by its usual name; None for what is no message, or has another."""
+    role = _either(message, "role", "from") if isinstance(message, dict) else None
+    return ROLES.get(role.strip().lower()) if isinstance(role, str) else None
 
 
 def text(value: Any, name: str) -> str:
@@ -51,6 +96,23 @@ def text(value: Any, name: str) -> str:
     if re.search("[\ud800-\udfff\ufdd0\ufdd1]", value):
         raise ValueError(f"the text in `{name}` is not valid Unicode")
     return value
+
+
+def unquoted(value: Any) -> Any:
+    """What JSON text says, if it is such."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return value
+
+
+def parsed(value: Any) -> Any:
+    """The list or object that a text writes out, as JSON or as pandas does; else the value."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    found = unquoted(value)
+    found = _literal(value) if found is value else found
+    return value if found is None else found
 
 
 def check_data(value: Any, name: str) -> None:
@@ -78,22 +140,6 @@ def one_line(said: str, most: int = 300) -> str:
     return said if len(said) <= most else f"{said[:most]}…"
 
 
-def check_order(turns: Turns) -> None:
-    """Refuses what no conversation looks like.
-
-    Raises:
-      ValueError: an instruction stands in the middle, or one assistant turn follows another.
-    """
-    spoken = False
-    for before, message in zip([None, *turns], turns, strict=False):
-        if message["role"] in ("system", "developer") and spoken:
-            raise ValueError("roles out of order: a system message after the first turn")
-        spoken |= message["role"] not in ("system", "developer")
-        twice = before and before["role"] == message["role"] == "assistant"
-        if before and twice and "tool_calls" not in before:
-            raise ValueError("roles out of order: two assistant turns in a row")
-
-
 def is_blank(message: Message) -> bool:
     """Says it nothing, nor calls a tool?"""
     return not message["content"].strip() and "tool_calls" not in message
@@ -105,28 +151,42 @@ def _message(message: Any, name: str) -> Message:
     role, said = _either(message, "role", "from"), _either(message, "content", "value")
     if not isinstance(role, str):
         raise ValueError(f"a message in `{name}` has no role")
-    if role not in ROLES:
+    known = role_of(message)
+    if known is None:
         raise ValueError(f"a message in `{name}` has the role {role[:40]!r}")
     besides = {key: message[key] for key in BESIDES if message.get(key) not in (None, [], "")}
     for key, value in besides.items():
         check_data(value, key)
+    if isinstance(said, list):
+        said, thought = _parts(said, name)
+        if thought and not besides.keys() & {*THOUGHTS}:
+            besides["thinking"] = thought
     if thought := next((besides[key] for key in THOUGHTS if key in besides), None):
         besides |= dict.fromkeys(THOUGHTS, text(thought, name))
-    if role == "function_call":
-        said, besides = "", besides | {"tool_calls": [_call(said, name)]}
-    if said is None and "tool_calls" in besides:
-        said = ""
-    if isinstance(said, list):
-        said = "".join(_part(part, name) for part in said)
-    return {"role": ROLES[role], "content": text(said, name)} | besides
+    calls = besides.get("tool_calls") or message.get("function_call")  # OpenAI's older form
+    if role.strip().lower() in CALLS:
+        calls, said = said, None
+    if calls not in (None, ""):
+        besides["tool_calls"] = _calls(calls, name)
+        said = "" if said is None else said
+    return {"role": known, "content": text(said, name)} | besides
 
 
-def _part(part: Any, name: str) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind != "text":
-        other = f", but {kind[:40]!r}" if isinstance(kind, str) else ""
-        raise ValueError(f"a message in `{name}` has a part that is not text{other}")
-    return text(_either(part, "text", "value"), name)
+def _parts(parts: list[Any], name: str) -> tuple[str, str]:
+    """What is said in typed parts, and what is thought."""
+    said, thought = [], []
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in TEXT_PARTS:
+            said.append(text(_either(part, "text", "value"), name))
+        elif kind == "thinking":
+            inner = part.get("thinking")
+            inner = _parts(inner, name)[0] if isinstance(inner, list) else inner
+            thought.append(text(inner, name))
+        else:
+            other = f", but {kind[:40]!r}" if isinstance(kind, str) else ""
+            raise ValueError(f"a message in `{name}` has a part that is not text{other}")
+    return "".join(said), "".join(thought)
 
 
 def _either(given: dict[str, Any], one: str, other: str) -> Any:
@@ -135,11 +195,46 @@ def _either(given: dict[str, Any], one: str, other: str) -> Any:
     return given.get(other) if found is None else found
 
 
-def _call(said: Any, name: str) -> dict[str, Any]:
+def _literal(written: str) -> Any:
+    """What pandas writes of a list: Python's own, or a numpy array's with lines for commas."""
+    if len(written) > LONGEST_LITERAL:
+        return None
     try:
-        call = json.loads(said)
-        told = {"type": "function", "function": {k: call[k] for k in ("name", "arguments")}}
-    except (TypeError, ValueError, KeyError, RecursionError) as error:
-        raise ValueError(f"a function call in `{name}` is not {{name, arguments}}") from error
+        return ast.literal_eval(re.sub(r"\}\s*\n\s*\{", "}, {", written.strip()))
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return None
+
+
+def _are_messages(found: Any) -> bool:
+    found = unnested(found)
+    if isinstance(found, dict):
+        return role_of(found) is not None and bool(found.keys() & {"content", "value"})
+    if not isinstance(found, list) or not found:
+        return False
+    held = [one.keys() if isinstance(one, dict) else set() for one in found]
+    return all(
+        {"from", "value"} <= keys or ("role" in keys and bool(keys & {"content", "tool_calls"}))
+        for keys in held
+    )
+
+
+def _calls(calls: Any, name: str) -> list[dict[str, Any]]:
+    """In OpenAI's form, `{type, function: {name, arguments}}`, with arguments as an object."""
+    calls = unquoted(calls)
+    return [_call(unquoted(call), name) for call in (calls if isinstance(calls, list) else [calls])]
+
+
+def _call(call: Any, name: str) -> dict[str, Any]:
+    inner = call.get("function") if isinstance(call, dict) else None
+    flat = inner if isinstance(inner, dict) else call  # {name, arguments} without more
+    if not isinstance(flat, dict) or not isinstance(flat.get("name"), str):
+        raise ValueError(f"a function call in `{name}` is not {{name, arguments}}")
+    besides = {key: call[key] for key in call if key not in ("function", "name", "arguments")}
+    given = flat.get("arguments")
+    read = unquoted({} if given is None else given)
+    function = {"name": flat["name"], "arguments": read if isinstance(read, dict) else given}
+    if flat is not call:
+        function |= {key: value for key, value in flat.items() if key not in function}
+    told = besides | {"type": "function", "function": function}
     check_data(told, name)
     return told

@@ -5,11 +5,11 @@ import functools
 import hashlib
 import itertools
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from recipes.data import counts, layouts, sources, tokens, workers
+from recipes.data import columns, counts, layouts, sources, tokens, workers
 from recipes.data.counts import Counts
 from recipes.data.messages import one_line
 from recipes.data.tokenise import How, Source
@@ -31,24 +31,58 @@ def recognised(source: Source) -> tuple[Source, str]:
       FileNotFoundError: there is no such source.
       ValueError: it has no row that a layout can be told from.
     """
-    columns = dict(source.columns)
-    refused = None
-    for row in itertools.islice(sources.read(source.path, layouts.wanted(columns)), 1000):
+    given = dict(source.columns)
+    doubt, refused, fallback = "", "", None
+    rows = sources.read(source.path, layouts.wanted(given))
+    for number, row in enumerate(itertools.islice(rows, 1000)):
         try:
             if row.fields is None:
                 raise ValueError(row.reason)
-            named = layouts.renamed(row.fields, columns)
-            layout = source.layout or layouts.recognised(dict.fromkeys(row.unread) | named)
+            named = columns.renamed(row.fields, given)
+            layout = source.layout or columns.recognised(dict.fromkeys(row.unread) | named)
         except ValueError as error:
             refused = refused or f"{row.where}: {error}"
             continue
         unread = sorted({*row.unread, *(named.keys() - layouts.LAYOUTS[layout].columns)})
         line = f"layout {layout}" + ("" if source.layout else ", recognised from the columns")
         line += f"; not read: {one_line(', '.join(unread))}" if unread else ""
-        return source._replace(layout=layout), line
-    if refused:
-        raise ValueError(f"{source.path} has no row that can be read as pairs: {refused}")
+        found = source._replace(layout=layout, guessed=source.layout is None), line
+        try:
+            if source.layout or _is_pair(source.path, number, row.unread, named, layout):
+                return found
+            fallback = fallback or found
+        except ValueError as error:
+            doubt = doubt or f"{row.where}: {error}"
+    if fallback and not doubt:
+        return fallback
+    if told := doubt or refused:
+        raise ValueError(f"{source.path} has no row that can be read as pairs: {told}")
     raise ValueError(f"{source.path} holds no rows")
+
+
+def _is_pair(
+    path: str, number: int, unread: tuple[str, ...], named: dict[str, Any], layout: str
+) -> bool:
+    """Does a row hold a pair? A malformed one does not decide: it may have another's form.
+
+    Raises:
+      ValueError: a column may hold the question, and this layout does not read it.
+    """
+    try:
+        pair = layouts.LAYOUTS[layout].read(named)
+        heard = layouts.asked(pair)
+    except ValueError:
+        pair, heard = None, ""
+    if pair or layout == columns.PLAIN:
+        columns.check_question(named, heard, layout)
+    if unread and (layout == columns.PLAIN or (pair and not heard)):
+        # Nothing is asked: may it be in a column whose name says nothing?
+        same = itertools.islice(sources.read(path, frozenset(unread)), number, number + 1)
+        for name, value in ((n, v) for one in same for n, v in (one.fields or {}).items()):
+            words = isinstance(value, str) and len(value.split()) > 1
+            if words and not columns.holds(heard, value):
+                raise ValueError(columns.unread(name, heard, layout))
+    return pair is not None
 
 
 def read(source: Source, how: How, cache: pathlib.Path | None = None) -> Pairs:

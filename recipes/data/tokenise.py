@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from checkpoints_io import hf_folder
-from recipes.data import chat, counts, layouts, sources, tokenizer, tokens
+from recipes.data import chat, columns, counts, layouts, sources, tokenizer, tokens
 from recipes.data.layouts import Pair
 from recipes.data.records import Row
 from recipes.data.token_cache import Shard
@@ -26,6 +26,7 @@ class Source(NamedTuple):
     path: str  # a file, several by `*`, or a hub dataset
     layout: str | None = None  # None: recognised
     columns: tuple[tuple[str, str], ...] = ()  # our name, theirs
+    guessed: bool = False  # the layout was recognised: it must leave no question unread
 
 
 class How(NamedTuple):
@@ -44,7 +45,7 @@ class How(NamedTuple):
 def encode(rows: Sequence[Row], first: int, source: Source, how: How, files: str) -> Shard:
     """What becomes of some rows, of which the first has this number; `files` as `files_of`."""
     own, talk = _ready(how, files, source.layout in layouts.PLAIN)
-    layout, columns = layouts.LAYOUTS[source.layout or ""].read, dict(source.columns)
+    layout, names = layouts.LAYOUTS[source.layout or ""].read, dict(source.columns)
     told = counts.none()._replace(rows=len(rows))
     ids, keys = [], []
     for number, row in enumerate(rows, start=first):
@@ -52,15 +53,17 @@ def encode(rows: Sequence[Row], first: int, source: Source, how: How, files: str
         try:
             if row.fields is None:
                 raise ValueError(row.reason)
-            pair = layout(layouts.renamed(row.fields, columns))
+            named = columns.renamed(row.fields, names)
+            pair = layout(named)
+            if source.guessed:
+                columns.check_question(named, layouts.asked(pair), source.layout or "")
             reasons = told.dropped
             found = tokens.encode(
                 pair, own, talk, row=number, max_length=how.max_length, over_length=how.over_length
             )
         except ValueError as error:
             reason = str(error)
-            # An equal pair is a sound row that says nothing.
-            reasons = told.dropped if reason == "chosen equals rejected" else reasons
+            reasons = told.dropped if reason in layouts.SAYS_NOTHING else reasons
             reasons[reason] += 1
             told.first.setdefault(reason, row.where)
             continue
@@ -110,6 +113,7 @@ def identity(source: Source, how: How) -> dict[str, Any]:
         "source": sources.identity(source.path),
         "layout": source.layout,
         "columns": dict(source.columns),
+        "guessed": source.guessed,
         "files": files_of(how),
         "how": chosen,
         "code": _hash(sorted(pathlib.Path(__file__).parent.glob("*.py"))),

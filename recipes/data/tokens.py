@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recipes.data import chat, layouts
+from recipes.data import chat, layouts, unusual
 from recipes.data.layouts import Pair
 from recipes.data.tokenizer import Tokenizer
 
@@ -32,6 +32,8 @@ NOTES = {
     "empty_turn": "with a turn that says nothing",
     "no_user_turn": "with answers that share no user turn",
     "special": "with words that are special tokens of this tokenizer (they are read as such)",
+    "other_format": "with marks of a chat format in their prompt (Human:, [INST], <|im_start|>, …)",
+    "asks_again": "of which both answers begin with the question",
     "ignored": "with tools or template settings that the chat template does not look at",
     "unscored": "with chosen_score and rejected_score that are not two numbers (they are left out)",
 }
@@ -65,7 +67,7 @@ def encode(
     Raises:
       ValueError: nothing would be scored, or it is too long, or the template refuses it.
     """
-    rendered = chat.render(pair, template)
+    rendered = unusual.checked(pair, chat.render(pair, template), template)
     plain = isinstance(pair.prompt, str)
     chosen, rejected = _encode_texts(rendered, tokenizer, plain=plain)
     n, moved = _boundary(chosen, rejected, rendered[0].prompt_end)
@@ -77,6 +79,8 @@ def encode(
         "empty_turn": layouts.has_empty_turn(pair),
         "no_user_turn": layouts.shares_no_user_turn(pair),
         "special": any(map(tokenizer.specials.search, layouts.texts(pair))),
+        "other_format": unusual.of_another_format(pair),
+        "asks_again": unusual.asks_again(pair),
         "ignored": chat.ignores(pair, template),
         "unscored": pair.scores is not None and scores is None,
     }

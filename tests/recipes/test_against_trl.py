@@ -21,7 +21,7 @@ import json
 import pytest
 import transformers
 
-from recipes.data import chat, layouts, tokenizer, tokens
+from recipes.data import chat, columns, layouts, tokenizer, tokens
 
 SETS = {
     "en": ("llama-factory/dpo_en_demo.json", 300),
@@ -115,7 +115,7 @@ def conversations(shared, talk, name, stride, *, as_it_stands):
     found = collections.Counter()
     for row in rows(shared, name)[::stride]:
         try:
-            pair = layouts.LAYOUTS[layouts.recognised(row)].read(row)
+            pair = layouts.LAYOUTS[columns.recognised(row)].read(row)
         except ValueError as error:
             found[str(error)] += 1
             continue

@@ -8,7 +8,7 @@ import math
 from hypothesis import given, settings, strategies
 import pytest
 
-from recipes.data import layouts, messages
+from recipes.data import columns, layouts, messages
 from recipes.data.layouts import LAYOUTS, Pair
 
 
@@ -72,16 +72,63 @@ MESSAGES = {
 TRANSCRIPTS = {"chosen": "The sky is blue.", "rejected": "The sky is black."}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 ONE = Pair([user("Which way?")], [assistant("Onwards.")], [assistant("Back.")])
+TWO = ULTRAFEEDBACK["chosen"]
+RANKING = {  # LLaMA-Factory's, in OpenAI's spelling
+    "messages": [user("Which way?")],
+    "chosen": assistant("Onwards."),
+    "rejected": assistant("Back."),
+}
+ORCA = {"system": "Be brief.", "question": "Which way?", "chosen": "Onwards.", "rejected": "Back."}
+OPENAI = {
+    "input": {"messages": [user("Which way?")], "tools": [TOOL], "parallel_tool_calls": True},
+    "preferred_output": [assistant("Onwards.")],
+    "non_preferred_output": [assistant("Back.")],
+}
+SWIFT = {"messages": [user("Which way?"), assistant("Onwards.")], "rejected_response": "Back."}
+COMPLETIONS = {  # UltraFeedback before it was made pairs
+    "instruction": "Which way?",
+    "models": ["a", "b", "c"],
+    "completions": [
+        {"model": "a", "response": "Perhaps left.", "overall_score": 5.0},
+        {"model": "b", "response": "Onwards.", "overall_score": 8.5},
+        {"model": "c", "response": "Back.", "overall_score": 2},
+    ],
+}
+NECTAR = {
+    "prompt": "\n\nHuman: Hello\n\nAssistant: Hi!\n\nHuman: Which way?\n\nAssistant: ",
+    "answers": [
+        {"answer": "Back.", "model": "a", "rank": 3.0},
+        {"answer": "Onwards.", "model": "b", "rank": 1.0},
+        {"answer": "Perhaps left.", "model": "c", "rank": 2.0},
+    ],
+    "turns": 2,
+}
+NEMO = {
+    "context": [user("Which way?")],
+    "completions": [
+        {"rank": 1, "completion": [assistant("Back.")]},
+        {"rank": 0, "completion": [assistant("Onwards.")]},
+    ],
+}
+HELPSTEER = {
+    "domain": "general",
+    "context": [user("Which way?")],
+    "response1": "Back.",
+    "response2": "Onwards.",
+    "overall_preference": 2,
+}
 EXAMPLES = {
-    "preference_chat": ULTRAFEEDBACK, "prompt_chosen_rejected": MESSAGES, "sharegpt": SHAREGPT,
-    "instruction": INSTRUCTION, "hh": HH, "plain_text": STRINGS, "plain_transcripts": TRANSCRIPTS,
+    "preference_chat": ULTRAFEEDBACK, "prompt_chosen_rejected": MESSAGES, "messages": RANKING,
+    "sharegpt": SHAREGPT, "instruction": INSTRUCTION, "orca": ORCA, "openai_preference": OPENAI,
+    "swift": SWIFT, "best_and_worst": COMPLETIONS, "compared": HELPSTEER, "hh": HH,
+    "plain_text": STRINGS, "plain_transcripts": TRANSCRIPTS,
 }  # fmt: skip
 
 
-def read(row, columns=None):
+def read(row, called=None):
     """As the recipe does that is told nothing of the layout."""
-    named = layouts.renamed(row, columns or {})
-    return LAYOUTS[layouts.recognised(named)].read(named)
+    named = columns.renamed(row, called or {})
+    return LAYOUTS[columns.recognised(named)].read(named)
 
 
 def test_ultrafeedback_as_it_stands_on_the_hub():
@@ -130,6 +177,238 @@ def test_a_prompt_and_two_answers():
     assert read(MESSAGES) == ONE
     assert read(MESSAGES | {"chosen": assistant("Onwards."), "rejected": "Back."}) == ONE
     assert read(STRINGS | {"prompt": [user("Which way?")]}) == ONE
+
+
+def test_two_answers_to_messages():
+    assert read(RANKING) == ONE
+    assert read(RANKING | {"chosen": "Onwards.", "rejected": "Back."}) == ONE
+
+
+def test_orca_has_its_question_and_its_system_prompt():
+    assert read(ORCA) == ONE._replace(prompt=[system("Be brief."), user("Which way?")])
+    assert read(ORCA | {"system": ""}) == ONE
+
+
+def test_openai_has_messages_and_tools_in_its_input():
+    assert read(OPENAI) == ONE._replace(tools=[TOOL])
+    assert read(OPENAI | {"input": {"messages": [user("Which way?")], "tools": []}}) == ONE
+
+
+def test_swift_replaces_the_last_answer_or_the_conversation():
+    assert read(SWIFT) == ONE
+    two = {"messages": SWIFT["messages"], "rejected_messages": ULTRAFEEDBACK["rejected"]}
+    assert read(two) == ONE
+    assert read(two | {"rejected_messages": [assistant("Back.")]}) == ONE
+    with pytest.raises(ValueError, match="the last of `messages` is not the assistant's"):
+        read(SWIFT | {"messages": [user("Which way?")]})
+
+
+def test_answers_by_well_known_names():
+    for names in columns.ANSWERS:
+        row = {"prompt": "Which way?"} | dict(zip(names, ("Onwards.", "Back."), strict=True))
+        assert read(row) == ONE
+        swapped = dict(zip(("chosen", "rejected"), names[::-1], strict=True))
+        assert read(row, swapped) == ONE._replace(chosen=ONE.rejected, rejected=ONE.chosen)
+        with pytest.raises(ValueError, match="`rejected`"):
+            read(row | {"chosen": "Onwards."})  # one is there: the others are not taken for it
+
+
+def test_the_best_answer_against_the_worst():
+    assert read(COMPLETIONS) == ONE._replace(scores=(8.5, 2.0))
+    assert read(NEMO) == ONE
+    turns = [user("Hello"), assistant("Hi!"), user("Which way?")]
+    assert read(NECTAR) == ONE._replace(prompt=turns)
+    by_column = {key: [one[key] for one in COMPLETIONS["completions"]] for key in ("model",)}
+    said = [one["response"] for one in COMPLETIONS["completions"]]
+    by_column |= {"response": said, "overall_score": [5.0, 8.5, 2]}
+    assert read(COMPLETIONS | {"completions": by_column}) == read(COMPLETIONS)
+    lists = {"instruction": "Which way?", "generations": said, "ratings": [5.0, 8.5, 2]}
+    assert read(lists) == read(COMPLETIONS)
+    assert read({"prompt": "Which way?", "responses": said, "ranks": [2, 1, 3]}) == ONE
+    unscored = {"response": "Better still.", "overall_score": None}
+    some = [*COMPLETIONS["completions"], unscored]
+    assert read(COMPLETIONS | {"completions": some}) == read(COMPLETIONS)
+
+
+def test_answers_of_a_table_that_keeps_all_as_text():
+    for written in (json.dumps, str):
+        row = {name: written(COMPLETIONS[name]) for name in ("models", "completions")}
+        assert read(row | {"instruction": "Which way?"}) == read(COMPLETIONS)
+        row = {name: written(value) for name, value in OPENAI.items()}
+        assert read(row) == read(OPENAI)
+        row = HELPSTEER | {"context": written(HELPSTEER["context"]), "overall_preference": "2"}
+        assert read(row) == ONE
+        history = written([["Hello", "Hi!"]])
+        assert read(STRINGS | {"history": history}).prompt[1] == assistant("Hi!")
+
+
+def test_of_two_responses_the_sign_says_which_is_preferred():
+    assert read(HELPSTEER) == ONE
+    other = ONE._replace(chosen=ONE.rejected, rejected=ONE.chosen)
+    assert read(HELPSTEER | {"overall_preference": -1}) == other
+
+
+def test_history_comes_before_the_question():
+    before = [user("Hello"), assistant("Hi!")]
+    asked = [*before, user("Which way?")]
+    row = {"instruction": "Which way?", "chosen": "Onwards.", "rejected": "Back."}
+    pairs = [["Hello", "Hi!"]]
+    for history in (pairs, json.dumps(pairs), before):
+        for name in ("instruction", "prompt"):
+            row = {name: "Which way?", "chosen": "Onwards.", "rejected": "Back."}
+            assert read(row | {"history": history}) == ONE._replace(prompt=asked)
+    for nothing in (None, [], "[]", ""):
+        assert read(row | {"history": nothing}) == ONE
+    for odd in ("Hello", [["Hello"]], {"a": 1}, ["Hello", "Hi!"]):
+        with pytest.raises(ValueError, match="`history` holds neither messages nor pairs"):
+            read(row | {"history": odd})
+
+
+WHOLE = {name: ULTRAFEEDBACK[name] for name in ("chosen", "rejected")}
+
+
+@pytest.mark.parametrize(
+    "besides",
+    [
+        {"instruction": "Which way?"},
+        {"conversations": [{"from": "human", "value": "Which way?"}]},
+        {"prompt": [user("Which way?")]},
+        {"messages": [user("Which way?")]},
+    ],
+)
+def test_the_question_stands_once(besides):
+    assert read(WHOLE | besides) == ONE
+    (name,) = besides
+    layout = {"prompt": "prompt_chosen_rejected", "conversations": "sharegpt"}.get(name, name)
+    assert LAYOUTS[layout].read(WHOLE | besides) == ONE  # where a person says so
+    first = {k: [system("Be brief."), *turns] for k, turns in WHOLE.items()}
+    assert LAYOUTS[layout].read(first | besides).prompt == [system("Be brief."), *TWO[:1]]
+    other = {k: [user("And you?"), assistant(k)] for k in WHOLE}
+    with pytest.raises(ValueError, match="`chosen` asks something of its own, besides the prompt"):
+        LAYOUTS[layout].read(other | besides)
+
+
+def test_a_conversation_goes_on_with_a_question_of_its_own():
+    row = {"prompt": [user("Hello"), assistant("Hi!")], **WHOLE}
+    pair = layouts.prompt_chosen_rejected(row)
+    assert pair == ONE._replace(prompt=[user("Hello"), assistant("Hi!"), user("Which way?")])
+    both = {"prompt": [user("Hello"), assistant("Hi!"), user("Which way?")], **WHOLE}
+    assert layouts.prompt_chosen_rejected(both) == pair
+    whole = {name: [*row["prompt"], *turns] for name, turns in WHOLE.items()}
+    assert layouts.prompt_chosen_rejected(row | whole) == pair
+
+
+ARRAY = "[{'content': 'Which way?', 'role': 'user'}\n {'content': 'Onwards.', 'role': 'assistant'}]"
+
+
+@pytest.mark.parametrize(
+    "written", [json.dumps, str, lambda turns: ARRAY, lambda turns: [json.dumps(t) for t in turns]]
+)
+def test_messages_that_were_written_as_text_are_parsed(written):
+    assert read({"chosen": written(TWO), "rejected": ULTRAFEEDBACK["rejected"]}) == ONE
+    nested = {"chosen": {"messages": TWO}, "rejected": json.dumps({"messages": WHOLE["rejected"]})}
+    assert read(nested) == ONE
+    assert read({name: {"conversations": turns} for name, turns in WHOLE.items()}) == ONE
+
+
+def test_a_prompt_and_answers_that_were_written_as_text_are_parsed():
+    row = {key: json.dumps(value) for key, value in MESSAGES.items()}
+    assert read(row) == ONE
+    assert read(MESSAGES | {"chosen": str(assistant("Onwards."))}) == ONE
+
+
+@pytest.mark.parametrize("end", [1, 40])
+def test_messages_that_cannot_be_parsed_are_not_words(end):
+    for name in MESSAGES:
+        row = {**MESSAGES, name: json.dumps(TWO)[:-end]}
+        with pytest.raises(ValueError, match=f"`{name}` looks like messages, but is not valid"):
+            layouts.prompt_chosen_rejected(row)
+    long = str([user("'" + "x" * messages.LONGEST_LITERAL)])
+    with pytest.raises(ValueError, match="looks like messages"):
+        layouts.prompt_chosen_rejected({**MESSAGES, "prompt": long})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ['{"from": "Rome", "to": "Oslo"}', '[{"role": "admin"}]', "{'a': 1}", "[1, 2", "{x} is a set"],
+)
+def test_an_answer_may_be_json(answer):
+    assert read(STRINGS | {"chosen": answer}).chosen == [assistant(answer)]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("User", "user"), ("USER ", "user"), ("Human", "user"), ("prompter", "user"),
+        ("model", "assistant"), ("Assistant", "assistant"), ("bot", "assistant"),
+        ("GPT", "assistant"), ("CHATBOT", "assistant"), ("System", "system"), ("ipython", "tool"),
+    ],
+)  # fmt: skip
+def test_roles_by_other_names(theirs, ours):
+    assert messages.read([{"role": theirs, "content": "a"}], "x")[0]["role"] == ours
+
+
+def test_thoughts_in_a_typed_part():
+    parts = [
+        {"type": "thinking", "thinking": "It is dry.", "signature": "x"},
+        {"type": "text", "text": "No."},
+    ]
+    thought = dict.fromkeys(("reasoning_content", "thinking", "reasoning"), "It is dry.")
+    for inner in ("It is dry.", [{"type": "text", "text": "It is dry."}]):
+        parts[0]["thinking"] = inner
+        assert messages.read([assistant(parts)], "x") == [assistant("No.") | thought]
+    parts[0] = {"type": "tool_use", "name": "weather", "input": {}}
+    with pytest.raises(ValueError, match="a part that is not text, but 'tool_use'"):
+        messages.read([assistant(parts)], "x")
+
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"town": "Rome"}}}
+FLAT = {"name": "weather", "arguments": {"town": "Rome"}}
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [CALL],
+        [{"function": CALL["function"]}],
+        [FLAT],
+        [FLAT | {"arguments": json.dumps(FLAT["arguments"])}],
+        [CALL | {"function": FLAT | {"arguments": json.dumps(FLAT["arguments"])}}],
+        json.dumps([FLAT]),
+        [json.dumps(CALL)],
+    ],
+)
+def test_calls_have_one_form(calls):
+    turn = {"role": "assistant", "content": None, "tool_calls": calls}
+    assert messages.read([turn], "x") == [assistant("") | {"tool_calls": [CALL]}]
+
+
+def test_calls_of_other_forms():
+    called = lambda turn: messages.read([turn], "x")[0]["tool_calls"]
+    old = {"role": "assistant", "content": None, "function_call": FLAT}  # OpenAI's first form
+    assert called(old) == [CALL]
+    assert called({"role": "tool_call", "content": json.dumps(FLAT)}) == [CALL]
+    numbered = assistant("") | {"tool_calls": [CALL | {"id": "1", "index": 0}]}
+    assert called(numbered) == [CALL | {"id": "1", "index": 0}]
+    words = FLAT | {"arguments": "Rome"}  # what is no object stays as it is
+    assert called(assistant("") | {"tool_calls": [words]})[0]["function"] == words
+    nothing = assistant("") | {"tool_calls": [{"name": "weather"}]}
+    assert called(nothing)[0]["function"] == {"name": "weather", "arguments": {}}
+    for odd in ({"arguments": {}}, "weather", 7):
+        with pytest.raises(ValueError, match=r"is not {name, arguments}"):
+            called(assistant("") | {"tool_calls": [odd]})
+
+
+def test_an_answer_that_the_prompt_begins():
+    row = {
+        "prompt": [user("Which way?"), assistant("Well: ")],
+        "chosen": [assistant("Well: Onwards.")],
+        "rejected": [assistant("Well: Back.")],
+    }
+    told = Pair([user("Which way?")], row["chosen"], row["rejected"], prefill="Well: ")
+    assert read(row) == told
+    whole = {name: [*row["prompt"], *row[name]] for name in ("chosen", "rejected")}
+    assert read(whole) == told
 
 
 def test_plain_text_is_taken_as_it_is():
@@ -243,9 +522,14 @@ def test_a_system_prompt_of_its_own_comes_first():
             assert read(row | {name: "Be brief."})[:3] == told[:3]
         assert read(row | {"system_prompt": ""})[:3] == ONE[:3]
         assert read(row | {"system_prompt": None})[:3] == ONE[:3]
+    twice = {name: [system("Be brief."), *WHOLE[name]] for name in WHOLE}
+    assert read(twice | {"system": "Be brief."}) == told
 
 
-@pytest.mark.parametrize("tools", [[TOOL], json.dumps([TOOL])])
+@pytest.mark.parametrize(
+    "tools",
+    [[TOOL], json.dumps([TOOL]), [json.dumps(TOOL)], json.dumps([json.dumps(TOOL)])],
+)
 def test_tools_are_read_as_a_list_or_as_json(tools):
     assert read(MESSAGES | {"tools": tools}) == ONE._replace(tools=[TOOL])
 
@@ -316,26 +600,26 @@ def test_scores_are_kept():
 
 def test_columns_by_other_names():
     row = {"q": "Which way?", "better": "Onwards.", "worse": "Back.", "chosen": 1, "margin": 2}
-    columns = {"prompt": "q", "chosen": "better", "rejected": "worse"}
-    assert layouts.renamed(row, columns) == {**STRINGS, "margin": 2}
-    assert read(row, columns) == ONE
+    called = {"prompt": "q", "chosen": "better", "rejected": "worse"}
+    assert columns.renamed(row, called) == {**STRINGS, "margin": 2}
+    assert read(row, called) == ONE
     assert row["chosen"] == 1  # and the row is as it was
 
 
 def test_columns_that_change_places():
-    columns = {"chosen": "rejected", "rejected": "chosen"}
-    assert read(STRINGS, columns) == ONE._replace(chosen=ONE.rejected, rejected=ONE.chosen)
+    called = {"chosen": "rejected", "rejected": "chosen"}
+    assert read(STRINGS, called) == ONE._replace(chosen=ONE.rejected, rejected=ONE.chosen)
 
 
 def test_a_column_that_is_missing_is_not_replaced_by_one_of_our_name():
-    columns = {"chosen": "better"}
-    assert layouts.renamed(STRINGS, columns) == {"prompt": "Which way?", "rejected": "Back."}
+    called = {"chosen": "better"}
+    assert columns.renamed(STRINGS, called) == {"prompt": "Which way?", "rejected": "Back."}
 
 
 def test_a_well_known_name_does_not_hide_a_column_of_ours():
     row = {"system_prompt": "Be brief.", "system": None, "score_chosen": 1, "chosen_score": 2}
-    assert layouts.renamed(row, {}) == row
-    assert layouts.renamed({"system": "x"}, {}) == {"system_prompt": "x"}
+    assert columns.renamed(row, {}) == row
+    assert columns.renamed({"system": "x"}, {}) == {"system_prompt": "x"}
 
 
 @pytest.mark.parametrize(
@@ -353,6 +637,27 @@ def test_a_well_known_name_does_not_hide_a_column_of_ours():
         (SHAREGPT | {"conversations": None}, "preference_chat"),
         (INSTRUCTION, "instruction"),
         (INSTRUCTION | {"instruction": None}, "plain_transcripts"),
+        (RANKING, "messages"),
+        (RANKING | {"prompt": "Which way?"}, "prompt_chosen_rejected"),
+        (SHAREGPT | {"chosen": SHAREGPT["conversations"]}, "preference_chat"),
+        (INSTRUCTION | {"chosen": ULTRAFEEDBACK["chosen"]}, "preference_chat"),
+        (INSTRUCTION | {"chosen": HH["chosen"]}, "hh"),
+        (STRINGS | {"chosen": "Assistant: Onwards."}, "prompt_chosen_rejected"),
+        (STRINGS | {"chosen": None}, "prompt_chosen_rejected"),
+        (columns.renamed(ORCA, {}), "orca"),
+        (columns.renamed(ORCA | {"system": None}, {}), "orca"),
+        (OPENAI, "openai_preference"),
+        (SWIFT, "swift"),
+        (SWIFT | {"rejected_response": None, "rejected_messages": [user("a")]}, "swift"),
+        (COMPLETIONS, "best_and_worst"),
+        (NECTAR, "best_and_worst"),
+        (NEMO, "best_and_worst"),
+        (HELPSTEER, "compared"),
+        (STRINGS | {"completions": []}, "prompt_chosen_rejected"),
+        ({"chosen": json.dumps(TWO), "rejected": json.dumps(TWO)}, "preference_chat"),
+        ({"chosen": str(TWO), "rejected": str(TWO)}, "preference_chat"),
+        ({"chosen": {"messages": TWO}, "rejected": {"messages": TWO}}, "preference_chat"),
+        ({"chosen": json.dumps({"a": 1}), "rejected": "[1]"}, "plain_transcripts"),
         (HH, "hh"),
         ({"chosen": "Human: a\n\nAssistant: b", "rejected": ""}, "hh"),
         (TRANSCRIPTS, "plain_transcripts"),
@@ -362,42 +667,46 @@ def test_a_well_known_name_does_not_hide_a_column_of_ours():
     ],
 )
 def test_the_layout_is_recognised_by_its_columns(row, layout):
-    assert layouts.recognised(row) == layout
+    assert columns.recognised(row) == layout
 
 
 def test_a_row_without_the_columns_is_a_sentence_that_says_what_to_do():
     told = r"columns \(question, good, bad\) are no .*--config\.data\.columns="
     with pytest.raises(ValueError, match=told):
-        layouts.recognised({"question": "", "good": "", "bad": ""})
+        columns.recognised({"question": "", "good": "", "bad": ""})
     many = {f"column_{i}": i for i in range(10_000)}
     with pytest.raises(ValueError) as found:
-        layouts.recognised(many)
+        columns.recognised(many)
     assert len(str(found.value)) < 600
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_reads_its_example_and_leaves_it_as_it_was(layout):
     row = copy.deepcopy(EXAMPLES[layout])
-    named = layouts.renamed(row, {})
+    named = columns.renamed(row, {})
     before = copy.deepcopy(named)
     pair = LAYOUTS[layout].read(named)
     assert (row, named) == (EXAMPLES[layout], before)
     assert isinstance(pair.prompt, str) == (layout in layouts.PLAIN)
     assert [*layouts.texts(pair)]
     assert not layouts.has_empty_turn(pair)
-    assert {"chosen", "rejected"} <= LAYOUTS[layout].columns
+    assert named.keys() & LAYOUTS[layout].columns
+
+
+MAY_LACK = {"history", "context", "answers", "responses", "rejected_messages", *layouts.BESIDES}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_layout_needs_its_columns(layout):
-    for name in LAYOUTS[layout].columns - {*layouts.BESIDES, "input"}:
+    optional = MAY_LACK | ({"input"} if layout == "instruction" else set())
+    for name in (LAYOUTS[layout].columns & EXAMPLES[layout].keys()) - optional:
         row = dict(EXAMPLES[layout])
         del row[name]
-        with pytest.raises(ValueError, match=f"`{name}`"):
+        ours = "prompt" if layout == "best_and_worst" and name == "instruction" else name
+        with pytest.raises(ValueError, match=f"`{ours}`"):
             LAYOUTS[layout].read(row)
 
 
-TWO = ULTRAFEEDBACK["chosen"]
 HALF = "half \ud800 a character"
 
 
@@ -440,16 +749,6 @@ def chosen_with(**other):
         ),
         (
             "preference_chat",
-            ULTRAFEEDBACK | {"chosen": [*TWO, system("x"), assistant("x")]},
-            "roles out of order: a system message after the first turn",
-        ),
-        (
-            "preference_chat",
-            ULTRAFEEDBACK | {"chosen": [*TWO, assistant("x")]},
-            "roles out of order: two assistant turns in a row",
-        ),
-        (
-            "preference_chat",
             ULTRAFEEDBACK | {"chosen": [system("a"), *TWO], "system_prompt": "b"},
             "a system prompt in its column, and another among the messages",
         ),
@@ -487,6 +786,18 @@ def chosen_with(**other):
         ("sharegpt", SHAREGPT | {"chosen": {"from": "gpt"}}, "no text in `chosen`"),
         ("instruction", INSTRUCTION | {"instruction": 7}, "no text in `instruction`"),
         ("instruction", INSTRUCTION | {"input": 7}, "no text in `input`"),
+        ("openai_preference", OPENAI | {"input": "a"}, "no object with `messages` in `input`"),
+        ("openai_preference", OPENAI | {"input": {}}, "no list of messages in `input.messages`"),
+        ("best_and_worst", COMPLETIONS | {"completions": [1]}, "no list of ranked answers in"),
+        ("best_and_worst", NEMO | {"completions": NEMO["completions"][:1]}, "fewer than two"),
+        ("best_and_worst", NEMO | {"completions": [{"rank": 0}, {"rank": 1}]}, "says nothing"),
+        (
+            "best_and_worst",
+            COMPLETIONS | {"completions": COMPLETIONS["completions"][:1] * 2},
+            "no answer is ranked above another",
+        ),
+        ("compared", HELPSTEER | {"overall_preference": 0}, "neither response is preferred"),
+        ("compared", HELPSTEER | {"overall_preference": None}, "no number in `overall_preference`"),
         ("hh", HH | {"chosen": "no transcript"}, "`chosen` is no transcript"),
         ("hh", HH | {"chosen": "Well. \n\nHuman: a\n\nAssistant: b"}, "`chosen` is no transcript"),
         ("hh", HH | {"rejected": ["a"]}, "no text in `rejected`"),
@@ -518,11 +829,13 @@ def test_turns_that_say_nothing_are_seen():
 
 NAMES = [
     *sorted({name for layout in LAYOUTS.values() for name in layout.columns}),
-    *layouts.ALSO, "role", "content", "from", "value", "type", "text", *messages.BESIDES, "x",
+    *columns.ALSO, "role", "content", "from", "value", "type", "text", *messages.BESIDES, "x",
+    "score", "rank", "response",
 ]  # fmt: skip
 SAID = strategies.sampled_from(
-    [*messages.ROLES, "text", "", "\n\nHuman: a\n\nAssistant: b", "[{}]", '{"a": "\ufdd0"}', HALF]
-)
+    [*messages.ROLES, "text", "", "\n\nHuman: a\n\nAssistant: b", "[{}]", '{"a": "\ufdd0"}', HALF,
+     json.dumps(TWO), str(TWO)[:-1], json.dumps({"messages": TWO}), str(assistant("a"))]
+)  # fmt: skip
 JSON = strategies.recursive(
     strategies.none() | strategies.booleans() | strategies.integers() | strategies.floats()
     | SAID | strategies.text(max_size=5)
@@ -542,17 +855,18 @@ COLUMNS = strategies.dictionaries(
 )
 
 
-def read_by_all(example, row, columns):
+def read_by_all(example, row, called):
     row = example | row
     before = repr(row)
-    named = layouts.renamed(row, columns)
+    named = columns.renamed(row, called)
     try:
-        assert layouts.recognised(named) in LAYOUTS
+        assert columns.recognised(named) in LAYOUTS
     except ValueError as error:
         assert str(error)
-    for layout in LAYOUTS.values():
+    for name, layout in LAYOUTS.items():
         try:
             pair = layout.read(named)
+            columns.check_question(named, layouts.asked(pair), name)
         except ValueError as error:
             assert 0 < len(str(error)) < 600
             continue
@@ -567,12 +881,12 @@ def read_by_all(example, row, columns):
 
 @settings(max_examples=200, deadline=None)
 @given(strategies.sampled_from([{}, *EXAMPLES.values()]), ROWS, COLUMNS)
-def test_whatever_a_row_holds_it_is_read_or_refused_with_a_sentence(example, row, columns):
-    read_by_all(example, row, columns)
+def test_whatever_a_row_holds_it_is_read_or_refused_with_a_sentence(example, row, called):
+    read_by_all(example, row, called)
 
 
 @pytest.mark.full
 @settings(max_examples=10_000, deadline=None)
 @given(strategies.sampled_from([{}, *EXAMPLES.values()]), ROWS, COLUMNS)
-def test_whatever_many_rows_hold_they_are_read_or_refused(example, row, columns):
-    read_by_all(example, row, columns)
+def test_whatever_many_rows_hold_they_are_read_or_refused(example, row, called):
+    read_by_all(example, row, called)

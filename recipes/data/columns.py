@@ -1,0 +1,249 @@
+"""The columns of other people's tables by their names: which hold the question, which the answers.
+
+No layout is guessed past a question that it does not read, and where columns are missing, the
+sentence names those that are there.
+"""
+
+from collections.abc import Iterable
+import contextlib
+import re
+from typing import Any
+
+from recipes.data import messages, ranked, transcripts
+
+Row = dict[str, Any]
+
+# Names that well-known datasets give what we call otherwise.
+ALSO = {
+    "score_chosen": "chosen_score",
+    "score_rejected": "rejected_score",
+    "system": "system_prompt",
+    "system_message": "system_prompt",
+}
+# The same of the answers, which are renamed together or not at all.
+ANSWERS = (
+    *((f"chosen_{what}", f"rejected_{what}") for what in messages.ANSWER_WORDS),
+    *((f"{what}_chosen", f"{what}_rejected") for what in messages.ANSWER_WORDS),
+    ("response", "rejected_response"),
+)
+# What a column that holds a question, or a part of it, is called; see LIKE_QUESTIONS.
+QUESTIONS = (
+    "chat", "chat_history", "context", "conversation", "conversation_history", "conversations",
+    "dialog", "dialogue", "document", "full_prompt", "history", "human_message", "human_prompt",
+    "input", "input_text", "inputs", "instruction", "instructions", "message", "messages",
+    "passage", "post", "problem", "problem_statement", "prompt", "prompt_text", "prompts", "query",
+    "queries", "question", "question_text", "questions", "raw_prompt", "request", "source_text",
+    "system", "system_message", "system_msg", "system_prompt", "task_description", "turns",
+    "user_input", "user_message", "user_msg", "user_prompt", "user_query", "user_question",
+)  # fmt: skip
+
+
+def _spellings(name: str) -> set[str]:
+    """`user_prompt`, `USER_PROMPT`, `User Prompt`, `user-prompt`, `userPrompt` and their kind."""
+    names = {name, name.replace("_", " "), name.replace("_", "-")}
+    joined = name.title().replace("_", "")
+    names |= {joined, joined[0].lower() + joined[1:]}
+    return names | {way(one) for one in names for way in (str.upper, str.title, str.capitalize)}
+
+
+LIKE_QUESTIONS = frozenset().union(*map(_spellings, QUESTIONS))
+# What decides, in this order: a column besides `chosen` and `rejected`; columns without those.
+ASKED = {
+    "conversations": "sharegpt",
+    "instruction": "instruction",
+    "prompt": "prompt_chosen_rejected",
+    "messages": "messages",
+}
+WITHOUT_CHOSEN = {
+    ("preferred_output", "non_preferred_output"): "openai_preference",
+    ("messages", "rejected_response"): "swift",
+    ("messages", "rejected_messages"): "swift",
+    ("response1", "response2", "overall_preference"): "compared",
+    **dict.fromkeys(((name,) for name in ranked.ANSWERS), "best_and_worst"),
+}
+PLAIN = "plain_transcripts"  # the one layout of whole texts that is guessed
+# Words in the name of the better answer, and of the worse; what an answer is not.
+BETTER = r"chosen|prefer\w*|better|best|accept\w*|win|winning|won|positive|good"
+WORSE = (
+    r"reject\w*|(dis|un|non)prefer\w*|dispref\w*|worse|worst|lose|loser|losing|lost|negative|bad"
+)
+NO_ANSWER = r"scores?|ratings?|rank|models?|rewards?|log\w*|ids?|len\w*|tokens?|counts?"
+LABELS = ("label", "labels", "kto_tag", "feedback", "thumbs", "is_chosen")
+SINGLE = ("completion", "response", "output", "answer", "messages", "conversations", "text")
+
+
+def renamed(row: Row, columns: dict[str, str]) -> Row:
+    """The row by our names: `columns` says what the dataset calls them."""
+    named = {o: t for t, o in ALSO.items() if t in row and o not in row}
+    if not {"chosen", "rejected"} & (row.keys() | columns.keys()):
+        both = next((pair for pair in ANSWERS if {*pair} <= row.keys()), None)
+        named |= zip(("chosen", "rejected"), both, strict=True) if both else ()
+    named |= columns
+    kept = {k: v for k, v in row.items() if k not in named and k not in named.values()}
+    return kept | {ours: row[theirs] for ours, theirs in named.items() if theirs in row}
+
+
+def recognised(row: Row) -> str:
+    """The layout whose columns the row has.
+
+    Raises:
+      ValueError: there is none.
+    """
+    has = lambda *names: all(row.get(name) is not None for name in names)
+    if not {"chosen", "rejected"} & row.keys():
+        for names, layout in WITHOUT_CHOSEN.items():
+            if has(*names):
+                return layout
+    if not {"chosen", "rejected"} <= row.keys():
+        raise ValueError(absent(row))
+    answer = messages.unwritten(row["chosen"] if has("chosen") else row["rejected"], "chosen")
+    answer = messages.unnested(answer)
+    first = answer[0] if isinstance(answer, list) and answer else answer
+    if messages.role_of(messages.unwritten(first, "chosen")) not in (None, "assistant"):
+        return "preference_chat"  # a whole conversation, whatever stands beside it
+    said = transcripts.turns(answer) if isinstance(answer, str) else []
+    if said and said[0]["role"] == "user":
+        return "hh"
+    for name, layout in ASKED.items():
+        if has(name):
+            return layout
+    if "system_prompt" in row and has("question"):
+        return "orca"
+    if isinstance(answer, str):
+        return "hh" if said else "plain_transcripts"
+    return "preference_chat"
+
+
+def check_question(row: Row, heard: str, layout: str) -> None:
+    """Refuses a row of which a guessed layout would leave the question out.
+
+    `heard` is what the pair asks. A column that repeats it is fine: UltraFeedback's `prompt`.
+
+    Raises:
+      ValueError: a column that looks like the question holds something else, or an answer of plain
+        text writes out messages.
+    """
+    for name in ("chosen", "rejected") if layout == PLAIN else ():
+        if not isinstance(messages.unwritten(row[name], name), str):
+            raise ValueError(f"`{name}` holds messages, which layout {layout} would take for words")
+    for name in row:
+        own = name == "system_prompt" and layout == PLAIN  # which has a sentence of its own
+        if name in LIKE_QUESTIONS and not own and not holds(heard, row[name]):
+            raise ValueError(unread(name, heard, layout))
+
+
+def unread(name: str, heard: str, layout: str) -> str:
+    """The sentence about a column that looks like the question and is not in the pair."""
+    remedy = "put it into the prompt"
+    if "system" in name.lower():
+        remedy = f"read it with {flag({'system_prompt': name})}"
+    elif not heard or layout == PLAIN:
+        remedy = f"read it with {flag({'prompt': name})}"
+    return (
+        f"`{name}` looks like the question, and layout {layout} does not read it: {remedy}, or "
+        f"leave it out with --config.data.layout={layout}"
+    )
+
+
+def holds(heard: str, value: Any) -> bool:
+    """Does `heard` hold all that `value` asks, white space aside?"""
+    if value is None or (isinstance(value, str) and value in heard):
+        return True
+    for text in map(str.strip, asked(value)):
+        if text not in heard and " ".join(text.split()) not in " ".join(heard.split()):
+            return False
+    return True
+
+
+def asked(value: Any, most: int = 8) -> Iterable[str]:
+    """What a column asks: a text, or whatever is not the assistant's in messages or turns.
+
+    It is looked for within `most` lists and objects in each other.
+    """
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):  # then it is text that nobody parses
+            value = messages.unwritten(value, "")
+    if isinstance(value, str):
+        turns = transcripts.turns(value)
+        yield from asked(turns) if turns else [value]
+    elif most and isinstance(value, dict):
+        if "role" in value or "from" in value:
+            said = value.get("value") if value.get("content") is None else value["content"]
+            yield from asked(said, most - 1) if messages.role_of(value) != "assistant" else ()
+        elif value.get("type") == "text":  # a part of a message
+            yield from asked(value.get("text") or value.get("value"), most - 1)
+        else:
+            for name in value.keys() & LIKE_QUESTIONS:
+                yield from asked(value[name], most - 1)
+    elif most and isinstance(value, list | tuple):
+        pair = len(value) == 2 and all(isinstance(one, str) for one in value)
+        for one in value[:1] if pair else value:  # of a question and its answer
+            yield from asked(one, most - 1)
+
+
+def absent(row: Row) -> str:
+    """What to say of a row without `chosen` and `rejected`."""
+    names = [name for name in row if isinstance(name, str)]
+    near = {ours: _near(ours, names) for ours in ("chosen", "rejected")}
+    single = next((name for name in SINGLE if name in row), None)
+    if not any(near.values()):
+        if single:
+            label = next((name for name in names if name.lower() in LABELS), None)
+            wanted = f", and whether it is wanted (`{label}`)" if label else ""
+            return (
+                f"its rows hold one answer each (`{single}`){wanted}, not pairs: this recipe needs "
+                "two answers to each prompt, one preferred to the other"
+            )
+        if both := _numbered(names):
+            return (
+                f"which of `{both[0]}` and `{both[1]}` is preferred differs from row to row: "
+                "write them as columns `chosen` and `rejected`"
+            )
+    missing = [ours for ours in near if ours not in row]
+    near["chosen"] = near["chosen"] or single
+    found = {ours: theirs for ours, theirs in near.items() if ours in missing and theirs}
+    if len(found) < len(missing):
+        found = {ours: {"chosen": "better", "rejected": "worse"}[ours] for ours in missing}
+    elif question := _question(names):
+        found = {"prompt": question} | found
+    what = f"is no `{missing[0]}`: name it" if len(missing) == 1 else MISSING
+    return f"among its columns ({', '.join(map(str, row))[:300]}) {what}, as in {flag(found)}"
+
+
+MISSING = "are no `chosen` and `rejected`: name them"
+
+
+def _near(ours: str, names: list[str]) -> str | None:
+    """The first column whose name means the answer that we call so."""
+    if ours in names:
+        return ours
+    for name in names:
+        words = re.sub(r"([a-z])([A-Z])|[\W_]+", r"\1 \2", name).lower().split()
+        means = lambda some, words=words: any(re.fullmatch(some, word) for word in words)
+        negated = not {"non", "not", "un", "dis"}.isdisjoint(words)
+        better = means(BETTER) and not negated
+        worse = means(WORSE) or (means(BETTER) and negated)
+        if (worse if ours == "rejected" else better and not worse) and not means(NO_ANSWER):
+            return name
+    return None
+
+
+def _numbered(names: list[str]) -> list[str]:
+    """Two columns that differ in a number or letter: `response_0`, `response_1`."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if match := re.fullmatch(r"(.*?)_?[012ab]", name, re.IGNORECASE):
+            found.setdefault(match[1], []).append(name)
+    return next((both for both in found.values() if len(both) == 2), [])
+
+
+def flag(columns: dict[str, str]) -> str:
+    """What to type to say how columns are called."""
+    return f'--config.data.columns="{columns}"'
+
+
+def _question(names: list[str]) -> str | None:
+    """The column that is asked, where none of ours is there to be recognised."""
+    if {"prompt", "instruction", "conversations", "messages"} & {*names}:
+        return None
+    return next((n for n in names if n in LIKE_QUESTIONS and "system" not in n.lower()), None)

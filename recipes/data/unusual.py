@@ -1,0 +1,79 @@
+"""Pairs that few templates were made for: used where the text shows them as they are."""
+
+from recipes.data import conversation
+from recipes.data.chat import Chat, Rendered
+from recipes.data.layouts import Pair
+from recipes.data.messages import Turns
+
+# What other templates, or none, write around turns: in words that a template is given, a mistake.
+MARKS = (
+    "<|im_start|>", "<|start_header_id|>", "<|eot_id|>", "<start_of_turn>", "<|turn>", "<|user|>",
+    "<|assistant|>", "<|system|>", "<|start|>", "<|User|>", "<｜User｜>", "[INST]", "[/INST]",
+    "<<SYS>>", "<s>", "<|endoftext|>", "<|begin_of_text|>", "<bos>", "### Instruction:",
+    "### Response:", "\n\nHuman:", "\n\nAssistant:", "USER:", "ASSISTANT:",
+)  # fmt: skip
+ASKED = 4  # words of a question that an answer does not begin with by chance
+
+
+def checked(
+    pair: Pair, rendered: tuple[Rendered, Rendered], chat: Chat | None
+) -> tuple[Rendered, Rendered]:
+    """The two texts, with an answer that the prompt begins counted from where it goes on.
+
+    Raises:
+      ValueError: turns in an unusual order, or the beginning of an answer, are not shown as such.
+    """
+    for turns, shown in zip(_conversations(pair), rendered, strict=False):
+        odd = conversation.odd(turns)
+        if odd and not (conversation.in_order(turns, shown.text) and _behind_headers(shown, chat)):
+            raise ValueError(f"roles out of order: {odd}, which the chat template does not show")
+    return _begun(pair.prefill, *rendered) if pair.prefill else rendered
+
+
+def _behind_headers(shown: Rendered, chat: Chat | None) -> bool:
+    """Does each answer count from its header on, and no header?"""
+    header = (chat.header or "").strip() if chat else ""
+    if chat is None or chat.marked or chat.scored_turns == "all" or not header:
+        return True
+    text = shown.text
+    return all(
+        (a == shown.prompt_end or text[:a].rstrip().endswith(header)) and header not in text[a:b]
+        for a, b in shown.scored
+    )
+
+
+def _begun(prefill: str, chosen: Rendered, rejected: Rendered) -> tuple[Rendered, Rendered]:
+    ends = [max(text.text.find(prefill, text.prompt_end), 0) for text in (chosen, rejected)]
+    end = ends[0] + len(prefill)
+    if not all(ends) or chosen.text[:end] != rejected.text[:end]:
+        raise ValueError("the chat template does not show the beginning of the answer as it is")
+    one, other = (
+        side._replace(prompt_end=end, scored=[(max(a, end), b) for a, b in side.scored if b > end])
+        for side in (chosen, rejected)
+    )
+    return one, other
+
+
+def of_another_format(pair: Pair) -> bool:
+    """Holds the prompt marks of a chat format, where a template writes its own?"""
+    if isinstance(pair.prompt, str):
+        return False
+    said = [turn["content"] for turn in pair.prompt if turn["role"] != "assistant"]
+    return any(mark in text for text in said for mark in MARKS)
+
+
+def asks_again(pair: Pair) -> bool:
+    """Do both answers begin with all of the question?"""
+    if isinstance(pair.prompt, str) or not pair.prompt:
+        return False
+    asked, n = pair.prompt[-1]["content"].strip(), len(pair.prompt)
+    answers = [turns[n]["content"].lstrip() for turns in _conversations(pair)]
+    return len(asked.split()) >= ASKED and all(said.startswith(asked) for said in answers)
+
+
+def _conversations(pair: Pair) -> list[Turns]:
+    """Both of them whole; none of plain text."""
+    if isinstance(pair.prompt, str):
+        return []
+    answers = (pair.chosen, pair.rejected)
+    return [pair.prompt + turns for turns in answers if not isinstance(turns, str)]

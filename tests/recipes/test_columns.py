@@ -1,0 +1,199 @@
+"""Columns by their names: no question is left out, and sentences name what is there."""
+
+import json
+
+import pytest
+
+from recipes.data import columns, pairs
+from recipes.data.tokenise import How, Source
+from tests.conftest import TINY
+
+HOW = How(str(TINY / "model"), None, "assistant", None, 256, "drop", max_malformed_fraction=0.5)
+ANSWERS = {"chosen": "By the river.", "rejected": "Ask him."}
+SO = {name: f"So: {words}" for name, words in ANSWERS.items()}
+TURNS = {
+    "chosen": [{"role": "user", "content": "Which way?"}, {"role": "assistant", "content": "On."}],
+    "rejected": [{"role": "user", "content": "Which way?"}, {"role": "assistant", "content": "No"}],
+}
+
+
+def recognised(tmp_path, *rows, **other):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return pairs.recognised(Source(str(path), **other))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "question", "Question", "QUESTION", "query", "input", "Input", "context", "user_prompt",
+        "userPrompt", "User Prompt", "user-prompt", "Prompt", "history", "problem",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("answers", [ANSWERS, SO])
+def test_a_question_by_another_name_is_named_with_the_flag(tmp_path, name, answers):
+    flag = f"--config.data.columns=\"{{'prompt': '{name}'}}\""
+    with pytest.raises(ValueError) as found:
+        recognised(tmp_path, answers | {name: "Which way?"})
+    assert f"a.jsonl:1: `{name}` looks like the question" in str(found.value)
+    assert flag in str(found.value)
+    source, _ = recognised(tmp_path, answers | {name: "Which way?"}, columns=(("prompt", name),))
+    assert source.layout == "prompt_chosen_rejected"
+
+
+def test_a_system_prompt_does_not_hide_the_question(tmp_path):
+    with pytest.raises(ValueError, match="`input` looks like the question"):
+        recognised(tmp_path, ANSWERS | {"system": "Be brief.", "input": "Which way?"})
+
+
+def test_even_a_name_that_says_nothing_is_not_guessed_past(tmp_path):
+    for name in ("q", "frage"):
+        with pytest.raises(ValueError, match=f"`{name}` looks like the question"):
+            recognised(tmp_path, ANSWERS | {name: "Which way is it?"})
+    only = {k: [{"role": "assistant", "content": v}] for k, v in ANSWERS.items()}
+    with pytest.raises(ValueError, match="`q` looks like the question"):
+        recognised(tmp_path, only | {"q": "Which way is it?"})
+    source, line = recognised(tmp_path, ANSWERS | {"id": "a-1", "n": 3})
+    assert (source.layout, line[-15:]) == ("plain_transcripts", "not read: id, n")
+    repeated = {k: f"Which way is it? {v}" for k, v in ANSWERS.items()}
+    source, _ = recognised(tmp_path, repeated | {"q": "Which way is it?"})
+    assert source.layout == "plain_transcripts"
+
+
+def test_who_says_the_layout_may_leave_a_column_out(tmp_path):
+    row = SO | {"question": "Which way?"}
+    source, line = recognised(tmp_path, row, layout="plain_transcripts")
+    assert line == "layout plain_transcripts; not read: question"
+    assert pairs.read(source, HOW).counts.used == 1
+
+
+@pytest.mark.parametrize(
+    "besides",
+    [
+        {"prompt": "Which way?"},
+        {"prompt": " Which \n way? "},
+        {"instruction": "Which way?", "input": ""},
+        {"messages": TURNS["chosen"]},
+        {"messages": [*TURNS["rejected"], {"role": "assistant", "content": "Something else."}]},
+        {"prompt": json.dumps(TURNS["chosen"][:1])},
+        {"prompt": "\n\nHuman: Which way?\n\nAssistant:"},
+        {"conversation": [{"input": "Which way?", "output": "Left."}]},
+        {"history": [["Which way?", "Left."]]},
+        {"question": None, "context": [], "input": {}, "turns": 2},
+    ],
+)
+def test_a_column_that_repeats_what_is_asked_is_fine(tmp_path, besides):
+    source, _ = recognised(tmp_path, TURNS | besides)
+    assert source.layout == "preference_chat"
+    found = pairs.read(source, HOW)
+    assert found.counts.used == 1
+    assert found.counts.notes["asks_again"] == 0
+
+
+@pytest.mark.parametrize(
+    "besides",
+    [
+        {"prompt": "And then?"},
+        {"instruction": "And then?"},
+        {"context": "It rains."},
+        {"messages": [{"role": "user", "content": "And then?"}]},
+        {"history": [["And then?", "Left."]]},
+        {"Query": [{"from": "human", "value": "And then?"}]},
+    ],
+)
+def test_every_row_is_looked_at(tmp_path, besides):
+    source, _ = recognised(tmp_path, *[TURNS] * 3, TURNS | besides)
+    counts = pairs.read(source, HOW).counts
+    assert counts.used == 3
+    ((reason, number),) = counts.malformed.items()
+    (name,) = besides
+    assert f"`{name}` looks like the question" in reason
+    assert "or leave it out with --config.data.layout=preference_chat" in reason
+    assert number == 1
+    source, _ = recognised(tmp_path, *[TURNS] * 3, TURNS | besides, layout="preference_chat")
+    assert pairs.read(source, HOW).counts.used == 4
+
+
+def test_a_prompt_of_two_columns_is_not_half_read(tmp_path):
+    row = ANSWERS | {"prompt": "Which way?", "context": "You stand at a fork."}
+    with pytest.raises(ValueError, match=r"`context` looks like .*: put it into the prompt"):
+        recognised(tmp_path, row)
+
+
+def test_words_do_not_hide_messages_in_a_later_row(tmp_path):
+    written = {name: json.dumps(turns) for name, turns in TURNS.items()}
+    source, _ = recognised(tmp_path, *[SO] * 2, written)
+    assert source.layout == "plain_transcripts"
+    counts = pairs.read(source, HOW).counts
+    assert counts.used == 2
+    assert "`chosen` holds messages" in next(iter(counts.malformed))
+
+
+def test_a_malformed_row_does_not_decide(tmp_path):
+    for first in ({"chosen": None, "rejected": None}, ANSWERS | {"chosen": ANSWERS["rejected"]}):
+        assert recognised(tmp_path, first, TURNS)[0].layout == "preference_chat"
+    only = {"prompt": "a", "chosen": 7, "rejected": "b"}
+    assert recognised(tmp_path, only)[0].layout == "prompt_chosen_rejected"
+
+
+def test_answers_that_are_ranked_alike_are_dropped_not_malformed(tmp_path):
+    both = lambda *ranks: {
+        "prompt": "Which way?",
+        "answers": [{"answer": f"a{i}", "rank": rank} for i, rank in enumerate(ranks)],
+    }
+    source, _ = recognised(tmp_path, both(1, 1), both(2, 1))
+    counts = pairs.read(source, HOW._replace(max_malformed_fraction=0.0)).counts
+    assert counts.dropped == {"no answer is ranked above another": 1}
+    compared = {"context": TURNS["chosen"][:1], "response1": "a", "response2": "b"}
+    rows = [compared | {"overall_preference": number} for number in (0, 1)]
+    source, _ = recognised(tmp_path, *rows)
+    counts = pairs.read(source, HOW._replace(max_malformed_fraction=0.0)).counts
+    assert counts.dropped == {"neither response is preferred": 1}
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        ("question good bad", "are no `chosen` and `rejected`: name them, as in"),
+        ("prompt chosen", "is no `rejected`: name it, as in"),
+        ("prompt chosen rejected_response", "name it, as in {'rejected': 'rejected_response'}"),
+        ("prompt rejected chosen_answer", "is no `chosen`: name it, as in {'chosen': 'chosen_ans"),
+        ("prompt Chosen Rejected", "as in {'chosen': 'Chosen', 'rejected': 'Rejected'}"),
+        ("prompt win lose", "as in {'chosen': 'win', 'rejected': 'lose'}"),
+        ("prompt preferred dispreferred", "{'chosen': 'preferred', 'rejected': 'dispreferred'}"),
+        ("q accepted rejected", "is no `chosen`: name it, as in {'chosen': 'accepted'}"),
+        ("query better worse", "{'prompt': 'query', 'chosen': 'better', 'rejected': 'worse'}"),
+        ("prompt nonPreferred Preferred", "{'chosen': 'Preferred', 'rejected': 'nonPreferred'}"),
+        ("prompt closed window good_answer bad_answer", "{'chosen': 'good_answer', 'rejected': 'b"),
+        ("prompt chosen_score rejected_score", "are no `chosen` and `rejected`: name them"),
+        ("prompt output rejected", "is no `chosen`: name it, as in {'chosen': 'output'}"),
+        ("prompt a b", "which of `a` and `b` is preferred differs from row to row"),
+        ("conversation_a conversation_b winner", "which of `conversation_a` and `conversation_b`"),
+        ("prompt response_0 response_1 better_id", "which of `response_0` and `response_1`"),
+        ("prompt completion label", "one answer each (`completion`), and whether it is wanted"),
+        ("messages label", "one answer each (`messages`), and whether it is wanted (`label`)"),
+        ("instruction output", "one answer each (`output`), not pairs: this recipe needs two"),
+    ],
+)
+def test_missing_answers_are_a_sentence_with_what_is_there(names, sentence):
+    with pytest.raises(ValueError) as found:
+        columns.recognised(dict.fromkeys(names.split(), "a"))
+    told = str(found.value).replace('--config.data.columns="', "")
+    assert sentence in told
+    assert ("--config.data.columns" in str(found.value)) == ("{" in told)
+    assert ("{" in sentence or "name" in sentence) == ("{" in told)
+
+
+def test_what_holds_a_question():
+    assert columns.holds("a\nWhich way?\nb", "Which  way?")
+    assert not columns.holds("Which", "Which way?")
+    assert columns.holds("", None)
+    assert columns.holds("", [{"role": "assistant", "content": "a"}])
+    parts = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image"}]}]
+    assert columns.holds("a", parts)
+    assert not columns.holds("b", parts)
+    deep = "a"
+    for _ in range(2000):
+        deep = [deep]
+    assert columns.holds("", deep)
+    assert not columns.holds("", '[{"role": "user", "content": "cut o')
