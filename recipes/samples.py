@@ -102,15 +102,14 @@ def last_turns(own: Tokenizer, prompts: Sequence[Sequence[int]]) -> list[str]:
 
     That is the last turn, without the template's words.
     """
-    special, turns = set(own.special.values()), []
-    for prompt in prompts:
-        pieces = itertools.groupby(prompt, special.__contains__)
-        turns.append([own.decode(ids).strip() for is_special, ids in pieces if not is_special])
+    special = set(own.special.values())
+    pieces = [itertools.groupby(prompt, special.__contains__) for prompt in prompts]
+    turns = [[own.decode(ids).strip() for is_token, ids in few if not is_token] for few in pieces]
     in_all = set.intersection(*map(set, turns))
-    last = [
-        next((t for t in reversed(few) if t not in in_all), max(few, key=len, default=""))
-        for few in turns
-    ]
+    last: list[str] = []
+    for few in turns:
+        own_turns = [turn for turn in few if turn not in in_all]
+        last.append(own_turns[-1] if own_turns else max(few, key=len, default=""))
     if len(last) > 1 and len({turn.partition("\n")[0] for turn in last}) == 1:  # their role
         last = [turn.partition("\n")[2] or turn for turn in last]
     return [turn if len(turn) <= WIDE else f"…{turn[-WIDE:]}" for turn in last]

@@ -87,6 +87,8 @@ def test_samples_stand_side_by_side_without_special_tokens(own):
         "          - b",
         "          - c…",
     ]
+    gone = samples.side_by_side(own, samples.Answers([one], 99, {"after": [same]}))
+    assert "before" not in gone and gone.endswith("after     none")
 
 
 def test_figures_before_and_after():
