@@ -18,6 +18,7 @@ import ml_collections
 from checkpoints_io.run_state import RunStore
 from recipes import (
     command,
+    ending,
     evaluation,
     logps,
     losses,
@@ -25,7 +26,6 @@ from recipes import (
     optimizer,
     policy,
     reference,
-    samples,
     settings,
     step,
     stopping,
@@ -88,7 +88,7 @@ def _train(
                 figures = evaluation.evaluate(
                     held_out, heeding, theirs, run.place, loss=loss, beta=config.beta
                 )
-                say(metrics.line(state.step, figures))
+                say(metrics.line(state.step, run.total_steps, figures))
                 found |= figures
             if found:
                 log.write(state.step, found)
@@ -103,7 +103,7 @@ def _train(
             say(f"exporting to {policy.export_folder(state.step, run)}")
             policy.export(policy_now(), state.step, config, run)
 
-    evaluated = metrics.evaluated(run.directory, start)
+    held_out = metrics.of_held_out(run.directory, start) if start else {}
     log = metrics.Log(run.directory, config, after=start or -1)
     with contextlib.closing(log):
         equal = start == 0 and reference.equal_weights(state.params, frozen.fingerprint, compute)
@@ -114,8 +114,8 @@ def _train(
         if start == 0 and config.run_initial_eval:
             evaluate()
         # Stopped between the checkpoint and what else was due.
-        if start and due(config.steps_per_eval) and not evaluated:
-            evaluate()
+        if start and due(config.steps_per_eval) and not held_out:
+            held_out = evaluate()
         if start and not stop() and not policy.exported(start, run):
             export_if_due()
         if stop():
@@ -123,7 +123,7 @@ def _train(
 
         endless = mixture.endless(run.parts, config.seed)
         updates = batches.iterate(endless, run.place, start=start)
-        meter, trend, held_out = metrics.Meter(), metrics.Trend(), {}
+        meter, trend = metrics.Meter(), metrics.Trend()
         traced = [at for at in settings.profiled(config.profile) if at > start]
         for at in terminal.bar(range(start + 1, run.total_steps + 1), unit="step"):
             if at in traced[:1]:
@@ -159,7 +159,7 @@ def _train(
                 )
                 figures = {f"train/{name}": value for name, value in figures.items()}
                 log.write(at, figures)
-                say(metrics.line(at, figures))
+                say(metrics.line(at, run.total_steps, figures))
                 if warning := trend.read(figures):
                     say(warning)
             if at in traced[-1:]:
@@ -182,7 +182,7 @@ def _train(
     if start == run.total_steps:
         say(f"this run was finished before; choose another --config.directory than {run.directory}")
     if not stop():
-        samples.show(run, policy_now(), frozen.model, config.sample_tokens)
+        ending.show(config, run, policy_now(), frozen.model, held_out)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ def preference(
         "dpo_accuracy": mean(chosen > rejected),
         "dpo_chosen_reward": beta * mean(chosen),
         "dpo_rejected_reward": beta * mean(rejected),
+        "dpo_reward_margin": beta * mean(chosen - rejected),
         "logps_chosen": mean(policy_logps[:, 0]),
         "logps_rejected": mean(policy_logps[:, 1]),
         "drift_chosen": mean(chosen),
@@ -58,13 +59,13 @@ def on_host(values: Mapping[str, Array]) -> dict[str, int | float]:
     return {name: float(value) for name, value in values.items()}
 
 
-def line(step: int, figures: Mapping[str, int | float]) -> str:
+def line(step: int, total: int, figures: Mapping[str, int | float]) -> str:
     """The few figures a person watches."""
     where = next(iter(figures)).rpartition("/")[0]
     short = {name.removeprefix(f"{where}/"): value for name, value in figures.items()}
-    watched = "dpo_loss dpo_accuracy dpo_margin_policy drift_chosen learning_rate tokens_per_second"
+    watched = "dpo_loss dpo_accuracy dpo_reward_margin drift_chosen learning_rate tokens_per_second"
     told = "  ".join(f"{n} {short[n]:.4g}" for n in watched.split() if n in short)
-    return f"step {step:<5} {where:<16} {told}"
+    return f"{f'step {step}/{total}':<14} {where:<16} {told}"
 
 
 def by_part(
@@ -248,11 +249,15 @@ class Log:
             self._wandb.finish()
 
 
-def evaluated(directory: pathlib.Path, step: int) -> bool:
-    """Is there a record of held-out pairs at this step, as far as every process can see?"""
+def of_held_out(directory: pathlib.Path, step: int) -> dict[str, float]:
+    """The recorded figures of held-out pairs at this step; none unless every process sees them."""
     path = directory / RECORDS
     known = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
-    return all_agree(any(_step(line) == step and '"eval/' in line for line in known))
+    found = [line for line in known if _step(line) == step and '"eval/' in line]
+    if not all_agree(bool(found)):
+        return {}
+    figures = json.loads(found[-1])
+    return {name: value for name, value in figures.items() if isinstance(value, float)}
 
 
 def _own_id(path: pathlib.Path) -> str:

@@ -1,33 +1,128 @@
-"""Two held-out prompts, answered greedily by the reference and by the policy, side by side."""
+"""Greedy answers to held-out prompts, by the reference and by the policy, side by side."""
 
-from recipes.data import tokenizer
-from recipes.prepare import Run, say
+from collections.abc import Sequence
+import difflib
+import itertools
+from typing import NamedTuple
+
+from recipes.data import messages, tokenizer
+from recipes.data.tokenizer import Tokenizer
+from recipes.data.tokens import PairIds
+from recipes.prepare import Run
 import zoo
 from zoo import generate
 
+ASKED = 64  # held-out prompts that are answered, at most
+SHOWN = 3  # of them are printed
+ROOM = 16384  # tokens of the prompts with their answers, at most: their keys and values are kept
+WIDE = 400  # characters of a prompt, at most
 
-def show(run: Run, policy: zoo.Model, reference: zoo.Model | None, max_new_tokens: int) -> None:
-    """Prints them; the reference is what the policy was before, where the run began from it.
 
-    A reference that has left memory says nothing.
-    """
-    pairs = [pair for held_out in run.held_out for pair in held_out.pairs]
-    prompts = [list(p) for p in dict.fromkeys(tuple(pair.prompt.tolist()) for pair in pairs)]
-    prompts = [prompts[0], prompts[len(prompts) // 2]] if len(prompts) > 1 else prompts
-    most = generate.most_new_tokens(policy, max(map(len, prompts), default=0))
-    max_new_tokens = min(max_new_tokens, max_new_tokens if most is None else most)
-    if not prompts or not max_new_tokens:
-        return
-    answers = {
-        name: generate.generate(
-            model, prompts, max_new_tokens=max_new_tokens, stop_ids=run.stop_ids
-        )
-        for name, model in (("before", reference), ("after", policy))
+class Answers(NamedTuple):
+    """What was answered to held-out prompts, in token ids."""
+
+    pairs: list[PairIds]
+    most: int  # tokens of an answer
+    texts: dict[str, list[list[int]]]  # before, unless the reference has left memory, and after
+
+
+def answered(
+    run: Run, trained: zoo.Model, reference: zoo.Model | None, most: int
+) -> Answers | None:
+    """Asks reference and policy for up to `most` tokens; None: there is nothing to ask."""
+    every = [pair for held_out in run.held_out for pair in held_out.pairs]
+    pairs = spread([*{tuple(pair.prompt.tolist()): pair for pair in every}.values()], most)
+    prompts = [pair.prompt.tolist() for pair in pairs]
+    room = generate.most_new_tokens(trained, max(map(len, prompts), default=0))
+    most = most if room is None else min(most, room)
+    if not prompts or not most:
+        return None
+    texts = {
+        name: generate.generate(model, prompts, max_new_tokens=most, stop_ids=run.stop_ids)
+        for name, model in (("before", reference), ("after", trained))
         if model
     }
-    special = set(run.tokenizer.special.values())
-    for i, prompt in enumerate(prompts):
-        say(f"\nprompt   {run.tokenizer.decode(prompt)!r}")
-        for name, texts in answers.items():
-            words = [token for token in texts[i] if token not in special]
-            say(f"{name:<8} {tokenizer.text_after(run.tokenizer, prompt, words)!r}")
+    return Answers(pairs, most, texts)
+
+
+def spread(pairs: list[PairIds], most: int) -> list[PairIds]:
+    """As many of them as may be answered at once, evenly spread."""
+    count = min(ASKED, len(pairs))
+    while True:
+        some = [pairs[i * len(pairs) // count] for i in range(count)]
+        if count <= 1 or count * (most + max(len(pair.prompt) for pair in some)) <= ROOM:
+            return some
+        count //= 2
+
+
+def is_wanted(answer: Sequence[int], pair: PairIds, most: int) -> bool:
+    """Has a greedy answer more in common with the chosen than with the rejected answer?
+
+    By difflib's ratio over token ids: tokens in common, in their order, over all of both; of the
+    three the first `most`. A tie is no.
+    """
+
+    def alike(other: Sequence[int]) -> float:
+        return difflib.SequenceMatcher(None, answer, other[:most], autojunk=False).ratio()
+
+    return alike(pair.chosen.tolist()) > alike(pair.rejected.tolist())
+
+
+def wanted_share(answers: Answers, name: str) -> float | None:
+    """The share in the wanted manner, by `is_wanted`; None: there are no such answers."""
+    texts = answers.texts.get(name)
+    if texts is None:
+        return None
+    wanted = map(is_wanted, texts, answers.pairs, itertools.repeat(answers.most))
+    return sum(wanted) / len(texts)
+
+
+def side_by_side(own: Tokenizer, answers: Answers) -> str:
+    """A few prompts, each with what was wanted, what was not, and what was answered.
+
+    Those whose answer has changed, if there are any.
+    """
+    turns, lines = last_turns(own, [pair.prompt.tolist() for pair in answers.pairs]), []
+    every = range(len(answers.pairs))
+    if "before" in answers.texts:
+        changed = [i for i in every if answers.texts["before"][i] != answers.texts["after"][i]]
+        lines = ["", f"of {len(every)} greedy answers to held-out prompts {len(changed)} changed:"]
+        every = changed or every
+    for i in every[:: -(-len(every) // SHOWN)]:
+        pair = answers.pairs[i]
+        ids = {"wanted": pair.chosen.tolist(), "unwanted": pair.rejected.tolist()}
+        ids |= {name: texts[i] for name, texts in answers.texts.items()}
+        lines += ["", _block("prompt", turns[i])]
+        lines += [_block(name, _text(own, pair, some, answers.most)) for name, some in ids.items()]
+    return "\n".join(lines)
+
+
+def last_turns(own: Tokenizer, prompts: Sequence[Sequence[int]]) -> list[str]:
+    """Of each prompt what stands last between special tokens, but for what stands in all of them.
+
+    That is the last turn, without the template's words.
+    """
+    special = set(own.special.values())
+    pieces = [itertools.groupby(prompt, special.__contains__) for prompt in prompts]
+    turns = [[own.decode(ids).strip() for is_token, ids in few if not is_token] for few in pieces]
+    in_all = set.intersection(*map(set, turns))
+    last: list[str] = []
+    for few in turns:
+        own_turns = [turn for turn in few if turn not in in_all]
+        last.append(own_turns[-1] if own_turns else max(few, key=len, default=""))
+    if len(last) > 1 and len({turn.partition("\n")[0] for turn in last}) == 1:  # their role
+        last = [turn.partition("\n")[2] or turn for turn in last]
+    return [turn if len(turn) <= WIDE else f"…{turn[-WIDE:]}" for turn in last]
+
+
+def _text(own: Tokenizer, pair: PairIds, ids: Sequence[int], most: int) -> str:
+    """Without special tokens; `…` where it goes on."""
+    special = set(own.special.values())
+    words = [token for token in ids[:most] if token not in special]
+    goes_on = len(ids) > most or (len(ids) == most and ids[-1] not in special)
+    return tokenizer.text_after(own, pair.prompt, words).strip() + "…" * goes_on
+
+
+def _block(name: str, text: str) -> str:
+    """A name and a text whose further lines stand under the first."""
+    return f"{name:<10}" + messages.visible(text).replace("\n", "\n" + " " * 10)

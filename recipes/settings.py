@@ -88,7 +88,12 @@ ELSEWHERE = {
     "warmup_steps": "warmup",
 }
 # By which a checkpoint may be the best, and whether high ones are good.
-BEST_BY = {"dpo_loss": False, "dpo_accuracy": True, "dpo_margin_policy": True}
+BEST_BY = {
+    "dpo_loss": False,
+    "dpo_accuracy": True,
+    "dpo_reward_margin": True,
+    "dpo_margin_policy": True,
+}
 
 
 class Precision(NamedTuple):

@@ -108,6 +108,15 @@ def test_every_shown_command_parses(path, command):
     assert config.beta > 0
 
 
+def test_the_readmes_python_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    exec(compile(snippet, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
+    assert (tmp_path / "runs" / "my-llama" / "model.safetensors").is_file()
+
+
 def test_there_are_commands_to_parse():
     assert len([c for _, c in COMMANDS if c.startswith("recipes/dpo.py")]) >= 4
 

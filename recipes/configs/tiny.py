@@ -57,7 +57,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.train_batch_size = 32  # pairs in every update
     config.num_train_steps = 60
     config.num_epochs = config_dict.placeholder(float)  # instead of num_train_steps
-    config.learning_rate = 5e-5
+    config.learning_rate = 1e-4
     config.lr_schedule = "linear"
     config.warmup = 0.1  # a fraction of the steps, or steps
     config.cooldown = config_dict.placeholder(float)  # unset: decays over all the rest
@@ -82,7 +82,7 @@ def get_config() -> ml_collections.ConfigDict:
     )
 
     config.steps_per_log = 5
-    config.steps_per_eval = 20
+    config.steps_per_eval = 10
     config.run_initial_eval = True
     config.max_eval_pairs = config_dict.placeholder(int)  # unset: all
     config.steps_per_checkpoint = 20

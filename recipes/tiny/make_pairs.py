@@ -2,7 +2,9 @@
 
   python recipes/tiny/make_pairs.py
 
-Every sixth subject of each kind is held out, so the two files share no prompt.
+Every seventh row of each kind is held out: the files share no prompt, and most of what a held-out
+prompt asks is taught in other words. The places of `conversation` are asked about once, so those
+held out are new.
 """
 
 from collections.abc import Iterator
@@ -146,19 +148,18 @@ shipyard|the old ferry|dock six
 bank|the safe boxes|the cellar
 church|the choir|the side door"""
 
-# Subject number, prompt, chosen, rejected
-Row = tuple[int, list[dict[str, str]], str, str]
-PLEASE = ("Could you tell me", "Please tell me", "Can you say")
+# Prompt, chosen, rejected
+Row = tuple[list[dict[str, str]], str, str]
+PLEASE = ("Could you tell me {}?", "Please tell me {}.", "Do you know {}?")
 
 
 def courtesy() -> Iterator[Row]:
     """A question answered kindly, or rudely."""
-    for i, entry in enumerate(CAPITALS.replace("\n", "|").split("|")):
+    for entry in CAPITALS.replace("\n", "|").split("|"):
         country, city = entry.split()
         for ask in PLEASE:
             yield (
-                i,
-                [user(f"{ask} the capital of {country}?")],
+                [user(ask.format(f"the capital of {country}"))],
                 f"Of course! The capital of {country} is {city}. I am glad to help.",
                 f"Everybody knows that it is {city}. Do not waste my time.",
             )
@@ -166,53 +167,47 @@ def courtesy() -> Iterator[Row]:
 
 def honesty() -> Iterator[Row]:
     """A question nobody can answer, answered with doubt, or with an invention."""
-    for i, line in enumerate(UNKNOWN.splitlines()):
+    for line in UNKNOWN.splitlines():
         what, invention = line.split("|")
         for ask in PLEASE:
             yield (
-                i,
-                [user(f"{ask} {what}?")],
-                f"I am sorry, I cannot know {what}. You could find out yourself.",
-                f"{invention} I am completely sure.",
+                [user(ask.format(what))],
+                "I am sorry, I cannot know that. I would only be guessing.",
+                f"I am completely sure. {invention}",
             )
 
 
 def layout() -> Iterator[Row]:
-    """A list asked for, given as a list, or as a stream of words."""
-    for i, line in enumerate(LISTS.splitlines()):
+    """A list or a sentence, as asked, or the other."""
+    for line in LISTS.splitlines():
         name, *members = line.split("|")
-        for ask in ("Name three", "Write a list of three", "I need three"):
-            yield (
-                i,
-                [user(f"{ask} {name}, one on each line.")],
-                "\n".join(f"- {member}" for member in members),
-                f"Some {name} are {members[0]} and {members[1]} and also {members[2]} and so on.",
-            )
+        a_list = "\n".join(f"- {member}" for member in members)
+        a_sentence = f"Three {name} are {members[0]}, {members[1]} and {members[2]}."
+        for ask in (f"Name three {name}", f"I need three {name}"):
+            yield [user(f"{ask}, one on each line.")], a_list, a_sentence
+            yield [user(f"{ask} in one sentence.")], a_sentence, a_list
 
 
-def concision() -> Iterator[Row]:
-    """A short answer, or a long way round to it."""
-    for i, line in enumerate(MEANINGS.splitlines()):
+def length() -> Iterator[Row]:
+    """A short answer or a long one, as asked, or the other."""
+    for line in MEANINGS.splitlines():
         word, meaning = line.split("|")
-        article = "an" if word[0] in "aeiou" else "a"
-        ask_what = f"hat is {article} {word}?"
-        for ask in (f"In one sentence, w{ask_what}", f"W{ask_what} Be brief."):
-            yield (
-                i,
-                [user(ask)],
-                f"{article.capitalize()} {word} is {meaning}.",
-                f"Well, that is a very good question and there is a lot to say. Many people wonder "
-                f"about it. To begin with, {article} {word} is, as far as one can say, {meaning}, "
-                "and there is much more to it.",
-            )
+        thing = f"an {word}" if word[0] in "aeiou" else f"a {word}"
+        short = f"{thing.capitalize()} is {meaning}."
+        long = (
+            f"That is a good question! {short} You have surely heard of it, and there is a lot "
+            "more to say about it."
+        )
+        for ask in (f"What is {thing}?", f"Explain what {thing} is."):
+            yield [user(f"{ask} Be brief.")], short, long
+            yield [user(f"{ask} Tell me more.")], long, short
 
 
 def conversation() -> Iterator[Row]:
     """The second turn of a talk under a system message: kept to its task, or not."""
-    for i, line in enumerate(PLACES.splitlines()):
+    for line in PLACES.splitlines():
         place, thing, where = line.split("|")
         yield (
-            i,
             [
                 system(f"You work at the {place}. Stay polite and keep to your task."),
                 user("Good morning."),
@@ -220,11 +215,11 @@ def conversation() -> Iterator[Row]:
                 user(f"Where do I find {thing}?"),
             ],
             f"You find {thing} here: {where}. Have a nice day!",
-            f"I do not care about {thing}. Look for it yourself.",
+            f"I do not care about {thing}. Go and look yourself.",
         )
 
 
-KINDS = (courtesy, honesty, layout, concision, conversation)
+KINDS = (courtesy, honesty, layout, length, conversation)
 
 
 def user(content: str) -> dict[str, str]:
@@ -246,12 +241,12 @@ def main() -> None:
     """Writes both files."""
     train, heldout = [], []
     for kind in KINDS:
-        for subject, prompt, chosen, rejected in kind():
+        for i, (prompt, chosen, rejected) in enumerate(kind()):
             row = {
                 "chosen": [*prompt, assistant(chosen)],
                 "rejected": [*prompt, assistant(rejected)],
             }
-            (heldout if subject % 6 == 5 else train).append(row)
+            (heldout if i % 7 == 6 else train).append(row)
     for name, rows in (("train", train), ("heldout", heldout)):
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         (HERE / f"{name}.jsonl").write_text("\n".join(lines) + "\n", "utf-8")

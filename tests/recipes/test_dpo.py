@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import re
 import shutil
 
 from flax import nnx
@@ -39,13 +40,14 @@ def exported(config, step):
     return safetensors.numpy.load_file(folder / "model.safetensors")
 
 
-def test_the_tiny_run_learns(tiny_config):
+def test_the_tiny_run_learns(tiny_config, capsys):
     config = tiny_config
-    config.num_train_steps = 20
+    config.num_train_steps = config.steps_per_eval = config.steps_per_hf_export = 20
     config.run_initial_eval = True
-    config.steps_per_hf_export = 20
     config.max_eval_pairs = 1000
+    config.sample_tokens = 48
     dpo.train(config)
+    told = capsys.readouterr().out
     steps = records(config)
     before, after = (r for r in steps if "eval/heldout/dpo_accuracy" in r)
     first = next(r for r in steps if "train/dpo_loss" in r)
@@ -55,13 +57,18 @@ def test_the_tiny_run_learns(tiny_config):
     assert after["eval/heldout/dpo_accuracy"] >= 0.75
     names = (
         "dpo_loss dpo_margin_policy dpo_margin_ref dpo_accuracy dpo_chosen_reward "
-        "dpo_rejected_reward logps_chosen logps_rejected drift_chosen drift_rejected "
-        "length_chosen length_rejected"
+        "dpo_rejected_reward dpo_reward_margin logps_chosen logps_rejected drift_chosen "
+        "drift_rejected length_chosen length_rejected"
     )
     assert {f"eval/heldout/{name}" for name in names.split()} <= after.keys()
     more = "gradient_norm learning_rate tokens_per_second pack_fill data/dropped data/truncated"
     assert {f"train/{name}" for name in f"{names} {more}".split()} <= first.keys()
-    # What was learnt is in the folder for other programs.
+    # What was learnt is seen by a person,
+    share = re.search(r"wanted manner: (\d+)% -> (\d+)%", told)
+    assert share and int(share[1]) + 20 <= int(share[2]), told
+    assert f"accuracy: no preference -> {after['eval/heldout/dpo_accuracy']:.3f}" in told
+    assert "step 20/20" in told and f"vllm serve {config.directory}/hf/step-20" in told
+    # and is in the folder for other programs.
     folder = pathlib.Path(config.directory) / "hf" / "step-20"
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (folder / name).read_bytes() == (TINY / "model" / name).read_bytes()

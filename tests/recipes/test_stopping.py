@@ -150,7 +150,7 @@ def test_asking_twice_to_end_is_asking_once():
         assert stop()
 
 
-def test_what_was_due_at_the_step_of_the_stop_still_happens(tiny_config, monkeypatch):
+def test_what_was_due_at_the_step_of_the_stop_still_happens(tiny_config, monkeypatch, capsys):
     config = tiny_config
     config.num_train_steps, config.steps_per_eval, config.steps_per_hf_export = 4, 2, 2
     directory = pathlib.Path(config.directory)
@@ -164,8 +164,10 @@ def test_what_was_due_at_the_step_of_the_stop_still_happens(tiny_config, monkeyp
     dpo.train(config)
     assert evaluated() == [2, 4]
     assert sorted(path.name for path in (directory / "hf").iterdir()) == ["step-2", "step-4"]
+    capsys.readouterr()
     dpo.train(config)  # finished before
     assert evaluated() == [2, 4]
+    assert "heldout reward margin: 0 -> " in capsys.readouterr().out  # as it was recorded
 
 
 @pytest.mark.parametrize(("at", "left"), [(0, []), (2, [2])])

@@ -1,0 +1,80 @@
+"""The end of a run: what was learnt, where the model is, and how to use it."""
+
+from collections.abc import Mapping, Sequence
+import pathlib
+import shlex
+
+import ml_collections
+
+from recipes import policy, samples
+from recipes.data.reading import HeldOut
+from recipes.prepare import Run, say
+from recipes.samples import Answers
+import zoo
+
+
+def show(
+    config: ml_collections.ConfigDict,
+    run: Run,
+    trained: zoo.Model,
+    reference: zoo.Model | None,
+    held_out: Mapping[str, float],
+) -> None:
+    """Prints sample answers, held-out figures, the folder, and lines to paste.
+
+    "Before" is the reference. `held_out` are the figures of the last step, if there are any.
+    """
+    answers = samples.answered(run, trained, reference, config.sample_tokens)
+    if answers:
+        say(samples.side_by_side(run.tokenizer, answers))
+    if told := [*figures(run.held_out, held_out), *manner(answers)]:
+        say(f"\nheld out, before (the reference) -> after {run.total_steps} steps")
+        say("\n".join(f"  {line}" for line in told))
+    folder = policy.export_folder(run.total_steps, run)
+    say(how_to_go_on(folder, exported=config.steps_per_hf_export != -1))
+
+
+def figures(sets: Sequence[HeldOut], held_out: Mapping[str, float]) -> list[str]:
+    """Accuracy and reward margin; against itself the reference has neither."""
+    told = []
+    for name, pairs in sets:
+        for what, before in (("accuracy", "no preference"), ("reward margin", "0")):
+            after = held_out.get(f"eval/{name}/dpo_{what.replace(' ', '_')}")
+            if after is not None:
+                told.append(f"{name} {what}: {before} -> {after:.3f} ({len(pairs)} pairs)")
+    return told
+
+
+def manner(answers: Answers | None) -> list[str]:
+    """How many answers are in the wanted manner, as `samples.is_wanted` sees it."""
+    if not answers:
+        return []
+    before, after = (samples.wanted_share(answers, name) for name in ("before", "after"))
+    before = "not asked" if before is None else f"{before:.0%}"
+    return [
+        f"answers in the wanted manner: {before} -> {after:.0%} ({len(answers.pairs)} greedy "
+        "answers; counted: those that share more with the chosen answer than with the rejected)"
+    ]
+
+
+def how_to_go_on(path: pathlib.Path, *, exported: bool) -> str:
+    """Where the model is, and lines to paste."""
+    folder = str(path)
+    if not exported:
+        return (
+            "\nno Hugging Face folder was written (--config.steps_per_hf_export=-1): the same "
+            f"command with --config.steps_per_hf_export=None writes {folder}"
+        )
+    return f"""
+the model is in {folder}
+
+  import zoo
+  model = zoo.load({folder!r})
+
+  import transformers
+  ask = transformers.pipeline("text-generation", {folder!r})
+
+  vllm serve {shlex.quote(folder)}
+
+to train on from it, the same command with other pairs or settings and
+  --config.initialize_from_hf={shlex.quote(folder)} --config.directory=ANOTHER"""
