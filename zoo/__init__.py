@@ -27,6 +27,9 @@ from zoo import (
     sharding,
     smollm3,
 )
+from zoo import (
+    generate as generate,
+)
 
 # `model_type` in an HF config.json -> the module with its `Config`, `Model` and `HF_WEIGHTS`.
 ARCHITECTURES: dict[str, types.ModuleType] = {
