@@ -12,6 +12,7 @@ from zoo import (
     gemma,
     gemma2,
     gemma3_text,
+    generate,  # noqa: F401 (zoo.generate)
     gpt2,
     gpt_oss,
     llama,
@@ -26,9 +27,6 @@ from zoo import (
     rope,
     sharding,
     smollm3,
-)
-from zoo import (
-    generate as generate,
 )
 
 # `model_type` in an HF config.json -> the module with its `Config`, `Model` and `HF_WEIGHTS`.
