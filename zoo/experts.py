@@ -2,8 +2,8 @@
 
 Tokens are sorted by expert into tiles of one expert each, and an expert works on a tile at a time:
 no token is dropped, so packing changes nothing, and nothing is multiplied by an expert that it has
-not chosen. An expert's last tile is filled up with zeros: docs/models.md says how many products that
-adds. The balance of the experts never touches what is returned.
+not chosen. An expert's last tile is filled up with zeros; docs/models.md says how many products
+that adds. The balance of the experts never touches what is returned.
 """
 
 from collections.abc import Callable, Mapping
