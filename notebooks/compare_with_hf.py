@@ -19,7 +19,7 @@ import transformers
 import zoo
 from zoo import generate
 
-ROOT = pathlib.Path(__file__).parent.parent if "__file__" in globals() else pathlib.Path.cwd()
+ROOT = pathlib.Path(zoo.__file__).parent.parent  # in Jupyter there is no __file__ of a notebook
 FOLDER = ROOT / "recipes/tiny/model"  # or another folder, or a hub id
 
 ours = zoo.load(FOLDER)

@@ -19,7 +19,7 @@ import transformers
 import zoo
 from zoo import generate, spans, stack
 
-ROOT = pathlib.Path(__file__).parent.parent if "__file__" in globals() else pathlib.Path.cwd()
+ROOT = pathlib.Path(zoo.__file__).parent.parent  # in Jupyter there is no __file__ of a notebook
 FOLDER = ROOT / "recipes/tiny/model"  # or another folder, or a hub id
 
 model = zoo.load(FOLDER)  # a folder or a hub id, "meta-llama/Llama-3.2-1B"

@@ -3,8 +3,22 @@
 import atexit
 import os
 import pathlib
+import re
 import shutil
+import sys
 import tempfile
+
+
+def asks_for_gpu(arguments: list[str]) -> bool:
+    """Does `-m` of this command line choose the tests of a GPU?"""
+    chosen = re.findall(r"(?:^|\x1f)-m(?:=|\x1f)?([^\x1f]*)", "\x1f".join(arguments))
+    return bool(chosen) and re.search(r"(?<!not )\bgpu\b", chosen[-1]) is not None
+
+
+# Processes side by side cannot share a GPU, and its products are rounded otherwise: tests, and the
+# programs they start, take the CPU. Set before jax is imported.
+if not asks_for_gpu(sys.argv):
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # The tests, and the programs they start, compile the same small models again and again. Set before
 # jax is imported; all processes of a test run share one.
@@ -27,7 +41,9 @@ import pytest
 from recipes.configs import tiny
 from zoo import llama, rope
 
-jax.config.update("jax_compilation_cache_dir", CACHE)  # where a plugin imported jax before
+# Where a plugin imported jax before.
+jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS"))
+jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -64,6 +80,11 @@ def large_weights(model: nnx.Module, seed: int = 0, scale: float = 1.0) -> nnx.M
     is_param = lambda x: isinstance(x, nnx.Variable)
     nnx.update(model, jax.tree.map(fill, nnx.state(model), is_leaf=is_param))
     return model
+
+
+def pytest_configure(config):
+    if asks_for_gpu(sys.argv) and config.getoption("numprocesses", 0):
+        raise pytest.UsageError("processes side by side cannot share a GPU: add -n0")
 
 
 # Files of tests run side by side; those that take minutes go first, so that none is left alone.

@@ -14,6 +14,7 @@ from zoo import (
     gemma,
     gemma2,
     gemma3_text,
+    generate,  # noqa: F401 (zoo.generate)
     gpt2,
     gpt_oss,
     granite,

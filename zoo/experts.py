@@ -2,7 +2,8 @@
 
 Tokens are sorted by expert into tiles of one expert each, and an expert works on a tile at a time:
 no token is dropped, so packing changes nothing, and nothing is multiplied by an expert that it has
-not chosen. The balance of the experts never touches what is returned.
+not chosen. An expert's last tile is filled up with zeros; docs/models.md says how many products
+that adds. The balance of the experts never touches what is returned.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +17,8 @@ from jaxtyping import Array, Float, Int
 
 from zoo import layers, sharding
 
-# Tokens of a tile: the power of two next to an expert's share of them, within these bounds.
+# Tokens of a tile: the power of two above an expert's share of them, within these bounds. Smaller
+# ones would be filled up less, and read an expert's weights and add to its gradient more often.
 SMALLEST, LARGEST = 8, 512
 
 Weights = Mapping[str, Array]

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 import numpy as np
 
-import zoo
 from zoo import attention, causal_lm, rope, sharding, spans, stack
 
 SMALLEST = 64  # tokens that a program has room for, at least
@@ -45,7 +44,7 @@ class Cache(NamedTuple):
 
 
 def generate(
-    model: zoo.Model,
+    model: Any,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -95,13 +94,13 @@ def generate(
     return [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
 
 
-def most_new_tokens(model: zoo.Model, longest: int) -> int | None:
+def most_new_tokens(model: Any, longest: int) -> int | None:
     """How many tokens may follow a prompt of this length; None: any number."""
     positions = getattr(model.config, "n_positions", None)
     return max(0, positions - longest) if positions else None
 
 
-def _until_a_turn(model: zoo.Model, lengths: Iterable[int], most: int) -> int:
+def _until_a_turn(model: Any, lengths: Iterable[int], most: int) -> int:
     """After how many tokens, at most, the first of the texts has to be read again."""
     ropes: Any = getattr(model.config, "rope_parameters", None)
     if getattr(ropes, "rope_type", None) != "longrope":
@@ -112,7 +111,7 @@ def _until_a_turn(model: zoo.Model, lengths: Iterable[int], most: int) -> int:
 
 
 def _continued(
-    model: zoo.Model,
+    model: Any,
     prompts: Sequence[Sequence[int]],
     more: int,
     stop_ids: Sequence[int],

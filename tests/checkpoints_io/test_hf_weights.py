@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from checkpoints_io import hf_export, whole
+from checkpoints_io import hf_export, hf_folder, whole
 from tests.conftest import large_weights, small_config
 import zoo
 from zoo import llama, sharding
@@ -184,13 +184,28 @@ def test_somebodys_work_is_not_replaced(tmp_path):
     assert (tmp_path / "thesis.tex").exists()
 
 
-def test_stop_ids_join_those_of_the_source(folder, tmp_path):
+@pytest.mark.parametrize(
+    ("source", "stop_ids", "merged"),
+    [(2, (2, 7), [2, 7]), (2, (7,), [2, 7]), ([2, 5], (7, 5), [2, 5, 7]), ([2, 5], (), [2, 5])],
+)
+def test_stop_ids_join_those_of_the_source(folder, tmp_path, source, stop_ids, merged):
+    """None of the source's is lost, and none stands twice."""
     model = zoo.load(folder)
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, "top_p": 0.9}))
-    zoo.save(model, tmp_path / "out", stop_ids=(2, 7), chat_template="{{ messages }}")
+    told = {"eos_token_id": source, "top_p": 0.9}
+    (folder / "generation_config.json").write_text(json.dumps(told))
+    zoo.save(model, tmp_path / "out", stop_ids=stop_ids, chat_template="{{ messages }}")
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-    assert generation == {"eos_token_id": [2, 7], "top_p": 0.9}
+    assert generation == {"eos_token_id": merged, "top_p": 0.9}
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
+
+
+def test_stop_ids_join_that_of_config_json_where_there_is_no_other(folder, tmp_path):
+    model = zoo.load(folder)
+    told = hf_folder.read_config(folder) | {"eos_token_id": 3}
+    (folder / "config.json").write_text(json.dumps(told))
+    zoo.save(model, tmp_path / "out", stop_ids=(7,))
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation == {"eos_token_id": [3, 7]}
 
 
 @pytest.mark.parametrize(
