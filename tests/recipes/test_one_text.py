@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from recipes.data import layouts, pairs, records, sources, tables
+from recipes.data import columns, layouts, pairs, records, sources, tables
 from recipes.data.tokenise import How, Source
 from tests.conftest import TINY
 from tests.recipes.test_pairs import equal
@@ -174,7 +174,7 @@ def test_equal_pairs_from_every_kind_of_file(tmp_path, kind):
     first = None
     for path in written(tmp_path, kind):
         source, _ = pairs.recognised(Source(str(path)))
-        rows = [layouts.renamed(row.fields, {}) for row in sources.read(str(path))]
+        rows = [columns.renamed(row.fields, {}) for row in sources.read(str(path))]
         found = [layouts.LAYOUTS[source.layout].read(row) for row in rows]
         first = first or found
         assert len(found) == 200
