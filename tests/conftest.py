@@ -68,7 +68,8 @@ def large_weights(model: nnx.Module, seed: int = 0, scale: float = 1.0) -> nnx.M
 
 # Files of tests run side by side; those that take minutes go first, so that none is left alone.
 LONG = ("test_dpo", "test_devices", "test_killed", "test_families", "test_stopping", "test_attacks",
-        "test_full_disk", "test_reference_cache", "test_command", "test_strangers")  # fmt: skip
+        "test_full_disk", "test_reference_cache", "test_command", "test_programs",
+        "test_strangers")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
