@@ -89,7 +89,8 @@ def pytest_configure(config):
 
 # Files of tests run side by side; those that take minutes go first, so that none is left alone.
 LONG = ("test_dpo", "test_devices", "test_killed", "test_families", "test_stopping", "test_attacks",
-        "test_full_disk", "test_reference_cache", "test_command", "test_strangers")  # fmt: skip
+        "test_full_disk", "test_reference_cache", "test_command", "test_programs",
+        "test_strangers")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
