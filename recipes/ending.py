@@ -1,6 +1,7 @@
 """The end of a run: what was learnt, where the model is, and how to use it."""
 
 from collections.abc import Mapping, Sequence
+import json
 import pathlib
 import shlex
 
@@ -59,7 +60,7 @@ def manner(answers: Answers | None) -> list[str]:
 
 def how_to_go_on(path: pathlib.Path, *, exported: bool) -> str:
     """Where the model is, and lines to paste."""
-    folder = str(path)
+    folder, quoted = str(path), json.dumps(str(path), ensure_ascii=False)
     if not exported:
         return (
             "\nno Hugging Face folder was written (--config.steps_per_hf_export=-1): the same "
@@ -69,10 +70,10 @@ def how_to_go_on(path: pathlib.Path, *, exported: bool) -> str:
 the model is in {folder}
 
   import zoo
-  model = zoo.load({folder!r})
+  model = zoo.load({quoted})
 
   import transformers
-  ask = transformers.pipeline("text-generation", {folder!r})
+  ask = transformers.pipeline("text-generation", {quoted})
 
   vllm serve {shlex.quote(folder)}
 

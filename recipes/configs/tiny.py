@@ -92,7 +92,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.save_retries = 2  # failed saves in a row, made good behind the next step; then it stops
     config.steps_per_hf_export = config_dict.placeholder(int)  # unset: at the end; -1: never
     config.hf_save_dtype = "bfloat16"
-    config.sample_tokens = 48  # of each answer shown at the end
+    config.sample_tokens = 48  # of each answer to held-out prompts at the end; 0: none
 
     config.tensorboard = True
     config.profile = config_dict.placeholder(str)  # "11-13": traces these steps

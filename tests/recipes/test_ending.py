@@ -110,7 +110,7 @@ def test_figures_before_and_after():
 def test_lines_to_paste_name_the_folder():
     folder = pathlib.Path("/my runs/one/hf/step-60")
     told = ending.how_to_go_on(folder, exported=True)
-    assert "zoo.load('/my runs/one/hf/step-60')" in told
+    assert 'zoo.load("/my runs/one/hf/step-60")' in told
     assert "vllm serve '/my runs/one/hf/step-60'" in told
     assert "--config.initialize_from_hf='/my runs/one/hf/step-60' --config.directory=" in told
     told = ending.how_to_go_on(folder, exported=False)
