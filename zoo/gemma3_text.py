@@ -65,8 +65,8 @@ class Config:
         if hf.get("model_type") == "gemma3":
             hf = _text_half(hf)
         hf = rope_config.read_two(hf, theta=1_000_000.0, sliding_theta=10_000.0)
-        old, older = hf.pop("_sliding_window_pattern", None), hf.pop("sliding_window_pattern", None)
-        hf = hf_config.every(hf, old or older or 6)
+        hf.pop("_sliding_window_pattern", None)  # transformers writes it, and reads the other
+        hf = hf_config.every(hf, hf.pop("sliding_window_pattern", None) or 6)
         return hf_config.read(cls, hf, fixed=FIXED, assumed=assumed)
 
     def to_hf(self) -> dict[str, Any]:
