@@ -30,6 +30,7 @@ PLAIN = r"[^/\\\0]+\.safetensors"  # a name, and no path
 MOST_INDEX = 64 << 20
 
 DTYPES = ("BF16", "F16", "F32")
+TIED_ROWS = 4096  # of two tensors that are compared, at a time
 
 # Left in checkpoints by old code; worked out from config.json here.
 DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")
@@ -40,7 +41,7 @@ class Plan(NamedTuple):
 
     table: Table
     wanted: Mapping[str, "Wanted"]
-    unused: frozenset[str]  # tensors that may be there and are not read
+    tied: Mapping[str, str]  # tensors that may be there, and which of the others each repeats
     names: Names = ()
 
 
@@ -60,10 +61,12 @@ def read(folder: pathlib.Path, plan: Plan) -> dict[str, jax.Array]:
 
     Raises:
       FileNotFoundError: the folder holds no safetensors, or lacks one that its index names.
-      ValueError: a tensor is missing, has no place in the model, or has another shape or dtype.
+      ValueError: a tensor is missing, has no place in the model, or has another shape or dtype; or
+        one that should repeat another does not.
     """
     with _tensors(folder, plan.names) as tensors:
         _check(folder, plan, tensors)
+        _check_tied(folder, plan, tensors)
         return {path: _array(plan.table[path], want, tensors) for path, want in plan.wanted.items()}
 
 
@@ -166,7 +169,7 @@ def _check(folder: pathlib.Path, plan: Plan, tensors: dict) -> None:
             )
     if missing := shapes.keys() - tensors.keys():
         raise ValueError(f"the weights in {folder} lack {_some(missing)}")
-    extra = {n for n in tensors.keys() - shapes.keys() - plan.unused if not DERIVED.search(n)}
+    extra = {n for n in tensors.keys() - shapes.keys() - plan.tied.keys() if not DERIVED.search(n)}
     if extra:
         raise ValueError(
             f"the weights in {folder} hold {_some(extra)}, which config.json has no use for"
@@ -181,6 +184,21 @@ def _check(folder: pathlib.Path, plan: Plan, tensors: dict) -> None:
             f"{name} in {folder} is stored as {dtype} (with {len(odd) - 1} others like it); only "
             f"{', '.join(DTYPES)} are read"
         )
+
+
+def _check_tied(folder: pathlib.Path, plan: Plan, tensors: dict) -> None:
+    """Where both are there and differ, transformers uses both, whatever config.json says."""
+    for name in plan.tied.keys() & tensors.keys():
+        one, other = tensors[name], tensors[plan.tied[name]]
+        rows, *_ = shape = one.get_shape()
+        parts = (slice(i, min(i + TIED_ROWS, rows)) for i in range(0, rows, TIED_ROWS))
+        same = (np.array_equal(one[p].astype("f4"), other[p].astype("f4"), True) for p in parts)
+        if shape != other.get_shape() or not all(same):
+            raise ValueError(
+                f"config.json ties {name} to {plan.tied[name]}, and in {folder} they differ: write "
+                "tie_word_embeddings: false into it if the model has a head of its own, or take "
+                f"{name} out of the weights"
+            )
 
 
 def _some(names) -> str:

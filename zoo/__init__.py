@@ -238,7 +238,7 @@ def _config(hf_config: dict):
 
 
 def _plan(model: Model):
-    """What the weight reader asks: the table, the weights, and the tensors that may lie about."""
+    """What the weight reader asks: the table, the weights, and the tensors that repeat others."""
     from checkpoints_io import hf_weights
 
     arch = ARCHITECTURES[model.config.model_type]
@@ -249,8 +249,8 @@ def _plan(model: Model):
         )
         for path, param in nnx.to_flat_state(nnx.state(model))
     }
-    unused = frozenset(name for path, (name, _) in table.items() if path not in wanted)
-    return hf_weights.Plan(table, wanted, unused, getattr(arch, "HF_NAMES", ()))
+    tied = {} if "head" in wanted else {table["head"][0]: table["embedding"][0]}
+    return hf_weights.Plan(table, wanted, tied, getattr(arch, "HF_NAMES", ()))
 
 
 def _name(path: tuple) -> str:

@@ -52,8 +52,8 @@ class Config(hf_config.Config):
     def respelled(cls, hf: dict[str, Any]) -> dict[str, Any]:
         """With a kind for each layer: every fourth one sees everything."""
         hf = rope_config.read(hf)
-        old, older = hf.pop("_sliding_window_pattern", None), hf.pop("sliding_window_pattern", None)
-        return hf_config.every(hf, old or older or 4)
+        hf.pop("_sliding_window_pattern", None)  # transformers writes it, and reads the other
+        return hf_config.every(hf, hf.pop("sliding_window_pattern", None) or 4)
 
 
 class Attention(nnx.Module):

@@ -54,8 +54,8 @@ class Config(hf_config.Config):
         """The text half, with a rope for each kind of layer; every sixth one sees everything."""
         hf = _text_half(hf) if hf.get("model_type") == "gemma3" else hf
         hf = rope_config.read_two(hf, theta=1_000_000.0, sliding_theta=10_000.0)
-        old, older = hf.pop("_sliding_window_pattern", None), hf.pop("sliding_window_pattern", None)
-        return hf_config.every(hf, old or older or 6)
+        hf.pop("_sliding_window_pattern", None)  # transformers writes it, and reads the other
+        return hf_config.every(hf, hf.pop("sliding_window_pattern", None) or 6)
 
 
 def _text_half(hf: dict[str, Any]) -> dict[str, Any]:

@@ -102,14 +102,15 @@ _READ = """
     enable_moe_block enable_moe_fp32_combine enable_pronunciation enable_shape
     encoder_attention_heads encoder_config encoder_ffn_dim encoder_hash_byte_group_nb_functions
     encoder_hash_byte_group_size encoder_hash_byte_group_vocab encoder_layers end_n_top
-    eos_index eps expand expansion_ratio expert_ffn_hidden_size expert_layer_offset
-    expert_layer_period expert_selection_fn feed_forward_size ff_activation ffn_config ffn_dim
-    ffn_hidden_size ffn_proj_factor ffn_round_up_to_multiple_of final_logit_softcapping
-    first_k_dense_replace floor_scale full_attention_interval full_attn_alpha_factor
-    full_attn_beta_factor full_attn_idxs full_attn_mod gate_soft_cap gated_norm_rank gating
-    gelu_activation global_attn_every_n_layers global_config global_head_dim global_rope_theta
-    hash_seed hc_count hc_eps hc_lowrank hc_magnitude hc_mult hc_sinkhorn_iters head_dim
-    heads_per_ngram hidden_act hidden_activation hidden_mamba_act hidden_size hidden_size_global
+    eos_index eps expand expansion_ratio expert_capacity expert_capacity_factor
+    expert_ffn_hidden_size expert_layer_offset expert_layer_period expert_selection_fn
+    feed_forward_size ff_activation ffn_config ffn_dim ffn_hidden_size ffn_proj_factor
+    ffn_round_up_to_multiple_of final_logit_softcapping first_k_dense_replace floor_scale
+    full_attention_interval full_attn_alpha_factor full_attn_beta_factor full_attn_idxs
+    full_attn_mod gate_soft_cap gated_norm_rank gating gelu_activation
+    global_attn_every_n_layers global_config global_head_dim global_rope_theta hash_seed
+    hc_count hc_eps hc_lowrank hc_magnitude hc_mult hc_sinkhorn_iters head_dim heads_per_ngram
+    hidden_act hidden_activation hidden_mamba_act hidden_size hidden_size_global
     hidden_size_per_layer_input hybrid_layer_ids hybrid_override_pattern image_seq_length
     image_size index_block_size index_head_dim index_local_blocks index_n_heads
     index_skip_topk_offset index_topk index_topk_blocks index_topk_freq index_topk_pattern
@@ -139,7 +140,7 @@ _READ = """
     max_inference_chunksize max_patch_length max_source_positions max_target_positions
     max_window_layers median_filter_width mem_len mixer_rms_eps mlp_alpha_factor mlp_beta_factor
     mlp_bias mlp_gate_softcap mlp_hidden_act mlp_layer_types mlp_multipliers mlp_only_layers
-    mlp_up_softcap mm_tokens_per_image mode moe_apply_router_weight_on_input
+    mlp_up_softcap mm_tokens_per_image mode moe_apply_router_weight_on_input moe_capacity_factor
     moe_intermediate_size moe_k moe_latent_size moe_layer_end_index moe_layer_freq
     moe_layer_interval moe_layer_start_index moe_layers moe_norm_min moe_num_experts
     moe_num_shared_experts moe_renormalize moe_routed_scaling_factor

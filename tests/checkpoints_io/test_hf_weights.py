@@ -57,13 +57,6 @@ def test_left_over_rotary_tables_are_passed_over(folder):
     zoo.load(folder)
 
 
-def test_a_tied_model_does_not_read_a_head(tmp_path):
-    model = large_weights(llama.Model(small_config(tie_word_embeddings=True), nnx.Rngs(0)))
-    zoo.save(model, tmp_path / "model", dtype=jnp.float32)
-    change(tmp_path / "model", lambda t: t.update({"lm_head.weight": t["model.norm.weight"]}))
-    zoo.load(tmp_path / "model")
-
-
 def test_files_that_are_broken(folder):
     path = folder / "model.safetensors"
     whole = path.read_bytes()
@@ -182,6 +175,24 @@ def test_somebodys_work_is_not_replaced(tmp_path):
     with pytest.raises(FileExistsError, match="something else than a model"):
         zoo.save(model, tmp_path)
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_a_head_that_config_json_ties_must_be_the_embedding(tmp_path):
+    """Transformers would use it; a fine-tuned head would be lost without a word."""
+    model = large_weights(llama.Model(small_config(tie_word_embeddings=True), nnx.Rngs(0)))
+    zoo.save(model, tmp_path, dtype=jnp.float32)
+    path = tmp_path / "model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    embedding = tensors["model.embed_tokens.weight"]
+    write = lambda head: safetensors.numpy.save_file(tensors | {"lm_head.weight": head}, path)
+    write(embedding.copy())
+    np.testing.assert_array_equal(zoo.load(tmp_path).embedding, embedding)
+    other = embedding.copy()
+    other[-1, -1] += 1e-3
+    for head in (other, embedding[:-1].copy()):
+        write(head)
+        with pytest.raises(ValueError, match=r"ties lm_head.weight to .*: false into it"):
+            zoo.load(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 
 from tests.conftest import small_config
 import zoo
-from zoo import llama, rope
+from zoo import gemma3_text, llama, rope
 
 BASE = dict(
     model_type="llama", vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
@@ -78,6 +78,13 @@ def test_counts_that_no_model_has_are_refused_before_anything_is_listed(key):
     ):
         with pytest.raises(ValueError, match=f"no model has {key} of 1000000000"):
             zoo.abstract({"model_type": "llama"} | config)
+
+
+def test_of_two_patterns_of_windows_the_one_that_transformers_reads_counts():
+    asked = BASE | {"sliding_window_pattern": 2, "_sliding_window_pattern": 3}
+    assert gemma3_text.Config.from_hf(asked).layer_types == (
+        "sliding_attention", "full_attention", "sliding_attention",
+    )  # fmt: skip
 
 
 def test_an_unknown_architecture_is_refused_with_what_there_is():
