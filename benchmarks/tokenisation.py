@@ -27,7 +27,17 @@ from absl import app, flags
 import datasets
 import transformers
 
-from recipes.data import chat, columns, layouts, packing, tokenise, tokenizer, tokens, workers
+from recipes.data import (
+    chat,
+    columns,
+    layouts,
+    packing,
+    tokenise,
+    tokenizer,
+    tokens,
+    trial,
+    workers,
+)
 from recipes.data.packing import Shape
 from recipes.data.tokens import PairIds
 
@@ -45,7 +55,7 @@ TURN = 50  # rows of one way before the other
 def main(_: list[str]) -> None:
     """Prints two tables, a line for each file."""
     own = tokenizer.load(pathlib.Path(TOKENIZER.value), TEMPLATE.value)
-    talk = chat.prepared(own, scored_turns="assistant", date=DATE.value)
+    talk = trial.prepared(own, scored_turns="assistant", date=DATE.value)
     other = transformers.AutoTokenizer.from_pretrained(TOKENIZER.value)
     other.chat_template = own.chat_template
     transformers.logging.set_verbosity_error()

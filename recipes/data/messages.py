@@ -17,9 +17,12 @@ ROLES = {  # in small letters; other cases are read alike
 }  # fmt: skip
 CALLS = ("function_call", "tool_call")  # roles whose content is a call, as JSON text
 LONGEST_LITERAL = 2**20  # characters of a Python literal: its parser takes a hundred times as much
-# What a message may hold besides; a template that knows nothing of it ignores it.
-BESIDES = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking", "reasoning")
-THOUGHTS = BESIDES[3:]  # one thing, spelled in three ways
+# What a message may hold besides: all that published templates read of one.
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # one thing, spelled in three ways
+BESIDES = ("tool_calls", "tool_call_id", "name", *THOUGHTS, "tool_plan", "tool_responses")
+READ = frozenset({"role", "from", "content", "value", "function_call", *BESIDES})
+EMPTY = (None, "", [], {})
+ARGUMENTS = ("arguments", "parameters", "args", "input")  # of a call, as one or another calls them
 TEXT_PARTS = ("text", "input_text", "output_text")  # chat completions, and OpenAI's responses
 
 NESTED = ("messages", "conversations", "conversation")  # where an object holds them
@@ -83,6 +86,15 @@ def role_of(message: Any) -> str | None:
     """The role of a message, by its usual name; None for what is no message, or has another."""
     role = _either(message, "role", "from") if isinstance(message, dict) else None
     return ROLES.get(role.strip().lower()) if isinstance(role, str) else None
+
+
+def unread(value: Any) -> set[str]:
+    """Keys of the messages in a column that nothing here reads, and that hold something."""
+    found: set[str] = set()
+    for message in value if isinstance(value, list) else ():
+        if isinstance(message, dict) and message.keys() & {"role", "from"}:
+            found |= {key for key in message.keys() - READ if message[key] not in EMPTY}
+    return found
 
 
 def text(value: Any, name: str) -> str:
@@ -229,12 +241,14 @@ def _call(call: Any, name: str) -> dict[str, Any]:
     flat = inner if isinstance(inner, dict) else call  # {name, arguments} without more
     if not isinstance(flat, dict) or not isinstance(flat.get("name"), str):
         raise ValueError(f"a function call in `{name}` is not {{name, arguments}}")
-    besides = {key: call[key] for key in call if key not in ("function", "name", "arguments")}
-    given = flat.get("arguments")
-    read = unquoted({} if given is None else given)
+    key = next((key for key in ARGUMENTS if flat.get(key) not in (None, "")), "arguments")
+    taken = ("function", "name", "arguments", key)
+    besides = {key: value for key, value in call.items() if key not in taken}
+    given = flat.get(key) or {}
+    read = unquoted(given)
     function = {"name": flat["name"], "arguments": read if isinstance(read, dict) else given}
     if flat is not call:
-        function |= {key: value for key, value in flat.items() if key not in function}
+        function |= {key: value for key, value in flat.items() if key not in taken}
     told = besides | {"type": "function", "function": function}
     check_data(told, name)
     return told

@@ -11,7 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from checkpoints_io import hf_folder
-from recipes.data import chat, columns, counts, layouts, sources, tokenizer, tokens
+from recipes.data import (
+    chat,
+    columns,
+    counts,
+    layouts,
+    messages,
+    sources,
+    tokenizer,
+    tokens,
+    trial,
+)
 from recipes.data.layouts import Pair
 from recipes.data.records import Row
 from recipes.data.token_cache import Shard
@@ -70,7 +80,12 @@ def encode(rows: Sequence[Row], first: int, source: Source, how: How, files: str
         ids.append(found)
         keys.append(prompt_key(pair))
         told.notes.update(found.notes)
+        told.notes.update(sorted({tokens.UNREAD + key for key in _unread(named)}))
     return Shard(ids, np.array(keys, np.uint64), told)
+
+
+def _unread(row: dict[str, Any]) -> set[str]:
+    return set().union(*(messages.unread(messages.unnested(held)) for held in row.values()))
 
 
 def ready(how: How, *, plain: bool) -> tuple[tokenizer.Tokenizer, chat.Chat | None]:
@@ -88,7 +103,7 @@ def _ready(how: How, _files: str, plain: bool) -> tuple[tokenizer.Tokenizer, cha
     if plain:
         chat.check_plain(own)
         return own, None
-    talk = chat.prepared(
+    talk = trial.prepared(
         own, scored_turns=how.scored_turns, date=how.date, end_of_turn=how.end_of_turn
     )
     return own, talk

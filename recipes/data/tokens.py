@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recipes.data import chat, layouts, unusual
+from recipes.data import chat, layouts, rendering, unusual
 from recipes.data.layouts import Pair
 from recipes.data.tokenizer import Tokenizer
 
@@ -37,15 +37,18 @@ NOTES = {
     "ignored": "with tools or template settings that the chat template does not look at",
     "unscored": "with chosen_score and rejected_score that are not two numbers (they are left out)",
 }
+UNREAD = "unread/"  # and a key of a message: what nothing here reads of it
 LEFT_OUT = "left_out/"  # and a key of a message: what the chat template does not show of it
 OVER_LENGTH = ("drop", "cut_prompt", "cut_answer")
 
 
 def described(note: str) -> str:
     """What a note says of a pair."""
-    key = note.removeprefix(LEFT_OUT)
-    if key == note:
+    if note in NOTES:
         return NOTES[note]
+    if note.startswith(UNREAD):
+        return f"with `{note.removeprefix(UNREAD)}` in their messages, which is not read"
+    key = note.removeprefix(LEFT_OUT)
     return f"of which the chat template leaves out {'words' if key == 'content' else f'`{key}`'}"
 
 
@@ -67,7 +70,7 @@ def encode(
     Raises:
       ValueError: nothing would be scored, or it is too long, or the template refuses it.
     """
-    rendered = unusual.checked(pair, chat.render(pair, template), template)
+    rendered = unusual.checked(pair, rendering.render(pair, template), template)
     plain = isinstance(pair.prompt, str)
     chosen, rejected = _encode_texts(rendered, tokenizer, plain=plain)
     n, moved = _boundary(chosen, rejected, rendered[0].prompt_end)
@@ -113,7 +116,7 @@ class _Encoded(NamedTuple):
 
 
 def _encode_texts(
-    rendered: tuple[chat.Rendered, chat.Rendered], tokenizer: Tokenizer, *, plain: bool
+    rendered: tuple[rendering.Rendered, rendering.Rendered], tokenizer: Tokenizer, *, plain: bool
 ) -> list[_Encoded]:
     """What the two share is tokenised once, up to the last special token before they part."""
     text, end = rendered[0].text, rendered[0].prompt_end
@@ -125,7 +128,7 @@ def _encode_texts(
 
 
 def _encode_text(
-    rendered: chat.Rendered,
+    rendered: rendering.Rendered,
     head: list[int],
     asked: list[int],
     cut: int,

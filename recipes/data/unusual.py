@@ -1,9 +1,10 @@
 """Pairs that few templates were made for: used where the text shows them as they are."""
 
 from recipes.data import conversation
-from recipes.data.chat import Chat, Rendered
+from recipes.data.chat import Chat
 from recipes.data.layouts import Pair
 from recipes.data.messages import Turns
+from recipes.data.rendering import Rendered
 
 # What other templates, or none, write around turns: in words that a template is given, a mistake.
 MARKS = (

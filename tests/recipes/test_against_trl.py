@@ -21,7 +21,7 @@ import json
 import pytest
 import transformers
 
-from recipes.data import chat, columns, layouts, tokenizer, tokens
+from recipes.data import columns, layouts, tokenizer, tokens, trial
 
 SETS = {
     "en": ("llama-factory/dpo_en_demo.json", 300),
@@ -111,7 +111,7 @@ def compared(pair, own, talk, other, way):
 
 def conversations(shared, talk, name, stride, *, as_it_stands):
     own, other = ours(shared, talk), theirs(shared, talk, as_it_stands)
-    program = chat.prepared(own, scored_turns="assistant", date=None)
+    program = trial.prepared(own, scored_turns="assistant", date=None)
     found = collections.Counter()
     for row in rows(shared, name)[::stride]:
         try:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from recipes.data import chat, tokenizer
+from recipes.data import chat, rendering, tokenizer, trial
 from recipes.data.layouts import Pair
 from tests.conftest import TINY
 
@@ -32,7 +32,7 @@ def stock(shared, name):
 
 
 def prepared(own, text, scored_turns="assistant", date=None):
-    return chat.prepared(own._replace(chat_template=text), scored_turns=scored_turns, date=date)
+    return trial.prepared(own._replace(chat_template=text), scored_turns=scored_turns, date=date)
 
 
 def scored(rendered):
@@ -94,7 +94,7 @@ def test_a_stock_template_to_the_letter(shared, own, name):
     talk = prepared(own, stock(shared, name), date=DAY if name in DATED else None)
     assert talk.end_of_turn == behind
     for pair in (SINGLE, SEVERAL):
-        for rendered, answer in zip(chat.render(pair, talk), pair[1:3], strict=True):
+        for rendered, answer in zip(rendering.render(pair, talk), pair[1:3], strict=True):
             said = [turn["content"] for turn in answer if turn["role"] == "assistant"]
             ends = [behind if within is None else within] * (len(said) - 1) + [behind]
             expected = [f"{before}{a}{b}" for a, b in zip(said, ends, strict=True)]
@@ -106,19 +106,21 @@ def test_a_stock_template_to_the_letter(shared, own, name):
 
 @pytest.mark.parametrize("name", ["trl/phi3_training", "trl/phi3_5_training"])
 def test_an_end_of_text_that_is_marked_by_itself_counts(shared, own, name):
-    chosen, rejected = chat.render(SEVERAL, prepared(own, stock(shared, name)))
+    chosen, rejected = rendering.render(SEVERAL, prepared(own, stock(shared, name)))
     assert scored(chosen) == ["One.<|end|>\n", "Two.<|end|>\n", "</s>"]
     assert scored(rejected) == ["Three.<|end|>\n", "</s>"]
 
 
 def test_the_last_turn_is_more_than_the_last_mark(shared, own):
     talk = prepared(own, stock(shared, "trl/phi3_training"), scored_turns="last")
-    assert scored(chat.render(SEVERAL, talk)[0]) == ["Two.<|end|>\n", "</s>"]
+    assert scored(rendering.render(SEVERAL, talk)[0]) == ["Two.<|end|>\n", "</s>"]
 
 
 def test_qwen_2_5_training_marks_a_line_of_the_header_but_not_of_the_prompt(shared, own):
     """Its block begins before the newline of the header; what is prompt never counts."""
-    chosen, rejected = chat.render(SEVERAL, prepared(own, stock(shared, "trl/qwen2_5_training")))
+    chosen, rejected = rendering.render(
+        SEVERAL, prepared(own, stock(shared, "trl/qwen2_5_training"))
+    )
     assert scored(chosen) == ["One.<|im_end|>\n", "\nTwo.<|im_end|>\n"]
     assert scored(rejected) == ["Three.<|im_end|>\n"]
 
@@ -126,7 +128,7 @@ def test_qwen_2_5_training_marks_a_line_of_the_header_but_not_of_the_prompt(shar
 def test_qwen_2_5_of_the_collection_has_lost_its_newlines(shared, own):
     """They stand in its strings, and go with those of its layout."""
     talk = prepared(own, stock(shared, "chujiezheng/qwen2.5-instruct"))
-    assert scored(chat.render(SINGLE, talk)[0]) == ["Onwards!<|im_end|>"]
+    assert scored(rendering.render(SINGLE, talk)[0]) == ["Onwards!<|im_end|>"]
 
 
 def test_every_stock_template_is_looked_at(shared):
@@ -144,7 +146,7 @@ def test_every_stock_template_is_looked_at(shared):
 
 def test_qwen_3_thinks_before_its_last_answer_alone(shared, own):
     """The empty thoughts stand in the answer and count: to be sampled, they must be learnt."""
-    chosen, rejected = chat.render(SEVERAL, prepared(own, stock(shared, "trl/qwen3")))
+    chosen, rejected = rendering.render(SEVERAL, prepared(own, stock(shared, "trl/qwen3")))
     empty = "<think>\n\n</think>\n\n"
     assert scored(chosen) == ["One.<|im_end|>\n", f"{empty}Two.<|im_end|>\n"]
     assert scored(rejected) == [f"{empty}Three.<|im_end|>\n"]
@@ -155,13 +157,13 @@ def test_qwen_3_thinks_before_its_last_answer_alone(shared, own):
 def test_qwen_3_told_not_to_think_has_the_empty_thoughts_in_the_prompt(shared, own):
     talk = prepared(own, stock(shared, "trl/qwen3"))
     pair = SINGLE._replace(template_kwargs={"enable_thinking": False})
-    chosen, _ = chat.render(pair, talk)
+    chosen, _ = rendering.render(pair, talk)
     assert scored(chosen) == ["Onwards!<|im_end|>\n"]
     assert chosen.text[: chosen.prompt_end].endswith("assistant\n<think>\n\n</think>\n\n")
 
 
 def test_qwen_3_for_training_thinks_before_all(shared, own):
-    chosen, _ = chat.render(SEVERAL, prepared(own, stock(shared, "trl/qwen3_training")))
+    chosen, _ = rendering.render(SEVERAL, prepared(own, stock(shared, "trl/qwen3_training")))
     empty = "<think>\n\n</think>\n\n"
     assert scored(chosen) == [f"{empty}One.<|im_end|>\n", f"{empty}Two.<|im_end|>\n"]
 
@@ -170,7 +172,7 @@ def test_thoughts_that_a_template_leaves_out_of_earlier_turns_are_noted(shared, 
     thinking = "<think>\nhm\n</think>\n\n"
     chosen = [assistant(f"{thinking}One."), user("Why?"), assistant(f"{thinking}Two.")]
     pair = Pair([user("a")], chosen, [assistant(f"{thinking}Three.")])
-    first, second = chat.render(pair, prepared(own, stock(shared, "trl/qwen3")))
+    first, second = rendering.render(pair, prepared(own, stock(shared, "trl/qwen3")))
     assert scored(first) == ["One.<|im_end|>\n", f"{thinking}Two.<|im_end|>\n"]
     assert first.left_out
     assert not second.left_out
@@ -184,9 +186,9 @@ def test_calls_and_thoughts_of_an_earlier_turn_count(shared, own):
     asks = assistant("", tool_calls=[call])
     pair = Pair([user("a")], [asks, tool, assistant("b")], [assistant("c")])
     called = '<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call><|im_end|>\n'
-    assert scored(chat.render(pair, talk)[0])[0] == called
+    assert scored(rendering.render(pair, talk)[0])[0] == called
     thinks = pair._replace(chosen=[asks | {"reasoning_content": "hm"}, tool, assistant("b")])
-    assert scored(chat.render(thinks, talk)[0])[0] == f"<think>\nhm\n</think>\n\n{called}"
+    assert scored(rendering.render(thinks, talk)[0])[0] == f"<think>\nhm\n</think>\n\n{called}"
 
 
 # After DeepSeek R1: thoughts of what was said are left out, and an answer to come begins in them.
@@ -202,16 +204,18 @@ DEEPSEEK = """{{ bos_token }}{% for m in messages %}\
 def test_deepseek_takes_the_thoughts_it_has_begun_back(own, words):
     """The prompt ends where answers begin, though both go on with `<`."""
     pair = Pair([user("Which way?")], [assistant(words)], [assistant("<i>Back.</i>")])
-    for rendered, answer in zip(chat.render(pair, prepared(own, DEEPSEEK)), pair[1:3], strict=True):
+    for rendered, answer in zip(
+        rendering.render(pair, prepared(own, DEEPSEEK)), pair[1:3], strict=True
+    ):
         assert rendered.text[: rendered.prompt_end] == "<s><｜User｜>Which way?<｜Assistant｜>"
         assert scored(rendered) == [f"{answer[0]['content']}<｜end▁of▁sentence｜>"]
 
 
 def test_deepseek_in_several_turns(own):
-    chosen, _ = chat.render(SEVERAL, prepared(own, DEEPSEEK))
+    chosen, _ = rendering.render(SEVERAL, prepared(own, DEEPSEEK))
     assert scored(chosen) == ["One.<｜end▁of▁sentence｜>", "Two.<｜end▁of▁sentence｜>"]
     thought = Pair([user("a")], [assistant("<think>hm</think>b")], [assistant("c")])
-    chosen, rejected = chat.render(thought, prepared(own, DEEPSEEK))
+    chosen, rejected = rendering.render(thought, prepared(own, DEEPSEEK))
     assert scored(chosen) == ["b<｜end▁of▁sentence｜>"]
     assert (chosen.left_out, rejected.left_out) == (("content",), ())
 
@@ -221,7 +225,7 @@ def test_a_template_that_prints_the_date_wants_to_be_told_which(shared, own, nam
     text = stock(shared, name)
     with pytest.raises(ValueError, match=r"prints today's date.*--config\.data\.date=2026-01-31"):
         prepared(own, text)
-    first, second = (chat.render(SINGLE, prepared(own, text, date=DAY))[0] for _ in range(2))
+    first, second = (rendering.render(SINGLE, prepared(own, text, date=DAY))[0] for _ in range(2))
     assert first == second
     assert "31 Jan" in first.text
     with pytest.raises(ValueError, match="has no effect"):
@@ -255,7 +259,7 @@ def test_generation_blocks_say_what_comparison_finds(shared, own, name, scored_t
     talks = [prepared(own, text, scored_turns) for text in (marked, unmarked)]
     assert [talk.marked for talk in talks] == [True, False]
     for pair in (SINGLE, SEVERAL):
-        for blocks, compared in zip(*(chat.render(pair, talk) for talk in talks), strict=True):
+        for blocks, compared in zip(*(rendering.render(pair, talk) for talk in talks), strict=True):
             assert blocks.text == compared.text
             assert blocks.prompt_end == compared.prompt_end
             assert "".join(scored(blocks)) == "".join(scored(compared))
@@ -264,7 +268,7 @@ def test_generation_blocks_say_what_comparison_finds(shared, own, name, scored_t
 def test_which_turns_count(shared, own):
     text = stock(shared, "trl/llama3")
     told = {
-        turns: scored(chat.render(SEVERAL, prepared(own, text, turns))[0])
+        turns: scored(rendering.render(SEVERAL, prepared(own, text, turns))[0])
         for turns in chat.SCORED_TURNS
     }
     assert told["assistant"] == ["One.<|eot_id|>", "Two.<|eot_id|>"]
@@ -279,7 +283,7 @@ def test_a_template_is_told_of_tools_and_of_what_a_row_says_besides(own):
 {% for m in messages %}{{ m.role }}: {{ m.content }}{{ m.tool_calls or '' }}
 {% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"""
     pair = SINGLE._replace(tools=[{"name": "look"}], template_kwargs={"mood": "calm"})
-    chosen, _ = chat.render(pair, prepared(own, text))
+    chosen, _ = rendering.render(pair, prepared(own, text))
     assert chosen.text == "look;calm;user: Which way?\nassistant: Onwards!\n"
     assert scored(chosen) == ["Onwards!\n"]
 
@@ -288,8 +292,8 @@ def test_a_template_for_tools_serves_rows_that_have_some(own):
     simple = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     two = own._replace(chat_templates={"tool_use": "Tools!\n" + simple})
     talk = prepared(two, simple)
-    assert chat.render(SINGLE, talk)[0].text.startswith("user:")
-    assert chat.render(SINGLE._replace(tools=[{}]), talk)[0].text.startswith("Tools!")
+    assert rendering.render(SINGLE, talk)[0].text.startswith("user:")
+    assert rendering.render(SINGLE._replace(tools=[{}]), talk)[0].text.startswith("Tools!")
 
 
 # What cannot work
@@ -323,8 +327,8 @@ def test_a_template_file_takes_the_place_of_the_tokenizers(tmp_path):
     path = tmp_path / "mine.jinja"
     path.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
     own = tokenizer.load(TINY / "model", str(path))
-    talk = chat.prepared(own, scored_turns="assistant", date=None)
-    assert chat.render(SINGLE, talk)[0].text == "user: Which way?\nassistant: Onwards!\n"
+    talk = trial.prepared(own, scored_turns="assistant", date=None)
+    assert rendering.render(SINGLE, talk)[0].text == "user: Which way?\nassistant: Onwards!\n"
     with pytest.raises(FileNotFoundError, match="there is no chat template"):
         tokenizer.load(TINY / "model", str(tmp_path / "none.jinja"))
     path.write_bytes(b"\xff\xfe")
@@ -336,12 +340,12 @@ def test_a_template_that_refuses_one_pair_says_so(shared, own):
     talk = prepared(own, stock(shared, "trl/gemma"))
     pair = SINGLE._replace(prompt=[{"role": "system", "content": "Be brief."}, user("Which way?")])
     with pytest.raises(ValueError, match="refuses the messages: System role not supported"):
-        chat.render(pair, talk)
+        rendering.render(pair, talk)
 
 
 def test_generation_ends_with_the_turn():
     own = tokenizer.load(TINY / "model")
-    talk = chat.prepared(own, scored_turns="assistant", date=None)
+    talk = trial.prepared(own, scored_turns="assistant", date=None)
     named = [own.decode([i]) for i in chat.stop_ids(own, talk)]
     assert named == ["<|end_of_text|>", "<|eot_id|>"]
     assert chat.stop_ids(own, None) == (own.eos_id,)

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from recipes.data import chat, dialect, left_out, tokenizer, tokens
+from recipes.data import chat, dialect, left_out, rendering, tokenizer, tokens, trial
 from recipes.data.dialect import Dialect
 from recipes.data.layouts import Pair
 from tests.conftest import TINY
@@ -64,7 +64,7 @@ def own():
 
 def prepared(own, text, **other):
     given = own._replace(chat_template=text)
-    return chat.prepared(given, scored_turns="assistant", date=None, **other)
+    return trial.prepared(given, scored_turns="assistant", date=None, **other)
 
 
 def user(text):
@@ -101,7 +101,7 @@ def scored(rendered):
 def test_each_template_is_given_the_spelling_it_wants(own, text, wanted, shown):
     talk = prepared(own, text)
     assert talk.dialects == {"default": wanted}
-    chosen, rejected = chat.render(CALLS, talk)
+    chosen, rejected = rendering.render(CALLS, talk)
     assert scored(chosen) == [f"{shown}<|eot_id|>"]
     assert scored(rejected) == ["No.<|eot_id|>"]
     assert chosen.left_out == ()
@@ -109,12 +109,12 @@ def test_each_template_is_given_the_spelling_it_wants(own, text, wanted, shown):
 
 def test_arguments_that_are_no_object_are_not_written_twice(own):
     odd = Pair(CALLS.prompt, [assistant("", tool_calls=[call("where=Oder")])], CALLS.rejected)
-    assert scored(chat.render(odd, prepared(own, AS_TEXT))[0]) == [
+    assert scored(rendering.render(odd, prepared(own, AS_TEXT))[0]) == [
         "<c>lookwhere=Oder</c><|eot_id|>"
     ]
     for text in (AS_JSON, AS_XML):
         with pytest.raises(ValueError, match=r"no JSON object \('where=Oder'\)"):
-            chat.render(odd, prepared(own, text))
+            rendering.render(odd, prepared(own, text))
 
 
 def test_an_answer_of_which_nothing_is_shown_is_refused(own):
@@ -123,27 +123,27 @@ def test_an_answer_of_which_nothing_is_shown_is_refused(own):
     with pytest.raises(
         ValueError, match="shows nothing of an answer: it leaves out its tool_calls"
     ):
-        chat.render(CALLS, talk)
+        rendering.render(CALLS, talk)
     thought = Pair([user("a")], [assistant("b")], [assistant("", reasoning_content="hm")])
     with pytest.raises(ValueError, match="it leaves out its reasoning_content"):
-        chat.render(thought, talk)
+        rendering.render(thought, talk)
     within = [CALLS.chosen[0], {"role": "tool", "content": "seen"}, assistant("There.")]
     with pytest.raises(ValueError, match="it leaves out its tool_calls"):
-        chat.render(CALLS._replace(chosen=within), talk)
+        rendering.render(CALLS._replace(chosen=within), talk)
 
 
 def test_what_is_hidden_beside_words_is_named(own):
     talk = prepared(own, PLAIN)
     said = Pair([user("a")], [assistant("I look.", tool_calls=[call(WHERE)])], [assistant("No.")])
-    chosen, rejected = chat.render(said, talk)
+    chosen, rejected = rendering.render(said, talk)
     assert (chosen.left_out, rejected.left_out) == (("tool_calls",), ())
     thought = Pair([user("a")], [assistant("b", thinking="hm, hm")], [assistant("c")])
-    assert chat.render(thought, talk)[0].left_out == ("reasoning_content",)
-    assert chat.render(thought, prepared(own, THINKING))[0].left_out == ("reasoning_content",)
+    assert rendering.render(thought, talk)[0].left_out == ("reasoning_content",)
+    assert rendering.render(thought, prepared(own, THINKING))[0].left_out == ("reasoning_content",)
     blank = Pair([user("a")], [assistant("b", reasoning_content=" ")], [assistant("c")])
-    assert chat.render(blank, talk)[0].left_out == ()
+    assert rendering.render(blank, talk)[0].left_out == ()
     read = Pair([user("a")], [assistant("b", reasoning_content="hm, hm")], [assistant("c")])
-    assert chat.render(read, prepared(own, THINKING))[0].left_out == ()
+    assert rendering.render(read, prepared(own, THINKING))[0].left_out == ()
     prompt = Pair([user("a"), assistant("b", tool_calls=[call({})]), user("c")], *said[1:])
     ids = tokens.encode(prompt, own, talk, row=0, max_length=256, over_length="drop")
     assert ids.notes == ("left_out/tool_calls",)
@@ -153,7 +153,9 @@ def test_what_is_hidden_beside_words_is_named(own):
 def test_a_word_that_stands_elsewhere_is_no_call(own):
     """The name and the arguments are in what is said; the call itself is not shown."""
     said = assistant("Now look where: Oder.", tool_calls=[call({"where": "Oder"})])
-    chosen, _ = chat.render(Pair([user("a")], [said], [assistant("No.")]), prepared(own, PLAIN))
+    chosen, _ = rendering.render(
+        Pair([user("a")], [said], [assistant("No.")]), prepared(own, PLAIN)
+    )
     assert chosen.left_out == ("tool_calls",)
 
 
@@ -189,7 +191,7 @@ def test_thoughts_under_a_prompt_that_wants_none_count(own):
     text = text.replace("{% endif %}{{ m.content }}", "{% elif m.role == 'assistant' %}<think>\n\n"
                         "</think>\n\n{% endif %}{{ m.content }}")  # fmt: skip
     pair = Pair([user("a")], [assistant("b")], [assistant("c", reasoning_content="hm")])
-    chosen, rejected = chat.render(pair, prepared(own, text))
+    chosen, rejected = rendering.render(pair, prepared(own, text))
     assert scored(chosen) == ["\n</think>\n\nb<|eot_id|>"]
     assert scored(rejected) == ["hm\n</think>\n\nc<|eot_id|>"]
     for side in (chosen, rejected):
@@ -205,13 +207,13 @@ def test_a_header_that_goes_on_otherwise_ends_between_tokens(own):
 {% if add_generation_prompt %}<|turn|>assistant<|START_THINKING|>{% endif %}"""
     special = re.compile(r"<\|\w+\|>")
     talk = prepared(own._replace(specials=special), text)
-    chosen, rejected = chat.render(CALLS, talk)
+    chosen, rejected = rendering.render(CALLS, talk)
     function = json.dumps(call(WHERE)["function"], ensure_ascii=False)
     assert scored(chosen) == [f"<|START_ACTION|>{function}<|end|>"]
     assert scored(rejected) == ["<|START_TEXT|>No.<|END_TEXT|><|end|>"]
     seen = {"role": "tool", "content": "seen"}
     chain = CALLS._replace(chosen=[*CALLS.chosen, seen, assistant("There.")])
-    assert scored(chat.render(chain, talk)[0]) == [
+    assert scored(rendering.render(chain, talk)[0]) == [
         f"<|START_ACTION|>{function}<|end|>", "<|START_TEXT|>There.<|END_TEXT|><|end|>"
     ]  # fmt: skip
 
@@ -219,10 +221,10 @@ def test_a_header_that_goes_on_otherwise_ends_between_tokens(own):
 def test_a_template_that_cannot_do_without_tools_serves_rows_that_have_some(own):
     talk = prepared(own, NEEDS_TOOLS)
     tools = [{"type": "function", "function": {"name": "look"}}]
-    chosen, _ = chat.render(CALLS._replace(tools=tools), talk)
+    chosen, _ = rendering.render(CALLS._replace(tools=tools), talk)
     assert scored(chosen) == [f"<c>look {WRITTEN}</c><|eot_id|>"]
     with pytest.raises(ValueError, match="refuses the messages"):
-        chat.render(CALLS, talk)
+        rendering.render(CALLS, talk)
 
 
 def test_what_is_written_behind_an_answer_may_not_be_a_text(own):
@@ -244,7 +246,7 @@ def test_what_leads_into_another_answer_is_cut_off(own):
     talk = prepared(ended, text)
     assert (talk.end_of_turn, talk.surplus) == ("<|eot_id|>", header)
     pair = Pair([user("a")], [assistant("b"), user("c"), assistant("d")], [assistant("e")])
-    chosen, rejected = chat.render(pair, talk)
+    chosen, rejected = rendering.render(pair, talk)
     assert scored(chosen) == ["b<|eot_id|>", "d<|eot_id|>"]
     assert scored(rejected) == ["e<|eot_id|>"]
     assert rejected.text[: rejected.prompt_end].endswith(header)
@@ -261,11 +263,11 @@ def test_an_end_of_turn_that_a_template_lacks_can_be_given(own):
     pair = Pair([user("a")], [assistant("b"), user("c"), assistant("d")], [assistant("e")])
     talk = prepared(own, ENDLESS)
     assert not chat.stops(own, talk)
-    assert scored(chat.render(pair, talk)[1]) == ["e"]
+    assert scored(rendering.render(pair, talk)[1]) == ["e"]
     ended = prepared(own, ENDLESS, end_of_turn="<|eot_id|>")
     assert chat.stops(own, ended)
     assert chat.stop_ids(own, ended) == (own.eos_id, own.special["<|eot_id|>"])
-    chosen, rejected = chat.render(pair, ended)
+    chosen, rejected = rendering.render(pair, ended)
     assert "".join(scored(rejected)) == "e<|eot_id|>"
     assert "".join(scored(chosen)).endswith("d<|eot_id|>")
     ids = tokens.encode(pair, own, ended, row=0, max_length=256, over_length="drop")
@@ -281,7 +283,7 @@ def test_a_row_of_many_megabytes_is_one_row(own):
     """What two long texts have in common is not looked for letter by letter."""
     long = "x" * 15_000_000
     pair = Pair([user(long)], [assistant("b")], [assistant("c")])
-    chosen, _ = chat.render(pair, prepared(own, PLAIN))
+    chosen, _ = rendering.render(pair, prepared(own, PLAIN))
     assert scored(chosen) == ["b<|eot_id|>"]
 
 
@@ -294,9 +296,9 @@ def test_every_stock_template_shows_calls_once_or_refuses_them(own, shared):
     for path in sorted((shared / "data" / "chat_templates").glob("*/*.jinja")):
         text = path.read_text("utf-8")
         date = "2026-01-31" if "strftime_now" in text else None
-        talk = chat.prepared(own._replace(chat_template=text), scored_turns="assistant", date=date)
+        talk = trial.prepared(own._replace(chat_template=text), scored_turns="assistant", date=date)
         try:
-            chosen, _ = chat.render(CALLS._replace(tools=[dialect.TOOL]), talk)
+            chosen, _ = rendering.render(CALLS._replace(tools=[dialect.TOOL]), talk)
         except ValueError as error:
             assert re.search("leaves out its tool_calls|refuses the messages", str(error)), path
             refused += 1

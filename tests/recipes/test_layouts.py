@@ -394,9 +394,25 @@ def test_calls_of_other_forms():
     assert called(assistant("") | {"tool_calls": [words]})[0]["function"] == words
     nothing = assistant("") | {"tool_calls": [{"name": "weather"}]}
     assert called(nothing)[0]["function"] == {"name": "weather", "arguments": {}}
+    for empty in ("", None):
+        turn = assistant("") | {"tool_calls": [{"name": "weather", "arguments": empty}]}
+        assert called(turn) == called(nothing)
+    for word in ("parameters", "args", "input"):  # Llama's, Cohere's and Anthropic's
+        turn = assistant("") | {"tool_calls": [{"name": "weather", word: FLAT["arguments"]}]}
+        assert called(turn) == [CALL]
     for odd in ({"arguments": {}}, "weather", 7):
         with pytest.raises(ValueError, match=r"is not {name, arguments}"):
             called(assistant("") | {"tool_calls": [odd]})
+
+
+def test_keys_of_messages_that_nothing_reads_are_named():
+    turns = [
+        user("a") | {"id": "7", "weight": None},
+        assistant("b") | {"tool_plan": "c", "lang": "d"},
+    ]
+    assert messages.unread(turns) == {"id", "lang"}
+    assert messages.read(turns, "x")[1] == assistant("b") | {"tool_plan": "c"}
+    assert not any(map(messages.unread, ("words", None, ["words"], [{"id": 1}], {"id": 1})))
 
 
 def test_an_answer_that_the_prompt_begins():

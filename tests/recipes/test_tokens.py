@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings, strategies
 import numpy as np
 import pytest
 
-from recipes.data import chat, layouts, packing, tokenizer, tokens
+from recipes.data import chat, layouts, packing, rendering, tokenizer, tokens, trial
 from recipes.data.layouts import Pair
 from recipes.data.packing import Shape
 from tests.conftest import SHARED, TINY
@@ -51,7 +51,7 @@ def answered(prompt, chosen, rejected):
 def encoded(pair, own, scored_turns="assistant", **other):
     how = dict(row=0, max_length=512, over_length="drop") | other
     plain = isinstance(pair.prompt, str)
-    talk = None if plain else chat.prepared(own, scored_turns=scored_turns, date=None)
+    talk = None if plain else trial.prepared(own, scored_turns=scored_turns, date=None)
     return tokens.encode(pair, own, talk, **how)
 
 
@@ -407,7 +407,7 @@ def talking(name):
     own = loaded(SHARED / "data" / "tokenizers" / folder if folder else TINY / "model")
     if text is not None:
         own = own._replace(chat_template=stock(text) if text.endswith(".jinja") else text)
-    return own, chat.prepared(own, scored_turns="assistant", date=None)
+    return own, trial.prepared(own, scored_turns="assistant", date=None)
 
 
 ODD = [
@@ -444,7 +444,7 @@ def check(own, talk, question, chosen, rejected):
         return False
     assert ids.row == 7
     assert len(ids.prompt)
-    for side, rendered in zip(("chosen", "rejected"), chat.render(pair, talk), strict=True):
+    for side, rendered in zip(("chosen", "rejected"), rendering.render(pair, talk), strict=True):
         check_side(own, talk, ids, side, rendered)
     return True
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from recipes.data import chat, layouts, tokenizer, tokens, unusual
+from recipes.data import layouts, rendering, tokenizer, tokens, trial, unusual
 from recipes.data.layouts import Pair
 from tests.conftest import TINY
 
@@ -34,7 +34,7 @@ def turn(role, content):
 
 
 def encoded(pair, own, template):
-    talk = chat.prepared(own._replace(chat_template=template), scored_turns="assistant", date=None)
+    talk = trial.prepared(own._replace(chat_template=template), scored_turns="assistant", date=None)
     return tokens.encode(pair, own, talk, row=0, max_length=512, over_length="drop")
 
 
@@ -101,9 +101,9 @@ def test_the_beginning_of_an_answer_belongs_to_the_prompt_s_text(own):
     row = {"prompt": [turn("user", "a"), turn("assistant", "Well:")]}
     row |= {k: [turn("assistant", f"Well: {k}")] for k in ANSWERS}
     pair = layouts.prompt_chosen_rejected(row)
-    talk = chat.prepared(own._replace(chat_template=CHATML), scored_turns="assistant", date=None)
+    talk = trial.prepared(own._replace(chat_template=CHATML), scored_turns="assistant", date=None)
     for text, name in zip(
-        unusual.checked(pair, chat.render(pair, talk), talk), ANSWERS, strict=True
+        unusual.checked(pair, rendering.render(pair, talk), talk), ANSWERS, strict=True
     ):
         assert text.text[: text.prompt_end].endswith("<|im_start|>assistant\nWell:")
         assert [text.text[a:b] for a, b in text.scored] == [f" {name}<|im_end|>\n"]
