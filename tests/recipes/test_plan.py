@@ -24,7 +24,9 @@ def run_of(config, *, pairs=100, steps=60, parts=None, held_out=50):
 
 @pytest.fixture
 def config():
-    return tiny.get_config()
+    config = tiny.get_config()
+    config.learning_rate = 5e-5
+    return config
 
 
 def test_an_ordinary_run_has_no_notes(config):
