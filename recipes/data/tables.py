@@ -29,11 +29,15 @@ def parquet(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
         table = pyarrow.parquet.ParquetFile(file)
         names = records.distinct(table.schema_arrow.names)
         read = [column for column in names if wanted is None or column in wanted]
+        encoded = any("dictionary<" in str(table.schema_arrow.field(name).type) for name in read)
         for group in range(table.num_row_groups):
             size = table.metadata.row_group(group).total_byte_size  # of a column it might not say
             some = min(max(ROOM // max(size, 1), 8), AT_ONCE)
+            if encoded:  # each batch brings along what its group's dictionary holds
+                some = max(some, table.metadata.row_group(group).num_rows // 16)
             for batch in table.iter_batches(some, row_groups=[group], columns=read):
-                yield from _rows(name, number, batch, names)
+                for start in range(0, len(batch), AT_ONCE):
+                    yield from _rows(name, number + start, batch.slice(start, AT_ONCE), names)
                 number += len(batch)
     except FAILURES as error:
         yield records.torn(f"{name}[{number}]", error)

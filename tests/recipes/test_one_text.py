@@ -311,3 +311,22 @@ def test_dictionaries_within_unfold_a_little_at_a_time(tmp_path, monkeypatch, ki
     monkeypatch.setattr(records, "LONGEST", 2**17)
     rows = list(sources.read(str(tmp_path / "a.arrow")))
     assert [row.reason for row in rows] == ["longer than 0 MiB"] * 50
+
+
+def test_dictionaries_of_parquet_are_not_copied_for_every_few_rows(tmp_path, monkeypatch):
+    """Each batch brings all of its group's dictionary along: so many batches would be quadratic."""
+    texts = pyarrow.array([f"text {i}" for i in range(3000)])
+    (tmp_path / "a.parquet").write_bytes(
+        parquet(pyarrow.table({"chosen": texts.dictionary_encode()}))
+    )
+    monkeypatch.setattr(tables, "AT_ONCE", 10)
+    sizes, batches = [], pyarrow.parquet.ParquetFile.iter_batches
+
+    def counted(self, size, **options):
+        sizes.append(size)
+        return batches(self, size, **options)
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", counted)
+    found = [row.fields["chosen"] for row in sources.read(str(tmp_path / "a.parquet"))]
+    assert found == texts.to_pylist()
+    assert sizes == [3000 // 16]
