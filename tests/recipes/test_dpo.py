@@ -230,7 +230,7 @@ def test_a_flag_for_the_reference_leaves_the_policy(tiny_config, tmp_path):
         *(f"--config.{name}={value}" for name, value in flags.items()),
     ])  # fmt: skip
     dpo.train(config)
-    assert abs(training(config)[1]["train/drift_chosen"]) > 1
+    assert abs(training(config)[1]["train/drift_chosen"]) > 0.1  # equal weights: exactly 0
     after = zoo.load(tmp_path / "run" / "hf" / "step-1")
     assert after.norm.scale[...].tolist() == before.norm.scale[...].tolist()
     assert after.embedding[...].tolist() == before.embedding[...].tolist()
