@@ -1,4 +1,4 @@
-"""Command R7B, Command A and Aya (https://arxiv.org/abs/2504.00698): attention beside the MLP.
+"""Command R7B, Command A (https://arxiv.org/abs/2504.00698): attention beside the MLP.
 
 Agrees with transformers/models/cohere2/modeling_cohere2.py. Layers that slide turn, pair by pair of
 neighbouring channels; those that see everything do not.

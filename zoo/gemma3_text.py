@@ -1,4 +1,4 @@
-"""Gemma 3, the text alone (https://arxiv.org/abs/2503.19786): a rope for each kind of layer.
+"""Gemma 3 (https://arxiv.org/abs/2503.19786): a rope for each kind of layer.
 
 Agrees with transformers/models/gemma3/modeling_gemma3.py. Of a checkpoint that sees images too
 (`gemma3`) the text half is read, and written as a model of its own.

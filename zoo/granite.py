@@ -1,4 +1,4 @@
-"""Granite 3 and 4 dense (https://arxiv.org/abs/2505.08699): a Llama with four multipliers.
+"""Granite 3 (https://arxiv.org/abs/2505.08699): a Llama with four multipliers.
 
 Agrees with transformers/models/granite/modeling_granite.py.
 """

@@ -1,4 +1,4 @@
-"""Llama 2, 3, 3.1, 3.2 and 3.3, text only (https://arxiv.org/abs/2307.09288, 2407.21783).
+"""Llama 2, 3 to 3.3; SmolLM 1, 2; TinyLlama (https://arxiv.org/abs/2307.09288, 2407.21783).
 
 Agrees with transformers/models/llama/modeling_llama.py.
 """

@@ -1,4 +1,4 @@
-"""Mistral 7B and its relatives (https://arxiv.org/abs/2310.06825): a window on every layer.
+"""Mistral 7B (https://arxiv.org/abs/2310.06825): a window on every layer.
 
 Agrees with transformers/models/mistral/modeling_mistral.py.
 """

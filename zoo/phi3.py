@@ -1,4 +1,4 @@
-"""Phi-3, 3.5 and 4 (https://arxiv.org/abs/2404.14219): longrope, and products side by side.
+"""Phi 3, 3.5, 4 (https://arxiv.org/abs/2404.14219): longrope, and products side by side.
 
 Agrees with transformers/models/phi3/modeling_phi3.py.
 """

@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5 (https://arxiv.org/abs/2407.10671): biases on q, k and v.
+"""Qwen 1.5, 2, 2.5 (https://arxiv.org/abs/2407.10671): biases on q, k and v.
 
 Agrees with transformers/models/qwen2/modeling_qwen2.py.
 """

@@ -1,4 +1,4 @@
-"""Qwen3, dense (https://arxiv.org/abs/2505.09388): norms on every head's q and k.
+"""Qwen 3 (https://arxiv.org/abs/2505.09388): norms on every head's q and k.
 
 Agrees with transformers/models/qwen3/modeling_qwen3.py.
 """

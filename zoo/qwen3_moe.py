@@ -1,4 +1,4 @@
-"""Qwen3 with experts (https://arxiv.org/abs/2505.09388).
+"""Qwen 3 MoE (https://arxiv.org/abs/2505.09388).
 
 Agrees with transformers/models/qwen3_moe/modeling_qwen3_moe.py.
 """

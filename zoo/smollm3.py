@@ -1,4 +1,4 @@
-"""SmolLM3 (https://huggingface.co/blog/smollm3): some layers turn nothing.
+"""SmolLM 3 (https://huggingface.co/blog/smollm3): some layers turn nothing.
 
 Agrees with transformers/models/smollm3/modeling_smollm3.py.
 """

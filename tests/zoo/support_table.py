@@ -7,6 +7,7 @@ Needs torch. Real sizes are those of the config.json files in the folder of shar
 
 import json
 import pathlib
+import re
 import sys
 import tempfile
 
@@ -27,8 +28,8 @@ HEAD = (
 
 
 def name_of(family: str) -> str:
-    """What the architecture's file begins with, up to its paper."""
-    return str(zoo.ARCHITECTURES[family].__doc__).partition(" (")[0]
+    """What the architecture's file begins with, up to its paper or a colon."""
+    return re.split(r" \(|: ", str(zoo.ARCHITECTURES[family].__doc__))[0]
 
 
 def row(family: str) -> str:
@@ -77,8 +78,10 @@ def main() -> None:
     measured = {family: row(family) for family in sys.argv[1:] or twins.TWINS}
     before, rest = DOC.read_text().split(BEGIN)
     old, after = rest.split(END)
-    kept = {line.split(" | ")[0].strip("| "): line + "\n" for line in old.splitlines()}
-    rows = [measured.get(family) or kept[name_of(family)] for family in twins.TWINS]
+    lines = [line.split(" | ") for line in old.splitlines() if "`" in line][1:]
+    kept = {kind.strip("`"): line for line in lines for kind in line[1].split(", ")}
+    again = lambda family: " | ".join([f"| {name_of(family)}", *kept[family][1:]]) + "\n"
+    rows = [measured.get(family) or again(family) for family in twins.TWINS]
     DOC.write_text(f"{before}{BEGIN}\n{HEAD}{''.join(rows)}{END}{after}")
 
 

@@ -80,15 +80,6 @@ GPT2 = dict(vocab_size=97, n_positions=96, n_embd=32, n_layer=3, n_head=4, bos_t
 # Family -> shapes: what a config says beside SIZES. The first is plain, the last the richest, with
 # most of what the family can have: windows, caps, both kinds of layer.
 TWINS: dict[str, dict[str, dict]] = {
-    "granite": {shape: GRANITE | said for shape, said in GQA.items()},
-    "cohere2": {
-        "plain": dict(sliding_window=6),
-        "untied": dict(tie_word_embeddings=False, sliding_window=5, logit_scale=0.3),
-        "one key head, pattern of two": dict(
-            num_key_value_heads=1, sliding_window=4,
-            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-        ),
-    },
     "llama": GQA | {"linear": LINEAR, "dynamic": DYNAMIC, "yarn": YARN, "llama3": LLAMA3},
     "qwen2": {
         "plain": {},
@@ -199,6 +190,15 @@ TWINS: dict[str, dict[str, dict]] = {
         "plain": GPT2,
         "inner": GPT2 | dict(n_inner=40, n_embd=24, vocab_size=101),
         "untied, one head": GPT2 | dict(n_head=1, tie_word_embeddings=False),
+    },
+    "granite": {shape: GRANITE | said for shape, said in GQA.items()},
+    "cohere2": {
+        "plain": dict(sliding_window=6),
+        "untied": dict(tie_word_embeddings=False, sliding_window=5, logit_scale=0.3),
+        "one key head, pattern of two": dict(
+            num_key_value_heads=1, sliding_window=4,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        ),
     },
 }  # fmt: skip
 RICHEST = {family: list(shapes)[-1] for family, shapes in TWINS.items()}
