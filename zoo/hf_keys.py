@@ -70,6 +70,8 @@ NEUTRAL: dict[str, Any] = {
     "use_sliding_window": False,
 }
 
+# What names code, or says that it may run: nothing here does, and nobody is to rely on it.
+_CODE = "_attn_implementation_internal _target_ kernels model_file trust_remote_code"
 # What the decoders of transformers 5.24 read (the fields of every config that it maps to a causal
 # language model, and the older spellings that it takes) and what models with code of their own do.
 _READ = """
@@ -205,7 +207,7 @@ _READ = """
     vocab_size_per_layer_input vocabulary_map vq_config weight_mode whisper_adapter_in_dim
     whisper_adapter_out_dim whisper_config window_size word_embed_proj_dim zero_expert_num
 """
-READ = frozenset(_READ.split())
+READ = frozenset((_READ + _CODE).split())
 
 
 @functools.cache

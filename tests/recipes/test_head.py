@@ -7,10 +7,11 @@ import pytest
 
 from recipes.head import token_logps
 from zoo import layers
+from zoo.layers import LastStep
 
 
-@pytest.mark.parametrize("softcap", [None, 3.0])
-def test_values_and_gradients_are_those_of_whole_logits(monkeypatch, softcap):
+@pytest.mark.parametrize("last", [LastStep(), LastStep(softcap=3.0), LastStep(0.5, 2.0)])
+def test_values_and_gradients_are_those_of_whole_logits(monkeypatch, last):
     """Two lists of twelve places, of which five and twelve count; chunks of four."""
     monkeypatch.setattr("recipes.head.LOGITS_BYTES", {"cpu": 2 * 4 * 11 * 4})
     draw = np.random.default_rng(0)
@@ -22,11 +23,11 @@ def test_values_and_gradients_are_those_of_whole_logits(monkeypatch, softcap):
     weights = jnp.asarray(draw.standard_normal((2, 12)) * (np.arange(12) < [[5], [12]]))
 
     def chunked(hidden, head):
-        logps = token_logps(hidden, head, target, scores, jnp.float32, softcap)
+        logps = token_logps(hidden, head, target, scores, jnp.float32, last)
         return (logps * weights).sum(), logps
 
     def whole(hidden, head):
-        logits = layers.capped(hidden @ head.T, softcap)
+        logits = layers.capped(last.scale * (hidden @ head.T), last.softcap)
         each = jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], -1)[..., 0]
         return (each * weights).sum(), each
 
