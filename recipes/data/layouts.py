@@ -100,8 +100,8 @@ def openai_preference(row: Row) -> Pair:
     given = messages.parsed(row.get("input"))
     if not isinstance(given, dict):
         raise ValueError("no object with `messages` in `input`")
-    if given.get("tools"):
-        row = {**row, "tools": given["tools"]}
+    if tools := given.get("tools") or given.get("functions"):  # the latter is its older name
+        row = {**row, "tools": tools}
     prompt = messages.read(given.get("messages"), "input.messages")
     return _answered(row, prompt, "preferred_output", "non_preferred_output")
 
@@ -226,7 +226,8 @@ def wanted(named: dict[str, str]) -> frozenset[str]:
     `named` are those that a person says.
     """
     answers = frozenset().union(*columns.ANSWERS)
-    return COLUMNS | answers | columns.LIKE_QUESTIONS | {*columns.ALSO, *named.values()}
+    others = columns.LIKE_QUESTIONS | columns.LIKE_TOOLS | {*columns.ALSO, *named.values()}
+    return COLUMNS | answers | others | {"output"}  # of which a sentence tells
 
 
 def asked(pair: Pair) -> str:
@@ -335,7 +336,10 @@ def _parsed(value: Any, name: str) -> Any:
     try:
         return json.loads(value) if value.strip() else None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"`{name}` is not valid JSON") from error
+        found = messages.parsed(value)  # as pandas writes it
+        if found is value:
+            raise ValueError(f"`{name}` is not valid JSON") from error
+        return found
 
 
 def _transcript(value: Any, name: str) -> Turns:

@@ -75,11 +75,25 @@ def unwritten(value: Any, name: str) -> Any:
         return value
     found = parsed(value)
     found = None if found is value else found
-    if _are_messages(found):
+    if are_messages(found):
         return found
     if found is None and all(key.search(value) for key in KEYS):
         raise ValueError(f"the text in `{name}` looks like messages, but is not valid JSON")
     return value  # an answer may well be JSON
+
+
+def are_messages(found: Any) -> bool:
+    """Is it a list of messages, an object that holds one, or a message?"""
+    found = unnested(found)
+    if isinstance(found, dict):
+        return role_of(found) is not None and bool(found.keys() & {"content", "value"})
+    if not isinstance(found, list) or not found:
+        return False
+    held = [one.keys() if isinstance(one, dict) else set() for one in found]
+    return all(
+        {"from", "value"} <= keys or ("role" in keys and bool(keys & {"content", "tool_calls"}))
+        for keys in held
+    )
 
 
 def role_of(message: Any) -> str | None:
@@ -166,7 +180,8 @@ def _message(message: Any, name: str) -> Message:
     known = role_of(message)
     if known is None:
         raise ValueError(f"a message in `{name}` has the role {role[:40]!r}")
-    besides = {key: message[key] for key in BESIDES if message.get(key) not in (None, [], "")}
+    empty = lambda x: x in EMPTY or x != x  # NaN is what pandas makes of nothing
+    besides = {key: message[key] for key in BESIDES if not empty(message.get(key))}
     for key, value in besides.items():
         check_data(value, key)
     if isinstance(said, list):
@@ -178,10 +193,14 @@ def _message(message: Any, name: str) -> Message:
     calls = besides.get("tool_calls") or message.get("function_call")  # OpenAI's older form
     if role.strip().lower() in CALLS:
         calls, said = said, None
-    if calls not in (None, ""):
+    if not empty(calls):
         besides["tool_calls"] = _calls(calls, name)
         said = "" if said is None else said
-    return {"role": known, "content": text(said, name)} | besides
+    found = {"role": known, "content": text(said, name)} | besides
+    lost = [key for key in sorted(unread([message])) if isinstance(message[key], list | dict)]
+    if lost and known == "assistant" and is_blank(found):
+        raise ValueError(f"a message in `{name}` holds nothing but `{lost[0]}`, which is not read")
+    return found
 
 
 def _parts(parts: list[Any], name: str) -> tuple[str, str]:
@@ -217,22 +236,9 @@ def _literal(written: str) -> Any:
         return None
 
 
-def _are_messages(found: Any) -> bool:
-    found = unnested(found)
-    if isinstance(found, dict):
-        return role_of(found) is not None and bool(found.keys() & {"content", "value"})
-    if not isinstance(found, list) or not found:
-        return False
-    held = [one.keys() if isinstance(one, dict) else set() for one in found]
-    return all(
-        {"from", "value"} <= keys or ("role" in keys and bool(keys & {"content", "tool_calls"}))
-        for keys in held
-    )
-
-
 def _calls(calls: Any, name: str) -> list[dict[str, Any]]:
     """In OpenAI's form, `{type, function: {name, arguments}}`, with arguments as an object."""
-    calls = unquoted(calls)
+    calls = parsed(calls)
     return [_call(unquoted(call), name) for call in (calls if isinstance(calls, list) else [calls])]
 
 
