@@ -196,8 +196,10 @@ def asked(value: Any, most: int = 8) -> Iterable[str]:
     """
     if isinstance(value, str):
         held = messages.parsed(value)  # a table's text may stand for messages or pairs
-        held = transcripts.turns(value) if held is value else held
-        yield from list(asked(held, most)) or ([] if messages.are_messages(held) else [value])
+        written = held is not value
+        held = held if written else transcripts.turns(value)
+        silent = written and (not held or messages.are_messages(held))
+        yield from list(asked(held, most)) or ([] if silent else [value])
     elif most and isinstance(value, dict):
         if "role" in value or "from" in value:
             said = value.get("value") if value.get("content") is None else value["content"]

@@ -35,6 +35,11 @@ UNSEEN = re.compile(
     r"\ud800-\udfff\ufeff\U000e0000-\U000e007f]"
 )
 
+# A text in Python's quotes (to the end, if they do not close), or between objects of an array.
+QUOTED_OR_PARTED = re.compile(
+    r"""'[^'\\]*+(?:\\.[^'\\]*+)*+(?:'|\Z)|"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)|\}\s+\{""",
+    re.DOTALL,
+)
 # How a text begins that may hold messages, and what is in one that surely does.
 WRITTEN = re.compile(r"\s*(?:\[\s*)?\{")
 KEYS = [re.compile(rf"""["'](?:{keys})["']\s*:""") for keys in ("role|from", "content|value")]
@@ -226,12 +231,16 @@ def _either(given: dict[str, Any], one: str, other: str) -> Any:
     return given.get(other) if found is None else found
 
 
+def _with_comma(found: re.Match[str]) -> str:
+    return found[0] if found[0][0] in "'\"" else "}, {"
+
+
 def _literal(written: str) -> Any:
-    """What pandas writes of a list: Python's own, or a numpy array's with lines for commas."""
+    """What pandas writes of a list: Python's own, or a numpy array's with blanks for commas."""
     if len(written) > LONGEST_LITERAL:
         return None
     try:
-        return ast.literal_eval(re.sub(r"\}\s*\n\s*\{", "}, {", written.strip()))
+        return ast.literal_eval(QUOTED_OR_PARTED.sub(_with_comma, written.strip()))
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return None
 

@@ -101,6 +101,7 @@ def test_history_that_a_table_writes_out_is_read(tmp_path):
         assert recognised(tmp_path, row)[0].layout == "instruction"
         with pytest.raises(ValueError, match="`turns` looks like the question"):
             recognised(tmp_path, row | {"turns": write([["And then?", "Left."]])})
+        assert recognised(tmp_path, row | {"turns": "[]"})[0].layout == "instruction"
         answer = write([{"role": "assistant", "content": "On."}])
         assert recognised(tmp_path, row | {"messages": answer})[0].layout == "instruction"
 

@@ -131,6 +131,18 @@ def read(row, called=None):
     return LAYOUTS[columns.recognised(named)].read(named)
 
 
+def test_arrays_of_short_messages_stand_on_one_line():
+    said = 'if (it\'s) {\n} {a: "b"}'
+    array = lambda answer: f"[{user('Hi')} {assistant('Oh')}\n {user('So?')} {assistant(answer)}]"
+    pair = read({"chosen": array(said), "rejected": array("No.")})
+    assert pair == Pair(
+        [user("Hi"), assistant("Oh"), user("So?")], [assistant(said)], [assistant("No.")]
+    )
+    odd = "[{'role': 'user', 'content': '" + "\\'" * 2**18  # in time that grows with its length
+    with pytest.raises(ValueError, match="looks like messages"):
+        read({"chosen": odd, "rejected": "a"})
+
+
 def test_tools_as_pandas_writes_them_and_by_their_older_name():
     assert read(MESSAGES | {"tools": str([TOOL])}).tools == [TOOL]
     given = {"messages": [user("Which way?")], "functions": [TOOL["function"]]}
