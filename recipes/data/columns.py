@@ -143,6 +143,11 @@ def check_question(row: Row, heard: str, layout: str) -> None:
     for name in ("chosen", "rejected") if layout == PLAIN else ():
         if not isinstance(messages.unwritten(row[name], name), str):
             raise ValueError(f"`{name}` holds messages, which layout {layout} would take for words")
+        if not isinstance(messages.parsed(row[name]), str):
+            raise ValueError(
+                f"`{name}` is a list or object written as text, and layout {layout} would train on "
+                f"it as words: if that is meant, set --config.data.layout={layout}"
+            )
     for name in row:
         own = name == "system_prompt" and layout == PLAIN  # which has a sentence of its own
         if name in LIKE_QUESTIONS and not own and not holds(heard, row[name]):
@@ -173,6 +178,8 @@ def unread(name: str, heard: str, layout: str) -> str:
         remedy = f"read it with {flag({'system_prompt': name})}"
     elif not heard or layout == PLAIN:
         remedy = f"read it with {flag({'prompt': name})}"
+    elif layout == "preference_chat" and name in ASKED:
+        remedy = f"read it with --config.data.layout={ASKED[name]}"
     return (
         f"`{name}` looks like the question, and layout {layout} does not read it: {remedy}, or "
         f"leave it out with --config.data.layout={layout}"
@@ -180,8 +187,9 @@ def unread(name: str, heard: str, layout: str) -> str:
 
 
 def holds(heard: str, value: Any) -> bool:
-    """Does `heard` hold all that `value` asks, white space aside?"""
-    if value is None or (isinstance(value, str) and value in heard):
+    """Does `heard` hold all that `value` asks, white space aside? Numbers ask nothing."""
+    text = isinstance(value, str)
+    if value is None or (text and (value in heard or re.fullmatch(r"\s*[-+]?\d+\.?\d*\s*", value))):
         return True
     for text in map(str.strip, asked(value)):
         if text not in heard and " ".join(text.split()) not in " ".join(heard.split()):

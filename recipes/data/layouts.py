@@ -35,7 +35,13 @@ def preference_chat(row: Row) -> Pair:
     Raises:
       ValueError: a column is missing or malformed, or the two are equal.
     """
-    return _forked(row, *(messages.read(row.get(name), name) for name in ("chosen", "rejected")))
+    both = [messages.read(row.get(name), name) for name in ("chosen", "rejected")]
+    asks = [any(turn["role"] == "user" for turn in turns) for turns in both]
+    if asks[0] != asks[1]:
+        raise ValueError(
+            "one of `chosen` and `rejected` asks something, and the other only answers"
+        )
+    return _forked(row, *both)
 
 
 def prompt_chosen_rejected(row: Row) -> Pair:

@@ -40,8 +40,9 @@ QUOTED_OR_PARTED = re.compile(
     r"""'[^'\\]*+(?:\\.[^'\\]*+)*+(?:'|\Z)|"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)|\}\s+\{""",
     re.DOTALL,
 )
+WHO = ("author", "speaker", "sender")  # what others call a role
 # How a text begins that may hold messages, and what is in one that surely does.
-WRITTEN = re.compile(r"\s*(?:\[\s*)?\{")
+WRITTEN = re.compile(r"""\s*(?:\[\s*)?\{|\s*"\s*(?:\[\s*)?\{\s*\\+\"""")
 KEYS = [re.compile(rf"""["'](?:{keys})["']\s*:""") for keys in ("role|from", "content|value")]
 
 
@@ -82,6 +83,10 @@ def unwritten(value: Any, name: str) -> Any:
     found = None if found is value else found
     if are_messages(found):
         return found
+    if _are_turns(found):
+        raise ValueError(
+            f"the text in `{name}` holds messages whose keys are not `role` and `content`"
+        )
     if found is None and all(key.search(value) for key in KEYS):
         raise ValueError(f"the text in `{name}` looks like messages, but is not valid JSON")
     return value  # an answer may well be JSON
@@ -138,10 +143,17 @@ def unquoted(value: Any) -> Any:
 
 
 def parsed(value: Any) -> Any:
-    """The list or object that a text writes out, as JSON or as pandas does; else the value."""
-    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+    """The list or object that a text writes out, as JSON or as pandas does; else the value.
+
+    JSON may have been written twice, as the text of a text.
+    """
+    start = value.lstrip()[:1] if isinstance(value, str) else ""
+    if not start or start not in '[{"':
         return value
     found = unquoted(value)
+    if start == '"':
+        inner = parsed(found) if isinstance(found, str) and found != value else found
+        return value if isinstance(inner, str) else inner
     found = _literal(value) if found is value else found
     return value if found is None else found
 
@@ -243,6 +255,15 @@ def _literal(written: str) -> Any:
         return ast.literal_eval(QUOTED_OR_PARTED.sub(_with_comma, written.strip()))
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return None
+
+
+def _are_turns(found: Any) -> bool:
+    """Is it a list of what somebody says, by other keys: `speaker`, or `human` and `assistant`?"""
+    if not isinstance(found, list) or not all(isinstance(one, dict) and one for one in found):
+        return False
+    spoken = lambda one: any(role_of({"role": one.get(who)}) for who in WHO)
+    pair = lambda one: {role_of({"role": key}) for key in one} >= {"user", "assistant"}
+    return bool(found) and (all(map(spoken, found)) or all(map(pair, found)))
 
 
 def _calls(calls: Any, name: str) -> list[dict[str, Any]]:

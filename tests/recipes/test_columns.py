@@ -95,6 +95,52 @@ def test_tools_by_another_name_are_named_with_the_flag(tmp_path, name, write):
     assert f"`{name}` looks like tools" in reason
 
 
+def test_messages_that_were_written_twice_or_by_other_keys_are_no_words(tmp_path):
+    twice = {name: json.dumps(json.dumps(turns)) for name, turns in TURNS.items()}
+    source, _ = recognised(tmp_path, twice)
+    assert source.layout == "preference_chat"
+    once, _ = recognised(tmp_path, TURNS)
+    both = [pairs.read(one, HOW).ids for one in (once, source)]
+    assert pairs.fingerprint(both[0]) == pairs.fingerprint(both[1])
+    asked = json.dumps(json.dumps([{"role": "user", "content": "Which way?"}]))
+    assert recognised(tmp_path, ANSWERS | {"prompt": asked})[0].layout == "prompt_chosen_rejected"
+    for keys in ("author text", "speaker content", "sender message"):
+        who, what = keys.split()
+        written = lambda said, who=who, what=what: json.dumps(
+            [{who: "user", what: "Which way?"}, {who: "bot", what: said}]
+        )
+        with pytest.raises(ValueError, match="holds messages whose keys are not `role` and"):
+            recognised(tmp_path, {name: written(said) for name, said in ANSWERS.items()})
+    spoken = {name: json.dumps([{"human": "Hi", "assistant": a}]) for name, a in ANSWERS.items()}
+    with pytest.raises(ValueError, match="holds messages whose keys are not `role` and"):
+        recognised(tmp_path, spoken)
+    turns = {name: json.dumps(["Which way?", said]) for name, said in ANSWERS.items()}
+    with pytest.raises(ValueError, match="`chosen` is a list or object written as text"):
+        recognised(tmp_path, turns)
+    assert recognised(tmp_path, turns | {"prompt": "a"})[0].layout == "prompt_chosen_rejected"
+    book = {
+        name: json.dumps([{"author": "A. Pen", "text": said}]) for name, said in ANSWERS.items()
+    }
+    assert recognised(tmp_path, book | {"prompt": "a"})[0].layout == "prompt_chosen_rejected"
+
+
+def test_an_answer_beside_a_whole_conversation_is_refused(tmp_path):
+    row = {"prompt": "Which way?", "chosen": TURNS["chosen"], "rejected": TURNS["rejected"][1:]}
+    source, _ = recognised(tmp_path, TURNS, row)
+    (reason,) = pairs.read(source, HOW).counts.malformed
+    assert reason == "one of `chosen` and `rejected` asks something, and the other only answers"
+    source, _ = recognised(tmp_path, row, layout="prompt_chosen_rejected")
+    assert pairs.read(source, HOW).counts.used == 1
+
+
+def test_a_history_in_the_prompt_is_named_with_its_layout(tmp_path):
+    history = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    with pytest.raises(ValueError, match=r"read it with .*layout=prompt_chosen_rejected"):
+        recognised(tmp_path, TURNS | {"prompt": history})
+    source, _ = recognised(tmp_path, TURNS | {"prompt": history}, layout="prompt_chosen_rejected")
+    assert pairs.read(source, HOW).counts.used == 1
+
+
 def test_history_that_a_table_writes_out_is_read(tmp_path):
     for write in (json.dumps, str):
         row = ANSWERS | {"instruction": "Which way?", "history": write([["Hello", "Hi, you."]])}
@@ -277,6 +323,8 @@ def test_what_holds_a_question():
     assert columns.holds("a\nWhich way?\nb", "Which  way?")
     assert not columns.holds("Which", "Which way?")
     assert columns.holds("", None)
+    assert columns.holds("", "2") and columns.holds("", " 1.0")  # Nectar's `turns`, as CSV
+    assert not columns.holds("", "2 + 2")
     assert columns.holds("", [{"role": "assistant", "content": "a"}])
     parts = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image"}]}]
     assert columns.holds("a", parts)
