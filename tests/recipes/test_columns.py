@@ -65,17 +65,19 @@ def test_even_a_name_that_says_nothing_is_not_guessed_past(tmp_path):
     [
         {"trajectory": [{"from": "user", "value": "Which way?"}]},
         {"t": [{"from": "user", "value": "Which way?"}]},
-        {"asked": ["Hello there.", "Hi.", "Which way?"]},
+        {"asked": ["Hello there.", "Hi.", "So which way is it?"]},
         {"question": {"dataset": "eli5", "full_text": "Which way?"}},
-        {"q": {"full_text": "Which way?"}},
+        {"q": {"full_text": "So which way is it?"}},
     ],
 )
 def test_a_question_in_lists_and_objects_is_not_guessed_past(tmp_path, besides):
     (name,) = besides
     with pytest.raises(ValueError, match=f"`{name}` looks like the question"):
         recognised(tmp_path, SO | besides)
-    same = {k: f"Hello there. Hi. Which way? {v}" for k, v in ANSWERS.items()}
+    same = {k: f"Hello there. Hi. Which way? So which way is it? {v}" for k, v in ANSWERS.items()}
     assert recognised(tmp_path, same | besides)[0].layout == "plain_transcripts"
+    notes = {"tags": ["open qa", "rivers of France"], "about": {"lang": "en", "topic": "way out"}}
+    assert recognised(tmp_path, SO | notes)[0].layout == "plain_transcripts"
 
 
 @pytest.mark.parametrize("name", ["functions", "available_tools", "Tools", "toolList"])
