@@ -5,7 +5,7 @@ sentence names those that are there.
 """
 
 from collections.abc import Iterable
-import contextlib
+import math
 import re
 from typing import Any
 
@@ -20,6 +20,7 @@ ALSO = {
     "system": "system_prompt",
     "system_message": "system_prompt",
 }
+NUMBERS = ("chosen_score", "rejected_score", "overall_preference")
 # The same of the answers, which are renamed together or not at all.
 ANSWERS = (
     *((f"chosen_{what}", f"rejected_{what}") for what in messages.ANSWER_WORDS),
@@ -28,13 +29,16 @@ ANSWERS = (
 )
 # What a column that holds a question, or a part of it, is called; see LIKE_QUESTIONS.
 QUESTIONS = (
-    "chat", "chat_history", "context", "conversation", "conversation_history", "conversations",
-    "dialog", "dialogue", "document", "full_prompt", "history", "human_message", "human_prompt",
-    "input", "input_text", "inputs", "instruction", "instructions", "message", "messages",
-    "passage", "post", "problem", "problem_statement", "prompt", "prompt_text", "prompts", "query",
-    "queries", "question", "question_text", "questions", "raw_prompt", "request", "source_text",
-    "system", "system_message", "system_msg", "system_prompt", "task_description", "turns",
-    "user_input", "user_message", "user_msg", "user_prompt", "user_query", "user_question",
+    "chat", "chat_history", "contents", "context", "context_messages", "conversation",
+    "conversation_history", "conversations", "dialog", "dialog_history", "dialogue",
+    "dialogue_history", "document", "full_prompt", "history", "human_message", "human_prompt",
+    "input", "input_messages", "input_text", "inputs", "instruction", "instructions", "message",
+    "message_history", "messages", "passage", "past_messages", "post", "previous_messages",
+    "previous_turns", "prior_messages", "problem", "problem_statement", "prompt",
+    "prompt_messages", "prompt_text", "prompts", "query", "queries", "question", "question_text",
+    "questions", "raw_prompt", "request", "source_text", "system", "system_message", "system_msg",
+    "system_prompt", "task_description", "trajectory", "turns", "user_input", "user_message",
+    "user_msg", "user_prompt", "user_query", "user_question",
 )  # fmt: skip
 
 
@@ -47,6 +51,12 @@ def _spellings(name: str) -> set[str]:
 
 
 LIKE_QUESTIONS = frozenset().union(*map(_spellings, QUESTIONS))
+TOOLS = (
+    "available_functions", "available_tools", "function_definitions", "functions",
+    "tool_definitions", "tool_list", "tool_schemas", "tools", "tools_list",
+)  # fmt: skip
+LIKE_TOOLS = frozenset().union(*map(_spellings, TOOLS))
+SPOKEN = LIKE_QUESTIONS | {"human", "user"}  # keys of an object that holds a question
 # What decides, in this order: a column besides `chosen` and `rejected`; columns without those.
 ASKED = {
     "conversations": "sharegpt",
@@ -63,7 +73,7 @@ WITHOUT_CHOSEN = {
 }
 PLAIN = "plain_transcripts"  # the one layout of whole texts that is guessed
 # Words in the name of the better answer, and of the worse; what an answer is not.
-BETTER = r"chosen|prefer\w*|better|best|accept\w*|win|winning|won|positive|good"
+BETTER = r"chosen|prefer(red|able)?|better|best|accept\w*|win|winner|winning|won|positive|good"
 WORSE = (
     r"reject\w*|(dis|un|non)prefer\w*|dispref\w*|worse|worst|lose|loser|losing|lost|negative|bad"
 )
@@ -80,7 +90,9 @@ def renamed(row: Row, columns: dict[str, str]) -> Row:
         named |= zip(("chosen", "rejected"), both, strict=True) if both else ()
     named |= columns
     kept = {k: v for k, v in row.items() if k not in named and k not in named.values()}
-    return kept | {ours: row[theirs] for ours, theirs in named.items() if theirs in row}
+    kept |= {ours: row[theirs] for ours, theirs in named.items() if theirs in row}
+    missing = lambda value: isinstance(value, float) and math.isnan(value)  # as pandas writes it
+    return {name: x for name, x in kept.items() if name in NUMBERS or not missing(x)}
 
 
 def recognised(row: Row) -> str:
@@ -98,6 +110,11 @@ def recognised(row: Row) -> str:
         raise ValueError(absent(row))
     answer = messages.unwritten(row["chosen"] if has("chosen") else row["rejected"], "chosen")
     answer = messages.unnested(answer)
+    if isinstance(answer, dict) and answer and all(map(str.isdigit, answer)):
+        raise ValueError(
+            "the file holds one object of columns, as pandas writes it by default: write rows, "
+            "with to_json(…, orient='records', lines=True)"
+        )
     first = answer[0] if isinstance(answer, list) and answer else answer
     if messages.role_of(messages.unwritten(first, "chosen")) not in (None, "assistant"):
         return "preference_chat"  # a whole conversation, whatever stands beside it
@@ -126,10 +143,32 @@ def check_question(row: Row, heard: str, layout: str) -> None:
     for name in ("chosen", "rejected") if layout == PLAIN else ():
         if not isinstance(messages.unwritten(row[name], name), str):
             raise ValueError(f"`{name}` holds messages, which layout {layout} would take for words")
+        if not isinstance(messages.parsed(row[name]), str):
+            raise ValueError(
+                f"`{name}` is a list or object written as text, and layout {layout} would train on "
+                f"it as words: if that is meant, set --config.data.layout={layout}"
+            )
     for name in row:
         own = name == "system_prompt" and layout == PLAIN  # which has a sentence of its own
         if name in LIKE_QUESTIONS and not own and not holds(heard, row[name]):
             raise ValueError(unread(name, heard, layout))
+
+
+def check_tools(row: Row, layout: str) -> None:
+    """Refuses a row of which a guessed layout would leave the tools out.
+
+    Raises:
+      ValueError: a column that looks like tools holds some, and `tools` does not.
+    """
+    if row.get("tools") or layout == PLAIN:
+        return
+    for name in LIKE_TOOLS.intersection(row):
+        held = messages.parsed(row[name])
+        if held and isinstance(held, list) and all(isinstance(one, dict) for one in held):
+            raise ValueError(
+                f"`{name}` looks like tools, and layout {layout} does not read it: read it with "
+                f"{flag({'tools': name})}, or leave it out with --config.data.layout={layout}"
+            )
 
 
 def unread(name: str, heard: str, layout: str) -> str:
@@ -139,6 +178,8 @@ def unread(name: str, heard: str, layout: str) -> str:
         remedy = f"read it with {flag({'system_prompt': name})}"
     elif not heard or layout == PLAIN:
         remedy = f"read it with {flag({'prompt': name})}"
+    elif layout == "preference_chat" and name in ASKED:
+        remedy = f"read it with --config.data.layout={ASKED[name]}"
     return (
         f"`{name}` looks like the question, and layout {layout} does not read it: {remedy}, or "
         f"leave it out with --config.data.layout={layout}"
@@ -146,8 +187,9 @@ def unread(name: str, heard: str, layout: str) -> str:
 
 
 def holds(heard: str, value: Any) -> bool:
-    """Does `heard` hold all that `value` asks, white space aside?"""
-    if value is None or (isinstance(value, str) and value in heard):
+    """Does `heard` hold all that `value` asks, white space aside? Numbers ask nothing."""
+    text = isinstance(value, str)
+    if value is None or (text and (value in heard or re.fullmatch(r"\s*[-+]?\d+\.?\d*\s*", value))):
         return True
     for text in map(str.strip, asked(value)):
         if text not in heard and " ".join(text.split()) not in " ".join(heard.split()):
@@ -161,11 +203,11 @@ def asked(value: Any, most: int = 8) -> Iterable[str]:
     It is looked for within `most` lists and objects in each other.
     """
     if isinstance(value, str):
-        with contextlib.suppress(ValueError):  # then it is text that nobody parses
-            value = messages.unwritten(value, "")
-    if isinstance(value, str):
-        turns = transcripts.turns(value)
-        yield from asked(turns) if turns else [value]
+        held = messages.parsed(value)  # a table's text may stand for messages or pairs
+        written = held is not value
+        held = held if written else transcripts.turns(value)
+        silent = written and (not held or messages.are_messages(held))
+        yield from list(asked(held, most)) or ([] if silent else [value])
     elif most and isinstance(value, dict):
         if "role" in value or "from" in value:
             said = value.get("value") if value.get("content") is None else value["content"]
@@ -173,8 +215,10 @@ def asked(value: Any, most: int = 8) -> Iterable[str]:
         elif value.get("type") == "text":  # a part of a message
             yield from asked(value.get("text") or value.get("value"), most - 1)
         else:
-            for name in value.keys() & LIKE_QUESTIONS:
-                yield from asked(value[name], most - 1)
+            known = value.keys() & SPOKEN
+            for text in (text for name in known or value for text in asked(value[name], most - 1)):
+                if known or len(text.split()) > 1:  # of other keys, ids and labels are no question
+                    yield text
     elif most and isinstance(value, list | tuple):
         pair = len(value) == 2 and all(isinstance(one, str) for one in value)
         for one in value[:1] if pair else value:  # of a question and its answer
@@ -186,7 +230,14 @@ def absent(row: Row) -> str:
     names = [name for name in row if isinstance(name, str)]
     near = {ours: _near(ours, names) for ours in ("chosen", "rejected")}
     single = next((name for name in SINGLE if name in row), None)
+    if "data" in row and WRAPPED.issuperset(names):
+        return "its rows stand within `data`: a .json file holds a list of rows, or a row a line"
     if not any(near.values()):
+        if single == "output" and isinstance(row["output"], list):
+            return (
+                "`output` holds several answers: write the preferred one as column `chosen`, and "
+                "the other as `rejected`"
+            )
         if single:
             label = next((name for name in names if name.lower() in LABELS), None)
             wanted = f", and whether it is wanted (`{label}`)" if label else ""
@@ -194,11 +245,12 @@ def absent(row: Row) -> str:
                 f"its rows hold one answer each (`{single}`){wanted}, not pairs: this recipe needs "
                 "two answers to each prompt, one preferred to the other"
             )
-        if both := _numbered(names):
-            return (
-                f"which of `{both[0]}` and `{both[1]}` is preferred differs from row to row: "
-                "write them as columns `chosen` and `rejected`"
-            )
+    both = _numbered(names)
+    if both and not all(near.values()) and {"chosen", "rejected"}.isdisjoint(names):
+        return (
+            f"which of `{both[0]}` and `{both[1]}` is preferred differs from row to row: "
+            "write them as columns `chosen` and `rejected`"
+        )
     missing = [ours for ours in near if ours not in row]
     near["chosen"] = near["chosen"] or single
     found = {ours: theirs for ours, theirs in near.items() if ours in missing and theirs}
@@ -210,6 +262,7 @@ def absent(row: Row) -> str:
     return f"among its columns ({', '.join(map(str, row))[:300]}) {what}, as in {flag(found)}"
 
 
+WRAPPED = frozenset(("data", "columns", "index", "schema", "version", "metadata"))
 MISSING = "are no `chosen` and `rejected`: name them"
 
 
@@ -229,12 +282,16 @@ def _near(ours: str, names: list[str]) -> str | None:
 
 
 def _numbered(names: list[str]) -> list[str]:
-    """Two columns that differ in a number or letter: `response_0`, `response_1`."""
+    """Two columns of answers that differ in a number or letter: `response_0`, `response_1`."""
     found: dict[str, list[str]] = {}
     for name in names:
-        if match := re.fullmatch(r"(.*?)_?[012ab]", name, re.IGNORECASE):
+        match = re.fullmatch(r"(.*?)[\W_]?[012abjk]", name, re.IGNORECASE)
+        if match and not re.search(rf"(^|[\W_])({NO_ANSWER})([\W_]|$)", match[1]):
             found.setdefault(match[1], []).append(name)
-    return next((both for both in found.values() if len(both) == 2), [])
+    both = [names for names in found.values() if len(names) == 2]
+    answers = (*messages.ANSWER_WORDS, "ref", "summary", "reply", "generation")
+    said = (names for names in both if any(word in names[0].lower() for word in answers))
+    return next(said, both[0] if both else [])
 
 
 def flag(columns: dict[str, str]) -> str:

@@ -42,20 +42,33 @@ DIALECTS = tuple(Dialect(text, null) for null in (False, True) for text in (Fals
 def tried(render: Callable[[Turns], str]) -> Dialect | None:
     """The first spelling in which a call is printed once and whole; None if there is none.
 
-    `render` gives the text of a conversation and raises ValueError where the template does.
+    Where a template prints an empty content behind the call, as an answer of its own, it is given
+    null. `render` gives the text of a conversation and raises ValueError where the template does.
     """
-    for dialect in DIALECTS:
-        call = CALL | {"function": {"name": NAME, "arguments": ARGUMENTS}}
-        answer: Message = {"role": "assistant", "content": "", "tool_calls": [call]}
-        try:
-            text = render(spelled([QUESTION, answer], dialect))
+    call = CALL | {"function": {"name": NAME, "arguments": ARGUMENTS}}
+    answer: Message = {"role": "assistant", "content": "", "tool_calls": [call]}
+
+    def behind_question(turns: Turns) -> str:
+        try:  # the tools before it name all of the call too
+            return render(turns).rpartition(QUESTION["content"])[2]
         except ValueError:
-            continue
-        text = text.rpartition(QUESTION["content"])[2]  # the tools before it name all of this too
-        escaped_or_python = '\\"town' in text or "'town'" in text
-        if all(word in text for word in (NAME, "town", "Onwards")) and not escaped_or_python:
-            return dialect
-    return None
+            return ""
+
+    texts = {it: behind_question(spelled([QUESTION, answer], it)) for it in DIALECTS}
+    whole = [it for it, text in texts.items() if _shows_call(text)]
+    if not whole:
+        return None
+    found, null = whole[0], whole[0]._replace(null_content=True)
+    words = {"role": "assistant", "content": "Onwards."}
+    end = behind_question([QUESTION, words]).rpartition(words["content"])[2]
+    rest = texts[found].removeprefix(texts[null])
+    again = null in whole and rest != texts[found] and bool(rest)
+    return null if again and end.strip() and texts[null].endswith(end) else found
+
+
+def _shows_call(text: str) -> bool:
+    escaped_or_python = '\\"town' in text or "'town'" in text
+    return all(word in text for word in (NAME, "town", "Onwards")) and not escaped_or_python
 
 
 def spelled(turns: Turns, dialect: Dialect | None) -> Turns:

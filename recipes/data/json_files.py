@@ -36,6 +36,11 @@ def whole_list(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
         while (first := file.readline(AT_ONCE)) and not first.strip():
             blank += first.endswith(b"\n")
         text = first.removeprefix(b"\xef\xbb\xbf").lstrip()
+        if text.strip() == b"{":
+            raise ValueError(
+                "it begins with an object over several lines, and must be a list of objects, or "
+                "hold one on each line"
+            )
         if not text.startswith(b"["):
             yield from lines(name, _Behind(first, file), wanted, blank)
             return

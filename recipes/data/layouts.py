@@ -35,7 +35,13 @@ def preference_chat(row: Row) -> Pair:
     Raises:
       ValueError: a column is missing or malformed, or the two are equal.
     """
-    return _forked(row, *(messages.read(row.get(name), name) for name in ("chosen", "rejected")))
+    both = [messages.read(row.get(name), name) for name in ("chosen", "rejected")]
+    asks = [any(turn["role"] == "user" for turn in turns) for turns in both]
+    if asks[0] != asks[1]:
+        raise ValueError(
+            "one of `chosen` and `rejected` asks something, and the other only answers"
+        )
+    return _forked(row, *both)
 
 
 def prompt_chosen_rejected(row: Row) -> Pair:
@@ -100,8 +106,8 @@ def openai_preference(row: Row) -> Pair:
     given = messages.parsed(row.get("input"))
     if not isinstance(given, dict):
         raise ValueError("no object with `messages` in `input`")
-    if given.get("tools"):
-        row = {**row, "tools": given["tools"]}
+    if tools := given.get("tools") or given.get("functions"):  # the latter is its older name
+        row = {**row, "tools": tools}
     prompt = messages.read(given.get("messages"), "input.messages")
     return _answered(row, prompt, "preferred_output", "non_preferred_output")
 
@@ -226,7 +232,8 @@ def wanted(named: dict[str, str]) -> frozenset[str]:
     `named` are those that a person says.
     """
     answers = frozenset().union(*columns.ANSWERS)
-    return COLUMNS | answers | columns.LIKE_QUESTIONS | {*columns.ALSO, *named.values()}
+    others = columns.LIKE_QUESTIONS | columns.LIKE_TOOLS | {*columns.ALSO, *named.values()}
+    return COLUMNS | answers | others | {"output"}  # of which a sentence tells
 
 
 def asked(pair: Pair) -> str:
@@ -335,7 +342,10 @@ def _parsed(value: Any, name: str) -> Any:
     try:
         return json.loads(value) if value.strip() else None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"`{name}` is not valid JSON") from error
+        found = messages.parsed(value)  # as pandas writes it
+        if found is value:
+            raise ValueError(f"`{name}` is not valid JSON") from error
+        return found
 
 
 def _transcript(value: Any, name: str) -> Turns:

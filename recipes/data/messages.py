@@ -35,8 +35,14 @@ UNSEEN = re.compile(
     r"\ud800-\udfff\ufeff\U000e0000-\U000e007f]"
 )
 
+# A text in Python's quotes (to the end, if they do not close), or between objects of an array.
+QUOTED_OR_PARTED = re.compile(
+    r"""'[^'\\]*+(?:\\.[^'\\]*+)*+(?:'|\Z)|"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)|\}\s+\{""",
+    re.DOTALL,
+)
+WHO = ("author", "speaker", "sender")  # what others call a role
 # How a text begins that may hold messages, and what is in one that surely does.
-WRITTEN = re.compile(r"\s*(?:\[\s*)?\{")
+WRITTEN = re.compile(r"""\s*(?:\[\s*)?\{|\s*"\s*(?:\[\s*)?\{\s*\\+\"""")
 KEYS = [re.compile(rf"""["'](?:{keys})["']\s*:""") for keys in ("role|from", "content|value")]
 
 
@@ -75,11 +81,29 @@ def unwritten(value: Any, name: str) -> Any:
         return value
     found = parsed(value)
     found = None if found is value else found
-    if _are_messages(found):
+    if are_messages(found):
         return found
+    if _are_turns(found):
+        raise ValueError(
+            f"the text in `{name}` holds messages whose keys are not `role` and `content`"
+        )
     if found is None and all(key.search(value) for key in KEYS):
         raise ValueError(f"the text in `{name}` looks like messages, but is not valid JSON")
     return value  # an answer may well be JSON
+
+
+def are_messages(found: Any) -> bool:
+    """Is it a list of messages, an object that holds one, or a message?"""
+    found = unnested(found)
+    if isinstance(found, dict):
+        return role_of(found) is not None and bool(found.keys() & {"content", "value"})
+    if not isinstance(found, list) or not found:
+        return False
+    held = [one.keys() if isinstance(one, dict) else set() for one in found]
+    return all(
+        {"from", "value"} <= keys or ("role" in keys and bool(keys & {"content", "tool_calls"}))
+        for keys in held
+    )
 
 
 def role_of(message: Any) -> str | None:
@@ -119,10 +143,17 @@ def unquoted(value: Any) -> Any:
 
 
 def parsed(value: Any) -> Any:
-    """The list or object that a text writes out, as JSON or as pandas does; else the value."""
-    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+    """The list or object that a text writes out, as JSON or as pandas does; else the value.
+
+    JSON may have been written twice, as the text of a text.
+    """
+    start = value.lstrip()[:1] if isinstance(value, str) else ""
+    if not start or start not in '[{"':
         return value
     found = unquoted(value)
+    if start == '"':
+        inner = parsed(found) if isinstance(found, str) and found != value else found
+        return value if isinstance(inner, str) else inner
     found = _literal(value) if found is value else found
     return value if found is None else found
 
@@ -166,7 +197,8 @@ def _message(message: Any, name: str) -> Message:
     known = role_of(message)
     if known is None:
         raise ValueError(f"a message in `{name}` has the role {role[:40]!r}")
-    besides = {key: message[key] for key in BESIDES if message.get(key) not in (None, [], "")}
+    empty = lambda x: x in EMPTY or x != x  # NaN is what pandas makes of nothing
+    besides = {key: message[key] for key in BESIDES if not empty(message.get(key))}
     for key, value in besides.items():
         check_data(value, key)
     if isinstance(said, list):
@@ -178,10 +210,14 @@ def _message(message: Any, name: str) -> Message:
     calls = besides.get("tool_calls") or message.get("function_call")  # OpenAI's older form
     if role.strip().lower() in CALLS:
         calls, said = said, None
-    if calls not in (None, ""):
+    if not empty(calls):
         besides["tool_calls"] = _calls(calls, name)
         said = "" if said is None else said
-    return {"role": known, "content": text(said, name)} | besides
+    found = {"role": known, "content": text(said, name)} | besides
+    lost = [key for key in sorted(unread([message])) if isinstance(message[key], list | dict)]
+    if lost and known == "assistant" and is_blank(found):
+        raise ValueError(f"a message in `{name}` holds nothing but `{lost[0]}`, which is not read")
+    return found
 
 
 def _parts(parts: list[Any], name: str) -> tuple[str, str]:
@@ -207,32 +243,32 @@ def _either(given: dict[str, Any], one: str, other: str) -> Any:
     return given.get(other) if found is None else found
 
 
+def _with_comma(found: re.Match[str]) -> str:
+    return found[0] if found[0][0] in "'\"" else "}, {"
+
+
 def _literal(written: str) -> Any:
-    """What pandas writes of a list: Python's own, or a numpy array's with lines for commas."""
+    """What pandas writes of a list: Python's own, or a numpy array's with blanks for commas."""
     if len(written) > LONGEST_LITERAL:
         return None
     try:
-        return ast.literal_eval(re.sub(r"\}\s*\n\s*\{", "}, {", written.strip()))
+        return ast.literal_eval(QUOTED_OR_PARTED.sub(_with_comma, written.strip()))
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return None
 
 
-def _are_messages(found: Any) -> bool:
-    found = unnested(found)
-    if isinstance(found, dict):
-        return role_of(found) is not None and bool(found.keys() & {"content", "value"})
-    if not isinstance(found, list) or not found:
+def _are_turns(found: Any) -> bool:
+    """Is it a list of what somebody says, by other keys: `speaker`, or `human` and `assistant`?"""
+    if not isinstance(found, list) or not all(isinstance(one, dict) and one for one in found):
         return False
-    held = [one.keys() if isinstance(one, dict) else set() for one in found]
-    return all(
-        {"from", "value"} <= keys or ("role" in keys and bool(keys & {"content", "tool_calls"}))
-        for keys in held
-    )
+    spoken = lambda one: any(role_of({"role": one.get(who)}) for who in WHO)
+    pair = lambda one: {role_of({"role": key}) for key in one} >= {"user", "assistant"}
+    return bool(found) and (all(map(spoken, found)) or all(map(pair, found)))
 
 
 def _calls(calls: Any, name: str) -> list[dict[str, Any]]:
     """In OpenAI's form, `{type, function: {name, arguments}}`, with arguments as an object."""
-    calls = unquoted(calls)
+    calls = parsed(calls)
     return [_call(unquoted(call), name) for call in (calls if isinstance(calls, list) else [calls])]
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recipes.data import columns, counts, layouts, sources, tokens, workers
+from recipes.data import columns, counts, layouts, messages, sources, tokens, workers
 from recipes.data.counts import Counts
 from recipes.data.messages import one_line
 from recipes.data.tokenise import How, Source
@@ -75,11 +75,14 @@ def _is_pair(
         pair, heard = None, ""
     if pair or layout == columns.PLAIN:
         columns.check_question(named, heard, layout)
+        columns.check_tools(named, layout)
     if unread and (layout == columns.PLAIN or (pair and not heard)):
         # Nothing is asked: may it be in a column whose name says nothing?
         same = itertools.islice(sources.read(path, frozenset(unread)), number, number + 1)
         for name, value in ((n, v) for one in same for n, v in (one.fields or {}).items()):
-            words = isinstance(value, str) and len(value.split()) > 1
+            said = isinstance(value, str) or messages.are_messages(value)
+            few = 1 if said else 3  # words: tags and notes have no more
+            words = any(len(text.split()) > few for text in columns.asked(value))
             if words and not columns.holds(heard, value):
                 raise ValueError(columns.unread(name, heard, layout))
     return pair is not None

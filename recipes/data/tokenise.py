@@ -67,6 +67,7 @@ def encode(rows: Sequence[Row], first: int, source: Source, how: How, files: str
             pair = layout(named)
             if source.guessed:
                 columns.check_question(named, layouts.asked(pair), source.layout or "")
+                columns.check_tools(named, source.layout or "")
             reasons = told.dropped
             found = tokens.encode(
                 pair, own, talk, row=number, max_length=how.max_length, over_length=how.over_length

@@ -32,7 +32,10 @@ NOTES = {
     "empty_turn": "with a turn that says nothing",
     "no_user_turn": "with answers that share no user turn",
     "special": "with words that are special tokens of this tokenizer (they are read as such)",
-    "other_format": "with marks of a chat format in their prompt (Human:, [INST], <|im_start|>, …)",
+    "other_format": (
+        "with marks of a chat format in their prompt (Human:, [INST], <|im_start|>, …) or at the "
+        "end of an answer (</s>, …)"
+    ),
     "asks_again": "of which both answers begin with the question",
     "ignored": "with tools or template settings that the chat template does not look at",
     "unscored": "with chosen_score and rejected_score that are not two numbers (they are left out)",

@@ -11,7 +11,11 @@ MARKS = (
     "<|im_start|>", "<|start_header_id|>", "<|eot_id|>", "<start_of_turn>", "<|turn>", "<|user|>",
     "<|assistant|>", "<|system|>", "<|start|>", "<|User|>", "<｜User｜>", "[INST]", "[/INST]",
     "<<SYS>>", "<s>", "<|endoftext|>", "<|begin_of_text|>", "<bos>", "### Instruction:",
-    "### Response:", "\n\nHuman:", "\n\nAssistant:", "USER:", "ASSISTANT:",
+    "### Response:", "\n\nHuman:", "\n\nAssistant:", "USER:", "ASSISTANT:", "<extra_id_1>",
+)  # fmt: skip
+ENDS = (  # of an answer, where the template writes its own
+    "</s>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>",
+    "<end_of_turn>", "<eos>", "<extra_id_1>",
 )  # fmt: skip
 ASKED = 4  # words of a question that an answer does not begin with by chance
 
@@ -56,9 +60,11 @@ def _begun(prefill: str, chosen: Rendered, rejected: Rendered) -> tuple[Rendered
 
 
 def of_another_format(pair: Pair) -> bool:
-    """Holds the prompt marks of a chat format, where a template writes its own?"""
+    """Are marks of a chat format in the prompt or at an answer's end, beside the template's own?"""
     if isinstance(pair.prompt, str):
         return False
+    if any(turns[-1]["content"].rstrip().endswith(ENDS) for turns in _conversations(pair)):
+        return True
     said = [turn["content"] for turn in pair.prompt if turn["role"] != "assistant"]
     return any(mark in text for text in said for mark in MARKS)
 

@@ -60,6 +60,111 @@ def test_even_a_name_that_says_nothing_is_not_guessed_past(tmp_path):
     assert source.layout == "plain_transcripts"
 
 
+@pytest.mark.parametrize(
+    "besides",
+    [
+        {"trajectory": [{"from": "user", "value": "Which way?"}]},
+        {"t": [{"from": "user", "value": "Which way?"}]},
+        {"asked": ["Hello there.", "Hi.", "So which way is it?"]},
+        {"question": {"dataset": "eli5", "full_text": "Which way?"}},
+        {"q": {"full_text": "So which way is it?"}},
+    ],
+)
+def test_a_question_in_lists_and_objects_is_not_guessed_past(tmp_path, besides):
+    (name,) = besides
+    with pytest.raises(ValueError, match=f"`{name}` looks like the question"):
+        recognised(tmp_path, SO | besides)
+    same = {k: f"Hello there. Hi. Which way? So which way is it? {v}" for k, v in ANSWERS.items()}
+    assert recognised(tmp_path, same | besides)[0].layout == "plain_transcripts"
+    notes = {"tags": ["open qa", "rivers of France"], "about": {"lang": "en", "topic": "way out"}}
+    assert recognised(tmp_path, SO | notes)[0].layout == "plain_transcripts"
+
+
+@pytest.mark.parametrize("name", ["functions", "available_tools", "Tools", "toolList"])
+@pytest.mark.parametrize("write", [list, json.dumps, str])
+def test_tools_by_another_name_are_named_with_the_flag(tmp_path, name, write):
+    row = ANSWERS | {"prompt": "Which way?", name: write([{"name": "look", "parameters": {}}])}
+    with pytest.raises(ValueError) as found:
+        recognised(tmp_path, row)
+    assert f"`{name}` looks like tools" in str(found.value)
+    assert f"--config.data.columns=\"{{'tools': '{name}'}}\"" in str(found.value)
+    source, line = recognised(tmp_path, row, columns=(("tools", name),))
+    assert (source.layout, line.count("not read")) == ("prompt_chosen_rejected", 0)
+    for other in ("def f(): pass", [], [1], None):
+        assert recognised(tmp_path, row | {name: other})[0].layout == "prompt_chosen_rejected"
+    source, _ = recognised(tmp_path, *[row | {name: []}] * 3, row)
+    (reason,) = pairs.read(source, HOW).counts.malformed
+    assert f"`{name}` looks like tools" in reason
+
+
+def test_messages_that_were_written_twice_or_by_other_keys_are_no_words(tmp_path):
+    twice = {name: json.dumps(json.dumps(turns)) for name, turns in TURNS.items()}
+    source, _ = recognised(tmp_path, twice)
+    assert source.layout == "preference_chat"
+    once, _ = recognised(tmp_path, TURNS)
+    both = [pairs.read(one, HOW).ids for one in (once, source)]
+    assert pairs.fingerprint(both[0]) == pairs.fingerprint(both[1])
+    asked = json.dumps(json.dumps([{"role": "user", "content": "Which way?"}]))
+    assert recognised(tmp_path, ANSWERS | {"prompt": asked})[0].layout == "prompt_chosen_rejected"
+    for keys in ("author text", "speaker content", "sender message"):
+        who, what = keys.split()
+        written = lambda said, who=who, what=what: json.dumps(
+            [{who: "user", what: "Which way?"}, {who: "bot", what: said}]
+        )
+        with pytest.raises(ValueError, match="holds messages whose keys are not `role` and"):
+            recognised(tmp_path, {name: written(said) for name, said in ANSWERS.items()})
+    spoken = {name: json.dumps([{"human": "Hi", "assistant": a}]) for name, a in ANSWERS.items()}
+    with pytest.raises(ValueError, match="holds messages whose keys are not `role` and"):
+        recognised(tmp_path, spoken)
+    turns = {name: json.dumps(["Which way?", said]) for name, said in ANSWERS.items()}
+    with pytest.raises(ValueError, match="`chosen` is a list or object written as text"):
+        recognised(tmp_path, turns)
+    assert recognised(tmp_path, turns | {"prompt": "a"})[0].layout == "prompt_chosen_rejected"
+    book = {
+        name: json.dumps([{"author": "A. Pen", "text": said}]) for name, said in ANSWERS.items()
+    }
+    assert recognised(tmp_path, book | {"prompt": "a"})[0].layout == "prompt_chosen_rejected"
+
+
+def test_an_answer_beside_a_whole_conversation_is_refused(tmp_path):
+    row = {"prompt": "Which way?", "chosen": TURNS["chosen"], "rejected": TURNS["rejected"][1:]}
+    source, _ = recognised(tmp_path, TURNS, row)
+    (reason,) = pairs.read(source, HOW).counts.malformed
+    assert reason == "one of `chosen` and `rejected` asks something, and the other only answers"
+    source, _ = recognised(tmp_path, row, layout="prompt_chosen_rejected")
+    assert pairs.read(source, HOW).counts.used == 1
+
+
+def test_a_history_in_the_prompt_is_named_with_its_layout(tmp_path):
+    history = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    with pytest.raises(ValueError, match=r"read it with .*layout=prompt_chosen_rejected"):
+        recognised(tmp_path, TURNS | {"prompt": history})
+    source, _ = recognised(tmp_path, TURNS | {"prompt": history}, layout="prompt_chosen_rejected")
+    assert pairs.read(source, HOW).counts.used == 1
+
+
+def test_history_that_a_table_writes_out_is_read(tmp_path):
+    for write in (json.dumps, str):
+        row = ANSWERS | {"instruction": "Which way?", "history": write([["Hello", "Hi, you."]])}
+        assert recognised(tmp_path, row)[0].layout == "instruction"
+        with pytest.raises(ValueError, match="`turns` looks like the question"):
+            recognised(tmp_path, row | {"turns": write([["And then?", "Left."]])})
+        assert recognised(tmp_path, row | {"turns": "[]"})[0].layout == "instruction"
+        answer = write([{"role": "assistant", "content": "On."}])
+        assert recognised(tmp_path, row | {"messages": answer})[0].layout == "instruction"
+
+
+def test_nan_is_a_missing_cell(tmp_path):
+    nan = float("nan")
+    missing = {"system": nan, "history": nan, "tools": nan, "input": nan, "score_chosen": nan}
+    for asked in ("prompt", "instruction"):
+        source, _ = recognised(tmp_path, ANSWERS | {asked: "Which way?"} | missing)
+        counts = pairs.read(source, HOW).counts
+        assert (counts.used, dict(counts.notes)) == (1, {"unscored": 1})
+    with pytest.raises(ValueError, match="`question` looks like the question"):
+        recognised(tmp_path, ANSWERS | {"prompt": nan, "question": "Which way?"})
+
+
 def test_who_says_the_layout_may_leave_a_column_out(tmp_path):
     row = SO | {"question": "Which way?"}
     source, line = recognised(tmp_path, row, layout="plain_transcripts")
@@ -170,6 +275,14 @@ def test_answers_that_are_ranked_alike_are_dropped_not_malformed(tmp_path):
         ("prompt a b", "which of `a` and `b` is preferred differs from row to row"),
         ("conversation_a conversation_b winner", "which of `conversation_a` and `conversation_b`"),
         ("prompt response_0 response_1 better_id", "which of `response_0` and `response_1`"),
+        ("prompt response_1 response_2 preference_strength", "which of `response_1` and `respo"),
+        ("model_a model_b winner conversation_a conversation_b", "which of `conversation_a` and"),
+        ("quotes_0 quotes_1 answer_0 answer_1 score_0 score_1", "which of `answer_0` and `answer"),
+        ("qid response_j response_k", "which of `response_j` and `response_k`"),
+        ("id response-1 response-2 preference.responses", "which of `response-1` and `response-2`"),
+        ("prompt winner loser", "as in {'chosen': 'winner', 'rejected': 'loser'}"),
+        ("data", "its rows stand within `data`"),
+        ("columns index data", "its rows stand within `data`"),
         ("prompt completion label", "one answer each (`completion`), and whether it is wanted"),
         ("messages label", "one answer each (`messages`), and whether it is wanted (`label`)"),
         ("instruction output", "one answer each (`output`), not pairs: this recipe needs two"),
@@ -184,10 +297,36 @@ def test_missing_answers_are_a_sentence_with_what_is_there(names, sentence):
     assert ("{" in sentence or "name" in sentence) == ("{" in told)
 
 
+def test_two_outputs_in_a_list_are_no_single_answer(tmp_path):
+    row = {"instruction": "Which way?", "input": "", "output": ["On.", "No."]}
+    with pytest.raises(ValueError, match="`output` holds several answers: write the preferred one"):
+        recognised(tmp_path, row)
+    with pytest.raises(ValueError, match="one answer each"):
+        recognised(tmp_path, row | {"output": "On."})
+
+
+def test_json_files_of_another_shape_are_named(tmp_path):
+    path = tmp_path / "a.json"
+    row = ANSWERS | {"prompt": "Which way?"}
+    for value, indent, told in (
+        ({name: {"0": cell} for name, cell in row.items()}, None, "orient='records'"),
+        ({"data": [row]}, None, "its rows stand within `data`"),
+        ({"data": [row]}, 1, "must be a list of objects, or hold one on each line"),
+        (row, 1, "must be a list of objects, or hold one on each line"),
+    ):
+        path.write_text(json.dumps(value, indent=indent))
+        with pytest.raises(ValueError, match=told):
+            pairs.recognised(Source(str(path)))
+    path.write_text(json.dumps([row], indent=1))
+    assert pairs.recognised(Source(str(path)))[0].layout == "prompt_chosen_rejected"
+
+
 def test_what_holds_a_question():
     assert columns.holds("a\nWhich way?\nb", "Which  way?")
     assert not columns.holds("Which", "Which way?")
     assert columns.holds("", None)
+    assert columns.holds("", "2") and columns.holds("", " 1.0")  # Nectar's `turns`, as CSV
+    assert not columns.holds("", "2 + 2")
     assert columns.holds("", [{"role": "assistant", "content": "a"}])
     parts = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image"}]}]
     assert columns.holds("a", parts)
@@ -197,3 +336,6 @@ def test_what_holds_a_question():
         deep = [deep]
     assert columns.holds("", deep)
     assert not columns.holds("", '[{"role": "user", "content": "cut o')
+    assert columns.holds("", '[{"role": "assistant", "content": "a"}]')
+    assert columns.holds("", {"id": "x1", "source": {"name": "flan"}})
+    assert not columns.holds("", {"id": "x1", "source": {"name": "which way"}})

@@ -49,6 +49,14 @@ OF_NULL = template(  # DeepSeek's first: where there is content, calls are not l
     "{% if m.content is none %}"
     "{{ '<c>' + c.function.name + c.function.arguments + '</c>' }}{% endif %}",
 )
+SPEAKS_TWICE = TURN.replace(  # DeepSeek's R1: an empty content is an answer behind the call
+    "BODY<|eot_id|>",
+    EACH.replace(
+        "CALL", "<c>{{ c.function.name }}{{ c.function.arguments | tojson }}</c><|eot_id|>"
+    )
+    + "{% if m.content is not none %}{% if m.tool_calls %}<|start_header_id|>assistant"
+    "<|end_header_id|>\n\n{% endif %}{{ m.content }}<|eot_id|>{% endif %}",
+)
 THINKING = TURN.replace(
     "BODY",
     "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
@@ -96,6 +104,7 @@ def scored(rendered):
         (AS_XML, Dialect(), "<f=look><where>the \"Oder\"</where><how>{'deep': 3}</how></f>"),
         (EITHER, Dialect(), f"<c>look {WRITTEN}</c>"),
         (OF_NULL, Dialect(text_arguments=True, null_content=True), f"<c>look{WRITTEN}</c>"),
+        (SPEAKS_TWICE, Dialect(null_content=True), f"<c>look{WRITTEN}</c>"),
     ],
 )
 def test_each_template_is_given_the_spelling_it_wants(own, text, wanted, shown):

@@ -131,6 +131,24 @@ def read(row, called=None):
     return LAYOUTS[columns.recognised(named)].read(named)
 
 
+def test_arrays_of_short_messages_stand_on_one_line():
+    said = 'if (it\'s) {\n} {a: "b"}'
+    array = lambda answer: f"[{user('Hi')} {assistant('Oh')}\n {user('So?')} {assistant(answer)}]"
+    pair = read({"chosen": array(said), "rejected": array("No.")})
+    assert pair == Pair(
+        [user("Hi"), assistant("Oh"), user("So?")], [assistant(said)], [assistant("No.")]
+    )
+    odd = "[{'role': 'user', 'content': '" + "\\'" * 2**18  # in time that grows with its length
+    with pytest.raises(ValueError, match="looks like messages"):
+        read({"chosen": odd, "rejected": "a"})
+
+
+def test_tools_as_pandas_writes_them_and_by_their_older_name():
+    assert read(MESSAGES | {"tools": str([TOOL])}).tools == [TOOL]
+    given = {"messages": [user("Which way?")], "functions": [TOOL["function"]]}
+    assert read(OPENAI | {"input": given}).tools == [TOOL["function"]]
+
+
 def test_ultrafeedback_as_it_stands_on_the_hub():
     assert read(ULTRAFEEDBACK) == ONE._replace(scores=(8.5, 7.0))
 
@@ -388,6 +406,10 @@ def test_calls_of_other_forms():
     old = {"role": "assistant", "content": None, "function_call": FLAT}  # OpenAI's first form
     assert called(old) == [CALL]
     assert called({"role": "tool_call", "content": json.dumps(FLAT)}) == [CALL]
+    assert called(assistant("") | {"tool_calls": str([CALL])}) == [CALL]  # as pandas writes it
+    for nothing in (math.nan, None, [], {}, ""):
+        for name in ("tool_calls", "function_call"):
+            assert "tool_calls" not in messages.read([assistant("a") | {name: nothing}], "")[0]
     numbered = assistant("") | {"tool_calls": [CALL | {"id": "1", "index": 0}]}
     assert called(numbered) == [CALL | {"id": "1", "index": 0}]
     words = FLAT | {"arguments": "Rome"}  # what is no object stays as it is
@@ -757,6 +779,11 @@ def chosen_with(**other):
         ("preference_chat", chosen_with(tool_calls=[HALF]), "not valid Unicode"),
         ("preference_chat", chosen_with(thinking=7), "no text in `chosen`"),
         ("preference_chat", chosen_with(role="function_call"), "is not {name, arguments}"),
+        (
+            "preference_chat",
+            chosen_with(content="", function_calls=[FLAT]),
+            "holds nothing but `function_calls`, which is not read",
+        ),
         ("preference_chat", ULTRAFEEDBACK | {"rejected": TWO}, "chosen equals rejected"),
         (
             "preference_chat",

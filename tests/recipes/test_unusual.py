@@ -137,6 +137,17 @@ def test_marks_of_another_format_in_a_prompt_are_counted(own, asked, marked):
 TEXTS = {"chosen": "Onwards.", "rejected": "Back."}
 
 
+@pytest.mark.parametrize(
+    ("end", "marked"),
+    [("</s>", True), ("<|im_end|>\n", True), ("<extra_id_1>", True), ("s>", False)],
+)
+def test_marks_of_another_format_behind_an_answer_are_counted(own, end, marked):
+    row = {"prompt": "Which way?"} | TEXTS | {"rejected": f"Back.{end}"}
+    pair = layouts.prompt_chosen_rejected(row)
+    assert ("other_format" in encoded(pair, own, CHATML).notes) == marked
+    assert not unusual.of_another_format(layouts.plain_text(row))
+
+
 def test_answers_that_begin_with_the_question_are_counted(own):
     asked = "Which way do we go?"
     row = {"prompt": asked, "chosen": f"{asked} Onwards.", "rejected": f"{asked} Back."}
