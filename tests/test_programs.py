@@ -5,6 +5,7 @@ Each is started with each kind of wrong word.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -31,6 +32,8 @@ def of_configs(folder):
         "from recipes.configs import tiny\n\ndef get_config():\n    config = tiny.get_config()\n"
         "    config.beta = '0.1'\n    return config\n"
     )
+    leaving = folder / "leaving.py"
+    leaving.write_text("import sys\n\ndef get_config():\n    sys.exit()\n")
     nowhere = f"--config.initialize_from_hf={folder}/nowhere"
     empty = folder / "empty"
     empty.mkdir()
@@ -45,10 +48,16 @@ def of_configs(folder):
         (["--config=recipes/data/chat.py"], ["get_config"], 2),
         (["--config=README.md"], ["README.md"], 2),
         ([f"--config={broken}"], ["broken.py, line 2: ZeroDivisionError"], 2),
+        ([f"--config={leaving}"], ["leaving.py, line 4: SystemExit"], 2),
         ([f"--config={derived}"], ["--config.beta='0.1' is not a number"], 2),
         ([CONFIG, "--config.betta=0.2"], ["'betta'", "did you mean beta?"], 2),
         ([CONFIG, "--config.data.layot=a"], ["did you mean data.layout?"], 2),
         ([CONFIG, "--config.batch_size=8"], ["did you mean train_batch_size?"], 2),
+        ([CONFIG, "--config.num_train_epochs=1"], ["did you mean num_epochs?"], 2),
+        ([CONFIG, "--config.reference_model=a"], ["did you mean reference_model_path?"], 2),
+        ([CONFIG, "--max_steps=5"], ["write --config.num_train_steps=5"], 2),
+        ([CONFIG, "--config.data.mask_user_turns"], ["did you mean data.scored_turns?"], 2),
+        ([CONFIG, "--config.validation.heldout.weight=2"], ["weight has no effect"], 1),
         ([CONFIG, "--config.lr=1e-5"], ["did you mean learning_rate?"], 2),
         ([CONFIG, "--config.beta=much"], ["--config.beta='much' is not a number"], 2),
         ([CONFIG, "--config.mesh.fsdp=8x"], ["mesh.fsdp='8x' is not a whole number"], 2),
@@ -129,6 +138,18 @@ def of_one(folder):
     yield "zoo", ["owner/name"], ["hub could not be reached"], 1
     yield "zoo", [f"{folder}/rows.txt"], ["no model folder"], 1
     yield "zoo", [f"{folder}/bare"], ["bare"], 1
+
+
+def test_a_pipe_that_closes_is_not_the_models_fault():
+    """`python -m zoo MODEL | true`"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "zoo", "recipes/tiny/model"],
+        cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=writer, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
 
 
 @pytest.fixture(scope="module")
