@@ -17,7 +17,7 @@ import statistics
 import tempfile
 import time
 
-from absl import app, flags
+from absl import flags
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -25,21 +25,10 @@ import optax
 import pairs_as_ids
 import work
 
-from recipes import forecast, logps, losses, optimizer, reference, step
+from recipes import command, forecast, logps, losses, optimizer, reference, step
 from recipes.data import batches, shapes
 import zoo
 from zoo import llama, rope, sharding
-
-SHAPE = flags.DEFINE_string("shape", "1B", "1B, 3B or 8B; tiny to try this out.")
-CHIP = flags.DEFINE_string("chip", "h200", "Whose peak the FLOPs are a share of.")
-RESIDENT = flags.DEFINE_bool("resident", False, "Ask the reference in the step.")
-UPDATES = flags.DEFINE_integer("updates", 6, "The first two are not counted.")
-EACH = flags.DEFINE_integer("each", 64, "Pairs of an update.")
-POSITIONS = flags.DEFINE_integer("positions", 8192, "Positions of a micro-batch.")
-KEPT = flags.DEFINE_string("keep", "full", "remat, as in docs/speed.md.")
-MU = flags.DEFINE_string("mu_dtype", "float32", "Of Adam's first moment.")
-BACKEND = flags.DEFINE_string("attention", None, "Unset: the platform's.")
-SAVE = flags.DEFINE_string("save", None, "Writes weights and pairs there, and stops.")
 
 # Width, MLP width, layers, query heads, key heads, head width, vocabulary, tied.
 SHAPES = {
@@ -48,6 +37,18 @@ SHAPES = {
     "3B": (3072, 8192, 28, 24, 8, 128, 128256, True),
     "8B": (4096, 14336, 32, 32, 8, 128, 128256, False),
 }
+SHAPE = flags.DEFINE_enum("shape", "1B", list(SHAPES), "Of Llama 3; tiny to try this out.")
+CHIP = flags.DEFINE_enum(
+    "chip", "h200", list(forecast.CHIPS), "Whose peak the FLOPs are a share of."
+)
+RESIDENT = flags.DEFINE_bool("resident", False, "Ask the reference in the step.")
+UPDATES = flags.DEFINE_integer("updates", 6, "The first two are not counted.", lower_bound=3)
+EACH = flags.DEFINE_integer("each", 64, "Pairs of an update.", lower_bound=1)
+POSITIONS = flags.DEFINE_integer("positions", 8192, "Positions of a micro-batch.", lower_bound=1)
+KEPT = flags.DEFINE_string("keep", "full", "remat, as in docs/speed.md.")
+MU = flags.DEFINE_string("mu_dtype", "float32", "Of Adam's first moment.")
+BACKEND = flags.DEFINE_string("attention", None, "Unset: the platform's.")
+SAVE = flags.DEFINE_string("save", None, "Writes weights and pairs there, and stops.")
 
 
 def config_of(shape: str) -> llama.Config:
@@ -60,7 +61,7 @@ def config_of(shape: str) -> llama.Config:
     )  # fmt: skip
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     """Prints one JSON line."""
     config = config_of(SHAPE.value)
     with tempfile.TemporaryDirectory() as scratch:
@@ -140,4 +141,4 @@ def timed(graph: nnx.GraphDef, policy: dict, pairs: list, mesh: jax.sharding.Mes
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.main_without_config(main)

@@ -14,17 +14,22 @@ every token, attention apart; hardware FLOPs are those really done, remat and pa
 import json
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 
-from absl import app, flags
+from absl import flags
 import work
 
-SIZE = flags.DEFINE_string("size", "A", "A model of benchmarks/work.py.")
-STEPS = flags.DEFINE_integer("steps", 5, "Updates of each run; the first is not counted.")
-ROUNDS = flags.DEFINE_integer("rounds", 2, "How often everything runs.")
+from recipes import command
+
+SIZE = flags.DEFINE_enum("size", "A", list(work.SIZES), "A model of benchmarks/work.py.")
+STEPS = flags.DEFINE_integer(
+    "steps", 5, "Updates of each run; the first is not counted.", lower_bound=1
+)
+ROUNDS = flags.DEFINE_integer("rounds", 2, "How often everything runs.", lower_bound=1)
 PEERS = flags.DEFINE_multi_string("peer", [], "name=python")
 HERE = pathlib.Path(__file__).parent
 # For all alike: large pages, or a third of the time goes into small ones.
@@ -33,17 +38,30 @@ ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "JAX_PLATFORMS": "cpu
 
 def ran(python: str, program: str, *args: str) -> dict:
     """The JSON line that a program prints last."""
-    command = [python, str(HERE / program), *args]
+    words = [python, str(HERE / program), *args]
     told = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | ENVIRONMENT, cwd=HERE
+        words, capture_output=True, text=True, env=os.environ | ENVIRONMENT, cwd=HERE
     )
     if told.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {told.stderr[-2000:]}")
+        print(told.stderr, file=sys.stderr)
+        raise RuntimeError(f"{' '.join(words)} ended with status {told.returncode}: see above")
     return json.loads([line for line in told.stdout.splitlines() if line.startswith("{")][-1])
 
 
-def main(_: list[str]) -> None:
-    """Prints the table as Markdown."""
+def main() -> None:
+    """Prints the table as Markdown.
+
+    Raises:
+      ValueError: a peer is no program here, or is given without its Python.
+      RuntimeError: one of the programs failed.
+    """
+    peers = [peer.partition("=") for peer in PEERS.value]
+    for name, _, python in peers:
+        if not (HERE / f"peer_{name}.py").is_file() or not shutil.which(python):
+            raise ValueError(
+                f"--peer={name}={python} is not a benchmarks/peer_NAME.py and a Python, like "
+                "trl=trl/bin/python"
+            )
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
         work.write_model(folder / SIZE.value, SIZE.value)
@@ -53,17 +71,16 @@ def main(_: list[str]) -> None:
             "this project": (sys.executable, "ours.py", *args),
             "this project, cached": (sys.executable, "ours.py", *args, "--cached"),
         }
-        for peer in PEERS.value:
-            name, _, python = peer.partition("=")
+        for name, _, python in peers:
             for n in (1, 4):
                 label = name if n == 1 else f"{name}, accumulated"
                 programs[label] = (python, f"peer_{name}.py", *args, f"--micro_batches={n}")
         found: dict[str, list[dict]] = {name: [] for name in programs}
         peaks = []
         for _ in range(ROUNDS.value):
-            for name, command in programs.items():
+            for name, words in programs.items():
                 peaks.append(ran(sys.executable, "peak.py")["flop_per_cpu_s"])
-                found[name].append(ran(*command))
+                found[name].append(ran(*words))
                 print(f"  {name}: {found[name][-1]['cpu_s_per_ktok']}", file=sys.stderr)
     print(table(found, statistics.median(peaks)))
 
@@ -99,4 +116,4 @@ def table(found: dict[str, list[dict]], peak: float) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.main_without_config(main)

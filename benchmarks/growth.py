@@ -17,27 +17,39 @@ import subprocess
 import sys
 import tempfile
 
-from absl import app, flags
+from absl import flags
 import pyarrow
 import pyarrow.parquet
 
 from benchmarks import measure
+from recipes import command
 from recipes.data import pairs, sources, tokenise
 from recipes.data.tokenise import How, Source
 
 ROOT = pathlib.Path(__file__).parent.parent
 TOKENIZER = flags.DEFINE_string("tokenizer", str(ROOT / "recipes/tiny/model"), "A folder.")
 ROWS = flags.DEFINE_list("rows", ["2000", "20000", "200000"], "How many, in turn.")
-KINDS = flags.DEFINE_list("kinds", ["jsonl", "json", "csv", "parquet", "arrow"], "Of files.")
-WAYS = flags.DEFINE_list("ways", ["read", "memory", "kept", "again"], "Of reading them.")
+MADE = ["jsonl", "json", "csv", "parquet", "arrow"]
+READ = ["read", "memory", "kept", "again"]
+KINDS = flags.DEFINE_list("kinds", MADE, "Of files.")
+WAYS = flags.DEFINE_list("ways", READ, "Of reading them.")
 WORDS = (
     "river", "bird", "metal", "colour", "planet", "tree", "is", "one", "of", "them", "and", "the",
     "other", "was", "not", "here",
 )  # fmt: skip
 
 
-def main(_: list[str]) -> None:
-    """Prints a table, a line for each kind of file and way."""
+def main() -> None:
+    """Prints a table, a line for each kind of file and way.
+
+    Raises:
+      ValueError: there is no such kind of file or way, or no such number of rows.
+    """
+    for flag, known in ((KINDS, MADE), (WAYS, READ)):
+        if odd := [word for word in flag.value if word not in known]:
+            raise ValueError(f"--{flag.name}={odd[0]} is none of {', '.join(known)}")
+    if odd := [word for word in ROWS.value if not word.isdecimal() or not int(word)]:
+        raise ValueError(f"--rows={odd[0]} is not a number of rows")
     sizes = list(map(int, ROWS.value))
     columns = "".join(f"{size:>13,}: rows/CPU s   MiB" for size in sizes)
     print(f"{'kind':<10}{'way':<8}{columns}")
@@ -119,4 +131,4 @@ if __name__ == "__main__":
     if len(sys.argv) == 4 and not sys.argv[1].startswith("-"):
         child(*sys.argv[1:])
     else:
-        app.run(main)
+        command.main_without_config(main)

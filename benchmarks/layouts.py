@@ -11,15 +11,17 @@ import statistics
 import sys
 import tempfile
 
-from absl import app, flags
+from absl import flags
 import compare
 import work
 
+from recipes import command
+
 SHARE = flags.DEFINE_float("prompt_share", 0.6, "Of the tokens of an answer's text.")
-LAYOUT_PAIRS = flags.DEFINE_integer("update", 128, "Pairs of an update.")
+LAYOUT_PAIRS = flags.DEFINE_integer("update", 128, "Pairs of an update.", lower_bound=1)
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     """Prints the ratio of real tokens per CPU second, and its bound."""
     size, steps, pairs = compare.SIZE.value, 1, LAYOUT_PAIRS.value
     found: dict[str, list[dict]] = {"once": [], "separate": []}
@@ -47,4 +49,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.main_without_config(main)

@@ -24,7 +24,7 @@ from absl import app, flags
 
 PART = flags.DEFINE_string("part", None, "One measurement, in this process.")
 FOLDER = flags.DEFINE_string("folder", None, "The model it is made on.")
-LAYERS = flags.DEFINE_integer("layers", 4, "For part compile.")
+LAYERS = flags.DEFINE_integer("layers", 4, "For part compile.", lower_bound=1)
 NEW_TOKENS = 128
 EIGHT = "--xla_force_host_platform_device_count=8"
 

@@ -4,7 +4,7 @@ import functools
 import pathlib
 import time
 
-from absl import app, flags
+from absl import flags
 from flax import nnx
 import jax
 import measure
@@ -13,21 +13,21 @@ import optax
 import pairs_as_ids
 import work
 
-from recipes import logps, losses, optimizer, step
+from recipes import command, logps, losses, optimizer, step
 from recipes.data import batches, packing, shapes
 from recipes.data.tokens import PairIds
 import zoo
 from zoo import sharding
 
 FOLDER = flags.DEFINE_string("folder", None, "Where the work lies.", required=True)
-SIZE = flags.DEFINE_string("size", "A", "A model of benchmarks/work.py.")
-STEPS = flags.DEFINE_integer("steps", 4, "Updates to measure.")
-PAIRS = flags.DEFINE_integer("pairs", work.PAIRS, "Pairs of an update.")
+SIZE = flags.DEFINE_enum("size", "A", list(work.SIZES), "A model of benchmarks/work.py.")
+STEPS = flags.DEFINE_integer("steps", 4, "Updates to measure.", lower_bound=1)
+PAIRS = flags.DEFINE_integer("pairs", work.PAIRS, "Pairs of an update.", lower_bound=1)
 CACHED = flags.DEFINE_bool("cached", False, "The reference was asked before.")
 SEPARATE = flags.DEFINE_bool("separate", False, "Each answer behind its own copy of the prompt.")
 REMAT = flags.DEFINE_string("remat", "full", "What is computed again.")
-MOST = flags.DEFINE_integer("most", 4096, "Positions of a micro-batch.")
-ROW = flags.DEFINE_integer("row_length", None, "Unset: what fills best.")
+MOST = flags.DEFINE_integer("most", 4096, "Positions of a micro-batch.", lower_bound=1)
+ROW = flags.DEFINE_integer("row_length", None, "Unset: what fills best.", lower_bound=1)
 
 
 def jointly(pair: PairIds) -> packing.Stream:
@@ -42,7 +42,7 @@ def jointly(pair: PairIds) -> packing.Stream:
     return packing.Stream(*joined)
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     """Compiles both shapes, then times the updates."""
     folder = pathlib.Path(FOLDER.value)
     rows = work.read_pairs(folder / "pairs.jsonl")[: STEPS.value * PAIRS.value]
@@ -115,4 +115,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.main_without_config(main)

@@ -10,18 +10,18 @@ import json
 import pathlib
 import tempfile
 
-from absl import app, flags, logging
+from absl import flags, logging
 import numpy as np
 
-from recipes import dpo
+from recipes import command, dpo
 from recipes.configs import tiny
 
 PAIRS = flags.DEFINE_string("pairs", None, "The JSON file of pairs.", required=True)
 MODEL = flags.DEFINE_string("model", None, "The model folder.", required=True)
-SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds.")
+SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds.", lower_bound=1)
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     """Trains once per seed and prints the last held-out figures and their means."""
     logging.set_verbosity(logging.WARNING)
     found = []
@@ -58,4 +58,4 @@ def as_row(row: dict[str, str]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.main_without_config(main)

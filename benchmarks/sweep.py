@@ -8,13 +8,12 @@ Temporary memory is XLA's plan for the program that adds a micro-batch, less wha
 
 import functools
 
-from absl import app
 from flax import nnx
 import jax
 import numpy as np
 import optax
 
-from recipes import head, losses, optimizer, step
+from recipes import command, head, losses, optimizer, step
 from recipes.data import batches
 from recipes.data.packing import Shape
 from recipes.data.tokens import PairIds
@@ -54,7 +53,7 @@ def temporary(*, width, mlp, layers, vocabulary, rows, row_length, pairs) -> flo
     return (bytes_ - 8 * vocabulary * width) / 2**20
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     """Prints how each size matters, the others held."""
     asked = {
         "vocabulary": [32000, 128000, 256000],
@@ -72,4 +71,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.main_without_config(main)

@@ -23,10 +23,11 @@ import time
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from absl import app, flags
+from absl import flags
 import datasets
 import transformers
 
+from recipes import command
 from recipes.data import (
     chat,
     columns,
@@ -44,15 +45,15 @@ from recipes.data.tokens import PairIds
 TOKENIZER = flags.DEFINE_string("tokenizer", None, "A folder.", required=True)
 TEMPLATE = flags.DEFINE_string("template", None, "A file with another chat template.")
 ROWS = flags.DEFINE_list("rows", None, "JSON files, a list of rows each.", required=True)
-ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each way is gone.")
+ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each way is gone.", lower_bound=1)
 DATE = flags.DEFINE_string("date", None, "The day, for a template that prints it.")
-UPDATE = flags.DEFINE_integer("update", 128, "Pairs of an update.")
+UPDATE = flags.DEFINE_integer("update", 128, "Pairs of an update.", lower_bound=1)
 ROW_LENGTHS = (1024, 2048, 4096)
 HEADER = f"{'ours':>8}{'theirs':>8}{'ratio':>8}"
 TURN = 50  # rows of one way before the other
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     """Prints two tables, a line for each file."""
     own = tokenizer.load(pathlib.Path(TOKENIZER.value), TEMPLATE.value)
     talk = trial.prepared(own, scored_turns="assistant", date=DATE.value)
@@ -155,4 +156,4 @@ def packed(pairs: list[PairIds], row_length: int) -> tuple[float, float, int]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.main_without_config(main)

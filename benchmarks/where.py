@@ -43,6 +43,9 @@ def summed(folder: pathlib.Path) -> collections.Counter:
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv):
+        print(__doc__.strip())
+        sys.exit()
     if len(sys.argv) != 2:
         raise SystemExit("error: give the folder of a trace, as in runs/traced/profile")
     total = summed(pathlib.Path(sys.argv[1]))

@@ -34,16 +34,18 @@ def held(path: pathlib.Path, *, otherwise: Callable[[], None]) -> Iterator[None]
         os.close(number)
 
 
-def refuse_link(path: pathlib.Path) -> None:
+def refuse_link(path: pathlib.Path, *, folder: bool = False) -> None:
     """What is to be written or removed must stand where its name says, or not be there yet.
 
     Raises:
-      OSError: it is a link, through which something else would be changed, or no ordinary file.
+      OSError: it is a link, through which something else would be changed, or no ordinary file (or
+        folder).
     """
     if path.is_symlink():
         raise OSError(
             f"{path} is a link to {os.readlink(path)}, and what is there would be changed: remove "
             "the link, or put what it leads to in its place"
         )
-    if path.exists() and not path.is_file():
-        raise OSError(f"{path} is in the way of a file that is to be written: move it elsewhere")
+    if path.exists() and not (path.is_dir() if folder else path.is_file()):
+        kind = "folder" if folder else "file"
+        raise OSError(f"{path} is in the way of a {kind} that is to be written: move it elsewhere")

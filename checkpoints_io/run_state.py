@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import os
 import pathlib
 import shutil
 import types
@@ -58,6 +59,7 @@ class RunStore:
         self._pending: tuple[int, Any] | None = None
         self._failures = 0  # in a row
         self._known: dict[int, dict[str, Any] | None] = {}  # facts by step; None of what is torn
+        _refuse_odd_files(self._directory)
         self._open()
 
     def __enter__(self) -> "RunStore":
@@ -288,6 +290,16 @@ class RunStore:
             self.wait()
         finally:
             self._saver.close()
+
+
+def _refuse_odd_files(directory: pathlib.Path) -> None:
+    """A checkpoint holds files and folders: a link leads elsewhere, and a pipe is waited for."""
+    for folder, folders, files in os.walk(directory):
+        for path in (pathlib.Path(folder, name) for name in (*folders, *files)):
+            if path.is_symlink():
+                raise OSError(f"{path} is a link to {os.readlink(path)}: put the file itself there")
+            if path.exists() and not path.is_file() and not path.is_dir():
+                raise OSError(f"{path} is neither a file nor a folder: move it elsewhere")
 
 
 def _sealed(facts: Mapping[str, Any]) -> dict[str, Any]:

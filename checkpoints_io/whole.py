@@ -53,6 +53,8 @@ def clear(room: pathlib.Path) -> None:
     Raises:
       OSError: another process is writing one of the folders in it.
     """
+    if room.is_symlink():  # not a folder of ours
+        return
     for left in sorted(room.glob(".*.part")):
         if left.is_symlink():
             continue
@@ -90,10 +92,7 @@ def folder(path: pathlib.Path) -> Iterator[pathlib.Path | None]:
         return
 
     with _scratch(path) as (fresh, old):
-        if path.exists() and not (path / "config.json").is_file() and any(path.iterdir()):
-            raise FileExistsError(
-                f"{path} holds something else than a model: choose another folder"
-            )
+        refuse_other(path)
         fresh.mkdir()
         yield fresh
         for written in (*fresh.iterdir(), fresh):
@@ -102,6 +101,24 @@ def folder(path: pathlib.Path) -> Iterator[pathlib.Path | None]:
             path.rename(old)
         fresh.rename(path)
         _to_disk(path.parent)
+
+
+def refuse_other(path: pathlib.Path) -> None:
+    """Where a model folder is to be written there is one, or an empty folder, or nothing.
+
+    Raises:
+      FileExistsError: there is something else, which may be somebody's work.
+    """
+    if path.is_dir():
+        if not (path / "config.json").is_file() and any(path.iterdir()):
+            raise FileExistsError(
+                f"{path} holds something else than a model: choose another folder, or move it "
+                "elsewhere"
+            )
+    elif path.exists() or path.is_symlink():
+        raise FileExistsError(
+            f"{path} is in the way of a model folder that is to be written: move it elsewhere"
+        )
 
 
 @contextlib.contextmanager
@@ -113,11 +130,7 @@ def _scratch(path: pathlib.Path) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
     """
     scratch = path.parent / f".{path.name}.part"
     fresh, old = scratch / NEW, scratch / OLD
-    if scratch.is_symlink():
-        raise OSError(
-            f"{scratch} is a link to {os.readlink(scratch)}, and what is there would be removed: "
-            "remove the link"
-        )
+    lock.refuse_link(scratch, folder=True)
 
     def refuse() -> None:
         raise OSError(f"{path} is being written by another process: wait for it")

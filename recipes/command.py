@@ -17,7 +17,7 @@ import ml_collections
 from recipes import overrides, settings, terminal
 from recipes.data import messages
 
-OURS = ("zoo", "checkpoints_io", "recipes")
+OURS = ("zoo", "checkpoints_io", "recipes", "benchmarks")
 SETTINGS = "The settings of a run, and what they mean, stand in its config file; see docs/dpo.md."
 HELP = ("--help", "-h", "-help", "--helpfull", "--helpshort")
 
@@ -101,6 +101,10 @@ def _no_flag(word: str, *, settings_too: bool) -> str:
 
 def _of_absl(error: flags.Error) -> str:
     told = str(error).strip().partition("\n")[0]
+    kinds = {"invalid literal for int": "a whole number", "could not convert string": "a number"}
+    for reason, kind in kinds.items():
+        if wrong := re.fullmatch(rf"flag (--\w+)=(.*): {reason}.*", told):
+            return f"{wrong[1]}={wrong[2]!r} is not {kind}"
     missing = re.fullmatch(r"flag (--\w+)=None: Flag .* must have a value other than None\.", told)
     return f"give {missing[1]}=…" if missing else told.removeprefix("ERROR:: ")
 

@@ -171,7 +171,7 @@ def _train(
                 if leaving or due(config.steps_per_checkpoint) or store.lost():
                     policy.save(state, config, run, store, facts, held_out)
                 if leaving:
-                    say(f"stopped behind step {at}: the same command goes on from there")
+                    say(f"stopped after step {at}: the same command goes on from there")
                     return
                 export_if_due()
 

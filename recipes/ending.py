@@ -32,7 +32,7 @@ def show(
         say(f"\nheld out, before (the reference) -> after {run.total_steps} steps")
         say("\n".join(f"  {line}" for line in told))
     folder = policy.export_folder(run.total_steps, run)
-    say(how_to_go_on(folder, exported=config.steps_per_hf_export != -1))
+    say(how_to_go_on(folder, exported=policy.exported(run.total_steps, run)))
 
 
 def figures(sets: Sequence[HeldOut], held_out: Mapping[str, float]) -> list[str]:
@@ -59,7 +59,7 @@ def manner(answers: Answers | None) -> list[str]:
 
 
 def how_to_go_on(path: pathlib.Path, *, exported: bool) -> str:
-    """Where the model is, and lines to paste."""
+    """Where the model is, and lines to paste; `exported`: it was written, now or before."""
     folder, quoted = str(path), json.dumps(str(path), ensure_ascii=False)
     if not exported:
         return (
@@ -72,7 +72,7 @@ the model is in {folder}
   import zoo
   model = zoo.load({quoted})
 
-  import transformers
+  import transformers  # pip install transformers torch
   ask = transformers.pipeline("text-generation", {quoted})
 
   vllm serve {shlex.quote(folder)}

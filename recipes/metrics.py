@@ -163,7 +163,8 @@ class Meter:
             return None
         each = (time.perf_counter() - self._since) / len(self._updates)
         spoken = each * updates
-        spoken = f"{spoken / 3600:.1f} hours" if spoken > 5400 else f"{spoken / 60:.1f} minutes"
+        minutes = f"{spoken / 60:.1f} minutes" if spoken > 90 else f"{spoken:.0f} seconds"
+        spoken = f"{spoken / 3600:.1f} hours" if spoken > 5400 else minutes
         return f"about {spoken} to go, evaluation and saving apart"
 
     def read(self) -> dict[str, int | float]:

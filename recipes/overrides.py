@@ -83,7 +83,7 @@ def _loaded(path: str) -> ml_collections.ConfigDict:
     try:
         get_config = runpy.run_path(file).get("get_config")
         config = get_config(*argument) if get_config else None
-    except Exception as error:  # a config file is a program, and may fail as one
+    except (Exception, SystemExit) as error:  # a config file is a program, and may fail as one
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == file]
         line, told = lines[-1] if lines else None, str(error).strip().partition("\n")[0]

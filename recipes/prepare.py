@@ -184,9 +184,12 @@ def _alone(directory: pathlib.Path) -> Iterator[None]:
         )
 
     with lock.held(directory / "lock", otherwise=refuse):
-        linked = [path for path in (directory / "checkpoints").iterdir() if path.is_symlink()]
-        for path in (*(directory / name for name in metrics.FILES), *linked):
-            lock.refuse_link(path)
+        for name in metrics.FILES:
+            lock.refuse_link(directory / name)
+        for name in ("checkpoints", "hf", "tensorboard", "profile"):
+            lock.refuse_link(directory / name, folder=True)
+        for path in (directory / "hf").glob("step-*"):
+            whole.refuse_other(path)
         for room in (directory, directory / "hf"):
             whole.clear(room)
         yield

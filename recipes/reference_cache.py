@@ -60,7 +60,7 @@ def opened(
         told = json.dumps(arithmetic, indent=2) + "\n"
         whole.write(folder / "arithmetic.json", told.encode())
     known = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(filter(pathlib.Path.is_file, folder.glob("*.safetensors"))):
         try:
             content = path.read_bytes()
             if _name(content) != path.stem:  # some bits are no longer those that were written

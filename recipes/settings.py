@@ -78,12 +78,33 @@ NAMED_BY_THE_USER = ("train_data", "validation", "data.columns")
 CHOSEN_NAME = r"(?:train_data|validation|data\.columns)\.[^.]+"
 # What the same thing is called elsewhere.
 ELSEWHERE = {
+    "dataset": "train_data",
+    "dataset_name": "train_data",
+    "eval_dataset": "validation",
+    "eval_steps": "steps_per_eval",
+    "gradient_checkpointing": "remat",
+    "logging_steps": "steps_per_log",
+    "loss_type": "loss",
     "lr": "learning_rate",
+    "lr_scheduler_type": "lr_schedule",
+    "mask_user_turns": "data.scored_turns",  # as it was called here
+    "max_length": "train_seq_len",
+    "max_seq_length": "train_seq_len",
+    "max_steps": "num_train_steps",
     "model": "initialize_from_hf",
     "model_name_or_path": "initialize_from_hf",
-    "ref_model": "reference_model_path",
+    "model_path": "initialize_from_hf",
+    "num_train_epochs": "num_epochs",
     "output_dir": "directory",
-    "max_length": "train_seq_len",
+    "per_device_train_batch_size": "train_batch_size",
+    "precompute_ref_log_probs": "reference_mode",
+    "ref_model": "reference_model_path",
+    "ref_model_name_or_path": "reference_model_path",
+    "reference_model": "reference_model_path",
+    "run_name": "name",
+    "save_steps": "steps_per_checkpoint",
+    "save_total_limit": "keep_checkpoints",
+    "train_dataset": "train_data",
     "warmup_ratio": "warmup",
     "warmup_steps": "warmup",
 }
@@ -408,8 +429,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that was meant: misspelt, called so elsewhere, or given in part."""
     word, known = word.lower().replace("-", "_"), list(known)
-    if ELSEWHERE.get(word) in known:
-        return ELSEWHERE[word]
+    if (here := ELSEWHERE.get(word.rpartition(".")[2])) in known:
+        return here
     ends = {name.rpartition(".")[2]: name for name in known} | {name: name for name in known}
     spelt = difflib.get_close_matches(word, [end.lower() for end in ends], 1, cutoff=0.8)
     near = [name for end, name in ends.items() if end.lower() in spelt]

@@ -5,6 +5,7 @@ Each is started with each kind of wrong word.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -19,7 +20,20 @@ WITH_CONFIG = {
     "recipes/forecast.py": "initialize_from_hf",
     "recipes.data": "initialize_from_hf",
 }
-PROGRAMS = [*WITH_CONFIG, "recipes/tiny/make_model.py", "recipes/tiny/make_pairs.py", "zoo"]
+MEASURE = (
+    "accelerator", "compare", "growth", "layouts", "ours", "real_pairs", "sweep", "tokenisation",
+)  # fmt: skip
+BENCHMARKS = [f"benchmarks/{name}.py" for name in MEASURE]
+PROGRAMS = [
+    *WITH_CONFIG, "recipes/tiny/make_model.py", "recipes/tiny/make_pairs.py", "zoo", *BENCHMARKS
+]  # fmt: skip
+# A process for each measurement, no flags, and a folder without a flag.
+PEERS = {"benchmarks/peer_trl.py", "benchmarks/peer_tunix.py"}  # in environments of their own
+OTHERS = ["benchmarks/models.py", "benchmarks/peak.py", "benchmarks/where.py"]
+
+
+# What is asked for before a word that is no flag is looked at.
+NEEDING = ["benchmarks/ours.py", "benchmarks/real_pairs.py", "benchmarks/tokenisation.py"]
 
 
 def of_configs(folder):
@@ -31,6 +45,8 @@ def of_configs(folder):
         "from recipes.configs import tiny\n\ndef get_config():\n    config = tiny.get_config()\n"
         "    config.beta = '0.1'\n    return config\n"
     )
+    leaving = folder / "leaving.py"
+    leaving.write_text("import sys\n\ndef get_config():\n    sys.exit()\n")
     nowhere = f"--config.initialize_from_hf={folder}/nowhere"
     empty = folder / "empty"
     empty.mkdir()
@@ -45,10 +61,16 @@ def of_configs(folder):
         (["--config=recipes/data/chat.py"], ["get_config"], 2),
         (["--config=README.md"], ["README.md"], 2),
         ([f"--config={broken}"], ["broken.py, line 2: ZeroDivisionError"], 2),
+        ([f"--config={leaving}"], ["leaving.py, line 4: SystemExit"], 2),
         ([f"--config={derived}"], ["--config.beta='0.1' is not a number"], 2),
         ([CONFIG, "--config.betta=0.2"], ["'betta'", "did you mean beta?"], 2),
         ([CONFIG, "--config.data.layot=a"], ["did you mean data.layout?"], 2),
         ([CONFIG, "--config.batch_size=8"], ["did you mean train_batch_size?"], 2),
+        ([CONFIG, "--config.num_train_epochs=1"], ["did you mean num_epochs?"], 2),
+        ([CONFIG, "--config.reference_model=a"], ["did you mean reference_model_path?"], 2),
+        ([CONFIG, "--max_steps=5"], ["write --config.num_train_steps=5"], 2),
+        ([CONFIG, "--config.data.mask_user_turns"], ["did you mean data.scored_turns?"], 2),
+        ([CONFIG, "--config.validation.heldout.weight=2"], ["weight has no effect"], 1),
         ([CONFIG, "--config.lr=1e-5"], ["did you mean learning_rate?"], 2),
         ([CONFIG, "--config.beta=much"], ["--config.beta='much' is not a number"], 2),
         ([CONFIG, "--config.mesh.fsdp=8x"], ["mesh.fsdp='8x' is not a whole number"], 2),
@@ -123,12 +145,48 @@ def of_one(folder):
     yield make, [f"folder={folder}/a"], ["give --folder="], 2
     yield "recipes/tiny/make_pairs.py", ["--out=a"], ["no flag --out"], 2
     yield "recipes/tiny/make_pairs.py", ["a"], ["'a' is no flag"], 2
+    for program in BENCHMARKS:
+        yield program, ["extra"], ["give --" if program in NEEDING else "'extra' is no flag"], 2
+        yield program, ["--nothing=1"], ["there is no flag --nothing"], 2
+    compare, growth = "benchmarks/compare.py", "benchmarks/growth.py"
+    yield compare, ["--size=Z"], ["--size=Z", "A|B"], 2
+    yield compare, ["--rounds=0"], ["--rounds=0"], 2
+    yield compare, ["--steps=x"], ["--steps='x' is not a whole number"], 2
+    yield compare, ["--peer=trl"], ["like trl=trl/bin/python"], 1
+    yield "benchmarks/layouts.py", ["--prompt_share=x"], ["prompt_share='x' is not a number"], 2
+    yield "benchmarks/accelerator.py", ["--chip=h1000"], ["h100|h200"], 2
+    yield growth, ["--kinds=xml"], ["--kinds=xml is none of jsonl"], 1
+    yield growth, ["--ways=fast"], ["--ways=fast is none of read"], 1
+    yield growth, ["--rows=x"], ["--rows=x is not a number of rows"], 1
+    yield "benchmarks/ours.py", [f"--folder={folder}/nowhere"], ["nowhere/pairs.jsonl"], 1
+    words = [f"--tokenizer={folder}/nowhere", "--rows=a.json"]
+    yield "benchmarks/tokenisation.py", words, ["holds no tokenizer"], 1
     yield "zoo", [], ["python -m zoo PATH-OR-ID"], 2
     yield "zoo", ["--model=a"], ["no flag --model=a"], 2
     yield "zoo", [f"{folder}/nowhere"], ["no model folder"], 1
     yield "zoo", ["owner/name"], ["hub could not be reached"], 1
     yield "zoo", [f"{folder}/rows.txt"], ["no model folder"], 1
     yield "zoo", [f"{folder}/bare"], ["bare"], 1
+
+
+def test_no_program_is_forgotten():
+    known = {*PROGRAMS, *OTHERS, "recipes/data/__main__.py", "zoo/__main__.py"}
+    for folder in ("zoo", "checkpoints_io", "recipes", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            named = str(path.relative_to(ROOT))
+            assert ("\nif __name__ ==" in path.read_text()) <= (named in known | PEERS), named
+
+
+def test_a_pipe_that_closes_is_not_the_models_fault():
+    """`python -m zoo MODEL | true`: it ends as shells expect."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "zoo", "recipes/tiny/model"],
+        cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=writer, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ else is fetched.
 from collections import Counter
 import math
 import pathlib
+import signal
 import sys
 
 from flax import nnx
@@ -69,12 +70,15 @@ def main(args: list[str]) -> int:
     failed = 0
     for path_or_id in args:
         try:
-            print(told(path_or_id))
+            text = told(path_or_id)
         except (OSError, ValueError) as error:
             print(f"error: {path_or_id}: not supported: {error}", file=sys.stderr)
             failed = 1
+        else:
+            print(text)
     return failed
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it, without a word
     sys.exit(main(sys.argv[1:]))

@@ -54,7 +54,7 @@ def held_out_of(setting: Setting) -> dict[str, Setting]:
     """The held-out sources by name, as the setting `validation` gives them.
 
     Raises:
-      ValueError: it is a mere path, which has no name.
+      ValueError: it is a mere path, which has no name, or gives a weight.
     """
     if setting is None:
         return {}
@@ -63,6 +63,12 @@ def held_out_of(setting: Setting) -> dict[str, Setting]:
             f"--config.validation={setting!r} gives no name: write --config.validation.heldout="
             f"{setting}, and metrics are under eval/heldout"
         )
+    for name, given in setting.items():
+        if not isinstance(given, str) and "weight" in (given or ()):
+            raise ValueError(
+                f"--config.validation.{name}.weight has no effect: every held-out pair weighs the "
+                "same; leave it out"
+            )
     return dict(setting.items())
 
 

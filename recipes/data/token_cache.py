@@ -87,6 +87,8 @@ def read(path: pathlib.Path) -> Shard | None:
 
     The arrays are views of the file: they take memory while they are looked at.
     """
+    if not path.is_file():  # a pipe would be waited for
+        return None
     try:
         table = pyarrow.ipc.open_file(pyarrow.memory_map(str(path))).read_all().combine_chunks()
         return _from_table(table)
@@ -152,6 +154,8 @@ def clear(folder: pathlib.Path) -> None:
 
 def read_all(folder: pathlib.Path) -> list[Shard] | None:
     """Everything, if it is whole; a file that is not what it was is removed."""
+    if not (folder / "done.json").is_file():
+        return None
     try:
         told = json.loads((folder / "done.json").read_bytes())
         paths = [folder / name for name in told]
@@ -166,6 +170,8 @@ def read_all(folder: pathlib.Path) -> list[Shard] | None:
 
 
 def _digest(path: pathlib.Path) -> str | None:
+    if not path.is_file():
+        return None
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -54,23 +54,59 @@ def test_a_lock_leaves_what_is_in_its_file(tmp_path):
     assert (tmp_path / "theirs").read_text() == "a thesis"
 
 
-@pytest.mark.parametrize("name", ["lock", *metrics.FILES, "checkpoints/1"])
+@pytest.mark.parametrize(
+    "name", ["lock", *metrics.FILES, "tensorboard", "profile", "checkpoints/1", "checkpoints/1/a/b"]
+)
 def test_a_run_directory_of_a_stranger(tiny_config, tmp_path, name):
     """A link in it is refused before anything is read; the directory itself may be one."""
     directory = tmp_path / "elsewhere"
     (directory / "checkpoints").mkdir(parents=True)
     (tmp_path / "run").symlink_to(directory)
     (tmp_path / "theirs").write_text("a thesis")
+    (directory / name).parent.mkdir(parents=True, exist_ok=True)
     (directory / name).symlink_to(tmp_path / "theirs")
     with pytest.raises(OSError, match=f"{name} is a link to {tmp_path}/theirs"):
         dpo.train(tiny_config)
     assert (tmp_path / "theirs").read_text() == "a thesis"
 
 
-def test_what_is_no_file_is_not_waited_for(tiny_config, tmp_path):
+@pytest.mark.parametrize("name", ["checkpoints", "hf"])
+def test_rooms_of_a_run_are_in_its_directory(tiny_config, tmp_path, name):
     (tmp_path / "run").mkdir()
-    os.mkfifo(tmp_path / "run" / "metrics.jsonl")
-    with pytest.raises(OSError, match=r"metrics.jsonl is in the way"):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "theirs")
+    with pytest.raises(OSError, match=f"{name} is a link to {tmp_path}/theirs"):
+        dpo.train(tiny_config)
+    assert not any((tmp_path / "theirs").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("metrics.jsonl", "is in the way of a file"),
+        ("tensorboard", "is in the way of a folder"),
+        ("hf/step-60", "is in the way of a model folder"),
+        ("checkpoints/2", "is neither a file nor a folder"),
+        ("checkpoints/2/facts/d", "is neither a file nor a folder"),
+    ],
+)
+def test_what_is_no_file_is_not_waited_for(tiny_config, tmp_path, name, told):
+    path = tmp_path / "run" / name
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    with pytest.raises(OSError, match=f"{name} {told}"):
+        dpo.train(tiny_config)
+
+
+def test_where_no_export_can_go_the_run_does_not_start(tiny_config, tmp_path):
+    (tmp_path / "run" / "hf").mkdir(parents=True)
+    (tmp_path / "run" / "hf" / "step-60").symlink_to("nowhere")
+    with pytest.raises(OSError, match=r"hf/step-60 is in the way of a model folder"):
+        dpo.train(tiny_config)
+    (tmp_path / "run" / "hf" / "step-60").unlink()
+    (tmp_path / "run" / "hf" / "step-60").mkdir()
+    (tmp_path / "run" / "hf" / "step-60" / "thesis").write_text("")
+    with pytest.raises(OSError, match=r"hf/step-60 holds something else than a model"):
         dpo.train(tiny_config)
 
 
@@ -80,6 +116,27 @@ def test_an_export_follows_no_link_to_its_scratch(tmp_path):
     with pytest.raises(OSError, match=r"\.model\.part is a link to theirs"):
         zoo.save(zoo.load(TINY / "model"), tmp_path / "model")
     assert (tmp_path / "theirs" / "new").is_dir()
+
+
+@pytest.mark.parametrize("name", ["model", ".model.part"])
+def test_an_export_waits_for_no_pipe(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(OSError, match=f"{name} is in the way of a .*folder"), \
+            whole.folder(tmp_path / "model"):  # fmt: skip
+        pass
+
+
+def test_caches_wait_for_no_pipe(tmp_path):
+    whole.clear(tmp_path / "a-link-to-nowhere")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / ".film.12345678.part").write_text("of another program")
+    (tmp_path / "link").symlink_to("theirs")
+    whole.clear(tmp_path / "link")
+    assert any((tmp_path / "theirs").iterdir())
+    os.mkfifo(tmp_path / "done.json")
+    os.mkfifo(tmp_path / "000000000.arrow")
+    assert token_cache.read_all(tmp_path) is None
+    assert token_cache.read(tmp_path / "000000000.arrow") is None
 
 
 SOURCE = Source(str(TINY / "heldout.jsonl"), "preference_chat")
