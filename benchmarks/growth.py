@@ -18,10 +18,10 @@ import sys
 import tempfile
 
 from absl import flags
+import measure
 import pyarrow
 import pyarrow.parquet
 
-from benchmarks import measure
 from recipes import command
 from recipes.data import pairs, sources, tokenise
 from recipes.data.tokenise import How, Source
