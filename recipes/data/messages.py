@@ -116,7 +116,9 @@ def unread(value: Any) -> set[str]:
     """Keys of the messages in a column that nothing here reads, and that hold something."""
     found: set[str] = set()
     for message in value if isinstance(value, list) else ():
-        if isinstance(message, dict) and message.keys() & {"role", "from"}:
+        if not isinstance(message, dict) or READ.issuperset(message):
+            continue  # as almost every one
+        if "role" in message or "from" in message:
             found |= {key for key in message.keys() - READ if message[key] not in EMPTY}
     return found
 

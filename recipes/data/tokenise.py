@@ -86,7 +86,8 @@ def encode(rows: Sequence[Row], first: int, source: Source, how: How, files: str
 
 
 def _unread(row: dict[str, Any]) -> set[str]:
-    return set().union(*(messages.unread(messages.unnested(held)) for held in row.values()))
+    lists = (messages.unnested(held) for held in row.values() if isinstance(held, list | dict))
+    return set().union(*map(messages.unread, lists))
 
 
 def ready(how: How, *, plain: bool) -> tuple[tokenizer.Tokenizer, chat.Chat | None]:
