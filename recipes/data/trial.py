@@ -46,15 +46,8 @@ def prepared(
     programs = {name: template.compiled(text, date) for name, text in texts.items()}
     reads = frozenset().union(*(template.names(text) for text in texts.values()))
     marked = template.marks_answers(text)
-    chat = Chat(
-        programs,
-        tokenizer.named,
-        marked,
-        scored_turns,
-        "",
-        specials=tokenizer.specials,
-        reads=reads,
-    )
+    given, specials = tokenizer.named, tokenizer.specials
+    chat = Chat(programs, given, marked, scored_turns, "", specials=specials, reads=reads)
     probe = NOTHING if _renders(PROBE, chat, NOTHING) else SOME_TOOLS  # some cannot do without
     if not _renders(PROBE, chat, probe):
         probe = NOTHING
@@ -62,12 +55,12 @@ def prepared(
         whole, _ = write(PROBE, chat, probe)
         _, _, tail = whole.rpartition(PROBE[-1]["content"])
         tail, surplus = _cut(tail, whole, tokenizer, chat, probe)
-        pieces = re.split(f"({tokenizer.specials.pattern})", tail)
+        added = _added(end_of_turn, tail, tokenizer)
         chat = chat._replace(
             surplus=surplus,
-            end_of_turn=tail + _added(end_of_turn, tail, tokenizer),
-            ends=tuple(filter(None, pieces)),
-            added=_added(end_of_turn, tail, tokenizer),
+            end_of_turn=tail + added,
+            ends=tuple(filter(None, re.split(f"({specials.pattern})", tail))),
+            added=added,
             header=_header(whole, chat, probe),
             dialects={name: _dialect(name, chat) for name in programs},
         )

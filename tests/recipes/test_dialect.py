@@ -9,6 +9,7 @@ import re
 import pytest
 
 from recipes.data import chat, dialect, left_out, rendering, tokenizer, tokens, trial
+from recipes.data import template as bounds
 from recipes.data.dialect import Dialect
 from recipes.data.layouts import Pair
 from tests.conftest import TINY
@@ -288,16 +289,14 @@ def test_an_end_of_turn_that_a_template_lacks_can_be_given(own):
         prepared(own, PLAIN, end_of_turn="<|eot_id|>")
 
 
-def test_a_row_of_many_megabytes_is_one_row(own):
+def test_a_row_of_many_megabytes_is_one_row(own, monkeypatch):
     """What two long texts have in common is not looked for letter by letter."""
-    long = "x" * 15_000_000
+    talk, long = prepared(own, PLAIN), "x" * 15_000_000
     pair = Pair([user(long)], [assistant("b")], [assistant("c")])
-    chosen, _ = rendering.render(pair, prepared(own, PLAIN))
-    assert scored(chosen) == ["b<|eot_id|>"]
-
-
-def test_the_spelling_tried_is_no_form_of_the_question():
-    assert dialect.NAME not in dialect.QUESTION["content"]
+    assert scored(rendering.render(pair, talk)[0]) == ["b<|eot_id|>"]
+    monkeypatch.setattr(bounds, "SECONDS", 0.5)  # of CPU time; letter by letter it takes two
+    with bounds.bounded():
+        assert chat.shared_start(f"{long}a", f"{long}b", talk) == len(long)
 
 
 def test_every_stock_template_shows_calls_once_or_refuses_them(own, shared):
