@@ -1,6 +1,6 @@
 """Everything from a source to its pairs as ids: read, laid out, tokenised, counted, split."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 import functools
 import hashlib
 import itertools
@@ -12,6 +12,7 @@ import numpy as np
 from recipes.data import columns, counts, layouts, messages, sources, tokens, workers
 from recipes.data.counts import Counts
 from recipes.data.messages import one_line
+from recipes.data.records import Row
 from recipes.data.tokenise import How, Source
 from recipes.data.tokens import PairIds
 
@@ -33,6 +34,7 @@ def recognised(source: Source) -> tuple[Source, str]:
     """
     given = dict(source.columns)
     doubt, refused, fallback = "", "", None
+    beside = _beside(source.path)
     rows = sources.read(source.path, layouts.wanted(given))
     for number, row in enumerate(itertools.islice(rows, 1000)):
         try:
@@ -48,7 +50,8 @@ def recognised(source: Source) -> tuple[Source, str]:
         line += f"; not read: {one_line(', '.join(unread))}" if unread else ""
         found = source._replace(layout=layout, guessed=source.layout is None), line
         try:
-            if source.layout or _is_pair(source.path, number, row.unread, named, layout):
+            others = lambda number=number, row=row: beside(number, frozenset(row.unread))
+            if source.layout or _is_pair(named, layout, others):
                 return found
             fallback = fallback or found
         except ValueError as error:
@@ -60,10 +63,31 @@ def recognised(source: Source) -> tuple[Source, str]:
     raise ValueError(f"{source.path} holds no rows")
 
 
-def _is_pair(
-    path: str, number: int, unread: tuple[str, ...], named: dict[str, Any], layout: str
-) -> bool:
+def _beside(path: str) -> Callable[[int, frozenset[str]], dict[str, Any]]:
+    """What rows hold in columns that are not read, by number: the source is read once more for it.
+
+    Rows are to be asked for in order.
+    """
+    wanted: frozenset[str] = frozenset()
+    rows: Iterator[Row] = iter(())
+    at = 0
+
+    def of(number: int, names: frozenset[str]) -> dict[str, Any]:
+        nonlocal wanted, rows, at
+        if names - wanted:
+            wanted, at = wanted | names, 0
+            rows = iter(sources.read(path, wanted))
+        row = next(itertools.islice(rows, number - at, None), None) if names else None
+        at = number + 1 if names else at
+        return {n: v for n, v in ((row and row.fields) or {}).items() if n in names}
+
+    return of
+
+
+def _is_pair(named: dict[str, Any], layout: str, others: Callable[[], dict[str, Any]]) -> bool:
     """Does a row hold a pair? A malformed one does not decide: it may have another's form.
+
+    `others` gives the columns that no layout reads.
 
     Raises:
       ValueError: a column may hold the question, and this layout does not read it.
@@ -76,10 +100,9 @@ def _is_pair(
     if pair or layout == columns.PLAIN:
         columns.check_question(named, heard, layout)
         columns.check_tools(named, layout)
-    if unread and (layout == columns.PLAIN or (pair and not heard)):
+    if layout == columns.PLAIN or (pair and not heard):
         # Nothing is asked: may it be in a column whose name says nothing?
-        same = itertools.islice(sources.read(path, frozenset(unread)), number, number + 1)
-        for name, value in ((n, v) for one in same for n, v in (one.fields or {}).items()):
+        for name, value in others().items():
             said = isinstance(value, str) or messages.are_messages(value)
             few = 1 if said else 3  # words: tags and notes have no more
             words = any(len(text.split()) > few for text in columns.asked(value))

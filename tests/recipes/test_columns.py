@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from recipes.data import columns, pairs
+from recipes.data import columns, pairs, sources
 from recipes.data.tokenise import How, Source
 from tests.conftest import TINY
 
@@ -339,3 +339,16 @@ def test_what_holds_a_question():
     assert columns.holds("", '[{"role": "assistant", "content": "a"}]')
     assert columns.holds("", {"id": "x1", "source": {"name": "flan"}})
     assert not columns.holds("", {"id": "x1", "source": {"name": "which way"}})
+
+
+def test_columns_that_nothing_reads_are_looked_at_in_one_more_reading(tmp_path, monkeypatch):
+    """However many rows are in doubt: each one anew would take the square of their number."""
+    rows = [
+        {f"q{i % 2}": f"what is the answer number {i}", "chosen": "It is a", "rejected": "It is b"}
+        for i in range(300)
+    ]
+    read, readings = sources.read, []
+    monkeypatch.setattr(sources, "read", lambda *given: readings.append(given) or read(*given))
+    with pytest.raises(ValueError, match=r"`q0` looks like the question"):
+        recognised(tmp_path, *rows)
+    assert len(readings) <= 3  # and one more where a column is new
