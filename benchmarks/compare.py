@@ -23,6 +23,7 @@ import tempfile
 from absl import flags
 import work
 
+from checkpoints_io.errors import BadInput, RunFailed
 from recipes import command
 
 SIZE = flags.DEFINE_enum("size", "A", list(work.SIZES), "A model of benchmarks/work.py.")
@@ -44,7 +45,7 @@ def ran(python: str, program: str, *args: str) -> dict:
     )
     if told.returncode:
         print(told.stderr, file=sys.stderr)
-        raise RuntimeError(f"{' '.join(words)} ended with status {told.returncode}: see above")
+        raise RunFailed(f"{' '.join(words)} ended with status {told.returncode}: see above")
     return json.loads([line for line in told.stdout.splitlines() if line.startswith("{")][-1])
 
 
@@ -58,7 +59,7 @@ def main() -> None:
     peers = [peer.partition("=") for peer in PEERS.value]
     for name, _, python in peers:
         if not (HERE / f"peer_{name}.py").is_file() or not shutil.which(python):
-            raise ValueError(
+            raise BadInput(
                 f"--peer={name}={python} is not a benchmarks/peer_NAME.py and a Python, like "
                 "trl=trl/bin/python"
             )

@@ -22,6 +22,7 @@ import measure
 import pyarrow
 import pyarrow.parquet
 
+from checkpoints_io.errors import BadInput
 from recipes import command
 from recipes.data import pairs, sources, tokenise
 from recipes.data.tokenise import How, Source
@@ -47,9 +48,9 @@ def main() -> None:
     """
     for flag, known in ((KINDS, MADE), (WAYS, READ)):
         if odd := [word for word in flag.value if word not in known]:
-            raise ValueError(f"--{flag.name}={odd[0]} is none of {', '.join(known)}")
+            raise BadInput(f"--{flag.name}={odd[0]} is none of {', '.join(known)}")
     if odd := [word for word in ROWS.value if not word.isdecimal() or not int(word)]:
-        raise ValueError(f"--rows={odd[0]} is not a number of rows")
+        raise BadInput(f"--rows={odd[0]} is not a number of rows")
     sizes = list(map(int, ROWS.value))
     columns = "".join(f"{size:>13,}: rows/CPU s   MiB" for size in sizes)
     print(f"{'kind':<10}{'way':<8}{columns}")

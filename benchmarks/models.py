@@ -22,6 +22,8 @@ import time
 
 from absl import app, flags
 
+from checkpoints_io.errors import RunFailed
+
 PART = flags.DEFINE_string("part", None, "One measurement, in this process.")
 FOLDER = flags.DEFINE_string("folder", None, "The model it is made on.")
 LAYERS = flags.DEFINE_integer("layers", 4, "For part compile.", lower_bound=1)
@@ -67,7 +69,7 @@ def measured(part: str, *args: str, **environment: str) -> dict:
         env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
     )  # fmt: skip
     if told.returncode:
-        raise RuntimeError(told.stderr[-2000:])
+        raise RunFailed(told.stderr[-2000:])
     return json.loads(told.stdout.splitlines()[-1])
 
 

@@ -15,6 +15,7 @@ import safetensors
 import safetensors.numpy
 
 from checkpoints_io import hf_weights
+from checkpoints_io.errors import StorageError
 
 SHARD_BYTES = 5_000_000_000
 
@@ -54,7 +55,7 @@ def write(
             except safetensors.SafetensorError as error:
                 known = re.search(r"os error (\d+)", str(error))
                 if not known:
-                    raise OSError(f"{folder / file} cannot be written: {error}") from error
+                    raise StorageError(f"{folder / file} cannot be written: {error}") from error
                 number = int(known[1])
                 raise OSError(number, os.strerror(number), str(folder / file)) from error
             (folder / file).chmod(0o644)  # safetensors lets only the owner read it

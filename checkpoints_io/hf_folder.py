@@ -14,6 +14,8 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub import errors
 
+from checkpoints_io.errors import BadInput, NoAccess, NotFound
+
 # What a model needs; weights in other formats, images and code are left on the hub.
 TOKENIZER_FILES = ["*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken"]
 FILES = [*TOKENIZER_FILES, "*.safetensors"]
@@ -61,7 +63,7 @@ def find(
     path_or_id, _, at = path_or_id.partition("@")
     revision = revision or at or None
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path_or_id):
-        raise FileNotFoundError(
+        raise NotFound(
             f"there is no model folder {path_or_id!r} (and it is not a hub id, which looks like "
             "'owner/name')"
         )
@@ -73,19 +75,19 @@ def find(
             ignore_patterns=ELSEWHERE,
         )
     except errors.GatedRepoError as error:
-        raise PermissionError(
+        raise NoAccess(
             f"{path_or_id!r} is gated: accept its licence on its hub page, then log in with "
             "`hf auth login` or set HF_TOKEN"
         ) from error
     except errors.RepositoryNotFoundError as error:
-        raise FileNotFoundError(
+        raise NotFound(
             f"there is no folder {path_or_id!r} here and no such repository on the hub; if it is "
             "private, log in with `hf auth login` or set HF_TOKEN"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise FileNotFoundError(f"{path_or_id!r} has no revision {revision!r}") from error
+        raise NotFound(f"{path_or_id!r} has no revision {revision!r}") from error
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
-        raise FileNotFoundError(
+        raise NotFound(
             f"there is no folder {path_or_id!r} here, and the hub could not be reached to fetch it "
             f"({type(error).__name__}): check the network, or download it elsewhere and give the "
             "folder"
@@ -111,7 +113,7 @@ def _closed(folder: pathlib.Path, files: Sequence[str]) -> pathlib.Path:
         if not path.is_symlink() or path.is_dir() or target.is_relative_to(home):
             continue
         if target.parent != blobs:
-            raise ValueError(
+            raise BadInput(
                 f"{path} is a link that leads out of its folder: put the file itself there"
             )
         if any(fnmatch.fnmatch(path.name, pattern) for pattern in files):
@@ -139,7 +141,7 @@ def _recheck(blob: pathlib.Path, _changed: int) -> None:
         else:
             return
     if found != blob.name:
-        raise ValueError(f"{blob} is not what the hub sent: delete it, and it is fetched again")
+        raise BadInput(f"{blob} is not what the hub sent: delete it, and it is fetched again")
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
@@ -153,7 +155,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is not a model folder: it has no config.json")
+        raise NotFound(f"{folder} is not a model folder: it has no config.json")
     config = read_json(path)
     if config.get("quantization_config"):
         return config
@@ -173,19 +175,19 @@ def read_json(path: pathlib.Path, most: int = MOST_JSON) -> dict[str, Any]:
       ValueError: it holds something else.
     """
     if (size := path.stat().st_size) > most:
-        raise ValueError(f"{path} has {size >> 20} MiB, and at most {most >> 20} are read")
+        raise BadInput(f"{path} has {size >> 20} MiB, and at most {most >> 20} are read")
     try:
         text = path.read_text("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        raise BadInput(f"{path} is not valid JSON: {error}") from error
     if sum(map(text.count, ",[{")) > MOST_VALUES:
-        raise ValueError(f"{path} holds more than {MOST_VALUES} values, and at most those are read")
+        raise BadInput(f"{path} holds more than {MOST_VALUES} values, and at most those are read")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        raise BadInput(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} should hold a JSON object, not {type(value).__name__}")
+        raise BadInput(f"{path} should hold a JSON object, not {type(value).__name__}")
     return value
 
 

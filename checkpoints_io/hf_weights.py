@@ -21,6 +21,7 @@ import numpy as np
 import safetensors
 
 from checkpoints_io import hf_folder, mxfp4
+from checkpoints_io.errors import BadInput, NotFound
 
 Table = Mapping[str, tuple[str, str]]
 # (pattern, what it becomes in the table's names, or None where such tensors are not read).
@@ -126,20 +127,20 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
     if index.is_file():
         of = hf_folder.read_json(index, MOST_INDEX).get("weight_map")
         if not isinstance(of, dict) or not all(isinstance(name, str) for name in of.values()):
-            raise ValueError(f"{index} has no readable weight_map")
+            raise BadInput(f"{index} has no readable weight_map")
         names = set(of.values())
         # The index comes from a stranger: its names may not lead out of the folder.
         if odd := sorted(name for name in names if not re.fullmatch(PLAIN, name)):
-            raise ValueError(f"{index} names more than .safetensors files beside it: {_some(odd)}")
+            raise BadInput(f"{index} names more than .safetensors files beside it: {_some(odd)}")
     else:
         names = {path.name for path in folder.glob("*.safetensors")}
         if "model.safetensors" in names:  # others may hold the same for other programs
             names = {"model.safetensors"}
     if not names:
-        raise FileNotFoundError(f"{folder} holds no .safetensors file")
+        raise NotFound(f"{folder} holds no .safetensors file")
     paths = [folder / name for name in sorted(names)]
     if gone := [path.name for path in paths if not path.is_file()]:
-        raise FileNotFoundError(f"{folder} lacks {gone}: the download is not complete")
+        raise NotFound(f"{folder} lacks {gone}: the download is not complete")
     return paths
 
 
@@ -147,7 +148,7 @@ def _opened(path: pathlib.Path):
     try:
         return safetensors.safe_open(path, framework="numpy")
     except safetensors.SafetensorError as error:
-        raise ValueError(
+        raise BadInput(
             f"{path} is not a whole safetensors file ({error}): was the download cut, or is it a "
             "git-lfs pointer?"
         ) from error
@@ -159,7 +160,7 @@ def _check(folder: pathlib.Path, plan: Plan, tensors: dict) -> None:
         name, hf_axes = plan.table[path]
         sizes = dict(zip(want.axes.split(), want.shape, strict=True))
         if (count := math.prod(want.shape[: len(stacked(name))])) > len(tensors):
-            raise ValueError(
+            raise BadInput(
                 f"config.json means {count} times {name}, and there are {len(tensors)} tensors in "
                 f"{folder}"
             )
@@ -168,19 +169,19 @@ def _check(folder: pathlib.Path, plan: Plan, tensors: dict) -> None:
                 math.prod(sizes[a] for a in group.split()) for group in _groups(hf_axes)
             )
     if missing := shapes.keys() - tensors.keys():
-        raise ValueError(f"the weights in {folder} lack {_some(missing)}")
+        raise BadInput(f"the weights in {folder} lack {_some(missing)}")
     extra = {n for n in tensors.keys() - shapes.keys() - plan.tied.keys() if not DERIVED.search(n)}
     if extra:
-        raise ValueError(
+        raise BadInput(
             f"the weights in {folder} hold {_some(extra)}, which config.json has no use for"
         )
     found = {name: tuple(tensors[name].get_shape()) for name in shapes}
     if wrong := [n for n in shapes if found[n] != shapes[n]]:
         told = [f"{n} is {found[n]} where config.json means {shapes[n]}" for n in wrong[:3]]
-        raise ValueError(f"misshapen weights in {folder} ({len(wrong)} in all): {'; '.join(told)}")
+        raise BadInput(f"misshapen weights in {folder} ({len(wrong)} in all): {'; '.join(told)}")
     if odd := {n: tensors[n].get_dtype() for n in shapes if tensors[n].get_dtype() not in DTYPES}:
         name, dtype = next(iter(odd.items()))
-        raise ValueError(
+        raise BadInput(
             f"{name} in {folder} is stored as {dtype} (with {len(odd) - 1} others like it); only "
             f"{', '.join(DTYPES)} are read"
         )
@@ -194,7 +195,7 @@ def _check_tied(folder: pathlib.Path, plan: Plan, tensors: dict) -> None:
         parts = (slice(i, min(i + TIED_ROWS, rows)) for i in range(0, rows, TIED_ROWS))
         same = (np.array_equal(one[p].astype("f4"), other[p].astype("f4"), True) for p in parts)
         if shape != other.get_shape() or not all(same):
-            raise ValueError(
+            raise BadInput(
                 f"config.json ties {name} to {plan.tied[name]}, and in {folder} they differ: write "
                 "tie_word_embeddings: false into it if the model has a head of its own, or take "
                 f"{name} out of the weights"

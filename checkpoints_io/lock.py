@@ -8,6 +8,8 @@ import pathlib
 
 from absl import logging
 
+from checkpoints_io.errors import StorageError
+
 
 @contextlib.contextmanager
 def held(path: pathlib.Path, *, otherwise: Callable[[], None]) -> Iterator[None]:
@@ -42,10 +44,12 @@ def refuse_link(path: pathlib.Path, *, folder: bool = False) -> None:
         folder).
     """
     if path.is_symlink():
-        raise OSError(
+        raise StorageError(
             f"{path} is a link to {os.readlink(path)}, and what is there would be changed: remove "
             "the link, or put what it leads to in its place"
         )
     if path.exists() and not (path.is_dir() if folder else path.is_file()):
         kind = "folder" if folder else "file"
-        raise OSError(f"{path} is in the way of a {kind} that is to be written: move it elsewhere")
+        raise StorageError(
+            f"{path} is in the way of a {kind} that is to be written: move it elsewhere"
+        )

@@ -11,6 +11,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from checkpoints_io.errors import BadInput
+
 BLOCK = 32
 VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 
@@ -57,10 +59,10 @@ def unpacked(tensors: dict[str, Any]) -> dict[str, Any]:
         whole = name.removesuffix("_blocks")
         blocks, scales = tensors[name], tensors.get(f"{whole}_scales")
         if scales is None or blocks.get_dtype() != "U8" or scales.get_dtype() != "U8":
-            raise ValueError(f"{name} is not MXFP4: it needs {whole}_scales, and both bytes (U8)")
+            raise BadInput(f"{name} is not MXFP4: it needs {whole}_scales, and both bytes (U8)")
         shape = blocks.get_shape()
         if len(shape) != 4 or shape[-1] * 2 != BLOCK or scales.get_shape() != shape[:-1]:
-            raise ValueError(
+            raise BadInput(
                 f"{name} is {shape} and {whole}_scales {scales.get_shape()}: MXFP4 has blocks "
                 "[experts, rows, count, 16] and scales [experts, rows, count]"
             )

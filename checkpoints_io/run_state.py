@@ -23,6 +23,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from checkpoints_io.bits import fingerprint
+from checkpoints_io.errors import BadInput, StorageError
 
 FORMAT = 2
 
@@ -135,7 +136,7 @@ class RunStore:
         except OSError as error:
             return error
         if free < needed:
-            return OSError(
+            return StorageError(
                 f"it takes {needed >> 20} MiB, and {self._directory} has {free >> 20} MiB free"
             )
         return None
@@ -191,7 +192,7 @@ class RunStore:
         self._failures += 1
         told = f"the checkpoint of step {step} could not be written: {_first_line(error)}"
         if self._failures > self._retries:
-            raise OSError(
+            raise StorageError(
                 f"{told}. With that mended, the same command goes on from the newest checkpoint "
                 f"that is there: {max(self.steps(), default='none')}"
             ) from error
@@ -243,7 +244,7 @@ class RunStore:
             if facts is None:
                 continue
             if facts.get("format") != FORMAT:
-                raise ValueError(
+                raise BadInput(
                     f"checkpoint {step} in {self._directory} has format {facts.get('format')}, and "
                     f"this program reads {FORMAT}: go on with the version that wrote it, or begin "
                     "in another directory"
@@ -258,7 +259,7 @@ class RunStore:
                 self._set_aside([s for s in steps if s > step])
                 return restored
         if steps and like is not None:
-            raise OSError(
+            raise StorageError(
                 f"none of the checkpoints {steps} in {self._directory} can be read: mend the disk, "
                 "or begin in another directory"
             )
@@ -297,9 +298,11 @@ def _refuse_odd_files(directory: pathlib.Path) -> None:
     for folder, folders, files in os.walk(directory):
         for path in (pathlib.Path(folder, name) for name in (*folders, *files)):
             if path.is_symlink():
-                raise OSError(f"{path} is a link to {os.readlink(path)}: put the file itself there")
+                raise StorageError(
+                    f"{path} is a link to {os.readlink(path)}: put the file itself there"
+                )
             if path.exists() and not path.is_file() and not path.is_dir():
-                raise OSError(f"{path} is neither a file nor a folder: move it elsewhere")
+                raise StorageError(f"{path} is neither a file nor a folder: move it elsewhere")
 
 
 def _sealed(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -313,17 +316,17 @@ def _opened(sealed: Any, step: int) -> dict[str, Any]:
     if "json" not in sealed and sealed["format"] != FORMAT:
         return sealed
     if hashlib.sha256(sealed["json"].encode()).hexdigest() != sealed["sha256"]:
-        raise ValueError("its facts are not those that were written")
+        raise BadInput("its facts are not those that were written")
     facts = json.loads(sealed["json"])
     if facts["step"] != step:
-        raise ValueError(f"it is the checkpoint of step {facts['step']}")
+        raise BadInput(f"it is the checkpoint of step {facts['step']}")
     return facts
 
 
 def _with_its_bits(found: Restored) -> Restored:
     for name, tree in found.trees.items():
         if fingerprint(tree) != found.facts["bits"][name]:
-            raise ValueError(f"the bits of its {name} are not those that were written")
+            raise BadInput(f"the bits of its {name} are not those that were written")
     return found
 
 

@@ -14,6 +14,7 @@ from typing import IO
 import jax
 
 from checkpoints_io import lock
+from checkpoints_io.errors import InTheWay, StorageError
 
 NEW, OLD, LOCK = "new", "old", "lock"  # all that a scratch folder holds
 ATTEMPTS = 3  # at a file whose unfinished form others cleared away
@@ -111,12 +112,12 @@ def refuse_other(path: pathlib.Path) -> None:
     """
     if path.is_dir():
         if not (path / "config.json").is_file() and any(path.iterdir()):
-            raise FileExistsError(
+            raise InTheWay(
                 f"{path} holds something else than a model: choose another folder, or move it "
                 "elsewhere"
             )
     elif path.exists() or path.is_symlink():
-        raise FileExistsError(
+        raise InTheWay(
             f"{path} is in the way of a model folder that is to be written: move it elsewhere"
         )
 
@@ -133,7 +134,7 @@ def _scratch(path: pathlib.Path) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
     lock.refuse_link(scratch, folder=True)
 
     def refuse() -> None:
-        raise OSError(f"{path} is being written by another process: wait for it")
+        raise StorageError(f"{path} is being written by another process: wait for it")
 
     def put_back() -> None:
         if old.exists() and not path.exists():  # stopped, or killed, between the two renames

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import errno
-import linecache
 import os
 import pathlib
 import re
@@ -14,10 +13,11 @@ from absl import app, flags, logging
 import jax
 import ml_collections
 
+from checkpoints_io import errors
+from checkpoints_io.errors import BadInput
 from recipes import overrides, settings, terminal
 from recipes.data import messages
 
-OURS = ("zoo", "checkpoints_io", "recipes", "benchmarks")
 SETTINGS = "The settings of a run, and what they mean, stand in its config file; see docs/dpo.md."
 HELP = ("--help", "-h", "-help", "--helpfull", "--helpshort")
 
@@ -63,9 +63,7 @@ def _start(
             _stop(_unknown(error.flagname, argv, settings_too=bool(without_settings)))
         except flags.Error as error:
             _stop(_of_absl(error))
-        except (ValueError, OSError) as error:
-            if not _said_by_us(error):
-                raise
+        except errors.UserError as error:
             _stop(str(error))
         if len(rest) > 1:
             _stop(_no_flag(rest[1], settings_too=bool(without_settings)))
@@ -155,10 +153,11 @@ def _told(program: Callable[[], None]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
     try:
         program()
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+    except errors.UserError as error:
+        _stop(str(error), 1)
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
         # Orbax has the same word for a full disk, which `run_state` puts into a sentence.
-        exhausted = "RESOURCE_EXHAUSTED" in str(error) and not _said_by_us(error)
-        if isinstance(error, MemoryError) or exhausted:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             _stop(
                 "the devices ran out of memory. Turn down --config.per_device_parallelism first, "
                 "then --config.row_length with --config.train_seq_len; drop the reference with "
@@ -174,28 +173,17 @@ def _told(program: Callable[[], None]) -> None:
             )
         if isinstance(error, OSError) and error.filename and error.strerror:
             _stop(f"{error.filename}: {error.strerror}", 1)
-        if not _said_by_us(error):
-            raise
-        _stop(str(error), 1)
+        raise
 
 
 def _join(several: dict[str, Any]) -> None:
     try:
         jax.distributed.initialize(**several)
     except Exception as error:  # jax raises a kind of its own for every cause
-        raise ValueError(
+        raise BadInput(
             "the processes of this run could not join, with the settings of --config.distributed: "
             f"{str(error).strip()}"
         ) from error
-
-
-def _said_by_us(error: BaseException) -> bool:
-    """Is it the sentence of a `raise` of ours? Anything else is a bug and keeps its traceback."""
-    frame, number = list(traceback.walk_tb(error.__traceback__))[-1]
-    path = pathlib.Path(frame.f_code.co_filename).resolve()
-    root = pathlib.Path(__file__).resolve().parent.parent
-    ours = any(path.is_relative_to(root / name) for name in OURS)
-    return ours and linecache.getline(str(path), number).lstrip().startswith("raise ")
 
 
 def _stop(sentence: str, status: int = 2) -> NoReturn:

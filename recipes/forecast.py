@@ -22,6 +22,7 @@ import ml_collections
 import numpy as np
 
 from checkpoints_io import hf_folder
+from checkpoints_io.errors import BadInput
 from recipes import collectives, command, logps, losses, optimizer, plan, settings, step
 from recipes.data.packing import Packed, Shape
 import zoo
@@ -230,7 +231,7 @@ def _tpus(kind: str, count: int) -> list:
     cubes = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8"}
     known = (cubes | {256: "4x8x8"}) if kind == "v5p" else (shapes | {256: "16x16"})
     if count not in known:
-        raise ValueError(
+        raise BadInput(
             f"--devices={count}: a slice of {kind} has {', '.join(map(str, known))} chips"
         )
     try:
@@ -238,7 +239,7 @@ def _tpus(kind: str, count: int) -> list:
         return list(topologies.get_topology_desc(topology_name=name, platform="tpu").devices)
     except Exception as error:  # jax has a kind of its own for every way not to find it
         reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
+        raise BadInput(
             f"--chip={kind} needs the TPU compiler, which cannot be had here (pip install libtpu): "
             f"{reason}"
         ) from error
@@ -256,11 +257,11 @@ def main(config: ml_collections.ConfigDict) -> None:
     settings.check(config)
     if asked.chip not in CHIPS:
         near = settings.did_you_mean(asked.chip, CHIPS)
-        raise ValueError(f"--chip={asked.chip} is none of {', '.join(CHIPS)}{near}")
+        raise BadInput(f"--chip={asked.chip} is none of {', '.join(CHIPS)}{near}")
     for name in ("devices", "stored_per_pair", "real_per_stored"):
         number = getattr(asked, name)
         if not 0 < number < math.inf:
-            raise ValueError(f"--{name} must be above 0, not {number}")
+            raise BadInput(f"--{name} must be above 0, not {number}")
     chip = CHIPS[asked.chip]
     folder = hf_folder.find(config.initialize_from_hf, files=["config.json"])
     hf_config = hf_folder.read_config(folder)
@@ -269,7 +270,7 @@ def main(config: ml_collections.ConfigDict) -> None:
     jax.config.update("jax_num_cpu_devices", asked.devices)
     devices = _tpus(chip.tpu, asked.devices) if chip.tpu else jax.devices()
     if len(devices) != asked.devices:
-        raise ValueError(
+        raise BadInput(
             f"--devices={asked.devices}, and XLA_FLAGS in the environment make {len(devices)}: "
             "unset it"
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 import ml_collections
 
+from checkpoints_io.errors import BadInput
 from recipes import settings
 import zoo
 
@@ -59,7 +60,7 @@ def refuse_other_settings(
     names = sorted(differ - new)
     if names:
         told = ", ".join(f"{n}: {saved.get(n)!r} there, {now.get(n)!r} here" for n in names[:4])
-        raise ValueError(
+        raise BadInput(
             f"{directory} holds a run with other settings ({told}); choose another "
             "--config.directory, or give the settings of that run. What may change on the way: "
             f"{', '.join(sorted(MAY_CHANGE))}"
@@ -79,7 +80,7 @@ def fact(saved: dict[str, Any], name: str, directory: pathlib.Path) -> Any:
       ValueError: it says nothing.
     """
     if name not in saved:
-        raise ValueError(
+        raise BadInput(
             f"the checkpoint in {directory} has no {name!r} among its facts: resume it with the "
             "version that wrote it, or choose another --config.directory"
         )
@@ -100,14 +101,14 @@ def refuse_other_run(saved: dict[str, Any], facts: dict[str, Any], directory: pa
         names = [name for name, value in now.items() if before.get(name, value) != value]
         if names:
             told = ", ".join(f"{n}: {before[n]} then, {now[n]} now" for n in names[:4])
-            raise ValueError(
+            raise BadInput(
                 f"the config.json of the {whose} has changed since the checkpoint in {directory} "
                 f"was written ({told}): give back the one it was, or choose another "
                 "--config.directory"
             )
     for name, what in (("data", "training pairs"), ("reference", "reference weights")):
         if (before := fact(saved, name, directory)) != facts[name]:
-            raise ValueError(
+            raise BadInput(
                 f"the {what} have changed since the checkpoint in {directory} was written "
                 f"(fingerprint {before} then, {facts[name]} now): a run goes on with those it "
                 "began with. Give them back, or choose another --config.directory"

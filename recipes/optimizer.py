@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 import optax
 
+from checkpoints_io.errors import BadInput
 from recipes import settings
 
 
@@ -37,23 +38,23 @@ def schedule_of(config: ml_collections.ConfigDict, total: int) -> optax.Schedule
     peak, low = config.learning_rate, config.learning_rate * config.min_lr_ratio
     warmup, decay = phases(config, total)
     if max(total, warmup, decay) >= 2**31:
-        raise ValueError(
+        raise BadInput(
             f"a run has fewer than 2**31 steps: it would be {total:.3g} of them, {warmup:.3g} of "
             "warm-up; lower --config.num_train_steps or --config.num_epochs, or --config.warmup"
         )
     if config.cooldown is not None and warmup + decay > total:
-        raise ValueError(
+        raise BadInput(
             f"--config.warmup ({warmup} steps) and --config.cooldown ({decay} steps) do not fit "
             f"into {total} steps"
         )
     if warmup and total == 1:
-        raise ValueError(
+        raise BadInput(
             f"nothing would be learnt: the learning rate begins at 0, and --config.warmup="
             f"{config.warmup} leaves the run's only step there; set --config.warmup=0, or more "
             "--config.num_train_steps"
         )
     if not np.float32(peak):
-        raise ValueError(f"--config.learning_rate={peak} is 0 in float32: nothing would be learnt")
+        raise BadInput(f"--config.learning_rate={peak} is 0 in float32: nothing would be learnt")
     falls = {
         "constant": optax.constant_schedule(peak),
         "linear": optax.linear_schedule(peak, low, max(decay, 1)),

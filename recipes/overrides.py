@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from checkpoints_io.errors import BadInput
 from recipes import settings
 
 FLAG = re.compile(r"--?(no)?config(?:\.([^=]*))?(?:=(.*))?", re.DOTALL)
@@ -39,7 +40,7 @@ def read(argv: list[str]) -> tuple[ml_collections.ConfigDict, list[str]]:
     path, changes, others = _sorted(argv)
     if not path:
         file = next((word for word in others[1:] if word.endswith(".py")), None)
-        raise ValueError(
+        raise BadInput(
             f"{file!r} is no flag: write --config={file}"
             if file
             else "give a config, for example --config=recipes/configs/tiny.py"
@@ -64,12 +65,12 @@ def _sorted(argv: list[str]) -> tuple[str | None, list[Change], list[str]]:
             continue
         negated, name, text = found.groups()
         if negated and text is not None:
-            raise ValueError(f"{arg} takes no value: write --noconfig.{name}")
+            raise BadInput(f"{arg} takes no value: write --noconfig.{name}")
         if text is None and not negated and left and not re.match(r"--?[a-zA-Z]", left[0]):
             text = left.pop(0)
         if name is None:
             if path is not None:
-                raise ValueError(f"two configs are given, {path} and {text}: give one")
+                raise BadInput(f"two configs are given, {path} and {text}: give one")
             path = text or ""
         else:
             changes.append(Change(name, "false" if negated else text))
@@ -79,7 +80,7 @@ def _sorted(argv: list[str]) -> tuple[str | None, list[Change], list[str]]:
 def _loaded(path: str) -> ml_collections.ConfigDict:
     file, *argument = path.split(":", 1)
     if not pathlib.Path(file).is_file():
-        raise ValueError(f"there is no config file {file!r}")
+        raise BadInput(f"there is no config file {file!r}")
     try:
         get_config = runpy.run_path(file).get("get_config")
         config = get_config(*argument) if get_config else None
@@ -91,13 +92,13 @@ def _loaded(path: str) -> ml_collections.ConfigDict:
             line, told = error.lineno, error.msg
         where = file if line is None else f"{file}, line {line}"
         if field := re.match(r"Could not override field '(.+?)'", told):
-            raise ValueError(
+            raise BadInput(
                 f"{where}: {field[1]} is given a value of another kind than before; begin the "
                 "config with ml_collections.ConfigDict(type_safe=False)"
             ) from error
-        raise ValueError(f"{where}: {type(error).__name__}: {told}") from error
+        raise BadInput(f"{where}: {type(error).__name__}: {told}") from error
     if not isinstance(config, ml_collections.ConfigDict):
-        raise ValueError(f"{file} is not a config: it has no get_config() that gives a ConfigDict")
+        raise BadInput(f"{file} is not a config: it has no get_config() that gives a ConfigDict")
     return config
 
 
@@ -108,12 +109,12 @@ def _make(change: Change, config: ml_collections.ConfigDict, path: str) -> None:
         return
     inside = [known for known in settings.KINDS if known.startswith(f"{name}.")]
     if not inside:
-        raise ValueError(
+        raise BadInput(
             f"{path} has no setting {name!r}{settings.did_you_mean(name, settings.KINDS)}"
         )
     given = _literal(name, text) if text and text.lstrip().startswith("{") else None
     if not isinstance(given, dict):
-        raise ValueError(f"--config.{name} is no setting, but several: {', '.join(inside)}")
+        raise BadInput(f"--config.{name} is no setting, but several: {', '.join(inside)}")
     for inner, value in given.items():
         text = value if isinstance(value, str) else repr(value)
         _make(Change(f"{name}.{inner}", text), config, path)
@@ -139,13 +140,13 @@ def _value(name: str, text: str | None, kind: type) -> Any:
     if text is None:
         if kind is bool:
             return True
-        raise ValueError(f"{flag} wants a value: {flag}=…")
+        raise BadInput(f"{flag} wants a value: {flag}=…")
     if text in UNSET and text not in settings.CHOICES.get(name, ()):
         if not settings.may_be_unset(name):
-            raise ValueError(f"{flag} cannot be unset")
+            raise BadInput(f"{flag} cannot be unset")
         return None
     if not text.strip() and kind is not tuple:
-        raise ValueError(f"{flag} is set to nothing: give a value after the =")
+        raise BadInput(f"{flag} is set to nothing: give a value after the =")
     if kind in (dict, object) and text.lstrip().startswith("{"):
         return _literal(name, text)
     if kind is tuple:
@@ -155,7 +156,7 @@ def _value(name: str, text: str | None, kind: type) -> Any:
             return BOOLS[text.lower()]
         return text if kind in (str, object) else kind(text)
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{flag}={text!r} is not {settings.KIND_NAMES[kind]}") from error
+        raise BadInput(f"{flag}={text!r} is not {settings.KIND_NAMES[kind]}") from error
 
 
 def _literal(name: str, text: str) -> Any:
@@ -168,7 +169,7 @@ def _literal(name: str, text: str) -> Any:
         given = None
     if _has_names(given):
         return given
-    raise ValueError(
+    raise BadInput(
         f"--config.{name}={text!r} cannot be read: write it like \"{{'chosen': 'better'}}\", in "
         "double quotes for the shell"
     )
@@ -193,7 +194,7 @@ def _texts(name: str, text: str) -> tuple[str, ...]:
     given = _literal(name, text)
     given = given if isinstance(given, list | tuple) else [given]
     if not all(isinstance(each, str) for each in given):
-        raise ValueError(f"--config.{name}={text!r} is not {settings.KIND_NAMES[tuple]}")
+        raise BadInput(f"--config.{name}={text!r} is not {settings.KIND_NAMES[tuple]}")
     return tuple(given)
 
 
@@ -205,7 +206,7 @@ def _put(name: str, value: Any, config: ml_collections.ConfigDict) -> None:
             there = room.get(inner)
             if isinstance(there, str):  # of a source, all that was said so far
                 if place == 0:
-                    raise ValueError(
+                    raise BadInput(
                         f"--config.{inner} is one source, {there!r}; several are given as "
                         f"--config.{inner}=\"{{'a': {{'path': 'a.jsonl', 'weight': 1.0}}, …}}\""
                     )
@@ -215,7 +216,7 @@ def _put(name: str, value: Any, config: ml_collections.ConfigDict) -> None:
             room = room[inner]
         if value is None and re.fullmatch(settings.CHOSEN_NAME, name):
             if last not in room:
-                raise ValueError(f"--config.{name} cannot be unset: there is no {last!r}")
+                raise BadInput(f"--config.{name} cannot be unset: there is no {last!r}")
             del room[last]
         else:
             room[last] = value

@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 import ml_collections
 import numpy as np
 
+from checkpoints_io.errors import BadInput, StorageError
 from recipes import optimizer, settings
 from recipes.data import packing, report, shapes
 from recipes.data.packing import Shape
@@ -33,7 +34,7 @@ def told(config: ml_collections.ConfigDict, run: Any, model: zoo.Model) -> str:
     shape, pairs, device = run.place.shape, run.pairs, run.mesh.devices.flat[0]
     share, count = shapes.fill(pairs, shape)
     if share < config.min_pack_fill:
-        raise ValueError(
+        raise BadInput(
             f"only {share:.0%} of the rows would be filled: choose a smaller --config.row_length "
             "or --config.per_device_parallelism, give devices to --config.mesh.tensor, or accept "
             f"it with --config.min_pack_fill (now {config.min_pack_fill})"
@@ -257,7 +258,7 @@ def refuse_small_disk(directory: pathlib.Path, needed: int) -> int:
     """
     free = shutil.disk_usage(directory).free
     if free < needed:
-        raise OSError(
+        raise StorageError(
             f"{directory} has {size(free)} free and the run writes about {size(needed)}: choose "
             "another --config.directory, a smaller --config.keep_checkpoints, or fewer exports "
             "with --config.steps_per_hf_export"

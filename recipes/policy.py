@@ -10,6 +10,7 @@ import ml_collections
 import optax
 
 from checkpoints_io import hf_folder
+from checkpoints_io.errors import RunFailed
 from checkpoints_io.run_state import Keep, RunStore, all_agree
 from recipes import identity, optimizer, settings
 from recipes.prepare import Run
@@ -99,7 +100,7 @@ def check_sound(state: State, config: ml_collections.ConfigDict) -> None:
       RuntimeError: some update was not.
     """
     if config.nonfinite == "stop" and float(state.skipped) > state.skipped_before:
-        raise RuntimeError(
+        raise RunFailed(
             f"at step {state.step} the loss or its gradient was not a number; weights and "
             "checkpoints are as they were before it. Look for pairs that are odd, go on without "
             "such updates (--config.nonfinite=skip), or begin anew, in another directory, with a "

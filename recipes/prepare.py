@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import ml_collections
 
 from checkpoints_io import hf_folder, lock, whole
+from checkpoints_io.errors import BadInput, NotFound, StorageError
 from checkpoints_io.run_state import RunStore
 from recipes import identity, metrics, optimizer, plan, settings, terminal
 from recipes.data import batches, chat, pairs, reading, shapes
@@ -76,7 +77,7 @@ def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> Run:
     compute = settings.precision(config.mp).compute
     backend = attention.backend_of(model.config, compute, config.attention)
     if config.remat == "attention" and backend not in ("blocks", "splash"):
-        raise ValueError(
+        raise BadInput(
             f"--config.remat=attention has no effect with the attention backend {backend}, which "
             "does not say what it keeps: use products, or the backend blocks or splash"
         )
@@ -87,7 +88,7 @@ def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> Run:
         tokenizer_folder = hf_folder.find(config.tokenizer, files=hf_folder.TOKENIZER_FILES)
     longest = zoo.longest_text(hf_config)
     if longest and config.train_seq_len > longest:
-        raise ValueError(
+        raise BadInput(
             f"--config.train_seq_len={config.train_seq_len} is more than the {longest} positions "
             f"that {config.initialize_from_hf} was made for"
         )
@@ -97,7 +98,7 @@ def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> Run:
         say("\n  ".join([f"{part.name} ({part.source}):", *part.told]))
     sets = [held.name for held in data.held_out]
     if config.keep_best and (name := config.keep_best.rpartition("/")[0]) not in sets:
-        raise ValueError(
+        raise BadInput(
             f"--config.keep_best={config.keep_best} names no held-out set: there is no {name} in "
             f"{sets}"
         )
@@ -118,7 +119,7 @@ def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> Run:
         1, round(min(config.num_epochs * len(train) / config.train_batch_size, 2**31))
     )
     if (last := max(settings.profiled(config.profile), default=0)) > steps:
-        raise ValueError(
+        raise BadInput(
             f"--config.profile={config.profile} traces step {last}, and the run has {steps}"
         )
     optimizer.schedule_of(config, steps)  # refuses what does not fit into the steps
@@ -158,13 +159,13 @@ def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> Run:
 
 def _directory(name: str) -> pathlib.Path:
     if "://" in name:
-        raise ValueError(f"--config.directory={name} must be a path of this machine's file system")
+        raise BadInput(f"--config.directory={name} must be a path of this machine's file system")
     try:
         directory = pathlib.Path(name).expanduser().absolute()
         for room in ("checkpoints", "hf"):
             (directory / room).mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:
-        raise OSError(
+        raise StorageError(
             f"--config.directory={name} cannot be used: {getattr(error, 'strerror', error)}"
         ) from error
     return directory
@@ -178,7 +179,7 @@ def _alone(directory: pathlib.Path) -> Iterator[None]:
         return
 
     def refuse() -> None:
-        raise OSError(
+        raise StorageError(
             f"another run is going on in {directory}: wait for it, or choose another "
             "--config.directory"
         )
@@ -210,7 +211,7 @@ def _checked_reference(config: ml_collections.ConfigDict, policy: dict[str, Any]
     if not config.reference_is_hf:
         path = pathlib.Path(settings.reference_path(config)).expanduser()
         if not (path / "checkpoints").is_dir():
-            raise FileNotFoundError(f"{path} is not the directory of a run: it has no checkpoints")
+            raise NotFound(f"{path} is not the directory of a run: it has no checkpoints")
         return policy
     path = settings.reference_path(config)
     if path == config.initialize_from_hf:
@@ -224,7 +225,7 @@ def _refuse_unknown_ids(found: list[PairIds], model: zoo.Model, tokenizer: Token
         int(max(ids.max(initial=0) for ids in (p.prompt, p.chosen, p.rejected))) for p in found
     )
     if top >= model.config.vocab_size:
-        raise ValueError(
+        raise BadInput(
             f"the tokenizer gives id {top} ({tokenizer.decode([top])!r}), and the "
             f"model's embedding has {model.config.vocab_size} rows: it is another model's tokenizer"
         )

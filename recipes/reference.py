@@ -18,6 +18,7 @@ import ml_collections
 import numpy as np
 
 from checkpoints_io.bits import fingerprint
+from checkpoints_io.errors import BadInput, NotFound, RunFailed
 from checkpoints_io.run_state import RunStore
 from recipes import logps, reference_cache, settings, stopping
 from recipes.data import batches
@@ -106,7 +107,7 @@ def load(
     zoo.check_finite(model)
     model.attention, model.remat = policy.attention, policy.remat
     if model.config.vocab_size != policy.config.vocab_size:
-        raise ValueError(
+        raise BadInput(
             f"the reference {path} has {model.config.vocab_size} token ids and the policy "
             f"{policy.config.vocab_size}: they must share a tokenizer"
         )
@@ -120,12 +121,12 @@ def _of_run(directory: pathlib.Path, policy: zoo.Model) -> zoo.Model:
         try:
             saved = store.newest(lambda _: None, like)
         except OSError as error:
-            raise ValueError(
+            raise BadInput(
                 f"no checkpoint of the run in {directory} can be read as a model like "
                 "initialize_from_hf: is it a run of another model?"
             ) from error
     if saved is None:
-        raise FileNotFoundError(f"the run in {directory} has no checkpoint yet")
+        raise NotFound(f"the run in {directory} has no checkpoint yet")
     return nnx.merge(graph, nnx.State(cast(saved.trees["policy"], policy.dtype)))
 
 
@@ -155,10 +156,10 @@ def check_logps(
     ours = np.asarray(policy(batch))[here]
     theirs = np.asarray(reference.of_batch(batch, update.rows))[here]
     if not np.isfinite(ours).all():
-        raise RuntimeError(_not_finite("log-probabilities of the first pairs are", dtype))
+        raise RunFailed(_not_finite("log-probabilities of the first pairs are", dtype))
     bound = 0 if reference.model else reference_cache.bound(theirs, dtype)
     if not (np.abs(ours - theirs) <= bound).all():
-        raise RuntimeError(
+        raise RunFailed(
             "policy and reference have equal weights and give different log-probabilities (by up "
             f"to {np.abs(ours - theirs).max():.3g} nats): the run would not train what it says; "
             "please report it"
@@ -181,11 +182,11 @@ def check_first_loss(loss: float, compute: jax.typing.DTypeLike, beta: float) ->
       RuntimeError: it is not.
     """
     if not math.isfinite(loss):
-        raise RuntimeError(_not_finite("loss of the first update is", compute))
+        raise RunFailed(_not_finite("loss of the first update is", compute))
     # With remat the training program may round otherwise than the reference's; beta scales that.
     bound = (1e-5 if compute == jnp.float32 else 5e-3) * max(1.0, 10 * beta)
     if not abs(loss - math.log(2)) <= bound:
-        raise RuntimeError(
+        raise RunFailed(
             f"the first loss is {loss:.6f} and should be ln 2 = 0.693147 within {bound:.1g}: the "
             "training program and the reference disagree; please report it"
         )

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 import safetensors.numpy
 
 from checkpoints_io import whole
+from checkpoints_io.errors import RunFailed
 from recipes import head, logps, terminal
 from recipes.data import packing, tokens
 from recipes.data.batches import Place
@@ -109,7 +110,7 @@ def check(
     now = logps.of_pairs(forward, some, place)
     off = np.abs(now - np.array([cache.known[key(pair, place.shape)] for pair in some]))
     if not (off <= bound(now, compute)).all():
-        raise RuntimeError(
+        raise RunFailed(
             f"the log-probabilities kept in {cache.folder} are up to {off.max():.3g} nats from "
             "what the reference says now: delete that folder, and they are worked out again"
         )

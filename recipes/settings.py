@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 from ml_collections import config_dict
 
+from checkpoints_io.errors import BadInput
 from recipes import losses
 from recipes.configs import tiny
 from recipes.data import chat, layouts, mixture, tokens
@@ -134,11 +135,11 @@ def precision(mp: str) -> Precision:
         given = dict(part.split("=") for part in mp.split(","))
         read = Precision(DTYPES[given.pop("p")], DTYPES[given.pop("c")])
     except (ValueError, KeyError) as error:
-        raise ValueError(f"--config.mp={mp!r} is not written like p=f32,c=bfloat16") from error
+        raise BadInput(f"--config.mp={mp!r} is not written like p=f32,c=bfloat16") from error
     if given or read.compute == jnp.float16 or read.params == jnp.float16:
-        raise ValueError(f"--config.mp={mp!r}: p and c may be f32 or bfloat16")
+        raise BadInput(f"--config.mp={mp!r}: p and c may be f32 or bfloat16")
     if read.params != jnp.float32:
-        raise ValueError(
+        raise BadInput(
             f"--config.mp={mp!r}: weights kept in bfloat16 do not move at the learning rates of "
             "DPO; use p=f32"
         )
@@ -155,7 +156,7 @@ def profiled(steps: str | None) -> range:
         return range(0)
     found = re.fullmatch(r"(\d+)-(\d+)", steps)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise ValueError(f"--config.profile={steps!r} is not written like 11-13")
+        raise BadInput(f"--config.profile={steps!r} is not written like 11-13")
     return range(int(found[1]), int(found[2]) + 1)
 
 
@@ -167,7 +168,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     """
     check_names(config)
     if unset := [flag for flag, value in flat(config) if value is None and not may_be_unset(flag)]:
-        raise ValueError(f"please set {', '.join(f'--config.{flag}=…' for flag in unset)}")
+        raise BadInput(f"please set {', '.join(f'--config.{flag}=…' for flag in unset)}")
     precision(config.mp)
     for name, value in flat(config):
         if name in CHOICES and value is not None:
@@ -183,59 +184,59 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name in positive.split():
         value = config[name]
         if value is not None and not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"--config.{name} must be above 0, not {value}")
+            raise BadInput(f"--config.{name} must be above 0, not {value}")
     not_negative = "warmup min_lr_ratio weight_decay cooldown sample_tokens save_retries"
     for name in not_negative.split():
         if config[name] is not None and not 0 <= config[name] < math.inf:
-            raise ValueError(f"--config.{name} must be at least 0, and is {config[name]}")
+            raise BadInput(f"--config.{name} must be at least 0, and is {config[name]}")
     shares = ("label_smoothing", "min_pack_fill", "min_lr_ratio", "data.max_malformed_fraction")
     for name, value in flat(config):
         if name in shares and not 0 <= value <= 1:
-            raise ValueError(f"--config.{name} must lie between 0 and 1, and is {value}")
+            raise BadInput(f"--config.{name} must lie between 0 and 1, and is {value}")
         if name in ("adam_beta1", "adam_beta2") and not 0 <= value < 1:
-            raise ValueError(f"--config.{name} must be at least 0 and below 1, and is {value}")
+            raise BadInput(f"--config.{name} must be at least 0 and below 1, and is {value}")
     if not 0 <= config.seed < 2**31:
-        raise ValueError(f"--config.seed must lie between 0 and 2**31, and is {config.seed}")
+        raise BadInput(f"--config.seed must lie between 0 and 2**31, and is {config.seed}")
     if config.label_smoothing >= 0.5:
-        raise ValueError("--config.label_smoothing must be below 0.5: half is no preference at all")
+        raise BadInput("--config.label_smoothing must be below 0.5: half is no preference at all")
     fraction = config.validation_split_fraction
     if fraction is not None and not 0 < fraction < 1:
-        raise ValueError(
+        raise BadInput(
             f"--config.validation_split_fraction must lie between 0 and 1, and is {fraction}"
         )
     if config.num_train_steps is None and config.num_epochs is None:
-        raise ValueError("set one of --config.num_train_steps=… and --config.num_epochs=…")
+        raise BadInput("set one of --config.num_train_steps=… and --config.num_epochs=…")
     if config.num_train_steps is not None and config.num_epochs is not None:
-        raise ValueError(
+        raise BadInput(
             f"--config.num_train_steps={config.num_train_steps} and --config.num_epochs="
             f"{config.num_epochs} both say how long to train, so set one of them: for epochs add "
             "--config.num_train_steps=None, for steps --config.num_epochs=None"
         )
     if config.row_length is not None and config.row_length % 64:
-        raise ValueError(f"--config.row_length={config.row_length} must be a multiple of 64")
+        raise BadInput(f"--config.row_length={config.row_length} must be a multiple of 64")
     if config.row_length is not None and config.train_seq_len > config.row_length:
-        raise ValueError(
+        raise BadInput(
             f"--config.train_seq_len={config.train_seq_len} does not fit into rows of "
             f"--config.row_length={config.row_length}"
         )
     if (config.per_device_parallelism or 0) > 2 * config.train_batch_size:
-        raise ValueError(
+        raise BadInput(
             f"--config.per_device_parallelism={config.per_device_parallelism} is more rows than "
             f"the {config.train_batch_size} pairs of an update (--config.train_batch_size) can "
             "fill: each takes two at most"
         )
     if config.wandb_project and importlib.util.find_spec("wandb") is None:
-        raise ValueError(
+        raise BadInput(
             "--config.wandb_project needs Weights & Biases: pip install -e '.[wandb]', or leave it "
             "unset"
         )
     every = config.steps_per_hf_export
     if every is not None and every != -1 and every < 1:
-        raise ValueError("--config.steps_per_hf_export must be a number of steps, or -1 for never")
+        raise BadInput("--config.steps_per_hf_export must be a number of steps, or -1 for never")
     _check_keep(config)
     _refuse_without_effect(config)
     if not config.reference_is_hf and config.reference_model_path is None:
-        raise ValueError(
+        raise BadInput(
             "--config.reference_is_hf=false means that the reference is the newest checkpoint of "
             "another run: give the directory of a run as --config.reference_model_path=…"
         )
@@ -264,7 +265,7 @@ def check_names(config: ml_collections.ConfigDict) -> None:
                 "write config.reference_model_path = config_dict.placeholder(str), which stands "
                 "for the weights that the policy begins from"
             )
-        raise ValueError(
+        raise BadInput(
             f"{' and '.join(shared)} of the config are one reference (get_ref), and whoever sets "
             f"one of them sets both: {remedy}"
         )
@@ -274,15 +275,15 @@ def check_names(config: ml_collections.ConfigDict) -> None:
     )
     lacking = [name for name in NAMED_BY_THE_USER if not _has(config, name)]
     if missing := sorted([*(known - ours), *lacking]):
-        raise ValueError(
+        raise BadInput(
             f"the config has no {', '.join(missing)}: add it, as recipes/configs/tiny.py has it"
         )
     if unknown := sorted(ours - known):
         near = did_you_mean(unknown[0], known)
-        raise ValueError(f"the config has a setting {unknown[0]!r} that nothing reads{near}")
+        raise BadInput(f"the config has a setting {unknown[0]!r} that nothing reads{near}")
     for name, value in flat(config):
         if value is not None and name in KINDS and not _is(value, KINDS[name]):
-            raise ValueError(f"--config.{name}={value!r} is not {KIND_NAMES[KINDS[name]]}")
+            raise BadInput(f"--config.{name}={value!r} is not {KIND_NAMES[KINDS[name]]}")
 
 
 def _has(config: ml_collections.ConfigDict, name: str) -> bool:
@@ -316,7 +317,7 @@ def _is(value: Any, kind: type) -> bool:
 def _check_keep(config: ml_collections.ConfigDict) -> None:
     saved, evaluated = config.steps_per_checkpoint, config.steps_per_eval
     if config.keep_every is not None and (saved is None or config.keep_every % saved):
-        raise ValueError(
+        raise BadInput(
             f"--config.keep_every={config.keep_every} must be a multiple of "
             f"--config.steps_per_checkpoint, which is {saved}: there are no checkpoints between"
         )
@@ -324,12 +325,12 @@ def _check_keep(config: ml_collections.ConfigDict) -> None:
         return
     name, _, figure = config.keep_best.rpartition("/")
     if not name or figure not in BEST_BY:
-        raise ValueError(
+        raise BadInput(
             f"--config.keep_best={config.keep_best!r} is not a held-out set and one of "
             f"{', '.join(BEST_BY)}, like heldout/dpo_accuracy"
         )
     if saved is None or evaluated is None or saved % evaluated:
-        raise ValueError(
+        raise BadInput(
             "--config.keep_best wants --config.steps_per_checkpoint to be a multiple of "
             f"--config.steps_per_eval, and they are {saved} and {evaluated}: checkpoints would be "
             "without figures"
@@ -349,13 +350,13 @@ def _check_loss(name: str) -> None:
         return
     plain = re.sub(r"[\W_]", "", name.lower()).removesuffix("pair")
     if plain in losses.NOT_YET:
-        raise ValueError(
+        raise BadInput(
             f"--config.loss={name}: {losses.NOT_YET[plain]} is not implemented here yet; there are "
             f"{losses.HERE}"
         )
     also = losses.ALSO.get(plain)
     near = f" (did you mean {also}?)" if also else did_you_mean(name, losses.LOSSES)
-    raise ValueError(f"--config.loss={name!r} is none of {losses.HERE}{near}")
+    raise BadInput(f"--config.loss={name!r} is none of {losses.HERE}{near}")
 
 
 def _check_data(config: ml_collections.ConfigDict) -> None:
@@ -373,49 +374,49 @@ def _check_data(config: ml_collections.ConfigDict) -> None:
         for column, theirs in source.columns:
             if column not in layouts.COLUMNS:
                 near = did_you_mean(column, layouts.COLUMNS)
-                raise ValueError(f"{columns} has no column {column!r}{near}")
+                raise BadInput(f"{columns} has no column {column!r}{near}")
             if not isinstance(theirs, str):
-                raise ValueError(f"{columns}.{column}={theirs!r} is not a column's name")
+                raise BadInput(f"{columns}.{column}={theirs!r} is not a column's name")
     try:
         datetime.date.fromisoformat(config.data.date or "2026-01-31")
     except ValueError as error:
-        raise ValueError(
+        raise BadInput(
             f"--config.data.date={config.data.date!r} is not written like 2026-01-31"
         ) from error
 
 
 def _refuse_without_effect(config: ml_collections.ConfigDict) -> None:
     if config.lr_schedule == "constant" and (config.cooldown is not None or config.min_lr_ratio):
-        raise ValueError(
+        raise BadInput(
             "--config.cooldown and --config.min_lr_ratio have no effect with "
             "--config.lr_schedule=constant: add --config.cooldown=None --config.min_lr_ratio=0"
         )
     several = [name for name, value in config.distributed.items() if value is not None]
     if not config.distributed.enabled and (idle := [n for n in several if n != "enabled"]):
-        raise ValueError(
+        raise BadInput(
             f"--config.distributed.{idle[0]} has no effect without --config.distributed.enabled"
             "=true, on every process of the run"
         )
     if (config.loss == "dpop") != (config.dpop_lambda is not None):
-        raise ValueError("set --config.dpop_lambda with --config.loss=dpop, and only with it")
+        raise BadInput("set --config.dpop_lambda with --config.loss=dpop, and only with it")
     if config.reference_mode == "resident" and config.reference_cache:
-        raise ValueError(
+        raise BadInput(
             "--config.reference_cache has no effect with --config.reference_mode=resident"
         )
     if config.validation_split_fraction is not None and "validation" in (config.validation or {}):
-        raise ValueError(
+        raise BadInput(
             "--config.validation_split_fraction makes a held-out set named `validation`: give the "
             "one in --config.validation another name"
         )
     if config.max_eval_pairs is not None and not (
         config.validation or config.validation_split_fraction
     ):
-        raise ValueError("--config.max_eval_pairs has no effect: there are no held-out pairs")
+        raise BadInput("--config.max_eval_pairs has no effect: there are no held-out pairs")
 
 
 def _one_of(name: str, value: str, known: Iterable[str]) -> None:
     if value not in known:
-        raise ValueError(
+        raise BadInput(
             f"--config.{name}={value!r} is none of {', '.join(known)}{did_you_mean(value, known)}"
         )
 

@@ -43,11 +43,24 @@ def names_from_zoo(path):
 def test_imports_point_one_way(package):
     for path in (ROOT / package).rglob("*.py"):
         allowed = MAY_IMPORT[package]
+        if package == "zoo":  # whose sentences are errors of the one kind
+            ours = [n for n in imported(path) if n.startswith("checkpoints_io")]
+            if set(ours) == {"checkpoints_io.errors"}:
+                allowed = allowed | {"checkpoints_io"}
         if path in (ROOT / "zoo" / "__init__.py", ROOT / "zoo" / "__main__.py"):
-            assert "checkpoints_io" not in {n.split(".")[0] for n in imported(path, False)}
+            at_once = {n for n in imported(path, False) if n.startswith("checkpoints_io")}
+            assert at_once <= {"checkpoints_io.errors"}
             allowed = allowed | {"checkpoints_io"}
         names = {name.split(".")[0] for name in imported(path)} & set(PACKAGES)
         assert names <= allowed, path
+
+
+def test_sentences_for_the_user_are_errors_of_one_kind():
+    """Python's own kinds are for bugs, and for the system's words with the number of an error."""
+    kinds = "ValueError|OSError|FileNotFoundError|FileExistsError|PermissionError|RuntimeError"
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            assert not re.findall(rf"raise ({kinds})\((?!number, )", path.read_text()), path
 
 
 def test_an_architecture_imports_no_other_and_needs_little():
@@ -56,7 +69,7 @@ def test_an_architecture_imports_no_other_and_needs_little():
     for path in files:
         assert not kinds & {*imported(path), *(f"zoo.{name}" for name in names_from_zoo(path))}
         roots = {name.split(".")[0] for name in imported(path)}
-        known = {"flax", "jax", "jaxtyping", "numpy", "zoo"}
+        known = {"checkpoints_io", "flax", "jax", "jaxtyping", "numpy", "zoo"}
         if path.name == "attention_kernels.py":
             known.add("absl")  # whose flags tokamax reads
         assert roots - set(sys.stdlib_module_names) <= known

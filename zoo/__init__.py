@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from checkpoints_io.errors import BadInput
 from zoo import (
     causal_lm,
     cohere2,
@@ -130,7 +131,7 @@ def check_finite(model: Model) -> None:
         if not here[index]
     ]
     if bad:
-        raise ValueError(
+        raise BadInput(
             f"{model.source or 'the model'}: {bad[0]} holds numbers that are not finite (NaN or "
             f"infinity; tensors with such numbers: {len(bad)}): the files are damaged, or their "
             "training diverged; take another checkpoint"
@@ -226,14 +227,14 @@ def _config(hf_config: dict):
     """The Config of its architecture."""
     kind = hf_config.get("model_type")
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
-        raise ValueError(
+        raise BadInput(
             f"config.json has model_type {kind!r}; the zoo has {', '.join(sorted(ARCHITECTURES))}"
         )
     for part in (hf_config, hf_config.get("text_config")):
         counts = {key: part.get(key) for key in COUNTED} if isinstance(part, dict) else {}
         for key, count in counts.items():
             if isinstance(count, int | float) and count > MOST_COUNTED:
-                raise ValueError(f"config.json: no model has {key} of {count}")
+                raise BadInput(f"config.json: no model has {key} of {count}")
     return ARCHITECTURES[kind].Config.from_hf(hf_config)
 
 

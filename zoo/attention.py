@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from checkpoints_io.errors import BadInput
 from zoo import attention_blocks, attention_kernels, layers, sharding, spans
 
 # (q, k, v, scale=, …) -> what each query gathers; the keys it sees are bound already.
@@ -133,7 +134,7 @@ def _able(asked: str | None, **needs: bool) -> str:
     backend = asked or default_backend()
     lacking = {name for name in CANNOT.get(backend, ()) if needs[name]}
     if lacking and asked:
-        raise ValueError(
+        raise BadInput(
             f"attention={asked} cannot do {' and '.join(sorted(lacking))}, which this model needs "
             "here: use attention=blocks"
         )

@@ -9,6 +9,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from checkpoints_io.errors import BadInput
 from zoo import spans
 
 Query = Float[Array, "B T N H"]
@@ -53,14 +54,14 @@ def tokamax(
         except (NotImplementedError, KeyError, TypeError, AttributeError) as error:
             # The last two: it calls what newer jax has taken away.
             refused.append(f"{name}: {str(error)[:200]}")
-    raise ValueError(f"tokamax has no kernel for this ({'; '.join(refused)}): use attention=blocks")
+    raise BadInput(f"tokamax has no kernel for this ({'; '.join(refused)}): use attention=blocks")
 
 
 def _imported(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ValueError(
+        raise BadInput(
             "attention=tokamax needs tokamax: pip install 'nnx-zoo[tokamax]', or use "
             "attention=blocks"
         ) from error

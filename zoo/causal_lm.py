@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
+from checkpoints_io.errors import BadInput
 from zoo import layers, spans, stack
 
 
@@ -77,7 +78,7 @@ def check_ids(model: CausalLM, tokens: Any) -> None:
     ids = np.asarray(tokens)
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= model.config.vocab_size:
-        raise ValueError(
+        raise BadInput(
             f"token id {low if low < 0 else high} is beyond the model's "
             f"{model.config.vocab_size} ids: is this another model's tokenizer?"
         )

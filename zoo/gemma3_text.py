@@ -12,6 +12,7 @@ from flax import nnx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from checkpoints_io.errors import BadInput
 from zoo import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
 
 
@@ -61,7 +62,7 @@ class Config(hf_config.Config):
 def _text_half(hf: dict[str, Any]) -> dict[str, Any]:
     own = hf.get("text_config")
     if not isinstance(own, dict):
-        raise ValueError("config.json of a gemma3 has no text_config: what it sees is not known")
+        raise BadInput("config.json of a gemma3 has no text_config: what it sees is not known")
     quantised = hf.get("quantization_config") or own.get("quantization_config")
     beside = {"quantization_config": quantised}  # which is refused by its name
     return {"tie_word_embeddings": hf.get("tie_word_embeddings", True)} | own | beside

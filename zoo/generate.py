@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 import numpy as np
 
+from checkpoints_io.errors import BadInput
 from zoo import attention, causal_lm, rope, sharding, spans, stack
 
 SMALLEST = 64  # tokens that a program has room for, at least
@@ -66,12 +67,12 @@ def generate(
     """
     _check(sampling)
     if not len(prompts) or not all(map(len, prompts)):
-        raise ValueError("a prompt to continue needs at least one token")
+        raise BadInput("a prompt to continue needs at least one token")
     causal_lm.check_ids(model, np.concatenate([np.asarray(p, np.int64) for p in prompts]))
     longest = max(map(len, prompts))
     most = most_new_tokens(model, longest)
     if most is not None and max_new_tokens > most:
-        raise ValueError(
+        raise BadInput(
             f"a prompt of {longest} tokens cannot grow by {max_new_tokens}: the model has "
             f"positions for {most} more"
         )
@@ -139,12 +140,12 @@ def _check(sampling: Sampling) -> None:
     right = sampling.temperature >= 0 and sampling.top_k >= 0
     right &= 0 < sampling.top_p <= 1 and 0 <= sampling.min_p <= 1
     if not right:
-        raise ValueError(
+        raise BadInput(
             f"{sampling}: temperature and top_k are 0 or more, top_p above 0 and at most 1, and "
             "min_p from 0 to 1"
         )
     if not sampling.temperature and sampling != GREEDY:
-        raise ValueError(f"{sampling}: without a temperature the likeliest token is taken anyway")
+        raise BadInput(f"{sampling}: without a temperature the likeliest token is taken anyway")
 
 
 def _room(length: int) -> int:

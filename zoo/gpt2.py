@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from checkpoints_io.errors import BadInput
 from zoo import attention, causal_lm, hf_config, layers, spans, stack
 
 
@@ -68,7 +69,7 @@ class Config(hf_config.Config):
         """With the width of the MLP, where a file leaves it to that of the model."""
         width, heads = (hf.get(key, cls.assumed[key]) for key in ("n_embd", "n_head"))
         if isinstance(width, int) and isinstance(heads, int) and heads > 0 and width % heads:
-            raise ValueError(f"config.json: n_embd {width} must be a multiple of n_head {heads}")
+            raise BadInput(f"config.json: n_embd {width} must be a multiple of n_head {heads}")
         if hf.get("n_inner") is None and isinstance(width, int):
             return hf | {"n_inner": 4 * width}
         return hf

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from jaxtyping import Int
 import numpy as np
 
+from checkpoints_io.errors import BadInput
 from zoo import hf_keys, rope, rope_config
 
 # What `layer_types` may say.
@@ -71,13 +72,13 @@ def read(cls: type[Config], hf: Mapping[str, Any]) -> Any:
     refused = {key: hf[key] for key, ours in fixed.items() if hf.get(key) not in (None, ours)}
     refused |= {key: value for key, value in others.items() if key in hf_keys.READ}
     if refused:
-        raise ValueError(f"zoo/{kind}.py does not implement {refused} of config.json")
+        raise BadInput(f"zoo/{kind}.py does not implement {refused} of config.json")
     if nobodys := sorted(others):
         hf_keys.say_ignored(kind, tuple(nobodys))
     given = {key: value for key, value in hf.items() if key in fields and value is not None}
     given = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
     if odd := {k: v for k, v in given.items() if not _is(fields[k], v)}:
-        raise ValueError(f"config.json: {odd} are not values a {kind} can have")
+        raise BadInput(f"config.json: {odd} are not values a {kind} can have")
     given = {key: v for key, v in cls.assumed.items() if key not in hf} | given
     heads: Any = given.get("num_attention_heads")
     width: Any = given.get("hidden_size")
@@ -87,7 +88,7 @@ def read(cls: type[Config], hf: Mapping[str, Any]) -> Any:
         given.setdefault("head_dim", width // heads)
     missing = sorted(k for k in fields if given.get(k) is None and not _may_be_none(fields[k]))
     if missing:
-        raise ValueError(f"config.json lacks {missing}, which a {kind} needs")
+        raise BadInput(f"config.json lacks {missing}, which a {kind} needs")
     config = cls(**{name: _made(kind, given.get(name)) for name, kind in fields.items()})
     _check_sizes(config)
     return config
@@ -149,7 +150,7 @@ def switched(hf: Mapping[str, Any], key: str) -> tuple[dict[str, Any], bool]:
     rest = dict(hf)
     value = rest.pop(key, None) or False
     if not isinstance(value, bool):
-        raise ValueError(f"config.json: {key} should be true or false, not {value!r}")
+        raise BadInput(f"config.json: {key} should be true or false, not {value!r}")
     return rest, value
 
 
@@ -173,7 +174,7 @@ def _refuse_quantised(hf: Mapping[str, Any], kind: str) -> None:
         if told := hf.get(key):
             if isinstance(told, dict):
                 told = told.get("quant_method") or told.get("quant_algo") or told
-            raise ValueError(
+            raise BadInput(
                 f"the weights are quantised ({key}: {told!r}), and the zoo reads none of that for "
                 f"{kind}: take the checkpoint they were made from"
             )
@@ -183,7 +184,7 @@ def _check_sizes(config: Any) -> None:
     """What must divide what, and how many layers a list must name."""
     count = config.sizes
     if count["N"] % count["K"]:
-        raise ValueError(
+        raise BadInput(
             f"config.json: num_attention_heads {count['N']} must be a multiple of "
             f"num_key_value_heads {count['K']}"
         )
@@ -192,14 +193,14 @@ def _check_sizes(config: Any) -> None:
     for name in ("layer_types", "no_rope_layers"):
         listed = getattr(config, name, None)
         if listed is not None and len(listed) != count["L"]:
-            raise ValueError(
+            raise BadInput(
                 f"config.json: {name} names {len(listed)} layers, and the model has {count['L']}"
             )
     odd = set(getattr(config, "layer_types", None) or ()) - {SLIDING, FULL}
     if odd:
-        raise ValueError(f"zoo/{config.model_type}.py does not implement layer_types {odd}")
+        raise BadInput(f"zoo/{config.model_type}.py does not implement layer_types {odd}")
     if SLIDING in (getattr(config, "layer_types", None) or ()) and not config.sliding_window:
-        raise ValueError("config.json: some layer_types slide, and there is no sliding_window")
+        raise BadInput("config.json: some layer_types slide, and there is no sliding_window")
 
 
 def _made(kind: Any, value: Any) -> Any:

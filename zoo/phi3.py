@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from checkpoints_io.errors import BadInput
 from zoo import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
 
 
@@ -62,7 +63,7 @@ class Config(hf_config.Config):
         hf = rope_config.read(hf | ropes, partial=True)
         kind = hf["rope_parameters"].rope_type
         if kind not in ("default", "longrope"):
-            raise ValueError(f"zoo/phi3.py does not implement rope_type {kind!r} of config.json")
+            raise BadInput(f"zoo/phi3.py does not implement rope_type {kind!r} of config.json")
         return hf
 
     def to_hf(self) -> dict[str, Any]:

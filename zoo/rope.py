@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
+from checkpoints_io.errors import BadInput
 from zoo import spans
 
 BY_LENGTH = ("dynamic", "longrope")  # kinds whose angles hang on the length of the text
@@ -60,13 +61,13 @@ def check_head(head_dim: int, rope: Rope) -> None:
     """
     turned = int(head_dim * rope.partial_rotary_factor)
     if turned % 2 or not 0 < turned <= head_dim:
-        raise ValueError(f"config.json: of head_dim {head_dim} an even number must be turned")
+        raise BadInput(f"config.json: of head_dim {head_dim} an even number must be turned")
     if rope.rope_type == "dynamic" and turned == 2:
-        raise ValueError("config.json: a dynamic rope wants heads that turn more than one pair")
+        raise BadInput("config.json: a dynamic rope wants heads that turn more than one pair")
     for name in ("short_factor", "long_factor"):
         factors = getattr(rope, name)
         if factors is not None and len(factors) != turned // 2:
-            raise ValueError(
+            raise BadInput(
                 f"config.json: {name} has {len(factors)} numbers, and a head turns {turned // 2} "
                 "pairs of channels"
             )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+from checkpoints_io.errors import BadInput
 from zoo import rope
 
 # Kind -> the keys it needs, and those it may have.
@@ -72,7 +73,7 @@ def _refuse_lost(new: Mapping[str, Any], one: rope.Rope) -> None:
     for key in ("rope_theta", "partial_rotary_factor"):
         value, used = new.get(key), getattr(one, key)
         if value is not None and value != used:
-            raise ValueError(
+            raise BadInput(
                 f"config.json has both rope_parameters and rope_scaling, and transformers reads "
                 f"the latter alone: {key} would be {used}, and not the {value!r} of "
                 f"rope_parameters. Write {key} into rope_scaling, or give rope_parameters alone"
@@ -100,11 +101,11 @@ def read_two(
     if isinstance(new, dict):  # transformers 5.3 wrote two keys too many
         new = {k: v for k, v in new.items() if v is not None and (k, v) != ("rope_type", "default")}
     if not isinstance(new, dict) or new.keys() - TWO:
-        raise ValueError(f"config.json: rope_parameters should name two kinds of layer, not {new}")
+        raise BadInput(f"config.json: rope_parameters should name two kinds of layer, not {new}")
     full, sliding = (new.get(kind) or {} for kind in ("full_attention", "sliding_attention"))
     if old:
         if not isinstance(old, dict) or not isinstance(full, dict) or not full:
-            raise ValueError(
+            raise BadInput(
                 f"config.json: rope_scaling should be an object beside rope_parameters of "
                 f"full_attention, which it changes, not {old!r} beside {new!r}"
             )
@@ -113,30 +114,30 @@ def read_two(
     full = _one(full, beside | {"rope_theta": base}, theta)
     sliding = _one(sliding, beside | {"rope_theta": local}, sliding_theta or theta)
     if not sliding_theta and base is not None and sliding.rope_theta != full.rope_theta == base:
-        raise ValueError(
+        raise BadInput(
             f"config.json: versions of transformers disagree about what rope_theta {base!r} means "
             "to the layers that slide: give rope_parameters with a rope_theta for full_attention "
             "and one for sliding_attention"
         )
     for one in (full, sliding):
         if one.rope_type in rope.BY_LENGTH:
-            raise ValueError(
+            raise BadInput(
                 f"the zoo does not implement rope_type {one.rope_type!r} for layers of two kinds"
             )
         if one.truncate is False:  # transformers looks for it elsewhere, and does not find it
-            raise ValueError("the zoo does not implement truncate=False for layers of two kinds")
+            raise BadInput("the zoo does not implement truncate=False for layers of two kinds")
     return rest | {"rope_parameters": rope.TwoRopes(full, sliding)}
 
 
 def _one(given: Any, beside: Mapping[str, Any], theta: float, partial: bool = False) -> rope.Rope:
     if not isinstance(given, dict):
-        raise ValueError(f"config.json: rope should be an object, not {given!r}")
+        raise BadInput(f"config.json: rope should be an object, not {given!r}")
     given = {key: value for key, value in given.items() if value is not None}
     kind = given.pop("rope_type", None) or given.get("type") or "default"
     given.pop("type", None)  # transformers 4.43 to 4.45 wrote both
     given.pop("attn_factor", None)  # another library's; transformers does not read it
     if not isinstance(kind, str) or kind not in KEYS:
-        raise ValueError(f"the zoo does not implement rope_type {kind!r}, only {', '.join(KEYS)}")
+        raise BadInput(f"the zoo does not implement rope_type {kind!r}, only {', '.join(KEYS)}")
     needed, possible = KEYS[kind]
     base = beside.get("rope_theta")
     given.setdefault("rope_theta", theta if base is None else base)
@@ -155,13 +156,13 @@ def _one(given: Any, beside: Mapping[str, Any], theta: float, partial: bool = Fa
         del given["partial_rotary_factor"]
     everywhere = {"rope_theta", "partial_rotary_factor"} if partial else {"rope_theta"}
     if needed - given.keys() or given.keys() - needed - possible - everywhere:
-        raise ValueError(
+        raise BadInput(
             f"config.json: rope of type {kind!r} takes {sorted(needed | possible)} and has "
             f"{sorted(given.keys() - everywhere)}"
         )
     if odd := {key: value for key, value in given.items() if not _is_right(key, value)}:
         least = 1 if ABOVE_ONE & odd.keys() else 0
-        raise ValueError(f"config.json: {odd} of rope should be above {least}, and not absurd")
+        raise BadInput(f"config.json: {odd} of rope should be above {least}, and not absurd")
     return rope.Rope(rope_type=kind, **{key: _made(key, value) for key, value in given.items()})
 
 

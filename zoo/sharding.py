@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from checkpoints_io.errors import BadInput
+
 MESH_AXES = ("data", "fsdp", "tensor")
 
 # Axis letters as in zoo.layers; letters not named here are never split. Where two letters of one
@@ -52,7 +54,7 @@ def sizes_of(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, int,
         sizes[sizes.index(-1)] = devices // max(known, 1)
     if min(sizes) < 1 or sizes[0] * sizes[1] * sizes[2] != devices:
         asked = ", ".join(f"{n}={s}" for n, s in zip(MESH_AXES, (data, fsdp, tensor), strict=True))
-        raise ValueError(
+        raise BadInput(
             f"the mesh {asked} does not fit {devices} devices: the sizes must multiply to their "
             "number (one of them may be -1)"
         )

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 import numpy as np
 
+from checkpoints_io.errors import BadInput
 from zoo import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
 
 
@@ -66,7 +67,7 @@ def _layers_named(hf: dict[str, Any]) -> dict[str, Any]:
         return hf  # which is refused for it
     turns = hf.get("no_rope_layers") or [(i + 1) % interval for i in range(count)]
     if not isinstance(turns, list):
-        raise ValueError(f"config.json: no_rope_layers should be a list, not {turns!r}")
+        raise BadInput(f"config.json: no_rope_layers should be a list, not {turns!r}")
     turns = [bool(x) for x in turns]
     kinds = hf.get("layer_types") or [
         hf_config.SLIDING if slides and width and not x else hf_config.FULL for x in turns

@@ -13,6 +13,7 @@ from absl import flags
 import ml_collections
 
 from checkpoints_io import hf_folder
+from checkpoints_io.errors import BadInput
 from recipes import command, settings
 from recipes.data import reading, report, shapes
 
@@ -31,7 +32,7 @@ def look(config: ml_collections.ConfigDict) -> None:
     settings.check(config)
     page = pathlib.Path(PAGE.value)
     if page.is_dir() or not page.parent.is_dir():
-        raise ValueError(f"--page={page} cannot be written: it is a folder, or in none that exists")
+        raise BadInput(f"--page={page} cannot be written: it is a folder, or in none that exists")
     name = config.tokenizer or config.initialize_from_hf
     folder = hf_folder.find(name, files=hf_folder.TOKENIZER_FILES)
     data = reading.read(config, folder)

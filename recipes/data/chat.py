@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
+from checkpoints_io.errors import BadInput
 from recipes.data import dialect, template
 from recipes.data.dialect import Dialect
 from recipes.data.layouts import Pair
@@ -86,7 +87,7 @@ def stops(tokenizer: Tokenizer, chat: Chat) -> bool:
 def check_plain(tokenizer: Tokenizer) -> None:
     """Raises a sentence if plain text could not be ended."""
     if tokenizer.eos_id is None:
-        raise ValueError(
+        raise BadInput(
             "--config.data.layout=plain_text ends each answer with the end-of-text token, and this "
             "tokenizer has none"
         )

@@ -9,6 +9,7 @@ import math
 import re
 from typing import Any
 
+from checkpoints_io.errors import BadInput
 from recipes.data import messages, ranked, transcripts
 
 Row = dict[str, Any]
@@ -107,11 +108,11 @@ def recognised(row: Row) -> str:
             if has(*names):
                 return layout
     if not {"chosen", "rejected"} <= row.keys():
-        raise ValueError(absent(row))
+        raise BadInput(absent(row))
     answer = messages.unwritten(row["chosen"] if has("chosen") else row["rejected"], "chosen")
     answer = messages.unnested(answer)
     if isinstance(answer, dict) and answer and all(map(str.isdigit, answer)):
-        raise ValueError(
+        raise BadInput(
             "the file holds one object of columns, as pandas writes it by default: write rows, "
             "with to_json(…, orient='records', lines=True)"
         )
@@ -142,16 +143,16 @@ def check_question(row: Row, heard: str, layout: str) -> None:
     """
     for name in ("chosen", "rejected") if layout == PLAIN else ():
         if not isinstance(messages.unwritten(row[name], name), str):
-            raise ValueError(f"`{name}` holds messages, which layout {layout} would take for words")
+            raise BadInput(f"`{name}` holds messages, which layout {layout} would take for words")
         if not isinstance(messages.parsed(row[name]), str):
-            raise ValueError(
+            raise BadInput(
                 f"`{name}` is a list or object written as text, and layout {layout} would train on "
                 f"it as words: if that is meant, set --config.data.layout={layout}"
             )
     for name in row:
         own = name == "system_prompt" and layout == PLAIN  # which has a sentence of its own
         if name in LIKE_QUESTIONS and not own and not holds(heard, row[name]):
-            raise ValueError(unread(name, heard, layout))
+            raise BadInput(unread(name, heard, layout))
 
 
 def check_tools(row: Row, layout: str) -> None:
@@ -165,7 +166,7 @@ def check_tools(row: Row, layout: str) -> None:
     for name in LIKE_TOOLS.intersection(row):
         held = messages.parsed(row[name])
         if held and isinstance(held, list) and all(isinstance(one, dict) for one in held):
-            raise ValueError(
+            raise BadInput(
                 f"`{name}` looks like tools, and layout {layout} does not read it: read it with "
                 f"{flag({'tools': name})}, or leave it out with --config.data.layout={layout}"
             )

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from checkpoints_io.errors import BadInput
 from recipes.data import messages
 from recipes.data.messages import Message, Turns
 
@@ -21,9 +22,9 @@ def continued(prompt: Turns, value: Any, name: str) -> Turns:
         if last["role"] != "assistant" and all(turn in answer for turn in prompt):
             return answer  # behind a system message of its own
         if last["role"] != "assistant":
-            raise ValueError(f"`{name}` asks something of its own, besides the prompt")
+            raise BadInput(f"`{name}` asks something of its own, besides the prompt")
     elif last["role"] == "assistant" and "tool_calls" not in last and not goes_on(last, first):
-        raise ValueError(
+        raise BadInput(
             "roles out of order: two assistant turns in a row, where the prompt ends with what the "
             f"assistant says and `{name}` does not begin with it"
         )
@@ -43,7 +44,7 @@ def history(given: Any) -> Turns:
         return messages.read(given, "history")
     pairs = isinstance(given, list) and all(isinstance(x, list) and len(x) == 2 for x in given)
     if not pairs:
-        raise ValueError("`history` holds neither messages nor pairs of a question and its answer")
+        raise BadInput("`history` holds neither messages nor pairs of a question and its answer")
     roles = ("user", "assistant")
     return [
         {"role": role, "content": messages.text(said, "history")}

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import json
 from typing import Any, NamedTuple
 
+from checkpoints_io.errors import BadInput
 from recipes.data.messages import Message, Turns
 
 QUESTION: Message = {"role": "user", "content": "Which way?"}
@@ -97,7 +98,7 @@ def _call(call: Any, dialect: Dialect) -> Any:
         if not isinstance(arguments, str):
             arguments = json.dumps(arguments, ensure_ascii=False)
     elif isinstance(arguments, str):
-        raise ValueError(
+        raise BadInput(
             f"the arguments of a tool call are no JSON object ({arguments[:40]!r}), and the chat "
             "template wants one"
         )

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow
 
+from checkpoints_io.errors import BadInput
 from recipes.data import delimited, json_files, records, tables
 from recipes.data.records import File, Row, Wanted
 
@@ -31,7 +32,7 @@ def array_record(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
         try:
             reader = array_record_module.ArrayRecordReader(path)
             if not (count := reader.num_records()):  # what it says of a file that breaks off
-                raise ValueError("it breaks off, or holds no records")
+                raise BadInput("it breaks off, or holds no records")
             for start in range(0, count, tables.AT_ONCE):
                 for record in reader.read(start, min(start + tables.AT_ONCE, count)):
                     yield records.from_json(f"{name}[{number}]", record, wanted)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import itertools
 import re
 
+from checkpoints_io.errors import BadInput
 from recipes.data import records
 from recipes.data.records import File, Row, Wanted
 
@@ -37,7 +38,7 @@ def whole_list(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
             blank += first.endswith(b"\n")
         text = first.removeprefix(b"\xef\xbb\xbf").lstrip()
         if text.strip() == b"{":
-            raise ValueError(
+            raise BadInput(
                 "it begins with an object over several lines, and must be a list of objects, or "
                 "hold one on each line"
             )
@@ -84,7 +85,7 @@ def _elements(begun: bytes, file: File, line: int) -> Iterator[tuple[int, bytes 
                 start, long = at, False
                 if mark == b"]":
                     if held[at:].strip() or any(map(bytes.strip, chunks)):
-                        raise ValueError("more than one JSON list")
+                        raise BadInput("more than one JSON list")
                     return
         else:
             at = len(held)
@@ -96,7 +97,7 @@ def _elements(begun: bytes, file: File, line: int) -> Iterator[tuple[int, bytes 
                 text = b'"' + b"\\" * (odd % 2)
             line += held.count(b"\n", start) - text.count(b"\n")
             held, start, at, long = text, 0, 0, True
-    raise ValueError("the list does not end")
+    raise BadInput("the list does not end")
 
 
 def _blank_lines(value: bytes) -> int:

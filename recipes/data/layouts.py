@@ -5,6 +5,7 @@ import json
 import math
 from typing import Any, NamedTuple
 
+from checkpoints_io.errors import BadInput
 from recipes.data import columns, conversation, messages, ranked, transcripts
 from recipes.data.messages import Turns
 
@@ -38,9 +39,7 @@ def preference_chat(row: Row) -> Pair:
     both = [messages.read(row.get(name), name) for name in ("chosen", "rejected")]
     asks = [any(turn["role"] == "user" for turn in turns) for turns in both]
     if asks[0] != asks[1]:
-        raise ValueError(
-            "one of `chosen` and `rejected` asks something, and the other only answers"
-        )
+        raise BadInput("one of `chosen` and `rejected` asks something, and the other only answers")
     return _forked(row, *both)
 
 
@@ -105,7 +104,7 @@ def openai_preference(row: Row) -> Pair:
     """
     given = messages.parsed(row.get("input"))
     if not isinstance(given, dict):
-        raise ValueError("no object with `messages` in `input`")
+        raise BadInput("no object with `messages` in `input`")
     if tools := given.get("tools") or given.get("functions"):  # the latter is its older name
         row = {**row, "tools": tools}
     prompt = messages.read(given.get("messages"), "input.messages")
@@ -122,7 +121,7 @@ def swift(row: Row) -> Pair:
     """
     chosen = messages.read(row.get("messages"), "messages")
     if chosen[-1]["role"] != "assistant":
-        raise ValueError("the last of `messages` is not the assistant's: there is no chosen answer")
+        raise BadInput("the last of `messages` is not the assistant's: there is no chosen answer")
     name = "rejected_messages" if row.get("rejected_messages") is not None else "rejected_response"
     rejected = messages.read(row.get(name), name, role="assistant")
     whole = rejected[0]["role"] != "assistant"
@@ -279,15 +278,15 @@ def _forked(row: Row, chosen: Turns, rejected: Turns) -> Pair:
         first = [turns[0] for turns in (chosen, rejected)]
         if first != [system, system]:  # it may stand in both places
             if "system" in (turn["role"] for turn in first):
-                raise ValueError("a system prompt in its column, and another among the messages")
+                raise BadInput("a system prompt in its column, and another among the messages")
             chosen, rejected = [system, *chosen], [system, *rejected]
     if chosen == rejected:
-        raise ValueError(EQUAL)
+        raise BadInput(EQUAL)
     fork = 0
     while fork < min(len(chosen), len(rejected)) and chosen[fork] == rejected[fork]:
         fork += 1
     if fork == min(len(chosen), len(rejected)):
-        raise ValueError("one conversation is only the beginning of the other")
+        raise BadInput("one conversation is only the beginning of the other")
     prompt, answers = chosen[:fork], (chosen[fork:], rejected[fork:])
     begun = prompt[-1] if prompt else None
     if begun and all(conversation.goes_on(begun, answer[0]) for answer in answers):
@@ -297,10 +296,10 @@ def _forked(row: Row, chosen: Turns, rejected: Turns) -> Pair:
 
 def _plain(row: Row, prompt: str, chosen: str, rejected: str) -> Pair:
     if chosen == rejected:
-        raise ValueError(EQUAL)
+        raise BadInput(EQUAL)
     for name in BESIDES[:3]:
         if row.get(name):
-            raise ValueError(f"plain text has no place for `{name}`")
+            raise BadInput(f"plain text has no place for `{name}`")
     return Pair(prompt, chosen, rejected, *_besides(row))
 
 
@@ -312,11 +311,11 @@ def _besides(row: Row) -> tuple[list[Any] | None, dict[str, Any], tuple[float, f
     kwargs = _parsed(row.get("chat_template_kwargs"), "chat_template_kwargs") or {}
     listed = isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
     if tools is not None and not listed:
-        raise ValueError("`tools` is not a list of descriptions")
+        raise BadInput("`tools` is not a list of descriptions")
     if not isinstance(kwargs, dict):
-        raise ValueError("`chat_template_kwargs` is not an object")
+        raise BadInput("`chat_template_kwargs` is not an object")
     if taken := sorted(name for name in kwargs if name in TAKEN or name.endswith("_token")):
-        raise ValueError(f"`chat_template_kwargs` may not say `{taken[0][:40]}`")
+        raise BadInput(f"`chat_template_kwargs` may not say `{taken[0][:40]}`")
     for name, value in (("tools", tools), ("chat_template_kwargs", kwargs)):
         if value:
             messages.check_data(value, name)
@@ -344,14 +343,14 @@ def _parsed(value: Any, name: str) -> Any:
     except (ValueError, RecursionError) as error:
         found = messages.parsed(value)  # as pandas writes it
         if found is value:
-            raise ValueError(f"`{name}` is not valid JSON") from error
+            raise BadInput(f"`{name}` is not valid JSON") from error
         return found
 
 
 def _transcript(value: Any, name: str) -> Turns:
     said = transcripts.turns(messages.text(value, name))
     if not said:
-        raise ValueError(f"`{name}` is no transcript that begins with Human: or Assistant:")
+        raise BadInput(f"`{name}` is no transcript that begins with Human: or Assistant:")
     if odd := conversation.odd(said):
-        raise ValueError(f"roles out of order: {odd}")
+        raise BadInput(f"roles out of order: {odd}")
     return said

@@ -5,6 +5,8 @@ import json
 import re
 from typing import Any
 
+from checkpoints_io.errors import BadInput
+
 Message = dict[str, Any]  # role, content, and what else a template may read: tool_calls, name
 Turns = list[Message]
 
@@ -61,7 +63,7 @@ def read(value: Any, name: str, role: str | None = None) -> Turns:
     value = unnested(value)
     value = [value] if isinstance(value, dict) else value  # ShareGPT's answers
     if not isinstance(value, list) or not value:
-        raise ValueError(f"no list of messages in `{name}`")
+        raise BadInput(f"no list of messages in `{name}`")
     return [_message(unwritten(message, name), name) for message in value]
 
 
@@ -84,11 +86,11 @@ def unwritten(value: Any, name: str) -> Any:
     if are_messages(found):
         return found
     if _are_turns(found):
-        raise ValueError(
+        raise BadInput(
             f"the text in `{name}` holds messages whose keys are not `role` and `content`"
         )
     if found is None and all(key.search(value) for key in KEYS):
-        raise ValueError(f"the text in `{name}` looks like messages, but is not valid JSON")
+        raise BadInput(f"the text in `{name}` looks like messages, but is not valid JSON")
     return value  # an answer may well be JSON
 
 
@@ -130,9 +132,9 @@ def text(value: Any, name: str) -> str:
       ValueError: it is none, or holds half a character.
     """
     if not isinstance(value, str):
-        raise ValueError(f"no text in `{name}`")
+        raise BadInput(f"no text in `{name}`")
     if re.search("[\ud800-\udfff\ufdd0\ufdd1]", value):
-        raise ValueError(f"the text in `{name}` is not valid Unicode")
+        raise BadInput(f"the text in `{name}` is not valid Unicode")
     return value
 
 
@@ -169,7 +171,7 @@ def check_data(value: Any, name: str) -> None:
     try:
         written = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"`{name}` is not JSON") from error
+        raise BadInput(f"`{name}` is not JSON") from error
     text(written, name)
 
 
@@ -192,13 +194,13 @@ def is_blank(message: Message) -> bool:
 
 def _message(message: Any, name: str) -> Message:
     if not isinstance(message, dict):
-        raise ValueError(f"a message in `{name}` is not {{role, content}} of text")
+        raise BadInput(f"a message in `{name}` is not {{role, content}} of text")
     role, said = _either(message, "role", "from"), _either(message, "content", "value")
     if not isinstance(role, str):
-        raise ValueError(f"a message in `{name}` has no role")
+        raise BadInput(f"a message in `{name}` has no role")
     known = role_of(message)
     if known is None:
-        raise ValueError(f"a message in `{name}` has the role {role[:40]!r}")
+        raise BadInput(f"a message in `{name}` has the role {role[:40]!r}")
     empty = lambda x: x in EMPTY or x != x  # NaN is what pandas makes of nothing
     besides = {key: message[key] for key in BESIDES if not empty(message.get(key))}
     for key, value in besides.items():
@@ -218,7 +220,7 @@ def _message(message: Any, name: str) -> Message:
     found = {"role": known, "content": text(said, name)} | besides
     lost = [key for key in sorted(unread([message])) if isinstance(message[key], list | dict)]
     if lost and known == "assistant" and is_blank(found):
-        raise ValueError(f"a message in `{name}` holds nothing but `{lost[0]}`, which is not read")
+        raise BadInput(f"a message in `{name}` holds nothing but `{lost[0]}`, which is not read")
     return found
 
 
@@ -235,7 +237,7 @@ def _parts(parts: list[Any], name: str) -> tuple[str, str]:
             thought.append(text(inner, name))
         else:
             other = f", but {kind[:40]!r}" if isinstance(kind, str) else ""
-            raise ValueError(f"a message in `{name}` has a part that is not text{other}")
+            raise BadInput(f"a message in `{name}` has a part that is not text{other}")
     return "".join(said), "".join(thought)
 
 
@@ -278,7 +280,7 @@ def _call(call: Any, name: str) -> dict[str, Any]:
     inner = call.get("function") if isinstance(call, dict) else None
     flat = inner if isinstance(inner, dict) else call  # {name, arguments} without more
     if not isinstance(flat, dict) or not isinstance(flat.get("name"), str):
-        raise ValueError(f"a function call in `{name}` is not {{name, arguments}}")
+        raise BadInput(f"a function call in `{name}` is not {{name, arguments}}")
     key = next((key for key in ARGUMENTS if flat.get(key) not in (None, "")), "arguments")
     taken = ("function", "name", "arguments", key)
     besides = {key: value for key, value in call.items() if key not in taken}

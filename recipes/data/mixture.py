@@ -7,6 +7,7 @@ import grain
 import ml_collections
 import numpy as np
 
+from checkpoints_io.errors import BadInput
 from recipes.data.tokenise import Source
 from recipes.data.tokens import PairIds
 
@@ -34,9 +35,9 @@ def sources_of(setting: Setting, data: Setting) -> dict[str, tuple[Source, float
     if isinstance(setting, str):
         return {"train": (source_of("train_data", setting, data), 1.0)}
     if not setting:
-        raise ValueError("please set --config.train_data=…")
+        raise BadInput("please set --config.train_data=…")
     if not isinstance(setting, dict | ml_collections.ConfigDict):
-        raise ValueError(
+        raise BadInput(
             f"--config.train_data={setting!r} is neither a source nor several: those are "
             'dict(name=dict(path="…", weight=1.0), …); files of one kind are a path with *'
         )
@@ -45,7 +46,7 @@ def sources_of(setting: Setting, data: Setting) -> dict[str, tuple[Source, float
         where = f"train_data.{name}"
         weight = given.get("weight", 1.0) if hasattr(given, "get") else 1.0
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < 1e9:
-            raise ValueError(f"--config.{where}.weight must be above 0, not {weight!r}")
+            raise BadInput(f"--config.{where}.weight must be above 0, not {weight!r}")
         found[name] = source_of(where, given, data), float(weight)
     return found
 
@@ -59,13 +60,13 @@ def held_out_of(setting: Setting) -> dict[str, Setting]:
     if setting is None:
         return {}
     if not isinstance(setting, dict | ml_collections.ConfigDict):
-        raise ValueError(
+        raise BadInput(
             f"--config.validation={setting!r} gives no name: write --config.validation.heldout="
             f"{setting}, and metrics are under eval/heldout"
         )
     for name, given in setting.items():
         if not isinstance(given, str) and "weight" in (given or ()):
-            raise ValueError(
+            raise BadInput(
                 f"--config.validation.{name}.weight has no effect: every held-out pair weighs the "
                 "same; leave it out"
             )
@@ -79,19 +80,17 @@ def source_of(where: str, given: Setting, data: Setting) -> Source:
       ValueError: it says something else.
     """
     if not isinstance(given, str | dict | ml_collections.ConfigDict):
-        raise ValueError(f"--config.{where}={given!r} is no source: give its path")
+        raise BadInput(f"--config.{where}={given!r} is no source: give its path")
     said: dict[str, Any] = {"path": given} if isinstance(given, str) else dict(given)
     if odd := sorted(said.keys() - set(SETTINGS)):
-        raise ValueError(
-            f"--config.{where} has no setting {odd[0]!r}: it has {', '.join(SETTINGS)}"
-        )
+        raise BadInput(f"--config.{where} has no setting {odd[0]!r}: it has {', '.join(SETTINGS)}")
     path: Any = said.get("path")
     columns: Any = said.get("columns", data["columns"])
     columns = {} if columns is None else columns
     if not isinstance(path, str) or not path:
-        raise ValueError(f"please set --config.{where}.path=…")
+        raise BadInput(f"please set --config.{where}.path=…")
     if not isinstance(columns, dict | ml_collections.ConfigDict):
-        raise ValueError(f'the columns of --config.{where} are not written like dict(chosen="x")')
+        raise BadInput(f'the columns of --config.{where} are not written like dict(chosen="x")')
     return Source(path, said.get("layout", data["layout"]), tuple(sorted(dict(columns).items())))
 
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from checkpoints_io.errors import BadInput
 from recipes.data.tokens import PairIds
 
 CHOSEN, REJECTED = 0, 1
@@ -157,7 +158,7 @@ def place(pairs: Sequence[PairIds], shape: Shape) -> list[list[list[Placed]]]:
         rows[row].append(Placed(pair, stream))
         room[row] -= _length([stream])
         if room[row] < 0:
-            raise ValueError("a pair does not fit into its row")
+            raise BadInput("a pair does not fit into its row")
 
     whole: list[tuple[int, tuple[Stream, ...]]] = []
     for i, pair in enumerate(pairs):
@@ -166,7 +167,7 @@ def place(pairs: Sequence[PairIds], shape: Shape) -> list[list[list[Placed]]]:
             whole.append((i, streams))
             continue
         if shape.rows < 2:
-            raise ValueError(
+            raise BadInput(
                 f"row {pair.row} of the data is too long for one row and needs two in a micro-batch"
             )
         start = len(rows)

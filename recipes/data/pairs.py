@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from checkpoints_io.errors import BadInput
 from recipes.data import columns, counts, layouts, messages, sources, tokens, workers
 from recipes.data.counts import Counts
 from recipes.data.messages import one_line
@@ -39,7 +40,7 @@ def recognised(source: Source) -> tuple[Source, str]:
     for number, row in enumerate(itertools.islice(rows, 1000)):
         try:
             if row.fields is None:
-                raise ValueError(row.reason)
+                raise BadInput(row.reason)
             named = columns.renamed(row.fields, given)
             layout = source.layout or columns.recognised(dict.fromkeys(row.unread) | named)
         except ValueError as error:
@@ -59,8 +60,8 @@ def recognised(source: Source) -> tuple[Source, str]:
     if fallback and not doubt:
         return fallback
     if told := doubt or refused:
-        raise ValueError(f"{source.path} has no row that can be read as pairs: {told}")
-    raise ValueError(f"{source.path} holds no rows")
+        raise BadInput(f"{source.path} has no row that can be read as pairs: {told}")
+    raise BadInput(f"{source.path} holds no rows")
 
 
 def _beside(path: str) -> Callable[[int, frozenset[str]], dict[str, Any]]:
@@ -107,7 +108,7 @@ def _is_pair(named: dict[str, Any], layout: str, others: Callable[[], dict[str, 
             few = 1 if said else 3  # words: tags and notes have no more
             words = any(len(text.split()) > few for text in columns.asked(value))
             if words and not columns.holds(heard, value):
-                raise ValueError(columns.unread(name, heard, layout))
+                raise BadInput(columns.unread(name, heard, layout))
     return pair is not None
 
 
@@ -133,16 +134,16 @@ def read(source: Source, how: How, cache: pathlib.Path | None = None) -> Pairs:
 
 def _check(source: str, told: Counts, share: float) -> None:
     if not told.rows:
-        raise ValueError(f"{source} holds no rows")
+        raise BadInput(f"{source} holds no rows")
     if told.malformed.total() > share * told.rows:
         reason, _ = told.malformed.most_common(1)[0]
-        raise ValueError(
+        raise BadInput(
             f"{told.malformed.total()} of {told.rows} rows of {source} hold no pair; the first is "
             f"{told.first[reason]}: {reason}. Mend them, choose another --config.data.layout, or "
             f"raise --config.data.max_malformed_fraction (now {share})"
         )
     if not told.used:
-        raise ValueError(f"no row of {source} can be used: {'; '.join(told.lines()[1:])}")
+        raise BadInput(f"no row of {source} can be used: {'; '.join(told.lines()[1:])}")
 
 
 def split(pairs: Pairs, fraction: float) -> tuple[list[PairIds], list[PairIds]]:
@@ -155,7 +156,7 @@ def split(pairs: Pairs, fraction: float) -> tuple[list[PairIds], list[PairIds]]:
     for pair, key in zip(pairs.ids, pairs.keys.tolist(), strict=True):
         sides[key < fraction * 2**64].append(pair)
     if not all(sides):
-        raise ValueError(
+        raise BadInput(
             f"--config.validation_split_fraction={fraction} leaves {len(sides[0])} pairs to train "
             f"on and {len(sides[1])} held out of {len(pairs.ids)}; both need at least one"
         )

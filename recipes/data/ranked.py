@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from checkpoints_io.errors import BadInput
 from recipes.data import messages, transcripts
 
 Row = dict[str, Any]
@@ -33,11 +34,11 @@ def best_and_worst(row: Row) -> Row:
     sign = 1 if by == RANK else -1
     scored = [(sign * n, a) for n, a in zip(marks[by], answers, strict=True) if n is not None]
     if len(scored) < 2:
-        raise ValueError(f"fewer than two answers in `{name}` have a score or rank")
+        raise BadInput(f"fewer than two answers in `{name}` have a score or rank")
     scored.sort(key=lambda both: both[0])
     (first, best), (last, worst) = scored[0], scored[-1]
     if first == last:
-        raise ValueError(TIE)
+        raise BadInput(TIE)
     scores = {} if by == RANK else {"chosen_score": -first, "rejected_score": -last}
     return _asked(row) | scores | {"chosen": _said(best, name), "rejected": _said(worst, name)}
 
@@ -52,12 +53,12 @@ def preferred(row: Row) -> Row:
     """
     preference = _number(row.get("overall_preference"))
     if preference is None:
-        raise ValueError("no number in `overall_preference`")
+        raise BadInput("no number in `overall_preference`")
     if preference == 0:
-        raise ValueError(NO_PREFERENCE)
+        raise BadInput(NO_PREFERENCE)
     for name in ("response1", "response2"):
         if row.get(name) is None:
-            raise ValueError(f"no response in `{name}`")
+            raise BadInput(f"no response in `{name}`")
     one, other = row["response1"], row["response2"]
     chosen, rejected = (one, other) if preference < 0 else (other, one)
     return _asked(row) | {"chosen": chosen, "rejected": rejected}
@@ -86,7 +87,7 @@ def _listed(row: Row, name: str) -> list[Row]:
             both = zip(answers, marks, strict=True)
             return [{"response": answer, key: mark} for answer, mark in both]
     if not isinstance(answers, list) or not all(isinstance(one, dict) for one in answers):
-        raise ValueError(f"no list of ranked answers in `{name}`")
+        raise BadInput(f"no list of ranked answers in `{name}`")
     return answers
 
 
@@ -94,7 +95,7 @@ def _said(answer: Row, name: str) -> Any:
     for key in SAID:
         if answer.get(key) is not None:
             return answer[key]
-    raise ValueError(f"an answer in `{name}` says nothing")
+    raise BadInput(f"an answer in `{name}` says nothing")
 
 
 def _number(value: Any) -> float | None:

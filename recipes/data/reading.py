@@ -7,6 +7,7 @@ from typing import NamedTuple
 import ml_collections
 import numpy as np
 
+from checkpoints_io.errors import BadInput
 from recipes.data import layouts, mixture, pairs, sources, tokenise
 from recipes.data.chat import Chat, stops
 from recipes.data.messages import one_line
@@ -70,7 +71,7 @@ def read(config: ml_collections.ConfigDict, tokenizer_folder: pathlib.Path) -> D
     others = {name: pairs.recognised(source) for name, source in apart.items()}
     plain = {source.layout in layouts.PLAIN for source, _ in [*trained.values(), *others.values()]}
     if plain == {True} and (config.chat_template or config.data.date or config.data.end_of_turn):
-        raise ValueError(
+        raise BadInput(
             "--config.chat_template, --config.data.date and --config.data.end_of_turn have no "
             "effect: all texts are plain"
         )
@@ -86,7 +87,7 @@ def read(config: ml_collections.ConfigDict, tokenizer_folder: pathlib.Path) -> D
             try:
                 kept, held = pairs.split(found, config.validation_split_fraction)
             except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
+                raise BadInput(f"{name}: {error}") from error
             of = "validation" if len(trained) == 1 else f"validation/{name}"
             held_out.append(HeldOut(of, mixture.numbered(held, first_row)))
         keys = np.concatenate([keys, found.keys])
@@ -157,7 +158,7 @@ def _refuse_unknown_columns(source: Source) -> None:
     there = _columns(source, names.values()) if names else set()
     for ours, theirs in names.items():
         if there and theirs not in there:
-            raise ValueError(
+            raise BadInput(
                 f"{source.path} has no column {theirs!r}, which --config.data.columns or the "
                 f"source's own columns give for `{ours}`: it has "
                 f"{one_line(', '.join(sorted(there)))}"

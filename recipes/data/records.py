@@ -5,6 +5,8 @@ import json
 from typing import Any, NamedTuple
 import zlib
 
+from checkpoints_io.errors import BadInput
+
 LONGEST = 2**24  # bytes of one row
 DEEPEST, MOST = 64, 10**5  # lists within lists in one row, and lists in all
 File = Any  # open, of bytes; what fsspec gives are files by their methods alone
@@ -57,13 +59,13 @@ def parsed(text: str) -> Any:
       ValueError: a sentence: it is no JSON, names a key twice, or holds too many lists.
     """
     if text.count("[") + text.count("{") > MOST:
-        raise ValueError(f"more than {MOST} lists")
+        raise BadInput(f"more than {MOST} lists")
     try:
         return json.loads(text, object_pairs_hook=_object)
     except _Twice as error:
-        raise ValueError(str(error)) from None
+        raise BadInput(str(error)) from None
     except (ValueError, RecursionError) as error:
-        raise ValueError("not valid JSON") from error
+        raise BadInput("not valid JSON") from error
 
 
 def without_nulls(value: Any) -> Any:
@@ -84,7 +86,7 @@ def distinct(names: list[str]) -> list[str]:
       ValueError: one is there twice.
     """
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"several columns are named {min(twice)!r}")
+        raise BadInput(f"several columns are named {min(twice)!r}")
     return names
 
 
@@ -99,7 +101,7 @@ def torn(where: str, error: Exception) -> Row:
     return Row(where, None, f"the file cannot be read from here on: {told[0][:200]}")
 
 
-class _Twice(ValueError):
+class _Twice(BadInput):
     """A key that an object names twice."""
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from checkpoints_io.errors import BadInput
 from recipes.data import left_out, template
 from recipes.data.chat import Chat, shared_start, write
 from recipes.data.layouts import Pair
@@ -111,7 +112,7 @@ def _left_out(
             if not named and looks_the_same(i, left_out.without(message, name)):
                 missing.append(name)
         if missing and i in spoken and looks_the_same(i, BLANK):
-            raise ValueError(
+            raise BadInput(
                 "the chat template shows nothing of an answer: it leaves out its "
                 + ", ".join(missing)
             )
@@ -143,7 +144,7 @@ def _place_of(i: int, turns: Turns, text: str, chat: Chat, pair: Pair) -> Span:
     elif start is not None:
         stop = _next_end(turns[i + 1 :], text, start, chat)
     if start is None or stop is None or stop < start:
-        raise ValueError("the chat template does not show which part of the text is the answer")
+        raise BadInput("the chat template does not show which part of the text is the answer")
     return start, stop
 
 

@@ -13,6 +13,8 @@ from jinja2 import compiler, filters, nodes, sandbox
 from jinja2.ext import Extension
 from jinja2.runtime import LoopContext
 
+from checkpoints_io.errors import BadInput
+
 LONGEST = 2**24  # characters of a text, or items of a list
 # Around what a `{% generation %}` block says: characters that Unicode keeps out of texts.
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
@@ -60,7 +62,7 @@ OF_TEXTS = frozenset(["startswith", "endswith", "strip", "lstrip", "rstrip", "sp
 
 def _short(length: int) -> None:
     if length > LONGEST:
-        raise ValueError(f"the chat template writes a text of more than {LONGEST} characters")
+        raise BadInput(f"the chat template writes a text of more than {LONGEST} characters")
 
 
 def _joined(pieces: Iterable[str]) -> str:
@@ -105,7 +107,7 @@ class _Sandbox(sandbox.ImmutableSandboxedEnvironment):
             numbers = [abs(x) for x in (left, right) if isinstance(x, int | float)]
             longest = max((len(x) for x in (left, right) if hasattr(x, "__len__")), default=1)
             if any(x * longest > LONGEST for x in numbers) or (operator == "**" and right > 64):
-                raise ValueError("a product of the chat template is too large")
+                raise BadInput("a product of the chat template is too large")
         return super().call_binop(context, operator, left, right)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
@@ -139,13 +141,13 @@ class _Sandbox(sandbox.ImmutableSandboxedEnvironment):
             elif name in ("format", "format_map"):
                 fields = string.Formatter().parse(str(text))
                 if any(re.search(r"\d{5}|\{", spec or "") for *_, spec, _ in fields):
-                    raise ValueError("a format of the chat template is too wide")
+                    raise BadInput("a format of the chat template is too wide")
         return sandbox.ImmutableSandboxedEnvironment.call(self, context, function, *rest, **named)
 
 
 def _check_format(form: str | bytes) -> None:
     if re.search(r"\*|\d{5}", str(form)):
-        raise ValueError("a format of the chat template is too wide")
+        raise BadInput("a format of the chat template is too wide")
 
 
 def _check_replaced(text: Any, old: Any, new: Any) -> None:

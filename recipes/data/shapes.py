@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from checkpoints_io.errors import BadInput
 from recipes.data import packing
 from recipes.data.packing import Shape
 from recipes.data.tokens import PairIds
@@ -74,7 +75,7 @@ def choose(
             shape = Shape(each * shards, length, per_update, few * shards, shards, alike)
             found.append((fill(pairs, shape), shape))
     if not found:
-        raise ValueError(
+        raise BadInput(
             "some pairs do not fit into one row and need two: set "
             "--config.per_device_parallelism=2, or a longer --config.row_length"
         )

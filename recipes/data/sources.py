@@ -12,6 +12,7 @@ from typing import Any
 
 import fsspec
 
+from checkpoints_io.errors import BadInput, NotFound
 from recipes.data import files, tables
 from recipes.data.records import Row
 
@@ -72,19 +73,19 @@ def _found(source: str) -> tuple[Any, list[str]]:
     """The file system of a source, and its files in order."""
     file_system, found = _named(source)
     if not found:
-        raise FileNotFoundError(f"there is no data file {source!r}")
+        raise NotFound(f"there is no data file {source!r}")
     local = "file" in file_system.protocol
     if len(found) == 1 and _is_folder(file_system, found[0]):
         found = _within(file_system, found[0], source)
     for path in found:
         if local and not os.path.exists(path):
-            raise FileNotFoundError(f"{path} is a link that leads nowhere")
+            raise NotFound(f"{path} is a link that leads nowhere")
         if _is_folder(file_system, path):
-            raise ValueError(f"{path} is a folder, one of several that {source!r} names: name one")
+            raise BadInput(f"{path} is a folder, one of several that {source!r} names: name one")
         if files.kind_of(path) is None:
-            raise ValueError(f"{path} is none of {', '.join(files.SUFFIXES)}")
+            raise BadInput(f"{path} is none of {', '.join(files.SUFFIXES)}")
         if local and not os.path.isfile(path):
-            raise ValueError(f"{path} is no ordinary file")
+            raise BadInput(f"{path} is no ordinary file")
     return file_system, found
 
 
@@ -119,9 +120,9 @@ def _named(source: str) -> tuple[Any, list[str]]:
                 return file_system, sorted(shown)
         return file_system, []
     except ImportError as error:
-        raise ValueError(f"{source!r} needs a library: pip install -e '.[cloud]'") from error
+        raise BadInput(f"{source!r} needs a library: pip install -e '.[cloud]'") from error
     except Exception as error:  # each file system raises its own
-        raise FileNotFoundError(
+        raise NotFound(
             f"{source!r} cannot be reached ({type(error).__name__}: {str(error)[:200]})"
         ) from error
 
@@ -133,7 +134,7 @@ def _within(file_system: Any, folder: str, source: str) -> list[str]:
     found = sorted(path for path in file_system.find(folder) if not hidden(path))
     found = [path for path in found if files.kind_of(path)]
     if not found:
-        raise FileNotFoundError(f"{source} is a folder without data: {', '.join(files.SUFFIXES)}")
+        raise NotFound(f"{source} is a folder without data: {', '.join(files.SUFFIXES)}")
     plain = lambda path: re.sub(r"\.(gz|zst)$", "", files.kind_of(path) or "")
     split = lambda path: (SPLIT.findall(inner(path).lower()) or ["no split"])[-1]
     for what, sort in (("kinds", plain), ("splits", split)):
@@ -143,7 +144,7 @@ def _within(file_system: Any, folder: str, source: str) -> list[str]:
             some = [inner(path) for path in found if sort(path) == chosen]
             others = [inner(path) for path in found if sort(path) != chosen]
             told = ", ".join(f"{number} {name}" for name, number in sorted(counted.items()))
-            raise ValueError(
+            raise BadInput(
                 f"{source} is a folder with files of several {what} ({told}): name those to read, "
                 f"as in {os.path.join(source, _pattern(some, others))}"
             )
@@ -202,9 +203,9 @@ def _hub(source: str) -> Any:
     try:
         return datasets.load_dataset(name, *parts, split=split, revision=revision or None)
     except OSError as error:
-        raise FileNotFoundError(
+        raise NotFound(
             f"there is no file {source!r} here, and the hub did not give a dataset of that name "
             f"({type(error).__name__}): check the name, the network, and your token if it is gated"
         ) from error
     except ValueError as error:
-        raise ValueError(f"the dataset {source!r} could not be read: {error}") from error
+        raise BadInput(f"the dataset {source!r} could not be read: {error}") from error

@@ -8,6 +8,7 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
+from checkpoints_io.errors import BadInput
 from recipes.data import records
 from recipes.data.records import File, Row, Wanted
 
@@ -134,7 +135,7 @@ def _plain(kind: Any, column: str) -> Plain:
         return lambda text: text.decode("utf-8")
     if _is_text(kind) or _is_number(kind) or types.is_null(kind):
         return None
-    raise ValueError(f"the column {column!r} holds {str(kind)[:40]}, which is not read")
+    raise BadInput(f"the column {column!r} holds {str(kind)[:40]}, which is not read")
 
 
 def _object(pairs: Any, inner: dict[str, Plain]) -> dict[str, Any]:
@@ -146,7 +147,7 @@ def _object(pairs: Any, inner: dict[str, Plain]) -> dict[str, Any]:
 def _keys(pairs: list[tuple[Any, Any]]) -> list[str]:
     keys = [key for key, _ in pairs]
     if len(set(keys)) < len(keys) or not all(isinstance(key, str) for key in keys):
-        raise ValueError("keys of an object are texts, and stand there once")
+        raise BadInput("keys of an object are texts, and stand there once")
     return keys
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 import jinja2.meta
 
+from checkpoints_io.errors import BadInput
 from recipes.data import sandbox
 from recipes.data.sandbox import CLOSE, OPEN
 
@@ -37,7 +38,7 @@ def compiled(text: str, date: str | None) -> jinja2.Template:
         with bounded():
             return sandbox.environment(date).from_string(text)
     except Exception as error:  # also a recursion, or an overflow, in its parser
-        raise ValueError(f"the chat template cannot be read: {str(error)[:300]}") from error
+        raise BadInput(f"the chat template cannot be read: {str(error)[:300]}") from error
 
 
 def render(template: jinja2.Template, given: Mapping[str, Any]) -> tuple[str, list[Span]]:
@@ -50,9 +51,9 @@ def render(template: jinja2.Template, given: Mapping[str, Any]) -> tuple[str, li
         with bounded():
             text = template.render(given)
     except MemoryError as error:
-        raise ValueError("the chat template needs too much memory") from error
+        raise BadInput("the chat template needs too much memory") from error
     except Exception as error:  # a template is a program, and may fail as one
-        raise ValueError(f"the chat template refuses the messages: {str(error)[:300]}") from error
+        raise BadInput(f"the chat template refuses the messages: {str(error)[:300]}") from error
     return _unmarked(text) if OPEN in text or CLOSE in text else (text, [])
 
 
@@ -103,7 +104,7 @@ def bounded() -> Iterator[None]:
     try:
         yield
     except TooLong as error:
-        raise ValueError(str(error)) from error
+        raise BadInput(str(error)) from error
     finally:
         with contextlib.suppress(TooLong):  # it may ring now
             signal.setitimer(signal.ITIMER_REAL, 0)

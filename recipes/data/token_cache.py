@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow
 
 from checkpoints_io import lock, whole
+from checkpoints_io.errors import StorageError
 from recipes import terminal
 from recipes.data import counts as counts_io
 from recipes.data.counts import Counts
@@ -185,7 +186,7 @@ def _told(folder: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(
+        raise StorageError(
             f"tokens cannot be kept in {folder} ({error.strerror or error}): make room, choose "
             "another --config.token_cache, or unset it"
         ) from error

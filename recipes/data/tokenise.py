@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from checkpoints_io import hf_folder
+from checkpoints_io.errors import BadInput
 from recipes.data import (
     chat,
     columns,
@@ -62,7 +63,7 @@ def encode(rows: Sequence[Row], first: int, source: Source, how: How, files: str
         reasons = told.malformed
         try:
             if row.fields is None:
-                raise ValueError(row.reason)
+                raise BadInput(row.reason)
             named = columns.renamed(row.fields, names)
             pair = layout(named)
             if source.guessed:

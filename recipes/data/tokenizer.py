@@ -6,6 +6,7 @@ import re
 from typing import Any, NamedTuple, SupportsInt
 
 from checkpoints_io import hf_folder
+from checkpoints_io.errors import BadInput, NotFound
 from recipes.data import tokenizer_files, words
 
 MOST_TEMPLATE = 1 << 20  # bytes
@@ -102,7 +103,7 @@ def _templates(folder: pathlib.Path, config: dict[str, Any], given: str | None) 
     if given:
         path = pathlib.Path(given).expanduser()
         if not path.is_file():
-            raise FileNotFoundError(f"there is no chat template {given!r}")
+            raise NotFound(f"there is no chat template {given!r}")
         return {"default": _text(path)}
     if (path := folder / "chat_template.jinja").is_file():
         return {"default": _text(path)}
@@ -114,7 +115,7 @@ def _templates(folder: pathlib.Path, config: dict[str, Any], given: str | None) 
         for one in templates:
             name, text = map(one.get, ("name", "template")) if isinstance(one, dict) else (0, 0)
             if not isinstance(name, str) or not isinstance(text, str):
-                raise ValueError(f"the chat templates in {folder} have no name or text")
+                raise BadInput(f"the chat templates in {folder} have no name or text")
             named[name] = text
         return named
     return {"default": templates} if isinstance(templates, str) else {}
@@ -122,8 +123,8 @@ def _templates(folder: pathlib.Path, config: dict[str, Any], given: str | None) 
 
 def _text(path: pathlib.Path) -> str:
     if (size := path.stat().st_size) > MOST_TEMPLATE:
-        raise ValueError(f"{path} has {size >> 10} KiB: a chat template has 1024 at most")
+        raise BadInput(f"{path} has {size >> 10} KiB: a chat template has 1024 at most")
     try:
         return path.read_text("utf-8")
     except UnicodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+        raise BadInput(f"{path} is not UTF-8 text: {error}") from error

@@ -12,6 +12,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from checkpoints_io import hf_folder
+from checkpoints_io.errors import BadInput, NotFound
 from recipes.data import words
 
 LONGEST_WORD = 1024  # bytes of a token: Llama 3's longest has 128
@@ -49,8 +50,8 @@ def read(folder: pathlib.Path, config: dict[str, Any]) -> Codec:
         raise
     except BaseException as error:  # whatever a library makes of a stranger's files
         _only_failures(error)
-        raise ValueError(f"the tokenizer in {folder} cannot be read: {str(error)[:300]}") from error
-    raise FileNotFoundError(
+        raise BadInput(f"the tokenizer in {folder} cannot be read: {str(error)[:300]}") from error
+    raise NotFound(
         f"{folder} holds no tokenizer: no tokenizer.json, no tokenizer.model, no *.tiktoken and no "
         "vocab.json with merges.txt"
     )
@@ -76,7 +77,7 @@ def _fast(own: tokenizers.Tokenizer, begins: bool | None = None) -> Codec:
             return own.encode(text, add_special_tokens=False)
         except BaseException as error:
             _only_failures(error)
-            raise ValueError(f"the tokenizer cannot read it: {str(error)[:300]}") from error
+            raise BadInput(f"the tokenizer cannot read it: {str(error)[:300]}") from error
 
     def encode(text: str) -> tuple[list[int], Sequence[tuple[int, int]]]:
         ids = by_words(text) if by_words else None
@@ -105,7 +106,7 @@ class _Offsets(Sequence):
         if not 0 <= i < self._length:
             raise IndexError(i)
         if len(self._encoding) != self._length:
-            raise ValueError("two ways to tokenise the text disagree; please report it")
+            raise BadInput("two ways to tokenise the text disagree; please report it")
         return self._encoding.token_to_chars(i)
 
     @functools.cached_property
@@ -123,7 +124,7 @@ def _sentencepiece(path: pathlib.Path, config: dict[str, Any]) -> Codec:
     try:
         own = sentencepiece.SentencePieceProcessor(model_file=str(path))
     except Exception as error:
-        raise ValueError(f"{path} is not a SentencePiece model: {str(error)[:200]}") from error
+        raise BadInput(f"{path} is not a SentencePiece model: {str(error)[:200]}") from error
     size = own.get_piece_size()
     special = {own.id_to_piece(i): i for i in range(size) if own.is_control(i)}
     special |= _added(config, path.with_name("added_tokens.json"))
@@ -143,7 +144,7 @@ def _sentencepiece(path: pathlib.Path, config: dict[str, Any]) -> Codec:
                 try:
                     found = own.encode(part, return_type="offset_mapping")
                 except RuntimeError as error:  # half a character
-                    raise ValueError(f"the tokenizer cannot read it: {error}") from error
+                    raise BadInput(f"the tokenizer cannot read it: {error}") from error
                 ids += found["ids"]
                 offsets += _whole_characters(own, found, start)
             start = stop
@@ -185,7 +186,7 @@ def _added(config: dict[str, Any], path: pathlib.Path) -> dict[str, int]:
         if str(i).isdecimal() and isinstance(text, str) and text:
             found[text] = int(i)
     if strange := [text for text, i in found.items() if not 0 <= i < 2**31]:
-        raise ValueError(f"{path.parent} gives the token {strange[0][:40]!r} an id that is none")
+        raise BadInput(f"{path.parent} gives the token {strange[0][:40]!r} an id that is none")
     return found
 
 
@@ -223,22 +224,22 @@ def _tiktoken(
     """
     kind = _kind(folder)
     if kind not in WORDS:
-        raise ValueError(
+        raise BadInput(
             f"{path} is a tiktoken file, and how it cuts words is known of Llama 3 and Qwen, not "
             f"of {kind}: give a tokenizer.json"
         )
     if (size := path.stat().st_size) > hf_folder.MOST_JSON:
-        raise ValueError(f"{path} has {size >> 20} MiB, and at most 16 are read")
+        raise BadInput(f"{path} has {size >> 20} MiB, and at most 16 are read")
     try:
         lines = [line.split() for line in path.read_bytes().splitlines() if line]
         ranks = {base64.b64decode(word, validate=True): int(rank) for word, rank in lines}
     except ValueError as error:
-        raise ValueError(f"{path} is not a whole tiktoken file: {error}") from error
+        raise BadInput(f"{path} is not a whole tiktoken file: {error}") from error
     known = all(bytes([byte]) in ranks for byte in range(256))
     if not known or sorted(ranks.values()) != list(range(len(lines))):
-        raise ValueError(f"{path} is not a whole tiktoken file: ranks or bytes are missing")
+        raise BadInput(f"{path} is not a whole tiktoken file: ranks or bytes are missing")
     if (longest := max(map(len, ranks))) > LONGEST_WORD:
-        raise ValueError(f"{path} has a token of {longest} bytes: {LONGEST_WORD} at most are read")
+        raise BadInput(f"{path} has a token of {longest} bytes: {LONGEST_WORD} at most are read")
     as_text = words.bytes_as_text()
     spelled = lambda word: "".join(as_text[byte] for byte in word)
     merges = []
@@ -260,7 +261,7 @@ def _gpt2(folder: pathlib.Path) -> tokenizers.Tokenizer:
     """vocab.json and merges.txt, byte by byte, as OpenAI published them."""
     path = folder / "config.json"
     if path.is_file() and hf_folder.read_config(folder).get("model_type") != "gpt2":
-        raise ValueError(
+        raise BadInput(
             f"{folder} has vocab.json and merges.txt, which do not say how words are cut unless it "
             "is GPT-2: give a tokenizer.json"
         )
@@ -290,7 +291,7 @@ def _add_in_order(own: tokenizers.Tokenizer, named: dict[str, int]) -> None:
     """Special tokens get the ids that follow; a gap is filled with names of its own."""
     texts = {i: text for text, i in named.items()}
     if max(texts) - min(texts) > 100_000:
-        raise ValueError(f"the special token {texts[max(texts)]} has the id {max(texts)}")
+        raise BadInput(f"the special token {texts[max(texts)]} has the id {max(texts)}")
     all_of_them = {i: texts.get(i, f"<|unused_{i}|>") for i in range(min(texts), max(texts) + 1)}
     own.add_special_tokens(
         [
@@ -300,4 +301,4 @@ def _add_in_order(own: tokenizers.Tokenizer, named: dict[str, int]) -> None:
     )
     for i, text in all_of_them.items():
         if own.token_to_id(text) != i:
-            raise ValueError(f"the special token {text} should have id {i}, and it is taken")
+            raise BadInput(f"the special token {text} should have id {i}, and it is taken")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from checkpoints_io.errors import BadInput
 from recipes.data import chat, layouts, rendering, unusual
 from recipes.data.layouts import Pair
 from recipes.data.tokenizer import Tokenizer
@@ -78,7 +79,7 @@ def encode(
     chosen, rejected = _encode_texts(rendered, tokenizer, plain=plain)
     n, moved = _boundary(chosen, rejected, rendered[0].prompt_end)
     if n == 0:
-        raise ValueError("the prompt is empty")
+        raise BadInput("the prompt is empty")
     scores = pair.scores if pair.scores and np.isfinite(pair.scores).all() else None
     notes = {
         "moved": moved,
@@ -99,7 +100,7 @@ def encode(
     ids = _fitted(ids, max_length, over_length, tokenizer.bos_id)
     if np.array_equal(ids.chosen, ids.rejected):
         hidden = f" once the chat template has left out {', '.join(left_out)}" if left_out else ""
-        raise ValueError(f"chosen equals rejected{hidden}")
+        raise BadInput(f"chosen equals rejected{hidden}")
     return ids
 
 
@@ -226,14 +227,14 @@ def _fitted(ids: PairIds, most: int, over_length: str, bos: int | None) -> PairI
         prompt = np.concatenate([first, ids.prompt[n - room + len(first) :]])
         return ids._replace(prompt=prompt, notes=(*ids.notes, "prompt_cut"))
     what = {"cut_answer": "prompt ", "cut_prompt": "answer "}.get(over_length, "")
-    raise ValueError(f"{what}longer than train_seq_len")
+    raise BadInput(f"{what}longer than train_seq_len")
 
 
 def _ended(ids: PairIds, otherwise: str) -> PairIds:
     for side in ("chosen", "rejected"):
         scored = getattr(ids, f"{side}_scored")
         if not scored.any():
-            raise ValueError(otherwise)
+            raise BadInput(otherwise)
         if not scored[-1]:
             stop = int(np.flatnonzero(scored)[-1]) + 1
             shorter = {side: getattr(ids, side)[:stop], f"{side}_scored": scored[:stop]}

@@ -2,6 +2,7 @@
 
 import re
 
+from checkpoints_io.errors import BadInput
 from recipes.data import dialect, template
 from recipes.data.chat import Chat, given_of, run, shared_start, write
 from recipes.data.dialect import Dialect
@@ -28,18 +29,18 @@ def prepared(
     """
     text = tokenizer.chat_template
     if not text:
-        raise ValueError(
+        raise BadInput(
             "the tokenizer has no chat template: give one with --config.chat_template=FILE, or use "
             "--config.data.layout=plain_text"
         )
     dated = template.prints_the_date(text)
     if dated and date is None:
-        raise ValueError(
+        raise BadInput(
             "the chat template prints today's date, and tomorrow the same pairs would be other "
             "tokens: say which day it is to print with --config.data.date=2026-01-31"
         )
     if date is not None and not dated:
-        raise ValueError(
+        raise BadInput(
             "--config.data.date has no effect: the chat template does not print the date"
         )
     texts = {"default": text, **tokenizer.chat_templates}
@@ -68,20 +69,20 @@ def prepared(
         rendered, _ = render(example, chat)
         asks_again = _asks_again(chat, probe)
     except ValueError as error:
-        raise ValueError(f"the chat template cannot be used: {error}") from error
+        raise BadInput(f"the chat template cannot be used: {error}") from error
     if not any("Onwards" in whole[start:end] for start, end in rendered.scored):
-        raise ValueError("the chat template marks no part of an assistant turn as generated")
+        raise BadInput("the chat template marks no part of an assistant turn as generated")
     if not rendered.prompt_end or PROBE[0]["content"] not in whole[: rendered.prompt_end]:
-        raise ValueError(
+        raise BadInput(
             "the chat template cannot be used: it changes the prompt when an answer follows"
         )
     if asks_again:
-        raise ValueError(
+        raise BadInput(
             "the chat template cannot be used: behind each answer it begins another, whether it is "
             "asked to (`add_generation_prompt`) or not"
         )
     if words := _words_behind(chat):
-        raise ValueError(
+        raise BadInput(
             "the chat template cannot be used: behind each answer it writes more than an end of "
             f"turn ({words[:40]!r})"
         )
@@ -112,11 +113,11 @@ def _added(end_of_turn: str | None, tail: str, tokenizer: Tokenizer) -> str:
     if end_of_turn is None:
         return ""
     if end_of_turn not in tokenizer.special:
-        raise ValueError(
+        raise BadInput(
             f"--config.data.end_of_turn={end_of_turn!r} is no special token of this tokenizer"
         )
     if own := tokenizer.specials.search(tail):
-        raise ValueError(
+        raise BadInput(
             f"--config.data.end_of_turn has no effect: the chat template itself ends each answer "
             f"with {own[0]!r}"
         )

@@ -1,5 +1,6 @@
 """Pairs that few templates were made for: used where the text shows them as they are."""
 
+from checkpoints_io.errors import BadInput
 from recipes.data import conversation
 from recipes.data.chat import Chat
 from recipes.data.layouts import Pair
@@ -31,7 +32,7 @@ def checked(
     for turns, shown in zip(_conversations(pair), rendered, strict=False):
         odd = conversation.odd(turns)
         if odd and not (conversation.in_order(turns, shown.text) and _behind_headers(shown, chat)):
-            raise ValueError(f"roles out of order: {odd}, which the chat template does not show")
+            raise BadInput(f"roles out of order: {odd}, which the chat template does not show")
     return _begun(pair.prefill, *rendered) if pair.prefill else rendered
 
 
@@ -51,7 +52,7 @@ def _begun(prefill: str, chosen: Rendered, rejected: Rendered) -> tuple[Rendered
     ends = [max(text.text.find(prefill, text.prompt_end), 0) for text in (chosen, rejected)]
     end = ends[0] + len(prefill)
     if not all(ends) or chosen.text[:end] != rejected.text[:end]:
-        raise ValueError("the chat template does not show the beginning of the answer as it is")
+        raise BadInput("the chat template does not show the beginning of the answer as it is")
     one, other = (
         side._replace(prompt_end=end, scored=[(max(a, end), b) for a, b in side.scored if b > end])
         for side in (chosen, rejected)

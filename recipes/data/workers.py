@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 
+from checkpoints_io.errors import BadInput, RunFailed, StorageError
 from recipes import terminal
 from recipes.data import layouts, sources, token_cache, tokenise
 from recipes.data.records import Row
@@ -45,11 +46,11 @@ def kept(source: Source, how: How, cache: pathlib.Path) -> list[Shard]:
             firsts = _tokenise(folder, source, how)
             if tokenise.identity(source, how) != identity:
                 token_cache.clear(folder)
-                raise ValueError(f"{source.path}, or its tokenizer, changed while it was read")
+                raise BadInput(f"{source.path}, or its tokenizer, changed while it was read")
             token_cache.finish(folder, firsts)
             shards = token_cache.read_all(folder)
     if shards is None:
-        raise OSError(f"what was just written to {folder} cannot be read: is the disk sound?")
+        raise StorageError(f"what was just written to {folder} cannot be read: is the disk sound?")
     return shards
 
 
@@ -98,7 +99,7 @@ def _tokenise(folder: pathlib.Path, source: Source, how: How) -> list[int]:
                 _come_back(done)
         _come_back(running)
     except process.BrokenProcessPool as error:
-        raise RuntimeError(
+        raise RunFailed(
             f"a process that tokenised {source.path} died: for want of memory, or because the "
             'script that began it lacks `if __name__ == "__main__":`. What is done is kept; start '
             "again, on fewer cores (taskset) if memory is short"
@@ -122,7 +123,7 @@ def _come_back(done: set[concurrent.futures.Future]) -> None:
             one.result()
         except (ValueError, OSError) as error:
             # A sentence of ours, from another process.
-            raise (OSError if isinstance(error, OSError) else ValueError)(str(error)) from error
+            raise (StorageError if isinstance(error, OSError) else BadInput)(str(error)) from error
 
 
 def _end_with(parent: int) -> None:
