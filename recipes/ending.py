@@ -5,17 +5,14 @@ import json
 import pathlib
 import shlex
 
-import ml_collections
-
 from recipes import policy, samples
 from recipes.data.reading import HeldOut
-from recipes.prepare import Run, say
+from recipes.run import Run, say
 from recipes.samples import Answers
 import zoo
 
 
 def show(
-    config: ml_collections.ConfigDict,
     run: Run,
     trained: zoo.Model,
     reference: zoo.Model | None,
@@ -25,7 +22,7 @@ def show(
 
     "Before" is the reference. `held_out` are the figures of the last step, if there are any.
     """
-    answers = samples.answered(run, trained, reference, config.sample_tokens)
+    answers = samples.answered(run, trained, reference, run.sample_tokens)
     if answers:
         say(samples.side_by_side(run.tokenizer, answers))
     if told := [*figures(run.held_out, held_out), *manner(answers)]:

@@ -11,7 +11,6 @@ import time
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
-import ml_collections
 import numpy as np
 
 from checkpoints_io import whole
@@ -20,6 +19,7 @@ from recipes.data import mixture
 from recipes.data.batches import Update
 from recipes.data.mixture import Part
 from recipes.data.tokens import PairIds
+from recipes.run import Records
 
 # What `Log` writes in the directory of a run.
 SETTINGS, RECORDS, WANDB_ID = FILES = "settings.json", "metrics.jsonl", "wandb_id"
@@ -198,31 +198,31 @@ class Log:
     again.
     """
 
-    def __init__(self, directory: pathlib.Path, config: ml_collections.ConfigDict, *, after: int):
+    def __init__(self, directory: pathlib.Path, records: Records, *, after: int):
         self._file = self._board = self._wandb = None
         if jax.process_index():
             return
-        told = config.to_json_best_effort(indent=2) + "\n"
+        told = json.dumps(records.settings, indent=2) + "\n"
         whole.write(directory / SETTINGS, told.encode())
         path = directory / RECORDS
         known = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
         kept = "".join(f"{line}\n" for line in known if _step(line) <= after)
         whole.write(path, kept.encode())
         self._file = path.open("a")
-        if config.tensorboard:
+        if records.tensorboard:
             import tensorboardX  # which imports torch wherever that is installed
 
             self._board = tensorboardX.SummaryWriter(
                 str(directory / "tensorboard"), purge_step=after + 1
             )
-        if config.wandb_project:
+        if records.wandb_project:
             import wandb  # an extra: few runs want it
 
             self._wandb = wandb.init(
-                project=config.wandb_project,
-                name=config.name,
-                tags=list(config.tags),
-                config=config.to_dict(),
+                project=records.wandb_project,
+                name=records.name,
+                tags=list(records.tags),
+                config=records.settings,
                 dir=str(directory),
                 id=_own_id(directory / WANDB_ID),  # started again it is the same run
                 resume="allow",

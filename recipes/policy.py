@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
-import ml_collections
 import optax
 
 from checkpoints_io import hf_folder
 from checkpoints_io.errors import RunFailed
-from checkpoints_io.run_state import Keep, RunStore, all_agree
-from recipes import identity, optimizer, settings
-from recipes.prepare import Run
+from checkpoints_io.run_state import RunStore, all_agree
+from recipes import identity, optimizer
+from recipes.run import Run
 import zoo
 
 
@@ -27,20 +26,19 @@ class State(NamedTuple):
     skipped_before: float = 0.0  # of them, those before this start
 
 
-def blank(config: ml_collections.ConfigDict, run: Run) -> zoo.Model:
+def blank(run: Run) -> zoo.Model:
     """The policy with shapes and shardings in place of weights."""
-    params, compute = settings.precision(config.mp)
-    model = zoo.abstract(hf_folder.read_config(run.folder), params, compute, run.mesh)
-    model.source, model.attention, model.remat = run.folder, config.attention, config.remat
+    how = run.computing
+    config = hf_folder.read_config(run.folder)
+    model = zoo.abstract(config, how.precision.params, how.precision.compute, how.mesh)
+    model.source, model.attention, model.remat = run.folder, how.attention, how.remat
     return model
 
 
-def checkpoints_of(config: ml_collections.ConfigDict, run: Run) -> RunStore:
+def checkpoints_of(run: Run) -> RunStore:
     """The checkpoints of this run: those that are there, and those that will be."""
-    score = lambda facts: settings.score(config, facts.get("held_out") or {})
-    best = score if config.keep_best is not None else None
-    keep = Keep(config.keep_checkpoints, every=config.keep_every, highest=best)
-    return RunStore(run.directory / "checkpoints", keep=keep, retries=config.save_retries)
+    saving = run.saving
+    return RunStore(run.directory / "checkpoints", keep=saving.keep, retries=saving.retries)
 
 
 def begin(
@@ -58,22 +56,21 @@ def begin(
       ValueError: the checkpoint is another run's, or the weights do not fit or are not finite.
     """
     params = nnx.to_pure_dict(nnx.state(model))
-    like = {"policy": params, "optimizer": optimizer.layout(adamw, params, run.mesh)}
+    like = {"policy": params, "optimizer": optimizer.layout(adamw, params, run.computing.mesh)}
     check: Callable = lambda saved: identity.refuse_other_run(saved, facts, run.directory)
     saved = store.newest(check, like)
     if saved:
         trees, skipped = saved.trees, saved.facts["skipped"]
         return State(saved.step, trees["policy"], trees["optimizer"], skipped, skipped)
     dtype = jax.tree.leaves(params)[0].dtype
-    loaded = zoo.load(run.folder, dtype=dtype, compute_dtype=model.dtype, mesh=run.mesh)
+    loaded = zoo.load(run.folder, dtype=dtype, compute_dtype=model.dtype, mesh=run.computing.mesh)
     zoo.check_finite(loaded)
     params = nnx.to_pure_dict(nnx.state(loaded))
-    return State(0, params, optimizer.init(adamw, params, run.mesh))
+    return State(0, params, optimizer.init(adamw, params, run.computing.mesh))
 
 
 def save(
     state: State,
-    config: ml_collections.ConfigDict,
     run: Run,
     store: RunStore,
     facts: dict[str, Any],
@@ -87,19 +84,19 @@ def save(
       RuntimeError: as `check_sound`.
       OSError: it cannot be written, or the one before it was not.
     """
-    check_sound(state, config)
+    check_sound(state, run)
     now = {"skipped": float(state.skipped), "held_out": dict(held_out or {})}
     trees = {"policy": state.params, "optimizer": state.opt_state}
     store.save(state.step, trees, facts | now)
 
 
-def check_sound(state: State, config: ml_collections.ConfigDict) -> None:
+def check_sound(state: State, run: Run) -> None:
     """Stops a run that does not skip what is not finite.
 
     Raises:
       RuntimeError: some update was not.
     """
-    if config.nonfinite == "stop" and float(state.skipped) > state.skipped_before:
+    if run.nonfinite == "stop" and float(state.skipped) > state.skipped_before:
         raise RunFailed(
             f"at step {state.step} the loss or its gradient was not a number; weights and "
             "checkpoints are as they were before it. Look for pairs that are odd, go on without "
@@ -118,13 +115,13 @@ def exported(step: int, run: Run) -> bool:
     return all_agree(export_folder(step, run).exists())
 
 
-def export(model: zoo.Model, step: int, config: ml_collections.ConfigDict, run: Run) -> None:
+def export(model: zoo.Model, step: int, run: Run) -> None:
     """Writes the policy as a Hugging Face folder, with the run's tokenizer and template."""
     zoo.save(
         model,
         export_folder(step, run),
-        dtype=settings.DTYPES[config.hf_save_dtype],
+        dtype=run.saving.export_dtype,
         tokenizer=run.tokenizer_folder,
         stop_ids=run.stop_ids,
-        chat_template=run.tokenizer.chat_template if config.chat_template else None,
+        chat_template=run.saving.chat_template,
     )

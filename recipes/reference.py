@@ -14,20 +14,29 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-import ml_collections
 import numpy as np
 
 from checkpoints_io.bits import fingerprint
 from checkpoints_io.errors import BadInput, NotFound, RunFailed
 from checkpoints_io.run_state import RunStore
-from recipes import logps, reference_cache, settings, stopping
+from recipes import logps, reference_cache, stopping
+from recipes.checks import Values
 from recipes.data import batches
 from recipes.data.batches import Place, Update
 from recipes.data.packing import Packed
 from recipes.logps import Forward
-from recipes.prepare import Run, say
+from recipes.run import Run, say
 import zoo
 from zoo import attention
+
+
+class Wanted(NamedTuple):
+    """Which reference the settings ask for, and how."""
+
+    path: str  # a model's folder or hub id, or the directory of a run
+    is_hf: bool  # or the newest checkpoint of a run
+    mode: str  # resident or cached
+    cache: pathlib.Path
 
 
 class Reference(NamedTuple):
@@ -39,8 +48,16 @@ class Reference(NamedTuple):
     model: zoo.Model | None  # none when it has left memory
 
 
+def wanted(given: Values, directory: pathlib.Path) -> Wanted:
+    """The reference of a run in `directory`: unless named, the weights the policy begins from."""
+    path = given["reference_model_path"] or given["initialize_from_hf"]
+    cache = pathlib.Path(given["reference_cache"] or directory.parent / "reference-cache")
+    mode = given["reference_mode"]
+    return Wanted(path, given["reference_is_hf"], mode, cache.expanduser())
+
+
 def ready(
-    config: ml_collections.ConfigDict,
+    asked: Wanted,
     policy: zoo.Model,
     run: Run,
     forward: Callable[[nnx.GraphDef, Any, Packed], Array],
@@ -53,8 +70,8 @@ def ready(
       FileNotFoundError, ValueError: as `load`.
       RuntimeError: what was kept of it is not what it says now.
     """
-    say(f"reading the reference: {settings.reference_path(config)}")
-    model = load(config, policy, run.mesh)
+    say(f"reading the reference: {asked.path}")
+    model = load(asked, policy, run.computing.mesh)
     graph, state = nnx.split(model)
     if graph == (ours := nnx.graphdef(policy)):
         graph = ours  # equal, and now one program runs both
@@ -63,12 +80,12 @@ def ready(
     heeding = stopping.heeding(stop, ask)
     known = fingerprint(frozen)
     sets = [held_out.pairs for held_out in run.held_out]
-    if config.reference_mode == "resident":
+    if asked.mode == "resident":
         held_out = [logps.of_pairs(heeding, pairs, run.place) for pairs in sets]
         return Reference(known, lambda batch, _: ask(batch), held_out, model)
 
     cache = reference_cache.opened(
-        run.reference_cache, fingerprint=known, compute=policy.dtype,
+        asked.cache, fingerprint=known, compute=policy.dtype,
         attention=attention.backend_of(model.config, policy.dtype, policy.attention),
     )  # fmt: skip
     say(f"asking the reference, or {cache.folder}, about every pair")
@@ -88,9 +105,7 @@ def ready(
     return Reference(known, of_batch, held_out, None)
 
 
-def load(
-    config: ml_collections.ConfigDict, policy: zoo.Model, mesh: jax.sharding.Mesh
-) -> zoo.Model:
+def load(asked: Wanted, policy: zoo.Model, mesh: jax.sharding.Mesh) -> zoo.Model:
     """The reference in the compute dtype, from HF weights or from the newest checkpoint of a run.
 
     `policy` may be without weights.
@@ -100,8 +115,8 @@ def load(
       ValueError: the weights do not fit or are not finite, or the reference has another vocabulary
         than the policy.
     """
-    path, dtype = settings.reference_path(config), policy.dtype
-    if not config.reference_is_hf:
+    path, dtype = asked.path, policy.dtype
+    if not asked.is_hf:
         return _of_run(pathlib.Path(path).expanduser(), policy)
     model = zoo.load(path, dtype=dtype, mesh=mesh)
     zoo.check_finite(model)

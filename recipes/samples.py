@@ -8,7 +8,7 @@ from typing import NamedTuple
 from recipes.data import messages, tokenizer
 from recipes.data.tokenizer import Tokenizer
 from recipes.data.tokens import PairIds
-from recipes.prepare import Run
+from recipes.run import Run
 import zoo
 from zoo import generate
 

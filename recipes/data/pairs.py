@@ -14,7 +14,8 @@ from recipes.data import columns, counts, layouts, messages, sources, tokens, wo
 from recipes.data.counts import Counts
 from recipes.data.messages import one_line
 from recipes.data.records import Row
-from recipes.data.tokenise import How, Source
+from recipes.data.source import Source
+from recipes.data.tokenise import How
 from recipes.data.tokens import PairIds
 
 

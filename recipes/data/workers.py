@@ -14,8 +14,9 @@ from checkpoints_io.errors import BadInput, RunFailed, StorageError
 from recipes import terminal
 from recipes.data import layouts, sources, token_cache, tokenise
 from recipes.data.records import Row
+from recipes.data.source import Source
 from recipes.data.token_cache import Shard
-from recipes.data.tokenise import How, Source
+from recipes.data.tokenise import How
 
 # Rows, and about how many bytes of them, that are tokenised at a time and kept in one file.
 SHARD, BYTES = 2**13, 2**26
