@@ -13,7 +13,7 @@ import numpy as np
 
 from checkpoints_io.errors import BadInput, StorageError
 from recipes import optimizer, settings
-from recipes.data import packing, report, shapes
+from recipes.data import report, shapes, streams
 from recipes.data.packing import Shape
 from recipes.data.tokens import PairIds
 import zoo
@@ -42,11 +42,11 @@ def told(config: ml_collections.ConfigDict, run: Any, model: zoo.Model) -> str:
     bytes_each = memory(model, config)
     saved = checkpoint_bytes(model)
     free = refuse_small_disk(run.directory, disk_needed(config, run, model))
-    apart = sum(not packing.fits_once(pair, shape) for pair in pairs)
+    apart = sum(not streams.fits_once(pair, shape) for pair in pairs)
     axes = ", ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
     held = ", ".join(f"{len(h.pairs)} in {h.name}" for h in run.held_out) or "none"
     parts = ", ".join(f"{name} {size(number)}" for name, number in bytes_each.items())
-    epochs = run.total_steps * shape.pairs / len(pairs)
+    epochs = run.total_steps * shape.examples / len(pairs)
     hint = ""
     if share < GOOD_FILL and (filled := _parts_that_fill(pairs, shape)):
         more = shape.shards // filled
@@ -55,7 +55,7 @@ def told(config: ml_collections.ConfigDict, run: Any, model: zoo.Model) -> str:
         f"devices      {run.mesh.devices.size} {device.device_kind} ({device.platform}); {axes}",
         f"pairs        {len(pairs)} to train on; held out: {held}",
         *_mixed(run),
-        f"updates      {run.total_steps} of {shape.pairs} pairs = {epochs:.2f} epochs; "
+        f"updates      {run.total_steps} of {shape.examples} pairs = {epochs:.2f} epochs; "
         f"about {count:.1f} micro-batches each",
         f"rows         {shape.rows} of {shape.row_length} positions a micro-batch, "
         f"{share:.0%} filled{hint}" + (f"; {apart} pairs need two of them" if apart else ""),
@@ -113,7 +113,7 @@ def _notes_on_rate(config: ml_collections.ConfigDict, run: Any) -> Iterator[str]
 
 
 def _notes_on_pairs(config: ml_collections.ConfigDict, run: Any) -> Iterator[str]:
-    update, total = run.place.shape.pairs, run.total_steps
+    update, total = run.place.shape.examples, run.total_steps
     weights = sum(part.weight for part in run.parts)
     for part in run.parts:
         whose = "" if len(run.parts) == 1 else f" of {part.name}"
@@ -156,7 +156,7 @@ def _mixed(run: Any) -> list[str]:
     if len(run.parts) == 1:
         return []
     total = sum(part.weight for part in run.parts)
-    drawn = run.total_steps * run.place.shape.pairs / total
+    drawn = run.total_steps * run.place.shape.examples / total
     return [
         f"  {part.name:<10} {len(part.pairs)} pairs, {part.weight / total:.1%} of those drawn: "
         f"{drawn * part.weight / len(part.pairs):.2f} epochs of it"
@@ -171,7 +171,7 @@ def _parts_that_fill(pairs: list[PairIds], shape: Shape) -> int | None:
             continue
         most = shape.rows * shape.row_length // parts
         fewer = shapes.choose(
-            pairs, per_update=shape.pairs, shards=parts, most=most, alike=shape.alike
+            pairs, per_update=shape.examples, shards=parts, most=most, alike=shape.alike
         )
         if shapes.fill(pairs, fewer).share >= GOOD_FILL:
             return parts
