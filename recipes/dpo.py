@@ -72,7 +72,7 @@ def _train(
     loss = losses.of(config)
     programs = step.compiled(
         state.params, state.opt_state, graph=graph, adamw=adamw, loss=loss, beta=config.beta,
-        pairs=run.place.shape.pairs,
+        pairs=run.place.shape.examples,
     )  # fmt: skip
 
     def of_policy() -> logps.Forward:
@@ -133,7 +133,7 @@ def _train(
             sums = programs.zero()
             for packed in update.micro_batches:
                 batch = batches.put(packed, run.place)
-                theirs = frozen.of_batch(batch, update.rows)
+                theirs = frozen.of_batch(batch, update.source_rows)
                 sums = programs.add(sums, state.params, theirs, batch)
             params, opt_state, values = programs.apply(sums, state.params, state.opt_state)
             answers = sums.policy_logps, sums.reference_logps
@@ -155,7 +155,7 @@ def _train(
                     say(left)
                 figures |= meter.read()
                 figures |= metrics.by_part(
-                    run.parts, update.rows, *answers, loss=loss, beta=config.beta
+                    run.parts, update.source_rows, *answers, loss=loss, beta=config.beta
                 )
                 figures = {f"train/{name}": value for name, value in figures.items()}
                 log.write(at, figures)

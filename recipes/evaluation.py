@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recipes import logps, metrics
+from recipes.data import streams
 from recipes.data.batches import Place
 from recipes.data.reading import HeldOut
 
@@ -16,9 +17,9 @@ def evaluate(
     **loss,
 ) -> dict[str, float]:
     """The metrics of a held-out set, each pair weighing the same. Padding never enters a mean."""
-    ours = jnp.asarray(logps.of_pairs(policy, held_out.pairs, place))
+    ours = jnp.asarray(logps.of_examples(policy, held_out.pairs, place))
     theirs = jnp.asarray(reference_logps)
     values = metrics.preference(ours, theirs, jnp.ones(len(ours), bool), **loss)
     figures = {name: float(value) for name, value in values.items()}
-    figures |= metrics.lengths(held_out.pairs)
+    figures |= metrics.lengths(np.array([*map(streams.scored_tokens, held_out.pairs)]))
     return {f"eval/{held_out.name}/{name}": value for name, value in figures.items()}

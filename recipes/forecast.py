@@ -167,13 +167,14 @@ def _batch(
     G = sharding.data_shards(mesh)
     T = config.row_length or config.train_seq_len
     each = config.per_device_parallelism or max(1, min(most // T, -(-needed // (G * T))))
-    shape = Shape(each * G, T, config.train_batch_size, G, G)
+    shape = Shape(each * G, T, config.train_batch_size, 2, G, G)
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     everywhere = NamedSharding(mesh, PartitionSpec())
     whole = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.int32, sharding=rows)
     tokens, lists = whole(shape.rows, T), whole(G, each * T)
-    is_pair = jax.ShapeDtypeStruct((shape.pairs,), jnp.bool_, sharding=everywhere)
-    return Packed(*[tokens] * 5, *[lists] * 4, scores=whole(G), is_pair=is_pair)
+    scored = (shape.examples, shape.answers)
+    scored = jax.ShapeDtypeStruct(scored, jnp.int32, sharding=everywhere)
+    return Packed(*[tokens] * 5, *[lists] * 3, counts=whole(G), scored=scored)
 
 
 def _placed(sums: Any, params: Any, mesh: jax.sharding.Mesh) -> step.Sums:

@@ -10,7 +10,7 @@ import time
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from checkpoints_io import whole
@@ -18,11 +18,12 @@ from checkpoints_io.run_state import all_agree
 from recipes.data import mixture
 from recipes.data.batches import Update
 from recipes.data.mixture import Part
-from recipes.data.tokens import PairIds
 from recipes.run import Records
 
 # What `Log` writes in the directory of a run.
 SETTINGS, RECORDS, WANDB_ID = FILES = "settings.json", "metrics.jsonl", "wandb_id"
+# What the answers of an example are called in figures, by their number.
+OF_A_PAIR = "chosen", "rejected"
 
 
 def preference(
@@ -89,12 +90,12 @@ def by_part(
     return figures
 
 
-def lengths(pairs: Sequence[PairIds]) -> dict[str, int | float]:
+def lengths(
+    scored: Int[np.ndarray, "examples A"], answers: Sequence[str] = OF_A_PAIR
+) -> dict[str, int | float]:
     """Scored tokens per answer, on average."""
-    return {
-        "length_chosen": sum(int(p.chosen_scored.sum()) for p in pairs) / len(pairs),
-        "length_rejected": sum(int(p.rejected_scored.sum()) for p in pairs) / len(pairs),
-    }
+    means = (scored.sum(0) / len(scored)).tolist()
+    return {f"length_{name}": mean for name, mean in zip(answers, means, strict=True)}
 
 
 class Trend:
@@ -128,9 +129,13 @@ class Trend:
 
 
 class Meter:
-    """Speed and fill since it was last read. Nothing is asked of the devices."""
+    """Speed and fill since it was last read. Nothing is asked of the devices.
 
-    def __init__(self) -> None:
+    `answers` are the names of an example's answers, by their number.
+    """
+
+    def __init__(self, answers: Sequence[str] = OF_A_PAIR) -> None:
+        self._answers = answers
         self._readings = 0
         self._clear()
 
@@ -168,24 +173,24 @@ class Meter:
         return f"about {spoken} to go, evaluation and saving apart"
 
     def read(self) -> dict[str, int | float]:
-        """Real tokens per second (both answers, each with its prompt), fill, mean lengths.
+        """Real tokens per second (all answers, each with its prompt), fill, mean lengths.
 
-        `input_wait` is the share of the time that was spent waiting for data; the scores are those
-        that the data gives its answers, where it does.
+        `input_wait` is the share of the time that was spent waiting for data; the scores are the
+        ratings that the data gives its answers, where it does.
         """
         seconds = time.perf_counter() - self._since
         total = lambda name: sum(getattr(update, name) for update in self._updates)
-        pairs = sum(len(update.rows) for update in self._updates)
+        scored = np.concatenate([update.scored for update in self._updates])
         values = {
             "tokens_per_second": total("real_tokens") / seconds,
             "input_wait": self._waited / seconds,
             "pack_fill": total("stored_tokens") / total("positions"),
-            "length_chosen": total("chosen_tokens") / pairs,
-            "length_rejected": total("rejected_tokens") / pairs,
+            **lengths(scored, self._answers),
         }
-        scores = np.concatenate([update.scores for update in self._updates])
-        if len(scores := scores[~np.isnan(scores[:, 0])]):
-            values["score_chosen"], values["score_rejected"] = scores.mean(0).tolist()
+        ratings = np.concatenate([update.ratings for update in self._updates])
+        if len(ratings := ratings[~np.isnan(ratings[:, 0])]):
+            means = zip(self._answers, ratings.mean(0).tolist(), strict=True)
+            values |= {f"score_{name}": mean for name, mean in means}
         self._clear()
         self._readings += 1
         return values

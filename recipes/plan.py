@@ -12,7 +12,7 @@ import numpy as np
 
 from checkpoints_io.errors import BadInput, StorageError
 from recipes import checks, optimizer
-from recipes.data import packing, report, shapes
+from recipes.data import report, shapes, streams
 from recipes.data.packing import Shape
 from recipes.data.tokens import PairIds
 from recipes.run import Run
@@ -50,11 +50,11 @@ def told(run: Run, asked: Asked, model: zoo.Model, each: dict[str, int]) -> str:
         )
     saved = checkpoint_bytes(model)
     free = refuse_small_disk(run.directory, disk_needed(run, model))
-    apart = sum(not packing.fits_once(pair, shape) for pair in pairs)
+    apart = sum(not streams.fits_once(pair, shape) for pair in pairs)
     axes = ", ".join(f"{name} {size}" for name, size in run.computing.mesh.shape.items())
     held = ", ".join(f"{len(h.pairs)} in {h.name}" for h in run.held_out) or "none"
     parts = ", ".join(f"{name} {size(number)}" for name, number in each.items())
-    epochs = run.total_steps * shape.pairs / len(pairs)
+    epochs = run.total_steps * shape.examples / len(pairs)
     hint = ""
     if share < GOOD_FILL and (filled := _parts_that_fill(pairs, shape)):
         more = shape.shards // filled
@@ -63,7 +63,7 @@ def told(run: Run, asked: Asked, model: zoo.Model, each: dict[str, int]) -> str:
         f"devices      {devices.size} {device.device_kind} ({device.platform}); {axes}",
         f"pairs        {len(pairs)} to train on; held out: {held}",
         *_mixed(run),
-        f"updates      {run.total_steps} of {shape.pairs} pairs = {epochs:.2f} epochs; "
+        f"updates      {run.total_steps} of {shape.examples} pairs = {epochs:.2f} epochs; "
         f"about {count:.1f} micro-batches each",
         f"rows         {shape.rows} of {shape.row_length} positions a micro-batch, "
         f"{share:.0%} filled{hint}" + (f"; {apart} pairs need two of them" if apart else ""),
@@ -122,7 +122,7 @@ def _notes_on_rate(given: optimizer.AdamW, total: int) -> Iterator[str]:
 
 
 def _notes_on_pairs(run: Run, asked: Asked) -> Iterator[str]:
-    update, total = run.place.shape.pairs, run.total_steps
+    update, total = run.place.shape.examples, run.total_steps
     weights = sum(part.weight for part in run.parts)
     for part in run.parts:
         whose = "" if len(run.parts) == 1 else f" of {part.name}"
@@ -167,7 +167,7 @@ def _mixed(run: Run) -> list[str]:
     if len(run.parts) == 1:
         return []
     total = sum(part.weight for part in run.parts)
-    drawn = run.total_steps * run.place.shape.pairs / total
+    drawn = run.total_steps * run.place.shape.examples / total
     return [
         f"  {part.name:<10} {len(part.pairs)} pairs, {part.weight / total:.1%} of those drawn: "
         f"{drawn * part.weight / len(part.pairs):.2f} epochs of it"
@@ -182,7 +182,7 @@ def _parts_that_fill(pairs: list[PairIds], shape: Shape) -> int | None:
             continue
         most = shape.rows * shape.row_length // parts
         fewer = shapes.choose(
-            pairs, per_update=shape.pairs, shards=parts, most=most, alike=shape.alike
+            pairs, per_update=shape.examples, shards=parts, most=most, alike=shape.alike
         )
         if shapes.fill(pairs, fewer).share >= GOOD_FILL:
             return parts

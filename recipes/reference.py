@@ -81,7 +81,7 @@ def ready(
     known = fingerprint(frozen)
     sets = [held_out.pairs for held_out in run.held_out]
     if asked.mode == "resident":
-        held_out = [logps.of_pairs(heeding, pairs, run.place) for pairs in sets]
+        held_out = [logps.of_examples(heeding, pairs, run.place) for pairs in sets]
         return Reference(known, lambda batch, _: ask(batch), held_out, model)
 
     cache = reference_cache.opened(
@@ -94,11 +94,12 @@ def ready(
     )
     off = reference_cache.check(cache, run.pairs, ask, run.place, policy.dtype)
     say(f"worked out again, {off:.2g} nats apart at most; the reference leaves memory")
-    table = np.zeros((1 + max(pair.row for pair in run.pairs), 2), np.float32)
+    count = 1 + max(pair.row for pair in run.pairs)
+    table = np.zeros((count, run.place.shape.answers), np.float32)
     table[[pair.row for pair in run.pairs]] = trained
 
     def of_batch(batch: Packed, rows: np.ndarray) -> Array:
-        slots = np.zeros((len(batch.is_pair), 2), np.float32)
+        slots = np.zeros(batch.scored.shape, np.float32)
         slots[: len(rows)] = table[rows]
         return batches.everywhere(slots, run.place)
 
@@ -167,9 +168,9 @@ def check_logps(
       RuntimeError: they are not, so the two do not see the same thing; or they are not finite.
     """
     batch = batches.put(update.micro_batches[0], place)
-    here = update.micro_batches[0].is_pair
+    here = update.micro_batches[0].is_here
     ours = np.asarray(policy(batch))[here]
-    theirs = np.asarray(reference.of_batch(batch, update.rows))[here]
+    theirs = np.asarray(reference.of_batch(batch, update.source_rows))[here]
     if not np.isfinite(ours).all():
         raise RunFailed(_not_finite("log-probabilities of the first pairs are", dtype))
     bound = 0 if reference.model else reference_cache.bound(theirs, dtype)

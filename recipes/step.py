@@ -35,7 +35,7 @@ def add_micro_batch(
 ) -> Sums:
     """Adds the log-probabilities of one micro-batch and its part of the mean loss's gradient."""
     # The reference may be known for the whole update; here only these pairs count.
-    reference_logps = jnp.where(batch.is_pair[:, None], reference_logps, 0)
+    reference_logps = jnp.where(batch.is_here[:, None], reference_logps, 0)
 
     others = {name: weights for name, weights in policy.items() if name != "blocks"}
 
@@ -43,7 +43,7 @@ def add_micro_batch(
         policy_logps = logps.of_params(graph, policy | others, batch, so_far)
         chosen, rejected = (policy_logps - reference_logps).T
         # The mean is over the slots of the whole update: pairs that are elsewhere add 0.
-        return jnp.mean(jnp.where(batch.is_pair, loss(chosen, rejected), 0)), policy_logps
+        return jnp.mean(jnp.where(batch.is_here, loss(chosen, rejected), 0)), policy_logps
 
     # The gradient of the blocks comes as the sum already: see `stack.run`.
     differentiate = jax.grad(mean_loss, argnums=(0, 1), has_aux=True)

@@ -23,7 +23,7 @@ class Pair(NamedTuple):
     rejected: Turns | str
     tools: list[Any] | None = None  # what the template is told of tools
     template_kwargs: dict[str, Any] = {}  # noqa: RUF012, never changed
-    scores: tuple[float, float] | None = None  # of chosen and rejected, by whoever preferred
+    ratings: tuple[float, float] | None = None  # of chosen and rejected, by whoever preferred
     prefill: str = ""  # what both answers begin with and the prompt gives them
 
 
@@ -319,10 +319,10 @@ def _besides(row: Row) -> tuple[list[Any] | None, dict[str, Any], tuple[float, f
     for name, value in (("tools", tools), ("chat_template_kwargs", kwargs)):
         if value:
             messages.check_data(value, name)
-    return tools, kwargs, _scores(row)
+    return tools, kwargs, _ratings(row)
 
 
-def _scores(row: Row) -> tuple[float, float] | None:
+def _ratings(row: Row) -> tuple[float, float] | None:
     """Of both answers, NaN for what is no number; None where the row says nothing of them."""
     chosen, rejected = (row.get(name) for name in BESIDES[3:])
     return None if chosen is rejected is None else (_number(chosen), _number(rejected))

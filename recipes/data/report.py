@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jinja2
 import numpy as np
 
-from recipes.data import packing, shapes
+from recipes.data import shapes, streams
 from recipes.data.messages import visible
 from recipes.data.packing import Shape
 from recipes.data.reading import Told, spread
@@ -130,20 +130,20 @@ def packs(pairs: Sequence[PairIds], shape: Shape) -> dict[int, Pack | None]:
     """By row length, the run's first; None where the longest pair does not fit."""
     prompt, chosen, rejected, _ = lengths(pairs)
     longest = int((prompt + np.maximum(chosen, rejected)).max()) - 1
-    some = spread(pairs, shapes.LOOKED_AT * shape.pairs)
+    some = spread(pairs, shapes.LOOKED_AT * shape.examples)
     most = shape.rows * shape.row_length // shape.shards
-    given = dict(per_update=shape.pairs, shards=shape.shards, most=most, alike=shape.alike)
+    given = dict(per_update=shape.examples, shards=shape.shards, most=most, alike=shape.alike)
     found: dict[int, Pack | None] = {}
     for length in dict.fromkeys((shape.row_length, *ROW_LENGTHS)):
         fits = longest <= length
         here = shapes.choose(some, row_length=length, **given) if found and fits else shape
-        apart = sum(not packing.fits_a_row(pair, here) for pair in some)
+        apart = sum(not streams.fits_a_row(pair, here) for pair in some)
         found[length] = None
         if fits and (here.rows > 1 or not apart):
             fill = shapes.fill(some, here)
-            twice = (len(pair.prompt) for pair in some if not packing.fits_once(pair, here))
-            positions = (sum(map(packing.stored_length, some)) + sum(twice)) / fill.share
-            per_token = positions / sum(map(packing.real_tokens, some))
+            twice = (len(pair.prompt) for pair in some if not streams.fits_once(pair, here))
+            positions = (sum(map(streams.stored_length, some)) + sum(twice)) / fill.share
+            per_token = positions / sum(map(streams.real_tokens, some))
             found[length] = Pack(here.rows, fill, per_token, apart / len(some))
     return found
 

@@ -111,8 +111,8 @@ def _as_table(shard: Shard) -> pyarrow.Table:
         "row": np.array([pair.row for pair in ids], np.int64),
         "key": shard.keys,
         "notes": pyarrow.array(["\n".join(pair.notes) for pair in ids], pyarrow.string()),
-        "score_chosen": _scores(ids, 0),
-        "score_rejected": _scores(ids, 1),
+        "score_chosen": _ratings(ids, 0),
+        "score_rejected": _ratings(ids, 1),
     }
     for name in TOKENS:
         columns[name] = _lists([getattr(pair, name) for pair in ids], np.int32)
@@ -130,12 +130,12 @@ def _from_table(table: pyarrow.Table) -> Shard:
     tokens = [_parts(table[name].chunk(0), np.int32) for name in TOKENS]
     masks = [_parts(table[name].chunk(0), np.bool_) for name in MASKS]
     notes = [tuple(filter(None, text.split("\n"))) for text in table["notes"].to_pylist()]
-    scores = [
+    ratings = [
         None if np.isnan(one) else (float(one), float(other))
         for one, other in zip(plain("score_chosen"), plain("score_rejected"), strict=True)
     ]
     rows = plain("row").tolist()
-    ids = list(map(PairIds, rows, *tokens, *masks, notes, scores))
+    ids = list(map(PairIds, rows, *tokens, *masks, notes, ratings))
     return Shard(ids, plain("key"), counts)
 
 
@@ -192,8 +192,8 @@ def _told(folder: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
-def _scores(ids: Sequence[PairIds], side: int) -> np.ndarray:
-    return np.array([pair.scores[side] if pair.scores else np.nan for pair in ids])
+def _ratings(ids: Sequence[PairIds], side: int) -> np.ndarray:
+    return np.array([pair.ratings[side] if pair.ratings else np.nan for pair in ids])
 
 
 def _lists(arrays: Sequence[np.ndarray], dtype: Any) -> pyarrow.LargeListArray:

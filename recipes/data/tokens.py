@@ -12,6 +12,13 @@ from recipes.data.layouts import Pair
 from recipes.data.tokenizer import Tokenizer
 
 
+class Answer(NamedTuple):
+    """One answer to a prompt."""
+
+    ids: np.ndarray  # int32
+    scored: np.ndarray  # bool, as long as `ids`
+
+
 class PairIds(NamedTuple):
     """Token ids of a pair. Both answers follow the same prompt ids; their last token counts."""
 
@@ -22,8 +29,32 @@ class PairIds(NamedTuple):
     chosen_scored: np.ndarray  # bool, as long as `chosen`
     rejected_scored: np.ndarray
     notes: tuple[str, ...] = ()  # `described` says what they mean
-    scores: tuple[float, float] | None = None  # of chosen and rejected, by whoever preferred
+    ratings: tuple[float, float] | None = None  # of chosen and rejected, by whoever preferred
 
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """Chosen and rejected, in this order."""
+        return Answer(self.chosen, self.chosen_scored), Answer(self.rejected, self.rejected_scored)
+
+
+class AnswerIds(NamedTuple):
+    """Token ids of a prompt and the single answer to it, whose last token counts."""
+
+    row: int  # its number in the source
+    prompt: np.ndarray  # int32, at least one
+    answer: np.ndarray
+    scored: np.ndarray  # bool, as long as `answer`
+    notes: tuple[str, ...] = ()
+    ratings: tuple[float] | None = None
+
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """The one."""
+        return (Answer(self.answer, self.scored),)
+
+
+# What a run trains on: `prompt`, `answers` and `row` are all that packing reads.
+Example = PairIds | AnswerIds
 
 # What may be said of a pair that is used.
 NOTES = {
@@ -80,7 +111,7 @@ def encode(
     n, moved = _boundary(chosen, rejected, rendered[0].prompt_end)
     if n == 0:
         raise BadInput("the prompt is empty")
-    scores = pair.scores if pair.scores and np.isfinite(pair.scores).all() else None
+    ratings = pair.ratings if pair.ratings and np.isfinite(pair.ratings).all() else None
     notes = {
         "moved": moved,
         "empty_turn": layouts.has_empty_turn(pair),
@@ -89,13 +120,13 @@ def encode(
         "other_format": unusual.of_another_format(pair),
         "asks_again": unusual.asks_again(pair),
         "ignored": chat.ignores(pair, template),
-        "unscored": pair.scores is not None and scores is None,
+        "unscored": pair.ratings is not None and ratings is None,
     }
     left_out = dict.fromkeys(name for text in rendered for name in text.left_out)
     said = [name for name, holds in notes.items() if holds] + [LEFT_OUT + key for key in left_out]
     ids = PairIds(
         row, chosen.ids[:n], chosen.ids[n:], rejected.ids[n:], chosen.scored[n:],
-        rejected.scored[n:], tuple(said), scores,
+        rejected.scored[n:], tuple(said), ratings,
     )  # fmt: skip
     ids = _fitted(ids, max_length, over_length, tokenizer.bos_id)
     if np.array_equal(ids.chosen, ids.rejected):
@@ -104,11 +135,12 @@ def encode(
     return ids
 
 
-def as_bytes(pair: PairIds) -> bytes:
-    """Its tokens and masks: equal for pairs that train alike, whatever machine they are on."""
-    parts = pair.prompt, pair.chosen, pair.rejected
+def as_bytes(example: Example) -> bytes:
+    """Its tokens and masks: equal for those that train alike, whatever machine they are on."""
+    answers = example.answers
+    parts = example.prompt, *(answer.ids for answer in answers)
     sized = (len(array).to_bytes(8) + array.astype("<i4").tobytes() for array in parts)
-    return b"".join([*sized, pair.chosen_scored.tobytes(), pair.rejected_scored.tobytes()])
+    return b"".join([*sized, *(answer.scored.tobytes() for answer in answers)])
 
 
 class _Encoded(NamedTuple):
