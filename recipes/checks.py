@@ -173,7 +173,7 @@ def flat(
 
 def part(kind: type[Part], given: Values) -> Part:
     """A NamedTuple whose fields are settings, filled by their names."""
-    return kind(**{name: given[name] for name in kind._fields})
+    return kind._make(given[name] for name in kind._fields)
 
 
 def nested(given: Values) -> dict[str, Any]:

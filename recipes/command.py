@@ -26,15 +26,50 @@ from recipes.settings import Groups, Table, table_of
 HELP = ("--help", "-h", "-help", "--helpfull", "--helpshort")
 
 
-def read(
-    groups: Groups, argv: list[str] | None = None, *, writes: bool = True
-) -> ml_collections.ConfigDict:
-    """The config of `--config=FILE --config.NAME=VALUE …`, its settings those of the groups.
+def answer(groups: Groups, *, writes: bool = True) -> None:
+    """Ends the program here, where its flags ask for help (status 0) or are wrong (status 2).
 
-    A program that `writes` nothing needs no directory. Wrong flags end the program with status 2,
-    `--help` with 0.
+    It takes `--config=FILE --config.NAME=VALUE …`, with the settings of the groups. A program that
+    `writes` nothing needs no directory.
     """
-    argv = sys.argv if argv is None else argv
+    terminal.hold()
+    _read(groups, sys.argv, writes=writes)
+
+
+def main(
+    program: Callable[[ml_collections.ConfigDict], None],
+    groups: Groups,
+    *,
+    joins: bool = False,
+    writes: bool = True,
+) -> None:
+    """Reads the flags, as `answer`, and runs a program with its config.
+
+    What a person can mend ends it with one sentence and status 1. `joins`: the processes that
+    `config.distributed` describes work on it together.
+    """
+    terminal.hold()
+    given: list[ml_collections.ConfigDict] = []
+
+    def parsed(argv: list[str]) -> list[str]:
+        config, rest = _read(groups, argv, writes=writes)
+        given.append(config)
+        return rest
+
+    app.run(lambda _: _with_config(program, given[0], joins=joins), flags_parser=parsed)
+
+
+def main_without_config(program: Callable[[], None]) -> None:
+    """Reads the program's own flags and runs it."""
+    terminal.hold()
+    parsed = lambda argv: _parsed(argv, {}, lambda argv: argv, lambda: "")
+    app.run(lambda _: _in_sentences(program), flags_parser=parsed)
+
+
+def _read(
+    groups: Groups, argv: list[str], *, writes: bool
+) -> tuple[ml_collections.ConfigDict, list[str]]:
+    """The config with its flags, held to the settings of the groups; and the arguments left."""
     table = table_of(groups)
     given: list[ml_collections.ConfigDict] = []
 
@@ -48,35 +83,9 @@ def read(
         given.append(config)
         return others
 
-    _parse(argv, lambda: listing.text(groups, _values(argv, table)), without_settings, table)
-    return given[0]
-
-
-def read_flags(argv: list[str] | None = None) -> None:
-    """Reads the flags of a program that has no config."""
-    _parse(sys.argv if argv is None else argv, lambda: "", lambda argv: argv, {})
-
-
-def run(
-    program: Callable[[ml_collections.ConfigDict], None],
-    config: ml_collections.ConfigDict,
-    *,
-    joins: bool = False,
-) -> None:
-    """Runs a program; what a person can mend ends it with one sentence and status 1.
-
-    `joins`: the processes that `config.distributed` describes work on it together.
-    """
-    app.run(
-        lambda _: _with_config(program, config, joins=joins),
-        argv=sys.argv[:1],
-        flags_parser=lambda argv: argv,  # they have been read
-    )
-
-
-def run_without_config(program: Callable[[], None]) -> None:
-    """The same for a program that has no config."""
-    app.run(lambda _: _in_sentences(program), argv=sys.argv[:1], flags_parser=lambda argv: argv)
+    listed = lambda: listing.text(groups, _values(argv, table))
+    rest = _parsed(argv, table, without_settings, listed)
+    return given[0], rest
 
 
 def _with_config(
@@ -134,14 +143,13 @@ def _in_sentences(program: Callable[[], None]) -> None:
         raise
 
 
-def _parse(
+def _parsed(
     argv: list[str],
-    listed: Callable[[], str],
-    without_settings: Callable[[list[str]], list[str]],
     table: Table,
-) -> None:
+    without_settings: Callable[[list[str]], list[str]],
+    listed: Callable[[], str],
+) -> list[str]:
     """Answers `--help` and wrong flags, and leaves the right ones to absl."""
-    terminal.hold()
     if any(arg in HELP for arg in argv[1:]):
         print((sys.modules["__main__"].__doc__ or "").strip())
         if own := flags.FLAGS.main_module_help():
@@ -159,6 +167,7 @@ def _parse(
         _stop(str(error))
     if len(rest) > 1:
         _stop(_no_flag(rest[1], table))
+    return rest
 
 
 def _values(argv: list[str], table: Table) -> dict[str, Any]:

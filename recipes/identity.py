@@ -17,9 +17,9 @@ def of_settings(given: Values) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in flat(bound)}
 
 
-def of_model(model: zoo.Model) -> dict[str, str]:
-    """What its config.json says of how it computes, field by field."""
-    return dict(_fields(model.config))
+def of_model(hf_config: dict[str, Any]) -> dict[str, str]:
+    """What a config.json says of how the model computes, field by field."""
+    return dict(_fields(zoo.abstract(hf_config).config))
 
 
 def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -97,6 +97,8 @@ def refuse_other_run(saved: dict[str, Any], facts: dict[str, Any], directory: pa
                 "--config.directory"
             )
     for name, what in (("data", "training pairs"), ("reference", "reference weights")):
+        if name not in facts:  # this recipe has none
+            continue
         if (before := fact(saved, name, directory)) != facts[name]:
             raise BadInput(
                 f"the {what} have changed since the checkpoint in {directory} was written "

@@ -20,6 +20,7 @@ from zoo import sharding, spans, stack
 
 # A model's forward pass: micro-batch -> log-probabilities [P, A], in nats.
 Forward = Callable[[Packed], Float[Array, "P A"]]
+Compiled = Callable[[nnx.GraphDef, dict[str, Any], Packed], Float[Array, "P A"]]  # of any model
 
 
 def answer_logps(
@@ -64,6 +65,12 @@ def of_params(
 ) -> Float[Array, "P A"]:
     """`answer_logps` of the model with these weights."""
     return answer_logps(nnx.merge(graph, nnx.State(params)), batch, so_far)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def cast(params: Any, dtype: jax.typing.DTypeLike) -> Any:
+    """Every weight in `dtype`, where it is."""
+    return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
 def compiled(mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:

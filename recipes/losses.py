@@ -11,18 +11,10 @@ import math
 from typing import NamedTuple
 
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from recipes.checks import Values
-
-
-class Answers(NamedTuple):
-    """What a loss sees of the pairs of an update; of a pair, first the chosen answer."""
-
-    policy: Float[Array, "P A"]  # log-probability of each answer, in nats
-    reference: Float[Array, "P A"]
-    tokens: Int[Array, "P A"]  # scored tokens of each answer
-    ratings: Float[Array, "P A"]  # by whoever preferred; not a number where the data has none
+from recipes.update import Answers
 
 
 class Loss(NamedTuple):

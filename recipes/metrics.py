@@ -1,7 +1,6 @@
 """What a run reports: figures per update, and the places they are written to."""
 
-import collections
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import json
 import pathlib
@@ -9,50 +8,18 @@ import secrets
 import time
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Int
 import numpy as np
 
 from checkpoints_io import whole
 from checkpoints_io.run_state import all_agree
-from recipes.data import mixture
 from recipes.data.batches import Update
-from recipes.data.mixture import Part
 from recipes.run import Records
 
 # What `Log` writes in the directory of a run.
 SETTINGS, RECORDS, WANDB_ID = FILES = "settings.json", "metrics.jsonl", "wandb_id"
 # What the answers of an example are called in figures, by their number.
 OF_A_PAIR = "chosen", "rejected"
-
-
-def preference(
-    policy_logps: Float[Array, "P A"],
-    reference_logps: Float[Array, "P A"],
-    is_pair: Bool[Array, " P"],
-    *,
-    loss: Callable[..., Float[Array, " P"]],
-    beta: float,
-) -> dict[str, Float[Array, ""]]:
-    """Means over the pairs; log-probabilities and their differences in nats, rewards times beta.
-
-    The first six are those of Levanter's DPO. A tie counts as no win.
-    """
-    mean: Callable[..., Array] = lambda x: jnp.mean(x, where=is_pair)
-    chosen, rejected = (policy_logps - reference_logps).T
-    return {
-        "dpo_loss": mean(loss(chosen, rejected)),
-        "dpo_margin_policy": mean(policy_logps[:, 0] - policy_logps[:, 1]),
-        "dpo_margin_ref": mean(reference_logps[:, 0] - reference_logps[:, 1]),
-        "dpo_accuracy": mean(chosen > rejected),
-        "dpo_chosen_reward": beta * mean(chosen),
-        "dpo_rejected_reward": beta * mean(rejected),
-        "dpo_reward_margin": beta * mean(chosen - rejected),
-        "logps_chosen": mean(policy_logps[:, 0]),
-        "logps_rejected": mean(policy_logps[:, 1]),
-        "drift_chosen": mean(chosen),
-        "drift_rejected": mean(rejected),
-    }
 
 
 def on_host(values: Mapping[str, Array]) -> dict[str, int | float]:
@@ -64,30 +31,11 @@ def line(step: int, total: int, figures: Mapping[str, int | float]) -> str:
     """The few figures a person watches."""
     where = next(iter(figures)).rpartition("/")[0]
     short = {name.removeprefix(f"{where}/"): value for name, value in figures.items()}
-    watched = "dpo_loss dpo_accuracy dpo_reward_margin drift_chosen learning_rate tokens_per_second"
+    watched = (
+        "loss dpo_loss dpo_accuracy dpo_reward_margin drift_chosen learning_rate tokens_per_second"
+    )
     told = "  ".join(f"{n} {short[n]:.4g}" for n in watched.split() if n in short)
     return f"{f'step {step}/{total}':<14} {where:<16} {told}"
-
-
-def by_part(
-    parts: Sequence[Part],
-    rows: np.ndarray,
-    policy_logps: Array,
-    reference_logps: Array,
-    **loss,
-) -> dict[str, int | float]:
-    """The same for the pairs of each source, where there are several, and how many they are."""
-    figures: dict[str, int | float] = {}
-    if len(parts) == 1:
-        return figures
-    ours, theirs = (jnp.asarray(jax.device_get(x)) for x in (policy_logps, reference_logps))
-    of = mixture.part_of(parts, rows)
-    for i, part in enumerate(parts):
-        figures[f"{part.name}/pairs"] = int((of == i).sum())
-        if figures[f"{part.name}/pairs"]:
-            values = preference(ours, theirs, jnp.asarray(of == i), **loss)
-            figures |= {f"{part.name}/{name}": float(value) for name, value in values.items()}
-    return figures
 
 
 def lengths(
@@ -96,36 +44,6 @@ def lengths(
     """Scored tokens per answer, on average."""
     means = (scored.sum(0) / len(scored)).tolist()
     return {f"length_{name}": mean for name, mean in zip(answers, means, strict=True)}
-
-
-class Trend:
-    """Watches for one thing that goes wrong while all that is usually watched looks well."""
-
-    def __init__(self) -> None:
-        self._readings: collections.deque[Mapping] = collections.deque(maxlen=3)
-        self._said = False
-
-    def read(self, figures: Mapping[str, int | float]) -> str | None:
-        """A sentence, once, when over three readings both rewards fall while accuracy rises."""
-        self._readings.append(figures)
-        if self._said or len(self._readings) < 3:
-            return None
-        chosen, rejected, accuracy = (
-            [reading[f"train/{name}"] for reading in self._readings]
-            for name in ("dpo_chosen_reward", "dpo_rejected_reward", "dpo_accuracy")
-        )
-        falls = lambda values: 0 > values[0] > values[1] > values[2]
-        rises = accuracy[2] > max(0.5, accuracy[0])
-        if not (rises and falls(chosen) and falls(rejected)):
-            return None
-        self._said = True
-        return (
-            "the rewards of both answers fall while accuracy rises: the policy makes the chosen "
-            "answers less likely too, and what is neither more likely (arXiv 2410.08847). A little "
-            "of it is common. Where answers get worse there are two remedies, each in a new run: "
-            "--config.loss=dpop --config.dpop_lambda=5, which holds the chosen answers up, or a "
-            "higher --config.beta, which holds the policy nearer to its reference"
-        )
 
 
 class Meter:

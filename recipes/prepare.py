@@ -12,19 +12,21 @@ from jax.sharding import NamedSharding, PartitionSpec
 from checkpoints_io import hf_folder, lock, whole
 from checkpoints_io.errors import BadInput, NotFound, StorageError
 from checkpoints_io.run_state import Keep, RunStore
-from recipes import checks, identity, metrics, optimizer, plan, reference
+from recipes import checks, identity, metrics, optimizer, plan
 from recipes.checks import Values
 from recipes.data import batches, chat, pairs, reading, shapes
 from recipes.data.tokenizer import Tokenizer
 from recipes.data.tokens import PairIds
-from recipes.run import Computing, Every, Records, Run, Saving, say
+from recipes.run import Beside, Computing, Every, Records, Run, Saving, say
 import zoo
 from zoo import attention, sharding
 
 
 @contextlib.contextmanager
-def prepared(given: Values) -> Iterator[Run]:
+def prepared(given: Values, beside: Beside | None) -> Iterator[Run]:
     """Reads and checks all that a run needs but the weights, and says what it will do.
+
+    `beside` is the reference, where the recipe has one.
 
     Within it the run's directory is this process's alone.
 
@@ -33,10 +35,10 @@ def prepared(given: Values) -> Iterator[Run]:
     """
     directory = _directory(given["directory"])
     with _alone(directory):
-        yield _prepare(given, directory)
+        yield _prepare(given, beside, directory)
 
 
-def _prepare(given: Values, directory: pathlib.Path) -> Run:
+def _prepare(given: Values, beside: Beside | None, directory: pathlib.Path) -> Run:
     shaping = identity.of_settings(given)
     _refuse_directory_of_another_run(directory, shaping)
     computing = computing_of(given)
@@ -57,8 +59,9 @@ def _prepare(given: Values, directory: pathlib.Path) -> Run:
             "does not say what it keeps: use products, or the backend blocks or splash"
         )
     zoo.check(folder)
-    asked = reference.wanted(given, directory)
-    reference_config = _checked_reference(asked, path, hf_config)
+    configs = {"policy": hf_config}
+    if beside:
+        configs["reference"] = _checked_reference(beside, path, hf_config)
     tokenizer_folder = folder
     if given["tokenizer"]:
         tokenizer_folder = hf_folder.find(given["tokenizer"], files=hf_folder.TOKENIZER_FILES)
@@ -81,8 +84,9 @@ def _prepare(given: Values, directory: pathlib.Path) -> Run:
     train = [pair for part in data.train for pair in part.pairs]
     every = train + [pair for held in data.held_out for pair in held.pairs]
     _refuse_unknown_ids(every, model, data.tokenizer)
-    alike = [n for hf in (hf_config, reference_config) if (n := zoo.turns_alike_to(hf))]
-    memory = plan.memory(model, given["adam_mu_dtype"], resident=asked.mode == "resident")
+    alike = [n for hf in configs.values() if (n := zoo.turns_alike_to(hf))]
+    resident = beside is not None and beside.mode == "resident"
+    memory = plan.memory(model, given["adam_mu_dtype"], resident=resident)
     shape = shapes.choose(
         every,
         per_update=given["train_batch_size"],
@@ -127,10 +131,7 @@ def _prepare(given: Values, directory: pathlib.Path) -> Run:
         facts={
             "settings": shaping,
             "data": pairs.fingerprint(train),
-            "models": {
-                "policy": identity.of_model(model),
-                "reference": identity.of_model(zoo.abstract(reference_config)),
-            },
+            "models": {whose: identity.of_model(hf) for whose, hf in configs.items()},
         },
         counts={
             "data/dropped": sum(part.rows - part.used for part in data.told),
@@ -226,9 +227,7 @@ def _refuse_directory_of_another_run(directory: pathlib.Path, shaping: dict[str,
         store.newest(check)
 
 
-def _checked_reference(
-    asked: reference.Wanted, policy: str, hf_config: dict[str, Any]
-) -> dict[str, Any]:
+def _checked_reference(asked: Beside, policy: str, hf_config: dict[str, Any]) -> dict[str, Any]:
     """The config.json of the reference, whose files have been looked at."""
     if not asked.is_hf:
         path = pathlib.Path(asked.path).expanduser()

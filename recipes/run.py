@@ -54,6 +54,15 @@ class Records(NamedTuple):
     settings: dict[str, Any]  # as a config file groups them
 
 
+class Beside(NamedTuple):
+    """A frozen model that answers beside the policy: the reference."""
+
+    path: str  # a model's folder or hub id, or the directory of a run
+    is_hf: bool  # or the newest checkpoint of a run
+    mode: str  # resident: it stays on the devices; cached: it is asked before the first step
+    cache: str | None  # None: beside the run's directory
+
+
 class Run(NamedTuple):
     """What a run is, once its settings, its data and its models' files have been looked at."""
 

@@ -36,6 +36,13 @@ class Update(NamedTuple):
     ratings: np.ndarray  # float [P, A]: by whoever rated them, not a number where nobody did
 
 
+class Said(NamedTuple):
+    """What the data says of the answers of an update, on the devices."""
+
+    tokens: jax.Array  # int32 [P, A]: scored tokens of each
+    ratings: jax.Array  # float32 [P, A], not a number where there are none
+
+
 def pack(examples: Sequence[Example], shape: Shape, shards: Sequence[int]) -> Update:
     """The micro-batches of an update: every process works out the same, and builds its shards."""
     items = [streams.item(example, shape) for example in examples]
@@ -95,6 +102,12 @@ def put(batch: Packed, place: Place) -> Packed:
 
     scored = everywhere(batch.scored, place)
     return Packed(*map(split, batch[:-1]), scored=scored)
+
+
+def said(update: Update, place: Place) -> Said:
+    """What the data says of an update."""
+    tokens, ratings = update.scored.astype(np.int32), update.ratings.astype(np.float32)
+    return Said(everywhere(tokens, place), everywhere(ratings, place))
 
 
 def everywhere(array: np.ndarray, place: Place) -> jax.Array:
