@@ -77,7 +77,7 @@ def checked(config: ml_collections.ConfigDict, table: Table) -> Values:
             raise BadInput(f"--config.{name} must be {setting.bound.says}, not {value}")
     precision(given["mp"])
     profiled(given["profile"])
-    _check_data(given)
+    _check_data(given, single="loss" not in table)
     _check_steps(given)
     _check_rows(given)
     _check_keep(given)
@@ -254,24 +254,24 @@ def _check_loss(name: str, here: tuple[str, ...]) -> None:
     raise BadInput(f"--config.loss={name!r} is none of {listed}{near}")
 
 
-def _check_data(given: Values) -> None:
-    common = given["data.layout"], given["data.columns"] or {}
+def _check_data(given: Values, *, single: bool) -> None:
+    common = source.Common(given["data.layout"], given["data.columns"] or {}, single)
     read = {
         f"train_data.{name}.": one.source
-        for name, one in source.training(given["train_data"], *common).items()
+        for name, one in source.training(given["train_data"], common).items()
     }
     for name, one in source.held_out(given["validation"]).items():
-        read[f"validation.{name}."] = source.parsed(f"validation.{name}", one, *common)
+        read[f"validation.{name}."] = source.parsed(f"validation.{name}", one, common)
+    known = layouts.columns_of(single=single)
     for where, one in read.items():
-        if one.layout is not None and one.layout not in layouts.LAYOUTS:
+        if one.layout is not None:
             prefix = "data." if one.layout == given["data.layout"] else where
-            _one_of(f"{prefix}layout", one.layout, layouts.LAYOUTS)
-        is_common = dict(one.columns) == common[1]
+            _one_of(f"{prefix}layout", one.layout, layouts.named(single=single))
+        is_common = dict(one.columns) == common.columns
         columns = f"--config.{'data.' if is_common else where}columns"
         for column, theirs in one.columns:
-            if column not in layouts.COLUMNS:
-                near = did_you_mean(column, layouts.COLUMNS)
-                raise BadInput(f"{columns} has no column {column!r}{near}")
+            if column not in known:
+                raise BadInput(f"{columns} has no column {column!r}{did_you_mean(column, known)}")
             if not isinstance(theirs, str):
                 raise BadInput(f"{columns}.{column}={theirs!r} is not a column's name")
     try:

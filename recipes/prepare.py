@@ -72,7 +72,7 @@ def _prepare(given: Values, beside: Beside | None, directory: pathlib.Path) -> R
             f"that {path} was made for"
         )
 
-    data = reading.read(reading.asked(given, tokenizer_folder))
+    data = reading.read(reading.asked(given, tokenizer_folder, single=single))
     for part in data.told:
         say("\n  ".join([f"{part.name} ({part.source}):", *part.told]))
     sets = [held.name for held in data.held_out]

@@ -39,7 +39,7 @@ def look(config: ml_collections.ConfigDict) -> None:
         raise BadInput(f"--page={page} cannot be written: it is a folder, or in none that exists")
     name = given["tokenizer"] or given["initialize_from_hf"]
     folder = hf_folder.find(name, files=hf_folder.TOKENIZER_FILES)
-    data = reading.read(reading.asked(given, folder))
+    data = reading.read(reading.asked(given, folder, single=False))
     shape = shapes.choose(
         [pair for part in data.train for pair in part.pairs],
         per_update=given["train_batch_size"],

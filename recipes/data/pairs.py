@@ -37,13 +37,14 @@ def recognised(source: Source) -> tuple[Source, str]:
     given = dict(source.columns)
     doubt, refused, fallback = "", "", None
     beside = _beside(source.path)
-    rows = sources.read(source.path, layouts.wanted(given))
+    rows = sources.read(source.path, layouts.wanted(given, single=source.single))
+    recognise = columns.recognised_single if source.single else columns.recognised
     for number, row in enumerate(itertools.islice(rows, 1000)):
         try:
             if row.fields is None:
                 raise BadInput(row.reason)
-            named = columns.renamed(row.fields, given)
-            layout = source.layout or columns.recognised(dict.fromkeys(row.unread) | named)
+            named = columns.renamed(row.fields, given, single=source.single)
+            layout = source.layout or recognise(dict.fromkeys(row.unread) | named)
         except ValueError as error:
             refused = refused or f"{row.where}: {error}"
             continue

@@ -45,8 +45,7 @@ class Asked(NamedTuple):
 
     train: dict[str, Weighted]
     validation: dict[str, source.Given]  # held-out sources, as the setting gives them
-    layout: str | None  # of sources that do not say their own; None: recognised
-    columns: dict[str, str]
+    common: source.Common
     split_fraction: float | None  # of the prompts, held out
     max_eval_pairs: int | None
     how: How
@@ -63,15 +62,14 @@ class Data(NamedTuple):
     told: list[Told]
 
 
-def asked(given: Values, tokenizer_folder: pathlib.Path) -> Asked:
-    """What the settings say of data."""
-    layout, columns = given["data.layout"], given["data.columns"] or {}
+def asked(given: Values, tokenizer_folder: pathlib.Path, *, single: bool) -> Asked:
+    """What the settings say of data: of pairs, or of `single` answers."""
+    common = source.Common(given["data.layout"], given["data.columns"] or {}, single)
     cache = given["token_cache"]
     return Asked(
-        train=source.training(given["train_data"], layout, columns),
+        train=source.training(given["train_data"], common),
         validation=source.held_out(given["validation"]),
-        layout=layout,
-        columns=columns,
+        common=common,
         split_fraction=given["validation_split_fraction"],
         max_eval_pairs=given["max_eval_pairs"],
         how=How(
@@ -153,17 +151,17 @@ def _held_out(where: str, given: source.Given, asked: Asked, training: Sequence[
     Names of columns are those of the training data where all of them are there; otherwise each of
     them that is there and that ours is not. The layout is that of training data that looks alike.
     """
-    own = source.parsed(where, given, None, {})
+    own = source.parsed(where, given, asked.common._replace(layout=None, columns={}))
     said = () if isinstance(given, str) else given
-    if "columns" not in said and (names := dict(asked.columns)):
+    if "columns" not in said and (names := dict(asked.common.columns)):
         there = _columns(own._replace(columns=tuple(names.items())), names.values())
         if not there.issuperset(names.values()):
             names = {o: t for o, t in names.items() if t in there and o not in there}
         own = own._replace(columns=tuple(sorted(names.items())))
-    if "layout" not in said and asked.layout:
-        alike = {_looks(one) for one in training if one.layout == asked.layout}
+    if "layout" not in said and asked.common.layout:
+        alike = {_looks(one) for one in training if one.layout == asked.common.layout}
         if _looks(own) in alike:
-            own = own._replace(layout=asked.layout)
+            own = own._replace(layout=asked.common.layout)
     return own
 
 
@@ -181,7 +179,7 @@ def _columns(one: Source, needed: Collection[str]) -> set[str]:
     Of all rows, if need be: the last may be the only one with a system prompt.
     """
     met: set[str] = set()
-    wanted = layouts.wanted(dict(one.columns))
+    wanted = layouts.wanted(dict(one.columns), single=one.single)
     for row in sources.read(one.path, wanted):
         met |= {*(row.fields or {}), *row.unread}
         if met.issuperset(needed):

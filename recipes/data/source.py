@@ -16,6 +16,7 @@ class Source(NamedTuple):
     layout: str | None = None  # None: recognised
     columns: tuple[tuple[str, str], ...] = ()  # our name, theirs
     guessed: bool = False  # the layout was recognised: it must leave no question unread
+    single: bool = False  # rows hold one answer each, not two
 
 
 class Weighted(NamedTuple):
@@ -25,16 +26,22 @@ class Weighted(NamedTuple):
     weight: float
 
 
-def training(given: Given, layout: str | None, columns: Mapping[str, str]) -> dict[str, Weighted]:
-    """The sources of `train_data` by name; a mere string is one source, named `train`.
+class Common(NamedTuple):
+    """What is said of sources that do not say so themselves."""
 
-    `layout` and `columns` are those of sources that do not say so themselves.
+    layout: str | None
+    columns: Mapping[str, str]
+    single: bool  # of all: this recipe wants one answer a row
+
+
+def training(given: Given, common: Common) -> dict[str, Weighted]:
+    """The sources of `train_data` by name; a mere string is one source, named `train`.
 
     Raises:
       ValueError: a source says something that is no setting, or lacks what it needs.
     """
     if isinstance(given, str):
-        return {"train": Weighted(parsed("train_data", given, layout, columns), 1.0)}
+        return {"train": Weighted(parsed("train_data", given, common), 1.0)}
     if not given:
         raise BadInput("please set --config.train_data=…")
     if not isinstance(given, dict):
@@ -48,7 +55,7 @@ def training(given: Given, layout: str | None, columns: Mapping[str, str]) -> di
         weight = one.get("weight", 1.0) if isinstance(one, dict) else 1.0
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < 1e9:
             raise BadInput(f"--config.{where}.weight must be above 0, not {weight!r}")
-        found[name] = Weighted(parsed(where, one, layout, columns), float(weight))
+        found[name] = Weighted(parsed(where, one, common), float(weight))
     return found
 
 
@@ -74,7 +81,7 @@ def held_out(given: Given) -> dict[str, Given]:
     return dict(given)
 
 
-def parsed(where: str, given: Given, layout: str | None, columns: Mapping[str, str]) -> Source:
+def parsed(where: str, given: Given, common: Common) -> Source:
     """One source: its path, or a dict(path=…, layout=…, columns=…).
 
     Raises:
@@ -86,10 +93,11 @@ def parsed(where: str, given: Given, layout: str | None, columns: Mapping[str, s
     if odd := sorted(said.keys() - set(SETTINGS)):
         raise BadInput(f"--config.{where} has no setting {odd[0]!r}: it has {', '.join(SETTINGS)}")
     path: Any = said.get("path")
-    own: Any = said.get("columns", columns)
+    own: Any = said.get("columns", common.columns)
     own = {} if own is None else own
     if not isinstance(path, str) or not path:
         raise BadInput(f"please set --config.{where}.path=…")
     if not isinstance(own, Mapping):
         raise BadInput(f'the columns of --config.{where} are not written like dict(chosen="x")')
-    return Source(path, said.get("layout", layout), tuple(sorted(own.items())))
+    layout = said.get("layout", common.layout)
+    return Source(path, layout, tuple(sorted(own.items())), single=common.single)

@@ -56,7 +56,7 @@ def encode(rows: Sequence[Row], first: int, source: Source, how: How, files: str
         try:
             if row.fields is None:
                 raise BadInput(row.reason)
-            named = columns.renamed(row.fields, names)
+            named = columns.renamed(row.fields, names, single=source.single)
             pair = layout(named)
             if source.guessed:
                 columns.check_question(named, layouts.asked(pair), source.layout or "")

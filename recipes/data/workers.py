@@ -57,7 +57,7 @@ def kept(source: Source, how: How, cache: pathlib.Path) -> list[Shard]:
 
 def _parts(source: Source, most: int) -> Iterator[tuple[int, list[Row]]]:
     """The rows, so many at a time, with the number of the first."""
-    rows = sources.read(source.path, layouts.wanted(dict(source.columns)))
+    rows = sources.read(source.path, layouts.wanted(dict(source.columns), single=source.single))
     part: list[Row] = []
     first = size = 0
     told = f"reading {source.path}"
