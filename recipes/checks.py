@@ -26,6 +26,7 @@ DTYPES = {
 }
 # By which a checkpoint may be the best, and whether high ones are good.
 BEST_BY = {
+    "loss": False,
     "dpo_loss": False,
     "dpo_accuracy": True,
     "dpo_reward_margin": True,
@@ -80,7 +81,7 @@ def checked(config: ml_collections.ConfigDict, table: Table) -> Values:
     _check_data(given, single="loss" not in table)
     _check_steps(given)
     _check_rows(given)
-    _check_keep(given)
+    _check_keep(given, "loss" in table)
     _refuse_without_effect(given)
     if "loss" in table:
         _check_preference(given)
@@ -315,7 +316,7 @@ def _check_rows(given: Values) -> None:
         )
 
 
-def _check_keep(given: Values) -> None:
+def _check_keep(given: Values, pairs: bool) -> None:
     saved, evaluated = given["steps_per_checkpoint"], given["steps_per_eval"]
     every, best = given["keep_every"], given["keep_best"]
     if every is not None and (saved is None or every % saved):
@@ -326,10 +327,11 @@ def _check_keep(given: Values) -> None:
     if best is None:
         return
     name, _, figure = best.rpartition("/")
-    if not name or figure not in BEST_BY:
+    known = [figure for figure in BEST_BY if figure.startswith("dpo_") == pairs]
+    if not name or figure not in known:
         raise BadInput(
-            f"--config.keep_best={best!r} is not a held-out set and one of {', '.join(BEST_BY)}, "
-            "like heldout/dpo_accuracy"
+            f"--config.keep_best={best!r} is not a held-out set and one of {', '.join(known)}, "
+            f"like heldout/{'dpo_accuracy' if pairs else 'loss'}"
         )
     if saved is None or evaluated is None or saved % evaluated:
         raise BadInput(

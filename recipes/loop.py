@@ -35,6 +35,7 @@ class Recipe(NamedTuple):
     evaluate: Callable[[State], Iterator[dict[str, float]]]
     describe: Callable[[Update, Taken], dict[str, float]]  # more figures of a step that is logged
     warn: Callable[[dict[str, float]], str | None]  # by the figures of a record
+    answers: tuple[str, ...]  # what the answers of an example are called in figures
 
 
 def run_steps(
@@ -88,7 +89,7 @@ def run_steps(
             raise stopping.Asked
 
         updates = batches.iterate(mixture.endless(run.parts, run.seed), run.place, start=start)
-        meter = metrics.Meter()
+        meter = metrics.Meter(recipe.answers)
         traced = [step for step in run.profile if step > start]
         for step in terminal.bar(range(start + 1, run.total_steps + 1), unit="step"):
             if step in traced[:1]:

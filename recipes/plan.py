@@ -14,7 +14,7 @@ from checkpoints_io.errors import BadInput, StorageError
 from recipes import checks, optimizer
 from recipes.data import report, shapes, streams
 from recipes.data.packing import Shape
-from recipes.data.tokens import PairIds
+from recipes.data.tokens import Example
 from recipes.run import Run
 import zoo
 
@@ -55,24 +55,25 @@ def told(run: Run, asked: Asked, model: zoo.Model, each: dict[str, int]) -> str:
     held = ", ".join(f"{len(h.pairs)} in {h.name}" for h in run.held_out) or "none"
     parts = ", ".join(f"{name} {size(number)}" for name, number in each.items())
     epochs = run.total_steps * shape.examples / len(pairs)
+    what = noun(shape)
     hint = ""
     if share < GOOD_FILL and (filled := _parts_that_fill(pairs, shape)):
         more = shape.shards // filled
-        hint = f"; {GOOD_FILL:.0%} with {more} times --config.mesh.tensor, or more pairs an update"
+        hint = f"; {GOOD_FILL:.0%} with {more} times --config.mesh.tensor, or more {what} an update"
     lines = [
         f"devices      {devices.size} {device.device_kind} ({device.platform}); {axes}",
-        f"pairs        {len(pairs)} to train on; held out: {held}",
+        f"{what:<12} {len(pairs)} to train on; held out: {held}",
         *_mixed(run),
-        f"updates      {run.total_steps} of {shape.examples} pairs = {epochs:.2f} epochs; "
+        f"updates      {run.total_steps} of {shape.examples} {what} = {epochs:.2f} epochs; "
         f"about {count:.1f} micro-batches each",
         f"rows         {shape.rows} of {shape.row_length} positions a micro-batch, "
-        f"{share:.0%} filled{hint}" + (f"; {apart} pairs need two of them" if apart else ""),
+        f"{share:.0%} filled{hint}" + (f"; {apart} {what} need two of them" if apart else ""),
         f"rate         {_schedule(run.adamw, run.total_steps)}",
         f"memory       {size(sum(each.values()))} per device ({parts}), and activations",
         f"disk         {size(saved)} per checkpoint, {checkpoints_kept(run)} kept; "
         f"{size(free)} free in {run.directory}",
         *(f"note         {sentence}" for sentence in notes(run, asked)),
-        "first pair, scored tokens in ⟦ ⟧:",
+        f"first of the {what}, scored tokens in ⟦ ⟧:",
         *(f"  {line}" for line in report.lines_of(pairs[0], run.tokenizer)),
     ]
     return "\n".join(lines)
@@ -88,6 +89,11 @@ def _schedule(given: optimizer.AdamW, total: int) -> str:
         low = given.learning_rate * given.min_lr_ratio
         parts.append(f"{given.lr_schedule} from {given.learning_rate:g} to {low:g} over {decay}")
     return ", then ".join(parts)
+
+
+def noun(shape: Shape) -> str:
+    """What the examples of a run are."""
+    return "pairs" if shape.answers == 2 else "answers"
 
 
 def notes(run: Run, asked: Asked) -> list[str]:
@@ -175,7 +181,7 @@ def _mixed(run: Run) -> list[str]:
     ]
 
 
-def _parts_that_fill(pairs: list[PairIds], shape: Shape) -> int | None:
+def _parts_that_fill(pairs: list[Example], shape: Shape) -> int | None:
     """Over how many devices an update may be split and still fill their rows."""
     for parts in range(shape.shards - 1, 0, -1):
         if shape.shards % parts:

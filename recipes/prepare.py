@@ -16,17 +16,18 @@ from recipes import checks, identity, metrics, optimizer, plan
 from recipes.checks import Values
 from recipes.data import batches, chat, pairs, reading, shapes
 from recipes.data.tokenizer import Tokenizer
-from recipes.data.tokens import PairIds
+from recipes.data.tokens import Example
 from recipes.run import Beside, Computing, Every, Records, Run, Saving, say
 import zoo
 from zoo import attention, sharding
 
 
 @contextlib.contextmanager
-def prepared(given: Values, beside: Beside | None) -> Iterator[Run]:
+def prepared(given: Values, *, beside: Beside | None = None, single: bool = False) -> Iterator[Run]:
     """Reads and checks all that a run needs but the weights, and says what it will do.
 
-    `beside` is the reference, where the recipe has one.
+    `beside` is the reference, where the recipe has one; `single`: it trains on single answers and
+    not on pairs.
 
     Within it the run's directory is this process's alone.
 
@@ -35,10 +36,10 @@ def prepared(given: Values, beside: Beside | None) -> Iterator[Run]:
     """
     directory = _directory(given["directory"])
     with _alone(directory):
-        yield _prepare(given, beside, directory)
+        yield _prepare(given, beside, directory, single=single)
 
 
-def _prepare(given: Values, beside: Beside | None, directory: pathlib.Path) -> Run:
+def _prepare(given: Values, beside: Beside | None, directory: pathlib.Path, *, single: bool) -> Run:
     shaping = identity.of_settings(given)
     _refuse_directory_of_another_run(directory, shaping)
     computing = computing_of(given)
@@ -240,9 +241,10 @@ def _checked_reference(asked: Beside, policy: str, hf_config: dict[str, Any]) ->
     return hf_folder.read_config(hf_folder.find(asked.path))
 
 
-def _refuse_unknown_ids(found: list[PairIds], model: zoo.Model, tokenizer: Tokenizer) -> None:
+def _refuse_unknown_ids(found: list[Example], model: zoo.Model, tokenizer: Tokenizer) -> None:
     top = max(
-        int(max(ids.max(initial=0) for ids in (p.prompt, p.chosen, p.rejected))) for p in found
+        int(max(ids.max(initial=0) for ids in (p.prompt, *(a.ids for a in p.answers))))
+        for p in found
     )
     if top >= model.config.vocab_size:
         raise BadInput(

@@ -24,7 +24,7 @@ from recipes import head, logps, terminal
 from recipes.data import streams, tokens
 from recipes.data.batches import Place
 from recipes.data.packing import Shape
-from recipes.data.tokens import PairIds
+from recipes.data.tokens import Example
 from recipes.logps import Forward
 
 FORMAT = 1
@@ -75,7 +75,7 @@ def opened(
     return Cache(folder, known)
 
 
-def of_pairs(cache: Cache, pairs: Sequence[PairIds], forward: Forward, place: Place) -> np.ndarray:
+def of_pairs(cache: Cache, pairs: Sequence[Example], forward: Forward, place: Place) -> np.ndarray:
     """Log-probabilities [pairs, A], in nats. What is not known yet is worked out and kept."""
     keys = [key(pair, place.shape) for pair in pairs]
     # Process 0 says what is known: others may see the files of a shared disk a moment later.
@@ -97,7 +97,7 @@ def of_pairs(cache: Cache, pairs: Sequence[PairIds], forward: Forward, place: Pl
 
 def check(
     cache: Cache,
-    pairs: Sequence[PairIds],
+    pairs: Sequence[Example],
     forward: Forward,
     place: Place,
     compute: jax.typing.DTypeLike,
@@ -124,7 +124,7 @@ def bound(logps: np.ndarray, compute: jax.typing.DTypeLike) -> np.ndarray:
     return least + share * np.abs(logps)
 
 
-def key(pair: PairIds, shape: Shape) -> bytes:
+def key(pair: Example, shape: Shape) -> bytes:
     """Sixteen bytes for the tokens, the masks and the layout of a pair."""
     content = bytes([streams.fits_once(pair, shape)]) + tokens.as_bytes(pair)
     return hashlib.sha256(content).digest()[:16]

@@ -13,7 +13,7 @@ from recipes.data import batches
 from recipes.data.mixture import Part
 from recipes.data.reading import HeldOut
 from recipes.data.tokenizer import Tokenizer
-from recipes.data.tokens import PairIds
+from recipes.data.tokens import Example
 from recipes.optimizer import AdamW
 
 
@@ -72,7 +72,7 @@ class Run(NamedTuple):
     tokenizer_folder: pathlib.Path
     stop_ids: tuple[int, ...]
     parts: list[Part]  # of the training data: one, or the sources of a mixture
-    pairs: list[PairIds]  # of all of them
+    pairs: list[Example]  # of all of them
     held_out: list[HeldOut]
     place: batches.Place
     seed: int

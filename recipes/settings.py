@@ -350,7 +350,7 @@ ALONG_THE_WAY = {
 Table = Mapping[str, Setting]
 Groups = Mapping[str, Table]
 
-# The settings of each recipe, in the order in which they are listed.
+# The settings of each recipe (sft.py has no reference, and one loss), in the order of `--help`.
 DPO: Groups = {
     "The run": RUN,
     "Model": MODEL,
@@ -362,6 +362,7 @@ DPO: Groups = {
     "Computation": COMPUTE,
     "Along the way": ALONG_THE_WAY,
 }
+SFT: Groups = {name: group for name, group in DPO.items() if name not in ("Reference", "Loss")}
 
 
 def table_of(groups: Groups) -> dict[str, Setting]:

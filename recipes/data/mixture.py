@@ -6,7 +6,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from recipes.data.tokens import PairIds
+from recipes.data.tokens import Example
 
 
 class Part(NamedTuple):
@@ -14,11 +14,11 @@ class Part(NamedTuple):
 
     name: str
     weight: float  # its share of the pairs drawn, relative to the others'
-    pairs: list[PairIds]
+    pairs: list[Example]
     last_row: int  # rows of the parts before it are smaller, those behind it larger
 
 
-def numbered(pairs: Sequence[PairIds], first_row: int) -> list[PairIds]:
+def numbered(pairs: Sequence[Example], first_row: int) -> list[Example]:
     """The pairs with `first_row` added to their rows."""
     return [pair._replace(row=pair.row + first_row) for pair in pairs] if first_row else list(pairs)
 

@@ -16,13 +16,13 @@ from recipes.data.messages import one_line
 from recipes.data.records import Row
 from recipes.data.source import Source
 from recipes.data.tokenise import How
-from recipes.data.tokens import PairIds
+from recipes.data.tokens import Example
 
 
 class Pairs(NamedTuple):
     """The usable pairs of a source, in its order."""
 
-    ids: list[PairIds]
+    ids: list[Example]
     keys: np.ndarray  # uint64: a prompt's, for each
     counts: Counts
 
@@ -148,13 +148,13 @@ def _check(source: str, told: Counts, share: float) -> None:
         raise BadInput(f"no row of {source} can be used: {'; '.join(told.lines()[1:])}")
 
 
-def split(pairs: Pairs, fraction: float) -> tuple[list[PairIds], list[PairIds]]:
+def split(pairs: Pairs, fraction: float) -> tuple[list[Example], list[Example]]:
     """(train, held out): a prompt's hash decides, so that no prompt stands on both sides.
 
     Raises:
       ValueError: one side would be empty.
     """
-    sides: tuple[list[PairIds], list[PairIds]] = ([], [])
+    sides: tuple[list[Example], list[Example]] = ([], [])
     for pair, key in zip(pairs.ids, pairs.keys.tolist(), strict=True):
         sides[key < fraction * 2**64].append(pair)
     if not all(sides):
@@ -165,7 +165,7 @@ def split(pairs: Pairs, fraction: float) -> tuple[list[PairIds], list[PairIds]]:
     return sides
 
 
-def fingerprint(ids: Iterable[PairIds]) -> str:
+def fingerprint(ids: Iterable[Example]) -> str:
     """Sixteen hex digits that change with any token, mask or order of the pairs."""
     digest = hashlib.sha256()
     for pair in ids:
@@ -173,5 +173,5 @@ def fingerprint(ids: Iterable[PairIds]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _digest(pair: PairIds) -> bytes:
+def _digest(pair: Example) -> bytes:
     return hashlib.blake2b(tokens.as_bytes(pair), digest_size=16).digest()

@@ -16,14 +16,14 @@ from recipes.data.pairs import Pairs
 from recipes.data.source import Source, Weighted
 from recipes.data.tokenise import How
 from recipes.data.tokenizer import Tokenizer
-from recipes.data.tokens import PairIds
+from recipes.data.tokens import Example
 
 
 class HeldOut(NamedTuple):
     """A named set of held-out pairs."""
 
     name: str
-    pairs: list[PairIds]
+    pairs: list[Example]
 
 
 class Told(NamedTuple):
@@ -37,7 +37,7 @@ class Told(NamedTuple):
     used: int
     reasons: dict[str, int]  # reason -> rows lost
     notes: dict[str, int]  # as PairIds.notes -> used pairs that have it
-    pairs: Sequence[PairIds]  # the used ones
+    pairs: Sequence[Example]  # the used ones
 
 
 class Asked(NamedTuple):
@@ -214,7 +214,7 @@ def _told(name: str, one: Source, found: Pairs, line: str) -> Told:
     )
 
 
-def spread(pairs: Sequence[PairIds], most: int | None) -> list[PairIds]:
+def spread(pairs: Sequence[Example], most: int | None) -> list[Example]:
     """At most so many of them, from all over the list: files are often sorted by kind."""
     steps = np.linspace(0, len(pairs) - 1, min(len(pairs), len(pairs) if most is None else most))
     return [pairs[i] for i in steps.round().astype(int).tolist()]
