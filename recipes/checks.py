@@ -1,8 +1,9 @@
 """A config held to the table of settings before anything else happens, in sentences."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import datetime
 import importlib.util
+import inspect
 import re
 from typing import Any, NamedTuple, TypeVar
 
@@ -43,7 +44,7 @@ LOSSES_NOT_HERE = {
     "sft": "supervised fine-tuning: that is recipes/sft.py",
 }  # fmt: skip
 
-Part = TypeVar("Part", bound=NamedTuple)
+Part = TypeVar("Part")
 Values = dict[str, Any]  # every setting of a table by its name, checked: what a run was given
 
 
@@ -172,9 +173,9 @@ def flat(
             yield f"{prefix}{name}", value
 
 
-def part(kind: type[Part], given: Values) -> Part:
-    """A NamedTuple whose fields are settings, filled by their names."""
-    return kind._make(given[name] for name in kind._fields)
+def part(kind: Callable[..., Part], given: Values) -> Part:
+    """A NamedTuple (or a call) whose fields are settings, filled by their names."""
+    return kind(**{name: given[name] for name in inspect.signature(kind).parameters})
 
 
 def nested(given: Values) -> dict[str, Any]:

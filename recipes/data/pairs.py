@@ -130,22 +130,23 @@ def read(source: Source, how: How, cache: pathlib.Path | None = None) -> Pairs:
     keys = np.concatenate([np.zeros(0, np.uint64), *(shard.keys for shard in shards)])
     total = functools.reduce(counts.add, (shard.counts for shard in shards), counts.none())
     total = total._replace(repeated=len(ids) - len(set(map(_digest, ids))))
-    _check(source.path, total, how.max_malformed_fraction)
+    _check(source, total, how.max_malformed_fraction)
     return Pairs(ids, keys, total)
 
 
-def _check(source: str, told: Counts, share: float) -> None:
+def _check(source: Source, told: Counts, share: float) -> None:
+    what = "answer" if source.single else "pair"
     if not told.rows:
-        raise BadInput(f"{source} holds no rows")
+        raise BadInput(f"{source.path} holds no rows")
     if told.malformed.total() > share * told.rows:
         reason, _ = told.malformed.most_common(1)[0]
         raise BadInput(
-            f"{told.malformed.total()} of {told.rows} rows of {source} hold no pair; the first is "
+            f"{told.malformed.total()} of {told.rows} rows of {source.path} hold no {what}; the first is "
             f"{told.first[reason]}: {reason}. Mend them, choose another --config.data.layout, or "
             f"raise --config.data.max_malformed_fraction (now {share})"
         )
     if not told.used:
-        raise BadInput(f"no row of {source} can be used: {'; '.join(told.lines()[1:])}")
+        raise BadInput(f"no row of {source.path} can be used: {'; '.join(told.lines()[1:])}")
 
 
 def split(pairs: Pairs, fraction: float) -> tuple[list[Example], list[Example]]:
