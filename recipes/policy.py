@@ -9,7 +9,6 @@ import jax
 import ml_collections
 import optax
 
-from checkpoints_io import hf_folder
 from checkpoints_io.errors import RunFailed
 from checkpoints_io.run_state import Keep, RunStore, all_agree
 from recipes import identity, optimizer, settings
@@ -30,7 +29,7 @@ class State(NamedTuple):
 def blank(config: ml_collections.ConfigDict, run: Run) -> zoo.Model:
     """The policy with shapes and shardings in place of weights."""
     params, compute = settings.precision(config.mp)
-    model = zoo.abstract(hf_folder.read_config(run.folder), params, compute, run.mesh)
+    model = zoo.abstract(run.folder.config, params, compute, run.mesh)
     model.source, model.attention, model.remat = run.folder, config.attention, config.remat
     return model
 

@@ -27,7 +27,8 @@ class Run(NamedTuple):
 
     directory: pathlib.Path
     mesh: Mesh
-    folder: pathlib.Path  # the policy's model folder
+    folder: hf_folder.Folder  # the policy's
+    reference: hf_folder.Folder  # the same, unless another is named
     tokenizer: Tokenizer
     tokenizer_folder: pathlib.Path
     stop_ids: tuple[int, ...]
@@ -67,13 +68,10 @@ def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> Run:
     shaping = identity.of_settings(config)
     _refuse_directory_of_another_run(directory, shaping)
 
-    folder = hf_folder.find(config.initialize_from_hf)
-    from_hub = not pathlib.Path(config.initialize_from_hf).expanduser().is_dir()
-    revision = hf_folder.revision(folder) if from_hub else None
-    if revision and "@" not in config.initialize_from_hf:
-        say(f"pin the model, and it stays this: {config.initialize_from_hf}@{revision}")
-    hf_config = hf_folder.read_config(folder)
-    model = zoo.abstract(hf_config, mesh=mesh)
+    folder = hf_folder.look_up(config.initialize_from_hf)
+    if folder.revision and "@" not in config.initialize_from_hf:
+        say(f"pin the model, and it stays this: {config.initialize_from_hf}@{folder.revision}")
+    model = zoo.abstract(folder.config, mesh=mesh)
     compute = settings.precision(config.mp).compute
     backend = attention.backend_of(model.config, compute, config.attention)
     if config.remat == "attention" and backend not in ("blocks", "splash"):
@@ -81,12 +79,13 @@ def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> Run:
             f"--config.remat=attention has no effect with the attention backend {backend}, which "
             "does not say what it keeps: use products, or the backend blocks or splash"
         )
+    folder = hf_folder.fetched(folder)
     zoo.check(folder)
-    reference_config = _checked_reference(config, hf_config)
-    tokenizer_folder = folder
+    reference = _checked_reference(config, folder)
+    tokenizer_folder = folder.path
     if config.tokenizer:
         tokenizer_folder = hf_folder.find(config.tokenizer, files=hf_folder.TOKENIZER_FILES)
-    longest = zoo.longest_text(hf_config)
+    longest = zoo.longest_text(folder.config)
     if longest and config.train_seq_len > longest:
         raise BadInput(
             f"--config.train_seq_len={config.train_seq_len} is more than the {longest} positions "
@@ -105,7 +104,7 @@ def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> Run:
     train = [pair for part in data.train for pair in part.pairs]
     every = train + [pair for held in data.held_out for pair in held.pairs]
     _refuse_unknown_ids(every, model, data.tokenizer)
-    alike = [n for hf in (hf_config, reference_config) if (n := zoo.turns_alike_to(hf))]
+    alike = [n for one in (folder, reference) if (n := zoo.turns_alike_to(one.config))]
     shape = shapes.choose(
         every,
         per_update=config.train_batch_size,
@@ -127,6 +126,7 @@ def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> Run:
         directory=directory,
         mesh=mesh,
         folder=folder,
+        reference=reference,
         tokenizer=data.tokenizer,
         tokenizer_folder=tokenizer_folder,
         stop_ids=chat.stop_ids(data.tokenizer, data.chat),
@@ -143,7 +143,7 @@ def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> Run:
             "data": pairs.fingerprint(train),
             "models": {
                 "policy": identity.of_model(model),
-                "reference": identity.of_model(zoo.abstract(reference_config)),
+                "reference": identity.of_model(zoo.abstract(reference.config)),
             },
         },
         counts={
@@ -206,18 +206,23 @@ def _refuse_directory_of_another_run(directory: pathlib.Path, shaping: dict[str,
         store.newest(check)
 
 
-def _checked_reference(config: ml_collections.ConfigDict, policy: dict[str, Any]) -> dict[str, Any]:
-    """The config.json of the reference, whose files have been looked at."""
-    if not config.reference_is_hf:
-        path = pathlib.Path(settings.reference_path(config)).expanduser()
-        if not (path / "checkpoints").is_dir():
-            raise NotFound(f"{path} is not the directory of a run: it has no checkpoints")
-        return policy
+def _checked_reference(
+    config: ml_collections.ConfigDict, policy: hf_folder.Folder
+) -> hf_folder.Folder:
+    """The folder of the reference, whose files have been looked at."""
     path = settings.reference_path(config)
+    if not config.reference_is_hf:
+        directory = pathlib.Path(path).expanduser()
+        if not (directory / "checkpoints").is_dir():
+            raise NotFound(f"{directory} is not the directory of a run: it has no checkpoints")
+        return policy
     if path == config.initialize_from_hf:
         return policy
-    zoo.check(path)
-    return hf_folder.read_config(hf_folder.find(path))
+    folder = hf_folder.look_up(path)
+    zoo.abstract(folder.config)
+    folder = hf_folder.fetched(folder)
+    zoo.check(folder)
+    return folder
 
 
 def _refuse_unknown_ids(found: list[PairIds], model: zoo.Model, tokenizer: Tokenizer) -> None:

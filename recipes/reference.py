@@ -54,7 +54,7 @@ def ready(
       RuntimeError: what was kept of it is not what it says now.
     """
     say(f"reading the reference: {settings.reference_path(config)}")
-    model = load(config, policy, run.mesh)
+    model = load(config, policy, run)
     graph, state = nnx.split(model)
     if graph == (ours := nnx.graphdef(policy)):
         graph = ours  # equal, and now one program runs both
@@ -88,9 +88,7 @@ def ready(
     return Reference(known, of_batch, held_out, None)
 
 
-def load(
-    config: ml_collections.ConfigDict, policy: zoo.Model, mesh: jax.sharding.Mesh
-) -> zoo.Model:
+def load(config: ml_collections.ConfigDict, policy: zoo.Model, run: Run) -> zoo.Model:
     """The reference in the compute dtype, from HF weights or from the newest checkpoint of a run.
 
     `policy` may be without weights.
@@ -103,7 +101,7 @@ def load(
     path, dtype = settings.reference_path(config), policy.dtype
     if not config.reference_is_hf:
         return _of_run(pathlib.Path(path).expanduser(), policy)
-    model = zoo.load(path, dtype=dtype, mesh=mesh)
+    model = zoo.load(run.reference, dtype=dtype, mesh=run.mesh)
     zoo.check_finite(model)
     model.attention, model.remat = policy.attention, policy.remat
     if model.config.vocab_size != policy.config.vocab_size:
