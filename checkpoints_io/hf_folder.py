@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 import concurrent.futures
+import dataclasses
 import fnmatch
 import functools
 import hashlib
 import json
+import os
 import pathlib
 import re
 import shutil
 from typing import Any
-
-import huggingface_hub
-from huggingface_hub import errors
 
 from checkpoints_io.errors import BadInput, NoAccess, NotFound
 
@@ -45,6 +44,62 @@ COMPANIONS = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """A model folder, found once, and what its config.json said then.
+
+    A model keeps its own, and is an argument of jitted functions: so a Folder can be hashed. It is
+    a path to those who ask for no more.
+    """
+
+    path: pathlib.Path
+    config: dict[str, Any] = dataclasses.field(hash=False)  # as `read_config` gives it
+    revision: str | None = None  # the commit, of a model that was asked for by its hub id
+    # What all but config.json is still to be fetched from, or checked in: a hub id, or a folder of
+    # the hub's cache.
+    rest: str | None = None
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def look_up(path_or_id: str | os.PathLike[str], revision: str | None = None) -> Folder:
+    """A model folder by its path or hub id, `owner/name[@revision]`; a Folder is what it is.
+
+    Of the hub's files only config.json is fetched: `fetched` gives the rest.
+
+    Raises:
+      ValueError, FileNotFoundError, PermissionError: as `find` and `read_config`.
+    """
+    if isinstance(path_or_id, Folder):
+        return path_or_id
+    name = os.fspath(path_or_id)
+    is_here = pathlib.Path(name).expanduser().is_dir()
+    if is_here and revision:
+        raise BadInput(
+            f"{name} is a folder of this machine, which has no revision={revision!r}: leave it out"
+        )
+    path = find(name, revision, CONFIG_FILES)
+    commit = revision_of(path.resolve())
+    pinned = None if is_here else commit or revision
+    return Folder(path, read_config(path), pinned, rest=name if commit or not is_here else None)
+
+
+def fetched(folder: Folder, files: Sequence[str] = FILES) -> Folder:
+    """The folder with all of `files`, of the same revision as its config.json.
+
+    Raises:
+      ValueError, FileNotFoundError, PermissionError: as `find`.
+    """
+    if folder.rest is None:
+        return folder
+    path = find(folder.rest, folder.revision, files)
+    return dataclasses.replace(folder, path=path, rest=None if files == FILES else folder.rest)
+
+
 def find(
     path_or_id: str, revision: str | None = None, files: Sequence[str] = FILES
 ) -> pathlib.Path:
@@ -67,8 +122,15 @@ def find(
             f"there is no model folder {path_or_id!r} (and it is not a hub id, which looks like "
             "'owner/name')"
         )
+    return _closed(_downloaded(path_or_id, revision, files), files)
+
+
+def _downloaded(path_or_id: str, revision: str | None, files: Sequence[str]) -> pathlib.Path:
+    import huggingface_hub  # half a second, which a folder that is here need not wait for
+    from huggingface_hub import errors
+
     try:
-        fetched = huggingface_hub.snapshot_download(
+        path = huggingface_hub.snapshot_download(
             path_or_id,
             revision=revision,
             allow_patterns=list(files),
@@ -92,10 +154,10 @@ def find(
             f"({type(error).__name__}): check the network, or download it elsewhere and give the "
             "folder"
         ) from error
-    return _closed(pathlib.Path(fetched), files)
+    return pathlib.Path(path)
 
 
-def revision(folder: pathlib.Path) -> str | None:
+def revision_of(folder: pathlib.Path) -> str | None:
     """The commit of a folder that `find` took from the hub."""
     return folder.name if folder.parent.name == "snapshots" else None
 
@@ -106,7 +168,7 @@ def _closed(folder: pathlib.Path, files: Sequence[str]) -> pathlib.Path:
     A folder comes from a stranger: what it calls a template may be a link to a file of yours.
     """
     home = folder.resolve()
-    blobs = home.parent.parent / "blobs" if revision(home) else None
+    blobs = home.parent.parent / "blobs" if revision_of(home) else None
     fetched: list[tuple[pathlib.Path, int]] = []
     for path in folder.iterdir():
         target = path.resolve()
@@ -194,7 +256,7 @@ def read_json(path: pathlib.Path, most: int = MOST_JSON) -> dict[str, Any]:
 def write_companions(
     folder: pathlib.Path,
     config: dict[str, Any],
-    source: pathlib.Path | None,
+    source: Folder | None,
     tokenizer: pathlib.Path | None,
     stop_ids: Sequence[int] = (),
     chat_template: str | None = None,
@@ -206,10 +268,11 @@ def write_companions(
     `stop_ids` join the end-of-text ids of generation_config.json: without the template's end of
     turn a served model never stops.
     """
-    if source is None or config != read_config(source):
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    own = source.path / "config.json" if source else None
+    if own and own.is_file() and read_json(own) == config:
+        shutil.copyfile(own, folder / "config.json")
     else:
-        shutil.copyfile(source / "config.json", folder / "config.json")
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for name in COMPANIONS:
         for path in tokenizer.glob(name) if tokenizer is not None else ():
             shutil.copyfile(path, folder / path.name)
@@ -220,7 +283,7 @@ def write_companions(
         named.write_text(json.dumps(told, indent=2) + "\n")
     if chat_template:
         (folder / "chat_template.jinja").write_text(chat_template, "utf-8")
-    path = source / "generation_config.json" if source else None
+    path = source.path / "generation_config.json" if source else None
     generation = read_json(path) if path and path.is_file() else {}
     ends = generation.get("eos_token_id", config.get("eos_token_id"))
     known = ends if isinstance(ends, list) else [ends] if ends is not None else []

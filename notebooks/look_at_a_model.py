@@ -45,7 +45,7 @@ text = tokenizer.apply_chat_template(
     tokenize=False, add_generation_prompt=True,
 )  # fmt: skip
 ids = jnp.array([tokenizer(text, add_special_tokens=False)["input_ids"]])
-logps = jax.nn.log_softmax(model(ids)[0, -1])
+logps = jax.nn.log_softmax(model(ids)[0, -1])  # or of a list of ids: model([1, 15, 7])
 print(f"after {text!r}:")
 for logp, token in zip(*jax.lax.top_k(logps, 8), strict=True):
     print(f"  {jnp.exp(logp):6.1%}  {tokenizer.decode([int(token)])!r}")

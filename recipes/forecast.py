@@ -328,8 +328,7 @@ def main(config: ml_collections.ConfigDict) -> None:
         if not 0 < number < math.inf:
             raise BadInput(f"--{name} must be above 0, not {number}")
     chip = CHIPS[asked.chip]
-    folder = hf_folder.find(given["initialize_from_hf"], files=["config.json"])
-    hf_config = hf_folder.read_config(folder)
+    hf_config = hf_folder.look_up(given["initialize_from_hf"]).config
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", asked.devices)

@@ -9,7 +9,6 @@ from flax import nnx
 import jax
 import optax
 
-from checkpoints_io import hf_folder
 from checkpoints_io.errors import RunFailed
 from checkpoints_io.run_state import RunStore, all_agree
 from recipes import identity, logps, optimizer
@@ -41,8 +40,7 @@ class State(NamedTuple):
 def of(run: Run) -> Policy:
     """The policy of a run, without weights."""
     how = run.computing
-    config = hf_folder.read_config(run.folder)
-    blank = zoo.abstract(config, how.precision.params, how.precision.compute, how.mesh)
+    blank = zoo.abstract(run.folder.config, how.precision.params, how.precision.compute, how.mesh)
     blank.source, blank.attention, blank.remat = run.folder, how.attention, how.remat
     graph, layout = nnx.split(blank)
     schedule = optimizer.schedule_of(run.adamw, run.total_steps)

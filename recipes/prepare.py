@@ -47,27 +47,25 @@ def _prepare(given: Values, beside: Beside | None, directory: pathlib.Path, *, s
     mesh, precision = computing.mesh, computing.precision
 
     path = given["initialize_from_hf"]
-    folder = hf_folder.find(path)
-    from_hub = not pathlib.Path(path).expanduser().is_dir()
-    revision = hf_folder.revision(folder) if from_hub else None
-    if revision and "@" not in path:
-        say(f"pin the model, and it stays this: {path}@{revision}")
-    hf_config = hf_folder.read_config(folder)
-    model = zoo.abstract(hf_config, precision.params, precision.compute, mesh)
+    folder = hf_folder.look_up(path)
+    if folder.revision and "@" not in path:
+        say(f"pin the model, and it stays this: {path}@{folder.revision}")
+    model = zoo.abstract(folder.config, precision.params, precision.compute, mesh)
     backend = attention.backend_of(model.config, precision.compute, computing.attention)
     if computing.remat == "attention" and backend not in ("blocks", "splash"):
         raise BadInput(
             f"--config.remat=attention has no effect with the attention backend {backend}, which "
             "does not say what it keeps: use products, or the backend blocks or splash"
         )
+    folder = hf_folder.fetched(folder)
     zoo.check(folder)
-    configs = {"policy": hf_config}
+    folders = {"policy": folder}
     if beside:
-        configs["reference"] = _checked_reference(beside, path, hf_config)
-    tokenizer_folder = folder
+        folders["reference"] = _checked_reference(beside, path, folder)
+    tokenizer_folder = folder.path
     if given["tokenizer"]:
         tokenizer_folder = hf_folder.find(given["tokenizer"], files=hf_folder.TOKENIZER_FILES)
-    longest = zoo.longest_text(hf_config)
+    longest = zoo.longest_text(folder.config)
     if longest and given["train_seq_len"] > longest:
         raise BadInput(
             f"--config.train_seq_len={given['train_seq_len']} is more than the {longest} positions "
@@ -86,7 +84,7 @@ def _prepare(given: Values, beside: Beside | None, directory: pathlib.Path, *, s
     train = [pair for part in data.train for pair in part.pairs]
     every = train + [pair for held in data.held_out for pair in held.pairs]
     _refuse_unknown_ids(every, model, data.tokenizer)
-    alike = [n for hf in configs.values() if (n := zoo.turns_alike_to(hf))]
+    alike = [n for one in folders.values() if (n := zoo.turns_alike_to(one.config))]
     resident = beside is not None and beside.mode == "resident"
     memory = plan.memory(model, given["adam_mu_dtype"], resident=resident)
     shape = shapes.choose(
@@ -101,6 +99,7 @@ def _prepare(given: Values, beside: Beside | None, directory: pathlib.Path, *, s
     run = Run(
         directory=directory,
         folder=folder,
+        reference=folders.get("reference"),
         tokenizer=data.tokenizer,
         tokenizer_folder=tokenizer_folder,
         stop_ids=chat.stop_ids(data.tokenizer, data.chat),
@@ -133,7 +132,7 @@ def _prepare(given: Values, beside: Beside | None, directory: pathlib.Path, *, s
         facts={
             "settings": shaping,
             "data": pairs.fingerprint(train),
-            "models": {whose: identity.of_model(hf) for whose, hf in configs.items()},
+            "models": {whose: identity.of_model(one.config) for whose, one in folders.items()},
         },
         counts={
             "data/dropped": sum(part.rows - part.used for part in data.told),
@@ -229,17 +228,20 @@ def _refuse_directory_of_another_run(directory: pathlib.Path, shaping: dict[str,
         store.newest(check)
 
 
-def _checked_reference(asked: Beside, policy: str, hf_config: dict[str, Any]) -> dict[str, Any]:
-    """The config.json of the reference, whose files have been looked at."""
+def _checked_reference(asked: Beside, policy: str, folder: hf_folder.Folder) -> hf_folder.Folder:
+    """The folder of the reference, whose files have been looked at."""
     if not asked.is_hf:
         path = pathlib.Path(asked.path).expanduser()
         if not (path / "checkpoints").is_dir():
             raise NotFound(f"{path} is not the directory of a run: it has no checkpoints")
-        return hf_config
+        return folder
     if asked.path == policy:
-        return hf_config
-    zoo.check(asked.path)
-    return hf_folder.read_config(hf_folder.find(asked.path))
+        return folder
+    found = hf_folder.look_up(asked.path)
+    zoo.abstract(found.config)  # refused before its weights are fetched
+    found = hf_folder.fetched(found)
+    zoo.check(found)
+    return found
 
 
 def _refuse_unknown_ids(found: list[Example], model: zoo.Model, tokenizer: Tokenizer) -> None:

@@ -10,7 +10,6 @@ import pathlib
 from typing import Any, NamedTuple
 
 from flax import nnx
-import jax
 from jaxtyping import Array, Float
 import numpy as np
 
@@ -56,7 +55,7 @@ def ready(
       RuntimeError: what was kept of it is not what it says now.
     """
     say(f"reading the reference: {asked.path}")
-    model = load(asked, policy, run.computing.mesh)
+    model = load(asked, policy, run)
     graph, state = nnx.split(model)
     if graph == (ours := nnx.graphdef(policy)):
         graph = ours  # equal, and now one program runs both
@@ -92,7 +91,7 @@ def ready(
     return Reference(known, of_batch, held_out, None)
 
 
-def load(asked: Beside, policy: zoo.Model, mesh: jax.sharding.Mesh) -> zoo.Model:
+def load(asked: Beside, policy: zoo.Model, run: Run) -> zoo.Model:
     """The reference in the compute dtype, from HF weights or from the newest checkpoint of a run.
 
     `policy` may be without weights.
@@ -105,7 +104,7 @@ def load(asked: Beside, policy: zoo.Model, mesh: jax.sharding.Mesh) -> zoo.Model
     path, dtype = asked.path, policy.dtype
     if not asked.is_hf:
         return _of_run(pathlib.Path(path).expanduser(), policy)
-    model = zoo.load(path, dtype=dtype, mesh=mesh)
+    model = zoo.load(run.reference or path, dtype=dtype, mesh=run.computing.mesh)
     zoo.check_finite(model)
     model.attention, model.remat = policy.attention, policy.remat
     if model.config.vocab_size != policy.config.vocab_size:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from checkpoints_io.hf_folder import Folder
 from checkpoints_io.run_state import Keep
 from recipes import terminal
 from recipes.checks import Precision
@@ -67,7 +68,8 @@ class Run(NamedTuple):
     """What a run is, once its settings, its data and its models' files have been looked at."""
 
     directory: pathlib.Path
-    folder: pathlib.Path  # the policy's model folder
+    folder: Folder  # the policy's
+    reference: Folder | None  # the reference's: the same, unless another is named
     tokenizer: Tokenizer
     tokenizer_folder: pathlib.Path
     stop_ids: tuple[int, ...]

@@ -77,7 +77,7 @@ def test_links_of_the_hubs_cache_are_what_the_hub_sent(tmp_path, monkeypatch):
         blob.write_bytes(content)
         (folder / path.name).symlink_to(blob)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
-    assert hf_folder.revision(hf_folder.find("a/b")) == "c0ffee"
+    assert hf_folder.revision_of(hf_folder.find("a/b")) == "c0ffee"
     (folder / "pytorch_model.bin").symlink_to(blobs / ("0" * 64))  # not there, and never asked for
     zoo.load("a/b")
     for name in ("model.safetensors", "config.json"):

@@ -13,8 +13,6 @@ import pathlib
 import signal
 import sys
 
-from flax import nnx
-
 import zoo
 
 
@@ -24,24 +22,28 @@ def told(path_or_id: str) -> str:
     Raises:
       FileNotFoundError, ValueError, PermissionError: why the zoo cannot read it.
     """
-    from checkpoints_io import hf_folder, hf_weights
+    from checkpoints_io import hf_folder
 
-    folder = hf_folder.find(path_or_id, files=hf_folder.CONFIG_FILES)
-    hf_config = hf_folder.read_config(folder)
-    model = zoo.abstract(hf_config)
+    folder = hf_folder.look_up(path_or_id)
+
+    from flax import nnx  # whoever has no such folder need not wait for it
+
+    from checkpoints_io import hf_weights
+
+    model = zoo.abstract(folder.config)
     is_here = pathlib.Path(path_or_id).expanduser().is_dir()
     if is_here:
         zoo.check(folder)
     params = nnx.to_flat_state(nnx.state(model))
     count = sum(math.prod(param.shape) for _, param in params)
     held = Counter()
-    for dtype, numbers in hf_weights.stored(folder) if is_here else ():
+    for dtype, numbers in hf_weights.stored(folder.path) if is_here else ():
         held[dtype] += numbers
     names = {"L": "layers", "D": "width", "F": "MLP width", "N": "heads", "K": "key heads",
              "H": "head width", "V": "vocabulary", "E": "experts"}  # fmt: skip
     sizes = {names[k]: v for k, v in model.config.sizes.items() if k in names}
     lines = [
-        f"{path_or_id}: {hf_config['model_type']}, zoo/{model.config.model_type}.py",
+        f"{path_or_id}: {folder.config['model_type']}, zoo/{model.config.model_type}.py",
         "sizes       " + ", ".join(f"{name} {size:,}" for name, size in sizes.items()),
         f"parameters  {count:,}"
         + (", embedding and head are one" if model.config.tie_word_embeddings else ""),
@@ -49,7 +51,7 @@ def told(path_or_id: str) -> str:
         + (", ".join(f"{n:,} {dtype}" for dtype, n in sorted(held.items())) or "not looked at"),
         f"memory      {_size(4 * count)} in float32, {_size(2 * count)} in bfloat16",
     ]
-    if longest := zoo.longest_text(hf_config):
+    if longest := zoo.longest_text(folder.config):
         lines.append(f"made for    texts of {longest:,} tokens")
     return "\n".join([*lines, "supported: zoo.load and recipes/dpo.py can read it"])
 

@@ -111,7 +111,7 @@ class Model(causal_lm.CausalLM):
         """Logits are scaled."""
         return layers.LastStep(scale=self.config.logit_scale)
 
-    def hidden(
+    def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
         """The residual stream after the last norm; `run` is how the blocks are gone through."""

@@ -116,7 +116,7 @@ class Model(causal_lm.CausalLM):
         """Logits are bent."""
         return layers.LastStep(softcap=self.config.final_logit_softcapping)
 
-    def hidden(
+    def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
         """The residual stream after the last norm; `run` is how the blocks are gone through."""

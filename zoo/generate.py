@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 import numpy as np
 
 from checkpoints_io.errors import BadInput
-from zoo import attention, causal_lm, rope, sharding, spans, stack
+from zoo import attention, rope, sharding, spans, stack, token_rows
 
 SMALLEST = 64  # tokens that a program has room for, at least
 
@@ -68,7 +68,8 @@ def generate(
     _check(sampling)
     if not len(prompts) or not all(map(len, prompts)):
         raise BadInput("a prompt to continue needs at least one token")
-    causal_lm.check_ids(model, np.concatenate([np.asarray(p, np.int64) for p in prompts]))
+    ids = np.concatenate([np.asarray(prompt, np.int64) for prompt in prompts])
+    token_rows.check_ids(ids, model.config.vocab_size)
     longest = max(map(len, prompts))
     most = most_new_tokens(model, longest)
     if most is not None and max_new_tokens > most:
@@ -97,7 +98,7 @@ def generate(
 
 def most_new_tokens(model: Any, longest: int) -> int | None:
     """How many tokens may follow a prompt of this length; None: any number."""
-    positions = getattr(model.config, "n_positions", None)
+    positions = model.config.sizes.get("C")
     return max(0, positions - longest) if positions else None
 
 
@@ -163,8 +164,8 @@ def _read(
     """The cache with the prompts in it, and the logits after each prompt's last token."""
     model = nnx.merge(graph, state)
     keeping = Keeping(None, room)
-    whole = jnp.broadcast_to(lengths[:, None], tokens.shape)
-    where = spans.causal(*tokens.shape)._replace(lengths=whole)
+    B, T = tokens.shape
+    where = spans.causal(B, T, lengths)
     hidden = model.hidden(tokens, where, keeping)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
     assert keeping.cache

@@ -130,7 +130,7 @@ class Model(causal_lm.CausalLM):
         """With a bias."""
         return layers.LayerNorm("D", config.sizes, rngs, eps=config.layer_norm_epsilon)
 
-    def hidden(
+    def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
         """The residual stream after the last norm; `run` is how the blocks are gone through."""

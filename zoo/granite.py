@@ -87,7 +87,7 @@ class Model(causal_lm.CausalLM):
         """Logits are divided."""
         return layers.LastStep(scale=1 / self.config.logits_scaling)
 
-    def hidden(
+    def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
         """The residual stream after the last norm; `run` is how the blocks are gone through."""

@@ -101,7 +101,7 @@ class Model(causal_lm.CausalLM):
         eps = config.rms_norm_eps
         return layers.RmsNorm("D", config.sizes, rngs, eps=eps, wide=True)
 
-    def hidden(
+    def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
         """The residual stream after the last norm; `run` is how the blocks are gone through."""

@@ -125,7 +125,7 @@ class Block(nnx.Module):
 class Model(causal_lm.CausalLM):
     Block = Block
 
-    def hidden(
+    def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
         """The residual stream after the last norm; `run` is how the blocks are gone through."""

@@ -30,10 +30,12 @@ class Window(NamedTuple):
     keys: Int[Array, "B S"]
 
 
-def causal(B: int, T: int) -> Spans:
-    """Each row is one text: token t sees tokens 0 to t."""
+def causal(B: int, T: int, lengths: Int[Array, " B"] | None = None) -> Spans:
+    """Each row is one text, with its `lengths` or all of T: token t sees tokens 0 to t."""
     steps = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
-    return Spans(steps, jnp.zeros_like(steps), steps + 1, jnp.full_like(steps, T))
+    whole = jnp.full(B, T) if lengths is None else lengths
+    whole = jnp.broadcast_to(whole[:, None].astype(jnp.int32), (B, T))
+    return Spans(steps, jnp.zeros_like(steps), steps + 1, whole)
 
 
 def seen(

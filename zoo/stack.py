@@ -59,6 +59,22 @@ def run(
     return x
 
 
+def keeping(kept: list[Array]) -> Run:
+    """A way through the blocks that puts into `kept` what enters each of them, [L, B, T, D]."""
+
+    def run(
+        model: Any, x: Float[Array, "B T D"], where: spans.Spans, *shared: Any, each: Any = None
+    ) -> Float[Array, "B T D"]:
+        graph, state = nnx.split(model.blocks)
+        shared = (attention.over(where, model.attention), *shared)
+        layer = lambda x, one: (block_of(graph, x, one[0], one[1], shared), x)
+        x, entering = jax.lax.scan(layer, x, (nnx.to_pure_dict(state), each))
+        kept.append(entering)
+        return x
+
+    return run
+
+
 def block_of(graph: nnx.GraphDef, x: Array, weights: Weights, own: Any, shared: tuple) -> Array:
     """One layer: its weights, and what it has of its own, if anything."""
     block: Callable[..., Array] = nnx.merge(graph, nnx.State(weights))

@@ -211,9 +211,9 @@ def test_stop_ids_join_those_of_the_source(folder, tmp_path, source, stop_ids, m
 
 
 def test_stop_ids_join_that_of_config_json_where_there_is_no_other(folder, tmp_path):
-    model = zoo.load(folder)
     told = hf_folder.read_config(folder) | {"eos_token_id": 3}
     (folder / "config.json").write_text(json.dumps(told))
+    model = zoo.load(folder)
     zoo.save(model, tmp_path / "out", stop_ids=(7,))
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert generation == {"eos_token_id": [3, 7]}

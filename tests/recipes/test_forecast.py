@@ -1,5 +1,6 @@
 """The forecast: exact where it says so, and a sentence where it does not fit."""
 
+from flax import nnx
 import jax
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def forecast_of(config, **chip):
 
 def test_what_lives_through_an_update_is_exact(config):
     found, told = forecast_of(config)
-    weights = sum(x.size for x in jax.tree.leaves(zoo.nnx.state(zoo.load(TINY / "model"))))
+    weights = sum(x.size for x in jax.tree.leaves(nnx.state(zoo.load(TINY / "model"))))
     assert found.persistent["policy"] == found.persistent["gradient"] == 4 * weights
     assert found.persistent["optimizer"] == pytest.approx(8 * weights, abs=64)
     assert found.persistent["reference"] == 4 * weights

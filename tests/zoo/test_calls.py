@@ -1,0 +1,227 @@
+"""What a user tries first: lists, rows of any lengths, states, weights drawn anew; wrong calls."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.conftest import TINY, small_config
+from tests.zoo import twins
+import zoo
+from zoo import spans
+
+A, B = [5, 6, 7, 8, 9], [10, 11, 12]
+PADDED = np.array([A, [*B, -100, 10**6]])
+
+
+def test_lists_arrays_one_text_and_rows_are_the_same(small_model):
+    expected = small_model(jnp.array([A]))
+    assert expected.shape == (1, 5, 97)
+    for tokens in ([A], np.array([A]), (tuple(A),), np.array([A], np.uint8), [np.array(A)]):
+        np.testing.assert_array_equal(small_model(tokens), expected)
+    for tokens in (A, tuple(A), np.array(A), jnp.array(A), range(5, 10)):
+        np.testing.assert_array_equal(small_model(tokens), expected[0])
+    in_jit = jax.jit(lambda model, tokens: model(tokens))(small_model, jnp.array(A))
+    np.testing.assert_allclose(in_jit, expected[0], atol=1e-5)
+
+
+def test_rows_of_different_lengths(small_model):
+    found = small_model([A, B])
+    assert found.shape == (2, 5, 97)
+    np.testing.assert_allclose(found[0], small_model(A), atol=1e-5)
+    np.testing.assert_allclose(found[1, :3], small_model(B), atol=1e-5)
+    assert not found[1, 3:].any()  # nothing stands there
+    for lengths in ([5, 3], np.array([5, 3]), jnp.array([5, 3])):
+        np.testing.assert_array_equal(small_model(PADDED, lengths), found)
+    run = jax.jit(lambda model, tokens, lengths: model(tokens, lengths))
+    np.testing.assert_allclose(run(small_model, PADDED, jnp.array([5, 3])), found, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "shape"),
+    [
+        ("phi3", "long factors"),
+        ("llama", "dynamic"),
+        ("gemma3_text", "plain"),
+        ("mixtral", "plain"),
+    ],
+)
+def test_a_text_in_rows_is_the_text_alone(family, shape):
+    """Also where the turn depends on a text's length: one is beyond the threshold, one is not."""
+    model, long, short = twins.untrained(family, shape), twins.TOKENS[0], twins.TOKENS[1, :9]
+    found = model([long.tolist(), short.tolist()])
+    np.testing.assert_allclose(found[0], model(long), atol=1e-4)
+    np.testing.assert_allclose(found[1, :9], model(short), atol=1e-4)
+    assert not found[1, 9:].any()
+
+
+def test_hidden_needs_no_spans(small_model):
+    tokens = jnp.array([A])
+    expected = small_model.hidden(tokens, spans.causal(1, 5))
+    np.testing.assert_array_equal(small_model.hidden(tokens), expected)
+    np.testing.assert_array_equal(small_model.hidden(A), expected[0])
+    np.testing.assert_array_equal(small_model.unembed(expected)[0], small_model(A))
+    found = small_model.hidden([A, B])
+    np.testing.assert_allclose(found[1, :3], small_model.hidden(B), atol=1e-5)
+    assert not found[1, 3:].any()
+
+
+def test_states_after_every_block(small_model):
+    found = small_model.hidden_states([A, B])
+    assert found.shape == (4, 2, 5, 32)
+    np.testing.assert_array_equal(found[0, 0], small_model.embedding[...][jnp.array(A)])
+    np.testing.assert_allclose(found[-1], small_model.hidden([A, B]), atol=1e-5)
+    np.testing.assert_allclose(found[:, 1, :3], small_model.hidden_states(B), atol=1e-5)
+    assert not found[:, 1, 3:].any()
+
+
+@pytest.mark.parametrize("family", twins.TWINS)
+def test_the_states_are_those_of_transformers(family):
+    torch = pytest.importorskip("torch")
+    original, folder = twins.twin(family, next(iter(twins.TWINS[family])))
+    with torch.no_grad():
+        theirs = original(torch.tensor(twins.TOKENS), output_hidden_states=True, use_cache=False)
+    found = zoo.load(folder).hidden_states(twins.TOKENS)
+    assert len(theirs.hidden_states) == len(found)
+    for one, other in zip(found, theirs.hidden_states, strict=True):
+        error = np.abs(one - other.numpy()).max()
+        assert error <= 1e-4 * max(1.0, np.abs(other.numpy()).max())
+
+
+WRONG = {
+    "a text": ("hello", None, "is text: encode it"),
+    "a list of texts": (["hello", "you"], None, "is text: encode it"),
+    "floats": ([1.5, 2.0], None, "are integers|integers, and these are float64"),
+    "an array of floats": (jnp.ones((2, 3)), None, "integers, and these are float32"),
+    "truths": ([True, False], None, "integers, and these are bool"),
+    "three axes": (np.ones((2, 3, 4), int), None, r"not of the shape \[2, 3, 4\]"),
+    "nothing": ([], None, r"not of the shape \[0\]"),
+    "an empty row": ([A, []], None, r"row 1 is not a text of one token or more: \[\]"),
+    "a row of rows": ([A, [A]], None, "row 1 is not a text"),
+    "a large id": ([1, 97], None, "token id 97 is beyond the model's 97 ids"),
+    "a negative id": ([[1, -1]], None, "token id -1 is beyond"),
+    "an id beyond 32 bits": (np.array([[1, 2**32 + 5]]), [2], "token id 4294967301 is beyond"),
+    "a large id in a short row": ([A, [97]], None, "token id 97 is beyond"),
+    "lengths of lists": ([A, B], [5, 3], "leave lengths out"),
+    "too few lengths": (PADDED, [5], r"2 integers, one for each row, .* shape \[1\]"),
+    "lengths that are no integers": (PADDED, [5.0, 3.0], "2 integers, .* float64"),
+    "a long length": (PADDED, [6, 3], "row 0 has 5 tokens, so 1 to 5, not 6"),
+    "no length": (PADDED, [5, 0], "row 1 has 5 tokens, so 1 to 5, not 0"),
+    "padding without lengths": (PADDED, None, "token id -100 is beyond"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_call_is_answered_by_a_sentence(small_model, case):
+    tokens, lengths, told = WRONG[case]
+    for asked in (small_model, small_model.hidden, small_model.hidden_states):
+        with pytest.raises(ValueError, match=told):
+            asked(tokens, lengths=lengths)
+
+
+def test_a_text_beyond_the_learned_positions():
+    model = twins.untrained("gpt2", "plain")
+    most = model.config.n_positions
+    assert model(np.ones(most, int)).shape[0] == most
+    with pytest.raises(ValueError, match=f"{most + 1} tokens: the model has learned {most} pos"):
+        model(np.ones(most + 1, int))
+
+
+def test_a_model_with_weights_drawn_anew(tmp_path):
+    config = small_config()
+    model = zoo.fresh(config, seed=3)
+    same = zoo.llama.Model(config, nnx.Rngs(3))
+    for one, other in zip(weights(model), weights(same), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-7)
+    assert not np.array_equal(zoo.fresh(config, seed=4).embedding, model.embedding)
+    np.testing.assert_array_equal(zoo.fresh(config.to_hf(), seed=3).embedding, model.embedding)
+    np.testing.assert_allclose(model(A), same(A), atol=1e-5)
+    narrow = zoo.fresh(config, dtype=jnp.bfloat16, compute_dtype=jnp.float32)
+    assert narrow.embedding[...].dtype == jnp.bfloat16
+    assert narrow.hidden(A).dtype == jnp.float32
+
+
+def test_a_folder_with_weights_drawn_anew_keeps_its_tokenizer(tmp_path):
+    model = zoo.fresh(TINY / "model")
+    zoo.save(model, tmp_path / "out", dtype=jnp.float32)
+    again = zoo.load(tmp_path / "out")
+    np.testing.assert_array_equal(again.embedding, model.embedding)
+    for name in ("config.json", "tokenizer.json", "chat_template.jinja"):
+        assert (tmp_path / "out" / name).read_bytes() == (TINY / "model" / name).read_bytes()
+    with pytest.raises(ValueError, match="model_type 'bert'"):
+        zoo.fresh({"model_type": "bert"})
+
+
+def weights(model):
+    return jax.tree.leaves(nnx.to_pure_dict(nnx.state(model)))
+
+
+def test_from_hf_leaves_the_config_json_as_it_was():
+    """A Folder's is read once, and read by many."""
+    import copy
+    import json
+
+    for family, shapes in twins.TWINS.items():
+        for shape in shapes:
+            said = json.loads(twins.config_of(family, shape).to_json_string(use_diff=True))
+            before = copy.deepcopy(said)
+            assert zoo.abstract(said)
+            assert said == before
+
+
+def started(code):
+    command, root = [sys.executable, "-c", code], TINY.parent.parent
+    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+    return told.stdout.split()
+
+
+def test_import_zoo_imports_neither_jax_nor_flax():
+    heavy = "{'jax', 'flax', 'numpy', 'huggingface_hub'} & sys.modules.keys()"
+    code = (
+        f"import sys, zoo\ndir(zoo), zoo.__all__\nprint(sorted({heavy}))\n"
+        "zoo.llama\nprint('jax' in sys.modules)"
+    )
+    assert started(code) == ["[]", "True"]
+    code = (
+        "import sys\nfrom zoo.__main__ import main\nmain(['--help'])\nmain(['./nowhere'])\n"
+        f"print(sorted({heavy}))"
+    )
+    assert started(code)[-1] == "[]"
+
+
+def test_dir_shows_what_is_meant_for_users():
+    """And each name is known to type checkers, and has a home."""
+    assert dir(zoo) == sorted(zoo.__all__) == sorted({*zoo.HOMES, "generate"})
+    tree = ast.parse(pathlib.Path(zoo.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    known = {alias.name for node in block.body for alias in node.names}
+    assert known == set(zoo.__all__)
+    for name in zoo.__all__:
+        assert getattr(zoo, name).__doc__
+
+
+def test_files_of_the_zoo_are_names_of_it():
+    from zoo import attention, llama  # noqa: F401
+
+    assert zoo.llama.Model is llama.Model
+    assert zoo.ARCHITECTURES["llama"] is llama
+    assert not hasattr(zoo, "nothing")
+    with pytest.raises(AttributeError, match=r"the zoo has no 'nothing': dir\(zoo\) names"):
+        zoo.nothing  # noqa: B018
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch):
+    """And not called a name that the zoo lacks."""
+
+    def missing(_):
+        raise ModuleNotFoundError("No module named 'jax'", name="jax")
+
+    monkeypatch.setattr("importlib.import_module", missing)
+    with pytest.raises(ModuleNotFoundError, match="jax"):
+        zoo.other  # noqa: B018

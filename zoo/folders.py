@@ -1,0 +1,198 @@
+"""A model and its Hugging Face folder: the zoo's one door to the disk."""
+
+from collections.abc import Mapping
+import os
+import pathlib
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from checkpoints_io.errors import BadInput
+from zoo import hf_config
+from zoo.models import ARCHITECTURES, Model, abstract
+
+
+def load(
+    path_or_id: str | os.PathLike[str],
+    *,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    compute_dtype: jax.typing.DTypeLike | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    revision: str | None = None,
+) -> Model:
+    """The model of a Hugging Face folder or hub id, its weights on the devices of `mesh`.
+
+    `dtype` is that of the weights; `compute_dtype` that of the activations, the same unless given.
+    Without a mesh everything is on the first device.
+
+    Example:
+      model = zoo.load("meta-llama/Llama-3.2-1B")
+      logits = model(tokens)  # [B, T] -> [B, T, V]
+
+    Raises:
+      FileNotFoundError: there is no such folder, repository or file.
+      ValueError: config.json or the weights do not fit any architecture here.
+    """
+    from checkpoints_io import hf_folder, hf_weights
+
+    # What the zoo cannot read is refused before its weights are fetched.
+    folder = hf_folder.look_up(path_or_id, revision)
+    model = abstract(folder.config, dtype, compute_dtype, mesh)
+    folder = hf_folder.fetched(folder)
+    graph, state = nnx.split(model)
+    arrays = hf_weights.read(folder.path, _plan(model))
+    flat = nnx.to_flat_state(state)
+    filled = [(path, param.replace(arrays[_name(path)])) for path, param in flat]
+    model = nnx.merge(graph, nnx.from_flat_state(filled))
+    model.source = folder
+    return model
+
+
+def fresh(
+    config: hf_config.Config | Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    compute_dtype: jax.typing.DTypeLike | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Model:
+    """A model whose weights are drawn anew, each straight onto the devices of `mesh`.
+
+    `config` is a Config, what a `config.json` holds, or a folder or hub id: then weights are not
+    read, and `save` copies the tokenizer. A seed gives the same weights on any devices.
+
+    Example:
+      model = zoo.fresh("recipes/tiny/model", seed=1)
+
+    Raises:
+      FileNotFoundError, ValueError: as `load`.
+    """
+    from checkpoints_io import hf_folder
+
+    source = None
+    if isinstance(config, str | os.PathLike):
+        source = hf_folder.fetched(hf_folder.look_up(config), hf_folder.TOKENIZER_FILES)
+        config = source.config
+    model = abstract(config, dtype, compute_dtype, mesh)
+    graph, like = nnx.split(model)
+    placed = jax.tree.map(lambda param: param.sharding, nnx.to_pure_dict(like))
+
+    def drawn() -> dict:
+        made = type(model)(model.config, nnx.Rngs(seed), model.dtype)
+        return jax.tree.map(lambda x: x.astype(dtype), nnx.to_pure_dict(nnx.state(made)))
+
+    params = jax.jit(drawn, out_shardings=placed)()
+    nnx.replace_by_pure_dict(like, params)
+    model = nnx.merge(graph, like)
+    model.source = source
+    return model
+
+
+def check(path_or_id: str | os.PathLike[str]) -> None:
+    """Refuses what `load` would refuse, by the headers of the files alone.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load`.
+    """
+    from checkpoints_io import hf_folder, hf_weights
+
+    folder = hf_folder.look_up(path_or_id)
+    model = abstract(folder.config)
+    hf_weights.check(hf_folder.fetched(folder).path, _plan(model))
+
+
+def check_finite(model: Model) -> None:
+    """Refuses weights that hold a NaN or an infinity, by their names in the folder they came from.
+
+    Looked at where they are, each once. Every process must call it.
+
+    Raises:
+      ValueError: there are such weights.
+    """
+    from checkpoints_io import bits, hf_weights
+
+    table = ARCHITECTURES[model.config.model_type].HF_WEIGHTS
+    params = {_name(path): p.get_value() for path, p in nnx.to_flat_state(nnx.state(model))}
+    # All are begun before one is waited for.
+    finite = {name: bits.finite(x, table[name][0].count("{")) for name, x in params.items()}
+    bad = [
+        hf_name
+        for name, parts in finite.items()
+        if not (here := np.asarray(parts)).all()
+        for index, hf_name in hf_weights.hf_names(table[name][0], params[name].shape)
+        if not here[index]
+    ]
+    if bad:
+        raise BadInput(
+            f"{model.source or 'the model'}: {bad[0]} holds numbers that are not finite (NaN or "
+            f"infinity; tensors with such numbers: {len(bad)}): the files are damaged, or their "
+            "training diverged; take another checkpoint"
+        )
+
+
+def save(
+    model: Model,
+    folder: str | pathlib.Path,
+    *,
+    dtype: jax.typing.DTypeLike = jnp.bfloat16,
+    tokenizer: pathlib.Path | None = None,
+    stop_ids: tuple[int, ...] = (),
+    chat_template: str | None = None,
+) -> None:
+    """Writes a Hugging Face folder that transformers and vLLM load: weights, config, tokenizer.
+
+    The folder appears when it is whole. Tokenizer and chat template are those the model came with,
+    or those of the folder `tokenizer` and the text `chat_template`; `stop_ids` are added to the ids
+    that end generation. Every process must call it.
+
+    Raises:
+      FileExistsError: `folder` holds something that is not a model.
+    """
+    from checkpoints_io import hf_export, hf_folder, whole
+
+    arch = ARCHITECTURES[model.config.model_type]
+    params = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    weights = {_name(path): (param.axes, param.get_value()) for path, param in params}
+    source = hf_folder.look_up(model.source) if model.source else None
+    with whole.folder(pathlib.Path(folder)) as begun:
+        hf_export.write(begun, arch.HF_WEIGHTS, weights, np.dtype(dtype))
+        if begun:
+            config = _hf_config_of(model, source.config if source else None)
+            tokenizer = tokenizer or (source.path if source else None)
+            hf_folder.write_companions(begun, config, source, tokenizer, stop_ids, chat_template)
+
+
+def _hf_config_of(model: Model, config: dict[str, Any] | None) -> dict[str, Any]:
+    """The source's `config.json`, or as much of it as describes what is written."""
+    own = model.config.to_hf()
+    if config is None:
+        return own
+    if "text_config" in config:  # the text half becomes a model of its own
+        ids = {key: value for key, value in config.items() if key.endswith("os_token_id")}
+        kind = {key: own[key] for key in ("model_type", "architectures")}
+        config = config["text_config"] | ids | kind
+    # Weights are written as they are, and no code beside them.
+    return {k: v for k, v in config.items() if k not in ("quantization_config", "auto_map")}
+
+
+def _plan(model: Model):
+    """What the weight reader asks: the table, the weights, and the tensors that repeat others."""
+    from checkpoints_io import hf_weights
+
+    arch = ARCHITECTURES[model.config.model_type]
+    table = arch.HF_WEIGHTS
+    wanted = {
+        _name(path): hf_weights.Wanted(
+            param.axes, param.shape, np.dtype(param.dtype), param.get_value().sharding
+        )
+        for path, param in nnx.to_flat_state(nnx.state(model))
+    }
+    tied = {} if "head" in wanted else {table["head"][0]: table["embedding"][0]}
+    return hf_weights.Plan(table, wanted, tied, getattr(arch, "HF_NAMES", ()))
+
+
+def _name(path: tuple) -> str:
+    return ".".join(map(str, path))

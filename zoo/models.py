@@ -1,0 +1,114 @@
+"""The architectures by their `model_type`, and what a `config.json` alone says of a model."""
+
+from collections.abc import Mapping
+import types
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from checkpoints_io.errors import BadInput
+from zoo import (
+    causal_lm,
+    cohere2,
+    gemma,
+    gemma2,
+    gemma3_text,
+    gpt2,
+    gpt_oss,
+    granite,
+    hf_config,
+    llama,
+    mistral,
+    mixtral,
+    olmo2,
+    olmo3,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    rope,
+    sharding,
+    smollm3,
+)
+
+# `model_type` in an HF config.json -> the module with its `Config`, `Model` and `HF_WEIGHTS`.
+ARCHITECTURES: dict[str, types.ModuleType] = {
+    "cohere2": cohere2,
+    "gemma": gemma,
+    "gemma2": gemma2,
+    "gemma3": gemma3_text,
+    "gemma3_text": gemma3_text,
+    "gpt2": gpt2,
+    "gpt_oss": gpt_oss,
+    "granite": granite,
+    "llama": llama,
+    "mistral": mistral,
+    "mixtral": mixtral,
+    "olmo2": olmo2,
+    "olmo3": olmo3,
+    "phi3": phi3,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+    "qwen3_moe": qwen3_moe,
+    "smollm3": smollm3,
+}
+# What is listed or looped over, before the weights have been looked at.
+COUNTED = ("num_hidden_layers", "n_layer", "num_experts", "num_local_experts")
+MOST_COUNTED = 10_000
+Model = causal_lm.CausalLM  # any of their models
+
+
+def abstract(
+    config: hf_config.Config | Mapping[str, Any],
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    compute_dtype: jax.typing.DTypeLike | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Model:
+    """The model of a Config or `config.json`: in place of weights shapes, dtypes and shardings.
+
+    Raises:
+      ValueError: no architecture here has its `model_type`, or the one that has refuses it.
+    """
+    config = _config(config)
+    arch = ARCHITECTURES[config.model_type]
+    model = nnx.eval_shape(lambda: arch.Model(config, nnx.Rngs(0), compute_dtype or dtype))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def placed(param: nnx.Param) -> nnx.Variable:
+        where = sharding.sharding(param.axes, param.shape, mesh) if mesh else here
+        return param.replace(jax.ShapeDtypeStruct(param.shape, dtype, sharding=where))
+
+    is_param = lambda x: isinstance(x, nnx.Variable)
+    nnx.update(model, jax.tree.map(placed, nnx.state(model), is_leaf=is_param))
+    return model
+
+
+def longest_text(config: Mapping[str, Any]) -> int | None:
+    """How many tokens the model of a `config.json` was made for, if it says so."""
+    own = config.get("text_config", config)
+    longest = own.get("max_position_embeddings") or own.get("n_positions")
+    return longest if isinstance(longest, int) else None
+
+
+def turns_alike_to(config: Mapping[str, Any]) -> int | None:
+    """The longest text whose rotary positions are those of all shorter ones; None: any."""
+    return rope.limit(getattr(_config(config), "rope_parameters", None))
+
+
+def _config(config: hf_config.Config | Mapping[str, Any]) -> hf_config.Config:
+    """The Config of its architecture."""
+    if isinstance(config, hf_config.Config):
+        return config
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        raise BadInput(
+            f"config.json has model_type {kind!r}; the zoo has {', '.join(sorted(ARCHITECTURES))}"
+        )
+    for part in (config, config.get("text_config")):
+        counts = {key: part.get(key) for key in COUNTED} if isinstance(part, Mapping) else {}
+        for key, count in counts.items():
+            if isinstance(count, int | float) and count > MOST_COUNTED:
+                raise BadInput(f"config.json: no model has {key} of {count}")
+    return ARCHITECTURES[kind].Config.from_hf(dict(config))

@@ -1,0 +1,126 @@
+"""What a caller gives as tokens, lists or arrays, of one length or of several -> rows of ids."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import numpy as np
+
+from checkpoints_io.errors import BadInput
+
+# One text, [T], or rows of one text each, [B, T]; the rows of a list may differ in length.
+Tokens = Array | np.ndarray | Sequence[Any]
+Lengths = Array | np.ndarray | Sequence[Any]  # [B]
+
+
+class Rows(NamedTuple):
+    """Rows of one text each."""
+
+    ids: Int[Array, "B T"]
+    lengths: Int[Array, " B"] | None  # unset: every row is full
+    is_one_text: bool  # [T] was given
+
+
+def read(tokens: Tokens, lengths: Lengths | None, vocabulary: int) -> Rows:
+    """Rows of ids. Of arrays inside of jit, shapes and dtypes can be checked and no numbers.
+
+    Raises:
+      ValueError: they are not ids of this vocabulary, or `lengths` are not those of the rows.
+    """
+    if isinstance(tokens, Sequence) and any(isinstance(x, str | bytes) for x in (tokens, *tokens)):
+        raise BadInput(f"tokens are ids, and {tokens!r:.60} is text: encode it with the tokenizer")
+    if isinstance(tokens, Sequence) and len(set(counts := _counts(tokens))) > 1:
+        if lengths is not None:
+            raise BadInput(
+                "the rows are lists of different lengths, and need no others: leave lengths out"
+            )
+        tokens, lengths = _padded(tokens), counts
+    array = tokens if isinstance(tokens, Array) else _as_numpy(tokens)
+    if array.ndim not in (1, 2) or not array.size:
+        raise BadInput(
+            "tokens are the ids of one text, [T], or of several, [B, T], not of the shape "
+            f"{list(array.shape)}"
+        )
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise BadInput(f"tokens are ids, so integers, and these are {array.dtype}")
+    ids = array if array.ndim == 2 else array[None]
+    if lengths is not None:
+        lengths = _checked(lengths, *ids.shape)
+        of_numpy = isinstance(ids, np.ndarray) and isinstance(lengths, np.ndarray)
+        # What stands after the end of a text need not be an id.
+        real = np.arange(ids.shape[1]) < lengths[:, None]
+        ids = np.where(real, ids, 0) if of_numpy else jnp.where(real, ids, 0)
+        lengths = jnp.asarray(lengths)
+    check_ids(ids, vocabulary)
+    return Rows(jnp.asarray(ids).astype(jnp.int32), lengths, array.ndim == 1)
+
+
+def as_given(x: Float[Array, "*L B T D"], rows: Rows) -> Float[Array, "..."]:
+    """What was worked out of every token: zeros after the ends; of one text without the B."""
+    if rows.lengths is not None:
+        real = jnp.arange(x.shape[-2]) < rows.lengths[:, None]
+        x = jnp.where(real[..., None], x, 0)
+    return x[..., 0, :, :] if rows.is_one_text else x
+
+
+def check_ids(tokens: Array | np.ndarray, vocabulary: int) -> None:
+    """Refuses ids that have no embedding; inside of jit they cannot be looked at.
+
+    Raises:
+      ValueError: there is such an id.
+    """
+    if not np.size(tokens) or not _can_be_looked_at(tokens):
+        return
+    ids = np.asarray(tokens)
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocabulary:
+        raise BadInput(
+            f"token id {low if low < 0 else high} is beyond the model's {vocabulary} ids: is this "
+            "another model's tokenizer?"
+        )
+
+
+def _can_be_looked_at(x: Array | np.ndarray) -> bool:
+    """Not inside of jit, nor where parts of it are other processes'."""
+    return not isinstance(x, jax.core.Tracer) and (
+        not isinstance(x, jax.Array) or x.is_fully_addressable
+    )
+
+
+def _as_numpy(tokens: Any) -> np.ndarray:
+    try:
+        return np.asarray(tokens)
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"tokens cannot be read as an array of ids: {error}") from error
+
+
+def _counts(tokens: Sequence[Any]) -> list[int]:
+    """How many tokens each row has; none of one text."""
+    are_rows = all(isinstance(row, Sequence) or np.ndim(row) for row in tokens)
+    return [len(row) for row in tokens] if are_rows else []
+
+
+def _padded(rows: Sequence[Any]) -> np.ndarray:
+    arrays = [_as_numpy(row) for row in rows]
+    if odd := [i for i, row in enumerate(arrays) if row.ndim != 1 or not row.size]:
+        raise BadInput(f"row {odd[0]} is not a text of one token or more: {rows[odd[0]]!r:.60}")
+    padded = np.zeros((len(rows), max(map(len, arrays))), np.result_type(*arrays))
+    for into, row in zip(padded, arrays, strict=True):
+        into[: len(row)] = row
+    return padded
+
+
+def _checked(lengths: Lengths, B: int, T: int) -> Array | np.ndarray:
+    array = lengths if isinstance(lengths, Array) else np.asarray(lengths)
+    if array.shape != (B,) or not jnp.issubdtype(array.dtype, jnp.integer):
+        raise BadInput(
+            f"lengths are {B} integers, one for each row, and not {array.dtype} of the shape "
+            f"{list(array.shape)}"
+        )
+    if _can_be_looked_at(array):
+        for row, length in enumerate(np.asarray(array).tolist()):
+            if not 1 <= length <= T:
+                raise BadInput(f"lengths: row {row} has {T} tokens, so 1 to {T}, not {length}")
+    return array
