@@ -3,7 +3,6 @@
 from collections.abc import Callable
 import errno
 import os
-import pathlib
 import re
 import sys
 import traceback
@@ -13,7 +12,7 @@ from absl import app, flags, logging
 import jax
 import ml_collections
 
-from checkpoints_io import errors
+from checkpoints_io import errors, places
 from checkpoints_io.errors import BadInput
 from recipes import overrides, settings, terminal
 from recipes.data import messages
@@ -118,8 +117,8 @@ def _run(
 
     def started() -> None:
         if config.compile_cache:
-            cache = pathlib.Path(config.compile_cache).expanduser()
-            jax.config.update("jax_compilation_cache_dir", str(cache))
+            cache = places.at(config.compile_cache, "--config.compile_cache")
+            jax.config.update("jax_compilation_cache_dir", cache.address)
         if together:
             _join(several)
         train(config)

@@ -127,7 +127,7 @@ def _train(
         traced = [at for at in settings.profiled(config.profile) if at > start]
         for at in terminal.bar(range(start + 1, run.total_steps + 1), unit="step"):
             if at in traced[:1]:
-                jax.profiler.start_trace(run.directory / "profile")
+                jax.profiler.start_trace(run.directory.within("profile").local())
             with meter.waiting():
                 update = next(updates)
             sums = programs.zero()

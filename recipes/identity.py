@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 import dataclasses
-import pathlib
 from typing import Any
 
 import ml_collections
 
+from checkpoints_io import places
 from checkpoints_io.errors import BadInput
 from recipes import settings
 import zoo
@@ -46,7 +46,7 @@ def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def refuse_other_settings(
-    saved: dict[str, Any], now: dict[str, Any], directory: pathlib.Path
+    saved: dict[str, Any], now: dict[str, Any], directory: places.Place
 ) -> None:
     """Compares the settings of a checkpoint with those of this run.
 
@@ -73,7 +73,7 @@ def _in_words_of_today(settings: dict[str, Any]) -> dict[str, Any]:
     return settings | {"reference_model_path": None} if reference == policy else settings
 
 
-def fact(saved: dict[str, Any], name: str, directory: pathlib.Path) -> Any:
+def fact(saved: dict[str, Any], name: str, directory: places.Place) -> Any:
     """What a checkpoint says of one thing.
 
     Raises:
@@ -87,7 +87,7 @@ def fact(saved: dict[str, Any], name: str, directory: pathlib.Path) -> Any:
     return saved[name]
 
 
-def refuse_other_run(saved: dict[str, Any], facts: dict[str, Any], directory: pathlib.Path) -> None:
+def refuse_other_run(saved: dict[str, Any], facts: dict[str, Any], directory: places.Place) -> None:
     """Compares the facts of a checkpoint with those of this run.
 
     Raises:

@@ -1,16 +1,14 @@
 """What a run is going to take and do, worked out before any long work."""
 
 from collections.abc import Iterator
-import pathlib
-import shutil
 from typing import Any
 
 from flax import nnx
 import jax
-from jax.experimental import multihost_utils
 import ml_collections
 import numpy as np
 
+from checkpoints_io import places, processes
 from checkpoints_io.errors import BadInput, StorageError
 from recipes import optimizer, settings
 from recipes.data import packing, report, shapes
@@ -183,7 +181,7 @@ def most_positions_here(config: ml_collections.ConfigDict, model: zoo.Model) -> 
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
     most = most_positions(config, model, limit, device.platform)
-    return int(multihost_utils.broadcast_one_to_all(np.int32(most)))
+    return int(processes.of_first(np.array(most, np.int32)))
 
 
 def most_positions(
@@ -241,22 +239,21 @@ def checkpoints_kept(config: ml_collections.ConfigDict, run: Any) -> int:
 
 def disk_needed(config: ml_collections.ConfigDict, run: Any, model: zoo.Model) -> int:
     """Bytes still to be written: what stands in the directory already is not counted again."""
-    there = sum(p.stat().st_size for p in run.directory.rglob("*") if p.is_file())
     every = config.steps_per_hf_export
     exports = 0 if every == -1 else 1 if every is None else -(-run.total_steps // every)
     width = np.dtype(settings.DTYPES[config.hf_save_dtype]).itemsize
     exported = exports * width * sum(x.size for x in jax.tree.leaves(nnx.state(model)))
     saved = (checkpoints_kept(config, run) + 1) * checkpoint_bytes(model)
-    return max(saved + exported - there, 0)
+    return max(saved + exported - run.directory.taken(), 0)
 
 
-def refuse_small_disk(directory: pathlib.Path, needed: int) -> int:
+def refuse_small_disk(directory: places.Place, needed: int) -> int | float:
     """The bytes free where the run is kept.
 
     Raises:
       OSError: they do not hold what will be written.
     """
-    free = shutil.disk_usage(directory).free
+    free = directory.room()
     if free < needed:
         raise StorageError(
             f"{directory} has {size(free)} free and the run writes about {size(needed)}: choose "

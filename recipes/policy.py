@@ -1,7 +1,6 @@
 """The policy: begun from its weights or gone on with from a checkpoint, and written for others."""
 
 from collections.abc import Callable, Mapping
-import pathlib
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -9,9 +8,10 @@ import jax
 import ml_collections
 import optax
 
-from checkpoints_io import hf_folder
+from checkpoints_io import hf_folder, places
 from checkpoints_io.errors import RunFailed
-from checkpoints_io.run_state import Keep, RunStore, all_agree
+from checkpoints_io.processes import all_agree
+from checkpoints_io.run_state import Keep, RunStore
 from recipes import identity, optimizer, settings
 from recipes.prepare import Run
 import zoo
@@ -40,7 +40,7 @@ def checkpoints_of(config: ml_collections.ConfigDict, run: Run) -> RunStore:
     score = lambda facts: settings.score(config, facts.get("held_out") or {})
     best = score if config.keep_best is not None else None
     keep = Keep(config.keep_checkpoints, every=config.keep_every, highest=best)
-    return RunStore(run.directory / "checkpoints", keep=keep, retries=config.save_retries)
+    return RunStore(run.directory.within("checkpoints"), keep=keep, retries=config.save_retries)
 
 
 def begin(
@@ -108,21 +108,21 @@ def check_sound(state: State, config: ml_collections.ConfigDict) -> None:
         )
 
 
-def export_folder(step: int, run: Run) -> pathlib.Path:
+def export_folder(step: int, run: Run) -> places.Place:
     """Where the Hugging Face folder of a step stands."""
-    return run.directory / "hf" / f"step-{step}"
+    return run.directory.within(f"hf/step-{step}")
 
 
 def exported(step: int, run: Run) -> bool:
     """Is it there, as far as every process can see?"""
-    return all_agree(export_folder(step, run).exists())
+    return all_agree(run.directory.exists(f"hf/step-{step}"))
 
 
 def export(model: zoo.Model, step: int, config: ml_collections.ConfigDict, run: Run) -> None:
     """Writes the policy as a Hugging Face folder, with the run's tokenizer and template."""
     zoo.save(
         model,
-        export_folder(step, run),
+        export_folder(step, run).address,
         dtype=settings.DTYPES[config.hf_save_dtype],
         tokenizer=run.tokenizer_folder,
         stop_ids=run.stop_ids,

@@ -5,11 +5,10 @@ import contextlib
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import ml_collections
 
-from checkpoints_io import hf_folder, lock, whole
+from checkpoints_io import hf_folder, places, processes
 from checkpoints_io.errors import BadInput, NotFound, StorageError
 from checkpoints_io.run_state import RunStore
 from recipes import identity, metrics, optimizer, plan, settings, terminal
@@ -25,7 +24,7 @@ from zoo import attention, sharding
 class Run(NamedTuple):
     """A run that is ready to read its weights and start."""
 
-    directory: pathlib.Path
+    directory: places.Place
     mesh: Mesh
     folder: pathlib.Path  # the policy's model folder
     tokenizer: Tokenizer
@@ -36,14 +35,14 @@ class Run(NamedTuple):
     held_out: list[HeldOut]
     place: batches.Place
     total_steps: int
-    reference_cache: pathlib.Path
+    reference_cache: places.Place
     facts: dict[str, Any]  # what a checkpoint of this run must agree with
     counts: dict[str, int]  # rows lost on the way, by metric name
 
 
 def say(text: str) -> None:
     """Tells the person at the terminal, once however many processes there are."""
-    if jax.process_index() == 0:
+    if processes.is_first():
         terminal.write(text)
 
 
@@ -62,7 +61,7 @@ def prepared(config: ml_collections.ConfigDict) -> Iterator[Run]:
         yield _prepare(config, directory)
 
 
-def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> Run:
+def _prepare(config: ml_collections.ConfigDict, directory: places.Place) -> Run:
     mesh = sharding.mesh_of(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     shaping = identity.of_settings(config)
     _refuse_directory_of_another_run(directory, shaping)
@@ -135,9 +134,9 @@ def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> Run:
         held_out=data.held_out,
         place=batches.Place(shape, NamedSharding(mesh, PartitionSpec(("data", "fsdp")))),
         total_steps=steps,
-        reference_cache=pathlib.Path(
-            config.reference_cache or directory.parent / "reference-cache"
-        ).expanduser(),
+        reference_cache=places.at(config.reference_cache, "--config.reference_cache")
+        if config.reference_cache
+        else places.beside(directory, "reference-cache"),
         facts={
             "settings": shaping,
             "data": pairs.fingerprint(train),
@@ -157,13 +156,11 @@ def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> Run:
     return run
 
 
-def _directory(name: str) -> pathlib.Path:
-    if "://" in name:
-        raise BadInput(f"--config.directory={name} must be a path of this machine's file system")
+def _directory(name: str) -> places.Place:
     try:
-        directory = pathlib.Path(name).expanduser().absolute()
+        directory = places.at(name, "--config.directory")
         for room in ("checkpoints", "hf"):
-            (directory / room).mkdir(parents=True, exist_ok=True)
+            directory.within(room).make()
     except (OSError, RuntimeError) as error:
         raise StorageError(
             f"--config.directory={name} cannot be used: {getattr(error, 'strerror', error)}"
@@ -172,9 +169,9 @@ def _directory(name: str) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def _alone(directory: pathlib.Path) -> Iterator[None]:
+def _alone(directory: places.Place) -> Iterator[None]:
     """Two runs in one directory would write over each other's checkpoints."""
-    if jax.process_index():
+    if not processes.is_first():
         yield
         return
 
@@ -184,34 +181,33 @@ def _alone(directory: pathlib.Path) -> Iterator[None]:
             "--config.directory"
         )
 
-    with lock.held(directory / "lock", otherwise=refuse):
-        for name in metrics.FILES:
-            lock.refuse_link(directory / name)
-        for name in ("checkpoints", "hf", "tensorboard", "profile"):
-            lock.refuse_link(directory / name, folder=True)
-        for path in (directory / "hf").glob("step-*"):
-            whole.refuse_other(path)
-        for room in (directory, directory / "hf"):
-            whole.clear(room)
+    exports = directory.within("hf")
+    with directory.alone(otherwise=refuse):
+        folders = "checkpoints", "hf", "tensorboard", "profile"
+        directory.refuse_odd(files=metrics.FILES, folders=folders)
+        exports.refuse_odd(models=[name for name in exports.names() if name.startswith("step-")])
+        for room in (directory, exports):
+            room.clear()
         yield
 
 
-def _refuse_directory_of_another_run(directory: pathlib.Path, shaping: dict[str, Any]) -> None:
-    if not any((directory / "checkpoints").iterdir()):
+def _refuse_directory_of_another_run(directory: places.Place, shaping: dict[str, Any]) -> None:
+    checkpoints = directory.within("checkpoints")
+    if not checkpoints.names():
         return
     check = lambda saved: identity.refuse_other_settings(
         identity.fact(saved, "settings", directory), shaping, directory
     )
-    with RunStore(directory / "checkpoints", keep=None) as store:
+    with RunStore(checkpoints, keep=None) as store:
         store.newest(check)
 
 
 def _checked_reference(config: ml_collections.ConfigDict, policy: dict[str, Any]) -> dict[str, Any]:
     """The config.json of the reference, whose files have been looked at."""
     if not config.reference_is_hf:
-        path = pathlib.Path(settings.reference_path(config)).expanduser()
-        if not (path / "checkpoints").is_dir():
-            raise NotFound(f"{path} is not the directory of a run: it has no checkpoints")
+        other = places.at(settings.reference_path(config), "--config.reference_model_path")
+        if not other.exists("checkpoints"):
+            raise NotFound(f"{other} is not the directory of a run: it has no checkpoints")
         return policy
     path = settings.reference_path(config)
     if path == config.initialize_from_hf:

@@ -7,7 +7,6 @@ once for every pair, the answers are kept on disk, and it leaves memory.
 from collections.abc import Callable
 import functools
 import math
-import pathlib
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -17,6 +16,7 @@ from jaxtyping import Array, Float
 import ml_collections
 import numpy as np
 
+from checkpoints_io import places
 from checkpoints_io.bits import fingerprint
 from checkpoints_io.errors import BadInput, NotFound, RunFailed
 from checkpoints_io.run_state import RunStore
@@ -102,7 +102,7 @@ def load(
     """
     path, dtype = settings.reference_path(config), policy.dtype
     if not config.reference_is_hf:
-        return _of_run(pathlib.Path(path).expanduser(), policy)
+        return _of_run(places.at(path, "--config.reference_model_path"), policy)
     model = zoo.load(path, dtype=dtype, mesh=mesh)
     zoo.check_finite(model)
     model.attention, model.remat = policy.attention, policy.remat
@@ -114,10 +114,10 @@ def load(
     return model
 
 
-def _of_run(directory: pathlib.Path, policy: zoo.Model) -> zoo.Model:
+def _of_run(directory: places.Place, policy: zoo.Model) -> zoo.Model:
     graph, state = nnx.split(policy)
     like = {"policy": nnx.to_pure_dict(state)}
-    with RunStore(directory / "checkpoints", keep=None) as store:
+    with RunStore(directory.within("checkpoints"), keep=None) as store:
         try:
             saved = store.newest(lambda _: None, like)
         except OSError as error:

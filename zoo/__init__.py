@@ -156,12 +156,12 @@ def save(
     Raises:
       FileExistsError: `folder` holds something that is not a model.
     """
-    from checkpoints_io import hf_export, hf_folder, whole
+    from checkpoints_io import hf_export, hf_folder, places
 
     arch = ARCHITECTURES[model.config.model_type]
     params = nnx.to_flat_state(nnx.state(model, nnx.Param))
     weights = {_name(path): (param.axes, param.get_value()) for path, param in params}
-    with whole.folder(pathlib.Path(folder)) as fresh:
+    with places.at(str(folder)).whole_folder() as fresh:
         hf_export.write(fresh, arch.HF_WEIGHTS, weights, np.dtype(dtype))
         config = _hf_config_of(model)
         if fresh:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import ml_collections
 import numpy as np
 
+from checkpoints_io import places
 from checkpoints_io.errors import BadInput
 from recipes.data import layouts, mixture, pairs, sources, tokenise
 from recipes.data.chat import Chat, stops
@@ -58,7 +59,8 @@ def read(config: ml_collections.ConfigDict, tokenizer_folder: pathlib.Path) -> D
       OSError: the token cache cannot be written.
     """
     how = how_of(config, tokenizer_folder)
-    cache = pathlib.Path(config.token_cache).expanduser() if config.token_cache else None
+    kept = config.token_cache
+    cache = places.at(kept, "--config.token_cache") if kept else None
     named = mixture.sources_of(config.train_data, config.data)
     training = [source for source, _ in named.values()]
     apart = {
