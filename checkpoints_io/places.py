@@ -48,7 +48,7 @@ class Place(Protocol):
         ...
 
     def exists(self, name: str) -> bool:
-        """Is there a file, or a folder, of that name?"""
+        """Is there a file of that name, or anything below it?"""
         ...
 
     def read(self, name: str) -> bytes | None:
@@ -66,7 +66,8 @@ class Place(Protocol):
     def whole_folder(self) -> contextlib.AbstractContextManager[pathlib.Path | None]:
         """A folder of this machine whose files become those of the place on success.
 
-        Until then what was there stays. Process 0 is given it; the others are given None.
+        Until then what was there stays, and `config.json` is not there before the others. Process 0
+        is given it; the others are given None.
 
         Raises:
           FileExistsError: what is there now is not a model folder, and may be somebody's work.
@@ -88,7 +89,7 @@ class Place(Protocol):
         ...
 
     def set_aside(self, name: str) -> None:
-        """A folder that cannot be read is out of the way of whoever lists the place; none is lost.
+        """A checkpoint that cannot be read is none to Orbax any more; nothing of it is lost.
 
         `unreadable-NAME` says so: on a disk that is its new name.
         """

@@ -115,7 +115,7 @@ def export_folder(step: int, run: Run) -> places.Place:
 
 def exported(step: int, run: Run) -> bool:
     """Is it there, as far as every process can see?"""
-    return all_agree(run.directory.exists(f"hf/step-{step}"))
+    return all_agree(export_folder(step, run).exists("config.json"))
 
 
 def export(model: zoo.Model, step: int, config: ml_collections.ConfigDict, run: Run) -> None:
