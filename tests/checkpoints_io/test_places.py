@@ -3,6 +3,7 @@
 What uses verbs alone does the same on both: records, settings, caches, exports, a run's beginning.
 """
 
+import inspect
 import json
 import math
 import pathlib
@@ -53,6 +54,15 @@ def test_both_kinds_have_all_verbs(room):
     assert isinstance(room, places.Place)
     assert str(room) == room.address == places.at(room.address).address
     assert pickle.loads(pickle.dumps(places.Disk(pathlib.Path("/a")))).address == "/a"
+
+
+@pytest.mark.parametrize("kind", [places.Disk, InMemory])
+def test_a_verb_is_called_alike(kind):
+    verbs = [name for name in vars(places.Place) if not name.startswith("_") and name != "address"]
+    assert len(verbs) == 17
+    for name in verbs:
+        wanted, own = (inspect.signature(getattr(one, name)) for one in (places.Place, kind))
+        assert [*wanted.parameters] == [*own.parameters], name
 
 
 def test_files(room):
