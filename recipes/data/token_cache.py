@@ -19,17 +19,18 @@ from checkpoints_io.errors import StorageError
 from recipes import terminal
 from recipes.data import counts as counts_io
 from recipes.data.counts import Counts
-from recipes.data.tokens import PairIds
+from recipes.data.tokens import AnswerIds, Example, PairIds
 
 FORMAT = 2
-TOKENS = ("prompt", "chosen", "rejected")
-MASKS = ("chosen_scored", "rejected_scored")
+# Columns of a file of pairs, and of one of single answers.
+TOKENS = {PairIds: ("prompt", "chosen", "rejected"), AnswerIds: ("prompt", "answer")}
+MASKS = {PairIds: ("chosen_scored", "rejected_scored"), AnswerIds: ("scored",)}
 
 
 class Shard(NamedTuple):
     """What became of some rows that follow each other."""
 
-    ids: list[PairIds]
+    ids: Sequence[Example]  # all of one kind
     keys: np.ndarray  # uint64: a prompt's, for each pair
     counts: Counts
 
@@ -108,13 +109,15 @@ def _as_table(shard: Shard) -> pyarrow.Table:
         "row": np.array([pair.row for pair in ids], np.int64),
         "key": shard.keys,
         "notes": pyarrow.array(["\n".join(pair.notes) for pair in ids], pyarrow.string()),
-        "score_chosen": _scores(ids, 0),
-        "score_rejected": _scores(ids, 1),
     }
-    for name in TOKENS:
-        columns[name] = _lists([getattr(pair, name) for pair in ids], np.int32)
-    for name in MASKS:
-        columns[name] = _lists([getattr(pair, name) for pair in ids], np.uint8)
+    kind = type(ids[0]) if ids else PairIds
+    if kind is PairIds:
+        columns |= {"score_chosen": _ratings(ids, 0), "score_rejected": _ratings(ids, 1)}
+    fields = [one._asdict() for one in ids]
+    for name in TOKENS[kind]:
+        columns[name] = _lists([one[name] for one in fields], np.int32)
+    for name in MASKS[kind]:
+        columns[name] = _lists([one[name] for one in fields], np.uint8)
     told = {"counts": json.dumps(shard.counts._asdict())}
     return pyarrow.table(columns).replace_schema_metadata(told)
 
@@ -124,15 +127,18 @@ def _from_table(table: pyarrow.Table) -> Shard:
     if not len(table):
         return Shard([], np.zeros(0, np.uint64), counts)
     plain = lambda name: table[name].chunk(0).to_numpy(zero_copy_only=True)
-    tokens = [_parts(table[name].chunk(0), np.int32) for name in TOKENS]
-    masks = [_parts(table[name].chunk(0), np.bool_) for name in MASKS]
+    kind = AnswerIds if "answer" in table.column_names else PairIds
+    tokens = [_parts(table[name].chunk(0), np.int32) for name in TOKENS[kind]]
+    masks = [_parts(table[name].chunk(0), np.bool_) for name in MASKS[kind]]
     notes = [tuple(filter(None, text.split("\n"))) for text in table["notes"].to_pylist()]
-    scores = [
+    rows = plain("row").tolist()
+    if kind is AnswerIds:
+        return Shard(list(map(AnswerIds, rows, *tokens, *masks, notes)), plain("key"), counts)
+    ratings = [
         None if np.isnan(one) else (float(one), float(other))
         for one, other in zip(plain("score_chosen"), plain("score_rejected"), strict=True)
     ]
-    rows = plain("row").tolist()
-    ids = list(map(PairIds, rows, *tokens, *masks, notes, scores))
+    ids = list(map(PairIds, rows, *tokens, *masks, notes, ratings))
     return Shard(ids, plain("key"), counts)
 
 
@@ -192,8 +198,8 @@ def _told(folder: places.Place) -> Iterator[None]:
         ) from error
 
 
-def _scores(ids: Sequence[PairIds], side: int) -> np.ndarray:
-    return np.array([pair.scores[side] if pair.scores else np.nan for pair in ids])
+def _ratings(ids: Sequence[Example], side: int) -> np.ndarray:
+    return np.array([pair.ratings[side] if pair.ratings else np.nan for pair in ids])
 
 
 def _lists(arrays: Sequence[np.ndarray], dtype: Any) -> pyarrow.LargeListArray:

@@ -25,19 +25,11 @@ from recipes.data import (
 )
 from recipes.data.layouts import Pair
 from recipes.data.records import Row
+from recipes.data.source import Source
 from recipes.data.token_cache import Shard
 
 # Of what is installed, what may cut a text otherwise in another version.
 LIBRARIES = ("tokenizers", "sentencepiece", "regex", "jinja2")
-
-
-class Source(NamedTuple):
-    """Rows, and how their columns are read."""
-
-    path: str  # a file, several by `*`, or a hub dataset
-    layout: str | None = None  # None: recognised
-    columns: tuple[tuple[str, str], ...] = ()  # our name, theirs
-    guessed: bool = False  # the layout was recognised: it must leave no question unread
 
 
 class How(NamedTuple):
@@ -64,7 +56,7 @@ def encode(rows: Sequence[Row], first: int, source: Source, how: How, files: str
         try:
             if row.fields is None:
                 raise BadInput(row.reason)
-            named = columns.renamed(row.fields, names)
+            named = columns.renamed(row.fields, names, single=source.single)
             pair = layout(named)
             if source.guessed:
                 columns.check_question(named, layouts.asked(pair), source.layout or "")

@@ -14,8 +14,9 @@ from checkpoints_io.errors import BadInput, RunFailed, StorageError
 from recipes import terminal
 from recipes.data import layouts, sources, token_cache, tokenise
 from recipes.data.records import Row
+from recipes.data.source import Source
 from recipes.data.token_cache import Shard
-from recipes.data.tokenise import How, Source
+from recipes.data.tokenise import How
 
 # Rows, and about how many bytes of them, that are tokenised at a time and kept in one file.
 SHARD, BYTES = 2**13, 2**26
@@ -56,7 +57,7 @@ def kept(source: Source, how: How, cache: places.Place) -> list[Shard]:
 
 def _parts(source: Source, most: int) -> Iterator[tuple[int, list[Row]]]:
     """The rows, so many at a time, with the number of the first."""
-    rows = sources.read(source.path, layouts.wanted(dict(source.columns)))
+    rows = sources.read(source.path, layouts.wanted(dict(source.columns), single=source.single))
     part: list[Row] = []
     first = size = 0
     told = f"reading {source.path}"

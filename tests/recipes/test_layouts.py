@@ -150,7 +150,7 @@ def test_tools_as_pandas_writes_them_and_by_their_older_name():
 
 
 def test_ultrafeedback_as_it_stands_on_the_hub():
-    assert read(ULTRAFEEDBACK) == ONE._replace(scores=(8.5, 7.0))
+    assert read(ULTRAFEEDBACK) == ONE._replace(ratings=(8.5, 7.0))
 
 
 def test_transcripts_of_hh():
@@ -232,7 +232,7 @@ def test_answers_by_well_known_names():
 
 
 def test_the_best_answer_against_the_worst():
-    assert read(COMPLETIONS) == ONE._replace(scores=(8.5, 2.0))
+    assert read(COMPLETIONS) == ONE._replace(ratings=(8.5, 2.0))
     assert read(NEMO) == ONE
     turns = [user("Hello"), assistant("Hi!"), user("Which way?")]
     assert read(NECTAR) == ONE._replace(prompt=turns)
@@ -627,13 +627,13 @@ def test_function_calls_as_sharegpt_has_them():
 
 def test_scores_are_kept():
     for names in (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected")):
-        assert read(STRINGS | dict(zip(names, (4, 1.5), strict=True))).scores == (4.0, 1.5)
+        assert read(STRINGS | dict(zip(names, (4, 1.5), strict=True))).ratings == (4.0, 1.5)
     for odd in (math.nan, None, 10**400, "good"):
         scored = STRINGS | {"chosen_score": odd, "rejected_score": "2"}
-        assert str(read(scored).scores) == "(nan, 2.0)"
-    assert read(STRINGS | {"chosen_score": None, "rejected_score": None}).scores is None
+        assert str(read(scored).ratings) == "(nan, 2.0)"
+    assert read(STRINGS | {"chosen_score": None, "rejected_score": None}).ratings is None
     scored = layouts.plain_text(STRINGS | {"chosen_score": 1, "rejected_score": 0})
-    assert scored.scores == (1.0, 0.0)
+    assert scored.ratings == (1.0, 0.0)
 
 
 def test_columns_by_other_names():
