@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 import ml_collections
 
-from checkpoints_io import errors, places
+from checkpoints_io import errors
 from checkpoints_io.errors import BadInput
 from recipes import checks, listing, nearest, overrides, terminal
 from recipes.data import messages
@@ -99,8 +99,11 @@ def _with_config(
     def started() -> None:
         import jax  # what this module is read for comes before it
 
-        if cache := config.get("compile_cache"):
-            jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache).expanduser()))
+        from checkpoints_io import places
+
+        if name := config.get("compile_cache"):
+            cache = places.at(name, "--config.compile_cache")
+            jax.config.update("jax_compilation_cache_dir", cache.address)
         if together:
             _join(several)
         program(config)

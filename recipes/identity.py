@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import dataclasses
 from typing import Any
 
+from checkpoints_io import places
 from checkpoints_io.errors import BadInput
 from recipes.checks import Values, flat
 from recipes.settings import ALL

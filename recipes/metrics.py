@@ -6,12 +6,11 @@ import json
 import secrets
 import time
 
-import jax
 from jaxtyping import Array, Int
 import numpy as np
 
-from checkpoints_io import whole
-from checkpoints_io.run_state import all_agree
+from checkpoints_io import places, processes
+from checkpoints_io.processes import all_agree
 from recipes.data.batches import Update
 from recipes.run import Records
 
@@ -120,17 +119,15 @@ class Log:
     again.
     """
 
-    def __init__(self, directory: pathlib.Path, records: Records, *, after: int):
-        self._file = self._board = self._wandb = None
-        if jax.process_index():
+    def __init__(self, directory: places.Place, records: Records, *, after: int):
+        self._add = self._board = self._wandb = None
+        self._file = contextlib.ExitStack()
+        if not processes.is_first():
             return
         told = json.dumps(records.settings, indent=2) + "\n"
-        whole.write(directory / SETTINGS, told.encode())
-        path = directory / RECORDS
-        known = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
-        kept = "".join(f"{line}\n" for line in known if _step(line) <= after)
-        whole.write(path, kept.encode())
-        self._file = path.open("a")
+        directory.write_whole(SETTINGS, told.encode())
+        kept = "".join(f"{line}\n" for line in _records(directory) if _step(line) <= after)
+        self._add = self._file.enter_context(directory.appending(RECORDS, kept.encode()))
         if records.tensorboard:
             import tensorboardX  # which imports torch wherever that is installed
 
@@ -145,8 +142,8 @@ class Log:
                 name=records.name,
                 tags=list(records.tags),
                 config=records.settings,
-                dir=str(directory),
-                id=_own_id(directory / WANDB_ID),  # started again it is the same run
+                dir=directory.local(),
+                id=_own_id(directory),  # started again it is the same run
                 resume="allow",
             )
 

@@ -6,7 +6,6 @@ import math
 import pathlib
 from typing import Any
 
-import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from checkpoints_io import hf_folder, places, processes
@@ -39,7 +38,7 @@ def prepared(given: Values, *, beside: Beside | None = None, single: bool = Fals
         yield _prepare(given, beside, directory, single=single)
 
 
-def _prepare(given: Values, beside: Beside | None, directory: pathlib.Path, *, single: bool) -> Run:
+def _prepare(given: Values, beside: Beside | None, directory: places.Place, *, single: bool) -> Run:
     shaping = identity.of_settings(given)
     _refuse_directory_of_another_run(directory, shaping)
     computing = computing_of(given)
@@ -179,9 +178,7 @@ def _keep(given: Values) -> Keep:
     return Keep(newest, every=every, highest=score if best is not None else None)
 
 
-def _directory(name: str) -> pathlib.Path:
-    if "://" in name:
-        raise BadInput(f"--config.directory={name} must be a path of this machine's file system")
+def _directory(name: str) -> places.Place:
     try:
         directory = places.at(name, "--config.directory")
         for room in ("checkpoints", "hf"):
@@ -230,9 +227,9 @@ def _refuse_directory_of_another_run(directory: places.Place, shaping: dict[str,
 def _checked_reference(asked: Beside, policy: str, hf_config: dict[str, Any]) -> dict[str, Any]:
     """The config.json of the reference, whose files have been looked at."""
     if not asked.is_hf:
-        path = pathlib.Path(asked.path).expanduser()
-        if not (path / "checkpoints").is_dir():
-            raise NotFound(f"{path} is not the directory of a run: it has no checkpoints")
+        other = places.at(asked.path, "--config.reference_model_path")
+        if not other.exists("checkpoints"):
+            raise NotFound(f"{other} is not the directory of a run: it has no checkpoints")
         return hf_config
     if asked.path == policy:
         return hf_config

@@ -6,7 +6,6 @@ once for every pair, the answers are kept on disk, and it leaves memory.
 
 from collections.abc import Callable
 import functools
-import pathlib
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -70,7 +69,9 @@ def ready(
         held_out = [logps.of_examples(heeding, pairs, run.place) for pairs in sets]
         return Reference(known, lambda batch, _: ask(batch), held_out, model)
 
-    directory = pathlib.Path(asked.cache or run.directory.parent / "reference-cache").expanduser()
+    directory = places.beside(run.directory, "reference-cache")
+    if asked.cache:
+        directory = places.at(asked.cache, "--config.reference_cache")
     cache = reference_cache.opened(
         directory, fingerprint=known, compute=policy.dtype,
         attention=attention.backend_of(model.config, policy.dtype, policy.attention),
@@ -105,7 +106,7 @@ def load(asked: Beside, policy: zoo.Model, mesh: jax.sharding.Mesh) -> zoo.Model
     """
     path, dtype = asked.path, policy.dtype
     if not asked.is_hf:
-        return _of_run(pathlib.Path(path).expanduser(), policy)
+        return _of_run(places.at(path, "--config.reference_model_path"), policy)
     model = zoo.load(path, dtype=dtype, mesh=mesh)
     zoo.check_finite(model)
     model.attention, model.remat = policy.attention, policy.remat

@@ -82,7 +82,7 @@ def of_pairs(cache: Cache, pairs: Sequence[Example], forward: Forward, place: Pl
     # Process 0 says what is known: others may see the files of a shared disk a moment later.
     unknown = (np.nan,) * place.shape.answers
     told = np.array([cache.known.get(key, unknown) for key in keys], np.float32)
-    told = multihost_utils.broadcast_one_to_all(told)
+    told = processes.of_first(told)
     cache.known.update(zip(keys, told, strict=True))
     distinct = dict(zip(keys, pairs, strict=True))
     missing = [(key, pair) for key, pair in distinct.items() if np.isnan(cache.known[key]).any()]

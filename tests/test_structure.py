@@ -40,6 +40,7 @@ INPUTS = {
     "recipes/data/tokenise.py": {"Path", "expanduser", "glob", "is_file", "read_bytes"},
     "recipes/data/tokenizer.py": {"Path", "expanduser", "is_file", "read_text", "stat"},
     "recipes/data/tokenizer_files.py": {"glob", "is_file", "open", "read_bytes", "stat"},
+    "recipes/listing.py": {"Path", "read_text", "write_text"},  # the table of settings in the docs
     "recipes/overrides.py": {"Path", "is_file"},  # the config file
     "recipes/prepare.py": {"Path", "expanduser", "is_dir"},  # is a model a folder, or from the hub?
     "recipes/terminal.py": {"open"},  # /dev/null

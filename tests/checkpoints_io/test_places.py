@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from checkpoints_io import places
-from recipes import metrics, policy, prepare, reference_cache
-from recipes.configs import tiny
+from recipes import checks, metrics, policy, prepare, reference_cache, settings
 from recipes.data import pairs, token_cache, workers
 from recipes.data.tokenise import Source
+from recipes.run import Records
 from tests.checkpoints_io.in_memory import Bucket, InMemory
 from tests.conftest import TINY
 from tests.recipes.test_pairs import HOW
@@ -195,22 +195,19 @@ def test_a_link_is_no_file_of_ours(tmp_path):
 # What uses verbs alone.
 
 
-def config_of(**other):
-    config = tiny.get_config()
-    config.tensorboard = False
-    config.update(other)
-    return config
+def asked(**given):
+    return Records(tensorboard=False, wandb_project=None, name="a", tags=(), settings=given)
 
 
 def test_records_and_settings(room):
-    log = metrics.Log(room, config_of(), after=-1)
+    log = metrics.Log(room, asked(), after=-1)
     for step in (1, 2, 3):
         log.write(step, {"train/dpo_loss": step / 4})
     log.write(2, {"eval/heldout/dpo_loss": 0.125})
     assert room.read("metrics.jsonl").count(b"\n") == 4  # before it is closed
     log.close()
     assert metrics.of_held_out(room, 2) == {"eval/heldout/dpo_loss": 0.125}
-    log = metrics.Log(room, config_of(beta=0.5), after=2)
+    log = metrics.Log(room, asked(beta=0.5), after=2)
     log.write(3, {"train/dpo_loss": 0.5})
     log.close()
     assert room.read("metrics.jsonl") == (
@@ -296,23 +293,23 @@ def test_a_run_begins(room, tiny_config):
     config.train_data, config.max_eval_pairs, config.num_train_steps = SOURCE.path, None, 4
     with config.ignore_type():
         config.validation = ml_collections.ConfigDict({})
-    with prepare.prepared(config) as run:
+    given = checks.checked(config, settings.table_of(settings.DPO))
+    with prepare.prepared(given) as run:
         assert run.directory.address == config.directory
-        assert run.reference_cache.address == f"{room}/reference-cache"
         assert policy.export_folder(4, run).address == f"{config.directory}/hf/step-4"
         assert not policy.exported(4, run)
         zoo.save(zoo.load(TINY / "model"), policy.export_folder(4, run).address)
         assert policy.exported(4, run)
         with pytest.raises(OSError, match=f"another run is going on in {room}/run"), \
-                prepare.prepared(config):  # fmt: skip
+                prepare.prepared(given):  # fmt: skip
             pass
     run.directory.within("hf/step-2").make()
     run.directory.write_whole("hf/step-2/thesis", b"")
     with (
         pytest.raises(FileExistsError, match="hf/step-2 holds something else than a model"),
-        prepare.prepared(config),
+        prepare.prepared(given),
     ):
         pass
     run.directory.remove("hf/step-2")
-    with prepare.prepared(config):
+    with prepare.prepared(given):
         pass
