@@ -55,7 +55,8 @@ def main(
         given.append(config)
         return rest
 
-    app.run(lambda _: _with_config(program, given[0], joins=joins), flags_parser=parsed)
+    table = table_of(groups)
+    app.run(lambda _: _with_config(program, given[0], table, joins=joins), flags_parser=parsed)
 
 
 def main_without_config(program: Callable[[], None]) -> None:
@@ -90,6 +91,7 @@ def _read(
 def _with_config(
     program: Callable[[ml_collections.ConfigDict], None],
     config: ml_collections.ConfigDict,
+    table: Table,
     *,
     joins: bool = False,
 ) -> None:
@@ -106,6 +108,9 @@ def _with_config(
             jax.config.update("jax_compilation_cache_dir", cache.address)
         if together:
             _join(several)
+        taken = listing.taken(checks.left_out(config, table), table)
+        if taken and jax.process_index() == 0:
+            terminal.write(taken)
         program(config)
 
     try:

@@ -9,7 +9,7 @@ import pathlib
 import textwrap
 from typing import Any
 
-from recipes.settings import DPO, MUST, Groups, Setting
+from recipes.settings import DPO, MUST, Groups, Setting, Table
 
 WIDTH = 100
 DOCS = pathlib.Path(__file__).parent.parent / "docs" / "dpo.md"
@@ -29,6 +29,16 @@ def text(groups: Groups, values: dict[str, Any]) -> str:
                 meaning(setting), WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6
             )
     return "\n".join(lines)
+
+
+def taken(names: list[str], table: Table) -> str:
+    """What settings mean that a config does not name, but for those that are unset by default."""
+    default = {name: table[name].default for name in names}
+    shown = [f"{name}={_spelt(x)}" for name, x in default.items() if x not in (None, (), {})]
+    if not shown:
+        return ""
+    text = f"settings that the config does not name: {', '.join(shown)}"
+    return "\n  ".join(textwrap.wrap(text, WIDTH - 2))
 
 
 def markdown(groups: Groups) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import itertools
 import math
 import pathlib
 from typing import Any
@@ -238,10 +239,9 @@ def _checked_reference(asked: Beside, policy: str, hf_config: dict[str, Any]) ->
 
 
 def _refuse_unknown_ids(found: list[Example], model: zoo.Model, tokenizer: Tokenizer) -> None:
-    top = max(
-        int(max(ids.max(initial=0) for ids in (p.prompt, *(a.ids for a in p.answers))))
-        for p in found
-    )
+    answers = (answer.ids for one in found for answer in one.answers)
+    every = itertools.chain((one.prompt for one in found), answers)
+    top = max(int(ids.max(initial=0)) for ids in every)
     if top >= model.config.vocab_size:
         raise BadInput(
             f"the tokenizer gives id {top} ({tokenizer.decode([top])!r}), and the "

@@ -46,9 +46,9 @@ DTYPES = ("f32", "float32", "bf16", "bfloat16", "f16", "float16")
 
 RUN = {
     "name": Setting(str, "what the run is called in Weights & Biases", MUST, free=True),
-    "tags": Setting(tuple, "its tags there", (), free=True),
+    "tags": Setting(tuple, "its tags in Weights & Biases", (), free=True),
     "directory": Setting(str, "where the run keeps everything", MUST, free=True),
-    "seed": Setting(int, "of the order of the data", MUST, bound=SEED),
+    "seed": Setting(int, "decides the order of the data", MUST, bound=SEED),
 }
 MODEL = {
     "initialize_from_hf": Setting(
@@ -134,7 +134,7 @@ DATA = {
     "token_cache": Setting(
         str,
         "a directory for tokenised rows",
-        None,
+        "~/.cache/nnx-zoo/tokens",
         unset="every start tokenises afresh",
         free=True,
     ),
@@ -175,7 +175,11 @@ PREFERENCE = {
         float, "the share of pairs believed to be labelled backwards", 0.0, bound=SMOOTHING
     ),
     "dpop_lambda": Setting(
-        float, "of dpop: 5.0, say", None, unset="only for loss=dpop", bound=ABOVE_0
+        float,
+        "of dpop: how much a chosen answer costs that became less likely; 5.0, say",
+        None,
+        unset="only for loss=dpop",
+        bound=ABOVE_0,
     ),
 }
 OPTIMIZER = {
@@ -192,7 +196,7 @@ OPTIMIZER = {
         unset="num_train_steps decides",
         bound=ABOVE_0,
     ),
-    "learning_rate": Setting(float, "the highest", MUST, bound=ABOVE_0),
+    "learning_rate": Setting(float, "the highest learning rate", MUST, bound=ABOVE_0),
     "lr_schedule": Setting(
         str,
         "how the rate falls over the cooldown",
@@ -218,11 +222,11 @@ OPTIMIZER = {
         float, "gradients are clipped to this norm", None, unset="no clipping", bound=ABOVE_0
     ),
     "adam_beta1": Setting(float, "decay of the mean of gradients", 0.9, bound=DECAY),
-    "adam_beta2": Setting(float, "decay of the mean of their squares", 0.999, bound=DECAY),
+    "adam_beta2": Setting(float, "decay of the mean of their squares", 0.95, bound=DECAY),
     "adam_epsilon": Setting(float, "added to the root of the latter", 1e-8, bound=ABOVE_0),
     "adam_mu_dtype": Setting(
         str,
-        "of the mean of gradients; bfloat16 saves 2 bytes a weight",
+        "dtype of the mean of gradients; bfloat16 saves 2 bytes a weight",
         "float32",
         choices=DTYPES[:4],
     ),
@@ -263,24 +267,24 @@ COMPUTE = {
         str, "host:port of process 0", None, unset="TPU pods and Slurm know it", free=True
     ),
     "distributed.num_processes": Setting(
-        int, "of the run", None, unset="TPU pods and Slurm know it", free=True
+        int, "how many processes the run has", None, unset="TPU pods and Slurm know it", free=True
     ),
     "distributed.process_id": Setting(
-        int, "of this process", None, unset="TPU pods and Slurm know it", free=True
+        int, "which of them this one is", None, unset="TPU pods and Slurm know it", free=True
     ),
     "compile_cache": Setting(
         str,
         "a directory for compiled programs",
-        None,
+        "~/.cache/nnx-zoo/compiled",
         unset="every start compiles afresh",
         free=True,
     ),
 }
 ALONG_THE_WAY = {
-    "steps_per_log": Setting(int, "between two records", 10, bound=ABOVE_0, free=True),
+    "steps_per_log": Setting(int, "steps between two records", 10, bound=ABOVE_0, free=True),
     "steps_per_eval": Setting(
         int,
-        "between two evaluations",
+        "steps between two evaluations of the held-out sets",
         None,
         unset="only after the last step",
         bound=ABOVE_0,
@@ -289,7 +293,7 @@ ALONG_THE_WAY = {
     "run_initial_eval": Setting(bool, "evaluate before the first step too", False, free=True),
     "max_eval_pairs": Setting(
         int,
-        "of each held-out set, evenly spread",
+        "examples of each held-out set that are used, evenly spread over it",
         None,
         unset="all of them",
         bound=ABOVE_0,
@@ -297,16 +301,18 @@ ALONG_THE_WAY = {
     ),
     "steps_per_checkpoint": Setting(
         int,
-        "between two checkpoints",
+        "steps between two checkpoints",
         None,
         unset="only after the last step",
         bound=ABOVE_0,
         free=True,
     ),
-    "keep_checkpoints": Setting(int, "the newest that stay", 1, bound=ABOVE_0, free=True),
+    "keep_checkpoints": Setting(
+        int, "how many of the newest checkpoints stay", 1, bound=ABOVE_0, free=True
+    ),
     "keep_every": Setting(
         int,
-        "steps; the checkpoints of every n-th step stay as well",
+        "the checkpoints of every n-th step stay as well",
         None,
         unset="the newest stay",
         bound=ABOVE_0,
@@ -324,23 +330,25 @@ ALONG_THE_WAY = {
     ),
     "steps_per_hf_export": Setting(
         int,
-        "between two Hugging Face folders; -1: none is written",
+        "steps between two exports as a Hugging Face folder",
         None,
         unset="only after the last step",
         bound=EXPORT,
         free=True,
     ),
-    "hf_save_dtype": Setting(str, "of the weights in them", "bfloat16", choices=DTYPES, free=True),
+    "hf_save_dtype": Setting(
+        str, "dtype of the weights that are exported", "bfloat16", choices=DTYPES, free=True
+    ),
     "sample_tokens": Setting(
         int,
-        "of each answer to held-out prompts at the end; 0: none",
+        "tokens of each answer to held-out prompts at the end; 0: none is generated",
         128,
         bound=AT_LEAST_0,
         free=True,
     ),
     "tensorboard": Setting(bool, "write TensorBoard files", True, free=True),
     "wandb_project": Setting(
-        str, "of Weights & Biases", None, unset="no Weights & Biases", free=True
+        str, "a project of Weights & Biases", None, unset="no Weights & Biases", free=True
     ),
     "profile": Setting(
         str, "11-13, say: these steps are traced", None, unset="nothing is traced", free=True

@@ -56,7 +56,7 @@ def whole_conversation(row: Row) -> Pair:
     Raises:
       ValueError: the column is missing or malformed, or does not end with an answer.
     """
-    return _single(row, messages.read(row.get("messages"), "messages"), "messages")
+    return _single(row, [], messages.read(row.get("messages"), "messages"), "messages")
 
 
 def sharegpt_conversation(row: Row) -> Pair:
@@ -65,7 +65,8 @@ def sharegpt_conversation(row: Row) -> Pair:
     Raises:
       ValueError: the column is missing or malformed, or does not end with an answer.
     """
-    return _single(row, messages.read(row.get("conversations"), "conversations"), "conversations")
+    turns = messages.read(row.get("conversations"), "conversations")
+    return _single(row, [], turns, "conversations")
 
 
 def prompt_answer(row: Row) -> Pair:
@@ -78,7 +79,8 @@ def prompt_answer(row: Row) -> Pair:
     """
     prompt = messages.read(row.get("prompt"), "prompt", role="user")
     prompt = conversation.history(row.get("history")) + prompt
-    return _single(row, conversation.continued(prompt, row.get("answer"), "answer"), "answer")
+    turns = conversation.continued(prompt, row.get("answer"), "answer")
+    return _single(row, prompt, turns, "answer")
 
 
 def instruction_answer(row: Row) -> Pair:
@@ -88,7 +90,8 @@ def instruction_answer(row: Row) -> Pair:
       ValueError: a column is missing or not text.
     """
     prompt = _instructed(row)
-    return _single(row, conversation.continued(prompt, row.get("answer"), "answer"), "answer")
+    turns = conversation.continued(prompt, row.get("answer"), "answer")
+    return _single(row, prompt, turns, "answer")
 
 
 def plain_answer(row: Row) -> Pair:
@@ -385,13 +388,19 @@ def _instructed(row: Row) -> Turns:
     return [*conversation.history(row.get("history")), {"role": "user", "content": asked}]
 
 
-def _single(row: Row, turns: Turns, name: str) -> Pair:
-    """A conversation that ends with the answer; the prompt is what comes before the first one."""
+def _single(row: Row, prompt: Turns, turns: Turns, name: str) -> Pair:
+    """A conversation that ends with an answer; without a prompt, that is what comes before any."""
     if turns[-1]["role"] != "assistant":
         raise BadInput(f"the last of `{name}` is not the assistant's: there is no answer")
-    (turns,) = _with_system_prompt(row, turns)
     begins = next(i for i, turn in enumerate(turns) if turn["role"] == "assistant")
-    return Pair(turns[:begins], turns[begins:], None, *_besides(row))
+    if prompt and turns[: len(prompt)] == prompt:
+        begins = len(prompt)
+    answer, before = turns[begins:], len(turns) - begins
+    (turns,) = _with_system_prompt(row, turns)
+    prompt = turns[: len(turns) - before]
+    if prompt and conversation.goes_on(prompt[-1], answer[0]):
+        return Pair(prompt[:-1], answer, None, *_besides(row), prompt[-1]["content"])
+    return Pair(prompt, answer, None, *_besides(row))
 
 
 def _plain(row: Row, prompt: str, chosen: str, rejected: str) -> Pair:

@@ -141,9 +141,9 @@ def _check(source: Source, told: Counts, share: float) -> None:
     if told.malformed.total() > share * told.rows:
         reason, _ = told.malformed.most_common(1)[0]
         raise BadInput(
-            f"{told.malformed.total()} of {told.rows} rows of {source.path} hold no {what}; the first is "
-            f"{told.first[reason]}: {reason}. Mend them, choose another --config.data.layout, or "
-            f"raise --config.data.max_malformed_fraction (now {share})"
+            f"{told.malformed.total()} of {told.rows} rows of {source.path} hold no {what}; the "
+            f"first is {told.first[reason]}: {reason}. Mend them, choose another "
+            f"--config.data.layout, or raise --config.data.max_malformed_fraction (now {share})"
         )
     if not told.used:
         raise BadInput(f"no row of {source.path} can be used: {'; '.join(told.lines()[1:])}")

@@ -102,7 +102,7 @@ def page(parts: Iterable[Told], tokenizer: Tokenizer, shape: Shape, *, shown: in
 
 
 def lengths(pairs: Sequence[Example]) -> dict[str, np.ndarray]:
-    """Tokens of each pair's prompt and answers, by name. The scored ones are those of all answers."""
+    """Tokens of every prompt and answer, by name. The scored ones are those of all answers."""
     found = {"prompt": [len(pair.prompt) for pair in pairs]}
     for i, name in enumerate(_names(pairs[0])):
         found[name] = [len(pair.answers[i].ids) for pair in pairs]

@@ -718,7 +718,7 @@ def test_a_row_without_the_columns_is_a_sentence_that_says_what_to_do():
     assert len(str(found.value)) < 600
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", EXAMPLES)
 def test_every_layout_reads_its_example_and_leaves_it_as_it_was(layout):
     row = copy.deepcopy(EXAMPLES[layout])
     named = columns.renamed(row, {})
@@ -734,7 +734,7 @@ def test_every_layout_reads_its_example_and_leaves_it_as_it_was(layout):
 MAY_LACK = {"history", "context", "answers", "responses", "rejected_messages", *layouts.BESIDES}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", EXAMPLES)
 def test_a_layout_needs_its_columns(layout):
     optional = MAY_LACK | ({"input"} if layout == "instruction" else set())
     for name in (LAYOUTS[layout].columns & EXAMPLES[layout].keys()) - optional:
@@ -933,3 +933,8 @@ def test_whatever_a_row_holds_it_is_read_or_refused_with_a_sentence(example, row
 @given(strategies.sampled_from([{}, *EXAMPLES.values()]), ROWS, COLUMNS)
 def test_whatever_many_rows_hold_they_are_read_or_refused(example, row, called):
     read_by_all(example, row, called)
+
+
+def test_every_layout_of_pairs_has_an_example():
+    """Those of single answers stand in test_sft.py."""
+    assert EXAMPLES.keys() == layouts.named(single=False).keys()

@@ -138,6 +138,8 @@ GREETING = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content
          "sharegpt_conversation", [USER], [ANSWER]),
         ({"prompt": "Which way?", "completion": "Onwards."}, "prompt_answer", [USER], [ANSWER]),
         ({"prompt": [USER], "completion": [ANSWER]}, "prompt_answer", [USER], [ANSWER]),
+        ({"prompt": [*GREETING, USER], "answer": [ANSWER]}, "prompt_answer", [*GREETING, USER],
+         [ANSWER]),
         ({"question": "Which way?", "answer": "Onwards."}, "prompt_answer", [USER], [ANSWER]),
         ({"instruction": "Which way?", "input": "", "output": "Onwards."}, "instruction_answer",
          [USER], [ANSWER]),
