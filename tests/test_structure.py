@@ -45,7 +45,7 @@ INPUTS = {
     "recipes/prepare.py": {"Path", "expanduser", "is_dir"},  # is a model a folder, or from the hub?
     "recipes/terminal.py": {"open"},  # /dev/null
     "recipes/tiny/make_model.py": {  # the model that is shipped
-        "Path", "TemporaryDirectory", "mkdir", "read_text", "write_text",
+        "Path", "TemporaryDirectory", "copytree", "mkdir", "read_text", "write_text",
     },
     "recipes/tiny/make_pairs.py": {"Path", "write_text"},  # the pairs that are shipped
     "zoo/__main__.py": {"Path", "expanduser", "is_dir"},  # is a model a folder, or from the hub?
