@@ -22,6 +22,7 @@ import measure
 import pyarrow
 import pyarrow.parquet
 
+from checkpoints_io import places
 from checkpoints_io.errors import BadInput
 from recipes import command
 from recipes.data import pairs, sources, tokenise
@@ -109,7 +110,7 @@ def child(path: str, way: str, tokenizer: str) -> None:
     """What `one` starts."""
     how = How(tokenizer, None, "assistant", None, 4096, "drop", 0.0)
     source = Source(path, "prompt_chosen_rejected")
-    cache = pathlib.Path(f"{path}.kept") if way in ("kept", "again") else None
+    cache = places.at(f"{path}.kept") if way in ("kept", "again") else None
     tokenise.ready(how, plain=False)
     next(iter(sources.read(path)))  # what is imported when it is needed
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now

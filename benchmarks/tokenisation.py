@@ -27,6 +27,7 @@ from absl import flags
 import datasets
 import transformers
 
+from checkpoints_io import places
 from recipes import command
 from recipes.data import (
     chat,
@@ -127,7 +128,7 @@ def on_disk(file: pathlib.Path, other, number: int) -> tuple[float, float]:
     how = tokenise.How(TOKENIZER.value, TEMPLATE.value, "assistant", DATE.value, 10**6, "drop", 0.0)
     tokenise.ready(how, plain=False)  # which is not what is timed
     since = time.process_time()
-    workers.kept(source, how, folder / "ours")
+    workers.kept(source, how, places.Disk(folder / "ours"))
     between = time.process_time()
     rows = datasets.load_dataset("json", data_files=str(file), cache_dir=str(folder), split="train")
     rows.map(lambda row: mapped(row, other), new_fingerprint=str(number))

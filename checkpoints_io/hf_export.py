@@ -9,12 +9,11 @@ from typing import NamedTuple
 
 import einops
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from checkpoints_io import hf_weights
+from checkpoints_io import hf_weights, processes
 from checkpoints_io.errors import StorageError
 
 SHARD_BYTES = 5_000_000_000
@@ -93,7 +92,7 @@ def _gathered(
         if held is None or held[0] != (path, layer):
             part = array[layer] if layer else array
             if not part.is_fully_addressable:
-                part = multihost_utils.process_allgather(part, tiled=True)
+                part = processes.gathered(part)
             held = (path, layer), np.asarray(part)
         own = " ".join(axes.split()[len(index) :])
         turned = einops.rearrange(held[1][rest], f"{own} -> {table[path][1]}")

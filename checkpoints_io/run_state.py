@@ -1,4 +1,4 @@
-"""The state of a run on disk: what it takes to go on as if it had never stopped, by Orbax.
+"""The state of a run: what it takes to resume as if it had never stopped, by Orbax.
 
 A checkpoint is written in the background and appears when it is whole. It holds named trees of
 sharded arrays, each readable alone, and `facts`, a small JSON object, with the fingerprint of each
@@ -7,25 +7,17 @@ tree among them: a bit that has changed since is seen.
 
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
-import hashlib
-import itertools
-import json
-import os
-import pathlib
-import shutil
+import fnmatch
 import types
 from typing import Any, NamedTuple
 
 from absl import logging
 import jax
-from jax.experimental import multihost_utils
-import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from checkpoints_io.bits import fingerprint
-from checkpoints_io.errors import BadInput, StorageError
-
-FORMAT = 2
+from checkpoints_io import places, processes, sealed
+from checkpoints_io.errors import StorageError
+from checkpoints_io.processes import all_agree
 
 
 class Restored(NamedTuple):
@@ -46,21 +38,21 @@ class Keep(NamedTuple):
 
 
 class RunStore:
-    """The checkpoints of one run under `directory`; without `keep` they are only looked at.
+    """The checkpoints of one run in a place of theirs; without `keep` they are only looked at.
 
     After a save that failed, so many `retries` in a row may fail before the run is stopped. Left in
     peace it waits for the last save; left by an error it does not ask the other processes, which
     may be elsewhere.
     """
 
-    def __init__(self, directory: pathlib.Path, *, keep: Keep | None, retries: int = 0):
-        self._directory = directory.absolute()
+    def __init__(self, place: places.Place, *, keep: Keep | None, retries: int = 0):
+        self._place = place
         self._keep = keep
         self._retries = retries
         self._pending: tuple[int, Any] | None = None
         self._failures = 0  # in a row
         self._known: dict[int, dict[str, Any] | None] = {}  # facts by step; None of what is torn
-        _refuse_odd_files(self._directory)
+        place.refuse_odd(trees=[""])
         self._open()
 
     def __enter__(self) -> "RunStore":
@@ -78,7 +70,7 @@ class RunStore:
     def _open(self) -> None:
         policy: Any = types.SimpleNamespace(should_preserve=self._to_stay)
         self._saver = ocp.training.Checkpointer(
-            str(self._directory),
+            self._place.address,
             preservation_policy=policy,
             # What another process is writing may not be cleared away by one that only looks.
             cleanup_tmp_directories=self._keep is not None,
@@ -88,18 +80,9 @@ class RunStore:
                 self._look_at(step)
 
     def _to_stay(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Orbax asks this behind every save, of all that are there, oldest first."""
+        """Orbax asks this after every save, of all that are there, oldest first."""
         steps = [checkpoint.step for checkpoint in checkpoints]
-        if self._keep is None:
-            return [True] * len(steps)
-        stay = set(steps[-self._keep.newest :])
-        if self._keep.every:
-            stay |= {step for step in steps if step % self._keep.every == 0}
-        if self._keep.highest:
-            scores = {step: self._keep.highest(self._known.get(step) or {}) for step in steps}
-            scored = [(score, step) for step, score in scores.items() if score is not None]
-            if scored:
-                stay.add(max(scored)[1])
+        stay = _staying(steps, self._keep, self._known) if self._keep else set(steps)
         return [step in stay for step in steps]
 
     def steps(self) -> list[int]:
@@ -118,28 +101,15 @@ class RunStore:
           OSError: this save or the one before it failed, and there is no retry left.
         """
         self.wait()
-        bits = {name: fingerprint(tree) for name, tree in trees.items()}
-        facts = dict(facts) | {"format": FORMAT, "step": step, "bits": bits}
+        facts = sealed.with_bits(step, facts, trees)
         self._known[step] = facts
-        failure = self._without_room(trees)
+        failure = _without_room(self._place, trees)
         if all_agree(failure is None):  # Orbax wants all processes or none
-            under_way, failure = self._begun(step, {**trees, "facts": _sealed(facts)})
+            under_way, failure = self._begun(step, {**trees, "facts": sealed.closed(facts)})
             if all_agree(failure is None):
                 self._pending = step, under_way
                 return
         self._failed(step, failure)
-
-    def _without_room(self, trees: Mapping[str, Any]) -> OSError | None:
-        needed = sum(x.nbytes for x in jax.tree.leaves(dict(trees)))
-        try:
-            free = shutil.disk_usage(self._directory).free
-        except OSError as error:
-            return error
-        if free < needed:
-            return StorageError(
-                f"it takes {needed >> 20} MiB, and {self._directory} has {free >> 20} MiB free"
-            )
-        return None
 
     def _begun(self, step: int, content: dict[str, Any]) -> tuple[Any, Exception | None]:
         try:
@@ -148,7 +118,7 @@ class RunStore:
             return None, error
         if under_way is None:
             later = "a checkpoint of a later step, which is not this run's"
-            return None, OSError(f"there is {later}, in {self._directory}")
+            return None, OSError(f"there is {later}, in {self._place}")
         return under_way, None
 
     def lost(self) -> bool:
@@ -185,9 +155,10 @@ class RunStore:
         """Says that a save failed, or raises; what it has written of the checkpoint is cleared."""
         with contextlib.suppress(Exception):  # the failure itself, again
             self._saver.close()
-        if jax.process_index() == 0:
-            for torn in self._directory.glob(f"{step}.*tmp*"):
-                shutil.rmtree(torn, ignore_errors=True)
+        if processes.is_first():
+            with contextlib.suppress(OSError):  # of that disk
+                for torn in fnmatch.filter(self._place.names(), f"{step}.*tmp*"):
+                    self._place.remove(torn)
         self._open()
         self._failures += 1
         told = f"the checkpoint of step {step} could not be written: {_first_line(error)}"
@@ -205,7 +176,8 @@ class RunStore:
         Raises:
           ValueError: they are not as they were written.
         """
-        return _opened(self._saver.load_checkpointables(step, {"facts": None})["facts"], step)
+        kept = self._saver.load_checkpointables(step, {"facts": None})["facts"]
+        return sealed.opened(kept, step)
 
     def _look_at(self, step: int) -> dict[str, Any] | None:
         """The facts, read once; None, and a sentence, if they are torn."""
@@ -223,7 +195,7 @@ class RunStore:
 
     def _read(self, step: int, like: Mapping[str, Any]) -> Restored:
         trees = self._saver.load_checkpointables(step, {**_abstract(dict(like)), "facts": None})
-        facts = _opened(trees.pop("facts"), step)
+        facts = sealed.opened(trees.pop("facts"), step)
         return Restored(step, trees, facts)
 
     def newest(
@@ -243,12 +215,7 @@ class RunStore:
             facts = self._look_at(step)
             if facts is None:
                 continue
-            if facts.get("format") != FORMAT:
-                raise BadInput(
-                    f"checkpoint {step} in {self._directory} has format {facts.get('format')}, and "
-                    f"this program reads {FORMAT}: go on with the version that wrote it, or begin "
-                    "in another directory"
-                )
+            sealed.refuse_other_format(facts, f"checkpoint {step} in {self._place}")
             check(facts)
             if like is None:
                 return Restored(step, {}, facts)
@@ -260,7 +227,7 @@ class RunStore:
                 return restored
         if steps and like is not None:
             raise StorageError(
-                f"none of the checkpoints {steps} in {self._directory} can be read: mend the disk, "
+                f"none of the checkpoints {steps} in {self._place} can be read: mend the disk, "
                 "or begin in another directory"
             )
         return None
@@ -270,14 +237,10 @@ class RunStore:
         if not steps or not self._keep:
             return
         self._saver.close()
-        if jax.process_index() == 0:
+        if processes.is_first():
             for step in steps:
-                aside, again = self._directory / f"unreadable-{step}", itertools.count(1)
-                while aside.exists():  # it was unreadable once before
-                    aside = self._directory / f"unreadable-{step}.{next(again)}"
-                (self._directory / str(step)).rename(aside)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("set aside")
+                self._place.set_aside(str(step))
+        processes.wait_for_all("set aside")
         self._open()
 
     def close(self) -> None:
@@ -293,40 +256,37 @@ class RunStore:
             self._saver.close()
 
 
-def _refuse_odd_files(directory: pathlib.Path) -> None:
-    """A checkpoint holds files and folders: a link leads elsewhere, and a pipe is waited for."""
-    for folder, folders, files in os.walk(directory):
-        for path in (pathlib.Path(folder, name) for name in (*folders, *files)):
-            if path.is_symlink():
-                raise StorageError(
-                    f"{path} is a link to {os.readlink(path)}: put the file itself there"
-                )
-            if path.exists() and not path.is_file() and not path.is_dir():
-                raise StorageError(f"{path} is neither a file nor a folder: move it elsewhere")
+def _without_room(place: places.Place, trees: Mapping[str, Any]) -> OSError | None:
+    """Why they cannot be written there; None: they can, as far as is known."""
+    needed = sum(x.nbytes for x in jax.tree.leaves(dict(trees)))
+    try:
+        free = place.room()
+    except OSError as error:
+        return error
+    if free < needed:
+        return StorageError(
+            f"it takes {needed >> 20} MiB, and {place} has {int(free) >> 20} MiB free"
+        )
+    return None
 
 
-def _sealed(facts: Mapping[str, Any]) -> dict[str, Any]:
-    text = json.dumps(facts)
-    sha256 = hashlib.sha256(text.encode()).hexdigest()
-    return {"format": FORMAT, "json": text, "sha256": sha256}
-
-
-def _opened(sealed: Any, step: int) -> dict[str, Any]:
-    """Facts that are as they were written; those of another format are let through, to be named."""
-    if "json" not in sealed and sealed["format"] != FORMAT:
-        return sealed
-    if hashlib.sha256(sealed["json"].encode()).hexdigest() != sealed["sha256"]:
-        raise BadInput("its facts are not those that were written")
-    facts = json.loads(sealed["json"])
-    if facts["step"] != step:
-        raise BadInput(f"it is the checkpoint of step {facts['step']}")
-    return facts
+def _staying(
+    steps: Sequence[int], keep: Keep, known: Mapping[int, dict[str, Any] | None]
+) -> set[int]:
+    """Which of the steps stay, oldest first; `known` has their facts."""
+    stay = set(steps[-keep.newest :])
+    if keep.every:
+        stay |= {step for step in steps if step % keep.every == 0}
+    if keep.highest:
+        scores = {step: keep.highest(known.get(step) or {}) for step in steps}
+        scored = [(score, step) for step, score in scores.items() if score is not None]
+        if scored:
+            stay.add(max(scored)[1])
+    return stay
 
 
 def _with_its_bits(found: Restored) -> Restored:
-    for name, tree in found.trees.items():
-        if fingerprint(tree) != found.facts["bits"][name]:
-            raise BadInput(f"the bits of its {name} are not those that were written")
+    sealed.refuse_other_bits(found.trees, found.facts)
     return found
 
 
@@ -337,13 +297,6 @@ def _first_line(error: BaseException | None) -> str:
         return "the disk is full"
     lines = str(error).strip().splitlines() if error else ["another process failed at it"]
     return lines[0][:300] if lines else type(error).__name__
-
-
-def all_agree(here: bool) -> bool:
-    """Is it so on every process? All of them must ask."""
-    if jax.process_count() == 1:
-        return here
-    return bool(multihost_utils.process_allgather(np.array(here)).all())
 
 
 def _tried(step: int, read: Callable[[], Any]) -> Any | None:

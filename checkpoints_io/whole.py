@@ -11,9 +11,7 @@ import secrets
 import shutil
 from typing import IO
 
-import jax
-
-from checkpoints_io import lock
+from checkpoints_io import lock, processes
 from checkpoints_io.errors import InTheWay, StorageError
 
 NEW, OLD, LOCK = "new", "old", "lock"  # all that a scratch folder holds
@@ -88,7 +86,7 @@ def folder(path: pathlib.Path) -> Iterator[pathlib.Path | None]:
       FileExistsError: what is there now is not a model folder, and may be somebody's work.
       OSError: another process is writing it.
     """
-    if jax.process_index():
+    if not processes.is_first():
         yield None
         return
 

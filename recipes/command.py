@@ -8,7 +8,6 @@ from collections.abc import Callable
 import contextlib
 import errno
 import os
-import pathlib
 import re
 import sys
 import traceback
@@ -102,8 +101,11 @@ def _with_config(
     def started() -> None:
         import jax  # what this module is read for comes before it
 
-        if cache := config.get("compile_cache"):
-            jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache).expanduser()))
+        from checkpoints_io import places
+
+        if name := config.get("compile_cache"):
+            cache = places.at(name, "--config.compile_cache")
+            jax.config.update("jax_compilation_cache_dir", cache.address)
         if together:
             _join(several)
         taken = listing.taken(checks.left_out(config, table), table)

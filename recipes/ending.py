@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 import json
-import pathlib
 import shlex
 
 from recipes import policy, samples
@@ -30,7 +29,7 @@ def show(
         compared = "before (the reference) -> " if run.place.shape.answers == 2 else ""
         say(f"\nheld out, {compared}after {run.total_steps} steps")
         say("\n".join(f"  {line}" for line in told))
-    folder = policy.export_folder(run.total_steps, run)
+    folder = policy.export_folder(run.total_steps, run).address
     say(how_to_go_on(folder, exported=policy.exported(run.total_steps, run)))
 
 
@@ -59,9 +58,9 @@ def manner(answers: Answers | None) -> list[str]:
     ]
 
 
-def how_to_go_on(path: pathlib.Path, *, exported: bool) -> str:
+def how_to_go_on(folder: str, *, exported: bool) -> str:
     """Where the model is, and lines to paste; `exported`: it was written, now or before."""
-    folder, quoted = str(path), json.dumps(str(path), ensure_ascii=False)
+    quoted = json.dumps(folder, ensure_ascii=False)
     if not exported:
         return (
             "\nno Hugging Face folder was written (--config.steps_per_hf_export=-1): the same "

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 import dataclasses
-import pathlib
 from typing import Any
 
+from checkpoints_io import places
 from checkpoints_io.errors import BadInput
 from recipes.checks import Values, flat
 from recipes.settings import ALL
@@ -32,7 +32,7 @@ def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def refuse_other_settings(
-    saved: dict[str, Any], now: dict[str, Any], directory: pathlib.Path
+    saved: dict[str, Any], now: dict[str, Any], directory: places.Place
 ) -> None:
     """Compares the settings of a checkpoint with those of this run.
 
@@ -63,7 +63,7 @@ def _in_words_of_today(settings: dict[str, Any]) -> dict[str, Any]:
     return settings | {"reference_model_path": None} if reference == policy else settings
 
 
-def fact(saved: dict[str, Any], name: str, directory: pathlib.Path) -> Any:
+def fact(saved: dict[str, Any], name: str, directory: places.Place) -> Any:
     """What a checkpoint says of one thing.
 
     Raises:
@@ -77,7 +77,7 @@ def fact(saved: dict[str, Any], name: str, directory: pathlib.Path) -> Any:
     return saved[name]
 
 
-def refuse_other_run(saved: dict[str, Any], facts: dict[str, Any], directory: pathlib.Path) -> None:
+def refuse_other_run(saved: dict[str, Any], facts: dict[str, Any], directory: places.Place) -> None:
     """Compares the facts of a checkpoint with those of this run.
 
     Raises:

@@ -93,7 +93,7 @@ def run_steps(
         traced = [step for step in run.profile if step > start]
         for step in terminal.bar(range(start + 1, run.total_steps + 1), unit="step"):
             if step in traced[:1]:
-                jax.profiler.start_trace(run.directory / "profile")
+                jax.profiler.start_trace(run.directory.within("profile").local())
             with meter.waiting():
                 update = next(updates)
             taken = recipe.take(state, update)

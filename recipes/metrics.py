@@ -3,16 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import json
-import pathlib
 import secrets
 import time
 
-import jax
 from jaxtyping import Array, Int
 import numpy as np
 
-from checkpoints_io import whole
-from checkpoints_io.run_state import all_agree
+from checkpoints_io import places, processes
+from checkpoints_io.processes import all_agree
 from recipes.data.batches import Update
 from recipes.run import Records
 
@@ -121,22 +119,20 @@ class Log:
     again.
     """
 
-    def __init__(self, directory: pathlib.Path, records: Records, *, after: int):
-        self._file = self._board = self._wandb = None
-        if jax.process_index():
+    def __init__(self, directory: places.Place, records: Records, *, after: int):
+        self._add = self._board = self._wandb = None
+        self._file = contextlib.ExitStack()
+        if not processes.is_first():
             return
         told = json.dumps(records.settings, indent=2) + "\n"
-        whole.write(directory / SETTINGS, told.encode())
-        path = directory / RECORDS
-        known = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
-        kept = "".join(f"{line}\n" for line in known if _step(line) <= after)
-        whole.write(path, kept.encode())
-        self._file = path.open("a")
+        directory.write_whole(SETTINGS, told.encode())
+        kept = "".join(f"{line}\n" for line in _records(directory) if _step(line) <= after)
+        self._add = self._file.enter_context(directory.appending(RECORDS, kept.encode()))
         if records.tensorboard:
             import tensorboardX  # which imports torch wherever that is installed
 
             self._board = tensorboardX.SummaryWriter(
-                str(directory / "tensorboard"), purge_step=after + 1
+                directory.within("tensorboard").local(), purge_step=after + 1
             )
         if records.wandb_project:
             import wandb  # an extra: few runs want it
@@ -146,17 +142,16 @@ class Log:
                 name=records.name,
                 tags=list(records.tags),
                 config=records.settings,
-                dir=str(directory),
-                id=_own_id(directory / WANDB_ID),  # started again it is the same run
+                dir=directory.local(),
+                id=_own_id(directory),  # started again it is the same run
                 resume="allow",
             )
 
     def write(self, step: int, values: Mapping[str, int | float]) -> None:
-        """One record, on disk when this returns."""
-        if self._file is None:
+        """One record, which is kept when this returns."""
+        if self._add is None:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        self._add((json.dumps({"step": step, **values}) + "\n").encode())
         if self._board:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
@@ -165,30 +160,34 @@ class Log:
 
     def close(self) -> None:
         """Waits for the writers."""
-        if self._file:
-            self._file.close()
+        self._file.close()
         if self._board:
             self._board.close()
         if self._wandb:
             self._wandb.finish()
 
 
-def of_held_out(directory: pathlib.Path, step: int) -> dict[str, float]:
+def of_held_out(directory: places.Place, step: int) -> dict[str, float]:
     """The recorded figures of held-out pairs at this step; none unless every process sees them."""
-    path = directory / RECORDS
-    known = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
-    found = [line for line in known if _step(line) == step and '"eval/' in line]
+    found = [line for line in _records(directory) if _step(line) == step and '"eval/' in line]
     if not all_agree(bool(found)):
         return {}
     figures = json.loads(found[-1])
     return {name: value for name, value in figures.items() if isinstance(value, float)}
 
 
-def _own_id(path: pathlib.Path) -> str:
+def _records(directory: places.Place) -> list[str]:
+    """The lines of the records that are there."""
+    return (directory.read(RECORDS) or b"").decode("utf-8", "replace").splitlines()
+
+
+def _own_id(directory: places.Place) -> str:
     """A random id that stays with the directory."""
-    if not path.exists():
-        whole.write(path, secrets.token_hex(8).encode())
-    return path.read_text()
+    known = directory.read(WANDB_ID)
+    if known is None:
+        known = secrets.token_hex(8).encode()
+        directory.write_whole(WANDB_ID, known)
+    return known.decode()
 
 
 def _step(line: str) -> int | float:

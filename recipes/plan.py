@@ -1,15 +1,13 @@
 """What a run is going to take and do, worked out before any long work."""
 
 from collections.abc import Iterator
-import pathlib
-import shutil
 from typing import NamedTuple
 
 from flax import nnx
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
 
+from checkpoints_io import places, processes
 from checkpoints_io.errors import BadInput, StorageError
 from recipes import checks, optimizer
 from recipes.data import report, shapes, streams
@@ -200,7 +198,7 @@ def most_positions_here(model: zoo.Model, held: int) -> int:
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
     most = most_positions(model, held, limit, device.platform)
-    return int(multihost_utils.broadcast_one_to_all(np.int32(most)))
+    return int(processes.of_first(np.array(most, np.int32)))
 
 
 def most_positions(model: zoo.Model, held: int, memory_bytes: float | None, platform: str) -> int:
@@ -260,22 +258,21 @@ def checkpoints_kept(run: Run) -> int:
 
 def disk_needed(run: Run, model: zoo.Model) -> int:
     """Bytes still to be written: what stands in the directory already is not counted again."""
-    there = sum(p.stat().st_size for p in run.directory.rglob("*") if p.is_file())
     every = run.every.steps_per_hf_export
     exports = 0 if every == -1 else 1 if every is None else -(-run.total_steps // every)
     width = np.dtype(run.saving.export_dtype).itemsize
     exported = exports * width * sum(x.size for x in jax.tree.leaves(nnx.state(model)))
     saved = (checkpoints_kept(run) + 1) * checkpoint_bytes(model)
-    return max(saved + exported - there, 0)
+    return max(saved + exported - run.directory.taken(), 0)
 
 
-def refuse_small_disk(directory: pathlib.Path, needed: int) -> int:
+def refuse_small_disk(directory: places.Place, needed: int) -> int | float:
     """The bytes free where the run is kept.
 
     Raises:
       OSError: they do not hold what will be written.
     """
-    free = shutil.disk_usage(directory).free
+    free = directory.room()
     if free < needed:
         raise StorageError(
             f"{directory} has {size(free)} free and the run writes about {size(needed)}: choose "

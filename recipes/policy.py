@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Mapping
 import functools
-import pathlib
 from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
 import optax
 
+from checkpoints_io import places
 from checkpoints_io.errors import RunFailed
-from checkpoints_io.run_state import RunStore, all_agree
+from checkpoints_io.processes import all_agree
+from checkpoints_io.run_state import RunStore
 from recipes import identity, logps, optimizer
 from recipes.run import Run, say
 from recipes.update import Params, joined
@@ -51,7 +52,7 @@ def of(run: Run) -> Policy:
 def checkpoints_of(run: Run) -> RunStore:
     """The checkpoints of this run: those that are there, and those that will be."""
     saving = run.saving
-    return RunStore(run.directory / "checkpoints", keep=saving.keep, retries=saving.retries)
+    return RunStore(run.directory.within("checkpoints"), keep=saving.keep, retries=saving.retries)
 
 
 def begin(policy: Policy, run: Run, store: RunStore, facts: dict[str, Any]) -> State:
@@ -126,21 +127,21 @@ def check_sound(state: State, run: Run) -> None:
         )
 
 
-def export_folder(step: int, run: Run) -> pathlib.Path:
+def export_folder(step: int, run: Run) -> places.Place:
     """Where the Hugging Face folder of a step stands."""
-    return run.directory / "hf" / f"step-{step}"
+    return run.directory.within(f"hf/step-{step}")
 
 
 def exported(step: int, run: Run) -> bool:
     """Is it there, as far as every process can see?"""
-    return all_agree(export_folder(step, run).exists())
+    return all_agree(export_folder(step, run).exists("config.json"))
 
 
 def export(model: zoo.Model, step: int, run: Run) -> None:
     """Writes the policy as a Hugging Face folder, with the run's tokenizer and template."""
     zoo.save(
         model,
-        export_folder(step, run),
+        export_folder(step, run).address,
         dtype=run.saving.export_dtype,
         tokenizer=run.tokenizer_folder,
         stop_ids=run.stop_ids,

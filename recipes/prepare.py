@@ -4,13 +4,11 @@ from collections.abc import Iterator, Mapping
 import contextlib
 import itertools
 import math
-import pathlib
 from typing import Any
 
-import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from checkpoints_io import hf_folder, lock, whole
+from checkpoints_io import hf_folder, places, processes
 from checkpoints_io.errors import BadInput, NotFound, StorageError
 from checkpoints_io.run_state import Keep, RunStore
 from recipes import checks, identity, metrics, optimizer, plan
@@ -40,7 +38,7 @@ def prepared(given: Values, *, beside: Beside | None = None, single: bool = Fals
         yield _prepare(given, beside, directory, single=single)
 
 
-def _prepare(given: Values, beside: Beside | None, directory: pathlib.Path, *, single: bool) -> Run:
+def _prepare(given: Values, beside: Beside | None, directory: places.Place, *, single: bool) -> Run:
     shaping = identity.of_settings(given)
     _refuse_directory_of_another_run(directory, shaping)
     computing = computing_of(given)
@@ -179,13 +177,11 @@ def _keep(given: Values) -> Keep:
     return Keep(newest, every=every, highest=score if best is not None else None)
 
 
-def _directory(name: str) -> pathlib.Path:
-    if "://" in name:
-        raise BadInput(f"--config.directory={name} must be a path of this machine's file system")
+def _directory(name: str) -> places.Place:
     try:
-        directory = pathlib.Path(name).expanduser().absolute()
+        directory = places.at(name, "--config.directory")
         for room in ("checkpoints", "hf"):
-            (directory / room).mkdir(parents=True, exist_ok=True)
+            directory.within(room).make()
     except (OSError, RuntimeError) as error:
         raise StorageError(
             f"--config.directory={name} cannot be used: {getattr(error, 'strerror', error)}"
@@ -194,9 +190,9 @@ def _directory(name: str) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def _alone(directory: pathlib.Path) -> Iterator[None]:
+def _alone(directory: places.Place) -> Iterator[None]:
     """Two runs in one directory would write over each other's checkpoints."""
-    if jax.process_index():
+    if not processes.is_first():
         yield
         return
 
@@ -206,34 +202,33 @@ def _alone(directory: pathlib.Path) -> Iterator[None]:
             "--config.directory"
         )
 
-    with lock.held(directory / "lock", otherwise=refuse):
-        for name in metrics.FILES:
-            lock.refuse_link(directory / name)
-        for name in ("checkpoints", "hf", "tensorboard", "profile"):
-            lock.refuse_link(directory / name, folder=True)
-        for path in (directory / "hf").glob("step-*"):
-            whole.refuse_other(path)
-        for room in (directory, directory / "hf"):
-            whole.clear(room)
+    exports = directory.within("hf")
+    with directory.alone(otherwise=refuse):
+        folders = "checkpoints", "hf", "tensorboard", "profile"
+        directory.refuse_odd(files=metrics.FILES, folders=folders)
+        exports.refuse_odd(models=[name for name in exports.names() if name.startswith("step-")])
+        for room in (directory, exports):
+            room.clear()
         yield
 
 
-def _refuse_directory_of_another_run(directory: pathlib.Path, shaping: dict[str, Any]) -> None:
-    if not any((directory / "checkpoints").iterdir()):
+def _refuse_directory_of_another_run(directory: places.Place, shaping: dict[str, Any]) -> None:
+    checkpoints = directory.within("checkpoints")
+    if not checkpoints.names():
         return
     check = lambda saved: identity.refuse_other_settings(
         identity.fact(saved, "settings", directory), shaping, directory
     )
-    with RunStore(directory / "checkpoints", keep=None) as store:
+    with RunStore(checkpoints, keep=None) as store:
         store.newest(check)
 
 
 def _checked_reference(asked: Beside, policy: str, folder: hf_folder.Folder) -> hf_folder.Folder:
     """The folder of the reference, whose files have been looked at."""
     if not asked.is_hf:
-        path = pathlib.Path(asked.path).expanduser()
-        if not (path / "checkpoints").is_dir():
-            raise NotFound(f"{path} is not the directory of a run: it has no checkpoints")
+        other = places.at(asked.path, "--config.reference_model_path")
+        if not other.exists("checkpoints"):
+            raise NotFound(f"{other} is not the directory of a run: it has no checkpoints")
         return folder
     if asked.path == policy:
         return folder

@@ -6,13 +6,13 @@ once for every pair, the answers are kept on disk, and it leaves memory.
 
 from collections.abc import Callable
 import functools
-import pathlib
 from typing import Any, NamedTuple
 
 from flax import nnx
 from jaxtyping import Array, Float
 import numpy as np
 
+from checkpoints_io import places
 from checkpoints_io.bits import fingerprint
 from checkpoints_io.errors import BadInput, NotFound
 from checkpoints_io.run_state import RunStore
@@ -68,7 +68,9 @@ def ready(
         held_out = [logps.of_examples(heeding, pairs, run.place) for pairs in sets]
         return Reference(known, lambda batch, _: ask(batch), held_out, model)
 
-    directory = pathlib.Path(asked.cache or run.directory.parent / "reference-cache").expanduser()
+    directory = places.beside(run.directory, "reference-cache")
+    if asked.cache:
+        directory = places.at(asked.cache, "--config.reference_cache")
     cache = reference_cache.opened(
         directory, fingerprint=known, compute=policy.dtype,
         attention=attention.backend_of(model.config, policy.dtype, policy.attention),
@@ -103,7 +105,7 @@ def load(asked: Beside, policy: zoo.Model, run: Run) -> zoo.Model:
     """
     path, dtype = asked.path, policy.dtype
     if not asked.is_hf:
-        return _of_run(pathlib.Path(path).expanduser(), policy)
+        return _of_run(places.at(path, "--config.reference_model_path"), policy)
     model = zoo.load(run.reference or path, dtype=dtype, mesh=run.computing.mesh)
     zoo.check_finite(model)
     model.attention, model.remat = policy.attention, policy.remat
@@ -115,10 +117,10 @@ def load(asked: Beside, policy: zoo.Model, run: Run) -> zoo.Model:
     return model
 
 
-def _of_run(directory: pathlib.Path, policy: zoo.Model) -> zoo.Model:
+def _of_run(directory: places.Place, policy: zoo.Model) -> zoo.Model:
     graph, state = nnx.split(policy)
     like = {"policy": nnx.to_pure_dict(state)}
-    with RunStore(directory / "checkpoints", keep=None) as store:
+    with RunStore(directory.within("checkpoints"), keep=None) as store:
         try:
             saved = store.newest(lambda _: None, like)
         except OSError as error:

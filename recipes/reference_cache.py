@@ -8,17 +8,15 @@ reference and one arithmetic; its files are only ever added, each when it is who
 from collections.abc import Sequence
 import hashlib
 import json
-import pathlib
 from typing import NamedTuple
 
 import jax
-from jax.experimental import multihost_utils
 import jaxlib
 import numpy as np
 from safetensors import SafetensorError
 import safetensors.numpy
 
-from checkpoints_io import whole
+from checkpoints_io import places, processes
 from checkpoints_io.errors import RunFailed
 from recipes import head, logps, terminal
 from recipes.data import streams, tokens
@@ -35,12 +33,12 @@ UPDATES_PER_FILE, LOOKED_AT = 32, 32
 class Cache(NamedTuple):
     """One reference under one arithmetic."""
 
-    folder: pathlib.Path
+    folder: places.Place
     known: dict[bytes, np.ndarray]  # a pair's key -> [A] log-probabilities, in nats
 
 
 def opened(
-    directory: pathlib.Path, *, fingerprint: str, compute: jax.typing.DTypeLike, attention: str
+    directory: places.Place, *, fingerprint: str, compute: jax.typing.DTypeLike, attention: str
 ) -> Cache:
     """What is known of a reference. Files that cannot be read are passed over, and made again.
 
@@ -53,18 +51,21 @@ def opened(
         "logits_bytes": head.logits_bytes(), "jaxlib": jaxlib.__version__,
     }  # fmt: skip
     name = hashlib.sha256(json.dumps(arithmetic, sort_keys=True).encode()).hexdigest()[:16]
-    folder = directory / name
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        for room in directory.iterdir():
-            whole.clear(room)
+    folder = directory.within(name)
+    if processes.is_first():
+        folder.make()
+        for room in directory.names():
+            directory.within(room).clear()
         told = json.dumps(arithmetic, indent=2) + "\n"
-        whole.write(folder / "arithmetic.json", told.encode())
+        folder.write_whole("arithmetic.json", told.encode())
     known = {}
-    for path in sorted(filter(pathlib.Path.is_file, folder.glob("*.safetensors"))):
+    for file in folder.names():
+        if not file.endswith(".safetensors"):
+            continue
         try:
-            content = path.read_bytes()
-            if _name(content) != path.stem:  # some bits are no longer those that were written
+            content = folder.read(file)
+            # None: no file. Another name: some bits are no longer those that were written.
+            if content is None or _name(content) != file:
                 continue
             part = safetensors.numpy.load(content)
             keys, logps = part["pairs"], part["logps"]
@@ -81,7 +82,7 @@ def of_pairs(cache: Cache, pairs: Sequence[Example], forward: Forward, place: Pl
     # Process 0 says what is known: others may see the files of a shared disk a moment later.
     unknown = (np.nan,) * place.shape.answers
     told = np.array([cache.known.get(key, unknown) for key in keys], np.float32)
-    told = multihost_utils.broadcast_one_to_all(told)
+    told = processes.of_first(told)
     cache.known.update(zip(keys, told, strict=True))
     distinct = dict(zip(keys, pairs, strict=True))
     missing = [(key, pair) for key, pair in distinct.items() if np.isnan(cache.known[key]).any()]
@@ -130,13 +131,13 @@ def key(pair: Example, shape: Shape) -> bytes:
     return hashlib.sha256(content).digest()[:16]
 
 
-def _write(folder: pathlib.Path, keys: Sequence[bytes], values: np.ndarray) -> None:
-    if jax.process_index():
+def _write(folder: places.Place, keys: Sequence[bytes], values: np.ndarray) -> None:
+    if not processes.is_first():
         return
     pairs = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 16)
     content = safetensors.numpy.save({"pairs": pairs, "logps": np.ascontiguousarray(values)})
-    whole.write(folder / f"{_name(content)}.safetensors", content)
+    folder.write_whole(_name(content), content)
 
 
 def _name(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:32]
+    return f"{hashlib.sha256(content).hexdigest()[:32]}.safetensors"

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from checkpoints_io import places, processes
 from checkpoints_io.hf_folder import Folder
 from checkpoints_io.run_state import Keep
 from recipes import terminal
@@ -67,7 +68,7 @@ class Beside(NamedTuple):
 class Run(NamedTuple):
     """What a run is, once its settings, its data and its models' files have been looked at."""
 
-    directory: pathlib.Path
+    directory: places.Place
     folder: Folder  # the policy's
     reference: Folder | None  # the reference's: the same, unless another is named
     tokenizer: Tokenizer
@@ -94,5 +95,5 @@ class Run(NamedTuple):
 
 def say(text: str) -> None:
     """Tells the person at the terminal, once however many processes there are."""
-    if jax.process_index() == 0:
+    if processes.is_first():
         terminal.write(text)

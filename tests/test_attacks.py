@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from checkpoints_io import hf_folder
+from checkpoints_io import hf_folder, places
 from checkpoints_io.run_state import Keep, RunStore
 from recipes import dpo, reference_cache
 from recipes.data import template, tokenizer
@@ -258,22 +258,23 @@ def test_metadata_is_not_looked_at(tmp_path):
 def test_a_checkpoint_of_another_is_not_taken_for_ours(tmp_path):
     """Facts that somebody has edited are refused, with all that hangs on them."""
     trees = {"policy": {"w": jnp.arange(4.0)}}
-    with contextlib.closing(RunStore(tmp_path, keep=Keep(2))) as store:
+    with contextlib.closing(RunStore(places.Disk(tmp_path), keep=Keep(2))) as store:
         for step in (1, 2):
             store.save(step, trees, {"position": step})
     shutil.rmtree(tmp_path / "2" / "facts")
     shutil.copytree(tmp_path / "1" / "facts", tmp_path / "2" / "facts")
-    with contextlib.closing(RunStore(tmp_path, keep=Keep(2))) as store:
+    with contextlib.closing(RunStore(places.Disk(tmp_path), keep=Keep(2))) as store:
         assert store.newest(lambda _: None, trees).step == 1
         assert (tmp_path / "unreadable-2").is_dir()
 
 
 def test_what_is_kept_of_a_reference_is_read_bit_for_bit_or_not_at_all(tmp_path):
     how = dict(fingerprint="a", compute=jnp.float32, attention="dense")
-    cache = reference_cache.opened(tmp_path, **how)
+    answers = places.Disk(tmp_path)
+    cache = reference_cache.opened(answers, **how)
     reference_cache._write(cache.folder, [b"k" * 16], np.array([[1.0, 2.0]], np.float32))
-    (path,) = cache.folder.glob("*.safetensors")
-    assert len(reference_cache.opened(tmp_path, **how).known) == 1
+    (path,) = tmp_path.rglob("*.safetensors")
+    assert len(reference_cache.opened(answers, **how).known) == 1
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert not reference_cache.opened(tmp_path, **how).known
+    assert not reference_cache.opened(answers, **how).known

@@ -15,6 +15,41 @@ from tests.conftest import ROOT
 from zoo import ARCHITECTURES
 
 PACKAGES = ("zoo", "checkpoints_io", "recipes")
+# Modules that reach for files, what they have that reaches for none, and methods that do so.
+OF_FILES = {"fcntl", "fsspec", "glob", "mmap", "os", "pathlib", "shutil", "tempfile"}
+OF_PROCESSES = {
+    "_exit", "close", "cpu_count", "dup2", "fstat", "getpid", "getppid", "pipe", "read",
+    "sched_getaffinity", "set_blocking", "set_inheritable", "setdefault",
+}  # fmt: skip
+METHODS = {
+    "chmod", "expanduser", "glob", "is_dir", "is_file", "iterdir", "load_file", "memmap",
+    "memory_map", "mkdir", "open", "read_bytes", "read_text", "rename", "resolve", "rglob", "rmdir",
+    "rmtree", "save_file", "savez", "stat", "symlink_to", "tofile", "touch", "unlink",
+    "write_bytes", "write_text",
+}  # fmt: skip
+# What reads inputs, or writes no file of a run, a cache or an export, and with what.
+INPUTS = {
+    "recipes/data/__main__.py": {"Path", "is_dir", "write_text"},  # the page
+    "recipes/data/files.py": {"Path", "TemporaryDirectory", "copyfileobj", "open"},  # a fetched one
+    "recipes/data/report.py": {"Path"},  # its own template
+    "recipes/data/sources.py": {  # data, here and elsewhere
+        "abspath", "basename", "commonpath", "dirname", "escape", "exists", "expanduser",
+        "filesystem", "glob", "isfile", "join", "open", "url_to_fs",
+    },
+    "recipes/data/template.py": {"open"},  # /proc: how much memory is taken
+    "recipes/data/tokenise.py": {"Path", "expanduser", "glob", "is_file", "read_bytes"},
+    "recipes/data/tokenizer.py": {"Path", "expanduser", "is_file", "read_text", "stat"},
+    "recipes/data/tokenizer_files.py": {"glob", "is_file", "open", "read_bytes", "stat"},
+    "recipes/listing.py": {"Path", "read_text", "write_text"},  # the table of settings in the docs
+    "recipes/overrides.py": {"Path", "is_file"},  # the config file
+    "recipes/prepare.py": {"Path", "expanduser", "is_dir"},  # is a model a folder, or from the hub?
+    "recipes/terminal.py": {"open"},  # /dev/null
+    "recipes/tiny/make_model.py": {  # the model that is shipped
+        "Path", "TemporaryDirectory", "copytree", "mkdir", "read_text", "write_text",
+    },
+    "recipes/tiny/make_pairs.py": {"Path", "write_text"},  # the pairs that are shipped
+    "zoo/__main__.py": {"Path", "expanduser", "is_dir"},  # is a model a folder, or from the hub?
+}  # fmt: skip
 MAY_IMPORT = {
     "checkpoints_io": {"checkpoints_io"},
     "zoo": {"zoo"},
@@ -53,6 +88,64 @@ def test_imports_point_one_way(package):
             allowed = allowed | {"checkpoints_io"}
         names = {name.split(".")[0] for name in imported(path)} & set(PACKAGES)
         assert names <= allowed, path
+
+
+def files_touched(source):
+    """The calls that reach for files, by their last word, and imports that would hide such a call.
+
+    Names in annotations are none: a function may be given a path.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in OF_FILES:
+            yield f"from {node.module}"
+        elif isinstance(node, ast.Import):
+            yield from (f"as {a.asname}" for a in node.names if a.asname and a.name in OF_FILES)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id == "open":
+                yield "open"
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            name, root = node.func.attr, node.func
+            while isinstance(root, ast.Attribute):
+                root = root.value
+            of_files = isinstance(root, ast.Name) and root.id in OF_FILES
+            if name in METHODS or (of_files and name not in OF_PROCESSES):
+                yield name
+
+
+@pytest.mark.parametrize(
+    ("source", "touched"),
+    [
+        ("shutil.rmtree(run.directory.address)", ["rmtree"]),
+        ("open(f'{run.directory}/metrics.jsonl', 'a')", ["open"]),
+        ("os.path.getsize(place.address)", ["getsize"]),
+        ("pathlib.Path(run.directory.address).parent", ["Path"]),
+        ("run.folder.parent.joinpath('hf').iterdir()", ["iterdir"]),
+        ("from pathlib import Path", ["from pathlib"]),
+        ("import os as system", ["as system"]),
+        ("safetensors.numpy.save_file(arrays, name)", ["save_file"]),
+        ("def of(folder: pathlib.Path) -> int: ...", []),
+        ("directory.write_whole('settings.json', told); os.getpid()", []),
+    ],
+)
+def test_what_reaches_for_files_is_seen(source, touched):
+    assert list(files_touched(source)) == touched
+
+
+def test_files_of_a_run_are_reached_by_the_verbs_of_its_place_alone():
+    """checkpoints_io/places.py has them; elsewhere only inputs are opened, each named above."""
+    assert not [name for name in INPUTS if not (ROOT / name).is_file()]
+    for package in ("recipes", "zoo"):
+        for path in (ROOT / package).rglob("*.py"):
+            name = path.relative_to(ROOT).as_posix()
+            others = set(files_touched(path.read_text())) - INPUTS.get(name, set())
+            assert not others, f"{name}: {others}: a verb of checkpoints_io/places.py?"
+
+
+def test_processes_speak_to_each_other_in_one_file():
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            if path != ROOT / "checkpoints_io" / "processes.py":
+                assert "multihost_utils" not in path.read_text(), path
 
 
 def test_sentences_for_the_user_are_errors_of_one_kind():

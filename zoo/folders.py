@@ -151,13 +151,13 @@ def save(
     Raises:
       FileExistsError: `folder` holds something that is not a model.
     """
-    from checkpoints_io import hf_export, hf_folder, whole
+    from checkpoints_io import hf_export, hf_folder, places
 
     arch = ARCHITECTURES[model.config.model_type]
     params = nnx.to_flat_state(nnx.state(model, nnx.Param))
     weights = {_name(path): (param.axes, param.get_value()) for path, param in params}
     source = hf_folder.look_up(model.source) if model.source else None
-    with whole.folder(pathlib.Path(folder)) as begun:
+    with places.at(str(folder)).whole_folder() as begun:
         hf_export.write(begun, arch.HF_WEIGHTS, weights, np.dtype(dtype))
         if begun:
             config = _hf_config_of(model, source.config if source else None)

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Iterator
 import functools
 import hashlib
 import itertools
-import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from checkpoints_io import places
 from checkpoints_io.errors import BadInput
 from recipes.data import columns, counts, layouts, messages, sources, tokens, workers
 from recipes.data.counts import Counts
@@ -114,7 +114,7 @@ def _is_pair(named: dict[str, Any], layout: str, others: Callable[[], dict[str, 
     return pair is not None
 
 
-def read(source: Source, how: How, cache: pathlib.Path | None = None) -> Pairs:
+def read(source: Source, how: How, cache: places.Place | None = None) -> Pairs:
     """The pairs of a source whose layout is known. Rows that cannot be used are counted.
 
     With `cache`, a directory, they are tokenised once: a later start maps what an earlier one kept.

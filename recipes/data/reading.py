@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from checkpoints_io import places
 from checkpoints_io.errors import BadInput
 from recipes.checks import Values
 from recipes.data import layouts, mixture, pairs, source, sources, tokenise
@@ -49,7 +50,7 @@ class Asked(NamedTuple):
     split_fraction: float | None  # of the prompts, held out
     max_eval_pairs: int | None
     how: How
-    token_cache: pathlib.Path | None
+    token_cache: places.Place | None
 
 
 class Data(NamedTuple):
@@ -82,7 +83,7 @@ def asked(given: Values, tokenizer_folder: pathlib.Path, *, single: bool) -> Ask
             max_malformed_fraction=given["data.max_malformed_fraction"],
             end_of_turn=given["data.end_of_turn"],
         ),
-        token_cache=pathlib.Path(cache).expanduser() if cache else None,
+        token_cache=places.at(cache, "--config.token_cache") if cache else None,
     )
 
 

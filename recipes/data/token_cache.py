@@ -1,7 +1,7 @@
 """Pairs as ids on disk, worked out once: Arrow files, each written whole, mapped when read.
 
 A folder stands for one source, one tokenizer and template, and one way to read them. Its files hold
-so many rows of the source each; `done.json` is written behind the last of them.
+so many rows of the source each; `done.json` is written after the last of them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,13 +9,12 @@ import contextlib
 import hashlib
 import itertools
 import json
-import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow
 
-from checkpoints_io import lock, whole
+from checkpoints_io import places
 from checkpoints_io.errors import StorageError
 from recipes import terminal
 from recipes.data import counts as counts_io
@@ -36,41 +35,39 @@ class Shard(NamedTuple):
     counts: Counts
 
 
-def folder_of(directory: pathlib.Path, identity: dict[str, Any]) -> pathlib.Path:
+def folder_of(directory: places.Place, identity: dict[str, Any]) -> places.Place:
     """The folder that holds what `identity` says, made if it is not there.
 
     Raises:
       OSError: the directory cannot be used.
     """
     text = json.dumps({"format": FORMAT, **identity}, sort_keys=True, indent=1)
-    folder = directory / hashlib.sha256(text.encode()).hexdigest()[:16]
+    folder = directory.within(hashlib.sha256(text.encode()).hexdigest()[:16])
     with _told(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for room in directory.iterdir():
-            whole.clear(room)
-        path = folder / "identity.json"
-        if not path.exists():
-            whole.write(path, text.encode())
+        folder.make()
+        for room in directory.names():
+            directory.within(room).clear()
+        if not folder.exists("identity.json"):
+            folder.write_whole("identity.json", text.encode())
     return folder
 
 
 @contextlib.contextmanager
-def alone(folder: pathlib.Path) -> Iterator[None]:
+def alone(folder: places.Place) -> Iterator[None]:
     """Within it no other process writes there; if one does, it is waited for, and told."""
     told = f"waiting for another process that tokenises the same, in {folder}"
     with contextlib.ExitStack() as stack:
         with _told(folder):
-            path = folder / "lock"
-            stack.enter_context(lock.held(path, otherwise=lambda: terminal.write(told)))
+            stack.enter_context(folder.alone(otherwise=lambda: terminal.write(told)))
         yield
 
 
-def path_of(folder: pathlib.Path, first: int) -> pathlib.Path:
+def name_of(first: int) -> str:
     """The file that begins with a row of the source."""
-    return folder / f"{first:09d}.arrow"
+    return f"{first:09d}.arrow"
 
 
-def write(path: pathlib.Path, shard: Shard) -> None:
+def write(folder: places.Place, name: str, shard: Shard) -> None:
     """One file, which appears when it is whole.
 
     Raises:
@@ -80,20 +77,20 @@ def write(path: pathlib.Path, shard: Shard) -> None:
     table = _as_table(shard)
     with pyarrow.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    with _told(path.parent):
-        whole.write(path, memoryview(sink.getvalue()))
+    with _told(folder):
+        folder.write_whole(name, memoryview(sink.getvalue()))
 
 
-def read(path: pathlib.Path) -> Shard | None:
+def read(folder: places.Place, name: str) -> Shard | None:
     """What `write` wrote; None if that cannot be read, or is not there.
 
     The arrays are views of the file: they take memory while they are looked at.
     """
-    if not path.is_file():  # a pipe would be waited for
-        return None
     try:
-        table = pyarrow.ipc.open_file(pyarrow.memory_map(str(path))).read_all().combine_chunks()
-        return _from_table(table)
+        content = folder.mapped(name)
+        if content is None:
+            return None
+        return _from_table(pyarrow.ipc.open_file(content).read_all().combine_chunks())
     except (OSError, pyarrow.ArrowException, KeyError, TypeError, ValueError):
         return None
 
@@ -145,49 +142,52 @@ def _from_table(table: pyarrow.Table) -> Shard:
     return Shard(ids, plain("key"), counts)
 
 
-def finish(folder: pathlib.Path, firsts: Sequence[int]) -> None:
+def finish(folder: places.Place, firsts: Sequence[int]) -> None:
     """Says that these files are all there are."""
-    paths = [path_of(folder, first) for first in firsts]
-    told = {path.name: _digest(path) for path in paths}
+    digests = {name_of(first): _digest(folder, name_of(first)) for first in firsts}
     with _told(folder):
-        whole.write(folder / "done.json", json.dumps(told).encode())
+        folder.write_whole("done.json", json.dumps(digests).encode())
 
 
-def clear(folder: pathlib.Path) -> None:
+def clear(folder: places.Place) -> None:
     """Forgets what the folder holds."""
-    for path in folder.glob("*.arrow"):
-        path.unlink(missing_ok=True)
+    for name in folder.names():
+        if name.endswith(".arrow"):
+            folder.remove(name)
 
 
-def read_all(folder: pathlib.Path) -> list[Shard] | None:
+def read_all(folder: places.Place) -> list[Shard] | None:
     """Everything, if it is whole; a file that is not what it was is removed."""
-    if not (folder / "done.json").is_file():
-        return None
     try:
-        told = json.loads((folder / "done.json").read_bytes())
-        paths = [folder / name for name in told]
-    except (OSError, ValueError, TypeError):
+        done = folder.read("done.json")
+        digests = json.loads(done) if done is not None else None
+    except (OSError, ValueError):
         return None
-    shards = [read(path) if _digest(path) == told[path.name] else None for path in paths]
-    for path, shard in zip(paths, shards, strict=True):
-        if shard is None:
-            path.unlink(missing_ok=True)
-    found = [shard for shard in shards if shard is not None]
-    return found if len(found) == len(shards) else None
+    if not isinstance(digests, dict):
+        return None
+    there = set(folder.names())
+    found = []
+    for name, digest in digests.items():
+        shard = None
+        if name in there and _digest(folder, name) == digest:
+            shard = read(folder, name)
+        if shard is not None:
+            found.append(shard)
+        elif name in there:
+            folder.remove(name)
+    return found if len(found) == len(digests) else None
 
 
-def _digest(path: pathlib.Path) -> str | None:
-    if not path.is_file():
-        return None
+def _digest(folder: places.Place, name: str) -> str | None:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        content = folder.read(name)
     except OSError:
         return None
+    return hashlib.sha256(content).hexdigest() if content is not None else None
 
 
 @contextlib.contextmanager
-def _told(folder: pathlib.Path) -> Iterator[None]:
+def _told(folder: places.Place) -> Iterator[None]:
     """An error of the disk, as a sentence."""
     try:
         yield

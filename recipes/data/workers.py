@@ -5,11 +5,11 @@ import concurrent.futures
 from concurrent.futures import process
 import multiprocessing
 import os
-import pathlib
 import signal
 import threading
 import time
 
+from checkpoints_io import places
 from checkpoints_io.errors import BadInput, RunFailed, StorageError
 from recipes import terminal
 from recipes.data import layouts, sources, token_cache, tokenise
@@ -30,7 +30,7 @@ def in_memory(source: Source, how: How) -> list[Shard]:
     return [token_cache.compact(part) for part in parts]
 
 
-def kept(source: Source, how: How, cache: pathlib.Path) -> list[Shard]:
+def kept(source: Source, how: How, cache: places.Place) -> list[Shard]:
     """The same, tokenised once: a later start maps what an earlier one kept in the directory.
 
     Raises:
@@ -71,7 +71,7 @@ def _parts(source: Source, most: int) -> Iterator[tuple[int, list[Row]]]:
         yield first, part
 
 
-def _tokenise(folder: pathlib.Path, source: Source, how: How) -> list[int]:
+def _tokenise(folder: places.Place, source: Source, how: How) -> list[int]:
     """Writes what is not there yet: the first file from here, the others from more processes."""
     files = tokenise.files_of(how)
     firsts: list[int] = []
@@ -81,7 +81,7 @@ def _tokenise(folder: pathlib.Path, source: Source, how: How) -> list[int]:
     try:
         for first, rows in _parts(source, SHARD):
             firsts.append(first)
-            known = token_cache.read(token_cache.path_of(folder, first))
+            known = token_cache.read(folder, token_cache.name_of(first))
             if known is not None and known.counts.rows == len(rows):
                 continue
             if first == 0 or here == 1:
@@ -112,10 +112,10 @@ def _tokenise(folder: pathlib.Path, source: Source, how: How) -> list[int]:
 
 
 def _tokenise_part(
-    folder: pathlib.Path, first: int, rows: Sequence[Row], source: Source, how: How, files: str
+    folder: places.Place, first: int, rows: Sequence[Row], source: Source, how: How, files: str
 ) -> None:
     shard = tokenise.encode(rows, first, source, how, files)
-    token_cache.write(token_cache.path_of(folder, first), shard)
+    token_cache.write(folder, token_cache.name_of(first), shard)
 
 
 def _come_back(done: set[concurrent.futures.Future]) -> None:

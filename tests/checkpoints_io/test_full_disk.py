@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from checkpoints_io import places
 from checkpoints_io.run_state import Keep, RunStore
 from recipes import dpo, stopping
 from recipes.data import pairs
@@ -59,11 +60,11 @@ def test_a_save_that_runs_out_of_disk_is_made_good(disk, monkeypatch):
     root = disk(8 * MiB)
     noise = lambda seed: {"w": jax.random.normal(jax.random.key(seed), (1 << 18,))}
     trees = {"policy": noise(0)}
-    store = RunStore(root, keep=Keep(2), retries=1)
+    store = RunStore(places.Disk(root), keep=Keep(2), retries=1)
     store.save(1, trees, {})
     store.wait()
     # Orbax meets the full disk in the midst of its writing.
-    monkeypatch.setattr(RunStore, "_without_room", lambda *_: None)
+    monkeypatch.setattr("checkpoints_io.run_state._without_room", lambda *_: None)
     with filled(root, but=MiB // 2):
         store.save(2, {"policy": noise(2)}, {})
         store.wait()
@@ -76,7 +77,7 @@ def test_a_save_that_runs_out_of_disk_is_made_good(disk, monkeypatch):
     store.wait()
     assert not store.lost()
     store.close()
-    again = RunStore(root, keep=Keep(2))
+    again = RunStore(places.Disk(root), keep=Keep(2))
     assert again.steps() == [4, 1]
     found = again.newest(lambda _: None, trees)
     np.testing.assert_array_equal(found.trees["policy"]["w"], noise(4)["w"])
@@ -98,9 +99,9 @@ def test_tokens_that_cannot_be_kept_stop_with_a_sentence(disk):
     root = disk(MiB)
     source = Source(str(TINY / "train.jsonl"), "preference_chat")
     with filled(root, but=20_000), pytest.raises(OSError):
-        pairs.read(source, HOW, root)
-    found = pairs.read(source, HOW, root)
-    again = pairs.read(source, HOW, root)
+        pairs.read(source, HOW, places.Disk(root))
+    found = pairs.read(source, HOW, places.Disk(root))
+    again = pairs.read(source, HOW, places.Disk(root))
     assert len(found.ids) == len(again.ids) > 0
     np.testing.assert_array_equal(found.ids[-1].chosen, again.ids[-1].chosen)
 

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from checkpoints_io import places
 from checkpoints_io.run_state import Keep, RunStore
 
 
@@ -24,12 +25,12 @@ def times(trees, factor):
 
 
 def test_what_is_saved_comes_back(tmp_path, trees):
-    store = RunStore(tmp_path, keep=Keep(2))
+    store = RunStore(places.Disk(tmp_path), keep=Keep(2))
     assert store.newest(lambda _: None, trees) is None
     for step in (1, 2, 3):
         store.save(step, times(trees, step), {"position": step * 8})
     store.close()
-    store = RunStore(tmp_path, keep=Keep(2))
+    store = RunStore(places.Disk(tmp_path), keep=Keep(2))
     assert store.steps() == [3, 2]
     seen = []
     restored = store.newest(seen.append, trees)
@@ -43,7 +44,7 @@ def test_what_is_saved_comes_back(tmp_path, trees):
 
 
 def test_a_refusal_is_not_passed_over(tmp_path, trees):
-    store = RunStore(tmp_path, keep=Keep(2))
+    store = RunStore(places.Disk(tmp_path), keep=Keep(2))
     store.save(1, trees, {})
     store.wait()
 
@@ -55,7 +56,7 @@ def test_a_refusal_is_not_passed_over(tmp_path, trees):
 
 
 def files_of(trees, root):
-    store = RunStore(root, keep=Keep(3))
+    store = RunStore(places.Disk(root), keep=Keep(3))
     for step in (1, 2):
         store.save(step, times(trees, step), {"position": step})
     store.close()
@@ -94,7 +95,7 @@ def test_a_harmed_file_never_comes_back_as_other_weights(tmp_path, trees, all_of
                 (root / name).unlink()
             else:
                 (root / name).write_bytes(HARMS[harm]((root / name).read_bytes()))
-            store = RunStore(root, keep=Keep(3))
+            store = RunStore(places.Disk(root), keep=Keep(3))
             found = store.newest(lambda _: None, trees)
             assert found.facts["position"] == found.step
             expected = jax.tree.leaves(times(trees, found.step))
@@ -103,7 +104,7 @@ def test_a_harmed_file_never_comes_back_as_other_weights(tmp_path, trees, all_of
             assert (root / "unreadable-2").is_dir() == (found.step == 1), (name, harm)
             store.save(3, trees, {})  # and saving goes on
             store.close()
-            assert RunStore(root, keep=None).steps()[0] == 3
+            assert RunStore(places.Disk(root), keep=None).steps()[0] == 3
             fell_back += found.step == 1
     assert fell_back > len(files) / 4
 
@@ -113,7 +114,7 @@ def test_weights_that_are_not_those_of_the_facts_are_seen(tmp_path, trees):
     files_of(trees, tmp_path)
     shutil.rmtree(tmp_path / "2" / "policy")
     shutil.copytree(tmp_path / "1" / "policy", tmp_path / "2" / "policy")
-    store = RunStore(tmp_path, keep=Keep(3))
+    store = RunStore(places.Disk(tmp_path), keep=Keep(3))
     with pytest.raises(ValueError, match="the bits of its policy are not those that were written"):
         store.restore(2, trees)
     assert store.newest(lambda _: None, trees).step == 1
@@ -122,14 +123,14 @@ def test_weights_that_are_not_those_of_the_facts_are_seen(tmp_path, trees):
 def test_what_is_kept(tmp_path, trees):
     scores = {1: 0.1, 2: 0.9, 3: 0.2, 4: 0.9, 5: None, 6: 0.3, 7: 0.8}
     keep = Keep(1, every=3, highest=lambda facts: facts.get("score"))
-    store = RunStore(tmp_path, keep=keep)
+    store = RunStore(places.Disk(tmp_path), keep=keep)
     for step, score in scores.items():
         if step == 5:  # scores are known behind a restart too
             store.close()
-            store = RunStore(tmp_path, keep=keep)
+            store = RunStore(places.Disk(tmp_path), keep=keep)
         store.save(step, trees, {"score": score})
     store.close()
-    assert RunStore(tmp_path, keep=None).steps() == [7, 6, 4, 3]
+    assert RunStore(places.Disk(tmp_path), keep=None).steps() == [7, 6, 4, 3]
 
 
 def test_one_that_only_looks_changes_nothing(tmp_path, trees):
@@ -139,26 +140,26 @@ def test_one_that_only_looks_changes_nothing(tmp_path, trees):
         if path.is_file():
             path.write_bytes(b"")
     before = sorted(tmp_path.rglob("*"))
-    with contextlib.closing(RunStore(tmp_path, keep=None)) as store:
+    with contextlib.closing(RunStore(places.Disk(tmp_path), keep=None)) as store:
         assert store.newest(lambda _: None, trees).step == 1
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_torn_checkpoint_is_passed_over_and_replaced(tmp_path, trees):
-    store = RunStore(tmp_path, keep=Keep(3))
+    store = RunStore(places.Disk(tmp_path), keep=Keep(3))
     for step in (1, 2):
         store.save(step, times(trees, step), {})
     store.close()
     for path in (tmp_path / "2" / "policy").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    store = RunStore(tmp_path, keep=Keep(3))
+    store = RunStore(places.Disk(tmp_path), keep=Keep(3))
     restored = store.newest(lambda _: None, trees)
     assert restored.step == 1
     assert (tmp_path / "unreadable-2").is_dir()  # set aside, not deleted
     store.save(2, times(trees, 2), {})
     store.close()
-    store = RunStore(tmp_path, keep=Keep(3))
+    store = RunStore(places.Disk(tmp_path), keep=Keep(3))
     assert store.newest(lambda _: None, trees).step == 2
     shutil.rmtree(tmp_path / "2" / "policy")
     assert store.newest(lambda _: None, trees).step == 1
@@ -167,7 +168,10 @@ def test_a_torn_checkpoint_is_passed_over_and_replaced(tmp_path, trees):
 
 def test_a_store_that_an_error_leaves_asks_nobody(tmp_path, trees, monkeypatch):
     """The other processes may be at something else; the save under way is finished all the same."""
-    with pytest.raises(RuntimeError, match="mine"), RunStore(tmp_path, keep=Keep(2)) as store:
+    with (
+        pytest.raises(RuntimeError, match="mine"),
+        RunStore(places.Disk(tmp_path), keep=Keep(2)) as store,
+    ):
         store.save(1, trees, {})
         monkeypatch.setattr("checkpoints_io.run_state.all_agree", mock.Mock(side_effect=ValueError))
         raise RuntimeError("mine")
@@ -175,7 +179,7 @@ def test_a_store_that_an_error_leaves_asks_nobody(tmp_path, trees, monkeypatch):
 
 
 def test_what_says_nothing_of_the_checkpoint_is_passed_on(tmp_path, trees, monkeypatch):
-    store = RunStore(tmp_path, keep=Keep(3))
+    store = RunStore(places.Disk(tmp_path), keep=Keep(3))
     for step in (1, 2):
         store.save(step, trees, {})
     store.wait()
@@ -187,14 +191,14 @@ def test_what_says_nothing_of_the_checkpoint_is_passed_on(tmp_path, trees, monke
         patched.setattr(store, "_read", full)
         store.newest(lambda _: None, trees)
     assert store.steps() == [2, 1]
-    monkeypatch.setattr("checkpoints_io.run_state.FORMAT", 3)
+    monkeypatch.setattr("checkpoints_io.sealed.FORMAT", 3)
     with pytest.raises(ValueError, match="has format 2, and this program reads 3"):
         store.newest(lambda _: None, trees)
     assert store.steps() == [2, 1]
 
 
 def test_facts_alone(tmp_path, trees):
-    store = RunStore(tmp_path, keep=Keep(3))
+    store = RunStore(places.Disk(tmp_path), keep=Keep(3))
     assert store.newest(lambda _: None) is None
     store.save(4, trees, {"a": 1})
     store.wait()
@@ -203,18 +207,18 @@ def test_facts_alone(tmp_path, trees):
 
 
 def test_nothing_left_to_read_is_an_error(tmp_path, trees):
-    store = RunStore(tmp_path, keep=Keep(1))
+    store = RunStore(places.Disk(tmp_path), keep=Keep(1))
     store.save(1, trees, {})
     store.close()
     for path in (tmp_path / "1").rglob("*"):
         if path.is_file() and "metadata" not in path.name.lower():
             path.write_bytes(b"")
     with pytest.raises(OSError, match="none of the checkpoints"):
-        RunStore(tmp_path, keep=Keep(1)).newest(lambda _: None, trees)
+        RunStore(places.Disk(tmp_path), keep=Keep(1)).newest(lambda _: None, trees)
 
 
 def test_a_disk_without_room_is_a_sentence_and_harms_nothing(tmp_path, trees, monkeypatch):
-    store = RunStore(tmp_path, keep=Keep(2))
+    store = RunStore(places.Disk(tmp_path), keep=Keep(2))
     store.save(1, trees, {})
     store.wait()
     with monkeypatch.context() as patched:
@@ -224,4 +228,4 @@ def test_a_disk_without_room_is_a_sentence_and_harms_nothing(tmp_path, trees, mo
     assert store.steps() == [1]
     store.save(2, trees, {})
     store.close()
-    assert RunStore(tmp_path, keep=Keep(2)).steps() == [2, 1]
+    assert RunStore(places.Disk(tmp_path), keep=Keep(2)).steps() == [2, 1]

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from checkpoints_io import lock, whole
+from checkpoints_io import lock, places, whole
 from recipes import dpo, metrics, reference_cache
 from recipes.data import pairs, token_cache
 from recipes.data.tokenise import Source
@@ -135,8 +135,8 @@ def test_caches_wait_for_no_pipe(tmp_path):
     assert any((tmp_path / "theirs").iterdir())
     os.mkfifo(tmp_path / "done.json")
     os.mkfifo(tmp_path / "000000000.arrow")
-    assert token_cache.read_all(tmp_path) is None
-    assert token_cache.read(tmp_path / "000000000.arrow") is None
+    assert token_cache.read_all(places.Disk(tmp_path)) is None
+    assert token_cache.read(places.Disk(tmp_path), "000000000.arrow") is None
 
 
 SOURCE = Source(str(TINY / "heldout.jsonl"), "preference_chat")
@@ -144,17 +144,17 @@ SOURCE = Source(str(TINY / "heldout.jsonl"), "preference_chat")
 
 @pytest.mark.parametrize("name", ["lock", "identity.json", "done.json", "000000000.arrow"])
 def test_a_cache_of_a_stranger(tmp_path, name):
-    pairs.read(SOURCE, HOW, tmp_path / "cache")
+    pairs.read(SOURCE, HOW, places.Disk(tmp_path / "cache"))
     (folder,) = (tmp_path / "cache").iterdir()
     (tmp_path / "theirs").write_text("a thesis")
     for path in (folder / name, folder / "done.json"):
         path.unlink(missing_ok=True)
     (folder / name).symlink_to(tmp_path / "theirs")
     if name == "identity.json":  # which is there, as far as it is looked at
-        pairs.read(SOURCE, HOW, tmp_path / "cache")
+        pairs.read(SOURCE, HOW, places.Disk(tmp_path / "cache"))
     else:
         with pytest.raises(OSError, match=f"{name} is a link to"):
-            pairs.read(SOURCE, HOW, tmp_path / "cache")
+            pairs.read(SOURCE, HOW, places.Disk(tmp_path / "cache"))
     assert (tmp_path / "theirs").read_text() == "a thesis"
 
 
@@ -216,9 +216,9 @@ LEFT = ".done.json.0123abcd.part"
 def test_runs_and_caches_begin_by_clearing(tiny_config, tmp_path):
     """Of a run its exports too, of which the one that was there is put back."""
     tokens, answers, run = (tmp_path / name for name in ("tokens", "answers", "run"))
-    pairs.read(SOURCE, HOW, tokens)
+    pairs.read(SOURCE, HOW, places.Disk(tokens))
     opened = lambda name: reference_cache.opened(
-        answers, fingerprint=name, compute="float32", attention="blocks"
+        places.Disk(answers), fingerprint=name, compute="float32", attention="blocks"
     )
     opened("other")
     (run / "hf").mkdir(parents=True)
@@ -227,11 +227,11 @@ def test_runs_and_caches_begin_by_clearing(tiny_config, tmp_path):
         (room / LEFT).write_text("half")
     for name in ("old", "new"):
         shutil.copytree(TINY / "model", run / "hf" / ".step-5.part" / name)
-    pairs.read(SOURCE, HOW._replace(max_length=99), tokens)
+    pairs.read(SOURCE, HOW._replace(max_length=99), places.Disk(tokens))
     opened("mine")
     tiny_config.train_data = "no/such/file"
     with pytest.raises(FileNotFoundError):
         dpo.train(tiny_config)
     assert not any((room / LEFT).exists() for room in rooms)
     assert [path.name for path in (run / "hf").iterdir()] == ["step-5"]
-    assert token_cache.read_all(rooms[0]) is not None
+    assert token_cache.read_all(places.Disk(rooms[0])) is not None

@@ -1,7 +1,5 @@
 """What a run says at its end."""
 
-import pathlib
-
 import numpy as np
 import pytest
 
@@ -108,7 +106,7 @@ def test_figures_before_and_after():
 
 
 def test_lines_to_paste_name_the_folder():
-    folder = pathlib.Path("/my runs/one/hf/step-60")
+    folder = "/my runs/one/hf/step-60"
     told = ending.how_to_go_on(folder, exported=True)
     assert 'zoo.load("/my runs/one/hf/step-60")' in told
     assert "vllm serve '/my runs/one/hf/step-60'" in told

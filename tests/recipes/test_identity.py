@@ -1,9 +1,8 @@
 """What a run may not change when it goes on."""
 
-import pathlib
-
 import pytest
 
+from checkpoints_io import places
 from recipes import identity
 from recipes.configs import llama8b, tiny
 
@@ -24,8 +23,8 @@ def test_what_shapes_the_numbers_may_not_change(config):
     assert saved.keys() >= set(SHAPING)
     for name in SHAPING:
         with pytest.raises(ValueError, match=rf"other settings \({name}: 'other' there"):
-            identity.refuse_other_settings(saved | {name: "other"}, saved, pathlib.Path("run"))
-    identity.refuse_other_settings(saved, dict(saved), pathlib.Path("run"))
+            identity.refuse_other_settings(saved | {name: "other"}, saved, places.at("run"))
+    identity.refuse_other_settings(saved, dict(saved), places.at("run"))
 
 
 def test_what_touches_no_number_may_change():

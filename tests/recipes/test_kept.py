@@ -12,12 +12,14 @@ from flax import nnx
 import ml_collections
 import pytest
 
-from checkpoints_io import hf_folder
-from checkpoints_io.run_state import FORMAT, RunStore
+from checkpoints_io import hf_folder, places
+from checkpoints_io.run_state import RunStore
+from checkpoints_io.sealed import FORMAT
 from recipes import dpo, identity
 from tests.recipes import kept_run
 import zoo
 
+HERE = places.at(".")
 KEPT = sorted((pathlib.Path(__file__).parent / "kept").iterdir())
 
 
@@ -35,7 +37,7 @@ def kept(request, tmp_path, monkeypatch) -> ml_collections.ConfigDict:
 
 
 def facts_of(folder):
-    with RunStore(folder / "checkpoints", keep=None) as store:
+    with RunStore(places.at(f"{folder}/checkpoints"), keep=None) as store:
         (step,) = store.steps()
         return store.facts(step)
 
@@ -66,8 +68,9 @@ def test_a_kept_checkpoint_is_read(path):
     """Its facts as they were sealed, and its weights bit for bit by their fingerprint."""
     model = zoo.abstract(hf_folder.read_config(path / "model"))
     like = {"policy": nnx.to_pure_dict(nnx.state(model))}
-    with RunStore(path / "checkpoints", keep=None) as store:
-        same = lambda saved: identity.refuse_other_run(saved, {"models": {}} | saved, path)
+    with RunStore(places.Disk(path / "checkpoints"), keep=None) as store:
+        here = places.Disk(path)
+        same = lambda saved: identity.refuse_other_run(saved, {"models": {}} | saved, here)
         found = store.newest(same, like)
     assert found.step == 2
     assert found.trees["policy"]["embedding"].shape == (260, 8)
@@ -76,7 +79,7 @@ def test_a_kept_checkpoint_is_read(path):
 @pytest.mark.parametrize("kept", KEPT[:1], indirect=True)
 def test_a_kept_run_is_still_known_by_what_it_says(kept):
     """Its settings, pairs and reference are compared, whatever else its facts lack."""
-    saved, here = facts_of(pathlib.Path()), pathlib.Path()
+    saved, here = facts_of(pathlib.Path()), HERE
     identity.refuse_other_run(saved, saved, here)
     for name, other in (("data", "0"), ("reference", "0"), ("settings", {"beta": 0.2})):
         now = saved | {name: saved[name] | other if isinstance(other, dict) else other}
@@ -88,11 +91,11 @@ def test_facts_without_models_say_nothing_of_them_and_others_are_compared():
     (old,) = [facts_of(path) for path in KEPT if path.name == "format-2-without-models"]
     (new,) = [facts_of(path) for path in KEPT if path.name == "format-2"]
     assert "models" not in old
-    identity.refuse_other_run(old, new, pathlib.Path())
+    identity.refuse_other_run(old, new, HERE)
     other = new | {"models": {"policy": new["models"]["policy"] | {"rms_norm_eps": "1.0"}}}
-    identity.refuse_other_run(old, other, pathlib.Path())
+    identity.refuse_other_run(old, other, HERE)
     with pytest.raises(ValueError, match=r"config.json of the policy .*\(rms_norm_eps"):
-        identity.refuse_other_run(new, other, pathlib.Path())
+        identity.refuse_other_run(new, other, HERE)
 
 
 def test_a_fact_that_is_needed_and_not_there_is_told_by_version():
@@ -100,26 +103,26 @@ def test_a_fact_that_is_needed_and_not_there_is_told_by_version():
     for name in ("settings", "data", "reference"):
         less = {key: value for key, value in new.items() if key != name}
         with pytest.raises(ValueError, match=rf"has no {name!r}.*the version that wrote it"):
-            identity.refuse_other_run(less, new, pathlib.Path("runs/x"))
+            identity.refuse_other_run(less, new, places.at("runs/x"))
     with pytest.raises(ValueError, match="has no 'settings'"):  # as a run does first of all
-        identity.fact({}, "settings", pathlib.Path())
+        identity.fact({}, "settings", HERE)
 
 
 def test_a_setting_that_the_checkpoint_does_not_know_may_be_unset():
     old = {"beta": 0.1}
     for unset in (None, False, ""):
-        identity.refuse_other_settings(old, {"beta": 0.1, "new": unset}, pathlib.Path())
+        identity.refuse_other_settings(old, {"beta": 0.1, "new": unset}, HERE)
     with pytest.raises(ValueError, match="new: None there, 2 here"):
-        identity.refuse_other_settings(old, {"beta": 0.1, "new": 2}, pathlib.Path())
+        identity.refuse_other_settings(old, {"beta": 0.1, "new": 2}, HERE)
 
 
 def test_a_reference_that_is_the_policy_may_be_named_or_not():
     named = {"initialize_from_hf": "m", "reference_model_path": "m"}
     unset = named | {"reference_model_path": None}
-    identity.refuse_other_settings(named, unset, pathlib.Path())
-    identity.refuse_other_settings(unset, named, pathlib.Path())
+    identity.refuse_other_settings(named, unset, HERE)
+    identity.refuse_other_settings(unset, named, HERE)
     with pytest.raises(ValueError, match="reference_model_path"):
-        identity.refuse_other_settings(unset, named | {"reference_model_path": "r"}, pathlib.Path())
+        identity.refuse_other_settings(unset, named | {"reference_model_path": "r"}, HERE)
 
 
 def test_a_checkpoint_of_the_format_of_today_is_kept():

@@ -17,6 +17,7 @@ import ml_collections
 import pytest
 import tensorboardX  # noqa: F401  which takes seconds
 
+from checkpoints_io import places
 from checkpoints_io.run_state import RunStore
 from recipes import dpo, metrics
 from recipes.configs import tiny
@@ -112,7 +113,7 @@ def trace(directory: pathlib.Path) -> dict:
         for path in (directory / "hf").rglob("*")
         if path.is_file()
     }
-    with contextlib.closing(RunStore(directory / "checkpoints", keep=None)) as store:
+    with contextlib.closing(RunStore(places.Disk(directory / "checkpoints"), keep=None)) as store:
         facts = [store.facts(step) for step in store.steps()]
     return {"records": records, "exported": exported, "checkpoints": facts}
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from checkpoints_io import places
 from recipes import metrics, settings
 from recipes.configs import tiny
 from recipes.data import batches
@@ -80,15 +81,15 @@ def test_the_line_has_the_figures_to_watch():
 
 
 def test_held_out_figures_of_a_step_are_read_back(tmp_path):
-    assert metrics.of_held_out(tmp_path, 2) == {}
+    assert metrics.of_held_out(places.Disk(tmp_path), 2) == {}
     records = [
         {"step": 2, "train/dpo_loss": 0.5},
         {"step": 2, "eval/heldout/dpo_loss": 0.25, "eval/heldout/odd": "word"},
         {"step": 4, "eval/heldout/dpo_loss": 0.125},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records) + '{"st')
-    assert metrics.of_held_out(tmp_path, 2) == {"eval/heldout/dpo_loss": 0.25}
-    assert metrics.of_held_out(tmp_path, 3) == {}
+    assert metrics.of_held_out(places.Disk(tmp_path), 2) == {"eval/heldout/dpo_loss": 0.25}
+    assert metrics.of_held_out(places.Disk(tmp_path), 3) == {}
 
 
 def update(real, stored, positions, scored, ratings):

@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies
 import numpy as np
 import pytest
 
-from checkpoints_io import whole
+from checkpoints_io import places, whole
 from recipes.data import layouts, pairs, sources, tokenise, workers
 from recipes.data.tokenise import How, Source
 from tests.conftest import TINY
@@ -27,7 +27,8 @@ GOOD = {"chosen": [USER, turn("b")], "rejected": [USER, turn("c")]}
 
 
 def read(path, cache=None, **other):
-    return pairs.read(Source(str(path), "preference_chat"), HOW._replace(**other), cache)
+    place = None if cache is None else places.Disk(cache)
+    return pairs.read(Source(str(path), "preference_chat"), HOW._replace(**other), place)
 
 
 def written(path, rows):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from checkpoints_io import places
 from recipes import dpo, reference, reference_cache
 
 
@@ -72,7 +73,7 @@ def test_kept_answers_that_are_wrong_stop_the_run(cached, tmp_path):
     for path in files(tmp_path):
         part = safetensors.numpy.load_file(path)
         content = safetensors.numpy.save(part | {"logps": part["logps"] - 0.5})
-        path.with_stem(reference_cache._name(content)).write_bytes(content)
+        path.with_name(reference_cache._name(content)).write_bytes(content)
         path.unlink()
     with pytest.raises(RuntimeError, match="delete that folder"):
         run(cached, "wrong")
@@ -80,7 +81,8 @@ def test_kept_answers_that_are_wrong_stop_the_run(cached, tmp_path):
 
 def test_another_reference_has_another_folder(tmp_path):
     open_ = lambda **other: reference_cache.opened(
-        tmp_path, **({"fingerprint": "a", "compute": np.float32, "attention": "blocks"} | other)
+        places.Disk(tmp_path),
+        **({"fingerprint": "a", "compute": np.float32, "attention": "blocks"} | other),
     )
     folders = {
         open_(**other).folder

@@ -14,6 +14,7 @@ import time
 
 import pytest
 
+from checkpoints_io import places
 from recipes import dpo, evaluation, metrics, stopping
 from recipes.configs import tiny
 from tests.conftest import ROOT
@@ -202,7 +203,7 @@ def test_an_evaluation_is_given_up_when_the_run_is_asked_to_stop(
 def test_records_outlast_a_kill_while_they_are_cut_to_the_checkpoint(tmp_path, monkeypatch):
     config = tiny.get_config()
     config.tensorboard = False
-    log = metrics.Log(tmp_path, config, after=-1)
+    log = metrics.Log(places.Disk(tmp_path), config, after=-1)
     log.write(1, {"train/dpo_loss": 0.5})
     log.close()
 
@@ -215,7 +216,7 @@ def test_records_outlast_a_kill_while_they_are_cut_to_the_checkpoint(tmp_path, m
 
     monkeypatch.setattr(pathlib.Path, "rename", killed)
     with pytest.raises(KeyboardInterrupt):
-        metrics.Log(tmp_path, config, after=1)
+        metrics.Log(places.Disk(tmp_path), config, after=1)
     assert records(tmp_path) == [{"step": 1, "train/dpo_loss": 0.5}]
 
 

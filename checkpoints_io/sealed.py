@@ -1,0 +1,64 @@
+"""The facts of a checkpoint under their seal: what was written is read, or it is refused."""
+
+from collections.abc import Mapping
+import hashlib
+import json
+from typing import Any
+
+from checkpoints_io.bits import fingerprint
+from checkpoints_io.errors import BadInput
+
+FORMAT = 2
+
+
+def with_bits(step: int, facts: Mapping[str, Any], trees: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of a checkpoint, with its format, its step and the fingerprint of each tree."""
+    bits = {name: fingerprint(tree) for name, tree in trees.items()}
+    return dict(facts) | {"format": FORMAT, "step": step, "bits": bits}
+
+
+def closed(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts as they are kept: as text, with its SHA-256."""
+    text = json.dumps(facts)
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    return {"format": FORMAT, "json": text, "sha256": sha256}
+
+
+def opened(kept: Any, step: int) -> dict[str, Any]:
+    """The facts of the checkpoint of a step; those of another format as they are, to be named.
+
+    Raises:
+      ValueError: they are not as they were written, or another checkpoint's.
+    """
+    if "json" not in kept and kept["format"] != FORMAT:
+        return kept
+    if hashlib.sha256(kept["json"].encode()).hexdigest() != kept["sha256"]:
+        raise BadInput("its facts are not those that were written")
+    facts = json.loads(kept["json"])
+    if facts["step"] != step:
+        raise BadInput(f"it is the checkpoint of step {facts['step']}")
+    return facts
+
+
+def refuse_other_format(facts: Mapping[str, Any], whose: str) -> None:
+    """Compares the format of a checkpoint with the one that is written now.
+
+    Raises:
+      ValueError: another version of this file wrote it.
+    """
+    if facts.get("format") != FORMAT:
+        raise BadInput(
+            f"{whose} has format {facts.get('format')}, and this program reads {FORMAT}: resume it "
+            "with the version that wrote it, or begin in another directory"
+        )
+
+
+def refuse_other_bits(trees: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Compares the fingerprint of each tree with the one among the facts.
+
+    Raises:
+      ValueError: a bit is not what was written.
+    """
+    for name, tree in trees.items():
+        if fingerprint(tree) != facts["bits"][name]:
+            raise BadInput(f"the bits of its {name} are not those that were written")

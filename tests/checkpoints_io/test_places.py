@@ -1,0 +1,315 @@
+"""The verbs of a place: of a folder on a disk, and of a kind that has what a bucket has.
+
+What uses verbs alone does the same on both: records, settings, caches, exports, a run's beginning.
+"""
+
+import inspect
+import json
+import math
+import pathlib
+import pickle
+
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from checkpoints_io import places
+from recipes import checks, metrics, policy, prepare, reference_cache, settings
+from recipes.data import pairs, token_cache, workers
+from recipes.data.tokenise import Source
+from recipes.run import Records
+from tests.checkpoints_io.in_memory import Bucket, InMemory
+from tests.conftest import TINY
+from tests.recipes.test_pairs import HOW
+import zoo
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """With it `places.at` knows one more kind, which is all that a second kind needs."""
+    bucket, on_disk = Bucket({}, set(), {}), places.at
+
+    def at(address, flag=""):
+        kind, _, prefix = address.partition("://")
+        return InMemory(bucket, prefix) if kind == "mem" else on_disk(address, flag)
+
+    monkeypatch.setattr(places, "at", at)
+    return bucket
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def room(request, bucket, tmp_path):
+    """A place that may have neighbours."""
+    place = places.at(str(tmp_path / "room") if request.param == "disk" else "mem://runs/room")
+    place.make()
+    return place
+
+
+def refuse():
+    raise OSError("somebody is there")
+
+
+def test_both_kinds_have_all_verbs(room):
+    assert isinstance(room, places.Place)
+    assert str(room) == room.address == places.at(room.address).address
+    assert pickle.loads(pickle.dumps(places.Disk(pathlib.Path("/a")))).address == "/a"
+
+
+@pytest.mark.parametrize("kind", [places.Disk, InMemory])
+def test_a_verb_is_called_alike(kind):
+    verbs = [name for name in vars(places.Place) if not name.startswith("_") and name != "address"]
+    assert len(verbs) == 17
+    for name in verbs:
+        wanted, own = (inspect.signature(getattr(one, name)) for one in (places.Place, kind))
+        assert [*wanted.parameters] == [*own.parameters], name
+
+
+def test_files(room):
+    assert room.names() == []
+    assert room.read("a") is None and room.mapped("a") is None
+    room.write_whole("a", b"one")
+    room.write_whole("a", memoryview(b"two"))
+    inner = room.within("rooms/inner")
+    assert inner.names() == [] and not room.exists("rooms")
+    inner.make()
+    inner.write_whole("b", b"three")
+    assert room.names() == ["a", "rooms"]
+    assert room.within("rooms").names() == ["inner"]
+    assert room.read("a") == b"two"
+    assert bytes(room.mapped("a")) == b"two"
+    assert room.read("rooms") is None and room.mapped("rooms") is None
+    assert room.exists("a") and room.exists("rooms") and room.exists("rooms/inner/b")
+    assert not room.exists("b")
+    assert room.taken() == 8
+    assert inner.taken() == 5
+    assert 8 < room.room() <= math.inf
+    for name in ("a", "rooms", "none"):
+        room.remove(name)
+    assert room.names() == [] and room.taken() == 0
+
+
+def test_what_is_added_is_there_at_once(room):
+    room.write_whole("records", b"of before\n")
+    with room.appending("records", b"0\n") as add:
+        assert room.read("records") == b"0\n"
+        add(b"1\n")
+        assert room.read("records") == b"0\n1\n"
+        add(b"2\n")
+        assert room.read("records") == b"0\n1\n2\n"
+    assert room.read("records") == b"0\n1\n2\n"
+
+
+def test_a_folder_is_there_when_it_is_whole(room):
+    model = room.within("hf/step-2")
+    for content in ("first", "second"):
+        with model.whole_folder() as fresh:
+            (fresh / "config.json").write_text(content)
+            (fresh / f"{content}.bin").write_text("")
+            before = model.names()
+        assert before == ([] if content == "first" else ["config.json", "first.bin"])
+        assert model.names() == ["config.json", f"{content}.bin"]
+    with pytest.raises(RuntimeError, match="mine"), model.whole_folder() as fresh:
+        (fresh / "config.json").write_text("third")
+        raise RuntimeError("mine")
+    assert model.read("config.json") == b"second"
+    assert room.names() == ["hf"]
+
+
+def test_no_folder_takes_the_place_of_something_else(room):
+    room.within("theirs").make()
+    room.within("theirs").write_whole("thesis", b"")
+    with pytest.raises(FileExistsError, match="theirs holds something else than a model"):
+        room.refuse_odd(models=["none", "theirs"])
+    with pytest.raises(FileExistsError, match="theirs holds"), room.within("theirs").whole_folder():
+        pass
+    room.refuse_odd(files=["none"], folders=["theirs"], models=["none"], trees=["theirs", ""])
+
+
+def test_what_cannot_be_read_is_set_aside(room):
+    for aside in ("unreadable-2", "unreadable-2.1", "unreadable-2.2"):
+        room.within("2/policy").make()
+        room.write_whole("2/policy/weights", b"torn")
+        room.write_whole("2/commit_success.txt", b"")
+        assert aside not in room.names()
+        room.set_aside("2")
+        assert aside in room.names()
+        assert not room.exists("2/commit_success.txt")
+
+
+def test_one_at_a_time(room):
+    with room.alone(otherwise=refuse):
+        with pytest.raises(OSError, match="somebody is there"), room.alone(otherwise=refuse):
+            pass
+        room.within("other").make()
+        with room.within("other").alone(otherwise=refuse):
+            pass
+    with room.alone(otherwise=refuse):
+        pass
+
+
+def test_what_knows_this_machine_only_writes_here(room):
+    profile = room.within("profile")
+    with room.alone(otherwise=refuse):
+        folder = pathlib.Path(profile.local())
+        folder.mkdir(exist_ok=True)
+        (folder / "trace").write_text("slow")
+    assert profile.read("trace") == b"slow"
+
+
+def test_what_killed_writers_left_goes(tmp_path):
+    (tmp_path / ".done.json.0123abcd.part").write_text("half")
+    places.Disk(tmp_path).clear()
+    assert places.Disk(tmp_path).names() == []
+
+
+def test_addresses(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert places.at("runs/x").address == f"{tmp_path}/runs/x"
+    assert places.at("~/runs").address == "/home/me/runs"
+    assert places.at("/a/b").within("c/d").address == "/a/b/c/d"
+    assert places.beside(places.at("/a/b"), "c").address == "/a/c"
+    with pytest.raises(ValueError, match=r"^--config.token_cache=s3://b/x must be a path"):
+        places.at("s3://b/x", "--config.token_cache")
+    with pytest.raises(ValueError, match=r"^gs://b/x must be a path of this machine's file system"):
+        places.at("gs://b/x")
+
+
+def test_a_link_is_no_file_of_ours(tmp_path):
+    """Removed, it leaves what it leads to; test_whole.py has more of them."""
+    place = places.Disk(tmp_path / "run")
+    place.make()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis").write_text("")
+    (tmp_path / "run" / "1").symlink_to(tmp_path / "theirs")
+    with pytest.raises(OSError, match=r"1 is a link to .*theirs"):
+        place.refuse_odd(folders=["1"])
+    with pytest.raises(OSError, match=r"1 is a link to .*theirs: put the file itself there"):
+        place.refuse_odd(trees=[""])
+    place.remove("1")
+    assert place.names() == []
+    assert (tmp_path / "theirs" / "thesis").exists()
+
+
+# What uses verbs alone.
+
+
+def asked(**given):
+    return Records(tensorboard=False, wandb_project=None, name="a", tags=(), settings=given)
+
+
+def test_records_and_settings(room):
+    log = metrics.Log(room, asked(), after=-1)
+    for step in (1, 2, 3):
+        log.write(step, {"train/dpo_loss": step / 4})
+    log.write(2, {"eval/heldout/dpo_loss": 0.125})
+    assert room.read("metrics.jsonl").count(b"\n") == 4  # before it is closed
+    log.close()
+    assert metrics.of_held_out(room, 2) == {"eval/heldout/dpo_loss": 0.125}
+    log = metrics.Log(room, asked(beta=0.5), after=2)
+    log.write(3, {"train/dpo_loss": 0.5})
+    log.close()
+    assert room.read("metrics.jsonl") == (
+        b'{"step": 1, "train/dpo_loss": 0.25}\n'
+        b'{"step": 2, "train/dpo_loss": 0.5}\n'
+        b'{"step": 2, "eval/heldout/dpo_loss": 0.125}\n'
+        b'{"step": 3, "train/dpo_loss": 0.5}\n'
+    )
+    assert json.loads(room.read("settings.json"))["beta"] == 0.5
+    assert room.names() == ["metrics.jsonl", "settings.json"]
+
+
+def test_the_id_of_a_run_stays(room):
+    own = metrics._own_id(room)
+    assert len(own) == 16
+    assert metrics._own_id(room) == own == room.read("wandb_id").decode()
+
+
+SOURCE = Source(str(TINY / "heldout.jsonl"), "preference_chat")
+
+
+def test_tokens_are_kept(room, monkeypatch):
+    monkeypatch.setattr(workers, "SHARD", 16)  # several files
+    # From this process: no other one sees what is in memory.
+    monkeypatch.setattr(workers.os, "sched_getaffinity", lambda _: {0})
+    found = pairs.read(SOURCE, HOW, room)
+    (folder,) = map(room.within, room.names())
+    files = folder.names()
+    assert {"000000000.arrow", "000000016.arrow", "done.json", "identity.json"} <= {*files}
+    # A file that is no longer what it was is made again.
+    content, ids = folder.read(files[0]), found.ids[0].prompt.tobytes()
+    folder.write_whole(files[0], content.replace(ids, ids[::-1]))
+    again = pairs.read(SOURCE, HOW, room)
+    with monkeypatch.context() as patched:
+        patched.setattr(workers, "_tokenise", lambda *_: pytest.fail("it is kept"))
+        kept = pairs.read(SOURCE, HOW, room)
+    for one, other in ((found, again), (found, kept)):
+        assert len(one.ids) == len(other.ids) > 16
+        for mine, theirs in zip(one.ids, other.ids, strict=True):
+            np.testing.assert_array_equal(mine.prompt, theirs.prompt)
+            np.testing.assert_array_equal(mine.chosen, theirs.chosen)
+            np.testing.assert_array_equal(mine.rejected_scored, theirs.rejected_scored)
+
+
+@pytest.mark.parametrize("content", [b"[1]", b'{"../other.arrow": "0"}', b"{", b'{"a.arrow": "0"}'])
+def test_tokens_that_are_said_to_be_elsewhere_are_none(room, content):
+    cache = room.within("cache")
+    cache.make()
+    room.write_whole("other.arrow", b"theirs")
+    cache.write_whole("done.json", content)
+    assert token_cache.read_all(cache) is None
+    assert room.read("other.arrow") == b"theirs"
+
+
+def test_answers_of_a_reference_are_kept(room):
+    how = dict(fingerprint="a", compute=jnp.float32, attention="dense")
+    cache = reference_cache.opened(room, **how)
+    assert cache.known == {}
+    reference_cache._write(cache.folder, [b"k" * 16], np.array([[1.0, 2.0]], np.float32))
+    known = reference_cache.opened(room, **how).known
+    assert {key: value.tolist() for key, value in known.items()} == {b"k" * 16: [1.0, 2.0]}
+    (name,) = [name for name in cache.folder.names() if name.endswith(".safetensors")]
+    content = cache.folder.read(name)
+    cache.folder.write_whole(name, content[:-1] + bytes([content[-1] ^ 1]))
+    assert reference_cache.opened(room, **how).known == {}
+
+
+def test_an_export(room):
+    model = zoo.load(TINY / "model")
+    folder = room.within("model")
+    for _ in range(2):
+        zoo.save(model, folder.address, dtype=jnp.float32)
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= {*folder.names()}
+        assert folder.read("config.json") == (TINY / "model" / "config.json").read_bytes()
+    assert room.names() == ["model"]
+
+
+def test_a_run_begins(room, tiny_config):
+    """Until its first checkpoint a run needs nothing but verbs."""
+    config = tiny_config
+    config.directory = room.within("run").address
+    config.token_cache = room.within("tokens").address
+    config.train_data, config.max_eval_pairs, config.num_train_steps = SOURCE.path, None, 4
+    with config.ignore_type():
+        config.validation = ml_collections.ConfigDict({})
+    given = checks.checked(config, settings.table_of(settings.DPO))
+    with prepare.prepared(given) as run:
+        assert run.directory.address == config.directory
+        assert policy.export_folder(4, run).address == f"{config.directory}/hf/step-4"
+        assert not policy.exported(4, run)
+        zoo.save(zoo.load(TINY / "model"), policy.export_folder(4, run).address)
+        assert policy.exported(4, run)
+        with pytest.raises(OSError, match=f"another run is going on in {room}/run"), \
+                prepare.prepared(given):  # fmt: skip
+            pass
+    run.directory.within("hf/step-2").make()
+    run.directory.write_whole("hf/step-2/thesis", b"")
+    with (
+        pytest.raises(FileExistsError, match="hf/step-2 holds something else than a model"),
+        prepare.prepared(given),
+    ):
+        pass
+    run.directory.remove("hf/step-2")
+    with prepare.prepared(given):
+        pass
