@@ -1,4 +1,4 @@
-"""A checkpoint that an earlier version wrote is gone on with, or refused by version.
+"""A checkpoint that an earlier version wrote is resumed, or refused by version.
 
 Before what a checkpoint holds is changed, the run of the version before is kept:
 `python -m tests.recipes.kept_run tests/recipes/kept/NAME`.
@@ -14,7 +14,7 @@ import pytest
 
 from checkpoints_io import hf_folder
 from checkpoints_io.run_state import FORMAT, RunStore
-from recipes import dpo, identity
+from recipes import dpo, identity, settings
 from tests.recipes import kept_run
 import zoo
 
@@ -57,7 +57,7 @@ def test_a_kept_run_goes_on_as_it_went(kept, capfd):
     before = records()
     assert list(before) == [1, 2, 3, 4]
     dpo.train(kept)
-    assert "going on from step 2" in capfd.readouterr().out
+    assert "resuming from step 2" in capfd.readouterr().out
     assert records() == pytest.approx(before, rel=1e-4)
 
 
@@ -107,10 +107,22 @@ def test_a_fact_that_is_needed_and_not_there_is_told_by_version():
 
 def test_a_setting_that_the_checkpoint_does_not_know_may_be_unset():
     old = {"beta": 0.1}
-    for unset in (None, False, ""):
-        identity.refuse_other_settings(old, {"beta": 0.1, "new": unset}, pathlib.Path())
+    identity.refuse_other_settings(old, {"beta": 0.1, "new": None}, pathlib.Path())
     with pytest.raises(ValueError, match="new: None there, 2 here"):
         identity.refuse_other_settings(old, {"beta": 0.1, "new": 2}, pathlib.Path())
+
+
+def test_a_setting_that_the_checkpoint_does_not_know_may_have_its_default():
+    old = {"beta": 0.1}
+    for name in ("lr_schedule", "label_smoothing", "data.scored_turns", "reference_is_hf"):
+        default = settings.ALL[name].default
+        assert default is not None
+        identity.refuse_other_settings(old, old | {name: default}, pathlib.Path())
+    with pytest.raises(ValueError, match=r"label_smoothing: None there, 0\.2 here"):
+        identity.refuse_other_settings(old, old | {"label_smoothing": 0.2}, pathlib.Path())
+    with pytest.raises(ValueError, match=r"data\.columns\.chosen: None there, 'better' here"):
+        now = old | {"data.columns.chosen": "better"}
+        identity.refuse_other_settings(old, now, pathlib.Path())
 
 
 def test_a_reference_that_is_the_policy_may_be_named_or_not():
