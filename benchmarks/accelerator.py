@@ -25,8 +25,9 @@ import optax
 import pairs_as_ids
 import work
 
-from recipes import command, forecast, logps, losses, optimizer, reference, step
+from recipes import command, forecast, logps, losses, optimizer, update
 from recipes.data import batches, shapes
+from recipes.preference import metrics
 import zoo
 from zoo import llama, rope, sharding
 
@@ -96,28 +97,29 @@ def timed(graph: nnx.GraphDef, policy: dict, pairs: list, mesh: jax.sharding.Mes
     shape = shapes.choose(pairs, per_update=EACH.value, shards=1, most=POSITIONS.value)
     place = batches.Place(shape, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
     forward = functools.partial(logps.compiled(mesh), graph)
-    narrow = reference.cast(policy, jnp.bfloat16)
-    asked = logps.of_pairs(functools.partial(forward, narrow), pairs, place)
+    narrow = logps.cast(policy, jnp.bfloat16)
+    asked = logps.of_examples(functools.partial(forward, narrow), pairs, place)
     if not RESIDENT.value:
         narrow = None
     adamw = optax.adamw(1e-6, *work.BETAS, weight_decay=0.0, mu_dtype=MU.value)
     opt_state = optimizer.init(adamw, policy, mesh)
-    loss = functools.partial(losses.sigmoid, beta=work.BETA, label_smoothing=0.0)
-    programs = step.compiled(
-        policy, opt_state, graph=graph, adamw=adamw, loss=loss, beta=work.BETA, pairs=EACH.value
-    )
+    objective = losses.objective({"loss": "sigmoid", "beta": work.BETA, "label_smoothing": 0.0})
+    programs = update.compiled(
+        policy, opt_state, graph=graph, adamw=adamw, loss=objective.loss,
+        figures=lambda answers: metrics.preference(answers, objective), shape=shape,
+    )  # fmt: skip
     seconds, found = [], []
     updates = list(batches.in_order(pairs, place))
-    for update in updates:
+    for one in updates:
         since = time.perf_counter()
-        sums = programs.zero()
-        for packed in update.micro_batches:
+        said, sums = batches.said(one, place), programs.zero()
+        for packed in one.micro_batches:
             batch = batches.put(packed, place)
-            theirs = batches.everywhere(asked[update.source_rows], place)
+            theirs = batches.everywhere(asked[one.source_rows], place)
             if narrow is not None:
                 theirs = forward(narrow, batch)
-            sums = programs.add(sums, policy, theirs, batch)
-        policy, opt_state, values = programs.apply(sums, policy, opt_state)
+            sums = programs.add(sums, policy, {}, theirs, said, batch)
+        policy, opt_state, values = programs.apply(sums, policy, opt_state, said)
         del sums
         found.append(float(values["dpo_loss"]))
         seconds.append(time.perf_counter() - since)

@@ -26,7 +26,8 @@ from checkpoints_io import places
 from checkpoints_io.errors import BadInput
 from recipes import command
 from recipes.data import pairs, sources, tokenise
-from recipes.data.tokenise import How, Source
+from recipes.data.source import Source
+from recipes.data.tokenise import How
 
 ROOT = pathlib.Path(__file__).parent.parent
 TOKENIZER = flags.DEFINE_string("tokenizer", str(ROOT / "recipes/tiny/model"), "A folder.")

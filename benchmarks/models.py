@@ -8,7 +8,6 @@ the file is the least there can be. Text is written greedily by this project and
 torch is there, from the same folder, one after the other and again.
 """
 
-import functools
 import importlib.util
 import json
 import os
@@ -105,16 +104,18 @@ def compile_step() -> dict:
     import numpy as np
     import optax
 
-    from recipes import losses, optimizer, step
+    from recipes import losses, optimizer, update
     from recipes.data import batches
+    from recipes.data.batches import Said
     from recipes.data.packing import Shape
     from recipes.data.tokens import PairIds
+    from recipes.preference import metrics
     from zoo import llama, sharding
 
     config, mesh = config_of(LAYERS.value, 256, 4096), sharding.mesh_of(1, -1, 1)
     ids = np.arange(8, dtype=np.int32)
-    pair = PairIds(0, ids, ids, ids, *[np.ones(8, bool)] * 2, False, False)
-    (batch,) = batches.pack([pair], Shape(4, 512, 16, 2, 4), [0]).micro_batches
+    pair, shape = PairIds(0, ids, ids, ids, *[np.ones(8, bool)] * 2), Shape(4, 512, 16, 2, 4)
+    (batch,) = batches.pack([pair], shape, [0]).micro_batches
     with jax.set_mesh(mesh):
         graph, layout = nnx.split(nnx.eval_shape(lambda: llama.Model(config, nnx.Rngs(0))))
         here = jax.NamedSharding(mesh, jax.P())
@@ -122,16 +123,18 @@ def compile_step() -> dict:
         params = jax.tree.map(placed, nnx.to_pure_dict(layout))
         adamw = optax.adamw(1e-4)
         opt_state = optimizer.layout(adamw, params, mesh)
-        loss = functools.partial(losses.sigmoid, beta=0.1, label_smoothing=0.0)
+        objective = losses.objective({"loss": "sigmoid", "beta": 0.1, "label_smoothing": 0.0})
         jax.jit(lambda x: x + 1)(1)  # jax itself is awake
         since = time.perf_counter()
-        programs = step.compiled(
-            params, opt_state, graph=graph, adamw=adamw, loss=loss, beta=0.1, pairs=16
-        )
+        programs = update.compiled(
+            params, opt_state, graph=graph, adamw=adamw, loss=objective.loss,
+            figures=lambda answers: metrics.preference(answers, objective), shape=shape,
+        )  # fmt: skip
         sums = jax.tree.map(placed, jax.eval_shape(programs.zero))
         batch = jax.tree.map(placed, batch)
-        programs.add.lower(sums, params, sums.reference_logps, batch).compile()
-        programs.apply.lower(sums, params, opt_state).compile()
+        said = Said(sums.policy.update(dtype=np.int32), sums.policy)
+        programs.add.lower(sums, params, {}, sums.reference, said, batch).compile()
+        programs.apply.lower(sums, params, opt_state, said).compile()
     return {"s": time.perf_counter() - since}
 
 

@@ -13,9 +13,10 @@ import optax
 import pairs_as_ids
 import work
 
-from recipes import command, logps, losses, optimizer, step
+from recipes import command, logps, losses, optimizer, update
 from recipes.data import batches, packing, shapes, streams
 from recipes.data.tokens import PairIds
+from recipes.preference import metrics
 import zoo
 from zoo import sharding
 
@@ -59,56 +60,58 @@ def main() -> None:
         reference = jax.tree.map(lambda x: x + 0, policy)
         adamw = optax.adamw(work.LEARNING_RATE, *work.BETAS, eps=work.EPSILON, weight_decay=0.0)
         opt_state = optimizer.init(adamw, policy, mesh)
-        loss = functools.partial(losses.sigmoid, beta=work.BETA, label_smoothing=0.0)
-        programs = step.compiled(
-            policy, opt_state, graph=graph, adamw=adamw, loss=loss, beta=work.BETA,
-            pairs=PAIRS.value,
-        )  # fmt: skip
         forward = functools.partial(logps.compiled(mesh), graph)
         shape = shapes.choose(
             pairs, per_update=PAIRS.value, shards=1, most=MOST.value, row_length=ROW.value
         )
+        loss = {"loss": "sigmoid", "beta": work.BETA, "label_smoothing": 0.0}
+        objective = losses.objective(loss)
+        programs = update.compiled(
+            policy, opt_state, graph=graph, adamw=adamw, loss=objective.loss,
+            figures=lambda answers: metrics.preference(answers, objective), shape=shape,
+        )  # fmt: skip
         place = batches.Place(shape, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
         updates = list(batches.in_order(pairs, place))
         asked = logps.of_examples(functools.partial(forward, reference), pairs, place)
         if CACHED.value:
             reference = None
 
-        def theirs(update: batches.Update, batch: packing.Packed) -> jax.Array:
+        def theirs(one: batches.Update, batch: packing.Packed) -> jax.Array:
             if reference is not None:
                 return forward(reference, batch)
-            return batches.everywhere(asked[update.source_rows], place)
+            return batches.everywhere(asked[one.source_rows], place)
 
         since = time.perf_counter()
         kinds = {batch.tokens.shape: (u, batch) for u in updates for batch in u.micro_batches}
-        for update, batch in kinds.values():
-            batch = batches.put(batch, place)
+        for one, batch in kinds.values():
+            batch, said = batches.put(batch, place), batches.said(one, place)
             jax.block_until_ready(
-                programs.add(programs.zero(), policy, theirs(update, batch), batch)
+                programs.add(programs.zero(), policy, {}, theirs(one, batch), said, batch)
             )
-        apply = programs.apply.lower(programs.zero(), policy, opt_state).compile()
+        said = batches.said(updates[0], place)
+        apply = programs.apply.lower(programs.zero(), policy, opt_state, said).compile()
         compiling = time.perf_counter() - since
 
         clock, found = measure.Clock(), []
-        for update in updates:
+        for one in updates:
             clock.start()
-            sums = programs.zero()
-            for batch in update.micro_batches:
+            said, sums = batches.said(one, place), programs.zero()
+            for batch in one.micro_batches:
                 batch = batches.put(batch, place)
-                sums = programs.add(sums, policy, theirs(update, batch), batch)
-            policy, opt_state, values = apply(sums, policy, opt_state)
+                sums = programs.add(sums, policy, {}, theirs(one, batch), said, batch)
+            policy, opt_state, values = apply(sums, policy, opt_state, said)
             del sums
             found.append(float(values["dpo_loss"]))
             clock.stop()
     scores = sum(int(b.counts.sum()) for u in updates for b in u.micro_batches)
     measure.report(
         clock,
-        [update.real_tokens for update in updates],
+        [one.real_tokens for one in updates],
         found,
         first=min(1, len(updates) - 1),  # as for the peers
         compile_s=compiling,
-        positions=sum(update.positions for update in updates),
-        stored=sum(update.stored_tokens for update in updates),
+        positions=sum(one.positions for one in updates),
+        stored=sum(one.stored_tokens for one in updates),
         scores=scores,
         shape=list(shape),
     )

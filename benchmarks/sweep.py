@@ -6,17 +6,17 @@ Temporary memory is XLA's plan for the program that adds a micro-batch, less wha
 8 bytes a parameter, for its gradient and the product that is being added to it.
 """
 
-import functools
-
 from flax import nnx
 import jax
 import numpy as np
 import optax
 
-from recipes import command, head, losses, optimizer, step
+from recipes import command, head, losses, optimizer, update
 from recipes.data import batches
+from recipes.data.batches import Said
 from recipes.data.packing import Shape
 from recipes.data.tokens import PairIds
+from recipes.preference import metrics
 from zoo import llama, rope, sharding
 
 BASE = dict(width=256, mlp=688, layers=6, vocabulary=32000, rows=4, row_length=1024, pairs=16)
@@ -36,18 +36,20 @@ def temporary(*, width, mlp, layers, vocabulary, rows, row_length, pairs) -> flo
         placed = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
         params = jax.tree.map(placed, nnx.to_pure_dict(layout))
         adamw = optax.adamw(1e-4)
-        programs = step.compiled(
+        objective = losses.objective({"loss": "sigmoid", "beta": 0.1, "label_smoothing": 0.0})
+        shape = Shape(rows, row_length, pairs, 2, rows)
+        programs = update.compiled(
             params, optimizer.layout(adamw, params, mesh), graph=graph, adamw=adamw,
-            loss=functools.partial(losses.sigmoid, beta=0.1, label_smoothing=0.0), beta=0.1,
-            pairs=pairs,
+            loss=objective.loss, figures=lambda answers: metrics.preference(answers, objective),
+            shape=shape,
         )  # fmt: skip
         ids = np.arange(8, dtype=np.int32)
-        pair = PairIds(0, ids, ids, ids, *[np.ones(8, bool)] * 2, False, False)
-        shape = Shape(rows, row_length, pairs, 2, rows)
+        pair = PairIds(0, ids, ids, ids, *[np.ones(8, bool)] * 2)
         (batch,) = batches.pack([pair], shape, [0]).micro_batches
         sums = jax.tree.map(placed, jax.eval_shape(programs.zero))
+        said = Said(sums.policy.update(dtype=np.int32), sums.policy)
         lowered = programs.add.lower(
-            sums, params, sums.reference_logps, jax.tree.map(placed, batch)
+            sums, params, {}, sums.reference, said, jax.tree.map(placed, batch)
         )
         bytes_ = lowered.compile().memory_analysis().temp_size_in_bytes
     return (bytes_ - 8 * vocabulary * width) / 2**20

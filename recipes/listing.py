@@ -83,5 +83,5 @@ def _escaped(sentence: str) -> str:
 
 
 if __name__ == "__main__":
-    before = DOCS.read_text("utf-8").partition(HEADING)[0]
-    DOCS.write_text(before + markdown(DPO), "utf-8")
+    before = DOCS.read_text("utf-8").partition(HEADING)[0].rstrip()
+    DOCS.write_text(f"{before}\n\n{markdown(DPO)}", "utf-8")

@@ -1,7 +1,7 @@
 """Every setting of every recipe, described once.
 
 From this table come the checks of a config and its flags (`checks`, `overrides`), `--help` and the
-list in docs/settings.md (`listing`), and what a resumed run must share (`identity`). Nothing here
+list in docs/dpo.md (`listing`), and what a resumed run must share (`identity`). Nothing here
 is slow to import: a wrong flag is answered before jax is there.
 """
 

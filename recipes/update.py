@@ -68,9 +68,10 @@ def add_micro_batch(
 
     # The gradient of the blocks comes as the sum already: see `stack.run`.
     differentiate = jax.grad(mean_loss, argnums=(0, 1), has_aux=True)
-    (fresh, blocks), policy = differentiate(others, sums.gradient["blocks"])
+    (fresh, blocks), policy = differentiate(others, sums.gradient.get("blocks"))
     gradient = jax.tree.map(jnp.add, {name: sums.gradient[name] for name in fresh}, fresh)
-    return Sums(gradient | {"blocks": blocks}, sums.policy + policy, sums.reference + reference)
+    gradient |= {} if blocks is None else {"blocks": blocks}  # none of frozen blocks
+    return Sums(gradient, sums.policy + policy, sums.reference + reference)
 
 
 def apply(

@@ -38,7 +38,11 @@ import ml_collections
 import numpy as np
 import pytest
 
+from recipes import checks, losses, optimizer, settings, update
 from recipes.configs import tiny
+from recipes.data.packing import Shape
+from recipes.preference import metrics
+from recipes.run import Run
 from zoo import llama, rope
 
 # Where a plugin imported jax before.
@@ -80,6 +84,34 @@ def large_weights(model: nnx.Module, seed: int = 0, scale: float = 1.0) -> nnx.M
     is_param = lambda x: isinstance(x, nnx.Variable)
     nnx.update(model, jax.tree.map(fill, nnx.state(model), is_leaf=is_param))
     return model
+
+
+def given_by(config: ml_collections.ConfigDict, **other) -> checks.Values:
+    """Every setting of a config by its name, without a check."""
+    return checks.plain(config, settings.ALL) | other
+
+
+def adamw_of(config: ml_collections.ConfigDict) -> optimizer.AdamW:
+    return checks.part(optimizer.AdamW, given_by(config))
+
+
+def sigmoid(beta: float = 0.1) -> losses.Objective:
+    return losses.objective({"loss": "sigmoid", "beta": beta, "label_smoothing": 0.0})
+
+
+def programs_of(
+    trained: update.Params, opt_state, graph: nnx.GraphDef, adamw, objective, shape: Shape
+) -> update.Programs:
+    """The programs of an update, as the recipe compiles them."""
+    return update.compiled(
+        trained, opt_state, graph=graph, adamw=adamw, loss=objective.loss,
+        figures=lambda answers: metrics.preference(answers, objective), shape=shape,
+    )  # fmt: skip
+
+
+def run_with(**parts) -> Run:
+    """A run of these parts alone."""
+    return Run(*[None] * len(Run._fields))._replace(**parts)
 
 
 def pytest_configure(config):

@@ -3,7 +3,6 @@
 Started by test_devices.py, in a process whose platform shows eight devices.
 """
 
-import functools
 import json
 import pathlib
 import re
@@ -14,10 +13,10 @@ import jax
 import numpy as np
 import optax
 
-from recipes import logps, losses, optimizer, step
+from recipes import logps, optimizer
 from recipes.data import batches, mixture
 from recipes.data.packing import Shape
-from tests.conftest import large_weights, small_config
+from tests.conftest import large_weights, programs_of, sigmoid, small_config
 from tests.recipes.test_packing import random_pairs
 import zoo
 from zoo import llama, sharding
@@ -51,27 +50,25 @@ def run(folder: pathlib.Path, mesh: jax.sharding.Mesh, rows: int, compute=np.flo
         reference = nnx.to_pure_dict(nnx.state(zoo.load(folder, dtype=compute, mesh=mesh)))
         adamw = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
         opt_state = optimizer.init(adamw, policy, mesh)
-        programs = step.compiled(
-            policy, opt_state, graph=graph, adamw=adamw, beta=0.1,
-            loss=functools.partial(losses.sigmoid, beta=0.1, label_smoothing=0.0), pairs=PAIRS,
-        )  # fmt: skip
         forward = logps.compiled(mesh)
         pairs = random_pairs(0, 3 * PAIRS)
         shards = sharding.data_shards(mesh)
         shape = Shape(rows, 64, PAIRS, 2, few=rows, shards=shards)
+        programs = programs_of(policy, opt_state, graph, adamw, sigmoid(0.1), shape)
         place = batches.Place(shape, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
         endless = mixture.endless([mixture.Part("all", 1.0, pairs, len(pairs))], seed=0)
         data = batches.training(endless, shape, shards=range(shards))
         found = []
         for at in range(10):
-            sums = programs.zero()
+            said, sums = batches.said(data[at], place), programs.zero()
             for batch in data[at].micro_batches:
                 batch = batches.put(batch, place)
                 theirs = forward(graph, reference, batch)
-                sums = programs.add(sums, policy, theirs, batch)
-            policy, opt_state, values = programs.apply(sums, policy, opt_state)
+                sums = programs.add(sums, policy, {}, theirs, said, batch)
+            policy, opt_state, values = programs.apply(sums, policy, opt_state, said)
             found.append(float(values["dpo_loss"]))
-        text = programs.add.lower(programs.zero(), policy, theirs, batch).compile().as_text()
+        lowered = programs.add.lower(programs.zero(), policy, {}, theirs, said, batch)
+        text = lowered.compile().as_text()
         made = gathers(text)
         tensor = mesh.shape["tensor"]
         head = f"f32{sorted([CONFIG.vocab_size // tensor, CONFIG.hidden_size])}"

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import ml_dtypes  # noqa: F401  numpy learns bfloat16
 import pytest
 import safetensors.numpy
 
-from recipes import command
+from recipes import command, optimizer, settings
 from recipes.configs import tiny
 from tests.conftest import ROOT, TINY
 
@@ -117,25 +118,102 @@ def test_settings_can_be_unset(tmp_path):
 
 
 def test_out_of_memory_names_what_to_turn_down(tmp_path, monkeypatch, capsys):
-    from recipes import command
-    from recipes.configs import tiny
-
     def train(_):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
 
     with pytest.raises(SystemExit) as status:
-        command._run(train, tiny.get_config())
+        command._with_config(train, tiny.get_config(), settings.ALL)
     assert status.value.code == 1
     assert "per_device_parallelism" in capsys.readouterr().err
 
 
-def test_a_bug_keeps_its_traceback(monkeypatch):
-    """A ValueError out of a line of ours that is no `raise` is a bug, not a sentence."""
-    from recipes import command, optimizer
-    from recipes.configs import tiny
+# Runs a program as `__main__`, and prints what it imported to do so.
+IMPORTS = """
+import json, runpy, sys
 
+program, sys.argv = sys.argv[1], sys.argv[1:]
+try:
+    if program.endswith(".py"):
+        runpy.run_path(program, run_name="__main__")
+    else:
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+except SystemExit as stopped:
+    status = stopped.code
+print(json.dumps([status, sorted({name.split(".")[0] for name in sys.modules})]))
+"""
+SLOW = {"jax", "jaxlib", "flax", "optax", "orbax", "grain", "datasets", "transformers", "torch",
+        "pyarrow", "jaxtyping", "zoo"}  # fmt: skip
+
+
+def imports_of(program, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS, program, *arguments], cwd=ROOT, capture_output=True,
+        text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr
+    status, modules = json.loads(done.stdout.splitlines()[-1])
+    return status, set(modules), done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("program", ["recipes/dpo.py", "recipes/forecast.py", "recipes.data"])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([TINY_CONFIG, "--config.betta=2"], "did you mean beta?"),
+        ([TINY_CONFIG, "--config.beta=0"], "beta must be above 0"),
+        ([TINY_CONFIG, "--config.loss=ipo"], "IPO is not implemented"),
+        ([TINY_CONFIG, "--learning_rate=1"], "write --config.learning_rate=1"),
+        ([], "give a config"),
+    ],
+    ids=["name", "value", "choice", "flag", "none"],
+)
+def test_a_wrong_flag_is_answered_before_anything_slow_is_imported(program, words, told):
+    status, modules, _, sentence = imports_of(program, *words)
+    assert (status, sentence.count("error: ")) == (2, 1)
+    assert told in sentence
+    assert not modules & SLOW
+
+
+PROGRAMS = {
+    "recipes/dpo.py": settings.DPO, "recipes/forecast.py": settings.DPO,
+    "recipes.data": settings.DPO, "recipes/sft.py": settings.SFT,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_too_and_it_has_the_values_of_the_config(program):
+    """With the settings in the order of the table, under the titles of their groups."""
+    groups = PROGRAMS[program]
+    config = TINY_CONFIG if groups is settings.DPO else "--config=recipes/configs/tiny_sft.py"
+    flags = [config, "--config.weight_decay=0.25", "--help"]
+    status, modules, told, _ = imports_of(program, *flags)
+    assert status == 0
+    assert not modules & SLOW
+    named = re.findall(r"^  --config\.(\S+?)=(.*)$", told, re.MULTILINE)
+    assert [name for name, _ in named] == list(settings.table_of(groups))
+    values = dict(named)
+    assert (values["weight_decay"], values["train_seq_len"]) == ("0.25", "256")
+    assert values["directory"] == f"runs/{config.split('/')[-1].removesuffix('.py')}"
+    assert values["validation"] == "{'heldout': 'recipes/tiny/heldout.jsonl'}"
+    at = [told.index(f"\n{title}\n") for title in groups]
+    assert at == sorted(at)
+    optimizer_, computation = told.index("\nOptimizer\n"), told.index("\nComputation\n")
+    assert optimizer_ < told.index("--config.weight_decay=") < computation
+
+
+def test_help_without_a_config_has_the_defaults():
+    _, _, told, _ = imports_of("recipes/dpo.py", "-h")
+    assert "\n  --config.beta=\n" in told  # which must be named
+    assert "\n  --config.lr_schedule=linear\n" in told
+    assert "\n  --config.cooldown=None\n" in told
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    """A ValueError of Python's own is a bug, not a sentence."""
     with pytest.raises(ValueError, match="cannot convert float NaN"):
-        command._run(lambda _: optimizer.steps_of(float("nan"), 10), tiny.get_config())
+        command._with_config(
+            lambda _: optimizer.steps_of(float("nan"), 10), tiny.get_config(), settings.ALL
+        )
 
 
 def test_a_full_disk_is_told_as_one(capsys):
@@ -151,14 +229,14 @@ def test_a_full_disk_is_told_as_one(capsys):
             raise error
 
         with pytest.raises(SystemExit) as stopped:
-            command._run(train, config)
+            command._with_config(train, config, settings.ALL)
         assert stopped.value.code == 1
         assert f"the disk is full ({told}" in capsys.readouterr().err.replace("[Errno 28] ", "")
 
 
 def test_a_reader_who_has_seen_enough_ends_no_run():
     """`| head` closes what a run prints to; it goes on without."""
-    program = "import sys; from recipes.prepare import say; [say('x' * 99) for _ in range(5000)]; "
+    program = "import sys; from recipes.run import say; [say('x' * 99) for _ in range(5000)]; "
     program += "print('went on', file=sys.stderr)"
     process = subprocess.Popen(
         [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

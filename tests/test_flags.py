@@ -2,9 +2,9 @@
 
 import pytest
 
-from recipes import identity, overrides, settings
+from recipes import checks, identity, overrides, reference, settings
 from recipes.configs import tiny
-from tests.conftest import ROOT
+from tests.conftest import ROOT, given_by
 
 CONFIGS = {name: f"--config={ROOT}/recipes/configs/{name}.py" for name in ("tiny", "llama8b")}
 # For every setting a text that neither config holds, and the value it means.
@@ -83,18 +83,24 @@ OTHER = {
 }
 
 
+def read(*flags):
+    """The config of a file with its flags."""
+    config, others = overrides.read(["dpo.py", *flags], settings.ALL)
+    assert others == ["dpo.py"]
+    return config
+
+
 def given(config, *flags):
     """Every setting by its name; those of which the user chooses the names as they are."""
-    found, others = overrides.read(["dpo.py", CONFIGS[config], *flags])
-    assert others == ["dpo.py"]
+    found = read(CONFIGS[config], *flags)
     return {
         name: value.to_dict() if hasattr(value := found[name], "to_dict") else value
-        for name in settings.KINDS
+        for name in settings.ALL
     }
 
 
 def test_the_sweep_is_of_all_settings():
-    assert OTHER.keys() == settings.KINDS.keys()
+    assert OTHER.keys() == settings.ALL.keys()
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -111,9 +117,9 @@ def test_each_setting_alone_by_a_flag(config):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_each_setting_alone_is_unset_or_refused(config):
     before = given(config)
-    for name in settings.KINDS:
+    for name, setting in settings.ALL.items():
         flag = f"--config.{name}=None"
-        if name in settings.OPTIONAL:
+        if setting.unset is not None:
             assert given(config, flag) == before | {name: None}
             assert given(config, f"--config.{name}=null") == before | {name: None}
         else:
@@ -121,17 +127,26 @@ def test_each_setting_alone_is_unset_or_refused(config):
                 given(config, flag)
 
 
+def path_of(config):
+    """Of its reference."""
+    return reference.wanted(given_by(config)).path
+
+
 def test_a_reference_of_its_own():
     """A flag for the reference leaves the policy; unset, the reference follows the policy."""
-    config, _ = overrides.read(["", CONFIGS["tiny"], "--config.reference_model_path=/reference"])
+    config, _ = overrides.read(
+        ["", CONFIGS["tiny"], "--config.reference_model_path=/reference"], settings.ALL
+    )
     assert config.initialize_from_hf == "recipes/tiny/model"
-    assert settings.reference_path(config) == "/reference"
-    config, _ = overrides.read(["", CONFIGS["tiny"], "--config.initialize_from_hf=/policy"])
-    assert settings.reference_path(config) == "/policy"
+    assert path_of(config) == "/reference"
+    config, _ = overrides.read(
+        ["", CONFIGS["tiny"], "--config.initialize_from_hf=/policy"], settings.ALL
+    )
+    assert path_of(config) == "/policy"
     flags = ["--config.initialize_from_hf=/policy", "--config.reference_model_path=/reference"]
     for order in (flags, flags[::-1]):
-        config, _ = overrides.read(["", CONFIGS["tiny"], *order])
-        assert (config.initialize_from_hf, settings.reference_path(config)) == (
+        config = read(CONFIGS["tiny"], *order)
+        assert (config.initialize_from_hf, path_of(config)) == (
             "/policy", "/reference"
         )  # fmt: skip
 
@@ -139,12 +154,12 @@ def test_a_reference_of_its_own():
 def test_a_run_from_before_the_reference_could_be_unset_goes_on(tmp_path):
     """Its checkpoints name the policy's own folder; unset, it is the same."""
     config = tiny.get_config()
-    unset = identity.of_settings(config)
+    unset = identity.of_settings(given_by(config))
     config.reference_model_path = config.initialize_from_hf
-    identity.refuse_other_settings(identity.of_settings(config), unset, tmp_path)
+    identity.refuse_other_settings(identity.of_settings(given_by(config)), unset, tmp_path)
     config.reference_model_path = "/another"
     with pytest.raises(ValueError, match="'/another' there, None here"):
-        identity.refuse_other_settings(identity.of_settings(config), unset, tmp_path)
+        identity.refuse_other_settings(identity.of_settings(given_by(config)), unset, tmp_path)
 
 
 def copied(folder, *lines):
@@ -179,9 +194,9 @@ def copied(folder, *lines):
 def test_two_settings_that_one_flag_would_set(tmp_path, names, value, told):
     own = [f"config.{name}" for name in names]
     file = copied(tmp_path, f"del {', '.join(own)}", " = ".join([*own, value]))
-    for flags in ([], ["--config.reference_model_path=/reference"]):
+    for flags in ([], ["--config.reference_model_path=/reference"], settings.ALL):
         with pytest.raises(ValueError, match=told):
-            overrides.read(["", file, *flags])
+            read(file, *flags)
 
 
 def test_a_setting_that_follows_another_may_be_set_alone(tmp_path):
@@ -192,7 +207,7 @@ def test_a_setting_that_follows_another_may_be_set_alone(tmp_path):
         "config.steps_per_eval = config.get_oneway_ref('steps_per_checkpoint')",
     )
     flags = ["--config.reference_model_path=/reference", "--config.steps_per_eval=7"]
-    config, _ = overrides.read(["", file, *flags])
+    config = read(file, *flags)
     assert (config.initialize_from_hf, config.steps_per_checkpoint) == ("recipes/tiny/model", 20)
     assert (config.reference_model_path, config.steps_per_eval) == ("/reference", 7)
 
@@ -232,11 +247,11 @@ def test_a_setting_that_follows_another_may_be_set_alone(tmp_path):
     ],
 )  # fmt: skip
 def test_ways_to_write_a_value(flags, name, value):
-    config, _ = overrides.read(["", CONFIGS["tiny"], *flags])
+    config = read(CONFIGS["tiny"], *flags)
     found = config[name]
     assert (found.to_dict() if hasattr(found, "to_dict") else found) == value
-    before, _ = overrides.read(["", CONFIGS["tiny"]])
-    others = dict(settings.flat(config)).items() - dict(settings.flat(before)).items()
+    before = read(CONFIGS["tiny"])
+    others = dict(checks.flat(config)).items() - dict(checks.flat(before)).items()
     assert {other.split(".")[0] for other, _ in others} <= {name.split(".")[0], "reference_mode"}
 
 
@@ -249,7 +264,7 @@ def test_a_config_that_fixes_kinds_is_told_how_not_to(tmp_path):
     file.write_text(text.replace("    return config", f"{line}    return config"))
     number = file.read_text().splitlines().index(line.rstrip()) + 1
     with pytest.raises(ValueError, match=f"copied.py, line {number}: .*type_safe=False"):
-        overrides.read(["", f"--config={file}"])
+        read(f"--config={file}")
 
 
 def test_a_config_file_may_give_any_setting_another_kind_of_value(tmp_path):
@@ -269,8 +284,45 @@ def test_a_config_file_may_give_any_setting_another_kind_of_value(tmp_path):
         "    return config\n"
     )
     for argument in ("", ":none"):
-        config, _ = overrides.read(["", f"--config={file}{argument}", "--config.beta=0.5"])
-        settings.check(config)
+        config, _ = overrides.read(
+            ["", f"--config={file}{argument}", "--config.beta=0.5"], settings.ALL
+        )
+        checks.checked(config, settings.ALL)
         assert config.train_data.a.weight == 2.0
         assert (config.validation is None) == (argument == ":none")
         assert config.beta == 0.5
+
+
+def test_a_config_file_may_begin_from_another(tmp_path):
+    """As docs/dpo.md shows it; flags change it as any other."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from recipes.configs import tiny\n\n\ndef get_config():\n"
+        "    config = tiny.get_config()\n"
+        "    config.name = 'mine'\n"
+        "    config.beta = 0.25\n"
+        "    config.data.scored_turns = 'last'\n"
+        "    return config\n"
+    )
+    changed = {"name": "mine", "beta": 0.25, "data.scored_turns": "last"}
+    assert checks.plain(read(f"--config={file}"), settings.ALL) == given("tiny") | changed
+    found = checks.plain(read(f"--config={file}", "--config.beta=0.5"), settings.ALL)
+    assert found == given("tiny") | changed | {"beta": 0.5}
+
+
+def test_a_config_file_may_name_what_it_must_alone(tmp_path):
+    """And a flag sets what it does not name."""
+    file = tmp_path / "mine.py"
+    must = {n: v for n, v in given("tiny").items() if settings.ALL[n].default is settings.MUST}
+    file.write_text(
+        f"import ml_collections\n\n\ndef get_config():\n"
+        f"    return ml_collections.ConfigDict({must!r}, type_safe=False)\n"
+    )
+    flags = ["--config.num_epochs=2", "--config.mesh.fsdp=1", "--config.data.columns.chosen=better",
+             "--config.distributed.enabled=false", "--config.tags=a"]  # fmt: skip
+    found = checks.checked(read(f"--config={file}", *flags), settings.ALL)
+    defaults = {name: setting.default for name, setting in settings.ALL.items()}
+    assert found == defaults | must | {
+        "num_epochs": 2.0, "mesh.fsdp": 1, "data.columns": {"chosen": "better"},
+        "distributed.enabled": False, "tags": ("a",),
+    }  # fmt: skip

@@ -14,6 +14,7 @@ import pytest
 from tests.conftest import ROOT, TINY
 
 CONFIG = "--config=recipes/configs/tiny.py"
+SFT_CONFIG = "--config=recipes/configs/tiny_sft.py"
 # What takes a config, and how it is told which weights or tokenizer to read.
 WITH_CONFIG = {
     "recipes/dpo.py": "initialize_from_hf",
@@ -25,11 +26,14 @@ MEASURE = (
 )  # fmt: skip
 BENCHMARKS = [f"benchmarks/{name}.py" for name in MEASURE]
 PROGRAMS = [
-    *WITH_CONFIG, "recipes/tiny/make_model.py", "recipes/tiny/make_pairs.py", "zoo", *BENCHMARKS
+    *WITH_CONFIG, "recipes/sft.py", "recipes/tiny/make_model.py", "recipes/tiny/make_pairs.py",
+    "zoo", *BENCHMARKS,
 ]  # fmt: skip
 # A process for each measurement, no flags, and a folder without a flag.
 PEERS = {"benchmarks/peer_trl.py", "benchmarks/peer_tunix.py"}  # in environments of their own
-OTHERS = ["benchmarks/models.py", "benchmarks/peak.py", "benchmarks/where.py"]
+OTHERS = [
+    "benchmarks/models.py", "benchmarks/peak.py", "benchmarks/where.py", "recipes/listing.py"
+]  # fmt: skip
 
 
 # What is asked for before a word that is no flag is looked at.
@@ -70,7 +74,7 @@ def of_configs(folder):
         ([CONFIG, "--config.reference_model=a"], ["did you mean reference_model_path?"], 2),
         ([CONFIG, "--max_steps=5"], ["write --config.num_train_steps=5"], 2),
         ([CONFIG, "--config.data.mask_user_turns"], ["did you mean data.scored_turns?"], 2),
-        ([CONFIG, "--config.validation.heldout.weight=2"], ["weight has no effect"], 1),
+        ([CONFIG, "--config.validation.heldout.weight=2"], ["weight has no effect"], 2),
         ([CONFIG, "--config.lr=1e-5"], ["did you mean learning_rate?"], 2),
         ([CONFIG, "--config.beta=much"], ["--config.beta='much' is not a number"], 2),
         ([CONFIG, "--config.mesh.fsdp=8x"], ["mesh.fsdp='8x' is not a whole number"], 2),
@@ -94,13 +98,13 @@ def of_configs(folder):
         ([CONFIG, "beta=0.2"], ["write --config.beta=0.2"], 2),
         ([CONFIG, "config.beta=0.2"], ["write --config.beta=0.2"], 2),
         ([CONFIG, "\u2014config.beta=0.2"], ["write --config.beta=0.2"], 2),
-        ([CONFIG, "--config.beta=0"], ["beta must be above 0"], 1),
-        ([CONFIG, "--config.num_epochs=2"], ["add --config.num_train_steps=None"], 1),
-        ([CONFIG, "--config.num_train_steps=None"], ["set one of"], 1),
-        ([CONFIG, "--config.loss=simpo"], ["SimPO is not implemented here yet", "sigmoid"], 1),
-        ([CONFIG, "--config.loss=DPO"], ["did you mean sigmoid?"], 1),
-        ([CONFIG, "--config.validation=a.jsonl"], ["write --config.validation.heldout=a"], 1),
-        ([CONFIG, "--config.reference_is_hf=false"], ["--config.reference_model_path="], 1),
+        ([CONFIG, "--config.beta=0"], ["beta must be above 0"], 2),
+        ([CONFIG, "--config.num_epochs=2"], ["add --config.num_train_steps=None"], 2),
+        ([CONFIG, "--config.num_train_steps=None"], ["set one of"], 2),
+        ([CONFIG, "--config.loss=simpo"], ["SimPO is not implemented here yet", "sigmoid"], 2),
+        ([CONFIG, "--config.loss=DPO"], ["did you mean sigmoid?"], 2),
+        ([CONFIG, "--config.validation=a.jsonl"], ["write --config.validation.heldout=a"], 2),
+        ([CONFIG, "--config.reference_is_hf=false"], ["--config.reference_model_path="], 2),
         ([CONFIG, nowhere], ["no model folder", "nowhere"], 1),
         ([CONFIG, "--config.initialize_from_hf=owner/name"], ["hub could not be reached"], 1),
         ([CONFIG, f"--config.initialize_from_hf={empty}"], ["empty"], 1),
@@ -129,7 +133,14 @@ def of_one(folder):
     yield "recipes/dpo.py", [*here, "--config.mesh.fsdp=3"], ["does not fit 1 devices"], 1
     yield "recipes/dpo.py", [*here, "--config.min_pack_fill=0.99"], ["would be filled"], 1
     yield "recipes/dpo.py", [*here, "--config.reference_model_path=no/where/at/all"], ["where"], 1
-    yield "recipes/dpo.py", ["--config=recipes/configs/llama8b.py"], ["set --config.directory"], 1
+    yield "recipes/dpo.py", ["--config=recipes/configs/llama8b.py"], ["set --config.directory"], 2
+    sft = "recipes/sft.py"
+    yield sft, ["recipes/configs/tiny_sft.py"], ["write --config=recipes/configs/tiny_sft.py"], 2
+    yield sft, [SFT_CONFIG, "--config.lr=1e-5"], ["did you mean learning_rate?"], 2
+    yield sft, [SFT_CONFIG, "--config.beta=0.1"], ["has no setting 'beta'"], 2
+    yield sft, [SFT_CONFIG, "--config.train_seq_len=0"], ["train_seq_len must be above 0"], 2
+    yield sft, [CONFIG], ["has a setting", "that nothing reads"], 2
+    yield sft, [SFT_CONFIG, "--config.train_data=nothing.jsonl"], ["no data file"], 1
     page = f"--page={folder}/no/page.html"
     yield "recipes.data", [*here, page], ["no/page.html"], 1
     yield "recipes.data", [*here, f"--pag={folder}/page.html"], ["did you mean --page?"], 2

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from recipes import overrides
+from recipes import checks, overrides, settings
 from tests.conftest import ROOT
 from zoo import ARCHITECTURES
 
@@ -197,7 +197,7 @@ def shown_commands():
             for part in line.split("&&"):
                 found = re.search(r"\bpython (recipes/\S+\.py .*--\S+|recipes/\S+\.py)(.*)", part)
                 if found:
-                    yield path.relative_to(ROOT), (found[1] + found[2]).strip("` ")
+                    yield path.relative_to(ROOT), (found[1] + found[2]).partition("`")[0].strip()
 
 
 COMMANDS = sorted({(str(path), command) for path, command in shown_commands()})
@@ -207,12 +207,13 @@ COMMANDS = sorted({(str(path), command) for path, command in shown_commands()})
 def test_every_shown_command_parses(path, command):
     program, *arguments = shlex.split(command, comments=True)
     assert (ROOT / program).is_file()
-    if program != "recipes/dpo.py":
+    groups = {"recipes/dpo.py": settings.DPO, "recipes/sft.py": settings.SFT}.get(program)
+    if groups is None or "--help" in arguments:
         return
     arguments = [a.replace("--config=recipes", f"--config={ROOT}/recipes") for a in arguments]
-    config, others = overrides.read(["dpo.py", *arguments])
+    config, others = overrides.read(["dpo.py", *arguments], settings.table_of(groups))
     assert others == ["dpo.py"]
-    assert config.beta > 0
+    assert config.learning_rate > 0
 
 
 def test_the_readmes_python_runs_as_it_stands(tmp_path, monkeypatch, capsys):
@@ -228,16 +229,24 @@ def test_there_are_commands_to_parse():
     assert len([c for _, c in COMMANDS if c.startswith("recipes/dpo.py")]) >= 4
 
 
-def test_every_config_states_the_same_settings():
-    from recipes import settings
-
+def test_every_config_of_pairs_states_the_same_settings():
+    """All of the table; and every config is one that a recipe takes."""
     known = {}
     for path in (ROOT / "recipes" / "configs").glob("[!_]*.py"):
         spec = importlib.util.spec_from_file_location(path.stem, path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         config = module.get_config()
-        known[path.stem] = {name for name, _ in settings.flat(config)
+        if path.stem == "llama8b":
+            assert config.directory is None  # it is asked for
+            config.directory = "runs"
+        if path.stem.endswith("_sft"):
+            checks.checked(config, settings.table_of(settings.SFT))
+            assert config.name == path.stem
+            continue
+        checks.checked(config, settings.table_of(settings.DPO))
+        assert not checks.left_out(config, settings.ALL)
+        known[path.stem] = {name for name, _ in checks.flat(config)
                             if not name.startswith("validation.")}  # fmt: skip
         assert config.name == path.stem
     first, *rest = known.values()

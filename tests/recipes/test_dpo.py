@@ -15,8 +15,9 @@ import pytest
 import safetensors.numpy
 
 from checkpoints_io.bits import fingerprint
-from recipes import dpo, overrides, policy, reference
-from tests.conftest import ROOT, TINY
+from recipes import checks, dpo, gates, overrides, policy, reference, settings, update
+from recipes.run import Computing
+from tests.conftest import ROOT, TINY, run_with, sigmoid
 import zoo
 
 
@@ -120,9 +121,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(
     def watch(kind):
         def noting(endless, place, *, start):
             updates = iterate(endless, place, start=start)
-            for at, update in enumerate(updates, start=start + 1):
-                seen.setdefault(kind, {})[at] = update.source_rows.tolist()
-                yield update
+            for at, pairs in enumerate(updates, start=start + 1):
+                seen.setdefault(kind, {})[at] = pairs.source_rows.tolist()
+                yield pairs
 
         monkeypatch.setattr(batches, "iterate", noting)
 
@@ -133,9 +134,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(
     class Stopped(Exception):
         pass
 
-    from recipes import step
-
-    compiled = step.compiled
+    compiled = update.compiled
 
     def until(*args, **kwargs):
         programs, taken = compiled(*args, **kwargs), []
@@ -148,7 +147,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(
 
         return programs._replace(apply=apply)
 
-    monkeypatch.setattr(step, "compiled", until)
+    monkeypatch.setattr(update, "compiled", until)
     with pytest.raises(Stopped):
         dpo.train(parted)
     monkeypatch.undo()
@@ -228,7 +227,7 @@ def test_a_flag_for_the_reference_leaves_the_policy(tiny_config, tmp_path):
     config, _ = overrides.read([
         "", f"--config={ROOT}/recipes/configs/tiny.py",
         *(f"--config.{name}={value}" for name, value in flags.items()),
-    ])  # fmt: skip
+    ], settings.ALL)  # fmt: skip
     dpo.train(config)
     assert abs(training(config)[1]["train/drift_chosen"]) > 0.1  # equal weights: exactly 0
     after = zoo.load(tmp_path / "run" / "hf" / "step-1")
@@ -300,6 +299,12 @@ def test_label_smoothing_and_cut_answers_have_an_effect(tiny_config, tmp_path):
     assert figures["dropped"]["train/data/dropped"] > figures["as it is"]["train/data/dropped"]
 
 
+def computed_in(dtype):
+    """A run whose products are in this dtype."""
+    precision = checks.Precision(np.dtype(np.float32), np.dtype(dtype))
+    return run_with(computing=Computing(None, precision, None, "full"))
+
+
 def test_the_gates_see_what_is_wrong():
     params = {"w": jnp.arange(6.0).reshape(2, 3)}
     other = {"w": params["w"].at[1, 2].add(1e-6)}
@@ -307,11 +312,21 @@ def test_the_gates_see_what_is_wrong():
     swapped = {"w": params["w"][:, ::-1]}
     assert fingerprint(params) != fingerprint(swapped)
     assert fingerprint(params) == fingerprint({"w": params["w"] + 0})
-    with pytest.raises(RuntimeError, match="ln 2"):
-        reference.check_first_loss(0.70, jnp.bfloat16, 0.01)
+    check = lambda value, dtype, beta: gates.check_first_loss(
+        jnp.float32(value), sigmoid(beta), computed_in(dtype)
+    )
+    with pytest.raises(RuntimeError, match=r"is 0\.700000 and should be 0\.693147 within 0\.005"):
+        check(0.70, jnp.bfloat16, 0.01)
     with pytest.raises(RuntimeError, match=r"not finite .* in bfloat16\..*--config.mp=p=f32"):
-        reference.check_first_loss(math.nan, jnp.bfloat16, 0.01)
-    reference.check_first_loss(0.6931472, jnp.float32, 0.1)
+        check(math.nan, jnp.bfloat16, 0.01)
+    check(0.6931472, jnp.float32, 0.1)
+    with pytest.raises(RuntimeError, match=r"is 0\.693167 and should be 0\.693147 within 1e-05"):
+        check(0.693167, jnp.float32, 0.1)
+    check(0.693167, jnp.float32, 0.5)  # a larger beta makes more of the same rounding
+    objective = sigmoid(0.1)._replace(first=1.0)
+    gates.check_first_loss(jnp.float32(1.0), objective, computed_in(jnp.float32))
+    with pytest.raises(RuntimeError, match=r"should be 1\.000000"):
+        gates.check_first_loss(jnp.float32(0.6931472), objective, computed_in(jnp.float32))
 
 
 def test_a_model_with_a_nan_is_named_before_anything_is_trained(tiny_config, tmp_path):

@@ -24,7 +24,7 @@ def pairs():
     made = random_pairs(1, 5)
     draw = np.random.default_rng(2)
     long = [draw.integers(0, 97, n).astype(np.int32) for n in (8, 20, 22)]
-    made.append(PairIds(5, *long, np.ones(20, bool), np.ones(22, bool), False, False))
+    made.append(PairIds(5, *long, np.ones(20, bool), np.ones(22, bool)))
     return made
 
 

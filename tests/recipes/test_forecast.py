@@ -8,7 +8,7 @@ import pytest
 from checkpoints_io import hf_folder
 from recipes import collectives, forecast
 from recipes.configs import tiny
-from tests.conftest import TINY
+from tests.conftest import TINY, given_by
 import zoo
 
 TEXT = """
@@ -45,8 +45,9 @@ def config():
 
 def forecast_of(config, **chip):
     chip = forecast.CHIPS["h100"]._replace(**chip)
+    job = forecast.job_of(given_by(config))
     found = forecast.forecast(
-        config, hf_folder.read_config(TINY / "model"), chip, jax.devices()[:1], 100
+        job, hf_folder.read_config(TINY / "model"), chip, jax.devices()[:1], 100
     )
     return found, forecast.told(found, chip, 1000.0, exact=False)
 

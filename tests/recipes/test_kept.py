@@ -1,4 +1,4 @@
-"""A checkpoint that an earlier version wrote is gone on with, or refused by version.
+"""A checkpoint that an earlier version wrote is resumed, or refused by version.
 
 Before what a checkpoint holds is changed, the run of the version before is kept:
 `python -m tests.recipes.kept_run tests/recipes/kept/NAME`.
@@ -15,7 +15,7 @@ import pytest
 from checkpoints_io import hf_folder, places
 from checkpoints_io.run_state import RunStore
 from checkpoints_io.sealed import FORMAT
-from recipes import dpo, identity
+from recipes import dpo, identity, settings
 from tests.recipes import kept_run
 import zoo
 
@@ -59,7 +59,7 @@ def test_a_kept_run_goes_on_as_it_went(kept, capfd):
     before = records()
     assert list(before) == [1, 2, 3, 4]
     dpo.train(kept)
-    assert "going on from step 2" in capfd.readouterr().out
+    assert "resuming from step 2" in capfd.readouterr().out
     assert records() == pytest.approx(before, rel=1e-4)
 
 
@@ -79,7 +79,7 @@ def test_a_kept_checkpoint_is_read(path):
 @pytest.mark.parametrize("kept", KEPT[:1], indirect=True)
 def test_a_kept_run_is_still_known_by_what_it_says(kept):
     """Its settings, pairs and reference are compared, whatever else its facts lack."""
-    saved, here = facts_of(pathlib.Path()), HERE
+    saved, here = facts_of(HERE), HERE
     identity.refuse_other_run(saved, saved, here)
     for name, other in (("data", "0"), ("reference", "0"), ("settings", {"beta": 0.2})):
         now = saved | {name: saved[name] | other if isinstance(other, dict) else other}
@@ -110,10 +110,22 @@ def test_a_fact_that_is_needed_and_not_there_is_told_by_version():
 
 def test_a_setting_that_the_checkpoint_does_not_know_may_be_unset():
     old = {"beta": 0.1}
-    for unset in (None, False, ""):
-        identity.refuse_other_settings(old, {"beta": 0.1, "new": unset}, HERE)
+    identity.refuse_other_settings(old, {"beta": 0.1, "new": None}, HERE)
     with pytest.raises(ValueError, match="new: None there, 2 here"):
         identity.refuse_other_settings(old, {"beta": 0.1, "new": 2}, HERE)
+
+
+def test_a_setting_that_the_checkpoint_does_not_know_may_have_its_default():
+    old = {"beta": 0.1}
+    for name in ("lr_schedule", "label_smoothing", "data.scored_turns", "reference_is_hf"):
+        default = settings.ALL[name].default
+        assert default is not None
+        identity.refuse_other_settings(old, old | {name: default}, HERE)
+    with pytest.raises(ValueError, match=r"label_smoothing: None there, 0\.2 here"):
+        identity.refuse_other_settings(old, old | {"label_smoothing": 0.2}, HERE)
+    with pytest.raises(ValueError, match=r"data\.columns\.chosen: None there, 'better' here"):
+        now = old | {"data.columns.chosen": "better"}
+        identity.refuse_other_settings(old, now, HERE)
 
 
 def test_a_reference_that_is_the_policy_may_be_named_or_not():

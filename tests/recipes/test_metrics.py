@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 
 from checkpoints_io import places
-from recipes import metrics, settings
+from recipes import metrics, prepare
 from recipes.configs import tiny
 from recipes.data import batches
 from recipes.data.batches import Update
 from recipes.data.packing import Shape
 from recipes.data.tokens import PairIds
+from recipes.preference.displacement import Trend
+from recipes.preference.metrics import preference
+from recipes.update import Answers
+from tests.conftest import given_by, sigmoid
 
 
 def readings(chosen, rejected, accuracy):
@@ -24,14 +28,14 @@ def readings(chosen, rejected, accuracy):
 
 
 def said(*figures):
-    trend = metrics.Trend()
+    trend = Trend()
     return [trend.read(reading) is not None for reading in readings(*figures)]
 
 
 def test_both_rewards_falling_is_said_once_with_the_remedies():
     falling = [-0.1, -0.2, -0.3, -0.4], [-0.2, -0.5, -0.9, -1.4], [0.5, 0.6, 0.7, 0.8]
     assert said(*falling) == [False, False, True, False]
-    trend = metrics.Trend()
+    trend = Trend()
     told = [trend.read(reading) for reading in readings(*falling)][2]
     assert "--config.loss=dpop" in told and "--config.beta" in told
 
@@ -50,26 +54,28 @@ def test_what_is_no_such_trend_is_not_said(figures):
 
 
 def test_the_best_is_the_highest_or_the_lowest():
-    config = tiny.get_config()
+    best = lambda name: prepare._keep(given_by(tiny.get_config(), keep_best=name)).highest
     figures = {"eval/heldout/dpo_loss": 0.25, "eval/heldout/dpo_accuracy": float("nan")}
-    assert settings.score(config, figures) is None
-    config.keep_best = "heldout/dpo_loss"
-    assert settings.score(config, figures) == -0.25
-    assert settings.score(config, {}) is None
-    config.keep_best = "heldout/dpo_accuracy"
-    assert settings.score(config, figures) is None
-    config.keep_best = "heldout/dpo_reward_margin"
-    assert settings.score(config, {"eval/heldout/dpo_reward_margin": 0.5}) == 0.5
+    facts = {"held_out": figures}
+    assert best(None) is None
+    assert best("heldout/dpo_loss")(facts) == -0.25
+    assert best("heldout/dpo_loss")({"held_out": {}}) is None
+    assert best("heldout/dpo_loss")({}) is None
+    assert best("heldout/dpo_accuracy")(facts) is None
+    assert (
+        best("heldout/dpo_reward_margin")({"held_out": {"eval/heldout/dpo_reward_margin": 0.5}})
+        == 0.5
+    )
 
 
 def test_the_reward_margin_is_beta_times_what_chosen_gained_over_rejected():
     policy, reference = jnp.array([[-1.0, -5], [-2, -3]]), jnp.array([[-2.0, -4], [-2, -2]])
-    here = jnp.array([True, True])
-    loss = lambda chosen, rejected: chosen - rejected
-    values = metrics.preference(policy, reference, here, loss=loss, beta=0.1)
+    answers = Answers(policy, reference, jnp.ones((2, 2), jnp.int32), jnp.full((2, 2), jnp.nan))
+    objective = sigmoid(0.1)
+    values = preference(answers, objective)
     assert float(values["dpo_reward_margin"]) == pytest.approx(0.1 * ((1 + 1) + (0 + 1)) / 2)
     assert float(values["dpo_margin_policy"]) == pytest.approx((4 + 1) / 2)
-    one = metrics.preference(policy, reference, here.at[1].set(False), loss=loss, beta=0.1)
+    one = preference(answers, objective, jnp.array([True, False]))
     assert float(one["dpo_reward_margin"]) == pytest.approx(0.2)
 
 

@@ -5,17 +5,19 @@ import collections
 import grain
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
-from recipes import metrics
-from recipes.data import batches, mixture
+from recipes.data import batches, mixture, source
 from recipes.data.mixture import Part
 from recipes.data.packing import Shape
+from recipes.data.source import Source
+from recipes.losses import Objective
+from recipes.preference.metrics import by_part
+from recipes.update import Answers
 from tests.recipes.test_packing import random_pairs
 
-DATA = {"layout": "preference_chat", "columns": {}}
+DATA = source.Common("preference_chat", {}, single=False)
 SHAPE = Shape(2, 64, 4, 2, few=1)
 
 
@@ -84,10 +86,10 @@ def test_the_settings_of_sources():
         "mine": "a.jsonl",
         "theirs": {"path": "b.parquet", "weight": 3, "layout": "hh", "columns": {"chosen": "x"}},
     }
-    found = mixture.sources_of(ml_collections.ConfigDict(named), DATA)
-    assert found["mine"] == (mixture.Source("a.jsonl", "preference_chat", ()), 1.0)
-    assert found["theirs"] == (mixture.Source("b.parquet", "hh", (("chosen", "x"),)), 3.0)
-    assert mixture.sources_of("a.jsonl", DATA)["train"][1] == 1.0
+    found = source.training(named, DATA)
+    assert found["mine"] == (Source("a.jsonl", "preference_chat", ()), 1.0)
+    assert found["theirs"] == (Source("b.parquet", "hh", (("chosen", "x"),)), 3.0)
+    assert source.training("a.jsonl", DATA)["train"].weight == 1.0
 
 
 @pytest.mark.parametrize(
@@ -106,18 +108,17 @@ def test_the_settings_of_sources():
 )
 def test_sources_that_are_no_sources(given, told):
     with pytest.raises(ValueError, match=told):
-        mixture.sources_of(given, DATA)
+        source.training(given, DATA)
 
 
 def test_metrics_of_each_source():
     sources = parts(2, 2, 2)
     ours = jnp.array([[1.0, 0], [0, 1], [3, 0]])
-    loss = lambda chosen, rejected: rejected - chosen
-    found = metrics.by_part(
-        sources, np.array([0, 1, 3]), ours, jnp.zeros_like(ours), loss=loss, beta=0.1
-    )
+    answers = Answers(ours, jnp.zeros_like(ours), jnp.ones((3, 2), jnp.int32), ours)
+    lost = Objective(lambda answers: answers.policy[:, 1] - answers.policy[:, 0], 0.0, 0.1)
+    found = by_part(sources, np.array([0, 1, 3]), answers, lost)
     assert (found["a/pairs"], found["b/pairs"], found["c/pairs"]) == (2, 1, 0)
     assert (found["a/dpo_accuracy"], found["b/dpo_accuracy"]) == (0.5, 1)
     assert found["b/dpo_loss"] == -3
     assert not any(name.startswith("c/dpo") for name in found)
-    assert metrics.by_part(sources[:1], np.array([0]), ours[:1], ours[:1]) == {}
+    assert by_part(sources[:1], np.array([0, 1, 3]), answers, lost) == {}

@@ -7,6 +7,7 @@ import optax
 
 from recipes import optimizer
 from recipes.configs import tiny
+from tests.conftest import adamw_of
 
 
 def test_two_updates_by_hand():
@@ -16,7 +17,7 @@ def test_two_updates_by_hand():
     config.adam_beta1, config.adam_beta2, config.adam_epsilon = 0.5, 0.75, 1e-3
     rates = [0.25, 0.125]
     adamw = optimizer.optimizer_of(
-        config, lambda count: jnp.array(rates)[count], {"matrix": True, "norm": False}
+        adamw_of(config), lambda count: jnp.array(rates)[count], {"matrix": True, "norm": False}
     )
     params = {"matrix": jnp.array([2.0]), "norm": jnp.array([3.0])}
     given = [{"matrix": 3.0, "norm": 4.0}, {"matrix": 0.3, "norm": -0.4}]
@@ -40,6 +41,6 @@ def test_two_updates_by_hand():
 def test_moments_in_the_dtype_that_was_asked_for():
     config = tiny.get_config()
     config.adam_mu_dtype = "bf16"
-    adamw = optimizer.optimizer_of(config, lambda _: 0.1, {"w": True})
+    adamw = optimizer.optimizer_of(adamw_of(config), lambda _: 0.1, {"w": True})
     mu, nu = (x for x in jax.tree.leaves(adamw.init({"w": jnp.ones(3)})) if x.ndim)
     assert (mu.dtype, nu.dtype) == (jnp.bfloat16, jnp.float32)

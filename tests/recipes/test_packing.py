@@ -123,7 +123,7 @@ def random_pairs(seed, count, longest=12):
         masks = [draw.random(len(answer)) < 0.7 for answer in (chosen, rejected)]
         for mask in masks:
             mask[-1] = True
-        made.append(PairIds(row, prompt, chosen, rejected, *masks, False, False))
+        made.append(PairIds(row, prompt, chosen, rejected, *masks))
     return made
 
 
@@ -187,7 +187,7 @@ def test_prompt_once_is_separate(small_model):
     pairs = random_pairs(2, 5)
     draw = np.random.default_rng(2)
     long = [draw.integers(0, 97, n).astype(np.int32) for n in (8, 20, 22)]
-    pairs.append(PairIds(5, *long, np.ones(20, bool), np.ones(22, bool), False, False))
+    pairs.append(PairIds(5, *long, np.ones(20, bool), np.ones(22, bool)))
     once = packed_logps(small_model, pairs, Shape(2, 64, 8, 2, 1))
     # Rows too short for any prompt-once stream of the longer pairs.
     apart = packed_logps(small_model, pairs, Shape(4, 40, 8, 2, 2))
@@ -241,7 +241,7 @@ def bench_pairs():
         texts = [text(prompt), text(total - prompt - 1), text(rejected - 1)]
         texts = [texts[0], *(np.concatenate([answer, end]) for answer in texts[1:])]
         masks = [np.ones(len(answer), bool) for answer in texts[1:]]
-        pairs.append(PairIds(row, *texts, *masks, False, False))
+        pairs.append(PairIds(row, *texts, *masks))
     assert sum(map(streams.real_tokens, pairs)) == 209_072
     return pairs
 

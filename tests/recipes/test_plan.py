@@ -1,25 +1,35 @@
 """What a plan says of settings that this run cannot give, or that mean something unexpected."""
 
-import types
-
 import pytest
 
-from recipes import optimizer, plan
+from checkpoints_io.run_state import Keep
+from recipes import checks, optimizer, plan
 from recipes.configs import tiny
+from recipes.data.batches import Place
 from recipes.data.mixture import Part
 from recipes.data.packing import Shape
 from recipes.data.reading import HeldOut
+from recipes.run import Every, Saving
+from tests.conftest import adamw_of, given_by, run_with
 
 
 def run_of(config, *, pairs=100, steps=60, parts=None, held_out=50):
     parts = parts or [Part("train", 1.0, [None] * pairs, pairs - 1)]
-    return types.SimpleNamespace(
+    keep = Keep(config.keep_checkpoints, every=config.keep_every, highest=None)
+    return run_with(
         total_steps=steps,
         parts=parts,
         pairs=[pair for part in parts for pair in part.pairs],
         held_out=[HeldOut("heldout", [None] * held_out)] if held_out else [],
-        place=types.SimpleNamespace(shape=Shape(2, 64, config.train_batch_size, 2, few=1)),
+        place=Place(Shape(2, 64, config.train_batch_size, 2, few=1), None),
+        adamw=adamw_of(config),
+        every=checks.part(Every, given_by(config)),
+        saving=Saving(keep, 2, "float32", None),
     )
+
+
+def notes(config, **run):
+    return plan.notes(run_of(config, **run), checks.part(plan.Asked, given_by(config)))
 
 
 @pytest.fixture
@@ -30,7 +40,7 @@ def config():
 
 
 def test_an_ordinary_run_has_no_notes(config):
-    assert plan.notes(config, run_of(config)) == []
+    assert notes(config) == []
 
 
 TWO = [Part("a", 1000.0, [None] * 90, 89), Part("b", 0.001, [None] * 10, 99)]
@@ -66,7 +76,7 @@ UNEVEN = [TWO[0]._replace(weight=19.0), TWO[1]._replace(weight=1.0)]
 def test_notes(config, other, run, told):
     config.steps_per_log = config.steps_per_eval = config.steps_per_checkpoint = 1
     config.update_from_flattened_dict(other)
-    found = plan.notes(config, run_of(config, **run))
+    found = notes(config, **run)
     if told is None:
         assert found == []
     else:
@@ -77,16 +87,16 @@ def test_notes(config, other, run, told):
 def test_a_run_that_would_learn_nothing_is_refused(config):
     config.warmup = 1.0
     with pytest.raises(ValueError, match="leaves the run's only step there"):
-        optimizer.schedule_of(config, 1)
+        optimizer.schedule_of(adamw_of(config), 1)
     config.warmup, config.learning_rate = 0.0, 1e-50
     with pytest.raises(ValueError, match="learning_rate=1e-50 is 0 in float32"):
-        optimizer.schedule_of(config, 1)
+        optimizer.schedule_of(adamw_of(config), 1)
     for steps, warmup in ((10**30, 0.0), (60, 1e300)):
         config.warmup = warmup
         with pytest.raises(ValueError, match="a run has fewer than"):
-            optimizer.schedule_of(config, steps)
+            optimizer.schedule_of(adamw_of(config), steps)
     config.warmup, config.learning_rate = 0.1, 1e-5  # which rounds to no step
-    assert float(optimizer.schedule_of(config, 1)(0)) == pytest.approx(1e-5)
+    assert float(optimizer.schedule_of(adamw_of(config), 1)(0)) == pytest.approx(1e-5)
 
 
 @pytest.mark.parametrize(
@@ -101,4 +111,4 @@ def test_a_run_that_would_learn_nothing_is_refused(config):
 )  # fmt: skip
 def test_the_rate_is_told(config, other, steps, told):
     config.update_from_flattened_dict(other)
-    assert plan._schedule(config, steps) == told
+    assert plan._schedule(adamw_of(config), steps) == told

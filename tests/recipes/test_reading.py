@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from recipes import settings
+from recipes import checks, settings
 from recipes.configs import tiny
 from recipes.data import reading
 from tests.conftest import TINY
@@ -47,8 +47,8 @@ def read(tmp_path):
         path = write("heldout.jsonl", held_out)
         config.validation = dict(heldout=dict(path=path, **said) if said else path)
         config.data.columns, config.data.layout = names, forced
-        settings.check(config)
-        found = reading.read(config, TINY / "model")
+        given = checks.checked(config, settings.table_of(settings.DPO))
+        found = reading.read(reading.asked(given, TINY / "model", single=False))
         return found.train[0].pairs, found.held_out[0].pairs, found.told[-1].layout
 
     return read

@@ -52,13 +52,13 @@ def test_answers_are_shared_and_only_what_is_new_is_asked(short, cached, tmp_pat
     before = files(tmp_path)
     assert len(before) == 2  # training and held-out pairs
     asked = []
-    of_pairs = reference_cache.logps.of_pairs
+    of_examples = reference_cache.logps.of_examples
 
     def counting(forward, pairs, place):
         asked.append(len(pairs))
-        return of_pairs(forward, pairs, place)
+        return of_examples(forward, pairs, place)
 
-    monkeypatch.setattr(reference_cache.logps, "of_pairs", counting)
+    monkeypatch.setattr(reference_cache.logps, "of_examples", counting)
     run(cached, "another", learning_rate=1e-4, beta=0.3)
     assert files(tmp_path) == before
     assert max(asked) <= 64  # the sample, and the policy on held-out pairs

@@ -1,6 +1,5 @@
 """An update that is not finite changes nothing: not a weight, not a moment of the optimizer."""
 
-import functools
 import json
 import math
 import pathlib
@@ -13,10 +12,10 @@ import numpy as np
 import optax
 import pytest
 
-from recipes import dpo, losses, optimizer, reference, step
+from recipes import dpo, optimizer, reference
 from recipes.data import batches
 from recipes.data.packing import Shape
-from tests.conftest import large_weights, small_config
+from tests.conftest import large_weights, programs_of, sigmoid, small_config
 from tests.recipes.test_packing import random_pairs
 from zoo import llama, sharding
 
@@ -33,16 +32,12 @@ def work():
         params = jax.device_put(nnx.to_pure_dict(state), where)
         adamw = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
         opt_state = optimizer.init(adamw, params, mesh)
-        loss = functools.partial(losses.sigmoid, beta=0.1, label_smoothing=0.0)
-        programs = step.compiled(
-            params, opt_state, graph=graph, adamw=adamw, loss=loss, beta=0.1, pairs=PAIRS
-        )
-        place = batches.Place(
-            Shape(4, 64, PAIRS, 2, 4), jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
-        )
+        shape = Shape(4, 64, PAIRS, 2, 4)
+        programs = programs_of(params, opt_state, graph, adamw, sigmoid(0.1), shape)
+        place = batches.Place(shape, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
         update = batches.pack(random_pairs(0, PAIRS), place.shape, [0])
-        batch = batches.put(update.micro_batches[0], place)
-        yield programs, params, opt_state, batch
+        batch, said = batches.put(update.micro_batches[0], place), batches.said(update, place)
+        yield programs, params, opt_state, batch, said
 
 
 def copied(tree):
@@ -51,15 +46,15 @@ def copied(tree):
 
 def taken(work, *, reference=0.0, gradient=None, weight=None):
     """One update, with a number that is none planted somewhere."""
-    programs, params, opt_state, batch = work
+    programs, params, opt_state, batch, said = work
     params, opt_state = copied(params), copied(opt_state)
     if weight is not None:
         params["norm"]["scale"] = params["norm"]["scale"].at[0].set(weight)
     theirs = jnp.full((PAIRS, 2), -50.0).at[1, 0].add(reference)
-    sums = programs.add(programs.zero(), params, theirs, batch)
+    sums = programs.add(programs.zero(), params, {}, theirs, said, batch)
     if gradient is not None:
         sums.gradient["norm"]["scale"] = sums.gradient["norm"]["scale"].at[0].set(gradient)
-    return programs.apply(sums, params, opt_state)
+    return programs.apply(sums, params, opt_state, said)
 
 
 def test_a_sound_update_is_taken(work):
@@ -71,8 +66,8 @@ def test_a_sound_update_is_taken(work):
 
 def test_an_update_works_in_place(work):
     """Beside the gradient it needs as much again, and no second policy or optimizer."""
-    programs, params, opt_state, _ = work
-    compiled = programs.apply.lower(programs.zero(), params, opt_state).compile()
+    programs, params, opt_state, _, said = work
+    compiled = programs.apply.lower(programs.zero(), params, opt_state, said).compile()
     weights = sum(x.nbytes for x in jax.tree.leaves(params))
     assert compiled.memory_analysis().temp_size_in_bytes < 1.1 * weights
 
@@ -136,7 +131,7 @@ def test_a_run_stops_at_what_is_not_finite_and_keeps_what_was_before(tiny_config
             dpo.train(config)
     names = {path.name for path in (pathlib.Path(config.directory) / "checkpoints").iterdir()}
     assert "2" in names and "4" not in names
-    dpo.train(config)  # and the cause gone, it goes on
+    dpo.train(config)  # and the cause gone, it is resumed
     assert math.isfinite(records(config)[6]["train/dpo_loss"])
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from checkpoints_io import places
 from recipes import dpo, evaluation, metrics, stopping
-from recipes.configs import tiny
+from recipes.run import Records
 from tests.conftest import ROOT
 
 
@@ -73,11 +73,11 @@ def test_a_run_that_is_asked_to_stop_saves_and_ends_well(tmp_path, asked):
     process.send_signal(asked)
     told = process.communicate()[0]
     assert process.returncode == 0, told[-2000:]
-    assert "the same command goes on from there" in told
+    assert "the same command resumes from there" in told
     stopped = max(figures(parted))
     assert 3 <= stopped < 12
     told = started(parted, *FLAGS).communicate()[0]
-    assert f"going on from step {stopped}" in told
+    assert f"resuming from step {stopped}" in told
     assert figures(parted) == figures(whole)
 
 
@@ -121,7 +121,7 @@ def test_a_second_interrupt_does_not_wait_for_the_devices():
 # It would wait for a thread, as for one that saves.
 SAVING = """
 import signal, threading, time
-from recipes import command, stopping
+from recipes import command, settings, stopping
 
 def train(_):
     with stopping.asked():
@@ -129,7 +129,7 @@ def train(_):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-command.main(train)
+command.main(train, settings.DPO)
 """
 
 
@@ -182,11 +182,11 @@ def test_an_evaluation_is_given_up_when_the_run_is_asked_to_stop(
     directory = pathlib.Path(config.directory)
     evaluate, asked = evaluation.evaluate, []
 
-    def interrupted(held_out, forward, *rest, **loss):
+    def interrupted(held_out, *rest):
         asked.append(held_out.name)
         if len(figures(directory)) == at and held_out.name == "second":
             signal.raise_signal(signal.SIGTERM)
-        return evaluate(held_out, forward, *rest, **loss)
+        return evaluate(held_out, *rest)
 
     with monkeypatch.context() as patched:
         patched.setattr(evaluation, "evaluate", interrupted)
@@ -201,9 +201,8 @@ def test_an_evaluation_is_given_up_when_the_run_is_asked_to_stop(
 
 
 def test_records_outlast_a_kill_while_they_are_cut_to_the_checkpoint(tmp_path, monkeypatch):
-    config = tiny.get_config()
-    config.tensorboard = False
-    log = metrics.Log(places.Disk(tmp_path), config, after=-1)
+    given = Records(tensorboard=False, wandb_project=None, name="a", tags=(), settings={})
+    log = metrics.Log(places.Disk(tmp_path), given, after=-1)
     log.write(1, {"train/dpo_loss": 0.5})
     log.close()
 
@@ -216,7 +215,7 @@ def test_records_outlast_a_kill_while_they_are_cut_to_the_checkpoint(tmp_path, m
 
     monkeypatch.setattr(pathlib.Path, "rename", killed)
     with pytest.raises(KeyboardInterrupt):
-        metrics.Log(places.Disk(tmp_path), config, after=1)
+        metrics.Log(places.Disk(tmp_path), given, after=1)
     assert records(tmp_path) == [{"step": 1, "train/dpo_loss": 0.5}]
 
 
@@ -261,17 +260,17 @@ def test_two_processes_stop_behind_the_same_step(tmp_path):
     wait_for(3, parted, processes[0])
     processes[1].send_signal(signal.SIGTERM)
     told = ended(processes)[0]
-    assert "the same command goes on from there" in told
+    assert "the same command resumes from there" in told
     stopped = max(figures(parted))
     assert 3 <= stopped < 12
     shutil.copytree(parted, tmp_path / "alone")
-    assert f"going on from step {stopped}" in ended(both(parted, *FLAGS))[0]
+    assert f"resuming from step {stopped}" in ended(both(parted, *FLAGS))[0]
     assert figures(parted) == figures(whole)
     # And one process of as many devices meets the same pairs.
     eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     shape = "--config.per_device_parallelism=1", "--config.min_pack_fill=0.3"
     (told,) = ended([started(tmp_path / "alone", *FLAGS, *shape, **eight)])
-    assert f"going on from step {stopped}" in told
+    assert f"resuming from step {stopped}" in told
     alone, together = (
         [record["train/dpo_loss"] for record in figures(directory).values()]
         for directory in (tmp_path / "alone", whole)
@@ -292,7 +291,7 @@ def test_of_two_processes_one_is_killed(tmp_path, victim):
     other = processes[1 - victim]
     told = other.communicate(timeout=240)[0]
     assert other.returncode not in (0, None), told[-2000:]
-    assert "going on from step 3" in ended(both(parted, *flags))[0]
+    assert "resuming from step 3" in ended(both(parted, *flags))[0]
     assert figures(parted) == figures(whole)
 
 
@@ -334,7 +333,7 @@ def test_another_number_of_devices_goes_on_with_the_same_numbers(tmp_path, devic
         for later in range(step + 2, 8, 2):
             shutil.rmtree(tmp_path / f"from {step}" / "checkpoints" / str(later))
         there = tmp_path / f"from {step}"
-        assert f"going on from step {step}" in run(there, count)
+        assert f"resuming from step {step}" in run(there, count)
     one, other = figures(tmp_path / "eight"), figures(there)
     apart = [abs(one[at]["train/dpo_loss"] - other[at]["train/dpo_loss"]) for at in range(1, 7)]
     print(devices, apart)

@@ -1,28 +1,43 @@
 """One update against plain arithmetic, and by hand: what is summed, averaged, in which order."""
 
-import functools
 import math
+import types
 
-from flax import nnx
+from flax import nnx, traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from recipes import evaluation, logps, losses, optimizer, reference, reference_cache, step
-from recipes.configs import tiny
+from checkpoints_io.bits import fingerprint
+from checkpoints_io.run_state import Keep, RunStore
+from recipes import (
+    evaluation,
+    gates,
+    logps,
+    loop,
+    optimizer,
+    policy,
+    reference,
+    reference_cache,
+    update,
+)
 from recipes.data import batches
+from recipes.data.batches import Said
 from recipes.data.packing import Shape
 from recipes.data.reading import HeldOut
 from recipes.data.tokens import PairIds
-from recipes.prepare import Run
-from tests.conftest import large_weights, small_config
+from recipes.policy import Policy, State
+from recipes.reference import Reference
+from recipes.run import Beside, Computing
+from recipes.update import Sums
+from tests.conftest import large_weights, programs_of, run_with, sigmoid, small_config
 from tests.recipes.test_packing import random_pairs
 from zoo import llama, sharding
 
 PAIRS, BETA, RATE = 4, 0.5, 0.25
-LOSS = functools.partial(losses.sigmoid, beta=BETA, label_smoothing=0.0)
+OBJECTIVE = sigmoid(BETA)
 # What the reference says of the pairs of the update.
 THEIRS = np.array([[-20.0, -25], [-31, -30], [-12, -8], [-40, -44]], np.float32)
 
@@ -36,10 +51,9 @@ def work():
         graph, state = nnx.split(large_weights(llama.Model(config, nnx.Rngs(0)), scale=0.3))
         params = jax.device_put(nnx.to_pure_dict(state), jax.NamedSharding(mesh, jax.P()))
         descent = optax.sgd(RATE)
-        programs = step.compiled(
-            params, optimizer.init(descent, params, mesh), graph=graph, adamw=descent, loss=LOSS,
-            beta=BETA, pairs=PAIRS,
-        )  # fmt: skip
+        state = optimizer.init(descent, params, mesh)
+        shape = place_of(mesh, 1, 40).shape
+        programs = programs_of(params, state, graph, descent, OBJECTIVE, shape)
         yield graph, params, programs, random_pairs(0, PAIRS), mesh
 
 
@@ -52,11 +66,12 @@ def summed(work, rows, row_length):
     """The sums of an update, and over how many micro-batches."""
     _, params, programs, pairs, mesh = work
     place = place_of(mesh, rows, row_length)
-    update = batches.pack(pairs, place.shape, [0])
-    sums = programs.zero()
-    for packed in update.micro_batches:
-        sums = programs.add(sums, params, jnp.asarray(THEIRS), batches.put(packed, place))
-    return sums, len(update.micro_batches)
+    packed = batches.pack(pairs, place.shape, [0])
+    said, sums = batches.said(packed, place), programs.zero()
+    for micro_batch in packed.micro_batches:
+        batch = batches.put(micro_batch, place)
+        sums = programs.add(sums, params, {}, jnp.asarray(THEIRS), said, batch)
+    return sums, len(packed.micro_batches)
 
 
 def plain_logps(graph, pairs, params):
@@ -97,8 +112,8 @@ def test_an_update_is_that_of_the_mean_loss_over_its_pairs(work):
     expected, ours = jax.jit(jax.grad(mean_loss, has_aux=True))(params)
     sums, count = summed(work, 1, 40)
     assert 1 < count < PAIRS  # micro-batches, one of them with several pairs
-    np.testing.assert_allclose(sums.policy_logps, ours, rtol=1e-4)
-    np.testing.assert_array_equal(sums.reference_logps, THEIRS)
+    np.testing.assert_allclose(sums.policy, ours, rtol=1e-4)
+    np.testing.assert_array_equal(sums.reference, THEIRS)
     assert apart(sums.gradient, expected) < 1e-4
     assert apart(sums.gradient["blocks"], expected["blocks"]) < 1e-4
 
@@ -114,7 +129,8 @@ def test_two_pairs_by_hand(work):
     state = optimizer.init(optax.sgd(RATE), params, work[-1])
     before = np.asarray(params["norm"]["scale"])
     kept = jax.tree.map(lambda x: x + 0, params)  # which is given away
-    moved, _, values = programs.apply(step.Sums(gradient, ours, theirs), kept, state)
+    said = Said(jnp.ones((2, 2), jnp.int32), jnp.full((2, 2), jnp.nan))
+    moved, _, values = programs.apply(Sums(gradient, ours, theirs), kept, state, said)
     np.testing.assert_allclose(
         np.asarray(moved["norm"]["scale"]) - before, [-0.75, 1.0, *[0] * 14], atol=1e-6
     )
@@ -169,7 +185,7 @@ def test_an_evaluation_by_hand(work):
     theirs = np.array([[-4, -2]] * 3 + [[-8, -8]] * 4, np.float32)
     held_out = HeldOut("mine", told_apart(range(7)))
     place = place_of(work[-1], 1, 16)
-    found = evaluation.evaluate(held_out, counting, theirs, place, loss=LOSS, beta=BETA)
+    found = evaluation.evaluate(held_out, counting, theirs, place, OBJECTIVE)
     ratios = -np.array(ANSWERS) - theirs
     margins = ratios[:, 0] - ratios[:, 1]
     expected = {
@@ -191,14 +207,13 @@ def test_kept_answers_of_a_reference_go_to_their_pairs(work, tmp_path, monkeypat
     rows = [40, 3, 17, 8, 0, 25, 11]
     place = place_of(mesh, 1, 16)
     pairs = told_apart(rows)
-    run = Run(*[None] * len(Run._fields))._replace(
-        mesh=mesh, pairs=pairs, held_out=[HeldOut("mine", pairs[2:5])], place=place,
-        reference_cache=tmp_path,
+    run = run_with(
+        pairs=pairs, held_out=[HeldOut("mine", pairs[2:5])], place=place,
+        computing=Computing(mesh, None, None, "full"),
     )  # fmt: skip
-    config = tiny.get_config()
-    config.reference_mode = "cached"
+    beside = Beside("mine", is_hf=True, mode="cached", cache=str(tmp_path))
     asked = lambda graph, params, batch: counting(batch)
-    frozen = reference.ready(config, model, run, asked, lambda: False)
+    frozen = reference.ready(beside, model, run, asked, lambda: False)
     assert frozen.model is None
     np.testing.assert_array_equal(frozen.held_out[0], -np.array(ANSWERS)[2:5])
     for order in ([4, 0, 6, 2], [5, 3]):
@@ -208,15 +223,34 @@ def test_kept_answers_of_a_reference_go_to_their_pairs(work, tmp_path, monkeypat
         assert not found[len(order) :].any()
 
 
+def gate(place, of_batch, *, step=0, fingerprint_=None, dtype=np.float32):
+    """Asks the gate before the first step about a policy that counts."""
+    weights = {"w": jnp.array([1.001, 2.0])}
+    known = fingerprint_ or fingerprint(logps.cast(weights, dtype))
+    own = Policy(types.SimpleNamespace(dtype=np.dtype(dtype)), None, None, None)
+    return gates.check_logps(
+        counting, own, State(step, weights, {}, None), Reference(known, of_batch, [], object()),
+        run_with(pairs=told_apart(range(7)), place=place),
+    )  # fmt: skip
+
+
 def test_the_gate_looks_at_every_pair(work):
     place = place_of(work[-1], 2, 64)
-    update = next(batches.in_order(told_apart(range(7)), place))
-    off = lambda batch, _: counting(batch).at[3, 1].add(1e-3)
-    frozen = reference.Reference("", off, [], object())
-    with pytest.raises(RuntimeError, match=r"different log-probabilities \(by up to 0.001"):
-        reference.check_logps(counting, frozen, update, place, jnp.float32)
-    same = frozen._replace(of_batch=lambda batch, _: counting(batch))
-    reference.check_logps(counting, same, update, place, jnp.float32)
+    for slot, answer in ((3, 1), (0, 0), (2, 1)):
+        off = lambda batch, _: counting(batch).at[slot, answer].add(1e-3)  # noqa: B023
+        with pytest.raises(RuntimeError, match=r"different log-probabilities \(by up to 0.001"):
+            gate(place, off)
+    assert gate(place, lambda batch, _: counting(batch))
+
+
+def test_the_gate_is_for_equal_weights_before_the_first_step(work):
+    place = place_of(work[-1], 2, 64)
+    never = lambda *_: pytest.fail("asked")
+    assert not gate(place, never, step=1)
+    assert not gate(place, never, fingerprint_="another")
+    nothing = lambda batch, _: jnp.full(batch.scored.shape, jnp.nan)
+    with pytest.raises(RuntimeError, match="different log-probabilities"):
+        gate(place, nothing)
 
 
 def test_a_kept_answer_is_that_of_tokens_masks_and_layout():
@@ -237,10 +271,137 @@ def test_a_kept_answer_is_that_of_tokens_masks_and_layout():
     assert reference_cache.key(pair._replace(row=99), shape) in keys
 
 
-def test_the_compute_dtype_of_a_reference():
-    cast = reference.cast({"w": jnp.array([1.001, 2.0])}, jnp.bfloat16)
+def test_the_compute_dtype_of_a_reference(work):
+    """Equal weights are those that are equal as they are computed with."""
+    cast = logps.cast({"w": jnp.array([1.001, 2.0])}, jnp.bfloat16)
     assert cast["w"].dtype == jnp.bfloat16
-    exactly = reference.equal_weights
-    known = reference.fingerprint(cast)
-    assert exactly({"w": jnp.array([1.001, 2.0])}, known, jnp.bfloat16)
-    assert not exactly({"w": jnp.array([1.1, 2.0])}, known, jnp.bfloat16)
+    place = place_of(work[-1], 2, 64)
+    same = lambda batch, _: counting(batch)
+    near = fingerprint(logps.cast({"w": jnp.array([1.0, 2.0])}, jnp.bfloat16))
+    assert gate(place, same, fingerprint_=fingerprint(cast), dtype=jnp.bfloat16)
+    assert gate(place, same, fingerprint_=near, dtype=jnp.bfloat16)  # the same bits by then
+    assert not gate(place, same, fingerprint_=near)
+    other = fingerprint(logps.cast({"w": jnp.array([1.1, 2.0])}, jnp.bfloat16))
+    assert not gate(place, same, fingerprint_=other, dtype=jnp.bfloat16)
+
+
+# Some of the weights that are not trained, by how their paths begin.
+FROZEN = {
+    "embedding": [("embedding",)],
+    "head": [("head",)],
+    "all around the blocks": [("embedding",), ("head",), ("norm", "scale")],
+    "the blocks": [("blocks",)],
+}
+
+
+def parted(params, frozen):
+    """What is trained, and what begins with one of these paths."""
+    flat = traverse_util.flatten_dict(params)
+    kept = {path: flat.pop(path) for path in [*flat] if any(path[: len(f)] == f for f in frozen)}
+    return traverse_util.unflatten_dict(flat), traverse_util.unflatten_dict(kept)
+
+
+def paths(tree):
+    return set(traverse_util.flatten_dict(tree))
+
+
+def same_bits(some, others):
+    assert jax.tree.structure(some) == jax.tree.structure(others)
+    for one, other in zip(jax.tree.leaves(some), jax.tree.leaves(others), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("names", FROZEN)
+def test_what_is_frozen_takes_no_part(work, names, tmp_path):
+    """Not in sums, optimizer or checkpoint; the others' gradient is that of the whole tree."""
+    graph, params, *_, mesh = work
+    trained, frozen = parted(params, FROZEN[names])
+    assert frozen.keys() == {first for first, *_ in FROZEN[names]}
+    same_bits(update.joined(trained, frozen), params)
+    adamw = optax.adam(RATE)
+    state = State(0, trained, frozen, optimizer.init(adamw, trained, mesh))
+    place = place_of(mesh, 1, 40)
+    programs = programs_of(trained, state.opt_state, graph, adamw, OBJECTIVE, place.shape)
+    before = jax.tree.map(np.array, frozen)
+    packed = batches.pack(work[3], place.shape, [0])
+
+    said, sums = batches.said(packed, place), programs.zero()
+    for micro_batch in packed.micro_batches:
+        batch = batches.put(micro_batch, place)
+        sums = programs.add(sums, trained, frozen, jnp.asarray(THEIRS), said, batch)
+    whole, _ = summed(work, 1, 40)
+    assert paths(sums.gradient) == paths(trained)
+    expected, _ = parted(whole.gradient, FROZEN[names])
+    assert apart(sums.gradient, expected) < 1e-6
+    np.testing.assert_array_equal(sums.policy, whole.policy)
+
+    kept = jax.tree.map(lambda x: x + 0, state)  # which is given away
+    taken = loop.applied(programs, sums, kept, said).state
+    assert taken.step == 1
+    moments = taken.opt_state[0]
+    assert paths(taken.trained) == paths(moments.mu) == paths(moments.nu) == paths(trained)
+    same_bits(taken.frozen, before)
+    for path, array in traverse_util.flatten_dict(taken.trained).items():
+        assert not np.array_equal(array, traverse_util.flatten_dict(trained)[path]), path
+
+    run = run_with(nonfinite="stop")
+    with RunStore(tmp_path, keep=Keep(1)) as store:
+        policy.save(taken, run, store, {})
+        store.wait()
+        saved = store.newest(
+            lambda _: None, {"policy": taken.trained, "optimizer": taken.opt_state}
+        )
+    same_bits(saved.trees["policy"], taken.trained)
+    assert paths(saved.trees["policy"]) == paths(trained)
+
+
+def test_a_number_that_is_none_in_a_frozen_weight_is_seen(work):
+    """By the gradient of the others: nothing is changed."""
+    graph, params, *_, mesh = work
+    trained, frozen = parted(params, FROZEN["head"])
+    frozen = {"head": frozen["head"].at[0, 0].set(jnp.nan)}
+    place = place_of(mesh, 1, 40)
+    descent = optax.sgd(RATE)
+    state = optimizer.init(descent, trained, mesh)
+    programs = programs_of(trained, state, graph, descent, OBJECTIVE, place.shape)
+    packed = batches.pack(work[3], place.shape, [0])
+    said, batch = batches.said(packed, place), batches.put(packed.micro_batches[0], place)
+    sums = programs.add(programs.zero(), trained, frozen, jnp.asarray(THEIRS), said, batch)
+    kept = jax.tree.map(lambda x: x + 0, (trained, state))
+    moved, _, values = programs.apply(sums, *kept, said)
+    assert float(values["skipped"]) == 1
+    same_bits(moved, trained)
+
+
+def test_a_loss_sees_what_the_data_says(work):
+    """Scored tokens and ratings of each answer, in the order of the pairs of the update."""
+    graph, params, *_, mesh = work
+    place = place_of(mesh, 1, 40)
+    rated = [
+        pair._replace(ratings=(float(i), -1.0)) if i % 2 else pair for i, pair in enumerate(work[3])
+    ]
+    packed = batches.pack(rated, place.shape, [0])
+    assert len(packed.micro_batches) > 1
+    tokens = [[pair.chosen_scored.sum(), pair.rejected_scored.sum()] for pair in rated]
+    descent = optax.sgd(RATE)
+    state = optimizer.init(descent, params, mesh)
+
+    def loss(answers):
+        """Of each pair what is said of it, and nothing of the policy."""
+        known = jnp.where(jnp.isnan(answers.ratings), 0, answers.ratings)
+        return (answers.tokens * jnp.array([1, 100])).sum(-1) + 1e4 * known.sum(-1)
+
+    figures = lambda answers: {f"pair {i}": x for i, x in enumerate(loss(answers))}
+    programs = update.compiled(
+        params, state, graph=graph, adamw=descent, loss=loss, figures=figures, shape=place.shape
+    )
+    said, sums = batches.said(packed, place), programs.zero()
+    for micro_batch in packed.micro_batches:
+        batch = batches.put(micro_batch, place)
+        sums = programs.add(sums, params, {}, jnp.asarray(THEIRS), said, batch)
+    kept = jax.tree.map(lambda x: x + 0, (params, state))
+    _, _, values = programs.apply(sums, *kept, said)
+    for i, (chosen, rejected) in enumerate(tokens):
+        expected = chosen + 100 * rejected + (1e4 * (i - 1) if i % 2 else 0)
+        assert float(values[f"pair {i}"]) == pytest.approx(expected), i
+    assert float(values["gradient_norm"]) == 0
