@@ -11,9 +11,6 @@ import re
 import shutil
 from typing import Any
 
-import huggingface_hub
-from huggingface_hub import errors
-
 from checkpoints_io.errors import BadInput, NoAccess, NotFound
 
 # What a model needs; weights in other formats, images and code are left on the hub.
@@ -67,6 +64,9 @@ def find(
             f"there is no model folder {path_or_id!r} (and it is not a hub id, which looks like "
             "'owner/name')"
         )
+    import huggingface_hub  # a tenth of a second, and a folder that is here does without
+    from huggingface_hub import errors
+
     try:
         fetched = huggingface_hub.snapshot_download(
             path_or_id,

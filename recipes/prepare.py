@@ -13,13 +13,13 @@ from checkpoints_io import hf_folder, lock, whole
 from checkpoints_io.errors import BadInput, NotFound, StorageError
 from checkpoints_io.run_state import RunStore
 from recipes import identity, metrics, optimizer, plan, settings, terminal
-from recipes.data import batches, chat, pairs, reading, shapes
+from recipes.data import batches, pairs, reading, shapes
 from recipes.data.mixture import Part
 from recipes.data.reading import HeldOut
-from recipes.data.tokenizer import Tokenizer
 from recipes.data.tokens import PairIds
 import zoo
 from zoo import attention, sharding
+from zoo.text.tokenizer import Tokenizer
 
 
 class Run(NamedTuple):
@@ -129,7 +129,7 @@ def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> Run:
         folder=folder,
         tokenizer=data.tokenizer,
         tokenizer_folder=tokenizer_folder,
-        stop_ids=chat.stop_ids(data.tokenizer, data.chat),
+        stop_ids=data.stop_ids,
         parts=data.train,
         pairs=train,
         held_out=data.held_out,

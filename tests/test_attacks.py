@@ -18,10 +18,10 @@ import safetensors.numpy
 from checkpoints_io import hf_folder
 from checkpoints_io.run_state import Keep, RunStore
 from recipes import dpo, reference_cache
-from recipes.data import template, tokenizer
 from tests.checkpoints_io.test_strangers import OWN, Watched, folders
 from tests.conftest import ROOT, TINY
 import zoo
+from zoo.text import template, tokenizer
 
 
 @pytest.fixture

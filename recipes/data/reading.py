@@ -8,14 +8,15 @@ import ml_collections
 import numpy as np
 
 from checkpoints_io.errors import BadInput
-from recipes.data import layouts, mixture, pairs, sources, tokenise
-from recipes.data.chat import Chat, stops
+from recipes.data import layouts, mixture, pairs, sources, workers
 from recipes.data.messages import one_line
 from recipes.data.mixture import Part
 from recipes.data.pairs import Pairs
 from recipes.data.tokenise import How, Source
-from recipes.data.tokenizer import Tokenizer
 from recipes.data.tokens import PairIds
+from recipes.data.workers import Crew
+from zoo.text import tokenizer
+from zoo.text.tokenizer import Tokenizer
 
 
 class HeldOut(NamedTuple):
@@ -43,7 +44,7 @@ class Data(NamedTuple):
     """The pairs of a run."""
 
     tokenizer: Tokenizer
-    chat: Chat | None  # None: every text is plain
+    stop_ids: tuple[int, ...]  # what ends an answer
     train: list[Part]
     held_out: list[HeldOut]
     told: list[Told]
@@ -58,6 +59,11 @@ def read(config: ml_collections.ConfigDict, tokenizer_folder: pathlib.Path) -> D
       OSError: the token cache cannot be written.
     """
     how = how_of(config, tokenizer_folder)
+    with Crew(how) as crew:
+        return _read(config, how, crew)
+
+
+def _read(config: ml_collections.ConfigDict, how: How, crew: Crew) -> Data:
     cache = pathlib.Path(config.token_cache).expanduser() if config.token_cache else None
     named = mixture.sources_of(config.train_data, config.data)
     training = [source for source, _ in named.values()]
@@ -75,12 +81,13 @@ def read(config: ml_collections.ConfigDict, tokenizer_folder: pathlib.Path) -> D
             "--config.chat_template, --config.data.date and --config.data.end_of_turn have no "
             "effect: all texts are plain"
         )
-    tokenizer, chat = tokenise.ready(how, plain=plain == {True})
+    ready = workers.prepared(how, crew, cache, plain=plain == {True})
+    own = tokenizer.apart(pathlib.Path(how.tokenizer), how.chat_template, workers.worker(how))
 
     told, train, held_out = [], [], []
     keys, first_row = np.zeros(0, np.uint64), 0
     for name, (source, line) in trained.items():
-        found = pairs.read(source, how, cache)
+        found = pairs.read(source, how, cache, crew)
         told.append(_told(name, source, found, line))
         kept = found.ids
         if config.validation_split_fraction is not None:
@@ -94,19 +101,19 @@ def read(config: ml_collections.ConfigDict, tokenizer_folder: pathlib.Path) -> D
         kept, first_row = mixture.numbered(kept, first_row), first_row + found.counts.rows
         train.append(Part(name, named[name][1], kept, first_row - 1))
     for name, (source, line) in others.items():
-        found = pairs.read(source, how, cache)
+        found = pairs.read(source, how, cache, crew)
         told.append(_told(name, source, found, line))
         if both := int(np.isin(found.keys, keys).sum()):
             told[-1].told.append(f"{both} of its prompts are in the training data too")
         held_out.append(HeldOut(name, found.ids))
-    if chat is not None and not stops(tokenizer, chat):
-        token = tokenizer.named.get("eos_token", "a special token of the tokenizer")
+    if not ready.stops:
+        token = own.named.get("eos_token", "a special token of the tokenizer")
         told[0].told.append(
             "the chat template writes no special token after the last answer, so the model will "
             f"not learn to stop: add one with --config.data.end_of_turn='{token}'"
         )
     held_out = [held._replace(pairs=spread(held.pairs, config.max_eval_pairs)) for held in held_out]
-    return Data(tokenizer, chat, train, held_out, told)
+    return Data(own, ready.stop_ids, train, held_out, told)
 
 
 def _held_out(

@@ -4,13 +4,13 @@ A folder stands for one source, one tokenizer and template, and one way to read 
 so many rows of the source each; `done.json` is written behind the last of them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import hashlib
 import itertools
 import json
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -19,20 +19,10 @@ from checkpoints_io import lock, whole
 from checkpoints_io.errors import StorageError
 from recipes import terminal
 from recipes.data import counts as counts_io
-from recipes.data.counts import Counts
+from recipes.data.shards import MASKS, TOKENS, Shard
 from recipes.data.tokens import PairIds
 
 FORMAT = 2
-TOKENS = ("prompt", "chosen", "rejected")
-MASKS = ("chosen_scored", "rejected_scored")
-
-
-class Shard(NamedTuple):
-    """What became of some rows that follow each other."""
-
-    ids: list[PairIds]
-    keys: np.ndarray  # uint64: a prompt's, for each pair
-    counts: Counts
 
 
 def folder_of(directory: pathlib.Path, identity: dict[str, Any]) -> pathlib.Path:
@@ -62,6 +52,22 @@ def alone(folder: pathlib.Path) -> Iterator[None]:
             path = folder / "lock"
             stack.enter_context(lock.held(path, otherwise=lambda: terminal.write(told)))
         yield
+
+
+def fact(folder: pathlib.Path, name: str, work: Callable[[], Any]) -> Any:
+    """What the folder holds under this name, worked out once: what JSON can say.
+
+    Raises:
+      OSError: the disk is full, or cannot be written.
+    """
+    path = folder / f"{name}.json"
+    with contextlib.suppress(OSError, ValueError):
+        if path.is_file():
+            return json.loads(path.read_bytes())
+    found = work()
+    with _told(folder):
+        whole.write(path, json.dumps(found).encode())
+    return found
 
 
 def path_of(folder: pathlib.Path, first: int) -> pathlib.Path:
@@ -97,46 +103,41 @@ def read(path: pathlib.Path) -> Shard | None:
         return None
 
 
-def compact(shard: Shard) -> Shard:
-    """The same with one array for all tokens of a kind: those of a pair are views of it.
-
-    On their own they take twice the memory, for each keeps what it was cut from.
-    """
-    return _from_table(_as_table(shard))
-
-
 def _as_table(shard: Shard) -> pyarrow.Table:
     ids = shard.ids
     columns: dict[str, Any] = {
-        "row": np.array([pair.row for pair in ids], np.int64),
-        "key": shard.keys,
-        "notes": pyarrow.array(["\n".join(pair.notes) for pair in ids], pyarrow.string()),
-        "score_chosen": _scores(ids, 0),
-        "score_rejected": _scores(ids, 1),
+        "row": _column(np.array([pair.row for pair in ids], np.int64)),
+        "key": _column(shard.keys),
+        "notes": _texts(["\n".join(pair.notes) for pair in ids]),
+        "score_chosen": _column(_scores(ids, 0)),
+        "score_rejected": _column(_scores(ids, 1)),
     }
     for name in TOKENS:
         columns[name] = _lists([getattr(pair, name) for pair in ids], np.int32)
     for name in MASKS:
         columns[name] = _lists([getattr(pair, name) for pair in ids], np.uint8)
     told = {"counts": json.dumps(shard.counts._asdict())}
-    return pyarrow.table(columns).replace_schema_metadata(told)
+    table = pyarrow.Table.from_arrays([*columns.values()], [*columns])
+    return table.replace_schema_metadata(told)
 
 
 def _from_table(table: pyarrow.Table) -> Shard:
     counts = counts_io.from_json(json.loads((table.schema.metadata or {})[b"counts"]))
     if not len(table):
         return Shard([], np.zeros(0, np.uint64), counts)
-    plain = lambda name: table[name].chunk(0).to_numpy(zero_copy_only=True)
+    plain = lambda name, dtype: _numbers(table[name].chunk(0), dtype)
     tokens = [_parts(table[name].chunk(0), np.int32) for name in TOKENS]
     masks = [_parts(table[name].chunk(0), np.bool_) for name in MASKS]
     notes = [tuple(filter(None, text.split("\n"))) for text in table["notes"].to_pylist()]
     scores = [
         None if np.isnan(one) else (float(one), float(other))
-        for one, other in zip(plain("score_chosen"), plain("score_rejected"), strict=True)
+        for one, other in zip(
+            plain("score_chosen", float), plain("score_rejected", float), strict=True
+        )
     ]
-    rows = plain("row").tolist()
+    rows = plain("row", np.int64).tolist()
     ids = list(map(PairIds, rows, *tokens, *masks, notes, scores))
-    return Shard(ids, plain("key"), counts)
+    return Shard(ids, plain("key", np.uint64), counts)
 
 
 def finish(folder: pathlib.Path, firsts: Sequence[int]) -> None:
@@ -199,10 +200,31 @@ def _scores(ids: Sequence[PairIds], side: int) -> np.ndarray:
 def _lists(arrays: Sequence[np.ndarray], dtype: Any) -> pyarrow.LargeListArray:
     offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int64)
     values = np.concatenate([np.zeros(0, dtype), *arrays]).astype(dtype)
-    return pyarrow.LargeListArray.from_arrays(pyarrow.array(offsets), pyarrow.array(values))
+    return pyarrow.LargeListArray.from_arrays(_column(offsets), _column(values))
+
+
+# `pyarrow.array` and `to_numpy` import pandas first, which takes a third of a second.
+
+
+def _column(values: np.ndarray) -> Any:
+    kind = pyarrow.from_numpy_dtype(values.dtype)
+    return pyarrow.Array.from_buffers(kind, len(values), [None, pyarrow.py_buffer(values)])
+
+
+def _texts(texts: Sequence[str]) -> Any:
+    each = [text.encode() for text in texts]
+    ends = np.cumsum([0, *map(len, each)], dtype=np.int32)
+    buffers = [None, pyarrow.py_buffer(ends), pyarrow.py_buffer(b"".join(each))]
+    return pyarrow.Array.from_buffers(pyarrow.string(), len(each), buffers)
+
+
+def _numbers(column: Any, dtype: Any) -> np.ndarray:
+    """A view of a column without nulls."""
+    data = column.buffers()[1] if len(column) else b""
+    return np.frombuffer(data, dtype, len(column), column.offset * np.dtype(dtype).itemsize)
 
 
 def _parts(lists: Any, dtype: Any) -> list[np.ndarray]:
-    values = lists.values.to_numpy(zero_copy_only=True).view(dtype)
-    bounds = lists.offsets.to_numpy(zero_copy_only=True).tolist()
+    values = _numbers(lists.values, dtype)
+    bounds = _numbers(lists.offsets, np.int64).tolist()
     return [values[start:stop] for start, stop in itertools.pairwise(bounds)]

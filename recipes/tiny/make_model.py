@@ -20,7 +20,7 @@ import tokenizers
 import transformers
 
 from recipes import command
-from recipes.data import batches, chat, mixture, pairs, tokenise
+from recipes.data import batches, mixture, pairs, tokenise, workers
 from recipes.data.packing import Shape
 from recipes.logps import answer_logps
 import zoo
@@ -80,7 +80,8 @@ def main() -> None:
         model.source = source
         how = tokenise.How(str(source), None, "assistant", None, LENGTH, "drop", 0.0)
         nnx.update(model, trained(nnx.split(model), how))
-        ends = chat.stop_ids(*tokenise.ready(how, plain=False))
+        with workers.Crew(how) as crew:
+            ends = workers.prepared(how, crew, None, plain=False).stop_ids
         zoo.save(model, FOLDER.value, dtype=jnp.bfloat16, stop_ids=ends)
 
 
