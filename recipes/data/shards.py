@@ -1,6 +1,5 @@
 """What became of some rows that follow each other; and the same as bytes, from another process."""
 
-from collections.abc import Sequence
 import io
 import itertools
 import json
@@ -58,5 +57,5 @@ def from_bytes(content: bytes) -> Shard:
     return Shard(ids, arrays["key"], counts_io.from_json(said["counts"]))
 
 
-def _parts(values: np.ndarray, ends: Sequence[int]) -> list[np.ndarray]:
-    return [values[start:stop] for start, stop in itertools.pairwise(np.asarray(ends).tolist())]
+def _parts(values: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
+    return [values[start:stop] for start, stop in itertools.pairwise(ends.tolist())]

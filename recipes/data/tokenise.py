@@ -89,7 +89,7 @@ def encode(
     for number, row in enumerate(rows, start=first):
         reasons = told.malformed
         try:
-            with step(row.where, "to render and tokenise it", row.size / BYTES_A_SECOND):
+            with step(row.where, "to render and tokenise it", float(row.size // BYTES_A_SECOND)):
                 if row.fields is None:
                     raise BadInput(row.reason)
                 named = columns.renamed(row.fields, names)

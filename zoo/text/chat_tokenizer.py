@@ -15,7 +15,7 @@ from zoo.text import template, tokenizer
 from zoo.text.confined import Worker
 from zoo.text.tokenizer import Tokenizer
 
-Message = Mapping[str, Any]  # role, content, and what else the template reads
+Messages = Any  # a list of dicts: role, content, and what else the template reads
 PROBE = (
     {"role": "user", "content": "Which way?"},
     {"role": "assistant", "content": "Onwards."},
@@ -29,7 +29,7 @@ class ChatTokenizer(NamedTuple):
     >>> words.decode(words.encode("Hello there"))
     'Hello there'
     >>> prompt = words.chat([{"role": "user", "content": "Name a river."}])
-    >>> words.decode(prompt).splitlines()[-1]
+    >>> words.decode(prompt).strip().splitlines()[-1]
     'Name a river.<|eot_id|><|start_header_id|>assistant<|end_header_id|>'
     >>> words.stop_ids
     (1, 4)
@@ -54,14 +54,14 @@ class ChatTokenizer(NamedTuple):
         """The text of some ids, special tokens included."""
         return self.own.decode(ids)
 
-    def chat(self, messages: Sequence[Message], **given: Any) -> list[int]:
+    def chat(self, messages: Messages, **given: Any) -> list[int]:
         """The ids of a conversation, as `chat_text` writes it."""
         ids, _ = self.own.encode(self.chat_text(messages, **given))
         return ids
 
     def chat_text(
         self,
-        messages: Sequence[Message],
+        messages: Messages,
         *,
         tools: Sequence[Any] | None = None,
         add_generation_prompt: bool | None = None,
@@ -118,7 +118,7 @@ def facts(step: Any, folder: str) -> tuple[int, list[int]]:
         try:
             given = {"messages": [*PROBE], "tools": None, "add_generation_prompt": False}
             text = written(step, folder, given, datetime.date.today().isoformat())
-        except BadInput:  # a template that wants something else: it says so when it is used
+        except ValueError:  # a template that wants something else: it says so when it is used
             text = ""
         ends += tokenizer.first_special(own, text.rpartition(PROBE[1]["content"])[2])
     return own.size, [*dict.fromkeys(ends)]

@@ -86,7 +86,9 @@ class Worker:
                 raise
             if answer is None:
                 raise self._death(running)
-        kind, content = answer
+            kind, content = answer
+            if kind in (worker.TOO_LONG, worker.TOO_LARGE):  # it was interrupted at any point
+                self.close()
         if kind == worker.BYTES:
             return content
         if kind == worker.TOO_LONG:

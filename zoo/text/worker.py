@@ -45,8 +45,6 @@ def serve() -> None:
             send(answers, kind, answer)
         except BrokenPipeError:
             return
-        if kind in (TOO_LONG, TOO_LARGE):  # interrupted at any point: nothing of it is used again
-            return
 
 
 def send(file: Any, kind: int, content: bytes) -> None:

@@ -60,13 +60,13 @@ def test_an_error_keeps_its_kind_and_its_words(worker):
 
 
 def test_a_bug_keeps_its_traceback(worker):
-    with pytest.raises(confined.Failed, match="in refuses\n(.|\n)*KeyError: 'x'"):
+    with pytest.raises(confined.Failed, match=r"in refuses\n(.|\n)*KeyError: 'x'"):
         worker.call(jobs.refuses, "KeyError", "x")
 
 
 def test_python_that_does_not_end_is_an_error_that_can_be_caught(worker):
     pid = worker.call(jobs.process)
-    told = "^to read it takes more than 0.5 seconds of CPU time$"
+    told = r"^to read it takes more than 0\.5 seconds of CPU time$"
     with pytest.raises(errors.BadInput, match=told):
         worker.call(jobs.loops, True)
     with pytest.raises(errors.BadInput, match=told):
@@ -79,9 +79,8 @@ def test_outside_of_a_step_it_ends_the_worker():
         pid = worker.call(jobs.process)
         with pytest.raises(errors.BadInput) as error:
             worker.call(jobs.loops, False)
-        assert (
-            str(error.value) == "the template took more than 0.5 seconds of CPU time: use another"
-        )
+        told = "the template took more than 0.5 seconds of CPU time: use another"
+        assert str(error.value) == told
         assert worker.call(jobs.process) != pid
         assert gone(pid)
 
@@ -103,8 +102,8 @@ def test_a_library_that_does_not_end_is_ended_and_named(where):
 def catastrophic(folder):
     """The tiny model's tokenizer with a pattern that tries everything on many of one letter."""
     file = json.loads((TINY / "model" / "tokenizer.json").read_text())
-    cut = {"type": "Split", "pattern": {"Regex": r"a.*a.*a.*a.*b|[\s\S]"}, "behavior": "Isolated",
-           "invert": False}  # fmt: skip
+    cut = {"type": "Split", "pattern": {"Regex": r"a.*a.*a.*a.*b|[\s\S]"},
+           "behavior": "MergedWithPrevious", "invert": False}  # fmt: skip
     by_byte = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
                "use_regex": False}  # fmt: skip
     file["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [cut, by_byte]}
@@ -118,7 +117,7 @@ def test_a_pattern_of_a_tokenizer_that_tries_everything_is_ended(tmp_path):
     folder = str(catastrophic(tmp_path))
     with working(seconds=0.5) as worker:
         assert worker.call(jobs.encoded, folder, "aab")
-        with pytest.raises(errors.BadInput, match="^a.jsonl:7: the template took more than"):
+        with pytest.raises(errors.BadInput, match=r"^a.jsonl:7: the template took more than"):
             worker.call(jobs.encoded, folder, "a" * 200)
 
 
@@ -128,10 +127,10 @@ def test_memory_is_bounded_from_birth():
         assert soft == hard == 2**29
         assert core == [0, 0]
         pid = worker.call(jobs.process)
-        with pytest.raises(errors.BadInput, match="^to read it needs more than 512 MiB of memory$"):
+        with pytest.raises(errors.BadInput, match=r"^to read it needs more than 512 MiB of mem"):
             worker.call(jobs.hoards, True)
         assert worker.call(jobs.process) == pid
-        with pytest.raises(errors.BadInput, match="^the template needed more than 512 MiB of mem"):
+        with pytest.raises(errors.BadInput, match=r"^the template needed more than 512 MiB of mem"):
             worker.call(jobs.hoards, False)
         assert worker.call(jobs.process) != pid
 
@@ -180,7 +179,7 @@ def test_in_other_threads(worker):
             [i] for i in range(40)
         ]
         assert threads.submit(worker.call, jobs.thread).result()
-        with pytest.raises(errors.BadInput, match="more than 0.5 seconds"):
+        with pytest.raises(errors.BadInput, match=r"more than 0.5 seconds"):
             threads.submit(worker.call, jobs.loops, True).result()
 
 

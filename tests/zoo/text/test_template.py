@@ -189,7 +189,7 @@ def worker():
 
 @pytest.mark.parametrize("text", ENDLESS)
 def test_what_takes_too_long_is_stopped(text, worker):
-    with pytest.raises(ValueError, match="to render it takes more than 0.4 seconds of CPU time"):
+    with pytest.raises(ValueError, match=r"to render it takes more than 0.4 seconds of CPU time"):
         worker.call(jobs.rendered, text, GIVEN)
     assert worker.call(jobs.rendered, "{{ 1 }}", GIVEN) == "1"
 
