@@ -113,7 +113,7 @@ def timed(graph: nnx.GraphDef, policy: dict, pairs: list, mesh: jax.sharding.Mes
         sums = programs.zero()
         for packed in update.micro_batches:
             batch = batches.put(packed, place)
-            theirs = batches.everywhere(asked[update.rows], place)
+            theirs = batches.everywhere(asked[update.source_rows], place)
             if narrow is not None:
                 theirs = forward(narrow, batch)
             sums = programs.add(sums, policy, theirs, batch)

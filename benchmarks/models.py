@@ -114,7 +114,7 @@ def compile_step() -> dict:
     config, mesh = config_of(LAYERS.value, 256, 4096), sharding.mesh_of(1, -1, 1)
     ids = np.arange(8, dtype=np.int32)
     pair = PairIds(0, ids, ids, ids, *[np.ones(8, bool)] * 2, False, False)
-    (batch,) = batches.pack([pair], Shape(4, 512, 16, 4), [0]).micro_batches
+    (batch,) = batches.pack([pair], Shape(4, 512, 16, 2, 4), [0]).micro_batches
     with jax.set_mesh(mesh):
         graph, layout = nnx.split(nnx.eval_shape(lambda: llama.Model(config, nnx.Rngs(0))))
         here = jax.NamedSharding(mesh, jax.P())

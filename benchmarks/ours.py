@@ -14,7 +14,7 @@ import pairs_as_ids
 import work
 
 from recipes import command, logps, losses, optimizer, step
-from recipes.data import batches, packing, shapes
+from recipes.data import batches, packing, shapes, streams
 from recipes.data.tokens import PairIds
 import zoo
 from zoo import sharding
@@ -32,10 +32,10 @@ ROW = flags.DEFINE_integer("row_length", None, "Unset: what fills best.", lower_
 
 def jointly(pair: PairIds) -> packing.Stream:
     """Both answers behind their own copies of the prompt, one after the other."""
-    chosen, rejected = packing.separate(pair)
+    chosen, rejected = streams.separate(pair)
     n = len(chosen.tokens)
     moved = rejected._replace(
-        first=rejected.first + n, last=rejected.last + n, source=rejected.source + n
+        first=rejected.first + n, last=rejected.last + n, read_at=rejected.read_at + n
     )
     both = zip(chosen, moved, strict=True)
     joined = [max(a, b) if isinstance(a, int) else np.concatenate([a, b]) for a, b in both]
@@ -49,8 +49,8 @@ def main() -> None:
     pairs = [pairs_as_ids.as_ids(i, row) for i, row in enumerate(rows)]
     mesh = sharding.mesh_of(1, -1, 1)
     if SEPARATE.value:
-        packing.prompt_once = jointly
-        packing.stored_length = lambda pair: len(jointly(pair).tokens)
+        streams.prompt_once = jointly
+        streams.stored_length = lambda pair: len(jointly(pair).tokens)
     with jax.set_mesh(mesh):
         model = zoo.load(folder / SIZE.value, mesh=mesh)
         model.remat = REMAT.value
@@ -70,14 +70,14 @@ def main() -> None:
         )
         place = batches.Place(shape, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
         updates = list(batches.in_order(pairs, place))
-        asked = logps.of_pairs(functools.partial(forward, reference), pairs, place)
+        asked = logps.of_examples(functools.partial(forward, reference), pairs, place)
         if CACHED.value:
             reference = None
 
         def theirs(update: batches.Update, batch: packing.Packed) -> jax.Array:
             if reference is not None:
                 return forward(reference, batch)
-            return batches.everywhere(asked[update.rows], place)
+            return batches.everywhere(asked[update.source_rows], place)
 
         since = time.perf_counter()
         kinds = {batch.tokens.shape: (u, batch) for u in updates for batch in u.micro_batches}
@@ -100,7 +100,7 @@ def main() -> None:
             del sums
             found.append(float(values["dpo_loss"]))
             clock.stop()
-    scores = sum(int(b.scores.sum()) for u in updates for b in u.micro_batches)
+    scores = sum(int(b.counts.sum()) for u in updates for b in u.micro_batches)
     measure.report(
         clock,
         [update.real_tokens for update in updates],

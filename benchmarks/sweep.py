@@ -43,7 +43,7 @@ def temporary(*, width, mlp, layers, vocabulary, rows, row_length, pairs) -> flo
         )  # fmt: skip
         ids = np.arange(8, dtype=np.int32)
         pair = PairIds(0, ids, ids, ids, *[np.ones(8, bool)] * 2, False, False)
-        shape = Shape(rows, row_length, pairs, rows)
+        shape = Shape(rows, row_length, pairs, 2, rows)
         (batch,) = batches.pack([pair], shape, [0]).micro_batches
         sums = jax.tree.map(placed, jax.eval_shape(programs.zero))
         lowered = programs.add.lower(

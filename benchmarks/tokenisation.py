@@ -30,7 +30,7 @@ import datasets
 import transformers
 
 from recipes import command
-from recipes.data import chat, columns, layouts, packing, tokenise, tokens, trial, workers
+from recipes.data import chat, columns, layouts, packing, streams, tokenise, tokens, trial, workers
 from recipes.data.packing import Shape
 from recipes.data.tokens import PairIds
 from zoo.text import tokenizer
@@ -141,16 +141,16 @@ def mapped(row, other) -> dict[str, list[int]]:
 
 def packed(pairs: list[PairIds], row_length: int) -> tuple[float, float, int]:
     """The share of positions that is filled, positions per real token, and pairs left out."""
-    shape = Shape(2, row_length, min(UPDATE.value, len(pairs)), 1)
-    longest = lambda pair: len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) - 1
-    fits = [pair for pair in pairs if longest(pair) <= row_length]
+    shape = Shape(2, row_length, min(UPDATE.value, len(pairs)), 2, 1)
+    fits = [pair for pair in pairs if streams.longest(pair) <= row_length]
     stored = positions = real = 0
-    for start in range(0, len(fits), shape.pairs):
-        update = fits[start : start + shape.pairs]
-        rows = [row for batch in packing.place(update, shape) for row in batch]
+    for start in range(0, len(fits), shape.examples):
+        update = fits[start : start + shape.examples]
+        items = [streams.item(pair, shape) for pair in update]
+        rows = [row for batch in packing.pack_rows(items, shape) for row in batch]
         stored += sum(len(placed.stream.tokens) for row in rows for placed in row)
         positions += len(rows) * row_length
-        real += sum(map(packing.real_tokens, update))
+        real += sum(map(streams.real_tokens, update))
     return stored / positions, positions / real, len(pairs) - len(fits)
 
 

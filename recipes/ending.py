@@ -5,17 +5,14 @@ import json
 import pathlib
 import shlex
 
-import ml_collections
-
 from recipes import policy, samples
 from recipes.data.reading import HeldOut
-from recipes.prepare import Run, say
+from recipes.run import Run, say
 from recipes.samples import Answers
 import zoo
 
 
 def show(
-    config: ml_collections.ConfigDict,
     run: Run,
     trained: zoo.Model,
     reference: zoo.Model | None,
@@ -23,22 +20,26 @@ def show(
 ) -> None:
     """Prints sample answers, held-out figures, the folder, and lines to paste.
 
-    "Before" is the reference. `held_out` are the figures of the last step, if there are any.
+    "Before" is the reference, where the recipe has one. `held_out` are the figures of the last
+    step, if there are any.
     """
-    answers = samples.answered(run, trained, reference, config.sample_tokens)
+    answers = samples.answered(run, trained, reference, run.sample_tokens)
     if answers:
         say(samples.side_by_side(run.tokenizer, answers))
     if told := [*figures(run.held_out, held_out), *manner(answers)]:
-        say(f"\nheld out, before (the reference) -> after {run.total_steps} steps")
+        compared = "before (the reference) -> " if run.place.shape.answers == 2 else ""
+        say(f"\nheld out, {compared}after {run.total_steps} steps")
         say("\n".join(f"  {line}" for line in told))
     folder = policy.export_folder(run.total_steps, run)
     say(how_to_go_on(folder, exported=policy.exported(run.total_steps, run)))
 
 
 def figures(sets: Sequence[HeldOut], held_out: Mapping[str, float]) -> list[str]:
-    """Accuracy and reward margin; against itself the reference has neither."""
+    """Accuracy and reward margin; against itself the reference has neither. Or the mere loss."""
     told = []
     for name, pairs in sets:
+        if (loss := held_out.get(f"eval/{name}/loss")) is not None:
+            told.append(f"{name} loss: {loss:.3f} nats a token ({len(pairs)} answers)")
         for what, before in (("accuracy", "no preference"), ("reward margin", "0")):
             after = held_out.get(f"eval/{name}/dpo_{what.replace(' ', '_')}")
             if after is not None:
@@ -48,12 +49,12 @@ def figures(sets: Sequence[HeldOut], held_out: Mapping[str, float]) -> list[str]
 
 def manner(answers: Answers | None) -> list[str]:
     """How many answers are in the wanted manner, as `samples.is_wanted` sees it."""
-    if not answers:
+    if not answers or len(answers.examples[0].answers) < 2:
         return []
     before, after = (samples.wanted_share(answers, name) for name in ("before", "after"))
     before = "not asked" if before is None else f"{before:.0%}"
     return [
-        f"answers in the wanted manner: {before} -> {after:.0%} ({len(answers.pairs)} greedy "
+        f"answers in the wanted manner: {before} -> {after:.0%} ({len(answers.examples)} greedy "
         "answers; counted: those that share more with the chosen answer than with the rejected)"
     ]
 

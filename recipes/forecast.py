@@ -8,11 +8,21 @@ install libtpu; no chip is needed), and so is the memory it plans. GPUs are stoo
 what lives through an update is exact, the rest an estimate.
 """
 
+from absl import flags
+
+if __name__ == "__main__":  # a wrong flag is answered before the imports below
+    from recipes import command, settings
+
+    flags.DEFINE_string("chip", "h100", "One of a100, h100, h200, v5e, v5p, v6e.")
+    flags.DEFINE_integer("devices", 8, "How many of them.")
+    flags.DEFINE_integer("stored_per_pair", 1000, "Positions a pair takes, on average.")
+    flags.DEFINE_float("real_per_stored", 1.25, "Real tokens per position: prompts count twice.")
+    command.answer(settings.DPO, writes=False)
+
 import math
 import os
 from typing import Any, NamedTuple
 
-from absl import flags
 from flax import nnx
 import jax
 from jax.experimental import topologies
@@ -23,8 +33,24 @@ import numpy as np
 
 from checkpoints_io import hf_folder
 from checkpoints_io.errors import BadInput
-from recipes import collectives, command, logps, losses, optimizer, plan, settings, step
+from recipes import (
+    checks,
+    collectives,
+    command,
+    logps,
+    losses,
+    optimizer,
+    plan,
+    settings,
+    update,
+)
+from recipes.checks import Precision, Values
+from recipes.data.batches import Said
 from recipes.data.packing import Packed, Shape
+from recipes.losses import Objective
+from recipes.nearest import did_you_mean
+from recipes.optimizer import AdamW
+from recipes.preference import metrics
 import zoo
 from zoo import sharding
 
@@ -51,6 +77,28 @@ CHIPS = {
 REACHED = 0.6
 
 
+class Sizes(NamedTuple):
+    """Settings that decide the shapes of a micro-batch, by their names."""
+
+    train_batch_size: int
+    train_seq_len: int
+    row_length: int | None
+    per_device_parallelism: int | None
+
+
+class Job(NamedTuple):
+    """What is to be compiled."""
+
+    precision: Precision
+    attention: str | None
+    remat: str
+    mesh: tuple[int, int, int]  # data, fsdp, tensor
+    resident: bool  # the reference stays on the devices
+    adamw: AdamW
+    objective: Objective
+    sizes: Sizes
+
+
 class Forecast(NamedTuple):
     """Bytes are per device."""
 
@@ -65,46 +113,53 @@ class Forecast(NamedTuple):
 
 
 def forecast(
-    config: ml_collections.ConfigDict,
+    job: Job,
     hf_config: dict[str, Any],
     chip: Chip,
     devices: list,
     stored_per_pair: int,
 ) -> Forecast:
     """Compiles one update for `devices`; `stored_per_pair` is a guess at the data."""
-    mesh = _mesh(config, devices)
-    compute = settings.precision(config.mp).compute
+    mesh, compute = _mesh(job.mesh, devices), job.precision.compute
+    pairs = job.sizes.train_batch_size
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         model = zoo.abstract(hf_config, jnp.float32, compute, mesh)
-        model.attention, model.remat = config.attention, config.remat
+        model.attention, model.remat = job.attention, job.remat
         if devices[0].platform == "cpu":
             model.attention = "blocks"  # CPUs stand in, and have no kernels
         graph, layout = nnx.split(model)
         params = nnx.to_pure_dict(layout)
         adamw = optimizer.optimizer_of(
-            config, optimizer.schedule_of(config, 1000), optimizer.matrices(layout)
+            job.adamw, optimizer.schedule_of(job.adamw, 1000), optimizer.matrices(layout)
         )
         opt_state = optimizer.layout(adamw, params, mesh)
-        programs = step.compiled(
-            params, opt_state, graph=graph, adamw=adamw, loss=losses.of(config), beta=config.beta,
-            pairs=config.train_batch_size,
-        )  # fmt: skip
-        most = plan.most_positions(config, model, chip.memory, "accelerator")
-        batch = _batch(config, mesh, most, config.train_batch_size * stored_per_pair)
-        sums = _placed(jax.eval_shape(programs.zero), params, mesh)
+        held = plan.memory(model, job.adamw.adam_mu_dtype, resident=job.resident)
+        most = plan.most_positions(model, sum(held.values()), chip.memory, "accelerator")
+        batch, shape = _batch(job.sizes, mesh, most, pairs * stored_per_pair)
+        programs = update.compiled(
+            params,
+            opt_state,
+            graph=graph,
+            adamw=adamw,
+            loss=job.objective.loss,
+            figures=lambda answers: metrics.preference(answers, job.objective),
+            shape=shape,
+        )
+        sums: Any = _placed(jax.eval_shape(programs.zero), params, mesh)
+        said = Said(sums.policy.update(dtype=jnp.int32), sums.policy)
         narrow = jax.tree.map(lambda x: x.update(dtype=compute), params)
-        add = programs.add.lower(sums, params, sums.reference_logps, batch).compile()
-        apply = programs.apply.lower(sums, params, opt_state).compile()
+        add = programs.add.lower(sums, params, {}, sums.reference, said, batch).compile()
+        apply = programs.apply.lower(sums, params, opt_state, said).compile()
         forward = logps.compiled(mesh).lower(graph, narrow, batch).compile()
 
     persistent = {
         "policy": _held(params), "optimizer": _held(opt_state), "gradient": _held(sums.gradient),
     }  # fmt: skip
-    if config.reference_mode == "resident":
+    if job.resident:
         persistent["reference"] = _held(narrow)
     temporary = {}
     programs_of_a_step = [("add", add), ("apply", apply)]
-    if config.reference_mode == "resident":
+    if job.resident:
         programs_of_a_step.append(("reference", forward))
     for name, program in programs_of_a_step:
         analysis: Any = program.memory_analysis()
@@ -112,11 +167,11 @@ def forecast(
     moved = collectives.of(add.as_text() or "", loops=model.config.sizes["L"])
     sizes = model.config.sizes
     positions = batch.tokens.size
-    count = config.train_batch_size * stored_per_pair / positions
+    count = pairs * stored_per_pair / positions
     weights = _met_by_a_token(model)
     embedding = sizes["V"] * sizes["D"] * (0 if model.config.tie_word_embeddings else 1)
-    per_position = {"full": 8, "none": 6}.get(config.remat, 8) * (weights - embedding)
-    if config.reference_mode == "resident":
+    per_position = {"full": 8, "none": 6}.get(job.remat, 8) * (weights - embedding)
+    if job.resident:
         per_position += 2 * (weights - embedding)
     flops = per_position * positions * count
     per_layer = [
@@ -137,6 +192,20 @@ def forecast(
     )
 
 
+def job_of(given: Values) -> Job:
+    """What the settings say is to be compiled."""
+    return Job(
+        precision=checks.precision(given["mp"]),
+        attention=given["attention"],
+        remat=given["remat"],
+        mesh=(given["mesh.data"], given["mesh.fsdp"], given["mesh.tensor"]),
+        resident=given["reference_mode"] == "resident",
+        adamw=checks.part(AdamW, given),
+        objective=losses.objective(given),
+        sizes=checks.part(Sizes, given),
+    )
+
+
 def _met_by_a_token(model: zoo.Model) -> int:
     """Weights that a token is multiplied with: of the experts, those it meets."""
     config: Any = model.config
@@ -150,36 +219,34 @@ def _met_by_a_token(model: zoo.Model) -> int:
     return int(count)
 
 
-def _mesh(config: ml_collections.ConfigDict, devices: list) -> jax.sharding.Mesh:
-    mesh = config.mesh
-    sizes = sharding.sizes_of(mesh.data, mesh.fsdp, mesh.tensor, len(devices))
+def _mesh(asked: tuple[int, int, int], devices: list) -> jax.sharding.Mesh:
+    sizes = sharding.sizes_of(*asked, len(devices))
     kinds = (jax.sharding.AxisType.Auto,) * 3
     return jax.make_mesh(sizes, sharding.MESH_AXES, axis_types=kinds, devices=devices)
 
 
-def _batch(
-    config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, most: int, needed: int
-) -> Packed:
+def _batch(given: Sizes, mesh: jax.sharding.Mesh, most: int, needed: int) -> tuple[Packed, Shape]:
     """The shapes of a full micro-batch; rows as long as a text may be, unless told otherwise.
 
     At most `most` positions a device, and not more rows than `needed` positions fill.
     """
     G = sharding.data_shards(mesh)
-    T = config.row_length or config.train_seq_len
-    each = config.per_device_parallelism or max(1, min(most // T, -(-needed // (G * T))))
-    shape = Shape(each * G, T, config.train_batch_size, G, G)
+    T = given.row_length or given.train_seq_len
+    each = given.per_device_parallelism or max(1, min(most // T, -(-needed // (G * T))))
+    shape = Shape(each * G, T, given.train_batch_size, 2, G, G)
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     everywhere = NamedSharding(mesh, PartitionSpec())
     whole = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.int32, sharding=rows)
     tokens, lists = whole(shape.rows, T), whole(G, each * T)
-    is_pair = jax.ShapeDtypeStruct((shape.pairs,), jnp.bool_, sharding=everywhere)
-    return Packed(*[tokens] * 5, *[lists] * 4, scores=whole(G), is_pair=is_pair)
+    scored = (shape.examples, shape.answers)
+    scored = jax.ShapeDtypeStruct(scored, jnp.int32, sharding=everywhere)
+    return Packed(*[tokens] * 5, *[lists] * 3, counts=whole(G), scored=scored), shape
 
 
-def _placed(sums: Any, params: Any, mesh: jax.sharding.Mesh) -> step.Sums:
+def _placed(sums: Any, params: Any, mesh: jax.sharding.Mesh) -> update.Sums:
     everywhere = NamedSharding(mesh, PartitionSpec())
     gradient = jax.tree.map(lambda x, p: x.update(sharding=p.sharding), sums.gradient, params)
-    return step.Sums(gradient, *(x.update(sharding=everywhere) for x in sums[1:]))
+    return update.Sums(gradient, *(x.update(sharding=everywhere) for x in sums[1:]))
 
 
 def _held(tree: Any) -> int:
@@ -252,18 +319,16 @@ def main(config: ml_collections.ConfigDict) -> None:
       ValueError, OSError: a sentence about the settings, the flags or the model.
     """
     asked = flags.FLAGS
-    if config.directory is None:
-        config.directory = "runs"  # nothing is written there
-    settings.check(config)
+    given = checks.checked(config, settings.table_of(settings.DPO))
     if asked.chip not in CHIPS:
-        near = settings.did_you_mean(asked.chip, CHIPS)
+        near = did_you_mean(asked.chip, CHIPS)
         raise BadInput(f"--chip={asked.chip} is none of {', '.join(CHIPS)}{near}")
     for name in ("devices", "stored_per_pair", "real_per_stored"):
         number = getattr(asked, name)
         if not 0 < number < math.inf:
             raise BadInput(f"--{name} must be above 0, not {number}")
     chip = CHIPS[asked.chip]
-    folder = hf_folder.find(config.initialize_from_hf, files=["config.json"])
+    folder = hf_folder.find(given["initialize_from_hf"], files=["config.json"])
     hf_config = hf_folder.read_config(folder)
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     jax.config.update("jax_platforms", "cpu")
@@ -274,14 +339,10 @@ def main(config: ml_collections.ConfigDict) -> None:
             f"--devices={asked.devices}, and XLA_FLAGS in the environment make {len(devices)}: "
             "unset it"
         )
-    found = forecast(config, hf_config, chip, devices, asked.stored_per_pair)
-    real = config.train_batch_size * asked.stored_per_pair * asked.real_per_stored
+    found = forecast(job_of(given), hf_config, chip, devices, asked.stored_per_pair)
+    real = given["train_batch_size"] * asked.stored_per_pair * asked.real_per_stored
     print(told(found, chip, real, exact=chip.tpu is not None))
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("chip", "h100", f"One of {', '.join(CHIPS)}.")
-    flags.DEFINE_integer("devices", 8, "How many of them.")
-    flags.DEFINE_integer("stored_per_pair", 1000, "Positions a pair takes, on average.")
-    flags.DEFINE_float("real_per_stored", 1.25, "Real tokens per position: prompts count twice.")
-    command.main(main)
+    command.main(main, settings.DPO, writes=False)

@@ -5,35 +5,21 @@ import dataclasses
 import pathlib
 from typing import Any
 
-import ml_collections
-
 from checkpoints_io.errors import BadInput
-from recipes import settings
+from recipes.checks import Values, flat
+from recipes.settings import ALL
 import zoo
 
-# A resumed run may differ in these: they touch no number, or only those of updates that were none.
-MAY_CHANGE = frozenset({
-    "attention", "compile_cache", "directory", "distributed", "hf_save_dtype", "keep_best",
-    "keep_checkpoints", "keep_every", "max_eval_pairs", "mesh", "min_pack_fill", "name",
-    "nonfinite", "per_device_parallelism", "profile", "reference_cache", "reference_mode", "remat",
-    "row_length", "run_initial_eval", "sample_tokens", "save_retries", "steps_per_checkpoint",
-    "steps_per_eval", "steps_per_hf_export", "steps_per_log", "tags", "tensorboard", "token_cache",
-    "validation", "wandb_project",
-})  # fmt: skip
 
-
-def of_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def of_settings(given: Values) -> dict[str, Any]:
     """The settings that a resumed run must share, as JSON knows them."""
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in settings.flat(config)
-        if name.split(".")[0] not in MAY_CHANGE
-    }
+    bound = {name: value for name, value in given.items() if not ALL[name].free}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in flat(bound)}
 
 
-def of_model(model: zoo.Model) -> dict[str, str]:
-    """What its config.json says of how it computes, field by field."""
-    return dict(_fields(model.config))
+def of_model(hf_config: dict[str, Any]) -> dict[str, str]:
+    """What a config.json says of how the model computes, field by field."""
+    return dict(_fields(zoo.abstract(hf_config).config))
 
 
 def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -54,8 +40,12 @@ def refuse_other_settings(
       ValueError: they differ; the message says where, and which might have.
     """
     saved, now = _in_words_of_today(saved), _in_words_of_today(now)
-    # A setting that is newer than the checkpoint means, left unset, what there was without it.
-    new = {name for name in now.keys() - saved.keys() if not now[name]}
+    # A setting that is newer than the checkpoint has, by default, the value it had without a name.
+    new = {
+        name
+        for name in now.keys() - saved.keys()
+        if now[name] is None or (name in ALL and now[name] == ALL[name].default)
+    }
     differ = {name for name in saved.keys() | now.keys() if saved.get(name) != now.get(name)}
     names = sorted(differ - new)
     if names:
@@ -63,7 +53,7 @@ def refuse_other_settings(
         raise BadInput(
             f"{directory} holds a run with other settings ({told}); choose another "
             "--config.directory, or give the settings of that run. What may change on the way: "
-            f"{', '.join(sorted(MAY_CHANGE))}"
+            f"{', '.join(sorted(name for name, setting in ALL.items() if setting.free))}"
         )
 
 
@@ -107,6 +97,8 @@ def refuse_other_run(saved: dict[str, Any], facts: dict[str, Any], directory: pa
                 "--config.directory"
             )
     for name, what in (("data", "training pairs"), ("reference", "reference weights")):
+        if name not in facts:  # this recipe has none
+            continue
         if (before := fact(saved, name, directory)) != facts[name]:
             raise BadInput(
                 f"the {what} have changed since the checkpoint in {directory} was written "

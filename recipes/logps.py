@@ -7,19 +7,20 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 import numpy as np
 
 from recipes import head
 from recipes.data import batches
 from recipes.data.batches import Place
 from recipes.data.packing import Packed
-from recipes.data.tokens import PairIds
+from recipes.data.tokens import Example
 import zoo
 from zoo import sharding, spans, stack
 
 # A model's forward pass: micro-batch -> log-probabilities [P, A], in nats.
 Forward = Callable[[Packed], Float[Array, "P A"]]
+Compiled = Callable[[nnx.GraphDef, dict[str, Any], Packed], Float[Array, "P A"]]  # of any model
 
 
 def answer_logps(
@@ -27,36 +28,33 @@ def answer_logps(
 ) -> Float[Array, "P A"]:
     """Log-probability of each answer given its prompt, summed over its scored tokens, in nats.
 
-    Slots whose pair is not in this micro-batch hold 0. `so_far` as in `stack.run`.
+    Slots whose example is not in this micro-batch hold 0. `so_far` as in `stack.run`.
     """
     where = spans.Spans(batch.positions, batch.first, batch.last, batch.lengths)
     hidden = model.hidden(batch.tokens, where, functools.partial(stack.run, so_far=so_far))
     # The rows of a device are one list of tokens; no hidden state moves between devices.
-    G, D = len(batch.scores), hidden.shape[-1]
+    G, D = len(batch.counts), hidden.shape[-1]
     lists = sharding.constrain(hidden.reshape(G, -1, D), "B T D")
-    at_scores = jnp.take_along_axis(lists, batch.source[..., None], axis=1)
+    at_scores = jnp.take_along_axis(lists, batch.read_at[..., None], axis=1)
     logps = head.token_logps(
         sharding.constrain(at_scores, "B C D"),
         model.unembedding()[...],
         batch.target,
-        batch.scores,
+        batch.counts,
         model.dtype,
         model.last_step(),
     )
-    return _summed(logps, batch.slot, batch.answer, batch.is_pair)
+    return _summed(logps, batch.owner, batch.scored)
 
 
 def _summed(
     logps: Float[Array, "G C"],
-    slot: Int[Array, "G C"],
-    answer: Int[Array, "G C"],
-    is_pair: Bool[Array, " P"],
+    owner: Int[Array, "G C"],
+    scored: Int[Array, "P A"],
 ) -> Float[Array, "P A"]:
     """Sums each answer's tokens wherever they stand; masked, so in the same order every time."""
-    P = len(is_pair)
-    owner = jnp.where(slot < 0, -1, 2 * slot + answer)
-    mine = owner[..., None] == jnp.arange(2 * P)
-    return jnp.where(mine, logps[..., None], 0).sum((0, 1)).reshape(P, 2)
+    mine = owner[..., None] == jnp.arange(scored.size)
+    return jnp.where(mine, logps[..., None], 0).sum((0, 1)).reshape(scored.shape)
 
 
 def of_params(
@@ -69,20 +67,26 @@ def of_params(
     return answer_logps(nnx.merge(graph, nnx.State(params)), batch, so_far)
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def cast(params: Any, dtype: jax.typing.DTypeLike) -> Any:
+    """Every weight in `dtype`, where it is."""
+    return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
 def compiled(mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
     """`of_params`, one program for policy and reference: equal weights give equal bits."""
     everywhere = jax.NamedSharding(mesh, jax.P())
     return jax.jit(of_params, static_argnums=0, out_shardings=everywhere)
 
 
-def of_pairs(
-    forward: Forward, pairs: Sequence[PairIds], place: Place
-) -> Float[np.ndarray, "pairs A"]:
-    """Log-probabilities of every pair, in order, in nats."""
+def of_examples(
+    forward: Forward, examples: Sequence[Example], place: Place
+) -> Float[np.ndarray, "examples A"]:
+    """Log-probabilities of the answers of every example, in order, in nats."""
     found = []
-    for update in batches.in_order(pairs, place):
-        total = np.zeros((place.shape.pairs, 2), np.float32)
+    for update in batches.in_order(examples, place):
+        total = np.zeros((place.shape.examples, place.shape.answers), np.float32)
         for batch in update.micro_batches:
             total += np.asarray(forward(batches.put(batch, place)))
-        found.append(total[: len(update.rows)])
+        found.append(total[: len(update.source_rows)])
     return np.concatenate(found)

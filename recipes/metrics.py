@@ -1,7 +1,6 @@
 """What a run reports: figures per update, and the places they are written to."""
 
-import collections
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import json
 import pathlib
@@ -9,49 +8,18 @@ import secrets
 import time
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
-import ml_collections
+from jaxtyping import Array, Int
 import numpy as np
 
 from checkpoints_io import whole
 from checkpoints_io.run_state import all_agree
-from recipes.data import mixture
 from recipes.data.batches import Update
-from recipes.data.mixture import Part
-from recipes.data.tokens import PairIds
+from recipes.run import Records
 
 # What `Log` writes in the directory of a run.
 SETTINGS, RECORDS, WANDB_ID = FILES = "settings.json", "metrics.jsonl", "wandb_id"
-
-
-def preference(
-    policy_logps: Float[Array, "P A"],
-    reference_logps: Float[Array, "P A"],
-    is_pair: Bool[Array, " P"],
-    *,
-    loss: Callable[..., Float[Array, " P"]],
-    beta: float,
-) -> dict[str, Float[Array, ""]]:
-    """Means over the pairs; log-probabilities and their differences in nats, rewards times beta.
-
-    The first six are those of Levanter's DPO. A tie counts as no win.
-    """
-    mean: Callable[..., Array] = lambda x: jnp.mean(x, where=is_pair)
-    chosen, rejected = (policy_logps - reference_logps).T
-    return {
-        "dpo_loss": mean(loss(chosen, rejected)),
-        "dpo_margin_policy": mean(policy_logps[:, 0] - policy_logps[:, 1]),
-        "dpo_margin_ref": mean(reference_logps[:, 0] - reference_logps[:, 1]),
-        "dpo_accuracy": mean(chosen > rejected),
-        "dpo_chosen_reward": beta * mean(chosen),
-        "dpo_rejected_reward": beta * mean(rejected),
-        "dpo_reward_margin": beta * mean(chosen - rejected),
-        "logps_chosen": mean(policy_logps[:, 0]),
-        "logps_rejected": mean(policy_logps[:, 1]),
-        "drift_chosen": mean(chosen),
-        "drift_rejected": mean(rejected),
-    }
+# What the answers of an example are called in figures, by their number.
+OF_A_PAIR = "chosen", "rejected"
 
 
 def on_host(values: Mapping[str, Array]) -> dict[str, int | float]:
@@ -63,74 +31,29 @@ def line(step: int, total: int, figures: Mapping[str, int | float]) -> str:
     """The few figures a person watches."""
     where = next(iter(figures)).rpartition("/")[0]
     short = {name.removeprefix(f"{where}/"): value for name, value in figures.items()}
-    watched = "dpo_loss dpo_accuracy dpo_reward_margin drift_chosen learning_rate tokens_per_second"
+    watched = (
+        "loss dpo_loss dpo_accuracy dpo_reward_margin drift_chosen learning_rate tokens_per_second"
+    )
     told = "  ".join(f"{n} {short[n]:.4g}" for n in watched.split() if n in short)
     return f"{f'step {step}/{total}':<14} {where:<16} {told}"
 
 
-def by_part(
-    parts: Sequence[Part],
-    rows: np.ndarray,
-    policy_logps: Array,
-    reference_logps: Array,
-    **loss,
+def lengths(
+    scored: Int[np.ndarray, "examples A"], answers: Sequence[str] = OF_A_PAIR
 ) -> dict[str, int | float]:
-    """The same for the pairs of each source, where there are several, and how many they are."""
-    figures: dict[str, int | float] = {}
-    if len(parts) == 1:
-        return figures
-    ours, theirs = (jnp.asarray(jax.device_get(x)) for x in (policy_logps, reference_logps))
-    of = mixture.part_of(parts, rows)
-    for i, part in enumerate(parts):
-        figures[f"{part.name}/pairs"] = int((of == i).sum())
-        if figures[f"{part.name}/pairs"]:
-            values = preference(ours, theirs, jnp.asarray(of == i), **loss)
-            figures |= {f"{part.name}/{name}": float(value) for name, value in values.items()}
-    return figures
-
-
-def lengths(pairs: Sequence[PairIds]) -> dict[str, int | float]:
     """Scored tokens per answer, on average."""
-    return {
-        "length_chosen": sum(int(p.chosen_scored.sum()) for p in pairs) / len(pairs),
-        "length_rejected": sum(int(p.rejected_scored.sum()) for p in pairs) / len(pairs),
-    }
-
-
-class Trend:
-    """Watches for one thing that goes wrong while all that is usually watched looks well."""
-
-    def __init__(self) -> None:
-        self._readings: collections.deque[Mapping] = collections.deque(maxlen=3)
-        self._said = False
-
-    def read(self, figures: Mapping[str, int | float]) -> str | None:
-        """A sentence, once, when over three readings both rewards fall while accuracy rises."""
-        self._readings.append(figures)
-        if self._said or len(self._readings) < 3:
-            return None
-        chosen, rejected, accuracy = (
-            [reading[f"train/{name}"] for reading in self._readings]
-            for name in ("dpo_chosen_reward", "dpo_rejected_reward", "dpo_accuracy")
-        )
-        falls = lambda values: 0 > values[0] > values[1] > values[2]
-        rises = accuracy[2] > max(0.5, accuracy[0])
-        if not (rises and falls(chosen) and falls(rejected)):
-            return None
-        self._said = True
-        return (
-            "the rewards of both answers fall while accuracy rises: the policy makes the chosen "
-            "answers less likely too, and what is neither more likely (arXiv 2410.08847). A little "
-            "of it is common. Where answers get worse there are two remedies, each in a new run: "
-            "--config.loss=dpop --config.dpop_lambda=5, which holds the chosen answers up, or a "
-            "higher --config.beta, which holds the policy nearer to its reference"
-        )
+    means = (scored.sum(0) / len(scored)).tolist()
+    return {f"length_{name}": mean for name, mean in zip(answers, means, strict=True)}
 
 
 class Meter:
-    """Speed and fill since it was last read. Nothing is asked of the devices."""
+    """Speed and fill since it was last read. Nothing is asked of the devices.
 
-    def __init__(self) -> None:
+    `answers` are the names of an example's answers, by their number.
+    """
+
+    def __init__(self, answers: Sequence[str] = OF_A_PAIR) -> None:
+        self._answers = answers
         self._readings = 0
         self._clear()
 
@@ -168,24 +91,24 @@ class Meter:
         return f"about {spoken} to go, evaluation and saving apart"
 
     def read(self) -> dict[str, int | float]:
-        """Real tokens per second (both answers, each with its prompt), fill, mean lengths.
+        """Real tokens per second (all answers, each with its prompt), fill, mean lengths.
 
-        `input_wait` is the share of the time that was spent waiting for data; the scores are those
-        that the data gives its answers, where it does.
+        `input_wait` is the share of the time that was spent waiting for data; the scores are the
+        ratings that the data gives its answers, where it does.
         """
         seconds = time.perf_counter() - self._since
         total = lambda name: sum(getattr(update, name) for update in self._updates)
-        pairs = sum(len(update.rows) for update in self._updates)
+        scored = np.concatenate([update.scored for update in self._updates])
         values = {
             "tokens_per_second": total("real_tokens") / seconds,
             "input_wait": self._waited / seconds,
             "pack_fill": total("stored_tokens") / total("positions"),
-            "length_chosen": total("chosen_tokens") / pairs,
-            "length_rejected": total("rejected_tokens") / pairs,
+            **lengths(scored, self._answers),
         }
-        scores = np.concatenate([update.scores for update in self._updates])
-        if len(scores := scores[~np.isnan(scores[:, 0])]):
-            values["score_chosen"], values["score_rejected"] = scores.mean(0).tolist()
+        ratings = np.concatenate([update.ratings for update in self._updates])
+        if len(ratings := ratings[~np.isnan(ratings[:, 0])]):
+            means = zip(self._answers, ratings.mean(0).tolist(), strict=True)
+            values |= {f"score_{name}": mean for name, mean in means}
         self._clear()
         self._readings += 1
         return values
@@ -198,31 +121,31 @@ class Log:
     again.
     """
 
-    def __init__(self, directory: pathlib.Path, config: ml_collections.ConfigDict, *, after: int):
+    def __init__(self, directory: pathlib.Path, records: Records, *, after: int):
         self._file = self._board = self._wandb = None
         if jax.process_index():
             return
-        told = config.to_json_best_effort(indent=2) + "\n"
+        told = json.dumps(records.settings, indent=2) + "\n"
         whole.write(directory / SETTINGS, told.encode())
         path = directory / RECORDS
         known = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
         kept = "".join(f"{line}\n" for line in known if _step(line) <= after)
         whole.write(path, kept.encode())
         self._file = path.open("a")
-        if config.tensorboard:
+        if records.tensorboard:
             import tensorboardX  # which imports torch wherever that is installed
 
             self._board = tensorboardX.SummaryWriter(
                 str(directory / "tensorboard"), purge_step=after + 1
             )
-        if config.wandb_project:
+        if records.wandb_project:
             import wandb  # an extra: few runs want it
 
             self._wandb = wandb.init(
-                project=config.wandb_project,
-                name=config.name,
-                tags=list(config.tags),
-                config=config.to_dict(),
+                project=records.wandb_project,
+                name=records.name,
+                tags=list(records.tags),
+                config=records.settings,
                 dir=str(directory),
                 id=_own_id(directory / WANDB_ID),  # started again it is the same run
                 resume="allow",

@@ -1,16 +1,31 @@
 """AdamW, its learning-rate schedule, and where its state lives."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import nnx, traverse_util
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-import ml_collections
 import numpy as np
 import optax
 
 from checkpoints_io.errors import BadInput
-from recipes import settings
+from recipes import checks
+
+
+class AdamW(NamedTuple):
+    """Settings of the optimizer and of its learning rate, by their names."""
+
+    learning_rate: float
+    lr_schedule: str
+    warmup: float
+    cooldown: float | None
+    min_lr_ratio: float
+    weight_decay: float
+    max_grad_norm: float | None
+    adam_beta1: float
+    adam_beta2: float
+    adam_epsilon: float
+    adam_mu_dtype: str
 
 
 def steps_of(amount: int | float, total: int) -> int:
@@ -18,15 +33,15 @@ def steps_of(amount: int | float, total: int) -> int:
     return round(amount * total) if amount < 1 else round(amount)
 
 
-def phases(config: ml_collections.ConfigDict, total: int) -> tuple[int, int]:
+def phases(given: AdamW, total: int) -> tuple[int, int]:
     """Steps of warm-up, and of the decay at the end."""
-    warmup = steps_of(config.warmup, total)
-    if config.cooldown is None:
+    warmup = steps_of(given.warmup, total)
+    if given.cooldown is None:
         return warmup, max(total - warmup, 0)
-    return warmup, steps_of(config.cooldown, total)
+    return warmup, steps_of(given.cooldown, total)
 
 
-def schedule_of(config: ml_collections.ConfigDict, total: int) -> optax.Schedule:
+def schedule_of(given: AdamW, total: int) -> optax.Schedule:
     """Warm-up from 0, a plateau, then decay to `min_lr_ratio` of the peak over the last `cooldown`.
 
     With `cooldown` unset the decay takes all that the warm-up leaves.
@@ -35,14 +50,14 @@ def schedule_of(config: ml_collections.ConfigDict, total: int) -> optax.Schedule
       ValueError: the two do not fit into the steps, the steps are too many to be counted, or the
         rate is 0 at each of them.
     """
-    peak, low = config.learning_rate, config.learning_rate * config.min_lr_ratio
-    warmup, decay = phases(config, total)
+    peak, low = given.learning_rate, given.learning_rate * given.min_lr_ratio
+    warmup, decay = phases(given, total)
     if max(total, warmup, decay) >= 2**31:
         raise BadInput(
             f"a run has fewer than 2**31 steps: it would be {total:.3g} of them, {warmup:.3g} of "
             "warm-up; lower --config.num_train_steps or --config.num_epochs, or --config.warmup"
         )
-    if config.cooldown is not None and warmup + decay > total:
+    if given.cooldown is not None and warmup + decay > total:
         raise BadInput(
             f"--config.warmup ({warmup} steps) and --config.cooldown ({decay} steps) do not fit "
             f"into {total} steps"
@@ -50,7 +65,7 @@ def schedule_of(config: ml_collections.ConfigDict, total: int) -> optax.Schedule
     if warmup and total == 1:
         raise BadInput(
             f"nothing would be learnt: the learning rate begins at 0, and --config.warmup="
-            f"{config.warmup} leaves the run's only step there; set --config.warmup=0, or more "
+            f"{given.warmup} leaves the run's only step there; set --config.warmup=0, or more "
             "--config.num_train_steps"
         )
     if not np.float32(peak):
@@ -58,32 +73,32 @@ def schedule_of(config: ml_collections.ConfigDict, total: int) -> optax.Schedule
     falls = {
         "constant": optax.constant_schedule(peak),
         "linear": optax.linear_schedule(peak, low, max(decay, 1)),
-        "cosine": optax.cosine_decay_schedule(peak, max(decay, 1), config.min_lr_ratio),
+        "cosine": optax.cosine_decay_schedule(peak, max(decay, 1), given.min_lr_ratio),
     }
     return optax.join_schedules(
         [
             optax.linear_schedule(0.0, peak, max(warmup, 1)),
             optax.constant_schedule(peak),
-            falls[config.lr_schedule],
+            falls[given.lr_schedule],
         ],
         [warmup, max(warmup, total - decay)],
     )
 
 
 def optimizer_of(
-    config: ml_collections.ConfigDict, schedule: optax.Schedule, decayed: Any
+    given: AdamW, schedule: optax.Schedule, decayed: Any
 ) -> optax.GradientTransformation:
     """AdamW behind a clip of the global norm. `decayed` is a tree of bools: matrices, not norms."""
     clip = optax.identity()
-    if config.max_grad_norm is not None:
-        clip = optax.clip_by_global_norm(config.max_grad_norm)
+    if given.max_grad_norm is not None:
+        clip = optax.clip_by_global_norm(given.max_grad_norm)
     adam = optax.adamw(
         schedule,
-        b1=config.adam_beta1,
-        b2=config.adam_beta2,
-        eps=config.adam_epsilon,
-        weight_decay=config.weight_decay,
-        mu_dtype=settings.DTYPES[config.adam_mu_dtype],
+        b1=given.adam_beta1,
+        b2=given.adam_beta2,
+        eps=given.adam_epsilon,
+        weight_decay=given.weight_decay,
+        mu_dtype=checks.DTYPES[given.adam_mu_dtype],
         mask=decayed,
     )
     return optax.chain(clip, adam)

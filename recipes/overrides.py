@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from checkpoints_io.errors import BadInput
-from recipes import settings
+from recipes import checks
+from recipes.nearest import did_you_mean
+from recipes.settings import CHOSEN_NAME, KIND_NAMES, Table, may_be_unset
 
 FLAG = re.compile(r"--?(no)?config(?:\.([^=]*))?(?:=(.*))?", re.DOTALL)
 UNSET = ("None", "none", "null")
@@ -31,8 +33,10 @@ class Change(NamedTuple):
     text: str | None  # None: the flag came without a value
 
 
-def read(argv: list[str]) -> tuple[ml_collections.ConfigDict, list[str]]:
+def read(argv: list[str], table: Table) -> tuple[ml_collections.ConfigDict, list[str]]:
     """The config that `--config=FILE` names, changed by the flags; and the other arguments.
+
+    Names and kinds are those of the table.
 
     Raises:
       ValueError: a sentence about the file or the flag.
@@ -48,8 +52,8 @@ def read(argv: list[str]) -> tuple[ml_collections.ConfigDict, list[str]]:
     config = _loaded(path)
     config.unlock()
     for change in changes:
-        _make(change, config, path)
-    settings.check_names(config)
+        _make(change, config, path, table)
+    checks.check_names(config, table)
     return config.lock(), others
 
 
@@ -102,31 +106,29 @@ def _loaded(path: str) -> ml_collections.ConfigDict:
     return config
 
 
-def _make(change: Change, config: ml_collections.ConfigDict, path: str) -> None:
+def _make(change: Change, config: ml_collections.ConfigDict, path: str, table: Table) -> None:
     name, text = change
-    if kind := _kind(name):
-        _put(name, _value(name, text, kind), config)
+    if kind := _kind(name, table):
+        _put(name, _value(name, text, kind, table), config)
         return
-    inside = [known for known in settings.KINDS if known.startswith(f"{name}.")]
+    inside = [known for known in table if known.startswith(f"{name}.")]
     if not inside:
-        raise BadInput(
-            f"{path} has no setting {name!r}{settings.did_you_mean(name, settings.KINDS)}"
-        )
+        raise BadInput(f"{path} has no setting {name!r}{did_you_mean(name, table)}")
     given = _literal(name, text) if text and text.lstrip().startswith("{") else None
     if not isinstance(given, dict):
         raise BadInput(f"--config.{name} is no setting, but several: {', '.join(inside)}")
     for inner, value in given.items():
         text = value if isinstance(value, str) else repr(value)
-        _make(Change(f"{name}.{inner}", text), config, path)
+        _make(Change(f"{name}.{inner}", text), config, path, table)
 
 
-def _kind(name: str) -> type | None:
+def _kind(name: str, table: Table) -> type | None:
     """What kind of value it takes, where it is a setting; `object` is a source, or several."""
-    if name in settings.KINDS:
-        return settings.KINDS[name]
-    if re.fullmatch(settings.CHOSEN_NAME, name):
+    if name in table:
+        return table[name].kind
+    if re.fullmatch(CHOSEN_NAME, name):
         return str if name.startswith("data.") else object
-    of_source = re.fullmatch(rf"(?:{settings.CHOSEN_NAME})\.(\w+)(\.\w+)?", name)
+    of_source = re.fullmatch(rf"(?:{CHOSEN_NAME})\.(\w+)(\.\w+)?", name)
     if of_source is None:
         return None
     if of_source[2]:
@@ -134,15 +136,15 @@ def _kind(name: str) -> type | None:
     return {"path": str, "layout": str, "weight": float, "columns": dict}.get(of_source[1])
 
 
-def _value(name: str, text: str | None, kind: type) -> Any:
+def _value(name: str, text: str | None, kind: type, table: Table) -> Any:
     """What a text means for a setting of this kind; None: it is unset."""
     flag = f"--config.{name}"
     if text is None:
         if kind is bool:
             return True
         raise BadInput(f"{flag} wants a value: {flag}=…")
-    if text in UNSET and text not in settings.CHOICES.get(name, ()):
-        if not settings.may_be_unset(name):
+    if text in UNSET and not (name in table and text in table[name].choices):
+        if not may_be_unset(name, table):
             raise BadInput(f"{flag} cannot be unset")
         return None
     if not text.strip() and kind is not tuple:
@@ -156,7 +158,7 @@ def _value(name: str, text: str | None, kind: type) -> Any:
             return BOOLS[text.lower()]
         return text if kind in (str, object) else kind(text)
     except (KeyError, ValueError) as error:
-        raise BadInput(f"{flag}={text!r} is not {settings.KIND_NAMES[kind]}") from error
+        raise BadInput(f"{flag}={text!r} is not {KIND_NAMES[kind]}") from error
 
 
 def _literal(name: str, text: str) -> Any:
@@ -194,7 +196,7 @@ def _texts(name: str, text: str) -> tuple[str, ...]:
     given = _literal(name, text)
     given = given if isinstance(given, list | tuple) else [given]
     if not all(isinstance(each, str) for each in given):
-        raise BadInput(f"--config.{name}={text!r} is not {settings.KIND_NAMES[tuple]}")
+        raise BadInput(f"--config.{name}={text!r} is not {KIND_NAMES[tuple]}")
     return tuple(given)
 
 
@@ -214,7 +216,7 @@ def _put(name: str, value: Any, config: ml_collections.ConfigDict) -> None:
             if not isinstance(there, ml_collections.ConfigDict):
                 room[inner] = ml_collections.ConfigDict(there, type_safe=False)
             room = room[inner]
-        if value is None and re.fullmatch(settings.CHOSEN_NAME, name):
+        if value is None and re.fullmatch(CHOSEN_NAME, name):
             if last not in room:
                 raise BadInput(f"--config.{name} cannot be unset: there is no {last!r}")
             del room[last]

@@ -3,19 +3,19 @@
 from collections.abc import Iterator
 import pathlib
 import shutil
-from typing import Any
+from typing import NamedTuple
 
 from flax import nnx
 import jax
 from jax.experimental import multihost_utils
-import ml_collections
 import numpy as np
 
 from checkpoints_io.errors import BadInput, StorageError
-from recipes import optimizer, settings
-from recipes.data import packing, report, shapes
+from recipes import checks, optimizer
+from recipes.data import report, shapes, streams
 from recipes.data.packing import Shape
-from recipes.data.tokens import PairIds
+from recipes.data.tokens import Example
+from recipes.run import Run
 import zoo
 
 # Positions of a micro-batch, per device, from which on a device is busy.
@@ -24,82 +24,96 @@ ENOUGH = {"cpu": 2**12}
 GOOD_FILL = 0.88
 
 
-def told(config: ml_collections.ConfigDict, run: Any, model: zoo.Model) -> str:
-    """The plan as a person reads it; `run` is `prepare.Run`.
+class Asked(NamedTuple):
+    """What the settings say that only the plan looks at."""
+
+    num_epochs: float | None
+    max_eval_pairs: int | None
+    min_pack_fill: float
+
+
+def told(run: Run, asked: Asked, model: zoo.Model, each: dict[str, int]) -> str:
+    """The plan as a person reads it; `each` is the `memory` of a device.
 
     Raises:
       ValueError: most of the computation would be spent on padding.
       OSError: the disk does not hold what will be written.
     """
-    shape, pairs, device = run.place.shape, run.pairs, run.mesh.devices.flat[0]
+    shape, pairs, devices = run.place.shape, run.pairs, run.computing.mesh.devices
+    device = devices.flat[0]
     share, count = shapes.fill(pairs, shape)
-    if share < config.min_pack_fill:
+    if share < asked.min_pack_fill:
         raise BadInput(
             f"only {share:.0%} of the rows would be filled: choose a smaller --config.row_length "
             "or --config.per_device_parallelism, give devices to --config.mesh.tensor, or accept "
-            f"it with --config.min_pack_fill (now {config.min_pack_fill})"
+            f"it with --config.min_pack_fill (now {asked.min_pack_fill})"
         )
-    bytes_each = memory(model, config)
     saved = checkpoint_bytes(model)
-    free = refuse_small_disk(run.directory, disk_needed(config, run, model))
-    apart = sum(not packing.fits_once(pair, shape) for pair in pairs)
-    axes = ", ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
+    free = refuse_small_disk(run.directory, disk_needed(run, model))
+    apart = sum(not streams.fits_once(pair, shape) for pair in pairs)
+    axes = ", ".join(f"{name} {size}" for name, size in run.computing.mesh.shape.items())
     held = ", ".join(f"{len(h.pairs)} in {h.name}" for h in run.held_out) or "none"
-    parts = ", ".join(f"{name} {size(number)}" for name, number in bytes_each.items())
-    epochs = run.total_steps * shape.pairs / len(pairs)
+    parts = ", ".join(f"{name} {size(number)}" for name, number in each.items())
+    epochs = run.total_steps * shape.examples / len(pairs)
+    what = noun(shape)
     hint = ""
     if share < GOOD_FILL and (filled := _parts_that_fill(pairs, shape)):
         more = shape.shards // filled
-        hint = f"; {GOOD_FILL:.0%} with {more} times --config.mesh.tensor, or more pairs an update"
+        hint = f"; {GOOD_FILL:.0%} with {more} times --config.mesh.tensor, or more {what} an update"
     lines = [
-        f"devices      {run.mesh.devices.size} {device.device_kind} ({device.platform}); {axes}",
-        f"pairs        {len(pairs)} to train on; held out: {held}",
+        f"devices      {devices.size} {device.device_kind} ({device.platform}); {axes}",
+        f"{what:<12} {len(pairs)} to train on; held out: {held}",
         *_mixed(run),
-        f"updates      {run.total_steps} of {shape.pairs} pairs = {epochs:.2f} epochs; "
+        f"updates      {run.total_steps} of {shape.examples} {what} = {epochs:.2f} epochs; "
         f"about {count:.1f} micro-batches each",
         f"rows         {shape.rows} of {shape.row_length} positions a micro-batch, "
-        f"{share:.0%} filled{hint}" + (f"; {apart} pairs need two of them" if apart else ""),
-        f"rate         {_schedule(config, run.total_steps)}",
-        f"memory       {size(sum(bytes_each.values()))} per device ({parts}), and activations",
-        f"disk         {size(saved)} per checkpoint, {checkpoints_kept(config, run)} kept; "
+        f"{share:.0%} filled{hint}" + (f"; {apart} {what} need two of them" if apart else ""),
+        f"rate         {_schedule(run.adamw, run.total_steps)}",
+        f"memory       {size(sum(each.values()))} per device ({parts}), and activations",
+        f"disk         {size(saved)} per checkpoint, {checkpoints_kept(run)} kept; "
         f"{size(free)} free in {run.directory}",
-        *(f"note         {sentence}" for sentence in notes(config, run)),
-        "first pair, scored tokens in ⟦ ⟧:",
+        *(f"note         {sentence}" for sentence in notes(run, asked)),
+        f"first of the {what}, scored tokens in ⟦ ⟧:",
         *(f"  {line}" for line in report.lines_of(pairs[0], run.tokenizer)),
     ]
     return "\n".join(lines)
 
 
-def _schedule(config: ml_collections.ConfigDict, total: int) -> str:
+def _schedule(given: optimizer.AdamW, total: int) -> str:
     """The learning rate over the run."""
-    warmup, decay = optimizer.phases(config, total)
-    parts = [f"0 to {config.learning_rate:g} over {warmup} steps"] if warmup else []
-    if config.lr_schedule == "constant" or total > warmup + decay:
-        parts.append(f"{config.learning_rate:g}")
-    if config.lr_schedule != "constant" and decay:
-        low = config.learning_rate * config.min_lr_ratio
-        parts.append(f"{config.lr_schedule} from {config.learning_rate:g} to {low:g} over {decay}")
+    warmup, decay = optimizer.phases(given, total)
+    parts = [f"0 to {given.learning_rate:g} over {warmup} steps"] if warmup else []
+    if given.lr_schedule == "constant" or total > warmup + decay:
+        parts.append(f"{given.learning_rate:g}")
+    if given.lr_schedule != "constant" and decay:
+        low = given.learning_rate * given.min_lr_ratio
+        parts.append(f"{given.lr_schedule} from {given.learning_rate:g} to {low:g} over {decay}")
     return ", then ".join(parts)
 
 
-def notes(config: ml_collections.ConfigDict, run: Any) -> list[str]:
+def noun(shape: Shape) -> str:
+    """What the examples of a run are."""
+    return "pairs" if shape.answers == 2 else "answers"
+
+
+def notes(run: Run, asked: Asked) -> list[str]:
     """What the settings ask for and this run cannot give, or what they make of it."""
     return [
-        *_notes_on_rate(config, run),
-        *_notes_on_pairs(config, run),
-        *_notes_on_due(config, run),
+        *_notes_on_rate(run.adamw, run.total_steps),
+        *_notes_on_pairs(run, asked),
+        *_notes_on_due(run),
     ]
 
 
-def _notes_on_rate(config: ml_collections.ConfigDict, run: Any) -> Iterator[str]:
-    total, peak = run.total_steps, config.learning_rate
-    warmup, decay = optimizer.phases(config, total)
-    schedule = optimizer.schedule_of(config, total)
+def _notes_on_rate(given: optimizer.AdamW, total: int) -> Iterator[str]:
+    peak = given.learning_rate
+    warmup, decay = optimizer.phases(given, total)
+    schedule = optimizer.schedule_of(given, total)
     highest = float(jax.device_get(schedule(min(warmup, total - 1))))
     if highest < 0.999 * peak:
         yield (
             f"the learning rate never reaches --config.learning_rate={peak:g}, only {highest:.3g}: "
-            f"--config.warmup={config.warmup:g} is {warmup} steps, and the run has {total}"
+            f"--config.warmup={given.warmup:g} is {warmup} steps, and the run has {total}"
         )
     # AdamW changes a weight by about the rate; half the spacing of float32 numbers is 2**-25.
     if highest * 2**25 < 0.03:
@@ -108,12 +122,13 @@ def _notes_on_rate(config: ml_collections.ConfigDict, run: Any) -> Iterator[str]
             "change: in float32 they are rounded back"
         )
     for name, steps in (("warmup", warmup), ("cooldown", decay)):
-        if config[name] and not steps:
-            yield f"--config.{name}={config[name]:g} of {total} steps rounds to none"
+        amount = given._asdict()[name]
+        if amount and not steps:
+            yield f"--config.{name}={amount:g} of {total} steps rounds to none"
 
 
-def _notes_on_pairs(config: ml_collections.ConfigDict, run: Any) -> Iterator[str]:
-    update, total = run.place.shape.pairs, run.total_steps
+def _notes_on_pairs(run: Run, asked: Asked) -> Iterator[str]:
+    update, total = run.place.shape.examples, run.total_steps
     weights = sum(part.weight for part in run.parts)
     for part in run.parts:
         whose = "" if len(run.parts) == 1 else f" of {part.name}"
@@ -126,37 +141,39 @@ def _notes_on_pairs(config: ml_collections.ConfigDict, run: Any) -> Iterator[str
             )
         if drawn * total < 1:
             yield f"hardly a pair{whose} is drawn in {total} steps: raise its weight"
-    if config.num_epochs:
-        asked = config.num_epochs * len(run.pairs) / update
-        if abs(total - asked) > 0.05 * asked:
+    if asked.num_epochs:
+        exact = asked.num_epochs * len(run.pairs) / update
+        if abs(total - exact) > 0.05 * exact:
             yield (
-                f"--config.num_epochs={config.num_epochs:g} would be {asked:.3g} updates of "
+                f"--config.num_epochs={asked.num_epochs:g} would be {exact:.3g} updates of "
                 f"{update} pairs, and is rounded to {total}"
             )
-    most = config.max_eval_pairs
+    most = asked.max_eval_pairs
     if most and run.held_out and all(len(held.pairs) < most for held in run.held_out):
         yield f"--config.max_eval_pairs={most} is more than any held-out set has: all are used"
 
 
-def _notes_on_due(config: ml_collections.ConfigDict, run: Any) -> Iterator[str]:
+def _notes_on_due(run: Run) -> Iterator[str]:
     names = ["steps_per_log", "steps_per_checkpoint", "steps_per_hf_export"]
     names += ["steps_per_eval"] if run.held_out else []
-    if late := [name for name in names if (config[name] or 0) > run.total_steps]:
-        told = ", ".join(f"--config.{name}={config[name]}" for name in late)
+    every = run.every._asdict()
+    if late := [name for name in names if (every[name] or 0) > run.total_steps]:
+        told = ", ".join(f"--config.{name}={every[name]}" for name in late)
         yield f"the run ends at step {run.total_steps}, and {told} come due there alone"
-    if config.keep_every and config.keep_every > run.total_steps:
+    kept = run.saving.keep.every
+    if kept and kept > run.total_steps:
         yield (
-            f"--config.keep_every={config.keep_every} keeps no checkpoint: the run ends at step "
+            f"--config.keep_every={kept} keeps no checkpoint: the run ends at step "
             f"{run.total_steps}"
         )
 
 
-def _mixed(run: Any) -> list[str]:
+def _mixed(run: Run) -> list[str]:
     """How often the pairs of each source are met, where there are several."""
     if len(run.parts) == 1:
         return []
     total = sum(part.weight for part in run.parts)
-    drawn = run.total_steps * run.place.shape.pairs / total
+    drawn = run.total_steps * run.place.shape.examples / total
     return [
         f"  {part.name:<10} {len(part.pairs)} pairs, {part.weight / total:.1%} of those drawn: "
         f"{drawn * part.weight / len(part.pairs):.2f} epochs of it"
@@ -164,66 +181,67 @@ def _mixed(run: Any) -> list[str]:
     ]
 
 
-def _parts_that_fill(pairs: list[PairIds], shape: Shape) -> int | None:
+def _parts_that_fill(pairs: list[Example], shape: Shape) -> int | None:
     """Over how many devices an update may be split and still fill their rows."""
     for parts in range(shape.shards - 1, 0, -1):
         if shape.shards % parts:
             continue
         most = shape.rows * shape.row_length // parts
         fewer = shapes.choose(
-            pairs, per_update=shape.pairs, shards=parts, most=most, alike=shape.alike
+            pairs, per_update=shape.examples, shards=parts, most=most, alike=shape.alike
         )
         if shapes.fill(pairs, fewer).share >= GOOD_FILL:
             return parts
     return None
 
 
-def most_positions_here(config: ml_collections.ConfigDict, model: zoo.Model) -> int:
+def most_positions_here(model: zoo.Model, held: int) -> int:
     """`most_positions` of the devices that are here; every process is told the same."""
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
-    most = most_positions(config, model, limit, device.platform)
+    most = most_positions(model, held, limit, device.platform)
     return int(multihost_utils.broadcast_one_to_all(np.int32(most)))
 
 
-def most_positions(
-    config: ml_collections.ConfigDict, model: zoo.Model, memory_bytes: float | None, platform: str
-) -> int:
+def most_positions(model: zoo.Model, held: int, memory_bytes: float | None, platform: str) -> int:
     """Positions a device may compute at a time: what its memory leaves room for, or enough.
 
+    `held` are the bytes of what lives through an update: the sum of `memory`.
     More than enough is no faster: the products are large, and the padding grows.
     """
     enough = ENOUGH.get(platform, 2**14)
     if memory_bytes is None:
         return enough
-    left = 0.9 * memory_bytes - sum(memory(model, config).values())
-    compute = settings.precision(config.mp).compute
-    fits = max(int(left / position_bytes(model, compute)), 1)
+    left = 0.9 * memory_bytes - held
+    fits = max(int(left / position_bytes(model)), 1)
     return min(enough, max(512, 2 ** (fits.bit_length() - 1)))
 
 
-def position_bytes(model: zoo.Model, compute: jax.typing.DTypeLike) -> int:
+def position_bytes(model: zoo.Model) -> int:
     """Activations of one position going back, about: what layers keep, and one layer's work."""
     sizes = model.config.sizes
     kept = sizes["L"] * sizes["D"]
     met = getattr(model.config, "num_experts_per_tok", 1)  # MLPs that a token goes through
     work = 8 * sizes["D"] * met + 4 * sizes["F"] * met
     work += 4 * (sizes["N"] + 2 * sizes["K"]) * sizes["H"]
-    return np.dtype(compute).itemsize * kept + 4 * work
+    return np.dtype(model.dtype).itemsize * kept + 4 * work
 
 
-def memory(model: zoo.Model, config: ml_collections.ConfigDict) -> dict[str, int]:
-    """Bytes per device of what lives through an update; activations come on top."""
+def memory(model: zoo.Model, mu_dtype: str, *, resident: bool) -> dict[str, int]:
+    """Bytes per device of what lives through an update; activations come on top.
+
+    A `resident` reference is as large as the policy, in the compute dtype.
+    """
     params = jax.tree.leaves(nnx.state(model))
     held = sum(int(np.prod(x.sharding.shard_shape(x.shape))) for x in params)
-    narrow = np.dtype(settings.precision(config.mp).compute).itemsize
-    mu = np.dtype(settings.DTYPES[config.adam_mu_dtype]).itemsize
+    narrow = np.dtype(model.dtype).itemsize
+    mu = checks.DTYPES[mu_dtype].itemsize
     parts = {
         "policy": 4 * held,
         "optimizer": (4 + mu) * held,
         "gradient": 4 * held,
     }
-    if config.reference_mode == "resident":
+    if resident:
         parts["reference"] = narrow * held
     return parts
 
@@ -233,20 +251,21 @@ def checkpoint_bytes(model: zoo.Model) -> int:
     return 12 * sum(x.size for x in jax.tree.leaves(nnx.state(model)))
 
 
-def checkpoints_kept(config: ml_collections.ConfigDict, run: Any) -> int:
+def checkpoints_kept(run: Run) -> int:
     """How many there are at the end, at most."""
-    of_old = run.total_steps // config.keep_every if config.keep_every else 0
-    return config.keep_checkpoints + of_old + (config.keep_best is not None)
+    keep = run.saving.keep
+    of_old = run.total_steps // keep.every if keep.every else 0
+    return keep.newest + of_old + (keep.highest is not None)
 
 
-def disk_needed(config: ml_collections.ConfigDict, run: Any, model: zoo.Model) -> int:
+def disk_needed(run: Run, model: zoo.Model) -> int:
     """Bytes still to be written: what stands in the directory already is not counted again."""
     there = sum(p.stat().st_size for p in run.directory.rglob("*") if p.is_file())
-    every = config.steps_per_hf_export
+    every = run.every.steps_per_hf_export
     exports = 0 if every == -1 else 1 if every is None else -(-run.total_steps // every)
-    width = np.dtype(settings.DTYPES[config.hf_save_dtype]).itemsize
+    width = np.dtype(run.saving.export_dtype).itemsize
     exported = exports * width * sum(x.size for x in jax.tree.leaves(nnx.state(model)))
-    saved = (checkpoints_kept(config, run) + 1) * checkpoint_bytes(model)
+    saved = (checkpoints_kept(run) + 1) * checkpoint_bytes(model)
     return max(saved + exported - there, 0)
 
 

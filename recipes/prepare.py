@@ -1,131 +1,104 @@
 """All that can fail, before any long work: settings, files, data, room. Says the plan."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
+import math
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-import ml_collections
+from jax.sharding import NamedSharding, PartitionSpec
 
 from checkpoints_io import hf_folder, lock, whole
 from checkpoints_io.errors import BadInput, NotFound, StorageError
-from checkpoints_io.run_state import RunStore
-from recipes import identity, metrics, optimizer, plan, settings, terminal
+from checkpoints_io.run_state import Keep, RunStore
+from recipes import checks, identity, metrics, optimizer, plan
+from recipes.checks import Values
 from recipes.data import batches, pairs, reading, shapes
-from recipes.data.mixture import Part
-from recipes.data.reading import HeldOut
-from recipes.data.tokens import PairIds
+from recipes.data.tokens import Example
+from recipes.run import Beside, Computing, Every, Records, Run, Saving, say
 import zoo
 from zoo import attention, sharding
 from zoo.text.tokenizer import Tokenizer
 
 
-class Run(NamedTuple):
-    """A run that is ready to read its weights and start."""
-
-    directory: pathlib.Path
-    mesh: Mesh
-    folder: pathlib.Path  # the policy's model folder
-    tokenizer: Tokenizer
-    tokenizer_folder: pathlib.Path
-    stop_ids: tuple[int, ...]
-    parts: list[Part]  # of the training data: one, or the sources of a mixture
-    pairs: list[PairIds]  # of all of them
-    held_out: list[HeldOut]
-    place: batches.Place
-    total_steps: int
-    reference_cache: pathlib.Path
-    facts: dict[str, Any]  # what a checkpoint of this run must agree with
-    counts: dict[str, int]  # rows lost on the way, by metric name
-
-
-def say(text: str) -> None:
-    """Tells the person at the terminal, once however many processes there are."""
-    if jax.process_index() == 0:
-        terminal.write(text)
-
-
 @contextlib.contextmanager
-def prepared(config: ml_collections.ConfigDict) -> Iterator[Run]:
+def prepared(given: Values, *, beside: Beside | None = None, single: bool = False) -> Iterator[Run]:
     """Reads and checks all that a run needs but the weights, and says what it will do.
+
+    `beside` is the reference, where the recipe has one; `single`: it trains on single answers and
+    not on pairs.
 
     Within it the run's directory is this process's alone.
 
     Raises:
       ValueError, OSError: a sentence about what is wrong and how to mend it.
     """
-    settings.check(config)
-    directory = _directory(config.directory)
+    directory = _directory(given["directory"])
     with _alone(directory):
-        yield _prepare(config, directory)
+        yield _prepare(given, beside, directory, single=single)
 
 
-def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> Run:
-    mesh = sharding.mesh_of(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    shaping = identity.of_settings(config)
+def _prepare(given: Values, beside: Beside | None, directory: pathlib.Path, *, single: bool) -> Run:
+    shaping = identity.of_settings(given)
     _refuse_directory_of_another_run(directory, shaping)
+    computing = computing_of(given)
+    mesh, precision = computing.mesh, computing.precision
 
-    folder = hf_folder.find(config.initialize_from_hf)
-    from_hub = not pathlib.Path(config.initialize_from_hf).expanduser().is_dir()
+    path = given["initialize_from_hf"]
+    folder = hf_folder.find(path)
+    from_hub = not pathlib.Path(path).expanduser().is_dir()
     revision = hf_folder.revision(folder) if from_hub else None
-    if revision and "@" not in config.initialize_from_hf:
-        say(f"pin the model, and it stays this: {config.initialize_from_hf}@{revision}")
+    if revision and "@" not in path:
+        say(f"pin the model, and it stays this: {path}@{revision}")
     hf_config = hf_folder.read_config(folder)
-    model = zoo.abstract(hf_config, mesh=mesh)
-    compute = settings.precision(config.mp).compute
-    backend = attention.backend_of(model.config, compute, config.attention)
-    if config.remat == "attention" and backend not in ("blocks", "splash"):
+    model = zoo.abstract(hf_config, precision.params, precision.compute, mesh)
+    backend = attention.backend_of(model.config, precision.compute, computing.attention)
+    if computing.remat == "attention" and backend not in ("blocks", "splash"):
         raise BadInput(
             f"--config.remat=attention has no effect with the attention backend {backend}, which "
             "does not say what it keeps: use products, or the backend blocks or splash"
         )
     zoo.check(folder)
-    reference_config = _checked_reference(config, hf_config)
+    configs = {"policy": hf_config}
+    if beside:
+        configs["reference"] = _checked_reference(beside, path, hf_config)
     tokenizer_folder = folder
-    if config.tokenizer:
-        tokenizer_folder = hf_folder.find(config.tokenizer, files=hf_folder.TOKENIZER_FILES)
+    if given["tokenizer"]:
+        tokenizer_folder = hf_folder.find(given["tokenizer"], files=hf_folder.TOKENIZER_FILES)
     longest = zoo.longest_text(hf_config)
-    if longest and config.train_seq_len > longest:
+    if longest and given["train_seq_len"] > longest:
         raise BadInput(
-            f"--config.train_seq_len={config.train_seq_len} is more than the {longest} positions "
-            f"that {config.initialize_from_hf} was made for"
+            f"--config.train_seq_len={given['train_seq_len']} is more than the {longest} positions "
+            f"that {path} was made for"
         )
 
-    data = reading.read(config, tokenizer_folder)
+    data = reading.read(reading.asked(given, tokenizer_folder, single=single))
     for part in data.told:
         say("\n  ".join([f"{part.name} ({part.source}):", *part.told]))
     sets = [held.name for held in data.held_out]
-    if config.keep_best and (name := config.keep_best.rpartition("/")[0]) not in sets:
+    if given["keep_best"] and (name := given["keep_best"].rpartition("/")[0]) not in sets:
         raise BadInput(
-            f"--config.keep_best={config.keep_best} names no held-out set: there is no {name} in "
+            f"--config.keep_best={given['keep_best']} names no held-out set: there is no {name} in "
             f"{sets}"
         )
     train = [pair for part in data.train for pair in part.pairs]
     every = train + [pair for held in data.held_out for pair in held.pairs]
     _refuse_unknown_ids(every, model, data.tokenizer)
-    alike = [n for hf in (hf_config, reference_config) if (n := zoo.turns_alike_to(hf))]
+    alike = [n for hf in configs.values() if (n := zoo.turns_alike_to(hf))]
+    resident = beside is not None and beside.mode == "resident"
+    memory = plan.memory(model, given["adam_mu_dtype"], resident=resident)
     shape = shapes.choose(
         every,
-        per_update=config.train_batch_size,
+        per_update=given["train_batch_size"],
         shards=sharding.data_shards(mesh),
-        most=plan.most_positions_here(config, model),
-        row_length=config.row_length,
-        rows=config.per_device_parallelism,
+        most=plan.most_positions_here(model, sum(memory.values())),
+        row_length=given["row_length"],
+        rows=given["per_device_parallelism"],
         alike=min(alike, default=None),
     )
-    steps = config.num_train_steps or max(
-        1, round(min(config.num_epochs * len(train) / config.train_batch_size, 2**31))
-    )
-    if (last := max(settings.profiled(config.profile), default=0)) > steps:
-        raise BadInput(
-            f"--config.profile={config.profile} traces step {last}, and the run has {steps}"
-        )
-    optimizer.schedule_of(config, steps)  # refuses what does not fit into the steps
     run = Run(
         directory=directory,
-        mesh=mesh,
         folder=folder,
         tokenizer=data.tokenizer,
         tokenizer_folder=tokenizer_folder,
@@ -134,17 +107,32 @@ def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> Run:
         pairs=train,
         held_out=data.held_out,
         place=batches.Place(shape, NamedSharding(mesh, PartitionSpec(("data", "fsdp")))),
-        total_steps=steps,
-        reference_cache=pathlib.Path(
-            config.reference_cache or directory.parent / "reference-cache"
-        ).expanduser(),
+        seed=given["seed"],
+        total_steps=_steps(given, len(train)),
+        computing=computing,
+        adamw=checks.part(optimizer.AdamW, given),
+        every=checks.part(Every, given),
+        saving=Saving(
+            keep=_keep(given),
+            retries=given["save_retries"],
+            export_dtype=checks.DTYPES[given["hf_save_dtype"]],
+            chat_template=data.tokenizer.chat_template if given["chat_template"] else None,
+        ),
+        records=Records(
+            tensorboard=given["tensorboard"],
+            wandb_project=given["wandb_project"],
+            name=given["name"],
+            tags=tuple(given["tags"]),
+            settings=checks.nested(given),
+        ),
+        run_initial_eval=given["run_initial_eval"],
+        nonfinite=given["nonfinite"],
+        profile=checks.profiled(given["profile"]),
+        sample_tokens=given["sample_tokens"],
         facts={
             "settings": shaping,
             "data": pairs.fingerprint(train),
-            "models": {
-                "policy": identity.of_model(model),
-                "reference": identity.of_model(zoo.abstract(reference_config)),
-            },
+            "models": {whose: identity.of_model(hf) for whose, hf in configs.items()},
         },
         counts={
             "data/dropped": sum(part.rows - part.used for part in data.told),
@@ -153,8 +141,42 @@ def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> Run:
             ),
         },
     )
-    say(plan.told(config, run, model))
+    optimizer.schedule_of(run.adamw, run.total_steps)  # refuses what does not fit into the steps
+    say(plan.told(run, checks.part(plan.Asked, given), model, memory))
     return run
+
+
+def computing_of(given: Values) -> Computing:
+    """How the settings say that models are computed, on the devices that are here."""
+    mesh = sharding.mesh_of(given["mesh.data"], given["mesh.fsdp"], given["mesh.tensor"])
+    precision = checks.precision(given["mp"])
+    return Computing(mesh, precision, given["attention"], given["remat"])
+
+
+def _steps(given: Values, examples: int) -> int:
+    epochs = given["num_epochs"] or 0
+    steps = given["num_train_steps"] or max(
+        1, round(min(epochs * examples / given["train_batch_size"], 2**31))
+    )
+    if (last := max(checks.profiled(given["profile"]), default=0)) > steps:
+        raise BadInput(
+            f"--config.profile={given['profile']} traces step {last}, and the run has {steps}"
+        )
+    return steps
+
+
+def _keep(given: Values) -> Keep:
+    """Which checkpoints stay; the best is that of the highest score among its held-out figures."""
+    best = given["keep_best"]
+
+    def score(facts: Mapping[str, Any]) -> float | None:
+        value = (facts.get("held_out") or {}).get(f"eval/{best}")
+        if value is None or not math.isfinite(value):
+            return None
+        return value if checks.BEST_BY[best.rpartition("/")[2]] else -value
+
+    newest, every = given["keep_checkpoints"], given["keep_every"]
+    return Keep(newest, every=every, highest=score if best is not None else None)
 
 
 def _directory(name: str) -> pathlib.Path:
@@ -206,23 +228,23 @@ def _refuse_directory_of_another_run(directory: pathlib.Path, shaping: dict[str,
         store.newest(check)
 
 
-def _checked_reference(config: ml_collections.ConfigDict, policy: dict[str, Any]) -> dict[str, Any]:
+def _checked_reference(asked: Beside, policy: str, hf_config: dict[str, Any]) -> dict[str, Any]:
     """The config.json of the reference, whose files have been looked at."""
-    if not config.reference_is_hf:
-        path = pathlib.Path(settings.reference_path(config)).expanduser()
+    if not asked.is_hf:
+        path = pathlib.Path(asked.path).expanduser()
         if not (path / "checkpoints").is_dir():
             raise NotFound(f"{path} is not the directory of a run: it has no checkpoints")
-        return policy
-    path = settings.reference_path(config)
-    if path == config.initialize_from_hf:
-        return policy
-    zoo.check(path)
-    return hf_folder.read_config(hf_folder.find(path))
+        return hf_config
+    if asked.path == policy:
+        return hf_config
+    zoo.check(asked.path)
+    return hf_folder.read_config(hf_folder.find(asked.path))
 
 
-def _refuse_unknown_ids(found: list[PairIds], model: zoo.Model, tokenizer: Tokenizer) -> None:
+def _refuse_unknown_ids(found: list[Example], model: zoo.Model, tokenizer: Tokenizer) -> None:
     top = max(
-        int(max(ids.max(initial=0) for ids in (p.prompt, p.chosen, p.rejected))) for p in found
+        int(max(ids.max(initial=0) for ids in (p.prompt, *(a.ids for a in p.answers))))
+        for p in found
     )
     if top >= model.config.vocab_size:
         raise BadInput(

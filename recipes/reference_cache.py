@@ -21,10 +21,10 @@ import safetensors.numpy
 from checkpoints_io import whole
 from checkpoints_io.errors import RunFailed
 from recipes import head, logps, terminal
-from recipes.data import packing, tokens
+from recipes.data import streams, tokens
 from recipes.data.batches import Place
 from recipes.data.packing import Shape
-from recipes.data.tokens import PairIds
+from recipes.data.tokens import Example
 from recipes.logps import Forward
 
 FORMAT = 1
@@ -75,20 +75,21 @@ def opened(
     return Cache(folder, known)
 
 
-def of_pairs(cache: Cache, pairs: Sequence[PairIds], forward: Forward, place: Place) -> np.ndarray:
+def of_pairs(cache: Cache, pairs: Sequence[Example], forward: Forward, place: Place) -> np.ndarray:
     """Log-probabilities [pairs, A], in nats. What is not known yet is worked out and kept."""
     keys = [key(pair, place.shape) for pair in pairs]
     # Process 0 says what is known: others may see the files of a shared disk a moment later.
-    told = np.array([cache.known.get(key, (np.nan, np.nan)) for key in keys], np.float32)
+    unknown = (np.nan,) * place.shape.answers
+    told = np.array([cache.known.get(key, unknown) for key in keys], np.float32)
     told = multihost_utils.broadcast_one_to_all(told)
     cache.known.update(zip(keys, told, strict=True))
     distinct = dict(zip(keys, pairs, strict=True))
     missing = [(key, pair) for key, pair in distinct.items() if np.isnan(cache.known[key]).any()]
-    step = UPDATES_PER_FILE * place.shape.pairs
+    step = UPDATES_PER_FILE * place.shape.examples
     starts = range(0, len(missing), step)
     for start in terminal.bar(starts, desc="reference", delay=2, leave=False):
         part_keys, part = zip(*missing[start : start + step], strict=True)
-        found = logps.of_pairs(forward, part, place)
+        found = logps.of_examples(forward, part, place)
         cache.known.update(zip(part_keys, found, strict=True))
         _write(cache.folder, part_keys, found)
     return np.array([cache.known[key] for key in keys], np.float32)
@@ -96,7 +97,7 @@ def of_pairs(cache: Cache, pairs: Sequence[PairIds], forward: Forward, place: Pl
 
 def check(
     cache: Cache,
-    pairs: Sequence[PairIds],
+    pairs: Sequence[Example],
     forward: Forward,
     place: Place,
     compute: jax.typing.DTypeLike,
@@ -107,7 +108,7 @@ def check(
       RuntimeError: further than rounding can explain.
     """
     some = pairs[:: -(-len(pairs) // LOOKED_AT)]
-    now = logps.of_pairs(forward, some, place)
+    now = logps.of_examples(forward, some, place)
     off = np.abs(now - np.array([cache.known[key(pair, place.shape)] for pair in some]))
     if not (off <= bound(now, compute)).all():
         raise RunFailed(
@@ -123,9 +124,9 @@ def bound(logps: np.ndarray, compute: jax.typing.DTypeLike) -> np.ndarray:
     return least + share * np.abs(logps)
 
 
-def key(pair: PairIds, shape: Shape) -> bytes:
+def key(pair: Example, shape: Shape) -> bytes:
     """Sixteen bytes for the tokens, the masks and the layout of a pair."""
-    content = bytes([packing.fits_once(pair, shape)]) + tokens.as_bytes(pair)
+    content = bytes([streams.fits_once(pair, shape)]) + tokens.as_bytes(pair)
     return hashlib.sha256(content).digest()[:16]
 
 

@@ -6,8 +6,8 @@ import itertools
 from typing import NamedTuple
 
 from recipes.data import messages
-from recipes.data.tokens import PairIds
-from recipes.prepare import Run
+from recipes.data.tokens import Example
+from recipes.run import Run
 import zoo
 from zoo import generate
 from zoo.text import tokenizer
@@ -22,7 +22,7 @@ WIDE = 400  # characters of a prompt, at most
 class Answers(NamedTuple):
     """What was answered to held-out prompts, in token ids."""
 
-    pairs: list[PairIds]
+    examples: Sequence[Example]
     most: int  # tokens of an answer
     texts: dict[str, list[list[int]]]  # before, unless the reference has left memory, and after
 
@@ -46,7 +46,7 @@ def answered(
     return Answers(pairs, most, texts)
 
 
-def spread(pairs: list[PairIds], most: int) -> list[PairIds]:
+def spread(pairs: list[Example], most: int) -> list[Example]:
     """As many of them as may be answered at once, evenly spread."""
     count = min(ASKED, len(pairs))
     while True:
@@ -56,7 +56,7 @@ def spread(pairs: list[PairIds], most: int) -> list[PairIds]:
         count //= 2
 
 
-def is_wanted(answer: Sequence[int], pair: PairIds, most: int) -> bool:
+def is_wanted(answer: Sequence[int], pair: Example, most: int) -> bool:
     """Has a greedy answer more in common with the chosen than with the rejected answer?
 
     By difflib's ratio over token ids: tokens in common, in their order, over all of both; of the
@@ -66,7 +66,8 @@ def is_wanted(answer: Sequence[int], pair: PairIds, most: int) -> bool:
     def alike(other: Sequence[int]) -> float:
         return difflib.SequenceMatcher(None, answer, other[:most], autojunk=False).ratio()
 
-    return alike(pair.chosen.tolist()) > alike(pair.rejected.tolist())
+    chosen, rejected = (ids.tolist() for ids, _ in pair.answers)
+    return alike(chosen) > alike(rejected)
 
 
 def wanted_share(answers: Answers, name: str) -> float | None:
@@ -74,24 +75,25 @@ def wanted_share(answers: Answers, name: str) -> float | None:
     texts = answers.texts.get(name)
     if texts is None:
         return None
-    wanted = map(is_wanted, texts, answers.pairs, itertools.repeat(answers.most))
+    wanted = map(is_wanted, texts, answers.examples, itertools.repeat(answers.most))
     return sum(wanted) / len(texts)
 
 
 def side_by_side(own: Tokenizer, answers: Answers) -> str:
-    """A few prompts, each with what was wanted, what was not, and what was answered.
+    """A few prompts, each with what was wanted, what was not (of a pair), and what was answered.
 
     Those whose answer has changed, if there are any.
     """
-    turns, lines = last_turns(own, [pair.prompt.tolist() for pair in answers.pairs]), []
-    every = range(len(answers.pairs))
+    turns, lines = last_turns(own, [pair.prompt.tolist() for pair in answers.examples]), []
+    every = range(len(answers.examples))
     if "before" in answers.texts:
         changed = [i for i in every if answers.texts["before"][i] != answers.texts["after"][i]]
         lines = ["", f"of {len(every)} greedy answers to held-out prompts {len(changed)} changed:"]
         every = changed or every
     for i in every[:: -(-len(every) // SHOWN)]:
-        pair = answers.pairs[i]
-        ids = {"wanted": pair.chosen.tolist(), "unwanted": pair.rejected.tolist()}
+        pair = answers.examples[i]
+        names = ("wanted", "unwanted")
+        ids = {name: kept.tolist() for name, (kept, _) in zip(names, pair.answers, strict=False)}
         ids |= {name: texts[i] for name, texts in answers.texts.items()}
         lines += ["", _block("prompt", turns[i])]
         lines += [_block(name, _text(own, pair, some, answers.most)) for name, some in ids.items()]
@@ -116,7 +118,7 @@ def last_turns(own: Tokenizer, prompts: Sequence[Sequence[int]]) -> list[str]:
     return [turn if len(turn) <= WIDE else f"…{turn[-WIDE:]}" for turn in last]
 
 
-def _text(own: Tokenizer, pair: PairIds, ids: Sequence[int], most: int) -> str:
+def _text(own: Tokenizer, pair: Example, ids: Sequence[int], most: int) -> str:
     """Without special tokens; `…` where it goes on."""
     special = set(own.special.values())
     words = [token for token in ids[:most] if token not in special]

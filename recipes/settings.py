@@ -1,467 +1,389 @@
-"""The settings of a run, checked before anything else happens, in sentences."""
+"""Every setting of every recipe, described once.
 
-from collections.abc import Iterable, Iterator, Mapping
-import datetime
-import difflib
-import importlib.util
+From this table come the checks of a config and its flags (`checks`, `overrides`), `--help` and the
+list in docs/settings.md (`listing`), and what a resumed run must share (`identity`). Nothing here
+is slow to import: a wrong flag is answered before jax is there.
+"""
+
+from collections.abc import Callable, Mapping
 import math
-import re
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-import ml_collections
-from ml_collections import config_dict
+MUST = "must be named"  # as a default: a config without the setting is refused
 
-from checkpoints_io.errors import BadInput
-from recipes import losses
-from recipes.configs import tiny
-from recipes.data import chat, layouts, mixture, tokens
-from zoo import attention, stack
 
-DTYPES = {
-    "f32": jnp.float32,
-    "float32": jnp.float32,
-    "bf16": jnp.bfloat16,
-    "bfloat16": jnp.bfloat16,
-    "f16": jnp.float16,
-    "float16": jnp.float16,
+class Bound(NamedTuple):
+    """Which numbers a setting may be."""
+
+    says: str  # "must be …"
+    holds: Callable[[float], bool]
+
+
+ABOVE_0 = Bound("above 0", lambda x: 0 < x < math.inf)
+AT_LEAST_0 = Bound("at least 0", lambda x: 0 <= x < math.inf)
+SHARE = Bound("between 0 and 1", lambda x: 0 <= x <= 1)
+INNER_SHARE = Bound("above 0 and below 1", lambda x: 0 < x < 1)
+DECAY = Bound("at least 0 and below 1", lambda x: 0 <= x < 1)
+SMOOTHING = Bound("at least 0 and below 0.5 (half is no preference)", lambda x: 0 <= x < 0.5)
+SEED = Bound("at least 0 and below 2**31", lambda x: 0 <= x < 2**31)
+ROW = Bound("a multiple of 64 above 0", lambda x: x > 0 and x % 64 == 0)
+EXPORT = Bound("a number of steps above 0, or -1 for never", lambda x: x == -1 or x >= 1)
+
+
+class Setting(NamedTuple):
+    """One setting. A config that does not name it means its `default`."""
+
+    kind: type  # `object` is a source of data, or several by name
+    says: str
+    default: Any
+    unset: str | None = None  # what it means to be unset (None); without it, it may not be
+    bound: Bound | None = None
+    choices: tuple[str, ...] = ()
+    free: bool = False  # may change when a run is resumed: it touches no number of its past
+
+
+DTYPES = ("f32", "float32", "bf16", "bfloat16", "f16", "float16")
+
+RUN = {
+    "name": Setting(str, "what the run is called in Weights & Biases", MUST, free=True),
+    "tags": Setting(tuple, "its tags there", (), free=True),
+    "directory": Setting(str, "where the run keeps everything", MUST, free=True),
+    "seed": Setting(int, "of the order of the data", MUST, bound=SEED),
+}
+MODEL = {
+    "initialize_from_hf": Setting(
+        str, "where the policy begins: a folder or hub id (owner/name@revision)", MUST
+    ),
+    "tokenizer": Setting(str, "a folder or hub id", None, unset="the one in initialize_from_hf"),
+    "chat_template": Setting(str, "a file", None, unset="the tokenizer's own"),
+}
+REFERENCE = {
+    "reference_model_path": Setting(
+        str, "a folder or hub id", None, unset="the weights that the policy begins from"
+    ),
+    "reference_is_hf": Setting(
+        bool,
+        "false: reference_model_path is the directory of a run, and its newest checkpoint is meant",
+        True,
+    ),
+    "reference_mode": Setting(
+        str,
+        "resident: asked in every step; cached: asked once for every pair, then dropped",
+        "resident",
+        choices=("resident", "cached"),
+        free=True,
+    ),
+    "reference_cache": Setting(
+        str,
+        "a directory for what a cached reference said",
+        None,
+        unset="reference-cache beside the run's directory",
+        free=True,
+    ),
+}
+DATA = {
+    "train_data": Setting(
+        object,
+        "files (a path, gs://, s3://, * for several), a hub dataset (owner/name:subset:split@"
+        'revision), or several: dict(name=dict(path="…", weight=2.0), …)',
+        MUST,
+    ),
+    "validation_split_fraction": Setting(
+        float,
+        "this share of the prompts is held out",
+        None,
+        unset="nothing is split off; `validation` names the held-out files",
+        bound=INNER_SHARE,
+    ),
+    "validation": Setting(
+        object, 'held-out sources: dict(name="…", …)', None, unset="no held-out files", free=True
+    ),
+    "data.layout": Setting(
+        str, "which columns hold what: see docs/data.md", None, unset="recognised from the columns"
+    ),
+    "data.columns": Setting(
+        dict, 'our name="theirs", where a dataset has other names', {}, unset="ours"
+    ),
+    "data.scored_turns": Setting(
+        str,
+        "which turns after the prompt are scored",
+        "assistant",
+        choices=("assistant", "last", "all"),
+    ),
+    "data.date": Setting(
+        str,
+        "2026-01-31, say, for chat templates that print today's date",
+        None,
+        unset="such templates print none",
+    ),
+    "data.end_of_turn": Setting(
+        str,
+        "a special token after the last answer, for chat templates that write none",
+        None,
+        unset="what the chat template writes after an answer",
+    ),
+    "data.over_length": Setting(
+        str,
+        "what becomes of texts longer than train_seq_len",
+        "drop",
+        choices=("drop", "cut_prompt", "cut_answer"),
+    ),
+    "data.max_malformed_fraction": Setting(
+        float, "more malformed rows than this share end the start", 0.0, bound=SHARE
+    ),
+    "token_cache": Setting(
+        str,
+        "a directory for tokenised rows",
+        None,
+        unset="every start tokenises afresh",
+        free=True,
+    ),
+}
+PACKING = {
+    "train_seq_len": Setting(
+        int, "tokens of a prompt and its answer, at most", MUST, bound=ABOVE_0
+    ),
+    "row_length": Setting(
+        int,
+        "positions of a packed row",
+        None,
+        unset="chosen from the lengths of the texts and the mesh",
+        bound=ROW,
+        free=True,
+    ),
+    "per_device_parallelism": Setting(
+        int,
+        "rows that a device computes at a time",
+        None,
+        unset="chosen from the memory of the devices",
+        bound=ABOVE_0,
+        free=True,
+    ),
+    "min_pack_fill": Setting(
+        float, "a smaller share of filled positions ends the start", 0.5, bound=SHARE, free=True
+    ),
+}
+PREFERENCE = {
+    "loss": Setting(
+        str,
+        "sigmoid is DPO; dpop is DPO-Positive, which holds the chosen answers up",
+        MUST,
+        choices=("sigmoid", "dpop"),
+    ),
+    "beta": Setting(float, "how strongly the policy is held to the reference", MUST, bound=ABOVE_0),
+    "label_smoothing": Setting(
+        float, "the share of pairs believed to be labelled backwards", 0.0, bound=SMOOTHING
+    ),
+    "dpop_lambda": Setting(
+        float, "of dpop: 5.0, say", None, unset="only for loss=dpop", bound=ABOVE_0
+    ),
+}
+OPTIMIZER = {
+    "train_batch_size": Setting(
+        int, "examples (pairs, or answers) in every update", MUST, bound=ABOVE_0
+    ),
+    "num_train_steps": Setting(
+        int, "updates of the run", None, unset="num_epochs decides", bound=ABOVE_0
+    ),
+    "num_epochs": Setting(
+        float,
+        "times that every example is used",
+        None,
+        unset="num_train_steps decides",
+        bound=ABOVE_0,
+    ),
+    "learning_rate": Setting(float, "the highest", MUST, bound=ABOVE_0),
+    "lr_schedule": Setting(
+        str,
+        "how the rate falls over the cooldown",
+        "linear",
+        choices=("constant", "linear", "cosine"),
+    ),
+    "warmup": Setting(
+        float,
+        "steps, or below 1 a fraction of them, over which the rate rises",
+        0.0,
+        bound=AT_LEAST_0,
+    ),
+    "cooldown": Setting(
+        float,
+        "steps, or below 1 a fraction of them, over which the rate falls at the end",
+        None,
+        unset="all that the warm-up leaves",
+        bound=AT_LEAST_0,
+    ),
+    "min_lr_ratio": Setting(float, "the last rate over the highest", 0.0, bound=SHARE),
+    "weight_decay": Setting(float, "AdamW's, of matrices alone", 0.0, bound=AT_LEAST_0),
+    "max_grad_norm": Setting(
+        float, "gradients are clipped to this norm", None, unset="no clipping", bound=ABOVE_0
+    ),
+    "adam_beta1": Setting(float, "decay of the mean of gradients", 0.9, bound=DECAY),
+    "adam_beta2": Setting(float, "decay of the mean of their squares", 0.999, bound=DECAY),
+    "adam_epsilon": Setting(float, "added to the root of the latter", 1e-8, bound=ABOVE_0),
+    "adam_mu_dtype": Setting(
+        str,
+        "of the mean of gradients; bfloat16 saves 2 bytes a weight",
+        "float32",
+        choices=DTYPES[:4],
+    ),
+    "nonfinite": Setting(
+        str,
+        "at a loss or gradient that is not a number: stop the run, or skip the update",
+        "stop",
+        choices=("stop", "skip"),
+        free=True,
+    ),
+}
+COMPUTE = {
+    "mp": Setting(
+        str, "dtypes of the weights (p) and of the computation (c): p=f32,c=bfloat16", MUST
+    ),
+    "attention": Setting(
+        str,
+        "the attention backend",
+        None,
+        unset="the backend of the platform",
+        choices=("dense", "blocks", "tokamax", "tokamax_chunked", "splash", "cudnn"),
+        free=True,
+    ),
+    "remat": Setting(
+        str,
+        "gradient checkpointing: how much is computed again in the backward pass",
+        "full",
+        choices=("full", "attention", "products", "none"),
+        free=True,
+    ),
+    "mesh.data": Setting(int, "devices that hold copies of the weights", 1, free=True),
+    "mesh.fsdp": Setting(int, "devices that share the weights and the rows", -1, free=True),
+    "mesh.tensor": Setting(int, "devices that share each row", 1, free=True),
+    "distributed.enabled": Setting(
+        bool, "true on every process of a run on several hosts", False, free=True
+    ),
+    "distributed.coordinator_address": Setting(
+        str, "host:port of process 0", None, unset="TPU pods and Slurm know it", free=True
+    ),
+    "distributed.num_processes": Setting(
+        int, "of the run", None, unset="TPU pods and Slurm know it", free=True
+    ),
+    "distributed.process_id": Setting(
+        int, "of this process", None, unset="TPU pods and Slurm know it", free=True
+    ),
+    "compile_cache": Setting(
+        str,
+        "a directory for compiled programs",
+        None,
+        unset="every start compiles afresh",
+        free=True,
+    ),
+}
+ALONG_THE_WAY = {
+    "steps_per_log": Setting(int, "between two records", 10, bound=ABOVE_0, free=True),
+    "steps_per_eval": Setting(
+        int,
+        "between two evaluations",
+        None,
+        unset="only after the last step",
+        bound=ABOVE_0,
+        free=True,
+    ),
+    "run_initial_eval": Setting(bool, "evaluate before the first step too", False, free=True),
+    "max_eval_pairs": Setting(
+        int,
+        "of each held-out set, evenly spread",
+        None,
+        unset="all of them",
+        bound=ABOVE_0,
+        free=True,
+    ),
+    "steps_per_checkpoint": Setting(
+        int,
+        "between two checkpoints",
+        None,
+        unset="only after the last step",
+        bound=ABOVE_0,
+        free=True,
+    ),
+    "keep_checkpoints": Setting(int, "the newest that stay", 1, bound=ABOVE_0, free=True),
+    "keep_every": Setting(
+        int,
+        "steps; the checkpoints of every n-th step stay as well",
+        None,
+        unset="the newest stay",
+        bound=ABOVE_0,
+        free=True,
+    ),
+    "keep_best": Setting(
+        str,
+        "the best checkpoint by this figure stays as well, like heldout/dpo_accuracy",
+        None,
+        unset="the newest stay",
+        free=True,
+    ),
+    "save_retries": Setting(
+        int, "failed saves in a row after which the run stops", 2, bound=AT_LEAST_0, free=True
+    ),
+    "steps_per_hf_export": Setting(
+        int,
+        "between two Hugging Face folders; -1: none is written",
+        None,
+        unset="only after the last step",
+        bound=EXPORT,
+        free=True,
+    ),
+    "hf_save_dtype": Setting(str, "of the weights in them", "bfloat16", choices=DTYPES, free=True),
+    "sample_tokens": Setting(
+        int,
+        "of each answer to held-out prompts at the end; 0: none",
+        128,
+        bound=AT_LEAST_0,
+        free=True,
+    ),
+    "tensorboard": Setting(bool, "write TensorBoard files", True, free=True),
+    "wandb_project": Setting(
+        str, "of Weights & Biases", None, unset="no Weights & Biases", free=True
+    ),
+    "profile": Setting(
+        str, "11-13, say: these steps are traced", None, unset="nothing is traced", free=True
+    ),
 }
 
-# Settings that are one of a few words.
-CHOICES: dict[str, Iterable[str]] = {
-    "hf_save_dtype": DTYPES,
-    "adam_mu_dtype": ("f32", "float32", "bf16", "bfloat16"),
-    "reference_mode": ("resident", "cached"),
-    "remat": stack.REMAT,
-    "nonfinite": ("stop", "skip"),
-    "attention": attention.BACKENDS,
-    "lr_schedule": ("constant", "linear", "cosine"),
-    "data.over_length": tokens.OVER_LENGTH,
-    "data.scored_turns": chat.SCORED_TURNS,
-}
+Table = Mapping[str, Setting]
+Groups = Mapping[str, Table]
 
-# Settings that may stay unset, and what that means.
-OPTIONAL = {
-    "reference_model_path": "the weights that the policy begins from",
-    "validation": "no held-out files",
-    "data.columns": "the columns have our names",
-    "attention": "the backend of the platform",
-    "compile_cache": "every start compiles afresh",
-    "profile": "nothing is traced",
-    "reference_cache": "reference-cache beside the run's directory",
-    "token_cache": "every start tokenises afresh",
-    "data.layout": "recognised from the columns",
-    "data.end_of_turn": "what the chat template writes after an answer",
-    "data.date": "there is none: the chat template prints no date",
-    "tokenizer": "the one in initialize_from_hf",
-    "chat_template": "the tokenizer's own",
-    "validation_split_fraction": "nothing is split off; `validation` names the held-out files",
-    "distributed.coordinator_address": "found by jax on TPU pods and under Slurm",
-    "distributed.num_processes": "likewise",
-    "distributed.process_id": "likewise",
-    "cooldown": "the decay takes all that the warm-up leaves",
-    "max_grad_norm": "no clipping",
-    "max_eval_pairs": "all held-out pairs",
-    "num_train_steps": "num_epochs decides",
-    "num_epochs": "num_train_steps decides",
-    "per_device_parallelism": "chosen from the memory of the devices",
-    "row_length": "chosen from the lengths of the pairs and the mesh",
-    "steps_per_checkpoint": "only the last step",
-    "steps_per_hf_export": "only the last step; -1 never",
-    "steps_per_eval": "only the last step",
-    "wandb_project": "no Weights & Biases",
-    "keep_every": "the newest stay",
-    "keep_best": "the newest stay",
-    "dpop_lambda": "only for loss=dpop",
+# The settings of each recipe (sft.py has no reference, and one loss), in the order of `--help`.
+DPO: Groups = {
+    "The run": RUN,
+    "Model": MODEL,
+    "Reference": REFERENCE,
+    "Data": DATA,
+    "Packing": PACKING,
+    "Loss": PREFERENCE,
+    "Optimizer": OPTIMIZER,
+    "Computation": COMPUTE,
+    "Along the way": ALONG_THE_WAY,
 }
+SFT: Groups = {name: group for name, group in DPO.items() if name not in ("Reference", "Loss")}
+
+
+def table_of(groups: Groups) -> dict[str, Setting]:
+    """Setting by name, of all groups."""
+    return {name: setting for group in groups.values() for name, setting in group.items()}
+
+
+ALL = table_of(DPO)
+
 # Under these the user chooses the names.
 NAMED_BY_THE_USER = ("train_data", "validation", "data.columns")
 CHOSEN_NAME = r"(?:train_data|validation|data\.columns)\.[^.]+"
-# What the same thing is called elsewhere.
-ELSEWHERE = {
-    "dataset": "train_data",
-    "dataset_name": "train_data",
-    "eval_dataset": "validation",
-    "eval_steps": "steps_per_eval",
-    "gradient_checkpointing": "remat",
-    "logging_steps": "steps_per_log",
-    "loss_type": "loss",
-    "lr": "learning_rate",
-    "lr_scheduler_type": "lr_schedule",
-    "mask_user_turns": "data.scored_turns",  # as it was called here
-    "max_length": "train_seq_len",
-    "max_seq_length": "train_seq_len",
-    "max_steps": "num_train_steps",
-    "model": "initialize_from_hf",
-    "model_name_or_path": "initialize_from_hf",
-    "model_path": "initialize_from_hf",
-    "num_train_epochs": "num_epochs",
-    "output_dir": "directory",
-    "per_device_train_batch_size": "train_batch_size",
-    "precompute_ref_log_probs": "reference_mode",
-    "ref_model": "reference_model_path",
-    "ref_model_name_or_path": "reference_model_path",
-    "reference_model": "reference_model_path",
-    "run_name": "name",
-    "save_steps": "steps_per_checkpoint",
-    "save_total_limit": "keep_checkpoints",
-    "train_dataset": "train_data",
-    "warmup_ratio": "warmup",
-    "warmup_steps": "warmup",
-}
-# By which a checkpoint may be the best, and whether high ones are good.
-BEST_BY = {
-    "dpo_loss": False,
-    "dpo_accuracy": True,
-    "dpo_reward_margin": True,
-    "dpo_margin_policy": True,
-}
 
 
-class Precision(NamedTuple):
-    """Dtypes of the stored weights and of the computation."""
-
-    params: Any
-    compute: Any
-
-
-def precision(mp: str) -> Precision:
-    """Reads `p=f32,c=bfloat16`.
-
-    Raises:
-      ValueError: it is written otherwise, or names dtypes that do not train.
-    """
-    try:
-        given = dict(part.split("=") for part in mp.split(","))
-        read = Precision(DTYPES[given.pop("p")], DTYPES[given.pop("c")])
-    except (ValueError, KeyError) as error:
-        raise BadInput(f"--config.mp={mp!r} is not written like p=f32,c=bfloat16") from error
-    if given or read.compute == jnp.float16 or read.params == jnp.float16:
-        raise BadInput(f"--config.mp={mp!r}: p and c may be f32 or bfloat16")
-    if read.params != jnp.float32:
-        raise BadInput(
-            f"--config.mp={mp!r}: weights kept in bfloat16 do not move at the learning rates of "
-            "DPO; use p=f32"
-        )
-    return read
+def may_be_unset(name: str, table: Table) -> bool:
+    """Does a setting mean something while it is unset? What the user has named does."""
+    if name in table:
+        return table[name].unset is not None
+    return name.startswith(tuple(f"{chosen}." for chosen in NAMED_BY_THE_USER))
 
 
-def profiled(steps: str | None) -> range:
-    """The steps of `11-13`; none of None.
-
-    Raises:
-      ValueError: it is written otherwise.
-    """
-    if steps is None:
-        return range(0)
-    found = re.fullmatch(r"(\d+)-(\d+)", steps)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise BadInput(f"--config.profile={steps!r} is not written like 11-13")
-    return range(int(found[1]), int(found[2]) + 1)
-
-
-def check(config: ml_collections.ConfigDict) -> None:
-    """Refuses settings that are missing, impossible, or contradict each other.
-
-    Raises:
-      ValueError: with the flag to change and what it may be.
-    """
-    check_names(config)
-    if unset := [flag for flag, value in flat(config) if value is None and not may_be_unset(flag)]:
-        raise BadInput(f"please set {', '.join(f'--config.{flag}=…' for flag in unset)}")
-    precision(config.mp)
-    for name, value in flat(config):
-        if name in CHOICES and value is not None:
-            _one_of(name, value, CHOICES[name])
-    profiled(config.profile)
-    _check_loss(config.loss)
-    _check_data(config)
-    positive = (
-        "beta learning_rate train_batch_size train_seq_len row_length per_device_parallelism "
-        "steps_per_log keep_checkpoints adam_epsilon num_train_steps num_epochs "
-        "steps_per_checkpoint steps_per_eval max_grad_norm max_eval_pairs keep_every dpop_lambda"
-    )
-    for name in positive.split():
-        value = config[name]
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise BadInput(f"--config.{name} must be above 0, not {value}")
-    not_negative = "warmup min_lr_ratio weight_decay cooldown sample_tokens save_retries"
-    for name in not_negative.split():
-        if config[name] is not None and not 0 <= config[name] < math.inf:
-            raise BadInput(f"--config.{name} must be at least 0, and is {config[name]}")
-    shares = ("label_smoothing", "min_pack_fill", "min_lr_ratio", "data.max_malformed_fraction")
-    for name, value in flat(config):
-        if name in shares and not 0 <= value <= 1:
-            raise BadInput(f"--config.{name} must lie between 0 and 1, and is {value}")
-        if name in ("adam_beta1", "adam_beta2") and not 0 <= value < 1:
-            raise BadInput(f"--config.{name} must be at least 0 and below 1, and is {value}")
-    if not 0 <= config.seed < 2**31:
-        raise BadInput(f"--config.seed must lie between 0 and 2**31, and is {config.seed}")
-    if config.label_smoothing >= 0.5:
-        raise BadInput("--config.label_smoothing must be below 0.5: half is no preference at all")
-    fraction = config.validation_split_fraction
-    if fraction is not None and not 0 < fraction < 1:
-        raise BadInput(
-            f"--config.validation_split_fraction must lie between 0 and 1, and is {fraction}"
-        )
-    if config.num_train_steps is None and config.num_epochs is None:
-        raise BadInput("set one of --config.num_train_steps=… and --config.num_epochs=…")
-    if config.num_train_steps is not None and config.num_epochs is not None:
-        raise BadInput(
-            f"--config.num_train_steps={config.num_train_steps} and --config.num_epochs="
-            f"{config.num_epochs} both say how long to train, so set one of them: for epochs add "
-            "--config.num_train_steps=None, for steps --config.num_epochs=None"
-        )
-    if config.row_length is not None and config.row_length % 64:
-        raise BadInput(f"--config.row_length={config.row_length} must be a multiple of 64")
-    if config.row_length is not None and config.train_seq_len > config.row_length:
-        raise BadInput(
-            f"--config.train_seq_len={config.train_seq_len} does not fit into rows of "
-            f"--config.row_length={config.row_length}"
-        )
-    if (config.per_device_parallelism or 0) > 2 * config.train_batch_size:
-        raise BadInput(
-            f"--config.per_device_parallelism={config.per_device_parallelism} is more rows than "
-            f"the {config.train_batch_size} pairs of an update (--config.train_batch_size) can "
-            "fill: each takes two at most"
-        )
-    if config.wandb_project and importlib.util.find_spec("wandb") is None:
-        raise BadInput(
-            "--config.wandb_project needs Weights & Biases: pip install -e '.[wandb]', or leave it "
-            "unset"
-        )
-    every = config.steps_per_hf_export
-    if every is not None and every != -1 and every < 1:
-        raise BadInput("--config.steps_per_hf_export must be a number of steps, or -1 for never")
-    _check_keep(config)
-    _refuse_without_effect(config)
-    if not config.reference_is_hf and config.reference_model_path is None:
-        raise BadInput(
-            "--config.reference_is_hf=false means that the reference is the newest checkpoint of "
-            "another run: give the directory of a run as --config.reference_model_path=…"
-        )
-
-
-def may_be_unset(name: str) -> bool:
-    """Does a setting mean something while it is unset?"""
-    return name in OPTIONAL or bool(re.fullmatch(rf"{CHOSEN_NAME}(\.layout|\.columns)?", name))
-
-
-def reference_path(config: ml_collections.ConfigDict) -> str:
-    """Where the reference is from: by default the weights that the policy begins from."""
-    return config.reference_model_path or config.initialize_from_hf
-
-
-def check_names(config: ml_collections.ConfigDict) -> None:
-    """Holds a config to the settings of `tiny`: all of them, no other, each of its kind.
-
-    Raises:
-      ValueError: with the setting's name, and what to write.
-    """
-    if shared := _shared(config):
-        remedy = "write a value of its own for each"
-        if "reference_model_path" in shared:
-            remedy = (
-                "write config.reference_model_path = config_dict.placeholder(str), which stands "
-                "for the weights that the policy begins from"
-            )
-        raise BadInput(
-            f"{' and '.join(shared)} of the config are one reference (get_ref), and whoever sets "
-            f"one of them sets both: {remedy}"
-        )
-    own = lambda name: f"{name}.".startswith(tuple(f"{one}." for one in NAMED_BY_THE_USER))
-    ours, known = (
-        {name for name in names if not own(name)} for names in (dict(flat(config)), KINDS)
-    )
-    lacking = [name for name in NAMED_BY_THE_USER if not _has(config, name)]
-    if missing := sorted([*(known - ours), *lacking]):
-        raise BadInput(
-            f"the config has no {', '.join(missing)}: add it, as recipes/configs/tiny.py has it"
-        )
-    if unknown := sorted(ours - known):
-        near = did_you_mean(unknown[0], known)
-        raise BadInput(f"the config has a setting {unknown[0]!r} that nothing reads{near}")
-    for name, value in flat(config):
-        if value is not None and name in KINDS and not _is(value, KINDS[name]):
-            raise BadInput(f"--config.{name}={value!r} is not {KIND_NAMES[KINDS[name]]}")
-
-
-def _has(config: ml_collections.ConfigDict, name: str) -> bool:
-    room, _, last = name.rpartition(".")
-    return last in (config.get(room) or () if room else config)
-
-
-def _shared(config: ml_collections.ConfigDict) -> tuple[str, str] | None:
-    """Two settings that are one object: a flag for either would set both."""
-    met: dict[int, str] = {}
-    rooms = [("", config)]
-    for prefix, room in rooms:  # which grows
-        for name, value in room.items(preserve_field_references=True):
-            if isinstance(value, config_dict.FieldReference | ml_collections.ConfigDict):
-                if id(value) in met:
-                    return met[id(value)], prefix + name
-                met[id(value)] = prefix + name
-            if isinstance(room[name], ml_collections.ConfigDict):
-                rooms.append((f"{prefix}{name}.", room[name]))
-    return None
-
-
-def _is(value: Any, kind: type) -> bool:
-    if kind is tuple:
-        return isinstance(value, tuple | list) and all(isinstance(each, str) for each in value)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, kind) and (kind is not int or not isinstance(value, bool))
-
-
-def _check_keep(config: ml_collections.ConfigDict) -> None:
-    saved, evaluated = config.steps_per_checkpoint, config.steps_per_eval
-    if config.keep_every is not None and (saved is None or config.keep_every % saved):
-        raise BadInput(
-            f"--config.keep_every={config.keep_every} must be a multiple of "
-            f"--config.steps_per_checkpoint, which is {saved}: there are no checkpoints between"
-        )
-    if config.keep_best is None:
-        return
-    name, _, figure = config.keep_best.rpartition("/")
-    if not name or figure not in BEST_BY:
-        raise BadInput(
-            f"--config.keep_best={config.keep_best!r} is not a held-out set and one of "
-            f"{', '.join(BEST_BY)}, like heldout/dpo_accuracy"
-        )
-    if saved is None or evaluated is None or saved % evaluated:
-        raise BadInput(
-            "--config.keep_best wants --config.steps_per_checkpoint to be a multiple of "
-            f"--config.steps_per_eval, and they are {saved} and {evaluated}: checkpoints would be "
-            "without figures"
-        )
-
-
-def score(config: ml_collections.ConfigDict, held_out: Mapping[str, float]) -> float | None:
-    """What `keep_best` makes of the held-out figures of a step: the higher, the better."""
-    value = held_out.get(f"eval/{config.keep_best}")
-    if value is None or not math.isfinite(value):
-        return None
-    return value if BEST_BY[config.keep_best.rpartition("/")[2]] else -value
-
-
-def _check_loss(name: str) -> None:
-    if name in losses.LOSSES:
-        return
-    plain = re.sub(r"[\W_]", "", name.lower()).removesuffix("pair")
-    if plain in losses.NOT_YET:
-        raise BadInput(
-            f"--config.loss={name}: {losses.NOT_YET[plain]} is not implemented here yet; there are "
-            f"{losses.HERE}"
-        )
-    also = losses.ALSO.get(plain)
-    near = f" (did you mean {also}?)" if also else did_you_mean(name, losses.LOSSES)
-    raise BadInput(f"--config.loss={name!r} is none of {losses.HERE}{near}")
-
-
-def _check_data(config: ml_collections.ConfigDict) -> None:
-    named = mixture.sources_of(config.train_data, config.data)
-    read = {f"train_data.{name}.": source for name, (source, _) in named.items()}
-    for name, given in mixture.held_out_of(config.validation).items():
-        source = mixture.source_of(f"validation.{name}", given, config.data)
-        read[f"validation.{name}."] = source
-    for where, source in read.items():
-        if source.layout is not None and source.layout not in layouts.LAYOUTS:
-            prefix = "data." if source.layout == config.data.layout else where
-            _one_of(f"{prefix}layout", source.layout, layouts.LAYOUTS)
-        common = dict(source.columns) == dict(config.data.columns or {})
-        columns = f"--config.{'data.' if common else where}columns"
-        for column, theirs in source.columns:
-            if column not in layouts.COLUMNS:
-                near = did_you_mean(column, layouts.COLUMNS)
-                raise BadInput(f"{columns} has no column {column!r}{near}")
-            if not isinstance(theirs, str):
-                raise BadInput(f"{columns}.{column}={theirs!r} is not a column's name")
-    try:
-        datetime.date.fromisoformat(config.data.date or "2026-01-31")
-    except ValueError as error:
-        raise BadInput(
-            f"--config.data.date={config.data.date!r} is not written like 2026-01-31"
-        ) from error
-
-
-def _refuse_without_effect(config: ml_collections.ConfigDict) -> None:
-    if config.lr_schedule == "constant" and (config.cooldown is not None or config.min_lr_ratio):
-        raise BadInput(
-            "--config.cooldown and --config.min_lr_ratio have no effect with "
-            "--config.lr_schedule=constant: add --config.cooldown=None --config.min_lr_ratio=0"
-        )
-    several = [name for name, value in config.distributed.items() if value is not None]
-    if not config.distributed.enabled and (idle := [n for n in several if n != "enabled"]):
-        raise BadInput(
-            f"--config.distributed.{idle[0]} has no effect without --config.distributed.enabled"
-            "=true, on every process of the run"
-        )
-    if (config.loss == "dpop") != (config.dpop_lambda is not None):
-        raise BadInput("set --config.dpop_lambda with --config.loss=dpop, and only with it")
-    if config.reference_mode == "resident" and config.reference_cache:
-        raise BadInput(
-            "--config.reference_cache has no effect with --config.reference_mode=resident"
-        )
-    if config.validation_split_fraction is not None and "validation" in (config.validation or {}):
-        raise BadInput(
-            "--config.validation_split_fraction makes a held-out set named `validation`: give the "
-            "one in --config.validation another name"
-        )
-    if config.max_eval_pairs is not None and not (
-        config.validation or config.validation_split_fraction
-    ):
-        raise BadInput("--config.max_eval_pairs has no effect: there are no held-out pairs")
-
-
-def _one_of(name: str, value: str, known: Iterable[str]) -> None:
-    if value not in known:
-        raise BadInput(
-            f"--config.{name}={value!r} is none of {', '.join(known)}{did_you_mean(value, known)}"
-        )
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """' (did you mean …?)', or nothing where no known word is near."""
-    near = nearest(word, known)
-    return f" (did you mean {near}?)" if near else ""
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that was meant: misspelt, called so elsewhere, or given in part."""
-    word, known = word.lower().replace("-", "_"), list(known)
-    if (here := ELSEWHERE.get(word.rpartition(".")[2])) in known:
-        return here
-    ends = {name.rpartition(".")[2]: name for name in known} | {name: name for name in known}
-    spelt = difflib.get_close_matches(word, [end.lower() for end in ends], 1, cutoff=0.8)
-    near = [name for end, name in ends.items() if end.lower() in spelt]
-    # batch_size is a part of train_batch_size, and of no other.
-    parts = [name for name in known if f"_{word}_" in f"_{name}_"]
-    near += parts if len(parts) == 1 else []
-    return near[0] if near else None
-
-
-def flat(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Names and values: ("data.layout", "preference_chat") and so on."""
-    for name, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _kinds(room: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, type]]:
-    for name, value in room.items():
-        path = prefix + name
-        if isinstance(value, ml_collections.ConfigDict) and path not in NAMED_BY_THE_USER:
-            yield from _kinds(value, f"{path}.")
-        else:
-            yield path, room.get_type(name)
-
-
-# What each setting may hold; of those whose names the user chooses, `mixture` sees to it.
-KINDS = dict(_kinds(tiny.get_config()))
-KINDS |= {"train_data": object, "validation": object, "data.columns": dict}
 KIND_NAMES = {
     str: "a text",
     int: "a whole number",

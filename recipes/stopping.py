@@ -18,7 +18,7 @@ from jax._src import distributed
 
 from recipes.data.packing import Packed
 from recipes.logps import Forward
-from recipes.prepare import say
+from recipes.run import say
 
 ASKED = (
     "\nasked to stop: the step under way, if there is one, is finished and saved; Ctrl-C once more "

@@ -58,7 +58,7 @@ def run(folder: pathlib.Path, mesh: jax.sharding.Mesh, rows: int, compute=np.flo
         forward = logps.compiled(mesh)
         pairs = random_pairs(0, 3 * PAIRS)
         shards = sharding.data_shards(mesh)
-        shape = Shape(rows, 64, PAIRS, few=rows, shards=shards)
+        shape = Shape(rows, 64, PAIRS, 2, few=rows, shards=shards)
         place = batches.Place(shape, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
         endless = mixture.endless([mixture.Part("all", 1.0, pairs, len(pairs))], seed=0)
         data = batches.training(endless, shape, shards=range(shards))

@@ -22,7 +22,7 @@ class Spans(NamedTuple):
 class Window(NamedTuple):
     """Of the keys in its run, a token sees those that are less than `width` positions back.
 
-    In stored order these need not be neighbours: see `recipes/data/packing.py`.
+    In stored order these need not be neighbours: see `recipes/data/streams.py`.
     """
 
     width: Int[Array, ""]

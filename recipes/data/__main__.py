@@ -6,18 +6,24 @@ Needs the tokenizer of the model and nothing else of it. Rows are packed as on o
 tokenised here is kept, and the run that follows starts with it.
 """
 
+from absl import flags
+
+if __name__ == "__main__":  # a wrong flag is answered before the imports below
+    from recipes import command, settings
+
+    flags.DEFINE_string("page", "data.html", "Where to write the page.")
+    command.answer(settings.DPO, writes=False)
+
 import pathlib
 import sys
 
-from absl import flags
 import ml_collections
 
 from checkpoints_io import hf_folder
 from checkpoints_io.errors import BadInput
-from recipes import command, settings
+from recipes import checks, command, settings
 from recipes.data import reading, report, shapes
 
-PAGE = flags.DEFINE_string("page", "data.html", "Where to write the page.")
 POSITIONS = 2**14  # of a micro-batch: what a GPU is given
 
 
@@ -27,22 +33,20 @@ def look(config: ml_collections.ConfigDict) -> None:
     Raises:
       ValueError, OSError: a sentence about the settings or the data.
     """
-    if config.directory is None:
-        config.directory = "runs"  # nothing is written there
-    settings.check(config)
-    page = pathlib.Path(PAGE.value)
+    given = checks.checked(config, settings.table_of(settings.DPO))
+    page = pathlib.Path(flags.FLAGS.page)
     if page.is_dir() or not page.parent.is_dir():
         raise BadInput(f"--page={page} cannot be written: it is a folder, or in none that exists")
-    name = config.tokenizer or config.initialize_from_hf
+    name = given["tokenizer"] or given["initialize_from_hf"]
     folder = hf_folder.find(name, files=hf_folder.TOKENIZER_FILES)
-    data = reading.read(config, folder)
+    data = reading.read(reading.asked(given, folder, single=False))
     shape = shapes.choose(
         [pair for part in data.train for pair in part.pairs],
-        per_update=config.train_batch_size,
+        per_update=given["train_batch_size"],
         shards=1,
         most=POSITIONS,
-        row_length=config.row_length,
-        rows=config.per_device_parallelism,
+        row_length=given["row_length"],
+        rows=given["per_device_parallelism"],
     )
     print(report.text(data.told, data.tokenizer, shape, color=sys.stdout.isatty()))
     page.write_text(report.page(data.told, data.tokenizer, shape), "utf-8")
@@ -50,4 +54,4 @@ def look(config: ml_collections.ConfigDict) -> None:
 
 
 if __name__ == "__main__":
-    command.main(look)
+    command.main(look, settings.DPO, writes=False)

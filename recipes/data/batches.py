@@ -1,4 +1,4 @@
-"""Pairs -> updates of exactly P pairs, packed into micro-batches of one static shape, by Grain."""
+"""Examples -> updates of exactly P of them, packed into micro-batches of one static shape."""
 
 from collections.abc import Iterator, Sequence
 import itertools
@@ -9,53 +9,64 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from recipes.data import packing
+from recipes.data import packing, streams
 from recipes.data.packing import Packed, Shape
-from recipes.data.tokens import PairIds
+from recipes.data.tokens import Example
 
 
 class Place(NamedTuple):
-    """How pairs are packed, and how the rows of a micro-batch are split over devices."""
+    """How examples are packed, and how the rows of a micro-batch are split over devices."""
 
     shape: Shape
-    rows: NamedSharding
+    row_sharding: NamedSharding
 
 
 class Update(NamedTuple):
-    """The pairs of one update, in slots 0 to P - 1, and the micro-batches they are packed into."""
+    """The examples of one update, in slots 0 to P - 1, and the micro-batches they are packed into.
 
-    rows: np.ndarray  # int64, at most P: the pairs' rows in the source
+    At the end of a list there may be fewer than P.
+    """
+
+    source_rows: np.ndarray  # int64 [P]: their numbers in the source
     micro_batches: list[Packed]
-    real_tokens: int  # of both answers, each with its prompt
+    real_tokens: int  # of all answers, each with its prompt
     stored_tokens: int
     positions: int  # of the micro-batches, padding included
-    chosen_tokens: int  # scored
-    rejected_tokens: int
-    scores: np.ndarray  # float [P, A], not a number where the data has none
+    scored: np.ndarray  # int [P, A]: scored tokens of each answer
+    ratings: np.ndarray  # float [P, A]: by whoever rated them, not a number where nobody did
 
 
-def pack(pairs: Sequence[PairIds], shape: Shape, shards: Sequence[int]) -> Update:
+class Said(NamedTuple):
+    """What the data says of the answers of an update, on the devices."""
+
+    tokens: jax.Array  # int32 [P, A]: scored tokens of each
+    ratings: jax.Array  # float32 [P, A], not a number where there are none
+
+
+def pack(examples: Sequence[Example], shape: Shape, shards: Sequence[int]) -> Update:
     """The micro-batches of an update: every process works out the same, and builds its shards."""
-    micro_batches = packing.place(pairs, shape)
+    items = [streams.item(example, shape) for example in examples]
+    micro_batches = packing.pack_rows(items, shape)
     rows = list(itertools.chain(*micro_batches))
+    unrated = (np.nan,) * shape.answers
     return Update(
-        rows=np.array([pair.row for pair in pairs]),
+        source_rows=np.array([example.row for example in examples]),
         micro_batches=[packing.build(rows, shape, shards) for rows in micro_batches],
-        real_tokens=sum(map(packing.real_tokens, pairs)),
+        real_tokens=sum(map(streams.real_tokens, examples)),
         stored_tokens=sum(len(placed.stream.tokens) for row in rows for placed in row),
         positions=len(rows) * shape.row_length,
-        chosen_tokens=sum(int(pair.chosen_scored.sum()) for pair in pairs),
-        rejected_tokens=sum(int(pair.rejected_scored.sum()) for pair in pairs),
-        scores=np.array([pair.scores or (np.nan, np.nan) for pair in pairs]),
+        scored=np.array([streams.scored_tokens(example) for example in examples]),
+        ratings=np.array([example.ratings or unrated for example in examples]),
     )
 
 
 def training(endless: grain.MapDataset, shape: Shape, *, shards: Sequence[int]) -> grain.MapDataset:
-    """Element k is update k, of the pairs k * P to (k + 1) * P of an endless stream.
+    """Element k is update k, of the examples k * P to (k + 1) * P of an endless stream.
 
     The element depends on nothing but k and the stream: one integer is the place in the data.
     """
-    return endless.batch(shape.pairs, batch_fn=list).map(lambda update: pack(update, shape, shards))
+    updates = endless.batch(shape.examples, batch_fn=list)
+    return updates.map(lambda examples: pack(examples, shape, shards))
 
 
 def iterate(endless: grain.MapDataset, place: Place, *, start: int) -> Iterator[Update]:
@@ -67,33 +78,39 @@ def iterate(endless: grain.MapDataset, place: Place, *, start: int) -> Iterator[
     return iterator
 
 
-def in_order(pairs: Sequence[PairIds], place: Place) -> Iterator[Update]:
-    """All pairs once, as they stand: for evaluation. The last element may hold fewer than P."""
-    shards = shards_here(place)
-    for start in range(0, len(pairs), place.shape.pairs):
-        yield pack(pairs[start : start + place.shape.pairs], place.shape, shards)
+def in_order(examples: Sequence[Example], place: Place) -> Iterator[Update]:
+    """All of them once, as they stand: for evaluation. The last element may hold fewer than P."""
+    shards, P = shards_here(place), place.shape.examples
+    for start in range(0, len(examples), P):
+        yield pack(examples[start : start + P], place.shape, shards)
 
 
 def shards_here(place: Place) -> list[int]:
     """Which parts of a batch are on this process's devices, in order; on a pod they alternate."""
     count = place.shape.shards
-    parts = place.rows.addressable_devices_indices_map((count,)).values()
+    parts = place.row_sharding.addressable_devices_indices_map((count,)).values()
     return sorted({i for index in parts if index for i in range(*index[0].indices(count))})
 
 
 def put(batch: Packed, place: Place) -> Packed:
-    """The micro-batch on the devices: its rows split, the list of its pairs on all of them."""
-    here = len(batch.scores)
+    """The micro-batch on the devices: its rows split, how much of what is here on all of them."""
+    here = len(batch.counts)
 
     def split(array: np.ndarray) -> jax.Array:
         whole = (len(array) // here * place.shape.shards, *array.shape[1:])
-        return jax.make_array_from_process_local_data(place.rows, array, whole)
+        return jax.make_array_from_process_local_data(place.row_sharding, array, whole)
 
-    is_pair = everywhere(batch.is_pair, place)
-    return Packed(*map(split, batch[:-1]), is_pair=is_pair)
+    scored = everywhere(batch.scored, place)
+    return Packed(*map(split, batch[:-1]), scored=scored)
+
+
+def said(update: Update, place: Place) -> Said:
+    """What the data says of an update."""
+    tokens, ratings = update.scored.astype(np.int32), update.ratings.astype(np.float32)
+    return Said(everywhere(tokens, place), everywhere(ratings, place))
 
 
 def everywhere(array: np.ndarray, place: Place) -> jax.Array:
     """An array that every process holds, on all devices."""
-    whole = NamedSharding(place.rows.mesh, PartitionSpec())
+    whole = NamedSharding(place.row_sharding.mesh, PartitionSpec())
     return jax.make_array_from_process_local_data(whole, array, array.shape)

@@ -79,14 +79,25 @@ WORSE = (
     r"reject\w*|(dis|un|non)prefer\w*|dispref\w*|worse|worst|lose|loser|losing|lost|negative|bad"
 )
 NO_ANSWER = r"scores?|ratings?|rank|models?|rewards?|log\w*|ids?|len\w*|tokens?|counts?"
+# Names of the one answer of a row; the first that is there is it.
+SINGLE_ANSWERS = frozenset(("answer", "assistant", "completion", "output", "response", "target"))
 LABELS = ("label", "labels", "kto_tag", "feedback", "thumbs", "is_chosen")
 SINGLE = ("completion", "response", "output", "answer", "messages", "conversations", "text")
 
 
-def renamed(row: Row, columns: dict[str, str]) -> Row:
-    """The row by our names: `columns` says what the dataset calls them."""
+def renamed(row: Row, columns: dict[str, str], *, single: bool = False) -> Row:
+    """The row by our names: `columns` says what the dataset calls them.
+
+    A row of a `single` answer may call it, and the question, as is usual.
+    """
     named = {o: t for t, o in ALSO.items() if t in row and o not in row}
-    if not {"chosen", "rejected"} & (row.keys() | columns.keys()):
+    if single:
+        answers = sorted(SINGLE_ANSWERS.intersection(row)) if "answer" not in row else []
+        named |= {"answer": answers[0]} if len(answers) == 1 else {}
+        if not {"prompt", "instruction", "messages"} & row.keys():
+            asked = [name for name in ("question", "query", "problem", "input") if name in row]
+            named |= {"prompt": asked[0]} if len(asked) == 1 else {}
+    elif not {"chosen", "rejected"} & (row.keys() | columns.keys()):
         both = next((pair for pair in ANSWERS if {*pair} <= row.keys()), None)
         named |= zip(("chosen", "rejected"), both, strict=True) if both else ()
     named |= columns
@@ -130,6 +141,34 @@ def recognised(row: Row) -> str:
     if isinstance(answer, str):
         return "hh" if said else "plain_transcripts"
     return "preference_chat"
+
+
+def recognised_single(row: Row) -> str:
+    """The layout of single answers whose columns the row has.
+
+    Raises:
+      ValueError: there is none.
+    """
+    has = lambda name: row.get(name) is not None
+    if has("answer"):
+        if has("instruction"):
+            return "instruction_answer"
+        if has("prompt"):
+            return "prompt_answer"
+    elif has("messages"):
+        return "conversation"
+    elif has("conversations"):
+        return "sharegpt_conversation"
+    names = [name for name in row if isinstance(name, str)]
+    if {"chosen", "rejected"} <= row.keys():
+        known = {"answer": "chosen"} if has("prompt") else {"messages": "chosen"}
+        raise BadInput(
+            f"its rows hold pairs: to train on one of the answers name it, as in {flag(known)}"
+        )
+    raise BadInput(
+        f"among its columns ({', '.join(names)[:300]}) are neither `messages` nor `prompt` and "
+        f"`answer`: name them, as in {flag({'prompt': 'question', 'answer': 'reply'})}"
+    )
 
 
 def check_question(row: Row, heard: str, layout: str) -> None:

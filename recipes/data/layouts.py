@@ -1,4 +1,4 @@
-"""One function per dataset layout: a raw row in, a `Pair` out."""
+"""One function per dataset layout: a raw row in, a `Pair` out, or a prompt with a single answer."""
 
 from collections.abc import Callable, Iterable
 import json
@@ -13,18 +13,23 @@ Row = dict[str, Any]
 
 
 class Pair(NamedTuple):
-    """Two answers to one prompt, of which `chosen` was preferred.
+    """Two answers to one prompt, of which `chosen` was preferred; or `chosen` is the only one.
 
-    All three are lists of messages, to be rendered by a chat template, or all three are plain text.
+    All are lists of messages, to be rendered by a chat template, or all are plain text.
     """
 
     prompt: Turns | str
     chosen: Turns | str
-    rejected: Turns | str
+    rejected: Turns | str | None
     tools: list[Any] | None = None  # what the template is told of tools
     template_kwargs: dict[str, Any] = {}  # noqa: RUF012, never changed
-    scores: tuple[float, float] | None = None  # of chosen and rejected, by whoever preferred
-    prefill: str = ""  # what both answers begin with and the prompt gives them
+    ratings: tuple[float, float] | None = None  # of chosen and rejected, by whoever preferred
+    prefill: str = ""  # what all answers begin with and the prompt gives them
+
+    @property
+    def answers(self) -> tuple[Turns | str, ...]:
+        """Chosen and rejected, or the one there is."""
+        return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected)
 
 
 def preference_chat(row: Row) -> Pair:
@@ -41,6 +46,60 @@ def preference_chat(row: Row) -> Pair:
     if asks[0] != asks[1]:
         raise BadInput("one of `chosen` and `rejected` asks something, and the other only answers")
     return _forked(row, *both)
+
+
+def whole_conversation(row: Row) -> Pair:
+    """Column `messages`: a conversation that ends with an answer. For supervised fine-tuning.
+
+    The prompt is what comes before the assistant's first turn.
+
+    Raises:
+      ValueError: the column is missing or malformed, or does not end with an answer.
+    """
+    return _single(row, messages.read(row.get("messages"), "messages"), "messages")
+
+
+def sharegpt_conversation(row: Row) -> Pair:
+    """Column `conversations`, `{from, value}`: likewise.
+
+    Raises:
+      ValueError: the column is missing or malformed, or does not end with an answer.
+    """
+    return _single(row, messages.read(row.get("conversations"), "conversations"), "conversations")
+
+
+def prompt_answer(row: Row) -> Pair:
+    """Columns `prompt` and `answer`: messages, or strings that become one turn each.
+
+    For supervised fine-tuning, as the next two.
+
+    Raises:
+      ValueError: a column is missing or malformed.
+    """
+    prompt = messages.read(row.get("prompt"), "prompt", role="user")
+    prompt = conversation.history(row.get("history")) + prompt
+    return _single(row, conversation.continued(prompt, row.get("answer"), "answer"), "answer")
+
+
+def instruction_answer(row: Row) -> Pair:
+    """Columns `instruction`, `answer`, and `input`, which follows on a line of its own.
+
+    Raises:
+      ValueError: a column is missing or not text.
+    """
+    prompt = _instructed(row)
+    return _single(row, conversation.continued(prompt, row.get("answer"), "answer"), "answer")
+
+
+def plain_answer(row: Row) -> Pair:
+    """Columns `prompt` and `answer`: strings taken as they are, without a chat template.
+
+    Raises:
+      ValueError: a column is missing or not text.
+    """
+    prompt, answer = (messages.text(row.get(name), name) for name in ("prompt", "answer"))
+    _refuse_beside_plain(row)
+    return Pair(prompt, answer, None, *_besides(row))
 
 
 def prompt_chosen_rejected(row: Row) -> Pair:
@@ -79,12 +138,7 @@ def instruction(row: Row) -> Pair:
     Raises:
       ValueError: a column is missing or not text, or the answers are equal.
     """
-    asked = messages.text(row.get("instruction"), "instruction")
-    if row.get("input"):
-        asked += "\n" + messages.text(row["input"], "input")
-    return _answered(
-        row, [*conversation.history(row.get("history")), {"role": "user", "content": asked}]
-    )
+    return _answered(row, _instructed(row))
 
 
 def orca(row: Row) -> Pair:
@@ -187,6 +241,7 @@ class Layout(NamedTuple):
 
     read: Callable[[Row], Pair]
     columns: frozenset[str]
+    single: bool = False  # a row holds one answer, not two
 
 
 # Columns that any layout reads, where a row has them.
@@ -198,8 +253,14 @@ EQUAL = "chosen equals rejected"
 SAYS_NOTHING = (EQUAL, ranked.TIE, ranked.NO_PREFERENCE)
 
 
-def _layout(read: Callable[[Row], Pair], asked: str, answers: str = "chosen rejected") -> Layout:
-    return Layout(read, frozenset([*asked.split(), *answers.split(), *BESIDES]))
+def _layout(
+    read: Callable[[Row], Pair],
+    asked: str,
+    answers: str = "chosen rejected",
+    *,
+    single: bool = False,
+) -> Layout:
+    return Layout(read, frozenset([*asked.split(), *answers.split(), *BESIDES]), single)
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -220,19 +281,36 @@ LAYOUTS: dict[str, Layout] = {
     "hh": _layout(hh, ""),
     "plain_text": _layout(plain_text, "prompt"),
     "plain_transcripts": _layout(plain_transcripts, ""),
+    "conversation": _layout(whole_conversation, "messages", "", single=True),
+    "sharegpt_conversation": _layout(sharegpt_conversation, "conversations", "", single=True),
+    "prompt_answer": _layout(prompt_answer, "prompt history", "answer", single=True),
+    "instruction_answer": _layout(
+        instruction_answer, "instruction input history", "answer", single=True
+    ),
+    "plain_answer": _layout(plain_answer, "prompt", "answer", single=True),
 }
-PLAIN = ("plain_text", "plain_transcripts")
-COLUMNS = frozenset().union(*(layout.columns for layout in LAYOUTS.values()))  # of any of them
+PLAIN = ("plain_text", "plain_transcripts", "plain_answer")
 
 
-def wanted(named: dict[str, str]) -> frozenset[str]:
+def named(*, single: bool) -> dict[str, Layout]:
+    """The layouts of pairs, or those of single answers."""
+    return {name: layout for name, layout in LAYOUTS.items() if layout.single == single}
+
+
+def columns_of(*, single: bool) -> frozenset[str]:
+    """The columns that any of them reads."""
+    return frozenset().union(*(layout.columns for layout in named(single=single).values()))
+
+
+def wanted(called: dict[str, str], *, single: bool) -> frozenset[str]:
     """The columns that any layout might read, or look at, by the names that the dataset gives them.
 
-    `named` are those that a person says.
+    `called` are those that a person says.
     """
-    answers = frozenset().union(*columns.ANSWERS)
-    others = columns.LIKE_QUESTIONS | columns.LIKE_TOOLS | {*columns.ALSO, *named.values()}
-    return COLUMNS | answers | others | {"output"}  # of which a sentence tells
+    answers = columns.SINGLE_ANSWERS if single else frozenset().union(*columns.ANSWERS)
+    others = columns.LIKE_QUESTIONS | columns.LIKE_TOOLS | {*columns.ALSO, *called.values()}
+    others |= {"chosen", "rejected", "output"}  # of which a sentence tells
+    return columns_of(single=single) | answers | others
 
 
 def asked(pair: Pair) -> str:
@@ -245,10 +323,9 @@ def asked(pair: Pair) -> str:
 
 def has_empty_turn(pair: Pair) -> bool:
     """Is there a turn, or a plain answer, without a word?"""
-    answers = pair.chosen, pair.rejected
     if isinstance(pair.prompt, str):
-        return any(isinstance(answer, str) and not answer.strip() for answer in answers)
-    turns = (turn for part in (pair.prompt, *answers) for turn in part)
+        return any(isinstance(answer, str) and not answer.strip() for answer in pair.answers)
+    turns = (turn for part in (pair.prompt, *pair.answers) for turn in part)
     return any(not isinstance(turn, str) and messages.is_blank(turn) for turn in turns)
 
 
@@ -259,7 +336,7 @@ def shares_no_user_turn(pair: Pair) -> bool:
 
 def texts(pair: Pair) -> Iterable[str]:
     """All that is said in it."""
-    for part in pair[:3]:
+    for part in (pair.prompt, *pair.answers):
         if isinstance(part, str):
             yield part
         else:
@@ -273,13 +350,7 @@ def _answered(row: Row, prompt: Turns, chosen: str = "chosen", rejected: str = "
 
 
 def _forked(row: Row, chosen: Turns, rejected: Turns) -> Pair:
-    if row.get("system_prompt"):
-        system = {"role": "system", "content": messages.text(row["system_prompt"], "system_prompt")}
-        first = [turns[0] for turns in (chosen, rejected)]
-        if first != [system, system]:  # it may stand in both places
-            if "system" in (turn["role"] for turn in first):
-                raise BadInput("a system prompt in its column, and another among the messages")
-            chosen, rejected = [system, *chosen], [system, *rejected]
+    chosen, rejected = _with_system_prompt(row, chosen, rejected)
     if chosen == rejected:
         raise BadInput(EQUAL)
     fork = 0
@@ -294,13 +365,46 @@ def _forked(row: Row, chosen: Turns, rejected: Turns) -> Pair:
     return Pair(prompt, *answers, *_besides(row))
 
 
+def _with_system_prompt(row: Row, *conversations: Turns) -> list[Turns]:
+    """With the system prompt of the column; it may stand in both places."""
+    if not row.get("system_prompt"):
+        return [*conversations]
+    system = {"role": "system", "content": messages.text(row["system_prompt"], "system_prompt")}
+    first = [turns[0] for turns in conversations]
+    if all(turn == system for turn in first):
+        return [*conversations]
+    if "system" in (turn["role"] for turn in first):
+        raise BadInput("a system prompt in its column, and another among the messages")
+    return [[system, *turns] for turns in conversations]
+
+
+def _instructed(row: Row) -> Turns:
+    asked = messages.text(row.get("instruction"), "instruction")
+    if row.get("input"):
+        asked += "\n" + messages.text(row["input"], "input")
+    return [*conversation.history(row.get("history")), {"role": "user", "content": asked}]
+
+
+def _single(row: Row, turns: Turns, name: str) -> Pair:
+    """A conversation that ends with the answer; the prompt is what comes before the first one."""
+    if turns[-1]["role"] != "assistant":
+        raise BadInput(f"the last of `{name}` is not the assistant's: there is no answer")
+    (turns,) = _with_system_prompt(row, turns)
+    begins = next(i for i, turn in enumerate(turns) if turn["role"] == "assistant")
+    return Pair(turns[:begins], turns[begins:], None, *_besides(row))
+
+
 def _plain(row: Row, prompt: str, chosen: str, rejected: str) -> Pair:
     if chosen == rejected:
         raise BadInput(EQUAL)
+    _refuse_beside_plain(row)
+    return Pair(prompt, chosen, rejected, *_besides(row))
+
+
+def _refuse_beside_plain(row: Row) -> None:
     for name in BESIDES[:3]:
         if row.get(name):
             raise BadInput(f"plain text has no place for `{name}`")
-    return Pair(prompt, chosen, rejected, *_besides(row))
 
 
 def _besides(row: Row) -> tuple[list[Any] | None, dict[str, Any], tuple[float, float] | None]:
@@ -319,10 +423,10 @@ def _besides(row: Row) -> tuple[list[Any] | None, dict[str, Any], tuple[float, f
     for name, value in (("tools", tools), ("chat_template_kwargs", kwargs)):
         if value:
             messages.check_data(value, name)
-    return tools, kwargs, _scores(row)
+    return tools, kwargs, _ratings(row)
 
 
-def _scores(row: Row) -> tuple[float, float] | None:
+def _ratings(row: Row) -> tuple[float, float] | None:
     """Of both answers, NaN for what is no number; None where the row says nothing of them."""
     chosen, rejected = (row.get(name) for name in BESIDES[3:])
     return None if chosen is rejected is None else (_number(chosen), _number(rejected))

@@ -15,15 +15,16 @@ from recipes.data import columns, counts, layouts, messages, sources, tokens, wo
 from recipes.data.counts import Counts
 from recipes.data.messages import one_line
 from recipes.data.records import Row
-from recipes.data.tokenise import How, Source
-from recipes.data.tokens import PairIds
+from recipes.data.source import Source
+from recipes.data.tokenise import How
+from recipes.data.tokens import Example
 from recipes.data.workers import Crew
 
 
 class Pairs(NamedTuple):
     """The usable pairs of a source, in its order."""
 
-    ids: list[PairIds]
+    ids: list[Example]
     keys: np.ndarray  # uint64: a prompt's, for each
     counts: Counts
 
@@ -38,13 +39,14 @@ def recognised(source: Source) -> tuple[Source, str]:
     given = dict(source.columns)
     doubt, refused, fallback = "", "", None
     beside = _beside(source.path)
-    rows = sources.read(source.path, layouts.wanted(given))
+    rows = sources.read(source.path, layouts.wanted(given, single=source.single))
+    recognise = columns.recognised_single if source.single else columns.recognised
     for number, row in enumerate(itertools.islice(rows, 1000)):
         try:
             if row.fields is None:
                 raise BadInput(row.reason)
-            named = columns.renamed(row.fields, given)
-            layout = source.layout or columns.recognised(dict.fromkeys(row.unread) | named)
+            named = columns.renamed(row.fields, given, single=source.single)
+            layout = source.layout or recognise(dict.fromkeys(row.unread) | named)
         except ValueError as error:
             refused = refused or f"{row.where}: {error}"
             continue
@@ -137,31 +139,33 @@ def read(
     keys = np.concatenate([np.zeros(0, np.uint64), *(shard.keys for shard in shards)])
     total = functools.reduce(counts.add, (shard.counts for shard in shards), counts.none())
     total = total._replace(repeated=len(ids) - len(set(map(_digest, ids))))
-    _check(source.path, total, how.max_malformed_fraction)
+    _check(source, total, how.max_malformed_fraction)
     return Pairs(ids, keys, total)
 
 
-def _check(source: str, told: Counts, share: float) -> None:
+def _check(source: Source, told: Counts, share: float) -> None:
+    what = "answer" if source.single else "pair"
     if not told.rows:
-        raise BadInput(f"{source} holds no rows")
+        raise BadInput(f"{source.path} holds no rows")
     if told.malformed.total() > share * told.rows:
         reason, _ = told.malformed.most_common(1)[0]
         raise BadInput(
-            f"{told.malformed.total()} of {told.rows} rows of {source} hold no pair; the first is "
-            f"{told.first[reason]}: {reason}. Mend them, choose another --config.data.layout, or "
+            f"{told.malformed.total()} of {told.rows} rows of {source.path} hold no {what}; the "
+            f"first is {told.first[reason]}: {reason}. Mend them, choose another "
+            "--config.data.layout, or "
             f"raise --config.data.max_malformed_fraction (now {share})"
         )
     if not told.used:
-        raise BadInput(f"no row of {source} can be used: {'; '.join(told.lines()[1:])}")
+        raise BadInput(f"no row of {source.path} can be used: {'; '.join(told.lines()[1:])}")
 
 
-def split(pairs: Pairs, fraction: float) -> tuple[list[PairIds], list[PairIds]]:
+def split(pairs: Pairs, fraction: float) -> tuple[list[Example], list[Example]]:
     """(train, held out): a prompt's hash decides, so that no prompt stands on both sides.
 
     Raises:
       ValueError: one side would be empty.
     """
-    sides: tuple[list[PairIds], list[PairIds]] = ([], [])
+    sides: tuple[list[Example], list[Example]] = ([], [])
     for pair, key in zip(pairs.ids, pairs.keys.tolist(), strict=True):
         sides[key < fraction * 2**64].append(pair)
     if not all(sides):
@@ -172,7 +176,7 @@ def split(pairs: Pairs, fraction: float) -> tuple[list[PairIds], list[PairIds]]:
     return sides
 
 
-def fingerprint(ids: Iterable[PairIds]) -> str:
+def fingerprint(ids: Iterable[Example]) -> str:
     """Sixteen hex digits that change with any token, mask or order of the pairs."""
     digest = hashlib.sha256()
     for pair in ids:
@@ -180,5 +184,5 @@ def fingerprint(ids: Iterable[PairIds]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _digest(pair: PairIds) -> bytes:
+def _digest(pair: Example) -> bytes:
     return hashlib.blake2b(tokens.as_bytes(pair), digest_size=16).digest()

@@ -4,16 +4,17 @@ from collections.abc import Collection, Sequence
 import pathlib
 from typing import NamedTuple
 
-import ml_collections
 import numpy as np
 
 from checkpoints_io.errors import BadInput
-from recipes.data import layouts, mixture, pairs, sources, workers
+from recipes.checks import Values
+from recipes.data import layouts, mixture, pairs, source, sources, workers
 from recipes.data.messages import one_line
 from recipes.data.mixture import Part
 from recipes.data.pairs import Pairs
-from recipes.data.tokenise import How, Source
-from recipes.data.tokens import PairIds
+from recipes.data.source import Source, Weighted
+from recipes.data.tokenise import How
+from recipes.data.tokens import Example
 from recipes.data.workers import Crew
 from zoo.text import tokenizer
 from zoo.text.tokenizer import Tokenizer
@@ -23,7 +24,7 @@ class HeldOut(NamedTuple):
     """A named set of held-out pairs."""
 
     name: str
-    pairs: list[PairIds]
+    pairs: list[Example]
 
 
 class Told(NamedTuple):
@@ -37,7 +38,19 @@ class Told(NamedTuple):
     used: int
     reasons: dict[str, int]  # reason -> rows lost
     notes: dict[str, int]  # as PairIds.notes -> used pairs that have it
-    pairs: Sequence[PairIds]  # the used ones
+    pairs: Sequence[Example]  # the used ones
+
+
+class Asked(NamedTuple):
+    """The data that the settings of a run name."""
+
+    train: dict[str, Weighted]
+    validation: dict[str, source.Given]  # held-out sources, as the setting gives them
+    common: source.Common
+    split_fraction: float | None  # of the prompts, held out
+    max_eval_pairs: int | None
+    how: How
+    token_cache: pathlib.Path | None
 
 
 class Data(NamedTuple):
@@ -50,7 +63,31 @@ class Data(NamedTuple):
     told: list[Told]
 
 
-def read(config: ml_collections.ConfigDict, tokenizer_folder: pathlib.Path) -> Data:
+def asked(given: Values, tokenizer_folder: pathlib.Path, *, single: bool) -> Asked:
+    """What the settings say of data: of pairs, or of `single` answers."""
+    common = source.Common(given["data.layout"], given["data.columns"] or {}, single)
+    cache = given["token_cache"]
+    return Asked(
+        train=source.training(given["train_data"], common),
+        validation=source.held_out(given["validation"]),
+        common=common,
+        split_fraction=given["validation_split_fraction"],
+        max_eval_pairs=given["max_eval_pairs"],
+        how=How(
+            tokenizer=str(tokenizer_folder),
+            chat_template=given["chat_template"],
+            scored_turns=given["data.scored_turns"],
+            date=given["data.date"],
+            max_length=given["train_seq_len"],
+            over_length=given["data.over_length"],
+            max_malformed_fraction=given["data.max_malformed_fraction"],
+            end_of_turn=given["data.end_of_turn"],
+        ),
+        token_cache=pathlib.Path(cache).expanduser() if cache else None,
+    )
+
+
+def read(asked: Asked) -> Data:
     """All of it, from the token cache where it has been read before.
 
     Raises:
@@ -58,25 +95,23 @@ def read(config: ml_collections.ConfigDict, tokenizer_folder: pathlib.Path) -> D
       ValueError: a sentence about the rows, the tokenizer or the template.
       OSError: the token cache cannot be written.
     """
-    how = how_of(config, tokenizer_folder)
-    with Crew(how) as crew:
-        return _read(config, how, crew)
+    with Crew(asked.how) as crew:
+        return _read(asked, crew)
 
 
-def _read(config: ml_collections.ConfigDict, how: How, crew: Crew) -> Data:
-    cache = pathlib.Path(config.token_cache).expanduser() if config.token_cache else None
-    named = mixture.sources_of(config.train_data, config.data)
-    training = [source for source, _ in named.values()]
+def _read(asked: Asked, crew: Crew) -> Data:
+    how, cache = asked.how, asked.token_cache
+    training = [one.source for one in asked.train.values()]
     apart = {
-        name: _held_out(f"validation.{name}", given, config.data, training)
-        for name, given in mixture.held_out_of(config.validation).items()
+        name: _held_out(f"validation.{name}", given, asked, training)
+        for name, given in asked.validation.items()
     }
-    for source in [*training, *apart.values()]:
-        _refuse_unknown_columns(source)
-    trained = {name: pairs.recognised(source) for name, (source, _) in named.items()}
-    others = {name: pairs.recognised(source) for name, source in apart.items()}
-    plain = {source.layout in layouts.PLAIN for source, _ in [*trained.values(), *others.values()]}
-    if plain == {True} and (config.chat_template or config.data.date or config.data.end_of_turn):
+    for one in [*training, *apart.values()]:
+        _refuse_unknown_columns(one)
+    trained = {name: pairs.recognised(one.source) for name, one in asked.train.items()}
+    others = {name: pairs.recognised(one) for name, one in apart.items()}
+    plain = {one.layout in layouts.PLAIN for one, _ in [*trained.values(), *others.values()]}
+    if plain == {True} and (how.chat_template or how.date or how.end_of_turn):
         raise BadInput(
             "--config.chat_template, --config.data.date and --config.data.end_of_turn have no "
             "effect: all texts are plain"
@@ -86,23 +121,23 @@ def _read(config: ml_collections.ConfigDict, how: How, crew: Crew) -> Data:
 
     told, train, held_out = [], [], []
     keys, first_row = np.zeros(0, np.uint64), 0
-    for name, (source, line) in trained.items():
-        found = pairs.read(source, how, cache, crew)
-        told.append(_told(name, source, found, line))
+    for name, (one, line) in trained.items():
+        found = pairs.read(one, how, cache, crew)
+        told.append(_told(name, one, found, line))
         kept = found.ids
-        if config.validation_split_fraction is not None:
+        if asked.split_fraction is not None:
             try:
-                kept, held = pairs.split(found, config.validation_split_fraction)
+                kept, held = pairs.split(found, asked.split_fraction)
             except ValueError as error:
                 raise BadInput(f"{name}: {error}") from error
             of = "validation" if len(trained) == 1 else f"validation/{name}"
             held_out.append(HeldOut(of, mixture.numbered(held, first_row)))
         keys = np.concatenate([keys, found.keys])
         kept, first_row = mixture.numbered(kept, first_row), first_row + found.counts.rows
-        train.append(Part(name, named[name][1], kept, first_row - 1))
-    for name, (source, line) in others.items():
-        found = pairs.read(source, how, cache, crew)
-        told.append(_told(name, source, found, line))
+        train.append(Part(name, asked.train[name].weight, kept, first_row - 1))
+    for name, (one, line) in others.items():
+        found = pairs.read(one, how, cache, crew)
+        told.append(_told(name, one, found, line))
         if both := int(np.isin(found.keys, keys).sum()):
             told[-1].told.append(f"{both} of its prompts are in the training data too")
         held_out.append(HeldOut(name, found.ids))
@@ -112,86 +147,71 @@ def _read(config: ml_collections.ConfigDict, how: How, crew: Crew) -> Data:
             "the chat template writes no special token after the last answer, so the model will "
             f"not learn to stop: add one with --config.data.end_of_turn='{token}'"
         )
-    held_out = [held._replace(pairs=spread(held.pairs, config.max_eval_pairs)) for held in held_out]
+    most = asked.max_eval_pairs
+    held_out = [held._replace(pairs=spread(held.pairs, most)) for held in held_out]
     return Data(own, ready.stop_ids, train, held_out, told)
 
 
-def _held_out(
-    where: str, given: mixture.Setting, data: mixture.Setting, training: Sequence[Source]
-) -> Source:
+def _held_out(where: str, given: source.Given, asked: Asked, training: Sequence[Source]) -> Source:
     """A held-out source, which says how it is read, or is read as the training data if it can be.
 
     Names of columns are those of the training data where all of them are there; otherwise each of
     them that is there and that ours is not. The layout is that of training data that looks alike.
     """
-    own = mixture.source_of(where, given, {"layout": None, "columns": {}})
+    own = source.parsed(where, given, asked.common._replace(layout=None, columns={}))
     said = () if isinstance(given, str) else given
-    if "columns" not in said and (names := dict(data["columns"] or {})):
+    if "columns" not in said and (names := dict(asked.common.columns)):
         there = _columns(own._replace(columns=tuple(names.items())), names.values())
         if not there.issuperset(names.values()):
             names = {o: t for o, t in names.items() if t in there and o not in there}
         own = own._replace(columns=tuple(sorted(names.items())))
-    if "layout" not in said and data["layout"]:
-        alike = {_looks(source) for source in training if source.layout == data["layout"]}
+    if "layout" not in said and asked.common.layout:
+        alike = {_looks(one) for one in training if one.layout == asked.common.layout}
         if _looks(own) in alike:
-            own = own._replace(layout=data["layout"])
+            own = own._replace(layout=asked.common.layout)
     return own
 
 
-def _looks(source: Source) -> str | None:
+def _looks(one: Source) -> str | None:
     """The layout that its columns tell of, whatever is said; None: they tell of none."""
     try:
-        return pairs.recognised(source._replace(layout=None))[0].layout
+        return pairs.recognised(one._replace(layout=None))[0].layout
     except ValueError:
         return None
 
 
-def _columns(source: Source, needed: Collection[str]) -> set[str]:
+def _columns(one: Source, needed: Collection[str]) -> set[str]:
     """The names of its columns, of as many rows as it takes to meet those needed.
 
     Of all rows, if need be: the last may be the only one with a system prompt.
     """
     met: set[str] = set()
-    wanted = layouts.wanted(dict(source.columns))
-    for row in sources.read(source.path, wanted):
+    wanted = layouts.wanted(dict(one.columns), single=one.single)
+    for row in sources.read(one.path, wanted):
         met |= {*(row.fields or {}), *row.unread}
         if met.issuperset(needed):
             break
     return met
 
 
-def _refuse_unknown_columns(source: Source) -> None:
-    names = dict(source.columns)
-    there = _columns(source, names.values()) if names else set()
+def _refuse_unknown_columns(one: Source) -> None:
+    names = dict(one.columns)
+    there = _columns(one, names.values()) if names else set()
     for ours, theirs in names.items():
         if there and theirs not in there:
             raise BadInput(
-                f"{source.path} has no column {theirs!r}, which --config.data.columns or the "
+                f"{one.path} has no column {theirs!r}, which --config.data.columns or the "
                 f"source's own columns give for `{ours}`: it has "
                 f"{one_line(', '.join(sorted(there)))}"
             )
 
 
-def how_of(config: ml_collections.ConfigDict, tokenizer_folder: pathlib.Path) -> How:
-    """What the settings say of reading rows."""
-    return How(
-        tokenizer=str(tokenizer_folder),
-        chat_template=config.chat_template,
-        scored_turns=config.data.scored_turns,
-        date=config.data.date,
-        max_length=config.train_seq_len,
-        over_length=config.data.over_length,
-        max_malformed_fraction=config.data.max_malformed_fraction,
-        end_of_turn=config.data.end_of_turn,
-    )
-
-
-def _told(name: str, source: Source, found: Pairs, line: str) -> Told:
+def _told(name: str, one: Source, found: Pairs, line: str) -> Told:
     counts = found.counts
     return Told(
         name,
-        source.path,
-        source.layout or "",
+        one.path,
+        one.layout or "",
         [line, *counts.lines()],
         counts.rows,
         counts.used,
@@ -201,7 +221,7 @@ def _told(name: str, source: Source, found: Pairs, line: str) -> Told:
     )
 
 
-def spread(pairs: Sequence[PairIds], most: int | None) -> list[PairIds]:
+def spread(pairs: Sequence[Example], most: int | None) -> list[Example]:
     """At most so many of them, from all over the list: files are often sorted by kind."""
     steps = np.linspace(0, len(pairs) - 1, min(len(pairs), len(pairs) if most is None else most))
     return [pairs[i] for i in steps.round().astype(int).tolist()]

@@ -24,8 +24,8 @@ class Rendered(NamedTuple):
     left_out: tuple[str, ...] = ()  # what the messages hold and the text does not show
 
 
-def render(pair: Pair, chat: Chat | None) -> tuple[Rendered, Rendered]:
-    """Both answers as text. Plain text needs no template.
+def render(pair: Pair, chat: Chat | None) -> tuple[Rendered, ...]:
+    """Each answer as text. Plain text needs no template.
 
     What counts comes from the template's `{% generation %}` blocks. Of a template without them it
     is what an answer adds to the rendering of the turns before it; where a later turn changes an
@@ -36,8 +36,8 @@ def render(pair: Pair, chat: Chat | None) -> tuple[Rendered, Rendered]:
     """
     prompt = pair.prompt
     if isinstance(prompt, str) or chat is None:
-        return _plain(pair, pair.chosen), _plain(pair, pair.rejected)
-    answers = [turns for turns in (pair.chosen, pair.rejected) if not isinstance(turns, str)]
+        return tuple(_plain(pair, answer) for answer in pair.answers)
+    answers = [turns for turns in pair.answers if not isinstance(turns, str)]
     asks = all(turns[0]["role"] == "assistant" for turns in answers)
     wholes = [prompt + turns for turns in answers]
     asked = write(prompt, chat, pair, ask=asks)[0] if prompt else ""
@@ -46,11 +46,10 @@ def render(pair: Pair, chat: Chat | None) -> tuple[Rendered, Rendered]:
     if end < len(asked) and asks:  # an answer takes the place of what the prompt ends with
         both = zip(wholes, texts, strict=True)
         end = min(end, *(_begin(turns, *text, end, chat, pair) for turns, text in both))
-    chosen, rejected = (
+    return tuple(
         _answer(turns, *text, asked, end, chat, pair)
         for turns, text in zip(wholes, texts, strict=True)
     )
-    return chosen, rejected
 
 
 def _plain(pair: Pair, answer: Any) -> Rendered:

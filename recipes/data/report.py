@@ -9,14 +9,13 @@ from typing import NamedTuple
 import jinja2
 import numpy as np
 
-from recipes.data import packing, shapes
+from recipes.data import shapes, streams
 from recipes.data.messages import visible
 from recipes.data.packing import Shape
 from recipes.data.reading import Told, spread
-from recipes.data.tokens import PairIds, described
+from recipes.data.tokens import Example, described
 from zoo.text.tokenizer import Tokenizer, text_after
 
-LENGTHS = ("prompt", "chosen", "rejected", "scored")
 QUANTILES = {"min": 0.0, "median": 0.5, "90%": 0.9, "99%": 0.99, "max": 1.0}
 ROW_LENGTHS = (1024, 2048, 4096)  # that are looked at besides the run's
 HEAD, TAIL = 40, 80  # tokens shown of the beginning and the end of a long text
@@ -72,7 +71,7 @@ def text(
 
 
 def lines_of(
-    pair: PairIds, tokenizer: Tokenizer, painted: Callable[[str, str], str] = lambda what, _: what
+    pair: Example, tokenizer: Tokenizer, painted: Callable[[str, str], str] = lambda what, _: what
 ) -> list[str]:
     """A pair as text, its scored stretches between ⟦ and ⟧; `painted` may colour them."""
     return [
@@ -102,15 +101,19 @@ def page(parts: Iterable[Told], tokenizer: Tokenizer, shape: Shape, *, shown: in
     )
 
 
-def lengths(pairs: Sequence[PairIds]) -> np.ndarray:
-    """Tokens of all pairs, [LENGTHS, pairs]. The scored ones are those of both answers."""
-    scored = lambda p: int(p.chosen_scored.sum() + p.rejected_scored.sum())
-    return np.array([(len(p.prompt), len(p.chosen), len(p.rejected), scored(p)) for p in pairs]).T
+def lengths(pairs: Sequence[Example]) -> dict[str, np.ndarray]:
+    """Tokens of each pair's prompt and answers, by name; the scored ones are those of all."""
+    found = {"prompt": [len(pair.prompt) for pair in pairs]}
+    for i, name in enumerate(_names(pairs[0])):
+        found[name] = [len(pair.answers[i].ids) for pair in pairs]
+    found["scored"] = [sum(streams.scored_tokens(pair)) for pair in pairs]
+    return {name: np.array(counts) for name, counts in found.items()}
 
 
-def histograms(pairs: Sequence[PairIds], most: int) -> list[Histogram]:
-    """One for each of LENGTHS, of at most `most` bins; a few lengths far off share the last."""
-    found = lengths(pairs)
+def histograms(pairs: Sequence[Example], most: int) -> list[Histogram]:
+    """One for each of `lengths`, of at most `most` bins; a few lengths far off share the last."""
+    named_lengths = lengths(pairs)
+    found = np.array([*named_lengths.values()])
     end = int(min(found.max(), 2 * np.quantile(found, 0.99, axis=1).max()))
     step = _nice((end + 1) / most)
     bins = end // step + 1
@@ -122,40 +125,43 @@ def histograms(pairs: Sequence[PairIds], most: int) -> list[Histogram]:
     counts = [np.bincount(np.minimum(row // step, bins - 1), minlength=bins) for row in found]
     return [
         Histogram(name, of_name, count.tolist(), labels, step)
-        for name, of_name, count in zip(LENGTHS, named, counts, strict=True)
+        for name, of_name, count in zip(named_lengths, named, counts, strict=True)
     ]
 
 
-def packs(pairs: Sequence[PairIds], shape: Shape) -> dict[int, Pack | None]:
+def packs(pairs: Sequence[Example], shape: Shape) -> dict[int, Pack | None]:
     """By row length, the run's first; None where the longest pair does not fit."""
-    prompt, chosen, rejected, _ = lengths(pairs)
-    longest = int((prompt + np.maximum(chosen, rejected)).max()) - 1
-    some = spread(pairs, shapes.LOOKED_AT * shape.pairs)
+    longest = max(map(streams.longest, pairs))
+    some = spread(pairs, shapes.LOOKED_AT * shape.examples)
     most = shape.rows * shape.row_length // shape.shards
-    given = dict(per_update=shape.pairs, shards=shape.shards, most=most, alike=shape.alike)
+    given = dict(per_update=shape.examples, shards=shape.shards, most=most, alike=shape.alike)
     found: dict[int, Pack | None] = {}
     for length in dict.fromkeys((shape.row_length, *ROW_LENGTHS)):
         fits = longest <= length
         here = shapes.choose(some, row_length=length, **given) if found and fits else shape
-        apart = sum(not packing.fits_a_row(pair, here) for pair in some)
+        apart = sum(not streams.fits_a_row(pair, here) for pair in some)
         found[length] = None
         if fits and (here.rows > 1 or not apart):
             fill = shapes.fill(some, here)
-            twice = (len(pair.prompt) for pair in some if not packing.fits_once(pair, here))
-            positions = (sum(map(packing.stored_length, some)) + sum(twice)) / fill.share
-            per_token = positions / sum(map(packing.real_tokens, some))
+            twice = (len(pair.prompt) for pair in some if not streams.fits_once(pair, here))
+            positions = (sum(map(streams.stored_length, some)) + sum(twice)) / fill.share
+            per_token = positions / sum(map(streams.real_tokens, some))
             found[length] = Pack(here.rows, fill, per_token, apart / len(some))
     return found
 
 
-def pieces_of(pair: PairIds, tokenizer: Tokenizer) -> dict[str, list[Piece]]:
+def pieces_of(pair: Example, tokenizer: Tokenizer) -> dict[str, list[Piece]]:
     """The tokens of its prompt and of either answer, with their texts."""
     kinds = lambda scored: np.where(scored, "scored", "unscored").tolist()
     prompt = _cut(tokenizer, [], pair.prompt.tolist(), ["prompt"] * len(pair.prompt))
-    given = tokenizer, prompt[-1].ids
-    chosen = _cut(*given, pair.chosen.tolist(), kinds(pair.chosen_scored))
-    rejected = _cut(*given, pair.rejected.tolist(), kinds(pair.rejected_scored))
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    found = {"prompt": prompt}
+    for name, (ids, scored) in zip(_names(pair), pair.answers, strict=True):
+        found[name] = _cut(tokenizer, prompt[-1].ids, ids.tolist(), kinds(scored))
+    return found
+
+
+def _names(example: Example) -> tuple[str, ...]:
+    return ("chosen", "rejected") if len(example.answers) == 2 else ("answer",)
 
 
 def _cut(tokenizer: Tokenizer, before: list[int], ids: list[int], kinds: list[str]) -> list[Piece]:
@@ -200,18 +206,18 @@ def _counted(part: Told) -> list[str]:
     return part.told + untold + [line for why, line in more.items() if why not in said]
 
 
-def _length_lines(pairs: Sequence[PairIds]) -> list[str]:
+def _length_lines(pairs: Sequence[Example]) -> list[str]:
     found = histograms(pairs, 36)
     axis = f"0 … {found[0].labels[-1]}, a block is {found[0].step}"
     lines = ["  tokens  " + "".join(f"{name:>7}" for name in QUANTILES) + f"  {axis}"]
     for name, quantiles, counts, *_ in found:
         bars = "".join(BLOCKS[-(-8 * n // max(counts))] for n in counts).rstrip()
         lines.append(f"  {name:<8}" + "".join(f"{n:>7}" for n in quantiles.values()) + f"  {bars}")
-    return [*lines, f"  {_longer(pairs)}"]
+    return [*lines, f"  {_longer(pairs)}"] if len(pairs[0].answers) == 2 else lines
 
 
-def _longer(pairs: Sequence[PairIds]) -> str:
-    _, chosen, rejected, _ = lengths(pairs)
+def _longer(pairs: Sequence[Example]) -> str:
+    chosen, rejected = (lengths(pairs)[name] for name in ("chosen", "rejected"))
     told = f"The chosen answer is the longer one in {np.mean(chosen > rejected):.0%} of the pairs"
     return f"{told}, the shorter in {np.mean(chosen < rejected):.0%}."
 

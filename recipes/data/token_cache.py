@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -20,7 +21,7 @@ from checkpoints_io.errors import StorageError
 from recipes import terminal
 from recipes.data import counts as counts_io
 from recipes.data.shards import MASKS, TOKENS, Shard
-from recipes.data.tokens import PairIds
+from recipes.data.tokens import AnswerIds, Example, PairIds
 
 FORMAT = 2
 
@@ -109,13 +110,16 @@ def _as_table(shard: Shard) -> pyarrow.Table:
         "row": _column(np.array([pair.row for pair in ids], np.int64)),
         "key": _column(shard.keys),
         "notes": _texts(["\n".join(pair.notes) for pair in ids]),
-        "score_chosen": _column(_scores(ids, 0)),
-        "score_rejected": _column(_scores(ids, 1)),
     }
-    for name in TOKENS:
-        columns[name] = _lists([getattr(pair, name) for pair in ids], np.int32)
-    for name in MASKS:
-        columns[name] = _lists([getattr(pair, name) for pair in ids], np.uint8)
+    kind = type(ids[0]) if ids else PairIds
+    if kind is PairIds:
+        sides = enumerate(("score_chosen", "score_rejected"))
+        columns |= {name: _column(_ratings(ids, side)) for side, name in sides}
+    fields = [one._asdict() for one in ids]
+    for name in TOKENS[kind]:
+        columns[name] = _lists([one[name] for one in fields], np.int32)
+    for name in MASKS[kind]:
+        columns[name] = _lists([one[name] for one in fields], np.uint8)
     told = {"counts": json.dumps(shard.counts._asdict())}
     table = pyarrow.Table.from_arrays([*columns.values()], [*columns])
     return table.replace_schema_metadata(told)
@@ -126,18 +130,17 @@ def _from_table(table: pyarrow.Table) -> Shard:
     if not len(table):
         return Shard([], np.zeros(0, np.uint64), counts)
     plain = lambda name, dtype: _numbers(table[name].chunk(0), dtype)
-    tokens = [_parts(table[name].chunk(0), np.int32) for name in TOKENS]
-    masks = [_parts(table[name].chunk(0), np.bool_) for name in MASKS]
+    kind = AnswerIds if "answer" in table.column_names else PairIds
+    tokens = [_parts(table[name].chunk(0), np.int32) for name in TOKENS[kind]]
+    masks = [_parts(table[name].chunk(0), np.bool_) for name in MASKS[kind]]
     notes = [tuple(filter(None, text.split("\n"))) for text in table["notes"].to_pylist()]
-    scores = [
-        None if np.isnan(one) else (float(one), float(other))
-        for one, other in zip(
-            plain("score_chosen", float), plain("score_rejected", float), strict=True
-        )
-    ]
-    rows = plain("row", np.int64).tolist()
-    ids = list(map(PairIds, rows, *tokens, *masks, notes, scores))
-    return Shard(ids, plain("key", np.uint64), counts)
+    rows, keys = plain("row", np.int64).tolist(), plain("key", np.uint64)
+    if kind is AnswerIds:
+        return Shard(list(map(AnswerIds, rows, *tokens, *masks, notes)), keys, counts)
+    both = [plain(f"score_{side}", float).tolist() for side in ("chosen", "rejected")]
+    ratings = [None if math.isnan(pair[0]) else pair for pair in zip(*both, strict=True)]
+    ids = list(map(PairIds, rows, *tokens, *masks, notes, ratings))
+    return Shard(ids, keys, counts)
 
 
 def finish(folder: pathlib.Path, firsts: Sequence[int]) -> None:
@@ -193,8 +196,8 @@ def _told(folder: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
-def _scores(ids: Sequence[PairIds], side: int) -> np.ndarray:
-    return np.array([pair.scores[side] if pair.scores else np.nan for pair in ids])
+def _ratings(ids: Sequence[Example], side: int) -> np.ndarray:
+    return np.array([pair.ratings[side] if pair.ratings else np.nan for pair in ids])
 
 
 def _lists(arrays: Sequence[np.ndarray], dtype: Any) -> pyarrow.LargeListArray:

@@ -18,19 +18,11 @@ from recipes.data import chat, columns, counts, layouts, messages, shards, token
 from recipes.data.layouts import Pair
 from recipes.data.records import Row
 from recipes.data.shards import Shard
+from recipes.data.source import Source
 from zoo.text import tokenizer
 
 Step = Callable[..., contextlib.AbstractContextManager]  # as `confined` gives one
 BYTES_A_SECOND = 2**18  # of a row: what a long one may take beside what every row may
-
-
-class Source(NamedTuple):
-    """Rows, and how their columns are read."""
-
-    path: str  # a file, several by `*`, or a hub dataset
-    layout: str | None = None  # None: recognised
-    columns: tuple[tuple[str, str], ...] = ()  # our name, theirs
-    guessed: bool = False  # the layout was recognised: it must leave no question unread
 
 
 class How(NamedTuple):
@@ -72,8 +64,8 @@ def encode_rows(
     files: str,
 ) -> bytes:
     """`encode` in a worker: a shard as bytes. Of a row its `where`, `fields`, `reason`, `size`."""
-    path, layout, named, guessed = source
-    given = Source(path, layout, tuple((ours, theirs) for ours, theirs in named), guessed)
+    given = Source(*source)
+    given = given._replace(columns=tuple((ours, theirs) for ours, theirs in given.columns))
     some = [Row(where, fields, reason, size=size) for where, fields, reason, size in rows]
     return shards.to_bytes(encode(some, first, given, How(**how), files, step))
 
@@ -92,7 +84,7 @@ def encode(
             with step(row.where, "to render and tokenise it", float(row.size // BYTES_A_SECOND)):
                 if row.fields is None:
                     raise BadInput(row.reason)
-                named = columns.renamed(row.fields, names)
+                named = columns.renamed(row.fields, names, single=source.single)
                 pair = layout(named)
                 if source.guessed:
                     columns.check_question(named, layouts.asked(pair), source.layout or "")

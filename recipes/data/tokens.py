@@ -1,7 +1,7 @@
 """A `Pair` as token ids: one prompt, two answers, and which of their tokens count."""
 
 import bisect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,13 @@ from checkpoints_io.errors import BadInput
 from recipes.data import chat, layouts, rendering, unusual
 from recipes.data.layouts import Pair
 from zoo.text.tokenizer import Tokenizer
+
+
+class Answer(NamedTuple):
+    """One answer to a prompt."""
+
+    ids: np.ndarray  # int32
+    scored: np.ndarray  # bool, as long as `ids`
 
 
 class PairIds(NamedTuple):
@@ -22,8 +29,32 @@ class PairIds(NamedTuple):
     chosen_scored: np.ndarray  # bool, as long as `chosen`
     rejected_scored: np.ndarray
     notes: tuple[str, ...] = ()  # `described` says what they mean
-    scores: tuple[float, float] | None = None  # of chosen and rejected, by whoever preferred
+    ratings: tuple[float, float] | None = None  # of chosen and rejected, by whoever preferred
 
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """Chosen and rejected, in this order."""
+        return Answer(self.chosen, self.chosen_scored), Answer(self.rejected, self.rejected_scored)
+
+
+class AnswerIds(NamedTuple):
+    """Token ids of a prompt and the single answer to it, whose last token counts."""
+
+    row: int  # its number in the source
+    prompt: np.ndarray  # int32, at least one
+    answer: np.ndarray
+    scored: np.ndarray  # bool, as long as `answer`
+    notes: tuple[str, ...] = ()
+    ratings: tuple[float] | None = None
+
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """The one."""
+        return (Answer(self.answer, self.scored),)
+
+
+# What a run trains on: `prompt`, `answers` and `row` are all that packing reads.
+Example = PairIds | AnswerIds
 
 # What may be said of a pair that is used.
 NOTES = {
@@ -64,8 +95,10 @@ def encode(
     row: int,
     max_length: int,
     over_length: str,
-) -> PairIds:
+) -> Example:
     """Token ids of a pair, of at most `max_length` for the prompt and either answer together.
+
+    What holds a single answer becomes `AnswerIds`.
 
     Prompt and answer are tokenised as one text, as the model will meet them. Where a token spans
     the boundary, or the two answers tokenise the prompt differently, the boundary moves back: no
@@ -76,11 +109,11 @@ def encode(
     """
     rendered = unusual.checked(pair, rendering.render(pair, template), template)
     plain = isinstance(pair.prompt, str)
-    chosen, rejected = _encode_texts(rendered, tokenizer, plain=plain)
-    n, moved = _boundary(chosen, rejected, rendered[0].prompt_end)
+    encoded = _encode_texts(rendered, tokenizer, plain=plain)
+    n, moved = _boundary(encoded, rendered[0].prompt_end)
     if n == 0:
         raise BadInput("the prompt is empty")
-    scores = pair.scores if pair.scores and np.isfinite(pair.scores).all() else None
+    ratings = pair.ratings if pair.ratings and np.isfinite(pair.ratings).all() else None
     notes = {
         "moved": moved,
         "empty_turn": layouts.has_empty_turn(pair),
@@ -89,26 +122,37 @@ def encode(
         "other_format": unusual.of_another_format(pair),
         "asks_again": unusual.asks_again(pair),
         "ignored": chat.ignores(pair, template),
-        "unscored": pair.scores is not None and scores is None,
+        "unscored": pair.ratings is not None and ratings is None,
     }
     left_out = dict.fromkeys(name for text in rendered for name in text.left_out)
     said = [name for name, holds in notes.items() if holds] + [LEFT_OUT + key for key in left_out]
-    ids = PairIds(
-        row, chosen.ids[:n], chosen.ids[n:], rejected.ids[n:], chosen.scored[n:],
-        rejected.scored[n:], tuple(said), scores,
-    )  # fmt: skip
-    ids = _fitted(ids, max_length, over_length, tokenizer.bos_id)
-    if np.array_equal(ids.chosen, ids.rejected):
+    parted = _Parted(
+        encoded[0].ids[:n], [Answer(side.ids[n:], side.scored[n:]) for side in encoded]
+    )
+    (prompt, answers), cut = _fitted(parted, max_length, over_length, tokenizer.bos_id)
+    said += [cut] if cut else []
+    if len(answers) == 1:
+        return AnswerIds(row, prompt, *answers[0], tuple(said))
+    chosen, rejected = answers
+    if np.array_equal(chosen.ids, rejected.ids):
         hidden = f" once the chat template has left out {', '.join(left_out)}" if left_out else ""
         raise BadInput(f"chosen equals rejected{hidden}")
-    return ids
+    return PairIds(
+        row, prompt, chosen.ids, rejected.ids, chosen.scored, rejected.scored, tuple(said), ratings
+    )
 
 
-def as_bytes(pair: PairIds) -> bytes:
-    """Its tokens and masks: equal for pairs that train alike, whatever machine they are on."""
-    parts = pair.prompt, pair.chosen, pair.rejected
+class _Parted(NamedTuple):
+    prompt: np.ndarray
+    answers: list[Answer]
+
+
+def as_bytes(example: Example) -> bytes:
+    """Its tokens and masks: equal for those that train alike, whatever machine they are on."""
+    answers = example.answers
+    parts = example.prompt, *(answer.ids for answer in answers)
     sized = (len(array).to_bytes(8) + array.astype("<i4").tobytes() for array in parts)
-    return b"".join([*sized, pair.chosen_scored.tobytes(), pair.rejected_scored.tobytes()])
+    return b"".join([*sized, *(answer.scored.tobytes() for answer in answers)])
 
 
 class _Encoded(NamedTuple):
@@ -120,9 +164,9 @@ class _Encoded(NamedTuple):
 
 
 def _encode_texts(
-    rendered: tuple[rendering.Rendered, rendering.Rendered], tokenizer: Tokenizer, *, plain: bool
+    rendered: tuple[rendering.Rendered, ...], tokenizer: Tokenizer, *, plain: bool
 ) -> list[_Encoded]:
-    """What the two share is tokenised once, up to the last special token before they part."""
+    """What the answers share is tokenised once, up to the last special token before they part."""
     text, end = rendered[0].text, rendered[0].prompt_end
     cut = max((m.start() for m in tokenizer.cuts.finditer(text, max(end - 256, 0), end)), default=0)
     head, _ = tokenizer.encode(text[:cut]) if cut else ([], [])
@@ -182,19 +226,20 @@ def _encode_text(
     return _Encoded(np.array(ids, np.int32), scored, characters, prompt, exact)
 
 
-def _boundary(chosen: _Encoded, rejected: _Encoded, prompt_end: int) -> tuple[int, bool]:
+def _boundary(sides: Sequence[_Encoded], prompt_end: int) -> tuple[int, bool]:
     """Tokens of the shared prompt; and whether it gave some of its text to the answers."""
-    if chosen.exact and rejected.exact and chosen.prompt == rejected.prompt > 0:
-        return chosen.prompt, False
-    shared = _common(chosen.ids, rejected.ids)
-    if not chosen.prompt and not rejected.prompt:  # nothing shared: they part at their first words
-        words = [np.flatnonzero(side.scored) for side in (chosen, rejected)]
+    first = sides[0].prompt
+    if first > 0 and all(side.exact and side.prompt == first for side in sides):
+        return first, False
+    shared = min(_common(sides[0].ids, side.ids) for side in sides)
+    if not any(side.prompt for side in sides):  # nothing shared: they part at their first words
+        words = [np.flatnonzero(side.scored) for side in sides]
         return min([shared, *(int(at[0]) for at in words if len(at))]), False
-    n = min(chosen.prompt, rejected.prompt, shared)
-    for side in (chosen, rejected):  # not between two bytes of a character
+    n = min(shared, *(side.prompt for side in sides))
+    for side in sides:  # not between two bytes of a character
         while 0 < n < len(side.ids) and side.characters(n)[0] < side.characters(n - 1)[1]:
             n -= 1
-    begins = [side.characters(n)[0] for side in (chosen, rejected) if n < len(side.ids)]
+    begins = [side.characters(n)[0] for side in sides if n < len(side.ids)]
     return n, any(begin < prompt_end for begin in begins)
 
 
@@ -204,39 +249,31 @@ def _common(a: np.ndarray, b: np.ndarray) -> int:
     return int(differ[0]) if len(differ) else shortest
 
 
-def _fitted(ids: PairIds, most: int, over_length: str, bos: int | None) -> PairIds:
-    """Of at most so many tokens, each answer up to its last scored one: the rest is never seen."""
-    ids = _ended(ids, "nothing to score")
-    longest = max(len(ids.chosen), len(ids.rejected))
-    n = len(ids.prompt)
+def _fitted(
+    parted: _Parted, most: int, over_length: str, bos: int | None
+) -> tuple[_Parted, str | None]:
+    """Of at most so many tokens, each answer up to its last scored one; and what was cut."""
+    prompt = parted.prompt
+    answers = [_ended(answer, "nothing to score") for answer in parted.answers]
+    longest, n = max(len(answer.ids) for answer in answers), len(prompt)
     if n + longest <= most:
-        return ids
+        return _Parted(prompt, answers), None
     if over_length == "cut_answer" and n < most:
-        room = most - n
-        ids = ids._replace(
-            chosen=ids.chosen[:room],
-            rejected=ids.rejected[:room],
-            chosen_scored=ids.chosen_scored[:room],
-            rejected_scored=ids.rejected_scored[:room],
-            notes=(*ids.notes, "answer_cut"),
-        )
-        return _ended(ids, "nothing to score is left within train_seq_len")
+        otherwise = "nothing to score is left within train_seq_len"
+        cut = [Answer(ids[: most - n], scored[: most - n]) for ids, scored in answers]
+        return _Parted(prompt, [_ended(answer, otherwise) for answer in cut]), "answer_cut"
     room = most - longest  # for the prompt
     if over_length == "cut_prompt" and room > 0:
-        first = ids.prompt[:1] if room > 1 and ids.prompt[0] == bos else ids.prompt[:0]
-        prompt = np.concatenate([first, ids.prompt[n - room + len(first) :]])
-        return ids._replace(prompt=prompt, notes=(*ids.notes, "prompt_cut"))
+        first = prompt[:1] if room > 1 and prompt[0] == bos else prompt[:0]
+        prompt = np.concatenate([first, prompt[n - room + len(first) :]])
+        return _Parted(prompt, answers), "prompt_cut"
     what = {"cut_answer": "prompt ", "cut_prompt": "answer "}.get(over_length, "")
     raise BadInput(f"{what}longer than train_seq_len")
 
 
-def _ended(ids: PairIds, otherwise: str) -> PairIds:
-    for side in ("chosen", "rejected"):
-        scored = getattr(ids, f"{side}_scored")
-        if not scored.any():
-            raise BadInput(otherwise)
-        if not scored[-1]:
-            stop = int(np.flatnonzero(scored)[-1]) + 1
-            shorter = {side: getattr(ids, side)[:stop], f"{side}_scored": scored[:stop]}
-            ids = ids._replace(**shorter)
-    return ids
+def _ended(answer: Answer, otherwise: str) -> Answer:
+    """Up to its last scored token: what follows is never seen."""
+    if not answer.scored.any():
+        raise BadInput(otherwise)
+    stop = int(np.flatnonzero(answer.scored)[-1]) + 1
+    return Answer(answer.ids[:stop], answer.scored[:stop])

@@ -21,10 +21,8 @@ ENDS = (  # of an answer, where the template writes its own
 ASKED = 4  # words of a question that an answer does not begin with by chance
 
 
-def checked(
-    pair: Pair, rendered: tuple[Rendered, Rendered], chat: Chat | None
-) -> tuple[Rendered, Rendered]:
-    """The two texts, with an answer that the prompt begins counted from where it goes on.
+def checked(pair: Pair, rendered: tuple[Rendered, ...], chat: Chat | None) -> tuple[Rendered, ...]:
+    """The texts, with an answer that the prompt begins counted from where it goes on.
 
     Raises:
       ValueError: turns in an unusual order, or the beginning of an answer, are not shown as such.
@@ -33,7 +31,7 @@ def checked(
         odd = conversation.odd(turns)
         if odd and not (conversation.in_order(turns, shown.text) and _behind_headers(shown, chat)):
             raise BadInput(f"roles out of order: {odd}, which the chat template does not show")
-    return _begun(pair.prefill, *rendered) if pair.prefill else rendered
+    return _begun(pair.prefill, rendered) if pair.prefill else rendered
 
 
 def _behind_headers(shown: Rendered, chat: Chat | None) -> bool:
@@ -48,16 +46,15 @@ def _behind_headers(shown: Rendered, chat: Chat | None) -> bool:
     )
 
 
-def _begun(prefill: str, chosen: Rendered, rejected: Rendered) -> tuple[Rendered, Rendered]:
-    ends = [max(text.text.find(prefill, text.prompt_end), 0) for text in (chosen, rejected)]
+def _begun(prefill: str, rendered: tuple[Rendered, ...]) -> tuple[Rendered, ...]:
+    ends = [max(side.text.find(prefill, side.prompt_end), 0) for side in rendered]
     end = ends[0] + len(prefill)
-    if not all(ends) or chosen.text[:end] != rejected.text[:end]:
+    if not all(ends) or len({side.text[:end] for side in rendered}) > 1:
         raise BadInput("the chat template does not show the beginning of the answer as it is")
-    one, other = (
+    return tuple(
         side._replace(prompt_end=end, scored=[(max(a, end), b) for a, b in side.scored if b > end])
-        for side in (chosen, rejected)
+        for side in rendered
     )
-    return one, other
 
 
 def of_another_format(pair: Pair) -> bool:
@@ -80,8 +77,7 @@ def asks_again(pair: Pair) -> bool:
 
 
 def _conversations(pair: Pair) -> list[Turns]:
-    """Both of them whole; none of plain text."""
+    """All of them whole; none of plain text."""
     if isinstance(pair.prompt, str):
         return []
-    answers = (pair.chosen, pair.rejected)
-    return [pair.prompt + turns for turns in answers if not isinstance(turns, str)]
+    return [pair.prompt + turns for turns in pair.answers if not isinstance(turns, str)]

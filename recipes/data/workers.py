@@ -16,7 +16,8 @@ from recipes import terminal
 from recipes.data import layouts, shards, sources, token_cache, tokenise
 from recipes.data.records import Row
 from recipes.data.shards import Shard
-from recipes.data.tokenise import How, Ready, Source
+from recipes.data.source import Source
+from recipes.data.tokenise import How, Ready
 from zoo.text import template
 from zoo.text.confined import Worker
 
@@ -160,7 +161,7 @@ def _tokenised(
 
 def _parts(source: Source, most: int) -> Iterator[tuple[int, list[Row]]]:
     """The rows, so many at a time, with the number of the first."""
-    rows = sources.read(source.path, layouts.wanted(dict(source.columns)))
+    rows = sources.read(source.path, layouts.wanted(dict(source.columns), single=source.single))
     part: list[Row] = []
     first = size = 0
     told = f"reading {source.path}"

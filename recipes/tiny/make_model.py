@@ -90,7 +90,7 @@ def trained(split: tuple[nnx.GraphDef, nnx.State], how: tokenise.How) -> nnx.Sta
     graph, state = split
     source = tokenise.Source(str(HERE / "train.jsonl"), "preference_chat")
     part = mixture.Part("train", 1.0, pairs.read(source, how).ids, 0)
-    shape = Shape(rows=8, row_length=LENGTH, pairs=BATCH, few=8)
+    shape = Shape(rows=8, row_length=LENGTH, examples=BATCH, answers=2, few=8)
     data = batches.training(mixture.endless([part], seed=0), shape, shards=[0])
     schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, 40, STEPS)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.1))
@@ -100,7 +100,7 @@ def trained(split: tuple[nnx.GraphDef, nnx.State], how: tokenise.How) -> nnx.Sta
     def step(state, opt_state, batch):
         def loss(state):
             logps = answer_logps(nnx.merge(graph, state), batch)
-            return -logps.sum() / (batch.slot >= 0).sum()
+            return -logps.sum() / batch.counts.sum()
 
         value, gradient = jax.value_and_grad(loss)(state)
         changes, opt_state_ = optimizer.update(gradient, opt_state, state)

@@ -121,7 +121,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(
         def noting(endless, place, *, start):
             updates = iterate(endless, place, start=start)
             for at, update in enumerate(updates, start=start + 1):
-                seen.setdefault(kind, {})[at] = update.rows.tolist()
+                seen.setdefault(kind, {})[at] = update.source_rows.tolist()
                 yield update
 
         monkeypatch.setattr(batches, "iterate", noting)

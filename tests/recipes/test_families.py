@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recipes.data import batches, packing, shapes
+from recipes.data import batches, shapes, streams
 from recipes.data.packing import Shape
 from recipes.data.tokens import PairIds
 from recipes.head import token_logps
@@ -35,9 +35,9 @@ def token_scores(graph, state, batch):
     model = nnx.merge(graph, state)
     where = spans.Spans(batch.positions, batch.first, batch.last, batch.lengths)
     hidden = model.hidden(batch.tokens, where)
-    at_scores = hidden.reshape(1, -1, hidden.shape[-1])[:, batch.source[0]]
+    at_scores = hidden.reshape(1, -1, hidden.shape[-1])[:, batch.read_at[0]]
     head, cap = model.unembedding()[...], model.last_step()
-    return token_logps(at_scores, head, batch.target, batch.scores, jnp.float32, cap)[0]
+    return token_logps(at_scores, head, batch.target, batch.counts, jnp.float32, cap)[0]
 
 
 def scores(model, shape):
@@ -50,7 +50,7 @@ def scores(model, shape):
         numbers = np.asarray(token_scores(graph, state, jax.tree.map(jnp.asarray, batch)))
         for slot in range(len(pairs())):
             for answer in (0, 1):
-                mine = (batch.slot[0] == slot) & (batch.answer[0] == answer)
+                mine = batch.owner[0] == 2 * slot + answer
                 if mine.any():
                     found[slot, answer] = numbers[mine]
     return found
@@ -78,7 +78,7 @@ def scores_alone(model):
 
 def compare(model, once, apart):
     expected = scores_alone(model)
-    assert not any(packing.fits_once(p, apart) for p in pairs()[-1:])
+    assert not any(streams.fits_once(p, apart) for p in pairs()[-1:])
     for shape in (once, apart):
         found = scores(model, shape)
         assert found.keys() == expected.keys()
@@ -89,7 +89,7 @@ def compare(model, once, apart):
 @pytest.mark.parametrize("family", twins.TWINS)
 def test_packed_is_alone_and_prompt_once_is_separate(family):
     model = twins.untrained(family, twins.RICHEST[family])
-    compare(model, Shape(1, 256, 8, 1), Shape(4, LONGEST, 8, 4))
+    compare(model, Shape(1, 256, 8, 2, 1), Shape(4, LONGEST, 8, 2, 4))
 
 
 @pytest.mark.parametrize(("family", "shape"), [("phi3", "long factors"), ("llama", "dynamic")])
@@ -98,12 +98,12 @@ def test_texts_whose_length_decides_how_they_turn(family, shape):
     model = twins.untrained(family, shape)
     limit = rope.limit(model.config.rope_parameters)
     assert limit in (16, 24)
-    once = Shape(1, 128, 8, 1, alike=limit)
-    kept = [packing.fits_once(pair, once) for pair in pairs()]
+    once = Shape(1, 128, 8, 2, 1, alike=limit)
+    kept = [streams.fits_once(pair, once) for pair in pairs()]
     assert any(kept)
     assert not all(kept)
-    assert all(packing.fits_a_row(pair, once) for pair in pairs())
-    compare(model, once, Shape(4, LONGEST, 8, 4, alike=limit))
+    assert all(streams.fits_a_row(pair, once) for pair in pairs())
+    compare(model, once, Shape(4, LONGEST, 8, 2, 4, alike=limit))
     chosen = shapes.choose(pairs(), per_update=6, shards=1, most=512, alike=limit)
     assert chosen.alike == limit
     assert shapes.fill(pairs(), chosen).share > 0.5
@@ -121,7 +121,7 @@ def test_a_window_reaches_over_the_fork():
     from flax import nnx
 
     nnx.update(other, nnx.state(model))
-    narrow, wide = (scores(m, Shape(1, 256, 8, 1)) for m in (model, other))
+    narrow, wide = (scores(m, Shape(1, 256, 8, 2, 1)) for m in (model, other))
     assert max(np.abs(narrow[key] - wide[key]).max() for key in wide) > 1e-2
 
 

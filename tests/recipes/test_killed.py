@@ -60,7 +60,7 @@ def live(directory: pathlib.Path) -> None:
     with open(f"{directory}-rows.txt", "a") as rows:
 
         def noting(meter, update):
-            rows.write(f"{update.rows.tolist()}\n")
+            rows.write(f"{update.source_rows.tolist()}\n")
             rows.flush()
             counted(meter, update)
 

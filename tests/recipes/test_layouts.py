@@ -150,7 +150,7 @@ def test_tools_as_pandas_writes_them_and_by_their_older_name():
 
 
 def test_ultrafeedback_as_it_stands_on_the_hub():
-    assert read(ULTRAFEEDBACK) == ONE._replace(scores=(8.5, 7.0))
+    assert read(ULTRAFEEDBACK) == ONE._replace(ratings=(8.5, 7.0))
 
 
 def test_transcripts_of_hh():
@@ -232,7 +232,7 @@ def test_answers_by_well_known_names():
 
 
 def test_the_best_answer_against_the_worst():
-    assert read(COMPLETIONS) == ONE._replace(scores=(8.5, 2.0))
+    assert read(COMPLETIONS) == ONE._replace(ratings=(8.5, 2.0))
     assert read(NEMO) == ONE
     turns = [user("Hello"), assistant("Hi!"), user("Which way?")]
     assert read(NECTAR) == ONE._replace(prompt=turns)
@@ -627,13 +627,13 @@ def test_function_calls_as_sharegpt_has_them():
 
 def test_scores_are_kept():
     for names in (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected")):
-        assert read(STRINGS | dict(zip(names, (4, 1.5), strict=True))).scores == (4.0, 1.5)
+        assert read(STRINGS | dict(zip(names, (4, 1.5), strict=True))).ratings == (4.0, 1.5)
     for odd in (math.nan, None, 10**400, "good"):
         scored = STRINGS | {"chosen_score": odd, "rejected_score": "2"}
-        assert str(read(scored).scores) == "(nan, 2.0)"
-    assert read(STRINGS | {"chosen_score": None, "rejected_score": None}).scores is None
+        assert str(read(scored).ratings) == "(nan, 2.0)"
+    assert read(STRINGS | {"chosen_score": None, "rejected_score": None}).ratings is None
     scored = layouts.plain_text(STRINGS | {"chosen_score": 1, "rejected_score": 0})
-    assert scored.scores == (1.0, 0.0)
+    assert scored.ratings == (1.0, 0.0)
 
 
 def test_columns_by_other_names():
@@ -718,7 +718,7 @@ def test_a_row_without_the_columns_is_a_sentence_that_says_what_to_do():
     assert len(str(found.value)) < 600
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", EXAMPLES)
 def test_every_layout_reads_its_example_and_leaves_it_as_it_was(layout):
     row = copy.deepcopy(EXAMPLES[layout])
     named = columns.renamed(row, {})
@@ -734,7 +734,7 @@ def test_every_layout_reads_its_example_and_leaves_it_as_it_was(layout):
 MAY_LACK = {"history", "context", "answers", "responses", "rejected_messages", *layouts.BESIDES}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", EXAMPLES)
 def test_a_layout_needs_its_columns(layout):
     optional = MAY_LACK | ({"input"} if layout == "instruction" else set())
     for name in (LAYOUTS[layout].columns & EXAMPLES[layout].keys()) - optional:
@@ -933,3 +933,8 @@ def test_whatever_a_row_holds_it_is_read_or_refused_with_a_sentence(example, row
 @given(strategies.sampled_from([{}, *EXAMPLES.values()]), ROWS, COLUMNS)
 def test_whatever_many_rows_hold_they_are_read_or_refused(example, row, called):
     read_by_all(example, row, called)
+
+
+def test_every_layout_of_pairs_has_an_example():
+    """Those of single answers stand in test_sft.py."""
+    assert EXAMPLES.keys() == layouts.named(single=False).keys()

@@ -91,10 +91,10 @@ def test_held_out_figures_of_a_step_are_read_back(tmp_path):
     assert metrics.of_held_out(tmp_path, 3) == {}
 
 
-def update(real, stored, positions, chosen, rejected, scores):
-    """Of as many pairs as there are scores."""
-    rows = np.arange(len(scores))
-    return Update(rows, [], real, stored, positions, chosen, rejected, np.array(scores, float))
+def update(real, stored, positions, scored, ratings):
+    """Of as many pairs as there are ratings."""
+    rows = np.arange(len(ratings))
+    return Update(rows, [], real, stored, positions, np.array(scored), np.array(ratings, float))
 
 
 def test_speed_is_that_of_training_alone(monkeypatch):
@@ -105,11 +105,11 @@ def test_speed_is_that_of_training_alone(monkeypatch):
     none = math.nan, math.nan
     with meter.waiting():
         clock.now += 1
-    meter.add(update(300, 60, 100, 10, 6, [(1, 2), none]))
+    meter.add(update(300, 60, 100, [(7, 4), (3, 2)], [(1, 2), none]))
     clock.now += 2
     with meter.paused():
         clock.now += 1000
-    meter.add(update(100, 30, 100, 2, 6, [(3, 5), none]))
+    meter.add(update(100, 30, 100, [(1, 5), (1, 1)], [(3, 5), none]))
     clock.now += 5
     assert meter.time_left(7) is None  # so far it was the compiler's time
     assert meter.read() == {
@@ -125,7 +125,7 @@ def test_speed_is_that_of_training_alone(monkeypatch):
         clock.now += 1000
     with meter.waiting():
         clock.now += 3
-    meter.add(update(300, 60, 100, 10, 6, [none, none]))
+    meter.add(update(300, 60, 100, [(7, 4), (3, 2)], [none, none]))
     clock.now += 57
     assert meter.time_left(7) == "about 7.0 minutes to go, evaluation and saving apart"
     assert meter.time_left(180).startswith("about 3.0 hours to go")
@@ -146,7 +146,7 @@ def test_lengths_are_those_of_each_answers_scored_tokens():
         return PairIds(0, np.arange(9, dtype=np.int32), *answers, *masks)
 
     pairs = [pair([1, 0, 1, 1], [0, 1]), pair([1, 1], [1, 1, 1, 0, 1, 1])]
-    assert metrics.lengths(pairs) == {"length_chosen": 5 / 2, "length_rejected": 6 / 2}
-    packed = batches.pack(pairs, Shape(1, 64, 2, 1), [0])
-    assert (packed.chosen_tokens, packed.rejected_tokens) == (5, 6)
+    packed = batches.pack(pairs, Shape(1, 64, 2, 2, 1), [0])
+    assert packed.scored.tolist() == [[3, 1], [2, 5]]
+    assert metrics.lengths(packed.scored) == {"length_chosen": 5 / 2, "length_rejected": 6 / 2}
     assert (packed.real_tokens, packed.stored_tokens) == (4 * 9 + 6 + 8, 2 * 9 + 6 + 8 - 4)

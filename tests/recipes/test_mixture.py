@@ -16,7 +16,7 @@ from recipes.data.packing import Shape
 from tests.recipes.test_packing import random_pairs
 
 DATA = {"layout": "preference_chat", "columns": {}}
-SHAPE = Shape(2, 64, 4, few=1)
+SHAPE = Shape(2, 64, 4, 2, few=1)
 
 
 def parts(*sizes, weights=(2.0, 1.0, 1.0)):
@@ -66,7 +66,7 @@ def test_two_epochs_of_three_sources_stopped_anywhere_go_on_with_the_same_pairs(
     place = batches.Place(SHAPE, rows)
     updates = 2 * 23 // 4 + 1  # of four pairs
     ids = lambda start: [
-        update.rows.tolist()
+        update.source_rows.tolist()
         for _, update in zip(
             range(start, updates),
             batches.iterate(mixture.endless(sources, 3), place, start=start),

@@ -102,8 +102,8 @@ def test_the_layout_is_recognised_and_what_is_not_read_is_told(tmp_path):
 def test_scores_of_the_data_stay_with_the_pair(tmp_path):
     scored = GOOD | {"score_chosen": 8.5, "score_rejected": 2}
     path = written(tmp_path / "a.jsonl", [scored, GOOD])
-    assert [pair.scores for pair in read(path).ids] == [(8.5, 2.0), None]
-    assert [pair.scores for pair in read(path, tmp_path / "cache").ids] == [(8.5, 2.0), None]
+    assert [pair.ratings for pair in read(path).ids] == [(8.5, 2.0), None]
+    assert [pair.ratings for pair in read(path, tmp_path / "cache").ids] == [(8.5, 2.0), None]
 
 
 def test_scores_that_are_not_two_numbers_cost_no_pair(tmp_path):
@@ -111,7 +111,7 @@ def test_scores_that_are_not_two_numbers_cost_no_pair(tmp_path):
     rows = [GOOD | {"chosen_score": one, "rejected_score": other} for one, other in given]
     for cache in (None, tmp_path / "cache"):
         found = read(written(tmp_path / "a.jsonl", [*rows, GOOD]), cache)
-        assert [pair.scores for pair in found.ids] == [(4.5, 2.0), *[None] * 6]
+        assert [pair.ratings for pair in found.ids] == [(4.5, 2.0), *[None] * 6]
         assert found.counts.notes["unscored"] == 4
     told = "4 with chosen_score and rejected_score that are not two numbers (they are left out)"
     assert told in found.counts.lines()

@@ -18,7 +18,7 @@ def run_of(config, *, pairs=100, steps=60, parts=None, held_out=50):
         parts=parts,
         pairs=[pair for part in parts for pair in part.pairs],
         held_out=[HeldOut("heldout", [None] * held_out)] if held_out else [],
-        place=types.SimpleNamespace(shape=Shape(2, 64, config.train_batch_size, few=1)),
+        place=types.SimpleNamespace(shape=Shape(2, 64, config.train_batch_size, 2, few=1)),
     )
 
 

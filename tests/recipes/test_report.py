@@ -13,7 +13,7 @@ from recipes.data.tokens import PairIds, described
 from tests.conftest import TINY
 from zoo.text import tokenizer
 
-SHAPE = Shape(rows=4, row_length=64, pairs=2, few=4)
+SHAPE = Shape(rows=4, row_length=64, examples=2, answers=2, few=4)
 SCRIPT = "<script>alert('1 & 2')</script>"
 
 

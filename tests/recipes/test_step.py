@@ -38,7 +38,7 @@ def work():
             params, opt_state, graph=graph, adamw=adamw, loss=loss, beta=0.1, pairs=PAIRS
         )
         place = batches.Place(
-            Shape(4, 64, PAIRS, 4), jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
+            Shape(4, 64, PAIRS, 2, 4), jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
         )
         update = batches.pack(random_pairs(0, PAIRS), place.shape, [0])
         batch = batches.put(update.micro_batches[0], place)

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings, strategies
 import numpy as np
 import pytest
 
-from recipes.data import chat, layouts, packing, rendering, tokens, trial
+from recipes.data import chat, layouts, packing, rendering, streams, tokens, trial
 from recipes.data.layouts import Pair
 from recipes.data.packing import Shape
 from tests.conftest import SHARED, TINY
@@ -248,7 +248,7 @@ def test_scores_of_the_answers_are_kept(own):
     pair = layouts.plain_text(
         {"prompt": "a", "chosen": "b", "rejected": "c", "chosen_score": 2, "rejected_score": 0.5}
     )
-    assert encoded(pair, own).scores == (2.0, 0.5)
+    assert encoded(pair, own).ratings == (2.0, 0.5)
 
 
 # What others got wrong
@@ -326,8 +326,8 @@ def test_a_prompt_is_not_ended(own):
 
 
 def packed_row(ids, row_length=40):
-    shape = Shape(rows=1, row_length=row_length, pairs=1, few=1)
-    (rows,) = packing.place([ids], shape)
+    shape = Shape(rows=1, row_length=row_length, examples=1, answers=2, few=1)
+    (rows,) = packing.pack_rows([streams.item(ids, shape)], shape)
     return packing.build(rows, shape, range(1))
 
 
@@ -339,15 +339,15 @@ def test_a_token_is_padding_by_its_place_not_by_its_id(own):
     assert own.bos_id == 0
     ids = encoded(Pair("a<|begin_of_text|>b<|end_of_text|>c", " d", " e<|begin_of_text|>f"), own)
     batch = packed_row(ids)
-    stored = packing.stored_length(ids)
+    stored = streams.stored_length(ids)
     end = len(ids.chosen) - 1 + len(ids.prompt)  # behind the prompt
     prompt = np.arange(len(ids.prompt))
     assert 0 in batch.tokens[0, end - len(prompt) : end]
     assert [*batch.positions[0, end - len(prompt) : end]] == [*prompt]
     assert [*batch.first[0, end - len(prompt) : end]] == [len(ids.chosen) - 1] * len(prompt)
     assert [*batch.last[0, end - len(prompt) : end]] == [*(len(ids.chosen) + prompt)]
-    assert batch.scores[0] == len(ids.chosen) + len(ids.rejected)
-    assert 0 in batch.target[0, : batch.scores[0]]
+    assert batch.counts[0] == len(ids.chosen) + len(ids.rejected)
+    assert 0 in batch.target[0, : batch.counts[0]]
     assert stored < 40
 
 
@@ -355,13 +355,13 @@ def test_no_token_reads_padding(own):
     """Tunix pads prompts on the left, and its flash attention, told no mask, reads the padding."""
     ids = encoded(answered("a b", "c", "d e"), own)
     batch = packed_row(ids)
-    stored = packing.stored_length(ids)
+    stored = streams.stored_length(ids)
     assert stored < 40
     assert batch.positions[0, len(ids.chosen) - 1] == 0  # the prompt begins where the text does
     assert (batch.first[0, :stored] >= 0).all()
     assert (batch.last[0, :stored] <= stored).all()
     assert [*batch.last[0, stored:] - batch.first[0, stored:]] == [1] * (40 - stored)
-    assert (batch.source[0, : batch.scores[0]] < stored).all()
+    assert (batch.read_at[0, : batch.counts[0]] < stored).all()
 
 
 def test_a_prompt_that_is_cut_keeps_its_question(own):

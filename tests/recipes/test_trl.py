@@ -45,7 +45,7 @@ def test_the_trajectory_is_trls(tmp_path):
         )  # fmt: skip
         forward = logps.compiled(mesh)
         pairs = [as_ids(row, pair) for row, pair in enumerate(work.pairs())]
-        shape = Shape(rows=4, row_length=256, pairs=work.BATCH, few=1)
+        shape = Shape(rows=4, row_length=256, examples=work.BATCH, answers=2, few=1)
         found = []
         for at in range(work.STEPS):
             start = at * work.BATCH % work.PAIRS

@@ -45,7 +45,7 @@ def work():
 
 def place_of(mesh, rows, row_length):
     rows_place = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
-    return batches.Place(Shape(rows, row_length, PAIRS, rows), rows_place)
+    return batches.Place(Shape(rows, row_length, PAIRS, 2, rows), rows_place)
 
 
 def summed(work, rows, row_length):
@@ -152,17 +152,16 @@ def told_apart(rows):
 
 def counting(batch):
     """In place of a model: minus the number of scored tokens of each answer."""
-    slot, answer = np.asarray(batch.slot).ravel(), np.asarray(batch.answer).ravel()
-    found = np.zeros((len(batch.is_pair), 2), np.float32)
-    np.subtract.at(found, (slot[slot >= 0], answer[slot >= 0]), 1)
-    return jnp.asarray(found)
+    owner, (P, A) = np.asarray(batch.owner).ravel(), batch.scored.shape
+    counted = np.bincount(owner[owner >= 0], minlength=P * A).reshape(P, A)
+    return jnp.asarray(-counted.astype(np.float32))
 
 
 def test_every_pair_is_asked_once_and_answered_in_order(work):
     """Over micro-batches, updates, and the update at the end that is not full."""
     place = place_of(work[-1], 1, 16)
     assert len(next(batches.in_order(told_apart(range(7)), place)).micro_batches) > 1
-    found = logps.of_pairs(counting, told_apart(range(7)), place)
+    found = logps.of_examples(counting, told_apart(range(7)), place)
     np.testing.assert_array_equal(found, -np.array(ANSWERS))
 
 
@@ -204,7 +203,7 @@ def test_kept_answers_of_a_reference_go_to_their_pairs(work, tmp_path, monkeypat
     np.testing.assert_array_equal(frozen.held_out[0], -np.array(ANSWERS)[2:5])
     for order in ([4, 0, 6, 2], [5, 3]):
         update = batches.pack([pairs[i] for i in order], place.shape, [0])
-        found = np.asarray(frozen.of_batch(update.micro_batches[0], update.rows))
+        found = np.asarray(frozen.of_batch(update.micro_batches[0], update.source_rows))
         np.testing.assert_array_equal(found[: len(order)], -np.array(ANSWERS)[order])
         assert not found[len(order) :].any()
 
@@ -222,7 +221,7 @@ def test_the_gate_looks_at_every_pair(work):
 
 def test_a_kept_answer_is_that_of_tokens_masks_and_layout():
     (pair, *_) = told_apart(range(7))
-    shape = Shape(1, 16, PAIRS, 1)
+    shape = Shape(1, 16, PAIRS, 2, 1)
     others = [
         pair._replace(prompt=pair.prompt + 1),
         pair._replace(chosen=pair.chosen + 1),
@@ -232,7 +231,7 @@ def test_a_kept_answer_is_that_of_tokens_masks_and_layout():
         pair._replace(chosen=pair.rejected, rejected=pair.chosen),
     ]
     keys = {reference_cache.key(other, shape) for other in others}
-    keys |= {reference_cache.key(pair, shape), reference_cache.key(pair, Shape(2, 4, PAIRS, 2))}
+    keys |= {reference_cache.key(pair, shape), reference_cache.key(pair, Shape(2, 4, PAIRS, 2, 2))}
     assert len(keys) == 8
     # Where it stands in its source makes no difference.
     assert reference_cache.key(pair._replace(row=99), shape) in keys

@@ -1,0 +1,103 @@
+"""Where rows are from: a source as a config names it, and several of them."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from checkpoints_io.errors import BadInput
+
+Given = Any  # of a config: a string, or a dict of settings
+SETTINGS = ("path", "weight", "layout", "columns")
+
+
+class Source(NamedTuple):
+    """Rows, and how their columns are read."""
+
+    path: str  # a file, several by `*`, or a hub dataset
+    layout: str | None = None  # None: recognised
+    columns: tuple[tuple[str, str], ...] = ()  # our name, theirs
+    guessed: bool = False  # the layout was recognised: it must leave no question unread
+    single: bool = False  # rows hold one answer each, not two
+
+
+class Weighted(NamedTuple):
+    """A source of training data, and its share of the rows drawn, relative to the others'."""
+
+    source: Source
+    weight: float
+
+
+class Common(NamedTuple):
+    """What is said of sources that do not say so themselves."""
+
+    layout: str | None
+    columns: Mapping[str, str]
+    single: bool  # of all: this recipe wants one answer a row
+
+
+def training(given: Given, common: Common) -> dict[str, Weighted]:
+    """The sources of `train_data` by name; a mere string is one source, named `train`.
+
+    Raises:
+      ValueError: a source says something that is no setting, or lacks what it needs.
+    """
+    if isinstance(given, str):
+        return {"train": Weighted(parsed("train_data", given, common), 1.0)}
+    if not given:
+        raise BadInput("please set --config.train_data=…")
+    if not isinstance(given, dict):
+        raise BadInput(
+            f"--config.train_data={given!r} is neither a source nor several: those are "
+            'dict(name=dict(path="…", weight=1.0), …); files of one kind are a path with *'
+        )
+    found = {}
+    for name, one in given.items():
+        where = f"train_data.{name}"
+        weight = one.get("weight", 1.0) if isinstance(one, dict) else 1.0
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < 1e9:
+            raise BadInput(f"--config.{where}.weight must be above 0, not {weight!r}")
+        found[name] = Weighted(parsed(where, one, common), float(weight))
+    return found
+
+
+def held_out(given: Given) -> dict[str, Given]:
+    """The held-out sources by name, as the setting `validation` gives them.
+
+    Raises:
+      ValueError: it is a mere path, which has no name, or gives a weight.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise BadInput(
+            f"--config.validation={given!r} gives no name: write --config.validation.heldout="
+            f"{given}, and metrics are under eval/heldout"
+        )
+    for name, one in given.items():
+        if not isinstance(one, str) and "weight" in (one or ()):
+            raise BadInput(
+                f"--config.validation.{name}.weight has no effect: every held-out example weighs "
+                "the same; leave it out"
+            )
+    return dict(given)
+
+
+def parsed(where: str, given: Given, common: Common) -> Source:
+    """One source: its path, or a dict(path=…, layout=…, columns=…).
+
+    Raises:
+      ValueError: it says something else.
+    """
+    if not isinstance(given, str | dict):
+        raise BadInput(f"--config.{where}={given!r} is no source: give its path")
+    said: dict[str, Any] = {"path": given} if isinstance(given, str) else dict(given)
+    if odd := sorted(said.keys() - set(SETTINGS)):
+        raise BadInput(f"--config.{where} has no setting {odd[0]!r}: it has {', '.join(SETTINGS)}")
+    path: Any = said.get("path")
+    own: Any = said.get("columns", common.columns)
+    own = {} if own is None else own
+    if not isinstance(path, str) or not path:
+        raise BadInput(f"please set --config.{where}.path=…")
+    if not isinstance(own, Mapping):
+        raise BadInput(f'the columns of --config.{where} are not written like dict(chosen="x")')
+    layout = said.get("layout", common.layout)
+    return Source(path, layout, tuple(sorted(own.items())), single=common.single)

@@ -1,0 +1,34 @@
+"""Likelihood displacement: chosen answers that become less likely while all else looks well."""
+
+import collections
+from collections.abc import Mapping
+
+
+class Trend:
+    """Watches for one thing that goes wrong while all that is usually watched looks well."""
+
+    def __init__(self) -> None:
+        self._readings: collections.deque[Mapping] = collections.deque(maxlen=3)
+        self._said = False
+
+    def read(self, figures: Mapping[str, int | float]) -> str | None:
+        """A sentence, once, when over three readings both rewards fall while accuracy rises."""
+        self._readings.append(figures)
+        if self._said or len(self._readings) < 3:
+            return None
+        chosen, rejected, accuracy = (
+            [reading[f"train/{name}"] for reading in self._readings]
+            for name in ("dpo_chosen_reward", "dpo_rejected_reward", "dpo_accuracy")
+        )
+        falls = lambda values: 0 > values[0] > values[1] > values[2]
+        rises = accuracy[2] > max(0.5, accuracy[0])
+        if not (rises and falls(chosen) and falls(rejected)):
+            return None
+        self._said = True
+        return (
+            "the rewards of both answers fall while accuracy rises: the policy makes the chosen "
+            "answers less likely too, and what is neither more likely (arXiv 2410.08847). A little "
+            "of it is common. Where answers get worse there are two remedies, each in a new run: "
+            "--config.loss=dpop --config.dpop_lambda=5, which holds the chosen answers up, or a "
+            "higher --config.beta, which holds the policy nearer to its reference"
+        )

@@ -1,0 +1,57 @@
+"""Figures of pairs: of an update, of a held-out set, of the parts of a mixture."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+import numpy as np
+
+from recipes.data import mixture
+from recipes.data.mixture import Part
+from recipes.losses import Objective, log_ratios
+from recipes.update import Answers
+
+
+def preference(
+    answers: Answers, objective: Objective, is_pair: Bool[Array, " P"] | None = None
+) -> dict[str, Float[Array, ""]]:
+    """Means over the pairs; log-probabilities and their differences in nats, rewards times beta.
+
+    The first six are those of Levanter's DPO. A tie counts as no win. Only the pairs that `is_pair`
+    names count, by default all.
+    """
+    counted = jnp.ones(len(answers.policy), bool) if is_pair is None else is_pair
+    mean: Callable[..., Array] = lambda x: jnp.mean(x, where=counted)
+    chosen, rejected = log_ratios(answers)
+    policy, reference, beta = answers.policy, answers.reference, objective.beta
+    return {
+        "dpo_loss": mean(objective.loss(answers)),
+        "dpo_margin_policy": mean(policy[:, 0] - policy[:, 1]),
+        "dpo_margin_ref": mean(reference[:, 0] - reference[:, 1]),
+        "dpo_accuracy": mean(chosen > rejected),
+        "dpo_chosen_reward": beta * mean(chosen),
+        "dpo_rejected_reward": beta * mean(rejected),
+        "dpo_reward_margin": beta * mean(chosen - rejected),
+        "logps_chosen": mean(policy[:, 0]),
+        "logps_rejected": mean(policy[:, 1]),
+        "drift_chosen": mean(chosen),
+        "drift_rejected": mean(rejected),
+    }
+
+
+def by_part(
+    parts: Sequence[Part], rows: np.ndarray, answers: Answers, objective: Objective
+) -> dict[str, int | float]:
+    """The same for the pairs of each source, where there are several, and how many they are."""
+    figures: dict[str, int | float] = {}
+    if len(parts) == 1:
+        return figures
+    here = Answers(*(jnp.asarray(jax.device_get(x)) for x in answers))
+    of = mixture.part_of(parts, rows)
+    for i, part in enumerate(parts):
+        figures[f"{part.name}/pairs"] = int((of == i).sum())
+        if figures[f"{part.name}/pairs"]:
+            values = preference(here, objective, jnp.asarray(of == i))
+            figures |= {f"{part.name}/{name}": float(value) for name, value in values.items()}
+    return figures

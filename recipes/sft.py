@@ -1,0 +1,92 @@
+"""Supervised fine-tuning: train a model on answers, by the log-probability of their tokens.
+
+  python recipes/sft.py --config=recipes/configs/tiny_sft.py
+  python recipes/sft.py --config=recipes/configs/tiny_sft.py --config.train_data=mine.jsonl
+
+Rows are conversations (`messages`), or a prompt with its answer. Templates, masks, packing, resume
+and exports are those of recipes/dpo.py.
+"""
+
+if __name__ == "__main__":  # a wrong flag is answered before the imports below, which take seconds
+    from recipes import command, settings
+
+    command.answer(settings.SFT)
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import ml_collections
+import numpy as np
+
+from recipes import (
+    checks,
+    command,
+    ending,
+    logps,
+    loop,
+    policy,
+    settings,
+    stopping,
+    update,
+)
+from recipes.data import batches, streams
+from recipes.data.batches import Update
+from recipes.policy import State
+from recipes.prepare import prepared
+from recipes.update import Answers
+
+
+def train(config: ml_collections.ConfigDict) -> None:
+    """Runs the recipe to its last step, resuming from the newest checkpoint if there is one.
+
+    Raises:
+      ValueError, OSError: a sentence about the settings, the data, the model or the disk.
+    """
+    given = checks.checked(config, settings.table_of(settings.SFT))
+    with (
+        prepared(given, single=True) as run,
+        jax.set_mesh(run.computing.mesh),
+        stopping.asked() as stop,
+        policy.checkpoints_of(run) as store,
+    ):
+        own, forward = policy.of(run), logps.compiled(run.computing.mesh)
+        state = policy.begin(own, run, store, run.facts)
+        programs = update.compiled(
+            state.trained, state.opt_state, graph=own.graph, adamw=own.adamw, loss=negative_logps,
+            figures=lambda answers: {"loss": jnp.mean(negative_logps(answers))},
+            shape=run.place.shape,
+        )  # fmt: skip
+        nothing = batches.everywhere(np.zeros((run.place.shape.examples, 1), np.float32), run.place)
+
+        def take(state: State, answers: Update) -> loop.Taken:
+            """One step on the answers of an update, in micro-batches."""
+            said, sums = batches.said(answers, run.place), programs.zero()
+            for packed in answers.micro_batches:
+                batch = batches.put(packed, run.place)
+                sums = programs.add(sums, state.trained, state.frozen, nothing, said, batch)
+            return loop.applied(programs, sums, state, said)
+
+        def evaluate(state: State) -> Iterator[dict[str, float]]:
+            """Nats per scored token of each held-out set."""
+            ask = stopping.heeding(stop, policy.asked(own, state, forward))
+            for name, examples in run.held_out:
+                tokens = np.array([*map(streams.scored_tokens, examples)])
+                total = logps.of_examples(ask, examples, run.place).sum(dtype=np.float64)
+                yield {f"eval/{name}/loss": float(-total / tokens.sum())}
+
+        recipe = loop.Recipe(take, evaluate, lambda *_: {}, lambda _: None, ("answer",))
+        state, held_out = loop.run_steps(recipe, own, state, run, store, run.facts, stop)
+        if not stop():
+            ending.show(run, policy.model_of(own, state), None, held_out)
+
+
+def negative_logps(answers: Answers) -> Float[Array, " P"]:
+    """Of each answer, so that their mean is the update's mean over all scored tokens, in nats."""
+    examples, tokens = len(answers.tokens), answers.tokens.sum()
+    return -answers.policy.sum(-1) * (examples / tokens)
+
+
+if __name__ == "__main__":
+    command.main(train, settings.SFT, joins=True)

@@ -1,0 +1,198 @@
+"""Supervised fine-tuning: its loss is that of transformers, and a stop leaves no trace."""
+
+import json
+import pathlib
+
+import ml_collections
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from recipes import sft
+from recipes.configs import tiny_sft
+from recipes.data import layouts, pairs, tokenise
+from recipes.data.source import Source
+from tests.conftest import TINY
+
+CLOCK = {"train/tokens_per_second", "train/input_wait"}
+
+
+@pytest.fixture
+def config(tmp_path) -> ml_collections.ConfigDict:
+    """A run of four steps on a few conversations."""
+    config = tiny_sft.get_config()
+    rows = (TINY / "train.jsonl").read_text().splitlines()
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows[::10]) + "\n")
+    config.directory = str(tmp_path / "run")
+    config.initialize_from_hf = str(TINY / "model")
+    config.train_data = str(tmp_path / "rows.jsonl")
+    config.validation = {}
+    config.token_cache = config.compile_cache = None
+    config.train_batch_size, config.num_train_steps = 8, 4
+    config.steps_per_log = config.steps_per_checkpoint = 1
+    config.steps_per_eval, config.sample_tokens, config.tensorboard = None, 0, False
+    return config
+
+
+def records(config):
+    lines = (pathlib.Path(config.directory) / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in CLOCK} for line in lines]
+
+
+def exported(config, step):
+    folder = pathlib.Path(config.directory) / "hf" / f"step-{step}"
+    return safetensors.numpy.load_file(folder / "model.safetensors")
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(config, tmp_path):
+    config.hf_save_dtype = "float32"
+    sft.train(config)
+    whole, config.directory = config.copy_and_resolve_references(), str(tmp_path / "parts")
+    config.num_train_steps, config.cooldown = 4, None
+    config.profile = None
+
+    from recipes import loop
+
+    taken, real = [], loop.applied
+
+    class Stopped(Exception):
+        pass
+
+    def killed_after_two(*args):
+        if len(taken) == 2:
+            raise Stopped
+        taken.append(real(*args))
+        return taken[-1]
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(Stopped):
+        patched.setattr(loop, "applied", killed_after_two)
+        sft.train(config)
+    sft.train(config)
+    assert records(config) == records(whole)
+    ours, theirs = exported(config, 4), exported(whole, 4)
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_its_loss_and_gradient_are_those_of_transformers(config):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config.num_train_steps, config.max_grad_norm, config.warmup = 1, None, 0.0
+    config.learning_rate = 1e-12
+    config.train_batch_size = 42  # all rows, so that their order is of no matter
+    sft.train(config)
+    (found,) = records(config)
+    source = Source(config.train_data, "conversation", (("messages", "chosen"),), single=True)
+    how = tokenise.How(config.initialize_from_hf, None, "assistant", None, 256, "drop", 0.0)
+    examples = pairs.read(source, how).ids
+    assert len(examples) == 42
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        config.initialize_from_hf, dtype=torch.float32
+    )
+    longest = max(len(one.prompt) + len(one.answer) for one in examples)
+    ids = torch.zeros((42, longest), dtype=torch.long)
+    labels, seen = torch.full_like(ids, -100), torch.zeros_like(ids)
+    for row, one in enumerate(examples):
+        text = torch.tensor(np.concatenate([one.prompt, one.answer]))
+        ids[row, : len(text)], seen[row, : len(text)] = text, 1
+        scored = torch.tensor(np.where(one.scored, one.answer, -100))
+        labels[row, len(one.prompt) : len(text)] = scored
+    loss = model(input_ids=ids, attention_mask=seen, labels=labels).loss
+    loss.backward()
+    norm = torch.sqrt(sum((p.grad**2).sum() for p in model.parameters()))
+    assert found["train/loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert found["train/gradient_norm"] == pytest.approx(float(norm), rel=1e-4)
+
+
+def test_held_out_loss_weighs_every_token_the_same(config):
+    config.validation = {"heldout": config.train_data}
+    config.num_train_steps, config.run_initial_eval = 1, True
+    config.train_batch_size, config.learning_rate, config.warmup = 42, 1e-12, 0.0
+    sft.train(config)
+    before, step, after = records(config)
+    assert before["eval/heldout/loss"] == pytest.approx(step["train/loss"], rel=1e-5)
+    assert after["eval/heldout/loss"] == pytest.approx(step["train/loss"], rel=1e-5)
+
+
+def test_settings_of_pairs_are_refused(config):
+    with config.unlocked():
+        config.beta = 0.1
+    with pytest.raises(ValueError, match="a setting 'beta' that nothing reads"):
+        sft.train(config)
+
+
+USER, ANSWER = (
+    {"role": "user", "content": "Which way?"},
+    {"role": "assistant", "content": "Onwards."},
+)
+GREETING = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi!"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "layout", "prompt", "answer"),
+    [
+        ({"messages": [USER, ANSWER]}, "conversation", [USER], [ANSWER]),
+        ({"messages": [*GREETING, USER, ANSWER]}, "conversation", GREETING[:1],
+         [GREETING[1], USER, ANSWER]),
+        ({"conversations": [{"from": "human", "value": "Which way?"},
+                            {"from": "gpt", "value": "Onwards."}]},
+         "sharegpt_conversation", [USER], [ANSWER]),
+        ({"prompt": "Which way?", "completion": "Onwards."}, "prompt_answer", [USER], [ANSWER]),
+        ({"prompt": [USER], "completion": [ANSWER]}, "prompt_answer", [USER], [ANSWER]),
+        ({"question": "Which way?", "answer": "Onwards."}, "prompt_answer", [USER], [ANSWER]),
+        ({"instruction": "Which way?", "input": "", "output": "Onwards."}, "instruction_answer",
+         [USER], [ANSWER]),
+        ({"prompt": "Which way?", "response": "Onwards.", "system": "Be brief."}, "prompt_answer",
+         [{"role": "system", "content": "Be brief."}, USER], [ANSWER]),
+    ],
+)  # fmt: skip
+def test_rows_of_a_single_answer(tmp_path, row, layout, prompt, answer):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    found, _ = pairs.recognised(Source(str(file), single=True))
+    assert found.layout == layout
+    from recipes.data import columns
+
+    named = columns.renamed(row, {}, single=True)
+    pair = layouts.LAYOUTS[layout].read(named)
+    assert (pair.prompt, pair.chosen, pair.rejected) == (prompt, answer, None)
+    assert pair.answers == (answer,)
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, r"hold pairs: .*'answer': 'chosen'"),
+        ({"text": "a b c"}, "neither `messages` nor `prompt` and `answer`"),
+        ({"prompt": "Which way?", "answer": "Onwards.", "dialogue_history": "We met."},
+         "`dialogue_history` looks like the question"),
+    ],
+)  # fmt: skip
+def test_rows_without_one_are_refused(tmp_path, row, told):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=told):
+        pairs.recognised(Source(str(file), single=True))
+
+
+def test_a_conversation_ends_with_an_answer(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"messages": [USER]}) + "\n")
+    how = tokenise.How(str(TINY / "model"), None, "assistant", None, 256, "drop", 0.0)
+    with pytest.raises(ValueError, match=r"1 of 1 rows .* hold no answer; .*not the assistant's"):
+        pairs.read(Source(str(file), "conversation", single=True), how)
+
+
+def test_every_turn_of_the_assistant_is_scored_or_the_last(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"messages": [*GREETING, USER, ANSWER]}) + "\n")
+    own = {}
+    for turns in ("assistant", "last", "all"):
+        how = tokenise.How(str(TINY / "model"), None, turns, None, 256, "drop", 0.0)
+        ((own[turns],), _, _) = pairs.read(Source(str(file), "conversation", single=True), how)
+    tokenizer, _ = tokenise.ready(how, plain=False)
+    said = {name: tokenizer.decode(one.answer[one.scored]) for name, one in own.items()}
+    assert said["assistant"] == "Hi!<|eot_id|>Onwards.<|eot_id|>"
+    assert said["last"] == "Onwards.<|eot_id|>"
+    assert said["all"].startswith("Hi!<|eot_id|>") and "Which way?" in said["all"]
+    prompts = {tokenizer.decode(one.prompt) for one in own.values()}
+    assert len(prompts) == 1 and prompts.pop().endswith("assistant<|end_header_id|>\n\n")
