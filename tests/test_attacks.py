@@ -191,7 +191,6 @@ class Bomb:
         "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
         "{% include '/etc/passwd' %}", "{% import '../secret' as s %}", "{% extends '/etc/x' %}",
         "{% for a in range(10**9) %}{% for b in range(10**9) %}{% endfor %}{% endfor %}",
-        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
         "{{ 'a' * 10**12 }}",
     ],
 )  # fmt: skip
