@@ -25,7 +25,7 @@ import pyarrow.parquet
 from checkpoints_io import places
 from checkpoints_io.errors import BadInput
 from recipes import command
-from recipes.data import pairs, sources, tokenise
+from recipes.data import pairs, sources
 from recipes.data.source import Source
 from recipes.data.tokenise import How
 
@@ -112,7 +112,6 @@ def child(path: str, way: str, tokenizer: str) -> None:
     how = How(tokenizer, None, "assistant", None, 4096, "drop", 0.0)
     source = Source(path, "prompt_chosen_rejected")
     cache = places.at(f"{path}.kept") if way in ("kept", "again") else None
-    tokenise.ready(how, plain=False)
     next(iter(sources.read(path)))  # what is imported when it is needed
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
     before, since = measure.peak_mib(), cpu()

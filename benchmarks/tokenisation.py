@@ -7,7 +7,8 @@ Ours is row -> `layouts` -> `tokens.encode`: ids, and which of them count. TRL's
 three times: for the prompt, and for the prompt with either answer. One thread; CPU seconds of this
 process, both ways in turn on a few rows at a time; of several rounds the median. The next two
 columns are the whole way, from a JSONL file of messages to tokens on disk: ours `workers.kept`,
-theirs `datasets`: a file loaded, and mapped row by row, as `DPOTrainer` does.
+with the workers that it starts; theirs `datasets`: a file loaded, and mapped row by row, as
+`DPOTrainer` does.
 
 The second table is about packing: the share of the positions that is filled, and how many positions
 there are for each token that a padded trainer would call real. Pairs that no row holds are left
@@ -17,6 +18,7 @@ out, and counted.
 import json
 import os
 import pathlib
+import resource
 import statistics
 import tempfile
 import time
@@ -29,20 +31,10 @@ import transformers
 
 from checkpoints_io import places
 from recipes import command
-from recipes.data import (
-    chat,
-    columns,
-    layouts,
-    packing,
-    streams,
-    tokenise,
-    tokenizer,
-    tokens,
-    trial,
-    workers,
-)
+from recipes.data import chat, columns, layouts, packing, streams, tokenise, tokens, trial, workers
 from recipes.data.packing import Shape
 from recipes.data.tokens import PairIds
+from zoo.text import tokenizer
 
 TOKENIZER = flags.DEFINE_string("tokenizer", None, "A folder.", required=True)
 TEMPLATE = flags.DEFINE_string("template", None, "A file with another chat template.")
@@ -126,13 +118,19 @@ def on_disk(file: pathlib.Path, other, number: int) -> tuple[float, float]:
     folder = file.with_name(str(number))
     source = tokenise.Source(str(file), "prompt_chosen_rejected")
     how = tokenise.How(TOKENIZER.value, TEMPLATE.value, "assistant", DATE.value, 10**6, "drop", 0.0)
-    tokenise.ready(how, plain=False)  # which is not what is timed
-    since = time.process_time()
-    workers.kept(source, how, places.Disk(folder / "ours"))
-    between = time.process_time()
+    since = cpu()
+    with workers.Crew(how) as crew:
+        workers.kept(source, how, places.Disk(folder / "ours"), crew)
+    between = cpu()
     rows = datasets.load_dataset("json", data_files=str(file), cache_dir=str(folder), split="train")
     rows.map(lambda row: mapped(row, other), new_fingerprint=str(number))
-    return between - since, time.process_time() - between
+    return between - since, cpu() - between
+
+
+def cpu() -> float:
+    """Seconds of this process and of those that it started and that ended."""
+    used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def mapped(row, other) -> dict[str, list[int]]:

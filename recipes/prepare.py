@@ -13,12 +13,12 @@ from checkpoints_io.errors import BadInput, NotFound, StorageError
 from checkpoints_io.run_state import Keep, RunStore
 from recipes import checks, identity, metrics, optimizer, plan
 from recipes.checks import Values
-from recipes.data import batches, chat, pairs, reading, shapes
-from recipes.data.tokenizer import Tokenizer
+from recipes.data import batches, pairs, reading, shapes
 from recipes.data.tokens import Example
 from recipes.run import Beside, Computing, Every, Records, Run, Saving, say
 import zoo
 from zoo import attention, sharding
+from zoo.text.tokenizer import Tokenizer
 
 
 @contextlib.contextmanager
@@ -100,7 +100,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place, *, s
         reference=folders.get("reference"),
         tokenizer=data.tokenizer,
         tokenizer_folder=tokenizer_folder,
-        stop_ids=chat.stop_ids(data.tokenizer, data.chat),
+        stop_ids=data.stop_ids,
         parts=data.train,
         pairs=train,
         held_out=data.held_out,

@@ -14,9 +14,9 @@ from recipes.checks import Precision
 from recipes.data import batches
 from recipes.data.mixture import Part
 from recipes.data.reading import HeldOut
-from recipes.data.tokenizer import Tokenizer
 from recipes.data.tokens import Example
 from recipes.optimizer import AdamW
+from zoo.text.tokenizer import Tokenizer
 
 
 class Computing(NamedTuple):

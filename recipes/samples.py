@@ -5,12 +5,13 @@ import difflib
 import itertools
 from typing import NamedTuple
 
-from recipes.data import messages, tokenizer
-from recipes.data.tokenizer import Tokenizer
+from recipes.data import messages
 from recipes.data.tokens import Example
 from recipes.run import Run
 import zoo
 from zoo import generate
+from zoo.text import tokenizer
+from zoo.text.tokenizer import Tokenizer
 
 ASKED = 64  # held-out prompts that are answered, at most
 SHOWN = 3  # of them are printed

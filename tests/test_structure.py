@@ -82,6 +82,8 @@ def test_imports_point_one_way(package):
             ours = [n for n in imported(path) if n.startswith("checkpoints_io")]
             if set(ours) == {"checkpoints_io.errors"}:
                 allowed = allowed | {"checkpoints_io"}
+        if path.parent == ROOT / "zoo" / "text":  # reads files, and needs no jax
+            allowed = allowed | {"checkpoints_io"}
         if path in (ROOT / "zoo" / "folders.py", ROOT / "zoo" / "__main__.py"):
             at_once = {n for n in imported(path, False) if n.startswith("checkpoints_io")}
             assert at_once <= {"checkpoints_io.errors"}
@@ -148,6 +150,37 @@ def test_processes_speak_to_each_other_in_one_file():
                 assert "multihost_utils" not in path.read_text(), path
 
 
+def reached(module, seen):
+    """The modules of ours that are imported with this one, but for the packages around them."""
+    path = ROOT.joinpath(*module.split("."))
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if module in seen or not path.is_file():
+        return
+    seen[module] = path
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            names += [node.module] if node.module not in PACKAGES else []
+        else:
+            continue
+        for name in names:
+            reached(name, seen)
+
+
+def test_a_worker_starts_fast():
+    """What runs in one imports neither jax nor what reads tables, fetches files or draws bars."""
+    seen = {}
+    for module in ("recipes.data.tokenise", "zoo.text.worker", "zoo.text.chat_tokenizer"):
+        reached(module, seen)
+    assert {"zoo.text.template", "recipes.data.tokens", "checkpoints_io.hf_folder"} <= seen.keys()
+    heavy = {"jax", "flax", "pyarrow", "pandas", "datasets", "fsspec", "absl", "tqdm",
+             "ml_collections", "huggingface_hub", "jaxtyping"}  # fmt: skip
+    for module, path in seen.items():
+        assert not heavy & {name.split(".")[0] for name in imported(path, False)}, module
+
+
 def test_sentences_for_the_user_are_errors_of_one_kind():
     """Python's own kinds are for bugs, and for the system's words with the number of an error."""
     kinds = "ValueError|OSError|FileNotFoundError|FileExistsError|PermissionError|RuntimeError"
@@ -167,7 +200,8 @@ def test_an_architecture_imports_no_other_and_needs_little():
         if path.name == "attention_kernels.py":
             known.add("absl")  # whose flags tokamax reads
         assert roots - set(sys.stdlib_module_names) <= known
-        assert len(path.read_text().splitlines()) < 300
+    for path in (ROOT / "zoo").rglob("*.py"):
+        assert len(path.read_text().splitlines()) < 300, path
     code = "import zoo, sys; print(sorted({'torch', 'transformers', 'orbax'} & sys.modules.keys()))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() in ("[]", "['orbax']")  # flax itself imports orbax

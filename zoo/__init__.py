@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from zoo import generate
     from zoo.folders import check, check_finite, fresh, load, save
     from zoo.models import ARCHITECTURES, Model, abstract, longest_text, turns_alike_to
+    from zoo.text.chat_tokenizer import load_tokenizer
 
 __all__ = [
     "ARCHITECTURES",
@@ -21,6 +22,7 @@ __all__ = [
     "fresh",
     "generate",
     "load",
+    "load_tokenizer",
     "longest_text",
     "save",
     "turns_alike_to",
@@ -34,6 +36,7 @@ HOMES = {
     "check_finite": "folders",
     "fresh": "folders",
     "load": "folders",
+    "load_tokenizer": "text.chat_tokenizer",
     "longest_text": "models",
     "save": "folders",
     "turns_alike_to": "models",

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import jinja2
 
 from checkpoints_io.errors import BadInput
-from recipes.data import dialect, template
+from recipes.data import dialect
 from recipes.data.dialect import Dialect
 from recipes.data.layouts import Pair
 from recipes.data.messages import Turns
-from recipes.data.template import Span
-from recipes.data.tokenizer import Tokenizer
+from zoo.text import template
+from zoo.text.template import Span
+from zoo.text.tokenizer import Tokenizer, first_special
 
 SCORED_TURNS = ("assistant", "last", "all")  # after the prompt: answers, the last one, every word
 
@@ -97,7 +98,5 @@ def stop_ids(tokenizer: Tokenizer, chat: Chat | None) -> tuple[int, ...]:
     """The ids that end an answer: end of text, and the template's end of turn, if there is one."""
     ends = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     if chat is not None:
-        ids, _ = tokenizer.encode(chat.end_of_turn)
-        special = set(tokenizer.special.values())
-        ends += [i for i in ids if i in special][:1]
+        ends += first_special(tokenizer, chat.end_of_turn)
     return tuple(dict.fromkeys(ends))

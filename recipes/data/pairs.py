@@ -1,6 +1,7 @@
 """Everything from a source to its pairs as ids: read, laid out, tokenised, counted, split."""
 
 from collections.abc import Callable, Iterable, Iterator
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -17,6 +18,7 @@ from recipes.data.records import Row
 from recipes.data.source import Source
 from recipes.data.tokenise import How
 from recipes.data.tokens import Example
+from recipes.data.workers import Crew
 
 
 class Pairs(NamedTuple):
@@ -114,10 +116,13 @@ def _is_pair(named: dict[str, Any], layout: str, others: Callable[[], dict[str, 
     return pair is not None
 
 
-def read(source: Source, how: How, cache: places.Place | None = None) -> Pairs:
+def read(
+    source: Source, how: How, cache: places.Place | None = None, crew: Crew | None = None
+) -> Pairs:
     """The pairs of a source whose layout is known. Rows that cannot be used are counted.
 
     With `cache`, a directory, they are tokenised once: a later start maps what an earlier one kept.
+    `crew` has the workers; by default they are this call's own.
 
     Raises:
       FileNotFoundError: there is no such source, or no such tokenizer.
@@ -125,7 +130,11 @@ def read(source: Source, how: How, cache: places.Place | None = None) -> Pairs:
         the message names the first of them.
       OSError: the cache cannot be written.
     """
-    shards = workers.in_memory(source, how) if cache is None else workers.kept(source, how, cache)
+    with contextlib.nullcontext(crew) if crew else Crew(how) as crew:
+        if cache is None:
+            shards = workers.in_memory(source, how, crew)
+        else:
+            shards = workers.kept(source, how, cache, crew)
     ids = [pair for shard in shards for pair in shard.ids]
     keys = np.concatenate([np.zeros(0, np.uint64), *(shard.keys for shard in shards)])
     total = functools.reduce(counts.add, (shard.counts for shard in shards), counts.none())

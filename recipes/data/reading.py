@@ -9,15 +9,16 @@ import numpy as np
 from checkpoints_io import places
 from checkpoints_io.errors import BadInput
 from recipes.checks import Values
-from recipes.data import layouts, mixture, pairs, source, sources, tokenise
-from recipes.data.chat import Chat, stops
+from recipes.data import layouts, mixture, pairs, source, sources, workers
 from recipes.data.messages import one_line
 from recipes.data.mixture import Part
 from recipes.data.pairs import Pairs
 from recipes.data.source import Source, Weighted
 from recipes.data.tokenise import How
-from recipes.data.tokenizer import Tokenizer
 from recipes.data.tokens import Example
+from recipes.data.workers import Crew
+from zoo.text import tokenizer
+from zoo.text.tokenizer import Tokenizer
 
 
 class HeldOut(NamedTuple):
@@ -57,7 +58,7 @@ class Data(NamedTuple):
     """The pairs of a run."""
 
     tokenizer: Tokenizer
-    chat: Chat | None  # None: every text is plain
+    stop_ids: tuple[int, ...]  # what ends an answer
     train: list[Part]
     held_out: list[HeldOut]
     told: list[Told]
@@ -95,6 +96,11 @@ def read(asked: Asked) -> Data:
       ValueError: a sentence about the rows, the tokenizer or the template.
       OSError: the token cache cannot be written.
     """
+    with Crew(asked.how) as crew:
+        return _read(asked, crew)
+
+
+def _read(asked: Asked, crew: Crew) -> Data:
     how, cache = asked.how, asked.token_cache
     training = [one.source for one in asked.train.values()]
     apart = {
@@ -111,12 +117,13 @@ def read(asked: Asked) -> Data:
             "--config.chat_template, --config.data.date and --config.data.end_of_turn have no "
             "effect: all texts are plain"
         )
-    tokenizer, chat = tokenise.ready(how, plain=plain == {True})
+    ready = workers.prepared(how, crew, cache, plain=plain == {True})
+    own = tokenizer.apart(pathlib.Path(how.tokenizer), how.chat_template, workers.worker(how))
 
     told, train, held_out = [], [], []
     keys, first_row = np.zeros(0, np.uint64), 0
     for name, (one, line) in trained.items():
-        found = pairs.read(one, how, cache)
+        found = pairs.read(one, how, cache, crew)
         told.append(_told(name, one, found, line))
         kept = found.ids
         if asked.split_fraction is not None:
@@ -130,20 +137,20 @@ def read(asked: Asked) -> Data:
         kept, first_row = mixture.numbered(kept, first_row), first_row + found.counts.rows
         train.append(Part(name, asked.train[name].weight, kept, first_row - 1))
     for name, (one, line) in others.items():
-        found = pairs.read(one, how, cache)
+        found = pairs.read(one, how, cache, crew)
         told.append(_told(name, one, found, line))
         if both := int(np.isin(found.keys, keys).sum()):
             told[-1].told.append(f"{both} of its prompts are in the training data too")
         held_out.append(HeldOut(name, found.ids))
-    if chat is not None and not stops(tokenizer, chat):
-        token = tokenizer.named.get("eos_token", "a special token of the tokenizer")
+    if not ready.stops:
+        token = own.named.get("eos_token", "a special token of the tokenizer")
         told[0].told.append(
             "the chat template writes no special token after the last answer, so the model will "
             f"not learn to stop: add one with --config.data.end_of_turn='{token}'"
         )
     most = asked.max_eval_pairs
     held_out = [held._replace(pairs=spread(held.pairs, most)) for held in held_out]
-    return Data(tokenizer, chat, train, held_out, told)
+    return Data(own, ready.stop_ids, train, held_out, told)
 
 
 def _held_out(where: str, given: source.Given, asked: Asked, training: Sequence[Source]) -> Source:

@@ -61,7 +61,7 @@ def parsed(text: str) -> Any:
     if text.count("[") + text.count("{") > MOST:
         raise BadInput(f"more than {MOST} lists")
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return DECODER.decode(text)
     except _Twice as error:
         raise BadInput(str(error)) from None
     except (ValueError, RecursionError) as error:
@@ -110,6 +110,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise _Twice("a key that stands twice in one object")
     return found
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object)  # json.loads would build one a row
 
 
 def _is_flat(value: Any) -> bool:

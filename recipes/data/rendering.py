@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from checkpoints_io.errors import BadInput
-from recipes.data import left_out, template
+from recipes.data import left_out
 from recipes.data.chat import Chat, shared_start, write
 from recipes.data.layouts import Pair
 from recipes.data.messages import Message, Turns
-from recipes.data.template import Span
+from zoo.text.template import Span
 
 BLANK = {"role": "assistant", "content": ""}
 # Stands for an answer whose place is looked for: a character that no text means anything by.
@@ -40,17 +40,16 @@ def render(pair: Pair, chat: Chat | None) -> tuple[Rendered, ...]:
     answers = [turns for turns in pair.answers if not isinstance(turns, str)]
     asks = all(turns[0]["role"] == "assistant" for turns in answers)
     wholes = [prompt + turns for turns in answers]
-    with template.bounded():
-        asked = write(prompt, chat, pair, ask=asks)[0] if prompt else ""
-        texts = [write(turns, chat, pair) for turns in wholes]
-        end = min(shared_start(asked, text, chat) for text, _ in texts)
-        if end < len(asked) and asks:  # an answer takes the place of what the prompt ends with
-            both = zip(wholes, texts, strict=True)
-            end = min(end, *(_begin(turns, *text, end, chat, pair) for turns, text in both))
-        return tuple(
-            _answer(turns, *text, asked, end, chat, pair)
-            for turns, text in zip(wholes, texts, strict=True)
-        )
+    asked = write(prompt, chat, pair, ask=asks)[0] if prompt else ""
+    texts = [write(turns, chat, pair) for turns in wholes]
+    end = min(shared_start(asked, text, chat) for text, _ in texts)
+    if end < len(asked) and asks:  # an answer takes the place of what the prompt ends with
+        both = zip(wholes, texts, strict=True)
+        end = min(end, *(_begin(turns, *text, end, chat, pair) for turns, text in both))
+    return tuple(
+        _answer(turns, *text, asked, end, chat, pair)
+        for turns, text in zip(wholes, texts, strict=True)
+    )
 
 
 def _plain(pair: Pair, answer: Any) -> Rendered:

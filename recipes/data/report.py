@@ -13,8 +13,8 @@ from recipes.data import shapes, streams
 from recipes.data.messages import visible
 from recipes.data.packing import Shape
 from recipes.data.reading import Told, spread
-from recipes.data.tokenizer import Tokenizer, text_after
 from recipes.data.tokens import Example, described
+from zoo.text.tokenizer import Tokenizer, text_after
 
 QUANTILES = {"min": 0.0, "median": 0.5, "90%": 0.9, "99%": 0.99, "max": 1.0}
 ROW_LENGTHS = (1024, 2048, 4096)  # that are looked at besides the run's

@@ -4,12 +4,13 @@ A folder stands for one source, one tokenizer and template, and one way to read 
 so many rows of the source each; `done.json` is written after the last of them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import hashlib
 import itertools
 import json
-from typing import Any, NamedTuple
+import math
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -18,21 +19,10 @@ from checkpoints_io import places
 from checkpoints_io.errors import StorageError
 from recipes import terminal
 from recipes.data import counts as counts_io
-from recipes.data.counts import Counts
+from recipes.data.shards import MASKS, TOKENS, Shard
 from recipes.data.tokens import AnswerIds, Example, PairIds
 
 FORMAT = 2
-# Columns of a file of pairs, and of one of single answers.
-TOKENS = {PairIds: ("prompt", "chosen", "rejected"), AnswerIds: ("prompt", "answer")}
-MASKS = {PairIds: ("chosen_scored", "rejected_scored"), AnswerIds: ("scored",)}
-
-
-class Shard(NamedTuple):
-    """What became of some rows that follow each other."""
-
-    ids: Sequence[Example]  # all of one kind
-    keys: np.ndarray  # uint64: a prompt's, for each pair
-    counts: Counts
 
 
 def folder_of(directory: places.Place, identity: dict[str, Any]) -> places.Place:
@@ -60,6 +50,21 @@ def alone(folder: places.Place) -> Iterator[None]:
         with _told(folder):
             stack.enter_context(folder.alone(otherwise=lambda: terminal.write(told)))
         yield
+
+
+def fact(folder: places.Place, name: str, work: Callable[[], Any]) -> Any:
+    """What the folder holds under this name, worked out once: what JSON can say.
+
+    Raises:
+      OSError: the disk is full, or cannot be written.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        if (content := folder.read(f"{name}.json")) is not None:
+            return json.loads(content)
+    found = work()
+    with _told(folder):
+        folder.write_whole(f"{name}.json", json.dumps(found).encode())
+    return found
 
 
 def name_of(first: int) -> str:
@@ -95,51 +100,43 @@ def read(folder: places.Place, name: str) -> Shard | None:
         return None
 
 
-def compact(shard: Shard) -> Shard:
-    """The same with one array for all tokens of a kind: those of a pair are views of it.
-
-    On their own they take twice the memory, for each keeps what it was cut from.
-    """
-    return _from_table(_as_table(shard))
-
-
 def _as_table(shard: Shard) -> pyarrow.Table:
     ids = shard.ids
     columns: dict[str, Any] = {
-        "row": np.array([pair.row for pair in ids], np.int64),
-        "key": shard.keys,
-        "notes": pyarrow.array(["\n".join(pair.notes) for pair in ids], pyarrow.string()),
+        "row": _column(np.array([pair.row for pair in ids], np.int64)),
+        "key": _column(shard.keys),
+        "notes": _texts(["\n".join(pair.notes) for pair in ids]),
     }
     kind = type(ids[0]) if ids else PairIds
     if kind is PairIds:
-        columns |= {"score_chosen": _ratings(ids, 0), "score_rejected": _ratings(ids, 1)}
+        sides = enumerate(("score_chosen", "score_rejected"))
+        columns |= {name: _column(_ratings(ids, side)) for side, name in sides}
     fields = [one._asdict() for one in ids]
     for name in TOKENS[kind]:
         columns[name] = _lists([one[name] for one in fields], np.int32)
     for name in MASKS[kind]:
         columns[name] = _lists([one[name] for one in fields], np.uint8)
     told = {"counts": json.dumps(shard.counts._asdict())}
-    return pyarrow.table(columns).replace_schema_metadata(told)
+    table = pyarrow.Table.from_arrays([*columns.values()], [*columns])
+    return table.replace_schema_metadata(told)
 
 
 def _from_table(table: pyarrow.Table) -> Shard:
     counts = counts_io.from_json(json.loads((table.schema.metadata or {})[b"counts"]))
     if not len(table):
         return Shard([], np.zeros(0, np.uint64), counts)
-    plain = lambda name: table[name].chunk(0).to_numpy(zero_copy_only=True)
+    plain = lambda name, dtype: _numbers(table[name].chunk(0), dtype)
     kind = AnswerIds if "answer" in table.column_names else PairIds
     tokens = [_parts(table[name].chunk(0), np.int32) for name in TOKENS[kind]]
     masks = [_parts(table[name].chunk(0), np.bool_) for name in MASKS[kind]]
     notes = [tuple(filter(None, text.split("\n"))) for text in table["notes"].to_pylist()]
-    rows = plain("row").tolist()
+    rows, keys = plain("row", np.int64).tolist(), plain("key", np.uint64)
     if kind is AnswerIds:
-        return Shard(list(map(AnswerIds, rows, *tokens, *masks, notes)), plain("key"), counts)
-    ratings = [
-        None if np.isnan(one) else (float(one), float(other))
-        for one, other in zip(plain("score_chosen"), plain("score_rejected"), strict=True)
-    ]
+        return Shard(list(map(AnswerIds, rows, *tokens, *masks, notes)), keys, counts)
+    both = [plain(f"score_{side}", float).tolist() for side in ("chosen", "rejected")]
+    ratings = [None if math.isnan(pair[0]) else pair for pair in zip(*both, strict=True)]
     ids = list(map(PairIds, rows, *tokens, *masks, notes, ratings))
-    return Shard(ids, plain("key"), counts)
+    return Shard(ids, keys, counts)
 
 
 def finish(folder: places.Place, firsts: Sequence[int]) -> None:
@@ -205,10 +202,31 @@ def _ratings(ids: Sequence[Example], side: int) -> np.ndarray:
 def _lists(arrays: Sequence[np.ndarray], dtype: Any) -> pyarrow.LargeListArray:
     offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int64)
     values = np.concatenate([np.zeros(0, dtype), *arrays]).astype(dtype)
-    return pyarrow.LargeListArray.from_arrays(pyarrow.array(offsets), pyarrow.array(values))
+    return pyarrow.LargeListArray.from_arrays(_column(offsets), _column(values))
+
+
+# `pyarrow.array` and `to_numpy` import pandas first, which takes a third of a second.
+
+
+def _column(values: np.ndarray) -> Any:
+    kind = pyarrow.from_numpy_dtype(values.dtype)
+    return pyarrow.Array.from_buffers(kind, len(values), [None, pyarrow.py_buffer(values)])
+
+
+def _texts(texts: Sequence[str]) -> Any:
+    each = [text.encode() for text in texts]
+    ends = np.cumsum([0, *map(len, each)], dtype=np.int32)
+    buffers = [None, pyarrow.py_buffer(ends), pyarrow.py_buffer(b"".join(each))]
+    return pyarrow.Array.from_buffers(pyarrow.string(), len(each), buffers)
+
+
+def _numbers(column: Any, dtype: Any) -> np.ndarray:
+    """A view of a column without nulls."""
+    data = column.buffers()[1] if len(column) else b""
+    return np.frombuffer(data, dtype, len(column), column.offset * np.dtype(dtype).itemsize)
 
 
 def _parts(lists: Any, dtype: Any) -> list[np.ndarray]:
-    values = lists.values.to_numpy(zero_copy_only=True).view(dtype)
-    bounds = lists.offsets.to_numpy(zero_copy_only=True).tolist()
+    values = _numbers(lists.values, dtype)
+    bounds = _numbers(lists.offsets, np.int64).tolist()
     return [values[start:stop] for start, stop in itertools.pairwise(bounds)]

@@ -9,7 +9,7 @@ import numpy as np
 from checkpoints_io.errors import BadInput
 from recipes.data import chat, layouts, rendering, unusual
 from recipes.data.layouts import Pair
-from recipes.data.tokenizer import Tokenizer
+from zoo.text.tokenizer import Tokenizer
 
 
 class Answer(NamedTuple):

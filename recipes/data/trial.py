@@ -3,13 +3,14 @@
 import re
 
 from checkpoints_io.errors import BadInput
-from recipes.data import dialect, template
+from recipes.data import dialect
 from recipes.data.chat import Chat, given_of, run, shared_start, write
 from recipes.data.dialect import Dialect
 from recipes.data.layouts import Pair
 from recipes.data.messages import Turns
 from recipes.data.rendering import render
-from recipes.data.tokenizer import Tokenizer
+from zoo.text import template
+from zoo.text.tokenizer import Tokenizer
 
 PROBE: Turns = [dialect.QUESTION, {"role": "assistant", "content": "Onwards."}]
 NOTHING = Pair("", "", "")

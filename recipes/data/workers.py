@@ -1,58 +1,162 @@
-"""A source tokenised: in memory, or kept on disk by as many processes as there are cores."""
+"""A source tokenised by worker processes: in memory, or kept on disk for the starts to come."""
 
-from collections.abc import Iterator, Sequence
+import collections
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import concurrent.futures
-from concurrent.futures import process
-import multiprocessing
+import functools
+import hashlib
+import importlib.metadata
 import os
-import signal
-import threading
-import time
+import pathlib
+from typing import Any, TypeVar
 
-from checkpoints_io import places
-from checkpoints_io.errors import BadInput, RunFailed, StorageError
+from checkpoints_io import hf_folder, places
+from checkpoints_io.errors import BadInput, StorageError
 from recipes import terminal
-from recipes.data import layouts, sources, token_cache, tokenise
+from recipes.data import layouts, shards, sources, token_cache, tokenise
 from recipes.data.records import Row
+from recipes.data.shards import Shard
 from recipes.data.source import Source
-from recipes.data.token_cache import Shard
-from recipes.data.tokenise import How
+from recipes.data.tokenise import How, Ready
+from zoo.text import template
+from zoo.text.confined import Worker
 
+Found = TypeVar("Found")
 # Rows, and about how many bytes of them, that are tokenised at a time and kept in one file.
 SHARD, BYTES = 2**13, 2**26
 FEW = 2**10  # rows at a time where none are kept: less to hold before they are compact
+MOST = 16  # workers
+# Of what is installed, what may cut a text otherwise in another version; and the same of our code.
+LIBRARIES = ("tokenizers", "sentencepiece", "regex", "jinja2")
+CODE = [pathlib.Path(module.__file__ or "").parent for module in (tokenise, template)]
 
 
-def in_memory(source: Source, how: How) -> list[Shard]:
+class Crew:
+    """Workers, as many as there are cores: each is started when it is needed and none is free.
+
+    Within `with` they stay, and at its end they are ended, whatever they are doing.
+    """
+
+    def __init__(self, how: How):
+        self.how = how
+        cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+        self.most = min(MOST, len(cores) if cores else os.cpu_count() or 1)
+        self._free: list[Worker] = []
+        self._all: list[Worker] = []
+        self._threads = concurrent.futures.ThreadPoolExecutor(self.most)
+
+    def __enter__(self) -> "Crew":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for one in self._all:
+            one.close()
+        self._threads.shutdown()
+
+    def call(self, function: Callable[..., Any], *given: Any) -> Any:
+        """What the function makes of it in a worker, as `Worker.call`."""
+        try:
+            one = self._free.pop()
+        except IndexError:
+            one = worker(self.how)
+            self._all.append(one)
+        try:
+            return one.call(function, *given)
+        finally:
+            self._free.append(one)
+
+    def each(self, work: Callable[..., Found], given: Iterable[Sequence[Any]]) -> Iterator[Found]:
+        """`work(*one)` for each one given, in that order, in several threads."""
+        running: collections.deque[concurrent.futures.Future[Found]] = collections.deque()
+        for one in given:
+            running.append(self._threads.submit(work, *one))
+            if len(running) > self.most + 2:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+
+
+def worker(how: How) -> Worker:
+    """One that says in its sentences what it ran, and where to choose another."""
+    texts = f"the chat template {how.chat_template} or " if how.chat_template else ""
+    own = "" if how.chat_template else " or its chat template"
+    return Worker(
+        f"{texts}the tokenizer in {how.tokenizer}{own}",
+        "leave this row out, or give another template (--config.chat_template) or tokenizer "
+        "(--config.tokenizer)",
+    )
+
+
+def prepared(how: How, crew: Crew, cache: places.Place | None, *, plain: bool) -> Ready:
+    """What is known of the tokenizer and the template: tried once, and kept in the cache.
+
+    Raises:
+      FileNotFoundError, ValueError: one of them cannot be used.
+      OSError: the cache cannot be written.
+    """
+    files = files_of(how)
+    work = lambda: crew.call(tokenise.prepare, how._asdict(), files, plain)
+    if cache is None:
+        stop_ids, stops = work()
+    else:
+        folder = token_cache.folder_of(cache, _how_identity(how) | {"plain": plain})
+        stop_ids, stops = token_cache.fact(folder, "ready", work)
+    return Ready(tuple(stop_ids), stops)
+
+
+def in_memory(source: Source, how: How, crew: Crew) -> list[Shard]:
     """What becomes of all rows, with nothing kept."""
-    given = source, how, tokenise.files_of(how)
-    parts = (tokenise.encode(rows, first, *given) for first, rows in _parts(source, FEW))
-    return [token_cache.compact(part) for part in parts]
+    files = files_of(how)
+    work = lambda first, rows: _tokenised(first, rows, source, how, files, crew)
+    return list(crew.each(work, _parts(source, FEW)))
 
 
-def kept(source: Source, how: How, cache: places.Place) -> list[Shard]:
+def kept(source: Source, how: How, cache: places.Place, crew: Crew) -> list[Shard]:
     """The same, tokenised once: a later start maps what an earlier one kept in the directory.
 
     Raises:
       ValueError: the source was changed while it was read.
       OSError: the cache cannot be written, or not be read again.
     """
-    identity = tokenise.identity(source, how)
-    folder = token_cache.folder_of(cache, identity)
-    if (shards := token_cache.read_all(folder)) is not None:
-        return shards
+    here = identity(source, how)
+    folder = token_cache.folder_of(cache, here)
+    if (found := token_cache.read_all(folder)) is not None:
+        return found
     with token_cache.alone(folder):
-        shards = token_cache.read_all(folder)
-        if shards is None:
-            firsts = _tokenise(folder, source, how)
-            if tokenise.identity(source, how) != identity:
+        found = token_cache.read_all(folder)
+        if found is None:
+            firsts = _write(folder, source, how, crew)
+            if identity(source, how) != here:
                 token_cache.clear(folder)
                 raise BadInput(f"{source.path}, or its tokenizer, changed while it was read")
             token_cache.finish(folder, firsts)
-            shards = token_cache.read_all(folder)
-    if shards is None:
+            found = token_cache.read_all(folder)
+    if found is None:
         raise StorageError(f"what was just written to {folder} cannot be read: is the disk sound?")
-    return shards
+    return found
+
+
+def _write(folder: places.Place, source: Source, how: How, crew: Crew) -> list[int]:
+    """Writes what is not there yet, and gives the first row of every file."""
+    files = files_of(how)
+
+    def work(first: int, rows: Sequence[Row]) -> int:
+        name = token_cache.name_of(first)
+        known = token_cache.read(folder, name)
+        if known is None or known.counts.rows != len(rows):
+            token_cache.write(folder, name, _tokenised(first, rows, source, how, files, crew))
+        return first
+
+    return list(crew.each(work, _parts(source, SHARD)))
+
+
+def _tokenised(
+    first: int, rows: Sequence[Row], source: Source, how: How, files: str, crew: Crew
+) -> Shard:
+    plain = [(row.where, row.fields, row.reason, row.size) for row in rows]
+    given = plain, first, source, how._asdict(), files
+    return shards.from_bytes(crew.call(tokenise.encode_rows, *given))
 
 
 def _parts(source: Source, most: int) -> Iterator[tuple[int, list[Row]]]:
@@ -71,69 +175,47 @@ def _parts(source: Source, most: int) -> Iterator[tuple[int, list[Row]]]:
         yield first, part
 
 
-def _tokenise(folder: places.Place, source: Source, how: How) -> list[int]:
-    """Writes what is not there yet: the first file from here, the others from more processes."""
-    files = tokenise.files_of(how)
-    firsts: list[int] = []
-    running: set[concurrent.futures.Future] = set()
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    pool = None
-    try:
-        for first, rows in _parts(source, SHARD):
-            firsts.append(first)
-            known = token_cache.read(folder, token_cache.name_of(first))
-            if known is not None and known.counts.rows == len(rows):
-                continue
-            if first == 0 or here == 1:
-                _tokenise_part(folder, first, rows, source, how, files)
-                continue
-            if pool is None:  # not forked: the threads of jax would not come along
-                pool = concurrent.futures.ProcessPoolExecutor(
-                    min(here, 16),
-                    multiprocessing.get_context("spawn"),
-                    initializer=_end_with,
-                    initargs=(os.getpid(),),
-                )
-            running.add(pool.submit(_tokenise_part, folder, first, rows, source, how, files))
-            if len(running) > min(here, 16) + 2:
-                done, running = concurrent.futures.wait(running, return_when="FIRST_COMPLETED")
-                _come_back(done)
-        _come_back(running)
-    except process.BrokenProcessPool as error:
-        raise RunFailed(
-            f"a process that tokenised {source.path} died: for want of memory, or because the "
-            'script that began it lacks `if __name__ == "__main__":`. What is done is kept; start '
-            "again, on fewer cores (taskset) if memory is short"
-        ) from error
-    finally:
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
-    return firsts
+def files_of(how: How) -> str:
+    """A hash of the tokenizer's and the template's files."""
+    folder = pathlib.Path(how.tokenizer)
+    paths = sorted(path for name in hf_folder.COMPANIONS for path in folder.glob(name))
+    paths.append(folder / "config.json")
+    if how.chat_template:
+        paths.append(pathlib.Path(how.chat_template).expanduser())
+    return _hash(path for path in paths if path.is_file())
 
 
-def _tokenise_part(
-    folder: places.Place, first: int, rows: Sequence[Row], source: Source, how: How, files: str
-) -> None:
-    shard = tokenise.encode(rows, first, source, how, files)
-    token_cache.write(folder, token_cache.name_of(first), shard)
+def identity(source: Source, how: How) -> dict[str, Any]:
+    """What the ids of a source depend on; what only decides whether to stop is not in it."""
+    return {
+        "source": sources.identity(source.path),
+        "layout": source.layout,
+        "columns": dict(source.columns),
+        "guessed": source.guessed,
+        **_how_identity(how),
+    }
 
 
-def _come_back(done: set[concurrent.futures.Future]) -> None:
-    for one in done:
-        try:
-            one.result()
-        except (ValueError, OSError) as error:
-            # A sentence of ours, from another process.
-            raise (StorageError if isinstance(error, OSError) else BadInput)(str(error)) from error
+def _how_identity(how: How) -> dict[str, Any]:
+    chosen = how._asdict()
+    for name in ("tokenizer", "chat_template", "max_malformed_fraction"):
+        del chosen[name]
+    return {
+        "files": files_of(how),
+        "how": chosen,
+        "code": _hash(path for folder in CODE for path in sorted(folder.glob("*.py"))),
+        "versions": _versions(),
+    }
 
 
-def _end_with(parent: int) -> None:
-    """A process that was killed takes those it began along."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is meant for them too: no tracebacks
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+def _hash(paths: Iterable[pathlib.Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)} ".encode() + content)
+    return digest.hexdigest()

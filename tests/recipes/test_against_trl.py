@@ -21,7 +21,8 @@ import json
 import pytest
 import transformers
 
-from recipes.data import columns, layouts, tokenizer, tokens, trial
+from recipes.data import columns, layouts, tokens, trial
+from zoo.text import tokenizer
 
 SETS = {
     "en": ("llama-factory/dpo_en_demo.json", 300),

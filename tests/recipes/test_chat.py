@@ -4,9 +4,10 @@ import re
 
 import pytest
 
-from recipes.data import chat, rendering, tokenizer, trial
+from recipes.data import chat, rendering, trial
 from recipes.data.layouts import Pair
 from tests.conftest import TINY
+from zoo.text import tokenizer
 
 
 @pytest.fixture(scope="module")

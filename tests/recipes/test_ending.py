@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from recipes import ending, samples
-from recipes.data import tokenizer
 from recipes.data.reading import HeldOut
 from recipes.data.tokens import PairIds
 from tests.conftest import TINY
+from zoo.text import tokenizer
 
 HEAD = "<|start_header_id|>{}<|end_header_id|>\n\n"
 

@@ -1,8 +1,11 @@
 """From files to pairs: every row is used or counted, and a prompt is on one side only."""
 
 import concurrent.futures
+import contextlib
 import json
 import pathlib
+import re
+import shutil
 import time
 
 from hypothesis import given, settings, strategies
@@ -10,12 +13,17 @@ import numpy as np
 import pytest
 
 from checkpoints_io import places, whole
+from checkpoints_io.errors import BadInput
 from recipes.data import layouts, pairs, sources, tokenise, workers
 from recipes.data.tokenise import How, Source
 from tests.conftest import TINY
+from tests.zoo.text.test_confined import catastrophic, gone
+from zoo.text import confined
+from zoo.text.confined import Limits, Worker
 
 MODEL = str(TINY / "model")
 HOW = How(MODEL, None, "assistant", None, 64, "drop", max_malformed_fraction=0.5)
+CREW = workers.Crew(HOW)  # for all tests: to start one takes longer than most of them
 USER = {"role": "user", "content": "a"}
 
 
@@ -28,7 +36,7 @@ GOOD = {"chosen": [USER, turn("b")], "rejected": [USER, turn("c")]}
 
 def read(path, cache=None, **other):
     place = None if cache is None else places.Disk(cache)
-    return pairs.read(Source(str(path), "preference_chat"), HOW._replace(**other), place)
+    return pairs.read(Source(str(path), "preference_chat"), HOW._replace(**other), place, CREW)
 
 
 def written(path, rows):
@@ -167,7 +175,7 @@ def test_tokens_are_kept_and_mapped_again(tmp_path, monkeypatch):
     assert kept.counts.malformed == {"not valid JSON": 15}
     assert len(list(cache.glob("*/*.arrow"))) == 7
     assert not list(cache.glob("*/*.part"))
-    monkeypatch.setattr(tokenise, "encode", None)
+    monkeypatch.setattr(workers, "_tokenised", None)
     assert equal(read(path, cache), alone)
 
 
@@ -202,34 +210,34 @@ def test_a_harmed_cache_is_mended(tmp_path, monkeypatch, harm):
 
 def test_a_cache_that_was_not_finished_is_gone_on_with(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "SHARD", 10)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
     path, cache = many(tmp_path / "a.jsonl", 40), tmp_path / "cache"
-    encoded, firsts = tokenise.encode, []
+    encoded, firsts = workers._tokenised, []
 
-    def until(rows, first, *rest):
+    def until(first, *rest):
         if len(firsts) == 2:
             raise KeyboardInterrupt
         firsts.append(first)
-        return encoded(rows, first, *rest)
+        return encoded(first, *rest)
 
-    monkeypatch.setattr(tokenise, "encode", until)
+    monkeypatch.setattr(workers, "_tokenised", until)
     with pytest.raises(KeyboardInterrupt):
         read(path, cache)
-    monkeypatch.setattr(tokenise, "encode", lambda *a: firsts.append(a[1]) or encoded(*a))
-    assert equal(read(path, cache), read(path))
-    assert firsts[:4] == [0, 10, 20, 30]
+    monkeypatch.setattr(workers, "_tokenised", lambda *a: firsts.append(a[0]) or encoded(*a))
+    again = read(path, cache)
+    assert sorted(firsts) == [0, 10, 20, 30]
+    assert equal(again, read(path))
 
 
 def test_of_two_at_once_one_tokenises_and_the_other_waits(tmp_path, monkeypatch):
     path, cache = many(tmp_path / "a.jsonl", 40), tmp_path / "cache"
-    encoded, calls = tokenise.encode, []
+    encoded, calls = workers._tokenised, []
 
     def slowly(*given):
-        calls.append(given[1])
+        calls.append(given[0])
         time.sleep(0.5)
         return encoded(*given)
 
-    monkeypatch.setattr(tokenise, "encode", slowly)
+    monkeypatch.setattr(workers, "_tokenised", slowly)
     with concurrent.futures.ThreadPoolExecutor(2) as both:
         one, other = both.map(lambda _: read(path, cache), range(2))
     assert equal(one, other)
@@ -249,22 +257,18 @@ def test_files_of_another_length_are_not_taken_for_ours(tmp_path, monkeypatch):
 
 def test_other_code_is_another_folder(tmp_path, monkeypatch):
     source = Source(str(written(tmp_path / "a.jsonl", [GOOD])), "preference_chat")
-    before = tokenise.identity(source, HOW)
-    for path in pathlib.Path(tokenise.__file__).parent.glob("*.py"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(tokenise, "__file__", str(tmp_path / "tokenise.py"))
-    assert tokenise.identity(source, HOW) == before
-    with (tmp_path / "layouts.py").open("a") as file:
-        file.write("# another reading")
-    assert tokenise.identity(source, HOW) != before
-
-
-def test_what_fails_in_another_process_is_a_sentence_here():
-    failed = concurrent.futures.Future()
-    failed.set_exception(UnicodeDecodeError("utf-8", b"x", 0, 1, "odd"))
-    with pytest.raises(ValueError, match="odd") as error:
-        workers._come_back({failed})
-    assert type(error.value) is ValueError
+    before = workers.identity(source, HOW)
+    copies = [tmp_path / folder.name for folder in workers.CODE]
+    for folder, copy in zip(workers.CODE, copies, strict=True):
+        shutil.copytree(folder, copy)
+    monkeypatch.setattr(workers, "CODE", copies)
+    assert workers.identity(source, HOW) == before
+    for path in (tmp_path / "data" / "layouts.py", tmp_path / "text" / "fast_bpe.py"):
+        text = path.read_text()
+        path.write_text(text + "# another reading")
+        assert workers.identity(source, HOW) != before
+        path.write_text(text)
+    assert workers.identity(source, HOW) == before
 
 
 def test_another_tokenizer_template_or_setting_is_another_folder(tmp_path):
@@ -272,18 +276,24 @@ def test_another_tokenizer_template_or_setting_is_another_folder(tmp_path):
     source = Source(str(path), "preference_chat")
     template = tmp_path / "a.jinja"
     template.write_text((pathlib.Path(MODEL) / "chat_template.jinja").read_text())
-    before = tokenise.identity(source, HOW)
+    before = workers.identity(source, HOW)
     for other in (
         dict(max_length=65),
         dict(over_length="cut_answer"),
         dict(scored_turns="last"),
         dict(chat_template=str(template)),
     ):
-        assert tokenise.identity(source, HOW._replace(**other)) != before
-    assert tokenise.identity(source, HOW._replace(max_malformed_fraction=0.1)) == before
-    assert tokenise.identity(source._replace(layout="hh"), HOW) != before
+        assert workers.identity(source, HOW._replace(**other)) != before
+    assert workers.identity(source, HOW._replace(max_malformed_fraction=0.1)) == before
+    assert workers.identity(source._replace(layout="hh"), HOW) != before
     written(path, [GOOD, GOOD])
-    assert tokenise.identity(source, HOW) != before
+    assert workers.identity(source, HOW) != before
+
+
+def template_of(how):
+    step = lambda *_: contextlib.nullcontext()
+    own, _ = tokenise.ready(how, workers.files_of(how), False, step)
+    return own.chat_template
 
 
 def test_a_template_changed_in_between_is_seen_within_one_process(tmp_path):
@@ -293,25 +303,25 @@ def test_a_template_changed_in_between_is_seen_within_one_process(tmp_path):
     template.write_text(text)
     how = HOW._replace(chat_template=str(template))
     before = read(path, cache, chat_template=str(template)).ids[0]
-    assert tokenise.ready(how, plain=False)[0].chat_template == text
+    assert template_of(how) == text
     template.write_text(
         text.replace("user", "person").replace("{{ bos_token }}", "{{ bos_token }}X")
     )
     after = read(path, cache, chat_template=str(template)).ids[0]
     assert len(after.prompt) == len(before.prompt) + 1
-    assert tokenise.ready(how, plain=False)[0].chat_template != text
+    assert template_of(how) != text
 
 
 def test_a_source_changed_while_it_is_read_is_not_kept(tmp_path, monkeypatch):
     path, cache = written(tmp_path / "a.jsonl", [GOOD]), tmp_path / "cache"
-    encode = tokenise.encode
+    encode = workers._tokenised
 
     def meanwhile(*given):
         written(path, [GOOD, GOOD])
         return encode(*given)
 
     with monkeypatch.context() as patched, pytest.raises(ValueError, match="changed while it was"):
-        patched.setattr(tokenise, "encode", meanwhile)
+        patched.setattr(workers, "_tokenised", meanwhile)
         read(path, cache)
     written(path, [GOOD])
     assert len(read(path, cache).ids) == 1
@@ -322,6 +332,89 @@ def test_parts_are_bounded_by_their_bytes_too(tmp_path, monkeypatch):
     path = many(tmp_path / "a.jsonl", 40)
     assert len(list(workers._parts(Source(str(path), "preference_chat"), 99))) > 4
     assert equal(read(path, tmp_path / "cache"), read(path))
+
+
+def looping(tmp_path, word):
+    """A template that does not end where a message says so."""
+    text = (pathlib.Path(MODEL) / "chat_template.jinja").read_text()
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    path = tmp_path / "loops.jinja"
+    path.write_text(f"{{% for m in messages if '{word}' in m.content %}}{loop}{{% endfor %}}{text}")
+    return str(path)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Workers with little time."""
+    limits = Limits(seconds=0.5, loading=20.0)
+    monkeypatch.setattr(
+        workers, "worker", lambda how: Worker("the template", "use another", limits)
+    )
+    with workers.Crew(HOW) as crew:
+        yield crew
+
+
+def test_a_row_that_takes_too_long_costs_itself_alone(tmp_path, impatient):
+    slow = GOOD | {"chosen": [USER, turn("for ever")]}
+    path = written(tmp_path / "a.jsonl", [GOOD, slow, GOOD])
+    how = HOW._replace(chat_template=looping(tmp_path, "for ever"))
+    for cache in (None, tmp_path / "cache"):
+        found = pairs.read(Source(str(path), "preference_chat"), how, cache, impatient)
+        told = "to render and tokenise it takes more than 0.5 seconds of CPU time"
+        assert found.counts.dropped == {told: 1}
+        assert found.counts.first[told] == f"{path}:2"
+        assert [pair.row for pair in found.ids] == [0, 2]
+
+
+def test_a_template_that_takes_too_long_is_refused_at_once(tmp_path, impatient):
+    how = HOW._replace(chat_template=looping(tmp_path, "way"))
+    told = "the chat template cannot be used: to try it takes more than 0.5 seconds of CPU time"
+    with pytest.raises(BadInput, match=re.escape(told)):
+        workers.prepared(how, impatient, None, plain=False)
+
+
+def test_a_row_that_ends_the_worker_is_named(tmp_path, impatient):
+    folder = catastrophic(tmp_path)
+    bad = GOOD | {"chosen": [USER, turn("a" * 300)]}
+    path = written(tmp_path / "a.jsonl", [GOOD, bad, GOOD])
+    how = HOW._replace(tokenizer=str(folder))
+    with pytest.raises(BadInput) as error:
+        pairs.read(Source(str(path), "preference_chat"), how, None, impatient)
+    assert str(error.value) == (
+        f"{path}:2: the template took more than 0.5 seconds of CPU time in a library, and was "
+        "ended: use another"
+    )
+    path = written(tmp_path / "b.jsonl", [GOOD, GOOD])
+    assert len(pairs.read(Source(str(path), "preference_chat"), how, None, impatient).ids) == 2
+
+
+def test_where_all_is_kept_no_worker_is_started(tmp_path, monkeypatch):
+    path, cache = written(tmp_path / "a.jsonl", [GOOD]), tmp_path / "cache"
+    with workers.Crew(HOW) as crew:
+        ready = workers.prepared(HOW, crew, cache, plain=False)
+        before = pairs.read(Source(str(path), "preference_chat"), HOW, cache, crew)
+    monkeypatch.setattr(confined, "_started", None)
+    with workers.Crew(HOW) as crew:
+        assert workers.prepared(HOW, crew, cache, plain=False) == ready
+        assert equal(pairs.read(Source(str(path), "preference_chat"), HOW, cache, crew), before)
+    assert ready == tokenise.Ready((1, 4), True)
+
+
+def test_interrupted_it_leaves_no_worker(tmp_path, monkeypatch):
+    path = many(tmp_path / "a.jsonl", 40)
+    rows = workers._parts
+
+    def interrupted(*given):
+        yield from rows(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers, "_parts", interrupted)
+    with pytest.raises(KeyboardInterrupt), workers.Crew(HOW) as crew:
+        crew.call(tokenise.prepare, HOW._asdict(), workers.files_of(HOW), False)
+        (one,) = crew._all
+        pid = one._running.process.pid
+        pairs.read(Source(str(path), "preference_chat"), HOW, None, crew)
+    assert gone(pid)
 
 
 def test_pairs_that_share_nothing_are_split_by_what_is_asked(tmp_path):
@@ -393,7 +486,7 @@ def accounted(lines, layout, path):
     """Every line is used or counted, and nothing else is raised."""
     path.write_bytes("\n".join(lines).encode("utf-8", "surrogatepass"))
     how = HOW._replace(max_malformed_fraction=1.0)
-    shards = workers.in_memory(Source(str(path), layout), how)
+    shards = workers.in_memory(Source(str(path), layout), how, CREW)
     rows = sum(shard.counts.rows for shard in shards)
     used = sum(len(shard.ids) for shard in shards)
     lost = sum(s.counts.malformed.total() + s.counts.dropped.total() for s in shards)

@@ -7,10 +7,11 @@ import re
 import numpy as np
 import pytest
 
-from recipes.data import reading, report, tokenizer
+from recipes.data import reading, report
 from recipes.data.packing import Shape
 from recipes.data.tokens import PairIds, described
 from tests.conftest import TINY
+from zoo.text import tokenizer
 
 SHAPE = Shape(rows=4, row_length=64, examples=2, answers=2, few=4)
 SCRIPT = "<script>alert('1 & 2')</script>"

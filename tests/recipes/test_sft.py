@@ -13,6 +13,7 @@ from recipes.configs import tiny_sft
 from recipes.data import layouts, pairs, tokenise
 from recipes.data.source import Source
 from tests.conftest import TINY
+from zoo.text import tokenizer
 
 CLOCK = {"train/tokens_per_second", "train/input_wait"}
 
@@ -191,10 +192,10 @@ def test_every_turn_of_the_assistant_is_scored_or_the_last(tmp_path):
     for turns in ("assistant", "last", "all"):
         how = tokenise.How(str(TINY / "model"), None, turns, None, 256, "drop", 0.0)
         ((own[turns],), _, _) = pairs.read(Source(str(file), "conversation", single=True), how)
-    tokenizer, _ = tokenise.ready(how, plain=False)
-    said = {name: tokenizer.decode(one.answer[one.scored]) for name, one in own.items()}
+    words = tokenizer.load(TINY / "model")
+    said = {name: words.decode(one.answer[one.scored]) for name, one in own.items()}
     assert said["assistant"] == "Hi!<|eot_id|>Onwards.<|eot_id|>"
     assert said["last"] == "Onwards.<|eot_id|>"
     assert said["all"].startswith("Hi!<|eot_id|>") and "Which way?" in said["all"]
-    prompts = {tokenizer.decode(one.prompt) for one in own.values()}
+    prompts = {words.decode(one.prompt) for one in own.values()}
     assert len(prompts) == 1 and prompts.pop().endswith("assistant<|end_header_id|>\n\n")

@@ -6,10 +6,11 @@ from hypothesis import HealthCheck, given, settings, strategies
 import numpy as np
 import pytest
 
-from recipes.data import chat, layouts, packing, rendering, streams, tokenizer, tokens, trial
+from recipes.data import chat, layouts, packing, rendering, streams, tokens, trial
 from recipes.data.layouts import Pair
 from recipes.data.packing import Shape
 from tests.conftest import SHARED, TINY
+from zoo.text import tokenizer
 
 HEAD = "<|start_header_id|>{}<|end_header_id|>\n\n"
 MARKED = """{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>

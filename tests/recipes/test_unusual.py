@@ -2,9 +2,10 @@
 
 import pytest
 
-from recipes.data import layouts, rendering, tokenizer, tokens, trial, unusual
+from recipes.data import layouts, rendering, tokens, trial, unusual
 from recipes.data.layouts import Pair
 from tests.conftest import TINY
+from zoo.text import tokenizer
 
 CHATML = """{% for m in messages %}<|im_start|>{{ m.role + '\n' + m.content + '<|im_end|>\n' }}\
 {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""

@@ -24,7 +24,7 @@ LLAMA = (
 QWEN = LLAMA.replace(r"\p{N}{1,3}", r"\p{N}")
 MOST, LONG = 2**18, 64  # words that are remembered, and characters of one
 # Other patterns are strangers': `tokenizers` gives up one that tries everything, `regex` would not.
-SECONDS = 5.0
+SECONDS = 3.0  # of CPU time, as `regex` counts it, for one text
 
 
 def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | None:

@@ -3,10 +3,11 @@
 Renderings, and the marks of what was generated, are held against transformers'.
 """
 
+import concurrent.futures
+import contextlib
 import json
+import os
 import signal
-import subprocess
-import sys
 import time
 
 import jinja2
@@ -14,8 +15,10 @@ import pytest
 import transformers
 from transformers.utils import chat_template_utils
 
-from recipes.data import sandbox, template, tokenizer
-from tests.conftest import ROOT, TINY
+from tests.conftest import TINY
+from tests.zoo.text import jobs
+from zoo.text import sandbox, template, tokenizer
+from zoo.text.confined import Limits, Worker
 
 TURNS = [
     {"role": "system", "content": "Be brief."},
@@ -178,42 +181,17 @@ ENDLESS = [
 ]
 
 
+@pytest.fixture
+def worker():
+    with contextlib.closing(Worker("the template", "use another", Limits(0.4))) as one:
+        yield one
+
+
 @pytest.mark.parametrize("text", ENDLESS)
-def test_what_takes_too_long_is_stopped(text, monkeypatch):
-    monkeypatch.setattr(template, "SECONDS", 0.4)
-    program = template.compiled(text, None)
-    before = time.thread_time()
-    with pytest.raises(ValueError, match="refuses the messages"):
-        template.render(program, GIVEN)
-    assert time.thread_time() - before < 10
-    assert said("{{ 1 }}") == "1"
-
-
-def busy(seconds):
-    """Uses so much CPU time, however long that takes."""
-    most = time.thread_time() + seconds
-    while time.thread_time() < most:
-        pass
-
-
-def test_a_stop_that_is_swallowed_comes_again(monkeypatch):
-    monkeypatch.setattr(template, "SECONDS", 0.2)
-
-    class Deaf:
-        asked = 0
-
-        def __str__(self):
-            try:
-                busy(3)
-            except template.TooLong:
-                self.asked += 1
-                busy(3)
-            return ""
-
-    deaf = Deaf()
-    with pytest.raises(ValueError, match="takes longer"):
-        said("{{ x }}", x=deaf)
-    assert deaf.asked == 1
+def test_what_takes_too_long_is_stopped(text, worker):
+    with pytest.raises(ValueError, match=r"to render it takes more than 0.4 seconds of CPU time"):
+        worker.call(jobs.rendered, text, GIVEN)
+    assert worker.call(jobs.rendered, "{{ 1 }}", GIVEN) == "1"
 
 
 LARGE = [
@@ -293,27 +271,16 @@ def test_what_would_grow_large_is_refused_at_once(text):
 
 
 def test_what_takes_memory_in_small_parts_is_stopped_by_the_system():
-    program = r"""
-import resource
-from benchmarks import measure
-from recipes.data import template
-text = (
-    "{% set n = namespace(x=[]) %}{% for i in range(3000) %}"
-    "{% set n.x = [n.x, 'y' * 10**6 ~ i] %}{% endfor %}"
-)
-template.SECONDS, template.ROOM = 60, 2**28
-before = resource.getrlimit(resource.RLIMIT_AS)
-try:
-    template.render(template.compiled(text, None), {})
-except ValueError as error:
-    print(error)
-assert resource.getrlimit(resource.RLIMIT_AS) == before
-assert measure.peak_mib() < 1024
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    text = (
+        "{% set n = namespace(x=[]) %}{% for i in range(3000) %}"
+        "{% set n.x = [n.x, 'y' * 10**6 ~ i] %}{% endfor %}"
     )
-    assert done.stdout == "the chat template needs too much memory\n"
+    limits = Limits(seconds=60, memory=2**29)
+    with contextlib.closing(Worker("the template", "use another", limits)) as worker:
+        with pytest.raises(ValueError) as error:
+            worker.call(jobs.rendered, text, {})
+        assert str(error.value) == "the chat template needs too much memory"
+        assert worker.call(jobs.rendered, "{{ 1 }}", GIVEN) == "1"
 
 
 def test_a_macro_that_calls_itself_forever_is_refused():
@@ -491,52 +458,16 @@ def test_marks_are_the_masks_of_transformers(shared):
     assert compared >= 12
 
 
-# A rendering is bounded in the time it uses, not in the time that passes
-
-
-def test_waiting_costs_a_rendering_nothing(monkeypatch):
-    """Ctrl-Z, a paused container and a busy machine stop the clock of nobody's template."""
-    monkeypatch.setattr(template, "SECONDS", 0.1)
-
-    class Slow:
-        def __str__(self):
-            time.sleep(0.5)
-            return "slow"
-
-    assert said("{{ x }}", x=Slow()) == "slow"
-
-
-def test_work_around_renderings_is_bounded_too_and_ends_as_a_sentence(monkeypatch):
-    monkeypatch.setattr(template, "SECONDS", 0.1)
-    with pytest.raises(ValueError, match="takes longer than 0 seconds"), template.bounded():
-        busy(3)
-
-
-RENDER_MANY = """
-import sys, time
-from recipes.data import template
-template.SECONDS = 0.2
-program = template.compiled("{% for i in range(n) %}{{ i }} {% endfor %}", None)
-print("ready", flush=True)
-n = 0
-while time.process_time() < float(sys.argv[1]):
-    n = (n + 1) % 300
-    if len(template.render(program, {"n": n})[0].split()) != n:
-        sys.exit("another text")
-print("done")
-"""
-
-
 @pytest.mark.parametrize("pauses", [3, pytest.param(20, marks=pytest.mark.full)])
-def test_a_pause_changes_no_rendering(pauses):
+def test_a_pause_changes_no_rendering(pauses, worker):
     """Stopped for longer than a rendering may take, at any moment, and gone on with."""
-    started = [sys.executable, "-c", RENDER_MANY, str(1 + 0.1 * pauses)]
-    with subprocess.Popen(started, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "ready\n"
+    pid = worker.call(jobs.process)
+    with concurrent.futures.ThreadPoolExecutor() as other:
+        done = other.submit(worker.call, jobs.rendered_many, 0.2 * pauses)
         for i in range(pauses):
-            time.sleep(0.01 * (i % 7))
-            process.send_signal(signal.SIGSTOP)
-            time.sleep(0.4)
-            process.send_signal(signal.SIGCONT)
-        assert process.stdout.read() == "done\n"
-    assert process.returncode == 0
+            time.sleep(0.03 * (i % 7))
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.5)
+            os.kill(pid, signal.SIGCONT)
+        assert done.result() > pauses
+    assert worker.call(jobs.process) == pid

@@ -34,8 +34,8 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 import tokenizers
 
-from recipes.data import tokenizer, tokenizer_files, words
 from tests.conftest import TINY
+from zoo.text import byte_files, fast_bpe, tokenizer
 
 tiktoken = pytest.importorskip("tiktoken")
 
@@ -230,8 +230,8 @@ def test_a_published_tiktoken_file_agrees_with_tiktoken(shared, tmp_path):
     own = tokenizer.load(small(shared, tmp_path, "torchtune_tiktoken_small.model"))
     lines = (tmp_path / "tokenizer.model").read_bytes().splitlines()
     ranks = {base64.b64decode(word): int(rank) for word, rank in map(bytes.split, lines)}
-    special = {name: 2000 + i for i, name in enumerate(tokenizer_files.SPECIAL["llama"])}
-    original = bytes_original(tokenizer_files.WORDS["llama"], ranks, special)
+    special = {name: 2000 + i for i, name in enumerate(byte_files.SPECIAL["llama"])}
+    original = bytes_original(byte_files.WORDS["llama"], ranks, special)
     assert agreeing(own, original, texts(shared, 500)) >= 600
 
 
@@ -359,8 +359,8 @@ def test_llama_3s_tiktoken_file(tmp_path):
     named = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
     own = tokenizer.load(tmp_path)
-    special = {name: len(ranks) + i for i, name in enumerate(tokenizer_files.SPECIAL["llama"])}
-    original = bytes_original(tokenizer_files.WORDS["llama"], ranks, special)
+    special = {name: len(ranks) + i for i, name in enumerate(byte_files.SPECIAL["llama"])}
+    original = bytes_original(byte_files.WORDS["llama"], ranks, special)
     agreeing(own, original, [*LITERAL, *ODD])
     assert len(own.special) == 256
     # As in Llama 3.1, where the first of them is 128000.
@@ -391,8 +391,8 @@ def test_qwens_tiktoken_file(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
     own = tokenizer.load(tmp_path)
-    special = {name: len(ranks) + i for i, name in enumerate(tokenizer_files.SPECIAL["qwen"])}
-    agreeing(own, bytes_original(tokenizer_files.WORDS["qwen"], ranks, special), [*LITERAL, *ODD])
+    special = {name: len(ranks) + i for i, name in enumerate(byte_files.SPECIAL["qwen"])}
+    agreeing(own, bytes_original(byte_files.WORDS["qwen"], ranks, special), [*LITERAL, *ODD])
     assert (own.bos_id, own.eos_id, own.first) == (None, len(ranks) + 2, ())
 
 
@@ -406,7 +406,7 @@ def test_tokens_that_a_config_names_are_special(tmp_path):
 
 
 def test_gpt_2s_two_files(tmp_path):
-    vocabulary = {text: i for i, text in enumerate(words.bytes_as_text().values())}
+    vocabulary = {text: i for i, text in enumerate(fast_bpe.bytes_as_text().values())}
     for word in ("th", "the", "Ġthe"):
         vocabulary[word] = len(vocabulary)
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))

@@ -1,13 +1,15 @@
 """A model folder's tokenizer: text -> ids that know their characters, and back. Without torch."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+import functools
 import pathlib
 import re
 from typing import Any, NamedTuple, SupportsInt
 
 from checkpoints_io import hf_folder
 from checkpoints_io.errors import BadInput, NotFound
-from recipes.data import tokenizer_files, words
+from zoo.text import fast_bpe, tokenizer_files
+from zoo.text.confined import Worker
 
 MOST_TEMPLATE = 1 << 20  # bytes
 
@@ -15,7 +17,7 @@ Offsets = Sequence[tuple[int, int]]  # of each token: its characters, from .. to
 
 
 class Tokenizer(NamedTuple):
-    """What the recipe asks of a tokenizer, whatever files it comes from."""
+    """What is asked of a tokenizer, whatever files it comes from."""
 
     encode: Callable[[str], tuple[list[int], Offsets]]  # adds nothing; reads special tokens as such
     decode: Callable[[Iterable[SupportsInt]], str]  # leaves out nothing
@@ -28,22 +30,68 @@ class Tokenizer(NamedTuple):
     first: tuple[int, ...]  # what plain text begins with
     chat_template: str | None
     chat_templates: Mapping[str, str]  # others, by name: tool_use
+    size: int  # of the vocabulary: special tokens too
 
 
 def load(folder: pathlib.Path, chat_template: str | None = None) -> Tokenizer:
     """The tokenizer of a model folder; `chat_template` is a file that replaces its template.
 
     tokenizer.json is read by `tokenizers` itself, a SentencePiece model by `sentencepiece`: what
-    transformers builds from them differs from the originals on a few texts.
+    transformers builds from them differs from the originals on a few texts. Its patterns run in
+    this process: see `apart`.
 
     Raises:
       FileNotFoundError: the folder holds no tokenizer, or there is no such template file.
       ValueError: its files cannot be read as one.
     """
+    return _loaded(folder, chat_template, patterns=True)
+
+
+def apart(folder: pathlib.Path, chat_template: str | None, worker: Worker) -> Tokenizer:
+    """The same for a process that has more to lose: patterns of the files run in the worker alone.
+
+    What decodes here has none. Of a text each offset is looked up, which takes time.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load`.
+    """
+    own = _loaded(folder, chat_template, patterns=False)
+    of = str(folder.absolute())
+
+    def encode(text: str) -> tuple[list[int], Offsets]:
+        ids, offsets = worker.call(_encoded, of, text)
+        return ids, [(start, stop) for start, stop in offsets]
+
+    def decode(ids: Iterable[SupportsInt]) -> str:
+        return worker.call(_decoded, of, [*map(int, ids)])
+
+    by_pattern = tokenizer_files.decodes_by_pattern(folder)
+    return own._replace(encode=encode, decode=decode if by_pattern else own.decode)
+
+
+@functools.lru_cache(maxsize=1)
+def _here(folder: str) -> Tokenizer:
+    return load(pathlib.Path(folder))
+
+
+def _encoded(step: Any, folder: str, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    own = _here(folder)
+    with step("", "tokenising a text"):
+        ids, offsets = own.encode(text)
+        return ids, [*offsets]
+
+
+def _decoded(step: Any, folder: str, ids: list[int]) -> str:
+    own = _here(folder)
+    with step("", "decoding a text"):
+        return own.decode(ids)
+
+
+def _loaded(folder: pathlib.Path, chat_template: str | None, *, patterns: bool) -> Tokenizer:
     path = folder / "tokenizer_config.json"
     config = hf_folder.read_json(path) if path.is_file() else {}
     named = _named(folder, config)
-    codec = tokenizer_files.read(folder, config)
+    codec = tokenizer_files.read(folder, config, patterns=patterns)
     id_of = lambda role: codec.special.get(named.get(role, "")) if role in named else None
     bos, eos = id_of("bos_token"), id_of("eos_token")
     if eos is None:
@@ -55,15 +103,23 @@ def load(folder: pathlib.Path, chat_template: str | None = None) -> Tokenizer:
         encode=codec.encode,
         decode=codec.decode,
         special=codec.special,
-        specials=words.any_of(filter(str.strip, codec.special)),
-        cuts=words.any_of(filter(str.strip, codec.cuts)),
+        specials=fast_bpe.any_of(filter(str.strip, codec.special)),
+        cuts=fast_bpe.any_of(filter(str.strip, codec.cuts)),
         named=named,
         bos_id=bos,
         eos_id=eos,
         first=(bos,) if begins and bos is not None else (),
         chat_template=templates.pop("default", None),
         chat_templates=templates,
+        size=codec.size,
     )
+
+
+def first_special(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The first special token of a text, if it has one."""
+    ids, _ = tokenizer.encode(text)
+    special = set(tokenizer.special.values())
+    return [i for i in ids if i in special][:1]
 
 
 def text_after(

@@ -7,8 +7,8 @@ from hypothesis import given, settings, strategies
 import pytest
 import tokenizers
 
-from recipes.data import tokenizer_files, words
 from tests.conftest import TINY
+from zoo.text import byte_files, fast_bpe
 
 
 def tiny(**other):
@@ -20,13 +20,13 @@ def tiny(**other):
 def of_others(shared):
     folder = shared / "data" / "tokenizers"
     read = tokenizers.Tokenizer.from_file
-    yield tokenizer_files._gpt2(folder / "gpt2")
+    yield byte_files.gpt2(folder / "gpt2")
     yield from (read(str(folder / name / "tokenizer.json")) for name in ("qwen3-hf", "olmo2"))
 
 
 def agree(own, texts):
     """Where ours gives ids at all, which it does for nearly all texts."""
-    encode, skipped = words.encoder(own), 0
+    encode, skipped = fast_bpe.encoder(own), 0
     for text in texts:
         ids = encode(text)
         skipped += ids is None
@@ -67,7 +67,7 @@ def test_special_tokens_are_met_everywhere_the_longest_first():
 
 
 def test_words_that_were_forgotten_are_merged_again(monkeypatch):
-    monkeypatch.setattr(words, "MOST", 3)
+    monkeypatch.setattr(fast_bpe, "MOST", 3)
     assert agree(tiny(), ["one two three four five six one two three", "six one"]) == 0
 
 
@@ -92,13 +92,13 @@ def test_words_that_were_forgotten_are_merged_again(monkeypatch):
     ],
 )  # fmt: skip
 def test_what_does_more_than_merge_bytes_is_left_to_tokenizers(other):
-    assert words.encoder(tiny(**other)) is None
+    assert fast_bpe.encoder(tiny(**other)) is None
 
 
 def test_tokens_that_swallow_spaces_are_left_to_tokenizers():
     own = tiny()
     own.add_special_tokens([tokenizers.AddedToken("<|end|>", rstrip=True)])
-    assert words.encoder(own) is None
+    assert fast_bpe.encoder(own) is None
 
 
 def test_a_pattern_that_tries_everything_is_given_up(monkeypatch):
@@ -108,8 +108,8 @@ def test_a_pattern_that_tries_everything_is_given_up(monkeypatch):
     by_byte = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
                "use_regex": False}  # fmt: skip
     own = tiny(pre_tokenizer={"type": "Sequence", "pretokenizers": [cut, by_byte]})
-    monkeypatch.setattr(words, "SECONDS", 0.1)
-    encode = words.encoder(own)
+    monkeypatch.setattr(fast_bpe, "SECONDS", 0.1)
+    encode = fast_bpe.encoder(own)
     assert encode("aab") == own.encode("aab", add_special_tokens=False).ids
     assert encode("a" * 40) is None
     assert encode("aab") is None

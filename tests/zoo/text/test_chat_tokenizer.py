@@ -1,0 +1,138 @@
+"""What a notebook asks of a tokenizer, held against transformers'."""
+
+import concurrent.futures
+import doctest
+import json
+import shutil
+
+import pytest
+import transformers
+
+from tests.conftest import ROOT, TINY
+from tests.zoo.text import test_template
+from zoo.text import chat_tokenizer, tokenizer_files
+
+TEXTS = ["Hello there", "", "  two  spaces\n", "é 日本 🤷🏽‍♀️", "a<|eot_id|>b", "don't 1234567"]
+
+
+@pytest.fixture(scope="module")
+def words():
+    return chat_tokenizer.load_tokenizer(TINY / "model")
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    return transformers.AutoTokenizer.from_pretrained(TINY / "model")
+
+
+def test_the_examples_in_its_docstring(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    tried = doctest.testmod(chat_tokenizer)
+    assert tried.attempted == 5 and tried.failed == 0
+
+
+def test_texts_are_those_of_transformers(words, theirs):
+    for text in TEXTS:
+        assert words.encode(text) == theirs.encode(text)
+        assert words.decode(words.encode(text)) == text
+    assert words.vocabulary_size == len(theirs)
+    assert (words.bos_id, words.eos_id) == (theirs.bos_token_id, theirs.eos_token_id)
+    assert words.special["<|eot_id|>"] in words.stop_ids
+    assert words.eos_id in words.stop_ids
+    assert words.chat_template == theirs.chat_template
+
+
+def test_conversations_are_those_of_transformers(words, theirs):
+    for turns in (test_template.TURNS, test_template.TURNS[:2], test_template.TURNS[3:4]):
+        asks = turns[-1]["role"] == "user"
+        for named in ({}, {"add_generation_prompt": True}, {"add_generation_prompt": False}):
+            how = {"add_generation_prompt": asks} | named
+            text = theirs.apply_chat_template(turns, tokenize=False, **how)
+            assert words.chat_text(turns, **named) == text
+            ids = theirs.apply_chat_template(turns, return_dict=False, **how)
+            assert words.chat(turns, **named) == ids
+
+
+@pytest.mark.parametrize("name", ["qwen3-hf", "mistral-v3-hf", "phi3", "gpt2", "olmo2"])
+def test_other_tokenizers(shared, name):
+    folder = shared / "data" / "tokenizers" / name
+    words = chat_tokenizer.load_tokenizer(folder)
+    whole = chat_tokenizer.tokenizer.load(folder)
+    for text in TEXTS:
+        ids, _ = whole.encode(text)
+        found = words.encode(text)
+        assert found[len(found) - len(ids) :] == ids
+        assert found[: len(found) - len(ids)] in ([], [words.bos_id])
+        assert words.decode(found) == whole.decode(found)
+    if name != "gpt2":
+        file = json.loads((folder / "tokenizer.json").read_text())
+        names = {*file["model"]["vocab"], *(token["content"] for token in file["added_tokens"])}
+        assert words.vocabulary_size == len(names)
+    if words.chat_template:
+        theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+        turns = test_template.TURNS[1:4]
+        text = theirs.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        assert words.chat_text(turns) == text
+        assert words.chat(turns) == whole.encode(text)[0]
+
+
+def copied(folder, **files):
+    shutil.copytree(TINY / "model", folder)
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text)
+    return folder
+
+
+def test_settings_of_the_template_and_tools_reach_it(tmp_path):
+    text = "{{ tools | tojson }} {{ mood }} {{ messages | length }} {{ bos_token }}"
+    words = chat_tokenizer.load_tokenizer(copied(tmp_path / "a", chat_template__jinja=text))
+    asked = [{"role": "user", "content": "a"}]
+    assert words.chat_text(asked, tools=[{"a": 1}], mood="good") == (
+        '[{"a": 1}] good 1 <|begin_of_text|>'
+    )
+    dated = copied(tmp_path / "b", chat_template__jinja="{{ strftime_now('%Y') }}")
+    assert chat_tokenizer.load_tokenizer(dated).chat_text(asked).isdecimal()
+
+
+def test_a_wrong_call_is_answered_by_a_sentence(tmp_path, words):
+    with pytest.raises(ValueError, match="a conversation is a list of messages, as"):
+        words.chat("Name a river.")
+    folder = copied(tmp_path / "a")
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match=r"the tokenizer in .* has no chat template"):
+        chat_tokenizer.load_tokenizer(folder).chat([{"role": "user", "content": "a"}])
+    with pytest.raises(FileNotFoundError, match="no model folder"):
+        chat_tokenizer.load_tokenizer(tmp_path / "none")
+    refuses = copied(tmp_path / "b", chat_template__jinja="{{ raise_exception('not you') }}")
+    with pytest.raises(ValueError, match="the chat template refuses the messages: not you"):
+        chat_tokenizer.load_tokenizer(refuses).chat([{"role": "user", "content": "a"}])
+
+
+def test_in_other_threads(words):
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(words.encode, TEXTS * 5))
+    assert found == [words.encode(text) for text in TEXTS] * 5
+
+
+def test_no_pattern_of_the_file_is_compiled_here(tmp_path, monkeypatch):
+    """Nor one that works on what is decoded: such a text is asked of the worker."""
+    file = json.loads((TINY / "model" / "tokenizer.json").read_text())
+    cut = {"type": "Split", "pattern": {"Regex": "(?<x>" + "(" * 30}, "behavior": "Isolated",
+           "invert": False}  # fmt: skip
+    file["pre_tokenizer"] = cut
+    folder = copied(tmp_path / "a", tokenizer__json=json.dumps(file))
+    own = tokenizer_files.read(folder, {}, patterns=False)  # that is no pattern at all
+    assert own.decode([40, 41])
+    with pytest.raises(ValueError, match="cannot be read"):
+        tokenizer_files.read(folder, {})
+    with pytest.raises(ValueError, match="cannot be read"):
+        chat_tokenizer.load_tokenizer(folder)
+    file = json.loads((TINY / "model" / "tokenizer.json").read_text())
+    bare = {"type": "Replace", "pattern": {"Regex": "e+"}, "content": "E"}
+    file["decoder"] = {"type": "Sequence", "decoders": [file["decoder"], bare]}
+    folder = copied(tmp_path / "b", tokenizer__json=json.dumps(file))
+    words = chat_tokenizer.load_tokenizer(folder)
+    ids = words.encode("Hello there")
+    assert words.decode(ids) == chat_tokenizer.tokenizer.load(folder).decode(ids)
+    assert "E" in words.decode(ids)
+    assert "e" not in words.decode(ids)

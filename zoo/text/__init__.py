@@ -1,0 +1,1 @@
+"""Tokenizers and chat templates: texts and conversations as ids. Needs no jax."""

@@ -1,0 +1,147 @@
+"""A tokenizer with its chat template, for a notebook: texts and conversations as ids, and back.
+
+What the files of a stranger run, patterns and a template, runs in a worker.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import datetime
+import functools
+import pathlib
+from typing import Any, NamedTuple, SupportsInt
+
+from checkpoints_io import hf_folder
+from checkpoints_io.errors import BadInput
+from zoo.text import template, tokenizer
+from zoo.text.confined import Worker
+from zoo.text.tokenizer import Tokenizer
+
+Messages = Any  # a list of dicts: role, content, and what else the template reads
+PROBE = (
+    {"role": "user", "content": "Which way?"},
+    {"role": "assistant", "content": "Onwards."},
+)
+
+
+class ChatTokenizer(NamedTuple):
+    """Texts and conversations as the model meets them.
+
+    >>> words = load_tokenizer("recipes/tiny/model")
+    >>> words.decode(words.encode("Hello there"))
+    'Hello there'
+    >>> prompt = words.chat([{"role": "user", "content": "Name a river."}])
+    >>> words.decode(prompt).strip().splitlines()[-1]
+    'Name a river.<|eot_id|><|start_header_id|>assistant<|end_header_id|>'
+    >>> words.stop_ids
+    (1, 4)
+    """
+
+    special: Mapping[str, int]  # tokens that stand for themselves wherever their text is met
+    vocabulary_size: int
+    bos_id: int | None
+    eos_id: int | None
+    stop_ids: tuple[int, ...]  # that end an answer: what `zoo.generate` is given
+    chat_template: str | None
+    source: pathlib.Path
+    own: Tokenizer
+    worker: Worker
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a plain text, after the token that begins one if the model has such."""
+        ids, _ = self.own.encode(text)
+        return ids if ids[: len(self.own.first)] == [*self.own.first] else [*self.own.first, *ids]
+
+    def decode(self, ids: Iterable[SupportsInt]) -> str:
+        """The text of some ids, special tokens included."""
+        return self.own.decode(ids)
+
+    def chat(self, messages: Messages, **given: Any) -> list[int]:
+        """The ids of a conversation, as `chat_text` writes it."""
+        ids, _ = self.own.encode(self.chat_text(messages, **given))
+        return ids
+
+    def chat_text(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool | None = None,
+        **given: Any,
+    ) -> str:
+        """The conversation as the chat template writes it.
+
+        It ends where the model is to answer, unless the last message is an answer.
+        `add_generation_prompt` says otherwise. `given` are settings of the template itself, as
+        `enable_thinking=False`.
+
+        Raises:
+          ValueError: there is no template, or it refuses the messages.
+        """
+        if not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) for m in messages):
+            raise BadInput(
+                "a conversation is a list of messages, as "
+                "[{'role': 'user', 'content': 'Name a river.'}]"
+            )
+        if add_generation_prompt is None:
+            add_generation_prompt = not messages or messages[-1].get("role") != "assistant"
+        asked = {"messages": [dict(m) for m in messages], "tools": tools and [*tools], **given}
+        today = datetime.date.today().isoformat()
+        return self.worker.call(
+            written, str(self.source), asked | {"add_generation_prompt": add_generation_prompt},
+            today,
+        )  # fmt: skip
+
+
+def load_tokenizer(path_or_id: str | pathlib.Path) -> ChatTokenizer:
+    """The tokenizer of a model folder or hub id, which is fetched without the weights.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: its files cannot be read as one.
+    """
+    folder = hf_folder.find(str(path_or_id), files=hf_folder.TOKENIZER_FILES).absolute()
+    worker = Worker(
+        f"the tokenizer in {folder} or its chat template", "use those of another model folder"
+    )
+    own = tokenizer.apart(folder, None, worker)
+    size, stop_ids = worker.call(facts, str(folder))
+    return ChatTokenizer(
+        own.special, size, own.bos_id, own.eos_id, tuple(stop_ids), own.chat_template, folder, own,
+        worker,
+    )  # fmt: skip
+
+
+def facts(step: Any, folder: str) -> tuple[int, list[int]]:
+    """The size of the vocabulary, and the ids that end an answer; in a worker."""
+    own = _here(folder)
+    ends = [] if own.eos_id is None else [own.eos_id]
+    if own.chat_template:
+        try:
+            given = {"messages": [*PROBE], "tools": None, "add_generation_prompt": False}
+            text = written(step, folder, given, datetime.date.today().isoformat())
+        except ValueError:  # a template that wants something else: it says so when it is used
+            text = ""
+        ends += tokenizer.first_special(own, text.rpartition(PROBE[1]["content"])[2])
+    return own.size, [*dict.fromkeys(ends)]
+
+
+def written(step: Any, folder: str, given: dict[str, Any], date: str) -> str:
+    """What the template writes; in a worker."""
+    own = _here(folder)
+    if not own.chat_template:
+        raise BadInput(
+            f"the tokenizer in {folder} has no chat template: encode a text that you write yourself"
+        )
+    text = own.chat_template
+    if given["tools"]:
+        text = own.chat_templates.get("tool_use", text)
+    with step(folder, "the chat template cannot be used: to run it"):
+        program = _compiled(text, date if template.prints_the_date(text) else None)
+        return template.render(program, {"documents": None, **own.named, **given})[0]
+
+
+@functools.lru_cache(maxsize=1)
+def _here(folder: str) -> Tokenizer:
+    return tokenizer.load(pathlib.Path(folder))
+
+
+_compiled = functools.lru_cache(maxsize=4)(template.compiled)

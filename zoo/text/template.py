@@ -1,0 +1,76 @@
+"""A chat template, run as the stranger's program it is: in a sandbox.
+
+The sandbox bounds what it reaches and how long its texts are. Time and memory are those of the
+worker that it runs in (see `confined`); where it runs elsewhere, nothing bounds them.
+"""
+
+from collections.abc import Mapping
+import re
+from typing import Any
+
+import jinja2
+import jinja2.meta
+
+from checkpoints_io.errors import BadInput
+from zoo.text import sandbox
+from zoo.text.sandbox import CLOSE, OPEN
+
+Span = tuple[int, int]  # characters, from .. to
+
+
+def compiled(text: str, date: str | None) -> jinja2.Template:
+    """The program of a template; `date` (2026-01-31) is today, for those that print it.
+
+    Raises:
+      ValueError: it is no template.
+    """
+    try:
+        return sandbox.environment(date).from_string(text)
+    except Exception as error:  # also a recursion, or an overflow, in its parser
+        raise BadInput(f"the chat template cannot be read: {str(error)[:300]}") from error
+
+
+def render(template: jinja2.Template, given: Mapping[str, Any]) -> tuple[str, list[Span]]:
+    """The text, and what of it stood in `{% generation %}` blocks.
+
+    Raises:
+      ValueError: the template refuses, fails, or outgrows its bounds.
+    """
+    try:
+        text = template.render(given)
+    except MemoryError as error:
+        raise BadInput("the chat template needs too much memory") from error
+    except Exception as error:  # a template is a program, and may fail as one
+        raise BadInput(f"the chat template refuses the messages: {str(error)[:300]}") from error
+    return _unmarked(text) if OPEN in text or CLOSE in text else (text, [])
+
+
+def names(text: str) -> set[str]:
+    """What a template that `compiled` takes asks for by name: `tools`, `enable_thinking`."""
+    return jinja2.meta.find_undeclared_variables(sandbox.environment(None).parse(text))
+
+
+def marks_answers(text: str) -> bool:
+    """Has the template `{% generation %}` blocks?"""
+    return bool(re.search(r"\{%-?\s*generation\b", text))
+
+
+def prints_the_date(text: str) -> bool:
+    """Would it say something else tomorrow?"""
+    return "strftime_now" in text
+
+
+def _unmarked(text: str) -> tuple[str, list[Span]]:
+    """Without the marks; of blocks within blocks, the outer one counts."""
+    parts, spans, at, opened = [], [], 0, []
+    for part in re.split(f"([{OPEN}{CLOSE}])", text):
+        if part == OPEN:
+            opened.append(at)
+        elif part == CLOSE:
+            since = opened.pop() if opened else at
+            if since < at and not opened:
+                spans.append((since, at))
+        else:
+            parts.append(part)
+            at += len(part)
+    return "".join(parts), spans

@@ -1,0 +1,195 @@
+"""The kinds of tokenizer files, a function each: tokenizer.json, SentencePiece, tiktoken, GPT-2."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import functools
+import json
+import pathlib
+from typing import Any, NamedTuple, SupportsInt
+
+import sentencepiece
+import tokenizers
+
+from checkpoints_io.errors import BadInput, NotFound
+from zoo.text import byte_files, fast_bpe
+
+
+class Codec(NamedTuple):
+    """Text <-> ids."""
+
+    encode: Callable[[str], tuple[list[int], Sequence[tuple[int, int]]]]
+    decode: Callable[[Iterable[SupportsInt]], str]
+    special: Mapping[str, int]
+    cuts: Sequence[str]  # special tokens before which a text may be cut: its ids are those parts'
+    begins_with_bos: bool  # does plain text, as these files have it?
+    size: int  # of the vocabulary
+
+
+def read(folder: pathlib.Path, config: dict[str, Any], *, patterns: bool = True) -> Codec:
+    """The tokenizer in a folder, whose tokenizer_config.json holds `config`.
+
+    Without `patterns`, those of a tokenizer.json are never compiled, and it can decode alone.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: a file is something else than its name says.
+    """
+    model = folder / "tokenizer.model"
+    ranks = next(iter(sorted(folder.glob("*.tiktoken"))), model)
+    try:
+        if (path := folder / "tokenizer.json").is_file():
+            own = tokenizers.Tokenizer.from_file(str(path)) if patterns else _decoding(path)
+            return _fast(own, by_words=patterns)
+        if ranks.is_file() and byte_files.is_tiktoken(ranks):
+            begins = byte_files.kind_of(folder) == "llama"
+            return _fast(byte_files.tiktoken(folder, ranks, config), begins)
+        if model.is_file():
+            return _sentencepiece(model, config)
+        if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+            return _fast(byte_files.gpt2(folder))
+    except (ValueError, OSError):
+        raise
+    except BaseException as error:  # whatever a library makes of a stranger's files
+        _only_failures(error)
+        raise BadInput(f"the tokenizer in {folder} cannot be read: {str(error)[:300]}") from error
+    raise NotFound(
+        f"{folder} holds no tokenizer: no tokenizer.json, no tokenizer.model, no *.tiktoken and no "
+        "vocab.json with merges.txt"
+    )
+
+
+def _only_failures(error: BaseException) -> None:
+    """Goes on with what is none: an interrupt. A panic of `tokenizers` is no `Exception`."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+
+
+def decodes_by_pattern(folder: pathlib.Path) -> bool:
+    """Has its tokenizer.json a pattern that works on what is decoded?"""
+    path = folder / "tokenizer.json"
+    return path.is_file() and '"Regex"' in json.dumps(_file(path).get("decoder"))
+
+
+def _decoding(path: pathlib.Path) -> tokenizers.Tokenizer:
+    """What a file decodes, without the patterns that cut texts."""
+    without = {"normalizer": None, "pre_tokenizer": None}
+    if decodes_by_pattern(path.parent):
+        without |= {"decoder": None}
+    return tokenizers.Tokenizer.from_str(json.dumps(_file(path) | without))
+
+
+def _file(path: pathlib.Path) -> dict[str, Any]:
+    return json.loads(path.read_text("utf-8"))
+
+
+def _fast(own: tokenizers.Tokenizer, begins: bool | None = None, *, by_words: bool = True) -> Codec:
+    own.no_truncation()  # a file may ask for both, and tokens would be lost
+    own.no_padding()
+    added = own.get_added_tokens_decoder()
+    special = {token.content: i for i, token in sorted(added.items())}
+    if begins is None:
+        begins = bool(own.encode("").ids)
+    ids_of = fast_bpe.encoder(own) if by_words else None
+
+    def encoding(text: str) -> tokenizers.Encoding:
+        try:
+            return own.encode(text, add_special_tokens=False)
+        except BaseException as error:
+            _only_failures(error)
+            raise BadInput(f"the tokenizer cannot read it: {str(error)[:300]}") from error
+
+    def encode(text: str) -> tuple[list[int], Sequence[tuple[int, int]]]:
+        ids = ids_of(text) if ids_of else None
+        if ids is not None:
+            return ids, _Offsets(lambda: encoding(text), len(ids))
+        found = encoding(text)
+        return found.ids, _Offsets(lambda: found, len(found))
+
+    def decode(ids: Iterable[SupportsInt]) -> str:
+        return own.decode(list(map(int, ids)), skip_special_tokens=False)
+
+    cuts = [t.content for t in added.values() if not (t.normalized or t.lstrip or t.single_word)]
+    return Codec(encode, decode, special, cuts, begins, own.get_vocab_size())
+
+
+class _Offsets(Sequence):
+    """The characters of an encoding's tokens, told one by one: few of them are ever asked for."""
+
+    def __init__(self, encoding: Callable[[], tokenizers.Encoding], length: int) -> None:
+        self._encode, self._length = encoding, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, i: Any) -> Any:
+        if not 0 <= i < self._length:
+            raise IndexError(i)
+        if len(self._encoding) != self._length:
+            raise BadInput("two ways to tokenise the text disagree; please report it")
+        return self._encoding.token_to_chars(i)
+
+    @functools.cached_property
+    def _encoding(self) -> tokenizers.Encoding:
+        return self._encode()
+
+
+def _sentencepiece(path: pathlib.Path, config: dict[str, Any]) -> Codec:
+    """A raw SentencePiece model, asked itself.
+
+    Its control pieces and the added tokens of tokenizer_config.json are read as such wherever a
+    template writes them; each stretch between them is a text of its own, as in Llama 2's and
+    Mistral's own code.
+    """
+    try:
+        own = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except Exception as error:
+        raise BadInput(f"{path} is not a SentencePiece model: {str(error)[:200]}") from error
+    size = own.get_piece_size()
+    special = {own.id_to_piece(i): i for i in range(size) if own.is_control(i)}
+    special |= byte_files.added_tokens(config, path.with_name("added_tokens.json"))
+    texts = {i: text for text, i in special.items()}
+    between = fast_bpe.any_of(special)
+
+    def encode(text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        start = 0
+        for i, part in enumerate(between.split(text)):
+            stop = start + len(part)
+            if i % 2:
+                ids.append(special[part])
+                offsets.append((start, stop))
+            elif part:
+                try:
+                    found = own.encode(part, return_type="offset_mapping")
+                except RuntimeError as error:  # half a character
+                    raise BadInput(f"the tokenizer cannot read it: {error}") from error
+                ids += found["ids"]
+                offsets += _whole_characters(own, found, start)
+            start = stop
+        return ids, offsets
+
+    def decode(ids: Iterable[SupportsInt]) -> str:
+        told, run = [], []
+        for i in [*map(int, ids), None]:
+            if i is not None and i not in texts and 0 <= i < size:
+                run.append(i)
+                continue
+            told += [own.decode(run)] if run else []
+            told += [] if i is None else [texts.get(i, "")]
+            run = []
+        return "".join(told)
+
+    beyond = sum(i >= size for i in special.values())
+    return Codec(encode, decode, special, list(special), own.bos_id() >= 0, size + beyond)
+
+
+def _whole_characters(own: Any, found: dict[str, Any], start: int) -> list[tuple[int, int]]:
+    """Offsets in the whole text; each byte of a character stands for all of it."""
+    told: list[tuple[int, int]] = []
+    ends = 0
+    for i, (begin, end) in reversed(list(zip(found["ids"], found["offsets"], strict=True))):
+        if own.is_byte(i) and begin == end and told and told[-1][0] == start + begin:
+            end = ends
+        told.append((start + begin, start + end))
+        ends = end
+    return told[::-1]

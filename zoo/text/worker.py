@@ -1,0 +1,158 @@
+"""The inside of a worker process, which `confined` starts: it answers calls, each within limits.
+
+A limit is of CPU time, which a busy or a paused machine takes from nobody. At its end python code
+is interrupted; code in C, which cannot be, is ended by the system two seconds later, and the
+process with it. What it was at is written in a file that the parent reads then.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import importlib
+import json
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+import traceback
+from typing import Any
+
+from checkpoints_io.errors import BadInput, UserError
+
+WIDTH = 512  # bytes of what the process is at
+# Of an answer: what it is.
+VALUE, BYTES, SENTENCE, TOO_LONG, TOO_LARGE, BUG = b"jbsctx"
+
+
+class _TooLong(BaseException):
+    """The time is used up. Nothing that catches errors catches this."""
+
+
+def serve() -> None:
+    """Answers until nobody asks any more; the command line has the limits."""
+    seconds, loading, memory, place, parent = sys.argv[1:]
+    _bear(int(memory))
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    with open(os.devnull, "r+b", 0) as nothing:  # what a library writes there is no answer
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(nothing.fileno(), 1)
+    threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
+    bounds = _Bounds(float(seconds), float(loading), int(memory), int(place))
+    while request := receive(requests):
+        kind, answer = _answered(request, bounds)
+        try:
+            send(answers, kind, answer)
+        except BrokenPipeError:
+            return
+
+
+def send(file: Any, kind: int, content: bytes) -> None:
+    """Writes one message."""
+    file.write(bytes([kind]) + len(content).to_bytes(8, "big"))
+    file.write(content)
+    file.flush()
+
+
+def receive(file: Any) -> tuple[int, bytes] | None:
+    """The next message; None: there is none, or it breaks off."""
+    head = file.read(9)
+    size = int.from_bytes(head[1:], "big")
+    if len(head) < 9 or len(content := file.read(size)) < size:
+        return None
+    return head[0], content
+
+
+def _bear(memory: int) -> None:
+    """Limits for the whole life of the process; what the system refuses, it has no limit for."""
+    signal.signal(signal.SIGPROF, _ring)
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # its words may go to the terminal of another
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = memory if hard < 0 else min(memory, hard)  # RLIM_INFINITY is below 0
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def _ring(*_: Any) -> None:
+    raise _TooLong
+
+
+def _end_with(parent: int) -> None:
+    """A process that was killed takes those that it began along."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+class _Bounds:
+    """The limits of one call after the other."""
+
+    def __init__(self, seconds: float, loading: float, memory: int, place: int):
+        self.seconds, self.loading, self.memory, self._place = seconds, loading, memory, place
+        _, self._hard = resource.getrlimit(resource.RLIMIT_CPU)
+
+    @contextlib.contextmanager
+    def step(self, where: str, what: str, more: float = 0.0) -> Iterator[None]:
+        """Within it `seconds` and `more` may be used, and `where` is what the process is at.
+
+        Raises:
+          BadInput: `what` takes longer, or needs too much memory.
+        """
+        self.at(where)
+        seconds = self.seconds + more
+        self.allow(seconds)
+        try:
+            yield
+        except _TooLong:
+            raise BadInput(f"{what} takes more than {seconds:g} seconds of CPU time") from None
+        except MemoryError:
+            raise BadInput(f"{what} needs more than {self.memory >> 20} MiB of memory") from None
+        finally:
+            self.allow(self.loading)
+
+    def at(self, where: str) -> None:
+        """Says what the process is at."""
+        text = where.encode("utf-8", "replace")[:WIDTH]
+        os.pwrite(self._place, text.ljust(WIDTH, b"\0"), 0)
+
+    def allow(self, seconds: float) -> None:
+        """So much CPU time from now on."""
+        signal.setitimer(signal.ITIMER_PROF, seconds, 1.0)  # what is swallowed comes again
+        end = int(time.process_time() + seconds + 2)
+        resource.setrlimit(
+            resource.RLIMIT_CPU, (end if self._hard < 0 else min(end, self._hard), self._hard)
+        )
+
+
+def _answered(request: tuple[int, bytes], bounds: _Bounds) -> tuple[int, bytes]:
+    try:
+        bounds.at("")
+        bounds.allow(bounds.loading)
+        asked = json.loads(request[1].decode("utf-8", "surrogatepass"))
+        function: Callable[..., Any] = vars(importlib.import_module(asked["module"]))[asked["name"]]
+        found = function(bounds.step, *asked["given"])
+        return (BYTES, found) if isinstance(found, bytes) else (VALUE, as_json(found))
+    except UserError as error:
+        kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == ERRORS)
+        return SENTENCE, as_json([kind, str(error)])
+    except _TooLong:
+        return TOO_LONG, b""
+    except MemoryError:
+        return TOO_LARGE, b""
+    except OSError as error:
+        if error.filename and error.strerror:
+            return SENTENCE, as_json(["StorageError", f"{error.filename}: {error.strerror}"])
+        return BUG, as_json(traceback.format_exc())
+    except Exception:
+        return BUG, as_json(traceback.format_exc())
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+ERRORS = UserError.__module__
+
+
+def as_json(value: Any) -> bytes:
+    """A message that holds this."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
