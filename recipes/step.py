@@ -12,6 +12,7 @@ import optax
 from recipes import logps, metrics
 from recipes.data.packing import Packed
 from recipes.losses import Loss
+from zoo import stack
 
 Params = dict[str, Any]  # the weights of a model, by name
 
@@ -37,7 +38,8 @@ def add_micro_batch(
     # The reference may be known for the whole update; here only these pairs count.
     reference_logps = jnp.where(batch.is_pair[:, None], reference_logps, 0)
 
-    others = {name: weights for name, weights in policy.items() if name != "blocks"}
+    others, _ = stack.split(policy)
+    of_others, of_stacks = stack.split(sums.gradient)
 
     def mean_loss(others: Params, so_far: Params) -> tuple[Array, Array]:
         policy_logps = logps.of_params(graph, policy | others, batch, so_far)
@@ -45,12 +47,11 @@ def add_micro_batch(
         # The mean is over the slots of the whole update: pairs that are elsewhere add 0.
         return jnp.mean(jnp.where(batch.is_pair, loss(chosen, rejected), 0)), policy_logps
 
-    # The gradient of the blocks comes as the sum already: see `stack.run`.
+    # The gradient of the stacks comes as the sum already: see `stack.run`.
     differentiate = jax.grad(mean_loss, argnums=(0, 1), has_aux=True)
-    (fresh, blocks), policy_logps = differentiate(others, sums.gradient["blocks"])
-    others = jax.tree.map(jnp.add, {name: sums.gradient[name] for name in fresh}, fresh)
+    (fresh, of_stacks), policy_logps = differentiate(others, of_stacks)
     return Sums(
-        others | {"blocks": blocks},
+        stack.join(jax.tree.map(jnp.add, of_others, fresh), of_stacks),
         sums.policy_logps + policy_logps,
         sums.reference_logps + reference_logps,
     )

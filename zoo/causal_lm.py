@@ -17,7 +17,10 @@ from zoo import layers, spans, stack
 class CausalLM(nnx.Module):
     """A decoder. An architecture gives its `Block` and `hidden`, and what else differs."""
 
-    Block: ClassVar[Callable[[Any, nnx.Rngs], nnx.Module]]
+    # What its blocks are; where layers are of several kinds, by those that `Config.kinds` names.
+    Block: ClassVar[Callable[[Any, nnx.Rngs], nnx.Module] | dict[str, Callable[..., nnx.Module]]]
+    # What a layer keeps in generation, by kind: name -> axes. Unless named here: keys and values.
+    keeps: ClassVar[dict[str, dict[str, str]]] = {}
     attention: str | None = None  # one of attention.BACKENDS; unset: the platform's
     remat: str = "full"  # one of stack.REMAT
     source: pathlib.Path | None = None  # the folder it was read from
@@ -25,7 +28,7 @@ class CausalLM(nnx.Module):
 
     def __init__(self, config: Any, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32):
         self.embedding = layers.weight("V D", config.sizes, rngs)
-        self.blocks = self.Block(config, rngs)
+        self.blocks = _blocks(self.Block, config, rngs)
         self.norm = self.last_norm(config, rngs)
         if not config.tie_word_embeddings:
             self.head = layers.weight("V D", config.sizes, rngs)
@@ -63,6 +66,12 @@ class CausalLM(nnx.Module):
     def unembedding(self) -> nnx.Param:
         """The head: axes "V D"."""
         return self.embedding if self.config.tie_word_embeddings else self.head
+
+
+def _blocks(of: Callable | dict[str, Callable], config: Any, rngs: nnx.Rngs) -> nnx.Module:
+    if not isinstance(of, dict):
+        return of(config, rngs)
+    return nnx.Dict({kind: one(config, rngs) for kind, one in of.items()})
 
 
 def check_ids(model: CausalLM, tokens: Any) -> None:
