@@ -32,11 +32,11 @@ def answer_logps(
     where = spans.Spans(batch.positions, batch.first, batch.last, batch.lengths)
     hidden = model.hidden(batch.tokens, where, functools.partial(stack.run, so_far=so_far))
     # The rows of a device are one list of tokens; no hidden state moves between devices.
-    G, D = len(batch.scores), hidden.shape[-1]
-    lists = sharding.constrain(hidden.reshape(G, -1, D), "B T D")
+    Z, D = len(batch.scores), hidden.shape[-1]
+    lists = sharding.constrain(hidden.reshape(Z, -1, D), "Z T D")
     at_scores = jnp.take_along_axis(lists, batch.source[..., None], axis=1)
     logps = head.token_logps(
-        sharding.constrain(at_scores, "B C D"),
+        sharding.constrain(at_scores, "Z C D"),
         model.unembedding()[...],
         batch.target,
         batch.scores,
@@ -47,9 +47,9 @@ def answer_logps(
 
 
 def _summed(
-    logps: Float[Array, "G C"],
-    slot: Int[Array, "G C"],
-    answer: Int[Array, "G C"],
+    logps: Float[Array, "Z C"],
+    slot: Int[Array, "Z C"],
+    answer: Int[Array, "Z C"],
     is_pair: Bool[Array, " P"],
 ) -> Float[Array, "P A"]:
     """Sums each answer's tokens wherever they stand; masked, so in the same order every time."""

@@ -144,7 +144,8 @@ def _scanned(
         if place is not None:
             one = functools.partial(jax.lax.index_in_dim, index=place, keepdims=False)
             given = jax.tree.map(one, given)
-        return block_of(graphs[kind], x, *given, shared)
+        own, more = given
+        return block_of(graphs[kind], x, own, more, shared)
 
     # Within what is computed again, so that no layer's weights are kept for it a second time.
     layer = functools.partial(

@@ -172,7 +172,7 @@ HF_WEIGHTS |= {
 }
 
 SHORT = {"s": "sliding_attention", "f": "full_attention", "d": "decay"}
-LAYERS = "dsssfsssfss"  # one that leads, a pattern twice, and half of it
+LAYERS = "dssfssfs"  # one that leads, a pattern twice, and a part of it
 
 
 def config_of(kinds: str) -> Config:

@@ -18,7 +18,7 @@ import zoo
 from zoo import generate, mixing, pattern, spans, stack
 
 TOKENS = np.random.default_rng(0).integers(3, 96, (2, 12)).astype(np.int32)
-ORDERS = ["dsssfsssfss", "fssfssfd"]
+ORDERS = ["dssfssfs", "fssfssd"]  # what leads, a pattern twice, what is left over
 
 
 def test_a_pattern_is_found():
@@ -81,7 +81,7 @@ def close(found, expected, rtol=1e-5):
 def by_loop(kinds):
     pull = np.random.default_rng(1).standard_normal((*TOKENS.shape, 32)).astype(np.float32)
     graph, params = apart(kinds)
-    return pull, *jax.jit(jax.value_and_grad(lambda p: summed(graph, p, loop, pull)))(params)
+    return pull, *jax.value_and_grad(lambda p: summed(graph, p, loop, pull))(params)
 
 
 def with_remat(kinds, remat):
@@ -122,7 +122,7 @@ def test_the_sum_of_gradients_of_every_kind(kinds, remat):
 
 def test_nothing_compiles_longer_for_more_repetitions():
     def equations(times):
-        graph, params = apart("d" + "sssf" * times + "ss")
+        graph, params = apart("d" + "ssf" * times + "s")
         run = lambda so_far: summed(
             graph, params, functools.partial(stack.run, so_far=so_far), np.float32(1)
         )
@@ -187,7 +187,7 @@ def test_what_is_kept_has_the_axes_that_are_declared():
     kept = generate.blank(alternating.untrained(), 2, 64)
     shapes = {kind: {n: x.shape for n, x in some.items()} for kind, some in kept.items()}
     assert shapes == {
-        "sliding_attention": dict.fromkeys(("keys", "values"), (8, 2, 64, 2, 8)),
+        "sliding_attention": dict.fromkeys(("keys", "values"), (5, 2, 64, 2, 8)),
         "full_attention": dict.fromkeys(("keys", "values"), (2, 2, 64, 1, 12)),
         "decay": {"state": (1, 2, 4, 8)},
     }
@@ -206,10 +206,10 @@ def test_files_name_the_layers_by_their_place_in_the_model(folder, tmp_path):
     number = lambda name: int(re.search(r"layers\.(\d+)\.", name)[1])
     decays = {number(name) for name in stored if ".decay." in name}
     wide = {number(n) for n, w in stored.items() if "q_proj" in n and w.shape[0] == 48}
-    assert (decays, wide) == ({0}, {4, 8})
+    assert (decays, wide) == ({0}, {3, 6})
     q = model.blocks["full_attention"].attention.q[...]
     np.testing.assert_array_equal(
-        stored["model.layers.8.self_attn.q_proj.weight"], q[1].transpose(1, 2, 0).reshape(48, 32)
+        stored["model.layers.6.self_attn.q_proj.weight"], q[1].transpose(1, 2, 0).reshape(48, 32)
     )
     for ours, theirs in zip(*(jax.tree.leaves(nnx.state(m)) for m in (model, read)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -223,7 +223,7 @@ def test_files_name_the_layers_by_their_place_in_the_model(folder, tmp_path):
 def test_what_is_wrong_is_named_by_its_number(folder):
     path = folder / "model.safetensors"
     stored = safetensors.numpy.load_file(path)
-    name = "model.layers.8.self_attn.k_proj.weight"
+    name = "model.layers.6.self_attn.k_proj.weight"
     spoilt = stored | {name: stored[name] * np.nan}
     safetensors.numpy.save_file(spoilt, path)
     with pytest.raises(ValueError, match=re.escape(name) + " holds numbers that are not finite"):
