@@ -69,7 +69,7 @@ def _shards(table: hf_weights.Table, weights: Mapping, dtype: np.dtype) -> list[
     shards: list[list[_Tensor]] = [[]]
     room = SHARD_BYTES
     for path, (_, array) in weights.items():
-        names = list(hf_weights.hf_names(table[path][0], array.shape))
+        names = list(hf_weights.hf_names(table[path], array.shape))
         size = array.size // len(names) * np.dtype(dtype).itemsize
         for index, name in names:
             if size > room and shards[-1]:
@@ -95,7 +95,7 @@ def _gathered(
                 part = processes.gathered(part)
             held = (path, layer), np.asarray(part)
         own = " ".join(axes.split()[len(index) :])
-        turned = einops.rearrange(held[1][rest], f"{own} -> {table[path][1]}")
+        turned = einops.rearrange(held[1][rest], f"{own} -> {table[path].axes}")
         # safetensors writes the wrong bytes of an array that is not contiguous
         made[name] = np.ascontiguousarray(turned.astype(dtype))
     return made

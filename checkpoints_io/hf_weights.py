@@ -2,7 +2,8 @@
 
 A table maps each of our weights to (its HF name, its axes in the HF file): a weight with axes
 "L D N H" and the entry ("model.layers.{L}.q_proj.weight", "(N H) D") is stacked from one tensor
-per layer, and one with {L} and {E} from one per layer and expert. einops does the transposing and
+per layer, and one with {L} and {E} from one per layer and expert. Where a weight's layers are not
+all of the model, a third thing says their numbers: (3, 7, 11). einops does the transposing and
 splitting, both ways.
 """
 
@@ -23,7 +24,16 @@ import safetensors
 from checkpoints_io import hf_folder, mxfp4
 from checkpoints_io.errors import BadInput, NotFound
 
-Table = Mapping[str, tuple[str, str]]
+
+class Entry(NamedTuple):
+    """What a weight is in the files: name, axes, and the {L} of its layers where not 0, 1, 2."""
+
+    name: str
+    axes: str
+    layers: Sequence[int] | None = None
+
+
+Table = Mapping[str, Entry]
 # (pattern, what it becomes in the table's names, or None where such tensors are not read).
 Names = Sequence[tuple[str, str | None]]
 
@@ -110,11 +120,17 @@ def _known_as(name: str, names: Names) -> str | None:
     return name
 
 
-def hf_names(name: str, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], str]]:
+def hf_names(entry: Entry, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], str]]:
     """Every HF tensor of a weight, and where in the weight it stands."""
-    letters = stacked(name)
-    for index in np.ndindex(*shape[: len(letters)]):
-        yield index, name.format(**dict(zip(letters, index, strict=True)))
+    for index in np.ndindex(*shape[: len(stacked(entry.name))]):
+        yield index, _hf_name(entry, index)
+
+
+def _hf_name(entry: Entry, index: Sequence[int]) -> str:
+    at = dict(zip(stacked(entry.name), index, strict=True))
+    if entry.layers is not None:
+        at["L"] = entry.layers[at["L"]]
+    return entry.name.format(**at)
 
 
 def stacked(name: str) -> list[str]:
@@ -157,16 +173,16 @@ def _opened(path: pathlib.Path):
 def _check(folder: pathlib.Path, plan: Plan, tensors: dict) -> None:
     shapes = {}
     for path, want in plan.wanted.items():
-        name, hf_axes = plan.table[path]
+        entry = plan.table[path]
         sizes = dict(zip(want.axes.split(), want.shape, strict=True))
-        if (count := math.prod(want.shape[: len(stacked(name))])) > len(tensors):
+        if (count := math.prod(want.shape[: len(stacked(entry.name))])) > len(tensors):
             raise BadInput(
-                f"config.json means {count} times {name}, and there are {len(tensors)} tensors in "
-                f"{folder}"
+                f"config.json means {count} times {entry.name}, and there are {len(tensors)} "
+                f"tensors in {folder}"
             )
-        for _, full in hf_names(name, want.shape):
+        for _, full in hf_names(entry, want.shape):
             shapes[full] = tuple(
-                math.prod(sizes[a] for a in group.split()) for group in _groups(hf_axes)
+                math.prod(sizes[a] for a in group.split()) for group in _groups(entry.axes)
             )
     if missing := shapes.keys() - tensors.keys():
         raise BadInput(f"the weights in {folder} lack {_some(missing)}")
@@ -212,7 +228,7 @@ def _groups(hf_axes: str) -> list[str]:
     return [a or b for a, b in re.findall(r"\(([^)]*)\)|(\w+)", hf_axes)]
 
 
-def _array(entry: tuple[str, str], want: Wanted, tensors: dict) -> jax.Array:
+def _array(entry: Entry, want: Wanted, tensors: dict) -> jax.Array:
     """Reads each distinct part once: `make_array_from_callback` would hold all of them at once."""
     parts: dict[tuple, tuple[tuple[slice, ...], list[jax.Device]]] = {}
     for device, index in want.sharding.addressable_devices_indices_map(want.shape).items():
@@ -227,19 +243,15 @@ def _array(entry: tuple[str, str], want: Wanted, tensors: dict) -> jax.Array:
     return jax.make_array_from_single_device_arrays(want.shape, want.sharding, arrays)
 
 
-def _read_part(
-    entry: tuple[str, str], want: Wanted, tensors: dict, index: tuple[slice, ...]
-) -> np.ndarray:
-    name, hf_axes = entry
+def _read_part(entry: Entry, want: Wanted, tensors: dict, index: tuple[slice, ...]) -> np.ndarray:
     part = np.empty([s.stop - s.start for s in index], want.dtype)
-    letters = stacked(name)
-    n = len(letters)
+    n = len(stacked(entry.name))
     axes = " ".join(want.axes.split()[n:])
     # Tensor by tensor into its place: never twice the stack.
     for at in itertools.product(*(range(s.start, s.stop) for s in index[:n])):
-        tensor = tensors[name.format(**dict(zip(letters, at, strict=True)))]
+        tensor = tensors[_hf_name(entry, at)]
         place = tuple(i - s.start for i, s in zip(at, index[:n], strict=True))
-        part[place] = _rearranged(tensor, hf_axes, axes, want.shape[n:], index[n:])
+        part[place] = _rearranged(tensor, entry.axes, axes, want.shape[n:], index[n:])
     return part
 
 

@@ -230,17 +230,17 @@ def _batch(given: Sizes, mesh: jax.sharding.Mesh, most: int, needed: int) -> tup
 
     At most `most` positions a device, and not more rows than `needed` positions fill.
     """
-    G = sharding.data_shards(mesh)
+    Z = sharding.data_shards(mesh)
     T = given.row_length or given.train_seq_len
-    each = given.per_device_parallelism or max(1, min(most // T, -(-needed // (G * T))))
-    shape = Shape(each * G, T, given.train_batch_size, 2, G, G)
+    each = given.per_device_parallelism or max(1, min(most // T, -(-needed // (Z * T))))
+    shape = Shape(each * Z, T, given.train_batch_size, 2, Z, Z)
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     everywhere = NamedSharding(mesh, PartitionSpec())
     whole = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.int32, sharding=rows)
-    tokens, lists = whole(shape.rows, T), whole(G, each * T)
+    tokens, lists = whole(shape.rows, T), whole(Z, each * T)
     scored = (shape.examples, shape.answers)
     scored = jax.ShapeDtypeStruct(scored, jnp.int32, sharding=everywhere)
-    return Packed(*[tokens] * 5, *[lists] * 3, counts=whole(G), scored=scored), shape
+    return Packed(*[tokens] * 5, *[lists] * 3, counts=whole(Z), scored=scored), shape
 
 
 def _placed(sums: Any, params: Any, mesh: jax.sharding.Mesh) -> update.Sums:

@@ -28,13 +28,13 @@ def logits_bytes() -> int:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def token_logps(
-    hidden: Float[Array, "G C D"],
+    hidden: Float[Array, "Z C D"],
     head: Float[Array, "V D"],
-    target: Int[Array, "G C"],
-    scores: Int[Array, " G"],
+    target: Int[Array, "Z C"],
+    scores: Int[Array, " Z"],
     dtype: jax.typing.DTypeLike,
     last: layers.LastStep = layers.LastStep(),  # noqa: B008, never changed
-) -> Float[Array, "G C"]:
+) -> Float[Array, "Z C"]:
     """Log-probability of each target, in nats, float32, by products in `dtype`.
 
     `scores` says how many of each list count; what stands after them means nothing. `last` is
@@ -112,7 +112,7 @@ def _devices(hidden: Array, head: Array) -> Devices:
     spec = functools.partial(sharding.spec, sizes=mesh.shape)
     return Devices(
         mesh.shape,
-        spec("B", hidden.shape[:1]),
+        spec("Z", hidden.shape[:1]),
         spec("V D", head.shape, rules=sharding.GATHERED),
         spec("V D", head.shape),
     )
@@ -181,7 +181,7 @@ def _gradients_here(
         # Once for both products; and the narrow operand is turned, not the one as wide as V.
         of_logits = jax.lax.optimization_barrier(of_logits.astype(hidden.dtype))
         turned = jax.lax.optimization_barrier(part(hidden).reshape(-1, hidden.shape[2]).T)
-        fresh = layers.dot("GCV,VD->GCD", of_logits, head, out=jnp.float32)
+        fresh = layers.dot("ZCV,VD->ZCD", of_logits, head, out=jnp.float32)
         of_logits = of_logits.reshape(-1, len(head))
         of_hidden = jax.lax.dynamic_update_slice_in_dim(of_hidden, fresh, i * chunk, 1)
         return of_hidden, of_head + layers.dot("DC,CV->DV", turned, of_logits, jnp.float32)
@@ -205,8 +205,8 @@ def _part(x: Array, i: Array, chunk: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1)
 
 
-def _logits(hidden: Float[Array, "G c D"], head: Float[Array, "V D"]) -> Float[Array, "G c V"]:
-    return layers.dot("GCD,VD->GCV", hidden, head, out=jnp.float32)
+def _logits(hidden: Float[Array, "Z c D"], head: Float[Array, "V D"]) -> Float[Array, "Z c V"]:
+    return layers.dot("ZCD,VD->ZCV", hidden, head, out=jnp.float32)
 
 
 def _first_id(head: Array, axis: str | None) -> Array | int:
@@ -214,8 +214,8 @@ def _first_id(head: Array, axis: str | None) -> Array | int:
     return jax.lax.axis_index(axis) * len(head) if axis else 0
 
 
-def _chunk(hidden: Float[Array, "G C D"], head: Float[Array, "V D"]) -> int:
+def _chunk(hidden: Float[Array, "Z C D"], head: Float[Array, "V D"]) -> int:
     """How many tokens of a list are taken at a time: the most that divide it and fit."""
-    G, C, _ = hidden.shape
-    most = logits_bytes() // (4 * G * len(head))
+    Z, C, _ = hidden.shape
+    most = logits_bytes() // (4 * Z * len(head))
     return max(n for n in range(1, C + 1) if C % n == 0 and n <= max(most, 1))

@@ -33,11 +33,11 @@ def answer_logps(
     where = spans.Spans(batch.positions, batch.first, batch.last, batch.lengths)
     hidden = model.hidden(batch.tokens, where, functools.partial(stack.run, so_far=so_far))
     # The rows of a device are one list of tokens; no hidden state moves between devices.
-    G, D = len(batch.counts), hidden.shape[-1]
-    lists = sharding.constrain(hidden.reshape(G, -1, D), "B T D")
+    Z, D = len(batch.counts), hidden.shape[-1]
+    lists = sharding.constrain(hidden.reshape(Z, -1, D), "Z T D")
     at_scores = jnp.take_along_axis(lists, batch.read_at[..., None], axis=1)
     logps = head.token_logps(
-        sharding.constrain(at_scores, "B C D"),
+        sharding.constrain(at_scores, "Z C D"),
         model.unembedding()[...],
         batch.target,
         batch.counts,
@@ -48,8 +48,8 @@ def answer_logps(
 
 
 def _summed(
-    logps: Float[Array, "G C"],
-    owner: Int[Array, "G C"],
+    logps: Float[Array, "Z C"],
+    owner: Int[Array, "Z C"],
     scored: Int[Array, "P A"],
 ) -> Float[Array, "P A"]:
     """Sums each answer's tokens wherever they stand; masked, so in the same order every time."""

@@ -17,6 +17,7 @@ import optax
 from recipes import logps
 from recipes.data.batches import Said
 from recipes.data.packing import Packed, Shape
+from zoo import stack
 
 Params = dict[str, Any]  # weights by name, in dicts as modules nest
 
@@ -57,7 +58,8 @@ def add_micro_batch(
     # The reference may be known for the whole update; here only these examples count.
     reference = jnp.where(batch.is_here[:, None], reference, 0)
 
-    others = {name: weights for name, weights in trained.items() if name != "blocks"}
+    others, _ = stack.split(trained)
+    of_others, of_stacks = stack.split(sums.gradient)
 
     def mean_loss(others: Params, so_far: Params | None) -> tuple[Array, Array]:
         params = joined(trained | others, frozen)
@@ -66,11 +68,10 @@ def add_micro_batch(
         # The mean is over the slots of the whole update: examples that are elsewhere add 0.
         return jnp.mean(jnp.where(batch.is_here, each, 0)), policy
 
-    # The gradient of the blocks comes as the sum already: see `stack.run`.
+    # The gradient of the stacks comes as the sum already: see `stack.run`.
     differentiate = jax.grad(mean_loss, argnums=(0, 1), has_aux=True)
-    (fresh, blocks), policy = differentiate(others, sums.gradient.get("blocks"))
-    gradient = jax.tree.map(jnp.add, {name: sums.gradient[name] for name in fresh}, fresh)
-    gradient |= {} if blocks is None else {"blocks": blocks}  # none of frozen blocks
+    (fresh, of_stacks), policy = differentiate(others, of_stacks)
+    gradient = stack.join(jax.tree.map(jnp.add, of_others, fresh), of_stacks)
     return Sums(gradient, sums.policy + policy, sums.reference + reference)
 
 

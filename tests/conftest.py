@@ -76,7 +76,7 @@ def large_weights(model: nnx.Module, seed: int = 0, scale: float = 1.0) -> nnx.M
         noise = jnp.asarray(draw.standard_normal(shape), jnp.float32)
         if not {"D"} < {a for a in axes if a not in "LE"}:  # norms, biases, sinks
             return param.replace(param[...] + 0.1 * noise)
-        into_d = axes[-1] == "D" and axes[0] not in "VC" and "J" not in axes
+        into_d = axes[-1] == "D" and axes[0] not in "VM" and "J" not in axes
         # o and down sum over what comes before D.
         fan_in = np.prod([sizes[a] for a in axes if a in "NHF"]) if into_d else sizes["D"]
         return param.replace(scale * 0.5 * np.sqrt(32 / fan_in) * noise)

@@ -61,11 +61,6 @@ CANNOT = {
 }
 
 
-def over(where: spans.Spans, backend: str | None) -> Attend:
-    """`attend` with its keys bound, as a pytree: they may be traced."""
-    return jax.tree_util.Partial(functools.partial(attend, backend=backend), where=where)
-
-
 def default_backend() -> str:
     """The backend of this platform."""
     return BY_PLATFORM.get(sharding.platform(), "dense")

@@ -16,7 +16,10 @@ from zoo import layers, spans, stack, token_rows
 class CausalLM(nnx.Module):
     """A decoder. An architecture gives its `Block` and `residual`, and what else differs."""
 
-    Block: ClassVar[Callable[[Any, nnx.Rngs], nnx.Module]]
+    # What its blocks are; where layers are of several kinds, by those that `Config.kinds` names.
+    Block: ClassVar[Callable[[Any, nnx.Rngs], nnx.Module] | dict[str, Callable[..., nnx.Module]]]
+    # What a layer keeps in generation, by kind: name -> axes. Unless named here: keys and values.
+    keeps: ClassVar[dict[str, dict[str, str]]] = {}
     attention: str | None = None  # one of attention.BACKENDS; unset: the platform's
     remat: str = "full"  # one of stack.REMAT
     source: os.PathLike[str] | None = None  # the hf_folder.Folder it was read from, or another
@@ -24,7 +27,7 @@ class CausalLM(nnx.Module):
 
     def __init__(self, config: Any, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32):
         self.embedding = layers.weight("V D", config.sizes, rngs)
-        self.blocks = self.Block(config, rngs)
+        self.blocks = _blocks(self.Block, config, rngs)
         self.norm = self.last_norm(config, rngs)
         if not config.tie_word_embeddings:
             self.head = layers.weight("V D", config.sizes, rngs)
@@ -98,7 +101,7 @@ class CausalLM(nnx.Module):
 
     def _of_rows(self, rows: token_rows.Rows, run: stack.Run = stack.run) -> Float[Array, "B T D"]:
         B, T = rows.ids.shape
-        if (most := self.config.sizes.get("C")) and most < T:
+        if (most := self.config.sizes.get("M")) and most < T:
             raise BadInput(f"a text of {T} tokens: the model has learned {most} positions")
         return self.residual(rows.ids, spans.causal(B, T, rows.lengths), run)
 
@@ -110,3 +113,9 @@ class CausalLM(nnx.Module):
     def unembedding(self) -> nnx.Param:
         """The head: axes "V D"."""
         return self.embedding if self.config.tie_word_embeddings else self.head
+
+
+def _blocks(of: Callable | dict[str, Callable], config: Any, rngs: nnx.Rngs) -> nnx.Module:
+    if not isinstance(of, dict):
+        return of(config, rngs)
+    return nnx.Dict({kind: one(config, rngs) for kind, one in of.items()})

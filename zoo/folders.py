@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from checkpoints_io.errors import BadInput
-from zoo import hf_config
+from zoo import hf_config, pattern, stack
 from zoo.models import ARCHITECTURES, Model, abstract
 
 
@@ -114,15 +114,15 @@ def check_finite(model: Model) -> None:
     """
     from checkpoints_io import bits, hf_weights
 
-    table = ARCHITECTURES[model.config.model_type].HF_WEIGHTS
+    table = _table(model)
     params = {_name(path): p.get_value() for path, p in nnx.to_flat_state(nnx.state(model))}
     # All are begun before one is waited for.
-    finite = {name: bits.finite(x, table[name][0].count("{")) for name, x in params.items()}
+    finite = {name: bits.finite(x, table[name].name.count("{")) for name, x in params.items()}
     bad = [
         hf_name
         for name, parts in finite.items()
         if not (here := np.asarray(parts)).all()
-        for index, hf_name in hf_weights.hf_names(table[name][0], params[name].shape)
+        for index, hf_name in hf_weights.hf_names(table[name], params[name].shape)
         if not here[index]
     ]
     if bad:
@@ -153,12 +153,11 @@ def save(
     """
     from checkpoints_io import hf_export, hf_folder, places
 
-    arch = ARCHITECTURES[model.config.model_type]
     params = nnx.to_flat_state(nnx.state(model, nnx.Param))
     weights = {_name(path): (param.axes, param.get_value()) for path, param in params}
     source = hf_folder.look_up(model.source) if model.source else None
     with places.at(str(folder)).whole_folder() as begun:
-        hf_export.write(begun, arch.HF_WEIGHTS, weights, np.dtype(dtype))
+        hf_export.write(begun, _table(model), weights, np.dtype(dtype))
         if begun:
             config = _hf_config_of(model, source.config if source else None)
             tokenizer = tokenizer or (source.path if source else None)
@@ -183,15 +182,28 @@ def _plan(model: Model):
     from checkpoints_io import hf_weights
 
     arch = ARCHITECTURES[model.config.model_type]
-    table = arch.HF_WEIGHTS
+    table = _table(model)
     wanted = {
         _name(path): hf_weights.Wanted(
             param.axes, param.shape, np.dtype(param.dtype), param.get_value().sharding
         )
         for path, param in nnx.to_flat_state(nnx.state(model))
     }
-    tied = {} if "head" in wanted else {table["head"][0]: table["embedding"][0]}
+    tied = {} if "head" in wanted else {table["head"].name: table["embedding"].name}
     return hf_weights.Plan(table, wanted, tied, getattr(arch, "HF_NAMES", ()))
+
+
+def _table(model: Model):
+    """Where each of our weights stands in the files; of a kind of layers, by their numbers."""
+    from checkpoints_io import hf_weights
+
+    numbers = {f"{stack.STACKS}.{kind}": found
+               for kind, found in pattern.numbers(model.config.kinds).items()}  # fmt: skip
+    kind_of = lambda path: ".".join(path.split(".")[:2])
+    return {
+        path: hf_weights.Entry(name, axes, numbers.get(kind_of(path)))
+        for path, (name, axes) in ARCHITECTURES[model.config.model_type].HF_WEIGHTS.items()
+    }
 
 
 def _name(path: tuple) -> str:

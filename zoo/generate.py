@@ -1,4 +1,4 @@
-"""Text from a model: keys and values are kept, and each step reads one new token a row.
+"""Text from a model: its layers keep what later tokens need, and each step reads one a row.
 
 Prompts of different lengths stand side by side. Programs are compiled for a few sizes (powers of
 two) and for no particular length.
@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 import numpy as np
 
 from checkpoints_io.errors import BadInput
-from zoo import attention, rope, sharding, spans, stack, token_rows
+from zoo import mixing, rope, sharding, spans, stack, token_rows
 
 SMALLEST = 64  # tokens that a program has room for, at least
 
@@ -37,11 +37,7 @@ class Sampling(NamedTuple):
 GREEDY = Sampling()
 
 
-class Cache(NamedTuple):
-    """Keys and values of every layer, at the places of their tokens."""
-
-    keys: Float[Array, "L B S K H"]
-    values: Float[Array, "L B S K H"]
+State = dict[str, mixing.State]  # what the layers of each kind keep
 
 
 def generate(
@@ -98,7 +94,7 @@ def generate(
 
 def most_new_tokens(model: Any, longest: int) -> int | None:
     """How many tokens may follow a prompt of this length; None: any number."""
-    positions = model.config.sizes.get("C")
+    positions = model.config.sizes.get("M")
     return max(0, positions - longest) if positions else None
 
 
@@ -128,9 +124,9 @@ def _continued(
         row[: len(prompt)] = prompt
     graph, state = nnx.split(model)
     shown = min(_room(longest), tokens.shape[1])
-    cache, first = _read(graph, tokens.shape[1], state, tokens[:, :shown], lengths)
+    kept, first = _read(graph, tokens.shape[1], state, tokens[:, :shown], lengths)
     tokens, ends, _ = _continue(
-        graph, tuple(stop_ids), sampling.temperature > 0, state, cache, first, tokens, lengths,
+        graph, tuple(stop_ids), sampling.temperature > 0, state, kept, first, tokens, lengths,
         lengths + more, jax.tree.map(np.asarray, sampling), key,
     )  # fmt: skip
     texts = zip(np.asarray(tokens), lengths, np.asarray(ends), strict=True)
@@ -160,16 +156,14 @@ def _read(
     state: nnx.State,
     tokens: Int[Array, "B T"],
     lengths: Int[Array, " B"],
-) -> tuple[Cache, Float[Array, "B V"]]:
-    """The cache with the prompts in it, and the logits after each prompt's last token."""
+) -> tuple[State, Float[Array, "B V"]]:
+    """What the layers keep of the prompts, and the logits after each prompt's last token."""
     model = nnx.merge(graph, state)
-    keeping = Keeping(None, room)
     B, T = tokens.shape
     where = spans.causal(B, T, lengths)
-    hidden = model.hidden(tokens, where, keeping)
+    hidden, kept = forward(model, tokens, where, blank(model, B, room), begins=True)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
-    assert keeping.cache
-    return keeping.cache, model.unembed(last)[:, 0]
+    return kept, model.unembed(last)[:, 0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4,))
@@ -178,15 +172,15 @@ def _continue(
     stops: tuple[int, ...],
     draws: bool,
     state: nnx.State,
-    cache: Cache,
+    kept: State,
     logits: Float[Array, "B V"],
     tokens: Int[Array, "B S"],
     lengths: Int[Array, " B"],
     limits: Int[Array, " B"],
     sampling: Sampling,
     key: Key[Array, ""],
-) -> tuple[Int[Array, "B S"], Int[Array, " B"], Cache]:
-    """The tokens with their continuations, where each row ends, and the cache in its old place."""
+) -> tuple[Int[Array, "B S"], Int[Array, " B"], State]:
+    """The tokens with their continuations, where each row ends, and what is kept, in its place."""
     model = nnx.merge(graph, state)
     rows = jnp.arange(len(tokens))
 
@@ -194,20 +188,42 @@ def _continue(
         return ~carry[3].all()
 
     def step(carry: tuple) -> tuple:
-        logits, tokens, ends, done, cache, key = carry
+        logits, tokens, ends, done, kept, key = carry
         key, now = jax.random.split(key)
         new = drawn(logits, sampling, now) if draws else logits.argmax(-1)
         new = new.astype(tokens.dtype)
         tokens = jnp.where(done[:, None], tokens, tokens.at[rows, ends].set(new))
         stopped = done | (ends + 1 >= limits) | jnp.isin(new, jnp.array(stops, jnp.int32))
         where = spans.Spans(*(x[:, None] for x in (ends, jnp.zeros_like(ends), ends + 1, ends + 1)))
-        keeping = Keeping(cache, tokens.shape[1])
-        logits = model.unembed(model.hidden(new[:, None], where, keeping))[:, 0]
-        return logits, tokens, jnp.where(done, ends, ends + 1), stopped, keeping.cache, key
+        hidden, kept = forward(model, new[:, None], where, kept, begins=False)
+        logits = model.unembed(hidden)[:, 0]
+        return logits, tokens, jnp.where(done, ends, ends + 1), stopped, kept, key
 
-    start = (logits, tokens, lengths, lengths >= limits, cache, key)
-    _, tokens, ends, _, cache, _ = jax.lax.while_loop(going, step, start)
-    return sharding.whole(tokens), sharding.whole(ends), cache
+    start = (logits, tokens, lengths, lengths >= limits, kept, key)
+    _, tokens, ends, _, kept, _ = jax.lax.while_loop(going, step, start)
+    return sharding.whole(tokens), sharding.whole(ends), kept
+
+
+def blank(model: Any, rows: int, room: int) -> State:
+    """What the layers of a model keep of no token yet, with room for so many in each row."""
+    held = {"B": rows, "S": room}
+    axes_of = lambda kind: model.keeps.get(kind, mixing.KEYS_AND_VALUES)
+    return {
+        kind: mixing.blank(axes_of(kind), model.config.sizes_of(kind) | held, model.dtype)
+        for kind in stack.by_kind(model, model.blocks)
+    }
+
+
+def forward(
+    model: Any, tokens: Int[Array, "B T"], where: spans.Spans, kept: State, *, begins: bool
+) -> tuple[Float[Array, "B T D"], State]:
+    """Hidden states, and what the layers keep after these tokens, from what they kept before.
+
+    The tokens are whole prompts, and nothing is kept yet, if it `begins`; or one more of each row.
+    """
+    keeping = Keeping(kept, begins=begins)
+    hidden = model.hidden(tokens, where, keeping)
+    return hidden, keeping.state
 
 
 def drawn(logits: Float[Array, "B V"], sampling: Sampling, key: Key[Array, ""]) -> Int[Array, " B"]:
@@ -225,48 +241,23 @@ def drawn(logits: Float[Array, "B V"], sampling: Sampling, key: Key[Array, ""]) 
 
 
 class Keeping:
-    """Goes through the blocks as `stack.run` does, and keeps keys and values in `cache`.
+    """Goes through the blocks as `stack.run` does; `state` is what they have kept so far."""
 
-    Without a cache the tokens are whole prompts, and a cache with this much room is made of them.
-    """
-
-    def __init__(self, cache: Cache | None, room: int):
-        self.cache, self.room = cache, room
+    def __init__(self, state: State, *, begins: bool):
+        self.state, self.begins = state, begins
 
     def __call__(
         self, model: Any, x: Array, where: spans.Spans, *shared: Any, each: Any = None
     ) -> Array:
-        graph, state = nnx.split(model.blocks)
-        weights = nnx.to_pure_dict(state)
-        once = self._reads if self.cache is None else self._adds
-        steps = jnp.arange(model.config.sizes["L"])
+        layout, weights = stack.taken_apart(model)
+        graphs, each = dict(layout.graphs), stack.by_kind(model, each)
 
-        def layer(carry: tuple, one: tuple) -> tuple:
-            x, cache = carry
-            i, weights, own = one
-            fresh: list = []
-            attend = functools.partial(once, fresh, cache, i, where, model.attention)
-            x = stack.block_of(graph, x, weights, own, (attend, *shared))
-            (cache, made) = fresh
-            return (x, cache), made
+        def layer(carry: tuple[Array, State], kind: str, i: Array) -> tuple:
+            x, state = carry
+            mix = mixing.Growing(state[kind], i, where, model.attention, begins=self.begins)
+            own = stack.at(each[kind], i)
+            x = stack.block_of(graphs[kind], x, stack.at(weights[kind], i), own, (mix, *shared))
+            return (x, state | {kind: mix.state}), None
 
-        (x, cache), made = jax.lax.scan(layer, (x, self.cache), (steps, weights, each))
-        self.cache = Cache(*made) if self.cache is None else cache
+        (x, self.state), _ = stack.through(layout, layer, (x, self.state))
         return x
-
-    def _reads(self, fresh, cache, i, where, backend, q, k, v, **how) -> Array:
-        """A prompt sees itself; what it leaves is kept."""
-        longer = lambda x: jnp.pad(x, [(0, 0), (0, self.room - x.shape[1]), (0, 0), (0, 0)])
-        fresh += [cache, (longer(k), longer(v))]
-        return attention.attend(q, k, v, where, backend=backend, **how)
-
-    def _adds(self, fresh, cache, i, where, backend, q, k, v, **how) -> Array:
-        """A token is put in its place, and sees all before it."""
-        rows = jnp.arange(len(q))
-        put = lambda kept, new: kept.at[i, rows, where.positions[:, 0]].set(new[:, 0])
-        cache = Cache(put(cache.keys, k), put(cache.values, v))
-        fresh += [cache, None]
-        places = jnp.broadcast_to(jnp.arange(self.room, dtype=jnp.int32), (len(q), self.room))
-        return attention.attend(
-            q, cache.keys[i], cache.values[i], where, key_positions=places, **how
-        )

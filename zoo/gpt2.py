@@ -54,7 +54,7 @@ class Config(hf_config.Config):
         """Axis letter -> size."""
         return {
             "V": self.vocab_size,
-            "C": self.n_positions,
+            "M": self.n_positions,
             "D": self.n_embd,
             "F": self.n_inner,
             "L": self.n_layer,
@@ -124,7 +124,7 @@ class Model(causal_lm.CausalLM):
 
     def __init__(self, config: Config, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32):
         super().__init__(config, rngs, dtype)
-        self.positions = layers.weight("C D", config.sizes, rngs)
+        self.positions = layers.weight("M D", config.sizes, rngs)
 
     def last_norm(self, config: Config, rngs: nnx.Rngs) -> layers.LayerNorm:
         """With a bias."""
@@ -142,7 +142,7 @@ class Model(causal_lm.CausalLM):
 # Our weight -> its HF name, for each layer {L}, and its axes there: matrices stand the other way.
 HF_WEIGHTS = {
     "embedding":                   ("transformer.wte.weight",                   "V D"),
-    "positions":                   ("transformer.wpe.weight",                   "C D"),
+    "positions":                   ("transformer.wpe.weight",                   "M D"),
     "blocks.attention_norm.scale": ("transformer.h.{L}.ln_1.weight",            "D"),
     "blocks.attention_norm.bias":  ("transformer.h.{L}.ln_1.bias",              "D"),
     "blocks.attention.qkv":        ("transformer.h.{L}.attn.c_attn.weight",     "D (J N H)"),

@@ -17,7 +17,7 @@ import numpy as np
 from checkpoints_io.errors import BadInput
 from zoo import hf_keys, rope, rope_config
 
-# What `layer_types` may say.
+# What `layer_types` says, in most families.
 SLIDING, FULL = "sliding_attention", "full_attention"
 ALL = 2**30  # as a window: wider than any text
 
@@ -31,11 +31,21 @@ class Config:
     fixed: ClassVar[Mapping[str, Any]] = {}  # keys of which the file implements one value
     ignored: ClassVar[frozenset[str]] = frozenset()  # keys that change no logit
     assumed: ClassVar[Mapping[str, Any]] = {}  # what transformers means where a file says nothing
+    layers_may_be: ClassVar[frozenset[str]] = frozenset({SLIDING, FULL})  # in `layer_types`
 
     @property
     def sizes(self) -> dict[str, int]:
         """Axis letter -> size."""
         return sizes(self)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of every layer, which of the model's kinds of block it is; empty where all are alike."""
+        return ()
+
+    def sizes_of(self, kind: str) -> dict[str, int]:
+        """`sizes` in the layers of one kind: L counts these, and heads may have another width."""
+        return self.sizes | ({"L": self.kinds.count(kind)} if self.kinds else {})
 
     @classmethod
     def respelled(cls, hf: dict[str, Any]) -> dict[str, Any]:
@@ -196,7 +206,7 @@ def _check_sizes(config: Any) -> None:
             raise BadInput(
                 f"config.json: {name} names {len(listed)} layers, and the model has {count['L']}"
             )
-    odd = set(getattr(config, "layer_types", None) or ()) - {SLIDING, FULL}
+    odd = set(getattr(config, "layer_types", None) or ()) - config.layers_may_be
     if odd:
         raise BadInput(f"zoo/{config.model_type}.py does not implement layer_types {odd}")
     if SLIDING in (getattr(config, "layer_types", None) or ()) and not config.sliding_window:

@@ -1,14 +1,20 @@
 """What every architecture shares: weights, products, norms, the gated MLP.
 
-One alphabet for axes, in shapes, einsums, shardings and weight tables alike
-(the letters are those of `jax.nn.dot_product_attention`):
+One alphabet for axes, in shapes, einsums, shardings and weight tables alike, of recipes too; one
+letter, one meaning (those of attention as in `jax.nn.dot_product_attention`):
 
   B rows               T tokens, as queries    S tokens, as keys
+  N query heads        K key/value heads       G query heads per key head
+  H head width         U width of a head's values, where it is another
   D model width        F MLP width             V vocabulary
-  N query heads        K key/value heads       H head width
-  L layers             G query heads per key head
-  E experts            C positions that are learned
+  L layers             E experts               R rank of an adapter, or of a latent
+  P pairs              A answers               I tiles of a longer axis
+  Z shards of a batch: all tokens in one device's rows are a list
+  C scored tokens of such a list
+  M positions that are learned                 W taps of a convolution
   J what one tensor holds side by side: gate and up, or q, k and v; Q their heads, if not as many
+
+A small letter is a part of what its capital counts: t of the T tokens, in one tile.
 """
 
 from collections.abc import Callable, Mapping

@@ -17,6 +17,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 # array ask for the same mesh axis, the first has it: activations "B T D" are split by row only.
 STORED: dict[str, tuple[str, ...]] = {
     "B": ("data", "fsdp"),
+    "Z": ("data", "fsdp"),
     "D": ("fsdp",),
     "N": ("tensor",),
     "K": ("tensor",),

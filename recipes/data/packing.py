@@ -25,7 +25,7 @@ class Shape(NamedTuple):
     examples: int  # P: of an update
     answers: int  # A: of an example
     few: int  # B of the smaller ones; the same as `rows` where there are none
-    shards: int = 1  # G: how many devices share the rows of a micro-batch
+    shards: int = 1  # Z: how many devices share the rows of a micro-batch
     alike: int | None = None  # texts up to this length turn alike: see `zoo.rope.limit`
 
 
@@ -35,7 +35,7 @@ Values = Any  # np.ndarray where it is built, jax.Array on the devices
 class Packed(NamedTuple):
     """A micro-batch. P counts the examples of the update it belongs to, A the answers of each.
 
-    The rows of one device are one list of C = B / G x T positions, of which some are read for
+    The rows of one device are one list of C = B / Z x T positions, of which some are read for
     scores: those stand first, in the order of the rows.
     """
 
@@ -44,10 +44,10 @@ class Packed(NamedTuple):
     first: Values  # int32 [B, T]: token t sees the keys first[t] <= s < last[t] of its row
     last: Values  # int32 [B, T]
     lengths: Values  # int32 [B, T]: of the text that the token belongs to
-    read_at: Values  # int32 [G, C]: where in the list a score is read
-    target: Values  # int32 [G, C]: the token that is scored there
-    owner: Values  # int32 [G, C]: whose score it is, example * A + answer; -1: nobody's
-    counts: Values  # int32 [G]: how many scores there are
+    read_at: Values  # int32 [Z, C]: where in the list a score is read
+    target: Values  # int32 [Z, C]: the token that is scored there
+    owner: Values  # int32 [Z, C]: whose score it is, example * A + answer; -1: nobody's
+    counts: Values  # int32 [Z]: how many scores there are
     scored: Values  # int32 [P, A]: how many of each answer, on all devices; 0: it is not here
 
     @property
@@ -151,7 +151,7 @@ def _length(streams: Sequence[Stream]) -> int:
 def build(rows: Sequence[Sequence[Placed]], shape: Shape, shards: Sequence[int]) -> Packed:
     """The arrays of one micro-batch; only the rows of these of its shards, a process's own."""
     each = len(rows) // shape.shards  # rows of a device
-    B, T, G = len(shards) * each, shape.row_length, len(shards)
+    B, T, Z = len(shards) * each, shape.row_length, len(shards)
     A, C = shape.answers, each * T
     self_seen = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))  # padding sees itself
     batch = Packed(
@@ -160,18 +160,18 @@ def build(rows: Sequence[Sequence[Placed]], shape: Shape, shards: Sequence[int])
         first=self_seen.copy(),
         last=self_seen + 1,
         lengths=np.ones((B, T), np.int32),
-        read_at=np.zeros((G, C), np.int32),
-        target=np.zeros((G, C), np.int32),
-        owner=np.full((G, C), -1, np.int32),
-        counts=np.zeros(G, np.int32),
+        read_at=np.zeros((Z, C), np.int32),
+        target=np.zeros((Z, C), np.int32),
+        owner=np.full((Z, C), -1, np.int32),
+        counts=np.zeros(Z, np.int32),
         scored=np.zeros((shape.examples, A), np.int32),
     )
     for slot, stream in itertools.chain(*rows):
         batch.scored[slot] += np.bincount(stream.answer, minlength=A)
-    for g, shard in enumerate(shards):
+    for z, shard in enumerate(shards):
         c = 0
         for at_row in range(each):
-            b, t = g * each + at_row, 0
+            b, t = z * each + at_row, 0
             for slot, stream in rows[shard * each + at_row]:
                 at, scores = slice(t, t + len(stream.tokens)), slice(c, c + len(stream.target))
                 batch.tokens[b, at] = stream.tokens
@@ -179,9 +179,9 @@ def build(rows: Sequence[Sequence[Placed]], shape: Shape, shards: Sequence[int])
                 batch.first[b, at] = stream.first + t
                 batch.last[b, at] = stream.last + t
                 batch.lengths[b, at] = stream.length
-                batch.read_at[g, scores] = stream.read_at + at_row * T + t
-                batch.target[g, scores] = stream.target
-                batch.owner[g, scores] = slot * A + stream.answer
+                batch.read_at[z, scores] = stream.read_at + at_row * T + t
+                batch.target[z, scores] = stream.target
+                batch.owner[z, scores] = slot * A + stream.answer
                 t, c = at.stop, scores.stop
-        batch.counts[g] = c
+        batch.counts[z] = c
     return batch

@@ -1,13 +1,15 @@
 """What architectures share."""
 
+import re
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.conftest import small_config
-from zoo import experts, layers, llama
+from tests.conftest import ROOT, small_config
+from zoo import experts, layers, llama, sharding
 
 TIMES = 2048  # in bfloat16 a sum of ones ends at 256
 
@@ -93,3 +95,16 @@ def test_what_is_kept_takes_memory(less, more):
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporary(less) < temporary(more)
+
+
+def test_every_axis_has_a_letter_of_the_alphabet():
+    """And every letter of the alphabet is said once."""
+    alphabet = re.findall(r"(?:  |; )([A-Z]) \w", str(layers.__doc__))
+    assert len(alphabet) == len(set(alphabet)) == 23
+    assert set(sharding.STORED) <= set(alphabet)
+    for path in [*(ROOT / "zoo").glob("*.py"), *(ROOT / "recipes").rglob("*.py")]:
+        text = path.read_text()
+        axes = re.findall(r"(?:Float|Int|Bool|Key)\[[\w.| ]+, *\"([^\"]*)\"\]", text)
+        axes += re.findall(r"(?:constrain|gather|by_width|weight)\([^\"()]*\"([A-Z ]+)\"", text)
+        found = {letter for one in axes for letter in re.findall(r"\b[A-Z]\b", one)}
+        assert found <= set(alphabet), path
