@@ -25,11 +25,13 @@ import optax
 import pairs_as_ids
 import work
 
-from recipes import command, forecast, logps, losses, optimizer, update
-from recipes.data import batches, shapes
-from recipes.preference import metrics
+from recipes import forecast
+from recipes.data.packed import batches, shapes
+from recipes.preference import losses, metrics
+from recipes.training import command, logps, optimizer, update
 import zoo
-from zoo import llama, rope, sharding
+from zoo import llama
+from zoo.parts import rope, sharding
 
 # Width, MLP width, layers, query heads, key heads, head width, vocabulary, tied.
 SHAPES = {

@@ -24,7 +24,7 @@ from absl import flags
 import work
 
 from checkpoints_io.errors import BadInput, RunFailed
-from recipes import command
+from recipes.training import command
 
 SIZE = flags.DEFINE_enum("size", "A", list(work.SIZES), "A model of benchmarks/work.py.")
 STEPS = flags.DEFINE_integer(

@@ -24,10 +24,11 @@ import pyarrow.parquet
 
 from checkpoints_io import places
 from checkpoints_io.errors import BadInput
-from recipes import command
-from recipes.data import pairs, sources
-from recipes.data.source import Source
-from recipes.data.tokenise import How
+from recipes.data import source_pairs
+from recipes.data.ids.encode_rows import How
+from recipes.data.rows import sources
+from recipes.data.rows.source import Source
+from recipes.training import command
 
 ROOT = pathlib.Path(__file__).parent.parent
 TOKENIZER = flags.DEFINE_string("tokenizer", str(ROOT / "recipes/tiny/model"), "A folder.")
@@ -118,7 +119,7 @@ def child(path: str, way: str, tokenizer: str) -> None:
     if way == "read":
         held = sum(row.fields is not None for row in sources.read(path))
     else:
-        held = pairs.read(source, how, cache)
+        held = source_pairs.read(source, how, cache)
     assert held
     print(cpu() - since, measure.peak_mib() - before)
 

@@ -15,7 +15,7 @@ from absl import flags
 import compare
 import work
 
-from recipes import command
+from recipes.training import command
 
 SHARE = flags.DEFINE_float("prompt_share", 0.6, "Of the tokens of an answer's text.")
 LAYOUT_PAIRS = flags.DEFINE_integer("update", 128, "Pairs of an update.", lower_bound=1)

@@ -87,7 +87,8 @@ def measured_import(module: str) -> tuple[float, str]:
 
 def config_of(layers: int, width: int, vocabulary: int):
     """A Llama with heads of 64, two for each key head."""
-    from zoo import llama, rope
+    from zoo import llama
+    from zoo.parts import rope
 
     return llama.Config(
         vocab_size=vocabulary, hidden_size=width, intermediate_size=width * 11 // 4,
@@ -104,13 +105,14 @@ def compile_step() -> dict:
     import numpy as np
     import optax
 
-    from recipes import losses, optimizer, update
-    from recipes.data import batches
-    from recipes.data.batches import Said
-    from recipes.data.packing import Shape
-    from recipes.data.tokens import PairIds
-    from recipes.preference import metrics
-    from zoo import llama, sharding
+    from recipes.data.ids.pair_ids import PairIds
+    from recipes.data.packed import batches
+    from recipes.data.packed.batches import Said
+    from recipes.data.packed.packing import Shape
+    from recipes.preference import losses, metrics
+    from recipes.training import optimizer, update
+    from zoo import llama
+    from zoo.parts import sharding
 
     config, mesh = config_of(LAYERS.value, 256, 4096), sharding.mesh_of(1, -1, 1)
     ids = np.arange(8, dtype=np.int32)
@@ -158,7 +160,7 @@ def load() -> dict:
     import jax.numpy as jnp
 
     import zoo
-    from zoo import sharding
+    from zoo.parts import sharding
 
     mesh = sharding.mesh_of(1, -1, 1)
     jax.block_until_ready(jnp.zeros(8))

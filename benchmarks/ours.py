@@ -13,12 +13,12 @@ import optax
 import pairs_as_ids
 import work
 
-from recipes import command, logps, losses, optimizer, update
-from recipes.data import batches, packing, shapes, streams
-from recipes.data.tokens import PairIds
-from recipes.preference import metrics
+from recipes.data.ids.pair_ids import PairIds
+from recipes.data.packed import batches, packing, shapes, streams
+from recipes.preference import losses, metrics
+from recipes.training import command, logps, optimizer, update
 import zoo
-from zoo import sharding
+from zoo.parts import sharding
 
 FOLDER = flags.DEFINE_string("folder", None, "Where the work lies.", required=True)
 SIZE = flags.DEFINE_enum("size", "A", list(work.SIZES), "A model of benchmarks/work.py.")

@@ -13,8 +13,9 @@ import tempfile
 from absl import flags, logging
 import numpy as np
 
-from recipes import command, dpo
+from recipes import dpo
 from recipes.configs import tiny
+from recipes.training import command
 
 PAIRS = flags.DEFINE_string("pairs", None, "The JSON file of pairs.", required=True)
 MODEL = flags.DEFINE_string("model", None, "The model folder.", required=True)

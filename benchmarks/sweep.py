@@ -11,13 +11,14 @@ import jax
 import numpy as np
 import optax
 
-from recipes import command, head, losses, optimizer, update
-from recipes.data import batches
-from recipes.data.batches import Said
-from recipes.data.packing import Shape
-from recipes.data.tokens import PairIds
-from recipes.preference import metrics
-from zoo import llama, rope, sharding
+from recipes.data.ids.pair_ids import PairIds
+from recipes.data.packed import batches
+from recipes.data.packed.batches import Said
+from recipes.data.packed.packing import Shape
+from recipes.preference import losses, metrics
+from recipes.training import command, optimizer, update
+from zoo import llama
+from zoo.parts import rope, sharding, token_logps
 
 BASE = dict(width=256, mlp=688, layers=6, vocabulary=32000, rows=4, row_length=1024, pairs=16)
 
@@ -64,7 +65,7 @@ def main() -> None:
         "rows": [1, 2, 4, 8],
         "layers": [3, 6, 12, 24],
     }
-    print(f"Others: {BASE}; logits {head.logits_bytes() / 2**20:.0f} MiB at a time.\n")
+    print(f"Others: {BASE}; logits {token_logps.logits_bytes() / 2**20:.0f} MiB at a time.\n")
     for name, sizes in asked.items():
         print(f"| {name} | temporary MiB, less the head's |\n|---|---|")
         for size in sizes:

@@ -30,10 +30,12 @@ import datasets
 import transformers
 
 from checkpoints_io import places
-from recipes import command
-from recipes.data import chat, columns, layouts, packing, streams, tokenise, tokens, trial, workers
-from recipes.data.packing import Shape
-from recipes.data.tokens import PairIds
+from recipes.data.chats import chat, columns, layouts, trial
+from recipes.data.ids import encode_rows, pair_ids, parallel
+from recipes.data.ids.pair_ids import PairIds
+from recipes.data.packed import packing, streams
+from recipes.data.packed.packing import Shape
+from recipes.training import command
 from zoo.text import tokenizer
 
 TOKENIZER = flags.DEFINE_string("tokenizer", None, "A folder.", required=True)
@@ -98,7 +100,7 @@ def main() -> None:
 
 def encoded(pair: layouts.Pair, own: tokenizer.Tokenizer, talk: chat.Chat) -> PairIds:
     """As the recipe does it."""
-    return tokens.encode(pair, own, talk, row=0, max_length=10**6, over_length="drop")
+    return pair_ids.encode(pair, own, talk, row=0, max_length=10**6, over_length="drop")
 
 
 def as_trl(prompt, chosen, rejected, other) -> tuple[list[int], ...]:
@@ -116,11 +118,13 @@ def as_line(prompt, chosen, rejected) -> str:
 def on_disk(file: pathlib.Path, other, number: int) -> tuple[float, float]:
     """CPU seconds of either way from the file to tokens in a folder beside it, both new."""
     folder = file.with_name(str(number))
-    source = tokenise.Source(str(file), "prompt_chosen_rejected")
-    how = tokenise.How(TOKENIZER.value, TEMPLATE.value, "assistant", DATE.value, 10**6, "drop", 0.0)
+    source = encode_rows.Source(str(file), "prompt_chosen_rejected")
+    how = encode_rows.How(
+        TOKENIZER.value, TEMPLATE.value, "assistant", DATE.value, 10**6, "drop", 0.0
+    )
     since = cpu()
-    with workers.Crew(how) as crew:
-        workers.kept(source, how, places.Disk(folder / "ours"), crew)
+    with parallel.Crew(how) as crew:
+        parallel.kept(source, how, places.Disk(folder / "ours"), crew)
     between = cpu()
     rows = datasets.load_dataset("json", data_files=str(file), cache_dir=str(folder), split="train")
     rows.map(lambda row: mapped(row, other), new_fingerprint=str(number))

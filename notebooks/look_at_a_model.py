@@ -17,7 +17,8 @@ import matplotlib.pyplot as plt
 import transformers
 
 import zoo
-from zoo import generate, spans, stack
+from zoo import generate
+from zoo.parts import spans, stack
 
 ROOT = pathlib.Path(zoo.__file__).parent.parent  # in Jupyter there is no __file__ of a notebook
 FOLDER = ROOT / "recipes/tiny/model"  # or another folder, or a hub id
@@ -28,8 +29,9 @@ tokenizer = transformers.AutoTokenizer.from_pretrained(FOLDER)
 # %% [markdown]
 # ## What it is made of
 #
-# Every weight says what its axes are (the alphabet is in `zoo/layers.py`); those of the blocks have
-# a leading L, one slice a layer. `model.config` holds the keys of the model's `config.json`.
+# Every weight says what its axes are (the alphabet is in `zoo/parts/layers.py`); those of the
+# blocks have a leading L, one slice a layer. `model.config` holds the keys of the model's
+# `config.json`.
 
 # %%
 print(model.config)
@@ -71,7 +73,9 @@ def keeping(kept):
 
             def attend(q, k, v, *, scale, **how):
                 kept.append((q, k, scale, how))
-                return zoo.attention.attend(q, k, v, where, scale=scale, backend="dense", **how)
+                return zoo.parts.attention.attend(
+                    q, k, v, where, scale=scale, backend="dense", **how
+                )
 
             weights = at(nnx.to_pure_dict(state))
             x = stack.block_of(graph, x, weights, at(each), (attend, *shared))

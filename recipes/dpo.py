@@ -8,7 +8,7 @@ The reference is read afresh from its weights at every start and never saved. Th
 """
 
 if __name__ == "__main__":  # a wrong flag is answered before the imports below, which take seconds
-    from recipes import command, settings
+    from recipes.training import command, settings
 
     command.answer(settings.DPO)
 
@@ -17,27 +17,23 @@ from collections.abc import Iterator
 import jax
 import ml_collections
 
-from recipes import (
+from recipes.data.packed import batches
+from recipes.data.packed.batches import Update
+from recipes.preference import evaluation, gates, losses, metrics, reference
+from recipes.preference.displacement import Trend
+from recipes.training import (
     checks,
     command,
     ending,
-    evaluation,
-    gates,
     logps,
     loop,
-    losses,
     policy,
-    reference,
+    preemption,
     settings,
-    stopping,
     update,
 )
-from recipes.data import batches
-from recipes.data.batches import Update
-from recipes.policy import State
-from recipes.preference import metrics
-from recipes.preference.displacement import Trend
-from recipes.prepare import prepared
+from recipes.training.policy import State
+from recipes.training.prepare import prepared
 
 
 def train(config: ml_collections.ConfigDict) -> None:
@@ -52,7 +48,7 @@ def train(config: ml_collections.ConfigDict) -> None:
     with (
         prepared(given, beside=wanted) as run,
         jax.set_mesh(run.computing.mesh),
-        stopping.asked() as stop,
+        preemption.asked() as stop,
         policy.checkpoints_of(run) as store,
     ):
         own, forward = policy.of(run), logps.compiled(run.computing.mesh)
@@ -81,7 +77,7 @@ def train(config: ml_collections.ConfigDict) -> None:
 
         def evaluate(state: State) -> Iterator[dict[str, float]]:
             """The same forward pass for policy and reference, on every held-out set."""
-            ask = stopping.heeding(stop, policy.asked(own, state, forward))
+            ask = preemption.heeding(stop, policy.asked(own, state, forward))
             for held_out, theirs in zip(run.held_out, frozen.held_out, strict=True):
                 yield evaluation.evaluate(held_out, ask, theirs, run.place, objective)
 

@@ -11,7 +11,7 @@ what lives through an update is exact, the rest an estimate.
 from absl import flags
 
 if __name__ == "__main__":  # a wrong flag is answered before the imports below
-    from recipes import command, settings
+    from recipes.training import command, settings
 
     flags.DEFINE_string("chip", "h100", "One of a100, h100, h200, v5e, v5p, v6e.")
     flags.DEFINE_integer("devices", 8, "How many of them.")
@@ -33,26 +33,16 @@ import numpy as np
 
 from checkpoints_io import hf_folder
 from checkpoints_io.errors import BadInput
-from recipes import (
-    checks,
-    collectives,
-    command,
-    logps,
-    losses,
-    optimizer,
-    plan,
-    settings,
-    update,
-)
-from recipes.checks import Precision, Values
-from recipes.data.batches import Said
-from recipes.data.packing import Packed, Shape
-from recipes.losses import Objective
-from recipes.nearest import did_you_mean
-from recipes.optimizer import AdamW
-from recipes.preference import metrics
+from recipes.data.packed.batches import Said
+from recipes.data.packed.packing import Packed, Shape
+from recipes.preference import losses, metrics
+from recipes.preference.losses import Objective
+from recipes.training import checks, collectives, command, logps, optimizer, plan, settings, update
+from recipes.training.checks import Precision, Values
+from recipes.training.nearest import did_you_mean
+from recipes.training.optimizer import AdamW
 import zoo
-from zoo import sharding
+from zoo.parts import sharding
 
 
 class Chip(NamedTuple):

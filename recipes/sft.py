@@ -8,7 +8,7 @@ and exports are those of recipes/dpo.py.
 """
 
 if __name__ == "__main__":  # a wrong flag is answered before the imports below, which take seconds
-    from recipes import command, settings
+    from recipes.training import command, settings
 
     command.answer(settings.SFT)
 
@@ -20,22 +20,22 @@ from jaxtyping import Array, Float
 import ml_collections
 import numpy as np
 
-from recipes import (
+from recipes.data.packed import batches, streams
+from recipes.data.packed.batches import Update
+from recipes.training import (
     checks,
     command,
     ending,
     logps,
     loop,
     policy,
+    preemption,
     settings,
-    stopping,
     update,
 )
-from recipes.data import batches, streams
-from recipes.data.batches import Update
-from recipes.policy import State
-from recipes.prepare import prepared
-from recipes.update import Answers
+from recipes.training.policy import State
+from recipes.training.prepare import prepared
+from recipes.training.update import Answers
 
 
 def train(config: ml_collections.ConfigDict) -> None:
@@ -48,7 +48,7 @@ def train(config: ml_collections.ConfigDict) -> None:
     with (
         prepared(given, single=True) as run,
         jax.set_mesh(run.computing.mesh),
-        stopping.asked() as stop,
+        preemption.asked() as stop,
         policy.checkpoints_of(run) as store,
     ):
         own, forward = policy.of(run), logps.compiled(run.computing.mesh)
@@ -70,7 +70,7 @@ def train(config: ml_collections.ConfigDict) -> None:
 
         def evaluate(state: State) -> Iterator[dict[str, float]]:
             """Nats per scored token of each held-out set."""
-            ask = stopping.heeding(stop, policy.asked(own, state, forward))
+            ask = preemption.heeding(stop, policy.asked(own, state, forward))
             for name, examples in run.held_out:
                 tokens = np.array([*map(streams.scored_tokens, examples)])
                 total = logps.of_examples(ask, examples, run.place).sum(dtype=np.float64)

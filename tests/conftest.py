@@ -38,12 +38,13 @@ import ml_collections
 import numpy as np
 import pytest
 
-from recipes import checks, losses, optimizer, settings, update
 from recipes.configs import tiny
-from recipes.data.packing import Shape
-from recipes.preference import metrics
-from recipes.run import Run
-from zoo import llama, rope
+from recipes.data.packed.packing import Shape
+from recipes.preference import losses, metrics
+from recipes.training import checks, optimizer, settings, update
+from recipes.training.run import Run
+from zoo import llama
+from zoo.parts import rope
 
 # Where a plugin imported jax before.
 jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS"))

@@ -13,13 +13,15 @@ import jax
 import numpy as np
 import optax
 
-from recipes import logps, optimizer
-from recipes.data import batches, mixture
-from recipes.data.packing import Shape
+from recipes.data import mixture
+from recipes.data.packed import batches
+from recipes.data.packed.packing import Shape
+from recipes.training import logps, optimizer
 from tests.conftest import large_weights, programs_of, sigmoid, small_config
-from tests.recipes.test_packing import random_pairs
+from tests.recipes.data.packed.test_packing import random_pairs
 import zoo
-from zoo import llama, sharding
+from zoo import llama
+from zoo.parts import sharding
 
 PAIRS = 16
 # A vocabulary whose embedding and head have a size that no other weight has.

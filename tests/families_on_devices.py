@@ -15,7 +15,7 @@ import numpy as np
 
 from tests.zoo import twins
 import zoo
-from zoo import sharding, spans
+from zoo.parts import sharding, spans
 
 FAMILIES = {
     "gpt_oss": "plain", "gemma3_text": "scaled, capped", "phi3": "plain", "gpt2": "plain",

@@ -17,7 +17,8 @@ import safetensors.numpy
 
 from checkpoints_io import hf_folder, places
 from checkpoints_io.run_state import Keep, RunStore
-from recipes import dpo, reference_cache
+from recipes import dpo
+from recipes.preference import reference_cache
 from tests.checkpoints_io.test_strangers import OWN, Watched, folders
 from tests.conftest import ROOT, TINY
 import zoo

@@ -11,8 +11,8 @@ import ml_dtypes  # noqa: F401  numpy learns bfloat16
 import pytest
 import safetensors.numpy
 
-from recipes import command, optimizer, settings
 from recipes.configs import tiny
+from recipes.training import command, optimizer, settings
 from tests.conftest import ROOT, TINY
 
 
@@ -236,7 +236,9 @@ def test_a_full_disk_is_told_as_one(capsys):
 
 def test_a_reader_who_has_seen_enough_ends_no_run():
     """`| head` closes what a run prints to; it goes on without."""
-    program = "import sys; from recipes.run import say; [say('x' * 99) for _ in range(5000)]; "
+    program = (
+        "import sys; from recipes.training.run import say; [say('x' * 99) for _ in range(5000)]; "
+    )
     program += "print('went on', file=sys.stderr)"
     process = subprocess.Popen(
         [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -2,8 +2,9 @@
 
 import pytest
 
-from recipes import checks, identity, overrides, reference, settings
 from recipes.configs import tiny
+from recipes.preference import reference
+from recipes.training import checks, overrides, resume, settings
 from tests.conftest import ROOT, given_by
 
 CONFIGS = {name: f"--config={ROOT}/recipes/configs/{name}.py" for name in ("tiny", "llama8b")}
@@ -154,12 +155,12 @@ def test_a_reference_of_its_own():
 def test_a_run_from_before_the_reference_could_be_unset_goes_on(tmp_path):
     """Its checkpoints name the policy's own folder; unset, it is the same."""
     config = tiny.get_config()
-    unset = identity.of_settings(given_by(config))
+    unset = resume.of_settings(given_by(config))
     config.reference_model_path = config.initialize_from_hf
-    identity.refuse_other_settings(identity.of_settings(given_by(config)), unset, tmp_path)
+    resume.refuse_other_settings(resume.of_settings(given_by(config)), unset, tmp_path)
     config.reference_model_path = "/another"
     with pytest.raises(ValueError, match="'/another' there, None here"):
-        identity.refuse_other_settings(identity.of_settings(given_by(config)), unset, tmp_path)
+        resume.refuse_other_settings(resume.of_settings(given_by(config)), unset, tmp_path)
 
 
 def copied(folder, *lines):

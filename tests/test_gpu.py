@@ -11,7 +11,7 @@ import pytest
 
 from recipes import dpo
 from tests.zoo.test_attention import outcome, work
-from zoo import attention
+from zoo.parts import attention
 
 pytestmark = pytest.mark.gpu
 

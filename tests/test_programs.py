@@ -32,7 +32,8 @@ PROGRAMS = [
 # A process for each measurement, no flags, and a folder without a flag.
 PEERS = {"benchmarks/peer_trl.py", "benchmarks/peer_tunix.py"}  # in environments of their own
 OTHERS = [
-    "benchmarks/models.py", "benchmarks/peak.py", "benchmarks/where.py", "recipes/listing.py"
+    "benchmarks/models.py", "benchmarks/peak.py", "benchmarks/where.py",
+    "recipes/training/listing.py",
 ]  # fmt: skip
 
 
@@ -62,7 +63,7 @@ def of_configs(folder):
         (["--config=recipes/configs/nothing.py"], ["nothing.py"], 2),
         (["--config=recipes"], ["no config file 'recipes'"], 2),
         ([CONFIG, CONFIG], ["two configs"], 2),
-        (["--config=recipes/data/chat.py"], ["get_config"], 2),
+        (["--config=recipes/data/chats/chat.py"], ["get_config"], 2),
         (["--config=README.md"], ["README.md"], 2),
         ([f"--config={broken}"], ["broken.py, line 2: ZeroDivisionError"], 2),
         ([f"--config={leaving}"], ["leaving.py, line 4: SystemExit"], 2),

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from recipes import checks, overrides, settings
+from recipes.training import checks, overrides, settings
 from tests.conftest import ROOT
 from zoo import ARCHITECTURES
 
@@ -30,25 +30,35 @@ METHODS = {
 # What reads inputs, or writes no file of a run, a cache or an export, and with what.
 INPUTS = {
     "recipes/data/__main__.py": {"Path", "is_dir", "write_text"},  # the page
-    "recipes/data/files.py": {"Path", "TemporaryDirectory", "copyfileobj", "open"},  # a fetched one
-    "recipes/data/report.py": {"Path"},  # its own template
-    "recipes/data/sources.py": {  # data, here and elsewhere
+    "recipes/data/ids/encode_rows.py": {"Path"},  # a tokenizer's folder
+    "recipes/data/ids/parallel.py": {  # files that a tokenizer's ids depend on, and our code
+        "Path", "expanduser", "glob", "is_file", "read_bytes",
+    },
+    "recipes/data/ids/shards.py": {"savez"},  # into memory
+    "recipes/data/rows/formats.py": {  # a file that is fetched
+        "Path", "TemporaryDirectory", "copyfileobj", "open",
+    },
+    "recipes/data/rows/sources.py": {  # data, here and elsewhere
         "abspath", "basename", "commonpath", "dirname", "escape", "exists", "expanduser",
         "filesystem", "glob", "isfile", "join", "open", "url_to_fs",
     },
-    "recipes/data/template.py": {"open"},  # /proc: how much memory is taken
-    "recipes/data/tokenise.py": {"Path", "expanduser", "glob", "is_file", "read_bytes"},
-    "recipes/data/tokenizer.py": {"Path", "expanduser", "is_file", "read_text", "stat"},
-    "recipes/data/tokenizer_files.py": {"glob", "is_file", "open", "read_bytes", "stat"},
-    "recipes/listing.py": {"Path", "read_text", "write_text"},  # the table of settings in the docs
-    "recipes/overrides.py": {"Path", "is_file"},  # the config file
-    "recipes/prepare.py": {"Path", "expanduser", "is_dir"},  # is a model a folder, or from the hub?
-    "recipes/terminal.py": {"open"},  # /dev/null
+    "recipes/data/run_data.py": {"Path"},  # a tokenizer's folder
+    "recipes/pages/data_page.py": {"Path"},  # its own template
+    "recipes/training/listing.py": {"Path", "read_text", "write_text"},  # the docs
+    "recipes/training/overrides.py": {"Path", "is_file"},  # the config file
+    "recipes/training/prepare.py": {"Path", "expanduser", "is_dir"},  # a tokenizer's folder
+    "recipes/training/terminal.py": {"open"},  # /dev/null
     "recipes/tiny/make_model.py": {  # the model that is shipped
         "Path", "TemporaryDirectory", "copytree", "mkdir", "read_text", "write_text",
     },
     "recipes/tiny/make_pairs.py": {"Path", "write_text"},  # the pairs that are shipped
     "zoo/__main__.py": {"Path", "expanduser", "is_dir"},  # is a model a folder, or from the hub?
+    "zoo/text/byte_files.py": {"is_file", "open", "read_bytes", "stat"},  # a tokenizer's files
+    "zoo/text/chat_tokenizer.py": {"Path"},  # its folder
+    "zoo/text/confined.py": {"Path", "TemporaryFile", "getcwd", "join", "pread"},  # pipes
+    "zoo/text/tokenizer.py": {"Path", "expanduser", "is_file", "read_text", "stat"},
+    "zoo/text/tokenizer_files.py": {"glob", "is_file", "read_text"},
+    "zoo/text/worker.py": {"dup", "fdopen", "open", "pwrite"},  # its pipes
 }  # fmt: skip
 MAY_IMPORT = {
     "checkpoints_io": {"checkpoints_io"},
@@ -90,6 +100,46 @@ def test_imports_point_one_way(package):
             allowed = allowed | {"checkpoints_io"}
         names = {name.split(".")[0] for name in imported(path)} & set(PACKAGES)
         assert names <= allowed, path
+
+
+# Within recipes: which rooms a room may import, beside itself. Programs import whatever they need.
+ROOMS = {
+    "recipes.data.rows": set(),
+    "recipes.data.chats": {"recipes.data.rows"},
+    "recipes.data.ids": {"recipes.data.rows", "recipes.data.chats"},
+    "recipes.data.packed": {"recipes.data.ids"},
+    "recipes.data": {"recipes.data"},
+    "recipes.training": {"recipes.data"},
+    "recipes.preference": {"recipes.data", "recipes.training"},
+    "recipes.pages": {"recipes.data"},
+}
+# What any room may import: how a line gets to the person at the terminal.
+ANYWHERE = {"recipes.training.terminal"}
+
+
+def room_of(module):
+    return max(
+        (room for room in ROOMS if f"{module}.".startswith(f"{room}.")), key=len, default=None
+    )
+
+
+def modules_of(path):
+    """The modules of recipes that a file imports, each by its whole name."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("recipes"):
+            for name in (f"{node.module}.{alias.name}" for alias in node.names):
+                is_module = ROOT.joinpath(*name.split(".")).with_suffix(".py").is_file()
+                yield name if is_module else node.module
+
+
+def test_rooms_of_recipes_point_one_way():
+    for path in (ROOT / "recipes").rglob("*.py"):
+        own = room_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        if own is None or path.name == "__main__.py":  # a program
+            continue
+        for module in set(modules_of(path)) - ANYWHERE:
+            allowed = {own, *ROOMS[own]}
+            assert any(f"{module}.".startswith(f"{room}.") for room in allowed), (path, module)
 
 
 def files_touched(source):
@@ -172,9 +222,13 @@ def reached(module, seen):
 def test_a_worker_starts_fast():
     """What runs in one imports neither jax nor what reads tables, fetches files or draws bars."""
     seen = {}
-    for module in ("recipes.data.tokenise", "zoo.text.worker", "zoo.text.chat_tokenizer"):
+    for module in ("recipes.data.ids.encode_rows", "zoo.text.worker", "zoo.text.chat_tokenizer"):
         reached(module, seen)
-    assert {"zoo.text.template", "recipes.data.tokens", "checkpoints_io.hf_folder"} <= seen.keys()
+    assert {
+        "zoo.text.template",
+        "recipes.data.ids.pair_ids",
+        "checkpoints_io.hf_folder",
+    } <= seen.keys()
     heavy = {"jax", "flax", "pyarrow", "pandas", "datasets", "fsspec", "absl", "tqdm",
              "ml_collections", "huggingface_hub", "jaxtyping"}  # fmt: skip
     for module, path in seen.items():
@@ -191,6 +245,7 @@ def test_sentences_for_the_user_are_errors_of_one_kind():
 
 def test_an_architecture_imports_no_other_and_needs_little():
     files = [p for p in (ROOT / "zoo").glob("*.py") if not p.name.startswith("__")]
+    files += (ROOT / "zoo" / "parts").glob("*.py")
     kinds = {module.__name__ for module in ARCHITECTURES.values()}
     for path in files:
         if path.name != "models.py":  # whose table they are

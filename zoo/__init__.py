@@ -44,14 +44,15 @@ HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """One of the names above, or a file of the zoo: `zoo.llama`."""
+    """One of the names above, or a file of the zoo or of its parts: `zoo.llama`, `zoo.rope`."""
     if home := HOMES.get(name):
         return getattr(importlib.import_module(f"zoo.{home}"), name)
-    try:
-        return importlib.import_module(f"zoo.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"zoo.{name}":
-            raise
+    for module in (f"zoo.{name}", f"zoo.parts.{name}"):
+        try:
+            return importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
     raise AttributeError(f"the zoo has no {name!r}: dir(zoo) names what it has")
 
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from checkpoints_io.errors import BadInput
-from zoo import hf_config, pattern, stack
 from zoo.models import ARCHITECTURES, Model, abstract
+from zoo.parts import hf_config, pattern, stack
 
 
 def load(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from checkpoints_io.errors import BadInput
-from zoo import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
+from zoo.parts import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 import numpy as np
 
 from checkpoints_io.errors import BadInput
-from zoo import mixing, rope, sharding, spans, stack, token_rows
+from zoo.parts import mixing, rope, sharding, spans, stack, token_rows
 
 SMALLEST = 64  # tokens that a program has room for, at least
 

@@ -12,7 +12,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zoo import attention, causal_lm, experts, hf_config, layers, rope, rope_config, spans, stack
+from zoo.parts import (
+    attention,
+    causal_lm,
+    experts,
+    hf_config,
+    layers,
+    rope,
+    rope_config,
+    spans,
+    stack,
+)
 
 # What transformers means where a file says nothing of it.
 ROPE = {

@@ -10,7 +10,7 @@ from flax import nnx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zoo import attention, causal_lm, hf_config, layers, rope, spans, stack
+from zoo.parts import attention, causal_lm, hf_config, layers, rope, spans, stack
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from checkpoints_io.errors import BadInput
 from zoo import (
-    causal_lm,
     cohere2,
     gemma,
     gemma2,
@@ -18,7 +17,6 @@ from zoo import (
     gpt2,
     gpt_oss,
     granite,
-    hf_config,
     llama,
     mistral,
     mixtral,
@@ -28,10 +26,9 @@ from zoo import (
     qwen2,
     qwen3,
     qwen3_moe,
-    rope,
-    sharding,
     smollm3,
 )
+from zoo.parts import causal_lm, hf_config, rope, sharding
 
 # `model_type` in an HF config.json -> the module with its `Config`, `Model` and `HF_WEIGHTS`.
 ARCHITECTURES: dict[str, types.ModuleType] = {

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from zoo import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
+from zoo.parts import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
 
 
 @dataclasses.dataclass(frozen=True)

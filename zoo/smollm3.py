@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 import numpy as np
 
 from checkpoints_io.errors import BadInput
-from zoo import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
+from zoo.parts import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ tokenised here is kept, and the run that follows starts with it.
 from absl import flags
 
 if __name__ == "__main__":  # a wrong flag is answered before the imports below
-    from recipes import command, settings
+    from recipes.training import command, settings
 
     flags.DEFINE_string("page", "data.html", "Where to write the page.")
     command.answer(settings.DPO, writes=False)
@@ -21,8 +21,10 @@ import ml_collections
 
 from checkpoints_io import hf_folder
 from checkpoints_io.errors import BadInput
-from recipes import checks, command, settings
-from recipes.data import reading, report, shapes
+from recipes.data import run_data
+from recipes.data.packed import shapes
+from recipes.pages import data_page
+from recipes.training import checks, command, settings
 
 POSITIONS = 2**14  # of a micro-batch: what a GPU is given
 
@@ -39,7 +41,7 @@ def look(config: ml_collections.ConfigDict) -> None:
         raise BadInput(f"--page={page} cannot be written: it is a folder, or in none that exists")
     name = given["tokenizer"] or given["initialize_from_hf"]
     folder = hf_folder.find(name, files=hf_folder.TOKENIZER_FILES)
-    data = reading.read(reading.asked(given, folder, single=False))
+    data = run_data.read(run_data.asked(given, folder, single=False))
     shape = shapes.choose(
         [pair for part in data.train for pair in part.pairs],
         per_update=given["train_batch_size"],
@@ -48,8 +50,8 @@ def look(config: ml_collections.ConfigDict) -> None:
         row_length=given["row_length"],
         rows=given["per_device_parallelism"],
     )
-    print(report.text(data.told, data.tokenizer, shape, color=sys.stdout.isatty()))
-    page.write_text(report.page(data.told, data.tokenizer, shape), "utf-8")
+    print(data_page.text(data.told, data.tokenizer, shape, color=sys.stdout.isatty()))
+    page.write_text(data_page.page(data.told, data.tokenizer, shape), "utf-8")
     print(f"\nthe same as a page: {page}")
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from recipes.data.tokens import Example
+from recipes.data.ids.pair_ids import Example
 
 
 class Part(NamedTuple):

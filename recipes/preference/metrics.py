@@ -9,8 +9,8 @@ import numpy as np
 
 from recipes.data import mixture
 from recipes.data.mixture import Part
-from recipes.losses import Objective, log_ratios
-from recipes.update import Answers
+from recipes.preference.losses import Objective, log_ratios
+from recipes.training.update import Answers
 
 
 def preference(

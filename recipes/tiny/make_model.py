@@ -19,11 +19,13 @@ import ml_collections
 import tokenizers
 import transformers
 
-from recipes import command, sft
+from recipes import sft
 from recipes.configs import tiny_sft
-from recipes.data import layouts
+from recipes.data.chats import layouts
+from recipes.training import command
 import zoo
-from zoo import llama, rope
+from zoo import llama
+from zoo.parts import rope
 
 HERE = pathlib.Path(__file__).parent
 FOLDER = flags.DEFINE_string("folder", None, "Where to write the model.", required=True)

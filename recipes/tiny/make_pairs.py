@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import json
 import pathlib
 
-from recipes import command
+from recipes.training import command
 
 HERE = pathlib.Path(__file__).parent
 

@@ -12,12 +12,13 @@ import pytest
 
 from checkpoints_io import places
 from checkpoints_io.run_state import Keep, RunStore
-from recipes import dpo, stopping
-from recipes.data import pairs
-from recipes.data.tokenise import Source
+from recipes import dpo
+from recipes.data import source_pairs
+from recipes.data.ids.encode_rows import Source
+from recipes.training import preemption
 from tests.conftest import TINY
-from tests.recipes.test_pairs import HOW
-from tests.recipes.test_stopping import figures
+from tests.recipes.data.test_source_pairs import HOW
+from tests.recipes.training.test_preemption import figures
 import zoo
 
 MiB = 1 << 20
@@ -99,9 +100,9 @@ def test_tokens_that_cannot_be_kept_stop_with_a_sentence(disk):
     root = disk(MiB)
     source = Source(str(TINY / "train.jsonl"), "preference_chat")
     with filled(root, but=20_000), pytest.raises(OSError):
-        pairs.read(source, HOW, places.Disk(root))
-    found = pairs.read(source, HOW, places.Disk(root))
-    again = pairs.read(source, HOW, places.Disk(root))
+        source_pairs.read(source, HOW, places.Disk(root))
+    found = source_pairs.read(source, HOW, places.Disk(root))
+    again = source_pairs.read(source, HOW, places.Disk(root))
     assert len(found.ids) == len(again.ids) > 0
     np.testing.assert_array_equal(found.ids[-1].chosen, again.ids[-1].chosen)
 
@@ -123,7 +124,7 @@ def test_a_run_whose_disk_fills_stops_and_goes_on_with_more_room(disk, tiny_conf
 
         with monkeypatch.context() as patched:
             asked = lambda: contextlib.nullcontext(full_from_step_3)
-            patched.setattr(stopping, "asked", asked)
+            patched.setattr(preemption, "asked", asked)
             # The save of step 4 fails, the next is tried behind step 5, and then it stops.
             with pytest.raises(OSError, match="of step 5 could not be written: it takes"):
                 dpo.train(config)

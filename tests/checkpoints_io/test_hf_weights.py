@@ -15,7 +15,8 @@ import safetensors.numpy
 from checkpoints_io import hf_export, hf_folder, whole
 from tests.conftest import large_weights, small_config
 import zoo
-from zoo import llama, sharding
+from zoo import llama
+from zoo.parts import sharding
 
 
 @pytest.fixture

@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 
 from checkpoints_io import places
-from recipes import checks, metrics, policy, prepare, reference_cache, settings
-from recipes.data import pairs, token_cache, workers
-from recipes.data.tokenise import Source
-from recipes.run import Records
+from recipes.data import source_pairs
+from recipes.data.ids import parallel, token_cache
+from recipes.data.ids.encode_rows import Source
+from recipes.preference import reference_cache
+from recipes.training import checks, policy, prepare, records, settings
+from recipes.training.run import Records
 from tests.checkpoints_io.in_memory import Bucket, InMemory
 from tests.conftest import TINY
-from tests.recipes.test_pairs import HOW
+from tests.recipes.data.test_source_pairs import HOW
 import zoo
 
 
@@ -200,14 +202,14 @@ def asked(**given):
 
 
 def test_records_and_settings(room):
-    log = metrics.Log(room, asked(), after=-1)
+    log = records.Log(room, asked(), after=-1)
     for step in (1, 2, 3):
         log.write(step, {"train/dpo_loss": step / 4})
     log.write(2, {"eval/heldout/dpo_loss": 0.125})
     assert room.read("metrics.jsonl").count(b"\n") == 4  # before it is closed
     log.close()
-    assert metrics.of_held_out(room, 2) == {"eval/heldout/dpo_loss": 0.125}
-    log = metrics.Log(room, asked(beta=0.5), after=2)
+    assert records.of_held_out(room, 2) == {"eval/heldout/dpo_loss": 0.125}
+    log = records.Log(room, asked(beta=0.5), after=2)
     log.write(3, {"train/dpo_loss": 0.5})
     log.close()
     assert room.read("metrics.jsonl") == (
@@ -221,29 +223,29 @@ def test_records_and_settings(room):
 
 
 def test_the_id_of_a_run_stays(room):
-    own = metrics._own_id(room)
+    own = records._own_id(room)
     assert len(own) == 16
-    assert metrics._own_id(room) == own == room.read("wandb_id").decode()
+    assert records._own_id(room) == own == room.read("wandb_id").decode()
 
 
 SOURCE = Source(str(TINY / "heldout.jsonl"), "preference_chat")
 
 
 def test_tokens_are_kept(room, monkeypatch):
-    monkeypatch.setattr(workers, "SHARD", 16)  # several files
+    monkeypatch.setattr(parallel, "SHARD", 16)  # several files
     # From this process: no other one sees what is in memory.
-    monkeypatch.setattr(workers.os, "sched_getaffinity", lambda _: {0})
-    found = pairs.read(SOURCE, HOW, room)
+    monkeypatch.setattr(parallel.os, "sched_getaffinity", lambda _: {0})
+    found = source_pairs.read(SOURCE, HOW, room)
     (folder,) = map(room.within, room.names())
     files = folder.names()
     assert {"000000000.arrow", "000000016.arrow", "done.json", "identity.json"} <= {*files}
     # A file that is no longer what it was is made again.
     content, ids = folder.read(files[0]), found.ids[0].prompt.tobytes()
     folder.write_whole(files[0], content.replace(ids, ids[::-1]))
-    again = pairs.read(SOURCE, HOW, room)
+    again = source_pairs.read(SOURCE, HOW, room)
     with monkeypatch.context() as patched:
-        patched.setattr(workers, "_tokenise", lambda *_: pytest.fail("it is kept"))
-        kept = pairs.read(SOURCE, HOW, room)
+        patched.setattr(parallel, "_tokenise", lambda *_: pytest.fail("it is kept"))
+        kept = source_pairs.read(SOURCE, HOW, room)
     for one, other in ((found, again), (found, kept)):
         assert len(one.ids) == len(other.ids) > 16
         for mine, theirs in zip(one.ids, other.ids, strict=True):

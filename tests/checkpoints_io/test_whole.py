@@ -9,11 +9,14 @@ import sys
 import pytest
 
 from checkpoints_io import lock, places, whole
-from recipes import dpo, metrics, reference_cache
-from recipes.data import pairs, token_cache
-from recipes.data.tokenise import Source
+from recipes import dpo
+from recipes.data import source_pairs
+from recipes.data.ids import token_cache
+from recipes.data.ids.encode_rows import Source
+from recipes.preference import reference_cache
+from recipes.training import records
 from tests.conftest import ROOT, TINY
-from tests.recipes.test_pairs import HOW
+from tests.recipes.data.test_source_pairs import HOW
 import zoo
 
 
@@ -55,7 +58,7 @@ def test_a_lock_leaves_what_is_in_its_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["lock", *metrics.FILES, "tensorboard", "profile", "checkpoints/1", "checkpoints/1/a/b"]
+    "name", ["lock", *records.FILES, "tensorboard", "profile", "checkpoints/1", "checkpoints/1/a/b"]
 )
 def test_a_run_directory_of_a_stranger(tiny_config, tmp_path, name):
     """A link in it is refused before anything is read; the directory itself may be one."""
@@ -144,17 +147,17 @@ SOURCE = Source(str(TINY / "heldout.jsonl"), "preference_chat")
 
 @pytest.mark.parametrize("name", ["lock", "identity.json", "done.json", "000000000.arrow"])
 def test_a_cache_of_a_stranger(tmp_path, name):
-    pairs.read(SOURCE, HOW, places.Disk(tmp_path / "cache"))
+    source_pairs.read(SOURCE, HOW, places.Disk(tmp_path / "cache"))
     (folder,) = (tmp_path / "cache").iterdir()
     (tmp_path / "theirs").write_text("a thesis")
     for path in (folder / name, folder / "done.json"):
         path.unlink(missing_ok=True)
     (folder / name).symlink_to(tmp_path / "theirs")
     if name == "identity.json":  # which is there, as far as it is looked at
-        pairs.read(SOURCE, HOW, places.Disk(tmp_path / "cache"))
+        source_pairs.read(SOURCE, HOW, places.Disk(tmp_path / "cache"))
     else:
         with pytest.raises(OSError, match=f"{name} is a link to"):
-            pairs.read(SOURCE, HOW, places.Disk(tmp_path / "cache"))
+            source_pairs.read(SOURCE, HOW, places.Disk(tmp_path / "cache"))
     assert (tmp_path / "theirs").read_text() == "a thesis"
 
 
@@ -216,7 +219,7 @@ LEFT = ".done.json.0123abcd.part"
 def test_runs_and_caches_begin_by_clearing(tiny_config, tmp_path):
     """Of a run its exports too, of which the one that was there is put back."""
     tokens, answers, run = (tmp_path / name for name in ("tokens", "answers", "run"))
-    pairs.read(SOURCE, HOW, places.Disk(tokens))
+    source_pairs.read(SOURCE, HOW, places.Disk(tokens))
     opened = lambda name: reference_cache.opened(
         places.Disk(answers), fingerprint=name, compute="float32", attention="blocks"
     )
@@ -227,7 +230,7 @@ def test_runs_and_caches_begin_by_clearing(tiny_config, tmp_path):
         (room / LEFT).write_text("half")
     for name in ("old", "new"):
         shutil.copytree(TINY / "model", run / "hf" / ".step-5.part" / name)
-    pairs.read(SOURCE, HOW._replace(max_length=99), places.Disk(tokens))
+    source_pairs.read(SOURCE, HOW._replace(max_length=99), places.Disk(tokens))
     opened("mine")
     tiny_config.train_data = "no/such/file"
     with pytest.raises(FileNotFoundError):

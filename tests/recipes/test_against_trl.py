@@ -21,7 +21,8 @@ import json
 import pytest
 import transformers
 
-from recipes.data import columns, layouts, tokens, trial
+from recipes.data.chats import columns, layouts, trial
+from recipes.data.ids import pair_ids
 from zoo.text import tokenizer
 
 SETS = {
@@ -95,7 +96,7 @@ def as_ours(ids, side):
 def compared(pair, own, talk, other, way):
     """What is the same, or what differs first."""
     try:
-        ids = tokens.encode(pair, own, talk, row=0, max_length=10**6, over_length="drop")
+        ids = pair_ids.encode(pair, own, talk, row=0, max_length=10**6, over_length="drop")
     except ValueError as error:
         return str(error)
     for side in ("chosen", "rejected"):

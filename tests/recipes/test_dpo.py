@@ -15,8 +15,10 @@ import pytest
 import safetensors.numpy
 
 from checkpoints_io.bits import fingerprint
-from recipes import checks, dpo, gates, overrides, policy, reference, settings, update
-from recipes.run import Computing
+from recipes import dpo
+from recipes.preference import gates, reference
+from recipes.training import checks, overrides, policy, settings, update
+from recipes.training.run import Computing
 from tests.conftest import ROOT, TINY, run_with, sigmoid
 import zoo
 
@@ -114,7 +116,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(
     config.steps_per_hf_export = total
     whole, parted = (config.copy_and_resolve_references() for _ in range(2))
     whole.directory, parted.directory = str(tmp_path / "whole"), str(tmp_path / "parted")
-    from recipes.data import batches
+    from recipes.data.packed import batches
 
     seen, iterate = {}, batches.iterate
 
@@ -454,7 +456,7 @@ def test_the_best_by_a_held_out_figure_stays(tiny_config, monkeypatch):
     config = tiny_config
     config.num_train_steps, config.steps_per_checkpoint, config.steps_per_eval = 4, 1, 1
     config.keep_checkpoints, config.keep_best = 1, "heldout/dpo_accuracy"
-    from recipes import evaluation
+    from recipes.preference import evaluation
 
     accuracy, evaluate = iter([0.5, 0.9, 0.6, 0.7]), evaluation.evaluate
 

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recipes.data import batches, shapes, streams
-from recipes.data.packing import Shape
-from recipes.data.tokens import PairIds
-from recipes.head import token_logps
-from tests.recipes.test_packing import random_pairs
+from recipes.data.ids.pair_ids import PairIds
+from recipes.data.packed import batches, shapes, streams
+from recipes.data.packed.packing import Shape
+from tests.recipes.data.packed.test_packing import random_pairs
 from tests.zoo import twins
-from zoo import rope, spans
+from zoo.parts import rope, spans
+from zoo.parts.token_logps import token_logps
 
 LONGEST = 40
 
@@ -147,7 +147,7 @@ def test_wide_masters_give_the_bits_of_narrow_weights(family):
 def test_norms_biases_and_sinks_do_not_decay(family):
     from flax import nnx, traverse_util
 
-    from recipes import optimizer
+    from recipes.training import optimizer
 
     decays = optimizer.matrices(nnx.state(twins.untrained(family, twins.RICHEST[family])))
     for path, does in traverse_util.flatten_dict(decays).items():

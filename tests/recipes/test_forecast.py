@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from checkpoints_io import hf_folder
-from recipes import collectives, forecast
+from recipes import forecast
 from recipes.configs import tiny
+from recipes.training import collectives
 from tests.conftest import TINY, given_by
 import zoo
 

@@ -15,7 +15,8 @@ import pytest
 from checkpoints_io import hf_folder, places
 from checkpoints_io.run_state import RunStore
 from checkpoints_io.sealed import FORMAT
-from recipes import dpo, identity, settings
+from recipes import dpo
+from recipes.training import resume, settings
 from tests.recipes import kept_run
 import zoo
 
@@ -70,7 +71,7 @@ def test_a_kept_checkpoint_is_read(path):
     like = {"policy": nnx.to_pure_dict(nnx.state(model))}
     with RunStore(places.Disk(path / "checkpoints"), keep=None) as store:
         here = places.Disk(path)
-        same = lambda saved: identity.refuse_other_run(saved, {"models": {}} | saved, here)
+        same = lambda saved: resume.refuse_other_run(saved, {"models": {}} | saved, here)
         found = store.newest(same, like)
     assert found.step == 2
     assert found.trees["policy"]["embedding"].shape == (260, 8)
@@ -80,22 +81,22 @@ def test_a_kept_checkpoint_is_read(path):
 def test_a_kept_run_is_still_known_by_what_it_says(kept):
     """Its settings, pairs and reference are compared, whatever else its facts lack."""
     saved, here = facts_of(HERE), HERE
-    identity.refuse_other_run(saved, saved, here)
+    resume.refuse_other_run(saved, saved, here)
     for name, other in (("data", "0"), ("reference", "0"), ("settings", {"beta": 0.2})):
         now = saved | {name: saved[name] | other if isinstance(other, dict) else other}
         with pytest.raises(ValueError, match="beta" if name == "settings" else f"{name}|pairs"):
-            identity.refuse_other_run(saved, now, here)
+            resume.refuse_other_run(saved, now, here)
 
 
 def test_facts_without_models_say_nothing_of_them_and_others_are_compared():
     (old,) = [facts_of(path) for path in KEPT if path.name == "format-2-without-models"]
     (new,) = [facts_of(path) for path in KEPT if path.name == "format-2"]
     assert "models" not in old
-    identity.refuse_other_run(old, new, HERE)
+    resume.refuse_other_run(old, new, HERE)
     other = new | {"models": {"policy": new["models"]["policy"] | {"rms_norm_eps": "1.0"}}}
-    identity.refuse_other_run(old, other, HERE)
+    resume.refuse_other_run(old, other, HERE)
     with pytest.raises(ValueError, match=r"config.json of the policy .*\(rms_norm_eps"):
-        identity.refuse_other_run(new, other, HERE)
+        resume.refuse_other_run(new, other, HERE)
 
 
 def test_a_fact_that_is_needed_and_not_there_is_told_by_version():
@@ -103,16 +104,16 @@ def test_a_fact_that_is_needed_and_not_there_is_told_by_version():
     for name in ("settings", "data", "reference"):
         less = {key: value for key, value in new.items() if key != name}
         with pytest.raises(ValueError, match=rf"has no {name!r}.*the version that wrote it"):
-            identity.refuse_other_run(less, new, places.at("runs/x"))
+            resume.refuse_other_run(less, new, places.at("runs/x"))
     with pytest.raises(ValueError, match="has no 'settings'"):  # as a run does first of all
-        identity.fact({}, "settings", HERE)
+        resume.fact({}, "settings", HERE)
 
 
 def test_a_setting_that_the_checkpoint_does_not_know_may_be_unset():
     old = {"beta": 0.1}
-    identity.refuse_other_settings(old, {"beta": 0.1, "new": None}, HERE)
+    resume.refuse_other_settings(old, {"beta": 0.1, "new": None}, HERE)
     with pytest.raises(ValueError, match="new: None there, 2 here"):
-        identity.refuse_other_settings(old, {"beta": 0.1, "new": 2}, HERE)
+        resume.refuse_other_settings(old, {"beta": 0.1, "new": 2}, HERE)
 
 
 def test_a_setting_that_the_checkpoint_does_not_know_may_have_its_default():
@@ -120,21 +121,21 @@ def test_a_setting_that_the_checkpoint_does_not_know_may_have_its_default():
     for name in ("lr_schedule", "label_smoothing", "data.scored_turns", "reference_is_hf"):
         default = settings.ALL[name].default
         assert default is not None
-        identity.refuse_other_settings(old, old | {name: default}, HERE)
+        resume.refuse_other_settings(old, old | {name: default}, HERE)
     with pytest.raises(ValueError, match=r"label_smoothing: None there, 0\.2 here"):
-        identity.refuse_other_settings(old, old | {"label_smoothing": 0.2}, HERE)
+        resume.refuse_other_settings(old, old | {"label_smoothing": 0.2}, HERE)
     with pytest.raises(ValueError, match=r"data\.columns\.chosen: None there, 'better' here"):
         now = old | {"data.columns.chosen": "better"}
-        identity.refuse_other_settings(old, now, HERE)
+        resume.refuse_other_settings(old, now, HERE)
 
 
 def test_a_reference_that_is_the_policy_may_be_named_or_not():
     named = {"initialize_from_hf": "m", "reference_model_path": "m"}
     unset = named | {"reference_model_path": None}
-    identity.refuse_other_settings(named, unset, HERE)
-    identity.refuse_other_settings(unset, named, HERE)
+    resume.refuse_other_settings(named, unset, HERE)
+    resume.refuse_other_settings(unset, named, HERE)
     with pytest.raises(ValueError, match="reference_model_path"):
-        identity.refuse_other_settings(unset, named | {"reference_model_path": "r"}, HERE)
+        resume.refuse_other_settings(unset, named | {"reference_model_path": "r"}, HERE)
 
 
 def test_a_checkpoint_of_the_format_of_today_is_kept():

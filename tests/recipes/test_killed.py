@@ -19,8 +19,9 @@ import tensorboardX  # noqa: F401  which takes seconds
 
 from checkpoints_io import places
 from checkpoints_io.run_state import RunStore
-from recipes import dpo, metrics
+from recipes import dpo
 from recipes.configs import tiny
+from recipes.training import records
 from tests.conftest import TINY
 
 STEPS = 12
@@ -57,7 +58,7 @@ def live(directory: pathlib.Path) -> None:
     told = os.open(f"{directory}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(told, 1)
     os.dup2(told, 2)
-    counted = metrics.Meter.add
+    counted = records.Meter.add
     with open(f"{directory}-rows.txt", "a") as rows:
 
         def noting(meter, update):
@@ -65,7 +66,7 @@ def live(directory: pathlib.Path) -> None:
             rows.flush()
             counted(meter, update)
 
-        metrics.Meter.add = noting
+        records.Meter.add = noting
         print("\n— a life —", flush=True)
         dpo.train(config_of(directory))
 

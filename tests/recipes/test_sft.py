@@ -10,8 +10,10 @@ import safetensors.numpy
 
 from recipes import sft
 from recipes.configs import tiny_sft
-from recipes.data import layouts, pairs, tokenise
-from recipes.data.source import Source
+from recipes.data import source_pairs
+from recipes.data.chats import layouts
+from recipes.data.ids import encode_rows
+from recipes.data.rows.source import Source
 from tests.conftest import TINY
 from zoo.text import tokenizer
 
@@ -52,7 +54,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(config, tmp_path):
     config.num_train_steps, config.cooldown = 4, None
     config.profile = None
 
-    from recipes import loop
+    from recipes.training import loop
 
     taken, real = [], loop.applied
 
@@ -83,8 +85,8 @@ def test_its_loss_and_gradient_are_those_of_transformers(config):
     sft.train(config)
     (found,) = records(config)
     source = Source(config.train_data, "conversation", (("messages", "chosen"),), single=True)
-    how = tokenise.How(config.initialize_from_hf, None, "assistant", None, 256, "drop", 0.0)
-    examples = pairs.read(source, how).ids
+    how = encode_rows.How(config.initialize_from_hf, None, "assistant", None, 256, "drop", 0.0)
+    examples = source_pairs.read(source, how).ids
     assert len(examples) == 42
     model = transformers.AutoModelForCausalLM.from_pretrained(
         config.initialize_from_hf, dtype=torch.float32
@@ -151,9 +153,9 @@ GREETING = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content
 def test_rows_of_a_single_answer(tmp_path, row, layout, prompt, answer):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(row) + "\n")
-    found, _ = pairs.recognised(Source(str(file), single=True))
+    found, _ = source_pairs.recognised(Source(str(file), single=True))
     assert found.layout == layout
-    from recipes.data import columns
+    from recipes.data.chats import columns
 
     named = columns.renamed(row, {}, single=True)
     pair = layouts.LAYOUTS[layout].read(named)
@@ -174,15 +176,15 @@ def test_rows_without_one_are_refused(tmp_path, row, told):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(row) + "\n")
     with pytest.raises(ValueError, match=told):
-        pairs.recognised(Source(str(file), single=True))
+        source_pairs.recognised(Source(str(file), single=True))
 
 
 def test_a_conversation_ends_with_an_answer(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"messages": [USER]}) + "\n")
-    how = tokenise.How(str(TINY / "model"), None, "assistant", None, 256, "drop", 0.0)
+    how = encode_rows.How(str(TINY / "model"), None, "assistant", None, 256, "drop", 0.0)
     with pytest.raises(ValueError, match=r"1 of 1 rows .* hold no answer; .*not the assistant's"):
-        pairs.read(Source(str(file), "conversation", single=True), how)
+        source_pairs.read(Source(str(file), "conversation", single=True), how)
 
 
 def test_every_turn_of_the_assistant_is_scored_or_the_last(tmp_path):
@@ -190,8 +192,10 @@ def test_every_turn_of_the_assistant_is_scored_or_the_last(tmp_path):
     file.write_text(json.dumps({"messages": [*GREETING, USER, ANSWER]}) + "\n")
     own = {}
     for turns in ("assistant", "last", "all"):
-        how = tokenise.How(str(TINY / "model"), None, turns, None, 256, "drop", 0.0)
-        ((own[turns],), _, _) = pairs.read(Source(str(file), "conversation", single=True), how)
+        how = encode_rows.How(str(TINY / "model"), None, turns, None, 256, "drop", 0.0)
+        ((own[turns],), _, _) = source_pairs.read(
+            Source(str(file), "conversation", single=True), how
+        )
     words = tokenizer.load(TINY / "model")
     said = {name: words.decode(one.answer[one.scored]) for name, one in own.items()}
     assert said["assistant"] == "Hi!<|eot_id|>Onwards.<|eot_id|>"

@@ -8,14 +8,14 @@ import jax
 import numpy as np
 import optax
 
-from recipes import logps, optimizer
-from recipes.data import batches
-from recipes.data.packing import Shape
-from recipes.data.tokens import PairIds
+from recipes.data.ids.pair_ids import PairIds
+from recipes.data.packed import batches
+from recipes.data.packed.packing import Shape
+from recipes.training import logps, optimizer
 from tests.conftest import programs_of, sigmoid
 from tests.trl import work
 import zoo
-from zoo import sharding
+from zoo.parts import sharding
 
 FACTS = json.loads((pathlib.Path(__file__).parent.parent / "trl" / "trajectory.json").read_text())
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zoo import attention, causal_lm, hf_config, layers, mixing, rope, spans, stack
+from zoo.parts import attention, causal_lm, hf_config, layers, mixing, rope, spans, stack
 
 DECAY = 0.8
 

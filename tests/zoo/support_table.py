@@ -13,7 +13,7 @@ import tempfile
 
 import numpy as np
 
-from recipes.data.packing import Shape
+from recipes.data.packed.packing import Shape
 from tests.conftest import ROOT, SHARED
 from tests.recipes import test_families
 from tests.zoo import test_architectures, test_fields, twins

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import large_weights, small_config
-from zoo import attention, attention_kernels, llama, spans
+from zoo import llama
+from zoo.parts import attention, attention_kernels, spans
 
 
 def work(T, N, K, H, seed=0):

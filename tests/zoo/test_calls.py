@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import TINY, small_config
 from tests.zoo import twins
 import zoo
-from zoo import spans
+from zoo.parts import spans
 
 A, B = [5, 6, 7, 8, 9], [10, 11, 12]
 PADDED = np.array([A, [*B, -100, 10**6]])
@@ -207,7 +207,7 @@ def test_dir_shows_what_is_meant_for_users():
 
 
 def test_files_of_the_zoo_are_names_of_it():
-    from zoo import attention, llama  # noqa: F401
+    from zoo import llama
 
     assert zoo.llama.Model is llama.Model
     assert zoo.ARCHITECTURES["llama"] is llama

@@ -4,7 +4,8 @@ import pytest
 
 from tests.conftest import small_config
 import zoo
-from zoo import gemma3_text, llama, rope
+from zoo import gemma3_text, llama
+from zoo.parts import rope
 
 BASE = dict(
     model_type="llama", vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3,

@@ -10,7 +10,7 @@ import pytest
 
 from tests.zoo import twins
 import zoo
-from zoo import hf_config, rope
+from zoo.parts import hf_config, rope
 
 
 def others(config, name, value):

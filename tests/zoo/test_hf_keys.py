@@ -12,7 +12,8 @@ from checkpoints_io import hf_folder
 from tests.conftest import ROOT, TINY
 from tests.zoo import twins
 import zoo
-from zoo import gpt_oss, hf_keys, llama
+from zoo import gpt_oss, llama
+from zoo.parts import hf_keys
 
 BASE = dict(
     model_type="llama", vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
@@ -52,7 +53,7 @@ LEFT = dict(
 def said(caplog):
     hf_keys.say_ignored.cache_clear()
     caplog.set_level(logging.WARNING)
-    own = lambda record: record.name == "zoo.hf_keys"
+    own = lambda record: record.name == "zoo.parts.hf_keys"
     return lambda: [record.getMessage() for record in filter(own, caplog.records)]
 
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from recipes.data.packing import Shape
+from recipes.data.packed.packing import Shape
 from tests.recipes import test_families
 from tests.zoo import alternating
 import zoo
-from zoo import generate, mixing, pattern, spans, stack
+from zoo import generate
+from zoo.parts import mixing, pattern, spans, stack
 
 TOKENS = np.random.default_rng(0).integers(3, 96, (2, 12)).astype(np.int32)
 ORDERS = ["dssfssfs", "fssfssd"]  # what leads, a pattern twice, what is left over

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT, small_config
-from zoo import experts, layers, llama, sharding
+from zoo import llama
+from zoo.parts import experts, layers, sharding
 
 TIMES = 2048  # in bfloat16 a sum of ones ends at 256
 

@@ -8,7 +8,8 @@ import pytest
 
 from tests.zoo import twins
 import zoo
-from zoo import gemma3_text, llama, olmo3, rope, spans
+from zoo import gemma3_text, llama, olmo3
+from zoo.parts import rope, spans
 
 BASE = dict(
     model_type="llama", vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2,

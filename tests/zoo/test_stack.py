@@ -10,7 +10,8 @@ import pytest
 
 from tests.conftest import large_weights, small_config
 from tests.zoo import twins
-from zoo import llama, spans, stack
+from zoo import llama
+from zoo.parts import spans, stack
 
 TOKENS = np.arange(80).reshape(2, 40) % 97
 

@@ -1,0 +1,1 @@
+"""Rows -> conversations -> text, with the stretches that are scored."""

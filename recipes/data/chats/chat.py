@@ -1,0 +1,102 @@
+"""A chat template that has been seen to work, and what it writes of some turns."""
+
+from collections.abc import Mapping
+import re
+from typing import Any, NamedTuple
+
+import jinja2
+
+from checkpoints_io.errors import BadInput
+from recipes.data.chats import dialect
+from recipes.data.chats.dialect import Dialect
+from recipes.data.chats.layouts import Pair
+from recipes.data.chats.messages import Turns
+from zoo.text import template
+from zoo.text.template import Span
+from zoo.text.tokenizer import Tokenizer, first_special
+
+SCORED_TURNS = ("assistant", "last", "all")  # after the prompt: answers, the last one, every word
+
+
+class Chat(NamedTuple):
+    """A chat template that has been seen to work."""
+
+    programs: Mapping[str, jinja2.Template]  # default, and tool_use for rows with tools
+    given: Mapping[str, str]  # bos_token and the like
+    marked: bool  # it says itself what is generated
+    scored_turns: str
+    end_of_turn: str  # what follows an answer
+    ends: tuple[str, ...] = ()  # the same, in pieces: special tokens, and what stands between them
+    added: str = ""  # the part of it that the template does not write: `data.end_of_turn`
+    surplus: str = ""  # what the template writes behind the last answer's end, and is cut off
+    header: str | None = None  # what it writes before any answer
+    specials: re.Pattern[str] = re.compile("(?!)")  # the tokenizer's special tokens
+    reads: frozenset[str] = frozenset()  # what it asks for by name
+    dialects: Mapping[str, Dialect | None] = {}
+
+
+def write(turns: Turns, chat: Chat, pair: Pair, *, ask: bool = False) -> tuple[str, list[Span]]:
+    """The text of some turns (with the header of an answer to come if `ask`), its marked spans."""
+    named = "tool_use" if pair.tools and "tool_use" in chat.programs else "default"
+    spelled = dialect.spelled(turns, chat.dialects.get(named))
+    text, marks = run(chat.programs[named], spelled, given_of(pair, chat), ask=ask)
+    ends = bool(chat.surplus) and not ask and turns[-1]["role"] == "assistant"
+    return (text.removesuffix(chat.surplus) if ends else text), marks
+
+
+def given_of(pair: Pair, chat: Chat) -> dict[str, Any]:
+    """All that a template is given beside the messages."""
+    return {**chat.given, "documents": None, **pair.template_kwargs, "tools": pair.tools}
+
+
+def run(
+    program: jinja2.Template, turns: Turns, given: dict[str, Any], *, ask: bool
+) -> tuple[str, list[Span]]:
+    """The text that one program writes of the turns, and its marked spans."""
+    return template.render(program, given | {"messages": turns, "add_generation_prompt": ask})
+
+
+def shared_start(a: str, b: str, chat: Chat) -> int:
+    """Characters that both begin with, up to a special token that only one of them has."""
+    if b.startswith(a):
+        return len(a)
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    for text in (a, b):
+        for token in chat.specials.finditer(text, max(low - 256, 0), low + 256):
+            if token.start() < low < token.end():
+                low = token.start()
+    return low
+
+
+def ignores(pair: Pair, chat: Chat | None) -> bool:
+    """Has the row tools, or settings of a template, that this one never looks at?"""
+    given = {*pair.template_kwargs, *(["tools"] if pair.tools else [])}
+    return chat is not None and not given <= chat.reads
+
+
+def stops(tokenizer: Tokenizer, chat: Chat) -> bool:
+    """Does a special token end each answer, so that the model can learn to stop?"""
+    return tokenizer.specials.search(chat.end_of_turn) is not None
+
+
+def check_plain(tokenizer: Tokenizer) -> None:
+    """Raises a sentence if plain text could not be ended."""
+    if tokenizer.eos_id is None:
+        raise BadInput(
+            "--config.data.layout=plain_text ends each answer with the end-of-text token, and this "
+            "tokenizer has none"
+        )
+
+
+def stop_ids(tokenizer: Tokenizer, chat: Chat | None) -> tuple[int, ...]:
+    """The ids that end an answer: end of text, and the template's end of turn, if there is one."""
+    ends = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    if chat is not None:
+        ends += first_special(tokenizer, chat.end_of_turn)
+    return tuple(dict.fromkeys(ends))

@@ -1,0 +1,346 @@
+"""The columns of other people's tables by their names: which hold the question, which the answers.
+
+No layout is guessed past a question that it does not read, and where columns are missing, the
+sentence names those that are there.
+"""
+
+from collections.abc import Iterable
+import math
+import re
+from typing import Any
+
+from checkpoints_io.errors import BadInput
+from recipes.data.chats import messages, ranked, transcripts
+
+Row = dict[str, Any]
+
+# Names that well-known datasets give what we call otherwise.
+ALSO = {
+    "score_chosen": "chosen_score",
+    "score_rejected": "rejected_score",
+    "system": "system_prompt",
+    "system_message": "system_prompt",
+}
+NUMBERS = ("chosen_score", "rejected_score", "overall_preference")
+# The same of the answers, which are renamed together or not at all.
+ANSWERS = (
+    *((f"chosen_{what}", f"rejected_{what}") for what in messages.ANSWER_WORDS),
+    *((f"{what}_chosen", f"{what}_rejected") for what in messages.ANSWER_WORDS),
+    ("response", "rejected_response"),
+)
+# What a column that holds a question, or a part of it, is called; see LIKE_QUESTIONS.
+QUESTIONS = (
+    "chat", "chat_history", "contents", "context", "context_messages", "conversation",
+    "conversation_history", "conversations", "dialog", "dialog_history", "dialogue",
+    "dialogue_history", "document", "full_prompt", "history", "human_message", "human_prompt",
+    "input", "input_messages", "input_text", "inputs", "instruction", "instructions", "message",
+    "message_history", "messages", "passage", "past_messages", "post", "previous_messages",
+    "previous_turns", "prior_messages", "problem", "problem_statement", "prompt",
+    "prompt_messages", "prompt_text", "prompts", "query", "queries", "question", "question_text",
+    "questions", "raw_prompt", "request", "source_text", "system", "system_message", "system_msg",
+    "system_prompt", "task_description", "trajectory", "turns", "user_input", "user_message",
+    "user_msg", "user_prompt", "user_query", "user_question",
+)  # fmt: skip
+
+
+def _spellings(name: str) -> set[str]:
+    """`user_prompt`, `USER_PROMPT`, `User Prompt`, `user-prompt`, `userPrompt` and their kind."""
+    names = {name, name.replace("_", " "), name.replace("_", "-")}
+    joined = name.title().replace("_", "")
+    names |= {joined, joined[0].lower() + joined[1:]}
+    return names | {way(one) for one in names for way in (str.upper, str.title, str.capitalize)}
+
+
+LIKE_QUESTIONS = frozenset().union(*map(_spellings, QUESTIONS))
+TOOLS = (
+    "available_functions", "available_tools", "function_definitions", "functions",
+    "tool_definitions", "tool_list", "tool_schemas", "tools", "tools_list",
+)  # fmt: skip
+LIKE_TOOLS = frozenset().union(*map(_spellings, TOOLS))
+SPOKEN = LIKE_QUESTIONS | {"human", "user"}  # keys of an object that holds a question
+# What decides, in this order: a column besides `chosen` and `rejected`; columns without those.
+ASKED = {
+    "conversations": "sharegpt",
+    "instruction": "instruction",
+    "prompt": "prompt_chosen_rejected",
+    "messages": "messages",
+}
+WITHOUT_CHOSEN = {
+    ("preferred_output", "non_preferred_output"): "openai_preference",
+    ("messages", "rejected_response"): "swift",
+    ("messages", "rejected_messages"): "swift",
+    ("response1", "response2", "overall_preference"): "compared",
+    **dict.fromkeys(((name,) for name in ranked.ANSWERS), "best_and_worst"),
+}
+PLAIN = "plain_transcripts"  # the one layout of whole texts that is guessed
+# Words in the name of the better answer, and of the worse; what an answer is not.
+BETTER = r"chosen|prefer(red|able)?|better|best|accept\w*|win|winner|winning|won|positive|good"
+WORSE = (
+    r"reject\w*|(dis|un|non)prefer\w*|dispref\w*|worse|worst|lose|loser|losing|lost|negative|bad"
+)
+NO_ANSWER = r"scores?|ratings?|rank|models?|rewards?|log\w*|ids?|len\w*|tokens?|counts?"
+# Names of the one answer of a row; the first that is there is it.
+SINGLE_ANSWERS = frozenset(("answer", "assistant", "completion", "output", "response", "target"))
+LABELS = ("label", "labels", "kto_tag", "feedback", "thumbs", "is_chosen")
+SINGLE = ("completion", "response", "output", "answer", "messages", "conversations", "text")
+
+
+def renamed(row: Row, columns: dict[str, str], *, single: bool = False) -> Row:
+    """The row by our names: `columns` says what the dataset calls them.
+
+    A row of a `single` answer may call it, and the question, as is usual.
+    """
+    named = {o: t for t, o in ALSO.items() if t in row and o not in row}
+    if single:
+        answers = sorted(SINGLE_ANSWERS.intersection(row)) if "answer" not in row else []
+        named |= {"answer": answers[0]} if len(answers) == 1 else {}
+        if not {"prompt", "instruction", "messages"} & row.keys():
+            asked = [name for name in ("question", "query", "problem", "input") if name in row]
+            named |= {"prompt": asked[0]} if len(asked) == 1 else {}
+    elif not {"chosen", "rejected"} & (row.keys() | columns.keys()):
+        both = next((pair for pair in ANSWERS if {*pair} <= row.keys()), None)
+        named |= zip(("chosen", "rejected"), both, strict=True) if both else ()
+    named |= columns
+    kept = {k: v for k, v in row.items() if k not in named and k not in named.values()}
+    kept |= {ours: row[theirs] for ours, theirs in named.items() if theirs in row}
+    missing = lambda value: isinstance(value, float) and math.isnan(value)  # as pandas writes it
+    return {name: x for name, x in kept.items() if name in NUMBERS or not missing(x)}
+
+
+def recognised(row: Row) -> str:
+    """The layout whose columns the row has.
+
+    Raises:
+      ValueError: there is none.
+    """
+    has = lambda *names: all(row.get(name) is not None for name in names)
+    if not {"chosen", "rejected"} & row.keys():
+        for names, layout in WITHOUT_CHOSEN.items():
+            if has(*names):
+                return layout
+    if not {"chosen", "rejected"} <= row.keys():
+        raise BadInput(absent(row))
+    answer = messages.unwritten(row["chosen"] if has("chosen") else row["rejected"], "chosen")
+    answer = messages.unnested(answer)
+    if isinstance(answer, dict) and answer and all(map(str.isdigit, answer)):
+        raise BadInput(
+            "the file holds one object of columns, as pandas writes it by default: write rows, "
+            "with to_json(…, orient='records', lines=True)"
+        )
+    first = answer[0] if isinstance(answer, list) and answer else answer
+    if messages.role_of(messages.unwritten(first, "chosen")) not in (None, "assistant"):
+        return "preference_chat"  # a whole conversation, whatever stands beside it
+    said = transcripts.turns(answer) if isinstance(answer, str) else []
+    if said and said[0]["role"] == "user":
+        return "hh"
+    for name, layout in ASKED.items():
+        if has(name):
+            return layout
+    if "system_prompt" in row and has("question"):
+        return "orca"
+    if isinstance(answer, str):
+        return "hh" if said else "plain_transcripts"
+    return "preference_chat"
+
+
+def recognised_single(row: Row) -> str:
+    """The layout of single answers whose columns the row has.
+
+    Raises:
+      ValueError: there is none.
+    """
+    has = lambda name: row.get(name) is not None
+    if has("answer"):
+        if has("instruction"):
+            return "instruction_answer"
+        if has("prompt"):
+            return "prompt_answer"
+    elif has("messages"):
+        return "conversation"
+    elif has("conversations"):
+        return "sharegpt_conversation"
+    names = [name for name in row if isinstance(name, str)]
+    if {"chosen", "rejected"} <= row.keys():
+        known = {"answer": "chosen"} if has("prompt") else {"messages": "chosen"}
+        raise BadInput(
+            f"its rows hold pairs: to train on one of the answers name it, as in {flag(known)}"
+        )
+    raise BadInput(
+        f"among its columns ({', '.join(names)[:300]}) are neither `messages` nor `prompt` and "
+        f"`answer`: name them, as in {flag({'prompt': 'question', 'answer': 'reply'})}"
+    )
+
+
+def check_question(row: Row, heard: str, layout: str) -> None:
+    """Refuses a row of which a guessed layout would leave the question out.
+
+    `heard` is what the pair asks. A column that repeats it is fine: UltraFeedback's `prompt`.
+
+    Raises:
+      ValueError: a column that looks like the question holds something else, or an answer of plain
+        text writes out messages.
+    """
+    for name in ("chosen", "rejected") if layout == PLAIN else ():
+        if not isinstance(messages.unwritten(row[name], name), str):
+            raise BadInput(f"`{name}` holds messages, which layout {layout} would take for words")
+        if not isinstance(messages.parsed(row[name]), str):
+            raise BadInput(
+                f"`{name}` is a list or object written as text, and layout {layout} would train on "
+                f"it as words: if that is meant, set --config.data.layout={layout}"
+            )
+    for name in row:
+        own = name == "system_prompt" and layout == PLAIN  # which has a sentence of its own
+        if name in LIKE_QUESTIONS and not own and not holds(heard, row[name]):
+            raise BadInput(unread(name, heard, layout))
+
+
+def check_tools(row: Row, layout: str) -> None:
+    """Refuses a row of which a guessed layout would leave the tools out.
+
+    Raises:
+      ValueError: a column that looks like tools holds some, and `tools` does not.
+    """
+    if row.get("tools") or layout == PLAIN:
+        return
+    for name in LIKE_TOOLS.intersection(row):
+        held = messages.parsed(row[name])
+        if held and isinstance(held, list) and all(isinstance(one, dict) for one in held):
+            raise BadInput(
+                f"`{name}` looks like tools, and layout {layout} does not read it: read it with "
+                f"{flag({'tools': name})}, or leave it out with --config.data.layout={layout}"
+            )
+
+
+def unread(name: str, heard: str, layout: str) -> str:
+    """The sentence about a column that looks like the question and is not in the pair."""
+    remedy = "put it into the prompt"
+    if "system" in name.lower():
+        remedy = f"read it with {flag({'system_prompt': name})}"
+    elif not heard or layout == PLAIN:
+        remedy = f"read it with {flag({'prompt': name})}"
+    elif layout == "preference_chat" and name in ASKED:
+        remedy = f"read it with --config.data.layout={ASKED[name]}"
+    return (
+        f"`{name}` looks like the question, and layout {layout} does not read it: {remedy}, or "
+        f"leave it out with --config.data.layout={layout}"
+    )
+
+
+def holds(heard: str, value: Any) -> bool:
+    """Does `heard` hold all that `value` asks, white space aside? Numbers ask nothing."""
+    text = isinstance(value, str)
+    if value is None or (text and (value in heard or re.fullmatch(r"\s*[-+]?\d+\.?\d*\s*", value))):
+        return True
+    for text in map(str.strip, asked(value)):
+        if text not in heard and " ".join(text.split()) not in " ".join(heard.split()):
+            return False
+    return True
+
+
+def asked(value: Any, most: int = 8) -> Iterable[str]:
+    """What a column asks: a text, or whatever is not the assistant's in messages or turns.
+
+    It is looked for within `most` lists and objects in each other.
+    """
+    if isinstance(value, str):
+        held = messages.parsed(value)  # a table's text may stand for messages or pairs
+        written = held is not value
+        held = held if written else transcripts.turns(value)
+        silent = written and (not held or messages.are_messages(held))
+        yield from list(asked(held, most)) or ([] if silent else [value])
+    elif most and isinstance(value, dict):
+        if "role" in value or "from" in value:
+            said = value.get("value") if value.get("content") is None else value["content"]
+            yield from asked(said, most - 1) if messages.role_of(value) != "assistant" else ()
+        elif value.get("type") == "text":  # a part of a message
+            yield from asked(value.get("text") or value.get("value"), most - 1)
+        else:
+            known = value.keys() & SPOKEN
+            for text in (text for name in known or value for text in asked(value[name], most - 1)):
+                if known or len(text.split()) > 1:  # of other keys, ids and labels are no question
+                    yield text
+    elif most and isinstance(value, list | tuple):
+        pair = len(value) == 2 and all(isinstance(one, str) for one in value)
+        for one in value[:1] if pair else value:  # of a question and its answer
+            yield from asked(one, most - 1)
+
+
+def absent(row: Row) -> str:
+    """What to say of a row without `chosen` and `rejected`."""
+    names = [name for name in row if isinstance(name, str)]
+    near = {ours: _near(ours, names) for ours in ("chosen", "rejected")}
+    single = next((name for name in SINGLE if name in row), None)
+    if "data" in row and WRAPPED.issuperset(names):
+        return "its rows stand within `data`: a .json file holds a list of rows, or a row a line"
+    if not any(near.values()):
+        if single == "output" and isinstance(row["output"], list):
+            return (
+                "`output` holds several answers: write the preferred one as column `chosen`, and "
+                "the other as `rejected`"
+            )
+        if single:
+            label = next((name for name in names if name.lower() in LABELS), None)
+            wanted = f", and whether it is wanted (`{label}`)" if label else ""
+            return (
+                f"its rows hold one answer each (`{single}`){wanted}, not pairs: this recipe needs "
+                "two answers to each prompt, one preferred to the other"
+            )
+    both = _numbered(names)
+    if both and not all(near.values()) and {"chosen", "rejected"}.isdisjoint(names):
+        return (
+            f"which of `{both[0]}` and `{both[1]}` is preferred differs from row to row: "
+            "write them as columns `chosen` and `rejected`"
+        )
+    missing = [ours for ours in near if ours not in row]
+    near["chosen"] = near["chosen"] or single
+    found = {ours: theirs for ours, theirs in near.items() if ours in missing and theirs}
+    if len(found) < len(missing):
+        found = {ours: {"chosen": "better", "rejected": "worse"}[ours] for ours in missing}
+    elif question := _question(names):
+        found = {"prompt": question} | found
+    what = f"is no `{missing[0]}`: name it" if len(missing) == 1 else MISSING
+    return f"among its columns ({', '.join(map(str, row))[:300]}) {what}, as in {flag(found)}"
+
+
+WRAPPED = frozenset(("data", "columns", "index", "schema", "version", "metadata"))
+MISSING = "are no `chosen` and `rejected`: name them"
+
+
+def _near(ours: str, names: list[str]) -> str | None:
+    """The first column whose name means the answer that we call so."""
+    if ours in names:
+        return ours
+    for name in names:
+        words = re.sub(r"([a-z])([A-Z])|[\W_]+", r"\1 \2", name).lower().split()
+        means = lambda some, words=words: any(re.fullmatch(some, word) for word in words)
+        negated = not {"non", "not", "un", "dis"}.isdisjoint(words)
+        better = means(BETTER) and not negated
+        worse = means(WORSE) or (means(BETTER) and negated)
+        if (worse if ours == "rejected" else better and not worse) and not means(NO_ANSWER):
+            return name
+    return None
+
+
+def _numbered(names: list[str]) -> list[str]:
+    """Two columns of answers that differ in a number or letter: `response_0`, `response_1`."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        match = re.fullmatch(r"(.*?)[\W_]?[012abjk]", name, re.IGNORECASE)
+        if match and not re.search(rf"(^|[\W_])({NO_ANSWER})([\W_]|$)", match[1]):
+            found.setdefault(match[1], []).append(name)
+    both = [names for names in found.values() if len(names) == 2]
+    answers = (*messages.ANSWER_WORDS, "ref", "summary", "reply", "generation")
+    said = (names for names in both if any(word in names[0].lower() for word in answers))
+    return next(said, both[0] if both else [])
+
+
+def flag(columns: dict[str, str]) -> str:
+    """What to type to say how columns are called."""
+    return f'--config.data.columns="{columns}"'
+
+
+def _question(names: list[str]) -> str | None:
+    """The column that is asked, where none of ours is there to be recognised."""
+    if {"prompt", "instruction", "conversations", "messages"} & {*names}:
+        return None
+    return next((n for n in names if n in LIKE_QUESTIONS and "system" not in n.lower()), None)

@@ -1,0 +1,86 @@
+"""Turns put together to one conversation: what was said before, what is asked, the answer."""
+
+from typing import Any
+
+from checkpoints_io.errors import BadInput
+from recipes.data.chats import messages
+from recipes.data.chats.messages import Message, Turns
+
+
+def continued(prompt: Turns, value: Any, name: str) -> Turns:
+    """The conversation of a prompt and the answer in a column, which may be all of it.
+
+    Raises:
+      ValueError: the column is malformed, or asks something that the prompt does not.
+    """
+    answer = messages.read(value, name, role="assistant")
+    last, first = prompt[-1], answer[0]
+    if first["role"] != "assistant":
+        for n in range(min(len(prompt), len(answer)), 0, -1):
+            if prompt[-n:] == answer[:n]:  # the question stands in both
+                return prompt[:-n] + answer
+        if last["role"] != "assistant" and all(turn in answer for turn in prompt):
+            return answer  # behind a system message of its own
+        if last["role"] != "assistant":
+            raise BadInput(f"`{name}` asks something of its own, besides the prompt")
+    elif last["role"] == "assistant" and "tool_calls" not in last and not goes_on(last, first):
+        raise BadInput(
+            "roles out of order: two assistant turns in a row, where the prompt ends with what the "
+            f"assistant says and `{name}` does not begin with it"
+        )
+    return prompt + answer
+
+
+def history(given: Any) -> Turns:
+    """Earlier turns, of messages or of pairs of what was asked and answered; none of nothing.
+
+    Raises:
+      ValueError: it holds something else.
+    """
+    given = messages.parsed(given)
+    if not given:
+        return []
+    if isinstance(given, list) and all(isinstance(one, dict) for one in given):
+        return messages.read(given, "history")
+    pairs = isinstance(given, list) and all(isinstance(x, list) and len(x) == 2 for x in given)
+    if not pairs:
+        raise BadInput("`history` holds neither messages nor pairs of a question and its answer")
+    roles = ("user", "assistant")
+    return [
+        {"role": role, "content": messages.text(said, "history")}
+        for pair in given
+        for role, said in zip(roles, pair, strict=True)
+    ]
+
+
+def goes_on(begun: Message, answer: Message) -> bool:
+    """Is an assistant turn the beginning of another one, of which all is said?"""
+    said = begun["content"]
+    plain = begun["role"] == answer["role"] == "assistant" and len(begun) == 2
+    return plain and bool(said.strip()) and answer["content"].startswith(said)
+
+
+def odd(turns: Turns) -> str:
+    """What is unusual in the order of the turns, so that few templates know of it; or nothing."""
+    spoken = False
+    for before, message in zip([None, *turns], turns, strict=False):
+        if message["role"] in ("system", "developer") and spoken:
+            return "a system message after the first turn"
+        spoken |= message["role"] not in ("system", "developer")
+        twice = before and before["role"] == message["role"] == "assistant"
+        if before and twice and "tool_calls" not in before:
+            return "two assistant turns in a row"
+    return ""
+
+
+def in_order(turns: Turns, text: str) -> bool:
+    """Does the text show what every turn says, in its place, and no two answers as one?"""
+    at, before = 0, ""
+    for turn in turns:
+        said = turn["content"].strip()
+        start = text.find(said, at)
+        merged = before == turn["role"] == "assistant" and not text[at:start].strip()
+        if start < 0 or merged:
+            return False
+        at, before = start + len(said), turn["role"]
+    return True

@@ -1,0 +1,469 @@
+"""One function per dataset layout: a raw row in, a `Pair` out, or a prompt with a single answer."""
+
+from collections.abc import Callable, Iterable
+import json
+import math
+from typing import Any, NamedTuple
+
+from checkpoints_io.errors import BadInput
+from recipes.data.chats import columns, conversation, messages, ranked, transcripts
+from recipes.data.chats.messages import Turns
+
+Row = dict[str, Any]
+
+
+class Pair(NamedTuple):
+    """Two answers to one prompt, of which `chosen` was preferred; or `chosen` is the only one.
+
+    All are lists of messages, to be rendered by a chat template, or all are plain text.
+    """
+
+    prompt: Turns | str
+    chosen: Turns | str
+    rejected: Turns | str | None
+    tools: list[Any] | None = None  # what the template is told of tools
+    template_kwargs: dict[str, Any] = {}  # noqa: RUF012, never changed
+    ratings: tuple[float, float] | None = None  # of chosen and rejected, by whoever preferred
+    prefill: str = ""  # what all answers begin with and the prompt gives them
+
+    @property
+    def answers(self) -> tuple[Turns | str, ...]:
+        """Chosen and rejected, or the one there is."""
+        return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected)
+
+
+def preference_chat(row: Row) -> Pair:
+    """Columns `chosen` and `rejected`: two whole conversations, lists of `{role, content}`.
+
+    What both begin with is the prompt, assistant turns included. A column `prompt` is not read:
+    in UltraFeedback it repeats the first message.
+
+    Raises:
+      ValueError: a column is missing or malformed, or the two are equal.
+    """
+    both = [messages.read(row.get(name), name) for name in ("chosen", "rejected")]
+    asks = [any(turn["role"] == "user" for turn in turns) for turns in both]
+    if asks[0] != asks[1]:
+        raise BadInput("one of `chosen` and `rejected` asks something, and the other only answers")
+    return _forked(row, *both)
+
+
+def whole_conversation(row: Row) -> Pair:
+    """Column `messages`: a conversation that ends with an answer. For supervised fine-tuning.
+
+    The prompt is what comes before the assistant's first turn.
+
+    Raises:
+      ValueError: the column is missing or malformed, or does not end with an answer.
+    """
+    return _single(row, [], messages.read(row.get("messages"), "messages"), "messages")
+
+
+def sharegpt_conversation(row: Row) -> Pair:
+    """Column `conversations`, `{from, value}`: likewise.
+
+    Raises:
+      ValueError: the column is missing or malformed, or does not end with an answer.
+    """
+    turns = messages.read(row.get("conversations"), "conversations")
+    return _single(row, [], turns, "conversations")
+
+
+def prompt_answer(row: Row) -> Pair:
+    """Columns `prompt` and `answer`: messages, or strings that become one turn each.
+
+    For supervised fine-tuning, as the next two.
+
+    Raises:
+      ValueError: a column is missing or malformed.
+    """
+    prompt = messages.read(row.get("prompt"), "prompt", role="user")
+    prompt = conversation.history(row.get("history")) + prompt
+    turns = conversation.continued(prompt, row.get("answer"), "answer")
+    return _single(row, prompt, turns, "answer")
+
+
+def instruction_answer(row: Row) -> Pair:
+    """Columns `instruction`, `answer`, and `input`, which follows on a line of its own.
+
+    Raises:
+      ValueError: a column is missing or not text.
+    """
+    prompt = _instructed(row)
+    turns = conversation.continued(prompt, row.get("answer"), "answer")
+    return _single(row, prompt, turns, "answer")
+
+
+def plain_answer(row: Row) -> Pair:
+    """Columns `prompt` and `answer`: strings taken as they are, without a chat template.
+
+    Raises:
+      ValueError: a column is missing or not text.
+    """
+    prompt, answer = (messages.text(row.get(name), name) for name in ("prompt", "answer"))
+    _refuse_beside_plain(row)
+    return Pair(prompt, answer, None, *_besides(row))
+
+
+def prompt_chosen_rejected(row: Row) -> Pair:
+    """Columns `prompt`, `chosen`, `rejected`: messages, or strings that become one turn each.
+
+    Raises:
+      ValueError: a column is missing or malformed, or the answers are equal.
+    """
+    prompt = messages.read(row.get("prompt"), "prompt", role="user")
+    return _answered(row, conversation.history(row.get("history")) + prompt)
+
+
+def messages_so_far(row: Row) -> Pair:
+    """Column `messages`: the messages so far; `chosen` and `rejected` answer.
+
+    Raises:
+      ValueError: a column is missing or malformed, or the answers are equal.
+    """
+    return _answered(row, messages.read(row.get("messages"), "messages"))
+
+
+def sharegpt(row: Row) -> Pair:
+    """Column `conversations`: the messages so far, `{from, value}`; `chosen` and `rejected` answer.
+
+    Raises:
+      ValueError: a column is missing or malformed, or the answers are equal.
+    """
+    return _answered(row, messages.read(row.get("conversations"), "conversations"))
+
+
+def instruction(row: Row) -> Pair:
+    """Columns `instruction`, `chosen`, `rejected`, and `input`, which follows on a line of its own.
+
+    `history` is what was said before: pairs of a question and its answer, or messages.
+
+    Raises:
+      ValueError: a column is missing or not text, or the answers are equal.
+    """
+    return _answered(row, _instructed(row))
+
+
+def orca(row: Row) -> Pair:
+    """Columns `system`, `question`, `chosen`, `rejected`, as in Intel's orca_dpo_pairs.
+
+    Raises:
+      ValueError: a column is missing or malformed, or the answers are equal.
+    """
+    return _answered(row, messages.read(row.get("question"), "question", role="user"))
+
+
+def openai_preference(row: Row) -> Pair:
+    """Columns `input` (`messages`, `tools`), `preferred_output`, `non_preferred_output`.
+
+    Raises:
+      ValueError: a column is missing or malformed, or the answers are equal.
+    """
+    given = messages.parsed(row.get("input"))
+    if not isinstance(given, dict):
+        raise BadInput("no object with `messages` in `input`")
+    if tools := given.get("tools") or given.get("functions"):  # the latter is its older name
+        row = {**row, "tools": tools}
+    prompt = messages.read(given.get("messages"), "input.messages")
+    return _answered(row, prompt, "preferred_output", "non_preferred_output")
+
+
+def swift(row: Row) -> Pair:
+    """Columns `messages`, a whole conversation, and `rejected_response` or `rejected_messages`.
+
+    As in ms-swift: an answer takes the place of the last turn, a conversation that of all.
+
+    Raises:
+      ValueError: a column is missing or malformed, or the answers are equal.
+    """
+    chosen = messages.read(row.get("messages"), "messages")
+    if chosen[-1]["role"] != "assistant":
+        raise BadInput("the last of `messages` is not the assistant's: there is no chosen answer")
+    name = "rejected_messages" if row.get("rejected_messages") is not None else "rejected_response"
+    rejected = messages.read(row.get(name), name, role="assistant")
+    whole = rejected[0]["role"] != "assistant"
+    return _forked(row, chosen, rejected if whole else chosen[:-1] + rejected)
+
+
+def best_and_worst(row: Row) -> Pair:
+    """Columns `completions` or `answers`: answers with a score or rank; the best against the worst.
+
+    As in UltraFeedback, Nectar and NeMo RL. The question is `context`, `instruction` or `prompt`.
+
+    Raises:
+      ValueError: a column is missing or malformed, or all answers are ranked alike.
+    """
+    return prompt_chosen_rejected(ranked.best_and_worst(row))
+
+
+def compared(row: Row) -> Pair:
+    """Columns `context`, `response1`, `response2`, `overall_preference`, as in HelpSteer3.
+
+    Raises:
+      ValueError: a column is missing or malformed, or neither response is preferred.
+    """
+    return prompt_chosen_rejected(ranked.preferred(row))
+
+
+def hh(row: Row) -> Pair:
+    r"""Columns `chosen` and `rejected`: transcripts with `\n\nHuman:` and `\n\nAssistant:`.
+
+    As in Anthropic's hh-rlhf. White space around what is said is not part of it.
+
+    Raises:
+      ValueError: a column is missing or no such transcript, or the two are equal.
+    """
+    return _forked(row, *(_transcript(row.get(name), name) for name in ("chosen", "rejected")))
+
+
+def plain_text(row: Row) -> Pair:
+    """Columns `prompt`, `chosen`, `rejected`: strings taken as they are, without a chat template.
+
+    Raises:
+      ValueError: a column is missing or not text, or the answers are equal.
+    """
+    names = ("prompt", "chosen", "rejected")
+    return _plain(row, *(messages.text(row.get(name), name) for name in names))
+
+
+def plain_transcripts(row: Row) -> Pair:
+    """Columns `chosen` and `rejected`: whole texts. The prompt is what both begin with.
+
+    It ends before the white space that leads into the first differing word, never inside one.
+
+    Raises:
+      ValueError: a column is missing or not text, or the two are equal.
+    """
+    chosen, rejected = (messages.text(row.get(name), name) for name in ("chosen", "rejected"))
+    end = transcripts.shared(chosen, rejected)
+    return _plain(row, chosen[:end], chosen[end:], rejected[end:])
+
+
+class Layout(NamedTuple):
+    """How rows of one kind are read."""
+
+    read: Callable[[Row], Pair]
+    columns: frozenset[str]
+    single: bool = False  # a row holds one answer, not two
+
+
+# Columns that any layout reads, where a row has them.
+BESIDES = ("system_prompt", "tools", "chat_template_kwargs", "chosen_score", "rejected_score")
+# What a row may not say to its template: the rest of the row and the recipe do.
+TAKEN = ("messages", "tools", "documents", "add_generation_prompt")
+# Reasons of sound rows that say nothing: they are counted as dropped, not as malformed.
+EQUAL = "chosen equals rejected"
+SAYS_NOTHING = (EQUAL, ranked.TIE, ranked.NO_PREFERENCE)
+
+
+def _layout(
+    read: Callable[[Row], Pair],
+    asked: str,
+    answers: str = "chosen rejected",
+    *,
+    single: bool = False,
+) -> Layout:
+    return Layout(read, frozenset([*asked.split(), *answers.split(), *BESIDES]), single)
+
+
+LAYOUTS: dict[str, Layout] = {
+    "preference_chat": _layout(preference_chat, ""),
+    "prompt_chosen_rejected": _layout(prompt_chosen_rejected, "prompt history"),
+    "messages": _layout(messages_so_far, "messages"),
+    "sharegpt": _layout(sharegpt, "conversations"),
+    "instruction": _layout(instruction, "instruction input history"),
+    "orca": _layout(orca, "question"),
+    "openai_preference": _layout(
+        openai_preference, "input", "preferred_output non_preferred_output"
+    ),
+    "swift": _layout(swift, "messages", "rejected_response rejected_messages"),
+    "best_and_worst": _layout(
+        best_and_worst, " ".join(ranked.ASKED), " ".join((*ranked.ANSWERS, *ranked.LISTS))
+    ),
+    "compared": _layout(compared, " ".join(ranked.ASKED), "response1 response2 overall_preference"),
+    "hh": _layout(hh, ""),
+    "plain_text": _layout(plain_text, "prompt"),
+    "plain_transcripts": _layout(plain_transcripts, ""),
+    "conversation": _layout(whole_conversation, "messages", "", single=True),
+    "sharegpt_conversation": _layout(sharegpt_conversation, "conversations", "", single=True),
+    "prompt_answer": _layout(prompt_answer, "prompt history", "answer", single=True),
+    "instruction_answer": _layout(
+        instruction_answer, "instruction input history", "answer", single=True
+    ),
+    "plain_answer": _layout(plain_answer, "prompt", "answer", single=True),
+}
+PLAIN = ("plain_text", "plain_transcripts", "plain_answer")
+
+
+def named(*, single: bool) -> dict[str, Layout]:
+    """The layouts of pairs, or those of single answers."""
+    return {name: layout for name, layout in LAYOUTS.items() if layout.single == single}
+
+
+def columns_of(*, single: bool) -> frozenset[str]:
+    """The columns that any of them reads."""
+    return frozenset().union(*(layout.columns for layout in named(single=single).values()))
+
+
+def wanted(called: dict[str, str], *, single: bool) -> frozenset[str]:
+    """The columns that any layout might read, or look at, by the names that the dataset gives them.
+
+    `called` are those that a person says.
+    """
+    answers = columns.SINGLE_ANSWERS if single else frozenset().union(*columns.ANSWERS)
+    others = columns.LIKE_QUESTIONS | columns.LIKE_TOOLS | {*columns.ALSO, *called.values()}
+    others |= {"chosen", "rejected", "output"}  # of which a sentence tells
+    return columns_of(single=single) | answers | others
+
+
+def asked(pair: Pair) -> str:
+    """All in a pair that is not the assistant's."""
+    if isinstance(pair.prompt, str) or isinstance(pair.chosen, str):
+        return str(pair.prompt)
+    said = [*pair.prompt, *pair.chosen]
+    return "\n".join(m["content"] for m in said if m["role"] != "assistant")
+
+
+def has_empty_turn(pair: Pair) -> bool:
+    """Is there a turn, or a plain answer, without a word?"""
+    if isinstance(pair.prompt, str):
+        return any(isinstance(answer, str) and not answer.strip() for answer in pair.answers)
+    turns = (turn for part in (pair.prompt, *pair.answers) for turn in part)
+    return any(not isinstance(turn, str) and messages.is_blank(turn) for turn in turns)
+
+
+def shares_no_user_turn(pair: Pair) -> bool:
+    """Do the two conversations part before anything was asked?"""
+    return not isinstance(pair.prompt, str) and not any(m["role"] == "user" for m in pair.prompt)
+
+
+def texts(pair: Pair) -> Iterable[str]:
+    """All that is said in it."""
+    for part in (pair.prompt, *pair.answers):
+        if isinstance(part, str):
+            yield part
+        else:
+            yield from (message["content"] for message in part)
+
+
+def _answered(row: Row, prompt: Turns, chosen: str = "chosen", rejected: str = "rejected") -> Pair:
+    return _forked(
+        row, *(conversation.continued(prompt, row.get(name), name) for name in (chosen, rejected))
+    )
+
+
+def _forked(row: Row, chosen: Turns, rejected: Turns) -> Pair:
+    chosen, rejected = _with_system_prompt(row, chosen, rejected)
+    if chosen == rejected:
+        raise BadInput(EQUAL)
+    fork = 0
+    while fork < min(len(chosen), len(rejected)) and chosen[fork] == rejected[fork]:
+        fork += 1
+    if fork == min(len(chosen), len(rejected)):
+        raise BadInput("one conversation is only the beginning of the other")
+    prompt, answers = chosen[:fork], (chosen[fork:], rejected[fork:])
+    begun = prompt[-1] if prompt else None
+    if begun and all(conversation.goes_on(begun, answer[0]) for answer in answers):
+        return Pair(prompt[:-1], *answers, *_besides(row), begun["content"])
+    return Pair(prompt, *answers, *_besides(row))
+
+
+def _with_system_prompt(row: Row, *conversations: Turns) -> list[Turns]:
+    """With the system prompt of the column; it may stand in both places."""
+    if not row.get("system_prompt"):
+        return [*conversations]
+    system = {"role": "system", "content": messages.text(row["system_prompt"], "system_prompt")}
+    first = [turns[0] for turns in conversations]
+    if all(turn == system for turn in first):
+        return [*conversations]
+    if "system" in (turn["role"] for turn in first):
+        raise BadInput("a system prompt in its column, and another among the messages")
+    return [[system, *turns] for turns in conversations]
+
+
+def _instructed(row: Row) -> Turns:
+    asked = messages.text(row.get("instruction"), "instruction")
+    if row.get("input"):
+        asked += "\n" + messages.text(row["input"], "input")
+    return [*conversation.history(row.get("history")), {"role": "user", "content": asked}]
+
+
+def _single(row: Row, prompt: Turns, turns: Turns, name: str) -> Pair:
+    """A conversation that ends with an answer; without a prompt, that is what comes before any."""
+    if turns[-1]["role"] != "assistant":
+        raise BadInput(f"the last of `{name}` is not the assistant's: there is no answer")
+    begins = next(i for i, turn in enumerate(turns) if turn["role"] == "assistant")
+    if prompt and turns[: len(prompt)] == prompt:
+        begins = len(prompt)
+    answer, before = turns[begins:], len(turns) - begins
+    (turns,) = _with_system_prompt(row, turns)
+    prompt = turns[: len(turns) - before]
+    if prompt and conversation.goes_on(prompt[-1], answer[0]):
+        return Pair(prompt[:-1], answer, None, *_besides(row), prompt[-1]["content"])
+    return Pair(prompt, answer, None, *_besides(row))
+
+
+def _plain(row: Row, prompt: str, chosen: str, rejected: str) -> Pair:
+    if chosen == rejected:
+        raise BadInput(EQUAL)
+    _refuse_beside_plain(row)
+    return Pair(prompt, chosen, rejected, *_besides(row))
+
+
+def _refuse_beside_plain(row: Row) -> None:
+    for name in BESIDES[:3]:
+        if row.get(name):
+            raise BadInput(f"plain text has no place for `{name}`")
+
+
+def _besides(row: Row) -> tuple[list[Any] | None, dict[str, Any], tuple[float, float] | None]:
+    tools = _parsed(row.get("tools"), "tools") or None
+    if isinstance(tools, list):  # each may be written as text, so that all have one type
+        written = lambda tool: isinstance(tool, str) and tool.lstrip().startswith("{")
+        tools = [_parsed(tool, "tools") if written(tool) else tool for tool in tools]
+    kwargs = _parsed(row.get("chat_template_kwargs"), "chat_template_kwargs") or {}
+    listed = isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
+    if tools is not None and not listed:
+        raise BadInput("`tools` is not a list of descriptions")
+    if not isinstance(kwargs, dict):
+        raise BadInput("`chat_template_kwargs` is not an object")
+    if taken := sorted(name for name in kwargs if name in TAKEN or name.endswith("_token")):
+        raise BadInput(f"`chat_template_kwargs` may not say `{taken[0][:40]}`")
+    for name, value in (("tools", tools), ("chat_template_kwargs", kwargs)):
+        if value:
+            messages.check_data(value, name)
+    return tools, kwargs, _ratings(row)
+
+
+def _ratings(row: Row) -> tuple[float, float] | None:
+    """Of both answers, NaN for what is no number; None where the row says nothing of them."""
+    chosen, rejected = (row.get(name) for name in BESIDES[3:])
+    return None if chosen is rejected is None else (_number(chosen), _number(rejected))
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)  # also of text: cells of CSV are
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def _parsed(value: Any, name: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else None
+    except (ValueError, RecursionError) as error:
+        found = messages.parsed(value)  # as pandas writes it
+        if found is value:
+            raise BadInput(f"`{name}` is not valid JSON") from error
+        return found
+
+
+def _transcript(value: Any, name: str) -> Turns:
+    said = transcripts.turns(messages.text(value, name))
+    if not said:
+        raise BadInput(f"`{name}` is no transcript that begins with Human: or Assistant:")
+    if odd := conversation.odd(said):
+        raise BadInput(f"roles out of order: {odd}")
+    return said

@@ -1,0 +1,107 @@
+"""Answers that were scored, ranked or compared -> a row of the best one against the worst."""
+
+import math
+from typing import Any
+
+from checkpoints_io.errors import BadInput
+from recipes.data.chats import messages, transcripts
+
+Row = dict[str, Any]
+
+ASKED = ("context", "instruction", "prompt", "question")  # where the question stands, one of them
+ANSWERS = ("completions", "answers", "responses", "generations")  # where the list is
+SAID = ("response", "answer", "completion", "content", "text", "messages")  # in one of its entries
+SCORES = ("overall_score", "score", "rating")  # of an entry, the more the better
+RANK = "rank"  # of an entry, 1 or 0 is the best
+# Columns with a list of these, one for each answer.
+LISTS = {"scores": "score", "ratings": "rating", "rewards": "score", "ranks": RANK}
+TIE = "no answer is ranked above another"
+NO_PREFERENCE = "neither response is preferred"
+
+
+def best_and_worst(row: Row) -> Row:
+    """As `prompt`, `chosen`, `rejected`: of several answers, the first best and the last worst.
+
+    As UltraFeedback has them (`overall_score`), Nectar and NeMo RL (`rank`). Scores are kept.
+
+    Raises:
+      ValueError: there is no list of two ranked answers or more, or all are ranked alike.
+    """
+    name = next((name for name in ANSWERS if row.get(name) is not None), ANSWERS[0])
+    answers = _listed(row, name)
+    marks = {key: [_number(answer.get(key)) for answer in answers] for key in (*SCORES, RANK)}
+    by = next((key for key, numbers in marks.items() if any(n is not None for n in numbers)), RANK)
+    sign = 1 if by == RANK else -1
+    scored = [(sign * n, a) for n, a in zip(marks[by], answers, strict=True) if n is not None]
+    if len(scored) < 2:
+        raise BadInput(f"fewer than two answers in `{name}` have a score or rank")
+    scored.sort(key=lambda both: both[0])
+    (first, best), (last, worst) = scored[0], scored[-1]
+    if first == last:
+        raise BadInput(TIE)
+    scores = {} if by == RANK else {"chosen_score": -first, "rejected_score": -last}
+    return _asked(row) | scores | {"chosen": _said(best, name), "rejected": _said(worst, name)}
+
+
+def preferred(row: Row) -> Row:
+    """The same of two responses and a number that is below 0 where the first is preferred.
+
+    As HelpSteer3 has them: `response1`, `response2`, `overall_preference`.
+
+    Raises:
+      ValueError: there is no such number, or it is 0, or a response is missing.
+    """
+    preference = _number(row.get("overall_preference"))
+    if preference is None:
+        raise BadInput("no number in `overall_preference`")
+    if preference == 0:
+        raise BadInput(NO_PREFERENCE)
+    for name in ("response1", "response2"):
+        if row.get(name) is None:
+            raise BadInput(f"no response in `{name}`")
+    one, other = row["response1"], row["response2"]
+    chosen, rejected = (one, other) if preference < 0 else (other, one)
+    return _asked(row) | {"chosen": chosen, "rejected": rejected}
+
+
+def _asked(row: Row) -> Row:
+    """The row with its question, whatever its name, as `prompt`."""
+    asked = next((row[name] for name in ASKED if row.get(name) is not None), None)
+    if isinstance(asked, str) and (turns := transcripts.turns(asked)):
+        while len(turns) > 1 and not turns[-1]["content"]:  # "Assistant:" leads into the answer
+            turns.pop()
+        asked = turns
+    return {k: v for k, v in row.items() if k not in ASKED} | {"prompt": asked}
+
+
+def _listed(row: Row, name: str) -> list[Row]:
+    """The answers, an object each, with what columns beside them say of each."""
+    answers = messages.parsed(row.get(name))
+    if isinstance(answers, dict) and all(isinstance(one, list) for one in answers.values()):
+        answers = [
+            dict(zip(answers, one, strict=False)) for one in zip(*answers.values(), strict=False)
+        ]
+    for other, key in LISTS.items():
+        marks = messages.parsed(row.get(other))
+        if isinstance(answers, list) and isinstance(marks, list) and len(marks) == len(answers):
+            both = zip(answers, marks, strict=True)
+            return [{"response": answer, key: mark} for answer, mark in both]
+    if not isinstance(answers, list) or not all(isinstance(one, dict) for one in answers):
+        raise BadInput(f"no list of ranked answers in `{name}`")
+    return answers
+
+
+def _said(answer: Row, name: str) -> Any:
+    for key in SAID:
+        if answer.get(key) is not None:
+            return answer[key]
+    raise BadInput(f"an answer in `{name}` says nothing")
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, or the text of one: cells of CSV are text."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None

@@ -1,0 +1,83 @@
+"""Pairs that few templates were made for: used where the text shows them as they are."""
+
+from checkpoints_io.errors import BadInput
+from recipes.data.chats import conversation
+from recipes.data.chats.chat import Chat
+from recipes.data.chats.layouts import Pair
+from recipes.data.chats.messages import Turns
+from recipes.data.chats.rendering import Rendered
+
+# What other templates, or none, write around turns: in words that a template is given, a mistake.
+MARKS = (
+    "<|im_start|>", "<|start_header_id|>", "<|eot_id|>", "<start_of_turn>", "<|turn>", "<|user|>",
+    "<|assistant|>", "<|system|>", "<|start|>", "<|User|>", "<｜User｜>", "[INST]", "[/INST]",
+    "<<SYS>>", "<s>", "<|endoftext|>", "<|begin_of_text|>", "<bos>", "### Instruction:",
+    "### Response:", "\n\nHuman:", "\n\nAssistant:", "USER:", "ASSISTANT:", "<extra_id_1>",
+)  # fmt: skip
+ENDS = (  # of an answer, where the template writes its own
+    "</s>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>",
+    "<end_of_turn>", "<eos>", "<extra_id_1>",
+)  # fmt: skip
+ASKED = 4  # words of a question that an answer does not begin with by chance
+
+
+def checked(pair: Pair, rendered: tuple[Rendered, ...], chat: Chat | None) -> tuple[Rendered, ...]:
+    """The texts, with an answer that the prompt begins counted from where it goes on.
+
+    Raises:
+      ValueError: turns in an unusual order, or the beginning of an answer, are not shown as such.
+    """
+    for turns, shown in zip(_conversations(pair), rendered, strict=False):
+        odd = conversation.odd(turns)
+        if odd and not (conversation.in_order(turns, shown.text) and _behind_headers(shown, chat)):
+            raise BadInput(f"roles out of order: {odd}, which the chat template does not show")
+    return _begun(pair.prefill, rendered) if pair.prefill else rendered
+
+
+def _behind_headers(shown: Rendered, chat: Chat | None) -> bool:
+    """Does each answer count from its header on, and no header?"""
+    header = (chat.header or "").strip() if chat else ""
+    if chat is None or chat.marked or chat.scored_turns == "all" or not header:
+        return True
+    text = shown.text
+    return all(
+        (a == shown.prompt_end or text[:a].rstrip().endswith(header)) and header not in text[a:b]
+        for a, b in shown.scored
+    )
+
+
+def _begun(prefill: str, rendered: tuple[Rendered, ...]) -> tuple[Rendered, ...]:
+    ends = [max(side.text.find(prefill, side.prompt_end), 0) for side in rendered]
+    end = ends[0] + len(prefill)
+    if not all(ends) or len({side.text[:end] for side in rendered}) > 1:
+        raise BadInput("the chat template does not show the beginning of the answer as it is")
+    return tuple(
+        side._replace(prompt_end=end, scored=[(max(a, end), b) for a, b in side.scored if b > end])
+        for side in rendered
+    )
+
+
+def of_another_format(pair: Pair) -> bool:
+    """Are marks of a chat format in the prompt or at an answer's end, beside the template's own?"""
+    if isinstance(pair.prompt, str):
+        return False
+    if any(turns[-1]["content"].rstrip().endswith(ENDS) for turns in _conversations(pair)):
+        return True
+    said = [turn["content"] for turn in pair.prompt if turn["role"] != "assistant"]
+    return any(mark in text for text in said for mark in MARKS)
+
+
+def asks_again(pair: Pair) -> bool:
+    """Do both answers begin with all of the question?"""
+    if isinstance(pair.prompt, str) or not pair.prompt:
+        return False
+    asked, n = pair.prompt[-1]["content"].strip(), len(pair.prompt)
+    answers = [turns[n]["content"].lstrip() for turns in _conversations(pair)]
+    return len(asked.split()) >= ASKED and all(said.startswith(asked) for said in answers)
+
+
+def _conversations(pair: Pair) -> list[Turns]:
+    """All of them whole; none of plain text."""
+    if isinstance(pair.prompt, str):
+        return []
+    return [pair.prompt + turns for turns in pair.answers if not isinstance(turns, str)]

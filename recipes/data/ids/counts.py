@@ -1,0 +1,72 @@
+"""What became of the rows of a source: each is used, or counted with the reason."""
+
+import collections
+from typing import Any, NamedTuple
+
+from recipes.data.chats.messages import one_line
+from recipes.data.ids.pair_ids import NOTES, described
+
+SHOWN = 20  # reasons
+
+
+class Counts(NamedTuple):
+    """Rows in = rows used + rows malformed + rows dropped."""
+
+    rows: int
+    malformed: collections.Counter[str]  # reason -> rows that hold no pair
+    dropped: collections.Counter[str]  # reason -> pairs that cannot be trained on
+    notes: collections.Counter[str]  # as PairIds.notes -> pairs that are used
+    first: dict[str, str]  # reason -> where it was met first
+    repeated: int = 0  # used pairs with the same tokens as an earlier one
+
+    @property
+    def used(self) -> int:
+        """Rows that became pairs."""
+        return self.rows - self.malformed.total() - self.dropped.total()
+
+    def lines(self) -> list[str]:
+        """The counts, as they are shown at the start of a run."""
+        told = [f"{self.used} of {self.rows} rows used"]
+        for kind, reasons in (("malformed", self.malformed), ("dropped", self.dropped)):
+            told += [
+                f"{number} {kind}: {one_line(reason)} (first: {one_line(self.first[reason])})"
+                for reason, number in reasons.most_common(SHOWN)
+            ]
+            if more := dict(reasons.most_common()[SHOWN:]):
+                told.append(f"{sum(more.values())} {kind} for {len(more)} other reasons")
+        noted = sorted(self.notes, key=lambda name: (name not in NOTES, name))
+        told += [f"{self.notes[name]} {described(name)}" for name in noted if self.notes[name]]
+        if self.repeated:
+            told.append(f"{self.repeated} that repeat an earlier pair (kept)")
+        return told
+
+
+def none() -> Counts:
+    """Of no rows."""
+    counter = collections.Counter
+    return Counts(0, counter(), counter(), counter(), {})
+
+
+def from_json(told: dict[str, Any]) -> Counts:
+    """What JSON kept of them."""
+    counter = collections.Counter
+    return Counts(
+        told["rows"],
+        counter(told["malformed"]),
+        counter(told["dropped"]),
+        counter(told["notes"]),
+        told["first"],
+        told["repeated"],
+    )
+
+
+def add(before: Counts, after: Counts) -> Counts:
+    """Of the rows of both, in this order."""
+    return Counts(
+        before.rows + after.rows,
+        before.malformed + after.malformed,
+        before.dropped + after.dropped,
+        before.notes + after.notes,
+        after.first | before.first,
+        before.repeated + after.repeated,
+    )

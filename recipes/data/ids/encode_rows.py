@@ -1,0 +1,148 @@
+"""Rows -> pairs as ids, each used or counted: what a worker makes of some rows of a source.
+
+Here the chat template and the patterns of the tokenizer run. It imports little: workers start fast.
+"""
+
+from collections.abc import Callable, Sequence
+import contextlib
+import functools
+import hashlib
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from checkpoints_io.errors import BadInput
+from recipes.data.chats import chat, columns, layouts, messages, trial
+from recipes.data.chats.layouts import Pair
+from recipes.data.ids import counts, pair_ids, shards
+from recipes.data.ids.shards import Shard
+from recipes.data.rows.records import Row
+from recipes.data.rows.source import Source
+from zoo.text import tokenizer
+
+Step = Callable[..., contextlib.AbstractContextManager]  # as `confined` gives one
+BYTES_A_SECOND = 2**18  # of a row: what a long one may take beside what every row may
+
+
+class How(NamedTuple):
+    """All else that decides what a row becomes."""
+
+    tokenizer: str  # a folder
+    chat_template: str | None  # a file that replaces the tokenizer's
+    scored_turns: str
+    date: str | None
+    max_length: int
+    over_length: str
+    max_malformed_fraction: float
+    end_of_turn: str | None = None  # a special token, for templates that write none
+
+
+class Ready(NamedTuple):
+    """What is known of a tokenizer and a template that can be used."""
+
+    stop_ids: tuple[int, ...]  # as `chat.stop_ids`
+    stops: bool  # as `chat.stops`
+
+
+def prepare(step: Step, how: dict[str, Any], files: str, plain: bool) -> Ready:
+    """Tries them, in a worker; `files` is a hash of theirs.
+
+    Raises:
+      FileNotFoundError, ValueError: one of them cannot be used.
+    """
+    own, talk = ready(How(**how), files, plain, step)
+    return Ready(chat.stop_ids(own, talk), talk is None or chat.stops(own, talk))
+
+
+def encode_rows(
+    step: Step,
+    rows: list[list[Any]],
+    first: int,
+    source: list[Any],
+    how: dict[str, Any],
+    files: str,
+) -> bytes:
+    """`encode` in a worker: a shard as bytes. Of a row its `where`, `fields`, `reason`, `size`."""
+    given = Source(*source)
+    given = given._replace(columns=tuple((ours, theirs) for ours, theirs in given.columns))
+    some = [Row(where, fields, reason, size=size) for where, fields, reason, size in rows]
+    return shards.to_bytes(encode(some, first, given, How(**how), files, step))
+
+
+def encode(
+    rows: Sequence[Row], first: int, source: Source, how: How, files: str, step: Step
+) -> Shard:
+    """What becomes of some rows, of which the first has this number."""
+    own, talk = ready(how, files, source.layout in layouts.PLAIN, step)
+    layout, names = layouts.LAYOUTS[source.layout or ""].read, dict(source.columns)
+    told = counts.none()._replace(rows=len(rows))
+    ids, keys = [], []
+    for number, row in enumerate(rows, start=first):
+        reasons = told.malformed
+        try:
+            with step(row.where, "to render and tokenise it", float(row.size // BYTES_A_SECOND)):
+                if row.fields is None:
+                    raise BadInput(row.reason)
+                named = columns.renamed(row.fields, names, single=source.single)
+                pair = layout(named)
+                if source.guessed:
+                    columns.check_question(named, layouts.asked(pair), source.layout or "")
+                    columns.check_tools(named, source.layout or "")
+                reasons = told.dropped
+                found = pair_ids.encode(
+                    pair, own, talk, row=number,
+                    max_length=how.max_length, over_length=how.over_length,
+                )  # fmt: skip
+        except ValueError as error:
+            reason = str(error)
+            reasons = told.dropped if reason in layouts.SAYS_NOTHING else reasons
+            reasons[reason] += 1
+            told.first.setdefault(reason, row.where)
+            continue
+        ids.append(found)
+        keys.append(prompt_key(pair))
+        told.notes.update(found.notes)
+        told.notes.update(sorted({pair_ids.UNREAD + key for key in _unread(named)}))
+    return Shard(ids, np.array(keys, np.uint64), told)
+
+
+def _unread(row: dict[str, Any]) -> set[str]:
+    lists = (messages.unnested(held) for held in row.values() if isinstance(held, list | dict))
+    return set().union(*map(messages.unread, lists))
+
+
+def ready(
+    how: How, files: str, plain: bool, step: Step
+) -> tuple[tokenizer.Tokenizer, chat.Chat | None]:
+    """The tokenizer and, unless the texts are plain, the chat template; worked out once.
+
+    Raises:
+      FileNotFoundError, ValueError: one of them cannot be used.
+    """
+    own = _tokenizer(how.tokenizer, how.chat_template, files)
+    if plain:
+        chat.check_plain(own)
+        return own, None
+    with step(how.tokenizer, "the chat template cannot be used: to try it"):
+        return own, _chat(how, files)
+
+
+@functools.lru_cache(maxsize=4)
+def _tokenizer(folder: str, chat_template: str | None, _files: str) -> tokenizer.Tokenizer:
+    return tokenizer.load(pathlib.Path(folder), chat_template)
+
+
+@functools.lru_cache(maxsize=4)
+def _chat(how: How, files: str) -> chat.Chat:
+    own = _tokenizer(how.tokenizer, how.chat_template, files)
+    return trial.prepared(
+        own, scored_turns=how.scored_turns, date=how.date, end_of_turn=how.end_of_turn
+    )
+
+
+def prompt_key(pair: Pair) -> int:
+    """A number below 2**64 that stands for a prompt, or for what is asked first without one."""
+    text = json.dumps(pair.prompt or pair.chosen[:1], sort_keys=True)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])

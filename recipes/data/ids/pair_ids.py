@@ -1,0 +1,279 @@
+"""A `Pair` as token ids: one prompt, two answers, and which of their tokens count."""
+
+import bisect
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from checkpoints_io.errors import BadInput
+from recipes.data.chats import chat, layouts, rendering, unusual
+from recipes.data.chats.layouts import Pair
+from zoo.text.tokenizer import Tokenizer
+
+
+class Answer(NamedTuple):
+    """One answer to a prompt."""
+
+    ids: np.ndarray  # int32
+    scored: np.ndarray  # bool, as long as `ids`
+
+
+class PairIds(NamedTuple):
+    """Token ids of a pair. Both answers follow the same prompt ids; their last token counts."""
+
+    row: int  # its number in the source
+    prompt: np.ndarray  # int32, at least one
+    chosen: np.ndarray
+    rejected: np.ndarray
+    chosen_scored: np.ndarray  # bool, as long as `chosen`
+    rejected_scored: np.ndarray
+    notes: tuple[str, ...] = ()  # `described` says what they mean
+    ratings: tuple[float, float] | None = None  # of chosen and rejected, by whoever preferred
+
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """Chosen and rejected, in this order."""
+        return Answer(self.chosen, self.chosen_scored), Answer(self.rejected, self.rejected_scored)
+
+
+class AnswerIds(NamedTuple):
+    """Token ids of a prompt and the single answer to it, whose last token counts."""
+
+    row: int  # its number in the source
+    prompt: np.ndarray  # int32, at least one
+    answer: np.ndarray
+    scored: np.ndarray  # bool, as long as `answer`
+    notes: tuple[str, ...] = ()
+    ratings: tuple[float] | None = None
+
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """The one."""
+        return (Answer(self.answer, self.scored),)
+
+
+# What a run trains on: `prompt`, `answers` and `row` are all that packing reads.
+Example = PairIds | AnswerIds
+
+# What may be said of a pair that is used.
+NOTES = {
+    "moved": "with a token across the end of the prompt (it went to the answer, whole)",
+    "prompt_cut": "with a prompt cut from the left at train_seq_len",
+    "answer_cut": "with an answer cut at train_seq_len (its end is not scored)",
+    "empty_turn": "with a turn that says nothing",
+    "no_user_turn": "with answers that share no user turn",
+    "special": "with words that are special tokens of this tokenizer (they are read as such)",
+    "other_format": (
+        "with marks of a chat format in their prompt (Human:, [INST], <|im_start|>, …) or at the "
+        "end of an answer (</s>, …)"
+    ),
+    "asks_again": "of which both answers begin with the question",
+    "ignored": "with tools or template settings that the chat template does not look at",
+    "unscored": "with chosen_score and rejected_score that are not two numbers (they are left out)",
+}
+UNREAD = "unread/"  # and a key of a message: what nothing here reads of it
+LEFT_OUT = "left_out/"  # and a key of a message: what the chat template does not show of it
+OVER_LENGTH = ("drop", "cut_prompt", "cut_answer")
+
+
+def described(note: str) -> str:
+    """What a note says of a pair."""
+    if note in NOTES:
+        return NOTES[note]
+    if note.startswith(UNREAD):
+        return f"with `{note.removeprefix(UNREAD)}` in their messages, which is not read"
+    key = note.removeprefix(LEFT_OUT)
+    return f"of which the chat template leaves out {'words' if key == 'content' else f'`{key}`'}"
+
+
+def encode(
+    pair: Pair,
+    tokenizer: Tokenizer,
+    template: chat.Chat | None,
+    *,
+    row: int,
+    max_length: int,
+    over_length: str,
+) -> Example:
+    """Token ids of a pair, of at most `max_length` for the prompt and either answer together.
+
+    What holds a single answer becomes `AnswerIds`.
+
+    Prompt and answer are tokenised as one text, as the model will meet them. Where a token spans
+    the boundary, or the two answers tokenise the prompt differently, the boundary moves back: no
+    token is lost, and the prompt ids are a true prefix of both.
+
+    Raises:
+      ValueError: nothing would be scored, or it is too long, or the template refuses it.
+    """
+    rendered = unusual.checked(pair, rendering.render(pair, template), template)
+    plain = isinstance(pair.prompt, str)
+    encoded = _encode_texts(rendered, tokenizer, plain=plain)
+    n, moved = _boundary(encoded, rendered[0].prompt_end)
+    if n == 0:
+        raise BadInput("the prompt is empty")
+    ratings = pair.ratings if pair.ratings and np.isfinite(pair.ratings).all() else None
+    notes = {
+        "moved": moved,
+        "empty_turn": layouts.has_empty_turn(pair),
+        "no_user_turn": layouts.shares_no_user_turn(pair),
+        "special": any(map(tokenizer.specials.search, layouts.texts(pair))),
+        "other_format": unusual.of_another_format(pair),
+        "asks_again": unusual.asks_again(pair),
+        "ignored": chat.ignores(pair, template),
+        "unscored": pair.ratings is not None and ratings is None,
+    }
+    left_out = dict.fromkeys(name for text in rendered for name in text.left_out)
+    said = [name for name, holds in notes.items() if holds] + [LEFT_OUT + key for key in left_out]
+    parted = _Parted(
+        encoded[0].ids[:n], [Answer(side.ids[n:], side.scored[n:]) for side in encoded]
+    )
+    (prompt, answers), cut = _fitted(parted, max_length, over_length, tokenizer.bos_id)
+    said += [cut] if cut else []
+    if len(answers) == 1:
+        return AnswerIds(row, prompt, *answers[0], tuple(said))
+    chosen, rejected = answers
+    if np.array_equal(chosen.ids, rejected.ids):
+        hidden = f" once the chat template has left out {', '.join(left_out)}" if left_out else ""
+        raise BadInput(f"chosen equals rejected{hidden}")
+    return PairIds(
+        row, prompt, chosen.ids, rejected.ids, chosen.scored, rejected.scored, tuple(said), ratings
+    )
+
+
+class _Parted(NamedTuple):
+    prompt: np.ndarray
+    answers: list[Answer]
+
+
+def as_bytes(example: Example) -> bytes:
+    """Its tokens and masks: equal for those that train alike, whatever machine they are on."""
+    answers = example.answers
+    parts = example.prompt, *(answer.ids for answer in answers)
+    sized = (len(array).to_bytes(8) + array.astype("<i4").tobytes() for array in parts)
+    return b"".join([*sized, *(answer.scored.tobytes() for answer in answers)])
+
+
+class _Encoded(NamedTuple):
+    ids: np.ndarray
+    scored: np.ndarray
+    characters: Callable[[int], tuple[int, int]]  # of a token: from .. to
+    prompt: int  # tokens that lie wholly in the prompt
+    exact: bool  # the prompt's text is tokenised as it is alone
+
+
+def _encode_texts(
+    rendered: tuple[rendering.Rendered, ...], tokenizer: Tokenizer, *, plain: bool
+) -> list[_Encoded]:
+    """What the answers share is tokenised once, up to the last special token before they part."""
+    text, end = rendered[0].text, rendered[0].prompt_end
+    cut = max((m.start() for m in tokenizer.cuts.finditer(text, max(end - 256, 0), end)), default=0)
+    head, _ = tokenizer.encode(text[:cut]) if cut else ([], [])
+    asked, _ = tokenizer.encode(text[cut:end])
+    given = head, asked, cut, tokenizer
+    return [_encode_text(answer, *given, plain=plain) for answer in rendered]
+
+
+def _encode_text(
+    rendered: rendering.Rendered,
+    head: list[int],
+    asked: list[int],
+    cut: int,
+    tokenizer: Tokenizer,
+    *,
+    plain: bool,
+) -> _Encoded:
+    """One answer behind its prompt: up to `cut` that is `head`, and `asked`, tokenised alone.
+
+    A template writes its own special tokens; plain text is given a first and a last one, where it
+    does not write them itself.
+    """
+    text, prompt_end, spans = rendered[:3]
+    tail, offsets = tokenizer.encode(text[cut:])
+    ids, before = [*head, *tail], len(head)
+    if plain:
+        first = [i for i in tokenizer.first if ids[:1] != [i]]
+        last = [i for i in [tokenizer.eos_id] if ids[-1:] != [i]]
+        ids, before = [*first, *ids, *last], before + len(first)
+        spans = [(prompt_end, len(text) + 1)]
+
+    def characters(i: int) -> tuple[int, int]:
+        """Of the head it is only known that they lie there; a token without any has the next."""
+        i -= before
+        if i < 0:
+            return -1, cut
+        begin, end = offsets[i] if i < len(tail) else (len(text) - cut, 0)
+        return cut + begin, cut + max(end, begin + 1)
+
+    def reaching_behind(character: int) -> int:
+        """The first token that does; white space that a special token swallows is not its text."""
+        i = bisect.bisect_right(range(len(ids)), character, key=lambda i: characters(i)[1])
+        if i < len(ids) and (begin := characters(i)[0]) < character:
+            own = next((word for word, j in tokenizer.special.items() if j == ids[i]), None)
+            i += own is not None and begin + len(own) <= character
+        return i
+
+    exact = tail[: len(asked)] == asked  # then these are the tokens of just this text
+    prompt = before + len(asked) if exact else reaching_behind(prompt_end)
+    scored = np.zeros(len(ids), bool)
+    for start, stop in spans:
+        first = prompt if start == prompt_end else reaching_behind(start)
+        last = len(ids)
+        if stop < len(text):
+            last = bisect.bisect_left(range(last), stop, key=lambda i: characters(i)[0])
+        scored[first:last] = True
+    return _Encoded(np.array(ids, np.int32), scored, characters, prompt, exact)
+
+
+def _boundary(sides: Sequence[_Encoded], prompt_end: int) -> tuple[int, bool]:
+    """Tokens of the shared prompt; and whether it gave some of its text to the answers."""
+    first = sides[0].prompt
+    if first > 0 and all(side.exact and side.prompt == first for side in sides):
+        return first, False
+    shared = min(_common(sides[0].ids, side.ids) for side in sides)
+    if not any(side.prompt for side in sides):  # nothing shared: they part at their first words
+        words = [np.flatnonzero(side.scored) for side in sides]
+        return min([shared, *(int(at[0]) for at in words if len(at))]), False
+    n = min(shared, *(side.prompt for side in sides))
+    for side in sides:  # not between two bytes of a character
+        while 0 < n < len(side.ids) and side.characters(n)[0] < side.characters(n - 1)[1]:
+            n -= 1
+    begins = [side.characters(n)[0] for side in sides if n < len(side.ids)]
+    return n, any(begin < prompt_end for begin in begins)
+
+
+def _common(a: np.ndarray, b: np.ndarray) -> int:
+    shortest = min(len(a), len(b))
+    differ = np.flatnonzero(a[:shortest] != b[:shortest])
+    return int(differ[0]) if len(differ) else shortest
+
+
+def _fitted(
+    parted: _Parted, most: int, over_length: str, bos: int | None
+) -> tuple[_Parted, str | None]:
+    """Of at most so many tokens, each answer up to its last scored one; and what was cut."""
+    prompt = parted.prompt
+    answers = [_ended(answer, "nothing to score") for answer in parted.answers]
+    longest, n = max(len(answer.ids) for answer in answers), len(prompt)
+    if n + longest <= most:
+        return _Parted(prompt, answers), None
+    if over_length == "cut_answer" and n < most:
+        otherwise = "nothing to score is left within train_seq_len"
+        cut = [Answer(ids[: most - n], scored[: most - n]) for ids, scored in answers]
+        return _Parted(prompt, [_ended(answer, otherwise) for answer in cut]), "answer_cut"
+    room = most - longest  # for the prompt
+    if over_length == "cut_prompt" and room > 0:
+        first = prompt[:1] if room > 1 and prompt[0] == bos else prompt[:0]
+        prompt = np.concatenate([first, prompt[n - room + len(first) :]])
+        return _Parted(prompt, answers), "prompt_cut"
+    what = {"cut_answer": "prompt ", "cut_prompt": "answer "}.get(over_length, "")
+    raise BadInput(f"{what}longer than train_seq_len")
+
+
+def _ended(answer: Answer, otherwise: str) -> Answer:
+    """Up to its last scored token: what follows is never seen."""
+    if not answer.scored.any():
+        raise BadInput(otherwise)
+    stop = int(np.flatnonzero(answer.scored)[-1]) + 1
+    return Answer(answer.ids[:stop], answer.scored[:stop])

@@ -1,0 +1,116 @@
+"""Examples -> updates of exactly P of them, packed into micro-batches of one static shape."""
+
+from collections.abc import Iterator, Sequence
+import itertools
+from typing import NamedTuple
+
+import grain
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+
+from recipes.data.ids.pair_ids import Example
+from recipes.data.packed import packing, streams
+from recipes.data.packed.packing import Packed, Shape
+
+
+class Place(NamedTuple):
+    """How examples are packed, and how the rows of a micro-batch are split over devices."""
+
+    shape: Shape
+    row_sharding: NamedSharding
+
+
+class Update(NamedTuple):
+    """The examples of one update, in slots 0 to P - 1, and the micro-batches they are packed into.
+
+    At the end of a list there may be fewer than P.
+    """
+
+    source_rows: np.ndarray  # int64 [P]: their numbers in the source
+    micro_batches: list[Packed]
+    real_tokens: int  # of all answers, each with its prompt
+    stored_tokens: int
+    positions: int  # of the micro-batches, padding included
+    scored: np.ndarray  # int [P, A]: scored tokens of each answer
+    ratings: np.ndarray  # float [P, A]: by whoever rated them, not a number where nobody did
+
+
+class Said(NamedTuple):
+    """What the data says of the answers of an update, on the devices."""
+
+    tokens: jax.Array  # int32 [P, A]: scored tokens of each
+    ratings: jax.Array  # float32 [P, A], not a number where there are none
+
+
+def pack(examples: Sequence[Example], shape: Shape, shards: Sequence[int]) -> Update:
+    """The micro-batches of an update: every process works out the same, and builds its shards."""
+    items = [streams.item(example, shape) for example in examples]
+    micro_batches = packing.pack_rows(items, shape)
+    rows = list(itertools.chain(*micro_batches))
+    unrated = (np.nan,) * shape.answers
+    return Update(
+        source_rows=np.array([example.row for example in examples]),
+        micro_batches=[packing.build(rows, shape, shards) for rows in micro_batches],
+        real_tokens=sum(map(streams.real_tokens, examples)),
+        stored_tokens=sum(len(placed.stream.tokens) for row in rows for placed in row),
+        positions=len(rows) * shape.row_length,
+        scored=np.array([streams.scored_tokens(example) for example in examples]),
+        ratings=np.array([example.ratings or unrated for example in examples]),
+    )
+
+
+def training(endless: grain.MapDataset, shape: Shape, *, shards: Sequence[int]) -> grain.MapDataset:
+    """Element k is update k, of the examples k * P to (k + 1) * P of an endless stream.
+
+    The element depends on nothing but k and the stream: one integer is the place in the data.
+    """
+    updates = endless.batch(shape.examples, batch_fn=list)
+    return updates.map(lambda examples: pack(examples, shape, shards))
+
+
+def iterate(endless: grain.MapDataset, place: Place, *, start: int) -> Iterator[Update]:
+    """The updates from `start` on, packed ahead in threads."""
+    dataset = training(endless, place.shape, shards=shards_here(place))
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+    iterator = iter(dataset.to_iter_dataset(options))
+    iterator.set_state({"next_index": start})
+    return iterator
+
+
+def in_order(examples: Sequence[Example], place: Place) -> Iterator[Update]:
+    """All of them once, as they stand: for evaluation. The last element may hold fewer than P."""
+    shards, P = shards_here(place), place.shape.examples
+    for start in range(0, len(examples), P):
+        yield pack(examples[start : start + P], place.shape, shards)
+
+
+def shards_here(place: Place) -> list[int]:
+    """Which parts of a batch are on this process's devices, in order; on a pod they alternate."""
+    count = place.shape.shards
+    parts = place.row_sharding.addressable_devices_indices_map((count,)).values()
+    return sorted({i for index in parts if index for i in range(*index[0].indices(count))})
+
+
+def put(batch: Packed, place: Place) -> Packed:
+    """The micro-batch on the devices: its rows split, how much of what is here on all of them."""
+    here = len(batch.counts)
+
+    def split(array: np.ndarray) -> jax.Array:
+        whole = (len(array) // here * place.shape.shards, *array.shape[1:])
+        return jax.make_array_from_process_local_data(place.row_sharding, array, whole)
+
+    scored = everywhere(batch.scored, place)
+    return Packed(*map(split, batch[:-1]), scored=scored)
+
+
+def said(update: Update, place: Place) -> Said:
+    """What the data says of an update."""
+    tokens, ratings = update.scored.astype(np.int32), update.ratings.astype(np.float32)
+    return Said(everywhere(tokens, place), everywhere(ratings, place))
+
+
+def everywhere(array: np.ndarray, place: Place) -> jax.Array:
+    """An array that every process holds, on all devices."""
+    whole = NamedSharding(place.row_sharding.mesh, PartitionSpec())
+    return jax.make_array_from_process_local_data(whole, array, array.shape)

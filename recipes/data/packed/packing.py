@@ -1,0 +1,187 @@
+"""Streams -> packed rows, several streams a row, and rows -> micro-batches of one static shape.
+
+What is packed is a list of items. An item is one or several streams, that is lists of tokens with
+what each of them sees, and every score read from a stream belongs to one of the item's answers.
+How prompts and answers become streams is in `streams.py`.
+"""
+
+from collections.abc import Sequence
+import itertools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from checkpoints_io.errors import BadInput
+
+
+class Shape(NamedTuple):
+    """The static shapes of micro-batches: full ones, and those with fewer rows at the end.
+
+    `rows` and `few` count the rows of all devices together.
+    """
+
+    rows: int  # B
+    row_length: int  # T
+    examples: int  # P: of an update
+    answers: int  # A: of an example
+    few: int  # B of the smaller ones; the same as `rows` where there are none
+    shards: int = 1  # Z: how many devices share the rows of a micro-batch
+    alike: int | None = None  # texts up to this length turn alike: see `zoo.parts.rope.limit`
+
+
+Values = Any  # np.ndarray where it is built, jax.Array on the devices
+
+
+class Packed(NamedTuple):
+    """A micro-batch. P counts the examples of the update it belongs to, A the answers of each.
+
+    The rows of one device are one list of C = B / Z x T positions, of which some are read for
+    scores: those stand first, in the order of the rows.
+    """
+
+    tokens: Values  # int32 [B, T]
+    positions: Values  # int32 [B, T]
+    first: Values  # int32 [B, T]: token t sees the keys first[t] <= s < last[t] of its row
+    last: Values  # int32 [B, T]
+    lengths: Values  # int32 [B, T]: of the text that the token belongs to
+    read_at: Values  # int32 [Z, C]: where in the list a score is read
+    target: Values  # int32 [Z, C]: the token that is scored there
+    owner: Values  # int32 [Z, C]: whose score it is, example * A + answer; -1: nobody's
+    counts: Values  # int32 [Z]: how many scores there are
+    scored: Values  # int32 [P, A]: how many of each answer, on all devices; 0: it is not here
+
+    @property
+    def is_here(self) -> Values:
+        """Bool [P]: is this example of the update in this micro-batch?"""
+        return (self.scored > 0).any(-1)
+
+
+class Stream(NamedTuple):
+    """A list of tokens, counted from its own beginning."""
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    first: np.ndarray  # `first` and `last` as in `Packed`
+    last: np.ndarray
+    length: int  # of its longest text
+    read_at: np.ndarray
+    target: np.ndarray
+    answer: np.ndarray  # 0 to A - 1: whose score it is
+
+
+class Item(NamedTuple):
+    """What is packed as one: its streams share a row, or take one each if that is too short."""
+
+    row: int  # its number in the source
+    streams: tuple[Stream, ...]
+
+
+class Placed(NamedTuple):
+    """Where a stream stands: streams of one row follow each other in order."""
+
+    slot: int  # the number of its item in the update
+    stream: Stream
+
+
+def pack_rows(items: Sequence[Item], shape: Shape) -> list[list[list[Placed]]]:
+    """Micro-batches of rows of streams, by best fit of the longest first.
+
+    The streams of an item that takes several rows stand in one micro-batch.
+
+    Raises:
+      BadInput: a stream does not fit into a row, or an item needs more rows than a micro-batch has.
+    """
+    rows: list[list[Placed]] = []
+    room: list[int] = []  # positions left in each row
+
+    def put(row: int, slot: int, stream: Stream) -> None:
+        while len(rows) <= row:
+            rows.append([])
+            room.append(shape.row_length)
+        rows[row].append(Placed(slot, stream))
+        room[row] -= _length([stream])
+        if room[row] < 0:
+            raise BadInput(
+                f"row {items[slot].row} of the data has an answer that takes {_length([stream])} "
+                f"positions with its prompt, and a row of a micro-batch has {shape.row_length}"
+            )
+
+    whole: list[tuple[int, tuple[Stream, ...]]] = []
+    for slot, (source_row, streams) in enumerate(items):
+        if len(streams) == 1 or _length(streams) <= shape.row_length:
+            whole.append((slot, streams))
+            continue
+        if shape.rows < len(streams):
+            raise BadInput(
+                f"row {source_row} of the data is too long for one row and needs "
+                f"{len(streams)} in a micro-batch"
+            )
+        start = len(rows)
+        if start % shape.rows + len(streams) > shape.rows:
+            start += -start % shape.rows  # its last stream would stand in the next micro-batch
+        for offset, stream in enumerate(streams):
+            put(start + offset, slot, stream)
+    apart = len(rows)
+    whole.sort(key=lambda placed: -_length(placed[1]))
+    for slot, streams in whole:
+        fitting = [row for row, left in enumerate(room) if left >= _length(streams)]
+        row = min(fitting, key=lambda row: room[row], default=len(rows))
+        for stream in streams:
+            put(row, slot, stream)
+    return _cut(rows, apart, shape)
+
+
+def _cut(rows: list[list[Placed]], apart: int, shape: Shape) -> list[list[list[Placed]]]:
+    """Rows -> micro-batches; the first `apart` hold items in several rows and stay in full ones."""
+    full = max(len(rows) // shape.rows, -(-apart // shape.rows))
+    rest = len(rows) - full * shape.rows
+    small = max(-(-rest // shape.few), 0)
+    if small * shape.few >= shape.rows:
+        full, small = full + 1, 0
+    sizes = [shape.rows] * full + [shape.few] * small
+    rows += [[] for _ in range(sum(sizes) - len(rows))]
+    starts = itertools.accumulate(sizes, initial=0)
+    return [rows[start : start + size] for start, size in zip(starts, sizes, strict=False)]
+
+
+def _length(streams: Sequence[Stream]) -> int:
+    return sum(max(len(stream.tokens), len(stream.target)) for stream in streams)
+
+
+def build(rows: Sequence[Sequence[Placed]], shape: Shape, shards: Sequence[int]) -> Packed:
+    """The arrays of one micro-batch; only the rows of these of its shards, a process's own."""
+    each = len(rows) // shape.shards  # rows of a device
+    B, T, Z = len(shards) * each, shape.row_length, len(shards)
+    A, C = shape.answers, each * T
+    self_seen = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))  # padding sees itself
+    batch = Packed(
+        tokens=np.zeros((B, T), np.int32),
+        positions=np.zeros((B, T), np.int32),
+        first=self_seen.copy(),
+        last=self_seen + 1,
+        lengths=np.ones((B, T), np.int32),
+        read_at=np.zeros((Z, C), np.int32),
+        target=np.zeros((Z, C), np.int32),
+        owner=np.full((Z, C), -1, np.int32),
+        counts=np.zeros(Z, np.int32),
+        scored=np.zeros((shape.examples, A), np.int32),
+    )
+    for slot, stream in itertools.chain(*rows):
+        batch.scored[slot] += np.bincount(stream.answer, minlength=A)
+    for z, shard in enumerate(shards):
+        c = 0
+        for at_row in range(each):
+            b, t = z * each + at_row, 0
+            for slot, stream in rows[shard * each + at_row]:
+                at, scores = slice(t, t + len(stream.tokens)), slice(c, c + len(stream.target))
+                batch.tokens[b, at] = stream.tokens
+                batch.positions[b, at] = stream.positions
+                batch.first[b, at] = stream.first + t
+                batch.last[b, at] = stream.last + t
+                batch.lengths[b, at] = stream.length
+                batch.read_at[z, scores] = stream.read_at + at_row * T + t
+                batch.target[z, scores] = stream.target
+                batch.owner[z, scores] = slot * A + stream.answer
+                t, c = at.stop, scores.stop
+        batch.counts[z] = c
+    return batch

@@ -1,0 +1,110 @@
+"""Examples -> streams: each pair one stream with its prompt once, where it may be.
+
+A stream holds the chosen answer backwards, then the prompt, then the rejected answer, so that every
+token sees one contiguous run of keys. Prompt "ab", chosen "xyz", rejected "uv" (the last token of
+an answer is only a target and is not stored):
+
+  stored      y x a b u
+  position    3 2 0 1 2
+  first key   0 1 2 2 2
+  last key    4 4 3 4 5      y: yxab   x: xab   a: a   b: ab   u: abu
+  scored      b->x x->y y->z   b->u u->v      (from where in the row, to which token)
+
+A pair too long for one row is stored as two ordinary streams, each answer after its own prompt; so
+is one whose answers' lengths turn the prompt otherwise (`Shape.alike`). A single answer is one
+ordinary stream.
+"""
+
+import numpy as np
+
+from recipes.data.ids.pair_ids import Example, PairIds
+from recipes.data.packed.packing import Item, Shape, Stream
+
+CHOSEN, REJECTED = 0, 1
+
+
+def item(example: Example, shape: Shape) -> Item:
+    """An example as it is packed into rows of this shape."""
+    if isinstance(example, PairIds) and fits_once(example, shape):
+        return Item(example.row, (prompt_once(example),))
+    return Item(example.row, separate(example))
+
+
+def prompt_once(pair: PairIds) -> Stream:
+    """Chosen backwards, prompt, rejected. See the head of this file."""
+    c, p, r = len(pair.chosen) - 1, len(pair.prompt), len(pair.rejected) - 1
+    chosen, prompt, rejected = np.arange(c), np.arange(p), np.arange(r)
+    # The first token of either answer is read off the last of the prompt.
+    from_chosen = np.concatenate([[c + p - 1], chosen[::-1]])[pair.chosen_scored]
+    from_rejected = np.concatenate([[c + p - 1], c + p + rejected])[pair.rejected_scored]
+    targets = pair.chosen[pair.chosen_scored], pair.rejected[pair.rejected_scored]
+    return Stream(
+        tokens=np.concatenate([pair.chosen[:-1][::-1], pair.prompt, pair.rejected[:-1]]),
+        positions=np.concatenate([p + chosen[::-1], prompt, p + rejected]),
+        first=np.concatenate([chosen, np.full(p + r, c)]),
+        last=np.concatenate([np.full(c, c + p), c + prompt + 1, c + p + rejected + 1]),
+        length=p + max(c, r) + 1,
+        read_at=np.concatenate([from_chosen, from_rejected]),
+        target=np.concatenate(targets),
+        answer=np.repeat([CHOSEN, REJECTED], [len(targets[0]), len(targets[1])]),
+    )
+
+
+def separate(example: Example) -> tuple[Stream, ...]:
+    """A causal stream for each answer, after its own copy of the prompt."""
+    found = []
+    for number, (answer, scored) in enumerate(example.answers):
+        tokens = np.concatenate([example.prompt, answer[:-1]])
+        steps = np.arange(len(tokens))
+        stream = Stream(
+            tokens=tokens,
+            positions=steps,
+            first=np.zeros_like(steps),
+            last=steps + 1,
+            length=len(example.prompt) + len(answer),
+            read_at=(len(example.prompt) - 1 + np.arange(len(answer)))[scored],
+            target=answer[scored],
+            answer=np.full(int(scored.sum()), number),
+        )
+        found.append(stream)
+    return tuple(found)
+
+
+def longest(example: Example) -> int:
+    """Positions of its longest answer after its own prompt: a row must hold them."""
+    return len(example.prompt) + max(len(answer.ids) for answer in example.answers) - 1
+
+
+def stored_length(example: Example) -> int:
+    """Positions it takes in a row that is long enough.
+
+    After a prompt of one token a pair has one score more than tokens, and it needs a place.
+    """
+    if isinstance(example, PairIds):
+        return max(len(example.prompt), 2) + len(example.chosen) + len(example.rejected) - 2
+    return _separate_length(example)
+
+
+def _separate_length(example: Example) -> int:
+    return sum(len(example.prompt) + len(answer.ids) - 1 for answer in example.answers)
+
+
+def real_tokens(example: Example) -> int:
+    """Tokens of all answers, each with its prompt: what a padded trainer would call real."""
+    return sum(len(example.prompt) + len(answer.ids) for answer in example.answers)
+
+
+def scored_tokens(example: Example) -> list[int]:
+    """Of each answer."""
+    return [int(answer.scored.sum()) for answer in example.answers]
+
+
+def fits_once(example: Example, shape: Shape) -> bool:
+    """Is it one stream: does it fit into a row, and may answers share the prompt's rotations?"""
+    few = len(example.answers) == 1 or shape.alike is None or longest(example) < shape.alike
+    return few and stored_length(example) <= shape.row_length
+
+
+def fits_a_row(example: Example, shape: Shape) -> bool:
+    """Does one row hold all of it, with its prompt once or, where it must, with every answer?"""
+    return fits_once(example, shape) or _separate_length(example) <= shape.row_length

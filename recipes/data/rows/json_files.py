@@ -1,0 +1,116 @@
+"""Rows of JSON files: an object a line, or a list of objects; never more than a row in memory."""
+
+from collections.abc import Iterator
+import itertools
+import re
+
+from checkpoints_io.errors import BadInput
+from recipes.data.rows import records
+from recipes.data.rows.records import File, Row, Wanted
+
+AT_ONCE = 2**20  # bytes of a list
+# A text, or what opens, closes or parts; a text that does not end here is its quote alone.
+TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{},]', re.DOTALL)
+
+
+def lines(name: str, file: File, wanted: Wanted, before: int = 0) -> Iterator[Row]:
+    """One JSON object a line; empty lines are none. `before` lines were read already."""
+    number = before
+    try:
+        while line := file.readline(records.LONGEST + 1):
+            number += 1
+            rest = line  # the last line may lack its end, and then nothing follows
+            while not rest.endswith(b"\n") and (rest := file.readline(records.LONGEST)):
+                pass
+            if len(line) > records.LONGEST:
+                yield records.too_long(f"{name}:{number}")
+            elif line.strip():
+                yield records.from_json(f"{name}:{number}", line, wanted)
+    except records.BROKEN as error:
+        yield records.torn(f"{name}:{number + 1}", error)
+
+
+def whole_list(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
+    """A JSON list of objects; a file of JSON lines that is named so is read as one."""
+    blank, number = 0, 0
+    try:
+        while (first := file.readline(AT_ONCE)) and not first.strip():
+            blank += first.endswith(b"\n")
+        text = first.removeprefix(b"\xef\xbb\xbf").lstrip()
+        if text.strip() == b"{":
+            raise BadInput(
+                "it begins with an object over several lines, and must be a list of objects, or "
+                "hold one on each line"
+            )
+        if not text.startswith(b"["):
+            yield from lines(name, _Behind(first, file), wanted, blank)
+            return
+        for line, element in _elements(text[1:], file, blank + 1):
+            where = f"{name}[{number}]"
+            row = records.from_json(where, element or b"", wanted)
+            if element is None:
+                row = records.too_long(where)
+            yield row if row.fields is not None else row._replace(where=f"{where}, line {line}")
+            number += 1
+    except (ValueError, *records.BROKEN) as error:
+        yield records.torn(f"{name}[{number}]", error)
+
+
+def _elements(begun: bytes, file: File, line: int) -> Iterator[tuple[int, bytes | None]]:
+    """The values of a list whose bracket was read, each with its line; None: it is too long.
+
+    Raises:
+      ValueError: a sentence about why it cannot be read to its end.
+    """
+    held, start, at, depth, long = b"", 0, 0, 0, False
+    begins = line
+    chunks = itertools.chain([begun], iter(lambda: file.read(AT_ONCE), b""))
+    for more in chunks:
+        held, at, start = held[start:] + more, at - start, 0
+        for token in TOKEN.finditer(held, at):
+            mark, at = token[0], token.end()
+            if mark == b'"':
+                at = token.start()
+                break
+            if mark in (b"[", b"{"):
+                depth += 1
+            elif mark in (b"]", b"}") and depth:
+                depth -= 1
+            elif mark in (b"]", b",") and not depth:
+                value = held[start : token.start()]
+                begins = begins if long else line + _blank_lines(value)
+                line += value.count(b"\n")
+                if value.strip() or long or mark == b",":
+                    yield begins, None if long else value.strip()
+                start, long = at, False
+                if mark == b"]":
+                    if held[at:].strip() or any(map(bytes.strip, chunks)):
+                        raise BadInput("more than one JSON list")
+                    return
+        else:
+            at = len(held)
+        if len(held) - start > records.LONGEST:  # what was read of it is forgotten
+            begins = begins if long else line + _blank_lines(held[start:])
+            text = held[at:]  # which goes on, behind its quote
+            if len(text) > records.LONGEST:
+                odd = len(text) - len(text.rstrip(b"\\"))
+                text = b'"' + b"\\" * (odd % 2)
+            line += held.count(b"\n", start) - text.count(b"\n")
+            held, start, at, long = text, 0, 0, True
+    raise BadInput("the list does not end")
+
+
+def _blank_lines(value: bytes) -> int:
+    return value.count(b"\n", 0, len(value) - len(value.lstrip()))
+
+
+class _Behind:
+    """A file whose first line was read already."""
+
+    def __init__(self, first: bytes, file: File):
+        self._first, self._file = first, file
+
+    def readline(self, size: int | None = -1) -> bytes:
+        """As of any file."""
+        first, self._first = self._first, b""
+        return first or self._file.readline(-1 if size is None else size)

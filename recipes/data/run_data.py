@@ -1,0 +1,230 @@
+"""The pairs that the settings of a run name: read, split, counted, and told."""
+
+from collections.abc import Collection, Mapping, Sequence
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from checkpoints_io import places
+from checkpoints_io.errors import BadInput
+from recipes.data import mixture, source_pairs
+from recipes.data.chats import layouts
+from recipes.data.chats.messages import one_line
+from recipes.data.ids import parallel
+from recipes.data.ids.encode_rows import How
+from recipes.data.ids.pair_ids import Example
+from recipes.data.ids.parallel import Crew
+from recipes.data.mixture import Part
+from recipes.data.rows import source, sources
+from recipes.data.rows.source import Source, Weighted
+from recipes.data.source_pairs import Pairs
+from zoo.text import tokenizer
+from zoo.text.tokenizer import Tokenizer
+
+
+class HeldOut(NamedTuple):
+    """A named set of held-out pairs."""
+
+    name: str
+    pairs: list[Example]
+
+
+class Told(NamedTuple):
+    """What a person is told of one source of pairs."""
+
+    name: str  # train, or the name of a source in a mixture, or of a held-out set
+    source: str  # path or hub id
+    layout: str
+    told: list[str]  # the counts, in sentences
+    rows: int
+    used: int
+    reasons: dict[str, int]  # reason -> rows lost
+    notes: dict[str, int]  # as PairIds.notes -> used pairs that have it
+    pairs: Sequence[Example]  # the used ones
+
+
+class Asked(NamedTuple):
+    """The data that the settings of a run name."""
+
+    train: dict[str, Weighted]
+    validation: dict[str, source.Given]  # held-out sources, as the setting gives them
+    common: source.Common
+    split_fraction: float | None  # of the prompts, held out
+    max_eval_pairs: int | None
+    how: How
+    token_cache: places.Place | None
+
+
+class Data(NamedTuple):
+    """The pairs of a run."""
+
+    tokenizer: Tokenizer
+    stop_ids: tuple[int, ...]  # what ends an answer
+    train: list[Part]
+    held_out: list[HeldOut]
+    told: list[Told]
+
+
+def asked(given: Mapping[str, Any], tokenizer_folder: pathlib.Path, *, single: bool) -> Asked:
+    """What the settings say of data: of pairs, or of `single` answers."""
+    common = source.Common(given["data.layout"], given["data.columns"] or {}, single)
+    cache = given["token_cache"]
+    return Asked(
+        train=source.training(given["train_data"], common),
+        validation=source.held_out(given["validation"]),
+        common=common,
+        split_fraction=given["validation_split_fraction"],
+        max_eval_pairs=given["max_eval_pairs"],
+        how=How(
+            tokenizer=str(tokenizer_folder),
+            chat_template=given["chat_template"],
+            scored_turns=given["data.scored_turns"],
+            date=given["data.date"],
+            max_length=given["train_seq_len"],
+            over_length=given["data.over_length"],
+            max_malformed_fraction=given["data.max_malformed_fraction"],
+            end_of_turn=given["data.end_of_turn"],
+        ),
+        token_cache=places.at(cache, "--config.token_cache") if cache else None,
+    )
+
+
+def read(asked: Asked) -> Data:
+    """All of it, from the token cache where it has been read before.
+
+    Raises:
+      FileNotFoundError: there is no such source.
+      ValueError: a sentence about the rows, the tokenizer or the template.
+      OSError: the token cache cannot be written.
+    """
+    with Crew(asked.how) as crew:
+        return _read(asked, crew)
+
+
+def _read(asked: Asked, crew: Crew) -> Data:
+    how, cache = asked.how, asked.token_cache
+    training = [one.source for one in asked.train.values()]
+    apart = {
+        name: _held_out(f"validation.{name}", given, asked, training)
+        for name, given in asked.validation.items()
+    }
+    for one in [*training, *apart.values()]:
+        _refuse_unknown_columns(one)
+    trained = {name: source_pairs.recognised(one.source) for name, one in asked.train.items()}
+    others = {name: source_pairs.recognised(one) for name, one in apart.items()}
+    plain = {one.layout in layouts.PLAIN for one, _ in [*trained.values(), *others.values()]}
+    if plain == {True} and (how.chat_template or how.date or how.end_of_turn):
+        raise BadInput(
+            "--config.chat_template, --config.data.date and --config.data.end_of_turn have no "
+            "effect: all texts are plain"
+        )
+    ready = parallel.prepared(how, crew, cache, plain=plain == {True})
+    own = tokenizer.apart(pathlib.Path(how.tokenizer), how.chat_template, parallel.worker(how))
+
+    told, train, held_out = [], [], []
+    keys, first_row = np.zeros(0, np.uint64), 0
+    for name, (one, line) in trained.items():
+        found = source_pairs.read(one, how, cache, crew)
+        told.append(_told(name, one, found, line))
+        kept = found.ids
+        if asked.split_fraction is not None:
+            try:
+                kept, held = source_pairs.split(found, asked.split_fraction)
+            except ValueError as error:
+                raise BadInput(f"{name}: {error}") from error
+            of = "validation" if len(trained) == 1 else f"validation/{name}"
+            held_out.append(HeldOut(of, mixture.numbered(held, first_row)))
+        keys = np.concatenate([keys, found.keys])
+        kept, first_row = mixture.numbered(kept, first_row), first_row + found.counts.rows
+        train.append(Part(name, asked.train[name].weight, kept, first_row - 1))
+    for name, (one, line) in others.items():
+        found = source_pairs.read(one, how, cache, crew)
+        told.append(_told(name, one, found, line))
+        if both := int(np.isin(found.keys, keys).sum()):
+            told[-1].told.append(f"{both} of its prompts are in the training data too")
+        held_out.append(HeldOut(name, found.ids))
+    if not ready.stops:
+        token = own.named.get("eos_token", "a special token of the tokenizer")
+        told[0].told.append(
+            "the chat template writes no special token after the last answer, so the model will "
+            f"not learn to stop: add one with --config.data.end_of_turn='{token}'"
+        )
+    most = asked.max_eval_pairs
+    held_out = [held._replace(pairs=spread(held.pairs, most)) for held in held_out]
+    return Data(own, ready.stop_ids, train, held_out, told)
+
+
+def _held_out(where: str, given: source.Given, asked: Asked, training: Sequence[Source]) -> Source:
+    """A held-out source, which says how it is read, or is read as the training data if it can be.
+
+    Names of columns are those of the training data where all of them are there; otherwise each of
+    them that is there and that ours is not. The layout is that of training data that looks alike.
+    """
+    own = source.parsed(where, given, asked.common._replace(layout=None, columns={}))
+    said = () if isinstance(given, str) else given
+    if "columns" not in said and (names := dict(asked.common.columns)):
+        there = _columns(own._replace(columns=tuple(names.items())), names.values())
+        if not there.issuperset(names.values()):
+            names = {o: t for o, t in names.items() if t in there and o not in there}
+        own = own._replace(columns=tuple(sorted(names.items())))
+    if "layout" not in said and asked.common.layout:
+        alike = {_looks(one) for one in training if one.layout == asked.common.layout}
+        if _looks(own) in alike:
+            own = own._replace(layout=asked.common.layout)
+    return own
+
+
+def _looks(one: Source) -> str | None:
+    """The layout that its columns tell of, whatever is said; None: they tell of none."""
+    try:
+        return source_pairs.recognised(one._replace(layout=None))[0].layout
+    except ValueError:
+        return None
+
+
+def _columns(one: Source, needed: Collection[str]) -> set[str]:
+    """The names of its columns, of as many rows as it takes to meet those needed.
+
+    Of all rows, if need be: the last may be the only one with a system prompt.
+    """
+    met: set[str] = set()
+    wanted = layouts.wanted(dict(one.columns), single=one.single)
+    for row in sources.read(one.path, wanted):
+        met |= {*(row.fields or {}), *row.unread}
+        if met.issuperset(needed):
+            break
+    return met
+
+
+def _refuse_unknown_columns(one: Source) -> None:
+    names = dict(one.columns)
+    there = _columns(one, names.values()) if names else set()
+    for ours, theirs in names.items():
+        if there and theirs not in there:
+            raise BadInput(
+                f"{one.path} has no column {theirs!r}, which --config.data.columns or the "
+                f"source's own columns give for `{ours}`: it has "
+                f"{one_line(', '.join(sorted(there)))}"
+            )
+
+
+def _told(name: str, one: Source, found: Pairs, line: str) -> Told:
+    counts = found.counts
+    return Told(
+        name,
+        one.path,
+        one.layout or "",
+        [line, *counts.lines()],
+        counts.rows,
+        counts.used,
+        dict(counts.malformed + counts.dropped),
+        dict(counts.notes),
+        found.ids,
+    )
+
+
+def spread(pairs: Sequence[Example], most: int | None) -> list[Example]:
+    """At most so many of them, from all over the list: files are often sorted by kind."""
+    steps = np.linspace(0, len(pairs) - 1, min(len(pairs), len(pairs) if most is None else most))
+    return [pairs[i] for i in steps.round().astype(int).tolist()]

@@ -1,0 +1,189 @@
+"""Everything from a source to its pairs as ids: read, laid out, tokenised, counted, split."""
+
+from collections.abc import Callable, Iterable, Iterator
+import contextlib
+import functools
+import hashlib
+import itertools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from checkpoints_io import places
+from checkpoints_io.errors import BadInput
+from recipes.data.chats import columns, layouts, messages
+from recipes.data.chats.messages import one_line
+from recipes.data.ids import counts, pair_ids, parallel
+from recipes.data.ids.counts import Counts
+from recipes.data.ids.encode_rows import How
+from recipes.data.ids.pair_ids import Example
+from recipes.data.ids.parallel import Crew
+from recipes.data.rows import sources
+from recipes.data.rows.records import Row
+from recipes.data.rows.source import Source
+
+
+class Pairs(NamedTuple):
+    """The usable pairs of a source, in its order."""
+
+    ids: list[Example]
+    keys: np.ndarray  # uint64: a prompt's, for each
+    counts: Counts
+
+
+def recognised(source: Source) -> tuple[Source, str]:
+    """The source with its layout, and a line that tells it, and the columns that are not read.
+
+    Raises:
+      FileNotFoundError: there is no such source.
+      ValueError: it has no row that a layout can be told from.
+    """
+    given = dict(source.columns)
+    doubt, refused, fallback = "", "", None
+    beside = _beside(source.path)
+    rows = sources.read(source.path, layouts.wanted(given, single=source.single))
+    recognise = columns.recognised_single if source.single else columns.recognised
+    for number, row in enumerate(itertools.islice(rows, 1000)):
+        try:
+            if row.fields is None:
+                raise BadInput(row.reason)
+            named = columns.renamed(row.fields, given, single=source.single)
+            layout = source.layout or recognise(dict.fromkeys(row.unread) | named)
+        except ValueError as error:
+            refused = refused or f"{row.where}: {error}"
+            continue
+        unread = sorted({*row.unread, *(named.keys() - layouts.LAYOUTS[layout].columns)})
+        line = f"layout {layout}" + ("" if source.layout else ", recognised from the columns")
+        line += f"; not read: {one_line(', '.join(unread))}" if unread else ""
+        found = source._replace(layout=layout, guessed=source.layout is None), line
+        try:
+            others = lambda number=number, row=row: beside(number, frozenset(row.unread))
+            if source.layout or _is_pair(named, layout, others):
+                return found
+            fallback = fallback or found
+        except ValueError as error:
+            doubt = doubt or f"{row.where}: {error}"
+    if fallback and not doubt:
+        return fallback
+    if told := doubt or refused:
+        raise BadInput(f"{source.path} has no row that can be read as pairs: {told}")
+    raise BadInput(f"{source.path} holds no rows")
+
+
+def _beside(path: str) -> Callable[[int, frozenset[str]], dict[str, Any]]:
+    """What rows hold in columns that are not read, by number: the source is read once more for it.
+
+    Rows are to be asked for in order.
+    """
+    wanted: frozenset[str] = frozenset()
+    rows: Iterator[Row] = iter(())
+    at = 0
+
+    def of(number: int, names: frozenset[str]) -> dict[str, Any]:
+        nonlocal wanted, rows, at
+        if names - wanted:
+            wanted, at = wanted | names, 0
+            rows = iter(sources.read(path, wanted))
+        row = next(itertools.islice(rows, number - at, None), None) if names else None
+        at = number + 1 if names else at
+        return {n: v for n, v in ((row and row.fields) or {}).items() if n in names}
+
+    return of
+
+
+def _is_pair(named: dict[str, Any], layout: str, others: Callable[[], dict[str, Any]]) -> bool:
+    """Does a row hold a pair? A malformed one does not decide: it may have another's form.
+
+    `others` gives the columns that no layout reads.
+
+    Raises:
+      ValueError: a column may hold the question, and this layout does not read it.
+    """
+    try:
+        pair = layouts.LAYOUTS[layout].read(named)
+        heard = layouts.asked(pair)
+    except ValueError:
+        pair, heard = None, ""
+    if pair or layout == columns.PLAIN:
+        columns.check_question(named, heard, layout)
+        columns.check_tools(named, layout)
+    if layout == columns.PLAIN or (pair and not heard):
+        # Nothing is asked: may it be in a column whose name says nothing?
+        for name, value in others().items():
+            said = isinstance(value, str) or messages.are_messages(value)
+            few = 1 if said else 3  # words: tags and notes have no more
+            words = any(len(text.split()) > few for text in columns.asked(value))
+            if words and not columns.holds(heard, value):
+                raise BadInput(columns.unread(name, heard, layout))
+    return pair is not None
+
+
+def read(
+    source: Source, how: How, cache: places.Place | None = None, crew: Crew | None = None
+) -> Pairs:
+    """The pairs of a source whose layout is known. Rows that cannot be used are counted.
+
+    With `cache`, a directory, they are tokenised once: a later start maps what an earlier one kept.
+    `crew` has the workers; by default they are this call's own.
+
+    Raises:
+      FileNotFoundError: there is no such source, or no such tokenizer.
+      ValueError: no pair is left, or more than `max_malformed_fraction` of the rows hold no pair;
+        the message names the first of them.
+      OSError: the cache cannot be written.
+    """
+    with contextlib.nullcontext(crew) if crew else Crew(how) as crew:
+        if cache is None:
+            shards = parallel.in_memory(source, how, crew)
+        else:
+            shards = parallel.kept(source, how, cache, crew)
+    ids = [pair for shard in shards for pair in shard.ids]
+    keys = np.concatenate([np.zeros(0, np.uint64), *(shard.keys for shard in shards)])
+    total = functools.reduce(counts.add, (shard.counts for shard in shards), counts.none())
+    total = total._replace(repeated=len(ids) - len(set(map(_digest, ids))))
+    _check(source, total, how.max_malformed_fraction)
+    return Pairs(ids, keys, total)
+
+
+def _check(source: Source, told: Counts, share: float) -> None:
+    what = "answer" if source.single else "pair"
+    if not told.rows:
+        raise BadInput(f"{source.path} holds no rows")
+    if told.malformed.total() > share * told.rows:
+        reason, _ = told.malformed.most_common(1)[0]
+        raise BadInput(
+            f"{told.malformed.total()} of {told.rows} rows of {source.path} hold no {what}; the "
+            f"first is {told.first[reason]}: {reason}. Mend them, choose another "
+            f"--config.data.layout, or raise --config.data.max_malformed_fraction (now {share})"
+        )
+    if not told.used:
+        raise BadInput(f"no row of {source.path} can be used: {'; '.join(told.lines()[1:])}")
+
+
+def split(pairs: Pairs, fraction: float) -> tuple[list[Example], list[Example]]:
+    """(train, held out): a prompt's hash decides, so that no prompt stands on both sides.
+
+    Raises:
+      ValueError: one side would be empty.
+    """
+    sides: tuple[list[Example], list[Example]] = ([], [])
+    for pair, key in zip(pairs.ids, pairs.keys.tolist(), strict=True):
+        sides[key < fraction * 2**64].append(pair)
+    if not all(sides):
+        raise BadInput(
+            f"--config.validation_split_fraction={fraction} leaves {len(sides[0])} pairs to train "
+            f"on and {len(sides[1])} held out of {len(pairs.ids)}; both need at least one"
+        )
+    return sides
+
+
+def fingerprint(ids: Iterable[Example]) -> str:
+    """Sixteen hex digits that change with any token, mask or order of the pairs."""
+    digest = hashlib.sha256()
+    for pair in ids:
+        digest.update(pair_ids.as_bytes(pair))
+    return digest.hexdigest()[:16]
+
+
+def _digest(pair: Example) -> bytes:
+    return hashlib.blake2b(pair_ids.as_bytes(pair), digest_size=16).digest()

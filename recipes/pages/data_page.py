@@ -1,0 +1,171 @@
+"""What became of the data, to look at before training: for a terminal, and as one HTML page."""
+
+from collections.abc import Iterable, Sequence
+import itertools
+import pathlib
+import re
+from typing import NamedTuple
+
+import jinja2
+import numpy as np
+
+from recipes.data import shown
+from recipes.data.chats.messages import visible
+from recipes.data.ids.pair_ids import Example, described
+from recipes.data.packed import shapes, streams
+from recipes.data.packed.packing import Shape
+from recipes.data.run_data import Told, spread
+from zoo.text.tokenizer import Tokenizer
+
+QUANTILES = {"min": 0.0, "median": 0.5, "90%": 0.9, "99%": 0.99, "max": 1.0}
+ROW_LENGTHS = (1024, 2048, 4096)  # that are looked at besides the run's
+COLORS = {"heading": 1, "prompt": 2, "scored": 32, "unscored": 33, "left_out": 3}
+BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+class Histogram(NamedTuple):
+    """How many pairs have how many tokens; those of one part have the same bins, from 0 on."""
+
+    name: str
+    quantiles: dict[str, int]
+    counts: list[int]
+    labels: list[str]  # the lengths that each bin counts
+    step: int  # tokens that a bin is wide
+
+
+class Pack(NamedTuple):
+    """How the pairs fill rows of one length."""
+
+    rows: int  # of a micro-batch
+    fill: shapes.Fill
+    per_token: float  # positions per real token, which counts a prompt with either answer
+    in_two: float  # share of the pairs that need two rows
+
+
+def text(
+    parts: Iterable[Told], tokenizer: Tokenizer, shape: Shape, *, rows: int = 3, color: bool
+) -> str:
+    """The report for a terminal, with `rows` rows of each part; scored text stands in ⟦ ⟧."""
+    painted = lambda what, kind: f"\x1b[{COLORS[kind]}m{what}\x1b[0m" if color else what
+    lines: list[str] = []
+    for part in parts:
+        heading = visible(f"{part.name}: {part.source}, read as {part.layout}")
+        lines += [painted(heading, "heading"), *(f"  {visible(line)}" for line in _counted(part))]
+        if part.pairs:
+            lines += ["", *_length_lines(part.pairs), "", *_pack_lines(packs(part.pairs, shape))]
+        for pair in spread(part.pairs, rows):
+            heading = painted(f"  row {pair.row}", "heading")
+            lines += ["", heading, *(f"    {described(note)}" for note in pair.notes)]
+            lines += [f"    {line}" for line in shown.lines_of(pair, tokenizer, painted)]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def page(parts: Iterable[Told], tokenizer: Tokenizer, shape: Shape, *, rows: int = 20) -> str:
+    """The report as one HTML page that needs nothing else, with `rows` rows of each part."""
+    here = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
+    written = lambda x: visible(x) if type(x) is str else f"{x:,}" if type(x) is int else x
+    environment = jinja2.Environment(
+        loader=here, autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=written
+    )
+    environment.filters |= {"nice": _nice, "runs": shown.runs}
+    return environment.get_template("data_page.html.jinja").render(
+        parts=list(parts),
+        shape=shape,
+        histograms=lambda pairs: histograms(pairs, 40),
+        longer=_longer,
+        packs=lambda pairs: packs(pairs, shape),
+        rows=lambda pairs: [
+            (pair, shown.pieces_of(pair, tokenizer)) for pair in spread(pairs, rows)
+        ],
+        by_space=lambda said: re.split(r"(\s)", said),
+        described=described,
+    )
+
+
+def lengths(pairs: Sequence[Example]) -> dict[str, np.ndarray]:
+    """Tokens of every prompt and answer, by name. The scored ones are those of all answers."""
+    found = {"prompt": [len(pair.prompt) for pair in pairs]}
+    for i, name in enumerate(shown.answer_names(pairs[0])):
+        found[name] = [len(pair.answers[i].ids) for pair in pairs]
+    found["scored"] = [sum(streams.scored_tokens(pair)) for pair in pairs]
+    return {name: np.array(counts) for name, counts in found.items()}
+
+
+def histograms(pairs: Sequence[Example], most: int) -> list[Histogram]:
+    """One for each of `lengths`, of at most `most` bins; a few lengths far off share the last."""
+    named_lengths = lengths(pairs)
+    found = np.array([*named_lengths.values()])
+    end = int(min(found.max(), 2 * np.quantile(found, 0.99, axis=1).max()))
+    step = _nice((end + 1) / most)
+    bins = end // step + 1
+    labels = [f"{n} to {n + step - 1}" if step > 1 else str(n) for n in range(0, bins * step, step)]
+    if found.max() >= bins * step:
+        labels[-1] = f"{(bins - 1) * step} or more"
+    quantiles = np.quantile(found, [*QUANTILES.values()], axis=1, method="inverted_cdf")
+    named = [dict(zip(QUANTILES, map(int, column), strict=True)) for column in quantiles.T]
+    counts = [np.bincount(np.minimum(row // step, bins - 1), minlength=bins) for row in found]
+    return [
+        Histogram(name, of_name, count.tolist(), labels, step)
+        for name, of_name, count in zip(named_lengths, named, counts, strict=True)
+    ]
+
+
+def packs(pairs: Sequence[Example], shape: Shape) -> dict[int, Pack | None]:
+    """By row length, the run's first; None where the longest pair does not fit."""
+    longest = max(map(streams.longest, pairs))
+    some = spread(pairs, shapes.LOOKED_AT * shape.examples)
+    most = shape.rows * shape.row_length // shape.shards
+    given = dict(per_update=shape.examples, shards=shape.shards, most=most, alike=shape.alike)
+    found: dict[int, Pack | None] = {}
+    for length in dict.fromkeys((shape.row_length, *ROW_LENGTHS)):
+        fits = longest <= length
+        here = shapes.choose(some, row_length=length, **given) if found and fits else shape
+        apart = sum(not streams.fits_a_row(pair, here) for pair in some)
+        found[length] = None
+        if fits and (here.rows > 1 or not apart):
+            fill = shapes.fill(some, here)
+            twice = (len(pair.prompt) for pair in some if not streams.fits_once(pair, here))
+            positions = (sum(map(streams.stored_length, some)) + sum(twice)) / fill.share
+            per_token = positions / sum(map(streams.real_tokens, some))
+            found[length] = Pack(here.rows, fill, per_token, apart / len(some))
+    return found
+
+
+def _counted(part: Told) -> list[str]:
+    said, known = "\n".join(part.told), part.used + sum(part.reasons.values())
+    s = lambda n: "s" * (n != 1)
+    more = {why: f"{n:,} row{s(n)} lost: {why}" for why, n in part.reasons.items()}
+    more |= {described(k): f"{n:,} pair{s(n)} {described(k)}" for k, n in part.notes.items() if n}
+    untold = [] if known == part.rows else [f"{known:,} of {part.rows:,} rows are accounted for"]
+    return part.told + untold + [line for why, line in more.items() if why not in said]
+
+
+def _length_lines(pairs: Sequence[Example]) -> list[str]:
+    found = histograms(pairs, 36)
+    axis = f"0 … {found[0].labels[-1]}, a block is {found[0].step}"
+    lines = ["  tokens  " + "".join(f"{name:>7}" for name in QUANTILES) + f"  {axis}"]
+    for name, quantiles, counts, *_ in found:
+        bars = "".join(BLOCKS[-(-8 * n // max(counts))] for n in counts).rstrip()
+        lines.append(f"  {name:<8}" + "".join(f"{n:>7}" for n in quantiles.values()) + f"  {bars}")
+    return [*lines, f"  {_longer(pairs)}"] if len(pairs[0].answers) == 2 else lines
+
+
+def _longer(pairs: Sequence[Example]) -> str:
+    chosen, rejected = (lengths(pairs)[name] for name in ("chosen", "rejected"))
+    told = f"The chosen answer is the longer one in {np.mean(chosen > rejected):.0%} of the pairs"
+    return f"{told}, the shorter in {np.mean(chosen < rejected):.0%}."
+
+
+def _pack_lines(found: dict[int, Pack | None]) -> list[str]:
+    lines = ["  rows of  filled  micro-batches  positions per real token  pairs in two rows"]
+    for length, pack in found.items():
+        told = "the longest pair does not fit"
+        if pack:
+            told = "{:>6.1%}  {:>13.1f}  {:>24.2f}  {:>17.1%}".format(*pack.fill, *pack[2:])
+        lines.append(f"  {length:>7}  {told}{'' if lines[1:] else '  (the run)'}")
+    return lines
+
+
+def _nice(least: float) -> int:
+    return next(n for k in itertools.count() for n in (10**k, 2 * 10**k, 5 * 10**k) if n >= least)

@@ -1,0 +1,76 @@
+"""Gates: a policy and a reference of the same weights must agree before anything is learnt."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from checkpoints_io.bits import fingerprint
+from checkpoints_io.errors import RunFailed
+from recipes.data.packed import batches
+from recipes.preference import reference_cache
+from recipes.preference.losses import Objective
+from recipes.preference.reference import Reference
+from recipes.training import logps
+from recipes.training.policy import Policy, State
+from recipes.training.run import Run, say
+
+
+def check_logps(
+    ask: logps.Forward, policy: Policy, state: State, reference: Reference, run: Run
+) -> bool:
+    """Are policy and reference equal before the first step? Then so must their answers be.
+
+    Equal weights through one program are equal bit for bit. What was kept of the reference was
+    packed otherwise, and is held to rounding.
+
+    Raises:
+      RuntimeError: they do not see the same thing; or what they say is not finite.
+    """
+    dtype = policy.blank.dtype
+    if state.step or fingerprint(logps.cast(state.trained, dtype)) != reference.fingerprint:
+        return False
+    say("policy and reference are the same weights: they must agree to the last bit")
+    update = next(batches.in_order(run.pairs, run.place))
+    batch = batches.put(update.micro_batches[0], run.place)
+    here = update.micro_batches[0].is_here
+    ours = np.asarray(ask(batch))[here]
+    theirs = np.asarray(reference.of_batch(batch, update.source_rows))[here]
+    if not np.isfinite(ours).all():
+        raise RunFailed(_not_finite("log-probabilities of the first pairs are", dtype))
+    bound = 0 if reference.model else reference_cache.bound(theirs, dtype)
+    if not (np.abs(ours - theirs) <= bound).all():
+        raise RunFailed(
+            "policy and reference have equal weights and give different log-probabilities (by up "
+            f"to {np.abs(ours - theirs).max():.3g} nats): the run would not train what it says; "
+            "please report it"
+        )
+    return True
+
+
+def check_first_loss(value: jax.Array, objective: Objective, run: Run) -> None:
+    """After the first step: before anything was learnt a loss is what it says it must be.
+
+    Raises:
+      RuntimeError: it is not.
+    """
+    loss, dtype = float(value), run.computing.precision.compute
+    if not math.isfinite(loss):
+        raise RunFailed(_not_finite("loss of the first update is", dtype))
+    # With remat the training program may round otherwise than the reference's; beta scales that.
+    bound = (1e-5 if dtype == jnp.float32 else 5e-3) * max(1.0, 10 * objective.beta)
+    if not abs(loss - objective.first) <= bound:
+        raise RunFailed(
+            f"the first loss is {loss:.6f} and should be {objective.first:.6f} within {bound:.1g}: "
+            "the training program and the reference disagree; please report it"
+        )
+
+
+def _not_finite(what: str, dtype: jax.typing.DTypeLike) -> str:
+    """Of weights that are all finite: `zoo.check_finite` has seen them."""
+    wider = "" if dtype == jnp.float32 else " Or compute in float32: --config.mp=p=f32,c=f32"
+    return (
+        f"the {what} not finite (NaN or infinity), though every weight is: the model overflows in "
+        f"{np.dtype(dtype).name}. Is it the right checkpoint (python -m zoo FOLDER)?{wider}"
+    )

@@ -1,0 +1,134 @@
+"""The frozen reference: read afresh at every start, known by its fingerprint, and the gates.
+
+`resident`, its weights stay on the devices and it is asked in every step; `cached`, it is asked
+once for every pair, the answers are kept on disk, and it leaves memory.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any, NamedTuple
+
+from flax import nnx
+from jaxtyping import Array, Float
+import numpy as np
+
+from checkpoints_io import places
+from checkpoints_io.bits import fingerprint
+from checkpoints_io.errors import BadInput, NotFound
+from checkpoints_io.run_state import RunStore
+from recipes.data.packed import batches
+from recipes.data.packed.packing import Packed
+from recipes.preference import reference_cache
+from recipes.training import logps, preemption
+from recipes.training.checks import Values
+from recipes.training.run import Beside, Run, say
+import zoo
+from zoo.parts import attention
+
+
+class Reference(NamedTuple):
+    """What a run needs of its reference."""
+
+    fingerprint: str
+    of_batch: Callable[[Packed, np.ndarray], Float[Array, "P A"]]  # micro-batch, rows in the source
+    held_out: list[np.ndarray]  # log-probabilities [pairs, A] of each held-out set, in nats
+    model: zoo.Model | None  # none when it has left memory
+
+
+def wanted(given: Values) -> Beside:
+    """The reference that the settings name, or else the weights that the policy begins from."""
+    path = given["reference_model_path"] or given["initialize_from_hf"]
+    return Beside(path, given["reference_is_hf"], given["reference_mode"], given["reference_cache"])
+
+
+def ready(
+    asked: Beside,
+    policy: zoo.Model,
+    run: Run,
+    forward: Callable[[nnx.GraphDef, Any, Packed], Array],
+    stop: Callable[[], bool],
+) -> Reference:
+    """Reads the reference and asks it what can be asked before the first step.
+
+    Raises:
+      Asked: the run is asked to stop meanwhile.
+      FileNotFoundError, ValueError: as `load`.
+      RuntimeError: what was kept of it is not what it says now.
+    """
+    say(f"reading the reference: {asked.path}")
+    model = load(asked, policy, run)
+    graph, state = nnx.split(model)
+    if graph == (ours := nnx.graphdef(policy)):
+        graph = ours  # equal, and now one program runs both
+    frozen = nnx.to_pure_dict(state)
+    ask = functools.partial(forward, graph, frozen)
+    heeding = preemption.heeding(stop, ask)
+    known = fingerprint(frozen)
+    sets = [held_out.pairs for held_out in run.held_out]
+    if asked.mode == "resident":
+        held_out = [logps.of_examples(heeding, pairs, run.place) for pairs in sets]
+        return Reference(known, lambda batch, _: ask(batch), held_out, model)
+
+    directory = places.beside(run.directory, "reference-cache")
+    if asked.cache:
+        directory = places.at(asked.cache, "--config.reference_cache")
+    cache = reference_cache.opened(
+        directory, fingerprint=known, compute=policy.dtype,
+        attention=attention.backend_of(model.config, policy.dtype, policy.attention),
+    )  # fmt: skip
+    say(f"asking the reference, or {cache.folder}, about every pair")
+    trained, *held_out = (
+        reference_cache.of_pairs(cache, pairs, heeding, run.place) for pairs in (run.pairs, *sets)
+    )
+    off = reference_cache.check(cache, run.pairs, ask, run.place, policy.dtype)
+    say(f"worked out again, {off:.2g} nats apart at most; the reference leaves memory")
+    count = 1 + max(pair.row for pair in run.pairs)
+    table = np.zeros((count, run.place.shape.answers), np.float32)
+    table[[pair.row for pair in run.pairs]] = trained
+
+    def of_batch(batch: Packed, rows: np.ndarray) -> Array:
+        slots = np.zeros(batch.scored.shape, np.float32)
+        slots[: len(rows)] = table[rows]
+        return batches.everywhere(slots, run.place)
+
+    return Reference(known, of_batch, held_out, None)
+
+
+def load(asked: Beside, policy: zoo.Model, run: Run) -> zoo.Model:
+    """The reference in the compute dtype, from HF weights or from the newest checkpoint of a run.
+
+    `policy` may be without weights.
+
+    Raises:
+      FileNotFoundError: there is no such model, or no checkpoint in that run.
+      ValueError: the weights do not fit or are not finite, or the reference has another vocabulary
+        than the policy.
+    """
+    path, dtype = asked.path, policy.dtype
+    if not asked.is_hf:
+        return _of_run(places.at(path, "--config.reference_model_path"), policy)
+    model = zoo.load(run.reference or path, dtype=dtype, mesh=run.computing.mesh)
+    zoo.check_finite(model)
+    model.attention, model.remat = policy.attention, policy.remat
+    if model.config.vocab_size != policy.config.vocab_size:
+        raise BadInput(
+            f"the reference {path} has {model.config.vocab_size} token ids and the policy "
+            f"{policy.config.vocab_size}: they must share a tokenizer"
+        )
+    return model
+
+
+def _of_run(directory: places.Place, policy: zoo.Model) -> zoo.Model:
+    graph, state = nnx.split(policy)
+    like = {"policy": nnx.to_pure_dict(state)}
+    with RunStore(directory.within("checkpoints"), keep=None) as store:
+        try:
+            saved = store.newest(lambda _: None, like)
+        except OSError as error:
+            raise BadInput(
+                f"no checkpoint of the run in {directory} can be read as a model like "
+                "initialize_from_hf: is it a run of another model?"
+            ) from error
+    if saved is None:
+        raise NotFound(f"the run in {directory} has no checkpoint yet")
+    return nnx.merge(graph, nnx.State(logps.cast(saved.trees["policy"], policy.dtype)))

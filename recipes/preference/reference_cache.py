@@ -1,0 +1,145 @@
+"""What the reference says of every pair, worked out once and kept on disk.
+
+The values hang on the reference's weights, the pair's tokens and masks, and how products are
+rounded; not on learning rate, beta or loss, so that runs share them. A folder stands for one
+reference and one arithmetic; its files are only ever added, each when it is whole.
+"""
+
+from collections.abc import Sequence
+import hashlib
+import json
+from typing import NamedTuple
+
+import jax
+import jaxlib
+import numpy as np
+from safetensors import SafetensorError
+import safetensors.numpy
+
+from checkpoints_io import places, processes
+from checkpoints_io.errors import RunFailed
+from recipes.data.ids import pair_ids
+from recipes.data.ids.pair_ids import Example
+from recipes.data.packed import streams
+from recipes.data.packed.batches import Place
+from recipes.data.packed.packing import Shape
+from recipes.training import logps, terminal
+from recipes.training.logps import Forward
+from zoo.parts import token_logps
+
+FORMAT = 1
+# Updates between two files, and pairs that are worked out again at every start.
+UPDATES_PER_FILE, LOOKED_AT = 32, 32
+
+
+class Cache(NamedTuple):
+    """One reference under one arithmetic."""
+
+    folder: places.Place
+    known: dict[bytes, np.ndarray]  # a pair's key -> [A] log-probabilities, in nats
+
+
+def opened(
+    directory: places.Place, *, fingerprint: str, compute: jax.typing.DTypeLike, attention: str
+) -> Cache:
+    """What is known of a reference. Files that cannot be read are passed over, and made again.
+
+    Raises:
+      OSError: the directory cannot be used.
+    """
+    arithmetic = {
+        "format": FORMAT, "reference": fingerprint, "dtype": str(np.dtype(compute)),
+        "attention": attention, "platform": jax.devices()[0].device_kind,
+        "logits_bytes": token_logps.logits_bytes(), "jaxlib": jaxlib.__version__,
+    }  # fmt: skip
+    name = hashlib.sha256(json.dumps(arithmetic, sort_keys=True).encode()).hexdigest()[:16]
+    folder = directory.within(name)
+    if processes.is_first():
+        folder.make()
+        for room in directory.names():
+            directory.within(room).clear()
+        told = json.dumps(arithmetic, indent=2) + "\n"
+        folder.write_whole("arithmetic.json", told.encode())
+    known = {}
+    for file in folder.names():
+        if not file.endswith(".safetensors"):
+            continue
+        try:
+            content = folder.read(file)
+            # None: no file. Another name: some bits are no longer those that were written.
+            if content is None or _name(content) != file:
+                continue
+            part = safetensors.numpy.load(content)
+            keys, logps = part["pairs"], part["logps"]
+        except (SafetensorError, KeyError, OSError):
+            continue
+        if keys.dtype == np.uint8 and keys.shape == (len(logps), 16) and np.isfinite(logps).all():
+            known |= zip(map(bytes, keys), logps, strict=True)
+    return Cache(folder, known)
+
+
+def of_pairs(cache: Cache, pairs: Sequence[Example], forward: Forward, place: Place) -> np.ndarray:
+    """Log-probabilities [pairs, A], in nats. What is not known yet is worked out and kept."""
+    keys = [key(pair, place.shape) for pair in pairs]
+    # Process 0 says what is known: others may see the files of a shared disk a moment later.
+    unknown = (np.nan,) * place.shape.answers
+    told = np.array([cache.known.get(key, unknown) for key in keys], np.float32)
+    told = processes.of_first(told)
+    cache.known.update(zip(keys, told, strict=True))
+    distinct = dict(zip(keys, pairs, strict=True))
+    missing = [(key, pair) for key, pair in distinct.items() if np.isnan(cache.known[key]).any()]
+    step = UPDATES_PER_FILE * place.shape.examples
+    starts = range(0, len(missing), step)
+    for start in terminal.bar(starts, desc="reference", delay=2, leave=False):
+        part_keys, part = zip(*missing[start : start + step], strict=True)
+        found = logps.of_examples(forward, part, place)
+        cache.known.update(zip(part_keys, found, strict=True))
+        _write(cache.folder, part_keys, found)
+    return np.array([cache.known[key] for key in keys], np.float32)
+
+
+def check(
+    cache: Cache,
+    pairs: Sequence[Example],
+    forward: Forward,
+    place: Place,
+    compute: jax.typing.DTypeLike,
+) -> float:
+    """Works out some pairs again; how far the kept values are off, in nats.
+
+    Raises:
+      RuntimeError: further than rounding can explain.
+    """
+    some = pairs[:: -(-len(pairs) // LOOKED_AT)]
+    now = logps.of_examples(forward, some, place)
+    off = np.abs(now - np.array([cache.known[key(pair, place.shape)] for pair in some]))
+    if not (off <= bound(now, compute)).all():
+        raise RunFailed(
+            f"the log-probabilities kept in {cache.folder} are up to {off.max():.3g} nats from "
+            "what the reference says now: delete that folder, and they are worked out again"
+        )
+    return float(off.max())
+
+
+def bound(logps: np.ndarray, compute: jax.typing.DTypeLike) -> np.ndarray:
+    """How far two packings of one pair may round apart, in nats."""
+    share, least = (1e-5, 1e-3) if np.dtype(compute) == np.float32 else (1e-2, 0.2)
+    return least + share * np.abs(logps)
+
+
+def key(pair: Example, shape: Shape) -> bytes:
+    """Sixteen bytes for the tokens, the masks and the layout of a pair."""
+    content = bytes([streams.fits_once(pair, shape)]) + pair_ids.as_bytes(pair)
+    return hashlib.sha256(content).digest()[:16]
+
+
+def _write(folder: places.Place, keys: Sequence[bytes], values: np.ndarray) -> None:
+    if not processes.is_first():
+        return
+    pairs = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 16)
+    content = safetensors.numpy.save({"pairs": pairs, "logps": np.ascontiguousarray(values)})
+    folder.write_whole(_name(content), content)
+
+
+def _name(content: bytes) -> str:
+    return f"{hashlib.sha256(content).hexdigest()[:32]}.safetensors"

@@ -1,0 +1,1 @@
+"""Of any training: a run, its settings, its steps, its records."""

@@ -1,0 +1,378 @@
+"""A config held to the table of settings before anything else happens, in sentences."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+import datetime
+import importlib.util
+import inspect
+import re
+from typing import Any, NamedTuple, TypeVar
+
+import ml_collections
+from ml_collections import config_dict
+import ml_dtypes
+import numpy as np
+
+from checkpoints_io.errors import BadInput
+from recipes.data.chats import layouts
+from recipes.data.rows import source
+from recipes.training.nearest import did_you_mean
+from recipes.training.settings import KIND_NAMES, MUST, NAMED_BY_THE_USER, Table, may_be_unset
+
+DTYPES = {
+    "f32": np.dtype(np.float32),
+    "float32": np.dtype(np.float32),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "f16": np.dtype(np.float16),
+    "float16": np.dtype(np.float16),
+}
+# By which a checkpoint may be the best, and whether high ones are good.
+BEST_BY = {
+    "loss": False,
+    "dpo_loss": False,
+    "dpo_accuracy": True,
+    "dpo_reward_margin": True,
+    "dpo_margin_policy": True,
+}
+# Losses of other programs: what ours are called there, and what those are that are not here.
+LOSSES_ELSEWHERE = {"dpo": "sigmoid", "cdpo": "sigmoid", "dpopositive": "dpop"}
+LOSSES_NOT_HERE = {
+    "simpo": "SimPO", "ipo": "IPO", "orpo": "ORPO", "kto": "KTO", "cpo": "CPO", "slic": "SLiC",
+    "hinge": "SLiC's hinge loss", "robust": "robust DPO", "rdpo": "R-DPO", "exo": "EXO",
+    "nca": "NCA", "bco": "BCO", "sppo": "SPPO", "sppohard": "SPPO", "aot": "AOT",
+    "aotunpaired": "AOT", "apo": "APO", "apozero": "APO", "apodown": "APO", "rso": "RSO",
+    "discopop": "DiscoPOP", "betadpo": "beta-DPO", "alphadpo": "alpha-DPO", "tdpo": "TDPO",
+    "sft": "supervised fine-tuning: that is recipes/sft.py",
+}  # fmt: skip
+
+Part = TypeVar("Part")
+Values = dict[str, Any]  # every setting of a table by its name, checked: what a run was given
+
+
+class Precision(NamedTuple):
+    """Dtypes of the stored weights and of the computation."""
+
+    params: np.dtype
+    compute: np.dtype
+
+
+def checked(config: ml_collections.ConfigDict, table: Table) -> Values:
+    """The settings of a config by name, those it does not name with the table's defaults.
+
+    Raises:
+      ValueError: one is missing, unknown, impossible, or contradicts another; the message names
+        the flag to change and what it may be.
+    """
+    check_names(config, table)
+    given = plain(config, table)
+    unset = [n for n in sorted(given) if given[n] is None and not may_be_unset(n, table)]
+    if unset:
+        raise BadInput(f"please set {', '.join(f'--config.{name}=…' for name in unset)}")
+    for name, setting in table.items():
+        value = given[name]
+        if value is None:
+            continue
+        if name == "loss":
+            _check_loss(value, setting.choices)
+        elif setting.choices:
+            _one_of(name, value, setting.choices)
+        if setting.bound and not setting.bound.holds(value):
+            raise BadInput(f"--config.{name} must be {setting.bound.says}, not {value}")
+    precision(given["mp"])
+    profiled(given["profile"])
+    _check_data(given, single="loss" not in table)
+    _check_steps(given)
+    _check_rows(given)
+    _check_keep(given, "loss" in table)
+    _refuse_without_effect(given)
+    if "loss" in table:
+        _check_preference(given)
+    return given
+
+
+def check_names(config: ml_collections.ConfigDict, table: Table) -> None:
+    """Holds a config to the names of the table, and each value to its kind.
+
+    Raises:
+      ValueError: with the setting's name, and what to write.
+    """
+    if shared := _shared(config):
+        remedy = "write a value of its own for each"
+        if "reference_model_path" in shared:
+            remedy = (
+                "write config.reference_model_path = config_dict.placeholder(str), which stands "
+                "for the weights that the policy begins from"
+            )
+        raise BadInput(
+            f"{' and '.join(shared)} of the config are one reference (get_ref), and whoever sets "
+            f"one of them sets both: {remedy}"
+        )
+    own = lambda name: f"{name}.".startswith(tuple(f"{one}." for one in NAMED_BY_THE_USER))
+    ours = {name for name, _ in flat(config) if not own(name)}
+    if unknown := sorted(ours - table.keys()):
+        near = did_you_mean(unknown[0], table)
+        raise BadInput(f"the config has a setting {unknown[0]!r} that nothing reads{near}")
+    lacking = [name for name in left_out(config, table) if table[name].default is MUST]
+    if lacking:
+        raise BadInput(
+            f"the config has no {', '.join(sorted(lacking))}: add it, as recipes/configs/tiny.py "
+            "has it"
+        )
+    for name, value in flat(config):
+        if value is not None and name in table and not _is(value, table[name].kind):
+            raise BadInput(f"--config.{name}={value!r} is not {KIND_NAMES[table[name].kind]}")
+
+
+def left_out(config: ml_collections.ConfigDict, table: Table) -> list[str]:
+    """The settings that the config does not name."""
+    return [name for name in table if not _has(config, name)]
+
+
+def precision(mp: str) -> Precision:
+    """Reads `p=f32,c=bfloat16`.
+
+    Raises:
+      ValueError: it is written otherwise, or names dtypes that do not train.
+    """
+    try:
+        given = dict(part.split("=") for part in mp.split(","))
+        read = Precision(DTYPES[given.pop("p")], DTYPES[given.pop("c")])
+    except (ValueError, KeyError) as error:
+        raise BadInput(f"--config.mp={mp!r} is not written like p=f32,c=bfloat16") from error
+    if given or read.compute == np.float16 or read.params == np.float16:
+        raise BadInput(f"--config.mp={mp!r}: p and c may be f32 or bfloat16")
+    if read.params != np.float32:
+        raise BadInput(
+            f"--config.mp={mp!r}: weights kept in bfloat16 do not move at the learning rates of "
+            "DPO; use p=f32"
+        )
+    return read
+
+
+def profiled(steps: str | None) -> range:
+    """The steps of `11-13`; none of None.
+
+    Raises:
+      ValueError: it is written otherwise.
+    """
+    if steps is None:
+        return range(0)
+    found = re.fullmatch(r"(\d+)-(\d+)", steps)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise BadInput(f"--config.profile={steps!r} is not written like 11-13")
+    return range(int(found[1]), int(found[2]) + 1)
+
+
+def flat(
+    config: ml_collections.ConfigDict | Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Names and values: ("data.layout", "preference_chat") and so on."""
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict | dict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def part(kind: Callable[..., Part], given: Values) -> Part:
+    """A NamedTuple (or a call) whose fields are settings, filled by their names."""
+    return kind(**{name: given[name] for name in inspect.signature(kind).parameters})
+
+
+def nested(given: Values) -> dict[str, Any]:
+    """The settings as a config file groups them: {"data": {"layout": …}, …}."""
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        *rooms, last = name.split(".")
+        room = found
+        for inner in rooms:
+            room = room.setdefault(inner, {})
+        room[last] = value
+    return found
+
+
+def plain(config: ml_collections.ConfigDict, table: Table) -> Values:
+    """The settings by name, in Python's own dicts; the table's default for one that is not there.
+
+    Nothing is checked.
+    """
+    given: Values = {}
+    for name, setting in table.items():
+        value: Any = setting.default
+        if _has(config, name):
+            value = config
+            for inner in name.split("."):
+                value = value[inner]
+        given[name] = value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value
+    return given
+
+
+def _has(config: ml_collections.ConfigDict, name: str) -> bool:
+    room, _, last = name.rpartition(".")
+    return last in (config.get(room) or () if room else config)
+
+
+def _shared(config: ml_collections.ConfigDict) -> tuple[str, str] | None:
+    """Two settings that are one object: a flag for either would set both."""
+    met: dict[int, str] = {}
+    rooms = [("", config)]
+    for prefix, room in rooms:  # which grows
+        for name, value in room.items(preserve_field_references=True):
+            if isinstance(value, config_dict.FieldReference | ml_collections.ConfigDict):
+                if id(value) in met:
+                    return met[id(value)], prefix + name
+                met[id(value)] = prefix + name
+            if isinstance(room[name], ml_collections.ConfigDict):
+                rooms.append((f"{prefix}{name}.", room[name]))
+    return None
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is tuple:
+        return isinstance(value, tuple | list) and all(isinstance(each, str) for each in value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is not int or not isinstance(value, bool))
+
+
+def _one_of(name: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise BadInput(
+            f"--config.{name}={value!r} is none of {', '.join(known)}{did_you_mean(value, known)}"
+        )
+
+
+def _check_loss(name: str, here: tuple[str, ...]) -> None:
+    if name in here:
+        return
+    listed = f"{', '.join(here[:-1])} and {here[-1]} (docs/dpo.md says what they are)"
+    plain = re.sub(r"[\W_]", "", name.lower()).removesuffix("pair")
+    if plain in LOSSES_NOT_HERE:
+        raise BadInput(
+            f"--config.loss={name}: {LOSSES_NOT_HERE[plain]} is not implemented here yet; there "
+            f"are {listed}"
+        )
+    also = LOSSES_ELSEWHERE.get(plain)
+    near = f" (did you mean {also}?)" if also else did_you_mean(name, here)
+    raise BadInput(f"--config.loss={name!r} is none of {listed}{near}")
+
+
+def _check_data(given: Values, *, single: bool) -> None:
+    common = source.Common(given["data.layout"], given["data.columns"] or {}, single)
+    read = {
+        f"train_data.{name}.": one.source
+        for name, one in source.training(given["train_data"], common).items()
+    }
+    for name, one in source.held_out(given["validation"]).items():
+        read[f"validation.{name}."] = source.parsed(f"validation.{name}", one, common)
+    known = layouts.columns_of(single=single)
+    for where, one in read.items():
+        if one.layout is not None:
+            prefix = "data." if one.layout == given["data.layout"] else where
+            _one_of(f"{prefix}layout", one.layout, layouts.named(single=single))
+        is_common = dict(one.columns) == common.columns
+        columns = f"--config.{'data.' if is_common else where}columns"
+        for column, theirs in one.columns:
+            if column not in known:
+                raise BadInput(f"{columns} has no column {column!r}{did_you_mean(column, known)}")
+            if not isinstance(theirs, str):
+                raise BadInput(f"{columns}.{column}={theirs!r} is not a column's name")
+    try:
+        datetime.date.fromisoformat(given["data.date"] or "2026-01-31")
+    except ValueError as error:
+        raise BadInput(
+            f"--config.data.date={given['data.date']!r} is not written like 2026-01-31"
+        ) from error
+    if given["validation_split_fraction"] and "validation" in (given["validation"] or {}):
+        raise BadInput(
+            "--config.validation_split_fraction makes a held-out set named `validation`: give the "
+            "one in --config.validation another name"
+        )
+    if given["max_eval_pairs"] and not (given["validation"] or given["validation_split_fraction"]):
+        raise BadInput("--config.max_eval_pairs has no effect: there are no held-out pairs")
+
+
+def _check_steps(given: Values) -> None:
+    steps, epochs = given["num_train_steps"], given["num_epochs"]
+    if steps is None and epochs is None:
+        raise BadInput("set one of --config.num_train_steps=… and --config.num_epochs=…")
+    if steps is not None and epochs is not None:
+        raise BadInput(
+            f"--config.num_train_steps={steps} and --config.num_epochs={epochs} both say how long "
+            "to train, so set one of them: for epochs add --config.num_train_steps=None, for steps "
+            "--config.num_epochs=None"
+        )
+
+
+def _check_rows(given: Values) -> None:
+    row, longest = given["row_length"], given["train_seq_len"]
+    if row is not None and longest > row:
+        raise BadInput(
+            f"--config.train_seq_len={longest} does not fit into rows of --config.row_length={row}"
+        )
+    rows, pairs = given["per_device_parallelism"], given["train_batch_size"]
+    if (rows or 0) > 2 * pairs:
+        raise BadInput(
+            f"--config.per_device_parallelism={rows} is more rows than the {pairs} pairs of an "
+            "update (--config.train_batch_size) can fill: each takes two at most"
+        )
+
+
+def _check_keep(given: Values, pairs: bool) -> None:
+    saved, evaluated = given["steps_per_checkpoint"], given["steps_per_eval"]
+    every, best = given["keep_every"], given["keep_best"]
+    if every is not None and (saved is None or every % saved):
+        raise BadInput(
+            f"--config.keep_every={every} must be a multiple of --config.steps_per_checkpoint, "
+            f"which is {saved}: there are no checkpoints between"
+        )
+    if best is None:
+        return
+    name, _, figure = best.rpartition("/")
+    known = [figure for figure in BEST_BY if figure.startswith("dpo_") == pairs]
+    if not name or figure not in known:
+        raise BadInput(
+            f"--config.keep_best={best!r} is not a held-out set and one of {', '.join(known)}, "
+            f"like heldout/{'dpo_accuracy' if pairs else 'loss'}"
+        )
+    if saved is None or evaluated is None or saved % evaluated:
+        raise BadInput(
+            "--config.keep_best wants --config.steps_per_checkpoint to be a multiple of "
+            f"--config.steps_per_eval, and they are {saved} and {evaluated}: checkpoints would be "
+            "without figures"
+        )
+
+
+def _refuse_without_effect(given: Values) -> None:
+    falls = given["cooldown"] is not None or given["min_lr_ratio"]
+    if given["lr_schedule"] == "constant" and falls:
+        raise BadInput(
+            "--config.cooldown and --config.min_lr_ratio have no effect with "
+            "--config.lr_schedule=constant: add --config.cooldown=None --config.min_lr_ratio=0"
+        )
+    several = ("coordinator_address", "num_processes", "process_id")
+    idle = [name for name in several if given[f"distributed.{name}"] is not None]
+    if idle and not given["distributed.enabled"]:
+        raise BadInput(
+            f"--config.distributed.{idle[0]} has no effect without --config.distributed.enabled"
+            "=true, on every process of the run"
+        )
+    if given["wandb_project"] and importlib.util.find_spec("wandb") is None:
+        raise BadInput(
+            "--config.wandb_project needs Weights & Biases: pip install -e '.[wandb]', or leave it "
+            "unset"
+        )
+
+
+def _check_preference(given: Values) -> None:
+    if (given["loss"] == "dpop") != (given["dpop_lambda"] is not None):
+        raise BadInput("set --config.dpop_lambda with --config.loss=dpop, and only with it")
+    if given["reference_mode"] == "resident" and given["reference_cache"]:
+        raise BadInput(
+            "--config.reference_cache has no effect with --config.reference_mode=resident"
+        )
+    if not given["reference_is_hf"] and given["reference_model_path"] is None:
+        raise BadInput(
+            "--config.reference_is_hf=false means that the reference is the newest checkpoint of "
+            "another run: give the directory of a run as --config.reference_model_path=…"
+        )

@@ -1,0 +1,252 @@
+"""The command line: flags that change a config, and errors that are sentences.
+
+Nothing here is slow to import: a program reads its flags before it imports what it needs, so that a
+wrong one is answered at once.
+"""
+
+from collections.abc import Callable
+import contextlib
+import errno
+import os
+import re
+import sys
+import traceback
+from typing import Any, NoReturn
+
+from absl import app, flags, logging
+import ml_collections
+
+from checkpoints_io import errors
+from checkpoints_io.errors import BadInput
+from recipes.data.chats import messages
+from recipes.training import checks, listing, nearest, overrides, terminal
+from recipes.training.settings import Groups, Table, table_of
+
+HELP = ("--help", "-h", "-help", "--helpfull", "--helpshort")
+
+
+def answer(groups: Groups, *, writes: bool = True) -> None:
+    """Ends the program here, where its flags ask for help (status 0) or are wrong (status 2).
+
+    It takes `--config=FILE --config.NAME=VALUE …`, with the settings of the groups. A program that
+    `writes` nothing needs no directory.
+    """
+    terminal.hold()
+    _read(groups, sys.argv, writes=writes)
+
+
+def main(
+    program: Callable[[ml_collections.ConfigDict], None],
+    groups: Groups,
+    *,
+    joins: bool = False,
+    writes: bool = True,
+) -> None:
+    """Reads the flags, as `answer`, and runs a program with its config.
+
+    What a person can mend ends it with one sentence and status 1. `joins`: the processes that
+    `config.distributed` describes work on it together.
+    """
+    terminal.hold()
+    given: list[ml_collections.ConfigDict] = []
+
+    def parsed(argv: list[str]) -> list[str]:
+        config, rest = _read(groups, argv, writes=writes)
+        given.append(config)
+        return rest
+
+    table = table_of(groups)
+    app.run(lambda _: _with_config(program, given[0], table, joins=joins), flags_parser=parsed)
+
+
+def main_without_config(program: Callable[[], None]) -> None:
+    """Reads the program's own flags and runs it."""
+    terminal.hold()
+    parsed = lambda argv: _parsed(argv, {}, lambda argv: argv, lambda: "")
+    app.run(lambda _: _in_sentences(program), flags_parser=parsed)
+
+
+def _read(
+    groups: Groups, argv: list[str], *, writes: bool
+) -> tuple[ml_collections.ConfigDict, list[str]]:
+    """The config with its flags, held to the settings of the groups; and the arguments left."""
+    table = table_of(groups)
+    given: list[ml_collections.ConfigDict] = []
+
+    def without_settings(argv: list[str]) -> list[str]:
+        argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
+        config, others = overrides.read(argv, table)
+        if not writes and config.get("directory") is None:
+            with config.unlocked(), config.ignore_type():
+                config.directory = "runs"
+        checks.checked(config, table)
+        given.append(config)
+        return others
+
+    listed = lambda: listing.text(groups, _values(argv, table))
+    rest = _parsed(argv, table, without_settings, listed)
+    return given[0], rest
+
+
+def _with_config(
+    program: Callable[[ml_collections.ConfigDict], None],
+    config: ml_collections.ConfigDict,
+    table: Table,
+    *,
+    joins: bool = False,
+) -> None:
+    several = config.distributed.to_dict() if "distributed" in config else {}
+    together = several.pop("enabled", False) and joins
+
+    def started() -> None:
+        import jax  # what this module is read for comes before it
+
+        from checkpoints_io import places
+
+        if name := config.get("compile_cache"):
+            cache = places.at(name, "--config.compile_cache")
+            jax.config.update("jax_compilation_cache_dir", cache.address)
+        if together:
+            _join(several)
+        taken = listing.taken(checks.left_out(config, table), table)
+        if taken and jax.process_index() == 0:
+            terminal.write(taken)
+        program(config)
+
+    try:
+        _in_sentences(started)
+    except BaseException as error:
+        # A thread that still saves, or reads data, would keep an interrupted program for minutes.
+        if together or isinstance(error, KeyboardInterrupt):
+            _end_at_once(error)
+        raise
+
+
+def _in_sentences(program: Callable[[], None]) -> None:
+    """An error that a person can mend becomes a sentence."""
+    logging.set_verbosity(logging.WARNING)  # Orbax reports every file it writes
+    try:
+        program()
+    except errors.UserError as error:
+        _stop(str(error), 1)
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
+        # Orbax has the same word for a full disk, which `run_state` puts into a sentence.
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            _stop(
+                "the devices ran out of memory. Turn down --config.per_device_parallelism first, "
+                "then --config.row_length with --config.train_seq_len; drop the reference with "
+                "--config.reference_mode=cached; or split the weights over more devices with "
+                f"--config.mesh.fsdp. ({str(error).split(chr(10))[0]})",
+                1,
+            )
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _stop(
+                f"the disk is full ({error.filename or error}): make room, and the same command "
+                "resumes from the newest checkpoint",
+                1,
+            )
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            _stop(f"{error.filename}: {error.strerror}", 1)
+        raise
+
+
+def _parsed(
+    argv: list[str],
+    table: Table,
+    without_settings: Callable[[list[str]], list[str]],
+    listed: Callable[[], str],
+) -> list[str]:
+    """Answers `--help` and wrong flags, and leaves the right ones to absl."""
+    if any(arg in HELP for arg in argv[1:]):
+        print((sys.modules["__main__"].__doc__ or "").strip())
+        if own := flags.FLAGS.main_module_help():
+            print(f"\nFlags:\n{own}")
+        print(listed())
+        sys.exit(0)
+    try:
+        app.define_help_flags()
+        rest = flags.FLAGS(without_settings(argv))
+    except flags.UnrecognizedFlagError as error:
+        _stop(_unknown(error.flagname, argv, table))
+    except flags.Error as error:
+        _stop(_of_absl(error))
+    except errors.UserError as error:
+        _stop(str(error))
+    if len(rest) > 1:
+        _stop(_no_flag(rest[1], table))
+    return rest
+
+
+def _values(argv: list[str], table: Table) -> dict[str, Any]:
+    """The settings in the config that is given beside `--help`, if one is."""
+    with contextlib.suppress(errors.UserError):
+        config, _ = overrides.read([arg for arg in argv if arg not in HELP], table)
+        return dict(checks.plain(config, table))
+    return {}
+
+
+def _unknown(name: str, argv: list[str], table: Table) -> str:
+    """What to type in place of a flag that there is not."""
+    value = next((a.partition("=")[2] for a in argv if a.lstrip("-").startswith(f"{name}=")), "…")
+    if near := nearest.nearest(name, [*flags.FLAGS]):
+        return f"there is no flag --{name} (did you mean --{near}?)"
+    if not table:
+        return f"there is no flag --{name}"
+    if near := nearest.nearest(name, table):
+        return f"there is no flag --{name}: write --config.{near}={value}"
+    return f"there is no flag --{name}; settings are given as --config.NAME=VALUE"
+
+
+def _no_flag(word: str, table: Table) -> str:
+    """What to type in place of a word that is no flag."""
+    bare = re.sub(r"^[-–—]+", "", word)  # documents make one long dash of two hyphens
+    name, equals, value = bare.partition("=")
+    if name in flags.FLAGS:
+        return f"{word!r} is no flag: write --{bare}"
+    if not table:
+        return f"{word!r} is no flag, and only flags are read"
+    if equals and (near := nearest.nearest(name.removeprefix("config."), table)):
+        return f"{word!r} is no flag: write --config.{near}={value}"
+    return f"{word!r} is no flag; settings are given as --config.NAME=VALUE"
+
+
+def _of_absl(error: flags.Error) -> str:
+    told = str(error).strip().partition("\n")[0]
+    kinds = {"invalid literal for int": "a whole number", "could not convert string": "a number"}
+    for reason, kind in kinds.items():
+        if wrong := re.fullmatch(rf"flag (--\w+)=(.*): {reason}.*", told):
+            return f"{wrong[1]}={wrong[2]!r} is not {kind}"
+    missing = re.fullmatch(r"flag (--\w+)=None: Flag .* must have a value other than None\.", told)
+    return f"give {missing[1]}=…" if missing else told.removeprefix("ERROR:: ")
+
+
+def _end_at_once(error: BaseException) -> None:
+    """Without waiting for threads or other processes; jax ends those that wait for this one."""
+    status = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
+    try:
+        if isinstance(error, KeyboardInterrupt):
+            status = 130  # as shells call it
+            print("interrupted", file=sys.stderr)
+        elif not isinstance(error, SystemExit):
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # whoever read it may be gone
+        os._exit(status)
+
+
+def _join(several: dict[str, Any]) -> None:
+    import jax
+
+    try:
+        jax.distributed.initialize(**several)
+    except Exception as error:  # jax raises a kind of its own for every cause
+        raise BadInput(
+            "the processes of this run could not join, with the settings of --config.distributed: "
+            f"{str(error).strip()}"
+        ) from error
+
+
+def _stop(sentence: str, status: int = 2) -> NoReturn:
+    print(f"error: {messages.visible(sentence)}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,81 @@
+"""The end of a run: what was learnt, where the model is, and how to use it."""
+
+from collections.abc import Mapping, Sequence
+import json
+import shlex
+
+from recipes.data.run_data import HeldOut
+from recipes.training import policy, samples
+from recipes.training.run import Run, say
+from recipes.training.samples import Answers
+import zoo
+
+
+def show(
+    run: Run,
+    trained: zoo.Model,
+    reference: zoo.Model | None,
+    held_out: Mapping[str, float],
+) -> None:
+    """Prints sample answers, held-out figures, the folder, and lines to paste.
+
+    "Before" is the reference, where the recipe has one. `held_out` are the figures of the last
+    step, if there are any.
+    """
+    answers = samples.answered(run, trained, reference, run.sample_tokens)
+    if answers:
+        say(samples.side_by_side(run.tokenizer, answers))
+    if told := [*figures(run.held_out, held_out), *manner(answers)]:
+        compared = "before (the reference) -> " if run.place.shape.answers == 2 else ""
+        say(f"\nheld out, {compared}after {run.total_steps} steps")
+        say("\n".join(f"  {line}" for line in told))
+    folder = policy.export_folder(run.total_steps, run).address
+    say(how_to_go_on(folder, exported=policy.exported(run.total_steps, run)))
+
+
+def figures(sets: Sequence[HeldOut], held_out: Mapping[str, float]) -> list[str]:
+    """Accuracy and reward margin; against itself the reference has neither. Or the mere loss."""
+    told = []
+    for name, pairs in sets:
+        if (loss := held_out.get(f"eval/{name}/loss")) is not None:
+            told.append(f"{name} loss: {loss:.3f} nats a token ({len(pairs)} answers)")
+        for what, before in (("accuracy", "no preference"), ("reward margin", "0")):
+            after = held_out.get(f"eval/{name}/dpo_{what.replace(' ', '_')}")
+            if after is not None:
+                told.append(f"{name} {what}: {before} -> {after:.3f} ({len(pairs)} pairs)")
+    return told
+
+
+def manner(answers: Answers | None) -> list[str]:
+    """How many answers are in the wanted manner, as `samples.is_wanted` sees it."""
+    if not answers or len(answers.examples[0].answers) < 2:
+        return []
+    before, after = (samples.wanted_share(answers, name) for name in ("before", "after"))
+    before = "not asked" if before is None else f"{before:.0%}"
+    return [
+        f"answers in the wanted manner: {before} -> {after:.0%} ({len(answers.examples)} greedy "
+        "answers; counted: those that share more with the chosen answer than with the rejected)"
+    ]
+
+
+def how_to_go_on(folder: str, *, exported: bool) -> str:
+    """Where the model is, and lines to paste; `exported`: it was written, now or before."""
+    quoted = json.dumps(folder, ensure_ascii=False)
+    if not exported:
+        return (
+            "\nno Hugging Face folder was written (--config.steps_per_hf_export=-1): the same "
+            f"command with --config.steps_per_hf_export=None writes {folder}"
+        )
+    return f"""
+the model is in {folder}
+
+  import zoo
+  model = zoo.load({quoted})
+
+  import transformers  # pip install transformers torch
+  ask = transformers.pipeline("text-generation", {quoted})
+
+  vllm serve {shlex.quote(folder)}
+
+to train on from it, the same command with other pairs or settings and
+  --config.initialize_from_hf={shlex.quote(folder)} --config.directory=ANOTHER"""

@@ -1,0 +1,91 @@
+"""Packed rows -> the log-probability of every answer."""
+
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import numpy as np
+
+from recipes.data.ids.pair_ids import Example
+from recipes.data.packed import batches
+from recipes.data.packed.batches import Place
+from recipes.data.packed.packing import Packed
+import zoo
+from zoo.parts import sharding, spans, stack, token_logps
+
+# A model's forward pass: micro-batch -> log-probabilities [P, A], in nats.
+Forward = Callable[[Packed], Float[Array, "P A"]]
+Compiled = Callable[[nnx.GraphDef, dict[str, Any], Packed], Float[Array, "P A"]]  # of any model
+
+
+def answer_logps(
+    model: zoo.Model, batch: Packed, so_far: stack.Weights | None = None
+) -> Float[Array, "P A"]:
+    """Log-probability of each answer given its prompt, summed over its scored tokens, in nats.
+
+    Slots whose example is not in this micro-batch hold 0. `so_far` as in `stack.run`.
+    """
+    where = spans.Spans(batch.positions, batch.first, batch.last, batch.lengths)
+    hidden = model.hidden(batch.tokens, where, functools.partial(stack.run, so_far=so_far))
+    # The rows of a device are one list of tokens; no hidden state moves between devices.
+    Z, D = len(batch.counts), hidden.shape[-1]
+    lists = sharding.constrain(hidden.reshape(Z, -1, D), "Z T D")
+    at_scores = jnp.take_along_axis(lists, batch.read_at[..., None], axis=1)
+    logps = token_logps.token_logps(
+        sharding.constrain(at_scores, "Z C D"),
+        model.unembedding()[...],
+        batch.target,
+        batch.counts,
+        model.dtype,
+        model.last_step(),
+    )
+    return _summed(logps, batch.owner, batch.scored)
+
+
+def _summed(
+    logps: Float[Array, "Z C"],
+    owner: Int[Array, "Z C"],
+    scored: Int[Array, "P A"],
+) -> Float[Array, "P A"]:
+    """Sums each answer's tokens wherever they stand; masked, so in the same order every time."""
+    mine = owner[..., None] == jnp.arange(scored.size)
+    return jnp.where(mine, logps[..., None], 0).sum((0, 1)).reshape(scored.shape)
+
+
+def of_params(
+    graph: nnx.GraphDef,
+    params: dict[str, Any],
+    batch: Packed,
+    so_far: stack.Weights | None = None,
+) -> Float[Array, "P A"]:
+    """`answer_logps` of the model with these weights."""
+    return answer_logps(nnx.merge(graph, nnx.State(params)), batch, so_far)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def cast(params: Any, dtype: jax.typing.DTypeLike) -> Any:
+    """Every weight in `dtype`, where it is."""
+    return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
+def compiled(mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
+    """`of_params`, one program for policy and reference: equal weights give equal bits."""
+    everywhere = jax.NamedSharding(mesh, jax.P())
+    return jax.jit(of_params, static_argnums=0, out_shardings=everywhere)
+
+
+def of_examples(
+    forward: Forward, examples: Sequence[Example], place: Place
+) -> Float[np.ndarray, "examples A"]:
+    """Log-probabilities of the answers of every example, in order, in nats."""
+    found = []
+    for update in batches.in_order(examples, place):
+        total = np.zeros((place.shape.examples, place.shape.answers), np.float32)
+        for batch in update.micro_batches:
+            total += np.asarray(forward(batches.put(batch, place)))
+        found.append(total[: len(update.source_rows)])
+    return np.concatenate(found)

@@ -1,0 +1,136 @@
+"""AdamW, its learning-rate schedule, and where its state lives."""
+
+from typing import Any, NamedTuple
+
+from flax import nnx, traverse_util
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+import optax
+
+from checkpoints_io.errors import BadInput
+from recipes.training import checks
+
+
+class AdamW(NamedTuple):
+    """Settings of the optimizer and of its learning rate, by their names."""
+
+    learning_rate: float
+    lr_schedule: str
+    warmup: float
+    cooldown: float | None
+    min_lr_ratio: float
+    weight_decay: float
+    max_grad_norm: float | None
+    adam_beta1: float
+    adam_beta2: float
+    adam_epsilon: float
+    adam_mu_dtype: str
+
+
+def steps_of(amount: int | float, total: int) -> int:
+    """A fraction of `total` (below 1), or steps (1 and above)."""
+    return round(amount * total) if amount < 1 else round(amount)
+
+
+def phases(given: AdamW, total: int) -> tuple[int, int]:
+    """Steps of warm-up, and of the decay at the end."""
+    warmup = steps_of(given.warmup, total)
+    if given.cooldown is None:
+        return warmup, max(total - warmup, 0)
+    return warmup, steps_of(given.cooldown, total)
+
+
+def schedule_of(given: AdamW, total: int) -> optax.Schedule:
+    """Warm-up from 0, a plateau, then decay to `min_lr_ratio` of the peak over the last `cooldown`.
+
+    With `cooldown` unset the decay takes all that the warm-up leaves.
+
+    Raises:
+      ValueError: the two do not fit into the steps, the steps are too many to be counted, or the
+        rate is 0 at each of them.
+    """
+    peak, low = given.learning_rate, given.learning_rate * given.min_lr_ratio
+    warmup, decay = phases(given, total)
+    if max(total, warmup, decay) >= 2**31:
+        raise BadInput(
+            f"a run has fewer than 2**31 steps: it would be {total:.3g} of them, {warmup:.3g} of "
+            "warm-up; lower --config.num_train_steps or --config.num_epochs, or --config.warmup"
+        )
+    if given.cooldown is not None and warmup + decay > total:
+        raise BadInput(
+            f"--config.warmup ({warmup} steps) and --config.cooldown ({decay} steps) do not fit "
+            f"into {total} steps"
+        )
+    if warmup and total == 1:
+        raise BadInput(
+            f"nothing would be learnt: the learning rate begins at 0, and --config.warmup="
+            f"{given.warmup} leaves the run's only step there; set --config.warmup=0, or more "
+            "--config.num_train_steps"
+        )
+    if not np.float32(peak):
+        raise BadInput(f"--config.learning_rate={peak} is 0 in float32: nothing would be learnt")
+    falls = {
+        "constant": optax.constant_schedule(peak),
+        "linear": optax.linear_schedule(peak, low, max(decay, 1)),
+        "cosine": optax.cosine_decay_schedule(peak, max(decay, 1), given.min_lr_ratio),
+    }
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, peak, max(warmup, 1)),
+            optax.constant_schedule(peak),
+            falls[given.lr_schedule],
+        ],
+        [warmup, max(warmup, total - decay)],
+    )
+
+
+def optimizer_of(
+    given: AdamW, schedule: optax.Schedule, decayed: Any
+) -> optax.GradientTransformation:
+    """AdamW behind a clip of the global norm. `decayed` is a tree of bools: matrices, not norms."""
+    clip = optax.identity()
+    if given.max_grad_norm is not None:
+        clip = optax.clip_by_global_norm(given.max_grad_norm)
+    adam = optax.adamw(
+        schedule,
+        b1=given.adam_beta1,
+        b2=given.adam_beta2,
+        eps=given.adam_epsilon,
+        weight_decay=given.weight_decay,
+        mu_dtype=checks.DTYPES[given.adam_mu_dtype],
+        mask=decayed,
+    )
+    return optax.chain(clip, adam)
+
+
+def matrices(params: nnx.State) -> dict[str, Any]:
+    """Which weights decay: those that multiply the width. Norm scales, biases and sinks do not."""
+
+    def multiplies(axes: str) -> bool:
+        own = [letter for letter in axes.split() if letter not in "LJ"]
+        return "D" in own and len(own) > 1 and own != ["E", "D"]  # which is a bias of experts
+
+    flat = nnx.to_flat_state(params)
+    return traverse_util.unflatten_dict({path: multiplies(param.axes) for path, param in flat})
+
+
+def layout(optimizer: optax.GradientTransformation, params: Any, mesh: Mesh) -> Any:
+    """Shapes, dtypes and shardings of the optimizer's state: split as the parameters are."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    shapes = jax.eval_shape(optimizer.init, params)
+    shardings = optax.tree_utils.tree_map_params(
+        optimizer.init,
+        lambda _, sharding: sharding,
+        shapes,
+        jax.tree.map(lambda x: x.sharding, params),
+        transform_non_params=lambda _: everywhere,
+    )
+    placed = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    return jax.tree.map(placed, shapes, shardings)
+
+
+def init(optimizer: optax.GradientTransformation, params: Any, mesh: Mesh) -> Any:
+    """The optimizer's first state. Left to itself, jit would keep all of it on every device."""
+    shardings = jax.tree.map(lambda x: x.sharding, layout(optimizer, params, mesh))
+    return jax.jit(optimizer.init, out_shardings=shardings)(params)

@@ -1,0 +1,224 @@
+"""Settings from a config file, and the flags that change them: `--config.NAME=VALUE`.
+
+In place of ml_collections' own flags, which know neither settings that may be unset, nor names that
+the user chooses (`--config.validation.mine=b.jsonl`), nor what to say of a value of another kind.
+"""
+
+import ast
+import contextlib
+import json
+import pathlib
+import re
+import runpy
+import traceback
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from checkpoints_io.errors import BadInput
+from recipes.training import checks
+from recipes.training.nearest import did_you_mean
+from recipes.training.settings import CHOSEN_NAME, KIND_NAMES, Table, may_be_unset
+
+FLAG = re.compile(r"--?(no)?config(?:\.([^=]*))?(?:=(.*))?", re.DOTALL)
+UNSET = ("None", "none", "null")
+BOOLS = dict.fromkeys(("true", "t", "1", "yes"), True)
+BOOLS |= dict.fromkeys(("false", "f", "0", "no"), False)
+
+
+class Change(NamedTuple):
+    """A flag that changes a setting."""
+
+    name: str
+    text: str | None  # None: the flag came without a value
+
+
+def read(argv: list[str], table: Table) -> tuple[ml_collections.ConfigDict, list[str]]:
+    """The config that `--config=FILE` names, changed by the flags; and the other arguments.
+
+    Names and kinds are those of the table.
+
+    Raises:
+      ValueError: a sentence about the file or the flag.
+    """
+    path, changes, others = _sorted(argv)
+    if not path:
+        file = next((word for word in others[1:] if word.endswith(".py")), None)
+        raise BadInput(
+            f"{file!r} is no flag: write --config={file}"
+            if file
+            else "give a config, for example --config=recipes/configs/tiny.py"
+        )
+    config = _loaded(path)
+    config.unlock()
+    for change in changes:
+        _make(change, config, path, table)
+    checks.check_names(config, table)
+    return config.lock(), others
+
+
+def _sorted(argv: list[str]) -> tuple[str | None, list[Change], list[str]]:
+    path, changes, others, left = None, [], [], list(argv)
+    while left:
+        arg = left.pop(0)
+        found = FLAG.fullmatch(arg)
+        if arg == "--":
+            continue  # as the documents of ml_collections have it
+        if not found or (found[1] and not found[2]):
+            others.append(arg)
+            continue
+        negated, name, text = found.groups()
+        if negated and text is not None:
+            raise BadInput(f"{arg} takes no value: write --noconfig.{name}")
+        if text is None and not negated and left and not re.match(r"--?[a-zA-Z]", left[0]):
+            text = left.pop(0)
+        if name is None:
+            if path is not None:
+                raise BadInput(f"two configs are given, {path} and {text}: give one")
+            path = text or ""
+        else:
+            changes.append(Change(name, "false" if negated else text))
+    return path, changes, others
+
+
+def _loaded(path: str) -> ml_collections.ConfigDict:
+    file, *argument = path.split(":", 1)
+    if not pathlib.Path(file).is_file():
+        raise BadInput(f"there is no config file {file!r}")
+    try:
+        get_config = runpy.run_path(file).get("get_config")
+        config = get_config(*argument) if get_config else None
+    except (Exception, SystemExit) as error:  # a config file is a program, and may fail as one
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == file]
+        line, told = lines[-1] if lines else None, str(error).strip().partition("\n")[0]
+        if isinstance(error, SyntaxError):
+            line, told = error.lineno, error.msg
+        where = file if line is None else f"{file}, line {line}"
+        if field := re.match(r"Could not override field '(.+?)'", told):
+            raise BadInput(
+                f"{where}: {field[1]} is given a value of another kind than before; begin the "
+                "config with ml_collections.ConfigDict(type_safe=False)"
+            ) from error
+        raise BadInput(f"{where}: {type(error).__name__}: {told}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise BadInput(f"{file} is not a config: it has no get_config() that gives a ConfigDict")
+    return config
+
+
+def _make(change: Change, config: ml_collections.ConfigDict, path: str, table: Table) -> None:
+    name, text = change
+    if kind := _kind(name, table):
+        _put(name, _value(name, text, kind, table), config)
+        return
+    inside = [known for known in table if known.startswith(f"{name}.")]
+    if not inside:
+        raise BadInput(f"{path} has no setting {name!r}{did_you_mean(name, table)}")
+    given = _literal(name, text) if text and text.lstrip().startswith("{") else None
+    if not isinstance(given, dict):
+        raise BadInput(f"--config.{name} is no setting, but several: {', '.join(inside)}")
+    for inner, value in given.items():
+        text = value if isinstance(value, str) else repr(value)
+        _make(Change(f"{name}.{inner}", text), config, path, table)
+
+
+def _kind(name: str, table: Table) -> type | None:
+    """What kind of value it takes, where it is a setting; `object` is a source, or several."""
+    if name in table:
+        return table[name].kind
+    if re.fullmatch(CHOSEN_NAME, name):
+        return str if name.startswith("data.") else object
+    of_source = re.fullmatch(rf"(?:{CHOSEN_NAME})\.(\w+)(\.\w+)?", name)
+    if of_source is None:
+        return None
+    if of_source[2]:
+        return str if of_source[1] == "columns" else None
+    return {"path": str, "layout": str, "weight": float, "columns": dict}.get(of_source[1])
+
+
+def _value(name: str, text: str | None, kind: type, table: Table) -> Any:
+    """What a text means for a setting of this kind; None: it is unset."""
+    flag = f"--config.{name}"
+    if text is None:
+        if kind is bool:
+            return True
+        raise BadInput(f"{flag} wants a value: {flag}=…")
+    if text in UNSET and not (name in table and text in table[name].choices):
+        if not may_be_unset(name, table):
+            raise BadInput(f"{flag} cannot be unset")
+        return None
+    if not text.strip() and kind is not tuple:
+        raise BadInput(f"{flag} is set to nothing: give a value after the =")
+    if kind in (dict, object) and text.lstrip().startswith("{"):
+        return _literal(name, text)
+    if kind is tuple:
+        return _texts(name, text)
+    try:
+        if kind is bool:
+            return BOOLS[text.lower()]
+        return text if kind in (str, object) else kind(text)
+    except (KeyError, ValueError) as error:
+        raise BadInput(f"{flag}={text!r} is not {KIND_NAMES[kind]}") from error
+
+
+def _literal(name: str, text: str) -> Any:
+    """A dict or list as Python or JSON writes it."""
+    for parse in (ast.literal_eval, json.loads):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            given = parse(text)
+            break
+    else:
+        given = None
+    if _has_names(given):
+        return given
+    raise BadInput(
+        f"--config.{name}={text!r} cannot be read: write it like \"{{'chosen': 'better'}}\", in "
+        "double quotes for the shell"
+    )
+
+
+def _has_names(given: Any) -> bool:
+    """Can all that is in it be named by a flag?"""
+    if not isinstance(given, dict):
+        return given is not None
+    return all(
+        isinstance(name, str)
+        and re.fullmatch(r"[^.]+", name)
+        and (value is None or _has_names(value))
+        for name, value in given.items()
+    )
+
+
+def _texts(name: str, text: str) -> tuple[str, ...]:
+    """`a,b`, or a list as Python writes it."""
+    if text.lstrip()[:1] not in ("(", "["):
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    given = _literal(name, text)
+    given = given if isinstance(given, list | tuple) else [given]
+    if not all(isinstance(each, str) for each in given):
+        raise BadInput(f"--config.{name}={text!r} is not {KIND_NAMES[tuple]}")
+    return tuple(given)
+
+
+def _put(name: str, value: Any, config: ml_collections.ConfigDict) -> None:
+    *rooms, last = name.split(".")
+    with config.ignore_type():
+        room: Any = config
+        for place, inner in enumerate(rooms):
+            there = room.get(inner)
+            if isinstance(there, str):  # of a source, all that was said so far
+                if place == 0:
+                    raise BadInput(
+                        f"--config.{inner} is one source, {there!r}; several are given as "
+                        f"--config.{inner}=\"{{'a': {{'path': 'a.jsonl', 'weight': 1.0}}, …}}\""
+                    )
+                there = {"path": there}
+            if not isinstance(there, ml_collections.ConfigDict):
+                room[inner] = ml_collections.ConfigDict(there, type_safe=False)
+            room = room[inner]
+        if value is None and re.fullmatch(CHOSEN_NAME, name):
+            if last not in room:
+                raise BadInput(f"--config.{name} cannot be unset: there is no {last!r}")
+            del room[last]
+        else:
+            room[last] = value

@@ -1,0 +1,292 @@
+"""What a run is going to take and do, worked out before any long work."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+import numpy as np
+
+from checkpoints_io import places, processes
+from checkpoints_io.errors import BadInput, StorageError
+from recipes.data import shown
+from recipes.data.ids.pair_ids import Example
+from recipes.data.packed import shapes, streams
+from recipes.data.packed.packing import Shape
+from recipes.training import checks, optimizer
+from recipes.training.run import Run
+import zoo
+
+# Positions of a micro-batch, per device, from which on a device is busy.
+ENOUGH = {"cpu": 2**12}
+# Below this fill a run says what would fill its rows.
+GOOD_FILL = 0.88
+
+
+class Asked(NamedTuple):
+    """What the settings say that only the plan looks at."""
+
+    num_epochs: float | None
+    max_eval_pairs: int | None
+    min_pack_fill: float
+
+
+def told(run: Run, asked: Asked, model: zoo.Model, each: dict[str, int]) -> str:
+    """The plan as a person reads it; `each` is the `memory` of a device.
+
+    Raises:
+      ValueError: most of the computation would be spent on padding.
+      OSError: the disk does not hold what will be written.
+    """
+    shape, pairs, devices = run.place.shape, run.pairs, run.computing.mesh.devices
+    device = devices.flat[0]
+    share, count = shapes.fill(pairs, shape)
+    if share < asked.min_pack_fill:
+        raise BadInput(
+            f"only {share:.0%} of the rows would be filled: choose a smaller --config.row_length "
+            "or --config.per_device_parallelism, give devices to --config.mesh.tensor, or accept "
+            f"it with --config.min_pack_fill (now {asked.min_pack_fill})"
+        )
+    saved = checkpoint_bytes(model)
+    free = refuse_small_disk(run.directory, disk_needed(run, model))
+    apart = sum(not streams.fits_once(pair, shape) for pair in pairs)
+    axes = ", ".join(f"{name} {size}" for name, size in run.computing.mesh.shape.items())
+    held = ", ".join(f"{len(h.pairs)} in {h.name}" for h in run.held_out) or "none"
+    parts = ", ".join(f"{name} {size(number)}" for name, number in each.items())
+    epochs = run.total_steps * shape.examples / len(pairs)
+    what = noun(shape)
+    hint = ""
+    if share < GOOD_FILL and (filled := _parts_that_fill(pairs, shape)):
+        more = shape.shards // filled
+        hint = f"; {GOOD_FILL:.0%} with {more} times --config.mesh.tensor, or more {what} an update"
+    lines = [
+        f"devices      {devices.size} {device.device_kind} ({device.platform}); {axes}",
+        f"{what:<12} {len(pairs)} to train on; held out: {held}",
+        *_mixed(run),
+        f"updates      {run.total_steps} of {shape.examples} {what} = {epochs:.2f} epochs; "
+        f"about {count:.1f} micro-batches each",
+        f"rows         {shape.rows} of {shape.row_length} positions a micro-batch, "
+        f"{share:.0%} filled{hint}" + (f"; {apart} {what} need two of them" if apart else ""),
+        f"rate         {_schedule(run.adamw, run.total_steps)}",
+        f"memory       {size(sum(each.values()))} per device ({parts}), and activations",
+        f"disk         {size(saved)} per checkpoint, {checkpoints_kept(run)} kept; "
+        f"{size(free)} free in {run.directory}",
+        *(f"note         {sentence}" for sentence in notes(run, asked)),
+        f"first of the {what}, scored tokens in ⟦ ⟧:",
+        *(f"  {line}" for line in shown.lines_of(pairs[0], run.tokenizer)),
+    ]
+    return "\n".join(lines)
+
+
+def _schedule(given: optimizer.AdamW, total: int) -> str:
+    """The learning rate over the run."""
+    warmup, decay = optimizer.phases(given, total)
+    parts = [f"0 to {given.learning_rate:g} over {warmup} steps"] if warmup else []
+    if given.lr_schedule == "constant" or total > warmup + decay:
+        parts.append(f"{given.learning_rate:g}")
+    if given.lr_schedule != "constant" and decay:
+        low = given.learning_rate * given.min_lr_ratio
+        parts.append(f"{given.lr_schedule} from {given.learning_rate:g} to {low:g} over {decay}")
+    return ", then ".join(parts)
+
+
+def noun(shape: Shape) -> str:
+    """What the examples of a run are."""
+    return "pairs" if shape.answers == 2 else "answers"
+
+
+def notes(run: Run, asked: Asked) -> list[str]:
+    """What the settings ask for and this run cannot give, or what they make of it."""
+    return [
+        *_notes_on_rate(run.adamw, run.total_steps),
+        *_notes_on_pairs(run, asked),
+        *_notes_on_due(run),
+    ]
+
+
+def _notes_on_rate(given: optimizer.AdamW, total: int) -> Iterator[str]:
+    peak = given.learning_rate
+    warmup, decay = optimizer.phases(given, total)
+    schedule = optimizer.schedule_of(given, total)
+    highest = float(jax.device_get(schedule(min(warmup, total - 1))))
+    if highest < 0.999 * peak:
+        yield (
+            f"the learning rate never reaches --config.learning_rate={peak:g}, only {highest:.3g}: "
+            f"--config.warmup={given.warmup:g} is {warmup} steps, and the run has {total}"
+        )
+    # AdamW changes a weight by about the rate; half the spacing of float32 numbers is 2**-25.
+    if highest * 2**25 < 0.03:
+        yield (
+            f"at a learning rate of {highest:.3g} weights larger than {highest * 2**25:.2g} do not "
+            "change: in float32 they are rounded back"
+        )
+    for name, steps in (("warmup", warmup), ("cooldown", decay)):
+        amount = given._asdict()[name]
+        if amount and not steps:
+            yield f"--config.{name}={amount:g} of {total} steps rounds to none"
+
+
+def _notes_on_pairs(run: Run, asked: Asked) -> Iterator[str]:
+    update, total = run.place.shape.examples, run.total_steps
+    weights = sum(part.weight for part in run.parts)
+    for part in run.parts:
+        whose = "" if len(run.parts) == 1 else f" of {part.name}"
+        drawn = update * part.weight / weights
+        if drawn > len(part.pairs):
+            yield (
+                f"an update of --config.train_batch_size={update} takes about {drawn:.4g} pairs"
+                f"{whose} and there are {len(part.pairs)}: each is in it "
+                f"{drawn / len(part.pairs):.3g} times"
+            )
+        if drawn * total < 1:
+            yield f"hardly a pair{whose} is drawn in {total} steps: raise its weight"
+    if asked.num_epochs:
+        exact = asked.num_epochs * len(run.pairs) / update
+        if abs(total - exact) > 0.05 * exact:
+            yield (
+                f"--config.num_epochs={asked.num_epochs:g} would be {exact:.3g} updates of "
+                f"{update} pairs, and is rounded to {total}"
+            )
+    most = asked.max_eval_pairs
+    if most and run.held_out and all(len(held.pairs) < most for held in run.held_out):
+        yield f"--config.max_eval_pairs={most} is more than any held-out set has: all are used"
+
+
+def _notes_on_due(run: Run) -> Iterator[str]:
+    names = ["steps_per_log", "steps_per_checkpoint", "steps_per_hf_export"]
+    names += ["steps_per_eval"] if run.held_out else []
+    every = run.every._asdict()
+    if late := [name for name in names if (every[name] or 0) > run.total_steps]:
+        told = ", ".join(f"--config.{name}={every[name]}" for name in late)
+        yield f"the run ends at step {run.total_steps}, and {told} come due there alone"
+    kept = run.saving.keep.every
+    if kept and kept > run.total_steps:
+        yield (
+            f"--config.keep_every={kept} keeps no checkpoint: the run ends at step "
+            f"{run.total_steps}"
+        )
+
+
+def _mixed(run: Run) -> list[str]:
+    """How often the pairs of each source are met, where there are several."""
+    if len(run.parts) == 1:
+        return []
+    total = sum(part.weight for part in run.parts)
+    drawn = run.total_steps * run.place.shape.examples / total
+    return [
+        f"  {part.name:<10} {len(part.pairs)} pairs, {part.weight / total:.1%} of those drawn: "
+        f"{drawn * part.weight / len(part.pairs):.2f} epochs of it"
+        for part in run.parts
+    ]
+
+
+def _parts_that_fill(pairs: list[Example], shape: Shape) -> int | None:
+    """Over how many devices an update may be split and still fill their rows."""
+    for parts in range(shape.shards - 1, 0, -1):
+        if shape.shards % parts:
+            continue
+        most = shape.rows * shape.row_length // parts
+        fewer = shapes.choose(
+            pairs, per_update=shape.examples, shards=parts, most=most, alike=shape.alike
+        )
+        if shapes.fill(pairs, fewer).share >= GOOD_FILL:
+            return parts
+    return None
+
+
+def most_positions_here(model: zoo.Model, held: int) -> int:
+    """`most_positions` of the devices that are here; every process is told the same."""
+    device = jax.local_devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    most = most_positions(model, held, limit, device.platform)
+    return int(processes.of_first(np.array(most, np.int32)))
+
+
+def most_positions(model: zoo.Model, held: int, memory_bytes: float | None, platform: str) -> int:
+    """Positions a device may compute at a time: what its memory leaves room for, or enough.
+
+    `held` are the bytes of what lives through an update: the sum of `memory`.
+    More than enough is no faster: the products are large, and the padding grows.
+    """
+    enough = ENOUGH.get(platform, 2**14)
+    if memory_bytes is None:
+        return enough
+    left = 0.9 * memory_bytes - held
+    fits = max(int(left / position_bytes(model)), 1)
+    return min(enough, max(512, 2 ** (fits.bit_length() - 1)))
+
+
+def position_bytes(model: zoo.Model) -> int:
+    """Activations of one position going back, about: what layers keep, and one layer's work."""
+    sizes = model.config.sizes
+    kept = sizes["L"] * sizes["D"]
+    met = getattr(model.config, "num_experts_per_tok", 1)  # MLPs that a token goes through
+    work = 8 * sizes["D"] * met + 4 * sizes["F"] * met
+    work += 4 * (sizes["N"] + 2 * sizes["K"]) * sizes["H"]
+    return np.dtype(model.dtype).itemsize * kept + 4 * work
+
+
+def memory(model: zoo.Model, mu_dtype: str, *, resident: bool) -> dict[str, int]:
+    """Bytes per device of what lives through an update; activations come on top.
+
+    A `resident` reference is as large as the policy, in the compute dtype.
+    """
+    params = jax.tree.leaves(nnx.state(model))
+    held = sum(int(np.prod(x.sharding.shard_shape(x.shape))) for x in params)
+    narrow = np.dtype(model.dtype).itemsize
+    mu = checks.DTYPES[mu_dtype].itemsize
+    parts = {
+        "policy": 4 * held,
+        "optimizer": (4 + mu) * held,
+        "gradient": 4 * held,
+    }
+    if resident:
+        parts["reference"] = narrow * held
+    return parts
+
+
+def checkpoint_bytes(model: zoo.Model) -> int:
+    """Policy and optimizer, before compression."""
+    return 12 * sum(x.size for x in jax.tree.leaves(nnx.state(model)))
+
+
+def checkpoints_kept(run: Run) -> int:
+    """How many there are at the end, at most."""
+    keep = run.saving.keep
+    of_old = run.total_steps // keep.every if keep.every else 0
+    return keep.newest + of_old + (keep.highest is not None)
+
+
+def disk_needed(run: Run, model: zoo.Model) -> int:
+    """Bytes still to be written: what stands in the directory already is not counted again."""
+    every = run.every.steps_per_hf_export
+    exports = 0 if every == -1 else 1 if every is None else -(-run.total_steps // every)
+    width = np.dtype(run.saving.export_dtype).itemsize
+    exported = exports * width * sum(x.size for x in jax.tree.leaves(nnx.state(model)))
+    saved = (checkpoints_kept(run) + 1) * checkpoint_bytes(model)
+    return max(saved + exported - run.directory.taken(), 0)
+
+
+def refuse_small_disk(directory: places.Place, needed: int) -> int | float:
+    """The bytes free where the run is kept.
+
+    Raises:
+      OSError: they do not hold what will be written.
+    """
+    free = directory.room()
+    if free < needed:
+        raise StorageError(
+            f"{directory} has {size(free)} free and the run writes about {size(needed)}: choose "
+            "another --config.directory, a smaller --config.keep_checkpoints, or fewer exports "
+            "with --config.steps_per_hf_export"
+        )
+    return free
+
+
+def size(count: int | float) -> str:
+    """1536 -> '1.5 KiB'."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} TiB"

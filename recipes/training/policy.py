@@ -1,0 +1,149 @@
+"""The policy: begun from its weights or resumed from a checkpoint, and written for others."""
+
+from collections.abc import Callable, Mapping
+import functools
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+import optax
+
+from checkpoints_io import places
+from checkpoints_io.errors import RunFailed
+from checkpoints_io.processes import all_agree
+from checkpoints_io.run_state import RunStore
+from recipes.training import logps, optimizer, resume
+from recipes.training.run import Run, say
+from recipes.training.update import Params, joined
+import zoo
+
+
+class Policy(NamedTuple):
+    """All of it that training does not change."""
+
+    blank: zoo.Model  # with shapes and shardings in place of weights
+    graph: nnx.GraphDef
+    schedule: optax.Schedule
+    adamw: optax.GradientTransformation
+
+
+class State(NamedTuple):
+    """What training changes, and the weights that it does not."""
+
+    step: int  # the last one taken
+    trained: Params
+    frozen: Params
+    opt_state: Any
+    skipped: jax.Array | float = 0.0  # updates that were not finite, and changed nothing
+    skipped_before: float = 0.0  # of them, those before this start
+
+
+def of(run: Run) -> Policy:
+    """The policy of a run, without weights."""
+    how = run.computing
+    blank = zoo.abstract(run.folder.config, how.precision.params, how.precision.compute, how.mesh)
+    blank.source, blank.attention, blank.remat = run.folder, how.attention, how.remat
+    graph, layout = nnx.split(blank)
+    schedule = optimizer.schedule_of(run.adamw, run.total_steps)
+    adamw = optimizer.optimizer_of(run.adamw, schedule, optimizer.matrices(layout))
+    return Policy(blank, graph, schedule, adamw)
+
+
+def checkpoints_of(run: Run) -> RunStore:
+    """The checkpoints of this run: those that are there, and those that will be."""
+    saving = run.saving
+    return RunStore(run.directory.within("checkpoints"), keep=saving.keep, retries=saving.retries)
+
+
+def begin(policy: Policy, run: Run, store: RunStore, facts: dict[str, Any]) -> State:
+    """The newest checkpoint of this run, or step 0 with the weights of `initialize_from_hf`.
+
+    One or the other is read, never both: a resumed run needs no more memory than a fresh one.
+
+    Raises:
+      ValueError: the checkpoint is another run's, or the weights do not fit or are not finite.
+    """
+    model, mesh = policy.blank, run.computing.mesh
+    params = nnx.to_pure_dict(nnx.state(model))
+    like = {"policy": params, "optimizer": optimizer.layout(policy.adamw, params, mesh)}
+    check: Callable = lambda saved: resume.refuse_other_run(saved, facts, run.directory)
+    say(f"reading the policy: a checkpoint in {run.directory}, or {run.folder}")
+    saved = store.newest(check, like)
+    say(f"resuming from step {saved.step}" if saved else "beginning at step 0")
+    if saved:
+        trees, skipped = saved.trees, saved.facts["skipped"]
+        return State(saved.step, trees["policy"], {}, trees["optimizer"], skipped, skipped)
+    dtype = jax.tree.leaves(params)[0].dtype
+    loaded = zoo.load(run.folder, dtype=dtype, compute_dtype=model.dtype, mesh=mesh)
+    zoo.check_finite(loaded)
+    params = nnx.to_pure_dict(nnx.state(loaded))
+    return State(0, params, {}, optimizer.init(policy.adamw, params, mesh))
+
+
+def model_of(policy: Policy, state: State) -> zoo.Model:
+    """The policy as a model with the weights of now."""
+    return nnx.merge(policy.graph, nnx.State(joined(state.trained, state.frozen)))
+
+
+def asked(policy: Policy, state: State, forward: logps.Compiled) -> logps.Forward:
+    """The policy's forward pass with the weights of now, in the compute dtype."""
+    params = logps.cast(joined(state.trained, state.frozen), policy.blank.dtype)
+    return functools.partial(forward, policy.graph, params)
+
+
+def save(
+    state: State,
+    run: Run,
+    store: RunStore,
+    facts: Mapping[str, Any],
+    held_out: Mapping[str, float] | None = None,
+) -> None:
+    """A checkpoint, written in the background. What is frozen, and the reference, are not in it.
+
+    `held_out` are the figures of this step, if there are any: by them the best is known.
+
+    Raises:
+      RuntimeError: as `check_sound`.
+      OSError: it cannot be written, or the one before it was not.
+    """
+    check_sound(state, run)
+    now = {"skipped": float(state.skipped), "held_out": dict(held_out or {})}
+    trees = {"policy": state.trained, "optimizer": state.opt_state}
+    store.save(state.step, trees, {**facts, **now})
+
+
+def check_sound(state: State, run: Run) -> None:
+    """Stops a run that does not skip what is not finite.
+
+    Raises:
+      RuntimeError: some update was not.
+    """
+    if run.nonfinite == "stop" and float(state.skipped) > state.skipped_before:
+        raise RunFailed(
+            f"at step {state.step} the loss or its gradient was not a number; weights and "
+            "checkpoints are as they were before it. Look for examples that are odd, resume "
+            "without such updates (--config.nonfinite=skip), or begin anew, in another directory, "
+            "with a lower --config.learning_rate"
+        )
+
+
+def export_folder(step: int, run: Run) -> places.Place:
+    """Where the Hugging Face folder of a step stands."""
+    return run.directory.within(f"hf/step-{step}")
+
+
+def exported(step: int, run: Run) -> bool:
+    """Is it there, as far as every process can see?"""
+    return all_agree(export_folder(step, run).exists("config.json"))
+
+
+def export(model: zoo.Model, step: int, run: Run) -> None:
+    """Writes the policy as a Hugging Face folder, with the run's tokenizer and template."""
+    zoo.save(
+        model,
+        export_folder(step, run).address,
+        dtype=run.saving.export_dtype,
+        tokenizer=run.tokenizer_folder,
+        stop_ids=run.stop_ids,
+        chat_template=run.saving.chat_template,
+    )

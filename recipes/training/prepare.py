@@ -1,0 +1,251 @@
+"""All that can fail, before any long work: settings, files, data, room. Says the plan."""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import itertools
+import math
+from typing import Any
+
+from jax.sharding import NamedSharding, PartitionSpec
+
+from checkpoints_io import hf_folder, places, processes
+from checkpoints_io.errors import BadInput, NotFound, StorageError
+from checkpoints_io.run_state import Keep, RunStore
+from recipes.data import run_data, source_pairs
+from recipes.data.ids.pair_ids import Example
+from recipes.data.packed import batches, shapes
+from recipes.training import checks, optimizer, plan, records, resume
+from recipes.training.checks import Values
+from recipes.training.run import Beside, Computing, Every, Records, Run, Saving, say
+import zoo
+from zoo.parts import attention, sharding
+from zoo.text.tokenizer import Tokenizer
+
+
+@contextlib.contextmanager
+def prepared(given: Values, *, beside: Beside | None = None, single: bool = False) -> Iterator[Run]:
+    """Reads and checks all that a run needs but the weights, and says what it will do.
+
+    `beside` is the reference, where the recipe has one; `single`: it trains on single answers and
+    not on pairs.
+
+    Within it the run's directory is this process's alone.
+
+    Raises:
+      ValueError, OSError: a sentence about what is wrong and how to mend it.
+    """
+    directory = _directory(given["directory"])
+    with _alone(directory):
+        yield _prepare(given, beside, directory, single=single)
+
+
+def _prepare(given: Values, beside: Beside | None, directory: places.Place, *, single: bool) -> Run:
+    shaping = resume.of_settings(given)
+    _refuse_directory_of_another_run(directory, shaping)
+    computing = computing_of(given)
+    mesh, precision = computing.mesh, computing.precision
+
+    path = given["initialize_from_hf"]
+    folder = hf_folder.look_up(path)
+    if folder.revision and "@" not in path:
+        say(f"pin the model, and it stays this: {path}@{folder.revision}")
+    model = zoo.abstract(folder.config, precision.params, precision.compute, mesh)
+    backend = attention.backend_of(model.config, precision.compute, computing.attention)
+    if computing.remat == "attention" and backend not in ("blocks", "splash"):
+        raise BadInput(
+            f"--config.remat=attention has no effect with the attention backend {backend}, which "
+            "does not say what it keeps: use products, or the backend blocks or splash"
+        )
+    folder = hf_folder.fetched(folder)
+    zoo.check(folder)
+    folders = {"policy": folder}
+    if beside:
+        folders["reference"] = _checked_reference(beside, path, folder)
+    tokenizer_folder = folder.path
+    if given["tokenizer"]:
+        tokenizer_folder = hf_folder.find(given["tokenizer"], files=hf_folder.TOKENIZER_FILES)
+    longest = zoo.longest_text(folder.config)
+    if longest and given["train_seq_len"] > longest:
+        raise BadInput(
+            f"--config.train_seq_len={given['train_seq_len']} is more than the {longest} positions "
+            f"that {path} was made for"
+        )
+
+    data = run_data.read(run_data.asked(given, tokenizer_folder, single=single))
+    for part in data.told:
+        say("\n  ".join([f"{part.name} ({part.source}):", *part.told]))
+    sets = [held.name for held in data.held_out]
+    if given["keep_best"] and (name := given["keep_best"].rpartition("/")[0]) not in sets:
+        raise BadInput(
+            f"--config.keep_best={given['keep_best']} names no held-out set: there is no {name} in "
+            f"{sets}"
+        )
+    train = [pair for part in data.train for pair in part.pairs]
+    every = train + [pair for held in data.held_out for pair in held.pairs]
+    _refuse_unknown_ids(every, model, data.tokenizer)
+    alike = [n for one in folders.values() if (n := zoo.turns_alike_to(one.config))]
+    resident = beside is not None and beside.mode == "resident"
+    memory = plan.memory(model, given["adam_mu_dtype"], resident=resident)
+    shape = shapes.choose(
+        every,
+        per_update=given["train_batch_size"],
+        shards=sharding.data_shards(mesh),
+        most=plan.most_positions_here(model, sum(memory.values())),
+        row_length=given["row_length"],
+        rows=given["per_device_parallelism"],
+        alike=min(alike, default=None),
+    )
+    run = Run(
+        directory=directory,
+        folder=folder,
+        reference=folders.get("reference"),
+        tokenizer=data.tokenizer,
+        tokenizer_folder=tokenizer_folder,
+        stop_ids=data.stop_ids,
+        parts=data.train,
+        pairs=train,
+        held_out=data.held_out,
+        place=batches.Place(shape, NamedSharding(mesh, PartitionSpec(("data", "fsdp")))),
+        seed=given["seed"],
+        total_steps=_steps(given, len(train)),
+        computing=computing,
+        adamw=checks.part(optimizer.AdamW, given),
+        every=checks.part(Every, given),
+        saving=Saving(
+            keep=_keep(given),
+            retries=given["save_retries"],
+            export_dtype=checks.DTYPES[given["hf_save_dtype"]],
+            chat_template=data.tokenizer.chat_template if given["chat_template"] else None,
+        ),
+        records=Records(
+            tensorboard=given["tensorboard"],
+            wandb_project=given["wandb_project"],
+            name=given["name"],
+            tags=tuple(given["tags"]),
+            settings=checks.nested(given),
+        ),
+        run_initial_eval=given["run_initial_eval"],
+        nonfinite=given["nonfinite"],
+        profile=checks.profiled(given["profile"]),
+        sample_tokens=given["sample_tokens"],
+        facts={
+            "settings": shaping,
+            "data": source_pairs.fingerprint(train),
+            "models": {whose: resume.of_model(one.config) for whose, one in folders.items()},
+        },
+        counts={
+            "data/dropped": sum(part.rows - part.used for part in data.told),
+            "data/truncated": sum(
+                part.notes.get(cut, 0) for part in data.told for cut in ("prompt_cut", "answer_cut")
+            ),
+        },
+    )
+    optimizer.schedule_of(run.adamw, run.total_steps)  # refuses what does not fit into the steps
+    say(plan.told(run, checks.part(plan.Asked, given), model, memory))
+    return run
+
+
+def computing_of(given: Values) -> Computing:
+    """How the settings say that models are computed, on the devices that are here."""
+    mesh = sharding.mesh_of(given["mesh.data"], given["mesh.fsdp"], given["mesh.tensor"])
+    precision = checks.precision(given["mp"])
+    return Computing(mesh, precision, given["attention"], given["remat"])
+
+
+def _steps(given: Values, examples: int) -> int:
+    epochs = given["num_epochs"] or 0
+    steps = given["num_train_steps"] or max(
+        1, round(min(epochs * examples / given["train_batch_size"], 2**31))
+    )
+    if (last := max(checks.profiled(given["profile"]), default=0)) > steps:
+        raise BadInput(
+            f"--config.profile={given['profile']} traces step {last}, and the run has {steps}"
+        )
+    return steps
+
+
+def _keep(given: Values) -> Keep:
+    """Which checkpoints stay; the best is that of the highest score among its held-out figures."""
+    best = given["keep_best"]
+
+    def score(facts: Mapping[str, Any]) -> float | None:
+        value = (facts.get("held_out") or {}).get(f"eval/{best}")
+        if value is None or not math.isfinite(value):
+            return None
+        return value if checks.BEST_BY[best.rpartition("/")[2]] else -value
+
+    newest, every = given["keep_checkpoints"], given["keep_every"]
+    return Keep(newest, every=every, highest=score if best is not None else None)
+
+
+def _directory(name: str) -> places.Place:
+    try:
+        directory = places.at(name, "--config.directory")
+        for room in ("checkpoints", "hf"):
+            directory.within(room).make()
+    except (OSError, RuntimeError) as error:
+        raise StorageError(
+            f"--config.directory={name} cannot be used: {getattr(error, 'strerror', error)}"
+        ) from error
+    return directory
+
+
+@contextlib.contextmanager
+def _alone(directory: places.Place) -> Iterator[None]:
+    """Two runs in one directory would write over each other's checkpoints."""
+    if not processes.is_first():
+        yield
+        return
+
+    def refuse() -> None:
+        raise StorageError(
+            f"another run is going on in {directory}: wait for it, or choose another "
+            "--config.directory"
+        )
+
+    exports = directory.within("hf")
+    with directory.alone(otherwise=refuse):
+        folders = "checkpoints", "hf", "tensorboard", "profile"
+        directory.refuse_odd(files=records.FILES, folders=folders)
+        exports.refuse_odd(models=[name for name in exports.names() if name.startswith("step-")])
+        for room in (directory, exports):
+            room.clear()
+        yield
+
+
+def _refuse_directory_of_another_run(directory: places.Place, shaping: dict[str, Any]) -> None:
+    checkpoints = directory.within("checkpoints")
+    if not checkpoints.names():
+        return
+    check = lambda saved: resume.refuse_other_settings(
+        resume.fact(saved, "settings", directory), shaping, directory
+    )
+    with RunStore(checkpoints, keep=None) as store:
+        store.newest(check)
+
+
+def _checked_reference(asked: Beside, policy: str, folder: hf_folder.Folder) -> hf_folder.Folder:
+    """The folder of the reference, whose files have been looked at."""
+    if not asked.is_hf:
+        other = places.at(asked.path, "--config.reference_model_path")
+        if not other.exists("checkpoints"):
+            raise NotFound(f"{other} is not the directory of a run: it has no checkpoints")
+        return folder
+    if asked.path == policy:
+        return folder
+    found = hf_folder.look_up(asked.path)
+    zoo.abstract(found.config)  # refused before its weights are fetched
+    found = hf_folder.fetched(found)
+    zoo.check(found)
+    return found
+
+
+def _refuse_unknown_ids(found: list[Example], model: zoo.Model, tokenizer: Tokenizer) -> None:
+    answers = (answer.ids for one in found for answer in one.answers)
+    every = itertools.chain((one.prompt for one in found), answers)
+    top = max(int(ids.max(initial=0)) for ids in every)
+    if top >= model.config.vocab_size:
+        raise BadInput(
+            f"the tokenizer gives id {top} ({tokenizer.decode([top])!r}), and the "
+            f"model's embedding has {model.config.vocab_size} rows: it is another model's tokenizer"
+        )

@@ -1,0 +1,197 @@
+"""What a run reports: figures per update, and the places they are written to."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import json
+import secrets
+import time
+
+from jaxtyping import Array, Int
+import numpy as np
+
+from checkpoints_io import places, processes
+from checkpoints_io.processes import all_agree
+from recipes.data.packed.batches import Update
+from recipes.training.run import Records
+
+# What `Log` writes in the directory of a run.
+SETTINGS, RECORDS, WANDB_ID = FILES = "settings.json", "metrics.jsonl", "wandb_id"
+# What the answers of an example are called in figures, by their number.
+OF_A_PAIR = "chosen", "rejected"
+
+
+def on_host(values: Mapping[str, Array]) -> dict[str, int | float]:
+    """Waits for the devices."""
+    return {name: float(value) for name, value in values.items()}
+
+
+def line(step: int, total: int, figures: Mapping[str, int | float]) -> str:
+    """The few figures a person watches."""
+    where = next(iter(figures)).rpartition("/")[0]
+    short = {name.removeprefix(f"{where}/"): value for name, value in figures.items()}
+    watched = (
+        "loss dpo_loss dpo_accuracy dpo_reward_margin drift_chosen learning_rate tokens_per_second"
+    )
+    told = "  ".join(f"{n} {short[n]:.4g}" for n in watched.split() if n in short)
+    return f"{f'step {step}/{total}':<14} {where:<16} {told}"
+
+
+def lengths(
+    scored: Int[np.ndarray, "examples A"], answers: Sequence[str] = OF_A_PAIR
+) -> dict[str, int | float]:
+    """Scored tokens per answer, on average."""
+    means = (scored.sum(0) / len(scored)).tolist()
+    return {f"length_{name}": mean for name, mean in zip(answers, means, strict=True)}
+
+
+class Meter:
+    """Speed and fill since it was last read. Nothing is asked of the devices.
+
+    `answers` are the names of an example's answers, by their number.
+    """
+
+    def __init__(self, answers: Sequence[str] = OF_A_PAIR) -> None:
+        self._answers = answers
+        self._readings = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._since = time.perf_counter()
+        self._updates: list[Update] = []
+        self._waited = 0.0
+
+    def add(self, update: Update) -> None:
+        """Counts an update."""
+        self._updates.append(update._replace(micro_batches=[]))
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """For the next update to be packed."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Evaluation, saving and exporting are not training."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
+
+    def time_left(self, updates: int) -> str | None:
+        """A guess, in words, once: after the first updates that did not wait for the compiler."""
+        if self._readings != 1:
+            return None
+        each = (time.perf_counter() - self._since) / len(self._updates)
+        spoken = each * updates
+        minutes = f"{spoken / 60:.1f} minutes" if spoken > 90 else f"{spoken:.0f} seconds"
+        spoken = f"{spoken / 3600:.1f} hours" if spoken > 5400 else minutes
+        return f"about {spoken} to go, evaluation and saving apart"
+
+    def read(self) -> dict[str, int | float]:
+        """Real tokens per second (all answers, each with its prompt), fill, mean lengths.
+
+        `input_wait` is the share of the time that was spent waiting for data; the scores are the
+        ratings that the data gives its answers, where it does.
+        """
+        seconds = time.perf_counter() - self._since
+        total = lambda name: sum(getattr(update, name) for update in self._updates)
+        scored = np.concatenate([update.scored for update in self._updates])
+        values = {
+            "tokens_per_second": total("real_tokens") / seconds,
+            "input_wait": self._waited / seconds,
+            "pack_fill": total("stored_tokens") / total("positions"),
+            **lengths(scored, self._answers),
+        }
+        ratings = np.concatenate([update.ratings for update in self._updates])
+        if len(ratings := ratings[~np.isnan(ratings[:, 0])]):
+            means = zip(self._answers, ratings.mean(0).tolist(), strict=True)
+            values |= {f"score_{name}": mean for name, mean in means}
+        self._clear()
+        self._readings += 1
+        return values
+
+
+class Log:
+    """Writes records to `metrics.jsonl`, TensorBoard and, when asked, Weights & Biases.
+
+    Only process 0 writes. Records of steps beyond `after` (-1: all) are dropped: they are taken
+    again.
+    """
+
+    def __init__(self, directory: places.Place, records: Records, *, after: int):
+        self._add = self._board = self._wandb = None
+        self._file = contextlib.ExitStack()
+        if not processes.is_first():
+            return
+        told = json.dumps(records.settings, indent=2) + "\n"
+        directory.write_whole(SETTINGS, told.encode())
+        kept = "".join(f"{line}\n" for line in _records(directory) if _step(line) <= after)
+        self._add = self._file.enter_context(directory.appending(RECORDS, kept.encode()))
+        if records.tensorboard:
+            import tensorboardX  # which imports torch wherever that is installed
+
+            self._board = tensorboardX.SummaryWriter(
+                directory.within("tensorboard").local(), purge_step=after + 1
+            )
+        if records.wandb_project:
+            import wandb  # an extra: few runs want it
+
+            self._wandb = wandb.init(
+                project=records.wandb_project,
+                name=records.name,
+                tags=list(records.tags),
+                config=records.settings,
+                dir=directory.local(),
+                id=_own_id(directory),  # started again it is the same run
+                resume="allow",
+            )
+
+    def write(self, step: int, values: Mapping[str, int | float]) -> None:
+        """One record, which is kept when this returns."""
+        if self._add is None:
+            return
+        self._add((json.dumps({"step": step, **values}) + "\n").encode())
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Waits for the writers."""
+        self._file.close()
+        if self._board:
+            self._board.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def of_held_out(directory: places.Place, step: int) -> dict[str, float]:
+    """The recorded figures of held-out pairs at this step; none unless every process sees them."""
+    found = [line for line in _records(directory) if _step(line) == step and '"eval/' in line]
+    if not all_agree(bool(found)):
+        return {}
+    figures = json.loads(found[-1])
+    return {name: value for name, value in figures.items() if isinstance(value, float)}
+
+
+def _records(directory: places.Place) -> list[str]:
+    """The lines of the records that are there."""
+    return (directory.read(RECORDS) or b"").decode("utf-8", "replace").splitlines()
+
+
+def _own_id(directory: places.Place) -> str:
+    """A random id that stays with the directory."""
+    known = directory.read(WANDB_ID)
+    if known is None:
+        known = secrets.token_hex(8).encode()
+        directory.write_whole(WANDB_ID, known)
+    return known.decode()
+
+
+def _step(line: str) -> int | float:
+    try:
+        return json.loads(line)["step"] + 0
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return float("inf")  # cut short when the run was killed, or not ours

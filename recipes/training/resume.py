@@ -1,0 +1,107 @@
+"""What makes a run itself: the settings, pairs and weights that it has to go on with."""
+
+from collections.abc import Iterator
+import dataclasses
+from typing import Any
+
+from checkpoints_io import places
+from checkpoints_io.errors import BadInput
+from recipes.training.checks import Values, flat
+from recipes.training.settings import ALL
+import zoo
+
+
+def of_settings(given: Values) -> dict[str, Any]:
+    """The settings that a resumed run must share, as JSON knows them."""
+    bound = {name: value for name, value in given.items() if not ALL[name].free}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in flat(bound)}
+
+
+def of_model(hf_config: dict[str, Any]) -> dict[str, str]:
+    """What a config.json says of how the model computes, field by field."""
+    return dict(_fields(zoo.abstract(hf_config).config))
+
+
+def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _fields(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, repr(value)
+
+
+def refuse_other_settings(
+    saved: dict[str, Any], now: dict[str, Any], directory: places.Place
+) -> None:
+    """Compares the settings of a checkpoint with those of this run.
+
+    Raises:
+      ValueError: they differ; the message says where, and which might have.
+    """
+    saved, now = _in_words_of_today(saved), _in_words_of_today(now)
+    # A setting that is newer than the checkpoint has, by default, the value it had without a name.
+    new = {
+        name
+        for name in now.keys() - saved.keys()
+        if now[name] is None or (name in ALL and now[name] == ALL[name].default)
+    }
+    differ = {name for name in saved.keys() | now.keys() if saved.get(name) != now.get(name)}
+    names = sorted(differ - new)
+    if names:
+        told = ", ".join(f"{n}: {saved.get(n)!r} there, {now.get(n)!r} here" for n in names[:4])
+        raise BadInput(
+            f"{directory} holds a run with other settings ({told}); choose another "
+            "--config.directory, or give the settings of that run. What may change on the way: "
+            f"{', '.join(sorted(name for name, setting in ALL.items() if setting.free))}"
+        )
+
+
+def _in_words_of_today(settings: dict[str, Any]) -> dict[str, Any]:
+    """A reference that is the policy's own folder was named; now it is left unset."""
+    policy, reference = (settings.get(n) for n in ("initialize_from_hf", "reference_model_path"))
+    return settings | {"reference_model_path": None} if reference == policy else settings
+
+
+def fact(saved: dict[str, Any], name: str, directory: places.Place) -> Any:
+    """What a checkpoint says of one thing.
+
+    Raises:
+      ValueError: it says nothing.
+    """
+    if name not in saved:
+        raise BadInput(
+            f"the checkpoint in {directory} has no {name!r} among its facts: resume it with the "
+            "version that wrote it, or choose another --config.directory"
+        )
+    return saved[name]
+
+
+def refuse_other_run(saved: dict[str, Any], facts: dict[str, Any], directory: places.Place) -> None:
+    """Compares the facts of a checkpoint with those of this run.
+
+    Raises:
+      ValueError: it is another run's, or of a version that kept too little.
+    """
+    refuse_other_settings(fact(saved, "settings", directory), facts["settings"], directory)
+    models = saved.get("models", {})  # the first checkpoints of format 2 say nothing of them
+    for whose, now in facts["models"].items():
+        before = models.get(whose, {})
+        # A field that is newer than the checkpoint means what it meant when there was none.
+        names = [name for name, value in now.items() if before.get(name, value) != value]
+        if names:
+            told = ", ".join(f"{n}: {before[n]} then, {now[n]} now" for n in names[:4])
+            raise BadInput(
+                f"the config.json of the {whose} has changed since the checkpoint in {directory} "
+                f"was written ({told}): give back the one it was, or choose another "
+                "--config.directory"
+            )
+    for name, what in (("data", "training pairs"), ("reference", "reference weights")):
+        if name not in facts:  # this recipe has none
+            continue
+        if (before := fact(saved, name, directory)) != facts[name]:
+            raise BadInput(
+                f"the {what} have changed since the checkpoint in {directory} was written "
+                f"(fingerprint {before} then, {facts[name]} now): a run goes on with those it "
+                "began with. Give them back, or choose another --config.directory"
+            )

@@ -1,0 +1,99 @@
+"""A run that is ready to read its weights and start: what its parts need to know of it."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from checkpoints_io import places, processes
+from checkpoints_io.hf_folder import Folder
+from checkpoints_io.run_state import Keep
+from recipes.data.ids.pair_ids import Example
+from recipes.data.mixture import Part
+from recipes.data.packed import batches
+from recipes.data.run_data import HeldOut
+from recipes.training import terminal
+from recipes.training.checks import Precision
+from recipes.training.optimizer import AdamW
+from zoo.text.tokenizer import Tokenizer
+
+
+class Computing(NamedTuple):
+    """How the policy is computed. A reference is computed alike."""
+
+    mesh: Mesh
+    precision: Precision
+    attention: str | None  # a backend; None: the platform's
+    remat: str
+
+
+class Every(NamedTuple):
+    """After how many steps something is due; None: after the last alone, -1: never."""
+
+    steps_per_log: int
+    steps_per_eval: int | None
+    steps_per_checkpoint: int | None
+    steps_per_hf_export: int | None
+
+
+class Saving(NamedTuple):
+    """Which checkpoints stay, and how the policy is exported."""
+
+    keep: Keep
+    retries: int  # of a save that fails
+    export_dtype: jax.typing.DTypeLike
+    chat_template: str | None  # in place of the tokenizer's own
+
+
+class Records(NamedTuple):
+    """Where the figures of a run go, and the settings that stand beside them."""
+
+    tensorboard: bool
+    wandb_project: str | None
+    name: str
+    tags: tuple[str, ...]
+    settings: dict[str, Any]  # as a config file groups them
+
+
+class Beside(NamedTuple):
+    """A frozen model that answers beside the policy: the reference."""
+
+    path: str  # a model's folder or hub id, or the directory of a run
+    is_hf: bool  # or the newest checkpoint of a run
+    mode: str  # resident: it stays on the devices; cached: it is asked before the first step
+    cache: str | None  # None: beside the run's directory
+
+
+class Run(NamedTuple):
+    """What a run is, once its settings, its data and its models' files have been looked at."""
+
+    directory: places.Place
+    folder: Folder  # the policy's
+    reference: Folder | None  # the reference's: the same, unless another is named
+    tokenizer: Tokenizer
+    tokenizer_folder: pathlib.Path
+    stop_ids: tuple[int, ...]
+    parts: list[Part]  # of the training data: one, or the sources of a mixture
+    pairs: list[Example]  # of all of them
+    held_out: list[HeldOut]
+    place: batches.Place
+    seed: int
+    total_steps: int
+    computing: Computing
+    adamw: AdamW
+    every: Every
+    saving: Saving
+    records: Records
+    run_initial_eval: bool
+    nonfinite: str  # stop or skip
+    profile: range  # these steps are traced
+    sample_tokens: int
+    facts: dict[str, Any]  # what a checkpoint of this run must agree with
+    counts: dict[str, int]  # rows lost on the way, by metric name
+
+
+def say(text: str) -> None:
+    """Tells the person at the terminal, once however many processes there are."""
+    if processes.is_first():
+        terminal.write(text)

@@ -1,0 +1,157 @@
+"""One update: gradients of micro-batches added up, one step of the optimizer, compiled.
+
+What is trained and what is frozen are two trees. Gradients, their sum, the optimizer and the check
+that all is finite know the trained one alone.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import optax
+
+from recipes.data.packed.batches import Said
+from recipes.data.packed.packing import Packed, Shape
+from recipes.training import logps
+from zoo.parts import stack
+
+Params = dict[str, Any]  # weights by name, in dicts as modules nest
+
+
+class Answers(NamedTuple):
+    """What a loss sees of the examples of an update: of a pair, first the chosen answer."""
+
+    policy: Float[Array, "P A"]  # log-probability of each answer, in nats
+    reference: Float[Array, "P A"]  # 0 where there is no reference
+    tokens: Int[Array, "P A"]  # scored tokens of each answer
+    ratings: Float[Array, "P A"]  # what the data says of it; not a number where it says nothing
+
+
+Loss = Callable[[Answers], Float[Array, " P"]]  # one value per example
+Figures = Callable[[Answers], dict[str, Float[Array, ""]]]
+
+
+class Sums(NamedTuple):
+    """What the micro-batches of an update add up to, in float32."""
+
+    gradient: Params  # of the trained tree
+    policy: Float[Array, "P A"]
+    reference: Float[Array, "P A"]
+
+
+def add_micro_batch(
+    sums: Sums,
+    trained: Params,
+    frozen: Params,
+    reference: Float[Array, "P A"],
+    said: Said,
+    batch: Packed,
+    *,
+    graph: nnx.GraphDef,
+    loss: Loss,
+) -> Sums:
+    """Adds the log-probabilities of one micro-batch and its part of the mean loss's gradient."""
+    # The reference may be known for the whole update; here only these examples count.
+    reference = jnp.where(batch.is_here[:, None], reference, 0)
+
+    others, _ = stack.split(trained)
+    of_others, of_stacks = stack.split(sums.gradient)
+
+    def mean_loss(others: Params, so_far: Params | None) -> tuple[Array, Array]:
+        params = joined(trained | others, frozen)
+        policy = logps.of_params(graph, params, batch, so_far)
+        each = loss(Answers(policy, reference, *said))
+        # The mean is over the slots of the whole update: examples that are elsewhere add 0.
+        return jnp.mean(jnp.where(batch.is_here, each, 0)), policy
+
+    # The gradient of the stacks comes as the sum already: see `stack.run`.
+    differentiate = jax.grad(mean_loss, argnums=(0, 1), has_aux=True)
+    (fresh, of_stacks), policy = differentiate(others, of_stacks)
+    gradient = stack.join(jax.tree.map(jnp.add, of_others, fresh), of_stacks)
+    return Sums(gradient, sums.policy + policy, sums.reference + reference)
+
+
+def apply(
+    sums: Sums,
+    trained: Params,
+    opt_state: Any,
+    said: Said,
+    *,
+    adamw: optax.GradientTransformation,
+    loss: Loss,
+    figures: Figures,
+) -> tuple[Params, Any, dict[str, Array]]:
+    """One step of the optimizer, and the figures of the examples it was taken on.
+
+    Where loss or gradient is not finite nothing is changed, and `skipped` is 1.
+    """
+    answers = Answers(sums.policy, sums.reference, *said)
+    values = figures(answers)
+    values["gradient_norm"] = optax.tree.norm(sums.gradient)
+    sound = jnp.isfinite(jnp.mean(loss(answers))) & jnp.isfinite(values["gradient_norm"])
+    values["skipped"] = jnp.where(sound, 0.0, 1.0)
+
+    def take(trained: Params, opt_state: Any) -> tuple[Params, Any]:
+        changes, opt_state = adamw.update(sums.gradient, opt_state, trained)
+        moved: Any = optax.apply_updates(trained, changes)
+        return moved, opt_state
+
+    # A branch works in place; a choice between two results would hold both.
+    moved, opt_state = jax.lax.cond(sound, take, lambda *state: state, trained, opt_state)
+    return moved, opt_state, values
+
+
+def joined(trained: Params, frozen: Params) -> Params:
+    """The weights of the whole model."""
+    both = dict(frozen)
+    for name, value in trained.items():
+        inner = both.get(name)
+        both[name] = joined(value, inner) if isinstance(inner, dict) else value
+    return both
+
+
+class Programs(NamedTuple):
+    """The compiled functions of a run. Their results are laid out as their arguments are."""
+
+    zero: jax.stages.Wrapped  # () -> Sums
+    add: jax.stages.Wrapped  # (Sums, trained, frozen, reference [P, A], Said, Packed) -> Sums
+    apply: jax.stages.Wrapped  # (Sums, trained, opt_state, Said) -> (trained, opt_state, figures)
+
+
+def compiled(
+    trained: Params,
+    opt_state: Any,
+    *,
+    graph: nnx.GraphDef,
+    adamw: optax.GradientTransformation,
+    loss: Loss,
+    figures: Figures,
+    shape: Shape,
+) -> Programs:
+    """The functions above for one policy, its sums and state donated from step to step."""
+    place = lambda tree: jax.tree.map(lambda x: x.sharding, tree)
+    mesh = jax.tree.leaves(trained)[0].sharding.mesh
+    everywhere = jax.NamedSharding(mesh, jax.P())
+    sums_place: Any = (place(trained), everywhere, everywhere)
+
+    def zero() -> Sums:
+        none = jnp.zeros((shape.examples, shape.answers), jnp.float32)
+        return Sums(jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trained), none, none)
+
+    return Programs(
+        zero=jax.jit(zero, out_shardings=Sums(*sums_place)),
+        add=jax.jit(
+            functools.partial(add_micro_batch, graph=graph, loss=loss),
+            donate_argnums=0,
+            out_shardings=Sums(*sums_place),
+        ),
+        apply=jax.jit(
+            functools.partial(apply, adamw=adamw, loss=loss, figures=figures),
+            donate_argnums=(1, 2),
+            out_shardings=(place(trained), place(opt_state), everywhere),
+        ),
+    )

@@ -1,0 +1,115 @@
+"""What a run says at its end."""
+
+import numpy as np
+import pytest
+
+from recipes.data.ids.pair_ids import PairIds
+from recipes.data.run_data import HeldOut
+from recipes.training import ending, samples
+from tests.conftest import TINY
+from zoo.text import tokenizer
+
+HEAD = "<|start_header_id|>{}<|end_header_id|>\n\n"
+
+
+@pytest.fixture(scope="module")
+def own():
+    return tokenizer.load(TINY / "model")
+
+
+def pair(prompt, chosen, rejected):
+    prompt, chosen, rejected = (np.array(ids, np.int32) for ids in (prompt, chosen, rejected))
+    masks = np.ones(len(chosen), bool), np.ones(len(rejected), bool)
+    return PairIds(0, prompt, chosen, rejected, *masks)
+
+
+@pytest.mark.parametrize(
+    ("answer", "chosen", "rejected", "most", "wanted"),
+    [
+        ([7, 8, 9], [7, 8, 1], [3, 4, 5], 8, True),
+        ([3, 4, 9], [7, 8, 1], [3, 4, 5], 8, False),
+        ([1, 2, 3], [7, 8, 9], [4, 5, 6], 8, False),  # neither
+        ([1, 2, 9], [1, 2], [9, 2, 1], 8, True),  # the order counts
+        ([1, 2], [1, 2], [1, 2, 3, 4, 5, 6], 8, True),  # and so does the length
+        ([1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7, 8, 9, 9], [1, 2, 3], 4, True),  # all cut alike
+    ],
+)
+def test_the_wanted_manner_is_that_of_the_nearer_answer(answer, chosen, rejected, most, wanted):
+    assert samples.is_wanted(answer, pair([1], chosen, rejected), most) == wanted
+
+
+@pytest.mark.parametrize(
+    ("prompts", "length", "asked"), [(0, 1, 0), (1, 90_000, 1), (5, 9, 5), (200, 9, 64),
+                                     (200, 500, 16), (200, 2000, 4)],
+)  # fmt: skip
+def test_prompts_are_spread_and_their_number_bounded(prompts, length, asked):
+    pairs = [pair([i] * length, [1], [2]) for i in range(prompts)]
+    some = [int(one.prompt[0]) for one in samples.spread(pairs, 128)]
+    assert len(some) == asked
+    assert some == sorted(set(some))
+    if asked == 4:
+        assert some == [0, 50, 100, 150]
+
+
+def test_of_a_prompt_the_last_turn_is_shown(own):
+    ask = lambda *turns: own.encode(
+        "<|begin_of_text|>"
+        + "".join(HEAD.format(role) + f"{said}<|eot_id|>" for role, said in turns)
+        + HEAD.format("assistant")
+    )[0]
+    short = ask(("user", "What is a saw?\nBe brief."))
+    long = ask(("system", "Stay polite."), ("user", "Hi"), ("assistant", "Hello"), ("user", "Why?"))
+    assert samples.last_turns(own, [short, long]) == ["What is a saw?\nBe brief.", "Why?"]
+    plain = [own.encode(text)[0] for text in ("user\nOne red bird", "user\nOne owl")]
+    assert samples.last_turns(own, plain) == ["One red bird", "One owl"]  # of ChatML
+    assert samples.last_turns(own, plain[:1]) == ["user\nOne red bird"]
+    assert samples.last_turns(own, [own.encode("so " * 300)[0]])[0].startswith("…")
+
+
+def test_samples_stand_side_by_side_without_special_tokens(own):
+    ids = lambda text: own.encode(text)[0]
+    one = pair(ids("<|begin_of_text|>Three?"), ids("- a\n- b<|eot_id|>"), ids("a and b<|eot_id|>"))
+    same, after = ids("none<|eot_id|>"), ids("- a\n- b\n- c")
+    texts = {"before": [same, ids("a and b\x1b<|eot_id|>")], "after": [same, after]}
+    told = samples.side_by_side(own, samples.Answers([one, one], len(after), texts))
+    assert told.splitlines() == [
+        "",
+        "of 2 greedy answers to held-out prompts 1 changed:",
+        "",
+        "prompt    Three?",
+        "wanted    - a",
+        "          - b",
+        "unwanted  a and b",
+        "before    a and b␛",
+        "after     - a",
+        "          - b",
+        "          - c…",
+    ]
+    gone = samples.side_by_side(own, samples.Answers([one], 99, {"after": [same]}))
+    assert "before" not in gone and gone.endswith("after     none")
+
+
+def test_figures_before_and_after():
+    pairs = [pair([1], [7, 8], [3, 4]), pair([2], [7, 8], [3, 4])]
+    sets = [HeldOut("mine", pairs), HeldOut("theirs", pairs[:1])]
+    figures = {"eval/mine/dpo_accuracy": 1.0, "eval/mine/dpo_reward_margin": 0.5}
+    assert ending.figures(sets, figures) == [
+        "mine accuracy: no preference -> 1.000 (2 pairs)",
+        "mine reward margin: 0 -> 0.500 (2 pairs)",
+    ]
+    answers = samples.Answers(pairs, 4, {"before": [[3], [4]], "after": [[7], [3]]})
+    (told,) = ending.manner(answers)
+    assert told.startswith("answers in the wanted manner: 0% -> 50% (2 greedy answers")
+    (told,) = ending.manner(answers._replace(texts={"after": [[7], [8]]}))
+    assert told.startswith("answers in the wanted manner: not asked -> 100%")
+    assert ending.manner(None) == []
+
+
+def test_lines_to_paste_name_the_folder():
+    folder = "/my runs/one/hf/step-60"
+    told = ending.how_to_go_on(folder, exported=True)
+    assert 'zoo.load("/my runs/one/hf/step-60")' in told
+    assert "vllm serve '/my runs/one/hf/step-60'" in told
+    assert "--config.initialize_from_hf='/my runs/one/hf/step-60' --config.directory=" in told
+    told = ending.how_to_go_on(folder, exported=False)
+    assert "--config.steps_per_hf_export=None writes /my runs/one/hf/step-60" in told

@@ -1,0 +1,110 @@
+"""All settings as a person reads them, in `--help` and in the docs: none is left out."""
+
+import re
+
+import pytest
+
+from recipes.configs import tiny
+from recipes.training import checks, listing, settings
+from recipes.training.settings import ABOVE_0, MUST, Setting
+from tests.conftest import ROOT, given_by
+
+GROUPS = {
+    "Some": {
+        "name": Setting(str, "what it is called", MUST),
+        "tags": Setting(tuple, "its tags", ("a", "b"), free=True),
+    },
+    "Others": {
+        "rows.each": Setting(
+            int, "rows of a device", None, unset="as many as fit", bound=ABOVE_0, free=True
+        ),
+        "fast": Setting(bool, "fast | *safe*", True),
+        "way": Setting(str, "how", "up", choices=("up", "down")),
+        "over": Setting(str, "drop: left out; cut: made shorter", "drop", choices=("drop", "cut")),
+    },
+}
+
+
+def test_help_by_eye():
+    told = listing.text(GROUPS, {"rows.each": 4, "fast": False, "tags": ("c",)})
+    assert told.splitlines() == [
+        "",
+        "Some",
+        "  --config.name=",
+        "      what it is called",
+        "  --config.tags=c",
+        "      its tags",
+        "",
+        "Others",
+        "  --config.rows.each=4",
+        "      rows of a device; above 0; unset: as many as fit",
+        "  --config.fast=false",
+        "      fast | *safe*",
+        "  --config.way=up",
+        "      how; one of up, down",
+        "  --config.over=drop",
+        "      drop: left out; cut: made shorter",
+    ]
+
+
+def test_the_table_by_eye():
+    assert listing.markdown(GROUPS).splitlines()[3:] == [
+        "",
+        "**Some**",
+        "",
+        "| setting | meaning |",
+        "|---|---|",
+        "| `name` | what it is called |",
+        "| `tags` (a,b) *resume* | its tags |",
+        "",
+        "**Others**",
+        "",
+        "| setting | meaning |",
+        "|---|---|",
+        "| `rows.each` (None) *resume* | rows of a device; above 0; unset: as many as fit |",
+        "| `fast` (true) | fast \\| \\*safe\\* |",
+        "| `way` (up) | how; one of up, down |",
+        "| `over` (drop) | drop: left out; cut: made shorter |",
+    ]
+
+
+def test_what_a_config_leaves_out_by_eye():
+    table = settings.table_of(GROUPS)
+    told = listing.taken(["rows.each", "fast", "way"], table)
+    assert told == "settings that the config does not name: fast=true, way=up"
+    assert listing.taken(["rows.each"], table) == ""
+    assert listing.taken([], table) == ""
+
+
+def test_help_has_every_setting_once_with_its_value_in_the_config():
+    given = given_by(tiny.get_config(), beta=0.25, tags=("a", "b"), validation=None)
+    told = listing.text(settings.DPO, given)
+    values = dict(re.findall(r"^  --config\.(\S+?)=(.*)$", told, re.MULTILINE))
+    assert list(values) == list(settings.ALL)
+    assert len(re.findall(r"^  --config\.", told, re.MULTILINE)) == len(settings.ALL)
+    assert values["beta"] == "0.25"
+    assert values["tags"] == "a,b"
+    assert values["validation"] == values["cooldown"] == "None"
+    assert values["tensorboard"] == "true"
+    assert values["initialize_from_hf"] == "recipes/tiny/model"
+    assert [line for line in told.splitlines() if line and line[0] != " "] == list(settings.DPO)
+    assert max(map(len, told.splitlines())) <= listing.WIDTH
+
+
+@pytest.mark.parametrize("name", settings.ALL)
+def test_a_value_that_is_shown_is_one_that_the_flag_takes(name):
+    from recipes.training import overrides
+
+    config = f"--config={ROOT}/recipes/configs/tiny.py"
+    given = checks.plain(overrides.read(["", config], settings.ALL)[0], settings.ALL)
+    told = listing.text(settings.DPO, given)
+    (flag,) = re.findall(rf"^  (--config\.{re.escape(name)}=.*)$", told, re.MULTILINE)
+    again, _ = overrides.read(["", config, flag], settings.ALL)
+    assert checks.plain(again, settings.ALL) == given
+
+
+def test_the_docs_end_with_all_settings():
+    """`python -m recipes.training.listing` writes them."""
+    told = (ROOT / "docs" / "dpo.md").read_text("utf-8")
+    assert told.endswith("\n\n" + listing.markdown(settings.DPO))
+    assert told.count(listing.HEADING) == 1

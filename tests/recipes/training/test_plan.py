@@ -1,0 +1,114 @@
+"""What a plan says of settings that this run cannot give, or that mean something unexpected."""
+
+import pytest
+
+from checkpoints_io.run_state import Keep
+from recipes.configs import tiny
+from recipes.data.mixture import Part
+from recipes.data.packed.batches import Place
+from recipes.data.packed.packing import Shape
+from recipes.data.run_data import HeldOut
+from recipes.training import checks, optimizer, plan
+from recipes.training.run import Every, Saving
+from tests.conftest import adamw_of, given_by, run_with
+
+
+def run_of(config, *, pairs=100, steps=60, parts=None, held_out=50):
+    parts = parts or [Part("train", 1.0, [None] * pairs, pairs - 1)]
+    keep = Keep(config.keep_checkpoints, every=config.keep_every, highest=None)
+    return run_with(
+        total_steps=steps,
+        parts=parts,
+        pairs=[pair for part in parts for pair in part.pairs],
+        held_out=[HeldOut("heldout", [None] * held_out)] if held_out else [],
+        place=Place(Shape(2, 64, config.train_batch_size, 2, few=1), None),
+        adamw=adamw_of(config),
+        every=checks.part(Every, given_by(config)),
+        saving=Saving(keep, 2, "float32", None),
+    )
+
+
+def notes(config, **run):
+    return plan.notes(run_of(config, **run), checks.part(plan.Asked, given_by(config)))
+
+
+@pytest.fixture
+def config():
+    config = tiny.get_config()
+    config.learning_rate = 5e-5
+    return config
+
+
+def test_an_ordinary_run_has_no_notes(config):
+    assert notes(config) == []
+
+
+TWO = [Part("a", 1000.0, [None] * 90, 89), Part("b", 0.001, [None] * 10, 99)]
+UNEVEN = [TWO[0]._replace(weight=19.0), TWO[1]._replace(weight=1.0)]
+
+
+@pytest.mark.parametrize(
+    ("other", "run", "told"),
+    [
+        ({"train_batch_size": 250}, {}, "about 250 pairs and there are 100: each is in it 2.5"),
+        ({"train_batch_size": 101}, {}, "each is in it 1.01 times"),
+        ({"warmup": 0.0}, {"parts": TWO, "steps": 5}, "hardly a pair of b is drawn in 5 steps"),
+        ({"train_batch_size": 99}, {"parts": UNEVEN}, "pairs of a and there are 90"),
+        ({"warmup": 100.0}, {}, "5e-05, only 2.95e-05: --config.warmup=100 is 100 steps, and the"),
+        ({"warmup": 60.0}, {}, "only 4.92e-05"),
+        ({"warmup": 1.0, "lr_schedule": "constant"}, {"steps": 2}, None),
+        ({"warmup": 0.1}, {"steps": 4}, "--config.warmup=0.1 of 4 steps rounds to none"),
+        ({"warmup": 0.5, "cooldown": 0.1}, {"steps": 4}, "cooldown=0.1 of 4 steps rounds to none"),
+        ({"learning_rate": 1e-12}, {}, "weights larger than 3.4e-05 do not change"),
+        ({"learning_rate": 5e-9}, {}, None),
+        ({"steps_per_eval": 61}, {}, "ends at step 60, and --config.steps_per_eval=61 come"),
+        ({"steps_per_eval": 61}, {"held_out": 0}, None),
+        ({"steps_per_log": 99, "steps_per_checkpoint": 99, "steps_per_hf_export": 99}, {},
+         "steps_per_log=99, --config.steps_per_checkpoint=99, --config.steps_per_hf_export=99"),
+        ({"steps_per_hf_export": -1, "steps_per_checkpoint": None}, {}, None),
+        ({"keep_every": 80}, {}, "--config.keep_every=80 keeps no checkpoint"),
+        ({"max_eval_pairs": 51}, {}, "--config.max_eval_pairs=51 is more than"),
+        ({"max_eval_pairs": 50}, {}, None),
+        ({"num_epochs": 0.1, "warmup": 0.0}, {"steps": 1}, "would be 0.312 updates of 32 pairs"),
+        ({"num_epochs": 19.2}, {}, None),
+    ],
+)  # fmt: skip
+def test_notes(config, other, run, told):
+    config.steps_per_log = config.steps_per_eval = config.steps_per_checkpoint = 1
+    config.update_from_flattened_dict(other)
+    found = notes(config, **run)
+    if told is None:
+        assert found == []
+    else:
+        (note,) = found
+        assert told in note
+
+
+def test_a_run_that_would_learn_nothing_is_refused(config):
+    config.warmup = 1.0
+    with pytest.raises(ValueError, match="leaves the run's only step there"):
+        optimizer.schedule_of(adamw_of(config), 1)
+    config.warmup, config.learning_rate = 0.0, 1e-50
+    with pytest.raises(ValueError, match="learning_rate=1e-50 is 0 in float32"):
+        optimizer.schedule_of(adamw_of(config), 1)
+    for steps, warmup in ((10**30, 0.0), (60, 1e300)):
+        config.warmup = warmup
+        with pytest.raises(ValueError, match="a run has fewer than"):
+            optimizer.schedule_of(adamw_of(config), steps)
+    config.warmup, config.learning_rate = 0.1, 1e-5  # which rounds to no step
+    assert float(optimizer.schedule_of(adamw_of(config), 1)(0)) == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize(
+    ("other", "steps", "told"),
+    [
+        ({}, 60, "0 to 5e-05 over 6 steps, then linear from 5e-05 to 0 over 54"),
+        ({"cooldown": 0.1, "lr_schedule": "cosine", "min_lr_ratio": 0.1}, 60,
+         "0 to 5e-05 over 6 steps, then 5e-05, then cosine from 5e-05 to 5e-06 over 6"),
+        ({"lr_schedule": "constant", "warmup": 0.0}, 60, "5e-05"),
+        ({}, 1, "linear from 5e-05 to 0 over 1"),
+    ],
+)  # fmt: skip
+def test_the_rate_is_told(config, other, steps, told):
+    config.update_from_flattened_dict(other)
+    assert plan._schedule(adamw_of(config), steps) == told

@@ -1,0 +1,159 @@
+"""What is said aloud, and when."""
+
+import json
+import math
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from checkpoints_io import places
+from recipes.configs import tiny
+from recipes.data.ids.pair_ids import PairIds
+from recipes.data.packed import batches
+from recipes.data.packed.batches import Update
+from recipes.data.packed.packing import Shape
+from recipes.preference.displacement import Trend
+from recipes.preference.metrics import preference
+from recipes.training import prepare, records
+from recipes.training.update import Answers
+from tests.conftest import given_by, sigmoid
+
+
+def readings(chosen, rejected, accuracy):
+    names = "dpo_chosen_reward", "dpo_rejected_reward", "dpo_accuracy"
+    for values in zip(chosen, rejected, accuracy, strict=True):
+        yield {f"train/{name}": value for name, value in zip(names, values, strict=True)}
+
+
+def said(*figures):
+    trend = Trend()
+    return [trend.read(reading) is not None for reading in readings(*figures)]
+
+
+def test_both_rewards_falling_is_said_once_with_the_remedies():
+    falling = [-0.1, -0.2, -0.3, -0.4], [-0.2, -0.5, -0.9, -1.4], [0.5, 0.6, 0.7, 0.8]
+    assert said(*falling) == [False, False, True, False]
+    trend = Trend()
+    told = [trend.read(reading) for reading in readings(*falling)][2]
+    assert "--config.loss=dpop" in told and "--config.beta" in told
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        ([-0.1, -0.2, -0.1], [-0.2, -0.5, -0.9], [0.5, 0.6, 0.7]),  # chosen came back
+        ([0.3, 0.2, 0.1], [-0.2, -0.5, -0.9], [0.5, 0.6, 0.7]),  # still above the reference
+        ([-0.1, -0.2, -0.3], [-0.2, -0.1, 0.0], [0.5, 0.6, 0.7]),
+        ([-0.1, -0.2, -0.3], [-0.2, -0.5, -0.9], [0.7, 0.6, 0.5]),  # that is seen anyway
+    ],
+)
+def test_what_is_no_such_trend_is_not_said(figures):
+    assert not any(said(*figures))
+
+
+def test_the_best_is_the_highest_or_the_lowest():
+    best = lambda name: prepare._keep(given_by(tiny.get_config(), keep_best=name)).highest
+    figures = {"eval/heldout/dpo_loss": 0.25, "eval/heldout/dpo_accuracy": float("nan")}
+    facts = {"held_out": figures}
+    assert best(None) is None
+    assert best("heldout/dpo_loss")(facts) == -0.25
+    assert best("heldout/dpo_loss")({"held_out": {}}) is None
+    assert best("heldout/dpo_loss")({}) is None
+    assert best("heldout/dpo_accuracy")(facts) is None
+    assert (
+        best("heldout/dpo_reward_margin")({"held_out": {"eval/heldout/dpo_reward_margin": 0.5}})
+        == 0.5
+    )
+
+
+def test_the_reward_margin_is_beta_times_what_chosen_gained_over_rejected():
+    policy, reference = jnp.array([[-1.0, -5], [-2, -3]]), jnp.array([[-2.0, -4], [-2, -2]])
+    answers = Answers(policy, reference, jnp.ones((2, 2), jnp.int32), jnp.full((2, 2), jnp.nan))
+    objective = sigmoid(0.1)
+    values = preference(answers, objective)
+    assert float(values["dpo_reward_margin"]) == pytest.approx(0.1 * ((1 + 1) + (0 + 1)) / 2)
+    assert float(values["dpo_margin_policy"]) == pytest.approx((4 + 1) / 2)
+    one = preference(answers, objective, jnp.array([True, False]))
+    assert float(one["dpo_reward_margin"]) == pytest.approx(0.2)
+
+
+def test_the_line_has_the_figures_to_watch():
+    figures = {"dpo_loss": 0.5, "dpo_margin_policy": 7.0, "dpo_reward_margin": 0.25}
+    figures = {f"eval/heldout/{name}": value for name, value in figures.items()}
+    told = records.line(20, 60, figures)
+    assert told == "step 20/60     eval/heldout     dpo_loss 0.5  dpo_reward_margin 0.25"
+
+
+def test_held_out_figures_of_a_step_are_read_back(tmp_path):
+    assert records.of_held_out(places.Disk(tmp_path), 2) == {}
+    written = [
+        {"step": 2, "train/dpo_loss": 0.5},
+        {"step": 2, "eval/heldout/dpo_loss": 0.25, "eval/heldout/odd": "word"},
+        {"step": 4, "eval/heldout/dpo_loss": 0.125},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in written) + '{"st')
+    assert records.of_held_out(places.Disk(tmp_path), 2) == {"eval/heldout/dpo_loss": 0.25}
+    assert records.of_held_out(places.Disk(tmp_path), 3) == {}
+
+
+def update(real, stored, positions, scored, ratings):
+    """Of as many pairs as there are ratings."""
+    rows = np.arange(len(ratings))
+    return Update(rows, [], real, stored, positions, np.array(scored), np.array(ratings, float))
+
+
+def test_speed_is_that_of_training_alone(monkeypatch):
+    """Waiting for data counts; evaluation and saving do not, on either side of a reading."""
+    clock = types.SimpleNamespace(now=100.0)
+    monkeypatch.setattr(records, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
+    meter = records.Meter()
+    none = math.nan, math.nan
+    with meter.waiting():
+        clock.now += 1
+    meter.add(update(300, 60, 100, [(7, 4), (3, 2)], [(1, 2), none]))
+    clock.now += 2
+    with meter.paused():
+        clock.now += 1000
+    meter.add(update(100, 30, 100, [(1, 5), (1, 1)], [(3, 5), none]))
+    clock.now += 5
+    assert meter.time_left(7) is None  # so far it was the compiler's time
+    assert meter.read() == {
+        "tokens_per_second": 400 / 8,
+        "input_wait": 1 / 8,
+        "pack_fill": 90 / 200,
+        "length_chosen": 12 / 4,
+        "length_rejected": 12 / 4,
+        "score_chosen": 2,
+        "score_rejected": 3.5,
+    }
+    with meter.paused():
+        clock.now += 1000
+    with meter.waiting():
+        clock.now += 3
+    meter.add(update(300, 60, 100, [(7, 4), (3, 2)], [none, none]))
+    clock.now += 57
+    assert meter.time_left(7) == "about 7.0 minutes to go, evaluation and saving apart"
+    assert meter.time_left(180).startswith("about 3.0 hours to go")
+    assert meter.read() == {
+        "tokens_per_second": 300 / 60,
+        "input_wait": 3 / 60,
+        "pack_fill": 60 / 100,
+        "length_chosen": 10 / 2,
+        "length_rejected": 6 / 2,
+    }
+    assert meter.time_left(7) is None  # said once
+
+
+def test_lengths_are_those_of_each_answers_scored_tokens():
+    def pair(chosen, rejected):
+        masks = np.array(chosen, bool), np.array(rejected, bool)
+        answers = (np.arange(len(mask), dtype=np.int32) for mask in masks)
+        return PairIds(0, np.arange(9, dtype=np.int32), *answers, *masks)
+
+    pairs = [pair([1, 0, 1, 1], [0, 1]), pair([1, 1], [1, 1, 1, 0, 1, 1])]
+    packed = batches.pack(pairs, Shape(1, 64, 2, 2, 1), [0])
+    assert packed.scored.tolist() == [[3, 1], [2, 5]]
+    assert records.lengths(packed.scored) == {"length_chosen": 5 / 2, "length_rejected": 6 / 2}
+    assert (packed.real_tokens, packed.stored_tokens) == (4 * 9 + 6 + 8, 2 * 9 + 6 + 8 - 4)

@@ -1,0 +1,53 @@
+"""What a resumed run may not change."""
+
+import pytest
+
+from checkpoints_io import places
+from recipes.configs import llama8b, tiny
+from recipes.training import resume, settings
+from tests.conftest import given_by
+
+# Each of them shapes the numbers: which pairs, in which order, what is learnt from them and how.
+SHAPING = (
+    "adam_beta1", "adam_beta2", "adam_epsilon", "adam_mu_dtype", "beta", "cooldown",
+    "data.max_malformed_fraction", "data.scored_turns", "dpop_lambda", "initialize_from_hf",
+    "label_smoothing", "learning_rate", "loss", "lr_schedule", "max_grad_norm", "min_lr_ratio",
+    "mp", "num_train_steps", "reference_is_hf", "reference_model_path", "seed",
+    "train_batch_size", "train_data", "train_seq_len", "validation_split_fraction", "warmup",
+    "weight_decay",
+)  # fmt: skip
+
+
+# What a resumed run may have otherwise: no number depends on it, or only updates that were none.
+FREE = {
+    "attention", "compile_cache", "directory", "distributed", "hf_save_dtype", "keep_best",
+    "keep_checkpoints", "keep_every", "max_eval_pairs", "mesh", "min_pack_fill", "name",
+    "nonfinite", "per_device_parallelism", "profile", "reference_cache", "reference_mode", "remat",
+    "row_length", "run_initial_eval", "sample_tokens", "save_retries", "steps_per_checkpoint",
+    "steps_per_eval", "steps_per_hf_export", "steps_per_log", "tags", "tensorboard", "token_cache",
+    "validation", "wandb_project",
+}  # fmt: skip
+
+
+def test_what_may_change_and_what_not():
+    free = {name for name, setting in settings.ALL.items() if setting.free}
+    assert {name.split(".")[0] for name in free} == FREE
+    assert not [n for n in settings.ALL if n.split(".")[0] in FREE and n not in free]
+
+
+@pytest.mark.parametrize("config", [tiny.get_config(), llama8b.get_config()])
+def test_what_shapes_the_numbers_may_not_change(config):
+    saved = resume.of_settings(given_by(config))
+    assert saved.keys() >= set(SHAPING)
+    for name in SHAPING:
+        with pytest.raises(ValueError, match=rf"other settings \({name}: 'other' there"):
+            resume.refuse_other_settings(saved | {name: "other"}, saved, places.at("run"))
+    resume.refuse_other_settings(saved, dict(saved), places.at("run"))
+
+
+def test_what_touches_no_number_may_change():
+    config = tiny.get_config()
+    saved = resume.of_settings(given_by(config))
+    config.keep_checkpoints, config.steps_per_log, config.mesh.fsdp = 7, 7, 1
+    config.validation = {"another": "held-out.jsonl"}
+    assert resume.of_settings(given_by(config)) == saved

@@ -1,0 +1,148 @@
+"""Softmax attention over spans, and who computes it: one function, a backend for each platform."""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from checkpoints_io.errors import BadInput
+from zoo.parts import attention_blocks, attention_kernels, layers, sharding, spans
+
+# (q, k, v, scale=, …) -> what each query gathers; the keys it sees are bound already.
+Attend = Callable[..., Array]
+
+
+def dense(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    first: Int[Array, "B T"],
+    last: Int[Array, "B T"],
+    window: spans.Window | None,
+    sinks: Float[Array, " N"] | None,
+    *,
+    scale: float,
+    softcap: float | None,
+) -> Float[Array, "B T N H"]:
+    """All scores at once, T x S of them a head: what the other backends are measured against."""
+    B, T, N, H = q.shape
+    S, K = k.shape[1:3]
+    grouped = q.reshape(B, T, K, N // K, H)
+    scores = layers.dot("BTKGH,BSKH->BKGTS", grouped, k, out=jnp.float32) * scale
+    scores = layers.capped(scores, softcap)
+    seen = spans.seen(first, last, jnp.arange(S), window)
+    scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
+    if sinks is not None:  # one more key for each head, which is scored and has no value
+        sink = sinks.astype(jnp.float32).reshape(K, N // K, 1, 1)
+        scores = jnp.concatenate([scores, jnp.broadcast_to(sink, (*scores.shape[:-1], 1))], -1)
+    shares = jax.nn.softmax(scores, axis=-1)[..., :S].astype(v.dtype)
+    return layers.dot("BKGTS,BSKH->BTKGH", shares, v).reshape(B, T, N, H)
+
+
+BACKENDS: dict[str, Callable[..., Array]] = {
+    "dense": dense,
+    "blocks": attention_blocks.attend,
+    "tokamax": attention_kernels.tokamax,
+    "tokamax_chunked": attention_kernels.tokamax_chunked,
+    "splash": attention_kernels.splash,
+    "cudnn": attention_kernels.cudnn,
+}
+# What each platform runs unless told otherwise.
+BY_PLATFORM = {"cpu": "blocks", "gpu": "cudnn", "tpu": "splash"}
+# What the kernels of others cannot do; then the platform's choice gives way to `blocks`.
+CANNOT = {
+    "tokamax": {"sinks", "softcap"},  # with a cap its Triton kernel has no way back
+    "tokamax_chunked": {"sinks"},
+    "splash": {"sinks"},
+    "cudnn": {"sinks", "softcap", "float32"},
+}
+
+
+def default_backend() -> str:
+    """The backend of this platform."""
+    return BY_PLATFORM.get(sharding.platform(), "dense")
+
+
+def attend(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    where: spans.Spans,
+    *,
+    scale: float,
+    window: int | Int[Array, ""] | None = None,
+    softcap: float | None = None,
+    sinks: Float[Array, " N"] | None = None,
+    key_positions: Int[Array, "B S"] | None = None,
+    backend: str | None = None,
+) -> Float[Array, "B T N H"]:
+    """Softmax attention; each key head serves N / K query heads. Scores and softmax in float32.
+
+    `window` is how many positions back a token sees, itself included; scores become `softcap *
+    tanh(scores / softcap)`; `sinks` are one more score for each head. Keys stand where the queries
+    do, or at `key_positions`. `backend` is one of BACKENDS; by default that of the platform.
+
+    Raises:
+      ValueError: the backend cannot be had here, or cannot do what the model needs.
+    """
+    backend = _chosen(backend, q, k, softcap, sinks)
+    run = functools.partial(BACKENDS[backend], scale=scale, softcap=softcap)
+    looking = None
+    if window is not None:
+        keys = where.positions if key_positions is None else key_positions
+        looking = spans.Window(jnp.asarray(window, jnp.int32), where.positions, keys)
+    mesh = jax.sharding.get_abstract_mesh()
+    if backend == "dense" or mesh.empty:
+        return run(q, k, v, where.first, where.last, looking, sinks)
+
+    # XLA cannot split a kernel or a loop over rows: each device is given its rows and its heads.
+    split = lambda axes, x: sharding.spec(axes, x.shape, mesh.shape)
+    if split("K", k[0, 0, :, 0]) != split("N", q[0, 0, :, 0]):
+        k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
+    ours, theirs, rows = split("B T N H", q), split("B S K H", k), split("B T", where.first)
+    of_window: Any = (jax.P(), rows, rows)
+    window_split = None if looking is None else spans.Window(*of_window)
+    heads = None if sinks is None else split("N", sinks)
+    return jax.shard_map(
+        run,
+        in_specs=(ours, theirs, theirs, rows, rows, window_split, heads),
+        out_specs=ours,
+        check_vma=False,
+    )(q, k, v, where.first, where.last, looking, sinks)
+
+
+def backend_of(config: Any, dtype: Any, asked: str | None) -> str:
+    """The backend that a model of this config runs in `dtype`, in rows as long as the recipe's.
+
+    Raises:
+      ValueError: the one that is asked for cannot do what the model needs.
+    """
+    softcap = getattr(config, "attn_logit_softcapping", None)
+    sinks = getattr(config, "attention_sinks", False)
+    return _able(asked, softcap=bool(softcap), sinks=sinks, float32=dtype == jnp.float32)
+
+
+def _able(asked: str | None, **needs: bool) -> str:
+    backend = asked or default_backend()
+    lacking = {name for name in CANNOT.get(backend, ()) if needs[name]}
+    if lacking and asked:
+        raise BadInput(
+            f"attention={asked} cannot do {' and '.join(sorted(lacking))}, which this model needs "
+            "here: use attention=blocks"
+        )
+    return "blocks" if lacking else backend
+
+
+def _chosen(
+    asked: str | None, q: Array, k: Array, softcap: float | None, sinks: Array | None
+) -> str:
+    if q.shape[1] != k.shape[1]:
+        return "dense"  # a few queries against many kept keys: there is no square to avoid
+    float32 = q.dtype == jnp.float32
+    backend = _able(asked, softcap=bool(softcap), sinks=sinks is not None, float32=float32)
+    if backend == "splash" and q.shape[1] % attention_kernels.LANES:
+        return "blocks"  # its tiles are as wide as a TPU's lanes; the recipe's rows are whole
+    return backend

@@ -1,0 +1,121 @@
+"""Attention kernels of other libraries, asked in their own words. Each is one device's work."""
+
+import importlib
+import math
+from typing import Any
+
+import jax
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash_lib
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from checkpoints_io.errors import BadInput
+from zoo.parts import spans
+
+Query = Float[Array, "B T N H"]
+Key = Float[Array, "B S K H"]
+Bound = Int[Array, "B T"]
+Looking = spans.Window | None
+
+# Lanes of a TPU's vector unit, and the tile of the splash kernels.
+LANES, TILE = 128, 512
+
+
+def tokamax(
+    q: Query, k: Key, v: Key, first: Bound, last: Bound,
+    window: Looking, sinks: None, *, scale: float, softcap: float | None,
+    kernel: str | None = None,
+) -> Query:  # fmt: skip
+    """Tokamax, which takes key ranges as they are and skips tiles that nobody sees.
+
+    A window comes on top of them as a mask of T x S. `kernel` is one of its names; by default the
+    fastest that the GPU can run.
+
+    Raises:
+      ValueError: tokamax is not installed.
+    """
+    # The public function takes a bool mask [B, N, T, S]; the classes behind it take the ranges.
+    api: Any = _imported("tokamax._src.ops.attention.api")
+    base: Any = _imported("tokamax._src.ops.attention.base")
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # in a notebook tokamax would read the notebook's arguments
+    inside = None
+    if window is not None:
+        inside = spans.seen(first, last, jnp.arange(k.shape[1]), window)[:, None]
+    ranges = base.Mask(inside, k_start=first[:, None], k_end=last[:, None])
+    how: Any = dict(mask=ranges, logits_scale=scale, logits_soft_cap=softcap)
+    names = [kernel] if kernel else ["mosaic_gpu", "triton"]
+    refused = []
+    for name in names:
+        try:
+            return api.IMPLEMENTATIONS[name](q, k, v, **how)
+        except (NotImplementedError, KeyError, TypeError, AttributeError) as error:
+            # The last two: it calls what newer jax has taken away.
+            refused.append(f"{name}: {str(error)[:200]}")
+    raise BadInput(f"tokamax has no kernel for this ({'; '.join(refused)}): use attention=blocks")
+
+
+def _imported(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise BadInput(
+            "attention=tokamax needs tokamax: pip install 'nnx-zoo[tokamax]', or use "
+            "attention=blocks"
+        ) from error
+
+
+def tokamax_chunked(
+    q: Query, k: Key, v: Key, first: Bound, last: Bound,
+    window: Looking, sinks: None, *, scale: float, softcap: float | None,
+) -> Query:  # fmt: skip
+    """The kernel of tokamax that is plain XLA: on CPUs it stands in for the others in tests."""
+    how = dict(scale=scale, softcap=softcap, kernel="xla_chunked")
+    return tokamax(q, k, v, first, last, window, sinks, **how)
+
+
+def splash(
+    q: Query, k: Key, v: Key, first: Bound, last: Bound,
+    window: Looking, sinks: None, *, scale: float, softcap: float | None,
+    interpret: bool = False,
+) -> Query:  # fmt: skip
+    """The TPU kernel of jax, with its dynamic mask: which tiles are seen is worked out per row."""
+    (T, N, H), K = q.shape[1:], k.shape[2]
+    room = lambda x: jnp.pad(x, [(0, 0)] * 3 + [(0, -H % LANES)])
+    q, k, v = room(q * jnp.asarray(scale, q.dtype)), room(k), room(v)
+    tile = math.gcd(T, TILE)
+    sizes = splash_lib.BlockSizes(
+        block_q=tile, block_kv=tile, block_kv_compute=tile,
+        block_q_dkv=tile, block_kv_dkv=tile, block_kv_dkv_compute=tile,
+        block_q_dq=tile, block_kv_dq=tile,
+    )  # fmt: skip
+
+    def row(q: Array, k: Array, v: Array, seen: Array) -> Array:
+        kernel = splash_lib.make_splash_mqa(
+            jnp.broadcast_to(seen, (N // K, *seen.shape)),
+            block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret,
+            attn_logits_soft_cap=softcap, residual_checkpoint_name="attention",
+        )  # fmt: skip
+        # A flag that names a scope: as a traced value inside jit it cannot be asked.
+        for info in ("fwd_mask_info", "dq_mask_info", "dkv_mask_info"):
+            setattr(kernel, info, getattr(kernel, info)._replace(is_dynamic_mask=None))
+        by_head = q.reshape(T, K, N // K, -1).transpose(1, 2, 0, 3)
+        out: Any = jax.vmap(kernel)(by_head, k.transpose(1, 0, 2), v.transpose(1, 0, 2))
+        return out.transpose(2, 0, 1, 3).reshape(T, N, -1)
+
+    seen = spans.seen(first, last, jnp.arange(T), window)
+    rows = [row(*parts) for parts in zip(q, k, v, seen, strict=True)]
+    return jnp.stack(rows)[..., :H].astype(q.dtype)
+
+
+def cudnn(
+    q: Query, k: Key, v: Key, first: Bound, last: Bound,
+    window: Looking, sinks: None, *, scale: float, softcap: None,
+) -> Query:  # fmt: skip
+    """NVIDIA's kernel, which takes the ranges as a mask of T x S: for rows that are not long."""
+    seen = spans.seen(first, last, jnp.arange(k.shape[1]), window)
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=seen[:, None], scale=scale, implementation="cudnn"
+    )

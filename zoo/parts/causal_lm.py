@@ -1,0 +1,121 @@
+"""What every model of the zoo is: an embedding, blocks, a last norm, a head unless it is tied."""
+
+from collections.abc import Callable
+import os
+from typing import Any, ClassVar
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from checkpoints_io.errors import BadInput
+from zoo.parts import layers, spans, stack, token_rows
+
+
+class CausalLM(nnx.Module):
+    """A decoder. An architecture gives its `Block` and `residual`, and what else differs."""
+
+    # What its blocks are; where layers are of several kinds, by those that `Config.kinds` names.
+    Block: ClassVar[Callable[[Any, nnx.Rngs], nnx.Module] | dict[str, Callable[..., nnx.Module]]]
+    # What a layer keeps in generation, by kind: name -> axes. Unless named here: keys and values.
+    keeps: ClassVar[dict[str, dict[str, str]]] = {}
+    attention: str | None = None  # one of attention.BACKENDS; unset: the platform's
+    remat: str = "full"  # one of stack.REMAT
+    source: os.PathLike[str] | None = None  # the hf_folder.Folder it was read from, or another
+    config: Any  # a hf_config.Config
+
+    def __init__(self, config: Any, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32):
+        self.embedding = layers.weight("V D", config.sizes, rngs)
+        self.blocks = _blocks(self.Block, config, rngs)
+        self.norm = self.last_norm(config, rngs)
+        if not config.tie_word_embeddings:
+            self.head = layers.weight("V D", config.sizes, rngs)
+        self.config = config
+        self.dtype = dtype  # of the activations; the weights may be kept in a wider one
+
+    def residual(
+        self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
+    ) -> Float[Array, "B T D"]:
+        """The residual stream after the last norm; `run` is how the blocks are gone through."""
+        raise NotImplementedError
+
+    def last_norm(self, config: Any, rngs: nnx.Rngs) -> nnx.Module:
+        """The norm behind the blocks."""
+        return layers.RmsNorm("D", config.sizes, rngs, eps=config.rms_norm_eps)
+
+    def last_step(self) -> layers.LastStep:
+        """What makes logits of the product with the head."""
+        return layers.LastStep()
+
+    def hidden(
+        self,
+        tokens: token_rows.Tokens,
+        where: spans.Spans | None = None,
+        run: stack.Run = stack.run,
+        *,
+        lengths: token_rows.Lengths | None = None,
+    ) -> Float[Array, "*B T D"]:
+        """The residual stream after the last norm, as it becomes logits.
+
+        Without `where` each row is one text, as in a call of the model. With it `tokens` are an
+        array [B, T], of which nothing is looked at.
+
+        Raises:
+          ValueError: as a call of the model.
+        """
+        if where is not None:
+            return self.residual(jnp.asarray(tokens), where, run)
+        rows = token_rows.read(tokens, lengths, self.config.vocab_size)
+        return token_rows.as_given(self._of_rows(rows, run), rows)
+
+    def hidden_states(
+        self, tokens: token_rows.Tokens, *, lengths: token_rows.Lengths | None = None
+    ) -> Float[Array, "L1 *B T D"]:
+        """The residual stream before the first block and after each; the last one normed.
+
+        As transformers has it: L + 1 of them, and the last is what `hidden` gives.
+
+        Raises:
+          ValueError: as a call of the model.
+        """
+        rows = token_rows.read(tokens, lengths, self.config.vocab_size)
+        kept: list[Array] = []
+        last = self._of_rows(rows, stack.keeping(kept))
+        return token_rows.as_given(jnp.concatenate([*kept, last[None]]), rows)
+
+    def __call__(
+        self, tokens: token_rows.Tokens, lengths: token_rows.Lengths | None = None
+    ) -> Float[Array, "*B T V"]:
+        """Logits of the next token at every position.
+
+        `tokens` are one text, [T], or rows of one text each, [B, T]: lists, or an array. Rows of a
+        list may differ in length; those of an array end where `lengths` [B] says. A text's logits
+        are the same alone and in any rows; what stands after its end is nothing, and gives zeros.
+
+        Raises:
+          ValueError: these are no tokens, or an id is beyond the model's vocabulary.
+        """
+        rows = token_rows.read(tokens, lengths, self.config.vocab_size)
+        return token_rows.as_given(self.unembed(self._of_rows(rows)), rows)
+
+    def _of_rows(self, rows: token_rows.Rows, run: stack.Run = stack.run) -> Float[Array, "B T D"]:
+        B, T = rows.ids.shape
+        if (most := self.config.sizes.get("M")) and most < T:
+            raise BadInput(f"a text of {T} tokens: the model has learned {most} positions")
+        return self.residual(rows.ids, spans.causal(B, T, rows.lengths), run)
+
+    def unembed(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Hidden states -> logits, in float32."""
+        product = layers.einsum("BTD,VD->BTV", hidden, self.unembedding(), out=jnp.float32)
+        return layers.finished(product, self.last_step())
+
+    def unembedding(self) -> nnx.Param:
+        """The head: axes "V D"."""
+        return self.embedding if self.config.tie_word_embeddings else self.head
+
+
+def _blocks(of: Callable | dict[str, Callable], config: Any, rngs: nnx.Rngs) -> nnx.Module:
+    if not isinstance(of, dict):
+        return of(config, rngs)
+    return nnx.Dict({kind: one(config, rngs) for kind, one in of.items()})

@@ -1,0 +1,187 @@
+"""Mixtures of experts without capacity: every token meets its top k, however many want the same.
+
+Tokens are sorted by expert into tiles of one expert each, and an expert works on a tile at a time:
+no token is dropped, so packing changes nothing, and nothing is multiplied by an expert that it has
+not chosen. An expert's last tile is filled up with zeros; docs/models.md says how many products
+that adds. The balance of the experts never touches what is returned.
+"""
+
+from collections.abc import Callable, Mapping
+import functools
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from zoo.parts import layers, sharding
+
+# Tokens of a tile: the power of two above an expert's share of them, within these bounds. Smaller
+# ones would be filled up less, and read an expert's weights and add to its gradient more often.
+SMALLEST, LARGEST = 8, 512
+
+Weights = Mapping[str, Array]
+# One expert's work: (its tokens, its own weights) -> what it makes of them.
+Work = Callable[[Float[Array, "tile D"], Weights], Float[Array, "tile D"]]
+
+
+class Route(NamedTuple):
+    """Which experts each token meets, and their shares of the sum."""
+
+    experts: Int[Array, "B T k"]
+    shares: Float[Array, "B T k"]
+
+
+def softmax_then_top(logits: Float[Array, "B T E"], k: int, *, to_one: bool) -> Route:
+    """Shares of a softmax over all experts; `to_one` makes those of the chosen sum to one."""
+    shares, experts = jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), k)
+    if to_one:
+        shares = shares / shares.sum(-1, keepdims=True)
+    return Route(experts, shares)
+
+
+def top_then_softmax(logits: Float[Array, "B T E"], k: int) -> Route:
+    """Shares of a softmax over the chosen experts."""
+    top, experts = jax.lax.top_k(logits, k)
+    return Route(experts, jax.nn.softmax(top.astype(jnp.float32), axis=-1))
+
+
+class GatedExperts(nnx.Module):
+    """Experts that are gated MLPs, and the router that chooses `each` of them for a token."""
+
+    def __init__(self, sizes: Mapping[str, int], rngs: nnx.Rngs, *, each: int, to_one: bool):
+        self.router = layers.weight("L D E", sizes, rngs)
+        self.gate = layers.weight("L E D F", sizes, rngs)
+        self.up = layers.weight("L E D F", sizes, rngs)
+        self.down = layers.weight("L E F D", sizes, rngs)
+        self.each, self.to_one = each, to_one
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        logits = layers.einsum("BTD,DE->BTE", x, self.router)
+        route = softmax_then_top(logits, self.each, to_one=self.to_one)
+        weights = {
+            "gate": (self.gate[...], "E D F"),
+            "up": (self.up[...], "E D F"),
+            "down": (self.down[...], "E F D"),
+        }
+        return mixed(x, route, weights, _gated)
+
+
+def _gated(x: Array, own: Weights) -> Array:
+    bent = jax.nn.silu(layers.dot("tD,DF->tF", x, own["gate"]))
+    return layers.dot("tF,FD->tD", bent * layers.dot("tD,DF->tF", x, own["up"]), own["down"])
+
+
+def mixed(
+    x: Float[Array, "B T D"], route: Route, weights: Mapping[str, tuple[Array, str]], work: Work
+) -> Float[Array, "B T D"]:
+    """The sum of what each token's experts make of it, by their shares.
+
+    `weights` are given with their axes, which begin with E; `work` is given one expert's. Over
+    `tensor` each device has a part of F: `work` must be a sum over F, and what is added to it (axes
+    "E D") is added once.
+    """
+    ready = {name: sharding.gather(w.astype(x.dtype), axes) for name, (w, axes) in weights.items()}
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return _here(x, route, ready, work=work)
+    # XLA cannot split a sort: each device sorts its own tokens, and has its own part of F.
+    rows = sharding.spec("B", x.shape[:1], mesh.shape)
+    split = {
+        name: sharding.spec(axes, w.shape, mesh.shape, sharding.GATHERED)
+        for name, (w, axes) in weights.items()
+    }
+    in_parts = any("tensor" in (axes or ()) for spec in split.values() for axes in spec)
+    over = "tensor" if in_parts and mesh.shape["tensor"] > 1 else None
+
+    def part(x: Array, route: Route, ready: Weights) -> Array:
+        if not over:
+            return _here(x, route, ready, work=work)
+        first = jax.lax.axis_index(over) == 0
+        once = {n: w * first if weights[n][1] == "E D" else w for n, w in ready.items()}
+        return jax.lax.psum(_here(x, route, once, work=work), over)
+
+    of_route: Any = (rows, rows)
+    return jax.shard_map(
+        part, in_specs=(rows, Route(*of_route), split), out_specs=rows, check_vma=False
+    )(x, route, ready)
+
+
+def _here(x: Array, route: Route, weights: Weights, *, work: Work) -> Array:
+    """One device's tokens."""
+    B, T, D = x.shape
+    E, k = len(next(iter(weights.values()))), route.experts.shape[-1]
+    M = B * T * k  # meetings of a token with an expert
+    tile = min(max(1 << (M // E).bit_length(), SMALLEST), LARGEST)
+    chosen = route.experts.reshape(-1)
+    counts = jnp.bincount(chosen, length=E)
+    tiles = -(-counts // tile)
+    first_tile, first_meeting = jnp.cumsum(tiles) - tiles, jnp.cumsum(counts) - counts
+    order = jnp.argsort(chosen)  # meetings by expert
+    owner = chosen[order]
+    slot = first_tile[owner] * tile + jnp.arange(M) - first_meeting[owner]
+    # As many tiles as there may be, and how many there are.
+    most, count = -(-M // tile) + min(E, M), tiles.sum()
+    experts = jnp.searchsorted(jnp.cumsum(tiles), jnp.arange(most), side="right")
+    meeting = jnp.full(most * tile, M).at[slot].set(order)  # M: nobody's
+
+    # Each token k times: going back, its k gradients are summed side by side.
+    copies = jnp.broadcast_to(x.reshape(-1, 1, D), (B * T, k, D)).reshape(-1, D)
+    copies = jnp.concatenate([copies, jnp.zeros((1, D), x.dtype)])[meeting]
+    shares = jnp.append(route.shares.reshape(-1), 0).astype(x.dtype)[meeting]
+    made = _tile_by_tile(
+        work, copies.reshape(most, tile, D), shares.reshape(most, tile), dict(weights),
+        jnp.minimum(experts, E - 1), count,
+    ).reshape(-1, D)  # fmt: skip
+    back = made[jnp.zeros(M, slot.dtype).at[order].set(slot)]
+    return back.reshape(B, T, k, D).astype(jnp.float32).sum(2).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _tile_by_tile(
+    work: Work,
+    x: Float[Array, "I tile D"],
+    shares: Float[Array, "I tile"],
+    weights: dict[str, Array],
+    experts: Int[Array, " I"],
+    count: Int[Array, ""],
+) -> Float[Array, "I tile D"]:
+    """What the expert of each tile makes of it, by the tokens' shares; 0 from tile `count` on."""
+
+    def one(i: Array, made: Array) -> Array:
+        own = {name: w[experts[i]] for name, w in weights.items()}
+        return made.at[i].set(_weighted(work, x[i], shares[i], own))
+
+    return jax.lax.fori_loop(0, count, one, jnp.zeros_like(x))
+
+
+def _weighted(work: Work, x: Array, shares: Array, own: Weights) -> Array:
+    return work(x, own) * shares[:, None]
+
+
+def _forward(work: Work, *given: Any) -> tuple:
+    return _tile_by_tile(work, *given), given
+
+
+def _backward(work: Work, kept: tuple, gradient: Array) -> tuple:
+    """Tile by tile again; the gradient of an expert is added to in its place, in float32."""
+    x, shares, weights, experts, count = kept
+
+    def one(i: Array, sums: tuple) -> tuple:
+        of_x, of_shares, of_weights = sums
+        own = {name: w[experts[i]] for name, w in weights.items()}
+        _, pull = jax.vjp(functools.partial(_weighted, work), x[i], shares[i], own)
+        dx, dshares, down = pull(gradient[i])
+        add = lambda total, new: total.at[experts[i]].add(new.astype(jnp.float32))
+        added = jax.tree.map(add, of_weights, down)
+        return of_x.at[i].set(dx), of_shares.at[i].set(dshares), added
+
+    none = {name: jnp.zeros(w.shape, jnp.float32) for name, w in weights.items()}
+    start = jnp.zeros_like(x), jnp.zeros_like(shares), none
+    of_x, of_shares, of_weights = jax.lax.fori_loop(0, count, one, start)
+    narrow = {name: g.astype(weights[name].dtype) for name, g in of_weights.items()}
+    return of_x, of_shares, narrow, None, None
+
+
+_tile_by_tile.defvjp(_forward, _backward)

@@ -1,0 +1,236 @@
+"""A Hugging Face `config.json` -> the Config of an architecture: every key has an effect or a name.
+
+A key is a field of the Config, or fixed (the file implements one value of it), or ignored (it does
+not change the logits). Any other is refused, by name and value, if some implementation reads it,
+and else named once and ignored.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import types
+import typing
+from typing import Any, ClassVar
+
+from jaxtyping import Int
+import numpy as np
+
+from checkpoints_io.errors import BadInput
+from zoo.parts import hf_keys, rope, rope_config
+
+# What `layer_types` says, in most families.
+SLIDING, FULL = "sliding_attention", "full_attention"
+ALL = 2**30  # as a window: wider than any text
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What the Config of every architecture can do; its fields are keys of a `config.json`."""
+
+    model_type: ClassVar[str]
+    architecture: ClassVar[str]  # what transformers calls the model
+    fixed: ClassVar[Mapping[str, Any]] = {}  # keys of which the file implements one value
+    ignored: ClassVar[frozenset[str]] = frozenset()  # keys that change no logit
+    assumed: ClassVar[Mapping[str, Any]] = {}  # what transformers means where a file says nothing
+    layers_may_be: ClassVar[frozenset[str]] = frozenset({SLIDING, FULL})  # in `layer_types`
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Axis letter -> size."""
+        return sizes(self)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of every layer, which of the model's kinds of block it is; empty where all are alike."""
+        return ()
+
+    def sizes_of(self, kind: str) -> dict[str, int]:
+        """`sizes` in the layers of one kind: L counts these, and heads may have another width."""
+        return self.sizes | ({"L": self.kinds.count(kind)} if self.kinds else {})
+
+    @classmethod
+    def respelled(cls, hf: dict[str, Any]) -> dict[str, Any]:
+        """A `config.json` in the words of the fields, its `rope_parameters` a Rope."""
+        return rope_config.read(hf)
+
+    @classmethod
+    def from_hf(cls, hf: dict[str, Any]) -> Any:
+        """Reads a `config.json`.
+
+        Raises:
+          ValueError: it lacks a key, or asks for something the architecture does not implement.
+        """
+        return read(cls, cls.respelled(hf))
+
+    def to_hf(self) -> dict[str, Any]:
+        """A `config.json` for a model that was not read from one."""
+        return written(self)
+
+
+def read(cls: type[Config], hf: Mapping[str, Any]) -> Any:
+    """The Config `cls` of a `config.json`, in the spelling of transformers 4 or 5.
+
+    Raises:
+      ValueError: it lacks a key, or asks for something the file does not implement.
+    """
+    kind, fixed, ignored = cls.model_type, cls.fixed, cls.ignored
+    fields = {field.name: field.type for field in dataclasses.fields(cls)}
+    hf = {key: value for key, value in hf.items() if key not in hf_keys.IGNORED | ignored}
+    _refuse_quantised(hf, kind)
+    own = fields.keys() | fixed.keys()
+    others = {k: v for k, v in hf.items() if k not in own and v is not None}
+    others = {k: v for k, v in others.items() if v != hf_keys.NEUTRAL.get(k, ...)}
+    refused = {key: hf[key] for key, ours in fixed.items() if hf.get(key) not in (None, ours)}
+    refused |= {key: value for key, value in others.items() if key in hf_keys.READ}
+    if refused:
+        raise BadInput(f"zoo/{kind}.py does not implement {refused} of config.json")
+    if nobodys := sorted(others):
+        hf_keys.say_ignored(kind, tuple(nobodys))
+    given = {key: value for key, value in hf.items() if key in fields and value is not None}
+    given = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
+    if odd := {k: v for k, v in given.items() if not _is(fields[k], v)}:
+        raise BadInput(f"config.json: {odd} are not values a {kind} can have")
+    given = {key: v for key, v in cls.assumed.items() if key not in hf} | given
+    heads: Any = given.get("num_attention_heads")
+    width: Any = given.get("hidden_size")
+    if "num_key_value_heads" in fields and heads:
+        given.setdefault("num_key_value_heads", heads)
+    if "head_dim" in fields and heads and width:
+        given.setdefault("head_dim", width // heads)
+    missing = sorted(k for k in fields if given.get(k) is None and not _may_be_none(fields[k]))
+    if missing:
+        raise BadInput(f"config.json lacks {missing}, which a {kind} needs")
+    config = cls(**{name: _made(kind, given.get(name)) for name, kind in fields.items()})
+    _check_sizes(config)
+    return config
+
+
+def written(config: Any) -> dict[str, Any]:
+    """A `config.json` for a model that was not read from one, in the spelling of transformers 5."""
+    said: dict[str, Any] = {"architectures": [config.architecture], "model_type": config.model_type}
+    # Without a source nobody knows them, and what transformers would guess is another model's.
+    said |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, rope.Rope | rope.TwoRopes):
+            said |= rope_config.written(value)
+        else:
+            said[field.name] = list(value) if isinstance(value, tuple) else value
+    return said | dict(config.fixed)
+
+
+def sizes(config: Any) -> dict[str, int]:
+    """Axis letter -> size, of a config whose keys are those of a Llama."""
+    return {
+        "V": config.vocab_size,
+        "D": config.hidden_size,
+        "F": getattr(config, "intermediate_size", 0),  # 0: experts have widths of their own
+        "L": config.num_hidden_layers,
+        "N": config.num_attention_heads,
+        "K": config.num_key_value_heads,
+        "H": config.head_dim,
+    }
+
+
+def every(hf: dict[str, Any], period: Any) -> dict[str, Any]:
+    """With `layer_types`, where a file does not name them: each `period`th layer sees all."""
+    count = hf.get("num_hidden_layers")
+    if hf.get("layer_types") or not isinstance(count, int) or not isinstance(period, int):
+        return hf
+    return hf | {"layer_types": [SLIDING if i % period else FULL for i in range(1, count + 1)]}
+
+
+def qwen_windows(hf: dict[str, Any]) -> dict[str, Any]:
+    """With `layer_types`, where a Qwen file gives the number of layers that do not slide."""
+    hf, slides = switched(hf, "use_sliding_window")
+    first = hf.pop("max_window_layers", 28)
+    hf["sliding_window"] = hf.get("sliding_window", 4096) if slides else None
+    count = hf.get("num_hidden_layers")
+    if not hf.get("layer_types") and isinstance(count, int) and isinstance(first, int):
+        slides = hf["sliding_window"] is not None
+        hf["layer_types"] = [SLIDING if slides and i >= first else FULL for i in range(count)]
+    return hf
+
+
+def switched(hf: Mapping[str, Any], key: str) -> tuple[dict[str, Any], bool]:
+    """A config.json without a switch, and whether it is on; one that is not there is off.
+
+    Raises:
+      ValueError: it is neither true nor false.
+    """
+    rest = dict(hf)
+    value = rest.pop(key, None) or False
+    if not isinstance(value, bool):
+        raise BadInput(f"config.json: {key} should be true or false, not {value!r}")
+    return rest, value
+
+
+def windows(config: Any) -> Int[np.ndarray, " L"] | None:
+    """How many positions back each layer sees, itself included; None where all see everything."""
+    if SLIDING not in config.layer_types:
+        return None
+    width = config.sliding_window
+    return np.array([width if kind == SLIDING else ALL for kind in config.layer_types], np.int32)
+
+
+def sliding(config: Any) -> Int[np.ndarray, " L"]:
+    """1 for each layer that slides, else 0."""
+    return np.array([kind == SLIDING for kind in config.layer_types], np.int32)
+
+
+def _refuse_quantised(hf: Mapping[str, Any], kind: str) -> None:
+    """By what transformers, older files of compressed-tensors and MLX call it, or another file."""
+    files = [key for key in hf if key.endswith(".json")]  # which `hf_folder.read_config` found
+    for key in ("quantization_config", "compression_config", "quantization", *files):
+        if told := hf.get(key):
+            if isinstance(told, dict):
+                told = told.get("quant_method") or told.get("quant_algo") or told
+            raise BadInput(
+                f"the weights are quantised ({key}: {told!r}), and the zoo reads none of that for "
+                f"{kind}: take the checkpoint they were made from"
+            )
+
+
+def _check_sizes(config: Any) -> None:
+    """What must divide what, and how many layers a list must name."""
+    count = config.sizes
+    if count["N"] % count["K"]:
+        raise BadInput(
+            f"config.json: num_attention_heads {count['N']} must be a multiple of "
+            f"num_key_value_heads {count['K']}"
+        )
+    if isinstance(ropes := getattr(config, "rope_parameters", None), rope.Rope):
+        rope.check_head(count["H"], ropes)
+    for name in ("layer_types", "no_rope_layers"):
+        listed = getattr(config, name, None)
+        if listed is not None and len(listed) != count["L"]:
+            raise BadInput(
+                f"config.json: {name} names {len(listed)} layers, and the model has {count['L']}"
+            )
+    odd = set(getattr(config, "layer_types", None) or ()) - config.layers_may_be
+    if odd:
+        raise BadInput(f"zoo/{config.model_type}.py does not implement layer_types {odd}")
+    if SLIDING in (getattr(config, "layer_types", None) or ()) and not config.sliding_window:
+        raise BadInput("config.json: some layer_types slide, and there is no sliding_window")
+
+
+def _made(kind: Any, value: Any) -> Any:
+    """JSON may say 1 for 1.0."""
+    wants_float = kind is float or float in typing.get_args(kind)
+    return float(value) if wants_float and isinstance(value, int) else value
+
+
+def _may_be_none(kind: Any) -> bool:
+    return types.NoneType in typing.get_args(kind)
+
+
+def _is(kind: Any, value: Any) -> bool:
+    """Is it of this type, and where a number, above 0 and no larger than a model could have?"""
+    if isinstance(kind, types.UnionType):
+        return any(_is(one, value) for one in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        (one, _) = typing.get_args(kind)
+        return isinstance(value, tuple) and all(_is(one, v) for v in value)
+    if kind in (int, float):
+        right = isinstance(value, int if kind is int else int | float)
+        return right and not isinstance(value, bool) and 0 < value <= rope_config.MOST[kind]
+    return isinstance(value, kind)

@@ -1,0 +1,262 @@
+"""What every architecture shares: weights, products, norms, the gated MLP.
+
+One alphabet for axes, in shapes, einsums, shardings and weight tables alike, of recipes too; one
+letter, one meaning (those of attention as in `jax.nn.dot_product_attention`):
+
+  B rows               T tokens, as queries    S tokens, as keys
+  N query heads        K key/value heads       G query heads per key head
+  H head width         U width of a head's values, where it is another
+  D model width        F MLP width             V vocabulary
+  L layers             E experts               R rank of an adapter, or of a latent
+  P pairs              A answers               I tiles of a longer axis
+  Z shards of a batch: all tokens in one device's rows are a list
+  C scored tokens of such a list
+  M positions that are learned                 W taps of a convolution
+  J what one tensor holds side by side: gate and up, or q, k and v; Q their heads, if not as many
+
+A small letter is a part of what its capital counts: t of the T tokens, in one tile.
+"""
+
+from collections.abc import Callable, Mapping
+import functools
+import re
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from zoo.parts import sharding
+
+
+def weight(
+    axes: str,
+    sizes: Mapping[str, int],
+    rngs: nnx.Rngs,
+    init: nnx.initializers.Initializer = nnx.initializers.normal(0.02),
+) -> nnx.Param:
+    """A parameter that knows its axes: `weight("D N H", sizes, rngs).axes == "D N H"`."""
+    shape = tuple(sizes[letter] for letter in axes.split())
+    return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
+
+
+def dot(equation: str, x: Array, y: Array, out: jax.typing.DTypeLike | None = None) -> Array:
+    """`jnp.einsum` whose float32 is float32: GPUs and TPUs would round the operands otherwise."""
+    exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return jnp.einsum(equation, x, y, precision=exact, preferred_element_type=out or x.dtype)
+
+
+def ready(w: nnx.Param, axes: str, dtype: jax.typing.DTypeLike) -> Array:
+    """A weight as a product wants it: cast, then gathered, so devices exchange the narrow bits."""
+    return sharding.gather(w[...].astype(dtype), axes)
+
+
+def einsum(equation: str, x: Array, w: nnx.Param, out: jax.typing.DTypeLike | None = None) -> Array:
+    """`x` times a weight, in the dtype of `x`: the weight may be kept in a wider one."""
+    letters = equation.split(",")[1].split("->")[0]
+    return _product(equation, out or x.dtype, x, ready(w, " ".join(letters), x.dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _product(equation: str, out: jax.typing.DTypeLike, x: Array, w: Array) -> Array:
+    return dot(equation, x, w, out)
+
+
+def _product_forward(equation: str, out: jax.typing.DTypeLike, x: Array, w: Array) -> tuple:
+    return dot(equation, x, w, out), (x, w)
+
+
+def _product_backward(
+    equation: str, out: jax.typing.DTypeLike, kept: tuple, gradient: Array
+) -> tuple:
+    """As jax would, but `x` stands first in the weight's: on CPUs the first is turned on its side.
+
+    `x` is made already; the gradient would be made sideways, at three times the price.
+    """
+    del out
+    x, w = kept
+    of_x, of_w, of_out = re.split(",|->", equation)
+    gradient = gradient.astype(x.dtype)
+    return (
+        dot(f"{of_out},{of_w}->{of_x}", gradient, w),
+        dot(f"{of_x},{of_out}->{of_w}", x, gradient),
+    )
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def embed(
+    table: nnx.Param, ids: Int[Array, "B T"], dtype: jax.typing.DTypeLike
+) -> Float[Array, "B T D"]:
+    """The vector of each token, or position. What they give back adds up in float32."""
+    axes = table.get_metadata("axes")
+    return sharding.constrain(_looked_up(table[...], ids, dtype, axes), "B T D")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _looked_up(table: Array, tokens: Array, dtype: jax.typing.DTypeLike, axes: str) -> Array:
+    return sharding.gather(table.astype(dtype), axes)[tokens]
+
+
+def _looked_up_forward(
+    table: Array, tokens: Array, dtype: jax.typing.DTypeLike, axes: str
+) -> tuple:
+    return _looked_up(table, tokens, dtype, axes), (table, tokens)
+
+
+def _looked_up_backward(_: jax.typing.DTypeLike, axes: str, kept: tuple, gradient: Array) -> tuple:
+    table, tokens = kept
+    # Each device adds up its own columns: no table is added up whole, or sent.
+    tokens, gradient = sharding.by_width(tokens, "B T"), sharding.by_width(gradient, "B T D")
+    summed = jnp.zeros(table.shape, jnp.float32).at[tokens].add(gradient.astype(jnp.float32))
+    return sharding.constrain(summed, axes).astype(table.dtype), None
+
+
+_looked_up.defvjp(_looked_up_forward, _looked_up_backward)
+
+
+class RmsNorm(nnx.Module):
+    """Scales `x` to unit mean square, in float32, then by a learned `scale`.
+
+    The mean is over as many of the last axes as a layer's scale has. The scale is `offset` plus the
+    weight; `wide` norms multiply in float32 and round once, as Gemma and OLMo do.
+
+    Source: https://arxiv.org/abs/1910.07467, with the rounding orders of transformers.
+    """
+
+    def __init__(
+        self, axes: str, sizes: Mapping[str, int], rngs: nnx.Rngs, *,
+        eps: float, offset: float = 0.0, wide: bool = False,
+    ):  # fmt: skip
+        init = nnx.initializers.constant(1 - offset)
+        self.scale = weight(axes, sizes, rngs, init)
+        self.eps, self.offset, self.wide = eps, offset, wide
+
+    def __call__(self, x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+        scale = self.scale[...]
+        flat = x.reshape(*x.shape[: x.ndim - scale.ndim], -1).astype(jnp.float32)
+        unit = flat * jax.lax.rsqrt(jnp.mean(flat**2, axis=-1, keepdims=True) + self.eps)
+        unit = unit if self.wide else unit.astype(x.dtype)
+        scaled = _scaled(unit, scale.reshape(-1), self.offset, x.dtype)
+        return scaled.astype(x.dtype).reshape(x.shape)
+
+
+class LayerNorm(nnx.Module):
+    """Scales `x` to mean 0 and variance 1 over its last axis, in float32, then scale and bias.
+
+    Source: https://arxiv.org/abs/1607.06450.
+    """
+
+    def __init__(
+        self, axes: str, sizes: Mapping[str, int], rngs: nnx.Rngs, *, eps: float, bias: bool = True
+    ):
+        self.scale = weight(axes, sizes, rngs, nnx.initializers.ones)
+        self.bias = weight(axes, sizes, rngs, nnx.initializers.zeros) if bias else None
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        wide = x.astype(jnp.float32)
+        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        unit = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
+        unit = _scaled(unit, self.scale[...], 0.0, x.dtype)
+        if self.bias is not None:
+            unit = _shifted(unit, self.bias[...], x.dtype)
+        return unit.astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _scaled(
+    unit: Float[Array, "*B D"],
+    scale: Float[Array, " D"],
+    offset: float,
+    dtype: jax.typing.DTypeLike,
+) -> Float[Array, "*B D"]:
+    """By `offset + scale`, the scale rounded to `dtype` as all weights are: masters are wider."""
+    return unit * (offset + scale.astype(dtype).astype(unit.dtype))
+
+
+def _scaled_forward(unit: Array, scale: Array, offset: float, dtype: Any) -> tuple:
+    return _scaled(unit, scale, offset, dtype), (unit, scale)
+
+
+def _scaled_backward(offset: float, dtype: Any, kept: tuple, gradient: Array) -> tuple:
+    unit, scale = kept
+    of_tokens = gradient.astype(jnp.float32) * unit.astype(jnp.float32)
+    by = offset + scale.astype(dtype).astype(gradient.dtype)
+    return gradient * by, _over_tokens(of_tokens, scale)
+
+
+_scaled.defvjp(_scaled_forward, _scaled_backward)
+
+
+def shifted(x: Float[Array, "*B"], bias: nnx.Param | Array) -> Float[Array, "*B"]:
+    """`x` plus a bias over its last axes."""
+    return _shifted(x, bias[...], x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _shifted(x: Array, bias: Array, dtype: jax.typing.DTypeLike) -> Array:
+    return x + bias.astype(dtype).astype(x.dtype)
+
+
+_shifted.defvjp(
+    lambda x, bias, dtype: (_shifted(x, bias, dtype), bias),
+    lambda _, bias, gradient: (gradient, _over_tokens(gradient.astype(jnp.float32), bias)),
+)
+
+
+def _over_tokens(gradients: Array, like: Array) -> Array:
+    """What the tokens give back to a vector adds up in float32, however many they are."""
+    flat = gradients.reshape(-1, like.size)
+    # A product with ones, kept from becoming a sum: CPUs are slow at sums down a column.
+    ones = jax.lax.optimization_barrier(jnp.ones(len(flat), jnp.float32))
+    return dot("T,TD->D", ones, flat).reshape(like.shape).astype(like.dtype)
+
+
+class GatedMlp(nnx.Module):
+    """Two products of the input, one of them bent by `act`, and a product back.
+
+    Source: https://arxiv.org/abs/2002.05202, Eq. 6.
+    """
+
+    def __init__(
+        self, sizes: Mapping[str, int], rngs: nnx.Rngs, act: Callable[[Array], Array] = jax.nn.silu
+    ):
+        self.gate = weight("L D F", sizes, rngs)
+        self.up = weight("L D F", sizes, rngs)
+        self.down = weight("L F D", sizes, rngs)
+        self.act = act
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        gate = self.act(einsum("BTD,DF->BTF", x, self.gate))
+        up = einsum("BTD,DF->BTF", x, self.up)
+        return einsum("BTF,FD->BTD", gate * up, self.down)
+
+
+class LastStep(NamedTuple):
+    """What becomes of the product with the head, before it is a logit: scaled, then bent."""
+
+    scale: float = 1.0
+    softcap: float | None = None  # no logit is beyond it
+
+
+def finished(product: Float[Array, "*B"], last: LastStep) -> Float[Array, "*B"]:
+    """The logits."""
+    return capped(product if last.scale == 1 else product * last.scale, last.softcap)
+
+
+def slope(logits: Float[Array, "*B"], last: LastStep) -> Float[Array, "*B"] | float:
+    """How steeply the logits rise with the product."""
+    return last.scale * (1 - (logits / last.softcap) ** 2) if last.softcap else last.scale
+
+
+def capped(x: Float[Array, "*B"], softcap: float | None) -> Float[Array, "*B"]:
+    """Bent so that nothing is beyond `softcap`; without one, `x` as it is."""
+    return softcap * jnp.tanh(x / softcap) if softcap else x
+
+
+def gelu(x: Array) -> Array:
+    """The tanh approximation, which HF calls `gelu_pytorch_tanh` and `gelu_new`."""
+    return jax.nn.gelu(x, approximate=True)

@@ -1,0 +1,130 @@
+"""Which mesh axis splits which array axis: one table for weights, optimizer state and batches.
+
+The mesh has three axes. `data` repeats the weights, `fsdp` splits them and gathers one layer at a
+time, `tensor` splits the heads, the MLP and the vocabulary for good.
+"""
+
+from collections.abc import Mapping
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from checkpoints_io.errors import BadInput
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# Axis letters as in layers.py; letters not named here are never split. Where two letters of one
+# array ask for the same mesh axis, the first has it: activations "B T D" are split by row only.
+STORED: dict[str, tuple[str, ...]] = {
+    "B": ("data", "fsdp"),
+    "Z": ("data", "fsdp"),
+    "D": ("fsdp",),
+    "N": ("tensor",),
+    "K": ("tensor",),
+    "Q": ("tensor",),
+    "F": ("tensor",),
+    "V": ("tensor",),
+}
+# How a matrix product wants its weight: whole along `fsdp`.
+GATHERED = {letter: tuple(a for a in axes if a != "fsdp") for letter, axes in STORED.items()}
+
+# How a gradient by rows is added up by token: every device has all rows, and its part of the width.
+BY_WIDTH = STORED | {"B": ("data",)}
+
+
+def mesh_of(data: int, fsdp: int, tensor: int) -> Mesh:
+    """A mesh over all devices; one of the sizes may be -1 and takes what is left.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    kinds = (jax.sharding.AxisType.Auto,) * 3
+    sizes = sizes_of(data, fsdp, tensor, jax.device_count())
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=kinds)
+
+
+def sizes_of(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, int, int]:
+    """The sizes of a mesh, with what a -1 stands for.
+
+    Raises:
+      ValueError: they do not multiply to the number of devices.
+    """
+    sizes = [data, fsdp, tensor]
+    if sizes.count(-1) == 1:
+        known = -data * fsdp * tensor
+        sizes[sizes.index(-1)] = devices // max(known, 1)
+    if min(sizes) < 1 or sizes[0] * sizes[1] * sizes[2] != devices:
+        asked = ", ".join(f"{n}={s}" for n, s in zip(MESH_AXES, (data, fsdp, tensor), strict=True))
+        raise BadInput(
+            f"the mesh {asked} does not fit {devices} devices: the sizes must multiply to their "
+            "number (one of them may be -1)"
+        )
+    return sizes[0], sizes[1], sizes[2]
+
+
+def data_shards(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def platform() -> str:
+    """Where the program at hand will run: cpu, gpu or tpu. A mesh may be of devices elsewhere."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
+def sharding(axes: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """`sharding("D N H", shape, mesh)` splits D over `fsdp` and N over `tensor`."""
+    return NamedSharding(mesh, spec(axes, shape, mesh.shape))
+
+
+def constrain(x: jax.Array, axes: str) -> jax.Array:
+    """Keeps an activation split as the table says; without a mesh in context, `x` as it is.
+
+    XLA would otherwise be free to split the residual stream along D, and then it never gathers
+    the weights: three times the memory on eight devices.
+    """
+    return _constrain(x, axes, STORED)
+
+
+def gather(weight: jax.Array, axes: str) -> jax.Array:
+    """A stored weight as a matrix product wants it: whole along `fsdp`."""
+    return _constrain(weight, axes, GATHERED)
+
+
+def by_width(x: jax.Array, axes: str) -> jax.Array:
+    """An activation split along its width instead of its rows: `fsdp` exchanges the parts."""
+    return _constrain(x, axes, BY_WIDTH)
+
+
+def whole(x: jax.Array) -> jax.Array:
+    """On every device all of it, so that every process can read it."""
+    return _constrain(x, " ".join("." * x.ndim), {})
+
+
+def _constrain(x: jax.Array, axes: str, rules: Mapping[str, tuple[str, ...]]) -> jax.Array:
+    sizes = jax.sharding.get_abstract_mesh().shape
+    if not sizes:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, sizes, rules))
+
+
+def spec(
+    axes: str,
+    shape: tuple[int, ...],
+    sizes: Mapping[str, int],
+    rules: Mapping[str, tuple[str, ...]] = STORED,
+) -> PartitionSpec:
+    """Which mesh axes split each axis of an array; `sizes` are those of the mesh."""
+    taken: set[str] = set()
+    entries: list[tuple[str, ...] | None] = []
+    for letter, size in zip(axes.split(), shape, strict=True):
+        split, parts = [], 1
+        for name in rules.get(letter, ()):
+            # An axis that does not divide evenly stays whole: 2 key heads on 4 tensor devices.
+            if name not in taken and size % (parts * sizes[name]) == 0:
+                split.append(name)
+                parts *= sizes[name]
+        taken.update(split)
+        entries.append(tuple(split) or None)
+    return PartitionSpec(*entries)

@@ -1,0 +1,221 @@
+"""The vocabulary's part: log-probabilities of scored tokens, a chunk of logits at a time.
+
+Every device goes through its own list of scored tokens and stops after the last of them, however
+many its rows hold. Going back, the logits are computed again; the gradient of the head adds up in
+float32 on each device, and between devices once per micro-batch.
+"""
+
+from collections.abc import Callable, Mapping
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from zoo.parts import layers, sharding
+
+# Logits in float32 that a device holds at a time, in bytes: caches decide on CPUs. Elsewhere a
+# chunk must outweigh the addition to the head's gradient that it costs.
+LOGITS_BYTES = {"cpu": 2**26, "gpu": 2**29, "tpu": 2**29}
+
+
+def logits_bytes() -> int:
+    """LOGITS_BYTES of this platform."""
+    return LOGITS_BYTES.get(sharding.platform(), 2**29)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def token_logps(
+    hidden: Float[Array, "Z C D"],
+    head: Float[Array, "V D"],
+    target: Int[Array, "Z C"],
+    scores: Int[Array, " Z"],
+    dtype: jax.typing.DTypeLike,
+    last: layers.LastStep = layers.LastStep(),  # noqa: B008, never changed
+) -> Float[Array, "Z C"]:
+    """Log-probability of each target, in nats, float32, by products in `dtype`.
+
+    `scores` says how many of each list count; what stands after them means nothing. `last` is
+    what the model does to the product with its head.
+    """
+    return _forward(hidden, head, target, scores, dtype, last)[0]
+
+
+def _forward(
+    hidden: Array,
+    head: Array,
+    target: Array,
+    scores: Array,
+    dtype: jax.typing.DTypeLike,
+    last: layers.LastStep,
+) -> tuple:
+    narrow = sharding.gather(head.astype(dtype), "V D")
+    devices = _devices(hidden, narrow)
+    split = jax.shard_map if devices.axes else _alone
+    logps, logsum = split(
+        functools.partial(_logps_here, devices, last),
+        in_specs=(devices.rows, devices.head, devices.rows, devices.rows),
+        out_specs=(devices.rows, devices.rows),
+        check_vma=False,
+    )(hidden, narrow, target, scores)
+    return logps, (hidden, head, narrow, target, scores, logsum)
+
+
+def _backward(
+    dtype: jax.typing.DTypeLike, last: layers.LastStep, kept: tuple, gradient: Array
+) -> tuple:
+    del dtype
+    hidden, head, narrow, target, scores, logsum = kept
+    devices = _devices(hidden, narrow)
+    split = jax.shard_map if devices.axes else _alone
+    of_hidden, of_head = split(
+        functools.partial(_gradients_here, devices, last),
+        in_specs=(devices.rows, devices.head, *[devices.rows] * 4),
+        out_specs=(devices.rows, devices.stored),
+        check_vma=False,
+    )(hidden, narrow, target, scores, logsum, gradient)
+    return of_hidden, of_head.astype(head.dtype), None, None
+
+
+token_logps.defvjp(_forward, _backward)
+
+
+class Devices(NamedTuple):
+    """How the work is split: lists over `data` and `fsdp`, the vocabulary over `tensor`."""
+
+    axes: Mapping[str, int]  # of the mesh, and their sizes; none without one
+    rows: PartitionSpec
+    head: PartitionSpec  # as gathered
+    stored: PartitionSpec  # as its gradient is kept
+
+    @property
+    def vocabulary(self) -> str | None:
+        """The axis that splits the vocabulary."""
+        return "tensor" if self.splits("tensor") and self.head[0] else None
+
+    @property
+    def width(self) -> str | None:
+        """The axis that splits the width of the stored head."""
+        return "fsdp" if self.splits("fsdp") and self.stored[1] else None
+
+    def splits(self, axis: str) -> bool:
+        """Is there more than one device along this axis?"""
+        return self.axes.get(axis, 1) > 1
+
+
+def _devices(hidden: Array, head: Array) -> Devices:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return Devices({}, *[PartitionSpec()] * 3)
+    spec = functools.partial(sharding.spec, sizes=mesh.shape)
+    return Devices(
+        mesh.shape,
+        spec("Z", hidden.shape[:1]),
+        spec("V D", head.shape, rules=sharding.GATHERED),
+        spec("V D", head.shape),
+    )
+
+
+def _alone(f: Callable, **_) -> Callable:
+    return f
+
+
+def _logps_here(
+    devices: Devices,
+    last: layers.LastStep,
+    hidden: Array,
+    head: Array,
+    target: Array,
+    scores: Array,
+) -> tuple[Array, Array]:
+    chunk = _chunk(hidden, head)
+    over_vocabulary = devices.vocabulary
+
+    def add(i: Array, sofar: tuple) -> tuple:
+        part = functools.partial(_part, i=i, chunk=chunk)
+        logits = layers.finished(_logits(part(hidden), head), last)
+        top = logits.max(-1)
+        if over_vocabulary:
+            top = jax.lax.pmax(top, over_vocabulary)
+        total = jnp.exp(logits - top[..., None]).sum(-1)
+        own = part(target) - _first_id(head, over_vocabulary)
+        is_here = (own >= 0) & (own < len(head))
+        at_target = jnp.take_along_axis(logits, jnp.clip(own, 0, len(head) - 1)[..., None], -1)
+        at_target = jnp.where(is_here, at_target[..., 0], 0)
+        if over_vocabulary:
+            total, at_target = jax.lax.psum((total, at_target), over_vocabulary)
+        logsum = top + jnp.log(total)
+        fresh = at_target - logsum, logsum
+        put = lambda whole, new: jax.lax.dynamic_update_slice_in_dim(whole, new, i * chunk, 1)
+        return tuple(map(put, sofar, fresh))
+
+    none = jnp.zeros(target.shape, jnp.float32)
+    return jax.lax.fori_loop(0, -(-scores.max() // chunk), add, (none, none))
+
+
+def _gradients_here(
+    devices: Devices,
+    last: layers.LastStep,
+    hidden: Array,
+    head: Array,
+    target: Array,
+    scores: Array,
+    logsum: Array,
+    gradient: Array,
+) -> tuple[Array, Array]:
+    chunk = _chunk(hidden, head)
+    over_vocabulary = devices.vocabulary
+
+    def add(i: Array, sofar: tuple) -> tuple:
+        of_hidden, of_head = sofar
+        part = functools.partial(_part, i=i, chunk=chunk)
+        logits = layers.finished(_logits(part(hidden), head), last)
+        shares = jnp.exp(logits - part(logsum)[..., None])
+        own = part(target) - _first_id(head, over_vocabulary)
+        is_target = own[..., None] == jnp.arange(len(head))
+        of_logits = (is_target - shares) * part(gradient)[..., None]
+        if last != layers.LastStep():
+            of_logits *= layers.slope(logits, last)
+        # Once for both products; and the narrow operand is turned, not the one as wide as V.
+        of_logits = jax.lax.optimization_barrier(of_logits.astype(hidden.dtype))
+        turned = jax.lax.optimization_barrier(part(hidden).reshape(-1, hidden.shape[2]).T)
+        fresh = layers.dot("ZCV,VD->ZCD", of_logits, head, out=jnp.float32)
+        of_logits = of_logits.reshape(-1, len(head))
+        of_hidden = jax.lax.dynamic_update_slice_in_dim(of_hidden, fresh, i * chunk, 1)
+        return of_hidden, of_head + layers.dot("DC,CV->DV", turned, of_logits, jnp.float32)
+
+    none = jnp.zeros(hidden.shape, jnp.float32), jnp.zeros(head.shape[::-1], jnp.float32)
+    count = -(-scores.max() // chunk)
+    of_hidden, of_head = jax.lax.fori_loop(0, count, add, none)
+    of_head = of_head.T
+    if over_vocabulary:
+        of_hidden = jax.lax.psum(of_hidden, over_vocabulary)
+    if devices.width:
+        of_head = jax.lax.psum_scatter(of_head, "fsdp", scatter_dimension=1, tiled=True)
+    elif devices.splits("fsdp"):
+        of_head = jax.lax.psum(of_head, "fsdp")
+    if devices.splits("data"):
+        of_head = jax.lax.psum(of_head, "data")
+    return of_hidden.astype(hidden.dtype), of_head
+
+
+def _part(x: Array, i: Array, chunk: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1)
+
+
+def _logits(hidden: Float[Array, "Z c D"], head: Float[Array, "V D"]) -> Float[Array, "Z c V"]:
+    return layers.dot("ZCD,VD->ZCV", hidden, head, out=jnp.float32)
+
+
+def _first_id(head: Array, axis: str | None) -> Array | int:
+    """Of a split vocabulary a device holds the ids from this one on."""
+    return jax.lax.axis_index(axis) * len(head) if axis else 0
+
+
+def _chunk(hidden: Float[Array, "Z C D"], head: Float[Array, "V D"]) -> int:
+    """How many tokens of a list are taken at a time: the most that divide it and fit."""
+    Z, C, _ = hidden.shape
+    most = logits_bytes() // (4 * Z * len(head))
+    return max(n for n in range(1, C + 1) if C % n == 0 and n <= max(most, 1))
