@@ -39,6 +39,18 @@ class Recipe(NamedTuple):
     answers: tuple[str, ...]  # what the answers of an example are called in figures
 
 
+class Around(NamedTuple):
+    """What is at hand around the steps of a run."""
+
+    recipe: Recipe
+    own: Policy
+    run: Run
+    store: RunStore
+    facts: dict
+    stop: Callable[[], bool]
+    log: records.Log
+
+
 def run_steps(
     recipe: Recipe,
     own: Policy,
@@ -51,80 +63,31 @@ def run_steps(
     """Takes the steps that are left; the last state, and its held-out figures.
 
     Raises:
-      Asked: the run was asked to stop.
+      Asked: the run was asked to stop before its first step.
       RuntimeError, OSError: as `policy.save`.
     """
-    start, every = state.step, run.every
-    held_out = records.of_held_out(run.directory, start) if start else {}
+    start = state.step
     log = records.Log(run.directory, run.records, after=start or -1)
-
-    def due(steps: int | None) -> bool:
-        return state.step == run.total_steps or (steps is not None and state.step % steps == 0)
-
-    def evaluate() -> dict[str, float]:
-        found: dict[str, float] = {}
-        try:
-            for figures in recipe.evaluate(state):
-                say(records.line(state.step, run.total_steps, figures))
-                found |= figures
-        except preemption.Asked:  # then it is done first when the run is resumed
-            return {}
-        if found:
-            log.write(state.step, found)
-        return found
-
-    def export_if_due() -> None:
-        if every.steps_per_hf_export != -1 and due(every.steps_per_hf_export):
-            say(f"exporting to {policy.export_folder(state.step, run)}")
-            policy.export(policy.model_of(own, state), state.step, run)
-
+    around = Around(recipe, own, run, store, facts, stop, log)
     with contextlib.closing(log):
-        if start == 0 and run.run_initial_eval:
-            evaluate()
-        # Stopped between the checkpoint and what else was due.
-        if start and due(every.steps_per_eval) and not held_out:
-            held_out = evaluate()
-        if start and not stop() and not policy.exported(start, run):
-            export_if_due()
-        if stop():
-            raise preemption.Asked
-
-        updates = batches.iterate(mixture.endless(run.parts, run.seed), run.place, start=start)
+        held_out = _before_first(around, state)
         meter = records.Meter(recipe.answers)
-        traced = [step for step in run.profile if step > start]
-        for step in terminal.bar(range(start + 1, run.total_steps + 1), unit="step"):
-            if step in traced[:1]:
-                jax.profiler.start_trace(run.directory.within("profile").local())
-            with meter.waiting():
-                update = next(updates)
+        for update in _updates(run, start, meter):
             taken = recipe.take(state, update)
             # Of the step before: nothing waits for this one.
             policy.check_sound(state, run)
             state = taken.state
             meter.add(update)
-            if step == start + 1 or due(every.steps_per_log):
-                if left := meter.time_left(run.total_steps - step):
-                    say(left)
-                figures = recorded(recipe, own, run, update, taken) | meter.read()
-                figures |= recipe.describe(update, taken)
-                figures = {f"train/{name}": value for name, value in figures.items()}
-                log.write(step, figures)
-                say(records.line(step, run.total_steps, figures))
-                if warning := recipe.warn(figures):
-                    say(warning)
-            if step in traced[-1:]:
+            if state.step == start + 1 or due(run, state.step, run.every.steps_per_log):
+                _record(around, update, taken, meter)
+            if state.step in _traced(run, start)[-1:]:
                 jax.block_until_ready(state.trained)
                 jax.profiler.stop_trace()
             with meter.paused():
-                held_out = evaluate() if due(every.steps_per_eval) and not stop() else {}
-                leaving = stop()
-                if leaving or due(every.steps_per_checkpoint) or store.lost():
-                    policy.save(state, run, store, facts, held_out)
-                if leaving:
-                    say(f"stopped after step {step}: the same command resumes from there")
-                    return state, held_out
-                export_if_due()
-
+                held_out, leaving = _after_step(around, state)
+            if leaving:
+                say(f"stopped after step {state.step}: the same command resumes from there")
+                return state, held_out
         store.wait()
         while store.lost():
             policy.save(state, run, store, facts, held_out)
@@ -134,6 +97,91 @@ def run_steps(
     return state, held_out
 
 
+def due(run: Run, step: int, every: int | None) -> bool:
+    """Is something due after this step: its last, or one of every so many?"""
+    return step == run.total_steps or (every is not None and step % every == 0)
+
+
+def _before_first(around: Around, state: State) -> dict[str, float]:
+    """What a fresh run measures first, or what was due when a resumed one was stopped."""
+    run, every = around.run, around.run.every
+    held_out = records.of_held_out(run.directory, state.step) if state.step else {}
+    if state.step == 0 and run.run_initial_eval:
+        _evaluate(around, state)
+    if state.step and due(run, state.step, every.steps_per_eval) and not held_out:
+        held_out = _evaluate(around, state)
+    if state.step and not around.stop() and not policy.exported(state.step, run):
+        _export_if_due(around, state)
+    if around.stop():
+        raise preemption.Asked
+    return held_out
+
+
+def _updates(run: Run, start: int, meter: records.Meter) -> Iterator[Update]:
+    """The update of each step that is left, behind a bar and, where asked for, a trace."""
+    updates = batches.iterate(mixture.endless(run.parts, run.seed), run.place, start=start)
+    for step in terminal.bar(range(start + 1, run.total_steps + 1), unit="step"):
+        if step in _traced(run, start)[:1]:
+            jax.profiler.start_trace(run.directory.within("profile").local())
+        with meter.waiting():
+            update = next(updates)
+        yield update
+
+
+def _traced(run: Run, start: int) -> list[int]:
+    return [step for step in run.profile if step > start]
+
+
+def _record(around: Around, update: Update, taken: Taken, meter: records.Meter) -> None:
+    """The figures of a step, wherever records go. Waits for the devices."""
+    run, step = around.run, taken.state.step
+    figures = records.on_host(taken.values) | run.counts
+    figures["skipped"] = float(taken.state.skipped)
+    steps = max(step - round(figures["skipped"]), 1)  # that the optimizer has seen
+    figures["learning_rate"] = float(jax.device_get(around.own.schedule(steps - 1)))
+    if left := meter.time_left(run.total_steps - step):
+        say(left)
+    figures |= meter.read() | around.recipe.describe(update, taken)
+    figures = {f"train/{name}": value for name, value in figures.items()}
+    around.log.write(step, figures)
+    say(records.line(step, run.total_steps, figures))
+    if warning := around.recipe.warn(figures):
+        say(warning)
+
+
+def _after_step(around: Around, state: State) -> tuple[dict[str, float], bool]:
+    """Evaluates, saves and exports what is due; the held-out figures, and whether to leave."""
+    run, store, every = around.run, around.store, around.run.every
+    is_due = due(run, state.step, every.steps_per_eval)
+    held_out = _evaluate(around, state) if is_due and not around.stop() else {}
+    leaving = around.stop()
+    if leaving or due(run, state.step, every.steps_per_checkpoint) or store.lost():
+        policy.save(state, run, store, around.facts, held_out)
+    if not leaving:
+        _export_if_due(around, state)
+    return held_out, leaving
+
+
+def _evaluate(around: Around, state: State) -> dict[str, float]:
+    found: dict[str, float] = {}
+    try:
+        for figures in around.recipe.evaluate(state):
+            say(records.line(state.step, around.run.total_steps, figures))
+            found |= figures
+    except preemption.Asked:  # then it is done first when the run is resumed
+        return {}
+    if found:
+        around.log.write(state.step, found)
+    return found
+
+
+def _export_if_due(around: Around, state: State) -> None:
+    run, every = around.run, around.run.every.steps_per_hf_export
+    if every != -1 and due(run, state.step, every):
+        say(f"exporting to {policy.export_folder(state.step, run)}")
+        policy.export(policy.model_of(around.own, state), state.step, run)
+
+
 def applied(programs: Programs, sums: Sums, state: State, said: Said) -> Taken:
     """The optimizer's step by the sums of an update."""
     answers = Answers(sums.policy, sums.reference, *said)
@@ -141,14 +189,3 @@ def applied(programs: Programs, sums: Sums, state: State, said: Said) -> Taken:
     skipped = state.skipped + values.pop("skipped")
     after = State(state.step + 1, trained, state.frozen, opt_state, skipped, state.skipped_before)
     return Taken(after, values, answers)
-
-
-def recorded(
-    recipe: Recipe, own: Policy, run: Run, update: Update, taken: Taken
-) -> dict[str, float]:
-    """The figures of a step that every recipe records. Waits for the devices."""
-    figures = records.on_host(taken.values) | run.counts
-    figures["skipped"] = float(taken.state.skipped)
-    steps = max(taken.state.step - round(figures["skipped"]), 1)  # the optimizer has seen
-    figures["learning_rate"] = float(jax.device_get(own.schedule(steps - 1)))
-    return figures
