@@ -44,7 +44,7 @@ def figures(tmp_path_factory):
     ids="-".join,
 )
 def test_every_kind_of_layer_is_split_over_devices(tmp_path, families):
-    """Experts, biases, sinks, windows, kinds, learned positions: eight devices give what one does."""
+    """Experts, biases, sinks, windows, kinds of layers: eight devices give what one gives."""
     found = on_eight_devices("families_on_devices", tmp_path, *families)
     assert len(found) == len(families)
     for record in found:
