@@ -2,6 +2,7 @@
 
 Started by test_devices.py with a folder and their names, in a process whose platform shows eight
 devices. gpt-oss has an MLP as wide as the model: then only the axes' letters tell its biases apart.
+"alternating" has layers of several kinds, and is an architecture of the tests alone.
 """
 
 import json
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.zoo import twins
+from tests.zoo import alternating, twins
 import zoo
 from zoo.parts import sharding, spans
 
@@ -38,13 +39,15 @@ def outcome(folder: pathlib.Path, mesh: jax.sharding.Mesh):
 
 
 def main() -> None:
+    zoo.ARCHITECTURES["alternating"] = alternating
     kinds = (jax.sharding.AxisType.Auto,) * 3
     one = jax.make_mesh((1, 1, 1), sharding.MESH_AXES, kinds, devices=jax.devices()[:1])
     many = sharding.mesh_of(1, 4, 2)
     for family in sys.argv[2:]:
-        shape = FAMILIES[family]
         folder = pathlib.Path(sys.argv[1]) / family
-        zoo.save(twins.untrained(family, shape), folder, dtype=np.float32)
+        alone = family == "alternating"
+        model = alternating.untrained() if alone else twins.untrained(family, FAMILIES[family])
+        zoo.save(model, folder, dtype=np.float32)
         (expected, of_one), (found, of_many) = outcome(folder, one), outcome(folder, many)
         apart = [
             np.abs(a - b).max() / max(np.abs(a).max(), 1e-6)

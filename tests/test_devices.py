@@ -37,11 +37,14 @@ def figures(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "families",
-    [("gpt_oss",), pytest.param(("gemma3_text", "phi3", "gpt2"), marks=pytest.mark.full)],
+    [
+        ("gpt_oss", "alternating"),
+        pytest.param(("gemma3_text", "phi3", "gpt2"), marks=pytest.mark.full),
+    ],
     ids="-".join,
 )
 def test_every_kind_of_layer_is_split_over_devices(tmp_path, families):
-    """Experts, biases, sinks, windows, learned positions: eight devices give what one gives."""
+    """Experts, biases, sinks, windows, kinds of layers: eight devices give what one gives."""
     found = on_eight_devices("families_on_devices", tmp_path, *families)
     assert len(found) == len(families)
     for record in found:

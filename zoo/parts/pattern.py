@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array
+import numpy as np
 
 
 class Part(NamedTuple):
@@ -31,7 +32,7 @@ class Part(NamedTuple):
         return [(kind, None if one else count)
                 for kind, one, count in zip(self.kinds, alone, counted, strict=True)]  # fmt: skip
 
-    def cut(self, kind: str, stack: Array) -> Array:
+    def cut(self, kind: str, stack: Array | np.ndarray) -> Array | np.ndarray:
         """Of a stack of this kind the layers of this part, by repetition.
 
         Where a repetition has several of them, by their place in it too: [times, places, …].
