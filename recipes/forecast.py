@@ -42,7 +42,7 @@ from recipes.training.checks import Precision, Values
 from recipes.training.nearest import did_you_mean
 from recipes.training.optimizer import AdamW
 import zoo
-from zoo.parts import sharding
+from zoo.parts import sharding, stack
 
 
 class Chip(NamedTuple):
@@ -165,7 +165,7 @@ def forecast(
         per_position += 2 * (weights - embedding)
     flops = per_position * positions * count
     per_layer = [
-        int(np.prod(x.shape[1:] if path[0].key == "blocks" else x.shape))
+        int(np.prod(x.shape[1:] if path[0].key == stack.STACKS else x.shape))
         for path, x in jax.tree_util.tree_flatten_with_path(params)[0]
     ]
     busy = flops / len(devices) / (REACHED * chip.bf16_flops)

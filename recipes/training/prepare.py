@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping
 import contextlib
 import itertools
 import math
-from typing import Any
+import pathlib
+from typing import Any, NamedTuple
 
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from checkpoints_io import hf_folder, places, processes
 from checkpoints_io.errors import BadInput, NotFound, StorageError
@@ -14,6 +15,7 @@ from checkpoints_io.run_state import Keep, RunStore
 from recipes.data import run_data, source_pairs
 from recipes.data.ids.pair_ids import Example
 from recipes.data.packed import batches, shapes
+from recipes.data.run_data import Data
 from recipes.training import checks, optimizer, plan, records, resume
 from recipes.training.checks import Values
 from recipes.training.run import Beside, Computing, Every, Records, Run, Saving, say
@@ -39,84 +41,40 @@ def prepared(given: Values, *, beside: Beside | None = None, single: bool = Fals
         yield _prepare(given, beside, directory, single=single)
 
 
+class Models(NamedTuple):
+    """The models of a run, whose files have been looked at."""
+
+    folders: dict[str, hf_folder.Folder]  # of the policy, and of the reference where there is one
+    blank: zoo.Model  # the policy, without weights
+    tokenizer: pathlib.Path  # a folder
+
+
 def _prepare(given: Values, beside: Beside | None, directory: places.Place, *, single: bool) -> Run:
     shaping = resume.of_settings(given)
     _refuse_directory_of_another_run(directory, shaping)
-    computing = computing_of(given)
-    mesh, precision = computing.mesh, computing.precision
-
-    path = given["initialize_from_hf"]
-    folder = hf_folder.look_up(path)
-    if folder.revision and "@" not in path:
-        say(f"pin the model, and it stays this: {path}@{folder.revision}")
-    model = zoo.abstract(folder.config, precision.params, precision.compute, mesh)
-    backend = attention.backend_of(model.config, precision.compute, computing.attention)
-    if computing.remat == "attention" and backend not in ("blocks", "splash"):
-        raise BadInput(
-            f"--config.remat=attention has no effect with the attention backend {backend}, which "
-            "does not say what it keeps: use products, or the backend blocks or splash"
-        )
-    folder = hf_folder.fetched(folder)
-    zoo.check(folder)
-    folders = {"policy": folder}
-    if beside:
-        folders["reference"] = _checked_reference(beside, path, folder)
-    tokenizer_folder = folder.path
-    if given["tokenizer"]:
-        tokenizer_folder = hf_folder.find(given["tokenizer"], files=hf_folder.TOKENIZER_FILES)
-    longest = zoo.longest_text(folder.config)
-    if longest and given["train_seq_len"] > longest:
-        raise BadInput(
-            f"--config.train_seq_len={given['train_seq_len']} is more than the {longest} positions "
-            f"that {path} was made for"
-        )
-
-    data = run_data.read(run_data.asked(given, tokenizer_folder, single=single))
-    for part in data.told:
-        say("\n  ".join([f"{part.name} ({part.source}):", *part.told]))
-    sets = [held.name for held in data.held_out]
-    if given["keep_best"] and (name := given["keep_best"].rpartition("/")[0]) not in sets:
-        raise BadInput(
-            f"--config.keep_best={given['keep_best']} names no held-out set: there is no {name} in "
-            f"{sets}"
-        )
-    train = [pair for part in data.train for pair in part.pairs]
-    every = train + [pair for held in data.held_out for pair in held.pairs]
-    _refuse_unknown_ids(every, model, data.tokenizer)
-    alike = [n for one in folders.values() if (n := zoo.turns_alike_to(one.config))]
+    computing = _computing(given)
+    models = _models(given, beside, computing)
+    data = _data(given, models, single=single)
+    train = [example for part in data.train for example in part.pairs]
     resident = beside is not None and beside.mode == "resident"
-    memory = plan.memory(model, given["adam_mu_dtype"], resident=resident)
-    shape = shapes.choose(
-        every,
-        per_update=given["train_batch_size"],
-        shards=sharding.data_shards(mesh),
-        most=plan.most_positions_here(model, sum(memory.values())),
-        row_length=given["row_length"],
-        rows=given["per_device_parallelism"],
-        alike=min(alike, default=None),
-    )
+    memory = plan.memory(models.blank, given["adam_mu_dtype"], resident=resident)
     run = Run(
         directory=directory,
-        folder=folder,
-        reference=folders.get("reference"),
+        folder=models.folders["policy"],
+        reference=models.folders.get("reference"),
         tokenizer=data.tokenizer,
-        tokenizer_folder=tokenizer_folder,
+        tokenizer_folder=models.tokenizer,
         stop_ids=data.stop_ids,
         parts=data.train,
         pairs=train,
         held_out=data.held_out,
-        place=batches.Place(shape, NamedSharding(mesh, PartitionSpec(("data", "fsdp")))),
+        place=_packed(given, models, data, computing.mesh, sum(memory.values())),
         seed=given["seed"],
         total_steps=_steps(given, len(train)),
         computing=computing,
         adamw=checks.part(optimizer.AdamW, given),
         every=checks.part(Every, given),
-        saving=Saving(
-            keep=_keep(given),
-            retries=given["save_retries"],
-            export_dtype=checks.DTYPES[given["hf_save_dtype"]],
-            chat_template=data.tokenizer.chat_template if given["chat_template"] else None,
-        ),
+        saving=_saving(given, data),
         records=Records(
             tensorboard=given["tensorboard"],
             wandb_project=given["wandb_project"],
@@ -131,21 +89,99 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place, *, s
         facts={
             "settings": shaping,
             "data": source_pairs.fingerprint(train),
-            "models": {whose: resume.of_model(one.config) for whose, one in folders.items()},
+            "models": {name: resume.of_model(one.config) for name, one in models.folders.items()},
         },
-        counts={
-            "data/dropped": sum(part.rows - part.used for part in data.told),
-            "data/truncated": sum(
-                part.notes.get(cut, 0) for part in data.told for cut in ("prompt_cut", "answer_cut")
-            ),
-        },
+        counts=_lost(data),
     )
     optimizer.schedule_of(run.adamw, run.total_steps)  # refuses what does not fit into the steps
-    say(plan.told(run, checks.part(plan.Asked, given), model, memory))
+    say(plan.told(run, checks.part(plan.Asked, given), models.blank, memory))
     return run
 
 
-def computing_of(given: Values) -> Computing:
+def _models(given: Values, beside: Beside | None, computing: Computing) -> Models:
+    """What cannot be read or computed is refused by config.json, before weights are fetched."""
+    path, precision = given["initialize_from_hf"], computing.precision
+    folder = hf_folder.look_up(path)
+    if folder.revision and "@" not in path:
+        say(f"pin the model, and it stays this: {path}@{folder.revision}")
+    blank = zoo.abstract(folder.config, precision.params, precision.compute, computing.mesh)
+    backend = attention.backend_of(blank.config, precision.compute, computing.attention)
+    if computing.remat == "attention" and backend not in ("blocks", "splash"):
+        raise BadInput(
+            f"--config.remat=attention has no effect with the attention backend {backend}, which "
+            "does not say what it keeps: use products, or the backend blocks or splash"
+        )
+    folder = hf_folder.fetched(folder)
+    zoo.check(folder)
+    folders = {"policy": folder}
+    if beside:
+        folders["reference"] = _checked_reference(beside, path, folder)
+    tokenizer = folder.path
+    if given["tokenizer"]:
+        tokenizer = hf_folder.find(given["tokenizer"], files=hf_folder.TOKENIZER_FILES)
+    longest = zoo.longest_text(folder.config)
+    if longest and given["train_seq_len"] > longest:
+        raise BadInput(
+            f"--config.train_seq_len={given['train_seq_len']} is more than the {longest} positions "
+            f"that {path} was made for"
+        )
+    return Models(folders, blank, tokenizer)
+
+
+def _data(given: Values, models: Models, *, single: bool) -> Data:
+    data = run_data.read(run_data.asked(given, models.tokenizer, single=single))
+    for part in data.told:
+        say("\n  ".join([f"{part.name} ({part.source}):", *part.told]))
+    sets = [held.name for held in data.held_out]
+    if given["keep_best"] and (name := given["keep_best"].rpartition("/")[0]) not in sets:
+        raise BadInput(
+            f"--config.keep_best={given['keep_best']} names no held-out set: there is no {name} in "
+            f"{sets}"
+        )
+    _refuse_unknown_ids(_every(data), models.blank, data.tokenizer)
+    return data
+
+
+def _every(data: Data) -> list[Example]:
+    """All examples: to train on, and held out."""
+    return [example for part in (*data.train, *data.held_out) for example in part.pairs]
+
+
+def _packed(given: Values, models: Models, data: Data, mesh: Mesh, held: int) -> batches.Place:
+    """The shape of micro-batches, where `held` bytes of a device live through an update."""
+    folders = models.folders.values()
+    alike = [n for folder in folders if (n := zoo.turns_alike_to(folder.config))]
+    shape = shapes.choose(
+        _every(data),
+        per_update=given["train_batch_size"],
+        shards=sharding.data_shards(mesh),
+        most=plan.most_positions_here(models.blank, held),
+        row_length=given["row_length"],
+        rows=given["per_device_parallelism"],
+        alike=min(alike, default=None),
+    )
+    return batches.Place(shape, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+
+
+def _saving(given: Values, data: Data) -> Saving:
+    return Saving(
+        keep=_keep(given),
+        retries=given["save_retries"],
+        export_dtype=checks.DTYPES[given["hf_save_dtype"]],
+        chat_template=data.tokenizer.chat_template if given["chat_template"] else None,
+    )
+
+
+def _lost(data: Data) -> dict[str, int]:
+    """Rows that are dropped, and texts that are cut, by metric name."""
+    cut = ("prompt_cut", "answer_cut")
+    return {
+        "data/dropped": sum(part.rows - part.used for part in data.told),
+        "data/truncated": sum(part.notes.get(what, 0) for part in data.told for what in cut),
+    }
+
+
+def _computing(given: Values) -> Computing:
     """How the settings say that models are computed, on the devices that are here."""
     mesh = sharding.mesh_of(given["mesh.data"], given["mesh.fsdp"], given["mesh.tensor"])
     precision = checks.precision(given["mp"])
