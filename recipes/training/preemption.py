@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 from jax import Array
-from jax._src import distributed
 
 from recipes.data.packed.packing import Packed
 from recipes.training.logps import Forward
@@ -48,10 +47,7 @@ def asked() -> Iterator[Callable[[], bool]]:
     received: list[int] = []
     agreed: list[int] = []
     times = itertools.count(1)
-    # Of several processes jax itself waits for SIGTERM, and settles for all of them on one of the
-    # times that they ask. Orbax asks it too, by the number of the step, and jax, which knows the
-    # last number only, would wait for a time that is over: so Orbax finds nobody to ask.
-    manager: Any = distributed.global_state.preemption_sync_manager
+    manager, give_back = _taken_from_jax()
 
     def stop() -> bool:
         if not several:
@@ -70,16 +66,31 @@ def asked() -> Iterator[Callable[[], bool]]:
     numbers = [signal.SIGINT] if several else [signal.SIGINT, signal.SIGTERM]
     before = [signal.signal(number, note) for number in numbers]
     unwatch = _watch()
-    distributed.global_state.preemption_sync_manager = None
     try:
         yield stop
     except Asked:
         say("stopped: the same command goes on")
     finally:
-        distributed.global_state.preemption_sync_manager = manager
+        give_back()
         unwatch()
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _taken_from_jax() -> tuple[Any, Callable[[], None]]:
+    """What settles when all processes stop, which Orbax no longer finds; and how to put it back.
+
+    Of several processes jax itself waits for SIGTERM, and settles for all of them on one of the
+    times that they ask. Orbax asks it too, by the number of the step, and jax, which knows the last
+    number only, would wait for a time that is over. It is None where there is one process.
+
+    The one private name of jax in this project: where a version moves it, a test says so.
+    """
+    from jax._src import distributed
+
+    state = distributed.global_state
+    manager, state.preemption_sync_manager = state.preemption_sync_manager, None
+    return manager, lambda: setattr(state, "preemption_sync_manager", manager)
 
 
 def _watch() -> Callable[[], None]:

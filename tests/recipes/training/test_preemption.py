@@ -341,3 +341,23 @@ def test_another_number_of_devices_goes_on_with_the_same_numbers(tmp_path, devic
     apart = [abs(one[at]["train/dpo_loss"] - other[at]["train/dpo_loss"]) for at in range(1, 7)]
     print(devices, apart)
     assert max(apart) <= 1e-6
+
+
+def test_jax_still_has_the_private_name_that_orbax_is_kept_from(monkeypatch):
+    """Where a version of jax moves it this fails: `preemption._taken_from_jax` has to follow."""
+    from jax._src import distributed
+
+    state = distributed.global_state
+    assert hasattr(state, "preemption_sync_manager")
+    monkeypatch.setattr(state, "preemption_sync_manager", mine := object())
+    manager, give_back = preemption._taken_from_jax()
+    assert (manager, state.preemption_sync_manager) == (mine, None)
+    give_back()
+    assert state.preemption_sync_manager is mine
+
+
+def test_private_names_of_jax_stand_in_one_function():
+    for package in ("zoo", "recipes", "checkpoints_io"):
+        for path in (ROOT / package).rglob("*.py"):
+            lines = [line for line in path.read_text().splitlines() if "jax._src" in line]
+            assert len(lines) == (path.name == "preemption.py"), path
