@@ -25,7 +25,7 @@ CONFIG_FILES = ["config.json", *QUANTISED_FILES]
 # The same weights again, as other programs want them.
 ELSEWHERE = ["*/*", "consolidated*"]
 
-# Such files have some kilobytes. Parsed, one of nothing but brackets takes 23 times its size.
+# Such files have a few kilobytes. Parsed, one of nothing but brackets takes 23 times its size.
 MOST_JSON = 16 << 20
 MOST_VALUES = 500_000
 

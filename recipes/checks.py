@@ -1,4 +1,4 @@
-"""A config held to the table of settings before anything else happens, in sentences."""
+"""Checks a config against the table of settings before anything else happens."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import datetime
@@ -25,7 +25,7 @@ DTYPES = {
     "f16": np.dtype(np.float16),
     "float16": np.dtype(np.float16),
 }
-# By which a checkpoint may be the best, and whether high ones are good.
+# Metrics that can choose the best checkpoint, and whether higher is better.
 BEST_BY = {
     "loss": False,
     "dpo_loss": False,
@@ -33,7 +33,7 @@ BEST_BY = {
     "dpo_reward_margin": True,
     "dpo_margin_policy": True,
 }
-# Losses of other programs: what ours are called there, and what those are that are not here.
+# Losses of other programs: their names for ours, and what the losses are that are not here.
 LOSSES_ELSEWHERE = {"dpo": "sigmoid", "cdpo": "sigmoid", "dpopositive": "dpop"}
 LOSSES_NOT_HERE = {
     "simpo": "SimPO", "ipo": "IPO", "orpo": "ORPO", "kto": "KTO", "cpo": "CPO", "slic": "SLiC",
@@ -90,7 +90,7 @@ def checked(config: ml_collections.ConfigDict, table: Table) -> Values:
 
 
 def check_names(config: ml_collections.ConfigDict, table: Table) -> None:
-    """Holds a config to the names of the table, and each value to its kind.
+    """Checks the names of a config against the table, and the kind of each value.
 
     Raises:
       ValueError: with the setting's name, and what to write.
@@ -100,7 +100,7 @@ def check_names(config: ml_collections.ConfigDict, table: Table) -> None:
         if "reference_model_path" in shared:
             remedy = (
                 "write config.reference_model_path = config_dict.placeholder(str), which stands "
-                "for the weights that the policy begins from"
+                "for the weights that the policy starts from"
             )
         raise BadInput(
             f"{' and '.join(shared)} of the config are one reference (get_ref), and whoever sets "
@@ -128,7 +128,7 @@ def left_out(config: ml_collections.ConfigDict, table: Table) -> list[str]:
 
 
 def precision(mp: str) -> Precision:
-    """Reads `p=f32,c=bfloat16`.
+    """Parses `p=f32,c=bfloat16`.
 
     Raises:
       ValueError: it is written otherwise, or names dtypes that do not train.

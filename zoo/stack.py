@@ -1,4 +1,4 @@
-"""Stacks of blocks: the weights of like layers with a leading L, scanned, and the way back.
+"""Stacks of blocks: the weights of like layers with a leading L, scanned, and the backward pass.
 
 Layers are all alike, or of several kinds that follow each other in a pattern, each kind a stack of
 its own. A scan goes over the repetitions of the pattern: what is compiled are the blocks of one
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from zoo import mixing, pattern, sharding, spans
 
 # What of a block is kept for the backward pass, beside the residual stream before it; the rest is
-# computed again. Less kept is less memory and more time.
+# recomputed. Less kept is less memory and more time.
 REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "attention": jax.checkpoint_policies.save_only_these_names("attention"),
@@ -95,7 +95,7 @@ def taken_apart(model: Any) -> tuple[Layout, ByKind]:
 
 
 def by_kind(model: Any, tree: Any) -> ByKind:
-    """What is said of a model's layers, by kind: where all are alike there is one."""
+    """What is given for a model's layers, by kind: where all are alike there is one."""
     if not model.config.kinds:
         return {ALIKE: tree}
     return dict.fromkeys(model.config.kinds) | dict(tree or {})

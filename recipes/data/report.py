@@ -165,7 +165,7 @@ def _names(example: Example) -> tuple[str, ...]:
 
 
 def _cut(tokenizer: Tokenizer, before: list[int], ids: list[int], kinds: list[str]) -> list[Piece]:
-    """The texts of the pieces, joined, are what `ids` say behind those before."""
+    """The texts of the pieces, joined, are what `ids` say after `before`."""
     whole, special = text_after(tokenizer, before, ids), set(tokenizer.special.values())
     found, at, start = [], 0, 0
     for stop in range(1, len(ids) + 1):

@@ -22,7 +22,7 @@ ASKED = 4  # words of a question that an answer does not begin with by chance
 
 
 def checked(pair: Pair, rendered: tuple[Rendered, ...], chat: Chat | None) -> tuple[Rendered, ...]:
-    """The texts, with an answer that the prompt begins counted from where it goes on.
+    """The texts, with an answer that the prompt begins counted from where it continues.
 
     Raises:
       ValueError: turns in an unusual order, or the beginning of an answer, are not shown as such.

@@ -65,10 +65,10 @@ class Worker:
         The function stands in a module, under its name. Within `with step(where, what):` it may
         take `Limits.seconds`, and a sentence says that `what` took longer, as an error that the
         function can catch. A library that does not return within them ends the worker, and
-        `where` is told.
+        the error names `where`.
 
         Raises:
-          BadInput: of all this, what took too long or too much memory.
+          BadInput: it took too long, or too much memory.
           UserError: what the function raises, as the same kind with the same words.
           RunFailed: the process died.
         """
