@@ -110,7 +110,7 @@ def find(
     Raises:
       ValueError: a link in it leads out, or one of `files` is no longer what the hub sent.
       FileNotFoundError: there is no such folder, nor such a repository within reach.
-      PermissionError: the repository wants a token that has been granted access.
+      PermissionError: the repository needs a token that has been granted access.
     """
     folder = pathlib.Path(path_or_id).expanduser()
     if folder.is_dir():

@@ -43,7 +43,7 @@ MOST_INDEX = 64 << 20
 DTYPES = ("BF16", "F16", "F32")
 TIED_ROWS = 4096  # of two tensors that are compared, at a time
 
-# Left in checkpoints by old code; worked out from config.json here.
+# Left in checkpoints by old code; computed from config.json here.
 DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")
 
 

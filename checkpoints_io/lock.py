@@ -13,7 +13,7 @@ from checkpoints_io.errors import StorageError
 
 @contextlib.contextmanager
 def held(path: pathlib.Path, *, otherwise: Callable[[], None]) -> Iterator[None]:
-    """Inside the block no other process holds the file; if one does, `otherwise` raises or it waits.
+    """No other process holds the file in the block; if one does, `otherwise` raises, or it waits.
 
     On a disk without locks all may hold it, and a warning says so. What is in the file stays.
 

@@ -103,7 +103,7 @@ def check_names(config: ml_collections.ConfigDict, table: Table) -> None:
                 "for the weights that the policy starts from"
             )
         raise BadInput(
-            f"{' and '.join(shared)} of the config are one reference (get_ref), and whoever sets "
+            f"{' and '.join(shared)} of the config are one reference (get_ref), and setting "
             f"one of them sets both: {remedy}"
         )
     own = lambda name: f"{name}.".startswith(tuple(f"{one}." for one in NAMED_BY_THE_USER))
@@ -149,7 +149,7 @@ def precision(mp: str) -> Precision:
 
 
 def profiled(steps: str | None) -> range:
-    """The steps of `11-13`; none of None.
+    """The steps of `11-13`; an empty range for None.
 
     Raises:
       ValueError: it is written otherwise.
@@ -336,7 +336,7 @@ def _check_keep(given: Values, pairs: bool) -> None:
         )
     if saved is None or evaluated is None or saved % evaluated:
         raise BadInput(
-            "--config.keep_best wants --config.steps_per_checkpoint to be a multiple of "
+            "--config.keep_best needs --config.steps_per_checkpoint to be a multiple of "
             f"--config.steps_per_eval, and they are {saved} and {evaluated}: checkpoints would be "
             "without figures"
         )

@@ -42,7 +42,7 @@ def check_logps(
     if not (np.abs(ours - theirs) <= bound).all():
         raise RunFailed(
             "policy and reference have equal weights and give different log-probabilities (by up "
-            f"to {np.abs(ours - theirs).max():.3g} nats): the run would not train what it says; "
+            f"to {np.abs(ours - theirs).max():.3g} nats): its training would be wrong; "
             "please report it"
         )
     return True

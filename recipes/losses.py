@@ -35,7 +35,7 @@ class Objective(NamedTuple):
 def sigmoid(answers: Answers, *, beta: float, label_smoothing: float) -> Float[Array, " P"]:
     """Direct preference optimization, softplus(-margin); Eq. 7 of https://arxiv.org/abs/2305.18290.
 
-    `label_smoothing` is the share of pairs assumed to have the wrong label: conservative DPO,
+    `label_smoothing` is the share of pairs assumed to be mislabelled: conservative DPO,
     Eq. 3 of https://ericmitchell.ai/cdpo.pdf.
     """
     chosen, rejected = log_ratios(answers)

@@ -119,7 +119,7 @@ def last_turns(own: Tokenizer, prompts: Sequence[Sequence[int]]) -> list[str]:
 
 
 def _text(own: Tokenizer, pair: Example, ids: Sequence[int], most: int) -> str:
-    """Without special tokens; `…` where it goes on."""
+    """Without special tokens; `…` where it continues."""
     special = set(own.special.values())
     words = [token for token in ids[:most] if token not in special]
     goes_on = len(ids) > most or (len(ids) == most and ids[-1] not in special)
@@ -127,5 +127,5 @@ def _text(own: Tokenizer, pair: Example, ids: Sequence[int], most: int) -> str:
 
 
 def _block(name: str, text: str) -> str:
-    """A name and a text whose further lines stand under the first."""
+    """A name and a text, whose further lines are aligned with the first."""
     return f"{name:<10}" + messages.visible(text).replace("\n", "\n" + " " * 10)

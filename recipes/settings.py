@@ -114,7 +114,7 @@ DATA = {
         str,
         "the day for chat templates that print today's date, like 2026-01-31",
         None,
-        unset="such templates print none",
+        unset="such templates are refused",
     ),
     "data.end_of_turn": Setting(
         str,
@@ -129,7 +129,7 @@ DATA = {
         choices=("drop", "cut_prompt", "cut_answer"),
     ),
     "data.max_malformed_fraction": Setting(
-        float, "a larger share of malformed rows stops the run", 0.0, bound=SHARE
+        float, "the run stops if a larger share of rows is malformed", 0.0, bound=SHARE
     ),
     "token_cache": Setting(
         str,
@@ -160,7 +160,7 @@ PACKING = {
         free=True,
     ),
     "min_pack_fill": Setting(
-        float, "rows that are filled to a smaller share stop the run", 0.5, bound=SHARE, free=True
+        float, "the run stops if rows are filled to a smaller share", 0.5, bound=SHARE, free=True
     ),
 }
 PREFERENCE = {
@@ -174,11 +174,11 @@ PREFERENCE = {
         float, "how strongly the policy is kept near the reference", MUST, bound=ABOVE_0
     ),
     "label_smoothing": Setting(
-        float, "share of pairs assumed to have the wrong label", 0.0, bound=SMOOTHING
+        float, "share of pairs assumed to be mislabelled", 0.0, bound=SMOOTHING
     ),
     "dpop_lambda": Setting(
         float,
-        "for dpop: the penalty on chosen answers that become less likely, like 5.0",
+        "for dpop: weight of the penalty on chosen answers that become less likely, like 5.0",
         None,
         unset="only for loss=dpop",
         bound=ABOVE_0,
@@ -324,7 +324,7 @@ ALONG_THE_WAY = {
         int,
         "checkpoints at multiples of this step are kept as well",
         None,
-        unset="the newest stay",
+        unset="only the newest are kept",
         bound=ABOVE_0,
         free=True,
     ),
@@ -332,7 +332,7 @@ ALONG_THE_WAY = {
         str,
         "the best checkpoint by this metric is kept as well, like heldout/dpo_accuracy",
         None,
-        unset="the newest stay",
+        unset="only the newest are kept",
         free=True,
     ),
     "save_retries": Setting(

@@ -84,7 +84,7 @@ def of_configs(folder):
         ([CONFIG, "--flagfile=nowhere"], ["nowhere"], 2),
         ([CONFIG, "--", "--config.beta=x"], ["beta='x' is not a number"], 2),
         ([CONFIG, "--config.mesh=8"], ["mesh.data, mesh.fsdp, mesh.tensor"], 2),
-        ([CONFIG, "--config.beta"], ["--config.beta wants a value"], 2),
+        ([CONFIG, "--config.beta"], ["--config.beta needs a value"], 2),
         ([CONFIG, "--config.beta="], ["--config.beta is set to nothing"], 2),
         ([CONFIG, "--config.beta=None"], ["--config.beta cannot be unset"], 2),
         ([CONFIG, "--config.data.columns=a"], ["data.columns='a' is not written like"], 2),

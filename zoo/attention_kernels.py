@@ -34,7 +34,7 @@ def tokamax(
     Raises:
       ValueError: tokamax is not installed.
     """
-    # The public function takes a bool mask [B, N, T, S]; the classes behind it take the ranges.
+    # The public function takes a bool mask [B, N, T, S]; the classes that it uses take the ranges.
     api: Any = _imported("tokamax._src.ops.attention.api")
     base: Any = _imported("tokamax._src.ops.attention.base")
     from absl import flags

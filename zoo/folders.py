@@ -59,7 +59,7 @@ def fresh(
     compute_dtype: jax.typing.DTypeLike | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Model:
-    """A model whose weights are drawn anew, each straight onto the devices of `mesh`.
+    """A model with new random weights, each made on the devices of `mesh`.
 
     `config` is a Config, what a `config.json` holds, or a folder or hub id: then weights are not
     read, and `save` copies the tokenizer. A seed gives the same weights on any devices.

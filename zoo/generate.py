@@ -205,7 +205,7 @@ def _continue(
 
 
 def blank(model: Any, rows: int, room: int) -> State:
-    """What the layers of a model keep of no token yet, with room for so many in each row."""
+    """What the layers of a model keep before any token, with room for so many in each row."""
     held = {"B": rows, "S": room}
     axes_of = lambda kind: model.keeps.get(kind, mixing.KEYS_AND_VALUES)
     return {

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from zoo import attention, causal_lm, experts, hf_config, layers, rope, rope_config, spans, stack
 
-# What transformers means where a file says nothing of it.
+# The default of transformers, for files that do not give one.
 ROPE = {
     "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
     "original_max_position_embeddings": 4096,

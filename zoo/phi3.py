@@ -57,7 +57,7 @@ class Config(hf_config.Config):
         Raises:
           ValueError: the rope is of a kind that no Phi has.
         """
-        # The old length is kept beside `rope_parameters`, and counts for more than what is in it.
+        # The old length is kept beside `rope_parameters`, and overrides what is in it.
         old = hf.get("original_max_position_embeddings") or 4096
         ropes = {name: _renamed(hf.get(name), old) for name in ("rope_parameters", "rope_scaling")}
         hf = rope_config.read(hf | ropes, partial=True)

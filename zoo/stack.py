@@ -74,7 +74,7 @@ def run(
 def split(params: Weights) -> tuple[Weights, Weights | None]:
     """The weights of a model in two: the others, and its stacks, which `so_far` of `run` is like.
 
-    The gradient of the others comes afresh, that of the stacks as the sum; None: there are no
+    The gradient of the others comes alone, that of the stacks as the sum; None: there are no
     stacks among them. `join` is the way back.
     """
     return {name: w for name, w in params.items() if name != STACKS}, params.get(STACKS)
@@ -171,7 +171,7 @@ def _scanned(
         own, more = given
         return block_of(graphs[kind], x, own, more, shared)
 
-    # Within what is computed again, so that no layer's weights are kept for it a second time.
+    # Within what is recomputed, so that no layer's weights are kept for it a second time.
     layer = functools.partial(
         jax.checkpoint, prevent_cse=False, policy=policy, static_argnums=(2, 3)
     )(layer)

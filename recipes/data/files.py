@@ -31,7 +31,7 @@ def array_record(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
                 shutil.copyfileobj(file, here)
         try:
             reader = array_record_module.ArrayRecordReader(path)
-            if not (count := reader.num_records()):  # what it says of a file that breaks off
+            if not (count := reader.num_records()):  # so it is for a file that breaks off
                 raise BadInput("it breaks off, or holds no records")
             for start in range(0, count, tables.AT_ONCE):
                 for record in reader.read(start, min(start + tables.AT_ONCE, count)):

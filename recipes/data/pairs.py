@@ -71,7 +71,7 @@ def recognised(source: Source) -> tuple[Source, str]:
 def _beside(path: str) -> Callable[[int, frozenset[str]], dict[str, Any]]:
     """What rows hold in columns that are not read, by number: the source is read once more for it.
 
-    Rows are to be asked for in order.
+    Rows must be requested in order.
     """
     wanted: frozenset[str] = frozenset()
     rows: Iterator[Row] = iter(())

@@ -172,7 +172,7 @@ def _cut(tokenizer: Tokenizer, before: list[int], ids: list[int], kinds: list[st
         some = ids[start:stop]
         said = whole[at:] if stop == len(ids) else text_after(tokenizer, before, some)
         if stop < len(ids) and not (said and whole.startswith(said, at)):
-            continue  # its last character goes on in the next token
+            continue  # its last character continues in the next token
         kind = min(kinds[start:stop])  # scored, if any of it is
         found.append(Piece(some, said, kind, not special.isdisjoint(some)))
         before, at, start = some, at + len(said), stop

@@ -31,14 +31,14 @@ class Common(NamedTuple):
 
     layout: str | None
     columns: Mapping[str, str]
-    single: bool  # of all: this recipe wants one answer a row
+    single: bool  # of all: this recipe wants one answer per row
 
 
 def training(given: Given, common: Common) -> dict[str, Weighted]:
     """The sources of `train_data` by name; a plain string is one source, named `train`.
 
     Raises:
-      ValueError: a source says something that is no setting, or lacks what it needs.
+      ValueError: a source says something that is not a setting, or lacks what it needs.
     """
     if isinstance(given, str):
         return {"train": Weighted(parsed("train_data", given, common), 1.0)}

@@ -19,7 +19,7 @@ def shared(one: str, other: str) -> int:
 
 
 def turns(said: str) -> Turns:
-    r"""The turns of a text with `\n\nHuman:` and `\n\nAssistant:`; none if it is no such text."""
+    r"""The turns of a text with `\n\nHuman:` and `\n\nAssistant:`; none if it has no such form."""
     parts = re.split(r"(?:^|\n\n)(Human|Assistant):", said.lstrip())
     if parts[0].strip() or len(parts) < 3:
         return []

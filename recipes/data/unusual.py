@@ -77,7 +77,7 @@ def asks_again(pair: Pair) -> bool:
 
 
 def _conversations(pair: Pair) -> list[Turns]:
-    """All of them whole; none of plain text."""
+    """Its conversations, whole; none for plain text."""
     if isinstance(pair.prompt, str):
         return []
     return [pair.prompt + turns for turns in pair.answers if not isinstance(turns, str)]

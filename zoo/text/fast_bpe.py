@@ -108,7 +108,7 @@ def _leaves_ids(step: dict[str, Any]) -> bool:
 
 
 def any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """What matches any of these texts, the longest that it can, as a group."""
+    """A pattern for any of these texts, the longest that matches, as a group."""
     longest_first = sorted(filter(None, texts), key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 

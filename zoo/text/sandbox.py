@@ -49,12 +49,12 @@ UNBOUNDED = (
     "batch", "center", "filesizeformat", "pprint", "random", "slice", "sum", "urlize", "wordwrap",
     "xmlattr",
 )  # fmt: skip
-# Methods of texts and numbers, likewise.
+# The same for methods of texts and numbers.
 UNBOUNDED_METHODS = frozenset(
     {"center", "expandtabs", "ljust", "rjust", "to_bytes", "translate", "zfill"}
 )
 SIZED = (str, bytes, list, tuple)
-# What hides a key of the same name, and what may be asked of any text.
+# Attributes that hide a key of the same name, and those that any text may give.
 OF_DICTS = frozenset(dir(dict))
 OF_TEXT = type("".strip)
 OF_TEXTS = frozenset(["startswith", "endswith", "strip", "lstrip", "rstrip", "split"])

@@ -51,7 +51,7 @@ def names(text: str) -> set[str]:
 
 
 def marks_answers(text: str) -> bool:
-    """Has the template `{% generation %}` blocks?"""
+    """Does the template have `{% generation %}` blocks?"""
     return bool(re.search(r"\{%-?\s*generation\b", text))
 
 

@@ -64,7 +64,7 @@ def _only_failures(error: BaseException) -> None:
 
 
 def decodes_by_pattern(folder: pathlib.Path) -> bool:
-    """Has its tokenizer.json a pattern that works on what is decoded?"""
+    """Does its tokenizer.json decode with a pattern?"""
     path = folder / "tokenizer.json"
     return path.is_file() and '"Regex"' in json.dumps(_file(path).get("decoder"))
 

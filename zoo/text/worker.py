@@ -21,7 +21,7 @@ from typing import Any
 from checkpoints_io.errors import BadInput, UserError
 
 WIDTH = 512  # bytes of what the process is at
-# Of an answer: what it is.
+# The kinds of answers.
 VALUE, BYTES, SENTENCE, TOO_LONG, TOO_LARGE, BUG = b"jbsctx"
 
 
