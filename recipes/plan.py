@@ -157,7 +157,7 @@ def _notes_on_due(run: Run) -> Iterator[str]:
     every = run.every._asdict()
     if late := [name for name in names if (every[name] or 0) > run.total_steps]:
         told = ", ".join(f"--config.{name}={every[name]}" for name in late)
-        yield f"the run ends at step {run.total_steps}: {told} take effect only there"
+        yield f"the run ends at step {run.total_steps}, the only one due by {told}"
     kept = run.saving.keep.every
     if kept and kept > run.total_steps:
         yield (

@@ -53,7 +53,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place, *, s
     if computing.remat == "attention" and backend not in ("blocks", "splash"):
         raise BadInput(
             f"--config.remat=attention has no effect with the attention backend {backend}, which "
-            "has nothing to keep: use --config.remat=products, or attention=blocks or splash"
+            "names nothing to keep: use --config.remat=products, or attention=blocks or splash"
         )
     folder = hf_folder.fetched(folder)
     zoo.check(folder)
@@ -246,5 +246,6 @@ def _refuse_unknown_ids(found: list[Example], model: zoo.Model, tokenizer: Token
     if top >= model.config.vocab_size:
         raise BadInput(
             f"the tokenizer gives id {top} ({tokenizer.decode([top])!r}), and the "
-            f"model's embedding has {model.config.vocab_size} rows: set --config.tokenizer"
+            f"model's embedding has {model.config.vocab_size} rows: "
+            "it is another model's tokenizer; set --config.tokenizer to its own"
         )

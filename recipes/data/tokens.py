@@ -184,7 +184,7 @@ def _encode_text(
     *,
     plain: bool,
 ) -> _Encoded:
-    """One answer after its prompt. `head` are the ids up to `cut`, `asked` those of the rest.
+    """One answer after its prompt, of which `head` are the ids up to `cut`, `asked` the others.
 
     A template writes its own special tokens; plain text is given a first and a last one, where it
     does not write them itself.
@@ -199,7 +199,7 @@ def _encode_text(
         spans = [(prompt_end, len(text) + 1)]
 
     def characters(i: int) -> tuple[int, int]:
-        """Of a token: any before `cut` count as its head; a token without text has the next."""
+        """From .. to, of a token. In the head it is all of it; a token without any has the next."""
         i -= before
         if i < 0:
             return -1, cut
@@ -207,7 +207,7 @@ def _encode_text(
         return cut + begin, cut + max(end, begin + 1)
 
     def reaching_behind(character: int) -> int:
-        """The first token with text after it; white space taken by a special token is not text."""
+        """The first token with text after it; white space that a special token takes is no text."""
         i = bisect.bisect_right(range(len(ids)), character, key=lambda i: characters(i)[1])
         if i < len(ids) and (begin := characters(i)[0]) < character:
             own = next((word for word, j in tokenizer.special.items() if j == ids[i]), None)

@@ -124,7 +124,7 @@ def test_arguments_that_are_no_object_are_not_written_twice(own):
         "<c>lookwhere=Oder</c><|eot_id|>"
     ]
     for text in (AS_JSON, AS_XML):
-        with pytest.raises(ValueError, match=r"no JSON object \('where=Oder'\)"):
+        with pytest.raises(ValueError, match=r"are not a JSON object \('where=Oder'\)"):
             rendering.render(odd, prepared(own, text))
 
 
