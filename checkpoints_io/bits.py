@@ -13,10 +13,10 @@ import numpy as np
 def fingerprint(tree: Any) -> str:
     """Sixteen hex digits that change with any bit of any array, and with its place in the tree.
 
-    Worked out where the arrays are, each read once.
+    Computed where the arrays are, each read once.
     """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    sums = [_bit_sums(value) for _, value in leaves]  # all are begun before one is waited for
+    sums = [_bit_sums(value) for _, value in leaves]  # all are started before one is waited for
     digest = hashlib.sha256()
     for (path, value), found in zip(leaves, sums, strict=True):
         place = f"{jax.tree_util.keystr(path)}{value.shape}{value.dtype}"

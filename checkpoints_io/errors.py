@@ -22,7 +22,7 @@ class NoAccess(UserError, PermissionError):
 
 
 class InTheWay(UserError, FileExistsError):
-    """Something else stands where a file or folder is to be written."""
+    """Something else is where a file or folder is to be written."""
 
 
 class StorageError(UserError, OSError):
@@ -30,4 +30,4 @@ class StorageError(UserError, OSError):
 
 
 class RunFailed(UserError, RuntimeError):
-    """A run that had begun cannot go on, or must not."""
+    """A run that had started cannot continue, or must not."""

@@ -25,7 +25,7 @@ CONFIG_FILES = ["config.json", *QUANTISED_FILES]
 # The same weights again, as other programs want them.
 ELSEWHERE = ["*/*", "consolidated*"]
 
-# Such files have some kilobytes. Parsed, one of nothing but brackets takes 23 times its size.
+# Such files have a few kilobytes. Parsed, one of nothing but brackets takes 23 times its size.
 MOST_JSON = 16 << 20
 MOST_VALUES = 500_000
 
@@ -110,7 +110,7 @@ def find(
     Raises:
       ValueError: a link in it leads out, or one of `files` is no longer what the hub sent.
       FileNotFoundError: there is no such folder, nor such a repository within reach.
-      PermissionError: the repository wants a token that has been granted access.
+      PermissionError: the repository needs a token that has been granted access.
     """
     folder = pathlib.Path(path_or_id).expanduser()
     if folder.is_dir():

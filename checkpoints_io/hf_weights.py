@@ -43,12 +43,12 @@ MOST_INDEX = 64 << 20
 DTYPES = ("BF16", "F16", "F32")
 TIED_ROWS = 4096  # of two tensors that are compared, at a time
 
-# Left in checkpoints by old code; worked out from config.json here.
+# Left in checkpoints by old code; computed from config.json here.
 DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")
 
 
 class Plan(NamedTuple):
-    """What a model wants of a folder: its weights, and how their names are written there."""
+    """What a model needs from a folder: its weights, and how their names are written there."""
 
     table: Table
     wanted: Mapping[str, "Wanted"]
@@ -82,7 +82,7 @@ def read(folder: pathlib.Path, plan: Plan) -> dict[str, jax.Array]:
 
 
 def check(folder: pathlib.Path, plan: Plan) -> None:
-    """Raises what `read` would, having looked at the headers only."""
+    """Raises what `read` would, by the headers alone."""
     with _tensors(folder, plan.names) as tensors:
         _check(folder, plan, tensors)
 
@@ -177,7 +177,7 @@ def _check(folder: pathlib.Path, plan: Plan, tensors: dict) -> None:
         sizes = dict(zip(want.axes.split(), want.shape, strict=True))
         if (count := math.prod(want.shape[: len(stacked(entry.name))])) > len(tensors):
             raise BadInput(
-                f"config.json means {count} times {entry.name}, and there are {len(tensors)} "
+                f"config.json needs {count} tensors {entry.name}, and there are {len(tensors)} "
                 f"tensors in {folder}"
             )
         for _, full in hf_names(entry, want.shape):
@@ -189,11 +189,11 @@ def _check(folder: pathlib.Path, plan: Plan, tensors: dict) -> None:
     extra = {n for n in tensors.keys() - shapes.keys() - plan.tied.keys() if not DERIVED.search(n)}
     if extra:
         raise BadInput(
-            f"the weights in {folder} hold {_some(extra)}, which config.json has no use for"
+            f"the weights in {folder} hold {_some(extra)}, which a model of this config.json lacks"
         )
     found = {name: tuple(tensors[name].get_shape()) for name in shapes}
     if wrong := [n for n in shapes if found[n] != shapes[n]]:
-        told = [f"{n} is {found[n]} where config.json means {shapes[n]}" for n in wrong[:3]]
+        told = [f"{n} is {found[n]} where config.json needs {shapes[n]}" for n in wrong[:3]]
         raise BadInput(f"misshapen weights in {folder} ({len(wrong)} in all): {'; '.join(told)}")
     if odd := {n: tensors[n].get_dtype() for n in shapes if tensors[n].get_dtype() not in DTYPES}:
         name, dtype = next(iter(odd.items()))

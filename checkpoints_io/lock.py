@@ -13,9 +13,9 @@ from checkpoints_io.errors import StorageError
 
 @contextlib.contextmanager
 def held(path: pathlib.Path, *, otherwise: Callable[[], None]) -> Iterator[None]:
-    """Within it no other process holds the file; where one does, `otherwise` raises, or it waits.
+    """No other process holds the file in the block; if one does, `otherwise` raises, or it waits.
 
-    On a disk that knows no locks all may hold it, and are told so. What is in the file stays.
+    On a disk without locks all may hold it, and a warning says so. What is in the file stays.
 
     Raises:
       OSError: the file cannot be made, or is a link.
@@ -29,7 +29,7 @@ def held(path: pathlib.Path, *, otherwise: Callable[[], None]) -> Iterator[None]
             otherwise()
             fcntl.flock(number, fcntl.LOCK_EX)
         except OSError as error:
-            told = "%s: no lock can be had (%s): see to it that no other process writes there"
+            told = "%s: it cannot be locked (%s): make sure that no other process writes there"
             logging.warning(told, path, error.strerror)
         yield
     finally:
@@ -37,7 +37,7 @@ def held(path: pathlib.Path, *, otherwise: Callable[[], None]) -> Iterator[None]
 
 
 def refuse_link(path: pathlib.Path, *, folder: bool = False) -> None:
-    """What is to be written or removed must stand where its name says, or not be there yet.
+    """What is to be written or removed must be where its name says, or not exist yet.
 
     Raises:
       OSError: it is a link, through which something else would be changed, or no ordinary file (or

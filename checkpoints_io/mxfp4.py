@@ -19,7 +19,7 @@ VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4,
 
 @dataclasses.dataclass(frozen=True)
 class Matrices:
-    """What a slice of a safetensors file offers, worked out from blocks and scales when read."""
+    """What a slice of a safetensors file offers, computed from blocks and scales when read."""
 
     blocks: Any
     scales: Any

@@ -23,7 +23,7 @@ from checkpoints_io.errors import BadInput, StorageError
 
 @runtime_checkable  # where the types of arguments are checked
 class Place(Protocol):
-    """The verbs. In a sentence a place stands as its address.
+    """The verbs. In messages a place is shown as its address.
 
     Any of them raises OSError where the disk or bucket cannot be used.
     """
@@ -89,7 +89,7 @@ class Place(Protocol):
         ...
 
     def set_aside(self, name: str) -> None:
-        """A checkpoint that cannot be read is none to Orbax any more; nothing of it is lost.
+        """Hides a checkpoint that cannot be read from Orbax; nothing of it is lost.
 
         `unreadable-NAME` says so: on a disk that is its new name.
         """
@@ -100,7 +100,7 @@ class Place(Protocol):
         ...
 
     def alone(self, *, otherwise: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
-        """Within it no other process is in such a block of this place.
+        """Inside the block no other process is in such a block of this place.
 
         Where one is, `otherwise` raises, or this waits. A process that dies leaves its block: on a
         disk at once, on a bucket after a while.
@@ -123,7 +123,7 @@ class Place(Protocol):
         models: Iterable[str] = (),
         trees: Iterable[str] = (),
     ) -> None:
-        """What is to be written or removed must stand where its name says, or not be there yet.
+        """What is to be written or removed must be where its name says, or not exist yet.
 
         Of `trees` that holds for all that is in them, at any depth. A bucket has no links.
 
@@ -184,7 +184,7 @@ class Disk(NamedTuple):
 
     def read(self, name: str) -> bytes | None:
         path = self.path / name
-        return path.read_bytes() if path.is_file() else None  # a pipe would be waited for
+        return path.read_bytes() if path.is_file() else None  # a pipe would block
 
     def mapped(self, name: str) -> memoryview | None:
         import pyarrow  # Python's own mmap keeps a file open for each
@@ -258,7 +258,7 @@ class Disk(NamedTuple):
 
 
 def _refuse_odd_in(tree: pathlib.Path) -> None:
-    """A link leads elsewhere, and a pipe is waited for."""
+    """Refuses links, which lead elsewhere, and pipes, which would block."""
     for folder, folders, files in os.walk(tree):
         for path in (pathlib.Path(folder, name) for name in (*folders, *files)):
             if path.is_symlink():

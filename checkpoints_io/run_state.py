@@ -2,7 +2,7 @@
 
 A checkpoint is written in the background and appears when it is whole. It holds named trees of
 sharded arrays, each readable alone, and `facts`, a small JSON object, with the fingerprint of each
-tree among them: a bit that has changed since is seen.
+tree among them: a bit that has changed since is detected.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,19 +29,19 @@ class Restored(NamedTuple):
 
 
 class Keep(NamedTuple):
-    """Which checkpoints stay: those that any of these names."""
+    """Which checkpoints are kept: all that any of these fields names."""
 
-    newest: int  # so many
-    every: int | None = None  # those of every n-th step
+    newest: int  # this many
+    every: int | None = None  # those at its multiples
     # The one whose facts have the highest score; None: they have none.
     highest: Callable[[Mapping[str, Any]], float | None] | None = None
 
 
 class RunStore:
-    """The checkpoints of one run in a place of theirs; without `keep` they are only looked at.
+    """The checkpoints of one run in a place of their own; without `keep` they are only read.
 
-    After a save that failed, so many `retries` in a row may fail before the run is stopped. Left in
-    peace it waits for the last save; left by an error it does not ask the other processes, which
+    After a save that failed, `retries` more in a row may fail before the run is stopped. A normal
+    exit waits for the last save; after an error it does not wait for the other processes, which
     may be elsewhere.
     """
 
@@ -72,7 +72,7 @@ class RunStore:
         self._saver = ocp.training.Checkpointer(
             self._place.address,
             preservation_policy=policy,
-            # What another process is writing may not be cleared away by one that only looks.
+            # What another process is writing may not be cleared away by one that only reads.
             cleanup_tmp_directories=self._keep is not None,
         )
         if self._keep and self._keep.highest:
@@ -80,7 +80,7 @@ class RunStore:
                 self._look_at(step)
 
     def _to_stay(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Orbax asks this after every save, of all that are there, oldest first."""
+        """Which to keep: Orbax calls this after every save, with all of them, oldest first."""
         steps = [checkpoint.step for checkpoint in checkpoints]
         stay = _staying(steps, self._keep, self._known) if self._keep else set(steps)
         return [step in stay for step in steps]
@@ -95,7 +95,7 @@ class RunStore:
         trees: Mapping[str, Any],
         facts: Mapping[str, Any],
     ) -> None:
-        """Returns once the arrays may be donated; the writing goes on behind.
+        """Returns once the arrays may be donated; the writing continues in the background.
 
         Raises:
           OSError: this save or the one before it failed, and there is no retry left.
@@ -127,7 +127,7 @@ class RunStore:
         Raises:
           OSError: it failed, and there is no retry left.
         """
-        # Of several processes none can know alone; they look together, at the next save.
+        # With several processes none can know alone; they check together, at the next save.
         if jax.process_count() == 1 and self._pending and not self._saver.is_saving_in_progress():
             self.wait()
         return self._failures > 0
@@ -164,7 +164,7 @@ class RunStore:
         told = f"the checkpoint of step {step} could not be written: {_first_line(error)}"
         if self._failures > self._retries:
             raise StorageError(
-                f"{told}. With that mended, the same command goes on from the newest checkpoint "
+                f"{told}. Once that is fixed, the same command resumes from the newest checkpoint "
                 f"that is there: {max(self.steps(), default='none')}"
             ) from error
         left = self._retries - self._failures
@@ -227,13 +227,13 @@ class RunStore:
                 return restored
         if steps and like is not None:
             raise StorageError(
-                f"none of the checkpoints {steps} in {self._place} can be read: mend the disk, "
-                "or begin in another directory"
+                f"none of the checkpoints {steps} in {self._place} can be read: repair the disk, "
+                "or start in another directory"
             )
         return None
 
     def _set_aside(self, steps: list[int]) -> None:
-        """Out of the way of Orbax, which would skip every save up to the newest it sees."""
+        """Hides them from Orbax, which would skip every save up to the newest it sees."""
         if not steps or not self._keep:
             return
         self._saver.close()

@@ -49,7 +49,7 @@ def refuse_other_format(facts: Mapping[str, Any], whose: str) -> None:
     if facts.get("format") != FORMAT:
         raise BadInput(
             f"{whose} has format {facts.get('format')}, and this program reads {FORMAT}: resume it "
-            "with the version that wrote it, or begin in another directory"
+            "with the version that wrote it, or start in another directory"
         )
 
 

@@ -1,4 +1,4 @@
-"""Files and model folders that appear whole or not at all, and outlast a loss of power."""
+"""Files and model folders that appear whole or not at all, and survive a loss of power."""
 
 from collections.abc import Iterator
 import contextlib
@@ -103,7 +103,7 @@ def folder(path: pathlib.Path) -> Iterator[pathlib.Path | None]:
 
 
 def refuse_other(path: pathlib.Path) -> None:
-    """Where a model folder is to be written there is one, or an empty folder, or nothing.
+    """A model folder may replace another one or an empty folder, and nothing else.
 
     Raises:
       FileExistsError: there is something else, which may be somebody's work.

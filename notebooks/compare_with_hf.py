@@ -39,13 +39,13 @@ with torch.no_grad():
     exact = theirs.double()(torch.tensor(ids)).logits.numpy()
     theirs.float()
 found = np.asarray(ours(jnp.asarray(ids)))
-print(f"ours from theirs          {np.abs(found - expected).max():.1e}")
-print(f"theirs from its float64   {np.abs(expected - exact).max():.1e}")
-print(f"ours from their float64   {np.abs(found - exact).max():.1e}")
+print(f"zoo - transformers        {np.abs(found - expected).max():.1e}")
+print(f"transformers - float64    {np.abs(expected - exact).max():.1e}")
+print(f"zoo - that float64        {np.abs(found - exact).max():.1e}")
 assert np.abs(found - expected).max() < 1e-3
 
 # %% [markdown]
-# ## What a text is worth, token by token
+# ## Log-probabilities, token by token
 
 # %%
 logps = jax.nn.log_softmax(jnp.asarray(found))[0, :-1]

@@ -58,13 +58,13 @@ print("and so on:", repr(tokenizer.decode(answer)))
 # %% [markdown]
 # ## What one head looks at
 #
-# `hidden` takes the way through the blocks as an argument. `stack.run` is the usual one, a scan;
-# here it is a plain loop that keeps each layer's queries and keys.
+# `hidden` takes the function that applies the blocks as an argument. `stack.run` is the usual one,
+# a scan; here it is a plain loop that keeps each layer's queries and keys.
 
 
 # %%
 def keeping(kept):
-    """A way through the blocks that writes down queries, keys and their scale, layer by layer."""
+    """Applies the blocks, and keeps queries, keys and their scale, layer by layer."""
 
     def run(model, x, where, *shared, each=None):
         graph, state = nnx.split(model.blocks)

@@ -51,7 +51,7 @@ for row, text in zip(tokens, texts, strict=True):
 # %% [markdown]
 # ## A step
 #
-# Each token is scored by the logits before it; what stands after the end of a text is not.
+# Each token is scored by the logits before it; positions after the end of a text are not.
 
 
 # %%

@@ -3,7 +3,7 @@
   python recipes/dpo.py --config=recipes/configs/tiny.py
   python recipes/dpo.py --config=recipes/configs/llama8b.py --config.directory=runs/first
 
-The reference is read afresh from its weights at every start and never saved. The policy begins as
+The reference is read from its weights at every start and never saved. The policy starts from
 `initialize_from_hf`, or resumes from the newest checkpoint in `--config.directory`.
 """
 
@@ -67,7 +67,7 @@ def train(config: ml_collections.ConfigDict) -> None:
             for packed in pairs.micro_batches:
                 batch = batches.put(packed, run.place)
                 # log p of each answer under the reference, and then under the policy: the loss of
-                # their log-ratios (losses.py), its gradient, added to that of the pairs before.
+                # their log-ratios (losses.py), its gradient, added to that of earlier pairs.
                 theirs = frozen.of_batch(batch, pairs.source_rows)
                 sums = programs.add(sums, state.trained, state.frozen, theirs, said, batch)
             taken = loop.applied(programs, sums, state, said)  # AdamW

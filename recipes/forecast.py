@@ -2,10 +2,10 @@
 
   python recipes/forecast.py --config=recipes/configs/llama8b.py --chip=v5p --devices=8
 
-Compiles the programs of one update for a mesh of so many chips, and tells what a device holds, what
-moves between devices, and about how long an update takes. For TPUs the compiler is theirs (pip
-install libtpu; no chip is needed), and so is the memory it plans. GPUs are stood in for by CPUs:
-what lives through an update is exact, the rest an estimate.
+Compiles the programs of one update for a mesh of so many chips, and prints what a device holds,
+what moves between devices, and about how long an update takes. For TPUs it asks the TPU compiler
+(pip install libtpu; no chip is needed), also about memory. For GPUs it compiles for CPUs instead:
+what stays allocated through an update is exact, the rest an estimate.
 """
 
 from absl import flags
@@ -14,8 +14,8 @@ if __name__ == "__main__":  # a wrong flag is answered before the imports below
     from recipes.training import command, settings
 
     flags.DEFINE_string("chip", "h100", "One of a100, h100, h200, v5e, v5p, v6e.")
-    flags.DEFINE_integer("devices", 8, "How many of them.")
-    flags.DEFINE_integer("stored_per_pair", 1000, "Positions a pair takes, on average.")
+    flags.DEFINE_integer("devices", 8, "How many chips.")
+    flags.DEFINE_integer("stored_per_pair", 1000, "Average positions per pair.")
     flags.DEFINE_float("real_per_stored", 1.25, "Real tokens per position: prompts count twice.")
     command.answer(settings.DPO, writes=False)
 
@@ -46,7 +46,7 @@ from zoo.parts import sharding, stack
 
 
 class Chip(NamedTuple):
-    """The makers' figures, per chip."""
+    """The manufacturer's figures for one chip."""
 
     bf16_flops: float  # per second, dense
     memory: float  # bytes
@@ -63,7 +63,7 @@ CHIPS = {
     "v5p": Chip(459e12, 95e9, 2.77e12, 300e9, "v5p"),
     "v6e": Chip(918e12, 32e9, 1.64e12, 224e9, "v6e"),
 }
-# Of the peak a good kernel reaches on products of this size.
+# Share of the peak that a good kernel reaches on products of this size.
 REACHED = 0.6
 
 
@@ -99,7 +99,7 @@ class Forecast(NamedTuple):
     largest_weight: int  # bytes of one layer's largest, in the compute dtype
     micro_batches: float  # per update
     flops: float  # per update, all devices
-    seconds: tuple[float, float]  # per update: all at once, and one after the other
+    seconds: tuple[float, float]  # per update: compute and traffic overlapped, or not
 
 
 def forecast(
@@ -116,7 +116,7 @@ def forecast(
         model = zoo.abstract(hf_config, jnp.float32, compute, mesh)
         model.attention, model.remat = job.attention, job.remat
         if devices[0].platform == "cpu":
-            model.attention = "blocks"  # CPUs stand in, and have no kernels
+            model.attention = "blocks"  # compiled for CPUs, which have no kernels
         graph, layout = nnx.split(model)
         params = nnx.to_pure_dict(layout)
         adamw = optimizer.optimizer_of(
@@ -183,7 +183,7 @@ def forecast(
 
 
 def job_of(given: Values) -> Job:
-    """What the settings say is to be compiled."""
+    """The job that the settings describe."""
     return Job(
         precision=checks.precision(given["mp"]),
         attention=given["attention"],
@@ -197,7 +197,7 @@ def job_of(given: Values) -> Job:
 
 
 def _met_by_a_token(model: zoo.Model) -> int:
-    """Weights that a token is multiplied with: of the experts, those it meets."""
+    """Weights that multiply a token: of the experts, those it is routed to."""
     config: Any = model.config
     count = 0.0
     for _, param in nnx.to_flat_state(nnx.state(model)):
@@ -216,9 +216,9 @@ def _mesh(asked: tuple[int, int, int], devices: list) -> jax.sharding.Mesh:
 
 
 def _batch(given: Sizes, mesh: jax.sharding.Mesh, most: int, needed: int) -> tuple[Packed, Shape]:
-    """The shapes of a full micro-batch; rows as long as a text may be, unless told otherwise.
+    """The shapes of a full micro-batch; rows are as long as a text may be, or as row_length.
 
-    At most `most` positions a device, and not more rows than `needed` positions fill.
+    At most `most` positions per device, and no more rows than `needed` positions fill.
     """
     Z = sharding.data_shards(mesh)
     T = given.row_length or given.train_seq_len
@@ -247,16 +247,16 @@ def _held(tree: Any) -> int:
 
 
 def told(found: Forecast, chip: Chip, real_tokens: float, exact: bool) -> str:
-    """The forecast as a person reads it."""
+    """The forecast as text."""
     size = plan.size
     parts = lambda bytes_: ", ".join(f"{name} {size(n)}" for name, n in bytes_.items())
     kinds: dict[str, list] = {}
     for one in found.moved:
         kinds.setdefault(one.kind, []).append(one)
     lines = [
-        f"lives through an update   {size(sum(found.persistent.values()))} per device "
+        f"persistent                {size(sum(found.persistent.values()))} per device "
         f"({parts(found.persistent)})",
-        f"comes and goes            {parts(found.temporary)}"
+        f"temporary                 {parts(found.temporary)}"
         + ("" if exact else "   (an estimate: compiled for CPUs)"),
         f"peak                      {size(found.peak)} of {size(chip.memory)}",
         f"largest weight            {size(found.largest_weight)} in the compute dtype",
@@ -269,21 +269,21 @@ def told(found: Forecast, chip: Chip, real_tokens: float, exact: bool) -> str:
         )
     low, high = found.seconds
     lines += [
-        f"an update                 {found.micro_batches:.1f} micro-batches, "
+        f"per update                {found.micro_batches:.1f} micro-batches, "
         f"{found.flops / 1e15:.4g} PFLOP, {real_tokens:.4g} real tokens",
         f"about                     {low:.3g} to {high:.3g} s: products at {REACHED:.0%} of the "
-        "chips' peak, beside or after what moves between them",
+        "chips' peak, with traffic overlapped or not",
     ]
     if found.peak > 0.95 * chip.memory:
         lines.append(
-            "it does not fit: more devices in --config.mesh.fsdp, --config.reference_mode=cached, "
-            "--config.adam_mu_dtype=bfloat16, or shorter rows with --config.row_length"
+            "it does not fit: more devices in --config.mesh.fsdp, --config.reference_mode=cached,"
+            " --config.adam_mu_dtype=bfloat16, or shorter rows with --config.row_length"
         )
     return "\n".join(lines)
 
 
 def _tpus(kind: str, count: int) -> list:
-    """Devices of a slice that is not here."""
+    """Devices of a TPU slice, without the hardware."""
     shapes = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16"}
     cubes = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8"}
     known = (cubes | {256: "4x8x8"}) if kind == "v5p" else (shapes | {256: "16x16"})
@@ -294,10 +294,10 @@ def _tpus(kind: str, count: int) -> list:
     try:
         name = f"{kind}:{known[count]}"
         return list(topologies.get_topology_desc(topology_name=name, platform="tpu").devices)
-    except Exception as error:  # jax has a kind of its own for every way not to find it
+    except Exception as error:  # jax raises another type for every cause
         reason = str(error).strip().partition("\n")[0]
         raise BadInput(
-            f"--chip={kind} needs the TPU compiler, which cannot be had here (pip install libtpu): "
+            f"--chip={kind} needs the TPU compiler, which is not here (pip install libtpu): "
             f"{reason}"
         ) from error
 

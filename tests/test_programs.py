@@ -37,7 +37,7 @@ OTHERS = [
 ]  # fmt: skip
 
 
-# What is asked for before a word that is no flag is looked at.
+# What is asked for before a word that is not a flag is looked at.
 NEEDING = ["benchmarks/ours.py", "benchmarks/real_pairs.py", "benchmarks/tokenisation.py"]
 
 
@@ -85,7 +85,7 @@ def of_configs(folder):
         ([CONFIG, "--flagfile=nowhere"], ["nowhere"], 2),
         ([CONFIG, "--", "--config.beta=x"], ["beta='x' is not a number"], 2),
         ([CONFIG, "--config.mesh=8"], ["mesh.data, mesh.fsdp, mesh.tensor"], 2),
-        ([CONFIG, "--config.beta"], ["--config.beta wants a value"], 2),
+        ([CONFIG, "--config.beta"], ["--config.beta needs a value"], 2),
         ([CONFIG, "--config.beta="], ["--config.beta is set to nothing"], 2),
         ([CONFIG, "--config.beta=None"], ["--config.beta cannot be unset"], 2),
         ([CONFIG, "--config.data.columns=a"], ["data.columns='a' is not written like"], 2),
@@ -156,9 +156,9 @@ def of_one(folder):
     yield make, [f"--fold={folder}/a"], ["did you mean --folder?"], 2
     yield make, [f"folder={folder}/a"], ["give --folder="], 2
     yield "recipes/tiny/make_pairs.py", ["--out=a"], ["no flag --out"], 2
-    yield "recipes/tiny/make_pairs.py", ["a"], ["'a' is no flag"], 2
+    yield "recipes/tiny/make_pairs.py", ["a"], ["'a' is not a flag"], 2
     for program in BENCHMARKS:
-        yield program, ["extra"], ["give --" if program in NEEDING else "'extra' is no flag"], 2
+        yield program, ["extra"], ["give --" if program in NEEDING else "'extra' is not a flag"], 2
         yield program, ["--nothing=1"], ["there is no flag --nothing"], 2
     compare, growth = "benchmarks/compare.py", "benchmarks/growth.py"
     yield compare, ["--size=Z"], ["--size=Z", "A|B"], 2

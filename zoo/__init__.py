@@ -1,7 +1,7 @@
 """Flax NNX models, one file per architecture, read from and written to Hugging Face folders.
 
-`import zoo` imports neither jax nor flax: a name is looked for when it is first used, so that a
-command line can answer, and a worker start, before they are there.
+`import zoo` imports neither jax nor flax: a name is imported when it is first used, so that a
+command line can answer, and a worker start, before they are loaded.
 """
 
 import importlib

@@ -3,8 +3,8 @@
   python -m zoo meta-llama/Llama-3.2-1B
   python -m zoo ./my-model
 
-Reads config.json and, of a folder that is here, the headers of the weights. Of a hub id nothing
-else is fetched.
+Reads config.json and, of a local folder, the headers of the weights. Of a hub id nothing else is
+downloaded.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ def told(path_or_id: str) -> str:
 
     folder = hf_folder.look_up(path_or_id)
 
-    from flax import nnx  # whoever has no such folder need not wait for it
+    from flax import nnx  # late: not needed where there is no such folder
 
     from checkpoints_io import hf_weights
 
@@ -46,7 +46,7 @@ def told(path_or_id: str) -> str:
         f"{path_or_id}: {folder.config['model_type']}, zoo/{model.config.model_type}.py",
         "sizes       " + ", ".join(f"{name} {size:,}" for name, size in sizes.items()),
         f"parameters  {count:,}"
-        + (", embedding and head are one" if model.config.tie_word_embeddings else ""),
+        + (", embedding and head are tied" if model.config.tie_word_embeddings else ""),
         "stored      "
         + (", ".join(f"{n:,} {dtype}" for dtype, n in sorted(held.items())) or "not looked at"),
         f"memory      {_size(4 * count)} in float32, {_size(2 * count)} in bfloat16",
@@ -61,7 +61,7 @@ def _size(bytes_: int) -> str:
 
 
 def main(args: list[str]) -> int:
-    """Tells about each of the folders or hub ids; 1 if there is one that cannot be read."""
+    """Describes each of the folders or hub ids; returns 1 if one of them cannot be read."""
     if set(args) & {"-h", "--help", "-help"}:
         print(__doc__.strip())
         return 0
@@ -82,5 +82,5 @@ def main(args: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it, without a word
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it silently
     sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,7 @@
 """Command R7B, Command A (https://arxiv.org/abs/2504.00698): attention beside the MLP.
 
-Agrees with transformers/models/cohere2/modeling_cohere2.py. Layers that slide turn, pair by pair of
-neighbouring channels; those that see everything do not.
+Agrees with transformers/models/cohere2/modeling_cohere2.py. Sliding layers rotate pairs of
+neighbouring channels; full layers have no rope.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Config(hf_config.Config):
     fixed: ClassVar[dict[str, Any]] = {
         "hidden_act": "silu", "attention_bias": False, "use_qk_norm": False,
     }  # fmt: skip
-    # What Cohere's own program was told; transformers reads none of it.
+    # Settings of Cohere's own program; transformers reads none of them.
     ignored: ClassVar[frozenset[str]] = frozenset({
         "layer_switch", "order_of_interleaved_layers", "position_embedding_type", "rotary_pct",
         "use_embedding_sharing", "use_gated_activation", "use_parallel_block",
@@ -114,7 +114,7 @@ class Model(causal_lm.CausalLM):
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` is how the blocks are gone through."""
+        """The residual stream after the last norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         turns = rope.either(rope.unturned(turn), turn)
         x = layers.embed(self.embedding, tokens, self.dtype)

@@ -59,7 +59,7 @@ def fresh(
     compute_dtype: jax.typing.DTypeLike | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Model:
-    """A model whose weights are drawn anew, each straight onto the devices of `mesh`.
+    """A model with new random weights, each made on the devices of `mesh`.
 
     `config` is a Config, what a `config.json` holds, or a folder or hub id: then weights are not
     read, and `save` copies the tokenizer. A seed gives the same weights on any devices.
@@ -107,7 +107,7 @@ def check(path_or_id: str | os.PathLike[str]) -> None:
 def check_finite(model: Model) -> None:
     """Refuses weights that hold a NaN or an infinity, by their names in the folder they came from.
 
-    Looked at where they are, each once. Every process must call it.
+    Each is checked on its own devices, once. Every process must call it.
 
     Raises:
       ValueError: there are such weights.
@@ -116,7 +116,7 @@ def check_finite(model: Model) -> None:
 
     table = _table(model)
     params = {_name(path): p.get_value() for path, p in nnx.to_flat_state(nnx.state(model))}
-    # All are begun before one is waited for.
+    # All are started before one is waited for.
     finite = {name: bits.finite(x, table[name].name.count("{")) for name, x in params.items()}
     bad = [
         hf_name
@@ -129,7 +129,7 @@ def check_finite(model: Model) -> None:
         raise BadInput(
             f"{model.source or 'the model'}: {bad[0]} holds numbers that are not finite (NaN or "
             f"infinity; tensors with such numbers: {len(bad)}): the files are damaged, or their "
-            "training diverged; take another checkpoint"
+            "training diverged; use another checkpoint"
         )
 
 
@@ -178,7 +178,7 @@ def _hf_config_of(model: Model, config: dict[str, Any] | None) -> dict[str, Any]
 
 
 def _plan(model: Model):
-    """What the weight reader asks: the table, the weights, and the tensors that repeat others."""
+    """What the weight reader needs: the table, the weights, and the tensors that repeat others."""
     from checkpoints_io import hf_weights
 
     arch = ARCHITECTURES[model.config.model_type]

@@ -113,13 +113,13 @@ class Model(causal_lm.CausalLM):
         return layers.RmsNorm("D", config.sizes, rngs, eps=eps, offset=1.0, wide=True)
 
     def last_step(self) -> layers.LastStep:
-        """Logits are bent."""
+        """Logits are soft-capped."""
         return layers.LastStep(softcap=self.config.final_logit_softcapping)
 
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` is how the blocks are gone through."""
+        """The residual stream after the last norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
         x = x * jnp.asarray(self.config.hidden_size**0.5, x.dtype)

@@ -62,7 +62,7 @@ class Config(hf_config.Config):
 def _text_half(hf: dict[str, Any]) -> dict[str, Any]:
     own = hf.get("text_config")
     if not isinstance(own, dict):
-        raise BadInput("config.json of a gemma3 has no text_config: what it sees is not known")
+        raise BadInput("config.json of a gemma3 has no text_config: take the original file")
     quantised = hf.get("quantization_config") or own.get("quantization_config")
     beside = {"quantization_config": quantised}  # which is refused by its name
     return {"tie_word_embeddings": hf.get("tie_word_embeddings", True)} | own | beside
@@ -130,13 +130,13 @@ class Model(causal_lm.CausalLM):
         return layers.RmsNorm("D", config.sizes, rngs, eps=eps, offset=1.0, wide=True)
 
     def last_step(self) -> layers.LastStep:
-        """Logits are bent."""
+        """Logits are soft-capped."""
         return layers.LastStep(softcap=self.config.final_logit_softcapping)
 
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` is how the blocks are gone through."""
+        """The residual stream after the last norm; `run` applies the blocks."""
         ropes, width = self.config.rope_parameters, self.config.head_dim
         turns = rope.either(
             rope.turn(ropes.full_attention, width, where),

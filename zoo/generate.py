@@ -1,6 +1,6 @@
-"""Text from a model: its layers keep what later tokens need, and each step reads one a row.
+"""Text from a model: its layers keep what later tokens need; each step reads one token per row.
 
-Prompts of different lengths stand side by side. Programs are compiled for a few sizes (powers of
+Prompts of different lengths share a batch. Programs are compiled for a few sizes (powers of
 two) and for no particular length.
 """
 
@@ -49,7 +49,7 @@ def generate(
     sampling: Sampling = GREEDY,
     seed: int = 0,
 ) -> list[list[int]]:
-    """A continuation of each prompt, up to and with the first of `stop_ids`.
+    """A continuation of each prompt, up to and including the first of `stop_ids`.
 
     As in transformers, a text that grows past the threshold of longrope is read again there, and
     with the dynamic rope a key keeps the turn that it had when it was read.
@@ -116,7 +116,7 @@ def _continued(
     sampling: Sampling,
     key: Key[Array, ""],
 ) -> list[list[int]]:
-    """As `generate`, where no text has to be read again on the way."""
+    """As `generate`, where no text has to be read again in between."""
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     longest = int(lengths.max())
     tokens = np.zeros((len(prompts), _room(longest + more)), np.int32)
@@ -205,7 +205,7 @@ def _continue(
 
 
 def blank(model: Any, rows: int, room: int) -> State:
-    """What the layers of a model keep of no token yet, with room for so many in each row."""
+    """What the layers of a model keep before any token, with room for so many in each row."""
     held = {"B": rows, "S": room}
     axes_of = lambda kind: model.keeps.get(kind, mixing.KEYS_AND_VALUES)
     return {
@@ -219,7 +219,7 @@ def forward(
 ) -> tuple[Float[Array, "B T D"], State]:
     """Hidden states, and what the layers keep after these tokens, from what they kept before.
 
-    The tokens are whole prompts, and nothing is kept yet, if it `begins`; or one more of each row.
+    The tokens are whole prompts, and nothing is kept yet, if it `begins`; or one more per row.
     """
     keeping = Keeping(kept, begins=begins)
     hidden = model.hidden(tokens, where, keeping)
@@ -227,7 +227,7 @@ def forward(
 
 
 def drawn(logits: Float[Array, "B V"], sampling: Sampling, key: Key[Array, ""]) -> Int[Array, " B"]:
-    """One token a row, by `sampling`."""
+    """One token per row, by `sampling`."""
     ids = jnp.argsort(logits, axis=-1, descending=True)
     sorted_ = jnp.take_along_axis(logits, ids, -1) / sampling.temperature
     shares = jax.nn.softmax(sorted_, axis=-1)

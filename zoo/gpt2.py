@@ -133,13 +133,13 @@ class Model(causal_lm.CausalLM):
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` is how the blocks are gone through."""
+        """The residual stream after the last norm; `run` applies the blocks."""
         x = layers.embed(self.embedding, tokens, self.dtype)
         x = x + layers.embed(self.positions, where.positions, self.dtype)
         return self.norm(run(self, x, where))
 
 
-# Our weight -> its HF name, for each layer {L}, and its axes there: matrices stand the other way.
+# Our weight -> its HF name, for each layer {L}, and its axes there: matrices are transposed.
 HF_WEIGHTS = {
     "embedding":                   ("transformer.wte.weight",                   "V D"),
     "positions":                   ("transformer.wpe.weight",                   "M D"),

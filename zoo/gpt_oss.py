@@ -24,7 +24,7 @@ from zoo.parts import (
     stack,
 )
 
-# What transformers means where a file says nothing of it.
+# The default of transformers, for files that do not give one.
 ROPE = {
     "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
     "original_max_position_embeddings": 4096,
@@ -172,7 +172,7 @@ class Model(causal_lm.CausalLM):
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` is how the blocks are gone through."""
+        """The residual stream after the last norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
         return self.norm(run(self, x, where, turn, each=hf_config.windows(self.config)))

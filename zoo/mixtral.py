@@ -104,7 +104,7 @@ class Model(causal_lm.CausalLM):
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` is how the blocks are gone through."""
+        """The residual stream after the last norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
         return self.norm(run(self, x, where, turn))

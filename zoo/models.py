@@ -1,4 +1,4 @@
-"""The architectures by their `model_type`, and what a `config.json` alone says of a model."""
+"""The architectures by their `model_type`, and what a `config.json` alone says about a model."""
 
 from collections.abc import Mapping
 import types
@@ -107,5 +107,5 @@ def _config(config: hf_config.Config | Mapping[str, Any]) -> hf_config.Config:
         counts = {key: part.get(key) for key in COUNTED} if isinstance(part, Mapping) else {}
         for key, count in counts.items():
             if isinstance(count, int | float) and count > MOST_COUNTED:
-                raise BadInput(f"config.json: no model has {key} of {count}")
+                raise BadInput(f"config.json: {key} is {count}, and may be {MOST_COUNTED} at most")
     return ARCHITECTURES[kind].Config.from_hf(dict(config))

@@ -57,7 +57,7 @@ class Config(hf_config.Config):
         Raises:
           ValueError: the rope is of a kind that no Phi has.
         """
-        # The old length is kept beside `rope_parameters`, and counts for more than what is in it.
+        # The old length is kept beside `rope_parameters`, and overrides what is in it.
         old = hf.get("original_max_position_embeddings") or 4096
         ropes = {name: _renamed(hf.get(name), old) for name in ("rope_parameters", "rope_scaling")}
         hf = rope_config.read(hf | ropes, partial=True)
@@ -134,7 +134,7 @@ class Model(causal_lm.CausalLM):
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` is how the blocks are gone through."""
+        """The residual stream after the last norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
         return self.norm(run(self, x, where, turn))

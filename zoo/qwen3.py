@@ -28,7 +28,7 @@ class Config(hf_config.Config):
     rms_norm_eps: float
     tie_word_embeddings: bool
     rope_parameters: rope.Rope
-    sliding_window: int | None  # of the layers that slide
+    sliding_window: int | None  # of the sliding layers
     layer_types: tuple[str, ...]
 
     # What HF lets a config choose and this file does not.
@@ -99,7 +99,7 @@ class Model(causal_lm.CausalLM):
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` is how the blocks are gone through."""
+        """The residual stream after the last norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
         return self.norm(run(self, x, where, turn, each=hf_config.windows(self.config)))

@@ -1,4 +1,4 @@
-"""SmolLM 3 (https://huggingface.co/blog/smollm3): some layers turn nothing.
+"""SmolLM 3 (https://huggingface.co/blog/smollm3): some layers have no rope.
 
 Agrees with transformers/models/smollm3/modeling_smollm3.py.
 """
@@ -31,7 +31,7 @@ class Config(hf_config.Config):
     tie_word_embeddings: bool
     rope_parameters: rope.Rope
     no_rope_layers: tuple[bool, ...]  # False: the layer has no positions
-    sliding_window: int | None  # of the layers that slide
+    sliding_window: int | None  # of the sliding layers
     layer_types: tuple[str, ...]
 
     # What HF lets a config choose and this file does not.
@@ -40,7 +40,7 @@ class Config(hf_config.Config):
     }  # fmt: skip
     ignored: ClassVar[frozenset[str]] = frozenset(
         {"max_window_layers"}
-    )  # of a Qwen that it was not made from
+    )  # a key of Qwen, unused here
     assumed: ClassVar[dict[str, Any]] = {
         "tie_word_embeddings": True, "rms_norm_eps": 1e-6, "num_key_value_heads": 4,
     }  # fmt: skip
@@ -59,7 +59,7 @@ class Config(hf_config.Config):
 
 
 def _layers_named(hf: dict[str, Any]) -> dict[str, Any]:
-    """Every layer by name, where a file gives an interval: the fourth, eighth, … do not turn."""
+    """Every layer by name, where a file gives an interval: the fourth, eighth, … have no rope."""
     hf, slides = hf_config.switched(hf, "use_sliding_window")
     interval = hf.pop("no_rope_layer_interval", None) or 4
     width, count = hf.pop("sliding_window", None), hf.get("num_hidden_layers")
@@ -128,7 +128,7 @@ class Model(causal_lm.CausalLM):
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` is how the blocks are gone through."""
+        """The residual stream after the last norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         turns = rope.either(rope.unturned(turn), turn)
         which = np.array(self.config.no_rope_layers, np.int32)

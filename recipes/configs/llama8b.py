@@ -12,18 +12,18 @@ from ml_collections import config_dict
 
 def get_config() -> ml_collections.ConfigDict:
     """Every setting of the run; nothing is defaulted elsewhere."""
-    # A file that begins with this one may give any setting another value; settings.py checks kinds.
+    # A file that starts from this one may change any setting; settings.py checks kinds.
     config = ml_collections.ConfigDict(type_safe=False)
     config.name = "llama8b"
     config.tags = ("dpo", "ultrafeedback", "llama3")
-    config.directory = config_dict.placeholder(str)  # where the run keeps everything; give it
+    config.directory = config_dict.placeholder(str)  # where the run keeps its files; give it
     config.seed = 0
 
     # Models: folders or hub ids (owner/name@revision). Their config.json decides the architecture.
     config.initialize_from_hf = "meta-llama/Llama-3.1-8B-Instruct"
     config.reference_model_path = config_dict.placeholder(str)  # unset: initialize_from_hf
     config.reference_is_hf = True  # False: reference_model_path is the directory of a run
-    config.reference_mode = "resident"  # asked in every step; cached: once for all, then dropped
+    config.reference_mode = "resident"  # stays in memory; cached: computed once, then freed
     config.reference_cache = config_dict.placeholder(str)  # cached; unset: beside the directory
     config.tokenizer = config_dict.placeholder(str)  # unset: the one in initialize_from_hf
     config.chat_template = config_dict.placeholder(str)  # unset: the tokenizer's own; or a file
@@ -35,10 +35,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.validation = dict()  # name="file or hub dataset"
     config.data = dict(
         layout=config_dict.placeholder(str),  # unset: recognised from the columns
-        columns=dict(),  # our name="theirs", where a dataset has other names
+        columns=dict(),  # our name="its name", where a dataset has other names
         scored_turns="assistant",  # of what follows the prompt; or last, all
         date=config_dict.placeholder(str),  # "2026-01-31", for templates that print today's
-        # "<|im_end|>", say: a special token after the last answer, for templates that write none.
+        # A special token after the last answer, for templates that write none: "<|im_end|>".
         end_of_turn=config_dict.placeholder(str),
         over_length="drop",  # or cut_prompt, cut_answer
         max_malformed_fraction=0.01,
@@ -49,12 +49,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.per_device_parallelism = config_dict.placeholder(int)  # rows; unset: what memory allows
     config.min_pack_fill = 0.5
 
-    config.loss = "sigmoid"  # or dpop, which holds the chosen answers up
+    config.loss = "sigmoid"  # or dpop, which keeps the chosen answers likely
     config.beta = 0.01
     config.label_smoothing = 0.0
-    config.dpop_lambda = config_dict.placeholder(float)  # of dpop: 5.0, say
+    config.dpop_lambda = config_dict.placeholder(float)  # for dpop: 5.0
 
-    config.train_batch_size = 128  # pairs in every update
+    config.train_batch_size = 128  # pairs per update
     config.num_train_steps = 2_000
     config.num_epochs = config_dict.placeholder(float)  # instead of num_train_steps
     config.learning_rate = 5e-7
@@ -64,19 +64,19 @@ def get_config() -> ml_collections.ConfigDict:
     config.min_lr_ratio = 0.0
     config.weight_decay = 0.0
     config.max_grad_norm = 1.0
-    config.nonfinite = "stop"  # at a loss or gradient that is no number; skip: without that update
+    config.nonfinite = "stop"  # at a NaN or infinite loss or gradient; skip: skips that update
     config.adam_beta1 = 0.9
     config.adam_beta2 = 0.95
     config.adam_epsilon = 1e-8
-    config.adam_mu_dtype = "float32"  # bfloat16 saves 2 bytes a weight
+    config.adam_mu_dtype = "float32"  # bfloat16 saves 2 bytes per weight
 
     config.mp = "p=f32,c=bfloat16"
     config.attention = config_dict.placeholder(str)  # a backend; unset: the platform's
-    config.remat = "full"  # computed again going back; less with attention, products, none
+    config.remat = "full"  # recomputed in the backward pass; less with attention, products, none
     config.mesh = dict(data=1, fsdp=-1, tensor=1)
     config.distributed = dict(
         enabled=False,  # True on every process of a run on several hosts
-        coordinator_address=config_dict.placeholder(str),  # unset: TPU pods and Slurm know it
+        coordinator_address=config_dict.placeholder(str),  # unset: given by TPU pods and Slurm
         num_processes=config_dict.placeholder(int),
         process_id=config_dict.placeholder(int),
     )
@@ -87,12 +87,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.max_eval_pairs = config_dict.placeholder(int)  # unset: all
     config.steps_per_checkpoint = 500
     config.keep_checkpoints = 2  # the newest
-    config.keep_every = config_dict.placeholder(int)  # steps; those of every n-th stay as well
-    config.keep_best = config_dict.placeholder(str)  # "validation/dpo_accuracy": the best stays too
-    config.save_retries = 2  # failed saves in a row, made good behind the next step; then it stops
+    config.keep_every = config_dict.placeholder(int)  # checkpoints at its multiples are kept too
+    config.keep_best = config_dict.placeholder(str)  # "validation/dpo_accuracy": the best stays
+    config.save_retries = 2  # of a failed save, each after the next step; then the run stops
     config.steps_per_hf_export = 500  # unset: at the end; -1: never
     config.hf_save_dtype = "bfloat16"
-    config.sample_tokens = 128  # of each answer to held-out prompts at the end; 0: none
+    config.sample_tokens = 128  # per answer to held-out prompts at the end; 0: no answers
 
     config.tensorboard = True
     config.profile = config_dict.placeholder(str)  # "11-13": traces these steps

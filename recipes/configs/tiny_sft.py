@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = dict(columns=dict(messages="chosen"))  # of pairs, the chosen conversation
     config.train_seq_len = 256  # tokens of a prompt and its answer
 
-    config.train_batch_size = 32  # answers in every update
+    config.train_batch_size = 32  # answers per update
     config.num_train_steps = 40
     config.learning_rate = 3e-4
     config.warmup = 0.1

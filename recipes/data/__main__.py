@@ -1,8 +1,8 @@
-"""Look before you train: what becomes of the rows of a config, told here and on one page.
+"""Look before you train: what becomes of a config's rows, in the terminal and on one page.
 
   python -m recipes.data --config=recipes/configs/tiny.py --page=data.html
 
-Needs the tokenizer of the model and nothing else of it. Rows are packed as on one device. What is
+Of the model it needs only the tokenizer. Rows are packed as on one device. What is
 tokenised here is kept, and the run that follows starts with it.
 """
 
@@ -30,7 +30,7 @@ POSITIONS = 2**14  # of a micro-batch: what a GPU is given
 
 
 def look(config: ml_collections.ConfigDict) -> None:
-    """Reads the pairs as the run would, and tells of them.
+    """Reads the pairs as the run would, and reports on them.
 
     Raises:
       ValueError, OSError: a sentence about the settings or the data.
@@ -38,7 +38,7 @@ def look(config: ml_collections.ConfigDict) -> None:
     given = checks.checked(config, settings.table_of(settings.DPO))
     page = pathlib.Path(flags.FLAGS.page)
     if page.is_dir() or not page.parent.is_dir():
-        raise BadInput(f"--page={page} cannot be written: it is a folder, or in none that exists")
+        raise BadInput(f"--page={page} cannot be written: it is a folder, or in none that is there")
     name = given["tokenizer"] or given["initialize_from_hf"]
     folder = hf_folder.find(name, files=hf_folder.TOKENIZER_FILES)
     data = run_data.read(run_data.asked(given, folder, single=False))

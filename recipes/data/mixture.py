@@ -15,7 +15,7 @@ class Part(NamedTuple):
     name: str
     weight: float  # its share of the pairs drawn, relative to the others'
     pairs: list[Example]
-    last_row: int  # rows of the parts before it are smaller, those behind it larger
+    last_row: int  # rows of the parts before it are smaller, of those after it larger
 
 
 def numbered(pairs: Sequence[Example], first_row: int) -> list[Example]:
@@ -38,5 +38,5 @@ def endless(parts: Sequence[Part], seed: int) -> grain.MapDataset:
 
 
 def part_of(parts: Sequence[Part], rows: np.ndarray) -> np.ndarray:
-    """Of each row, the number of the part that it is from."""
+    """The number of the part that each row is from."""
     return np.searchsorted([part.last_row for part in parts], rows)

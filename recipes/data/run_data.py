@@ -1,4 +1,4 @@
-"""The pairs that the settings of a run name: read, split, counted, and told."""
+"""The pairs that the settings of a run name: read, split, counted, and reported."""
 
 from collections.abc import Collection, Mapping, Sequence
 import pathlib
@@ -31,7 +31,7 @@ class HeldOut(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What a person is told of one source of pairs."""
+    """What is reported about one source of pairs."""
 
     name: str  # train, or the name of a source in a mixture, or of a held-out set
     source: str  # path or hub id
@@ -67,7 +67,7 @@ class Data(NamedTuple):
 
 
 def asked(given: Mapping[str, Any], tokenizer_folder: pathlib.Path, *, single: bool) -> Asked:
-    """What the settings say of data: of pairs, or of `single` answers."""
+    """What the settings say about data: pairs, or `single` answers."""
     common = source.Common(given["data.layout"], given["data.columns"] or {}, single)
     cache = given["token_cache"]
     return Asked(
@@ -91,7 +91,7 @@ def asked(given: Mapping[str, Any], tokenizer_folder: pathlib.Path, *, single: b
 
 
 def read(asked: Asked) -> Data:
-    """All of it, from the token cache where it has been read before.
+    """All data, from the token cache where it has been read before.
 
     Raises:
       FileNotFoundError: there is no such source.
@@ -156,10 +156,10 @@ def _read(asked: Asked, crew: Crew) -> Data:
 
 
 def _held_out(where: str, given: source.Given, asked: Asked, training: Sequence[Source]) -> Source:
-    """A held-out source, which says how it is read, or is read as the training data if it can be.
+    """A held-out source, read as it says itself, or like the training data if it can be.
 
-    Names of columns are those of the training data where all of them are there; otherwise each of
-    them that is there and that ours is not. The layout is that of training data that looks alike.
+    Column names are those of the training data where all of them are there; otherwise those that
+    are there while our name is not. The layout is that of training data with the same columns.
     """
     own = source.parsed(where, given, asked.common._replace(layout=None, columns={}))
     said = () if isinstance(given, str) else given
@@ -176,7 +176,7 @@ def _held_out(where: str, given: source.Given, asked: Asked, training: Sequence[
 
 
 def _looks(one: Source) -> str | None:
-    """The layout that its columns tell of, whatever is said; None: they tell of none."""
+    """The layout recognised from its columns, whatever is set; None: there is none."""
     try:
         return source_pairs.recognised(one._replace(layout=None))[0].layout
     except ValueError:
@@ -184,9 +184,9 @@ def _looks(one: Source) -> str | None:
 
 
 def _columns(one: Source, needed: Collection[str]) -> set[str]:
-    """The names of its columns, of as many rows as it takes to meet those needed.
+    """The names of its columns, from as many rows as it takes to find those needed.
 
-    Of all rows, if need be: the last may be the only one with a system prompt.
+    From all rows, if need be: the last may be the only one with a system prompt.
     """
     met: set[str] = set()
     wanted = layouts.wanted(dict(one.columns), single=one.single)

@@ -49,14 +49,14 @@ def answer_names(example: Example) -> tuple[str, ...]:
 
 
 def _cut(tokenizer: Tokenizer, before: list[int], ids: list[int], kinds: list[str]) -> list[Piece]:
-    """The texts of the pieces, joined, are what `ids` say behind those before."""
+    """The texts of the pieces, joined, are what `ids` say after `before`."""
     whole, special = text_after(tokenizer, before, ids), set(tokenizer.special.values())
     found, at, start = [], 0, 0
     for stop in range(1, len(ids) + 1):
         some = ids[start:stop]
         said = whole[at:] if stop == len(ids) else text_after(tokenizer, before, some)
         if stop < len(ids) and not (said and whole.startswith(said, at)):
-            continue  # its last character goes on in the next token
+            continue  # its last character continues in the next token
         kind = min(kinds[start:stop])  # scored, if any of it is
         found.append(Piece(some, said, kind, not special.isdisjoint(some)))
         before, at, start = some, at + len(said), stop

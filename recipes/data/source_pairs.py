@@ -32,11 +32,11 @@ class Pairs(NamedTuple):
 
 
 def recognised(source: Source) -> tuple[Source, str]:
-    """The source with its layout, and a line that tells it, and the columns that are not read.
+    """The source with its layout, and a line that names it and the columns that are not read.
 
     Raises:
       FileNotFoundError: there is no such source.
-      ValueError: it has no row that a layout can be told from.
+      ValueError: no layout can be recognised from its rows.
     """
     given = dict(source.columns)
     doubt, refused, fallback = "", "", None
@@ -73,7 +73,7 @@ def recognised(source: Source) -> tuple[Source, str]:
 def _beside(path: str) -> Callable[[int, frozenset[str]], dict[str, Any]]:
     """What rows hold in columns that are not read, by number: the source is read once more for it.
 
-    Rows are to be asked for in order.
+    Rows must be requested in order.
     """
     wanted: frozenset[str] = frozenset()
     rows: Iterator[Row] = iter(())
@@ -108,7 +108,7 @@ def _is_pair(named: dict[str, Any], layout: str, others: Callable[[], dict[str, 
         columns.check_question(named, heard, layout)
         columns.check_tools(named, layout)
     if layout == columns.PLAIN or (pair and not heard):
-        # Nothing is asked: may it be in a column whose name says nothing?
+        # Nothing is asked: may the question be in a column of any other name?
         for name, value in others().items():
             said = isinstance(value, str) or messages.are_messages(value)
             few = 1 if said else 3  # words: tags and notes have no more
@@ -153,7 +153,7 @@ def _check(source: Source, told: Counts, share: float) -> None:
         reason, _ = told.malformed.most_common(1)[0]
         raise BadInput(
             f"{told.malformed.total()} of {told.rows} rows of {source.path} hold no {what}; the "
-            f"first is {told.first[reason]}: {reason}. Mend them, choose another "
+            f"first is {told.first[reason]}: {reason}. Fix them, choose another "
             f"--config.data.layout, or raise --config.data.max_malformed_fraction (now {share})"
         )
     if not told.used:

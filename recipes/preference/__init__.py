@@ -1,1 +1,1 @@
-"""Of pairs of answers: losses, the reference, the gates, and what is measured."""
+"""For pairs of answers: losses, the reference, the gates, and what is measured."""

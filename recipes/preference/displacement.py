@@ -1,11 +1,11 @@
-"""Likelihood displacement: chosen answers that become less likely while all else looks well."""
+"""Likelihood displacement: chosen answers become less likely while the metrics look good."""
 
 import collections
 from collections.abc import Mapping
 
 
 class Trend:
-    """Watches for one thing that goes wrong while all that is usually watched looks well."""
+    """Warns once when both rewards fall while accuracy rises."""
 
     def __init__(self) -> None:
         self._readings: collections.deque[Mapping] = collections.deque(maxlen=3)
@@ -27,8 +27,8 @@ class Trend:
         self._said = True
         return (
             "the rewards of both answers fall while accuracy rises: the policy makes the chosen "
-            "answers less likely too, and what is neither more likely (arXiv 2410.08847). A little "
-            "of it is common. Where answers get worse there are two remedies, each in a new run: "
-            "--config.loss=dpop --config.dpop_lambda=5, which holds the chosen answers up, or a "
-            "higher --config.beta, which holds the policy nearer to its reference"
+            "answers less likely too, and other answers more likely (arXiv 2410.08847). A little "
+            "of it is common. If answers get worse there are two remedies, each in a new run: "
+            "--config.loss=dpop --config.dpop_lambda=5, which keeps chosen answers likely, or a "
+            "higher --config.beta, which keeps the policy nearer to its reference"
         )

@@ -1,4 +1,4 @@
-"""Gates: a policy and a reference of the same weights must agree before anything is learnt."""
+"""Gates: policy and reference of equal weights must agree before anything is learnt."""
 
 import math
 
@@ -20,13 +20,13 @@ from recipes.training.run import Run, say
 def check_logps(
     ask: logps.Forward, policy: Policy, state: State, reference: Reference, run: Run
 ) -> bool:
-    """Are policy and reference equal before the first step? Then so must their answers be.
+    """Equal policy and reference must give equal log-probabilities before the first step.
 
-    Equal weights through one program are equal bit for bit. What was kept of the reference was
-    packed otherwise, and is held to rounding.
+    Equal weights in one program give equal bits. Cached values of the reference were packed
+    differently, and must agree within rounding.
 
     Raises:
-      RuntimeError: they do not see the same thing; or what they say is not finite.
+      RuntimeError: they differ, or are not finite.
     """
     dtype = policy.blank.dtype
     if state.step or fingerprint(logps.cast(state.trained, dtype)) != reference.fingerprint:
@@ -43,14 +43,14 @@ def check_logps(
     if not (np.abs(ours - theirs) <= bound).all():
         raise RunFailed(
             "policy and reference have equal weights and give different log-probabilities (by up "
-            f"to {np.abs(ours - theirs).max():.3g} nats): the run would not train what it says; "
+            f"to {np.abs(ours - theirs).max():.3g} nats): its training would be wrong; "
             "please report it"
         )
     return True
 
 
 def check_first_loss(value: jax.Array, objective: Objective, run: Run) -> None:
-    """After the first step: before anything was learnt a loss is what it says it must be.
+    """The first loss, before anything was learnt, must be the value that the loss promises.
 
     Raises:
       RuntimeError: it is not.
@@ -58,7 +58,7 @@ def check_first_loss(value: jax.Array, objective: Objective, run: Run) -> None:
     loss, dtype = float(value), run.computing.precision.compute
     if not math.isfinite(loss):
         raise RunFailed(_not_finite("loss of the first update is", dtype))
-    # With remat the training program may round otherwise than the reference's; beta scales that.
+    # With remat the training program may round differently from the reference's; beta scales it.
     bound = (1e-5 if dtype == jnp.float32 else 5e-3) * max(1.0, 10 * objective.beta)
     if not abs(loss - objective.first) <= bound:
         raise RunFailed(
@@ -68,7 +68,7 @@ def check_first_loss(value: jax.Array, objective: Objective, run: Run) -> None:
 
 
 def _not_finite(what: str, dtype: jax.typing.DTypeLike) -> str:
-    """Of weights that are all finite: `zoo.check_finite` has seen them."""
+    """The sentence for a model whose weights are finite: `zoo.check_finite` has checked them."""
     wider = "" if dtype == jnp.float32 else " Or compute in float32: --config.mp=p=f32,c=f32"
     return (
         f"the {what} not finite (NaN or infinity), though every weight is: the model overflows in "

@@ -1,4 +1,4 @@
-"""Preference losses: what is known of every pair in, one loss per pair out.
+"""Preference losses: what is known about every pair in, one loss per pair out.
 
 A log-ratio is log policy(answer) - log reference(answer), in nats, summed over the answer's tokens.
 To add a loss: a function here, its line in `LOSSES`, its name in the table of settings.
@@ -35,7 +35,7 @@ class Objective(NamedTuple):
 def sigmoid(answers: Answers, *, beta: float, label_smoothing: float) -> Float[Array, " P"]:
     """Direct preference optimization, softplus(-margin); Eq. 7 of https://arxiv.org/abs/2305.18290.
 
-    `label_smoothing` is the share of pairs believed to be labelled backwards: conservative DPO,
+    `label_smoothing` is the share of pairs assumed to be mislabelled: conservative DPO,
     Eq. 3 of https://ericmitchell.ai/cdpo.pdf.
     """
     chosen, rejected = log_ratios(answers)

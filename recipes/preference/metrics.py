@@ -1,4 +1,4 @@
-"""Figures of pairs: of an update, of a held-out set, of the parts of a mixture."""
+"""Metrics of pairs: of an update, of a held-out set, of the parts of a mixture."""
 
 from collections.abc import Callable, Sequence
 
@@ -43,7 +43,7 @@ def preference(
 def by_part(
     parts: Sequence[Part], rows: np.ndarray, answers: Answers, objective: Objective
 ) -> dict[str, int | float]:
-    """The same for the pairs of each source, where there are several, and how many they are."""
+    """The same for the pairs of each source, where there are several, and the number of pairs."""
     figures: dict[str, int | float] = {}
     if len(parts) == 1:
         return figures

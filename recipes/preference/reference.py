@@ -1,7 +1,7 @@
-"""The frozen reference: read afresh at every start, known by its fingerprint, and the gates.
+"""The frozen reference: read again at every start, and known by its fingerprint.
 
-`resident`, its weights stay on the devices and it is asked in every step; `cached`, it is asked
-once for every pair, the answers are kept on disk, and it leaves memory.
+`resident`: its weights stay on the devices, for every step. `cached`: its log-probabilities of all
+pairs are computed once and kept on disk, and it leaves memory.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class Reference(NamedTuple):
 
 
 def wanted(given: Values) -> Beside:
-    """The reference that the settings name, or else the weights that the policy begins from."""
+    """The reference that the settings name, or else the weights that the policy starts from."""
     path = given["reference_model_path"] or given["initialize_from_hf"]
     return Beside(path, given["reference_is_hf"], given["reference_mode"], given["reference_cache"])
 
@@ -48,12 +48,12 @@ def ready(
     forward: Callable[[nnx.GraphDef, Any, Packed], Array],
     stop: Callable[[], bool],
 ) -> Reference:
-    """Reads the reference and asks it what can be asked before the first step.
+    """Reads the reference, and computes what is needed of it before the first step.
 
     Raises:
       Asked: the run is asked to stop meanwhile.
       FileNotFoundError, ValueError: as `load`.
-      RuntimeError: what was kept of it is not what it says now.
+      RuntimeError: its cached log-probabilities are not those it gives now.
     """
     say(f"reading the reference: {asked.path}")
     model = load(asked, policy, run)
@@ -76,12 +76,12 @@ def ready(
         directory, fingerprint=known, compute=policy.dtype,
         attention=attention.backend_of(model.config, policy.dtype, policy.attention),
     )  # fmt: skip
-    say(f"asking the reference, or {cache.folder}, about every pair")
+    say(f"the reference's log-probabilities of every pair, kept in {cache.folder}")
     trained, *held_out = (
         reference_cache.of_pairs(cache, pairs, heeding, run.place) for pairs in (run.pairs, *sets)
     )
     off = reference_cache.check(cache, run.pairs, ask, run.place, policy.dtype)
-    say(f"worked out again, {off:.2g} nats apart at most; the reference leaves memory")
+    say(f"some computed again: at most {off:.2g} nats apart; the reference leaves memory")
     count = 1 + max(pair.row for pair in run.pairs)
     table = np.zeros((count, run.place.shape.answers), np.float32)
     table[[pair.row for pair in run.pairs]] = trained
@@ -97,7 +97,7 @@ def ready(
 def load(asked: Beside, policy: zoo.Model, run: Run) -> zoo.Model:
     """The reference in the compute dtype, from HF weights or from the newest checkpoint of a run.
 
-    `policy` may be without weights.
+    `policy` may have no weights.
 
     Raises:
       FileNotFoundError: there is no such model, or no checkpoint in that run.

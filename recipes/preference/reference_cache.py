@@ -1,6 +1,6 @@
-"""What the reference says of every pair, worked out once and kept on disk.
+"""The reference's log-probabilities of every pair, computed once and kept on disk.
 
-The values hang on the reference's weights, the pair's tokens and masks, and how products are
+The values depend on the reference's weights, the pair's tokens and masks, and how products are
 rounded; not on learning rate, beta or loss, so that runs share them. A folder stands for one
 reference and one arithmetic; its files are only ever added, each when it is whole.
 """
@@ -28,7 +28,7 @@ from recipes.training.logps import Forward
 from zoo.parts import token_logps
 
 FORMAT = 1
-# Updates between two files, and pairs that are worked out again at every start.
+# Updates between two files, and pairs that are computed again at every start.
 UPDATES_PER_FILE, LOOKED_AT = 32, 32
 
 
@@ -42,7 +42,7 @@ class Cache(NamedTuple):
 def opened(
     directory: places.Place, *, fingerprint: str, compute: jax.typing.DTypeLike, attention: str
 ) -> Cache:
-    """What is known of a reference. Files that cannot be read are passed over, and made again.
+    """What is kept of a reference. Files that cannot be read are skipped, and made again.
 
     Raises:
       OSError: the directory cannot be used.
@@ -79,9 +79,9 @@ def opened(
 
 
 def of_pairs(cache: Cache, pairs: Sequence[Example], forward: Forward, place: Place) -> np.ndarray:
-    """Log-probabilities [pairs, A], in nats. What is not known yet is worked out and kept."""
+    """Log-probabilities [pairs, A], in nats. Missing ones are computed and kept."""
     keys = [key(pair, place.shape) for pair in pairs]
-    # Process 0 says what is known: others may see the files of a shared disk a moment later.
+    # Process 0 decides: others may see the files of a shared disk a moment later.
     unknown = (np.nan,) * place.shape.answers
     told = np.array([cache.known.get(key, unknown) for key in keys], np.float32)
     told = processes.of_first(told)
@@ -105,7 +105,7 @@ def check(
     place: Place,
     compute: jax.typing.DTypeLike,
 ) -> float:
-    """Works out some pairs again; how far the kept values are off, in nats.
+    """Computes some pairs again; how far the kept values are off, in nats.
 
     Raises:
       RuntimeError: further than rounding can explain.
@@ -116,7 +116,7 @@ def check(
     if not (off <= bound(now, compute)).all():
         raise RunFailed(
             f"the log-probabilities kept in {cache.folder} are up to {off.max():.3g} nats from "
-            "what the reference says now: delete that folder, and they are worked out again"
+            "what the reference gives now: delete that folder, and they are computed again"
         )
     return float(off.max())
 

@@ -2,7 +2,7 @@
 
   python recipes/tiny/make_model.py --folder=recipes/tiny/model
 
-It knows what is asked about and answers in either manner; to prefer one is left to DPO. A few
+It knows the facts and answers in either manner; preferring one is left to DPO. A few
 minutes on two cores. The same versions on the same kind of machine give the same bytes.
 """
 
@@ -62,7 +62,7 @@ def make_tokenizer(rows: list[dict]) -> transformers.PreTrainedTokenizerFast:
 
 
 def make_untrained(folder: pathlib.Path, rows: list[dict]) -> None:
-    """The model's folder with weights of chance."""
+    """The model's folder with random weights."""
     tokenizer = make_tokenizer(rows)
     source = folder / "source"
     tokenizer.save_pretrained(source)

@@ -233,7 +233,7 @@ def assistant(content: str) -> dict[str, str]:
 
 
 def system(content: str) -> dict[str, str]:
-    """What the model is told beforehand."""
+    """Instructions to the model before the first turn."""
     return {"role": "system", "content": content}
 
 

@@ -1,4 +1,4 @@
-"""A config held to the table of settings before anything else happens, in sentences."""
+"""Checks a config against the table of settings before anything else happens."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import datetime
@@ -26,7 +26,7 @@ DTYPES = {
     "f16": np.dtype(np.float16),
     "float16": np.dtype(np.float16),
 }
-# By which a checkpoint may be the best, and whether high ones are good.
+# Metrics that can choose the best checkpoint, and whether higher is better.
 BEST_BY = {
     "loss": False,
     "dpo_loss": False,
@@ -34,7 +34,7 @@ BEST_BY = {
     "dpo_reward_margin": True,
     "dpo_margin_policy": True,
 }
-# Losses of other programs: what ours are called there, and what those are that are not here.
+# Losses of other programs: their names for ours, and what the losses are that are not here.
 LOSSES_ELSEWHERE = {"dpo": "sigmoid", "cdpo": "sigmoid", "dpopositive": "dpop"}
 LOSSES_NOT_HERE = {
     "simpo": "SimPO", "ipo": "IPO", "orpo": "ORPO", "kto": "KTO", "cpo": "CPO", "slic": "SLiC",
@@ -91,7 +91,7 @@ def checked(config: ml_collections.ConfigDict, table: Table) -> Values:
 
 
 def check_names(config: ml_collections.ConfigDict, table: Table) -> None:
-    """Holds a config to the names of the table, and each value to its kind.
+    """Checks the names of a config against the table, and the kind of each value.
 
     Raises:
       ValueError: with the setting's name, and what to write.
@@ -101,10 +101,10 @@ def check_names(config: ml_collections.ConfigDict, table: Table) -> None:
         if "reference_model_path" in shared:
             remedy = (
                 "write config.reference_model_path = config_dict.placeholder(str), which stands "
-                "for the weights that the policy begins from"
+                "for the weights that the policy starts from"
             )
         raise BadInput(
-            f"{' and '.join(shared)} of the config are one reference (get_ref), and whoever sets "
+            f"{' and '.join(shared)} of the config are one reference (get_ref), and setting "
             f"one of them sets both: {remedy}"
         )
     own = lambda name: f"{name}.".startswith(tuple(f"{one}." for one in NAMED_BY_THE_USER))
@@ -129,7 +129,7 @@ def left_out(config: ml_collections.ConfigDict, table: Table) -> list[str]:
 
 
 def precision(mp: str) -> Precision:
-    """Reads `p=f32,c=bfloat16`.
+    """Parses `p=f32,c=bfloat16`.
 
     Raises:
       ValueError: it is written otherwise, or names dtypes that do not train.
@@ -150,7 +150,7 @@ def precision(mp: str) -> Precision:
 
 
 def profiled(steps: str | None) -> range:
-    """The steps of `11-13`; none of None.
+    """The steps of `11-13`; an empty range for None.
 
     Raises:
       ValueError: it is written otherwise.
@@ -337,7 +337,7 @@ def _check_keep(given: Values, pairs: bool) -> None:
         )
     if saved is None or evaluated is None or saved % evaluated:
         raise BadInput(
-            "--config.keep_best wants --config.steps_per_checkpoint to be a multiple of "
+            "--config.keep_best needs --config.steps_per_checkpoint to be a multiple of "
             f"--config.steps_per_eval, and they are {saved} and {evaluated}: checkpoints would be "
             "without figures"
         )

@@ -1,7 +1,7 @@
 """The command line: flags that change a config, and errors that are sentences.
 
-Nothing here is slow to import: a program reads its flags before it imports what it needs, so that a
-wrong one is answered at once.
+Nothing here is slow to import: a program reads its flags before its other imports, so that a wrong
+flag is answered at once.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ HELP = ("--help", "-h", "-help", "--helpfull", "--helpshort")
 
 
 def answer(groups: Groups, *, writes: bool = True) -> None:
-    """Ends the program here, where its flags ask for help (status 0) or are wrong (status 2).
+    """Ends the program here if its flags ask for help (status 0) or are wrong (status 2).
 
     It takes `--config=FILE --config.NAME=VALUE …`, with the settings of the groups. A program that
     `writes` nothing needs no directory.
@@ -44,7 +44,7 @@ def main(
 ) -> None:
     """Reads the flags, as `answer`, and runs a program with its config.
 
-    What a person can mend ends it with one sentence and status 1. `joins`: the processes that
+    An error that the user can fix ends it with one sentence, status 1. `joins`: the processes that
     `config.distributed` describes work on it together.
     """
     terminal.hold()
@@ -69,7 +69,7 @@ def main_without_config(program: Callable[[], None]) -> None:
 def _read(
     groups: Groups, argv: list[str], *, writes: bool
 ) -> tuple[ml_collections.ConfigDict, list[str]]:
-    """The config with its flags, held to the settings of the groups; and the arguments left."""
+    """The config with its flags, checked against the groups; and the remaining arguments."""
     table = table_of(groups)
     given: list[ml_collections.ConfigDict] = []
 
@@ -99,7 +99,7 @@ def _with_config(
     together = several.pop("enabled", False) and joins
 
     def started() -> None:
-        import jax  # what this module is read for comes before it
+        import jax  # late, so that wrong flags are answered before it
 
         from checkpoints_io import places
 
@@ -116,14 +116,14 @@ def _with_config(
     try:
         _in_sentences(started)
     except BaseException as error:
-        # A thread that still saves, or reads data, would keep an interrupted program for minutes.
+        # A thread that still saves, or reads data, would delay an interrupted program for minutes.
         if together or isinstance(error, KeyboardInterrupt):
             _end_at_once(error)
         raise
 
 
 def _in_sentences(program: Callable[[], None]) -> None:
-    """An error that a person can mend becomes a sentence."""
+    """Prints an error that the user can fix as a sentence."""
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file it writes
     try:
         program()
@@ -133,7 +133,7 @@ def _in_sentences(program: Callable[[], None]) -> None:
         # Orbax has the same word for a full disk, which `run_state` puts into a sentence.
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             _stop(
-                "the devices ran out of memory. Turn down --config.per_device_parallelism first, "
+                "the devices ran out of memory. Lower --config.per_device_parallelism first, "
                 "then --config.row_length with --config.train_seq_len; drop the reference with "
                 "--config.reference_mode=cached; or split the weights over more devices with "
                 f"--config.mesh.fsdp. ({str(error).split(chr(10))[0]})",
@@ -156,7 +156,7 @@ def _parsed(
     without_settings: Callable[[list[str]], list[str]],
     listed: Callable[[], str],
 ) -> list[str]:
-    """Answers `--help` and wrong flags, and leaves the right ones to absl."""
+    """Answers `--help` and wrong flags; leaves the others to absl."""
     if any(arg in HELP for arg in argv[1:]):
         print((sys.modules["__main__"].__doc__ or "").strip())
         if own := flags.FLAGS.main_module_help():
@@ -178,7 +178,7 @@ def _parsed(
 
 
 def _values(argv: list[str], table: Table) -> dict[str, Any]:
-    """The settings in the config that is given beside `--help`, if one is."""
+    """The settings of the config given with `--help`, if there is one."""
     with contextlib.suppress(errors.UserError):
         config, _ = overrides.read([arg for arg in argv if arg not in HELP], table)
         return dict(checks.plain(config, table))
@@ -186,7 +186,7 @@ def _values(argv: list[str], table: Table) -> dict[str, Any]:
 
 
 def _unknown(name: str, argv: list[str], table: Table) -> str:
-    """What to type in place of a flag that there is not."""
+    """What to type instead of an unknown flag."""
     value = next((a.partition("=")[2] for a in argv if a.lstrip("-").startswith(f"{name}=")), "…")
     if near := nearest.nearest(name, [*flags.FLAGS]):
         return f"there is no flag --{name} (did you mean --{near}?)"
@@ -198,16 +198,16 @@ def _unknown(name: str, argv: list[str], table: Table) -> str:
 
 
 def _no_flag(word: str, table: Table) -> str:
-    """What to type in place of a word that is no flag."""
-    bare = re.sub(r"^[-–—]+", "", word)  # documents make one long dash of two hyphens
+    """What to type instead of a word that is not a flag."""
+    bare = re.sub(r"^[-–—]+", "", word)  # word processors turn two hyphens into a dash
     name, equals, value = bare.partition("=")
     if name in flags.FLAGS:
-        return f"{word!r} is no flag: write --{bare}"
+        return f"{word!r} is not a flag: write --{bare}"
     if not table:
-        return f"{word!r} is no flag, and only flags are read"
+        return f"{word!r} is not a flag, and only flags are read"
     if equals and (near := nearest.nearest(name.removeprefix("config."), table)):
-        return f"{word!r} is no flag: write --config.{near}={value}"
-    return f"{word!r} is no flag; settings are given as --config.NAME=VALUE"
+        return f"{word!r} is not a flag: write --config.{near}={value}"
+    return f"{word!r} is not a flag; settings are given as --config.NAME=VALUE"
 
 
 def _of_absl(error: flags.Error) -> str:
@@ -221,7 +221,7 @@ def _of_absl(error: flags.Error) -> str:
 
 
 def _end_at_once(error: BaseException) -> None:
-    """Without waiting for threads or other processes; jax ends those that wait for this one."""
+    """Ends without waiting for threads or other processes; jax ends those waiting for this one."""
     status = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
     try:
         if isinstance(error, KeyboardInterrupt):
@@ -231,7 +231,7 @@ def _end_at_once(error: BaseException) -> None:
             traceback.print_exception(error)
         sys.stdout.flush()
         sys.stderr.flush()
-    finally:  # whoever read it may be gone
+    finally:  # its reader may be gone
         os._exit(status)
 
 
@@ -240,9 +240,9 @@ def _join(several: dict[str, Any]) -> None:
 
     try:
         jax.distributed.initialize(**several)
-    except Exception as error:  # jax raises a kind of its own for every cause
+    except Exception as error:  # jax raises another type for every cause
         raise BadInput(
-            "the processes of this run could not join, with the settings of --config.distributed: "
+            "the processes of this run could not connect, with the given --config.distributed: "
             f"{str(error).strip()}"
         ) from error
 

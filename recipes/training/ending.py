@@ -1,4 +1,4 @@
-"""The end of a run: what was learnt, where the model is, and how to use it."""
+"""The end of a run: what was learned, where the model is, and how to use it."""
 
 from collections.abc import Mapping, Sequence
 import json
@@ -27,18 +27,18 @@ def show(
         say(samples.side_by_side(run.tokenizer, answers))
     if told := [*figures(run.held_out, held_out), *manner(answers)]:
         compared = "before (the reference) -> " if run.place.shape.answers == 2 else ""
-        say(f"\nheld out, {compared}after {run.total_steps} steps")
+        say(f"\nheld-out figures, {compared}after {run.total_steps} steps")
         say("\n".join(f"  {line}" for line in told))
     folder = policy.export_folder(run.total_steps, run).address
     say(how_to_go_on(folder, exported=policy.exported(run.total_steps, run)))
 
 
 def figures(sets: Sequence[HeldOut], held_out: Mapping[str, float]) -> list[str]:
-    """Accuracy and reward margin; against itself the reference has neither. Or the mere loss."""
+    """Accuracy and reward margin, which the reference itself has not; of answers, the loss."""
     told = []
     for name, pairs in sets:
         if (loss := held_out.get(f"eval/{name}/loss")) is not None:
-            told.append(f"{name} loss: {loss:.3f} nats a token ({len(pairs)} answers)")
+            told.append(f"{name} loss: {loss:.3f} nats per token ({len(pairs)} answers)")
         for what, before in (("accuracy", "no preference"), ("reward margin", "0")):
             after = held_out.get(f"eval/{name}/dpo_{what.replace(' ', '_')}")
             if after is not None:
@@ -47,19 +47,19 @@ def figures(sets: Sequence[HeldOut], held_out: Mapping[str, float]) -> list[str]
 
 
 def manner(answers: Answers | None) -> list[str]:
-    """How many answers are in the wanted manner, as `samples.is_wanted` sees it."""
+    """How many answers are in the wanted manner, by `samples.is_wanted`."""
     if not answers or len(answers.examples[0].answers) < 2:
         return []
     before, after = (samples.wanted_share(answers, name) for name in ("before", "after"))
-    before = "not asked" if before is None else f"{before:.0%}"
+    before = "not generated" if before is None else f"{before:.0%}"
     return [
         f"answers in the wanted manner: {before} -> {after:.0%} ({len(answers.examples)} greedy "
-        "answers; counted: those that share more with the chosen answer than with the rejected)"
+        "answers; counted: those more similar to the chosen answer than to the rejected one)"
     ]
 
 
 def how_to_go_on(folder: str, *, exported: bool) -> str:
-    """Where the model is, and lines to paste; `exported`: it was written, now or before."""
+    """Where the model is, and lines to paste; `exported`: the folder exists."""
     quoted = json.dumps(folder, ensure_ascii=False)
     if not exported:
         return (
@@ -77,5 +77,5 @@ the model is in {folder}
 
   vllm serve {shlex.quote(folder)}
 
-to train on from it, the same command with other pairs or settings and
+to continue training from it, run the same command with other pairs or settings and
   --config.initialize_from_hf={shlex.quote(folder)} --config.directory=ANOTHER"""

@@ -1,8 +1,8 @@
-"""The settings of a recipe as a person reads them: for `--help`, and for docs/dpo.md.
+"""The settings of a recipe as text: for `--help`, and for docs/dpo.md.
 
   python -m recipes.training.listing
 
-writes the table at the end of docs/dpo.md again.
+rewrites the table at the end of docs/dpo.md.
 """
 
 import pathlib
@@ -32,7 +32,7 @@ def text(groups: Groups, values: dict[str, Any]) -> str:
 
 
 def taken(names: list[str], table: Table) -> str:
-    """What settings mean that a config does not name, but for those that are unset by default."""
+    """The defaults of the settings that a config does not name, except those unset by default."""
     default = {name: table[name].default for name in names}
     shown = [f"{name}={_spelt(x)}" for name, x in default.items() if x not in (None, (), {})]
     if not shown:
@@ -45,8 +45,7 @@ def markdown(groups: Groups) -> str:
     """The table of docs/dpo.md."""
     lines = [
         HEADING,
-        "What a config file does not name has the value in brackets; *resume*: a resumed run may "
-        "have another.",
+        "The value in brackets is the default; *resume*: a resumed run may change the setting.",
     ]
     for title, group in groups.items():
         lines += ["", f"**{title}**", "", "| setting | meaning |", "|---|---|"]
@@ -58,7 +57,7 @@ def markdown(groups: Groups) -> str:
 
 
 def meaning(setting: Setting) -> str:
-    """What it says, may be, and means when it is unset, in one sentence."""
+    """What it does, which values it takes, and what unset means, in one sentence."""
     parts = [setting.says]
     if setting.choices and not all(choice in setting.says for choice in setting.choices):
         parts.append(f"one of {', '.join(setting.choices)}")
@@ -70,7 +69,7 @@ def meaning(setting: Setting) -> str:
 
 
 def _spelt(value: Any) -> str:
-    """As a flag takes it."""
+    """As it is written in a flag."""
     if isinstance(value, tuple | list):
         return ",".join(value)
     if isinstance(value, bool):

@@ -21,7 +21,7 @@ from recipes.training.update import Answers, Programs, Sums
 
 
 class Taken(NamedTuple):
-    """A step, after it was taken."""
+    """The result of a step."""
 
     state: State
     values: dict[str, jax.Array]  # its figures, on the devices
@@ -29,7 +29,7 @@ class Taken(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """What one recipe does and another does not."""
+    """What differs between recipes."""
 
     take: Callable[[State, Update], Taken]
     # Figures of each held-out set, as long as the run is not asked to stop.
@@ -60,7 +60,7 @@ def run_steps(
     facts: dict,
     stop: Callable[[], bool],
 ) -> tuple[State, dict[str, float]]:
-    """Takes the steps that are left; the last state, and its held-out figures.
+    """Takes the remaining steps; returns the last state and its held-out figures.
 
     Raises:
       Asked: the run was asked to stop before its first step.
@@ -74,7 +74,7 @@ def run_steps(
         meter = records.Meter(recipe.answers)
         for update in _updates(run, start, meter):
             taken = recipe.take(state, update)
-            # Of the step before: nothing waits for this one.
+            # This checks the step before, so that nothing waits for this one.
             policy.check_sound(state, run)
             state = taken.state
             meter.add(update)
@@ -93,7 +93,7 @@ def run_steps(
             policy.save(state, run, store, facts, held_out)
             store.wait()
     if start == run.total_steps:
-        say(f"this run was finished before; choose another --config.directory than {run.directory}")
+        say(f"this run is already finished; choose another --config.directory than {run.directory}")
     return state, held_out
 
 
@@ -183,7 +183,7 @@ def _export_if_due(around: Around, state: State) -> None:
 
 
 def applied(programs: Programs, sums: Sums, state: State, said: Said) -> Taken:
-    """The optimizer's step by the sums of an update."""
+    """One optimizer step with the sums of an update."""
     answers = Answers(sums.policy, sums.reference, *said)
     trained, opt_state, values = programs.apply(sums, state.trained, state.opt_state, said)
     skipped = state.skipped + values.pop("skipped")

@@ -54,8 +54,8 @@ def schedule_of(given: AdamW, total: int) -> optax.Schedule:
     warmup, decay = phases(given, total)
     if max(total, warmup, decay) >= 2**31:
         raise BadInput(
-            f"a run has fewer than 2**31 steps: it would be {total:.3g} of them, {warmup:.3g} of "
-            "warm-up; lower --config.num_train_steps or --config.num_epochs, or --config.warmup"
+            f"a run must have fewer than 2**31 steps, not {total:.3g} ({warmup:.3g} of warm-up); "
+            "lower --config.num_train_steps or --config.num_epochs, or --config.warmup"
         )
     if given.cooldown is not None and warmup + decay > total:
         raise BadInput(
@@ -88,7 +88,7 @@ def schedule_of(given: AdamW, total: int) -> optax.Schedule:
 def optimizer_of(
     given: AdamW, schedule: optax.Schedule, decayed: Any
 ) -> optax.GradientTransformation:
-    """AdamW behind a clip of the global norm. `decayed` is a tree of bools: matrices, not norms."""
+    """AdamW after a clip of the global norm. `decayed` is a tree of bools: matrices, not norms."""
     clip = optax.identity()
     if given.max_grad_norm is not None:
         clip = optax.clip_by_global_norm(given.max_grad_norm)

@@ -1,7 +1,7 @@
 """Settings from a config file, and the flags that change them: `--config.NAME=VALUE`.
 
-In place of ml_collections' own flags, which know neither settings that may be unset, nor names that
-the user chooses (`--config.validation.mine=b.jsonl`), nor what to say of a value of another kind.
+They replace ml_collections' own flags, which allow neither unset settings nor names that the user
+chooses (`--config.validation.mine=b.jsonl`), and do not explain a value of the wrong kind.
 """
 
 import ast
@@ -45,7 +45,7 @@ def read(argv: list[str], table: Table) -> tuple[ml_collections.ConfigDict, list
     if not path:
         file = next((word for word in others[1:] if word.endswith(".py")), None)
         raise BadInput(
-            f"{file!r} is no flag: write --config={file}"
+            f"{file!r} is not a flag: write --config={file}"
             if file
             else "give a config, for example --config=recipes/configs/tiny.py"
         )
@@ -63,7 +63,7 @@ def _sorted(argv: list[str]) -> tuple[str | None, list[Change], list[str]]:
         arg = left.pop(0)
         found = FLAG.fullmatch(arg)
         if arg == "--":
-            continue  # as the documents of ml_collections have it
+            continue  # as ml_collections' documentation has it
         if not found or (found[1] and not found[2]):
             others.append(arg)
             continue
@@ -97,7 +97,7 @@ def _loaded(path: str) -> ml_collections.ConfigDict:
         where = file if line is None else f"{file}, line {line}"
         if field := re.match(r"Could not override field '(.+?)'", told):
             raise BadInput(
-                f"{where}: {field[1]} is given a value of another kind than before; begin the "
+                f"{where}: {field[1]} is given a value of another kind than before; start the "
                 "config with ml_collections.ConfigDict(type_safe=False)"
             ) from error
         raise BadInput(f"{where}: {type(error).__name__}: {told}") from error
@@ -116,14 +116,14 @@ def _make(change: Change, config: ml_collections.ConfigDict, path: str, table: T
         raise BadInput(f"{path} has no setting {name!r}{did_you_mean(name, table)}")
     given = _literal(name, text) if text and text.lstrip().startswith("{") else None
     if not isinstance(given, dict):
-        raise BadInput(f"--config.{name} is no setting, but several: {', '.join(inside)}")
+        raise BadInput(f"--config.{name} is a group of settings, not one: {', '.join(inside)}")
     for inner, value in given.items():
         text = value if isinstance(value, str) else repr(value)
         _make(Change(f"{name}.{inner}", text), config, path, table)
 
 
 def _kind(name: str, table: Table) -> type | None:
-    """What kind of value it takes, where it is a setting; `object` is a source, or several."""
+    """The kind of value that a setting takes, or None; `object` is a source, or several."""
     if name in table:
         return table[name].kind
     if re.fullmatch(CHOSEN_NAME, name):
@@ -137,12 +137,12 @@ def _kind(name: str, table: Table) -> type | None:
 
 
 def _value(name: str, text: str | None, kind: type, table: Table) -> Any:
-    """What a text means for a setting of this kind; None: it is unset."""
+    """The value that a text gives a setting of this kind; None: unset."""
     flag = f"--config.{name}"
     if text is None:
         if kind is bool:
             return True
-        raise BadInput(f"{flag} wants a value: {flag}=…")
+        raise BadInput(f"{flag} needs a value: {flag}=…")
     if text in UNSET and not (name in table and text in table[name].choices):
         if not may_be_unset(name, table):
             raise BadInput(f"{flag} cannot be unset")
@@ -178,7 +178,7 @@ def _literal(name: str, text: str) -> Any:
 
 
 def _has_names(given: Any) -> bool:
-    """Can all that is in it be named by a flag?"""
+    """Whether a flag can name everything in it."""
     if not isinstance(given, dict):
         return given is not None
     return all(
@@ -206,7 +206,7 @@ def _put(name: str, value: Any, config: ml_collections.ConfigDict) -> None:
         room: Any = config
         for place, inner in enumerate(rooms):
             there = room.get(inner)
-            if isinstance(there, str):  # of a source, all that was said so far
+            if isinstance(there, str):  # a source, all that was given so far
                 if place == 0:
                     raise BadInput(
                         f"--config.{inner} is one source, {there!r}; several are given as "

@@ -1,4 +1,4 @@
-"""What a run is going to take and do, worked out before any long work."""
+"""What a run will need and do, worked out before any long work."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -17,14 +17,14 @@ from recipes.training import checks, optimizer
 from recipes.training.run import Run
 import zoo
 
-# Positions of a micro-batch, per device, from which on a device is busy.
+# Positions of a micro-batch, per device, that are enough to keep a device busy.
 ENOUGH = {"cpu": 2**12}
-# Below this fill a run says what would fill its rows.
+# Below this fill the plan says what would fill the rows better.
 GOOD_FILL = 0.88
 
 
 class Asked(NamedTuple):
-    """What the settings say that only the plan looks at."""
+    """Settings that only the plan reads."""
 
     num_epochs: float | None
     max_eval_pairs: int | None
@@ -32,7 +32,7 @@ class Asked(NamedTuple):
 
 
 def told(run: Run, asked: Asked, model: zoo.Model, each: dict[str, int]) -> str:
-    """The plan as a person reads it; `each` is the `memory` of a device.
+    """The plan as text; `each` is the `memory` of a device.
 
     Raises:
       ValueError: most of the computation would be spent on padding.
@@ -58,17 +58,17 @@ def told(run: Run, asked: Asked, model: zoo.Model, each: dict[str, int]) -> str:
     hint = ""
     if share < GOOD_FILL and (filled := _parts_that_fill(pairs, shape)):
         more = shape.shards // filled
-        hint = f"; {GOOD_FILL:.0%} with {more} times --config.mesh.tensor, or more {what} an update"
+        hint = f"; {GOOD_FILL:.0%} with {more} x --config.mesh.tensor, or more {what} per update"
     lines = [
         f"devices      {devices.size} {device.device_kind} ({device.platform}); {axes}",
         f"{what:<12} {len(pairs)} to train on; held out: {held}",
         *_mixed(run),
         f"updates      {run.total_steps} of {shape.examples} {what} = {epochs:.2f} epochs; "
-        f"about {count:.1f} micro-batches each",
-        f"rows         {shape.rows} of {shape.row_length} positions a micro-batch, "
-        f"{share:.0%} filled{hint}" + (f"; {apart} {what} need two of them" if apart else ""),
+        f"about {count:.1f} micro-batches per update",
+        f"rows         {shape.rows} of {shape.row_length} positions per micro-batch, "
+        f"{share:.0%} filled{hint}" + (f"; {apart} {what} need two rows" if apart else ""),
         f"rate         {_schedule(run.adamw, run.total_steps)}",
-        f"memory       {size(sum(each.values()))} per device ({parts}), and activations",
+        f"memory       {size(sum(each.values()))} per device ({parts}), plus activations",
         f"disk         {size(saved)} per checkpoint, {checkpoints_kept(run)} kept; "
         f"{size(free)} free in {run.directory}",
         *(f"note         {sentence}" for sentence in notes(run, asked)),
@@ -91,12 +91,12 @@ def _schedule(given: optimizer.AdamW, total: int) -> str:
 
 
 def noun(shape: Shape) -> str:
-    """What the examples of a run are."""
+    """What to call the examples of a run."""
     return "pairs" if shape.answers == 2 else "answers"
 
 
 def notes(run: Run, asked: Asked) -> list[str]:
-    """What the settings ask for and this run cannot give, or what they make of it."""
+    """Settings that have no effect, or a surprising one, in this run."""
     return [
         *_notes_on_rate(run.adamw, run.total_steps),
         *_notes_on_pairs(run, asked),
@@ -118,12 +118,12 @@ def _notes_on_rate(given: optimizer.AdamW, total: int) -> Iterator[str]:
     if highest * 2**25 < 0.03:
         yield (
             f"at a learning rate of {highest:.3g} weights larger than {highest * 2**25:.2g} do not "
-            "change: in float32 they are rounded back"
+            "change: in float32 the step is rounded away"
         )
     for name, steps in (("warmup", warmup), ("cooldown", decay)):
         amount = given._asdict()[name]
         if amount and not steps:
-            yield f"--config.{name}={amount:g} of {total} steps rounds to none"
+            yield f"--config.{name}={amount:g} of {total} steps rounds to 0 steps"
 
 
 def _notes_on_pairs(run: Run, asked: Asked) -> Iterator[str]:
@@ -135,11 +135,11 @@ def _notes_on_pairs(run: Run, asked: Asked) -> Iterator[str]:
         if drawn > len(part.pairs):
             yield (
                 f"an update of --config.train_batch_size={update} takes about {drawn:.4g} pairs"
-                f"{whose} and there are {len(part.pairs)}: each is in it "
+                f"{whose} and there are {len(part.pairs)}: it uses each "
                 f"{drawn / len(part.pairs):.3g} times"
             )
         if drawn * total < 1:
-            yield f"hardly a pair{whose} is drawn in {total} steps: raise its weight"
+            yield f"less than one pair{whose} is drawn in {total} steps: raise its weight"
     if asked.num_epochs:
         exact = asked.num_epochs * len(run.pairs) / update
         if abs(total - exact) > 0.05 * exact:
@@ -158,7 +158,7 @@ def _notes_on_due(run: Run) -> Iterator[str]:
     every = run.every._asdict()
     if late := [name for name in names if (every[name] or 0) > run.total_steps]:
         told = ", ".join(f"--config.{name}={every[name]}" for name in late)
-        yield f"the run ends at step {run.total_steps}, and {told} come due there alone"
+        yield f"the run ends at step {run.total_steps}, the only one due by {told}"
     kept = run.saving.keep.every
     if kept and kept > run.total_steps:
         yield (
@@ -168,20 +168,20 @@ def _notes_on_due(run: Run) -> Iterator[str]:
 
 
 def _mixed(run: Run) -> list[str]:
-    """How often the pairs of each source are met, where there are several."""
+    """How often the pairs of each source are used, where there are several sources."""
     if len(run.parts) == 1:
         return []
     total = sum(part.weight for part in run.parts)
     drawn = run.total_steps * run.place.shape.examples / total
     return [
-        f"  {part.name:<10} {len(part.pairs)} pairs, {part.weight / total:.1%} of those drawn: "
+        f"  {part.name:<10} {len(part.pairs)} pairs, {part.weight / total:.1%} of all drawn: "
         f"{drawn * part.weight / len(part.pairs):.2f} epochs of it"
         for part in run.parts
     ]
 
 
 def _parts_that_fill(pairs: list[Example], shape: Shape) -> int | None:
-    """Over how many devices an update may be split and still fill their rows."""
+    """The most devices that an update can be split over while its rows stay filled."""
     for parts in range(shape.shards - 1, 0, -1):
         if shape.shards % parts:
             continue
@@ -195,7 +195,7 @@ def _parts_that_fill(pairs: list[Example], shape: Shape) -> int | None:
 
 
 def most_positions_here(model: zoo.Model, held: int) -> int:
-    """`most_positions` of the devices that are here; every process is told the same."""
+    """`most_positions` of the devices here; every process gets the same number."""
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
     most = most_positions(model, held, limit, device.platform)
@@ -203,9 +203,9 @@ def most_positions_here(model: zoo.Model, held: int) -> int:
 
 
 def most_positions(model: zoo.Model, held: int, memory_bytes: float | None, platform: str) -> int:
-    """Positions a device may compute at a time: what its memory leaves room for, or enough.
+    """Positions a device may compute at a time: what fits its memory, but no more than enough.
 
-    `held` are the bytes of what lives through an update: the sum of `memory`.
+    `held` are the bytes that stay allocated through an update: the sum of `memory`.
     More than enough is no faster: the products are large, and the padding grows.
     """
     enough = ENOUGH.get(platform, 2**14)
@@ -217,7 +217,7 @@ def most_positions(model: zoo.Model, held: int, memory_bytes: float | None, plat
 
 
 def position_bytes(model: zoo.Model) -> int:
-    """Activations of one position going back, about: what layers keep, and one layer's work."""
+    """About the bytes of one position in the backward pass: kept activations, one layer's work."""
     sizes = model.config.sizes
     kept = sizes["L"] * sizes["D"]
     met = getattr(model.config, "num_experts_per_tok", 1)  # MLPs that a token goes through
@@ -227,7 +227,7 @@ def position_bytes(model: zoo.Model) -> int:
 
 
 def memory(model: zoo.Model, mu_dtype: str, *, resident: bool) -> dict[str, int]:
-    """Bytes per device of what lives through an update; activations come on top.
+    """Bytes per device that stay allocated through an update; activations are extra.
 
     A `resident` reference is as large as the policy, in the compute dtype.
     """
@@ -251,14 +251,14 @@ def checkpoint_bytes(model: zoo.Model) -> int:
 
 
 def checkpoints_kept(run: Run) -> int:
-    """How many there are at the end, at most."""
+    """The most checkpoints there are at the end."""
     keep = run.saving.keep
     of_old = run.total_steps // keep.every if keep.every else 0
     return keep.newest + of_old + (keep.highest is not None)
 
 
 def disk_needed(run: Run, model: zoo.Model) -> int:
-    """Bytes still to be written: what stands in the directory already is not counted again."""
+    """Bytes still to be written: what is already in the directory is not counted again."""
     every = run.every.steps_per_hf_export
     exports = 0 if every == -1 else 1 if every is None else -(-run.total_steps // every)
     width = np.dtype(run.saving.export_dtype).itemsize
@@ -268,7 +268,7 @@ def disk_needed(run: Run, model: zoo.Model) -> int:
 
 
 def refuse_small_disk(directory: places.Place, needed: int) -> int | float:
-    """The bytes free where the run is kept.
+    """The free bytes where the run is kept.
 
     Raises:
       OSError: they do not hold what will be written.

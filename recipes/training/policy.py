@@ -1,4 +1,4 @@
-"""The policy: begun from its weights or resumed from a checkpoint, and written for others."""
+"""The policy: started from weights or resumed from a checkpoint; saved and exported."""
 
 from collections.abc import Callable, Mapping
 import functools
@@ -19,7 +19,7 @@ import zoo
 
 
 class Policy(NamedTuple):
-    """All of it that training does not change."""
+    """What training does not change of it."""
 
     blank: zoo.Model  # with shapes and shardings in place of weights
     graph: nnx.GraphDef
@@ -69,7 +69,7 @@ def begin(policy: Policy, run: Run, store: RunStore, facts: dict[str, Any]) -> S
     check: Callable = lambda saved: resume.refuse_other_run(saved, facts, run.directory)
     say(f"reading the policy: a checkpoint in {run.directory}, or {run.folder}")
     saved = store.newest(check, like)
-    say(f"resuming from step {saved.step}" if saved else "beginning at step 0")
+    say(f"resuming from step {saved.step}" if saved else "starting at step 0")
     if saved:
         trees, skipped = saved.trees, saved.facts["skipped"]
         return State(saved.step, trees["policy"], {}, trees["optimizer"], skipped, skipped)
@@ -81,12 +81,12 @@ def begin(policy: Policy, run: Run, store: RunStore, facts: dict[str, Any]) -> S
 
 
 def model_of(policy: Policy, state: State) -> zoo.Model:
-    """The policy as a model with the weights of now."""
+    """The policy as a model with its current weights."""
     return nnx.merge(policy.graph, nnx.State(joined(state.trained, state.frozen)))
 
 
 def asked(policy: Policy, state: State, forward: logps.Compiled) -> logps.Forward:
-    """The policy's forward pass with the weights of now, in the compute dtype."""
+    """The policy's forward pass with its current weights, in the compute dtype."""
     params = logps.cast(joined(state.trained, state.frozen), policy.blank.dtype)
     return functools.partial(forward, policy.graph, params)
 
@@ -100,7 +100,7 @@ def save(
 ) -> None:
     """A checkpoint, written in the background. What is frozen, and the reference, are not in it.
 
-    `held_out` are the figures of this step, if there are any: by them the best is known.
+    `held_out` are the figures of this step, if there are any: they decide which checkpoint is best.
 
     Raises:
       RuntimeError: as `check_sound`.
@@ -113,22 +113,22 @@ def save(
 
 
 def check_sound(state: State, run: Run) -> None:
-    """Stops a run that does not skip what is not finite.
+    """Stops a run at an update that is not finite, unless it skips such updates.
 
     Raises:
       RuntimeError: some update was not.
     """
     if run.nonfinite == "stop" and float(state.skipped) > state.skipped_before:
         raise RunFailed(
-            f"at step {state.step} the loss or its gradient was not a number; weights and "
-            "checkpoints are as they were before it. Look for examples that are odd, resume "
-            "without such updates (--config.nonfinite=skip), or begin anew, in another directory, "
+            f"at step {state.step} the loss or its gradient was NaN or infinite; weights and "
+            "checkpoints are as they were before it. Look for odd examples, resume "
+            "without such updates (--config.nonfinite=skip), or start again, in another directory, "
             "with a lower --config.learning_rate"
         )
 
 
 def export_folder(step: int, run: Run) -> places.Place:
-    """Where the Hugging Face folder of a step stands."""
+    """Where the Hugging Face folder of a step is."""
     return run.directory.within(f"hf/step-{step}")
 
 

@@ -1,6 +1,7 @@
 """A run that is asked to stop: by SIGTERM, which comes before a machine is taken away, or Ctrl-C.
 
-The step under way is finished and saved, and the program ends well: the same command goes on.
+The step under way is finished and saved, and the program exits with status 0: the same command
+resumes the run.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,14 +29,14 @@ GRACE = 0.5
 
 
 class Asked(Exception):
-    """The run is to end, and nothing is wrong."""
+    """The run was asked to stop; nothing is wrong."""
 
 
 @contextlib.contextmanager
 def asked() -> Iterator[Callable[[], bool]]:
-    """Within it signals only ask; the function says whether the run is to end.
+    """Inside the block signals only ask the run to stop; the function says whether one did.
 
-    All processes of a run are told the same, if they ask equally often. `Asked` ends the block, and
+    All processes of a run get the same answer if they ask equally often. `Asked` ends the block and
     goes no further. A second Ctrl-C raises KeyboardInterrupt and, where that does not end the block
     within a second (a thread that waits for the devices or for a save sees no signals), it ends the
     process with status 130. Files and checkpoints that were not whole yet are left out.
@@ -69,7 +70,7 @@ def asked() -> Iterator[Callable[[], bool]]:
     try:
         yield stop
     except Asked:
-        say("stopped: the same command goes on")
+        say("stopped: the same command resumes the run")
     finally:
         give_back()
         unwatch()
@@ -78,11 +79,11 @@ def asked() -> Iterator[Callable[[], bool]]:
 
 
 def _taken_from_jax() -> tuple[Any, Callable[[], None]]:
-    """What settles when all processes stop, which Orbax no longer finds; and how to put it back.
+    """What decides at which call all processes stop, hidden from Orbax; and how to put it back.
 
-    Of several processes jax itself waits for SIGTERM, and settles for all of them on one of the
-    times that they ask. Orbax asks it too, by the number of the step, and jax, which knows the last
-    number only, would wait for a time that is over. It is None where there is one process.
+    With several processes jax itself listens for SIGTERM, and chooses one of the calls at which all
+    stop. Orbax would ask jax too, by the number of the step; jax knows only the last number and
+    would wait for a step that has passed. With one process it is None.
 
     The one private name of jax in this project: where a version moves it, a test says so.
     """
@@ -94,7 +95,7 @@ def _taken_from_jax() -> tuple[Any, Callable[[], None]]:
 
 
 def _watch() -> Callable[[], None]:
-    """Hears signals when they come, whatever the main thread waits for; returns how to end it."""
+    """Receives signals even while the main thread waits; returns how to stop watching."""
     heard, tell = os.pipe()
     os.set_blocking(tell, False)
 
@@ -125,7 +126,7 @@ def _watch() -> Callable[[], None]:
 
 
 def heeding(stop: Callable[[], bool], forward: Forward) -> Forward:
-    """A forward pass that raises `Asked`, in place of an answer, once the run is asked to stop."""
+    """A forward pass that raises `Asked` instead once the run is asked to stop."""
 
     def unless_asked(batch: Packed) -> Array:
         if stop():

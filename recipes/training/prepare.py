@@ -1,4 +1,4 @@
-"""All that can fail, before any long work: settings, files, data, room. Says the plan."""
+"""Everything that can fail, before any long work: settings, files, data, disk. Prints the plan."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -26,15 +26,15 @@ from zoo.text.tokenizer import Tokenizer
 
 @contextlib.contextmanager
 def prepared(given: Values, *, beside: Beside | None = None, single: bool = False) -> Iterator[Run]:
-    """Reads and checks all that a run needs but the weights, and says what it will do.
+    """Reads and checks all that a run needs except the weights, and prints the plan.
 
     `beside` is the reference, where the recipe has one; `single`: it trains on single answers and
     not on pairs.
 
-    Within it the run's directory is this process's alone.
+    Inside the block no other process can use the run's directory.
 
     Raises:
-      ValueError, OSError: a sentence about what is wrong and how to mend it.
+      ValueError, OSError: a sentence about what is wrong and how to fix it.
     """
     directory = _directory(given["directory"])
     with _alone(directory):
@@ -103,13 +103,13 @@ def _models(given: Values, beside: Beside | None, computing: Computing) -> Model
     path, precision = given["initialize_from_hf"], computing.precision
     folder = hf_folder.look_up(path)
     if folder.revision and "@" not in path:
-        say(f"pin the model, and it stays this: {path}@{folder.revision}")
+        say(f"to pin this version of the model, give {path}@{folder.revision}")
     blank = zoo.abstract(folder.config, precision.params, precision.compute, computing.mesh)
     backend = attention.backend_of(blank.config, precision.compute, computing.attention)
     if computing.remat == "attention" and backend not in ("blocks", "splash"):
         raise BadInput(
             f"--config.remat=attention has no effect with the attention backend {backend}, which "
-            "does not say what it keeps: use products, or the backend blocks or splash"
+            "names nothing to keep: use --config.remat=products, or attention=blocks or splash"
         )
     folder = hf_folder.fetched(folder)
     zoo.check(folder)
@@ -123,7 +123,7 @@ def _models(given: Values, beside: Beside | None, computing: Computing) -> Model
     if longest and given["train_seq_len"] > longest:
         raise BadInput(
             f"--config.train_seq_len={given['train_seq_len']} is more than the {longest} positions "
-            f"that {path} was made for"
+            f"that {path} was made for: lower it"
         )
     return Models(folders, blank, tokenizer)
 
@@ -182,7 +182,7 @@ def _lost(data: Data) -> dict[str, int]:
 
 
 def _computing(given: Values) -> Computing:
-    """How the settings say that models are computed, on the devices that are here."""
+    """How models are computed, by the settings, on the devices here."""
     mesh = sharding.mesh_of(given["mesh.data"], given["mesh.fsdp"], given["mesh.tensor"])
     precision = checks.precision(given["mp"])
     return Computing(mesh, precision, given["attention"], given["remat"])
@@ -201,7 +201,7 @@ def _steps(given: Values, examples: int) -> int:
 
 
 def _keep(given: Values) -> Keep:
-    """Which checkpoints stay; the best is that of the highest score among its held-out figures."""
+    """Which checkpoints are kept; the best has the highest score by its held-out figures."""
     best = given["keep_best"]
 
     def score(facts: Mapping[str, Any]) -> float | None:
@@ -228,7 +228,7 @@ def _directory(name: str) -> places.Place:
 
 @contextlib.contextmanager
 def _alone(directory: places.Place) -> Iterator[None]:
-    """Two runs in one directory would write over each other's checkpoints."""
+    """Keeps other runs out of the directory: they would overwrite each other's checkpoints."""
     if not processes.is_first():
         yield
         return
@@ -261,7 +261,7 @@ def _refuse_directory_of_another_run(directory: places.Place, shaping: dict[str,
 
 
 def _checked_reference(asked: Beside, policy: str, folder: hf_folder.Folder) -> hf_folder.Folder:
-    """The folder of the reference, whose files have been looked at."""
+    """The reference's model folder, with its files checked."""
     if not asked.is_hf:
         other = places.at(asked.path, "--config.reference_model_path")
         if not other.exists("checkpoints"):
@@ -283,5 +283,6 @@ def _refuse_unknown_ids(found: list[Example], model: zoo.Model, tokenizer: Token
     if top >= model.config.vocab_size:
         raise BadInput(
             f"the tokenizer gives id {top} ({tokenizer.decode([top])!r}), and the "
-            f"model's embedding has {model.config.vocab_size} rows: it is another model's tokenizer"
+            f"model's embedding has {model.config.vocab_size} rows: "
+            "it is another model's tokenizer; set --config.tokenizer to its own"
         )

@@ -26,7 +26,7 @@ def on_host(values: Mapping[str, Array]) -> dict[str, int | float]:
 
 
 def line(step: int, total: int, figures: Mapping[str, int | float]) -> str:
-    """The few figures a person watches."""
+    """The few figures to watch, on one line."""
     where = next(iter(figures)).rpartition("/")[0]
     short = {name.removeprefix(f"{where}/"): value for name, value in figures.items()}
     watched = (
@@ -45,7 +45,7 @@ def lengths(
 
 
 class Meter:
-    """Speed and fill since it was last read. Nothing is asked of the devices.
+    """Speed and fill since the last read, without asking the devices.
 
     `answers` are the names of an example's answers, by their number.
     """
@@ -66,27 +66,27 @@ class Meter:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """For the next update to be packed."""
+        """Measures the wait for the next update to be packed."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Evaluation, saving and exporting are not training."""
+        """Stops the clock: evaluation, saving and exporting are not training."""
         start = time.perf_counter()
         yield
         self._since += time.perf_counter() - start
 
     def time_left(self, updates: int) -> str | None:
-        """A guess, in words, once: after the first updates that did not wait for the compiler."""
+        """An estimate in words, given once, after the first updates that did not compile."""
         if self._readings != 1:
             return None
         each = (time.perf_counter() - self._since) / len(self._updates)
         spoken = each * updates
         minutes = f"{spoken / 60:.1f} minutes" if spoken > 90 else f"{spoken:.0f} seconds"
         spoken = f"{spoken / 3600:.1f} hours" if spoken > 5400 else minutes
-        return f"about {spoken} to go, evaluation and saving apart"
+        return f"about {spoken} to go, plus evaluation and saving"
 
     def read(self) -> dict[str, int | float]:
         """Real tokens per second (all answers, each with its prompt), fill, mean lengths.

@@ -1,4 +1,4 @@
-"""What makes a run itself: the settings, pairs and weights that it has to go on with."""
+"""What identifies a run: the settings, pairs and weights that it must be resumed with."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -12,13 +12,13 @@ import zoo
 
 
 def of_settings(given: Values) -> dict[str, Any]:
-    """The settings that a resumed run must share, as JSON knows them."""
+    """The settings that a resumed run must share, as JSON."""
     bound = {name: value for name, value in given.items() if not ALL[name].free}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in flat(bound)}
 
 
 def of_model(hf_config: dict[str, Any]) -> dict[str, str]:
-    """What a config.json says of how the model computes, field by field."""
+    """What a config.json says about how the model computes, field by field."""
     return dict(_fields(zoo.abstract(hf_config).config))
 
 
@@ -37,7 +37,7 @@ def refuse_other_settings(
     """Compares the settings of a checkpoint with those of this run.
 
     Raises:
-      ValueError: they differ; the message says where, and which might have.
+      ValueError: they differ; the message says which, and which may differ.
     """
     saved, now = _in_words_of_today(saved), _in_words_of_today(now)
     # A setting that is newer than the checkpoint has, by default, the value it had without a name.
@@ -52,22 +52,22 @@ def refuse_other_settings(
         told = ", ".join(f"{n}: {saved.get(n)!r} there, {now.get(n)!r} here" for n in names[:4])
         raise BadInput(
             f"{directory} holds a run with other settings ({told}); choose another "
-            "--config.directory, or give the settings of that run. What may change on the way: "
+            "--config.directory, or give the settings of that run. What may change on a resume: "
             f"{', '.join(sorted(name for name, setting in ALL.items() if setting.free))}"
         )
 
 
 def _in_words_of_today(settings: dict[str, Any]) -> dict[str, Any]:
-    """A reference that is the policy's own folder was named; now it is left unset."""
+    """Old checkpoints name the policy's own folder as the reference; now that is left unset."""
     policy, reference = (settings.get(n) for n in ("initialize_from_hf", "reference_model_path"))
     return settings | {"reference_model_path": None} if reference == policy else settings
 
 
 def fact(saved: dict[str, Any], name: str, directory: places.Place) -> Any:
-    """What a checkpoint says of one thing.
+    """One fact of a checkpoint.
 
     Raises:
-      ValueError: it says nothing.
+      ValueError: the checkpoint does not have it.
     """
     if name not in saved:
         raise BadInput(
@@ -93,7 +93,7 @@ def refuse_other_run(saved: dict[str, Any], facts: dict[str, Any], directory: pl
             told = ", ".join(f"{n}: {before[n]} then, {now[n]} now" for n in names[:4])
             raise BadInput(
                 f"the config.json of the {whose} has changed since the checkpoint in {directory} "
-                f"was written ({told}): give back the one it was, or choose another "
+                f"was written ({told}): restore the old file, or choose another "
                 "--config.directory"
             )
     for name, what in (("data", "training pairs"), ("reference", "reference weights")):
@@ -102,6 +102,6 @@ def refuse_other_run(saved: dict[str, Any], facts: dict[str, Any], directory: pl
         if (before := fact(saved, name, directory)) != facts[name]:
             raise BadInput(
                 f"the {what} have changed since the checkpoint in {directory} was written "
-                f"(fingerprint {before} then, {facts[name]} now): a run goes on with those it "
-                "began with. Give them back, or choose another --config.directory"
+                f"(fingerprint {before} then, {facts[name]} now): a run is resumed with those it "
+                "started with. Restore them, or choose another --config.directory"
             )

@@ -1,4 +1,4 @@
-"""A run that is ready to read its weights and start: what its parts need to know of it."""
+"""A run that is ready to read its weights and start: what its parts need to know."""
 
 import pathlib
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from zoo.text.tokenizer import Tokenizer
 
 
 class Computing(NamedTuple):
-    """How the policy is computed. A reference is computed alike."""
+    """How the policy is computed. A reference is computed the same way."""
 
     mesh: Mesh
     precision: Precision
@@ -38,7 +38,7 @@ class Every(NamedTuple):
 
 
 class Saving(NamedTuple):
-    """Which checkpoints stay, and how the policy is exported."""
+    """Which checkpoints are kept, and how the policy is exported."""
 
     keep: Keep
     retries: int  # of a save that fails
@@ -47,7 +47,7 @@ class Saving(NamedTuple):
 
 
 class Records(NamedTuple):
-    """Where the figures of a run go, and the settings that stand beside them."""
+    """Where the figures of a run are logged, and the settings logged with them."""
 
     tensorboard: bool
     wandb_project: str | None
@@ -57,16 +57,16 @@ class Records(NamedTuple):
 
 
 class Beside(NamedTuple):
-    """A frozen model that answers beside the policy: the reference."""
+    """A frozen model beside the policy: the reference."""
 
     path: str  # a model's folder or hub id, or the directory of a run
     is_hf: bool  # or the newest checkpoint of a run
-    mode: str  # resident: it stays on the devices; cached: it is asked before the first step
+    mode: str  # resident: stays on the devices; cached: computed before the first step
     cache: str | None  # None: beside the run's directory
 
 
 class Run(NamedTuple):
-    """What a run is, once its settings, its data and its models' files have been looked at."""
+    """A run whose settings, data and model files have been checked."""
 
     directory: places.Place
     folder: Folder  # the policy's
@@ -94,6 +94,6 @@ class Run(NamedTuple):
 
 
 def say(text: str) -> None:
-    """Tells the person at the terminal, once however many processes there are."""
+    """Prints to the terminal, once however many processes there are."""
     if processes.is_first():
         terminal.write(text)

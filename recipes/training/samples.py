@@ -20,7 +20,7 @@ WIDE = 400  # characters of a prompt, at most
 
 
 class Answers(NamedTuple):
-    """What was answered to held-out prompts, in token ids."""
+    """The answers to held-out prompts, as token ids."""
 
     examples: Sequence[Example]
     most: int  # tokens of an answer
@@ -30,7 +30,7 @@ class Answers(NamedTuple):
 def answered(
     run: Run, trained: zoo.Model, reference: zoo.Model | None, most: int
 ) -> Answers | None:
-    """Asks reference and policy for up to `most` tokens; None: there is nothing to ask."""
+    """Generates up to `most` tokens with reference and policy; None: there are no prompts."""
     every = [pair for held_out in run.held_out for pair in held_out.pairs]
     pairs = spread([*{tuple(pair.prompt.tolist()): pair for pair in every}.values()], most)
     prompts = [pair.prompt.tolist() for pair in pairs]
@@ -57,10 +57,10 @@ def spread(pairs: list[Example], most: int) -> list[Example]:
 
 
 def is_wanted(answer: Sequence[int], pair: Example, most: int) -> bool:
-    """Has a greedy answer more in common with the chosen than with the rejected answer?
+    """Is a greedy answer more similar to the chosen than to the rejected answer?
 
-    By difflib's ratio over token ids: tokens in common, in their order, over all of both; of the
-    three the first `most`. A tie is no.
+    By difflib's ratio over token ids: the share of tokens in common, in order. Only the first
+    `most` tokens of each answer count. A tie is no.
     """
 
     def alike(other: Sequence[int]) -> float:
@@ -101,7 +101,7 @@ def side_by_side(own: Tokenizer, answers: Answers) -> str:
 
 
 def last_turns(own: Tokenizer, prompts: Sequence[Sequence[int]]) -> list[str]:
-    """Of each prompt what stands last between special tokens, but for what stands in all of them.
+    """The last text between special tokens of each prompt, without what all of them have there.
 
     That is the last turn, without the template's words.
     """
@@ -119,7 +119,7 @@ def last_turns(own: Tokenizer, prompts: Sequence[Sequence[int]]) -> list[str]:
 
 
 def _text(own: Tokenizer, pair: Example, ids: Sequence[int], most: int) -> str:
-    """Without special tokens; `…` where it goes on."""
+    """Without special tokens; `…` where it continues."""
     special = set(own.special.values())
     words = [token for token in ids[:most] if token not in special]
     goes_on = len(ids) > most or (len(ids) == most and ids[-1] not in special)
@@ -127,5 +127,5 @@ def _text(own: Tokenizer, pair: Example, ids: Sequence[int], most: int) -> str:
 
 
 def _block(name: str, text: str) -> str:
-    """A name and a text whose further lines stand under the first."""
+    """A name and a text, whose further lines are aligned with the first."""
     return f"{name:<10}" + messages.visible(text).replace("\n", "\n" + " " * 10)

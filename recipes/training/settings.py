@@ -2,7 +2,7 @@
 
 From this table come the checks of a config and its flags (`checks`, `overrides`), `--help` and the
 list in docs/dpo.md (`listing`), and what a resumed run must share (`identity`). Nothing here
-is slow to import: a wrong flag is answered before jax is there.
+is slow to import, so that a wrong flag is answered before jax is loaded.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,10 +36,10 @@ class Setting(NamedTuple):
     kind: type  # `object` is a source of data, or several by name
     says: str
     default: Any
-    unset: str | None = None  # what it means to be unset (None); without it, it may not be
+    unset: str | None = None  # what unset (None) means; a setting without this may not be unset
     bound: Bound | None = None
     choices: tuple[str, ...] = ()
-    free: bool = False  # may change when a run is resumed: it touches no number of its past
+    free: bool = False  # may change when a run is resumed: no past number depends on it
 
 
 DTYPES = ("f32", "float32", "bf16", "bfloat16", "f16", "float16")
@@ -47,35 +47,35 @@ DTYPES = ("f32", "float32", "bf16", "bfloat16", "f16", "float16")
 RUN = {
     "name": Setting(str, "what the run is called in Weights & Biases", MUST, free=True),
     "tags": Setting(tuple, "its tags in Weights & Biases", (), free=True),
-    "directory": Setting(str, "where the run keeps everything", MUST, free=True),
+    "directory": Setting(str, "where the run keeps its files", MUST, free=True),
     "seed": Setting(int, "decides the order of the data", MUST, bound=SEED),
 }
 MODEL = {
     "initialize_from_hf": Setting(
-        str, "where the policy begins: a folder or hub id (owner/name@revision)", MUST
+        str, "the weights to start from: a folder or hub id (owner/name@revision)", MUST
     ),
     "tokenizer": Setting(str, "a folder or hub id", None, unset="the one in initialize_from_hf"),
     "chat_template": Setting(str, "a file", None, unset="the tokenizer's own"),
 }
 REFERENCE = {
     "reference_model_path": Setting(
-        str, "a folder or hub id", None, unset="the weights that the policy begins from"
+        str, "a folder or hub id", None, unset="the same as initialize_from_hf"
     ),
     "reference_is_hf": Setting(
         bool,
-        "false: reference_model_path is the directory of a run, and its newest checkpoint is meant",
+        "false: reference_model_path is the directory of a run; its newest checkpoint is used",
         True,
     ),
     "reference_mode": Setting(
         str,
-        "resident: asked in every step; cached: asked once for every pair, then dropped",
+        "resident: stays in memory; cached: computed once for every pair, then freed",
         "resident",
         choices=("resident", "cached"),
         free=True,
     ),
     "reference_cache": Setting(
         str,
-        "a directory for what a cached reference said",
+        "a directory for the log-probabilities of a cached reference",
         None,
         unset="reference-cache beside the run's directory",
         free=True,
@@ -90,9 +90,9 @@ DATA = {
     ),
     "validation_split_fraction": Setting(
         float,
-        "this share of the prompts is held out",
+        "share of the prompts of train_data to hold out",
         None,
-        unset="nothing is split off; `validation` names the held-out files",
+        unset="none; `validation` names held-out files",
         bound=INNER_SHARE,
     ),
     "validation": Setting(
@@ -102,7 +102,7 @@ DATA = {
         str, "which columns hold what: see docs/data.md", None, unset="recognised from the columns"
     ),
     "data.columns": Setting(
-        dict, 'our name="theirs", where a dataset has other names', {}, unset="ours"
+        dict, 'our name="its name", where a dataset has other column names', {}, unset="our names"
     ),
     "data.scored_turns": Setting(
         str,
@@ -112,9 +112,9 @@ DATA = {
     ),
     "data.date": Setting(
         str,
-        "2026-01-31, say, for chat templates that print today's date",
+        "the day for chat templates that print today's date, like 2026-01-31",
         None,
-        unset="such templates print none",
+        unset="such templates are refused",
     ),
     "data.end_of_turn": Setting(
         str,
@@ -124,28 +124,28 @@ DATA = {
     ),
     "data.over_length": Setting(
         str,
-        "what becomes of texts longer than train_seq_len",
+        "what to do with texts longer than train_seq_len",
         "drop",
         choices=("drop", "cut_prompt", "cut_answer"),
     ),
     "data.max_malformed_fraction": Setting(
-        float, "more malformed rows than this share end the start", 0.0, bound=SHARE
+        float, "the run stops if a larger share of rows is malformed", 0.0, bound=SHARE
     ),
     "token_cache": Setting(
         str,
         "a directory for tokenised rows",
         "~/.cache/nnx-zoo/tokens",
-        unset="every start tokenises afresh",
+        unset="every start tokenises again",
         free=True,
     ),
 }
 PACKING = {
     "train_seq_len": Setting(
-        int, "tokens of a prompt and its answer, at most", MUST, bound=ABOVE_0
+        int, "maximum tokens of a prompt with its answer", MUST, bound=ABOVE_0
     ),
     "row_length": Setting(
         int,
-        "positions of a packed row",
+        "length of a packed row, in tokens",
         None,
         unset="chosen from the lengths of the texts and the mesh",
         bound=ROW,
@@ -153,30 +153,32 @@ PACKING = {
     ),
     "per_device_parallelism": Setting(
         int,
-        "rows that a device computes at a time",
+        "rows per device in a micro-batch",
         None,
-        unset="chosen from the memory of the devices",
+        unset="chosen to fit the memory of the devices",
         bound=ABOVE_0,
         free=True,
     ),
     "min_pack_fill": Setting(
-        float, "a smaller share of filled positions ends the start", 0.5, bound=SHARE, free=True
+        float, "the run stops if rows are filled to a smaller share", 0.5, bound=SHARE, free=True
     ),
 }
 PREFERENCE = {
     "loss": Setting(
         str,
-        "sigmoid is DPO; dpop is DPO-Positive, which holds the chosen answers up",
+        "sigmoid is DPO; dpop is DPO-Positive, which keeps the chosen answers likely",
         MUST,
         choices=("sigmoid", "dpop"),
     ),
-    "beta": Setting(float, "how strongly the policy is held to the reference", MUST, bound=ABOVE_0),
+    "beta": Setting(
+        float, "how strongly the policy is kept near the reference", MUST, bound=ABOVE_0
+    ),
     "label_smoothing": Setting(
-        float, "the share of pairs believed to be labelled backwards", 0.0, bound=SMOOTHING
+        float, "share of pairs assumed to be mislabelled", 0.0, bound=SMOOTHING
     ),
     "dpop_lambda": Setting(
         float,
-        "of dpop: how much a chosen answer costs that became less likely; 5.0, say",
+        "for dpop: weight of the penalty on chosen answers that become less likely, like 5.0",
         None,
         unset="only for loss=dpop",
         bound=ABOVE_0,
@@ -184,55 +186,59 @@ PREFERENCE = {
 }
 OPTIMIZER = {
     "train_batch_size": Setting(
-        int, "examples (pairs, or answers) in every update", MUST, bound=ABOVE_0
+        int, "examples (pairs, or answers) per update", MUST, bound=ABOVE_0
     ),
     "num_train_steps": Setting(
-        int, "updates of the run", None, unset="num_epochs decides", bound=ABOVE_0
+        int, "number of updates", None, unset="num_epochs decides", bound=ABOVE_0
     ),
     "num_epochs": Setting(
         float,
-        "times that every example is used",
+        "passes over the training data",
         None,
         unset="num_train_steps decides",
         bound=ABOVE_0,
     ),
-    "learning_rate": Setting(float, "the highest learning rate", MUST, bound=ABOVE_0),
+    "learning_rate": Setting(float, "peak learning rate", MUST, bound=ABOVE_0),
     "lr_schedule": Setting(
         str,
-        "how the rate falls over the cooldown",
+        "how the learning rate decays over the cooldown",
         "linear",
         choices=("constant", "linear", "cosine"),
     ),
     "warmup": Setting(
         float,
-        "steps, or below 1 a fraction of them, over which the rate rises",
+        "warm-up, in steps, or below 1 as a fraction of all steps",
         0.0,
         bound=AT_LEAST_0,
     ),
     "cooldown": Setting(
         float,
-        "steps, or below 1 a fraction of them, over which the rate falls at the end",
+        "final decay, in steps, or below 1 as a fraction of all steps",
         None,
-        unset="all that the warm-up leaves",
+        unset="all steps after the warm-up",
         bound=AT_LEAST_0,
     ),
-    "min_lr_ratio": Setting(float, "the last rate over the highest", 0.0, bound=SHARE),
-    "weight_decay": Setting(float, "AdamW's, of matrices alone", 0.0, bound=AT_LEAST_0),
+    "min_lr_ratio": Setting(
+        float, "final learning rate, as a fraction of the peak", 0.0, bound=SHARE
+    ),
+    "weight_decay": Setting(
+        float, "AdamW's weight decay, for matrices only", 0.0, bound=AT_LEAST_0
+    ),
     "max_grad_norm": Setting(
         float, "gradients are clipped to this norm", None, unset="no clipping", bound=ABOVE_0
     ),
-    "adam_beta1": Setting(float, "decay of the mean of gradients", 0.9, bound=DECAY),
-    "adam_beta2": Setting(float, "decay of the mean of their squares", 0.95, bound=DECAY),
-    "adam_epsilon": Setting(float, "added to the root of the latter", 1e-8, bound=ABOVE_0),
+    "adam_beta1": Setting(float, "decay of AdamW's first moment", 0.9, bound=DECAY),
+    "adam_beta2": Setting(float, "decay of AdamW's second moment", 0.95, bound=DECAY),
+    "adam_epsilon": Setting(float, "added to the root of the second moment", 1e-8, bound=ABOVE_0),
     "adam_mu_dtype": Setting(
         str,
-        "dtype of the mean of gradients; bfloat16 saves 2 bytes a weight",
+        "dtype of AdamW's first moment; bfloat16 saves 2 bytes per weight",
         "float32",
         choices=DTYPES[:4],
     ),
     "nonfinite": Setting(
         str,
-        "at a loss or gradient that is not a number: stop the run, or skip the update",
+        "when a loss or gradient is NaN or infinite: stop the run, or skip the update",
         "stop",
         choices=("stop", "skip"),
         free=True,
@@ -246,45 +252,49 @@ COMPUTE = {
         str,
         "the attention backend",
         None,
-        unset="the backend of the platform",
+        unset="the platform's default",
         choices=("dense", "blocks", "tokamax", "tokamax_chunked", "splash", "cudnn"),
         free=True,
     ),
     "remat": Setting(
         str,
-        "gradient checkpointing: how much is computed again in the backward pass",
+        "gradient checkpointing: how much is recomputed in the backward pass",
         "full",
         choices=("full", "attention", "products", "none"),
         free=True,
     ),
-    "mesh.data": Setting(int, "devices that hold copies of the weights", 1, free=True),
-    "mesh.fsdp": Setting(int, "devices that share the weights and the rows", -1, free=True),
-    "mesh.tensor": Setting(int, "devices that share each row", 1, free=True),
+    "mesh.data": Setting(int, "data parallelism: copies of the weights", 1, free=True),
+    "mesh.fsdp": Setting(
+        int, "FSDP: devices that split weights and rows; -1: all others", -1, free=True
+    ),
+    "mesh.tensor": Setting(
+        int, "tensor parallelism: devices that split each row's work", 1, free=True
+    ),
     "distributed.enabled": Setting(
         bool, "true on every process of a run on several hosts", False, free=True
     ),
     "distributed.coordinator_address": Setting(
-        str, "host:port of process 0", None, unset="TPU pods and Slurm know it", free=True
+        str, "host:port of process 0", None, unset="given by TPU pods and Slurm", free=True
     ),
     "distributed.num_processes": Setting(
-        int, "how many processes the run has", None, unset="TPU pods and Slurm know it", free=True
+        int, "number of processes of the run", None, unset="given by TPU pods and Slurm", free=True
     ),
     "distributed.process_id": Setting(
-        int, "which of them this one is", None, unset="TPU pods and Slurm know it", free=True
+        int, "number of this process, from 0", None, unset="given by TPU pods and Slurm", free=True
     ),
     "compile_cache": Setting(
         str,
         "a directory for compiled programs",
         "~/.cache/nnx-zoo/compiled",
-        unset="every start compiles afresh",
+        unset="every start compiles again",
         free=True,
     ),
 }
 ALONG_THE_WAY = {
-    "steps_per_log": Setting(int, "steps between two records", 10, bound=ABOVE_0, free=True),
+    "steps_per_log": Setting(int, "steps between log records", 10, bound=ABOVE_0, free=True),
     "steps_per_eval": Setting(
         int,
-        "steps between two evaluations of the held-out sets",
+        "steps between evaluations of the held-out sets",
         None,
         unset="only after the last step",
         bound=ABOVE_0,
@@ -293,7 +303,7 @@ ALONG_THE_WAY = {
     "run_initial_eval": Setting(bool, "evaluate before the first step too", False, free=True),
     "max_eval_pairs": Setting(
         int,
-        "examples of each held-out set that are used, evenly spread over it",
+        "maximum examples used of each held-out set, evenly spread over it",
         None,
         unset="all of them",
         bound=ABOVE_0,
@@ -301,57 +311,65 @@ ALONG_THE_WAY = {
     ),
     "steps_per_checkpoint": Setting(
         int,
-        "steps between two checkpoints",
+        "steps between checkpoints",
         None,
         unset="only after the last step",
         bound=ABOVE_0,
         free=True,
     ),
     "keep_checkpoints": Setting(
-        int, "how many of the newest checkpoints stay", 1, bound=ABOVE_0, free=True
+        int, "how many of the newest checkpoints are kept", 1, bound=ABOVE_0, free=True
     ),
     "keep_every": Setting(
         int,
-        "the checkpoints of every n-th step stay as well",
+        "checkpoints at multiples of this step are kept as well",
         None,
-        unset="the newest stay",
+        unset="only the newest are kept",
         bound=ABOVE_0,
         free=True,
     ),
     "keep_best": Setting(
         str,
-        "the best checkpoint by this figure stays as well, like heldout/dpo_accuracy",
+        "the best checkpoint by this metric is kept as well, like heldout/dpo_accuracy",
         None,
-        unset="the newest stay",
+        unset="only the newest are kept",
         free=True,
     ),
     "save_retries": Setting(
-        int, "failed saves in a row after which the run stops", 2, bound=AT_LEAST_0, free=True
+        int,
+        "how often a failed save is tried again before the run stops",
+        2,
+        bound=AT_LEAST_0,
+        free=True,
     ),
     "steps_per_hf_export": Setting(
         int,
-        "steps between two exports as a Hugging Face folder",
+        "steps between exports as a Hugging Face folder",
         None,
         unset="only after the last step",
         bound=EXPORT,
         free=True,
     ),
     "hf_save_dtype": Setting(
-        str, "dtype of the weights that are exported", "bfloat16", choices=DTYPES, free=True
+        str, "dtype of exported weights", "bfloat16", choices=DTYPES, free=True
     ),
     "sample_tokens": Setting(
         int,
-        "tokens of each answer to held-out prompts at the end; 0: none is generated",
+        "tokens per sample answer to held-out prompts at the end; 0: no answers",
         128,
         bound=AT_LEAST_0,
         free=True,
     ),
     "tensorboard": Setting(bool, "write TensorBoard files", True, free=True),
     "wandb_project": Setting(
-        str, "a project of Weights & Biases", None, unset="no Weights & Biases", free=True
+        str,
+        "the project to log to in Weights & Biases",
+        None,
+        unset="no Weights & Biases",
+        free=True,
     ),
     "profile": Setting(
-        str, "11-13, say: these steps are traced", None, unset="nothing is traced", free=True
+        str, "steps to trace, like 11-13", None, unset="nothing is traced", free=True
     ),
 }
 
@@ -374,7 +392,7 @@ SFT: Groups = {name: group for name, group in DPO.items() if name not in ("Refer
 
 
 def table_of(groups: Groups) -> dict[str, Setting]:
-    """Setting by name, of all groups."""
+    """The settings of all groups, by name."""
     return {name: setting for group in groups.values() for name, setting in group.items()}
 
 
@@ -386,7 +404,7 @@ CHOSEN_NAME = r"(?:train_data|validation|data\.columns)\.[^.]+"
 
 
 def may_be_unset(name: str, table: Table) -> bool:
-    """Does a setting mean something while it is unset? What the user has named does."""
+    """Whether a setting may be unset; what the user has named always may."""
     if name in table:
         return table[name].unset is not None
     return name.startswith(tuple(f"{chosen}." for chosen in NAMED_BY_THE_USER))

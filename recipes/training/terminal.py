@@ -58,7 +58,7 @@ class Lasting:
             self._failed(error)
 
     def isatty(self) -> bool:
-        """Is a terminal there, still?"""
+        """Is it still a terminal?"""
         try:
             return self._wrapped.isatty()
         except (OSError, ValueError, AttributeError):
@@ -84,7 +84,7 @@ def lasting(stream: Any) -> Lasting:
 
 
 def hold() -> None:
-    """Frees this program from its terminal: whoever prints, and also if the terminal hangs up."""
+    """Lets the program outlive its terminal: neither printing nor a hang-up ends it."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -106,5 +106,5 @@ def write(text: str) -> None:
 
 
 def bar(items: Iterable[Item], **how: Any) -> Iterable[Item]:
-    """The items, with a bar on stderr while they are gone through, if that is a terminal."""
+    """The items, with a progress bar on stderr if that is a terminal."""
     return tqdm.tqdm(items, file=lasting(sys.stderr), disable=None, **how)

@@ -269,5 +269,5 @@ def test_more_layers_than_tensors_are_not_listed(folder):
     """Ten thousand layers of ten thousand experts would be named one by one."""
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 10_000}))
-    with pytest.raises(ValueError, match=r"config.json means 10000 times .* and there are \d+"):
+    with pytest.raises(ValueError, match=r"config.json needs 10000 tensors .* and there are \d+"):
         zoo.check(folder)

@@ -223,7 +223,9 @@ def test_a_disk_without_room_is_a_sentence_and_harms_nothing(tmp_path, trees, mo
     store.wait()
     with monkeypatch.context() as patched:
         patched.setattr("shutil.disk_usage", lambda _: mock.Mock(free=100))
-        with pytest.raises(OSError, match=r"has 0 MiB free. With that mended, .* that is there: 1"):
+        with pytest.raises(
+            OSError, match=r"has 0 MiB free. Once that is fixed, .* that is there: 1"
+        ):
             store.save(2, trees, {})
     assert store.steps() == [1]
     store.save(2, trees, {})

@@ -108,7 +108,7 @@ WRONG = {
     "a negative id": ([[1, -1]], None, "token id -1 is beyond"),
     "an id beyond 32 bits": (np.array([[1, 2**32 + 5]]), [2], "token id 4294967301 is beyond"),
     "a large id in a short row": ([A, [97]], None, "token id 97 is beyond"),
-    "lengths of lists": ([A, B], [5, 3], "leave lengths out"),
+    "lengths of lists": ([A, B], [5, 3], "leave `lengths` out"),
     "too few lengths": (PADDED, [5], r"2 integers, one for each row, .* shape \[1\]"),
     "lengths that are no integers": (PADDED, [5.0, 3.0], "2 integers, .* float64"),
     "a long length": (PADDED, [6, 3], "row 0 has 5 tokens, so 1 to 5, not 6"),
@@ -129,7 +129,7 @@ def test_a_text_beyond_the_learned_positions():
     model = twins.untrained("gpt2", "plain")
     most = model.config.n_positions
     assert model(np.ones(most, int)).shape[0] == most
-    with pytest.raises(ValueError, match=f"{most + 1} tokens: the model has learned {most} pos"):
+    with pytest.raises(ValueError, match=f"{most + 1} tokens: the model has only {most} learned"):
         model(np.ones(most + 1, int))
 
 

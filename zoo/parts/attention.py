@@ -1,4 +1,4 @@
-"""Softmax attention over spans, and who computes it: one function, a backend for each platform."""
+"""Softmax attention over spans: one function, and a backend for each platform."""
 
 from collections.abc import Callable
 import functools
@@ -27,7 +27,7 @@ def dense(
     scale: float,
     softcap: float | None,
 ) -> Float[Array, "B T N H"]:
-    """All scores at once, T x S of them a head: what the other backends are measured against."""
+    """All scores at once, T x S of them per head: what the other backends are tested against."""
     B, T, N, H = q.shape
     S, K = k.shape[1:3]
     grouped = q.reshape(B, T, K, N // K, H)
@@ -50,11 +50,11 @@ BACKENDS: dict[str, Callable[..., Array]] = {
     "splash": attention_kernels.splash,
     "cudnn": attention_kernels.cudnn,
 }
-# What each platform runs unless told otherwise.
+# The default backend of each platform.
 BY_PLATFORM = {"cpu": "blocks", "gpu": "cudnn", "tpu": "splash"}
-# What the kernels of others cannot do; then the platform's choice gives way to `blocks`.
+# What kernels of other libraries cannot do; then `blocks` replaces the platform's default.
 CANNOT = {
-    "tokamax": {"sinks", "softcap"},  # with a cap its Triton kernel has no way back
+    "tokamax": {"sinks", "softcap"},  # with a cap its Triton kernel has no backward pass
     "tokamax_chunked": {"sinks"},
     "splash": {"sinks"},
     "cudnn": {"sinks", "softcap", "float32"},
@@ -86,7 +86,7 @@ def attend(
     do, or at `key_positions`. `backend` is one of BACKENDS; by default that of the platform.
 
     Raises:
-      ValueError: the backend cannot be had here, or cannot do what the model needs.
+      ValueError: the backend is not available here, or cannot do what the model needs.
     """
     backend = _chosen(backend, q, k, softcap, sinks)
     run = functools.partial(BACKENDS[backend], scale=scale, softcap=softcap)
@@ -118,7 +118,7 @@ def backend_of(config: Any, dtype: Any, asked: str | None) -> str:
     """The backend that a model of this config runs in `dtype`, in rows as long as the recipe's.
 
     Raises:
-      ValueError: the one that is asked for cannot do what the model needs.
+      ValueError: the requested one cannot do what the model needs.
     """
     softcap = getattr(config, "attn_logit_softcapping", None)
     sinks = getattr(config, "attention_sinks", False)
@@ -144,5 +144,5 @@ def _chosen(
     float32 = q.dtype == jnp.float32
     backend = _able(asked, softcap=bool(softcap), sinks=sinks is not None, float32=float32)
     if backend == "splash" and q.shape[1] % attention_kernels.LANES:
-        return "blocks"  # its tiles are as wide as a TPU's lanes; the recipe's rows are whole
+        return "blocks"  # its tiles are as wide as a TPU's lanes; the recipe's rows are multiples
     return backend

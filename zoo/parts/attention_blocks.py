@@ -105,7 +105,7 @@ def _forward(
 def _backward(scale: float, softcap: float | None, kept: tuple, gradient: Row) -> tuple:
     q, k, v, first, last, window, sinks, out, logsum = kept
     keys, values, key_places = _tiles(k), _tiles(v), _key_places(len(k), window)
-    # How much each query's output already agrees with its gradient: what softmax takes off.
+    # How much each query's output already agrees with its gradient: what softmax subtracts.
     common = (gradient.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
     common = jnp.moveaxis(_lanes(common), 1, -1)
 
@@ -119,7 +119,7 @@ def _backward(scale: float, softcap: float | None, kept: tuple, gradient: Row) -
             shares = jnp.exp(scores - logsum[..., None])
             toward = layers.dot("KGtH,KsH->KGts", gradient, values[j], jnp.float32)
             moved = shares * (toward - common[..., None]) * scale
-            if softcap:  # how steep tanh is there
+            if softcap:  # the derivative of tanh
                 moved *= jnp.where(seen, 1 - (scores / softcap) ** 2, 0)
             moved = moved.astype(q.dtype)
             dv = dv.at[j].add(
@@ -164,7 +164,7 @@ def _as_row(x: QueryTiles, like: Row) -> Row:
 
 
 class Places(NamedTuple):
-    """Of a tile of queries: their runs of keys, and their positions where a window asks."""
+    """Of a tile of queries: their runs of keys, and their positions where there is a window."""
 
     first: Int[Array, "*I block"]
     last: Int[Array, "*I block"]

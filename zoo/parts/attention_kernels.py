@@ -1,4 +1,4 @@
-"""Attention kernels of other libraries, asked in their own words. Each is one device's work."""
+"""Attention kernels of other libraries, called in their own terms, each on one device."""
 
 import importlib
 import math
@@ -26,15 +26,15 @@ def tokamax(
     window: Looking, sinks: None, *, scale: float, softcap: float | None,
     kernel: str | None = None,
 ) -> Query:  # fmt: skip
-    """Tokamax, which takes key ranges as they are and skips tiles that nobody sees.
+    """Tokamax, which takes key ranges as they are and skips tiles that no query sees.
 
-    A window comes on top of them as a mask of T x S. `kernel` is one of its names; by default the
+    A window is added as a mask of T x S. `kernel` is one of its names; by default the
     fastest that the GPU can run.
 
     Raises:
       ValueError: tokamax is not installed.
     """
-    # The public function takes a bool mask [B, N, T, S]; the classes behind it take the ranges.
+    # The public function takes a bool mask [B, N, T, S]; the classes that it uses take the ranges.
     api: Any = _imported("tokamax._src.ops.attention.api")
     base: Any = _imported("tokamax._src.ops.attention.base")
     from absl import flags
@@ -52,7 +52,7 @@ def tokamax(
         try:
             return api.IMPLEMENTATIONS[name](q, k, v, **how)
         except (NotImplementedError, KeyError, TypeError, AttributeError) as error:
-            # The last two: it calls what newer jax has taken away.
+            # The last two: it calls what newer jax has removed.
             refused.append(f"{name}: {str(error)[:200]}")
     raise BadInput(f"tokamax has no kernel for this ({'; '.join(refused)}): use attention=blocks")
 
@@ -81,7 +81,7 @@ def splash(
     window: Looking, sinks: None, *, scale: float, softcap: float | None,
     interpret: bool = False,
 ) -> Query:  # fmt: skip
-    """The TPU kernel of jax, with its dynamic mask: which tiles are seen is worked out per row."""
+    """The TPU kernel of jax, with its dynamic mask: which tiles are seen is computed per row."""
     (T, N, H), K = q.shape[1:], k.shape[2]
     room = lambda x: jnp.pad(x, [(0, 0)] * 3 + [(0, -H % LANES)])
     q, k, v = room(q * jnp.asarray(scale, q.dtype)), room(k), room(v)
@@ -98,7 +98,7 @@ def splash(
             block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret,
             attn_logits_soft_cap=softcap, residual_checkpoint_name="attention",
         )  # fmt: skip
-        # A flag that names a scope: as a traced value inside jit it cannot be asked.
+        # A flag that names a scope: a traced value inside jit cannot be a condition.
         for info in ("fwd_mask_info", "dq_mask_info", "dkv_mask_info"):
             setattr(kernel, info, getattr(kernel, info)._replace(is_dynamic_mask=None))
         by_head = q.reshape(T, K, N // K, -1).transpose(1, 2, 0, 3)

@@ -37,15 +37,15 @@ class CausalLM(nnx.Module):
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` is how the blocks are gone through."""
+        """The residual stream after the last norm; `run` applies the blocks."""
         raise NotImplementedError
 
     def last_norm(self, config: Any, rngs: nnx.Rngs) -> nnx.Module:
-        """The norm behind the blocks."""
+        """The norm after the blocks."""
         return layers.RmsNorm("D", config.sizes, rngs, eps=config.rms_norm_eps)
 
     def last_step(self) -> layers.LastStep:
-        """What makes logits of the product with the head."""
+        """What turns the product with the head into logits."""
         return layers.LastStep()
 
     def hidden(
@@ -59,7 +59,7 @@ class CausalLM(nnx.Module):
         """The residual stream after the last norm, as it becomes logits.
 
         Without `where` each row is one text, as in a call of the model. With it `tokens` are an
-        array [B, T], of which nothing is looked at.
+        array [B, T], whose values are not checked.
 
         Raises:
           ValueError: as a call of the model.
@@ -91,10 +91,10 @@ class CausalLM(nnx.Module):
 
         `tokens` are one text, [T], or rows of one text each, [B, T]: lists, or an array. Rows of a
         list may differ in length; those of an array end where `lengths` [B] says. A text's logits
-        are the same alone and in any rows; what stands after its end is nothing, and gives zeros.
+        are the same alone and in any rows; positions after its end give zeros.
 
         Raises:
-          ValueError: these are no tokens, or an id is beyond the model's vocabulary.
+          ValueError: these are not tokens, or an id is beyond the model's vocabulary.
         """
         rows = token_rows.read(tokens, lengths, self.config.vocab_size)
         return token_rows.as_given(self.unembed(self._of_rows(rows)), rows)
@@ -102,7 +102,7 @@ class CausalLM(nnx.Module):
     def _of_rows(self, rows: token_rows.Rows, run: stack.Run = stack.run) -> Float[Array, "B T D"]:
         B, T = rows.ids.shape
         if (most := self.config.sizes.get("M")) and most < T:
-            raise BadInput(f"a text of {T} tokens: the model has learned {most} positions")
+            raise BadInput(f"a text of {T} tokens: the model has only {most} learned positions")
         return self.residual(rows.ids, spans.causal(B, T, rows.lengths), run)
 
     def unembed(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:

@@ -1,9 +1,9 @@
-"""Mixtures of experts without capacity: every token meets its top k, however many want the same.
+"""Mixtures of experts without capacity: every token goes to its top k, however crowded they are.
 
 Tokens are sorted by expert into tiles of one expert each, and an expert works on a tile at a time:
 no token is dropped, so packing changes nothing, and nothing is multiplied by an expert that it has
 not chosen. An expert's last tile is filled up with zeros; docs/models.md says how many products
-that adds. The balance of the experts never touches what is returned.
+that adds. The balance of the experts never changes what is returned.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,12 +22,12 @@ from zoo.parts import layers, sharding
 SMALLEST, LARGEST = 8, 512
 
 Weights = Mapping[str, Array]
-# One expert's work: (its tokens, its own weights) -> what it makes of them.
+# One expert's work: (its tokens, its own weights) -> its outputs.
 Work = Callable[[Float[Array, "tile D"], Weights], Float[Array, "tile D"]]
 
 
 class Route(NamedTuple):
-    """Which experts each token meets, and their shares of the sum."""
+    """Which experts each token goes to, and their shares of the sum."""
 
     experts: Int[Array, "B T k"]
     shares: Float[Array, "B T k"]
@@ -76,7 +76,7 @@ def _gated(x: Array, own: Weights) -> Array:
 def mixed(
     x: Float[Array, "B T D"], route: Route, weights: Mapping[str, tuple[Array, str]], work: Work
 ) -> Float[Array, "B T D"]:
-    """The sum of what each token's experts make of it, by their shares.
+    """The sum of the outputs of each token's experts, weighted by their shares.
 
     `weights` are given with their axes, which begin with E; `work` is given one expert's. Over
     `tensor` each device has a part of F: `work` must be a sum over F, and what is added to it (axes
@@ -126,7 +126,7 @@ def _here(x: Array, route: Route, weights: Weights, *, work: Work) -> Array:
     experts = jnp.searchsorted(jnp.cumsum(tiles), jnp.arange(most), side="right")
     meeting = jnp.full(most * tile, M).at[slot].set(order)  # M: nobody's
 
-    # Each token k times: going back, its k gradients are summed side by side.
+    # Each token k times: in the backward pass its k gradients are summed side by side.
     copies = jnp.broadcast_to(x.reshape(-1, 1, D), (B * T, k, D)).reshape(-1, D)
     copies = jnp.concatenate([copies, jnp.zeros((1, D), x.dtype)])[meeting]
     shares = jnp.append(route.shares.reshape(-1), 0).astype(x.dtype)[meeting]
@@ -147,7 +147,7 @@ def _tile_by_tile(
     experts: Int[Array, " I"],
     count: Int[Array, ""],
 ) -> Float[Array, "I tile D"]:
-    """What the expert of each tile makes of it, by the tokens' shares; 0 from tile `count` on."""
+    """The output of each tile's expert, weighted by the tokens' shares; 0 from tile `count` on."""
 
     def one(i: Array, made: Array) -> Array:
         own = {name: w[experts[i]] for name, w in weights.items()}

@@ -107,7 +107,7 @@ def read(cls: type[Config], hf: Mapping[str, Any]) -> Any:
 def written(config: Any) -> dict[str, Any]:
     """A `config.json` for a model that was not read from one, in the spelling of transformers 5."""
     said: dict[str, Any] = {"architectures": [config.architecture], "model_type": config.model_type}
-    # Without a source nobody knows them, and what transformers would guess is another model's.
+    # Without a source they are not known, and what transformers would guess is another model's.
     said |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -178,7 +178,7 @@ def sliding(config: Any) -> Int[np.ndarray, " L"]:
 
 
 def _refuse_quantised(hf: Mapping[str, Any], kind: str) -> None:
-    """By what transformers, older files of compressed-tensors and MLX call it, or another file."""
+    """By the keys of transformers, older compressed-tensors and MLX, or by another file."""
     files = [key for key in hf if key.endswith(".json")]  # which `hf_folder.read_config` found
     for key in ("quantization_config", "compression_config", "quantization", *files):
         if told := hf.get(key):

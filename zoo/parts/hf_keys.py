@@ -1,6 +1,6 @@
 """Keys of a config.json that an architecture here does not have: which matter, and which do not.
 
-A key in no list is nobody's: no implementation that is known reads it.
+A key in no list is unknown: no known implementation reads it.
 """
 
 import functools
@@ -70,7 +70,7 @@ NEUTRAL: dict[str, Any] = {
     "use_sliding_window": False,
 }
 
-# What names code, or says that it may run: nothing here does, and nobody is to rely on it.
+# What names code, or says that it may run: nothing here runs it, and no one should rely on it.
 _CODE = "_attn_implementation_internal _target_ kernels model_file trust_remote_code"
 # What the decoders of transformers 5.24 read (the fields of every config that it maps to a causal
 # language model, and the older spellings that it takes) and what models with code of their own do.
@@ -212,7 +212,7 @@ READ = frozenset((_READ + _CODE).split())
 
 @functools.cache
 def say_ignored(kind: str, keys: tuple[str, ...]) -> None:
-    """Says once in a process that these keys of a config.json are nobody's."""
+    """Logs once per process that nothing reads these keys of a config.json."""
     told = ", ".join(repr(key)[:80] for key in keys[:8])
     more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
     logging.getLogger(__name__).warning(

@@ -70,9 +70,9 @@ def _product_forward(equation: str, out: jax.typing.DTypeLike, x: Array, w: Arra
 def _product_backward(
     equation: str, out: jax.typing.DTypeLike, kept: tuple, gradient: Array
 ) -> tuple:
-    """As jax would, but `x` stands first in the weight's: on CPUs the first is turned on its side.
+    """As jax would, but with `x` first in the weight's: XLA on CPUs transposes the first operand.
 
-    `x` is made already; the gradient would be made sideways, at three times the price.
+    `x` exists already; making the gradient transposed would cost three times as much.
     """
     del out
     x, w = kept
@@ -90,7 +90,7 @@ _product.defvjp(_product_forward, _product_backward)
 def embed(
     table: nnx.Param, ids: Int[Array, "B T"], dtype: jax.typing.DTypeLike
 ) -> Float[Array, "B T D"]:
-    """The vector of each token, or position. What they give back adds up in float32."""
+    """The vector of each token, or position. Their gradients add up in float32."""
     axes = table.get_metadata("axes")
     return sharding.constrain(_looked_up(table[...], ids, dtype, axes), "B T D")
 
@@ -208,7 +208,7 @@ _shifted.defvjp(
 
 
 def _over_tokens(gradients: Array, like: Array) -> Array:
-    """What the tokens give back to a vector adds up in float32, however many they are."""
+    """The tokens' gradients to a vector add up in float32, however many they are."""
     flat = gradients.reshape(-1, like.size)
     # A product with ones, kept from becoming a sum: CPUs are slow at sums down a column.
     ones = jax.lax.optimization_barrier(jnp.ones(len(flat), jnp.float32))
@@ -216,7 +216,7 @@ def _over_tokens(gradients: Array, like: Array) -> Array:
 
 
 class GatedMlp(nnx.Module):
-    """Two products of the input, one of them bent by `act`, and a product back.
+    """Two products of the input, one of them through `act`, and a product back.
 
     Source: https://arxiv.org/abs/2002.05202, Eq. 6.
     """
@@ -236,7 +236,7 @@ class GatedMlp(nnx.Module):
 
 
 class LastStep(NamedTuple):
-    """What becomes of the product with the head, before it is a logit: scaled, then bent."""
+    """What turns the product with the head into a logit: a scale, then a soft cap."""
 
     scale: float = 1.0
     softcap: float | None = None  # no logit is beyond it
@@ -248,12 +248,12 @@ def finished(product: Float[Array, "*B"], last: LastStep) -> Float[Array, "*B"]:
 
 
 def slope(logits: Float[Array, "*B"], last: LastStep) -> Float[Array, "*B"] | float:
-    """How steeply the logits rise with the product."""
+    """The derivative of the logits by the product."""
     return last.scale * (1 - (logits / last.softcap) ** 2) if last.softcap else last.scale
 
 
 def capped(x: Float[Array, "*B"], softcap: float | None) -> Float[Array, "*B"]:
-    """Bent so that nothing is beyond `softcap`; without one, `x` as it is."""
+    """Soft-capped, so that nothing is beyond `softcap`; without one, `x` as it is."""
     return softcap * jnp.tanh(x / softcap) if softcap else x
 
 

@@ -23,7 +23,7 @@ KEYS_AND_VALUES = {"keys": "L B S K H", "values": "L B S K H"}
 
 
 class Recurrence(NamedTuple):
-    """How tokens gather what stands before them, if not by attention.
+    """How tokens gather what comes before them, if not by attention.
 
     `whole(where, *inputs)` gives what each token of whole rows gathers, and the state after the
     last token of each text, where a row is one text from place 0 to its length (rows in which
@@ -63,7 +63,7 @@ class Whole:
         return attention.attend(q, k, v, self.where, backend=self.backend, **how)
 
     def recur(self, name: str, rule: Recurrence, *inputs: Array) -> Array:
-        """Over whole rows; the state after them is nobody's."""
+        """Over whole rows; the state after them is not kept."""
         del name
         return rule.whole(self.where, *inputs)[0]
 
@@ -71,8 +71,8 @@ class Whole:
 class Growing:
     """A Mix of layer `i` of its kind in generation: over prompts, or over one more token a row.
 
-    `state` is what the layers of that kind keep, before the block is called and after it. Nobody
-    holds such an object for longer than that: state goes in and comes out as arrays.
+    `state` is what the layers of that kind keep, before the block is called and after it. This
+    object lives no longer: state goes in and comes out as arrays.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Growing:
         self.state, self.i, self.where, self.backend, self.begins = state, i, where, backend, begins
 
     def __call__(self, q: Array, k: Array, v: Array, **how) -> Array:
-        """A prompt sees itself; a further token is put in its place, and sees all before it."""
+        """A prompt sees itself; a further token goes to its place, and sees all before it."""
         self._keep("keys", k)
         self._keep("values", v)
         if self.begins:

@@ -16,7 +16,7 @@ import numpy as np
 from checkpoints_io.errors import BadInput
 from zoo.parts import spans
 
-BY_LENGTH = ("dynamic", "longrope")  # kinds whose angles hang on the length of the text
+BY_LENGTH = ("dynamic", "longrope")  # kinds whose angles depend on the length of the text
 
 # Cosine and sine of each token's angles.
 Turn = tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]
@@ -47,28 +47,31 @@ class Rope:
 
 @dataclasses.dataclass(frozen=True)
 class TwoRopes:
-    """Layers that see everything turn otherwise than those with a sliding window."""
+    """Full layers rotate differently from those with a sliding window."""
 
     full_attention: Rope
     sliding_attention: Rope
 
 
 def check_head(head_dim: int, rope: Rope) -> None:
-    """Refuses a head whose channels cannot be paired, or factors that are not one a pair.
+    """Refuses a head whose channels cannot be paired, or factors that are not one per pair.
 
     Raises:
       ValueError: the head is such a one.
     """
     turned = int(head_dim * rope.partial_rotary_factor)
     if turned % 2 or not 0 < turned <= head_dim:
-        raise BadInput(f"config.json: of head_dim {head_dim} an even number must be turned")
+        raise BadInput(
+            f"config.json: rope would rotate {turned} channels of head_dim {head_dim}, and must "
+            "rotate an even number of them, above 0"
+        )
     if rope.rope_type == "dynamic" and turned == 2:
-        raise BadInput("config.json: a dynamic rope wants heads that turn more than one pair")
+        raise BadInput("config.json: a dynamic rope needs heads that rotate more than one pair")
     for name in ("short_factor", "long_factor"):
         factors = getattr(rope, name)
         if factors is not None and len(factors) != turned // 2:
             raise BadInput(
-                f"config.json: {name} has {len(factors)} numbers, and a head turns {turned // 2} "
+                f"config.json: {name} has {len(factors)} numbers, and a head rotates {turned // 2} "
                 "pairs of channels"
             )
 
@@ -92,7 +95,7 @@ def turn(rope: Rope, head_dim: int, where: spans.Spans) -> Turn:
 
 
 def unturned(turn: Turn) -> Turn:
-    """A turn by nothing, for layers without positions."""
+    """A rotation by 0, for layers without positions."""
     cos, sin = turn
     return jnp.ones_like(cos), jnp.zeros_like(sin)
 

@@ -48,10 +48,10 @@ MOST = {int: 2**31 - 1, float: 1e30}
 def read(
     hf: Mapping[str, Any], theta: float = 10_000.0, *, partial: bool = False
 ) -> dict[str, Any]:
-    """A config.json with a Rope for all that it says of rotary positions.
+    """A config.json with a Rope for all that it says about rotary positions.
 
-    `theta` is what the architecture means where the file says nothing; `partial` architectures may
-    turn a part of each head. Where `rope_parameters` and `rope_scaling` are both there, the latter
+    `theta` is the base where the file gives none; `partial` architectures may rotate a part of
+    each head. Where `rope_parameters` and `rope_scaling` are both there, the latter
     alone counts, as in transformers.
 
     Raises:
@@ -116,7 +116,7 @@ def read_two(
     if not sliding_theta and base is not None and sliding.rope_theta != full.rope_theta == base:
         raise BadInput(
             f"config.json: versions of transformers disagree about what rope_theta {base!r} means "
-            "to the layers that slide: give rope_parameters with a rope_theta for full_attention "
+            "to the sliding layers: give rope_parameters with a rope_theta for full_attention "
             "and one for sliding_attention"
         )
     for one in (full, sliding):
@@ -148,7 +148,7 @@ def _one(given: Any, beside: Mapping[str, Any], theta: float, partial: bool = Fa
     if "original_max_position_embeddings" in needed and longest is not None:
         given.setdefault("original_max_position_embeddings", longest)
     if "original_max_position_embeddings" in needed and outside is not None:
-        given["original_max_position_embeddings"] = outside  # counts for more than what is inside
+        given["original_max_position_embeddings"] = outside  # overrides what is inside
     old: Any = given.get("original_max_position_embeddings")
     if kind == "longrope" and _is_right("", longest) and _is_right("", old):
         given.setdefault("factor", longest / old)
@@ -162,7 +162,10 @@ def _one(given: Any, beside: Mapping[str, Any], theta: float, partial: bool = Fa
         )
     if odd := {key: value for key, value in given.items() if not _is_right(key, value)}:
         least = 1 if ABOVE_ONE & odd.keys() else 0
-        raise BadInput(f"config.json: {odd} of rope should be above {least}, and not absurd")
+        raise BadInput(
+            f"config.json: rope has {odd}: numbers must be above {least} and at most "
+            f"{MOST[float]:g} ({MOST[int]} where they are whole)"
+        )
     return rope.Rope(rope_type=kind, **{key: _made(key, value) for key, value in given.items()})
 
 

@@ -1,7 +1,7 @@
 """Which mesh axis splits which array axis: one table for weights, optimizer state and batches.
 
 The mesh has three axes. `data` repeats the weights, `fsdp` splits them and gathers one layer at a
-time, `tensor` splits the heads, the MLP and the vocabulary for good.
+time, `tensor` splits the heads, the MLP and the vocabulary throughout.
 """
 
 from collections.abc import Mapping
@@ -98,7 +98,7 @@ def by_width(x: jax.Array, axes: str) -> jax.Array:
 
 
 def whole(x: jax.Array) -> jax.Array:
-    """On every device all of it, so that every process can read it."""
+    """All of it on every device, so that every process can read it."""
     return _constrain(x, " ".join("." * x.ndim), {})
 
 

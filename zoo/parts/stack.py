@@ -1,4 +1,4 @@
-"""Stacks of blocks: the weights of like layers with a leading L, scanned, and the way back.
+"""Stacks of blocks: the weights of like layers with a leading L, scanned, and the backward pass.
 
 Layers are all alike, or of several kinds that follow each other in a pattern, each kind a stack of
 its own. A scan goes over the repetitions of the pattern: what is compiled are the blocks of one
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from zoo.parts import mixing, pattern, sharding, spans
 
 # What of a block is kept for the backward pass, beside the residual stream before it; the rest is
-# computed again. Less kept is less memory and more time.
+# recomputed. Less kept is less memory and more time.
 REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "attention": jax.checkpoint_policies.save_only_these_names("attention"),
@@ -74,7 +74,7 @@ def run(
 def split(params: Weights) -> tuple[Weights, Weights | None]:
     """The weights of a model in two: the others, and its stacks, which `so_far` of `run` is like.
 
-    The gradient of the others comes afresh, that of the stacks as the sum; None: there are no
+    The gradient of the others comes alone, that of the stacks as the sum; None: there are no
     stacks among them. `join` is the way back.
     """
     return {name: w for name, w in params.items() if name != STACKS}, params.get(STACKS)
@@ -95,7 +95,7 @@ def taken_apart(model: Any) -> tuple[Layout, ByKind]:
 
 
 def by_kind(model: Any, tree: Any) -> ByKind:
-    """What is said of a model's layers, by kind: where all are alike there is one."""
+    """What is given for a model's layers, by kind: where all are alike there is one."""
     if not model.config.kinds:
         return {ALIKE: tree}
     return dict.fromkeys(model.config.kinds) | dict(tree or {})
@@ -171,7 +171,7 @@ def _scanned(
         own, more = given
         return block_of(graphs[kind], x, own, more, shared)
 
-    # Within what is computed again, so that no layer's weights are kept for it a second time.
+    # Within what is recomputed, so that no layer's weights are kept for it a second time.
     layer = functools.partial(
         jax.checkpoint, prevent_cse=False, policy=policy, static_argnums=(2, 3)
     )(layer)

@@ -1,7 +1,7 @@
 """The vocabulary's part: log-probabilities of scored tokens, a chunk of logits at a time.
 
 Every device goes through its own list of scored tokens and stops after the last of them, however
-many its rows hold. Going back, the logits are computed again; the gradient of the head adds up in
+many its rows hold. The backward pass computes the logits again; the gradient of the head adds up in
 float32 on each device, and between devices once per micro-batch.
 """
 
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from zoo.parts import layers, sharding
 
-# Logits in float32 that a device holds at a time, in bytes: caches decide on CPUs. Elsewhere a
+# Logits in float32 that a device holds at a time, in bytes: on CPUs caches set it. Elsewhere a
 # chunk must outweigh the addition to the head's gradient that it costs.
 LOGITS_BYTES = {"cpu": 2**26, "gpu": 2**29, "tpu": 2**29}
 
@@ -178,7 +178,7 @@ def _gradients_here(
         of_logits = (is_target - shares) * part(gradient)[..., None]
         if last != layers.LastStep():
             of_logits *= layers.slope(logits, last)
-        # Once for both products; and the narrow operand is turned, not the one as wide as V.
+        # Once for both products; and the narrow operand is transposed, not the one as wide as V.
         of_logits = jax.lax.optimization_barrier(of_logits.astype(hidden.dtype))
         turned = jax.lax.optimization_barrier(part(hidden).reshape(-1, hidden.shape[2]).T)
         fresh = layers.dot("ZCV,VD->ZCD", of_logits, head, out=jnp.float32)

@@ -34,7 +34,7 @@ def read(tokens: Tokens, lengths: Lengths | None, vocabulary: int) -> Rows:
     if isinstance(tokens, Sequence) and len(set(counts := _counts(tokens))) > 1:
         if lengths is not None:
             raise BadInput(
-                "the rows are lists of different lengths, and need no others: leave lengths out"
+                "the rows are lists, which have lengths of their own: leave `lengths` out"
             )
         tokens, lengths = _padded(tokens), counts
     array = tokens if isinstance(tokens, Array) else _as_numpy(tokens)
@@ -58,7 +58,7 @@ def read(tokens: Tokens, lengths: Lengths | None, vocabulary: int) -> Rows:
 
 
 def as_given(x: Float[Array, "*L B T D"], rows: Rows) -> Float[Array, "..."]:
-    """What was worked out of every token: zeros after the ends; of one text without the B."""
+    """What was computed for every token: zeros after the ends; of one text without the B."""
     if rows.lengths is not None:
         real = jnp.arange(x.shape[-2]) < rows.lengths[:, None]
         x = jnp.where(real[..., None], x, 0)

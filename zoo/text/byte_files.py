@@ -31,7 +31,7 @@ SPECIAL = {
 
 
 def is_tiktoken(path: pathlib.Path) -> bool:
-    """Does the file hold words and ranks, a pair a line?"""
+    """Does the file hold words and ranks, one pair per line?"""
     with path.open("rb") as file:
         return bool(re.fullmatch(rb"[A-Za-z0-9+/]+=* \d+\s*", file.readline(10_000)))
 
@@ -54,8 +54,8 @@ def tiktoken(
     kind = kind_of(folder)
     if kind not in WORDS:
         raise BadInput(
-            f"{path} is a tiktoken file, and how it cuts words is known of Llama 3 and Qwen, not "
-            f"of {kind}: give a tokenizer.json"
+            f"{path} is a tiktoken file, and how it cuts words is known for Llama 3 and Qwen, not "
+            f"for {kind}: give a tokenizer.json"
         )
     if (size := path.stat().st_size) > hf_folder.MOST_JSON:
         raise BadInput(f"{path} has {size >> 20} MiB, and at most 16 are read")
@@ -120,7 +120,10 @@ def _add_in_order(own: tokenizers.Tokenizer, named: dict[str, int]) -> None:
     """Special tokens get the ids that follow; a gap is filled with names of its own."""
     texts = {i: text for text, i in named.items()}
     if max(texts) - min(texts) > 100_000:
-        raise BadInput(f"the special token {texts[max(texts)]} has the id {max(texts)}")
+        raise BadInput(
+            f"the special token {texts[max(texts)]} has the id {max(texts)}, more than 100,000 "
+            f"above the first of them, {min(texts)}: give a tokenizer.json"
+        )
     all_of_them = {i: texts.get(i, f"<|unused_{i}|>") for i in range(min(texts), max(texts) + 1)}
     own.add_special_tokens(
         [
@@ -130,7 +133,7 @@ def _add_in_order(own: tokenizers.Tokenizer, named: dict[str, int]) -> None:
     )
     for i, text in all_of_them.items():
         if own.token_to_id(text) != i:
-            raise BadInput(f"the special token {text} should have id {i}, and it is taken")
+            raise BadInput(f"the special token {text} should have id {i}, which another token has")
 
 
 def added_tokens(config: dict[str, Any], path: pathlib.Path) -> dict[str, int]:
@@ -143,5 +146,5 @@ def added_tokens(config: dict[str, Any], path: pathlib.Path) -> dict[str, int]:
         if str(i).isdecimal() and isinstance(text, str) and text:
             found[text] = int(i)
     if strange := [text for text, i in found.items() if not 0 <= i < 2**31]:
-        raise BadInput(f"{path.parent} gives the token {strange[0][:40]!r} an id that is none")
+        raise BadInput(f"{path.parent} gives the token {strange[0][:40]!r} an id not in 0 to 2**31")
     return found

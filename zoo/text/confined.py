@@ -52,7 +52,7 @@ class Worker:
     """
 
     def __init__(self, programs: str, remedy: str, limits: Limits | None = None):
-        """`programs` are what it runs, and `remedy` what to do about them, for its sentences."""
+        """`programs` names what it runs, and `remedy` what to do about it, in its errors."""
         self._programs, self._remedy = programs, remedy
         self._limits = limits or Limits()
         self._lock = threading.Lock()
@@ -62,13 +62,13 @@ class Worker:
     def call(self, function: Callable[..., Any], *given: Any) -> Any:
         """What `function(step, *given)` returns, in the worker: bytes, or what JSON can say.
 
-        The function stands in a module, under its name. Within `with step(where, what):` it may
+        The function is a module's own, under its name. Within `with step(where, what):` it may
         take `Limits.seconds`, and a sentence says that `what` took longer, as an error that the
         function can catch. A library that does not return within them ends the worker, and
-        `where` is told.
+        the error names `where`.
 
         Raises:
-          BadInput: of all this, what took too long or too much memory.
+          BadInput: it took too long, or too much memory.
           UserError: what the function raises, as the same kind with the same words.
           RunFailed: the process died.
         """

@@ -28,7 +28,7 @@ SECONDS = 3.0  # of CPU time, as `regex` counts it, for one text
 
 
 def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | None:
-    """Text -> ids; None for a text, or for a tokenizer, that is not of the kind."""
+    """Text -> ids; None for a text, or for a tokenizer, that it cannot do."""
     told = json.loads(own.to_str())
     pattern, added = _pattern(told), told["added_tokens"]
     marks = ("normalized", "lstrip", "rstrip", "single_word")
@@ -37,7 +37,7 @@ def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | No
     if not _leaves_ids(told["post_processor"] or {}):
         return None
     composed = told["normalizer"] is not None
-    seconds = None if pattern.pattern in (GPT2, LLAMA, QWEN) else SECONDS  # to watch takes time
+    seconds = None if pattern.pattern in (GPT2, LLAMA, QWEN) else SECONDS  # watching takes time
     special: dict[str, list[int]] = {token["content"]: [token["id"]] for token in added}
     between = any_of(special)
     model, spelled, known = own.model, str.maketrans(bytes_as_text()), {}
@@ -108,7 +108,7 @@ def _leaves_ids(step: dict[str, Any]) -> bool:
 
 
 def any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """What matches any of these texts, the longest that it can, as a group."""
+    """A pattern for any of these texts, the longest that matches, as a group."""
     longest_first = sorted(filter(None, texts), key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 

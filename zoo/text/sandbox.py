@@ -49,12 +49,12 @@ UNBOUNDED = (
     "batch", "center", "filesizeformat", "pprint", "random", "slice", "sum", "urlize", "wordwrap",
     "xmlattr",
 )  # fmt: skip
-# Methods of texts and numbers, likewise.
+# The same for methods of texts and numbers.
 UNBOUNDED_METHODS = frozenset(
     {"center", "expandtabs", "ljust", "rjust", "to_bytes", "translate", "zfill"}
 )
 SIZED = (str, bytes, list, tuple)
-# What hides a key of the same name, and what may be asked of any text.
+# Attributes that hide a key of the same name, and those that any text may give.
 OF_DICTS = frozenset(dir(dict))
 OF_TEXT = type("".strip)
 OF_TEXTS = frozenset(["startswith", "endswith", "strip", "lstrip", "rstrip", "split"])
@@ -95,7 +95,7 @@ class _Sandbox(sandbox.ImmutableSandboxedEnvironment):
     concat: Any = staticmethod(_joined)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Called for each of them."""
+        """What `left operator right` gives, if it is not too large."""
         if operator == "+":
             if isinstance(left, SIZED) and isinstance(right, SIZED):
                 _short(len(left) + len(right))
@@ -111,7 +111,7 @@ class _Sandbox(sandbox.ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """Called for each `a.b`; what is asked most leads nowhere else, and is told at once."""
+        """Looks up each `a.b`; the usual ones are safe, and are answered at once."""
         kind = type(obj)
         if kind is dict and attribute in obj and attribute not in OF_DICTS:
             return obj[attribute]
@@ -121,11 +121,11 @@ class _Sandbox(sandbox.ImmutableSandboxedEnvironment):
         return super().getattr(obj, attribute)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Called for each of them."""
+        """Refuses what jinja calls unsafe, and methods whose result could be too large."""
         return attr not in UNBOUNDED_METHODS and super().is_safe_attribute(obj, attr, value)
 
     def call(*given: Any, **named: Any) -> Any:  # a template may name an argument `self`
-        """Called for each call in a template."""
+        """Calls a function for a template, if its arguments are within bounds."""
         self, context, function, *rest = given
         if type(function) is OF_TEXT and function.__name__ in OF_TEXTS:
             for name in ("_loop_vars", "_block_vars"):  # jinja's own

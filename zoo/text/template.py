@@ -22,7 +22,7 @@ def compiled(text: str, date: str | None) -> jinja2.Template:
     """The program of a template; `date` (2026-01-31) is today, for those that print it.
 
     Raises:
-      ValueError: it is no template.
+      ValueError: it is not a template.
     """
     try:
         return sandbox.environment(date).from_string(text)
@@ -46,12 +46,12 @@ def render(template: jinja2.Template, given: Mapping[str, Any]) -> tuple[str, li
 
 
 def names(text: str) -> set[str]:
-    """What a template that `compiled` takes asks for by name: `tools`, `enable_thinking`."""
+    """The names that a template reads, `compiled` or not: `tools`, `enable_thinking`."""
     return jinja2.meta.find_undeclared_variables(sandbox.environment(None).parse(text))
 
 
 def marks_answers(text: str) -> bool:
-    """Has the template `{% generation %}` blocks?"""
+    """Does the template have `{% generation %}` blocks?"""
     return bool(re.search(r"\{%-?\s*generation\b", text))
 
 

@@ -17,7 +17,7 @@ Offsets = Sequence[tuple[int, int]]  # of each token: its characters, from .. to
 
 
 class Tokenizer(NamedTuple):
-    """What is asked of a tokenizer, whatever files it comes from."""
+    """What a tokenizer does, whatever files it comes from."""
 
     encode: Callable[[str], tuple[list[int], Offsets]]  # adds nothing; reads special tokens as such
     decode: Callable[[Iterable[SupportsInt]], str]  # leaves out nothing
@@ -48,9 +48,9 @@ def load(folder: pathlib.Path, chat_template: str | None = None) -> Tokenizer:
 
 
 def apart(folder: pathlib.Path, chat_template: str | None, worker: Worker) -> Tokenizer:
-    """The same for a process that has more to lose: patterns of the files run in the worker alone.
+    """The same with the files' patterns run in the worker alone, for a process that holds more.
 
-    What decodes here has none. Of a text each offset is looked up, which takes time.
+    What decodes here has none. Each offset of a text is looked up, which takes time.
 
     Raises:
       FileNotFoundError, ValueError: as `load`.
@@ -179,7 +179,7 @@ def _templates(folder: pathlib.Path, config: dict[str, Any], given: str | None) 
 
 def _text(path: pathlib.Path) -> str:
     if (size := path.stat().st_size) > MOST_TEMPLATE:
-        raise BadInput(f"{path} has {size >> 10} KiB: a chat template has 1024 at most")
+        raise BadInput(f"{path} has {size >> 10} KiB: a chat template may have 1024 at most")
     try:
         return path.read_text("utf-8")
     except UnicodeError as error:

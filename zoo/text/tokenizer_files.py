@@ -20,14 +20,14 @@ class Codec(NamedTuple):
     decode: Callable[[Iterable[SupportsInt]], str]
     special: Mapping[str, int]
     cuts: Sequence[str]  # special tokens before which a text may be cut: its ids are those parts'
-    begins_with_bos: bool  # does plain text, as these files have it?
+    begins_with_bos: bool  # is plain text given one, by these files?
     size: int  # of the vocabulary
 
 
 def read(folder: pathlib.Path, config: dict[str, Any], *, patterns: bool = True) -> Codec:
     """The tokenizer in a folder, whose tokenizer_config.json holds `config`.
 
-    Without `patterns`, those of a tokenizer.json are never compiled, and it can decode alone.
+    Without `patterns`, those of a tokenizer.json are never compiled, and it can only decode.
 
     Raises:
       FileNotFoundError: there is none.
@@ -58,13 +58,13 @@ def read(folder: pathlib.Path, config: dict[str, Any], *, patterns: bool = True)
 
 
 def _only_failures(error: BaseException) -> None:
-    """Goes on with what is none: an interrupt. A panic of `tokenizers` is no `Exception`."""
+    """Raises an interrupt again. A panic of `tokenizers` is a failure, but not an `Exception`."""
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
         raise error
 
 
 def decodes_by_pattern(folder: pathlib.Path) -> bool:
-    """Has its tokenizer.json a pattern that works on what is decoded?"""
+    """Does its tokenizer.json decode with a pattern?"""
     path = folder / "tokenizer.json"
     return path.is_file() and '"Regex"' in json.dumps(_file(path).get("decoder"))
 
@@ -112,7 +112,7 @@ def _fast(own: tokenizers.Tokenizer, begins: bool | None = None, *, by_words: bo
 
 
 class _Offsets(Sequence):
-    """The characters of an encoding's tokens, told one by one: few of them are ever asked for."""
+    """The characters of an encoding's tokens, looked up one by one: few are ever needed."""
 
     def __init__(self, encoding: Callable[[], tokenizers.Encoding], length: int) -> None:
         self._encode, self._length = encoding, length
@@ -133,7 +133,7 @@ class _Offsets(Sequence):
 
 
 def _sentencepiece(path: pathlib.Path, config: dict[str, Any]) -> Codec:
-    """A raw SentencePiece model, asked itself.
+    """A raw SentencePiece model, read by its own library.
 
     Its control pieces and the added tokens of tokenizer_config.json are read as such wherever a
     template writes them; each stretch between them is a text of its own, as in Llama 2's and

@@ -1,8 +1,8 @@
 """The inside of a worker process, which `confined` starts: it answers calls, each within limits.
 
-A limit is of CPU time, which a busy or a paused machine takes from nobody. At its end python code
+A limit is of CPU time, which a busy or paused machine does not use up. At its end python code
 is interrupted; code in C, which cannot be, is ended by the system two seconds later, and the
-process with it. What it was at is written in a file that the parent reads then.
+process with it. What it was doing is written in a file, which the parent then reads.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ from typing import Any
 from checkpoints_io.errors import BadInput, UserError
 
 WIDTH = 512  # bytes of what the process is at
-# Of an answer: what it is.
+# The kinds of answers.
 VALUE, BYTES, SENTENCE, TOO_LONG, TOO_LARGE, BUG = b"jbsctx"
 
 
@@ -30,7 +30,7 @@ class _TooLong(BaseException):
 
 
 def serve() -> None:
-    """Answers until nobody asks any more; the command line has the limits."""
+    """Answers until no more requests come; the command line has the limits."""
     seconds, loading, memory, place, parent = sys.argv[1:]
     _bear(int(memory))
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
@@ -64,7 +64,7 @@ def receive(file: Any) -> tuple[int, bytes] | None:
 
 
 def _bear(memory: int) -> None:
-    """Limits for the whole life of the process; what the system refuses, it has no limit for."""
+    """Sets limits for the whole life of the process, as far as the system allows."""
     signal.signal(signal.SIGPROF, _ring)
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # its words may go to the terminal of another
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -79,7 +79,7 @@ def _ring(*_: Any) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """A process that was killed takes those that it began along."""
+    """Makes this process end when its parent does, even if that is killed."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
@@ -118,7 +118,7 @@ class _Bounds:
 
     def allow(self, seconds: float) -> None:
         """So much CPU time from now on."""
-        signal.setitimer(signal.ITIMER_PROF, seconds, 1.0)  # what is swallowed comes again
+        signal.setitimer(signal.ITIMER_PROF, seconds, 1.0)  # raised again if it is swallowed
         end = int(time.process_time() + seconds + 2)
         resource.setrlimit(
             resource.RLIMIT_CPU, (end if self._hard < 0 else min(end, self._hard), self._hard)

@@ -23,15 +23,15 @@ class Chat(NamedTuple):
 
     programs: Mapping[str, jinja2.Template]  # default, and tool_use for rows with tools
     given: Mapping[str, str]  # bos_token and the like
-    marked: bool  # it says itself what is generated
+    marked: bool  # it marks what is generated
     scored_turns: str
     end_of_turn: str  # what follows an answer
     ends: tuple[str, ...] = ()  # the same, in pieces: special tokens, and what stands between them
     added: str = ""  # the part of it that the template does not write: `data.end_of_turn`
-    surplus: str = ""  # what the template writes behind the last answer's end, and is cut off
+    surplus: str = ""  # what the template writes after the last answer's end, and is cut off
     header: str | None = None  # what it writes before any answer
     specials: re.Pattern[str] = re.compile("(?!)")  # the tokenizer's special tokens
-    reads: frozenset[str] = frozenset()  # what it asks for by name
+    reads: frozenset[str] = frozenset()  # the names that it reads
     dialects: Mapping[str, Dialect | None] = {}
 
 
@@ -45,7 +45,7 @@ def write(turns: Turns, chat: Chat, pair: Pair, *, ask: bool = False) -> tuple[s
 
 
 def given_of(pair: Pair, chat: Chat) -> dict[str, Any]:
-    """All that a template is given beside the messages."""
+    """Everything a template is given besides the messages."""
     return {**chat.given, "documents": None, **pair.template_kwargs, "tools": pair.tools}
 
 
@@ -75,7 +75,7 @@ def shared_start(a: str, b: str, chat: Chat) -> int:
 
 
 def ignores(pair: Pair, chat: Chat | None) -> bool:
-    """Has the row tools, or settings of a template, that this one never looks at?"""
+    """Does the row have tools or template settings that this template never reads?"""
     given = {*pair.template_kwargs, *(["tools"] if pair.tools else [])}
     return chat is not None and not given <= chat.reads
 
@@ -90,7 +90,7 @@ def check_plain(tokenizer: Tokenizer) -> None:
     if tokenizer.eos_id is None:
         raise BadInput(
             "--config.data.layout=plain_text ends each answer with the end-of-text token, and this "
-            "tokenizer has none"
+            "tokenizer has none: choose another layout or --config.tokenizer"
         )
 
 

@@ -14,7 +14,7 @@ from recipes.data.chats import messages, ranked, transcripts
 
 Row = dict[str, Any]
 
-# Names that well-known datasets give what we call otherwise.
+# Other names that well-known datasets use for our columns.
 ALSO = {
     "score_chosen": "chosen_score",
     "score_rejected": "rejected_score",
@@ -22,13 +22,13 @@ ALSO = {
     "system_message": "system_prompt",
 }
 NUMBERS = ("chosen_score", "rejected_score", "overall_preference")
-# The same of the answers, which are renamed together or not at all.
+# The same for the answers, which are renamed together or not at all.
 ANSWERS = (
     *((f"chosen_{what}", f"rejected_{what}") for what in messages.ANSWER_WORDS),
     *((f"{what}_chosen", f"{what}_rejected") for what in messages.ANSWER_WORDS),
     ("response", "rejected_response"),
 )
-# What a column that holds a question, or a part of it, is called; see LIKE_QUESTIONS.
+# Names of columns that hold a question, or a part of it; see LIKE_QUESTIONS.
 QUESTIONS = (
     "chat", "chat_history", "contents", "context", "context_messages", "conversation",
     "conversation_history", "conversations", "dialog", "dialog_history", "dialogue",
@@ -79,16 +79,16 @@ WORSE = (
     r"reject\w*|(dis|un|non)prefer\w*|dispref\w*|worse|worst|lose|loser|losing|lost|negative|bad"
 )
 NO_ANSWER = r"scores?|ratings?|rank|models?|rewards?|log\w*|ids?|len\w*|tokens?|counts?"
-# Names of the one answer of a row; the first that is there is it.
+# Names of the one answer of a row; the first that is there counts.
 SINGLE_ANSWERS = frozenset(("answer", "assistant", "completion", "output", "response", "target"))
 LABELS = ("label", "labels", "kto_tag", "feedback", "thumbs", "is_chosen")
 SINGLE = ("completion", "response", "output", "answer", "messages", "conversations", "text")
 
 
 def renamed(row: Row, columns: dict[str, str], *, single: bool = False) -> Row:
-    """The row by our names: `columns` says what the dataset calls them.
+    """The row under our names; `columns` gives the dataset's.
 
-    A row of a `single` answer may call it, and the question, as is usual.
+    In a row of a `single` answer, it and the question may have any usual name.
     """
     named = {o: t for t, o in ALSO.items() if t in row and o not in row}
     if single:
@@ -129,7 +129,7 @@ def recognised(row: Row) -> str:
         )
     first = answer[0] if isinstance(answer, list) and answer else answer
     if messages.role_of(messages.unwritten(first, "chosen")) not in (None, "assistant"):
-        return "preference_chat"  # a whole conversation, whatever stands beside it
+        return "preference_chat"  # a whole conversation, whatever other columns there are
     said = transcripts.turns(answer) if isinstance(answer, str) else []
     if said and said[0]["role"] == "user":
         return "hh"
@@ -172,7 +172,7 @@ def recognised_single(row: Row) -> str:
 
 
 def check_question(row: Row, heard: str, layout: str) -> None:
-    """Refuses a row of which a guessed layout would leave the question out.
+    """Refuses a row whose question a guessed layout would leave out.
 
     `heard` is what the pair asks. A column that repeats it is fine: UltraFeedback's `prompt`.
 
@@ -182,7 +182,7 @@ def check_question(row: Row, heard: str, layout: str) -> None:
     """
     for name in ("chosen", "rejected") if layout == PLAIN else ():
         if not isinstance(messages.unwritten(row[name], name), str):
-            raise BadInput(f"`{name}` holds messages, which layout {layout} would take for words")
+            raise BadInput(f"`{name}` holds messages, which layout {layout} would read as text")
         if not isinstance(messages.parsed(row[name]), str):
             raise BadInput(
                 f"`{name}` is a list or object written as text, and layout {layout} would train on "
@@ -195,7 +195,7 @@ def check_question(row: Row, heard: str, layout: str) -> None:
 
 
 def check_tools(row: Row, layout: str) -> None:
-    """Refuses a row of which a guessed layout would leave the tools out.
+    """Refuses a row whose tools a guessed layout would leave out.
 
     Raises:
       ValueError: a column that looks like tools holds some, and `tools` does not.
@@ -240,7 +240,7 @@ def holds(heard: str, value: Any) -> bool:
 def asked(value: Any, most: int = 8) -> Iterable[str]:
     """What a column asks: a text, or whatever is not the assistant's in messages or turns.
 
-    It is looked for within `most` lists and objects in each other.
+    At most `most` nested lists and objects are searched.
     """
     if isinstance(value, str):
         held = messages.parsed(value)  # a table's text may stand for messages or pairs
@@ -257,7 +257,7 @@ def asked(value: Any, most: int = 8) -> Iterable[str]:
         else:
             known = value.keys() & SPOKEN
             for text in (text for name in known or value for text in asked(value[name], most - 1)):
-                if known or len(text.split()) > 1:  # of other keys, ids and labels are no question
+                if known or len(text.split()) > 1:  # under other keys there are ids and labels
                     yield text
     elif most and isinstance(value, list | tuple):
         pair = len(value) == 2 and all(isinstance(one, str) for one in value)
@@ -266,12 +266,12 @@ def asked(value: Any, most: int = 8) -> Iterable[str]:
 
 
 def absent(row: Row) -> str:
-    """What to say of a row without `chosen` and `rejected`."""
+    """The sentence about a row without `chosen` and `rejected`."""
     names = [name for name in row if isinstance(name, str)]
     near = {ours: _near(ours, names) for ours in ("chosen", "rejected")}
     single = next((name for name in SINGLE if name in row), None)
     if "data" in row and WRAPPED.issuperset(names):
-        return "its rows stand within `data`: a .json file holds a list of rows, or a row a line"
+        return "its rows are inside `data`: a .json file must be a list of rows, or one per line"
     if not any(near.values()):
         if single == "output" and isinstance(row["output"], list):
             return (
@@ -307,7 +307,7 @@ MISSING = "are no `chosen` and `rejected`: name them"
 
 
 def _near(ours: str, names: list[str]) -> str | None:
-    """The first column whose name means the answer that we call so."""
+    """The first column whose name means the answer that we call `ours`."""
     if ours in names:
         return ours
     for name in names:
@@ -335,12 +335,12 @@ def _numbered(names: list[str]) -> list[str]:
 
 
 def flag(columns: dict[str, str]) -> str:
-    """What to type to say how columns are called."""
+    """The flag that names columns."""
     return f'--config.data.columns="{columns}"'
 
 
 def _question(names: list[str]) -> str | None:
-    """The column that is asked, where none of ours is there to be recognised."""
+    """The column that holds the question, where none has one of our names."""
     if {"prompt", "instruction", "conversations", "messages"} & {*names}:
         return None
     return next((n for n in names if n in LIKE_QUESTIONS and "system" not in n.lower()), None)

@@ -1,4 +1,4 @@
-"""Turns put together to one conversation: what was said before, what is asked, the answer."""
+"""Turns joined into one conversation: what was said before, what is asked, the answer."""
 
 from typing import Any
 
@@ -17,10 +17,10 @@ def continued(prompt: Turns, value: Any, name: str) -> Turns:
     last, first = prompt[-1], answer[0]
     if first["role"] != "assistant":
         for n in range(min(len(prompt), len(answer)), 0, -1):
-            if prompt[-n:] == answer[:n]:  # the question stands in both
+            if prompt[-n:] == answer[:n]:  # the question is in both
                 return prompt[:-n] + answer
         if last["role"] != "assistant" and all(turn in answer for turn in prompt):
-            return answer  # behind a system message of its own
+            return answer  # after a system message of its own
         if last["role"] != "assistant":
             raise BadInput(f"`{name}` asks something of its own, besides the prompt")
     elif last["role"] == "assistant" and "tool_calls" not in last and not goes_on(last, first):
@@ -32,7 +32,7 @@ def continued(prompt: Turns, value: Any, name: str) -> Turns:
 
 
 def history(given: Any) -> Turns:
-    """Earlier turns, of messages or of pairs of what was asked and answered; none of nothing.
+    """Earlier turns, given as messages or as pairs of question and answer, if any.
 
     Raises:
       ValueError: it holds something else.
@@ -54,14 +54,14 @@ def history(given: Any) -> Turns:
 
 
 def goes_on(begun: Message, answer: Message) -> bool:
-    """Is an assistant turn the beginning of another one, of which all is said?"""
+    """Is an assistant turn the beginning of another one, and kept whole in it?"""
     said = begun["content"]
     plain = begun["role"] == answer["role"] == "assistant" and len(begun) == 2
     return plain and bool(said.strip()) and answer["content"].startswith(said)
 
 
 def odd(turns: Turns) -> str:
-    """What is unusual in the order of the turns, so that few templates know of it; or nothing."""
+    """What is unusual in the order of the turns, so that few templates support it; or ''."""
     spoken = False
     for before, message in zip([None, *turns], turns, strict=False):
         if message["role"] in ("system", "developer") and spoken:

@@ -31,10 +31,10 @@ TOOL = {
 
 
 class Dialect(NamedTuple):
-    """What a template is given instead of our own spelling: an object, and content of text."""
+    """What a template is given instead of our own spelling: object arguments, text content."""
 
     text_arguments: bool = False  # a call's arguments as JSON text
-    null_content: bool = False  # null, where a message with calls says nothing
+    null_content: bool = False  # null, where a message with calls has no text
 
 
 DIALECTS = tuple(Dialect(text, null) for null in (False, True) for text in (False, True))
@@ -43,7 +43,7 @@ DIALECTS = tuple(Dialect(text, null) for null in (False, True) for text in (Fals
 def tried(render: Callable[[Turns], str]) -> Dialect | None:
     """The first spelling in which a call is printed once and whole; None if there is none.
 
-    Where a template prints an empty content behind the call, as an answer of its own, it is given
+    Where a template prints an empty content after the call, as an answer of its own, it is given
     null. `render` gives the text of a conversation and raises ValueError where the template does.
     """
     call = CALL | {"function": {"name": NAME, "arguments": ARGUMENTS}}
@@ -76,7 +76,7 @@ def spelled(turns: Turns, dialect: Dialect | None) -> Turns:
     """The conversation as the template wants it; as it is where no spelling was found.
 
     Raises:
-      ValueError: a call's arguments are text that is no JSON object, and an object is wanted.
+      ValueError: a call's arguments are text, and not a JSON object, which is wanted.
     """
     if dialect is None or not any("tool_calls" in message for message in turns):
         return turns
@@ -99,7 +99,7 @@ def _call(call: Any, dialect: Dialect) -> Any:
             arguments = json.dumps(arguments, ensure_ascii=False)
     elif isinstance(arguments, str):
         raise BadInput(
-            f"the arguments of a tool call are no JSON object ({arguments[:40]!r}), and the chat "
-            "template wants one"
+            f"the arguments of a tool call are not a JSON object ({arguments[:40]!r}), which the "
+            "chat template needs"
         )
     return call | {"function": function | {"arguments": arguments}}

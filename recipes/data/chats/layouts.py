@@ -21,10 +21,10 @@ class Pair(NamedTuple):
     prompt: Turns | str
     chosen: Turns | str
     rejected: Turns | str | None
-    tools: list[Any] | None = None  # what the template is told of tools
+    tools: list[Any] | None = None  # tools, as the template is given them
     template_kwargs: dict[str, Any] = {}  # noqa: RUF012, never changed
     ratings: tuple[float, float] | None = None  # of chosen and rejected, by whoever preferred
-    prefill: str = ""  # what all answers begin with and the prompt gives them
+    prefill: str = ""  # the end of the prompt, with which all answers begin
 
     @property
     def answers(self) -> tuple[Turns | str, ...]:
@@ -60,7 +60,7 @@ def whole_conversation(row: Row) -> Pair:
 
 
 def sharegpt_conversation(row: Row) -> Pair:
-    """Column `conversations`, `{from, value}`: likewise.
+    """Column `conversations`: the same, `{from, value}`.
 
     Raises:
       ValueError: the column is missing or malformed, or does not end with an answer.
@@ -249,9 +249,9 @@ class Layout(NamedTuple):
 
 # Columns that any layout reads, where a row has them.
 BESIDES = ("system_prompt", "tools", "chat_template_kwargs", "chosen_score", "rejected_score")
-# What a row may not say to its template: the rest of the row and the recipe do.
+# Template settings that a row may not give: the rest of the row and the recipe do.
 TAKEN = ("messages", "tools", "documents", "add_generation_prompt")
-# Reasons of sound rows that say nothing: they are counted as dropped, not as malformed.
+# Reasons to drop sound rows without a preference: they do not count as malformed.
 EQUAL = "chosen equals rejected"
 SAYS_NOTHING = (EQUAL, ranked.TIE, ranked.NO_PREFERENCE)
 
@@ -308,16 +308,16 @@ def columns_of(*, single: bool) -> frozenset[str]:
 def wanted(called: dict[str, str], *, single: bool) -> frozenset[str]:
     """The columns that any layout might read, or look at, by the names that the dataset gives them.
 
-    `called` are those that a person says.
+    `called` are those that the user gives.
     """
     answers = columns.SINGLE_ANSWERS if single else frozenset().union(*columns.ANSWERS)
     others = columns.LIKE_QUESTIONS | columns.LIKE_TOOLS | {*columns.ALSO, *called.values()}
-    others |= {"chosen", "rejected", "output"}  # of which a sentence tells
+    others |= {"chosen", "rejected", "output"}  # which an error names
     return columns_of(single=single) | answers | others
 
 
 def asked(pair: Pair) -> str:
-    """All in a pair that is not the assistant's."""
+    """Everything in a pair that the assistant did not say."""
     if isinstance(pair.prompt, str) or isinstance(pair.chosen, str):
         return str(pair.prompt)
     said = [*pair.prompt, *pair.chosen]
@@ -325,7 +325,7 @@ def asked(pair: Pair) -> str:
 
 
 def has_empty_turn(pair: Pair) -> bool:
-    """Is there a turn, or a plain answer, without a word?"""
+    """Is a turn, or a plain answer, empty?"""
     if isinstance(pair.prompt, str):
         return any(isinstance(answer, str) and not answer.strip() for answer in pair.answers)
     turns = (turn for part in (pair.prompt, *pair.answers) for turn in part)
@@ -333,12 +333,12 @@ def has_empty_turn(pair: Pair) -> bool:
 
 
 def shares_no_user_turn(pair: Pair) -> bool:
-    """Do the two conversations part before anything was asked?"""
+    """Do the two conversations differ before anything was asked?"""
     return not isinstance(pair.prompt, str) and not any(m["role"] == "user" for m in pair.prompt)
 
 
 def texts(pair: Pair) -> Iterable[str]:
-    """All that is said in it."""
+    """All texts in it."""
     for part in (pair.prompt, *pair.answers):
         if isinstance(part, str):
             yield part
@@ -436,7 +436,7 @@ def _besides(row: Row) -> tuple[list[Any] | None, dict[str, Any], tuple[float, f
 
 
 def _ratings(row: Row) -> tuple[float, float] | None:
-    """Of both answers, NaN for what is no number; None where the row says nothing of them."""
+    """Of both answers, NaN for what is not a number; None where the row has none."""
     chosen, rejected = (row.get(name) for name in BESIDES[3:])
     return None if chosen is rejected is None else (_number(chosen), _number(rejected))
 
@@ -463,7 +463,7 @@ def _parsed(value: Any, name: str) -> Any:
 def _transcript(value: Any, name: str) -> Turns:
     said = transcripts.turns(messages.text(value, name))
     if not said:
-        raise BadInput(f"`{name}` is no transcript that begins with Human: or Assistant:")
+        raise BadInput(f"`{name}` is not a transcript that begins with Human: or Assistant:")
     if odd := conversation.odd(said):
         raise BadInput(f"roles out of order: {odd}")
     return said

@@ -11,7 +11,7 @@ NOT_SAID = ("role", "tool_call_id")
 
 
 def names(message: Message, text: str) -> list[str]:
-    """What of the message cannot be found in the text, in any spelling a template may give it.
+    """The parts of the message that are not in the text, in any spelling a template may use.
 
     A word that also stands elsewhere in the text counts as found.
     """
@@ -31,7 +31,7 @@ def without(message: Message, name: str) -> Message:
 
 
 def _held(message: Message) -> dict[str, Any]:
-    """What it says by name; thoughts, which have three, by one."""
+    """Its parts by name; thoughts, which have three names, under one."""
     named = {THOUGHT if name in THOUGHTS else name: value for name, value in message.items()}
     return {name: value for name, value in named.items() if name not in NOT_SAID}
 

@@ -10,7 +10,7 @@ from checkpoints_io.errors import BadInput
 Message = dict[str, Any]  # role, content, and what else a template may read: tool_calls, name
 Turns = list[Message]
 
-ROLES = {  # in small letters; other cases are read alike
+ROLES = {  # in lower case; other cases are read the same
     "system": "system", "developer": "developer", "user": "user", "assistant": "assistant",
     "tool": "tool", "human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant",
     "model": "assistant", "bot": "assistant", "chatbot": "assistant", "ai": "assistant",
@@ -24,14 +24,14 @@ THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # one thing, spelled 
 BESIDES = ("tool_calls", "tool_call_id", "name", *THOUGHTS, "tool_plan", "tool_responses")
 READ = frozenset({"role", "from", "content", "value", "function_call", *BESIDES})
 EMPTY = (None, "", [], {})
-ARGUMENTS = ("arguments", "parameters", "args", "input")  # of a call, as one or another calls them
+ARGUMENTS = ("arguments", "parameters", "args", "input")  # names for the arguments of a call
 TEXT_PARTS = ("text", "input_text", "output_text")  # chat completions, and OpenAI's responses
 
 NESTED = ("messages", "conversations", "conversation")  # where an object holds them
-# What the column of an answer is called besides.
+# Other names for the column of an answer.
 ANSWER_WORDS = ("response", "answer", "completion", "output", "messages", "conversation", "text")
 
-# What would steer a terminal or a page, or not be seen there, is shown by name.
+# What would control a terminal or a page, or be invisible there, is shown by name.
 UNSEEN = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
     r"\ud800-\udfff\ufeff\U000e0000-\U000e007f]"
@@ -43,7 +43,7 @@ QUOTED_OR_PARTED = re.compile(
     re.DOTALL,
 )
 WHO = ("author", "speaker", "sender")  # what others call a role
-# How a text begins that may hold messages, and what is in one that surely does.
+# How a text that may hold messages begins, and what one that surely does contains.
 WRITTEN = re.compile(r"""\s*(?:\[\s*)?\{|\s*"\s*(?:\[\s*)?\{\s*\\+\"""")
 KEYS = [re.compile(rf"""["'](?:{keys})["']\s*:""") for keys in ("role|from", "content|value")]
 
@@ -52,7 +52,7 @@ def read(value: Any, name: str, role: str | None = None) -> Turns:
     """The messages in a column; with `role`, a string is one message of that role.
 
     Both spellings are read, `{role, content}` and `{from, value}`, and content in typed parts.
-    Messages that were written as text are parsed, never taken for words.
+    Messages that were written as text are parsed, never trained on as text.
 
     Raises:
       ValueError: it holds something else.
@@ -68,7 +68,7 @@ def read(value: Any, name: str, role: str | None = None) -> Turns:
 
 
 def unnested(value: Any) -> Any:
-    """The value; of an object that holds nothing but messages under a name of theirs, those."""
+    """The value; of an object that holds only messages, under a name for them, the messages."""
     key = next((key for key in NESTED if isinstance(value, dict) and key in value), None)
     return value[key] if key else value
 
@@ -109,7 +109,7 @@ def are_messages(found: Any) -> bool:
 
 
 def role_of(message: Any) -> str | None:
-    """The role of a message, by its usual name; None for what is no message, or has another."""
+    """The usual name of a message's role; None if it is not a message, or has another role."""
     role = _either(message, "role", "from") if isinstance(message, dict) else None
     return ROLES.get(role.strip().lower()) if isinstance(role, str) else None
 
@@ -129,7 +129,7 @@ def text(value: Any, name: str) -> str:
     """A string that can be tokenised.
 
     Raises:
-      ValueError: it is none, or holds half a character.
+      ValueError: it is not text, or holds half a character.
     """
     if not isinstance(value, str):
         raise BadInput(f"no text in `{name}`")
@@ -139,7 +139,7 @@ def text(value: Any, name: str) -> str:
 
 
 def unquoted(value: Any) -> Any:
-    """What JSON text says, if it is such."""
+    """The value that JSON text holds; anything else as it is."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
@@ -166,7 +166,7 @@ def check_data(value: Any, name: str) -> None:
     """Refuses what a template could not write as JSON, or only as half a character.
 
     Raises:
-      ValueError: it is such.
+      ValueError: it holds such a thing.
     """
     try:
         written = json.dumps(value, ensure_ascii=False)
@@ -176,7 +176,7 @@ def check_data(value: Any, name: str) -> None:
 
 
 def visible(said: str) -> str:
-    """The text, with characters that would act, or not be seen, replaced by their names."""
+    """The text, with characters that would act, or be invisible, replaced by their names."""
     name = lambda code: chr(0x2400 + code) if code < 32 else f"⟨U+{code:04X}⟩"
     return UNSEEN.sub(lambda found: name(ord(found[0])), said)
 
@@ -188,7 +188,7 @@ def one_line(said: str, most: int = 300) -> str:
 
 
 def is_blank(message: Message) -> bool:
-    """Says it nothing, nor calls a tool?"""
+    """Does it say nothing and call no tool?"""
     return not message["content"].strip() and "tool_calls" not in message
 
 
@@ -200,8 +200,8 @@ def _message(message: Any, name: str) -> Message:
         raise BadInput(f"a message in `{name}` has no role")
     known = role_of(message)
     if known is None:
-        raise BadInput(f"a message in `{name}` has the role {role[:40]!r}")
-    empty = lambda x: x in EMPTY or x != x  # NaN is what pandas makes of nothing
+        raise BadInput(f"a message in `{name}` has the unknown role {role[:40]!r}")
+    empty = lambda x: x in EMPTY or x != x  # pandas turns missing values into NaN
     besides = {key: message[key] for key in BESIDES if not empty(message.get(key))}
     for key, value in besides.items():
         check_data(value, key)

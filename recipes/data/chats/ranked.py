@@ -8,10 +8,10 @@ from recipes.data.chats import messages, transcripts
 
 Row = dict[str, Any]
 
-ASKED = ("context", "instruction", "prompt", "question")  # where the question stands, one of them
+ASKED = ("context", "instruction", "prompt", "question")  # names for the question
 ANSWERS = ("completions", "answers", "responses", "generations")  # where the list is
 SAID = ("response", "answer", "completion", "content", "text", "messages")  # in one of its entries
-SCORES = ("overall_score", "score", "rating")  # of an entry, the more the better
+SCORES = ("overall_score", "score", "rating")  # of an entry, higher is better
 RANK = "rank"  # of an entry, 1 or 0 is the best
 # Columns with a list of these, one for each answer.
 LISTS = {"scores": "score", "ratings": "rating", "rewards": "score", "ranks": RANK}

@@ -11,12 +11,12 @@ from recipes.data.chats.messages import Message, Turns
 from zoo.text.template import Span
 
 BLANK = {"role": "assistant", "content": ""}
-# Stands for an answer whose place is looked for: a character that no text means anything by.
+# Stands for an answer whose place is searched: a character without a meaning in any text.
 STAND_IN = "\ue0d0"
 
 
 class Rendered(NamedTuple):
-    """One answer behind its prompt, as text."""
+    """One answer after its prompt, as text."""
 
     text: str
     prompt_end: int  # characters of the prompt
@@ -29,7 +29,7 @@ def render(pair: Pair, chat: Chat | None) -> tuple[Rendered, ...]:
 
     What counts comes from the template's `{% generation %}` blocks. Of a template without them it
     is what an answer adds to the rendering of the turns before it; where a later turn changes an
-    earlier one's text, it is what changes with the answer's words, and the end of turn behind.
+    earlier one's text, it is what changes with the answer's words, and the end of turn after it.
 
     Raises:
       ValueError: the template refuses the messages, or an answer cannot be found in its text.
@@ -147,7 +147,7 @@ def _place_of(i: int, turns: Turns, text: str, chat: Chat, pair: Pair) -> Span:
 
 
 def _around(i: int, turns: Turns, chat: Chat, pair: Pair) -> tuple[str | None, str | None]:
-    """What stands before and behind turn `i` when it says something else; None if that fails."""
+    """The text before and after turn `i` when it says something else; None if that fails."""
     instead = {"role": "assistant", "content": STAND_IN}  # of thoughts and calls, too
     try:
         text = write([*turns[:i], instead, *turns[i + 1 :]], chat, pair)[0]
@@ -167,7 +167,7 @@ def _header_end(before: Turns, text: str, chat: Chat, pair: Pair) -> int | None:
 
 
 def _next_end(behind: Turns, text: str, start: int, chat: Chat) -> int | None:
-    """The end of the answer by its special tokens, if no turn behind it begins before."""
+    """The end of the answer by its special tokens, if no later turn begins before it."""
     said = [turn["content"].strip() for turn in behind if turn["content"]]
     for i, piece in enumerate(chat.ends):
         stop = text.find(piece, start) if chat.specials.fullmatch(piece) else -1
@@ -177,7 +177,7 @@ def _next_end(behind: Turns, text: str, start: int, chat: Chat) -> int | None:
 
 
 def _behind(ends: Sequence[str], text: str, stop: int) -> int:
-    """The first character behind those of the pieces that stand there."""
+    """The first character after the pieces that are there."""
     for piece in ends:
         if not text.startswith(piece, stop):
             break

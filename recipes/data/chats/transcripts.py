@@ -1,4 +1,4 @@
-"""Whole texts: where two of them part, and what is said in one that names its speakers."""
+"""Whole texts: where two of them differ, and what is said in one that names its speakers."""
 
 import re
 import unicodedata
@@ -9,7 +9,7 @@ JOINERS = "'’._,-"  # between letters or digits they belong to a word or numbe
 
 
 def shared(one: str, other: str) -> int:
-    """Characters that both begin with, to the end of a word, without the white space behind."""
+    """Characters that both begin with, to the end of a word, without the white space after it."""
     end = 0
     while end < min(len(one), len(other)) and one[end] == other[end]:
         end += 1
@@ -19,7 +19,7 @@ def shared(one: str, other: str) -> int:
 
 
 def turns(said: str) -> Turns:
-    r"""The turns of a text with `\n\nHuman:` and `\n\nAssistant:`; none if it is no such text."""
+    r"""The turns of a text with `\n\nHuman:` and `\n\nAssistant:`; none if it has no such form."""
     parts = re.split(r"(?:^|\n\n)(Human|Assistant):", said.lstrip())
     if parts[0].strip() or len(parts) < 3:
         return []

@@ -37,8 +37,8 @@ def prepared(
     dated = template.prints_the_date(text)
     if dated and date is None:
         raise BadInput(
-            "the chat template prints today's date, and tomorrow the same pairs would be other "
-            "tokens: say which day it is to print with --config.data.date=2026-01-31"
+            "the chat template prints today's date, and tomorrow the same pairs would give other "
+            "tokens: set the day that it prints, like --config.data.date=2026-01-31"
         )
     if date is not None and not dated:
         raise BadInput(
@@ -79,12 +79,12 @@ def prepared(
         )
     if asks_again:
         raise BadInput(
-            "the chat template cannot be used: behind each answer it begins another, whether it is "
+            "the chat template cannot be used: after each answer it begins another, whether it is "
             "asked to (`add_generation_prompt`) or not"
         )
     if words := _words_behind(chat):
         raise BadInput(
-            "the chat template cannot be used: behind each answer it writes more than an end of "
+            "the chat template cannot be used: after each answer it writes more than an end of "
             f"turn ({words[:40]!r})"
         )
     return chat
@@ -98,7 +98,7 @@ def _renders(turns: Turns, chat: Chat, pair: Pair) -> bool:
 
 
 def _cut(tail: str, whole: str, tokenizer: Tokenizer, chat: Chat, probe: Pair) -> tuple[str, str]:
-    """The end of turn, and what is written behind it only where the conversation ends.
+    """The end of turn, and what is written after it only where the conversation ends.
 
     Some templates lead into another answer, whether it is asked for or not (Cohere's for tools).
     """
@@ -115,7 +115,7 @@ def _added(end_of_turn: str | None, tail: str, tokenizer: Tokenizer) -> str:
         return ""
     if end_of_turn not in tokenizer.special:
         raise BadInput(
-            f"--config.data.end_of_turn={end_of_turn!r} is no special token of this tokenizer"
+            f"--config.data.end_of_turn={end_of_turn!r} is not a special token of this tokenizer"
         )
     if own := tokenizer.specials.search(tail):
         raise BadInput(
@@ -126,7 +126,7 @@ def _added(end_of_turn: str | None, tail: str, tokenizer: Tokenizer) -> str:
 
 
 def _header(whole: str, chat: Chat, probe: Pair) -> str | None:
-    """What leads into an answer, whether one is asked for or stands there."""
+    """What leads into an answer, whether one is asked for or is there."""
     asked, _ = write(PROBE[:1], chat, probe, ask=True)
     quiet, _ = write(PROBE[:1], chat, probe)
     end = shared_start(asked, whole, chat)
@@ -146,7 +146,7 @@ def _dialect(name: str, chat: Chat) -> Dialect | None:
 def _asks_again(chat: Chat, probe: Pair) -> bool:
     """Does what follows the last answer lead into another, as what follows the last question does?
 
-    Where it stands before a question too, it leads nowhere.
+    Where it comes before a question too, it does not.
     """
     asked, _ = write(PROBE[:1], chat, probe, ask=True)
     more, _ = write([*PROBE, PROBE[0]], chat, probe)

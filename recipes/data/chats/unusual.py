@@ -22,7 +22,7 @@ ASKED = 4  # words of a question that an answer does not begin with by chance
 
 
 def checked(pair: Pair, rendered: tuple[Rendered, ...], chat: Chat | None) -> tuple[Rendered, ...]:
-    """The texts, with an answer that the prompt begins counted from where it goes on.
+    """The texts, with an answer that the prompt begins counted from where it continues.
 
     Raises:
       ValueError: turns in an unusual order, or the beginning of an answer, are not shown as such.
@@ -77,7 +77,7 @@ def asks_again(pair: Pair) -> bool:
 
 
 def _conversations(pair: Pair) -> list[Turns]:
-    """All of them whole; none of plain text."""
+    """Its conversations, whole; none for plain text."""
     if isinstance(pair.prompt, str):
         return []
     return [pair.prompt + turns for turns in pair.answers if not isinstance(turns, str)]

@@ -42,13 +42,13 @@ class Counts(NamedTuple):
 
 
 def none() -> Counts:
-    """Of no rows."""
+    """The counts of no rows."""
     counter = collections.Counter
     return Counts(0, counter(), counter(), counter(), {})
 
 
 def from_json(told: dict[str, Any]) -> Counts:
-    """What JSON kept of them."""
+    """The counts that were kept as JSON."""
     counter = collections.Counter
     return Counts(
         told["rows"],
@@ -61,7 +61,7 @@ def from_json(told: dict[str, Any]) -> Counts:
 
 
 def add(before: Counts, after: Counts) -> Counts:
-    """Of the rows of both, in this order."""
+    """The counts of the rows of both, in this order."""
     return Counts(
         before.rows + after.rows,
         before.malformed + after.malformed,

@@ -27,7 +27,7 @@ BYTES_A_SECOND = 2**18  # of a row: what a long one may take beside what every r
 
 
 class How(NamedTuple):
-    """All else that decides what a row becomes."""
+    """Everything else that decides what a row becomes."""
 
     tokenizer: str  # a folder
     chat_template: str | None  # a file that replaces the tokenizer's
@@ -40,14 +40,14 @@ class How(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """What is known of a tokenizer and a template that can be used."""
+    """What is known about a tokenizer and a template that can be used."""
 
     stop_ids: tuple[int, ...]  # as `chat.stop_ids`
     stops: bool  # as `chat.stops`
 
 
 def prepare(step: Step, how: dict[str, Any], files: str, plain: bool) -> Ready:
-    """Tries them, in a worker; `files` is a hash of theirs.
+    """Tries both, in a worker; `files` is a hash of their files.
 
     Raises:
       FileNotFoundError, ValueError: one of them cannot be used.
@@ -64,7 +64,7 @@ def encode_rows(
     how: dict[str, Any],
     files: str,
 ) -> bytes:
-    """`encode` in a worker: a shard as bytes. Of a row its `where`, `fields`, `reason`, `size`."""
+    """`encode` in a worker: a shard as bytes. A row is its `where`, `fields`, `reason`, `size`."""
     given = Source(*source)
     given = given._replace(columns=tuple((ours, theirs) for ours, theirs in given.columns))
     some = [Row(where, fields, reason, size=size) for where, fields, reason, size in rows]
@@ -116,7 +116,7 @@ def _unread(row: dict[str, Any]) -> set[str]:
 def ready(
     how: How, files: str, plain: bool, step: Step
 ) -> tuple[tokenizer.Tokenizer, chat.Chat | None]:
-    """The tokenizer and, unless the texts are plain, the chat template; worked out once.
+    """The tokenizer and, unless the texts are plain, the chat template; made once.
 
     Raises:
       FileNotFoundError, ValueError: one of them cannot be used.

@@ -56,7 +56,7 @@ class AnswerIds(NamedTuple):
 # What a run trains on: `prompt`, `answers` and `row` are all that packing reads.
 Example = PairIds | AnswerIds
 
-# What may be said of a pair that is used.
+# Notes on pairs that are used.
 NOTES = {
     "moved": "with a token across the end of the prompt (it went to the answer, whole)",
     "prompt_cut": "with a prompt cut from the left at train_seq_len",
@@ -72,13 +72,13 @@ NOTES = {
     "ignored": "with tools or template settings that the chat template does not look at",
     "unscored": "with chosen_score and rejected_score that are not two numbers (they are left out)",
 }
-UNREAD = "unread/"  # and a key of a message: what nothing here reads of it
-LEFT_OUT = "left_out/"  # and a key of a message: what the chat template does not show of it
+UNREAD = "unread/"  # and a key of a message that nothing here reads
+LEFT_OUT = "left_out/"  # and a key of a message that the chat template does not show
 OVER_LENGTH = ("drop", "cut_prompt", "cut_answer")
 
 
 def described(note: str) -> str:
-    """What a note says of a pair."""
+    """What a note says about a pair."""
     if note in NOTES:
         return NOTES[note]
     if note.startswith(UNREAD):
@@ -148,7 +148,7 @@ class _Parted(NamedTuple):
 
 
 def as_bytes(example: Example) -> bytes:
-    """Its tokens and masks: equal for those that train alike, whatever machine they are on."""
+    """Its tokens and masks: equal for examples that train the same, on any machine."""
     answers = example.answers
     parts = example.prompt, *(answer.ids for answer in answers)
     sized = (len(array).to_bytes(8) + array.astype("<i4").tobytes() for array in parts)
@@ -166,7 +166,7 @@ class _Encoded(NamedTuple):
 def _encode_texts(
     rendered: tuple[rendering.Rendered, ...], tokenizer: Tokenizer, *, plain: bool
 ) -> list[_Encoded]:
-    """What the answers share is tokenised once, up to the last special token before they part."""
+    """What the answers share is tokenised once, up to the last special token before they differ."""
     text, end = rendered[0].text, rendered[0].prompt_end
     cut = max((m.start() for m in tokenizer.cuts.finditer(text, max(end - 256, 0), end)), default=0)
     head, _ = tokenizer.encode(text[:cut]) if cut else ([], [])
@@ -184,7 +184,7 @@ def _encode_text(
     *,
     plain: bool,
 ) -> _Encoded:
-    """One answer behind its prompt: up to `cut` that is `head`, and `asked`, tokenised alone.
+    """One answer after its prompt, of which `head` are the ids up to `cut`, `asked` the others.
 
     A template writes its own special tokens; plain text is given a first and a last one, where it
     does not write them itself.
@@ -199,7 +199,7 @@ def _encode_text(
         spans = [(prompt_end, len(text) + 1)]
 
     def characters(i: int) -> tuple[int, int]:
-        """Of the head it is only known that they lie there; a token without any has the next."""
+        """From .. to, of a token. In the head it is all of it; a token without any has the next."""
         i -= before
         if i < 0:
             return -1, cut
@@ -207,7 +207,7 @@ def _encode_text(
         return cut + begin, cut + max(end, begin + 1)
 
     def reaching_behind(character: int) -> int:
-        """The first token that does; white space that a special token swallows is not its text."""
+        """The first token with text after it; white space that a special token takes is no text."""
         i = bisect.bisect_right(range(len(ids)), character, key=lambda i: characters(i)[1])
         if i < len(ids) and (begin := characters(i)[0]) < character:
             own = next((word for word, j in tokenizer.special.items() if j == ids[i]), None)
@@ -232,7 +232,7 @@ def _boundary(sides: Sequence[_Encoded], prompt_end: int) -> tuple[int, bool]:
     if first > 0 and all(side.exact and side.prompt == first for side in sides):
         return first, False
     shared = min(_common(sides[0].ids, side.ids) for side in sides)
-    if not any(side.prompt for side in sides):  # nothing shared: they part at their first words
+    if not any(side.prompt for side in sides):  # nothing shared: they differ from their first words
         words = [np.flatnonzero(side.scored) for side in sides]
         return min([shared, *(int(at[0]) for at in words if len(at))]), False
     n = min(shared, *(side.prompt for side in sides))
@@ -252,7 +252,7 @@ def _common(a: np.ndarray, b: np.ndarray) -> int:
 def _fitted(
     parted: _Parted, most: int, over_length: str, bos: int | None
 ) -> tuple[_Parted, str | None]:
-    """Of at most so many tokens, each answer up to its last scored one; and what was cut."""
+    """Cut to at most so many tokens, each answer up to its last scored one; and what was cut."""
     prompt = parted.prompt
     answers = [_ended(answer, "nothing to score") for answer in parted.answers]
     longest, n = max(len(answer.ids) for answer in answers), len(prompt)

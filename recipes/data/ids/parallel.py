@@ -1,4 +1,4 @@
-"""A source tokenised by worker processes: in memory, or kept on disk for the starts to come."""
+"""A source tokenised by worker processes: in memory, or kept on disk for later starts."""
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,7 +28,7 @@ Found = TypeVar("Found")
 SHARD, BYTES = 2**13, 2**26
 FEW = 2**10  # rows at a time where none are kept: less to hold before they are compact
 MOST = 16  # workers
-# Of what is installed, what may cut a text otherwise in another version; and the same of our code.
+# Installed packages, and code of ours, that may tokenise differently in another version.
 LIBRARIES = ("tokenizers", "sentencepiece", "regex", "jinja2")
 CODE = [
     pathlib.Path(module.__file__ or "").parent
@@ -60,7 +60,7 @@ class Crew:
         self._threads.shutdown()
 
     def call(self, function: Callable[..., Any], *given: Any) -> Any:
-        """What the function makes of it in a worker, as `Worker.call`."""
+        """What the function returns in a worker, as `Worker.call`."""
         try:
             one = self._free.pop()
         except IndexError:
@@ -83,7 +83,7 @@ class Crew:
 
 
 def worker(how: How) -> Worker:
-    """One that says in its sentences what it ran, and where to choose another."""
+    """A worker whose errors name what it ran, and the flags that choose another."""
     texts = f"the chat template {how.chat_template} or " if how.chat_template else ""
     own = "" if how.chat_template else " or its chat template"
     return Worker(
@@ -94,7 +94,7 @@ def worker(how: How) -> Worker:
 
 
 def prepared(how: How, crew: Crew, cache: places.Place | None, *, plain: bool) -> Ready:
-    """What is known of the tokenizer and the template: tried once, and kept in the cache.
+    """What is known about the tokenizer and the template: tried once, and kept in the cache.
 
     Raises:
       FileNotFoundError, ValueError: one of them cannot be used.
@@ -111,7 +111,7 @@ def prepared(how: How, crew: Crew, cache: places.Place | None, *, plain: bool) -
 
 
 def in_memory(source: Source, how: How, crew: Crew) -> list[Shard]:
-    """What becomes of all rows, with nothing kept."""
+    """What becomes of all rows, with nothing kept on disk."""
     files = files_of(how)
     work = lambda first, rows: _tokenised(first, rows, source, how, files, crew)
     return list(crew.each(work, _parts(source, FEW)))
@@ -191,7 +191,7 @@ def files_of(how: How) -> str:
 
 
 def identity(source: Source, how: How) -> dict[str, Any]:
-    """What the ids of a source depend on; what only decides whether to stop is not in it."""
+    """What the ids of a source depend on; not the settings that only decide whether to stop."""
     return {
         "source": sources.identity(source.path),
         "layout": source.layout,

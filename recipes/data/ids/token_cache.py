@@ -1,4 +1,4 @@
-"""Pairs as ids on disk, worked out once: Arrow files, each written whole, mapped when read.
+"""Pairs as ids on disk, computed once: Arrow files, each written whole, mapped when read.
 
 A folder stands for one source, one tokenizer and template, and one way to read them. Its files hold
 so many rows of the source each; `done.json` is written after the last of them.
@@ -44,7 +44,7 @@ def folder_of(directory: places.Place, identity: dict[str, Any]) -> places.Place
 
 @contextlib.contextmanager
 def alone(folder: places.Place) -> Iterator[None]:
-    """Within it no other process writes there; if one does, it is waited for, and told."""
+    """Inside the block no other process writes there; if one does, this waits, and says so."""
     told = f"waiting for another process that tokenises the same, in {folder}"
     with contextlib.ExitStack() as stack:
         with _told(folder):
@@ -53,7 +53,7 @@ def alone(folder: places.Place) -> Iterator[None]:
 
 
 def fact(folder: places.Place, name: str, work: Callable[[], Any]) -> Any:
-    """What the folder holds under this name, worked out once: what JSON can say.
+    """What the folder holds under this name, computed once, as JSON.
 
     Raises:
       OSError: the disk is full, or cannot be written.
@@ -140,7 +140,7 @@ def _from_table(table: pyarrow.Table) -> Shard:
 
 
 def finish(folder: places.Place, firsts: Sequence[int]) -> None:
-    """Says that these files are all there are."""
+    """Records that these files are all there are."""
     digests = {name_of(first): _digest(folder, name_of(first)) for first in firsts}
     with _told(folder):
         folder.write_whole("done.json", json.dumps(digests).encode())
@@ -154,7 +154,7 @@ def clear(folder: places.Place) -> None:
 
 
 def read_all(folder: places.Place) -> list[Shard] | None:
-    """Everything, if it is whole; a file that is not what it was is removed."""
+    """Everything, if it is whole; a file that has changed is removed."""
     try:
         done = folder.read("done.json")
         digests = json.loads(done) if done is not None else None

@@ -33,18 +33,18 @@ class Update(NamedTuple):
     stored_tokens: int
     positions: int  # of the micro-batches, padding included
     scored: np.ndarray  # int [P, A]: scored tokens of each answer
-    ratings: np.ndarray  # float [P, A]: by whoever rated them, not a number where nobody did
+    ratings: np.ndarray  # float [P, A]: NaN where the data has none
 
 
 class Said(NamedTuple):
-    """What the data says of the answers of an update, on the devices."""
+    """What the data says about the answers of an update, on the devices."""
 
     tokens: jax.Array  # int32 [P, A]: scored tokens of each
-    ratings: jax.Array  # float32 [P, A], not a number where there are none
+    ratings: jax.Array  # float32 [P, A], NaN where there are none
 
 
 def pack(examples: Sequence[Example], shape: Shape, shards: Sequence[int]) -> Update:
-    """The micro-batches of an update: every process works out the same, and builds its shards."""
+    """The micro-batches of an update: every process packs the same, and builds its own shards."""
     items = [streams.item(example, shape) for example in examples]
     micro_batches = packing.pack_rows(items, shape)
     rows = list(itertools.chain(*micro_batches))
@@ -63,7 +63,7 @@ def pack(examples: Sequence[Example], shape: Shape, shards: Sequence[int]) -> Up
 def training(endless: grain.MapDataset, shape: Shape, *, shards: Sequence[int]) -> grain.MapDataset:
     """Element k is update k, of the examples k * P to (k + 1) * P of an endless stream.
 
-    The element depends on nothing but k and the stream: one integer is the place in the data.
+    The element depends on k and the stream alone: the position in the data is one integer.
     """
     updates = endless.batch(shape.examples, batch_fn=list)
     return updates.map(lambda examples: pack(examples, shape, shards))
@@ -79,7 +79,7 @@ def iterate(endless: grain.MapDataset, place: Place, *, start: int) -> Iterator[
 
 
 def in_order(examples: Sequence[Example], place: Place) -> Iterator[Update]:
-    """All of them once, as they stand: for evaluation. The last element may hold fewer than P."""
+    """All of them once, in order: for evaluation. The last element may hold fewer than P."""
     shards, P = shards_here(place), place.shape.examples
     for start in range(0, len(examples), P):
         yield pack(examples[start : start + P], place.shape, shards)
@@ -93,7 +93,7 @@ def shards_here(place: Place) -> list[int]:
 
 
 def put(batch: Packed, place: Place) -> Packed:
-    """The micro-batch on the devices: its rows split, how much of what is here on all of them."""
+    """The micro-batch on the devices: its rows are split, `scored` is on all of them."""
     here = len(batch.counts)
 
     def split(array: np.ndarray) -> jax.Array:
@@ -105,7 +105,7 @@ def put(batch: Packed, place: Place) -> Packed:
 
 
 def said(update: Update, place: Place) -> Said:
-    """What the data says of an update."""
+    """What the data says about the answers of an update."""
     tokens, ratings = update.scored.astype(np.int32), update.ratings.astype(np.float32)
     return Said(everywhere(tokens, place), everywhere(ratings, place))
 

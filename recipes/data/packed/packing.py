@@ -103,7 +103,7 @@ def pack_rows(items: Sequence[Item], shape: Shape) -> list[list[list[Placed]]]:
         if room[row] < 0:
             raise BadInput(
                 f"row {items[slot].row} of the data has an answer that takes {_length([stream])} "
-                f"positions with its prompt, and a row of a micro-batch has {shape.row_length}"
+                f"positions with its prompt: raise --config.row_length={shape.row_length}"
             )
 
     whole: list[tuple[int, tuple[Stream, ...]]] = []
@@ -114,7 +114,7 @@ def pack_rows(items: Sequence[Item], shape: Shape) -> list[list[list[Placed]]]:
         if shape.rows < len(streams):
             raise BadInput(
                 f"row {source_row} of the data is too long for one row and needs "
-                f"{len(streams)} in a micro-batch"
+                f"{len(streams)} in a micro-batch: raise --config.per_device_parallelism"
             )
         start = len(rows)
         if start % shape.rows + len(streams) > shape.rows:

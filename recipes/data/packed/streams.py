@@ -11,7 +11,7 @@ an answer is only a target and is not stored):
   scored      b->x x->y y->z   b->u u->v      (from where in the row, to which token)
 
 A pair too long for one row is stored as two ordinary streams, each answer after its own prompt; so
-is one whose answers' lengths turn the prompt otherwise (`Shape.alike`). A single answer is one
+is one whose answers' lengths rotate the prompt differently (`Shape.alike`). A single answer is one
 ordinary stream.
 """
 
@@ -95,7 +95,7 @@ def real_tokens(example: Example) -> int:
 
 
 def scored_tokens(example: Example) -> list[int]:
-    """Of each answer."""
+    """The number of scored tokens of each answer."""
     return [int(answer.scored.sum()) for answer in example.answers]
 
 

@@ -1,4 +1,4 @@
-"""Rows of CSV and TSV files: a header, then cells of text, of which an empty one says nothing."""
+"""Rows of CSV and TSV files: a header, then cells of text; an empty cell is a missing one."""
 
 from collections.abc import Iterator
 import csv
@@ -10,7 +10,7 @@ from recipes.data.rows.records import File, Row, Wanted
 
 
 def comma(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
-    """CSV. Spreadsheets of half the world part its cells by semicolons: the header tells."""
+    """CSV. Many spreadsheets separate its cells by semicolons: the header decides."""
     yield from _rows(name, file, wanted, ",;\t")
 
 
@@ -53,7 +53,7 @@ def _row(where: str, header: list[str], cells: list[str], wanted: Wanted) -> Row
         return Row(where, None, "more or fewer cells than the header")
     try:
         size = len("".join(cells).encode())
-    except UnicodeEncodeError:  # what stands for a byte that is no character
+    except UnicodeEncodeError:  # a stand-in for bytes that are not text
         return Row(where, None, "not valid UTF-8")
     fields = {name: cell or None for name, cell in zip(header, cells, strict=True)}
     row = records.from_value(where, fields, size, wanted)
@@ -65,7 +65,7 @@ class _TooLong(Exception):
 
 
 class _Lines:
-    """The lines of a file as text, with the bounds that `csv` lacks. It goes on after an error."""
+    """The lines of a file as text, with the bounds that `csv` lacks. An error does not end it."""
 
     def __init__(self, file: File):
         buffered = io.BufferedReader(file)

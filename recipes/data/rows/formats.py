@@ -1,6 +1,6 @@
 """The kinds of data files, a function each: an open file in, rows that know their place out.
 
-A row that cannot be read is a row with a reason. So is what is left of a file that breaks off.
+A row that cannot be read is a row with a reason. So is the rest of a file that breaks off.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from recipes.data.rows.records import File, Row, Wanted
 
 
 def array_record(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
-    """Records that are JSON objects. They are read by their path, so a far file is fetched."""
+    """Records that are JSON objects. They are read by path, so a remote file is downloaded."""
     from array_record.python import array_record_module
 
     number = 0
@@ -31,7 +31,7 @@ def array_record(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
                 shutil.copyfileobj(file, here)
         try:
             reader = array_record_module.ArrayRecordReader(path)
-            if not (count := reader.num_records()):  # what it says of a file that breaks off
+            if not (count := reader.num_records()):  # so it is for a file that breaks off
                 raise BadInput("it breaks off, or holds no records")
             for start in range(0, count, tables.AT_ONCE):
                 for record in reader.read(start, min(start + tables.AT_ONCE, count)):
@@ -64,7 +64,7 @@ def kind_of(name: str) -> str | None:
 
 
 def rows(name: str, opened: File, wanted: Wanted = None) -> Iterator[Row]:
-    """The rows of an open file of a known kind, closed behind them."""
+    """The rows of an open file of a known kind, which is closed after them."""
     kind = kind_of(name) or ""
     file = opened
     with opened:

@@ -1,4 +1,4 @@
-"""Rows of JSON files: an object a line, or a list of objects; never more than a row in memory."""
+"""Rows of JSON files: an object per line, or a list of them; only one row in memory at a time."""
 
 from collections.abc import Iterator
 import itertools
@@ -9,12 +9,12 @@ from recipes.data.rows import records
 from recipes.data.rows.records import File, Row, Wanted
 
 AT_ONCE = 2**20  # bytes of a list
-# A text, or what opens, closes or parts; a text that does not end here is its quote alone.
+# A string, a bracket or a comma; of a string that does not end here, its quote alone.
 TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{},]', re.DOTALL)
 
 
 def lines(name: str, file: File, wanted: Wanted, before: int = 0) -> Iterator[Row]:
-    """One JSON object a line; empty lines are none. `before` lines were read already."""
+    """One JSON object per line; empty lines are skipped. `before` lines were read already."""
     number = before
     try:
         while line := file.readline(records.LONGEST + 1):
@@ -31,7 +31,7 @@ def lines(name: str, file: File, wanted: Wanted, before: int = 0) -> Iterator[Ro
 
 
 def whole_list(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
-    """A JSON list of objects; a file of JSON lines that is named so is read as one."""
+    """A JSON list of objects; a .json file of JSON lines is read as such."""
     blank, number = 0, 0
     try:
         while (first := file.readline(AT_ONCE)) and not first.strip():
@@ -89,9 +89,9 @@ def _elements(begun: bytes, file: File, line: int) -> Iterator[tuple[int, bytes 
                     return
         else:
             at = len(held)
-        if len(held) - start > records.LONGEST:  # what was read of it is forgotten
+        if len(held) - start > records.LONGEST:  # what was read of it is dropped
             begins = begins if long else line + _blank_lines(held[start:])
-            text = held[at:]  # which goes on, behind its quote
+            text = held[at:]  # a string that continues after its quote
             if len(text) > records.LONGEST:
                 odd = len(text) - len(text.rstrip(b"\\"))
                 text = b'"' + b"\\" * (odd % 2)

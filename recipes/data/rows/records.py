@@ -9,7 +9,7 @@ from checkpoints_io.errors import BadInput
 
 LONGEST = 2**24  # bytes of one row
 DEEPEST, MOST = 64, 10**5  # lists within lists in one row, and lists in all
-File = Any  # open, of bytes; what fsspec gives are files by their methods alone
+File = Any  # open, of bytes; fsspec's are files by their methods alone
 Wanted = frozenset[str] | None  # columns; None: all
 BROKEN = (gzip.BadGzipFile, EOFError, zlib.error, OSError)  # what compressed files raise
 UTF16 = (b"\xff\xfe", b"\xfe\xff")  # how its files begin
@@ -56,7 +56,7 @@ def parsed(text: str) -> Any:
     """What a JSON text says.
 
     Raises:
-      ValueError: a sentence: it is no JSON, names a key twice, or holds too many lists.
+      ValueError: a sentence: it is not JSON, names a key twice, or holds too many lists.
     """
     if text.count("[") + text.count("{") > MOST:
         raise BadInput(f"more than {MOST} lists")
@@ -96,7 +96,7 @@ def too_long(where: str) -> Row:
 
 
 def torn(where: str, error: Exception) -> Row:
-    """What stands for the rest of a file."""
+    """The row that stands for the rest of a file."""
     told = str(error).strip().splitlines() or [type(error).__name__]
     return Row(where, None, f"the file cannot be read from here on: {told[0][:200]}")
 

@@ -1,4 +1,4 @@
-"""Where rows are from: a source as a config names it, and several of them."""
+"""Where rows come from: a source as a config names it, and several of them."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -27,18 +27,18 @@ class Weighted(NamedTuple):
 
 
 class Common(NamedTuple):
-    """What is said of sources that do not say so themselves."""
+    """What holds for sources that do not say otherwise."""
 
     layout: str | None
     columns: Mapping[str, str]
-    single: bool  # of all: this recipe wants one answer a row
+    single: bool  # of all: this recipe wants one answer per row
 
 
 def training(given: Given, common: Common) -> dict[str, Weighted]:
-    """The sources of `train_data` by name; a mere string is one source, named `train`.
+    """The sources of `train_data` by name; a plain string is one source, named `train`.
 
     Raises:
-      ValueError: a source says something that is no setting, or lacks what it needs.
+      ValueError: a source says something that is not a setting, or lacks what it needs.
     """
     if isinstance(given, str):
         return {"train": Weighted(parsed("train_data", given, common), 1.0)}
@@ -63,7 +63,7 @@ def held_out(given: Given) -> dict[str, Given]:
     """The held-out sources by name, as the setting `validation` gives them.
 
     Raises:
-      ValueError: it is a mere path, which has no name, or gives a weight.
+      ValueError: it is only a path, without a name, or gives a weight.
     """
     if given is None:
         return {}
@@ -88,7 +88,7 @@ def parsed(where: str, given: Given, common: Common) -> Source:
       ValueError: it says something else.
     """
     if not isinstance(given, str | dict):
-        raise BadInput(f"--config.{where}={given!r} is no source: give its path")
+        raise BadInput(f"--config.{where}={given!r} is not a source: give its path")
     said: dict[str, Any] = {"path": given} if isinstance(given, str) else dict(given)
     if odd := sorted(said.keys() - set(SETTINGS)):
         raise BadInput(f"--config.{where} has no setting {odd[0]!r}: it has {', '.join(SETTINGS)}")

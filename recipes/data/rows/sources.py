@@ -17,7 +17,7 @@ from recipes.data.rows import formats, tables
 from recipes.data.rows.records import Row
 
 HUB = r"[\w-][\w.-]*/[\w-][\w.-]*(:[^:@]+){0,2}(@.+)?"
-# Of a folder that `datasets` saved: what it says of itself, and what it worked out there.
+# In a folder that `datasets` saved: its description, and what was computed from it.
 NO_DATA = re.compile(r"(^|/)((dataset_infos?|dataset_dict|state)\.json|cache-[^/]*\.arrow)$")
 # Words in a path, as `datasets` reads them.
 SPLIT = re.compile(
@@ -43,7 +43,7 @@ def read(source: str, wanted: frozenset[str] | None = None) -> Iterator[Row]:
 
 
 def identity(source: str) -> dict[str, Any]:
-    """What tells the present contents of a source from others: of each file, its name and a hash.
+    """What identifies the present contents of a source: of each file, its name and a hash.
 
     Raises:
       FileNotFoundError, ValueError: as `read`.
@@ -83,9 +83,9 @@ def _found(source: str) -> tuple[Any, list[str]]:
         if _is_folder(file_system, path):
             raise BadInput(f"{path} is a folder, one of several that {source!r} names: name one")
         if formats.kind_of(path) is None:
-            raise BadInput(f"{path} is none of {', '.join(formats.SUFFIXES)}")
+            raise BadInput(f"{path} ends in none of {', '.join(formats.SUFFIXES)}")
         if local and not os.path.isfile(path):
-            raise BadInput(f"{path} is no ordinary file")
+            raise BadInput(f"{path} is not a regular file: give a file or a folder")
     return file_system, found
 
 
@@ -95,7 +95,7 @@ def _is_folder(file_system: Any, path: str) -> bool:
 
 
 def _named(source: str) -> tuple[Any, list[str]]:
-    """What bears this name; if nothing does, what its pattern matches.
+    """The files of this name; if there are none, those that its pattern matches.
 
     A path is a URL, or a chain of them, only where `://` says so and no such file is here.
     """
@@ -112,7 +112,7 @@ def _named(source: str) -> tuple[Any, list[str]]:
         parts = path.split("/")
         while parts and not file_system.exists("/".join(parts)):
             parts.pop()
-        begin = "/".join(parts)  # is there, and so its brackets are no pattern
+        begin = "/".join(parts)  # it exists, so its brackets are not a pattern
         rest = path[len(begin) :]
         for pattern in (rest, rest.replace("[", "[[]")):
             matched = file_system.glob(glob.escape(begin) + pattern)
@@ -176,7 +176,7 @@ def _fits(path: str, pattern: str) -> bool:
 
 
 def _hash(file_system: Any, path: str) -> str:
-    """Of the bytes; of buckets, what they say that changes with them."""
+    """A hash of the bytes; in buckets, of what changes with them."""
     if {"gs", "s3"} & set(file_system.protocol):
         return str(file_system.ukey(path))
     digest = hashlib.sha256()

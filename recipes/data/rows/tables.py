@@ -24,7 +24,7 @@ BINARY = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is
 
 
 def parquet(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
-    """A table, by row groups. What a column is compressed to says nothing of what it unfolds to."""
+    """A table, by row groups. A column's compressed size says nothing about its size in memory."""
     number = 0
     try:
         table = pyarrow.parquet.ParquetFile(file)
@@ -107,10 +107,10 @@ def _rows(name: str, first: int, batch: pyarrow.RecordBatch, columns: list[str])
 
 
 def _plain(kind: Any, column: str) -> Plain:
-    """What makes of a value of this type what a JSON file would say.
+    """Converts a value of this type to what a JSON file would say.
 
     Raises:
-      ValueError: JSON has nothing like it, or its size cannot be foreseen.
+      ValueError: JSON has nothing like it, or its size is not known in advance.
     """
     if isinstance(kind, pyarrow.BaseExtensionType):
         if kind.extension_name == "arrow.json":  # as `datasets` writes what differs by row
@@ -147,7 +147,7 @@ def _object(pairs: Any, inner: dict[str, Plain]) -> dict[str, Any]:
 def _keys(pairs: list[tuple[Any, Any]]) -> list[str]:
     keys = [key for key, _ in pairs]
     if len(set(keys)) < len(keys) or not all(isinstance(key, str) for key in keys):
-        raise BadInput("keys of an object are texts, and stand there once")
+        raise BadInput("keys of an object must be texts, each only once")
     return keys
 
 

@@ -104,7 +104,7 @@ def test_the_settings_of_sources():
         ({"a": {"path": "x", "weight": "much"}}, "weight must be above 0"),
         ({"a": {"path": "x", "weight": float("nan")}}, "weight must be above 0"),
         (["a.jsonl", "b.jsonl"], "neither a source nor several"),
-        ({"a": 3}, "train_data.a=3 is no source"),
+        ({"a": 3}, "train_data.a=3 is not a source"),
         ({"a": {"path": "x", "columns": "y"}}, "not written like dict"),
     ],
 )

@@ -50,18 +50,18 @@ UNEVEN = [TWO[0]._replace(weight=19.0), TWO[1]._replace(weight=1.0)]
 @pytest.mark.parametrize(
     ("other", "run", "told"),
     [
-        ({"train_batch_size": 250}, {}, "about 250 pairs and there are 100: each is in it 2.5"),
-        ({"train_batch_size": 101}, {}, "each is in it 1.01 times"),
-        ({"warmup": 0.0}, {"parts": TWO, "steps": 5}, "hardly a pair of b is drawn in 5 steps"),
+        ({"train_batch_size": 250}, {}, "about 250 pairs and there are 100: it uses each 2.5"),
+        ({"train_batch_size": 101}, {}, "it uses each 1.01 times"),
+        ({"warmup": 0.0}, {"parts": TWO, "steps": 5}, "less than one pair of b is drawn in 5"),
         ({"train_batch_size": 99}, {"parts": UNEVEN}, "pairs of a and there are 90"),
         ({"warmup": 100.0}, {}, "5e-05, only 2.95e-05: --config.warmup=100 is 100 steps, and the"),
         ({"warmup": 60.0}, {}, "only 4.92e-05"),
         ({"warmup": 1.0, "lr_schedule": "constant"}, {"steps": 2}, None),
-        ({"warmup": 0.1}, {"steps": 4}, "--config.warmup=0.1 of 4 steps rounds to none"),
-        ({"warmup": 0.5, "cooldown": 0.1}, {"steps": 4}, "cooldown=0.1 of 4 steps rounds to none"),
+        ({"warmup": 0.1}, {"steps": 4}, "--config.warmup=0.1 of 4 steps rounds to 0 steps"),
+        ({"warmup": 0.5, "cooldown": 0.1}, {"steps": 4}, "cooldown=0.1 of 4 steps rounds to 0 "),
         ({"learning_rate": 1e-12}, {}, "weights larger than 3.4e-05 do not change"),
         ({"learning_rate": 5e-9}, {}, None),
-        ({"steps_per_eval": 61}, {}, "ends at step 60, and --config.steps_per_eval=61 come"),
+        ({"steps_per_eval": 61}, {}, "step 60, the only one due by --config.steps_per_eval=61"),
         ({"steps_per_eval": 61}, {"held_out": 0}, None),
         ({"steps_per_log": 99, "steps_per_checkpoint": 99, "steps_per_hf_export": 99}, {},
          "steps_per_log=99, --config.steps_per_checkpoint=99, --config.steps_per_hf_export=99"),
@@ -93,7 +93,7 @@ def test_a_run_that_would_learn_nothing_is_refused(config):
         optimizer.schedule_of(adamw_of(config), 1)
     for steps, warmup in ((10**30, 0.0), (60, 1e300)):
         config.warmup = warmup
-        with pytest.raises(ValueError, match="a run has fewer than"):
+        with pytest.raises(ValueError, match="a run must have fewer than"):
             optimizer.schedule_of(adamw_of(config), steps)
     config.warmup, config.learning_rate = 0.1, 1e-5  # which rounds to no step
     assert float(optimizer.schedule_of(adamw_of(config), 1)(0)) == pytest.approx(1e-5)

@@ -134,7 +134,7 @@ def test_speed_is_that_of_training_alone(monkeypatch):
         clock.now += 3
     meter.add(update(300, 60, 100, [(7, 4), (3, 2)], [none, none]))
     clock.now += 57
-    assert meter.time_left(7) == "about 7.0 minutes to go, evaluation and saving apart"
+    assert meter.time_left(7) == "about 7.0 minutes to go, plus evaluation and saving"
     assert meter.time_left(180).startswith("about 3.0 hours to go")
     assert meter.read() == {
         "tokens_per_second": 300 / 60,

@@ -240,7 +240,7 @@ def test_a_template_that_always_begins_another_answer_is_refused(own):
 {{ m.content }}<|eot_id|>{% endfor %}<|start_header_id|>assistant<|end_header_id|>
 
 """
-    with pytest.raises(ValueError, match="behind each answer it begins another"):
+    with pytest.raises(ValueError, match="after each answer it begins another"):
         prepared(own, text)
 
 

@@ -283,8 +283,8 @@ def test_answers_that_are_ranked_alike_are_dropped_not_malformed(tmp_path):
         ("qid response_j response_k", "which of `response_j` and `response_k`"),
         ("id response-1 response-2 preference.responses", "which of `response-1` and `response-2`"),
         ("prompt winner loser", "as in {'chosen': 'winner', 'rejected': 'loser'}"),
-        ("data", "its rows stand within `data`"),
-        ("columns index data", "its rows stand within `data`"),
+        ("data", "its rows are inside `data`"),
+        ("columns index data", "its rows are inside `data`"),
         ("prompt completion label", "one answer each (`completion`), and whether it is wanted"),
         ("messages label", "one answer each (`messages`), and whether it is wanted (`label`)"),
         ("instruction output", "one answer each (`output`), not pairs: this recipe needs two"),
@@ -312,7 +312,7 @@ def test_json_files_of_another_shape_are_named(tmp_path):
     row = ANSWERS | {"prompt": "Which way?"}
     for value, indent, told in (
         ({name: {"0": cell} for name, cell in row.items()}, None, "orient='records'"),
-        ({"data": [row]}, None, "its rows stand within `data`"),
+        ({"data": [row]}, None, "its rows are inside `data`"),
         ({"data": [row]}, 1, "must be a list of objects, or hold one on each line"),
         (row, 1, "must be a list of objects, or hold one on each line"),
     ):

@@ -125,7 +125,7 @@ def test_arguments_that_are_no_object_are_not_written_twice(own):
         "<c>lookwhere=Oder</c><|eot_id|>"
     ]
     for text in (AS_JSON, AS_XML):
-        with pytest.raises(ValueError, match=r"no JSON object \('where=Oder'\)"):
+        with pytest.raises(ValueError, match=r"are not a JSON object \('where=Oder'\)"):
             rendering.render(odd, prepared(own, text))
 
 
@@ -287,7 +287,7 @@ def test_an_end_of_turn_that_a_template_lacks_can_be_given(own):
     ids = pair_ids.encode(pair, own, ended, row=0, max_length=256, over_length="drop")
     assert ids.rejected[-1] == own.special["<|eot_id|>"]
     assert ids.rejected_scored[-1]
-    with pytest.raises(ValueError, match="no special token of this tokenizer"):
+    with pytest.raises(ValueError, match="is not a special token of this tokenizer"):
         prepared(own, ENDLESS, end_of_turn="</s>")
     with pytest.raises(ValueError, match=r"has no effect: .* itself ends each answer"):
         prepared(own, PLAIN, end_of_turn="<|eot_id|>")
