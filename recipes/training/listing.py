@@ -12,7 +12,7 @@ from typing import Any
 from recipes.training.settings import DPO, MUST, Groups, Setting, Table
 
 WIDTH = 100
-DOCS = pathlib.Path(__file__).parent.parent / "docs" / "dpo.md"
+DOCS = pathlib.Path(__file__).parents[2] / "docs" / "dpo.md"
 HEADING = "## All settings\n"
 
 
