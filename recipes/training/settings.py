@@ -7,7 +7,7 @@ is slow to import: a wrong flag is answered before jax is there.
 
 from collections.abc import Callable, Mapping
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 MUST = "must be named"  # as a default: a config without the setting is refused
 
@@ -35,7 +35,7 @@ class Setting(NamedTuple):
 
     kind: type  # `object` is a source of data, or several by name
     says: str
-    default: Any
+    default: object
     unset: str | None = None  # what it means to be unset (None); without it, it may not be
     bound: Bound | None = None
     choices: tuple[str, ...] = ()
