@@ -2,15 +2,14 @@
 
 import functools
 import hashlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, UInt32
+from jaxtyping import Array, Bool, PyTree, UInt32
 import numpy as np
 
 
-def fingerprint(tree: Any) -> str:
+def fingerprint(tree: PyTree) -> str:
     """Sixteen hex digits that change with any bit of any array, and with its place in the tree.
 
     Computed where the arrays are, each read once.

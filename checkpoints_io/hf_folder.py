@@ -11,7 +11,6 @@ import os
 import pathlib
 import re
 import shutil
-from typing import Any
 
 from checkpoints_io.errors import BadInput, NoAccess, NotFound
 
@@ -53,7 +52,7 @@ class Folder:
     """
 
     path: pathlib.Path
-    config: dict[str, Any] = dataclasses.field(hash=False)  # as `read_config` gives it
+    config: dict[str, object] = dataclasses.field(hash=False)  # as `read_config` gives it
     revision: str | None = None  # the commit, of a model that was asked for by its hub id
     # What all but config.json is still to be fetched from, or checked in: a hub id, or a folder of
     # the hub's cache.
@@ -206,7 +205,7 @@ def _recheck(blob: pathlib.Path, _changed: int) -> None:
         raise BadInput(f"{blob} is not what the hub sent: delete it, and it is fetched again")
 
 
-def read_config(folder: pathlib.Path) -> dict[str, Any]:
+def read_config(folder: pathlib.Path) -> dict[str, object]:
     """The `config.json` of a model folder.
 
     What another file says of quantised weights is added under the name of that file.
@@ -230,7 +229,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     return config
 
 
-def read_json(path: pathlib.Path, most: int = MOST_JSON) -> dict[str, Any]:
+def read_json(path: pathlib.Path, most: int = MOST_JSON) -> dict[str, object]:
     """A file that holds one JSON object, in at most so many bytes.
 
     Raises:
@@ -255,7 +254,7 @@ def read_json(path: pathlib.Path, most: int = MOST_JSON) -> dict[str, Any]:
 
 def write_companions(
     folder: pathlib.Path,
-    config: dict[str, Any],
+    config: dict[str, object],
     source: Folder | None,
     tokenizer: pathlib.Path | None,
     stop_ids: Sequence[int] = (),

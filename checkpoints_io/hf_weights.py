@@ -13,7 +13,7 @@ import itertools
 import math
 import pathlib
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import einops
 import jax
@@ -101,7 +101,7 @@ def stored(folder: pathlib.Path) -> Iterator[tuple[str, int]]:
 
 
 @contextlib.contextmanager
-def _tensors(folder: pathlib.Path, names: Names) -> Iterator[dict[str, Any]]:
+def _tensors(folder: pathlib.Path, names: Names) -> Iterator[dict[str, mxfp4.Slices]]:
     """Every tensor of a folder by its name in the table, open for reading in parts."""
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(_opened(path)) for path in _files(folder)]

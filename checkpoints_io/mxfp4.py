@@ -5,8 +5,9 @@ files: `NAME_blocks` [E, rows, columns / 32, 16], two numbers a byte, the lower 
 `NAME_scales` [E, rows, columns / 32], powers of two. The matrix is their transpose.
 """
 
+from collections.abc import Mapping
 import dataclasses
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import ml_dtypes
 import numpy as np
@@ -17,12 +18,29 @@ BLOCK = 32
 VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 
 
+@runtime_checkable
+class Slices(Protocol):
+    """A tensor of a file, read in parts, as safetensors offers it."""
+
+    def get_shape(self) -> list[int]:
+        """Of the whole."""
+        ...
+
+    def get_dtype(self) -> str:
+        """As the file spells it."""
+        ...
+
+    def __getitem__(self, at: tuple[slice, ...]) -> np.ndarray:
+        """A part, read now."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Matrices:
     """What a slice of a safetensors file offers, computed from blocks and scales when read."""
 
-    blocks: Any
-    scales: Any
+    blocks: Slices
+    scales: Slices
 
     def get_shape(self) -> list[int]:
         """[E, columns, rows]."""
@@ -33,7 +51,7 @@ class Matrices:
         """That of the numbers as the checkpoint's makers unpack them."""
         return "BF16"
 
-    def __getitem__(self, at: tuple[slice, slice, slice]) -> np.ndarray:
+    def __getitem__(self, at: tuple[slice, ...]) -> np.ndarray:
         """A part of the matrices; blocks that it does not touch are not read."""
         experts, columns, rows = at
         first = columns.start // BLOCK
@@ -48,7 +66,7 @@ class Matrices:
         return whole
 
 
-def unpacked(tensors: dict[str, Any]) -> dict[str, Any]:
+def unpacked(tensors: Mapping[str, Slices]) -> dict[str, Slices]:
     """The tensors of a checkpoint, each pair of blocks and scales as one.
 
     Raises:

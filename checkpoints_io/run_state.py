@@ -9,23 +9,27 @@ from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import fnmatch
 import types
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from absl import logging
 import jax
+from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from checkpoints_io import places, processes, sealed
 from checkpoints_io.errors import StorageError
 from checkpoints_io.processes import all_agree
 
+Facts = dict[str, Any]  # what a checkpoint says of itself, as JSON knows it
+Found = TypeVar("Found")
+
 
 class Restored(NamedTuple):
     """A checkpoint read back."""
 
     step: int
-    trees: dict[str, Any]
-    facts: dict[str, Any]
+    trees: dict[str, PyTree]
+    facts: Facts
 
 
 class Keep(NamedTuple):
@@ -34,7 +38,7 @@ class Keep(NamedTuple):
     newest: int  # this many
     every: int | None = None  # those at its multiples
     # The one whose facts have the highest score; None: they have none.
-    highest: Callable[[Mapping[str, Any]], float | None] | None = None
+    highest: Callable[[Facts], float | None] | None = None
 
 
 class RunStore:
@@ -51,14 +55,14 @@ class RunStore:
         self._retries = retries
         self._pending: tuple[int, Any] | None = None
         self._failures = 0  # in a row
-        self._known: dict[int, dict[str, Any] | None] = {}  # facts by step; None of what is torn
+        self._known: dict[int, Facts | None] = {}  # facts by step; None of what is torn
         place.refuse_odd(trees=[""])
         self._open()
 
     def __enter__(self) -> "RunStore":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
             return
@@ -79,7 +83,7 @@ class RunStore:
             for step in self.steps():
                 self._look_at(step)
 
-    def _to_stay(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    def _to_stay(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
         """Which to keep: Orbax calls this after every save, with all of them, oldest first."""
         steps = [checkpoint.step for checkpoint in checkpoints]
         stay = _staying(steps, self._keep, self._known) if self._keep else set(steps)
@@ -92,8 +96,8 @@ class RunStore:
     def save(
         self,
         step: int,
-        trees: Mapping[str, Any],
-        facts: Mapping[str, Any],
+        trees: Mapping[str, PyTree],
+        facts: Mapping[str, object],
     ) -> None:
         """Returns once the arrays may be donated; the writing continues in the background.
 
@@ -111,7 +115,7 @@ class RunStore:
                 return
         self._failed(step, failure)
 
-    def _begun(self, step: int, content: dict[str, Any]) -> tuple[Any, Exception | None]:
+    def _begun(self, step: int, content: dict[str, PyTree]) -> tuple[Any, Exception | None]:
         try:
             under_way = self._saver.save_checkpointables_async(step, content)
         except Exception as error:  # whatever Orbax makes of the disk's answer
@@ -170,7 +174,7 @@ class RunStore:
         left = self._retries - self._failures
         logging.warning("%s. It is tried again, and %d times more if need be", told, left)
 
-    def facts(self, step: int) -> dict[str, Any]:
+    def facts(self, step: int) -> Facts:
         """The facts of a checkpoint, without its arrays.
 
         Raises:
@@ -179,13 +183,13 @@ class RunStore:
         kept = self._saver.load_checkpointables(step, {"facts": None})["facts"]
         return sealed.opened(kept, step)
 
-    def _look_at(self, step: int) -> dict[str, Any] | None:
+    def _look_at(self, step: int) -> Facts | None:
         """The facts, read once; None, and a sentence, if they are torn."""
         if step not in self._known:
             self._known[step] = _tried(step, lambda: self.facts(step))
         return self._known[step]
 
-    def restore(self, step: int, like: Mapping[str, Any]) -> Restored:
+    def restore(self, step: int, like: Mapping[str, PyTree]) -> Restored:
         """The trees named in `like`, with its shapes, dtypes and shardings.
 
         Raises:
@@ -193,13 +197,13 @@ class RunStore:
         """
         return _with_its_bits(self._read(step, like))
 
-    def _read(self, step: int, like: Mapping[str, Any]) -> Restored:
+    def _read(self, step: int, like: Mapping[str, PyTree]) -> Restored:
         trees = self._saver.load_checkpointables(step, {**_abstract(dict(like)), "facts": None})
         facts = sealed.opened(trees.pop("facts"), step)
         return Restored(step, trees, facts)
 
     def newest(
-        self, check: Callable[[dict[str, Any]], None], like: Mapping[str, Any] | None = None
+        self, check: Callable[[Facts], None], like: Mapping[str, PyTree] | None = None
     ) -> Restored | None:
         """The newest checkpoint that can be read; None if there is none at all.
 
@@ -256,7 +260,7 @@ class RunStore:
             self._saver.close()
 
 
-def _without_room(place: places.Place, trees: Mapping[str, Any]) -> OSError | None:
+def _without_room(place: places.Place, trees: Mapping[str, PyTree]) -> OSError | None:
     """Why they cannot be written there; None: they can, as far as is known."""
     needed = sum(x.nbytes for x in jax.tree.leaves(dict(trees)))
     try:
@@ -270,9 +274,7 @@ def _without_room(place: places.Place, trees: Mapping[str, Any]) -> OSError | No
     return None
 
 
-def _staying(
-    steps: Sequence[int], keep: Keep, known: Mapping[int, dict[str, Any] | None]
-) -> set[int]:
+def _staying(steps: Sequence[int], keep: Keep, known: Mapping[int, Facts | None]) -> set[int]:
     """Which of the steps stay, oldest first; `known` has their facts."""
     stay = set(steps[-keep.newest :])
     if keep.every:
@@ -299,7 +301,7 @@ def _first_line(error: BaseException | None) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
-def _tried(step: int, read: Callable[[], Any]) -> Any | None:
+def _tried(step: int, read: Callable[[], Found]) -> Found | None:
     """What `read` gives, or None if the checkpoint is torn; all processes come to the same answer.
 
     Running out of memory says nothing about the checkpoint and is passed on.
@@ -315,6 +317,6 @@ def _tried(step: int, read: Callable[[], Any]) -> Any | None:
     return value if all_agree(value is not None) else None
 
 
-def _abstract(tree: Any) -> Any:
+def _abstract(tree: PyTree) -> PyTree:
     as_shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
     return jax.tree.map(as_shape, tree)

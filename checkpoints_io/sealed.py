@@ -5,26 +5,30 @@ import hashlib
 import json
 from typing import Any
 
+from jaxtyping import PyTree
+
 from checkpoints_io.bits import fingerprint
 from checkpoints_io.errors import BadInput
 
 FORMAT = 2
 
 
-def with_bits(step: int, facts: Mapping[str, Any], trees: Mapping[str, Any]) -> dict[str, Any]:
+def with_bits(
+    step: int, facts: Mapping[str, object], trees: Mapping[str, PyTree]
+) -> dict[str, object]:
     """The facts of a checkpoint, with its format, its step and the fingerprint of each tree."""
     bits = {name: fingerprint(tree) for name, tree in trees.items()}
     return dict(facts) | {"format": FORMAT, "step": step, "bits": bits}
 
 
-def closed(facts: Mapping[str, Any]) -> dict[str, Any]:
+def closed(facts: Mapping[str, object]) -> dict[str, object]:
     """Facts as they are kept: as text, with its SHA-256."""
     text = json.dumps(facts)
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     return {"format": FORMAT, "json": text, "sha256": sha256}
 
 
-def opened(kept: Any, step: int) -> dict[str, Any]:
+def opened(kept: dict[str, Any], step: int) -> dict[str, object]:
     """The facts of the checkpoint of a step; those of another format as they are, to be named.
 
     Raises:
@@ -40,7 +44,7 @@ def opened(kept: Any, step: int) -> dict[str, Any]:
     return facts
 
 
-def refuse_other_format(facts: Mapping[str, Any], whose: str) -> None:
+def refuse_other_format(facts: Mapping[str, object], whose: str) -> None:
     """Compares the format of a checkpoint with the one that is written now.
 
     Raises:
@@ -53,7 +57,7 @@ def refuse_other_format(facts: Mapping[str, Any], whose: str) -> None:
         )
 
 
-def refuse_other_bits(trees: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+def refuse_other_bits(trees: Mapping[str, PyTree], facts: Mapping[str, Any]) -> None:
     """Compares the fingerprint of each tree with the one among the facts.
 
     Raises:

@@ -28,6 +28,7 @@ import jax
 from jax.experimental import topologies
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 import ml_collections
 import numpy as np
 
@@ -104,7 +105,7 @@ class Forecast(NamedTuple):
 
 def forecast(
     job: Job,
-    hf_config: dict[str, Any],
+    hf_config: dict[str, object],
     chip: Chip,
     devices: list,
     stored_per_pair: int,
@@ -198,7 +199,7 @@ def job_of(given: Values) -> Job:
 
 def _met_by_a_token(model: zoo.Model) -> int:
     """Weights that multiply a token: of the experts, those it is routed to."""
-    config: Any = model.config
+    config = model.config
     count = 0.0
     for _, param in nnx.to_flat_state(nnx.state(model)):
         axes = param.get_metadata("axes").split()
@@ -233,13 +234,13 @@ def _batch(given: Sizes, mesh: jax.sharding.Mesh, most: int, needed: int) -> tup
     return Packed(*[tokens] * 5, *[lists] * 3, counts=whole(Z), scored=scored), shape
 
 
-def _placed(sums: Any, params: Any, mesh: jax.sharding.Mesh) -> update.Sums:
+def _placed(sums: PyTree, params: PyTree, mesh: jax.sharding.Mesh) -> update.Sums:
     everywhere = NamedSharding(mesh, PartitionSpec())
     gradient = jax.tree.map(lambda x, p: x.update(sharding=p.sharding), sums.gradient, params)
     return update.Sums(gradient, *(x.update(sharding=everywhere) for x in sums[1:]))
 
 
-def _held(tree: Any) -> int:
+def _held(tree: PyTree) -> int:
     return sum(
         int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
         for x in jax.tree.leaves(tree)

@@ -5,7 +5,7 @@ neighbouring channels; full layers have no rope.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -34,7 +34,7 @@ class Config(hf_config.Config):
     layer_types: tuple[str, ...]
 
     # What HF lets a config choose and this file does not.
-    fixed: ClassVar[dict[str, Any]] = {
+    fixed: ClassVar[dict[str, object]] = {
         "hidden_act": "silu", "attention_bias": False, "use_qk_norm": False,
     }  # fmt: skip
     # Settings of Cohere's own program; transformers reads none of them.
@@ -43,13 +43,13 @@ class Config(hf_config.Config):
         "use_embedding_sharing", "use_gated_activation", "use_parallel_block",
         "use_parallel_embedding",
     })  # fmt: skip
-    assumed: ClassVar[dict[str, Any]] = {
+    assumed: ClassVar[dict[str, object]] = {
         "tie_word_embeddings": True, "layer_norm_eps": 1e-5, "logit_scale": 0.0625,
         "sliding_window": 4096,
     }  # fmt: skip
 
     @classmethod
-    def respelled(cls, hf: dict[str, Any]) -> dict[str, Any]:
+    def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
         """With a kind for each layer: every fourth one sees everything."""
         hf = rope_config.read(hf)
         hf.pop("_sliding_window_pattern", None)  # transformers writes it, and reads the other

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 import os
 import pathlib
-from typing import Any
 
 from flax import nnx
 import jax
@@ -52,7 +51,7 @@ def load(
 
 
 def fresh(
-    config: hf_config.Config | Mapping[str, Any] | str | os.PathLike[str],
+    config: hf_config.Config | Mapping[str, object] | str | os.PathLike[str],
     *,
     seed: int = 0,
     dtype: jax.typing.DTypeLike = jnp.float32,
@@ -164,15 +163,17 @@ def save(
             hf_folder.write_companions(begun, config, source, tokenizer, stop_ids, chat_template)
 
 
-def _hf_config_of(model: Model, config: dict[str, Any] | None) -> dict[str, Any]:
+def _hf_config_of(model: Model, config: dict[str, object] | None) -> dict[str, object]:
     """The source's `config.json`, or as much of it as describes what is written."""
     own = model.config.to_hf()
     if config is None:
         return own
-    if "text_config" in config:  # the text half becomes a model of its own
+    if isinstance(
+        half := config.get("text_config"), dict
+    ):  # the text half becomes a model of its own
         ids = {key: value for key, value in config.items() if key.endswith("os_token_id")}
         kind = {key: own[key] for key in ("model_type", "architectures")}
-        config = config["text_config"] | ids | kind
+        config = half | ids | kind
     # Weights are written as they are, and no code beside them.
     return {k: v for k, v in config.items() if k not in ("quantization_config", "auto_map")}
 

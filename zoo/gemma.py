@@ -5,7 +5,7 @@ Agrees with transformers/models/gemma/modeling_gemma.py.
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flax import nnx
 import jax.numpy as jnp
@@ -32,20 +32,20 @@ class Config(hf_config.Config):
     rope_parameters: rope.Rope
 
     # What HF lets a config choose and this file does not.
-    fixed: ClassVar[dict[str, Any]] = {
+    fixed: ClassVar[dict[str, object]] = {
         "hidden_act": "gelu_pytorch_tanh",
         "hidden_activation": "gelu_pytorch_tanh",
         "attention_bias": False,
         "use_bidirectional_attention": False,
     }
-    assumed: ClassVar[dict[str, Any]] = {
+    assumed: ClassVar[dict[str, object]] = {
         "tie_word_embeddings": True,
         "rms_norm_eps": 1e-6,
         "head_dim": 256,
     }
 
     @classmethod
-    def respelled(cls, hf: dict[str, Any]) -> dict[str, Any]:
+    def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
         """The official files say `gelu`, and mean its approximation."""
         hf = rope_config.read(hf)
         return hf | {"hidden_act": "gelu_pytorch_tanh"} if hf.get("hidden_act") == "gelu" else hf

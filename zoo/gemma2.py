@@ -5,7 +5,7 @@ Agrees with transformers/models/gemma2/modeling_gemma2.py.
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flax import nnx
 import jax.numpy as jnp
@@ -37,21 +37,21 @@ class Config(hf_config.Config):
     final_logit_softcapping: float | None
 
     # What HF lets a config choose and this file does not.
-    fixed: ClassVar[dict[str, Any]] = {
+    fixed: ClassVar[dict[str, object]] = {
         "hidden_activation": "gelu_pytorch_tanh",
         "attention_bias": False,
         "use_bidirectional_attention": False,
     }
     # Old files have these beside `hidden_activation` and `sliding_window`, which count.
     ignored: ClassVar[frozenset[str]] = frozenset({"hidden_act", "sliding_window_size"})
-    assumed: ClassVar[dict[str, Any]] = {
+    assumed: ClassVar[dict[str, object]] = {
         "tie_word_embeddings": True, "rms_norm_eps": 1e-6, "head_dim": 256,
         "num_key_value_heads": 4, "query_pre_attn_scalar": 256, "sliding_window": 4096,
         "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
     }  # fmt: skip
 
     @classmethod
-    def respelled(cls, hf: dict[str, Any]) -> dict[str, Any]:
+    def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
         """With a kind for each layer: every second one sees everything."""
         return hf_config.every(rope_config.read(hf), 2)
 

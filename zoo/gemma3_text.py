@@ -6,7 +6,7 @@ Agrees with transformers/models/gemma3/modeling_gemma3.py. Of a checkpoint that 
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flax import nnx
 import jax.numpy as jnp
@@ -38,20 +38,20 @@ class Config(hf_config.Config):
     final_logit_softcapping: float | None
 
     # What HF lets a config choose and this file does not.
-    fixed: ClassVar[dict[str, Any]] = {
+    fixed: ClassVar[dict[str, object]] = {
         "hidden_activation": "gelu_pytorch_tanh",
         "attention_bias": False,
         "attn_logit_softcapping": None,  # transformers has the key, and does nothing with it
         "use_bidirectional_attention": False,
     }
-    assumed: ClassVar[dict[str, Any]] = {
+    assumed: ClassVar[dict[str, object]] = {
         "tie_word_embeddings": True, "rms_norm_eps": 1e-6, "head_dim": 256,
         "vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4,
         "query_pre_attn_scalar": 256, "sliding_window": 4096,
     }  # fmt: skip
 
     @classmethod
-    def respelled(cls, hf: dict[str, Any]) -> dict[str, Any]:
+    def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
         """The text half, with a rope for each kind of layer; every sixth one sees everything."""
         hf = _text_half(hf) if hf.get("model_type") == "gemma3" else hf
         hf = rope_config.read_two(hf, theta=1_000_000.0, sliding_theta=10_000.0)
@@ -59,7 +59,7 @@ class Config(hf_config.Config):
         return hf_config.every(hf, hf.pop("sliding_window_pattern", None) or 6)
 
 
-def _text_half(hf: dict[str, Any]) -> dict[str, Any]:
+def _text_half(hf: dict[str, object]) -> dict[str, object]:
     own = hf.get("text_config")
     if not isinstance(own, dict):
         raise BadInput("config.json of a gemma3 has no text_config: take the original file")

@@ -6,16 +6,16 @@ two) and for no particular length.
 
 from collections.abc import Iterable, Sequence
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 import numpy as np
 
 from checkpoints_io.errors import BadInput
-from zoo.parts import mixing, rope, sharding, spans, stack, token_rows
+from zoo.parts import causal_lm, mixing, rope, sharding, spans, stack, token_rows
 
 SMALLEST = 64  # tokens that a program has room for, at least
 
@@ -41,7 +41,7 @@ State = dict[str, mixing.State]  # what the layers of each kind keep
 
 
 def generate(
-    model: Any,
+    model: causal_lm.CausalLM,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -92,15 +92,15 @@ def generate(
     return [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
 
 
-def most_new_tokens(model: Any, longest: int) -> int | None:
+def most_new_tokens(model: causal_lm.CausalLM, longest: int) -> int | None:
     """How many tokens may follow a prompt of this length; None: any number."""
     positions = model.config.sizes.get("M")
     return max(0, positions - longest) if positions else None
 
 
-def _until_a_turn(model: Any, lengths: Iterable[int], most: int) -> int:
+def _until_a_turn(model: causal_lm.CausalLM, lengths: Iterable[int], most: int) -> int:
     """After how many tokens, at most, the first of the texts has to be read again."""
-    ropes: Any = getattr(model.config, "rope_parameters", None)
+    ropes = getattr(model.config, "rope_parameters", None)
     if getattr(ropes, "rope_type", None) != "longrope":
         return most
     last = rope.limit(ropes)
@@ -109,7 +109,7 @@ def _until_a_turn(model: Any, lengths: Iterable[int], most: int) -> int:
 
 
 def _continued(
-    model: Any,
+    model: causal_lm.CausalLM,
     prompts: Sequence[Sequence[int]],
     more: int,
     stop_ids: Sequence[int],
@@ -204,7 +204,7 @@ def _continue(
     return sharding.whole(tokens), sharding.whole(ends), kept
 
 
-def blank(model: Any, rows: int, room: int) -> State:
+def blank(model: causal_lm.CausalLM, rows: int, room: int) -> State:
     """What the layers of a model keep before any token, with room for so many in each row."""
     held = {"B": rows, "S": room}
     axes_of = lambda kind: model.keeps.get(kind, mixing.KEYS_AND_VALUES)
@@ -215,7 +215,12 @@ def blank(model: Any, rows: int, room: int) -> State:
 
 
 def forward(
-    model: Any, tokens: Int[Array, "B T"], where: spans.Spans, kept: State, *, begins: bool
+    model: causal_lm.CausalLM,
+    tokens: Int[Array, "B T"],
+    where: spans.Spans,
+    kept: State,
+    *,
+    begins: bool,
 ) -> tuple[Float[Array, "B T D"], State]:
     """Hidden states, and what the layers keep after these tokens, from what they kept before.
 
@@ -247,7 +252,12 @@ class Keeping:
         self.state, self.begins = state, begins
 
     def __call__(
-        self, model: Any, x: Array, where: spans.Spans, *shared: Any, each: Any = None
+        self,
+        model: causal_lm.CausalLM,
+        x: Array,
+        where: spans.Spans,
+        *shared: PyTree,
+        each: PyTree = None,
     ) -> Array:
         layout, weights = stack.taken_apart(model)
         graphs, each = dict(layout.graphs), stack.by_kind(model, each)

@@ -5,7 +5,7 @@ Agrees with transformers/models/gpt2/modeling_gpt2.py, without its dropout.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flax import nnx
 import jax
@@ -32,7 +32,7 @@ class Config(hf_config.Config):
     tie_word_embeddings: bool
 
     # What HF lets a config choose and this file does not.
-    fixed: ClassVar[dict[str, Any]] = {
+    fixed: ClassVar[dict[str, object]] = {
         "activation_function": "gelu_new",
         "add_cross_attention": False,
         "scale_attn_weights": True,
@@ -44,7 +44,7 @@ class Config(hf_config.Config):
         "n_ctx", "n_special", "output_past", "predict_special_tokens", "reorder_and_upcast_attn",
         "summary_activation", "summary_proj_to_labels", "summary_type", "summary_use_proj",
     })  # fmt: skip
-    assumed: ClassVar[dict[str, Any]] = {
+    assumed: ClassVar[dict[str, object]] = {
         "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12,
         "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
     }  # fmt: skip
@@ -65,7 +65,7 @@ class Config(hf_config.Config):
         }
 
     @classmethod
-    def respelled(cls, hf: dict[str, Any]) -> dict[str, Any]:
+    def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
         """With the width of the MLP, where a file leaves it to that of the model."""
         width, heads = (hf.get(key, cls.assumed[key]) for key in ("n_embd", "n_head"))
         if isinstance(width, int) and isinstance(heads, int) and heads > 0 and width % heads:

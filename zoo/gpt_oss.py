@@ -5,7 +5,7 @@ written in the dtype of an export.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flax import nnx
 import jax
@@ -56,10 +56,10 @@ class Config(hf_config.Config):
     swiglu_limit: float
 
     # What HF lets a config choose and this file does not.
-    fixed: ClassVar[dict[str, Any]] = {"hidden_act": "silu", "attention_bias": True}
+    fixed: ClassVar[dict[str, object]] = {"hidden_act": "silu", "attention_bias": True}
     # Other names for keys that are here.
     ignored: ClassVar[frozenset[str]] = frozenset({"experts_per_token", "initial_context_length"})
-    assumed: ClassVar[dict[str, Any]] = {
+    assumed: ClassVar[dict[str, object]] = {
         "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "head_dim": 64,
         "num_key_value_heads": 8, "sliding_window": 128, "num_experts_per_tok": 4,
         "swiglu_alpha": 1.702, "swiglu_limit": 7.0,
@@ -71,7 +71,7 @@ class Config(hf_config.Config):
         return super().sizes | {"J": 2, "E": self.num_local_experts}
 
     @classmethod
-    def respelled(cls, hf: dict[str, Any]) -> dict[str, Any]:
+    def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
         """With its own rope where a file says nothing, and a kind for each layer."""
         quantised = hf.get("quantization_config")
         if isinstance(quantised, dict) and quantised.get("quant_method") == "mxfp4":

@@ -4,7 +4,7 @@ Agrees with transformers/models/granite/modeling_granite.py.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flax import nnx
 import jax.numpy as jnp
@@ -35,10 +35,10 @@ class Config(hf_config.Config):
     logits_scaling: float  # what the logits are divided by
 
     # What HF lets a config choose and this file does not.
-    fixed: ClassVar[dict[str, Any]] = {
+    fixed: ClassVar[dict[str, object]] = {
         "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
     }  # fmt: skip
-    assumed: ClassVar[dict[str, Any]] = {
+    assumed: ClassVar[dict[str, object]] = {
         "tie_word_embeddings": False, "rms_norm_eps": 1e-6, "embedding_multiplier": 1.0,
         "attention_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0,
     }  # fmt: skip

@@ -4,7 +4,7 @@ Agrees with transformers/models/llama/modeling_llama.py.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -30,13 +30,13 @@ class Config(hf_config.Config):
     rope_parameters: rope.Rope
 
     # What HF lets a config choose and this file does not.
-    fixed: ClassVar[dict[str, Any]] = {
+    fixed: ClassVar[dict[str, object]] = {
         "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "rope_interleaved": False,
     }  # fmt: skip
     ignored: ClassVar[frozenset[str]] = frozenset(
         {"is_llama_config"}
     )  # what another library calls it
-    assumed: ClassVar[dict[str, Any]] = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6}
+    assumed: ClassVar[dict[str, object]] = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6}
 
 
 class Attention(nnx.Module):

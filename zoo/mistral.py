@@ -4,7 +4,7 @@ Agrees with transformers/models/mistral/modeling_mistral.py.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -31,13 +31,13 @@ class Config(hf_config.Config):
     sliding_window: int | None
 
     # What HF lets a config choose and this file does not.
-    fixed: ClassVar[dict[str, Any]] = {"hidden_act": "silu"}
-    assumed: ClassVar[dict[str, Any]] = {
+    fixed: ClassVar[dict[str, object]] = {"hidden_act": "silu"}
+    assumed: ClassVar[dict[str, object]] = {
         "tie_word_embeddings": False, "rms_norm_eps": 1e-6, "num_key_value_heads": 8,
     }  # fmt: skip
 
     @classmethod
-    def respelled(cls, hf: dict[str, Any]) -> dict[str, Any]:
+    def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
         """Where a file says nothing there is a window; null says there is none."""
         return {"sliding_window": 4096} | rope_config.read(hf)
 

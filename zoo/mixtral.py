@@ -4,7 +4,7 @@ Agrees with transformers/models/mixtral/modeling_mixtral.py.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -43,8 +43,8 @@ class Config(hf_config.Config):
     num_experts_per_tok: int
 
     # What HF lets a config choose and this file does not.
-    fixed: ClassVar[dict[str, Any]] = {"hidden_act": "silu"}
-    assumed: ClassVar[dict[str, Any]] = {
+    fixed: ClassVar[dict[str, object]] = {"hidden_act": "silu"}
+    assumed: ClassVar[dict[str, object]] = {
         "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "num_key_value_heads": 8,
         "num_local_experts": 8, "num_experts_per_tok": 2,
     }  # fmt: skip
@@ -55,7 +55,7 @@ class Config(hf_config.Config):
         return super().sizes | {"E": self.num_local_experts}
 
     @classmethod
-    def respelled(cls, hf: dict[str, Any]) -> dict[str, Any]:
+    def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
         """With a rope whose base is another where a file gives none."""
         return rope_config.read(hf, theta=1_000_000.0)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 import types
-from typing import Any
 
 from flax import nnx
 import jax
@@ -58,7 +57,7 @@ Model = causal_lm.CausalLM  # any of their models
 
 
 def abstract(
-    config: hf_config.Config | Mapping[str, Any],
+    config: hf_config.Config | Mapping[str, object],
     dtype: jax.typing.DTypeLike = jnp.float32,
     compute_dtype: jax.typing.DTypeLike | None = None,
     mesh: jax.sharding.Mesh | None = None,
@@ -82,19 +81,20 @@ def abstract(
     return model
 
 
-def longest_text(config: Mapping[str, Any]) -> int | None:
+def longest_text(config: Mapping[str, object]) -> int | None:
     """How many tokens the model of a `config.json` was made for, if it says so."""
-    own = config.get("text_config", config)
+    half = config.get("text_config")
+    own = half if isinstance(half, Mapping) else config
     longest = own.get("max_position_embeddings") or own.get("n_positions")
     return longest if isinstance(longest, int) else None
 
 
-def turns_alike_to(config: Mapping[str, Any]) -> int | None:
+def turns_alike_to(config: Mapping[str, object]) -> int | None:
     """The longest text whose rotary positions are those of all shorter ones; None: any."""
     return rope.limit(getattr(_config(config), "rope_parameters", None))
 
 
-def _config(config: hf_config.Config | Mapping[str, Any]) -> hf_config.Config:
+def _config(config: hf_config.Config | Mapping[str, object]) -> hf_config.Config:
     """The Config of its architecture."""
     if isinstance(config, hf_config.Config):
         return config

@@ -5,7 +5,7 @@ Agrees with transformers/models/olmo2/modeling_olmo2.py.
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -31,8 +31,8 @@ class Config(hf_config.Config):
     rope_parameters: rope.Rope
 
     # What HF lets a config choose and this file does not.
-    fixed: ClassVar[dict[str, Any]] = {"hidden_act": "silu", "attention_bias": False}
-    assumed: ClassVar[dict[str, Any]] = {"tie_word_embeddings": False, "rms_norm_eps": 1e-5}
+    fixed: ClassVar[dict[str, object]] = {"hidden_act": "silu", "attention_bias": False}
+    assumed: ClassVar[dict[str, object]] = {"tie_word_embeddings": False, "rms_norm_eps": 1e-5}
 
 
 class Attention(nnx.Module):

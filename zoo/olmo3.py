@@ -5,7 +5,7 @@ Agrees with transformers/models/olmo3/modeling_olmo3.py.
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -33,13 +33,13 @@ class Config(hf_config.Config):
     layer_types: tuple[str, ...]
 
     # What HF lets a config choose and this file does not.
-    fixed: ClassVar[dict[str, Any]] = {"hidden_act": "silu", "attention_bias": False}
-    assumed: ClassVar[dict[str, Any]] = {
+    fixed: ClassVar[dict[str, object]] = {"hidden_act": "silu", "attention_bias": False}
+    assumed: ClassVar[dict[str, object]] = {
         "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "sliding_window": 4096,
     }  # fmt: skip
 
     @classmethod
-    def respelled(cls, hf: dict[str, Any]) -> dict[str, Any]:
+    def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
         """With a rope for each kind of layer; every fourth one sees everything."""
         return hf_config.every(rope_config.read_two(hf, theta=500_000.0), 4)
 

@@ -4,7 +4,7 @@ Agrees with transformers/models/phi3/modeling_phi3.py.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flax import nnx
 import jax
@@ -34,7 +34,7 @@ class Config(hf_config.Config):
     sliding_window: int | None
 
     # What HF lets a config choose and this file does not.
-    fixed: ClassVar[dict[str, Any]] = {
+    fixed: ClassVar[dict[str, object]] = {
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
@@ -42,7 +42,7 @@ class Config(hf_config.Config):
         "interpolate_factor": 1,
         "full_attn_mod": 1,
     }
-    assumed: ClassVar[dict[str, Any]] = {"tie_word_embeddings": False, "rms_norm_eps": 1e-5}
+    assumed: ClassVar[dict[str, object]] = {"tie_word_embeddings": False, "rms_norm_eps": 1e-5}
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -51,7 +51,7 @@ class Config(hf_config.Config):
         return super().sizes | {"J": 2, "Q": heads}
 
     @classmethod
-    def respelled(cls, hf: dict[str, Any]) -> dict[str, Any]:
+    def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
         """With the names of today for longrope.
 
         Raises:
@@ -61,18 +61,20 @@ class Config(hf_config.Config):
         old = hf.get("original_max_position_embeddings") or 4096
         ropes = {name: _renamed(hf.get(name), old) for name in ("rope_parameters", "rope_scaling")}
         hf = rope_config.read(hf | ropes, partial=True)
-        kind = hf["rope_parameters"].rope_type
-        if kind not in ("default", "longrope"):
+        one = hf["rope_parameters"]
+        assert isinstance(one, rope.Rope)
+        if one.rope_type not in ("default", "longrope"):
+            kind = one.rope_type
             raise BadInput(f"zoo/phi3.py does not implement rope_type {kind!r} of config.json")
         return hf
 
-    def to_hf(self) -> dict[str, Any]:
+    def to_hf(self) -> dict[str, object]:
         """A `config.json` for a model that was not read from one."""
         old = self.rope_parameters.original_max_position_embeddings
         return super().to_hf() | ({"original_max_position_embeddings": old} if old else {})
 
 
-def _renamed(given: Any, old: Any) -> Any:
+def _renamed(given: object, old: object) -> object:
     """Longrope was called "su" and "yarn" in the first files."""
     if not isinstance(given, dict):
         return given

@@ -4,7 +4,7 @@ Agrees with transformers/models/qwen2/modeling_qwen2.py.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -32,15 +32,15 @@ class Config(hf_config.Config):
     layer_types: tuple[str, ...]
 
     # What HF lets a config choose and this file does not.
-    fixed: ClassVar[dict[str, Any]] = {"hidden_act": "silu", "use_mrope": False}
-    assumed: ClassVar[dict[str, Any]] = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6}
+    fixed: ClassVar[dict[str, object]] = {"hidden_act": "silu", "use_mrope": False}
+    assumed: ClassVar[dict[str, object]] = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6}
 
     @classmethod
-    def respelled(cls, hf: dict[str, Any]) -> dict[str, Any]:
+    def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
         """With a window for each layer, where a file gives the number of those that have none."""
         return rope_config.read(hf_config.qwen_windows(hf))
 
-    def to_hf(self) -> dict[str, Any]:
+    def to_hf(self) -> dict[str, object]:
         """A `config.json` for a model that was not read from one."""
         return super().to_hf() | {"use_sliding_window": self.sliding_window is not None}
 

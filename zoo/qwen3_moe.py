@@ -4,7 +4,7 @@ Agrees with transformers/models/qwen3_moe/modeling_qwen3_moe.py.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -44,7 +44,7 @@ class Config(hf_config.Config):
     norm_topk_prob: bool
 
     # What HF lets a config choose and this file does not.
-    fixed: ClassVar[dict[str, Any]] = {
+    fixed: ClassVar[dict[str, object]] = {
         "hidden_act": "silu",
         "attention_bias": False,
         "decoder_sparse_step": 1,  # every layer has experts
@@ -56,7 +56,7 @@ class Config(hf_config.Config):
     ignored: ClassVar[frozenset[str]] = frozenset(
         {"intermediate_size", "max_window_layers"}
     )  # of dense layers: there are none
-    assumed: ClassVar[dict[str, Any]] = {
+    assumed: ClassVar[dict[str, object]] = {
         "tie_word_embeddings": False, "rms_norm_eps": 1e-6, "num_key_value_heads": 4,
         "norm_topk_prob": False,
     }  # fmt: skip
@@ -67,7 +67,7 @@ class Config(hf_config.Config):
         return super().sizes | {"F": self.moe_intermediate_size, "E": self.num_experts}
 
     @classmethod
-    def respelled(cls, hf: dict[str, Any]) -> dict[str, Any]:
+    def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
         """With the window that the file's switch leaves, and one name for the number of experts."""
         hf, slides = hf_config.switched(rope_config.read(hf), "use_sliding_window")
         if not slides:
@@ -75,7 +75,7 @@ class Config(hf_config.Config):
         hf.setdefault("num_experts", hf.pop("num_local_experts", None))
         return hf
 
-    def to_hf(self) -> dict[str, Any]:
+    def to_hf(self) -> dict[str, object]:
         """A `config.json` for a model that was not read from one."""
         return super().to_hf() | {"use_sliding_window": self.sliding_window is not None}
 

@@ -4,7 +4,7 @@ Agrees with transformers/models/smollm3/modeling_smollm3.py.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -35,22 +35,22 @@ class Config(hf_config.Config):
     layer_types: tuple[str, ...]
 
     # What HF lets a config choose and this file does not.
-    fixed: ClassVar[dict[str, Any]] = {
+    fixed: ClassVar[dict[str, object]] = {
         "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
     }  # fmt: skip
     ignored: ClassVar[frozenset[str]] = frozenset(
         {"max_window_layers"}
     )  # a key of Qwen, unused here
-    assumed: ClassVar[dict[str, Any]] = {
+    assumed: ClassVar[dict[str, object]] = {
         "tie_word_embeddings": True, "rms_norm_eps": 1e-6, "num_key_value_heads": 4,
     }  # fmt: skip
 
     @classmethod
-    def respelled(cls, hf: dict[str, Any]) -> dict[str, Any]:
+    def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
         """With every layer by name."""
         return _layers_named(rope_config.read(hf, theta=2_000_000.0))
 
-    def to_hf(self) -> dict[str, Any]:
+    def to_hf(self) -> dict[str, object]:
         """A `config.json` for a model that was not read from one."""
         return super().to_hf() | {
             "use_sliding_window": self.sliding_window is not None,
@@ -58,7 +58,7 @@ class Config(hf_config.Config):
         }
 
 
-def _layers_named(hf: dict[str, Any]) -> dict[str, Any]:
+def _layers_named(hf: dict[str, object]) -> dict[str, object]:
     """Every layer by name, where a file gives an interval: the fourth, eighth, … have no rope."""
     hf, slides = hf_config.switched(hf, "use_sliding_window")
     interval = hf.pop("no_rope_layer_interval", None) or 4

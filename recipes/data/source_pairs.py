@@ -5,7 +5,7 @@ import contextlib
 import functools
 import hashlib
 import itertools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -70,7 +70,7 @@ def recognised(source: Source) -> tuple[Source, str]:
     raise BadInput(f"{source.path} holds no rows")
 
 
-def _beside(path: str) -> Callable[[int, frozenset[str]], dict[str, Any]]:
+def _beside(path: str) -> Callable[[int, frozenset[str]], dict[str, object]]:
     """What rows hold in columns that are not read, by number: the source is read once more for it.
 
     Rows must be requested in order.
@@ -79,7 +79,7 @@ def _beside(path: str) -> Callable[[int, frozenset[str]], dict[str, Any]]:
     rows: Iterator[Row] = iter(())
     at = 0
 
-    def of(number: int, names: frozenset[str]) -> dict[str, Any]:
+    def of(number: int, names: frozenset[str]) -> dict[str, object]:
         nonlocal wanted, rows, at
         if names - wanted:
             wanted, at = wanted | names, 0
@@ -91,7 +91,9 @@ def _beside(path: str) -> Callable[[int, frozenset[str]], dict[str, Any]]:
     return of
 
 
-def _is_pair(named: dict[str, Any], layout: str, others: Callable[[], dict[str, Any]]) -> bool:
+def _is_pair(
+    named: dict[str, object], layout: str, others: Callable[[], dict[str, object]]
+) -> bool:
     """Does a row hold a pair? A malformed one does not decide: it may have another's form.
 
     `others` gives the columns that no layout reads.

@@ -6,10 +6,10 @@ pairs are computed once and kept on disk, and it leaves memory.
 
 from collections.abc import Callable
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 import numpy as np
 
 from checkpoints_io import places
@@ -45,7 +45,7 @@ def ready(
     asked: Beside,
     policy: zoo.Model,
     run: Run,
-    forward: Callable[[nnx.GraphDef, Any, Packed], Array],
+    forward: Callable[[nnx.GraphDef, PyTree, Packed], Array],
     stop: Callable[[], bool],
 ) -> Reference:
     """Reads the reference, and computes what is needed of it before the first step.

@@ -10,7 +10,6 @@ import json
 import pathlib
 import shutil
 import tempfile
-from typing import Any
 
 from absl import flags
 from flax import nnx
@@ -79,7 +78,7 @@ def make_untrained(folder: pathlib.Path, rows: list[dict]) -> None:
     zoo.save(model, folder / "untrained", dtype=jnp.float32)
 
 
-def both_answers(row: dict) -> list[dict[str, Any]]:
+def both_answers(row: dict) -> list[dict[str, object]]:
     """The two answers of a pair as rows of their own, each with the prompt they share."""
     pair = layouts.preference_chat(row)
     return [{"prompt": pair.prompt, "answer": answer} for answer in pair.answers]

@@ -164,8 +164,8 @@ def profiled(steps: str | None) -> range:
 
 
 def flat(
-    config: ml_collections.ConfigDict | Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any]]:
+    config: ml_collections.ConfigDict | Mapping[str, object], prefix: str = ""
+) -> Iterator[tuple[str, object]]:
     """Names and values: ("data.layout", "preference_chat") and so on."""
     for name, value in config.items():
         if isinstance(value, ml_collections.ConfigDict | dict):
@@ -227,7 +227,7 @@ def _shared(config: ml_collections.ConfigDict) -> tuple[str, str] | None:
     return None
 
 
-def _is(value: Any, kind: type) -> bool:
+def _is(value: object, kind: type) -> bool:
     if kind is tuple:
         return isinstance(value, tuple | list) and all(isinstance(each, str) for each in value)
     if kind is float:

@@ -177,7 +177,7 @@ def _parsed(
     return rest
 
 
-def _values(argv: list[str], table: Table) -> dict[str, Any]:
+def _values(argv: list[str], table: Table) -> dict[str, object]:
     """The settings of the config given with `--help`, if there is one."""
     with contextlib.suppress(errors.UserError):
         config, _ = overrides.read([arg for arg in argv if arg not in HELP], table)

@@ -7,7 +7,6 @@ rewrites the table at the end of docs/dpo.md.
 
 import pathlib
 import textwrap
-from typing import Any
 
 from recipes.training.settings import DPO, MUST, Groups, Setting, Table
 
@@ -16,7 +15,7 @@ DOCS = pathlib.Path(__file__).parents[2] / "docs" / "dpo.md"
 HEADING = "## All settings\n"
 
 
-def text(groups: Groups, values: dict[str, Any]) -> str:
+def text(groups: Groups, values: dict[str, object]) -> str:
     """All settings in their groups, each as a flag with its value, and what it means."""
     lines = []
     for title, group in groups.items():
@@ -68,7 +67,7 @@ def meaning(setting: Setting) -> str:
     return "; ".join(parts)
 
 
-def _spelt(value: Any) -> str:
+def _spelt(value: object) -> str:
     """As it is written in a flag."""
     if isinstance(value, tuple | list):
         return ",".join(value)

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Sequence
 import functools
-from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 import numpy as np
 
 from recipes.data.ids.pair_ids import Example
@@ -19,7 +18,7 @@ from zoo.parts import sharding, spans, stack, token_logps
 
 # A model's forward pass: micro-batch -> log-probabilities [P, A], in nats.
 Forward = Callable[[Packed], Float[Array, "P A"]]
-Compiled = Callable[[nnx.GraphDef, dict[str, Any], Packed], Float[Array, "P A"]]  # of any model
+Compiled = Callable[[nnx.GraphDef, stack.Weights, Packed], Float[Array, "P A"]]  # of any model
 
 
 def answer_logps(
@@ -58,7 +57,7 @@ def _summed(
 
 def of_params(
     graph: nnx.GraphDef,
-    params: dict[str, Any],
+    params: stack.Weights,
     batch: Packed,
     so_far: stack.Weights | None = None,
 ) -> Float[Array, "P A"]:
@@ -67,7 +66,7 @@ def of_params(
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def cast(params: Any, dtype: jax.typing.DTypeLike) -> Any:
+def cast(params: PyTree, dtype: jax.typing.DTypeLike) -> PyTree:
     """Every weight in `dtype`, where it is."""
     return jax.tree.map(lambda x: x.astype(dtype), params)
 

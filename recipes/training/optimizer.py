@@ -1,10 +1,11 @@
 """AdamW, its learning-rate schedule, and where its state lives."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import nnx, traverse_util
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 import numpy as np
 import optax
 
@@ -86,7 +87,7 @@ def schedule_of(given: AdamW, total: int) -> optax.Schedule:
 
 
 def optimizer_of(
-    given: AdamW, schedule: optax.Schedule, decayed: Any
+    given: AdamW, schedule: optax.Schedule, decayed: PyTree
 ) -> optax.GradientTransformation:
     """AdamW after a clip of the global norm. `decayed` is a tree of bools: matrices, not norms."""
     clip = optax.identity()
@@ -104,7 +105,7 @@ def optimizer_of(
     return optax.chain(clip, adam)
 
 
-def matrices(params: nnx.State) -> dict[str, Any]:
+def matrices(params: nnx.State) -> dict[str, object]:
     """Which weights decay: those that multiply the width. Norm scales, biases and sinks do not."""
 
     def multiplies(axes: str) -> bool:
@@ -115,7 +116,7 @@ def matrices(params: nnx.State) -> dict[str, Any]:
     return traverse_util.unflatten_dict({path: multiplies(param.axes) for path, param in flat})
 
 
-def layout(optimizer: optax.GradientTransformation, params: Any, mesh: Mesh) -> Any:
+def layout(optimizer: optax.GradientTransformation, params: PyTree, mesh: Mesh) -> PyTree:
     """Shapes, dtypes and shardings of the optimizer's state: split as the parameters are."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     shapes = jax.eval_shape(optimizer.init, params)
@@ -130,7 +131,7 @@ def layout(optimizer: optax.GradientTransformation, params: Any, mesh: Mesh) -> 
     return jax.tree.map(placed, shapes, shardings)
 
 
-def init(optimizer: optax.GradientTransformation, params: Any, mesh: Mesh) -> Any:
+def init(optimizer: optax.GradientTransformation, params: PyTree, mesh: Mesh) -> PyTree:
     """The optimizer's first state. Left to itself, jit would keep all of it on every device."""
     shardings = jax.tree.map(lambda x: x.sharding, layout(optimizer, params, mesh))
     return jax.jit(optimizer.init, out_shardings=shardings)(params)

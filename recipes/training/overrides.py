@@ -136,7 +136,7 @@ def _kind(name: str, table: Table) -> type | None:
     return {"path": str, "layout": str, "weight": float, "columns": dict}.get(of_source[1])
 
 
-def _value(name: str, text: str | None, kind: type, table: Table) -> Any:
+def _value(name: str, text: str | None, kind: type, table: Table) -> object:
     """The value that a text gives a setting of this kind; None: unset."""
     flag = f"--config.{name}"
     if text is None:
@@ -161,7 +161,7 @@ def _value(name: str, text: str | None, kind: type, table: Table) -> Any:
         raise BadInput(f"{flag}={text!r} is not {KIND_NAMES[kind]}") from error
 
 
-def _literal(name: str, text: str) -> Any:
+def _literal(name: str, text: str) -> object:
     """A dict or list as Python or JSON writes it."""
     for parse in (ast.literal_eval, json.loads):
         with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
@@ -177,7 +177,7 @@ def _literal(name: str, text: str) -> Any:
     )
 
 
-def _has_names(given: Any) -> bool:
+def _has_names(given: object) -> bool:
     """Whether a flag can name everything in it."""
     if not isinstance(given, dict):
         return given is not None
@@ -200,7 +200,7 @@ def _texts(name: str, text: str) -> tuple[str, ...]:
     return tuple(given)
 
 
-def _put(name: str, value: Any, config: ml_collections.ConfigDict) -> None:
+def _put(name: str, value: object, config: ml_collections.ConfigDict) -> None:
     *rooms, last = name.split(".")
     with config.ignore_type():
         room: Any = config

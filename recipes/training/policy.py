@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Mapping
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import nnx
 import jax
+from jaxtyping import PyTree
 import optax
 
 from checkpoints_io import places
 from checkpoints_io.errors import RunFailed
 from checkpoints_io.processes import all_agree
-from checkpoints_io.run_state import RunStore
+from checkpoints_io.run_state import Facts, RunStore
 from recipes.training import logps, optimizer, resume
 from recipes.training.run import Run, say
 from recipes.training.update import Params, joined
@@ -33,7 +34,7 @@ class State(NamedTuple):
     step: int  # the last one taken
     trained: Params
     frozen: Params
-    opt_state: Any
+    opt_state: PyTree
     skipped: jax.Array | float = 0.0  # updates that were not finite, and changed nothing
     skipped_before: float = 0.0  # of them, those before this start
 
@@ -55,7 +56,7 @@ def checkpoints_of(run: Run) -> RunStore:
     return RunStore(run.directory.within("checkpoints"), keep=saving.keep, retries=saving.retries)
 
 
-def begin(policy: Policy, run: Run, store: RunStore, facts: dict[str, Any]) -> State:
+def begin(policy: Policy, run: Run, store: RunStore, facts: Facts) -> State:
     """The newest checkpoint of this run, or step 0 with the weights of `initialize_from_hf`.
 
     One or the other is read, never both: a resumed run needs no more memory than a fresh one.
@@ -95,7 +96,7 @@ def save(
     state: State,
     run: Run,
     store: RunStore,
-    facts: Mapping[str, Any],
+    facts: Facts,
     held_out: Mapping[str, float] | None = None,
 ) -> None:
     """A checkpoint, written in the background. What is frozen, and the reference, are not in it.

@@ -57,7 +57,7 @@ def asked() -> Iterator[Callable[[], bool]]:
             agreed.append(at)
         return bool(agreed)
 
-    def note(number: int, _: Any) -> None:
+    def note(number: int, _: object) -> None:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(number)

@@ -1,17 +1,17 @@
 """Everything that can fail, before any long work: settings, files, data, disk. Prints the plan."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 import contextlib
 import itertools
 import math
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from checkpoints_io import hf_folder, places, processes
 from checkpoints_io.errors import BadInput, NotFound, StorageError
-from checkpoints_io.run_state import Keep, RunStore
+from checkpoints_io.run_state import Facts, Keep, RunStore
 from recipes.data import run_data, source_pairs
 from recipes.data.ids.pair_ids import Example
 from recipes.data.packed import batches, shapes
@@ -204,7 +204,7 @@ def _keep(given: Values) -> Keep:
     """Which checkpoints are kept; the best has the highest score by its held-out figures."""
     best = given["keep_best"]
 
-    def score(facts: Mapping[str, Any]) -> float | None:
+    def score(facts: Facts) -> float | None:
         value = (facts.get("held_out") or {}).get(f"eval/{best}")
         if value is None or not math.isfinite(value):
             return None
@@ -249,7 +249,7 @@ def _alone(directory: places.Place) -> Iterator[None]:
         yield
 
 
-def _refuse_directory_of_another_run(directory: places.Place, shaping: dict[str, Any]) -> None:
+def _refuse_directory_of_another_run(directory: places.Place, shaping: dict[str, object]) -> None:
     checkpoints = directory.within("checkpoints")
     if not checkpoints.names():
         return

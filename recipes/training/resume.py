@@ -6,18 +6,19 @@ from typing import Any
 
 from checkpoints_io import places
 from checkpoints_io.errors import BadInput
+from checkpoints_io.run_state import Facts
 from recipes.training.checks import Values, flat
 from recipes.training.settings import ALL
 import zoo
 
 
-def of_settings(given: Values) -> dict[str, Any]:
+def of_settings(given: Values) -> dict[str, object]:
     """The settings that a resumed run must share, as JSON."""
     bound = {name: value for name, value in given.items() if not ALL[name].free}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in flat(bound)}
 
 
-def of_model(hf_config: dict[str, Any]) -> dict[str, str]:
+def of_model(hf_config: dict[str, object]) -> dict[str, str]:
     """What a config.json says about how the model computes, field by field."""
     return dict(_fields(zoo.abstract(hf_config).config))
 
@@ -32,7 +33,7 @@ def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def refuse_other_settings(
-    saved: dict[str, Any], now: dict[str, Any], directory: places.Place
+    saved: dict[str, object], now: dict[str, object], directory: places.Place
 ) -> None:
     """Compares the settings of a checkpoint with those of this run.
 
@@ -57,13 +58,13 @@ def refuse_other_settings(
         )
 
 
-def _in_words_of_today(settings: dict[str, Any]) -> dict[str, Any]:
+def _in_words_of_today(settings: dict[str, object]) -> dict[str, object]:
     """Old checkpoints name the policy's own folder as the reference; now that is left unset."""
     policy, reference = (settings.get(n) for n in ("initialize_from_hf", "reference_model_path"))
     return settings | {"reference_model_path": None} if reference == policy else settings
 
 
-def fact(saved: dict[str, Any], name: str, directory: places.Place) -> Any:
+def fact(saved: Facts, name: str, directory: places.Place) -> Any:
     """One fact of a checkpoint.
 
     Raises:
@@ -77,7 +78,7 @@ def fact(saved: dict[str, Any], name: str, directory: places.Place) -> Any:
     return saved[name]
 
 
-def refuse_other_run(saved: dict[str, Any], facts: dict[str, Any], directory: places.Place) -> None:
+def refuse_other_run(saved: Facts, facts: Facts, directory: places.Place) -> None:
     """Compares the facts of a checkpoint with those of this run.
 
     Raises:

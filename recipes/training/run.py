@@ -1,14 +1,14 @@
 """A run that is ready to read its weights and start: what its parts need to know."""
 
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from checkpoints_io import places, processes
 from checkpoints_io.hf_folder import Folder
-from checkpoints_io.run_state import Keep
+from checkpoints_io.run_state import Facts, Keep
 from recipes.data.ids.pair_ids import Example
 from recipes.data.mixture import Part
 from recipes.data.packed import batches
@@ -53,7 +53,7 @@ class Records(NamedTuple):
     wandb_project: str | None
     name: str
     tags: tuple[str, ...]
-    settings: dict[str, Any]  # as a config file groups them
+    settings: dict[str, object]  # as a config file groups them
 
 
 class Beside(NamedTuple):
@@ -89,7 +89,7 @@ class Run(NamedTuple):
     nonfinite: str  # stop or skip
     profile: range  # these steps are traced
     sample_tokens: int
-    facts: dict[str, Any]  # what a checkpoint of this run must agree with
+    facts: Facts  # what a checkpoint of this run must agree with
     counts: dict[str, int]  # rows lost on the way, by metric name
 
 

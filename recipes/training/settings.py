@@ -7,7 +7,7 @@ is slow to import, so that a wrong flag is answered before jax is loaded.
 
 from collections.abc import Callable, Mapping
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 MUST = "must be named"  # as a default: a config without the setting is refused
 
@@ -35,7 +35,7 @@ class Setting(NamedTuple):
 
     kind: type  # `object` is a source of data, or several by name
     says: str
-    default: Any
+    default: object
     unset: str | None = None  # what unset (None) means; a setting without this may not be unset
     bound: Bound | None = None
     choices: tuple[str, ...] = ()

@@ -6,12 +6,12 @@ that all is finite know the trained one alone.
 
 from collections.abc import Callable
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 import optax
 
 from recipes.data.packed.batches import Said
@@ -19,7 +19,7 @@ from recipes.data.packed.packing import Packed, Shape
 from recipes.training import logps
 from zoo.parts import stack
 
-Params = dict[str, Any]  # weights by name, in dicts as modules nest
+Params = dict[str, PyTree]  # weights by name, in dicts as modules nest
 
 
 class Answers(NamedTuple):
@@ -78,13 +78,13 @@ def add_micro_batch(
 def apply(
     sums: Sums,
     trained: Params,
-    opt_state: Any,
+    opt_state: PyTree,
     said: Said,
     *,
     adamw: optax.GradientTransformation,
     loss: Loss,
     figures: Figures,
-) -> tuple[Params, Any, dict[str, Array]]:
+) -> tuple[Params, PyTree, dict[str, Array]]:
     """One step of the optimizer, and the figures of the examples it was taken on.
 
     Where loss or gradient is not finite nothing is changed, and `skipped` is 1.
@@ -95,9 +95,9 @@ def apply(
     sound = jnp.isfinite(jnp.mean(loss(answers))) & jnp.isfinite(values["gradient_norm"])
     values["skipped"] = jnp.where(sound, 0.0, 1.0)
 
-    def take(trained: Params, opt_state: Any) -> tuple[Params, Any]:
+    def take(trained: Params, opt_state: PyTree) -> tuple[Params, PyTree]:
         changes, opt_state = adamw.update(sums.gradient, opt_state, trained)
-        moved: Any = optax.apply_updates(trained, changes)
+        moved: PyTree = optax.apply_updates(trained, changes)
         return moved, opt_state
 
     # A branch works in place; a choice between two results would hold both.
@@ -124,7 +124,7 @@ class Programs(NamedTuple):
 
 def compiled(
     trained: Params,
-    opt_state: Any,
+    opt_state: PyTree,
     *,
     graph: nnx.GraphDef,
     adamw: optax.GradientTransformation,
@@ -136,7 +136,7 @@ def compiled(
     place = lambda tree: jax.tree.map(lambda x: x.sharding, tree)
     mesh = jax.tree.leaves(trained)[0].sharding.mesh
     everywhere = jax.NamedSharding(mesh, jax.P())
-    sums_place: Any = (place(trained), everywhere, everywhere)
+    sums_place: PyTree = (place(trained), everywhere, everywhere)
 
     def zero() -> Sums:
         none = jnp.zeros((shape.examples, shape.answers), jnp.float32)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from checkpoints_io.errors import BadInput
-from zoo.parts import attention_blocks, attention_kernels, layers, sharding, spans
+from zoo.parts import attention_blocks, attention_kernels, hf_config, layers, sharding, spans
 
 # (q, k, v, scale=, …) -> what each query gathers; the keys it sees are bound already.
 Attend = Callable[..., Array]
@@ -114,7 +114,7 @@ def attend(
     )(q, k, v, where.first, where.last, looking, sinks)
 
 
-def backend_of(config: Any, dtype: Any, asked: str | None) -> str:
+def backend_of(config: hf_config.Config, dtype: jax.typing.DTypeLike, asked: str | None) -> str:
     """The backend that a model of this config runs in `dtype`, in rows as long as the recipe's.
 
     Raises:

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import types
 from typing import Any
 
 import jax
@@ -35,8 +36,8 @@ def tokamax(
       ValueError: tokamax is not installed.
     """
     # The public function takes a bool mask [B, N, T, S]; the classes that it uses take the ranges.
-    api: Any = _imported("tokamax._src.ops.attention.api")
-    base: Any = _imported("tokamax._src.ops.attention.base")
+    api = _imported("tokamax._src.ops.attention.api")
+    base = _imported("tokamax._src.ops.attention.base")
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
@@ -45,7 +46,7 @@ def tokamax(
     if window is not None:
         inside = spans.seen(first, last, jnp.arange(k.shape[1]), window)[:, None]
     ranges = base.Mask(inside, k_start=first[:, None], k_end=last[:, None])
-    how: Any = dict(mask=ranges, logits_scale=scale, logits_soft_cap=softcap)
+    how = dict(mask=ranges, logits_scale=scale, logits_soft_cap=softcap)
     names = [kernel] if kernel else ["mosaic_gpu", "triton"]
     refused = []
     for name in names:
@@ -57,7 +58,7 @@ def tokamax(
     raise BadInput(f"tokamax has no kernel for this ({'; '.join(refused)}): use attention=blocks")
 
 
-def _imported(module: str) -> Any:
+def _imported(module: str) -> types.ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:

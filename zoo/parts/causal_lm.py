@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from checkpoints_io.errors import BadInput
-from zoo.parts import layers, spans, stack, token_rows
+from zoo.parts import hf_config, layers, spans, stack, token_rows
 
 
 class CausalLM(nnx.Module):
     """A decoder. An architecture gives its `Block` and `residual`, and what else differs."""
 
     # What its blocks are; where layers are of several kinds, by those that `Config.kinds` names.
-    Block: ClassVar[Callable[[Any, nnx.Rngs], nnx.Module] | dict[str, Callable[..., nnx.Module]]]
+    Block: ClassVar[Callable[..., nnx.Module] | dict[str, Callable[..., nnx.Module]]]
     # What a layer keeps in generation, by kind: name -> axes. Unless named here: keys and values.
     keeps: ClassVar[dict[str, dict[str, str]]] = {}
     attention: str | None = None  # one of attention.BACKENDS; unset: the platform's
@@ -115,7 +115,9 @@ class CausalLM(nnx.Module):
         return self.embedding if self.config.tie_word_embeddings else self.head
 
 
-def _blocks(of: Callable | dict[str, Callable], config: Any, rngs: nnx.Rngs) -> nnx.Module:
+def _blocks(
+    of: Callable | dict[str, Callable], config: hf_config.Config, rngs: nnx.Rngs
+) -> nnx.Module:
     if not isinstance(of, dict):
         return of(config, rngs)
     return nnx.Dict({kind: one(config, rngs) for kind, one in of.items()})

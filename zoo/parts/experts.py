@@ -160,7 +160,7 @@ def _weighted(work: Work, x: Array, shares: Array, own: Weights) -> Array:
     return work(x, own) * shares[:, None]
 
 
-def _forward(work: Work, *given: Any) -> tuple:
+def _forward(work: Work, *given: Array | Weights) -> tuple:
     return _tile_by_tile(work, *given), given
 
 

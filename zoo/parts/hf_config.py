@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import dataclasses
 import types
 import typing
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from jaxtyping import Int
 import numpy as np
@@ -21,6 +21,8 @@ from zoo.parts import hf_keys, rope, rope_config
 SLIDING, FULL = "sliding_attention", "full_attention"
 ALL = 2**30  # as a window: wider than any text
 
+Own = TypeVar("Own", bound="Config")  # the Config of one architecture
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -28,9 +30,11 @@ class Config:
 
     model_type: ClassVar[str]
     architecture: ClassVar[str]  # what transformers calls the model
-    fixed: ClassVar[Mapping[str, Any]] = {}  # keys of which the file implements one value
+    fixed: ClassVar[Mapping[str, object]] = {}  # keys of which the file implements one value
     ignored: ClassVar[frozenset[str]] = frozenset()  # keys that change no logit
-    assumed: ClassVar[Mapping[str, Any]] = {}  # what transformers means where a file says nothing
+    assumed: ClassVar[
+        Mapping[str, object]
+    ] = {}  # what transformers means where a file says nothing
     layers_may_be: ClassVar[frozenset[str]] = frozenset({SLIDING, FULL})  # in `layer_types`
 
     @property
@@ -48,12 +52,12 @@ class Config:
         return self.sizes | ({"L": self.kinds.count(kind)} if self.kinds else {})
 
     @classmethod
-    def respelled(cls, hf: dict[str, Any]) -> dict[str, Any]:
+    def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
         """A `config.json` in the words of the fields, its `rope_parameters` a Rope."""
         return rope_config.read(hf)
 
     @classmethod
-    def from_hf(cls, hf: dict[str, Any]) -> Any:
+    def from_hf(cls: type[Own], hf: dict[str, object]) -> Own:
         """Reads a `config.json`.
 
         Raises:
@@ -61,12 +65,12 @@ class Config:
         """
         return read(cls, cls.respelled(hf))
 
-    def to_hf(self) -> dict[str, Any]:
+    def to_hf(self) -> dict[str, object]:
         """A `config.json` for a model that was not read from one."""
         return written(self)
 
 
-def read(cls: type[Config], hf: Mapping[str, Any]) -> Any:
+def read(cls: type[Own], hf: Mapping[str, object]) -> Own:
     """The Config `cls` of a `config.json`, in the spelling of transformers 4 or 5.
 
     Raises:
@@ -90,11 +94,10 @@ def read(cls: type[Config], hf: Mapping[str, Any]) -> Any:
     if odd := {k: v for k, v in given.items() if not _is(fields[k], v)}:
         raise BadInput(f"config.json: {odd} are not values a {kind} can have")
     given = {key: v for key, v in cls.assumed.items() if key not in hf} | given
-    heads: Any = given.get("num_attention_heads")
-    width: Any = given.get("hidden_size")
+    heads, width = given.get("num_attention_heads"), given.get("hidden_size")
     if "num_key_value_heads" in fields and heads:
         given.setdefault("num_key_value_heads", heads)
-    if "head_dim" in fields and heads and width:
+    if "head_dim" in fields and isinstance(heads, int) and isinstance(width, int):
         given.setdefault("head_dim", width // heads)
     missing = sorted(k for k in fields if given.get(k) is None and not _may_be_none(fields[k]))
     if missing:
@@ -104,9 +107,12 @@ def read(cls: type[Config], hf: Mapping[str, Any]) -> Any:
     return config
 
 
-def written(config: Any) -> dict[str, Any]:
+def written(config: Config) -> dict[str, object]:
     """A `config.json` for a model that was not read from one, in the spelling of transformers 5."""
-    said: dict[str, Any] = {"architectures": [config.architecture], "model_type": config.model_type}
+    said: dict[str, object] = {
+        "architectures": [config.architecture],
+        "model_type": config.model_type,
+    }
     # Without a source they are not known, and what transformers would guess is another model's.
     said |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     for field in dataclasses.fields(config):
@@ -131,7 +137,7 @@ def sizes(config: Any) -> dict[str, int]:
     }
 
 
-def every(hf: dict[str, Any], period: Any) -> dict[str, Any]:
+def every(hf: dict[str, object], period: object) -> dict[str, object]:
     """With `layer_types`, where a file does not name them: each `period`th layer sees all."""
     count = hf.get("num_hidden_layers")
     if hf.get("layer_types") or not isinstance(count, int) or not isinstance(period, int):
@@ -139,7 +145,7 @@ def every(hf: dict[str, Any], period: Any) -> dict[str, Any]:
     return hf | {"layer_types": [SLIDING if i % period else FULL for i in range(1, count + 1)]}
 
 
-def qwen_windows(hf: dict[str, Any]) -> dict[str, Any]:
+def qwen_windows(hf: dict[str, object]) -> dict[str, object]:
     """With `layer_types`, where a Qwen file gives the number of layers that do not slide."""
     hf, slides = switched(hf, "use_sliding_window")
     first = hf.pop("max_window_layers", 28)
@@ -151,7 +157,7 @@ def qwen_windows(hf: dict[str, Any]) -> dict[str, Any]:
     return hf
 
 
-def switched(hf: Mapping[str, Any], key: str) -> tuple[dict[str, Any], bool]:
+def switched(hf: Mapping[str, object], key: str) -> tuple[dict[str, object], bool]:
     """A config.json without a switch, and whether it is on; one that is not there is off.
 
     Raises:
@@ -177,7 +183,7 @@ def sliding(config: Any) -> Int[np.ndarray, " L"]:
     return np.array([kind == SLIDING for kind in config.layer_types], np.int32)
 
 
-def _refuse_quantised(hf: Mapping[str, Any], kind: str) -> None:
+def _refuse_quantised(hf: Mapping[str, object], kind: str) -> None:
     """By the keys of transformers, older compressed-tensors and MLX, or by another file."""
     files = [key for key in hf if key.endswith(".json")]  # which `hf_folder.read_config` found
     for key in ("quantization_config", "compression_config", "quantization", *files):
@@ -190,7 +196,7 @@ def _refuse_quantised(hf: Mapping[str, Any], kind: str) -> None:
             )
 
 
-def _check_sizes(config: Any) -> None:
+def _check_sizes(config: Config) -> None:
     """What must divide what, and how many layers a list must name."""
     count = config.sizes
     if count["N"] % count["K"]:
@@ -209,21 +215,23 @@ def _check_sizes(config: Any) -> None:
     odd = set(getattr(config, "layer_types", None) or ()) - config.layers_may_be
     if odd:
         raise BadInput(f"zoo/{config.model_type}.py does not implement layer_types {odd}")
-    if SLIDING in (getattr(config, "layer_types", None) or ()) and not config.sliding_window:
+    if SLIDING in (getattr(config, "layer_types", None) or ()) and not getattr(
+        config, "sliding_window", None
+    ):
         raise BadInput("config.json: some layer_types slide, and there is no sliding_window")
 
 
-def _made(kind: Any, value: Any) -> Any:
+def _made(kind: object, value: object) -> object:
     """JSON may say 1 for 1.0."""
     wants_float = kind is float or float in typing.get_args(kind)
     return float(value) if wants_float and isinstance(value, int) else value
 
 
-def _may_be_none(kind: Any) -> bool:
+def _may_be_none(kind: object) -> bool:
     return types.NoneType in typing.get_args(kind)
 
 
-def _is(kind: Any, value: Any) -> bool:
+def _is(kind: Any, value: object) -> bool:
     """Is it of this type, and where a number, above 0 and no larger than a model could have?"""
     if isinstance(kind, types.UnionType):
         return any(_is(one, value) for one in typing.get_args(kind))

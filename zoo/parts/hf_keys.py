@@ -5,7 +5,6 @@ A key in no list is unknown: no known implementation reads it.
 
 import functools
 import logging
-from typing import Any
 
 _NAMES = """
     _attn_implementation _attn_implementation_autoset _commit_hash _model_name_or_path
@@ -47,7 +46,7 @@ IGNORED = frozenset((_NAMES + _GENERATION + _TRAINING).split())
 
 # What some implementation reads, and the value at which it changes nothing: transformers writes
 # many of them into every file.
-NEUTRAL: dict[str, Any] = {
+NEUTRAL: dict[str, object] = {
     "add_cross_attention": False,
     "alibi": False,
     "attention_bias": False,

@@ -20,7 +20,7 @@ A small letter is a part of what its capital counts: t of the T tokens, in one t
 from collections.abc import Callable, Mapping
 import functools
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import nnx
 import jax
@@ -177,11 +177,13 @@ def _scaled(
     return unit * (offset + scale.astype(dtype).astype(unit.dtype))
 
 
-def _scaled_forward(unit: Array, scale: Array, offset: float, dtype: Any) -> tuple:
+def _scaled_forward(unit: Array, scale: Array, offset: float, dtype: jax.typing.DTypeLike) -> tuple:
     return _scaled(unit, scale, offset, dtype), (unit, scale)
 
 
-def _scaled_backward(offset: float, dtype: Any, kept: tuple, gradient: Array) -> tuple:
+def _scaled_backward(
+    offset: float, dtype: jax.typing.DTypeLike, kept: tuple, gradient: Array
+) -> tuple:
     unit, scale = kept
     of_tokens = gradient.astype(jnp.float32) * unit.astype(jnp.float32)
     by = offset + scale.astype(dtype).astype(gradient.dtype)

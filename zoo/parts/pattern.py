@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 from jaxtyping import Array
 import numpy as np
+
+Index = TypeVar("Index", int, Array)
 
 
 class Part(NamedTuple):
@@ -20,7 +22,7 @@ class Part(NamedTuple):
     steps: tuple[int, ...]
     times: int
 
-    def layers(self, i: Any) -> list[tuple[str, Any]]:
+    def layers(self, i: Index) -> list[tuple[str, Index]]:
         """Repetition i: the kind of each layer, and which of its kind it is."""
         of = zip(self.kinds, self.firsts, self.steps, strict=True)
         return [(kind, first + i * step) for kind, first, step in of]

@@ -6,7 +6,6 @@ trained with these roundings, and one bit more or less shows in the logits.
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +75,7 @@ def check_head(head_dim: int, rope: Rope) -> None:
             )
 
 
-def limit(ropes: Any) -> int | None:
+def limit(ropes: object) -> int | None:
     """The longest text whose angles are those of all shorter ones; None where all are alike."""
     if not isinstance(ropes, Rope) or ropes.rope_type not in BY_LENGTH:
         return None
@@ -130,7 +129,7 @@ def rotate_neighbours(x: Float[Array, "B T N H"], turn: Turn) -> Float[Array, "B
     return jnp.moveaxis(turned.reshape(*x.shape[:-1], 2, -1), -2, -1).reshape(x.shape)
 
 
-def _frequencies(rope: Rope, head_dim: int, lengths: Int[Array, "B T"]) -> Any:
+def _frequencies(rope: Rope, head_dim: int, lengths: Int[Array, "B T"]) -> np.ndarray | Array:
     """Radians per position of each pair of channels, fastest first: [half], or [B, T, half]."""
     one, turned = np.float32(1), int(head_dim * rope.partial_rotary_factor)
     exponents = np.arange(0, turned, 2).astype(np.float32) / np.float32(turned)

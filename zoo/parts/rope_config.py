@@ -46,8 +46,8 @@ MOST = {int: 2**31 - 1, float: 1e30}
 
 
 def read(
-    hf: Mapping[str, Any], theta: float = 10_000.0, *, partial: bool = False
-) -> dict[str, Any]:
+    hf: Mapping[str, object], theta: float = 10_000.0, *, partial: bool = False
+) -> dict[str, object]:
     """A config.json with a Rope for all that it says about rotary positions.
 
     `theta` is the base where the file gives none; `partial` architectures may rotate a part of
@@ -68,7 +68,7 @@ def read(
     return rest | {"rope_parameters": one}
 
 
-def _refuse_lost(new: Mapping[str, Any], one: rope.Rope) -> None:
+def _refuse_lost(new: Mapping[str, object], one: rope.Rope) -> None:
     """Model cards say to add `rope_scaling`; added here, it takes the base away."""
     for key in ("rope_theta", "partial_rotary_factor"):
         value, used = new.get(key), getattr(one, key)
@@ -81,8 +81,8 @@ def _refuse_lost(new: Mapping[str, Any], one: rope.Rope) -> None:
 
 
 def read_two(
-    hf: Mapping[str, Any], theta: float, sliding_theta: float | None = None
-) -> dict[str, Any]:
+    hf: Mapping[str, object], theta: float, sliding_theta: float | None = None
+) -> dict[str, object]:
     """As `read`, for an architecture whose sliding layers have a rope of their own.
 
     Old files scale the full layers only: what `rope_scaling` says joins what `rope_parameters` says
@@ -129,7 +129,9 @@ def read_two(
     return rest | {"rope_parameters": rope.TwoRopes(full, sliding)}
 
 
-def _one(given: Any, beside: Mapping[str, Any], theta: float, partial: bool = False) -> rope.Rope:
+def _one(
+    given: object, beside: Mapping[str, Any], theta: float, partial: bool = False
+) -> rope.Rope:
     if not isinstance(given, dict):
         raise BadInput(f"config.json: rope should be an object, not {given!r}")
     given = {key: value for key, value in given.items() if value is not None}
@@ -169,7 +171,7 @@ def _one(given: Any, beside: Mapping[str, Any], theta: float, partial: bool = Fa
     return rope.Rope(rope_type=kind, **{key: _made(key, value) for key, value in given.items()})
 
 
-def _is_right(key: str, value: Any) -> bool:
+def _is_right(key: str, value: object) -> bool:
     if key == "truncate":
         return isinstance(value, bool)
     if key in LISTS:
@@ -184,7 +186,7 @@ def _made(key: str, value: Any) -> Any:
     return value if key == "truncate" else int(value) if key in WHOLE else float(value)
 
 
-def written(ropes: rope.Rope | rope.TwoRopes) -> dict[str, Any]:
+def written(ropes: rope.Rope | rope.TwoRopes) -> dict[str, object]:
     """The keys of a config.json, in the spelling of transformers 5."""
     if isinstance(ropes, rope.TwoRopes):
         full, sliding = _said(ropes.full_attention), _said(ropes.sliding_attention)
@@ -194,7 +196,7 @@ def written(ropes: rope.Rope | rope.TwoRopes) -> dict[str, Any]:
     return {"rope_parameters": said} | beside
 
 
-def _said(one: rope.Rope) -> dict[str, Any]:
+def _said(one: rope.Rope) -> dict[str, object]:
     items = {key: value for key, value in dataclasses.asdict(one).items() if value is not None}
     if one.partial_rotary_factor == 1:
         items.pop("partial_rotary_factor")

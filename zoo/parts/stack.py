@@ -7,14 +7,14 @@ repetition, and it takes the same time for 2 of them and for 80.
 
 from collections.abc import Callable
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
-from zoo.parts import mixing, pattern, sharding, spans
+from zoo.parts import hf_config, mixing, pattern, sharding, spans
 
 # What of a block is kept for the backward pass, beside the residual stream before it; the rest is
 # recomputed. Less kept is less memory and more time.
@@ -25,14 +25,24 @@ REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
 }
 
-Weights = dict[str, Any]  # arrays by name, each with a leading L
-ByKind = dict[str, Any]  # something for each kind of layer
+Weights = dict[str, PyTree]  # arrays by name, each with a leading L
+ByKind = dict[str, PyTree]  # something for each kind of layer
 
 # (model, x, where, *shared, each=) -> x after the last block. `run`, or one that keeps the keys.
 Run = Callable[..., Array]
 
 STACKS = "blocks"  # the part of a model, and of its weights, that `run` goes through
 ALIKE = ""  # the kind of every layer of a model whose layers are all alike
+
+
+@runtime_checkable
+class Stacked(Protocol):
+    """What `run` asks of a model, as every CausalLM has it."""
+
+    blocks: nnx.Module
+    config: hf_config.Config
+    attention: str | None
+    remat: str
 
 
 class Layout(NamedTuple):
@@ -43,11 +53,11 @@ class Layout(NamedTuple):
 
 
 def run(
-    model: Any,
+    model: Stacked,
     x: Float[Array, "B T D"],
     where: spans.Spans,
-    *shared: Any,
-    each: Any = None,
+    *shared: PyTree,
+    each: PyTree = None,
     so_far: Weights | None = None,
 ) -> Float[Array, "B T D"]:
     """Applies the blocks of a model layer by layer: `x = block(x, attend, *shared)`.
@@ -85,7 +95,7 @@ def join(others: Weights, stacks: Weights | None) -> Weights:
     return others if stacks is None else others | {STACKS: stacks}
 
 
-def taken_apart(model: Any) -> tuple[Layout, ByKind]:
+def taken_apart(model: Stacked) -> tuple[Layout, ByKind]:
     """The layout of a model's blocks, and their weights by kind."""
     kinds = model.config.kinds or (ALIKE,) * model.config.sizes["L"]
     parts = {kind: nnx.split(block) for kind, block in by_kind(model, model.blocks).items()}
@@ -94,19 +104,19 @@ def taken_apart(model: Any) -> tuple[Layout, ByKind]:
     return Layout(graphs, pattern.schedule(kinds)), weights
 
 
-def by_kind(model: Any, tree: Any) -> ByKind:
+def by_kind(model: Stacked, tree: PyTree) -> ByKind:
     """What is given for a model's layers, by kind: where all are alike there is one."""
     if not model.config.kinds:
         return {ALIKE: tree}
     return dict.fromkeys(model.config.kinds) | dict(tree or {})
 
 
-def at(tree: Any, n: Array) -> Any:
+def at(tree: PyTree, n: Array) -> PyTree:
     """One layer of what has a leading L."""
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, n, keepdims=False), tree)
 
 
-def through(layout: Layout, layer: Callable, carry: Any) -> tuple[Any, list]:
+def through(layout: Layout, layer: Callable, carry: PyTree) -> tuple[PyTree, list]:
     """`carry, left = layer(carry, kind, n)` for every layer: the n-th of its kind.
 
     What they left comes too: of each part, for each place of its pattern, by repetition.
@@ -132,7 +142,11 @@ def keeping(kept: list[Array]) -> Run:
     """A way through the blocks that puts into `kept` what enters each of them, [L, B, T, D]."""
 
     def run(
-        model: Any, x: Float[Array, "B T D"], where: spans.Spans, *shared: Any, each: Any = None
+        model: Stacked,
+        x: Float[Array, "B T D"],
+        where: spans.Spans,
+        *shared: PyTree,
+        each: PyTree = None,
     ) -> Float[Array, "B T D"]:
         layout, weights = taken_apart(model)
         graphs, each = dict(layout.graphs), by_kind(model, each)
@@ -151,7 +165,7 @@ def keeping(kept: list[Array]) -> Run:
     return run
 
 
-def block_of(graph: nnx.GraphDef, x: Array, weights: Weights, own: Any, shared: tuple) -> Array:
+def block_of(graph: nnx.GraphDef, x: Array, weights: Weights, own: PyTree, shared: tuple) -> Array:
     """One layer: its weights, and what it has of its own, if anything."""
     block: Callable[..., Array] = nnx.merge(graph, nnx.State(weights))
     more = shared if own is None else (*shared, own)

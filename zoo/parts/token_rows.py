@@ -11,8 +11,8 @@ import numpy as np
 from checkpoints_io.errors import BadInput
 
 # One text, [T], or rows of one text each, [B, T]; the rows of a list may differ in length.
-Tokens = Array | np.ndarray | Sequence[Any]
-Lengths = Array | np.ndarray | Sequence[Any]  # [B]
+Tokens = Array | np.ndarray | Sequence[object]
+Lengths = Array | np.ndarray | Sequence[object]  # [B]
 
 
 class Rows(NamedTuple):
@@ -89,7 +89,7 @@ def _can_be_looked_at(x: Array | np.ndarray) -> bool:
     )
 
 
-def _as_numpy(tokens: Any) -> np.ndarray:
+def _as_numpy(tokens: object) -> np.ndarray:
     try:
         return np.asarray(tokens)
     except (TypeError, ValueError) as error:
@@ -102,7 +102,7 @@ def _counts(tokens: Sequence[Any]) -> list[int]:
     return [len(row) for row in tokens] if are_rows else []
 
 
-def _padded(rows: Sequence[Any]) -> np.ndarray:
+def _padded(rows: Sequence[object]) -> np.ndarray:
     arrays = [_as_numpy(row) for row in rows]
     if odd := [i for i, row in enumerate(arrays) if row.ndim != 1 or not row.size]:
         raise BadInput(f"row {odd[0]} is not a text of one token or more: {rows[odd[0]]!r:.60}")

@@ -6,7 +6,6 @@ They say less than a tokenizer.json: how a text is cut into words is the family'
 import base64
 import pathlib
 import re
-from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
@@ -44,7 +43,7 @@ def kind_of(folder: pathlib.Path) -> str:
 
 
 def tiktoken(
-    folder: pathlib.Path, path: pathlib.Path, config: dict[str, Any]
+    folder: pathlib.Path, path: pathlib.Path, config: dict[str, object]
 ) -> tokenizers.Tokenizer:
     """Ranks of byte strings, as Llama 3 and Qwen published them.
 
@@ -136,7 +135,7 @@ def _add_in_order(own: tokenizers.Tokenizer, named: dict[str, int]) -> None:
             raise BadInput(f"the special token {text} should have id {i}, which another token has")
 
 
-def added_tokens(config: dict[str, Any], path: pathlib.Path) -> dict[str, int]:
+def added_tokens(config: dict[str, object], path: pathlib.Path) -> dict[str, int]:
     """Tokens beside the model's own, of either file."""
     given = hf_folder.read_json(path) if path.is_file() else {}
     found = {text: i for text, i in given.items() if text and type(i) is int}

@@ -14,6 +14,7 @@ from checkpoints_io.errors import BadInput
 from zoo.text import template, tokenizer
 from zoo.text.confined import Worker
 from zoo.text.tokenizer import Tokenizer
+from zoo.text.worker import Step
 
 Messages = Any  # a list of dicts: role, content, and what else the template reads
 PROBE = (
@@ -63,9 +64,9 @@ class ChatTokenizer(NamedTuple):
         self,
         messages: Messages,
         *,
-        tools: Sequence[Any] | None = None,
+        tools: Sequence[object] | None = None,
         add_generation_prompt: bool | None = None,
-        **given: Any,
+        **given: object,
     ) -> str:
         """The conversation as the chat template writes it.
 
@@ -110,7 +111,7 @@ def load_tokenizer(path_or_id: str | pathlib.Path) -> ChatTokenizer:
     )  # fmt: skip
 
 
-def facts(step: Any, folder: str) -> tuple[int, list[int]]:
+def facts(step: Step, folder: str) -> tuple[int, list[int]]:
     """The size of the vocabulary, and the ids that end an answer; in a worker."""
     own = _here(folder)
     ends = [] if own.eos_id is None else [own.eos_id]
@@ -124,7 +125,7 @@ def facts(step: Any, folder: str) -> tuple[int, list[int]]:
     return own.size, [*dict.fromkeys(ends)]
 
 
-def written(step: Any, folder: str, given: dict[str, Any], date: str) -> str:
+def written(step: Step, folder: str, given: Mapping[str, object], date: str) -> str:
     """What the template writes; in a worker."""
     own = _here(folder)
     if not own.chat_template:

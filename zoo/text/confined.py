@@ -7,6 +7,7 @@ everything and a library that crashes reach a process that holds nothing else.
 
 from collections.abc import Callable
 import contextlib
+import io
 import json
 import os
 import pathlib
@@ -59,7 +60,7 @@ class Worker:
         self._running: _Running | None = None
         self._end: weakref.finalize | None = None
 
-    def call(self, function: Callable[..., Any], *given: Any) -> Any:
+    def call(self, function: Callable[..., object], *given: object) -> Any:
         """What `function(step, *given)` returns, in the worker: bytes, or what JSON can say.
 
         The function is a module's own, under its name. Within `with step(where, what):` it may
@@ -144,7 +145,7 @@ class Worker:
 
 class _Running(NamedTuple):
     process: Any  # a Popen whose streams are there
-    place: Any  # a file: what it is at
+    place: io.BufferedRandom  # a file: what it is at
     parent: int
 
     def is_usable(self) -> bool:
@@ -163,7 +164,7 @@ class _Running(NamedTuple):
 
 
 def _started(limits: Limits) -> _Running:
-    place: Any = tempfile.TemporaryFile()  # noqa: SIM115, closed with the process
+    place = tempfile.TemporaryFile()  # noqa: SIM115, closed with the process
     given = [limits.seconds, limits.loading, limits.memory, place.fileno(), os.getpid()]
     path = [folder or os.getcwd() for folder in [*sys.path, ROOT]]
     one_thread = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}

@@ -74,7 +74,7 @@ def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | No
     return encode
 
 
-def _pattern(told: dict[str, Any]) -> Any:
+def _pattern(told: dict[str, Any]) -> regex.Pattern | None:
     """What cuts words, of a file that does nothing else but merge their bytes."""
     model, steps = told["model"], told["pre_tokenizer"] or {}
     unusual = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")

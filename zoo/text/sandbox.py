@@ -11,7 +11,8 @@ from typing import Any
 import jinja2
 from jinja2 import compiler, filters, nodes, sandbox
 from jinja2.ext import Extension
-from jinja2.runtime import LoopContext
+from jinja2.parser import Parser
+from jinja2.runtime import Context, LoopContext
 
 from checkpoints_io.errors import BadInput
 
@@ -78,7 +79,7 @@ def _joined(pieces: Iterable[str]) -> str:
 class _Code(compiler.CodeGenerator):
     """`a ~ b`, too, is joined by the environment."""
 
-    def visit_Concat(self, node: nodes.Concat, frame: Any) -> None:
+    def visit_Concat(self, node: nodes.Concat, frame: compiler.Frame) -> None:
         """Called by jinja where it writes the program."""
         self.write("environment.concat(map(str, (")
         for part in node.nodes:
@@ -94,7 +95,7 @@ class _Sandbox(sandbox.ImmutableSandboxedEnvironment):
     code_generator_class = _Code
     concat: Any = staticmethod(_joined)
 
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """What `left operator right` gives, if it is not too large."""
         if operator == "+":
             if isinstance(left, SIZED) and isinstance(right, SIZED):
@@ -120,7 +121,7 @@ class _Sandbox(sandbox.ImmutableSandboxedEnvironment):
             return getattr(obj, attribute)
         return super().getattr(obj, attribute)
 
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+    def is_safe_attribute(self, obj: object, attr: str, value: object) -> bool:
         """Refuses what jinja calls unsafe, and methods whose result could be too large."""
         return attr not in UNBOUNDED_METHODS and super().is_safe_attribute(obj, attr, value)
 
@@ -160,13 +161,18 @@ def _format(form: Any, *given: Any, **named: Any) -> str:
     return filters.do_format(form, *given, **named)
 
 
-def _indent(text: str, width: Any = 4, first: bool = False, blank: bool = False) -> str:
+def _indent(text: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
     _short((width if isinstance(width, int) else len(width)) * (text.count("\n") + 1))
     return filters.do_indent(text, width, first, blank)
 
 
 @jinja2.pass_environment
-def _join(environment: Any, parts: Any, d: Any = "", attribute: Any = None) -> str:
+def _join(
+    environment: jinja2.Environment,
+    parts: Iterable[object],
+    d: object = "",
+    attribute: int | str | None = None,
+) -> str:
     if attribute is not None:
         parts = map(filters.make_attrgetter(environment, attribute), parts)
     between = str(d)
@@ -175,7 +181,7 @@ def _join(environment: Any, parts: Any, d: Any = "", attribute: Any = None) -> s
     return _joined(pieces)
 
 
-def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
+def _replace(text: object, old: object, new: object, count: int | None = None) -> str:
     text, old, new = str(text), str(old), str(new)
     _check_replaced(text, old, new)
     return text.replace(old, new, -1 if count is None else count)
@@ -186,7 +192,7 @@ class _Generation(Extension):
 
     tags = {"generation"}  # noqa: RUF012, jinja's own way
 
-    def parse(self, parser: Any) -> nodes.Node:
+    def parse(self, parser: Parser) -> nodes.Node:
         """Called by jinja at the tag."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
@@ -212,15 +218,15 @@ class _Namespace(jinja2.utils.Namespace):
             raise jinja2.exceptions.SecurityError("a namespace of the template has a private name")
         jinja2.utils.Namespace.__init__(self, dict(*rest, **named))
 
-    def __setitem__(self, name: str, value: Any) -> None:
+    def __setitem__(self, name: str, value: object) -> None:
         if str(name).startswith("_"):
             raise jinja2.exceptions.SecurityError("a namespace of the template has a private name")
         jinja2.utils.Namespace.__setitem__(self, name, value)
 
 
 def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None,
-    sort_keys: bool = False,
+    value: object, ensure_ascii: bool = False, indent: int | str | None = None,
+    separators: Any = None, sort_keys: bool = False,
 ) -> str:  # fmt: skip
     """Without the escapes of HTML that jinja's own filter writes; piece by piece."""
     _short(1000 * (indent if isinstance(indent, int) else len(indent or "")))

@@ -6,7 +6,6 @@ worker that it runs in (see `confined`); where it runs elsewhere, nothing bounds
 
 from collections.abc import Mapping
 import re
-from typing import Any
 
 import jinja2
 import jinja2.meta
@@ -30,7 +29,7 @@ def compiled(text: str, date: str | None) -> jinja2.Template:
         raise BadInput(f"the chat template cannot be read: {str(error)[:300]}") from error
 
 
-def render(template: jinja2.Template, given: Mapping[str, Any]) -> tuple[str, list[Span]]:
+def render(template: jinja2.Template, given: Mapping[str, object]) -> tuple[str, list[Span]]:
     """The text, and what of it stood in `{% generation %}` blocks.
 
     Raises:

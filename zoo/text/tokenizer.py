@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import functools
 import pathlib
 import re
-from typing import Any, NamedTuple, SupportsInt
+from typing import NamedTuple, SupportsInt
 
 from checkpoints_io import hf_folder
 from checkpoints_io.errors import BadInput, NotFound
 from zoo.text import fast_bpe, tokenizer_files
 from zoo.text.confined import Worker
+from zoo.text.worker import Step
 
 MOST_TEMPLATE = 1 << 20  # bytes
 
@@ -74,14 +75,14 @@ def _here(folder: str) -> Tokenizer:
     return load(pathlib.Path(folder))
 
 
-def _encoded(step: Any, folder: str, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+def _encoded(step: Step, folder: str, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     own = _here(folder)
     with step("", "tokenising a text"):
         ids, offsets = own.encode(text)
         return ids, [*offsets]
 
 
-def _decoded(step: Any, folder: str, ids: list[int]) -> str:
+def _decoded(step: Step, folder: str, ids: list[int]) -> str:
     own = _here(folder)
     with step("", "decoding a text"):
         return own.decode(ids)
@@ -129,7 +130,7 @@ def text_after(
     return tokenizer.decode([*before, *ids])[len(tokenizer.decode(before)) :]
 
 
-def _named(folder: pathlib.Path, config: dict[str, Any]) -> dict[str, str]:
+def _named(folder: pathlib.Path, config: dict[str, object]) -> dict[str, str]:
     """The special tokens that have a role, by role."""
     path = folder / "special_tokens_map.json"
     given = (hf_folder.read_json(path) if path.is_file() else {}) | config
@@ -154,7 +155,9 @@ def _eos_of_the_model(
     return eos, named | {"eos_token": texts[eos]}
 
 
-def _templates(folder: pathlib.Path, config: dict[str, Any], given: str | None) -> dict[str, str]:
+def _templates(
+    folder: pathlib.Path, config: dict[str, object], given: str | None
+) -> dict[str, str]:
     """Chat templates by name; the one that counts is `default`."""
     if given:
         path = pathlib.Path(given).expanduser()

@@ -24,7 +24,7 @@ class Codec(NamedTuple):
     size: int  # of the vocabulary
 
 
-def read(folder: pathlib.Path, config: dict[str, Any], *, patterns: bool = True) -> Codec:
+def read(folder: pathlib.Path, config: dict[str, object], *, patterns: bool = True) -> Codec:
     """The tokenizer in a folder, whose tokenizer_config.json holds `config`.
 
     Without `patterns`, those of a tokenizer.json are never compiled, and it can only decode.
@@ -77,7 +77,7 @@ def _decoding(path: pathlib.Path) -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_str(json.dumps(_file(path) | without))
 
 
-def _file(path: pathlib.Path) -> dict[str, Any]:
+def _file(path: pathlib.Path) -> dict[str, object]:
     return json.loads(path.read_text("utf-8"))
 
 
@@ -132,7 +132,7 @@ class _Offsets(Sequence):
         return self._encode()
 
 
-def _sentencepiece(path: pathlib.Path, config: dict[str, Any]) -> Codec:
+def _sentencepiece(path: pathlib.Path, config: dict[str, object]) -> Codec:
     """A raw SentencePiece model, read by its own library.
 
     Its control pieces and the added tokens of tokenizer_config.json are read as such wherever a
@@ -183,7 +183,9 @@ def _sentencepiece(path: pathlib.Path, config: dict[str, Any]) -> Codec:
     return Codec(encode, decode, special, list(special), own.bos_id() >= 0, size + beyond)
 
 
-def _whole_characters(own: Any, found: dict[str, Any], start: int) -> list[tuple[int, int]]:
+def _whole_characters(
+    own: sentencepiece.SentencePieceProcessor, found: dict[str, list], start: int
+) -> list[tuple[int, int]]:
     """Offsets in the whole text; each byte of a character stands for all of it."""
     told: list[tuple[int, int]] = []
     ends = 0

@@ -16,11 +16,12 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any
+from typing import BinaryIO
 
 from checkpoints_io.errors import BadInput, UserError
 
 WIDTH = 512  # bytes of what the process is at
+Step = Callable[..., contextlib.AbstractContextManager[None]]  # as `_Bounds.step`
 # The kinds of answers.
 VALUE, BYTES, SENTENCE, TOO_LONG, TOO_LARGE, BUG = b"jbsctx"
 
@@ -47,14 +48,14 @@ def serve() -> None:
             return
 
 
-def send(file: Any, kind: int, content: bytes) -> None:
+def send(file: BinaryIO, kind: int, content: bytes) -> None:
     """Writes one message."""
     file.write(bytes([kind]) + len(content).to_bytes(8, "big"))
     file.write(content)
     file.flush()
 
 
-def receive(file: Any) -> tuple[int, bytes] | None:
+def receive(file: BinaryIO) -> tuple[int, bytes] | None:
     """The next message; None: there is none, or it breaks off."""
     head = file.read(9)
     size = int.from_bytes(head[1:], "big")
@@ -74,7 +75,7 @@ def _bear(memory: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
-def _ring(*_: Any) -> None:
+def _ring(*_: object) -> None:
     raise _TooLong
 
 
@@ -130,7 +131,9 @@ def _answered(request: tuple[int, bytes], bounds: _Bounds) -> tuple[int, bytes]:
         bounds.at("")
         bounds.allow(bounds.loading)
         asked = json.loads(request[1].decode("utf-8", "surrogatepass"))
-        function: Callable[..., Any] = vars(importlib.import_module(asked["module"]))[asked["name"]]
+        function: Callable[..., object] = vars(importlib.import_module(asked["module"]))[
+            asked["name"]
+        ]
         found = function(bounds.step, *asked["given"])
         return (BYTES, found) if isinstance(found, bytes) else (VALUE, as_json(found))
     except UserError as error:
@@ -153,6 +156,6 @@ def _answered(request: tuple[int, bytes], bounds: _Bounds) -> tuple[int, bytes]:
 ERRORS = UserError.__module__
 
 
-def as_json(value: Any) -> bytes:
+def as_json(value: object) -> bytes:
     """A message that holds this."""
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jinja2
 
@@ -44,13 +44,13 @@ def write(turns: Turns, chat: Chat, pair: Pair, *, ask: bool = False) -> tuple[s
     return (text.removesuffix(chat.surplus) if ends else text), marks
 
 
-def given_of(pair: Pair, chat: Chat) -> dict[str, Any]:
+def given_of(pair: Pair, chat: Chat) -> dict[str, object]:
     """Everything a template is given besides the messages."""
     return {**chat.given, "documents": None, **pair.template_kwargs, "tools": pair.tools}
 
 
 def run(
-    program: jinja2.Template, turns: Turns, given: dict[str, Any], *, ask: bool
+    program: jinja2.Template, turns: Turns, given: dict[str, object], *, ask: bool
 ) -> tuple[str, list[Span]]:
     """The text that one program writes of the turns, and its marked spans."""
     return template.render(program, given | {"messages": turns, "add_generation_prompt": ask})

@@ -7,12 +7,11 @@ sentence names those that are there.
 from collections.abc import Iterable
 import math
 import re
-from typing import Any
 
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import messages, ranked, transcripts
 
-Row = dict[str, Any]
+Row = dict[str, object]
 
 # Other names that well-known datasets use for our columns.
 ALSO = {
@@ -226,7 +225,7 @@ def unread(name: str, heard: str, layout: str) -> str:
     )
 
 
-def holds(heard: str, value: Any) -> bool:
+def holds(heard: str, value: object) -> bool:
     """Does `heard` hold all that `value` asks, white space aside? Numbers ask nothing."""
     text = isinstance(value, str)
     if value is None or (text and (value in heard or re.fullmatch(r"\s*[-+]?\d+\.?\d*\s*", value))):
@@ -237,7 +236,7 @@ def holds(heard: str, value: Any) -> bool:
     return True
 
 
-def asked(value: Any, most: int = 8) -> Iterable[str]:
+def asked(value: object, most: int = 8) -> Iterable[str]:
     """What a column asks: a text, or whatever is not the assistant's in messages or turns.
 
     At most `most` nested lists and objects are searched.

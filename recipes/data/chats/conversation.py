@@ -1,13 +1,11 @@
 """Turns joined into one conversation: what was said before, what is asked, the answer."""
 
-from typing import Any
-
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import messages
 from recipes.data.chats.messages import Message, Turns
 
 
-def continued(prompt: Turns, value: Any, name: str) -> Turns:
+def continued(prompt: Turns, value: object, name: str) -> Turns:
     """The conversation of a prompt and the answer in a column, which may be all of it.
 
     Raises:
@@ -31,7 +29,7 @@ def continued(prompt: Turns, value: Any, name: str) -> Turns:
     return prompt + answer
 
 
-def history(given: Any) -> Turns:
+def history(given: object) -> Turns:
     """Earlier turns, given as messages or as pairs of question and answer, if any.
 
     Raises:

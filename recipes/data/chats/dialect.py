@@ -7,7 +7,7 @@ other spelling prints JSON within JSON, fails, or prints nothing.
 
 from collections.abc import Callable
 import json
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from checkpoints_io.errors import BadInput
 from recipes.data.chats.messages import Message, Turns
@@ -89,8 +89,10 @@ def _spelled(message: Message, dialect: Dialect) -> Message:
     return message | {"tool_calls": calls} | ({"content": None} if says_nothing else {})
 
 
-def _call(call: Any, dialect: Dialect) -> Any:
-    function = call.get("function") if isinstance(call, dict) else None
+def _call(call: object, dialect: Dialect) -> object:
+    if not isinstance(call, dict):
+        return call
+    function = call.get("function")
     if not isinstance(function, dict) or "arguments" not in function:
         return call
     arguments = function["arguments"]

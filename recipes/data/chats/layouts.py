@@ -9,7 +9,7 @@ from checkpoints_io.errors import BadInput
 from recipes.data.chats import columns, conversation, messages, ranked, transcripts
 from recipes.data.chats.messages import Turns
 
-Row = dict[str, Any]
+Row = dict[str, object]
 
 
 class Pair(NamedTuple):
@@ -21,8 +21,9 @@ class Pair(NamedTuple):
     prompt: Turns | str
     chosen: Turns | str
     rejected: Turns | str | None
-    tools: list[Any] | None = None  # tools, as the template is given them
-    template_kwargs: dict[str, Any] = {}  # noqa: RUF012, never changed
+    tools: list | None = None  # tools, as the template is given them
+
+    template_kwargs: dict[str, object] = {}  # noqa: RUF012, never changed
     ratings: tuple[float, float] | None = None  # of chosen and rejected, by whoever preferred
     prefill: str = ""  # the end of the prompt, with which all answers begin
 
@@ -416,7 +417,7 @@ def _refuse_beside_plain(row: Row) -> None:
             raise BadInput(f"plain text has no place for `{name}`")
 
 
-def _besides(row: Row) -> tuple[list[Any] | None, dict[str, Any], tuple[float, float] | None]:
+def _besides(row: Row) -> tuple[list | None, dict[str, object], tuple[float, float] | None]:
     tools = _parsed(row.get("tools"), "tools") or None
     if isinstance(tools, list):  # each may be written as text, so that all have one type
         written = lambda tool: isinstance(tool, str) and tool.lstrip().startswith("{")
@@ -448,7 +449,7 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def _parsed(value: Any, name: str) -> Any:
+def _parsed(value: object, name: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
@@ -460,7 +461,7 @@ def _parsed(value: Any, name: str) -> Any:
         return found
 
 
-def _transcript(value: Any, name: str) -> Turns:
+def _transcript(value: object, name: str) -> Turns:
     said = transcripts.turns(messages.text(value, name))
     if not said:
         raise BadInput(f"`{name}` is not a transcript that begins with Human: or Assistant:")

@@ -1,7 +1,6 @@
 """What a message holds and its rendering does not show, by name."""
 
 import json
-from typing import Any
 
 from recipes.data.chats.messages import THOUGHTS, Message
 
@@ -30,7 +29,7 @@ def without(message: Message, name: str) -> Message:
     return {key: value for key, value in message.items() if key not in dropped}
 
 
-def _held(message: Message) -> dict[str, Any]:
+def _held(message: Message) -> dict[str, object]:
     """Its parts by name; thoughts, which have three names, under one."""
     named = {THOUGHT if name in THOUGHTS else name: value for name, value in message.items()}
     return {name: value for name, value in named.items() if name not in NOT_SAID}
@@ -45,7 +44,7 @@ def _shown(said: str, text: str) -> bool:
     return squeeze(said) in squeeze(text)
 
 
-def _texts(held: Any, name: str) -> list[str]:
+def _texts(held: object, name: str) -> list[str]:
     """All that is said in it; of calls the names, and the keys and texts of the arguments."""
     if name == CALLS and isinstance(held, list):
         functions = [call.get("function", call) for call in held if isinstance(call, dict)]
@@ -53,14 +52,14 @@ def _texts(held: Any, name: str) -> list[str]:
     return _leaves(held)
 
 
-def _of_call(function: Any) -> list[str]:
+def _of_call(function: object) -> list[str]:
     if not isinstance(function, dict):
         return _leaves(function)
     arguments = function.get("arguments")
     return [str(function.get("name", "")), *_leaves(arguments)]
 
 
-def _leaves(value: Any) -> list[str]:
+def _leaves(value: object) -> list[str]:
     if isinstance(value, dict):
         return [text for key, inner in value.items() for text in (str(key), *_leaves(inner))]
     if isinstance(value, list):

@@ -48,7 +48,7 @@ WRITTEN = re.compile(r"""\s*(?:\[\s*)?\{|\s*"\s*(?:\[\s*)?\{\s*\\+\"""")
 KEYS = [re.compile(rf"""["'](?:{keys})["']\s*:""") for keys in ("role|from", "content|value")]
 
 
-def read(value: Any, name: str, role: str | None = None) -> Turns:
+def read(value: object, name: str, role: str | None = None) -> Turns:
     """The messages in a column; with `role`, a string is one message of that role.
 
     Both spellings are read, `{role, content}` and `{from, value}`, and content in typed parts.
@@ -67,13 +67,13 @@ def read(value: Any, name: str, role: str | None = None) -> Turns:
     return [_message(unwritten(message, name), name) for message in value]
 
 
-def unnested(value: Any) -> Any:
+def unnested(value: object) -> object:
     """The value; of an object that holds only messages, under a name for them, the messages."""
     key = next((key for key in NESTED if isinstance(value, dict) and key in value), None)
-    return value[key] if key else value
+    return value[key] if key and isinstance(value, dict) else value
 
 
-def unwritten(value: Any, name: str) -> Any:
+def unwritten(value: object, name: str) -> object:
     """The value; if it is text that writes out messages, as JSON or as Python does, the messages.
 
     Raises:
@@ -94,7 +94,7 @@ def unwritten(value: Any, name: str) -> Any:
     return value  # an answer may well be JSON
 
 
-def are_messages(found: Any) -> bool:
+def are_messages(found: object) -> bool:
     """Is it a list of messages, an object that holds one, or a message?"""
     found = unnested(found)
     if isinstance(found, dict):
@@ -108,13 +108,13 @@ def are_messages(found: Any) -> bool:
     )
 
 
-def role_of(message: Any) -> str | None:
+def role_of(message: object) -> str | None:
     """The usual name of a message's role; None if it is not a message, or has another role."""
     role = _either(message, "role", "from") if isinstance(message, dict) else None
     return ROLES.get(role.strip().lower()) if isinstance(role, str) else None
 
 
-def unread(value: Any) -> set[str]:
+def unread(value: object) -> set[str]:
     """Keys of the messages in a column that nothing here reads, and that hold something."""
     found: set[str] = set()
     for message in value if isinstance(value, list) else ():
@@ -125,7 +125,7 @@ def unread(value: Any) -> set[str]:
     return found
 
 
-def text(value: Any, name: str) -> str:
+def text(value: object, name: str) -> str:
     """A string that can be tokenised.
 
     Raises:
@@ -138,7 +138,7 @@ def text(value: Any, name: str) -> str:
     return value
 
 
-def unquoted(value: Any) -> Any:
+def unquoted(value: object) -> object:
     """The value that JSON text holds; anything else as it is."""
     try:
         return json.loads(value) if isinstance(value, str) else value
@@ -146,13 +146,13 @@ def unquoted(value: Any) -> Any:
         return value
 
 
-def parsed(value: Any) -> Any:
+def parsed(value: object) -> object:
     """The list or object that a text writes out, as JSON or as pandas does; else the value.
 
     JSON may have been written twice, as the text of a text.
     """
     start = value.lstrip()[:1] if isinstance(value, str) else ""
-    if not start or start not in '[{"':
+    if not isinstance(value, str) or not start or start not in '[{"':
         return value
     found = unquoted(value)
     if start == '"':
@@ -162,7 +162,7 @@ def parsed(value: Any) -> Any:
     return value if found is None else found
 
 
-def check_data(value: Any, name: str) -> None:
+def check_data(value: object, name: str) -> None:
     """Refuses what a template could not write as JSON, or only as half a character.
 
     Raises:
@@ -192,7 +192,7 @@ def is_blank(message: Message) -> bool:
     return not message["content"].strip() and "tool_calls" not in message
 
 
-def _message(message: Any, name: str) -> Message:
+def _message(message: object, name: str) -> Message:
     if not isinstance(message, dict):
         raise BadInput(f"a message in `{name}` is not {{role, content}} of text")
     role, said = _either(message, "role", "from"), _either(message, "content", "value")
@@ -224,7 +224,7 @@ def _message(message: Any, name: str) -> Message:
     return found
 
 
-def _parts(parts: list[Any], name: str) -> tuple[str, str]:
+def _parts(parts: list, name: str) -> tuple[str, str]:
     """What is said in typed parts, and what is thought."""
     said, thought = [], []
     for part in parts:
@@ -241,7 +241,7 @@ def _parts(parts: list[Any], name: str) -> tuple[str, str]:
     return "".join(said), "".join(thought)
 
 
-def _either(given: dict[str, Any], one: str, other: str) -> Any:
+def _either(given: dict[str, object], one: str, other: str) -> object:
     """Tables that mix both spellings hold both, one of them null."""
     found = given.get(one)
     return given.get(other) if found is None else found
@@ -251,7 +251,7 @@ def _with_comma(found: re.Match[str]) -> str:
     return found[0] if found[0][0] in "'\"" else "}, {"
 
 
-def _literal(written: str) -> Any:
+def _literal(written: str) -> object:
     """What pandas writes of a list: Python's own, or a numpy array's with blanks for commas."""
     if len(written) > LONGEST_LITERAL:
         return None
@@ -261,7 +261,7 @@ def _literal(written: str) -> Any:
         return None
 
 
-def _are_turns(found: Any) -> bool:
+def _are_turns(found: object) -> bool:
     """Is it a list of what somebody says, by other keys: `speaker`, or `human` and `assistant`?"""
     if not isinstance(found, list) or not all(isinstance(one, dict) and one for one in found):
         return False
@@ -270,16 +270,17 @@ def _are_turns(found: Any) -> bool:
     return bool(found) and (all(map(spoken, found)) or all(map(pair, found)))
 
 
-def _calls(calls: Any, name: str) -> list[dict[str, Any]]:
+def _calls(calls: object, name: str) -> list[dict[str, object]]:
     """In OpenAI's form, `{type, function: {name, arguments}}`, with arguments as an object."""
     calls = parsed(calls)
     return [_call(unquoted(call), name) for call in (calls if isinstance(calls, list) else [calls])]
 
 
-def _call(call: Any, name: str) -> dict[str, Any]:
-    inner = call.get("function") if isinstance(call, dict) else None
+def _call(call: object, name: str) -> dict[str, object]:
+    call = call if isinstance(call, dict) else {}
+    inner = call.get("function")
     flat = inner if isinstance(inner, dict) else call  # {name, arguments} without more
-    if not isinstance(flat, dict) or not isinstance(flat.get("name"), str):
+    if not isinstance(flat.get("name"), str):
         raise BadInput(f"a function call in `{name}` is not {{name, arguments}}")
     key = next((key for key in ARGUMENTS if flat.get(key) not in (None, "")), "arguments")
     taken = ("function", "name", "arguments", key)

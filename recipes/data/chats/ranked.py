@@ -6,7 +6,7 @@ from typing import Any
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import messages, transcripts
 
-Row = dict[str, Any]
+Row = dict[str, object]
 
 ASKED = ("context", "instruction", "prompt", "question")  # names for the question
 ANSWERS = ("completions", "answers", "responses", "generations")  # where the list is
@@ -91,7 +91,7 @@ def _listed(row: Row, name: str) -> list[Row]:
     return answers
 
 
-def _said(answer: Row, name: str) -> Any:
+def _said(answer: Row, name: str) -> object:
     for key in SAID:
         if answer.get(key) is not None:
             return answer[key]

@@ -1,7 +1,7 @@
 """A `Pair` as text: rendered by the chat template, with the stretches that count marked."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import left_out
@@ -52,7 +52,7 @@ def render(pair: Pair, chat: Chat | None) -> tuple[Rendered, ...]:
     )
 
 
-def _plain(pair: Pair, answer: Any) -> Rendered:
+def _plain(pair: Pair, answer: Turns | str) -> Rendered:
     text = f"{pair.prompt}{answer}"
     return Rendered(text, len(pair.prompt), [(len(pair.prompt), len(text))])
 

@@ -58,9 +58,9 @@ def prepare(step: Step, how: dict[str, Any], files: str, plain: bool) -> Ready:
 
 def encode_rows(
     step: Step,
-    rows: list[list[Any]],
+    rows: list[list],
     first: int,
-    source: list[Any],
+    source: list,
     how: dict[str, Any],
     files: str,
 ) -> bytes:
@@ -108,7 +108,7 @@ def encode(
     return Shard(ids, np.array(keys, np.uint64), told)
 
 
-def _unread(row: dict[str, Any]) -> set[str]:
+def _unread(row: dict[str, object]) -> set[str]:
     lists = (messages.unnested(held) for held in row.values() if isinstance(held, list | dict))
     return set().union(*map(messages.unread, lists))
 

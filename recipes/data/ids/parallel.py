@@ -53,13 +53,13 @@ class Crew:
     def __enter__(self) -> "Crew":
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
         for one in self._all:
             one.close()
         self._threads.shutdown()
 
-    def call(self, function: Callable[..., Any], *given: Any) -> Any:
+    def call(self, function: Callable[..., object], *given: object) -> Any:
         """What the function returns in a worker, as `Worker.call`."""
         try:
             one = self._free.pop()
@@ -71,7 +71,9 @@ class Crew:
         finally:
             self._free.append(one)
 
-    def each(self, work: Callable[..., Found], given: Iterable[Sequence[Any]]) -> Iterator[Found]:
+    def each(
+        self, work: Callable[..., Found], given: Iterable[Sequence[object]]
+    ) -> Iterator[Found]:
         """`work(*one)` for each one given, in that order, in several threads."""
         running: collections.deque[concurrent.futures.Future[Found]] = collections.deque()
         for one in given:
@@ -190,7 +192,7 @@ def files_of(how: How) -> str:
     return _hash(path for path in paths if path.is_file())
 
 
-def identity(source: Source, how: How) -> dict[str, Any]:
+def identity(source: Source, how: How) -> dict[str, object]:
     """What the ids of a source depend on; not the settings that only decide whether to stop."""
     return {
         "source": sources.identity(source.path),
@@ -201,7 +203,7 @@ def identity(source: Source, how: How) -> dict[str, Any]:
     }
 
 
-def _how_identity(how: How) -> dict[str, Any]:
+def _how_identity(how: How) -> dict[str, object]:
     chosen = how._asdict()
     for name in ("tokenizer", "chat_template", "max_malformed_fraction"):
         del chosen[name]

@@ -10,9 +10,9 @@ import hashlib
 import itertools
 import json
 import math
-from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 import pyarrow
 
 from checkpoints_io import places
@@ -25,7 +25,7 @@ from recipes.training import terminal
 FORMAT = 2
 
 
-def folder_of(directory: places.Place, identity: dict[str, Any]) -> places.Place:
+def folder_of(directory: places.Place, identity: dict[str, object]) -> places.Place:
     """The folder that holds what `identity` says, made if it is not there.
 
     Raises:
@@ -52,7 +52,7 @@ def alone(folder: places.Place) -> Iterator[None]:
         yield
 
 
-def fact(folder: places.Place, name: str, work: Callable[[], Any]) -> Any:
+def fact(folder: places.Place, name: str, work: Callable[[], object]) -> pyarrow.Array:
     """What the folder holds under this name, computed once, as JSON.
 
     Raises:
@@ -102,7 +102,7 @@ def read(folder: places.Place, name: str) -> Shard | None:
 
 def _as_table(shard: Shard) -> pyarrow.Table:
     ids = shard.ids
-    columns: dict[str, Any] = {
+    columns: dict[str, object] = {
         "row": _column(np.array([pair.row for pair in ids], np.int64)),
         "key": _column(shard.keys),
         "notes": _texts(["\n".join(pair.notes) for pair in ids]),
@@ -199,7 +199,7 @@ def _ratings(ids: Sequence[Example], side: int) -> np.ndarray:
     return np.array([pair.ratings[side] if pair.ratings else np.nan for pair in ids])
 
 
-def _lists(arrays: Sequence[np.ndarray], dtype: Any) -> pyarrow.LargeListArray:
+def _lists(arrays: Sequence[np.ndarray], dtype: DTypeLike) -> pyarrow.LargeListArray:
     offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int64)
     values = np.concatenate([np.zeros(0, dtype), *arrays]).astype(dtype)
     return pyarrow.LargeListArray.from_arrays(_column(offsets), _column(values))
@@ -208,25 +208,25 @@ def _lists(arrays: Sequence[np.ndarray], dtype: Any) -> pyarrow.LargeListArray:
 # `pyarrow.array` and `to_numpy` import pandas first, which takes a third of a second.
 
 
-def _column(values: np.ndarray) -> Any:
+def _column(values: np.ndarray) -> pyarrow.Array:
     kind = pyarrow.from_numpy_dtype(values.dtype)
     return pyarrow.Array.from_buffers(kind, len(values), [None, pyarrow.py_buffer(values)])
 
 
-def _texts(texts: Sequence[str]) -> Any:
+def _texts(texts: Sequence[str]) -> pyarrow.Array:
     each = [text.encode() for text in texts]
     ends = np.cumsum([0, *map(len, each)], dtype=np.int32)
     buffers = [None, pyarrow.py_buffer(ends), pyarrow.py_buffer(b"".join(each))]
     return pyarrow.Array.from_buffers(pyarrow.string(), len(each), buffers)
 
 
-def _numbers(column: Any, dtype: Any) -> np.ndarray:
+def _numbers(column: pyarrow.Array, dtype: DTypeLike) -> np.ndarray:
     """A view of a column without nulls."""
     data = column.buffers()[1] if len(column) else b""
     return np.frombuffer(data, dtype, len(column), column.offset * np.dtype(dtype).itemsize)
 
 
-def _parts(lists: Any, dtype: Any) -> list[np.ndarray]:
+def _parts(lists: pyarrow.Array, dtype: DTypeLike) -> list[np.ndarray]:
     values = _numbers(lists.values, dtype)
     bounds = _numbers(lists.offsets, np.int64).tolist()
     return [values[start:stop] for start, stop in itertools.pairwise(bounds)]

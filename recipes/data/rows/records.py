@@ -19,7 +19,9 @@ class Row(NamedTuple):
     """One record of a dataset."""
 
     where: str  # "pairs.jsonl:17", for messages
-    fields: dict[str, Any] | None  # of the columns that are wanted, those that hold null left out
+    fields: (
+        dict[str, object] | None
+    )  # of the columns that are wanted, those that hold null left out
     reason: str = ""  # why it has no fields
     unread: tuple[str, ...] = ()  # its other columns
     size: int = 0  # bytes, about
@@ -40,7 +42,7 @@ def from_json(where: str, text: bytes, wanted: Wanted) -> Row:
     return row._replace(fields=without_nulls(row.fields)) if b"null" in text else row
 
 
-def from_value(where: str, value: Any, size: int, wanted: Wanted) -> Row:
+def from_value(where: str, value: object, size: int, wanted: Wanted) -> Row:
     """The row that is this object, if it is one."""
     if not isinstance(value, dict):
         return Row(where, None, "not a JSON object")
@@ -52,7 +54,7 @@ def from_value(where: str, value: Any, size: int, wanted: Wanted) -> Row:
     return Row(where, value, unread=unread, size=size)
 
 
-def parsed(text: str) -> Any:
+def parsed(text: str) -> object:
     """What a JSON text says.
 
     Raises:
@@ -105,7 +107,7 @@ class _Twice(BadInput):
     """A key that an object names twice."""
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise _Twice("a key that stands twice in one object")
@@ -115,7 +117,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 DECODER = json.JSONDecoder(object_pairs_hook=_object)  # json.loads would build one a row
 
 
-def _is_flat(value: Any) -> bool:
+def _is_flat(value: dict) -> bool:
     """Is it nested no deeper than DEEPEST?"""
     level = [value]
     for _ in range(DEEPEST):

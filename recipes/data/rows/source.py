@@ -92,8 +92,8 @@ def parsed(where: str, given: Given, common: Common) -> Source:
     said: dict[str, Any] = {"path": given} if isinstance(given, str) else dict(given)
     if odd := sorted(said.keys() - set(SETTINGS)):
         raise BadInput(f"--config.{where} has no setting {odd[0]!r}: it has {', '.join(SETTINGS)}")
-    path: Any = said.get("path")
-    own: Any = said.get("columns", common.columns)
+    path = said.get("path")
+    own = said.get("columns", common.columns)
     own = {} if own is None else own
     if not isinstance(path, str) or not path:
         raise BadInput(f"please set --config.{where}.path=…")

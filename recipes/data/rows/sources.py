@@ -17,6 +17,7 @@ from recipes.data.rows import formats, tables
 from recipes.data.rows.records import Row
 
 HUB = r"[\w-][\w.-]*/[\w-][\w.-]*(:[^:@]+){0,2}(@.+)?"
+FileSystem = Any  # of fsspec, by its methods alone: its own types say less than they do
 # In a folder that `datasets` saved: its description, and what was computed from it.
 NO_DATA = re.compile(r"(^|/)((dataset_infos?|dataset_dict|state)\.json|cache-[^/]*\.arrow)$")
 # Words in a path, as `datasets` reads them.
@@ -42,7 +43,7 @@ def read(source: str, wanted: frozenset[str] | None = None) -> Iterator[Row]:
     return _rows(file_system, paths, wanted)
 
 
-def identity(source: str) -> dict[str, Any]:
+def identity(source: str) -> dict[str, object]:
     """What identifies the present contents of a source: of each file, its name and a hash.
 
     Raises:
@@ -54,7 +55,9 @@ def identity(source: str) -> dict[str, Any]:
     return {"files": {path: _hash(file_system, path) for path in paths}}
 
 
-def _rows(file_system: Any, paths: list[str], wanted: frozenset[str] | None) -> Iterator[Row]:
+def _rows(
+    file_system: FileSystem, paths: list[str], wanted: frozenset[str] | None
+) -> Iterator[Row]:
     for path in paths:
         name = path if "file" in file_system.protocol else file_system.unstrip_protocol(path)
         yield from formats.rows(str(name), file_system.open(path, "rb"), wanted)
@@ -69,7 +72,7 @@ def _is_here(source: str) -> bool:
     return os.path.exists(os.path.expanduser(source))
 
 
-def _found(source: str) -> tuple[Any, list[str]]:
+def _found(source: str) -> tuple[FileSystem, list[str]]:
     """The file system of a source, and its files in order."""
     file_system, found = _named(source)
     if not found:
@@ -89,12 +92,12 @@ def _found(source: str) -> tuple[Any, list[str]]:
     return file_system, found
 
 
-def _is_folder(file_system: Any, path: str) -> bool:
+def _is_folder(file_system: FileSystem, path: str) -> bool:
     """Web servers are not asked: they would send the whole file."""
     return "http" not in file_system.protocol and file_system.isdir(path)
 
 
-def _named(source: str) -> tuple[Any, list[str]]:
+def _named(source: str) -> tuple[FileSystem, list[str]]:
     """The files of this name; if there are none, those that its pattern matches.
 
     A path is a URL, or a chain of them, only where `://` says so and no such file is here.
@@ -127,7 +130,7 @@ def _named(source: str) -> tuple[Any, list[str]]:
         ) from error
 
 
-def _within(file_system: Any, folder: str, source: str) -> list[str]:
+def _within(file_system: FileSystem, folder: str, source: str) -> list[str]:
     """The data files of a folder and its subfolders, if they are of one kind and one split."""
     inner = lambda path: path[len(folder) :].lstrip("/")
     hidden = lambda path: re.search(r"(^|/)[._]", inner(path)) or NO_DATA.search(path)
@@ -175,7 +178,7 @@ def _fits(path: str, pattern: str) -> bool:
     return path.count("/") == pattern.count("/") and all(itertools.starmap(fnmatch.fnmatch, both))
 
 
-def _hash(file_system: Any, path: str) -> str:
+def _hash(file_system: FileSystem, path: str) -> str:
     """A hash of the bytes; in buckets, of what changes with them."""
     if {"gs", "s3"} & set(file_system.protocol):
         return str(file_system.ukey(path))

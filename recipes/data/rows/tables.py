@@ -106,7 +106,7 @@ def _rows(name: str, first: int, batch: pyarrow.RecordBatch, columns: list[str])
         yield Row(f"{name}[{first}]", None, "a value that cannot be read")
 
 
-def _plain(kind: Any, column: str) -> Plain:
+def _plain(kind: pyarrow.DataType, column: str) -> Plain:
     """Converts a value of this type to what a JSON file would say.
 
     Raises:
@@ -138,7 +138,7 @@ def _plain(kind: Any, column: str) -> Plain:
     raise BadInput(f"the column {column!r} holds {str(kind)[:40]}, which is not read")
 
 
-def _object(pairs: Any, inner: dict[str, Plain]) -> dict[str, Any]:
+def _object(pairs: Any, inner: dict[str, Plain]) -> dict[str, object]:
     """The nulls that Arrow filled in, and all others, are left out: as of `records.from_json`."""
     found = ((name, x, inner[name]) for name, x in pairs if x is not None)
     return {name: x if function is None else function(x) for name, x, function in found}
@@ -151,7 +151,7 @@ def _keys(pairs: list[tuple[Any, Any]]) -> list[str]:
     return keys
 
 
-def _unfolded(array: Any) -> int:
+def _unfolded(array: pyarrow.Array) -> int:
     """Bytes once written out: a dictionary or a view names a text of megabytes in a few bytes."""
     kind = array.type
     if isinstance(kind, pyarrow.BaseExtensionType):
@@ -176,7 +176,7 @@ def _unfolded(array: Any) -> int:
     return array.nbytes
 
 
-def _lengths(texts: Any, at: np.ndarray) -> np.ndarray:
+def _lengths(texts: pyarrow.Array, at: np.ndarray) -> np.ndarray:
     """Bytes of the texts at these places, which must be there."""
     kind, at = texts.type, at.astype(np.int64) + texts.offset
     if not len(at):
@@ -190,17 +190,17 @@ def _lengths(texts: Any, at: np.ndarray) -> np.ndarray:
     return (offsets[at + 1] - offsets[at]).astype(np.int64)
 
 
-def _is_list(kind: Any) -> bool:
+def _is_list(kind: pyarrow.DataType) -> bool:
     return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
 
 
-def _is_binary(kind: Any) -> bool:
+def _is_binary(kind: pyarrow.DataType) -> bool:
     return any(check(kind) for check in BINARY)
 
 
-def _is_text(kind: Any) -> bool:
+def _is_text(kind: pyarrow.DataType) -> bool:
     return any(check(kind) for check in TEXT)
 
 
-def _is_number(kind: Any) -> bool:
+def _is_number(kind: pyarrow.DataType) -> bool:
     return types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
