@@ -101,7 +101,7 @@ def test_figures_before_and_after():
     (told,) = ending.manner(answers)
     assert told.startswith("answers in the wanted manner: 0% -> 50% (2 greedy answers")
     (told,) = ending.manner(answers._replace(texts={"after": [[7], [8]]}))
-    assert told.startswith("answers in the wanted manner: not asked -> 100%")
+    assert told.startswith("answers in the wanted manner: not generated -> 100%")
     assert ending.manner(None) == []
 
 

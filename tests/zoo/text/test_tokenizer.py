@@ -439,7 +439,7 @@ BROKEN = {
     "a tiktoken file of words": ({"a.tiktoken": "IQ== 0\nIg== one\n"}, "not a whole tiktoken"),
     "a tiktoken file without some bytes": ({"a.tiktoken": "IQ== 0\nIg== 1\n"}, "bytes are missing"),
     "a tiktoken file of another family": (
-        {"a.tiktoken": "IQ== 0\n", "config.json": '{"model_type": "gemma"}'}, "not of gemma",
+        {"a.tiktoken": "IQ== 0\n", "config.json": '{"model_type": "gemma"}'}, "not for gemma",
     ),
     "a vocabulary that is torn": ({"vocab.json": '{"a', "merges.txt": ""}, "cannot be read"),
     "a vocabulary of lists": ({"vocab.json": "[]", "merges.txt": ""}, "cannot be read"),
