@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -52,7 +53,7 @@ def alone(folder: places.Place) -> Iterator[None]:
         yield
 
 
-def fact(folder: places.Place, name: str, work: Callable[[], object]) -> pyarrow.Array:
+def fact(folder: places.Place, name: str, work: Callable[[], Any]) -> Any:
     """What the folder holds under this name, computed once, as JSON.
 
     Raises:
