@@ -2,6 +2,7 @@
 
 import pytest
 
+from checkpoints_io import places
 from recipes.configs import tiny
 from recipes.preference import reference
 from recipes.training import checks, overrides, resume, settings
@@ -155,12 +156,12 @@ def test_a_reference_of_its_own():
 def test_a_run_from_before_the_reference_could_be_unset_goes_on(tmp_path):
     """Its checkpoints name the policy's own folder; unset, it is the same."""
     config = tiny.get_config()
-    unset = resume.of_settings(given_by(config))
+    unset, here = resume.of_settings(given_by(config)), places.at(str(tmp_path))
     config.reference_model_path = config.initialize_from_hf
-    resume.refuse_other_settings(resume.of_settings(given_by(config)), unset, tmp_path)
+    resume.refuse_other_settings(resume.of_settings(given_by(config)), unset, here)
     config.reference_model_path = "/another"
     with pytest.raises(ValueError, match="'/another' there, None here"):
-        resume.refuse_other_settings(resume.of_settings(given_by(config)), unset, tmp_path)
+        resume.refuse_other_settings(resume.of_settings(given_by(config)), unset, here)
 
 
 def copied(folder, *lines):

@@ -1,7 +1,9 @@
 """Preference losses: what is known about every pair in, one loss per pair out.
 
 A log-ratio is log policy(answer) - log reference(answer), in nats, summed over the answer's tokens.
-To add a loss: a function here, its line in `LOSSES`, its name in the table of settings.
+To add a loss: a function here, its line in `LOSSES`, its name in the table of settings. Every
+keyword-only parameter is a setting, and settings that a loss does not take name their losses there.
+What else a loss may look at is in `Answers`: scored tokens, ratings.
 """
 
 from collections.abc import Callable
@@ -21,7 +23,7 @@ class Loss(NamedTuple):
     """A loss, and what it must be before anything was learnt."""
 
     of: Callable[..., Float[Array, " P"]]  # its keyword-only parameters are settings
-    first: float  # its value where policy and reference are equal
+    first: Callable[[float], float]  # its value where policy and reference are equal, of beta
 
 
 class Objective(NamedTuple):
@@ -66,8 +68,8 @@ def _of_margin(margin: Float[Array, " P"], label_smoothing: float) -> Float[Arra
 
 
 LOSSES = {
-    "sigmoid": Loss(sigmoid, first=math.log(2)),
-    "dpop": Loss(dpop, first=math.log(2)),
+    "sigmoid": Loss(sigmoid, first=lambda beta: math.log(2)),
+    "dpop": Loss(dpop, first=lambda beta: math.log(2)),
 }
 
 
@@ -76,4 +78,4 @@ def objective(given: Values) -> Objective:
     loss = LOSSES[given["loss"]]
     options = inspect.signature(loss.of).parameters.values()
     named = {p.name: given[p.name] for p in options if p.kind is p.KEYWORD_ONLY}
-    return Objective(functools.partial(loss.of, **named), loss.first, given["beta"])
+    return Objective(functools.partial(loss.of, **named), loss.first(given["beta"]), given["beta"])

@@ -86,7 +86,7 @@ def checked(config: ml_collections.ConfigDict, table: Table) -> Values:
     _check_keep(given, "loss" in table)
     _refuse_without_effect(given)
     if "loss" in table:
-        _check_preference(given)
+        _check_preference(given, table)
     return given
 
 
@@ -364,7 +364,14 @@ def _refuse_without_effect(given: Values) -> None:
         )
 
 
-def _check_preference(given: Values) -> None:
+def _check_preference(given: Values, table: Table) -> None:
+    for name, setting in table.items():
+        idle = setting.of_losses and given["loss"] not in setting.of_losses
+        if idle and given[name] != setting.default:
+            raise BadInput(
+                f"--config.{name} has no effect with --config.loss={given['loss']}, and only with "
+                f"{', '.join(setting.of_losses)}"
+            )
     if (given["loss"] == "dpop") != (given["dpop_lambda"] is not None):
         raise BadInput("set --config.dpop_lambda with --config.loss=dpop, and only with it")
     if given["reference_mode"] == "resident" and given["reference_cache"]:

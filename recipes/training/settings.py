@@ -39,6 +39,7 @@ class Setting(NamedTuple):
     unset: str | None = None  # what unset (None) means; a setting without this may not be unset
     bound: Bound | None = None
     choices: tuple[str, ...] = ()
+    of_losses: tuple[str, ...] = ()  # only these losses take it; empty: all do
     free: bool = False  # may change when a run is resumed: no past number depends on it
 
 
@@ -174,7 +175,11 @@ PREFERENCE = {
         float, "how strongly the policy is kept near the reference", MUST, bound=ABOVE_0
     ),
     "label_smoothing": Setting(
-        float, "share of pairs assumed to be mislabelled", 0.0, bound=SMOOTHING
+        float,
+        "share of pairs assumed to be mislabelled",
+        0.0,
+        bound=SMOOTHING,
+        of_losses=("sigmoid", "dpop"),
     ),
     "dpop_lambda": Setting(
         float,
@@ -182,6 +187,7 @@ PREFERENCE = {
         None,
         unset="only for loss=dpop",
         bound=ABOVE_0,
+        of_losses=("dpop",),
     ),
 }
 OPTIMIZER = {

@@ -65,9 +65,13 @@ def test_every_loss_is_first_what_it_says(name, smoothing):
 
 
 def test_the_options_of_every_loss_are_settings():
-    for loss in losses.LOSSES.values():
+    """And a setting that it does not take is one of other losses, or its use is refused nowhere."""
+    table = settings.PREFERENCE.items()
+    for name, loss in losses.LOSSES.items():
         options = inspect.signature(loss.of).parameters.values()
-        assert {p.name for p in options if p.kind is p.KEYWORD_ONLY} <= settings.ALL.keys()
+        taken = {p.name for p in options if p.kind is p.KEYWORD_ONLY}
+        told = {s for s, one in table if s != "loss" and name in (one.of_losses or (name,))}
+        assert taken == told, name
 
 
 def test_far_margins_stay_finite():

@@ -106,5 +106,7 @@ def test_a_value_that_is_shown_is_one_that_the_flag_takes(name):
 def test_the_docs_end_with_all_settings():
     """`python -m recipes.training.listing` writes them."""
     told = (ROOT / "docs" / "dpo.md").read_text("utf-8")
-    assert told.endswith("\n\n" + listing.markdown(settings.DPO))
+    whole = told.endswith("\n\n" + listing.markdown(settings.DPO))
+    assert whole, "write it again: python -m recipes.training.listing"
+    assert listing.DOCS == ROOT / "docs" / "dpo.md"
     assert told.count(listing.HEADING) == 1
