@@ -53,6 +53,7 @@ INPUTS = {
     },
     "recipes/tiny/make_pairs.py": {"Path", "write_text"},  # the pairs that are shipped
     "zoo/__main__.py": {"Path", "expanduser", "is_dir"},  # is a model a folder, or from the hub?
+    "zoo/folders.py": {"Path"},  # the folder of a tokenizer
     "zoo/text/byte_files.py": {"is_file", "open", "read_bytes", "stat"},  # a tokenizer's files
     "zoo/text/chat_tokenizer.py": {"Path"},  # its folder
     "zoo/text/confined.py": {"Path", "TemporaryFile", "getcwd", "join", "pread"},  # pipes

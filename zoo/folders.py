@@ -137,7 +137,7 @@ def save(
     folder: str | pathlib.Path,
     *,
     dtype: jax.typing.DTypeLike = jnp.bfloat16,
-    tokenizer: pathlib.Path | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     stop_ids: tuple[int, ...] = (),
     chat_template: str | None = None,
 ) -> None:
@@ -159,8 +159,9 @@ def save(
         hf_export.write(begun, _table(model), weights, np.dtype(dtype))
         if begun:
             config = _hf_config_of(model, source.config if source else None)
-            tokenizer = tokenizer or (source.path if source else None)
-            hf_folder.write_companions(begun, config, source, tokenizer, stop_ids, chat_template)
+            words = tokenizer or (source.path if source else None)
+            words = pathlib.Path(words) if words else None
+            hf_folder.write_companions(begun, config, source, words, stop_ids, chat_template)
 
 
 def _hf_config_of(model: Model, config: dict[str, object] | None) -> dict[str, object]:
@@ -168,9 +169,8 @@ def _hf_config_of(model: Model, config: dict[str, object] | None) -> dict[str, o
     own = model.config.to_hf()
     if config is None:
         return own
-    if isinstance(
-        half := config.get("text_config"), dict
-    ):  # the text half becomes a model of its own
+    half = config.get("text_config")
+    if isinstance(half, dict):  # the text half becomes a model of its own
         ids = {key: value for key, value in config.items() if key.endswith("os_token_id")}
         kind = {key: own[key] for key in ("model_type", "architectures")}
         config = half | ids | kind

@@ -69,9 +69,10 @@ def ready(
         held_out = [logps.of_examples(heeding, pairs, run.place) for pairs in sets]
         return Reference(known, lambda batch, _: ask(batch), held_out, model)
 
-    directory = places.beside(run.directory, "reference-cache")
     if asked.cache:
         directory = places.at(asked.cache, "--config.reference_cache")
+    else:
+        directory = places.beside(run.directory, "reference-cache")
     cache = reference_cache.opened(
         directory, fingerprint=known, compute=policy.dtype,
         attention=attention.backend_of(model.config, policy.dtype, policy.attention),

@@ -244,7 +244,7 @@ def test_tokens_are_kept(room, monkeypatch):
     folder.write_whole(files[0], content.replace(ids, ids[::-1]))
     again = source_pairs.read(SOURCE, HOW, room)
     with monkeypatch.context() as patched:
-        patched.setattr(parallel, "_tokenise", lambda *_: pytest.fail("it is kept"))
+        patched.setattr(parallel, "_tokenised", lambda *_: pytest.fail("it is kept"))
         kept = source_pairs.read(SOURCE, HOW, room)
     for one, other in ((found, again), (found, kept)):
         assert len(one.ids) == len(other.ids) > 16

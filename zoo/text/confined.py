@@ -125,7 +125,9 @@ class Worker:
 
     def _death(self, running: "_Running") -> errors.UserError:
         status = running.process.wait()
-        place = os.pread(running.place.fileno(), worker.WIDTH, 0).rstrip(b"\0")
+        place = b""
+        with contextlib.suppress(OSError, ValueError):  # another thread has closed it
+            place = os.pread(running.place.fileno(), worker.WIDTH, 0).rstrip(b"\0")
         where = place.decode("utf-8", "replace")
         at = f"{where}: " if where else ""
         self.close()

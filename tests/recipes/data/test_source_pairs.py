@@ -115,7 +115,7 @@ def test_scores_of_the_data_stay_with_the_pair(tmp_path):
 def test_scores_that_are_not_two_numbers_cost_no_pair(tmp_path):
     given = [(4.5, 2), (4.5, None), (None, None), ("NaN", 2), (4.5, float("nan")), (True, 10**400)]
     rows = [GOOD | {"chosen_score": one, "rejected_score": other} for one, other in given]
-    for cache in (None, tmp_path / "cache"):
+    for cache in (None, places.Disk(tmp_path / "cache")):
         found = read(written(tmp_path / "a.jsonl", [*rows, GOOD]), cache)
         assert [pair.ratings for pair in found.ids] == [(4.5, 2.0), *[None] * 6]
         assert found.counts.notes["unscored"] == 4
@@ -305,7 +305,7 @@ def template_of(how):
 
 
 def test_a_template_changed_in_between_is_seen_within_one_process(tmp_path):
-    path, cache = written(tmp_path / "a.jsonl", [GOOD]), tmp_path / "cache"
+    path, cache = written(tmp_path / "a.jsonl", [GOOD]), places.Disk(tmp_path / "cache")
     template = tmp_path / "a.jinja"
     text = (pathlib.Path(MODEL) / "chat_template.jinja").read_text()
     template.write_text(text)
@@ -321,7 +321,7 @@ def test_a_template_changed_in_between_is_seen_within_one_process(tmp_path):
 
 
 def test_a_source_changed_while_it_is_read_is_not_kept(tmp_path, monkeypatch):
-    path, cache = written(tmp_path / "a.jsonl", [GOOD]), tmp_path / "cache"
+    path, cache = written(tmp_path / "a.jsonl", [GOOD]), places.Disk(tmp_path / "cache")
     encode = parallel._tokenised
 
     def meanwhile(*given):
@@ -366,7 +366,7 @@ def test_a_row_that_takes_too_long_costs_itself_alone(tmp_path, impatient):
     slow = GOOD | {"chosen": [USER, turn("for ever")]}
     path = written(tmp_path / "a.jsonl", [GOOD, slow, GOOD])
     how = HOW._replace(chat_template=looping(tmp_path, "for ever"))
-    for cache in (None, tmp_path / "cache"):
+    for cache in (None, places.Disk(tmp_path / "cache")):
         found = source_pairs.read(Source(str(path), "preference_chat"), how, cache, impatient)
         told = "to render and tokenise it takes more than 0.5 seconds of CPU time"
         assert found.counts.dropped == {told: 1}
@@ -399,7 +399,7 @@ def test_a_row_that_ends_the_worker_is_named(tmp_path, impatient):
 
 
 def test_where_all_is_kept_no_worker_is_started(tmp_path, monkeypatch):
-    path, cache = written(tmp_path / "a.jsonl", [GOOD]), tmp_path / "cache"
+    path, cache = written(tmp_path / "a.jsonl", [GOOD]), places.Disk(tmp_path / "cache")
     with parallel.Crew(HOW) as crew:
         ready = parallel.prepared(HOW, crew, cache, plain=False)
         before = source_pairs.read(Source(str(path), "preference_chat"), HOW, cache, crew)

@@ -227,7 +227,7 @@ def test_a_long_text_is_whole_on_the_page_and_short_in_the_terminal(own):
     assert html.count("<details><summary>… ") == 1
     told = data_page.text([one], own, SHAPE, color=False)
     n = len(one.pairs[0].prompt)
-    assert f" … {n - data_page.HEAD - data_page.TAIL:,} tokens … " in told
+    assert f" … {n - shown.HEAD - shown.TAIL:,} tokens … " in told
     assert len(told) < len(said)
     assert told.count("the longest pair does not fit") == sum(n > t for t in (64, 1024, 2048, 4096))
 

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from checkpoints_io import places
 from checkpoints_io.bits import fingerprint
 from checkpoints_io.run_state import Keep, RunStore
 from recipes.data.ids.pair_ids import PairIds
@@ -337,7 +338,7 @@ def test_what_is_frozen_takes_no_part(work, names, tmp_path):
         assert not np.array_equal(array, traverse_util.flatten_dict(trained)[path]), path
 
     run = run_with(nonfinite="stop")
-    with RunStore(tmp_path, keep=Keep(1)) as store:
+    with RunStore(places.Disk(tmp_path), keep=Keep(1)) as store:
         policy.save(taken, run, store, {})
         store.wait()
         saved = store.newest(
