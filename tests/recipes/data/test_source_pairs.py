@@ -115,7 +115,7 @@ def test_scores_of_the_data_stay_with_the_pair(tmp_path):
 def test_scores_that_are_not_two_numbers_cost_no_pair(tmp_path):
     given = [(4.5, 2), (4.5, None), (None, None), ("NaN", 2), (4.5, float("nan")), (True, 10**400)]
     rows = [GOOD | {"chosen_score": one, "rejected_score": other} for one, other in given]
-    for cache in (None, places.Disk(tmp_path / "cache")):
+    for cache in (None, tmp_path / "cache"):
         found = read(written(tmp_path / "a.jsonl", [*rows, GOOD]), cache)
         assert [pair.ratings for pair in found.ids] == [(4.5, 2.0), *[None] * 6]
         assert found.counts.notes["unscored"] == 4
