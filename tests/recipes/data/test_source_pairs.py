@@ -305,7 +305,7 @@ def template_of(how):
 
 
 def test_a_template_changed_in_between_is_seen_within_one_process(tmp_path):
-    path, cache = written(tmp_path / "a.jsonl", [GOOD]), places.Disk(tmp_path / "cache")
+    path, cache = written(tmp_path / "a.jsonl", [GOOD]), tmp_path / "cache"
     template = tmp_path / "a.jinja"
     text = (pathlib.Path(MODEL) / "chat_template.jinja").read_text()
     template.write_text(text)
@@ -321,7 +321,7 @@ def test_a_template_changed_in_between_is_seen_within_one_process(tmp_path):
 
 
 def test_a_source_changed_while_it_is_read_is_not_kept(tmp_path, monkeypatch):
-    path, cache = written(tmp_path / "a.jsonl", [GOOD]), places.Disk(tmp_path / "cache")
+    path, cache = written(tmp_path / "a.jsonl", [GOOD]), tmp_path / "cache"
     encode = parallel._tokenised
 
     def meanwhile(*given):
