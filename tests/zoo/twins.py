@@ -208,13 +208,11 @@ SHAPES = [(family, shape) for family, shapes in TWINS.items() for shape in shape
 # longrope alone, gpt-oss and SmolLM3 come with their windows and layers without positions above.
 KINDS = {"linear": LINEAR, "dynamic": DYNAMIC, "llama3": LLAMA3, "yarn": YARN,
          "longrope": longrope(4, 16) | dict(max_position_embeddings=64)}  # fmt: skip
-WITH_ONE_ROPE = [
-    "llama", "qwen2", "qwen3", "gemma2", "gemma", "mistral", "olmo2", "qwen3_moe", "mixtral",
-    "smollm3", "gpt_oss", "granite", "cohere2",
-]  # fmt: skip
+# All families but those with a rope for each kind of layer, one for a part of the head, or none.
+WITH_ONE_ROPE = [f for f in TWINS if f not in ("gemma3_text", "olmo3", "phi3", "gpt2")]
 ROPES = {(family, kind): {"num_hidden_layers": 2, "head_dim": 8} | said
          for family in WITH_ONE_ROPE for kind, said in KINDS.items()}  # fmt: skip
-# Families with a rope for each kind of layer: those whose angles hang on the length are refused.
+# Families with a rope for each kind of layer: those whose angles depend on the length are refused.
 ROPES |= {
     (family, kind): {"num_hidden_layers": 2, "layer_types": ["full_attention", "sliding_attention"]}
     | two(KINDS[kind]["rope_parameters"], dict(PLAIN_ROPE))
