@@ -80,7 +80,7 @@ def test_a_kept_checkpoint_is_read(path):
 @pytest.mark.parametrize("kept", KEPT[:1], indirect=True)
 def test_a_kept_run_is_still_known_by_what_it_says(kept):
     """Its settings, pairs and reference are compared, whatever else its facts lack."""
-    saved, here = facts_of(HERE), HERE
+    saved, here = facts_of(pathlib.Path()), HERE
     resume.refuse_other_run(saved, saved, here)
     for name, other in (("data", "0"), ("reference", "0"), ("settings", {"beta": 0.2})):
         now = saved | {name: saved[name] | other if isinstance(other, dict) else other}
