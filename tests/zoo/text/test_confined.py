@@ -228,7 +228,9 @@ def test_a_script_without_a_guard_runs_once(tmp_path):
 @pytest.mark.parametrize("at", ["idle", "in a call"])
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "exit"])
 def test_no_worker_outlives_its_parent(how, at):
-    code = "print(worker.call(jobs.process), flush=True)\n"
+    # Whoever started these tests may ignore SIGHUP, as nohup does.
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+    code += "print(worker.call(jobs.process), flush=True)\n"
     code += "worker.call(jobs.sleeps, 60)" if at == "in a call" else "sys.stdin.read()"
     with program(code, stdin=subprocess.PIPE) as parent:
         pid = int(parent.stdout.readline())
