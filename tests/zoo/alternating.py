@@ -136,7 +136,7 @@ class Model(causal_lm.CausalLM):
     Block = {"sliding_attention": Sliding, "full_attention": Full, "decay": Decay}  # noqa: RUF012
     keeps = {"decay": {"state": "L B N H"}}  # noqa: RUF012
 
-    def hidden(
+    def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
         ropes = self.config.rope_parameters

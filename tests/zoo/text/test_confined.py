@@ -245,6 +245,7 @@ def test_no_worker_outlives_its_parent(how, at):
 
 def test_ctrl_c_is_the_parents():
     code = """
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 print(worker.call(jobs.process), flush=True)
 try:
     worker.call(jobs.sleeps, 60)
