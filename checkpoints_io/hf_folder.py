@@ -252,6 +252,11 @@ def read_json(path: pathlib.Path, most: int = MOST_JSON) -> dict[str, object]:
     return value
 
 
+def read_if_there(path: pathlib.Path) -> dict[str, object]:
+    """As `read_json`; nothing if there is no such file."""
+    return read_json(path) if path.is_file() else {}
+
+
 def write_companions(
     folder: pathlib.Path,
     config: dict[str, object],
@@ -282,8 +287,7 @@ def write_companions(
         named.write_text(json.dumps(told, indent=2) + "\n")
     if chat_template:
         (folder / "chat_template.jinja").write_text(chat_template, "utf-8")
-    path = source.path / "generation_config.json" if source else None
-    generation = read_json(path) if path and path.is_file() else {}
+    generation = read_if_there(source.path / "generation_config.json") if source else {}
     ends = generation.get("eos_token_id", config.get("eos_token_id"))
     known = ends if isinstance(ends, list) else [ends] if ends is not None else []
     merged = [*known, *(i for i in stop_ids if i not in known)]

@@ -37,20 +37,19 @@ def is_tiktoken(path: pathlib.Path) -> bool:
 
 def kind_of(folder: pathlib.Path) -> str:
     """The family of the model: how its tokenizer cuts words."""
-    path = folder / "config.json"
-    kind = hf_folder.read_config(folder).get("model_type", "") if path.is_file() else "llama"
+    there = (folder / "config.json").is_file()
+    kind = hf_folder.read_config(folder).get("model_type", "") if there else "llama"
     return "qwen" if str(kind).startswith("qwen") else str(kind)
 
 
 def tiktoken(
-    folder: pathlib.Path, path: pathlib.Path, config: dict[str, object]
+    folder: pathlib.Path, path: pathlib.Path, config: dict[str, object], kind: str
 ) -> tokenizers.Tokenizer:
     """Ranks of byte strings, as Llama 3 and Qwen published them.
 
     The file says neither how a text is cut into words nor which tokens are special: the model's
-    family does, and tokenizer_config.json may name the special ones.
+    family, `kind`, does, and tokenizer_config.json may name the special ones.
     """
-    kind = kind_of(folder)
     if kind not in WORDS:
         raise BadInput(
             f"{path} is a tiktoken file, and how it cuts words is known for Llama 3 and Qwen, not "
@@ -137,7 +136,7 @@ def _add_in_order(own: tokenizers.Tokenizer, named: dict[str, int]) -> None:
 
 def added_tokens(config: dict[str, object], path: pathlib.Path) -> dict[str, int]:
     """Tokens beside the model's own, of either file."""
-    given = hf_folder.read_json(path) if path.is_file() else {}
+    given = hf_folder.read_if_there(path)
     found = {text: i for text, i in given.items() if text and type(i) is int}
     listed = config.get("added_tokens_decoder")
     for i, token in listed.items() if isinstance(listed, dict) else ():

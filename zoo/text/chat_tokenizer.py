@@ -4,6 +4,7 @@ What the files of a stranger run, patterns and a template, runs in a worker.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+import contextlib
 import datetime
 import functools
 import pathlib
@@ -104,30 +105,26 @@ def load_tokenizer(path_or_id: str | pathlib.Path) -> ChatTokenizer:
         f"the tokenizer in {folder} or its chat template", "use those of another model folder"
     )
     own = tokenizer.apart(folder, None, worker)
-    size, stop_ids = worker.call(facts, str(folder))
+    stops = tuple(worker.call(stop_ids, str(folder)))
     return ChatTokenizer(
-        own.special, size, own.bos_id, own.eos_id, tuple(stop_ids), own.chat_template, folder, own,
-        worker,
-    )  # fmt: skip
+        own.special, own.size, own.bos_id, own.eos_id, stops, own.chat_template, folder, own, worker
+    )
 
 
-def facts(step: Step, folder: str) -> tuple[int, list[int]]:
-    """The size of the vocabulary, and the ids that end an answer; in a worker."""
-    own = _here(folder)
-    ends = [] if own.eos_id is None else [own.eos_id]
+def stop_ids(step: Step, folder: str) -> list[int]:
+    """The ids that end an answer; in a worker."""
+    own, text = tokenizer.here(folder), ""
     if own.chat_template:
-        try:
-            given = {"messages": [*PROBE], "tools": None, "add_generation_prompt": False}
+        given = {"messages": [*PROBE], "tools": None, "add_generation_prompt": False}
+        # A template that wants something else says so when it is used.
+        with contextlib.suppress(ValueError):
             text = written(step, folder, given, datetime.date.today().isoformat())
-        except ValueError:  # a template that wants something else: it says so when it is used
-            text = ""
-        ends += tokenizer.first_special(own, text.rpartition(PROBE[1]["content"])[2])
-    return own.size, [*dict.fromkeys(ends)]
+    return [*tokenizer.stop_ids(own, text.rpartition(PROBE[1]["content"])[2])]
 
 
 def written(step: Step, folder: str, given: Mapping[str, object], date: str) -> str:
     """What the template writes; in a worker."""
-    own = _here(folder)
+    own = tokenizer.here(folder)
     if not own.chat_template:
         raise BadInput(
             f"the tokenizer in {folder} has no chat template: encode a text that you write yourself"
@@ -138,11 +135,6 @@ def written(step: Step, folder: str, given: Mapping[str, object], date: str) -> 
     with step(folder, "the chat template cannot be used: to run it"):
         program = _compiled(text, date if template.prints_the_date(text) else None)
         return template.render(program, {"documents": None, **own.named, **given})[0]
-
-
-@functools.lru_cache(maxsize=1)
-def _here(folder: str) -> Tokenizer:
-    return tokenizer.load(pathlib.Path(folder))
 
 
 _compiled = functools.lru_cache(maxsize=4)(template.compiled)

@@ -45,54 +45,49 @@ def load(folder: pathlib.Path, chat_template: str | None = None) -> Tokenizer:
       FileNotFoundError: the folder holds no tokenizer, or there is no such template file.
       ValueError: its files cannot be read as one.
     """
-    return _loaded(folder, chat_template, patterns=True)
+    return _loaded(folder, chat_template)
 
 
 def apart(folder: pathlib.Path, chat_template: str | None, worker: Worker) -> Tokenizer:
     """The same with the files' patterns run in the worker alone, for a process that holds more.
 
-    What decodes here has none. Each offset of a text is looked up, which takes time.
+    What decodes here has none. Encoding a text gives no offsets.
 
     Raises:
       FileNotFoundError, ValueError: as `load`.
     """
-    own = _loaded(folder, chat_template, patterns=False)
     of = str(folder.absolute())
-
-    def encode(text: str) -> tuple[list[int], Offsets]:
-        ids, offsets = worker.call(_encoded, of, text)
-        return ids, [(start, stop) for start, stop in offsets]
-
-    def decode(ids: Iterable[SupportsInt]) -> str:
-        return worker.call(_decoded, of, [*map(int, ids)])
-
-    by_pattern = tokenizer_files.decodes_by_pattern(folder)
-    return own._replace(encode=encode, decode=decode if by_pattern else own.decode)
+    decode = lambda ids: worker.call(_decoded, of, [*map(int, ids)])
+    own = _loaded(folder, chat_template, elsewhere=decode)
+    return own._replace(encode=lambda text: (worker.call(_encoded, of, text), ()))
 
 
 @functools.lru_cache(maxsize=1)
-def _here(folder: str) -> Tokenizer:
+def here(folder: str) -> Tokenizer:
+    """As `load`, in a worker: the calls of one folder share it."""
     return load(pathlib.Path(folder))
 
 
-def _encoded(step: Step, folder: str, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    own = _here(folder)
+def _encoded(step: Step, folder: str, text: str) -> list[int]:
+    own = here(folder)
     with step("", "tokenising a text"):
-        ids, offsets = own.encode(text)
-        return ids, [*offsets]
+        return own.encode(text)[0]
 
 
 def _decoded(step: Step, folder: str, ids: list[int]) -> str:
-    own = _here(folder)
+    own = here(folder)
     with step("", "decoding a text"):
         return own.decode(ids)
 
 
-def _loaded(folder: pathlib.Path, chat_template: str | None, *, patterns: bool) -> Tokenizer:
-    path = folder / "tokenizer_config.json"
-    config = hf_folder.read_json(path) if path.is_file() else {}
+def _loaded(
+    folder: pathlib.Path,
+    chat_template: str | None,
+    elsewhere: tokenizer_files.Decode | None = None,
+) -> Tokenizer:
+    config = hf_folder.read_if_there(folder / "tokenizer_config.json")
     named = _named(folder, config)
-    codec = tokenizer_files.read(folder, config, patterns=patterns)
+    codec = tokenizer_files.read(folder, config, elsewhere)
     id_of = lambda role: codec.special.get(named.get(role, "")) if role in named else None
     bos, eos = id_of("bos_token"), id_of("eos_token")
     if eos is None:
@@ -116,11 +111,12 @@ def _loaded(folder: pathlib.Path, chat_template: str | None, *, patterns: bool) 
     )
 
 
-def first_special(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The first special token of a text, if it has one."""
-    ids, _ = tokenizer.encode(text)
+def stop_ids(tokenizer: Tokenizer, end_of_turn: str) -> tuple[int, ...]:
+    """The ids that end an answer: end of text, and the first special token of what follows it."""
     special = set(tokenizer.special.values())
-    return [i for i in ids if i in special][:1]
+    of_turn = [i for i in tokenizer.encode(end_of_turn)[0] if i in special][:1]
+    of_text = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    return tuple(dict.fromkeys([*of_text, *of_turn]))
 
 
 def text_after(
@@ -132,8 +128,7 @@ def text_after(
 
 def _named(folder: pathlib.Path, config: dict[str, object]) -> dict[str, str]:
     """The special tokens that have a role, by role."""
-    path = folder / "special_tokens_map.json"
-    given = (hf_folder.read_json(path) if path.is_file() else {}) | config
+    given = hf_folder.read_if_there(folder / "special_tokens_map.json") | config
     found = {}
     for role, token in given.items():
         text = token.get("content") if isinstance(token, dict) else token
@@ -146,8 +141,7 @@ def _eos_of_the_model(
     folder: pathlib.Path, special: Mapping[str, int], named: dict[str, str]
 ) -> tuple[int | None, dict[str, str]]:
     """Where the tokenizer's files name no end of text, config.json may."""
-    path = folder / "config.json"
-    ids = hf_folder.read_json(path).get("eos_token_id") if path.is_file() else None
+    ids = hf_folder.read_if_there(folder / "config.json").get("eos_token_id")
     eos = ids[0] if isinstance(ids, list) and ids else ids
     texts = {i: text for text, i in special.items()}
     if not isinstance(eos, int) or eos not in texts:

@@ -9,25 +9,28 @@ from typing import Any, NamedTuple, SupportsInt
 import sentencepiece
 import tokenizers
 
-from checkpoints_io.errors import BadInput, NotFound
+from checkpoints_io.errors import BadInput, NotFound, UserError
 from zoo.text import byte_files, fast_bpe
+
+Decode = Callable[[Iterable[SupportsInt]], str]
 
 
 class Codec(NamedTuple):
     """Text <-> ids."""
 
     encode: Callable[[str], tuple[list[int], Sequence[tuple[int, int]]]]
-    decode: Callable[[Iterable[SupportsInt]], str]
+    decode: Decode
     special: Mapping[str, int]
     cuts: Sequence[str]  # special tokens before which a text may be cut: its ids are those parts'
     begins_with_bos: bool  # is plain text given one, by these files?
     size: int  # of the vocabulary
 
 
-def read(folder: pathlib.Path, config: dict[str, object], *, patterns: bool = True) -> Codec:
+def read(folder: pathlib.Path, config: dict[str, object], elsewhere: Decode | None = None) -> Codec:
     """The tokenizer in a folder, whose tokenizer_config.json holds `config`.
 
-    Without `patterns`, those of a tokenizer.json are never compiled, and it can only decode.
+    Given what decodes `elsewhere`, the patterns of a tokenizer.json are never compiled here: it
+    can only decode, and that is done elsewhere if it takes a pattern.
 
     Raises:
       FileNotFoundError: there is none.
@@ -37,16 +40,17 @@ def read(folder: pathlib.Path, config: dict[str, object], *, patterns: bool = Tr
     ranks = next(iter(sorted(folder.glob("*.tiktoken"))), model)
     try:
         if (path := folder / "tokenizer.json").is_file():
-            own = tokenizers.Tokenizer.from_file(str(path)) if patterns else _decoding(path)
-            return _fast(own, by_words=patterns)
+            if elsewhere is not None:
+                return _decoding(path, elsewhere)
+            return _fast(tokenizers.Tokenizer.from_file(str(path)))
         if ranks.is_file() and byte_files.is_tiktoken(ranks):
-            begins = byte_files.kind_of(folder) == "llama"
-            return _fast(byte_files.tiktoken(folder, ranks, config), begins)
+            kind = byte_files.kind_of(folder)
+            return _fast(byte_files.tiktoken(folder, ranks, config, kind), kind == "llama")
         if model.is_file():
             return _sentencepiece(model, config)
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
             return _fast(byte_files.gpt2(folder))
-    except (ValueError, OSError):
+    except (UserError, OSError):
         raise
     except BaseException as error:  # whatever a library makes of a stranger's files
         _only_failures(error)
@@ -63,22 +67,13 @@ def _only_failures(error: BaseException) -> None:
         raise error
 
 
-def decodes_by_pattern(folder: pathlib.Path) -> bool:
-    """Does its tokenizer.json decode with a pattern?"""
-    path = folder / "tokenizer.json"
-    return path.is_file() and '"Regex"' in json.dumps(_file(path).get("decoder"))
-
-
-def _decoding(path: pathlib.Path) -> tokenizers.Tokenizer:
-    """What a file decodes, without the patterns that cut texts."""
-    without = {"normalizer": None, "pre_tokenizer": None}
-    if decodes_by_pattern(path.parent):
-        without |= {"decoder": None}
-    return tokenizers.Tokenizer.from_str(json.dumps(_file(path) | without))
-
-
-def _file(path: pathlib.Path) -> dict[str, object]:
-    return json.loads(path.read_text("utf-8"))
+def _decoding(path: pathlib.Path, elsewhere: Decode) -> Codec:
+    """A tokenizer.json without its patterns."""
+    told = json.loads(path.read_text("utf-8"))
+    by_pattern = '"Regex"' in json.dumps(told.get("decoder"))
+    without = dict.fromkeys(["normalizer", "pre_tokenizer", *(["decoder"] if by_pattern else [])])
+    codec = _fast(tokenizers.Tokenizer.from_str(json.dumps(told | without)), by_words=False)
+    return codec._replace(decode=elsewhere) if by_pattern else codec
 
 
 def _fast(own: tokenizers.Tokenizer, begins: bool | None = None, *, by_words: bool = True) -> Codec:
