@@ -24,11 +24,9 @@ from zoo.text import worker
 
 KINDS = {
     kind.__name__: kind
-    for kind in (
-        errors.BadInput, errors.NotFound, errors.NoAccess, errors.InTheWay, errors.StorageError,
-        errors.RunFailed,
-    )
-}  # fmt: skip
+    for kind in errors.UserError.__subclasses__()
+    if kind.__module__ == errors.__name__
+}
 ROOT = str(pathlib.Path(__file__).parents[2])  # where `zoo` is imported from
 BEGIN = "from zoo.text import worker; worker.serve()"
 
@@ -128,13 +126,12 @@ class Worker:
         place = b""
         with contextlib.suppress(OSError, ValueError):  # another thread has closed it
             place = os.pread(running.place.fileno(), worker.WIDTH, 0).rstrip(b"\0")
-        where = place.decode("utf-8", "replace")
+        seconds, _, where = place.decode("utf-8", "replace").partition(" ")
         at = f"{where}: " if where else ""
         self.close()
         if status == -signal.SIGXCPU:
-            seconds = self._limits.seconds if where else self._limits.loading
             return errors.BadInput(
-                f"{at}{self._programs} took more than {seconds:g} seconds of CPU time in a "
+                f"{at}{self._programs} took more than {seconds} seconds of CPU time in a "
                 f"library, and was ended: {self._remedy}"
             )
         how = signal.Signals(-status).name if status < 0 else f"status {status}"

@@ -100,9 +100,8 @@ class _Bounds:
         Raises:
           BadInput: `what` takes longer, or needs too much memory.
         """
-        self.at(where)
         seconds = self.seconds + more
-        self.allow(seconds)
+        self.begin(where, seconds)
         try:
             yield
         except _TooLong:
@@ -110,15 +109,12 @@ class _Bounds:
         except MemoryError:
             raise BadInput(f"{what} needs more than {self.memory >> 20} MiB of memory") from None
         finally:
-            self.allow(self.loading)
+            self.begin("", self.loading)
 
-    def at(self, where: str) -> None:
-        """Says what the process is at."""
-        text = where.encode("utf-8", "replace")[:WIDTH]
+    def begin(self, where: str, seconds: float) -> None:
+        """Allows so much CPU time from now on, and says so, and what the process is at."""
+        text = f"{seconds:g} {where}".encode("utf-8", "replace")[:WIDTH]
         os.pwrite(self._place, text.ljust(WIDTH, b"\0"), 0)
-
-    def allow(self, seconds: float) -> None:
-        """So much CPU time from now on."""
         signal.setitimer(signal.ITIMER_PROF, seconds, 1.0)  # raised again if it is swallowed
         end = int(time.process_time() + seconds + 2)
         resource.setrlimit(
@@ -128,8 +124,7 @@ class _Bounds:
 
 def _answered(request: tuple[int, bytes], bounds: _Bounds) -> tuple[int, bytes]:
     try:
-        bounds.at("")
-        bounds.allow(bounds.loading)
+        bounds.begin("", bounds.loading)
         asked = json.loads(request[1].decode("utf-8", "surrogatepass"))
         function: Callable[..., object] = vars(importlib.import_module(asked["module"]))[
             asked["name"]

@@ -38,25 +38,26 @@ def refuses(step, kind, text):
     raise {"BadInput": BadInput, "NotFound": NotFound, "KeyError": KeyError}[kind](text)
 
 
+def loop():
+    """Python without an end, or with one that a test sees."""
+    while time.process_time() < 30:
+        pass
+
+
 def loops(step, within):
-    """Python without an end."""
     if not within:
-        while True:
-            pass
+        return loop()
     with step("a.jsonl:7", "to read it"):
-        while True:
-            pass
+        return loop()
 
 
 def loops_deaf(step):
     """It swallows the first stop."""
     with step("a.jsonl:7", "to read it"):
         try:
-            while True:
-                pass
+            loop()
         except BaseException:
-            while True:
-                pass
+            loop()
 
 
 def loops_in_c(step, where):

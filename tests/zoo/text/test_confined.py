@@ -8,6 +8,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -40,6 +41,10 @@ def gone(pid):
             return True
         time.sleep(0.1)
     return False
+
+
+def test_limits_are_those_that_docs_data_md_gives():
+    assert Limits() == Limits(seconds=5, loading=60, memory=4 * 2**30)
 
 
 def test_it_answers_what_json_can_say_and_bytes(worker):
@@ -261,6 +266,17 @@ except KeyboardInterrupt:
     assert gone(pid)
 
 
+@contextlib.contextmanager
+def killed_after(seconds, parent):
+    """The processes of its session, if the block takes longer."""
+    timer = threading.Timer(seconds, os.killpg, (parent.pid, signal.SIGKILL))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def test_a_fork_has_one_of_its_own():
     code = """
 first = worker.call(jobs.process)
@@ -271,8 +287,8 @@ if os.fork() == 0:
 os.wait()
 print(first == worker.call(jobs.process))
 """
-    with program(code) as parent:
-        out, err = parent.communicate(timeout=60)
+    with program(code, start_new_session=True) as parent, killed_after(60, parent):
+        out, err = parent.communicate()
     assert out == "True True\nTrue\n", err
 
 
