@@ -214,7 +214,7 @@ class Disk(NamedTuple):
     def remove(self, name: str) -> None:
         path = self.path / name
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
 

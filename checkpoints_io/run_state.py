@@ -189,14 +189,6 @@ class RunStore:
             self._known[step] = _tried(step, lambda: self.facts(step))
         return self._known[step]
 
-    def restore(self, step: int, like: Mapping[str, PyTree]) -> Restored:
-        """The trees named in `like`, with its shapes, dtypes and shardings.
-
-        Raises:
-          ValueError: they are not as they were written.
-        """
-        return _with_its_bits(self._read(step, like))
-
     def _read(self, step: int, like: Mapping[str, PyTree]) -> Restored:
         trees = self._saver.load_checkpointables(step, {**_abstract(dict(like)), "facts": None})
         facts = sealed.opened(trees.pop("facts"), step)

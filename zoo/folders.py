@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from checkpoints_io import bits, hf_folder, hf_weights
 from checkpoints_io.errors import BadInput
 from zoo.models import ARCHITECTURES, Model, abstract
 from zoo.parts import hf_config, pattern, stack
@@ -35,8 +36,6 @@ def load(
       FileNotFoundError: there is no such folder, repository or file.
       ValueError: config.json or the weights do not fit any architecture here.
     """
-    from checkpoints_io import hf_folder, hf_weights
-
     # What the zoo cannot read is refused before its weights are fetched.
     folder = hf_folder.look_up(path_or_id, revision)
     model = abstract(folder.config, dtype, compute_dtype, mesh)
@@ -69,8 +68,6 @@ def fresh(
     Raises:
       FileNotFoundError, ValueError: as `load`.
     """
-    from checkpoints_io import hf_folder
-
     source = None
     if isinstance(config, str | os.PathLike):
         source = hf_folder.fetched(hf_folder.look_up(config), hf_folder.TOKENIZER_FILES)
@@ -96,8 +93,6 @@ def check(path_or_id: str | os.PathLike[str]) -> None:
     Raises:
       FileNotFoundError, ValueError: as `load`.
     """
-    from checkpoints_io import hf_folder, hf_weights
-
     folder = hf_folder.look_up(path_or_id)
     model = abstract(folder.config)
     hf_weights.check(hf_folder.fetched(folder).path, _plan(model))
@@ -111,8 +106,6 @@ def check_finite(model: Model) -> None:
     Raises:
       ValueError: there are such weights.
     """
-    from checkpoints_io import bits, hf_weights
-
     table = _table(model)
     params = {_name(path): p.get_value() for path, p in nnx.to_flat_state(nnx.state(model))}
     # All are started before one is waited for.
@@ -149,18 +142,20 @@ def save(
 
     Raises:
       FileExistsError: `folder` holds something that is not a model.
+      FileNotFoundError: there is no folder `tokenizer`.
     """
-    from checkpoints_io import hf_export, hf_folder, places
+    from checkpoints_io import hf_export, places  # of a disk, which `load` need not write to
 
     params = nnx.to_flat_state(nnx.state(model, nnx.Param))
     weights = {_name(path): (param.axes, param.get_value()) for path, param in params}
     source = hf_folder.look_up(model.source) if model.source else None
+    words = source.path if source else None
+    if tokenizer is not None:
+        words = hf_folder.find(os.fspath(tokenizer), files=hf_folder.TOKENIZER_FILES)
     with places.at(str(folder)).whole_folder() as begun:
         hf_export.write(begun, _table(model), weights, np.dtype(dtype))
         if begun:
             config = _hf_config_of(model, source.config if source else None)
-            words = tokenizer or (source.path if source else None)
-            words = pathlib.Path(words) if words else None
             hf_folder.write_companions(begun, config, source, words, stop_ids, chat_template)
 
 
@@ -178,10 +173,8 @@ def _hf_config_of(model: Model, config: dict[str, object] | None) -> dict[str, o
     return {k: v for k, v in config.items() if k not in ("quantization_config", "auto_map")}
 
 
-def _plan(model: Model):
+def _plan(model: Model) -> hf_weights.Plan:
     """What the weight reader needs: the table, the weights, and the tensors that repeat others."""
-    from checkpoints_io import hf_weights
-
     arch = ARCHITECTURES[model.config.model_type]
     table = _table(model)
     wanted = {
@@ -194,10 +187,8 @@ def _plan(model: Model):
     return hf_weights.Plan(table, wanted, tied, getattr(arch, "HF_NAMES", ()))
 
 
-def _table(model: Model):
+def _table(model: Model) -> dict[str, hf_weights.Entry]:
     """Where each of our weights stands in the files; of a kind of layers, by their numbers."""
-    from checkpoints_io import hf_weights
-
     numbers = {f"{stack.STACKS}.{kind}": found
                for kind, found in pattern.numbers(model.config.kinds).items()}  # fmt: skip
     kind_of = lambda path: ".".join(path.split(".")[:2])

@@ -16,8 +16,9 @@ import pytest
 
 from checkpoints_io import places
 from recipes.data import source_pairs
-from recipes.data.ids import parallel, token_cache
+from recipes.data.ids import counts, parallel, token_cache
 from recipes.data.ids.encode_rows import Source
+from recipes.data.ids.shards import Shard
 from recipes.preference import reference_cache
 from recipes.training import checks, policy, prepare, records, settings
 from recipes.training.run import Records
@@ -131,11 +132,13 @@ def test_no_folder_takes_the_place_of_something_else(room):
 def test_what_cannot_be_read_is_set_aside(room):
     for aside in ("unreadable-2", "unreadable-2.1", "unreadable-2.2"):
         room.within("2/policy").make()
-        room.write_whole("2/policy/weights", b"torn")
+        room.write_whole("2/policy/weights", aside.encode())
         room.write_whole("2/commit_success.txt", b"")
         assert aside not in room.names()
         room.set_aside("2")
-        assert aside in room.names()
+        assert not room.exists("2/commit_success.txt")
+        where = aside if isinstance(room, places.Disk) else "2"  # a bucket moves nothing
+        assert room.read(f"{where}/policy/weights") == aside.encode()
         assert not room.exists("2/commit_success.txt")
 
 
@@ -254,14 +257,23 @@ def test_tokens_are_kept(room, monkeypatch):
             np.testing.assert_array_equal(mine.rejected_scored, theirs.rejected_scored)
 
 
-@pytest.mark.parametrize("content", [b"[1]", b'{"../other.arrow": "0"}', b"{", b'{"a.arrow": "0"}'])
-def test_tokens_that_are_said_to_be_elsewhere_are_none(room, content):
+@pytest.mark.parametrize("content", [b"[1]", b"{", b'{"a.arrow": "0"}'])
+def test_tokens_that_are_not_there_are_none(room, content):
+    room.write_whole("done.json", content)
+    assert token_cache.read_all(room) is None
+
+
+def test_tokens_that_are_said_to_be_elsewhere_are_none(room):
+    """Though they are whole, and of the digest that is given."""
+    token_cache.write(room, "000000000.arrow", Shard([], np.zeros(0, np.uint64), counts.none()))
+    token_cache.finish(room, [0])
+    assert token_cache.read_all(room)
+    content, done = room.read("000000000.arrow"), room.read("done.json")
     cache = room.within("cache")
     cache.make()
-    room.write_whole("other.arrow", b"theirs")
-    cache.write_whole("done.json", content)
+    cache.write_whole("done.json", done.replace(b"000000000", b"../000000000"))
     assert token_cache.read_all(cache) is None
-    assert room.read("other.arrow") == b"theirs"
+    assert room.read("000000000.arrow") == content
 
 
 def test_answers_of_a_reference_are_kept(room):

@@ -149,14 +149,8 @@ def keeping(kept: list[Array]) -> Run:
         each: PyTree = None,
     ) -> Float[Array, "B T D"]:
         layout, weights = taken_apart(model)
-        graphs, each = dict(layout.graphs), by_kind(model, each)
         shared = (mixing.Whole(where, model.attention), *shared)
-
-        def layer(x: Array, kind: str, i: Array) -> tuple[Array, Array]:
-            own = at(each[kind], i)
-            return block_of(graphs[kind], x, at(weights[kind], i), own, shared), x
-
-        x, entering = through(layout, layer, x)
+        x, (entering, *_) = _forward(layout, x, weights, None, shared, by_kind(model, each))
         for by_place in entering:  # of each part, by place in its pattern, by repetition
             in_order = jnp.stack(by_place, axis=1)
             kept.append(in_order.reshape(-1, *in_order.shape[2:]))
