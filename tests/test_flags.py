@@ -196,7 +196,7 @@ def copied(folder, *lines):
 def test_two_settings_that_one_flag_would_set(tmp_path, names, value, told):
     own = [f"config.{name}" for name in names]
     file = copied(tmp_path, f"del {', '.join(own)}", " = ".join([*own, value]))
-    for flags in ([], ["--config.reference_model_path=/reference"], settings.ALL):
+    for flags in ([], ["--config.reference_model_path=/reference"]):
         with pytest.raises(ValueError, match=told):
             read(file, *flags)
 

@@ -124,6 +124,10 @@ def test_a_setting_that_the_checkpoint_does_not_know_may_have_its_default():
         resume.refuse_other_settings(old, old | {name: default}, HERE)
     with pytest.raises(ValueError, match=r"label_smoothing: None there, 0\.2 here"):
         resume.refuse_other_settings(old, old | {"label_smoothing": 0.2}, HERE)
+    for name, other in (("reference_is_hf", False), ("lr_schedule", ""), ("adam_beta2", 0.0)):
+        assert settings.ALL[name].default != other
+        with pytest.raises(ValueError, match=f"{name}: None there"):
+            resume.refuse_other_settings(old, old | {name: other}, HERE)
     with pytest.raises(ValueError, match=r"data\.columns\.chosen: None there, 'better' here"):
         now = old | {"data.columns.chosen": "better"}
         resume.refuse_other_settings(old, now, HERE)

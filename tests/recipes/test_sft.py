@@ -47,7 +47,7 @@ def exported(config, step):
     return safetensors.numpy.load_file(folder / "model.safetensors")
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(config, tmp_path):
+def test_a_resumed_run_is_the_uninterrupted_one(config, tmp_path, capfd):
     config.hf_save_dtype = "float32"
     sft.train(config)
     whole, config.directory = config.copy_and_resolve_references(), str(tmp_path / "parts")
@@ -70,7 +70,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(config, tmp_path):
     with pytest.MonkeyPatch.context() as patched, pytest.raises(Stopped):
         patched.setattr(loop, "applied", killed_after_two)
         sft.train(config)
+    capfd.readouterr()
     sft.train(config)
+    assert "resuming from step 2" in capfd.readouterr().out
     assert records(config) == records(whole)
     ours, theirs = exported(config, 4), exported(whole, 4)
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
@@ -177,6 +179,21 @@ def test_rows_without_one_are_refused(tmp_path, row, told):
     file.write_text(json.dumps(row) + "\n")
     with pytest.raises(ValueError, match=told):
         source_pairs.recognised(Source(str(file), single=True))
+
+
+def test_every_layout_of_single_answers_has_an_example():
+    (shown,) = (mark for mark in test_rows_of_a_single_answer.pytestmark)
+    named = {layout for _, layout, *_ in shown.args[1]} | {"plain_answer"}
+    assert named == layouts.named(single=True).keys()
+
+
+def test_an_answer_in_plain_text_is_taken_as_it_is():
+    """Asked for by name: a prompt and an answer are otherwise those of a conversation."""
+    read = layouts.LAYOUTS["plain_answer"].read
+    pair = read({"prompt": "Which way? ", "answer": "Onwards."})
+    assert (pair.prompt, pair.chosen, pair.rejected) == ("Which way? ", "Onwards.", None)
+    with pytest.raises(ValueError, match="answer"):
+        read({"prompt": "Which way? ", "answer": [ANSWER]})
 
 
 def test_a_conversation_ends_with_an_answer(tmp_path):

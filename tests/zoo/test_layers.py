@@ -103,7 +103,7 @@ def test_every_axis_has_a_letter_of_the_alphabet():
     alphabet = re.findall(r"(?:  |; )([A-Z]) \w", str(layers.__doc__))
     assert len(alphabet) == len(set(alphabet)) == 23
     assert set(sharding.STORED) <= set(alphabet)
-    for path in [*(ROOT / "zoo").glob("*.py"), *(ROOT / "recipes").rglob("*.py")]:
+    for path in [*(ROOT / "zoo").rglob("*.py"), *(ROOT / "recipes").rglob("*.py")]:
         text = path.read_text()
         axes = re.findall(r"(?:Float|Int|Bool|Key)\[[\w.| ]+, *\"([^\"]*)\"\]", text)
         axes += re.findall(r"(?:constrain|gather|by_width|weight)\([^\"()]*\"([A-Z ]+)\"", text)

@@ -11,9 +11,9 @@ from recipes.data.chats import dialect
 from recipes.data.chats.dialect import Dialect
 from recipes.data.chats.layouts import Pair
 from recipes.data.chats.messages import Turns
-from zoo.text import template
+from zoo.text import template, tokenizer
 from zoo.text.template import Span
-from zoo.text.tokenizer import Tokenizer, first_special
+from zoo.text.tokenizer import Tokenizer
 
 SCORED_TURNS = ("assistant", "last", "all")  # after the prompt: answers, the last one, every word
 
@@ -94,9 +94,6 @@ def check_plain(tokenizer: Tokenizer) -> None:
         )
 
 
-def stop_ids(tokenizer: Tokenizer, chat: Chat | None) -> tuple[int, ...]:
+def stop_ids(own: Tokenizer, chat: Chat | None) -> tuple[int, ...]:
     """The ids that end an answer: end of text, and the template's end of turn, if there is one."""
-    ends = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    if chat is not None:
-        ends += first_special(tokenizer, chat.end_of_turn)
-    return tuple(dict.fromkeys(ends))
+    return tokenizer.stop_ids(own, chat.end_of_turn if chat else "")

@@ -22,7 +22,7 @@ from recipes.data.rows import sources
 from tests.conftest import TINY
 from tests.zoo.text.test_confined import catastrophic, gone
 from zoo.text import confined
-from zoo.text.confined import Limits, Worker
+from zoo.text.confined import Limits
 
 MODEL = str(TINY / "model")
 HOW = How(MODEL, None, "assistant", None, 64, "drop", max_malformed_fraction=0.5)
@@ -271,7 +271,8 @@ def test_other_code_is_another_folder(tmp_path, monkeypatch):
         shutil.copytree(folder, copy)
     monkeypatch.setattr(parallel, "CODE", copies)
     assert parallel.identity(source, HOW) == before
-    for path in (tmp_path / "chats" / "layouts.py", tmp_path / "text" / "fast_bpe.py"):
+    for name in ("rows/formats.py", "chats/layouts.py", "ids/pair_ids.py", "text/fast_bpe.py"):
+        path = tmp_path / name
         text = path.read_text()
         path.write_text(text + "# another reading")
         assert parallel.identity(source, HOW) != before
@@ -355,9 +356,7 @@ def looping(tmp_path, word):
 def impatient(monkeypatch):
     """Workers with little time."""
     limits = Limits(seconds=0.5, loading=20.0)
-    monkeypatch.setattr(
-        parallel, "worker", lambda how: Worker("the template", "use another", limits)
-    )
+    monkeypatch.setattr(confined, "Limits", lambda: limits)
     with parallel.Crew(HOW) as crew:
         yield crew
 
@@ -386,11 +385,13 @@ def test_a_row_that_ends_the_worker_is_named(tmp_path, impatient):
     bad = GOOD | {"chosen": [USER, turn("a" * 300)]}
     path = written(tmp_path / "a.jsonl", [GOOD, bad, GOOD])
     how = HOW._replace(tokenizer=str(folder))
+    impatient.how = how
     with pytest.raises(BadInput) as error:
         source_pairs.read(Source(str(path), "preference_chat"), how, None, impatient)
     assert str(error.value) == (
-        f"{path}:2: the template took more than 0.5 seconds of CPU time in a library, and was "
-        "ended: use another"
+        f"{path}:2: the tokenizer in {folder} or its chat template took more than 0.5 seconds of "
+        "CPU time in a library, and was ended: leave this row out, or give another template "
+        "(--config.chat_template) or tokenizer (--config.tokenizer)"
     )
     path = written(tmp_path / "b.jsonl", [GOOD, GOOD])
     assert (

@@ -304,6 +304,12 @@ def same_bits(some, others):
         np.testing.assert_array_equal(one, other)
 
 
+def test_parts_are_joined_at_any_depth(work):
+    _, params, *_ = work
+    for frozen in ([("blocks", "mlp")], [("blocks", "attention", "q"), ("norm",)], [], [()]):
+        same_bits(update.joined(*parted(params, frozen)), params)
+
+
 @pytest.mark.parametrize("names", FROZEN)
 def test_what_is_frozen_takes_no_part(work, names, tmp_path):
     """Not in sums, optimizer or checkpoint; the others' gradient is that of the whole tree."""

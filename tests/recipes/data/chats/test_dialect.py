@@ -303,6 +303,12 @@ def test_a_row_of_many_megabytes_is_one_row(own):
     assert time.thread_time() - since < 0.5  # of CPU time; letter by letter it takes two
 
 
+def test_the_spelling_tried_is_no_form_of_the_question():
+    """What a template prints of the question would pass for a call."""
+    for word in (dialect.NAME, *dialect.ARGUMENTS, *dialect.ARGUMENTS.values()):
+        assert word not in dialect.QUESTION["content"]
+
+
 def test_every_stock_template_shows_calls_once_or_refuses_them(own, shared):
     shown = refused = 0
     for path in sorted((shared / "data" / "chat_templates").glob("*/*.jinja")):
