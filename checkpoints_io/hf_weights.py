@@ -182,7 +182,7 @@ def _check(folder: pathlib.Path, plan: Plan, tensors: dict) -> None:
             )
         for _, full in hf_names(entry, want.shape):
             shapes[full] = tuple(
-                math.prod(sizes[a] for a in group.split()) for group in _groups(entry.axes)
+                math.prod(sizes[a] for a in group.split()) for group in groups(entry.axes)
             )
     if missing := shapes.keys() - tensors.keys():
         raise BadInput(f"the weights in {folder} lack {_some(missing)}")
@@ -223,7 +223,7 @@ def _some(names) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _groups(hf_axes: str) -> list[str]:
+def groups(hf_axes: str) -> list[str]:
     """Reads "(N H) D" as ["N H", "D"]."""
     return [a or b for a, b in re.findall(r"\(([^)]*)\)|(\w+)", hf_axes)]
 
@@ -263,7 +263,7 @@ def _rearranged(
     sizes = dict(zip(letters, shape, strict=True))
     at = dict(zip(letters, index, strict=True))
     cut, rest = [], dict(at)
-    for group in _groups(hf_axes):
+    for group in groups(hf_axes):
         lead, *inner = group.split()
         width = math.prod(sizes[letter] for letter in inner)
         cut.append(slice(at[lead].start * width, at[lead].stop * width))

@@ -11,8 +11,8 @@ import numpy as np
 
 from checkpoints_io import bits, hf_folder, hf_weights
 from checkpoints_io.errors import BadInput
-from zoo.models import ARCHITECTURES, Model, abstract
-from zoo.parts import hf_config, pattern, stack
+from zoo.models import ARCHITECTURES, Model, abstract, hf_table, name_of
+from zoo.parts import hf_config
 
 
 def load(
@@ -43,7 +43,7 @@ def load(
     graph, state = nnx.split(model)
     arrays = hf_weights.read(folder.path, _plan(model))
     flat = nnx.to_flat_state(state)
-    filled = [(path, param.replace(arrays[_name(path)])) for path, param in flat]
+    filled = [(path, param.replace(arrays[name_of(path)])) for path, param in flat]
     model = nnx.merge(graph, nnx.from_flat_state(filled))
     model.source = folder
     return model
@@ -106,8 +106,8 @@ def check_finite(model: Model) -> None:
     Raises:
       ValueError: there are such weights.
     """
-    table = _table(model)
-    params = {_name(path): p.get_value() for path, p in nnx.to_flat_state(nnx.state(model))}
+    table = hf_table(model)
+    params = {name_of(path): p.get_value() for path, p in nnx.to_flat_state(nnx.state(model))}
     # All are started before one is waited for.
     finite = {name: bits.finite(x, table[name].name.count("{")) for name, x in params.items()}
     bad = [
@@ -147,13 +147,13 @@ def save(
     from checkpoints_io import hf_export, places  # of a disk, which `load` need not write to
 
     params = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    weights = {_name(path): (param.axes, param.get_value()) for path, param in params}
+    weights = {name_of(path): (param.axes, param.get_value()) for path, param in params}
     source = hf_folder.look_up(model.source) if model.source else None
     words = source.path if source else None
     if tokenizer is not None:
         words = hf_folder.find(os.fspath(tokenizer), files=hf_folder.TOKENIZER_FILES)
     with places.at(str(folder)).whole_folder() as begun:
-        hf_export.write(begun, _table(model), weights, np.dtype(dtype))
+        hf_export.write(begun, hf_table(model), weights, np.dtype(dtype))
         if begun:
             config = _hf_config_of(model, source.config if source else None)
             hf_folder.write_companions(begun, config, source, words, stop_ids, chat_template)
@@ -176,27 +176,12 @@ def _hf_config_of(model: Model, config: dict[str, object] | None) -> dict[str, o
 def _plan(model: Model) -> hf_weights.Plan:
     """What the weight reader needs: the table, the weights, and the tensors that repeat others."""
     arch = ARCHITECTURES[model.config.model_type]
-    table = _table(model)
+    table = hf_table(model)
     wanted = {
-        _name(path): hf_weights.Wanted(
+        name_of(path): hf_weights.Wanted(
             param.axes, param.shape, np.dtype(param.dtype), param.get_value().sharding
         )
         for path, param in nnx.to_flat_state(nnx.state(model))
     }
     tied = {} if "head" in wanted else {table["head"].name: table["embedding"].name}
     return hf_weights.Plan(table, wanted, tied, getattr(arch, "HF_NAMES", ()))
-
-
-def _table(model: Model) -> dict[str, hf_weights.Entry]:
-    """Where each of our weights stands in the files; of a kind of layers, by their numbers."""
-    numbers = {f"{stack.STACKS}.{kind}": found
-               for kind, found in pattern.numbers(model.config.kinds).items()}  # fmt: skip
-    kind_of = lambda path: ".".join(path.split(".")[:2])
-    return {
-        path: hf_weights.Entry(name, axes, numbers.get(kind_of(path)))
-        for path, (name, axes) in ARCHITECTURES[model.config.model_type].HF_WEIGHTS.items()
-    }
-
-
-def _name(path: tuple) -> str:
-    return ".".join(map(str, path))

@@ -7,6 +7,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from checkpoints_io import hf_weights
 from checkpoints_io.errors import BadInput
 from zoo import (
     cohere2,
@@ -27,7 +28,7 @@ from zoo import (
     qwen3_moe,
     smollm3,
 )
-from zoo.parts import causal_lm, hf_config, rope, sharding
+from zoo.parts import causal_lm, hf_config, pattern, rope, sharding, stack
 
 # `model_type` in an HF config.json -> the module with its `Config`, `Model` and `HF_WEIGHTS`.
 ARCHITECTURES: dict[str, types.ModuleType] = {
@@ -79,6 +80,22 @@ def abstract(
     is_param = lambda x: isinstance(x, nnx.Variable)
     nnx.update(model, jax.tree.map(placed, nnx.state(model), is_leaf=is_param))
     return model
+
+
+def hf_table(model: Model) -> dict[str, hf_weights.Entry]:
+    """Where each of our weights stands in the files; of a kind of layers, by their numbers."""
+    numbers = {f"{stack.STACKS}.{kind}": found
+               for kind, found in pattern.numbers(model.config.kinds).items()}  # fmt: skip
+    kind_of = lambda path: ".".join(path.split(".")[:2])
+    return {
+        path: hf_weights.Entry(name, axes, numbers.get(kind_of(path)))
+        for path, (name, axes) in ARCHITECTURES[model.config.model_type].HF_WEIGHTS.items()
+    }
+
+
+def name_of(path: tuple) -> str:
+    """A weight's path as the tables have it: "blocks.attention.q"."""
+    return ".".join(map(str, path))
 
 
 def longest_text(config: Mapping[str, object]) -> int | None:

@@ -15,8 +15,9 @@ from checkpoints_io.processes import all_agree
 from checkpoints_io.run_state import Facts, RunStore
 from recipes.training import logps, optimizer, resume
 from recipes.training.run import Run, say
-from recipes.training.update import Params, joined
+from recipes.training.update import Params
 import zoo
+from zoo.parts import adapted
 
 
 class Policy(NamedTuple):
@@ -83,12 +84,12 @@ def begin(policy: Policy, run: Run, store: RunStore, facts: Facts) -> State:
 
 def model_of(policy: Policy, state: State) -> zoo.Model:
     """The policy as a model with its current weights."""
-    return nnx.merge(policy.graph, nnx.State(joined(state.trained, state.frozen)))
+    return nnx.merge(policy.graph, nnx.State(adapted.joined(state.trained, state.frozen)))
 
 
 def asked(policy: Policy, state: State, forward: logps.Compiled) -> logps.Forward:
     """The policy's forward pass with its current weights, in the compute dtype."""
-    params = logps.cast(joined(state.trained, state.frozen), policy.blank.dtype)
+    params = logps.cast(adapted.joined(state.trained, state.frozen), policy.blank.dtype)
     return functools.partial(forward, policy.graph, params)
 
 

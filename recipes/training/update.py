@@ -17,7 +17,7 @@ import optax
 from recipes.data.packed.batches import Said
 from recipes.data.packed.packing import Packed, Shape
 from recipes.training import logps
-from zoo.parts import stack
+from zoo.parts import adapted, stack
 
 Params = dict[str, PyTree]  # weights by name, in dicts as modules nest
 
@@ -62,7 +62,7 @@ def add_micro_batch(
     of_others, of_stacks = stack.split(sums.gradient)
 
     def mean_loss(others: Params, so_far: Params | None) -> tuple[Array, Array]:
-        params = joined(trained | others, frozen)
+        params = adapted.joined(trained | others, frozen)
         policy = logps.of_params(graph, params, batch, so_far)
         each = loss(Answers(policy, reference, *said))
         # The mean is over the slots of the whole update: examples that are elsewhere add 0.
@@ -103,15 +103,6 @@ def apply(
     # A branch works in place; a choice between two results would hold both.
     moved, opt_state = jax.lax.cond(sound, take, lambda *state: state, trained, opt_state)
     return moved, opt_state, values
-
-
-def joined(trained: Params, frozen: Params) -> Params:
-    """The weights of the whole model."""
-    both = dict(frozen)
-    for name, value in trained.items():
-        inner = both.get(name)
-        both[name] = joined(value, inner) if isinstance(inner, dict) else value
-    return both
 
 
 class Programs(NamedTuple):

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zoo.parts import sharding
+from zoo.parts import adapted, sharding
 
 
 def weight(
@@ -53,9 +53,32 @@ def ready(w: nnx.Param, axes: str, dtype: jax.typing.DTypeLike) -> Array:
 
 
 def einsum(equation: str, x: Array, w: nnx.Param, out: jax.typing.DTypeLike | None = None) -> Array:
-    """`x` times a weight, in the dtype of `x`: the weight may be kept in a wider one."""
+    """`x` times a weight, in the dtype of `x`: the weight may be kept in another one."""
     letters = equation.split(",")[1].split("->")[0]
+    value = w[...]
+    if adapted.is_adapted(value):
+        return _with_adapter(equation, x, value, out or x.dtype)
     return _product(equation, out or x.dtype, x, ready(w, " ".join(letters), x.dtype))
+
+
+def _with_adapter(equation: str, x: Array, w: adapted.Adapted, out: jax.typing.DTypeLike) -> Array:
+    """`x W + s (x A) B`: the wide product is that of the frozen model, to the last bit."""
+    of_x, of_w, of_out = re.split(",|->", equation)
+    into, made = adapted.lettered(w.into), adapted.lettered(w.out)
+    gathered = lambda x, axes: sharding.gather(x, " ".join(axes))
+    base = gathered(w.base.astype(x.dtype), of_w)
+    a, b = gathered(w.adapter.a, f"{into}r"), gathered(w.adapter.b, f"r{made}")
+    y = _product(equation, out, x, base)
+    rest = "".join(letter for letter in of_x if letter not in into)
+    low = _product(f"{of_x},{into}r->{rest}r", x.dtype, x, a.astype(x.dtype))
+    low = (low * w.scale).astype(x.dtype)
+    y = y + _product(f"{rest}r,r{made}->{of_out}", out, low, b.astype(x.dtype))
+    if w.adapter.magnitude is None:
+        return y
+    turn = adapted.turn(w, base)  # its letters, in the order of the file, to their places in y
+    order = sorted(range(len(made)), key=lambda i: of_out.index(made[i]))
+    sizes = [turn.shape[made.index(c)] if c in made else 1 for c in of_out]
+    return (y * turn.transpose(order).reshape(sizes)).astype(out)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

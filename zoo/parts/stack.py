@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from zoo.parts import hf_config, mixing, pattern, sharding, spans
+from zoo.parts import adapted, hf_config, mixing, pattern, sharding, spans
 
 # What of a block is kept for the backward pass, beside the residual stream before it; the rest is
 # recomputed. Less kept is less memory and more time.
@@ -64,8 +64,9 @@ def run(
 
     `shared` are pytrees that take no gradient; `each` is one with a leading L: what differs from
     layer to layer, and then the last argument of `block`. Where layers are of several kinds (see
-    `Config.kinds`), it is by kind, for those that have something. `so_far` is a gradient that fresh
-    gradients are added to: differentiate by it, not by the weights, and what comes is their sum.
+    `Config.kinds`), it is by kind, for those that have something. `so_far` is a gradient, of all
+    weights or of those that are trained, that fresh gradients are added to: differentiate by it,
+    not by the weights, and what comes is their sum.
     With full remat it is added to in its place, layer by layer, so that a gradient of all layers
     exists once and not twice.
     """
@@ -77,7 +78,7 @@ def run(
     if model.remat == "full" and (so_far is not None or model.config.kinds):
         return _by_number(layout, x, weights, so_far, shared, each)
     if so_far is not None:
-        weights = _attached(weights, so_far)
+        weights = adapted.joined(_attached(adapted.part(weights, so_far), so_far), weights)
     return _scanned(layout, x, weights, shared, each, REMAT[model.remat])
 
 
@@ -198,12 +199,12 @@ def _scanned(
 
 
 @jax.custom_vjp
-def _attached(weights: ByKind, so_far: ByKind) -> ByKind:
-    return weights
+def _attached(trained: ByKind, so_far: ByKind) -> ByKind:
+    return trained
 
 
 _attached.defvjp(
-    lambda weights, so_far: (weights, so_far),
+    lambda trained, so_far: (trained, so_far),
     lambda so_far, gradient: (None, jax.tree.map(jnp.add, so_far, gradient)),
 )
 
@@ -235,12 +236,13 @@ def _backward(layout: Layout, kept: tuple, gradient: Array) -> tuple:
     inputs, weights, so_far, shared, each = kept
     graphs = dict(layout.graphs)
     sums = jax.tree.map(jnp.zeros_like, weights) if so_far is None else so_far
+    trained = adapted.part(weights, sums)
 
     def layer(carry: tuple, kind: str, n: Array, x: Array) -> tuple:
         gradient, sums = carry
-        own = at(each[kind], n)
-        again = lambda x, weights: block_of(graphs[kind], x, weights, own, shared)
-        _, pull = jax.vjp(again, x, at(weights[kind], n))
+        own, whole = at(each[kind], n), at(weights[kind], n)
+        again = lambda x, some: block_of(graphs[kind], x, adapted.joined(some, whole), own, shared)
+        _, pull = jax.vjp(again, x, at(trained[kind], n))
         gradient, fresh = pull(gradient)
         add = lambda sum_, new: jax.lax.dynamic_update_index_in_dim(sum_, at(sum_, n) + new, n, 0)
         return gradient, sums | {kind: jax.tree.map(add, sums[kind], fresh)}

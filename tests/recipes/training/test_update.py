@@ -27,7 +27,7 @@ from recipes.training.update import Sums
 from tests.conftest import large_weights, programs_of, run_with, sigmoid, small_config
 from tests.recipes.data.packed.test_packing import random_pairs
 from zoo import llama
-from zoo.parts import sharding
+from zoo.parts import adapted, sharding
 
 PAIRS, BETA, RATE = 4, 0.5, 0.25
 OBJECTIVE = sigmoid(BETA)
@@ -284,6 +284,7 @@ FROZEN = {
     "head": [("head",)],
     "all around the blocks": [("embedding",), ("head",), ("norm", "scale")],
     "the blocks": [("blocks",)],
+    "some of the blocks": [("blocks", "mlp"), ("blocks", "attention", "q")],
 }
 
 
@@ -307,7 +308,7 @@ def same_bits(some, others):
 def test_parts_are_joined_at_any_depth(work):
     _, params, *_ = work
     for frozen in ([("blocks", "mlp")], [("blocks", "attention", "q"), ("norm",)], [], [()]):
-        same_bits(update.joined(*parted(params, frozen)), params)
+        same_bits(adapted.joined(*parted(params, frozen)), params)
 
 
 @pytest.mark.parametrize("names", FROZEN)
@@ -316,7 +317,7 @@ def test_what_is_frozen_takes_no_part(work, names, tmp_path):
     graph, params, *_, mesh = work
     trained, frozen = parted(params, FROZEN[names])
     assert frozen.keys() == {first for first, *_ in FROZEN[names]}
-    same_bits(update.joined(trained, frozen), params)
+    same_bits(adapted.joined(trained, frozen), params)
     adamw = optax.adam(RATE)
     state = State(0, trained, frozen, optimizer.init(adamw, trained, mesh))
     place = place_of(mesh, 1, 40)
