@@ -124,7 +124,8 @@ def test_no_pattern_of_the_file_is_compiled_here(tmp_path, monkeypatch):
            "invert": False}  # fmt: skip
     file["pre_tokenizer"] = cut
     folder = copied(tmp_path / "a", tokenizer__json=json.dumps(file))
-    own = tokenizer_files.read(folder, {}, patterns=False)  # that is no pattern at all
+    elsewhere = lambda ids: pytest.fail("asked")
+    own = tokenizer_files.read(folder, {}, elsewhere)  # that is no pattern at all
     assert own.decode([40, 41])
     with pytest.raises(ValueError, match="cannot be read"):
         tokenizer_files.read(folder, {})
