@@ -49,19 +49,30 @@ def write(
         tensors = _gathered(shard, table, weights, dtype)
         file_of |= dict.fromkeys(tensors, file)
         if folder:
-            try:
-                safetensors.numpy.save_file(tensors, folder / file, metadata={"format": "pt"})
-            except safetensors.SafetensorError as error:
-                known = re.search(r"os error (\d+)", str(error))
-                if not known:
-                    raise StorageError(f"{folder / file} cannot be written: {error}") from error
-                number = int(known[1])
-                raise OSError(number, os.strerror(number), str(folder / file)) from error
-            (folder / file).chmod(0o644)  # safetensors lets only the owner read it
+            write_file(tensors, folder / file)
     if folder and len(plan) > 1:
         total = sum(array.size for _, array in weights.values()) * np.dtype(dtype).itemsize
         index = {"metadata": {"total_size": total}, "weight_map": file_of}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def write_file(
+    tensors: Mapping[str, np.ndarray], path: pathlib.Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """One safetensors file.
+
+    Raises:
+      OSError: the disk is full, or fails.
+    """
+    try:
+        safetensors.numpy.save_file(dict(tensors), path, {"format": "pt", **(metadata or {})})
+    except safetensors.SafetensorError as error:
+        known = re.search(r"os error (\d+)", str(error))
+        if not known:
+            raise StorageError(f"{path} cannot be written: {error}") from error
+        number = int(known[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
+    path.chmod(0o644)  # safetensors lets only the owner read it
 
 
 def _shards(table: hf_weights.Table, weights: Mapping, dtype: np.dtype) -> list[list[_Tensor]]:

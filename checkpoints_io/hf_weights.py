@@ -94,7 +94,7 @@ def stored(folder: pathlib.Path) -> Iterator[tuple[str, int]]:
       FileNotFoundError, ValueError: as `read`.
     """
     for path in _files(folder):
-        with _opened(path) as file:
+        with opened(path) as file:
             for name in file.keys():  # noqa: SIM118
                 part = file.get_slice(name)
                 yield part.get_dtype(), math.prod(part.get_shape())
@@ -104,16 +104,16 @@ def stored(folder: pathlib.Path) -> Iterator[tuple[str, int]]:
 def _tensors(folder: pathlib.Path, names: Names) -> Iterator[dict[str, mxfp4.Slices]]:
     """Every tensor of a folder by its name in the table, open for reading in parts."""
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(_opened(path)) for path in _files(folder)]
+        files = [stack.enter_context(opened(path)) for path in _files(folder)]
         found = {}
         for file in files:
             for name in file.keys():  # noqa: SIM118
-                if (known := _known_as(name, names)) is not None:
+                if (known := known_as(name, names)) is not None:
                     found[known] = file.get_slice(name)
         yield mxfp4.unpacked(found)
 
 
-def _known_as(name: str, names: Names) -> str | None:
+def known_as(name: str, names: Names) -> str | None:
     for pattern, becomes in names:
         if re.search(pattern, name):
             return becomes and re.sub(pattern, becomes, name)
@@ -160,7 +160,7 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
     return paths
 
 
-def _opened(path: pathlib.Path):
+def opened(path: pathlib.Path):
     try:
         return safetensors.safe_open(path, framework="numpy")
     except safetensors.SafetensorError as error:

@@ -109,7 +109,8 @@ def refuse_other(path: pathlib.Path) -> None:
       FileExistsError: there is something else, which may be somebody's work.
     """
     if path.is_dir():
-        if not (path / "config.json").is_file() and any(path.iterdir()):
+        known = any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+        if not known and any(path.iterdir()):
             raise InTheWay(
                 f"{path} holds something else than a model: choose another folder, or move it "
                 "elsewhere"

@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from zoo import generate
     from zoo.folders import check, check_finite, fresh, load, save
     from zoo.models import ARCHITECTURES, Model, abstract, longest_text, turns_alike_to
+    from zoo.peft import save_adapter
     from zoo.text.chat_tokenizer import load_tokenizer
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "load_tokenizer",
     "longest_text",
     "save",
+    "save_adapter",
     "turns_alike_to",
 ]
 # The file of each; that of `generate` is the module itself, as that of every other file here.
@@ -39,6 +41,7 @@ HOMES = {
     "load_tokenizer": "text.chat_tokenizer",
     "longest_text": "models",
     "save": "folders",
+    "save_adapter": "peft",
     "turns_alike_to": "models",
 }
 

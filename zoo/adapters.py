@@ -129,8 +129,8 @@ def sites(model: Model, lora: Lora) -> list[Site]:
 
 
 def _rank_and_scale(lora: Lora, name: str, met: set[str]) -> tuple[int, float]:
-    rank = _by_pattern(lora.rank_pattern, name, lora.rank, met)
-    alpha = _by_pattern(lora.alpha_pattern, name, lora.alpha, met)
+    rank = by_pattern(lora.rank_pattern, name, lora.rank, met)
+    alpha = by_pattern(lora.alpha_pattern, name, lora.alpha, met)
     return rank, scale_of(rank, alpha, rslora=lora.rslora)
 
 
@@ -139,7 +139,14 @@ def scale_of(rank: int, alpha: float, *, rslora: bool) -> float:
     return alpha / (math.sqrt(rank) if rslora else rank)
 
 
-def _by_pattern(patterns: Mapping, name: str, otherwise: float, met: set[str]) -> float:
+def by_pattern(
+    patterns: Mapping[str, Any], name: str, otherwise: Any, met: set[str] | None = None
+) -> Any:
+    """The value of the first pattern that matches a module's name, as PEFT matches them.
+
+    The pattern joins `met`.
+    """
+    met = set() if met is None else met
     for pattern, value in patterns.items():
         if re.fullmatch(rf"(.*\.)?({pattern})", name):
             met.add(pattern)
@@ -192,7 +199,9 @@ def attached(
     for site in found:
         own = site.axes.removeprefix("L ")
         scale = put(np.array(site.scales, np.float32))
-        flat[site.path] = Adapted(flat[site.path], scale, None, own, site.into, site.out)
+        flat[site.path] = Adapted(
+            flat[site.path], scale, None, site.ranks, own, site.into, site.out
+        )
     return traverse_util.unflatten_dict(flat, sep=".")
 
 

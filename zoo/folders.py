@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from checkpoints_io import bits, hf_folder, hf_weights
+from checkpoints_io import bits, hf_folder, hf_weights, peft_folder
 from checkpoints_io.errors import BadInput
+from zoo import adapters, peft
 from zoo.models import ARCHITECTURES, Model, abstract, hf_table, name_of
-from zoo.parts import hf_config
+from zoo.parts import adapted, hf_config
 
 
 def load(
@@ -22,11 +23,13 @@ def load(
     compute_dtype: jax.typing.DTypeLike | None = None,
     mesh: jax.sharding.Mesh | None = None,
     revision: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> Model:
     """The model of a Hugging Face folder or hub id, its weights on the devices of `mesh`.
 
     `dtype` is that of the weights; `compute_dtype` that of the activations, the same unless given.
-    Without a mesh everything is on the first device.
+    Without a mesh everything is on the first device. `adapter` is a PEFT folder or hub id, whose
+    adapters are put beside the weights, in float32: `save` merges them, `save_adapter` does not.
 
     Example:
       model = zoo.load("meta-llama/Llama-3.2-1B")
@@ -34,7 +37,8 @@ def load(
 
     Raises:
       FileNotFoundError: there is no such folder, repository or file.
-      ValueError: config.json or the weights do not fit any architecture here.
+      ValueError: config.json or the weights do not fit any architecture here, or the adapters
+        do not fit the model.
     """
     # What the zoo cannot read is refused before its weights are fetched.
     folder = hf_folder.look_up(path_or_id, revision)
@@ -46,7 +50,21 @@ def load(
     filled = [(path, param.replace(arrays[name_of(path)])) for path, param in flat]
     model = nnx.merge(graph, nnx.from_flat_state(filled))
     model.source = folder
-    return model
+    return model if adapter is None else with_adapters(model, adapter)
+
+
+def with_adapters(model: Model, adapter: str | os.PathLike[str]) -> Model:
+    """The model with the adapters of a PEFT folder or hub id beside its weights.
+
+    Raises:
+      FileNotFoundError, ValueError: as `peft.read`.
+    """
+    found = peft.read(model, hf_folder.find(os.fspath(adapter), files=peft_folder.FILES))
+    graph, state = nnx.split(model)
+    params = adapters.attached(nnx.to_pure_dict(state), found.sites)
+    adapted_ = nnx.merge(graph, nnx.State(adapted.joined(found.adapters, params)))
+    adapted_.source, adapted_.attention, adapted_.remat = model.source, model.attention, model.remat
+    return adapted_
 
 
 def fresh(

@@ -27,7 +27,7 @@ class Adapter(NamedTuple):
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("base", "scale", "adapter"),
-    meta_fields=("axes", "into", "out"),
+    meta_fields=("ranks", "axes", "into", "out"),
 )
 @dataclasses.dataclass(frozen=True)
 class Adapted:
@@ -42,9 +42,15 @@ class Adapted:
     base: Any  # [L, ...]: an array, or what gives one by `astype`
     scale: Array  # [L], float32: 0 turns the adapter of a layer off, to the last bit
     adapter: Adapter | None  # none: in a tree of frozen weights
+    ranks: tuple[int, ...]  # of each layer: what A and B hold beyond it is 0
     axes: str  # of one layer of the base
     into: str
     out: str
+
+    @property
+    def size(self) -> int:
+        """Of the base."""
+        return self.base.size
 
     @property
     def shape(self) -> tuple[int, ...]:
