@@ -9,16 +9,18 @@ from jaxtyping import Array, Bool, PyTree, UInt32
 import numpy as np
 
 
-def fingerprint(tree: PyTree) -> str:
+def fingerprint(tree: PyTree, dtype: jax.typing.DTypeLike | None = None) -> str:
     """Sixteen hex digits that change with any bit of any array, and with its place in the tree.
 
-    Computed where the arrays are, each read once.
+    Computed where the arrays are, each read once; of what they are in `dtype`, if it is given.
     """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    sums = [_bit_sums(value) for _, value in leaves]  # all are started before one is waited for
+    to = [np.dtype(dtype or value.dtype) for _, value in leaves]
+    # All are started before one is waited for.
+    sums = [_bit_sums(value, one) for (_, value), one in zip(leaves, to, strict=True)]
     digest = hashlib.sha256()
-    for (path, value), found in zip(leaves, sums, strict=True):
-        place = f"{jax.tree_util.keystr(path)}{value.shape}{value.dtype}"
+    for (path, value), one, found in zip(leaves, to, sums, strict=True):
+        place = f"{jax.tree_util.keystr(path)}{value.shape}{one}"
         digest.update(place.encode() + np.asarray(found).tobytes())
     return digest.hexdigest()[:16]
 
@@ -29,10 +31,11 @@ def finite(value: Array, leading: int) -> Bool[Array, "..."]:
     return jnp.isfinite(value).all(axis=tuple(range(leading, value.ndim)))
 
 
-@jax.jit
-def _bit_sums(value: Array) -> UInt32[Array, " 2"]:
+@functools.partial(jax.jit, static_argnums=1)
+def _bit_sums(value: Array, dtype: np.dtype) -> UInt32[Array, " 2"]:
     """Two sums over the bits, weighted by hashes of the index; whole numbers, so in any order."""
-    unsigned = {2: jnp.uint16, 4: jnp.uint32}[value.dtype.itemsize]
+    value = value.astype(dtype)
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[value.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(value, unsigned).astype(jnp.uint32)
     index = jnp.zeros(value.shape, jnp.uint32)
     for axis, size in enumerate(value.shape):

@@ -114,6 +114,7 @@ def _tensors(folder: pathlib.Path, names: Names) -> Iterator[dict[str, mxfp4.Sli
 
 
 def known_as(name: str, names: Names) -> str | None:
+    """What a tensor of a file is called in the table; None: such tensors are not read."""
     for pattern, becomes in names:
         if re.search(pattern, name):
             return becomes and re.sub(pattern, becomes, name)
@@ -161,6 +162,11 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def opened(path: pathlib.Path):
+    """A safetensors file.
+
+    Raises:
+      ValueError: it is not whole.
+    """
     try:
         return safetensors.safe_open(path, framework="numpy")
     except safetensors.SafetensorError as error:

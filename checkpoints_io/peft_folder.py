@@ -86,8 +86,10 @@ def read_config(folder: pathlib.Path) -> Said:
 
 
 @contextlib.contextmanager
-def tensors(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """The tensors of a folder by their names, without PEFT's prefix, open for reading in parts.
+def tensors(folder: pathlib.Path) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
+    """The tensors of a folder, open for reading in parts, and the metadata of its file.
+
+    Their names are without PEFT's prefix.
 
     Raises:
       FileNotFoundError, ValueError: there is no such file, or it is not whole.
@@ -99,10 +101,9 @@ def tensors(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
         hint = f": {other.name} is {why}" if other.is_file() else ""
         raise NotFound(f"{folder} has no {WEIGHTS}{hint}")
     with hf_weights.opened(path) as file:
-        yield {
-            name.removeprefix(PREFIX): file.get_slice(name)
-            for name in file.keys()  # noqa: SIM118
-        }
+        names = file.keys()
+        found = {name.removeprefix(PREFIX): file.get_slice(name) for name in names}
+        yield found, file.metadata() or {}
 
 
 def write(

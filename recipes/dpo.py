@@ -52,8 +52,8 @@ def train(config: ml_collections.ConfigDict) -> None:
         policy.checkpoints_of(run) as store,
     ):
         own, forward = policy.of(run), logps.compiled(run.computing.mesh)
-        frozen = reference.ready(wanted, own.blank, run, forward, stop)
-        facts = run.facts | {"reference": frozen.fingerprint}
+        frozen = reference.ready(wanted, own, run, forward, stop)
+        facts = policy.facts_of(own, run) | {"reference": frozen.fingerprint}
         state = policy.begin(own, run, store, facts)
         programs = update.compiled(
             state.trained, state.opt_state, graph=own.graph, adamw=own.adamw, loss=objective.loss,

@@ -52,7 +52,8 @@ def train(config: ml_collections.ConfigDict) -> None:
         policy.checkpoints_of(run) as store,
     ):
         own, forward = policy.of(run), logps.compiled(run.computing.mesh)
-        state = policy.begin(own, run, store, run.facts)
+        facts = policy.facts_of(own, run)
+        state = policy.begin(own, run, store, facts)
         programs = update.compiled(
             state.trained, state.opt_state, graph=own.graph, adamw=own.adamw, loss=negative_logps,
             figures=lambda answers: {"loss": jnp.mean(negative_logps(answers))},
@@ -77,7 +78,7 @@ def train(config: ml_collections.ConfigDict) -> None:
                 yield {f"eval/{name}/loss": float(-total / tokens.sum())}
 
         recipe = loop.Recipe(take, evaluate, lambda *_: {}, lambda _: None, ("answer",))
-        state, held_out = loop.run_steps(recipe, own, state, run, store, run.facts, stop)
+        state, held_out = loop.run_steps(recipe, own, state, run, store, facts, stop)
         if not stop():
             ending.show(run, policy.model_of(own, state), None, held_out)
 

@@ -6,6 +6,7 @@ them. A model with adapters is two trees: `trained`, the adapters, and `frozen`,
 """
 
 from collections.abc import Callable, Iterator, Mapping
+import dataclasses
 import difflib
 import functools
 import math
@@ -15,13 +16,13 @@ from typing import Any, NamedTuple
 from flax import nnx, traverse_util
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 import numpy as np
 
 from checkpoints_io import hf_weights
 from checkpoints_io.errors import BadInput
 from zoo.models import Model, hf_table, name_of
-from zoo.parts import sharding
+from zoo.parts import adapted, layers, sharding
 from zoo.parts.adapted import Adapted, Adapter, lettered
 
 ALL_LINEAR = "all-linear"
@@ -78,14 +79,8 @@ def linear(model: Model) -> dict[str, tuple[nnx.Variable, hf_weights.Entry]]:
     return {
         path: (param, table[path])
         for path, param in every.items()
-        if path.startswith("blocks.") and is_matrix(param.axes)
+        if path.startswith("blocks.") and layers.is_matrix(param.axes)
     }
-
-
-def is_matrix(axes: str) -> bool:
-    """Whether a weight multiplies the width: norm scales, biases and sinks do not."""
-    own = [letter for letter in axes.split() if letter not in "LJ"]
-    return "D" in own and len(own) > 1 and own != ["E", "D"]  # which is a bias of experts
 
 
 def sites(model: Model, lora: Lora) -> list[Site]:
@@ -235,40 +230,81 @@ def _placed(
     return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=like)
 
 
-def fresh(params: PyTree, like: PyTree, found: list[Site], *, zero: str, seed: int) -> dict:
+def fresh(frozen: PyTree, like: PyTree, *, zero: str, seed: int) -> dict:
     """New adapters with the shapes and places of `like`: the model is what it was.
 
     The factor that is not 0 is uniform within 1 / sqrt(what it sums over), as PEFT's A is; a
     magnitude is the length of its weights. A seed gives the same values on any devices.
     """
 
-    def drawn(params: PyTree) -> dict:
-        weights, flat = traverse_util.flatten_dict(params, sep="."), {}
-        keys = jax.random.split(jax.random.key(seed), len(found))
-        shapes = traverse_util.flatten_dict(like, sep=".")
-        for site, key in zip(found, keys, strict=True):
-            a, b, magnitude = shapes[site.path]
-            ranks, most = np.array(site.ranks), max(site.ranks)
+    def drawn(frozen: PyTree) -> dict:
+        weights, shapes = traverse_util.flatten_dict(frozen), traverse_util.flatten_dict(like)
+        keys = jax.random.split(jax.random.key(seed), len(shapes))
+        flat = {}
+        for (path, (a, b, magnitude)), key in zip(shapes.items(), keys, strict=True):
+            weight = weights[path]
+            ranks, most = np.array(weight.ranks), max(weight.ranks)
+            lead = b.ndim - 1 - len(weight.out.split())  # axes before R: L, and E of experts
             # Where a layer's rank is smaller, the rest of both factors is 0 and stays it.
             here = (np.arange(most) < ranks[:, None]).astype(np.float32)  # [L, R]
             of_a = here.reshape(len(ranks), *[1] * (a.ndim - 2), most)
-            of_b = here.reshape(len(ranks), *[1] * len(_lead(site).split()[1:]), most,
-                                *[1] * len(site.out.split()))  # fmt: skip
+            of_b = here.reshape(len(ranks), *[1] * (lead - 1), most, *[1] * (b.ndim - 1 - lead))
             noise = lambda like, key=key: jax.random.uniform(key, like.shape, minval=-1, maxval=1)
-            summed = math.prod(a.shape[len(_lead(site).split()) : -1])
+            summed = math.prod(a.shape[lead:-1])
             share = 1 / np.sqrt(np.maximum(ranks, 1)).reshape(-1, *[1] * (b.ndim - 1))
-            flat[site.path] = Adapter(
+            flat[path] = Adapter(
                 jnp.zeros(a.shape) if zero == "A" else noise(a) * of_a / math.sqrt(summed),
                 jnp.zeros(b.shape) if zero == "B" else noise(b) * of_b * share,
-                None if magnitude is None else _lengths(weights[site.path], site),
+                None if magnitude is None else lengths(weight),
             )
-        return traverse_util.unflatten_dict(flat, sep=".")
+        return traverse_util.unflatten_dict(flat)
 
     places = jax.tree.map(lambda x: x.sharding, like)
-    return jax.jit(drawn, out_shardings=places)(params)
+    return jax.jit(drawn, out_shardings=places)(frozen)
 
 
-def _lengths(weight: Any, site: Site) -> Array:
-    wide = (weight.base if isinstance(weight, Adapted) else weight).astype(jnp.float32)
-    axes, kept = lettered(site.axes), lettered(_lead(site) + site.out)
+def alike(params: PyTree, frozen: PyTree) -> PyTree:
+    """Other weights of the same model, with room for adapters where `frozen` has it."""
+    put = lambda there, mine: (
+        dataclasses.replace(there, base=mine) if adapted.is_adapted(there) else mine
+    )
+    return jax.tree.map(put, frozen, params, is_leaf=adapted.is_adapted)
+
+
+def nothing(begun: PyTree, frozen: PyTree) -> PyTree:
+    """Adapters like `begun` that leave the frozen weights what they are."""
+    flat = traverse_util.flatten_dict(frozen)
+    idle = {}
+    for path, one in traverse_util.flatten_dict(begun).items():
+        magnitude = None if one.magnitude is None else lengths(flat[path])
+        idle[path] = Adapter(jnp.zeros_like(one.a), jnp.zeros_like(one.b), magnitude)
+    return traverse_util.unflatten_dict(idle)
+
+
+def base_of(params: PyTree) -> PyTree:
+    """The frozen weights alone."""
+    return jax.tree.map(lambda w: w.base if adapted.is_adapted(w) else w, params,
+                        is_leaf=adapted.is_adapted)  # fmt: skip
+
+
+def bare(params: PyTree) -> PyTree:
+    """Without adapters that add nothing: what makes the same model is the same then."""
+
+    def one(weight: Any) -> Any:
+        if not adapted.is_adapted(weight):
+            return weight
+        a, b, magnitude = weight.adapter
+        if bool(jnp.any(a)) and bool(jnp.any(b)):
+            return weight
+        return weight.base if magnitude is None else (weight.base, magnitude)
+
+    return jax.tree.map(one, params, is_leaf=adapted.is_adapted)
+
+
+@jax.jit
+def lengths(weight: Adapted) -> Float[Array, "..."]:
+    """The length of what makes each output, of every layer: DoRA's first magnitude."""
+    lead = "".join(c for c in lettered(weight.axes) if c not in weight.into + weight.out)
+    axes, kept = "L" + lettered(weight.axes), "L" + lead + lettered(weight.out)
+    wide = weight.base.astype(jnp.float32)
     return jnp.sqrt(jnp.einsum(f"{axes},{axes}->{kept}", wide, wide, precision="highest"))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 import os
 import pathlib
 
-from flax import nnx
+from flax import nnx, traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,9 +57,11 @@ def with_adapters(model: Model, adapter: str | os.PathLike[str]) -> Model:
     """The model with the adapters of a PEFT folder or hub id beside its weights.
 
     Raises:
-      FileNotFoundError, ValueError: as `peft.read`.
+      FileNotFoundError, ValueError: as `peft.read`, or they were trained on other weights.
     """
-    found = peft.read(model, hf_folder.find(os.fspath(adapter), files=peft_folder.FILES))
+    folder = hf_folder.find(os.fspath(adapter), files=peft_folder.FILES)
+    found = peft.read(model, folder)
+    peft.refuse_other_base(model, found, folder)
     graph, state = nnx.split(model)
     params = adapters.attached(nnx.to_pure_dict(state), found.sites)
     adapted_ = nnx.merge(graph, nnx.State(adapted.joined(found.adapters, params)))
@@ -125,7 +127,8 @@ def check_finite(model: Model) -> None:
       ValueError: there are such weights.
     """
     table = hf_table(model)
-    params = {name_of(path): p.get_value() for path, p in nnx.to_flat_state(nnx.state(model))}
+    weights = adapters.base_of(nnx.to_pure_dict(nnx.state(model)))
+    params = traverse_util.flatten_dict(weights, sep=".")
     # All are started before one is waited for.
     finite = {name: bits.finite(x, table[name].name.count("{")) for name, x in params.items()}
     bad = [

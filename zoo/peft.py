@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from checkpoints_io import hf_weights, peft_folder, places, processes
+from checkpoints_io.bits import fingerprint
 from checkpoints_io.errors import BadInput
 from zoo import adapters
 from zoo.adapters import Site
@@ -32,6 +33,19 @@ class Read(NamedTuple):
     sites: list[Site]
     adapters: dict  # what is trained, laid out as `adapters.layout` says
     said: peft_folder.Said
+    base: dict[str, str]  # "fingerprint" and "dtype" of the frozen weights, where it says them
+
+
+def sites_of(model: Model, folder: pathlib.Path) -> tuple[list[Site], peft_folder.Said]:
+    """Which weights a folder has adapters for, by the headers of its files.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read`.
+    """
+    said = peft_folder.read_config(folder)
+    with peft_folder.tensors(folder) as (tensors, _):
+        places = _places(model, tensors, folder)
+        return [_site(model, path, found, said, folder) for path, found in places.items()], said
 
 
 def read(model: Model, folder: pathlib.Path) -> Read:
@@ -41,17 +55,16 @@ def read(model: Model, folder: pathlib.Path) -> Read:
       FileNotFoundError: it is no such folder.
       ValueError: what it holds has no place in the model, or another shape or rank.
     """
-    said = peft_folder.read_config(folder)
     weights = adapters.linear(model)
-    with peft_folder.tensors(folder) as tensors:
+    sites, said = sites_of(model, folder)
+    with peft_folder.tensors(folder) as (tensors, facts):
         places = _places(model, tensors, folder)
-        sites = [_site(model, path, found, said, folder) for path, found in places.items()]
         like = adapters.layout(model, sites, dora=said.use_dora)
         flat = traverse_util.flatten_dict(like, sep=".")
         for site in sites:
             sizes = dict(zip(site.axes.split(), weights[site.path][0].shape, strict=True))
             flat[site.path] = _stacked(site, sizes, places[site.path], flat[site.path], folder)
-    return Read(sites, traverse_util.unflatten_dict(flat, sep="."), said)
+    return Read(sites, traverse_util.unflatten_dict(flat, sep="."), said, facts)
 
 
 def _places(model: Model, tensors: Mapping, folder: pathlib.Path) -> dict[str, Found]:
@@ -149,12 +162,11 @@ def save_adapter(
     *,
     base: str | None = None,
     revision: str | None = None,
-    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes the adapters of a model as a folder that PEFT and vLLM read, in float32.
 
-    `base` is what the folder says that they are for: the model's own folder unless given. Every
-    process must call it.
+    `base` is what the folder says that they are for: the model's own folder unless given. The
+    fingerprint of the frozen weights is kept with them. Every process must call it.
 
     Raises:
       ValueError: the model has no adapters.
@@ -183,9 +195,30 @@ def save_adapter(
         "base_model_name_or_path": base or str(model.source or ""),
         "revision": revision,
     }
+    frozen = adapters.base_of(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    dtype = np.dtype(jax.tree.leaves(frozen)[0].dtype).name
+    facts = {"base_fingerprint": fingerprint(frozen), "base_dtype": dtype}
     with places.at(os.fspath(folder)).whole_folder() as begun:
         if begun:
-            peft_folder.write(begun, config, tensors, metadata or {})
+            peft_folder.write(begun, config, tensors, facts)
+
+
+def refuse_other_base(model: Model, found: Read, folder: pathlib.Path) -> None:
+    """Compares the weights of a model with those that the adapters were trained on.
+
+    Folders of other programs do not say which they were.
+
+    Raises:
+      ValueError: they are others.
+    """
+    known = found.base.get("base_fingerprint")
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    if known and fingerprint(params, found.base.get("base_dtype")) != known:
+        named = found.said.base_model_name_or_path
+        raise BadInput(
+            f"the adapters in {folder} were trained on other weights than those of {model.source}: "
+            f"{named or 'their base'} as it was then"
+        )
 
 
 def _on_host(array: jax.Array) -> np.ndarray:

@@ -13,8 +13,9 @@ from recipes.preference import reference_cache
 from recipes.preference.losses import Objective
 from recipes.preference.reference import Reference
 from recipes.training import logps
-from recipes.training.policy import Policy, State
+from recipes.training.policy import Policy, State, computed_with
 from recipes.training.run import Run, say
+from zoo import adapters
 
 
 def check_logps(
@@ -29,7 +30,7 @@ def check_logps(
       RuntimeError: they differ, or are not finite.
     """
     dtype = policy.blank.dtype
-    if state.step or fingerprint(logps.cast(state.trained, dtype)) != reference.fingerprint:
+    if state.step or _known(policy, state) != reference.fingerprint:
         return False
     say("policy and reference are the same weights: they must agree to the last bit")
     update = next(batches.in_order(run.pairs, run.place))
@@ -47,6 +48,11 @@ def check_logps(
             "please report it"
         )
     return True
+
+
+def _known(policy: Policy, state: State) -> str:
+    """The fingerprint of the policy's weights, as a reference has one."""
+    return fingerprint(adapters.bare(computed_with(policy, state)))
 
 
 def check_first_loss(value: jax.Array, objective: Objective, run: Run) -> None:

@@ -19,11 +19,14 @@ from checkpoints_io.run_state import RunStore
 from recipes.data.packed import batches
 from recipes.data.packed.packing import Packed
 from recipes.preference import reference_cache
-from recipes.training import logps, preemption
+from recipes.training import adapting, logps, preemption
 from recipes.training.checks import Values
+from recipes.training.policy import Policy
 from recipes.training.run import Beside, Run, say
+from recipes.training.update import Params
 import zoo
-from zoo.parts import attention
+from zoo import adapters
+from zoo.parts import adapted, attention
 
 
 class Reference(NamedTuple):
@@ -37,13 +40,19 @@ class Reference(NamedTuple):
 
 def wanted(given: Values) -> Beside:
     """The reference that the settings name, or else the weights that the policy starts from."""
-    path = given["reference_model_path"] or given["initialize_from_hf"]
-    return Beside(path, given["reference_is_hf"], given["reference_mode"], given["reference_cache"])
+    path = given["reference_model_path"]
+    return Beside(
+        path or given["initialize_from_hf"],
+        given["reference_is_hf"],
+        given["reference_mode"],
+        given["reference_cache"],
+        of_policy=path is None and adapting.wanted(given),
+    )
 
 
 def ready(
     asked: Beside,
-    policy: zoo.Model,
+    policy: Policy,
     run: Run,
     forward: Callable[[nnx.GraphDef, PyTree, Packed], Array],
     stop: Callable[[], bool],
@@ -55,17 +64,13 @@ def ready(
       FileNotFoundError, ValueError: as `load`.
       RuntimeError: its cached log-probabilities are not those it gives now.
     """
-    say(f"reading the reference: {asked.path}")
-    model = load(asked, policy, run)
-    graph, state = nnx.split(model)
-    if graph == (ours := nnx.graphdef(policy)):
-        graph = ours  # equal, and now one program runs both
-    frozen = nnx.to_pure_dict(state)
+    graph, frozen = _weights(asked, policy, run)
+    model, dtype = nnx.merge(graph, nnx.State(frozen)), policy.blank.dtype
     ask = functools.partial(forward, graph, frozen)
     heeding = preemption.heeding(stop, ask)
-    known = fingerprint(frozen)
+    known = fingerprint(adapters.bare(frozen))
     sets = [held_out.pairs for held_out in run.held_out]
-    if asked.mode == "resident":
+    if asked.mode != "cached":
         held_out = [logps.of_examples(heeding, pairs, run.place) for pairs in sets]
         return Reference(known, lambda batch, _: ask(batch), held_out, model)
 
@@ -74,14 +79,14 @@ def ready(
     else:
         directory = places.beside(run.directory, "reference-cache")
     cache = reference_cache.opened(
-        directory, fingerprint=known, compute=policy.dtype,
-        attention=attention.backend_of(model.config, policy.dtype, policy.attention),
+        directory, fingerprint=known, compute=dtype,
+        attention=attention.backend_of(model.config, dtype, policy.blank.attention),
     )  # fmt: skip
     say(f"the reference's log-probabilities of every pair, kept in {cache.folder}")
     trained, *held_out = (
         reference_cache.of_pairs(cache, pairs, heeding, run.place) for pairs in (run.pairs, *sets)
     )
-    off = reference_cache.check(cache, run.pairs, ask, run.place, policy.dtype)
+    off = reference_cache.check(cache, run.pairs, ask, run.place, dtype)
     say(f"some computed again: at most {off:.2g} nats apart; the reference leaves memory")
     count = 1 + max(pair.row for pair in run.pairs)
     table = np.zeros((count, run.place.shape.answers), np.float32)
@@ -93,6 +98,25 @@ def ready(
         return batches.everywhere(slots, run.place)
 
     return Reference(known, of_batch, held_out, None)
+
+
+def _weights(asked: Beside, policy: Policy, run: Run) -> tuple[nnx.GraphDef, Params]:
+    """Of the reference; where they are like the policy's, one program runs both."""
+    if asked.of_policy:
+        assert policy.begun is not None
+        base = asked.mode == "base"
+        say("the reference: the policy " + ("without its adapters" if base else "as it starts"))
+        theirs = adapters.nothing(policy.begun, policy.frozen) if base else policy.begun
+        return policy.graph, adapted.joined(theirs, policy.frozen)
+    say(f"reading the reference: {asked.path}")
+    graph, state = nnx.split(load(asked, policy.blank, run))
+    weights = nnx.to_pure_dict(state)
+    if graph != policy.graph:
+        return graph, weights
+    if policy.begun is not None:
+        weights = adapters.alike(weights, policy.frozen)
+        weights = adapted.joined(adapters.nothing(policy.begun, weights), weights)
+    return policy.graph, weights
 
 
 def load(asked: Beside, policy: zoo.Model, run: Run) -> zoo.Model:

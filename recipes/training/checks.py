@@ -85,6 +85,7 @@ def checked(config: ml_collections.ConfigDict, table: Table) -> Values:
     _check_rows(given)
     _check_keep(given, "loss" in table)
     _refuse_without_effect(given)
+    _check_adapters(given, table)
     if "loss" in table:
         _check_preference(given, table)
     return given
@@ -341,6 +342,43 @@ def _check_keep(given: Values, pairs: bool) -> None:
             f"--config.steps_per_eval, and they are {saved} and {evaluated}: checkpoints would be "
             "without figures"
         )
+
+
+def _check_adapters(given: Values, table: Table) -> None:
+    new, begun = given["adapter.rank"], given["adapter.path"]
+    own = [name for name in table if name.startswith("adapter.") and given[name] is not None]
+    changed = [name for name in own if given[name] != table[name].default]
+    if new is None and begun is None:
+        if changed:
+            raise BadInput(
+                f"--config.{changed[0]} has no effect: all weights are trained; for adapters set "
+                "--config.adapter.rank or --config.adapter.path"
+            )
+        if given.get("reference_mode") == "base":
+            raise BadInput(
+                "--config.reference_mode=base is the policy without its adapters, and it has none: "
+                "set --config.adapter.rank or --config.adapter.path, or another mode"
+            )
+        return
+    of_folder = {"adapter.rank", "adapter.path", "adapter.lora_plus", "adapter.export"}
+    if begun is not None and (idle := [name for name in changed if name not in of_folder]):
+        raise BadInput(
+            f"--config.{idle[0]} has no effect: the adapters in --config.adapter.path={begun} are "
+            "what they are; leave it out, or start new ones without --config.adapter.path"
+        )
+    named = given.get("reference_model_path")
+    if given.get("reference_mode") == "base" and named is not None:
+        raise BadInput(
+            "--config.reference_mode=base is the policy without its adapters, and "
+            f"--config.reference_model_path={named} names another reference: set one of them"
+        )
+    for name in ("rank", "alpha"):
+        for pattern, value in (given[f"adapter.{name}_pattern"] or {}).items():
+            kind = int if name == "rank" else (int, float)
+            if not isinstance(value, kind) or isinstance(value, bool) or value <= 0:
+                raise BadInput(
+                    f"--config.adapter.{name}_pattern.{pattern}={value!r} must be above 0"
+                )
 
 
 def _refuse_without_effect(given: Values) -> None:

@@ -14,7 +14,7 @@ from recipes.data.packed import batches
 from recipes.data.packed.batches import Place
 from recipes.data.packed.packing import Packed
 import zoo
-from zoo.parts import sharding, spans, stack, token_logps
+from zoo.parts import adapted, sharding, spans, stack, token_logps
 
 # A model's forward pass: micro-batch -> log-probabilities [P, A], in nats.
 Forward = Callable[[Packed], Float[Array, "P A"]]
@@ -67,8 +67,9 @@ def of_params(
 
 @functools.partial(jax.jit, static_argnums=1)
 def cast(params: PyTree, dtype: jax.typing.DTypeLike) -> PyTree:
-    """Every weight in `dtype`, where it is."""
-    return jax.tree.map(lambda x: x.astype(dtype), params)
+    """Every weight in `dtype`, where it is; adapters are cast where they are used."""
+    narrow = lambda x: x if isinstance(x, adapted.Adapter) else x.astype(dtype)
+    return jax.tree.map(narrow, params, is_leaf=lambda x: isinstance(x, adapted.Adapter))
 
 
 def compiled(mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from flax import nnx, traverse_util
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 import numpy as np
@@ -11,6 +12,7 @@ import optax
 
 from checkpoints_io.errors import BadInput
 from recipes.training import checks
+from zoo.parts import layers
 
 
 class AdamW(NamedTuple):
@@ -87,9 +89,12 @@ def schedule_of(given: AdamW, total: int) -> optax.Schedule:
 
 
 def optimizer_of(
-    given: AdamW, schedule: optax.Schedule, decayed: PyTree
+    given: AdamW, schedule: optax.Schedule, decayed: PyTree, rates: PyTree = None
 ) -> optax.GradientTransformation:
-    """AdamW after a clip of the global norm. `decayed` is a tree of bools: matrices, not norms."""
+    """AdamW after a clip of the global norm. `decayed` is a tree of bools: matrices, not norms.
+
+    `rates` are what the learning rate of each weight is multiplied by, if it is not one for all.
+    """
     clip = optax.identity()
     if given.max_grad_norm is not None:
         clip = optax.clip_by_global_norm(given.max_grad_norm)
@@ -102,18 +107,18 @@ def optimizer_of(
         mu_dtype=checks.DTYPES[given.adam_mu_dtype],
         mask=decayed,
     )
-    return optax.chain(clip, adam)
+    if rates is None:
+        return optax.chain(clip, adam)
+    scaled = lambda changes, _: jax.tree.map(jnp.multiply, changes, rates)
+    return optax.chain(clip, adam, optax.stateless(scaled))
 
 
 def matrices(params: nnx.State) -> dict[str, object]:
     """Which weights decay: those that multiply the width. Norm scales, biases and sinks do not."""
-
-    def multiplies(axes: str) -> bool:
-        own = [letter for letter in axes.split() if letter not in "LJ"]
-        return "D" in own and len(own) > 1 and own != ["E", "D"]  # which is a bias of experts
-
     flat = nnx.to_flat_state(params)
-    return traverse_util.unflatten_dict({path: multiplies(param.axes) for path, param in flat})
+    return traverse_util.unflatten_dict(
+        {path: layers.is_matrix(param.axes) for path, param in flat}
+    )
 
 
 def layout(optimizer: optax.GradientTransformation, params: PyTree, mesh: Mesh) -> PyTree:

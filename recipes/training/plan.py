@@ -1,6 +1,7 @@
 """What a run will need and do, worked out before any long work."""
 
 from collections.abc import Iterator
+import math
 from typing import NamedTuple
 
 from flax import nnx
@@ -15,6 +16,7 @@ from recipes.data.packed import shapes, streams
 from recipes.data.packed.packing import Shape
 from recipes.training import checks, optimizer
 from recipes.training.run import Run
+from recipes.training.update import Params
 import zoo
 
 # Positions of a micro-batch, per device, that are enough to keep a device busy.
@@ -31,7 +33,7 @@ class Asked(NamedTuple):
     min_pack_fill: float
 
 
-def told(run: Run, asked: Asked, model: zoo.Model, each: dict[str, int]) -> str:
+def told(run: Run, asked: Asked, each: dict[str, int]) -> str:
     """The plan as text; `each` is the `memory` of a device.
 
     Raises:
@@ -47,8 +49,8 @@ def told(run: Run, asked: Asked, model: zoo.Model, each: dict[str, int]) -> str:
             "or --config.per_device_parallelism, give devices to --config.mesh.tensor, or accept "
             f"it with --config.min_pack_fill (now {asked.min_pack_fill})"
         )
-    saved = checkpoint_bytes(model)
-    free = refuse_small_disk(run.directory, disk_needed(run, model))
+    saved = checkpoint_bytes(run)
+    free = refuse_small_disk(run.directory, disk_needed(run))
     apart = sum(not streams.fits_once(pair, shape) for pair in pairs)
     axes = ", ".join(f"{name} {size}" for name, size in run.computing.mesh.shape.items())
     held = ", ".join(f"{len(h.pairs)} in {h.name}" for h in run.held_out) or "none"
@@ -226,28 +228,38 @@ def position_bytes(model: zoo.Model) -> int:
     return np.dtype(model.dtype).itemsize * kept + 4 * work
 
 
-def memory(model: zoo.Model, mu_dtype: str, *, resident: bool) -> dict[str, int]:
+def memory(
+    model: zoo.Model, adapters: Params | None, mu_dtype: str, *, resident: bool
+) -> dict[str, int]:
     """Bytes per device that stay allocated through an update; activations are extra.
 
-    A `resident` reference is as large as the policy, in the compute dtype.
+    With `adapters` these are trained and the weights of the model are frozen. A `resident`
+    reference is as large as the model, in the compute dtype.
     """
-    params = jax.tree.leaves(nnx.state(model))
-    held = sum(int(np.prod(x.sharding.shard_shape(x.shape))) for x in params)
-    narrow = np.dtype(model.dtype).itemsize
+    here = lambda x: math.prod(x.sharding.shard_shape(x.shape))
+    weights = jax.tree.leaves(nnx.state(model))
+    trained = sum(map(here, jax.tree.leaves(adapters) if adapters else weights))
     mu = checks.DTYPES[mu_dtype].itemsize
-    parts = {
-        "policy": 4 * held,
-        "optimizer": (4 + mu) * held,
-        "gradient": 4 * held,
+    parts = {"frozen": sum(here(x) * x.dtype.itemsize for x in weights)} if adapters else {}
+    parts |= {
+        "adapters" if adapters else "policy": 4 * trained,
+        "optimizer": (4 + mu) * trained,
+        "gradient": 4 * trained,
     }
     if resident:
-        parts["reference"] = narrow * held
+        parts["reference"] = np.dtype(model.dtype).itemsize * sum(map(here, weights))
     return parts
 
 
-def checkpoint_bytes(model: zoo.Model) -> int:
-    """Policy and optimizer, before compression."""
-    return 12 * sum(x.size for x in jax.tree.leaves(nnx.state(model)))
+def trained_weights(run: Run) -> int:
+    """How many numbers are trained."""
+    trained = nnx.state(run.blank) if run.adapting is None else run.adapting.like
+    return sum(x.size for x in jax.tree.leaves(trained))
+
+
+def checkpoint_bytes(run: Run) -> int:
+    """What is trained, and the optimizer, before compression."""
+    return 12 * trained_weights(run)
 
 
 def checkpoints_kept(run: Run) -> int:
@@ -257,13 +269,16 @@ def checkpoints_kept(run: Run) -> int:
     return keep.newest + of_old + (keep.highest is not None)
 
 
-def disk_needed(run: Run, model: zoo.Model) -> int:
+def disk_needed(run: Run) -> int:
     """Bytes still to be written: what is already in the directory is not counted again."""
     every = run.every.steps_per_hf_export
     exports = 0 if every == -1 else 1 if every is None else -(-run.total_steps // every)
     width = np.dtype(run.saving.export_dtype).itemsize
-    exported = exports * width * sum(x.size for x in jax.tree.leaves(nnx.state(model)))
-    saved = (checkpoints_kept(run) + 1) * checkpoint_bytes(model)
+    one = width * sum(x.size for x in jax.tree.leaves(nnx.state(run.blank)))
+    if run.adapting is not None and run.adapting.export == "adapter":
+        one = 4 * trained_weights(run)
+    exported = exports * one
+    saved = (checkpoints_kept(run) + 1) * checkpoint_bytes(run)
     return max(saved + exported - run.directory.taken(), 0)
 
 

@@ -6,18 +6,22 @@ from typing import NamedTuple
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 import optax
 
 from checkpoints_io import places
+from checkpoints_io.bits import fingerprint
 from checkpoints_io.errors import RunFailed
 from checkpoints_io.processes import all_agree
 from checkpoints_io.run_state import Facts, RunStore
-from recipes.training import logps, optimizer, resume
+from recipes.training import adapting, logps, optimizer, resume
 from recipes.training.run import Run, say
 from recipes.training.update import Params
 import zoo
+from zoo import adapters
 from zoo.parts import adapted
+from zoo.parts.adapted import Adapter
 
 
 class Policy(NamedTuple):
@@ -27,6 +31,9 @@ class Policy(NamedTuple):
     graph: nnx.GraphDef
     schedule: optax.Schedule
     adamw: optax.GradientTransformation
+    like: Params  # shapes and shardings of what is trained
+    frozen: Params  # what is not, where only adapters are trained
+    begun: Params | None  # these adapters before the first step
 
 
 class State(NamedTuple):
@@ -41,14 +48,43 @@ class State(NamedTuple):
 
 
 def of(run: Run) -> Policy:
-    """The policy of a run, without weights."""
-    how = run.computing
-    blank = zoo.abstract(run.folder.config, how.precision.params, how.precision.compute, how.mesh)
-    blank.source, blank.attention, blank.remat = run.folder, how.attention, how.remat
-    graph, layout = nnx.split(blank)
+    """The policy of a run, without what is trained of it.
+
+    Raises:
+      ValueError: frozen weights do not fit or are not finite.
+    """
+    graph, layout = nnx.split(run.blank)
     schedule = optimizer.schedule_of(run.adamw, run.total_steps)
-    adamw = optimizer.optimizer_of(run.adamw, schedule, optimizer.matrices(layout))
-    return Policy(blank, graph, schedule, adamw)
+    asked = run.adapting
+    if asked is None:
+        adamw = optimizer.optimizer_of(run.adamw, schedule, optimizer.matrices(layout))
+        return Policy(run.blank, graph, schedule, adamw, nnx.to_pure_dict(layout), {}, None)
+    say(f"reading the frozen weights: {run.folder}")
+    base = _loaded(run)
+    everywhere = jax.NamedSharding(run.computing.mesh, jax.P())
+    put = lambda x: jax.make_array_from_callback(x.shape, everywhere, lambda at: x[at])
+    frozen = adapters.attached(nnx.to_pure_dict(nnx.state(base)), asked.sites, put)
+    begun = adapting.begun(asked, base, frozen, run.seed)
+    decayed = adapting.each(asked.like, Adapter(a=True, b=True, magnitude=False))
+    rates = None
+    if asked.lora_plus != 1:
+        rates = adapting.each(asked.like, Adapter(a=1.0, b=asked.lora_plus, magnitude=1.0))
+    adamw = optimizer.optimizer_of(run.adamw, schedule, decayed, rates)
+    return Policy(run.blank, graph, schedule, adamw, asked.like, frozen, begun)
+
+
+def _loaded(run: Run) -> zoo.Model:
+    dtype = jax.tree.leaves(nnx.state(run.blank))[0].dtype
+    mesh = run.computing.mesh
+    model = zoo.load(run.folder, dtype=dtype, compute_dtype=run.blank.dtype, mesh=mesh)
+    zoo.check_finite(model)
+    return model
+
+
+def facts_of(policy: Policy, run: Run) -> Facts:
+    """What a checkpoint of the run must agree with; of frozen weights their fingerprint."""
+    frozen = {"frozen": fingerprint(policy.frozen)} if policy.frozen else {}
+    return run.facts | frozen
 
 
 def checkpoints_of(run: Run) -> RunStore:
@@ -65,21 +101,22 @@ def begin(policy: Policy, run: Run, store: RunStore, facts: Facts) -> State:
     Raises:
       ValueError: the checkpoint is another run's, or the weights do not fit or are not finite.
     """
-    model, mesh = policy.blank, run.computing.mesh
-    params = nnx.to_pure_dict(nnx.state(model))
-    like = {"policy": params, "optimizer": optimizer.layout(policy.adamw, params, mesh)}
+    mesh = run.computing.mesh
+    opt_state = optimizer.layout(policy.adamw, policy.like, mesh)
+    like = {"policy": policy.like, "optimizer": opt_state}
     check: Callable = lambda saved: resume.refuse_other_run(saved, facts, run.directory)
     say(f"reading the policy: a checkpoint in {run.directory}, or {run.folder}")
     saved = store.newest(check, like)
     say(f"resuming from step {saved.step}" if saved else "starting at step 0")
     if saved:
         trees, skipped = saved.trees, saved.facts["skipped"]
-        return State(saved.step, trees["policy"], {}, trees["optimizer"], skipped, skipped)
-    dtype = jax.tree.leaves(params)[0].dtype
-    loaded = zoo.load(run.folder, dtype=dtype, compute_dtype=model.dtype, mesh=mesh)
-    zoo.check_finite(loaded)
-    params = nnx.to_pure_dict(nnx.state(loaded))
-    return State(0, params, {}, optimizer.init(policy.adamw, params, mesh))
+        parts = trees["policy"], policy.frozen, trees["optimizer"]
+        return State(saved.step, *parts, skipped, skipped)
+    if policy.begun is None:
+        trained = nnx.to_pure_dict(nnx.state(_loaded(run)))
+    else:  # a copy: a step gives its memory away
+        trained = jax.tree.map(jnp.copy, policy.begun)
+    return State(0, trained, policy.frozen, optimizer.init(policy.adamw, trained, mesh))
 
 
 def model_of(policy: Policy, state: State) -> zoo.Model:
@@ -89,8 +126,12 @@ def model_of(policy: Policy, state: State) -> zoo.Model:
 
 def asked(policy: Policy, state: State, forward: logps.Compiled) -> logps.Forward:
     """The policy's forward pass with its current weights, in the compute dtype."""
-    params = logps.cast(adapted.joined(state.trained, state.frozen), policy.blank.dtype)
-    return functools.partial(forward, policy.graph, params)
+    return functools.partial(forward, policy.graph, computed_with(policy, state))
+
+
+def computed_with(policy: Policy, state: State) -> Params:
+    """Its weights as they are computed with; those that are frozen are kept so."""
+    return adapted.joined(logps.cast(state.trained, policy.blank.dtype), state.frozen)
 
 
 def save(
@@ -136,11 +177,18 @@ def export_folder(step: int, run: Run) -> places.Place:
 
 def exported(step: int, run: Run) -> bool:
     """Is it there, as far as every process can see?"""
-    return all_agree(export_folder(step, run).exists("config.json"))
+    folder = export_folder(step, run)
+    return all_agree(any(map(folder.exists, ("config.json", "adapter_config.json"))))
 
 
 def export(model: zoo.Model, step: int, run: Run) -> None:
-    """Writes the policy as a Hugging Face folder, with the run's tokenizer and template."""
+    """Writes the policy as a Hugging Face folder, with the run's tokenizer and template.
+
+    Of a policy with adapters it is these alone, as PEFT keeps them, unless they are to be merged.
+    """
+    if run.adapting is not None and run.adapting.export == "adapter":
+        folder = export_folder(step, run).address
+        return zoo.save_adapter(model, folder, base=run.base, revision=run.folder.revision)
     zoo.save(
         model,
         export_folder(step, run).address,

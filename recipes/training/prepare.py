@@ -16,7 +16,7 @@ from recipes.data import run_data, source_pairs
 from recipes.data.ids.pair_ids import Example
 from recipes.data.packed import batches, shapes
 from recipes.data.run_data import Data
-from recipes.training import checks, optimizer, plan, records, resume
+from recipes.training import adapting, checks, optimizer, plan, records, resume
 from recipes.training.checks import Values
 from recipes.training.run import Beside, Computing, Every, Records, Run, Saving, say
 import zoo
@@ -54,13 +54,18 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place, *, s
     _refuse_directory_of_another_run(directory, shaping)
     computing = _computing(given)
     models = _models(given, beside, computing)
+    adapted = adapting.of_settings(given, models.blank)
     data = _data(given, models, single=single)
     train = [example for part in data.train for example in part.pairs]
-    resident = beside is not None and beside.mode == "resident"
-    memory = plan.memory(models.blank, given["adam_mu_dtype"], resident=resident)
+    resident = beside is not None and beside.mode == "resident" and not beside.of_policy
+    trained = adapted.like if adapted else None
+    memory = plan.memory(models.blank, trained, given["adam_mu_dtype"], resident=resident)
     run = Run(
         directory=directory,
+        base=given["initialize_from_hf"],
         folder=models.folders["policy"],
+        blank=models.blank,
+        adapting=adapted,
         reference=models.folders.get("reference"),
         tokenizer=data.tokenizer,
         tokenizer_folder=models.tokenizer,
@@ -94,7 +99,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place, *, s
         counts=_lost(data),
     )
     optimizer.schedule_of(run.adamw, run.total_steps)  # refuses what does not fit into the steps
-    say(plan.told(run, checks.part(plan.Asked, given), models.blank, memory))
+    say(plan.told(run, checks.part(plan.Asked, given), memory))
     return run
 
 
@@ -104,14 +109,17 @@ def _models(given: Values, beside: Beside | None, computing: Computing) -> Model
     folder = hf_folder.look_up(path)
     if folder.revision and "@" not in path:
         say(f"to pin this version of the model, give {path}@{folder.revision}")
-    blank = zoo.abstract(folder.config, precision.params, precision.compute, computing.mesh)
+    # What is frozen is kept as it is computed with.
+    kept = precision.compute if adapting.wanted(given) else precision.params
+    blank = zoo.abstract(folder.config, kept, precision.compute, computing.mesh)
+    blank.source, blank.attention, blank.remat = folder, computing.attention, computing.remat
     backend = attention.backend_of(blank.config, precision.compute, computing.attention)
     if computing.remat == "attention" and backend not in ("blocks", "splash"):
         raise BadInput(
             f"--config.remat=attention has no effect with the attention backend {backend}, which "
             "names nothing to keep: use --config.remat=products, or attention=blocks or splash"
         )
-    folder = hf_folder.fetched(folder)
+    folder = blank.source = hf_folder.fetched(folder)
     zoo.check(folder)
     folders = {"policy": folder}
     if beside:
@@ -267,7 +275,7 @@ def _checked_reference(asked: Beside, policy: str, folder: hf_folder.Folder) -> 
         if not other.exists("checkpoints"):
             raise NotFound(f"{other} is not the directory of a run: it has no checkpoints")
         return folder
-    if asked.path == policy:
+    if asked.of_policy or asked.path == policy:
         return folder
     found = hf_folder.look_up(asked.path)
     zoo.abstract(found.config)  # refused before its weights are fetched

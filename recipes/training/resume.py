@@ -97,8 +97,12 @@ def refuse_other_run(saved: Facts, facts: Facts, directory: places.Place) -> Non
                 f"was written ({told}): restore the old file, or choose another "
                 "--config.directory"
             )
-    for name, what in (("data", "training pairs"), ("reference", "reference weights")):
-        if name not in facts:  # this recipe has none
+    for name, what in (
+        ("data", "training pairs"),
+        ("frozen", "frozen weights"),
+        ("reference", "reference weights"),
+    ):
+        if name not in facts:  # this run has none
             continue
         if (before := fact(saved, name, directory)) != facts[name]:
             raise BadInput(

@@ -14,8 +14,10 @@ from recipes.data.mixture import Part
 from recipes.data.packed import batches
 from recipes.data.run_data import HeldOut
 from recipes.training import terminal
+from recipes.training.adapting import Adapting
 from recipes.training.checks import Precision
 from recipes.training.optimizer import AdamW
+import zoo
 from zoo.text.tokenizer import Tokenizer
 
 
@@ -63,13 +65,17 @@ class Beside(NamedTuple):
     is_hf: bool  # or the newest checkpoint of a run
     mode: str  # resident: stays on the devices; cached: computed before the first step
     cache: str | None  # None: beside the run's directory
+    of_policy: bool = False  # frozen weights of a policy with adapters: it has none of its own
 
 
 class Run(NamedTuple):
     """A run whose settings, data and model files have been checked."""
 
     directory: places.Place
+    base: str  # what initialize_from_hf names
     folder: Folder  # the policy's
+    blank: zoo.Model  # the policy, with shapes and shardings in place of weights
+    adapting: Adapting | None  # none: all weights are trained
     reference: Folder | None  # the reference's: the same, unless another is named
     tokenizer: Tokenizer
     tokenizer_folder: pathlib.Path

@@ -7,6 +7,7 @@ is slow to import, so that a wrong flag is answered before jax is loaded.
 
 from collections.abc import Callable, Mapping
 import math
+import re
 from typing import NamedTuple
 
 MUST = "must be named"  # as a default: a config without the setting is refused
@@ -69,9 +70,10 @@ REFERENCE = {
     ),
     "reference_mode": Setting(
         str,
-        "resident: stays in memory; cached: computed once for every pair, then freed",
+        "resident: stays in memory; cached: computed once for every pair, then freed; base: the "
+        "policy without its adapters, whatever they started from",
         "resident",
-        choices=("resident", "cached"),
+        choices=("resident", "cached", "base"),
         free=True,
     ),
     "reference_cache": Setting(
@@ -296,6 +298,68 @@ COMPUTE = {
         free=True,
     ),
 }
+ADAPTER = {
+    "adapter.rank": Setting(
+        int,
+        "the rank of new LoRA adapters, like 16: they are trained, and the weights are frozen",
+        None,
+        unset="all weights are trained, unless adapter.path is set",
+        bound=ABOVE_0,
+    ),
+    "adapter.alpha": Setting(
+        float,
+        "LoRA's alpha: what an adapter adds is multiplied by alpha / rank",
+        None,
+        unset="the rank",
+        bound=ABOVE_0,
+    ),
+    "adapter.targets": Setting(
+        tuple,
+        "what gets adapters: all-linear, names like q_proj,v_proj, or one regular expression "
+        "over whole names, as PEFT matches them",
+        ("all-linear",),
+    ),
+    "adapter.exclude": Setting(tuple, "what gets none of them: names, or an expression", ()),
+    "adapter.layers": Setting(
+        str, "the layers that get adapters, from 0, like 0-7,12", None, unset="all layers"
+    ),
+    "adapter.rank_pattern": Setting(
+        dict, "another rank by name or expression: {'v_proj': 8}", {}, unset="one rank"
+    ),
+    "adapter.alpha_pattern": Setting(
+        dict, "another alpha by name or expression", {}, unset="one alpha"
+    ),
+    "adapter.rslora": Setting(bool, "multiply by alpha / sqrt(rank), not alpha / rank", False),
+    "adapter.dora": Setting(
+        bool, "DoRA: the length of each output's weights is trained apart", False
+    ),
+    "adapter.zero": Setting(
+        str,
+        "the factor that begins as 0: A learns more at low rates, B is PEFT's way",
+        "A",
+        choices=("A", "B"),
+    ),
+    "adapter.lora_plus": Setting(
+        float,
+        "LoRA+: B's learning rate as a multiple of A's, like 16",
+        None,
+        unset="one rate",
+        bound=ABOVE_0,
+    ),
+    "adapter.path": Setting(
+        str,
+        "a PEFT folder or hub id whose adapters are trained on, as those of an SFT run",
+        None,
+        unset="new adapters",
+    ),
+    "adapter.export": Setting(
+        str,
+        "what an export holds: the adapters as a PEFT folder, or the merged model",
+        "adapter",
+        choices=("adapter", "merged"),
+        free=True,
+    ),
+}
 ALONG_THE_WAY = {
     "steps_per_log": Setting(int, "steps between log records", 10, bound=ABOVE_0, free=True),
     "steps_per_eval": Setting(
@@ -390,6 +454,7 @@ DPO: Groups = {
     "Data": DATA,
     "Packing": PACKING,
     "Loss": PREFERENCE,
+    "Adapters": ADAPTER,
     "Optimizer": OPTIMIZER,
     "Computation": COMPUTE,
     "Along the way": ALONG_THE_WAY,
@@ -405,8 +470,10 @@ def table_of(groups: Groups) -> dict[str, Setting]:
 ALL = table_of(DPO)
 
 # Under these the user chooses the names.
-NAMED_BY_THE_USER = ("train_data", "validation", "data.columns")
-CHOSEN_NAME = r"(?:train_data|validation|data\.columns)\.[^.]+"
+NAMED_BY_THE_USER = (
+    "train_data", "validation", "data.columns", "adapter.rank_pattern", "adapter.alpha_pattern",
+)  # fmt: skip
+CHOSEN_NAME = rf"(?:{'|'.join(map(re.escape, NAMED_BY_THE_USER))})\.[^.]+"
 
 
 def may_be_unset(name: str, table: Table) -> bool:

@@ -41,6 +41,12 @@ def weight(
     return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
 
 
+def is_matrix(axes: str) -> bool:
+    """Whether a weight multiplies the width: norm scales, biases and sinks do not."""
+    own = [letter for letter in axes.split() if letter not in "LJ"]
+    return "D" in own and len(own) > 1 and own != ["E", "D"]  # which is a bias of experts
+
+
 def dot(equation: str, x: Array, y: Array, out: jax.typing.DTypeLike | None = None) -> Array:
     """`jnp.einsum` whose float32 is float32: GPUs and TPUs would round the operands otherwise."""
     exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None

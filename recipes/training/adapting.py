@@ -1,0 +1,107 @@
+"""The adapters of a run: which weights have them, and from which values they start."""
+
+from collections.abc import Mapping
+import pathlib
+from typing import NamedTuple
+
+import jax
+from jaxtyping import PyTree
+
+from checkpoints_io import hf_folder, peft_folder
+from checkpoints_io.errors import BadInput
+from recipes.training.checks import Values
+from recipes.training.settings import ADAPTER
+from recipes.training.update import Params
+import zoo
+from zoo import adapters, peft
+from zoo.adapters import Lora, Site
+from zoo.parts.adapted import Adapter
+
+
+class Adapting(NamedTuple):
+    """What is trained beside frozen weights."""
+
+    sites: list[Site]
+    like: Params  # shapes and shardings of the adapters
+    folder: pathlib.Path | None  # of the adapters that the run starts from; none: new ones
+    zero: str  # the factor of new ones that begins as 0
+    lora_plus: float  # the rate of B as a multiple of A's
+    export: str
+
+
+def wanted(given: Values) -> bool:
+    """Whether adapters are trained, and not all weights."""
+    return given["adapter.rank"] is not None or given["adapter.path"] is not None
+
+
+def of_settings(given: Values, blank: zoo.Model) -> Adapting | None:
+    """The adapters that the settings ask for, on a model without weights; None: there are none.
+
+    Raises:
+      ValueError: they do not fit the model.
+      FileNotFoundError: `adapter.path` is no folder of adapters.
+    """
+    if not wanted(given):
+        return None
+    own = {name.removeprefix("adapter."): given[name] for name in ADAPTER}
+    folder, rank, dora = None, own["rank"], own["dora"]
+    if own["path"] is not None:
+        folder = hf_folder.find(own["path"], files=peft_folder.FILES)
+        sites, said = peft.sites_of(blank, folder)
+        dora = said.use_dora
+        found = max(max(site.ranks) for site in sites)
+        if rank not in (None, found):
+            raise BadInput(
+                f"--config.adapter.rank={rank}, and the adapters in {folder} have rank {found}: "
+                "leave it out, or start new adapters without --config.adapter.path"
+            )
+    else:
+        sites = adapters.sites(blank, _lora(own))
+    like = adapters.layout(blank, sites, dora=dora)
+    return Adapting(sites, like, folder, own["zero"], own["lora_plus"] or 1.0, own["export"])
+
+
+def _lora(own: Mapping) -> Lora:
+    return Lora(
+        rank=own["rank"],
+        alpha=own["rank"] if own["alpha"] is None else own["alpha"],
+        targets=tuple(own["targets"]),
+        exclude=tuple(own["exclude"]),
+        layers=_layers(own["layers"]),
+        rslora=own["rslora"],
+        dora=own["dora"],
+        rank_pattern=own["rank_pattern"] or {},
+        alpha_pattern=own["alpha_pattern"] or {},
+    )
+
+
+def _layers(text: str | None) -> tuple[int, ...] | None:
+    """The layers of "0-3,7"."""
+    if text is None:
+        return None
+    found: list[int] = []
+    for one in text.split(","):
+        first, _, last = one.partition("-")
+        if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) > 10_000:
+            raise BadInput(f"--config.adapter.layers={text!r} is not written like 0-7,12")
+        found += range(int(first), int(last or first) + 1)
+    return tuple(found)
+
+
+def begun(asked: Adapting, base: zoo.Model, frozen: Params, seed: int) -> Params:
+    """The adapters before the first step; read again, or drawn again, they are the same.
+
+    Raises:
+      ValueError: those of `adapter.path` were trained on other weights, or are not finite.
+    """
+    if asked.folder is None:
+        return adapters.fresh(frozen, asked.like, zero=asked.zero, seed=seed)
+    found = peft.read(base, asked.folder)
+    peft.refuse_other_base(base, found, asked.folder)
+    return found.adapters
+
+
+def each(like: Params, of: Adapter) -> PyTree:
+    """A tree as the adapters', with the same for A, for B and for the magnitude of all."""
+    one = lambda adapter: Adapter(of.a, of.b, None if adapter.magnitude is None else of.magnitude)
+    return jax.tree.map(one, like, is_leaf=lambda x: isinstance(x, Adapter))
