@@ -131,7 +131,7 @@ def sites(model: Model, lora: Lora) -> list[Site]:
 def _rank_and_scale(lora: Lora, name: str, met: set[str]) -> tuple[int, float]:
     rank = by_pattern(lora.rank_pattern, name, lora.rank, met)
     alpha = by_pattern(lora.alpha_pattern, name, lora.alpha, met)
-    return rank, scale_of(rank, alpha, rslora=lora.rslora)
+    return rank, scale_of(rank, float(alpha), rslora=lora.rslora)
 
 
 def scale_of(rank: int, alpha: float, *, rslora: bool) -> float:

@@ -112,7 +112,7 @@ def _site(
                 f"{asked}"
             )
         alpha = adapters.by_pattern(said.alpha_pattern, name, said.lora_alpha)
-        own = rank, adapters.scale_of(rank, alpha, rslora=said.use_rslora)
+        own = rank, adapters.scale_of(rank, float(alpha), rslora=said.use_rslora)
         if each.setdefault(index[0], own) != own:
             raise BadInput(f"{folder}: the experts of a layer have adapters of different rank")
     layers = [each.get(i, (0, 0.0)) for i in range(param.shape[0])]
