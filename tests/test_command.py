@@ -127,6 +127,20 @@ def test_out_of_memory_names_what_to_turn_down(tmp_path, monkeypatch, capsys):
     assert "per_device_parallelism" in capsys.readouterr().err
 
 
+def test_a_config_that_names_no_compile_cache_has_the_one_of_the_table(monkeypatch):
+    import jax
+
+    config, given = tiny.get_config(), {}
+    del config.compile_cache
+    monkeypatch.setattr(jax.config, "update", given.__setitem__)
+    command._with_config(lambda _: None, config, settings.ALL)
+    assert given["jax_compilation_cache_dir"].endswith("/.cache/nnx-zoo/compiled")
+    config.compile_cache = None
+    given.clear()
+    command._with_config(lambda _: None, config, settings.ALL)
+    assert given == {}
+
+
 # Runs a program as `__main__`, and prints what it imported to do so.
 IMPORTS = """
 import json, runpy, sys

@@ -103,7 +103,7 @@ def _with_config(
 
         from checkpoints_io import places
 
-        if name := config.get("compile_cache"):
+        if name := checks.plain(config, table)["compile_cache"]:
             cache = places.at(name, "--config.compile_cache")
             jax.config.update("jax_compilation_cache_dir", cache.address)
         if together:
