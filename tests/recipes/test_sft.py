@@ -150,6 +150,12 @@ GREETING = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content
          [USER], [ANSWER]),
         ({"prompt": "Which way?", "response": "Onwards.", "system": "Be brief."}, "prompt_answer",
          [{"role": "system", "content": "Be brief."}, USER], [ANSWER]),
+        ({"messages": [USER, ANSWER], "answer": "42"}, "conversation", [USER], [ANSWER]),
+        ({"conversations": [{"from": "human", "value": "Which way?"},
+                            {"from": "gpt", "value": "Onwards."}], "output": "Onwards."},
+         "sharegpt_conversation", [USER], [ANSWER]),
+        ({"messages": [USER], "prompt": "Which way?", "answer": "Onwards."}, "prompt_answer",
+         [USER], [ANSWER]),
     ],
 )  # fmt: skip
 def test_rows_of_a_single_answer(tmp_path, row, layout, prompt, answer):
@@ -169,6 +175,8 @@ def test_rows_of_a_single_answer(tmp_path, row, layout, prompt, answer):
     ("row", "told"),
     [
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, r"hold pairs: .*'answer': 'chosen'"),
+        ({"instruction": "a", "chosen": "b", "rejected": "c"}, "{'answer': 'chosen'}"),
+        ({"chosen": [USER, ANSWER], "rejected": [USER, USER]}, "{'messages': 'chosen'}"),
         ({"text": "a b c"}, "neither `messages` nor `prompt` and `answer`"),
         ({"prompt": "Which way?", "answer": "Onwards.", "dialogue_history": "We met."},
          "`dialogue_history` looks like the question"),

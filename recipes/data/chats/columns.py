@@ -149,18 +149,18 @@ def recognised_single(row: Row) -> str:
       ValueError: there is none.
     """
     has = lambda name: row.get(name) is not None
-    if has("answer"):
-        if has("instruction"):
-            return "instruction_answer"
-        if has("prompt"):
-            return "prompt_answer"
-    elif has("messages"):
+    if has("answer") and has("instruction"):
+        return "instruction_answer"
+    if has("answer") and has("prompt"):
+        return "prompt_answer"
+    if has("messages"):
         return "conversation"
-    elif has("conversations"):
+    if has("conversations"):
         return "sharegpt_conversation"
     names = [name for name in row if isinstance(name, str)]
     if {"chosen", "rejected"} <= row.keys():
-        known = {"answer": "chosen"} if has("prompt") else {"messages": "chosen"}
+        asked = has("prompt") or has("instruction")
+        known = {"answer": "chosen"} if asked else {"messages": "chosen"}
         raise BadInput(
             f"its rows hold pairs: to train on one of the answers name it, as in {flag(known)}"
         )
