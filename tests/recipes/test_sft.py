@@ -204,6 +204,20 @@ def test_an_answer_in_plain_text_is_taken_as_it_is():
         read({"prompt": "Which way? ", "answer": [ANSWER]})
 
 
+def test_ratings_of_pairs_are_not_read_and_cannot_be_named(config, tmp_path):
+    row = {"messages": [USER, ANSWER], "chosen_score": 8.5, "rejected_score": "none"}
+    assert layouts.LAYOUTS["conversation"].read(row).ratings is None
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    found, line = source_pairs.recognised(Source(str(file), single=True))
+    assert line.endswith("not read: chosen_score, rejected_score")
+    how = encode_rows.How(str(TINY / "model"), None, "assistant", None, 256, "drop", 0.0)
+    assert not +source_pairs.read(found, how).counts.notes
+    config.data.columns.chosen_score = "score"
+    with pytest.raises(ValueError, match=r"--config.data.columns has no column 'chosen_score'"):
+        sft.train(config)
+
+
 def test_a_conversation_ends_with_an_answer(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"messages": [USER]}) + "\n")
