@@ -42,7 +42,6 @@ LOSSES_NOT_HERE = {
     "nca": "NCA", "bco": "BCO", "sppo": "SPPO", "sppohard": "SPPO", "aot": "AOT",
     "aotunpaired": "AOT", "apo": "APO", "apozero": "APO", "apodown": "APO", "rso": "RSO",
     "discopop": "DiscoPOP", "betadpo": "beta-DPO", "alphadpo": "alpha-DPO", "tdpo": "TDPO",
-    "sft": "supervised fine-tuning: that is recipes/sft.py",
 }  # fmt: skip
 
 Part = TypeVar("Part")
@@ -247,6 +246,10 @@ def _check_loss(name: str, here: tuple[str, ...]) -> None:
         return
     listed = f"{', '.join(here[:-1])} and {here[-1]} (docs/dpo.md says what they are)"
     plain = re.sub(r"[\W_]", "", name.lower()).removesuffix("pair")
+    if plain == "sft":
+        raise BadInput(
+            f"--config.loss={name}: supervised fine-tuning is a recipe of its own, recipes/sft.py"
+        )
     if plain in LOSSES_NOT_HERE:
         raise BadInput(
             f"--config.loss={name}: {LOSSES_NOT_HERE[plain]} is not implemented here yet; there "

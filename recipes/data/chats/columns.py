@@ -280,9 +280,10 @@ def absent(row: Row) -> str:
         if single:
             label = next((name for name in names if name.lower() in LABELS), None)
             wanted = f", and whether it is wanted (`{label}`)" if label else ""
+            other = "" if label or single == "text" else "; recipes/sft.py trains on one"
             return (
                 f"its rows hold one answer each (`{single}`){wanted}, not pairs: this recipe needs "
-                "two answers to each prompt, one preferred to the other"
+                f"two answers to each prompt, one preferred to the other{other}"
             )
     both = _numbered(names)
     if both and not all(near.values()) and {"chosen", "rejected"}.isdisjoint(names):
@@ -298,7 +299,9 @@ def absent(row: Row) -> str:
     elif question := _question(names):
         found = {"prompt": question} | found
     what = f"is no `{missing[0]}`: name it" if len(missing) == 1 else MISSING
-    return f"among its columns ({', '.join(map(str, row))[:300]}) {what}, as in {flag(found)}"
+    told = f"among its columns ({', '.join(map(str, row))[:300]}) {what}, as in {flag(found)}"
+    alone = missing == ["rejected"] and not near["rejected"]
+    return told + ("; without one, recipes/sft.py trains on `chosen`" if alone else "")
 
 
 WRAPPED = frozenset(("data", "columns", "index", "schema", "version", "metadata"))

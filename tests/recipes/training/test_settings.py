@@ -79,6 +79,7 @@ def test_the_configs_pass(config):
         ({"distributed.num_processes": 2}, "no effect without --config.distributed.enabled=true"),
         ({"loss": "simpo"}, "SimPO is not implemented here yet; there are sigmoid"),
         ({"loss": "exo_pair"}, "EXO is not implemented"),
+        ({"loss": "SFT"}, "supervised fine-tuning is a recipe of its own, recipes/sft.py$"),
         ({"loss": "DPO"}, r"did you mean sigmoid\?"),
         ({"loss": "Sigmoid"}, r"did you mean sigmoid\?"),
         ({"loss": "zzz"}, r"is none of sigmoid.* and \w+ \(docs/dpo.md says what they are\)$"),
