@@ -115,3 +115,11 @@ def test_two_revisions_of_one_model_are_refused(hub):
     with pytest.raises(ValueError, match=told):
         zoo.load("a/b@main", revision="v1")
     assert asked == []
+
+
+@pytest.mark.parametrize("name", ["words", "some/words/of mine"])
+def test_a_tokenizer_folder_that_is_missing_is_refused_before_anything_is_written(tmp_path, name):
+    model = zoo.load(TINY / "model")
+    with pytest.raises(FileNotFoundError, match=f"there is no model folder '{tmp_path}/{name}'"):
+        zoo.save(model, tmp_path / "out", tokenizer=tmp_path / name)
+    assert not (tmp_path / "out").exists()
