@@ -117,14 +117,17 @@ def test_settings_can_be_unset(tmp_path):
     refused(result, "cannot be used")
 
 
-def test_out_of_memory_names_what_to_turn_down(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("groups", [settings.DPO, settings.SFT], ids=["dpo", "sft"])
+def test_out_of_memory_names_what_to_turn_down(groups, capsys):
     def train(_):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
 
     with pytest.raises(SystemExit) as status:
-        command._with_config(train, tiny.get_config(), settings.ALL)
+        command._with_config(train, tiny.get_config(), settings.table_of(groups))
     assert status.value.code == 1
-    assert "per_device_parallelism" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "per_device_parallelism" in told
+    assert ("reference_mode" in told) == (groups is settings.DPO)
 
 
 def test_a_config_that_names_no_compile_cache_has_the_one_of_the_table(monkeypatch):

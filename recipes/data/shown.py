@@ -48,6 +48,11 @@ def answer_names(example: Example) -> tuple[str, ...]:
     return ("chosen", "rejected") if len(example.answers) == 2 else ("answer",)
 
 
+def noun(answers: int) -> str:
+    """What examples of so many answers are called."""
+    return "pairs" if answers == 2 else "answers"
+
+
 def _cut(tokenizer: Tokenizer, before: list[int], ids: list[int], kinds: list[str]) -> list[Piece]:
     """The texts of the pieces, joined, are what `ids` say after `before`."""
     whole, special = text_after(tokenizer, before, ids), set(tokenizer.special.values())

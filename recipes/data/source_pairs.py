@@ -11,6 +11,7 @@ import numpy as np
 
 from checkpoints_io import places
 from checkpoints_io.errors import BadInput
+from recipes.data import shown
 from recipes.data.chats import columns, layouts, messages
 from recipes.data.chats.messages import one_line
 from recipes.data.ids import counts, pair_ids, parallel
@@ -66,7 +67,8 @@ def recognised(source: Source) -> tuple[Source, str]:
     if fallback and not doubt:
         return fallback
     if told := doubt or refused:
-        raise BadInput(f"{source.path} has no row that can be read as pairs: {told}")
+        what = shown.noun(1 if source.single else 2)
+        raise BadInput(f"{source.path} has no row that can be read as {what}: {told}")
     raise BadInput(f"{source.path} holds no rows")
 
 
@@ -172,8 +174,9 @@ def split(pairs: Pairs, fraction: float) -> tuple[list[Example], list[Example]]:
     for pair, key in zip(pairs.ids, pairs.keys.tolist(), strict=True):
         sides[key < fraction * 2**64].append(pair)
     if not all(sides):
+        what = shown.noun(len(pairs.ids[0].answers))
         raise BadInput(
-            f"--config.validation_split_fraction={fraction} leaves {len(sides[0])} pairs to train "
+            f"--config.validation_split_fraction={fraction} leaves {len(sides[0])} {what} to train "
             f"on and {len(sides[1])} held out of {len(pairs.ids)}; both need at least one"
         )
     return sides

@@ -79,12 +79,13 @@ def checked(config: ml_collections.ConfigDict, table: Table) -> Values:
             raise BadInput(f"--config.{name} must be {setting.bound.says}, not {value}")
     precision(given["mp"])
     profiled(given["profile"])
-    _check_data(given, single="loss" not in table)
+    pairs = "loss" in table
+    _check_data(given, single=not pairs)
     _check_steps(given)
-    _check_rows(given)
-    _check_keep(given, "loss" in table)
+    _check_rows(given, pairs)
+    _check_keep(given, pairs)
     _refuse_without_effect(given)
-    if "loss" in table:
+    if pairs:
         _check_preference(given, table)
     return given
 
@@ -113,9 +114,10 @@ def check_names(config: ml_collections.ConfigDict, table: Table) -> None:
         raise BadInput(f"the config has a setting {unknown[0]!r} that nothing reads{near}")
     lacking = [name for name in left_out(config, table) if table[name].default is MUST]
     if lacking:
+        example = "tiny" if "loss" in table else "tiny_sft"
         raise BadInput(
-            f"the config has no {', '.join(sorted(lacking))}: add it, as recipes/configs/tiny.py "
-            "has it"
+            f"the config has no {', '.join(sorted(lacking))}: add it, as "
+            f"recipes/configs/{example}.py has it"
         )
     for name, value in flat(config):
         if value is not None and name in table and not _is(value, table[name].kind):
@@ -143,7 +145,7 @@ def precision(mp: str) -> Precision:
     if read.params != np.float32:
         raise BadInput(
             f"--config.mp={mp!r}: weights kept in bfloat16 do not move at the learning rates of "
-            "DPO; use p=f32"
+            "fine-tuning; use p=f32"
         )
     return read
 
@@ -292,7 +294,7 @@ def _check_data(given: Values, *, single: bool) -> None:
             "one in --config.validation another name"
         )
     if given["max_eval_pairs"] and not (given["validation"] or given["validation_split_fraction"]):
-        raise BadInput("--config.max_eval_pairs has no effect: there are no held-out pairs")
+        raise BadInput("--config.max_eval_pairs has no effect: nothing is held out")
 
 
 def _check_steps(given: Values) -> None:
@@ -307,17 +309,18 @@ def _check_steps(given: Values) -> None:
         )
 
 
-def _check_rows(given: Values) -> None:
+def _check_rows(given: Values, pairs: bool) -> None:
     row, longest = given["row_length"], given["train_seq_len"]
     if row is not None and longest > row:
         raise BadInput(
             f"--config.train_seq_len={longest} does not fit into rows of --config.row_length={row}"
         )
-    rows, pairs = given["per_device_parallelism"], given["train_batch_size"]
-    if (rows or 0) > 2 * pairs:
+    rows, examples = given["per_device_parallelism"], given["train_batch_size"]
+    what, most, told = ("pairs", 2, "two") if pairs else ("answers", 1, "one")
+    if (rows or 0) > most * examples:
         raise BadInput(
-            f"--config.per_device_parallelism={rows} is more rows than the {pairs} pairs of an "
-            "update (--config.train_batch_size) can fill: each takes two at most"
+            f"--config.per_device_parallelism={rows} is more rows than the {examples} {what} of an "
+            f"update (--config.train_batch_size) can fill: each takes {told} at most"
         )
 
 

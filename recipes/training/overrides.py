@@ -172,8 +172,8 @@ def _literal(name: str, text: str) -> object:
     if _has_names(given):
         return given
     raise BadInput(
-        f"--config.{name}={text!r} cannot be read: write it like \"{{'chosen': 'better'}}\", in "
-        "double quotes for the shell"
+        f"--config.{name}={text!r} cannot be read: write it like \"{{'prompt': 'question'}}\", "
+        "in double quotes for the shell"
     )
 
 

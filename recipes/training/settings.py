@@ -5,7 +5,7 @@ list in docs/dpo.md (`listing`), and what a resumed run must share (`identity`).
 is slow to import, so that a wrong flag is answered before jax is loaded.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import math
 from typing import NamedTuple
 
@@ -402,6 +402,11 @@ def table_of(groups: Groups) -> dict[str, Setting]:
     return {name: setting for group in groups.values() for name, setting in group.items()}
 
 
+def recipe_of(names: Iterable[str]) -> Groups:
+    """The settings of the recipe that is meant: a loss on pairs, or a reference, is dpo.py's."""
+    return DPO if {*REFERENCE, *PREFERENCE}.intersection(names) else SFT
+
+
 ALL = table_of(DPO)
 
 # Under these the user chooses the names.
@@ -422,5 +427,5 @@ KIND_NAMES = {
     float: "a number",
     bool: "true or false",
     tuple: "several texts, like a,b",
-    dict: "written like \"{'chosen': 'better'}\"",
+    dict: "written like \"{'prompt': 'question'}\"",
 }

@@ -218,6 +218,22 @@ def test_ratings_of_pairs_are_not_read_and_cannot_be_named(config, tmp_path):
         sft.train(config)
 
 
+def test_what_is_refused_of_single_answers_speaks_of_answers(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    row = {"messages": [{"role": "system", "content": "Be brief."}, ANSWER]}
+    file.write_text(json.dumps({"text": "a"}) + "\n")
+    with pytest.raises(ValueError, match="has no row that can be read as answers: "):
+        source_pairs.recognised(Source(str(file), single=True))
+    file.write_text(f"{json.dumps(row)}\n" * 2)
+    how = encode_rows.How(str(TINY / "model"), None, "assistant", None, 256, "drop", 0.0)
+    found = source_pairs.read(Source(str(file), "conversation", single=True), how)
+    told = "; ".join(found.counts.lines())
+    assert "2 with no user turn in their prompt" in told
+    assert "1 that repeat an earlier one" in told
+    with pytest.raises(ValueError, match=r"leaves \d answers to train on and \d held out of 2"):
+        source_pairs.split(found, 0.5)
+
+
 def test_a_conversation_ends_with_an_answer(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"messages": [USER]}) + "\n")

@@ -37,7 +37,7 @@ class Counts(NamedTuple):
         noted = sorted(self.notes, key=lambda name: (name not in NOTES, name))
         told += [f"{self.notes[name]} {described(name)}" for name in noted if self.notes[name]]
         if self.repeated:
-            told.append(f"{self.repeated} that repeat an earlier pair (kept)")
+            told.append(f"{self.repeated} that repeat an earlier one (kept)")
         return told
 
 

@@ -239,6 +239,27 @@ def test_a_recipe_without_pairs_has_no_settings_of_pairs():
         checks.checked(config, table)
 
 
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"per_device_parallelism": 33}, "more rows than the 32 answers of .*: each takes one at"),
+        ({"per_device_parallelism": 32}, None),
+        ({"max_eval_pairs": 5, "validation": None}, "no effect: nothing is held out"),
+    ],
+)
+def test_impossible_settings_of_single_answers(other, told):
+    config, table = tiny_sft.get_config(), settings.table_of(settings.SFT)
+    config.update_from_flattened_dict(other)
+    if told is None:
+        checks.checked(config, table)
+    else:
+        with pytest.raises(ValueError, match=told):
+            checks.checked(config, table)
+    del config.mp
+    with pytest.raises(ValueError, match=r"no mp: add it, as recipes/configs/tiny_sft.py has it"):
+        checks.checked(config, table)
+
+
 def test_groups_and_table_have_the_same_settings_once():
     names = [name for group in settings.DPO.values() for name in group]
     assert len(names) == len(set(names)) == len(settings.ALL)
