@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 from recipes.configs import tiny
-from recipes.training import command, optimizer, settings
+from recipes.training import checks, command, optimizer, settings
 from tests.conftest import ROOT, TINY
 
 
@@ -105,6 +105,20 @@ def test_the_data_of_a_run_without_a_directory_into_a_pipe_that_closes(tmp_path)
     )  # fmt: skip
     assert closed.stdout.startswith("train: ")
     assert closed.stderr == ""
+
+
+def test_a_program_that_writes_nothing_needs_no_directory(tmp_path):
+    """Neither in the config nor by a flag; one that writes does."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from recipes.configs import tiny\n\n\ndef get_config():\n"
+        "    config = tiny.get_config()\n    del config.directory\n    return config\n"
+    )
+    for flags in ([f"--config={file}"], [TINY_CONFIG, "--config.directory=None"]):
+        config, _ = command._read(settings.DPO, ["", *flags], writes=False)
+        checks.checked(config, settings.ALL)  # as the program does again
+    with pytest.raises(SystemExit):
+        command._read(settings.DPO, ["", f"--config={file}"], writes=True)
 
 
 def test_settings_can_be_unset(tmp_path):

@@ -71,6 +71,8 @@ def _read(
 ) -> tuple[ml_collections.ConfigDict, list[str]]:
     """The config with its flags, checked against the groups; and the remaining arguments."""
     table = table_of(groups)
+    if not writes:
+        table["directory"] = table["directory"]._replace(default=None, unset="nothing is written")
     given: list[ml_collections.ConfigDict] = []
 
     def without_settings(argv: list[str]) -> list[str]:
