@@ -158,6 +158,24 @@ def test_a_config_that_names_no_compile_cache_has_the_one_of_the_table(monkeypat
     assert given == {}
 
 
+@pytest.mark.parametrize("flag", ["", "--help"], ids=["run", "help"])
+def test_a_config_file_is_executed_once(tmp_path, flag):
+    """As far as the directory, which is a file."""
+    (tmp_path / "file").write_text("")
+    config = tmp_path / "mine.py"
+    config.write_text(
+        f"from recipes.configs import tiny\n\nwith open({str(tmp_path / 'runs')!r}, 'a') as file:\n"
+        "    file.write('executed\\n')\n\n\ndef get_config():\n    return tiny.get_config()\n"
+    )
+    flags = [f"--config={config}", f"--config.directory={tmp_path}/file", flag]
+    result = run(*filter(None, flags))
+    if flag:
+        assert result.returncode == 0
+    else:
+        refused(result, "cannot be used")
+    assert (tmp_path / "runs").read_text() == "executed\n"
+
+
 # Runs a program as `__main__`, and prints what it imported to do so.
 IMPORTS = """
 import json, runpy, sys

@@ -23,6 +23,8 @@ from recipes.training import checks, listing, nearest, overrides, terminal
 from recipes.training.settings import Groups, Table, table_of
 
 HELP = ("--help", "-h", "-help", "--helpfull", "--helpshort")
+# What `answer` has read is kept for `main`: a config file is a program, which runs once.
+_answered: list[tuple[ml_collections.ConfigDict, list[str]]] = []
 
 
 def answer(groups: Groups, *, writes: bool = True) -> None:
@@ -32,7 +34,7 @@ def answer(groups: Groups, *, writes: bool = True) -> None:
     `writes` nothing needs no directory.
     """
     terminal.hold()
-    _read(groups, sys.argv, writes=writes)
+    _answered.append(_read(groups, sys.argv, writes=writes))
 
 
 def main(
@@ -42,7 +44,7 @@ def main(
     joins: bool = False,
     writes: bool = True,
 ) -> None:
-    """Reads the flags, as `answer`, and runs a program with its config.
+    """Reads the flags, unless `answer` has, and runs a program with its config.
 
     An error that the user can fix ends it with one sentence, status 1. `joins`: the processes that
     `config.distributed` describes work on it together.
@@ -51,7 +53,7 @@ def main(
     given: list[ml_collections.ConfigDict] = []
 
     def parsed(argv: list[str]) -> list[str]:
-        config, rest = _read(groups, argv, writes=writes)
+        config, rest = _answered.pop() if _answered else _read(groups, argv, writes=writes)
         given.append(config)
         return rest
 
