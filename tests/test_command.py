@@ -96,6 +96,26 @@ def test_the_data_is_looked_at_before_training(tmp_path):
     refused(look(*flags, "--config.data.layout=hh"), "rows of", "hold no pair")
 
 
+def test_the_data_of_single_answers_is_looked_at_too(tmp_path):
+    """By the same command; what is wrong is refused by the settings and layouts of that recipe."""
+    page = tmp_path / "data.html"
+    config = "--config=recipes/configs/tiny_sft.py"
+    flags = [config, "--config.token_cache=None", f"--page={page}"]
+    command = [sys.executable, "-m", "recipes.data", *flags]
+    how = dict(cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, **how)
+    assert done.returncode == 0, done.stderr
+    for told in ("read as conversation\n", "419 of 419 rows used", "    answer    ⟦"):
+        assert told in done.stdout
+    assert " answers from " in page.read_text()
+    for flag, told in (
+        ("--config.data.layout=hh", "is none of conversation"),
+        ("--config.bta=1", "has no setting 'bta'"),
+        ("--config.beta=1", "the config has no loss"),
+    ):
+        refused(subprocess.run([*command, flag], **how), told, status=2)
+
+
 def test_the_data_of_a_run_without_a_directory_into_a_pipe_that_closes(tmp_path):
     closed = subprocess.run(
         f"{sys.executable} -m recipes.data --config=recipes/configs/llama8b.py "
@@ -115,8 +135,8 @@ def test_a_program_that_writes_nothing_needs_no_directory(tmp_path):
         "    config = tiny.get_config()\n    del config.directory\n    return config\n"
     )
     for flags in ([f"--config={file}"], [TINY_CONFIG, "--config.directory=None"]):
-        config, _ = command._read(settings.DPO, ["", *flags], writes=False)
-        checks.checked(config, settings.ALL)  # as the program does again
+        given = command._read(settings.DPO, ["", *flags], writes=False)
+        checks.checked(given.config, settings.ALL)  # as the program does again
     with pytest.raises(SystemExit):
         command._read(settings.DPO, ["", f"--config={file}"], writes=True)
 
@@ -223,16 +243,16 @@ def test_a_wrong_flag_is_answered_before_anything_slow_is_imported(program, word
     assert not modules & SLOW
 
 
-PROGRAMS = {
-    "recipes/dpo.py": settings.DPO, "recipes/forecast.py": settings.DPO,
-    "recipes.data": settings.DPO, "recipes/sft.py": settings.SFT,
-}  # fmt: skip
+PROGRAMS = [
+    ("recipes/dpo.py", settings.DPO), ("recipes/forecast.py", settings.DPO),
+    ("recipes.data", settings.DPO), ("recipes.data", settings.SFT),
+    ("recipes/sft.py", settings.SFT),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_help_too_and_it_has_the_values_of_the_config(program):
+@pytest.mark.parametrize(("program", "groups"), PROGRAMS)
+def test_help_too_and_it_has_the_values_of_the_config(program, groups):
     """With the settings in the order of the table, under the titles of their groups."""
-    groups = PROGRAMS[program]
     config = TINY_CONFIG if groups is settings.DPO else "--config=recipes/configs/tiny_sft.py"
     flags = [config, "--config.weight_decay=0.25", "--help"]
     status, modules, told, _ = imports_of(program, *flags)
@@ -248,6 +268,13 @@ def test_help_too_and_it_has_the_values_of_the_config(program):
     assert at == sorted(at)
     optimizer_, computation = told.index("\nOptimizer\n"), told.index("\nComputation\n")
     assert optimizer_ < told.index("--config.weight_decay=") < computation
+
+
+def test_without_a_config_one_of_this_recipe_is_named(capsys):
+    for groups, told in ((settings.DPO, "configs/tiny.py"), (settings.SFT, "configs/tiny_sft.py")):
+        with pytest.raises(SystemExit):
+            command._read(groups, [""], writes=True)
+        assert f"for example --config=recipes/{told}\n" in capsys.readouterr().err
 
 
 def test_help_without_a_config_has_the_defaults():

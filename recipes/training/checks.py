@@ -114,14 +114,17 @@ def check_names(config: ml_collections.ConfigDict, table: Table) -> None:
         raise BadInput(f"the config has a setting {unknown[0]!r} that nothing reads{near}")
     lacking = [name for name in left_out(config, table) if table[name].default is MUST]
     if lacking:
-        example = "tiny" if "loss" in table else "tiny_sft"
         raise BadInput(
-            f"the config has no {', '.join(sorted(lacking))}: add it, as "
-            f"recipes/configs/{example}.py has it"
+            f"the config has no {', '.join(sorted(lacking))}: add it, as {example(table)} has it"
         )
     for name, value in flat(config):
         if value is not None and name in table and not _is(value, table[name].kind):
             raise BadInput(f"--config.{name}={value!r} is not {KIND_NAMES[table[name].kind]}")
+
+
+def example(table: Table) -> str:
+    """A config of the recipe that has these settings."""
+    return f"recipes/configs/{'tiny' if 'loss' in table else 'tiny_sft'}.py"
 
 
 def left_out(config: ml_collections.ConfigDict, table: Table) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recipes.data import run_data, shown
-from recipes.data.ids.pair_ids import PairIds, described
+from recipes.data.ids.pair_ids import AnswerIds, PairIds, described
 from recipes.data.packed.packing import Shape
 from recipes.pages import data_page
 from tests.conftest import TINY
@@ -269,3 +269,27 @@ def test_rows_are_from_all_over(own):
     assert [p.row for p in run_data.spread(pairs, 3)] == [0, 50, 99]
     assert [p.row for p in run_data.spread(pairs[:2], 20)] == [0, 1]
     assert run_data.spread(pairs, 0) == []
+
+
+def test_single_answers_are_told_as_such(own):
+    texts = [(" Which way? " * 20, " Onwards!"), ("A", " B C")]
+    ids = [[np.array(own.encode(text)[0], np.int32) for text in both] for both in texts]
+    some = [
+        AnswerIds(row, prompt, answer, np.arange(len(answer)) > 0, ("moved",))
+        for row, (prompt, answer) in enumerate(ids)
+    ]
+    one = part(some, layout="plain_answer", source="rows.jsonl", notes={"moved": 2})
+    shape = SHAPE._replace(answers=1)
+    told, html = data_page.text([one], own, shape, color=False), data_page.page([one], own, shape)
+    assert "  2 answers with a token across the end of the prompt" in told
+    assert "the longest answer does not fit" in told
+    page = Page(html)
+    assert page.texts == [text for both in texts for text in both]
+    assert "2 answers from 2 rows." in page.words and "an update is 2 answers." in page.words
+    assert "Answers, token by token" in page.words and "Of the answers used" in page.words
+    assert [row[0] for row in page.cells if row[0] in ("prompt", "answer", "scored")] == [
+        "prompt", "answer", "scored"
+    ]  # fmt: skip
+    assert "the longest answer does not fit" in page.words
+    for words in (told, page.words):
+        assert not re.search("pair|chosen|rejected|both|longer one", words)
