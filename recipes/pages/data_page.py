@@ -11,7 +11,7 @@ import numpy as np
 
 from recipes.data import shown
 from recipes.data.chats.messages import visible
-from recipes.data.ids.pair_ids import Example, described
+from recipes.data.ids.pair_ids import CALLED, Example, described
 from recipes.data.packed import shapes, streams
 from recipes.data.packed.packing import Shape
 from recipes.data.run_data import Told, spread
@@ -91,7 +91,7 @@ def page(parts: Iterable[Told], tokenizer: Tokenizer, shape: Shape, *, rows: int
 def lengths(pairs: Sequence[Example]) -> dict[str, np.ndarray]:
     """Tokens of every prompt and answer, by name. The scored ones are those of all answers."""
     found = {"prompt": [len(pair.prompt) for pair in pairs]}
-    for i, name in enumerate(shown.answer_names(pairs[0])):
+    for i, name in enumerate(CALLED[len(pairs[0].answers)]):
         found[name] = [len(pair.answers[i].ids) for pair in pairs]
     found["scored"] = [sum(streams.scored_tokens(pair)) for pair in pairs]
     return {name: np.array(counts) for name, counts in found.items()}
@@ -161,7 +161,7 @@ def _longer(pairs: Sequence[Example]) -> Iterable[str]:
     """Which of the answers is the longer one, where there are two."""
     if len(pairs[0].answers) < 2:
         return
-    chosen, rejected = (lengths(pairs)[name] for name in ("chosen", "rejected"))
+    chosen, rejected = (lengths(pairs)[name] for name in CALLED[2])
     told = f"The chosen answer is the longer one in {np.mean(chosen > rejected):.0%} of the pairs"
     yield f"{told}, the shorter in {np.mean(chosen < rejected):.0%}."
 

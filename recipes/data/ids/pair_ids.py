@@ -56,6 +56,9 @@ class AnswerIds(NamedTuple):
 # What a run trains on: `prompt`, `answers` and `row` are all that packing reads.
 Example = PairIds | AnswerIds
 
+# What the answers of an example are called, by how many it has.
+CALLED = {1: ("answer",), 2: ("chosen", "rejected")}
+
 # Notes on pairs, or single answers, that are used.
 NOTES = {
     "moved": "with a token across the end of the prompt (it went to the answer, whole)",

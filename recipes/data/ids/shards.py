@@ -11,10 +11,10 @@ import safetensors.numpy
 
 from recipes.data.ids import counts as counts_io
 from recipes.data.ids.counts import Counts
-from recipes.data.ids.pair_ids import AnswerIds, Example, PairIds
+from recipes.data.ids.pair_ids import CALLED, AnswerIds, Example, PairIds
 
 # What arrays there are of a pair, and of a single answer.
-TOKENS = {PairIds: ("prompt", "chosen", "rejected"), AnswerIds: ("prompt", "answer")}
+TOKENS = {PairIds: ("prompt", *CALLED[2]), AnswerIds: ("prompt", *CALLED[1])}
 MASKS = {PairIds: ("chosen_scored", "rejected_scored"), AnswerIds: ("scored",)}
 
 
