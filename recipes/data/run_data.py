@@ -12,6 +12,7 @@ from recipes.data import mixture, source_pairs
 from recipes.data.chats import layouts
 from recipes.data.chats.messages import one_line
 from recipes.data.ids import parallel
+from recipes.data.ids.counts import Counts
 from recipes.data.ids.encode_rows import How
 from recipes.data.ids.pair_ids import Example
 from recipes.data.ids.parallel import Crew
@@ -37,10 +38,7 @@ class Told(NamedTuple):
     source: str  # path or hub id
     layout: str
     told: list[str]  # the counts, in sentences
-    rows: int
-    used: int
-    reasons: dict[str, int]  # reason -> rows lost
-    notes: dict[str, int]  # as PairIds.notes -> used pairs that have it
+    counts: Counts
     pairs: Sequence[Example]  # the used ones
 
 
@@ -210,18 +208,8 @@ def _refuse_unknown_columns(one: Source) -> None:
 
 
 def _told(name: str, one: Source, found: Pairs, line: str) -> Told:
-    counts = found.counts
-    return Told(
-        name,
-        one.path,
-        one.layout or "",
-        [line, *counts.lines()],
-        counts.rows,
-        counts.used,
-        dict(counts.malformed + counts.dropped),
-        dict(counts.notes),
-        found.ids,
-    )
+    lines = [line, *found.counts.lines()]
+    return Told(name, one.path, one.layout or "", lines, found.counts, found.ids)
 
 
 def spread(pairs: Sequence[Example], most: int | None) -> list[Example]:

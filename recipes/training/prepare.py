@@ -176,8 +176,8 @@ def _lost(data: Data) -> dict[str, int]:
     """Rows that are dropped, and texts that are cut, by metric name."""
     cut = ("prompt_cut", "answer_cut")
     return {
-        "data/dropped": sum(part.rows - part.used for part in data.told),
-        "data/truncated": sum(part.notes.get(what, 0) for part in data.told for what in cut),
+        "data/dropped": sum(part.counts.lost.total() for part in data.told),
+        "data/truncated": sum(part.counts.notes[what] for part in data.told for what in cut),
     }
 
 

@@ -20,9 +20,14 @@ class Counts(NamedTuple):
     repeated: int = 0  # used pairs with the same tokens as an earlier one
 
     @property
+    def lost(self) -> collections.Counter[str]:
+        """Reason -> rows that became no pairs."""
+        return self.malformed + self.dropped
+
+    @property
     def used(self) -> int:
         """Rows that became pairs."""
-        return self.rows - self.malformed.total() - self.dropped.total()
+        return self.rows - self.lost.total()
 
     def lines(self) -> list[str]:
         """The counts, as they are shown at the start of a run."""

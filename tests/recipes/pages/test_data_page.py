@@ -1,5 +1,6 @@
 """What is shown of the data: all of it true, and none of it able to do harm."""
 
+import collections
 from html.parser import HTMLParser
 import itertools
 import re
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from recipes.data import run_data, shown
+from recipes.data.ids.counts import Counts
 from recipes.data.ids.pair_ids import AnswerIds, PairIds, described
 from recipes.data.packed.packing import Shape
 from recipes.pages import data_page
@@ -34,13 +36,13 @@ def pair(own, prompt, chosen, rejected, row=0, notes=()):
 
 
 def part(pairs, *, name="train", reasons=None, notes=None, told=None, lost=0, **other):
-    reasons = reasons or {}
-    rows = len(pairs) + sum(reasons.values()) + lost
+    counter, reasons = collections.Counter, collections.Counter(reasons or {})
+    rows = len(pairs) + reasons.total() + lost
+    counts = Counts(rows, counter(), reasons, counter(notes or {}), dict.fromkeys(reasons, "a:1"))
     told = [f"{len(pairs)} of {rows} rows used"] if told is None else told
     given = dict(source="pairs.jsonl", layout="plain_text") | other
     return run_data.Told(
-        name=name, told=told, rows=rows, used=len(pairs), reasons=reasons, notes=notes or {},
-        pairs=pairs, **given,
+        name=name, told=told, counts=counts, pairs=pairs, **given,
     )  # fmt: skip
 
 
@@ -173,12 +175,16 @@ def test_a_page_counts_as_it_was_told(own):
     assert described("special") not in page.words
     assert "accounted for" not in page.words
     assert ["prompt", *"11111"] in page.cells and ["scored", *"22222"] in page.cells
-    assert (
-        "1,204 rows were read, and 1,203 are accounted for."
-        in Page(
-            data_page.page([one._replace(reasons=reasons | {"`chosen` is missing": 0})], own, SHAPE)
-        ).words
-    )
+    alarm = "1,204 rows were read, and 1,203 are accounted for."
+    fewer = collections.Counter({"chosen equals rejected": 1200})
+    for odd in (
+        one._replace(pairs=pairs[1:]),
+        one._replace(counts=one.counts._replace(dropped=fewer)),
+    ):
+        assert alarm in Page(data_page.page([odd], own, SHAPE)).words
+        assert "1,203 of 1,204 rows are accounted for" in data_page.text(
+            [odd], own, SHAPE, color=False
+        )
 
 
 TEXTS = [
