@@ -108,7 +108,8 @@ def load(asked: Beside, policy: zoo.Model, run: Run) -> zoo.Model:
     path, dtype = asked.path, policy.dtype
     if not asked.is_hf:
         return _of_run(places.at(path, "--config.reference_model_path"), policy)
-    model = zoo.load(run.reference or path, dtype=dtype, mesh=run.computing.mesh)
+    assert run.reference is not None  # it is looked up where one is asked for
+    model = zoo.load(run.reference, dtype=dtype, mesh=run.computing.mesh)
     zoo.check_finite(model)
     model.attention, model.remat = policy.attention, policy.remat
     if model.config.vocab_size != policy.config.vocab_size:

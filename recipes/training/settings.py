@@ -1,8 +1,8 @@
 """Every setting of every recipe, described once.
 
 From this table come the checks of a config and its flags (`checks`, `overrides`), `--help` and the
-list in docs/dpo.md (`listing`), and what a resumed run must share (`identity`). Nothing here
-is slow to import, so that a wrong flag is answered before jax is loaded.
+list in docs/dpo.md (`listing`), and what a resumed run must share (`resume`). Nothing here is
+slow to import, so that a wrong flag is answered before jax is loaded.
 """
 
 from collections.abc import Callable, Iterable, Mapping

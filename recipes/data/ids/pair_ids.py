@@ -77,7 +77,6 @@ NOTES = {
 }
 UNREAD = "unread/"  # and a key of a message that nothing here reads
 LEFT_OUT = "left_out/"  # and a key of a message that the chat template does not show
-OVER_LENGTH = ("drop", "cut_prompt", "cut_answer")
 
 
 def described(note: str) -> str:

@@ -9,8 +9,6 @@ import pytest
 
 from recipes import forecast
 from recipes.configs import tiny, tiny_sft
-from recipes.data.chats import chat
-from recipes.data.ids import pair_ids
 from recipes.preference import losses
 from recipes.training import checks, optimizer, plan, run, settings
 from tests.conftest import ROOT, adamw_of, given_by
@@ -189,8 +187,6 @@ def test_the_choices_of_the_table_are_those_of_the_code():
     assert set(choices("remat")) == set(stack.REMAT)
     assert set(choices("loss")) == set(losses.LOSSES)
     assert not losses.LOSSES.keys() & checks.LOSSES_NOT_HERE.keys(), "it is here now"
-    assert set(choices("data.over_length")) == set(pair_ids.OVER_LENGTH)
-    assert set(choices("data.scored_turns")) == set(chat.SCORED_TURNS)
     assert set(choices("hf_save_dtype")) == set(settings.DTYPES) == set(checks.DTYPES)
     assert set(choices("adam_mu_dtype")) < set(checks.DTYPES)
 
