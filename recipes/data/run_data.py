@@ -37,7 +37,7 @@ class Told(NamedTuple):
     name: str  # train, or the name of a source in a mixture, or of a held-out set
     source: str  # path or hub id
     layout: str
-    told: list[str]  # the counts, in sentences
+    lines: list[str]  # the counts, in sentences
     counts: Counts
     pairs: Sequence[Example]  # the used ones
 
@@ -140,11 +140,11 @@ def _read(asked: Asked, crew: Crew) -> Data:
         found = source_pairs.read(one, how, cache, crew)
         told.append(_told(name, one, found, line))
         if both := int(np.isin(found.keys, keys).sum()):
-            told[-1].told.append(f"{both} of its prompts are in the training data too")
+            told[-1].lines.append(f"{both} of its prompts are in the training data too")
         held_out.append(HeldOut(name, found.ids))
     if not ready.stops:
         token = own.named.get("eos_token", "a special token of the tokenizer")
-        told[0].told.append(
+        told[0].lines.append(
             "the chat template writes no special token after the last answer, so the model will "
             f"not learn to stop: add one with --config.data.end_of_turn='{token}'"
         )

@@ -149,19 +149,19 @@ def read(
     return Pairs(ids, keys, total)
 
 
-def _check(source: Source, told: Counts, share: float) -> None:
+def _check(source: Source, total: Counts, share: float) -> None:
     what = "answer" if source.single else "pair"
-    if not told.rows:
+    if not total.rows:
         raise BadInput(f"{source.path} holds no rows")
-    if told.malformed.total() > share * told.rows:
-        reason, _ = told.malformed.most_common(1)[0]
+    if total.malformed.total() > share * total.rows:
+        reason, _ = total.malformed.most_common(1)[0]
         raise BadInput(
-            f"{told.malformed.total()} of {told.rows} rows of {source.path} hold no {what}; the "
-            f"first is {told.first[reason]}: {reason}. Fix them, choose another "
+            f"{total.malformed.total()} of {total.rows} rows of {source.path} hold no {what}; the "
+            f"first is {total.first[reason]}: {reason}. Fix them, choose another "
             f"--config.data.layout, or raise --config.data.max_malformed_fraction (now {share})"
         )
-    if not told.used:
-        raise BadInput(f"no row of {source.path} can be used: {'; '.join(told.lines()[1:])}")
+    if not total.used:
+        raise BadInput(f"no row of {source.path} can be used: {'; '.join(total.lines()[1:])}")
 
 
 def split(pairs: Pairs, fraction: float) -> tuple[list[Example], list[Example]]:

@@ -138,14 +138,14 @@ def packs(pairs: Sequence[Example], shape: Shape) -> dict[int, Pack | None]:
 
 
 def _counted(part: Told, what: str) -> list[str]:
-    said, counts = "\n".join(part.told), part.counts
+    said, counts = "\n".join(part.lines), part.counts
     rows, known = counts.rows, len(part.pairs) + counts.lost.total()
     s = lambda n: "s" * (n != 1)
     more = {why: f"{n:,} row{s(n)} lost: {why}" for why, n in counts.lost.items()}
     one, notes = what.removesuffix("s"), counts.notes
     more |= {described(k): f"{n:,} {one}{s(n)} {described(k)}" for k, n in notes.items() if n}
     untold = [] if known == rows else [f"{known:,} of {rows:,} rows are accounted for"]
-    return part.told + untold + [line for why, line in more.items() if why not in said]
+    return part.lines + untold + [line for why, line in more.items() if why not in said]
 
 
 def _length_lines(pairs: Sequence[Example]) -> list[str]:

@@ -131,7 +131,7 @@ def _models(given: Values, beside: Beside | None, computing: Computing) -> Model
 def _data(given: Values, models: Models, *, single: bool) -> Data:
     data = run_data.read(run_data.asked(given, models.tokenizer, single=single))
     for part in data.told:
-        say("\n  ".join([f"{part.name} ({part.source}):", *part.told]))
+        say("\n  ".join([f"{part.name} ({part.source}):", *part.lines]))
     sets = [held.name for held in data.held_out]
     if given["keep_best"] and (name := given["keep_best"].rpartition("/")[0]) not in sets:
         raise BadInput(

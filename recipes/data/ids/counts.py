@@ -52,16 +52,16 @@ def none() -> Counts:
     return Counts(0, counter(), counter(), counter(), {})
 
 
-def from_json(told: dict[str, Any]) -> Counts:
+def from_json(kept: dict[str, Any]) -> Counts:
     """The counts that were kept as JSON."""
     counter = collections.Counter
     return Counts(
-        told["rows"],
-        counter(told["malformed"]),
-        counter(told["dropped"]),
-        counter(told["notes"]),
-        told["first"],
-        told["repeated"],
+        kept["rows"],
+        counter(kept["malformed"]),
+        counter(kept["dropped"]),
+        counter(kept["notes"]),
+        kept["first"],
+        kept["repeated"],
     )
 
 

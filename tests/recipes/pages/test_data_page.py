@@ -42,7 +42,7 @@ def part(pairs, *, name="train", reasons=None, notes=None, told=None, lost=0, **
     told = [f"{len(pairs)} of {rows} rows used"] if told is None else told
     given = dict(source="pairs.jsonl", layout="plain_text") | other
     return run_data.Told(
-        name=name, told=told, counts=counts, pairs=pairs, **given,
+        name=name, lines=told, counts=counts, pairs=pairs, **given,
     )  # fmt: skip
 
 
