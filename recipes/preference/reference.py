@@ -79,13 +79,14 @@ def ready(
     )  # fmt: skip
     say(f"the reference's log-probabilities of every pair, kept in {cache.folder}")
     trained, *held_out = (
-        reference_cache.of_pairs(cache, pairs, heeding, run.place) for pairs in (run.pairs, *sets)
+        reference_cache.of_pairs(cache, pairs, heeding, run.place)
+        for pairs in (run.examples, *sets)
     )
-    off = reference_cache.check(cache, run.pairs, ask, run.place, policy.dtype)
+    off = reference_cache.check(cache, run.examples, ask, run.place, policy.dtype)
     say(f"some computed again: at most {off:.2g} nats apart; the reference leaves memory")
-    count = 1 + max(pair.row for pair in run.pairs)
+    count = 1 + max(pair.row for pair in run.examples)
     table = np.zeros((count, run.place.shape.answers), np.float32)
-    table[[pair.row for pair in run.pairs]] = trained
+    table[[pair.row for pair in run.examples]] = trained
 
     def of_batch(batch: Packed, rows: np.ndarray) -> Array:
         slots = np.zeros(batch.scored.shape, np.float32)

@@ -38,7 +38,7 @@ def told(run: Run, asked: Asked, model: zoo.Model, each: dict[str, int]) -> str:
       ValueError: most of the computation would be spent on padding.
       OSError: the disk does not hold what will be written.
     """
-    shape, pairs, devices = run.place.shape, run.pairs, run.computing.mesh.devices
+    shape, pairs, devices = run.place.shape, run.examples, run.computing.mesh.devices
     device = devices.flat[0]
     share, count = shapes.fill(pairs, shape)
     if share < asked.min_pack_fill:
@@ -137,7 +137,7 @@ def _notes_on_examples(run: Run, asked: Asked) -> Iterator[str]:
         if drawn * total < 1:
             yield f"less than one {what[:-1]}{whose} is drawn in {total} steps: raise its weight"
     if asked.num_epochs:
-        exact = asked.num_epochs * len(run.pairs) / update
+        exact = asked.num_epochs * len(run.examples) / update
         if abs(total - exact) > 0.05 * exact:
             yield (
                 f"--config.num_epochs={asked.num_epochs:g} would be {exact:.3g} updates of "

@@ -66,7 +66,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place, *, s
         tokenizer_folder=models.tokenizer,
         stop_ids=data.stop_ids,
         parts=data.train,
-        pairs=train,
+        examples=train,
         held_out=data.held_out,
         place=_packed(given, models, data, computing.mesh, sum(memory.values())),
         seed=given["seed"],
