@@ -60,7 +60,7 @@ def read(model: Model, folder: pathlib.Path) -> Read:
     with peft_folder.tensors(folder) as (tensors, facts):
         places = _places(model, tensors, folder)
         like = adapters.layout(model, sites, dora=said.use_dora)
-        flat = traverse_util.flatten_dict(like, sep=".")
+        flat: dict[str, Any] = traverse_util.flatten_dict(like, sep=".")
         for site in sites:
             sizes = dict(zip(site.axes.split(), weights[site.path][0].shape, strict=True))
             flat[site.path] = _stacked(site, sizes, places[site.path], flat[site.path], folder)
