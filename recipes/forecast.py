@@ -13,7 +13,7 @@ from absl import flags
 if __name__ == "__main__":  # a wrong flag is answered before the imports below
     from recipes.training import command, settings
 
-    flags.DEFINE_string("chip", "h100", "One of a100, h100, h200, v5e, v5p, v6e.")
+    flags.DEFINE_string("chip", "h100", "One of a100, h100, h200, rtx4080, rtx4090, v5e, v5p, v6e.")
     flags.DEFINE_integer("devices", 8, "How many chips.")
     flags.DEFINE_integer("stored_per_pair", 1000, "Average positions per pair.")
     flags.DEFINE_float("real_per_stored", 1.25, "Real tokens per position: prompts count twice.")
@@ -74,6 +74,8 @@ CHIPS = {
     "a100": Chip(312e12, 80e9, 2.0e12, 300e9),
     "h100": Chip(989e12, 80e9, 3.35e12, 450e9),
     "h200": Chip(989e12, 141e9, 4.8e12, 450e9),
+    "rtx4080": Chip(97e12, 16e9, 0.72e12, 32e9),
+    "rtx4090": Chip(165e12, 24e9, 1.01e12, 32e9),
     "v5e": Chip(197e12, 16e9, 0.82e12, 100e9, "v5e"),
     "v5p": Chip(459e12, 95e9, 2.77e12, 300e9, "v5p"),
     "v6e": Chip(918e12, 32e9, 1.64e12, 224e9, "v6e"),

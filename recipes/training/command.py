@@ -119,7 +119,7 @@ def _with_config(
         if together:
             _join(several)
         taken = listing.taken(checks.left_out(config, table), table)
-        if taken and jax.process_index() == 0:
+        if taken and (not together or jax.process_index() == 0):  # which starts the devices
             terminal.write(taken)
         program(config)
 
