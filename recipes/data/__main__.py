@@ -45,15 +45,15 @@ def look(config: ml_collections.ConfigDict) -> None:
     folder = hf_folder.find(name, files=hf_folder.TOKENIZER_FILES)
     data = run_data.read(run_data.asked(given, folder, single="loss" not in given))
     shape = shapes.choose(
-        [pair for part in data.train for pair in part.pairs],
+        [example for part in data.train for example in part.examples],
         per_update=given["train_batch_size"],
         shards=1,
         most=POSITIONS,
         row_length=given["row_length"],
         rows=given["per_device_parallelism"],
     )
-    print(data_page.text(data.told, data.tokenizer, shape, color=sys.stdout.isatty()))
-    page.write_text(data_page.page(data.told, data.tokenizer, shape), "utf-8")
+    print(data_page.text(data.sources, data.tokenizer, shape, color=sys.stdout.isatty()))
+    page.write_text(data_page.page(data.sources, data.tokenizer, shape), "utf-8")
     print(f"\nthe same as a page: {page}")
 
 

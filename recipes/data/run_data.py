@@ -1,4 +1,4 @@
-"""The pairs that the settings of a run name: read, split, counted, and reported."""
+"""The examples that the settings of a run name: read, split, counted, and reported."""
 
 from collections.abc import Collection, Mapping, Sequence
 import pathlib
@@ -25,21 +25,21 @@ from zoo.text.tokenizer import Tokenizer
 
 
 class HeldOut(NamedTuple):
-    """A named set of held-out pairs."""
+    """A named set of held-out examples."""
 
     name: str
-    pairs: list[Example]
+    examples: list[Example]
 
 
 class Told(NamedTuple):
-    """What is reported about one source of pairs."""
+    """What is reported about one source."""
 
     name: str  # train, or the name of a source in a mixture, or of a held-out set
     source: str  # path or hub id
     layout: str
     lines: list[str]  # the counts, in sentences
     counts: Counts
-    pairs: Sequence[Example]  # the used ones
+    examples: Sequence[Example]  # the used ones
 
 
 class Asked(NamedTuple):
@@ -55,13 +55,13 @@ class Asked(NamedTuple):
 
 
 class Data(NamedTuple):
-    """The pairs of a run."""
+    """The examples of a run."""
 
     tokenizer: Tokenizer
     stop_ids: tuple[int, ...]  # what ends an answer
     train: list[Part]
     held_out: list[HeldOut]
-    told: list[Told]
+    sources: list[Told]  # each that was read: to train on, then held out
 
 
 def asked(given: Mapping[str, Any], tokenizer_folder: pathlib.Path, *, single: bool) -> Asked:
@@ -149,7 +149,7 @@ def _read(asked: Asked, crew: Crew) -> Data:
             f"not learn to stop: add one with --config.data.end_of_turn='{token}'"
         )
     most = asked.max_eval_pairs
-    held_out = [held._replace(pairs=spread(held.pairs, most)) for held in held_out]
+    held_out = [held._replace(examples=spread(held.examples, most)) for held in held_out]
     return Data(own, ready.stop_ids, train, held_out, told)
 
 
@@ -212,7 +212,8 @@ def _told(name: str, one: Source, found: Pairs, line: str) -> Told:
     return Told(name, one.path, one.layout or "", lines, found.counts, found.ids)
 
 
-def spread(pairs: Sequence[Example], most: int | None) -> list[Example]:
+def spread(examples: Sequence[Example], most: int | None) -> list[Example]:
     """At most so many of them, from all over the list: files are often sorted by kind."""
-    steps = np.linspace(0, len(pairs) - 1, min(len(pairs), len(pairs) if most is None else most))
-    return [pairs[i] for i in steps.round().astype(int).tolist()]
+    most = len(examples) if most is None else min(len(examples), most)
+    steps = np.linspace(0, len(examples) - 1, most)
+    return [examples[i] for i in steps.round().astype(int).tolist()]

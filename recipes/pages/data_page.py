@@ -54,10 +54,10 @@ def text(
             painted(heading, "heading"),
             *(f"  {visible(line)}" for line in _counted(part, what)),
         ]
-        if part.pairs:
-            found = packs(part.pairs, shape)
-            lines += ["", *_length_lines(part.pairs), "", *_pack_lines(found, what)]
-        for pair in spread(part.pairs, rows):
+        if part.examples:
+            found = packs(part.examples, shape)
+            lines += ["", *_length_lines(part.examples), "", *_pack_lines(found, what)]
+        for pair in spread(part.examples, rows):
             heading = painted(f"  row {pair.row}", "heading")
             lines += ["", heading, *(f"    {described(note)}" for note in pair.notes)]
             lines += [f"    {line}" for line in shown.lines_of(pair, tokenizer, painted)]
@@ -139,7 +139,7 @@ def packs(pairs: Sequence[Example], shape: Shape) -> dict[int, Pack | None]:
 
 def _counted(part: Told, what: str) -> list[str]:
     said, counts = "\n".join(part.lines), part.counts
-    rows, known = counts.rows, len(part.pairs) + counts.lost.total()
+    rows, known = counts.rows, len(part.examples) + counts.lost.total()
     s = lambda n: "s" * (n != 1)
     more = {why: f"{n:,} row{s(n)} lost: {why}" for why, n in counts.lost.items()}
     one, notes = what.removesuffix("s"), counts.notes

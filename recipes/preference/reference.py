@@ -69,7 +69,7 @@ def ready(
     ask = functools.partial(forward, graph, frozen)
     heeding = preemption.heeding(stop, ask)
     known = fingerprint(adapters.bare(frozen))
-    sets = [held_out.pairs for held_out in run.held_out]
+    sets = [held_out.examples for held_out in run.held_out]
     if asked.mode != "cached":
         held_out = [logps.of_examples(heeding, pairs, run.place) for pairs in sets]
         return Reference(known, lambda batch, _: ask(batch), held_out, model)

@@ -53,7 +53,7 @@ def told(run: Run, asked: Asked, each: dict[str, int]) -> str:
     free = refuse_small_disk(run.directory, disk_needed(run))
     apart = sum(not streams.fits_once(pair, shape) for pair in pairs)
     axes = ", ".join(f"{name} {size}" for name, size in run.computing.mesh.shape.items())
-    held = ", ".join(f"{len(h.pairs)} in {h.name}" for h in run.held_out) or "none"
+    held = ", ".join(f"{len(h.examples)} in {h.name}" for h in run.held_out) or "none"
     parts = ", ".join(f"{name} {size(number)}" for name, number in each.items())
     epochs = run.total_steps * shape.examples / len(pairs)
     what = shown.noun(shape.answers)
@@ -130,11 +130,11 @@ def _notes_on_examples(run: Run, asked: Asked) -> Iterator[str]:
     for part in run.parts:
         whose = "" if len(run.parts) == 1 else f" of {part.name}"
         drawn = update * part.weight / weights
-        if drawn > len(part.pairs):
+        if drawn > len(part.examples):
             yield (
                 f"an update of --config.train_batch_size={update} takes about {drawn:.4g} {what}"
-                f"{whose} and there are {len(part.pairs)}: it uses each "
-                f"{drawn / len(part.pairs):.3g} times"
+                f"{whose} and there are {len(part.examples)}: it uses each "
+                f"{drawn / len(part.examples):.3g} times"
             )
         if drawn * total < 1:
             yield f"less than one {what[:-1]}{whose} is drawn in {total} steps: raise its weight"
@@ -146,7 +146,7 @@ def _notes_on_examples(run: Run, asked: Asked) -> Iterator[str]:
                 f"{update} {what}, and is rounded to {total}"
             )
     most = asked.max_eval_pairs
-    if most and run.held_out and all(len(held.pairs) < most for held in run.held_out):
+    if most and run.held_out and all(len(held.examples) < most for held in run.held_out):
         yield f"--config.max_eval_pairs={most} is more than any held-out set has: all are used"
 
 
@@ -173,8 +173,8 @@ def _mixed(run: Run) -> list[str]:
     drawn = run.total_steps * run.place.shape.examples / total
     what = shown.noun(run.place.shape.answers)
     return [
-        f"  {part.name:<10} {len(part.pairs)} {what}, {part.weight / total:.1%} of all drawn: "
-        f"{drawn * part.weight / len(part.pairs):.2f} epochs of it"
+        f"  {part.name:<10} {len(part.examples)} {what}, {part.weight / total:.1%} of all drawn: "
+        f"{drawn * part.weight / len(part.examples):.2f} epochs of it"
         for part in run.parts
     ]
 

@@ -50,7 +50,7 @@ def read(tmp_path):
         config.data.columns, config.data.layout = names, forced
         given = checks.checked(config, settings.table_of(settings.DPO))
         found = run_data.read(run_data.asked(given, TINY / "model", single=False))
-        return found.train[0].pairs, found.held_out[0].pairs, found.told[-1].layout
+        return found.train[0].examples, found.held_out[0].examples, found.sources[-1].layout
 
     return read
 
@@ -162,5 +162,5 @@ def test_a_start_loads_a_hub_dataset_once(tmp_path, monkeypatch, request):
         config.token_cache = cache
         given = checks.checked(config, settings.table_of(settings.DPO))
         found = run_data.read(run_data.asked(given, TINY / "model", single=False))
-        assert len(found.train[0].pairs) == len(found.held_out[0].pairs) == 3
+        assert len(found.train[0].examples) == len(found.held_out[0].examples) == 3
     assert sorted(asked) == ["owner/heldout", "owner/train"]

@@ -42,7 +42,7 @@ def part(pairs, *, name="train", reasons=None, notes=None, told=None, lost=0, **
     told = [f"{len(pairs)} of {rows} rows used"] if told is None else told
     given = dict(source="pairs.jsonl", layout="plain_text") | other
     return run_data.Told(
-        name=name, lines=told, counts=counts, pairs=pairs, **given,
+        name=name, lines=told, counts=counts, examples=pairs, **given,
     )  # fmt: skip
 
 
@@ -178,7 +178,7 @@ def test_a_page_counts_as_it_was_told(own):
     alarm = "1,204 rows were read, and 1,203 are accounted for."
     fewer = collections.Counter({"chosen equals rejected": 1200})
     for odd in (
-        one._replace(pairs=pairs[1:]),
+        one._replace(examples=pairs[1:]),
         one._replace(counts=one.counts._replace(dropped=fewer)),
     ):
         assert alarm in Page(data_page.page([odd], own, SHAPE)).words
@@ -232,7 +232,7 @@ def test_a_long_text_is_whole_on_the_page_and_short_in_the_terminal(own):
     assert Page(html).texts[0] == said
     assert html.count("<details><summary>… ") == 1
     told = data_page.text([one], own, SHAPE, color=False)
-    n = len(one.pairs[0].prompt)
+    n = len(one.examples[0].prompt)
     assert f" … {n - shown.HEAD - shown.TAIL:,} tokens … " in told
     assert len(told) < len(said)
     assert told.count("the longest pair does not fit") == sum(n > t for t in (64, 1024, 2048, 4096))

@@ -19,7 +19,7 @@ def run_of(config, *, pairs=100, steps=60, parts=None, held_out=50, answers=2):
     return run_with(
         total_steps=steps,
         parts=parts,
-        examples=[pair for part in parts for pair in part.pairs],
+        examples=[example for part in parts for example in part.examples],
         held_out=[HeldOut("heldout", [None] * held_out)] if held_out else [],
         place=Place(Shape(2, 64, config.train_batch_size, answers, few=1), None),
         adamw=adamw_of(config),
