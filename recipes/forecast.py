@@ -332,7 +332,9 @@ def _tpus(kind: str, count: int) -> list:
         )
     try:
         name = f"{kind}:{known[count]}"
-        return list(topologies.get_topology_desc(topology_name=name, platform="tpu").devices)
+        one: dict[str, Any] = {"chips_per_host_bounds": [1, 1, 1]} if count == 1 else {}
+        found = topologies.get_topology_desc(topology_name=name, platform="tpu", **one)
+        return list(found.devices)
     except Exception as error:  # jax raises another type for every cause
         reason = str(error).strip().partition("\n")[0]
         raise BadInput(

@@ -98,6 +98,7 @@ def notes(run: Run, asked: Asked) -> list[str]:
         *_notes_on_rate(run.adamw, run.total_steps),
         *_notes_on_examples(run, asked),
         *_notes_on_due(run),
+        *_notes_on_adapters(run),
     ]
 
 
@@ -163,6 +164,19 @@ def _notes_on_due(run: Run) -> Iterator[str]:
             f"--config.keep_every={kept} keeps no checkpoint: the run ends at step "
             f"{run.total_steps}"
         )
+
+
+def _notes_on_adapters(run: Run) -> Iterator[str]:
+    if run.adapting is None:
+        return
+    if run.adamw.learning_rate < 1e-6:
+        yield (
+            f"--config.learning_rate={run.adamw.learning_rate:g} is one for all weights: adapters "
+            "hardly move below 1e-6, and 5e-6 is a common start"
+        )
+    rank = max(rank for site in run.adapting.sites for rank in site.ranks)
+    if run.adapting.export == "adapter" and rank > 16:
+        yield f"adapters of rank {rank}: vLLM takes 16 at most, unless --max-lora-rank says more"
 
 
 def _mixed(run: Run) -> list[str]:

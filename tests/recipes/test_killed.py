@@ -1,6 +1,6 @@
 """kill -9 at any moment, again and again: the run that comes back is the run that would have been.
 
-`-m full` kills 220 times; by default it is eleven. Half of the kills come at any time of a run's
+`-m full` kills 220 times, and a run of adapters 50 times; by default it is eleven. Half of the kills come at any time of a run's
 life, half while files are being written.
 """
 
@@ -30,7 +30,7 @@ server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload([__name__])
 
 
-def config_of(directory: pathlib.Path) -> ml_collections.ConfigDict:
+def config_of(directory: pathlib.Path, adapters: bool) -> ml_collections.ConfigDict:
     """Two sources, more than one epoch, accumulation, a kept reference: all there is to go on."""
     config = tiny.get_config()
     config.initialize_from_hf = str(TINY / "model")
@@ -50,10 +50,13 @@ def config_of(directory: pathlib.Path) -> ml_collections.ConfigDict:
     config.steps_per_checkpoint, config.steps_per_eval, config.steps_per_hf_export = 3, 4, 5
     config.hf_save_dtype = "f32"
     config.sample_tokens = 0
+    if adapters:
+        config.adapter = dict(rank=4, dora=True, lora_plus=4.0)
+        config.learning_rate = 1e-3
     return config
 
 
-def live(directory: pathlib.Path) -> None:
+def live(directory: pathlib.Path, adapters: bool) -> None:
     """One life of the run, in a process of its own, which notes the rows of every step."""
     told = os.open(f"{directory}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(told, 1)
@@ -68,11 +71,11 @@ def live(directory: pathlib.Path) -> None:
 
         records.Meter.add = noting
         print("\n— a life —", flush=True)
-        dpo.train(config_of(directory))
+        dpo.train(config_of(directory, adapters))
 
 
-def born(directory: pathlib.Path) -> multiprocessing.Process:
-    process = server.Process(target=live, args=(directory,))
+def born(directory: pathlib.Path, adapters: bool) -> multiprocessing.Process:
+    process = server.Process(target=live, args=(directory, adapters))
     process.start()
     return process
 
@@ -123,14 +126,22 @@ def rows_of(directory: pathlib.Path) -> list[str]:
     return pathlib.Path(f"{directory}-rows.txt").read_text().splitlines()
 
 
-@pytest.mark.parametrize("kills", [11, pytest.param(220, marks=pytest.mark.full)])
-def test_a_run_killed_at_any_moment_is_the_run_that_was_not(tmp_path, kills, capsys):
+@pytest.mark.parametrize(
+    ("kills", "adapters"),
+    [
+        (11, False),
+        pytest.param(220, False, marks=pytest.mark.full),
+        pytest.param(50, True, marks=pytest.mark.full),
+    ],
+    ids=str,
+)
+def test_a_run_killed_at_any_moment_is_the_run_that_was_not(tmp_path, kills, adapters, capsys):
     pairs = (TINY / "train.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "mine.jsonl").write_text("".join(pairs[:96]))
     (tmp_path / "theirs.jsonl").write_text("".join(pairs[96:140]))
     whole = tmp_path / "whole"
     live_at = time.monotonic()
-    process = born(whole)
+    process = born(whole, adapters)
     process.join()
     life = time.monotonic() - live_at
     assert process.exitcode == 0, pathlib.Path(f"{whole}.txt").read_text()[-3000:]
@@ -148,7 +159,7 @@ def test_a_run_killed_at_any_moment_is_the_run_that_was_not(tmp_path, kills, cap
         ended = False
         while not ended:
             taken = len(rows_of(directory)) if directory.exists() else 0
-            process = born(directory)
+            process = born(directory, adapters)
             # The last chain is let to its end.
             wait = draw.choice([1, -1]) * draw.uniform(0, life) if done < kills else 1e9
             ended = not killed(process, directory, wait)

@@ -206,7 +206,7 @@ def test_kept_answers_of_a_reference_go_to_their_pairs(work, tmp_path, monkeypat
     )  # fmt: skip
     beside = Beside("mine", is_hf=True, mode="cached", cache=str(tmp_path))
     asked = lambda graph, params, batch: counting(batch)
-    frozen = reference.ready(beside, model, run, asked, lambda: False)
+    frozen = reference.ready(beside, policy_of(model), run, asked, lambda: False)
     assert frozen.model is None
     np.testing.assert_array_equal(frozen.held_out[0], -np.array(ANSWERS)[2:5])
     for order in ([4, 0, 6, 2], [5, 3]):
@@ -216,11 +216,17 @@ def test_kept_answers_of_a_reference_go_to_their_pairs(work, tmp_path, monkeypat
         assert not found[len(order) :].any()
 
 
+def policy_of(blank):
+    """A policy of all weights, of which no more is known."""
+    graph = nnx.graphdef(blank) if isinstance(blank, nnx.Module) else None
+    return Policy(blank, graph, None, None, like={}, frozen={}, begun=None)
+
+
 def gate(place, of_batch, *, step=0, fingerprint_=None, dtype=np.float32):
     """Asks the gate before the first step about a policy that counts."""
     weights = {"w": jnp.array([1.001, 2.0])}
     known = fingerprint_ or fingerprint(logps.cast(weights, dtype))
-    own = Policy(types.SimpleNamespace(dtype=np.dtype(dtype)), None, None, None)
+    own = policy_of(types.SimpleNamespace(dtype=np.dtype(dtype)))
     return gates.check_logps(
         counting, own, State(step, weights, {}, None), Reference(known, of_batch, [], object()),
         run_with(examples=told_apart(range(7)), place=place),
