@@ -1,7 +1,7 @@
 """kill -9 at any moment, again and again: the run that comes back is the run that would have been.
 
-`-m full` kills 220 times, and a run of adapters 50 times; by default it is eleven. Half of the kills come at any time of a run's
-life, half while files are being written.
+`-m full` kills 220 times, and a run of adapters 50 times; by default it is eleven. Half of the
+kills come at any time of a run's life, half while files are being written.
 """
 
 import contextlib
