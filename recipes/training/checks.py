@@ -45,6 +45,17 @@ LOSSES_NOT_HERE = {
     "sft": "supervised fine-tuning: that is recipes/sft.py",
 }  # fmt: skip
 
+# Settings of adapters elsewhere, and why they are none here.
+NOT_HERE = dict.fromkeys(
+    ("dropout", "lora_dropout"),
+    "dropout on adapters would make policy and reference differ before the first step, and packing "
+    "and a resume random: leave it out",
+) | {
+    "modules_to_save": "whole weights are not trained beside adapters: leave it out",
+    "bias": "biases are not trained beside adapters: leave it out",
+    "init_lora_weights": "new adapters begin with --config.adapter.zero=A, or B as in PEFT",
+}
+
 Part = TypeVar("Part")
 Values = dict[str, Any]  # every setting of a table by its name, checked: what a run was given
 
@@ -111,6 +122,8 @@ def check_names(config: ml_collections.ConfigDict, table: Table) -> None:
     own = lambda name: f"{name}.".startswith(tuple(f"{one}." for one in NAMED_BY_THE_USER))
     ours = {name for name, _ in flat(config) if not own(name)}
     if unknown := sorted(ours - table.keys()):
+        if why := NOT_HERE.get(unknown[0].rpartition(".")[2]):
+            raise BadInput(f"--config.{unknown[0]}: {why}")
         near = did_you_mean(unknown[0], table)
         raise BadInput(f"the config has a setting {unknown[0]!r} that nothing reads{near}")
     lacking = [name for name in left_out(config, table) if table[name].default is MUST]
