@@ -147,7 +147,9 @@ def is_read(told: Mapping[str, Any]) -> bool:
     method = told.get("quant_method")
     if method == "bitsandbytes":
         return bool(told.get("load_in_4bit") or told.get("_load_in_4bit"))
-    return method == "fp8" or (method == "compressed-tensors" and told.get("format") in FORMATS)
+    if method == "compressed-tensors":  # a transform would have to be undone
+        return told.get("format") in FORMATS and not told.get("transform_config")
+    return method == "fp8"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,7 @@ def load(
     Without a mesh everything is on the first device. `adapter` is a PEFT folder or hub id, whose
     adapters are put beside the weights, in float32: `save` merges them, `save_adapter` does not.
     With `frozen` ("nf4" or "int8") the matrices of the blocks are kept in few bits, and only
-    adapters can be trained.
+    adapters can be trained; by default as those weights were that `adapter` was trained on.
 
     Example:
       model = zoo.load("meta-llama/Llama-3.2-1B")
@@ -48,6 +48,8 @@ def load(
     """
     # What the zoo cannot read is refused before its weights are fetched.
     folder = hf_folder.look_up(path_or_id, revision)
+    if adapter is not None and frozen is None:
+        frozen = peft.frozen_as(hf_folder.find(os.fspath(adapter), files=peft_folder.FILES))
     model = abstract(folder.config, dtype, compute_dtype, mesh)
     model = narrowed(model, frozen) if frozen else model
     folder = hf_folder.fetched(folder)

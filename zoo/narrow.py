@@ -12,7 +12,8 @@ from checkpoints_io.quantised import Narrow
 from zoo import adapters
 from zoo.models import Model, name_of
 from zoo.parts import sharding
-from zoo.parts.quantised import Quantised
+from zoo.parts.adapted import is_adapted
+from zoo.parts.quantised import Quantised, is_quantised
 
 
 def narrowed(model: Model, kind: str) -> Model:
@@ -35,6 +36,16 @@ def narrowed(model: Model, kind: str) -> Model:
             param = param.replace(_room(param, kind, into, out))
         made.append((path, param))
     return nnx.merge(graph, nnx.from_flat_state(made))
+
+
+def kind_of(model: Model) -> str | None:
+    """How the matrices of a model are kept: "int8" or "nf4"; None: as arrays."""
+    for param, _ in adapters.linear(model).values():
+        value = param.get_value()
+        value = value.base if is_adapted(value) else value
+        if is_quantised(value):
+            return value.kind
+    return None
 
 
 def _room(param: Any, kind: str, into: str, out: str) -> Quantised:
