@@ -5,10 +5,9 @@ import json
 import os
 import pathlib
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import einops
-import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -30,10 +29,12 @@ class _Tensor(NamedTuple):
 def write(
     folder: pathlib.Path | None,
     table: hf_weights.Table,
-    weights: Mapping[str, tuple[str, jax.Array]],
+    weights: Mapping[str, tuple[str, Any]],
     dtype: np.dtype,
 ) -> None:
     """Writes weights given as path -> (axes, array): one safetensors file, or shards and an index.
+
+    In an array's place may be what gives one for each layer, by its number.
 
     One file at a time is held in host memory. Every process must call it; those without a folder
     only help to gather the arrays.
