@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import re
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import einops
 import numpy as np
@@ -26,15 +26,26 @@ class _Tensor(NamedTuple):
     index: tuple[int, ...]
 
 
+@runtime_checkable
+class Weight(Protocol):
+    """An array, or what gives one for each of its layers."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def __getitem__(self, layer: Any) -> Any: ...
+
+
 def write(
     folder: pathlib.Path | None,
     table: hf_weights.Table,
-    weights: Mapping[str, tuple[str, Any]],
+    weights: Mapping[str, tuple[str, Weight]],
     dtype: np.dtype,
 ) -> None:
     """Writes weights given as path -> (axes, array): one safetensors file, or shards and an index.
-
-    In an array's place may be what gives one for each layer, by its number.
 
     One file at a time is held in host memory. Every process must call it; those without a folder
     only help to gather the arrays.

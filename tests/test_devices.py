@@ -52,6 +52,18 @@ def test_every_kind_of_layer_is_split_over_devices(tmp_path, families):
         assert record["gradient"] <= 1e-4, record
 
 
+def test_adapters_begin_and_move_alike_on_any_devices(tmp_path):
+    """Their first step of Adam is that of one device, whichever factor begins as 0."""
+    found = on_eight_devices("lora_on_devices", tmp_path)
+    assert {(record["zero"], record["mesh"]) for record in found} == {
+        (zero, mesh) for zero in "AB" for mesh in ("one", "fsdp 8", "fsdp 4, tensor 2")
+    }
+    for record in found:
+        assert record["ratios"] == 0, record
+        assert abs(record["loss"] - np.log(2)) <= 1e-7, record
+        assert record["far"] <= 1e-5, record
+
+
 MESHES = ["fsdp 8", "fsdp 4, tensor 2", "data 2, fsdp 4"]
 
 

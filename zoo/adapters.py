@@ -131,7 +131,7 @@ def sites(model: Model, lora: Lora) -> list[Site]:
 def _rank_and_scale(lora: Lora, name: str, met: set[str]) -> tuple[int, float]:
     rank = by_pattern(lora.rank_pattern, name, lora.rank, met)
     alpha = by_pattern(lora.alpha_pattern, name, lora.alpha, met)
-    return rank, scale_of(rank, alpha, rslora=lora.rslora)
+    return rank, scale_of(rank, float(alpha), rslora=lora.rslora)
 
 
 def scale_of(rank: int, alpha: float, *, rslora: bool) -> float:
@@ -192,10 +192,10 @@ def _matches_nothing(asked: str, names: set[str]) -> str:
 
 
 def attached(
-    params: PyTree, found: list[Site], put: Callable[[np.ndarray], Array] = jnp.asarray
+    params: PyTree, found: list[Site], put: Callable[[np.ndarray], Any] = jnp.asarray
 ) -> PyTree:
     """A tree of weights with room for adapters at these sites; `put` places their scales."""
-    flat = traverse_util.flatten_dict(params, sep=".")
+    flat: dict[str, Any] = traverse_util.flatten_dict(params, sep=".")
     for site in found:
         own = site.axes.removeprefix("L ")
         scale = put(np.array(site.scales, np.float32))
@@ -230,7 +230,7 @@ def _placed(
     axes: str, sizes: Mapping[str, int], like: jax.sharding.Sharding
 ) -> jax.ShapeDtypeStruct:
     shape = tuple(sizes[letter] for letter in axes.split())
-    if isinstance(like, jax.NamedSharding):
+    if isinstance(like, jax.NamedSharding) and isinstance(like.mesh, jax.sharding.Mesh):
         like = sharding.sharding(axes, shape, like.mesh)
     return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=like)
 
@@ -243,7 +243,8 @@ def fresh(frozen: PyTree, like: PyTree, *, zero: str, seed: int) -> dict:
     """
 
     def drawn(frozen: PyTree) -> dict:
-        weights, shapes = traverse_util.flatten_dict(frozen), traverse_util.flatten_dict(like)
+        weights: dict[tuple, Any] = traverse_util.flatten_dict(frozen)
+        shapes: dict[tuple, Any] = traverse_util.flatten_dict(like)
         keys = jax.random.split(jax.random.key(seed), len(shapes))
         flat = {}
         for (path, (a, b, magnitude)), key in zip(shapes.items(), keys, strict=True):
@@ -279,9 +280,9 @@ def alike(params: PyTree, frozen: PyTree) -> PyTree:
 
 def nothing(begun: PyTree, frozen: PyTree) -> PyTree:
     """Adapters like `begun` that leave the frozen weights what they are."""
-    flat = traverse_util.flatten_dict(frozen)
-    idle = {}
-    for path, one in traverse_util.flatten_dict(begun).items():
+    flat, idle = traverse_util.flatten_dict(frozen), {}
+    new: dict[tuple, Any] = traverse_util.flatten_dict(begun)
+    for path, one in new.items():
         magnitude = None if one.magnitude is None else lengths(flat[path])
         idle[path] = Adapter(jnp.zeros_like(one.a), jnp.zeros_like(one.b), magnitude)
     return traverse_util.unflatten_dict(idle)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 import os
 import pathlib
+from typing import Any
 
 from flax import nnx, traverse_util
 import jax
@@ -140,7 +141,7 @@ def check_finite(model: Model) -> None:
     """
     table = hf_table(model)
     weights = adapters.base_of(nnx.to_pure_dict(nnx.state(model)))
-    params = traverse_util.flatten_dict(weights, sep=".")
+    params: dict[str, Any] = traverse_util.flatten_dict(weights, sep=".")
     # All are started before one is waited for.
     finite = {name: bits.finite(x, table[name].name.count("{")) for name, x in params.items()}
     bad = [

@@ -1,4 +1,4 @@
-"""Several sources of pairs, drawn by weight into one endless stream."""
+"""Several sources of examples, drawn by weight into one endless stream."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,26 +10,28 @@ from recipes.data.ids.pair_ids import Example
 
 
 class Part(NamedTuple):
-    """The training pairs of one source. Their rows are numbered through all sources."""
+    """The training examples of one source. Their rows are numbered through all sources."""
 
     name: str
-    weight: float  # its share of the pairs drawn, relative to the others'
-    pairs: list[Example]
+    weight: float  # its share of the examples drawn, relative to the others'
+    examples: list[Example]
     last_row: int  # rows of the parts before it are smaller, of those after it larger
 
 
-def numbered(pairs: Sequence[Example], first_row: int) -> list[Example]:
-    """The pairs with `first_row` added to their rows."""
-    return [pair._replace(row=pair.row + first_row) for pair in pairs] if first_row else list(pairs)
+def numbered(examples: Sequence[Example], first_row: int) -> list[Example]:
+    """The examples with `first_row` added to their rows."""
+    if not first_row:
+        return list(examples)
+    return [one._replace(row=one.row + first_row) for one in examples]
 
 
 def endless(parts: Sequence[Part], seed: int) -> grain.MapDataset:
-    """A stream of pairs: element i depends on i, the seed and the parts alone.
+    """A stream of examples: element i depends on i, the seed and the parts alone.
 
-    Each epoch of a part holds every pair of it once, in another order; parts take turns by weight.
+    Each epoch of a part holds all of it once, in another order; parts take turns by weight.
     """
     streams = [
-        grain.MapDataset.source(part.pairs).seed(seed + i).shuffle().repeat()
+        grain.MapDataset.source(part.examples).seed(seed + i).shuffle().repeat()
         for i, part in enumerate(parts)
     ]
     if len(streams) == 1:

@@ -1,4 +1,4 @@
-"""The pairs that the settings of a run name: read, split, counted, and reported."""
+"""The examples that the settings of a run name: read, split, counted, and reported."""
 
 from collections.abc import Collection, Mapping, Sequence
 import pathlib
@@ -12,6 +12,7 @@ from recipes.data import mixture, source_pairs
 from recipes.data.chats import layouts
 from recipes.data.chats.messages import one_line
 from recipes.data.ids import parallel
+from recipes.data.ids.counts import Counts
 from recipes.data.ids.encode_rows import How
 from recipes.data.ids.pair_ids import Example
 from recipes.data.ids.parallel import Crew
@@ -24,24 +25,21 @@ from zoo.text.tokenizer import Tokenizer
 
 
 class HeldOut(NamedTuple):
-    """A named set of held-out pairs."""
+    """A named set of held-out examples."""
 
     name: str
-    pairs: list[Example]
+    examples: list[Example]
 
 
 class Told(NamedTuple):
-    """What is reported about one source of pairs."""
+    """What is reported about one source."""
 
     name: str  # train, or the name of a source in a mixture, or of a held-out set
     source: str  # path or hub id
     layout: str
-    told: list[str]  # the counts, in sentences
-    rows: int
-    used: int
-    reasons: dict[str, int]  # reason -> rows lost
-    notes: dict[str, int]  # as PairIds.notes -> used pairs that have it
-    pairs: Sequence[Example]  # the used ones
+    lines: list[str]  # the counts, in sentences
+    counts: Counts
+    examples: Sequence[Example]  # the used ones
 
 
 class Asked(NamedTuple):
@@ -57,13 +55,13 @@ class Asked(NamedTuple):
 
 
 class Data(NamedTuple):
-    """The pairs of a run."""
+    """The examples of a run."""
 
     tokenizer: Tokenizer
     stop_ids: tuple[int, ...]  # what ends an answer
     train: list[Part]
     held_out: list[HeldOut]
-    told: list[Told]
+    sources: list[Told]  # each that was read: to train on, then held out
 
 
 def asked(given: Mapping[str, Any], tokenizer_folder: pathlib.Path, *, single: bool) -> Asked:
@@ -142,16 +140,16 @@ def _read(asked: Asked, crew: Crew) -> Data:
         found = source_pairs.read(one, how, cache, crew)
         told.append(_told(name, one, found, line))
         if both := int(np.isin(found.keys, keys).sum()):
-            told[-1].told.append(f"{both} of its prompts are in the training data too")
+            told[-1].lines.append(f"{both} of its prompts are in the training data too")
         held_out.append(HeldOut(name, found.ids))
     if not ready.stops:
         token = own.named.get("eos_token", "a special token of the tokenizer")
-        told[0].told.append(
+        told[0].lines.append(
             "the chat template writes no special token after the last answer, so the model will "
             f"not learn to stop: add one with --config.data.end_of_turn='{token}'"
         )
     most = asked.max_eval_pairs
-    held_out = [held._replace(pairs=spread(held.pairs, most)) for held in held_out]
+    held_out = [held._replace(examples=spread(held.examples, most)) for held in held_out]
     return Data(own, ready.stop_ids, train, held_out, told)
 
 
@@ -210,21 +208,12 @@ def _refuse_unknown_columns(one: Source) -> None:
 
 
 def _told(name: str, one: Source, found: Pairs, line: str) -> Told:
-    counts = found.counts
-    return Told(
-        name,
-        one.path,
-        one.layout or "",
-        [line, *counts.lines()],
-        counts.rows,
-        counts.used,
-        dict(counts.malformed + counts.dropped),
-        dict(counts.notes),
-        found.ids,
-    )
+    lines = [line, *found.counts.lines()]
+    return Told(name, one.path, one.layout or "", lines, found.counts, found.ids)
 
 
-def spread(pairs: Sequence[Example], most: int | None) -> list[Example]:
+def spread(examples: Sequence[Example], most: int | None) -> list[Example]:
     """At most so many of them, from all over the list: files are often sorted by kind."""
-    steps = np.linspace(0, len(pairs) - 1, min(len(pairs), len(pairs) if most is None else most))
-    return [pairs[i] for i in steps.round().astype(int).tolist()]
+    most = len(examples) if most is None else min(len(examples), most)
+    steps = np.linspace(0, len(examples) - 1, most)
+    return [examples[i] for i in steps.round().astype(int).tolist()]

@@ -21,10 +21,10 @@ def evaluate(
     objective: Objective,
 ) -> dict[str, float]:
     """The metrics of a held-out set, each pair weighing the same. Padding never enters a mean."""
-    scored = np.array([*map(streams.scored_tokens, held_out.pairs)])
+    scored = np.array([*map(streams.scored_tokens, held_out.examples)])
     unrated = (np.nan,) * place.shape.answers
-    ratings = np.array([pair.ratings or unrated for pair in held_out.pairs], np.float32)
-    ours = jnp.asarray(logps.of_examples(policy, held_out.pairs, place))
+    ratings = np.array([pair.ratings or unrated for pair in held_out.examples], np.float32)
+    ours = jnp.asarray(logps.of_examples(policy, held_out.examples, place))
     answers = Answers(ours, jnp.asarray(reference_logps), jnp.asarray(scored), jnp.asarray(ratings))
     figures = {name: float(value) for name, value in preference(answers, objective).items()}
     figures |= records.lengths(scored)

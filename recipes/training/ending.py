@@ -25,7 +25,7 @@ def show(
     "Before" is the reference, where the recipe has one. `held_out` are the figures of the last
     step, if there are any.
     """
-    answers = samples.answered(run, trained, reference, run.sample_tokens)
+    answers = samples.answered(run, trained, reference)
     if answers:
         say(samples.side_by_side(run.tokenizer, answers))
     if told := [*figures(run.held_out, held_out), *manner(answers)]:

@@ -16,6 +16,7 @@ from checkpoints_io.errors import RunFailed
 from checkpoints_io.processes import all_agree
 from checkpoints_io.run_state import Facts, RunStore
 from recipes.training import adapting, logps, optimizer, resume
+from recipes.training.adapting import Adapting
 from recipes.training.run import Run, say
 from recipes.training.update import Params
 import zoo
@@ -56,8 +57,8 @@ def of(run: Run) -> Policy:
     graph, layout = nnx.split(run.blank)
     schedule = optimizer.schedule_of(run.adamw, run.total_steps)
     asked = run.adapting
+    adamw = adamw_of(run.adamw, schedule, layout, asked)
     if asked is None:
-        adamw = optimizer.optimizer_of(run.adamw, schedule, optimizer.matrices(layout))
         return Policy(run.blank, graph, schedule, adamw, nnx.to_pure_dict(layout), {}, None)
     say(f"reading the frozen weights: {run.folder}")
     base = _loaded(run)
@@ -65,12 +66,19 @@ def of(run: Run) -> Policy:
     put = lambda x: jax.make_array_from_callback(x.shape, everywhere, lambda at: x[at])
     frozen = adapters.attached(nnx.to_pure_dict(nnx.state(base)), asked.sites, put)
     begun = adapting.begun(asked, base, frozen, run.seed)
-    decayed = adapting.each(asked.like, Adapter(a=True, b=True, magnitude=False))
-    rates = None
+    return Policy(run.blank, graph, schedule, adamw, asked.like, frozen, begun)
+
+
+def adamw_of(
+    given: optimizer.AdamW, schedule: optax.Schedule, layout: nnx.State, asked: Adapting | None
+) -> optax.GradientTransformation:
+    """The optimizer of all weights, or of the adapters: then both of their factors decay."""
+    if asked is None:
+        return optimizer.optimizer_of(given, schedule, optimizer.matrices(layout))
+    decayed, rates = adapting.each(asked.like, Adapter(a=True, b=True, magnitude=False)), None
     if asked.lora_plus != 1:
         rates = adapting.each(asked.like, Adapter(a=1.0, b=asked.lora_plus, magnitude=1.0))
-    adamw = optimizer.optimizer_of(run.adamw, schedule, decayed, rates)
-    return Policy(run.blank, graph, schedule, adamw, asked.like, frozen, begun)
+    return optimizer.optimizer_of(given, schedule, decayed, rates)
 
 
 def _loaded(run: Run) -> zoo.Model:

@@ -56,7 +56,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place, *, s
     models = _models(given, beside, computing)
     adapted = adapting.of_settings(given, models.blank)
     data = _data(given, models, single=single)
-    train = [example for part in data.train for example in part.pairs]
+    train = [example for part in data.train for example in part.examples]
     resident = beside is not None and beside.mode == "resident" and not beside.of_policy
     trained = adapted.like if adapted else None
     memory = plan.memory(models.blank, trained, given["adam_mu_dtype"], resident=resident)
@@ -71,7 +71,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place, *, s
         tokenizer_folder=models.tokenizer,
         stop_ids=data.stop_ids,
         parts=data.train,
-        pairs=train,
+        examples=train,
         held_out=data.held_out,
         place=_packed(given, models, data, computing.mesh, sum(memory.values())),
         seed=given["seed"],
@@ -141,8 +141,8 @@ def _models(given: Values, beside: Beside | None, computing: Computing) -> Model
 
 def _data(given: Values, models: Models, *, single: bool) -> Data:
     data = run_data.read(run_data.asked(given, models.tokenizer, single=single))
-    for part in data.told:
-        say("\n  ".join([f"{part.name} ({part.source}):", *part.told]))
+    for part in data.sources:
+        say("\n  ".join([f"{part.name} ({part.source}):", *part.lines]))
     sets = [held.name for held in data.held_out]
     if given["keep_best"] and (name := given["keep_best"].rpartition("/")[0]) not in sets:
         raise BadInput(
@@ -155,7 +155,7 @@ def _data(given: Values, models: Models, *, single: bool) -> Data:
 
 def _every(data: Data) -> list[Example]:
     """All examples: to train on, and held out."""
-    return [example for part in (*data.train, *data.held_out) for example in part.pairs]
+    return [example for part in (*data.train, *data.held_out) for example in part.examples]
 
 
 def _packed(given: Values, models: Models, data: Data, mesh: Mesh, held: int) -> batches.Place:
@@ -187,8 +187,8 @@ def _lost(data: Data) -> dict[str, int]:
     """Rows that are dropped, and texts that are cut, by metric name."""
     cut = ("prompt_cut", "answer_cut")
     return {
-        "data/dropped": sum(part.rows - part.used for part in data.told),
-        "data/truncated": sum(part.notes.get(what, 0) for part in data.told for what in cut),
+        "data/dropped": sum(part.counts.lost.total() for part in data.sources),
+        "data/truncated": sum(part.counts.notes[what] for part in data.sources for what in cut),
     }
 
 

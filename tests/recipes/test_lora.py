@@ -31,7 +31,7 @@ def config(tiny_config, tmp_path) -> ml_collections.ConfigDict:
     config.train_batch_size, config.num_train_steps, config.warmup = 8, 3, 0.0
     config.learning_rate = 1e-3
     config.steps_per_checkpoint, config.steps_per_eval = 1, None
-    config.steps_per_hf_export = None
+    config.steps_per_hf_export = config.max_eval_pairs = None
     config.adapter = dict(rank=4, alpha=8.0)
     return config
 

@@ -1,6 +1,6 @@
-"""Trains the work with TRL and writes trajectory.json, which test_trl.py compares with.
+"""Trains the work with TRL, all weights and then adapters; test_trl.py compares with the files.
 
-pip install torch==2.13.0 && pip install trl==1.16.0
+pip install torch==2.13.0 && pip install trl==1.16.0 peft==0.21.2
 python tests/trl/make_trajectory.py
 """
 
@@ -10,6 +10,7 @@ import pathlib
 import tempfile
 
 from datasets import Dataset
+import peft
 from tokenizers import Tokenizer, models
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -40,7 +41,14 @@ class AsGiven(DPOTrainer):
 
 
 def main():
-    """Runs TRL and stores its losses with its versions."""
+    """Runs TRL twice and stores its losses with its versions."""
+    store("trajectory.json", adapters=False)
+    store("trajectory_lora.json", adapters=True)
+
+
+def store(name: str, *, adapters: bool) -> None:
+    """One run of TRL, as a file."""
+    steps = work.LORA_STEPS if adapters else work.STEPS
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch, "model")
         work.write_model(folder)
@@ -52,24 +60,31 @@ def main():
             eos_token="t2",
         )
         config = DPOConfig(
-            output_dir=scratch, per_device_train_batch_size=work.BATCH, max_steps=work.STEPS,
-            learning_rate=work.LEARNING_RATE, lr_scheduler_type="constant", warmup_steps=0,
+            output_dir=scratch, per_device_train_batch_size=work.BATCH, max_steps=steps,
+            learning_rate=work.LORA_RATE if adapters else work.LEARNING_RATE,
+            lr_scheduler_type="constant", warmup_steps=0,
             weight_decay=0.0, adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8,
             max_grad_norm=0.0, beta=work.BETA, max_length=512, bf16=False, use_cpu=True,
             logging_steps=1, save_strategy="no", report_to=[], gradient_checkpointing=False,
             optim="adamw_torch", remove_unused_columns=False, disable_tqdm=True,
         )  # fmt: skip
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        if adapters:
+            begun = pathlib.Path(scratch, "adapter")
+            work.write_adapter(begun, folder)
+            model = peft.PeftModel.from_pretrained(model, str(begun), is_trainable=True)
         trainer = AsGiven(
-            model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+            model=model,
             ref_model=None,
             args=config,
             train_dataset=Dataset.from_list(work.pairs()),
             processing_class=tokenizer,
         )
         trainer.train()
-    versions = {name: importlib.metadata.version(name) for name in ("trl", "torch", "transformers")}
-    facts = {"versions": versions, "losses": trainer.losses[: work.STEPS]}
-    (HERE / "trajectory.json").write_text(json.dumps(facts, indent=1) + "\n")
+    names = ("trl", "torch", "transformers", *(["peft"] if adapters else []))
+    versions = {name: importlib.metadata.version(name) for name in names}
+    facts = {"versions": versions, "losses": trainer.losses[:steps]}
+    (HERE / name).write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import safetensors.numpy
 VOCABULARY, WIDTH, MLP, LAYERS, HEADS, KEY_HEADS, HEAD = 512, 64, 172, 2, 4, 2, 16
 PAIRS, BATCH, STEPS = 160, 16, 50
 BETA, LEARNING_RATE = 0.1, 3e-4
+# With adapters; at this rate their first 30 steps move as far as the 50 of all weights.
+RANK, ALPHA, LORA_STEPS, LORA_RATE = 8, 16, 30, 2e-3
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
@@ -24,6 +26,22 @@ CONFIG = {
 }  # fmt: skip
 
 
+def matrices() -> dict[str, tuple[int, int]]:
+    """The matrices of the layers, (out, in) of each."""
+    of_layer = {
+        "self_attn.q_proj": (HEADS * HEAD, WIDTH),
+        "self_attn.k_proj": (KEY_HEADS * HEAD, WIDTH),
+        "self_attn.v_proj": (KEY_HEADS * HEAD, WIDTH),
+        "self_attn.o_proj": (WIDTH, HEADS * HEAD),
+        "mlp.gate_proj": (MLP, WIDTH),
+        "mlp.up_proj": (MLP, WIDTH),
+        "mlp.down_proj": (WIDTH, MLP),
+    }
+    return {
+        f"model.layers.{i}.{name}": shape for i in range(LAYERS) for name, shape in of_layer.items()
+    }
+
+
 def write_model(folder: pathlib.Path) -> None:
     """An HF folder with weights of std 0.5 sqrt(32 / fan_in), so that positions matter."""
     draw = np.random.RandomState(0)
@@ -33,14 +51,8 @@ def write_model(folder: pathlib.Path) -> None:
         shapes |= {
             layer + "input_layernorm.weight": (WIDTH,),
             layer + "post_attention_layernorm.weight": (WIDTH,),
-            layer + "self_attn.q_proj.weight": (HEADS * HEAD, WIDTH),
-            layer + "self_attn.k_proj.weight": (KEY_HEADS * HEAD, WIDTH),
-            layer + "self_attn.v_proj.weight": (KEY_HEADS * HEAD, WIDTH),
-            layer + "self_attn.o_proj.weight": (WIDTH, HEADS * HEAD),
-            layer + "mlp.gate_proj.weight": (MLP, WIDTH),
-            layer + "mlp.up_proj.weight": (MLP, WIDTH),
-            layer + "mlp.down_proj.weight": (WIDTH, MLP),
         }
+        shapes |= {f"{name}.weight": shape for name, shape in matrices().items() if layer in name}
     shapes["lm_head.weight"] = (VOCABULARY, WIDTH)
     weights = {
         name: (0.5 * np.sqrt(32 / shape[-1]) * draw.randn(*shape)).astype(np.float32)
@@ -51,6 +63,26 @@ def write_model(folder: pathlib.Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     safetensors.numpy.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_adapter(folder: pathlib.Path, base: pathlib.Path) -> None:
+    """A PEFT folder as PEFT would begin it: A drawn, B zero, on every matrix of the layers."""
+    draw = np.random.RandomState(2)
+    weights = {}
+    for name, (out, into) in matrices().items():
+        at = f"base_model.model.{name}"
+        a = draw.uniform(-1, 1, (RANK, into)) / np.sqrt(into)
+        weights[f"{at}.lora_A.weight"] = a.astype(np.float32)
+        weights[f"{at}.lora_B.weight"] = np.zeros((out, RANK), np.float32)
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": ALPHA,
+        "lora_dropout": 0.0, "target_modules": sorted({n.rsplit(".", 1)[1] for n in matrices()}),
+        "bias": "none", "base_model_name_or_path": str(base),
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    path = folder / "adapter_model.safetensors"
+    safetensors.numpy.save_file(weights, path, metadata={"format": "pt"})
 
 
 def pairs() -> list[dict[str, list[int]]]:

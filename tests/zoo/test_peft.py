@@ -97,7 +97,7 @@ def test_a_model_with_adapters_generates(base, folder):
             nnx.to_pure_dict(nnx.state(model)), is_leaf=adapted.is_adapted,
         )),
     )  # fmt: skip
-    ask = lambda one: generate.generate(one, [[5, 9, 33]], 12)
+    ask = lambda one: generate.generate(one, [[5, 9, 33]], max_new_tokens=12)[0]
     np.testing.assert_array_equal(ask(model), ask(merged))
 
 
@@ -212,27 +212,27 @@ def logits_of(live, model, tokens):
 def test_peft_reads_our_folders_and_we_read_its(live, family, dora, tmp_path):
     shape = next(iter(twins.TWINS[family]))
     original, path = twins.twin(family, shape)
-    exclude = ("experts", r".*\.experts\..*") if dora else ()
     model = zoo.load(path)
     has_experts = "E" in model.config.sizes
     targets = (r".*self_attn\..*_proj",) if dora and has_experts else ("all-linear",)
-    del exclude
-    model = with_adapters(model, Lora(4, 8.0, targets=targets, dora=dora), scale=0.05)
+    model = with_adapters(model, Lora(4, 8.0, targets=targets, dora=dora), scale=0.02)
     zoo.save_adapter(model, tmp_path / "ours")
     theirs = live.peft.PeftModel.from_pretrained(copy.deepcopy(original), str(tmp_path / "ours"))
     tokens = np.random.default_rng(0).integers(3, 90, (2, 12))
     ours = np.asarray(model(tokens), np.float64)
-    # In float64 PEFT gives the truth; float32's own rounding is the yardstick.
+    # In float64 PEFT gives the truth; how far it is off in float32 is a yardstick.
+    narrow = logits_of(live, theirs, tokens)
     exact = logits_of(live, theirs.double(), tokens)
     top = np.abs(exact).max()
+    bound = max(BOUND * top, 2 * np.abs(narrow - exact).max())
     moved = np.abs(exact - logits_of(live, original.double(), tokens)).max()
     original.float()
     assert moved > 0.1 * top
-    assert np.abs(ours - exact).max() <= BOUND * top
+    assert np.abs(ours - exact).max() <= bound
     zoo.save(model, tmp_path / "merged", dtype=np.float32)
     merged = np.asarray(zoo.load(tmp_path / "merged")(tokens))
-    assert np.abs(merged - exact).max() <= BOUND * top
+    assert np.abs(merged - exact).max() <= bound
     # And back: PEFT's own folder of the same.
     theirs.float().save_pretrained(str(tmp_path / "theirs"))
     again = zoo.load(path, adapter=tmp_path / "theirs")
-    assert np.abs(np.asarray(again(tokens)) - exact).max() <= BOUND * top
+    assert np.abs(np.asarray(again(tokens)) - exact).max() <= bound

@@ -21,7 +21,7 @@ from zoo.parts import adapted, layers, sharding
 # ones would be filled up less, and read an expert's weights and add to its gradient more often.
 SMALLEST, LARGEST = 8, 512
 
-Weights = Mapping[str, layers.Weight]
+Weights = Mapping[str, Any]  # arrays, or those with adapters
 # One expert's work: (its tokens, its own weights) -> its outputs.
 Work = Callable[[Float[Array, "tile D"], Weights], Float[Array, "tile D"]]
 

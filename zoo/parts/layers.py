@@ -74,7 +74,7 @@ def times(
     by: Callable[..., Array] = dot,
 ) -> Array:
     """`x` times what `ready` gave: W, or x W + s (x A) B beside which x W is the frozen model's."""
-    if not adapted.is_adapted(w):
+    if not isinstance(w, adapted.Adapted):
         return by(equation, x, w, out)
     of_x, of_out = re.split(",.*->", equation)
     into, made = adapted.lettered(w.into), adapted.lettered(w.out)

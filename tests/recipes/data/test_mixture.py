@@ -60,7 +60,7 @@ def test_each_part_has_an_order_of_its_own():
 def test_one_part_is_the_stream_of_before():
     """The order of a run with one source does not hang on there being mixtures."""
     (part,) = parts(10)
-    alone = grain.MapDataset.source(part.pairs).seed(7).shuffle().repeat()
+    alone = grain.MapDataset.source(part.examples).seed(7).shuffle().repeat()
     assert rows_of(mixture.endless([part], 7), 0, 30) == rows_of(alone, 0, 30)
 
 
