@@ -26,9 +26,13 @@ def fingerprint(tree: PyTree, dtype: jax.typing.DTypeLike | None = None) -> str:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def finite(value: Array, leading: int) -> Bool[Array, "..."]:
-    """Is there no NaN and no infinity in each part of an array, by its first `leading` axes?"""
-    return jnp.isfinite(value).all(axis=tuple(range(leading, value.ndim)))
+def finite(value: PyTree, leading: int) -> Bool[Array, "..."]:
+    """Is there no NaN and no infinity in each part of an array, by its first `leading` axes?
+
+    Or in each part of several, all at once.
+    """
+    own = lambda x: jnp.isfinite(x).all(axis=tuple(range(leading, x.ndim)))
+    return functools.reduce(jnp.logical_and, map(own, jax.tree.leaves(value)))
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -21,8 +21,9 @@ import ml_dtypes  # noqa: F401  numpy learns bfloat16, which safetensors asks it
 import numpy as np
 import safetensors
 
-from checkpoints_io import hf_folder, mxfp4
+from checkpoints_io import hf_folder, mxfp4, quantised
 from checkpoints_io.errors import BadInput, NotFound
+from checkpoints_io.quantised import Narrow
 
 
 class Entry(NamedTuple):
@@ -63,12 +64,23 @@ class Wanted(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype
     sharding: jax.sharding.Sharding
+    few: "FewBits | None" = None
 
 
-def read(folder: pathlib.Path, plan: Plan) -> dict[str, jax.Array]:
+class FewBits(NamedTuple):
+    """How a weight is kept, if not as an array."""
+
+    kind: str  # as `quantised` has it
+    into: str  # the letters of a matrix's columns, in the order of the file; then of its rows
+    out: str
+    like: Narrow  # shapes and shardings
+
+
+def read(folder: pathlib.Path, plan: Plan) -> dict[str, jax.Array | Narrow]:
     """The weights of a model folder, each part read once and put straight onto its devices.
 
-    All names and shapes are checked before the first array is made.
+    Those to be kept in few bits come as such, one tensor after the other. All names and shapes are
+    checked before the first array is made.
 
     Raises:
       FileNotFoundError: the folder holds no safetensors, or lacks one that its index names.
@@ -78,7 +90,8 @@ def read(folder: pathlib.Path, plan: Plan) -> dict[str, jax.Array]:
     with _tensors(folder, plan.names) as tensors:
         _check(folder, plan, tensors)
         _check_tied(folder, plan, tensors)
-        return {path: _array(plan.table[path], want, tensors) for path, want in plan.wanted.items()}
+        made = lambda want: _array if want.few is None else _in_few_bits
+        return {path: made(w)(plan.table[path], w, tensors) for path, w in plan.wanted.items()}
 
 
 def check(folder: pathlib.Path, plan: Plan) -> None:
@@ -103,14 +116,18 @@ def stored(folder: pathlib.Path) -> Iterator[tuple[str, int]]:
 @contextlib.contextmanager
 def _tensors(folder: pathlib.Path, names: Names) -> Iterator[dict[str, mxfp4.Slices]]:
     """Every tensor of a folder by its name in the table, open for reading in parts."""
+    told = hf_folder.read_if_there(folder / "config.json").get("quantization_config")
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(opened(path)) for path in _files(folder)]
         found = {}
-        for file in files:
-            for name in file.keys():  # noqa: SIM118
+        for path in _files(folder):
+            file = stack.enter_context(opened(path))
+            every = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            if any(one.get_dtype() in quantised.EIGHTS for one in every.values()):
+                every |= quantised.eights(path)
+            for name, one in every.items():
                 if (known := known_as(name, names)) is not None:
-                    found[known] = file.get_slice(name)
-        yield mxfp4.unpacked(found)
+                    found[known] = one
+        yield mxfp4.unpacked(quantised.unpacked(found, told if isinstance(told, dict) else {}))
 
 
 def known_as(name: str, names: Names) -> str | None:
@@ -277,3 +294,41 @@ def _rearranged(
         sizes[lead] = at[lead].stop - at[lead].start
     whole = einops.rearrange(tensor[tuple(cut)], f"{hf_axes} -> {axes}", **sizes)
     return whole[tuple(rest[letter] for letter in letters)]
+
+
+def _in_few_bits(entry: Entry, want: Wanted, tensors: dict) -> Narrow:
+    """Quantised tensor by tensor, so that one of them is held wide; or as the file has it."""
+    assert want.few is not None
+    kind, into, out, like = want.few
+    matrix = [out, into] == groups(entry.axes)
+    inner = [c for c in " ".join(groups(entry.axes)).split() if c not in into + out]
+    turned = f"{entry.axes} -> {' '.join(inner)} ({out}) ({into})"
+    sizes = {c: n for c, n in zip(want.axes.split(), want.shape, strict=True) if c in turned}
+    names = list(hf_names(entry, want.shape))
+    nested = all(getattr(tensors[name], "steps", ...) is not None for _, name in names)
+    held: Narrow | None = None
+
+    def keep(at: tuple[int, ...], one: Narrow) -> None:
+        nonlocal held
+        if held is None:
+            lead = want.shape[: like.codes.ndim - 2]
+            empty = lambda x: None if x is None else np.empty((*lead, *x.shape), x.dtype)
+            held = Narrow(*map(empty, one))
+        for whole, part in zip(held, one, strict=True):
+            if whole is not None:
+                whole[at] = part
+
+    for at, name in names:
+        tensor = tensors[name]
+        own = tensor.narrow(kind) if matrix and hasattr(tensor, "narrow") else None
+        if own is not None and nested == (own.steps is not None):
+            keep(at, own)
+            continue
+        wide = tensor[tuple(slice(0, n) for n in tensor.get_shape())].astype(np.float32)
+        wide = einops.rearrange(wide, turned, **sizes)
+        for place in np.ndindex(*wide.shape[:-2]):
+            keep((*at, *place), quantised.quantised(wide[place], kind, nested=nested))
+    assert held is not None
+    put = lambda x, where: jax.make_array_from_callback(x.shape, where, lambda i: x[i])
+    places = [x and x.sharding for x in like]
+    return Narrow(*(x if x is None else put(x, p) for x, p in zip(held, places, strict=True)))

@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from zoo import generate
     from zoo.folders import check, check_finite, fresh, load, save
     from zoo.models import ARCHITECTURES, Model, abstract, longest_text, turns_alike_to
+    from zoo.narrow import narrowed
     from zoo.peft import save_adapter
     from zoo.text.chat_tokenizer import load_tokenizer
 
@@ -25,6 +26,7 @@ __all__ = [
     "load",
     "load_tokenizer",
     "longest_text",
+    "narrowed",
     "save",
     "save_adapter",
     "turns_alike_to",
@@ -40,6 +42,7 @@ HOMES = {
     "load": "folders",
     "load_tokenizer": "text.chat_tokenizer",
     "longest_text": "models",
+    "narrowed": "narrow",
     "save": "folders",
     "save_adapter": "peft",
     "turns_alike_to": "models",

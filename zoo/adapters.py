@@ -22,7 +22,7 @@ import numpy as np
 from checkpoints_io import hf_weights
 from checkpoints_io.errors import BadInput
 from zoo.models import Model, hf_table, name_of
-from zoo.parts import adapted, layers, sharding
+from zoo.parts import adapted, layers, quantised, sharding
 from zoo.parts.adapted import Adapted, Adapter, lettered
 
 ALL_LINEAR = "all-linear"
@@ -274,7 +274,8 @@ def alike(params: PyTree, frozen: PyTree) -> PyTree:
     put = lambda there, mine: (
         dataclasses.replace(there, base=mine) if adapted.is_adapted(there) else mine
     )
-    return jax.tree.map(put, frozen, params, is_leaf=adapted.is_adapted)
+    is_weight = lambda x: adapted.is_adapted(x) or quantised.is_quantised(x)
+    return jax.tree.map(put, frozen, params, is_leaf=is_weight)
 
 
 def nothing(begun: PyTree, frozen: PyTree) -> PyTree:
@@ -343,6 +344,10 @@ def bare(params: PyTree) -> PyTree:
 def lengths(weight: Adapted) -> Float[Array, "..."]:
     """The length of what makes each output, of every layer: DoRA's first magnitude."""
     lead = "".join(c for c in lettered(weight.axes) if c not in weight.into + weight.out)
-    axes, kept = "L" + lettered(weight.axes), "L" + lead + lettered(weight.out)
-    wide = weight.base.astype(jnp.float32)
-    return jnp.sqrt(jnp.einsum(f"{axes},{axes}->{kept}", wide, wide, precision="highest"))
+    axes, kept = lettered(weight.axes), lead + lettered(weight.out)
+
+    def of_layer(base: Any) -> Array:
+        wide = base.astype(jnp.float32)
+        return jnp.sqrt(jnp.einsum(f"{axes},{axes}->{kept}", wide, wide, precision="highest"))
+
+    return jax.lax.map(of_layer, weight.base)

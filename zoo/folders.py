@@ -1,6 +1,7 @@
 """A model and its Hugging Face folder: the zoo's one door to the disk."""
 
 from collections.abc import Mapping
+import dataclasses
 import os
 import pathlib
 from typing import Any
@@ -14,7 +15,9 @@ from checkpoints_io import bits, hf_folder, hf_weights, peft_folder
 from checkpoints_io.errors import BadInput
 from zoo import adapters, peft
 from zoo.models import ARCHITECTURES, Model, abstract, hf_table, name_of
+from zoo.narrow import narrowed
 from zoo.parts import adapted, hf_config
+from zoo.parts.quantised import is_quantised
 
 
 def load(
@@ -25,12 +28,15 @@ def load(
     mesh: jax.sharding.Mesh | None = None,
     revision: str | None = None,
     adapter: str | os.PathLike[str] | None = None,
+    frozen: str | None = None,
 ) -> Model:
     """The model of a Hugging Face folder or hub id, its weights on the devices of `mesh`.
 
     `dtype` is that of the weights; `compute_dtype` that of the activations, the same unless given.
     Without a mesh everything is on the first device. `adapter` is a PEFT folder or hub id, whose
     adapters are put beside the weights, in float32: `save` merges them, `save_adapter` does not.
+    With `frozen` ("nf4" or "int8") the matrices of the blocks are kept in few bits, and only
+    adapters can be trained; by default as those weights were that `adapter` was trained on.
 
     Example:
       model = zoo.load("meta-llama/Llama-3.2-1B")
@@ -43,12 +49,18 @@ def load(
     """
     # What the zoo cannot read is refused before its weights are fetched.
     folder = hf_folder.look_up(path_or_id, revision)
+    if adapter is not None and frozen is None:
+        frozen = peft.frozen_as(hf_folder.find(os.fspath(adapter), files=peft_folder.FILES))
     model = abstract(folder.config, dtype, compute_dtype, mesh)
+    model = narrowed(model, frozen) if frozen else model
     folder = hf_folder.fetched(folder)
     graph, state = nnx.split(model)
     arrays = hf_weights.read(folder.path, _plan(model))
-    flat = nnx.to_flat_state(state)
-    filled = [(path, param.replace(arrays[name_of(path)])) for path, param in flat]
+    filled = []
+    for path, param in nnx.to_flat_state(state):
+        like, value = param.get_value(), arrays[name_of(path)]
+        value = dataclasses.replace(like, narrow=value) if is_quantised(like) else value
+        filled.append((path, param.replace(value)))
     model = nnx.merge(graph, nnx.from_flat_state(filled))
     model.source = folder
     return model if adapter is None else with_adapters(model, adapter)
@@ -199,11 +211,13 @@ def _plan(model: Model) -> hf_weights.Plan:
     """What the weight reader needs: the table, the weights, and the tensors that repeat others."""
     arch = ARCHITECTURES[model.config.model_type]
     table = hf_table(model)
-    wanted = {
-        name_of(path): hf_weights.Wanted(
-            param.axes, param.shape, np.dtype(param.dtype), param.get_value().sharding
+    wanted = {}
+    for path, param in nnx.to_flat_state(nnx.state(model)):
+        value, few = param.get_value(), None
+        if is_quantised(value):
+            few = hf_weights.FewBits(value.kind, value.into, value.out, value.narrow)
+        wanted[name_of(path)] = hf_weights.Wanted(
+            param.axes, value.shape, np.dtype(value.dtype), value.sharding, few
         )
-        for path, param in nnx.to_flat_state(nnx.state(model))
-    }
     tied = {} if "head" in wanted else {table["head"].name: table["embedding"].name}
     return hf_weights.Plan(table, wanted, tied, getattr(arch, "HF_NAMES", ()))

@@ -18,10 +18,11 @@ import numpy as np
 from checkpoints_io import hf_weights, peft_folder, places, processes
 from checkpoints_io.bits import fingerprint
 from checkpoints_io.errors import BadInput
-from zoo import adapters
+from zoo import adapters, narrow
 from zoo.adapters import Site
 from zoo.models import ARCHITECTURES, Model, name_of
 from zoo.parts.adapted import Adapted, Adapter, is_adapted
+from zoo.parts.quantised import is_quantised
 
 PARTS = {"lora_A": "a", "lora_B": "b", "lora_magnitude_vector": "magnitude"}
 Found = dict[tuple[int, ...], dict[str, Any]]  # layer (and expert) -> a, b, magnitude
@@ -195,9 +196,10 @@ def save_adapter(
         "base_model_name_or_path": base or str(model.source or ""),
         "revision": revision,
     }
-    frozen = adapters.base_of(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
-    dtype = np.dtype(jax.tree.leaves(frozen)[0].dtype).name
-    facts = {"base_fingerprint": fingerprint(frozen), "base_dtype": dtype}
+    dtype = np.dtype(model.embedding.get_value().dtype).name
+    facts = {"base_fingerprint": _of_base(model, dtype), "base_dtype": dtype}
+    if kind := narrow.kind_of(model):
+        facts["base_frozen"] = kind
     with places.at(os.fspath(folder)).whole_folder() as begun:
         if begun:
             peft_folder.write(begun, config, tensors, facts)
@@ -211,14 +213,42 @@ def refuse_other_base(model: Model, found: Read, folder: pathlib.Path) -> None:
     Raises:
       ValueError: they are others.
     """
-    known = found.base.get("base_fingerprint")
-    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    if known and fingerprint(params, found.base.get("base_dtype")) != known:
+    known, kind = found.base.get("base_fingerprint"), found.base.get("base_frozen")
+    if not known:
+        return
+    if kind != (here := narrow.kind_of(model)):
+        kept = lambda kind: f"in {kind}" if kind else "whole"
+        raise BadInput(
+            f"the adapters in {folder} were trained on weights kept {kept(kind)}, and those of "
+            f"{model.source} are kept {kept(here)}: load it with frozen={kind!r}, or in a recipe "
+            f"--config.frozen={kind}"
+        )
+    if _of_base(model, found.base.get("base_dtype")) != known:
         named = found.said.base_model_name_or_path
         raise BadInput(
             f"the adapters in {folder} were trained on other weights than those of {model.source}: "
             f"{named or 'their base'} as it was then"
         )
+
+
+def _of_base(model: Model, dtype: str | None) -> str:
+    """The fingerprint of the frozen weights in `dtype`; what is in few bits stays so."""
+    frozen = adapters.base_of(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    part = lambda few: jax.tree.map(
+        lambda w: w if is_quantised(w) == few else None, frozen, is_leaf=is_quantised
+    )
+    known = fingerprint(part(False), dtype)
+    return known if narrow.kind_of(model) is None else known + fingerprint(part(True))
+
+
+def frozen_as(folder: pathlib.Path) -> str | None:
+    """How the weights were kept that the adapters of a folder were trained on, as `zoo.load` says.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read`.
+    """
+    with peft_folder.tensors(folder) as (_, facts):
+        return facts.get("base_frozen")
 
 
 def _on_host(array: jax.Array) -> np.ndarray:

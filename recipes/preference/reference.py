@@ -132,7 +132,9 @@ def load(asked: Beside, policy: zoo.Model, run: Run) -> zoo.Model:
     """
     path, dtype = asked.path, policy.dtype
     if not asked.is_hf:
-        return _of_run(places.at(path, "--config.reference_model_path"), policy)
+        whole = zoo.abstract(policy.config, np.float32, dtype, run.computing.mesh)
+        whole.attention, whole.remat = policy.attention, policy.remat
+        return _of_run(places.at(path, "--config.reference_model_path"), whole)
     assert run.reference is not None  # it is looked up where one is asked for
     model = zoo.load(run.reference, dtype=dtype, mesh=run.computing.mesh)
     zoo.check_finite(model)

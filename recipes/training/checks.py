@@ -371,6 +371,7 @@ def _check_adapters(given: Values, table: Table) -> None:
     own = [name for name in table if name.startswith("adapter.") and given[name] is not None]
     changed = [name for name in own if given[name] != table[name].default]
     if new is None and begun is None:
+        changed += ["frozen"] if given["frozen"] is not None else []
         if changed:
             raise BadInput(
                 f"--config.{changed[0]} has no effect: all weights are trained; for adapters set "
@@ -382,6 +383,11 @@ def _check_adapters(given: Values, table: Table) -> None:
                 "set --config.adapter.rank or --config.adapter.path, or another mode"
             )
         return
+    if given["frozen"] in ("int8", "nf4") and given["remat"] == "none":
+        raise BadInput(
+            f"--config.remat=none keeps the weights of all layers as they are computed with, and "
+            f"--config.frozen={given['frozen']} would save nothing: use --config.remat=products"
+        )
     of_folder = {"adapter.rank", "adapter.path", "adapter.lora_plus", "adapter.export"}
     if begun is not None and (idle := [name for name in changed if name not in of_folder]):
         raise BadInput(

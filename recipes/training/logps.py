@@ -14,7 +14,7 @@ from recipes.data.packed import batches
 from recipes.data.packed.batches import Place
 from recipes.data.packed.packing import Packed
 import zoo
-from zoo.parts import adapted, sharding, spans, stack, token_logps
+from zoo.parts import adapted, quantised, sharding, spans, stack, token_logps
 
 # A model's forward pass: micro-batch -> log-probabilities [P, A], in nats.
 Forward = Callable[[Packed], Float[Array, "P A"]]
@@ -67,9 +67,10 @@ def of_params(
 
 @functools.partial(jax.jit, static_argnums=1)
 def cast(params: PyTree, dtype: jax.typing.DTypeLike) -> PyTree:
-    """Every weight in `dtype`, where it is; adapters are cast where they are used."""
-    narrow = lambda x: x if isinstance(x, adapted.Adapter) else x.astype(dtype)
-    return jax.tree.map(narrow, params, is_leaf=lambda x: isinstance(x, adapted.Adapter))
+    """Every weight in `dtype`, where it is; adapters and few bits are cast where they are used."""
+    is_kept = lambda x: isinstance(x, adapted.Adapter) or quantised.is_quantised(x)
+    narrow = lambda x: x if is_kept(x) else x.astype(dtype)
+    return jax.tree.map(narrow, params, is_leaf=is_kept)
 
 
 def compiled(mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:

@@ -248,7 +248,7 @@ def memory(
     reference is as large as the model, in the compute dtype.
     """
     here = lambda x: math.prod(x.sharding.shard_shape(x.shape))
-    weights = jax.tree.leaves(nnx.state(model))
+    weights = jax.tree.leaves(nnx.state(model))  # of few bits, what they are kept as
     trained = sum(map(here, jax.tree.leaves(adapters) if adapters else weights))
     mu = checks.DTYPES[mu_dtype].itemsize
     parts = {"frozen": sum(here(x) * x.dtype.itemsize for x in weights)} if adapters else {}
@@ -258,8 +258,15 @@ def memory(
         "gradient": 4 * trained,
     }
     if resident:
-        parts["reference"] = np.dtype(model.dtype).itemsize * sum(map(here, weights))
+        mesh = getattr(weights[0].sharding, "mesh", None)
+        whole = jax.tree.leaves(nnx.state(zoo.abstract(model.config, mesh=mesh)))
+        parts["reference"] = np.dtype(model.dtype).itemsize * sum(map(here, whole))
     return parts
+
+
+def numbers(model: zoo.Model) -> int:
+    """How many numbers a model's weights stand for."""
+    return sum(param.get_value().size for _, param in nnx.to_flat_state(nnx.state(model)))
 
 
 def trained_weights(run: Run) -> int:
@@ -285,7 +292,7 @@ def disk_needed(run: Run) -> int:
     every = run.every.steps_per_hf_export
     exports = 0 if every == -1 else 1 if every is None else -(-run.total_steps // every)
     width = np.dtype(run.saving.export_dtype).itemsize
-    one = width * sum(x.size for x in jax.tree.leaves(nnx.state(run.blank)))
+    one = width * numbers(run.blank)
     if run.adapting is not None and run.adapting.export == "adapter":
         one = 4 * trained_weights(run)
     exported = exports * one

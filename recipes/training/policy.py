@@ -20,7 +20,7 @@ from recipes.training.adapting import Adapting
 from recipes.training.run import Run, say
 from recipes.training.update import Params
 import zoo
-from zoo import adapters
+from zoo import adapters, narrow
 from zoo.parts import adapted
 from zoo.parts.adapted import Adapter
 
@@ -82,9 +82,13 @@ def adamw_of(
 
 
 def _loaded(run: Run) -> zoo.Model:
-    dtype = jax.tree.leaves(nnx.state(run.blank))[0].dtype
-    mesh = run.computing.mesh
-    model = zoo.load(run.folder, dtype=dtype, compute_dtype=run.blank.dtype, mesh=mesh)
+    model = zoo.load(
+        run.folder,
+        dtype=run.blank.embedding.get_value().dtype,
+        compute_dtype=run.blank.dtype,
+        mesh=run.computing.mesh,
+        frozen=narrow.kind_of(run.blank),
+    )
     zoo.check_finite(model)
     return model
 

@@ -359,6 +359,14 @@ ADAPTER = {
         choices=("adapter", "merged"),
         free=True,
     ),
+    "frozen": Setting(
+        str,
+        "how the weights beside adapters are kept; int8 and nf4 (as in QLoRA: 8 and 4.1 bits a "
+        "number) are for the matrices of the layers, which are made wide one layer at a time",
+        None,
+        unset="the dtype of the computation",
+        choices=("bfloat16", "float32", "int8", "nf4"),
+    ),
 }
 ALONG_THE_WAY = {
     "steps_per_log": Setting(int, "steps between log records", 10, bound=ABOVE_0, free=True),

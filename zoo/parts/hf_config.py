@@ -14,11 +14,13 @@ from typing import Any, ClassVar, TypeVar
 from jaxtyping import Int
 import numpy as np
 
+from checkpoints_io import quantised
 from checkpoints_io.errors import BadInput
 from zoo.parts import hf_keys, rope, rope_config
 
 # What `layer_types` says, in most families.
 SLIDING, FULL = "sliding_attention", "full_attention"
+QUANTISED = "quantization_config"
 ALL = 2**30  # as a window: wider than any text
 
 Own = TypeVar("Own", bound="Config")  # the Config of one architecture
@@ -80,6 +82,7 @@ def read(cls: type[Own], hf: Mapping[str, object]) -> Own:
     fields = {field.name: field.type for field in dataclasses.fields(cls)}
     hf = {key: value for key, value in hf.items() if key not in hf_keys.IGNORED | ignored}
     _refuse_quantised(hf, kind)
+    hf.pop(QUANTISED, None)
     own = fields.keys() | fixed.keys()
     others = {k: v for k, v in hf.items() if k not in own and v is not None}
     others = {k: v for k, v in others.items() if v != hf_keys.NEUTRAL.get(k, ...)}
@@ -186,9 +189,12 @@ def sliding(config: Any) -> Int[np.ndarray, " L"]:
 def _refuse_quantised(hf: Mapping[str, object], kind: str) -> None:
     """By the keys of transformers, older compressed-tensors and MLX, or by another file."""
     files = [key for key in hf if key.endswith(".json")]  # which `hf_folder.read_config` found
-    for key in ("quantization_config", "compression_config", "quantization", *files):
+    for key in (QUANTISED, "compression_config", "quantization", *files):
         if told := hf.get(key):
             if isinstance(told, dict):
+                # bitsandbytes turns GPT-2's matrices round, which stand otherwise in its files.
+                if key == QUANTISED and kind != "gpt2" and quantised.is_read(told):
+                    continue
                 told = told.get("quant_method") or told.get("quant_algo") or told
             raise BadInput(
                 f"the weights are quantised ({key}: {told!r}), and the zoo reads none of that for "

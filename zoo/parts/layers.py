@@ -27,9 +27,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zoo.parts import adapted, sharding
+from zoo.parts import adapted, quantised, sharding
 
-Weight = Array | adapted.Adapted  # the value of a parameter
+Weight = Array | adapted.Adapted | quantised.Quantised  # the value of a parameter
 
 
 def weight(

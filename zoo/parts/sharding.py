@@ -24,6 +24,7 @@ STORED: dict[str, tuple[str, ...]] = {
     "Q": ("tensor",),
     "F": ("tensor",),
     "V": ("tensor",),
+    "rows": ("tensor", "fsdp"),  # of a matrix in few bits, whose blocks are along them
 }
 # How a matrix product wants its weight: whole along `fsdp`.
 GATHERED = {letter: tuple(a for a in axes if a != "fsdp") for letter, axes in STORED.items()}

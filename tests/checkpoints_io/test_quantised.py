@@ -1,0 +1,256 @@
+"""Numbers of few bits: those of bitsandbytes to the last bit, and 8 bits as they lie on the hub."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from checkpoints_io import quantised
+from tests.checkpoints_io import make_cases
+import zoo
+from zoo.parts.quantised import Quantised
+
+KEPT = pathlib.Path(__file__).parent / "kept"
+BESIDE = ".quant_state.bitsandbytes__nf4"
+
+
+def wide(narrow, shape, dtype=jnp.float32):
+    """The matrix, as the scan over layers computes it."""
+    held = jax.tree.map(lambda x: jnp.asarray(x)[None], narrow)
+    turned = jax.jit(lambda x: jax.lax.scan(lambda _, one: (None, one.astype(dtype)), None, x)[1])
+    return np.asarray(turned(Quantised(held, "F D", shape, "D", "F"))[0])
+
+
+@pytest.mark.parametrize("name", make_cases.CASES)
+def test_nf4_is_that_of_bitsandbytes_to_the_last_bit(name):
+    kept = np.load(KEPT / "nf4.npz")
+    shape, nested = make_cases.CASES[name]
+    ours = quantised.quantised(make_cases.numbers(name), "nf4", nested=nested)
+    np.testing.assert_array_equal(ours.codes.reshape(-1), kept[f"{name}.codes"])
+    np.testing.assert_array_equal(ours.scales, kept[f"{name}.scales"])
+    if nested:
+        np.testing.assert_array_equal(ours.table, kept["table"])
+        # torch adds up in an order of its own, which is another on other machines.
+        np.testing.assert_array_max_ulp(ours.offset, kept[f"{name}.offset"], 1)
+        np.testing.assert_allclose(ours.steps, kept[f"{name}.steps"], rtol=1e-6)
+        ours = ours._replace(steps=kept[f"{name}.steps"], offset=kept[f"{name}.offset"])
+    np.testing.assert_array_equal(wide(ours, shape)[:8], kept[f"{name}.back"])
+    said = quantised.shapes("nf4", *shape)
+    for array, like in zip(ours if nested else ours[:1], said, strict=False):
+        assert (array.shape, array.dtype) == like
+
+
+@pytest.mark.parametrize("shape", [(300, 192), (64, 65), (5, 3), (1024, 640)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_nf4_beside_bitsandbytes_itself(shape, dtype):
+    torch = pytest.importorskip("torch")
+    functional = pytest.importorskip("bitsandbytes.functional")
+    matrix = np.random.default_rng(1).standard_normal(shape).astype(dtype)
+    theirs = torch.from_numpy(matrix.astype(np.float32)).to(getattr(torch, dtype))
+    codes, state = functional.quantize_4bit(
+        theirs, blocksize=64, compress_statistics=True, quant_type="nf4"
+    )
+    ours = quantised.quantised(matrix.astype(np.float32), "nf4")
+    np.testing.assert_array_equal(ours.codes.reshape(-1), codes.reshape(-1))
+    # Where torch's sum, in its own order, is another by one bit, so is a scale in thousands.
+    off = ours.scales.astype(int) - state.absmax.numpy()
+    assert np.abs(off).max() <= 1
+    assert np.count_nonzero(off) <= (ours.offset != np.float32(state.offset)) * 1e-3 * off.size + 1
+    ours = ours._replace(
+        scales=state.absmax.numpy(),
+        offset=np.float32(state.offset),
+        steps=state.state2.absmax.numpy(),
+    )
+    back = functional.dequantize_4bit(codes, state).float().numpy()
+    np.testing.assert_array_equal(wide(ours, shape, dtype).astype(np.float32), back)
+
+
+def test_rows_and_blocks_of_zeros():
+    matrix = np.zeros((4, 128), np.float32)
+    matrix[2] = 3
+    for kind in quantised.KINDS:
+        back = wide(quantised.quantised(matrix, kind), matrix.shape)
+        np.testing.assert_allclose(back, matrix, atol=1e-6)
+
+
+def test_int8_is_off_by_half_a_step_at_most():
+    matrix = np.random.default_rng(0).standard_normal((40, 96)).astype(np.float32)
+    narrow = quantised.quantised(matrix, "int8")
+    assert np.abs(narrow.codes).max(-1).min() == 127
+    off = np.abs(wide(narrow, matrix.shape) - matrix)
+    assert (off <= narrow.scales[:, None] * 0.5001).all()
+
+
+def test_a_checkpoint_of_bitsandbytes_has_its_logits():
+    """Written by transformers; its logits are those of the model that it dequantised itself."""
+    logits = np.load(KEPT / "nf4" / "logits.npy")
+    tokens = jnp.arange(24) % 31
+    of_arrays, as_it_is = zoo.load(KEPT / "nf4"), zoo.load(KEPT / "nf4", frozen="nf4")
+    for model in (of_arrays, as_it_is):
+        off = np.abs(np.asarray(model(tokens)) - logits).max()
+        assert off < 1e-5 * np.abs(logits).max()
+    # Its codes as they are, and none that is computed again.
+    tensors = safetensors.numpy.load_file(KEPT / "nf4" / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    down = as_it_is.blocks.mlp.down.get_value().narrow
+    np.testing.assert_array_equal(down.codes[1].reshape(-1), tensors[name].reshape(-1))
+    np.testing.assert_array_equal(down.scales[1], tensors[f"{name}.absmax"])
+    np.testing.assert_array_equal(down.steps[1], tensors[f"{name}.nested_absmax"])
+    said = json.loads(bytes(tensors[name + BESIDE]))
+    assert float(down.offset[1]) == np.float32(said["nested_offset"])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    shutil.copytree(KEPT / "nf4", tmp_path / "model")
+    return tmp_path / "model"
+
+
+def rewrite(folder, edit, **told):
+    path = folder / "model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    edit(tensors)
+    safetensors.numpy.save_file(tensors, path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | told))
+
+
+NAME = "model.layers.1.mlp.down_proj.weight"
+STATE = NAME + BESIDE
+
+
+def said(**values):
+    def edit(tensors):
+        state = json.loads(bytes(tensors[STATE])) | values
+        tensors[STATE] = np.frombuffer(json.dumps(state).encode(), np.uint8)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (lambda t: t.pop(NAME), r"a matrix \(64, 128\) needs 4096 bytes"),
+        (lambda t: t.pop(f"{NAME}.absmax"), rf"it needs {NAME}.absmax, U8 \[128\]"),
+        (lambda t: t.update({f"{NAME}.quant_map": np.ones(8, np.float32)}), r"quant_map, F32"),
+        (lambda t: t.update({STATE: np.zeros(9, np.uint8)}), "quant_state cannot be read"),
+        (lambda t: t.update({STATE: np.zeros(9000, np.uint8)}), "quant_state is no text"),
+        (said(shape=[64, 2**40]), "its quant_state says shape"),
+        (said(shape=[64, 192]), r"a matrix \(64, 192\) needs 6144 bytes"),
+        (said(shape=[128, 64]), r"down_proj.weight is \(128, 64\) where config.json needs"),
+        (said(blocksize=0), "and blocksize 0"),
+        (said(blocksize=100), "it needs .*absmax"),
+        (said(nested_blocksize=64), "in blocks of 64, and not of 256"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(folder, edit, told):
+    rewrite(folder, edit)
+    with pytest.raises(ValueError, match=told):
+        zoo.load(folder)
+
+
+def in_eight_bits(tensors, kind, scale_of, end):
+    """Every matrix of the layers in 8 bits, and what each then stands for."""
+    stand_for = {}
+    for name in [n for n in tensors if n.endswith("_proj.weight")]:
+        matrix = tensors[name]
+        scale = scale_of(matrix)
+        rows, columns = (-(-n // m) for n, m in zip(matrix.shape, scale.shape, strict=True))
+        each = scale.repeat(rows, 0)[: len(matrix)].repeat(columns, 1)[:, : matrix.shape[1]]
+        top = 127 if kind == np.int8 else 448
+        own = matrix / (each * top / np.abs(matrix).max())
+        codes = (np.rint(own) if kind == np.int8 else own).astype(kind)
+        tensors |= {name: codes, f"{name}{end}": scale}
+        stand_for[name] = codes.astype(np.float32) * each
+    return stand_for
+
+
+def write(folder, tensors, **told):
+    """As safetensors has it: its own writer knows no 8-bit floats of numpy."""
+    kinds = {"float32": "F32", "int8": "I8", "float8_e4m3fn": "F8_E4M3"}
+    header, data = {}, b""
+    for name, value in tensors.items():
+        bits = np.ascontiguousarray(value).tobytes()
+        at = [len(data), len(data) + len(bits)]
+        dtype = kinds[value.dtype.name]
+        header[name] = dict(dtype=dtype, shape=value.shape, data_offsets=at)
+        data += bits
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": told}))
+
+
+CT = dict(quant_method="compressed-tensors")
+FP8 = ml_dtypes.float8_e4m3fn
+draw = np.random.default_rng(3).random
+
+
+@pytest.mark.parametrize(
+    ("kind", "scale_of", "told"),
+    [
+        (np.int8, lambda w: draw((len(w), 1)), CT | dict(format="int-quantized")),
+        (np.int8, lambda w: draw((len(w), 4)), CT | dict(format="naive-quantized")),
+        (FP8, lambda w: draw((1, 1)), CT | dict(format="float-quantized")),
+        (FP8, lambda w: draw((1, 1)), dict(quant_method="fp8")),
+        (FP8, lambda w: draw((-(-len(w) // 24), w.shape[1] // 32)),
+         dict(quant_method="fp8", weight_block_size=[24, 32])),
+    ],
+)  # fmt: skip
+def test_eight_bits_with_scales(folder, kind, scale_of, told):
+    zoo.save(zoo.load(folder), folder.parent / "wide", dtype=jnp.float32)
+    tensors = safetensors.numpy.load_file(folder.parent / "wide" / "model.safetensors")
+    end = "_scale_inv" if "weight_block_size" in told else "_scale"
+    block = told.get("weight_block_size")
+    floats = lambda w: np.float32(scale_of(w) + 0.5)
+    if block is None:
+        stand_for = in_eight_bits(tensors, kind, floats, end)
+    else:
+        stand_for = {}
+        for name in [n for n in tensors if n.endswith("_proj.weight")]:
+            matrix, scale = tensors[name], floats(tensors[name])
+            each = scale.repeat(24, 0)[: len(matrix)].repeat(32, 1)
+            codes = (matrix / each * 100).astype(kind)
+            tensors |= {name: codes, f"{name}{end}": scale}
+            stand_for[name] = codes.astype(np.float32) * each
+    write(folder, tensors, **told)
+    zoo.save(zoo.load(folder), folder.parent / "out", dtype=jnp.float32)
+    found = safetensors.numpy.load_file(folder.parent / "out" / "model.safetensors")
+    for name, value in stand_for.items():
+        np.testing.assert_array_equal(found[name], value)
+    assert "quantization_config" not in json.loads(
+        (folder.parent / "out" / "config.json").read_text()
+    )
+    narrow = zoo.load(folder, frozen="int8")  # quantised again
+    assert narrow.blocks.mlp.up.get_value().kind == "int8"
+
+    name = "model.layers.0.mlp.up_proj.weight"
+    write(folder, tensors | {f"{name}{end}": np.ones((5, 1), np.float32)}, **told)
+    with pytest.raises(ValueError, match="there should be one scale, one for each row or group"):
+        zoo.load(folder)
+    write(folder, tensors | {name: np.ones((128, 64), np.float32)}, **told)
+    with pytest.raises(ValueError, match=rf"{name} has .* beside it and is F32 \[128, 64\]"):
+        zoo.load(folder)
+
+
+def test_a_part_of_a_matrix_is_a_part_of_its_numbers(folder):
+    """As several devices read it."""
+    from checkpoints_io import hf_weights
+
+    with hf_weights._tensors(folder, ()) as tensors:
+        matrix = tensors[NAME]
+        whole = matrix[slice(0, 64), slice(0, 128)]
+        part = matrix[slice(13, 40), slice(7, 50)]
+    np.testing.assert_array_equal(part, whole[13:40, 7:50])
+
+
+def test_few_bits_are_asked_for_by_name(folder):
+    with pytest.raises(ValueError, match="frozen='int4' is none of int8, nf4"):
+        zoo.load(folder, frozen="int4")

@@ -1,0 +1,69 @@
+"""Which weights of a model are kept in few bits: the matrices of its blocks, routers aside."""
+
+import math
+from typing import Any
+
+from flax import nnx
+import jax
+
+from checkpoints_io import quantised
+from checkpoints_io.errors import BadInput
+from checkpoints_io.quantised import Narrow
+from zoo import adapters
+from zoo.models import Model, name_of
+from zoo.parts import sharding
+from zoo.parts.adapted import is_adapted
+from zoo.parts.quantised import Quantised, is_quantised
+
+
+def narrowed(model: Model, kind: str) -> Model:
+    """A model without weights, with room for matrices in "int8" or "nf4".
+
+    On several devices their rows are split, where they divide evenly.
+
+    Raises:
+      ValueError: there is no such kind.
+    """
+    if kind not in quantised.KINDS:
+        raise BadInput(f"frozen={kind!r} is none of {', '.join(quantised.KINDS)}")
+    graph, state = nnx.split(model)
+    matrices = adapters.linear(model)
+    made = []
+    for path, param in nnx.to_flat_state(state):
+        name = name_of(path)
+        if name in matrices and not name.endswith("router"):
+            into, out = adapters.sides(param.axes, matrices[name][1])
+            param = param.replace(_room(param, kind, into, out))
+        made.append((path, param))
+    return nnx.merge(graph, nnx.from_flat_state(made))
+
+
+def kind_of(model: Model) -> str | None:
+    """How the matrices of a model are kept: "int8" or "nf4"; None: as arrays."""
+    for param, _ in adapters.linear(model).values():
+        value = param.get_value()
+        value = value.base if is_adapted(value) else value
+        if is_quantised(value):
+            return value.kind
+    return None
+
+
+def _room(param: Any, kind: str, into: str, out: str) -> Quantised:
+    size = dict(zip(param.axes.split(), param.shape, strict=True))
+    product = lambda letters: math.prod(size[c] for c in letters.split())
+    lead = [c for c in param.axes.split() if c not in into + out]
+    like: Any = param.get_value().sharding
+
+    def placed(array: tuple, axes: str) -> jax.ShapeDtypeStruct:
+        shape, dtype = (*(size[c] for c in lead), *array[0]), array[1]
+        where = like
+        if isinstance(like, jax.NamedSharding):
+            mesh: Any = like.mesh
+            where = sharding.sharding(f"{' '.join(lead)} {axes}", shape, mesh)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+    codes, *others = quantised.shapes(kind, product(out), product(into))
+    rest = [x and placed(x, " ".join("." * len(x[0]))) for x in others]
+    axes = param.axes.removeprefix("L ")
+    sizes = tuple(size[c] for c in axes.split())
+    return Quantised(Narrow(placed(codes, "rows ."), *rest), axes, sizes, into, out)
