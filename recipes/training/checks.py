@@ -388,6 +388,11 @@ def _refuse_without_effect(given: Values) -> None:
             "--config.cooldown and --config.min_lr_ratio have no effect with "
             "--config.lr_schedule=constant: add --config.cooldown=None --config.min_lr_ratio=0"
         )
+    if given["optimizer"] == "adamw8bit" and DTYPES[given["adam_mu_dtype"]] != np.float32:
+        raise BadInput(
+            f"--config.adam_mu_dtype={given['adam_mu_dtype']} has no effect with "
+            "--config.optimizer=adamw8bit, whose moments take 8 bits: leave it out"
+        )
     several = ("coordinator_address", "num_processes", "process_id")
     idle = [name for name in several if given[f"distributed.{name}"] is not None]
     if idle and not given["distributed.enabled"]:

@@ -206,6 +206,12 @@ OPTIMIZER = {
         unset="num_train_steps decides",
         bound=ABOVE_0,
     ),
+    "optimizer": Setting(
+        str,
+        "adamw8bit keeps both moments of AdamW in 8 bits: 2 bytes per weight, where adamw takes 8",
+        "adamw",
+        choices=("adamw", "adamw8bit"),
+    ),
     "learning_rate": Setting(float, "peak learning rate", MUST, bound=ABOVE_0),
     "lr_schedule": Setting(
         str,
