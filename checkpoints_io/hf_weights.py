@@ -65,10 +65,13 @@ class Wanted(NamedTuple):
     sharding: jax.sharding.Sharding
 
 
-def read(folder: pathlib.Path, plan: Plan) -> dict[str, jax.Array]:
+def read(
+    folder: pathlib.Path, plan: Plan, parts: Mapping[str, tuple[Entry, Wanted]] | None = None
+) -> dict[str, jax.Array]:
     """The weights of a model folder, each part read once and put straight onto its devices.
 
-    All names and shapes are checked before the first array is made.
+    All names and shapes are checked before the first array is made. Of `parts`, if they are given,
+    each is a weight of the plan, or some layers of it, and these alone are read.
 
     Raises:
       FileNotFoundError: the folder holds no safetensors, or lacks one that its index names.
@@ -78,7 +81,9 @@ def read(folder: pathlib.Path, plan: Plan) -> dict[str, jax.Array]:
     with _tensors(folder, plan.names) as tensors:
         _check(folder, plan, tensors)
         _check_tied(folder, plan, tensors)
-        return {path: _array(plan.table[path], want, tensors) for path, want in plan.wanted.items()}
+        if parts is None:
+            parts = {path: (plan.table[path], want) for path, want in plan.wanted.items()}
+        return {path: _array(entry, want, tensors) for path, (entry, want) in parts.items()}
 
 
 def check(folder: pathlib.Path, plan: Plan) -> None:

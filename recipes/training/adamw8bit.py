@@ -78,7 +78,7 @@ def scale_by_adam(
     exact = optax.scale_by_adam(b1, b2, eps)
 
     def init(params: PyTree) -> Any:
-        begun = exact.init(params)
+        begun: Any = exact.init(params)
         if not jax.tree.leaves(params):  # optax asks what the state is like
             return begun
         kept = lambda x, is_matrix, signed: (
@@ -107,9 +107,7 @@ def scale_by_adam(
         count = optax.safe_increment(state.count)
         flat, tree = jax.tree.flatten(updates)
         kept = zip(flat, *map(tree.flatten_up_to, (state.mu, state.nu)), strict=True)
-        renewed = [
-            _in_place(moments, *one) if is_blocks(one[1]) else moments(*one) for one in kept
-        ]
+        renewed = [_in_place(moments, *one) if is_blocks(one[1]) else moments(*one) for one in kept]
         mu, nu = (tree.unflatten(list(some)) for some in zip(*renewed, strict=True))
         changes = tree.unflatten([step(*one) for one in renewed])
         return changes, state._replace(count=count, mu=mu, nu=nu)

@@ -360,6 +360,11 @@ def _check_adapters(given: Values, table: Table) -> None:
                 "set --config.adapter.rank or --config.adapter.path, or another mode"
             )
         return
+    if given["trainable"] is not None:
+        raise BadInput(
+            f"--config.trainable={given['trainable']!r} has no effect: adapters are trained, and "
+            "no weights; leave it out, or the settings of --config.adapter"
+        )
     of_folder = {"adapter.rank", "adapter.path", "adapter.lora_plus", "adapter.export"}
     if begun is not None and (idle := [name for name in changed if name not in of_folder]):
         raise BadInput(

@@ -193,6 +193,13 @@ PREFERENCE = {
     ),
 }
 OPTIMIZER = {
+    "trainable": Setting(
+        str,
+        "a regular expression over whole Hugging Face names: weights that match it are trained, "
+        r"the others are frozen, like .*layers\.(2[0-9]|3[01])\..*",
+        None,
+        unset="all weights are trained, or adapters",
+    ),
     "train_batch_size": Setting(
         int, "examples (pairs, or answers) per update", MUST, bound=ABOVE_0
     ),
