@@ -5,10 +5,9 @@ import json
 import os
 import pathlib
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import einops
-import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -27,10 +26,23 @@ class _Tensor(NamedTuple):
     index: tuple[int, ...]
 
 
+@runtime_checkable
+class Weight(Protocol):
+    """An array, or what gives one for each of its layers."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def __getitem__(self, layer: Any) -> Any: ...
+
+
 def write(
     folder: pathlib.Path | None,
     table: hf_weights.Table,
-    weights: Mapping[str, tuple[str, jax.Array]],
+    weights: Mapping[str, tuple[str, Weight]],
     dtype: np.dtype,
 ) -> None:
     """Writes weights given as path -> (axes, array): one safetensors file, or shards and an index.

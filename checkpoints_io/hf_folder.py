@@ -81,6 +81,8 @@ def look_up(path_or_id: str | os.PathLike[str], revision: str | None = None) -> 
         raise BadInput(
             f"{name} is a folder of this machine, which has no revision={revision!r}: leave it out"
         )
+    if revision and "@" in name:
+        raise BadInput(f"{name} names a revision, and so does revision={revision!r}: give one")
     path = find(name, revision, CONFIG_FILES)
     commit = revision_of(path.resolve())
     pinned = None if is_here else commit or revision

@@ -84,7 +84,7 @@ def train(config: ml_collections.ConfigDict) -> None:
         describe = lambda pairs, taken: metrics.by_part(
             run.parts, pairs.source_rows, taken.answers, objective
         )
-        recipe = loop.Recipe(take, evaluate, describe, Trend().read, ("chosen", "rejected"))
+        recipe = loop.Recipe(take, evaluate, describe, Trend().read)
         state, held_out = loop.run_steps(recipe, own, state, run, store, facts, stop)
         if not stop():
             ending.show(run, policy.model_of(own, state), frozen.model, held_out)

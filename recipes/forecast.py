@@ -13,7 +13,7 @@ from absl import flags
 if __name__ == "__main__":  # a wrong flag is answered before the imports below
     from recipes.training import command, settings
 
-    flags.DEFINE_string("chip", "h100", "One of a100, h100, h200, v5e, v5p, v6e.")
+    flags.DEFINE_string("chip", "h100", "One of a100, h100, h200, rtx4080, rtx4090, v5e, v5p, v6e.")
     flags.DEFINE_integer("devices", 8, "How many chips.")
     flags.DEFINE_integer("stored_per_pair", 1000, "Average positions per pair.")
     flags.DEFINE_float("real_per_stored", 1.25, "Real tokens per position: prompts count twice.")
@@ -36,14 +36,28 @@ from checkpoints_io import hf_folder
 from checkpoints_io.errors import BadInput
 from recipes.data.packed.batches import Said
 from recipes.data.packed.packing import Packed, Shape
-from recipes.preference import losses, metrics
+from recipes.preference import losses, metrics, reference
 from recipes.preference.losses import Objective
-from recipes.training import checks, collectives, command, logps, optimizer, plan, settings, update
+from recipes.training import (
+    adapting,
+    checks,
+    collectives,
+    command,
+    logps,
+    optimizer,
+    plan,
+    settings,
+    trained,
+    update,
+)
+from recipes.training.adapting import Adapting
 from recipes.training.checks import Precision, Values
 from recipes.training.nearest import did_you_mean
 from recipes.training.optimizer import AdamW
+from recipes.training.update import Params
 import zoo
-from zoo.parts import sharding, stack
+from zoo import adapters
+from zoo.parts import adapted, sharding, stack
 
 
 class Chip(NamedTuple):
@@ -60,6 +74,8 @@ CHIPS = {
     "a100": Chip(312e12, 80e9, 2.0e12, 300e9),
     "h100": Chip(989e12, 80e9, 3.35e12, 450e9),
     "h200": Chip(989e12, 141e9, 4.8e12, 450e9),
+    "rtx4080": Chip(97e12, 16e9, 0.72e12, 32e9),
+    "rtx4090": Chip(165e12, 24e9, 1.01e12, 32e9),
     "v5e": Chip(197e12, 16e9, 0.82e12, 100e9, "v5e"),
     "v5p": Chip(459e12, 95e9, 2.77e12, 300e9, "v5p"),
     "v6e": Chip(918e12, 32e9, 1.64e12, 224e9, "v6e"),
@@ -84,7 +100,9 @@ class Job(NamedTuple):
     attention: str | None
     remat: str
     mesh: tuple[int, int, int]  # data, fsdp, tensor
-    resident: bool  # the reference stays on the devices
+    resident: bool  # the reference is asked at every step
+    of_policy: bool  # it is the frozen weights of the policy
+    given: Values  # which adapters there are
     adamw: AdamW
     objective: Objective
     sizes: Sizes
@@ -114,17 +132,26 @@ def forecast(
     mesh, compute = _mesh(job.mesh, devices), job.precision.compute
     pairs = job.sizes.train_batch_size
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        model = zoo.abstract(hf_config, jnp.float32, compute, mesh)
+        adapted_ = adapting.wanted(job.given)
+        model = zoo.abstract(hf_config, compute if adapted_ else jnp.float32, compute, mesh)
         model.attention, model.remat = job.attention, job.remat
         if devices[0].platform == "cpu":
             model.attention = "blocks"  # compiled for CPUs, which have no kernels
         graph, layout = nnx.split(model)
-        params = nnx.to_pure_dict(layout)
-        adamw = optimizer.optimizer_of(
-            job.adamw, optimizer.schedule_of(job.adamw, 1000), optimizer.matrices(layout)
-        )
+        asked = adapting.of_settings(job.given, model)
+        pattern = job.given["trainable"]
+        chosen = None if pattern is None else trained.by_name(model, pattern)
+        learnt, apart = trained.of(model, asked, chosen), job.resident and not job.of_policy
+        params = learnt.like
+        if chosen is None:
+            _, frozen = _parts(nnx.to_pure_dict(layout), asked, mesh)
+        else:
+            rest = trained.layout_of(model, trained.others(model, chosen), compute)
+            frozen = trained.with_room(rest, chosen)
+        schedule = optimizer.schedule_of(job.adamw, 1000)
+        adamw = optimizer.optimizer_of(job.adamw, schedule, *learnt[1:])
         opt_state = optimizer.layout(adamw, params, mesh)
-        held = plan.memory(model, job.adamw.adam_mu_dtype, resident=job.resident)
+        held = plan.memory(model, params, opt_state, chosen, resident=apart)
         most = plan.most_positions(model, sum(held.values()), chip.memory, "accelerator")
         batch, shape = _batch(job.sizes, mesh, most, pairs * stored_per_pair)
         programs = update.compiled(
@@ -139,14 +166,18 @@ def forecast(
         sums: Any = _placed(jax.eval_shape(programs.zero), params, mesh)
         said = Said(sums.policy.update(dtype=jnp.int32), sums.policy)
         narrow = jax.tree.map(lambda x: x.update(dtype=compute), params)
-        add = programs.add.lower(sums, params, {}, sums.reference, said, batch).compile()
+        narrow = adapted.joined(params if asked else narrow, frozen)
+        add = programs.add.lower(sums, params, frozen, sums.reference, said, batch).compile()
         apply = programs.apply.lower(sums, params, opt_state, said).compile()
         forward = logps.compiled(mesh).lower(graph, narrow, batch).compile()
 
-    persistent = {
-        "policy": _held(params), "optimizer": _held(opt_state), "gradient": _held(sums.gradient),
-    }  # fmt: skip
-    if job.resident:
+    persistent = {"frozen": _held(frozen)} if frozen else {}
+    persistent |= {
+        "policy" if not frozen else "adapters" if asked else "trained": _held(params),
+        "optimizer": _held(opt_state),
+        "gradient": _held(sums.gradient),
+    }
+    if apart:
         persistent["reference"] = _held(narrow)
     temporary = {}
     programs_of_a_step = [("add", add), ("apply", apply)]
@@ -161,13 +192,15 @@ def forecast(
     count = pairs * stored_per_pair / positions
     weights = _met_by_a_token(model)
     embedding = sizes["V"] * sizes["D"] * (0 if model.config.tie_word_embeddings else 1)
-    per_position = {"full": 8, "none": 6}.get(job.remat, 8) * (weights - embedding)
+    # Forward, both gradients, and what is computed again; of a frozen weight its own is not made.
+    passes = {"full": 8, "none": 6}.get(job.remat, 8) - (2 if asked else 0)
+    per_position = passes * (weights - embedding)
     if job.resident:
         per_position += 2 * (weights - embedding)
     flops = per_position * positions * count
     per_layer = [
         int(np.prod(x.shape[1:] if path[0].key == stack.STACKS else x.shape))
-        for path, x in jax.tree_util.tree_flatten_with_path(params)[0]
+        for path, x in jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(layout))[0]
     ]
     busy = flops / len(devices) / (REACHED * chip.bf16_flops)
     on_wire = sum(c.bytes * c.times for c in moved) * count / chip.link_bytes
@@ -190,7 +223,9 @@ def job_of(given: Values) -> Job:
         attention=given["attention"],
         remat=given["remat"],
         mesh=(given["mesh.data"], given["mesh.fsdp"], given["mesh.tensor"]),
-        resident=given["reference_mode"] == "resident",
+        resident=given["reference_mode"] != "cached",
+        of_policy=reference.wanted(given).of_policy,
+        given=given,
         adamw=checks.part(AdamW, given),
         objective=losses.objective(given),
         sizes=checks.part(Sizes, given),
@@ -232,6 +267,15 @@ def _batch(given: Sizes, mesh: jax.sharding.Mesh, most: int, needed: int) -> tup
     scored = (shape.examples, shape.answers)
     scored = jax.ShapeDtypeStruct(scored, jnp.int32, sharding=everywhere)
     return Packed(*[tokens] * 5, *[lists] * 3, counts=whole(Z), scored=scored), shape
+
+
+def _parts(params: Params, asked: Adapting | None, mesh: jax.sharding.Mesh) -> tuple:
+    """Shapes of what is trained, and of what is not."""
+    if asked is None:
+        return params, {}
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    put = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
+    return asked.like, adapters.attached(params, asked.sites, put)
 
 
 def _placed(sums: PyTree, params: PyTree, mesh: jax.sharding.Mesh) -> update.Sums:

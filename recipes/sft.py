@@ -77,7 +77,7 @@ def train(config: ml_collections.ConfigDict) -> None:
                 total = logps.of_examples(ask, examples, run.place).sum(dtype=np.float64)
                 yield {f"eval/{name}/loss": float(-total / tokens.sum())}
 
-        recipe = loop.Recipe(take, evaluate, lambda *_: {}, lambda _: None, ("answer",))
+        recipe = loop.Recipe(take, evaluate, lambda *_: {}, lambda _: None)
         state, held_out = loop.run_steps(recipe, own, state, run, store, facts, stop)
         if not stop():
             ending.show(run, policy.model_of(own, state), None, held_out)

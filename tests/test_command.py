@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 from recipes.configs import tiny
-from recipes.training import command, optimizer, settings
+from recipes.training import checks, command, optimizer, settings
 from tests.conftest import ROOT, TINY
 
 
@@ -96,6 +96,26 @@ def test_the_data_is_looked_at_before_training(tmp_path):
     refused(look(*flags, "--config.data.layout=hh"), "rows of", "hold no pair")
 
 
+def test_the_data_of_single_answers_is_looked_at_too(tmp_path):
+    """By the same command; what is wrong is refused by the settings and layouts of that recipe."""
+    page = tmp_path / "data.html"
+    config = "--config=recipes/configs/tiny_sft.py"
+    flags = [config, "--config.token_cache=None", f"--page={page}"]
+    command = [sys.executable, "-m", "recipes.data", *flags]
+    how = dict(cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, **how)
+    assert done.returncode == 0, done.stderr
+    for told in ("read as conversation\n", "419 of 419 rows used", "    answer    ⟦"):
+        assert told in done.stdout
+    assert " answers from " in page.read_text()
+    for flag, told in (
+        ("--config.data.layout=hh", "is none of conversation"),
+        ("--config.bta=1", "has no setting 'bta'"),
+        ("--config.beta=1", "the config has no loss"),
+    ):
+        refused(subprocess.run([*command, flag], **how), told, status=2)
+
+
 def test_the_data_of_a_run_without_a_directory_into_a_pipe_that_closes(tmp_path):
     closed = subprocess.run(
         f"{sys.executable} -m recipes.data --config=recipes/configs/llama8b.py "
@@ -105,6 +125,20 @@ def test_the_data_of_a_run_without_a_directory_into_a_pipe_that_closes(tmp_path)
     )  # fmt: skip
     assert closed.stdout.startswith("train: ")
     assert closed.stderr == ""
+
+
+def test_a_program_that_writes_nothing_needs_no_directory(tmp_path):
+    """Neither in the config nor by a flag; one that writes does."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from recipes.configs import tiny\n\n\ndef get_config():\n"
+        "    config = tiny.get_config()\n    del config.directory\n    return config\n"
+    )
+    for flags in ([f"--config={file}"], [TINY_CONFIG, "--config.directory=None"]):
+        given = command._read(settings.DPO, ["", *flags], writes=False)
+        checks.checked(given.config, settings.ALL)  # as the program does again
+    with pytest.raises(SystemExit):
+        command._read(settings.DPO, ["", f"--config={file}"], writes=True)
 
 
 def test_settings_can_be_unset(tmp_path):
@@ -117,14 +151,49 @@ def test_settings_can_be_unset(tmp_path):
     refused(result, "cannot be used")
 
 
-def test_out_of_memory_names_what_to_turn_down(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("groups", [settings.DPO, settings.SFT], ids=["dpo", "sft"])
+def test_out_of_memory_names_what_to_turn_down(groups, capsys):
     def train(_):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
 
     with pytest.raises(SystemExit) as status:
-        command._with_config(train, tiny.get_config(), settings.ALL)
+        command._with_config(train, tiny.get_config(), settings.table_of(groups))
     assert status.value.code == 1
-    assert "per_device_parallelism" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "per_device_parallelism" in told
+    assert ("reference_mode" in told) == (groups is settings.DPO)
+
+
+def test_a_config_that_names_no_compile_cache_has_the_one_of_the_table(monkeypatch):
+    import jax
+
+    config, given = tiny.get_config(), {}
+    del config.compile_cache
+    monkeypatch.setattr(jax.config, "update", given.__setitem__)
+    command._with_config(lambda _: None, config, settings.ALL)
+    assert given["jax_compilation_cache_dir"].endswith("/.cache/nnx-zoo/compiled")
+    config.compile_cache = None
+    given.clear()
+    command._with_config(lambda _: None, config, settings.ALL)
+    assert given == {}
+
+
+@pytest.mark.parametrize("flag", ["", "--help"], ids=["run", "help"])
+def test_a_config_file_is_executed_once(tmp_path, flag):
+    """As far as the directory, which is a file."""
+    (tmp_path / "file").write_text("")
+    config = tmp_path / "mine.py"
+    config.write_text(
+        f"from recipes.configs import tiny\n\nwith open({str(tmp_path / 'runs')!r}, 'a') as file:\n"
+        "    file.write('executed\\n')\n\n\ndef get_config():\n    return tiny.get_config()\n"
+    )
+    flags = [f"--config={config}", f"--config.directory={tmp_path}/file", flag]
+    result = run(*filter(None, flags))
+    if flag:
+        assert result.returncode == 0
+    else:
+        refused(result, "cannot be used")
+    assert (tmp_path / "runs").read_text() == "executed\n"
 
 
 # Runs a program as `__main__`, and prints what it imported to do so.
@@ -174,16 +243,16 @@ def test_a_wrong_flag_is_answered_before_anything_slow_is_imported(program, word
     assert not modules & SLOW
 
 
-PROGRAMS = {
-    "recipes/dpo.py": settings.DPO, "recipes/forecast.py": settings.DPO,
-    "recipes.data": settings.DPO, "recipes/sft.py": settings.SFT,
-}  # fmt: skip
+PROGRAMS = [
+    ("recipes/dpo.py", settings.DPO), ("recipes/forecast.py", settings.DPO),
+    ("recipes.data", settings.DPO), ("recipes.data", settings.SFT),
+    ("recipes/sft.py", settings.SFT),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_help_too_and_it_has_the_values_of_the_config(program):
+@pytest.mark.parametrize(("program", "groups"), PROGRAMS)
+def test_help_too_and_it_has_the_values_of_the_config(program, groups):
     """With the settings in the order of the table, under the titles of their groups."""
-    groups = PROGRAMS[program]
     config = TINY_CONFIG if groups is settings.DPO else "--config=recipes/configs/tiny_sft.py"
     flags = [config, "--config.weight_decay=0.25", "--help"]
     status, modules, told, _ = imports_of(program, *flags)
@@ -199,6 +268,13 @@ def test_help_too_and_it_has_the_values_of_the_config(program):
     assert at == sorted(at)
     optimizer_, computation = told.index("\nOptimizer\n"), told.index("\nComputation\n")
     assert optimizer_ < told.index("--config.weight_decay=") < computation
+
+
+def test_without_a_config_one_of_this_recipe_is_named(capsys):
+    for groups, told in ((settings.DPO, "configs/tiny.py"), (settings.SFT, "configs/tiny_sft.py")):
+        with pytest.raises(SystemExit):
+            command._read(groups, [""], writes=True)
+        assert f"for example --config=recipes/{told}\n" in capsys.readouterr().err
 
 
 def test_help_without_a_config_has_the_defaults():

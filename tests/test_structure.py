@@ -34,7 +34,6 @@ INPUTS = {
     "recipes/data/ids/parallel.py": {  # files that a tokenizer's ids depend on, and our code
         "Path", "expanduser", "glob", "is_file", "read_bytes",
     },
-    "recipes/data/ids/shards.py": {"savez"},  # into memory
     "recipes/data/rows/formats.py": {  # a file that is fetched
         "Path", "TemporaryDirectory", "copyfileobj", "open",
     },

@@ -1,10 +1,12 @@
-"""What is this checkpoint, and can the zoo read it?
+"""What is this checkpoint, and can the zoo read it? And: adapters merged into their base.
 
   python -m zoo meta-llama/Llama-3.2-1B
   python -m zoo ./my-model
+  python -m zoo merge BASE ADAPTER FOLDER [float32]
 
-Reads config.json and, of a local folder, the headers of the weights. Of a hub id nothing else is
-downloaded.
+The first reads config.json and, of a local folder, the headers of the weights. Of a hub id nothing
+else is downloaded. `merge` writes the model of the weights in BASE and the PEFT folder ADAPTER, in
+bfloat16 unless float32 is asked for; what is lost to rounding is said.
 """
 
 from collections import Counter
@@ -13,6 +15,7 @@ import pathlib
 import signal
 import sys
 
+from checkpoints_io.errors import BadInput
 import zoo
 
 
@@ -56,6 +59,22 @@ def told(path_or_id: str) -> str:
     return "\n".join([*lines, "supported: zoo.load and recipes/dpo.py can read it"])
 
 
+def merge(base: str, adapter: str, folder: str, dtype: str = "bfloat16") -> str:
+    """Writes the merged model of a base and a PEFT folder; a sentence about it.
+
+    Raises:
+      FileNotFoundError, FileExistsError, ValueError: as `zoo.load` and `zoo.save`.
+    """
+    if dtype not in ("bfloat16", "float32"):
+        raise BadInput(f"merged weights are written in bfloat16 or float32, not {dtype!r}")
+    from zoo import adapters
+
+    model = zoo.load(base, adapter=adapter)
+    lost = adapters.lost_in(model, dtype)
+    zoo.save(model, folder, dtype=dtype)
+    return f"{folder} holds {base} with {adapter} merged into it: {adapters.lost_told(lost, dtype)}"
+
+
 def _size(bytes_: int) -> str:
     return f"{bytes_ / 2**30:.2f} GiB" if bytes_ >= 2**30 else f"{bytes_ / 2**20:.1f} MiB"
 
@@ -69,6 +88,16 @@ def main(args: list[str]) -> int:
         wrong = f"there is no flag {odd[0]}: " if args else ""
         print(f"error: {wrong}give folders or hub ids, python -m zoo PATH-OR-ID", file=sys.stderr)
         return 2
+    if args[0] == "merge":
+        if not 4 <= len(args) <= 5:
+            print("error: give python -m zoo merge BASE ADAPTER FOLDER", file=sys.stderr)
+            return 2
+        try:
+            print(merge(*args[1:]))
+        except (OSError, ValueError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        return 0
     failed = 0
     for path_or_id in args:
         try:

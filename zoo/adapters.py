@@ -118,6 +118,11 @@ def sites(model: Model, lora: Lora) -> list[Site]:
     asked = [*lora.targets, *lora.exclude, *lora.rank_pattern, *lora.alpha_pattern]
     if idle := [name for name in asked if name not in met]:
         raise BadInput(_matches_nothing(idle[0], names))
+    if lora.dora and (of_experts := [site.path for site in found if _lead(site) != "L"]):
+        raise BadInput(
+            f"adapter.dora: experts ({of_experts[0]}) take no magnitudes, here or in PEFT; add "
+            "them to adapter.exclude"
+        )
     if not found:
         raise BadInput("adapter.exclude and adapter.layers leave no weight of adapter.targets")
     return found
@@ -126,7 +131,7 @@ def sites(model: Model, lora: Lora) -> list[Site]:
 def _rank_and_scale(lora: Lora, name: str, met: set[str]) -> tuple[int, float]:
     rank = by_pattern(lora.rank_pattern, name, lora.rank, met)
     alpha = by_pattern(lora.alpha_pattern, name, lora.alpha, met)
-    return rank, scale_of(rank, alpha, rslora=lora.rslora)
+    return rank, scale_of(rank, float(alpha), rslora=lora.rslora)
 
 
 def scale_of(rank: int, alpha: float, *, rslora: bool) -> float:
@@ -162,7 +167,7 @@ def _matcher(asked: tuple[str, ...], setting: str) -> Callable[[str], str | None
         whole = re.compile(asked[0]) if asked and not plain else None
     except re.error as error:
         raise BadInput(
-            f"adapter.{setting}={asked[0]!r} is no regular expression: {error}"
+            f"adapter.{setting}={asked[0]!r} is not a regular expression: {error}"
         ) from error
 
     def match(name: str) -> str | None:
@@ -187,10 +192,10 @@ def _matches_nothing(asked: str, names: set[str]) -> str:
 
 
 def attached(
-    params: PyTree, found: list[Site], put: Callable[[np.ndarray], Array] = jnp.asarray
+    params: PyTree, found: list[Site], put: Callable[[np.ndarray], Any] = jnp.asarray
 ) -> PyTree:
     """A tree of weights with room for adapters at these sites; `put` places their scales."""
-    flat = traverse_util.flatten_dict(params, sep=".")
+    flat: dict[str, Any] = traverse_util.flatten_dict(params, sep=".")
     for site in found:
         own = site.axes.removeprefix("L ")
         scale = put(np.array(site.scales, np.float32))
@@ -225,7 +230,7 @@ def _placed(
     axes: str, sizes: Mapping[str, int], like: jax.sharding.Sharding
 ) -> jax.ShapeDtypeStruct:
     shape = tuple(sizes[letter] for letter in axes.split())
-    if isinstance(like, jax.NamedSharding):
+    if isinstance(like, jax.NamedSharding) and isinstance(like.mesh, jax.sharding.Mesh):
         like = sharding.sharding(axes, shape, like.mesh)
     return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=like)
 
@@ -238,7 +243,8 @@ def fresh(frozen: PyTree, like: PyTree, *, zero: str, seed: int) -> dict:
     """
 
     def drawn(frozen: PyTree) -> dict:
-        weights, shapes = traverse_util.flatten_dict(frozen), traverse_util.flatten_dict(like)
+        weights: dict[tuple, Any] = traverse_util.flatten_dict(frozen)
+        shapes: dict[tuple, Any] = traverse_util.flatten_dict(like)
         keys = jax.random.split(jax.random.key(seed), len(shapes))
         flat = {}
         for (path, (a, b, magnitude)), key in zip(shapes.items(), keys, strict=True):
@@ -273,12 +279,44 @@ def alike(params: PyTree, frozen: PyTree) -> PyTree:
 
 def nothing(begun: PyTree, frozen: PyTree) -> PyTree:
     """Adapters like `begun` that leave the frozen weights what they are."""
-    flat = traverse_util.flatten_dict(frozen)
-    idle = {}
-    for path, one in traverse_util.flatten_dict(begun).items():
+    flat, idle = traverse_util.flatten_dict(frozen), {}
+    new: dict[tuple, Any] = traverse_util.flatten_dict(begun)
+    for path, one in new.items():
         magnitude = None if one.magnitude is None else lengths(flat[path])
         idle[path] = Adapter(jnp.zeros_like(one.a), jnp.zeros_like(one.b), magnitude)
     return traverse_util.unflatten_dict(idle)
+
+
+def lost_in(model: Model, dtype: jax.typing.DTypeLike) -> float:
+    """The share of what adapters add that rounding the merged weights to `dtype` is off by.
+
+    Over all of them: the length of (rounded - merged) by the length of (merged - base).
+    """
+    narrow = jnp.finfo(dtype)
+
+    @jax.jit
+    def lengths_of(weight: Adapted) -> tuple[Array, Array]:
+        merged, base = weight.astype(jnp.float32), weight.base.astype(jnp.float32)
+        # A cast there and back would be taken out by XLA, which may compute more precisely.
+        off = jax.lax.reduce_precision(merged, narrow.nexp, narrow.nmant) - merged
+        return jnp.sum(off**2), jnp.sum((merged - base) ** 2)
+
+    off = added = 0.0
+    for param, _ in linear(model).values():
+        weight = param.get_value()
+        for layer in range(len(weight.ranks)) if adapted.is_adapted(weight) else ():
+            found = lengths_of(jax.tree.map(lambda x, i=layer: x[i], weight))
+            off, added = off + float(found[0]), added + float(found[1])
+    return math.sqrt(off / added) if added else 0.0
+
+
+def lost_told(share: float, dtype: jax.typing.DTypeLike) -> str:
+    """A sentence about `lost_in`."""
+    name = np.dtype(dtype).name
+    if share < 1e-4:
+        return f"{name} holds all of what the adapters add"
+    remedy = "" if share < 0.1 else ": serve the adapters beside their base, or write float32"
+    return f"rounding to {name} is off by {share:.1%} of what the adapters add{remedy}"
 
 
 def base_of(params: PyTree) -> PyTree:

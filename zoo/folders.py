@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 import os
 import pathlib
+from typing import Any
 
 from flax import nnx, traverse_util
 import jax
@@ -151,7 +152,7 @@ def check_finite(model: Model) -> None:
       ValueError: there are such weights.
     """
     weights = adapters.base_of(nnx.to_pure_dict(nnx.state(model)))
-    params: dict[str, jax.Array] = traverse_util.flatten_dict(weights, sep=".")
+    params: dict[str, Any] = traverse_util.flatten_dict(weights, sep=".")
     _refuse_not_finite(model, params, hf_table(model))
 
 

@@ -136,13 +136,13 @@ class Experts(nnx.Module):
 
     def _expert(self, x: Array, own: experts.Weights) -> Array:
         gate, up = layers.shifted(
-            layers.dot("tD,JDF->tJF", x, own["gate_up"]), own["gate_up_bias"]
+            layers.times("tD,JDF->tJF", x, own["gate_up"]), own["gate_up_bias"]
         ).swapaxes(0, 1)
         gate = jnp.minimum(gate, self.limit)
         bent = (
             (jnp.clip(up, -self.limit, self.limit) + 1) * gate * jax.nn.sigmoid(gate * self.alpha)
         )
-        return layers.shifted(layers.dot("tF,FD->tD", bent, own["down"]), own["down_bias"])
+        return layers.shifted(layers.times("tF,FD->tD", bent, own["down"]), own["down_bias"])
 
 
 class Block(nnx.Module):

@@ -60,7 +60,7 @@ def read(model: Model, folder: pathlib.Path) -> Read:
     with peft_folder.tensors(folder) as (tensors, facts):
         places = _places(model, tensors, folder)
         like = adapters.layout(model, sites, dora=said.use_dora)
-        flat = traverse_util.flatten_dict(like, sep=".")
+        flat: dict[str, Any] = traverse_util.flatten_dict(like, sep=".")
         for site in sites:
             sizes = dict(zip(site.axes.split(), weights[site.path][0].shape, strict=True))
             flat[site.path] = _stacked(site, sizes, places[site.path], flat[site.path], folder)
@@ -112,7 +112,7 @@ def _site(
                 f"{asked}"
             )
         alpha = adapters.by_pattern(said.alpha_pattern, name, said.lora_alpha)
-        own = rank, adapters.scale_of(rank, alpha, rslora=said.use_rslora)
+        own = rank, adapters.scale_of(rank, float(alpha), rslora=said.use_rslora)
         if each.setdefault(index[0], own) != own:
             raise BadInput(f"{folder}: the experts of a layer have adapters of different rank")
     layers = [each.get(i, (0, 0.0)) for i in range(param.shape[0])]

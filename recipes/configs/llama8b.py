@@ -12,7 +12,7 @@ from ml_collections import config_dict
 
 def get_config() -> ml_collections.ConfigDict:
     """Every setting of the run; nothing is defaulted elsewhere."""
-    # A file that starts from this one may change any setting; settings.py checks kinds.
+    # A file that starts from this one may change any setting; checks.py checks kinds.
     config = ml_collections.ConfigDict(type_safe=False)
     config.name = "llama8b"
     config.tags = ("dpo", "ultrafeedback", "llama3")

@@ -1,1 +1,1 @@
-"""Preference data: row -> Pair -> ids -> packed rows -> batches, one file per arrow."""
+"""From sources to updates: row -> Pair -> ids -> packed rows -> updates, by rooms."""

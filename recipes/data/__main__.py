@@ -1,8 +1,10 @@
 """Look before you train: what becomes of a config's rows, in the terminal and on one page.
 
   python -m recipes.data --config=recipes/configs/tiny.py --page=data.html
+  python -m recipes.data --config=recipes/configs/tiny_sft.py
 
-Of the model it needs only the tokenizer. Rows are packed as on one device. What is
+A config that names no loss and no reference is one of recipes/sft.py, and its rows hold single
+answers. Of the model it needs only the tokenizer. Rows are packed as on one device. What is
 tokenised here is kept, and the run that follows starts with it.
 """
 
@@ -12,7 +14,7 @@ if __name__ == "__main__":  # a wrong flag is answered before the imports below
     from recipes.training import command, settings
 
     flags.DEFINE_string("page", "data.html", "Where to write the page.")
-    command.answer(settings.DPO, writes=False)
+    command.answer(None, writes=False)
 
 import pathlib
 import sys
@@ -30,18 +32,18 @@ POSITIONS = 2**14  # of a micro-batch: what a GPU is given
 
 
 def look(config: ml_collections.ConfigDict) -> None:
-    """Reads the pairs as the run would, and reports on them.
+    """Reads the pairs, or single answers, as the run would, and reports on them.
 
     Raises:
       ValueError, OSError: a sentence about the settings or the data.
     """
-    given = checks.checked(config, settings.table_of(settings.DPO))
+    given = checks.checked(config, settings.table_of(settings.recipe_of(config)))
     page = pathlib.Path(flags.FLAGS.page)
     if page.is_dir() or not page.parent.is_dir():
         raise BadInput(f"--page={page} cannot be written: it is a folder, or in none that is there")
     name = given["tokenizer"] or given["initialize_from_hf"]
     folder = hf_folder.find(name, files=hf_folder.TOKENIZER_FILES)
-    data = run_data.read(run_data.asked(given, folder, single=False))
+    data = run_data.read(run_data.asked(given, folder, single="loss" not in given))
     shape = shapes.choose(
         [pair for part in data.train for pair in part.pairs],
         per_update=given["train_batch_size"],
@@ -56,4 +58,4 @@ def look(config: ml_collections.ConfigDict) -> None:
 
 
 if __name__ == "__main__":
-    command.main(look, settings.DPO, writes=False)
+    command.main(look, None, writes=False)

@@ -12,6 +12,7 @@ from recipes.data import mixture, source_pairs
 from recipes.data.chats import layouts
 from recipes.data.chats.messages import one_line
 from recipes.data.ids import parallel
+from recipes.data.ids.counts import Counts
 from recipes.data.ids.encode_rows import How
 from recipes.data.ids.pair_ids import Example
 from recipes.data.ids.parallel import Crew
@@ -36,11 +37,8 @@ class Told(NamedTuple):
     name: str  # train, or the name of a source in a mixture, or of a held-out set
     source: str  # path or hub id
     layout: str
-    told: list[str]  # the counts, in sentences
-    rows: int
-    used: int
-    reasons: dict[str, int]  # reason -> rows lost
-    notes: dict[str, int]  # as PairIds.notes -> used pairs that have it
+    lines: list[str]  # the counts, in sentences
+    counts: Counts
     pairs: Sequence[Example]  # the used ones
 
 
@@ -142,11 +140,11 @@ def _read(asked: Asked, crew: Crew) -> Data:
         found = source_pairs.read(one, how, cache, crew)
         told.append(_told(name, one, found, line))
         if both := int(np.isin(found.keys, keys).sum()):
-            told[-1].told.append(f"{both} of its prompts are in the training data too")
+            told[-1].lines.append(f"{both} of its prompts are in the training data too")
         held_out.append(HeldOut(name, found.ids))
     if not ready.stops:
         token = own.named.get("eos_token", "a special token of the tokenizer")
-        told[0].told.append(
+        told[0].lines.append(
             "the chat template writes no special token after the last answer, so the model will "
             f"not learn to stop: add one with --config.data.end_of_turn='{token}'"
         )
@@ -210,18 +208,8 @@ def _refuse_unknown_columns(one: Source) -> None:
 
 
 def _told(name: str, one: Source, found: Pairs, line: str) -> Told:
-    counts = found.counts
-    return Told(
-        name,
-        one.path,
-        one.layout or "",
-        [line, *counts.lines()],
-        counts.rows,
-        counts.used,
-        dict(counts.malformed + counts.dropped),
-        dict(counts.notes),
-        found.ids,
-    )
+    lines = [line, *found.counts.lines()]
+    return Told(name, one.path, one.layout or "", lines, found.counts, found.ids)
 
 
 def spread(pairs: Sequence[Example], most: int | None) -> list[Example]:

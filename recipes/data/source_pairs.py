@@ -11,6 +11,7 @@ import numpy as np
 
 from checkpoints_io import places
 from checkpoints_io.errors import BadInput
+from recipes.data import shown
 from recipes.data.chats import columns, layouts, messages
 from recipes.data.chats.messages import one_line
 from recipes.data.ids import counts, pair_ids, parallel
@@ -66,7 +67,8 @@ def recognised(source: Source) -> tuple[Source, str]:
     if fallback and not doubt:
         return fallback
     if told := doubt or refused:
-        raise BadInput(f"{source.path} has no row that can be read as pairs: {told}")
+        what = shown.noun(1 if source.single else 2)
+        raise BadInput(f"{source.path} has no row that can be read as {what}: {told}")
     raise BadInput(f"{source.path} holds no rows")
 
 
@@ -147,19 +149,19 @@ def read(
     return Pairs(ids, keys, total)
 
 
-def _check(source: Source, told: Counts, share: float) -> None:
+def _check(source: Source, total: Counts, share: float) -> None:
     what = "answer" if source.single else "pair"
-    if not told.rows:
+    if not total.rows:
         raise BadInput(f"{source.path} holds no rows")
-    if told.malformed.total() > share * told.rows:
-        reason, _ = told.malformed.most_common(1)[0]
+    if total.malformed.total() > share * total.rows:
+        reason, _ = total.malformed.most_common(1)[0]
         raise BadInput(
-            f"{told.malformed.total()} of {told.rows} rows of {source.path} hold no {what}; the "
-            f"first is {told.first[reason]}: {reason}. Fix them, choose another "
+            f"{total.malformed.total()} of {total.rows} rows of {source.path} hold no {what}; the "
+            f"first is {total.first[reason]}: {reason}. Fix them, choose another "
             f"--config.data.layout, or raise --config.data.max_malformed_fraction (now {share})"
         )
-    if not told.used:
-        raise BadInput(f"no row of {source.path} can be used: {'; '.join(told.lines()[1:])}")
+    if not total.used:
+        raise BadInput(f"no row of {source.path} can be used: {'; '.join(total.lines()[1:])}")
 
 
 def split(pairs: Pairs, fraction: float) -> tuple[list[Example], list[Example]]:
@@ -172,8 +174,9 @@ def split(pairs: Pairs, fraction: float) -> tuple[list[Example], list[Example]]:
     for pair, key in zip(pairs.ids, pairs.keys.tolist(), strict=True):
         sides[key < fraction * 2**64].append(pair)
     if not all(sides):
+        what = shown.noun(len(pairs.ids[0].answers))
         raise BadInput(
-            f"--config.validation_split_fraction={fraction} leaves {len(sides[0])} pairs to train "
+            f"--config.validation_split_fraction={fraction} leaves {len(sides[0])} {what} to train "
             f"on and {len(sides[1])} held out of {len(pairs.ids)}; both need at least one"
         )
     return sides

@@ -11,7 +11,7 @@ import numpy as np
 
 from recipes.data import shown
 from recipes.data.chats.messages import visible
-from recipes.data.ids.pair_ids import Example, described
+from recipes.data.ids.pair_ids import CALLED, Example, described
 from recipes.data.packed import shapes, streams
 from recipes.data.packed.packing import Shape
 from recipes.data.run_data import Told, spread
@@ -24,7 +24,7 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 class Histogram(NamedTuple):
-    """How many pairs have how many tokens; those of one part have the same bins, from 0 on."""
+    """How many examples have how many tokens; those of one part have the same bins, from 0 on."""
 
     name: str
     quantiles: dict[str, int]
@@ -34,12 +34,12 @@ class Histogram(NamedTuple):
 
 
 class Pack(NamedTuple):
-    """How the pairs fill rows of one length."""
+    """How the examples fill rows of one length."""
 
     rows: int  # of a micro-batch
     fill: shapes.Fill
     per_token: float  # positions per real token, which counts a prompt with either answer
-    in_two: float  # share of the pairs that need two rows
+    in_two: float  # share of the pairs that need two rows; of single answers none does
 
 
 def text(
@@ -47,12 +47,16 @@ def text(
 ) -> str:
     """The report for a terminal, with `rows` rows of each part; scored text stands in ⟦ ⟧."""
     painted = lambda what, kind: f"\x1b[{COLORS[kind]}m{what}\x1b[0m" if color else what
-    lines: list[str] = []
+    what, lines = shown.noun(shape.answers), []
     for part in parts:
         heading = visible(f"{part.name}: {part.source}, read as {part.layout}")
-        lines += [painted(heading, "heading"), *(f"  {visible(line)}" for line in _counted(part))]
+        lines += [
+            painted(heading, "heading"),
+            *(f"  {visible(line)}" for line in _counted(part, what)),
+        ]
         if part.pairs:
-            lines += ["", *_length_lines(part.pairs), "", *_pack_lines(packs(part.pairs, shape))]
+            found = packs(part.pairs, shape)
+            lines += ["", *_length_lines(part.pairs), "", *_pack_lines(found, what)]
         for pair in spread(part.pairs, rows):
             heading = painted(f"  row {pair.row}", "heading")
             lines += ["", heading, *(f"    {described(note)}" for note in pair.notes)]
@@ -72,6 +76,7 @@ def page(parts: Iterable[Told], tokenizer: Tokenizer, shape: Shape, *, rows: int
     return environment.get_template("data_page.html.jinja").render(
         parts=list(parts),
         shape=shape,
+        what=shown.noun(shape.answers),
         histograms=lambda pairs: histograms(pairs, 40),
         longer=_longer,
         packs=lambda pairs: packs(pairs, shape),
@@ -86,7 +91,7 @@ def page(parts: Iterable[Told], tokenizer: Tokenizer, shape: Shape, *, rows: int
 def lengths(pairs: Sequence[Example]) -> dict[str, np.ndarray]:
     """Tokens of every prompt and answer, by name. The scored ones are those of all answers."""
     found = {"prompt": [len(pair.prompt) for pair in pairs]}
-    for i, name in enumerate(shown.answer_names(pairs[0])):
+    for i, name in enumerate(CALLED[len(pairs[0].answers)]):
         found[name] = [len(pair.answers[i].ids) for pair in pairs]
     found["scored"] = [sum(streams.scored_tokens(pair)) for pair in pairs]
     return {name: np.array(counts) for name, counts in found.items()}
@@ -132,13 +137,15 @@ def packs(pairs: Sequence[Example], shape: Shape) -> dict[int, Pack | None]:
     return found
 
 
-def _counted(part: Told) -> list[str]:
-    said, known = "\n".join(part.told), part.used + sum(part.reasons.values())
+def _counted(part: Told, what: str) -> list[str]:
+    said, counts = "\n".join(part.lines), part.counts
+    rows, known = counts.rows, len(part.pairs) + counts.lost.total()
     s = lambda n: "s" * (n != 1)
-    more = {why: f"{n:,} row{s(n)} lost: {why}" for why, n in part.reasons.items()}
-    more |= {described(k): f"{n:,} pair{s(n)} {described(k)}" for k, n in part.notes.items() if n}
-    untold = [] if known == part.rows else [f"{known:,} of {part.rows:,} rows are accounted for"]
-    return part.told + untold + [line for why, line in more.items() if why not in said]
+    more = {why: f"{n:,} row{s(n)} lost: {why}" for why, n in counts.lost.items()}
+    one, notes = what.removesuffix("s"), counts.notes
+    more |= {described(k): f"{n:,} {one}{s(n)} {described(k)}" for k, n in notes.items() if n}
+    untold = [] if known == rows else [f"{known:,} of {rows:,} rows are accounted for"]
+    return part.lines + untold + [line for why, line in more.items() if why not in said]
 
 
 def _length_lines(pairs: Sequence[Example]) -> list[str]:
@@ -148,21 +155,27 @@ def _length_lines(pairs: Sequence[Example]) -> list[str]:
     for name, quantiles, counts, *_ in found:
         bars = "".join(BLOCKS[-(-8 * n // max(counts))] for n in counts).rstrip()
         lines.append(f"  {name:<8}" + "".join(f"{n:>7}" for n in quantiles.values()) + f"  {bars}")
-    return [*lines, f"  {_longer(pairs)}"] if len(pairs[0].answers) == 2 else lines
+    return [*lines, *(f"  {sentence}" for sentence in _longer(pairs))]
 
 
-def _longer(pairs: Sequence[Example]) -> str:
-    chosen, rejected = (lengths(pairs)[name] for name in ("chosen", "rejected"))
+def _longer(pairs: Sequence[Example]) -> Iterable[str]:
+    """Which of the answers is the longer one, where there are two."""
+    if len(pairs[0].answers) < 2:
+        return
+    chosen, rejected = (lengths(pairs)[name] for name in CALLED[2])
     told = f"The chosen answer is the longer one in {np.mean(chosen > rejected):.0%} of the pairs"
-    return f"{told}, the shorter in {np.mean(chosen < rejected):.0%}."
+    yield f"{told}, the shorter in {np.mean(chosen < rejected):.0%}."
 
 
-def _pack_lines(found: dict[int, Pack | None]) -> list[str]:
-    lines = ["  rows of  filled  micro-batches  positions per real token  pairs in two rows"]
+def _pack_lines(found: dict[int, Pack | None], what: str) -> list[str]:
+    in_two = what == "pairs"
+    lines = ["  rows of  filled  micro-batches  positions per real token"]
+    lines[0] += "  pairs in two rows" if in_two else ""
     for length, pack in found.items():
-        told = "the longest pair does not fit"
+        told = f"the longest {what.removesuffix('s')} does not fit"
         if pack:
-            told = "{:>6.1%}  {:>13.1f}  {:>24.2f}  {:>17.1%}".format(*pack.fill, *pack[2:])
+            told = "{:>6.1%}  {:>13.1f}  {:>24.2f}".format(*pack.fill, pack.per_token)
+            told += f"  {pack.in_two:>17.1%}" if in_two else ""
         lines.append(f"  {length:>7}  {told}{'' if lines[1:] else '  (the run)'}")
     return lines
 

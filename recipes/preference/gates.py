@@ -33,7 +33,7 @@ def check_logps(
     if state.step or _known(policy, state) != reference.fingerprint:
         return False
     say("policy and reference are the same weights: they must agree to the last bit")
-    update = next(batches.in_order(run.pairs, run.place))
+    update = next(batches.in_order(run.examples, run.place))
     batch = batches.put(update.micro_batches[0], run.place)
     here = update.micro_batches[0].is_here
     ours = np.asarray(ask(batch))[here]

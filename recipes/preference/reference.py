@@ -84,13 +84,14 @@ def ready(
     )  # fmt: skip
     say(f"the reference's log-probabilities of every pair, kept in {cache.folder}")
     trained, *held_out = (
-        reference_cache.of_pairs(cache, pairs, heeding, run.place) for pairs in (run.pairs, *sets)
+        reference_cache.of_pairs(cache, pairs, heeding, run.place)
+        for pairs in (run.examples, *sets)
     )
-    off = reference_cache.check(cache, run.pairs, ask, run.place, dtype)
+    off = reference_cache.check(cache, run.examples, ask, run.place, dtype)
     say(f"some computed again: at most {off:.2g} nats apart; the reference leaves memory")
-    count = 1 + max(pair.row for pair in run.pairs)
+    count = 1 + max(pair.row for pair in run.examples)
     table = np.zeros((count, run.place.shape.answers), np.float32)
-    table[[pair.row for pair in run.pairs]] = trained
+    table[[pair.row for pair in run.examples]] = trained
 
     def of_batch(batch: Packed, rows: np.ndarray) -> Array:
         slots = np.zeros(batch.scored.shape, np.float32)
@@ -133,7 +134,8 @@ def load(asked: Beside, policy: zoo.Model, run: Run) -> zoo.Model:
     path, dtype = asked.path, policy.dtype
     if not asked.is_hf:
         return _of_run(places.at(path, "--config.reference_model_path"), policy)
-    model = zoo.load(run.reference or path, dtype=dtype, mesh=run.computing.mesh)
+    assert run.reference is not None  # it is looked up where one is asked for
+    model = zoo.load(run.reference, dtype=dtype, mesh=run.computing.mesh)
     zoo.check_finite(model)
     model.attention, model.remat = policy.attention, policy.remat
     if model.config.vocab_size != policy.config.vocab_size:

@@ -64,7 +64,7 @@ def of_settings(given: Values, blank: zoo.Model) -> Adapting | None:
 def _lora(own: Mapping) -> Lora:
     return Lora(
         rank=own["rank"],
-        alpha=own["rank"] if own["alpha"] is None else own["alpha"],
+        alpha=float(own["rank"] if own["alpha"] is None else own["alpha"]),
         targets=tuple(own["targets"]),
         exclude=tuple(own["exclude"]),
         layers=_layers(own["layers"]),

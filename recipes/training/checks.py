@@ -42,8 +42,18 @@ LOSSES_NOT_HERE = {
     "nca": "NCA", "bco": "BCO", "sppo": "SPPO", "sppohard": "SPPO", "aot": "AOT",
     "aotunpaired": "AOT", "apo": "APO", "apozero": "APO", "apodown": "APO", "rso": "RSO",
     "discopop": "DiscoPOP", "betadpo": "beta-DPO", "alphadpo": "alpha-DPO", "tdpo": "TDPO",
-    "sft": "supervised fine-tuning: that is recipes/sft.py",
 }  # fmt: skip
+
+# Settings of adapters elsewhere, and why they are none here.
+NOT_HERE = dict.fromkeys(
+    ("dropout", "lora_dropout"),
+    "dropout on adapters would make policy and reference differ before the first step, and packing "
+    "and a resume random: leave it out",
+) | {
+    "modules_to_save": "whole weights are not trained beside adapters: leave it out",
+    "bias": "biases are not trained beside adapters: leave it out",
+    "init_lora_weights": "new adapters begin with --config.adapter.zero=A, or B as in PEFT",
+}
 
 Part = TypeVar("Part")
 Values = dict[str, Any]  # every setting of a table by its name, checked: what a run was given
@@ -80,13 +90,14 @@ def checked(config: ml_collections.ConfigDict, table: Table) -> Values:
             raise BadInput(f"--config.{name} must be {setting.bound.says}, not {value}")
     precision(given["mp"])
     profiled(given["profile"])
-    _check_data(given, single="loss" not in table)
+    pairs = "loss" in table
+    _check_data(given, single=not pairs)
     _check_steps(given)
-    _check_rows(given)
-    _check_keep(given, "loss" in table)
+    _check_rows(given, pairs)
+    _check_keep(given, pairs)
     _refuse_without_effect(given)
     _check_adapters(given, table)
-    if "loss" in table:
+    if pairs:
         _check_preference(given, table)
     return given
 
@@ -111,17 +122,23 @@ def check_names(config: ml_collections.ConfigDict, table: Table) -> None:
     own = lambda name: f"{name}.".startswith(tuple(f"{one}." for one in NAMED_BY_THE_USER))
     ours = {name for name, _ in flat(config) if not own(name)}
     if unknown := sorted(ours - table.keys()):
+        if why := NOT_HERE.get(unknown[0].rpartition(".")[2]):
+            raise BadInput(f"--config.{unknown[0]}: {why}")
         near = did_you_mean(unknown[0], table)
         raise BadInput(f"the config has a setting {unknown[0]!r} that nothing reads{near}")
     lacking = [name for name in left_out(config, table) if table[name].default is MUST]
     if lacking:
         raise BadInput(
-            f"the config has no {', '.join(sorted(lacking))}: add it, as recipes/configs/tiny.py "
-            "has it"
+            f"the config has no {', '.join(sorted(lacking))}: add it, as {example(table)} has it"
         )
     for name, value in flat(config):
         if value is not None and name in table and not _is(value, table[name].kind):
             raise BadInput(f"--config.{name}={value!r} is not {KIND_NAMES[table[name].kind]}")
+
+
+def example(table: Table) -> str:
+    """A config of the recipe that has these settings."""
+    return f"recipes/configs/{'tiny' if 'loss' in table else 'tiny_sft'}.py"
 
 
 def left_out(config: ml_collections.ConfigDict, table: Table) -> list[str]:
@@ -145,7 +162,7 @@ def precision(mp: str) -> Precision:
     if read.params != np.float32:
         raise BadInput(
             f"--config.mp={mp!r}: weights kept in bfloat16 do not move at the learning rates of "
-            "DPO; use p=f32"
+            "fine-tuning; use p=f32"
         )
     return read
 
@@ -248,6 +265,10 @@ def _check_loss(name: str, here: tuple[str, ...]) -> None:
         return
     listed = f"{', '.join(here[:-1])} and {here[-1]} (docs/dpo.md says what they are)"
     plain = re.sub(r"[\W_]", "", name.lower()).removesuffix("pair")
+    if plain == "sft":
+        raise BadInput(
+            f"--config.loss={name}: supervised fine-tuning is a recipe of its own, recipes/sft.py"
+        )
     if plain in LOSSES_NOT_HERE:
         raise BadInput(
             f"--config.loss={name}: {LOSSES_NOT_HERE[plain]} is not implemented here yet; there "
@@ -290,7 +311,7 @@ def _check_data(given: Values, *, single: bool) -> None:
             "one in --config.validation another name"
         )
     if given["max_eval_pairs"] and not (given["validation"] or given["validation_split_fraction"]):
-        raise BadInput("--config.max_eval_pairs has no effect: there are no held-out pairs")
+        raise BadInput("--config.max_eval_pairs has no effect: nothing is held out")
 
 
 def _check_steps(given: Values) -> None:
@@ -305,17 +326,18 @@ def _check_steps(given: Values) -> None:
         )
 
 
-def _check_rows(given: Values) -> None:
+def _check_rows(given: Values, pairs: bool) -> None:
     row, longest = given["row_length"], given["train_seq_len"]
     if row is not None and longest > row:
         raise BadInput(
             f"--config.train_seq_len={longest} does not fit into rows of --config.row_length={row}"
         )
-    rows, pairs = given["per_device_parallelism"], given["train_batch_size"]
-    if (rows or 0) > 2 * pairs:
+    rows, examples = given["per_device_parallelism"], given["train_batch_size"]
+    what, most, told = ("pairs", 2, "two") if pairs else ("answers", 1, "one")
+    if (rows or 0) > most * examples:
         raise BadInput(
-            f"--config.per_device_parallelism={rows} is more rows than the {pairs} pairs of an "
-            "update (--config.train_batch_size) can fill: each takes two at most"
+            f"--config.per_device_parallelism={rows} is more rows than the {examples} {what} of an "
+            f"update (--config.train_batch_size) can fill: each takes {told} at most"
         )
 
 

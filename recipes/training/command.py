@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import traceback
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from absl import app, flags, logging
 import ml_collections
@@ -20,72 +20,82 @@ from checkpoints_io import errors
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import messages
 from recipes.training import checks, listing, nearest, overrides, terminal
-from recipes.training.settings import Groups, Table, table_of
+from recipes.training.settings import DPO, Groups, Table, recipe_of, table_of
 
 HELP = ("--help", "-h", "-help", "--helpfull", "--helpshort")
+# What `answer` has read is kept for `main`: a config file is a program, which runs once.
+_answered: list["Given"] = []
 
 
-def answer(groups: Groups, *, writes: bool = True) -> None:
+class Given(NamedTuple):
+    """What a program was started with."""
+
+    config: ml_collections.ConfigDict
+    table: Table  # its settings
+    rest: list[str]  # the remaining arguments
+
+
+def answer(groups: Groups | None, *, writes: bool = True) -> None:
     """Ends the program here if its flags ask for help (status 0) or are wrong (status 2).
 
-    It takes `--config=FILE --config.NAME=VALUE …`, with the settings of the groups. A program that
-    `writes` nothing needs no directory.
+    It takes `--config=FILE --config.NAME=VALUE …`, with the settings of the groups; of None, with
+    those of the recipe that the config is for. A program that `writes` nothing needs no directory.
     """
     terminal.hold()
-    _read(groups, sys.argv, writes=writes)
+    _answered.append(_read(groups, sys.argv, writes=writes))
 
 
 def main(
     program: Callable[[ml_collections.ConfigDict], None],
-    groups: Groups,
+    groups: Groups | None,
     *,
     joins: bool = False,
     writes: bool = True,
 ) -> None:
-    """Reads the flags, as `answer`, and runs a program with its config.
+    """Reads the flags, unless `answer` has, and runs a program with its config.
 
     An error that the user can fix ends it with one sentence, status 1. `joins`: the processes that
     `config.distributed` describes work on it together.
     """
     terminal.hold()
-    given: list[ml_collections.ConfigDict] = []
+    given: list[Given] = []
 
     def parsed(argv: list[str]) -> list[str]:
-        config, rest = _read(groups, argv, writes=writes)
-        given.append(config)
-        return rest
+        given.append(_answered.pop() if _answered else _read(groups, argv, writes=writes))
+        return given[0].rest
 
-    table = table_of(groups)
-    app.run(lambda _: _with_config(program, given[0], table, joins=joins), flags_parser=parsed)
+    started = lambda _: _with_config(program, given[0].config, given[0].table, joins=joins)
+    app.run(started, flags_parser=parsed)
 
 
 def main_without_config(program: Callable[[], None]) -> None:
     """Reads the program's own flags and runs it."""
     terminal.hold()
     parsed = lambda argv: _parsed(argv, {}, lambda argv: argv, lambda: "")
-    app.run(lambda _: _in_sentences(program), flags_parser=parsed)
+    app.run(lambda _: _in_sentences(program, {}), flags_parser=parsed)
 
 
-def _read(
-    groups: Groups, argv: list[str], *, writes: bool
-) -> tuple[ml_collections.ConfigDict, list[str]]:
-    """The config with its flags, checked against the groups; and the remaining arguments."""
-    table = table_of(groups)
-    given: list[ml_collections.ConfigDict] = []
+def _read(groups: Groups | None, argv: list[str], *, writes: bool) -> Given:
+    """The config with its flags, checked against the groups."""
+    table = table_of(groups or DPO)  # which has the settings of every recipe
+    given: list[tuple[ml_collections.ConfigDict, Table]] = []
 
     def without_settings(argv: list[str]) -> list[str]:
         argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
-        config, others = overrides.read(argv, table)
+        opened = overrides.opened(argv, table)
+        own = table_of(groups or recipe_of(opened.names))
+        if not writes:
+            own["directory"] = own["directory"]._replace(default=None, unset="nothing is written")
+        config = overrides.changed(opened, own)
         if not writes and config.get("directory") is None:
             with config.unlocked(), config.ignore_type():
                 config.directory = "runs"
-        checks.checked(config, table)
-        given.append(config)
-        return others
+        checks.checked(config, own)
+        given.append((config, own))
+        return opened.others
 
-    listed = lambda: listing.text(groups, _values(argv, table))
-    rest = _parsed(argv, table, without_settings, listed)
-    return given[0], rest
+    rest = _parsed(argv, table, without_settings, lambda: _listed(groups, argv))
+    return Given(*given[0], rest)
 
 
 def _with_config(
@@ -103,18 +113,18 @@ def _with_config(
 
         from checkpoints_io import places
 
-        if name := config.get("compile_cache"):
+        if name := checks.plain(config, table)["compile_cache"]:
             cache = places.at(name, "--config.compile_cache")
             jax.config.update("jax_compilation_cache_dir", cache.address)
         if together:
             _join(several)
         taken = listing.taken(checks.left_out(config, table), table)
-        if taken and jax.process_index() == 0:
+        if taken and (not together or jax.process_index() == 0):  # which starts the devices
             terminal.write(taken)
         program(config)
 
     try:
-        _in_sentences(started)
+        _in_sentences(started, table)
     except BaseException as error:
         # A thread that still saves, or reads data, would delay an interrupted program for minutes.
         if together or isinstance(error, KeyboardInterrupt):
@@ -122,7 +132,7 @@ def _with_config(
         raise
 
 
-def _in_sentences(program: Callable[[], None]) -> None:
+def _in_sentences(program: Callable[[], None], table: Table) -> None:
     """Prints an error that the user can fix as a sentence."""
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file it writes
     try:
@@ -132,11 +142,12 @@ def _in_sentences(program: Callable[[], None]) -> None:
     except (OSError, RuntimeError, ValueError, MemoryError) as error:
         # Orbax has the same word for a full disk, which `run_state` puts into a sentence.
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            drop = "drop the reference with --config.reference_mode=cached; "
             _stop(
                 "the devices ran out of memory. Lower --config.per_device_parallelism first, "
-                "then --config.row_length with --config.train_seq_len; drop the reference with "
-                "--config.reference_mode=cached; or split the weights over more devices with "
-                f"--config.mesh.fsdp. ({str(error).split(chr(10))[0]})",
+                "then --config.row_length with --config.train_seq_len; "
+                f"{drop if 'reference_mode' in table else ''}or split the weights over more "
+                f"devices with --config.mesh.fsdp. ({str(error).split(chr(10))[0]})",
                 1,
             )
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -177,12 +188,14 @@ def _parsed(
     return rest
 
 
-def _values(argv: list[str], table: Table) -> dict[str, object]:
-    """The settings of the config given with `--help`, if there is one."""
+def _listed(groups: Groups | None, argv: list[str]) -> str:
+    """The settings, with their values in the config given with `--help`, if there is one."""
+    shown, values = groups or DPO, {}
     with contextlib.suppress(errors.UserError):
-        config, _ = overrides.read([arg for arg in argv if arg not in HELP], table)
-        return dict(checks.plain(config, table))
-    return {}
+        opened = overrides.opened([arg for arg in argv if arg not in HELP], table_of(shown))
+        shown = groups or recipe_of(opened.names)
+        values = checks.plain(overrides.changed(opened, table_of(shown)), table_of(shown))
+    return listing.text(shown, values)
 
 
 def _unknown(name: str, argv: list[str], table: Table) -> str:

@@ -10,6 +10,9 @@ from recipes.training.run import Run, say
 from recipes.training.samples import Answers
 import zoo
 
+# What vLLM's --max-lora-rank may be; it is 16 unless given (vllm/config/lora.py, 0.33).
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
 
 def show(
     run: Run,
@@ -22,7 +25,7 @@ def show(
     "Before" is the reference, where the recipe has one. `held_out` are the figures of the last
     step, if there are any.
     """
-    answers = samples.answered(run, trained, reference, run.sample_tokens)
+    answers = samples.answered(run, trained, reference)
     if answers:
         say(samples.side_by_side(run.tokenizer, answers))
     if told := [*figures(run.held_out, held_out), *manner(answers)]:
@@ -30,7 +33,13 @@ def show(
         say(f"\nheld-out figures, {compared}after {run.total_steps} steps")
         say("\n".join(f"  {line}" for line in told))
     folder = policy.export_folder(run.total_steps, run).address
-    say(how_to_go_on(folder, exported=policy.exported(run.total_steps, run)))
+    if not policy.exported(run.total_steps, run):
+        say(how_to_export(folder))
+    elif run.adapting is not None and run.adapting.export == "adapter":
+        rank = max(rank for site in run.adapting.sites for rank in site.ranks)
+        say(how_to_use_adapters(folder, run.base, rank))
+    else:
+        say(how_to_go_on(folder))
 
 
 def figures(sets: Sequence[HeldOut], held_out: Mapping[str, float]) -> list[str]:
@@ -58,14 +67,47 @@ def manner(answers: Answers | None) -> list[str]:
     ]
 
 
-def how_to_go_on(folder: str, *, exported: bool) -> str:
-    """Where the model is, and lines to paste; `exported`: the folder exists."""
-    quoted = json.dumps(folder, ensure_ascii=False)
-    if not exported:
-        return (
-            "\nno Hugging Face folder was written (--config.steps_per_hf_export=-1): the same "
-            f"command with --config.steps_per_hf_export=None writes {folder}"
+def how_to_export(folder: str) -> str:
+    """How a run that is finished writes its folder after all."""
+    return (
+        "\nno Hugging Face folder was written (--config.steps_per_hf_export=-1): the same "
+        f"command with --config.steps_per_hf_export=None writes {folder}"
+    )
+
+
+def how_to_use_adapters(folder: str, base: str, rank: int) -> str:
+    """Where the adapters are, and lines to paste."""
+    quoted, on = (json.dumps(one, ensure_ascii=False) for one in (folder, base))
+    shell = shlex.quote
+    served = next((size for size in VLLM_RANKS if size >= rank), None)
+    serve = f"(vLLM takes ranks up to {VLLM_RANKS[-1]}, and this is {rank}: merge them)"
+    if served:
+        serve = (
+            f"vllm serve {shell(base)} --enable-lora --max-lora-rank {served} "
+            f"--lora-modules mine={shell(folder)}"
         )
+    return f"""
+the adapters are in {folder}
+
+  import zoo
+  model = zoo.load({on}, adapter={quoted})
+
+  import peft, transformers  # pip install peft transformers torch
+  model = transformers.AutoModelForCausalLM.from_pretrained({on})
+  model = peft.PeftModel.from_pretrained(model, {quoted})
+
+  {serve}
+
+one model of the weights and the adapters, for any program:
+  python -m zoo merge {shell(base)} {shell(folder)} FOLDER
+
+to continue training them, run the same command with other pairs or settings and
+  --config.adapter.path={shell(folder)} --config.adapter.rank=None --config.directory=ANOTHER"""
+
+
+def how_to_go_on(folder: str) -> str:
+    """Where the model is, and lines to paste."""
+    quoted = json.dumps(folder, ensure_ascii=False)
     return f"""
 the model is in {folder}
 

@@ -32,6 +32,8 @@ def text(groups: Groups, values: dict[str, object]) -> str:
 
 def taken(names: list[str], table: Table) -> str:
     """The defaults of the settings that a config does not name, except those unset by default."""
+    if {"adapter.rank", "adapter.path"} <= set(names):  # then there are no adapters
+        names = [name for name in names if not name.startswith("adapter.")]
     default = {name: table[name].default for name in names}
     shown = [f"{name}={_spelt(x)}" for name, x in default.items() if x not in (None, (), {})]
     if not shown:

@@ -36,7 +36,6 @@ class Recipe(NamedTuple):
     evaluate: Callable[[State], Iterator[dict[str, float]]]
     describe: Callable[[Update, Taken], dict[str, float]]  # more figures of a step that is logged
     warn: Callable[[dict[str, float]], str | None]  # by the figures of a record
-    answers: tuple[str, ...]  # what the answers of an example are called in figures
 
 
 class Around(NamedTuple):
@@ -71,7 +70,7 @@ def run_steps(
     around = Around(recipe, own, run, store, facts, stop, log)
     with contextlib.closing(log):
         held_out = _before_first(around, state)
-        meter = records.Meter(recipe.answers)
+        meter = records.Meter()
         for update in _updates(run, start, meter):
             taken = recipe.take(state, update)
             # This checks the step before, so that nothing waits for this one.

@@ -33,6 +33,20 @@ class Change(NamedTuple):
     text: str | None  # None: the flag came without a value
 
 
+class Opened(NamedTuple):
+    """A config as its file has it, and the flags."""
+
+    config: ml_collections.ConfigDict
+    path: str
+    changes: list[Change]
+    others: list[str]  # arguments that are not about the config
+
+    @property
+    def names(self) -> set[str]:
+        """What the file or a flag names."""
+        return {*self.config, *(change.name for change in self.changes)}
+
+
 def read(argv: list[str], table: Table) -> tuple[ml_collections.ConfigDict, list[str]]:
     """The config that `--config=FILE` names, changed by the flags; and the other arguments.
 
@@ -41,20 +55,39 @@ def read(argv: list[str], table: Table) -> tuple[ml_collections.ConfigDict, list
     Raises:
       ValueError: a sentence about the file or the flag.
     """
+    given = opened(argv, table)
+    return changed(given, table), given.others
+
+
+def opened(argv: list[str], table: Table) -> Opened:
+    """The file that `--config=FILE` names, which is executed here, and the flags.
+
+    Raises:
+      ValueError: a sentence about the file, or there is none: then it names one with the table's
+        settings.
+    """
     path, changes, others = _sorted(argv)
     if not path:
         file = next((word for word in others[1:] if word.endswith(".py")), None)
         raise BadInput(
             f"{file!r} is not a flag: write --config={file}"
             if file
-            else "give a config, for example --config=recipes/configs/tiny.py"
+            else f"give a config, for example --config={checks.example(table)}"
         )
-    config = _loaded(path)
-    config.unlock()
-    for change in changes:
-        _make(change, config, path, table)
+    return Opened(_loaded(path), path, changes, others)
+
+
+def changed(given: Opened, table: Table) -> ml_collections.ConfigDict:
+    """The config, changed by the flags.
+
+    Raises:
+      ValueError: a name or value is not one of the table; a sentence.
+    """
+    config = given.config.unlock()
+    for change in given.changes:
+        _make(change, config, given.path, table)
     checks.check_names(config, table)
-    return config.lock(), others
+    return config.lock()
 
 
 def _sorted(argv: list[str]) -> tuple[str | None, list[Change], list[str]]:
@@ -172,8 +205,8 @@ def _literal(name: str, text: str) -> object:
     if _has_names(given):
         return given
     raise BadInput(
-        f"--config.{name}={text!r} cannot be read: write it like \"{{'chosen': 'better'}}\", in "
-        "double quotes for the shell"
+        f"--config.{name}={text!r} cannot be read: write it like \"{{'prompt': 'question'}}\", "
+        "in double quotes for the shell"
     )
 
 

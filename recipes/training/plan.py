@@ -41,7 +41,7 @@ def told(run: Run, asked: Asked, each: dict[str, int]) -> str:
       ValueError: most of the computation would be spent on padding.
       OSError: the disk does not hold what will be written.
     """
-    shape, pairs, devices = run.place.shape, run.pairs, run.computing.mesh.devices
+    shape, pairs, devices = run.place.shape, run.examples, run.computing.mesh.devices
     device = devices.flat[0]
     share, count = shapes.fill(pairs, shape)
     if share < asked.min_pack_fill:
@@ -57,7 +57,7 @@ def told(run: Run, asked: Asked, each: dict[str, int]) -> str:
     held = ", ".join(f"{len(h.pairs)} in {h.name}" for h in run.held_out) or "none"
     parts = ", ".join(f"{name} {size(number)}" for name, number in each.items())
     epochs = run.total_steps * shape.examples / len(pairs)
-    what = noun(shape)
+    what = shown.noun(shape.answers)
     hint = ""
     if share < GOOD_FILL and (filled := _parts_that_fill(pairs, shape)):
         more = shape.shards // filled
@@ -93,16 +93,11 @@ def _schedule(given: optimizer.AdamW, total: int) -> str:
     return ", then ".join(parts)
 
 
-def noun(shape: Shape) -> str:
-    """What to call the examples of a run."""
-    return "pairs" if shape.answers == 2 else "answers"
-
-
 def notes(run: Run, asked: Asked) -> list[str]:
     """Settings that have no effect, or a surprising one, in this run."""
     return [
         *_notes_on_rate(run.adamw, run.total_steps),
-        *_notes_on_pairs(run, asked),
+        *_notes_on_examples(run, asked),
         *_notes_on_due(run),
     ]
 
@@ -129,26 +124,27 @@ def _notes_on_rate(given: optimizer.AdamW, total: int) -> Iterator[str]:
             yield f"--config.{name}={amount:g} of {total} steps rounds to 0 steps"
 
 
-def _notes_on_pairs(run: Run, asked: Asked) -> Iterator[str]:
+def _notes_on_examples(run: Run, asked: Asked) -> Iterator[str]:
     update, total = run.place.shape.examples, run.total_steps
+    what = shown.noun(run.place.shape.answers)
     weights = sum(part.weight for part in run.parts)
     for part in run.parts:
         whose = "" if len(run.parts) == 1 else f" of {part.name}"
         drawn = update * part.weight / weights
         if drawn > len(part.pairs):
             yield (
-                f"an update of --config.train_batch_size={update} takes about {drawn:.4g} pairs"
+                f"an update of --config.train_batch_size={update} takes about {drawn:.4g} {what}"
                 f"{whose} and there are {len(part.pairs)}: it uses each "
                 f"{drawn / len(part.pairs):.3g} times"
             )
         if drawn * total < 1:
-            yield f"less than one pair{whose} is drawn in {total} steps: raise its weight"
+            yield f"less than one {what[:-1]}{whose} is drawn in {total} steps: raise its weight"
     if asked.num_epochs:
-        exact = asked.num_epochs * len(run.pairs) / update
+        exact = asked.num_epochs * len(run.examples) / update
         if abs(total - exact) > 0.05 * exact:
             yield (
                 f"--config.num_epochs={asked.num_epochs:g} would be {exact:.3g} updates of "
-                f"{update} pairs, and is rounded to {total}"
+                f"{update} {what}, and is rounded to {total}"
             )
     most = asked.max_eval_pairs
     if most and run.held_out and all(len(held.pairs) < most for held in run.held_out):
@@ -171,13 +167,14 @@ def _notes_on_due(run: Run) -> Iterator[str]:
 
 
 def _mixed(run: Run) -> list[str]:
-    """How often the pairs of each source are used, where there are several sources."""
+    """How often the examples of each source are used, where there are several sources."""
     if len(run.parts) == 1:
         return []
     total = sum(part.weight for part in run.parts)
     drawn = run.total_steps * run.place.shape.examples / total
+    what = shown.noun(run.place.shape.answers)
     return [
-        f"  {part.name:<10} {len(part.pairs)} pairs, {part.weight / total:.1%} of all drawn: "
+        f"  {part.name:<10} {len(part.pairs)} {what}, {part.weight / total:.1%} of all drawn: "
         f"{drawn * part.weight / len(part.pairs):.2f} epochs of it"
         for part in run.parts
     ]
@@ -251,7 +248,7 @@ def memory(
         rest = trained.layout_of(model, trained.others(model, chosen), model.dtype)
     parts = {"frozen": held(rest)} if rest else {}
     parts |= {
-        "policy" if whole else "trained": held(like),
+        "policy" if whole else "adapters" if chosen is None else "trained": held(like),
         "optimizer": held(opt_state),
         "gradient": held(like),
     }

@@ -190,6 +190,9 @@ def export(model: zoo.Model, step: int, run: Run) -> None:
     if run.adapting is not None and run.adapting.export == "adapter":
         folder = export_folder(step, run).address
         return zoo.save_adapter(model, folder, base=run.base, revision=run.folder.revision)
+    if run.adapting is not None:
+        lost = adapters.lost_in(model, run.saving.export_dtype)
+        say(f"merged: {adapters.lost_told(lost, run.saving.export_dtype)}")
     zoo.save(
         model,
         export_folder(step, run).address,

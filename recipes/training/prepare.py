@@ -79,7 +79,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place, *, s
         tokenizer_folder=models.tokenizer,
         stop_ids=data.stop_ids,
         parts=data.train,
-        pairs=train,
+        examples=train,
         held_out=data.held_out,
         place=_packed(given, models, data, computing.mesh, sum(memory.values())),
         seed=given["seed"],
@@ -159,7 +159,7 @@ def _chosen(given: Values, blank: zoo.Model, computing: Computing) -> trained.Ch
 def _data(given: Values, models: Models, *, single: bool) -> Data:
     data = run_data.read(run_data.asked(given, models.tokenizer, single=single))
     for part in data.told:
-        say("\n  ".join([f"{part.name} ({part.source}):", *part.told]))
+        say("\n  ".join([f"{part.name} ({part.source}):", *part.lines]))
     sets = [held.name for held in data.held_out]
     if given["keep_best"] and (name := given["keep_best"].rpartition("/")[0]) not in sets:
         raise BadInput(
@@ -204,8 +204,8 @@ def _lost(data: Data) -> dict[str, int]:
     """Rows that are dropped, and texts that are cut, by metric name."""
     cut = ("prompt_cut", "answer_cut")
     return {
-        "data/dropped": sum(part.rows - part.used for part in data.told),
-        "data/truncated": sum(part.notes.get(what, 0) for part in data.told for what in cut),
+        "data/dropped": sum(part.counts.lost.total() for part in data.told),
+        "data/truncated": sum(part.counts.notes[what] for part in data.told for what in cut),
     }
 
 

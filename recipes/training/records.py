@@ -1,6 +1,6 @@
 """What a run reports: figures per update, and the places they are written to."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 import contextlib
 import json
 import secrets
@@ -11,13 +11,12 @@ import numpy as np
 
 from checkpoints_io import places, processes
 from checkpoints_io.processes import all_agree
+from recipes.data.ids.pair_ids import CALLED
 from recipes.data.packed.batches import Update
 from recipes.training.run import Records
 
 # What `Log` writes in the directory of a run.
 SETTINGS, RECORDS, WANDB_ID = FILES = "settings.json", "metrics.jsonl", "wandb_id"
-# What the answers of an example are called in figures, by their number.
-OF_A_PAIR = "chosen", "rejected"
 
 
 def on_host(values: Mapping[str, Array]) -> dict[str, int | float]:
@@ -36,22 +35,21 @@ def line(step: int, total: int, figures: Mapping[str, int | float]) -> str:
     return f"{f'step {step}/{total}':<14} {where:<16} {told}"
 
 
-def lengths(
-    scored: Int[np.ndarray, "examples A"], answers: Sequence[str] = OF_A_PAIR
-) -> dict[str, int | float]:
+def lengths(scored: Int[np.ndarray, "examples A"]) -> dict[str, int | float]:
     """Scored tokens per answer, on average."""
-    means = (scored.sum(0) / len(scored)).tolist()
-    return {f"length_{name}": mean for name, mean in zip(answers, means, strict=True)}
+    return _named("length", scored.sum(0) / len(scored))
+
+
+def _named(what: str, means: np.ndarray) -> dict[str, int | float]:
+    """A mean of each answer, by its metric name."""
+    names = CALLED[len(means)]
+    return {f"{what}_{name}": mean for name, mean in zip(names, means.tolist(), strict=True)}
 
 
 class Meter:
-    """Speed and fill since the last read, without asking the devices.
+    """Speed and fill since the last read, without asking the devices."""
 
-    `answers` are the names of an example's answers, by their number.
-    """
-
-    def __init__(self, answers: Sequence[str] = OF_A_PAIR) -> None:
-        self._answers = answers
+    def __init__(self) -> None:
         self._readings = 0
         self._clear()
 
@@ -101,12 +99,11 @@ class Meter:
             "tokens_per_second": total("real_tokens") / seconds,
             "input_wait": self._waited / seconds,
             "pack_fill": total("stored_tokens") / total("positions"),
-            **lengths(scored, self._answers),
+            **lengths(scored),
         }
         ratings = np.concatenate([update.ratings for update in self._updates])
         if len(ratings := ratings[~np.isnan(ratings[:, 0])]):
-            means = zip(self._answers, ratings.mean(0).tolist(), strict=True)
-            values |= {f"score_{name}": mean for name, mean in means}
+            values |= _named("score", ratings.mean(0))
         self._clear()
         self._readings += 1
         return values

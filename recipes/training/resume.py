@@ -1,4 +1,4 @@
-"""What identifies a run: the settings, pairs and weights that it must be resumed with."""
+"""What identifies a run: the settings, data and weights that it must be resumed with."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -8,7 +8,7 @@ from checkpoints_io import places
 from checkpoints_io.errors import BadInput
 from checkpoints_io.run_state import Facts
 from recipes.training.checks import Values, flat
-from recipes.training.settings import ALL
+from recipes.training.settings import ALL, recipe_of, table_of
 import zoo
 
 
@@ -51,10 +51,11 @@ def refuse_other_settings(
     names = sorted(differ - new)
     if names:
         told = ", ".join(f"{n}: {saved.get(n)!r} there, {now.get(n)!r} here" for n in names[:4])
+        free = [name for name, setting in table_of(recipe_of(now)).items() if setting.free]
         raise BadInput(
             f"{directory} holds a run with other settings ({told}); choose another "
             "--config.directory, or give the settings of that run. What may change on a resume: "
-            f"{', '.join(sorted(name for name, setting in ALL.items() if setting.free))}"
+            f"{', '.join(sorted(free))}"
         )
 
 
@@ -98,7 +99,7 @@ def refuse_other_run(saved: Facts, facts: Facts, directory: places.Place) -> Non
                 "--config.directory"
             )
     for name, what in (
-        ("data", "training pairs"),
+        ("data", "training data"),
         ("frozen", "frozen weights"),
         ("reference", "reference weights"),
     ):

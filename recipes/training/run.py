@@ -86,7 +86,7 @@ class Run(NamedTuple):
     tokenizer_folder: pathlib.Path
     stop_ids: tuple[int, ...]
     parts: list[Part]  # of the training data: one, or the sources of a mixture
-    pairs: list[Example]  # of all of them
+    examples: list[Example]  # of all of them
     held_out: list[HeldOut]
     place: batches.Place
     seed: int

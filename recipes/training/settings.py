@@ -1,11 +1,11 @@
 """Every setting of every recipe, described once.
 
 From this table come the checks of a config and its flags (`checks`, `overrides`), `--help` and the
-list in docs/dpo.md (`listing`), and what a resumed run must share (`identity`). Nothing here
-is slow to import, so that a wrong flag is answered before jax is loaded.
+list in docs/dpo.md (`listing`), and what a resumed run must share (`resume`). Nothing here is
+slow to import, so that a wrong flag is answered before jax is loaded.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import math
 import re
 from typing import NamedTuple
@@ -480,6 +480,11 @@ def table_of(groups: Groups) -> dict[str, Setting]:
     return {name: setting for group in groups.values() for name, setting in group.items()}
 
 
+def recipe_of(names: Iterable[str]) -> Groups:
+    """The settings of the recipe that is meant: a loss on pairs, or a reference, is dpo.py's."""
+    return DPO if {*REFERENCE, *PREFERENCE}.intersection(names) else SFT
+
+
 ALL = table_of(DPO)
 
 # Under these the user chooses the names.
@@ -502,5 +507,5 @@ KIND_NAMES = {
     float: "a number",
     bool: "true or false",
     tuple: "several texts, like a,b",
-    dict: "written like \"{'chosen': 'better'}\"",
+    dict: "written like \"{'prompt': 'question'}\"",
 }

@@ -79,17 +79,24 @@ def frozen(blank: zoo.Model, chosen: Chosen, dtype: jax.typing.DTypeLike) -> Par
     Raises:
       FileNotFoundError, ValueError: as `zoo.folders.read`.
     """
-    weights = zoo.folders.read(blank, others(blank, chosen), dtype)
+    return with_room(zoo.folders.read(blank, others(blank, chosen), dtype), chosen)
+
+
+def with_room(weights: Params, chosen: Chosen) -> Params:
+    """Frozen weights, or their shapes, with room for the layers of them that are trained."""
     flat: dict[str, Any] = traverse_util.flatten_dict(weights, sep=".")
     for path in flat.keys() & chosen.keys():
-        layers = chosen[path]
+        layers, value = chosen[path], flat[path]
         assert layers is not None
-        slot = partly.slots(layers, len(layers) + len(flat[path]))
-        where = flat[path].sharding
+        slot: Any = partly.slots(layers, len(layers) + value.shape[0])
+        where = value.sharding
         if isinstance(where, jax.NamedSharding):
             where = jax.NamedSharding(where.mesh, jax.P())
-        slot = jax.make_array_from_callback(slot.shape, where, lambda at, slot=slot: slot[at])
-        flat[path] = partly.Partly(flat[path], slot)
+        if isinstance(value, jax.ShapeDtypeStruct):
+            slot = jax.ShapeDtypeStruct(slot.shape, slot.dtype, sharding=where)
+        else:
+            slot = jax.make_array_from_callback(slot.shape, where, lambda at, slot=slot: slot[at])
+        flat[path] = partly.Partly(value, slot)
     return traverse_util.unflatten_dict(flat, sep=".")
 
 

@@ -107,3 +107,19 @@ def test_a_config_that_changes_under_a_model_is_not_what_it_is_saved_with(tmp_pa
     zoo.save(model, tmp_path / "other")
     assert (tmp_path / "one" / "config.json").read_bytes() == before
     assert json.loads((tmp_path / "other" / "config.json").read_text()) == json.loads(before)
+
+
+def test_two_revisions_of_one_model_are_refused(hub):
+    _, asked = hub
+    told = r"a/b@main names a revision, and so does revision='v1': give one"
+    with pytest.raises(ValueError, match=told):
+        zoo.load("a/b@main", revision="v1")
+    assert asked == []
+
+
+@pytest.mark.parametrize("name", ["words", "some/words/of mine"])
+def test_a_tokenizer_folder_that_is_missing_is_refused_before_anything_is_written(tmp_path, name):
+    model = zoo.load(TINY / "model")
+    with pytest.raises(FileNotFoundError, match=f"there is no model folder '{tmp_path}/{name}'"):
+        zoo.save(model, tmp_path / "out", tokenizer=tmp_path / name)
+    assert not (tmp_path / "out").exists()

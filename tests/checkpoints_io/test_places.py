@@ -16,7 +16,7 @@ import pytest
 
 from checkpoints_io import places
 from recipes.data import source_pairs
-from recipes.data.ids import counts, parallel, token_cache
+from recipes.data.ids import counts, parallel, shards, token_cache
 from recipes.data.ids.encode_rows import Source
 from recipes.data.ids.shards import Shard
 from recipes.preference import reference_cache
@@ -241,7 +241,8 @@ def test_tokens_are_kept(room, monkeypatch):
     found = source_pairs.read(SOURCE, HOW, room)
     (folder,) = map(room.within, room.names())
     files = folder.names()
-    assert {"000000000.arrow", "000000016.arrow", "done.json", "identity.json"} <= {*files}
+    shards_of = {f"{first}.safetensors" for first in ("000000000", "000000016")}
+    assert {*shards_of, "done.json", "identity.json"} <= {*files}
     # A file that is no longer what it was is made again.
     content, ids = folder.read(files[0]), found.ids[0].prompt.tobytes()
     folder.write_whole(files[0], content.replace(ids, ids[::-1]))
@@ -257,7 +258,7 @@ def test_tokens_are_kept(room, monkeypatch):
             np.testing.assert_array_equal(mine.rejected_scored, theirs.rejected_scored)
 
 
-@pytest.mark.parametrize("content", [b"[1]", b"{", b'{"a.arrow": "0"}'])
+@pytest.mark.parametrize("content", [b"[1]", b"{", b'{"a.safetensors": "0"}'])
 def test_tokens_that_are_not_there_are_none(room, content):
     room.write_whole("done.json", content)
     assert token_cache.read_all(room) is None
@@ -265,15 +266,16 @@ def test_tokens_that_are_not_there_are_none(room, content):
 
 def test_tokens_that_are_said_to_be_elsewhere_are_none(room):
     """Though they are whole, and of the digest that is given."""
-    token_cache.write(room, "000000000.arrow", Shard([], np.zeros(0, np.uint64), counts.none()))
+    nothing = Shard([], np.zeros(0, np.uint64), counts.none())
+    token_cache.write(room, "000000000.safetensors", shards.to_bytes(nothing))
     token_cache.finish(room, [0])
     assert token_cache.read_all(room)
-    content, done = room.read("000000000.arrow"), room.read("done.json")
+    content, done = room.read("000000000.safetensors"), room.read("done.json")
     cache = room.within("cache")
     cache.make()
     cache.write_whole("done.json", done.replace(b"000000000", b"../000000000"))
     assert token_cache.read_all(cache) is None
-    assert room.read("000000000.arrow") == content
+    assert room.read("000000000.safetensors") == content
 
 
 def test_answers_of_a_reference_are_kept(room):

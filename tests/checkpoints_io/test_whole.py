@@ -137,15 +137,15 @@ def test_caches_wait_for_no_pipe(tmp_path):
     whole.clear(tmp_path / "link")
     assert any((tmp_path / "theirs").iterdir())
     os.mkfifo(tmp_path / "done.json")
-    os.mkfifo(tmp_path / "000000000.arrow")
+    os.mkfifo(tmp_path / "000000000.safetensors")
     assert token_cache.read_all(places.Disk(tmp_path)) is None
-    assert token_cache.read(places.Disk(tmp_path), "000000000.arrow") is None
+    assert token_cache.read(places.Disk(tmp_path), "000000000.safetensors") is None
 
 
 SOURCE = Source(str(TINY / "heldout.jsonl"), "preference_chat")
 
 
-@pytest.mark.parametrize("name", ["lock", "identity.json", "done.json", "000000000.arrow"])
+@pytest.mark.parametrize("name", ["lock", "identity.json", "done.json", "000000000.safetensors"])
 def test_a_cache_of_a_stranger(tmp_path, name):
     source_pairs.read(SOURCE, HOW, places.Disk(tmp_path / "cache"))
     (folder,) = (tmp_path / "cache").iterdir()

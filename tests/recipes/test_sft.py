@@ -150,6 +150,12 @@ GREETING = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content
          [USER], [ANSWER]),
         ({"prompt": "Which way?", "response": "Onwards.", "system": "Be brief."}, "prompt_answer",
          [{"role": "system", "content": "Be brief."}, USER], [ANSWER]),
+        ({"messages": [USER, ANSWER], "answer": "42"}, "conversation", [USER], [ANSWER]),
+        ({"conversations": [{"from": "human", "value": "Which way?"},
+                            {"from": "gpt", "value": "Onwards."}], "output": "Onwards."},
+         "sharegpt_conversation", [USER], [ANSWER]),
+        ({"messages": [USER], "prompt": "Which way?", "answer": "Onwards."}, "prompt_answer",
+         [USER], [ANSWER]),
     ],
 )  # fmt: skip
 def test_rows_of_a_single_answer(tmp_path, row, layout, prompt, answer):
@@ -169,6 +175,8 @@ def test_rows_of_a_single_answer(tmp_path, row, layout, prompt, answer):
     ("row", "told"),
     [
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, r"hold pairs: .*'answer': 'chosen'"),
+        ({"instruction": "a", "chosen": "b", "rejected": "c"}, "{'answer': 'chosen'}"),
+        ({"chosen": [USER, ANSWER], "rejected": [USER, USER]}, "{'messages': 'chosen'}"),
         ({"text": "a b c"}, "neither `messages` nor `prompt` and `answer`"),
         ({"prompt": "Which way?", "answer": "Onwards.", "dialogue_history": "We met."},
          "`dialogue_history` looks like the question"),
@@ -194,6 +202,36 @@ def test_an_answer_in_plain_text_is_taken_as_it_is():
     assert (pair.prompt, pair.chosen, pair.rejected) == ("Which way? ", "Onwards.", None)
     with pytest.raises(ValueError, match="answer"):
         read({"prompt": "Which way? ", "answer": [ANSWER]})
+
+
+def test_ratings_of_pairs_are_not_read_and_cannot_be_named(config, tmp_path):
+    row = {"messages": [USER, ANSWER], "chosen_score": 8.5, "rejected_score": "none"}
+    assert layouts.LAYOUTS["conversation"].read(row).ratings is None
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    found, line = source_pairs.recognised(Source(str(file), single=True))
+    assert line.endswith("not read: chosen_score, rejected_score")
+    how = encode_rows.How(str(TINY / "model"), None, "assistant", None, 256, "drop", 0.0)
+    assert not +source_pairs.read(found, how).counts.notes
+    config.data.columns.chosen_score = "score"
+    with pytest.raises(ValueError, match=r"--config.data.columns has no column 'chosen_score'"):
+        sft.train(config)
+
+
+def test_what_is_refused_of_single_answers_speaks_of_answers(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    row = {"messages": [{"role": "system", "content": "Be brief."}, ANSWER]}
+    file.write_text(json.dumps({"text": "a"}) + "\n")
+    with pytest.raises(ValueError, match="has no row that can be read as answers: "):
+        source_pairs.recognised(Source(str(file), single=True))
+    file.write_text(f"{json.dumps(row)}\n" * 2)
+    how = encode_rows.How(str(TINY / "model"), None, "assistant", None, 256, "drop", 0.0)
+    found = source_pairs.read(Source(str(file), "conversation", single=True), how)
+    told = "; ".join(found.counts.lines())
+    assert "2 with no user turn in their prompt" in told
+    assert "1 that repeat an earlier one" in told
+    with pytest.raises(ValueError, match=r"leaves \d answers to train on and \d held out of 2"):
+        source_pairs.split(found, 0.5)
 
 
 def test_a_conversation_ends_with_an_answer(tmp_path):

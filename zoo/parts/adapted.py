@@ -21,9 +21,9 @@ RANK = "r"  # in equations, where R may be the rank of a latent
 class Adapter(NamedTuple):
     """What is trained beside a frozen weight."""
 
-    a: Array  # [L, into, R]
-    b: Array  # [L, R, out]
-    magnitude: Array | None = None  # [L, out], of DoRA: the length of what makes each output
+    a: Any  # [L, into, R]
+    b: Any  # [L, R, out]
+    magnitude: Any = None  # [L, out], of DoRA: the length of what makes each output
 
 
 @functools.partial(
@@ -41,9 +41,10 @@ class Adapted:
     Source: LoRA, https://arxiv.org/abs/2106.09685; DoRA, https://arxiv.org/abs/2402.09353, Eq. 5.
     """
 
+    # Of any type, for jax puts shapes, and marks of its own, in their places.
     base: Any  # [L, ...]: an array, or what gives one by `astype`
-    scale: Array  # [L], float32: 0 turns the adapter of a layer off, to the last bit
-    adapter: Adapter | None  # none: in a tree of frozen weights
+    scale: Any  # [L], float32: 0 turns the adapter of a layer off, to the last bit
+    adapter: Any  # an Adapter; none in a tree of frozen weights
     ranks: tuple[int, ...]  # of each layer: what A and B hold beyond it is 0
     axes: str  # of one layer of the base
     into: str
@@ -72,7 +73,6 @@ class Adapted:
 
     def astype(self, dtype: jax.typing.DTypeLike) -> Array:
         """The merged weight, worked out in float32; of one layer, or of all."""
-        assert self.adapter is not None
         a, b, magnitude = self.adapter
         lead = "L" * self.scale.ndim
         into, out, axes = lettered(self.into), lettered(self.out), lettered(self.axes)
@@ -94,16 +94,34 @@ def lettered(axes: str) -> str:
     return axes.replace(" ", "")
 
 
-def turn(weight: Adapted, base: Float[Array, "..."]) -> Float[Array, "..."]:
+def cast(weight: Any, dtype: jax.typing.DTypeLike) -> Any:
+    """A weight as it is computed with; a magnitude and the scale stay in float32."""
+    if not is_adapted(weight):
+        return weight.astype(dtype)
+    a, b, magnitude = weight.adapter
+    adapter = Adapter(a.astype(dtype), b.astype(dtype), magnitude)
+    return dataclasses.replace(weight, base=weight.base.astype(dtype), adapter=adapter)
+
+
+def axes_of(weight: Any, axes: str) -> Any:
+    """The axes of each array of a `cast` weight of one layer, in its place."""
+    if not is_adapted(weight):
+        return axes
+    lead = " ".join(c for c in axes.split() if c not in weight.into + weight.out)
+    magnitude = None if weight.adapter.magnitude is None else weight.out
+    adapter = Adapter(f"{lead} {weight.into} {RANK}", f"{lead} {RANK} {weight.out}", magnitude)
+    return dataclasses.replace(weight, base=axes, scale="", adapter=adapter)
+
+
+def turn(weight: Adapted) -> Float[Array, "..."]:
     """DoRA's magnitude over the length of W + s A B, for each output of one layer, in float32.
 
     The length is worked out without adding the matrices, and takes no gradient: section 4.3 of the
     paper, and PEFT.
     """
-    assert weight.adapter is not None
     a, b, magnitude = weight.adapter
     axes, into, out = (lettered(x) for x in (weight.axes, weight.into, weight.out))
-    w, a, b = (jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (base, a, b))
+    w, a, b = (jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (weight.base, a, b))
     dot = functools.partial(jnp.einsum, precision="highest")
     own = dot(f"{axes},{axes}->{out}", w, w)
     cross = dot(f"{into}r,{axes},r{out}->{out}", a, w, b)

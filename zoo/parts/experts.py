@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
-from zoo.parts import layers, sharding
+from zoo.parts import adapted, layers, sharding
 
 # Tokens of a tile: the power of two above an expert's share of them, within these bounds. Smaller
 # ones would be filled up less, and read an expert's weights and add to its gradient more often.
 SMALLEST, LARGEST = 8, 512
 
-Weights = Mapping[str, Array]
+Weights = Mapping[str, Any]  # arrays, or those with adapters
 # One expert's work: (its tokens, its own weights) -> its outputs.
 Work = Callable[[Float[Array, "tile D"], Weights], Float[Array, "tile D"]]
 
@@ -69,12 +69,15 @@ class GatedExperts(nnx.Module):
 
 
 def _gated(x: Array, own: Weights) -> Array:
-    bent = jax.nn.silu(layers.dot("tD,DF->tF", x, own["gate"]))
-    return layers.dot("tF,FD->tD", bent * layers.dot("tD,DF->tF", x, own["up"]), own["down"])
+    bent = jax.nn.silu(layers.times("tD,DF->tF", x, own["gate"]))
+    return layers.times("tF,FD->tD", bent * layers.times("tD,DF->tF", x, own["up"]), own["down"])
 
 
 def mixed(
-    x: Float[Array, "B T D"], route: Route, weights: Mapping[str, tuple[Array, str]], work: Work
+    x: Float[Array, "B T D"],
+    route: Route,
+    weights: Mapping[str, tuple[layers.Weight, str]],
+    work: Work,
 ) -> Float[Array, "B T D"]:
     """The sum of the outputs of each token's experts, weighted by their shares.
 
@@ -82,17 +85,20 @@ def mixed(
     `tensor` each device has a part of F: `work` must be a sum over F, and what is added to it (axes
     "E D") is added once.
     """
-    ready = {name: sharding.gather(w.astype(x.dtype), axes) for name, (w, axes) in weights.items()}
+    ready = {name: layers.ready(w, axes, x.dtype) for name, (w, axes) in weights.items()}
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return _here(x, route, ready, work=work)
     # XLA cannot split a sort: each device sorts its own tokens, and has its own part of F.
     rows = sharding.spec("B", x.shape[:1], mesh.shape)
+    spec = lambda w, axes: sharding.spec(axes, w.shape, mesh.shape, sharding.GATHERED)
     split = {
-        name: sharding.spec(axes, w.shape, mesh.shape, sharding.GATHERED)
+        name: jax.tree.map(spec, ready[name], adapted.axes_of(w, axes))
         for name, (w, axes) in weights.items()
     }
-    in_parts = any("tensor" in (axes or ()) for spec in split.values() for axes in spec)
+    is_spec = lambda x: isinstance(x, jax.P)
+    specs = jax.tree.leaves(split, is_leaf=is_spec)
+    in_parts = any("tensor" in (axes or ()) for spec in specs for axes in spec)
     over = "tensor" if in_parts and mesh.shape["tensor"] > 1 else None
 
     def part(x: Array, route: Route, ready: Weights) -> Array:
@@ -111,7 +117,7 @@ def mixed(
 def _here(x: Array, route: Route, weights: Weights, *, work: Work) -> Array:
     """One device's tokens."""
     B, T, D = x.shape
-    E, k = len(next(iter(weights.values()))), route.experts.shape[-1]
+    E, k = jax.tree.leaves(weights)[0].shape[0], route.experts.shape[-1]
     M = B * T * k  # meetings of a token with an expert
     tile = min(max(1 << (M // E).bit_length(), SMALLEST), LARGEST)
     chosen = route.experts.reshape(-1)
@@ -143,45 +149,60 @@ def _tile_by_tile(
     work: Work,
     x: Float[Array, "I tile D"],
     shares: Float[Array, "I tile"],
-    weights: dict[str, Array],
+    weights: dict[str, layers.Weight],
     experts: Int[Array, " I"],
     count: Int[Array, ""],
 ) -> Float[Array, "I tile D"]:
     """The output of each tile's expert, weighted by the tokens' shares; 0 from tile `count` on."""
 
     def one(i: Array, made: Array) -> Array:
-        own = {name: w[experts[i]] for name, w in weights.items()}
+        own = _of_expert(weights, experts[i])
         return made.at[i].set(_weighted(work, x[i], shares[i], own))
 
     return jax.lax.fori_loop(0, count, one, jnp.zeros_like(x))
+
+
+def _of_expert(weights: PyTree, expert: Array) -> PyTree:
+    """Its own weights; what has no axis is that of all."""
+    return jax.tree.map(lambda w: w[expert] if w.ndim else w, weights)
 
 
 def _weighted(work: Work, x: Array, shares: Array, own: Weights) -> Array:
     return work(x, own) * shares[:, None]
 
 
-def _forward(work: Work, *given: Array | Weights) -> tuple:
-    return _tile_by_tile(work, *given), given
+def _forward(work: Work, *given: PyTree) -> tuple:
+    """Weights whose gradient nobody asks for are kept apart: their loop would add it up in vain."""
+    x, shares, weights, experts, count = jax.tree.map(lambda x: x.value, given)
+    asked = jax.tree.map(lambda w: w.value if w.perturbed else None, given[2])
+    others = jax.tree.map(lambda w: None if w.perturbed else w.value, given[2])
+    made = _tile_by_tile(work, x, shares, weights, experts, count)
+    return made, (x, shares, asked, others, experts, count)
 
 
 def _backward(work: Work, kept: tuple, gradient: Array) -> tuple:
     """Tile by tile again; the gradient of an expert is added to in its place, in float32."""
-    x, shares, weights, experts, count = kept
+    x, shares, asked, others, experts, count = kept
+    whole = lambda asked, others: jax.tree.map(
+        lambda one, other: other if one is None else one, asked, others,
+        is_leaf=lambda x: x is None,
+    )  # fmt: skip
 
     def one(i: Array, sums: tuple) -> tuple:
         of_x, of_shares, of_weights = sums
-        own = {name: w[experts[i]] for name, w in weights.items()}
-        _, pull = jax.vjp(functools.partial(_weighted, work), x[i], shares[i], own)
+        own, rest = (_of_expert(tree, experts[i]) for tree in (asked, others))
+        again = lambda x, shares, own: _weighted(work, x, shares, whole(own, rest))
+        _, pull = jax.vjp(again, x[i], shares[i], own)
         dx, dshares, down = pull(gradient[i])
         add = lambda total, new: total.at[experts[i]].add(new.astype(jnp.float32))
         added = jax.tree.map(add, of_weights, down)
         return of_x.at[i].set(dx), of_shares.at[i].set(dshares), added
 
-    none = {name: jnp.zeros(w.shape, jnp.float32) for name, w in weights.items()}
+    none = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), asked)
     start = jnp.zeros_like(x), jnp.zeros_like(shares), none
     of_x, of_shares, of_weights = jax.lax.fori_loop(0, count, one, start)
-    narrow = {name: g.astype(weights[name].dtype) for name, g in of_weights.items()}
+    narrow = jax.tree.map(lambda g, w: g.astype(w.dtype), of_weights, asked)
     return of_x, of_shares, narrow, None, None
 
 
-_tile_by_tile.defvjp(_forward, _backward)
+_tile_by_tile.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -29,6 +29,8 @@ from jaxtyping import Array, Float, Int
 
 from zoo.parts import adapted, sharding
 
+Weight = Array | adapted.Adapted  # the value of a parameter
+
 
 def weight(
     axes: str,
@@ -53,38 +55,44 @@ def dot(equation: str, x: Array, y: Array, out: jax.typing.DTypeLike | None = No
     return jnp.einsum(equation, x, y, precision=exact, preferred_element_type=out or x.dtype)
 
 
-def ready(w: nnx.Param, axes: str, dtype: jax.typing.DTypeLike) -> Array:
+def ready(w: Weight, axes: str, dtype: jax.typing.DTypeLike) -> Weight:
     """A weight as a product wants it: cast, then gathered, so devices exchange the narrow bits."""
-    return sharding.gather(w[...].astype(dtype), axes)
+    return jax.tree.map(sharding.gather, adapted.cast(w, dtype), adapted.axes_of(w, axes))
 
 
 def einsum(equation: str, x: Array, w: nnx.Param, out: jax.typing.DTypeLike | None = None) -> Array:
     """`x` times a weight, in the dtype of `x`: the weight may be kept in another one."""
     letters = equation.split(",")[1].split("->")[0]
-    value = w[...]
-    if adapted.is_adapted(value):
-        return _with_adapter(equation, x, value, out or x.dtype)
-    return _product(equation, out or x.dtype, x, ready(w, " ".join(letters), x.dtype))
+    return times(equation, x, ready(w[...], " ".join(letters), x.dtype), out, by=_x_first)
 
 
-def _with_adapter(equation: str, x: Array, w: adapted.Adapted, out: jax.typing.DTypeLike) -> Array:
-    """`x W + s (x A) B`: the wide product is that of the frozen model, to the last bit."""
-    of_x, of_w, of_out = re.split(",|->", equation)
+def times(
+    equation: str,
+    x: Array,
+    w: Weight,
+    out: jax.typing.DTypeLike | None = None,
+    by: Callable[..., Array] = dot,
+) -> Array:
+    """`x` times what `ready` gave: W, or x W + s (x A) B beside which x W is the frozen model's."""
+    if not isinstance(w, adapted.Adapted):
+        return by(equation, x, w, out)
+    of_x, of_out = re.split(",.*->", equation)
     into, made = adapted.lettered(w.into), adapted.lettered(w.out)
-    gathered = lambda x, axes: sharding.gather(x, " ".join(axes))
-    base = gathered(w.base.astype(x.dtype), of_w)
-    a, b = gathered(w.adapter.a, f"{into}r"), gathered(w.adapter.b, f"r{made}")
-    y = _product(equation, out, x, base)
     rest = "".join(letter for letter in of_x if letter not in into)
-    low = _product(f"{of_x},{into}r->{rest}r", x.dtype, x, a.astype(x.dtype))
+    y = by(equation, x, w.base, out)
+    low = by(f"{of_x},{into}r->{rest}r", x, w.adapter.a)
     low = (low * w.scale).astype(x.dtype)
-    y = y + _product(f"{rest}r,r{made}->{of_out}", out, low, b.astype(x.dtype))
+    y = y + by(f"{rest}r,r{made}->{of_out}", low, w.adapter.b, out)
     if w.adapter.magnitude is None:
         return y
-    turn = adapted.turn(w, base)  # its letters, in the order of the file, to their places in y
+    turn = adapted.turn(w)  # its letters, in the order of the file, to their places in y
     order = sorted(range(len(made)), key=lambda i: of_out.index(made[i]))
     sizes = [turn.shape[made.index(c)] if c in made else 1 for c in of_out]
-    return (y * turn.transpose(order).reshape(sizes)).astype(out)
+    return (y * turn.transpose(order).reshape(sizes)).astype(y.dtype)
+
+
+def _x_first(equation: str, x: Array, w: Array, out: jax.typing.DTypeLike | None = None) -> Array:
+    return _product(equation, out or x.dtype, x, w)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

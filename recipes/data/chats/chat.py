@@ -15,8 +15,6 @@ from zoo.text import template, tokenizer
 from zoo.text.template import Span
 from zoo.text.tokenizer import Tokenizer
 
-SCORED_TURNS = ("assistant", "last", "all")  # after the prompt: answers, the last one, every word
-
 
 class Chat(NamedTuple):
     """A chat template that has been seen to work."""
@@ -24,7 +22,7 @@ class Chat(NamedTuple):
     programs: Mapping[str, jinja2.Template]  # default, and tool_use for rows with tools
     given: Mapping[str, str]  # bos_token and the like
     marked: bool  # it marks what is generated
-    scored_turns: str
+    scored_turns: str  # after the prompt: assistant, the last of them, or all (every word)
     end_of_turn: str  # what follows an answer
     ends: tuple[str, ...] = ()  # the same, in pieces: special tokens, and what stands between them
     added: str = ""  # the part of it that the template does not write: `data.end_of_turn`

@@ -149,18 +149,18 @@ def recognised_single(row: Row) -> str:
       ValueError: there is none.
     """
     has = lambda name: row.get(name) is not None
-    if has("answer"):
-        if has("instruction"):
-            return "instruction_answer"
-        if has("prompt"):
-            return "prompt_answer"
-    elif has("messages"):
+    if has("answer") and has("instruction"):
+        return "instruction_answer"
+    if has("answer") and has("prompt"):
+        return "prompt_answer"
+    if has("messages"):
         return "conversation"
-    elif has("conversations"):
+    if has("conversations"):
         return "sharegpt_conversation"
     names = [name for name in row if isinstance(name, str)]
     if {"chosen", "rejected"} <= row.keys():
-        known = {"answer": "chosen"} if has("prompt") else {"messages": "chosen"}
+        asked = has("prompt") or has("instruction")
+        known = {"answer": "chosen"} if asked else {"messages": "chosen"}
         raise BadInput(
             f"its rows hold pairs: to train on one of the answers name it, as in {flag(known)}"
         )
@@ -280,9 +280,10 @@ def absent(row: Row) -> str:
         if single:
             label = next((name for name in names if name.lower() in LABELS), None)
             wanted = f", and whether it is wanted (`{label}`)" if label else ""
+            other = "" if label or single == "text" else "; recipes/sft.py trains on one"
             return (
                 f"its rows hold one answer each (`{single}`){wanted}, not pairs: this recipe needs "
-                "two answers to each prompt, one preferred to the other"
+                f"two answers to each prompt, one preferred to the other{other}"
             )
     both = _numbered(names)
     if both and not all(near.values()) and {"chosen", "rejected"}.isdisjoint(names):
@@ -298,7 +299,9 @@ def absent(row: Row) -> str:
     elif question := _question(names):
         found = {"prompt": question} | found
     what = f"is no `{missing[0]}`: name it" if len(missing) == 1 else MISSING
-    return f"among its columns ({', '.join(map(str, row))[:300]}) {what}, as in {flag(found)}"
+    told = f"among its columns ({', '.join(map(str, row))[:300]}) {what}, as in {flag(found)}"
+    alone = missing == ["rejected"] and not near["rejected"]
+    return told + ("; without one, recipes/sft.py trains on `chosen`" if alone else "")
 
 
 WRAPPED = frozenset(("data", "columns", "index", "schema", "version", "metadata"))

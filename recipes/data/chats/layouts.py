@@ -248,8 +248,9 @@ class Layout(NamedTuple):
     single: bool = False  # a row holds one answer, not two
 
 
-# Columns that any layout reads, where a row has them.
-BESIDES = ("system_prompt", "tools", "chat_template_kwargs", "chosen_score", "rejected_score")
+# Columns that any layout reads, where a row has them; and those that any layout of pairs does.
+BESIDES = ("system_prompt", "tools", "chat_template_kwargs")
+RATINGS = ("chosen_score", "rejected_score")
 # Template settings that a row may not give: the rest of the row and the recipe do.
 TAKEN = ("messages", "tools", "documents", "add_generation_prompt")
 # Reasons to drop sound rows without a preference: they do not count as malformed.
@@ -264,7 +265,8 @@ def _layout(
     *,
     single: bool = False,
 ) -> Layout:
-    return Layout(read, frozenset([*asked.split(), *answers.split(), *BESIDES]), single)
+    besides = BESIDES if single else BESIDES + RATINGS
+    return Layout(read, frozenset([*asked.split(), *answers.split(), *besides]), single)
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -365,8 +367,8 @@ def _forked(row: Row, chosen: Turns, rejected: Turns) -> Pair:
     prompt, answers = chosen[:fork], (chosen[fork:], rejected[fork:])
     begun = prompt[-1] if prompt else None
     if begun and all(conversation.goes_on(begun, answer[0]) for answer in answers):
-        return Pair(prompt[:-1], *answers, *_besides(row), begun["content"])
-    return Pair(prompt, *answers, *_besides(row))
+        return Pair(prompt[:-1], *answers, *_besides(row), _ratings(row), begun["content"])
+    return Pair(prompt, *answers, *_besides(row), _ratings(row))
 
 
 def _with_system_prompt(row: Row, *conversations: Turns) -> list[Turns]:
@@ -400,7 +402,7 @@ def _single(row: Row, prompt: Turns, turns: Turns, name: str) -> Pair:
     (turns,) = _with_system_prompt(row, turns)
     prompt = turns[: len(turns) - before]
     if prompt and conversation.goes_on(prompt[-1], answer[0]):
-        return Pair(prompt[:-1], answer, None, *_besides(row), prompt[-1]["content"])
+        return Pair(prompt[:-1], answer, None, *_besides(row), prefill=prompt[-1]["content"])
     return Pair(prompt, answer, None, *_besides(row))
 
 
@@ -408,16 +410,16 @@ def _plain(row: Row, prompt: str, chosen: str, rejected: str) -> Pair:
     if chosen == rejected:
         raise BadInput(EQUAL)
     _refuse_beside_plain(row)
-    return Pair(prompt, chosen, rejected, *_besides(row))
+    return Pair(prompt, chosen, rejected, *_besides(row), _ratings(row))
 
 
 def _refuse_beside_plain(row: Row) -> None:
-    for name in BESIDES[:3]:
+    for name in BESIDES:
         if row.get(name):
             raise BadInput(f"plain text has no place for `{name}`")
 
 
-def _besides(row: Row) -> tuple[list | None, dict[str, object], tuple[float, float] | None]:
+def _besides(row: Row) -> tuple[list | None, dict[str, object]]:
     tools = _parsed(row.get("tools"), "tools") or None
     if isinstance(tools, list):  # each may be written as text, so that all have one type
         written = lambda tool: isinstance(tool, str) and tool.lstrip().startswith("{")
@@ -433,12 +435,12 @@ def _besides(row: Row) -> tuple[list | None, dict[str, object], tuple[float, flo
     for name, value in (("tools", tools), ("chat_template_kwargs", kwargs)):
         if value:
             messages.check_data(value, name)
-    return tools, kwargs, _ratings(row)
+    return tools, kwargs
 
 
 def _ratings(row: Row) -> tuple[float, float] | None:
     """Of both answers, NaN for what is not a number; None where the row has none."""
-    chosen, rejected = (row.get(name) for name in BESIDES[3:])
+    chosen, rejected = (row.get(name) for name in RATINGS)
     return None if chosen is rejected is None else (_number(chosen), _number(rejected))
 
 

@@ -32,12 +32,12 @@ def prepared(
     if not text:
         raise BadInput(
             "the tokenizer has no chat template: give one with --config.chat_template=FILE, or use "
-            "--config.data.layout=plain_text"
+            "--config.data.layout=plain_text (of single answers, plain_answer)"
         )
     dated = template.prints_the_date(text)
     if dated and date is None:
         raise BadInput(
-            "the chat template prints today's date, and tomorrow the same pairs would give other "
+            "the chat template prints today's date, and tomorrow the same rows would give other "
             "tokens: set the day that it prints, like --config.data.date=2026-01-31"
         )
     if date is not None and not dated:

@@ -68,7 +68,7 @@ def of_another_format(pair: Pair) -> bool:
 
 
 def asks_again(pair: Pair) -> bool:
-    """Do both answers begin with all of the question?"""
+    """Does every answer begin with all of the question?"""
     if isinstance(pair.prompt, str) or not pair.prompt:
         return False
     asked, n = pair.prompt[-1]["content"].strip(), len(pair.prompt)

@@ -20,9 +20,14 @@ class Counts(NamedTuple):
     repeated: int = 0  # used pairs with the same tokens as an earlier one
 
     @property
+    def lost(self) -> collections.Counter[str]:
+        """Reason -> rows that became no pairs."""
+        return self.malformed + self.dropped
+
+    @property
     def used(self) -> int:
         """Rows that became pairs."""
-        return self.rows - self.malformed.total() - self.dropped.total()
+        return self.rows - self.lost.total()
 
     def lines(self) -> list[str]:
         """The counts, as they are shown at the start of a run."""
@@ -37,7 +42,7 @@ class Counts(NamedTuple):
         noted = sorted(self.notes, key=lambda name: (name not in NOTES, name))
         told += [f"{self.notes[name]} {described(name)}" for name in noted if self.notes[name]]
         if self.repeated:
-            told.append(f"{self.repeated} that repeat an earlier pair (kept)")
+            told.append(f"{self.repeated} that repeat an earlier one (kept)")
         return told
 
 
@@ -47,16 +52,16 @@ def none() -> Counts:
     return Counts(0, counter(), counter(), counter(), {})
 
 
-def from_json(told: dict[str, Any]) -> Counts:
+def from_json(kept: dict[str, Any]) -> Counts:
     """The counts that were kept as JSON."""
     counter = collections.Counter
     return Counts(
-        told["rows"],
-        counter(told["malformed"]),
-        counter(told["dropped"]),
-        counter(told["notes"]),
-        told["first"],
-        told["repeated"],
+        kept["rows"],
+        counter(kept["malformed"]),
+        counter(kept["dropped"]),
+        counter(kept["notes"]),
+        kept["first"],
+        kept["repeated"],
     )
 
 

@@ -3,8 +3,7 @@
 Here the chat template and the patterns of the tokenizer run. It imports little: workers start fast.
 """
 
-from collections.abc import Callable, Sequence
-import contextlib
+from collections.abc import Sequence
 import functools
 import hashlib
 import json
@@ -21,8 +20,8 @@ from recipes.data.ids.shards import Shard
 from recipes.data.rows.records import Row
 from recipes.data.rows.source import Source
 from zoo.text import tokenizer
+from zoo.text.worker import Step
 
-Step = Callable[..., contextlib.AbstractContextManager]  # as `confined` gives one
 BYTES_A_SECOND = 2**18  # of a row: what a long one may take beside what every row may
 
 

@@ -56,25 +56,27 @@ class AnswerIds(NamedTuple):
 # What a run trains on: `prompt`, `answers` and `row` are all that packing reads.
 Example = PairIds | AnswerIds
 
-# Notes on pairs that are used.
+# What the answers of an example are called, by how many it has.
+CALLED = {1: ("answer",), 2: ("chosen", "rejected")}
+
+# Notes on pairs, or single answers, that are used.
 NOTES = {
     "moved": "with a token across the end of the prompt (it went to the answer, whole)",
     "prompt_cut": "with a prompt cut from the left at train_seq_len",
     "answer_cut": "with an answer cut at train_seq_len (its end is not scored)",
     "empty_turn": "with a turn that says nothing",
-    "no_user_turn": "with answers that share no user turn",
+    "no_user_turn": "with no user turn in their prompt",
     "special": "with words that are special tokens of this tokenizer (they are read as such)",
     "other_format": (
         "with marks of a chat format in their prompt (Human:, [INST], <|im_start|>, …) or at the "
         "end of an answer (</s>, …)"
     ),
-    "asks_again": "of which both answers begin with the question",
+    "asks_again": "of which every answer begins with the question",
     "ignored": "with tools or template settings that the chat template does not look at",
     "unscored": "with chosen_score and rejected_score that are not two numbers (they are left out)",
 }
 UNREAD = "unread/"  # and a key of a message that nothing here reads
 LEFT_OUT = "left_out/"  # and a key of a message that the chat template does not show
-OVER_LENGTH = ("drop", "cut_prompt", "cut_answer")
 
 
 def described(note: str) -> str:

@@ -116,7 +116,7 @@ def in_memory(source: Source, how: How, crew: Crew) -> list[Shard]:
     """What becomes of all rows, with nothing kept on disk."""
     files = files_of(how)
     work = lambda first, rows: _tokenised(first, rows, source, how, files, crew)
-    return list(crew.each(work, _parts(source, FEW)))
+    return [shards.from_bytes(one) for one in crew.each(work, _parts(source, FEW))]
 
 
 def kept(source: Source, how: How, cache: places.Place, crew: Crew) -> list[Shard]:
@@ -160,10 +160,11 @@ def _write(folder: places.Place, source: Source, how: How, crew: Crew) -> list[i
 
 def _tokenised(
     first: int, rows: Sequence[Row], source: Source, how: How, files: str, crew: Crew
-) -> Shard:
+) -> bytes:
+    """A shard as bytes."""
     plain = [(row.where, row.fields, row.reason, row.size) for row in rows]
     given = plain, first, source, how._asdict(), files
-    return shards.from_bytes(crew.call(encode_rows.encode_rows, *given))
+    return crew.call(encode_rows.encode_rows, *given)
 
 
 def _parts(source: Source, most: int) -> Iterator[tuple[int, list[Row]]]:

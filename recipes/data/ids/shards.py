@@ -1,19 +1,20 @@
-"""What became of some rows that follow each other; and the same as bytes, from another process."""
+"""What became of some rows that follow each other; and the same as bytes, for a pipe or a disk."""
 
 from collections.abc import Sequence
-import io
 import itertools
 import json
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
+import safetensors.numpy
 
 from recipes.data.ids import counts as counts_io
 from recipes.data.ids.counts import Counts
-from recipes.data.ids.pair_ids import AnswerIds, Example, PairIds
+from recipes.data.ids.pair_ids import CALLED, AnswerIds, Example, PairIds
 
 # What arrays there are of a pair, and of a single answer.
-TOKENS = {PairIds: ("prompt", "chosen", "rejected"), AnswerIds: ("prompt", "answer")}
+TOKENS = {PairIds: ("prompt", *CALLED[2]), AnswerIds: ("prompt", *CALLED[1])}
 MASKS = {PairIds: ("chosen_scored", "rejected_scored"), AnswerIds: ("scored",)}
 
 
@@ -26,43 +27,49 @@ class Shard(NamedTuple):
 
 
 def to_bytes(shard: Shard) -> bytes:
-    """The shard as numpy's own files hold arrays."""
+    """The shard as a safetensors file: for each kind of array one with all of them, and the ends.
+
+    A mask ends where its answer does.
+    """
     ids = shard.ids
     kind = type(ids[0]) if ids else PairIds
-    said = {"counts": shard.counts._asdict(), "notes": [one.notes for one in ids],
-            "ratings": [one.ratings for one in ids], "single": kind is AnswerIds}  # fmt: skip
-    arrays: dict[str, Any] = {
-        "row": np.array([one.row for one in ids], np.int64),
-        "key": shard.keys,
-        "said": np.frombuffer(json.dumps(said).encode(), np.uint8),
-    }
+    arrays = {"row": np.array([one.row for one in ids], np.int64), "key": shard.keys}
     fields = [one._asdict() for one in ids]
     for names, dtype in ((TOKENS[kind], np.int32), (MASKS[kind], np.bool_)):
         for name in names:
-            parts = [one[name] for one in fields]
-            arrays[name] = np.concatenate([np.zeros(0, dtype), *parts])
-            arrays[f"{name}_ends"] = np.cumsum([0, *map(len, parts)])
-    file = io.BytesIO()
-    np.savez(file, **arrays)
-    return file.getvalue()
+            arrays[name] = np.concatenate([np.zeros(0, dtype), *(one[name] for one in fields)])
+    for name in TOKENS[kind]:
+        arrays[f"{name}_ends"] = np.cumsum([0, *(len(one[name]) for one in fields)], dtype=np.int64)
+    said = {"counts": shard.counts._asdict(), "notes": [one.notes for one in ids],
+            "ratings": [one.ratings for one in ids]}  # fmt: skip
+    return safetensors.numpy.save(arrays, {"said": json.dumps(said)})
 
 
-def from_bytes(content: bytes) -> Shard:
-    """What `to_bytes` wrote, with one array for all tokens of a kind: a pair's are views of it.
+def from_bytes(content: bytes | memoryview) -> Shard:
+    """What `to_bytes` wrote; all arrays are views, so that a mapped file stays on disk.
 
-    On their own they take twice the memory, for each keeps what it was cut from.
+    Raises:
+      AttributeError, KeyError, TypeError, ValueError: it wrote something else.
     """
-    with np.load(io.BytesIO(content)) as found:
-        arrays = dict(found)
-    said = json.loads(arrays["said"].tobytes())
-    kind = AnswerIds if said["single"] else PairIds
-    names = (*TOKENS[kind], *MASKS[kind])
-    each = [_parts(arrays[name], arrays[f"{name}_ends"]) for name in names]
-    ratings = [pair and tuple(pair) for pair in said["ratings"]]
-    rows, notes = arrays["row"].tolist(), map(tuple, said["notes"])
-    ids = list(map(kind, rows, *each, notes, ratings))
-    return Shard(ids, arrays["key"], counts_io.from_json(said["counts"]))
+    # The library would copy them.
+    begin = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(bytes(content[8:begin]))
 
+    def array(name: str, dtype: DTypeLike) -> np.ndarray:
+        start, stop = header[name]["data_offsets"]
+        count = (stop - start) // np.dtype(dtype).itemsize
+        return np.frombuffer(content, dtype, count, begin + start)
 
-def _parts(values: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
-    return [values[start:stop] for start, stop in itertools.pairwise(ends.tolist())]
+    def parts(name: str, dtype: DTypeLike, text: str) -> list[np.ndarray]:
+        values, ends = array(name, dtype), array(f"{text}_ends", np.int64).tolist()
+        return [values[start:stop] for start, stop in itertools.pairwise(ends)]
+
+    said = json.loads(header["__metadata__"]["said"])
+    kind = AnswerIds if "answer" in header else PairIds
+    texts, masks = TOKENS[kind], MASKS[kind]
+    tokens = [parts(name, np.int32, name) for name in texts]
+    scored = [parts(name, np.bool_, text) for name, text in zip(masks, texts[1:], strict=True)]
+    rows, notes = array("row", np.int64).tolist(), map(tuple, said["notes"])
+    ratings = [one and tuple(one) for one in said["ratings"]]
+    ids = list(map(kind, rows, *tokens, *scored, notes, ratings))
+    return Shard(ids, array("key", np.uint64), counts_io.from_json(said["counts"]))

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from checkpoints_io.errors import BadInput
 from recipes.data.ids.pair_ids import Example
 from recipes.data.packed import packing, streams
@@ -61,13 +63,13 @@ def choose(
     longest = max(map(streams.longest, examples))
     whole = max(map(streams.stored_length, examples))
     answers = max(len(example.answers) for example in examples)
+    alone = np.array([streams.needed(example, alike) for example in examples])
     found = []
     most_here = min(most // (rows or 1), LONGEST)
     for length in [row_length] if row_length else _lengths(longest, whole, most_here):
         probe = Shape(shards, length, per_update, answers, shards, shards, alike)
         # An example in several rows has them in one micro-batch, which then needs as many.
-        in_one = shards >= answers or all(streams.fits_a_row(one, probe) for one in examples)
-        least = 1 if in_one else -(-answers // shards)
+        least = 1 if shards >= answers or alone.max() <= length else -(-answers // shards)
         if rows and rows < least:
             continue
         probe = probe._replace(rows=least * shards, few=least * shards)
@@ -84,7 +86,7 @@ def choose(
         )
     best = max(filled.share for filled, _ in found)
     near = [(filled, shape) for filled, shape in found if filled.share >= best - NEAR]
-    in_several = lambda shape: sum(not streams.fits_a_row(one, shape) for one in examples)
+    in_several = lambda shape: int((alone > shape.row_length).sum())
     order = lambda item: (in_several(item[1]), item[0].micro_batches, item[1].row_length)
     return min(near, key=order)[1]
 

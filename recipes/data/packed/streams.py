@@ -101,10 +101,19 @@ def scored_tokens(example: Example) -> list[int]:
 
 def fits_once(example: Example, shape: Shape) -> bool:
     """Is it one stream: does it fit into a row, and may answers share the prompt's rotations?"""
-    few = len(example.answers) == 1 or shape.alike is None or longest(example) < shape.alike
-    return few and stored_length(example) <= shape.row_length
+    return _may_share(example, shape.alike) and stored_length(example) <= shape.row_length
 
 
 def fits_a_row(example: Example, shape: Shape) -> bool:
     """Does one row hold all of it, with its prompt once or, where it must, with every answer?"""
-    return fits_once(example, shape) or _separate_length(example) <= shape.row_length
+    return needed(example, shape.alike) <= shape.row_length
+
+
+def needed(example: Example, alike: int | None) -> int:
+    """The shortest row that holds all of it, of shapes with this `alike`."""
+    return stored_length(example) if _may_share(example, alike) else _separate_length(example)
+
+
+def _may_share(example: Example, alike: int | None) -> bool:
+    """May its answers share the prompt's rotations? A single answer has them for itself."""
+    return len(example.answers) == 1 or alike is None or longest(example) < alike

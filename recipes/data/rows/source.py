@@ -98,6 +98,6 @@ def parsed(where: str, given: Given, common: Common) -> Source:
     if not isinstance(path, str) or not path:
         raise BadInput(f"please set --config.{where}.path=…")
     if not isinstance(own, Mapping):
-        raise BadInput(f'the columns of --config.{where} are not written like dict(chosen="x")')
+        raise BadInput(f'the columns of --config.{where} are not written like dict(prompt="x")')
     layout = said.get("layout", common.layout)
     return Source(path, layout, tuple(sorted(own.items())), single=common.single)

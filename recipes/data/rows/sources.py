@@ -3,6 +3,7 @@
 import collections
 from collections.abc import Iterator
 import fnmatch
+import functools
 import glob
 import hashlib
 import itertools
@@ -197,6 +198,9 @@ def _hub_rows(source: str, wanted: frozenset[str] | None) -> Iterator[Row]:
             number += len(batch)
 
 
+# A start reads a source several times, and to load a dataset asks the hub anew. What is loaded once
+# is mapped, and stays what it was.
+@functools.cache
 def _hub(source: str) -> Any:
     import datasets  # two seconds to import, and only hub ids need it
 

@@ -6,6 +6,7 @@ import pytest
 
 from recipes.configs import tiny
 from recipes.data import run_data
+from recipes.data.rows import sources
 from recipes.training import checks, settings
 from tests.conftest import TINY
 
@@ -140,3 +141,26 @@ def test_names_of_columns_that_are_no_names(read):
         read(OURS, OURS, {}, columns=dict(chosn="x"))
     with pytest.raises(ValueError, match=r"data.columns.chosen=3 is not a column's name"):
         read(OURS, OURS, {"chosen": 3})
+
+
+def test_a_start_loads_a_hub_dataset_once(tmp_path, monkeypatch, request):
+    """Though its columns are looked at, its layout recognised, its rows read and its identity."""
+    import datasets
+
+    asked = []
+
+    def load(name, **_):
+        asked.append(name)
+        return datasets.Dataset.from_list(THEIRS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    request.addfinalizer(sources._hub.cache_clear)
+    config = tiny.get_config()
+    config.train_data, config.data.columns = "owner/train", NAMES
+    config.validation = dict(heldout="owner/heldout")
+    for cache in (None, str(tmp_path)):
+        config.token_cache = cache
+        given = checks.checked(config, settings.table_of(settings.DPO))
+        found = run_data.read(run_data.asked(given, TINY / "model", single=False))
+        assert len(found.train[0].pairs) == len(found.held_out[0].pairs) == 3
+    assert sorted(asked) == ["owner/heldout", "owner/train"]

@@ -16,8 +16,10 @@ from checkpoints_io import places, whole
 from checkpoints_io.errors import BadInput
 from recipes.data import source_pairs
 from recipes.data.chats import layouts
-from recipes.data.ids import encode_rows, parallel
+from recipes.data.ids import counts, encode_rows, parallel, shards
 from recipes.data.ids.encode_rows import How, Source
+from recipes.data.ids.pair_ids import AnswerIds, PairIds
+from recipes.data.ids.shards import Shard
 from recipes.data.rows import sources
 from tests.conftest import TINY
 from tests.zoo.text.test_confined import catastrophic, gone
@@ -181,10 +183,38 @@ def test_tokens_are_kept_and_mapped_again(tmp_path, monkeypatch):
     kept = read(path, cache)
     assert equal(kept, alone)
     assert kept.counts.malformed == {"not valid JSON": 15}
-    assert len(list(cache.glob("*/*.arrow"))) == 7
+    assert len(list(cache.glob("*/*.safetensors"))) == 7
     assert not list(cache.glob("*/*.part"))
     monkeypatch.setattr(parallel, "_tokenised", None)
     assert equal(read(path, cache), alone)
+
+
+ONE, TWO, THREE = (np.arange(n, dtype=np.int32) for n in (1, 2, 3))
+ANY, LAST = np.array([True, True]), np.array([False, False, True])
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [],
+        [
+            PairIds(7, ONE, TWO, THREE, ANY, LAST, ("special", "left_out/a\nb"), (0.1, -2.0)),
+            PairIds(9, THREE, THREE, TWO, LAST, ANY),
+        ],
+        [AnswerIds(7, ONE, TWO, ANY), AnswerIds(9, TWO, THREE, LAST, ("moved",))],
+    ],
+    ids=["none", "pairs", "answers"],
+)
+def test_a_shard_as_bytes(ids):
+    told = counts.none()._replace(rows=9, first={"a": "b"}, repeated=1)
+    told.notes["special"] += 1
+    shard = Shard(ids, np.array([2**64 - 1 - i for i in range(len(ids))], np.uint64), told)
+    found = shards.from_bytes(shards.to_bytes(shard))
+    assert equal(found, shard)
+    assert list(map(type, found.ids)) == list(map(type, ids))
+    arrays = [found.keys, *(x for one in found.ids for x in one if isinstance(x, np.ndarray))]
+    own = [shard.keys, *(x for one in ids for x in one if isinstance(x, np.ndarray))]
+    assert [x.dtype for x in arrays] == [x.dtype for x in own]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +224,7 @@ def test_a_harmed_cache_is_mended(tmp_path, monkeypatch, harm):
     monkeypatch.setattr(parallel, "SHARD", 50)
     path, cache = many(tmp_path / "a.jsonl", 100), tmp_path / "cache"
     before = read(path, cache)
-    one = sorted(cache.glob("*/*.arrow"))[0]
+    one = sorted(cache.glob("*/*.safetensors"))[0]
     content = one.read_bytes()
     # A reader that maps the old file keeps it: what is written anew has another inode.
     one.rename(tmp_path / "old")

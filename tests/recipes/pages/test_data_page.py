@@ -1,5 +1,6 @@
 """What is shown of the data: all of it true, and none of it able to do harm."""
 
+import collections
 from html.parser import HTMLParser
 import itertools
 import re
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from recipes.data import run_data, shown
-from recipes.data.ids.pair_ids import PairIds, described
+from recipes.data.ids.counts import Counts
+from recipes.data.ids.pair_ids import AnswerIds, PairIds, described
 from recipes.data.packed.packing import Shape
 from recipes.pages import data_page
 from tests.conftest import TINY
@@ -34,13 +36,13 @@ def pair(own, prompt, chosen, rejected, row=0, notes=()):
 
 
 def part(pairs, *, name="train", reasons=None, notes=None, told=None, lost=0, **other):
-    reasons = reasons or {}
-    rows = len(pairs) + sum(reasons.values()) + lost
+    counter, reasons = collections.Counter, collections.Counter(reasons or {})
+    rows = len(pairs) + reasons.total() + lost
+    counts = Counts(rows, counter(), reasons, counter(notes or {}), dict.fromkeys(reasons, "a:1"))
     told = [f"{len(pairs)} of {rows} rows used"] if told is None else told
     given = dict(source="pairs.jsonl", layout="plain_text") | other
     return run_data.Told(
-        name=name, told=told, rows=rows, used=len(pairs), reasons=reasons, notes=notes or {},
-        pairs=pairs, **given,
+        name=name, lines=told, counts=counts, pairs=pairs, **given,
     )  # fmt: skip
 
 
@@ -173,12 +175,16 @@ def test_a_page_counts_as_it_was_told(own):
     assert described("special") not in page.words
     assert "accounted for" not in page.words
     assert ["prompt", *"11111"] in page.cells and ["scored", *"22222"] in page.cells
-    assert (
-        "1,204 rows were read, and 1,203 are accounted for."
-        in Page(
-            data_page.page([one._replace(reasons=reasons | {"`chosen` is missing": 0})], own, SHAPE)
-        ).words
-    )
+    alarm = "1,204 rows were read, and 1,203 are accounted for."
+    fewer = collections.Counter({"chosen equals rejected": 1200})
+    for odd in (
+        one._replace(pairs=pairs[1:]),
+        one._replace(counts=one.counts._replace(dropped=fewer)),
+    ):
+        assert alarm in Page(data_page.page([odd], own, SHAPE)).words
+        assert "1,203 of 1,204 rows are accounted for" in data_page.text(
+            [odd], own, SHAPE, color=False
+        )
 
 
 TEXTS = [
@@ -269,3 +275,27 @@ def test_rows_are_from_all_over(own):
     assert [p.row for p in run_data.spread(pairs, 3)] == [0, 50, 99]
     assert [p.row for p in run_data.spread(pairs[:2], 20)] == [0, 1]
     assert run_data.spread(pairs, 0) == []
+
+
+def test_single_answers_are_told_as_such(own):
+    texts = [(" Which way? " * 20, " Onwards!"), ("A", " B C")]
+    ids = [[np.array(own.encode(text)[0], np.int32) for text in both] for both in texts]
+    some = [
+        AnswerIds(row, prompt, answer, np.arange(len(answer)) > 0, ("moved",))
+        for row, (prompt, answer) in enumerate(ids)
+    ]
+    one = part(some, layout="plain_answer", source="rows.jsonl", notes={"moved": 2})
+    shape = SHAPE._replace(answers=1)
+    told, html = data_page.text([one], own, shape, color=False), data_page.page([one], own, shape)
+    assert "  2 answers with a token across the end of the prompt" in told
+    assert "the longest answer does not fit" in told
+    page = Page(html)
+    assert page.texts == [text for both in texts for text in both]
+    assert "2 answers from 2 rows." in page.words and "an update is 2 answers." in page.words
+    assert "Answers, token by token" in page.words and "Of the answers used" in page.words
+    assert [row[0] for row in page.cells if row[0] in ("prompt", "answer", "scored")] == [
+        "prompt", "answer", "scored"
+    ]  # fmt: skip
+    assert "the longest answer does not fit" in page.words
+    for words in (told, page.words):
+        assert not re.search("pair|chosen|rejected|both|longer one", words)

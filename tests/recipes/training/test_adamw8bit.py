@@ -25,7 +25,7 @@ def drawn(*shape, spread=1.0, seed=0):
 
 @pytest.mark.parametrize("signed", [True, False])
 def test_what_is_kept_of_a_number(signed):
-    """Half a step of the fourth root, as a share of the block's largest; codes stay what they are."""
+    """Half a step of the fourth root, as a share of the block's largest; codes stay."""
     x = drawn(3, 5, 256, spread=2.0)
     x = x if signed else jnp.square(x)
     kept = adamw8bit.narrow(x, signed=signed)

@@ -44,7 +44,7 @@ def test_the_wanted_manner_is_that_of_the_nearer_answer(answer, chosen, rejected
 )  # fmt: skip
 def test_prompts_are_spread_and_their_number_bounded(prompts, length, asked):
     pairs = [pair([i] * length, [1], [2]) for i in range(prompts)]
-    some = [int(one.prompt[0]) for one in samples.spread(pairs, 128)]
+    some = [int(one.prompt[0]) for one in samples.at_once(pairs, 128)]
     assert len(some) == asked
     assert some == sorted(set(some))
     if asked == 4:

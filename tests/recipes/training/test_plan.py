@@ -13,15 +13,15 @@ from recipes.training.run import Every, Saving
 from tests.conftest import adamw_of, given_by, run_with
 
 
-def run_of(config, *, pairs=100, steps=60, parts=None, held_out=50):
+def run_of(config, *, pairs=100, steps=60, parts=None, held_out=50, answers=2):
     parts = parts or [Part("train", 1.0, [None] * pairs, pairs - 1)]
     keep = Keep(config.keep_checkpoints, every=config.keep_every, highest=None)
     return run_with(
         total_steps=steps,
         parts=parts,
-        pairs=[pair for part in parts for pair in part.pairs],
+        examples=[pair for part in parts for pair in part.pairs],
         held_out=[HeldOut("heldout", [None] * held_out)] if held_out else [],
-        place=Place(Shape(2, 64, config.train_batch_size, 2, few=1), None),
+        place=Place(Shape(2, 64, config.train_batch_size, answers, few=1), None),
         adamw=adamw_of(config),
         every=checks.part(Every, given_by(config)),
         saving=Saving(keep, 2, "float32", None),
@@ -82,6 +82,16 @@ def test_notes(config, other, run, told):
     else:
         (note,) = found
         assert told in note
+
+
+def test_notes_on_single_answers_speak_of_answers(config):
+    config.update_from_flattened_dict({"train_batch_size": 99, "num_epochs": 0.1, "warmup": 0.0})
+    run = run_of(config, parts=[UNEVEN[0], TWO[1]], steps=5, answers=1)
+    found = plan.notes(run, checks.part(plan.Asked, given_by(config)))
+    told = "\n".join([*found, *plan._mixed(run)])
+    for words in ("99 answers of a", "one answer of b is", "updates of 99 answers", "90 answers"):
+        assert words in told
+    assert "pair" not in told.replace("max_eval_pairs", "")
 
 
 def test_a_run_that_would_learn_nothing_is_refused(config):

@@ -3,8 +3,8 @@
 import pytest
 
 from checkpoints_io import places
-from recipes.configs import llama8b, tiny
-from recipes.training import resume, settings
+from recipes.configs import llama8b, tiny, tiny_sft
+from recipes.training import checks, resume, settings
 from tests.conftest import given_by
 
 # Each of them shapes the numbers: which pairs, in which order, what is learnt from them and how.
@@ -51,3 +51,16 @@ def test_what_touches_no_number_may_change():
     config.keep_checkpoints, config.steps_per_log, config.mesh.fsdp = 7, 7, 1
     config.validation = {"another": "held-out.jsonl"}
     assert resume.of_settings(given_by(config)) == saved
+
+
+@pytest.mark.parametrize(
+    ("config", "groups"), [(tiny, settings.DPO), (tiny_sft, settings.SFT)], ids=["dpo", "sft"]
+)
+def test_what_may_change_is_told_of_this_recipe(config, groups):
+    table = settings.table_of(groups)
+    now = resume.of_settings(checks.plain(config.get_config(), table))
+    with pytest.raises(ValueError, match="What may change on a resume: ") as found:
+        resume.refuse_other_settings(now | {"seed": 7}, now, places.at("run"))
+    told = str(found.value).rpartition(": ")[2].split(", ")
+    assert told == sorted(name for name, setting in table.items() if setting.free)
+    assert ("reference_mode" in told) == (groups is settings.DPO)

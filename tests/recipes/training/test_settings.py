@@ -9,8 +9,6 @@ import pytest
 
 from recipes import forecast
 from recipes.configs import tiny, tiny_sft
-from recipes.data.chats import chat
-from recipes.data.ids import pair_ids
 from recipes.preference import losses
 from recipes.training import checks, optimizer, plan, run, settings
 from tests.conftest import ROOT, adamw_of, given_by
@@ -79,6 +77,7 @@ def test_the_configs_pass(config):
         ({"distributed.num_processes": 2}, "no effect without --config.distributed.enabled=true"),
         ({"loss": "simpo"}, "SimPO is not implemented here yet; there are sigmoid"),
         ({"loss": "exo_pair"}, "EXO is not implemented"),
+        ({"loss": "SFT"}, "supervised fine-tuning is a recipe of its own, recipes/sft.py$"),
         ({"loss": "DPO"}, r"did you mean sigmoid\?"),
         ({"loss": "Sigmoid"}, r"did you mean sigmoid\?"),
         ({"loss": "zzz"}, r"is none of sigmoid.* and \w+ \(docs/dpo.md says what they are\)$"),
@@ -188,8 +187,6 @@ def test_the_choices_of_the_table_are_those_of_the_code():
     assert set(choices("remat")) == set(stack.REMAT)
     assert set(choices("loss")) == set(losses.LOSSES)
     assert not losses.LOSSES.keys() & checks.LOSSES_NOT_HERE.keys(), "it is here now"
-    assert set(choices("data.over_length")) == set(pair_ids.OVER_LENGTH)
-    assert set(choices("data.scored_turns")) == set(chat.SCORED_TURNS)
     assert set(choices("hf_save_dtype")) == set(settings.DTYPES) == set(checks.DTYPES)
     assert set(choices("adam_mu_dtype")) < set(checks.DTYPES)
 
@@ -235,6 +232,27 @@ def test_a_recipe_without_pairs_has_no_settings_of_pairs():
                 checks.checked(config, table)
     config.data.layout = "preference_chat"
     with pytest.raises(ValueError, match=r"data.layout='preference_chat' is none of conversation"):
+        checks.checked(config, table)
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"per_device_parallelism": 33}, "more rows than the 32 answers of .*: each takes one at"),
+        ({"per_device_parallelism": 32}, None),
+        ({"max_eval_pairs": 5, "validation": None}, "no effect: nothing is held out"),
+    ],
+)
+def test_impossible_settings_of_single_answers(other, told):
+    config, table = tiny_sft.get_config(), settings.table_of(settings.SFT)
+    config.update_from_flattened_dict(other)
+    if told is None:
+        checks.checked(config, table)
+    else:
+        with pytest.raises(ValueError, match=told):
+            checks.checked(config, table)
+    del config.mp
+    with pytest.raises(ValueError, match=r"no mp: add it, as recipes/configs/tiny_sft.py has it"):
         checks.checked(config, table)
 
 

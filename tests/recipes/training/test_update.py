@@ -201,7 +201,7 @@ def test_kept_answers_of_a_reference_go_to_their_pairs(work, tmp_path, monkeypat
     place = place_of(mesh, 1, 16)
     pairs = told_apart(rows)
     run = run_with(
-        pairs=pairs, held_out=[HeldOut("mine", pairs[2:5])], place=place,
+        examples=pairs, held_out=[HeldOut("mine", pairs[2:5])], place=place,
         computing=Computing(mesh, None, None, "full"),
     )  # fmt: skip
     beside = Beside("mine", is_hf=True, mode="cached", cache=str(tmp_path))
@@ -223,7 +223,7 @@ def gate(place, of_batch, *, step=0, fingerprint_=None, dtype=np.float32):
     own = Policy(types.SimpleNamespace(dtype=np.dtype(dtype)), None, None, None)
     return gates.check_logps(
         counting, own, State(step, weights, {}, None), Reference(known, of_batch, [], object()),
-        run_with(pairs=told_apart(range(7)), place=place),
+        run_with(examples=told_apart(range(7)), place=place),
     )  # fmt: skip
 
 

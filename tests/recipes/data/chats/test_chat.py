@@ -6,6 +6,7 @@ import pytest
 
 from recipes.data.chats import chat, rendering, trial
 from recipes.data.chats.layouts import Pair
+from recipes.training import settings
 from tests.conftest import TINY
 from zoo.text import tokenizer
 
@@ -270,13 +271,15 @@ def test_which_turns_count(shared, own):
     text = stock(shared, "trl/llama3")
     told = {
         turns: scored(rendering.render(SEVERAL, prepared(own, text, turns))[0])
-        for turns in chat.SCORED_TURNS
+        for turns in settings.ALL["data.scored_turns"].choices
     }
-    assert told["assistant"] == ["One.<|eot_id|>", "Two.<|eot_id|>"]
-    assert told["last"] == ["Two.<|eot_id|>"]
     header = "<|start_header_id|>{}<|end_header_id|>\n\n"
     between = f"{header.format('user')}Why?<|eot_id|>{header.format('assistant')}"
-    assert told["all"] == [f"One.<|eot_id|>{between}Two.<|eot_id|>"]
+    assert told == {
+        "assistant": ["One.<|eot_id|>", "Two.<|eot_id|>"],
+        "last": ["Two.<|eot_id|>"],
+        "all": [f"One.<|eot_id|>{between}Two.<|eot_id|>"],
+    }
 
 
 def test_a_template_is_told_of_tools_and_of_what_a_row_says_besides(own):

@@ -288,6 +288,8 @@ def test_answers_that_are_ranked_alike_are_dropped_not_malformed(tmp_path):
         ("prompt completion label", "one answer each (`completion`), and whether it is wanted"),
         ("messages label", "one answer each (`messages`), and whether it is wanted (`label`)"),
         ("instruction output", "one answer each (`output`), not pairs: this recipe needs two"),
+        ("prompt answer", "one preferred to the other; recipes/sft.py trains on one"),
+        ("prompt chosen", "{'rejected': 'worse'}\"; without one, recipes/sft.py trains on `chosen"),
     ],
 )
 def test_missing_answers_are_a_sentence_with_what_is_there(names, sentence):
@@ -297,6 +299,13 @@ def test_missing_answers_are_a_sentence_with_what_is_there(names, sentence):
     assert sentence in told
     assert ("--config.data.columns" in str(found.value)) == ("{" in told)
     assert ("{" in sentence or "name" in sentence) == ("{" in told)
+
+
+@pytest.mark.parametrize("names", ["prompt completion label", "text", "prompt chosen worse"])
+def test_another_recipe_is_named_only_for_what_it_reads(names):
+    with pytest.raises(ValueError) as found:
+        columns.recognised(dict.fromkeys(names.split(), "a"))
+    assert "sft" not in str(found.value)
 
 
 def test_two_outputs_in_a_list_are_no_single_answer(tmp_path):

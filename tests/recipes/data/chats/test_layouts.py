@@ -731,7 +731,10 @@ def test_every_layout_reads_its_example_and_leaves_it_as_it_was(layout):
     assert named.keys() & LAYOUTS[layout].columns
 
 
-MAY_LACK = {"history", "context", "answers", "responses", "rejected_messages", *layouts.BESIDES}
+MAY_LACK = {
+    "history", "context", "answers", "responses", "rejected_messages", *layouts.BESIDES,
+    *layouts.RATINGS,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("layout", EXAMPLES)

@@ -11,6 +11,7 @@ from recipes.data.chats.layouts import Pair
 from recipes.data.ids import pair_ids
 from recipes.data.packed import packing, streams
 from recipes.data.packed.packing import Shape
+from recipes.training import settings as run_settings
 from tests.conftest import SHARED, TINY
 from zoo.text import tokenizer
 
@@ -168,6 +169,23 @@ def test_no_text_is_lost_at_the_boundary(prompt, chosen, rejected):
 
 
 LONG = answered("a", "one two three four", "five")
+
+
+def test_what_is_too_long_is_handled_as_the_setting_says(own):
+    pair = answered("one two three four five six", "seven", "eight nine ten")
+    room = max(len(whole(encoded(pair, own), side)) for side in ("chosen", "rejected")) - 1
+
+    def notes(choice):
+        try:
+            return encoded(pair, own, max_length=room, over_length=choice).notes
+        except ValueError as error:
+            return str(error)
+
+    assert {name: notes(name) for name in run_settings.ALL["data.over_length"].choices} == {
+        "drop": "longer than train_seq_len",
+        "cut_prompt": ("prompt_cut",),
+        "cut_answer": ("answer_cut",),
+    }
 
 
 def test_too_long_is_dropped(own):

@@ -115,6 +115,10 @@ def test_every_score_sees_its_own_text(seed, count, row_length, rows, shards, al
         made = streams.item(example, shape).streams
         assert streams.fits_once(example, shape) == (len(made) == 1)
         assert streams.fits_a_row(example, shape) == (sum(lengths(made)) <= row_length)
+        least = streams.needed(example, alike)
+        for length in (least - 1, least):
+            made_of = streams.item(example, shape._replace(row_length=length)).streams
+            assert (sum(lengths(made_of)) <= length) == (length == least)
         assert streams.longest(example) == max(lengths(streams.separate(example)))
         if len(made) == 1:  # after a prompt of one token there may be a place too many
             spare = streams.stored_length(example) - sum(lengths(made))

@@ -277,7 +277,7 @@ def test_a_broken_text_in_a_table_costs_its_row_alone(tmp_path):
     assert bad.where.endswith("[1]")
 
 
-def test_a_hub_dataset_is_read_as_its_table(monkeypatch):
+def test_a_hub_dataset_is_read_as_its_table(monkeypatch, request):
     """The name, subset, split and revision as `datasets` is asked for them."""
     import datasets
 
@@ -288,6 +288,7 @@ def test_a_hub_dataset_is_read_as_its_table(monkeypatch):
         return datasets.Dataset.from_list(ROWS * 400).select(range(1, 1200))
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    request.addfinalizer(sources._hub.cache_clear)
     rows = list(sources.read("owner/name:subset:split@3f2a", frozenset(["chosen"])))
     assert asked == [(("owner/name", "subset"), {"split": "split", "revision": "3f2a"})]
     assert len(rows) == 1199

@@ -1,0 +1,189 @@
+"""Runs that train adapters: what they keep, what they refuse, and which reference they have."""
+
+import json
+import pathlib
+import shutil
+
+import ml_collections
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from recipes import dpo, sft
+from recipes.configs import tiny_sft
+from recipes.preference import reference
+from recipes.training import checks, loop, settings
+from tests.conftest import TINY
+import zoo
+
+CLOCK = {"train/tokens_per_second", "train/input_wait"}
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture
+def config(tiny_config, tmp_path) -> ml_collections.ConfigDict:
+    """A run of three steps on a few pairs, with adapters."""
+    config = tiny_config
+    rows = (TINY / "train.jsonl").read_text().splitlines()
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows[::12]) + "\n")
+    config.train_data = str(tmp_path / "rows.jsonl")
+    config.validation = {}
+    config.train_batch_size, config.num_train_steps, config.warmup = 8, 3, 0.0
+    config.learning_rate = 1e-3
+    config.steps_per_checkpoint, config.steps_per_eval = 1, None
+    config.steps_per_hf_export = config.max_eval_pairs = None
+    config.adapter = dict(rank=4, alpha=8.0)
+    return config
+
+
+def records(config):
+    lines = (pathlib.Path(config.directory) / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in CLOCK} for line in lines]
+
+
+def exported(config, step=3):
+    return safetensors.numpy.load_file(pathlib.Path(config.directory) / f"hf/step-{step}" / WEIGHTS)
+
+
+class Stopped(Exception):
+    pass
+
+
+def stopped_after(monkeypatch, steps):
+    """The run ends without a word after so many steps."""
+    taken, real = [], loop.applied
+
+    def applied(*args):
+        if len(taken) == steps:
+            raise Stopped
+        taken.append(real(*args))
+        return taken[-1]
+
+    monkeypatch.setattr(loop, "applied", applied)
+
+
+def of_checkpoint(config):
+    """The arrays of the newest checkpoint, by their paths, without opening it by our own code."""
+    steps = pathlib.Path(config.directory) / "checkpoints"
+    return {path.name for path in steps.rglob("*")}, sum(
+        path.stat().st_size for path in steps.rglob("*") if path.is_file()
+    )
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(config, tmp_path, capfd):
+    dpo.train(config)
+    assert records(config)[0]["train/dpo_loss"] == pytest.approx(np.log(2), abs=1e-7)
+    assert records(config)[-1]["train/dpo_loss"] < 0.69
+    assert "they must agree to the last bit" in capfd.readouterr().out
+    _, size = of_checkpoint(config)
+    weights = (TINY / "model" / "model.safetensors").stat().st_size
+    assert size < weights  # which hold two bytes of each number, and the base is not among them
+    parts = config.copy_and_resolve_references()
+    parts.directory = str(tmp_path / "parts")
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(Stopped):
+        stopped_after(patched, 2)
+        dpo.train(parts)
+    dpo.train(parts)
+    assert "resuming from step 2" in capfd.readouterr().out
+    assert records(parts) == records(config)
+    ours, theirs = exported(parts), exported(config)
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_run_is_not_resumed_on_other_weights(config, tmp_path):
+    config.initialize_from_hf = str(tmp_path / "base")
+    shutil.copytree(TINY / "model", tmp_path / "base")
+    config.num_train_steps, config.steps_per_hf_export = 1, -1
+    dpo.train(config)
+    other = zoo.load(TINY / "model")
+    norm = other.norm.scale
+    norm.set_value(norm[...] * 1.5)
+    shutil.rmtree(tmp_path / "base")
+    zoo.save(other, tmp_path / "base", dtype=np.float32)
+    with pytest.raises(ValueError, match=r"the frozen weights have changed since the checkpoint"):
+        dpo.train(config)
+
+
+def test_adapters_of_an_sft_run_are_start_and_reference(config, tmp_path, capfd):
+    """The chain: the first log-ratios are exactly 0, though the start is not the base."""
+    first = tiny_sft.get_config()
+    first.directory = str(tmp_path / "sft")
+    first.initialize_from_hf, first.train_data = config.initialize_from_hf, config.train_data
+    first.validation, first.token_cache, first.compile_cache = {}, None, None
+    first.train_batch_size, first.num_train_steps, first.warmup = 8, 2, 0.0
+    first.learning_rate, first.sample_tokens, first.tensorboard = 1e-2, 0, False
+    first.steps_per_eval = None
+    first.adapter = dict(rank=4)
+    sft.train(first)
+    folder = pathlib.Path(first.directory) / "hf" / "step-2"
+    assert (folder / WEIGHTS).is_file()
+    config.adapter = dict(path=str(folder))
+    config.num_train_steps = 1
+    dpo.train(config)
+    assert "the reference: the policy as it starts" in capfd.readouterr().out
+    (only,) = records(config)
+    assert only["train/dpo_loss"] == pytest.approx(np.log(2), abs=1e-7)
+    assert only["train/dpo_margin_policy"] == only["train/dpo_margin_ref"]
+
+    config.directory += "-base"
+    config.reference_mode = "base"
+    dpo.train(config)
+    assert "the reference: the policy without its adapters" in capfd.readouterr().out
+    (of_base,) = records(config)
+    assert of_base["train/dpo_margin_policy"] == only["train/dpo_margin_policy"]
+    assert of_base["train/dpo_margin_ref"] != only["train/dpo_margin_ref"]
+
+
+def test_a_merged_export_is_a_model(config, tmp_path, capfd):
+    config.num_train_steps = 1
+    config.adapter.export = "merged"
+    config.hf_save_dtype = "float32"
+    dpo.train(config)
+    assert "merged: float32 holds all of what the adapters add" in capfd.readouterr().out
+    folder = pathlib.Path(config.directory) / "hf" / "step-1"
+    assert (folder / "config.json").is_file()
+    zoo.check(folder)
+
+
+def test_a_separate_reference_of_the_same_weights_agrees_to_the_bit(config, tmp_path, capfd):
+    shutil.copytree(TINY / "model", tmp_path / "copy")
+    config.reference_model_path = str(tmp_path / "copy")
+    config.num_train_steps = 1
+    dpo.train(config)
+    assert "they must agree to the last bit" in capfd.readouterr().out
+    assert records(config)[0]["train/dpo_loss"] == pytest.approx(np.log(2), abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"adapter.rank": None}, r"adapter.alpha has no effect: all weights are trained"),
+        ({"adapter.path": "here"}, "adapter.alpha has no effect: the adapters in"),
+        ({"adapter.dropout": 0.05}, "dropout"),
+        ({"adapter.rank": 0}, "adapter.rank must be above 0"),
+        ({"adapter.zero": "C"}, "adapter.zero='C' is none of A, B"),
+        ({"adapter.rank_pattern": {"q_proj": 0}}, "adapter.rank_pattern.q_proj=0 must be above 0"),
+        ({"reference_mode": "base", "reference_model_path": "x"}, "names another reference"),
+    ],
+)
+def test_settings_that_contradict_each_other(config, values, words):
+    for name, value in values.items():
+        room, _, last = name.rpartition(".")
+        (config[room] if room else config)[last] = value
+    with pytest.raises(ValueError, match=words):
+        checks.checked(config, settings.table_of(settings.DPO))
+
+
+def test_a_base_is_a_reference_of_adapters_alone(config):
+    del config.adapter
+    config.reference_mode = "base"
+    with pytest.raises(ValueError, match=r"it has none: set --config.adapter.rank"):
+        checks.checked(config, settings.table_of(settings.DPO))
+
+
+def test_the_reference_is_the_policy_unless_another_is_named(config):
+    given = checks.checked(config, settings.table_of(settings.DPO))
+    assert reference.wanted(given).of_policy
+    assert not reference.wanted(given | {"reference_model_path": "other"}).of_policy
+    assert not reference.wanted(given | {"adapter.rank": None}).of_policy

@@ -1,0 +1,238 @@
+"""PEFT folders: what is in them, what is refused, and that PEFT gives the logits that we give."""
+
+import copy
+import json
+import types
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from tests.conftest import TINY
+from tests.zoo import twins
+from tests.zoo.test_adapters import filled, parted
+import zoo
+from zoo.adapters import Lora
+from zoo.parts import adapted
+
+
+def with_adapters(model, lora, scale=0.1):
+    """A model with numbers in all of its adapters."""
+    trained, frozen = parted(model, lora)
+    whole = adapted.joined(filled(trained, frozen, scale), frozen)
+    made = nnx.merge(nnx.graphdef(model), nnx.State(whole))
+    made.source = model.source
+    return made
+
+
+@pytest.fixture(scope="module")
+def base():
+    return zoo.load(TINY / "model")
+
+
+@pytest.fixture(scope="module")
+def folder(base, tmp_path_factory):
+    """A folder of adapters of the tiny model, of two ranks."""
+    folder = tmp_path_factory.mktemp("peft") / "adapter"
+    lora = Lora(4, 8.0, targets=("q_proj", "down_proj"), rank_pattern={"down_proj": 2}, layers=(0,))
+    zoo.save_adapter(with_adapters(base, lora), folder, base="tiny/model", revision="abc")
+    return folder
+
+
+def test_a_folder_to_the_letter(base, folder):
+    config = json.loads((folder / "adapter_config.json").read_text())
+    q, down = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"
+    assert config.pop("r") in (2, 4)
+    assert config.pop("lora_alpha") == 8
+    assert config.pop("rank_pattern") in ({q: 4}, {down: 2})
+    assert config == {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "lora_dropout": 0.0, "use_rslora": False,
+        "use_dora": False, "target_modules": sorted([q, down]), "alpha_pattern": {},
+        "bias": "none", "fan_in_fan_out": False, "modules_to_save": None, "inference_mode": True,
+        "init_lora_weights": True, "base_model_name_or_path": "tiny/model", "revision": "abc",
+    }  # fmt: skip
+    tensors = safetensors.numpy.load_file(folder / "adapter_model.safetensors")
+    sizes = base.config.sizes
+    D, F, heads = sizes["D"], sizes["F"], sizes["N"] * sizes["H"]
+    assert {name: value.shape for name, value in tensors.items()} == {
+        f"base_model.model.{q}.lora_A.weight": (4, D),
+        f"base_model.model.{q}.lora_B.weight": (heads, 4),
+        f"base_model.model.{down}.lora_A.weight": (2, F),
+        f"base_model.model.{down}.lora_B.weight": (D, 2),
+    }
+    assert all(value.dtype == np.float32 for value in tensors.values())
+
+
+def test_a_folder_that_is_read_is_written_again_bit_for_bit(base, folder, tmp_path):
+    again = zoo.load(TINY / "model", adapter=folder)
+    zoo.save_adapter(again, tmp_path / "again")
+    one, other = (safetensors.numpy.load_file(f / "adapter_model.safetensors")
+                  for f in (folder, tmp_path / "again"))  # fmt: skip
+    assert one.keys() == other.keys()
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_merged_weights_are_the_base_and_its_adapters(folder, tmp_path):
+    model = zoo.load(TINY / "model", adapter=folder)
+    zoo.save(model, tmp_path / "merged", dtype=np.float32)
+    merged = zoo.load(tmp_path / "merged")
+    tokens = np.random.default_rng(0).integers(3, 90, (2, 20))
+    ours = np.asarray(model(tokens))
+    np.testing.assert_allclose(merged(tokens), ours, atol=3e-6 * np.abs(ours).max())
+    assert np.abs(ours - np.asarray(zoo.load(TINY / "model")(tokens))).max() > 0.1
+
+
+def test_a_model_with_adapters_generates(base, folder):
+    """Greedy text of the adapted model is that of the merged one."""
+    from zoo import generate
+
+    model = zoo.load(TINY / "model", adapter=folder)
+    merged = nnx.merge(
+        nnx.graphdef(model),
+        nnx.State(jax.tree.map(
+            lambda w: w.astype(jnp.float32) if adapted.is_adapted(w) else w,
+            nnx.to_pure_dict(nnx.state(model)), is_leaf=adapted.is_adapted,
+        )),
+    )  # fmt: skip
+    ask = lambda one: generate.generate(one, [[5, 9, 33]], max_new_tokens=12)[0]
+    np.testing.assert_array_equal(ask(model), ask(merged))
+
+
+def changed(folder, to, **values):
+    """A copy of a folder, with other values in its adapter_config.json."""
+    to.mkdir()
+    (to / "adapter_model.safetensors").write_bytes(
+        (folder / "adapter_model.safetensors").read_bytes()
+    )
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (to / "adapter_config.json").write_text(json.dumps(config | values))
+    return to
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (dict(peft_type="IA3"), "peft_type 'IA3', and only LORA is read"),
+        (dict(modules_to_save=["lm_head"]), "modules_to_save, which is whole weights"),
+        (dict(trainable_token_indices=[3]), "trainable_token_indices"),
+        (dict(bias="all"), "bias='all'"),
+        (dict(lora_bias=True), "lora_bias"),
+        (dict(init_lora_weights="pissa_niter_4"), "'pissa_niter_4', which changes the base too"),
+        (dict(init_lora_weights="olora"), "changes the base too"),
+        (dict(init_lora_weights="corda"), "changes the base too"),
+        (dict(layer_replication=[[0, 1]]), "layer_replication"),
+        (dict(r="eight"), "r='eight'"),
+        (dict(rank_pattern={}, r=3), r"has an adapter of rank \d, and .* says 3"),
+    ],
+)
+def test_what_is_no_lora_of_this_model_is_refused(folder, tmp_path, values, words):
+    with pytest.raises(ValueError, match=words):
+        zoo.load(TINY / "model", adapter=changed(folder, tmp_path / "a", **values))
+
+
+def test_files_that_are_not_there(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no adapter_config.json"):
+        zoo.load(TINY / "model", adapter=TINY / "model")
+    other = changed(folder, tmp_path / "a")
+    (other / "adapter_model.safetensors").rename(other / "adapter_model.bin")
+    with pytest.raises(FileNotFoundError, match="a pickle, which is not opened"):
+        zoo.load(TINY / "model", adapter=other)
+
+
+def renamed(folder, to, change):
+    changed(folder, to)
+    path = to / "adapter_model.safetensors"
+    safetensors.numpy.save_file(change(safetensors.numpy.load_file(path)), path)
+    return to
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: {n.replace("q_proj", "c_attn"): x for n, x in t.items()}, "has no place in"),
+        (lambda t: {n.replace("layers.0", "layers.99"): x for n, x in t.items()}, "has no place"),
+        (lambda t: t | {"base_model.model.lm_head.weight": np.zeros((2, 2), "f4")}, "has no place"),
+        (lambda t: {n: x for n, x in t.items() if "lora_B" not in n}, "lacks lora_B of"),
+        (lambda t: {n: x[..., :-1] if "lora_A" in n else x for n, x in t.items()}, "has shape"),
+        (lambda t: {n: x * np.float32("nan") for n, x in t.items()}, "is not finite"),
+        (lambda t: {}, "holds no adapters"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(folder, tmp_path, change, words):
+    with pytest.raises(ValueError, match=words):
+        zoo.load(TINY / "model", adapter=renamed(folder, tmp_path / "a", change))
+
+
+def test_adapters_of_other_weights_are_refused(folder, tmp_path, base):
+    """The fingerprint of the weights they were trained on is kept with them."""
+    other = nnx.clone(base)
+    norm = other.norm.scale
+    norm.set_value(norm[...] * 2)
+    other.source = base.source
+    zoo.save(other, tmp_path / "other", dtype=np.float32)
+    with pytest.raises(ValueError, match="were trained on other weights than those of"):
+        zoo.load(tmp_path / "other", adapter=folder)
+    # Those of other programs do not say what they were trained on.
+    unmarked = renamed(folder, tmp_path / "a", lambda tensors: tensors)
+    zoo.load(tmp_path / "other", adapter=unmarked)
+
+
+def test_a_model_without_adapters_has_no_such_folder(base, tmp_path):
+    with pytest.raises(ValueError, match="the model has no adapters"):
+        zoo.save_adapter(base, tmp_path / "a")
+
+
+# Against PEFT itself, where it is installed
+
+NOW = {"llama", "gpt2", "phi3", "qwen3_moe"}
+FAMILIES = [
+    family if family in NOW else pytest.param(family, marks=pytest.mark.full)
+    for family in twins.TWINS
+]
+BOUND = 3e-6
+
+
+@pytest.fixture(scope="module")
+def live():
+    """Torch and PEFT."""
+    torch = pytest.importorskip("torch")
+    return types.SimpleNamespace(torch=torch, peft=pytest.importorskip("peft"))
+
+
+def logits_of(live, model, tokens):
+    with live.torch.no_grad():
+        return model(input_ids=live.torch.tensor(tokens)).logits.double().numpy()
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_peft_reads_our_folders_and_we_read_its(live, family, dora, tmp_path):
+    shape = next(iter(twins.TWINS[family]))
+    original, path = twins.twin(family, shape)
+    model = zoo.load(path)
+    has_experts = "E" in model.config.sizes
+    targets = (r".*self_attn\..*_proj",) if dora and has_experts else ("all-linear",)
+    model = with_adapters(model, Lora(4, 8.0, targets=targets, dora=dora), scale=0.02)
+    zoo.save_adapter(model, tmp_path / "ours")
+    theirs = live.peft.PeftModel.from_pretrained(copy.deepcopy(original), str(tmp_path / "ours"))
+    tokens = np.random.default_rng(0).integers(3, 90, (2, 12))
+    ours = np.asarray(model(tokens), np.float64)
+    # In float64 PEFT gives the truth; how far it is off in float32 is a yardstick.
+    narrow = logits_of(live, theirs, tokens)
+    exact = logits_of(live, theirs.double(), tokens)
+    top = np.abs(exact).max()
+    bound = max(BOUND * top, 2 * np.abs(narrow - exact).max())
+    moved = np.abs(exact - logits_of(live, original.double(), tokens)).max()
+    original.float()
+    assert moved > 0.1 * top
+    assert np.abs(ours - exact).max() <= bound
+    zoo.save(model, tmp_path / "merged", dtype=np.float32)
+    merged = np.asarray(zoo.load(tmp_path / "merged")(tokens))
+    assert np.abs(merged - exact).max() <= bound
+    # And back: PEFT's own folder of the same.
+    theirs.float().save_pretrained(str(tmp_path / "theirs"))
+    again = zoo.load(path, adapter=tmp_path / "theirs")
+    assert np.abs(np.asarray(again(tokens)) - exact).max() <= bound
