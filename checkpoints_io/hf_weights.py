@@ -76,11 +76,14 @@ class FewBits(NamedTuple):
     like: Narrow  # shapes and shardings
 
 
-def read(folder: pathlib.Path, plan: Plan) -> dict[str, jax.Array | Narrow]:
+def read(
+    folder: pathlib.Path, plan: Plan, parts: Mapping[str, tuple[Entry, Wanted]] | None = None
+) -> dict[str, jax.Array | Narrow]:
     """The weights of a model folder, each part read once and put straight onto its devices.
 
     Those to be kept in few bits come as such, one tensor after the other. All names and shapes are
-    checked before the first array is made.
+    checked before the first array is made. Of `parts`, if they are given, each is a weight of the
+    plan, or some layers of it, and these alone are read.
 
     Raises:
       FileNotFoundError: the folder holds no safetensors, or lacks one that its index names.
@@ -90,8 +93,10 @@ def read(folder: pathlib.Path, plan: Plan) -> dict[str, jax.Array | Narrow]:
     with _tensors(folder, plan.names) as tensors:
         _check(folder, plan, tensors)
         _check_tied(folder, plan, tensors)
+        if parts is None:
+            parts = {path: (plan.table[path], want) for path, want in plan.wanted.items()}
         made = lambda want: _array if want.few is None else _in_few_bits
-        return {path: made(w)(plan.table[path], w, tensors) for path, w in plan.wanted.items()}
+        return {path: made(w)(entry, w, tensors) for path, (entry, w) in parts.items()}
 
 
 def check(folder: pathlib.Path, plan: Plan) -> None:

@@ -46,8 +46,8 @@ from recipes.training import (
     logps,
     optimizer,
     plan,
-    policy,
     settings,
+    trained,
     update,
 )
 from recipes.training.adapting import Adapting
@@ -139,12 +139,19 @@ def forecast(
             model.attention = "blocks"  # compiled for CPUs, which have no kernels
         graph, layout = nnx.split(model)
         asked = adapting.of_settings(job.given, model)
-        params, frozen = _parts(nnx.to_pure_dict(layout), asked, mesh)
+        pattern = job.given["trainable"]
+        chosen = None if pattern is None else trained.by_name(model, pattern)
+        learnt, apart = trained.of(model, asked, chosen), job.resident and not job.of_policy
+        params = learnt.like
+        if chosen is None:
+            _, frozen = _parts(nnx.to_pure_dict(layout), asked, mesh)
+        else:
+            rest = trained.layout_of(model, trained.others(model, chosen), compute)
+            frozen = trained.with_room(rest, chosen)
         schedule = optimizer.schedule_of(job.adamw, 1000)
-        adamw = policy.adamw_of(job.adamw, schedule, layout, asked)
+        adamw = optimizer.optimizer_of(job.adamw, schedule, *learnt[1:])
         opt_state = optimizer.layout(adamw, params, mesh)
-        mu, apart = job.adamw.adam_mu_dtype, job.resident and not job.of_policy
-        held = plan.memory(model, params if asked else None, mu, resident=apart)
+        held = plan.memory(model, params, opt_state, chosen, resident=apart)
         most = plan.most_positions(model, sum(held.values()), chip.memory, "accelerator")
         batch, shape = _batch(job.sizes, mesh, most, pairs * stored_per_pair)
         programs = update.compiled(
@@ -159,15 +166,14 @@ def forecast(
         sums: Any = _placed(jax.eval_shape(programs.zero), params, mesh)
         said = Said(sums.policy.update(dtype=jnp.int32), sums.policy)
         narrow = jax.tree.map(lambda x: x.update(dtype=compute), params)
-        if asked:
-            narrow = adapted.joined(params, frozen)
+        narrow = adapted.joined(params if asked else narrow, frozen)
         add = programs.add.lower(sums, params, frozen, sums.reference, said, batch).compile()
         apply = programs.apply.lower(sums, params, opt_state, said).compile()
         forward = logps.compiled(mesh).lower(graph, narrow, batch).compile()
 
-    persistent = {"frozen": _held(frozen)} if asked else {}
+    persistent = {"frozen": _held(frozen)} if frozen else {}
     persistent |= {
-        "adapters" if asked else "policy": _held(params),
+        "policy" if not frozen else "adapters" if asked else "trained": _held(params),
         "optimizer": _held(opt_state),
         "gradient": _held(sums.gradient),
     }

@@ -1,6 +1,6 @@
 """A model and its Hugging Face folder: the zoo's one door to the disk."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import os
 import pathlib
@@ -64,6 +64,30 @@ def load(
     model = nnx.merge(graph, nnx.from_flat_state(filled))
     model.source = folder
     return model if adapter is None else with_adapters(model, adapter)
+
+
+def read(
+    model: Model, some: Mapping[str, Sequence[int] | None], dtype: jax.typing.DTypeLike
+) -> dict:
+    """Some weights of the folder that a model without weights is of, as nested dicts.
+
+    `some` has them by path, with the layers that are wanted of each, or None for all of it.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load` and `check_finite`.
+    """
+    plan, parts = _plan(model), {}
+    for path, layers in some.items():
+        entry, want = plan.table[path], plan.wanted[path]
+        if layers is not None:
+            numbers = layers if entry.layers is None else [entry.layers[i] for i in layers]
+            entry = entry._replace(layers=numbers)
+            want = want._replace(shape=(len(layers), *want.shape[1:]))
+        parts[path] = entry, want._replace(dtype=np.dtype(dtype))
+    assert model.source is not None
+    arrays: dict[str, Any] = hf_weights.read(hf_folder.look_up(model.source).path, plan, parts)
+    _refuse_not_finite(model, arrays, {path: entry for path, (entry, _) in parts.items()})
+    return traverse_util.unflatten_dict(arrays, sep=".")
 
 
 def with_adapters(model: Model, adapter: str | os.PathLike[str]) -> Model:
@@ -139,9 +163,14 @@ def check_finite(model: Model) -> None:
     Raises:
       ValueError: there are such weights.
     """
-    table = hf_table(model)
     weights = adapters.base_of(nnx.to_pure_dict(nnx.state(model)))
     params: dict[str, Any] = traverse_util.flatten_dict(weights, sep=".")
+    _refuse_not_finite(model, params, hf_table(model))
+
+
+def _refuse_not_finite(
+    model: Model, params: Mapping[str, jax.Array], table: Mapping[str, hf_weights.Entry]
+) -> None:
     # All are started before one is waited for.
     finite = {name: bits.finite(x, table[name].name.count("{")) for name, x in params.items()}
     bad = [

@@ -26,7 +26,7 @@ from recipes.training.run import Beside, Run, say
 from recipes.training.update import Params
 import zoo
 from zoo import adapters
-from zoo.parts import adapted, attention
+from zoo.parts import adapted, attention, partly
 
 
 class Reference(NamedTuple):
@@ -114,6 +114,7 @@ def _weights(asked: Beside, policy: Policy, run: Run) -> tuple[nnx.GraphDef, Par
     weights = nnx.to_pure_dict(state)
     if graph != policy.graph:
         return graph, weights
+    weights = partly.like(weights, policy.frozen)
     if policy.begun is not None:
         weights = adapters.alike(weights, policy.frozen)
         weights = adapted.joined(adapters.nothing(policy.begun, weights), weights)

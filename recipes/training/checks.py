@@ -388,6 +388,11 @@ def _check_adapters(given: Values, table: Table) -> None:
             f"--config.remat=none keeps the weights of all layers as they are computed with, and "
             f"--config.frozen={given['frozen']} would save nothing: use --config.remat=products"
         )
+    if given["trainable"] is not None:
+        raise BadInput(
+            f"--config.trainable={given['trainable']!r} has no effect: adapters are trained, and "
+            "no weights; leave it out, or the settings of --config.adapter"
+        )
     of_folder = {"adapter.rank", "adapter.path", "adapter.lora_plus", "adapter.export"}
     if begun is not None and (idle := [name for name in changed if name not in of_folder]):
         raise BadInput(
@@ -415,6 +420,11 @@ def _refuse_without_effect(given: Values) -> None:
         raise BadInput(
             "--config.cooldown and --config.min_lr_ratio have no effect with "
             "--config.lr_schedule=constant: add --config.cooldown=None --config.min_lr_ratio=0"
+        )
+    if given["optimizer"] == "adamw8bit" and DTYPES[given["adam_mu_dtype"]] != np.float32:
+        raise BadInput(
+            f"--config.adam_mu_dtype={given['adam_mu_dtype']} has no effect with "
+            "--config.optimizer=adamw8bit, whose moments take 8 bits: leave it out"
         )
     several = ("coordinator_address", "num_processes", "process_id")
     idle = [name for name in several if given[f"distributed.{name}"] is not None]

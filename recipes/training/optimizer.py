@@ -5,19 +5,20 @@ from typing import NamedTuple
 from flax import nnx, traverse_util
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 import numpy as np
 import optax
 
 from checkpoints_io.errors import BadInput
-from recipes.training import checks
+from recipes.training import adamw8bit, checks
 from zoo.parts import layers
 
 
 class AdamW(NamedTuple):
     """Settings of the optimizer and of its learning rate, by their names."""
 
+    optimizer: str
     learning_rate: float
     lr_schedule: str
     warmup: float
@@ -95,17 +96,18 @@ def optimizer_of(
 
     `rates` are what the learning rate of each weight is multiplied by, if it is not one for all.
     """
-    clip = optax.identity()
-    if given.max_grad_norm is not None:
-        clip = optax.clip_by_global_norm(given.max_grad_norm)
-    adam = optax.adamw(
-        schedule,
-        b1=given.adam_beta1,
-        b2=given.adam_beta2,
-        eps=given.adam_epsilon,
-        weight_decay=given.weight_decay,
-        mu_dtype=checks.DTYPES[given.adam_mu_dtype],
-        mask=decayed,
+    betas = given.adam_beta1, given.adam_beta2, given.adam_epsilon
+    clip, norm = optax.identity(), given.max_grad_norm
+    if given.optimizer == "adamw8bit":
+        scaled_by_adam = adamw8bit.scale_by_adam(*betas, max_norm=norm, matrices=decayed)
+    else:
+        scaled_by_adam = optax.scale_by_adam(*betas, mu_dtype=checks.DTYPES[given.adam_mu_dtype])
+        if norm is not None:
+            clip = optax.clip_by_global_norm(norm)
+    adam = optax.chain(  # as `optax.adamw` has it
+        scaled_by_adam,
+        optax.add_decayed_weights(given.weight_decay, decayed),
+        optax.scale_by_learning_rate(schedule),
     )
     if rates is None:
         return optax.chain(clip, adam)
@@ -121,19 +123,32 @@ def matrices(params: nnx.State) -> dict[str, object]:
     )
 
 
-def layout(optimizer: optax.GradientTransformation, params: PyTree, mesh: Mesh) -> PyTree:
+def layout(
+    optimizer: optax.GradientTransformation, params: PyTree, mesh: Mesh | AbstractMesh
+) -> PyTree:
     """Shapes, dtypes and shardings of the optimizer's state: split as the parameters are."""
     everywhere = NamedSharding(mesh, PartitionSpec())
-    shapes = jax.eval_shape(optimizer.init, params)
-    shardings = optax.tree_utils.tree_map_params(
-        optimizer.init,
-        lambda _, sharding: sharding,
-        shapes,
-        jax.tree.map(lambda x: x.sharding, params),
-        transform_non_params=lambda _: everywhere,
-    )
     placed = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-    return jax.tree.map(placed, shapes, shardings)
+    return optax.tree_utils.tree_map_params(
+        optimizer.init,
+        lambda moment, param: jax.tree.map(
+            lambda x: placed(x, _split_as(param.sharding, x.shape)), moment
+        ),
+        jax.eval_shape(optimizer.init, params),
+        params,
+        transform_non_params=lambda x: placed(x, everywhere),
+        is_leaf=adamw8bit.is_blocks,
+    )
+
+
+def _split_as(where: jax.sharding.Sharding, shape: tuple[int, ...]) -> jax.sharding.Sharding:
+    """A weight's sharding, for a part of its moment; scales that it does not divide are whole."""
+    try:
+        where.shard_shape(shape)
+    except ValueError:
+        assert isinstance(where, NamedSharding)
+        return NamedSharding(where.mesh, PartitionSpec(*where.spec[: len(shape) - 1]))
+    return where
 
 
 def init(optimizer: optax.GradientTransformation, params: PyTree, mesh: Mesh) -> PyTree:

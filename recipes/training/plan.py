@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from flax import nnx
 import jax
+from jaxtyping import PyTree
 import numpy as np
 
 from checkpoints_io import places, processes
@@ -14,7 +15,7 @@ from recipes.data import shown
 from recipes.data.ids.pair_ids import Example
 from recipes.data.packed import shapes, streams
 from recipes.data.packed.packing import Shape
-from recipes.training import checks, optimizer
+from recipes.training import optimizer, trained
 from recipes.training.run import Run
 from recipes.training.update import Params
 import zoo
@@ -240,27 +241,35 @@ def position_bytes(model: zoo.Model) -> int:
 
 
 def memory(
-    model: zoo.Model, adapters: Params | None, mu_dtype: str, *, resident: bool
+    model: zoo.Model,
+    like: Params,
+    opt_state: PyTree,
+    chosen: trained.Chosen | None,
+    *,
+    resident: bool,
 ) -> dict[str, int]:
     """Bytes per device that stay allocated through an update; activations are extra.
 
-    With `adapters` these are trained and the weights of the model are frozen. A `resident`
-    reference is as large as the model, in the compute dtype.
+    What is `like` these is trained: all weights, or those `chosen`, or adapters; the rest is
+    frozen. A `resident` reference is as large as the model, in the compute dtype.
     """
     here = lambda x: math.prod(x.sharding.shard_shape(x.shape))
-    weights = jax.tree.leaves(nnx.state(model))  # of few bits, what they are kept as
-    trained = sum(map(here, jax.tree.leaves(adapters) if adapters else weights))
-    mu = checks.DTYPES[mu_dtype].itemsize
-    parts = {"frozen": sum(here(x) * x.dtype.itemsize for x in weights)} if adapters else {}
+    held = lambda tree: sum(here(x) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    weights = nnx.to_pure_dict(nnx.state(model))
+    whole = jax.tree.structure(weights) == jax.tree.structure(like)
+    rest = {} if whole else weights
+    if chosen is not None:
+        rest = trained.layout_of(model, trained.others(model, chosen), model.dtype)
+    parts = {"frozen": held(rest)} if rest else {}
     parts |= {
-        "adapters" if adapters else "policy": 4 * trained,
-        "optimizer": (4 + mu) * trained,
-        "gradient": 4 * trained,
+        "policy" if whole else "adapters" if chosen is None else "trained": held(like),
+        "optimizer": held(opt_state),
+        "gradient": held(like),
     }
     if resident:
-        mesh = getattr(weights[0].sharding, "mesh", None)
-        whole = jax.tree.leaves(nnx.state(zoo.abstract(model.config, mesh=mesh)))
-        parts["reference"] = np.dtype(model.dtype).itemsize * sum(map(here, whole))
+        mesh = getattr(jax.tree.leaves(weights)[0].sharding, "mesh", None)
+        wide = jax.tree.leaves(nnx.state(zoo.abstract(model.config, mesh=mesh)))
+        parts["reference"] = np.dtype(model.dtype).itemsize * sum(map(here, wide))
     return parts
 
 
@@ -271,13 +280,13 @@ def numbers(model: zoo.Model) -> int:
 
 def trained_weights(run: Run) -> int:
     """How many numbers are trained."""
-    trained = nnx.state(run.blank) if run.adapting is None else run.adapting.like
-    return sum(x.size for x in jax.tree.leaves(trained))
+    return sum(x.size for x in jax.tree.leaves(run.trained.like))
 
 
 def checkpoint_bytes(run: Run) -> int:
     """What is trained, and the optimizer, before compression."""
-    return 12 * trained_weights(run)
+    kept = jax.tree.leaves((run.trained.like, run.opt_state))
+    return sum(x.size * x.dtype.itemsize for x in kept)
 
 
 def checkpoints_kept(run: Run) -> int:

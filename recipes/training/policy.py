@@ -15,14 +15,12 @@ from checkpoints_io.bits import fingerprint
 from checkpoints_io.errors import RunFailed
 from checkpoints_io.processes import all_agree
 from checkpoints_io.run_state import Facts, RunStore
-from recipes.training import adapting, logps, optimizer, resume
-from recipes.training.adapting import Adapting
+from recipes.training import adapting, logps, optimizer, resume, trained
 from recipes.training.run import Run, say
 from recipes.training.update import Params
 import zoo
 from zoo import adapters, narrow
-from zoo.parts import adapted
-from zoo.parts.adapted import Adapter
+from zoo.parts import adapted, partly
 
 
 class Policy(NamedTuple):
@@ -33,7 +31,7 @@ class Policy(NamedTuple):
     schedule: optax.Schedule
     adamw: optax.GradientTransformation
     like: Params  # shapes and shardings of what is trained
-    frozen: Params  # what is not, where only adapters are trained
+    frozen: Params  # what is not
     begun: Params | None  # these adapters before the first step
 
 
@@ -54,31 +52,24 @@ def of(run: Run) -> Policy:
     Raises:
       ValueError: frozen weights do not fit or are not finite.
     """
-    graph, layout = nnx.split(run.blank)
+    graph, _ = nnx.split(run.blank)
     schedule = optimizer.schedule_of(run.adamw, run.total_steps)
+    like, *more = run.trained
+    adamw = optimizer.optimizer_of(run.adamw, schedule, *more)
     asked = run.adapting
-    adamw = adamw_of(run.adamw, schedule, layout, asked)
-    if asked is None:
-        return Policy(run.blank, graph, schedule, adamw, nnx.to_pure_dict(layout), {}, None)
+    if asked is None and run.chosen is None:
+        return Policy(run.blank, graph, schedule, adamw, like, {}, None)
     say(f"reading the frozen weights: {run.folder}")
+    if asked is None:
+        assert run.chosen is not None
+        frozen = trained.frozen(run.blank, run.chosen, run.blank.dtype)
+        return Policy(run.blank, graph, schedule, adamw, like, frozen, None)
     base = _loaded(run)
     everywhere = jax.NamedSharding(run.computing.mesh, jax.P())
     put = lambda x: jax.make_array_from_callback(x.shape, everywhere, lambda at: x[at])
     frozen = adapters.attached(nnx.to_pure_dict(nnx.state(base)), asked.sites, put)
     begun = adapting.begun(asked, base, frozen, run.seed)
-    return Policy(run.blank, graph, schedule, adamw, asked.like, frozen, begun)
-
-
-def adamw_of(
-    given: optimizer.AdamW, schedule: optax.Schedule, layout: nnx.State, asked: Adapting | None
-) -> optax.GradientTransformation:
-    """The optimizer of all weights, or of the adapters: then both of their factors decay."""
-    if asked is None:
-        return optimizer.optimizer_of(given, schedule, optimizer.matrices(layout))
-    decayed, rates = adapting.each(asked.like, Adapter(a=True, b=True, magnitude=False)), None
-    if asked.lora_plus != 1:
-        rates = adapting.each(asked.like, Adapter(a=1.0, b=asked.lora_plus, magnitude=1.0))
-    return optimizer.optimizer_of(given, schedule, decayed, rates)
+    return Policy(run.blank, graph, schedule, adamw, like, frozen, begun)
 
 
 def _loaded(run: Run) -> zoo.Model:
@@ -114,8 +105,7 @@ def begin(policy: Policy, run: Run, store: RunStore, facts: Facts) -> State:
       ValueError: the checkpoint is another run's, or the weights do not fit or are not finite.
     """
     mesh = run.computing.mesh
-    opt_state = optimizer.layout(policy.adamw, policy.like, mesh)
-    like = {"policy": policy.like, "optimizer": opt_state}
+    like = {"policy": policy.like, "optimizer": run.opt_state}
     check: Callable = lambda saved: resume.refuse_other_run(saved, facts, run.directory)
     say(f"reading the policy: a checkpoint in {run.directory}, or {run.folder}")
     saved = store.newest(check, like)
@@ -124,16 +114,19 @@ def begin(policy: Policy, run: Run, store: RunStore, facts: Facts) -> State:
         trees, skipped = saved.trees, saved.facts["skipped"]
         parts = trees["policy"], policy.frozen, trees["optimizer"]
         return State(saved.step, *parts, skipped, skipped)
-    if policy.begun is None:
-        trained = nnx.to_pure_dict(nnx.state(_loaded(run)))
-    else:  # a copy: a step gives its memory away
-        trained = jax.tree.map(jnp.copy, policy.begun)
-    return State(0, trained, policy.frozen, optimizer.init(policy.adamw, trained, mesh))
+    if policy.begun is not None:  # a copy: a step gives its memory away
+        own = jax.tree.map(jnp.copy, policy.begun)
+    elif run.chosen is not None:
+        own = zoo.folders.read(run.blank, run.chosen, jnp.float32)
+    else:
+        own = nnx.to_pure_dict(nnx.state(_loaded(run)))
+    return State(0, own, policy.frozen, optimizer.init(policy.adamw, own, mesh))
 
 
 def model_of(policy: Policy, state: State) -> zoo.Model:
     """The policy as a model with its current weights."""
-    return nnx.merge(policy.graph, nnx.State(adapted.joined(state.trained, state.frozen)))
+    weights = partly.whole(adapted.joined(state.trained, state.frozen))
+    return nnx.merge(policy.graph, nnx.State(weights))
 
 
 def asked(policy: Policy, state: State, forward: logps.Compiled) -> logps.Forward:

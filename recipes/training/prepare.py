@@ -16,7 +16,7 @@ from recipes.data import run_data, source_pairs
 from recipes.data.ids.pair_ids import Example
 from recipes.data.packed import batches, shapes
 from recipes.data.run_data import Data
-from recipes.training import adapting, checks, optimizer, plan, records, resume
+from recipes.training import adapting, checks, optimizer, plan, records, resume, trained
 from recipes.training.checks import Values
 from recipes.training.run import Beside, Computing, Every, Records, Run, Saving, say
 import zoo
@@ -58,14 +58,22 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place, *, s
     data = _data(given, models, single=single)
     train = [example for part in data.train for example in part.examples]
     resident = beside is not None and beside.mode == "resident" and not beside.of_policy
-    trained = adapted.like if adapted else None
-    memory = plan.memory(models.blank, trained, given["adam_mu_dtype"], resident=resident)
+    chosen = _chosen(given, models.blank, computing)
+    learnt, adamw = trained.of(models.blank, adapted, chosen), checks.part(optimizer.AdamW, given)
+    steps = _steps(given, len(train))
+    schedule = optimizer.schedule_of(adamw, steps)  # refuses what does not fit into the steps
+    adam = optimizer.optimizer_of(adamw, schedule, learnt.decayed)
+    opt_state = optimizer.layout(adam, learnt.like, computing.mesh)
+    memory = plan.memory(models.blank, learnt.like, opt_state, chosen, resident=resident)
     run = Run(
         directory=directory,
         base=given["initialize_from_hf"],
         folder=models.folders["policy"],
         blank=models.blank,
         adapting=adapted,
+        chosen=chosen,
+        trained=learnt,
+        opt_state=opt_state,
         reference=models.folders.get("reference"),
         tokenizer=data.tokenizer,
         tokenizer_folder=models.tokenizer,
@@ -75,9 +83,9 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place, *, s
         held_out=data.held_out,
         place=_packed(given, models, data, computing.mesh, sum(memory.values())),
         seed=given["seed"],
-        total_steps=_steps(given, len(train)),
+        total_steps=steps,
         computing=computing,
-        adamw=checks.part(optimizer.AdamW, given),
+        adamw=adamw,
         every=checks.part(Every, given),
         saving=_saving(given, data),
         records=Records(
@@ -98,7 +106,6 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place, *, s
         },
         counts=_lost(data),
     )
-    optimizer.schedule_of(run.adamw, run.total_steps)  # refuses what does not fit into the steps
     say(plan.told(run, checks.part(plan.Asked, given), memory))
     return run
 
@@ -137,6 +144,19 @@ def _models(given: Values, beside: Beside | None, computing: Computing) -> Model
             f"that {path} was made for: lower it"
         )
     return Models(folders, blank, tokenizer)
+
+
+def _chosen(given: Values, blank: zoo.Model, computing: Computing) -> trained.Chosen | None:
+    """The weights that are trained by name, if not all are."""
+    if given["trainable"] is None:
+        return None
+    chosen = trained.by_name(blank, given["trainable"])
+    if any(chosen.values()) and computing.remat != "full":
+        raise BadInput(
+            f"--config.trainable={given['trainable']!r} trains some layers of a weight and not "
+            "others, which --config.remat=full alone can do"
+        )
+    return chosen
 
 
 def _data(given: Values, models: Models, *, single: bool) -> Data:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from checkpoints_io import places, processes
 from checkpoints_io.hf_folder import Folder
@@ -17,6 +18,7 @@ from recipes.training import terminal
 from recipes.training.adapting import Adapting
 from recipes.training.checks import Precision
 from recipes.training.optimizer import AdamW
+from recipes.training.trained import Chosen, Trained
 import zoo
 from zoo.text.tokenizer import Tokenizer
 
@@ -75,7 +77,10 @@ class Run(NamedTuple):
     base: str  # what initialize_from_hf names
     folder: Folder  # the policy's
     blank: zoo.Model  # the policy, with shapes and shardings in place of weights
-    adapting: Adapting | None  # none: all weights are trained
+    adapting: Adapting | None  # none: weights are trained
+    chosen: Chosen | None  # these; none: all of them, or adapters
+    trained: Trained
+    opt_state: PyTree  # shapes and shardings of the optimizer's
     reference: Folder | None  # the reference's: the same, unless another is named
     tokenizer: Tokenizer
     tokenizer_folder: pathlib.Path

@@ -193,6 +193,13 @@ PREFERENCE = {
     ),
 }
 OPTIMIZER = {
+    "trainable": Setting(
+        str,
+        "a regular expression over whole Hugging Face names: weights that match it are trained, "
+        r"the others are frozen, like .*layers\.(2[0-9]|3[01])\..*",
+        None,
+        unset="all weights are trained, or adapters",
+    ),
     "train_batch_size": Setting(
         int, "examples (pairs, or answers) per update", MUST, bound=ABOVE_0
     ),
@@ -205,6 +212,12 @@ OPTIMIZER = {
         None,
         unset="num_train_steps decides",
         bound=ABOVE_0,
+    ),
+    "optimizer": Setting(
+        str,
+        "adamw8bit keeps both moments of AdamW in 8 bits: 2 bytes per weight, where adamw takes 8",
+        "adamw",
+        choices=("adamw", "adamw8bit"),
     ),
     "learning_rate": Setting(float, "peak learning rate", MUST, bound=ABOVE_0),
     "lr_schedule": Setting(

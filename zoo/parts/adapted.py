@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from zoo.parts import partly
+
 RANK = "r"  # in equations, where R may be the rank of a latent
 
 
@@ -139,6 +141,8 @@ def joined(some: PyTree, weights: PyTree) -> PyTree:
     if isinstance(some, dict):
         within = weights or {}
         return within | {name: joined(value, within.get(name)) for name, value in some.items()}
+    if partly.is_partly(weights):
+        return dataclasses.replace(weights, trained=some)
     return dataclasses.replace(weights, adapter=some) if is_adapted(weights) else some
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from zoo.parts import adapted, hf_config, mixing, pattern, sharding, spans
+from zoo.parts import adapted, hf_config, mixing, partly, pattern, sharding, spans
 
 # What of a block is kept for the backward pass, beside the residual stream before it; the rest is
 # recomputed. Less kept is less memory and more time.
@@ -75,7 +75,8 @@ def run(
     shared = (mixing.Whole(where, model.attention), *shared)
     if so_far is not None:
         so_far = by_kind(model, so_far)
-    if model.remat == "full" and (so_far is not None or model.config.kinds):
+    by_number = so_far is not None or model.config.kinds or partly.any_in(weights)
+    if model.remat == "full" and by_number:
         return _by_number(layout, x, weights, so_far, shared, each)
     if so_far is not None:
         weights = adapted.joined(_attached(adapted.part(weights, so_far), so_far), weights)
@@ -114,7 +115,13 @@ def by_kind(model: Stacked, tree: PyTree) -> ByKind:
 
 def at(tree: PyTree, n: Array) -> PyTree:
     """One layer of what has a leading L."""
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, n, keepdims=False), tree)
+
+    def one(x: Array | partly.Partly) -> Array:
+        if isinstance(x, partly.Partly):
+            return x.layer(n)
+        return jax.lax.dynamic_index_in_dim(x, n, keepdims=False)
+
+    return jax.tree.map(one, tree, is_leaf=partly.is_partly)
 
 
 def through(layout: Layout, layer: Callable, carry: PyTree) -> tuple[PyTree, list]:
@@ -236,16 +243,21 @@ def _backward(layout: Layout, kept: tuple, gradient: Array) -> tuple:
     inputs, weights, so_far, shared, each = kept
     graphs = dict(layout.graphs)
     sums = jax.tree.map(jnp.zeros_like, weights) if so_far is None else so_far
-    trained = adapted.part(weights, sums)
 
     def layer(carry: tuple, kind: str, n: Array, x: Array) -> tuple:
         gradient, sums = carry
         own, whole = at(each[kind], n), at(weights[kind], n)
         again = lambda x, some: block_of(graphs[kind], x, adapted.joined(some, whole), own, shared)
-        _, pull = jax.vjp(again, x, at(trained[kind], n))
+        _, pull = jax.vjp(again, x, adapted.part(whole, sums[kind]))
         gradient, fresh = pull(gradient)
-        add = lambda sum_, new: jax.lax.dynamic_update_index_in_dim(sum_, at(sum_, n) + new, n, 0)
-        return gradient, sums | {kind: jax.tree.map(add, sums[kind], fresh)}
+
+        def add(sum_: Array, new: Array, of: Array | partly.Partly) -> Array:
+            if isinstance(of, partly.Partly):
+                return of.added(sum_, new, n)
+            return jax.lax.dynamic_update_index_in_dim(sum_, at(sum_, n) + new, n, 0)
+
+        whose = adapted.part(weights[kind], sums[kind])
+        return gradient, sums | {kind: jax.tree.map(add, sums[kind], fresh, whose)}
 
     for part, entered in zip(reversed(layout.parts), reversed(inputs), strict=True):
 

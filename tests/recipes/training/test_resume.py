@@ -12,9 +12,9 @@ SHAPING = (
     "adam_beta1", "adam_beta2", "adam_epsilon", "adam_mu_dtype", "beta", "cooldown",
     "data.max_malformed_fraction", "data.scored_turns", "dpop_lambda", "initialize_from_hf",
     "label_smoothing", "learning_rate", "loss", "lr_schedule", "max_grad_norm", "min_lr_ratio",
-    "mp", "num_train_steps", "reference_is_hf", "reference_model_path", "seed",
-    "train_batch_size", "train_data", "train_seq_len", "validation_split_fraction", "warmup",
-    "weight_decay",
+    "mp", "num_train_steps", "optimizer", "reference_is_hf", "reference_model_path", "seed",
+    "train_batch_size", "train_data", "train_seq_len", "trainable", "validation_split_fraction",
+    "warmup", "weight_decay",
 )  # fmt: skip
 
 

@@ -1,0 +1,96 @@
+"""Runs that train all weights on less memory, or some of them: as they begin, and resumed."""
+
+import json
+import math
+import pathlib
+import re
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from recipes import dpo
+from recipes.training import update
+from tests.conftest import TINY
+
+CLOCK = {"train/tokens_per_second", "train/input_wait"}
+LAST_LAYERS = r".*layers\.[23]\.(self_attn|mlp).*|.*layers\.0\.mlp\.up.*|model\.norm\.weight"
+
+
+def training(config):
+    """Figures per step, without those of the clock."""
+    lines = (pathlib.Path(config.directory) / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    return [
+        {k: v for k, v in one.items() if k not in CLOCK} for one in found if "train/dpo_loss" in one
+    ]
+
+
+def exported(config, step):
+    folder = pathlib.Path(config.directory) / "hf" / f"step-{step}"
+    return safetensors.numpy.load_file(folder / "model.safetensors")
+
+
+def held(folder):
+    files = (path for path in pathlib.Path(folder).rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in files)
+
+
+def whole_and_parted(config, tmp_path, monkeypatch):
+    """The same run twice: in one piece, and stopped after its second step and resumed."""
+    config.num_train_steps, config.steps_per_checkpoint, config.train_batch_size = 3, 2, 8
+    config.validation, config.max_eval_pairs = {}, None
+    config.hf_save_dtype, config.steps_per_hf_export = "f32", 3
+    whole, parted = (config.copy_and_resolve_references() for _ in range(2))
+    whole.directory, parted.directory = str(tmp_path / "whole"), str(tmp_path / "parted")
+    dpo.train(whole)
+
+    class Stopped(Exception):
+        pass
+
+    compiled = update.compiled
+
+    def until(*args, **kwargs):
+        programs, taken = compiled(*args, **kwargs), []
+
+        def apply(*args):
+            if len(taken) == 2:
+                raise Stopped
+            taken.append(1)
+            return programs.apply(*args)
+
+        return programs._replace(apply=apply)
+
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        patched.setattr(update, "compiled", until)
+        dpo.train(parted)
+    dpo.train(parted)
+    return whole, parted
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param({"optimizer": "adamw8bit"}, id="moments in 8 bits"),
+        pytest.param({"trainable": LAST_LAYERS, "mp": "p=f32,c=bfloat16"}, id="some layers"),
+    ],
+)
+def test_a_resumed_run_is_the_uninterrupted_one(tiny_config, tmp_path, monkeypatch, capsys, other):
+    with tiny_config.ignore_type(), tiny_config.unlocked():
+        for name, value in other.items():
+            tiny_config[name] = value
+    whole, parted = whole_and_parted(tiny_config, tmp_path, monkeypatch)
+    told = capsys.readouterr().out
+    assert "resuming from step 2" in told
+    assert "they must agree to the last bit" in told
+    assert training(parted)[-1] == training(whole)[-1]
+    first = training(whole)[0]
+    assert first["train/dpo_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    ours, theirs = exported(whole, 3), exported(parted, 3)
+    before = safetensors.numpy.load_file(TINY / "model" / "model.safetensors")
+    assert ours.keys() == theirs.keys() == before.keys()
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[name])
+        moved = not np.array_equal(array, before[name].astype(np.float32))
+        assert moved == bool(re.fullmatch(other.get("trainable", ".*"), name)), name
+    print(held(pathlib.Path(whole.directory) / "checkpoints"), sum(x.size for x in before.values()))

@@ -1,0 +1,82 @@
+"""A weight of all layers of which some are trained: these in float32, the others as computed with.
+
+The value of a parameter may be a `Partly` in place of an array of all layers; `stack.run` takes
+from it the weight of one layer at a time, and no architecture knows of it.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+import numpy as np
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("frozen", "slot", "trained"),
+                   meta_fields=())  # fmt: skip
+@dataclasses.dataclass(frozen=True)
+class Partly:
+    """Layer n is `trained[slot[n]]`, or `frozen[-1 - slot[n]]` where the slot is below 0."""
+
+    frozen: Any  # arrays, or what jax has in their place
+    slot: Any  # int32 [L]
+    trained: Any = None  # none: in a tree of frozen weights
+
+    def layer(self, n: Array) -> Array:
+        """The weight of one layer, in the dtype of those that are trained."""
+        slot = self.slot[n]
+        at = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
+        mine, other = at(self.trained, jnp.maximum(slot, 0)), at(self.frozen, jnp.maximum(~slot, 0))
+        return jnp.where(slot >= 0, mine, other.astype(mine.dtype))
+
+    def added(self, sums: Float[Array, "..."], new: Float[Array, "..."], n: Array) -> Array:
+        """A gradient like `trained` with that of layer n added, if it is one of them."""
+        slot = jnp.maximum(self.slot[n], 0)
+        before = jax.lax.dynamic_index_in_dim(sums, slot, keepdims=False)
+        after = before + jnp.where(self.slot[n] >= 0, new, 0)
+        return jax.lax.dynamic_update_index_in_dim(sums, after, slot, 0)
+
+    def whole(self) -> Array:
+        """All layers, in the dtype of those that are trained."""
+        order = jnp.where(self.slot >= 0, len(self.frozen) + self.slot, ~self.slot)
+        together = lambda some, others: jnp.concatenate([some.astype(others.dtype), others])[order]
+        return jax.jit(together, out_shardings=self.trained.sharding)(self.frozen, self.trained)
+
+    def like(self, whole: Array) -> "Partly":
+        """Another weight of all layers, parted as this one."""
+        slot = np.asarray(self.slot)
+        at = lambda layers: jax.jit(lambda x: x[layers], out_shardings=self.frozen.sharding)(whole)
+        frozen, trained = at(np.flatnonzero(slot < 0)), at(np.flatnonzero(slot >= 0))
+        return Partly(frozen, self.slot, trained)
+
+
+def is_partly(value: object) -> bool:
+    """Whether some layers of a weight are trained."""
+    return isinstance(value, Partly)
+
+
+def slots(layers: tuple[int, ...], count: int) -> Int[np.ndarray, " L"]:
+    """The slots of `count` layers of which these are trained."""
+    others = [n for n in range(count) if n not in layers]
+    slot = np.empty(count, np.int32)
+    slot[[*layers]], slot[others] = np.arange(len(layers)), ~np.arange(len(others))
+    return slot
+
+
+def any_in(tree: PyTree) -> bool:
+    """Whether there is such a weight in a tree."""
+    return any(map(is_partly, jax.tree.leaves(tree, is_leaf=is_partly)))
+
+
+def whole(tree: PyTree) -> PyTree:
+    """A tree of weights with all layers of each."""
+    return jax.tree.map(lambda x: x.whole() if is_partly(x) else x, tree, is_leaf=is_partly)
+
+
+def like(weights: PyTree, frozen: PyTree) -> PyTree:
+    """Weights, in dicts, parted where those in `frozen` are."""
+    if isinstance(weights, dict):
+        return {name: like(value, (frozen or {}).get(name)) for name, value in weights.items()}
+    return frozen.like(weights) if is_partly(frozen) else weights
