@@ -18,7 +18,7 @@ from recipes.training import logps, optimizer
 from tests.conftest import large_weights, programs_of, sigmoid, small_config
 from tests.recipes.data.packed.test_packing import random_pairs
 import zoo
-from zoo import adapters, llama
+from zoo import adapters, llama, targets
 from zoo.parts import adapted, sharding
 
 PAIRS = 16
@@ -29,7 +29,7 @@ def run(folder: pathlib.Path, mesh: jax.sharding.Mesh, zero: str) -> tuple[dict,
     """What was found, and the adapters after the first step."""
     with jax.set_mesh(mesh):
         model = zoo.load(folder, mesh=mesh)
-        found = adapters.sites(model, adapters.Lora(4, 8.0))
+        found = targets.sites(model, targets.Lora(4, 8.0))
         everywhere = jax.NamedSharding(mesh, jax.P())
         put = lambda x: jax.device_put(x, everywhere)
         frozen = adapters.attached(nnx.to_pure_dict(nnx.state(model)), found, put)

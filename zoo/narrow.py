@@ -9,7 +9,7 @@ import jax
 from checkpoints_io import quantised
 from checkpoints_io.errors import BadInput
 from checkpoints_io.quantised import Narrow
-from zoo import adapters
+from zoo import targets
 from zoo.models import Model, name_of
 from zoo.parts import sharding
 from zoo.parts.adapted import is_adapted
@@ -27,12 +27,12 @@ def narrowed(model: Model, kind: str) -> Model:
     if kind not in quantised.KINDS:
         raise BadInput(f"frozen={kind!r} is none of {', '.join(quantised.KINDS)}")
     graph, state = nnx.split(model)
-    matrices = adapters.linear(model)
+    matrices = targets.linear(model)
     made = []
     for path, param in nnx.to_flat_state(state):
         name = name_of(path)
         if name in matrices and not name.endswith("router"):
-            into, out = adapters.sides(param.axes, matrices[name][1])
+            into, out = targets.sides(param.axes, matrices[name][1])
             param = param.replace(_room(param, kind, into, out))
         made.append((path, param))
     return nnx.merge(graph, nnx.from_flat_state(made))
@@ -40,7 +40,7 @@ def narrowed(model: Model, kind: str) -> Model:
 
 def kind_of(model: Model) -> str | None:
     """How the matrices of a model are kept: "int8" or "nf4"; None: as arrays."""
-    for param, _ in adapters.linear(model).values():
+    for param, _ in targets.linear(model).values():
         value = param.get_value()
         value = value.base if is_adapted(value) else value
         if is_quantised(value):

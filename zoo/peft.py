@@ -18,11 +18,11 @@ import numpy as np
 from checkpoints_io import hf_weights, peft_folder, places, processes
 from checkpoints_io.bits import fingerprint
 from checkpoints_io.errors import BadInput
-from zoo import adapters, narrow
-from zoo.adapters import Site
+from zoo import adapters, narrow, targets
 from zoo.models import ARCHITECTURES, Model, name_of
 from zoo.parts.adapted import Adapted, Adapter, is_adapted
 from zoo.parts.quantised import is_quantised
+from zoo.targets import Site
 
 PARTS = {"lora_A": "a", "lora_B": "b", "lora_magnitude_vector": "magnitude"}
 Found = dict[tuple[int, ...], dict[str, Any]]  # layer (and expert) -> a, b, magnitude
@@ -56,7 +56,7 @@ def read(model: Model, folder: pathlib.Path) -> Read:
       FileNotFoundError: it is no such folder.
       ValueError: what it holds has no place in the model, or another shape or rank.
     """
-    weights = adapters.linear(model)
+    weights = targets.linear(model)
     sites, said = sites_of(model, folder)
     with peft_folder.tensors(folder) as (tensors, facts):
         places = _places(model, tensors, folder)
@@ -73,8 +73,8 @@ def _places(model: Model, tensors: Mapping, folder: pathlib.Path) -> dict[str, F
     short = getattr(ARCHITECTURES[model.config.model_type], "HF_NAMES", ())
     homes = {
         name: (path, index)
-        for path, (param, entry) in adapters.linear(model).items()
-        for index, name in adapters.module_names(entry, param.shape)
+        for path, (param, entry) in targets.linear(model).items()
+        for index, name in targets.module_names(entry, param.shape)
     }
     places: dict[str, Found] = {path: {} for path, _ in homes.values()}
     for name, tensor in tensors.items():
@@ -97,23 +97,23 @@ def _places(model: Model, tensors: Mapping, folder: pathlib.Path) -> dict[str, F
 def _site(
     model: Model, path: str, found: Found, said: peft_folder.Said, folder: pathlib.Path
 ) -> Site:
-    param, entry = adapters.linear(model)[path]
-    into, out = adapters.sides(param.axes, entry)
+    param, entry = targets.linear(model)[path]
+    into, out = targets.sides(param.axes, entry)
     each: dict[int, tuple[int, float]] = {}
-    for index, name in adapters.module_names(entry, param.shape):
+    for index, name in targets.module_names(entry, param.shape):
         if index not in found:
             continue
         if lacks := {"a", "b"} - found[index].keys():
             raise BadInput(f"{folder} lacks lora_{min(lacks).upper()} of {name}")
         rank = found[index]["a"].get_shape()[0]
-        asked = adapters.by_pattern(said.rank_pattern, name, said.r)
+        asked = targets.by_pattern(said.rank_pattern, name, said.r)
         if rank != asked:
             raise BadInput(
                 f"{folder}: {name} has an adapter of rank {rank}, and {peft_folder.CONFIG} says "
                 f"{asked}"
             )
-        alpha = adapters.by_pattern(said.alpha_pattern, name, said.lora_alpha)
-        own = rank, adapters.scale_of(rank, float(alpha), rslora=said.use_rslora)
+        alpha = targets.by_pattern(said.alpha_pattern, name, said.lora_alpha)
+        own = rank, targets.scale_of(rank, float(alpha), rslora=said.use_rslora)
         if each.setdefault(index[0], own) != own:
             raise BadInput(f"{folder}: the experts of a layer have adapters of different rank")
     layers = [each.get(i, (0, 0.0)) for i in range(param.shape[0])]
@@ -180,9 +180,9 @@ def save_adapter(
     tensors: dict[str, np.ndarray] = {}
     ranks: dict[str, tuple[int, float]] = {}  # of each module
     for path, weight in weights.items():
-        _, entry = adapters.linear(model)[path]
+        _, entry = targets.linear(model)[path]
         held = jax.tree.map(_on_host, (weight.adapter, weight.scale))
-        for index, name in adapters.module_names(entry, weight.shape):
+        for index, name in targets.module_names(entry, weight.shape):
             if rank := weight.ranks[index[0]]:
                 (a, b, magnitude), scale = held[0], float(held[1][index[0]])
                 ranks[name] = rank, scale * rank
@@ -260,9 +260,9 @@ def _config(
 ) -> dict[str, object]:
     """adapter_config.json: the rank that most modules have, and the others' by their names."""
     usual, alpha = collections.Counter(ranks.values()).most_common(1)[0][0]
-    table = adapters.linear(model)
+    table = targets.linear(model)
     every = [name for param, entry in table.values()
-             for _, name in adapters.module_names(entry, param.shape)]  # fmt: skip
+             for _, name in targets.module_names(entry, param.shape)]  # fmt: skip
     of_end = collections.Counter(name.rpartition(".")[2] for name in every)
     chosen = collections.Counter(name.rpartition(".")[2] for name in ranks)
     whole = {end for end, count in chosen.items() if count == of_end[end]}

@@ -11,7 +11,7 @@ from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Every setting of the run; nothing is defaulted elsewhere."""
+    """Every setting of a run that trains the weights; those of adapters are in docs/adapters.md."""
     # A file that starts from this one may change any setting; checks.py checks kinds.
     config = ml_collections.ConfigDict(type_safe=False)
     config.name = "tiny"
@@ -57,6 +57,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.train_batch_size = 32  # pairs per update
     config.num_train_steps = 60
     config.num_epochs = config_dict.placeholder(float)  # instead of num_train_steps
+    config.trainable = config_dict.placeholder(str)  # unset: all weights; or those of these names
+    config.optimizer = "adamw"  # adamw8bit: moments in 8 bits
     config.learning_rate = 1e-4
     config.lr_schedule = "linear"
     config.warmup = 0.1  # a fraction of the steps, or steps

@@ -13,9 +13,9 @@ from recipes.training.checks import Values
 from recipes.training.settings import ADAPTER
 from recipes.training.update import Params
 import zoo
-from zoo import adapters, peft
-from zoo.adapters import Lora, Site
+from zoo import adapters, peft, targets
 from zoo.parts.adapted import Adapter
+from zoo.targets import Lora, Site
 
 
 class Adapting(NamedTuple):
@@ -56,7 +56,7 @@ def of_settings(given: Values, blank: zoo.Model) -> Adapting | None:
                 "leave it out, or start new adapters without --config.adapter.path"
             )
     else:
-        sites = adapters.sites(blank, _lora(own))
+        sites = targets.sites(blank, _lora(own))
     like = adapters.layout(blank, sites, dora=dora)
     return Adapting(sites, like, folder, own["zero"], own["lora_plus"] or 1.0, own["export"])
 

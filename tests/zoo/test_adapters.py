@@ -15,11 +15,11 @@ from recipes.data.packed.packing import Shape
 from recipes.training import logps
 from tests.conftest import large_weights, programs_of, sigmoid, small_config
 from tests.recipes.data.packed.test_packing import random_pairs
-from zoo import adapters, gpt2, llama, phi3, qwen3_moe
-from zoo.adapters import Lora
+from zoo import adapters, gpt2, llama, phi3, qwen3_moe, targets
 from zoo.parts import adapted, layers, sharding
 from zoo.parts.adapted import Adapted, Adapter
 from zoo.parts.rope import Rope
+from zoo.targets import Lora
 
 PAIRS = 4
 GPT2 = dict(model_type="gpt2", vocab_size=97, n_positions=128, n_embd=32, n_layer=3, n_head=4,
@@ -45,7 +45,7 @@ def small(family):
 def parted(model, lora, *, seed=0):
     """The trees of a model with new adapters: what is trained, and what is not."""
     params = nnx.to_pure_dict(nnx.state(model))
-    found = adapters.sites(model, lora)
+    found = targets.sites(model, lora)
     frozen = adapters.attached(params, found)
     like = adapters.layout(model, found, dora=lora.dora)
     return adapters.fresh(frozen, like, zero=lora.zero, seed=seed), frozen
@@ -135,24 +135,24 @@ MLP = {"gate", "up", "down"}
     ],
 )
 def test_targets_as_peft_matches_them(asked, weights):
-    found = adapters.sites(small("llama"), Lora(4, 8.0, **asked))
+    found = targets.sites(small("llama"), Lora(4, 8.0, **asked))
     assert {site.path.rpartition(".")[2] for site in found} == weights
 
 
 def test_layers_and_patterns():
     lora = Lora(4, 8.0, targets=("q_proj", "v_proj"), layers=(0, 2), rank_pattern={"v_proj": 2},
                 alpha_pattern={r"layers\.2\..*": 1.0})  # fmt: skip
-    q, v = adapters.sites(small("llama"), lora)
+    q, v = targets.sites(small("llama"), lora)
     assert (q.path, q.ranks, q.scales) == ("blocks.attention.q", (4, 0, 4), (2.0, 0.0, 0.25))
     assert (v.path, v.ranks, v.scales) == ("blocks.attention.v", (2, 0, 2), (4.0, 0.0, 0.5))
     assert (q.into, q.out, v.out) == ("D", "N H", "K H")
-    assert adapters.scale_of(16, 32.0, rslora=True) == 8.0
+    assert targets.scale_of(16, 32.0, rslora=True) == 8.0
 
 
 def test_sides_of_fused_and_turned_weights():
     sides = lambda family: {
         site.path.rpartition(".")[2]: (site.into, site.out)
-        for site in adapters.sites(small(family), Lora(2, 2.0))
+        for site in targets.sites(small(family), Lora(2, 2.0))
     }
     assert sides("gpt2") == {
         "qkv": ("D", "J N H"), "o": ("N H", "D"), "up": ("D", "F"), "down": ("F", "D"),
@@ -166,7 +166,7 @@ def test_sides_of_fused_and_turned_weights():
 
 
 def test_a_router_takes_adapters_by_its_name():
-    (site,) = adapters.sites(small("qwen3_moe"), Lora(2, 2.0, targets=("mlp.gate",)))
+    (site,) = targets.sites(small("qwen3_moe"), Lora(2, 2.0, targets=("mlp.gate",)))
     assert site.path == "blocks.mlp.router"
 
 
@@ -187,7 +187,7 @@ def test_a_router_takes_adapters_by_its_name():
 )
 def test_what_matches_nothing_is_refused(asked, words):
     with pytest.raises(ValueError, match=words):
-        adapters.sites(small("llama"), Lora(4, 8.0, **asked))
+        targets.sites(small("llama"), Lora(4, 8.0, **asked))
 
 
 def test_new_adapters_of_lower_rank_hold_zeros_beyond_it():
@@ -318,7 +318,7 @@ def test_what_rounding_loses_of_a_small_adapter():
     model = nnx.clone(small("llama"))
     w = model.blocks.attention.q
     w.set_value(jnp.asarray(0.02 * draw.standard_normal(w.shape), jnp.bfloat16))
-    found = adapters.sites(model, Lora(4, 8.0, targets=("q_proj",)))
+    found = targets.sites(model, Lora(4, 8.0, targets=("q_proj",)))
     params = nnx.to_pure_dict(nnx.state(model))
     frozen = adapters.attached(params, found)
     like = adapters.layout(model, found)

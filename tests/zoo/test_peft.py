@@ -15,8 +15,8 @@ from tests.conftest import TINY
 from tests.zoo import twins
 from tests.zoo.test_adapters import filled, parted
 import zoo
-from zoo.adapters import Lora
 from zoo.parts import adapted
+from zoo.targets import Lora
 
 
 def with_adapters(model, lora, scale=0.1):

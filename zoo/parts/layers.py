@@ -63,7 +63,7 @@ def ready(w: Weight, axes: str, dtype: jax.typing.DTypeLike) -> Weight:
 def einsum(equation: str, x: Array, w: nnx.Param, out: jax.typing.DTypeLike | None = None) -> Array:
     """`x` times a weight, in the dtype of `x`: the weight may be kept in another one."""
     letters = equation.split(",")[1].split("->")[0]
-    return times(equation, x, ready(w[...], " ".join(letters), x.dtype), out, by=_x_first)
+    return times(equation, x, ready(w[...], " ".join(letters), x.dtype), out, by=_product)
 
 
 def times(
@@ -91,21 +91,17 @@ def times(
     return (y * turn.transpose(order).reshape(sizes)).astype(y.dtype)
 
 
-def _x_first(equation: str, x: Array, w: Array, out: jax.typing.DTypeLike | None = None) -> Array:
-    return _product(equation, out or x.dtype, x, w)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _product(equation: str, out: jax.typing.DTypeLike, x: Array, w: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def _product(equation: str, x: Array, w: Array, out: jax.typing.DTypeLike | None = None) -> Array:
     return dot(equation, x, w, out)
 
 
-def _product_forward(equation: str, out: jax.typing.DTypeLike, x: Array, w: Array) -> tuple:
+def _product_forward(equation: str, x: Array, w: Array, out: jax.typing.DTypeLike | None) -> tuple:
     return dot(equation, x, w, out), (x, w)
 
 
 def _product_backward(
-    equation: str, out: jax.typing.DTypeLike, kept: tuple, gradient: Array
+    equation: str, out: jax.typing.DTypeLike | None, kept: tuple, gradient: Array
 ) -> tuple:
     """As jax would, but with `x` first in the weight's: XLA on CPUs transposes the first operand.
 

@@ -7,7 +7,7 @@ float32 on each device, and between devices once per micro-batch.
 
 from collections.abc import Callable, Mapping
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,17 +40,18 @@ def token_logps(
     `scores` says how many of each list count; what stands after them means nothing. `last` is
     what the model does to the product with its head.
     """
-    return _forward(hidden, head, target, scores, dtype, last)[0]
+    return _computed(hidden, head, target, scores, dtype, last)[0]
 
 
-def _forward(
+def _computed(
     hidden: Array,
     head: Array,
     target: Array,
     scores: Array,
     dtype: jax.typing.DTypeLike,
     last: layers.LastStep,
-) -> tuple:
+) -> tuple[Array, Array, Array]:
+    """The log-probabilities, their logarithmic sums, and the head as it was computed with."""
     narrow = sharding.gather(head.astype(dtype), "V D")
     devices = _devices(hidden, narrow)
     split = jax.shard_map if devices.axes else _alone
@@ -60,7 +61,22 @@ def _forward(
         out_specs=(devices.rows, devices.rows),
         check_vma=False,
     )(hidden, narrow, target, scores)
-    return logps, (hidden, head, narrow, target, scores, logsum)
+    return logps, logsum, narrow
+
+
+def _forward(
+    hidden: Any,
+    head: Any,
+    target: Any,
+    scores: Any,
+    dtype: jax.typing.DTypeLike,
+    last: layers.LastStep,
+) -> tuple:
+    """A head that is frozen is kept as none: its gradient, as large as V D, is not made."""
+    given = (hidden.value, head.value, target.value, scores.value)
+    logps, logsum, narrow = _computed(*given, dtype, last)
+    trained = head.value if head.perturbed else None
+    return logps, (hidden.value, trained, narrow, target.value, scores.value, logsum)
 
 
 def _backward(
@@ -71,15 +87,17 @@ def _backward(
     devices = _devices(hidden, narrow)
     split = jax.shard_map if devices.axes else _alone
     of_hidden, of_head = split(
-        functools.partial(_gradients_here, devices, last),
+        functools.partial(_gradients_here, devices, last, head is not None),
         in_specs=(devices.rows, devices.head, *[devices.rows] * 4),
-        out_specs=(devices.rows, devices.stored),
+        out_specs=(devices.rows, None if head is None else devices.stored),
         check_vma=False,
     )(hidden, narrow, target, scores, logsum, gradient)
-    return of_hidden, of_head.astype(head.dtype), None, None
+    if of_head is not None and head is not None:
+        of_head = of_head.astype(head.dtype)
+    return of_hidden, of_head, None, None
 
 
-token_logps.defvjp(_forward, _backward)
+token_logps.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 class Devices(NamedTuple):
@@ -158,13 +176,15 @@ def _logps_here(
 def _gradients_here(
     devices: Devices,
     last: layers.LastStep,
+    trained: bool,
     hidden: Array,
     head: Array,
     target: Array,
     scores: Array,
     logsum: Array,
     gradient: Array,
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array | None]:
+    """That of the head is made where it is trained."""
     chunk = _chunk(hidden, head)
     over_vocabulary = devices.vocabulary
 
@@ -184,14 +204,19 @@ def _gradients_here(
         fresh = layers.dot("ZCV,VD->ZCD", of_logits, head, out=jnp.float32)
         of_logits = of_logits.reshape(-1, len(head))
         of_hidden = jax.lax.dynamic_update_slice_in_dim(of_hidden, fresh, i * chunk, 1)
+        if not trained:
+            return of_hidden, None
         return of_hidden, of_head + layers.dot("DC,CV->DV", turned, of_logits, jnp.float32)
 
-    none = jnp.zeros(hidden.shape, jnp.float32), jnp.zeros(head.shape[::-1], jnp.float32)
+    no_head = jnp.zeros(head.shape[::-1], jnp.float32) if trained else None
     count = -(-scores.max() // chunk)
+    none = jnp.zeros(hidden.shape, jnp.float32), no_head
     of_hidden, of_head = jax.lax.fori_loop(0, count, add, none)
-    of_head = of_head.T
     if over_vocabulary:
         of_hidden = jax.lax.psum(of_hidden, over_vocabulary)
+    if of_head is None:
+        return of_hidden.astype(hidden.dtype), None
+    of_head = of_head.T
     if devices.width:
         of_head = jax.lax.psum_scatter(of_head, "fsdp", scatter_dimension=1, tiled=True)
     elif devices.splits("fsdp"):

@@ -107,9 +107,19 @@ def test_figures_before_and_after():
 
 def test_lines_to_paste_name_the_folder():
     folder = "/my runs/one/hf/step-60"
-    told = ending.how_to_go_on(folder, exported=True)
+    told = ending.how_to_go_on(folder)
     assert 'zoo.load("/my runs/one/hf/step-60")' in told
     assert "vllm serve '/my runs/one/hf/step-60'" in told
     assert "--config.initialize_from_hf='/my runs/one/hf/step-60' --config.directory=" in told
-    told = ending.how_to_go_on(folder, exported=False)
+    told = ending.how_to_export(folder)
     assert "--config.steps_per_hf_export=None writes /my runs/one/hf/step-60" in told
+
+
+def test_lines_to_paste_name_base_and_adapters():
+    folder = "/my runs/one/hf/step-60"
+    told = ending.how_to_use_adapters(folder, "meta-llama/Llama-3.2-1B", 24)
+    assert 'zoo.load("meta-llama/Llama-3.2-1B", adapter="/my runs/one/hf/step-60")' in told
+    assert "--enable-lora --max-lora-rank 32 --lora-modules mine='/my runs/one/hf/step-60'" in told
+    assert "python -m zoo merge meta-llama/Llama-3.2-1B '/my runs/one/hf/step-60' FOLDER" in told
+    told = ending.how_to_use_adapters(folder, "meta-llama/Llama-3.2-1B", 600)
+    assert "(vLLM takes ranks up to 512, and this is 600: merge them)" in told

@@ -14,10 +14,10 @@ from checkpoints_io import quantised
 from recipes.training import plan, update
 from tests.zoo import twins
 import zoo
-from zoo import adapters, narrow
-from zoo.adapters import Lora
+from zoo import adapters, narrow, targets
 from zoo.parts import adapted
 from zoo.parts.quantised import is_quantised
+from zoo.targets import Lora
 
 TOKENS = jnp.arange(20) % 97
 
@@ -35,7 +35,7 @@ def test_a_model_of_few_bits_is_that_of_its_numbers(family, kind, tmp_path):
     zoo.save(twins.untrained(family, "plain"), tmp_path / "first", dtype=jnp.float32)
     model = zoo.load(tmp_path / "first", frozen=kind)
     few = {path: w for path, w in flat(model).items() if is_quantised(w)}
-    assert few.keys() == {p for p in adapters.linear(model) if not p.endswith("router")}
+    assert few.keys() == {p for p in targets.linear(model) if not p.endswith("router")}
     zoo.check_finite(model)
     zoo.save(model, tmp_path / "out", dtype=jnp.float32)
     wide = zoo.load(tmp_path / "out")
@@ -60,8 +60,8 @@ def test_adapters_are_merged_into_the_numbers_they_were_trained_on(tmp_path):
     model = zoo.load(tmp_path / "first", frozen="nf4", **as_trained)
     graph, state = nnx.split(model)
     lora = Lora(rank=4, alpha=8.0)
-    frozen = adapters.attached(nnx.to_pure_dict(state), adapters.sites(model, lora))
-    like = adapters.layout(model, adapters.sites(model, lora))
+    frozen = adapters.attached(nnx.to_pure_dict(state), targets.sites(model, lora))
+    like = adapters.layout(model, targets.sites(model, lora))
     trained = adapters.fresh(frozen, like, zero="B", seed=0)
     trained = jax.tree.map(lambda x: x + 0.1, trained)
     both = nnx.merge(graph, nnx.State(adapted.joined(trained, frozen)))
@@ -99,7 +99,7 @@ def of_a_step(layers, kind):
     """Temporary bytes of the program that adds a micro-batch, and those of frozen weights."""
     blank = zoo.abstract(SIZES | dict(num_hidden_layers=layers))
     blank = zoo.narrowed(blank, kind)
-    found = adapters.sites(blank, Lora(rank=4, alpha=8.0))
+    found = targets.sites(blank, Lora(rank=4, alpha=8.0))
     trained = adapters.layout(blank, found)
     graph, state = nnx.split(blank)
     scale = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)

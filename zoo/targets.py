@@ -1,0 +1,184 @@
+"""Which weights of a model get adapters: by the names of its HF files, as PEFT chooses them."""
+
+from collections.abc import Callable, Iterator, Mapping
+import difflib
+import math
+import re
+from typing import Any, NamedTuple
+
+from flax import nnx
+
+from checkpoints_io import hf_weights
+from checkpoints_io.errors import BadInput
+from zoo.models import Model, hf_table, name_of
+from zoo.parts import layers
+
+ALL_LINEAR = "all-linear"
+
+
+class Lora(NamedTuple):
+    """Which adapters; names and meanings are those of PEFT's `LoraConfig`."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...] = (ALL_LINEAR,)  # ends of module names, or one regular expression
+    exclude: tuple[str, ...] = ()  # likewise
+    layers: tuple[int, ...] | None = None  # None: all of them
+    rslora: bool = False  # the product is scaled by alpha / sqrt(rank), not alpha / rank
+    dora: bool = False
+    zero: str = "A"  # the factor that begins as 0
+    rank_pattern: Mapping[str, int] = {}
+    alpha_pattern: Mapping[str, float] = {}
+
+
+class Site(NamedTuple):
+    """A weight with adapters, and what the adapter of each of its layers is."""
+
+    path: str  # ours
+    axes: str  # of the weight: "L D N H"
+    into: str  # what a product sums over, in the order of the file
+    out: str  # what it makes
+    ranks: tuple[int, ...]  # of each layer; 0: it has none
+    scales: tuple[float, ...]
+
+
+def module_names(entry: hf_weights.Entry, shape: tuple[int, ...]) -> Iterator[tuple]:
+    """The modules of a weight by their HF names, and where in the weight each stands."""
+    for index, name in hf_weights.hf_names(entry, shape):
+        yield index, name.removesuffix(".weight")
+
+
+def sides(axes: str, entry: hf_weights.Entry) -> tuple[str, str]:
+    """The letters a weight sums over, and those it makes, in the order of its file.
+
+    Ours stand in this order; but what is several things side by side (J) is what is made.
+    """
+    first, second = hf_weights.groups(entry.axes)[-2:]
+    where = lambda group: min(axes.index(letter) for letter in group.split())
+    if "J" in first or ("J" not in second and where(first) > where(second)):
+        return second, first
+    return first, second
+
+
+def linear(model: Model) -> dict[str, tuple[nnx.Variable, hf_weights.Entry]]:
+    """The matrices of the blocks by our paths: what may have adapters."""
+    table = hf_table(model)
+    every = {name_of(path): param for path, param in nnx.to_flat_state(nnx.state(model))}
+    return {
+        path: (param, table[path])
+        for path, param in every.items()
+        if path.startswith("blocks.") and layers.is_matrix(param.axes)
+    }
+
+
+def sites(model: Model, lora: Lora) -> list[Site]:
+    """The weights that `lora` chooses, by the names of the Hugging Face files.
+
+    Raises:
+      ValueError: a target, an excluded name or a pattern matches nothing, or a layer is not there.
+    """
+    choose, leave = _matcher(lora.targets, "targets"), _matcher(lora.exclude, "exclude")
+    if not lora.targets:
+        raise BadInput("adapter.targets is empty: name what gets adapters, or all-linear")
+    count = model.config.sizes["L"]
+    if odd := [i for i in lora.layers or () if not 0 <= i < count]:
+        raise BadInput(f"adapter.layers names layer {odd[0]}, and the model has {count}")
+    met: set[str] = set()  # targets, excluded names and patterns that matched something
+    names: set[str] = set()
+    found = []
+    for path, (param, entry) in linear(model).items():
+        into, out = sides(param.axes, entry)
+        layers: dict[int, tuple[int, float]] = {}
+        for (i, *_), name in module_names(entry, param.shape):
+            names.add(name)
+            is_router = path.endswith("router")  # only by its name: PEFT's all-linear has it too
+            if not (by := choose(name)) or (is_router and by == ALL_LINEAR):
+                continue
+            met.add(by)
+            number = entry.layers[i] if entry.layers is not None else i
+            if without := leave(name):
+                met.add(without)
+            elif lora.layers is None or number in lora.layers:
+                layers[i] = _rank_and_scale(lora, name, met)
+        if layers:
+            each = [layers.get(i, (0, 0.0)) for i in range(param.shape[0])]
+            found.append(Site(path, param.axes, into, out, *map(tuple, zip(*each, strict=True))))
+    asked = [*lora.targets, *lora.exclude, *lora.rank_pattern, *lora.alpha_pattern]
+    if idle := [name for name in asked if name not in met]:
+        raise BadInput(_matches_nothing(idle[0], names))
+    if lora.dora and (of_experts := [site.path for site in found if lead(site) != "L"]):
+        raise BadInput(
+            f"adapter.dora: experts ({of_experts[0]}) take no magnitudes, here or in PEFT; add "
+            "them to adapter.exclude"
+        )
+    if not found:
+        raise BadInput("adapter.exclude and adapter.layers leave no weight of adapter.targets")
+    return found
+
+
+def _rank_and_scale(lora: Lora, name: str, met: set[str]) -> tuple[int, float]:
+    rank = by_pattern(lora.rank_pattern, name, lora.rank, met)
+    alpha = by_pattern(lora.alpha_pattern, name, lora.alpha, met)
+    return rank, scale_of(rank, float(alpha), rslora=lora.rslora)
+
+
+def scale_of(rank: int, alpha: float, *, rslora: bool) -> float:
+    """What an adapter's product is multiplied by. Source of rsLoRA: arXiv 2312.03732."""
+    return alpha / (math.sqrt(rank) if rslora else rank)
+
+
+def by_pattern(
+    patterns: Mapping[str, Any], name: str, otherwise: Any, met: set[str] | None = None
+) -> Any:
+    """The value of the first pattern that matches a module's name, as PEFT matches them.
+
+    The pattern joins `met`.
+    """
+    met = set() if met is None else met
+    for pattern, value in patterns.items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", name):
+            met.add(pattern)
+            return value
+    return otherwise
+
+
+def _matcher(asked: tuple[str, ...], setting: str) -> Callable[[str], str | None]:
+    """Which of the names asked for a module has: ends of it, or one regular expression."""
+    plain = [one for one in asked if one == ALL_LINEAR or re.fullmatch(r"[\w.]+", one)]
+    if len(asked) > 1 and len(plain) < len(asked):
+        odd = next(one for one in asked if one not in plain)
+        raise BadInput(
+            f"adapter.{setting} has {odd!r} among other names: a regular expression stands alone, "
+            "and matches whole names, like .*\\.(q|v)_proj"
+        )
+    try:
+        whole = re.compile(asked[0]) if asked and not plain else None
+    except re.error as error:
+        raise BadInput(
+            f"adapter.{setting}={asked[0]!r} is not a regular expression: {error}"
+        ) from error
+
+    def match(name: str) -> str | None:
+        if whole:
+            return asked[0] if whole.fullmatch(name) else None
+        fits = lambda one: one == ALL_LINEAR or f".{name}".endswith(f".{one}")
+        return next((one for one in asked if fits(one)), None)
+
+    return match
+
+
+def _matches_nothing(asked: str, names: set[str]) -> str:
+    ends = sorted({name.rpartition(".")[2] for name in names})
+    near = difflib.get_close_matches(asked, ends, 3, 0.5)
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+    if re.search(r"embed|lm_head|wte|wpe", asked):
+        hint = ": embeddings and heads take no adapters here"
+    return (
+        f"{asked!r} of the adapter's settings matches no weight of the model{hint}; there are "
+        f"{', '.join(ends)}, like {min(names)}"
+    )
+
+
+def lead(site: Site) -> str:
+    """L, and E where each expert has an adapter of its own."""
+    return " ".join(c for c in site.axes.split() if c not in site.into + site.out)
