@@ -169,7 +169,7 @@ def check_finite(model: Model) -> None:
 
 
 def _refuse_not_finite(
-    model: Model, params: Mapping[str, jax.Array], table: Mapping[str, hf_weights.Entry]
+    model: Model, params: Mapping[str, Any], table: Mapping[str, hf_weights.Entry]
 ) -> None:
     # All are started before one is waited for.
     finite = {name: bits.finite(x, table[name].name.count("{")) for name, x in params.items()}
