@@ -322,7 +322,7 @@ def told(found: Forecast, chip: Chip, real_tokens: float, exact: bool) -> str:
     if found.peak > 0.95 * chip.memory:
         lines.append(
             "it does not fit: more devices in --config.mesh.fsdp, --config.reference_mode=cached,"
-            " --config.adam_mu_dtype=bfloat16, or shorter rows with --config.row_length"
+            " --config.optimizer=adamw8bit, or shorter rows with --config.row_length"
         )
     return "\n".join(lines)
 
