@@ -118,6 +118,7 @@ def _nested(scales: np.ndarray) -> tuple:
     table = dynamic_table()
     # bitsandbytes looks on a grid of 65,536 numbers which is the nearest.
     grid = np.floor((unit + np.float32(1)) * np.float32(32767.5) + np.float32(0.5))
+    grid = np.where(steps.repeat(NESTED)[: len(rest)] == 0, 0, grid)  # it divides by 0 there
     wide = table.astype(np.float64)
     places = np.searchsorted((wide[1:] + wide[:-1]) / 2, grid.astype(np.float64) / 32767.5 - 1)
     return places.astype(np.uint8), steps, offset, table

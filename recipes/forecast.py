@@ -132,8 +132,7 @@ def forecast(
     mesh, compute = _mesh(job.mesh, devices), job.precision.compute
     pairs = job.sizes.train_batch_size
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        adapted_ = adapting.wanted(job.given)
-        model = zoo.abstract(hf_config, compute if adapted_ else jnp.float32, compute, mesh)
+        model = adapting.blank(job.given, hf_config, job.precision, mesh)
         model.attention, model.remat = job.attention, job.remat
         if devices[0].platform == "cpu":
             model.attention = "blocks"  # compiled for CPUs, which have no kernels
@@ -199,8 +198,8 @@ def forecast(
         per_position += 2 * (weights - embedding)
     flops = per_position * positions * count
     per_layer = [
-        int(np.prod(x.shape[1:] if path[0].key == stack.STACKS else x.shape))
-        for path, x in jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(layout))[0]
+        math.prod(x.get_value().shape[path[0] == stack.STACKS :])
+        for path, x in nnx.to_flat_state(layout)
     ]
     busy = flops / len(devices) / (REACHED * chip.bf16_flops)
     on_wire = sum(c.bytes * c.times for c in moved) * count / chip.link_bytes

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import jax
 from jaxtyping import PyTree
 
-from checkpoints_io import hf_folder, peft_folder
+from checkpoints_io import hf_folder, peft_folder, quantised
 from checkpoints_io.errors import BadInput
-from recipes.training.checks import Values
+from recipes.training import checks
+from recipes.training.checks import Precision, Values
 from recipes.training.settings import ADAPTER
 from recipes.training.update import Params
 import zoo
@@ -32,6 +33,16 @@ class Adapting(NamedTuple):
 def wanted(given: Values) -> bool:
     """Whether adapters are trained, and not all weights."""
     return given["adapter.rank"] is not None or given["adapter.path"] is not None
+
+
+def blank(
+    given: Values, hf_config: Mapping[str, object], precision: Precision, mesh: jax.sharding.Mesh
+) -> zoo.Model:
+    """The policy without weights: what is frozen is kept as computed with, unless it is said."""
+    frozen = given["frozen"]
+    kept = precision.compute if wanted(given) else precision.params
+    model = zoo.abstract(hf_config, checks.DTYPES.get(frozen, kept), precision.compute, mesh)
+    return zoo.narrowed(model, frozen) if frozen in quantised.KINDS else model
 
 
 def of_settings(given: Values, blank: zoo.Model) -> Adapting | None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from checkpoints_io import hf_folder, places, processes, quantised
+from checkpoints_io import hf_folder, places, processes
 from checkpoints_io.errors import BadInput, NotFound, StorageError
 from checkpoints_io.run_state import Facts, Keep, RunStore
 from recipes.data import run_data, source_pairs
@@ -116,12 +116,7 @@ def _models(given: Values, beside: Beside | None, computing: Computing) -> Model
     folder = hf_folder.look_up(path)
     if folder.revision and "@" not in path:
         say(f"to pin this version of the model, give {path}@{folder.revision}")
-    # What is frozen is kept as it is computed with, unless it is said.
-    frozen = given["frozen"]
-    kept = precision.compute if adapting.wanted(given) else precision.params
-    kept = checks.DTYPES.get(frozen, kept)
-    blank = zoo.abstract(folder.config, kept, precision.compute, computing.mesh)
-    blank = zoo.narrowed(blank, frozen) if frozen in quantised.KINDS else blank
+    blank = adapting.blank(given, folder.config, precision, computing.mesh)
     blank.source, blank.attention, blank.remat = folder, computing.attention, computing.remat
     backend = attention.backend_of(blank.config, precision.compute, computing.attention)
     if computing.remat == "attention" and backend not in ("blocks", "splash"):

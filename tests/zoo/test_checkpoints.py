@@ -97,7 +97,7 @@ def test_gpt_oss_stored_as_mxfp4(tmp_path):
         zoo.load(tmp_path)
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "fp8", "mxfp4"])
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "modelopt", "mxfp4"])
 def test_weights_quantised_by_others_are_refused_by_name(tmp_path, method):
     tensors = saved("qwen3", "plain", tmp_path)
     rewrite(tmp_path, tensors, quantization_config={"quant_method": method, "bits": 4})

@@ -14,8 +14,8 @@ from typing import Any, ClassVar, TypeVar
 from jaxtyping import Int
 import numpy as np
 
-from checkpoints_io import quantised
 from checkpoints_io.errors import BadInput
+from checkpoints_io.quantised import is_read
 from zoo.parts import hf_keys, rope, rope_config
 
 # What `layer_types` says, in most families.
@@ -193,7 +193,7 @@ def _refuse_quantised(hf: Mapping[str, object], kind: str) -> None:
         if told := hf.get(key):
             if isinstance(told, dict):
                 # bitsandbytes turns GPT-2's matrices round, which stand otherwise in its files.
-                if key == QUANTISED and kind != "gpt2" and quantised.is_read(told):
+                if key == QUANTISED and kind != "gpt2" and is_read(told):
                     continue
                 told = told.get("quant_method") or told.get("quant_algo") or told
             raise BadInput(

@@ -10,7 +10,6 @@ import functools
 import math
 from typing import Any
 
-import einops
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -93,8 +92,8 @@ class Quantised:
         letters = f"{self.lead} {self.out} {self.into}".split()
         layers = {"L": self.narrow.codes.shape[0]}
         wide = flat.astype(dtype).reshape([(layers | size)[c] for c in letters])
-        first = "L " if self.lead.startswith("L") else ""
-        return einops.rearrange(wide, f"{' '.join(letters)} -> {first}{self.axes}")
+        own = [c for c in letters if c == "L"] + self.axes.split()
+        return wide.transpose([letters.index(c) for c in own])
 
 
 def _of_int8(narrow: Narrow) -> Float[Array, "..."]:
