@@ -15,7 +15,7 @@ from recipes.configs import llama8b
 def get_config() -> ml_collections.ConfigDict:
     """The run of the 8B model, with what is otherwise for 1B on one GPU."""
     config = llama8b.get_config()
-    config.name = "full1b"
+    config.name = "full1b_24gb"
     config.tags = ("dpo", "ultrafeedback", "llama3")
     config.initialize_from_hf = "meta-llama/Llama-3.2-1B-Instruct"
     config.optimizer = "adamw8bit"  # both moments in 8 bits; adamw: in float32

@@ -1,10 +1,12 @@
 """LoRA-DPO of Llama-3.1-8B-Instruct on one GPU of 24 GB.
 
-  XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 python recipes/dpo.py --config=recipes/configs/lora8b_24gb.py --config.directory=/runs/lora8b
+  python recipes/dpo.py --config=recipes/configs/lora8b_24gb.py --config.directory=/runs/lora8b
 
 The weights are frozen in bfloat16, 15 GiB, and are the reference too; adapters of rank 16 on every
-matrix, with their gradient and optimizer, take 0.6 GiB. What is not named here is as in llama8b.py.
-"""  # noqa: E501
+matrix, with their gradient and optimizer, take 0.6 GiB. The environment variable
+XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 lets JAX use most of the card. What is not named here is as in
+llama8b.py.
+"""
 
 import ml_collections
 
