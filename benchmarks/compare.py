@@ -71,6 +71,7 @@ def main() -> None:
         programs = {
             "this project": (sys.executable, "ours.py", *args),
             "this project, cached": (sys.executable, "ours.py", *args, "--cached"),
+            "this project, adapters": (sys.executable, "ours.py", *args, "--rank=16"),
         }
         for name, _, python in peers:
             for n in (1, 4):
@@ -100,10 +101,12 @@ def table(found: dict[str, list[dict]], peak: float) -> str:
     for name, runs in found.items():
         cpu = statistics.median(x for run in runs for x in run["cpu_s_per_ktok"])
         wall = statistics.median(x for run in runs for x in run["wall_s_per_ktok"])
-        per_token = (6 if "cached" in name else 8) * (layers + head)
+        # Of frozen weights no gradient is made.
+        less = 2 if "cached" in name or "adapters" in name else 0
+        per_token = (8 - less) * (layers + head)
         hardware = ""
         if "scores" in (run := runs[0]):
-            factor = 8 if "cached" in name else 10
+            factor = 10 - less
             done = factor * (run["positions"] * layers + run["scores"] * head)
             tokens = run["tokens"]
             hardware = f"{done / tokens * 1e3 / cpu / peak:.0%}"

@@ -18,7 +18,8 @@ from recipes.data.packed import batches, packing, shapes, streams
 from recipes.preference import losses, metrics
 from recipes.training import command, logps, optimizer, update
 import zoo
-from zoo.parts import sharding
+from zoo import adapters, targets
+from zoo.parts import adapted, sharding
 
 FOLDER = flags.DEFINE_string("folder", None, "Where the work lies.", required=True)
 SIZE = flags.DEFINE_enum("size", "A", list(work.SIZES), "A model of benchmarks/work.py.")
@@ -28,6 +29,7 @@ CACHED = flags.DEFINE_bool("cached", False, "The reference was asked before.")
 SEPARATE = flags.DEFINE_bool("separate", False, "Each answer behind its own copy of the prompt.")
 REMAT = flags.DEFINE_string("remat", "full", "What is computed again.")
 MOST = flags.DEFINE_integer("most", 4096, "Positions of a micro-batch.", lower_bound=1)
+RANK = flags.DEFINE_integer("rank", 0, "Of adapters on every matrix; 0: all weights are trained.")
 ROW = flags.DEFINE_integer("row_length", None, "Unset: what fills best.", lower_bound=1)
 
 
@@ -56,8 +58,16 @@ def main() -> None:
         model = zoo.load(folder / SIZE.value, mesh=mesh)
         model.remat = REMAT.value
         graph, state = nnx.split(model)
-        policy = nnx.to_pure_dict(state)
-        reference = jax.tree.map(lambda x: x + 0, policy)
+        policy, frozen = nnx.to_pure_dict(state), {}
+        if RANK.value:
+            found = targets.sites(model, targets.Lora(RANK.value, float(RANK.value)))
+            frozen = adapters.attached(policy, found)
+            like = adapters.layout(model, found)
+            policy = adapters.fresh(frozen, like, zero="A", seed=0)
+            reference = adapted.joined(adapters.nothing(policy, frozen), frozen)
+        else:
+            reference = jax.tree.map(lambda x: x + 0, policy)
+        del model, state
         adamw = optax.adamw(work.LEARNING_RATE, *work.BETAS, eps=work.EPSILON, weight_decay=0.0)
         opt_state = optimizer.init(adamw, policy, mesh)
         forward = functools.partial(logps.compiled(mesh), graph)
@@ -86,7 +96,7 @@ def main() -> None:
         for one, batch in kinds.values():
             batch, said = batches.put(batch, place), batches.said(one, place)
             jax.block_until_ready(
-                programs.add(programs.zero(), policy, {}, theirs(one, batch), said, batch)
+                programs.add(programs.zero(), policy, frozen, theirs(one, batch), said, batch)
             )
         said = batches.said(updates[0], place)
         apply = programs.apply.lower(programs.zero(), policy, opt_state, said).compile()
@@ -98,7 +108,7 @@ def main() -> None:
             said, sums = batches.said(one, place), programs.zero()
             for batch in one.micro_batches:
                 batch = batches.put(batch, place)
-                sums = programs.add(sums, policy, {}, theirs(one, batch), said, batch)
+                sums = programs.add(sums, policy, frozen, theirs(one, batch), said, batch)
             policy, opt_state, values = apply(sums, policy, opt_state, said)
             del sums
             found.append(float(values["dpo_loss"]))
