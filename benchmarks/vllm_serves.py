@@ -42,7 +42,7 @@ def make(folder: pathlib.Path) -> None:
     from tests.conftest import large_weights
     from tests.zoo.test_peft import with_adapters
     import zoo
-    from zoo.adapters import Lora
+    from zoo.targets import Lora
 
     one = Lora(8, 16.0)
     several = Lora(
