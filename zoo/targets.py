@@ -89,12 +89,19 @@ def sites(model: Model, lora: Lora) -> list[Site]:
     for path, (param, entry) in linear(model).items():
         into, out = sides(param.axes, entry)
         layers: dict[int, tuple[int, float]] = {}
+        in_one_tensor = "E" in lead_of(param.axes, into, out) and "{E}" not in entry.name
+        # Only by their names: PEFT's all-linear has routers too, and none of such experts either.
+        is_apart = path.endswith("router") or in_one_tensor
         for (i, *_), name in module_names(entry, param.shape):
             names.add(name)
-            is_router = path.endswith("router")  # only by its name: PEFT's all-linear has it too
-            if not (by := choose(name)) or (is_router and by == ALL_LINEAR):
+            if not (by := choose(name)) or (is_apart and by == ALL_LINEAR):
                 continue
             met.add(by)
+            if in_one_tensor and not leave(name):
+                raise BadInput(
+                    f"{name} holds all experts of a layer in one tensor, and such take no adapters "
+                    f"here: take {name.rpartition('.')[2]} out of adapter.targets, or into exclude"
+                )
             number = entry.layers[i] if entry.layers is not None else i
             if without := leave(name):
                 met.add(without)
@@ -179,6 +186,11 @@ def _matches_nothing(asked: str, names: set[str]) -> str:
     )
 
 
+def lead_of(axes: str, into: str, out: str) -> str:
+    """What of a weight's axes neither side of its product has."""
+    return " ".join(c for c in axes.split() if c not in into + out)
+
+
 def lead(site: Site) -> str:
     """L, and E where each expert has an adapter of its own."""
-    return " ".join(c for c in site.axes.split() if c not in site.into + site.out)
+    return lead_of(site.axes, site.into, site.out)

@@ -15,6 +15,7 @@ from recipes.data.packed.packing import Shape
 from recipes.training import logps
 from tests.conftest import large_weights, programs_of, sigmoid, small_config
 from tests.recipes.data.packed.test_packing import random_pairs
+from tests.zoo import twins
 from zoo import adapters, gpt2, llama, phi3, qwen3_moe, targets
 from zoo.parts import adapted, layers, sharding
 from zoo.parts.adapted import Adapted, Adapter
@@ -168,6 +169,15 @@ def test_sides_of_fused_and_turned_weights():
 def test_a_router_takes_adapters_by_its_name():
     (site,) = targets.sites(small("qwen3_moe"), Lora(2, 2.0, targets=("mlp.gate",)))
     assert site.path == "blocks.mlp.router"
+
+
+def test_experts_in_one_tensor_take_none():
+    """As with PEFT: of gpt-oss the attention alone; by their names they are refused."""
+    model = twins.untrained("gpt_oss", twins.RICHEST["gpt_oss"])
+    found = targets.sites(model, Lora(2, 2.0))
+    assert {site.path for site in found} == {f"blocks.attention.{name}" for name in "qkvo"}
+    with pytest.raises(ValueError, match="all experts of a layer in one tensor"):
+        targets.sites(model, Lora(2, 2.0, targets=("gate_up_proj",)))
 
 
 @pytest.mark.parametrize(
