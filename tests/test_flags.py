@@ -15,6 +15,22 @@ OTHER = {
     "adam_beta2": ("0.999", 0.999),
     "adam_epsilon": ("1e-6", 1e-6),
     "adam_mu_dtype": ("bfloat16", "bfloat16"),
+    "adapter.alpha": ("16", 16.0),
+    "adapter.alpha_pattern": ('{"v_proj": 8}', {"v_proj": 8}),
+    "adapter.dora": ("true", True),
+    "adapter.exclude": ("up_proj,down_proj", ("up_proj", "down_proj")),
+    "adapter.export": ("merged", "merged"),
+    "adapter.layers": ("0-7,12", "0-7,12"),
+    "adapter.lora_plus": ("16", 16.0),
+    "adapter.path": ("/runs/first", "/runs/first"),
+    "adapter.rank": ("8", 8),
+    "adapter.rank_pattern": ('{"v_proj": 8}', {"v_proj": 8}),
+    "adapter.rslora": ("true", True),
+    "adapter.targets": ("q_proj,v_proj", ("q_proj", "v_proj")),
+    "adapter.zero": ("B", "B"),
+    "frozen": ("nf4", "nf4"),
+    "optimizer": ("adamw8bit", "adamw8bit"),
+    "trainable": (".*q_proj.*", ".*q_proj.*"),
     "attention": ("dense", "dense"),
     "beta": ("0.25", 0.25),
     "chat_template": ("a.jinja", "a.jinja"),
@@ -94,11 +110,7 @@ def read(*flags):
 
 def given(config, *flags):
     """Every setting by its name; those of which the user chooses the names as they are."""
-    found = read(CONFIGS[config], *flags)
-    return {
-        name: value.to_dict() if hasattr(value := found[name], "to_dict") else value
-        for name in settings.ALL
-    }
+    return checks.plain(read(CONFIGS[config], *flags), settings.ALL)
 
 
 def test_the_sweep_is_of_all_settings():

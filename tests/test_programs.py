@@ -30,7 +30,8 @@ PROGRAMS = [
     "zoo", *BENCHMARKS,
 ]  # fmt: skip
 # A process for each measurement, no flags, and a folder without a flag.
-PEERS = {"benchmarks/peer_trl.py", "benchmarks/peer_tunix.py"}  # in environments of their own
+# In environments of their own.
+PEERS = {"benchmarks/peer_trl.py", "benchmarks/peer_tunix.py", "benchmarks/vllm_serves.py"}
 OTHERS = [
     "benchmarks/models.py", "benchmarks/peak.py", "benchmarks/where.py",
     "recipes/training/listing.py",

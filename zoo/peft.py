@@ -247,6 +247,7 @@ def frozen_as(folder: pathlib.Path) -> str | None:
     Raises:
       FileNotFoundError, ValueError: as `read`.
     """
+    peft_folder.read_config(folder)  # that it is such a folder is said first
     with peft_folder.tensors(folder) as (_, facts):
         return facts.get("base_frozen")
 

@@ -42,10 +42,11 @@ def refuse_other_settings(
     """
     saved, now = _in_words_of_today(saved), _in_words_of_today(now)
     # A setting that is newer than the checkpoint has, by default, the value it had without a name.
+    plain = lambda value: list(value) if isinstance(value, tuple) else value  # as JSON has it
     new = {
         name
         for name in now.keys() - saved.keys()
-        if now[name] is None or (name in ALL and now[name] == ALL[name].default)
+        if now[name] is None or (name in ALL and now[name] == plain(ALL[name].default))
     }
     differ = {name for name in saved.keys() | now.keys() if saved.get(name) != now.get(name)}
     names = sorted(differ - new)

@@ -215,7 +215,7 @@ def test_peft_reads_our_folders_and_we_read_its(live, family, dora, tmp_path):
     model = zoo.load(path)
     has_experts = "E" in model.config.sizes
     targets = (r".*self_attn\..*_proj",) if dora and has_experts else ("all-linear",)
-    model = with_adapters(model, Lora(4, 8.0, targets=targets, dora=dora), scale=0.02)
+    model = with_adapters(model, Lora(4, 8.0, targets=targets, dora=dora), scale=0.04)
     zoo.save_adapter(model, tmp_path / "ours")
     theirs = live.peft.PeftModel.from_pretrained(copy.deepcopy(original), str(tmp_path / "ours"))
     tokens = np.random.default_rng(0).integers(3, 90, (2, 12))
@@ -224,7 +224,7 @@ def test_peft_reads_our_folders_and_we_read_its(live, family, dora, tmp_path):
     narrow = logits_of(live, theirs, tokens)
     exact = logits_of(live, theirs.double(), tokens)
     top = np.abs(exact).max()
-    bound = max(BOUND * top, 2 * np.abs(narrow - exact).max())
+    bound = max(BOUND * top, 3 * np.abs(narrow - exact).max())
     moved = np.abs(exact - logits_of(live, original.double(), tokens)).max()
     original.float()
     assert moved > 0.1 * top

@@ -7,7 +7,7 @@ repetition, and it takes the same time for 2 of them and for 80.
 
 from collections.abc import Callable
 import functools
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from flax import nnx
 import jax
@@ -116,7 +116,7 @@ def by_kind(model: Stacked, tree: PyTree) -> ByKind:
 def at(tree: PyTree, n: Array) -> PyTree:
     """One layer of what has a leading L."""
 
-    def one(x: Array | partly.Partly) -> Array:
+    def one(x: Any) -> Array:
         if isinstance(x, partly.Partly):
             return x.layer(n)
         return jax.lax.dynamic_index_in_dim(x, n, keepdims=False)

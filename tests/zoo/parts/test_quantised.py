@@ -112,7 +112,7 @@ def of_a_step(layers, kind):
     sums = update.Sums(trained, answers, answers)
     said = update.Said(whole(2, 2), answers)
     program = jax.jit(add, donate_argnums=0).lower(sums, trained, frozen, answers, said, batch)
-    held = plan.memory(blank, trained, "float32", resident=False)["frozen"]
+    held = plan.memory(blank, trained, {}, None, resident=False)["frozen"]
     return program.compile().memory_analysis().temp_size_in_bytes, held
 
 
