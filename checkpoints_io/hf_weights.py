@@ -146,10 +146,11 @@ def known_as(name: str, names: Names) -> str | None:
 def hf_names(entry: Entry, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], str]]:
     """Every HF tensor of a weight, and where in the weight it stands."""
     for index in np.ndindex(*shape[: len(stacked(entry.name))]):
-        yield index, _hf_name(entry, index)
+        yield index, hf_name(entry, index)
 
 
-def _hf_name(entry: Entry, index: Sequence[int]) -> str:
+def hf_name(entry: Entry, index: Sequence[int]) -> str:
+    """The HF tensor of a layer (and expert) of a weight."""
     at = dict(zip(stacked(entry.name), index, strict=True))
     if entry.layers is not None:
         at["L"] = entry.layers[at["L"]]
@@ -277,7 +278,7 @@ def _read_part(entry: Entry, want: Wanted, tensors: dict, index: tuple[slice, ..
     axes = " ".join(want.axes.split()[n:])
     # Tensor by tensor into its place: never twice the stack.
     for at in itertools.product(*(range(s.start, s.stop) for s in index[:n])):
-        tensor = tensors[_hf_name(entry, at)]
+        tensor = tensors[hf_name(entry, at)]
         place = tuple(i - s.start for i, s in zip(at, index[:n], strict=True))
         part[place] = _rearranged(tensor, entry.axes, axes, want.shape[n:], index[n:])
     return part

@@ -18,14 +18,15 @@ import numpy as np
 from checkpoints_io import hf_weights, peft_folder, places, processes
 from checkpoints_io.bits import fingerprint
 from checkpoints_io.errors import BadInput
-from zoo import adapters, narrow, targets
+from zoo import adapters, narrow, peft_experts, targets
 from zoo.models import ARCHITECTURES, Model, name_of
 from zoo.parts.adapted import Adapted, Adapter, is_adapted
 from zoo.parts.quantised import is_quantised
 from zoo.targets import Site
 
 PARTS = {"lora_A": "a", "lora_B": "b", "lora_magnitude_vector": "magnitude"}
-Found = dict[tuple[int, ...], dict[str, Any]]  # layer (and expert) -> a, b, magnitude
+# Layer (and expert) -> a, b, magnitude, and what the module is called.
+Found = dict[tuple[int, ...], dict[str, Any]]
 
 
 class Read(NamedTuple):
@@ -77,6 +78,7 @@ def _places(model: Model, tensors: Mapping, folder: pathlib.Path) -> dict[str, F
         for index, name in targets.module_names(entry, param.shape)
     }
     places: dict[str, Found] = {path: {} for path, _ in homes.values()}
+    tensors, called = peft_experts.apart(model, tensors, folder)
     for name, tensor in tensors.items():
         module, _, what = name.removesuffix(".weight").rpartition(".")
         known = hf_weights.known_as(f"{module}.weight", short) or ""
@@ -88,7 +90,8 @@ def _places(model: Model, tensors: Mapping, folder: pathlib.Path) -> dict[str, F
                 "another model?"
             )
         path, index = home
-        places[path].setdefault(index, {})[PARTS[what]] = tensor
+        own = places[path].setdefault(index, {"called": called.get(module, module)})
+        own[PARTS[what]] = tensor
     if not any(places.values()):
         raise BadInput(f"{folder} holds no adapters")
     return {path: found for path, found in places.items() if found}
@@ -106,6 +109,7 @@ def _site(
         if lacks := {"a", "b"} - found[index].keys():
             raise BadInput(f"{folder} lacks lora_{min(lacks).upper()} of {name}")
         rank = found[index]["a"].get_shape()[0]
+        name = found[index]["called"]
         asked = targets.by_pattern(said.rank_pattern, name, said.r)
         if rank != asked:
             raise BadInput(
