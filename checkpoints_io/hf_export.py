@@ -68,16 +68,14 @@ def write(
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def write_file(
-    tensors: Mapping[str, np.ndarray], path: pathlib.Path, metadata: Mapping[str, str] | None = None
-) -> None:
+def write_file(tensors: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
     """One safetensors file.
 
     Raises:
       OSError: the disk is full, or fails.
     """
     try:
-        safetensors.numpy.save_file(dict(tensors), path, {"format": "pt", **(metadata or {})})
+        safetensors.numpy.save_file(dict(tensors), path, metadata={"format": "pt"})
     except safetensors.SafetensorError as error:
         known = re.search(r"os error (\d+)", str(error))
         if not known:

@@ -1,5 +1,9 @@
 """A folder of adapters as PEFT keeps it: adapter_config.json and adapter_model.safetensors.
 
+Beside them a file of our own, trained_on.json, says which weights they were trained on; other
+programs do not look at it. (Metadata of safetensors are written in any order: a folder would not be
+the same twice.)
+
 Source: peft 0.21 (peft/tuners/lora/config.py, peft/utils/save_and_load.py).
 """
 
@@ -15,7 +19,8 @@ from checkpoints_io import hf_export, hf_folder, hf_weights
 from checkpoints_io.errors import BadInput, NotFound
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-FILES = [CONFIG, WEIGHTS]
+TRAINED_ON = "trained_on.json"
+FILES = [CONFIG, WEIGHTS, TRAINED_ON]
 PREFIX = "base_model.model."
 
 # What is no LoRA of this zoo, by the key that says so, and the remedy.
@@ -87,7 +92,7 @@ def read_config(folder: pathlib.Path) -> Said:
 
 @contextlib.contextmanager
 def tensors(folder: pathlib.Path) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
-    """The tensors of a folder, open for reading in parts, and the metadata of its file.
+    """The tensors of a folder, open for reading in parts, and what it says it was trained on.
 
     Their names are without PEFT's prefix.
 
@@ -103,19 +108,21 @@ def tensors(folder: pathlib.Path) -> Iterator[tuple[dict[str, Any], dict[str, st
     with hf_weights.opened(path) as file:
         names = file.keys()
         found = {name.removeprefix(PREFIX): file.get_slice(name) for name in names}
-        yield found, file.metadata() or {}
+        facts = hf_folder.read_if_there(folder / TRAINED_ON)
+        yield found, {name: str(value) for name, value in facts.items()}
 
 
 def write(
     folder: pathlib.Path,
     config: Mapping[str, object],
     arrays: Mapping[str, np.ndarray],
-    metadata: Mapping[str, str],
+    trained_on: Mapping[str, str],
 ) -> None:
     """Writes a folder that PEFT and vLLM read; names are without PEFT's prefix.
 
-    The `metadata` are facts of our own, which other readers do not look at.
+    `trained_on` are facts of the frozen weights.
     """
     named = {PREFIX + name: np.ascontiguousarray(value) for name, value in arrays.items()}
-    hf_export.write_file(named, folder / WEIGHTS, metadata)
+    hf_export.write_file(named, folder / WEIGHTS)
+    (folder / TRAINED_ON).write_text(json.dumps(dict(trained_on), indent=2) + "\n")
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")

@@ -176,7 +176,8 @@ def test_adapters_of_other_weights_are_refused(folder, tmp_path, base):
     with pytest.raises(ValueError, match="were trained on other weights than those of"):
         zoo.load(tmp_path / "other", adapter=folder)
     # Those of other programs do not say what they were trained on.
-    unmarked = renamed(folder, tmp_path / "a", lambda tensors: tensors)
+    unmarked = changed(folder, tmp_path / "a")
+    assert not (unmarked / "trained_on.json").exists()
     zoo.load(tmp_path / "other", adapter=unmarked)
 
 
@@ -227,7 +228,7 @@ def test_peft_reads_our_folders_and_we_read_its(live, family, dora, tmp_path):
     bound = max(BOUND * top, 3 * np.abs(narrow - exact).max())
     moved = np.abs(exact - logits_of(live, original.double(), tokens)).max()
     original.float()
-    assert moved > 0.1 * top
+    assert moved > 500 * bound
     assert np.abs(ours - exact).max() <= bound
     zoo.save(model, tmp_path / "merged", dtype=np.float32)
     merged = np.asarray(zoo.load(tmp_path / "merged")(tokens))
