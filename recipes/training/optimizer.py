@@ -109,10 +109,16 @@ def optimizer_of(
         optax.add_decayed_weights(given.weight_decay, decayed),
         optax.scale_by_learning_rate(schedule),
     )
+    both = optax.chain(clip, adam)
     if rates is None:
-        return optax.chain(clip, adam)
-    scaled = lambda changes, _: jax.tree.map(jnp.multiply, changes, rates)
-    return optax.chain(clip, adam, optax.stateless(scaled))
+        return both
+
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        changes, state = both.update(updates, state, params)
+        return jax.tree.map(jnp.multiply, changes, rates), state
+
+    # No further link of the chain: Orbax gives a chain back without an empty state at its end.
+    return optax.GradientTransformation(both.init, update)
 
 
 def matrices(params: nnx.State) -> dict[str, object]:

@@ -32,7 +32,7 @@ def config(tiny_config, tmp_path) -> ml_collections.ConfigDict:
     config.learning_rate = 1e-3
     config.steps_per_checkpoint, config.steps_per_eval = 1, None
     config.steps_per_hf_export = config.max_eval_pairs = None
-    config.adapter = dict(rank=4, alpha=8.0)
+    config.adapter = dict(rank=4, alpha=8.0, lora_plus=4.0)
     return config
 
 
