@@ -55,6 +55,7 @@ class Plan(NamedTuple):
     wanted: Mapping[str, "Wanted"]
     tied: Mapping[str, str]  # tensors that may be there, and which of the others each repeats
     names: Names = ()
+    quantised: Mapping[str, object] = {}  # config.json's `quantization_config`
 
 
 class Wanted(NamedTuple):
@@ -90,7 +91,7 @@ def read(
       ValueError: a tensor is missing, has no place in the model, or has another shape or dtype; or
         one that should repeat another does not.
     """
-    with _tensors(folder, plan.names) as tensors:
+    with _tensors(folder, plan) as tensors:
         _check(folder, plan, tensors)
         _check_tied(folder, plan, tensors)
         if parts is None:
@@ -101,7 +102,7 @@ def read(
 
 def check(folder: pathlib.Path, plan: Plan) -> None:
     """Raises what `read` would, by the headers alone."""
-    with _tensors(folder, plan.names) as tensors:
+    with _tensors(folder, plan) as tensors:
         _check(folder, plan, tensors)
 
 
@@ -119,9 +120,8 @@ def stored(folder: pathlib.Path) -> Iterator[tuple[str, int]]:
 
 
 @contextlib.contextmanager
-def _tensors(folder: pathlib.Path, names: Names) -> Iterator[dict[str, mxfp4.Slices]]:
+def _tensors(folder: pathlib.Path, plan: Plan) -> Iterator[dict[str, mxfp4.Slices]]:
     """Every tensor of a folder by its name in the table, open for reading in parts."""
-    told = hf_folder.read_if_there(folder / "config.json").get("quantization_config")
     with contextlib.ExitStack() as stack:
         found = {}
         for path in _files(folder):
@@ -130,9 +130,9 @@ def _tensors(folder: pathlib.Path, names: Names) -> Iterator[dict[str, mxfp4.Sli
             if any(one.get_dtype() in quantised.EIGHTS for one in every.values()):
                 every |= quantised.eights(path)
             for name, one in every.items():
-                if (known := known_as(name, names)) is not None:
+                if (known := known_as(name, plan.names)) is not None:
                     found[known] = one
-        yield mxfp4.unpacked(quantised.unpacked(found, told if isinstance(told, dict) else {}))
+        yield mxfp4.unpacked(quantised.unpacked(found, plan.quantised))
 
 
 def known_as(name: str, names: Names) -> str | None:

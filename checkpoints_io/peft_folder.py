@@ -1,8 +1,8 @@
 """A folder of adapters as PEFT keeps it: adapter_config.json and adapter_model.safetensors.
 
 Beside them a file of our own, trained_on.json, says which weights they were trained on; other
-programs do not look at it. (Metadata of safetensors are written in any order: a folder would not be
-the same twice.)
+programs do not look at it. (safetensors writes its metadata in no fixed order: there the bytes
+would differ from run to run.)
 
 Source: peft 0.21 (peft/tuners/lora/config.py, peft/utils/save_and_load.py).
 """
@@ -11,14 +11,15 @@ from collections.abc import Iterator, Mapping
 import contextlib
 import json
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from checkpoints_io import hf_export, hf_folder, hf_weights
+from checkpoints_io import hf_export, hf_folder, hf_weights, quantised, whole
 from checkpoints_io.errors import BadInput, NotFound
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = whole.OF_ADAPTERS, "adapter_model.safetensors"
 TRAINED_ON = "trained_on.json"
 FILES = [CONFIG, WEIGHTS, TRAINED_ON]
 PREFIX = "base_model.model."
@@ -37,6 +38,11 @@ REFUSED = {
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
+# A pattern runs in this process: one of names and at most so many `.*` ends soon, whatever it met.
+MOST_WILD, MOST_PATTERN = 3, 200
+DTYPES = ("bfloat16", "float32")
+
+
 class Said(NamedTuple):
     """What adapter_config.json says, by PEFT's names."""
 
@@ -47,8 +53,42 @@ class Said(NamedTuple):
     rank_pattern: dict[str, int]
     alpha_pattern: dict[str, float]
     base_model_name_or_path: str | None
-    revision: str | None
-    lora_dropout: float
+
+
+class TrainedOn(NamedTuple):
+    """Which weights the adapters of a folder were trained on, where it says so."""
+
+    fingerprints: Mapping[str, str]  # by dtype: as they were kept, and in bfloat16
+    frozen: str | None  # in which few bits they were kept
+
+
+class Opened(NamedTuple):
+    """A folder of adapters, open for reading in parts."""
+
+    folder: pathlib.Path
+    said: Said
+    trained_on: TrainedOn
+    tensors: dict[str, Any]  # by their names, without PEFT's prefix
+
+
+@contextlib.contextmanager
+def opened(folder: pathlib.Path) -> Iterator[Opened]:
+    """A folder of adapters.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read_config`; or there is no file of tensors, or it is not
+        whole.
+    """
+    said = read_config(folder)
+    path = folder / WEIGHTS
+    if not path.is_file():
+        other = folder / "adapter_model.bin"
+        why = "a pickle, which is not opened here: load and save it again with PEFT"
+        hint = f": {other.name} is {why}" if other.is_file() else ""
+        raise NotFound(f"{folder} has no {WEIGHTS}{hint}")
+    with hf_weights.opened(path) as file:
+        found = {name.removeprefix(PREFIX): file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        yield Opened(folder, said, read_trained_on(folder), found)
 
 
 def read_config(folder: pathlib.Path) -> Said:
@@ -61,7 +101,7 @@ def read_config(folder: pathlib.Path) -> Said:
     path = folder / CONFIG
     if not path.is_file():
         raise NotFound(f"{folder} is not a folder of adapters: it has no {CONFIG}")
-    given = hf_folder.read_json(path)
+    given: dict[str, Any] = hf_folder.read_json(path)
     refuse = lambda why: BadInput(f"{path} asks for {why}")
     if (kind := given.get("peft_type")) != "LORA":
         raise refuse(f"peft_type {kind!r}, and only LORA is read here")
@@ -76,53 +116,71 @@ def read_config(folder: pathlib.Path) -> Said:
             f"init_lora_weights={begun!r}, which changes the base too: convert it with PEFT's "
             "save_pretrained(path_initial_model_for_weight_conversion=…)"
         )
-    kinds = {"r": int, "lora_alpha": (int, float), "lora_dropout": (int, float)}
-    kinds |= dict.fromkeys(("rank_pattern", "alpha_pattern"), dict)
-    usual = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "rank_pattern": {}, "alpha_pattern": {}}
-    values: dict[str, Any] = {name: given.get(name, usual.get(name)) for name in Said._fields}
-    for name in ("rank_pattern", "alpha_pattern"):
-        values[name] = values[name] or {}
-    for name, kind in kinds.items():
-        if not isinstance(values[name], kind) or isinstance(values[name], bool):
-            raise refuse(f"{name}={values[name]!r}")
-    for name in ("use_rslora", "use_dora"):
-        values[name] = bool(values[name])
-    return Said(**values)
+    rank, alpha = given.get("r", 8), given.get("lora_alpha", 8)
+    ranks, alphas = (given.get(key) or {} for key in ("rank_pattern", "alpha_pattern"))
+    for key, values in (("r", {"": rank}), ("rank_pattern", ranks)):
+        if not isinstance(values, dict) or not all(map(_is_rank, values.values())):
+            raise refuse(f"{key}={given.get(key)!r}, where whole numbers above 0 are ranks")
+    for key, values in (("lora_alpha", {"": alpha}), ("alpha_pattern", alphas)):
+        if not isinstance(values, dict) or not all(map(_is_alpha, values.values())):
+            raise refuse(f"{key}={given.get(key)!r}, where finite numbers are alphas")
+    if odd := [pattern for pattern in [*ranks, *alphas] if not _is_plain(pattern)]:
+        raise refuse(
+            f"the pattern {odd[0][:MOST_PATTERN]!r}: only names, groups of them (a|b) and at most "
+            f"{MOST_WILD} times .* are matched of a folder's patterns"
+        )
+    base = given.get("base_model_name_or_path")
+    return Said(
+        r=rank,
+        lora_alpha=alpha,
+        use_rslora=bool(given.get("use_rslora")),
+        use_dora=bool(given.get("use_dora")),
+        rank_pattern=ranks,
+        alpha_pattern=alphas,
+        base_model_name_or_path=base if isinstance(base, str) else None,
+    )
 
 
-@contextlib.contextmanager
-def tensors(folder: pathlib.Path) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
-    """The tensors of a folder, open for reading in parts, and what it says it was trained on.
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and 0 < value < 2**31
 
-    Their names are without PEFT's prefix.
+
+def _is_alpha(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e30
+
+
+def _is_plain(pattern: str) -> bool:
+    rest = pattern.replace(".*", "")
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    short = len(pattern) <= MOST_PATTERN and pattern.count(".*") <= MOST_WILD
+    return short and not re.search(r"[*+?{]", rest)
+
+
+def read_trained_on(folder: pathlib.Path) -> TrainedOn:
+    """What trained_on.json says; nothing in a folder of another program.
 
     Raises:
-      FileNotFoundError, ValueError: there is no such file, or it is not whole.
+      ValueError: it is not as `write` writes it.
     """
-    path = folder / WEIGHTS
-    if not path.is_file():
-        other = folder / "adapter_model.bin"
-        why = "a pickle, which is not opened here: load and save it again with PEFT"
-        hint = f": {other.name} is {why}" if other.is_file() else ""
-        raise NotFound(f"{folder} has no {WEIGHTS}{hint}")
-    with hf_weights.opened(path) as file:
-        names = file.keys()
-        found = {name.removeprefix(PREFIX): file.get_slice(name) for name in names}
-        facts = hf_folder.read_if_there(folder / TRAINED_ON)
-        yield found, {name: str(value) for name, value in facts.items()}
+    given: dict[str, Any] = hf_folder.read_if_there(folder / TRAINED_ON)
+    known, frozen = given.get("fingerprints", {}), given.get("frozen")
+    plain = isinstance(known, dict) and all(isinstance(one, str) for one in known.values())
+    if not plain or not known.keys() <= set(DTYPES) or frozen not in (None, *quantised.KINDS):
+        raise BadInput(f"{folder / TRAINED_ON} does not say which weights: leave it out")
+    return TrainedOn(known, frozen)
 
 
 def write(
     folder: pathlib.Path,
     config: Mapping[str, object],
     arrays: Mapping[str, np.ndarray],
-    trained_on: Mapping[str, str],
+    trained_on: TrainedOn,
 ) -> None:
-    """Writes a folder that PEFT and vLLM read; names are without PEFT's prefix.
-
-    `trained_on` are facts of the frozen weights.
-    """
+    """Writes a folder that PEFT and vLLM read; names are without PEFT's prefix."""
     named = {PREFIX + name: np.ascontiguousarray(value) for name, value in arrays.items()}
     hf_export.write_file(named, folder / WEIGHTS)
-    (folder / TRAINED_ON).write_text(json.dumps(dict(trained_on), indent=2) + "\n")
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    for name, value in ((TRAINED_ON, trained_on._asdict()), (CONFIG, config)):
+        (folder / name).write_text(json.dumps(value, indent=2) + "\n")

@@ -63,14 +63,16 @@ class Place(Protocol):
         """A file: what was there stays until all of the new one is kept."""
         ...
 
-    def whole_folder(self) -> contextlib.AbstractContextManager[pathlib.Path | None]:
+    def whole_folder(
+        self, mark: str = whole.MARK
+    ) -> contextlib.AbstractContextManager[pathlib.Path | None]:
         """A folder of this machine whose files become those of the place on success.
 
-        Until then what was there stays, and `config.json` is not there before the others. Process 0
-        is given it; the others are given None.
+        Until then what was there stays, and the file `mark`, by which such folders are known, is
+        not there before the others. Process 0 is given it; the others are given None.
 
         Raises:
-          FileExistsError: what is there now is not a model folder, and may be somebody's work.
+          FileExistsError: what is there now has no such file, and may be somebody's work.
         """
         ...
 
@@ -197,8 +199,10 @@ class Disk(NamedTuple):
     def write_whole(self, name: str, content: bytes | memoryview) -> None:
         whole.write(self.path / name, content)
 
-    def whole_folder(self) -> contextlib.AbstractContextManager[pathlib.Path | None]:
-        return whole.folder(self.path)
+    def whole_folder(
+        self, mark: str = whole.MARK
+    ) -> contextlib.AbstractContextManager[pathlib.Path | None]:
+        return whole.folder(self.path, mark)
 
     @contextlib.contextmanager
     def appending(self, name: str, begin: bytes) -> Iterator[Callable[[bytes], None]]:

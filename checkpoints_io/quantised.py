@@ -247,13 +247,11 @@ def eights(path: pathlib.Path) -> dict[str, Slices]:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
     found: dict[str, Slices] = {}
+    every = np.memmap(path, np.uint8, "r")[8 + size :]
     for name, said in header.items():
-        if (kind := EIGHTS.get(said.get("dtype"))) is not None:
-            begin = 8 + size + said["data_offsets"][0]
-            shape = tuple(said["shape"])
-            array = np.memmap(path, np.uint8, "r", begin, shape) if math.prod(shape) else None
-            array = np.zeros(shape, np.uint8) if array is None else array
-            found[name] = Mapped(array.view(kind), said["dtype"])
+        if name != "__metadata__" and (kind := EIGHTS.get(said["dtype"])) is not None:
+            begin, end = said["data_offsets"]
+            found[name] = Mapped(every[begin:end].view(kind).reshape(said["shape"]), said["dtype"])
     return found
 
 
@@ -330,7 +328,7 @@ def _scaled(name: str, codes: Slices | None, scales: Slices, end: str, told: Map
     elif blocks is None:
         block = 1, -(-into // max(columns, 1))
     else:
-        block = tuple(blocks)
+        block = tuple(blocks) if isinstance(blocks, list) else ()
     if (
         any(type(n) is not int or n < 1 for n in block)
         or len(block) != 2

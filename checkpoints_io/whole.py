@@ -15,6 +15,8 @@ from checkpoints_io import lock, processes
 from checkpoints_io.errors import InTheWay, StorageError
 
 NEW, OLD, LOCK = "new", "old", "lock"  # all that a scratch folder holds
+# A folder with the first of these files is a model's, with the second one of adapters.
+MARK, OF_ADAPTERS = MARKS = "config.json", "adapter_config.json"
 ATTEMPTS = 3  # at a file whose unfinished form others cleared away
 
 
@@ -77,13 +79,14 @@ def _locked(file: IO[bytes]) -> bool:
 
 
 @contextlib.contextmanager
-def folder(path: pathlib.Path) -> Iterator[pathlib.Path | None]:
+def folder(path: pathlib.Path, mark: str = MARK) -> Iterator[pathlib.Path | None]:
     """A temporary folder beside `path` that takes its name, and its place, on success.
 
+    What is there may be replaced if it has the file `mark`, by which such folders are known.
     Process 0 writes it; the others are given None. What a killed writer left is cleared away.
 
     Raises:
-      FileExistsError: what is there now is not a model folder, and may be somebody's work.
+      FileExistsError: what is there now has no such file, and may be somebody's work.
       OSError: another process is writing it.
     """
     if not processes.is_first():
@@ -91,7 +94,7 @@ def folder(path: pathlib.Path) -> Iterator[pathlib.Path | None]:
         return
 
     with _scratch(path) as (fresh, old):
-        refuse_other(path)
+        refuse_other(path, (mark,))
         fresh.mkdir()
         yield fresh
         for written in (*fresh.iterdir(), fresh):
@@ -102,17 +105,18 @@ def folder(path: pathlib.Path) -> Iterator[pathlib.Path | None]:
         _to_disk(path.parent)
 
 
-def refuse_other(path: pathlib.Path) -> None:
-    """A model folder may replace another one or an empty folder, and nothing else.
+def refuse_other(path: pathlib.Path, marks: tuple[str, ...] = MARKS) -> None:
+    """A folder may replace another of its kind or an empty folder, and nothing else.
 
     Raises:
       FileExistsError: there is something else, which may be somebody's work.
     """
     if path.is_dir():
-        known = any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+        known = any((path / mark).is_file() for mark in marks)
         if not known and any(path.iterdir()):
+            what = "a model" if MARK in marks else "adapters"
             raise InTheWay(
-                f"{path} holds something else than a model: choose another folder, or move it "
+                f"{path} holds something else than {what}: choose another folder, or move it "
                 "elsewhere"
             )
     elif path.exists() or path.is_symlink():

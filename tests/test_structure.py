@@ -52,7 +52,7 @@ INPUTS = {
     "recipes/tiny/make_pairs.py": {"Path", "write_text"},  # the pairs that are shipped
     "zoo/__main__.py": {"Path", "expanduser", "is_dir"},  # is a model a folder, or from the hub?
     "zoo/folders.py": {"fspath"},  # the folder of a tokenizer, or of adapters
-    "zoo/peft.py": {"fspath"},  # the folder of adapters
+    "zoo/peft_export.py": {"fspath"},  # the folder of adapters
     "zoo/text/byte_files.py": {"is_file", "open", "read_bytes", "stat"},  # a tokenizer's files
     "zoo/text/confined.py": {"Path", "TemporaryFile", "getcwd", "join", "pread"},  # pipes
     "zoo/text/tokenizer.py": {"Path", "expanduser", "is_file", "read_text", "stat"},
@@ -258,7 +258,7 @@ def test_an_architecture_imports_no_other_and_needs_little():
         known = {"checkpoints_io", "flax", "jax", "jaxtyping", "numpy", "zoo"}
         if path.name == "attention_kernels.py":
             known.add("absl")  # whose flags tokamax reads
-        if path.name in ("peft.py", "quantised.py"):
+        if path.name in ("peft.py", "peft_export.py", "peft_experts.py", "quantised.py"):
             known.add("einops")  # turns what is in files
         assert roots - set(sys.stdlib_module_names) <= known
     for path in (ROOT / "zoo").rglob("*.py"):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from zoo.folders import check, check_finite, fresh, load, save
     from zoo.models import ARCHITECTURES, Model, abstract, longest_text, turns_alike_to
     from zoo.narrow import narrowed
-    from zoo.peft import save_adapter
+    from zoo.peft_export import save_adapter
     from zoo.text.chat_tokenizer import load_tokenizer
 
 __all__ = [
@@ -44,7 +44,7 @@ HOMES = {
     "longest_text": "models",
     "narrowed": "narrow",
     "save": "folders",
-    "save_adapter": "peft",
+    "save_adapter": "peft_export",
     "turns_alike_to": "models",
 }
 

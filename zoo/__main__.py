@@ -2,7 +2,7 @@
 
   python -m zoo meta-llama/Llama-3.2-1B
   python -m zoo ./my-model
-  python -m zoo merge BASE ADAPTER FOLDER [float32]
+  python -m zoo merge BASE ADAPTER FOLDER [bfloat16|float32]
 
 The first reads config.json and, of a local folder, the headers of the weights. Of a hub id nothing
 else is downloaded. `merge` writes the model of the weights in BASE and the PEFT folder ADAPTER, in

@@ -4,9 +4,8 @@ A model with adapters is two trees: `trained`, the adapters, and `frozen`, all t
 `joined` makes the weights of the model of them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -16,10 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 import numpy as np
 
-from zoo import targets
 from zoo.models import Model
 from zoo.parts import adapted, quantised, sharding
-from zoo.parts.adapted import Adapted, Adapter, lettered
+from zoo.parts.adapted import RANK, Adapted, Adapter, lettered
 from zoo.targets import Site, linear
 
 
@@ -42,24 +40,17 @@ def layout(model: Model, found: list[Site], *, dora: bool = False) -> dict:
     weights, flat = linear(model), {}
     for site in found:
         param, _ = weights[site.path]
-        sizes = dict(zip(site.axes.split(), param.shape, strict=True)) | {"R": max(site.ranks)}
-        placed = functools.partial(_placed, sizes=sizes, like=param.get_value().sharding)
-        lead, made = targets.lead(site), site.out if dora else None
+        sizes = dict(zip(site.axes.split(), param.shape, strict=True)) | {RANK: max(site.ranks)}
+        like, lead = param.get_value().sharding, site.lead
+        placed = lambda axes, sizes=sizes, like=like: sharding.placed_as(
+            like, axes, tuple(sizes[letter] for letter in axes.split()), jnp.float32
+        )
         flat[site.path] = Adapter(
-            placed(f"{lead} {site.into} R"),
-            placed(f"{lead} R {site.out}"),
-            placed(f"{lead} {made}") if made else None,
+            placed(f"{lead} {site.into} {RANK}"),
+            placed(f"{lead} {RANK} {site.out}"),
+            placed(f"{lead} {site.out}") if dora else None,
         )
     return traverse_util.unflatten_dict(flat, sep=".")
-
-
-def _placed(
-    axes: str, sizes: Mapping[str, int], like: jax.sharding.Sharding
-) -> jax.ShapeDtypeStruct:
-    shape = tuple(sizes[letter] for letter in axes.split())
-    if isinstance(like, jax.NamedSharding) and isinstance(like.mesh, jax.sharding.Mesh):
-        like = sharding.sharding(axes, shape, like.mesh)
-    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=like)
 
 
 def fresh(frozen: PyTree, like: PyTree, *, zero: str, seed: int) -> dict:
@@ -80,11 +71,11 @@ def fresh(frozen: PyTree, like: PyTree, *, zero: str, seed: int) -> dict:
             lead = b.ndim - 1 - len(weight.out.split())  # axes before R: L, and E of experts
             # Where a layer's rank is smaller, the rest of both factors is 0 and stays it.
             here = (np.arange(most) < ranks[:, None]).astype(np.float32)  # [L, R]
-            of_a = here.reshape(len(ranks), *[1] * (a.ndim - 2), most)
-            of_b = here.reshape(len(ranks), *[1] * (lead - 1), most, *[1] * (b.ndim - 1 - lead))
+            of_a = np.expand_dims(here, (*range(1, a.ndim - 1),))
+            of_b = np.expand_dims(here, (*range(1, lead), *range(lead + 1, b.ndim)))
             noise = lambda like, key=key: jax.random.uniform(key, like.shape, minval=-1, maxval=1)
             summed = math.prod(a.shape[lead:-1])
-            share = 1 / np.sqrt(np.maximum(ranks, 1)).reshape(-1, *[1] * (b.ndim - 1))
+            share = np.expand_dims(1 / np.sqrt(np.maximum(ranks, 1)), (*range(1, b.ndim),))
             flat[path] = Adapter(
                 jnp.zeros(a.shape) if zero == "A" else noise(a) * of_a / math.sqrt(summed),
                 jnp.zeros(b.shape) if zero == "B" else noise(b) * of_b * share,
@@ -129,12 +120,12 @@ def lost_in(model: Model, dtype: jax.typing.DTypeLike) -> float:
         off = jax.lax.reduce_precision(merged, narrow.nexp, narrow.nmant) - merged
         return jnp.sum(off**2), jnp.sum((merged - base) ** 2)
 
-    off = added = 0.0
+    found = []  # all are started before one is waited for
     for param, _ in linear(model).values():
         weight = param.get_value()
         for layer in range(len(weight.ranks)) if adapted.is_adapted(weight) else ():
-            found = lengths_of(jax.tree.map(lambda x, i=layer: x[i], weight))
-            off, added = off + float(found[0]), added + float(found[1])
+            found.append(lengths_of(jax.tree.map(lambda x, i=layer: x[i], weight)))
+    off, added = map(math.fsum, zip(*jax.device_get(found), strict=True))
     return math.sqrt(off / added) if added else 0.0
 
 
@@ -155,23 +146,24 @@ def base_of(params: PyTree) -> PyTree:
 
 def bare(params: PyTree) -> PyTree:
     """Without adapters that add nothing: what makes the same model is the same then."""
+    adds = lambda w: w.adapter.a.any() & w.adapter.b.any() if adapted.is_adapted(w) else None
+    found = jax.device_get(jax.tree.map(adds, params, is_leaf=adapted.is_adapted))
 
-    def one(weight: Any) -> Any:
-        if not adapted.is_adapted(weight):
+    def one(weight: Any, adds: Any) -> Any:
+        if not adapted.is_adapted(weight) or adds:
             return weight
-        a, b, magnitude = weight.adapter
-        if bool(jnp.any(a)) and bool(jnp.any(b)):
-            return weight
+        magnitude = weight.adapter.magnitude
         return weight.base if magnitude is None else (weight.base, magnitude)
 
-    return jax.tree.map(one, params, is_leaf=adapted.is_adapted)
+    is_weight = lambda x: adapted.is_adapted(x) or quantised.is_quantised(x) or x is None
+    return jax.tree.map(one, params, found, is_leaf=is_weight)
 
 
 @jax.jit
 def lengths(weight: Adapted) -> Float[Array, "..."]:
     """The length of what makes each output, of every layer: DoRA's first magnitude."""
-    lead = "".join(c for c in lettered(weight.axes) if c not in weight.into + weight.out)
-    axes, kept = lettered(weight.axes), lead + lettered(weight.out)
+    lead = adapted.lead_of(weight.axes, weight.into, weight.out)
+    axes, kept = lettered(weight.axes), lettered(lead + weight.out)
 
     def of_layer(base: Any) -> Array:
         wide = base.astype(jnp.float32)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from checkpoints_io import bits, hf_folder, hf_weights, peft_folder
+from checkpoints_io import bits, hf_export, hf_folder, hf_weights, peft_folder, places
 from checkpoints_io.errors import BadInput
 from zoo import adapters, peft
 from zoo.models import ARCHITECTURES, Model, abstract, hf_table, name_of
@@ -48,11 +48,15 @@ def load(
         do not fit the model.
     """
     # What the zoo cannot read is refused before its weights are fetched.
-    folder = hf_folder.look_up(path_or_id, revision)
-    if adapter is not None and frozen is None:
-        frozen = peft.frozen_as(hf_folder.find(os.fspath(adapter), files=peft_folder.FILES))
+    folder, beside = hf_folder.look_up(path_or_id, revision), None
+    if adapter is not None:
+        beside = hf_folder.find(os.fspath(adapter), files=peft_folder.FILES)
+        frozen = frozen or peft_folder.read_trained_on(beside).frozen
     model = abstract(folder.config, dtype, compute_dtype, mesh)
     model = narrowed(model, frozen) if frozen else model
+    model.source = folder
+    if beside:
+        peft.sites_of(model, beside)
     folder = hf_folder.fetched(folder)
     graph, state = nnx.split(model)
     arrays = hf_weights.read(folder.path, _plan(model))
@@ -63,7 +67,7 @@ def load(
         filled.append((path, param.replace(value)))
     model = nnx.merge(graph, nnx.from_flat_state(filled))
     model.source = folder
-    return model if adapter is None else with_adapters(model, adapter)
+    return _with_adapters(model, beside) if beside else model
 
 
 def read(
@@ -90,20 +94,11 @@ def read(
     return traverse_util.unflatten_dict(arrays, sep=".")
 
 
-def with_adapters(model: Model, adapter: str | os.PathLike[str]) -> Model:
-    """The model with the adapters of a PEFT folder or hub id beside its weights.
-
-    Raises:
-      FileNotFoundError, ValueError: as `peft.read`, or they were trained on other weights.
-    """
-    folder = hf_folder.find(os.fspath(adapter), files=peft_folder.FILES)
+def _with_adapters(model: Model, folder: pathlib.Path) -> Model:
     found = peft.read(model, folder)
-    peft.refuse_other_base(model, found, folder)
     graph, state = nnx.split(model)
     params = adapters.attached(nnx.to_pure_dict(state), found.sites)
-    adapted_ = nnx.merge(graph, nnx.State(adapted.joined(found.adapters, params)))
-    adapted_.source, adapted_.attention, adapted_.remat = model.source, model.attention, model.remat
-    return adapted_
+    return nnx.merge(graph, nnx.State(adapted.joined(found.adapters, params)))
 
 
 def fresh(
@@ -152,6 +147,7 @@ def check(path_or_id: str | os.PathLike[str]) -> None:
     """
     folder = hf_folder.look_up(path_or_id)
     model = abstract(folder.config)
+    model.source = folder
     hf_weights.check(hf_folder.fetched(folder).path, _plan(model))
 
 
@@ -207,8 +203,6 @@ def save(
       FileExistsError: `folder` holds something that is not a model.
       FileNotFoundError: there is no folder `tokenizer`.
     """
-    from checkpoints_io import hf_export, places  # of a disk, which `load` need not write to
-
     params = nnx.to_flat_state(nnx.state(model, nnx.Param))
     weights = {name_of(path): (param.axes, param.get_value()) for path, param in params}
     source = hf_folder.look_up(model.source) if model.source else None
@@ -249,4 +243,7 @@ def _plan(model: Model) -> hf_weights.Plan:
             param.axes, value.shape, np.dtype(value.dtype), value.sharding, few
         )
     tied = {} if "head" in wanted else {table["head"].name: table["embedding"].name}
-    return hf_weights.Plan(table, wanted, tied, getattr(arch, "HF_NAMES", ()))
+    source = hf_folder.look_up(model.source) if model.source else None
+    few: Any = source.config.get("quantization_config") if source else None
+    names = getattr(arch, "HF_NAMES", ())
+    return hf_weights.Plan(table, wanted, tied, names, few if isinstance(few, dict) else {})

@@ -12,7 +12,7 @@ from checkpoints_io.quantised import Narrow
 from zoo import targets
 from zoo.models import Model, name_of
 from zoo.parts import sharding
-from zoo.parts.adapted import is_adapted
+from zoo.parts.adapted import is_adapted, lead_of
 from zoo.parts.quantised import Quantised, is_quantised
 
 
@@ -51,16 +51,11 @@ def kind_of(model: Model) -> str | None:
 def _room(param: Any, kind: str, into: str, out: str) -> Quantised:
     size = dict(zip(param.axes.split(), param.shape, strict=True))
     product = lambda letters: math.prod(size[c] for c in letters.split())
-    lead = [c for c in param.axes.split() if c not in into + out]
-    like: Any = param.get_value().sharding
+    lead, like = lead_of(param.axes, into, out), param.get_value().sharding
 
     def placed(array: tuple, axes: str) -> jax.ShapeDtypeStruct:
-        shape, dtype = (*(size[c] for c in lead), *array[0]), array[1]
-        where = like
-        if isinstance(like, jax.NamedSharding):
-            mesh: Any = like.mesh
-            where = sharding.sharding(f"{' '.join(lead)} {axes}", shape, mesh)
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+        shape = (*(size[c] for c in lead.split()), *array[0])
+        return sharding.placed_as(like, f"{lead} {axes}", shape, array[1])
 
     codes, *others = quantised.shapes(kind, product(out), product(into))
     rest = [x and placed(x, " ".join("." * len(x[0]))) for x in others]

@@ -6,81 +6,100 @@ both (`target_parameters`): of A the expert is the slow index of rows, of B the 
 Source: peft 0.21, ParamWrapper of peft/tuners/lora/layer.py.
 """
 
-from collections.abc import Mapping
-import pathlib
+from collections.abc import Callable
+import functools
 import re
 from typing import Any, NamedTuple
 
+import einops
 import numpy as np
 
-from checkpoints_io import hf_weights
+from checkpoints_io import hf_weights, peft_folder
 from checkpoints_io.errors import BadInput
 from zoo import targets
 from zoo.models import Model
 
-WRAPPED = re.compile(
-    r"((?:.*\.)?layers\.(\d+)\..*experts(?:\.base_layer)?)\.lora_([AB])(\.weight)?"
-)
+# The module, its layer, and which of the two.
+WRAPPED = re.compile(r"((?:.*\.)?layers\.(\d+)\..*experts(?:\.base_layer)?)\.lora_([AB])\.weight")
+# To rows, columns and experts.
+FORMS = {"A": "(E R) D -> R D E", "B": "F (R E) -> F R E"}
 
 
 class Piece(NamedTuple):
     """A part of a tensor, asked for as a file's tensors are."""
 
-    array: np.ndarray
+    shape: tuple[int, int]
+    whole: Callable[[], np.ndarray]  # rows by columns by expert, read when it is first asked for
+    rows: slice
+    expert: int
 
-    def get_shape(self) -> tuple[int, ...]:
+    def get_shape(self) -> list[int]:
         """Its shape."""
-        return self.array.shape
+        return [*self.shape]
 
     def __getitem__(self, index: Any) -> Any:
         """Some of it, or all of it."""
-        return self.array if index is Ellipsis else self.array[index]
+        return self.whole()[self.rows, :, self.expert][index]
 
 
 def apart(
-    model: Model, tensors: Mapping[str, Any], folder: pathlib.Path
+    model: Model, weights: targets.Matrices, opened: peft_folder.Opened
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The tensors with one for each expert, and what each expert's module is called in patterns.
 
     Raises:
       ValueError: they have the shape of no expert of the model.
     """
-    found = {name: tensor for name, tensor in tensors.items() if not WRAPPED.fullmatch(name)}
-    weights, sizes = targets.linear(model), model.config.sizes
-    if len(found) == len(tensors) or "{E}" not in _entry(weights, "gate").name:
-        return dict(tensors), {}
-    E, D, F = (sizes[letter] for letter in "EDF")
-    wrapped: dict[tuple[str, int], dict[str, np.ndarray]] = {}
-    for name in tensors.keys() - found.keys():
-        met = WRAPPED.fullmatch(name)
-        assert met is not None
-        at, layer, which, _ = met.groups()
-        wrapped.setdefault((at, int(layer)), {})[which] = np.asarray(tensors[name][...])
+    met = {name: found for name in opened.tensors if (found := WRAPPED.fullmatch(name))}
+    found = {name: tensor for name, tensor in opened.tensors.items() if name not in met}
+    gate = weights.get("blocks.mlp.gate")
+    if not met or gate is None or "{E}" not in gate[1].name:
+        return dict(opened.tensors), {}
+    wrapped: dict[tuple[str, int], dict[str, Any]] = {}
+    for name, (at, layer, which) in ((name, one.groups()) for name, one in met.items()):
+        wrapped.setdefault((at, int(layer)), {})[which] = opened.tensors[name]
     called: dict[str, str] = {}
     for (at, layer), both in wrapped.items():
-        a, b = both.get("A", np.zeros((0, 0))), both.get("B", np.zeros((0, 0)))
-        rank, own = len(a) // E, at.removesuffix(".base_layer")
-        if a.shape == (E * rank, D) and b.shape == (2 * F, rank * E):
-            parts, whole = {"gate": slice(F), "up": slice(F, None)}, f"{own}.gate_up_proj"
-        elif a.shape == (E * rank, F) and b.shape == (D, rank * E):
-            parts, whole = {"down": slice(None)}, f"{own}.down_proj"
-        else:
+        shapes = [[*both[which].get_shape()] if which in both else [0, 0] for which in "AB"]
+        parts, whole = _parts(model, at.removesuffix(".base_layer"), shapes)
+        entries = {part: weights[f"blocks.mlp.{part}"][1] for part in parts}
+        numbers = {part: _number(entry, layer) for part, entry in entries.items()}
+        if not parts or -1 in numbers.values():
             raise BadInput(
-                f"{folder}: the adapters of {at} have shapes {a.shape} and {b.shape}, which fit no "
-                "experts of the model: is it the adapter of another?"
+                f"{opened.folder}: the adapters of {at} have shapes {shapes[0]} and {shapes[1]}, "
+                "which fit no experts of the model: is it the adapter of another?"
             )
-        by_expert = a.reshape(E, rank, -1), b.reshape(len(b), rank, E)
-        for weight, rows in parts.items():
-            entry = _entry(weights, weight)
-            n = layer if entry.layers is None else entry.layers.index(layer)
+        E = model.config.sizes["E"]
+        rank, into = shapes[0][0] // E, shapes[0][1]
+        a, b = (_by_expert(both[which], form, E) for which, form in FORMS.items())
+        for part, rows in parts.items():
+            made = len(range(shapes[1][0])[rows])
             for e in range(E):
-                module = hf_weights.hf_name(entry, (n, e)).removesuffix(".weight")
-                found[f"{module}.lora_A.weight"] = Piece(by_expert[0][e])
-                found[f"{module}.lora_B.weight"] = Piece(by_expert[1][rows, :, e])
+                index = numbers[part], e
+                module = hf_weights.hf_name(entries[part], index).removesuffix(".weight")
+                found[f"{module}.lora_A.weight"] = Piece((rank, into), a, slice(None), e)
+                found[f"{module}.lora_B.weight"] = Piece((made, rank), b, rows, e)
                 called[module] = whole
     return found, called
 
 
-def _entry(weights: Mapping[str, Any], name: str) -> hf_weights.Entry:
-    nothing = hf_weights.Entry("", "")
-    return weights[f"blocks.mlp.{name}"][1] if f"blocks.mlp.{name}" in weights else nothing
+def _parts(model: Model, module: str, shapes: list[list[int]]) -> tuple[dict[str, slice], str]:
+    """Which of our weights a pair of tensors is of, and their rows; none if it is of no expert."""
+    E, D, F = (model.config.sizes[letter] for letter in "EDF")
+    rank = shapes[0][0] // E
+    if rank and shapes == [[E * rank, D], [2 * F, rank * E]]:
+        return {"gate": slice(F), "up": slice(F, None)}, f"{module}.gate_up_proj"
+    if rank and shapes == [[E * rank, F], [D, rank * E]]:
+        return {"down": slice(None)}, f"{module}.down_proj"
+    return {}, module
+
+
+def _number(entry: hf_weights.Entry, layer: int) -> int:
+    """Where a layer of the file stands in our weight; -1: nowhere."""
+    if entry.layers is None:
+        return layer
+    return entry.layers.index(layer) if layer in entry.layers else -1
+
+
+def _by_expert(tensor: Any, form: str, experts: int) -> Callable[[], np.ndarray]:
+    return functools.cache(lambda: einops.rearrange(np.asarray(tensor[...]), form, E=experts))

@@ -12,6 +12,7 @@ from checkpoints_io import hf_weights
 from checkpoints_io.errors import BadInput
 from zoo.models import Model, hf_table, name_of
 from zoo.parts import layers
+from zoo.parts.adapted import lead_of
 
 ALL_LINEAR = "all-linear"
 
@@ -41,6 +42,11 @@ class Site(NamedTuple):
     ranks: tuple[int, ...]  # of each layer; 0: it has none
     scales: tuple[float, ...]
 
+    @property
+    def lead(self) -> str:
+        """L, and E where each expert has an adapter of its own."""
+        return lead_of(self.axes, self.into, self.out)
+
 
 def module_names(entry: hf_weights.Entry, shape: tuple[int, ...]) -> Iterator[tuple]:
     """The modules of a weight by their HF names, and where in the weight each stands."""
@@ -60,7 +66,10 @@ def sides(axes: str, entry: hf_weights.Entry) -> tuple[str, str]:
     return first, second
 
 
-def linear(model: Model) -> dict[str, tuple[nnx.Variable, hf_weights.Entry]]:
+Matrices = Mapping[str, tuple[nnx.Variable, hf_weights.Entry]]  # by our paths
+
+
+def linear(model: Model) -> Matrices:
     """The matrices of the blocks by our paths: what may have adapters."""
     table = hf_table(model)
     every = {name_of(path): param for path, param in nnx.to_flat_state(nnx.state(model))}
@@ -75,9 +84,13 @@ def sites(model: Model, lora: Lora) -> list[Site]:
     """The weights that `lora` chooses, by the names of the Hugging Face files.
 
     Raises:
-      ValueError: a target, an excluded name or a pattern matches nothing, or a layer is not there.
+      ValueError: a target, an excluded name or a pattern matches nothing or is no expression, or a
+        layer is not there.
     """
     choose, leave = _matcher(lora.targets, "targets"), _matcher(lora.exclude, "exclude")
+    for setting in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(lora, setting):
+            _compiled(pattern, setting)
     if not lora.targets:
         raise BadInput("adapter.targets is empty: name what gets adapters, or all-linear")
     count = model.config.sizes["L"]
@@ -87,61 +100,71 @@ def sites(model: Model, lora: Lora) -> list[Site]:
     names: set[str] = set()
     found = []
     for path, (param, entry) in linear(model).items():
-        into, out = sides(param.axes, entry)
-        layers: dict[int, tuple[int, float]] = {}
-        in_one_tensor = "E" in lead_of(param.axes, into, out) and "{E}" not in entry.name
+        own = site(path, param.axes, entry, {}, param.shape[0])
+        each: dict[int, tuple[int, float]] = {}
+        in_one_tensor = "E" in own.lead and "{E}" not in entry.name
         # Only by their names: PEFT's all-linear has routers too, and none of such experts either.
         is_apart = path.endswith("router") or in_one_tensor
         for (i, *_), name in module_names(entry, param.shape):
             names.add(name)
-            if not (by := choose(name)) or (is_apart and by == ALL_LINEAR):
+            by, without = choose(name), leave(name)
+            if not by or (is_apart and by == {ALL_LINEAR}):
                 continue
-            met.add(by)
-            if in_one_tensor and not leave(name):
+            met |= by | without
+            if in_one_tensor and not without:
                 raise BadInput(
                     f"{name} holds all experts of a layer in one tensor, and such take no adapters "
                     f"here: take {name.rpartition('.')[2]} out of adapter.targets, or into exclude"
                 )
             number = entry.layers[i] if entry.layers is not None else i
-            if without := leave(name):
-                met.add(without)
-            elif lora.layers is None or number in lora.layers:
-                layers[i] = _rank_and_scale(lora, name, met)
-        if layers:
-            each = [layers.get(i, (0, 0.0)) for i in range(param.shape[0])]
-            found.append(Site(path, param.axes, into, out, *map(tuple, zip(*each, strict=True))))
+            if not without and (lora.layers is None or number in lora.layers):
+                each[i] = rank_and_scale(lora, name, met)
+        if each:
+            found.append(site(path, param.axes, entry, each, param.shape[0]))
     asked = [*lora.targets, *lora.exclude, *lora.rank_pattern, *lora.alpha_pattern]
     if idle := [name for name in asked if name not in met]:
-        raise BadInput(_matches_nothing(idle[0], names))
-    if lora.dora and (of_experts := [site.path for site in found if lead(site) != "L"]):
-        raise BadInput(
-            f"adapter.dora: experts ({of_experts[0]}) take no magnitudes, here or in PEFT; add "
-            "them to adapter.exclude"
-        )
+        raise BadInput(_matches_nothing(idle[0], names, idle[0] in lora.targets))
     if not found:
         raise BadInput("adapter.exclude and adapter.layers leave no weight of adapter.targets")
+    if lora.dora:
+        refuse_experts(found, "adapter.dora: take them out by adapter.exclude")
     return found
 
 
-def _rank_and_scale(lora: Lora, name: str, met: set[str]) -> tuple[int, float]:
-    rank = by_pattern(lora.rank_pattern, name, lora.rank, met)
-    alpha = by_pattern(lora.alpha_pattern, name, lora.alpha, met)
-    return rank, scale_of(rank, float(alpha), rslora=lora.rslora)
+def site(
+    path: str,
+    axes: str,
+    entry: hf_weights.Entry,
+    each: Mapping[int, tuple[int, float]],
+    count: int,
+) -> Site:
+    """A weight of `count` layers, with the rank and the scale of `each` that has an adapter."""
+    ranks, scales = zip(*(each.get(i, (0, 0.0)) for i in range(count)), strict=True)
+    return Site(path, axes, *sides(axes, entry), ranks, scales)
 
 
-def scale_of(rank: int, alpha: float, *, rslora: bool) -> float:
-    """What an adapter's product is multiplied by. Source of rsLoRA: arXiv 2312.03732."""
-    return alpha / (math.sqrt(rank) if rslora else rank)
+def refuse_experts(found: list[Site], remedy: str) -> None:
+    """Refuses magnitudes of experts.
 
-
-def by_pattern(
-    patterns: Mapping[str, Any], name: str, otherwise: Any, met: set[str] | None = None
-) -> Any:
-    """The value of the first pattern that matches a module's name, as PEFT matches them.
-
-    The pattern joins `met`.
+    Raises:
+      ValueError: there are experts among these.
     """
-    met = set() if met is None else met
+    if of_experts := [one.path for one in found if one.lead != "L"]:
+        raise BadInput(f"experts ({of_experts[0]}) take no magnitudes, here or in PEFT: {remedy}")
+
+
+def rank_and_scale(lora: Lora, name: str, met: set[str]) -> tuple[int, float]:
+    """Those of a module; what its product is multiplied by. The patterns that match join `met`.
+
+    Source of rsLoRA: https://arxiv.org/abs/2312.03732.
+    """
+    rank = _by_pattern(lora.rank_pattern, name, lora.rank, met)
+    alpha = _by_pattern(lora.alpha_pattern, name, lora.alpha, met)
+    return rank, float(alpha) / (math.sqrt(rank) if lora.rslora else rank)
+
+
+def _by_pattern(patterns: Mapping[str, Any], name: str, otherwise: Any, met: set[str]) -> Any:
+    """The value of the first pattern that matches a module's name, as PEFT matches them."""
     for pattern, value in patterns.items():
         if re.fullmatch(rf"(.*\.)?({pattern})", name):
             met.add(pattern)
@@ -149,7 +172,7 @@ def by_pattern(
     return otherwise
 
 
-def _matcher(asked: tuple[str, ...], setting: str) -> Callable[[str], str | None]:
+def _matcher(asked: tuple[str, ...], setting: str) -> Callable[[str], set[str]]:
     """Which of the names asked for a module has: ends of it, or one regular expression."""
     plain = [one for one in asked if one == ALL_LINEAR or re.fullmatch(r"[\w.]+", one)]
     if len(asked) > 1 and len(plain) < len(asked):
@@ -158,23 +181,25 @@ def _matcher(asked: tuple[str, ...], setting: str) -> Callable[[str], str | None
             f"adapter.{setting} has {odd!r} among other names: a regular expression stands alone, "
             "and matches whole names, like .*\\.(q|v)_proj"
         )
+    if asked and not plain:
+        whole = _compiled(asked[0], setting)
+        return lambda name: {asked[0]} if whole.fullmatch(name) else set()
+    fits = lambda one, name: one == ALL_LINEAR or f".{name}".endswith(f".{one}")
+    return lambda name: {one for one in asked if fits(one, name)}
+
+
+def _compiled(pattern: str, setting: str) -> re.Pattern[str]:
     try:
-        whole = re.compile(asked[0]) if asked and not plain else None
+        return re.compile(pattern)
     except re.error as error:
         raise BadInput(
-            f"adapter.{setting}={asked[0]!r} is not a regular expression: {error}"
+            f"adapter.{setting}={pattern!r} is not a regular expression: {error}"
         ) from error
 
-    def match(name: str) -> str | None:
-        if whole:
-            return asked[0] if whole.fullmatch(name) else None
-        fits = lambda one: one == ALL_LINEAR or f".{name}".endswith(f".{one}")
-        return next((one for one in asked if fits(one)), None)
 
-    return match
-
-
-def _matches_nothing(asked: str, names: set[str]) -> str:
+def _matches_nothing(asked: str, names: set[str], is_target: bool) -> str:
+    if not is_target and any(re.fullmatch(rf"(.*\.)?({asked})", name) for name in names):
+        return f"{asked!r} of the adapter's settings matches none of the weights in adapter.targets"
     ends = sorted({name.rpartition(".")[2] for name in names})
     near = difflib.get_close_matches(asked, ends, 3, 0.5)
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
@@ -184,13 +209,3 @@ def _matches_nothing(asked: str, names: set[str]) -> str:
         f"{asked!r} of the adapter's settings matches no weight of the model{hint}; there are "
         f"{', '.join(ends)}, like {min(names)}"
     )
-
-
-def lead_of(axes: str, into: str, out: str) -> str:
-    """What of a weight's axes neither side of its product has."""
-    return " ".join(c for c in axes.split() if c not in into + out)
-
-
-def lead(site: Site) -> str:
-    """L, and E where each expert has an adapter of its own."""
-    return lead_of(site.axes, site.into, site.out)

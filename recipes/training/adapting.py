@@ -107,9 +107,7 @@ def begun(asked: Adapting, base: zoo.Model, frozen: Params, seed: int) -> Params
     """
     if asked.folder is None:
         return adapters.fresh(frozen, asked.like, zero=asked.zero, seed=seed)
-    found = peft.read(base, asked.folder)
-    peft.refuse_other_base(base, found, asked.folder)
-    return found.adapters
+    return peft.read(base, asked.folder).adapters
 
 
 def each(like: Params, of: Adapter) -> PyTree:

@@ -69,8 +69,9 @@ class InMemory(NamedTuple):
         self.bucket.objects[self._key(name)] = bytes(content)
 
     @contextlib.contextmanager
-    def whole_folder(self) -> Iterator[pathlib.Path]:
-        self.refuse_odd(models=[""])
+    def whole_folder(self, mark=LAST) -> Iterator[pathlib.Path]:
+        if self._below() and not self.exists(mark):
+            raise InTheWay(f"{self} holds something else: move it elsewhere")
         with tempfile.TemporaryDirectory() as folder:
             yield pathlib.Path(folder)
             self._put(pathlib.Path(folder))
@@ -135,7 +136,7 @@ class InMemory(NamedTuple):
     def refuse_odd(self, *, files=(), folders=(), models=(), trees=()):
         for name in models:
             model = self.within(name) if name else self
-            if model._below() and not model.exists(LAST):
+            if model._below() and not any(map(model.exists, (LAST, "adapter_config.json"))):
                 raise InTheWay(f"{model} holds something else than a model: move it elsewhere")
 
     def local(self):

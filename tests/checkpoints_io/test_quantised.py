@@ -190,7 +190,7 @@ def write(folder, tensors, **told):
 
 CT = dict(quant_method="compressed-tensors")
 FP8 = ml_dtypes.float8_e4m3fn
-draw = np.random.default_rng(3).random
+draw = lambda shape: np.random.default_rng(3).random(shape)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_a_part_of_a_matrix_is_a_part_of_its_numbers(folder):
     """As several devices read it."""
     from checkpoints_io import hf_weights
 
-    with hf_weights._tensors(folder, ()) as tensors:
+    with hf_weights._tensors(folder, hf_weights.Plan({}, {}, {})) as tensors:
         matrix = tensors[NAME]
         whole = matrix[slice(0, 64), slice(0, 128)]
         part = matrix[slice(13, 40), slice(7, 50)]

@@ -125,7 +125,7 @@ def changed(folder, to, **values):
         (dict(init_lora_weights="corda"), "changes the base too"),
         (dict(layer_replication=[[0, 1]]), "layer_replication"),
         (dict(r="eight"), "r='eight'"),
-        (dict(rank_pattern={}, r=3), r"has an adapter of rank \d, and .* says 3"),
+        (dict(rank_pattern={}, r=3), r"the lora_A is \[\d, \d+\], where .*\(rank 3\) have \[3,"),
     ],
 )
 def test_what_is_no_lora_of_this_model_is_refused(folder, tmp_path, values, words):
@@ -155,8 +155,24 @@ def renamed(folder, to, change):
         (lambda t: {n.replace("q_proj", "c_attn"): x for n, x in t.items()}, "has no place in"),
         (lambda t: {n.replace("layers.0", "layers.99"): x for n, x in t.items()}, "has no place"),
         (lambda t: t | {"base_model.model.lm_head.weight": np.zeros((2, 2), "f4")}, "has no place"),
-        (lambda t: {n: x for n, x in t.items() if "lora_B" not in n}, "lacks lora_B of"),
-        (lambda t: {n: x[..., :-1] if "lora_A" in n else x for n, x in t.items()}, "has shape"),
+        (lambda t: {n: x for n, x in t.items() if "lora_B" not in n}, "the lora_B is missing"),
+        (lambda t: {n: x[..., :-1] if "lora_A" in n else x for n, x in t.items()}, "the lora_A is"),
+        (lambda t: {n: x[:, :-1] if "lora_B" in n else x for n, x in t.items()}, "the lora_B is"),
+        (
+            lambda t: {n: np.ones((), np.float32) if "lora_A" in n else x for n, x in t.items()},
+            r"the lora_A is \[\]|missing",
+        ),
+        (
+            lambda t: (
+                t
+                | {
+                    n.replace("lora_A.weight", "lora_magnitude_vector"): x[0]
+                    for n, x in t.items()
+                    if "lora_A" in n
+                }
+            ),
+            "the lora_magnitude_vector is .* have none",
+        ),
         (lambda t: {n: x * np.float32("nan") for n, x in t.items()}, "is not finite"),
         (lambda t: {}, "holds no adapters"),
     ],
@@ -179,6 +195,58 @@ def test_adapters_of_other_weights_are_refused(folder, tmp_path, base):
     unmarked = changed(folder, tmp_path / "a")
     assert not (unmarked / "trained_on.json").exists()
     zoo.load(tmp_path / "other", adapter=unmarked)
+
+
+def test_adapters_of_the_same_weights_in_another_dtype_are_not_refused(folder):
+    """What was trained beside float32 is used beside bfloat16, and known there too."""
+    narrow = zoo.load(TINY / "model", adapter=folder, dtype=jnp.bfloat16)
+    assert narrow.embedding.get_value().dtype == jnp.bfloat16
+    known = json.loads((folder / "trained_on.json").read_text())
+    assert set(known["fingerprints"]) == {"float32", "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [dict(fingerprints={"evil": "x"}), dict(fingerprints=[]), dict(frozen="int2"),
+     dict(fingerprints={"float32": 1})],
+    ids=str,
+)  # fmt: skip
+def test_a_file_of_our_own_that_says_something_else(folder, tmp_path, said):
+    other = changed(folder, tmp_path / "a")
+    (other / "trained_on.json").write_text(json.dumps(said))
+    with pytest.raises(ValueError, match="does not say which weights"):
+        zoo.load(TINY / "model", adapter=other)
+
+
+def test_a_folder_of_adapters_takes_the_place_of_no_model(base, folder, tmp_path):
+    """Nor a model that of adapters: what is there would be gone."""
+    zoo.save(base, tmp_path / "model")
+    model = zoo.load(TINY / "model", adapter=folder)
+    with pytest.raises(FileExistsError, match="something else than adapters"):
+        zoo.save_adapter(model, tmp_path / "model")
+    zoo.save_adapter(model, tmp_path / "adapters")
+    zoo.save_adapter(model, tmp_path / "adapters")
+    with pytest.raises(FileExistsError, match="something else than a model"):
+        zoo.save(base, tmp_path / "adapters")
+
+
+def test_alphas_are_those_that_were_given(base, tmp_path):
+    zoo.save_adapter(with_adapters(base, Lora(6, 8.0)), tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["alpha_pattern"]) == (6, 8.0, {})
+
+
+def test_dora_of_some_layers_is_the_same_model_when_it_is_read_again(base, tmp_path):
+    """The others are as frozen ones are: what is not written has no part in the model."""
+    model = with_adapters(base, Lora(4, 8.0, layers=(0, 2), dora=True), scale=0.05)
+    zoo.save_adapter(model, tmp_path / "a")
+    again = zoo.load(TINY / "model", adapter=tmp_path / "a")
+    tokens = np.random.default_rng(0).integers(3, 90, (2, 20))
+    np.testing.assert_array_equal(again(tokens), model(tokens))
+    zoo.save(model, tmp_path / "merged", dtype=np.float32)
+    merged, ours = np.asarray(zoo.load(tmp_path / "merged")(tokens)), np.asarray(model(tokens))
+    np.testing.assert_allclose(merged, ours, atol=3e-6 * np.abs(ours).max())
+    assert np.abs(ours - np.asarray(base(tokens))).max() > 0.1
 
 
 def test_a_model_without_adapters_has_no_such_folder(base, tmp_path):

@@ -43,7 +43,7 @@ class Adapted:
 
     # Of any type, for jax puts shapes, and marks of its own, in their places.
     base: Any  # [L, ...]: an array, or what gives one by `astype`
-    scale: Any  # [L], float32: 0 turns the adapter of a layer off, to the last bit
+    scale: Any  # [L], float32: 0 turns the adapter of a layer off, magnitude and all
     adapter: Any  # an Adapter; none in a tree of frozen weights
     ranks: tuple[int, ...]  # of each layer: what A and B hold beyond it is 0
     axes: str  # of one layer of the base
@@ -66,7 +66,7 @@ class Adapted:
         return self.base.dtype
 
     def __getitem__(self, index: Any) -> Any:
-        """Itself, for `...`; for a number that layer's weight, merged in float32."""
+        """Itself, for `...`; for that of a layer its weight, merged in float32."""
         if index is Ellipsis:
             return self
         return jax.tree.map(lambda x: x[index], self).astype(jnp.float32)
@@ -74,24 +74,28 @@ class Adapted:
     def astype(self, dtype: jax.typing.DTypeLike) -> Array:
         """The merged weight, worked out in float32; of one layer, or of all."""
         a, b, magnitude = self.adapter
-        lead = "L" * self.scale.ndim
-        into, out, axes = lettered(self.into), lettered(self.out), lettered(self.axes)
-        lead += axes.translate(dict.fromkeys(map(ord, into + out)))  # E, where there are experts
-        a, b, base = (x.astype(jnp.float32) for x in (a, b, self.base))
-        scale = self.scale.reshape(self.scale.shape + (1,) * (a.ndim - self.scale.ndim))
-        exact = functools.partial(jnp.einsum, precision="highest")
         layer = "L" * self.scale.ndim
-        wide = base + exact(f"{lead}{into}r,{lead}r{out}->{layer}{axes}", a * scale, b)
+        into, out, axes = lettered(self.into), lettered(self.out), layer + lettered(self.axes)
+        lead = layer + lettered(lead_of(self.axes, self.into, self.out))
+        a, b, base = (x.astype(jnp.float32) for x in (a, b, self.base))
+        scale = lambda like: jnp.expand_dims(self.scale, [*range(self.scale.ndim, like.ndim)])
+        exact = functools.partial(jnp.einsum, precision="highest")
+        wide = base + exact(f"{lead}{into}r,{lead}r{out}->{axes}", a * scale(a), b)
         if magnitude is not None:
-            length = jnp.sqrt(exact(f"{layer}{axes},{layer}{axes}->{lead}{out}", wide, wide))
-            by = magnitude / length
-            wide = exact(f"{layer}{axes},{lead}{out}->{layer}{axes}", wide, by)
+            length = jnp.sqrt(exact(f"{axes},{axes}->{lead}{out}", wide, wide))
+            by = jnp.where(scale(magnitude) == 0, 1.0, magnitude / length)
+            wide = exact(f"{axes},{lead}{out}->{axes}", wide, by)
         return wide.astype(dtype)
 
 
 def lettered(axes: str) -> str:
     """Axes as an equation has them: "NH" of "N H"."""
     return axes.replace(" ", "")
+
+
+def lead_of(axes: str, into: str, out: str) -> str:
+    """What of a weight's axes neither side of its product has: L, and E of experts."""
+    return " ".join(c for c in axes.split() if c not in into + out)
 
 
 def cast(weight: Any, dtype: jax.typing.DTypeLike) -> Any:
@@ -107,7 +111,7 @@ def axes_of(weight: Any, axes: str) -> Any:
     """The axes of each array of a `cast` weight of one layer, in its place."""
     if not is_adapted(weight):
         return axes
-    lead = " ".join(c for c in axes.split() if c not in weight.into + weight.out)
+    lead = lead_of(axes, weight.into, weight.out)
     magnitude = None if weight.adapter.magnitude is None else weight.out
     adapter = Adapter(f"{lead} {weight.into} {RANK}", f"{lead} {RANK} {weight.out}", magnitude)
     return dataclasses.replace(weight, base=axes, scale="", adapter=adapter)
@@ -126,7 +130,8 @@ def turn(weight: Adapted) -> Float[Array, "..."]:
     own = dot(f"{axes},{axes}->{out}", w, w)
     cross = dot(f"{into}r,{axes},r{out}->{out}", a, w, b)
     low = dot(f"{into}r,{into}s,r{out},s{out}->{out}", a, a, b, b)
-    return magnitude / jnp.sqrt(own + 2 * weight.scale * cross + weight.scale**2 * low)
+    length = jnp.sqrt(own + 2 * weight.scale * cross + weight.scale**2 * low)
+    return jnp.where(weight.scale == 0, 1.0, magnitude / length)
 
 
 def is_adapted(value: object) -> bool:

@@ -4,6 +4,7 @@ The value of a parameter may be a `Partly` in place of an array of all layers; `
 from it the weight of one layer at a time, and no architecture knows of it.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any
@@ -41,15 +42,26 @@ class Partly:
     def whole(self) -> Array:
         """All layers, in the dtype of those that are trained."""
         order = jnp.where(self.slot >= 0, len(self.frozen) + self.slot, ~self.slot)
-        together = lambda some, others: jnp.concatenate([some.astype(others.dtype), others])[order]
-        return jax.jit(together, out_shardings=self.trained.sharding)(self.frozen, self.trained)
+        return _together(self.trained.sharding)(self.frozen, self.trained, order)
 
     def like(self, whole: Array) -> "Partly":
         """Another weight of all layers, parted as this one."""
-        slot = np.asarray(self.slot)
-        at = lambda layers: jax.jit(lambda x: x[layers], out_shardings=self.frozen.sharding)(whole)
-        frozen, trained = at(np.flatnonzero(slot < 0)), at(np.flatnonzero(slot >= 0))
+        slot, at = np.asarray(self.slot), _layers(self.frozen.sharding)
+        frozen, trained = at(whole, np.flatnonzero(slot < 0)), at(whole, np.flatnonzero(slot >= 0))
         return Partly(frozen, self.slot, trained)
+
+
+@functools.cache
+def _together(where: jax.sharding.Sharding) -> Callable[..., Array]:
+    together = lambda some, others, order: jnp.concatenate([some.astype(others.dtype), others])[
+        order
+    ]
+    return jax.jit(together, out_shardings=where)
+
+
+@functools.cache
+def _layers(where: jax.sharding.Sharding) -> Callable[..., Array]:
+    return jax.jit(lambda whole, layers: whole[layers], out_shardings=where)
 
 
 def is_partly(value: object) -> bool:

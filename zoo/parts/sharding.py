@@ -79,6 +79,15 @@ def sharding(axes: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, spec(axes, shape, mesh.shape))
 
 
+def placed_as(
+    like: jax.sharding.Sharding, axes: str, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
+) -> jax.ShapeDtypeStruct:
+    """The shape of an array of these axes on the devices that another array is on."""
+    if isinstance(like, NamedSharding) and isinstance(like.mesh, Mesh):
+        like = sharding(axes, shape, like.mesh)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=like)
+
+
 def constrain(x: jax.Array, axes: str) -> jax.Array:
     """Keeps an activation split as the table says; without a mesh in context, `x` as it is.
 

@@ -1,0 +1,100 @@
+"""The adapters of a model as a PEFT folder, by the model's table of HF names."""
+
+import collections
+from collections.abc import Mapping
+import os
+
+import einops
+from flax import nnx
+import jax
+import numpy as np
+
+from checkpoints_io import hf_weights, peft_folder, places, processes
+from checkpoints_io.errors import BadInput
+from zoo import narrow, peft, targets
+from zoo.models import Model, name_of
+from zoo.parts.adapted import RANK, Adapted, is_adapted
+
+
+def save_adapter(
+    model: Model,
+    folder: str | os.PathLike[str],
+    *,
+    base: str | None = None,
+    revision: str | None = None,
+) -> None:
+    """Writes the adapters of a model as a folder that PEFT and vLLM read, in float32.
+
+    `base` is what the folder says that they are for: the model's own folder unless given. The
+    fingerprint of the frozen weights is kept with them. Every process must call it.
+
+    Raises:
+      ValueError: the model has no adapters.
+      FileExistsError: `folder` holds something that is not a model.
+    """
+    params = {name_of(path): p for path, p in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    weights = {path: p.get_value() for path, p in params.items() if is_adapted(p.get_value())}
+    if not weights:
+        raise BadInput("the model has no adapters: zoo.save writes the whole of it")
+    matrices = targets.linear(model)
+    tensors: dict[str, np.ndarray] = {}
+    ranks: dict[str, tuple[int, float]] = {}  # of each module, and its alpha
+    for path, weight in weights.items():
+        (a, b, magnitude), scale = jax.tree.map(_on_host, (weight.adapter, weight.scale))
+        into, out = weight.into, weight.out
+        forms = f"{into} {RANK} -> {RANK} ({into})", f"{RANK} {out} -> ({out}) {RANK}"
+        for index, name in targets.module_names(matrices[path][1], weight.shape):
+            if rank := weight.ranks[index[0]]:
+                # In float32, as the scale is: alpha is then the number it was worked out from.
+                ranks[name] = rank, float(scale[index[0]] * np.float32(rank))
+                own = a[index][..., :rank], b[index][:rank]
+                for part, array, form in zip("AB", own, forms, strict=True):
+                    tensors[f"{name}.lora_{part}.weight"] = einops.rearrange(array, form)
+                if magnitude is not None:
+                    tensors[f"{name}.lora_magnitude_vector"] = magnitude[index].reshape(-1)
+    config = _config(matrices, ranks, weights) | {
+        "base_model_name_or_path": base or str(model.source or ""),
+        "revision": revision,
+    }
+    own = np.dtype(model.embedding.get_value().dtype).name
+    known = {dtype: peft.of_base(model, dtype) for dtype in {own, "bfloat16"}}
+    trained_on = peft_folder.TrainedOn(known, narrow.kind_of(model))
+    with places.at(os.fspath(folder)).whole_folder(peft_folder.CONFIG) as begun:
+        if begun:
+            peft_folder.write(begun, config, tensors, trained_on)
+
+
+def _on_host(array: jax.Array) -> np.ndarray:
+    return np.asarray(array if array.is_fully_addressable else processes.gathered(array))
+
+
+def _config(
+    table: targets.Matrices, ranks: Mapping[str, tuple[int, float]], weights: Mapping[str, Adapted]
+) -> dict[str, object]:
+    """adapter_config.json: the rank that most modules have, and the others' by their names."""
+    usual, alpha = collections.Counter(ranks.values()).most_common(1)[0][0]
+    every = [name for param, entry in table.values()
+             for _, name in targets.module_names(entry, param.shape)]  # fmt: skip
+    of_end = collections.Counter(name.rpartition(".")[2] for name in every)
+    chosen = collections.Counter(name.rpartition(".")[2] for name in ranks)
+    whole = {end for end, count in chosen.items() if count == of_end[end]}
+    some = {name for name in ranks if name.rpartition(".")[2] not in whole}
+    first = next(iter(weights))
+    entry = table[first][1]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": usual,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "use_rslora": False,  # lora_alpha is what gives the scale without it
+        "use_dora": weights[first].adapter.magnitude is not None,
+        "target_modules": sorted(whole | some),
+        "rank_pattern": {name: r for name, (r, _) in ranks.items() if r != usual},
+        "alpha_pattern": {name: a for name, (_, a) in ranks.items() if a != alpha},
+        "bias": "none",
+        "fan_in_fan_out": hf_weights.groups(entry.axes)[0] == weights[first].into,
+        "modules_to_save": None,
+        "inference_mode": True,
+        "init_lora_weights": True,  # whatever it was: vLLM refuses others by this key
+    }
