@@ -56,8 +56,9 @@ def train(config: ml_collections.ConfigDict) -> None:
         facts = policy.facts_of(own, run) | {"reference": frozen.fingerprint}
         state = policy.begin(own, run, store, facts)
         programs = update.compiled(
-            state.trained, state.opt_state, graph=own.graph, adamw=own.adamw, loss=objective.loss,
-            figures=lambda answers: metrics.preference(answers, objective), shape=run.place.shape,
+            state.trained, state.opt_state, graph=own.graph, adamw=run.optimizer,
+            loss=objective.loss, figures=lambda answers: metrics.preference(answers, objective),
+            shape=run.place.shape,
         )  # fmt: skip
         equal = gates.check_logps(policy.asked(own, state, forward), own, state, frozen, run)
 

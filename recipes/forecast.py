@@ -54,6 +54,7 @@ from recipes.training.adapting import Adapting
 from recipes.training.checks import Precision, Values
 from recipes.training.nearest import did_you_mean
 from recipes.training.optimizer import AdamW
+from recipes.training.run import Beside
 from recipes.training.update import Params
 import zoo
 from zoo import adapters
@@ -100,9 +101,8 @@ class Job(NamedTuple):
     attention: str | None
     remat: str
     mesh: tuple[int, int, int]  # data, fsdp, tensor
-    resident: bool  # the reference is asked at every step
-    of_policy: bool  # it is the frozen weights of the policy
-    given: Values  # which adapters there are
+    beside: Beside  # the reference
+    given: Values  # what is trained
     adamw: AdamW
     objective: Objective
     sizes: Sizes
@@ -138,9 +138,8 @@ def forecast(
             model.attention = "blocks"  # compiled for CPUs, which have no kernels
         graph, layout = nnx.split(model)
         asked = adapting.of_settings(job.given, model)
-        pattern = job.given["trainable"]
-        chosen = None if pattern is None else trained.by_name(model, pattern)
-        learnt, apart = trained.of(model, asked, chosen), job.resident and not job.of_policy
+        chosen = trained.chosen(job.given, model)
+        learnt = trained.of(model, asked, chosen)
         params = learnt.like
         if chosen is None:
             _, frozen = _parts(nnx.to_pure_dict(layout), asked, mesh)
@@ -150,7 +149,10 @@ def forecast(
         schedule = optimizer.schedule_of(job.adamw, 1000)
         adamw = optimizer.optimizer_of(job.adamw, schedule, *learnt[1:])
         opt_state = optimizer.layout(adamw, params, mesh)
-        held = plan.memory(model, params, opt_state, chosen, resident=apart)
+        beside = job.beside
+        held = plan.memory(
+            model, params, opt_state, chosen, resident=beside.resident, shared=beside.of_policy
+        )
         most = plan.most_positions(model, sum(held.values()), chip.memory, "accelerator")
         batch, shape = _batch(job.sizes, mesh, most, pairs * stored_per_pair)
         programs = update.compiled(
@@ -170,17 +172,9 @@ def forecast(
         apply = programs.apply.lower(sums, params, opt_state, said).compile()
         forward = logps.compiled(mesh).lower(graph, narrow, batch).compile()
 
-    persistent = {"frozen": _held(frozen)} if frozen else {}
-    persistent |= {
-        "policy" if not frozen else "adapters" if asked else "trained": _held(params),
-        "optimizer": _held(opt_state),
-        "gradient": _held(sums.gradient),
-    }
-    if apart:
-        persistent["reference"] = _held(narrow)
     temporary = {}
     programs_of_a_step = [("add", add), ("apply", apply)]
-    if job.resident:
+    if beside.resident:
         programs_of_a_step.append(("reference", forward))
     for name, program in programs_of_a_step:
         analysis: Any = program.memory_analysis()
@@ -194,7 +188,7 @@ def forecast(
     # Forward, both gradients, and what is computed again; of a frozen weight its own is not made.
     passes = {"full": 8, "none": 6}.get(job.remat, 8) - (2 if asked else 0)
     per_position = passes * (weights - embedding)
-    if job.resident:
+    if beside.resident:
         per_position += 2 * (weights - embedding)
     flops = per_position * positions * count
     per_layer = [
@@ -204,9 +198,9 @@ def forecast(
     busy = flops / len(devices) / (REACHED * chip.bf16_flops)
     on_wire = sum(c.bytes * c.times for c in moved) * count / chip.link_bytes
     return Forecast(
-        persistent=persistent,
+        persistent=held,
         temporary=temporary,
-        peak=sum(persistent.values()) + max(temporary.values()),
+        peak=sum(held.values()) + max(temporary.values()),
         moved=moved,
         largest_weight=max(per_layer) * np.dtype(compute).itemsize,
         micro_batches=count,
@@ -222,8 +216,7 @@ def job_of(given: Values) -> Job:
         attention=given["attention"],
         remat=given["remat"],
         mesh=(given["mesh.data"], given["mesh.fsdp"], given["mesh.tensor"]),
-        resident=given["reference_mode"] != "cached",
-        of_policy=reference.wanted(given).of_policy,
+        beside=reference.wanted(given),
         given=given,
         adamw=checks.part(AdamW, given),
         objective=losses.objective(given),
@@ -283,15 +276,10 @@ def _placed(sums: PyTree, params: PyTree, mesh: jax.sharding.Mesh) -> update.Sum
     return update.Sums(gradient, *(x.update(sharding=everywhere) for x in sums[1:]))
 
 
-def _held(tree: PyTree) -> int:
-    return sum(
-        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
-        for x in jax.tree.leaves(tree)
-    )
-
-
-def told(found: Forecast, chip: Chip, real_tokens: float, exact: bool) -> str:
-    """The forecast as text."""
+def told(
+    found: Forecast, chip: Chip, real_tokens: float, less_memory: list[str], *, exact: bool
+) -> str:
+    """The forecast as text; `less_memory` are flags that help where it does not fit."""
     size = plan.size
     parts = lambda bytes_: ", ".join(f"{name} {size(n)}" for name, n in bytes_.items())
     kinds: dict[str, list] = {}
@@ -319,9 +307,10 @@ def told(found: Forecast, chip: Chip, real_tokens: float, exact: bool) -> str:
         "chips' peak, with traffic overlapped or not",
     ]
     if found.peak > 0.95 * chip.memory:
+        ways = [*less_memory, "--config.optimizer=adamw8bit"]
         lines.append(
-            "it does not fit: more devices in --config.mesh.fsdp, --config.reference_mode=cached,"
-            " --config.optimizer=adamw8bit, or shorter rows with --config.row_length"
+            f"it does not fit: more devices in --config.mesh.fsdp, {', '.join(ways)}, or shorter "
+            "rows with --config.row_length"
         )
     return "\n".join(lines)
 
@@ -376,7 +365,8 @@ def main(config: ml_collections.ConfigDict) -> None:
         )
     found = forecast(job_of(given), hf_config, chip, devices, asked.stored_per_pair)
     real = given["train_batch_size"] * asked.stored_per_pair * asked.real_per_stored
-    print(told(found, chip, real, exact=chip.tpu is not None))
+    less = checks.less_memory(given)
+    print(told(found, chip, real, less, exact=chip.tpu is not None))
 
 
 if __name__ == "__main__":

@@ -55,9 +55,9 @@ def train(config: ml_collections.ConfigDict) -> None:
         facts = policy.facts_of(own, run)
         state = policy.begin(own, run, store, facts)
         programs = update.compiled(
-            state.trained, state.opt_state, graph=own.graph, adamw=own.adamw, loss=negative_logps,
+            state.trained, state.opt_state, graph=own.graph, adamw=run.optimizer,
+            loss=negative_logps, shape=run.place.shape,
             figures=lambda answers: {"loss": jnp.mean(negative_logps(answers))},
-            shape=run.place.shape,
         )  # fmt: skip
         nothing = batches.everywhere(np.zeros((run.place.shape.examples, 1), np.float32), run.place)
 

@@ -1,6 +1,9 @@
 """What several tests start from: small models, and the folder of shared facts, if it is there."""
 
 import atexit
+from collections.abc import Iterator
+import contextlib
+import json
 import os
 import pathlib
 import re
@@ -37,14 +40,15 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from recipes.configs import tiny
 from recipes.data.packed.packing import Shape
 from recipes.preference import losses, metrics
-from recipes.training import checks, optimizer, settings, update
+from recipes.training import checks, loop, optimizer, settings, update
 from recipes.training.run import Run
 from zoo import llama
-from zoo.parts import rope
+from zoo.parts import rope, sharding
 
 # Where a plugin imported jax before.
 jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS"))
@@ -113,6 +117,67 @@ def programs_of(
 def run_with(**parts) -> Run:
     """A run of these parts alone."""
     return Run(*[None] * len(Run._fields))._replace(**parts)
+
+
+def meshes() -> dict[str, jax.sharding.Mesh]:
+    """Of one of eight devices, and of all of them, split in three ways."""
+    kinds = (jax.sharding.AxisType.Auto,) * 3
+    return {
+        "one": jax.make_mesh((1, 1, 1), sharding.MESH_AXES, kinds, devices=jax.devices()[:1]),
+        "fsdp 8": sharding.mesh_of(1, -1, 1),
+        "fsdp 4, tensor 2": sharding.mesh_of(1, 4, 2),
+        "data 2, fsdp 4": sharding.mesh_of(2, 4, 1),
+    }
+
+
+def few_pairs(folder: pathlib.Path, every: int) -> str:
+    """A file with one in so many of the tiny run's pairs."""
+    rows = (TINY / "train.jsonl").read_text().splitlines()[::every]
+    (folder / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    return str(folder / "rows.jsonl")
+
+
+CLOCK = {"train/tokens_per_second", "train/input_wait"}
+
+
+def records(config: ml_collections.ConfigDict, *, clock: bool = False) -> list[dict]:
+    """What a run has recorded, without the figures that hang on the clock."""
+    lines = (pathlib.Path(config.directory) / "metrics.jsonl").read_text().splitlines()
+    own = lambda name: clock or name not in CLOCK
+    return [{k: v for k, v in json.loads(line).items() if own(k)} for line in lines]
+
+
+def exported(config: ml_collections.ConfigDict, step: int | str) -> dict[str, np.ndarray]:
+    """The weights that a run has exported, or its adapters."""
+    folder = pathlib.Path(config.directory) / f"hf/step-{step}"
+    (file,) = folder.glob("*model.safetensors")
+    return safetensors.numpy.load_file(file)
+
+
+def held(folder: pathlib.Path | str) -> int:
+    """The bytes of all files in a folder."""
+    files = (path for path in pathlib.Path(folder).rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in files)
+
+
+class Stopped(Exception):
+    """In place of a death."""
+
+
+@contextlib.contextmanager
+def stopped_after(steps: int) -> Iterator[None]:
+    """A run in this block ends without a word after so many steps, and must come so far."""
+    taken, real = [], loop.applied
+
+    def applied(*args) -> loop.Taken:
+        if len(taken) == steps:
+            raise Stopped
+        taken.append(real(*args))
+        return taken[-1]
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(Stopped):
+        patched.setattr(loop, "applied", applied)
+        yield
 
 
 def pytest_configure(config):

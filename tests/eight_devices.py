@@ -17,7 +17,7 @@ from recipes.data import mixture
 from recipes.data.packed import batches
 from recipes.data.packed.packing import Shape
 from recipes.training import logps, optimizer
-from tests.conftest import large_weights, programs_of, sigmoid, small_config
+from tests.conftest import large_weights, meshes, programs_of, sigmoid, small_config
 from tests.recipes.data.packed.test_packing import random_pairs
 import zoo
 from zoo import llama
@@ -99,14 +99,7 @@ def run(folder: pathlib.Path, mesh: jax.sharding.Mesh, rows: int, compute=np.flo
 def main() -> None:
     folder = pathlib.Path(sys.argv[1])
     zoo.save(large_weights(llama.Model(CONFIG, nnx.Rngs(0)), scale=0.5), folder, dtype=np.float32)
-    kinds = (jax.sharding.AxisType.Auto,) * 3
-    meshes = {
-        "one": jax.make_mesh((1, 1, 1), sharding.MESH_AXES, kinds, devices=jax.devices()[:1]),
-        "fsdp 8": sharding.mesh_of(1, -1, 1),
-        "fsdp 4, tensor 2": sharding.mesh_of(1, 4, 2),
-        "data 2, fsdp 4": sharding.mesh_of(2, 4, 1),
-    }
-    for name, mesh in meshes.items():
+    for name, mesh in meshes().items():
         print(json.dumps({"mesh": name} | run(folder, mesh, rows=8)), flush=True)
 
 

@@ -15,7 +15,7 @@ import optax
 from recipes.data.packed import batches
 from recipes.data.packed.packing import Shape
 from recipes.training import logps, optimizer
-from tests.conftest import large_weights, programs_of, sigmoid, small_config
+from tests.conftest import large_weights, meshes, programs_of, sigmoid, small_config
 from tests.recipes.data.packed.test_packing import random_pairs
 import zoo
 from zoo import adapters, llama, targets
@@ -52,6 +52,7 @@ def run(folder: pathlib.Path, mesh: jax.sharding.Mesh, zero: str) -> tuple[dict,
             ratios = max(ratios, float(abs(ours - theirs).max()))
             sums = programs.add(sums, trained, frozen, theirs, said, batch)
         moved, _, values = programs.apply(sums, trained, opt_state, said)
+        # How many ways of splitting there are among them: one would be all of them whole.
         specs = {str(x.sharding.spec) for x in jax.tree.leaves(moved)}
         record = {"ratios": ratios, "loss": float(values["dpo_loss"]), "specs": len(specs)}
         return record, [*map(np.asarray, jax.tree.leaves(moved))]
@@ -60,15 +61,9 @@ def run(folder: pathlib.Path, mesh: jax.sharding.Mesh, zero: str) -> tuple[dict,
 def main() -> None:
     folder = pathlib.Path(sys.argv[1])
     zoo.save(large_weights(llama.Model(CONFIG, nnx.Rngs(0)), scale=0.5), folder, dtype=np.float32)
-    kinds = (jax.sharding.AxisType.Auto,) * 3
-    meshes = {
-        "one": jax.make_mesh((1, 1, 1), sharding.MESH_AXES, kinds, devices=jax.devices()[:1]),
-        "fsdp 8": sharding.mesh_of(1, -1, 1),
-        "fsdp 4, tensor 2": sharding.mesh_of(1, 4, 2),
-    }
     for zero in ("A", "B"):
         one = None
-        for name, mesh in meshes.items():
+        for name, mesh in meshes().items():
             record, moved = run(folder, mesh, zero)
             one = one or moved
             far = max(float(abs(x - y).max()) for x, y in zip(one, moved, strict=True))

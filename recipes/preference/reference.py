@@ -1,7 +1,8 @@
 """The frozen reference: read again at every start, and known by its fingerprint.
 
 `resident`: its weights stay on the devices, for every step. `cached`: its log-probabilities of all
-pairs are computed once and kept on disk, and it leaves memory.
+pairs are computed once and kept on disk, and it leaves memory. What is frozen of the policy is its
+reference's too, and stays.
 """
 
 from collections.abc import Callable
@@ -15,11 +16,11 @@ import numpy as np
 from checkpoints_io import places
 from checkpoints_io.bits import fingerprint
 from checkpoints_io.errors import BadInput, NotFound
-from checkpoints_io.run_state import RunStore
+from checkpoints_io.run_state import Facts, RunStore
 from recipes.data.packed import batches
 from recipes.data.packed.packing import Packed
 from recipes.preference import reference_cache
-from recipes.training import adapting, logps, preemption
+from recipes.training import checks, logps, preemption
 from recipes.training.checks import Values
 from recipes.training.policy import Policy
 from recipes.training.run import Beside, Run, say
@@ -39,14 +40,18 @@ class Reference(NamedTuple):
 
 
 def wanted(given: Values) -> Beside:
-    """The reference that the settings name, or else the weights that the policy starts from."""
+    """The reference that the settings name, or else the weights that the policy starts from.
+
+    Beside frozen weights it holds none of them again.
+    """
     path = given["reference_model_path"]
     return Beside(
         path or given["initialize_from_hf"],
         given["reference_is_hf"],
         given["reference_mode"],
         given["reference_cache"],
-        of_policy=path is None and adapting.wanted(given),
+        of_policy=path is None
+        and (checks.adapters_wanted(given) or given["trainable"] is not None),
     )
 
 
@@ -70,7 +75,7 @@ def ready(
     heeding = preemption.heeding(stop, ask)
     known = fingerprint(adapters.bare(frozen))
     sets = [held_out.examples for held_out in run.held_out]
-    if asked.mode != "cached":
+    if asked.resident:
         held_out = [logps.of_examples(heeding, pairs, run.place) for pairs in sets]
         return Reference(known, lambda batch, _: ask(batch), held_out, model)
 
@@ -88,7 +93,8 @@ def ready(
         for pairs in (run.examples, *sets)
     )
     off = reference_cache.check(cache, run.examples, ask, run.place, dtype)
-    say(f"some computed again: at most {off:.2g} nats apart; the reference leaves memory")
+    leaves = "" if asked.of_policy and run.adapting else "; the reference leaves memory"
+    say(f"some computed again: at most {off:.2g} nats apart{leaves}")
     count = 1 + max(pair.row for pair in run.examples)
     table = np.zeros((count, run.place.shape.answers), np.float32)
     table[[pair.row for pair in run.examples]] = trained
@@ -103,6 +109,10 @@ def ready(
 
 def _weights(asked: Beside, policy: Policy, run: Run) -> tuple[nnx.GraphDef, Params]:
     """Of the reference; where they are like the policy's, one program runs both."""
+    if asked.of_policy and run.chosen is not None:
+        say(f"reading the reference: what is trained, as {asked.path} has it")
+        theirs = zoo.folders.read(run.blank, run.chosen, policy.blank.dtype)
+        return policy.graph, adapted.joined(theirs, policy.frozen)
     if asked.of_policy:
         assert policy.begun is not None
         base = asked.mode == "base"
@@ -148,12 +158,26 @@ def load(asked: Beside, policy: zoo.Model, run: Run) -> zoo.Model:
     return model
 
 
+def _refuse_parts(facts: Facts, directory: places.Place) -> None:
+    settings = facts.get("settings", {})
+    held, merged = "its adapters", "-merged (which --config.adapter.export=merged writes there)"
+    if settings.get("trainable") is not None:
+        held, merged = "the weights that it trains", ""
+    elif settings.get("adapter.rank") is None and settings.get("adapter.path") is None:
+        return
+    raise BadInput(
+        f"the checkpoints of the run in {directory} hold {held} alone, and no whole model: as "
+        f"--config.reference_model_path give its export, {directory}/hf/step-N{merged}, with "
+        "--config.reference_is_hf=true"
+    )
+
+
 def _of_run(directory: places.Place, policy: zoo.Model) -> zoo.Model:
     graph, state = nnx.split(policy)
     like = {"policy": nnx.to_pure_dict(state)}
     with RunStore(directory.within("checkpoints"), keep=None) as store:
         try:
-            saved = store.newest(lambda _: None, like)
+            saved = store.newest(lambda facts: _refuse_parts(facts, directory), like)
         except OSError as error:
             raise BadInput(
                 f"no checkpoint of the run in {directory} can be read as a model like "

@@ -1,8 +1,10 @@
 """The adapters of a run: which weights have them, and from which values they start."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+import math
 import pathlib
-from typing import NamedTuple
+import re
+from typing import NamedTuple, TypeVar
 
 import jax
 from jaxtyping import PyTree
@@ -18,6 +20,8 @@ from zoo import adapters, peft, targets
 from zoo.parts.adapted import Adapter
 from zoo.targets import Lora, Site
 
+Number = TypeVar("Number", int, float)
+
 
 class Adapting(NamedTuple):
     """What is trained beside frozen weights."""
@@ -29,10 +33,10 @@ class Adapting(NamedTuple):
     lora_plus: float  # the rate of B as a multiple of A's
     export: str
 
-
-def wanted(given: Values) -> bool:
-    """Whether adapters are trained, and not all weights."""
-    return given["adapter.rank"] is not None or given["adapter.path"] is not None
+    @property
+    def rank(self) -> int:
+        """The largest."""
+        return max(rank for site in self.sites for rank in site.ranks)
 
 
 def blank(
@@ -40,7 +44,7 @@ def blank(
 ) -> zoo.Model:
     """The policy without weights: what is frozen is kept as computed with, unless it is said."""
     frozen = given["frozen"]
-    kept = precision.compute if wanted(given) else precision.params
+    kept = precision.compute if checks.adapters_wanted(given) else precision.params
     model = zoo.abstract(hf_config, checks.DTYPES.get(frozen, kept), precision.compute, mesh)
     return zoo.narrowed(model, frozen) if frozen in quantised.KINDS else model
 
@@ -52,7 +56,7 @@ def of_settings(given: Values, blank: zoo.Model) -> Adapting | None:
       ValueError: they do not fit the model.
       FileNotFoundError: `adapter.path` is no folder of adapters.
     """
-    if not wanted(given):
+    if not checks.adapters_wanted(given):
         return None
     own = {name.removeprefix("adapter."): given[name] for name in ADAPTER}
     folder, rank, dora = None, own["rank"], own["dora"]
@@ -81,9 +85,32 @@ def _lora(own: Mapping) -> Lora:
         layers=_layers(own["layers"]),
         rslora=own["rslora"],
         dora=own["dora"],
-        rank_pattern=own["rank_pattern"] or {},
-        alpha_pattern=own["alpha_pattern"] or {},
+        rank_pattern=_by_pattern("rank", own["rank_pattern"], int),
+        alpha_pattern=_by_pattern("alpha", own["alpha_pattern"], float),
     )
+
+
+def _by_pattern(what: str, texts: Iterable[str], kind: type[Number]) -> dict[str, Number]:
+    """The numbers of texts like "v_proj=8", by their patterns."""
+    said, found = f"--config.adapter.{what}_pattern", {}
+    for text in texts:
+        pattern, _, number = text.rpartition("=")
+        try:
+            value = kind(number)
+        except ValueError:
+            value = kind(0)  # as wrong as any
+        if not pattern or not 0 < value < math.inf:
+            whole = "a whole number" if kind is int else "a number"
+            raise BadInput(
+                f"{said}: {text!r} is not written like v_proj=8, a name or a regular expression "
+                f"with {whole} above 0"
+            )
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise BadInput(f"{said}: {pattern!r} is no regular expression: {error}") from error
+        found[pattern] = value
+    return found
 
 
 def _layers(text: str | None) -> tuple[int, ...] | None:

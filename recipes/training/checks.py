@@ -16,7 +16,14 @@ from checkpoints_io.errors import BadInput
 from recipes.data.chats import layouts
 from recipes.data.rows import source
 from recipes.training.nearest import did_you_mean
-from recipes.training.settings import KIND_NAMES, MUST, NAMED_BY_THE_USER, Table, may_be_unset
+from recipes.training.settings import (
+    KIND_NAMES,
+    MUST,
+    NAMED_BY_THE_USER,
+    OF_FOLDER,
+    Table,
+    may_be_unset,
+)
 
 DTYPES = {
     "f32": np.dtype(np.float32),
@@ -167,6 +174,22 @@ def precision(mp: str) -> Precision:
     return read
 
 
+def adapters_wanted(given: Values) -> bool:
+    """Whether adapters are trained, and no weights."""
+    return given["adapter.rank"] is not None or given["adapter.path"] is not None
+
+
+def less_memory(given: Values) -> list[str]:
+    """Flags by which what is frozen would take less memory, if there are such."""
+    shared = adapters_wanted(given) and given.get("reference_model_path") is None
+    found = []
+    if adapters_wanted(given) and given["frozen"] != "nf4":
+        found.append("--config.frozen=nf4")
+    if given.get("reference_mode", "cached") != "cached" and not shared:
+        found.append("--config.reference_mode=cached")
+    return found
+
+
 def profiled(steps: str | None) -> range:
     """The steps of `11-13`; an empty range for None.
 
@@ -221,7 +244,9 @@ def plain(config: ml_collections.ConfigDict, table: Table) -> Values:
             value = config
             for inner in name.split("."):
                 value = value[inner]
-        given[name] = value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value
+        if isinstance(value, ml_collections.ConfigDict):
+            value = value.to_dict()
+        given[name] = tuple(value) if isinstance(value, list) and setting.kind is tuple else value
     return given
 
 
@@ -367,15 +392,18 @@ def _check_keep(given: Values, pairs: bool) -> None:
 
 
 def _check_adapters(given: Values, table: Table) -> None:
-    new, begun = given["adapter.rank"], given["adapter.path"]
+    begun = given["adapter.path"]
     own = [name for name in table if name.startswith("adapter.") and given[name] is not None]
     changed = [name for name in own if given[name] != table[name].default]
-    if new is None and begun is None:
+    if not adapters_wanted(given):
         changed += ["frozen"] if given["frozen"] is not None else []
         if changed:
+            some = given["trainable"] is not None
+            what = "no adapters" if some else "all weights"
+            instead = "without --config.trainable " if some else ""
             raise BadInput(
-                f"--config.{changed[0]} has no effect: all weights are trained; for adapters set "
-                "--config.adapter.rank or --config.adapter.path"
+                f"--config.{changed[0]} has no effect: {what} are trained; for adapters set "
+                f"--config.adapter.rank or --config.adapter.path {instead}".rstrip()
             )
         if given.get("reference_mode") == "base":
             raise BadInput(
@@ -393,8 +421,7 @@ def _check_adapters(given: Values, table: Table) -> None:
             f"--config.trainable={given['trainable']!r} has no effect: adapters are trained, and "
             "no weights; leave it out, or the settings of --config.adapter"
         )
-    of_folder = {"adapter.rank", "adapter.path", "adapter.lora_plus", "adapter.export"}
-    if begun is not None and (idle := [name for name in changed if name not in of_folder]):
+    if begun is not None and (idle := [name for name in changed if name not in OF_FOLDER]):
         raise BadInput(
             f"--config.{idle[0]} has no effect: the adapters in --config.adapter.path={begun} are "
             "what they are; leave it out, or start new ones without --config.adapter.path"
@@ -405,13 +432,6 @@ def _check_adapters(given: Values, table: Table) -> None:
             "--config.reference_mode=base is the policy without its adapters, and "
             f"--config.reference_model_path={named} names another reference: set one of them"
         )
-    for name in ("rank", "alpha"):
-        for pattern, value in (given[f"adapter.{name}_pattern"] or {}).items():
-            kind = int if name == "rank" else (int, float)
-            if not isinstance(value, kind) or isinstance(value, bool) or value <= 0:
-                raise BadInput(
-                    f"--config.adapter.{name}_pattern.{pattern}={value!r} must be above 0"
-                )
 
 
 def _refuse_without_effect(given: Values) -> None:
@@ -450,9 +470,10 @@ def _check_preference(given: Values, table: Table) -> None:
             )
     if (given["loss"] == "dpop") != (given["dpop_lambda"] is not None):
         raise BadInput("set --config.dpop_lambda with --config.loss=dpop, and only with it")
-    if given["reference_mode"] == "resident" and given["reference_cache"]:
+    if given["reference_mode"] != "cached" and given["reference_cache"]:
         raise BadInput(
-            "--config.reference_cache has no effect with --config.reference_mode=resident"
+            "--config.reference_cache has no effect with --config.reference_mode="
+            f"{given['reference_mode']}"
         )
     if not given["reference_is_hf"] and given["reference_model_path"] is None:
         raise BadInput(

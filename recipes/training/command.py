@@ -72,7 +72,7 @@ def main_without_config(program: Callable[[], None]) -> None:
     """Reads the program's own flags and runs it."""
     terminal.hold()
     parsed = lambda argv: _parsed(argv, {}, lambda argv: argv, lambda: "")
-    app.run(lambda _: _in_sentences(program, {}), flags_parser=parsed)
+    app.run(lambda _: _in_sentences(program, []), flags_parser=parsed)
 
 
 def _read(groups: Groups | None, argv: list[str], *, writes: bool) -> Given:
@@ -124,7 +124,7 @@ def _with_config(
         program(config)
 
     try:
-        _in_sentences(started, table)
+        _in_sentences(started, checks.less_memory(checks.plain(config, table)))
     except BaseException as error:
         # A thread that still saves, or reads data, would delay an interrupted program for minutes.
         if together or isinstance(error, KeyboardInterrupt):
@@ -132,8 +132,8 @@ def _with_config(
         raise
 
 
-def _in_sentences(program: Callable[[], None], table: Table) -> None:
-    """Prints an error that the user can fix as a sentence."""
+def _in_sentences(program: Callable[[], None], less_memory: list[str]) -> None:
+    """Prints an error that the user can fix as a sentence; `less_memory` are flags that help."""
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file it writes
     try:
         program()
@@ -142,12 +142,11 @@ def _in_sentences(program: Callable[[], None], table: Table) -> None:
     except (OSError, RuntimeError, ValueError, MemoryError) as error:
         # Orbax has the same word for a full disk, which `run_state` puts into a sentence.
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-            drop = "drop the reference with --config.reference_mode=cached; "
+            less = "".join(f"keep less in memory with {flag}; " for flag in less_memory)
             _stop(
                 "the devices ran out of memory. Lower --config.per_device_parallelism first, "
-                "then --config.row_length with --config.train_seq_len; "
-                f"{drop if 'reference_mode' in table else ''}or split the weights over more "
-                f"devices with --config.mesh.fsdp. ({str(error).split(chr(10))[0]})",
+                f"then --config.row_length with --config.train_seq_len; {less}or split the weights "
+                f"over more devices with --config.mesh.fsdp. ({str(error).split(chr(10))[0]})",
                 1,
             )
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

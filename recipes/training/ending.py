@@ -3,11 +3,14 @@
 from collections.abc import Mapping, Sequence
 import json
 import shlex
+from typing import cast
 
+from checkpoints_io import quantised
 from recipes.data.run_data import HeldOut
-from recipes.training import policy, samples
-from recipes.training.run import Run, say
+from recipes.training import listing, policy, samples
+from recipes.training.run import Run, adapters_alone, say
 from recipes.training.samples import Answers
+from recipes.training.settings import ADAPTER, OF_FOLDER
 import zoo
 
 # What vLLM's --max-lora-rank may be; it is 16 unless given (vllm/config/lora.py, 0.33).
@@ -35,9 +38,8 @@ def show(
     folder = policy.export_folder(run.total_steps, run).address
     if not policy.exported(run.total_steps, run):
         say(how_to_export(folder))
-    elif run.adapting is not None and run.adapting.export == "adapter":
-        rank = max(rank for site in run.adapting.sites for rank in site.ranks)
-        say(how_to_use_adapters(folder, run.base, rank))
+    elif adapters_alone(run):
+        say(how_to_use_adapters(folder, run))
     else:
         say(how_to_go_on(folder))
 
@@ -75,34 +77,61 @@ def how_to_export(folder: str) -> str:
     )
 
 
-def how_to_use_adapters(folder: str, base: str, rank: int) -> str:
+def how_to_use_adapters(folder: str, run: Run) -> str:
     """Where the adapters are, and lines to paste."""
-    quoted, on = (json.dumps(one, ensure_ascii=False) for one in (folder, base))
+    quoted, on = (json.dumps(one, ensure_ascii=False) for one in (folder, run.base))
     shell = shlex.quote
-    served = next((size for size in VLLM_RANKS if size >= rank), None)
-    serve = f"(vLLM takes ranks up to {VLLM_RANKS[-1]}, and this is {rank}: merge them)"
-    if served:
-        serve = (
-            f"vllm serve {shell(base)} --enable-lora --max-lora-rank {served} "
-            f"--lora-modules mine={shell(folder)}"
-        )
+    frozen = run.records.settings["frozen"]
+    elsewhere = _elsewhere(folder, run)
+    if frozen in quantised.KINDS:
+        elsewhere = f"""
+they belong to weights kept in {frozen}: PEFT and vLLM would put them beside others, so for these
+programs merge them
+"""
     return f"""
 the adapters are in {folder}
 
   import zoo
   model = zoo.load({on}, adapter={quoted})
+{elsewhere}
+one model of the weights and the adapters, for any program:
+  python -m zoo merge {shell(run.base)} {shell(folder)} FOLDER
 
+to continue training them, run the same command with other pairs or settings and
+  {" ".join(_begun_from(folder, run))} --config.directory=ANOTHER"""
+
+
+def _elsewhere(folder: str, run: Run) -> str:
+    """Lines for programs that put the adapters beside weights of their own."""
+    assert run.adapting is not None
+    rank, revision, base = run.adapting.rank, run.folder.revision, policy.base_of(run)
+    quoted, on = (json.dumps(one, ensure_ascii=False) for one in (folder, base))
+    serve = f"(vLLM takes ranks up to {VLLM_RANKS[-1]}, and this is {rank}: merge them)"
+    if served := next((size for size in VLLM_RANKS if size >= rank), None):
+        pinned = f" --revision {revision}" if revision else ""
+        serve = (
+            f"vllm serve {shlex.quote(base)}{pinned} --enable-lora --max-lora-rank {served} "
+            f"--lora-modules mine={shlex.quote(folder)}"
+        )
+    pinned = f", revision={json.dumps(revision)}" if revision else ""
+    return f"""
   import peft, transformers  # pip install peft transformers torch
-  model = transformers.AutoModelForCausalLM.from_pretrained({on})
+  model = transformers.AutoModelForCausalLM.from_pretrained({on}{pinned})
   model = peft.PeftModel.from_pretrained(model, {quoted})
 
   {serve}
+"""
 
-one model of the weights and the adapters, for any program:
-  python -m zoo merge {shell(base)} {shell(folder)} FOLDER
 
-to continue training them, run the same command with other pairs or settings and
-  --config.adapter.path={shell(folder)} --config.adapter.rank=None --config.directory=ANOTHER"""
+def _begun_from(folder: str, run: Run) -> list[str]:
+    """Flags for a run that begins with these adapters, and with nothing that they have decided."""
+    own = cast(Mapping[str, object], run.records.settings["adapter"])
+    flags = [f"--config.adapter.path={shlex.quote(folder)}", "--config.adapter.rank=None"]
+    for name, setting in ADAPTER.items():
+        short = name.removeprefix("adapter.")
+        if short in own and name not in OF_FOLDER and own[short] != setting.default:
+            flags.append(f"--config.{name}={listing.spelt(setting.default)}")
+    return flags
 
 
 def how_to_go_on(folder: str) -> str:

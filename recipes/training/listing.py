@@ -22,7 +22,7 @@ def text(groups: Groups, values: dict[str, object]) -> str:
         lines += ["", title]
         for name, setting in group.items():
             value = values.get(name, setting.default)
-            shown = "" if value is MUST else _spelt(value)
+            shown = "" if value is MUST else spelt(value)
             lines.append(f"  --config.{name}={shown}")
             lines += textwrap.wrap(
                 meaning(setting), WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6
@@ -35,7 +35,7 @@ def taken(names: list[str], table: Table) -> str:
     if {"adapter.rank", "adapter.path"} <= set(names):  # then there are no adapters
         names = [name for name in names if not name.startswith("adapter.")]
     default = {name: table[name].default for name in names}
-    shown = [f"{name}={_spelt(x)}" for name, x in default.items() if x not in (None, (), {})]
+    shown = [f"{name}={spelt(x)}" for name, x in default.items() if x not in (None, (), {})]
     if not shown:
         return ""
     text = f"settings that the config does not name: {', '.join(shown)}"
@@ -51,7 +51,7 @@ def markdown(groups: Groups) -> str:
     for title, group in groups.items():
         lines += ["", f"**{title}**", "", "| setting | meaning |", "|---|---|"]
         for name, setting in group.items():
-            default = "" if setting.default is MUST else f" ({_spelt(setting.default)})"
+            default = "" if setting.default is MUST else f" ({spelt(setting.default)})"
             free = " *resume*" if setting.free else ""
             lines.append(f"| `{name}`{default}{free} | {_escaped(meaning(setting))} |")
     return "\n".join(lines) + "\n"
@@ -69,7 +69,7 @@ def meaning(setting: Setting) -> str:
     return "; ".join(parts)
 
 
-def _spelt(value: object) -> str:
+def spelt(value: object) -> str:
     """As it is written in a flag."""
     if isinstance(value, tuple | list):
         return ",".join(value)

@@ -137,7 +137,7 @@ def _record(around: Around, update: Update, taken: Taken, meter: records.Meter) 
     figures = records.on_host(taken.values) | run.counts
     figures["skipped"] = float(taken.state.skipped)
     steps = max(step - round(figures["skipped"]), 1)  # that the optimizer has seen
-    figures["learning_rate"] = float(jax.device_get(around.own.schedule(steps - 1)))
+    figures["learning_rate"] = float(jax.device_get(run.schedule(steps - 1)))
     if left := meter.time_left(run.total_steps - step):
         say(left)
     figures |= meter.read() | around.recipe.describe(update, taken)

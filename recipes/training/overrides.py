@@ -223,8 +223,8 @@ def _has_names(given: object) -> bool:
 
 
 def _texts(name: str, text: str) -> tuple[str, ...]:
-    """`a,b`, or a list as Python writes it."""
-    if text.lstrip()[:1] not in ("(", "["):
+    """`a,b`, or a list as Python writes it; `(a|b)=1` is none."""
+    if not re.match(r"\s*[(\[](.*['\"]|.*[)\]]\s*$)", text, re.DOTALL):
         return tuple(part.strip() for part in text.split(",") if part.strip())
     given = _literal(name, text)
     given = given if isinstance(given, list | tuple) else [given]

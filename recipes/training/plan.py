@@ -16,7 +16,7 @@ from recipes.data.ids.pair_ids import Example
 from recipes.data.packed import shapes, streams
 from recipes.data.packed.packing import Shape
 from recipes.training import optimizer, trained
-from recipes.training.run import Run
+from recipes.training.run import Run, adapters_alone
 from recipes.training.update import Params
 import zoo
 
@@ -171,13 +171,24 @@ def _notes_on_adapters(run: Run) -> Iterator[str]:
     if run.adapting is None:
         return
     if run.adamw.learning_rate < 1e-6:
+        start = ", and 5e-6 is a common start" if run.place.shape.answers == 2 else ""
         yield (
             f"--config.learning_rate={run.adamw.learning_rate:g} is one for all weights: adapters "
-            "hardly move below 1e-6, and 5e-6 is a common start"
+            f"hardly move below 1e-6{start}"
         )
-    rank = max(rank for site in run.adapting.sites for rank in site.ranks)
-    if run.adapting.export == "adapter" and rank > 16:
+    if run.adapting.folder is None and run.records.settings.get("reference_mode") == "base":
+        yield (
+            "--config.reference_mode=base is the same as resident: new adapters start as the "
+            "policy without them"
+        )
+    rank = run.adapting.rank
+    if adapters_alone(run) and rank > 16:
         yield f"adapters of rank {rank}: vLLM takes 16 at most, unless --max-lora-rank says more"
+    if adapters_alone(run) and run.saving.chat_template is not None:
+        yield (
+            "an export of adapters holds no tokenizer and no chat template: give that of "
+            "--config.chat_template to what serves them too (vLLM: --chat-template)"
+        )
 
 
 def _mixed(run: Run) -> list[str]:
@@ -247,11 +258,13 @@ def memory(
     chosen: trained.Chosen | None,
     *,
     resident: bool,
+    shared: bool = False,
 ) -> dict[str, int]:
     """Bytes per device that stay allocated through an update; activations are extra.
 
-    What is `like` these is trained: all weights, or those `chosen`, or adapters; the rest is
-    frozen. A `resident` reference is as large as the model, in the compute dtype.
+    `like` is what is trained: all weights, or those `chosen`, or adapters; the rest is frozen. A
+    `resident` reference is as large as the model, in the compute dtype; where it is `shared` with
+    the frozen weights, as what is `chosen`.
     """
     here = lambda x: math.prod(x.sharding.shard_shape(x.shape))
     held = lambda tree: sum(here(x) * x.dtype.itemsize for x in jax.tree.leaves(tree))
@@ -266,7 +279,9 @@ def memory(
         "optimizer": held(opt_state),
         "gradient": held(like),
     }
-    if resident:
+    if resident and shared and chosen is not None:
+        parts["reference"] = held(trained.layout_of(model, chosen, model.dtype))
+    elif resident and not shared:
         mesh = getattr(jax.tree.leaves(weights)[0].sharding, "mesh", None)
         wide = jax.tree.leaves(nnx.state(zoo.abstract(model.config, mesh=mesh)))
         parts["reference"] = np.dtype(model.dtype).itemsize * sum(map(here, wide))
@@ -302,7 +317,7 @@ def disk_needed(run: Run) -> int:
     exports = 0 if every == -1 else 1 if every is None else -(-run.total_steps // every)
     width = np.dtype(run.saving.export_dtype).itemsize
     one = width * numbers(run.blank)
-    if run.adapting is not None and run.adapting.export == "adapter":
+    if adapters_alone(run):
         one = 4 * trained_weights(run)
     exported = exports * one
     saved = (checkpoints_kept(run) + 1) * checkpoint_bytes(run)

@@ -8,15 +8,14 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
-import optax
 
-from checkpoints_io import places
+from checkpoints_io import peft_folder, places
 from checkpoints_io.bits import fingerprint
 from checkpoints_io.errors import RunFailed
 from checkpoints_io.processes import all_agree
 from checkpoints_io.run_state import Facts, RunStore
 from recipes.training import adapting, logps, optimizer, resume, trained
-from recipes.training.run import Run, say
+from recipes.training.run import Run, adapters_alone, say
 from recipes.training.update import Params
 import zoo
 from zoo import adapters, narrow
@@ -28,10 +27,7 @@ class Policy(NamedTuple):
 
     blank: zoo.Model  # with shapes and shardings in place of weights
     graph: nnx.GraphDef
-    schedule: optax.Schedule
-    adamw: optax.GradientTransformation
-    like: Params  # shapes and shardings of what is trained
-    frozen: Params  # what is not
+    frozen: Params  # what is not trained
     begun: Params | None  # these adapters before the first step
 
 
@@ -53,23 +49,20 @@ def of(run: Run) -> Policy:
       ValueError: frozen weights do not fit or are not finite.
     """
     graph, _ = nnx.split(run.blank)
-    schedule = optimizer.schedule_of(run.adamw, run.total_steps)
-    like, *more = run.trained
-    adamw = optimizer.optimizer_of(run.adamw, schedule, *more)
     asked = run.adapting
     if asked is None and run.chosen is None:
-        return Policy(run.blank, graph, schedule, adamw, like, {}, None)
+        return Policy(run.blank, graph, {}, None)
     say(f"reading the frozen weights: {run.folder}")
     if asked is None:
         assert run.chosen is not None
         frozen = trained.frozen(run.blank, run.chosen, run.blank.dtype)
-        return Policy(run.blank, graph, schedule, adamw, like, frozen, None)
+        return Policy(run.blank, graph, frozen, None)
     base = _loaded(run)
     everywhere = jax.NamedSharding(run.computing.mesh, jax.P())
     put = lambda x: jax.make_array_from_callback(x.shape, everywhere, lambda at: x[at])
     frozen = adapters.attached(nnx.to_pure_dict(nnx.state(base)), asked.sites, put)
     begun = adapting.begun(asked, base, frozen, run.seed)
-    return Policy(run.blank, graph, schedule, adamw, like, frozen, begun)
+    return Policy(run.blank, graph, frozen, begun)
 
 
 def _loaded(run: Run) -> zoo.Model:
@@ -105,7 +98,7 @@ def begin(policy: Policy, run: Run, store: RunStore, facts: Facts) -> State:
       ValueError: the checkpoint is another run's, or the weights do not fit or are not finite.
     """
     mesh = run.computing.mesh
-    like = {"policy": policy.like, "optimizer": run.opt_state}
+    like = {"policy": run.trained.like, "optimizer": run.opt_state}
     check: Callable = lambda saved: resume.refuse_other_run(saved, facts, run.directory)
     say(f"reading the policy: a checkpoint in {run.directory}, or {run.folder}")
     saved = store.newest(check, like)
@@ -120,7 +113,7 @@ def begin(policy: Policy, run: Run, store: RunStore, facts: Facts) -> State:
         own = zoo.folders.read(run.blank, run.chosen, jnp.float32)
     else:
         own = nnx.to_pure_dict(nnx.state(_loaded(run)))
-    return State(0, own, policy.frozen, optimizer.init(policy.adamw, own, mesh))
+    return State(0, own, policy.frozen, optimizer.init(run.optimizer, own, mesh))
 
 
 def model_of(policy: Policy, state: State) -> zoo.Model:
@@ -176,14 +169,20 @@ def check_sound(state: State, run: Run) -> None:
 
 
 def export_folder(step: int, run: Run) -> places.Place:
-    """Where the Hugging Face folder of a step is."""
-    return run.directory.within(f"hf/step-{step}")
+    """Where the Hugging Face folder of a step is; a merged one stands beside that of adapters."""
+    merged = "-merged" if run.adapting is not None and not adapters_alone(run) else ""
+    return run.directory.within(f"hf/step-{step}{merged}")
 
 
 def exported(step: int, run: Run) -> bool:
     """Is it there, as far as every process can see?"""
     folder = export_folder(step, run)
-    return all_agree(any(map(folder.exists, ("config.json", "adapter_config.json"))))
+    return all_agree(folder.exists(peft_folder.CONFIG if adapters_alone(run) else "config.json"))
+
+
+def base_of(run: Run) -> str:
+    """What the adapters are for, as other programs name it: a version of it stands apart."""
+    return run.base.partition("@")[0] if run.folder.revision else run.base
 
 
 def export(model: zoo.Model, step: int, run: Run) -> None:
@@ -191,9 +190,9 @@ def export(model: zoo.Model, step: int, run: Run) -> None:
 
     Of a policy with adapters it is these alone, as PEFT keeps them, unless they are to be merged.
     """
-    if run.adapting is not None and run.adapting.export == "adapter":
+    if adapters_alone(run):
         folder = export_folder(step, run).address
-        return zoo.save_adapter(model, folder, base=run.base, revision=run.folder.revision)
+        return zoo.save_adapter(model, folder, base=base_of(run), revision=run.folder.revision)
     if run.adapting is not None:
         lost = adapters.lost_in(model, run.saving.export_dtype)
         say(f"merged: {adapters.lost_told(lost, run.saving.export_dtype)}")

@@ -57,14 +57,16 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place, *, s
     adapted = adapting.of_settings(given, models.blank)
     data = _data(given, models, single=single)
     train = [example for part in data.train for example in part.examples]
-    resident = beside is not None and beside.mode == "resident" and not beside.of_policy
-    chosen = _chosen(given, models.blank, computing)
+    chosen = trained.chosen(given, models.blank)
     learnt, adamw = trained.of(models.blank, adapted, chosen), checks.part(optimizer.AdamW, given)
     steps = _steps(given, len(train))
     schedule = optimizer.schedule_of(adamw, steps)  # refuses what does not fit into the steps
-    adam = optimizer.optimizer_of(adamw, schedule, learnt.decayed)
-    opt_state = optimizer.layout(adam, learnt.like, computing.mesh)
-    memory = plan.memory(models.blank, learnt.like, opt_state, chosen, resident=resident)
+    descent = optimizer.optimizer_of(adamw, schedule, learnt.decayed, learnt.rates)
+    opt_state = optimizer.layout(descent, learnt.like, computing.mesh)
+    resident, shared = (beside.resident, beside.of_policy) if beside else (False, False)
+    memory = plan.memory(
+        models.blank, learnt.like, opt_state, chosen, resident=resident, shared=shared
+    )
     run = Run(
         directory=directory,
         base=given["initialize_from_hf"],
@@ -73,6 +75,8 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place, *, s
         adapting=adapted,
         chosen=chosen,
         trained=learnt,
+        schedule=schedule,
+        optimizer=descent,
         opt_state=opt_state,
         reference=models.folders.get("reference"),
         tokenizer=data.tokenizer,
@@ -139,19 +143,6 @@ def _models(given: Values, beside: Beside | None, computing: Computing) -> Model
             f"that {path} was made for: lower it"
         )
     return Models(folders, blank, tokenizer)
-
-
-def _chosen(given: Values, blank: zoo.Model, computing: Computing) -> trained.Chosen | None:
-    """The weights that are trained by name, if not all are."""
-    if given["trainable"] is None:
-        return None
-    chosen = trained.by_name(blank, given["trainable"])
-    if any(chosen.values()) and computing.remat != "full":
-        raise BadInput(
-            f"--config.trainable={given['trainable']!r} trains some layers of a weight and not "
-            "others, which --config.remat=full alone can do"
-        )
-    return chosen
 
 
 def _data(given: Values, models: Models, *, single: bool) -> Data:

@@ -107,8 +107,11 @@ def refuse_other_run(saved: Facts, facts: Facts, directory: places.Place) -> Non
         if name not in facts:  # this run has none
             continue
         if (before := fact(saved, name, directory)) != facts[name]:
+            mode = ""
+            if name == "reference" and facts["settings"].get("adapter.path") is not None:
+                mode = " (--config.reference_mode=base is another one than resident and cached)"
             raise BadInput(
                 f"the {what} have changed since the checkpoint in {directory} was written "
                 f"(fingerprint {before} then, {facts[name]} now): a run is resumed with those it "
-                "started with. Restore them, or choose another --config.directory"
+                f"started with. Restore them{mode}, or choose another --config.directory"
             )

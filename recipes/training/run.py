@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
+import optax
 
 from checkpoints_io import places, processes
 from checkpoints_io.hf_folder import Folder
@@ -65,9 +66,14 @@ class Beside(NamedTuple):
 
     path: str  # a model's folder or hub id, or the directory of a run
     is_hf: bool  # or the newest checkpoint of a run
-    mode: str  # resident: stays on the devices; cached: computed before the first step
+    mode: str  # as the setting has it
     cache: str | None  # None: beside the run's directory
-    of_policy: bool = False  # frozen weights of a policy with adapters: it has none of its own
+    of_policy: bool = False  # it shares what is frozen of the policy
+
+    @property
+    def resident(self) -> bool:
+        """Whether it is asked at every step."""
+        return self.mode != "cached"
 
 
 class Run(NamedTuple):
@@ -80,6 +86,8 @@ class Run(NamedTuple):
     adapting: Adapting | None  # none: weights are trained
     chosen: Chosen | None  # these; none: all of them, or adapters
     trained: Trained
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
     opt_state: PyTree  # shapes and shardings of the optimizer's
     reference: Folder | None  # the reference's: the same, unless another is named
     tokenizer: Tokenizer
@@ -102,6 +110,11 @@ class Run(NamedTuple):
     sample_tokens: int
     facts: Facts  # what a checkpoint of this run must agree with
     counts: dict[str, int]  # rows lost on the way, by metric name
+
+
+def adapters_alone(run: Run) -> bool:
+    """Whether an export of the run holds its adapters, and not a model."""
+    return run.adapting is not None and run.adapting.export == "adapter"
 
 
 def say(text: str) -> None:

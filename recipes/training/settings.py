@@ -50,7 +50,9 @@ RUN = {
     "name": Setting(str, "what the run is called in Weights & Biases", MUST, free=True),
     "tags": Setting(tuple, "its tags in Weights & Biases", (), free=True),
     "directory": Setting(str, "where the run keeps its files", MUST, free=True),
-    "seed": Setting(int, "decides the order of the data", MUST, bound=SEED),
+    "seed": Setting(
+        int, "decides the order of the data, and the values of new adapters", MUST, bound=SEED
+    ),
 }
 MODEL = {
     "initialize_from_hf": Setting(
@@ -337,18 +339,16 @@ ADAPTER = {
         str, "the layers that get adapters, from 0, like 0-7,12", None, unset="all layers"
     ),
     "adapter.rank_pattern": Setting(
-        dict, "another rank by name or expression: {'v_proj': 8}", {}, unset="one rank"
+        tuple, r"another rank by name or expression, like v_proj=8,.*layers\.0\..*=4", ()
     ),
-    "adapter.alpha_pattern": Setting(
-        dict, "another alpha by name or expression", {}, unset="one alpha"
-    ),
+    "adapter.alpha_pattern": Setting(tuple, "another alpha, likewise", ()),
     "adapter.rslora": Setting(bool, "multiply by alpha / sqrt(rank), not alpha / rank", False),
     "adapter.dora": Setting(
-        bool, "DoRA: the length of each output's weights is trained apart", False
+        bool, "DoRA: the norm of each output's weights is trained separately", False
     ),
     "adapter.zero": Setting(
         str,
-        "the factor that begins as 0: A learns more at low rates, B is PEFT's way",
+        "which factor starts at zero: A learns more at low rates, B is PEFT's way",
         "A",
         choices=("A", "B"),
     ),
@@ -374,8 +374,8 @@ ADAPTER = {
     ),
     "frozen": Setting(
         str,
-        "how the weights beside adapters are kept; int8 and nf4 (as in QLoRA: 8 and 4.1 bits a "
-        "number) are for the matrices of the layers, which are made wide one layer at a time",
+        "how the weights beside adapters are kept; int8 and nf4 (as in QLoRA: 8 and 4.1 bits per "
+        "weight) are for the matrices of the layers, which are dequantised one layer at a time",
         None,
         unset="the dtype of the computation",
         choices=("bfloat16", "float32", "int8", "nf4"),
@@ -464,6 +464,9 @@ ALONG_THE_WAY = {
     ),
 }
 
+# What may stand beside `adapter.path`: all else of ADAPTER the folder there has decided.
+OF_FOLDER = ("adapter.rank", "adapter.path", "adapter.lora_plus", "adapter.export")
+
 Table = Mapping[str, Setting]
 Groups = Mapping[str, Table]
 
@@ -496,9 +499,7 @@ def recipe_of(names: Iterable[str]) -> Groups:
 ALL = table_of(DPO)
 
 # Under these the user chooses the names.
-NAMED_BY_THE_USER = (
-    "train_data", "validation", "data.columns", "adapter.rank_pattern", "adapter.alpha_pattern",
-)  # fmt: skip
+NAMED_BY_THE_USER = ("train_data", "validation", "data.columns")
 CHOSEN_NAME = rf"(?:{'|'.join(map(re.escape, NAMED_BY_THE_USER))})\.[^.]+"
 
 

@@ -14,6 +14,7 @@ from checkpoints_io import hf_weights
 from checkpoints_io.errors import BadInput
 from recipes.training import adapting, optimizer
 from recipes.training.adapting import Adapting
+from recipes.training.checks import Values
 from recipes.training.update import Params
 import zoo
 from zoo import models
@@ -48,6 +49,23 @@ def of(blank: zoo.Model, adapters: Adapting | None, chosen: Chosen | None) -> Tr
     flat = traverse_util.flatten_dict(decayed, sep=".")
     decayed = traverse_util.unflatten_dict({path: flat[path] for path in chosen}, sep=".")
     return Trained(layout_of(blank, chosen, jnp.float32), decayed)
+
+
+def chosen(given: Values, blank: zoo.Model) -> Chosen | None:
+    """The weights that are trained by name, if not all are.
+
+    Raises:
+      ValueError: as `by_name`, or `remat` cannot do it.
+    """
+    if given["trainable"] is None:
+        return None
+    found = by_name(blank, given["trainable"])
+    if any(found.values()) and given["remat"] != "full":
+        raise BadInput(
+            f"--config.trainable={given['trainable']!r} trains some layers of a weight and not "
+            "others, which --config.remat=full alone can do"
+        )
+    return found
 
 
 def layout_of(blank: zoo.Model, some: Chosen, dtype: jax.typing.DTypeLike) -> Params:

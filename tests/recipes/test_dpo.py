@@ -17,30 +17,24 @@ import safetensors.numpy
 from checkpoints_io.bits import fingerprint
 from recipes import dpo
 from recipes.preference import gates, reference
-from recipes.training import checks, overrides, policy, settings, update
+from recipes.training import checks, overrides, policy, settings
 from recipes.training.run import Computing
-from tests.conftest import ROOT, TINY, run_with, sigmoid
+from tests.conftest import (
+    ROOT,
+    TINY,
+    exported,
+    held,
+    records,
+    run_with,
+    sigmoid,
+    stopped_after,
+)
 import zoo
-
-
-def records(config):
-    lines = (pathlib.Path(config.directory) / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
 
 
 def training(config):
     """Figures per step, without those of the clock."""
-    clock = {"train/tokens_per_second", "train/input_wait"}
-    return {
-        r["step"]: {k: v for k, v in r.items() if k not in clock}
-        for r in records(config)
-        if "train/dpo_loss" in r
-    }
-
-
-def exported(config, step):
-    folder = pathlib.Path(config.directory) / "hf" / f"step-{step}"
-    return safetensors.numpy.load_file(folder / "model.safetensors")
+    return {r["step"]: r for r in records(config) if "train/dpo_loss" in r}
 
 
 def test_the_tiny_run_learns(tiny_config, capsys):
@@ -51,7 +45,7 @@ def test_the_tiny_run_learns(tiny_config, capsys):
     config.sample_tokens = 48
     dpo.train(config)
     told = capsys.readouterr().out
-    steps = records(config)
+    steps = records(config, clock=True)
     before, after = (r for r in steps if "eval/heldout/dpo_accuracy" in r)
     first = next(r for r in steps if "train/dpo_loss" in r)
     assert first["train/dpo_loss"] == pytest.approx(math.log(2), abs=1e-5)
@@ -132,27 +126,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(
     watch("whole")
     dpo.train(whole)
     monkeypatch.undo()
-
-    class Stopped(Exception):
-        pass
-
-    compiled = update.compiled
-
-    def until(*args, **kwargs):
-        programs, taken = compiled(*args, **kwargs), []
-
-        def apply(*args):
-            if len(taken) == stop:
-                raise Stopped
-            taken.append(1)
-            return programs.apply(*args)
-
-        return programs._replace(apply=apply)
-
-    monkeypatch.setattr(update, "compiled", until)
-    with pytest.raises(Stopped):
+    with stopped_after(stop):
         dpo.train(parted)
-    monkeypatch.undo()
     watch("parted")
     dpo.train(parted)
 
@@ -186,10 +161,9 @@ def test_a_checkpoint_holds_policy_and_optimizer_only(tiny_config):
     config.num_train_steps = 1
     dpo.train(config)
     folder = pathlib.Path(config.directory) / "checkpoints"
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     model = zoo.load(TINY / "model")
     weights = sum(x.nbytes for x in jax.tree.leaves(nnx.state(model)))
-    assert size <= 3.1 * weights + 100_000
+    assert held(folder) <= 3.1 * weights + 100_000
     names = {path.name for path in next(folder.iterdir()).iterdir()}
     assert {"policy", "optimizer", "facts"} <= names
     assert not any("reference" in str(path.relative_to(folder)) for path in folder.rglob("*"))

@@ -8,7 +8,7 @@ import pytest
 from checkpoints_io import hf_folder
 from recipes import forecast
 from recipes.configs import tiny
-from recipes.training import collectives
+from recipes.training import checks, collectives
 from tests.conftest import TINY, given_by
 import zoo
 
@@ -46,11 +46,12 @@ def config():
 
 def forecast_of(config, **chip):
     chip = forecast.CHIPS["h100"]._replace(**chip)
-    job = forecast.job_of(given_by(config))
+    given = given_by(config)
     found = forecast.forecast(
-        job, hf_folder.read_config(TINY / "model"), chip, jax.devices()[:1], 100
+        forecast.job_of(given), hf_folder.read_config(TINY / "model"), chip, jax.devices()[:1], 100
     )
-    return found, forecast.told(found, chip, 1000.0, exact=False)
+    less = checks.less_memory(given)
+    return found, forecast.told(found, chip, 1000.0, less, exact=False)
 
 
 def test_what_lives_through_an_update_is_exact(config):
@@ -75,7 +76,12 @@ def test_settings_have_an_effect(config):
 def test_what_does_not_fit_is_said(config):
     _, told = forecast_of(config, memory=1e6)
     assert "it does not fit" in told
-    assert "reference_mode=cached" in told
+    assert "--config.reference_mode=cached" in told
+    assert "nf4" not in told
+    config.adapter = dict(rank=4)  # its reference takes no memory, and its weights could take less
+    _, told = forecast_of(config, memory=1e6)
+    assert "--config.frozen=nf4" in told
+    assert "reference_mode" not in told
 
 
 def test_flops_are_those_of_the_parameters(config):

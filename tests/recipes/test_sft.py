@@ -1,12 +1,10 @@
 """Supervised fine-tuning: its loss is that of transformers, and a stop leaves no trace."""
 
 import json
-import pathlib
 
 import ml_collections
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from recipes import sft
 from recipes.configs import tiny_sft
@@ -14,21 +12,17 @@ from recipes.data import source_pairs
 from recipes.data.chats import layouts
 from recipes.data.ids import encode_rows
 from recipes.data.rows.source import Source
-from tests.conftest import TINY
+from tests.conftest import TINY, exported, few_pairs, records, stopped_after
 from zoo.text import tokenizer
-
-CLOCK = {"train/tokens_per_second", "train/input_wait"}
 
 
 @pytest.fixture
 def config(tmp_path) -> ml_collections.ConfigDict:
     """A run of four steps on a few conversations."""
     config = tiny_sft.get_config()
-    rows = (TINY / "train.jsonl").read_text().splitlines()
-    (tmp_path / "rows.jsonl").write_text("\n".join(rows[::10]) + "\n")
     config.directory = str(tmp_path / "run")
     config.initialize_from_hf = str(TINY / "model")
-    config.train_data = str(tmp_path / "rows.jsonl")
+    config.train_data = few_pairs(tmp_path, 10)
     config.validation = {}
     config.token_cache = config.compile_cache = None
     config.train_batch_size, config.num_train_steps = 8, 4
@@ -37,38 +31,13 @@ def config(tmp_path) -> ml_collections.ConfigDict:
     return config
 
 
-def records(config):
-    lines = (pathlib.Path(config.directory) / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in CLOCK} for line in lines]
-
-
-def exported(config, step):
-    folder = pathlib.Path(config.directory) / "hf" / f"step-{step}"
-    return safetensors.numpy.load_file(folder / "model.safetensors")
-
-
 def test_a_resumed_run_is_the_uninterrupted_one(config, tmp_path, capfd):
     config.hf_save_dtype = "float32"
     sft.train(config)
     whole, config.directory = config.copy_and_resolve_references(), str(tmp_path / "parts")
     config.num_train_steps, config.cooldown = 4, None
     config.profile = None
-
-    from recipes.training import loop
-
-    taken, real = [], loop.applied
-
-    class Stopped(Exception):
-        pass
-
-    def killed_after_two(*args):
-        if len(taken) == 2:
-            raise Stopped
-        taken.append(real(*args))
-        return taken[-1]
-
-    with pytest.MonkeyPatch.context() as patched, pytest.raises(Stopped):
-        patched.setattr(loop, "applied", killed_after_two)
+    with stopped_after(2):
         sft.train(config)
     capfd.readouterr()
     sft.train(config)

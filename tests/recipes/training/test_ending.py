@@ -1,12 +1,16 @@
 """What a run says at its end."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from recipes.data.ids.pair_ids import PairIds
 from recipes.data.run_data import HeldOut
-from recipes.training import ending, samples
-from tests.conftest import TINY
+from recipes.training import checks, ending, samples
+from recipes.training import settings as settings_of
+from recipes.training.run import Records
+from tests.conftest import TINY, run_with
 from zoo.text import tokenizer
 
 HEAD = "<|start_header_id|>{}<|end_header_id|>\n\n"
@@ -115,11 +119,46 @@ def test_lines_to_paste_name_the_folder():
     assert "--config.steps_per_hf_export=None writes /my runs/one/hf/step-60" in told
 
 
+def with_adapters(rank, *, base="meta-llama/Llama-3.2-1B", revision=None, **settings):
+    """A run whose adapters have this rank, as far as its end looks at it."""
+    given = {name: setting.default for name, setting in settings_of.ADAPTER.items()} | settings
+    return run_with(
+        base=base,
+        folder=SimpleNamespace(revision=revision),
+        adapting=SimpleNamespace(rank=rank),
+        records=Records(False, None, "a", (), checks.nested(given)),
+    )
+
+
 def test_lines_to_paste_name_base_and_adapters():
     folder = "/my runs/one/hf/step-60"
-    told = ending.how_to_use_adapters(folder, "meta-llama/Llama-3.2-1B", 24)
+    told = ending.how_to_use_adapters(folder, with_adapters(24))
     assert 'zoo.load("meta-llama/Llama-3.2-1B", adapter="/my runs/one/hf/step-60")' in told
     assert "--enable-lora --max-lora-rank 32 --lora-modules mine='/my runs/one/hf/step-60'" in told
     assert "python -m zoo merge meta-llama/Llama-3.2-1B '/my runs/one/hf/step-60' FOLDER" in told
-    told = ending.how_to_use_adapters(folder, "meta-llama/Llama-3.2-1B", 600)
+    told = ending.how_to_use_adapters(folder, with_adapters(600))
     assert "(vLLM takes ranks up to 512, and this is 600: merge them)" in told
+
+
+def test_lines_to_paste_name_the_version_of_a_base():
+    """As each program takes it: ours behind an @, others by a flag of their own."""
+    run = with_adapters(8, base="owner/name@0a1b", revision="0a1b")
+    told = ending.how_to_use_adapters("/one", run)
+    assert 'zoo.load("owner/name@0a1b", adapter="/one")' in told
+    assert 'from_pretrained("owner/name", revision="0a1b")' in told
+    assert "vllm serve owner/name --revision 0a1b --enable-lora" in told
+    assert "zoo merge owner/name@0a1b /one FOLDER" in told
+
+
+def test_what_the_adapters_have_decided_is_unset_where_they_are_trained_on():
+    run = with_adapters(8, **{"adapter.alpha": 16.0, "adapter.dora": True})
+    told = ending.how_to_use_adapters("/one", run)
+    flags = "--config.adapter.rank=None --config.adapter.alpha=None --config.adapter.dora=false"
+    assert f"--config.adapter.path=/one {flags} --config.directory=ANOTHER" in told
+
+
+def test_adapters_of_weights_in_few_bits_are_merged_for_other_programs():
+    told = ending.how_to_use_adapters("/one", with_adapters(8, frozen="nf4"))
+    assert "they belong to weights kept in nf4" in told
+    assert "peft" not in told.replace("PEFT", "")
+    assert "vllm" not in told

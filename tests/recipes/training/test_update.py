@@ -219,7 +219,7 @@ def test_kept_answers_of_a_reference_go_to_their_pairs(work, tmp_path, monkeypat
 def policy_of(blank):
     """A policy of all weights, of which no more is known."""
     graph = nnx.graphdef(blank) if isinstance(blank, nnx.Module) else None
-    return Policy(blank, graph, None, None, like={}, frozen={}, begun=None)
+    return Policy(blank, graph, frozen={}, begun=None)
 
 
 def gate(place, of_batch, *, step=0, fingerprint_=None, dtype=np.float32):
