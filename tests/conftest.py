@@ -114,6 +114,12 @@ def programs_of(
     )  # fmt: skip
 
 
+# Settings that a config need not state: of adapters, and options of some losses.
+OF_SOME_RUNS = settings.ADAPTER.keys() | {
+    name for name, setting in settings.PREFERENCE.items() if setting.default is None
+}
+
+
 def run_with(**parts) -> Run:
     """A run of these parts alone."""
     return Run(*[None] * len(Run._fields))._replace(**parts)

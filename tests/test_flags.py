@@ -4,7 +4,7 @@ import pytest
 
 from checkpoints_io import places
 from recipes.configs import tiny
-from recipes.preference import reference
+from recipes.preference import objectives, reference
 from recipes.training import checks, overrides, resume, settings
 from tests.conftest import ROOT, given_by
 
@@ -48,13 +48,20 @@ OTHER = {
     "distributed.enabled": ("true", True),
     "distributed.num_processes": ("2", 2),
     "distributed.process_id": ("1", 1),
+    "cpo_alpha": ("0.5", 0.5),
+    "discopop_tau": ("0.1", 0.1),
     "dpop_lambda": ("5", 5.0),
+    "f_alpha_divergence_coef": ("0.5", 0.5),
+    "f_divergence_type": ("forward_kl", "forward_kl"),
+    "gamma_beta_ratio": ("0.3", 0.3),
+    "length_alpha": ("0.01", 0.01),
     "hf_save_dtype": ("float32", "float32"),
     "initialize_from_hf": ("/models/another", "/models/another"),
     "keep_best": ("heldout/dpo_loss", "heldout/dpo_loss"),
     "keep_checkpoints": ("5", 5),
     "keep_every": ("1000", 1000),
     "label_smoothing": ("0.1", 0.1),
+    "ld_alpha": ("0.5", 0.5),
     "learning_rate": ("1e-6", 1e-6),
     "loss": ("dpop", "dpop"),
     "lr_schedule": ("cosine", "cosine"),
@@ -143,7 +150,8 @@ def test_each_setting_alone_is_unset_or_refused(config):
 
 def path_of(config):
     """Of its reference."""
-    return reference.wanted(given_by(config)).path
+    given = given_by(config)
+    return reference.wanted(given, objectives.objective(given)).path
 
 
 def test_a_reference_of_its_own():

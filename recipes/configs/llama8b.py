@@ -49,7 +49,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.per_device_parallelism = config_dict.placeholder(int)  # rows; unset: what memory allows
     config.min_pack_fill = 0.5
 
-    config.loss = "sigmoid"  # or dpop, which keeps the chosen answers likely
+    config.loss = "sigmoid"  # docs/losses.md has others, and sums of several
     config.beta = 0.01
     config.label_smoothing = 0.0
     config.dpop_lambda = config_dict.placeholder(float)  # for dpop: 5.0

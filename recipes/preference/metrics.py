@@ -18,15 +18,18 @@ def preference(
 ) -> dict[str, Float[Array, ""]]:
     """Means over the pairs; log-probabilities and their differences in nats, rewards by the loss.
 
-    The first six are those of Levanter's DPO. A tie counts as no win. Of a sum of losses each is
-    there by its name. Only the pairs that `is_pair` names count, by default all.
+    The first six are those of Levanter's DPO. A tie counts as no win. `kl_chosen` estimates the KL
+    divergence between policy and reference from the chosen answers alone, in nats per token;
+    `length_correlation` is that of reward margins with how much longer the chosen answer is. Of a
+    sum of losses each is there by its name. Only the pairs that `is_pair` names count, by default
+    all.
     """
     counted = jnp.ones(len(answers.policy), bool) if is_pair is None else is_pair
     mean: Callable[..., Array] = lambda x: jnp.mean(x, where=counted)
     chosen, rejected = objective.rewards(answers).T
     policy, reference = answers.policy, answers.reference
     drift = policy - reference
-    return {
+    found = {
         "dpo_loss": mean(objective.loss(answers)),
         "dpo_margin_policy": mean(policy[:, 0] - policy[:, 1]),
         "dpo_margin_ref": mean(reference[:, 0] - reference[:, 1]),
@@ -38,7 +41,30 @@ def preference(
         "logps_rejected": mean(policy[:, 1]),
         "drift_chosen": mean(drift[:, 0]),
         "drift_rejected": mean(drift[:, 1]),
-    } | {f"loss_{name}": mean(each) for name, each in objective.of_terms(answers).items()}
+        "length_correlation": _correlation(
+            chosen - rejected, answers.tokens[:, 0] - answers.tokens[:, 1], counted
+        ),
+    }
+    if objective.has_reference:
+        found["kl_chosen"] = mean(_kl_estimate(drift[:, 0] / answers.tokens[:, 0]))
+    of_terms = objective.of_terms(answers).items()
+    return found | {f"loss_{name}": mean(each) for name, each in of_terms}
+
+
+def _kl_estimate(log_ratio: Array) -> Array:
+    """Never below 0, and 0 where the two agree.
+
+    Source: k3 of http://joschu.net/blog/kl-approx.html.
+    """
+    return jnp.expm1(log_ratio) - log_ratio
+
+
+def _correlation(x: Array, y: Array, counted: Bool[Array, " P"]) -> Float[Array, ""]:
+    """Pearson's; 0 where one of the two is the same for all."""
+    off = lambda values: jnp.where(counted, values - jnp.mean(values, where=counted), 0)
+    x, y = off(x), off(y)
+    lengths = jnp.sqrt(jnp.sum(x * x)) * jnp.sqrt(jnp.sum(y * y))
+    return jnp.where(lengths > 0, jnp.sum(x * y) / jnp.where(lengths > 0, lengths, 1), 0.0)
 
 
 def by_part(

@@ -104,7 +104,7 @@ def objective(given: Values) -> Objective:
     given = unset | given
     weights = _weights(given["loss"])
     options = {name: _options(name) for name in weights}
-    taken = {"loss", "beta"}.union(*options.values())
+    taken = {"loss", "beta", "ld_alpha"}.union(*options.values())
     for name, setting in PREFERENCE.items():
         if name not in taken and given[name] != setting.default:
             others = [loss for loss in LOSSES if name in _options(loss)]

@@ -101,6 +101,7 @@ def ready(
     cache = reference_cache.opened(
         directory, fingerprint=known, compute=dtype,
         attention=attention.backend_of(model.config, dtype, policy.blank.attention),
+        ld_alpha=run.place.shape.ld_alpha,
     )  # fmt: skip
     say(f"the reference's log-probabilities of every pair, kept in {cache.folder}")
     trained, *held_out = (

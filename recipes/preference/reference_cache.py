@@ -40,7 +40,12 @@ class Cache(NamedTuple):
 
 
 def opened(
-    directory: places.Place, *, fingerprint: str, compute: jax.typing.DTypeLike, attention: str
+    directory: places.Place,
+    *,
+    fingerprint: str,
+    compute: jax.typing.DTypeLike,
+    attention: str,
+    ld_alpha: float | None = None,
 ) -> Cache:
     """What is kept of a reference. Files that cannot be read are skipped, and made again.
 
@@ -52,6 +57,8 @@ def opened(
         "attention": attention, "platform": jax.devices()[0].device_kind,
         "logits_bytes": token_logps.logits_bytes(), "jaxlib": jaxlib.__version__,
     }  # fmt: skip
+    if ld_alpha is not None:
+        arithmetic["ld_alpha"] = ld_alpha
     name = hashlib.sha256(json.dumps(arithmetic, sort_keys=True).encode()).hexdigest()[:16]
     folder = directory.within(name)
     if processes.is_first():

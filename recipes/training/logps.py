@@ -42,6 +42,8 @@ def answer_logps(
         model.dtype,
         model.last_step(),
     )
+    if batch.weights is not None:
+        logps = logps * batch.weights
     return _summed(logps, batch.owner, batch.scored)
 
 

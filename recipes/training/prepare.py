@@ -177,6 +177,7 @@ def _packed(given: Values, models: Models, data: Data, mesh: Mesh, held: int) ->
         rows=given["per_device_parallelism"],
         alike=min(alike, default=None),
     )
+    shape = shape._replace(ld_alpha=given.get("ld_alpha"))
     return batches.Place(shape, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
 
 

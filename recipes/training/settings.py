@@ -180,6 +180,13 @@ PREFERENCE = {
     "label_smoothing": Setting(
         float, "share of pairs assumed to be mislabelled", 0.0, bound=SMOOTHING
     ),
+    "ld_alpha": Setting(
+        float,
+        "LD-DPO: what scored tokens count that an answer has more than the other, like 0.5",
+        None,
+        unset="1, as all tokens",
+        bound=SHARE,
+    ),
     "dpop_lambda": Setting(
         float,
         "for dpop: weight of the penalty on chosen answers that become less likely, like 5.0",

@@ -12,7 +12,7 @@ from recipes import dpo, sft
 from recipes.configs import tiny_sft
 from recipes.preference import reference
 from recipes.training import checks, settings
-from tests.conftest import TINY, exported, few_pairs, held, records, stopped_after
+from tests.conftest import TINY, exported, few_pairs, held, records, sigmoid, stopped_after
 import zoo
 
 WEIGHTS = "adapter_model.safetensors"
@@ -154,6 +154,7 @@ def test_a_base_is_a_reference_of_adapters_alone(config):
 
 def test_the_reference_is_the_policy_unless_another_is_named(config):
     given = checks.checked(config, settings.table_of(settings.DPO))
-    assert reference.wanted(given).of_policy
-    assert not reference.wanted(given | {"reference_model_path": "other"}).of_policy
-    assert not reference.wanted(given | {"adapter.rank": None}).of_policy
+    shares = lambda **other: reference.wanted(given | other, sigmoid()).of_policy
+    assert shares()
+    assert not shares(reference_model_path="other")
+    assert not shares(**{"adapter.rank": None})

@@ -100,8 +100,8 @@ def put(batch: Packed, place: Place) -> Packed:
         whole = (len(array) // here * place.shape.shards, *array.shape[1:])
         return jax.make_array_from_process_local_data(place.row_sharding, array, whole)
 
-    scored = everywhere(batch.scored, place)
-    return Packed(*map(split, batch[:-1]), scored=scored)
+    rows = batch._replace(scored=None)
+    return jax.tree.map(split, rows)._replace(scored=everywhere(batch.scored, place))
 
 
 def said(update: Update, place: Place) -> Said:

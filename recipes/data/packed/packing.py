@@ -27,6 +27,7 @@ class Shape(NamedTuple):
     few: int  # B of the smaller ones; the same as `rows` where there are none
     shards: int = 1  # Z: how many devices share the rows of a micro-batch
     alike: int | None = None  # texts up to this length turn alike: see `zoo.parts.rope.limit`
+    ld_alpha: float | None = None  # what tokens count beyond the shortest answer: LD-DPO
 
 
 Values = Any  # np.ndarray where it is built, jax.Array on the devices
@@ -49,6 +50,7 @@ class Packed(NamedTuple):
     owner: Values  # int32 [Z, C]: whose score it is, example * A + answer; -1: nobody's
     counts: Values  # int32 [Z]: how many scores there are
     scored: Values  # int32 [P, A]: how many of each answer, on all devices; 0: it is not here
+    weights: Values | None = None  # float32 [Z, C]: what each score counts; none: all count 1
 
     @property
     def is_here(self) -> Values:
@@ -67,6 +69,7 @@ class Stream(NamedTuple):
     read_at: np.ndarray
     target: np.ndarray
     answer: np.ndarray  # 0 to A - 1: whose score it is
+    weights: np.ndarray | None = None  # what each score counts; none: all count 1
 
 
 class Item(NamedTuple):
@@ -165,6 +168,7 @@ def build(rows: Sequence[Sequence[Placed]], shape: Shape, shards: Sequence[int])
         owner=np.full((Z, C), -1, np.int32),
         counts=np.zeros(Z, np.int32),
         scored=np.zeros((shape.examples, A), np.int32),
+        weights=None if shape.ld_alpha is None else np.zeros((Z, C), np.float32),
     )
     for slot, stream in itertools.chain(*rows):
         batch.scored[slot] += np.bincount(stream.answer, minlength=A)
@@ -182,6 +186,8 @@ def build(rows: Sequence[Sequence[Placed]], shape: Shape, shards: Sequence[int])
                 batch.read_at[z, scores] = stream.read_at + at_row * T + t
                 batch.target[z, scores] = stream.target
                 batch.owner[z, scores] = slot * A + stream.answer
+                if batch.weights is not None:
+                    batch.weights[z, scores] = stream.weights
                 t, c = at.stop, scores.stop
         batch.counts[z] = c
     return batch

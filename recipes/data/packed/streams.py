@@ -25,9 +25,27 @@ CHOSEN, REJECTED = 0, 1
 
 def item(example: Example, shape: Shape) -> Item:
     """An example as it is packed into rows of this shape."""
-    if isinstance(example, PairIds) and fits_once(example, shape):
-        return Item(example.row, (prompt_once(example),))
-    return Item(example.row, separate(example))
+    once = isinstance(example, PairIds) and fits_once(example, shape)
+    made = (prompt_once(example),) if once else separate(example)
+    if shape.ld_alpha is not None:
+        made = discounted(made, shape.ld_alpha)
+    return Item(example.row, made)
+
+
+def discounted(streams: tuple[Stream, ...], alpha: float) -> tuple[Stream, ...]:
+    """Scores beyond the length of the shortest answer count `alpha`.
+
+    Source: LD-DPO, https://arxiv.org/abs/2409.06411; TRL's ld_alpha, of policy and reference.
+    """
+    answers = np.concatenate([stream.answer for stream in streams])
+    shared = min(np.unique(answers, return_counts=True)[1])
+    found = []
+    for stream in streams:
+        weights = np.ones(len(stream.answer), np.float32)
+        for answer in np.unique(stream.answer):
+            weights[np.flatnonzero(stream.answer == answer)[shared:]] = alpha
+        found.append(stream._replace(weights=weights))
+    return tuple(found)
 
 
 def prompt_once(pair: PairIds) -> Stream:

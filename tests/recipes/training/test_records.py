@@ -14,6 +14,7 @@ from recipes.data.ids.pair_ids import PairIds
 from recipes.data.packed import batches
 from recipes.data.packed.batches import Update
 from recipes.data.packed.packing import Shape
+from recipes.preference import objectives
 from recipes.preference.displacement import Trend
 from recipes.preference.metrics import preference
 from recipes.training import prepare, records
@@ -77,6 +78,34 @@ def test_the_reward_margin_is_beta_times_what_chosen_gained_over_rejected():
     assert float(values["dpo_margin_policy"]) == pytest.approx((4 + 1) / 2)
     one = preference(answers, objective, jnp.array([True, False]))
     assert float(one["dpo_reward_margin"]) == pytest.approx(0.2)
+
+
+def test_how_far_the_policy_went_and_whether_it_learns_length():
+    reference = jnp.full((3, 2), -20.0)
+    policy = reference + jnp.array([[4.0, 0.0], [2.0, 0.0], [-1.0, 0.0]])
+    tokens = jnp.array([[8, 4], [6, 4], [4, 5]])
+    values = preference(Answers(policy, reference, tokens), sigmoid(0.1))
+    k3 = lambda d: math.exp(d) - 1 - d
+    assert float(values["kl_chosen"]) == pytest.approx(
+        (k3(4 / 8) + k3(2 / 6) + k3(-1 / 4)) / 3, rel=1e-5
+    )
+    margins, longer = [0.4, 0.2, -0.1], [4, 2, -1]
+    expected = np.corrcoef(margins, longer)[0, 1]
+    assert float(values["length_correlation"]) == pytest.approx(expected, rel=1e-5)
+    same = preference(Answers(policy, reference, jnp.full((3, 2), 4)), sigmoid(0.1))
+    assert float(same["length_correlation"]) == 0.0
+    alone = objectives.objective({"loss": "simpo", "beta": 2.0})
+    assert "kl_chosen" not in preference(Answers(policy, reference * 0, tokens), alone)
+
+
+def test_several_losses_are_logged_by_name():
+    answers = Answers(jnp.array([[-1.0, -5]]), jnp.array([[-2.0, -4]]), jnp.array([[2, 5]]))
+    both = objectives.objective({"loss": "sigmoid,sft=0.5", "beta": 0.1})
+    values = preference(answers, both)
+    assert float(values["loss_sft"]) == 0.5
+    expected = float(values["loss_sigmoid"]) + 0.25
+    assert float(values["dpo_loss"]) == pytest.approx(expected, rel=1e-6)
+    assert "loss_sigmoid" not in preference(answers, sigmoid(0.1))
 
 
 def test_the_line_has_the_figures_to_watch():

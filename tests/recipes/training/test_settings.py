@@ -10,7 +10,7 @@ import pytest
 from recipes import forecast
 from recipes.configs import tiny, tiny_sft
 from recipes.training import checks, optimizer, plan, run, settings
-from tests.conftest import ROOT, adamw_of, given_by
+from tests.conftest import OF_SOME_RUNS, ROOT, adamw_of, given_by
 from zoo.parts import attention, stack
 
 
@@ -125,7 +125,7 @@ def test_a_setting_that_a_config_does_not_name_has_its_default_or_is_asked_for(c
     with config.unlocked():
         del config.data.date, config.save_retries, config.mesh, config.lr_schedule
     left = ["data.date", "lr_schedule", "mesh.data", "mesh.fsdp", "mesh.tensor", "save_retries"]
-    assert [n for n in checks.left_out(config, settings.ALL) if n not in settings.ADAPTER] == left
+    assert [n for n in checks.left_out(config, settings.ALL) if n not in OF_SOME_RUNS] == left
     given = check(config)
     assert given.keys() == settings.ALL.keys()
     assert [given[name] for name in left] == [None, "linear", 1, -1, 1, 2]

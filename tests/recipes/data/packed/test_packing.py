@@ -128,15 +128,17 @@ def random_pairs(seed, count, longest=12):
     return made
 
 
-def logps_alone(model, pair):
+def logps_alone(model, pair, ld_alpha=1.0):
     """Each answer as a text of its own, by whole logits."""
     found = []
+    shared = min(int(answer.scored.sum()) for answer in pair.answers)
     sides = (pair.chosen, pair.chosen_scored), (pair.rejected, pair.rejected_scored)
     for answer, scored in sides:
         text = np.concatenate([pair.prompt, answer])
         logps = jax.nn.log_softmax(model(jnp.asarray(text[None, :-1])))[0]
         of_answer = logps[len(pair.prompt) - 1 + np.arange(len(answer)), answer]
-        found.append(float(of_answer[scored].sum()))
+        of_answer = of_answer[scored]
+        found.append(float(of_answer[:shared].sum() + ld_alpha * of_answer[shared:].sum()))
     return found
 
 
@@ -153,6 +155,21 @@ def test_packed_is_alone(small_model):
     found = packed_logps(small_model, pairs, Shape(2, 48, 8, 2, 1))
     np.testing.assert_allclose(found, expected, atol=2e-5 * 12)
     assert np.abs(found).max() > 10
+
+
+@pytest.mark.parametrize("shape", [Shape(2, 48, 8, 2, 1), Shape(4, 24, 8, 2, 2)])
+def test_tokens_beyond_the_shorter_answer_count_less(small_model, shape):
+    """LD-DPO, with the prompt once, and with each answer after its own."""
+    pairs = random_pairs(0, 7)
+    assert all(streams.fits_once(pair, shape) for pair in pairs) == (shape.row_length == 48)
+    expected = [logps_alone(small_model, pair, 0.25) for pair in pairs]
+    found = packed_logps(small_model, pairs, shape._replace(ld_alpha=0.25))
+    np.testing.assert_allclose(found, expected, atol=2e-5 * 12)
+    whole = packed_logps(small_model, pairs, shape)
+    np.testing.assert_array_equal(
+        packed_logps(small_model, pairs, shape._replace(ld_alpha=1.0)), whole
+    )
+    assert (found > whole).any(1).sum() > 3
 
 
 def test_token_by_token_within_1e_5():
@@ -313,7 +330,8 @@ def test_each_process_builds_the_shards_of_its_devices():
     shape = Shape(8, 32, 8, 2, few=8, shards=4)
     whole = batches.pack(pairs, shape, range(4)).micro_batches[0]
     mine = batches.pack(pairs, shape, [0, 2]).micro_batches[0]
-    for ours, all_rows in zip(mine[:-1], whole[:-1], strict=True):
+    by_rows = lambda batch: batch[: batch._fields.index("scored")]
+    for ours, all_rows in zip(by_rows(mine), by_rows(whole), strict=True):
         by_shard = all_rows.reshape(4, -1, *all_rows.shape[1:])
         np.testing.assert_array_equal(ours.reshape(2, *by_shard.shape[1:]), by_shard[[0, 2]])
     np.testing.assert_array_equal(mine.is_here, whole.is_here)

@@ -1,0 +1,44 @@
+"""Every loss trains the model that is shipped, and begins where it promises to."""
+
+import math
+
+import pytest
+
+from recipes import dpo
+from recipes.preference import losses
+from recipes.training import settings
+from tests.conftest import records
+from tests.losses_on_devices import OPTIONS
+
+# A few for every day; the others are trained alike.
+EVERY_DAY = ("sigmoid_norm", "aot")
+RATES = {"ipo": 1e-3, "ipo_sum": 1e-4, "sppo_hard": 1e-4}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in EVERY_DAY else [pytest.mark.full])
+     for name in losses.LOSSES],
+)  # fmt: skip
+def test_a_loss_trains(tiny_config, name):
+    config = tiny_config
+    given = {"loss": name, "beta": 0.1} | OPTIONS.get(name, {})
+    with config.ignore_type(), config.unlocked():
+        for option, value in given.items():
+            assert option in settings.PREFERENCE
+            config[option] = value
+    config.num_train_steps = 40 if name not in EVERY_DAY else 12
+    config.learning_rate = RATES.get(name, 5e-4)
+    config.steps_per_checkpoint, config.sample_tokens, config.steps_per_log = None, 0, 1
+    config.steps_per_eval, config.max_eval_pairs = None, None if name not in EVERY_DAY else 8
+    dpo.train(config)
+    found = records(config)
+    first = next(one for one in found if "train/dpo_loss" in one)["train/dpo_loss"]
+    last = next(one for one in reversed(found) if "eval/heldout/dpo_accuracy" in one)
+    if name in losses.FIRST and name != "r_dpo":  # the gate has compared it already
+        options = {key: value for key, value in given.items() if key != "loss"}
+        assert first == pytest.approx(losses.FIRST[name](**options), rel=1e-4)
+    assert math.isfinite(last["eval/heldout/dpo_loss"])
+    accuracy, margin = (last[f"eval/heldout/dpo_{x}"] for x in ("accuracy", "reward_margin"))
+    print(f"{name}: first loss {first:.4f}, held out: accuracy {accuracy:.3f}, margin {margin:.3f}")
+    assert accuracy > 0.7
