@@ -23,7 +23,7 @@ from recipes.preference import reference_cache
 from recipes.training import checks, logps, preemption
 from recipes.training.checks import Values
 from recipes.training.policy import Policy
-from recipes.training.run import Beside, Run, say
+from recipes.training.run import Beside, Run, Scoring, say
 from recipes.training.update import Params
 import zoo
 from zoo import adapters
@@ -131,7 +131,7 @@ def _weights(asked: Beside, policy: Policy, run: Run) -> tuple[nnx.GraphDef, Par
     return policy.graph, weights
 
 
-def load(asked: Beside, policy: zoo.Model, run: Run) -> zoo.Model:
+def load(asked: Beside, policy: zoo.Model, run: Run | Scoring) -> zoo.Model:
     """The reference in the compute dtype, from HF weights or from the newest checkpoint of a run.
 
     `policy` may have no weights.
