@@ -109,7 +109,7 @@ def compile_step() -> dict:
     from recipes.data.packed import batches
     from recipes.data.packed.batches import Said
     from recipes.data.packed.packing import Shape
-    from recipes.preference import losses, metrics
+    from recipes.preference import metrics, objectives
     from recipes.training import optimizer, update
     from zoo import llama
     from zoo.parts import sharding
@@ -125,7 +125,7 @@ def compile_step() -> dict:
         params = jax.tree.map(placed, nnx.to_pure_dict(layout))
         adamw = optax.adamw(1e-4)
         opt_state = optimizer.layout(adamw, params, mesh)
-        objective = losses.objective({"loss": "sigmoid", "beta": 0.1, "label_smoothing": 0.0})
+        objective = objectives.objective({"loss": "sigmoid", "beta": 0.1})
         jax.jit(lambda x: x + 1)(1)  # jax itself is awake
         since = time.perf_counter()
         programs = update.compiled(

@@ -15,7 +15,7 @@ import work
 
 from recipes.data.ids.pair_ids import PairIds
 from recipes.data.packed import batches, packing, shapes, streams
-from recipes.preference import losses, metrics
+from recipes.preference import metrics, objectives
 from recipes.training import command, logps, optimizer, update
 import zoo
 from zoo import adapters, targets
@@ -74,8 +74,8 @@ def main() -> None:
         shape = shapes.choose(
             pairs, per_update=PAIRS.value, shards=1, most=MOST.value, row_length=ROW.value
         )
-        loss = {"loss": "sigmoid", "beta": work.BETA, "label_smoothing": 0.0}
-        objective = losses.objective(loss)
+        loss = {"loss": "sigmoid", "beta": work.BETA}
+        objective = objectives.objective(loss)
         programs = update.compiled(
             policy, opt_state, graph=graph, adamw=adamw, loss=objective.loss,
             figures=lambda answers: metrics.preference(answers, objective), shape=shape,

@@ -15,7 +15,7 @@ from recipes.data.ids.pair_ids import PairIds
 from recipes.data.packed import batches
 from recipes.data.packed.batches import Said
 from recipes.data.packed.packing import Shape
-from recipes.preference import losses, metrics
+from recipes.preference import metrics, objectives
 from recipes.training import command, optimizer, update
 from zoo import llama
 from zoo.parts import rope, sharding, token_logps
@@ -37,7 +37,7 @@ def temporary(*, width, mlp, layers, vocabulary, rows, row_length, pairs) -> flo
         placed = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
         params = jax.tree.map(placed, nnx.to_pure_dict(layout))
         adamw = optax.adamw(1e-4)
-        objective = losses.objective({"loss": "sigmoid", "beta": 0.1, "label_smoothing": 0.0})
+        objective = objectives.objective({"loss": "sigmoid", "beta": 0.1})
         shape = Shape(rows, row_length, pairs, 2, rows)
         programs = update.compiled(
             params, optimizer.layout(adamw, params, mesh), graph=graph, adamw=adamw,

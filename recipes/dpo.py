@@ -19,7 +19,7 @@ import ml_collections
 
 from recipes.data.packed import batches
 from recipes.data.packed.batches import Update
-from recipes.preference import evaluation, gates, losses, metrics, reference
+from recipes.preference import coupled, evaluation, gates, metrics, objectives, reference
 from recipes.preference.displacement import Trend
 from recipes.training import (
     checks,
@@ -44,7 +44,8 @@ def train(config: ml_collections.ConfigDict) -> None:
       RuntimeError: policy and reference disagree before anything was learnt.
     """
     given = checks.checked(config, settings.table_of(settings.DPO))
-    objective, wanted = losses.objective(given), reference.wanted(given)
+    objective = objectives.objective(given)
+    wanted = reference.wanted(given, objective)
     with (
         prepared(given, beside=wanted) as run,
         jax.set_mesh(run.computing.mesh),
@@ -65,15 +66,19 @@ def train(config: ml_collections.ConfigDict) -> None:
         def take(state: State, pairs: Update) -> loop.Taken:
             """One step of DPO on the pairs of an update, in micro-batches."""
             said, sums = batches.said(pairs, run.place), programs.zero()
+            pull = None
+            if objective.is_coupled:  # a pair's part of the gradient depends on all the others
+                ask = policy.asked(own, state, forward)
+                pull = coupled.pull(objective, ask, frozen, pairs, said, run.place)
             for packed in pairs.micro_batches:
                 batch = batches.put(packed, run.place)
                 # log p of each answer under the reference, and then under the policy: the loss of
                 # their log-ratios (losses.py), its gradient, added to that of earlier pairs.
                 theirs = frozen.of_batch(batch, pairs.source_rows)
-                sums = programs.add(sums, state.trained, state.frozen, theirs, said, batch)
+                sums = programs.add(sums, state.trained, state.frozen, theirs, said, batch, pull)
             taken = loop.applied(programs, sums, state, said)  # AdamW
             if equal and taken.state.step == 1:
-                gates.check_first_loss(taken.values["dpo_loss"], objective, run)
+                gates.check_first_loss(taken.values, objective, run)
             return taken
 
         def evaluate(state: State) -> Iterator[dict[str, float]]:

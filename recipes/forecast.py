@@ -36,8 +36,8 @@ from checkpoints_io import hf_folder
 from checkpoints_io.errors import BadInput
 from recipes.data.packed.batches import Said
 from recipes.data.packed.packing import Packed, Shape
-from recipes.preference import losses, metrics, reference
-from recipes.preference.losses import Objective
+from recipes.preference import metrics, objectives, reference
+from recipes.preference.objectives import Objective
 from recipes.training import (
     adapting,
     checks,
@@ -101,7 +101,7 @@ class Job(NamedTuple):
     attention: str | None
     remat: str
     mesh: tuple[int, int, int]  # data, fsdp, tensor
-    beside: Beside  # the reference
+    beside: Beside | None  # the reference
     given: Values  # what is trained
     adamw: AdamW
     objective: Objective
@@ -149,9 +149,14 @@ def forecast(
         schedule = optimizer.schedule_of(job.adamw, 1000)
         adamw = optimizer.optimizer_of(job.adamw, schedule, *learnt[1:])
         opt_state = optimizer.layout(adamw, params, mesh)
-        beside = job.beside
+        resident = job.beside is not None and job.beside.resident
         held = plan.memory(
-            model, params, opt_state, chosen, resident=beside.resident, shared=beside.of_policy
+            model,
+            params,
+            opt_state,
+            chosen,
+            resident=resident,
+            shared=job.beside is not None and job.beside.of_policy,
         )
         most = plan.most_positions(model, sum(held.values()), chip.memory, "accelerator")
         batch, shape = _batch(job.sizes, mesh, most, pairs * stored_per_pair)
@@ -174,7 +179,7 @@ def forecast(
 
     temporary = {}
     programs_of_a_step = [("add", add), ("apply", apply)]
-    if beside.resident:
+    if resident:
         programs_of_a_step.append(("reference", forward))
     for name, program in programs_of_a_step:
         analysis: Any = program.memory_analysis()
@@ -188,7 +193,7 @@ def forecast(
     # Forward, both gradients, and what is computed again; of a frozen weight its own is not made.
     passes = {"full": 8, "none": 6}.get(job.remat, 8) - (2 if asked else 0)
     per_position = passes * (weights - embedding)
-    if beside.resident:
+    if resident:
         per_position += 2 * (weights - embedding)
     flops = per_position * positions * count
     per_layer = [
@@ -211,15 +216,16 @@ def forecast(
 
 def job_of(given: Values) -> Job:
     """The job that the settings describe."""
+    objective = objectives.objective(given)
     return Job(
         precision=checks.precision(given["mp"]),
         attention=given["attention"],
         remat=given["remat"],
         mesh=(given["mesh.data"], given["mesh.fsdp"], given["mesh.tensor"]),
-        beside=reference.wanted(given),
+        beside=reference.wanted(given, objective),
         given=given,
         adamw=checks.part(AdamW, given),
-        objective=losses.objective(given),
+        objective=objective,
         sizes=checks.part(Sizes, given),
     )
 

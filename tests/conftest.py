@@ -44,7 +44,7 @@ import safetensors.numpy
 
 from recipes.configs import tiny
 from recipes.data.packed.packing import Shape
-from recipes.preference import losses, metrics
+from recipes.preference import metrics, objectives
 from recipes.training import checks, loop, optimizer, settings, update
 from recipes.training.run import Run
 from zoo import llama
@@ -100,8 +100,8 @@ def adamw_of(config: ml_collections.ConfigDict) -> optimizer.AdamW:
     return checks.part(optimizer.AdamW, given_by(config))
 
 
-def sigmoid(beta: float = 0.1) -> losses.Objective:
-    return losses.objective({"loss": "sigmoid", "beta": beta, "label_smoothing": 0.0})
+def sigmoid(beta: float = 0.1) -> objectives.Objective:
+    return objectives.objective({"loss": "sigmoid", "beta": beta})
 
 
 def programs_of(

@@ -230,7 +230,7 @@ def imports_of(program, *arguments):
     [
         ([TINY_CONFIG, "--config.betta=2"], "did you mean beta?"),
         ([TINY_CONFIG, "--config.beta=0"], "beta must be above 0"),
-        ([TINY_CONFIG, "--config.loss=ipo"], "IPO is not implemented"),
+        ([TINY_CONFIG, "--config.remat=most"], "remat='most' is none of full"),
         ([TINY_CONFIG, "--learning_rate=1"], "write --config.learning_rate=1"),
         ([], "give a config"),
     ],

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from recipes.preference import losses
 from tests.conftest import ROOT
 
 MESHES = ["fsdp 8", "fsdp 4, tensor 2", "data 2, fsdp 4"]
@@ -65,6 +66,16 @@ def test_adapters_begin_and_move_alike_on_any_devices(tmp_path):
         assert abs(record["loss"] - np.log(2)) <= 1e-7, record
         assert record["far"] <= 1e-5, record
         assert record["specs"] > 1 or record["mesh"] == "one", record
+
+
+@pytest.mark.full
+def test_the_update_of_a_loss_depends_on_no_layout(tmp_path):
+    """Of every loss, in 1 to 7 micro-batches, on one device and on eight."""
+    names = [name for name in losses.LOSSES if name != "reference_free"]  # whose form cpo has
+    for record in on_eight_devices("losses_on_devices", tmp_path, *names):
+        assert {"7 micro-batches", "2 micro-batches", "fsdp 8"} <= record.keys(), record
+        for layout, apart in record.items():
+            assert layout in ("loss", "length") or apart <= 2e-6, record
 
 
 @pytest.mark.parametrize("mesh", MESHES)

@@ -7,8 +7,8 @@ import numpy as np
 from recipes.data.packed import streams
 from recipes.data.packed.batches import Place
 from recipes.data.run_data import HeldOut
-from recipes.preference.losses import Objective
 from recipes.preference.metrics import preference
+from recipes.preference.objectives import Objective
 from recipes.training import logps, records
 from recipes.training.update import Answers
 

@@ -1,5 +1,6 @@
 """Gates: policy and reference of equal weights must agree before anything is learnt."""
 
+from collections.abc import Mapping
 import math
 
 import jax
@@ -10,7 +11,7 @@ from checkpoints_io.bits import fingerprint
 from checkpoints_io.errors import RunFailed
 from recipes.data.packed import batches
 from recipes.preference import reference_cache
-from recipes.preference.losses import Objective
+from recipes.preference.objectives import Objective
 from recipes.preference.reference import Reference
 from recipes.training import logps
 from recipes.training.policy import Policy, State, computed_with
@@ -55,24 +56,31 @@ def _known(policy: Policy, state: State) -> str:
     return fingerprint(adapters.bare(computed_with(policy, state)))
 
 
-def check_first_loss(value: jax.Array, objective: Objective, run: Run) -> None:
-    """The first loss, before anything was learnt, must be the value that the loss promises.
+def check_first_loss(values: Mapping[str, jax.Array], objective: Objective, run: Run) -> None:
+    """The first loss, before anything was learnt, must be the value that each term promises.
+
+    `values` are the figures of the first update.
 
     Raises:
       RuntimeError: it is not.
     """
-    loss, dtype = float(value), run.computing.precision.compute
-    if not math.isfinite(loss):
+    dtype = run.computing.precision.compute
+    if not math.isfinite(float(values["dpo_loss"])):
         raise RunFailed(_not_finite("loss of the first update is", dtype))
-    # With remat the training program may round differently from the reference's; beta scales it.
-    bound = (1e-5 if dtype == jnp.float32 else 5e-3) * max(1.0, 10 * objective.beta)
-    bound *= max(1.0, objective.first)  # floats are rounded in proportion
-    if not abs(loss - objective.first) <= bound:
-        raise RunFailed(
-            f"the first loss is {loss:.6f} and should be {objective.first:.6f} within {bound:.1g}: "
-            "the training program and the reference disagree, or `first` of the loss in losses.py "
-            "says something else than the loss; please report it"
-        )
+    for term in objective.terms:
+        if term.first is None or math.isnan(term.first):
+            continue
+        found = float(values.get(f"loss_{term.name}", values["dpo_loss"] / term.weight))
+        # With remat the training program may round differently from the reference's; beta scales
+        # it, and floats are rounded in proportion.
+        bound = (1e-5 if dtype == jnp.float32 else 5e-3) * max(1.0, 10 * objective.beta)
+        bound *= max(1.0, term.first)
+        if not abs(found - term.first) <= bound:
+            raise RunFailed(
+                f"the first loss ({term.name}) is {found:.6f} and should be {term.first:.6f} "
+                f"within {bound:.1g}: the training program and the reference disagree, or FIRST "
+                "in losses.py says something else than the loss; please report it"
+            )
 
 
 def _not_finite(what: str, dtype: jax.typing.DTypeLike) -> str:

@@ -1,81 +1,338 @@
 """Preference losses: what is known about every pair in, one loss per pair out.
 
-A log-ratio is log policy(answer) - log reference(answer), in nats, summed over the answer's tokens.
-To add a loss: a function here, its line in `LOSSES`, its name in the table of settings. Every
-keyword-only parameter is a setting, and settings that a loss does not take name their losses there.
-What else a loss may look at is in `Answers`: scored tokens, ratings.
+A log-ratio is log policy(answer) - log reference(answer), in nats, summed over the answer's scored
+tokens; c is that of the chosen answer, r of the rejected one. To add a loss: a function here, its
+name in `LOSSES`, and in `FIRST` what it is where policy and reference are equal. Every keyword-only
+parameter is an option, and a setting of that name; what else a loss may look at is in `Answers`.
 """
 
 from collections.abc import Callable
-import functools
-import inspect
 import math
-from typing import NamedTuple
 
 import jax
+from jax.nn import log_sigmoid, softplus
+from jax.nn import sigmoid as logistic
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from recipes.training.checks import Values
+from recipes.preference.divergences import of_scores
 from recipes.training.update import Answers
 
-
-class Loss(NamedTuple):
-    """A loss, and what it must be before anything was learnt."""
-
-    of: Callable[..., Float[Array, " P"]]  # its keyword-only parameters are settings
-    first: Callable[[float], float]  # its value where policy and reference are equal, of beta
+Each = Float[Array, " P"]
 
 
-class Objective(NamedTuple):
-    """The loss of a run, with its settings."""
-
-    loss: Callable[[Answers], Float[Array, " P"]]
-    first: float
-    beta: float  # a reward is beta times a log-ratio
-
-
-def sigmoid(answers: Answers, *, beta: float, label_smoothing: float) -> Float[Array, " P"]:
-    """Direct preference optimization, softplus(-margin); Eq. 7 of https://arxiv.org/abs/2305.18290.
-
-    `label_smoothing` is the share of pairs assumed to be mislabelled: conservative DPO,
-    Eq. 3 of https://ericmitchell.ai/cdpo.pdf.
-    """
-    chosen, rejected = log_ratios(answers)
-    return _of_margin(beta * (chosen - rejected), label_smoothing)
-
-
-def dpop(
-    answers: Answers, *, beta: float, label_smoothing: float, dpop_lambda: float
-) -> Float[Array, " P"]:
-    """DPO-Positive: a chosen answer less likely than under the reference costs `dpop_lambda` times.
-
-    Eq. 3 of https://arxiv.org/abs/2402.13228: the margin loses lambda * max(0, -chosen).
-    """
-    chosen, rejected = log_ratios(answers)
-    held = chosen - dpop_lambda * jax.nn.relu(-chosen)
-    return _of_margin(beta * (held - rejected), label_smoothing)
-
-
-def log_ratios(answers: Answers) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
+def log_ratios(answers: Answers) -> tuple[Each, Each]:
     """Of the chosen answers, and of the rejected ones."""
     chosen, rejected = (answers.policy - answers.reference).T
     return chosen, rejected
 
 
-def _of_margin(margin: Float[Array, " P"], label_smoothing: float) -> Float[Array, " P"]:
-    right, wrong = jax.nn.softplus(-margin), jax.nn.softplus(margin)
+def ratios_per_token(answers: Answers) -> tuple[Each, Each]:
+    """The log-ratios by the number of scored tokens: a mean, in nats per token."""
+    chosen, rejected = ((answers.policy - answers.reference) / answers.tokens).T
+    return chosen, rejected
+
+
+@of_scores
+def sigmoid(answers: Answers, *, beta: float, label_smoothing: float = 0.0) -> Each:
+    """Direct preference optimization: -log S(beta (c - r)).
+
+    `label_smoothing` is the share of pairs assumed to be mislabelled: conservative DPO.
+
+    Source: Eq. 7 of https://arxiv.org/abs/2305.18290; Eq. 3 of https://ericmitchell.ai/cdpo.pdf.
+    """
+    chosen, rejected = log_ratios(answers)
+    return _smoothed(beta * (chosen - rejected), label_smoothing)
+
+
+def sigmoid_norm(answers: Answers, *, beta: float, label_smoothing: float = 0.0) -> Each:
+    """DPO by means over tokens, -log S(beta (c / Lc - r / Lr)): long answers weigh no more.
+
+    Source: https://arxiv.org/abs/2411.15124 (Tulu 3); open-instruct's dpo_norm, TRL's sigmoid_norm.
+    """
+    chosen, rejected = ratios_per_token(answers)
+    return _smoothed(beta * (chosen - rejected), label_smoothing)
+
+
+@of_scores
+def hinge(answers: Answers, *, beta: float) -> Each:
+    """max(0, 1 - beta (c - r)): no more is asked of a pair than a margin of 1 / beta.
+
+    Source: SLiC, https://arxiv.org/abs/2305.10425, on log-ratios as in RSO,
+    https://arxiv.org/abs/2309.06657.
+    """
+    chosen, rejected = log_ratios(answers)
+    return jax.nn.relu(1 - beta * (chosen - rejected))
+
+
+def ipo(answers: Answers, *, beta: float) -> Each:
+    """IPO by means over tokens: (c / Lc - r / Lr - 1 / (2 beta))², as TRL has it.
+
+    Source: Eq. 17 of https://arxiv.org/abs/2310.12036.
+    """
+    chosen, rejected = ratios_per_token(answers)
+    return (chosen - rejected - 1 / (2 * beta)) ** 2
+
+
+@of_scores
+def ipo_sum(answers: Answers, *, beta: float) -> Each:
+    """Identity preference optimization: (c - r - 1 / (2 beta))², of the paper.
+
+    Source: Eq. 17 of https://arxiv.org/abs/2310.12036.
+    """
+    chosen, rejected = log_ratios(answers)
+    return (chosen - rejected - 1 / (2 * beta)) ** 2
+
+
+@of_scores
+def robust(answers: Answers, *, beta: float, label_smoothing: float = 0.0) -> Each:
+    """DPO without the bias of labels that are wrong at a known rate, `label_smoothing`.
+
+    ((1 - e) (-log S(x)) + e log S(-x)) / (1 - 2 e), where x = beta (c - r).
+
+    Source: https://arxiv.org/abs/2403.00409; TRL's robust.
+    """
+    chosen, rejected = log_ratios(answers)
+    margin, wrong = beta * (chosen - rejected), label_smoothing
+    return ((1 - wrong) * softplus(-margin) - wrong * softplus(margin)) / (1 - 2 * wrong)
+
+
+@of_scores
+def exo_pair(answers: Answers, *, beta: float, label_smoothing: float) -> Each:
+    """The reverse KL divergence from smoothed labels to S(beta (c - r)).
+
+    S(x) (log S(x) - log(1 - e)) + S(-x) (log S(-x) - log e); e must be above 0.
+
+    Source: Eq. 16 of https://arxiv.org/abs/2402.00856.
+    """
+    chosen, rejected = log_ratios(answers)
+    margin, wrong = beta * (chosen - rejected), label_smoothing
+    right = logistic(margin) * (log_sigmoid(margin) - math.log1p(-wrong))
+    return right + logistic(-margin) * (log_sigmoid(-margin) - math.log(wrong))
+
+
+@of_scores
+def discopop(answers: Answers, *, beta: float, discopop_tau: float = 0.05) -> Each:
+    """The log-ratio modulated loss that a search over programs found.
+
+    (1 - m) (-log S(x)) + m exp(-x), where x = beta (c - r) and m = S(x / tau).
+
+    Source: Eq. 5 of https://arxiv.org/abs/2406.08414.
+    """
+    chosen, rejected = log_ratios(answers)
+    margin = beta * (chosen - rejected)
+    share = logistic(margin / discopop_tau)
+    return (1 - share) * softplus(-margin) + share * jnp.exp(-margin)
+
+
+def dpop(
+    answers: Answers, *, beta: float, label_smoothing: float = 0.0, dpop_lambda: float
+) -> Each:
+    """DPO-Positive: a chosen answer less likely than under the reference costs `dpop_lambda` times.
+
+    The margin c - r loses lambda max(0, -c).
+
+    Source: Eq. 3 of https://arxiv.org/abs/2402.13228.
+    """
+    chosen, rejected = log_ratios(answers)
+    held = chosen - dpop_lambda * jax.nn.relu(-chosen)
+    return _smoothed(beta * (held - rejected), label_smoothing)
+
+
+def r_dpo(
+    answers: Answers, *, beta: float, label_smoothing: float = 0.0, length_alpha: float
+) -> Each:
+    """DPO of a reward less `length_alpha` per token: -log S(beta (c - r) + alpha (Lc - Lr)).
+
+    What a longer chosen answer wins by its length alone is not learnt.
+
+    Source: https://arxiv.org/abs/2403.19159; R-DPO in Table 3 of https://arxiv.org/abs/2405.14734.
+    """
+    chosen, rejected = log_ratios(answers)
+    longer = answers.tokens[:, 0] - answers.tokens[:, 1]
+    return _smoothed(beta * (chosen - rejected) + length_alpha * longer, label_smoothing)
+
+
+def nca_pair(answers: Answers, *, beta: float) -> Each:
+    """Noise contrastive alignment: -log S(beta c) - (log S(-beta c) + log S(-beta r)) / 2.
+
+    Source: https://arxiv.org/abs/2402.05369; TRL's nca_pair.
+    """
+    chosen, rejected = (beta * x for x in log_ratios(answers))
+    return softplus(-chosen) + (softplus(chosen) + softplus(rejected)) / 2
+
+
+def bco_pair(answers: Answers, *, beta: float) -> Each:
+    """Binary classifier optimization, without its running shift: -log S(beta c) - log S(-beta r).
+
+    Source: https://arxiv.org/abs/2404.04656; TRL's bco_pair.
+    """
+    chosen, rejected = (beta * x for x in log_ratios(answers))
+    return softplus(-chosen) + softplus(rejected)
+
+
+def sppo_hard(answers: Answers, *, beta: float) -> Each:
+    """Self-play preference optimization on hard labels: (c - 1/(2 beta))² + (r + 1/(2 beta))².
+
+    Source: Eq. 4.7 of https://arxiv.org/abs/2405.00675, where eta is 1 / beta.
+    """
+    chosen, rejected = log_ratios(answers)
+    return (chosen - 1 / (2 * beta)) ** 2 + (rejected + 1 / (2 * beta)) ** 2
+
+
+def apo_zero(answers: Answers, *, beta: float) -> Each:
+    """Anchored: chosen answers more likely, rejected ones less: 1 - S(beta c) + S(beta r).
+
+    For chosen answers that are better than the policy's own.
+
+    Source: Eq. 7 of https://arxiv.org/abs/2408.06266.
+    """
+    chosen, rejected = (beta * x for x in log_ratios(answers))
+    return logistic(-chosen) + logistic(rejected)
+
+
+def apo_down(answers: Answers, *, beta: float) -> Each:
+    """Anchored: both answers less likely, rejected ones more so: S(beta c) + 1 - S(beta (c - r)).
+
+    For chosen answers that are worse than the policy's own.
+
+    Source: Eq. 8 of https://arxiv.org/abs/2408.06266.
+    """
+    chosen, rejected = (beta * x for x in log_ratios(answers))
+    return logistic(chosen) + logistic(rejected - chosen)
+
+
+def aot(answers: Answers, *, beta: float, label_smoothing: float = 0.0) -> Each:
+    """The policy's margins should lie above the reference's as distributions, not pair by pair.
+
+    -log S(beta (sort(pc - pr) - sort(rc - rr))), in sorted order.
+
+    Source: https://arxiv.org/abs/2406.05882; TRL's aot.
+    """
+    of_policy, of_reference = (x[:, 0] - x[:, 1] for x in (answers.policy, answers.reference))
+    return _smoothed(beta * (jnp.sort(of_policy) - jnp.sort(of_reference)), label_smoothing)
+
+
+def aot_unpaired(answers: Answers, *, beta: float, label_smoothing: float = 0.0) -> Each:
+    """The log-ratios of chosen answers should lie above those of rejected ones as distributions.
+
+    -log S(beta (sort(c) - sort(r))), in sorted order.
+
+    Source: https://arxiv.org/abs/2406.05882; TRL's aot_unpaired.
+    """
+    chosen, rejected = log_ratios(answers)
+    return _smoothed(beta * (jnp.sort(chosen) - jnp.sort(rejected)), label_smoothing)
+
+
+def reference_free(answers: Answers, *, beta: float, label_smoothing: float = 0.0) -> Each:
+    """DPO beside a reference that finds all answers equally likely: -log S(beta (pc - pr)).
+
+    Source: reference_free in the code of https://arxiv.org/abs/2305.18290's authors.
+    """
+    chosen, rejected = answers.policy.T
+    return _smoothed(beta * (chosen - rejected), label_smoothing)
+
+
+def simpo(
+    answers: Answers, *, beta: float, gamma_beta_ratio: float = 0.5, label_smoothing: float = 0.0
+) -> Each:
+    """SimPO: -log S(beta (pc / Lc - pr / Lr - gamma / beta)), by `gamma_beta_ratio`.
+
+    Source: Eq. 6 of https://arxiv.org/abs/2405.14734.
+    """
+    chosen, rejected = (answers.policy / answers.tokens).T
+    return _smoothed(beta * (chosen - rejected - gamma_beta_ratio), label_smoothing)
+
+
+def cpo(
+    answers: Answers, *, beta: float, label_smoothing: float = 0.0, cpo_alpha: float = 1.0
+) -> Each:
+    """Contrastive preference optimization: reference_free + `cpo_alpha` sft.
+
+    Source: https://arxiv.org/abs/2401.08417; TRL's CPO, with sft by tokens.
+    """
+    preferred = reference_free(answers, beta=beta, label_smoothing=label_smoothing)
+    return preferred + cpo_alpha * sft(answers)
+
+
+def orpo(answers: Answers) -> Each:
+    """The log odds ratio of ORPO, -log S(log odds(chosen) - log odds(rejected)), by means.
+
+    The odds of p are p / (1 - p), where log p is an answer's mean per token. The paper's loss is
+    sft plus 0.1 to 1 times this: `loss=sft,orpo=0.1`.
+
+    Source: Eq. 7 of https://arxiv.org/abs/2403.07691.
+    """
+    mean = answers.policy / answers.tokens
+    least = float(jnp.finfo(mean.dtype).eps)  # of a certain answer the odds are infinite
+    chosen, rejected = (mean - _log1m_exp(jnp.minimum(mean, -least))).T
+    return softplus(rejected - chosen)
+
+
+def sft(answers: Answers) -> Each:
+    """Nats per scored token of all chosen answers of the update; one value, for every pair.
+
+    Source: the second term of Llama 3's DPO, https://arxiv.org/abs/2407.21783, by tokens as in TRL.
+    """
+    chosen, tokens = answers.policy[:, 0], answers.tokens[:, 0]
+    own = -chosen * len(chosen) / tokens.sum()
+    # The value is the mean of all, and the gradient that of one's own share: so it adds up where
+    # a micro-batch holds some of the pairs.
+    return own + jax.lax.stop_gradient(own.mean() - own)
+
+
+def sft_seq(answers: Answers) -> Each:
+    """Nats per scored token of each chosen answer, which all weigh the same.
+
+    Source: the second term of https://arxiv.org/abs/2404.19733 (RPO).
+    """
+    return -answers.policy[:, 0] / answers.tokens[:, 0]
+
+
+def _smoothed(margin: Each, label_smoothing: float) -> Each:
+    right, wrong = softplus(-margin), softplus(margin)
     return (1 - label_smoothing) * right + label_smoothing * wrong
 
 
-LOSSES = {
-    "sigmoid": Loss(sigmoid, first=lambda beta: math.log(2)),
-    "dpop": Loss(dpop, first=lambda beta: math.log(2)),
+def _log1m_exp(x: Array) -> Array:
+    """log(1 - exp(x)) for x below 0, without the loss of digits at either end."""
+    near = x > -math.log(2)
+    of_near, of_far = jnp.where(near, x, -1.0), jnp.where(near, -1.0, x)
+    return jnp.where(near, jnp.log(-jnp.expm1(of_near)), jnp.log1p(-jnp.exp(of_far)))
+
+
+LOSSES: dict[str, Callable[..., Each]] = {
+    loss.__name__: loss
+    for loss in (
+        sigmoid, sigmoid_norm, hinge, ipo, ipo_sum, robust, exo_pair, discopop, dpop, r_dpo,
+        nca_pair, bco_pair, sppo_hard, apo_zero, apo_down, aot, aot_unpaired,
+        reference_free, simpo, cpo, orpo, sft, sft_seq,
+    )
+}  # fmt: skip
+
+LN2 = math.log(2)
+# What a loss promises where policy and reference are equal, of its options; not a number where it
+# depends on the pairs. The others know no reference.
+FIRST: dict[str, Callable[..., float]] = {
+    "sigmoid": lambda **_: LN2,
+    "sigmoid_norm": lambda **_: LN2,
+    "hinge": lambda **_: 1.0,
+    "ipo": lambda beta, **_: 1 / (4 * beta**2),
+    "ipo_sum": lambda beta, **_: 1 / (4 * beta**2),
+    "robust": lambda **_: LN2,
+    "exo_pair": lambda label_smoothing, **_: (
+        -LN2 - math.log1p(-label_smoothing) / 2 - math.log(label_smoothing) / 2
+    ),
+    "discopop": lambda **_: (LN2 + 1) / 2,
+    "dpop": lambda **_: LN2,
+    "r_dpo": lambda **_: math.nan,
+    "nca_pair": lambda **_: 2 * LN2,
+    "bco_pair": lambda **_: 2 * LN2,
+    "sppo_hard": lambda beta, **_: 1 / (2 * beta**2),
+    "apo_zero": lambda **_: 1.0,
+    "apo_down": lambda **_: 1.0,
+    "aot": lambda **_: LN2,
+    "aot_unpaired": lambda **_: LN2,
 }
-
-
-def objective(given: Values) -> Objective:
-    """The loss that the settings name. Its options are the settings that its parameters name."""
-    loss = LOSSES[given["loss"]]
-    options = inspect.signature(loss.of).parameters.values()
-    named = {p.name: given[p.name] for p in options if p.kind is p.KEYWORD_ONLY}
-    return Objective(functools.partial(loss.of, **named), loss.first(given["beta"]), given["beta"])
+# These look at all pairs of an update at once.
+COUPLED = ("aot", "aot_unpaired")

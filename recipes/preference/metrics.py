@@ -9,35 +9,36 @@ import numpy as np
 
 from recipes.data import mixture
 from recipes.data.mixture import Part
-from recipes.preference.losses import Objective, log_ratios
+from recipes.preference.objectives import Objective
 from recipes.training.update import Answers
 
 
 def preference(
     answers: Answers, objective: Objective, is_pair: Bool[Array, " P"] | None = None
 ) -> dict[str, Float[Array, ""]]:
-    """Means over the pairs; log-probabilities and their differences in nats, rewards times beta.
+    """Means over the pairs; log-probabilities and their differences in nats, rewards by the loss.
 
-    The first six are those of Levanter's DPO. A tie counts as no win. Only the pairs that `is_pair`
-    names count, by default all.
+    The first six are those of Levanter's DPO. A tie counts as no win. Of a sum of losses each is
+    there by its name. Only the pairs that `is_pair` names count, by default all.
     """
     counted = jnp.ones(len(answers.policy), bool) if is_pair is None else is_pair
     mean: Callable[..., Array] = lambda x: jnp.mean(x, where=counted)
-    chosen, rejected = log_ratios(answers)
-    policy, reference, beta = answers.policy, answers.reference, objective.beta
+    chosen, rejected = objective.rewards(answers).T
+    policy, reference = answers.policy, answers.reference
+    drift = policy - reference
     return {
         "dpo_loss": mean(objective.loss(answers)),
         "dpo_margin_policy": mean(policy[:, 0] - policy[:, 1]),
         "dpo_margin_ref": mean(reference[:, 0] - reference[:, 1]),
         "dpo_accuracy": mean(chosen > rejected),
-        "dpo_chosen_reward": beta * mean(chosen),
-        "dpo_rejected_reward": beta * mean(rejected),
-        "dpo_reward_margin": beta * mean(chosen - rejected),
+        "dpo_chosen_reward": mean(chosen),
+        "dpo_rejected_reward": mean(rejected),
+        "dpo_reward_margin": mean(chosen - rejected),
         "logps_chosen": mean(policy[:, 0]),
         "logps_rejected": mean(policy[:, 1]),
-        "drift_chosen": mean(chosen),
-        "drift_rejected": mean(rejected),
-    }
+        "drift_chosen": mean(drift[:, 0]),
+        "drift_rejected": mean(drift[:, 1]),
+    } | {f"loss_{name}": mean(each) for name, each in objective.of_terms(answers).items()}
 
 
 def by_part(

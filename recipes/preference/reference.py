@@ -20,10 +20,12 @@ from checkpoints_io.run_state import Facts, RunStore
 from recipes.data.packed import batches
 from recipes.data.packed.packing import Packed
 from recipes.preference import reference_cache
-from recipes.training import checks, logps, preemption
+from recipes.preference.objectives import Objective
+from recipes.training import checks, listing, logps, preemption
 from recipes.training.checks import Values
 from recipes.training.policy import Policy
 from recipes.training.run import Beside, Run, Scoring, say
+from recipes.training.settings import REFERENCE
 from recipes.training.update import Params
 import zoo
 from zoo import adapters
@@ -39,12 +41,23 @@ class Reference(NamedTuple):
     model: zoo.Model | None  # none when it has left memory
 
 
-def wanted(given: Values) -> Beside:
+def wanted(given: Values, objective: Objective) -> Beside | None:
     """The reference that the settings name, or else the weights that the policy starts from.
 
-    Beside frozen weights it holds none of them again.
+    Beside frozen weights it holds none of them again. There is none where no loss looks at it.
+
+    Raises:
+      ValueError: there is none, and the settings speak of one.
     """
     path = given["reference_model_path"]
+    if not objective.has_reference:
+        for name, setting in REFERENCE.items():
+            if given[name] != setting.default:
+                raise BadInput(
+                    f"--config.{name}={given[name]} has no effect: --config.loss={given['loss']} "
+                    f"knows no reference; leave it at {listing.spelt(setting.default)}"
+                )
+        return None
     return Beside(
         path or given["initialize_from_hf"],
         given["reference_is_hf"],
@@ -56,7 +69,7 @@ def wanted(given: Values) -> Beside:
 
 
 def ready(
-    asked: Beside,
+    asked: Beside | None,
     policy: Policy,
     run: Run,
     forward: Callable[[nnx.GraphDef, PyTree, Packed], Array],
@@ -69,6 +82,8 @@ def ready(
       FileNotFoundError, ValueError: as `load`.
       RuntimeError: its cached log-probabilities are not those it gives now.
     """
+    if asked is None:
+        return _none(run)
     graph, frozen = _weights(asked, policy, run)
     model, dtype = nnx.merge(graph, nnx.State(frozen)), policy.blank.dtype
     ask = functools.partial(forward, graph, frozen)
@@ -105,6 +120,14 @@ def ready(
         return batches.everywhere(slots, run.place)
 
     return Reference(known, of_batch, held_out, None)
+
+
+def _none(run: Run) -> Reference:
+    """In place of one, for losses of the policy alone: log-ratios are log-probabilities."""
+    shape = run.place.shape
+    nothing = batches.everywhere(np.zeros((shape.examples, shape.answers), np.float32), run.place)
+    held_out = [np.zeros((len(one.examples), shape.answers), np.float32) for one in run.held_out]
+    return Reference("none", lambda *_: nothing, held_out, None)
 
 
 def _weights(asked: Beside, policy: Policy, run: Run) -> tuple[nnx.GraphDef, Params]:

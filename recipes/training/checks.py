@@ -43,16 +43,6 @@ BEST_BY = {
     "dpo_reward_margin": True,
     "dpo_margin_policy": True,
 }
-# Losses of other programs: their names for ours, and what the losses are that are not here.
-LOSSES_ELSEWHERE = {"dpo": "sigmoid", "cdpo": "sigmoid", "dpopositive": "dpop"}
-LOSSES_NOT_HERE = {
-    "simpo": "SimPO", "ipo": "IPO", "orpo": "ORPO", "kto": "KTO", "cpo": "CPO", "slic": "SLiC",
-    "hinge": "SLiC's hinge loss", "robust": "robust DPO", "rdpo": "R-DPO", "exo": "EXO",
-    "nca": "NCA", "bco": "BCO", "sppo": "SPPO", "sppohard": "SPPO", "aot": "AOT",
-    "aotunpaired": "AOT", "apo": "APO", "apozero": "APO", "apodown": "APO", "rso": "RSO",
-    "discopop": "DiscoPOP", "betadpo": "beta-DPO", "alphadpo": "alpha-DPO", "tdpo": "TDPO",
-}  # fmt: skip
-
 # Settings of adapters elsewhere, and why they are none here.
 NOT_HERE = dict.fromkeys(
     ("dropout", "lora_dropout"),
@@ -91,9 +81,7 @@ def checked(config: ml_collections.ConfigDict, table: Table) -> Values:
         value = given[name]
         if value is None:
             continue
-        if name == "loss":
-            _check_loss(value, setting.choices)
-        elif setting.choices:
+        if setting.choices:
             _one_of(name, value, setting.choices)
         if setting.bound and not setting.bound.holds(value):
             raise BadInput(f"--config.{name} must be {setting.bound.says}, not {value}")
@@ -111,7 +99,7 @@ def checked(config: ml_collections.ConfigDict, table: Table) -> Values:
     _refuse_without_effect(given)
     _check_adapters(given, table)
     if pairs:
-        _check_preference(given, table)
+        _check_preference(given)
     return given
 
 
@@ -289,25 +277,6 @@ def _one_of(name: str, value: str, known: Iterable[str]) -> None:
         raise BadInput(
             f"--config.{name}={value!r} is none of {', '.join(known)}{did_you_mean(value, known)}"
         )
-
-
-def _check_loss(name: str, here: tuple[str, ...]) -> None:
-    if name in here:
-        return
-    listed = f"{', '.join(here[:-1])} and {here[-1]} (docs/dpo.md says what they are)"
-    plain = re.sub(r"[\W_]", "", name.lower()).removesuffix("pair")
-    if plain == "sft":
-        raise BadInput(
-            f"--config.loss={name}: supervised fine-tuning is a recipe of its own, recipes/sft.py"
-        )
-    if plain in LOSSES_NOT_HERE:
-        raise BadInput(
-            f"--config.loss={name}: {LOSSES_NOT_HERE[plain]} is not implemented here yet; there "
-            f"are {listed}"
-        )
-    also = LOSSES_ELSEWHERE.get(plain)
-    near = f" (did you mean {also}?)" if also else did_you_mean(name, here)
-    raise BadInput(f"--config.loss={name!r} is none of {listed}{near}")
 
 
 def _check_data(given: Values, *, single: bool) -> None:
@@ -502,16 +471,7 @@ def _refuse_without_effect(given: Values) -> None:
         )
 
 
-def _check_preference(given: Values, table: Table) -> None:
-    for name, setting in table.items():
-        idle = setting.of_losses and given["loss"] not in setting.of_losses
-        if idle and given[name] != setting.default:
-            raise BadInput(
-                f"--config.{name} has no effect with --config.loss={given['loss']}, and only with "
-                f"{', '.join(setting.of_losses)}"
-            )
-    if (given["loss"] == "dpop") != (given["dpop_lambda"] is not None):
-        raise BadInput("set --config.dpop_lambda with --config.loss=dpop, and only with it")
+def _check_preference(given: Values) -> None:
     if given["reference_mode"] != "cached" and given["reference_cache"]:
         raise BadInput(
             "--config.reference_cache has no effect with --config.reference_mode="

@@ -31,8 +31,9 @@ def show(
     answers = samples.answered(run, trained, reference)
     if answers:
         say(samples.side_by_side(run.tokenizer, answers))
-    if told := [*figures(run.held_out, held_out), *manner(answers)]:
-        compared = "before (the reference) -> " if run.place.shape.answers == 2 else ""
+    has_reference = run.reference is not None
+    if told := [*figures(run.held_out, held_out, has_reference), *manner(answers, has_reference)]:
+        compared = "before (the reference) -> " if has_reference else ""
         say(f"\nheld-out figures, {compared}after {run.total_steps} steps")
         say("\n".join(f"  {line}" for line in told))
     folder = policy.export_folder(run.total_steps, run).address
@@ -44,7 +45,9 @@ def show(
         say(how_to_go_on(folder))
 
 
-def figures(sets: Sequence[HeldOut], held_out: Mapping[str, float]) -> list[str]:
+def figures(
+    sets: Sequence[HeldOut], held_out: Mapping[str, float], has_reference: bool
+) -> list[str]:
     """Accuracy and reward margin, which the reference itself has not; of answers, the loss."""
     told = []
     for name, pairs in sets:
@@ -53,18 +56,21 @@ def figures(sets: Sequence[HeldOut], held_out: Mapping[str, float]) -> list[str]
         for what, before in (("accuracy", "no preference"), ("reward margin", "0")):
             after = held_out.get(f"eval/{name}/dpo_{what.replace(' ', '_')}")
             if after is not None:
-                told.append(f"{name} {what}: {before} -> {after:.3f} ({len(pairs)} pairs)")
+                compared = f"{before} -> " if has_reference else ""
+                told.append(f"{name} {what}: {compared}{after:.3f} ({len(pairs)} pairs)")
     return told
 
 
-def manner(answers: Answers | None) -> list[str]:
+def manner(answers: Answers | None, has_reference: bool) -> list[str]:
     """How many answers are in the wanted manner, by `samples.is_wanted`."""
     if not answers or len(answers.examples[0].answers) < 2:
         return []
     before, after = (samples.wanted_share(answers, name) for name in ("before", "after"))
-    before = "not generated" if before is None else f"{before:.0%}"
+    compared = "" if before is None else f"{before:.0%} -> "
+    if before is None and has_reference:
+        compared = "not generated -> "
     return [
-        f"answers in the wanted manner: {before} -> {after:.0%} ({len(answers.examples)} greedy "
+        f"answers in the wanted manner: {compared}{after:.0%} ({len(answers.examples)} greedy "
         "answers; counted: those more similar to the chosen answer than to the rejected one)"
     ]
 

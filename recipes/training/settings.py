@@ -40,7 +40,6 @@ class Setting(NamedTuple):
     unset: str | None = None  # what unset (None) means; a setting without this may not be unset
     bound: Bound | None = None
     choices: tuple[str, ...] = ()
-    of_losses: tuple[str, ...] = ()  # only these losses take it; empty: all do
     free: bool = False  # may change when a run is resumed: no past number depends on it
 
 
@@ -171,19 +170,15 @@ PACKING = {
 PREFERENCE = {
     "loss": Setting(
         str,
-        "sigmoid is DPO; dpop is DPO-Positive, which keeps the chosen answers likely",
+        "sigmoid is DPO; docs/losses.md has the others. Several are added up by weights: "
+        "sigmoid,sft=0.2",
         MUST,
-        choices=("sigmoid", "dpop"),
     ),
     "beta": Setting(
         float, "how strongly the policy is kept near the reference", MUST, bound=ABOVE_0
     ),
     "label_smoothing": Setting(
-        float,
-        "share of pairs assumed to be mislabelled",
-        0.0,
-        bound=SMOOTHING,
-        of_losses=("sigmoid", "dpop"),
+        float, "share of pairs assumed to be mislabelled", 0.0, bound=SMOOTHING
     ),
     "dpop_lambda": Setting(
         float,
@@ -191,7 +186,36 @@ PREFERENCE = {
         None,
         unset="only for loss=dpop",
         bound=ABOVE_0,
-        of_losses=("dpop",),
+    ),
+    "length_alpha": Setting(
+        float,
+        "for r_dpo: what a token of length counts in the margin, like 0.01",
+        None,
+        unset="only for loss=r_dpo",
+        bound=ABOVE_0,
+    ),
+    "gamma_beta_ratio": Setting(
+        float,
+        "for simpo: the margin that is asked for, in nats per token",
+        None,
+        unset="0.5",
+        bound=AT_LEAST_0,
+    ),
+    "cpo_alpha": Setting(
+        float, "for cpo: weight of its sft term", None, unset="1", bound=AT_LEAST_0
+    ),
+    "discopop_tau": Setting(
+        float, "for discopop: its temperature", None, unset="0.05", bound=ABOVE_0
+    ),
+    "f_divergence_type": Setting(
+        str,
+        "the divergence that keeps the policy near the reference, for losses of margins",
+        None,
+        unset="reverse_kl",
+        choices=("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
+    ),
+    "f_alpha_divergence_coef": Setting(
+        float, "the alpha of alpha_divergence", None, unset="1: reverse_kl", bound=ABOVE_0
     ),
 }
 OPTIMIZER = {

@@ -28,7 +28,7 @@ class Answers(NamedTuple):
     policy: Float[Array, "P A"]  # log-probability of each answer, in nats
     reference: Float[Array, "P A"]  # 0 where there is no reference
     tokens: Int[Array, "P A"]  # scored tokens of each answer
-    ratings: Float[Array, "P A"]  # what the data says of it; not a number where it says nothing
+    ratings: Float[Array, "P A"] | None = None  # by the data; not a number where it says nothing
 
 
 Loss = Callable[[Answers], Float[Array, " P"]]  # one value per example
@@ -50,11 +50,16 @@ def add_micro_batch(
     reference: Float[Array, "P A"],
     said: Said,
     batch: Packed,
+    pull: Float[Array, "P A"] | None = None,
     *,
     graph: nnx.GraphDef,
     loss: Loss,
 ) -> Sums:
-    """Adds the log-probabilities of one micro-batch and its part of the mean loss's gradient."""
+    """Adds the log-probabilities of one micro-batch and its part of the mean loss's gradient.
+
+    `pull` is the mean loss's gradient by the log-probabilities, where a loss must see all examples
+    of the update to know it.
+    """
     # The reference may be known for the whole update; here only these examples count.
     reference = jnp.where(batch.is_here[:, None], reference, 0)
 
@@ -64,7 +69,10 @@ def add_micro_batch(
     def mean_loss(others: Params, so_far: Params | None) -> tuple[Array, Array]:
         params = adapted.joined(trained | others, frozen)
         policy = logps.of_params(graph, params, batch, so_far)
-        each = loss(Answers(policy, reference, *said))
+        if pull is None:
+            each = loss(Answers(policy, reference, *said))
+        else:
+            each = len(policy) * (pull * policy).sum(-1)
         # The mean is over the slots of the whole update: examples that are elsewhere add 0.
         return jnp.mean(jnp.where(batch.is_here, each, 0)), policy
 
@@ -109,7 +117,7 @@ class Programs(NamedTuple):
     """The compiled functions of a run. Their results are laid out as their arguments are."""
 
     zero: jax.stages.Wrapped  # () -> Sums
-    add: jax.stages.Wrapped  # (Sums, trained, frozen, reference [P, A], Said, Packed) -> Sums
+    add: jax.stages.Wrapped  # (Sums, trained, frozen, reference [P, A], Said, Packed, pull) -> Sums
     apply: jax.stages.Wrapped  # (Sums, trained, opt_state, Said) -> (trained, opt_state, figures)
 
 

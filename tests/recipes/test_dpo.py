@@ -16,7 +16,7 @@ import safetensors.numpy
 
 from checkpoints_io.bits import fingerprint
 from recipes import dpo
-from recipes.preference import gates, reference
+from recipes.preference import gates, objectives, reference
 from recipes.training import checks, overrides, policy, settings
 from recipes.training.run import Computing
 from tests.conftest import (
@@ -289,7 +289,7 @@ def test_the_gates_see_what_is_wrong():
     assert fingerprint(params) != fingerprint(swapped)
     assert fingerprint(params) == fingerprint({"w": params["w"] + 0})
     check = lambda value, dtype, beta: gates.check_first_loss(
-        jnp.float32(value), sigmoid(beta), computed_in(dtype)
+        {"dpo_loss": jnp.float32(value)}, sigmoid(beta), computed_in(dtype)
     )
     with pytest.raises(RuntimeError, match=r"is 0\.700000 and should be 0\.693147 within 0\.005"):
         check(0.70, jnp.bfloat16, 0.01)
@@ -299,10 +299,14 @@ def test_the_gates_see_what_is_wrong():
     with pytest.raises(RuntimeError, match=r"is 0\.693167 and should be 0\.693147 within 1e-05"):
         check(0.693167, jnp.float32, 0.1)
     check(0.693167, jnp.float32, 0.5)  # a larger beta makes more of the same rounding
-    objective = sigmoid(0.1)._replace(first=1.0)
-    gates.check_first_loss(jnp.float32(1.0), objective, computed_in(jnp.float32))
-    with pytest.raises(RuntimeError, match=r"should be 1\.000000"):
-        gates.check_first_loss(jnp.float32(0.6931472), objective, computed_in(jnp.float32))
+    objective = objectives.objective({"loss": "hinge=0.5,sigmoid,sft", "beta": 0.1})
+    check = lambda **values: gates.check_first_loss(
+        {name: jnp.float32(value) for name, value in values.items()},
+        objective, computed_in(jnp.float32),
+    )  # fmt: skip
+    check(dpo_loss=3.2, loss_hinge=1.0, loss_sigmoid=0.6931472, loss_sft=2.0)
+    with pytest.raises(RuntimeError, match=r"first loss \(hinge\) is 1\.001000 and should be 1\.0"):
+        check(dpo_loss=3.2, loss_hinge=1.001, loss_sigmoid=0.6931472, loss_sft=2.0)
 
 
 def test_a_model_with_a_nan_is_named_before_anything_is_trained(tiny_config, tmp_path):

@@ -9,7 +9,6 @@ import pytest
 
 from recipes import forecast
 from recipes.configs import tiny, tiny_sft
-from recipes.preference import losses
 from recipes.training import checks, optimizer, plan, run, settings
 from tests.conftest import ROOT, adamw_of, given_by
 from zoo.parts import attention, stack
@@ -42,7 +41,6 @@ def test_the_configs_pass(config):
         ({"adam_mu_dtype": "f16"}, "adam_mu_dtype"),
         ({"profile": "3"}, "not written like 11-13"),
         ({"profile": "5-3"}, "not written like 11-13"),
-        ({"loss": "sigmod"}, r"did you mean sigmoid\?"),
         ({"data.layout": "preferencechat"}, r"did you mean preference_chat\?"),
         ({"data.over_length": "cut"}, "data.over_length"),
         ({"lr_schedule": "cosin"}, "did you mean cosine"),
@@ -75,12 +73,6 @@ def test_the_configs_pass(config):
         ({"keep_best": "heldout/dpo_loss", "steps_per_eval": 15}, "would be without figures"),
         ({"save_retries": -1}, "save_retries"),
         ({"distributed.num_processes": 2}, "no effect without --config.distributed.enabled=true"),
-        ({"loss": "simpo"}, "SimPO is not implemented here yet; there are sigmoid"),
-        ({"loss": "exo_pair"}, "EXO is not implemented"),
-        ({"loss": "SFT"}, "supervised fine-tuning is a recipe of its own, recipes/sft.py$"),
-        ({"loss": "DPO"}, r"did you mean sigmoid\?"),
-        ({"loss": "Sigmoid"}, r"did you mean sigmoid\?"),
-        ({"loss": "zzz"}, r"is none of sigmoid.* and \w+ \(docs/dpo.md says what they are\)$"),
         ({"beta": "0.1"}, "--config.beta='0.1' is not a number"),
         ({"seed": 1.5}, "--config.seed=1.5 is not a whole number"),
         ({"per_device_parallelism": 65}, "is more rows than the 32 pairs of an update"),
@@ -88,8 +80,6 @@ def test_the_configs_pass(config):
         ({"tensorboard": 1}, "--config.tensorboard=1 is not true or false"),
         ({"tags": "dpo"}, "--config.tags='dpo' is not several texts"),
         ({"validation": "b.jsonl"}, "write --config.validation.heldout=b.jsonl"),
-        ({"loss": "dpop"}, "dpop_lambda with --config.loss=dpop"),
-        ({"dpop_lambda": 5.0}, "no effect with --config.loss=sigmoid"),
         ({"validation": {"more": {"path": "a.jsonl", "layot": "hh"}}}, "'layot'"),
         ({"validation": {"more": {"path": "a.jsonl", "layout": "h"}}}, "validation.more.layout"),
     ],
@@ -185,8 +175,6 @@ def test_the_choices_of_the_table_are_those_of_the_code():
     choices = lambda name: settings.ALL[name].choices
     assert set(choices("attention")) == set(attention.BACKENDS)
     assert set(choices("remat")) == set(stack.REMAT)
-    assert set(choices("loss")) == set(losses.LOSSES)
-    assert not losses.LOSSES.keys() & checks.LOSSES_NOT_HERE.keys(), "it is here now"
     assert set(choices("hf_save_dtype")) == set(settings.DTYPES) == set(checks.DTYPES)
     assert set(choices("adam_mu_dtype")) < set(checks.DTYPES)
 

@@ -1,0 +1,53 @@
+"""f-divergences: what a loss may see in place of a log-ratio."""
+
+from collections.abc import Callable
+import functools
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from checkpoints_io.errors import BadInput
+from recipes.training.update import Answers
+
+# Constants, which cancel in a margin, are left out.
+DIVERGENCES: dict[str, Callable[[Array, float], Array]] = {
+    "reverse_kl": lambda u, _: u,
+    "forward_kl": lambda u, _: -jnp.exp(-u),
+    "js_divergence": lambda u, _: jax.nn.log_sigmoid(u),
+    "alpha_divergence": lambda u, a: u if a == 1 else jnp.exp((a - 1) * u) / (a - 1),
+}
+
+
+def of_scores(loss: Callable[..., Float[Array, " P"]]) -> Callable[..., Float[Array, " P"]]:
+    """A loss of margins with the scores of an f-divergence in place of its log-ratios.
+
+    It gets two options more. `f_divergence_type` is the divergence that keeps the policy near the
+    reference: reverse_kl (the log-ratios themselves), forward_kl, js_divergence or
+    alpha_divergence, whose alpha is `f_alpha_divergence_coef`.
+
+    Source: Table 1 of https://arxiv.org/abs/2309.16240; TRL's names.
+    """
+
+    def scored(
+        answers: Answers,
+        *,
+        f_divergence_type: str = "reverse_kl",
+        f_alpha_divergence_coef: float = 1.0,
+        **options: float,
+    ) -> Float[Array, " P"]:
+        if f_divergence_type not in DIVERGENCES:
+            known = ", ".join(DIVERGENCES)
+            raise BadInput(f"--config.f_divergence_type={f_divergence_type!r} is none of {known}")
+        of = DIVERGENCES[f_divergence_type]
+        scores = of(answers.policy - answers.reference, f_alpha_divergence_coef)
+        return loss(answers._replace(policy=scores, reference=jnp.zeros_like(scores)), **options)
+
+    given = inspect.signature(scored).parameters.values()
+    more = [one for one in given if one.kind is one.KEYWORD_ONLY]
+    own = inspect.signature(loss)
+    of_both: Any = functools.update_wrapper(scored, loss)
+    of_both.__signature__ = own.replace(parameters=[*own.parameters.values(), *more])
+    return scored

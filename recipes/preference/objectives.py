@@ -1,0 +1,177 @@
+"""The objective of a run: a weighted sum of losses, from the settings."""
+
+from collections.abc import Callable
+import functools
+import inspect
+import math
+from typing import NamedTuple
+
+from jaxtyping import Array, Float
+
+from checkpoints_io.errors import BadInput
+from recipes.preference.losses import COUPLED, FIRST, LOSSES
+from recipes.training.checks import Values
+from recipes.training.nearest import did_you_mean
+from recipes.training.settings import PREFERENCE
+from recipes.training.update import Answers
+
+# What others call our losses, and what to set.
+CALLED = {
+    "dpo": "sigmoid",
+    "dpo_norm": "sigmoid_norm",
+    "cdpo": "sigmoid with --config.label_smoothing",
+    "rpo": "sigmoid,sft=0.2",
+    "mpo": "sigmoid=0.8,bco_pair=0.2,sft",
+    "slic": "hinge",
+    "rso": "hinge",
+    "exo": "exo_pair",
+    "nca": "nca_pair",
+    "bco": "bco_pair",
+    "sppo": "sppo_hard",
+    "sppo_hard_nll": "sppo_hard",
+    "apo": "apo_zero or apo_down",
+    "aot_pair": "aot",
+    "nll": "sft",
+    "rdpo": "r_dpo",
+    "r-dpo": "r_dpo",
+    "cposimpo": "simpo,sft",
+}
+# A summed log-ratio is as large as an answer is long; a mean per token is about 1 nat.
+PER_TOKEN, USUAL_PER_TOKEN, USUAL_SUMMED = ("sigmoid_norm", "simpo"), "2 to 10", "0.01 to 0.5"
+LEAST_PER_TOKEN, MOST_SUMMED = 0.5, 2.0
+FREE_OF_BETA = ("orpo", "sft", "sft_seq", "ipo")
+ALONE_PER_TOKEN = ("simpo", "orpo", "sft_seq")
+
+
+class Term(NamedTuple):
+    """One loss of the sum."""
+
+    name: str
+    weight: float
+    of: Callable[[Answers], Float[Array, " P"]]
+    first: float | None  # where policy and reference are equal; none: it knows no reference
+
+
+class Objective(NamedTuple):
+    """The losses of a run, with their options."""
+
+    terms: tuple[Term, ...]
+    beta: float
+
+    def loss(self, answers: Answers) -> Float[Array, " P"]:
+        """The weighted sum, of each pair."""
+        return functools.reduce(
+            lambda so_far, term: so_far + term.weight * term.of(answers),
+            self.terms[1:],
+            self.terms[0].weight * self.terms[0].of(answers),
+        )
+
+    def rewards(self, answers: Answers) -> Float[Array, "P A"]:
+        """The implicit reward of each answer: beta times its log-ratio.
+
+        Without a reference it is of the log-probability: by tokens where the loss is.
+        """
+        rewards = self.beta * (answers.policy - answers.reference)
+        if any(term.name in ALONE_PER_TOKEN for term in self.terms) and not self.has_reference:
+            return rewards / answers.tokens
+        return rewards
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether any term looks at one."""
+        return any(term.first is not None for term in self.terms)
+
+    @property
+    def is_coupled(self) -> bool:
+        """Whether the loss of a pair depends on the other pairs of its update."""
+        return any(term.name in COUPLED for term in self.terms)
+
+    def of_terms(self, answers: Answers) -> dict[str, Float[Array, " P"]]:
+        """Each term by its name, not weighted, where there are several."""
+        several = len(self.terms) > 1
+        return {term.name: term.of(answers) for term in self.terms} if several else {}
+
+
+def objective(given: Values) -> Objective:
+    """The sum that `loss` names: "sigmoid", or terms with weights, "sigmoid,sft=0.2".
+
+    A setting that is not given is as the table has it.
+
+    Raises:
+      ValueError: there is no such loss; or an option is missing, is of no term, or does not fit.
+    """
+    unset: Values = {name: setting.default for name, setting in PREFERENCE.items()}
+    given = unset | given
+    weights = _weights(given["loss"])
+    options = {name: _options(name) for name in weights}
+    taken = {"loss", "beta"}.union(*options.values())
+    for name, setting in PREFERENCE.items():
+        if name not in taken and given[name] != setting.default:
+            others = [loss for loss in LOSSES if name in _options(loss)]
+            raise BadInput(
+                f"--config.{name} has no effect with --config.loss={given['loss']}, and only with "
+                f"{', '.join(others)}"
+            )
+    if set(weights) <= {"sft", "sft_seq"}:
+        raise BadInput(
+            f"--config.loss={given['loss']} trains on the chosen answers alone: supervised "
+            "fine-tuning is a recipe of its own, recipes/sft.py"
+        )
+    terms = tuple(_term(name, weight, options[name], given) for name, weight in weights.items())
+    return Objective(terms, given["beta"])
+
+
+def _weights(text: str) -> dict[str, float]:
+    """Of "sigmoid=0.8,sft": by name, 1 where none is given."""
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, sign, number = (x.strip() for x in part.partition("="))
+        if name not in LOSSES:
+            ours = CALLED.get(name.lower())
+            near = f" (it is called {ours} here)" if ours else did_you_mean(name, LOSSES)
+            raise BadInput(
+                f"--config.loss={text}: there is no loss {name!r}{near}; there are "
+                f"{', '.join(LOSSES)} (docs/losses.md says what they are)"
+            )
+        try:
+            weight = float(number) if sign else 1.0
+        except ValueError:
+            weight = math.nan
+        if name in found or not 0 < weight < math.inf:
+            raise BadInput(
+                f"--config.loss={text}: {part!r} is not written like sft=0.2, each loss once with "
+                "a weight above 0"
+            )
+        found[name] = weight
+    return found
+
+
+def _options(loss: str) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(LOSSES[loss]).parameters.values()
+    return {one.name: one for one in parameters if one.kind is one.KEYWORD_ONLY}
+
+
+def _term(name: str, weight: float, options: dict[str, inspect.Parameter], given: Values) -> Term:
+    named = {}
+    for option, parameter in options.items():
+        value = given[option]
+        if parameter.default is parameter.empty and value in (None, PREFERENCE[option].default):
+            raise BadInput(f"set --config.{option}, which --config.loss={name} must be given")
+        if value is not None:
+            named[option] = value
+    _check_beta(name, given["beta"])
+    first = FIRST[name](**named) if name in FIRST else None
+    return Term(name, weight, functools.partial(LOSSES[name], **named), first)
+
+
+def _check_beta(name: str, beta: float) -> None:
+    if name in PER_TOKEN and beta < LEAST_PER_TOKEN:
+        raise BadInput(
+            f"--config.beta={beta:g} is for losses of summed log-probabilities: {name} takes means "
+            f"per token, and its usual beta is {USUAL_PER_TOKEN}"
+        )
+    if name not in PER_TOKEN + FREE_OF_BETA and beta > MOST_SUMMED:
+        raise BadInput(
+            f"--config.beta={beta:g} is for losses of means per token ({', '.join(PER_TOKEN)}): "
+            f"{name} takes sums, and its usual beta is {USUAL_SUMMED}"
+        )

@@ -1,0 +1,88 @@
+"""The update of every loss, in one and in several micro-batches, on one device and on eight.
+
+Prints one JSON record per loss: how far the others are from the first. Started by test_devices.py,
+in a process whose platform shows eight devices; in one that shows one, meshes are left out.
+"""
+
+import json
+import sys
+
+from flax import nnx
+import jax
+import numpy as np
+import optax
+
+from recipes.data.packed import batches
+from recipes.data.packed.packing import Shape
+from recipes.preference import coupled, objectives
+from recipes.preference.reference import Reference
+from recipes.training import logps
+from tests.conftest import large_weights, meshes, programs_of, small_config
+from tests.recipes.data.packed.test_packing import random_pairs
+from zoo import llama
+from zoo.parts import sharding
+
+PAIRS = 20
+CONFIG = small_config(vocab_size=96, num_hidden_layers=2)
+OPTIONS = {
+    "dpop": dict(dpop_lambda=5.0), "r_dpo": dict(length_alpha=0.01),
+    "exo_pair": dict(label_smoothing=0.1), "simpo": dict(beta=2.0), "sigmoid_norm": dict(beta=2.0),
+    "orpo": dict(loss="orpo,sigmoid=0.1"), "sft": dict(loss="sft,sigmoid=0.1"),
+    "sft_seq": dict(loss="sft_seq,sigmoid=0.1"),
+}  # fmt: skip
+
+
+def objective_of(name: str) -> objectives.Objective:
+    """With options that fit it."""
+    return objectives.objective({"loss": name, "beta": 0.1} | OPTIONS.get(name, {}))
+
+
+def update(name: str, mesh: jax.sharding.Mesh, rows: int) -> tuple[int, np.ndarray, np.ndarray]:
+    """Micro-batches, the gradient as one vector, and the log-probabilities."""
+    objective, shards = objective_of(name), sharding.data_shards(mesh)
+    with jax.set_mesh(mesh):
+        graph, state = nnx.split(large_weights(llama.Model(CONFIG, nnx.Rngs(0)), scale=0.5))
+        params = jax.device_put(nnx.to_pure_dict(state), jax.NamedSharding(mesh, jax.P()))
+        shape = Shape(rows, 64, PAIRS, 2, few=rows, shards=shards)
+        place = batches.Place(shape, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
+        packed = batches.pack(random_pairs(0, PAIRS), shape, range(shards))
+        draw = np.random.default_rng(1).standard_normal((PAIRS, 2)).astype(np.float32)
+        forward = logps.compiled(mesh)
+        said = batches.said(packed, place)
+        sgd = optax.sgd(1.0)
+        programs = programs_of(params, sgd.init(params), graph, sgd, objective, shape)
+        ask = lambda batch: forward(graph, params, batch)
+        # A reference that is near the policy.
+        theirs = batches.everywhere(draw - 30, place)
+        beside = Reference("", lambda *_: theirs, [], None)
+        pull, sums = None, programs.zero()
+        if objective.is_coupled:
+            pull = coupled.pull(objective, ask, beside, packed, said, place)
+        for micro_batch in packed.micro_batches:
+            batch = batches.put(micro_batch, place)
+            sums = programs.add(sums, params, {}, theirs, said, batch, pull)
+        gradient = [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(sums.gradient)]
+        return len(packed.micro_batches), np.concatenate(gradient), np.asarray(sums.policy)
+
+
+def main() -> None:
+    for name in sys.argv[2:]:
+        every = meshes() if jax.device_count() > 1 else {"one": sharding.mesh_of(1, 1, 1)}
+        _, whole, _ = update(name, every["one"], 16)
+        found = {"loss": name, "length": float(np.linalg.norm(whole))}
+        for rows in (1, 4, 16):
+            count, gradient, _ = update(name, every["one"], rows)
+            found[f"{count} micro-batches"] = apart(gradient, whole)
+        for mesh in every.keys() - {"one"}:
+            _, gradient, _ = update(name, every[mesh], 8)
+            found[mesh] = apart(gradient, whole)
+        print(json.dumps(found), flush=True)
+
+
+def apart(found: np.ndarray, expected: np.ndarray) -> float:
+    """As a share of the second's length."""
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+if __name__ == "__main__":
+    main()
