@@ -243,31 +243,55 @@ def test_a_wrong_flag_is_answered_before_anything_slow_is_imported(program, word
     assert not modules & SLOW
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([TINY_CONFIG, "--config.betta=2"], "did you mean beta?"),
+        ([TINY_CONFIG, "--config.learning_rate=1"], "no effect on scores: nothing is trained"),
+        ([TINY_CONFIG, "--config.adapter={'rank': 8}"], "--config.adapter.rank has no effect"),
+        ([TINY_CONFIG], "policy and reference are both recipes/tiny/model, so every reward"),
+        ([TINY_CONFIG, "--config.reference_is_hf=false"], "newest checkpoint of another run"),
+        ([TINY_CONFIG, "--config.reference_model_path=recipes/tiny/model"], "every reward"),
+        ([TINY_CONFIG, "--config.reference_model_path=x", "--config.frozen=nf4"],
+         "--config.frozen=nf4 is for the weights beside adapters"),
+        ([TINY_CONFIG, "--config.validation.train=a.jsonl"], "could not be told apart"),
+        (["--config=recipes/configs/tiny_sft.py"], "the config has no beta"),
+        ([], "give a config, for example --config=recipes/configs/tiny.py"),
+    ],
+    ids=["name", "training", "group", "same", "run", "path", "frozen", "alike", "sft", "none"],
+)  # fmt: skip
+def test_of_scores_too(words, told):
+    status, modules, _, sentence = imports_of("recipes/score.py", *words)
+    assert (status, sentence.count("error: ")) == (2, 1)
+    assert told in sentence
+    assert not modules & SLOW
+
+
 PROGRAMS = [
     ("recipes/dpo.py", settings.DPO), ("recipes/forecast.py", settings.DPO),
     ("recipes.data", settings.DPO), ("recipes.data", settings.SFT),
-    ("recipes/sft.py", settings.SFT),
+    ("recipes/sft.py", settings.SFT), ("recipes/score.py", settings.SCORE),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("program", "groups"), PROGRAMS)
 def test_help_too_and_it_has_the_values_of_the_config(program, groups):
     """With the settings in the order of the table, under the titles of their groups."""
-    config = TINY_CONFIG if groups is settings.DPO else "--config=recipes/configs/tiny_sft.py"
-    flags = [config, "--config.weight_decay=0.25", "--help"]
+    config = "--config=recipes/configs/tiny_sft.py" if groups is settings.SFT else TINY_CONFIG
+    flags = [config, "--config.data.max_malformed_fraction=0.25", "--help"]
     status, modules, told, _ = imports_of(program, *flags)
     assert status == 0
     assert not modules & SLOW
     named = re.findall(r"^  --config\.(\S+?)=(.*)$", told, re.MULTILINE)
     assert [name for name, _ in named] == list(settings.table_of(groups))
     values = dict(named)
-    assert (values["weight_decay"], values["train_seq_len"]) == ("0.25", "256")
+    assert (values["data.max_malformed_fraction"], values["train_seq_len"]) == ("0.25", "256")
     assert values["directory"] == f"runs/{config.split('/')[-1].removesuffix('.py')}"
     assert values["validation"] == "{'heldout': 'recipes/tiny/heldout.jsonl'}"
     at = [told.index(f"\n{title}\n") for title in groups]
     assert at == sorted(at)
-    optimizer_, computation = told.index("\nOptimizer\n"), told.index("\nComputation\n")
-    assert optimizer_ < told.index("--config.weight_decay=") < computation
+    data, packing = told.index("\nData\n"), told.index("\nPacking\n")
+    assert data < told.index("--config.data.max_malformed_fraction=") < packing
 
 
 def test_without_a_config_one_of_this_recipe_is_named(capsys):

@@ -302,7 +302,8 @@ COMMANDS = sorted({(str(path), command) for path, command in shown_commands()})
 def test_every_shown_command_parses(path, command):
     program, *arguments = shlex.split(command, comments=True)
     assert (ROOT / program).is_file()
-    groups = {"recipes/dpo.py": settings.DPO, "recipes/sft.py": settings.SFT}.get(program)
+    recipes = {"dpo": settings.DPO, "sft": settings.SFT, "score": settings.SCORE}
+    groups = recipes.get(program.removeprefix("recipes/").removesuffix(".py"))
     if groups is None or "--help" in arguments:
         return
     arguments = [a.replace("--config=recipes", f"--config={ROOT}/recipes") for a in arguments]

@@ -73,7 +73,7 @@ def asked(given: Mapping[str, Any], tokenizer_folder: pathlib.Path, *, single: b
         validation=source.held_out(given["validation"]),
         common=common,
         split_fraction=given["validation_split_fraction"],
-        max_eval_pairs=given["max_eval_pairs"],
+        max_eval_pairs=given.get("max_eval_pairs"),
         how=How(
             tokenizer=str(tokenizer_folder),
             chat_template=given["chat_template"],

@@ -24,7 +24,7 @@ from recipes.preference.objectives import Objective
 from recipes.training import checks, listing, logps, preemption
 from recipes.training.checks import Values
 from recipes.training.policy import Policy
-from recipes.training.run import Beside, Run, say
+from recipes.training.run import Beside, Run, Scoring, say
 from recipes.training.settings import REFERENCE
 from recipes.training.update import Params
 import zoo
@@ -155,7 +155,7 @@ def _weights(asked: Beside, policy: Policy, run: Run) -> tuple[nnx.GraphDef, Par
     return policy.graph, weights
 
 
-def load(asked: Beside, policy: zoo.Model, run: Run) -> zoo.Model:
+def load(asked: Beside, policy: zoo.Model, run: Run | Scoring) -> zoo.Model:
     """The reference in the compute dtype, from HF weights or from the newest checkpoint of a run.
 
     `policy` may have no weights.

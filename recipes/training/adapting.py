@@ -58,7 +58,7 @@ def of_settings(given: Values, blank: zoo.Model) -> Adapting | None:
     """
     if not checks.adapters_wanted(given):
         return None
-    own = {name.removeprefix("adapter."): given[name] for name in ADAPTER}
+    own = {n.removeprefix("adapter."): given.get(n, one.default) for n, one in ADAPTER.items()}
     folder, rank, dora = None, own["rank"], own["dora"]
     if own["path"] is not None:
         folder = hf_folder.find(own["path"], files=peft_folder.FILES)

@@ -23,6 +23,8 @@ from recipes.training.settings import (
     OF_FOLDER,
     Table,
     may_be_unset,
+    trains,
+    unread,
 )
 
 DTYPES = {
@@ -84,11 +86,15 @@ def checked(config: ml_collections.ConfigDict, table: Table) -> Values:
         if setting.bound and not setting.bound.holds(value):
             raise BadInput(f"--config.{name} must be {setting.bound.says}, not {value}")
     precision(given["mp"])
-    profiled(given["profile"])
-    pairs = "loss" in table
+    pairs = "beta" in table
     _check_data(given, single=not pairs)
-    _check_steps(given)
     _check_rows(given, pairs)
+    _check_processes(given)
+    if not trains(table):
+        _check_scored(given)
+        return given
+    profiled(given["profile"])
+    _check_steps(given)
     _check_keep(given, pairs)
     _refuse_without_effect(given)
     _check_adapters(given, table)
@@ -116,7 +122,7 @@ def check_names(config: ml_collections.ConfigDict, table: Table) -> None:
         )
     own = lambda name: f"{name}.".startswith(tuple(f"{one}." for one in NAMED_BY_THE_USER))
     ours = {name for name, _ in flat(config) if not own(name)}
-    if unknown := sorted(ours - table.keys()):
+    if unknown := sorted(ours - table.keys() - unread(table).keys()):
         if why := NOT_HERE.get(unknown[0].rpartition(".")[2]):
             raise BadInput(f"--config.{unknown[0]}: {why}")
         near = did_you_mean(unknown[0], table)
@@ -133,7 +139,7 @@ def check_names(config: ml_collections.ConfigDict, table: Table) -> None:
 
 def example(table: Table) -> str:
     """A config of the recipe that has these settings."""
-    return f"recipes/configs/{'tiny' if 'loss' in table else 'tiny_sft'}.py"
+    return f"recipes/configs/{'tiny' if 'beta' in table else 'tiny_sft'}.py"
 
 
 def left_out(config: ml_collections.ConfigDict, table: Table) -> list[str]:
@@ -163,8 +169,8 @@ def precision(mp: str) -> Precision:
 
 
 def adapters_wanted(given: Values) -> bool:
-    """Whether adapters are trained, and no weights."""
-    return given["adapter.rank"] is not None or given["adapter.path"] is not None
+    """Whether the policy has adapters: they are trained, and no weights."""
+    return given.get("adapter.rank") is not None or given["adapter.path"] is not None
 
 
 def less_memory(given: Values) -> list[str]:
@@ -304,7 +310,8 @@ def _check_data(given: Values, *, single: bool) -> None:
             "--config.validation_split_fraction makes a held-out set named `validation`: give the "
             "one in --config.validation another name"
         )
-    if given["max_eval_pairs"] and not (given["validation"] or given["validation_split_fraction"]):
+    held_out = given["validation"] or given["validation_split_fraction"]
+    if given.get("max_eval_pairs") and not held_out:
         raise BadInput("--config.max_eval_pairs has no effect: nothing is held out")
 
 
@@ -326,6 +333,8 @@ def _check_rows(given: Values, pairs: bool) -> None:
         raise BadInput(
             f"--config.train_seq_len={longest} does not fit into rows of --config.row_length={row}"
         )
+    if "train_batch_size" not in given:
+        return
     rows, examples = given["per_device_parallelism"], given["train_batch_size"]
     what, most, told = ("pairs", 2, "two") if pairs else ("answers", 1, "one")
     if (rows or 0) > most * examples:
@@ -403,6 +412,46 @@ def _check_adapters(given: Values, table: Table) -> None:
         )
 
 
+def _check_scored(given: Values) -> None:
+    """Two models, and sources that are told apart, where nothing is trained."""
+    train = given["train_data"] if isinstance(given["train_data"], dict) else ("train",)
+    if alike := [name for name in given["validation"] or () if name in train]:
+        raise BadInput(
+            f"--config.validation.{alike[0]} has the name of a source of --config.train_data, and "
+            "their scores could not be told apart: give it another name"
+        )
+    path, named, begun = (
+        given[name] for name in ("initialize_from_hf", "reference_model_path", "adapter.path")
+    )
+    if begun is None and given["reference_is_hf"] and named in (None, path):
+        raise BadInput(same_weights(path))
+    if begun is None and given["frozen"] is not None:
+        raise BadInput(
+            f"--config.frozen={given['frozen']} is for the weights beside adapters: name these "
+            "with --config.adapter.path=…, or add --config.frozen=None"
+        )
+    _check_reference(given)
+
+
+def same_weights(path: str) -> str:
+    """Why the scores of a model against itself are refused: the reference was forgotten."""
+    return (
+        f"policy and reference are both {path}, so every reward would be 0: give the trained model "
+        "as --config.initialize_from_hf=… (or its adapters as --config.adapter.path=…), and what "
+        "it began from as --config.reference_model_path=…"
+    )
+
+
+def _check_processes(given: Values) -> None:
+    several = ("coordinator_address", "num_processes", "process_id")
+    idle = [name for name in several if given[f"distributed.{name}"] is not None]
+    if idle and not given["distributed.enabled"]:
+        raise BadInput(
+            f"--config.distributed.{idle[0]} has no effect without --config.distributed.enabled"
+            "=true, on every process of the run"
+        )
+
+
 def _refuse_without_effect(given: Values) -> None:
     falls = given["cooldown"] is not None or given["min_lr_ratio"]
     if given["lr_schedule"] == "constant" and falls:
@@ -414,13 +463,6 @@ def _refuse_without_effect(given: Values) -> None:
         raise BadInput(
             f"--config.adam_mu_dtype={given['adam_mu_dtype']} has no effect with "
             "--config.optimizer=adamw8bit, whose moments take 8 bits: leave it out"
-        )
-    several = ("coordinator_address", "num_processes", "process_id")
-    idle = [name for name in several if given[f"distributed.{name}"] is not None]
-    if idle and not given["distributed.enabled"]:
-        raise BadInput(
-            f"--config.distributed.{idle[0]} has no effect without --config.distributed.enabled"
-            "=true, on every process of the run"
         )
     if given["wandb_project"] and importlib.util.find_spec("wandb") is None:
         raise BadInput(
@@ -435,6 +477,10 @@ def _check_preference(given: Values) -> None:
             "--config.reference_cache has no effect with --config.reference_mode="
             f"{given['reference_mode']}"
         )
+    _check_reference(given)
+
+
+def _check_reference(given: Values) -> None:
     if not given["reference_is_hf"] and given["reference_model_path"] is None:
         raise BadInput(
             "--config.reference_is_hf=false means that the reference is the newest checkpoint of "

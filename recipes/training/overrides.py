@@ -18,7 +18,7 @@ import ml_collections
 from checkpoints_io.errors import BadInput
 from recipes.training import checks
 from recipes.training.nearest import did_you_mean
-from recipes.training.settings import CHOSEN_NAME, KIND_NAMES, Table, may_be_unset
+from recipes.training.settings import CHOSEN_NAME, KIND_NAMES, Table, may_be_unset, unread
 
 FLAG = re.compile(r"--?(no)?config(?:\.([^=]*))?(?:=(.*))?", re.DOTALL)
 UNSET = ("None", "none", "null")
@@ -145,6 +145,8 @@ def _make(change: Change, config: ml_collections.ConfigDict, path: str, table: T
         _put(name, _value(name, text, kind, table), config)
         return
     inside = [known for known in table if known.startswith(f"{name}.")]
+    if name in unread(table):
+        raise BadInput(f"--config.{name} has no effect on scores: nothing is trained; leave it out")
     if not inside:
         raise BadInput(f"{path} has no setting {name!r}{did_you_mean(name, table)}")
     given = _literal(name, text) if text and text.lstrip().startswith("{") else None

@@ -266,8 +266,6 @@ def memory(
     `resident` reference is as large as the model, in the compute dtype; where it is `shared` with
     the frozen weights, as what is `chosen`.
     """
-    here = lambda x: math.prod(x.sharding.shard_shape(x.shape))
-    held = lambda tree: sum(here(x) * x.dtype.itemsize for x in jax.tree.leaves(tree))
     weights = nnx.to_pure_dict(nnx.state(model))
     whole = jax.tree.structure(weights) == jax.tree.structure(like)
     rest = {} if whole else weights
@@ -284,8 +282,18 @@ def memory(
     elif resident and not shared:
         mesh = getattr(jax.tree.leaves(weights)[0].sharding, "mesh", None)
         wide = jax.tree.leaves(nnx.state(zoo.abstract(model.config, mesh=mesh)))
-        parts["reference"] = np.dtype(model.dtype).itemsize * sum(map(here, wide))
+        parts["reference"] = np.dtype(model.dtype).itemsize * sum(map(_here, wide))
     return parts
+
+
+def held(tree: PyTree) -> int:
+    """Bytes per device of arrays, or of their shapes and shardings."""
+    return sum(_here(x) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _here(x: jax.Array | jax.ShapeDtypeStruct) -> int:
+    assert x.sharding is not None
+    return math.prod(x.sharding.shard_shape(x.shape))
 
 
 def numbers(model: zoo.Model) -> int:

@@ -15,7 +15,8 @@ from checkpoints_io.errors import RunFailed
 from checkpoints_io.processes import all_agree
 from checkpoints_io.run_state import Facts, RunStore
 from recipes.training import adapting, logps, optimizer, resume, trained
-from recipes.training.run import Run, adapters_alone, say
+from recipes.training.adapting import Adapting
+from recipes.training.run import Run, Scoring, adapters_alone, say
 from recipes.training.update import Params
 import zoo
 from zoo import adapters, narrow
@@ -57,15 +58,29 @@ def of(run: Run) -> Policy:
         assert run.chosen is not None
         frozen = trained.frozen(run.blank, run.chosen, run.blank.dtype)
         return Policy(run.blank, graph, frozen, None)
-    base = _loaded(run)
+    return with_adapters(asked, run, run.seed)
+
+
+def with_adapters(asked: Adapting, run: Run | Scoring, seed: int = 0) -> Policy:
+    """Frozen weights, and adapters beside them: those that are read, or new ones of the seed.
+
+    Raises:
+      ValueError: the weights or the adapters do not fit or are not finite.
+    """
+    base, (graph, _) = loaded(run), nnx.split(run.blank)
     everywhere = jax.NamedSharding(run.computing.mesh, jax.P())
     put = lambda x: jax.make_array_from_callback(x.shape, everywhere, lambda at: x[at])
     frozen = adapters.attached(nnx.to_pure_dict(nnx.state(base)), asked.sites, put)
-    begun = adapting.begun(asked, base, frozen, run.seed)
+    begun = adapting.begun(asked, base, frozen, seed)
     return Policy(run.blank, graph, frozen, begun)
 
 
-def _loaded(run: Run) -> zoo.Model:
+def loaded(run: Run | Scoring) -> zoo.Model:
+    """The weights of `initialize_from_hf`, as `blank` has them.
+
+    Raises:
+      ValueError: they do not fit or are not finite.
+    """
     model = zoo.load(
         run.folder,
         dtype=run.blank.embedding.get_value().dtype,
@@ -112,7 +127,7 @@ def begin(policy: Policy, run: Run, store: RunStore, facts: Facts) -> State:
     elif run.chosen is not None:
         own = zoo.folders.read(run.blank, run.chosen, jnp.float32)
     else:
-        own = nnx.to_pure_dict(nnx.state(_loaded(run)))
+        own = nnx.to_pure_dict(nnx.state(loaded(run)))
     return State(0, own, policy.frozen, optimizer.init(run.optimizer, own, mesh))
 
 

@@ -1,12 +1,13 @@
 """Everything that can fail, before any long work: settings, files, data, disk. Prints the plan."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import contextlib
 import itertools
 import math
 import pathlib
 from typing import NamedTuple
 
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from checkpoints_io import hf_folder, places, processes
@@ -18,7 +19,8 @@ from recipes.data.packed import batches, shapes
 from recipes.data.run_data import Data
 from recipes.training import adapting, checks, optimizer, plan, records, resume, trained
 from recipes.training.checks import Values
-from recipes.training.run import Beside, Computing, Every, Records, Run, Saving, say
+from recipes.training.run import Beside, Computing, Every, Records, Run, Saving, Scoring, say
+from recipes.training.settings import COMPUTE
 import zoo
 from zoo.parts import attention, sharding
 from zoo.text.tokenizer import Tokenizer
@@ -36,7 +38,7 @@ def prepared(given: Values, *, beside: Beside | None = None, single: bool = Fals
     Raises:
       ValueError, OSError: a sentence about what is wrong and how to fix it.
     """
-    directory = _directory(given["directory"])
+    directory = made(given["directory"], rooms=("checkpoints", "hf"))
     with _alone(directory):
         yield _prepare(given, beside, directory, single=single)
 
@@ -85,7 +87,9 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place, *, s
         parts=data.train,
         examples=train,
         held_out=data.held_out,
-        place=_packed(given, models, data, computing.mesh, sum(memory.values())),
+        place=_packed(
+            given, models, data, computing.mesh, given["train_batch_size"], sum(memory.values())
+        ),
         seed=given["seed"],
         total_steps=steps,
         computing=computing,
@@ -112,6 +116,39 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place, *, s
     )
     say(plan.told(run, checks.part(plan.Asked, given), memory))
     return run
+
+
+def scoring(given: Values, beside: Beside) -> Scoring:
+    """Reads and checks all that scores of pairs need except the weights.
+
+    Raises:
+      ValueError, OSError: a sentence about what is wrong and how to fix it.
+    """
+    computing = _computing(given)
+    compute = computing.precision.compute  # nothing is added to the weights: they are kept in it
+    computing = computing._replace(precision=checks.Precision(compute, compute))
+    models = _models(given, beside, computing)
+    adapted = adapting.of_settings(given, models.blank)
+    policy, reference = models.folders["policy"], models.folders["reference"]
+    if adapted is None and beside.is_hf and policy.path == reference.path:
+        raise BadInput(checks.same_weights(given["initialize_from_hf"]))
+    data, mesh = _data(given, models, single=False), computing.mesh
+    held = plan.held((nnx.state(models.blank), adapted.like if adapted else {}))
+    if not beside.of_policy:  # it comes after the policy has left
+        other = zoo.abstract(reference.config, compute, compute, mesh)
+        held = max(held, plan.held(nnx.state(other)))
+    # Enough pairs at a time to fill the rows of all devices.
+    together = min(max(64, 16 * sharding.data_shards(mesh)), len(_every(data)))
+    return Scoring(
+        folder=policy,
+        blank=models.blank,
+        adapting=adapted,
+        reference=reference,
+        data=data,
+        place=_packed(given, models, data, mesh, together, held),
+        computing=computing,
+        memory=held,
+    )
 
 
 def _models(given: Values, beside: Beside | None, computing: Computing) -> Models:
@@ -150,10 +187,10 @@ def _data(given: Values, models: Models, *, single: bool) -> Data:
     for part in data.sources:
         say("\n  ".join([f"{part.name} ({part.source}):", *part.lines]))
     sets = [held.name for held in data.held_out]
-    if given["keep_best"] and (name := given["keep_best"].rpartition("/")[0]) not in sets:
+    best = given.get("keep_best")
+    if best and (name := best.rpartition("/")[0]) not in sets:
         raise BadInput(
-            f"--config.keep_best={given['keep_best']} names no held-out set: there is no {name} in "
-            f"{sets}"
+            f"--config.keep_best={best} names no held-out set: there is no {name} in {sets}"
         )
     _refuse_unknown_ids(_every(data), models.blank, data.tokenizer)
     return data
@@ -164,13 +201,15 @@ def _every(data: Data) -> list[Example]:
     return [example for part in (*data.train, *data.held_out) for example in part.examples]
 
 
-def _packed(given: Values, models: Models, data: Data, mesh: Mesh, held: int) -> batches.Place:
-    """The shape of micro-batches, where `held` bytes of a device live through an update."""
+def _packed(
+    given: Values, models: Models, data: Data, mesh: Mesh, together: int, held: int
+) -> batches.Place:
+    """The shape of micro-batches of so many examples, where `held` bytes of a device live on."""
     folders = models.folders.values()
     alike = [n for folder in folders if (n := zoo.turns_alike_to(folder.config))]
     shape = shapes.choose(
         _every(data),
-        per_update=given["train_batch_size"],
+        per_update=together,
         shards=sharding.data_shards(mesh),
         most=plan.most_positions_here(models.blank, held),
         row_length=given["row_length"],
@@ -203,7 +242,8 @@ def _computing(given: Values) -> Computing:
     """How models are computed, by the settings, on the devices here."""
     mesh = sharding.mesh_of(given["mesh.data"], given["mesh.fsdp"], given["mesh.tensor"])
     precision = checks.precision(given["mp"])
-    return Computing(mesh, precision, given["attention"], given["remat"])
+    remat = given.get("remat", COMPUTE["remat"].default)  # of no effect without a gradient
+    return Computing(mesh, precision, given["attention"], remat)
 
 
 def _steps(given: Values, examples: int) -> int:
@@ -232,10 +272,16 @@ def _keep(given: Values) -> Keep:
     return Keep(newest, every=every, highest=score if best is not None else None)
 
 
-def _directory(name: str) -> places.Place:
+def made(name: str, rooms: Iterable[str] = ()) -> places.Place:
+    """The directory of that name, with these folders in it.
+
+    Raises:
+      OSError, ValueError: it cannot be made.
+    """
     try:
         directory = places.at(name, "--config.directory")
-        for room in ("checkpoints", "hf"):
+        directory.make()
+        for room in rooms:
             directory.within(room).make()
     except (OSError, RuntimeError) as error:
         raise StorageError(

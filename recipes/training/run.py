@@ -14,7 +14,7 @@ from checkpoints_io.run_state import Facts, Keep
 from recipes.data.ids.pair_ids import Example
 from recipes.data.mixture import Part
 from recipes.data.packed import batches
-from recipes.data.run_data import HeldOut
+from recipes.data.run_data import Data, HeldOut
 from recipes.training import terminal
 from recipes.training.adapting import Adapting
 from recipes.training.checks import Precision
@@ -110,6 +110,19 @@ class Run(NamedTuple):
     sample_tokens: int
     facts: Facts  # what a checkpoint of this run must agree with
     counts: dict[str, int]  # rows lost on the way, by metric name
+
+
+class Scoring(NamedTuple):
+    """Pairs and models, all of which have been checked, of which only scores are wanted."""
+
+    folder: Folder  # the policy's
+    blank: zoo.Model  # the policy, with shapes and shardings in place of weights
+    adapting: Adapting | None  # its adapters, which are read
+    reference: Folder | None
+    data: Data
+    place: batches.Place
+    computing: Computing
+    memory: int  # bytes per device that the weights take
 
 
 def adapters_alone(run: Run) -> bool:

@@ -517,6 +517,42 @@ DPO: Groups = {
 SFT: Groups = {name: group for name, group in DPO.items() if name not in ("Reference", "Loss")}
 
 
+def _some(group: Table, *names: str) -> Table:
+    return {name: group[name] for name in names}
+
+
+# Of score.py, which trains nothing: what decides log-probabilities, and where they go. Its configs
+# are those of DPO, whose other settings it does not read (`unread`).
+SCORE: Groups = {
+    "The run": {
+        "directory": RUN["directory"]._replace(says="where scores.jsonl is written, and no more")
+    },
+    "Model": {
+        **MODEL,
+        "initialize_from_hf": MODEL["initialize_from_hf"]._replace(
+            says="the policy: a folder or hub id (owner/name@revision)"
+        ),
+    },
+    "Reference": {
+        **_some(REFERENCE, "reference_model_path", "reference_is_hf"),
+        "reference_model_path": REFERENCE["reference_model_path"]._replace(
+            unset="the policy without its adapters"
+        ),
+    },
+    "Data": DATA,
+    "Packing": _some(PACKING, "train_seq_len", "row_length", "per_device_parallelism"),
+    "Rewards": {"beta": PREFERENCE["beta"]._replace(says="a reward is beta times a log-ratio")},
+    "Adapters": {
+        "adapter.path": ADAPTER["adapter.path"]._replace(
+            says="a PEFT folder or hub id: the policy is initialize_from_hf with these adapters",
+            unset="the policy has none",
+        ),
+        "frozen": ADAPTER["frozen"],
+    },
+    "Computation": {name: x for name, x in COMPUTE.items() if name != "remat"},
+}
+
+
 def table_of(groups: Groups) -> dict[str, Setting]:
     """The settings of all groups, by name."""
     return {name: setting for group in groups.values() for name, setting in group.items()}
@@ -528,6 +564,17 @@ def recipe_of(names: Iterable[str]) -> Groups:
 
 
 ALL = table_of(DPO)
+
+
+def trains(table: Table) -> bool:
+    """Whether these are the settings of a recipe that trains."""
+    return "train_batch_size" in table
+
+
+def unread(table: Table) -> Table:
+    """What a config may name beside these settings, without effect: it is one of a training run."""
+    return {} if trains(table) else {name: x for name, x in ALL.items() if name not in table}
+
 
 # Under these the user chooses the names.
 NAMED_BY_THE_USER = ("train_data", "validation", "data.columns")
