@@ -1,17 +1,24 @@
-"""Steps of the recipe's own update against TRL's, on the same work: all weights, and adapters."""
+"""Steps of the recipe's own update against TRL's, on the same work.
+
+Of all weights, of adapters, and shorter ones of every loss.
+"""
 
 import json
 import pathlib
+from typing import NamedTuple
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from recipes.data.ids.pair_ids import PairIds
 from recipes.data.packed import batches
 from recipes.data.packed.packing import Shape
-from recipes.training import logps, optimizer
+from recipes.preference import objectives
+from recipes.training import logps, optimizer, update
 from tests.conftest import programs_of, sigmoid
 from tests.trl import work
 import zoo
@@ -19,6 +26,9 @@ from zoo import adapters, peft
 from zoo.parts import adapted, sharding
 
 HOME = pathlib.Path(__file__).parent.parent / "trl"
+# What TRL found with each loss. The answers of KTO are no pairs.
+RUNS = json.loads((HOME / "trajectory_losses.json").read_text())["runs"]
+OF_PAIRS = [name for name, run in RUNS.items() if run["trainer"] != "KTO"]
 
 
 def as_ids(row, pair):
@@ -78,7 +88,7 @@ def losses_there(name):
 
 def losses_of(graph, policy, frozen, reference, mesh, steps, rate):
     """The loss of every step, of what is trained beside what is frozen."""
-    adamw = optax.adamw(rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0)
+    adamw = adamw_at(rate)
     opt_state = optimizer.init(adamw, policy, mesh)
     shape = Shape(rows=4, row_length=256, examples=work.BATCH, answers=2, few=1)
     programs = programs_of(policy, opt_state, graph, adamw, sigmoid(work.BETA), shape)
@@ -88,11 +98,97 @@ def losses_of(graph, policy, frozen, reference, mesh, steps, rate):
     found = []
     for at in range(steps):
         start = at * work.BATCH % work.PAIRS
-        update = batches.pack(pairs[start : start + work.BATCH], shape, [0])
-        said, sums = batches.said(update, place), programs.zero()
-        for batch in update.micro_batches:
+        packed = batches.pack(pairs[start : start + work.BATCH], shape, [0])
+        said, sums = batches.said(packed, place), programs.zero()
+        for batch in packed.micro_batches:
             theirs = forward(graph, reference, batch)
             sums = programs.add(sums, policy, frozen, theirs, said, batch)
         policy, opt_state, values = programs.apply(sums, policy, opt_state, said)
         found.append(values["dpo_loss"])
+    return found
+
+
+def adamw_at(rate):
+    return optax.adamw(rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0)
+
+
+class Ready(NamedTuple):
+    """What the runs of all losses share, compiled once: a loss comes in as its gradient."""
+
+    mesh: jax.sharding.Mesh
+    graph: nnx.GraphDef
+    first: update.Params  # of policy and reference
+    opt_state: object
+    forward: logps.Compiled
+    programs: update.Programs
+    place: batches.Place
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory):
+    folder, mesh = tmp_path_factory.mktemp("model"), sharding.mesh_of(1, -1, 1)
+    work.write_model(folder)
+    shape = Shape(rows=4, row_length=256, examples=work.BATCH, answers=2, few=4)
+    place = batches.Place(shape, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
+    with jax.set_mesh(mesh):
+        model = zoo.load(folder, mesh=mesh)
+        first, graph = nnx.to_pure_dict(nnx.state(model)), nnx.graphdef(model)
+        adamw = adamw_at(work.LEARNING_RATE)
+        opt_state = optimizer.init(adamw, first, mesh)
+        programs = programs_of(first, opt_state, graph, adamw, sigmoid(work.BETA), shape)
+        return Ready(mesh, graph, first, opt_state, logps.compiled(mesh), programs, place)
+
+
+@pytest.mark.parametrize("name", OF_PAIRS)
+def test_losses_are_trls(name, ready):
+    run = RUNS[name]
+    given = work.short_prompts(work.pairs()) if run["trainer"] == "ORPO" else work.pairs()
+    pairs = [as_ids(row, pair) for row, pair in enumerate(given)]
+    with jax.set_mesh(ready.mesh):
+        found = losses_with(objective_of(name, run), pairs, ready)
+    apart = np.abs(np.array(found) - np.array(run["losses"])).max()
+    print(f"{name}: apart {apart:.2e}")
+    assert apart <= 1e-4
+
+
+def objective_of(name, run):
+    """Ours, by the options that TRL was given."""
+    options = dict(run["options"])
+    kinds, weights = options.pop("loss_type", None), options.pop("loss_weights", None)
+    if weights:
+        name = ",".join(f"{kind}={weight}" for kind, weight in zip(kinds, weights, strict=True))
+    if run["trainer"] == "ORPO":  # whose beta is a weight
+        name = f"sft,orpo={options['beta']}"
+    if name == "simpo":  # whose margin is asked for after beta
+        options["gamma_beta_ratio"] = options.pop("simpo_gamma") / options["beta"]
+        assert options.pop("cpo_alpha") == 0
+    return objectives.objective(options | {"loss": name})
+
+
+def losses_with(objective, pairs, ready):
+    """The loss of every step, each pair met twice."""
+    policy, opt_state = jax.tree.map(jnp.copy, (ready.first, ready.opt_state))
+    everyone, found = jnp.ones(work.BATCH, bool), []
+
+    @jax.jit
+    @jax.value_and_grad
+    def of(policy, reference, said, here):
+        each = objective.loss(update.Answers(policy, reference, *said))
+        return jnp.where(here, each, 0).mean()
+
+    for at in range(work.LOSS_STEPS):
+        start = at * work.BATCH % work.PAIRS
+        packed = batches.pack(pairs[start : start + work.BATCH], ready.place.shape, [0])
+        said, sums = batches.said(packed, ready.place), ready.programs.zero()
+        ours, theirs = (
+            [ready.forward(ready.graph, params, batch) for batch in packed.micro_batches]
+            for params in (policy, ready.first)
+        )
+        loss, pull = of(sum(ours), sum(theirs), said, everyone)
+        for batch, mine, its in zip(packed.micro_batches, ours, theirs, strict=True):
+            if not objective.is_coupled:  # then it is known without the other micro-batches
+                _, pull = of(mine, its, said, batch.is_here)
+            sums = ready.programs.add(sums, policy, {}, its, said, batch, pull)
+        policy, opt_state, _ = ready.programs.apply(sums, policy, opt_state, said)
+        found.append(loss)
     return found

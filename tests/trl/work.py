@@ -13,6 +13,7 @@ import safetensors.numpy
 VOCABULARY, WIDTH, MLP, LAYERS, HEADS, KEY_HEADS, HEAD = 512, 64, 172, 2, 4, 2, 16
 PAIRS, BATCH, STEPS = 160, 16, 50
 BETA, LEARNING_RATE = 0.1, 3e-4
+LOSS_STEPS = 20  # of each further loss: every pair twice
 # With adapters; at this rate their first 30 steps move as far as the 50 of all weights.
 RANK, ALPHA, LORA_STEPS, LORA_RATE = 8, 16, 30, 2e-3
 
@@ -101,5 +102,26 @@ def pairs() -> list[dict[str, list[int]]]:
                 "chosen_ids": [*ids(chosen), 2],
                 "rejected_ids": [*ids(rejected), 2],
             }
+        )
+    return made
+
+
+def short_prompts(given: list[dict[str, list[int]]]) -> list[dict[str, list[int]]]:
+    """The same answers after the last token of their prompt alone.
+
+    TRL's ORPO adds the likelihood of the prompt to that of the chosen answer; the first token of a
+    text has none, so that here only the answer's is left.
+    """
+    return [pair | {"prompt_ids": pair["prompt_ids"][-1:]} for pair in given]
+
+
+def rows() -> list[dict]:
+    """One answer of every pair, with a label: is it wanted? Batches differ in how many are."""
+    draw = np.random.RandomState(3)
+    made = []
+    for pair, wanted in zip(pairs(), draw.rand(PAIRS) < 0.4, strict=True):
+        answer = pair["chosen_ids" if wanted else "rejected_ids"]
+        made.append(
+            {"prompt_ids": pair["prompt_ids"], "completion_ids": answer, "label": bool(wanted)}
         )
     return made
