@@ -33,9 +33,9 @@ RANK = flags.DEFINE_integer("rank", 0, "Of adapters on every matrix; 0: all weig
 ROW = flags.DEFINE_integer("row_length", None, "Unset: what fills best.", lower_bound=1)
 
 
-def jointly(pair: PairIds) -> packing.Stream:
+def jointly(pair: PairIds, first: int = 0) -> packing.Stream:
     """Both answers behind their own copies of the prompt, one after the other."""
-    chosen, rejected = streams.separate(pair)
+    chosen, rejected = streams.separate(pair)[first : first + 2]
     n = len(chosen.tokens)
     moved = rejected._replace(
         first=rejected.first + n, last=rejected.last + n, read_at=rejected.read_at + n
@@ -53,7 +53,7 @@ def main() -> None:
     mesh = sharding.mesh_of(1, -1, 1)
     if SEPARATE.value:
         streams.prompt_once = jointly
-        streams.stored_length = lambda pair: len(jointly(pair).tokens)
+        streams.two_by_two = lambda pair: [len(jointly(pair).tokens)]
     with jax.set_mesh(mesh):
         model = zoo.load(folder / SIZE.value, mesh=mesh)
         model.remat = REMAT.value

@@ -78,7 +78,7 @@ def train(config: ml_collections.ConfigDict) -> None:
                 sums = programs.add(sums, state.trained, state.frozen, theirs, said, batch, pull)
             taken = loop.applied(programs, sums, state, said)  # AdamW
             if equal and taken.state.step == 1:
-                gates.check_first_loss(taken.values, objective, run)
+                gates.check_first_loss(taken.values, objective, run, taken.answers)
             return taken
 
         def evaluate(state: State) -> Iterator[dict[str, float]]:

@@ -159,7 +159,8 @@ def forecast(
             shared=job.beside is not None and job.beside.of_policy,
         )
         most = plan.most_positions(model, sum(held.values()), chip.memory, "accelerator")
-        batch, shape = _batch(job.sizes, mesh, most, pairs * stored_per_pair)
+        answers = job.given["data.answers"]
+        batch, shape = _batch(job.sizes, mesh, most, pairs * stored_per_pair, answers)
         programs = update.compiled(
             params,
             opt_state,
@@ -249,7 +250,9 @@ def _mesh(asked: tuple[int, int, int], devices: list) -> jax.sharding.Mesh:
     return jax.make_mesh(sizes, sharding.MESH_AXES, axis_types=kinds, devices=devices)
 
 
-def _batch(given: Sizes, mesh: jax.sharding.Mesh, most: int, needed: int) -> tuple[Packed, Shape]:
+def _batch(
+    given: Sizes, mesh: jax.sharding.Mesh, most: int, needed: int, answers: int
+) -> tuple[Packed, Shape]:
     """The shapes of a full micro-batch; rows are as long as a text may be, or as row_length.
 
     At most `most` positions per device, and no more rows than `needed` positions fill.
@@ -257,7 +260,7 @@ def _batch(given: Sizes, mesh: jax.sharding.Mesh, most: int, needed: int) -> tup
     Z = sharding.data_shards(mesh)
     T = given.row_length or given.train_seq_len
     each = given.per_device_parallelism or max(1, min(most // T, -(-needed // (Z * T))))
-    shape = Shape(each * Z, T, given.train_batch_size, 2, Z, Z)
+    shape = Shape(each * Z, T, given.train_batch_size, answers, Z, Z)
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     everywhere = NamedSharding(mesh, PartitionSpec())
     whole = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.int32, sharding=rows)

@@ -40,6 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
         date=config_dict.placeholder(str),  # "2026-01-31", for templates that print today's
         # A special token after the last answer, for templates that write none: "<|im_end|>".
         end_of_turn=config_dict.placeholder(str),
+        answers=2,  # of a ranked row of more: best and worst; docs/data.md
         over_length="drop",  # or cut_prompt, cut_answer
         max_malformed_fraction=0.01,
     )

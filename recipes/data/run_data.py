@@ -83,6 +83,7 @@ def asked(given: Mapping[str, Any], tokenizer_folder: pathlib.Path, *, single: b
             over_length=given["data.over_length"],
             max_malformed_fraction=given["data.max_malformed_fraction"],
             end_of_turn=given["data.end_of_turn"],
+            answers=given["data.answers"],
         ),
         token_cache=places.at(cache, "--config.token_cache") if cache else None,
     )
@@ -142,6 +143,12 @@ def _read(asked: Asked, crew: Crew) -> Data:
         if both := int(np.isin(found.keys, keys).sum()):
             told[-1].lines.append(f"{both} of its prompts are in the training data too")
         held_out.append(HeldOut(name, found.ids))
+    examples = (one for part in (*train, *held_out) for one in part.examples)
+    if how.answers > 2 and all(len(one.answers) <= 2 for one in examples):
+        raise BadInput(
+            f"--config.data.answers={how.answers} has no effect: no row has more than two answers "
+            "that are ranked; leave it at 2"
+        )
     if not ready.stops:
         token = own.named.get("eos_token", "a special token of the tokenizer")
         told[0].lines.append(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from recipes.data.chats.messages import visible
-from recipes.data.ids.pair_ids import CALLED, Example
+from recipes.data.ids.pair_ids import Example, called
 from zoo.text.tokenizer import Tokenizer, text_after
 
 HEAD, TAIL = 40, 80  # tokens shown of the beginning and the end of a long text
@@ -38,14 +38,14 @@ def pieces_of(pair: Example, tokenizer: Tokenizer) -> dict[str, list[Piece]]:
     kinds = lambda scored: np.where(scored, "scored", "unscored").tolist()
     prompt = _cut(tokenizer, [], pair.prompt.tolist(), ["prompt"] * len(pair.prompt))
     found = {"prompt": prompt}
-    for name, (ids, scored) in zip(CALLED[len(pair.answers)], pair.answers, strict=True):
+    for name, (ids, scored) in zip(called(len(pair.answers)), pair.answers, strict=True):
         found[name] = _cut(tokenizer, prompt[-1].ids, ids.tolist(), kinds(scored))
     return found
 
 
 def noun(answers: int) -> str:
     """What examples of so many answers are called."""
-    return "pairs" if answers == 2 else "answers"
+    return {1: "answers", 2: "pairs"}.get(answers, "lists")
 
 
 def _cut(tokenizer: Tokenizer, before: list[int], ids: list[int], kinds: list[str]) -> list[Piece]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from recipes.data import shown
 from recipes.data.chats.messages import visible
-from recipes.data.ids.pair_ids import CALLED, Example, described
+from recipes.data.ids.pair_ids import Example, called, described
 from recipes.data.packed import shapes, streams
 from recipes.data.packed.packing import Shape
 from recipes.data.run_data import Told, spread
@@ -39,7 +39,7 @@ class Pack(NamedTuple):
     rows: int  # of a micro-batch
     fill: shapes.Fill
     per_token: float  # positions per real token, which counts a prompt with either answer
-    in_two: float  # share of the pairs that need two rows; of single answers none does
+    in_two: float  # share of the pairs, or lists, that one row does not hold
 
 
 def text(
@@ -91,8 +91,8 @@ def page(parts: Iterable[Told], tokenizer: Tokenizer, shape: Shape, *, rows: int
 def lengths(pairs: Sequence[Example]) -> dict[str, np.ndarray]:
     """Tokens of every prompt and answer, by name. The scored ones are those of all answers."""
     found = {"prompt": [len(pair.prompt) for pair in pairs]}
-    for i, name in enumerate(CALLED[len(pairs[0].answers)]):
-        found[name] = [len(pair.answers[i].ids) for pair in pairs]
+    for i, name in enumerate(called(max(len(pair.answers) for pair in pairs))):
+        found[name] = [len(pair.answers[i].ids) for pair in pairs if i < len(pair.answers)]
     found["scored"] = [sum(streams.scored_tokens(pair)) for pair in pairs]
     return {name: np.array(counts) for name, counts in found.items()}
 
@@ -100,15 +100,16 @@ def lengths(pairs: Sequence[Example]) -> dict[str, np.ndarray]:
 def histograms(pairs: Sequence[Example], most: int) -> list[Histogram]:
     """One for each of `lengths`, of at most `most` bins; a few lengths far off share the last."""
     named_lengths = lengths(pairs)
-    found = np.array([*named_lengths.values()])
-    end = int(min(found.max(), 2 * np.quantile(found, 0.99, axis=1).max()))
+    found = [*named_lengths.values()]
+    longest = max(row.max() for row in found)
+    end = int(min(longest, 2 * max(np.quantile(row, 0.99) for row in found)))
     step = _nice((end + 1) / most)
     bins = end // step + 1
     labels = [f"{n} to {n + step - 1}" if step > 1 else str(n) for n in range(0, bins * step, step)]
-    if found.max() >= bins * step:
+    if longest >= bins * step:
         labels[-1] = f"{(bins - 1) * step} or more"
-    quantiles = np.quantile(found, [*QUANTILES.values()], axis=1, method="inverted_cdf")
-    named = [dict(zip(QUANTILES, map(int, column), strict=True)) for column in quantiles.T]
+    quantiles = [np.quantile(row, [*QUANTILES.values()], method="inverted_cdf") for row in found]
+    named = [dict(zip(QUANTILES, map(int, column), strict=True)) for column in quantiles]
     counts = [np.bincount(np.minimum(row // step, bins - 1), minlength=bins) for row in found]
     return [
         Histogram(name, of_name, count.tolist(), labels, step)
@@ -130,7 +131,8 @@ def packs(pairs: Sequence[Example], shape: Shape) -> dict[int, Pack | None]:
         found[length] = None
         if fits and (here.rows > 1 or not apart):
             fill = shapes.fill(some, here)
-            twice = (len(pair.prompt) for pair in some if not streams.fits_once(pair, here))
+            again = ((pair, streams.shared(pair, here).count(False)) for pair in some)
+            twice = (len(pair.prompt) * count for pair, count in again)
             positions = (sum(map(streams.stored_length, some)) + sum(twice)) / fill.share
             per_token = positions / sum(map(streams.real_tokens, some))
             found[length] = Pack(here.rows, fill, per_token, apart / len(some))
@@ -162,9 +164,16 @@ def _longer(pairs: Sequence[Example]) -> Iterable[str]:
     """Which of the answers is the longer one, where there are two."""
     if len(pairs[0].answers) < 2:
         return
-    chosen, rejected = (lengths(pairs)[name] for name in CALLED[2])
-    told = f"The chosen answer is the longer one in {np.mean(chosen > rejected):.0%} of the pairs"
-    yield f"{told}, the shorter in {np.mean(chosen < rejected):.0%}."
+    ends = [[len(pair.answers[i].ids) for pair in pairs] for i in (0, -1)]
+    chosen, rejected = map(np.array, ends)
+    lists = any(len(pair.answers) > 2 for pair in pairs)
+    said = (
+        "The best answer is longer than the worst"
+        if lists
+        else "The chosen answer is the longer one"
+    )
+    told = f"{said} in {np.mean(chosen > rejected):.0%} of the {'lists' if lists else 'pairs'}"
+    yield f"{told}, {'' if lists else 'the '}shorter in {np.mean(chosen < rejected):.0%}."
 
 
 def _pack_lines(found: dict[int, Pack | None], what: str) -> list[str]:

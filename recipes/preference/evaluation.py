@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
 
-from recipes.data.packed import streams
+from recipes.data.packed import batches
 from recipes.data.packed.batches import Place
 from recipes.data.run_data import HeldOut
 from recipes.preference.metrics import preference
@@ -21,11 +21,11 @@ def evaluate(
     objective: Objective,
 ) -> dict[str, float]:
     """The metrics of a held-out set, each pair weighing the same. Padding never enters a mean."""
-    scored = np.array([*map(streams.scored_tokens, held_out.examples)])
-    unrated = (np.nan,) * place.shape.answers
-    ratings = np.array([pair.ratings or unrated for pair in held_out.examples], np.float32)
+    told = batches.told(held_out.examples, place.shape.answers)
     ours = jnp.asarray(logps.of_examples(policy, held_out.examples, place))
-    answers = Answers(ours, jnp.asarray(reference_logps), jnp.asarray(scored), jnp.asarray(ratings))
+    scored, ratings = jnp.asarray(told["scored"]), jnp.asarray(told["ratings"], jnp.float32)
+    ranks = None if told["ranks"] is None else jnp.asarray(told["ranks"])
+    answers = Answers(ours, jnp.asarray(reference_logps), scored, ratings, ranks)
     figures = {name: float(value) for name, value in preference(answers, objective).items()}
-    figures |= records.lengths(scored)
+    figures |= records.lengths(told["scored"])
     return {f"eval/{held_out.name}/{name}": value for name, value in figures.items()}

@@ -16,6 +16,7 @@ from recipes.preference.reference import Reference
 from recipes.training import logps
 from recipes.training.policy import Policy, State, computed_with
 from recipes.training.run import Run, say
+from recipes.training.update import Answers
 from zoo import adapters
 
 
@@ -56,10 +57,16 @@ def _known(policy: Policy, state: State) -> str:
     return fingerprint(adapters.bare(computed_with(policy, state)))
 
 
-def check_first_loss(values: Mapping[str, jax.Array], objective: Objective, run: Run) -> None:
+def check_first_loss(
+    values: Mapping[str, jax.Array],
+    objective: Objective,
+    run: Run,
+    answers: Answers | None = None,
+) -> None:
     """The first loss, before anything was learnt, must be the value that each term promises.
 
-    `values` are the figures of the first update.
+    `values` are the figures of the first update. What depends on its `answers` is computed from
+    them, as if the policy gave the log-probabilities of the reference.
 
     Raises:
       RuntimeError: it is not.
@@ -68,16 +75,21 @@ def check_first_loss(values: Mapping[str, jax.Array], objective: Objective, run:
     if not math.isfinite(float(values["dpo_loss"])):
         raise RunFailed(_not_finite("loss of the first update is", dtype))
     for term in objective.terms:
-        if term.first is None or math.isnan(term.first):
+        if term.first is None:
             continue
+        first = term.first
+        if math.isnan(first):
+            if answers is None:
+                continue
+            first = float(term.of(answers._replace(policy=answers.reference)).mean())
         found = float(values.get(f"loss_{term.name}", values["dpo_loss"] / term.weight))
         # With remat the training program may round differently from the reference's; beta scales
         # it, and floats are rounded in proportion.
         bound = (1e-5 if dtype == jnp.float32 else 5e-3) * max(1.0, 10 * objective.beta)
-        bound *= max(1.0, term.first)
-        if not abs(found - term.first) <= bound:
+        bound *= max(1.0, first)
+        if not abs(found - first) <= bound:
             raise RunFailed(
-                f"the first loss ({term.name}) is {found:.6f} and should be {term.first:.6f} "
+                f"the first loss ({term.name}) is {found:.6f} and should be {first:.6f} "
                 f"within {bound:.1g}: the training program and the reference disagree, or FIRST "
                 "in losses.py says something else than the loss; please report it"
             )

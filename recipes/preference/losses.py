@@ -4,6 +4,7 @@ A log-ratio is log policy(answer) - log reference(answer), in nats, summed over 
 tokens; c is that of the chosen answer, r of the rejected one. To add a loss: a function here, its
 name in `LOSSES`, and in `FIRST` what it is where policy and reference are equal. Every keyword-only
 parameter is an option, and a setting of that name; what else a loss may look at is in `Answers`.
+Lists of more answers are given to a loss as pairs (lists.py), unless its name is in `OF_LISTS`.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from jax.nn import sigmoid as logistic
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from recipes.preference import lists
 from recipes.preference.divergences import of_scores
 from recipes.training.update import Answers
 
@@ -224,6 +226,23 @@ def aot_unpaired(answers: Answers, *, beta: float, label_smoothing: float = 0.0)
     return _smoothed(beta * (jnp.sort(chosen) - jnp.sort(rejected)), label_smoothing)
 
 
+def plackett_luce(answers: Answers, *, beta: float) -> Each:
+    """Of a list: -log of the probability of its order, sum of log sum_j exp(b x_j) - b x_k over k.
+
+    j is k and every answer ranked below it, x a log-ratio. Answers that are ranked alike are not
+    compared, and the lowest add nothing: of a pair it is sigmoid, of one answer chosen among others
+    a softmax over them all.
+
+    Source: Eq. 20 in Appendix A.3 of https://arxiv.org/abs/2305.18290.
+    """
+    rewards = beta * (answers.policy - answers.reference)
+    ranks, here = lists.ranks_of(answers), answers.tokens > 0
+    below = here[:, None] & (ranks[:, None] > ranks[..., None])  # [P, k, j]
+    seen = below | jnp.eye(rewards.shape[1], dtype=bool)
+    of_all = jax.nn.logsumexp(jnp.where(seen, rewards[:, None], -jnp.inf), axis=-1)
+    return jnp.where(here & below.any(-1), of_all - rewards, 0).sum(-1)
+
+
 def reference_free(answers: Answers, *, beta: float, label_smoothing: float = 0.0) -> Each:
     """DPO beside a reference that finds all answers equally likely: -log S(beta (pc - pr)).
 
@@ -305,14 +324,14 @@ LOSSES: dict[str, Callable[..., Each]] = {
     loss.__name__: loss
     for loss in (
         sigmoid, sigmoid_norm, hinge, ipo, ipo_sum, robust, exo_pair, discopop, dpop, r_dpo,
-        nca_pair, bco_pair, sppo_hard, apo_zero, apo_down, aot, aot_unpaired,
+        nca_pair, bco_pair, sppo_hard, apo_zero, apo_down, aot, aot_unpaired, plackett_luce,
         reference_free, simpo, cpo, orpo, sft, sft_seq,
     )
 }  # fmt: skip
 
 LN2 = math.log(2)
-# What a loss promises where policy and reference are equal, of its options; not a number where it
-# depends on the pairs. The others know no reference.
+# What a loss promises of pairs where policy and reference are equal, of its options; not a number
+# where it depends on the pairs. The others know no reference.
 FIRST: dict[str, Callable[..., float]] = {
     "sigmoid": lambda **_: LN2,
     "sigmoid_norm": lambda **_: LN2,
@@ -333,6 +352,9 @@ FIRST: dict[str, Callable[..., float]] = {
     "apo_down": lambda **_: 1.0,
     "aot": lambda **_: LN2,
     "aot_unpaired": lambda **_: LN2,
+    "plackett_luce": lambda **_: LN2,
 }
 # These look at all pairs of an update at once.
 COUPLED = ("aot", "aot_unpaired")
+# These look at a list as it is, or at its best answer alone.
+OF_LISTS = ("plackett_luce", "sft", "sft_seq")

@@ -9,6 +9,7 @@ import numpy as np
 
 from recipes.data import mixture
 from recipes.data.mixture import Part
+from recipes.preference import lists
 from recipes.preference.objectives import Objective
 from recipes.training.update import Answers
 
@@ -22,15 +23,17 @@ def preference(
     divergence between policy and reference from the chosen answers alone, in nats per token;
     `length_correlation` is that of reward margins with how much longer the chosen answer is. Of a
     sum of losses each is there by its name. Only the pairs that `is_pair` names count, by default
-    all.
+    all. Of lists it is the means over the pairs of each, those that the loss compares.
     """
     counted = jnp.ones(len(answers.policy), bool) if is_pair is None else is_pair
-    mean: Callable[..., Array] = lambda x: jnp.mean(x, where=counted)
-    chosen, rejected = objective.rewards(answers).T
-    policy, reference = answers.policy, answers.reference
+    mean_loss: Callable[..., Array] = lambda x: jnp.mean(x, where=counted)
+    pairs, of_each = lists.compared(answers, objective.list_pairs)
+    mean: Callable[..., Array] = lambda x: mean_loss(lists.mean(x, of_each))
+    chosen, rejected = objective.rewards(pairs).T
+    policy, reference = pairs.policy, pairs.reference
     drift = policy - reference
     found = {
-        "dpo_loss": mean(objective.loss(answers)),
+        "dpo_loss": mean_loss(objective.loss(answers)),
         "dpo_margin_policy": mean(policy[:, 0] - policy[:, 1]),
         "dpo_margin_ref": mean(reference[:, 0] - reference[:, 1]),
         "dpo_accuracy": mean(chosen > rejected),
@@ -42,13 +45,15 @@ def preference(
         "drift_chosen": mean(drift[:, 0]),
         "drift_rejected": mean(drift[:, 1]),
         "length_correlation": _correlation(
-            chosen - rejected, answers.tokens[:, 0] - answers.tokens[:, 1], counted
+            chosen - rejected,
+            pairs.tokens[:, 0] - pairs.tokens[:, 1],
+            counted if of_each is None else (counted[:, None] & of_each).reshape(-1),
         ),
     }
     if objective.has_reference:
-        found["kl_chosen"] = mean(_kl_estimate(drift[:, 0] / answers.tokens[:, 0]))
+        found["kl_chosen"] = mean(_kl_estimate(drift[:, 0] / pairs.tokens[:, 0]))
     of_terms = objective.of_terms(answers).items()
-    return found | {f"loss_{name}": mean(each) for name, each in of_terms}
+    return found | {f"loss_{name}": mean_loss(each) for name, each in of_terms}
 
 
 def _kl_estimate(log_ratio: Array) -> Array:
@@ -74,7 +79,7 @@ def by_part(
     figures: dict[str, int | float] = {}
     if len(parts) == 1:
         return figures
-    here = Answers(*(jnp.asarray(jax.device_get(x)) for x in answers))
+    here = jax.tree.map(lambda x: jnp.asarray(jax.device_get(x)), answers)
     of = mixture.part_of(parts, rows)
     for i, part in enumerate(parts):
         figures[f"{part.name}/pairs"] = int((of == i).sum())

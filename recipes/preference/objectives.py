@@ -9,7 +9,8 @@ from typing import NamedTuple
 from jaxtyping import Array, Float
 
 from checkpoints_io.errors import BadInput
-from recipes.preference.losses import COUPLED, FIRST, LOSSES
+from recipes.preference import lists
+from recipes.preference.losses import COUPLED, FIRST, LOSSES, OF_LISTS
 from recipes.training.checks import Values
 from recipes.training.nearest import did_you_mean
 from recipes.training.settings import PREFERENCE
@@ -35,6 +36,9 @@ CALLED = {
     "rdpo": "r_dpo",
     "r-dpo": "r_dpo",
     "cposimpo": "simpo,sft",
+    "pl": "plackett_luce",
+    "listmle": "plackett_luce",
+    "s-dpo": "plackett_luce",
 }
 # A summed log-ratio is as large as an answer is long; a mean per token is about 1 nat.
 PER_TOKEN, USUAL_PER_TOKEN, USUAL_SUMMED = ("sigmoid_norm", "simpo"), "2 to 10", "0.01 to 0.5"
@@ -49,7 +53,7 @@ class Term(NamedTuple):
     name: str
     weight: float
     of: Callable[[Answers], Float[Array, " P"]]
-    first: float | None  # where policy and reference are equal; none: it knows no reference
+    first: float | None  # as `FIRST` has it; none: it knows no reference
 
 
 class Objective(NamedTuple):
@@ -57,9 +61,10 @@ class Objective(NamedTuple):
 
     terms: tuple[Term, ...]
     beta: float
+    list_pairs: str = "all"  # which pairs of a list are compared: all, or the best answer's
 
     def loss(self, answers: Answers) -> Float[Array, " P"]:
-        """The weighted sum, of each pair."""
+        """The weighted sum, of each pair or list."""
         return functools.reduce(
             lambda so_far, term: so_far + term.weight * term.of(answers),
             self.terms[1:],
@@ -104,7 +109,8 @@ def objective(given: Values) -> Objective:
     given = unset | given
     weights = _weights(given["loss"])
     options = {name: _options(name) for name in weights}
-    taken = {"loss", "beta", "ld_alpha"}.union(*options.values())
+    _check_lists(given, weights)
+    taken = {"loss", "beta", "ld_alpha", "list_pairs"}.union(*options.values())
     for name, setting in PREFERENCE.items():
         if name not in taken and given[name] != setting.default:
             others = [loss for loss in LOSSES if name in _options(loss)]
@@ -118,7 +124,33 @@ def objective(given: Values) -> Objective:
             "fine-tuning is a recipe of its own, recipes/sft.py"
         )
     terms = tuple(_term(name, weight, options[name], given) for name, weight in weights.items())
-    return Objective(terms, given["beta"])
+    return Objective(terms, given["beta"], given["list_pairs"] or "all")
+
+
+def _check_lists(given: Values, weights: dict[str, float]) -> None:
+    which, most = given["list_pairs"], given.get("data.answers", 2)
+    if which is not None and most == 2:
+        raise BadInput(
+            f"--config.list_pairs={which} has no effect with --config.data.answers=2, which makes "
+            "one pair of a row: leave it out, or raise --config.data.answers"
+        )
+    if which is not None and weights.keys() <= {*OF_LISTS}:
+        raise BadInput(
+            f"--config.list_pairs={which} has no effect with --config.loss={given['loss']}, which "
+            "looks at no pairs: leave it out"
+        )
+    if most > 2 and given["ld_alpha"] is not None:
+        raise BadInput(
+            f"--config.ld_alpha={given['ld_alpha']} is of pairs, whose shorter answer decides, and "
+            f"--config.data.answers={most} makes lists of rows: leave out one of the two"
+        )
+    if most > 2 and (alone := [name for name in weights if name in (*COUPLED, "cpo")]):
+        instead = "reference_free,sft" if alone[0] == "cpo" else "sigmoid"
+        raise BadInput(
+            f"--config.loss={given['loss']}: {alone[0]} is of pairs alone, and "
+            f"--config.data.answers={most} makes lists of rows: choose another loss, like "
+            f"{instead}, or --config.data.answers=2"
+        )
 
 
 def _weights(text: str) -> dict[str, float]:
@@ -161,7 +193,12 @@ def _term(name: str, weight: float, options: dict[str, inspect.Parameter], given
             named[option] = value
     _check_beta(name, given["beta"])
     first = FIRST[name](**named) if name in FIRST else None
-    return Term(name, weight, functools.partial(LOSSES[name], **named), first)
+    of = functools.partial(LOSSES[name], **named)
+    if name not in OF_LISTS:
+        of = lists.of_pairs(of, given["list_pairs"] or "all")
+    elif first is not None and given.get("data.answers", 2) > 2:
+        first = math.nan  # it depends on how many answers a list has
+    return Term(name, weight, of, first)
 
 
 def _check_beta(name: str, beta: float) -> None:

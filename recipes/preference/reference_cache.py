@@ -135,8 +135,12 @@ def bound(logps: np.ndarray, compute: jax.typing.DTypeLike) -> np.ndarray:
 
 
 def key(pair: Example, shape: Shape) -> bytes:
-    """Sixteen bytes for the tokens, the masks and the layout of a pair."""
-    content = bytes([streams.fits_once(pair, shape)]) + pair_ids.as_bytes(pair)
+    """Sixteen bytes for the tokens, the masks and the layout of a pair.
+
+    Of a list for the number of answers of the longest one too, which is how many values are kept.
+    """
+    kept = [shape.answers] if isinstance(pair, pair_ids.ListIds) else []
+    content = bytes([*kept, *streams.shared(pair, shape)]) + pair_ids.as_bytes(pair)
     return hashlib.sha256(content).digest()[:16]
 
 

@@ -280,6 +280,11 @@ def _one_of(name: str, value: str, known: Iterable[str]) -> None:
 
 
 def _check_data(given: Values, *, single: bool) -> None:
+    if single and given["data.answers"] != 2:
+        raise BadInput(
+            f"--config.data.answers={given['data.answers']} has no effect: this recipe trains on "
+            "single answers; leave it out"
+        )
     common = source.Common(given["data.layout"], given["data.columns"] or {}, single)
     read = {
         f"train_data.{name}.": one.source
@@ -336,7 +341,8 @@ def _check_rows(given: Values, pairs: bool) -> None:
     if "train_batch_size" not in given:
         return
     rows, examples = given["per_device_parallelism"], given["train_batch_size"]
-    what, most, told = ("pairs", 2, "two") if pairs else ("answers", 1, "one")
+    most = given["data.answers"] if pairs else 1
+    what, told = {1: ("answers", "one"), 2: ("pairs", "two")}.get(most, ("lists", most))
     if (rows or 0) > most * examples:
         raise BadInput(
             f"--config.per_device_parallelism={rows} is more rows than the {examples} {what} of an "
@@ -414,6 +420,11 @@ def _check_adapters(given: Values, table: Table) -> None:
 
 def _check_scored(given: Values) -> None:
     """Two models, and sources that are told apart, where nothing is trained."""
+    if given["data.answers"] != 2:
+        raise BadInput(
+            f"--config.data.answers={given['data.answers']} has no effect: scores are of pairs; "
+            "add --config.data.answers=2"
+        )
     train = given["train_data"] if isinstance(given["train_data"], dict) else ("train",)
     if alike := [name for name in given["validation"] or () if name in train]:
         raise BadInput(

@@ -171,7 +171,7 @@ def _notes_on_adapters(run: Run) -> Iterator[str]:
     if run.adapting is None:
         return
     if run.adamw.learning_rate < 1e-6:
-        start = ", and 5e-6 is a common start" if run.place.shape.answers == 2 else ""
+        start = ", and 5e-6 is a common start" if run.place.shape.answers > 1 else ""
         yield (
             f"--config.learning_rate={run.adamw.learning_rate:g} is one for all weights: adapters "
             f"hardly move below 1e-6{start}"

@@ -11,7 +11,7 @@ import numpy as np
 
 from checkpoints_io import places, processes
 from checkpoints_io.processes import all_agree
-from recipes.data.ids.pair_ids import CALLED
+from recipes.data.ids.pair_ids import called
 from recipes.data.packed.batches import Update
 from recipes.training.run import Records
 
@@ -37,13 +37,14 @@ def line(step: int, total: int, figures: Mapping[str, int | float]) -> str:
 
 def lengths(scored: Int[np.ndarray, "examples A"]) -> dict[str, int | float]:
     """Scored tokens per answer, on average."""
-    return _named("length", scored.sum(0) / len(scored))
+    return _named("length", scored, scored > 0)
 
 
-def _named(what: str, means: np.ndarray) -> dict[str, int | float]:
-    """A mean of each answer, by its metric name."""
-    names = CALLED[len(means)]
-    return {f"{what}_{name}": mean for name, mean in zip(names, means.tolist(), strict=True)}
+def _named(what: str, values: np.ndarray, here: np.ndarray) -> dict[str, int | float]:
+    """A mean of each answer, by its metric name, over the examples that have it."""
+    sums, counts = np.where(here, values, 0).sum(0).tolist(), here.sum(0).tolist()
+    told = zip(called(len(sums)), sums, counts, strict=True)
+    return {f"{what}_{name}": total / count for name, total, count in told if count}
 
 
 class Meter:
@@ -102,8 +103,7 @@ class Meter:
             **lengths(scored),
         }
         ratings = np.concatenate([update.ratings for update in self._updates])
-        if len(ratings := ratings[~np.isnan(ratings[:, 0])]):
-            values |= _named("score", ratings.mean(0))
+        values |= _named("score", ratings, ~np.isnan(ratings))
         self._clear()
         self._readings += 1
         return values

@@ -58,14 +58,14 @@ def at_once(pairs: list[Example], most: int) -> list[Example]:
 def is_wanted(answer: Sequence[int], pair: Example, most: int) -> bool:
     """Is a greedy answer more similar to the chosen than to the rejected answer?
 
-    By difflib's ratio over token ids: the share of tokens in common, in order. Only the first
-    `most` tokens of each answer count. A tie is no.
+    Of a list, to the best than to the worst. By difflib's ratio over token ids: the share of tokens
+    in common, in order. Only the first `most` tokens of each answer count. A tie is no.
     """
 
     def alike(other: Sequence[int]) -> float:
         return difflib.SequenceMatcher(None, answer, other[:most], autojunk=False).ratio()
 
-    chosen, rejected = (ids.tolist() for ids, _ in pair.answers)
+    chosen, rejected = (pair.answers[i].ids.tolist() for i in (0, -1))
     return alike(chosen) > alike(rejected)
 
 
@@ -92,7 +92,8 @@ def side_by_side(own: Tokenizer, answers: Answers) -> str:
     for i in every[:: -(-len(every) // SHOWN)]:
         pair = answers.examples[i]
         names = ("wanted", "unwanted")
-        ids = {name: kept.tolist() for name, (kept, _) in zip(names, pair.answers, strict=False)}
+        ends = (pair.answers[0], *pair.answers[1:][-1:])  # of a list, the best and the worst
+        ids = {name: kept.tolist() for name, (kept, _) in zip(names, ends, strict=False)}
         ids |= {name: texts[i] for name, texts in answers.texts.items()}
         lines += ["", _block("prompt", turns[i])]
         lines += [_block(name, _text(own, pair, some, answers.most)) for name, some in ids.items()]

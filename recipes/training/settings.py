@@ -22,6 +22,7 @@ class Bound(NamedTuple):
 
 ABOVE_0 = Bound("above 0", lambda x: 0 < x < math.inf)
 AT_LEAST_0 = Bound("at least 0", lambda x: 0 <= x < math.inf)
+SEVERAL = Bound("from 2 to 64", lambda x: 2 <= x <= 64)
 SHARE = Bound("between 0 and 1", lambda x: 0 <= x <= 1)
 INNER_SHARE = Bound("above 0 and below 1", lambda x: 0 < x < 1)
 DECAY = Bound("at least 0 and below 1", lambda x: 0 <= x < 1)
@@ -126,6 +127,13 @@ DATA = {
         None,
         unset="what the chat template writes after an answer",
     ),
+    "data.answers": Setting(
+        int,
+        "how many answers of a ranked row are trained on, at most: the best, the worst and those "
+        "between",
+        2,
+        bound=SEVERAL,
+    ),
     "data.over_length": Setting(
         str,
         "what to do with texts longer than train_seq_len",
@@ -186,6 +194,14 @@ PREFERENCE = {
         None,
         unset="1, as all tokens",
         bound=SHARE,
+    ),
+    "list_pairs": Setting(
+        str,
+        "the pairs of a list of several answers (data.answers): all of them, or the best answer "
+        "against each of the others",
+        None,
+        unset="all",
+        choices=("all", "best"),
     ),
     "dpop_lambda": Setting(
         float,

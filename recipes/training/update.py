@@ -23,12 +23,16 @@ Params = dict[str, PyTree]  # weights by name, in dicts as modules nest
 
 
 class Answers(NamedTuple):
-    """What a loss sees of the examples of an update: of a pair, first the chosen answer."""
+    """What a loss sees of the examples of an update: of a pair, first the chosen answer.
+
+    Of a list, first the best answer; where one has fewer than another, the rest is zeros.
+    """
 
     policy: Float[Array, "P A"]  # log-probability of each answer, in nats
     reference: Float[Array, "P A"]  # 0 where there is no reference
     tokens: Int[Array, "P A"]  # scored tokens of each answer
     ratings: Float[Array, "P A"] | None = None  # by the data; not a number where it says nothing
+    ranks: Int[Array, "P A"] | None = None  # of lists, of each answer: 0 the best
 
 
 Loss = Callable[[Answers], Float[Array, " P"]]  # one value per example

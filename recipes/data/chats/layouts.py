@@ -15,7 +15,8 @@ Row = dict[str, object]
 class Pair(NamedTuple):
     """Two answers to one prompt, of which `chosen` was preferred; or `chosen` is the only one.
 
-    All are lists of messages, to be rendered by a chat template, or all are plain text.
+    Or a list of more, from the best to the worst. All are lists of messages, to be rendered by a
+    chat template, or all are plain text.
     """
 
     prompt: Turns | str
@@ -24,13 +25,16 @@ class Pair(NamedTuple):
     tools: list | None = None  # tools, as the template is given them
 
     template_kwargs: dict[str, object] = {}  # noqa: RUF012, never changed
-    ratings: tuple[float, float] | None = None  # of chosen and rejected, by whoever preferred
+    ratings: tuple[float, ...] | None = None  # of each answer, by whoever preferred
     prefill: str = ""  # the end of the prompt, with which all answers begin
+    more: tuple[Turns | str, ...] = ()  # of a list: those that are no better than `rejected`
+    ranks: tuple[int, ...] | None = None  # of a list: of each, 0 the best; equal ones are no pair
+    notes: tuple[str, ...] = ()  # on its ranks: `pair_ids.NOTES` says what they mean
 
     @property
     def answers(self) -> tuple[Turns | str, ...]:
-        """Chosen and rejected, or the one there is."""
-        return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected)
+        """Chosen, rejected and the others of a list, or the one there is."""
+        return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected, *self.more)
 
 
 def preference_chat(row: Row) -> Pair:
@@ -106,35 +110,37 @@ def plain_answer(row: Row) -> Pair:
     return Pair(prompt, answer, None, *_besides(row))
 
 
-def prompt_chosen_rejected(row: Row) -> Pair:
+def prompt_chosen_rejected(row: Row, answers: int = 2) -> Pair:
     """Columns `prompt`, `chosen`, `rejected`: messages, or strings that become one turn each.
+
+    In this layout and the next four `rejected` may be a list of answers, in no order that is known.
 
     Raises:
       ValueError: a column is missing or malformed, or the answers are equal.
     """
-    prompt = messages.read(row.get("prompt"), "prompt", role="user")
-    return _answered(row, conversation.history(row.get("history")) + prompt)
+    return _answered(row, _prompted(row), answers=answers)
 
 
-def messages_so_far(row: Row) -> Pair:
+def messages_so_far(row: Row, answers: int = 2) -> Pair:
     """Column `messages`: the messages so far; `chosen` and `rejected` answer.
 
     Raises:
       ValueError: a column is missing or malformed, or the answers are equal.
     """
-    return _answered(row, messages.read(row.get("messages"), "messages"))
+    return _answered(row, messages.read(row.get("messages"), "messages"), answers=answers)
 
 
-def sharegpt(row: Row) -> Pair:
+def sharegpt(row: Row, answers: int = 2) -> Pair:
     """Column `conversations`: the messages so far, `{from, value}`; `chosen` and `rejected` answer.
 
     Raises:
       ValueError: a column is missing or malformed, or the answers are equal.
     """
-    return _answered(row, messages.read(row.get("conversations"), "conversations"))
+    prompt = messages.read(row.get("conversations"), "conversations")
+    return _answered(row, prompt, answers=answers)
 
 
-def instruction(row: Row) -> Pair:
+def instruction(row: Row, answers: int = 2) -> Pair:
     """Columns `instruction`, `chosen`, `rejected`, and `input`, which follows on a line of its own.
 
     `history` is what was said before: pairs of a question and its answer, or messages.
@@ -142,16 +148,17 @@ def instruction(row: Row) -> Pair:
     Raises:
       ValueError: a column is missing or not text, or the answers are equal.
     """
-    return _answered(row, _instructed(row))
+    return _answered(row, _instructed(row), answers=answers)
 
 
-def orca(row: Row) -> Pair:
+def orca(row: Row, answers: int = 2) -> Pair:
     """Columns `system`, `question`, `chosen`, `rejected`, as in Intel's orca_dpo_pairs.
 
     Raises:
       ValueError: a column is missing or malformed, or the answers are equal.
     """
-    return _answered(row, messages.read(row.get("question"), "question", role="user"))
+    prompt = messages.read(row.get("question"), "question", role="user")
+    return _answered(row, prompt, answers=answers)
 
 
 def openai_preference(row: Row) -> Pair:
@@ -186,15 +193,18 @@ def swift(row: Row) -> Pair:
     return _forked(row, chosen, rejected if whole else chosen[:-1] + rejected)
 
 
-def best_and_worst(row: Row) -> Pair:
+def best_and_worst(row: Row, answers: int = 2) -> Pair:
     """Columns `completions` or `answers`: answers with a score or rank; the best against the worst.
 
     As in UltraFeedback, Nectar and NeMo RL. The question is `context`, `instruction` or `prompt`.
+    With more `answers`, those between as well.
 
     Raises:
       ValueError: a column is missing or malformed, or all answers are ranked alike.
     """
-    return prompt_chosen_rejected(ranked.best_and_worst(row))
+    found = ranked.best_to_worst(row, answers)
+    pair = _listed(found.row, _prompted(found.row), found.answers, found.ranks)
+    return pair._replace(ratings=found.scores or pair.ratings, notes=found.notes)
 
 
 def compared(row: Row) -> Pair:
@@ -243,9 +253,10 @@ def plain_transcripts(row: Row) -> Pair:
 class Layout(NamedTuple):
     """How rows of one kind are read."""
 
-    read: Callable[[Row], Pair]
+    read: Callable[..., Pair]
     columns: frozenset[str]
     single: bool = False  # a row holds one answer, not two
+    lists: bool = False  # or several: `read` takes the most that are wanted
 
 
 # Columns that any layout reads, where a row has them; and those that any layout of pairs does.
@@ -264,24 +275,28 @@ def _layout(
     answers: str = "chosen rejected",
     *,
     single: bool = False,
+    lists: bool = False,
 ) -> Layout:
     besides = BESIDES if single else BESIDES + RATINGS
-    return Layout(read, frozenset([*asked.split(), *answers.split(), *besides]), single)
+    return Layout(read, frozenset([*asked.split(), *answers.split(), *besides]), single, lists)
 
 
 LAYOUTS: dict[str, Layout] = {
     "preference_chat": _layout(preference_chat, ""),
-    "prompt_chosen_rejected": _layout(prompt_chosen_rejected, "prompt history"),
-    "messages": _layout(messages_so_far, "messages"),
-    "sharegpt": _layout(sharegpt, "conversations"),
-    "instruction": _layout(instruction, "instruction input history"),
-    "orca": _layout(orca, "question"),
+    "prompt_chosen_rejected": _layout(prompt_chosen_rejected, "prompt history", lists=True),
+    "messages": _layout(messages_so_far, "messages", lists=True),
+    "sharegpt": _layout(sharegpt, "conversations", lists=True),
+    "instruction": _layout(instruction, "instruction input history", lists=True),
+    "orca": _layout(orca, "question", lists=True),
     "openai_preference": _layout(
         openai_preference, "input", "preferred_output non_preferred_output"
     ),
     "swift": _layout(swift, "messages", "rejected_response rejected_messages"),
     "best_and_worst": _layout(
-        best_and_worst, " ".join(ranked.ASKED), " ".join((*ranked.ANSWERS, *ranked.LISTS))
+        best_and_worst,
+        " ".join(ranked.ASKED),
+        " ".join((*ranked.ANSWERS, *ranked.LISTS)),
+        lists=True,
     ),
     "compared": _layout(compared, " ".join(ranked.ASKED), "response1 response2 overall_preference"),
     "hh": _layout(hh, ""),
@@ -296,6 +311,16 @@ LAYOUTS: dict[str, Layout] = {
     "plain_answer": _layout(plain_answer, "prompt", "answer", single=True),
 }
 PLAIN = ("plain_text", "plain_transcripts", "plain_answer")
+
+
+def read(layout: str, row: Row, answers: int = 2) -> Pair:
+    """The pair in a row of this layout, or the list of at most so many answers.
+
+    Raises:
+      ValueError: there is none.
+    """
+    found = LAYOUTS[layout]
+    return found.read(row, answers) if found.lists else found.read(row)
 
 
 def named(*, single: bool) -> dict[str, Layout]:
@@ -349,26 +374,53 @@ def texts(pair: Pair) -> Iterable[str]:
             yield from (message["content"] for message in part)
 
 
-def _answered(row: Row, prompt: Turns, chosen: str = "chosen", rejected: str = "rejected") -> Pair:
+def _prompted(row: Row) -> Turns:
+    prompt = messages.read(row.get("prompt"), "prompt", role="user")
+    return conversation.history(row.get("history")) + prompt
+
+
+def _answered(
+    row: Row, prompt: Turns, chosen: str = "chosen", rejected: str = "rejected", answers: int = 2
+) -> Pair:
+    """The chosen answer and the rejected one, or the list of them, all of which are worse."""
+    others = row.get(rejected)
+    if isinstance(others, list) and others and _are_answers(others):
+        kept = ranked.at_most([row.get(chosen), *others], answers)
+        return _listed(row, prompt, kept, (0, *(1 for _ in kept[1:])))
     return _forked(
         row, *(conversation.continued(prompt, row.get(name), name) for name in (chosen, rejected))
     )
 
 
-def _forked(row: Row, chosen: Turns, rejected: Turns) -> Pair:
-    chosen, rejected = _with_system_prompt(row, chosen, rejected)
-    if chosen == rejected:
+def _are_answers(held: list) -> bool:
+    """Is it a list of answers, texts or lists of messages? One of messages is a single answer."""
+    return any(all(isinstance(one, kind) for one in held) for kind in (str, list))
+
+
+def _listed(row: Row, prompt: Turns, said: list[object], ranks: tuple[int, ...]) -> Pair:
+    """The pair, or list, of answers from the best to the worst."""
+    named = zip(said, ("chosen", *("rejected" for _ in said[1:])), strict=True)
+    pair = _forked(row, *(conversation.continued(prompt, one, name) for one, name in named))
+    if not pair.more:
+        return pair
+    return pair._replace(ranks=ranks, ratings=None)  # its columns say what two are worth
+
+
+def _forked(row: Row, *conversations: Turns) -> Pair:
+    first, *others = _with_system_prompt(row, *conversations)
+    if all(other == first for other in others):
         raise BadInput(EQUAL)
+    shortest = min(map(len, (first, *others)))
     fork = 0
-    while fork < min(len(chosen), len(rejected)) and chosen[fork] == rejected[fork]:
+    while fork < shortest and all(other[fork] == first[fork] for other in others):
         fork += 1
-    if fork == min(len(chosen), len(rejected)):
+    if fork == shortest:
         raise BadInput("one conversation is only the beginning of the other")
-    prompt, answers = chosen[:fork], (chosen[fork:], rejected[fork:])
-    begun = prompt[-1] if prompt else None
-    if begun and all(conversation.goes_on(begun, answer[0]) for answer in answers):
-        return Pair(prompt[:-1], *answers, *_besides(row), _ratings(row), begun["content"])
-    return Pair(prompt, *answers, *_besides(row), _ratings(row))
+    prompt, (chosen, rejected, *more) = first[:fork], [turns[fork:] for turns in (first, *others)]
+    begun, prefill = prompt[-1] if prompt else None, ""
+    if begun and all(conversation.goes_on(begun, one[0]) for one in (chosen, rejected, *more)):
+        prompt, prefill = prompt[:-1], begun["content"]
+    return Pair(prompt, chosen, rejected, *_besides(row), _ratings(row), prefill, tuple(more))
 
 
 def _with_system_prompt(row: Row, *conversations: Turns) -> list[Turns]:

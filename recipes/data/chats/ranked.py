@@ -1,12 +1,14 @@
-"""Answers that were scored, ranked or compared -> a row of the best one against the worst."""
+"""Answers that were scored, ranked or compared, from the best to the worst."""
 
+from collections.abc import Sequence
 import math
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import messages, transcripts
 
 Row = dict[str, object]
+One = TypeVar("One")
 
 ASKED = ("context", "instruction", "prompt", "question")  # names for the question
 ANSWERS = ("completions", "answers", "responses", "generations")  # where the list is
@@ -19,10 +21,20 @@ TIE = "no answer is ranked above another"
 NO_PREFERENCE = "neither response is preferred"
 
 
-def best_and_worst(row: Row) -> Row:
-    """As `prompt`, `chosen`, `rejected`: of several answers, the first best and the last worst.
+class Ranked(NamedTuple):
+    """Answers to one question, from the best to the worst."""
 
-    As UltraFeedback has them (`overall_score`), Nectar and NeMo RL (`rank`). Scores are kept.
+    row: Row  # the question as `prompt`, and what else the row holds
+    answers: list[object]
+    ranks: tuple[int, ...]  # of each: 0 the best, and equal for those that are ranked alike
+    scores: tuple[float, ...] | None
+    notes: tuple[str, ...]  # as of a `Pair`
+
+
+def best_to_worst(row: Row, most: int) -> Ranked:
+    """At most so many of the answers in a row: of two, the first best and the last worst.
+
+    As UltraFeedback has them (`overall_score`), Nectar and NeMo RL (`rank`).
 
     Raises:
       ValueError: there is no list of two ranked answers or more, or all are ranked alike.
@@ -36,15 +48,30 @@ def best_and_worst(row: Row) -> Row:
     if len(scored) < 2:
         raise BadInput(f"fewer than two answers in `{name}` have a score or rank")
     scored.sort(key=lambda both: both[0])
-    (first, best), (last, worst) = scored[0], scored[-1]
-    if first == last:
+    if scored[0][0] == scored[-1][0]:
         raise BadInput(TIE)
-    scores = {} if by == RANK else {"chosen_score": -first, "rejected_score": -last}
-    return _asked(row) | scores | {"chosen": _said(best, name), "rejected": _said(worst, name)}
+    different = sorted({mark for mark, _ in scored})
+    kept = at_most(scored, most)
+    said = {"unranked": len(scored) < len(answers), "tied": len(different) < len(scored)}
+    return Ranked(
+        _asked(row),
+        [_said(answer, name) for _, answer in kept],
+        tuple(different.index(mark) for mark, _ in kept),
+        None if by == RANK else tuple(-mark for mark, _ in kept),
+        tuple(note for note, holds in said.items() if holds),
+    )
+
+
+def at_most(ranked: Sequence[One], most: int) -> list[One]:
+    """The first, the last and those between, evenly chosen where there are more."""
+    n = len(ranked)
+    if n <= most:
+        return list(ranked)
+    return [ranked[(2 * i * (n - 1) + most - 1) // (2 * (most - 1))] for i in range(most)]
 
 
 def preferred(row: Row) -> Row:
-    """The same of two responses and a number that is below 0 where the first is preferred.
+    """As `prompt`, `chosen`, `rejected`: two responses, a number below 0 where the first is better.
 
     As HelpSteer3 has them: `response1`, `response2`, `overall_preference`.
 

@@ -36,6 +36,7 @@ class How(NamedTuple):
     over_length: str
     max_malformed_fraction: float
     end_of_turn: str | None = None  # a special token, for templates that write none
+    answers: int = 2  # of a row, at most; more than two: rows are lists
 
 
 class Ready(NamedTuple):
@@ -75,7 +76,7 @@ def encode(
 ) -> Shard:
     """What becomes of some rows, of which the first has this number."""
     own, talk = ready(how, files, source.layout in layouts.PLAIN, step)
-    layout, names = layouts.LAYOUTS[source.layout or ""].read, dict(source.columns)
+    names = dict(source.columns)
     told = counts.none()._replace(rows=len(rows))
     ids, keys = [], []
     for number, row in enumerate(rows, start=first):
@@ -85,7 +86,7 @@ def encode(
                 if row.fields is None:
                     raise BadInput(row.reason)
                 named = columns.renamed(row.fields, names, single=source.single)
-                pair = layout(named)
+                pair = layouts.read(source.layout or "", named, how.answers)
                 if source.guessed:
                     columns.check_question(named, layouts.asked(pair), source.layout or "")
                     columns.check_tools(named, source.layout or "")
@@ -93,6 +94,7 @@ def encode(
                 found = pair_ids.encode(
                     pair, own, talk, row=number,
                     max_length=how.max_length, over_length=how.over_length,
+                    lists=how.answers > 2,
                 )  # fmt: skip
         except ValueError as error:
             reason = str(error)

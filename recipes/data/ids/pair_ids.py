@@ -29,7 +29,7 @@ class PairIds(NamedTuple):
     chosen_scored: np.ndarray  # bool, as long as `chosen`
     rejected_scored: np.ndarray
     notes: tuple[str, ...] = ()  # `described` says what they mean
-    ratings: tuple[float, float] | None = None  # of chosen and rejected, by whoever preferred
+    ratings: tuple[float, ...] | None = None  # of chosen and rejected, by whoever preferred
 
     @property
     def answers(self) -> tuple[Answer, ...]:
@@ -53,11 +53,19 @@ class AnswerIds(NamedTuple):
         return (Answer(self.answer, self.scored),)
 
 
-# What a run trains on: `prompt`, `answers` and `row` are all that packing reads.
-Example = PairIds | AnswerIds
+class ListIds(NamedTuple):
+    """Token ids of a prompt and several answers to it, from the best to the worst."""
 
-# What the answers of an example are called, by how many it has.
-CALLED = {1: ("answer",), 2: ("chosen", "rejected")}
+    row: int  # its number in the source
+    prompt: np.ndarray  # int32, at least one
+    answers: tuple[Answer, ...]  # two or more; the last token of each counts
+    ranks: tuple[int, ...]  # of each, 0 the best; those that are ranked alike are not compared
+    notes: tuple[str, ...] = ()
+    ratings: tuple[float, ...] | None = None  # of each, by whoever ranked
+
+
+# What a run trains on: `prompt`, `answers` and `row` are all that packing reads.
+Example = PairIds | AnswerIds | ListIds
 
 # Notes on pairs, or single answers, that are used.
 NOTES = {
@@ -74,9 +82,23 @@ NOTES = {
     "asks_again": "of which every answer begins with the question",
     "ignored": "with tools or template settings that the chat template does not look at",
     "unscored": "with chosen_score and rejected_score that are not two numbers (they are left out)",
+    "tied": "with answers that are ranked alike (they are not compared with each other)",
+    "unranked": "with answers without a score or rank (they are left out)",
+    "said_again": "with answers that say the same (of these only the best one is used)",
 }
 UNREAD = "unread/"  # and a key of a message that nothing here reads
 LEFT_OUT = "left_out/"  # and a key of a message that the chat template does not show
+
+
+def called(answers: int) -> tuple[str, ...]:
+    """What the answers of an example are called, by how many it has."""
+    names = {1: ("answer",), 2: ("chosen", "rejected")}
+    return names.get(answers) or tuple(f"answer_{i}" for i in range(1, answers + 1))
+
+
+def ranks_of(example: Example) -> tuple[int, ...]:
+    """Of each answer, 0 the best."""
+    return example.ranks if isinstance(example, ListIds) else (0, 1)[: len(example.answers)]
 
 
 def described(note: str) -> str:
@@ -97,10 +119,11 @@ def encode(
     row: int,
     max_length: int,
     over_length: str,
+    lists: bool = False,
 ) -> Example:
     """Token ids of a pair, of at most `max_length` for the prompt and either answer together.
 
-    What holds a single answer becomes `AnswerIds`.
+    What holds a single answer becomes `AnswerIds`; with `lists`, all others become `ListIds`.
 
     Prompt and answer are tokenised as one text, as the model will meet them. Where a token spans
     the boundary, or the two answers tokenise the prompt differently, the boundary moves back: no
@@ -128,6 +151,7 @@ def encode(
     }
     left_out = dict.fromkeys(name for text in rendered for name in text.left_out)
     said = [name for name, holds in notes.items() if holds] + [LEFT_OUT + key for key in left_out]
+    said += pair.notes
     parted = _Parted(
         encoded[0].ids[:n], [Answer(side.ids[n:], side.scored[n:]) for side in encoded]
     )
@@ -135,13 +159,24 @@ def encode(
     said += [cut] if cut else []
     if len(answers) == 1:
         return AnswerIds(row, prompt, *answers[0], tuple(said))
-    chosen, rejected = answers
-    if np.array_equal(chosen.ids, rejected.ids):
+    ranks = pair.ranks or (0, 1)
+    new = [i for i, one in enumerate(answers) if not _says_again(one, answers[:i])]
+    if ranks[new[-1]] == ranks[0]:
         hidden = f" once the chat template has left out {', '.join(left_out)}" if left_out else ""
         raise BadInput(f"chosen equals rejected{hidden}")
+    said += ["said_again"] if len(new) < len(answers) else []
+    if lists:
+        of_new: Callable[[Sequence], tuple] = lambda values: tuple(values[i] for i in new)
+        rated = of_new(ratings) if ratings else None
+        return ListIds(row, prompt, of_new(answers), of_new(ranks), tuple(said), rated)
+    chosen, rejected = answers
     return PairIds(
         row, prompt, chosen.ids, rejected.ids, chosen.scored, rejected.scored, tuple(said), ratings
     )
+
+
+def _says_again(answer: Answer, before: Sequence[Answer]) -> bool:
+    return any(np.array_equal(answer.ids, other.ids) for other in before)
 
 
 class _Parted(NamedTuple):
@@ -154,7 +189,9 @@ def as_bytes(example: Example) -> bytes:
     answers = example.answers
     parts = example.prompt, *(answer.ids for answer in answers)
     sized = (len(array).to_bytes(8) + array.astype("<i4").tobytes() for array in parts)
-    return b"".join([*sized, *(answer.scored.tobytes() for answer in answers)])
+    ranked = isinstance(example, ListIds)
+    ranks = np.array([len(answers), *ranks_of(example)] if ranked else [], "<i4").tobytes()
+    return b"".join([ranks, *sized, *(answer.scored.tobytes() for answer in answers)])
 
 
 class _Encoded(NamedTuple):

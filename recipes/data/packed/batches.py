@@ -1,14 +1,15 @@
 """Examples -> updates of exactly P of them, packed into micro-batches of one static shape."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
+from recipes.data.ids import pair_ids
 from recipes.data.ids.pair_ids import Example
 from recipes.data.packed import packing, streams
 from recipes.data.packed.packing import Packed, Shape
@@ -32,8 +33,9 @@ class Update(NamedTuple):
     real_tokens: int  # of all answers, each with its prompt
     stored_tokens: int
     positions: int  # of the micro-batches, padding included
-    scored: np.ndarray  # int [P, A]: scored tokens of each answer
+    scored: np.ndarray  # int [P, A]: scored tokens of each answer; 0: a shorter list has none
     ratings: np.ndarray  # float [P, A]: NaN where the data has none
+    ranks: np.ndarray | None = None  # int [P, A]: of each in a list, 0 the best
 
 
 class Said(NamedTuple):
@@ -41,6 +43,7 @@ class Said(NamedTuple):
 
     tokens: jax.Array  # int32 [P, A]: scored tokens of each
     ratings: jax.Array  # float32 [P, A], NaN where there are none
+    ranks: jax.Array | None = None  # int32 [P, A], of lists; pairs are ordered as they are
 
 
 def pack(examples: Sequence[Example], shape: Shape, shards: Sequence[int]) -> Update:
@@ -48,16 +51,28 @@ def pack(examples: Sequence[Example], shape: Shape, shards: Sequence[int]) -> Up
     items = [streams.item(example, shape) for example in examples]
     micro_batches = packing.pack_rows(items, shape)
     rows = list(itertools.chain(*micro_batches))
-    unrated = (np.nan,) * shape.answers
     return Update(
         source_rows=np.array([example.row for example in examples]),
         micro_batches=[packing.build(rows, shape, shards) for rows in micro_batches],
         real_tokens=sum(map(streams.real_tokens, examples)),
         stored_tokens=sum(len(placed.stream.tokens) for row in rows for placed in row),
         positions=len(rows) * shape.row_length,
-        scored=np.array([streams.scored_tokens(example) for example in examples]),
-        ratings=np.array([example.ratings or unrated for example in examples]),
+        **told(examples, shape.answers),
     )
+
+
+def told(examples: Sequence[Example], answers: int) -> dict[str, Any]:
+    """What is known about every answer, [P, A], by name as in `Update`."""
+
+    def slots(absent: float | int, of: Callable[[Example], Sequence]) -> np.ndarray:
+        held = [list(of(example)) for example in examples]
+        return np.array([values + [absent] * (answers - len(values)) for values in held])
+
+    return {
+        "scored": slots(0, streams.scored_tokens),
+        "ratings": slots(np.nan, lambda example: example.ratings or ()),
+        "ranks": slots(0, pair_ids.ranks_of) if answers > 2 else None,
+    }
 
 
 def training(endless: grain.MapDataset, shape: Shape, *, shards: Sequence[int]) -> grain.MapDataset:
@@ -107,7 +122,8 @@ def put(batch: Packed, place: Place) -> Packed:
 def said(update: Update, place: Place) -> Said:
     """What the data says about the answers of an update."""
     tokens, ratings = update.scored.astype(np.int32), update.ratings.astype(np.float32)
-    return Said(everywhere(tokens, place), everywhere(ratings, place))
+    ranks = None if update.ranks is None else everywhere(update.ranks.astype(np.int32), place)
+    return Said(everywhere(tokens, place), everywhere(ratings, place), ranks)
 
 
 def everywhere(array: np.ndarray, place: Place) -> jax.Array:

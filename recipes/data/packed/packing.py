@@ -49,7 +49,7 @@ class Packed(NamedTuple):
     target: Values  # int32 [Z, C]: the token that is scored there
     owner: Values  # int32 [Z, C]: whose score it is, example * A + answer; -1: nobody's
     counts: Values  # int32 [Z]: how many scores there are
-    scored: Values  # int32 [P, A]: how many of each answer, on all devices; 0: it is not here
+    scored: Values  # int32 [P, A]: how many of each answer, on all devices; 0: none is here
     weights: Values | None = None  # float32 [Z, C]: what each score counts; none: all count 1
 
     @property

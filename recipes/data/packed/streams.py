@@ -1,4 +1,4 @@
-"""Examples -> streams: each pair one stream with its prompt once, where it may be.
+"""Examples -> streams: every two answers one stream with their prompt once, where they may be.
 
 A stream holds the chosen answer backwards, then the prompt, then the rejected answer, so that every
 token sees one contiguous run of keys. Prompt "ab", chosen "xyz", rejected "uv" (the last token of
@@ -12,21 +12,21 @@ an answer is only a target and is not stored):
 
 A pair too long for one row is stored as two ordinary streams, each answer after its own prompt; so
 is one whose answers' lengths rotate the prompt differently (`Shape.alike`). A single answer is one
-ordinary stream.
+ordinary stream. Of a list every two answers that follow each other are stored like a pair, and what
+is left of an odd number like a single answer: K answers take ceil(K / 2) copies of the prompt.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 
-from recipes.data.ids.pair_ids import Example, PairIds
+from recipes.data.ids.pair_ids import Example
 from recipes.data.packed.packing import Item, Shape, Stream
-
-CHOSEN, REJECTED = 0, 1
 
 
 def item(example: Example, shape: Shape) -> Item:
     """An example as it is packed into rows of this shape."""
-    once = isinstance(example, PairIds) and fits_once(example, shape)
-    made = (prompt_once(example),) if once else separate(example)
+    made = tuple(_streams(example, shape))
     if shape.ld_alpha is not None:
         made = discounted(made, shape.ld_alpha)
     return Item(example.row, made)
@@ -48,44 +48,56 @@ def discounted(streams: tuple[Stream, ...], alpha: float) -> tuple[Stream, ...]:
     return tuple(found)
 
 
-def prompt_once(pair: PairIds) -> Stream:
-    """Chosen backwards, prompt, rejected. See the head of this file."""
-    c, p, r = len(pair.chosen) - 1, len(pair.prompt), len(pair.rejected) - 1
+def _streams(example: Example, shape: Shape) -> Iterator[Stream]:
+    count = len(example.answers)
+    for first, once in zip(range(0, count, 2), shared(example, shape), strict=True):
+        two = range(first, min(first + 2, count))
+        if once and len(two) == 2:
+            yield prompt_once(example, first)
+        else:
+            yield from (_alone(example, number) for number in two)
+
+
+def prompt_once(example: Example, first: int = 0) -> Stream:
+    """An answer backwards, the prompt, the next answer. See the head of this file."""
+    (ids, scored), (other_ids, other_scored) = example.answers[first : first + 2]
+    c, p, r = len(ids) - 1, len(example.prompt), len(other_ids) - 1
     chosen, prompt, rejected = np.arange(c), np.arange(p), np.arange(r)
     # The first token of either answer is read off the last of the prompt.
-    from_chosen = np.concatenate([[c + p - 1], chosen[::-1]])[pair.chosen_scored]
-    from_rejected = np.concatenate([[c + p - 1], c + p + rejected])[pair.rejected_scored]
-    targets = pair.chosen[pair.chosen_scored], pair.rejected[pair.rejected_scored]
+    from_chosen = np.concatenate([[c + p - 1], chosen[::-1]])[scored]
+    from_rejected = np.concatenate([[c + p - 1], c + p + rejected])[other_scored]
+    targets = ids[scored], other_ids[other_scored]
     return Stream(
-        tokens=np.concatenate([pair.chosen[:-1][::-1], pair.prompt, pair.rejected[:-1]]),
+        tokens=np.concatenate([ids[:-1][::-1], example.prompt, other_ids[:-1]]),
         positions=np.concatenate([p + chosen[::-1], prompt, p + rejected]),
         first=np.concatenate([chosen, np.full(p + r, c)]),
         last=np.concatenate([np.full(c, c + p), c + prompt + 1, c + p + rejected + 1]),
         length=p + max(c, r) + 1,
         read_at=np.concatenate([from_chosen, from_rejected]),
         target=np.concatenate(targets),
-        answer=np.repeat([CHOSEN, REJECTED], [len(targets[0]), len(targets[1])]),
+        answer=np.repeat([first, first + 1], [len(targets[0]), len(targets[1])]),
     )
 
 
 def separate(example: Example) -> tuple[Stream, ...]:
     """A causal stream for each answer, after its own copy of the prompt."""
-    found = []
-    for number, (answer, scored) in enumerate(example.answers):
-        tokens = np.concatenate([example.prompt, answer[:-1]])
-        steps = np.arange(len(tokens))
-        stream = Stream(
-            tokens=tokens,
-            positions=steps,
-            first=np.zeros_like(steps),
-            last=steps + 1,
-            length=len(example.prompt) + len(answer),
-            read_at=(len(example.prompt) - 1 + np.arange(len(answer)))[scored],
-            target=answer[scored],
-            answer=np.full(int(scored.sum()), number),
-        )
-        found.append(stream)
-    return tuple(found)
+    return tuple(_alone(example, number) for number in range(len(example.answers)))
+
+
+def _alone(example: Example, number: int) -> Stream:
+    answer, scored = example.answers[number]
+    tokens = np.concatenate([example.prompt, answer[:-1]])
+    steps = np.arange(len(tokens))
+    return Stream(
+        tokens=tokens,
+        positions=steps,
+        first=np.zeros_like(steps),
+        last=steps + 1,
+        length=len(example.prompt) + len(answer),
+        read_at=(len(example.prompt) - 1 + np.arange(len(answer)))[scored],
+        target=answer[scored],
+        answer=np.full(int(scored.sum()), number),
+    )
 
 
 def longest(example: Example) -> int:
@@ -94,13 +106,18 @@ def longest(example: Example) -> int:
 
 
 def stored_length(example: Example) -> int:
-    """Positions it takes in a row that is long enough.
+    """Positions it takes in a row that is long enough."""
+    return sum(two_by_two(example))
 
-    After a prompt of one token a pair has one score more than tokens, and it needs a place.
+
+def two_by_two(example: Example) -> list[int]:
+    """Of every two answers behind one prompt, and of one that is left.
+
+    After a prompt of one token two have one score more than tokens, and it needs a place.
     """
-    if isinstance(example, PairIds):
-        return max(len(example.prompt), 2) + len(example.chosen) + len(example.rejected) - 2
-    return _separate_length(example)
+    p, lengths = len(example.prompt), [len(answer.ids) - 1 for answer in example.answers]
+    two = lambda i: max(p, 2) + lengths[i] + lengths[i + 1]
+    return [two(i) if i + 1 < len(lengths) else p + lengths[i] for i in range(0, len(lengths), 2)]
 
 
 def _separate_length(example: Example) -> int:
@@ -117,9 +134,18 @@ def scored_tokens(example: Example) -> list[int]:
     return [int(answer.scored.sum()) for answer in example.answers]
 
 
+def shared(example: Example, shape: Shape) -> list[bool]:
+    """Of every two answers: are they one stream, which fits into a row? One that is left always is.
+
+    And may they share the prompt's rotations?
+    """
+    may = _may_share(example, shape.alike)
+    return [may and length <= shape.row_length for length in two_by_two(example)]
+
+
 def fits_once(example: Example, shape: Shape) -> bool:
-    """Is it one stream: does it fit into a row, and may answers share the prompt's rotations?"""
-    return _may_share(example, shape.alike) and stored_length(example) <= shape.row_length
+    """Does the prompt stand once for every two answers?"""
+    return all(shared(example, shape))
 
 
 def fits_a_row(example: Example, shape: Shape) -> bool:

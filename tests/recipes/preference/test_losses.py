@@ -78,6 +78,7 @@ def by_hand(name, pc, pr, rc, rr, lc, lr):
         "sppo_hard": lambda: (c - 1 / 0.6) ** 2 + (r + 1 / 0.6) ** 2,
         "apo_zero": lambda: 1 - s(b * c) + s(b * r),
         "apo_down": lambda: s(b * c) + 1 - s(x),
+        "plackett_luce": lambda: -math.log(s(x)),
         "reference_free": lambda: dpo(b * (pc - pr)),
         "simpo": lambda: dpo(b * (pc / lc - pr / lr - 0.3)),
         "orpo": lambda: -math.log(s(math.log(odds(pc / lc) / odds(pr / lr)))),
@@ -241,7 +242,7 @@ def test_what_fits_no_loss_is_refused(given, words):
 
 def test_every_option_is_a_setting():
     """And every setting of a loss an option."""
-    options = {"loss", "ld_alpha"}.union(*map(keywords, losses.LOSSES))
+    options = {"loss", "ld_alpha", "list_pairs"}.union(*map(keywords, losses.LOSSES))
     assert options == settings.PREFERENCE.keys()
     assert set(settings.PREFERENCE["f_divergence_type"].choices) == DIVERGENCES.keys()
 

@@ -245,7 +245,8 @@ def test_the_best_answer_against_the_worst():
     assert read({"prompt": "Which way?", "responses": said, "ranks": [2, 1, 3]}) == ONE
     unscored = {"response": "Better still.", "overall_score": None}
     some = [*COMPLETIONS["completions"], unscored]
-    assert read(COMPLETIONS | {"completions": some}) == read(COMPLETIONS)
+    found = read(COMPLETIONS | {"completions": some})
+    assert found == read(COMPLETIONS)._replace(notes=("unranked",))
 
 
 def test_answers_of_a_table_that_keeps_all_as_text():
