@@ -57,7 +57,7 @@ def told(run: Run, asked: Asked, each: dict[str, int]) -> str:
     held = ", ".join(f"{len(h.examples)} in {h.name}" for h in run.held_out) or "none"
     parts = ", ".join(f"{name} {size(number)}" for name, number in each.items())
     epochs = run.total_steps * shape.examples / len(pairs)
-    what = shown.noun(shape.answers)
+    what, more = shown.noun(shape.answers), "two" if shape.answers == 2 else "more"
     hint = ""
     if share < GOOD_FILL and (filled := _parts_that_fill(pairs, shape)):
         more = shape.shards // filled
@@ -69,7 +69,7 @@ def told(run: Run, asked: Asked, each: dict[str, int]) -> str:
         f"updates      {run.total_steps} of {shape.examples} {what} = {epochs:.2f} epochs; "
         f"about {count:.1f} micro-batches per update",
         f"rows         {shape.rows} of {shape.row_length} positions per micro-batch, "
-        f"{share:.0%} filled{hint}" + (f"; {apart} {what} need two rows" if apart else ""),
+        f"{share:.0%} filled{hint}" + (f"; {apart} {what} need {more} rows" if apart else ""),
         f"rate         {_schedule(run.adamw, run.total_steps)}",
         f"memory       {size(sum(each.values()))} per device ({parts}), plus activations",
         f"disk         {size(saved)} per checkpoint, {checkpoints_kept(run)} kept; "

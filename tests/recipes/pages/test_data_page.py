@@ -10,7 +10,7 @@ import pytest
 
 from recipes.data import run_data, shown
 from recipes.data.ids.counts import Counts
-from recipes.data.ids.pair_ids import AnswerIds, PairIds, described
+from recipes.data.ids.pair_ids import Answer, AnswerIds, ListIds, PairIds, described
 from recipes.data.packed.packing import Shape
 from recipes.pages import data_page
 from tests.conftest import TINY
@@ -299,3 +299,28 @@ def test_single_answers_are_told_as_such(own):
     assert "the longest answer does not fit" in page.words
     for words in (told, page.words):
         assert not re.search("pair|chosen|rejected|both|longer one", words)
+
+
+def test_lists_are_told_as_such(own):
+    """The second has fewer answers than the first."""
+    texts = [(" Which way? " * 3, " Onwards!", " Left", " Back!"), ("A", " B C", " D")]
+    ids = [[np.array(own.encode(text)[0], np.int32) for text in all_] for all_ in texts]
+    some = [
+        ListIds(
+            row, prompt, tuple(Answer(one, np.ones(len(one), bool)) for one in answers),
+            tuple(range(len(answers))), ("tied",),
+        )
+        for row, (prompt, *answers) in enumerate(ids)
+    ]  # fmt: skip
+    one = part(some, layout="best_and_worst", source="rows.jsonl", notes={"tied": 2})
+    shape = SHAPE._replace(answers=3, rows=4, few=4)
+    told, html = data_page.text([one], own, shape, color=False), data_page.page([one], own, shape)
+    assert "  2 lists with answers that are ranked alike" in told
+    assert "The best answer is longer than the worst in" in told
+    page = Page(html)
+    assert page.texts == [text for all_ in texts for text in all_]
+    assert "2 lists from 2 rows." in page.words and "an update is 2 lists." in page.words
+    assert "here two share it" in page.words
+    for words in (told, page.words):
+        assert {f"answer_{i}" in words for i in (1, 2, 3)} == {True}
+        assert "both answers" not in words
