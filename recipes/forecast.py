@@ -369,9 +369,10 @@ def main(config: ml_collections.ConfigDict) -> None:
             f"--devices={asked.devices}, and XLA_FLAGS in the environment make {len(devices)}: "
             "unset it"
         )
-    found = forecast(job_of(given), hf_config, chip, devices, asked.stored_per_pair)
+    job = job_of(given)
+    found = forecast(job, hf_config, chip, devices, asked.stored_per_pair)
     real = given["train_batch_size"] * asked.stored_per_pair * asked.real_per_stored
-    less = checks.less_memory(given)
+    less = checks.less_memory(given, has_reference=job.beside is not None)
     print(told(found, chip, real, less, exact=chip.tpu is not None))
 
 

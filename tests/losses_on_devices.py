@@ -22,7 +22,7 @@ from tests.recipes.data.packed.test_packing import random_pairs
 from zoo import llama
 from zoo.parts import sharding
 
-PAIRS = 20
+PAIRS = 22
 CONFIG = small_config(vocab_size=96, num_hidden_layers=2)
 OPTIONS = {
     "dpop": dict(dpop_lambda=5.0), "r_dpo": dict(length_alpha=0.01),

@@ -173,13 +173,14 @@ def adapters_wanted(given: Values) -> bool:
     return given.get("adapter.rank") is not None or given["adapter.path"] is not None
 
 
-def less_memory(given: Values) -> list[str]:
+def less_memory(given: Values, *, has_reference: bool = True) -> list[str]:
     """Flags by which what is frozen would take less memory, if there are such."""
     shared = adapters_wanted(given) and given.get("reference_model_path") is None
     found = []
     if adapters_wanted(given) and given["frozen"] != "nf4":
         found.append("--config.frozen=nf4")
-    if given.get("reference_mode", "cached") != "cached" and not shared:
+    resident = has_reference and given.get("reference_mode", "cached") != "cached"
+    if resident and not shared:
         found.append("--config.reference_mode=cached")
     return found
 
