@@ -58,7 +58,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.num_train_steps = 60
     config.num_epochs = config_dict.placeholder(float)  # instead of num_train_steps
     config.trainable = config_dict.placeholder(str)  # unset: all weights; or those of these names
-    config.optimizer = "adamw"  # adamw8bit: moments in 8 bits
+    config.optimizer = "adamw"  # or adamw8bit, lion, rmsprop, muon, adafactor
     config.learning_rate = 1e-4
     config.lr_schedule = "linear"
     config.warmup = 0.1  # a fraction of the steps, or steps

@@ -1,6 +1,6 @@
-"""AdamW, its learning-rate schedule, and where its state lives."""
+"""The optimizers, their learning-rate schedule, and where their state lives."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx, traverse_util
 import jax
@@ -11,8 +11,11 @@ import numpy as np
 import optax
 
 from checkpoints_io.errors import BadInput
-from recipes.training import adamw8bit, checks
+from recipes.training import adamw8bit, by_matrix, checks
 from zoo.parts import layers
+
+# They work layer by layer, where a clip beforehand would be a copy of all gradients.
+CLIP_THEMSELVES = ("adamw8bit", "muon", "adafactor")
 
 
 class AdamW(NamedTuple):
@@ -90,26 +93,30 @@ def schedule_of(given: AdamW, total: int) -> optax.Schedule:
 
 
 def optimizer_of(
-    given: AdamW, schedule: optax.Schedule, decayed: PyTree, rates: PyTree = None
+    given: AdamW,
+    schedule: optax.Schedule,
+    decayed: PyTree,
+    rates: PyTree = None,
+    sides: PyTree = None,
 ) -> optax.GradientTransformation:
-    """AdamW after a clip of the global norm. `decayed` is a tree of bools: matrices, not norms.
+    """The optimizer after a clip of the global norm. `decayed` is a tree of bools: matrices.
 
-    `rates` are what the learning rate of each weight is multiplied by, if it is not one for all.
+    `rates` are what the learning rate of each weight is multiplied by, if it is not one for all;
+    `sides` how each weight is matrices (`by_matrix`), for Adafactor and Muon. All decay weights as
+    AdamW does, by the learning rate and apart from the gradient.
+
+    Raises:
+      ValueError: Muon has no matrix to turn.
     """
-    betas = given.adam_beta1, given.adam_beta2, given.adam_epsilon
     clip, norm = optax.identity(), given.max_grad_norm
-    if given.optimizer == "adamw8bit":
-        scaled_by_adam = adamw8bit.scale_by_adam(*betas, max_norm=norm, matrices=decayed)
-    else:
-        scaled_by_adam = optax.scale_by_adam(*betas, mu_dtype=checks.DTYPES[given.adam_mu_dtype])
-        if norm is not None:
-            clip = optax.clip_by_global_norm(norm)
-    adam = optax.chain(  # as `optax.adamw` has it
-        scaled_by_adam,
+    if norm is not None and given.optimizer not in CLIP_THEMSELVES:
+        clip = optax.clip_by_global_norm(norm)
+    stepped = optax.chain(  # as `optax.adamw` has it
+        _scaled(given, decayed, sides),
         optax.add_decayed_weights(given.weight_decay, decayed),
         optax.scale_by_learning_rate(schedule),
     )
-    both = optax.chain(clip, adam)
+    both = optax.chain(clip, stepped)
     if rates is None:
         return both
 
@@ -119,6 +126,30 @@ def optimizer_of(
 
     # No further link of the chain: Orbax gives a chain back without an empty state at its end.
     return optax.GradientTransformation(both.init, update)
+
+
+def _scaled(given: AdamW, decayed: PyTree, sides: PyTree) -> optax.GradientTransformation:
+    """What makes steps of about the size 1 of gradients."""
+    betas = given.adam_beta1, given.adam_beta2, given.adam_epsilon
+    mu_dtype, norm = checks.DTYPES[given.adam_mu_dtype], given.max_grad_norm
+    match given.optimizer:
+        case "adamw8bit":
+            return adamw8bit.scale_by_adam(*betas, max_norm=norm, matrices=decayed)
+        case "lion":  # https://arxiv.org/abs/2302.06675, Algorithm 2, with its betas
+            return optax.scale_by_lion(b1=0.9, b2=0.99)
+        case "rmsprop":  # torch's, which https://arxiv.org/abs/2305.18290 trains with (appendix B)
+            return optax.scale_by_rms(decay=0.99, eps=1e-8, eps_in_sqrt=False)
+        case "adafactor":
+            return by_matrix.scale_by_adafactor(sides, max_norm=norm)
+    adam = optax.scale_by_adam(*betas, mu_dtype=mu_dtype)
+    if given.optimizer == "adamw":
+        return adam
+    if not any(of.hidden for of in jax.tree.leaves(sides, is_leaf=by_matrix.is_sides)):
+        raise BadInput(
+            "--config.optimizer=muon is for matrices of the layers, and --config.trainable names "
+            "none: use --config.optimizer=adamw, as Muon would for the others"
+        )
+    return by_matrix.scale_by_muon(sides, adam, mu_dtype, max_norm=norm)
 
 
 def matrices(params: nnx.State) -> dict[str, object]:
@@ -135,15 +166,20 @@ def layout(
     """Shapes, dtypes and shardings of the optimizer's state: split as the parameters are."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     placed = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    def beside(moment: PyTree, param: Any) -> PyTree:
+        of_blocks = adamw8bit.is_blocks(moment)
+        alike = lambda shape: of_blocks or shape == param.shape  # not Adafactor's rows and columns
+        where = lambda x: _split_as(param.sharding, x.shape) if alike(x.shape) else everywhere
+        return jax.tree.map(lambda x: placed(x, where(x)), moment)
+
     return optax.tree_utils.tree_map_params(
         optimizer.init,
-        lambda moment, param: jax.tree.map(
-            lambda x: placed(x, _split_as(param.sharding, x.shape)), moment
-        ),
+        beside,
         jax.eval_shape(optimizer.init, params),
         params,
         transform_non_params=lambda x: placed(x, everywhere),
-        is_leaf=adamw8bit.is_blocks,
+        is_leaf=lambda x: x is None or adamw8bit.is_blocks(x),  # None: Muon's of another kind
     )
 
 

@@ -113,7 +113,7 @@ def _notes_on_rate(given: optimizer.AdamW, total: int) -> Iterator[str]:
             f"the learning rate never reaches --config.learning_rate={peak:g}, only {highest:.3g}: "
             f"--config.warmup={given.warmup:g} is {warmup} steps, and the run has {total}"
         )
-    # AdamW changes a weight by about the rate; half the spacing of float32 numbers is 2**-25.
+    # A step changes a weight by about the rate; half the spacing of float32 numbers is 2**-25.
     if highest * 2**25 < 0.03:
         yield (
             f"at a learning rate of {highest:.3g} weights larger than {highest * 2**25:.2g} do not "

@@ -61,6 +61,15 @@ def test_the_configs_pass(config):
         ({"steps_per_hf_export": -3}, "never"),
         ({"steps_per_hf_export": 0}, "never"),
         ({"adam_beta2": 1.0}, "adam_beta2"),
+        ({"optimizer": "rmsprob"}, r"did you mean rmsprop\?"),
+        (
+            {"optimizer": "lion", "adam_beta1": 0.95},
+            "adam_beta1=0.95 has no effect with --config.optimizer=lion, and only with adamw, "
+            "adamw8bit, muon: leave it out, or set --config.adam_beta1=0.9",
+        ),
+        ({"optimizer": "rmsprop", "adam_beta2": 0.99}, "no effect with --config.optimizer=rmsprop"),
+        ({"optimizer": "adafactor", "adam_epsilon": 1e-30}, "adam_epsilon=1e-30 has no effect"),
+        ({"optimizer": "adamw8bit", "adam_mu_dtype": "bf16"}, "and only with adamw, muon: leave"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**40}, "seed"),
         ({"warmup": float("inf")}, "warmup"),
@@ -98,6 +107,11 @@ def test_impossible_settings(config, other, told):
     config.update_from_flattened_dict(other)
     with pytest.raises(ValueError, match=told):
         check(config)
+
+
+def test_a_setting_that_another_optimizer_takes_may_say_what_it_is_by_default(config):
+    config.optimizer, config.adam_mu_dtype = "lion", "f32"
+    check(config)
 
 
 def test_weights_and_biases_is_an_extra(config, monkeypatch):
