@@ -6,7 +6,7 @@ from flax import nnx, traverse_util
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, Int, PyTree
 import numpy as np
 import optax
 
@@ -14,6 +14,8 @@ from checkpoints_io.errors import BadInput
 from recipes.training import adamw8bit, by_matrix, checks
 from zoo.parts import layers
 
+# Steps after which inverse_sqrt has come down to sqrt(1 / 2), where there is no warm-up.
+TIMESCALE = 10_000
 # They work layer by layer, where a clip beforehand would be a copy of all gradients.
 CLIP_THEMSELVES = ("adamw8bit", "muon", "adafactor")
 
@@ -48,10 +50,25 @@ def phases(given: AdamW, total: int) -> tuple[int, int]:
     return warmup, steps_of(given.cooldown, total)
 
 
+def inverse_sqrt(
+    count: Int[Array, ""] | int, warmup: int, low: float = 0.0
+) -> Float[Array, ""] | float:
+    """The share of the peak after so many steps of its decay, never below `low`.
+
+    sqrt(warmup / step), where it begins with the end of the warm-up; without one, as with 10,000
+    steps of it before the first.
+
+    Source: `get_inverse_sqrt_schedule` in transformers (src/transformers/optimization.py).
+    """
+    steps = jnp.maximum(count, 0)  # optax asks before the decay begins, too
+    return jnp.maximum(1 / jnp.sqrt(1 + steps / (warmup or TIMESCALE)), low)
+
+
 def schedule_of(given: AdamW, total: int) -> optax.Schedule:
     """Warm-up from 0, a plateau, then decay to `min_lr_ratio` of the peak over the last `cooldown`.
 
-    With `cooldown` unset the decay takes all that the warm-up leaves.
+    With `cooldown` unset the decay takes all that the warm-up leaves. inverse_sqrt goes as far down
+    as its steps take it, and not below `min_lr_ratio`.
 
     Raises:
       ValueError: the two do not fit into the steps, the steps are too many to be counted, or the
@@ -81,6 +98,7 @@ def schedule_of(given: AdamW, total: int) -> optax.Schedule:
         "constant": optax.constant_schedule(peak),
         "linear": optax.linear_schedule(peak, low, max(decay, 1)),
         "cosine": optax.cosine_decay_schedule(peak, max(decay, 1), given.min_lr_ratio),
+        "inverse_sqrt": lambda count: peak * inverse_sqrt(count, warmup, given.min_lr_ratio),
     }
     return optax.join_schedules(
         [

@@ -88,7 +88,10 @@ def _schedule(given: optimizer.AdamW, total: int) -> str:
     if given.lr_schedule == "constant" or total > warmup + decay:
         parts.append(f"{given.learning_rate:g}")
     if given.lr_schedule != "constant" and decay:
-        low = given.learning_rate * given.min_lr_ratio
+        share = given.min_lr_ratio
+        if given.lr_schedule == "inverse_sqrt":
+            share = float(optimizer.inverse_sqrt(decay, warmup, share))
+        low = given.learning_rate * share
         parts.append(f"{given.lr_schedule} from {given.learning_rate:g} to {low:g} over {decay}")
     return ", then ".join(parts)
 

@@ -228,9 +228,9 @@ OPTIMIZER = {
     "learning_rate": Setting(float, "peak learning rate", MUST, bound=ABOVE_0),
     "lr_schedule": Setting(
         str,
-        "how the learning rate decays over the cooldown",
+        "how the learning rate decays over the cooldown; inverse_sqrt: as sqrt(warmup / step)",
         "linear",
-        choices=("constant", "linear", "cosine"),
+        choices=("constant", "linear", "cosine", "inverse_sqrt"),
     ),
     "warmup": Setting(
         float,
@@ -246,7 +246,10 @@ OPTIMIZER = {
         bound=AT_LEAST_0,
     ),
     "min_lr_ratio": Setting(
-        float, "final learning rate, as a fraction of the peak", 0.0, bound=SHARE
+        float,
+        "final learning rate, as a fraction of the peak; of inverse_sqrt the lowest it may come to",
+        0.0,
+        bound=SHARE,
     ),
     "weight_decay": Setting(
         float,

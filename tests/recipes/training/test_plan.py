@@ -116,6 +116,8 @@ def test_a_run_that_would_learn_nothing_is_refused(config):
         ({"cooldown": 0.1, "lr_schedule": "cosine", "min_lr_ratio": 0.1}, 60,
          "0 to 5e-05 over 6 steps, then 5e-05, then cosine from 5e-05 to 5e-06 over 6"),
         ({"lr_schedule": "constant", "warmup": 0.0}, 60, "5e-05"),
+        ({"lr_schedule": "inverse_sqrt", "warmup": 12.0}, 48,
+         "0 to 5e-05 over 12 steps, then inverse_sqrt from 5e-05 to 2.5e-05 over 36"),
         ({}, 1, "linear from 5e-05 to 0 over 1"),
     ],
 )  # fmt: skip

@@ -299,6 +299,31 @@ def test_no_cooldown_decays_all_the_way(config):
     np.testing.assert_allclose(constant[10:], 1)
 
 
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_inverse_sqrt_is_that_of_transformers(config, warmup):
+    torch, optimization = map(pytest.importorskip, ("torch", "transformers.optimization"))
+    theirs = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = optimization.get_inverse_sqrt_schedule(theirs, warmup)
+    expected = []
+    for _ in range(100):
+        expected += schedule.get_last_lr()
+        theirs.step()
+        schedule.step()
+    found = rates(config, 100, warmup=float(warmup), lr_schedule="inverse_sqrt")
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_inverse_sqrt_after_a_plateau_and_above_its_floor(config):
+    found = rates(
+        config, 100, warmup=10.0, cooldown=50.0, min_lr_ratio=0.5, lr_schedule="inverse_sqrt"
+    )
+    np.testing.assert_allclose(found[10:51], 1, atol=1e-6)
+    np.testing.assert_allclose(found[60], np.sqrt(10 / 20), rtol=1e-5)
+    np.testing.assert_allclose(
+        found[79:], np.maximum(np.sqrt(10 / np.arange(39, 60)), 0.5), rtol=1e-5
+    )
+
+
 def test_warmup_and_cooldown_must_fit(config):
     config.warmup, config.cooldown = 60.0, 60.0
     with pytest.raises(ValueError, match="do not fit into 100 steps"):
