@@ -66,6 +66,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.min_lr_ratio = 0.0
     config.weight_decay = 0.0
     config.max_grad_norm = 1.0
+    config.ema_decay = config_dict.placeholder(float)  # 0.99: an average of the weights is exported
     config.nonfinite = "stop"  # at a NaN or infinite loss or gradient; skip: skips that update
     config.adam_beta1 = 0.9
     config.adam_beta2 = 0.95

@@ -35,6 +35,14 @@ class AdamW(NamedTuple):
     adam_beta2: float
     adam_epsilon: float
     adam_mu_dtype: str
+    ema_decay: float | None
+
+
+class Averaged(NamedTuple):
+    """The state of an optimizer beside which an average of the weights is kept."""
+
+    average: PyTree  # of what is trained, in float32
+    inner: PyTree  # the optimizer's own
 
 
 def steps_of(amount: int | float, total: int) -> int:
@@ -134,16 +142,49 @@ def optimizer_of(
         optax.add_decayed_weights(given.weight_decay, decayed),
         optax.scale_by_learning_rate(schedule),
     )
-    both = optax.chain(clip, stepped)
-    if rates is None:
-        return both
+    descent = optax.chain(clip, stepped)
+    if rates is not None:
+        descent = _at_rates(descent, rates)
+    return descent if given.ema_decay is None else averaging(descent, given.ema_decay)
 
+
+def _at_rates(
+    optimizer: optax.GradientTransformation, rates: PyTree
+) -> optax.GradientTransformation:
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
-        changes, state = both.update(updates, state, params)
+        changes, state = optimizer.update(updates, state, params)
         return jax.tree.map(jnp.multiply, changes, rates), state
 
     # No further link of the chain: Orbax gives a chain back without an empty state at its end.
-    return optax.GradientTransformation(both.init, update)
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def averaging(
+    optimizer: optax.GradientTransformation, decay: float
+) -> optax.GradientTransformation:
+    """An optimizer that keeps an exponential moving average of the weights in its state.
+
+    After each update, decay x average + (1 - decay) x weights; it begins as the weights do, so that
+    no bias is to be corrected.
+
+    Source: https://arxiv.org/abs/2411.18704, with the weights of every step.
+    """
+
+    def init(params: PyTree) -> Averaged:
+        # A copy: a step gives the memory of both away.
+        return Averaged(jax.tree.map(jnp.copy, params), optimizer.init(params))
+
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        changes, inner = optimizer.update(updates, state.inner, params)
+        nearer = lambda average, x, change: average + (1 - decay) * (x + change - average)
+        return changes, Averaged(jax.tree.map(nearer, state.average, params, changes), inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+def average_of(opt_state: PyTree) -> PyTree | None:
+    """The average of the weights, if one is kept."""
+    return opt_state.average if isinstance(opt_state, Averaged) else None
 
 
 def _scaled(given: AdamW, decayed: PyTree, sides: PyTree) -> optax.GradientTransformation:

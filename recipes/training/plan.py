@@ -71,6 +71,7 @@ def told(run: Run, asked: Asked, each: dict[str, int]) -> str:
         f"rows         {shape.rows} of {shape.row_length} positions per micro-batch, "
         f"{share:.0%} filled{hint}" + (f"; {apart} {what} need two rows" if apart else ""),
         f"rate         {_schedule(run.adamw, run.total_steps)}",
+        *_averaged(run.adamw),
         f"memory       {size(sum(each.values()))} per device ({parts}), plus activations",
         f"disk         {size(saved)} per checkpoint, {checkpoints_kept(run)} kept; "
         f"{size(free)} free in {run.directory}",
@@ -94,6 +95,15 @@ def _schedule(given: optimizer.AdamW, total: int) -> str:
         low = given.learning_rate * share
         parts.append(f"{given.lr_schedule} from {given.learning_rate:g} to {low:g} over {decay}")
     return ", then ".join(parts)
+
+
+def _averaged(given: optimizer.AdamW) -> list[str]:
+    if given.ema_decay is None:
+        return []
+    return [
+        f"average      of the weights over about {1 / (1 - given.ema_decay):.4g} updates: what is "
+        "evaluated and exported"
+    ]
 
 
 def notes(run: Run, asked: Asked) -> list[str]:
@@ -121,6 +131,12 @@ def _notes_on_rate(given: optimizer.AdamW, total: int) -> Iterator[str]:
         yield (
             f"at a learning rate of {highest:.3g} weights larger than {highest * 2**25:.2g} do not "
             "change: in float32 the step is rounded away"
+        )
+    if given.ema_decay is not None and total * (1 - given.ema_decay) < 1:
+        yield (
+            f"--config.ema_decay={given.ema_decay:g} averages over about "
+            f"{1 / (1 - given.ema_decay):.4g} updates, and the run has {total}: what is exported "
+            "stays near the weights it started from"
         )
     for name, steps in (("warmup", warmup), ("cooldown", decay)):
         amount = given._asdict()[name]
@@ -282,6 +298,9 @@ def memory(
         "optimizer": held(opt_state),
         "gradient": held(like),
     }
+    if (average := optimizer.average_of(opt_state)) is not None:
+        parts["average"] = held(average)
+        parts["optimizer"] -= parts["average"]
     if resident and shared and chosen is not None:
         parts["reference"] = held(trained.layout_of(model, chosen, model.dtype))
     elif resident and not shared:

@@ -280,6 +280,14 @@ OPTIMIZER = {
         choices=DTYPES[:4],
         of_optimizers=("adamw", "muon"),
     ),
+    "ema_decay": Setting(
+        float,
+        "decay of an exponential moving average of the weights, like 0.99, which is evaluated and "
+        "exported in their place; it takes 4 bytes per weight",
+        None,
+        unset="no average",
+        bound=INNER_SHARE,
+    ),
     "nonfinite": Setting(
         str,
         "when a loss or gradient is NaN or infinite: stop the run, or skip the update",

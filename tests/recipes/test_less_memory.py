@@ -50,6 +50,7 @@ def refuse_far_from_float32(found, config):
         pytest.param({"optimizer": "adamw8bit"}, id="moments in 8 bits"),
         pytest.param({"optimizer": "muon"}, id="moments of two kinds"),
         pytest.param({"optimizer": "adafactor"}, id="moments by row and column"),
+        pytest.param({"ema_decay": 0.5}, id="an average"),
         pytest.param({"trainable": LAST_LAYERS, "mp": "p=f32,c=bfloat16"}, id="some layers"),
     ],
 )

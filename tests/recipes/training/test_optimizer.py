@@ -1,5 +1,8 @@
 """AdamW by hand, which number stands where; the others against those they are taken from."""
 
+import functools
+
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,7 @@ import optax
 import pytest
 
 from recipes.configs import tiny
-from recipes.training import optimizer
+from recipes.training import optimizer, plan, policy
 from tests.conftest import adamw_of
 
 
@@ -102,3 +105,41 @@ def test_rmsprop_decays_matrices_apart_from_the_gradient():
     matrix = plain[1]["matrix"] - 0.1 * 0.2 * plain[0]["matrix"]
     np.testing.assert_allclose(decayed[1]["matrix"], matrix, rtol=1e-6)
     np.testing.assert_array_equal(decayed[1]["norm"], plain[1]["norm"])
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion"])
+def test_an_average_of_the_weights_is_kept_beside_them(name):
+    """Of each step's weights, which move as they would without it."""
+    (plain, _), (seen, _) = moved(of(name)), moved(of(name, ema_decay=0.75))
+    jax.tree.map(np.testing.assert_array_equal, seen, plain)
+    one, by_hand = of(name, ema_decay=0.75), plain[0]
+    _, gradients = moved(one)
+    state, params = one.init(plain[0]), plain[0]
+    assert jax.tree.structure(state.inner) == jax.tree.structure(of(name).init(params))
+    for gradient, now in zip(gradients, plain[1:], strict=True):
+        _, state = one.update(gradient, state, params)
+        by_hand = jax.tree.map(lambda average, x: 0.75 * average + 0.25 * x, by_hand, now)
+        params = now
+        found = optimizer.average_of(state)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), found, by_hand)
+    assert optimizer.average_of(of(name).init(params)) is None
+
+
+def test_the_average_is_what_is_evaluated_and_exported(small_model):
+    """And is planned for, once."""
+    graph, state = nnx.split(small_model)
+    weights = nnx.to_pure_dict(state)
+    given = adamw_of(tiny.get_config())._replace(ema_decay=0.5)
+    one = optimizer.optimizer_of(given, lambda _: 0.1, optimizer.matrices(state))
+    opt_state = one.init(weights)
+    for mine, theirs in zip(*map(jax.tree.leaves, (opt_state.average, weights)), strict=True):
+        assert mine is not theirs  # a step gives both away
+    doubled = jax.tree.map(lambda x: 2 * x, weights)
+    own = policy.Policy(small_model, graph, {}, None)
+    now = policy.State(1, weights, {}, opt_state._replace(average=doubled))
+    exported = nnx.to_pure_dict(nnx.state(policy.model_of(own, now)))
+    for found in (exported, policy.computed_with(own, now)):
+        jax.tree.map(np.testing.assert_array_equal, found, doubled)
+    held = plan.memory(small_model, weights, opt_state, None, resident=False)
+    assert held["average"] == held["policy"]
+    assert held["optimizer"] == pytest.approx(2 * held["policy"], abs=64)

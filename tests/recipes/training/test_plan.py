@@ -71,6 +71,8 @@ UNEVEN = [TWO[0]._replace(weight=19.0), TWO[1]._replace(weight=1.0)]
         ({"max_eval_pairs": 50}, {}, None),
         ({"num_epochs": 0.1, "warmup": 0.0}, {"steps": 1}, "would be 0.312 updates of 32 pairs"),
         ({"num_epochs": 19.2}, {}, None),
+        ({"ema_decay": 0.9}, {}, None),
+        ({"ema_decay": 0.999}, {}, "ema_decay=0.999 averages over about 1000 updates, and the "),
     ],
 )  # fmt: skip
 def test_notes(config, other, run, told):

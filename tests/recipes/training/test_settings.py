@@ -70,6 +70,7 @@ def test_the_configs_pass(config):
         ({"optimizer": "rmsprop", "adam_beta2": 0.99}, "no effect with --config.optimizer=rmsprop"),
         ({"optimizer": "adafactor", "adam_epsilon": 1e-30}, "adam_epsilon=1e-30 has no effect"),
         ({"optimizer": "adamw8bit", "adam_mu_dtype": "bf16"}, "and only with adamw, muon: leave"),
+        ({"ema_decay": 0.0}, "ema_decay must be above 0 and below 1, not 0.0"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**40}, "seed"),
         ({"warmup": float("inf")}, "warmup"),
