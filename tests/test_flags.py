@@ -28,6 +28,7 @@ OTHER = {
     "adapter.rslora": ("true", True),
     "adapter.targets": ("q_proj,v_proj", ("q_proj", "v_proj")),
     "adapter.zero": ("B", "B"),
+    "ema_decay": ("0.99", 0.99),
     "frozen": ("nf4", "nf4"),
     "optimizer": ("adamw8bit", "adamw8bit"),
     "trainable": (".*q_proj.*", ".*q_proj.*"),

@@ -97,6 +97,7 @@ def checked(config: ml_collections.ConfigDict, table: Table) -> Values:
     _check_steps(given)
     _check_keep(given, pairs)
     _refuse_without_effect(given)
+    _check_optimizer(given, table)
     _check_adapters(given, table)
     if pairs:
         _check_preference(given)
@@ -460,16 +461,23 @@ def _refuse_without_effect(given: Values) -> None:
             "--config.cooldown and --config.min_lr_ratio have no effect with "
             "--config.lr_schedule=constant: add --config.cooldown=None --config.min_lr_ratio=0"
         )
-    if given["optimizer"] == "adamw8bit" and DTYPES[given["adam_mu_dtype"]] != np.float32:
-        raise BadInput(
-            f"--config.adam_mu_dtype={given['adam_mu_dtype']} has no effect with "
-            "--config.optimizer=adamw8bit, whose moments take 8 bits: leave it out"
-        )
     if given["wandb_project"] and importlib.util.find_spec("wandb") is None:
         raise BadInput(
             "--config.wandb_project needs Weights & Biases: pip install -e '.[wandb]', or leave it "
             "unset"
         )
+
+
+def _check_optimizer(given: Values, table: Table) -> None:
+    meant = lambda value: DTYPES.get(value, value)
+    for name, setting in table.items():
+        idle = setting.of_optimizers and given["optimizer"] not in setting.of_optimizers
+        if idle and meant(given[name]) != meant(setting.default):
+            raise BadInput(
+                f"--config.{name}={given[name]} has no effect with --config.optimizer="
+                f"{given['optimizer']}, and only with {', '.join(setting.of_optimizers)}: leave it "
+                f"out, or set --config.{name}={setting.default}"
+            )
 
 
 def _check_preference(given: Values) -> None:
