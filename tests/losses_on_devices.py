@@ -15,7 +15,6 @@ import optax
 from recipes.data.packed import batches
 from recipes.data.packed.packing import Shape
 from recipes.preference import coupled, objectives
-from recipes.preference.reference import Reference
 from recipes.training import logps
 from tests.conftest import large_weights, meshes, programs_of, small_config
 from tests.recipes.data.packed.test_packing import random_pairs
@@ -54,10 +53,9 @@ def update(name: str, mesh: jax.sharding.Mesh, rows: int) -> tuple[int, np.ndarr
         ask = lambda batch: forward(graph, params, batch)
         # A reference that is near the policy.
         theirs = batches.everywhere(draw - 30, place)
-        beside = Reference("", lambda *_: theirs, [], None)
         pull, sums = None, programs.zero()
         if objective.is_coupled:
-            pull = coupled.pull(objective, ask, beside, packed, said, place)
+            pull = coupled.pull(objective, ask, lambda *_: theirs, packed, said, place)
         for micro_batch in packed.micro_batches:
             batch = batches.put(micro_batch, place)
             sums = programs.add(sums, params, {}, theirs, said, batch, pull)

@@ -45,6 +45,14 @@ class Averaged(NamedTuple):
     inner: PyTree  # the optimizer's own
 
 
+class Followed(NamedTuple):
+    """The state of an optimizer beside which a reference is kept that follows the weights."""
+
+    reference: PyTree  # like what is trained, in float32
+    count: Int[Array, ""]  # of updates
+    inner: PyTree  # the optimizer's own
+
+
 def steps_of(amount: int | float, total: int) -> int:
     """A fraction of `total` (below 1), or steps (1 and above)."""
     return round(amount * total) if amount < 1 else round(amount)
@@ -184,7 +192,42 @@ def averaging(
 
 def average_of(opt_state: PyTree) -> PyTree | None:
     """The average of the weights, if one is kept."""
-    return opt_state.average if isinstance(opt_state, Averaged) else None
+    within = opt_state.inner if isinstance(opt_state, Followed) else opt_state
+    return within.average if isinstance(within, Averaged) else None
+
+
+def followed(
+    optimizer: optax.GradientTransformation, every: int, share: float
+) -> optax.GradientTransformation:
+    """An optimizer that keeps a reference in its state, which follows the weights.
+
+    It begins as the weights do. After every so many updates it moves `share` of the way to them:
+    softly, or all of it with 1. What is skipped is no update.
+
+    Source: TR-DPO, Eq. 2 and 3 of https://arxiv.org/abs/2404.09656; TRL's sync_ref_model.
+    """
+
+    def init(params: PyTree) -> Followed:
+        # A copy: a step gives the memory of both away.
+        start = jnp.zeros((), jnp.int32)
+        return Followed(jax.tree.map(jnp.copy, params), start, optimizer.init(params))
+
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        changes, inner = optimizer.update(updates, state.inner, params)
+        count = state.count + 1
+        by = jnp.where(count % every == 0, share, 0.0)
+        nearer = lambda theirs, x, change: jnp.where(
+            by == 1, x + change, theirs + by * (x + change - theirs)
+        )
+        reference = jax.tree.map(nearer, state.reference, params, changes)
+        return changes, Followed(reference, count, inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+def reference_of(opt_state: PyTree) -> PyTree | None:
+    """The reference that follows the weights, if there is one."""
+    return opt_state.reference if isinstance(opt_state, Followed) else None
 
 
 def _scaled(given: AdamW, decayed: PyTree, sides: PyTree) -> optax.GradientTransformation:

@@ -296,6 +296,9 @@ def memory(
         "optimizer": held(opt_state),
         "gradient": held(like),
     }
+    if (theirs := optimizer.reference_of(opt_state)) is not None:
+        parts["reference"] = held(theirs)
+        parts["optimizer"] -= parts["reference"]
     if (average := optimizer.average_of(opt_state)) is not None:
         parts["average"] = held(average)
         parts["optimizer"] -= parts["average"]

@@ -79,6 +79,20 @@ REFERENCE = {
         choices=("resident", "cached", "base"),
         free=True,
     ),
+    "reference_sync_steps": Setting(
+        int,
+        "TR-DPO: after every so many updates the reference moves towards the policy, like 512",
+        None,
+        unset="it never moves",
+        bound=ABOVE_0,
+    ),
+    "reference_mixup_alpha": Setting(
+        float,
+        "how much of the way it then moves; 1: all of it",
+        None,
+        unset="0.6",
+        bound=Bound("above 0 and at most 1", lambda x: 0 < x <= 1),
+    ),
     "reference_cache": Setting(
         str,
         "a directory for the log-probabilities of a cached reference",
