@@ -60,7 +60,10 @@ def test_a_reference_that_has_caught_up_is_the_policy(config):
     assert held_out[0]["eval/some/dpo_reward_margin"] == 0
 
 
-@pytest.mark.parametrize("other", [{}, {"adapter": {"rank": 4}, "ema_decay": 0.5}])
+WITH_MORE = {"adapter": {"rank": 4}, "ema_decay": 0.5}
+
+
+@pytest.mark.parametrize("other", [{}, pytest.param(WITH_MORE, marks=pytest.mark.full)])
 def test_a_resumed_run_is_the_uninterrupted_one(config, tmp_path, other):
     with config.ignore_type(), config.unlocked():
         config.reference_mixup_alpha = 0.6
