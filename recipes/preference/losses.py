@@ -336,3 +336,7 @@ FIRST: dict[str, Callable[..., float]] = {
 }
 # These look at all pairs of an update at once.
 COUPLED = ("aot", "aot_unpaired")
+# Beta multiplies means per token in the first, no log-probability in the second, and else sums.
+PER_TOKEN, FREE_OF_BETA = ("sigmoid_norm", "simpo"), ("orpo", "sft", "sft_seq", "ipo")
+# Without a reference the reward of an answer is then a mean, too.
+ALONE_PER_TOKEN = ("simpo", "orpo", "sft_seq")

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from jaxtyping import Array, Float
 
 from checkpoints_io.errors import BadInput
-from recipes.preference.losses import COUPLED, FIRST, LOSSES
+from recipes.preference import losses
+from recipes.preference.losses import FIRST, LOSSES
 from recipes.training.checks import Values
 from recipes.training.nearest import did_you_mean
 from recipes.training.settings import PREFERENCE
@@ -37,10 +38,8 @@ CALLED = {
     "cposimpo": "simpo,sft",
 }
 # A summed log-ratio is as large as an answer is long; a mean per token is about 1 nat.
-PER_TOKEN, USUAL_PER_TOKEN, USUAL_SUMMED = ("sigmoid_norm", "simpo"), "2 to 10", "0.01 to 0.5"
+USUAL_PER_TOKEN, USUAL_SUMMED = "2 to 10", "0.01 to 0.5"
 LEAST_PER_TOKEN, MOST_SUMMED = 0.5, 2.0
-FREE_OF_BETA = ("orpo", "sft", "sft_seq", "ipo")
-ALONE_PER_TOKEN = ("simpo", "orpo", "sft_seq")
 
 
 class Term(NamedTuple):
@@ -72,7 +71,10 @@ class Objective(NamedTuple):
         Without a reference it is of the log-probability: by tokens where the loss is.
         """
         rewards = self.beta * (answers.policy - answers.reference)
-        if any(term.name in ALONE_PER_TOKEN for term in self.terms) and not self.has_reference:
+        if (
+            any(term.name in losses.ALONE_PER_TOKEN for term in self.terms)
+            and not self.has_reference
+        ):
             return rewards / answers.tokens
         return rewards
 
@@ -84,7 +86,7 @@ class Objective(NamedTuple):
     @property
     def is_coupled(self) -> bool:
         """Whether the loss of a pair depends on the other pairs of its update."""
-        return any(term.name in COUPLED for term in self.terms)
+        return any(term.name in losses.COUPLED for term in self.terms)
 
     def of_terms(self, answers: Answers) -> dict[str, Float[Array, " P"]]:
         """Each term by its name, not weighted, where there are several."""
@@ -165,13 +167,14 @@ def _term(name: str, weight: float, options: dict[str, inspect.Parameter], given
 
 
 def _check_beta(name: str, beta: float) -> None:
-    if name in PER_TOKEN and beta < LEAST_PER_TOKEN:
+    if name in losses.PER_TOKEN and beta < LEAST_PER_TOKEN:
         raise BadInput(
             f"--config.beta={beta:g} is for losses of summed log-probabilities: {name} takes means "
             f"per token, and its usual beta is {USUAL_PER_TOKEN}"
         )
-    if name not in PER_TOKEN + FREE_OF_BETA and beta > MOST_SUMMED:
+    if name not in losses.PER_TOKEN + losses.FREE_OF_BETA and beta > MOST_SUMMED:
         raise BadInput(
-            f"--config.beta={beta:g} is for losses of means per token ({', '.join(PER_TOKEN)}): "
-            f"{name} takes sums, and its usual beta is {USUAL_SUMMED}"
+            f"--config.beta={beta:g} is for losses of means per token "
+            f"({', '.join(losses.PER_TOKEN)}): {name} takes sums, and its usual beta is "
+            f"{USUAL_SUMMED}"
         )
