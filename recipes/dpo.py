@@ -61,20 +61,21 @@ def train(config: ml_collections.ConfigDict) -> None:
             loss=objective.loss, figures=lambda answers: metrics.preference(answers, objective),
             shape=run.place.shape,
         )  # fmt: skip
-        equal = gates.check_logps(policy.asked(own, state, forward), own, state, frozen, run)
+        first = reference.now(frozen, own, state, forward)
+        equal = gates.check_logps(policy.asked(own, state, forward), own, state, first, run)
 
         def take(state: State, pairs: Update) -> loop.Taken:
             """One step of DPO on the pairs of an update, in micro-batches."""
             said, sums = batches.said(pairs, run.place), programs.zero()
-            pull = None
+            of_reference, pull = reference.now(frozen, own, state, forward).of_batch, None
             if objective.is_coupled:  # a pair's part of the gradient depends on all the others
-                ask = policy.asked(own, state, forward)
-                pull = coupled.pull(objective, ask, frozen, pairs, said, run.place)
+                ask = policy.in_training(own, state, forward)
+                pull = coupled.pull(objective, ask, of_reference, pairs, said, run.place)
             for packed in pairs.micro_batches:
                 batch = batches.put(packed, run.place)
                 # log p of each answer under the reference, and then under the policy: the loss of
                 # their log-ratios (losses.py), its gradient, added to that of earlier pairs.
-                theirs = frozen.of_batch(batch, pairs.source_rows)
+                theirs = of_reference(batch, pairs.source_rows)
                 sums = programs.add(sums, state.trained, state.frozen, theirs, said, batch, pull)
             taken = loop.applied(programs, sums, state, said)  # AdamW
             if equal and taken.state.step == 1:
@@ -84,7 +85,8 @@ def train(config: ml_collections.ConfigDict) -> None:
         def evaluate(state: State) -> Iterator[dict[str, float]]:
             """The same forward pass for policy and reference, on every held-out set."""
             ask = preemption.heeding(stop, policy.asked(own, state, forward))
-            for held_out, theirs in zip(run.held_out, frozen.held_out, strict=True):
+            sets = reference.held_out_now(frozen, own, state, forward, run, stop)
+            for held_out, theirs in zip(run.held_out, sets, strict=True):
                 yield evaluation.evaluate(held_out, ask, theirs, run.place, objective)
 
         describe = lambda pairs, taken: metrics.by_part(

@@ -148,6 +148,8 @@ def forecast(
             frozen = trained.with_room(rest, chosen)
         schedule = optimizer.schedule_of(job.adamw, 1000)
         adamw = optimizer.optimizer_of(job.adamw, schedule, *learnt[1:])
+        if job.beside and job.beside.follows:
+            adamw = optimizer.followed(adamw, *job.beside.follows)
         opt_state = optimizer.layout(adamw, params, mesh)
         resident = job.beside is not None and job.beside.resident
         held = plan.memory(
@@ -155,7 +157,7 @@ def forecast(
             params,
             opt_state,
             chosen,
-            resident=resident,
+            resident=job.beside is not None and job.beside.stays,
             shared=job.beside is not None and job.beside.of_policy,
         )
         most = plan.most_positions(model, sum(held.values()), chip.memory, "accelerator")
@@ -372,9 +374,10 @@ def main(config: ml_collections.ConfigDict) -> None:
             f"--devices={asked.devices}, and XLA_FLAGS in the environment make {len(devices)}: "
             "unset it"
         )
-    found = forecast(job_of(given), hf_config, chip, devices, asked.stored_per_pair)
+    job = job_of(given)
+    found = forecast(job, hf_config, chip, devices, asked.stored_per_pair)
     real = given["train_batch_size"] * asked.stored_per_pair * asked.real_per_stored
-    less = checks.less_memory(given)
+    less = checks.less_memory(given, has_reference=job.beside is not None)
     print(told(found, chip, real, less, exact=chip.tpu is not None))
 
 

@@ -114,10 +114,10 @@ def programs_of(
     )  # fmt: skip
 
 
-# Settings that a config need not state: of adapters, and options of some losses.
+# Settings that a config need not state: of adapters, some losses, a reference that moves.
 OF_SOME_RUNS = settings.ADAPTER.keys() | {
     name for name, setting in settings.PREFERENCE.items() if setting.default is None
-}
+} | {"reference_sync_steps", "reference_mixup_alpha"}  # fmt: skip
 
 
 def run_with(**parts) -> Run:

@@ -15,14 +15,13 @@ import optax
 from recipes.data.packed import batches
 from recipes.data.packed.packing import Shape
 from recipes.preference import coupled, objectives
-from recipes.preference.reference import Reference
 from recipes.training import logps
 from tests.conftest import large_weights, meshes, programs_of, small_config
 from tests.recipes.data.packed.test_packing import random_pairs
 from zoo import llama
 from zoo.parts import sharding
 
-PAIRS = 20
+PAIRS = 22
 CONFIG = small_config(vocab_size=96, num_hidden_layers=2)
 OPTIONS = {
     "dpop": dict(dpop_lambda=5.0), "r_dpo": dict(length_alpha=0.01),
@@ -54,10 +53,9 @@ def update(name: str, mesh: jax.sharding.Mesh, rows: int) -> tuple[int, np.ndarr
         ask = lambda batch: forward(graph, params, batch)
         # A reference that is near the policy.
         theirs = batches.everywhere(draw - 30, place)
-        beside = Reference("", lambda *_: theirs, [], None)
         pull, sums = None, programs.zero()
         if objective.is_coupled:
-            pull = coupled.pull(objective, ask, beside, packed, said, place)
+            pull = coupled.pull(objective, ask, lambda *_: theirs, packed, said, place)
         for micro_batch in packed.micro_batches:
             batch = batches.put(micro_batch, place)
             sums = programs.add(sums, params, {}, theirs, said, batch, pull)

@@ -59,7 +59,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.num_train_steps = 60
     config.num_epochs = config_dict.placeholder(float)  # instead of num_train_steps
     config.trainable = config_dict.placeholder(str)  # unset: all weights; or those of these names
-    config.optimizer = "adamw"  # adamw8bit: moments in 8 bits
+    config.optimizer = "adamw"  # or adamw8bit, lion, rmsprop, muon, adafactor
     config.learning_rate = 1e-4
     config.lr_schedule = "linear"
     config.warmup = 0.1  # a fraction of the steps, or steps
@@ -67,6 +67,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.min_lr_ratio = 0.0
     config.weight_decay = 0.0
     config.max_grad_norm = 1.0
+    config.ema_decay = config_dict.placeholder(float)  # 0.99: an average of the weights is exported
     config.nonfinite = "stop"  # at a NaN or infinite loss or gradient; skip: skips that update
     config.adam_beta1 = 0.9
     config.adam_beta2 = 0.95

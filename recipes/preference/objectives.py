@@ -9,8 +9,8 @@ from typing import NamedTuple
 from jaxtyping import Array, Float
 
 from checkpoints_io.errors import BadInput
-from recipes.preference import lists
-from recipes.preference.losses import COUPLED, FIRST, LOSSES, OF_LISTS
+from recipes.preference import lists, losses
+from recipes.preference.losses import FIRST, LOSSES
 from recipes.training.checks import Values
 from recipes.training.nearest import did_you_mean
 from recipes.training.settings import PREFERENCE
@@ -41,10 +41,8 @@ CALLED = {
     "s-dpo": "plackett_luce",
 }
 # A summed log-ratio is as large as an answer is long; a mean per token is about 1 nat.
-PER_TOKEN, USUAL_PER_TOKEN, USUAL_SUMMED = ("sigmoid_norm", "simpo"), "2 to 10", "0.01 to 0.5"
+USUAL_PER_TOKEN, USUAL_SUMMED = "2 to 10", "0.01 to 0.5"
 LEAST_PER_TOKEN, MOST_SUMMED = 0.5, 2.0
-FREE_OF_BETA = ("orpo", "sft", "sft_seq", "ipo")
-ALONE_PER_TOKEN = ("simpo", "orpo", "sft_seq")
 
 
 class Term(NamedTuple):
@@ -77,7 +75,10 @@ class Objective(NamedTuple):
         Without a reference it is of the log-probability: by tokens where the loss is.
         """
         rewards = self.beta * (answers.policy - answers.reference)
-        if any(term.name in ALONE_PER_TOKEN for term in self.terms) and not self.has_reference:
+        if (
+            any(term.name in losses.ALONE_PER_TOKEN for term in self.terms)
+            and not self.has_reference
+        ):
             return rewards / answers.tokens
         return rewards
 
@@ -89,7 +90,7 @@ class Objective(NamedTuple):
     @property
     def is_coupled(self) -> bool:
         """Whether the loss of a pair depends on the other pairs of its update."""
-        return any(term.name in COUPLED for term in self.terms)
+        return any(term.name in losses.COUPLED for term in self.terms)
 
     def of_terms(self, answers: Answers) -> dict[str, Float[Array, " P"]]:
         """Each term by its name, not weighted, where there are several."""
@@ -134,7 +135,7 @@ def _check_lists(given: Values, weights: dict[str, float]) -> None:
             f"--config.list_pairs={which} has no effect with --config.data.answers=2, which makes "
             "one pair of a row: leave it out, or raise --config.data.answers"
         )
-    if which is not None and weights.keys() <= {*OF_LISTS}:
+    if which is not None and weights.keys() <= {*losses.OF_LISTS}:
         raise BadInput(
             f"--config.list_pairs={which} has no effect with --config.loss={given['loss']}, which "
             "looks at no pairs: leave it out"
@@ -144,7 +145,7 @@ def _check_lists(given: Values, weights: dict[str, float]) -> None:
             f"--config.ld_alpha={given['ld_alpha']} is of pairs, whose shorter answer decides, and "
             f"--config.data.answers={most} makes lists of rows: leave out one of the two"
         )
-    if most > 2 and (alone := [name for name in weights if name in (*COUPLED, "cpo")]):
+    if most > 2 and (alone := [name for name in weights if name in (*losses.COUPLED, "cpo")]):
         instead = "reference_free,sft" if alone[0] == "cpo" else "sigmoid"
         raise BadInput(
             f"--config.loss={given['loss']}: {alone[0]} is of pairs alone, and "
@@ -194,7 +195,7 @@ def _term(name: str, weight: float, options: dict[str, inspect.Parameter], given
     _check_beta(name, given["beta"])
     first = FIRST[name](**named) if name in FIRST else None
     of = functools.partial(LOSSES[name], **named)
-    if name not in OF_LISTS:
+    if name not in losses.OF_LISTS:
         of = lists.of_pairs(of, given["list_pairs"] or "all")
     elif first is not None and given.get("data.answers", 2) > 2:
         first = math.nan  # it depends on how many answers a list has
@@ -202,13 +203,14 @@ def _term(name: str, weight: float, options: dict[str, inspect.Parameter], given
 
 
 def _check_beta(name: str, beta: float) -> None:
-    if name in PER_TOKEN and beta < LEAST_PER_TOKEN:
+    if name in losses.PER_TOKEN and beta < LEAST_PER_TOKEN:
         raise BadInput(
             f"--config.beta={beta:g} is for losses of summed log-probabilities: {name} takes means "
             f"per token, and its usual beta is {USUAL_PER_TOKEN}"
         )
-    if name not in PER_TOKEN + FREE_OF_BETA and beta > MOST_SUMMED:
+    if name not in losses.PER_TOKEN + losses.FREE_OF_BETA and beta > MOST_SUMMED:
         raise BadInput(
-            f"--config.beta={beta:g} is for losses of means per token ({', '.join(PER_TOKEN)}): "
-            f"{name} takes sums, and its usual beta is {USUAL_SUMMED}"
+            f"--config.beta={beta:g} is for losses of means per token "
+            f"({', '.join(losses.PER_TOKEN)}): {name} takes sums, and its usual beta is "
+            f"{USUAL_SUMMED}"
         )

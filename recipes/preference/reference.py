@@ -21,9 +21,9 @@ from recipes.data.packed import batches
 from recipes.data.packed.packing import Packed
 from recipes.preference import reference_cache
 from recipes.preference.objectives import Objective
-from recipes.training import checks, listing, logps, preemption
+from recipes.training import checks, listing, logps, optimizer, preemption
 from recipes.training.checks import Values
-from recipes.training.policy import Policy
+from recipes.training.policy import Policy, State
 from recipes.training.run import Beside, Run, Scoring, say
 from recipes.training.settings import REFERENCE
 from recipes.training.update import Params
@@ -31,11 +31,14 @@ import zoo
 from zoo import adapters
 from zoo.parts import adapted, attention, partly
 
+# How much of the way to the policy a reference that follows it moves, and what it is known by.
+MIXUP, FOLLOWS = 0.6, "follows"
+
 
 class Reference(NamedTuple):
     """What a run needs of its reference."""
 
-    fingerprint: str
+    fingerprint: str  # "follows" of one that moves with the policy
     of_batch: Callable[[Packed, np.ndarray], Float[Array, "P A"]]  # micro-batch, rows in the source
     held_out: list[np.ndarray]  # log-probabilities [pairs, A] of each held-out set, in nats
     model: zoo.Model | None  # none when it has left memory
@@ -49,7 +52,7 @@ def wanted(given: Values, objective: Objective) -> Beside | None:
     Raises:
       ValueError: there is none, and the settings speak of one.
     """
-    path = given["reference_model_path"]
+    path, every = given["reference_model_path"], given["reference_sync_steps"]
     if not objective.has_reference:
         for name, setting in REFERENCE.items():
             if given[name] != setting.default:
@@ -58,6 +61,7 @@ def wanted(given: Values, objective: Objective) -> Beside | None:
                     f"knows no reference; leave it at {listing.spelt(setting.default)}"
                 )
         return None
+    _check_following(given)
     return Beside(
         path or given["initialize_from_hf"],
         given["reference_is_hf"],
@@ -65,7 +69,25 @@ def wanted(given: Values, objective: Objective) -> Beside | None:
         given["reference_cache"],
         of_policy=path is None
         and (checks.adapters_wanted(given) or given["trainable"] is not None),
+        follows=None if every is None else (every, given["reference_mixup_alpha"] or MIXUP),
     )
+
+
+def _check_following(given: Values) -> None:
+    every = given["reference_sync_steps"]
+    if every is None:
+        if given["reference_mixup_alpha"] is not None:
+            raise BadInput(
+                "--config.reference_mixup_alpha has no effect without "
+                "--config.reference_sync_steps: set it, like 512"
+            )
+        return
+    if given["reference_mode"] != "resident" or given["reference_model_path"] is not None:
+        raise BadInput(
+            f"--config.reference_sync_steps={every} is for a reference that starts as the policy "
+            "and follows it: leave out --config.reference_model_path, and "
+            "--config.reference_mode at resident"
+        )
 
 
 def ready(
@@ -84,6 +106,10 @@ def ready(
     """
     if asked is None:
         return _none(run)
+    if asked.follows:
+        every, share = asked.follows
+        say(f"the reference: the policy as it starts; every {every} steps {share:g} of the way on")
+        return Reference(FOLLOWS, _not_yet, [], None)
     graph, frozen = _weights(asked, policy, run)
     model, dtype = nnx.merge(graph, nnx.State(frozen)), policy.blank.dtype
     ask = functools.partial(forward, graph, frozen)
@@ -121,6 +147,45 @@ def ready(
         return batches.everywhere(slots, run.place)
 
     return Reference(known, of_batch, held_out, None)
+
+
+def now(reference: Reference, policy: Policy, state: State, forward: logps.Compiled) -> Reference:
+    """The reference at this step of the run: another one only if it follows the policy.
+
+    Its held-out log-probabilities are `held_out_now`.
+    """
+    theirs = optimizer.reference_of(state.opt_state)
+    if theirs is None:
+        return reference
+    weights = adapted.joined(logps.cast(theirs, policy.blank.dtype), state.frozen)
+    ask = functools.partial(forward, policy.graph, weights)
+    known = FOLLOWS if state.step else fingerprint(adapters.bare(weights))
+    model = nnx.merge(policy.graph, nnx.State(weights))
+    return Reference(known, lambda batch, _: ask(batch), [], model)
+
+
+def held_out_now(
+    reference: Reference,
+    policy: Policy,
+    state: State,
+    forward: logps.Compiled,
+    run: Run,
+    stop: Callable[[], bool],
+) -> list[np.ndarray]:
+    """Log-probabilities [pairs, A] of each held-out set under the reference at this step.
+
+    Raises:
+      Asked: the run is asked to stop meanwhile.
+    """
+    if optimizer.reference_of(state.opt_state) is None:
+        return reference.held_out
+    of_batch = now(reference, policy, state, forward).of_batch
+    ask = preemption.heeding(stop, lambda batch: of_batch(batch, np.zeros(0)))
+    return [logps.of_examples(ask, held_out.examples, run.place) for held_out in run.held_out]
+
+
+def _not_yet(*_: object) -> Array:
+    raise AssertionError("of a reference that follows the policy `now` has the log-probabilities")
 
 
 def _none(run: Run) -> Reference:

@@ -97,6 +97,7 @@ def checked(config: ml_collections.ConfigDict, table: Table) -> Values:
     _check_steps(given)
     _check_keep(given, pairs)
     _refuse_without_effect(given)
+    _check_optimizer(given, table)
     _check_adapters(given, table)
     if pairs:
         _check_preference(given)
@@ -173,13 +174,14 @@ def adapters_wanted(given: Values) -> bool:
     return given.get("adapter.rank") is not None or given["adapter.path"] is not None
 
 
-def less_memory(given: Values) -> list[str]:
+def less_memory(given: Values, *, has_reference: bool = True) -> list[str]:
     """Flags by which what is frozen would take less memory, if there are such."""
     shared = adapters_wanted(given) and given.get("reference_model_path") is None
     found = []
     if adapters_wanted(given) and given["frozen"] != "nf4":
         found.append("--config.frozen=nf4")
-    if given.get("reference_mode", "cached") != "cached" and not shared:
+    resident = has_reference and given.get("reference_mode", "cached") != "cached"
+    if resident and not shared:
         found.append("--config.reference_mode=cached")
     return found
 
@@ -470,16 +472,23 @@ def _refuse_without_effect(given: Values) -> None:
             "--config.cooldown and --config.min_lr_ratio have no effect with "
             "--config.lr_schedule=constant: add --config.cooldown=None --config.min_lr_ratio=0"
         )
-    if given["optimizer"] == "adamw8bit" and DTYPES[given["adam_mu_dtype"]] != np.float32:
-        raise BadInput(
-            f"--config.adam_mu_dtype={given['adam_mu_dtype']} has no effect with "
-            "--config.optimizer=adamw8bit, whose moments take 8 bits: leave it out"
-        )
     if given["wandb_project"] and importlib.util.find_spec("wandb") is None:
         raise BadInput(
             "--config.wandb_project needs Weights & Biases: pip install -e '.[wandb]', or leave it "
             "unset"
         )
+
+
+def _check_optimizer(given: Values, table: Table) -> None:
+    meant = lambda value: DTYPES.get(value, value)
+    for name, setting in table.items():
+        idle = setting.of_optimizers and given["optimizer"] not in setting.of_optimizers
+        if idle and meant(given[name]) != meant(setting.default):
+            raise BadInput(
+                f"--config.{name}={given[name]} has no effect with --config.optimizer="
+                f"{given['optimizer']}, and only with {', '.join(setting.of_optimizers)}: leave it "
+                f"out, or set --config.{name}={setting.default}"
+            )
 
 
 def _check_preference(given: Values) -> None:

@@ -32,7 +32,8 @@ def show(
     if answers:
         say(samples.side_by_side(run.tokenizer, answers))
     has_reference = run.reference is not None
-    if told := [*figures(run.held_out, held_out, has_reference), *manner(answers, has_reference)]:
+    told = figures(run.held_out, held_out, has_reference=has_reference)
+    if told := [*told, *manner(answers, has_reference=has_reference)]:
         compared = "before (the reference) -> " if has_reference else ""
         say(f"\nheld-out figures, {compared}after {run.total_steps} steps")
         say("\n".join(f"  {line}" for line in told))
@@ -46,7 +47,7 @@ def show(
 
 
 def figures(
-    sets: Sequence[HeldOut], held_out: Mapping[str, float], has_reference: bool
+    sets: Sequence[HeldOut], held_out: Mapping[str, float], *, has_reference: bool = True
 ) -> list[str]:
     """Accuracy and reward margin, which the reference itself has not; of answers, the loss."""
     told = []
@@ -61,7 +62,7 @@ def figures(
     return told
 
 
-def manner(answers: Answers | None, has_reference: bool) -> list[str]:
+def manner(answers: Answers | None, *, has_reference: bool = True) -> list[str]:
     """How many answers are in the wanted manner, by `samples.is_wanted`."""
     if not answers or len(answers.examples[0].answers) < 2:
         return []

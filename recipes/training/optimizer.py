@@ -1,18 +1,23 @@
-"""AdamW, its learning-rate schedule, and where its state lives."""
+"""The optimizers, their learning-rate schedule, and where their state lives."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx, traverse_util
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, Int, PyTree
 import numpy as np
 import optax
 
 from checkpoints_io.errors import BadInput
-from recipes.training import adamw8bit, checks
+from recipes.training import adamw8bit, by_matrix, checks
 from zoo.parts import layers
+
+# Steps after which inverse_sqrt has come down to sqrt(1 / 2), where there is no warm-up.
+TIMESCALE = 10_000
+# They work layer by layer, where a clip beforehand would be a copy of all gradients.
+CLIP_THEMSELVES = ("adamw8bit", "muon", "adafactor")
 
 
 class AdamW(NamedTuple):
@@ -30,6 +35,22 @@ class AdamW(NamedTuple):
     adam_beta2: float
     adam_epsilon: float
     adam_mu_dtype: str
+    ema_decay: float | None
+
+
+class Averaged(NamedTuple):
+    """The state of an optimizer beside which an average of the weights is kept."""
+
+    average: PyTree  # of what is trained, in float32
+    inner: PyTree  # the optimizer's own
+
+
+class Followed(NamedTuple):
+    """The state of an optimizer beside which a reference is kept that follows the weights."""
+
+    reference: PyTree  # like what is trained, in float32
+    count: Int[Array, ""]  # of updates
+    inner: PyTree  # the optimizer's own
 
 
 def steps_of(amount: int | float, total: int) -> int:
@@ -45,10 +66,25 @@ def phases(given: AdamW, total: int) -> tuple[int, int]:
     return warmup, steps_of(given.cooldown, total)
 
 
+def inverse_sqrt(
+    count: Int[Array, ""] | int, warmup: int, low: float = 0.0
+) -> Float[Array, ""] | float:
+    """The share of the peak after so many steps of its decay, never below `low`.
+
+    sqrt(warmup / step), where it begins with the end of the warm-up; without one, as with 10,000
+    steps of it before the first.
+
+    Source: `get_inverse_sqrt_schedule` in transformers (src/transformers/optimization.py).
+    """
+    steps = jnp.maximum(count, 0)  # optax asks before the decay begins, too
+    return jnp.maximum(1 / jnp.sqrt(1 + steps / (warmup or TIMESCALE)), low)
+
+
 def schedule_of(given: AdamW, total: int) -> optax.Schedule:
     """Warm-up from 0, a plateau, then decay to `min_lr_ratio` of the peak over the last `cooldown`.
 
-    With `cooldown` unset the decay takes all that the warm-up leaves.
+    With `cooldown` unset the decay takes all that the warm-up leaves. inverse_sqrt goes as far down
+    as its steps take it, and not below `min_lr_ratio`.
 
     Raises:
       ValueError: the two do not fit into the steps, the steps are too many to be counted, or the
@@ -78,6 +114,7 @@ def schedule_of(given: AdamW, total: int) -> optax.Schedule:
         "constant": optax.constant_schedule(peak),
         "linear": optax.linear_schedule(peak, low, max(decay, 1)),
         "cosine": optax.cosine_decay_schedule(peak, max(decay, 1), given.min_lr_ratio),
+        "inverse_sqrt": lambda count: peak * inverse_sqrt(count, warmup, given.min_lr_ratio),
     }
     return optax.join_schedules(
         [
@@ -90,35 +127,131 @@ def schedule_of(given: AdamW, total: int) -> optax.Schedule:
 
 
 def optimizer_of(
-    given: AdamW, schedule: optax.Schedule, decayed: PyTree, rates: PyTree = None
+    given: AdamW,
+    schedule: optax.Schedule,
+    decayed: PyTree,
+    rates: PyTree = None,
+    sides: PyTree = None,
 ) -> optax.GradientTransformation:
-    """AdamW after a clip of the global norm. `decayed` is a tree of bools: matrices, not norms.
+    """The optimizer after a clip of the global norm. `decayed` is a tree of bools: matrices.
 
-    `rates` are what the learning rate of each weight is multiplied by, if it is not one for all.
+    `rates` are what the learning rate of each weight is multiplied by, if it is not one for all;
+    `sides` how each weight is matrices (`by_matrix`), for Adafactor and Muon. All decay weights as
+    AdamW does, by the learning rate and apart from the gradient.
+
+    Raises:
+      ValueError: Muon has no matrix to turn.
     """
-    betas = given.adam_beta1, given.adam_beta2, given.adam_epsilon
     clip, norm = optax.identity(), given.max_grad_norm
-    if given.optimizer == "adamw8bit":
-        scaled_by_adam = adamw8bit.scale_by_adam(*betas, max_norm=norm, matrices=decayed)
-    else:
-        scaled_by_adam = optax.scale_by_adam(*betas, mu_dtype=checks.DTYPES[given.adam_mu_dtype])
-        if norm is not None:
-            clip = optax.clip_by_global_norm(norm)
-    adam = optax.chain(  # as `optax.adamw` has it
-        scaled_by_adam,
+    if norm is not None and given.optimizer not in CLIP_THEMSELVES:
+        clip = optax.clip_by_global_norm(norm)
+    stepped = optax.chain(  # as `optax.adamw` has it
+        _scaled(given, decayed, sides),
         optax.add_decayed_weights(given.weight_decay, decayed),
         optax.scale_by_learning_rate(schedule),
     )
-    both = optax.chain(clip, adam)
-    if rates is None:
-        return both
+    descent = optax.chain(clip, stepped)
+    if rates is not None:
+        descent = _at_rates(descent, rates)
+    return descent if given.ema_decay is None else averaging(descent, given.ema_decay)
 
+
+def _at_rates(
+    optimizer: optax.GradientTransformation, rates: PyTree
+) -> optax.GradientTransformation:
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
-        changes, state = both.update(updates, state, params)
+        changes, state = optimizer.update(updates, state, params)
         return jax.tree.map(jnp.multiply, changes, rates), state
 
     # No further link of the chain: Orbax gives a chain back without an empty state at its end.
-    return optax.GradientTransformation(both.init, update)
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def averaging(
+    optimizer: optax.GradientTransformation, decay: float
+) -> optax.GradientTransformation:
+    """An optimizer that keeps an exponential moving average of the weights in its state.
+
+    After each update, decay x average + (1 - decay) x weights; it begins as the weights do, so that
+    no bias is to be corrected.
+
+    Source: https://arxiv.org/abs/2411.18704, with the weights of every step.
+    """
+
+    def init(params: PyTree) -> Averaged:
+        # A copy: a step gives the memory of both away.
+        return Averaged(jax.tree.map(jnp.copy, params), optimizer.init(params))
+
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        changes, inner = optimizer.update(updates, state.inner, params)
+        nearer = lambda average, x, change: average + (1 - decay) * (x + change - average)
+        return changes, Averaged(jax.tree.map(nearer, state.average, params, changes), inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+def average_of(opt_state: PyTree) -> PyTree | None:
+    """The average of the weights, if one is kept."""
+    within = opt_state.inner if isinstance(opt_state, Followed) else opt_state
+    return within.average if isinstance(within, Averaged) else None
+
+
+def followed(
+    optimizer: optax.GradientTransformation, every: int, share: float
+) -> optax.GradientTransformation:
+    """An optimizer that keeps a reference in its state, which follows the weights.
+
+    It begins as the weights do. After every so many updates it moves `share` of the way to them:
+    softly, or all of it with 1. What is skipped is no update.
+
+    Source: TR-DPO, Eq. 2 and 3 of https://arxiv.org/abs/2404.09656; TRL's sync_ref_model.
+    """
+
+    def init(params: PyTree) -> Followed:
+        # A copy: a step gives the memory of both away.
+        start = jnp.zeros((), jnp.int32)
+        return Followed(jax.tree.map(jnp.copy, params), start, optimizer.init(params))
+
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        changes, inner = optimizer.update(updates, state.inner, params)
+        count = state.count + 1
+        by = jnp.where(count % every == 0, share, 0.0)
+        nearer = lambda theirs, x, change: jnp.where(
+            by == 1, x + change, theirs + by * (x + change - theirs)
+        )
+        reference = jax.tree.map(nearer, state.reference, params, changes)
+        return changes, Followed(reference, count, inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+def reference_of(opt_state: PyTree) -> PyTree | None:
+    """The reference that follows the weights, if there is one."""
+    return opt_state.reference if isinstance(opt_state, Followed) else None
+
+
+def _scaled(given: AdamW, decayed: PyTree, sides: PyTree) -> optax.GradientTransformation:
+    """What makes steps of about the size 1 of gradients."""
+    betas = given.adam_beta1, given.adam_beta2, given.adam_epsilon
+    mu_dtype, norm = checks.DTYPES[given.adam_mu_dtype], given.max_grad_norm
+    match given.optimizer:
+        case "adamw8bit":
+            return adamw8bit.scale_by_adam(*betas, max_norm=norm, matrices=decayed)
+        case "lion":  # https://arxiv.org/abs/2302.06675, Algorithm 2, with its betas
+            return optax.scale_by_lion(b1=0.9, b2=0.99)
+        case "rmsprop":  # torch's, which https://arxiv.org/abs/2305.18290 trains with (appendix B)
+            return optax.scale_by_rms(decay=0.99, eps=1e-8, eps_in_sqrt=False)
+        case "adafactor":
+            return by_matrix.scale_by_adafactor(sides, max_norm=norm)
+    adam = optax.scale_by_adam(*betas, mu_dtype=mu_dtype)
+    if given.optimizer == "adamw":
+        return adam
+    if not any(of.hidden for of in jax.tree.leaves(sides, is_leaf=by_matrix.is_sides)):
+        raise BadInput(
+            "--config.optimizer=muon is for matrices of the layers, and --config.trainable names "
+            "none: use --config.optimizer=adamw, as Muon would for the others"
+        )
+    return by_matrix.scale_by_muon(sides, adam, mu_dtype, max_norm=norm)
 
 
 def matrices(params: nnx.State) -> dict[str, object]:
@@ -135,15 +268,20 @@ def layout(
     """Shapes, dtypes and shardings of the optimizer's state: split as the parameters are."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     placed = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    def beside(moment: PyTree, param: Any) -> PyTree:
+        of_blocks = adamw8bit.is_blocks(moment)
+        alike = lambda shape: of_blocks or shape == param.shape  # not Adafactor's rows and columns
+        where = lambda x: _split_as(param.sharding, x.shape) if alike(x.shape) else everywhere
+        return jax.tree.map(lambda x: placed(x, where(x)), moment)
+
     return optax.tree_utils.tree_map_params(
         optimizer.init,
-        lambda moment, param: jax.tree.map(
-            lambda x: placed(x, _split_as(param.sharding, x.shape)), moment
-        ),
+        beside,
         jax.eval_shape(optimizer.init, params),
         params,
         transform_non_params=lambda x: placed(x, everywhere),
-        is_leaf=adamw8bit.is_blocks,
+        is_leaf=lambda x: x is None or adamw8bit.is_blocks(x),  # None: Muon's of another kind
     )
 
 

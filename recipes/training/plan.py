@@ -71,6 +71,7 @@ def told(run: Run, asked: Asked, each: dict[str, int]) -> str:
         f"rows         {shape.rows} of {shape.row_length} positions per micro-batch, "
         f"{share:.0%} filled{hint}" + (f"; {apart} {what} need {more} rows" if apart else ""),
         f"rate         {_schedule(run.adamw, run.total_steps)}",
+        *_averaged(run.adamw),
         f"memory       {size(sum(each.values()))} per device ({parts}), plus activations",
         f"disk         {size(saved)} per checkpoint, {checkpoints_kept(run)} kept; "
         f"{size(free)} free in {run.directory}",
@@ -88,9 +89,21 @@ def _schedule(given: optimizer.AdamW, total: int) -> str:
     if given.lr_schedule == "constant" or total > warmup + decay:
         parts.append(f"{given.learning_rate:g}")
     if given.lr_schedule != "constant" and decay:
-        low = given.learning_rate * given.min_lr_ratio
+        share = given.min_lr_ratio
+        if given.lr_schedule == "inverse_sqrt":
+            share = float(optimizer.inverse_sqrt(decay, warmup, share))
+        low = given.learning_rate * share
         parts.append(f"{given.lr_schedule} from {given.learning_rate:g} to {low:g} over {decay}")
     return ", then ".join(parts)
+
+
+def _averaged(given: optimizer.AdamW) -> list[str]:
+    if given.ema_decay is None:
+        return []
+    return [
+        f"average      of the weights over about {1 / (1 - given.ema_decay):.4g} updates: what is "
+        "evaluated and exported"
+    ]
 
 
 def notes(run: Run, asked: Asked) -> list[str]:
@@ -113,11 +126,17 @@ def _notes_on_rate(given: optimizer.AdamW, total: int) -> Iterator[str]:
             f"the learning rate never reaches --config.learning_rate={peak:g}, only {highest:.3g}: "
             f"--config.warmup={given.warmup:g} is {warmup} steps, and the run has {total}"
         )
-    # AdamW changes a weight by about the rate; half the spacing of float32 numbers is 2**-25.
+    # A step changes a weight by about the rate; half the spacing of float32 numbers is 2**-25.
     if highest * 2**25 < 0.03:
         yield (
             f"at a learning rate of {highest:.3g} weights larger than {highest * 2**25:.2g} do not "
             "change: in float32 the step is rounded away"
+        )
+    if given.ema_decay is not None and total * (1 - given.ema_decay) < 1:
+        yield (
+            f"--config.ema_decay={given.ema_decay:g} averages over about "
+            f"{1 / (1 - given.ema_decay):.4g} updates, and the run has {total}: what is exported "
+            "stays near the weights it started from"
         )
     for name, steps in (("warmup", warmup), ("cooldown", decay)):
         amount = given._asdict()[name]
@@ -277,6 +296,12 @@ def memory(
         "optimizer": held(opt_state),
         "gradient": held(like),
     }
+    if (theirs := optimizer.reference_of(opt_state)) is not None:
+        parts["reference"] = held(theirs)
+        parts["optimizer"] -= parts["reference"]
+    if (average := optimizer.average_of(opt_state)) is not None:
+        parts["average"] = held(average)
+        parts["optimizer"] -= parts["average"]
     if resident and shared and chosen is not None:
         parts["reference"] = held(trained.layout_of(model, chosen, model.dtype))
     elif resident and not shared:

@@ -131,20 +131,32 @@ def begin(policy: Policy, run: Run, store: RunStore, facts: Facts) -> State:
     return State(0, own, policy.frozen, optimizer.init(run.optimizer, own, mesh))
 
 
+def result(state: State) -> Params:
+    """What is evaluated and exported of what is trained: its average, where one is kept."""
+    average = optimizer.average_of(state.opt_state)
+    return state.trained if average is None else average
+
+
 def model_of(policy: Policy, state: State) -> zoo.Model:
-    """The policy as a model with its current weights."""
-    weights = partly.whole(adapted.joined(state.trained, state.frozen))
+    """The policy as a model with its current weights, or their average."""
+    weights = partly.whole(adapted.joined(result(state), state.frozen))
     return nnx.merge(policy.graph, nnx.State(weights))
 
 
 def asked(policy: Policy, state: State, forward: logps.Compiled) -> logps.Forward:
-    """The policy's forward pass with its current weights, in the compute dtype."""
+    """The policy's forward pass with its current weights, or their average, as computed with."""
     return functools.partial(forward, policy.graph, computed_with(policy, state))
 
 
+def in_training(policy: Policy, state: State, forward: logps.Compiled) -> logps.Forward:
+    """The same with the weights that are trained, whether or not an average is kept."""
+    own = logps.cast(state.trained, policy.blank.dtype)
+    return functools.partial(forward, policy.graph, adapted.joined(own, state.frozen))
+
+
 def computed_with(policy: Policy, state: State) -> Params:
-    """Its weights as they are computed with; those that are frozen are kept so."""
-    return adapted.joined(logps.cast(state.trained, policy.blank.dtype), state.frozen)
+    """Its weights, or their average, as they are computed with; those frozen are kept so."""
+    return adapted.joined(logps.cast(result(state), policy.blank.dtype), state.frozen)
 
 
 def save(

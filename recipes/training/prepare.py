@@ -63,9 +63,11 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place, *, s
     learnt, adamw = trained.of(models.blank, adapted, chosen), checks.part(optimizer.AdamW, given)
     steps = _steps(given, len(train))
     schedule = optimizer.schedule_of(adamw, steps)  # refuses what does not fit into the steps
-    descent = optimizer.optimizer_of(adamw, schedule, learnt.decayed, learnt.rates)
+    descent = optimizer.optimizer_of(adamw, schedule, *learnt[1:])
+    if beside and beside.follows:
+        descent = optimizer.followed(descent, *beside.follows)
     opt_state = optimizer.layout(descent, learnt.like, computing.mesh)
-    resident, shared = (beside.resident, beside.of_policy) if beside else (False, False)
+    resident, shared = (beside.stays, beside.of_policy) if beside else (False, False)
     memory = plan.memory(
         models.blank, learnt.like, opt_state, chosen, resident=resident, shared=shared
     )

@@ -69,11 +69,18 @@ class Beside(NamedTuple):
     mode: str  # as the setting has it
     cache: str | None  # None: beside the run's directory
     of_policy: bool = False  # it shares what is frozen of the policy
+    # It moves this share of the way to the policy after so many updates: (every, share).
+    follows: tuple[int, float] | None = None
 
     @property
     def resident(self) -> bool:
         """Whether it is asked at every step."""
         return self.mode != "cached"
+
+    @property
+    def stays(self) -> bool:
+        """Whether weights of its own stay in memory: one that follows is the optimizer's."""
+        return self.resident and self.follows is None
 
 
 class Run(NamedTuple):

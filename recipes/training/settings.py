@@ -41,9 +41,11 @@ class Setting(NamedTuple):
     unset: str | None = None  # what unset (None) means; a setting without this may not be unset
     bound: Bound | None = None
     choices: tuple[str, ...] = ()
+    of_optimizers: tuple[str, ...] = ()  # only these optimizers take it; empty: all do
     free: bool = False  # may change when a run is resumed: no past number depends on it
 
 
+ADAM = ("adamw", "adamw8bit", "muon")  # muon is adamw for what is no matrix of a layer
 DTYPES = ("f32", "float32", "bf16", "bfloat16", "f16", "float16")
 
 RUN = {
@@ -77,6 +79,20 @@ REFERENCE = {
         "resident",
         choices=("resident", "cached", "base"),
         free=True,
+    ),
+    "reference_sync_steps": Setting(
+        int,
+        "TR-DPO: after every so many updates the reference moves towards the policy, like 512",
+        None,
+        unset="it never moves",
+        bound=ABOVE_0,
+    ),
+    "reference_mixup_alpha": Setting(
+        float,
+        "how much of the way it then moves; 1: all of it",
+        None,
+        unset="0.6",
+        bound=Bound("above 0 and at most 1", lambda x: 0 < x <= 1),
     ),
     "reference_cache": Setting(
         str,
@@ -264,16 +280,18 @@ OPTIMIZER = {
     ),
     "optimizer": Setting(
         str,
-        "adamw8bit keeps both moments of AdamW in 8 bits: 2 bytes per weight, where adamw takes 8",
+        "adamw keeps 8 bytes per weight; adamw8bit 2, both moments in 8 bits; lion 4; rmsprop, the "
+        "DPO paper's, 4; muon 4 for the matrices of the layers, and is adamw for all else; "
+        "adafactor the means of a matrix's rows and columns",
         "adamw",
-        choices=("adamw", "adamw8bit"),
+        choices=("adamw", "adamw8bit", "lion", "rmsprop", "muon", "adafactor"),
     ),
     "learning_rate": Setting(float, "peak learning rate", MUST, bound=ABOVE_0),
     "lr_schedule": Setting(
         str,
-        "how the learning rate decays over the cooldown",
+        "how the learning rate decays over the cooldown; inverse_sqrt: as sqrt(warmup / step)",
         "linear",
-        choices=("constant", "linear", "cosine"),
+        choices=("constant", "linear", "cosine", "inverse_sqrt"),
     ),
     "warmup": Setting(
         float,
@@ -289,22 +307,47 @@ OPTIMIZER = {
         bound=AT_LEAST_0,
     ),
     "min_lr_ratio": Setting(
-        float, "final learning rate, as a fraction of the peak", 0.0, bound=SHARE
+        float,
+        "final learning rate, as a fraction of the peak; of inverse_sqrt the lowest it may come to",
+        0.0,
+        bound=SHARE,
     ),
     "weight_decay": Setting(
-        float, "AdamW's weight decay, for matrices only", 0.0, bound=AT_LEAST_0
+        float,
+        "decay of the weights by the learning rate, as AdamW's, for matrices only",
+        0.0,
+        bound=AT_LEAST_0,
     ),
     "max_grad_norm": Setting(
         float, "gradients are clipped to this norm", None, unset="no clipping", bound=ABOVE_0
     ),
-    "adam_beta1": Setting(float, "decay of AdamW's first moment", 0.9, bound=DECAY),
-    "adam_beta2": Setting(float, "decay of AdamW's second moment", 0.95, bound=DECAY),
-    "adam_epsilon": Setting(float, "added to the root of the second moment", 1e-8, bound=ABOVE_0),
+    "adam_beta1": Setting(
+        float, "decay of AdamW's first moment", 0.9, bound=DECAY, of_optimizers=ADAM
+    ),
+    "adam_beta2": Setting(
+        float, "decay of AdamW's second moment", 0.95, bound=DECAY, of_optimizers=ADAM
+    ),
+    "adam_epsilon": Setting(
+        float,
+        "added to the root of the second moment",
+        1e-8,
+        bound=ABOVE_0,
+        of_optimizers=ADAM,
+    ),
     "adam_mu_dtype": Setting(
         str,
-        "dtype of AdamW's first moment; bfloat16 saves 2 bytes per weight",
+        "dtype of the first moment, of Muon too; bfloat16 saves 2 bytes per weight",
         "float32",
         choices=DTYPES[:4],
+        of_optimizers=("adamw", "muon"),
+    ),
+    "ema_decay": Setting(
+        float,
+        "decay of an exponential moving average of the weights, like 0.99, which is evaluated and "
+        "exported in their place; it takes 4 bytes per weight",
+        None,
+        unset="no average",
+        bound=INNER_SHARE,
     ),
     "nonfinite": Setting(
         str,

@@ -1,6 +1,7 @@
 """What is trained: all weights of a model, some of them by name, or adapters beside them."""
 
 import difflib
+import functools
 import re
 from typing import Any, NamedTuple
 
@@ -12,14 +13,14 @@ import numpy as np
 
 from checkpoints_io import hf_weights
 from checkpoints_io.errors import BadInput
-from recipes.training import adapting, optimizer
+from recipes.training import adapting, by_matrix, optimizer
 from recipes.training.adapting import Adapting
 from recipes.training.checks import Values
 from recipes.training.update import Params
 import zoo
-from zoo import models
-from zoo.parts import partly
-from zoo.parts.adapted import Adapter
+from zoo import models, targets
+from zoo.parts import layers, partly
+from zoo.parts.adapted import RANK, Adapter
 
 # Weights by our paths, and which of their layers, as they stand in the weight; None: all of it.
 Chosen = dict[str, tuple[int, ...] | None]
@@ -30,7 +31,8 @@ class Trained(NamedTuple):
 
     like: Params  # shapes and shardings
     decayed: PyTree  # whether it is subject to weight decay
-    rates: PyTree | None = None  # what the learning rate is multiplied by; none: one for all
+    rates: PyTree | None  # what the learning rate is multiplied by; none: one for all
+    sides: PyTree  # how each is matrices (`by_matrix.Sides`)
 
 
 def of(blank: zoo.Model, adapters: Adapting | None, chosen: Chosen | None) -> Trained:
@@ -41,14 +43,54 @@ def of(blank: zoo.Model, adapters: Adapting | None, chosen: Chosen | None) -> Tr
         if adapters.lora_plus != 1:
             each = Adapter._make((1.0, adapters.lora_plus, 1.0))
             rates = adapting.each(adapters.like, each)
-        return Trained(adapters.like, decayed, rates)
+        return Trained(adapters.like, decayed, rates, sides_of_adapters(adapters))
     layout = nnx.state(blank)
-    like, decayed = nnx.to_pure_dict(layout), optimizer.matrices(layout)
+    like, decayed, sides = nnx.to_pure_dict(layout), optimizer.matrices(layout), sides_of(blank)
     if chosen is None:
-        return Trained(like, decayed)
-    flat = traverse_util.flatten_dict(decayed, sep=".")
-    decayed = traverse_util.unflatten_dict({path: flat[path] for path in chosen}, sep=".")
-    return Trained(layout_of(blank, chosen, jnp.float32), decayed)
+        return Trained(like, decayed, None, sides)
+    those = functools.partial(_those, chosen)
+    return Trained(layout_of(blank, chosen, jnp.float32), those(decayed), None, those(sides))
+
+
+def _those(chosen: Chosen, tree: PyTree) -> PyTree:
+    flat: dict[str, Any] = traverse_util.flatten_dict(tree, sep=".")
+    return traverse_util.unflatten_dict({path: flat[path] for path in chosen}, sep=".")
+
+
+def sides_of(blank: zoo.Model) -> PyTree:
+    """How the weights of a model are matrices: those of the layers as their products take them.
+
+    What stands side by side in one tensor is several, so that a model learns the same whichever way
+    its weights are written; but q, k and v of different sizes (Phi's) are one.
+    """
+    linear, found = targets.linear(blank), {}
+    for path, param in nnx.to_flat_state(nnx.state(blank)):
+        name, axes = models.name_of(path), param.get_metadata("axes")
+        if name in linear:
+            into, out = targets.sides(axes, linear[name][1])
+            own = " ".join(letter for letter in out.split() if letter != "J")
+            found[name] = by_matrix.sides(axes, into, own, hidden=True)
+        elif layers.is_matrix(axes):  # an embedding, positions, or a head
+            found[name] = by_matrix.sides(axes, *axes.split(), hidden=False)
+        else:
+            found[name] = by_matrix.of_vector(axes)
+    return traverse_util.unflatten_dict(found, sep=".")
+
+
+def sides_of_adapters(adapters: Adapting) -> PyTree:
+    """The same of adapters: A and B are each a matrix of every layer."""
+    like: dict[str, Any] = traverse_util.flatten_dict(adapters.like, sep=".")
+    found = {}
+    for site in adapters.sites:
+        a, b = f"{site.lead} {site.into} {RANK}", f"{site.lead} {RANK} {site.out}"
+        found[site.path] = Adapter(
+            by_matrix.sides(a, site.into, RANK, hidden=True),
+            by_matrix.sides(b, RANK, site.out, hidden=True),
+            None
+            if like[site.path].magnitude is None
+            else by_matrix.of_vector(f"{site.lead} {site.out}"),
+        )
+    return traverse_util.unflatten_dict(found, sep=".")
 
 
 def chosen(given: Values, blank: zoo.Model) -> Chosen | None:

@@ -28,11 +28,20 @@ def config(tiny_config, tmp_path) -> ml_collections.ConfigDict:
     config.learning_rate = 1e-3
     config.steps_per_checkpoint, config.steps_per_eval = 1, None
     config.steps_per_hf_export = config.max_eval_pairs = None
-    config.adapter = dict(rank=4, alpha=8.0, lora_plus=4.0)
+    config.adapter = dict(rank=4, alpha=8.0, lora_plus=4.0, dora=False)
     return config
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(config, tmp_path, capfd):
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param({}, id="AdamW"),
+        pytest.param({"optimizer": "muon", "adapter.dora": True}, id="Muon, and magnitudes"),
+    ],
+)
+def test_a_resumed_run_is_the_uninterrupted_one(config, tmp_path, capfd, other):
+    with config.ignore_type():
+        config.update_from_flattened_dict(other)
     dpo.train(config)
     assert records(config)[0]["train/dpo_loss"] == pytest.approx(np.log(2), abs=1e-7)
     assert records(config)[-1]["train/dpo_loss"] < 0.69

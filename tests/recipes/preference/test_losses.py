@@ -10,12 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from recipes.data.ids.pair_ids import AnswerIds
+from recipes.data.packed import streams
 from recipes.preference import losses, objectives
 from recipes.preference.divergences import DIVERGENCES
 from recipes.training import settings
 from recipes.training.update import Answers
 from tests import losses_on_devices
 from zoo.parts import sharding
+from zoo.parts.token_logps import token_logps
 
 OPTIONS = {"beta": 0.3, "label_smoothing": 0.1, "dpop_lambda": 5.0, "length_alpha": 0.02,
            "gamma_beta_ratio": 0.3, "cpo_alpha": 0.5, "discopop_tau": 0.05}  # fmt: skip
@@ -308,3 +311,40 @@ def test_agrees_with_the_table(shared, which):
             assert far(gradient, expected) <= 2e-9, case["id"]
         for x, y in zip(both(*narrow), wide, strict=True):
             assert far(x, y) <= 1e-6 or case["id"] in KINKS, case["id"]
+
+
+@pytest.mark.parametrize("which", ["rand0", "rand2", "rand5"])
+def test_from_logits_to_losses(shared, which):
+    """The table's sets from their logits on: a head of ones gives them back."""
+    table = json.loads((shared / "golden" / "preference_losses.json").read_text())
+    one = table["end_to_end"][which]
+    ids, scored, real = (
+        np.array(one[x]) for x in ("input_ids", "completion_mask", "attention_mask")
+    )
+    pairs, eye = len(ids) // 2, jnp.eye(one["vocab_size"])
+
+    def logps_of(logits):
+        found = []
+        for row, mask, there, out in zip(ids, scored, real, np.array(logits), strict=True):
+            begin, end = int(np.argmax(mask)), int(there.sum())
+            answer = AnswerIds(0, row[:begin], row[begin:end], mask[begin:end].astype(bool))
+            (stream,) = streams.separate(answer)
+            hidden = jnp.asarray(out[None, stream.read_at], jnp.float32)
+            counts = jnp.array([len(stream.target)])
+            target = jnp.asarray(stream.target[None])
+            each = token_logps(hidden, eye, target, counts, jnp.float32)
+            found.append((float(each.sum()), len(stream.target)))
+        return np.array(found).reshape(2, pairs, 2).transpose(2, 1, 0)
+
+    policy, tokens = logps_of(one["policy_logits"])
+    theirs, _ = logps_of(one["ref_logits"])
+    for found, name in ((policy, "policy"), (theirs, "ref")):
+        expected = np.array(one[f"expected_{name}_logps"]).reshape(2, pairs).T
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    known = Answers(*(jnp.asarray(x, jnp.float32) for x in (policy, theirs, tokens)))
+    cases = [case for case in cases_of(table) if case[0]["set"] == which]
+    for case, terms, given in cases:
+        own = lambda name, given=given: {k: v for k, v in given.items() if k in keywords(name)}
+        found = sum(weight * losses.LOSSES[name](known, **own(name)) for name, weight in terms)
+        expected = np.array(case["losses"])
+        assert abs(found - expected).max() <= 1e-4 * max(1.0, abs(expected).max()), case["id"]

@@ -107,6 +107,12 @@ def test_figures_before_and_after():
     (told,) = ending.manner(answers._replace(texts={"after": [[7], [8]]}))
     assert told.startswith("answers in the wanted manner: not generated -> 100%")
     assert ending.manner(None) == []
+    assert ending.figures(sets, figures, has_reference=False) == [
+        "mine accuracy: 1.000 (2 pairs)",
+        "mine reward margin: 0.500 (2 pairs)",
+    ]
+    (told,) = ending.manner(answers._replace(texts={"after": [[7], [8]]}), has_reference=False)
+    assert told.startswith("answers in the wanted manner: 100% (2 greedy")
 
 
 def test_lines_to_paste_name_the_folder():

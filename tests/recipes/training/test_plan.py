@@ -71,6 +71,8 @@ UNEVEN = [TWO[0]._replace(weight=19.0), TWO[1]._replace(weight=1.0)]
         ({"max_eval_pairs": 50}, {}, None),
         ({"num_epochs": 0.1, "warmup": 0.0}, {"steps": 1}, "would be 0.312 updates of 32 pairs"),
         ({"num_epochs": 19.2}, {}, None),
+        ({"ema_decay": 0.9}, {}, None),
+        ({"ema_decay": 0.999}, {}, "ema_decay=0.999 averages over about 1000 updates, and the "),
     ],
 )  # fmt: skip
 def test_notes(config, other, run, told):
@@ -116,6 +118,8 @@ def test_a_run_that_would_learn_nothing_is_refused(config):
         ({"cooldown": 0.1, "lr_schedule": "cosine", "min_lr_ratio": 0.1}, 60,
          "0 to 5e-05 over 6 steps, then 5e-05, then cosine from 5e-05 to 5e-06 over 6"),
         ({"lr_schedule": "constant", "warmup": 0.0}, 60, "5e-05"),
+        ({"lr_schedule": "inverse_sqrt", "warmup": 12.0}, 48,
+         "0 to 5e-05 over 12 steps, then inverse_sqrt from 5e-05 to 2.5e-05 over 36"),
         ({}, 1, "linear from 5e-05 to 0 over 1"),
     ],
 )  # fmt: skip

@@ -59,6 +59,16 @@ def test_the_configs_pass(config):
         ({"steps_per_hf_export": -3}, "never"),
         ({"steps_per_hf_export": 0}, "never"),
         ({"adam_beta2": 1.0}, "adam_beta2"),
+        ({"optimizer": "rmsprob"}, r"did you mean rmsprop\?"),
+        (
+            {"optimizer": "lion", "adam_beta1": 0.95},
+            "adam_beta1=0.95 has no effect with --config.optimizer=lion, and only with adamw, "
+            "adamw8bit, muon: leave it out, or set --config.adam_beta1=0.9",
+        ),
+        ({"optimizer": "rmsprop", "adam_beta2": 0.99}, "no effect with --config.optimizer=rmsprop"),
+        ({"optimizer": "adafactor", "adam_epsilon": 1e-30}, "adam_epsilon=1e-30 has no effect"),
+        ({"optimizer": "adamw8bit", "adam_mu_dtype": "bf16"}, "and only with adamw, muon: leave"),
+        ({"ema_decay": 0.0}, "ema_decay must be above 0 and below 1, not 0.0"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**40}, "seed"),
         ({"warmup": float("inf")}, "warmup"),
@@ -88,6 +98,11 @@ def test_impossible_settings(config, other, told):
     config.update_from_flattened_dict(other)
     with pytest.raises(ValueError, match=told):
         check(config)
+
+
+def test_a_setting_that_another_optimizer_takes_may_say_what_it_is_by_default(config):
+    config.optimizer, config.adam_mu_dtype = "lion", "f32"
+    check(config)
 
 
 def test_weights_and_biases_is_an_extra(config, monkeypatch):
@@ -271,6 +286,31 @@ def test_no_cooldown_decays_all_the_way(config):
     np.testing.assert_allclose(cosine, expected, atol=1e-5)
     constant = rates(config, 20, warmup=0.5, lr_schedule="constant")
     np.testing.assert_allclose(constant[10:], 1)
+
+
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_inverse_sqrt_is_that_of_transformers(config, warmup):
+    torch, optimization = map(pytest.importorskip, ("torch", "transformers.optimization"))
+    theirs = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = optimization.get_inverse_sqrt_schedule(theirs, warmup)
+    expected = []
+    for _ in range(100):
+        expected += schedule.get_last_lr()
+        theirs.step()
+        schedule.step()
+    found = rates(config, 100, warmup=float(warmup), lr_schedule="inverse_sqrt")
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_inverse_sqrt_after_a_plateau_and_above_its_floor(config):
+    found = rates(
+        config, 100, warmup=10.0, cooldown=50.0, min_lr_ratio=0.5, lr_schedule="inverse_sqrt"
+    )
+    np.testing.assert_allclose(found[10:51], 1, atol=1e-6)
+    np.testing.assert_allclose(found[60], np.sqrt(10 / 20), rtol=1e-5)
+    np.testing.assert_allclose(
+        found[79:], np.maximum(np.sqrt(10 / np.arange(39, 60)), 0.5), rtol=1e-5
+    )
 
 
 def test_warmup_and_cooldown_must_fit(config):
