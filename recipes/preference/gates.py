@@ -81,7 +81,8 @@ def check_first_loss(
         if math.isnan(first):
             if answers is None:
                 continue
-            first = float(term.of(answers._replace(policy=answers.reference)).mean())
+            here = jax.tree.map(lambda x: jnp.asarray(jax.device_get(x)), answers)
+            first = float(term.of(here._replace(policy=here.reference)).mean())
         found = float(values.get(f"loss_{term.name}", values["dpo_loss"] / term.weight))
         # With remat the training program may round differently from the reference's; beta scales
         # it, and floats are rounded in proportion.

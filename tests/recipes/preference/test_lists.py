@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recipes.preference import lists, losses, metrics, objectives
+from recipes.preference import gates, lists, losses, metrics, objectives
+from recipes.training import checks
+from recipes.training.run import Computing
 from recipes.training.update import Answers
+from tests.conftest import run_with
 
 
 def drawn(ranks, seed=0):
@@ -182,3 +185,15 @@ def test_a_list_adds_the_same_gradient_in_any_part_of_an_update(name):
 def test_what_fits_no_list_is_refused(given, words):
     with pytest.raises(ValueError, match=words):
         objectives.objective(LISTS | {"loss": "sigmoid"} | given)
+
+
+def test_the_first_loss_of_lists_is_what_theirs_promises():
+    """By their own numbers of answers, in the figures of an update."""
+    precision = checks.Precision(np.dtype(np.float32), np.dtype(np.float32))
+    run = run_with(computing=Computing(None, precision, None, "full"))
+    found, given = objective(loss="plackett_luce"), drawn(RANKS)
+    equal = losses.plackett_luce(given._replace(policy=given.reference), beta=0.1).mean()
+    check = lambda loss: gates.check_first_loss({"dpo_loss": loss}, found, run, given)
+    check(equal)
+    with pytest.raises(RuntimeError, match=r"first loss \(plackett_luce\) is"):
+        check(equal + 0.001)
