@@ -61,8 +61,10 @@ def train(config: ml_collections.ConfigDict) -> None:
             loss=objective.loss, figures=lambda answers: metrics.preference(answers, objective),
             shape=run.place.shape,
         )  # fmt: skip
-        first = reference.now(frozen, own, state, forward)
-        equal = gates.check_logps(policy.asked(own, state, forward), own, state, first, run)
+        equal = gates.check_logps(
+            policy.asked(own, state, forward), own, state,
+            reference.now(frozen, own, state, forward), run,
+        )  # fmt: skip
 
         def take(state: State, pairs: Update) -> loop.Taken:
             """One step of DPO on the pairs of an update, in micro-batches."""
@@ -77,7 +79,7 @@ def train(config: ml_collections.ConfigDict) -> None:
                 # their log-ratios (losses.py), its gradient, added to that of earlier pairs.
                 theirs = of_reference(batch, pairs.source_rows)
                 sums = programs.add(sums, state.trained, state.frozen, theirs, said, batch, pull)
-            taken = loop.applied(programs, sums, state, said)  # AdamW
+            taken = loop.applied(programs, sums, state, said)  # the optimizer
             if equal and taken.state.step == 1:
                 gates.check_first_loss(taken.values, objective, run, taken.answers)
             return taken
