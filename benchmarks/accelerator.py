@@ -27,7 +27,7 @@ import work
 
 from recipes import forecast
 from recipes.data.packed import batches, shapes
-from recipes.preference import losses, metrics
+from recipes.preference import metrics, objectives
 from recipes.training import command, logps, optimizer, update
 import zoo
 from zoo import llama
@@ -105,7 +105,7 @@ def timed(graph: nnx.GraphDef, policy: dict, pairs: list, mesh: jax.sharding.Mes
         narrow = None
     adamw = optax.adamw(1e-6, *work.BETAS, weight_decay=0.0, mu_dtype=MU.value)
     opt_state = optimizer.init(adamw, policy, mesh)
-    objective = losses.objective({"loss": "sigmoid", "beta": work.BETA, "label_smoothing": 0.0})
+    objective = objectives.objective({"loss": "sigmoid", "beta": work.BETA})
     programs = update.compiled(
         policy, opt_state, graph=graph, adamw=adamw, loss=objective.loss,
         figures=lambda answers: metrics.preference(answers, objective), shape=shape,

@@ -71,8 +71,10 @@ def train(config: ml_collections.ConfigDict) -> None:
             said, sums = batches.said(pairs, run.place), programs.zero()
             of_reference, pull = reference.now(frozen, own, state, forward).of_batch, None
             if objective.is_coupled:  # a pair's part of the gradient depends on all the others
-                ask = policy.in_training(own, state, forward)
-                pull = coupled.pull(objective, ask, of_reference, pairs, said, run.place)
+                pull = coupled.pull(
+                    objective, policy.in_training(own, state, forward), of_reference, pairs, said,
+                    run.place,
+                )  # fmt: skip
             for packed in pairs.micro_batches:
                 batch = batches.put(packed, run.place)
                 # log p of each answer under the reference, and then under the policy: the loss of
@@ -94,7 +96,7 @@ def train(config: ml_collections.ConfigDict) -> None:
         describe = lambda pairs, taken: metrics.by_part(
             run.parts, pairs.source_rows, taken.answers, objective
         )
-        recipe = loop.Recipe(take, evaluate, describe, Trend().read)
+        recipe = loop.Recipe(take, evaluate, describe, Trend(objective).read)
         state, held_out = loop.run_steps(recipe, own, state, run, store, facts, stop)
         if not stop():
             ending.show(run, policy.model_of(own, state), frozen.model, held_out)

@@ -318,10 +318,9 @@ def told(
         "chips' peak, with traffic overlapped or not",
     ]
     if found.peak > 0.95 * chip.memory:
-        ways = [*less_memory, "--config.optimizer=adamw8bit"]
+        ways = ["more devices in --config.mesh.fsdp", *less_memory]
         lines.append(
-            f"it does not fit: more devices in --config.mesh.fsdp, {', '.join(ways)}, or shorter "
-            "rows with --config.row_length"
+            f"it does not fit: {', '.join(ways)}, or shorter rows with --config.row_length"
         )
     return "\n".join(lines)
 
@@ -378,6 +377,8 @@ def main(config: ml_collections.ConfigDict) -> None:
     found = forecast(job, hf_config, chip, devices, asked.stored_per_pair)
     real = given["train_batch_size"] * asked.stored_per_pair * asked.real_per_stored
     less = checks.less_memory(given, has_reference=job.beside is not None)
+    if given["optimizer"] in ("adamw", "lion", "rmsprop", "muon"):
+        less.append("--config.optimizer=adamw8bit")
     print(told(found, chip, real, less, exact=chip.tpu is not None))
 
 

@@ -22,11 +22,13 @@ WITH_CONFIG = {
     "recipes.data": "initialize_from_hf",
 }
 MEASURE = (
-    "accelerator", "compare", "growth", "layouts", "ours", "real_pairs", "sweep", "tokenisation",
+    "accelerator", "compare", "growth", "layouts", "ours", "ranked", "real_pairs", "sweep",
+    "tokenisation",
 )  # fmt: skip
 BENCHMARKS = [f"benchmarks/{name}.py" for name in MEASURE]
 PROGRAMS = [
-    *WITH_CONFIG, "recipes/sft.py", "recipes/tiny/make_model.py", "recipes/tiny/make_pairs.py",
+    *WITH_CONFIG, "recipes/sft.py", "recipes/score.py", "recipes/tiny/make_model.py",
+    "recipes/tiny/make_pairs.py",
     "zoo", *BENCHMARKS,
 ]  # fmt: skip
 # A process for each measurement, no flags, and a folder without a flag.
@@ -39,7 +41,10 @@ OTHERS = [
 
 
 # What is asked for before a word that is not a flag is looked at.
-NEEDING = ["benchmarks/ours.py", "benchmarks/real_pairs.py", "benchmarks/tokenisation.py"]
+NEEDING = [
+    "benchmarks/ours.py", "benchmarks/ranked.py", "benchmarks/real_pairs.py",
+    "benchmarks/tokenisation.py",
+]  # fmt: skip
 
 
 def of_configs(folder):
@@ -103,8 +108,6 @@ def of_configs(folder):
         ([CONFIG, "--config.beta=0"], ["beta must be above 0"], 2),
         ([CONFIG, "--config.num_epochs=2"], ["add --config.num_train_steps=None"], 2),
         ([CONFIG, "--config.num_train_steps=None"], ["set one of"], 2),
-        ([CONFIG, "--config.loss=simpo"], ["SimPO is not implemented here yet", "sigmoid"], 2),
-        ([CONFIG, "--config.loss=DPO"], ["did you mean sigmoid?"], 2),
         ([CONFIG, "--config.validation=a.jsonl"], ["write --config.validation.heldout=a"], 2),
         ([CONFIG, "--config.reference_is_hf=false"], ["--config.reference_model_path="], 2),
         ([CONFIG, nowhere], ["no model folder", "nowhere"], 1),
@@ -136,6 +139,15 @@ def of_one(folder):
     yield "recipes/dpo.py", [*here, "--config.min_pack_fill=0.99"], ["would be filled"], 1
     yield "recipes/dpo.py", [*here, "--config.reference_model_path=no/where/at/all"], ["where"], 1
     yield "recipes/dpo.py", ["--config=recipes/configs/llama8b.py"], ["set --config.directory"], 2
+    for program in ("recipes/dpo.py", "recipes/forecast.py"):
+        yield program, [*here, "--config.loss=DPO"], ["it is called sigmoid here"], 1
+        yield program, [*here, "--config.loss=simpo"], ["its usual beta is 2 to 10"], 1
+        yield program, [*here, "--config.cpo_alpha=1"], ["no effect", "only with cpo"], 1
+    score = "recipes/score.py"
+    yield score, [CONFIG], ["policy and reference are both recipes/tiny/model"], 2
+    yield score, [CONFIG, "--config.betta=0.2"], ["did you mean beta?"], 2
+    yield score, [CONFIG, "--config.beta=much"], ["--config.beta='much' is not a number"], 2
+    yield score, [CONFIG, "--config.num_train_steps=3"], ["nothing is trained"], 2
     sft = "recipes/sft.py"
     yield sft, ["recipes/configs/tiny_sft.py"], ["write --config=recipes/configs/tiny_sft.py"], 2
     yield sft, [SFT_CONFIG, "--config.lr=1e-5"], ["did you mean learning_rate?"], 2

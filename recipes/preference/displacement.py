@@ -3,18 +3,23 @@
 import collections
 from collections.abc import Mapping
 
+from recipes.preference import losses
+from recipes.preference.objectives import Objective
+
 
 class Trend:
     """Warns once when both rewards fall while accuracy rises."""
 
-    def __init__(self) -> None:
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
         self._readings: collections.deque[Mapping] = collections.deque(maxlen=3)
         self._said = False
 
     def read(self, figures: Mapping[str, int | float]) -> str | None:
         """A sentence, once, when over three readings both rewards fall while accuracy rises."""
         self._readings.append(figures)
-        if self._said or len(self._readings) < 3:
+        # Without a reference a reward is a log-probability, and always below 0.
+        if self._said or len(self._readings) < 3 or not self._objective.has_reference:
             return None
         chosen, rejected, accuracy = (
             [reading[f"train/{name}"] for reading in self._readings]
@@ -25,10 +30,16 @@ class Trend:
         if not (rises and falls(chosen) and falls(rejected)):
             return None
         self._said = True
+        names = [term.name for term in self._objective.terms]
+        higher = "a higher --config.beta, which keeps the policy nearer to its reference"
+        remedy = f"the remedy, in a new run, is {higher}"
+        if not {"dpop", *losses.PER_TOKEN} & set(names):
+            remedy = (
+                "there are two remedies, each in a new run: --config.loss=dpop "
+                f"--config.dpop_lambda=5, which keeps chosen answers likely, or {higher}"
+            )
         return (
             "the rewards of both answers fall while accuracy rises: the policy makes the chosen "
             "answers less likely too, and other answers more likely (arXiv 2410.08847). A little "
-            "of it is common. If answers get worse there are two remedies, each in a new run: "
-            "--config.loss=dpop --config.dpop_lambda=5, which keeps chosen answers likely, or a "
-            "higher --config.beta, which keeps the policy nearer to its reference"
+            f"of it is common. If answers get worse {remedy}"
         )

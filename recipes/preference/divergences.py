@@ -12,13 +12,19 @@ from jaxtyping import Array, Float
 from checkpoints_io.errors import BadInput
 from recipes.training.update import Answers
 
-# Constants, which cancel in a margin, are left out.
+MOST = 80.0  # exp of more is infinite in float32, and a margin of two infinities no number
+
+# Up to constants, which cancel in a margin.
 DIVERGENCES: dict[str, Callable[[Array, float], Array]] = {
     "reverse_kl": lambda u, _: u,
-    "forward_kl": lambda u, _: -jnp.exp(-u),
+    "forward_kl": lambda u, _: -_expm1(-u),
     "js_divergence": lambda u, _: jax.nn.log_sigmoid(u),
-    "alpha_divergence": lambda u, a: u if a == 1 else jnp.exp((a - 1) * u) / (a - 1),
+    "alpha_divergence": lambda u, a: u if a == 1 else _expm1((a - 1) * u) / (a - 1),
 }
+
+
+def _expm1(x: Array) -> Array:
+    return jnp.expm1(jnp.minimum(x, MOST))
 
 
 def of_scores(loss: Callable[..., Float[Array, " P"]]) -> Callable[..., Float[Array, " P"]]:
@@ -26,7 +32,7 @@ def of_scores(loss: Callable[..., Float[Array, " P"]]) -> Callable[..., Float[Ar
 
     It gets two options more. `f_divergence_type` is the divergence that keeps the policy near the
     reference: reverse_kl (the log-ratios themselves), forward_kl, js_divergence or
-    alpha_divergence, whose alpha is `f_alpha_divergence_coef`.
+    alpha_divergence, whose alpha is `f_alpha_divergence_coef` as in TRL.
 
     Source: Table 1 of https://arxiv.org/abs/2309.16240; TRL's names.
     """

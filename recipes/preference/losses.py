@@ -356,9 +356,10 @@ FIRST: dict[str, Callable[..., float]] = {
 }
 # These look at all pairs of an update at once.
 COUPLED = ("aot", "aot_unpaired")
+OF_AN_UPDATE = (*COUPLED, "sft", "cpo")  # and these are what they are for all of them together
 # These look at a list as it is, or at its best answer alone.
 OF_LISTS = ("plackett_luce", "sft", "sft_seq")
 # Beta multiplies means per token in the first, no log-probability in the second, and else sums.
-PER_TOKEN, FREE_OF_BETA = ("sigmoid_norm", "simpo"), ("orpo", "sft", "sft_seq", "ipo")
+PER_TOKEN, FREE_OF_BETA = ("sigmoid_norm", "simpo"), ("orpo", "sft", "sft_seq", "ipo", "ipo_sum")
 # Without a reference the reward of an answer is then a mean, too.
-ALONE_PER_TOKEN = ("simpo", "orpo", "sft_seq")
+ALONE_PER_TOKEN = ("simpo", "orpo")

@@ -75,7 +75,10 @@ def _correlation(x: Array, y: Array, counted: Bool[Array, " P"]) -> Float[Array,
 def by_part(
     parts: Sequence[Part], rows: np.ndarray, answers: Answers, objective: Objective
 ) -> dict[str, int | float]:
-    """The same for the pairs of each source, where there are several, and the number of pairs."""
+    """The same for the pairs of each source, where there are several, and the number of pairs.
+
+    Losses that depend on all pairs of an update are left out.
+    """
     figures: dict[str, int | float] = {}
     if len(parts) == 1:
         return figures
@@ -85,5 +88,7 @@ def by_part(
         figures[f"{part.name}/pairs"] = int((of == i).sum())
         if figures[f"{part.name}/pairs"]:
             values = preference(here, objective, jnp.asarray(of == i))
+            for name in objective.of_an_update():
+                values.pop(name, None)
             figures |= {f"{part.name}/{name}": float(value) for name, value in values.items()}
     return figures

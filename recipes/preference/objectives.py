@@ -92,6 +92,11 @@ class Objective(NamedTuple):
         """Whether the loss of a pair depends on the other pairs of its update."""
         return any(term.name in losses.COUPLED for term in self.terms)
 
+    def of_an_update(self) -> list[str]:
+        """The names of figures that depend on all of its pairs together."""
+        names = [term.name for term in self.terms if term.name in losses.OF_AN_UPDATE]
+        return ["dpo_loss", *(f"loss_{name}" for name in names)] if names else []
+
     def of_terms(self, answers: Answers) -> dict[str, Float[Array, " P"]]:
         """Each term by its name, not weighted, where there are several."""
         several = len(self.terms) > 1
@@ -124,6 +129,7 @@ def objective(given: Values) -> Objective:
             f"--config.loss={given['loss']} trains on the chosen answers alone: supervised "
             "fine-tuning is a recipe of its own, recipes/sft.py"
         )
+    _check_alpha(given)
     terms = tuple(_term(name, weight, options[name], given) for name, weight in weights.items())
     return Objective(terms, given["beta"], given["list_pairs"] or "all")
 
@@ -200,6 +206,15 @@ def _term(name: str, weight: float, options: dict[str, inspect.Parameter], given
     elif first is not None and given.get("data.answers", 2) > 2:
         first = math.nan  # it depends on how many answers a list has
     return Term(name, weight, of, first)
+
+
+def _check_alpha(given: Values) -> None:
+    kind, alpha = given["f_divergence_type"], given["f_alpha_divergence_coef"]
+    if (kind == "alpha_divergence") != (alpha is not None):
+        raise BadInput(
+            "set --config.f_alpha_divergence_coef with "
+            "--config.f_divergence_type=alpha_divergence, and only with it"
+        )
 
 
 def _check_beta(name: str, beta: float) -> None:

@@ -181,6 +181,7 @@ def less_memory(given: Values, *, has_reference: bool = True) -> list[str]:
     if adapters_wanted(given) and given["frozen"] != "nf4":
         found.append("--config.frozen=nf4")
     resident = has_reference and given.get("reference_mode", "cached") != "cached"
+    resident = resident and given.get("reference_sync_steps") is None
     if resident and not shared:
         found.append("--config.reference_mode=cached")
     return found

@@ -7,7 +7,7 @@ from typing import cast
 
 from checkpoints_io import quantised
 from recipes.data.run_data import HeldOut
-from recipes.training import listing, policy, samples
+from recipes.training import listing, optimizer, policy, samples
 from recipes.training.run import Run, adapters_alone, say
 from recipes.training.samples import Answers
 from recipes.training.settings import ADAPTER, OF_FOLDER
@@ -31,7 +31,9 @@ def show(
     answers = samples.answered(run, trained, reference)
     if answers:
         say(samples.side_by_side(run.tokenizer, answers))
-    has_reference = run.reference is not None
+    # One that has followed the policy is no longer what was before.
+    follows = optimizer.reference_of(run.opt_state) is not None
+    has_reference = run.reference is not None and not follows
     told = figures(run.held_out, held_out, has_reference=has_reference)
     if told := [*told, *manner(answers, has_reference=has_reference)]:
         compared = "before (the reference) -> " if has_reference else ""

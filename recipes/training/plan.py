@@ -60,8 +60,8 @@ def told(run: Run, asked: Asked, each: dict[str, int]) -> str:
     what, more = shown.noun(shape.answers), "two" if shape.answers == 2 else "more"
     hint = ""
     if share < GOOD_FILL and (filled := _parts_that_fill(pairs, shape)):
-        more = shape.shards // filled
-        hint = f"; {GOOD_FILL:.0%} with {more} x --config.mesh.tensor, or more {what} per update"
+        times = shape.shards // filled
+        hint = f"; {GOOD_FILL:.0%} with {times} x --config.mesh.tensor, or more {what} per update"
     lines = [
         f"devices      {devices.size} {device.device_kind} ({device.platform}); {axes}",
         f"{what:<12} {len(pairs)} to train on; held out: {held}",
@@ -297,8 +297,10 @@ def memory(
         "gradient": held(like),
     }
     if (theirs := optimizer.reference_of(opt_state)) is not None:
-        parts["reference"] = held(theirs)
-        parts["optimizer"] -= parts["reference"]
+        # And as it is computed with, a copy that each step makes.
+        copied = np.dtype(model.dtype).itemsize * sum(map(_here, jax.tree.leaves(theirs)))
+        parts["optimizer"] -= held(theirs)
+        parts["reference"] = held(theirs) + copied
     if (average := optimizer.average_of(opt_state)) is not None:
         parts["average"] = held(average)
         parts["optimizer"] -= parts["average"]

@@ -65,6 +65,11 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place, *, s
     schedule = optimizer.schedule_of(adamw, steps)  # refuses what does not fit into the steps
     descent = optimizer.optimizer_of(adamw, schedule, *learnt[1:])
     if beside and beside.follows:
+        if beside.follows[0] >= steps:
+            raise BadInput(
+                f"--config.reference_sync_steps={beside.follows[0]}: the reference would never "
+                f"move in a run of {steps} steps; set fewer, or leave it out"
+            )
         descent = optimizer.followed(descent, *beside.follows)
     opt_state = optimizer.layout(descent, learnt.like, computing.mesh)
     resident, shared = (beside.stays, beside.of_policy) if beside else (False, False)

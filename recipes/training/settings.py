@@ -209,7 +209,7 @@ PREFERENCE = {
         "LD-DPO: what scored tokens count that an answer has more than the other, like 0.5",
         None,
         unset="1, as all tokens",
-        bound=SHARE,
+        bound=DECAY,
     ),
     "list_pairs": Setting(
         str,
@@ -254,7 +254,11 @@ PREFERENCE = {
         choices=("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
     ),
     "f_alpha_divergence_coef": Setting(
-        float, "the alpha of alpha_divergence", None, unset="1: reverse_kl", bound=ABOVE_0
+        float,
+        "the alpha of alpha_divergence",
+        None,
+        unset="only for alpha_divergence",
+        bound=ABOVE_0,
     ),
 }
 OPTIMIZER = {

@@ -14,8 +14,8 @@ from recipes.data.packed import batches
 from recipes.data.packed.packing import Shape
 from recipes.data.rows import source
 from recipes.data.rows.source import Source
-from recipes.preference.losses import Objective
 from recipes.preference.metrics import by_part
+from recipes.preference.objectives import Objective, Term, objective
 from recipes.training.update import Answers
 from tests.recipes.data.packed.test_packing import random_pairs
 
@@ -117,10 +117,18 @@ def test_metrics_of_each_source():
     sources = parts(2, 2, 2)
     ours = jnp.array([[1.0, 0], [0, 1], [3, 0]])
     answers = Answers(ours, jnp.zeros_like(ours), jnp.ones((3, 2), jnp.int32), ours)
-    lost = Objective(lambda answers: answers.policy[:, 1] - answers.policy[:, 0], 0.0, 0.1)
+    behind = Term("behind", 1.0, lambda answers: answers.policy[:, 1] - answers.policy[:, 0], 0.0)
+    lost = Objective((behind,), 0.1)
     found = by_part(sources, np.array([0, 1, 3]), answers, lost)
     assert (found["a/pairs"], found["b/pairs"], found["c/pairs"]) == (2, 1, 0)
     assert (found["a/dpo_accuracy"], found["b/dpo_accuracy"]) == (0.5, 1)
     assert found["b/dpo_loss"] == -3
     assert not any(name.startswith("c/dpo") for name in found)
+    # What depends on all pairs of an update says nothing of a source.
+    both = by_part(
+        sources, np.array([0, 1, 3]), answers, objective({"loss": "hinge,sft", "beta": 1.0})
+    )
+    assert {"b/loss_hinge", "b/dpo_accuracy"} <= both.keys()
+    assert not {"b/loss_sft", "b/dpo_loss"} & both.keys()
+    assert both["b/loss_hinge"] == 0
     assert by_part(sources[:1], np.array([0, 1, 3]), answers, lost) == {}

@@ -233,6 +233,8 @@ def test_a_sum_of_losses_by_hand():
         (dict(loss="simpo", beta=2.0, discopop_tau=0.1), "discopop_tau has no effect"),
         (dict(loss="hinge", label_smoothing=0.1), "label_smoothing has no effect"),
         (dict(loss="dpop"), "set --config.dpop_lambda, which --config.loss=dpop must be given"),
+        (dict(f_divergence_type="alpha_divergence"), "set --config.f_alpha_divergence_coef with"),
+        (dict(f_alpha_divergence_coef=0.5), "set --config.f_alpha_divergence_coef with"),
         (dict(loss="exo_pair"), "set --config.label_smoothing, which --config.loss=exo_pair"),
         (dict(beta=5.0), "beta=5 is for losses of means per token .*usual beta is 0.01 to 0.5"),
         (dict(loss="sigmoid_norm"), "takes means per token, and its usual beta is 2 to 10"),

@@ -29,14 +29,14 @@ def readings(chosen, rejected, accuracy):
 
 
 def said(*figures):
-    trend = Trend()
+    trend = Trend(sigmoid())
     return [trend.read(reading) is not None for reading in readings(*figures)]
 
 
 def test_both_rewards_falling_is_said_once_with_the_remedies():
     falling = [-0.1, -0.2, -0.3, -0.4], [-0.2, -0.5, -0.9, -1.4], [0.5, 0.6, 0.7, 0.8]
     assert said(*falling) == [False, False, True, False]
-    trend = Trend()
+    trend = Trend(sigmoid())
     told = [trend.read(reading) for reading in readings(*falling)][2]
     assert "--config.loss=dpop" in told and "--config.beta" in told
 
