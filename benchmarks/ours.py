@@ -40,9 +40,12 @@ def jointly(pair: PairIds, first: int = 0) -> packing.Stream:
     moved = rejected._replace(
         first=rejected.first + n, last=rejected.last + n, read_at=rejected.read_at + n
     )
-    both = zip(chosen, moved, strict=True)
-    joined = [max(a, b) if isinstance(a, int) else np.concatenate([a, b]) for a, b in both]
-    return packing.Stream(*joined)
+    arrays = {
+        name: np.concatenate([one, getattr(moved, name)])
+        for name, one in chosen._asdict().items()
+        if isinstance(one, np.ndarray)
+    }
+    return chosen._replace(length=max(chosen.length, moved.length), **arrays)
 
 
 def main() -> None:
