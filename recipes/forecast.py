@@ -196,8 +196,9 @@ def forecast(
     # Forward, both gradients, and what is computed again; of a frozen weight its own is not made.
     passes = {"full": 8, "none": 6}.get(job.remat, 8) - (2 if asked else 0)
     per_position = passes * (weights - embedding)
-    if resident:
-        per_position += 2 * (weights - embedding)
+    # One more forward pass each: of the reference, and of losses that see all pairs before one.
+    for asked_more in (resident, job.objective.is_coupled):
+        per_position += 2 * (weights - embedding) * asked_more
     flops = per_position * positions * count
     per_layer = [
         math.prod(x.get_value().shape[path[0] == stack.STACKS :])

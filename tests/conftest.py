@@ -1,7 +1,7 @@
 """What several tests start from: small models, and the folder of shared facts, if it is there."""
 
 import atexit
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import json
 import os
@@ -184,6 +184,32 @@ def stopped_after(steps: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched, pytest.raises(Stopped):
         patched.setattr(loop, "applied", applied)
         yield
+
+
+def check_resume(
+    train: Callable[[ml_collections.ConfigDict], None],
+    config: ml_collections.ConfigDict,
+    folder: pathlib.Path,
+    capfd: pytest.CaptureFixture,
+    *,
+    after: int,
+) -> None:
+    """A run like the finished one of `config`, stopped after so many steps and resumed, is equal.
+
+    In all figures but those of the clock, and in every bit of what it exports last.
+    """
+    parts = config.copy_and_resolve_references()
+    parts.directory = str(folder)
+    with stopped_after(after):
+        train(parts)
+    capfd.readouterr()
+    train(parts)
+    assert f"resuming from step {after}" in capfd.readouterr().out
+    assert records(parts) == records(config)
+    ours, theirs = (exported(one, config.num_train_steps) for one in (parts, config))
+    assert ours.keys() == theirs.keys()
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(ours[name], array)
 
 
 def pytest_configure(config):

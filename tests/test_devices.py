@@ -106,14 +106,15 @@ def test_optimizer_state_is_split_as_the_weights(figures, mesh):
     assert figures[mesh]["weights_per_device"] < 0.3
 
 
-def test_two_processes_are_one(tmp_path):
+@pytest.mark.parametrize("loss", ["sigmoid", pytest.param("aot", marks=pytest.mark.full)])
+def test_two_processes_are_one(tmp_path, loss):
     """Two processes of four devices over loopback: the losses and the export of one of eight."""
 
     def start(directory, devices, *flags):
         short = (
             "num_train_steps=2 per_device_parallelism=1 min_pack_fill=0.3 steps_per_log=1 "
             "run_initial_eval=False hf_save_dtype=f32 sample_tokens=8 max_eval_pairs=8 "
-            "tensorboard=False"
+            f"tensorboard=False loss={loss}"
         )
         flags = [*short.split(), f"directory={directory}", *flags]
         environment = {

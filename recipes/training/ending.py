@@ -6,6 +6,7 @@ import shlex
 from typing import cast
 
 from checkpoints_io import quantised
+from recipes.data import shown
 from recipes.data.run_data import HeldOut
 from recipes.training import listing, optimizer, policy, samples
 from recipes.training.run import Run, adapters_alone, say
@@ -54,13 +55,14 @@ def figures(
     """Accuracy and reward margin, which the reference itself has not; of answers, the loss."""
     told = []
     for name, pairs in sets:
+        noun = shown.noun(max(len(one.answers) for one in pairs))
         if (loss := held_out.get(f"eval/{name}/loss")) is not None:
-            told.append(f"{name} loss: {loss:.3f} nats per token ({len(pairs)} answers)")
+            told.append(f"{name} loss: {loss:.3f} nats per token ({len(pairs)} {noun})")
         for what, before in (("accuracy", "no preference"), ("reward margin", "0")):
             after = held_out.get(f"eval/{name}/dpo_{what.replace(' ', '_')}")
             if after is not None:
                 compared = f"{before} -> " if has_reference else ""
-                told.append(f"{name} {what}: {compared}{after:.3f} ({len(pairs)} pairs)")
+                told.append(f"{name} {what}: {compared}{after:.3f} ({len(pairs)} {noun})")
     return told
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from recipes import dpo
 from recipes.training import checks, settings
-from tests.conftest import exported, few_pairs, records, stopped_after
+from tests.conftest import check_resume, few_pairs, records
 import zoo
 
 
@@ -32,15 +32,7 @@ def test_a_run_starts_equal_and_resumes_exactly(config, tmp_path, capfd, kind):
     assert first["train/dpo_margin_policy"] == first["train/dpo_margin_ref"]
     assert first["train/dpo_loss"] == pytest.approx(np.log(2), abs=1e-7)
     assert last["train/dpo_loss"] < first["train/dpo_loss"]
-    parts = config.copy_and_resolve_references()
-    parts.directory = str(tmp_path / "parts")
-    with stopped_after(1):
-        dpo.train(parts)
-    dpo.train(parts)
-    assert "resuming from step 1" in capfd.readouterr().out
-    assert records(parts) == records(config)
-    ours, theirs = exported(parts, 2), exported(config, 2)
-    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    check_resume(dpo.train, config, tmp_path / "parts", capfd, after=1)
 
     # Adapters go with the weights that they were trained on.
     base, folder = config.initialize_from_hf, pathlib.Path(config.directory) / "hf" / "step-2"

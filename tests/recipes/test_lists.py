@@ -10,7 +10,7 @@ import pytest
 
 from recipes import dpo
 from recipes.training import checks, settings
-from tests.conftest import TINY, exported, records, stopped_after
+from tests.conftest import TINY, check_resume, records
 
 
 def rows(count):
@@ -62,15 +62,7 @@ def test_lists_are_trained_and_resumed(config, tmp_path, capfd):
     assert {f"train/length_answer_{i}" for i in (1, 2, 3, 4)} <= first.keys()
     assert first["train/score_answer_1"] == 9.0
 
-    parts = config.copy_and_resolve_references()
-    parts.directory = str(tmp_path / "parts")
-    with stopped_after(2):
-        dpo.train(parts)
-    dpo.train(parts)
-    assert "resuming from step 2" in capfd.readouterr().out
-    assert records(parts) == found
-    for name, array in exported(config, 3).items():
-        np.testing.assert_array_equal(array, exported(parts, 3)[name])
+    check_resume(dpo.train, config, tmp_path / "parts", capfd, after=2)
 
     cached = config.copy_and_resolve_references()
     cached.directory, cached.reference_mode = str(tmp_path / "cached"), "cached"

@@ -12,7 +12,7 @@ from recipes import dpo, sft
 from recipes.configs import tiny_sft
 from recipes.preference import reference
 from recipes.training import checks, settings
-from tests.conftest import TINY, exported, few_pairs, held, records, sigmoid, stopped_after
+from tests.conftest import TINY, check_resume, exported, few_pairs, held, records, sigmoid
 import zoo
 
 WEIGHTS = "adapter_model.safetensors"
@@ -49,16 +49,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(config, tmp_path, capfd, other):
     size = held(pathlib.Path(config.directory) / "checkpoints")
     weights = (TINY / "model" / "model.safetensors").stat().st_size
     assert size < weights  # which hold two bytes of each number, and the base is not among them
-    parts = config.copy_and_resolve_references()
-    parts.directory = str(tmp_path / "parts")
-    with stopped_after(2):
-        dpo.train(parts)
-    dpo.train(parts)
-    assert "resuming from step 2" in capfd.readouterr().out
-    assert records(parts) == records(config)
-    ours, theirs = exported(parts, 3), exported(config, 3)
-    assert ours.keys() == theirs.keys()
-    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    check_resume(dpo.train, config, tmp_path / "parts", capfd, after=2)
 
 
 def test_a_run_is_not_resumed_on_other_weights(config, tmp_path):

@@ -15,6 +15,21 @@ EVERY_DAY = ("sigmoid_norm", "aot")
 RATES = {"ipo": 1e-3, "ipo_sum": 1e-4, "sppo_hard": 1e-4}
 
 
+def test_a_coupled_loss_pulls_the_weights_that_are_trained(tiny_config, tmp_path):
+    """And not their average, which is what is evaluated."""
+    tiny_config.num_train_steps, tiny_config.train_batch_size, tiny_config.warmup = 3, 8, 0.0
+    tiny_config.learning_rate, tiny_config.validation, tiny_config.max_eval_pairs = 1e-3, {}, None
+    tiny_config.loss = "aot"
+    found = []
+    for decay in (None, 0.9):
+        config = tiny_config.copy_and_resolve_references()
+        config.directory, config.ema_decay = str(tmp_path / str(decay)), decay
+        dpo.train(config)
+        found.append([one["train/dpo_loss"] for one in records(config)])
+    assert found[0] == found[1]
+    assert len({*found[0]}) == 3  # the pairs of each step meet other weights
+
+
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[] if name in EVERY_DAY else [pytest.mark.full])

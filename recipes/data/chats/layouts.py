@@ -386,7 +386,8 @@ def _answered(
     others = row.get(rejected)
     if isinstance(others, list) and others and _are_answers(others):
         kept = ranked.at_most([row.get(chosen), *others], answers)
-        return _listed(row, prompt, kept, (0, *(1 for _ in kept[1:])))
+        pair = _listed(row, prompt, kept, (0, *(1 for _ in kept[1:])))
+        return pair._replace(notes=("left_over",) if len(kept) <= len(others) else ())
     return _forked(
         row, *(conversation.continued(prompt, row.get(name), name) for name in (chosen, rejected))
     )

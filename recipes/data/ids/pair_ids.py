@@ -84,6 +84,10 @@ NOTES = {
     "unscored": "with chosen_score and rejected_score that are not two numbers (they are left out)",
     "tied": "with answers that are ranked alike (they are not compared with each other)",
     "unranked": "with answers without a score or rank (they are left out)",
+    "left_over": (
+        "with more answers than --config.data.answers, in no order that is known (of the rejected "
+        "ones some are left out)"
+    ),
     "said_again": "with answers that say the same (of these only the best one is used)",
 }
 UNREAD = "unread/"  # and a key of a message that nothing here reads

@@ -10,7 +10,7 @@ import pytest
 from recipes import dpo
 from recipes.preference import objectives, reference
 from recipes.training import optimizer
-from tests.conftest import exported, few_pairs, given_by, records, stopped_after
+from tests.conftest import check_resume, few_pairs, given_by, records
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
@@ -64,20 +64,13 @@ WITH_MORE = {"adapter": {"rank": 4}, "ema_decay": 0.5}
 
 
 @pytest.mark.parametrize("other", [{}, pytest.param(WITH_MORE, marks=pytest.mark.full)])
-def test_a_resumed_run_is_the_uninterrupted_one(config, tmp_path, other):
+def test_a_resumed_run_is_the_uninterrupted_one(config, tmp_path, capfd, other):
     with config.ignore_type(), config.unlocked():
         config.reference_mixup_alpha = 0.6
         for name, value in other.items():
             config[name] = value
     dpo.train(config)
-    parts = config.copy_and_resolve_references()
-    parts.directory = str(tmp_path / "parts")
-    with stopped_after(3):
-        dpo.train(parts)
-    dpo.train(parts)
-    assert records(parts) == records(config)
-    ours, theirs = exported(parts, 4), exported(config, 4)
-    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    check_resume(dpo.train, config, tmp_path / "parts", capfd, after=3)
 
 
 @pytest.mark.parametrize(

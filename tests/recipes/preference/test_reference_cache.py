@@ -87,9 +87,12 @@ def test_another_reference_has_another_folder(tmp_path):
     )
     folders = {
         open_(**other).folder
-        for other in ({}, {"fingerprint": "b"}, {"compute": np.float16}, {"attention": "dense"})
-    }
-    assert len(folders) == 4
+        for other in (
+            {}, {"fingerprint": "b"}, {"compute": np.float16}, {"attention": "dense"},
+            {"ld_alpha": 0.5}, {"ld_alpha": 0.25},
+        )
+    }  # fmt: skip
+    assert len(folders) == 6
     assert open_().folder in folders
 
 

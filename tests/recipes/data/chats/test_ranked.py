@@ -104,6 +104,7 @@ def test_a_chosen_answer_and_a_list_of_rejected_ones(asked):
     assert said(pair) == ["Onwards.", "Left.", "Right.", "Back."]
     assert pair.ranks == (0, 1, 1, 1)
     assert said(read(row)) == ["Onwards.", "Back."]
+    assert (pair.notes, read(row).notes) == ((), ("left_over",))
     turns = [[{"role": "assistant", "content": text}] for text in row["rejected"]]
     assert (
         read(row | {"rejected": turns, "chosen": [dict(turns[0][0], content="Onwards.")]}, 4)

@@ -1,7 +1,6 @@
 """Lists of answers: two by two behind one copy of the prompt, and each as if it stood alone."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,7 +10,7 @@ from recipes.data.ids.pair_ids import Answer, ListIds, PairIds, as_bytes
 from recipes.data.packed import batches, shapes, streams
 from recipes.data.packed.packing import Shape
 from recipes.preference import reference_cache
-from recipes.training.logps import answer_logps
+from tests.recipes.data.packed.test_packing import logps_alone, packed_logps
 
 
 def ids(text):
@@ -96,21 +95,9 @@ def random_lists(seed, count, answers):
 
 
 def alone(model, one, answers):
-    """Each answer as a text of its own, by whole logits."""
-    found = np.zeros(answers)
-    for i, (answer, scored) in enumerate(one.answers):
-        text = np.concatenate([one.prompt, answer])
-        logps = jax.nn.log_softmax(model(jnp.asarray(text[None, :-1])))[0]
-        of_answer = logps[len(one.prompt) - 1 + np.arange(len(answer)), answer]
-        found[i] = of_answer[scored].sum()
-    return found
-
-
-def packed_logps(model, examples, shape):
-    total = np.zeros((shape.examples, shape.answers))
-    for batch in batches.pack(examples, shape, range(shape.shards)).micro_batches:
-        total += np.asarray(answer_logps(model, jax.tree.map(jnp.asarray, batch)))
-    return total[: len(examples)]
+    """Each answer as a text of its own; 0 for those that a list does not have."""
+    found = logps_alone(model, one)
+    return np.array(found + [0.0] * (answers - len(found)))
 
 
 @pytest.mark.parametrize("row_length", [96, 24])

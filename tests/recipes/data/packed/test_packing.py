@@ -132,8 +132,7 @@ def logps_alone(model, pair, ld_alpha=1.0):
     """Each answer as a text of its own, by whole logits."""
     found = []
     shared = min(int(answer.scored.sum()) for answer in pair.answers)
-    sides = (pair.chosen, pair.chosen_scored), (pair.rejected, pair.rejected_scored)
-    for answer, scored in sides:
+    for answer, scored in pair.answers:
         text = np.concatenate([pair.prompt, answer])
         logps = jax.nn.log_softmax(model(jnp.asarray(text[None, :-1])))[0]
         of_answer = logps[len(pair.prompt) - 1 + np.arange(len(answer)), answer]
