@@ -46,7 +46,7 @@ def train(config: ml_collections.ConfigDict) -> None:
     """
     given = checks.checked(config, settings.table_of(settings.SFT))
     with (
-        prepared(given, single=True) as run,
+        prepared(given) as run,
         jax.set_mesh(run.computing.mesh),
         preemption.asked() as stop,
         policy.checkpoints_of(run) as store,

@@ -64,10 +64,9 @@ class Data(NamedTuple):
     sources: list[Told]  # each that was read: to train on, then held out
 
 
-def asked(given: Mapping[str, Any], tokenizer_folder: pathlib.Path, *, single: bool) -> Asked:
-    """What the settings say about data: pairs, or `single` answers."""
-    common = source.Common(given["data.layout"], given["data.columns"] or {}, single)
-    cache = given["token_cache"]
+def asked(given: Mapping[str, Any], tokenizer_folder: pathlib.Path) -> Asked:
+    """What the settings say about data."""
+    common, cache = source.common(given), given["token_cache"]
     return Asked(
         train=source.training(given["train_data"], common),
         validation=source.held_out(given["validation"]),

@@ -1,13 +1,13 @@
 """An example shown: its tokens as text, with what is scored marked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import itertools
 from typing import NamedTuple
 
 import numpy as np
 
 from recipes.data.chats.messages import visible
-from recipes.data.ids.pair_ids import Example, called
+from recipes.data.ids.pair_ids import Example, LabelledIds, called, is_ranked
 from zoo.text.tokenizer import Tokenizer, text_after
 
 HEAD, TAIL = 40, 80  # tokens shown of the beginning and the end of a long text
@@ -38,14 +38,19 @@ def pieces_of(pair: Example, tokenizer: Tokenizer) -> dict[str, list[Piece]]:
     kinds = lambda scored: np.where(scored, "scored", "unscored").tolist()
     prompt = _cut(tokenizer, [], pair.prompt.tolist(), ["prompt"] * len(pair.prompt))
     found = {"prompt": prompt}
-    for name, (ids, scored) in zip(called(len(pair.answers)), pair.answers, strict=True):
+    names = called(pair, len(pair.answers))
+    if isinstance(pair, LabelledIds):
+        names = "wanted" if pair.ratings[0] else "unwanted", *names[1:]
+    for name, (ids, scored) in zip(names, pair.answers, strict=True):
         found[name] = _cut(tokenizer, prompt[-1].ids, ids.tolist(), kinds(scored))
     return found
 
 
-def noun(answers: int) -> str:
-    """What examples of so many answers are called."""
-    return {1: "answers", 2: "pairs"}.get(answers, "lists")
+def noun(examples: Sequence[Example]) -> str:
+    """What such examples are called."""
+    if not any(map(is_ranked, examples)):
+        return "answers"
+    return "pairs" if all(len(one.answers) == 2 for one in examples) else "lists"
 
 
 def _cut(tokenizer: Tokenizer, before: list[int], ids: list[int], kinds: list[str]) -> list[Piece]:

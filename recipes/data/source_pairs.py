@@ -14,10 +14,10 @@ from checkpoints_io.errors import BadInput
 from recipes.data import shown
 from recipes.data.chats import columns, layouts, messages
 from recipes.data.chats.messages import one_line
-from recipes.data.ids import counts, pair_ids, parallel
+from recipes.data.ids import counts, mismatched, pair_ids, parallel
 from recipes.data.ids.counts import Counts
 from recipes.data.ids.encode_rows import How
-from recipes.data.ids.pair_ids import Example
+from recipes.data.ids.pair_ids import AnswerIds, Example
 from recipes.data.ids.parallel import Crew
 from recipes.data.rows import sources
 from recipes.data.rows.records import Row
@@ -43,7 +43,9 @@ def recognised(source: Source) -> tuple[Source, str]:
     doubt, refused, fallback = "", "", None
     beside = _beside(source.path)
     rows = sources.read(source.path, layouts.wanted(given, single=source.single))
-    recognise = columns.recognised_single if source.single else columns.recognised
+    recognise = columns.recognised
+    if source.single:
+        recognise = functools.partial(columns.recognised_single, labelled=source.labelled)
     for number, row in enumerate(itertools.islice(rows, 1000)):
         try:
             if row.fields is None:
@@ -67,7 +69,7 @@ def recognised(source: Source) -> tuple[Source, str]:
     if fallback and not doubt:
         return fallback
     if told := doubt or refused:
-        what = shown.noun(1 if source.single else 2)
+        what = "answers" if source.single else "pairs"
         raise BadInput(f"{source.path} has no row that can be read as {what}: {told}")
     raise BadInput(f"{source.path} holds no rows")
 
@@ -141,11 +143,14 @@ def read(
             shards = parallel.in_memory(source, how, crew)
         else:
             shards = parallel.kept(source, how, cache, crew)
-    ids = [pair for shard in shards for pair in shard.ids]
+    ids: list[Example] = [pair for shard in shards for pair in shard.ids]
     keys = np.concatenate([np.zeros(0, np.uint64), *(shard.keys for shard in shards)])
     total = functools.reduce(counts.add, (shard.counts for shard in shards), counts.none())
     total = total._replace(repeated=len(ids) - len(set(map(_digest, ids))))
     _check(source, total, how.max_malformed_fraction)
+    if source.labelled:
+        answers = [one for one in ids if isinstance(one, AnswerIds)]
+        ids = [*mismatched.beside(answers, keys.tolist(), how.max_length)]
     return Pairs(ids, keys, total)
 
 
@@ -174,7 +179,7 @@ def split(pairs: Pairs, fraction: float) -> tuple[list[Example], list[Example]]:
     for pair, key in zip(pairs.ids, pairs.keys.tolist(), strict=True):
         sides[key < fraction * 2**64].append(pair)
     if not all(sides):
-        what = shown.noun(len(pairs.ids[0].answers))
+        what = shown.noun(pairs.ids)
         raise BadInput(
             f"--config.validation_split_fraction={fraction} leaves {len(sides[0])} {what} to train "
             f"on and {len(sides[1])} held out of {len(pairs.ids)}; both need at least one"

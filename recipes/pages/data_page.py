@@ -11,7 +11,7 @@ import numpy as np
 
 from recipes.data import shown
 from recipes.data.chats.messages import visible
-from recipes.data.ids.pair_ids import Example, called, described
+from recipes.data.ids.pair_ids import Example, called, described, is_ranked
 from recipes.data.packed import shapes, streams
 from recipes.data.packed.packing import Shape
 from recipes.data.run_data import Told, spread
@@ -47,7 +47,8 @@ def text(
 ) -> str:
     """The report for a terminal, with `rows` rows of each part; scored text stands in ⟦ ⟧."""
     painted = lambda what, kind: f"\x1b[{COLORS[kind]}m{what}\x1b[0m" if color else what
-    what, lines = shown.noun(shape.answers), []
+    lines, parts = [], list(parts)
+    what = shown.noun([one for part in parts for one in part.examples])
     for part in parts:
         heading = visible(f"{part.name}: {part.source}, read as {part.layout}")
         lines += [
@@ -73,10 +74,11 @@ def page(parts: Iterable[Told], tokenizer: Tokenizer, shape: Shape, *, rows: int
         loader=here, autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=written
     )
     environment.filters |= {"nice": _nice, "runs": shown.runs}
+    parts = list(parts)
     return environment.get_template("data_page.html.jinja").render(
-        parts=list(parts),
+        parts=parts,
         shape=shape,
-        what=shown.noun(shape.answers),
+        what=shown.noun([one for part in parts for one in part.examples]),
         histograms=lambda pairs: histograms(pairs, 40),
         longer=_longer,
         packs=lambda pairs: packs(pairs, shape),
@@ -91,7 +93,7 @@ def page(parts: Iterable[Told], tokenizer: Tokenizer, shape: Shape, *, rows: int
 def lengths(pairs: Sequence[Example]) -> dict[str, np.ndarray]:
     """Tokens of every prompt and answer, by name. The scored ones are those of all answers."""
     found = {"prompt": [len(pair.prompt) for pair in pairs]}
-    for i, name in enumerate(called(max(len(pair.answers) for pair in pairs))):
+    for i, name in enumerate(called(pairs[0], max(len(pair.answers) for pair in pairs))):
         found[name] = [len(pair.answers[i].ids) for pair in pairs if i < len(pair.answers)]
     found["scored"] = [sum(streams.scored_tokens(pair)) for pair in pairs]
     return {name: np.array(counts) for name, counts in found.items()}
@@ -162,7 +164,7 @@ def _length_lines(pairs: Sequence[Example]) -> list[str]:
 
 def _longer(pairs: Sequence[Example]) -> Iterable[str]:
     """Which of the answers is the longer one, where there are two."""
-    if len(pairs[0].answers) < 2:
+    if not is_ranked(pairs[0]):
         return
     ends = [[len(pair.answers[i].ids) for pair in pairs] for i in (0, -1)]
     chosen, rejected = map(np.array, ends)

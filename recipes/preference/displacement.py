@@ -33,7 +33,8 @@ class Trend:
         names = [term.name for term in self._objective.terms]
         higher = "a higher --config.beta, which keeps the policy nearer to its reference"
         remedy = f"the remedy, in a new run, is {higher}"
-        if not {"dpop", *losses.PER_TOKEN} & set(names):
+        of_pairs = not self._objective.is_unpaired
+        if of_pairs and not {"dpop", *losses.PER_TOKEN} & set(names):
             remedy = (
                 "there are two remedies, each in a new run: --config.loss=dpop "
                 f"--config.dpop_lambda=5, which keeps chosen answers likely, or {higher}"

@@ -1,4 +1,4 @@
-"""f-divergences: what a loss may see in place of a log-ratio."""
+"""f-divergences, which a loss may see in place of log-ratios; an estimate of the KL divergence."""
 
 from collections.abc import Callable
 import functools
@@ -21,6 +21,14 @@ DIVERGENCES: dict[str, Callable[[Array, float], Array]] = {
     "js_divergence": lambda u, _: jax.nn.log_sigmoid(u),
     "alpha_divergence": lambda u, a: u if a == 1 else _expm1((a - 1) * u) / (a - 1),
 }
+
+
+def kl_estimate(log_ratio: Array) -> Array:
+    """From samples of the first of two distributions: never below 0, and 0 where they agree.
+
+    Source: k3 of http://joschu.net/blog/kl-approx.html.
+    """
+    return jnp.expm1(log_ratio) - log_ratio
 
 
 def _expm1(x: Array) -> Array:

@@ -27,5 +27,5 @@ def evaluate(
     ranks = None if told["ranks"] is None else jnp.asarray(told["ranks"])
     answers = Answers(ours, jnp.asarray(reference_logps), scored, ratings, ranks)
     figures = {name: float(value) for name, value in preference(answers, objective).items()}
-    figures |= records.lengths(told["scored"])
+    figures |= records.lengths(told["scored"], told["names"])
     return {f"eval/{held_out.name}/{name}": value for name, value in figures.items()}

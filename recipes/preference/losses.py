@@ -4,7 +4,9 @@ A log-ratio is log policy(answer) - log reference(answer), in nats, summed over 
 tokens; c is that of the chosen answer, r of the rejected one. To add a loss: a function here, its
 name in `LOSSES`, and in `FIRST` what it is where policy and reference are equal. Every keyword-only
 parameter is an option, and a setting of that name; what else a loss may look at is in `Answers`.
-Lists of more answers are given to a loss as pairs (lists.py), unless its name is in `OF_LISTS`.
+Lists of more answers are given to a loss as pairs (lists.py), unless its name is in `OF_LISTS`;
+those in `UNPAIRED` (data/rows/source.py) are given an answer and, in place of the rejected one, an
+answer to another prompt.
 """
 
 from collections.abc import Callable
@@ -226,6 +228,30 @@ def aot_unpaired(answers: Answers, *, beta: float, label_smoothing: float = 0.0)
     return _smoothed(beta * (jnp.sort(chosen) - jnp.sort(rejected)), label_smoothing)
 
 
+def kto(
+    answers: Answers,
+    *,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Each:
+    """Kahneman-Tversky optimization, of answers that are wanted or not: w (1 - S(beta (x - z))).
+
+    x is an answer's log-ratio, and of an unwanted one z - x stands for x - z. z is the KL
+    divergence from policy to reference, of which the update's answers to other prompts give an
+    estimate: the mean of their log-ratios, at least 0. No gradient comes from it.
+
+    Source: Eq. 7 of https://arxiv.org/abs/2402.01306; TRL's KTO.
+    """
+    assert answers.ratings is not None
+    own, other = log_ratios(answers)
+    above = own - jax.lax.stop_gradient(jax.nn.relu(other.mean()))
+    of_wanted = desirable_weight * logistic(-beta * above)
+    return jnp.where(
+        answers.ratings[:, 0] > 0, of_wanted, undesirable_weight * logistic(beta * above)
+    )
+
+
 def plackett_luce(answers: Answers, *, beta: float) -> Each:
     """Of a list: -log of the probability of its order, sum of log sum_j exp(b x_j) - b x_k over k.
 
@@ -324,7 +350,7 @@ LOSSES: dict[str, Callable[..., Each]] = {
     loss.__name__: loss
     for loss in (
         sigmoid, sigmoid_norm, hinge, ipo, ipo_sum, robust, exo_pair, discopop, dpop, r_dpo,
-        nca_pair, bco_pair, sppo_hard, apo_zero, apo_down, aot, aot_unpaired, plackett_luce,
+        nca_pair, bco_pair, sppo_hard, apo_zero, apo_down, aot, aot_unpaired, kto, plackett_luce,
         reference_free, simpo, cpo, orpo, sft, sft_seq,
     )
 }  # fmt: skip
@@ -352,10 +378,11 @@ FIRST: dict[str, Callable[..., float]] = {
     "apo_down": lambda **_: 1.0,
     "aot": lambda **_: LN2,
     "aot_unpaired": lambda **_: LN2,
+    "kto": lambda **_: math.nan,
     "plackett_luce": lambda **_: LN2,
 }
 # These look at all pairs of an update at once.
-COUPLED = ("aot", "aot_unpaired")
+COUPLED = ("aot", "aot_unpaired", "kto")
 OF_AN_UPDATE = (*COUPLED, "sft", "cpo")  # and these are what they are for all of them together
 # These look at a list as it is, or at its best answer alone.
 OF_LISTS = ("plackett_luce", "sft", "sft_seq")

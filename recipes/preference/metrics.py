@@ -9,7 +9,8 @@ import numpy as np
 
 from recipes.data import mixture
 from recipes.data.mixture import Part
-from recipes.preference import lists
+from recipes.preference import lists, unpaired
+from recipes.preference.divergences import kl_estimate
 from recipes.preference.objectives import Objective
 from recipes.training.update import Answers
 
@@ -27,6 +28,8 @@ def preference(
     """
     counted = jnp.ones(len(answers.policy), bool) if is_pair is None else is_pair
     mean_loss: Callable[..., Array] = lambda x: jnp.mean(x, where=counted)
+    if objective.is_unpaired:
+        return unpaired.figures(answers, objective, counted)
     pairs, of_each = lists.compared(answers, objective.list_pairs)
     mean: Callable[..., Array] = lambda x: mean_loss(lists.mean(x, of_each))
     chosen, rejected = objective.rewards(pairs).T
@@ -51,17 +54,9 @@ def preference(
         ),
     }
     if objective.has_reference:
-        found["kl_chosen"] = mean(_kl_estimate(drift[:, 0] / pairs.tokens[:, 0]))
+        found["kl_chosen"] = mean(kl_estimate(drift[:, 0] / pairs.tokens[:, 0]))
     of_terms = objective.of_terms(answers).items()
     return found | {f"loss_{name}": mean_loss(each) for name, each in of_terms}
-
-
-def _kl_estimate(log_ratio: Array) -> Array:
-    """Never below 0, and 0 where the two agree.
-
-    Source: k3 of http://joschu.net/blog/kl-approx.html.
-    """
-    return jnp.expm1(log_ratio) - log_ratio
 
 
 def _correlation(x: Array, y: Array, counted: Bool[Array, " P"]) -> Float[Array, ""]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from jaxtyping import Array, Float
 
 from checkpoints_io.errors import BadInput
+from recipes.data.rows.source import UNPAIRED
 from recipes.preference import lists, losses
 from recipes.preference.losses import FIRST, LOSSES
 from recipes.training.checks import Values
@@ -39,6 +40,7 @@ CALLED = {
     "pl": "plackett_luce",
     "listmle": "plackett_luce",
     "s-dpo": "plackett_luce",
+    "kto_pair": "bco_pair",
 }
 # A summed log-ratio is as large as an answer is long; a mean per token is about 1 nat.
 USUAL_PER_TOKEN, USUAL_SUMMED = "2 to 10", "0.01 to 0.5"
@@ -92,6 +94,11 @@ class Objective(NamedTuple):
         """Whether the loss of a pair depends on the other pairs of its update."""
         return any(term.name in losses.COUPLED for term in self.terms)
 
+    @property
+    def is_unpaired(self) -> bool:
+        """Whether it is of answers that are wanted or not, and of no pairs."""
+        return any(term.name in UNPAIRED for term in self.terms)
+
     def of_an_update(self) -> list[str]:
         """The names of figures that depend on all of its pairs together."""
         names = [term.name for term in self.terms if term.name in losses.OF_AN_UPDATE]
@@ -116,6 +123,7 @@ def objective(given: Values) -> Objective:
     weights = _weights(given["loss"])
     options = {name: _options(name) for name in weights}
     _check_lists(given, weights)
+    _check_unpaired(given, weights)
     taken = {"loss", "beta", "ld_alpha", "list_pairs"}.union(*options.values())
     for name, setting in PREFERENCE.items():
         if name not in taken and given[name] != setting.default:
@@ -157,6 +165,20 @@ def _check_lists(given: Values, weights: dict[str, float]) -> None:
             f"--config.loss={given['loss']}: {alone[0]} is of pairs alone, and "
             f"--config.data.answers={most} makes lists of rows: choose another loss, like "
             f"{instead}, or --config.data.answers=2"
+        )
+
+
+def _check_unpaired(given: Values, weights: dict[str, float]) -> None:
+    alone = [name for name in weights if name in UNPAIRED]
+    if alone and len(weights) > 1:
+        raise BadInput(
+            f"--config.loss={given['loss']}: {alone[0]} is of single answers with a label, and the "
+            "others are of pairs: leave out one of the two"
+        )
+    if alone and given["ld_alpha"] is not None:
+        raise BadInput(
+            f"--config.ld_alpha={given['ld_alpha']} is of pairs, whose shorter answer decides, and "
+            f"--config.loss={alone[0]} is of single answers: leave it out"
         )
 
 

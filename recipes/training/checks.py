@@ -87,7 +87,7 @@ def checked(config: ml_collections.ConfigDict, table: Table) -> Values:
             raise BadInput(f"--config.{name} must be {setting.bound.says}, not {value}")
     precision(given["mp"])
     pairs = "beta" in table
-    _check_data(given, single=not pairs)
+    _check_data(given)
     _check_rows(given, pairs)
     _check_processes(given)
     if not trains(table):
@@ -282,24 +282,24 @@ def _one_of(name: str, value: str, known: Iterable[str]) -> None:
         )
 
 
-def _check_data(given: Values, *, single: bool) -> None:
-    if single and given["data.answers"] != 2:
+def _check_data(given: Values) -> None:
+    common = source.common(given)
+    if common.single and given["data.answers"] != 2:
         raise BadInput(
-            f"--config.data.answers={given['data.answers']} has no effect: this recipe trains on "
+            f"--config.data.answers={given['data.answers']} has no effect: this run trains on "
             "single answers; leave it out"
         )
-    common = source.Common(given["data.layout"], given["data.columns"] or {}, single)
     read = {
         f"train_data.{name}.": one.source
         for name, one in source.training(given["train_data"], common).items()
     }
     for name, one in source.held_out(given["validation"]).items():
         read[f"validation.{name}."] = source.parsed(f"validation.{name}", one, common)
-    known = layouts.columns_of(single=single)
+    known = layouts.columns_of(single=common.single)
     for where, one in read.items():
         if one.layout is not None:
             prefix = "data." if one.layout == given["data.layout"] else where
-            _one_of(f"{prefix}layout", one.layout, layouts.named(single=single))
+            _one_of(f"{prefix}layout", one.layout, layouts.named(single=common.single))
         is_common = dict(one.columns) == common.columns
         columns = f"--config.{'data.' if is_common else where}columns"
         for column, theirs in one.columns:

@@ -7,6 +7,7 @@ from typing import cast
 
 from checkpoints_io import quantised
 from recipes.data import shown
+from recipes.data.ids.pair_ids import is_ranked
 from recipes.data.run_data import HeldOut
 from recipes.training import listing, optimizer, policy, samples
 from recipes.training.run import Run, adapters_alone, say
@@ -55,7 +56,7 @@ def figures(
     """Accuracy and reward margin, which the reference itself has not; of answers, the loss."""
     told = []
     for name, pairs in sets:
-        noun = shown.noun(max(len(one.answers) for one in pairs))
+        noun = shown.noun(pairs)
         if (loss := held_out.get(f"eval/{name}/loss")) is not None:
             told.append(f"{name} loss: {loss:.3f} nats per token ({len(pairs)} {noun})")
         for what, before in (("accuracy", "no preference"), ("reward margin", "0")):
@@ -68,7 +69,7 @@ def figures(
 
 def manner(answers: Answers | None, *, has_reference: bool = True) -> list[str]:
     """How many answers are in the wanted manner, by `samples.is_wanted`."""
-    if not answers or len(answers.examples[0].answers) < 2:
+    if not answers or not is_ranked(answers.examples[0]):
         return []
     before, after = (samples.wanted_share(answers, name) for name in ("before", "after"))
     compared = "" if before is None else f"{before:.0%} -> "

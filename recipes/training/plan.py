@@ -57,7 +57,7 @@ def told(run: Run, asked: Asked, each: dict[str, int]) -> str:
     held = ", ".join(f"{len(h.examples)} in {h.name}" for h in run.held_out) or "none"
     parts = ", ".join(f"{name} {size(number)}" for name, number in each.items())
     epochs = run.total_steps * shape.examples / len(pairs)
-    what, more = shown.noun(shape.answers), "two" if shape.answers == 2 else "more"
+    what, more = shown.noun(pairs), "two" if shape.answers == 2 else "more"
     hint = ""
     if share < GOOD_FILL and (filled := _parts_that_fill(pairs, shape)):
         times = shape.shards // filled
@@ -146,7 +146,7 @@ def _notes_on_rate(given: optimizer.AdamW, total: int) -> Iterator[str]:
 
 def _notes_on_examples(run: Run, asked: Asked) -> Iterator[str]:
     update, total = run.place.shape.examples, run.total_steps
-    what = shown.noun(run.place.shape.answers)
+    what = shown.noun(run.examples)
     weights = sum(part.weight for part in run.parts)
     for part in run.parts:
         whose = "" if len(run.parts) == 1 else f" of {part.name}"
@@ -216,7 +216,7 @@ def _mixed(run: Run) -> list[str]:
         return []
     total = sum(part.weight for part in run.parts)
     drawn = run.total_steps * run.place.shape.examples / total
-    what = shown.noun(run.place.shape.answers)
+    what = shown.noun(run.examples)
     return [
         f"  {part.name:<10} {len(part.examples)} {what}, {part.weight / total:.1%} of all drawn: "
         f"{drawn * part.weight / len(part.examples):.2f} epochs of it"

@@ -27,11 +27,10 @@ from zoo.text.tokenizer import Tokenizer
 
 
 @contextlib.contextmanager
-def prepared(given: Values, *, beside: Beside | None = None, single: bool = False) -> Iterator[Run]:
+def prepared(given: Values, *, beside: Beside | None = None) -> Iterator[Run]:
     """Reads and checks all that a run needs except the weights, and prints the plan.
 
-    `beside` is the reference, where the recipe has one; `single`: it trains on single answers and
-    not on pairs.
+    `beside` is the reference, where the recipe has one.
 
     Inside the block no other process can use the run's directory.
 
@@ -40,7 +39,7 @@ def prepared(given: Values, *, beside: Beside | None = None, single: bool = Fals
     """
     directory = made(given["directory"], rooms=("checkpoints", "hf"))
     with _alone(directory):
-        yield _prepare(given, beside, directory, single=single)
+        yield _prepare(given, beside, directory)
 
 
 class Models(NamedTuple):
@@ -51,13 +50,13 @@ class Models(NamedTuple):
     tokenizer: pathlib.Path  # a folder
 
 
-def _prepare(given: Values, beside: Beside | None, directory: places.Place, *, single: bool) -> Run:
+def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> Run:
     shaping = resume.of_settings(given)
     _refuse_directory_of_another_run(directory, shaping)
     computing = _computing(given)
     models = _models(given, beside, computing)
     adapted = adapting.of_settings(given, models.blank)
-    data = _data(given, models, single=single)
+    data = _data(given, models)
     train = [example for part in data.train for example in part.examples]
     chosen = trained.chosen(given, models.blank)
     learnt, adamw = trained.of(models.blank, adapted, chosen), checks.part(optimizer.AdamW, given)
@@ -139,7 +138,7 @@ def scoring(given: Values, beside: Beside) -> Scoring:
     policy, reference = models.folders["policy"], models.folders["reference"]
     if adapted is None and beside.is_hf and policy.path == reference.path:
         raise BadInput(checks.same_weights(given["initialize_from_hf"]))
-    data, mesh = _data(given, models, single=False), computing.mesh
+    data, mesh = _data(given, models), computing.mesh
     held = plan.held((nnx.state(models.blank), adapted.like if adapted else {}))
     if not beside.of_policy:  # it comes after the policy has left
         other = zoo.abstract(reference.config, compute, compute, mesh)
@@ -189,8 +188,8 @@ def _models(given: Values, beside: Beside | None, computing: Computing) -> Model
     return Models(folders, blank, tokenizer)
 
 
-def _data(given: Values, models: Models, *, single: bool) -> Data:
-    data = run_data.read(run_data.asked(given, models.tokenizer, single=single))
+def _data(given: Values, models: Models) -> Data:
+    data = run_data.read(run_data.asked(given, models.tokenizer))
     for part in data.sources:
         say("\n  ".join([f"{part.name} ({part.source}):", *part.lines]))
     sets = [held.name for held in data.held_out]

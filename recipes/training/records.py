@@ -1,6 +1,6 @@
 """What a run reports: figures per update, and the places they are written to."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import json
 import secrets
@@ -11,7 +11,6 @@ import numpy as np
 
 from checkpoints_io import places, processes
 from checkpoints_io.processes import all_agree
-from recipes.data.ids.pair_ids import called
 from recipes.data.packed.batches import Update
 from recipes.training.run import Records
 
@@ -35,15 +34,17 @@ def line(step: int, total: int, figures: Mapping[str, int | float]) -> str:
     return f"{f'step {step}/{total}':<14} {where:<16} {told}"
 
 
-def lengths(scored: Int[np.ndarray, "examples A"]) -> dict[str, int | float]:
+def lengths(scored: Int[np.ndarray, "examples A"], names: Sequence[str]) -> dict[str, int | float]:
     """Scored tokens per answer, on average."""
-    return _named("length", scored, scored > 0)
+    return _named("length", scored, scored > 0, names)
 
 
-def _named(what: str, values: np.ndarray, here: np.ndarray) -> dict[str, int | float]:
+def _named(
+    what: str, values: np.ndarray, here: np.ndarray, names: Sequence[str]
+) -> dict[str, int | float]:
     """A mean of each answer, by its metric name, over the examples that have it."""
     sums, counts = np.where(here, values, 0).sum(0).tolist(), here.sum(0).tolist()
-    told = zip(called(len(sums)), sums, counts, strict=True)
+    told = zip(names, sums, counts, strict=True)
     return {f"{what}_{name}": total / count for name, total, count in told if count}
 
 
@@ -100,10 +101,10 @@ class Meter:
             "tokens_per_second": total("real_tokens") / seconds,
             "input_wait": self._waited / seconds,
             "pack_fill": total("stored_tokens") / total("positions"),
-            **lengths(scored),
+            **lengths(scored, self._updates[0].names),
         }
         ratings = np.concatenate([update.ratings for update in self._updates])
-        values |= _named("score", ratings, ~np.isnan(ratings))
+        values |= _named("score", ratings, ~np.isnan(ratings), self._updates[0].names)
         self._clear()
         self._readings += 1
         return values

@@ -6,7 +6,7 @@ import itertools
 from typing import NamedTuple
 
 from recipes.data.chats import messages
-from recipes.data.ids.pair_ids import Example
+from recipes.data.ids.pair_ids import Answer, Example, is_ranked
 from recipes.training.run import Run
 import zoo
 from zoo import generate
@@ -91,13 +91,19 @@ def side_by_side(own: Tokenizer, answers: Answers) -> str:
         every = changed or every
     for i in every[:: -(-len(every) // SHOWN)]:
         pair = answers.examples[i]
-        names = ("wanted", "unwanted")
-        ends = (pair.answers[0], *pair.answers[1:][-1:])  # of a list, the best and the worst
-        ids = {name: kept.tolist() for name, (kept, _) in zip(names, ends, strict=False)}
+        ids = {name: answer.ids.tolist() for name, answer in _given(pair).items()}
         ids |= {name: texts[i] for name, texts in answers.texts.items()}
         lines += ["", _block("prompt", turns[i])]
         lines += [_block(name, _text(own, pair, some, answers.most)) for name, some in ids.items()]
     return "\n".join(lines)
+
+
+def _given(example: Example) -> dict[str, Answer]:
+    """The answer that was wanted, and the one that was not; of a list, the best and the worst."""
+    first, last = example.answers[0], example.answers[-1]
+    if is_ranked(example):
+        return {"wanted": first, "unwanted": last}
+    return {"unwanted" if example.ratings and not example.ratings[0] else "wanted": first}
 
 
 def last_turns(own: Tokenizer, prompts: Sequence[Sequence[int]]) -> list[str]:

@@ -243,6 +243,12 @@ PREFERENCE = {
     "cpo_alpha": Setting(
         float, "for cpo: weight of its sft term", None, unset="1", bound=AT_LEAST_0
     ),
+    "desirable_weight": Setting(
+        float, "for kto: weight of wanted answers", None, unset="1", bound=ABOVE_0
+    ),
+    "undesirable_weight": Setting(
+        float, "for kto: weight of unwanted answers", None, unset="1", bound=ABOVE_0
+    ),
     "discopop_tau": Setting(
         float, "for discopop: its temperature", None, unset="0.05", bound=ABOVE_0
     ),

@@ -96,7 +96,7 @@ def test_other_recipes_refuse_lists(tmp_path):
     config = tiny_sft.get_config()
     with config.ignore_type(), config.unlocked():
         config.data["answers"] = 4
-    with pytest.raises(ValueError, match=r"answers=4 has no effect: this recipe trains on single"):
+    with pytest.raises(ValueError, match=r"answers=4 has no effect: this run trains on single"):
         checks.checked(config, settings.table_of(settings.SFT))
     config = tiny.get_config()
     config.data.answers, config.reference_model_path = 4, str(TINY / "model")

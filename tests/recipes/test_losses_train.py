@@ -5,10 +5,12 @@ import math
 import pytest
 
 from recipes import dpo
+from recipes.data.rows.source import UNPAIRED
 from recipes.preference import losses
 from recipes.training import settings
 from tests.conftest import records
 from tests.losses_on_devices import OPTIONS
+from tests.recipes import test_kto
 
 # A few for every day; the others are trained alike.
 EVERY_DAY = ("sigmoid_norm", "aot")
@@ -35,13 +37,16 @@ def test_a_coupled_loss_pulls_the_weights_that_are_trained(tiny_config, tmp_path
     [pytest.param(name, marks=[] if name in EVERY_DAY else [pytest.mark.full])
      for name in losses.LOSSES],
 )  # fmt: skip
-def test_a_loss_trains(tiny_config, name):
+def test_a_loss_trains(tiny_config, tmp_path, name):
     config = tiny_config
     given = {"loss": name, "beta": 0.1} | OPTIONS.get(name, {})
     with config.ignore_type(), config.unlocked():
         for option, value in given.items():
             assert option in settings.PREFERENCE
             config[option] = value
+    if name in UNPAIRED:
+        made = lambda name: test_kto.write(tmp_path / f"{name}.jsonl", test_kto.rows(name))
+        config.train_data, config.validation.heldout = made("train"), made("heldout")
     config.num_train_steps = 40 if name not in EVERY_DAY else 12
     config.learning_rate = RATES.get(name, 5e-4)
     config.steps_per_checkpoint, config.sample_tokens, config.steps_per_log = None, 0, 1
@@ -50,7 +55,7 @@ def test_a_loss_trains(tiny_config, name):
     found = records(config)
     first = next(one for one in found if "train/dpo_loss" in one)["train/dpo_loss"]
     last = next(one for one in reversed(found) if "eval/heldout/dpo_accuracy" in one)
-    if name in losses.FIRST and name != "r_dpo":  # the gate has compared it already
+    if name in losses.FIRST and name not in ("r_dpo", "kto"):  # the gate has compared it already
         options = {key: value for key, value in given.items() if key != "loss"}
         assert first == pytest.approx(losses.FIRST[name](**options), rel=1e-4)
     assert math.isfinite(last["eval/heldout/dpo_loss"])

@@ -14,7 +14,8 @@ import numpy as np
 import optax
 import pytest
 
-from recipes.data.ids.pair_ids import PairIds
+from recipes.data.ids import mismatched
+from recipes.data.ids.pair_ids import AnswerIds, PairIds
 from recipes.data.packed import batches
 from recipes.data.packed.packing import Shape
 from recipes.preference import objectives
@@ -26,9 +27,8 @@ from zoo import adapters, peft
 from zoo.parts import adapted, sharding
 
 HOME = pathlib.Path(__file__).parent.parent / "trl"
-# What TRL found with each loss. The answers of KTO are no pairs.
+# What TRL found with each loss.
 RUNS = json.loads((HOME / "trajectory_losses.json").read_text())["runs"]
-OF_PAIRS = [name for name, run in RUNS.items() if run["trainer"] != "KTO"]
 
 
 def as_ids(row, pair):
@@ -139,16 +139,30 @@ def ready(tmp_path_factory):
         return Ready(mesh, graph, first, opt_state, logps.compiled(mesh), programs, place)
 
 
-@pytest.mark.parametrize("name", OF_PAIRS)
+@pytest.mark.parametrize("name", RUNS)
 def test_losses_are_trls(name, ready):
     run = RUNS[name]
     given = work.short_prompts(work.pairs()) if run["trainer"] == "ORPO" else work.pairs()
     pairs = [as_ids(row, pair) for row, pair in enumerate(given)]
+    if run["trainer"] == "KTO":
+        rows, starts = work.rows(), range(0, work.PAIRS, work.BATCH)
+        pairs = [one for start in starts for one in beside(rows[start : start + work.BATCH])]
     with jax.set_mesh(ready.mesh):
         found = losses_with(objective_of(name, run), pairs, ready)
     apart = np.abs(np.array(found) - np.array(run["losses"])).max()
     print(f"{name}: apart {apart:.2e}")
     assert apart <= 1e-4
+
+
+def beside(rows):
+    """A batch of answers with labels, each beside one to another prompt from the same batch."""
+    array = lambda ids: np.array(ids, np.int32)
+    answers = [
+        AnswerIds(0, array(one["prompt_ids"]), array(one["completion_ids"]),
+                  np.ones(len(one["completion_ids"]), bool), (), (float(one["label"]),))
+        for one in rows
+    ]  # fmt: skip
+    return mismatched.beside(answers, [*range(len(answers))], max_length=512)
 
 
 def objective_of(name, run):
@@ -157,6 +171,7 @@ def objective_of(name, run):
     kinds, weights = options.pop("loss_type", None), options.pop("loss_weights", None)
     if weights:
         name = ",".join(f"{kind}={weight}" for kind, weight in zip(kinds, weights, strict=True))
+    name = "kto" if run["trainer"] == "KTO" else name
     if run["trainer"] == "ORPO":  # whose beta is a weight
         name = f"sft,orpo={options['beta']}"
     if name == "simpo":  # whose margin is asked for after beta

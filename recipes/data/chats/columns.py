@@ -17,6 +17,7 @@ Row = dict[str, object]
 ALSO = {
     "score_chosen": "chosen_score",
     "score_rejected": "rejected_score",
+    "kto_tag": "label",
     "system": "system_prompt",
     "system_message": "system_prompt",
 }
@@ -142,8 +143,10 @@ def recognised(row: Row) -> str:
     return "preference_chat"
 
 
-def recognised_single(row: Row) -> str:
+def recognised_single(row: Row, *, labelled: bool = False) -> str:
     """The layout of single answers whose columns the row has.
+
+    `labelled` ones are wanted or unwanted.
 
     Raises:
       ValueError: there is none.
@@ -159,6 +162,11 @@ def recognised_single(row: Row) -> str:
         return "sharegpt_conversation"
     names = [name for name in row if isinstance(name, str)]
     if {"chosen", "rejected"} <= row.keys():
+        if labelled:
+            raise BadInput(
+                "its rows hold pairs, and --config.loss=kto is of single answers, each with a "
+                "`label`: of pairs --config.loss=bco_pair is much like it"
+            )
         asked = has("prompt") or has("instruction")
         known = {"answer": "chosen"} if asked else {"messages": "chosen"}
         raise BadInput(
@@ -280,7 +288,8 @@ def absent(row: Row) -> str:
         if single:
             label = next((name for name in names if name.lower() in LABELS), None)
             wanted = f", and whether it is wanted (`{label}`)" if label else ""
-            other = "" if label or single == "text" else "; recipes/sft.py trains on one"
+            other = "" if single == "text" else "; recipes/sft.py trains on one"
+            other = "; --config.loss=kto trains on such rows" if label else other
             return (
                 f"its rows hold one answer each (`{single}`){wanted}, not pairs: this recipe needs "
                 f"two answers to each prompt, one preferred to the other{other}"

@@ -25,7 +25,7 @@ class Pair(NamedTuple):
     tools: list | None = None  # tools, as the template is given them
 
     template_kwargs: dict[str, object] = {}  # noqa: RUF012, never changed
-    ratings: tuple[float, ...] | None = None  # of each answer, by whoever preferred
+    ratings: tuple[float, ...] | None = None  # of each answer; of one alone 1: wanted, 0: unwanted
     prefill: str = ""  # the end of the prompt, with which all answers begin
     more: tuple[Turns | str, ...] = ()  # of a list: those that are no better than `rejected`
     ranks: tuple[int, ...] | None = None  # of a list: of each, 0 the best; equal ones are no pair
@@ -107,7 +107,7 @@ def plain_answer(row: Row) -> Pair:
     """
     prompt, answer = (messages.text(row.get(name), name) for name in ("prompt", "answer"))
     _refuse_beside_plain(row)
-    return Pair(prompt, answer, None, *_besides(row))
+    return Pair(prompt, answer, None, *_besides(row), _label(row))
 
 
 def prompt_chosen_rejected(row: Row, answers: int = 2) -> Pair:
@@ -262,11 +262,13 @@ class Layout(NamedTuple):
 # Columns that any layout reads, where a row has them; and those that any layout of pairs does.
 BESIDES = ("system_prompt", "tools", "chat_template_kwargs")
 RATINGS = ("chosen_score", "rejected_score")
+LABEL = ("label",)  # of single answers: whether it is wanted
 # Template settings that a row may not give: the rest of the row and the recipe do.
 TAKEN = ("messages", "tools", "documents", "add_generation_prompt")
 # Reasons to drop sound rows without a preference: they do not count as malformed.
 EQUAL = "chosen equals rejected"
-SAYS_NOTHING = (EQUAL, ranked.TIE, ranked.NO_PREFERENCE)
+UNWANTED = "its `label` is false: the answer is not wanted"
+SAYS_NOTHING = (EQUAL, ranked.TIE, ranked.NO_PREFERENCE, UNWANTED)
 
 
 def _layout(
@@ -277,7 +279,7 @@ def _layout(
     single: bool = False,
     lists: bool = False,
 ) -> Layout:
-    besides = BESIDES if single else BESIDES + RATINGS
+    besides = BESIDES + (LABEL if single else RATINGS)
     return Layout(read, frozenset([*asked.split(), *answers.split(), *besides]), single, lists)
 
 
@@ -342,6 +344,24 @@ def wanted(called: dict[str, str], *, single: bool) -> frozenset[str]:
     others = columns.LIKE_QUESTIONS | columns.LIKE_TOOLS | {*columns.ALSO, *called.values()}
     others |= {"chosen", "rejected", "output"}  # which an error names
     return columns_of(single=single) | answers | others
+
+
+def check_label(row: Row, pair: Pair, *, labelled: bool) -> None:
+    """Refuses an answer without a label where each needs one, and unwanted ones where none does.
+
+    Raises:
+      ValueError: it is one of these.
+    """
+    if not labelled:
+        if str(row.get("label")).lower() == "false":  # a number may be the class of something else
+            raise BadInput(UNWANTED)
+    elif pair.ratings is None:
+        raise BadInput(
+            f"no `label`, which says whether the answer is wanted; if it has another name: "
+            f"{columns.flag({'label': 'liked'})}"
+        )
+    elif math.isnan(pair.ratings[0]):
+        raise BadInput("`label` is neither true nor false")
 
 
 def asked(pair: Pair) -> str:
@@ -455,8 +475,9 @@ def _single(row: Row, prompt: Turns, turns: Turns, name: str) -> Pair:
     (turns,) = _with_system_prompt(row, turns)
     prompt = turns[: len(turns) - before]
     if prompt and conversation.goes_on(prompt[-1], answer[0]):
-        return Pair(prompt[:-1], answer, None, *_besides(row), prefill=prompt[-1]["content"])
-    return Pair(prompt, answer, None, *_besides(row))
+        begun = prompt[-1]["content"]
+        return Pair(prompt[:-1], answer, None, *_besides(row), _label(row), prefill=begun)
+    return Pair(prompt, answer, None, *_besides(row), _label(row))
 
 
 def _plain(row: Row, prompt: str, chosen: str, rejected: str) -> Pair:
@@ -495,6 +516,15 @@ def _ratings(row: Row) -> tuple[float, float] | None:
     """Of both answers, NaN for what is not a number; None where the row has none."""
     chosen, rejected = (row.get(name) for name in RATINGS)
     return None if chosen is rejected is None else (_number(chosen), _number(rejected))
+
+
+def _label(row: Row) -> tuple[float] | None:
+    """1 where the answer is wanted, 0 where it is not, NaN for what is no label."""
+    said = row.get("label")
+    if said is None:
+        return None
+    known = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
+    return (known.get(str(said).strip().lower(), math.nan),)
 
 
 def _number(value: Any) -> float:

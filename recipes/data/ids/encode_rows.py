@@ -90,11 +90,13 @@ def encode(
                 if source.guessed:
                     columns.check_question(named, layouts.asked(pair), source.layout or "")
                     columns.check_tools(named, source.layout or "")
+                if source.single:
+                    layouts.check_label(named, pair, labelled=source.labelled)
                 reasons = told.dropped
                 found = pair_ids.encode(
                     pair, own, talk, row=number,
                     max_length=how.max_length, over_length=how.over_length,
-                    lists=how.answers > 2,
+                    lists=how.answers > 2, labelled=source.labelled,
                 )  # fmt: skip
         except ValueError as error:
             reason = str(error)

@@ -45,12 +45,22 @@ class AnswerIds(NamedTuple):
     answer: np.ndarray
     scored: np.ndarray  # bool, as long as `answer`
     notes: tuple[str, ...] = ()
-    ratings: tuple[float] | None = None
+    ratings: tuple[float] | None = None  # 1: wanted, 0: unwanted; none where nobody asks
 
     @property
     def answers(self) -> tuple[Answer, ...]:
         """The one."""
         return (Answer(self.answer, self.scored),)
+
+
+class LabelledIds(NamedTuple):
+    """Token ids of a prompt, the answer to it and, to compare with, an answer to another prompt."""
+
+    row: int  # its number in the source
+    prompt: np.ndarray  # int32, at least one
+    answers: tuple[Answer, Answer]  # its own, and the one to another prompt
+    ratings: tuple[float, float]  # 1 where its own is wanted, 0 where it is not; NaN for the other
+    notes: tuple[str, ...] = ()
 
 
 class ListIds(NamedTuple):
@@ -64,8 +74,10 @@ class ListIds(NamedTuple):
     ratings: tuple[float, ...] | None = None  # of each, by whoever ranked
 
 
-# What a run trains on: `prompt`, `answers` and `row` are all that packing reads.
-Example = PairIds | AnswerIds | ListIds
+# What a row becomes, and what a run trains on: `prompt`, `answers` and `row` are all that packing
+# reads.
+Encoded = PairIds | AnswerIds | ListIds
+Example = Encoded | LabelledIds
 
 # Notes on pairs, or single answers, that are used.
 NOTES = {
@@ -94,10 +106,17 @@ UNREAD = "unread/"  # and a key of a message that nothing here reads
 LEFT_OUT = "left_out/"  # and a key of a message that the chat template does not show
 
 
-def called(answers: int) -> tuple[str, ...]:
-    """What the answers of an example are called, by how many it has."""
+def called(example: Example, answers: int) -> tuple[str, ...]:
+    """What the answers of examples like this one are called, where some have so many."""
+    if isinstance(example, LabelledIds):
+        return "answer", "other"
     names = {1: ("answer",), 2: ("chosen", "rejected")}
     return names.get(answers) or tuple(f"answer_{i}" for i in range(1, answers + 1))
+
+
+def is_ranked(example: Example) -> bool:
+    """Is its first answer better than its last one?"""
+    return isinstance(example, PairIds | ListIds)
 
 
 def ranks_of(example: Example) -> tuple[int, ...]:
@@ -124,10 +143,12 @@ def encode(
     max_length: int,
     over_length: str,
     lists: bool = False,
-) -> Example:
+    labelled: bool = False,
+) -> Encoded:
     """Token ids of a pair, of at most `max_length` for the prompt and either answer together.
 
-    What holds a single answer becomes `AnswerIds`; with `lists`, all others become `ListIds`.
+    What holds a single answer becomes `AnswerIds`, with its rating if it is `labelled`; with
+    `lists`, all others become `ListIds`.
 
     Prompt and answer are tokenised as one text, as the model will meet them. Where a token spans
     the boundary, or the two answers tokenise the prompt differently, the boundary moves back: no
@@ -151,7 +172,7 @@ def encode(
         "other_format": unusual.of_another_format(pair),
         "asks_again": unusual.asks_again(pair),
         "ignored": chat.ignores(pair, template),
-        "unscored": pair.ratings is not None and ratings is None,
+        "unscored": len(pair.answers) > 1 and pair.ratings is not None and ratings is None,
     }
     left_out = dict.fromkeys(name for text in rendered for name in text.left_out)
     said = [name for name, holds in notes.items() if holds] + [LEFT_OUT + key for key in left_out]
@@ -162,7 +183,8 @@ def encode(
     (prompt, answers), cut = _fitted(parted, max_length, over_length, tokenizer.bos_id)
     said += [cut] if cut else []
     if len(answers) == 1:
-        return AnswerIds(row, prompt, *answers[0], tuple(said))
+        label = (pair.ratings[0],) if labelled and pair.ratings else None
+        return AnswerIds(row, prompt, *answers[0], tuple(said), label)
     ranks = pair.ranks or (0, 1)
     new = [i for i, one in enumerate(answers) if not _says_again(one, answers[:i])]
     if ranks[new[-1]] == ranks[0]:
@@ -195,7 +217,9 @@ def as_bytes(example: Example) -> bytes:
     sized = (len(array).to_bytes(8) + array.astype("<i4").tobytes() for array in parts)
     ranked = isinstance(example, ListIds)
     ranks = np.array([len(answers), *ranks_of(example)] if ranked else [], "<i4").tobytes()
-    return b"".join([ranks, *sized, *(answer.scored.tobytes() for answer in answers)])
+    labelled = isinstance(example, AnswerIds | LabelledIds) and example.ratings is not None
+    label = np.array(example.ratings[:1] if labelled and example.ratings else [], "<i4").tobytes()
+    return b"".join([ranks, *sized, *(answer.scored.tobytes() for answer in answers), label])
 
 
 class _Encoded(NamedTuple):

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from recipes.data.ids import counts as counts_io
 from recipes.data.ids.counts import Counts
-from recipes.data.ids.pair_ids import Answer, AnswerIds, Example, ListIds, PairIds
+from recipes.data.ids.pair_ids import Answer, AnswerIds, Encoded, ListIds, PairIds
 
 # What arrays there are of a pair, of a single answer, and of a list: of its answers together.
 TOKENS = {
@@ -29,7 +29,7 @@ MASKS = {
 class Shard(NamedTuple):
     """What became of some rows that follow each other."""
 
-    ids: Sequence[Example]  # all of one kind
+    ids: Sequence[Encoded]  # all of one kind
     keys: np.ndarray  # uint64: a prompt's, for each
     counts: Counts
 

@@ -35,6 +35,7 @@ class Update(NamedTuple):
     positions: int  # of the micro-batches, padding included
     scored: np.ndarray  # int [P, A]: scored tokens of each answer; 0: a shorter list has none
     ratings: np.ndarray  # float [P, A]: NaN where the data has none
+    names: tuple[str, ...]  # what the answers are called
     ranks: np.ndarray | None = None  # int [P, A]: of each in a list, 0 the best
 
 
@@ -71,6 +72,7 @@ def told(examples: Sequence[Example], answers: int) -> dict[str, Any]:
     return {
         "scored": slots(0, streams.scored_tokens),
         "ratings": slots(np.nan, lambda example: example.ratings or ()),
+        "names": pair_ids.called(examples[0], answers),
         "ranks": slots(0, pair_ids.ranks_of) if answers > 2 else None,
     }
 

@@ -17,6 +17,7 @@ class Source(NamedTuple):
     columns: tuple[tuple[str, str], ...] = ()  # our name, theirs
     guessed: bool = False  # the layout was recognised: it must leave no question unread
     single: bool = False  # rows hold one answer each, not two
+    labelled: bool = False  # and whether it is wanted
 
 
 class Weighted(NamedTuple):
@@ -31,7 +32,20 @@ class Common(NamedTuple):
 
     layout: str | None
     columns: Mapping[str, str]
-    single: bool  # of all: this recipe wants one answer per row
+    single: bool  # of all: one answer per row is wanted
+    labelled: bool = False  # and whether it is wanted
+
+
+# Losses of answers that have no partner: each is wanted or unwanted, by its label.
+UNPAIRED = ("kto",)
+
+
+def common(given: Mapping[str, Any]) -> Common:
+    """What the settings say of all sources. Where there is no beta nothing is preferred."""
+    losses = {name.partition("=")[0].strip() for name in given.get("loss", "").split(",")}
+    labelled = not losses.isdisjoint(UNPAIRED)
+    single = "beta" not in given or labelled
+    return Common(given["data.layout"], given["data.columns"] or {}, single, labelled)
 
 
 def training(given: Given, common: Common) -> dict[str, Weighted]:
@@ -100,4 +114,5 @@ def parsed(where: str, given: Given, common: Common) -> Source:
     if not isinstance(own, Mapping):
         raise BadInput(f'the columns of --config.{where} are not written like dict(prompt="x")')
     layout = said.get("layout", common.layout)
-    return Source(path, layout, tuple(sorted(own.items())), single=common.single)
+    names = tuple(sorted(own.items()))
+    return Source(path, layout, names, single=common.single, labelled=common.labelled)

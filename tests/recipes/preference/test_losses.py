@@ -12,7 +12,7 @@ import pytest
 
 from recipes.data.ids.pair_ids import AnswerIds
 from recipes.data.packed import streams
-from recipes.preference import losses, objectives
+from recipes.preference import losses, metrics, objectives
 from recipes.preference.divergences import DIVERGENCES
 from recipes.training import settings
 from recipes.training.update import Answers
@@ -40,7 +40,8 @@ def answers(chosen, rejected, reference=0.0):
     """With these log-ratios."""
     ratios = jnp.stack([chosen, rejected], axis=-1)
     tokens = jnp.ones(ratios.shape, jnp.int32)
-    return Answers(ratios + reference, jnp.zeros(ratios.shape) + reference, tokens)
+    zeros = jnp.zeros(ratios.shape)
+    return Answers(ratios + reference, zeros + reference, tokens, labels(len(ratios)))
 
 
 def random_answers(seed=0, pairs=5, width=jnp.float32):
@@ -49,8 +50,13 @@ def random_answers(seed=0, pairs=5, width=jnp.float32):
     reference = policy + 2 * draw.standard_normal((pairs, 2))
     return Answers(
         jnp.asarray(policy, width), jnp.asarray(reference, width),
-        jnp.asarray(draw.integers(3, 12, (pairs, 2))),
+        jnp.asarray(draw.integers(3, 12, (pairs, 2))), labels(pairs),
     )  # fmt: skip
+
+
+def labels(count):
+    """The first, third, … answer is wanted."""
+    return jnp.array([[1.0 - i % 2, math.nan] for i in range(count)])
 
 
 def s(x):
@@ -114,6 +120,41 @@ def test_losses_of_an_update_by_hand():
     np.testing.assert_allclose(found, np.log1p(np.exp(-margins)), rtol=1e-5)
 
 
+def test_answers_without_a_partner_by_hand():
+    """Two wanted ones and an unwanted one; those to other prompts gained 0.4 nats on average."""
+    ratios = jnp.array([[2.0, 1.5], [-1.0, -0.5], [0.4, 0.2]])
+    given = Answers(ratios - 9, jnp.full((3, 2), -9.0), jnp.ones((3, 2), int), labels(3))
+    of = functools.partial(losses.kto, beta=0.5, desirable_weight=1.5, undesirable_weight=0.8)
+    expected = [1.5 * s(-0.5 * 1.6), 0.8 * s(0.5 * -1.4), 1.5 * s(-0.5 * 0.0)]
+    np.testing.assert_allclose(of(given), expected, rtol=1e-5)
+    no_more = given._replace(policy=given.policy.at[0, 1].set(-11.0))  # -0.77: 0 is taken
+    expected = [1.5 * s(-0.5 * 2), 0.8 * s(0.5 * -1), 1.5 * s(-0.5 * 0.4)]
+    np.testing.assert_allclose(of(no_more), expected, rtol=1e-5)
+    pull = jax.grad(lambda policy: of(given._replace(policy=policy)).sum())(given.policy)
+    assert (pull[:, 1] == 0).all()
+    assert (pull[:, 0] * jnp.array([-1, 1, -1]) > 0).all()
+
+
+def test_figures_of_answers_without_a_partner_by_hand():
+    ratios = jnp.array([[2.0, 1.5], [-1.0, -0.5], [0.4, 0.2], [0.0, 0.4]])
+    given = Answers(ratios - 9, jnp.full((4, 2), -9.0), jnp.full((4, 2), 3), labels(4))
+    objective = objectives.objective({"loss": "kto", "beta": 0.5})
+    found = {name: float(x) for name, x in metrics.preference(given, objective).items()}
+    assert found["dpo_loss"] == pytest.approx(
+        (s(-0.5 * 1.6) + s(0.5 * -1.4) + s(0.0) + s(-0.5 * 0.4)) / 4, rel=1e-5
+    )
+    expected = {
+        "kl_mismatched": 0.4, "dpo_chosen_reward": 0.6, "dpo_rejected_reward": -0.25,
+        "dpo_reward_margin": 0.85, "drift_chosen": 1.2, "drift_rejected": -0.5,
+        "logps_chosen": -7.8, "dpo_margin_policy": 1.7, "dpo_margin_ref": 0.0,
+        "dpo_accuracy": 3 / 4,  # the third is at the point, which is no win
+    }  # fmt: skip
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-5)
+    only = metrics.preference(given, objective, jnp.array([True, False, True, False]))
+    assert float(only["dpo_chosen_reward"]) == pytest.approx(0.6)
+    assert float(only["dpo_rejected_reward"]) == 0
+
+
 @pytest.mark.parametrize("name", losses.FIRST)
 def test_every_loss_is_first_what_it_says(name):
     """Where policy and reference are equal, whatever beta is."""
@@ -123,7 +164,7 @@ def test_every_loss_is_first_what_it_says(name):
         named["beta"] = beta
         first = losses.FIRST[name](**named)
         found = losses.LOSSES[name](equal, **named)
-        assert name == "r_dpo" or math.isfinite(first)
+        assert name in ("r_dpo", "kto") or math.isfinite(first)
         if math.isfinite(first):
             np.testing.assert_allclose(found, first, rtol=1e-5)
 

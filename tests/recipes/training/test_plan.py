@@ -1,9 +1,11 @@
 """What a plan says of settings that this run cannot give, or that mean something unexpected."""
 
+import numpy as np
 import pytest
 
 from checkpoints_io.run_state import Keep
 from recipes.configs import tiny
+from recipes.data.ids.pair_ids import AnswerIds, PairIds
 from recipes.data.mixture import Part
 from recipes.data.packed.batches import Place
 from recipes.data.packed.packing import Shape
@@ -12,15 +14,18 @@ from recipes.training import checks, optimizer, plan
 from recipes.training.run import Every, Saving
 from tests.conftest import adamw_of, given_by, run_with
 
+ID, MASK = np.ones(1, np.int32), np.ones(1, bool)
+PAIR, ANSWER = PairIds(0, ID, ID, ID, MASK, MASK), AnswerIds(0, ID, ID, MASK)
+
 
 def run_of(config, *, pairs=100, steps=60, parts=None, held_out=50, answers=2):
-    parts = parts or [Part("train", 1.0, [None] * pairs, pairs - 1)]
+    parts = parts or [Part("train", 1.0, [PAIR] * pairs, pairs - 1)]
     keep = Keep(config.keep_checkpoints, every=config.keep_every, highest=None)
     return run_with(
         total_steps=steps,
         parts=parts,
         examples=[example for part in parts for example in part.examples],
-        held_out=[HeldOut("heldout", [None] * held_out)] if held_out else [],
+        held_out=[HeldOut("heldout", [PAIR] * held_out)] if held_out else [],
         place=Place(Shape(2, 64, config.train_batch_size, answers, few=1), None),
         adamw=adamw_of(config),
         every=checks.part(Every, given_by(config)),
@@ -43,7 +48,7 @@ def test_an_ordinary_run_has_no_notes(config):
     assert notes(config) == []
 
 
-TWO = [Part("a", 1000.0, [None] * 90, 89), Part("b", 0.001, [None] * 10, 99)]
+TWO = [Part("a", 1000.0, [PAIR] * 90, 89), Part("b", 0.001, [PAIR] * 10, 99)]
 UNEVEN = [TWO[0]._replace(weight=19.0), TWO[1]._replace(weight=1.0)]
 
 
@@ -88,7 +93,8 @@ def test_notes(config, other, run, told):
 
 def test_notes_on_single_answers_speak_of_answers(config):
     config.update_from_flattened_dict({"train_batch_size": 99, "num_epochs": 0.1, "warmup": 0.0})
-    run = run_of(config, parts=[UNEVEN[0], TWO[1]], steps=5, answers=1)
+    parts = [part._replace(examples=[ANSWER] * len(part.examples)) for part in (UNEVEN[0], TWO[1])]
+    run = run_of(config, parts=parts, steps=5, answers=1)
     found = plan.notes(run, checks.part(plan.Asked, given_by(config)))
     told = "\n".join([*found, *plan._mixed(run)])
     for words in ("99 answers of a", "one answer of b is", "updates of 99 answers", "90 answers"):

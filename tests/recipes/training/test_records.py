@@ -130,7 +130,9 @@ def test_held_out_figures_of_a_step_are_read_back(tmp_path):
 def update(real, stored, positions, scored, ratings):
     """Of as many pairs as there are ratings."""
     rows = np.arange(len(ratings))
-    return Update(rows, [], real, stored, positions, np.array(scored), np.array(ratings, float))
+    names = ("chosen", "rejected")
+    said = np.array(scored), np.array(ratings, float), names
+    return Update(rows, [], real, stored, positions, *said)
 
 
 def test_speed_is_that_of_training_alone(monkeypatch):
@@ -184,5 +186,6 @@ def test_lengths_are_those_of_each_answers_scored_tokens():
     pairs = [pair([1, 0, 1, 1], [0, 1]), pair([1, 1], [1, 1, 1, 0, 1, 1])]
     packed = batches.pack(pairs, Shape(1, 64, 2, 2, 1), [0])
     assert packed.scored.tolist() == [[3, 1], [2, 5]]
-    assert records.lengths(packed.scored) == {"length_chosen": 5 / 2, "length_rejected": 6 / 2}
+    expected = {"length_chosen": 5 / 2, "length_rejected": 6 / 2}
+    assert records.lengths(packed.scored, packed.names) == expected
     assert (packed.real_tokens, packed.stored_tokens) == (4 * 9 + 6 + 8, 2 * 9 + 6 + 8 - 4)
