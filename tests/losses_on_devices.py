@@ -28,6 +28,7 @@ OPTIONS = {
     "exo_pair": dict(label_smoothing=0.1), "simpo": dict(beta=2.0), "sigmoid_norm": dict(beta=2.0),
     "orpo": dict(loss="orpo,sigmoid=0.1"), "sft": dict(loss="sft,sigmoid=0.1"),
     "sft_seq": dict(loss="sft_seq,sigmoid=0.1"),
+    "discopop": dict(discopop_tau=0.5),  # with 0.05 it falls towards margins below 0 from 0 on
 }  # fmt: skip
 
 
