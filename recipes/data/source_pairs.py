@@ -55,7 +55,8 @@ def recognised(source: Source) -> tuple[Source, str]:
         except ValueError as error:
             refused = refused or f"{row.where}: {error}"
             continue
-        unread = sorted({*row.unread, *(named.keys() - layouts.LAYOUTS[layout].columns)})
+        known = layouts.LAYOUTS[layout].columns.union({*layouts.WORTH} & given.keys())
+        unread = sorted({*row.unread, *(named.keys() - known)})
         line = f"layout {layout}" + ("" if source.layout else ", recognised from the columns")
         line += f"; not read: {one_line(', '.join(unread))}" if unread else ""
         found = source._replace(layout=layout, guessed=source.layout is None), line

@@ -1,5 +1,8 @@
 """Scores on held-out pairs, by the same forward pass for policy and reference."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
@@ -23,9 +26,9 @@ def evaluate(
     """The metrics of a held-out set, each pair weighing the same. Padding never enters a mean."""
     told = batches.told(held_out.examples, place.shape.answers)
     ours = jnp.asarray(logps.of_examples(policy, held_out.examples, place))
-    scored, ratings = jnp.asarray(told["scored"]), jnp.asarray(told["ratings"], jnp.float32)
-    ranks = None if told["ranks"] is None else jnp.asarray(told["ranks"])
-    answers = Answers(ours, jnp.asarray(reference_logps), scored, ratings, ranks)
+    of: Callable[[str], Any] = lambda name: None if told[name] is None else jnp.asarray(told[name])
+    said = map(of, ("scored", "ratings", "ranks", "weights", "margins"))
+    answers = Answers(ours, jnp.asarray(reference_logps), *said)
     figures = {name: float(value) for name, value in preference(answers, objective).items()}
     figures |= records.lengths(told["scored"], told["names"])
     return {f"eval/{held_out.name}/{name}": value for name, value in figures.items()}

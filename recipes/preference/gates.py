@@ -78,11 +78,13 @@ def check_first_loss(
         if term.first is None:
             continue
         first = term.first
-        if math.isnan(first):
+        of_data = answers is not None and _depends_on_data(answers)
+        if math.isnan(first) or of_data:
             if answers is None:
                 continue
             here = jax.tree.map(lambda x: jnp.asarray(jax.device_get(x)), answers)
-            first = float(term.of(here._replace(policy=here.reference)).mean())
+            equal = here._replace(policy=here.reference)
+            first = float(objective.value(term, equal).mean())
         found = float(values.get(f"loss_{term.name}", values["dpo_loss"] / term.weight))
         # With remat the training program may round differently from the reference's; beta scales
         # it, and floats are rounded in proportion.
@@ -94,6 +96,13 @@ def check_first_loss(
                 f"within {bound:.1g}: the training program and the reference disagree, or FIRST "
                 "in losses.py says something else than the loss; please report it"
             )
+
+
+def _depends_on_data(answers: Answers) -> bool:
+    """Does the data weigh its pairs, or ask for margins?"""
+    weights, margins = (jax.device_get(x) for x in (answers.weights, answers.margins))
+    weighed = weights is not None and (weights != 1).any()
+    return bool(weighed or (margins is not None and margins.any()))
 
 
 def _not_finite(what: str, dtype: jax.typing.DTypeLike) -> str:

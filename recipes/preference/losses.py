@@ -37,6 +37,14 @@ def ratios_per_token(answers: Answers) -> tuple[Each, Each]:
     return chosen, rejected
 
 
+def asked(answers: Answers) -> Each | float:
+    """The rewards by which the chosen answers must lead, by the data: DPO with an offset.
+
+    Source: https://arxiv.org/abs/2402.10571.
+    """
+    return 0.0 if answers.margins is None else answers.margins
+
+
 @of_scores
 def sigmoid(answers: Answers, *, beta: float, label_smoothing: float = 0.0) -> Each:
     """Direct preference optimization: -log S(beta (c - r)).
@@ -46,7 +54,7 @@ def sigmoid(answers: Answers, *, beta: float, label_smoothing: float = 0.0) -> E
     Source: Eq. 7 of https://arxiv.org/abs/2305.18290; Eq. 3 of https://ericmitchell.ai/cdpo.pdf.
     """
     chosen, rejected = log_ratios(answers)
-    return _smoothed(beta * (chosen - rejected), label_smoothing)
+    return _smoothed(beta * (chosen - rejected) - asked(answers), label_smoothing)
 
 
 def sigmoid_norm(answers: Answers, *, beta: float, label_smoothing: float = 0.0) -> Each:
@@ -55,7 +63,7 @@ def sigmoid_norm(answers: Answers, *, beta: float, label_smoothing: float = 0.0)
     Source: https://arxiv.org/abs/2411.15124 (Tulu 3); open-instruct's dpo_norm, TRL's sigmoid_norm.
     """
     chosen, rejected = ratios_per_token(answers)
-    return _smoothed(beta * (chosen - rejected), label_smoothing)
+    return _smoothed(beta * (chosen - rejected) - asked(answers), label_smoothing)
 
 
 @of_scores
@@ -66,7 +74,7 @@ def hinge(answers: Answers, *, beta: float) -> Each:
     https://arxiv.org/abs/2309.06657.
     """
     chosen, rejected = log_ratios(answers)
-    return jax.nn.relu(1 - beta * (chosen - rejected))
+    return jax.nn.relu(1 + asked(answers) - beta * (chosen - rejected))
 
 
 def ipo(answers: Answers, *, beta: float) -> Each:
@@ -97,7 +105,7 @@ def robust(answers: Answers, *, beta: float, label_smoothing: float = 0.0) -> Ea
     Source: https://arxiv.org/abs/2403.00409; TRL's robust.
     """
     chosen, rejected = log_ratios(answers)
-    margin, wrong = beta * (chosen - rejected), label_smoothing
+    margin, wrong = beta * (chosen - rejected) - asked(answers), label_smoothing
     return ((1 - wrong) * softplus(-margin) - wrong * softplus(margin)) / (1 - 2 * wrong)
 
 
@@ -140,7 +148,7 @@ def dpop(
     """
     chosen, rejected = log_ratios(answers)
     held = chosen - dpop_lambda * jax.nn.relu(-chosen)
-    return _smoothed(beta * (held - rejected), label_smoothing)
+    return _smoothed(beta * (held - rejected) - asked(answers), label_smoothing)
 
 
 def r_dpo(
@@ -154,7 +162,8 @@ def r_dpo(
     """
     chosen, rejected = log_ratios(answers)
     longer = answers.tokens[:, 0] - answers.tokens[:, 1]
-    return _smoothed(beta * (chosen - rejected) + length_alpha * longer, label_smoothing)
+    margin = beta * (chosen - rejected) + length_alpha * longer
+    return _smoothed(margin - asked(answers), label_smoothing)
 
 
 def nca_pair(answers: Answers, *, beta: float) -> Each:
@@ -275,7 +284,7 @@ def reference_free(answers: Answers, *, beta: float, label_smoothing: float = 0.
     Source: reference_free in the code of https://arxiv.org/abs/2305.18290's authors.
     """
     chosen, rejected = answers.policy.T
-    return _smoothed(beta * (chosen - rejected), label_smoothing)
+    return _smoothed(beta * (chosen - rejected) - asked(answers), label_smoothing)
 
 
 def simpo(
@@ -286,7 +295,8 @@ def simpo(
     Source: Eq. 6 of https://arxiv.org/abs/2405.14734.
     """
     chosen, rejected = (answers.policy / answers.tokens).T
-    return _smoothed(beta * (chosen - rejected - gamma_beta_ratio), label_smoothing)
+    margin = beta * (chosen - rejected - gamma_beta_ratio)
+    return _smoothed(margin - asked(answers), label_smoothing)
 
 
 def cpo(
@@ -384,6 +394,10 @@ FIRST: dict[str, Callable[..., float]] = {
 # These look at all pairs of an update at once.
 COUPLED = ("aot", "aot_unpaired", "kto")
 OF_AN_UPDATE = (*COUPLED, "sft", "cpo")  # and these are what they are for all of them together
+# In these the data may ask for a margin.
+OF_MARGINS = (
+    "sigmoid", "sigmoid_norm", "hinge", "robust", "dpop", "r_dpo", "reference_free", "simpo", "cpo",
+)  # fmt: skip
 # These look at a list as it is, or at its best answer alone.
 OF_LISTS = ("plackett_luce", "sft", "sft_seq")
 # Beta multiplies means per token in the first, no log-probability in the second, and else sums.

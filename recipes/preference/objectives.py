@@ -9,6 +9,7 @@ from typing import NamedTuple
 from jaxtyping import Array, Float
 
 from checkpoints_io.errors import BadInput
+from recipes.data.rows import source
 from recipes.data.rows.source import UNPAIRED
 from recipes.preference import lists, losses
 from recipes.preference.losses import FIRST, LOSSES
@@ -66,10 +67,15 @@ class Objective(NamedTuple):
     def loss(self, answers: Answers) -> Float[Array, " P"]:
         """The weighted sum, of each pair or list."""
         return functools.reduce(
-            lambda so_far, term: so_far + term.weight * term.of(answers),
+            lambda so_far, term: so_far + term.weight * self.value(term, answers),
             self.terms[1:],
-            self.terms[0].weight * self.terms[0].of(answers),
+            self.terms[0].weight * self.value(self.terms[0], answers),
         )
+
+    def value(self, term: Term, answers: Answers) -> Float[Array, " P"]:
+        """One of the losses, of each pair or list as much as it counts."""
+        each = term.of(answers)
+        return each if answers.weights is None else answers.weights * each
 
     def rewards(self, answers: Answers) -> Float[Array, "P A"]:
         """The implicit reward of each answer: beta times its log-ratio.
@@ -107,7 +113,7 @@ class Objective(NamedTuple):
     def of_terms(self, answers: Answers) -> dict[str, Float[Array, " P"]]:
         """Each term by its name, not weighted, where there are several."""
         several = len(self.terms) > 1
-        return {term.name: term.of(answers) for term in self.terms} if several else {}
+        return {term.name: self.value(term, answers) for term in self.terms} if several else {}
 
 
 def objective(given: Values) -> Objective:
@@ -124,6 +130,7 @@ def objective(given: Values) -> Objective:
     options = {name: _options(name) for name in weights}
     _check_lists(given, weights)
     _check_unpaired(given, weights)
+    _check_columns(given, weights)
     taken = {"loss", "beta", "ld_alpha", "list_pairs"}.union(*options.values())
     for name, setting in PREFERENCE.items():
         if name not in taken and given[name] != setting.default:
@@ -180,6 +187,22 @@ def _check_unpaired(given: Values, weights: dict[str, float]) -> None:
             f"--config.ld_alpha={given['ld_alpha']} is of pairs, whose shorter answer decides, and "
             f"--config.loss={alone[0]} is of single answers: leave it out"
         )
+
+
+def _check_columns(given: Values, weights: dict[str, float]) -> None:
+    """What the data says of each pair must have a meaning for every loss."""
+    for name, known in (
+        ("weight", [loss for loss in LOSSES if loss not in losses.OF_AN_UPDATE]),
+        ("margin", [*losses.OF_MARGINS]),
+    ):
+        odd = [loss for loss in weights if loss not in known]
+        lists_too = name == "margin" and given.get("data.answers", 2) > 2
+        if source.names_column(given, name) and (odd or lists_too):
+            why = "lists (--config.data.answers)" if lists_too else f"--config.loss={odd[0]}"
+            raise BadInput(
+                f"a column is named for `{name}` (--config.data.columns), which has no effect with "
+                f"{why}: leave it out. It is of pairs, and of {', '.join(known)}"
+            )
 
 
 def _weights(text: str) -> dict[str, float]:

@@ -33,6 +33,8 @@ class Answers(NamedTuple):
     tokens: Int[Array, "P A"]  # scored tokens of each answer
     ratings: Float[Array, "P A"] | None = None  # by the data; not a number where it says nothing
     ranks: Int[Array, "P A"] | None = None  # of lists, of each answer: 0 the best
+    weights: Float[Array, " P"] | None = None  # by the data: what the loss of each counts
+    margins: Float[Array, " P"] | None = None  # and the reward the chosen answer must have more
 
 
 Loss = Callable[[Answers], Float[Array, " P"]]  # one value per example

@@ -12,6 +12,13 @@ from recipes.data.chats.messages import Turns
 Row = dict[str, object]
 
 
+class Worth(NamedTuple):
+    """What the data says of a pair's loss."""
+
+    weight: float = 1.0  # its loss is multiplied by it
+    margin: float = 0.0  # the reward that the chosen answer must have more, in nats
+
+
 class Pair(NamedTuple):
     """Two answers to one prompt, of which `chosen` was preferred; or `chosen` is the only one.
 
@@ -30,6 +37,7 @@ class Pair(NamedTuple):
     more: tuple[Turns | str, ...] = ()  # of a list: those that are no better than `rejected`
     ranks: tuple[int, ...] | None = None  # of a list: of each, 0 the best; equal ones are no pair
     notes: tuple[str, ...] = ()  # on its ranks: `pair_ids.NOTES` says what they mean
+    worth: Worth = Worth()
 
     @property
     def answers(self) -> tuple[Turns | str, ...]:
@@ -263,6 +271,8 @@ class Layout(NamedTuple):
 BESIDES = ("system_prompt", "tools", "chat_template_kwargs")
 RATINGS = ("chosen_score", "rejected_score")
 LABEL = ("label",)  # of single answers: whether it is wanted
+# Columns of pairs that are read only where `data.columns` names them: many datasets have others so.
+WORTH = Worth._fields
 # Template settings that a row may not give: the rest of the row and the recipe do.
 TAKEN = ("messages", "tools", "documents", "add_generation_prompt")
 # Reasons to drop sound rows without a preference: they do not count as malformed.
@@ -332,7 +342,8 @@ def named(*, single: bool) -> dict[str, Layout]:
 
 def columns_of(*, single: bool) -> frozenset[str]:
     """The columns that any of them reads."""
-    return frozenset().union(*(layout.columns for layout in named(single=single).values()))
+    found = frozenset().union(*(layout.columns for layout in named(single=single).values()))
+    return found if single else found | {*WORTH}
 
 
 def wanted(called: dict[str, str], *, single: bool) -> frozenset[str]:
@@ -344,6 +355,23 @@ def wanted(called: dict[str, str], *, single: bool) -> frozenset[str]:
     others = columns.LIKE_QUESTIONS | columns.LIKE_TOOLS | {*columns.ALSO, *called.values()}
     others |= {"chosen", "rejected", "output"}  # which an error names
     return columns_of(single=single) | answers | others
+
+
+def worth(row: Row, named: Iterable[str]) -> Worth:
+    """Of a pair, by those of the columns that are named for it.
+
+    Raises:
+      ValueError: one holds no number, or the weight is below 0.
+    """
+    found = {}
+    for name in WORTH:
+        if name in named:
+            found[name] = _number(row.get(name))
+            if not math.isfinite(found[name]):
+                raise BadInput(f"no number in `{name}`")
+    if found.get("weight", 0.0) < 0:
+        raise BadInput("`weight` is below 0")
+    return Worth(**found)
 
 
 def check_label(row: Row, pair: Pair, *, labelled: bool) -> None:

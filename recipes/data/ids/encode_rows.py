@@ -92,6 +92,8 @@ def encode(
                     columns.check_tools(named, source.layout or "")
                 if source.single:
                     layouts.check_label(named, pair, labelled=source.labelled)
+                else:
+                    pair = pair._replace(worth=layouts.worth(named, names))
                 reasons = told.dropped
                 found = pair_ids.encode(
                     pair, own, talk, row=number,

@@ -8,7 +8,7 @@ import numpy as np
 
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import chat, layouts, rendering, unusual
-from recipes.data.chats.layouts import Pair
+from recipes.data.chats.layouts import Pair, Worth
 from zoo.text.tokenizer import Tokenizer
 
 
@@ -30,6 +30,7 @@ class PairIds(NamedTuple):
     rejected_scored: np.ndarray
     notes: tuple[str, ...] = ()  # `described` says what they mean
     ratings: tuple[float, ...] | None = None  # of chosen and rejected, by whoever preferred
+    worth: Worth = Worth()
 
     @property
     def answers(self) -> tuple[Answer, ...]:
@@ -46,6 +47,7 @@ class AnswerIds(NamedTuple):
     scored: np.ndarray  # bool, as long as `answer`
     notes: tuple[str, ...] = ()
     ratings: tuple[float] | None = None  # 1: wanted, 0: unwanted; none where nobody asks
+    worth: Worth = Worth()
 
     @property
     def answers(self) -> tuple[Answer, ...]:
@@ -61,6 +63,7 @@ class LabelledIds(NamedTuple):
     answers: tuple[Answer, Answer]  # its own, and the one to another prompt
     ratings: tuple[float, float]  # 1 where its own is wanted, 0 where it is not; NaN for the other
     notes: tuple[str, ...] = ()
+    worth: Worth = Worth()
 
 
 class ListIds(NamedTuple):
@@ -72,6 +75,7 @@ class ListIds(NamedTuple):
     ranks: tuple[int, ...]  # of each, 0 the best; those that are ranked alike are not compared
     notes: tuple[str, ...] = ()
     ratings: tuple[float, ...] | None = None  # of each, by whoever ranked
+    worth: Worth = Worth()
 
 
 # What a row becomes, and what a run trains on: `prompt`, `answers` and `row` are all that packing
@@ -194,11 +198,10 @@ def encode(
     if lists:
         of_new: Callable[[Sequence], tuple] = lambda values: tuple(values[i] for i in new)
         rated = of_new(ratings) if ratings else None
-        return ListIds(row, prompt, of_new(answers), of_new(ranks), tuple(said), rated)
+        return ListIds(row, prompt, of_new(answers), of_new(ranks), tuple(said), rated, pair.worth)
     chosen, rejected = answers
-    return PairIds(
-        row, prompt, chosen.ids, rejected.ids, chosen.scored, rejected.scored, tuple(said), ratings
-    )
+    masks = chosen.scored, rejected.scored
+    return PairIds(row, prompt, chosen.ids, rejected.ids, *masks, tuple(said), ratings, pair.worth)
 
 
 def _says_again(answer: Answer, before: Sequence[Answer]) -> bool:
@@ -211,7 +214,7 @@ class _Parted(NamedTuple):
 
 
 def as_bytes(example: Example) -> bytes:
-    """Its tokens and masks: equal for examples that train the same, on any machine."""
+    """All that training sees of it: equal for examples that train the same, on any machine."""
     answers = example.answers
     parts = example.prompt, *(answer.ids for answer in answers)
     sized = (len(array).to_bytes(8) + array.astype("<i4").tobytes() for array in parts)
@@ -219,7 +222,9 @@ def as_bytes(example: Example) -> bytes:
     ranks = np.array([len(answers), *ranks_of(example)] if ranked else [], "<i4").tobytes()
     labelled = isinstance(example, AnswerIds | LabelledIds) and example.ratings is not None
     label = np.array(example.ratings[:1] if labelled and example.ratings else [], "<i4").tobytes()
-    return b"".join([ranks, *sized, *(answer.scored.tobytes() for answer in answers), label])
+    worth = b"" if example.worth == Worth() else np.array(example.worth, "<f8").tobytes()
+    scored = (answer.scored.tobytes() for answer in answers)
+    return b"".join([ranks, *sized, *scored, label, worth])
 
 
 class _Encoded(NamedTuple):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 import safetensors.numpy
 
+from recipes.data.chats.layouts import Worth
 from recipes.data.ids import counts as counts_io
 from recipes.data.ids.counts import Counts
 from recipes.data.ids.pair_ids import Answer, AnswerIds, Encoded, ListIds, PairIds
@@ -49,7 +50,7 @@ def to_bytes(shard: Shard) -> bytes:
     for name in TOKENS[kind]:
         arrays[f"{name}_ends"] = np.cumsum([0, *(len(one[name]) for one in fields)], dtype=np.int64)
     said = {"counts": shard.counts._asdict(), "notes": [one.notes for one in ids],
-            "ratings": [one.ratings for one in ids],
+            "ratings": [one.ratings for one in ids], "worth": [one.worth for one in ids],
             "ranks": [one.ranks for one in ids if isinstance(one, ListIds)],
             "lengths": [one["lengths"] for one in fields if "lengths" in one]}  # fmt: skip
     return safetensors.numpy.save(arrays, {"said": json.dumps(said)})
@@ -98,5 +99,6 @@ def from_bytes(content: bytes | memoryview) -> Shard:
     if kind is ListIds:
         answers = map(_parted, tokens[1], scored[0], said["lengths"])
         tokens, scored = [tokens[0], list(answers)], [list(map(tuple, said["ranks"]))]
-    ids = list(map(kind, rows, *tokens, *scored, notes, ratings))
+    worth = itertools.starmap(Worth, said["worth"])
+    ids = list(map(kind, rows, *tokens, *scored, notes, ratings, worth))
     return Shard(ids, array("key", np.uint64), counts_io.from_json(said["counts"]))

@@ -8,6 +8,7 @@ import grain
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
+from numpy.typing import DTypeLike
 
 from recipes.data.ids import pair_ids
 from recipes.data.ids.pair_ids import Example
@@ -35,16 +36,20 @@ class Update(NamedTuple):
     positions: int  # of the micro-batches, padding included
     scored: np.ndarray  # int [P, A]: scored tokens of each answer; 0: a shorter list has none
     ratings: np.ndarray  # float [P, A]: NaN where the data has none
+    weights: np.ndarray  # float [P]: what the data says that an example's loss counts
+    margins: np.ndarray  # float [P]: what it asks of its rewards
     names: tuple[str, ...]  # what the answers are called
     ranks: np.ndarray | None = None  # int [P, A]: of each in a list, 0 the best
 
 
 class Said(NamedTuple):
-    """What the data says about the answers of an update, on the devices."""
+    """What the data says about the examples of an update, on the devices."""
 
     tokens: jax.Array  # int32 [P, A]: scored tokens of each
     ratings: jax.Array  # float32 [P, A], NaN where there are none
     ranks: jax.Array | None = None  # int32 [P, A], of lists; pairs are ordered as they are
+    weights: jax.Array | None = None  # float32 [P]: what the loss of an example counts; none: 1
+    margins: jax.Array | None = None  # float32 [P]: what is asked of its rewards; none: 0
 
 
 def pack(examples: Sequence[Example], shape: Shape, shards: Sequence[int]) -> Update:
@@ -72,6 +77,8 @@ def told(examples: Sequence[Example], answers: int) -> dict[str, Any]:
     return {
         "scored": slots(0, streams.scored_tokens),
         "ratings": slots(np.nan, lambda example: example.ratings or ()),
+        "weights": np.array([example.worth.weight for example in examples]),
+        "margins": np.array([example.worth.margin for example in examples]),
         "names": pair_ids.called(examples[0], answers),
         "ranks": slots(0, pair_ids.ranks_of) if answers > 2 else None,
     }
@@ -122,10 +129,18 @@ def put(batch: Packed, place: Place) -> Packed:
 
 
 def said(update: Update, place: Place) -> Said:
-    """What the data says about the answers of an update."""
-    tokens, ratings = update.scored.astype(np.int32), update.ratings.astype(np.float32)
-    ranks = None if update.ranks is None else everywhere(update.ranks.astype(np.int32), place)
-    return Said(everywhere(tokens, place), everywhere(ratings, place), ranks)
+    """What the data says about the examples of an update and their answers."""
+
+    def put(values: np.ndarray, dtype: DTypeLike) -> jax.Array:
+        return everywhere(values.astype(dtype), place)
+
+    return Said(
+        put(update.scored, np.int32),
+        put(update.ratings, np.float32),
+        None if update.ranks is None else put(update.ranks, np.int32),
+        put(update.weights, np.float32),
+        put(update.margins, np.float32),
+    )
 
 
 def everywhere(array: np.ndarray, place: Place) -> jax.Array:

@@ -48,6 +48,14 @@ def common(given: Mapping[str, Any]) -> Common:
     return Common(given["data.layout"], given["data.columns"] or {}, single, labelled)
 
 
+def names_column(given: Mapping[str, Any], name: str) -> bool:
+    """Do the settings say which column is our `name`, for any source of training data?"""
+    if "train_data" not in given:
+        return False
+    sources = training(given["train_data"], common(given)).values()
+    return any(name in dict(one.source.columns) for one in sources)
+
+
 def training(given: Given, common: Common) -> dict[str, Weighted]:
     """The sources of `train_data` by name; a plain string is one source, named `train`.
 

@@ -120,6 +120,37 @@ def test_losses_of_an_update_by_hand():
     np.testing.assert_allclose(found, np.log1p(np.exp(-margins)), rtol=1e-5)
 
 
+def test_margins_that_the_data_asks_for_by_hand():
+    """As if the chosen answer's reward were that much smaller; of losses that are named alone."""
+    given = random_answers()
+    margins = jnp.array([0.0, 0.5, -0.2, 1.0, 0.0])
+    dpo = losses.sigmoid(given._replace(margins=margins), beta=0.3)
+    c, r = losses.log_ratios(given)
+    np.testing.assert_allclose(dpo, np.log1p(np.exp(-(0.3 * (c - r) - margins))), rtol=1e-5)
+    for name in losses.LOSSES:
+        of = functools.partial(losses.LOSSES[name], **options_of(name))
+        plain, shifted = of(given), of(given._replace(margins=margins))
+        if name not in losses.OF_MARGINS:
+            np.testing.assert_array_equal(plain, shifted)
+            continue
+        np.testing.assert_array_equal(plain[margins == 0], shifted[margins == 0])
+        less = given._replace(policy=given.policy.at[:, 0].add(-margins / 0.3))
+        # Of the others one takes means, and one looks at the chosen answer alone, too.
+        if name in ("hinge", "robust", "r_dpo", "reference_free"):
+            np.testing.assert_allclose(shifted, of(less), rtol=1e-4)
+
+
+def test_weights_of_the_data_by_hand():
+    given = random_answers()
+    weights = jnp.array([1.0, 2.0, 0.0, 0.5, 1.0])
+    both = objectives.objective({"loss": "sigmoid,sft_seq=0.5", "beta": 0.3})
+    expected = weights * (losses.sigmoid(given, beta=0.3) + 0.5 * losses.sft_seq(given))
+    weighted = given._replace(weights=weights)
+    np.testing.assert_allclose(both.loss(weighted), expected, rtol=1e-6)
+    expected = weights * losses.sft_seq(given)
+    np.testing.assert_allclose(both.of_terms(weighted)["sft_seq"], expected, rtol=1e-6)
+
+
 def test_answers_without_a_partner_by_hand():
     """Two wanted ones and an unwanted one; those to other prompts gained 0.4 nats on average."""
     ratios = jnp.array([[2.0, 1.5], [-1.0, -0.5], [0.4, 0.2]])

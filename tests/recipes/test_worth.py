@@ -1,0 +1,104 @@
+"""A weight and a margin of each pair, from columns that are named for it."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from recipes import dpo
+from recipes.configs import tiny
+from recipes.data import run_data
+from recipes.data.ids import pair_ids, shards
+from recipes.data.ids.counts import none
+from recipes.training import checks, settings
+from tests.conftest import TINY, records
+
+COLUMNS = {"weight": "worth", "margin": "gap"}
+
+
+def rows(*worth):
+    pairs = (TINY / "train.jsonl").read_text().splitlines()[: len(worth)]
+    said = [{"worth": weight, "gap": margin} for weight, margin in worth]
+    return [json.loads(pair) | more for pair, more in zip(pairs, said, strict=True)]
+
+
+def write(path, some):
+    path.write_text("".join(json.dumps(row) + "\n" for row in some))
+    return str(path)
+
+
+def read(tmp_path, some, columns):
+    config = tiny.get_config()
+    config.train_data, config.token_cache = write(tmp_path / "some.jsonl", some), None
+    config.validation, config.data.columns = {}, columns
+    given = checks.checked(config, settings.table_of(settings.DPO))
+    return run_data.read(run_data.asked(given, TINY / "model"))
+
+
+def test_they_are_read_where_they_are_named(tmp_path):
+    some = rows((2.0, 0.5), (1, 0), ("0.25", -0.1))
+    found = read(tmp_path, some, COLUMNS)
+    kept = found.train[0].examples
+    assert [one.worth for one in kept] == [(2.0, 0.5), (1.0, 0.0), (0.25, -0.1)]
+    assert "not read" not in found.sources[0].lines[0]
+    shard = shards.from_bytes(shards.to_bytes(shards.Shard(kept, np.zeros(3, np.uint64), none())))
+    assert [one.worth for one in shard.ids] == [one.worth for one in kept]
+
+    same_names = [
+        {"chosen": row["chosen"], "rejected": row["rejected"], "weight": 3} for row in some
+    ]
+    unnamed = read(tmp_path, same_names, {})
+    assert {one.worth for one in unnamed.train[0].examples} == {(1.0, 0.0)}
+    assert "not read: weight" in unnamed.sources[0].lines[0]
+    named = read(tmp_path, same_names, {"weight": "weight"})
+    assert {one.worth for one in named.train[0].examples} == {(3.0, 0.0)}
+    plain, heavy = (pair_ids.as_bytes(one.train[0].examples[0]) for one in (unnamed, named))
+    assert plain != heavy
+
+
+@pytest.mark.parametrize(
+    ("worth", "why"),
+    [
+        ((-1, 0), "`weight` is below 0"),
+        ((None, 0), "no number in `weight`"),
+        ((math.nan, 0), "no number in `weight`"),
+        (("much", 0), "no number in `weight`"),
+        ((1, math.inf), "no number in `margin`"),
+        ((1, [1]), "no number in `margin`"),
+    ],
+)
+def test_what_is_no_number_is_malformed(tmp_path, worth, why):
+    with pytest.raises(ValueError, match=rf"1 of 3 rows .*{why}"):
+        read(tmp_path, rows((1, 0), worth, (1, 0)), COLUMNS)
+
+
+def test_a_run_begins_where_the_data_says(tiny_config, tmp_path):
+    """The gate knows the first loss."""
+    config = tiny_config
+    worth = [(2.0, 0.5), (1.0, 0.0), (0.0, 9.0), (0.5, -0.3)] * 2
+    config.train_data, config.data.columns = write(tmp_path / "rows.jsonl", rows(*worth)), COLUMNS
+    config.validation, config.max_eval_pairs, config.sample_tokens = {}, None, 0
+    config.train_batch_size, config.num_train_steps, config.warmup = 8, 2, 0.0
+    config.min_pack_fill, config.steps_per_hf_export = 0.0, -1
+    dpo.train(config)
+    first, second = (one["train/dpo_loss"] for one in records(config)[:2])
+    expected = sum(w * math.log1p(math.exp(m)) for w, m in worth) / len(worth)
+    assert first == pytest.approx(expected, rel=1e-5)
+    assert second < first
+
+
+@pytest.mark.parametrize(
+    ("loss", "name", "answers", "words"),
+    [
+        ("sigmoid,sft=0.2", "weight", 2, r"`weight` .* no effect with --config.loss=sft"),
+        ("aot", "weight", 2, r"`weight` .* no effect with --config.loss=aot"),
+        ("ipo", "margin", 2, r"`margin` .* no effect with --config.loss=ipo"),
+        ("sigmoid", "margin", 4, r"`margin` .* no effect with lists"),
+    ],
+)
+def test_what_they_mean_nothing_for_is_refused(tiny_config, loss, name, answers, words):
+    config = tiny_config
+    config.loss, config.data.columns, config.data.answers = loss, {name: "worth"}, answers
+    with pytest.raises(ValueError, match=words):
+        dpo.train(config)
