@@ -134,7 +134,7 @@ def compile_step() -> dict:
         )  # fmt: skip
         sums = jax.tree.map(placed, jax.eval_shape(programs.zero))
         batch = jax.tree.map(placed, batch)
-        said = Said(sums.policy.update(dtype=np.int32), sums.policy)
+        said = Said(sums.reference.update(dtype=np.int32), sums.reference)
         programs.add.lower(sums, params, {}, sums.reference, said, batch).compile()
         programs.apply.lower(sums, params, opt_state, said).compile()
     return {"s": time.perf_counter() - since}

@@ -48,7 +48,7 @@ def temporary(*, width, mlp, layers, vocabulary, rows, row_length, pairs) -> flo
         pair = PairIds(0, ids, ids, ids, *[np.ones(8, bool)] * 2)
         (batch,) = batches.pack([pair], shape, [0]).micro_batches
         sums = jax.tree.map(placed, jax.eval_shape(programs.zero))
-        said = Said(sums.policy.update(dtype=np.int32), sums.policy)
+        said = Said(sums.reference.update(dtype=np.int32), sums.reference)
         lowered = programs.add.lower(
             sums, params, {}, sums.reference, said, jax.tree.map(placed, batch)
         )

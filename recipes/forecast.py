@@ -173,7 +173,8 @@ def forecast(
             shape=shape,
         )
         sums: Any = _placed(jax.eval_shape(programs.zero), params, mesh)
-        said = Said(sums.policy.update(dtype=jnp.int32), sums.policy)
+        of_answers = sums.reference
+        said = Said(of_answers.update(dtype=jnp.int32), of_answers)
         narrow = jax.tree.map(lambda x: x.update(dtype=compute), params)
         narrow = adapted.joined(params if asked else narrow, frozen)
         add = programs.add.lower(sums, params, frozen, sums.reference, said, batch).compile()
@@ -285,7 +286,8 @@ def _parts(params: Params, asked: Adapting | None, mesh: jax.sharding.Mesh) -> t
 def _placed(sums: PyTree, params: PyTree, mesh: jax.sharding.Mesh) -> update.Sums:
     everywhere = NamedSharding(mesh, PartitionSpec())
     gradient = jax.tree.map(lambda x, p: x.update(sharding=p.sharding), sums.gradient, params)
-    return update.Sums(gradient, *(x.update(sharding=everywhere) for x in sums[1:]))
+    others = jax.tree.map(lambda x: x.update(sharding=everywhere), sums[1:])
+    return update.Sums(gradient, *others)
 
 
 def told(

@@ -57,7 +57,7 @@ def train(config: ml_collections.ConfigDict) -> None:
         programs = update.compiled(
             state.trained, state.opt_state, graph=own.graph, adamw=run.optimizer,
             loss=negative_logps, shape=run.place.shape,
-            figures=lambda answers: {"loss": jnp.mean(negative_logps(answers))},
+            figures=figures,
         )  # fmt: skip
         nothing = batches.everywhere(np.zeros((run.place.shape.examples, 1), np.float32), run.place)
 
@@ -81,6 +81,13 @@ def train(config: ml_collections.ConfigDict) -> None:
         state, held_out = loop.run_steps(recipe, own, state, run, store, facts, stop)
         if not stop():
             ending.show(run, policy.model_of(own, state), None, held_out)
+
+
+def figures(answers: Answers) -> dict[str, Float[Array, ""]]:
+    """Of an update: nats per scored token, and the share of tokens that are the likeliest."""
+    assert answers.is_best is not None
+    accuracy = answers.is_best.sum() / answers.tokens.sum()
+    return {"loss": jnp.mean(negative_logps(answers)), "token_accuracy": accuracy}
 
 
 def negative_logps(answers: Answers) -> Float[Array, " P"]:

@@ -65,7 +65,7 @@ def update(name: str, mesh: jax.sharding.Mesh, rows: int) -> tuple[int, np.ndarr
             batch = batches.put(micro_batch, place)
             sums = programs.add(sums, params, {}, theirs, said, batch, pull)
         gradient = [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(sums.gradient)]
-        return len(packed.micro_batches), np.concatenate(gradient), np.asarray(sums.policy)
+        return len(packed.micro_batches), np.concatenate(gradient), np.asarray(sums.policy.logps)
 
 
 def main() -> None:

@@ -78,7 +78,7 @@ def check_first_loss(
         if term.first is None:
             continue
         first = term.first
-        of_data = answers is not None and _depends_on_data(answers)
+        of_data = answers is not None and (objective.use_weighting or _depends_on_data(answers))
         if math.isnan(first) or of_data:
             if answers is None:
                 continue

@@ -344,6 +344,19 @@ def sft_seq(answers: Answers) -> Each:
     return -answers.policy[:, 0] / answers.tokens[:, 0]
 
 
+def on_policy(answers: Answers) -> Each:
+    """What a pair counts in WPO: the product of how near its answers are to the policy's own.
+
+    Of each answer exp of the mean over its tokens of log p - log sum p², where the sum is over the
+    vocabulary: 1 if they were drawn from the policy, on average. It has no gradient.
+
+    Source: https://arxiv.org/abs/2406.11827, sampled alignment; TRL's use_weighting.
+    """
+    assert answers.log_p2 is not None
+    each = (answers.policy - answers.log_p2) / answers.tokens
+    return jax.lax.stop_gradient(jnp.exp(each.sum(-1)))
+
+
 def _smoothed(margin: Each, label_smoothing: float) -> Each:
     right, wrong = softplus(-margin), softplus(margin)
     return (1 - label_smoothing) * right + label_smoothing * wrong

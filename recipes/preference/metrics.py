@@ -29,7 +29,7 @@ def preference(
     counted = jnp.ones(len(answers.policy), bool) if is_pair is None else is_pair
     mean_loss: Callable[..., Array] = lambda x: jnp.mean(x, where=counted)
     if objective.is_unpaired:
-        return unpaired.figures(answers, objective, counted)
+        return unpaired.figures(answers, objective, counted) | token_accuracy(answers, counted)
     pairs, of_each = lists.compared(answers, objective.list_pairs)
     mean: Callable[..., Array] = lambda x: mean_loss(lists.mean(x, of_each))
     chosen, rejected = objective.rewards(pairs).T
@@ -53,10 +53,22 @@ def preference(
             counted if of_each is None else (counted[:, None] & of_each).reshape(-1),
         ),
     }
+    found |= token_accuracy(answers, counted)
     if objective.has_reference:
         found["kl_chosen"] = mean(kl_estimate(drift[:, 0] / pairs.tokens[:, 0]))
     of_terms = objective.of_terms(answers).items()
     return found | {f"loss_{name}": mean_loss(each) for name, each in of_terms}
+
+
+def token_accuracy(answers: Answers, counted: Bool[Array, " P"]) -> dict[str, Float[Array, ""]]:
+    """Of the scored tokens of the first answers, the share that the policy finds the most likely.
+
+    Nothing where it was not asked: outside of training.
+    """
+    if answers.is_best is None:
+        return {}
+    of = lambda values: jnp.where(counted, values[:, 0], 0).sum()
+    return {"token_accuracy": of(answers.is_best) / of(answers.tokens)}
 
 
 def _correlation(x: Array, y: Array, counted: Bool[Array, " P"]) -> Float[Array, ""]:

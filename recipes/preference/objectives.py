@@ -63,6 +63,7 @@ class Objective(NamedTuple):
     terms: tuple[Term, ...]
     beta: float
     list_pairs: str = "all"  # which pairs of a list are compared: all, or the best answer's
+    use_weighting: bool = False  # pairs count by how likely the policy would say them: WPO
 
     def loss(self, answers: Answers) -> Float[Array, " P"]:
         """The weighted sum, of each pair or list."""
@@ -75,7 +76,11 @@ class Objective(NamedTuple):
     def value(self, term: Term, answers: Answers) -> Float[Array, " P"]:
         """One of the losses, of each pair or list as much as it counts."""
         each = term.of(answers)
-        return each if answers.weights is None else answers.weights * each
+        if answers.weights is not None:
+            each = answers.weights * each
+        if self.use_weighting and answers.log_p2 is not None:  # it is known in training alone
+            each = losses.on_policy(answers) * each
+        return each
 
     def rewards(self, answers: Answers) -> Float[Array, "P A"]:
         """The implicit reward of each answer: beta times its log-ratio.
@@ -131,7 +136,8 @@ def objective(given: Values) -> Objective:
     _check_lists(given, weights)
     _check_unpaired(given, weights)
     _check_columns(given, weights)
-    taken = {"loss", "beta", "ld_alpha", "list_pairs"}.union(*options.values())
+    _check_weighting(given, weights)
+    taken = {"loss", "beta", "ld_alpha", "list_pairs", "use_weighting"}.union(*options.values())
     for name, setting in PREFERENCE.items():
         if name not in taken and given[name] != setting.default:
             others = [loss for loss in LOSSES if name in _options(loss)]
@@ -146,7 +152,7 @@ def objective(given: Values) -> Objective:
         )
     _check_alpha(given)
     terms = tuple(_term(name, weight, options[name], given) for name, weight in weights.items())
-    return Objective(terms, given["beta"], given["list_pairs"] or "all")
+    return Objective(terms, given["beta"], given["list_pairs"] or "all", given["use_weighting"])
 
 
 def _check_lists(given: Values, weights: dict[str, float]) -> None:
@@ -203,6 +209,19 @@ def _check_columns(given: Values, weights: dict[str, float]) -> None:
                 f"a column is named for `{name}` (--config.data.columns), which has no effect with "
                 f"{why}: leave it out. It is of pairs, and of {', '.join(known)}"
             )
+
+
+def _check_weighting(given: Values, weights: dict[str, float]) -> None:
+    if not given["use_weighting"]:
+        return
+    where = [f"--config.loss={name}" for name in weights if name in losses.OF_AN_UPDATE]
+    where += ["--config.data.answers"] if given.get("data.answers", 2) > 2 else []
+    where += ["--config.ld_alpha"] if given["ld_alpha"] is not None else []
+    if where:
+        raise BadInput(
+            f"--config.use_weighting is of pairs, each by itself and by all of its tokens, and "
+            f"does not go with {where[0]}: leave out one of the two"
+        )
 
 
 def _weights(text: str) -> dict[str, float]:

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 import functools
+from typing import NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 import numpy as np
 
 from recipes.data.ids.pair_ids import Example
@@ -21,20 +22,43 @@ Forward = Callable[[Packed], Float[Array, "P A"]]
 Compiled = Callable[[nnx.GraphDef, stack.Weights, Packed], Float[Array, "P A"]]  # of any model
 
 
-def answer_logps(
-    model: zoo.Model, batch: Packed, so_far: stack.Weights | None = None
-) -> Float[Array, "P A"]:
+class Scores(NamedTuple):
+    """Sums over the scored tokens of each answer; 0 where it is not in this micro-batch."""
+
+    logps: Float[Array, "P A"]  # log p of each token given those before it, in nats
+    log_p2: Float[Array, "P A"]  # log of the sum of p² over the vocabulary; no gradient
+    is_best: Float[Array, "P A"]  # how many of them the model finds the most likely; no gradient
+
+
+def answer_logps(model: zoo.Model, batch: Packed) -> Float[Array, "P A"]:
     """Log-probability of each answer given its prompt, summed over its scored tokens, in nats.
 
-    Slots whose example is not in this micro-batch hold 0. `so_far` as in `stack.run`.
+    Slots whose example is not in this micro-batch hold 0.
     """
+    logps = token_logps.token_logps(*_at_scores(model, batch, None))
+    return _summed(_weighted(logps, batch), batch)
+
+
+def answer_scores(model: zoo.Model, batch: Packed, so_far: stack.Weights | None = None) -> Scores:
+    """The same, with what else the logits say of each answer. `so_far` as in `stack.run`."""
+    logps, beside = token_logps.with_beside(*_at_scores(model, batch, so_far))
+    more = (_summed(each, batch) for each in beside)
+    return Scores(_summed(_weighted(logps, batch), batch), *more)
+
+
+def _weighted(logps: Float[Array, "Z C"], batch: Packed) -> Float[Array, "Z C"]:
+    return logps if batch.weights is None else logps * batch.weights
+
+
+def _at_scores(model: zoo.Model, batch: Packed, so_far: stack.Weights | None) -> tuple:
+    """What the vocabulary's part is given, as in `token_logps`."""
     where = spans.Spans(batch.positions, batch.first, batch.last, batch.lengths)
     hidden = model.hidden(batch.tokens, where, functools.partial(stack.run, so_far=so_far))
     # The rows of a device are one list of tokens; no hidden state moves between devices.
     Z, D = len(batch.counts), hidden.shape[-1]
     lists = sharding.constrain(hidden.reshape(Z, -1, D), "Z T D")
     at_scores = jnp.take_along_axis(lists, batch.read_at[..., None], axis=1)
-    logps = token_logps.token_logps(
+    return (
         sharding.constrain(at_scores, "Z C D"),
         model.unembedding()[...],
         batch.target,
@@ -42,29 +66,17 @@ def answer_logps(
         model.dtype,
         model.last_step(),
     )
-    if batch.weights is not None:
-        logps = logps * batch.weights
-    return _summed(logps, batch.owner, batch.scored)
 
 
-def _summed(
-    logps: Float[Array, "Z C"],
-    owner: Int[Array, "Z C"],
-    scored: Int[Array, "P A"],
-) -> Float[Array, "P A"]:
+def _summed(each: Float[Array, "Z C"], batch: Packed) -> Float[Array, "P A"]:
     """Sums each answer's tokens wherever they stand; masked, so in the same order every time."""
-    mine = owner[..., None] == jnp.arange(scored.size)
-    return jnp.where(mine, logps[..., None], 0).sum((0, 1)).reshape(scored.shape)
+    mine = batch.owner[..., None] == jnp.arange(batch.scored.size)
+    return jnp.where(mine, each[..., None], 0).sum((0, 1)).reshape(batch.scored.shape)
 
 
-def of_params(
-    graph: nnx.GraphDef,
-    params: stack.Weights,
-    batch: Packed,
-    so_far: stack.Weights | None = None,
-) -> Float[Array, "P A"]:
+def of_params(graph: nnx.GraphDef, params: stack.Weights, batch: Packed) -> Float[Array, "P A"]:
     """`answer_logps` of the model with these weights."""
-    return answer_logps(nnx.merge(graph, nnx.State(params)), batch, so_far)
+    return answer_logps(nnx.merge(graph, nnx.State(params)), batch)
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -183,8 +183,7 @@ def _export_if_due(around: Around, state: State) -> None:
 
 def applied(programs: Programs, sums: Sums, state: State, said: Said) -> Taken:
     """One optimizer step with the sums of an update."""
-    answers = Answers(sums.policy, sums.reference, *said)
     trained, opt_state, values = programs.apply(sums, state.trained, state.opt_state, said)
     skipped = state.skipped + values.pop("skipped")
     after = State(state.step + 1, trained, state.frozen, opt_state, skipped, state.skipped_before)
-    return Taken(after, values, answers)
+    return Taken(after, values, sums.answers(said))

@@ -211,6 +211,11 @@ PREFERENCE = {
         unset="1, as all tokens",
         bound=DECAY,
     ),
+    "use_weighting": Setting(
+        bool,
+        "WPO: a pair counts by how likely the policy finds its answers, token by token",
+        False,
+    ),
     "list_pairs": Setting(
         str,
         "the pairs of a list of several answers (data.answers): all of them, or the best answer "

@@ -35,6 +35,10 @@ class Answers(NamedTuple):
     ranks: Int[Array, "P A"] | None = None  # of lists, of each answer: 0 the best
     weights: Float[Array, " P"] | None = None  # by the data: what the loss of each counts
     margins: Float[Array, " P"] | None = None  # and the reward the chosen answer must have more
+    # Sums over the scored tokens under the policy, in training: log of the sum of p² over the
+    # vocabulary, and how many of them are the most likely ones.
+    log_p2: Float[Array, "P A"] | None = None
+    is_best: Float[Array, "P A"] | None = None
 
 
 Loss = Callable[[Answers], Float[Array, " P"]]  # one value per example
@@ -45,8 +49,18 @@ class Sums(NamedTuple):
     """What the micro-batches of an update add up to, in float32."""
 
     gradient: Params  # of the trained tree
-    policy: Float[Array, "P A"]
+    policy: logps.Scores
     reference: Float[Array, "P A"]
+
+    def answers(self, said: Said) -> Answers:
+        """What a loss sees of all examples."""
+        return answers(self.policy, self.reference, said)
+
+
+def answers(policy: logps.Scores, reference: Float[Array, "P A"], said: Said) -> Answers:
+    """What a loss sees of examples that the policy has scored."""
+    own = policy.logps, reference
+    return Answers(*own, *said, log_p2=policy.log_p2, is_best=policy.is_best)
 
 
 def add_micro_batch(
@@ -72,13 +86,13 @@ def add_micro_batch(
     others, _ = stack.split(trained)
     of_others, of_stacks = stack.split(sums.gradient)
 
-    def mean_loss(others: Params, so_far: Params | None) -> tuple[Array, Array]:
-        params = adapted.joined(trained | others, frozen)
-        policy = logps.of_params(graph, params, batch, so_far)
+    def mean_loss(others: Params, so_far: Params | None) -> tuple[Array, logps.Scores]:
+        model = nnx.merge(graph, nnx.State(adapted.joined(trained | others, frozen)))
+        policy = logps.answer_scores(model, batch, so_far)
         if pull is None:
-            each = loss(Answers(policy, reference, *said))
+            each = loss(answers(policy, reference, said))
         else:
-            each = len(policy) * (pull * policy).sum(-1)
+            each = len(pull) * (pull * policy.logps).sum(-1)
         # The mean is over the slots of the whole update: examples that are elsewhere add 0.
         return jnp.mean(jnp.where(batch.is_here, each, 0)), policy
 
@@ -86,7 +100,8 @@ def add_micro_batch(
     differentiate = jax.grad(mean_loss, argnums=(0, 1), has_aux=True)
     (fresh, of_stacks), policy = differentiate(others, of_stacks)
     gradient = stack.join(jax.tree.map(jnp.add, of_others, fresh), of_stacks)
-    return Sums(gradient, sums.policy + policy, sums.reference + reference)
+    policy = jax.tree.map(jnp.add, sums.policy, policy)
+    return Sums(gradient, policy, sums.reference + reference)
 
 
 def apply(
@@ -103,10 +118,10 @@ def apply(
 
     Where loss or gradient is not finite nothing is changed, and `skipped` is 1.
     """
-    answers = Answers(sums.policy, sums.reference, *said)
-    values = figures(answers)
+    values = figures(sums.answers(said))
     values["gradient_norm"] = optax.tree.norm(sums.gradient)
-    sound = jnp.isfinite(jnp.mean(loss(answers))) & jnp.isfinite(values["gradient_norm"])
+    mean_loss = jnp.mean(loss(sums.answers(said)))
+    sound = jnp.isfinite(mean_loss) & jnp.isfinite(values["gradient_norm"])
     values["skipped"] = jnp.where(sound, 0.0, 1.0)
 
     def take(trained: Params, opt_state: PyTree) -> tuple[Params, PyTree]:
@@ -145,7 +160,8 @@ def compiled(
 
     def zero() -> Sums:
         none = jnp.zeros((shape.examples, shape.answers), jnp.float32)
-        return Sums(jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trained), none, none)
+        gradient = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trained)
+        return Sums(gradient, logps.Scores(none, none, none), none)
 
     return Programs(
         zero=jax.jit(zero, out_shardings=Sums(*sums_place)),

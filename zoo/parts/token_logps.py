@@ -26,7 +26,13 @@ def logits_bytes() -> int:
     return LOGITS_BYTES.get(sharding.platform(), 2**29)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+class Beside(NamedTuple):
+    """What else is known of each target. It has no gradient."""
+
+    log_p2: Float[Array, "Z C"]  # log of the sum of p² over the vocabulary
+    is_best: Float[Array, "Z C"]  # 1 where no other token is more likely
+
+
 def token_logps(
     hidden: Float[Array, "Z C D"],
     head: Float[Array, "V D"],
@@ -40,7 +46,35 @@ def token_logps(
     `scores` says how many of each list count; what stands after them means nothing. `last` is
     what the model does to the product with its head.
     """
-    return _computed(hidden, head, target, scores, dtype, last)[0]
+    return _scored(hidden, head, target, scores, dtype, last, False)[0]
+
+
+def with_beside(
+    hidden: Float[Array, "Z C D"],
+    head: Float[Array, "V D"],
+    target: Int[Array, "Z C"],
+    scores: Int[Array, " Z"],
+    dtype: jax.typing.DTypeLike,
+    last: layers.LastStep = layers.LastStep(),  # noqa: B008, never changed
+) -> tuple[Float[Array, "Z C"], Beside]:
+    """The same, from the same logits with what else is known of each target."""
+    logps, beside = _scored(hidden, head, target, scores, dtype, last, True)
+    assert beside is not None
+    return logps, jax.lax.stop_gradient(beside)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _scored(
+    hidden: Array,
+    head: Array,
+    target: Array,
+    scores: Array,
+    dtype: jax.typing.DTypeLike,
+    last: layers.LastStep,
+    more: bool,
+) -> tuple[Array, Beside | None]:
+    """`more`: what is known beside is wanted, too."""
+    return _computed(hidden, head, target, scores, dtype, last, more)[:2]
 
 
 def _computed(
@@ -50,18 +84,19 @@ def _computed(
     scores: Array,
     dtype: jax.typing.DTypeLike,
     last: layers.LastStep,
-) -> tuple[Array, Array, Array]:
-    """The log-probabilities, their logarithmic sums, and the head as it was computed with."""
+    more: bool,
+) -> tuple[Array, Beside | None, Array, Array]:
+    """Log-probabilities, what is beside, logarithmic sums, and the head as it was computed with."""
     narrow = sharding.gather(head.astype(dtype), "V D")
     devices = _devices(hidden, narrow)
     split = jax.shard_map if devices.axes else _alone
-    logps, logsum = split(
-        functools.partial(_logps_here, devices, last),
+    logps, logsum, *beside = split(
+        functools.partial(_logps_here, devices, last, more),
         in_specs=(devices.rows, devices.head, devices.rows, devices.rows),
-        out_specs=(devices.rows, devices.rows),
+        out_specs=(devices.rows,) * (4 if more else 2),
         check_vma=False,
     )(hidden, narrow, target, scores)
-    return logps, logsum, narrow
+    return logps, Beside(*beside) if more else None, logsum, narrow
 
 
 def _forward(
@@ -71,19 +106,21 @@ def _forward(
     scores: Any,
     dtype: jax.typing.DTypeLike,
     last: layers.LastStep,
+    more: bool,
 ) -> tuple:
     """A head that is frozen is kept as none: its gradient, as large as V D, is not made."""
     given = (hidden.value, head.value, target.value, scores.value)
-    logps, logsum, narrow = _computed(*given, dtype, last)
+    logps, beside, logsum, narrow = _computed(*given, dtype, last, more)
     trained = head.value if head.perturbed else None
-    return logps, (hidden.value, trained, narrow, target.value, scores.value, logsum)
+    return (logps, beside), (hidden.value, trained, narrow, target.value, scores.value, logsum)
 
 
 def _backward(
-    dtype: jax.typing.DTypeLike, last: layers.LastStep, kept: tuple, gradient: Array
+    dtype: jax.typing.DTypeLike, last: layers.LastStep, more: bool, kept: tuple, gradients: tuple
 ) -> tuple:
-    del dtype
+    del dtype, more
     hidden, head, narrow, target, scores, logsum = kept
+    gradient, _ = gradients
     devices = _devices(hidden, narrow)
     split = jax.shard_map if devices.axes else _alone
     of_hidden, of_head = split(
@@ -97,7 +134,7 @@ def _backward(
     return of_hidden, of_head, None, None
 
 
-token_logps.defvjp(_forward, _backward, symbolic_zeros=True)
+_scored.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 class Devices(NamedTuple):
@@ -143,11 +180,12 @@ def _alone(f: Callable, **_) -> Callable:
 def _logps_here(
     devices: Devices,
     last: layers.LastStep,
+    more: bool,
     hidden: Array,
     head: Array,
     target: Array,
     scores: Array,
-) -> tuple[Array, Array]:
+) -> tuple[Array, ...]:
     chunk = _chunk(hidden, head)
     over_vocabulary = devices.vocabulary
 
@@ -157,20 +195,24 @@ def _logps_here(
         top = logits.max(-1)
         if over_vocabulary:
             top = jax.lax.pmax(top, over_vocabulary)
-        total = jnp.exp(logits - top[..., None]).sum(-1)
+        shares = jnp.exp(logits - top[..., None])
+        total, squares = shares.sum(-1), (shares * shares).sum(-1) if more else None
         own = part(target) - _first_id(head, over_vocabulary)
         is_here = (own >= 0) & (own < len(head))
         at_target = jnp.take_along_axis(logits, jnp.clip(own, 0, len(head) - 1)[..., None], -1)
         at_target = jnp.where(is_here, at_target[..., 0], 0)
         if over_vocabulary:
-            total, at_target = jax.lax.psum((total, at_target), over_vocabulary)
+            total, at_target, squares = jax.lax.psum((total, at_target, squares), over_vocabulary)
         logsum = top + jnp.log(total)
         fresh = at_target - logsum, logsum
+        if squares is not None:
+            fresh += jnp.log(squares) - 2 * jnp.log(total), (at_target >= top).astype(jnp.float32)
         put = lambda whole, new: jax.lax.dynamic_update_slice_in_dim(whole, new, i * chunk, 1)
         return tuple(map(put, sofar, fresh))
 
     none = jnp.zeros(target.shape, jnp.float32)
-    return jax.lax.fori_loop(0, -(-scores.max() // chunk), add, (none, none))
+    sofar = (none,) * (4 if more else 2)
+    return jax.lax.fori_loop(0, -(-scores.max() // chunk), add, sofar)
 
 
 def _gradients_here(

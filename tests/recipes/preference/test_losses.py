@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recipes.data.ids.pair_ids import AnswerIds
+from recipes.data.ids.pair_ids import AnswerIds, PairIds
 from recipes.data.packed import streams
 from recipes.preference import losses, metrics, objectives
 from recipes.preference.divergences import DIVERGENCES
@@ -18,7 +18,7 @@ from recipes.training import settings
 from recipes.training.update import Answers
 from tests import losses_on_devices
 from zoo.parts import sharding
-from zoo.parts.token_logps import token_logps
+from zoo.parts.token_logps import token_logps, with_beside
 
 OPTIONS = {"beta": 0.3, "label_smoothing": 0.1, "dpop_lambda": 5.0, "length_alpha": 0.02,
            "gamma_beta_ratio": 0.3, "cpo_alpha": 0.5, "discopop_tau": 0.05}  # fmt: skip
@@ -310,6 +310,14 @@ def test_a_sum_of_losses_by_hand():
         (dict(loss="exo_pair"), "set --config.label_smoothing, which --config.loss=exo_pair"),
         (dict(beta=5.0), "beta=5 is for losses of means per token .*usual beta is 0.01 to 0.5"),
         (dict(loss="sigmoid_norm"), "takes means per token, and its usual beta is 2 to 10"),
+        (dict(loss="sigmoid,sft", use_weighting=True), "does not go with --config.loss=sft"),
+        (dict(use_weighting=True, ld_alpha=0.5), "does not go with --config.ld_alpha"),
+        (
+            dict(loss="kto,sft"),
+            "kto is of single answers with a label, and the others are of pairs",
+        ),
+        (dict(loss="kto", ld_alpha=0.5), "ld_alpha=0.5 is of pairs"),
+        (dict(desirable_weight=2.0), "desirable_weight has no effect .*, and only with kto"),
     ],
 )
 def test_what_fits_no_loss_is_refused(given, words):
@@ -319,7 +327,9 @@ def test_what_fits_no_loss_is_refused(given, words):
 
 def test_every_option_is_a_setting():
     """And every setting of a loss an option."""
-    options = {"loss", "ld_alpha", "list_pairs"}.union(*map(keywords, losses.LOSSES))
+    options = {"loss", "ld_alpha", "list_pairs", "use_weighting"}.union(
+        *map(keywords, losses.LOSSES)
+    )
     assert options == settings.PREFERENCE.keys()
     assert set(settings.PREFERENCE["f_divergence_type"].choices) == DIVERGENCES.keys()
 
@@ -388,6 +398,56 @@ def test_agrees_with_the_table(shared, which):
 
 
 @pytest.mark.parametrize("which", ["rand0", "rand2", "rand5"])
+def test_agrees_with_the_table_token_by_token(shared, which):
+    """What counts tokens, or pairs by their tokens: ld_alpha and use_weighting."""
+    table = json.loads((shared / "golden" / "preference_losses.json").read_text())
+    tokens = table["sets"][which]["tokens"]
+    sides = ("chosen", "rejected")
+    each = {
+        name: [tokens[f"{name}_{side}{more}"] for side in sides]
+        for name, more in (("policy", ""), ("ref", ""))
+    }
+    log_p2 = [tokens[f"policy_{side}_log_sum_p2"] for side in sides]
+    counts = np.array([[len(x) for x in side] for side in each["policy"]]).T
+    cases = [
+        case for case in table["cases"]
+        if case["set"] == which and {"ld_alpha", "use_weighting"} & case["params"].keys()
+    ]  # fmt: skip
+    assert len(cases) == 10
+    for case in cases:
+        given = dict(case["params"])
+        alpha, weighs = given.pop("ld_alpha", None), given.pop("use_weighting", False)
+
+        def summed(values, alpha=alpha):
+            ones = [[np.ones(n) for n in column] for column in counts.T]
+            if alpha is not None:
+                ones = [list(column) for column in zip(*map(discounts(alpha), counts), strict=True)]
+            of = lambda some, weights: [np.dot(x, w) for x, w in zip(some, weights, strict=True)]
+            return np.array([of(*both) for both in zip(values, ones, strict=True)]).T
+
+        with jax.enable_x64(True):
+            known = Answers(
+                jnp.asarray(summed(each["policy"])), jnp.asarray(summed(each["ref"])),
+                jnp.asarray(counts), log_p2=jnp.asarray(summed(log_p2)),
+            )  # fmt: skip
+            objective = objectives.objective({"loss": case["loss"]} | given)
+            found = objective._replace(use_weighting=weighs).loss(known)
+        expected = np.array(case["losses"])
+        assert abs(found - expected).max() <= 1e-12 * max(1, abs(expected).max()), case["id"]
+
+
+def discounts(alpha):
+    """What each token of a pair's two answers counts, of so many."""
+
+    def of_pair(counts):
+        answers = [ids for n in counts for ids in (np.ones(n, np.int32), np.ones(n, bool))]
+        made = streams.separate(PairIds(0, np.ones(1, np.int32), *answers[::2], *answers[1::2]))
+        return [stream.weights for stream in streams.discounted(made, alpha)]
+
+    return of_pair
+
+
+@pytest.mark.parametrize("which", ["rand0", "rand2", "rand5"])
 def test_from_logits_to_losses(shared, which):
     """The table's sets from their logits on: a head of ones gives them back."""
     table = json.loads((shared / "golden" / "preference_losses.json").read_text())
@@ -406,16 +466,29 @@ def test_from_logits_to_losses(shared, which):
             hidden = jnp.asarray(out[None, stream.read_at], jnp.float32)
             counts = jnp.array([len(stream.target)])
             target = jnp.asarray(stream.target[None])
-            each = token_logps(hidden, eye, target, counts, jnp.float32)
-            found.append((float(each.sum()), len(stream.target)))
-        return np.array(found).reshape(2, pairs, 2).transpose(2, 1, 0)
+            each, beside = with_beside(hidden, eye, target, counts, jnp.float32)
+            np.testing.assert_array_equal(
+                each, token_logps(hidden, eye, target, counts, jnp.float32)
+            )
+            sums = (float(x.sum()) for x in (each, *beside))
+            found.append((*sums, len(stream.target)))
+        return np.array(found).reshape(2, pairs, 4).transpose(2, 1, 0)
 
-    policy, tokens = logps_of(one["policy_logits"])
-    theirs, _ = logps_of(one["ref_logits"])
+    policy, log_p2, is_best, tokens = logps_of(one["policy_logits"])
+    theirs, *_ = logps_of(one["ref_logits"])
     for found, name in ((policy, "policy"), (theirs, "ref")):
         expected = np.array(one[f"expected_{name}_logps"]).reshape(2, pairs).T
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     known = Answers(*(jnp.asarray(x, jnp.float32) for x in (policy, theirs, tokens)))
+    known = known._replace(log_p2=jnp.asarray(log_p2), is_best=jnp.asarray(is_best))
+    found = metrics.token_accuracy(known, jnp.ones(pairs, bool))["token_accuracy"]
+    expected = one["expected_metrics"]["mean_token_accuracy"]
+    assert float(found) == pytest.approx(expected, rel=1e-6)
+    weighted = [one for one in table["cases"] if one["params"].get("use_weighting")]
+    for case in (case for case in weighted if case["set"] == which):
+        given = {"loss": case["loss"]} | case["params"]
+        found, expected = objectives.objective(given).loss(known), np.array(case["losses"])
+        assert abs(found - expected).max() <= 1e-4 * max(1.0, abs(expected).max()), case["id"]
     cases = [case for case in cases_of(table) if case[0]["set"] == which]
     for case, terms, given in cases:
         own = lambda name, given=given: {k: v for k, v in given.items() if k in keywords(name)}

@@ -105,7 +105,7 @@ def test_an_update_is_that_of_the_mean_loss_over_its_pairs(work):
     expected, ours = jax.jit(jax.grad(mean_loss, has_aux=True))(params)
     sums, count = summed(work, 1, 40)
     assert 1 < count < PAIRS  # micro-batches, one of them with several pairs
-    np.testing.assert_allclose(sums.policy, ours, rtol=1e-4)
+    np.testing.assert_allclose(sums.policy.logps, ours, rtol=1e-4)
     np.testing.assert_array_equal(sums.reference, THEIRS)
     assert apart(sums.gradient, expected) < 1e-4
     assert apart(sums.gradient["blocks"], expected["blocks"]) < 1e-4
@@ -339,7 +339,7 @@ def test_what_is_frozen_takes_no_part(work, names, tmp_path):
     assert paths(sums.gradient) == paths(trained)
     expected, _ = parted(whole.gradient, FROZEN[names])
     assert apart(sums.gradient, expected) < 1e-6
-    np.testing.assert_array_equal(sums.policy, whole.policy)
+    np.testing.assert_array_equal(sums.policy.logps, whole.policy.logps)
 
     kept = jax.tree.map(lambda x: x + 0, state)  # which is given away
     taken = loop.applied(programs, sums, kept, said).state

@@ -7,7 +7,7 @@ import pytest
 
 from zoo.parts import layers
 from zoo.parts.layers import LastStep
-from zoo.parts.token_logps import token_logps
+from zoo.parts.token_logps import token_logps, with_beside
 
 
 @pytest.mark.parametrize("last", [LastStep(), LastStep(softcap=3.0), LastStep(0.5, 2.0)])
@@ -31,9 +31,22 @@ def test_values_and_gradients_are_those_of_whole_logits(monkeypatch, last):
         each = jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], -1)[..., 0]
         return (each * weights).sum(), each
 
+    def with_more(hidden, head):
+        logps, beside = with_beside(hidden, head, target, scores, jnp.float32, last)
+        return (logps * weights).sum() + beside.log_p2.sum(), (logps, beside)
+
     gradients, found = jax.grad(chunked, (0, 1), has_aux=True)(hidden, head)
     expected, each = jax.grad(whole, (0, 1), has_aux=True)(hidden, head)
     counted = np.arange(12) < np.array([[5], [12]])
     np.testing.assert_allclose(found[counted], each[counted], rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(gradients, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    same, (logps, beside) = jax.grad(with_more, (0, 1), has_aux=True)(hidden, head)
+    np.testing.assert_array_equal(logps, found)
+    for ours, theirs in zip(same, gradients, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    shares = jax.nn.softmax(layers.capped(last.scale * (hidden @ head.T), last.softcap))
+    log_p2 = jnp.log((shares * shares).sum(-1))
+    np.testing.assert_allclose(beside.log_p2[counted], log_p2[counted], rtol=1e-5)
+    best = shares.argmax(-1) == target
+    np.testing.assert_array_equal(beside.is_best[counted], best[counted])
