@@ -152,7 +152,9 @@ def objective(given: Values) -> Objective:
         )
     _check_alpha(given)
     terms = tuple(_term(name, weight, options[name], given) for name, weight in weights.items())
-    return Objective(terms, given["beta"], given["list_pairs"] or "all", given["use_weighting"])
+    return Objective(
+        terms, given["beta"], given["list_pairs"] or "all", bool(given["use_weighting"])
+    )
 
 
 def _check_lists(given: Values, weights: dict[str, float]) -> None:

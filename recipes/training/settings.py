@@ -213,8 +213,9 @@ PREFERENCE = {
     ),
     "use_weighting": Setting(
         bool,
-        "WPO: a pair counts by how likely the policy finds its answers, token by token",
-        False,
+        "WPO: a pair counts by how near its answers are to the policy's own",
+        None,
+        unset="all count the same",
     ),
     "list_pairs": Setting(
         str,

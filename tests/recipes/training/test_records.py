@@ -130,9 +130,8 @@ def test_held_out_figures_of_a_step_are_read_back(tmp_path):
 def update(real, stored, positions, scored, ratings):
     """Of as many pairs as there are ratings."""
     rows = np.arange(len(ratings))
-    names = ("chosen", "rejected")
-    said = np.array(scored), np.array(ratings, float), names
-    return Update(rows, [], real, stored, positions, *said)
+    said = np.array(scored), np.array(ratings, float), np.ones(len(rows)), np.zeros(len(rows))
+    return Update(rows, [], real, stored, positions, *said, ("chosen", "rejected"))
 
 
 def test_speed_is_that_of_training_alone(monkeypatch):

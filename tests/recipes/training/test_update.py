@@ -123,7 +123,8 @@ def test_two_pairs_by_hand(work):
     before = np.asarray(params["norm"]["scale"])
     kept = jax.tree.map(lambda x: x + 0, params)  # which is given away
     said = Said(jnp.ones((2, 2), jnp.int32), jnp.full((2, 2), jnp.nan))
-    moved, _, values = programs.apply(Sums(gradient, ours, theirs), kept, state, said)
+    scores = logps.Scores(ours, ours * 0 - 1, jnp.array([[1.0, 0.0], [0.0, 1.0]]))
+    moved, _, values = programs.apply(Sums(gradient, scores, theirs), kept, state, said)
     np.testing.assert_allclose(
         np.asarray(moved["norm"]["scale"]) - before, [-0.75, 1.0, *[0] * 14], atol=1e-6
     )
@@ -133,6 +134,7 @@ def test_two_pairs_by_hand(work):
         "dpo_margin_policy": (1 - 2) / 2,
         "dpo_margin_ref": (0.5 + 0) / 2,
         "dpo_accuracy": 0.5,
+        "token_accuracy": 0.5,
         "dpo_chosen_reward": 0.5 * (0.5 - 1) / 2,
         "dpo_rejected_reward": 0.5 * (0 + 1) / 2,
         "logps_chosen": -2,

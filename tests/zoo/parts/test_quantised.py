@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from checkpoints_io import quantised
-from recipes.training import plan, update
+from recipes.training import logps, plan, update
 from tests.zoo import twins
 import zoo
 from zoo import adapters, narrow, targets
@@ -109,7 +109,7 @@ def of_a_step(layers, kind):
     batch = update.Packed(*[whole(1, 64)] * 8, counts=whole(1), scored=whole(2, 2))
     loss = lambda a: -jax.nn.log_sigmoid(a.policy[:, 0] - a.policy[:, 1])
     add = functools.partial(update.add_micro_batch, graph=graph, loss=loss)
-    sums = update.Sums(trained, answers, answers)
+    sums = update.Sums(trained, logps.Scores(answers, answers, answers), answers)
     said = update.Said(whole(2, 2), answers)
     program = jax.jit(add, donate_argnums=0).lower(sums, trained, frozen, answers, said, batch)
     held = plan.memory(blank, trained, {}, None, resident=False)["frozen"]

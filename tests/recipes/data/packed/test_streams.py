@@ -13,7 +13,7 @@ import pytest
 from recipes.data import mixture
 from recipes.data.ids.pair_ids import Answer, AnswerIds, PairIds, as_bytes
 from recipes.data.packed import batches, packing, shapes, streams
-from recipes.data.packed.packing import Item, Shape
+from recipes.data.packed.packing import Item, Packed, Shape
 from recipes.training import logps
 from tests.conftest import large_weights, small_config
 from zoo import llama
@@ -229,7 +229,9 @@ def test_scores_are_summed_by_their_owners(answers):
     owner = np.array([[3, 0, 3, -1], [5, 0, -1, -1]])
     scored = np.zeros((6 // answers, answers), np.int32)
     scores = np.array([[1.0, 2, 4, 100], [8, 16, 100, 100]], np.float32)
-    found = logps._summed(jnp.asarray(scores), jnp.asarray(owner), jnp.asarray(scored))
+    batch = Packed(*[None] * len(Packed._fields))
+    batch = batch._replace(owner=jnp.asarray(owner), scored=jnp.asarray(scored))
+    found = logps._summed(jnp.asarray(scores), batch)
     assert found.shape == scored.shape
     assert found.ravel().tolist() == [18, 0, 0, 5, 0, 8]
 
