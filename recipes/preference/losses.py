@@ -250,7 +250,7 @@ def kto(
     divergence from policy to reference, of which the update's answers to other prompts give an
     estimate: the mean of their log-ratios, at least 0. No gradient comes from it.
 
-    Source: Eq. 7 of https://arxiv.org/abs/2402.01306; TRL's KTO.
+    Source: Section 4.1 of https://arxiv.org/abs/2402.01306; TRL's KTO.
     """
     assert answers.ratings is not None
     own, other = log_ratios(answers)

@@ -9,9 +9,8 @@ from typing import NamedTuple
 from jaxtyping import Array, Float
 
 from checkpoints_io.errors import BadInput
-from recipes.data.rows import source
 from recipes.data.rows.source import UNPAIRED
-from recipes.preference import lists, losses
+from recipes.preference import lists, losses, refusals
 from recipes.preference.losses import FIRST, LOSSES
 from recipes.training.checks import Values
 from recipes.training.nearest import did_you_mean
@@ -43,9 +42,6 @@ CALLED = {
     "s-dpo": "plackett_luce",
     "kto_pair": "bco_pair",
 }
-# A summed log-ratio is as large as an answer is long; a mean per token is about 1 nat.
-USUAL_PER_TOKEN, USUAL_SUMMED = "2 to 10", "0.01 to 0.5"
-LEAST_PER_TOKEN, MOST_SUMMED = 0.5, 2.0
 
 
 class Term(NamedTuple):
@@ -133,10 +129,7 @@ def objective(given: Values) -> Objective:
     given = unset | given
     weights = _weights(given["loss"])
     options = {name: _options(name) for name in weights}
-    _check_lists(given, weights)
-    _check_unpaired(given, weights)
-    _check_columns(given, weights)
-    _check_weighting(given, weights)
+    refusals.check(given, weights)
     taken = {"loss", "beta", "ld_alpha", "list_pairs", "use_weighting"}.union(*options.values())
     for name, setting in PREFERENCE.items():
         if name not in taken and given[name] != setting.default:
@@ -150,80 +143,10 @@ def objective(given: Values) -> Objective:
             f"--config.loss={given['loss']} trains on the chosen answers alone: supervised "
             "fine-tuning is a recipe of its own, recipes/sft.py"
         )
-    _check_alpha(given)
     terms = tuple(_term(name, weight, options[name], given) for name, weight in weights.items())
     return Objective(
         terms, given["beta"], given["list_pairs"] or "all", bool(given["use_weighting"])
     )
-
-
-def _check_lists(given: Values, weights: dict[str, float]) -> None:
-    which, most = given["list_pairs"], given.get("data.answers", 2)
-    if which is not None and most == 2:
-        raise BadInput(
-            f"--config.list_pairs={which} has no effect with --config.data.answers=2, which makes "
-            "one pair of a row: leave it out, or raise --config.data.answers"
-        )
-    if which is not None and weights.keys() <= {*losses.OF_LISTS}:
-        raise BadInput(
-            f"--config.list_pairs={which} has no effect with --config.loss={given['loss']}, which "
-            "looks at no pairs: leave it out"
-        )
-    if most > 2 and given["ld_alpha"] is not None:
-        raise BadInput(
-            f"--config.ld_alpha={given['ld_alpha']} is of pairs, whose shorter answer decides, and "
-            f"--config.data.answers={most} makes lists of rows: leave out one of the two"
-        )
-    if most > 2 and (alone := [name for name in weights if name in (*losses.COUPLED, "cpo")]):
-        instead = "reference_free,sft" if alone[0] == "cpo" else "sigmoid"
-        raise BadInput(
-            f"--config.loss={given['loss']}: {alone[0]} is of pairs alone, and "
-            f"--config.data.answers={most} makes lists of rows: choose another loss, like "
-            f"{instead}, or --config.data.answers=2"
-        )
-
-
-def _check_unpaired(given: Values, weights: dict[str, float]) -> None:
-    alone = [name for name in weights if name in UNPAIRED]
-    if alone and len(weights) > 1:
-        raise BadInput(
-            f"--config.loss={given['loss']}: {alone[0]} is of single answers with a label, and the "
-            "others are of pairs: leave out one of the two"
-        )
-    if alone and given["ld_alpha"] is not None:
-        raise BadInput(
-            f"--config.ld_alpha={given['ld_alpha']} is of pairs, whose shorter answer decides, and "
-            f"--config.loss={alone[0]} is of single answers: leave it out"
-        )
-
-
-def _check_columns(given: Values, weights: dict[str, float]) -> None:
-    """What the data says of each pair must have a meaning for every loss."""
-    for name, known in (
-        ("weight", [loss for loss in LOSSES if loss not in losses.OF_AN_UPDATE]),
-        ("margin", [*losses.OF_MARGINS]),
-    ):
-        odd = [loss for loss in weights if loss not in known]
-        lists_too = name == "margin" and given.get("data.answers", 2) > 2
-        if source.names_column(given, name) and (odd or lists_too):
-            why = "lists (--config.data.answers)" if lists_too else f"--config.loss={odd[0]}"
-            raise BadInput(
-                f"a column is named for `{name}` (--config.data.columns), which has no effect with "
-                f"{why}: leave it out. It is of pairs, and of {', '.join(known)}"
-            )
-
-
-def _check_weighting(given: Values, weights: dict[str, float]) -> None:
-    if not given["use_weighting"]:
-        return
-    where = [f"--config.loss={name}" for name in weights if name in losses.OF_AN_UPDATE]
-    where += ["--config.data.answers"] if given.get("data.answers", 2) > 2 else []
-    where += ["--config.ld_alpha"] if given["ld_alpha"] is not None else []
-    if where:
-        raise BadInput(
-            f"--config.use_weighting is of pairs, each by itself and by all of its tokens, and "
-            f"does not go with {where[0]}: leave out one of the two"
-        )
 
 
 def _weights(text: str) -> dict[str, float]:
@@ -264,7 +187,6 @@ def _term(name: str, weight: float, options: dict[str, inspect.Parameter], given
             raise BadInput(f"set --config.{option}, which --config.loss={name} must be given")
         if value is not None:
             named[option] = value
-    _check_beta(name, given["beta"])
     first = FIRST[name](**named) if name in FIRST else None
     of = functools.partial(LOSSES[name], **named)
     if name not in losses.OF_LISTS:
@@ -272,26 +194,3 @@ def _term(name: str, weight: float, options: dict[str, inspect.Parameter], given
     elif first is not None and given.get("data.answers", 2) > 2:
         first = math.nan  # it depends on how many answers a list has
     return Term(name, weight, of, first)
-
-
-def _check_alpha(given: Values) -> None:
-    kind, alpha = given["f_divergence_type"], given["f_alpha_divergence_coef"]
-    if (kind == "alpha_divergence") != (alpha is not None):
-        raise BadInput(
-            "set --config.f_alpha_divergence_coef with "
-            "--config.f_divergence_type=alpha_divergence, and only with it"
-        )
-
-
-def _check_beta(name: str, beta: float) -> None:
-    if name in losses.PER_TOKEN and beta < LEAST_PER_TOKEN:
-        raise BadInput(
-            f"--config.beta={beta:g} is for losses of summed log-probabilities: {name} takes means "
-            f"per token, and its usual beta is {USUAL_PER_TOKEN}"
-        )
-    if name not in losses.PER_TOKEN + losses.FREE_OF_BETA and beta > MOST_SUMMED:
-        raise BadInput(
-            f"--config.beta={beta:g} is for losses of means per token "
-            f"({', '.join(losses.PER_TOKEN)}): {name} takes sums, and its usual beta is "
-            f"{USUAL_SUMMED}"
-        )

@@ -1,0 +1,119 @@
+"""What settings of a loss do not go together, in sentences, before anything is read."""
+
+from collections.abc import Collection
+
+from checkpoints_io.errors import BadInput
+from recipes.data.rows import source
+from recipes.preference import losses
+from recipes.training.checks import Values
+
+# A summed log-ratio is as large as an answer is long; a mean per token is about 1 nat.
+USUAL_PER_TOKEN, USUAL_SUMMED = "2 to 10", "0.01 to 0.5"
+LEAST_PER_TOKEN, MOST_SUMMED = 0.5, 2.0
+
+
+def check(given: Values, names: Collection[str]) -> None:
+    """Checks the settings of losses with these names, each by itself known.
+
+    Raises:
+      ValueError: one has no effect with another, or no meaning.
+    """
+    _check_lists(given, names)
+    _check_unpaired(given, names)
+    _check_columns(given, names)
+    _check_weighting(given, names)
+    _check_alpha(given)
+    for name in names:
+        _check_beta(name, given["beta"])
+
+
+def _check_lists(given: Values, names: Collection[str]) -> None:
+    which, most = given["list_pairs"], given.get("data.answers", 2)
+    if which is not None and most == 2:
+        raise BadInput(
+            f"--config.list_pairs={which} has no effect with --config.data.answers=2, which makes "
+            "one pair of a row: leave it out, or raise --config.data.answers"
+        )
+    if which is not None and {*names} <= {*losses.OF_LISTS}:
+        raise BadInput(
+            f"--config.list_pairs={which} has no effect with --config.loss={given['loss']}, which "
+            "looks at no pairs: leave it out"
+        )
+    if most > 2 and given["ld_alpha"] is not None:
+        raise BadInput(
+            f"--config.ld_alpha={given['ld_alpha']} is of pairs, whose shorter answer decides, and "
+            f"--config.data.answers={most} makes lists of rows: leave out one of the two"
+        )
+    if most > 2 and (alone := [name for name in names if name in (*losses.COUPLED, "cpo")]):
+        instead = "reference_free,sft" if alone[0] == "cpo" else "sigmoid"
+        raise BadInput(
+            f"--config.loss={given['loss']}: {alone[0]} is of pairs alone, and "
+            f"--config.data.answers={most} makes lists of rows: choose another loss, like "
+            f"{instead}, or --config.data.answers=2"
+        )
+
+
+def _check_unpaired(given: Values, names: Collection[str]) -> None:
+    alone = [name for name in names if name in source.UNPAIRED]
+    if alone and len(names) > 1:
+        raise BadInput(
+            f"--config.loss={given['loss']}: {alone[0]} is of single answers with a label, and the "
+            "others are of pairs: leave out one of the two"
+        )
+    if alone and given["ld_alpha"] is not None:
+        raise BadInput(
+            f"--config.ld_alpha={given['ld_alpha']} is of pairs, whose shorter answer decides, and "
+            f"--config.loss={alone[0]} is of single answers: leave it out"
+        )
+
+
+def _check_columns(given: Values, names: Collection[str]) -> None:
+    """What the data says of each pair must have a meaning for every loss."""
+    for name, known in (
+        ("weight", [loss for loss in losses.LOSSES if loss not in losses.OF_AN_UPDATE]),
+        ("margin", [*losses.OF_MARGINS]),
+    ):
+        odd = [loss for loss in names if loss not in known]
+        lists_too = name == "margin" and given.get("data.answers", 2) > 2
+        if source.names_column(given, name) and (odd or lists_too):
+            why = "lists (--config.data.answers)" if lists_too else f"--config.loss={odd[0]}"
+            raise BadInput(
+                f"a column is named for `{name}` (--config.data.columns), which has no effect with "
+                f"{why}: leave it out. It is of pairs, and of {', '.join(known)}"
+            )
+
+
+def _check_weighting(given: Values, names: Collection[str]) -> None:
+    if not given["use_weighting"]:
+        return
+    where = [f"--config.loss={name}" for name in names if name in losses.OF_AN_UPDATE]
+    where += ["--config.data.answers"] if given.get("data.answers", 2) > 2 else []
+    where += ["--config.ld_alpha"] if given["ld_alpha"] is not None else []
+    if where:
+        raise BadInput(
+            f"--config.use_weighting is of pairs, each by itself and by all of its tokens, and "
+            f"does not go with {where[0]}: leave out one of the two"
+        )
+
+
+def _check_alpha(given: Values) -> None:
+    kind, alpha = given["f_divergence_type"], given["f_alpha_divergence_coef"]
+    if (kind == "alpha_divergence") != (alpha is not None):
+        raise BadInput(
+            "set --config.f_alpha_divergence_coef with "
+            "--config.f_divergence_type=alpha_divergence, and only with it"
+        )
+
+
+def _check_beta(name: str, beta: float) -> None:
+    if name in losses.PER_TOKEN and beta < LEAST_PER_TOKEN:
+        raise BadInput(
+            f"--config.beta={beta:g} is for losses of summed log-probabilities: {name} takes means "
+            f"per token, and its usual beta is {USUAL_PER_TOKEN}"
+        )
+    if name not in losses.PER_TOKEN + losses.FREE_OF_BETA and beta > MOST_SUMMED:
+        raise BadInput(
+            f"--config.beta={beta:g} is for losses of means per token "
+            f"({', '.join(losses.PER_TOKEN)}): {name} takes sums, and its usual beta is "
+            f"{USUAL_SUMMED}"
+        )
