@@ -69,9 +69,10 @@ def train(config: ml_collections.ConfigDict) -> None:
         def take(state: State, pairs: Update) -> loop.Taken:
             """One step of DPO on the pairs of an update, in micro-batches."""
             said, sums = batches.said(pairs, run.place), programs.zero()
-            of_reference, pull = reference.now(frozen, own, state, forward).of_batch, None
+            of_reference = reference.now(frozen, own, state, forward).of_batch
+            pull = of_all = None
             if objective.is_coupled:  # a pair's part of the gradient depends on all the others
-                pull = coupled.pull(
+                pull, of_all = coupled.pull(
                     objective, policy.in_training(own, state, forward), of_reference, pairs, said,
                     run.place,
                 )  # fmt: skip
@@ -79,7 +80,7 @@ def train(config: ml_collections.ConfigDict) -> None:
                 batch = batches.put(packed, run.place)
                 # log p of each answer under the reference, and then under the policy: the loss of
                 # their log-ratios (losses.py), its gradient, added to that of earlier pairs.
-                theirs = of_reference(batch, pairs.source_rows)
+                theirs = of_reference(batch, pairs.source_rows) if of_all is None else of_all
                 sums = programs.add(sums, state.trained, state.frozen, theirs, said, batch, pull)
             taken = loop.applied(programs, sums, state, said)  # the optimizer
             if equal and taken.state.step == 1:

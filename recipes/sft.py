@@ -85,9 +85,7 @@ def train(config: ml_collections.ConfigDict) -> None:
 
 def figures(answers: Answers) -> dict[str, Float[Array, ""]]:
     """Of an update: nats per scored token, and the share of tokens that are the likeliest."""
-    assert answers.is_best is not None
-    accuracy = answers.is_best.sum() / answers.tokens.sum()
-    return {"loss": jnp.mean(negative_logps(answers)), "token_accuracy": accuracy}
+    return {"loss": jnp.mean(negative_logps(answers))} | update.token_accuracy(answers)
 
 
 def negative_logps(answers: Answers) -> Float[Array, " P"]:

@@ -60,7 +60,7 @@ def update(name: str, mesh: jax.sharding.Mesh, rows: int) -> tuple[int, np.ndarr
         theirs = batches.everywhere(draw - 30, place)
         pull, sums = None, programs.zero()
         if objective.is_coupled:
-            pull = coupled.pull(objective, ask, lambda *_: theirs, packed, said, place)
+            pull, _ = coupled.pull(objective, ask, lambda *_: theirs, packed, said, place)
         for micro_batch in packed.micro_batches:
             batch = batches.put(micro_batch, place)
             sums = programs.add(sums, params, {}, theirs, said, batch, pull)

@@ -4,8 +4,8 @@
   python -m recipes.data --config=recipes/configs/tiny_sft.py
 
 A config that names no loss and no reference is one of recipes/sft.py, and its rows hold single
-answers. Of the model it needs only the tokenizer. Rows are packed as on one device. What is
-tokenised here is kept, and the run that follows starts with it.
+answers; so do those of --config.loss=kto. Of the model it needs only the tokenizer. Rows are packed
+as on one device. What is tokenised here is kept, and the run that follows starts with it.
 """
 
 from absl import flags

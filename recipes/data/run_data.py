@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -11,10 +11,10 @@ from checkpoints_io.errors import BadInput
 from recipes.data import mixture, source_pairs
 from recipes.data.chats import layouts
 from recipes.data.chats.messages import one_line
-from recipes.data.ids import parallel
+from recipes.data.ids import mismatched, parallel
 from recipes.data.ids.counts import Counts
 from recipes.data.ids.encode_rows import How
-from recipes.data.ids.pair_ids import Example
+from recipes.data.ids.pair_ids import AnswerIds, Example
 from recipes.data.ids.parallel import Crew
 from recipes.data.mixture import Part
 from recipes.data.rows import source, sources
@@ -40,6 +40,9 @@ class Told(NamedTuple):
     lines: list[str]  # the counts, in sentences
     counts: Counts
     examples: Sequence[Example]  # the used ones
+
+
+Some = TypeVar("Some", Part, HeldOut, Told)
 
 
 class Asked(NamedTuple):
@@ -142,6 +145,10 @@ def _read(asked: Asked, crew: Crew) -> Data:
         if both := int(np.isin(found.keys, keys).sum()):
             told[-1].lines.append(f"{both} of its prompts are in the training data too")
         held_out.append(HeldOut(name, found.ids))
+    if asked.common.labelled:  # each set by itself, so that none sees answers of another
+        train, held_out, told = (
+            [_beside(one, how.max_length) for one in some] for some in (train, held_out, told)
+        )
     examples = (one for part in (*train, *held_out) for one in part.examples)
     if how.answers > 2 and all(len(one.answers) <= 2 for one in examples):
         raise BadInput(
@@ -157,6 +164,15 @@ def _read(asked: Asked, crew: Crew) -> Data:
     most = asked.max_eval_pairs
     held_out = [held._replace(examples=spread(held.examples, most)) for held in held_out]
     return Data(own, ready.stop_ids, train, held_out, told)
+
+
+def _beside(some: Some, max_length: int) -> Some:
+    """The same, of which each answer stands beside one to another prompt."""
+    answers = [one for one in some.examples if isinstance(one, AnswerIds)]
+    try:
+        return some._replace(examples=[*mismatched.beside(answers, max_length)])
+    except ValueError as error:
+        raise BadInput(f"{some.name}: {error}") from error
 
 
 def _held_out(where: str, given: source.Given, asked: Asked, training: Sequence[Source]) -> Source:

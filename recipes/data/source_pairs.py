@@ -14,10 +14,10 @@ from checkpoints_io.errors import BadInput
 from recipes.data import shown
 from recipes.data.chats import columns, layouts, messages
 from recipes.data.chats.messages import one_line
-from recipes.data.ids import counts, mismatched, pair_ids, parallel
+from recipes.data.ids import counts, pair_ids, parallel
 from recipes.data.ids.counts import Counts
 from recipes.data.ids.encode_rows import How
-from recipes.data.ids.pair_ids import AnswerIds, Example
+from recipes.data.ids.pair_ids import Example
 from recipes.data.ids.parallel import Crew
 from recipes.data.rows import sources
 from recipes.data.rows.records import Row
@@ -55,7 +55,8 @@ def recognised(source: Source) -> tuple[Source, str]:
         except ValueError as error:
             refused = refused or f"{row.where}: {error}"
             continue
-        known = layouts.LAYOUTS[layout].columns.union({*layouts.WORTH} & given.keys())
+        worth = {given[name] for name in columns.WORTH if name in given}
+        known = layouts.LAYOUTS[layout].columns | worth
         unread = sorted({*row.unread, *(named.keys() - known)})
         line = f"layout {layout}" + ("" if source.layout else ", recognised from the columns")
         line += f"; not read: {one_line(', '.join(unread))}" if unread else ""
@@ -149,9 +150,6 @@ def read(
     total = functools.reduce(counts.add, (shard.counts for shard in shards), counts.none())
     total = total._replace(repeated=len(ids) - len(set(map(_digest, ids))))
     _check(source, total, how.max_malformed_fraction)
-    if source.labelled:
-        answers = [one for one in ids if isinstance(one, AnswerIds)]
-        ids = [*mismatched.beside(answers, keys.tolist(), how.max_length)]
     return Pairs(ids, keys, total)
 
 

@@ -26,8 +26,10 @@ def pull(
     pairs: Update,
     said: Said,
     place: Place,
-) -> Float[Array, "P A"]:
+) -> tuple[Float[Array, "P A"], Float[Array, "P A"]]:
     """The gradient of the update's mean loss by each log-probability of the policy.
+
+    And the log-probabilities that the reference has given.
 
     `ask` and `reference` give log-probabilities of a micro-batch, the second with source rows.
     """
@@ -38,4 +40,4 @@ def pull(
         here = batch.is_here[:, None]
         theirs += jnp.where(here, reference(batch, pairs.source_rows), 0)
     mean = lambda policy: objective.loss(Answers(policy, theirs, *said)).mean()
-    return jax.grad(mean)(ours)
+    return jax.grad(mean)(ours), theirs

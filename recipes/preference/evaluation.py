@@ -23,7 +23,10 @@ def evaluate(
     place: Place,
     objective: Objective,
 ) -> dict[str, float]:
-    """The metrics of a held-out set, each pair weighing the same. Padding never enters a mean."""
+    """The metrics of a held-out set, each pair weighing the same but in a loss of weighed pairs.
+
+    Padding never enters a mean.
+    """
     told = batches.told(held_out.examples, place.shape.answers)
     ours = jnp.asarray(logps.of_examples(policy, held_out.examples, place))
     of: Callable[[str], Any] = lambda name: None if told[name] is None else jnp.asarray(told[name])

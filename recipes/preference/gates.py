@@ -61,12 +61,12 @@ def check_first_loss(
     values: Mapping[str, jax.Array],
     objective: Objective,
     run: Run,
-    answers: Answers | None = None,
+    answers: Answers,
 ) -> None:
     """The first loss, before anything was learnt, must be the value that each term promises.
 
-    `values` are the figures of the first update. What depends on its `answers` is computed from
-    them, as if the policy gave the log-probabilities of the reference.
+    `values` are the figures of the first update. What depends on its `answers`, or on margins of
+    the data, is computed from them, as if the policy gave the log-probabilities of the reference.
 
     Raises:
       RuntimeError: it is not.
@@ -74,17 +74,15 @@ def check_first_loss(
     dtype = run.computing.precision.compute
     if not math.isfinite(float(values["dpo_loss"])):
         raise RunFailed(_not_finite("loss of the first update is", dtype))
+    here = jax.tree.map(lambda x: jnp.asarray(jax.device_get(x)), answers)
+    asks_for_margins = here.margins is not None and bool(here.margins.any())
     for term in objective.terms:
         if term.first is None:
             continue
-        first = term.first
-        of_data = answers is not None and (objective.use_weighting or _depends_on_data(answers))
-        if math.isnan(first) or of_data:
-            if answers is None:
-                continue
-            here = jax.tree.map(lambda x: jnp.asarray(jax.device_get(x)), answers)
-            equal = here._replace(policy=here.reference)
-            first = float(objective.value(term, equal).mean())
+        each = jnp.full(len(here.policy), term.first)
+        if math.isnan(term.first) or asks_for_margins:
+            each = term.of(here._replace(policy=here.reference))
+        first = float(objective.counted(each, here).mean())
         found = float(values.get(f"loss_{term.name}", values["dpo_loss"] / term.weight))
         # With remat the training program may round differently from the reference's; beta scales
         # it, and floats are rounded in proportion.
@@ -96,13 +94,6 @@ def check_first_loss(
                 f"within {bound:.1g}: the training program and the reference disagree, or FIRST "
                 "in losses.py says something else than the loss; please report it"
             )
-
-
-def _depends_on_data(answers: Answers) -> bool:
-    """Does the data weigh its pairs, or ask for margins?"""
-    weights, margins = (jax.device_get(x) for x in (answers.weights, answers.margins))
-    weighed = weights is not None and (weights != 1).any()
-    return bool(weighed or (margins is not None and margins.any()))
 
 
 def _not_finite(what: str, dtype: jax.typing.DTypeLike) -> str:

@@ -348,9 +348,10 @@ def on_policy(answers: Answers) -> Each:
     """What a pair counts in WPO: the product of how near its answers are to the policy's own.
 
     Of each answer exp of the mean over its tokens of log p - log sum p², where the sum is over the
-    vocabulary: 1 if they were drawn from the policy, on average. It has no gradient.
+    vocabulary: about 1 for answers like those that are drawn from the policy, and more for the
+    likeliest. It has no gradient and no bound.
 
-    Source: https://arxiv.org/abs/2406.11827, sampled alignment; TRL's use_weighting.
+    Source: https://arxiv.org/abs/2406.11827, sampled alignment; TRL 1.16's use_weighting.
     """
     assert answers.log_p2 is not None
     each = (answers.policy - answers.log_p2) / answers.tokens

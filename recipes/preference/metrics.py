@@ -12,7 +12,7 @@ from recipes.data.mixture import Part
 from recipes.preference import lists, unpaired
 from recipes.preference.divergences import kl_estimate
 from recipes.preference.objectives import Objective
-from recipes.training.update import Answers
+from recipes.training.update import Answers, token_accuracy
 
 
 def preference(
@@ -58,17 +58,6 @@ def preference(
         found["kl_chosen"] = mean(kl_estimate(drift[:, 0] / pairs.tokens[:, 0]))
     of_terms = objective.of_terms(answers).items()
     return found | {f"loss_{name}": mean_loss(each) for name, each in of_terms}
-
-
-def token_accuracy(answers: Answers, counted: Bool[Array, " P"]) -> dict[str, Float[Array, ""]]:
-    """Of the scored tokens of the first answers, the share that the policy finds the most likely.
-
-    Nothing where it was not asked: outside of training.
-    """
-    if answers.is_best is None:
-        return {}
-    of = lambda values: jnp.where(counted, values[:, 0], 0).sum()
-    return {"token_accuracy": of(answers.is_best) / of(answers.tokens)}
 
 
 def _correlation(x: Array, y: Array, counted: Bool[Array, " P"]) -> Float[Array, ""]:

@@ -71,7 +71,10 @@ class Objective(NamedTuple):
 
     def value(self, term: Term, answers: Answers) -> Float[Array, " P"]:
         """One of the losses, of each pair or list as much as it counts."""
-        each = term.of(answers)
+        return self.counted(term.of(answers), answers)
+
+    def counted(self, each: Float[Array, " P"], answers: Answers) -> Float[Array, " P"]:
+        """Values of pairs, or lists, by what the data and the policy say that each counts."""
         if answers.weights is not None:
             each = answers.weights * each
         if self.use_weighting and answers.log_p2 is not None:  # it is known in training alone

@@ -140,7 +140,7 @@ def key(pair: Example, shape: Shape) -> bytes:
     Of a list for the number of answers of the longest one too, which is how many values are kept.
     """
     kept = [shape.answers] if isinstance(pair, pair_ids.ListIds) else []
-    content = bytes([*kept, *streams.shared(pair, shape)]) + pair_ids.as_bytes(pair)
+    content = bytes([*kept, *streams.shared(pair, shape)]) + pair_ids.texts_as_bytes(pair)
     return hashlib.sha256(content).digest()[:16]
 
 

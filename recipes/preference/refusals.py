@@ -68,31 +68,41 @@ def _check_unpaired(given: Values, names: Collection[str]) -> None:
 
 
 def _check_columns(given: Values, names: Collection[str]) -> None:
-    """What the data says of each pair must have a meaning for every loss."""
-    for name, known in (
-        ("weight", [loss for loss in losses.LOSSES if loss not in losses.OF_AN_UPDATE]),
-        ("margin", [*losses.OF_MARGINS]),
-    ):
-        odd = [loss for loss in names if loss not in known]
-        lists_too = name == "margin" and given.get("data.answers", 2) > 2
-        if source.names_column(given, name) and (odd or lists_too):
-            why = "lists (--config.data.answers)" if lists_too else f"--config.loss={odd[0]}"
-            raise BadInput(
-                f"a column is named for `{name}` (--config.data.columns), which has no effect with "
-                f"{why}: leave it out. It is of pairs, and of {', '.join(known)}"
-            )
+    """What the data says of each pair must have a meaning for the losses."""
+    if "train_data" not in given:  # where nothing but a loss is asked for, as in a notebook
+        return
+    whole = [name for name in names if name in losses.OF_AN_UPDATE]
+    if whole and source.names_column(given, "weight"):
+        raise BadInput(
+            f"columns name a `weight` of each pair, and --config.loss={whole[0]} is of all pairs "
+            "of an update together: leave out one of the two"
+        )
+    if not source.names_column(given, "margin"):
+        return
+    if given["data.answers"] > 2:
+        raise BadInput(
+            "columns name a `margin` of each pair, and --config.data.answers="
+            f"{given['data.answers']} makes lists of rows: leave out one of the two"
+        )
+    if not any(name in losses.OF_MARGINS for name in names):
+        raise BadInput(
+            f"columns name a `margin`, which has no effect with --config.loss={given['loss']}, and "
+            f"only with {', '.join(losses.OF_MARGINS)}"
+        )
 
 
 def _check_weighting(given: Values, names: Collection[str]) -> None:
     if not given["use_weighting"]:
         return
-    where = [f"--config.loss={name}" for name in names if name in losses.OF_AN_UPDATE]
-    where += ["--config.data.answers"] if given.get("data.answers", 2) > 2 else []
-    where += ["--config.ld_alpha"] if given["ld_alpha"] is not None else []
-    if where:
+    whole = [f"loss={name}" for name in names if name in losses.OF_AN_UPDATE]
+    if given.get("data.answers", 2) > 2:
+        whole.append(f"data.answers={given['data.answers']}")
+    if given["ld_alpha"] is not None:
+        whole.append(f"ld_alpha={given['ld_alpha']}")
+    if whole:
         raise BadInput(
-            f"--config.use_weighting is of pairs, each by itself and by all of its tokens, and "
-            f"does not go with {where[0]}: leave out one of the two"
+            "--config.use_weighting=true weighs each pair by all tokens of its two answers, and "
+            f"does not go with --config.{whole[0]}: leave out one of the two"
         )
 
 

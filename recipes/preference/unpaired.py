@@ -14,8 +14,9 @@ def figures(
 ) -> dict[str, Float[Array, ""]]:
     """Means over the wanted answers ("chosen") and the unwanted ones ("rejected") that count.
 
-    A mean over none is 0. `dpo_accuracy` is the share of answers on the right side of the reference
-    point, above it if they are wanted; a tie is on none. `kl_mismatched` is that point, in nats.
+    A mean over none is 0, and so is its difference to the other. `dpo_accuracy` is the share of
+    answers on the right side of the reference point, above it if they are wanted; a tie is on none.
+    `kl_mismatched` is that point, in nats, which is always that of all of the answers.
     """
     assert answers.ratings is not None
     wanted = answers.ratings[:, 0] > 0
@@ -26,7 +27,7 @@ def figures(
 
     policy, reference = answers.policy[:, 0], answers.reference[:, 0]
     rewards, drift = objective.rewards(answers)[:, 0], policy - reference
-    point = jax.nn.relu(mean(answers.policy[:, 1] - answers.reference[:, 1], counted))
+    point = jax.nn.relu(jnp.mean(answers.policy[:, 1] - answers.reference[:, 1]))
     above = jnp.where(wanted, drift - point, point - drift)
     both = {
         "reward": rewards,
@@ -36,14 +37,16 @@ def figures(
         "kl": kl_estimate(drift / answers.tokens[:, 0]),
     }
     c, r = ({name: mean(x, where) for name, x in both.items()} for where in (chosen, rejected))
+    both_are_there = chosen.any() & rejected.any()
+    lead = lambda name: jnp.where(both_are_there, c[name] - r[name], 0)
     return {
         "dpo_loss": mean(objective.loss(answers), counted),
-        "dpo_margin_policy": c["policy"] - r["policy"],
-        "dpo_margin_ref": c["reference"] - r["reference"],
+        "dpo_margin_policy": lead("policy"),
+        "dpo_margin_ref": lead("reference"),
         "dpo_accuracy": mean(above > 0, counted),
         "dpo_chosen_reward": c["reward"],
         "dpo_rejected_reward": r["reward"],
-        "dpo_reward_margin": c["reward"] - r["reward"],
+        "dpo_reward_margin": lead("reward"),
         "logps_chosen": c["policy"],
         "logps_rejected": r["policy"],
         "drift_chosen": c["drift"],

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 import optax
 
 from recipes.data.packed.batches import Said
@@ -34,11 +34,24 @@ class Answers(NamedTuple):
     ratings: Float[Array, "P A"] | None = None  # by the data; not a number where it says nothing
     ranks: Int[Array, "P A"] | None = None  # of lists, of each answer: 0 the best
     weights: Float[Array, " P"] | None = None  # by the data: what the loss of each counts
-    margins: Float[Array, " P"] | None = None  # and the reward the chosen answer must have more
+    margins: Float[Array, " P"] | None = None  # by how much the chosen reward must exceed the other
     # Sums over the scored tokens under the policy, in training: log of the sum of p² over the
     # vocabulary, and how many of them are the most likely ones.
     log_p2: Float[Array, "P A"] | None = None
     is_best: Float[Array, "P A"] | None = None
+
+
+def token_accuracy(
+    answers: Answers, counted: Bool[Array, " P"] | bool = True
+) -> dict[str, Float[Array, ""]]:
+    """Of the scored tokens of each first answer, the share that the policy finds the likeliest.
+
+    Nothing where the policy was not asked for it: outside of training.
+    """
+    if answers.is_best is None:
+        return {}
+    of = lambda values: jnp.where(counted, values[:, 0], 0).sum()
+    return {"token_accuracy": of(answers.is_best) / of(answers.tokens)}
 
 
 Loss = Callable[[Answers], Float[Array, " P"]]  # one value per example

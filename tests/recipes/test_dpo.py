@@ -19,6 +19,7 @@ from recipes import dpo
 from recipes.preference import gates, objectives, reference
 from recipes.training import checks, overrides, policy, settings
 from recipes.training.run import Computing
+from recipes.training.update import Answers
 from tests.conftest import (
     ROOT,
     TINY,
@@ -288,8 +289,9 @@ def test_the_gates_see_what_is_wrong():
     swapped = {"w": params["w"][:, ::-1]}
     assert fingerprint(params) != fingerprint(swapped)
     assert fingerprint(params) == fingerprint({"w": params["w"] + 0})
+    answers = Answers(*[jnp.zeros((3, 2))] * 2, jnp.ones((3, 2), jnp.int32))
     check = lambda value, dtype, beta: gates.check_first_loss(
-        {"dpo_loss": jnp.float32(value)}, sigmoid(beta), computed_in(dtype)
+        {"dpo_loss": jnp.float32(value)}, sigmoid(beta), computed_in(dtype), answers
     )
     with pytest.raises(RuntimeError, match=r"is 0\.700000 and should be 0\.693147 within 0\.005"):
         check(0.70, jnp.bfloat16, 0.01)
@@ -302,11 +304,15 @@ def test_the_gates_see_what_is_wrong():
     objective = objectives.objective({"loss": "hinge=0.5,sigmoid,sft", "beta": 0.1})
     check = lambda **values: gates.check_first_loss(
         {name: jnp.float32(value) for name, value in values.items()},
-        objective, computed_in(jnp.float32),
+        objective, computed_in(jnp.float32), answers,
     )  # fmt: skip
     check(dpo_loss=3.2, loss_hinge=1.0, loss_sigmoid=0.6931472, loss_sft=2.0)
     with pytest.raises(RuntimeError, match=r"first loss \(hinge\) is 1\.001000 and should be 1\.0"):
         check(dpo_loss=3.2, loss_hinge=1.001, loss_sigmoid=0.6931472, loss_sft=2.0)
+    answers = answers._replace(weights=jnp.array([3.0, 2.0, 1.0]))
+    check(dpo_loss=6.4, loss_hinge=2.0, loss_sigmoid=2 * 0.6931472, loss_sft=4.0)
+    with pytest.raises(RuntimeError, match=r"first loss \(hinge\) is 1\.000000 and should be 2\.0"):
+        check(dpo_loss=3.2, loss_hinge=1.0, loss_sigmoid=0.6931472, loss_sft=2.0)
 
 
 def test_a_model_with_a_nan_is_named_before_anything_is_trained(tiny_config, tmp_path):

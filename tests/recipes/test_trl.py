@@ -162,7 +162,7 @@ def beside(rows):
                   np.ones(len(one["completion_ids"]), bool), (), (float(one["label"]),))
         for one in rows
     ]  # fmt: skip
-    return mismatched.beside(answers, [*range(len(answers))], max_length=512)
+    return [mismatched.joined(one, answers[i - 1], 512) for i, one in enumerate(answers)]
 
 
 def objective_of(name, run):

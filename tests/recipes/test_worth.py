@@ -11,8 +11,10 @@ from recipes.configs import tiny
 from recipes.data import run_data
 from recipes.data.ids import pair_ids, shards
 from recipes.data.ids.counts import none
+from recipes.data.packed.packing import Shape
+from recipes.preference import objectives, reference_cache
 from recipes.training import checks, settings
-from tests.conftest import TINY, records
+from tests.conftest import TINY, given_by, records
 
 COLUMNS = {"weight": "worth", "margin": "gap"}
 
@@ -60,12 +62,12 @@ def test_they_are_read_where_they_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("worth", "why"),
     [
-        ((-1, 0), "`weight` is below 0"),
-        ((None, 0), "no number in `weight`"),
-        ((math.nan, 0), "no number in `weight`"),
-        (("much", 0), "no number in `weight`"),
-        ((1, math.inf), "no number in `margin`"),
-        ((1, [1]), "no number in `margin`"),
+        ((-1, 0), "a number below 0 in `worth`, the weight of the pair"),
+        ((None, 0), "no number in `worth`, the weight of the pair"),
+        ((math.nan, 0), "no number in `worth`"),
+        (("much", 0), "no number in `worth`"),
+        ((1, math.inf), "no number in `gap`, the margin of the pair"),
+        ((1, [1]), "no number in `gap`"),
     ],
 )
 def test_what_is_no_number_is_malformed(tmp_path, worth, why):
@@ -91,10 +93,10 @@ def test_a_run_begins_where_the_data_says(tiny_config, tmp_path):
 @pytest.mark.parametrize(
     ("loss", "name", "answers", "words"),
     [
-        ("sigmoid,sft=0.2", "weight", 2, r"`weight` .* no effect with --config.loss=sft"),
-        ("aot", "weight", 2, r"`weight` .* no effect with --config.loss=aot"),
-        ("ipo", "margin", 2, r"`margin` .* no effect with --config.loss=ipo"),
-        ("sigmoid", "margin", 4, r"`margin` .* no effect with lists"),
+        ("sigmoid,sft=0.2", "weight", 2, r"`weight` of each pair, and --config.loss=sft is of all"),
+        ("aot", "weight", 2, r"`weight` of each pair, and --config.loss=aot is of all"),
+        ("ipo", "margin", 2, r"`margin`, which has no effect with --config.loss=ipo"),
+        ("sigmoid", "margin", 4, r"`margin` of each pair, and --config.data.answers=4"),
     ],
 )
 def test_what_they_mean_nothing_for_is_refused(tiny_config, loss, name, answers, words):
@@ -102,3 +104,27 @@ def test_what_they_mean_nothing_for_is_refused(tiny_config, loss, name, answers,
     config.loss, config.data.columns, config.data.answers = loss, {name: "worth"}, answers
     with pytest.raises(ValueError, match=words):
         dpo.train(config)
+    config.data.columns = {}
+    config.validation = {"heldout": {"path": config.train_data, "columns": {name: "worth"}}}
+    with pytest.raises(ValueError, match=words):
+        dpo.train(config)
+
+
+def test_a_margin_goes_with_losses_beside_it(tiny_config):
+    given = given_by(tiny_config) | {"loss": "sigmoid,sft=0.2", "data.columns": {"margin": "gap"}}
+    assert [term.name for term in objectives.objective(given).terms] == ["sigmoid", "sft"]
+
+
+def test_a_column_is_read_beside_what_else_it_is(tmp_path):
+    some = [row | {"chosen_score": 8.0, "rejected_score": 2.0} for row in rows((1, 0), (1, 0))]
+    found = read(tmp_path, some, {"weight": "chosen_score"}).train[0].examples
+    assert [(one.worth.weight, one.ratings) for one in found] == [(8.0, (8.0, 2.0))] * 2
+
+
+def test_the_reference_is_not_asked_again_for_another_weight(tmp_path):
+    shape = Shape(1, 512, 2, 2, 1)
+    light, heavy = (
+        read(tmp_path, rows((weight, 0)), COLUMNS).train[0].examples[0] for weight in (1, 2)
+    )
+    assert reference_cache.key(light, shape) == reference_cache.key(heavy, shape)
+    assert pair_ids.as_bytes(light) != pair_ids.as_bytes(heavy)

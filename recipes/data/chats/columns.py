@@ -22,6 +22,9 @@ ALSO = {
     "system_message": "system_prompt",
 }
 NUMBERS = ("chosen_score", "rejected_score", "overall_preference")
+# Columns of pairs that are read only where they are named, beside whatever else they are read as:
+# many datasets have others of these names.
+WORTH = ("weight", "margin")
 # The same for the answers, which are renamed together or not at all.
 ANSWERS = (
     *((f"chosen_{what}", f"rejected_{what}") for what in messages.ANSWER_WORDS),
@@ -100,7 +103,7 @@ def renamed(row: Row, columns: dict[str, str], *, single: bool = False) -> Row:
     elif not {"chosen", "rejected"} & (row.keys() | columns.keys()):
         both = next((pair for pair in ANSWERS if {*pair} <= row.keys()), None)
         named |= zip(("chosen", "rejected"), both, strict=True) if both else ()
-    named |= columns
+    named |= {ours: theirs for ours, theirs in columns.items() if ours not in WORTH}
     kept = {k: v for k, v in row.items() if k not in named and k not in named.values()}
     kept |= {ours: row[theirs] for ours, theirs in named.items() if theirs in row}
     missing = lambda value: isinstance(value, float) and math.isnan(value)  # as pandas writes it
@@ -287,9 +290,12 @@ def absent(row: Row) -> str:
             )
         if single:
             label = next((name for name in names if name.lower() in LABELS), None)
+            label = label if single != "text" else None  # of such tables it is a class
             wanted = f", and whether it is wanted (`{label}`)" if label else ""
             other = "" if single == "text" else "; recipes/sft.py trains on one"
-            other = "; --config.loss=kto trains on such rows" if label else other
+            other = (
+                "; recipes/dpo.py trains on such rows with --config.loss=kto" if label else other
+            )
             return (
                 f"its rows hold one answer each (`{single}`){wanted}, not pairs: this recipe needs "
                 f"two answers to each prompt, one preferred to the other{other}"

@@ -1,6 +1,6 @@
 """One function per dataset layout: a raw row in, a `Pair` out, or a prompt with a single answer."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 import json
 import math
 from typing import Any, NamedTuple
@@ -13,10 +13,10 @@ Row = dict[str, object]
 
 
 class Worth(NamedTuple):
-    """What the data says of a pair's loss."""
+    """How the loss takes a pair, by the data."""
 
     weight: float = 1.0  # its loss is multiplied by it
-    margin: float = 0.0  # the reward that the chosen answer must have more, in nats
+    margin: float = 0.0  # by how much the chosen reward must exceed the rejected one, in nats
 
 
 class Pair(NamedTuple):
@@ -271,8 +271,6 @@ class Layout(NamedTuple):
 BESIDES = ("system_prompt", "tools", "chat_template_kwargs")
 RATINGS = ("chosen_score", "rejected_score")
 LABEL = ("label",)  # of single answers: whether it is wanted
-# Columns of pairs that are read only where `data.columns` names them: many datasets have others so.
-WORTH = Worth._fields
 # Template settings that a row may not give: the rest of the row and the recipe do.
 TAKEN = ("messages", "tools", "documents", "add_generation_prompt")
 # Reasons to drop sound rows without a preference: they do not count as malformed.
@@ -343,7 +341,7 @@ def named(*, single: bool) -> dict[str, Layout]:
 def columns_of(*, single: bool) -> frozenset[str]:
     """The columns that any of them reads."""
     found = frozenset().union(*(layout.columns for layout in named(single=single).values()))
-    return found if single else found | {*WORTH}
+    return found if single else found | {*columns.WORTH}
 
 
 def wanted(called: dict[str, str], *, single: bool) -> frozenset[str]:
@@ -357,31 +355,34 @@ def wanted(called: dict[str, str], *, single: bool) -> frozenset[str]:
     return columns_of(single=single) | answers | others
 
 
-def worth(row: Row, named: Iterable[str]) -> Worth:
-    """Of a pair, by those of the columns that are named for it.
+def worth(row: Row, named: Mapping[str, str]) -> Worth:
+    """Of a pair, from a row as the dataset has it; `named` gives its names for our columns.
 
     Raises:
       ValueError: one holds no number, or the weight is below 0.
     """
     found = {}
-    for name in WORTH:
+    for name in columns.WORTH:
         if name in named:
-            found[name] = _number(row.get(name))
+            found[name] = _number(row.get(named[name]))
             if not math.isfinite(found[name]):
-                raise BadInput(f"no number in `{name}`")
+                raise BadInput(f"no number in `{named[name]}`, the {name} of the pair")
     if found.get("weight", 0.0) < 0:
-        raise BadInput("`weight` is below 0")
+        raise BadInput(f"a number below 0 in `{named['weight']}`, the weight of the pair")
     return Worth(**found)
 
 
-def check_label(row: Row, pair: Pair, *, labelled: bool) -> None:
+def check_label(row: Row, pair: Pair, *, labelled: bool, named: bool) -> None:
     """Refuses an answer without a label where each needs one, and unwanted ones where none does.
+
+    A number in a column that is not `named` for it may be the class of something else.
 
     Raises:
       ValueError: it is one of these.
     """
     if not labelled:
-        if str(row.get("label")).lower() == "false":  # a number may be the class of something else
+        is_number = isinstance(row.get("label"), int | float) and row["label"] is not False
+        if pair.ratings == (0.0,) and (named or not is_number):
             raise BadInput(UNWANTED)
     elif pair.ratings is None:
         raise BadInput(

@@ -91,9 +91,10 @@ def encode(
                     columns.check_question(named, layouts.asked(pair), source.layout or "")
                     columns.check_tools(named, source.layout or "")
                 if source.single:
-                    layouts.check_label(named, pair, labelled=source.labelled)
+                    known = {"labelled": source.labelled, "named": "label" in names}
+                    layouts.check_label(named, pair, **known)
                 else:
-                    pair = pair._replace(worth=layouts.worth(named, names))
+                    pair = pair._replace(worth=layouts.worth(row.fields, names))
                 reasons = told.dropped
                 found = pair_ids.encode(
                     pair, own, talk, row=number,

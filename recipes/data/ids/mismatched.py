@@ -12,34 +12,47 @@ from checkpoints_io.errors import BadInput
 from recipes.data.ids.pair_ids import Answer, AnswerIds, LabelledIds
 
 
-def beside(answers: Sequence[AnswerIds], keys: Sequence[int], max_length: int) -> list[LabelledIds]:
-    """Each with the nearest answer before it that is to another prompt; the first with the last.
-
-    `keys` are equal where prompts are. The other answer is cut at `max_length` with the prompt.
+def beside(answers: Sequence[AnswerIds], max_length: int) -> list[LabelledIds]:
+    """Each with an answer to another prompt, as `partners` has them.
 
     Raises:
       ValueError: all prompts are the same.
     """
-    found = []
-    for one, at in zip(answers, _others(keys), strict=True):
-        assert one.ratings is not None
-        other = _fitted(answers[at].answers[0], max_length - len(one.prompt))
-        ratings = *one.ratings, math.nan
-        found.append(LabelledIds(one.row, one.prompt, (one.answers[0], other), ratings, one.notes))
-    return found
+    prompts = [one.prompt.tobytes() for one in answers]
+    found = partners(prompts)
+    return [joined(one, answers[at], max_length) for one, at in zip(answers, found, strict=True)]
 
 
-def _others(keys: Sequence[int]) -> list[int]:
-    """For each the last place before it, round the end, with another key."""
-    found: list[int | None] = [None] * len(keys)
-    for i in [*range(len(keys))] * 2:  # the first of them knows the last in the second round
-        found[i] = i - 1 if keys[i - 1] != keys[i] else found[i - 1]
-    if None in found:
+def joined(one: AnswerIds, other: AnswerIds, max_length: int) -> LabelledIds:
+    """One answer beside the other, which is cut at `max_length` with the prompt."""
+    assert one.ratings is not None
+    fitted = _fitted(other.answers[0], max_length - len(one.prompt))
+    ratings = *one.ratings, math.nan
+    return LabelledIds(one.row, one.prompt, (one.answers[0], fitted), ratings, one.notes)
+
+
+def partners(prompts: Sequence[bytes]) -> list[int]:
+    """For each the place of one with another prompt: the nearest before it in a shuffled order.
+
+    Files are often sorted by prompt or by label, so that neighbours are alike. The order is fixed.
+
+    Raises:
+      ValueError: there is none.
+    """
+    order = np.random.default_rng(0).permutation(len(prompts)).tolist()
+    found: dict[int, int] = {}
+    for i in [*range(len(order))] * 2:  # the first of them knows the last in the second round
+        own, before = order[i], order[i - 1]
+        if prompts[before] != prompts[own]:
+            found[own] = before
+        elif before in found:
+            found[own] = found[before]
+    if len(found) < len(prompts):
         raise BadInput(
             "--config.loss=kto compares answers with answers to other prompts, and all rows have "
-            "the same prompt"
+            "the same prompt: add rows with others, or choose another loss"
         )
-    return [i for i in found if i is not None]
+    return [found[i] for i in range(len(prompts))]
 
 
 def _fitted(answer: Answer, room: int) -> Answer:

@@ -215,16 +215,20 @@ class _Parted(NamedTuple):
 
 def as_bytes(example: Example) -> bytes:
     """All that training sees of it: equal for examples that train the same, on any machine."""
+    ratings = None if is_ranked(example) else example.ratings
+    label = b"" if ratings is None else np.array(ratings[:1], "<i4").tobytes()
+    worth = b"" if example.worth == Worth() else np.array(example.worth, "<f8").tobytes()
+    return texts_as_bytes(example) + label + worth
+
+
+def texts_as_bytes(example: Example) -> bytes:
+    """Its tokens and masks: equal where a model gives the same log-probabilities."""
     answers = example.answers
     parts = example.prompt, *(answer.ids for answer in answers)
     sized = (len(array).to_bytes(8) + array.astype("<i4").tobytes() for array in parts)
     ranked = isinstance(example, ListIds)
     ranks = np.array([len(answers), *ranks_of(example)] if ranked else [], "<i4").tobytes()
-    labelled = isinstance(example, AnswerIds | LabelledIds) and example.ratings is not None
-    label = np.array(example.ratings[:1] if labelled and example.ratings else [], "<i4").tobytes()
-    worth = b"" if example.worth == Worth() else np.array(example.worth, "<f8").tobytes()
-    scored = (answer.scored.tobytes() for answer in answers)
-    return b"".join([ranks, *sized, *scored, label, worth])
+    return b"".join([ranks, *sized, *(answer.scored.tobytes() for answer in answers)])
 
 
 class _Encoded(NamedTuple):

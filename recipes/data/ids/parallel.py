@@ -200,6 +200,7 @@ def identity(source: Source, how: How) -> dict[str, object]:
         "layout": source.layout,
         "columns": dict(source.columns),
         "guessed": source.guessed,
+        "labelled": source.labelled,
         **_how_identity(how),
     }
 

@@ -68,7 +68,7 @@ def pack(examples: Sequence[Example], shape: Shape, shards: Sequence[int]) -> Up
 
 
 def told(examples: Sequence[Example], answers: int) -> dict[str, Any]:
-    """What is known about every answer, [P, A], by name as in `Update`."""
+    """What is known about the examples and their answers, by name as in `Update`."""
 
     def slots(absent: float | int, of: Callable[[Example], Sequence]) -> np.ndarray:
         held = [list(of(example)) for example in examples]

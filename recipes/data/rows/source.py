@@ -49,11 +49,11 @@ def common(given: Mapping[str, Any]) -> Common:
 
 
 def names_column(given: Mapping[str, Any], name: str) -> bool:
-    """Do the settings say which column is our `name`, for any source of training data?"""
-    if "train_data" not in given:
-        return False
-    sources = training(given["train_data"], common(given)).values()
-    return any(name in dict(one.source.columns) for one in sources)
+    """Do the settings say which column is our `name`, for any source?"""
+    sources = [one.source for one in training(given["train_data"], common(given)).values()]
+    of_held_out = held_out(given["validation"]).items()
+    sources += [parsed(f"validation.{name}", one, common(given)) for name, one in of_held_out]
+    return any(name in dict(one.columns) for one in sources)
 
 
 def training(given: Given, common: Common) -> dict[str, Weighted]:
