@@ -3,6 +3,7 @@
 import atexit
 from collections.abc import Callable, Iterator
 import contextlib
+import gc
 import json
 import os
 import pathlib
@@ -226,6 +227,20 @@ LONG = ("test_dpo", "test_devices", "test_killed", "test_families", "test_stoppi
 def pytest_collection_modifyitems(items):
     place = lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG)
     items.sort(key=place)
+
+
+# A process may hold 65,530 pieces of memory (vm.max_map_count), a compiled program is several of
+# them, and one more is a crash: far below it, programs of earlier files are given back.
+MANY_PIECES = 25_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+    yield
+    pieces = pathlib.Path("/proc/self/maps")
+    if pieces.exists() and pieces.read_bytes().count(b"\n") > MANY_PIECES:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
