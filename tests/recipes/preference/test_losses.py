@@ -157,6 +157,20 @@ def test_weights_of_the_data_by_hand():
     np.testing.assert_allclose(both.of_terms(weighted)["sft_seq"], expected, rtol=1e-6)
 
 
+def test_what_a_pair_counts_by_the_policy_has_no_gradient():
+    """WPO by hand: exp of the sum of both answers' means of log p - log sum p²."""
+    given = random_answers()
+    given = given._replace(log_p2=given.policy * 0.9)
+    of = objectives.objective({"loss": "sigmoid", "beta": 0.3, "use_weighting": True}).loss
+    weights = np.exp((0.1 * given.policy / given.tokens).sum(-1))
+    np.testing.assert_allclose(of(given), weights * losses.sigmoid(given, beta=0.3), rtol=1e-5)
+    gradient = lambda loss: jax.grad(lambda policy: loss(given._replace(policy=policy)).sum())(
+        given.policy
+    )
+    plain = gradient(functools.partial(losses.sigmoid, beta=0.3))
+    np.testing.assert_allclose(gradient(of), weights[:, None] * plain, rtol=1e-5)
+
+
 def test_answers_without_a_partner_by_hand():
     """Two wanted ones and an unwanted one; those to other prompts gained 0.4 nats on average."""
     ratios = jnp.array([[2.0, 1.5], [-1.0, -0.5], [0.4, 0.2]])
