@@ -2,6 +2,8 @@
 
 Prints one JSON record per loss: how far the others are from the first. Started by test_devices.py,
 in a process whose platform shows eight devices; in one that shows one, meshes are left out.
+
+Started so, everything is computed in float64, in which a fault cannot pass for rounding.
 """
 
 import json
@@ -9,8 +11,13 @@ import sys
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+
+if __name__ == "__main__":  # before the modules that name their dtypes
+    jax.config.update("jax_enable_x64", True)
+    jnp.float32 = jnp.float64
 
 from recipes.data.packed import batches
 from recipes.data.packed.packing import Shape
@@ -42,7 +49,8 @@ def update(name: str, mesh: jax.sharding.Mesh, rows: int) -> tuple[int, np.ndarr
     objective, shards = objective_of(name), sharding.data_shards(mesh)
     with jax.set_mesh(mesh):
         graph, state = nnx.split(large_weights(llama.Model(CONFIG, nnx.Rngs(0)), scale=0.5))
-        params = jax.device_put(nnx.to_pure_dict(state), jax.NamedSharding(mesh, jax.P()))
+        weights = jax.tree.map(lambda x: x.astype(jnp.float32), nnx.to_pure_dict(state))
+        params = jax.device_put(weights, jax.NamedSharding(mesh, jax.P()))
         shape = Shape(rows, 64, PAIRS, 2, few=rows, shards=shards)
         place = batches.Place(shape, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
         # Every other one is wanted, for losses that look at labels and not at pairs.
