@@ -27,6 +27,7 @@ from checkpoints_io.errors import BadInput, RunFailed
 from recipes.training import command
 
 SIZE = flags.DEFINE_enum("size", "A", list(work.SIZES), "A model of benchmarks/work.py.")
+MODEL = flags.DEFINE_string("model", None, "The folder of a Llama, in place of --size.")
 STEPS = flags.DEFINE_integer(
     "steps", 5, "Updates of each run; the first is not counted.", lower_bound=1
 )
@@ -65,8 +66,15 @@ def main() -> None:
             )
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
-        work.write_model(folder / SIZE.value, SIZE.value)
-        work.write_pairs(folder / "pairs.jsonl", max(512, STEPS.value * work.PAIRS))
+        model = folder / SIZE.value
+        if MODEL.value:
+            model.symlink_to(pathlib.Path(MODEL.value).absolute())
+        else:
+            work.write_model(model, SIZE.value)
+        work.write_pairs(
+            folder / "pairs.jsonl", max(512, STEPS.value * work.PAIRS),
+            vocabulary=json.loads((model / "config.json").read_text())["vocab_size"],
+        )  # fmt: skip
         args = [f"--folder={folder}", f"--size={SIZE.value}", f"--steps={STEPS.value}"]
         programs = {
             "this project": (sys.executable, "ours.py", *args),
@@ -74,9 +82,13 @@ def main() -> None:
             "this project, adapters": (sys.executable, "ours.py", *args, "--rank=16"),
         }
         for name, _, python in peers:
-            for n in (1, 4):
-                label = name if n == 1 else f"{name}, accumulated"
-                programs[label] = (python, f"peer_{name}.py", *args, f"--micro_batches={n}")
+            peer = f"peer_{name}.py"
+            ranks = ("", "--rank=16") if "--rank" in (HERE / peer).read_text() else ("",)
+            for rank in ranks:
+                for n in (1, 4):
+                    label = name + ", adapters" * bool(rank) + ", accumulated" * (n > 1)
+                    words = (python, peer, *args, f"--micro_batches={n}", rank)
+                    programs[label] = tuple(filter(None, words))
         found: dict[str, list[dict]] = {name: [] for name in programs}
         peaks = []
         for _ in range(ROUNDS.value):
@@ -84,15 +96,15 @@ def main() -> None:
                 peaks.append(ran(sys.executable, "peak.py")["flop_per_cpu_s"])
                 found[name].append(ran(*words))
                 print(f"  {name}: {found[name][-1]['cpu_s_per_ktok']}", file=sys.stderr)
-    print(table(found, statistics.median(peaks)))
+        print(table(found, statistics.median(peaks), work.matrices(model)))
 
 
-def table(found: dict[str, list[dict]], peak: float) -> str:
+def table(found: dict[str, list[dict]], peak: float, matrices: tuple[int, int]) -> str:
     """Medians over the steps of all rounds."""
-    layers, head = work.matrices(SIZE.value)
+    layers, head = matrices
     ours = found["this project"][0]["losses"]
     lines = [
-        f"Size {SIZE.value}; matrix product {peak / 1e9:.0f} GFLOP per CPU second.",
+        f"{MODEL.value or SIZE.value}; matrix product {peak / 1e9:.0f} GFLOP per CPU second.",
         "",
         "| program | CPU s / 1,000 tokens | wall s | model FLOPs | hardware FLOPs | peak MiB "
         "| compile s | losses apart |",

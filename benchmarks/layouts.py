@@ -33,7 +33,7 @@ def main() -> None:
         for _ in range(compare.ROUNDS.value):
             for name, more in (("once", []), ("separate", ["--separate"])):
                 found[name].append(compare.ran(sys.executable, "ours.py", *args, *more))
-    layers, head = work.matrices(size)
+        layers, head = work.matrices(folder / size)
     cost = {
         name: runs[0]["positions"] * layers + runs[0]["scores"] * head
         for name, runs in found.items()

@@ -8,6 +8,7 @@ import time
 
 from datasets import Dataset
 import measure
+from peft import LoraConfig
 from tokenizers import Tokenizer, models
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
@@ -23,6 +24,7 @@ parser.add_argument("--gpu", action="store_true", help="bfloat16, checkpointing,
 parser.add_argument("--pairs", type=int, default=work.PAIRS, help="of an update")
 parser.add_argument("--keep_all", action="store_true", help="no checkpointing")
 parser.add_argument("--cached", action="store_true", help="the reference is asked before")
+parser.add_argument("--rank", type=int, default=0, help="of PEFT's adapters; 0: all weights")
 args = parser.parse_args()
 work.PAIRS = args.pairs
 
@@ -73,6 +75,9 @@ with tempfile.TemporaryDirectory() as scratch:
             precompute_ref_log_probs=args.cached, remove_unused_columns=False, disable_tqdm=True,
         ),
         train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[Steps()],
+        peft_config=LoraConfig(
+            r=args.rank, lora_alpha=args.rank, target_modules="all-linear", task_type="CAUSAL_LM",
+        ) if args.rank else None,
     )  # fmt: skip
     parts, inner = [], trainer._compute_loss
 

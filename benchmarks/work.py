@@ -52,11 +52,14 @@ def write_model(folder: pathlib.Path, size: str, vocabulary: int = VOCABULARY) -
     safetensors.numpy.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def matrices(size: str, vocabulary: int = VOCABULARY) -> tuple[int, int]:
-    """Parameters that are multiplied with every token: of the layers, and of the head."""
-    width, mlp, layers = SIZES[size]
-    attention = 2 * width * width + 2 * width * width * KEY_HEADS // HEADS
-    return layers * (attention + 3 * width * mlp), vocabulary * width
+def matrices(folder: pathlib.Path) -> tuple[int, int]:
+    """Parameters that are multiplied with every token: of a Llama's layers, and of its head."""
+    config = json.loads((folder / "config.json").read_text())
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    head = config.get("head_dim") or width // heads
+    attention = 2 * width * head * (heads + config["num_key_value_heads"])
+    mlp = 3 * width * config["intermediate_size"]
+    return config["num_hidden_layers"] * (attention + mlp), config["vocab_size"] * width
 
 
 def write_pairs(

@@ -21,8 +21,9 @@ import ml_dtypes  # noqa: F401  numpy learns bfloat16, which safetensors asks it
 import numpy as np
 import safetensors
 
-from checkpoints_io import hf_folder, mxfp4, quantised
+from checkpoints_io import hf_folder, mxfp4, packed, quantised
 from checkpoints_io.errors import BadInput, NotFound
+from checkpoints_io.packed import Packed
 from checkpoints_io.quantised import Narrow
 
 
@@ -56,6 +57,7 @@ class Plan(NamedTuple):
     tied: Mapping[str, str]  # tensors that may be there, and which of the others each repeats
     names: Names = ()
     quantised: Mapping[str, object] = {}  # config.json's `quantization_config`
+    packed: Sequence[Packed] = ()
 
 
 class Wanted(NamedTuple):
@@ -132,7 +134,8 @@ def _tensors(folder: pathlib.Path, plan: Plan) -> Iterator[dict[str, mxfp4.Slice
             for name, one in every.items():
                 if (known := known_as(name, plan.names)) is not None:
                     found[known] = one
-        yield mxfp4.unpacked(quantised.unpacked(found, plan.quantised))
+        wide = mxfp4.unpacked(quantised.unpacked(found, plan.quantised))
+        yield packed.apart(wide, plan.packed)
 
 
 def known_as(name: str, names: Names) -> str | None:
@@ -253,7 +256,7 @@ def _some(names) -> str:
 
 
 def groups(hf_axes: str) -> list[str]:
-    """Reads "(N H) D" as ["N H", "D"]."""
+    """Reads "(N H) D" as ["N H", "D"]; an axis of 1, "()", has no letters."""
     return [a or b for a, b in re.findall(r"\(([^)]*)\)|(\w+)", hf_axes)]
 
 
@@ -293,6 +296,9 @@ def _rearranged(
     at = dict(zip(letters, index, strict=True))
     cut, rest = [], dict(at)
     for group in groups(hf_axes):
+        if not group:  # an axis of 1 that is not ours
+            cut.append(slice(None))
+            continue
         lead, *inner = group.split()
         width = math.prod(sizes[letter] for letter in inner)
         cut.append(slice(at[lead].start * width, at[lead].stop * width))

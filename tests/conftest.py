@@ -31,6 +31,11 @@ if "TESTS_CACHE" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["TESTS_CACHE"], ignore_errors=True)
 CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["TESTS_CACHE"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+# Most of their time is the compiler's: with less of its optimisation the same programs come out, a
+# little slower. `XLA_FLAGS=` asks for those of users.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
+)
 # Threads of torch that wait for each other take the cores from the other files' tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -80,11 +85,14 @@ def large_weights(model: nnx.Module, seed: int = 0, scale: float = 1.0) -> nnx.M
         axes, shape = param.axes.split(), param.shape
         sizes = dict(zip(axes, shape, strict=True))
         noise = jnp.asarray(draw.standard_normal(shape), jnp.float32)
-        if not {"D"} < {a for a in axes if a not in "LE"}:  # norms, biases, sinks
+        if "W" in axes:  # taps of a convolution
+            return param.replace(0.5 * noise)
+        is_router = axes[-2:] == ["D", "E"]
+        if not is_router and not {"D"} < {a for a in axes if a not in "LE"}:  # norms, biases, sinks
             return param.replace(param[...] + 0.1 * noise)
         into_d = axes[-1] == "D" and axes[0] not in "VM" and "J" not in axes
         # o and down sum over what comes before D.
-        fan_in = np.prod([sizes[a] for a in axes if a in "NHF"]) if into_d else sizes["D"]
+        fan_in = np.prod([sizes[a] for a in axes if a in "NHUF"]) if into_d else sizes["D"]
         return param.replace(scale * 0.5 * np.sqrt(32 / fan_in) * noise)
 
     is_param = lambda x: isinstance(x, nnx.Variable)
@@ -135,6 +143,12 @@ def meshes() -> dict[str, jax.sharding.Mesh]:
         "fsdp 4, tensor 2": sharding.mesh_of(1, 4, 2),
         "data 2, fsdp 4": sharding.mesh_of(2, 4, 1),
     }
+
+
+def devices(count: int) -> dict[str, str]:
+    """The environment of a program whose platform shows so many devices."""
+    more = f"--xla_force_host_platform_device_count={count}"
+    return {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {more}", "JAX_PLATFORMS": "cpu"}
 
 
 def few_pairs(folder: pathlib.Path, every: int) -> str:

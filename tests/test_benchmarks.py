@@ -32,6 +32,7 @@ def ours(folder, *flags):
     return json.loads(told.stdout.splitlines()[-1])
 
 
+@pytest.mark.full
 def test_every_way_to_the_same_losses(work):
     plain = ours(work)
     assert plain["losses"][0] == pytest.approx(0.693147, abs=1e-5)

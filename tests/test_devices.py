@@ -11,18 +11,17 @@ import pytest
 import safetensors.numpy
 
 from recipes.preference import losses
-from tests.conftest import ROOT
+from tests.conftest import ROOT, devices
 
 MESHES = ["fsdp 8", "fsdp 4, tensor 2", "data 2, fsdp 4"]
 
 
 def on_eight_devices(program, folder, *more):
     """The JSON records that a program prints, where the platform shows eight devices."""
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     told = subprocess.run(
         [sys.executable, f"tests/{program}.py", str(folder), *more],
         cwd=ROOT,
-        env=os.environ | flags | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | devices(8) | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=1200,
@@ -38,6 +37,7 @@ def figures(tmp_path_factory):
     return {record["mesh"]: record for record in found}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "families",
     [
@@ -55,6 +55,7 @@ def test_every_kind_of_layer_is_split_over_devices(tmp_path, families):
         assert record["gradient"] <= 1e-4, record
 
 
+@pytest.mark.full
 def test_adapters_begin_and_move_alike_on_any_devices(tmp_path):
     """Their first step of Adam is that of one device, whichever factor begins as 0."""
     found = on_eight_devices("lora_on_devices", tmp_path)
@@ -110,21 +111,17 @@ def test_optimizer_state_is_split_as_the_weights(figures, mesh):
 def test_two_processes_are_one(tmp_path, loss):
     """Two processes of four devices over loopback: the losses and the export of one of eight."""
 
-    def start(directory, devices, *flags):
+    def start(directory, count, *flags):
         short = (
             "num_train_steps=2 per_device_parallelism=1 min_pack_fill=0.3 steps_per_log=1 "
             "run_initial_eval=False hf_save_dtype=f32 sample_tokens=8 max_eval_pairs=8 "
             f"tensorboard=False loss={loss}"
         )
         flags = [*short.split(), f"directory={directory}", *flags]
-        environment = {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "JAX_PLATFORMS": "cpu",
-        }
         return subprocess.Popen(
             [sys.executable, "recipes/dpo.py", "--config=recipes/configs/tiny.py",
              *(f"--config.{flag}" for flag in flags)],
-            cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE,
+            cwd=ROOT, env=os.environ | devices(count), stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 

@@ -246,4 +246,5 @@ def _plan(model: Model) -> hf_weights.Plan:
     source = hf_folder.look_up(model.source) if model.source else None
     few: Any = source.config.get("quantization_config") if source else None
     names = getattr(arch, "HF_NAMES", ())
-    return hf_weights.Plan(table, wanted, tied, names, few if isinstance(few, dict) else {})
+    packed = getattr(arch, "HF_PACKED", ())
+    return hf_weights.Plan(table, wanted, tied, names, few if isinstance(few, dict) else {}, packed)

@@ -12,7 +12,6 @@ from flax import nnx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from checkpoints_io.errors import BadInput
 from zoo.parts import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
 
 
@@ -53,19 +52,10 @@ class Config(hf_config.Config):
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
         """The text half, with a rope for each kind of layer; every sixth one sees everything."""
-        hf = _text_half(hf) if hf.get("model_type") == "gemma3" else hf
+        hf = hf_config.text_half(hf, "gemma3", tied=True)
         hf = rope_config.read_two(hf, theta=1_000_000.0, sliding_theta=10_000.0)
         hf.pop("_sliding_window_pattern", None)  # transformers writes it, and reads the other
         return hf_config.every(hf, hf.pop("sliding_window_pattern", None) or 6)
-
-
-def _text_half(hf: dict[str, object]) -> dict[str, object]:
-    own = hf.get("text_config")
-    if not isinstance(own, dict):
-        raise BadInput("config.json of a gemma3 has no text_config: take the original file")
-    quantised = hf.get("quantization_config") or own.get("quantization_config")
-    beside = {"quantization_config": quantised}  # which is refused by its name
-    return {"tie_word_embeddings": hf.get("tie_word_embeddings", True)} | own | beside
 
 
 class Attention(nnx.Module):

@@ -151,3 +151,5 @@ HF_WEIGHTS = {
     "norm.scale":                  ("model.norm.weight",                                "D"),
     "head":                        ("lm_head.weight",                                   "V D"),
 }  # fmt: skip
+
+HF_PACKED = experts.IN_ONE_TENSOR

@@ -107,6 +107,7 @@ def test_tokens_that_cannot_be_kept_stop_with_a_sentence(disk):
     np.testing.assert_array_equal(found.ids[-1].chosen, again.ids[-1].chosen)
 
 
+@pytest.mark.full
 def test_a_run_whose_disk_fills_stops_and_goes_on_with_more_room(disk, tiny_config, monkeypatch):
     config = tiny_config
     config.num_train_steps, config.steps_per_checkpoint, config.save_retries = 6, 2, 1

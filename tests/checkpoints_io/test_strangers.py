@@ -188,7 +188,7 @@ def memory(what: str) -> int:
     return int(re.search(rf"{what}:\s*(\d+) kB", status)[1]) << 10
 
 
-@pytest.mark.parametrize("mutants", [500, pytest.param(10_000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("mutants", [100, pytest.param(10_000, marks=pytest.mark.full)])
 def test_mutants_are_models_or_sentences(tmp_path, mutants, capsys):
     seed = random.randrange(2**32)
     draw = random.Random(seed)

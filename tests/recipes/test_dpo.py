@@ -170,6 +170,7 @@ def test_a_checkpoint_holds_policy_and_optimizer_only(tiny_config):
     assert not any("reference" in str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
+@pytest.mark.full
 def test_another_reference_is_refused_on_resume(tiny_config, tmp_path):
     config = tiny_config
     config.num_train_steps = 1
@@ -224,6 +225,7 @@ def test_other_settings_are_refused_on_resume(tiny_config):
     dpo.train(config)
 
 
+@pytest.mark.full
 def test_the_reference_may_be_a_run(tiny_config, tmp_path):
     config = tiny_config
     config.num_train_steps = 4
@@ -244,6 +246,7 @@ def test_the_reference_may_be_a_run(tiny_config, tmp_path):
         dpo.train(second)
 
 
+@pytest.mark.full
 def test_bfloat16_starts_at_zero_too(tiny_config):
     config = tiny_config
     config.mp = "p=f32,c=bfloat16"
@@ -256,6 +259,7 @@ def test_bfloat16_starts_at_zero_too(tiny_config):
     assert training(config)[1]["train/dpo_loss"] == pytest.approx(math.log(2), abs=5e-3)
 
 
+@pytest.mark.full
 def test_label_smoothing_and_cut_answers_have_an_effect(tiny_config, tmp_path):
     figures = {}
     for name, other in {
@@ -332,6 +336,7 @@ def test_a_model_with_a_nan_is_named_before_anything_is_trained(tiny_config, tmp
         assert not (pathlib.Path(config.directory) / "metrics.jsonl").exists()
 
 
+@pytest.mark.full
 def test_an_export_lost_with_the_process_is_made_on_the_next_start(tiny_config):
     config = tiny_config
     config.num_train_steps = 1
@@ -361,6 +366,7 @@ def test_the_export_has_the_tokenizer_and_template_of_the_run(tiny_config, tmp_p
     assert (folder / "chat_template.jinja").read_text() == template
 
 
+@pytest.mark.full
 def test_a_run_killed_before_its_first_checkpoint_leaves_no_records(tiny_config, monkeypatch):
     config = tiny_config
     config.num_train_steps = 2
@@ -400,6 +406,7 @@ def test_policy_and_reference_that_differ_are_seen_before_the_first_step(tiny_co
         dpo.train(tiny_config)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("family", "other"),
     [
@@ -436,6 +443,7 @@ def test_other_architectures_are_trained_and_written(tiny_config, tmp_path, fami
     assert zoo.load(out).config == model.config
 
 
+@pytest.mark.full
 def test_the_best_by_a_held_out_figure_stays(tiny_config, monkeypatch):
     config = tiny_config
     config.num_train_steps, config.steps_per_checkpoint, config.steps_per_eval = 4, 1, 1

@@ -2,6 +2,10 @@
 
 import dataclasses
 import functools
+import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +15,8 @@ import pytest
 from recipes.data.ids.pair_ids import PairIds
 from recipes.data.packed import batches, shapes, streams
 from recipes.data.packed.packing import Shape
+from tests.conftest import ROOT
+from tests.long_forms import full_but
 from tests.recipes.data.packed.test_packing import random_pairs
 from tests.zoo import twins
 from zoo.parts import rope, spans
@@ -76,20 +82,45 @@ def scores_alone(model):
     return found
 
 
-def compare(model, once, apart):
-    expected = scores_alone(model)
+SHAPES = Shape(1, 256, 8, 2, 1), Shape(4, LONGEST, 8, 2, 4)
+# Where a layer norms what a recurrence reads, which may be small, float32 is coarser: see the next.
+COARSER = dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"), 5e-5)
+
+
+def compare(model, once, apart, bound=1e-5):
     assert not any(streams.fits_once(p, apart) for p in pairs()[-1:])
-    for shape in (once, apart):
+    assert apart_by(model, once, apart) <= bound
+
+
+def apart_by(model, *shapes):
+    """The worst of all scored tokens, against each answer alone."""
+    expected, worst = scores_alone(model), 0.0
+    for shape in shapes:
         found = scores(model, shape)
         assert found.keys() == expected.keys()
-        for key in expected:
-            np.testing.assert_allclose(found[key], expected[key], rtol=0, atol=1e-5)
+        errors = [np.abs(found[key] - expected[key]).max(initial=0) for key in expected]
+        worst = max(worst, *map(float, errors))
+    return worst
 
 
-@pytest.mark.parametrize("family", twins.TWINS)
+@pytest.mark.parametrize("family", full_but(twins.TWINS, *twins.DAILY))
 def test_packed_is_alone_and_prompt_once_is_separate(family):
     model = twins.untrained(family, twins.RICHEST[family])
-    compare(model, Shape(1, 256, 8, 2, 1), Shape(4, LONGEST, 8, 2, 4))
+    compare(model, *SHAPES, bound=COARSER.get(family, 1e-5))
+
+
+@pytest.mark.full
+def test_in_float64_packed_is_alone():
+    """Where a fault cannot pass for rounding."""
+    told = subprocess.run(
+        [sys.executable, "tests/recipes/families_in_float64.py", *twins.TWINS],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        timeout=3600,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr[-3000:]
+    found = json.loads(told.stdout.splitlines()[-1])
+    assert found.keys() == twins.TWINS.keys()
+    assert max(found.values()) <= 1e-11, found
 
 
 @pytest.mark.parametrize(("family", "shape"), [("phi3", "long factors"), ("llama", "dynamic")])
@@ -125,7 +156,7 @@ def test_a_window_reaches_over_the_fork():
     assert max(np.abs(narrow[key] - wide[key]).max() for key in wide) > 1e-2
 
 
-@pytest.mark.parametrize("family", twins.TWINS)
+@pytest.mark.parametrize("family", full_but(twins.TWINS, *twins.DAILY))
 def test_wide_masters_give_the_bits_of_narrow_weights(family):
     """In bfloat16 the policy keeps float32 weights, the reference does not: equal all the same."""
     from flax import nnx
@@ -149,7 +180,8 @@ def test_norms_biases_and_sinks_do_not_decay(family):
 
     from recipes.training import optimizer
 
+    vectors = "norm", "bias", "sinks", "taps", "decay_log", "shared.share"
     decays = optimizer.matrices(nnx.state(twins.untrained(family, twins.RICHEST[family])))
     for path, does in traverse_util.flatten_dict(decays).items():
         name = ".".join(path)
-        assert does is not any(word in name for word in ("norm", "bias", "sinks")), name
+        assert does is not any(word in name for word in vectors), name

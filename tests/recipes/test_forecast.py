@@ -73,6 +73,7 @@ def test_settings_have_an_effect(config):
     assert found.persistent["optimizer"] == pytest.approx(1.5 * found.persistent["policy"], abs=64)
 
 
+@pytest.mark.full
 def test_what_does_not_fit_is_said(config):
     _, told = forecast_of(config, memory=1e6)
     assert "it does not fit" in told

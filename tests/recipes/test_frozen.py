@@ -23,6 +23,7 @@ def config(tiny_config, tmp_path):
     return config
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_a_run_starts_equal_and_resumes_exactly(config, tmp_path, capfd, kind):
     config.frozen = kind

@@ -126,12 +126,13 @@ def rows_of(directory: pathlib.Path) -> list[str]:
     return pathlib.Path(f"{directory}-rows.txt").read_text().splitlines()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("kills", "adapters"),
     [
         (11, False),
-        pytest.param(220, False, marks=pytest.mark.full),
-        pytest.param(50, True, marks=pytest.mark.full),
+        (220, False),
+        (50, True),
     ],
     ids=str,
 )

@@ -43,6 +43,7 @@ def config(tiny_config, tmp_path) -> ml_collections.ConfigDict:
     return config
 
 
+@pytest.mark.full
 def test_answers_without_a_partner_are_trained_and_resumed(config, tmp_path, capfd):
     with config.ignore_type(), config.unlocked():
         config.undesirable_weight = 1.5

@@ -44,14 +44,19 @@ def refuse_far_from_float32(found, config):
     np.testing.assert_allclose(losses(found), exact, rtol=0, atol=0.05 * learnt)
 
 
+FULL = pytest.mark.full
+
+
 @pytest.mark.parametrize(
     "other",
     [
-        pytest.param({"optimizer": "adamw8bit"}, id="moments in 8 bits"),
-        pytest.param({"optimizer": "muon"}, id="moments of two kinds"),
-        pytest.param({"optimizer": "adafactor"}, id="moments by row and column"),
+        pytest.param({"optimizer": "adamw8bit"}, id="moments in 8 bits", marks=FULL),
+        pytest.param({"optimizer": "muon"}, id="moments of two kinds", marks=FULL),
+        pytest.param({"optimizer": "adafactor"}, id="moments by row and column", marks=FULL),
         pytest.param({"ema_decay": 0.5}, id="an average"),
-        pytest.param({"trainable": LAST_LAYERS, "mp": "p=f32,c=bfloat16"}, id="some layers"),
+        pytest.param(
+            {"trainable": LAST_LAYERS, "mp": "p=f32,c=bfloat16"}, id="some layers", marks=FULL
+        ),
     ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(tiny_config, tmp_path, capsys, other):

@@ -45,6 +45,7 @@ def config(tiny_config, tmp_path) -> ml_collections.ConfigDict:
     return config
 
 
+@pytest.mark.full
 def test_lists_are_trained_and_resumed(config, tmp_path, capfd):
     """Plackett-Luce beside a term of the best answer, its reference resident and cached."""
     config.loss = "plackett_luce,sft=0.1"

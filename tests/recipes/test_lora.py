@@ -36,7 +36,11 @@ def config(tiny_config, tmp_path) -> ml_collections.ConfigDict:
     "other",
     [
         pytest.param({}, id="AdamW"),
-        pytest.param({"optimizer": "muon", "adapter.dora": True}, id="Muon, and magnitudes"),
+        pytest.param(
+            {"optimizer": "muon", "adapter.dora": True},
+            id="Muon, and magnitudes",
+            marks=pytest.mark.full,
+        ),
     ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(config, tmp_path, capfd, other):
@@ -96,6 +100,7 @@ def test_adapters_of_an_sft_run_are_start_and_reference(config, tmp_path, capfd)
     assert of_base["train/dpo_margin_ref"] != only["train/dpo_margin_ref"]
 
 
+@pytest.mark.full
 def test_a_merged_export_is_the_model_of_weights_and_adapters(config, tmp_path, capfd):
     config.num_train_steps = 1
     config.adapter.export = "merged"

@@ -12,8 +12,6 @@ from tests.conftest import records
 from tests.losses_on_devices import OPTIONS
 from tests.recipes import test_kto
 
-# A few for every day; the others are trained alike.
-EVERY_DAY = ("sigmoid_norm", "aot")
 RATES = {"ipo": 1e-3, "ipo_sum": 1e-4, "sppo_hard": 1e-4}
 
 
@@ -32,11 +30,8 @@ def test_a_coupled_loss_pulls_the_weights_that_are_trained(tiny_config, tmp_path
     assert len({*found[0]}) == 3  # the pairs of each step meet other weights
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[] if name in EVERY_DAY else [pytest.mark.full])
-     for name in losses.LOSSES],
-)  # fmt: skip
+@pytest.mark.full
+@pytest.mark.parametrize("name", losses.LOSSES)
 def test_a_loss_trains(tiny_config, tmp_path, name):
     config = tiny_config
     given = {"loss": name, "beta": 0.1} | OPTIONS.get(name, {})
@@ -47,10 +42,10 @@ def test_a_loss_trains(tiny_config, tmp_path, name):
     if name in UNPAIRED:
         made = lambda name: test_kto.write(tmp_path / f"{name}.jsonl", test_kto.rows(name))
         config.train_data, config.validation.heldout = made("train"), made("heldout")
-    config.num_train_steps = 40 if name not in EVERY_DAY else 12
+    config.num_train_steps = 40
     config.learning_rate = RATES.get(name, 5e-4)
     config.steps_per_checkpoint, config.sample_tokens, config.steps_per_log = None, 0, 1
-    config.steps_per_eval, config.max_eval_pairs = None, None if name not in EVERY_DAY else 8
+    config.steps_per_eval, config.max_eval_pairs = None, None
     dpo.train(config)
     found = records(config)
     first = next(one for one in found if "train/dpo_loss" in one)["train/dpo_loss"]

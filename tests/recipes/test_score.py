@@ -20,7 +20,7 @@ from recipes import dpo, score
 from recipes.data.run_data import HeldOut
 from recipes.preference import evaluation, scoring
 from recipes.training import checks, logps, prepare, settings
-from tests.conftest import ROOT, TINY, few_pairs, records, sigmoid
+from tests.conftest import ROOT, TINY, devices, few_pairs, records, sigmoid
 import zoo
 
 
@@ -121,6 +121,7 @@ def test_how_pairs_are_packed_changes_no_score(config):
     assert usual[np.argmin(column(usual, "rank"))]["margin"] == max(column(usual, "margin"))
 
 
+@pytest.mark.full
 def test_a_run_of_adapters_and_the_scores_of_its_export(tiny_config, tmp_path, capfd):
     """Its last evaluation, from the exported adapters: the reference is what they stand beside."""
     config = tiny_config
@@ -263,6 +264,7 @@ def test_a_model_is_not_scored_against_itself(config, tmp_path, capfd):
     assert {line["rank"] for line in lines_of(config)} == {1}
 
 
+@pytest.mark.full
 def test_the_newest_checkpoint_of_a_run_may_be_the_reference(tiny_config, tmp_path, policy):
     config = tiny_config
     config.train_data, config.token_cache = few_pairs(tmp_path, 12), None
@@ -303,8 +305,7 @@ def test_two_processes_are_one(config, tmp_path):
             [sys.executable, "recipes/score.py", "--config=recipes/configs/tiny.py",
              *(f"--config.{name}={value}" for name, value in flags.items())],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-                              "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+            env=os.environ | devices(4) | {"PYTHONPATH": str(ROOT)},
         )  # fmt: skip
 
     told = [process.communicate(timeout=600) for process in [started(0), started(1)]]

@@ -54,6 +54,7 @@ def test_the_trajectory_is_trls(tmp_path):
     assert apart.max() <= 1e-3
 
 
+@pytest.mark.full
 def test_the_trajectory_of_adapters_is_that_of_trl_and_peft(tmp_path):
     """From a folder that PEFT reads too: the same first adapters, pairs and order."""
     folder, adapter = tmp_path / "model", tmp_path / "adapter"

@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import os
+import subprocess
+import sys
 
 from flax import nnx, traverse_util
 import jax
@@ -13,7 +16,7 @@ import pytest
 from recipes.data.packed import batches
 from recipes.data.packed.packing import Shape
 from recipes.training import logps
-from tests.conftest import large_weights, programs_of, sigmoid, small_config
+from tests.conftest import ROOT, large_weights, programs_of, sigmoid, small_config
 from tests.recipes.data.packed.test_packing import random_pairs
 from tests.zoo import twins
 from zoo import adapters, gpt2, llama, phi3, qwen3_moe, targets
@@ -84,16 +87,20 @@ def merged(trained, frozen, *, length_held=False):
     return jax.tree.map(put, adapted.joined(trained, frozen), is_leaf=adapted.is_adapted)
 
 
-@pytest.fixture(scope="module")
-def work():
-    """A mesh of one device, and one micro-batch of pairs."""
-    mesh = sharding.mesh_of(1, 1, 1)
+def work_on(mesh):
+    """One micro-batch of pairs."""
     shape = Shape(2, 128, PAIRS, 2, 2)
     place = batches.Place(shape, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
     update = batches.pack(random_pairs(0, PAIRS), shape, [0])
     (packed,) = update.micro_batches
+    return place, batches.said(update, place), batches.put(packed, place)
+
+
+@pytest.fixture(scope="module")
+def work():
+    mesh = sharding.mesh_of(1, 1, 1)
     with jax.set_mesh(mesh):
-        yield place, batches.said(update, place), batches.put(packed, place)
+        yield work_on(mesh)
 
 
 def gradient(work, graph, trained, frozen):
@@ -239,24 +246,44 @@ FULL = pytest.mark.full
     ("family", "dora"),
     [
         ("llama", False),
-        ("llama", True),
-        ("qwen3_moe", False),
+        pytest.param("llama", True, marks=FULL),
+        pytest.param("qwen3_moe", False, marks=FULL),
         pytest.param("phi3", False, marks=FULL),
         pytest.param("gpt2", False, marks=FULL),
         pytest.param("phi3", True, marks=FULL),
         pytest.param("gpt2", True, marks=FULL),
     ],
 )
-def test_the_gradient_is_that_of_the_merged_weights(work, family, dora):
-    """By the chain rule, from the gradient of all weights; the model is that of merged weights."""
+def test_the_gradient_is_that_of_the_merged_weights(work, tmp_path, family, dora):
+    """By the chain rule in float64, from the gradient of all weights of the merged model."""
+    told = subprocess.run(
+        [sys.executable, "tests/zoo/adapters_in_float64.py", tmp_path / "exact", family, str(dora)],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        timeout=600,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr[-3000:]
+    exact = np.load(tmp_path / "exact.npz")
+    sums, (graph, trained, frozen) = sums_of(work, family, dora)
+    full = gradient(work, graph, merged(trained, frozen), {})
+    np.testing.assert_allclose(sums.policy.logps, full.policy.logps, rtol=1e-5, atol=2e-5)
+    found = by_name(sums.gradient)
+    assert found.keys() == set(exact)
+    for name, ours in found.items():
+        assert np.linalg.norm(ours - exact[name]) <= 1e-5 * np.linalg.norm(exact[name]), name
+
+
+def sums_of(work, family, dora):
+    """The sums of an update of adapters with numbers everywhere, and what they belong to."""
     model = small(family)
     graph = nnx.graphdef(model)
     trained, frozen = parted(model, Lora(4, 8.0, layers=(0, 2), dora=dora))
     trained = filled(trained, frozen)
-    sums = gradient(work, graph, trained, frozen)
-    whole = merged(trained, frozen)
-    full = gradient(work, graph, whole, {})
-    np.testing.assert_allclose(sums.policy.logps, full.policy.logps, rtol=1e-5, atol=2e-5)
+    return gradient(work, graph, trained, frozen), (graph, trained, frozen)
+
+
+def by_the_chain_rule(work, graph, trained, frozen):
+    """The gradient of adapters, from that of all weights."""
+    full = gradient(work, graph, merged(trained, frozen), {})
 
     def backwards(trained, **how):
         weights = merged(trained, frozen, **how)
@@ -264,20 +291,27 @@ def test_the_gradient_is_that_of_the_merged_weights(work, family, dora):
         return sum(jax.tree.leaves(pulled))
 
     # PEFT and the paper take DoRA's length as a constant.
-    held = traverse_util.flatten_dict(jax.grad(backwards)(trained, length_held=True))
     free = traverse_util.flatten_dict(jax.grad(backwards)(trained))
-    for path, found in traverse_util.flatten_dict(sums.gradient).items():
-        wanted = held[path]._replace(magnitude=free[path].magnitude)
-        for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-            assert np.linalg.norm(ours - theirs) <= 2e-5 * np.linalg.norm(theirs)
+    held = traverse_util.flatten_dict(jax.grad(backwards)(trained, length_held=True))
+    wanted = {path: held[path]._replace(magnitude=free[path].magnitude) for path in held}
+    return traverse_util.unflatten_dict(wanted)
+
+
+def by_name(tree):
+    """Every factor of every adapter."""
+    flat = traverse_util.flatten_dict(tree, sep=".")
+    factors = {
+        f"{path}.{kind}": x for path, one in flat.items() for kind, x in one._asdict().items()
+    }
+    return {name: np.asarray(x) for name, x in factors.items() if x is not None}
 
 
 @pytest.mark.parametrize(
     ("family", "zero", "dtype"),
     [
         ("llama", "A", "float32"),
-        ("llama", "B", "bfloat16"),
-        ("llama", "DoRA", "float32"),
+        pytest.param("llama", "B", "bfloat16", marks=FULL),
+        pytest.param("llama", "DoRA", "float32", marks=FULL),
         pytest.param("llama", "B", "float32", marks=FULL),
         pytest.param("llama", "A", "bfloat16", marks=FULL),
         pytest.param("phi3", "A", "bfloat16", marks=FULL),
@@ -313,6 +347,7 @@ def test_new_adapters_and_adapters_that_are_off_change_no_bit(work, family, zero
         assert np.any(learns)
 
 
+@pytest.mark.full
 def test_what_a_layer_lacks_in_rank_never_moves(work):
     model = small("llama")
     trained, frozen = parted(model, Lora(4, 8.0, layers=(0, 2), rank_pattern={"v_proj": 2}))

@@ -15,6 +15,7 @@ import pytest
 import safetensors.numpy
 
 from checkpoints_io import hf_export
+from tests.long_forms import full_but
 from tests.zoo import twins
 from tests.zoo.twins import SHAPES, TOKENS, TWINS
 import zoo
@@ -24,7 +25,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 FIRST = [(family, next(iter(shapes))) for family, shapes in TWINS.items()]
-REST = [pytest.param(*one, marks=pytest.mark.full) for one in SHAPES if one not in FIRST]
+NOW = [one for one in FIRST if one[0] in twins.DAILY]
+SOME = full_but(SHAPES, *NOW)
 
 
 @jax.jit
@@ -58,7 +60,7 @@ def logits_error(family, shape):
     return error, max(1e-4, 3 * np.abs(exact - expected).max())
 
 
-@pytest.mark.parametrize(("family", "shape"), FIRST + REST)
+@pytest.mark.parametrize(("family", "shape"), SOME)
 def test_gradient_is_that_of_transformers(family, shape, tmp_path):
     assert gradient_error(family, shape, tmp_path) <= 1e-3
 
@@ -95,7 +97,7 @@ def gradient_error(family, shape, tmp_path):
     return max(np.abs(found[n] - theirs[n]).max() / max(largest[n], least) for n in theirs)
 
 
-@pytest.mark.parametrize(("family", "shape"), FIRST + REST)
+@pytest.mark.parametrize(("family", "shape"), SOME)
 def test_greedy_text_is_that_of_transformers(family, shape):
     """64 tokens after prompts of different lengths, with and without a padded neighbour."""
     original, folder = twins.twin(family, shape)
@@ -121,7 +123,7 @@ def test_files_written_are_the_files_read(family, shape, tmp_path):
         np.testing.assert_array_equal(before[name], after[name])
 
 
-@pytest.mark.parametrize(("family", "shape"), FIRST + REST)
+@pytest.mark.parametrize(("family", "shape"), SOME)
 def test_export_loads_in_transformers_with_the_same_logits(family, shape, tmp_path, monkeypatch):
     """Without the source's config.json: what `to_hf` writes must say it all."""
     original, folder = twins.twin(family, shape)

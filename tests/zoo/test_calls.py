@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import TINY, small_config
+from tests.long_forms import full_but
 from tests.zoo import twins
 import zoo
 from zoo.parts import spans
@@ -45,12 +46,17 @@ def test_rows_of_different_lengths(small_model):
 
 @pytest.mark.parametrize(
     ("family", "shape"),
-    [
-        ("phi3", "long factors"),
+    full_but(
+        [
+            ("phi3", "long factors"),
+            ("llama", "dynamic"),
+            ("gemma3_text", "plain"),
+            ("mixtral", "plain"),
+            ("qwen3_5_text", "plain"),
+        ],
         ("llama", "dynamic"),
-        ("gemma3_text", "plain"),
-        ("mixtral", "plain"),
-    ],
+        ("qwen3_5_text", "plain"),
+    ),
 )
 def test_a_text_in_rows_is_the_text_alone(family, shape):
     """Also where the turn depends on a text's length: one is beyond the threshold, one is not."""

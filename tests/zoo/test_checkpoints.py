@@ -1,6 +1,7 @@
 """Checkpoints as they are found: images besides, short names, MXFP4, quantised by others."""
 
 import json
+import shutil
 
 from flax import nnx
 import jax
@@ -155,6 +156,33 @@ def test_a_number_that_is_not_finite_is_named(tmp_path, small_model, name, value
     rewrite(tmp_path, tensors)
     with pytest.raises(ValueError, match="such numbers: 2"):
         zoo.check_finite(zoo.load(tmp_path))
+
+
+@pytest.mark.parametrize("family", ["qwen3_5_moe", "qwen3_moe"])
+def test_experts_of_a_layer_in_one_tensor(family, tmp_path):
+    """As the hub has Qwen 3.5: with names of a model that sees images, and what is not read."""
+    text = f"{family}_text" if family == "qwen3_5_moe" else family
+    folder = tmp_path / "apart"
+    weights = saved(text, "plain", folder)
+    shutil.copytree(folder, tmp_path / "packed")
+    made = {name: w for name, w in weights.items() if ".experts." not in name}
+    for layer in {name.split(".experts.")[0] for name in weights if ".experts." in name}:
+        each = lambda which, layer=layer: np.stack(
+            [weights[f"{layer}.experts.{i}.{which}_proj.weight"] for i in range(6)]
+        )
+        gate_up = np.concatenate([each("gate"), each("up")], axis=1)
+        made |= {
+            f"{layer}.experts.gate_up_proj": gate_up,
+            f"{layer}.experts.down_proj": each("down"),
+        }
+    if text != family:
+        made = {name.replace("model.", "model.language_model.", 1): w for name, w in made.items()}
+        made |= {name: np.zeros(3, np.float32) for name in ("model.visual.a", "mtp.norm.weight")}
+        config = json.loads((folder / "config.json").read_text())
+        config = {"model_type": family, "text_config": config, "tie_word_embeddings": False}
+        (tmp_path / "packed/config.json").write_text(json.dumps(config))
+    safetensors.numpy.save_file(made, tmp_path / "packed/model.safetensors")
+    same(zoo.load(folder), zoo.load(tmp_path / "packed"))
 
 
 @pytest.mark.full

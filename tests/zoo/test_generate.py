@@ -100,6 +100,7 @@ def test_a_text_may_not_outgrow_learned_positions():
         generate.generate(model, [[3] * 90], max_new_tokens=7)
 
 
+@pytest.mark.full
 def test_a_text_that_turns_otherwise_is_read_again():
     """Past longrope's threshold, 16, every next token is that of the whole text, read afresh."""
     model = twins.untrained("phi3", "long factors")

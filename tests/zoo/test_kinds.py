@@ -12,6 +12,7 @@ import pytest
 import safetensors.numpy
 
 from recipes.data.packed.packing import Shape
+from tests.long_forms import full_but
 from tests.recipes import test_families
 from tests.zoo import alternating
 import zoo
@@ -92,7 +93,12 @@ def with_remat(kinds, remat):
 
 
 @pytest.mark.parametrize(
-    ("kinds", "remat"), [(ORDERS[1], "full"), *((ORDERS[0], remat) for remat in stack.REMAT)]
+    ("kinds", "remat"),
+    full_but(
+        [(ORDERS[1], "full"), *((ORDERS[0], remat) for remat in stack.REMAT)],
+        (ORDERS[0], "full"),
+        (ORDERS[0], "none"),
+    ),
 )
 def test_a_stack_of_kinds_is_a_loop_over_layers(kinds, remat):
     pull, value, gradient = by_loop(kinds)
@@ -103,8 +109,12 @@ def test_a_stack_of_kinds_is_a_loop_over_layers(kinds, remat):
     close(ours, gradient)
 
 
-@pytest.mark.parametrize(("kinds", "remat"), [(ORDERS[0], "full"), (ORDERS[1], "full"),
-                                              (ORDERS[0], "attention")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kinds", "remat"),
+    full_but(
+        [(ORDERS[0], "full"), (ORDERS[1], "full"), (ORDERS[0], "attention")], (ORDERS[1], "full")
+    ),
+)
 def test_the_sum_of_gradients_of_every_kind(kinds, remat):
     pull, _, gradient = by_loop(kinds)
     graph, (others, stacks) = with_remat(kinds, remat), stack.split(apart(kinds)[1])
@@ -137,6 +147,7 @@ def test_nothing_compiles_longer_for_more_repetitions():
     assert equations(2) == equations(8)
 
 
+@pytest.mark.full
 def test_no_weights_are_copied_for_a_kind_that_several_parts_have():
     """Reading them, and adding to their gradient in its place."""
     graph, params = apart("s" + "sf" * 12 + "d")
@@ -157,13 +168,13 @@ def temporary(f, *given, donated=()):
     return program.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("kinds", ORDERS)
+@pytest.mark.parametrize("kinds", full_but(ORDERS, ORDERS[1]))
 def test_packed_is_alone(kinds):
     model = alternating.untrained(kinds)
     test_families.compare(model, Shape(1, 256, 8, 2, 1), Shape(4, test_families.LONGEST, 8, 2, 4))
 
 
-@pytest.mark.parametrize("kinds", ORDERS)
+@pytest.mark.parametrize("kinds", full_but(ORDERS, ORDERS[1]))
 def test_text_is_that_of_the_whole_read_again(kinds):
     """Two prompts side by side, every step against the whole model, by logits and by token."""
     model = alternating.untrained(kinds)

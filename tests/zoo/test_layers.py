@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT, small_config
+from tests.long_forms import full_but
 from zoo import llama
 from zoo.parts import experts, layers, sharding
 
@@ -94,7 +95,11 @@ def test_experts_take_the_memory_of_what_they_are_asked():
 
 
 @pytest.mark.parametrize(
-    ("less", "more"), [("full", "attention"), ("attention", "products"), ("products", "none")]
+    ("less", "more"),
+    full_but(
+        [("full", "attention"), ("attention", "products"), ("products", "none")],
+        ("full", "attention"),
+    ),
 )
 def test_what_is_kept_takes_memory(less, more):
     model = llama.Model(small_config(num_hidden_layers=8), nnx.Rngs(0))

@@ -12,6 +12,7 @@ import pytest
 import safetensors.numpy
 
 from tests.conftest import TINY
+from tests.long_forms import full_but
 from tests.zoo import twins
 from tests.zoo.test_adapters import filled, parted
 import zoo
@@ -236,6 +237,7 @@ def test_alphas_are_those_that_were_given(base, tmp_path):
     assert (config["r"], config["lora_alpha"], config["alpha_pattern"]) == (6, 8.0, {})
 
 
+@pytest.mark.full
 def test_dora_of_some_layers_is_the_same_model_when_it_is_read_again(base, tmp_path):
     """The others are as frozen ones are: what is not written has no part in the model."""
     model = with_adapters(base, Lora(4, 8.0, layers=(0, 2), dora=True), scale=0.05)
@@ -256,12 +258,10 @@ def test_a_model_without_adapters_has_no_such_folder(base, tmp_path):
 
 # Against PEFT itself, where it is installed
 
-NOW = {"llama", "gpt2", "phi3", "qwen3_moe"}
-FAMILIES = [
-    family if family in NOW else pytest.param(family, marks=pytest.mark.full)
-    for family in twins.TWINS
-]
+FAMILIES = full_but(twins.TWINS, "llama", "qwen3_moe")
 BOUND = 3e-6
+# Of these PEFT 0.21 takes the names of the shared expert for those of the others, and loses it.
+SHARED = ("qwen3_5_moe_text", "qwen3_next")
 
 
 @pytest.fixture(scope="module")
@@ -282,8 +282,8 @@ def test_peft_reads_our_folders_and_we_read_its(live, family, dora, tmp_path):
     shape = next(iter(twins.TWINS[family]))
     original, path = twins.twin(family, shape)
     model = zoo.load(path)
-    has_experts = "E" in model.config.sizes
-    targets = (r".*self_attn\..*_proj",) if dora and has_experts else ("all-linear",)
+    apart = "E" in model.config.sizes and (dora or family in SHARED)
+    targets = (r".*_attn\..*",) if apart else ("all-linear",)
     model = with_adapters(model, Lora(4, 8.0, targets=targets, dora=dora), scale=0.04)
     zoo.save_adapter(model, tmp_path / "ours")
     theirs = live.peft.PeftModel.from_pretrained(copy.deepcopy(original), str(tmp_path / "ours"))
@@ -293,7 +293,9 @@ def test_peft_reads_our_folders_and_we_read_its(live, family, dora, tmp_path):
     narrow = logits_of(live, theirs, tokens)
     exact = logits_of(live, theirs.double(), tokens)
     top = np.abs(exact).max()
-    bound = max(BOUND * top, 3 * np.abs(narrow - exact).max())
+    # A recurrence rounds in other places than transformers' does.
+    by = 6 if model.config.kinds else 3
+    bound = max(BOUND * top, by * np.abs(narrow - exact).max())
     moved = np.abs(exact - logits_of(live, original.double(), tokens)).max()
     original.float()
     assert moved > 500 * bound

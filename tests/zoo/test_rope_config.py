@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
+from tests.long_forms import full_but
 from tests.zoo import twins
 import zoo
 from zoo import gemma3_text, llama, olmo3
@@ -95,7 +96,7 @@ INSIDE = {
 
 OWN = ("llama", "gemma3_text", "olmo3", "phi3", "gpt_oss")  # the others read as llama does
 FAMILIES = [family for family in twins.TWINS if family != "gpt2"]
-MARKED = [f if f in OWN else pytest.param(f, marks=pytest.mark.full) for f in FAMILIES]
+MARKED = full_but(FAMILIES, *OWN)
 
 
 @pytest.mark.parametrize("family", MARKED)
@@ -137,7 +138,8 @@ def turns_of_transformers(family, said):
 
     package = family.removesuffix("_text")
     module = importlib.import_module(f"transformers.models.{package}.modeling_{package}")
-    (kind,) = {name for name in dir(module) if name.endswith("RotaryEmbedding")}
+    every = {name for name in dir(module) if name.endswith("RotaryEmbedding")}
+    (kind,) = {name for name in every if "Text" in name} or every  # the others are of images
     config = transformers.CONFIG_MAPPING[family](**copy.deepcopy(said))
     turning, x, at = getattr(module, kind)(config), torch.zeros(1, 70, 4), torch.arange(70)[None]
     of = ["full_attention", "sliding_attention"] if family in ("gemma3_text", "olmo3") else []

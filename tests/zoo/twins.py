@@ -4,9 +4,11 @@ One entry a family, three shapes or more each: key heads, tied and untied, odd s
 rope and window that the family has.
 """
 
+import atexit
 import functools
 import json
 import pathlib
+import shutil
 import tempfile
 
 import numpy as np
@@ -74,6 +76,14 @@ OSS = dict(
 GRANITE = dict(
     embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.5, logits_scaling=4.0,
 )  # fmt: skip
+QWEN35 = dict(
+    num_hidden_layers=4, head_dim=16, linear_num_key_heads=2, linear_num_value_heads=4,
+    linear_key_head_dim=8, linear_value_head_dim=6,
+)  # fmt: skip
+EXPERTS35 = dict(
+    num_experts=6, num_experts_per_tok=2, moe_intermediate_size=20,
+    shared_expert_intermediate_size=12,
+)  # fmt: skip
 GPT2 = dict(vocab_size=97, n_positions=96, n_embd=32, n_layer=3, n_head=4, bos_token_id=1,
             eos_token_id=2)  # fmt: skip
 
@@ -91,6 +101,43 @@ TWINS: dict[str, dict[str, dict]] = {
         "window": SLIDING,
     },
     "qwen3": GQA | {"yarn": YARN | dict(head_dim=8), "window": SLIDING | dict(head_dim=16)},
+    "qwen3_5_text": {
+        "plain": QWEN35,
+        "tied, as many keys": QWEN35 | dict(
+            num_hidden_layers=3, linear_num_key_heads=4, tie_word_embeddings=True, head_dim=8,
+            layer_types=["full_attention", "linear_attention", "linear_attention"],
+        ),
+        "odd, one key head": QWEN35 | dict(
+            hidden_size=44, vocab_size=101, num_key_value_heads=1, linear_num_key_heads=1,
+            linear_num_value_heads=3, linear_conv_kernel_dim=3, num_hidden_layers=7,
+            rope_parameters=dict(
+                rope_type="default", rope_theta=1e5, partial_rotary_factor=0.5,
+                mrope_section=[2, 1, 1], mrope_interleaved=True,
+            ),
+        ),
+    },
+    "qwen3_5_moe_text": {
+        "plain": QWEN35 | EXPERTS35,
+        "tied, as many keys": QWEN35 | EXPERTS35 | dict(
+            num_hidden_layers=3, linear_num_key_heads=4, tie_word_embeddings=True, head_dim=8,
+            layer_types=["full_attention", "linear_attention", "linear_attention"],
+        ),
+        "odd, one key head": QWEN35 | EXPERTS35 | dict(
+            hidden_size=44, vocab_size=101, num_key_value_heads=1, linear_num_key_heads=1,
+            linear_num_value_heads=3, num_experts=7, num_experts_per_tok=3, num_hidden_layers=4,
+        ),
+    },
+    "qwen3_next": {
+        "plain": QWEN35 | EXPERTS35,
+        "tied, as many keys": QWEN35 | EXPERTS35 | dict(
+            num_hidden_layers=3, linear_num_key_heads=4, tie_word_embeddings=True, head_dim=8,
+            layer_types=["full_attention", "linear_attention", "linear_attention"],
+        ),
+        "odd, one key head": QWEN35 | EXPERTS35 | dict(
+            hidden_size=44, vocab_size=101, num_key_value_heads=1, linear_num_key_heads=1,
+            linear_num_value_heads=3, num_experts=7, num_experts_per_tok=3,
+        ),
+    },
     "gemma2": {
         "plain": GEMMA | dict(query_pre_attn_scalar=24, sliding_window=6),
         "no caps, one key head": GEMMA | dict(
@@ -201,6 +248,9 @@ TWINS: dict[str, dict[str, dict]] = {
         ),
     },
 }  # fmt: skip
+# Those that tests of every family take by default: a plain one, one with windows, sinks and
+# experts, and one with a recurrence.
+DAILY = ("llama", "gpt_oss", "qwen3_5_text")
 RICHEST = {family: list(shapes)[-1] for family, shapes in TWINS.items()}
 SHAPES = [(family, shape) for family, shapes in TWINS.items() for shape in shapes]
 
@@ -209,7 +259,9 @@ SHAPES = [(family, shape) for family, shapes in TWINS.items() for shape in shape
 KINDS = {"linear": LINEAR, "dynamic": DYNAMIC, "llama3": LLAMA3, "yarn": YARN,
          "longrope": longrope(4, 16) | dict(max_position_embeddings=64)}  # fmt: skip
 # All families but those with a rope for each kind of layer, one for a part of the head, or none.
-WITH_ONE_ROPE = [f for f in TWINS if f not in ("gemma3_text", "olmo3", "phi3", "gpt2")]
+OWN_ROPES = ("gemma3_text", "olmo3", "phi3", "gpt2", "qwen3_5_text",
+             "qwen3_5_moe_text", "qwen3_next")  # fmt: skip
+WITH_ONE_ROPE = [f for f in TWINS if f not in OWN_ROPES]
 ROPES = {(family, kind): {"num_hidden_layers": 2, "head_dim": 8} | said
          for family in WITH_ONE_ROPE for kind, said in KINDS.items()}  # fmt: skip
 # Families with a rope for each kind of layer: those whose angles depend on the length are refused.
@@ -244,7 +296,11 @@ def untrained(family: str, shape: str):
 
     arch = zoo.ARCHITECTURES[family]
     said = json.loads(config_of(family, shape).to_json_string(use_diff=True))
-    return large_weights(arch.Model(arch.Config.from_hf(said), nnx.Rngs(0)), scale=0.5)
+    model = large_weights(arch.Model(arch.Config.from_hf(said), nnx.Rngs(0)), scale=0.5)
+    for path, param in nnx.to_flat_state(nnx.state(model)):
+        if path[-1] == "decay_log":  # so slow that a text is remembered
+            nnx.update(model, nnx.from_flat_state([(path, param.replace(param[...] - 3))]))
+    return model
 
 
 @functools.cache
@@ -263,6 +319,8 @@ def twin(family: str, shape: str):
             noise = torch.randn(weight.shape, generator=draw)
             if "bias" in name:
                 weight.add_(0.1 * noise)
+            elif name.endswith("A_log"):  # so slow that a text is remembered
+                weight.copy_(noise - 2)
             elif weight.ndim == 1:  # norms, sinks
                 weight.add_(0.3 * noise)
             else:
@@ -271,6 +329,7 @@ def twin(family: str, shape: str):
                     fan_in = weight.shape[-2]
                 weight.copy_(0.5 * (32 / fan_in) ** 0.5 * noise)
     folder = pathlib.Path(tempfile.mkdtemp(prefix=f"twin-{family}-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     model.eval().save_pretrained(folder)
     return model, folder
 

@@ -80,7 +80,7 @@ def _forward(
     def of_queries(tile: tuple) -> tuple:
         q, places = tile
 
-        def add(j: Array, sofar: tuple) -> tuple:
+        def add(j: Array | int, sofar: tuple) -> tuple:
             top, total, mixed = sofar
             seen = _seen(places, key_places, j, window)
             scores = _scores(q, keys[j], seen, scale, softcap)
@@ -112,7 +112,7 @@ def _backward(scale: float, softcap: float | None, kept: tuple, gradient: Row) -
     def of_queries(sums: tuple, tile: tuple) -> tuple:
         q, gradient, common, logsum, places = tile
 
-        def add(j: Array, sofar: tuple) -> tuple:
+        def add(j: Array | int, sofar: tuple) -> tuple:
             dq, dk, dv = sofar
             seen = _seen(places, key_places, j, window)
             scores = _scores(q, keys[j], seen, scale, softcap)
@@ -182,7 +182,7 @@ def _key_places(T: int, window: spans.Window | None) -> tuple[Array, Array | Non
 
 
 def _seen(
-    places: Places, keys: tuple[Array, Array | None], j: Array, window: spans.Window | None
+    places: Places, keys: tuple[Array, Array | None], j: Array | int, window: spans.Window | None
 ) -> Bool[Array, "t s"]:
     stored, positions = keys
     looking = None

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from checkpoints_io.packed import Packed
 from zoo.parts import adapted, layers, sharding
 
 # Tokens of a tile: the power of two above an expert's share of them, within these bounds. Smaller
@@ -24,6 +25,14 @@ SMALLEST, LARGEST = 8, 512
 Weights = Mapping[str, Any]  # arrays, or those with adapters
 # One expert's work: (its tokens, its own weights) -> its outputs.
 Work = Callable[[Float[Array, "tile D"], Weights], Float[Array, "tile D"]]
+
+
+# How transformers 5 keeps the experts of a layer.
+IN_ONE_TENSOR = (
+    Packed("mlp.experts.gate_up_proj",
+           ["mlp.experts.{E}.gate_proj.weight", "mlp.experts.{E}.up_proj.weight"]),
+    Packed("mlp.experts.down_proj", ["mlp.experts.{E}.down_proj.weight"]),
+)  # fmt: skip
 
 
 class Route(NamedTuple):
@@ -66,6 +75,18 @@ class GatedExperts(nnx.Module):
             "down": (self.down[...], "E F D"),
         }
         return mixed(x, route, weights, _gated)
+
+
+class Shared(nnx.Module):
+    """An expert that every token goes to, by a share that each token decides."""
+
+    def __init__(self, sizes: Mapping[str, int], rngs: nnx.Rngs):
+        self.mlp = layers.GatedMlp(sizes, rngs)
+        self.share = layers.weight("L D", sizes, rngs)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        share = jax.nn.sigmoid(layers.einsum("BTD,D->BT", x, self.share))
+        return self.mlp(x) * share[..., None]
 
 
 def _gated(x: Array, own: Weights) -> Array:
@@ -155,7 +176,7 @@ def _tile_by_tile(
 ) -> Float[Array, "I tile D"]:
     """The output of each tile's expert, weighted by the tokens' shares; 0 from tile `count` on."""
 
-    def one(i: Array, made: Array) -> Array:
+    def one(i: Array | int, made: Array) -> Array:
         own = _of_expert(weights, experts[i])
         return made.at[i].set(_weighted(work, x[i], shares[i], own))
 
@@ -188,7 +209,7 @@ def _backward(work: Work, kept: tuple, gradient: Array) -> tuple:
         is_leaf=lambda x: x is None,
     )  # fmt: skip
 
-    def one(i: Array, sums: tuple) -> tuple:
+    def one(i: Array | int, sums: tuple) -> tuple:
         of_x, of_shares, of_weights = sums
         own, rest = (_of_expert(tree, experts[i]) for tree in (asked, others))
         again = lambda x, shares, own: _weighted(work, x, shares, whole(own, rest))

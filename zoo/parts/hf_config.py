@@ -140,12 +140,30 @@ def sizes(config: Any) -> dict[str, int]:
     }
 
 
-def every(hf: dict[str, object], period: object) -> dict[str, object]:
+def text_half(hf: dict[str, object], wrapper: str, *, tied: bool) -> dict[str, object]:
+    """Of a `wrapper`, which sees images too, the part about text; other files as they are.
+
+    `tied` is what transformers assumes of its head. How weights are stored is said beside it.
+
+    Raises:
+      ValueError: the wrapper has no such part.
+    """
+    if hf.get("model_type") != wrapper:
+        return dict(hf)
+    own = hf.get("text_config")
+    if not isinstance(own, dict):
+        raise BadInput(f"config.json of a {wrapper} has no text_config: take the original file")
+    quantised = hf.get(QUANTISED) or own.get(QUANTISED)
+    head = {"tie_word_embeddings": hf.get("tie_word_embeddings", tied)}
+    return head | own | {QUANTISED: quantised}
+
+
+def every(hf: dict[str, object], period: object, others: str = SLIDING) -> dict[str, object]:
     """With `layer_types`, where a file does not name them: each `period`th layer sees all."""
     count = hf.get("num_hidden_layers")
     if hf.get("layer_types") or not isinstance(count, int) or not isinstance(period, int):
         return hf
-    return hf | {"layer_types": [SLIDING if i % period else FULL for i in range(1, count + 1)]}
+    return hf | {"layer_types": [others if i % period else FULL for i in range(1, count + 1)]}
 
 
 def qwen_windows(hf: dict[str, object]) -> dict[str, object]:
@@ -171,6 +189,17 @@ def switched(hf: Mapping[str, object], key: str) -> tuple[dict[str, object], boo
     if not isinstance(value, bool):
         raise BadInput(f"config.json: {key} should be true or false, not {value!r}")
     return rest, value
+
+
+def of_kinds(
+    named: Mapping[str, Mapping[str, tuple[str, str]]], prefix: str = "model.layers.{L}."
+) -> dict[str, tuple[str, str]]:
+    """What a table says of the weights in a layer of each kind, as HF_WEIGHTS has it."""
+    return {
+        f"blocks.{kind}.{ours}": (prefix + theirs, axes)
+        for kind, own in named.items()
+        for ours, (theirs, axes) in own.items()
+    }
 
 
 def windows(config: Any) -> Int[np.ndarray, " L"] | None:
@@ -210,6 +239,12 @@ def _check_sizes(config: Config) -> None:
             f"config.json: num_attention_heads {count['N']} must be a multiple of "
             f"num_key_value_heads {count['K']}"
         )
+    for kind, own in ((kind, config.sizes_of(kind)) for kind in sorted(set(config.kinds))):
+        if own["N"] % own["K"]:
+            raise BadInput(
+                f"config.json: {own['N']} heads of a {kind} layer must be a multiple of its "
+                f"{own['K']} key heads"
+            )
     if isinstance(ropes := getattr(config, "rope_parameters", None), rope.Rope):
         rope.check_head(count["H"], ropes)
     for name in ("layer_types", "no_rope_layers"):

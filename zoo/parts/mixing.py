@@ -7,7 +7,7 @@ generation it also has what was kept of the tokens before these. A block need no
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ class Recurrence(NamedTuple):
     step: Callable[..., tuple[Array, Array]]
 
 
+@runtime_checkable
 class Mix(Protocol):
     """What a block that is recurrent is handed; one that only attends takes `attention.Attend`."""
 

@@ -138,6 +138,8 @@ def _one(
     kind = given.pop("rope_type", None) or given.get("type") or "default"
     given.pop("type", None)  # transformers 4.43 to 4.45 wrote both
     given.pop("attn_factor", None)  # another library's; transformers does not read it
+    for key in ("mrope_section", "mrope_interleaved"):  # of images: in a text all positions agree
+        given.pop(key, None)
     if not isinstance(kind, str) or kind not in KEYS:
         raise BadInput(f"the zoo does not implement rope_type {kind!r}, only {', '.join(KEYS)}")
     needed, possible = KEYS[kind]

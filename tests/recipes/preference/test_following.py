@@ -47,6 +47,7 @@ def config(tiny_config, tmp_path):
     return config
 
 
+@pytest.mark.full
 def test_a_reference_that_has_caught_up_is_the_policy(config):
     dpo.train(config)
     losses = {

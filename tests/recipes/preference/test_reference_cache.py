@@ -49,6 +49,7 @@ def test_cached_is_resident(short, cached, monkeypatch):
     assert apart.max() <= 2e-6
 
 
+@pytest.mark.full
 def test_answers_are_shared_and_only_what_is_new_is_asked(short, cached, tmp_path, monkeypatch):
     before = files(tmp_path)
     assert len(before) == 2  # training and held-out pairs

@@ -94,6 +94,7 @@ def three_updates(one, params, names=tuple(ALL)):
     return found
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("family", BY_HAND)
 def test_the_matrices_of_every_family(family):
     """As written by hand; and cut apart and put together a weight is what it was."""

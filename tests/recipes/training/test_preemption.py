@@ -20,7 +20,7 @@ from recipes.preference import evaluation
 from recipes.training import preemption
 from recipes.training.records import Log
 from recipes.training.run import Records
-from tests.conftest import ROOT
+from tests.conftest import ROOT, devices
 
 
 def started(directory, *flags, **environment):
@@ -61,9 +61,8 @@ def wait_for(step, directory, process):
 FLAGS = ("--config.num_train_steps=12", "--config.steps_per_checkpoint=100")
 
 
-@pytest.mark.parametrize(
-    "asked", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.full)]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_asked_to_stop_saves_and_ends_well(tmp_path, asked):
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     process = started(whole, *FLAGS)
@@ -174,7 +173,7 @@ def test_what_was_due_at_the_step_of_the_stop_still_happens(tiny_config, monkeyp
     assert "heldout reward margin: 0 -> " in capsys.readouterr().out  # as it was recorded
 
 
-@pytest.mark.parametrize(("at", "left"), [(0, []), (2, [2])])
+@pytest.mark.parametrize(("at", "left"), [(0, []), pytest.param(2, [2], marks=pytest.mark.full)])
 def test_an_evaluation_is_given_up_when_the_run_is_asked_to_stop(
     tiny_config, monkeypatch, at, left
 ):
@@ -240,9 +239,8 @@ def both(directory, *flags):
         "--config.distributed.num_processes=2", "--config.per_device_parallelism=1",
         "--config.min_pack_fill=0.3", *flags,
     ]  # fmt: skip
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     return [
-        started(directory, *flags, f"--config.distributed.process_id={i}", **devices)
+        started(directory, *flags, f"--config.distributed.process_id={i}", **devices(4))
         for i in range(2)
     ]
 
@@ -270,9 +268,8 @@ def test_two_processes_stop_behind_the_same_step(tmp_path):
     assert f"resuming from step {stopped}" in ended(both(parted, *FLAGS))[0]
     assert figures(parted) == figures(whole)
     # And one process of as many devices meets the same pairs.
-    eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     shape = "--config.per_device_parallelism=1", "--config.min_pack_fill=0.3"
-    (told,) = ended([started(tmp_path / "alone", *FLAGS, *shape, **eight)])
+    (told,) = ended([started(tmp_path / "alone", *FLAGS, *shape, **devices(8))])
     assert f"resuming from step {stopped}" in told
     alone, together = (
         [record["train/dpo_loss"] for record in figures(directory).values()]
@@ -313,8 +310,8 @@ def test_an_error_of_one_process_ends_both(tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("devices", [1, 2, 4])
-def test_another_number_of_devices_goes_on_with_the_same_numbers(tmp_path, devices):
+@pytest.mark.parametrize("between", [1, 2, 4])
+def test_another_number_of_devices_goes_on_with_the_same_numbers(tmp_path, between):
     """From eight to some and back, a checkpoint each time: losses within 1e-6."""
     flags = (
         "--config.num_train_steps=6", "--config.steps_per_checkpoint=2",
@@ -322,15 +319,14 @@ def test_another_number_of_devices_goes_on_with_the_same_numbers(tmp_path, devic
     )  # fmt: skip
 
     def run(directory, count):
-        platform = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
-        process = started(directory, *flags, "--config.keep_checkpoints=3", **platform)
+        process = started(directory, *flags, "--config.keep_checkpoints=3", **devices(count))
         told = process.communicate(timeout=600)[0]
         assert process.returncode == 0, told[-3000:]
         return told
 
     run(tmp_path / "eight", 8)
     there = tmp_path / "there and back"
-    for count, step in ((devices, 2), (8, 4)):
+    for count, step in ((between, 2), (8, 4)):
         before = there if there.exists() else tmp_path / "eight"
         shutil.copytree(before, tmp_path / f"from {step}")
         for later in range(step + 2, 8, 2):
@@ -339,7 +335,7 @@ def test_another_number_of_devices_goes_on_with_the_same_numbers(tmp_path, devic
         assert f"resuming from step {step}" in run(there, count)
     one, other = figures(tmp_path / "eight"), figures(there)
     apart = [abs(one[at]["train/dpo_loss"] - other[at]["train/dpo_loss"]) for at in range(1, 7)]
-    print(devices, apart)
+    print(between, apart)
     assert max(apart) <= 1e-6
 
 

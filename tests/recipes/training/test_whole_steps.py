@@ -138,6 +138,7 @@ def test_a_run_stops_at_what_is_not_finite_and_keeps_what_was_before(tiny_config
     assert math.isfinite(records(config)[6]["train/dpo_loss"])
 
 
+@pytest.mark.full
 def test_a_run_may_skip_it_and_count(tiny_config, monkeypatch):
     config = tiny_config
     config.train_batch_size, config.per_device_parallelism = 8, 8

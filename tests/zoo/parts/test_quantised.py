@@ -12,6 +12,7 @@ import safetensors.numpy
 
 from checkpoints_io import quantised
 from recipes.training import logps, plan, update
+from tests.long_forms import full_but
 from tests.zoo import twins
 import zoo
 from zoo import adapters, narrow, targets
@@ -28,7 +29,17 @@ def flat(model):
 
 @pytest.mark.parametrize(
     ("family", "kind"),
-    [("llama", "nf4"), ("llama", "int8"), ("phi3", "int8"), ("gpt2", "nf4"), ("qwen3_moe", "nf4")],
+    full_but(
+        [
+            ("llama", "nf4"),
+            ("llama", "int8"),
+            ("phi3", "int8"),
+            ("gpt2", "nf4"),
+            ("qwen3_moe", "nf4"),
+        ],
+        ("llama", "nf4"),
+        ("phi3", "int8"),
+    ),
 )
 def test_a_model_of_few_bits_is_that_of_its_numbers(family, kind, tmp_path):
     """Separate, fused, turned and stacked matrices; what is exported is what was computed with."""
@@ -54,6 +65,7 @@ def test_a_model_of_few_bits_is_that_of_its_numbers(family, kind, tmp_path):
         np.testing.assert_array_equal(few["blocks.mlp.down"].narrow.codes[1], codes)
 
 
+@pytest.mark.full
 def test_adapters_are_merged_into_the_numbers_they_were_trained_on(tmp_path):
     zoo.save(twins.untrained("llama", "plain"), tmp_path / "first", dtype=jnp.float32)
     as_trained = dict(dtype=jnp.bfloat16, compute_dtype=jnp.float32)

@@ -100,7 +100,7 @@ def alone(model, one, answers):
     return np.array(found + [0.0] * (answers - len(found)))
 
 
-@pytest.mark.parametrize("row_length", [96, 24])
+@pytest.mark.parametrize("row_length", [pytest.param(96, marks=pytest.mark.full), 24])
 def test_a_list_packed_is_each_answer_alone(small_model, row_length):
     """Several to a row, and with their streams in several rows."""
     some = random_lists(0, 6, 5)

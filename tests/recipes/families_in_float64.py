@@ -1,0 +1,30 @@
+"""How far packed rows are from each answer alone, by family, in float64.
+
+Started by test_families.py; prints one JSON record.
+"""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+
+if __name__ == "__main__":  # before the modules that name their dtypes
+    jax.config.update("jax_enable_x64", True)
+    jnp.float32 = jnp.float64
+
+from tests.recipes import test_families
+from tests.zoo import twins
+
+
+def main(*families: str) -> None:
+    apart = {}
+    for family in families:
+        model = twins.untrained(family, twins.RICHEST[family])
+        assert model.embedding[...].dtype == jnp.float64
+        apart[family] = test_families.apart_by(model, *test_families.SHAPES)
+    print(json.dumps(apart))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

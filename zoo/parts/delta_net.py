@@ -1,0 +1,60 @@
+"""A gated delta net, from what is projected for it to what goes back into the residual stream.
+
+Agrees with the GatedDeltaNet of transformers/models/qwen3_5/modeling_qwen3_5.py; architectures
+differ in how they pack its projections. Of a kind of layer that has one, N counts its value heads
+of width U, K its key heads of width H, W the taps, and Q the channels of q, k and v side by side.
+"""
+
+from collections.abc import Mapping
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from zoo.parts import convolution, delta_rule, layers, mixing
+
+# What a layer keeps in generation: the last inputs of the convolution, and the state of the rule.
+KEEPS = {"inputs": "L B W Q", "memory": "L B N H U"}
+
+
+class DeltaNet(nnx.Module):
+    def __init__(self, sizes: Mapping[str, int], rngs: nnx.Rngs, *, eps: float):
+        self.taps = layers.weight("L Q W", sizes, rngs)
+        self.decay_bias = layers.weight("L N", sizes, rngs, nnx.initializers.ones)
+        self.decay_log = layers.weight("L N", sizes, rngs, _log_of_rates)
+        self.norm = layers.RmsNorm("L U", sizes, rngs, eps=eps)
+        self.o = layers.weight("L N U D", sizes, rngs)
+        self.heads = nnx.static((sizes["K"], sizes["H"]))
+
+    def __call__(
+        self,
+        mix: mixing.Mix,
+        qkv: Float[Array, "B T Q"],
+        gate: Float[Array, "B T N U"],
+        beta: Float[Array, "B T N"],
+        decay: Float[Array, "B T N"],
+    ) -> Float[Array, "B T D"]:
+        *rows, N, U = gate.shape
+        K, H = self.heads
+        taps = self.taps[...].astype(qkv.dtype)
+        qkv = jax.nn.silu(mix.recur("inputs", convolution.RULE, qkv, taps))
+        q, k, v = jnp.split(qkv, [K * H, 2 * K * H], axis=-1)
+        # A key head is that of N / K value heads that follow each other.
+        heads = lambda x: delta_rule.unit(x.reshape(*rows, K, H)).repeat(N // K, axis=-2)
+        # Rounded as all weights are, and then wide.
+        bias, log = (
+            x[...].astype(qkv.dtype).astype(jnp.float32) for x in (self.decay_bias, self.decay_log)
+        )
+        decay = -jnp.exp(log) * jax.nn.softplus(decay.astype(jnp.float32) + bias)
+        given = heads(q), heads(k), v.reshape(*rows, N, U), decay, jax.nn.sigmoid(beta)
+        mixed = mix.recur("memory", delta_rule.RULE, *given).astype(qkv.dtype)
+        gated = self.norm(mixed) * jax.nn.silu(gate.astype(jnp.float32))
+        return layers.einsum("BTNU,NUD->BTD", gated.astype(qkv.dtype), self.o)
+
+
+def _log_of_rates(
+    key: Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
+) -> Float[Array, "..."]:
+    """The logarithm of how fast a head forgets, as transformers begins it."""
+    return jnp.log(jax.random.uniform(key, shape, dtype, 0.01, 16))
