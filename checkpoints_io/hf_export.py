@@ -116,7 +116,7 @@ def _gathered(
                 part = processes.gathered(part)
             held = (path, layer), np.asarray(part)
         own = " ".join(axes.split()[len(index) :])
-        turned = einops.rearrange(held[1][rest], f"{own} -> {table[path].axes}")
+        turned = einops.rearrange(np.asarray(held[1][rest]), f"{own} -> {table[path].axes}")
         # safetensors writes the wrong bytes of an array that is not contiguous
         made[name] = np.ascontiguousarray(turned.astype(dtype))
     return made

@@ -135,7 +135,9 @@ def _tensors(folder: pathlib.Path, plan: Plan) -> Iterator[dict[str, mxfp4.Slice
                 if (known := known_as(name, plan.names)) is not None:
                     found[known] = one
         wide = mxfp4.unpacked(quantised.unpacked(found, plan.quantised))
-        yield packed.apart(wide, plan.packed)
+        widths = (dict(zip(w.axes.split(), w.shape, strict=True)) for w in plan.wanted.values())
+        width = next((sizes["D"] for sizes in widths if "D" in sizes), 0)
+        yield packed.apart(wide, plan.packed, width)
 
 
 def known_as(name: str, names: Names) -> str | None:
@@ -305,7 +307,7 @@ def _rearranged(
         rest[lead] = slice(None)
         sizes[lead] = at[lead].stop - at[lead].start
     whole = einops.rearrange(tensor[tuple(cut)], f"{hf_axes} -> {axes}", **sizes)
-    return whole[tuple(rest[letter] for letter in letters)]
+    return np.asarray(whole[tuple(rest[letter] for letter in letters)])
 
 
 def _in_few_bits(entry: Entry, want: Wanted, tensors: dict) -> Narrow:

@@ -14,14 +14,11 @@ from checkpoints_io.mxfp4 import Slices
 
 
 class Packed(NamedTuple):
-    """`mlp.experts.gate_up_proj` holds `mlp.experts.{E}.gate_proj.weight` and up_proj's.
-
-    With `turned` the last two axes stand the other way round than in the matrices of each.
-    """
+    """`mlp.experts.gate_up_proj` holds `mlp.experts.{E}.gate_proj.weight` and up_proj's."""
 
     name: str  # how the tensor's ends
     parts: Sequence[str]  # side by side: those of one expert
-    turned: bool = False
+    width_at: int  # which axis is that of the model's width; 0 is that of experts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,17 +51,21 @@ class Matrix:
         return found.T if self.turned else found
 
 
-def apart(tensors: Mapping[str, Slices], packed: Sequence[Packed]) -> dict[str, Slices]:
-    """The tensors, each packed one as its parts. One of another shape is left as it is."""
+def apart(tensors: Mapping[str, Slices], packed: Sequence[Packed], width: int) -> dict[str, Slices]:
+    """The tensors, each packed one as its parts; one of another shape is left as it is.
+
+    Some files have the last two axes the other way round: there the model's `width` says so.
+    """
     found = dict(tensors)
     for one in packed:
         for name in [name for name in tensors if name.endswith(f".{one.name}")]:
             shape, count = tensors[name].get_shape(), len(one.parts)
-            if len(shape) != 3 or shape[-1 if one.turned else 1] % count:
+            turned = len(shape) == 3 and shape[one.width_at] != width
+            if len(shape) != 3 or shape[2 if turned else 1] % count:
                 continue
             whole = found.pop(name)
             for place, part in enumerate(one.parts):
                 for expert in range(shape[0]):
                     each = name.removesuffix(one.name) + part.format(E=expert)
-                    found[each] = Matrix(whole, expert, place, count, one.turned)
+                    found[each] = Matrix(whole, expert, place, count, turned)
     return found

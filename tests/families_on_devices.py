@@ -20,6 +20,7 @@ from zoo.parts import sharding, spans
 
 FAMILIES = {
     "gpt_oss": "plain", "gemma3_text": "scaled, capped", "phi3": "plain", "gpt2": "plain",
+    "qwen3_5_text": "plain", "qwen3_5_moe_text": "plain", "qwen3_next": "plain",
 }  # fmt: skip
 TOKENS = np.random.default_rng(0).integers(3, 96, (8, 40)).astype(np.int32)
 

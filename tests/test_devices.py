@@ -42,7 +42,8 @@ def figures(tmp_path_factory):
     "families",
     [
         ("gpt_oss", "alternating"),
-        pytest.param(("gemma3_text", "phi3", "gpt2"), marks=pytest.mark.full),
+        ("gemma3_text", "phi3", "gpt2"),
+        ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"),
     ],
     ids="-".join,
 )

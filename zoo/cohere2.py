@@ -10,7 +10,17 @@ from typing import ClassVar
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from zoo.parts import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
+from zoo.parts import (
+    attention,
+    causal_lm,
+    hf_config,
+    last_step,
+    layers,
+    rope,
+    rope_config,
+    spans,
+    stack,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +117,9 @@ class Model(causal_lm.CausalLM):
         """Subtracts the mean."""
         return layers.LayerNorm("D", config.sizes, rngs, eps=config.layer_norm_eps, bias=False)
 
-    def last_step(self) -> layers.LastStep:
+    def last_step(self) -> last_step.LastStep:
         """Logits are scaled."""
-        return layers.LastStep(scale=self.config.logit_scale)
+        return last_step.LastStep(scale=self.config.logit_scale)
 
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run

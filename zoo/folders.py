@@ -13,10 +13,11 @@ import numpy as np
 
 from checkpoints_io import bits, hf_export, hf_folder, hf_weights, peft_folder, places
 from checkpoints_io.errors import BadInput
+from checkpoints_io.packed import Packed
 from zoo import adapters, peft
 from zoo.models import ARCHITECTURES, Model, abstract, hf_table, name_of
 from zoo.narrow import narrowed
-from zoo.parts import adapted, hf_config
+from zoo.parts import adapted, hf_config, text_half
 from zoo.parts.quantised import is_quantised
 
 
@@ -221,11 +222,8 @@ def _hf_config_of(model: Model, config: dict[str, object] | None) -> dict[str, o
     own = model.config.to_hf()
     if config is None:
         return own
-    half = config.get("text_config")
-    if isinstance(half, dict):  # the text half becomes a model of its own
-        ids = {key: value for key, value in config.items() if key.endswith("os_token_id")}
-        kind = {key: own[key] for key in ("model_type", "architectures")}
-        config = half | ids | kind
+    if text_half.is_whole(config):  # its text becomes a model of its own
+        config = text_half.written(config, own)
     # Weights are written as they are, and no code beside them.
     return {k: v for k, v in config.items() if k not in ("quantization_config", "auto_map")}
 
@@ -246,5 +244,7 @@ def _plan(model: Model) -> hf_weights.Plan:
     source = hf_folder.look_up(model.source) if model.source else None
     few: Any = source.config.get("quantization_config") if source else None
     names = getattr(arch, "HF_NAMES", ())
-    packed = getattr(arch, "HF_PACKED", ())
+    packed = [Packed(*one) for one in getattr(arch, "HF_PACKED", ())]
+    if source and text_half.is_whole(source.config):
+        names = (*names, *text_half.NAMES)
     return hf_weights.Plan(table, wanted, tied, names, few if isinstance(few, dict) else {}, packed)

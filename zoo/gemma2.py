@@ -11,7 +11,17 @@ from flax import nnx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zoo.parts import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
+from zoo.parts import (
+    attention,
+    causal_lm,
+    hf_config,
+    last_step,
+    layers,
+    rope,
+    rope_config,
+    spans,
+    stack,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +122,9 @@ class Model(causal_lm.CausalLM):
         eps = config.rms_norm_eps
         return layers.RmsNorm("D", config.sizes, rngs, eps=eps, offset=1.0, wide=True)
 
-    def last_step(self) -> layers.LastStep:
+    def last_step(self) -> last_step.LastStep:
         """Logits are soft-capped."""
-        return layers.LastStep(softcap=self.config.final_logit_softcapping)
+        return last_step.LastStep(softcap=self.config.final_logit_softcapping)
 
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run

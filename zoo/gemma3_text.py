@@ -1,7 +1,6 @@
 """Gemma 3 (https://arxiv.org/abs/2503.19786): a rope for each kind of layer.
 
-Agrees with transformers/models/gemma3/modeling_gemma3.py. Of a checkpoint that sees images too
-(`gemma3`) the text half is read, and written as a model of its own.
+Agrees with transformers/models/gemma3/modeling_gemma3.py.
 """
 
 import dataclasses
@@ -12,7 +11,17 @@ from flax import nnx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zoo.parts import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
+from zoo.parts import (
+    attention,
+    causal_lm,
+    hf_config,
+    last_step,
+    layers,
+    rope,
+    rope_config,
+    spans,
+    stack,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +60,7 @@ class Config(hf_config.Config):
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """The text half, with a rope for each kind of layer; every sixth one sees everything."""
-        hf = hf_config.text_half(hf, "gemma3", tied=True)
+        """With a rope for each kind of layer; every sixth one sees everything."""
         hf = rope_config.read_two(hf, theta=1_000_000.0, sliding_theta=10_000.0)
         hf.pop("_sliding_window_pattern", None)  # transformers writes it, and reads the other
         return hf_config.every(hf, hf.pop("sliding_window_pattern", None) or 6)
@@ -119,9 +127,9 @@ class Model(causal_lm.CausalLM):
         eps = config.rms_norm_eps
         return layers.RmsNorm("D", config.sizes, rngs, eps=eps, offset=1.0, wide=True)
 
-    def last_step(self) -> layers.LastStep:
+    def last_step(self) -> last_step.LastStep:
         """Logits are soft-capped."""
-        return layers.LastStep(softcap=self.config.final_logit_softcapping)
+        return last_step.LastStep(softcap=self.config.final_logit_softcapping)
 
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
@@ -157,10 +165,3 @@ HF_WEIGHTS = {
     "norm.scale":                  ("model.norm.weight",                                "D"),
     "head":                        ("lm_head.weight",                                   "V D"),
 }  # fmt: skip
-
-# Names in a checkpoint that sees images, and what they are here; None: not read.
-HF_NAMES = (
-    (r"^(model\.)?(vision_tower|multi_modal_projector)\.", None),
-    (r"^(model\.language_model|language_model\.model)\.", "model."),
-    (r"^language_model\.lm_head\.", "lm_head."),
-)

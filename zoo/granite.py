@@ -10,7 +10,7 @@ from flax import nnx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zoo.parts import attention, causal_lm, hf_config, layers, rope, spans, stack
+from zoo.parts import attention, causal_lm, hf_config, last_step, layers, rope, spans, stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +83,9 @@ class Block(nnx.Module):
 class Model(causal_lm.CausalLM):
     Block = Block
 
-    def last_step(self) -> layers.LastStep:
+    def last_step(self) -> last_step.LastStep:
         """Logits are divided."""
-        return layers.LastStep(scale=1 / self.config.logits_scaling)
+        return last_step.LastStep(scale=1 / self.config.logits_scaling)
 
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run

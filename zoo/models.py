@@ -14,10 +14,12 @@ from zoo import (
     gemma,
     gemma2,
     gemma3_text,
+    gemma4_text,
     gpt2,
     gpt_oss,
     granite,
     llama,
+    ministral3,
     mistral,
     mixtral,
     olmo2,
@@ -31,19 +33,20 @@ from zoo import (
     qwen3_next,
     smollm3,
 )
-from zoo.parts import causal_lm, hf_config, pattern, rope, sharding, stack
+from zoo.parts import causal_lm, hf_config, pattern, rope, sharding, stack, text_half
 
 # `model_type` in an HF config.json -> the module with its `Config`, `Model` and `HF_WEIGHTS`.
 ARCHITECTURES: dict[str, types.ModuleType] = {
     "cohere2": cohere2,
     "gemma": gemma,
     "gemma2": gemma2,
-    "gemma3": gemma3_text,
     "gemma3_text": gemma3_text,
+    "gemma4_text": gemma4_text,
     "gpt2": gpt2,
     "gpt_oss": gpt_oss,
     "granite": granite,
     "llama": llama,
+    "ministral3": ministral3,
     "mistral": mistral,
     "mixtral": mixtral,
     "olmo2": olmo2,
@@ -51,8 +54,6 @@ ARCHITECTURES: dict[str, types.ModuleType] = {
     "phi3": phi3,
     "qwen2": qwen2,
     "qwen3": qwen3,
-    "qwen3_5": qwen3_5,
-    "qwen3_5_moe": qwen3_5_moe,
     "qwen3_5_moe_text": qwen3_5_moe,
     "qwen3_5_text": qwen3_5,
     "qwen3_moe": qwen3_moe,
@@ -108,8 +109,7 @@ def name_of(path: tuple) -> str:
 
 def longest_text(config: Mapping[str, object]) -> int | None:
     """How many tokens the model of a `config.json` was made for, if it says so."""
-    half = config.get("text_config")
-    own = half if isinstance(half, Mapping) else config
+    own = text_half.of(config)
     longest = own.get("max_position_embeddings") or own.get("n_positions")
     return longest if isinstance(longest, int) else None
 
@@ -123,14 +123,13 @@ def _config(config: hf_config.Config | Mapping[str, object]) -> hf_config.Config
     """The Config of its architecture."""
     if isinstance(config, hf_config.Config):
         return config
-    kind = config.get("model_type")
+    own = text_half.of(config)
+    kind = own.get("model_type")
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
-        raise BadInput(
-            f"config.json has model_type {kind!r}; the zoo has {', '.join(sorted(ARCHITECTURES))}"
-        )
-    for part in (config, config.get("text_config")):
-        counts = {key: part.get(key) for key in COUNTED} if isinstance(part, Mapping) else {}
-        for key, count in counts.items():
-            if isinstance(count, int | float) and count > MOST_COUNTED:
-                raise BadInput(f"config.json: {key} is {count}, and may be {MOST_COUNTED} at most")
-    return ARCHITECTURES[kind].Config.from_hf(dict(config))
+        has = ", ".join(sorted(ARCHITECTURES.keys() | text_half.KINDS.keys()))
+        raise BadInput(f"config.json has model_type {kind!r}; the zoo has {has}")
+    for key in COUNTED:
+        count = own.get(key)
+        if isinstance(count, int | float) and count > MOST_COUNTED:
+            raise BadInput(f"config.json: {key} is {count}, and may be {MOST_COUNTED} at most")
+    return ARCHITECTURES[kind].Config.from_hf(own)

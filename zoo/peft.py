@@ -19,6 +19,7 @@ from checkpoints_io.bits import fingerprint
 from checkpoints_io.errors import BadInput
 from zoo import adapters, narrow, peft_experts, targets
 from zoo.models import ARCHITECTURES, Model
+from zoo.parts import text_half
 from zoo.parts.adapted import RANK, Adapter
 from zoo.parts.quantised import is_quantised
 from zoo.targets import Site
@@ -75,7 +76,8 @@ def _places(
     model: Model, weights: targets.Matrices, opened: peft_folder.Opened
 ) -> dict[str, Found]:
     """Each tensor at its place in the model, in the order of the model's weights."""
-    short = getattr(ARCHITECTURES[model.config.model_type], "HF_NAMES", ())
+    own = getattr(ARCHITECTURES[model.config.model_type], "HF_NAMES", ())
+    short = (*own, *text_half.NAMES)
     homes = {
         name: (path, index)
         for path, (param, entry) in weights.items()

@@ -1,7 +1,6 @@
 """Qwen 3.5, 3.6 and 3.8: three layers of a gated delta net, then one of gated attention.
 
-Agrees with transformers/models/qwen3_5/modeling_qwen3_5.py. Of a checkpoint that sees images too
-(`qwen3_5`) the text half is read, and written as a model of its own.
+Agrees with transformers/models/qwen3_5/modeling_qwen3_5.py.
 """
 
 import dataclasses
@@ -87,9 +86,8 @@ class Config(hf_config.Config):
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """The text half, with a kind for each layer: every fourth one attends."""
-        hf = hf_config.text_half(hf, "qwen3_5", tied=False)
-        hf.setdefault("partial_rotary_factor", 0.25)
+        """With a kind for each layer: every fourth one attends."""
+        hf = {"partial_rotary_factor": 0.25} | rope_config.of_text(hf)
         hf = rope_config.read(hf, partial=True)
         if hf.get("output_gate_type") == "silu":
             hf["output_gate_type"] = "swish"  # another name for it
@@ -208,5 +206,5 @@ HF_WEIGHTS = {
     **hf_config.of_kinds(IN_LAYERS),
 }
 
-# Names in a checkpoint that sees images, and what they are here; None: not read.
-HF_NAMES = ((r"^(model\.visual|mtp)\.", None), (r"^model\.language_model\.", "model."))
+# What predicts the token after the next is not read.
+HF_NAMES = ((r"^mtp\.", None),)

@@ -1,7 +1,6 @@
 """Qwen 3.5 and 3.6 with experts: a gated delta net or attention, then experts beside a shared MLP.
 
-Agrees with transformers/models/qwen3_5_moe/modeling_qwen3_5_moe.py. Of a checkpoint that sees
-images too (`qwen3_5_moe`) the text half is read, and written as a model of its own.
+Agrees with transformers/models/qwen3_5_moe/modeling_qwen3_5_moe.py.
 """
 
 import dataclasses
@@ -99,9 +98,8 @@ class Config(hf_config.Config):
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """The text half, with a kind for each layer: every fourth one attends."""
-        hf = hf_config.text_half(hf, "qwen3_5_moe", tied=False)
-        hf.setdefault("partial_rotary_factor", 0.25)
+        """With a kind for each layer: every fourth one attends."""
+        hf = {"partial_rotary_factor": 0.25} | rope_config.of_text(hf)
         hf = rope_config.read(hf, partial=True)
         if hf.get("output_gate_type") == "silu":
             hf["output_gate_type"] = "swish"  # another name for it
@@ -228,7 +226,7 @@ HF_WEIGHTS = {
     **hf_config.of_kinds(IN_LAYERS),
 }
 
-# Names in a checkpoint that sees images, and what they are here; None: not read.
-HF_NAMES = ((r"^(model\.visual|mtp)\.", None), (r"^model\.language_model\.", "model."))
+# What predicts the token after the next is not read.
+HF_NAMES = ((r"^mtp\.", None),)
 
 HF_PACKED = experts.IN_ONE_TENSOR

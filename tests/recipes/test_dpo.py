@@ -411,10 +411,12 @@ def test_policy_and_reference_that_differ_are_seen_before_the_first_step(tiny_co
     ("family", "other"),
     [
         ("gemma2", dict(sliding_window=24)),
-        pytest.param("qwen3_moe", {}, marks=pytest.mark.full),
-        pytest.param("gpt2", dict(n_positions=256), marks=pytest.mark.full),
-        pytest.param("gpt_oss", {}, marks=pytest.mark.full),
-        pytest.param("phi3", dict(max_position_embeddings=256), marks=pytest.mark.full),
+        ("qwen3_moe", {}),
+        ("gpt2", dict(n_positions=256)),
+        ("gpt_oss", {}),
+        ("phi3", dict(max_position_embeddings=256)),
+        ("qwen3_5_text", {}),
+        ("qwen3_5_moe_text", {}),
     ],
 )
 def test_other_architectures_are_trained_and_written(tiny_config, tmp_path, family, other):

@@ -11,13 +11,11 @@ import re
 import sys
 import tempfile
 
-import numpy as np
-
-from recipes.data.packed.packing import Shape
 from tests.conftest import ROOT, SHARED
 from tests.recipes import test_families
 from tests.zoo import test_architectures, test_fields, twins
 import zoo
+from zoo.parts import text_half
 
 DOC = ROOT / "docs" / "models.md"
 BEGIN, END = "<!-- table: tests/zoo/support_table.py -->", "<!-- end of table -->"
@@ -44,24 +42,28 @@ def row(family: str) -> str:
             )
         test_architectures.test_greedy_text_is_that_of_transformers(family, shape)
     model = twins.untrained(family, twins.RICHEST[family])
-    alone = test_families.scores_alone(model)
-    packed = max(
-        np.abs(found[key] - alone[key]).max()
-        for shape in (Shape(1, 256, 8, 2, 1), Shape(4, test_families.LONGEST, 8, 2, 4))
-        for found in [test_families.scores(model, shape)]
-        for key in alone
-    )
-    kinds = [name for name, module in zoo.ARCHITECTURES.items()
-             if module is zoo.ARCHITECTURES[family]]  # fmt: skip
+    packed = test_families.apart_by(model, *test_families.SHAPES)
+    kinds = kinds_of(family)
     has_window = hasattr(model.config, "sliding_window")
     some = has_window and hasattr(model.config, "layer_types")
     window = "by layer" if some else "every layer" if has_window else "–"
     cells = [
-        name_of(family), ", ".join(f"`{kind}`" for kind in kinds), sizes(kinds), str(len(shapes)),
+        name_of(family), said(family), sizes(kinds), str(len(shapes)),
         f"{max(error for error, _ in logits):.0e}", f"{max(gradients):.0e}", "equal",
         f"{packed:.0e}", window,
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |\n"
+
+
+def kinds_of(family: str) -> list[str]:
+    """What a config.json calls it, and those of which it is the text half."""
+    own = zoo.ARCHITECTURES[family]
+    kinds = [name for name, module in zoo.ARCHITECTURES.items() if module is own]
+    return kinds + [whole for whole, text in text_half.KINDS.items() if text in kinds]
+
+
+def said(family: str) -> str:
+    return ", ".join(f"`{kind}`" for kind in kinds_of(family))
 
 
 def sizes(kinds: list[str]) -> str:
@@ -80,7 +82,8 @@ def main() -> None:
     old, after = rest.split(END)
     lines = [line.split(" | ") for line in old.splitlines() if "`" in line][1:]
     kept = {kind.strip("`"): line for line in lines for kind in line[1].split(", ")}
-    again = lambda family: " | ".join([f"| {name_of(family)}", *kept[family][1:]]) + "\n"
+    first = lambda family: [f"| {name_of(family)}", said(family), sizes(kinds_of(family))]
+    again = lambda family: " | ".join([*first(family), *kept[family][3:]]) + "\n"
     rows = [measured.get(family) or again(family) for family in twins.TWINS]
     DOC.write_text(f"{before}{BEGIN}\n{HEAD}{''.join(rows)}{END}{after}")
 

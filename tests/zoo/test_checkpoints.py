@@ -158,8 +158,9 @@ def test_a_number_that_is_not_finite_is_named(tmp_path, small_model, name, value
         zoo.check_finite(zoo.load(tmp_path))
 
 
+@pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("family", ["qwen3_5_moe", "qwen3_moe"])
-def test_experts_of_a_layer_in_one_tensor(family, tmp_path):
+def test_experts_of_a_layer_in_one_tensor(family, turned, tmp_path):
     """As the hub has Qwen 3.5: with names of a model that sees images, and what is not read."""
     text = f"{family}_text" if family == "qwen3_5_moe" else family
     folder = tmp_path / "apart"
@@ -171,10 +172,10 @@ def test_experts_of_a_layer_in_one_tensor(family, tmp_path):
             [weights[f"{layer}.experts.{i}.{which}_proj.weight"] for i in range(6)]
         )
         gate_up = np.concatenate([each("gate"), each("up")], axis=1)
-        made |= {
-            f"{layer}.experts.gate_up_proj": gate_up,
-            f"{layer}.experts.down_proj": each("down"),
-        }
+        order = (0, 2, 1) if turned else (0, 1, 2)  # as the hub has Qwen 3 VL
+        for name, whole in (("gate_up", gate_up), ("down", each("down"))):
+            whole = np.ascontiguousarray(whole.transpose(order))
+            made[f"{layer}.experts.{name}_proj"] = whole
     if text != family:
         made = {name.replace("model.", "model.language_model.", 1): w for name, w in made.items()}
         made |= {name: np.zeros(3, np.float32) for name in ("model.visual.a", "mtp.norm.weight")}

@@ -84,6 +84,15 @@ EXPERTS35 = dict(
     num_experts=6, num_experts_per_tok=2, moe_intermediate_size=20,
     shared_expert_intermediate_size=12,
 )  # fmt: skip
+MINISTRAL3 = dict(head_dim=8, rope_parameters=dict(
+    rope_type="yarn", rope_theta=1e4, factor=4.0, beta_fast=32.0, beta_slow=1.0,
+    original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.1,
+))  # fmt: skip
+GEMMA4 = dict(
+    head_dim=8, global_head_dim=16, num_global_key_value_heads=1, attention_k_eq_v=True,
+    hidden_size_per_layer_input=0, sliding_window=6, num_hidden_layers=7,
+    final_logit_softcapping=30.0,
+)  # fmt: skip
 GPT2 = dict(vocab_size=97, n_positions=96, n_embd=32, n_layer=3, n_head=4, bos_token_id=1,
             eos_token_id=2)  # fmt: skip
 
@@ -161,6 +170,17 @@ TWINS: dict[str, dict[str, dict]] = {
             dict(rope_type="linear", rope_theta=1e6, factor=8.0), dict(PLAIN_ROPE),
         ),
     },
+    "gemma4_text": {
+        "plain": GEMMA4,
+        "untied, odd, values of their own": GEMMA4 | ODD | dict(
+            tie_word_embeddings=False, attention_k_eq_v=False, num_hidden_layers=4,
+            layer_types=["full_attention", "sliding_attention"] * 2,
+        ),
+        "experts, one key head": GEMMA4 | dict(
+            num_key_value_heads=1, enable_moe_block=True, num_experts=6, top_k_experts=2,
+            moe_intermediate_size=20, final_logit_softcapping=4.0,
+        ),
+    },
     "gemma": {
         "plain": GEMMA,
         "untied, odd": dict(ODD, tie_word_embeddings=False),
@@ -170,6 +190,15 @@ TWINS: dict[str, dict[str, dict]] = {
         "plain": dict(sliding_window=None),
         "tied, odd": dict(ODD, sliding_window=9, tie_word_embeddings=True),
         "window": dict(sliding_window=6),
+    },
+    "ministral3": {
+        "plain": MINISTRAL3,
+        "tied, odd": MINISTRAL3 | ODD | dict(sliding_window=9, tie_word_embeddings=True),
+        "one key head": dict(head_dim=8, num_key_value_heads=1, rope_parameters=dict(
+            rope_type="yarn", rope_theta=1e4, factor=4.0, beta_fast=4.0, beta_slow=1.0,
+            original_max_position_embeddings=7, mscale=1.0, mscale_all_dim=0.0,
+            llama_4_scaling_beta=0.3,
+        )),
     },
     "olmo2": {
         "plain": {},
@@ -259,7 +288,7 @@ SHAPES = [(family, shape) for family, shapes in TWINS.items() for shape in shape
 KINDS = {"linear": LINEAR, "dynamic": DYNAMIC, "llama3": LLAMA3, "yarn": YARN,
          "longrope": longrope(4, 16) | dict(max_position_embeddings=64)}  # fmt: skip
 # All families but those with a rope for each kind of layer, one for a part of the head, or none.
-OWN_ROPES = ("gemma3_text", "olmo3", "phi3", "gpt2", "qwen3_5_text",
+OWN_ROPES = ("gemma3_text", "gemma4_text", "ministral3", "olmo3", "phi3", "gpt2", "qwen3_5_text",
              "qwen3_5_moe_text", "qwen3_next")  # fmt: skip
 WITH_ONE_ROPE = [f for f in TWINS if f not in OWN_ROPES]
 ROPES = {(family, kind): {"num_hidden_layers": 2, "head_dim": 8} | said
@@ -317,7 +346,7 @@ def twin(family: str, shape: str):
     with torch.no_grad():
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=draw)
-            if "bias" in name:
+            if name.endswith("scale") or "bias" in name:  # of Gemma 4's router: 1 and a little
                 weight.add_(0.1 * noise)
             elif name.endswith("A_log"):  # so slow that a text is remembered
                 weight.copy_(noise - 2)
@@ -328,6 +357,9 @@ def twin(family: str, shape: str):
                 if ("gate_up_proj" in name and family == "gpt_oss") or family == "gpt2":
                     fan_in = weight.shape[-2]
                 weight.copy_(0.5 * (32 / fan_in) ** 0.5 * noise)
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer.copy_(1 + 0.1 * torch.randn(buffer.shape, generator=draw))
     folder = pathlib.Path(tempfile.mkdtemp(prefix=f"twin-{family}-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     model.eval().save_pretrained(folder)

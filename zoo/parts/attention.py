@@ -9,7 +9,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from checkpoints_io.errors import BadInput
-from zoo.parts import attention_blocks, attention_kernels, hf_config, layers, sharding, spans
+from zoo.parts import (
+    attention_blocks,
+    attention_kernels,
+    hf_config,
+    last_step,
+    layers,
+    sharding,
+    spans,
+)
 
 # (q, k, v, scale=, …) -> what each query gathers; the keys it sees are bound already.
 Attend = Callable[..., Array]
@@ -32,7 +40,7 @@ def dense(
     S, K = k.shape[1:3]
     grouped = q.reshape(B, T, K, N // K, H)
     scores = layers.dot("BTKGH,BSKH->BKGTS", grouped, k, out=jnp.float32) * scale
-    scores = layers.capped(scores, softcap)
+    scores = last_step.capped(scores, softcap)
     seen = spans.seen(first, last, jnp.arange(S), window)
     scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
     if sinks is not None:  # one more key for each head, which is scored and has no value

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from zoo.parts import layers, spans
+from zoo.parts import last_step, layers, spans
 
 # Queries and keys of a tile. On CPUs, 64 is faster than 32, 128 and 256.
 BLOCK = 64
@@ -215,4 +215,4 @@ def _scores(
     softcap: float | None,
 ) -> Float[Array, "K G t s"]:
     scores = layers.dot("KGtH,KsH->KGts", q, k, jnp.float32) * scale
-    return jnp.where(seen, layers.capped(scores, softcap), UNSEEN)
+    return jnp.where(seen, last_step.capped(scores, softcap), UNSEEN)

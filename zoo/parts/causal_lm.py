@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from checkpoints_io.errors import BadInput
-from zoo.parts import hf_config, layers, spans, stack, token_rows
+from zoo.parts import hf_config, last_step, layers, spans, stack, token_rows
 
 
 class CausalLM(nnx.Module):
@@ -44,9 +44,9 @@ class CausalLM(nnx.Module):
         """The norm after the blocks."""
         return layers.RmsNorm("D", config.sizes, rngs, eps=config.rms_norm_eps)
 
-    def last_step(self) -> layers.LastStep:
+    def last_step(self) -> last_step.LastStep:
         """What turns the product with the head into logits."""
-        return layers.LastStep()
+        return last_step.LastStep()
 
     def hidden(
         self,
@@ -108,7 +108,7 @@ class CausalLM(nnx.Module):
     def unembed(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Hidden states -> logits, in float32."""
         product = layers.einsum("BTD,VD->BTV", hidden, self.unembedding(), out=jnp.float32)
-        return layers.finished(product, self.last_step())
+        return last_step.finished(product, self.last_step())
 
     def unembedding(self) -> nnx.Param:
         """The head: axes "V D"."""

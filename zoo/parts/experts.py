@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from checkpoints_io.packed import Packed
 from zoo.parts import adapted, layers, sharding
 
 # Tokens of a tile: the power of two above an expert's share of them, within these bounds. Smaller
@@ -27,11 +26,12 @@ Weights = Mapping[str, Any]  # arrays, or those with adapters
 Work = Callable[[Float[Array, "tile D"], Weights], Float[Array, "tile D"]]
 
 
-# How transformers 5 keeps the experts of a layer.
+# How transformers 5 keeps the experts of a layer: a tensor, what it holds side by side of each, and
+# which of its axes is as wide as the model.
 IN_ONE_TENSOR = (
-    Packed("mlp.experts.gate_up_proj",
-           ["mlp.experts.{E}.gate_proj.weight", "mlp.experts.{E}.up_proj.weight"]),
-    Packed("mlp.experts.down_proj", ["mlp.experts.{E}.down_proj.weight"]),
+    ("mlp.experts.gate_up_proj",
+     ("mlp.experts.{E}.gate_proj.weight", "mlp.experts.{E}.up_proj.weight"), 2),
+    ("mlp.experts.down_proj", ("mlp.experts.{E}.down_proj.weight",), 1),
 )  # fmt: skip
 
 

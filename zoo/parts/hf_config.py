@@ -140,24 +140,6 @@ def sizes(config: Any) -> dict[str, int]:
     }
 
 
-def text_half(hf: dict[str, object], wrapper: str, *, tied: bool) -> dict[str, object]:
-    """Of a `wrapper`, which sees images too, the part about text; other files as they are.
-
-    `tied` is what transformers assumes of its head. How weights are stored is said beside it.
-
-    Raises:
-      ValueError: the wrapper has no such part.
-    """
-    if hf.get("model_type") != wrapper:
-        return dict(hf)
-    own = hf.get("text_config")
-    if not isinstance(own, dict):
-        raise BadInput(f"config.json of a {wrapper} has no text_config: take the original file")
-    quantised = hf.get(QUANTISED) or own.get(QUANTISED)
-    head = {"tie_word_embeddings": hf.get("tie_word_embeddings", tied)}
-    return head | own | {QUANTISED: quantised}
-
-
 def every(hf: dict[str, object], period: object, others: str = SLIDING) -> dict[str, object]:
     """With `layer_types`, where a file does not name them: each `period`th layer sees all."""
     count = hf.get("num_hidden_layers")

@@ -20,7 +20,6 @@ A small letter is a part of what its capital counts: t of the T tokens, in one t
 from collections.abc import Callable, Mapping
 import functools
 import re
-from typing import NamedTuple
 
 from flax import nnx
 import jax
@@ -150,6 +149,12 @@ def _looked_up_backward(_: jax.typing.DTypeLike, axes: str, kept: tuple, gradien
 _looked_up.defvjp(_looked_up_forward, _looked_up_backward)
 
 
+def unit(x: Float[Array, "*B D"], eps: float) -> Float[Array, "*B D"]:
+    """`x` with unit mean square over its last axis, in float32."""
+    wide = x.astype(jnp.float32)
+    return wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + eps)
+
+
 class RmsNorm(nnx.Module):
     """Scales `x` to unit mean square, in float32, then by a learned `scale`.
 
@@ -169,10 +174,9 @@ class RmsNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B"]) -> Float[Array, "*B"]:
         scale = self.scale[...]
-        flat = x.reshape(*x.shape[: x.ndim - scale.ndim], -1).astype(jnp.float32)
-        unit = flat * jax.lax.rsqrt(jnp.mean(flat**2, axis=-1, keepdims=True) + self.eps)
-        unit = unit if self.wide else unit.astype(x.dtype)
-        scaled = _scaled(unit, scale.reshape(-1), self.offset, x.dtype)
+        made = unit(x.reshape(*x.shape[: x.ndim - scale.ndim], -1), self.eps)
+        made = made if self.wide else made.astype(x.dtype)
+        scaled = _scaled(made, scale.reshape(-1), self.offset, x.dtype)
         return scaled.astype(x.dtype).reshape(x.shape)
 
 
@@ -191,12 +195,11 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         wide = x.astype(jnp.float32)
-        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        unit = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
-        unit = _scaled(unit, self.scale[...], 0.0, x.dtype)
+        made = unit(wide - jnp.mean(wide, axis=-1, keepdims=True), self.eps)
+        made = _scaled(made, self.scale[...], 0.0, x.dtype)
         if self.bias is not None:
-            unit = _shifted(unit, self.bias[...], x.dtype)
-        return unit.astype(x.dtype)
+            made = _shifted(made, self.bias[...], x.dtype)
+        return made.astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -268,28 +271,6 @@ class GatedMlp(nnx.Module):
         gate = self.act(einsum("BTD,DF->BTF", x, self.gate))
         up = einsum("BTD,DF->BTF", x, self.up)
         return einsum("BTF,FD->BTD", gate * up, self.down)
-
-
-class LastStep(NamedTuple):
-    """What turns the product with the head into a logit: a scale, then a soft cap."""
-
-    scale: float = 1.0
-    softcap: float | None = None  # no logit is beyond it
-
-
-def finished(product: Float[Array, "*B"], last: LastStep) -> Float[Array, "*B"]:
-    """The logits."""
-    return capped(product if last.scale == 1 else product * last.scale, last.softcap)
-
-
-def slope(logits: Float[Array, "*B"], last: LastStep) -> Float[Array, "*B"] | float:
-    """The derivative of the logits by the product."""
-    return last.scale * (1 - (logits / last.softcap) ** 2) if last.softcap else last.scale
-
-
-def capped(x: Float[Array, "*B"], softcap: float | None) -> Float[Array, "*B"]:
-    """Soft-capped, so that nothing is beyond `softcap`; without one, `x` as it is."""
-    return softcap * jnp.tanh(x / softcap) if softcap else x
 
 
 def gelu(x: Array) -> Array:

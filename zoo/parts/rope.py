@@ -59,6 +59,8 @@ def check_head(head_dim: int, rope: Rope) -> None:
       ValueError: the head is such a one.
     """
     turned = int(head_dim * rope.partial_rotary_factor)
+    if rope.rope_type == "proportional":  # the other pairs are rotated by 0
+        turned = head_dim
     if turned % 2 or not 0 < turned <= head_dim:
         raise BadInput(
             f"config.json: rope would rotate {turned} channels of head_dim {head_dim}, and must "
@@ -129,8 +131,19 @@ def rotate_neighbours(x: Float[Array, "B T N H"], turn: Turn) -> Float[Array, "B
     return jnp.moveaxis(turned.reshape(*x.shape[:-1], 2, -1), -2, -1).reshape(x.shape)
 
 
+def _first_ones(rope: Rope, head_dim: int) -> np.ndarray:
+    """Those of the first pairs of channels as if all were rotated; 0 for the others."""
+    count = int(rope.partial_rotary_factor * head_dim // 2)
+    exponents = np.arange(0, 2 * count, 2).astype(np.float32) / np.float32(head_dim)
+    found = np.zeros(head_dim // 2, np.float32)
+    found[:count] = np.float32(1) / np.float32(rope.rope_theta) ** exponents
+    return found / np.float32(rope.factor or 1)
+
+
 def _frequencies(rope: Rope, head_dim: int, lengths: Int[Array, "B T"]) -> np.ndarray | Array:
     """Radians per position of each pair of channels, fastest first: [half], or [B, T, half]."""
+    if rope.rope_type == "proportional":
+        return _first_ones(rope, head_dim)
     one, turned = np.float32(1), int(head_dim * rope.partial_rotary_factor)
     exponents = np.arange(0, turned, 2).astype(np.float32) / np.float32(turned)
     widths = np.float32(rope.rope_theta) ** exponents

@@ -11,6 +11,7 @@ from zoo.parts import rope
 KEYS: dict[str, tuple[set[str], set[str]]] = {
     "default": (set(), set()),
     "linear": ({"factor"}, set()),
+    "proportional": (set(), {"factor", "partial_rotary_factor"}),
     "dynamic": ({"factor", "max_position_embeddings"}, set()),
     "llama3": (
         {
@@ -66,6 +67,18 @@ def read(
     if old and isinstance(new, dict):
         _refuse_lost(new, one)
     return rest | {"rope_parameters": one}
+
+
+def of_text(hf: Mapping[str, object]) -> dict[str, object]:
+    """A config.json without what its ropes say of images: in a text three positions are one."""
+    found = dict(hf)
+    for key in ("rope_parameters", "rope_scaling"):
+        if isinstance(ropes := hf.get(key), dict):
+            own = {
+                k: v for k, v in ropes.items() if k not in ("mrope_section", "mrope_interleaved")
+            }
+            found[key] = {k: "default" if v == "mrope" else v for k, v in own.items()}
+    return found
 
 
 def _refuse_lost(new: Mapping[str, object], one: rope.Rope) -> None:
@@ -137,9 +150,10 @@ def _one(
     given = {key: value for key, value in given.items() if value is not None}
     kind = given.pop("rope_type", None) or given.get("type") or "default"
     given.pop("type", None)  # transformers 4.43 to 4.45 wrote both
+    for key in ("mscale", "mscale_all_dim"):  # 0 is as if it were not there
+        if given.get(key) == 0:
+            del given[key]
     given.pop("attn_factor", None)  # another library's; transformers does not read it
-    for key in ("mrope_section", "mrope_interleaved"):  # of images: in a text all positions agree
-        given.pop(key, None)
     if not isinstance(kind, str) or kind not in KEYS:
         raise BadInput(f"the zoo does not implement rope_type {kind!r}, only {', '.join(KEYS)}")
     needed, possible = KEYS[kind]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from zoo.parts import layers, sharding
+from zoo.parts import last_step, layers, sharding
 
 # Logits in float32 that a device holds at a time, in bytes: on CPUs caches set it. Elsewhere a
 # chunk must outweigh the addition to the head's gradient that it costs.
@@ -39,7 +39,7 @@ def token_logps(
     target: Int[Array, "Z C"],
     scores: Int[Array, " Z"],
     dtype: jax.typing.DTypeLike,
-    last: layers.LastStep = layers.LastStep(),  # noqa: B008, never changed
+    last: last_step.LastStep = last_step.LastStep(),  # noqa: B008, never changed
 ) -> Float[Array, "Z C"]:
     """Log-probability of each target, in nats, float32, by products in `dtype`.
 
@@ -55,7 +55,7 @@ def with_beside(
     target: Int[Array, "Z C"],
     scores: Int[Array, " Z"],
     dtype: jax.typing.DTypeLike,
-    last: layers.LastStep = layers.LastStep(),  # noqa: B008, never changed
+    last: last_step.LastStep = last_step.LastStep(),  # noqa: B008, never changed
 ) -> tuple[Float[Array, "Z C"], Beside]:
     """The same, from the same logits with what else is known of each target."""
     logps, beside = _scored(hidden, head, target, scores, dtype, last, True)
@@ -70,7 +70,7 @@ def _scored(
     target: Array,
     scores: Array,
     dtype: jax.typing.DTypeLike,
-    last: layers.LastStep,
+    last: last_step.LastStep,
     more: bool,
 ) -> tuple[Array, Beside | None]:
     """`more`: what is known beside is wanted, too."""
@@ -83,7 +83,7 @@ def _computed(
     target: Array,
     scores: Array,
     dtype: jax.typing.DTypeLike,
-    last: layers.LastStep,
+    last: last_step.LastStep,
     more: bool,
 ) -> tuple[Array, Beside | None, Array, Array]:
     """Log-probabilities, what is beside, logarithmic sums, and the head as it was computed with."""
@@ -105,7 +105,7 @@ def _forward(
     target: Any,
     scores: Any,
     dtype: jax.typing.DTypeLike,
-    last: layers.LastStep,
+    last: last_step.LastStep,
     more: bool,
 ) -> tuple:
     """A head that is frozen is kept as none: its gradient, as large as V D, is not made."""
@@ -116,7 +116,7 @@ def _forward(
 
 
 def _backward(
-    dtype: jax.typing.DTypeLike, last: layers.LastStep, more: bool, kept: tuple, gradients: tuple
+    dtype: jax.typing.DTypeLike, last: last_step.LastStep, more: bool, kept: tuple, gradients: tuple
 ) -> tuple:
     del dtype, more
     hidden, head, narrow, target, scores, logsum = kept
@@ -179,7 +179,7 @@ def _alone(f: Callable, **_) -> Callable:
 
 def _logps_here(
     devices: Devices,
-    last: layers.LastStep,
+    last: last_step.LastStep,
     more: bool,
     hidden: Array,
     head: Array,
@@ -191,7 +191,7 @@ def _logps_here(
 
     def add(i: Array, sofar: tuple) -> tuple:
         part = functools.partial(_part, i=i, chunk=chunk)
-        logits = layers.finished(_logits(part(hidden), head), last)
+        logits = last_step.finished(_logits(part(hidden), head), last)
         top = logits.max(-1)
         if over_vocabulary:
             top = jax.lax.pmax(top, over_vocabulary)
@@ -217,7 +217,7 @@ def _logps_here(
 
 def _gradients_here(
     devices: Devices,
-    last: layers.LastStep,
+    last: last_step.LastStep,
     trained: bool,
     hidden: Array,
     head: Array,
@@ -233,13 +233,13 @@ def _gradients_here(
     def add(i: Array, sofar: tuple) -> tuple:
         of_hidden, of_head = sofar
         part = functools.partial(_part, i=i, chunk=chunk)
-        logits = layers.finished(_logits(part(hidden), head), last)
+        logits = last_step.finished(_logits(part(hidden), head), last)
         shares = jnp.exp(logits - part(logsum)[..., None])
         own = part(target) - _first_id(head, over_vocabulary)
         is_target = own[..., None] == jnp.arange(len(head))
         of_logits = (is_target - shares) * part(gradient)[..., None]
-        if last != layers.LastStep():
-            of_logits *= layers.slope(logits, last)
+        if last != last_step.LastStep():
+            of_logits *= last_step.slope(logits, last)
         # Once for both products; and the narrow operand is transposed, not the one as wide as V.
         of_logits = jax.lax.optimization_barrier(of_logits.astype(hidden.dtype))
         turned = jax.lax.optimization_barrier(part(hidden).reshape(-1, hidden.shape[2]).T)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo.parts import layers
-from zoo.parts.layers import LastStep
+from zoo.parts import last_step
+from zoo.parts.last_step import LastStep
 from zoo.parts.token_logps import token_logps, with_beside
 
 
@@ -27,7 +27,7 @@ def test_values_and_gradients_are_those_of_whole_logits(monkeypatch, last):
         return (logps * weights).sum(), logps
 
     def whole(hidden, head):
-        logits = layers.capped(last.scale * (hidden @ head.T), last.softcap)
+        logits = last_step.capped(last.scale * (hidden @ head.T), last.softcap)
         each = jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], -1)[..., 0]
         return (each * weights).sum(), each
 
@@ -45,7 +45,7 @@ def test_values_and_gradients_are_those_of_whole_logits(monkeypatch, last):
     np.testing.assert_array_equal(logps, found)
     for ours, theirs in zip(same, gradients, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    shares = jax.nn.softmax(layers.capped(last.scale * (hidden @ head.T), last.softcap))
+    shares = jax.nn.softmax(last_step.capped(last.scale * (hidden @ head.T), last.softcap))
     log_p2 = jnp.log((shares * shares).sum(-1))
     np.testing.assert_allclose(beside.log_p2[counted], log_p2[counted], rtol=1e-5)
     best = shares.argmax(-1) == target

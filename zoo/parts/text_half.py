@@ -1,0 +1,77 @@
+"""Checkpoints that see images too: of these the part about text is read, as a model of its own."""
+
+from collections.abc import Mapping
+
+from checkpoints_io.errors import BadInput
+from zoo.parts import rope_config
+
+# The kind of the whole -> that of its text, where it does not say so itself.
+KINDS = {
+    "gemma3": "gemma3_text",
+    "gemma4": "gemma4_text",
+    "mistral3": "mistral",
+    "qwen2_5_vl": "qwen2",
+    "qwen2_vl": "qwen2",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+    "qwen3_vl": "qwen3",
+    "qwen3_vl_moe": "qwen3_moe",
+}
+TIED = {"gemma3", "gemma4"}  # of these a head is tied where nothing is said
+# Names in the whole, and what they are in the text's own; None: not read.
+NAMES = (
+    (
+        r"^(model\.)?(visual|(vision|audio)_tower|embed_(vision|audio)|multi_modal_projector)\.",
+        None,
+    ),
+    (r"^(model\.language_model|language_model\.model)\.", "model."),
+    (r"^language_model\.lm_head\.", "lm_head."),
+)
+QUANTISED = "quantization_config"
+# What is of images alone, where the whole says what is of text beside it.
+OF_IMAGES = {
+    "vision_config", "audio_config", "image_token_id", "video_token_id", "vision_start_token_id",
+    "vision_end_token_id", "vision_token_id",
+}  # fmt: skip
+ROPES = {
+    "rope_local_base_freq", "rope_parameters", "rope_scaling", "rope_theta",
+    "partial_rotary_factor",
+}  # fmt: skip
+
+
+def is_whole(hf: Mapping[str, object]) -> bool:
+    """Is this the `config.json` of a checkpoint that sees images?"""
+    return hf.get("model_type") in KINDS
+
+
+def of(hf: Mapping[str, object]) -> dict[str, object]:
+    """What a `config.json` says about text: all of it, or its text half.
+
+    Raises:
+      ValueError: it has no such half.
+    """
+    kind = hf.get("model_type")
+    if not isinstance(kind, str) or kind not in KINDS:
+        return dict(hf)
+    own = hf.get("text_config")
+    if own is None and kind in ("qwen2_vl", "qwen2_5_vl"):  # which had it beside, once
+        own = {key: value for key, value in hf.items() if key not in OF_IMAGES}
+    if not isinstance(own, dict):
+        raise BadInput(f"config.json of a {kind} has no text_config: take the original file")
+    tied = hf.get("tie_word_embeddings", own.get("tie_word_embeddings", kind in TIED))
+    named = own.get("model_type")
+    said = {"tie_word_embeddings": tied, QUANTISED: hf.get(QUANTISED) or own.get(QUANTISED)}
+    # Kinds of texts that are one of another name.
+    text = named if kind == "mistral3" and named else KINDS[kind]
+    return rope_config.of_text(own | said | {"model_type": text})
+
+
+def written(hf: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
+    """The text half of a `config.json` as that of a model of its own, whose Config says `own`.
+
+    Its ropes are those of the Config: what a text has no use for would make it another model.
+    """
+    half = {key: value for key, value in of(hf).items() if key not in ROPES and value is not None}
+    ids = {key: value for key, value in hf.items() if key.endswith("os_token_id")}
+    kind = ("model_type", "architectures", "rope_parameters")
+    return half | ids | {key: own[key] for key in kind if key in own}
