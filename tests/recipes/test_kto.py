@@ -63,6 +63,7 @@ def test_answers_without_a_partner_are_trained_and_resumed(config, tmp_path, cap
     check_resume(dpo.train, config, tmp_path / "parts", capfd, after=2)
 
 
+@pytest.mark.full
 def test_small_micro_batches_are_one(config, tmp_path):
     """The reference point is that of the update, however it is split; a reference may be cached."""
     config.steps_per_hf_export = -1

@@ -47,6 +47,7 @@ def refuse_far_from_float32(found, config):
 FULL = pytest.mark.full
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "other",
     [

@@ -31,6 +31,7 @@ def config(tmp_path) -> ml_collections.ConfigDict:
     return config
 
 
+@pytest.mark.full
 def test_a_resumed_run_is_the_uninterrupted_one(config, tmp_path, capfd):
     config.hf_save_dtype = "float32"
     sft.train(config)

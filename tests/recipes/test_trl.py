@@ -39,6 +39,7 @@ def as_ids(row, pair):
     return PairIds(row, prompt, chosen, rejected, *masks)
 
 
+@pytest.mark.full
 def test_the_trajectory_is_trls(tmp_path):
     work.write_model(tmp_path)
     mesh = sharding.mesh_of(1, -1, 1)

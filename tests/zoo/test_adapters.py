@@ -242,6 +242,7 @@ def test_new_adapters_of_lower_rank_hold_zeros_beyond_it():
 FULL = pytest.mark.full
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("family", "dora"),
     [

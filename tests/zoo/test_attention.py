@@ -62,9 +62,12 @@ def test_backends_are_the_dense_one(backend, T, N, K, H, monkeypatch):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+HOW = [dict(window=20), dict(window=1), dict(softcap=1.5), dict(window=50, softcap=0.7)]
+
+
 @pytest.mark.parametrize(
     "how",
-    [dict(window=20), dict(window=1), dict(softcap=1.5), dict(window=50, softcap=0.7)],
+    full_but(HOW, HOW[0], HOW[3]),
     ids=str,
 )
 @pytest.mark.parametrize("backend", ["blocks", "tokamax_chunked", "splash"])

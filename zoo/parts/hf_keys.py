@@ -69,6 +69,8 @@ NEUTRAL: dict[str, object] = {
     "use_sliding_window": False,
 }
 
+# What vLLM alone reads, or what stands among the ropes in a file.
+_ELSEWHERE = "attn_output_gate llama_4_scaling_beta mamba_ssm_dtype"
 # What names code, or says that it may run: nothing here runs it, and no one should rely on it.
 _CODE = "_attn_implementation_internal _target_ kernels model_file trust_remote_code"
 # What the decoders of transformers 5.24 read (the fields of every config that it maps to a causal
@@ -206,7 +208,7 @@ _READ = """
     vocab_size_per_layer_input vocabulary_map vq_config weight_mode whisper_adapter_in_dim
     whisper_adapter_out_dim whisper_config window_size word_embed_proj_dim zero_expert_num
 """
-READ = frozenset((_READ + _CODE).split())
+READ = frozenset(f"{_READ} {_CODE} {_ELSEWHERE}".split())
 
 
 @functools.cache

@@ -25,6 +25,7 @@ from recipes.training.policy import Policy, State
 from recipes.training.run import Beside, Computing
 from recipes.training.update import Sums
 from tests.conftest import large_weights, programs_of, run_with, sigmoid, small_config
+from tests.long_forms import full_but
 from tests.recipes.data.packed.test_packing import random_pairs
 from zoo import llama
 from zoo.parts import adapted, sharding
@@ -319,7 +320,7 @@ def test_parts_are_joined_at_any_depth(work):
         same_bits(adapted.joined(*parted(params, frozen)), params)
 
 
-@pytest.mark.parametrize("names", FROZEN)
+@pytest.mark.parametrize("names", full_but(FROZEN, "head", "some of the blocks"))
 def test_what_is_frozen_takes_no_part(work, names, tmp_path):
     """Not in sums, optimizer or checkpoint; the others' gradient is that of the whole tree."""
     graph, params, *_, mesh = work

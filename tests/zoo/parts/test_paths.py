@@ -151,10 +151,10 @@ def test_the_gradient_of_chunks_is_that_of_steps():
 def test_the_state_at_the_end_of_a_text():
     """Rows of two lengths: what stands after a text changes nothing, and steps go on from there."""
     given, lengths = tuple(map(jnp.asarray, inputs(2, 100))), jnp.array([37, 100])
-    out, state = delta_rule.whole(spans.causal(2, 100, lengths), *given)
-    stepped = jnp.zeros((2, N, H, U))
+    out, state = jax.jit(delta_rule.whole)(spans.causal(2, 100, lengths), *given)
+    stepped, step = jnp.zeros((2, N, H, U)), jax.jit(delta_rule.step)
     for t in range(100):
-        one, stepped = delta_rule.step(stepped, *(x[:, t : t + 1] for x in given))
+        one, stepped = step(stepped, *(x[:, t : t + 1] for x in given))
         np.testing.assert_allclose(one[1, 0], out[1, t], atol=1e-5)
         if t == 36:
             np.testing.assert_allclose(stepped[0], state[0], atol=1e-5)

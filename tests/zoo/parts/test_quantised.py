@@ -38,7 +38,6 @@ def flat(model):
             ("qwen3_moe", "nf4"),
         ],
         ("llama", "nf4"),
-        ("phi3", "int8"),
     ),
 )
 def test_a_model_of_few_bits_is_that_of_its_numbers(family, kind, tmp_path):
