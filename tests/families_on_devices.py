@@ -2,7 +2,8 @@
 
 Started by test_devices.py with a folder and their names, in a process whose platform shows eight
 devices. gpt-oss has an MLP as wide as the model: then only the axes' letters tell its biases apart.
-"alternating" has layers of several kinds, and is an architecture of the tests alone.
+"alternating" has layers of several kinds, and is an architecture of the tests alone. Everything is
+computed in float64, in which a fault cannot pass for rounding.
 """
 
 import json
@@ -14,6 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+if __name__ == "__main__":  # before the modules that name their dtypes
+    jax.config.update("jax_enable_x64", True)
+    jnp.float32 = jnp.float64
+
 from tests.zoo import alternating, twins
 import zoo
 from zoo.parts import sharding, spans
@@ -21,6 +26,7 @@ from zoo.parts import sharding, spans
 FAMILIES = {
     "gpt_oss": "plain", "gemma3_text": "scaled, capped", "phi3": "plain", "gpt2": "plain",
     "qwen3_5_text": "plain", "qwen3_5_moe_text": "plain", "qwen3_next": "plain",
+    "gemma4_text": "experts, one key head",
 }  # fmt: skip
 TOKENS = np.random.default_rng(0).integers(3, 96, (8, 40)).astype(np.int32)
 

@@ -138,7 +138,10 @@ class Linear(nnx.Module):
         self.decay = layers.weight("L D N", sizes, rngs)
         self.net = delta_net.DeltaNet(sizes, rngs, eps=config.rms_norm_eps)
 
-    def __call__(self, x: Float[Array, "B T D"], mix: mixing.Mix) -> Float[Array, "B T D"]:
+    def __call__(
+        self, x: Float[Array, "B T D"], mix: mixing.Mix, turn: rope.Turn
+    ) -> Float[Array, "B T D"]:
+        del turn  # a state knows the order
         qkv = layers.einsum("BTD,DQ->BTQ", x, self.qkv)
         gate = layers.einsum("BTD,DNU->BTNU", x, self.gate)
         beta = layers.einsum("BTD,DN->BTN", x, self.beta)
@@ -161,8 +164,7 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], mix: mixing.Mix, turn: rope.Turn
     ) -> Float[Array, "B T D"]:
-        own = () if isinstance(self.mixer, Linear) else (turn,)
-        x = x + self.mixer(self.mixer_norm(x), mix, *own)
+        x = x + self.mixer(self.mixer_norm(x), mix, turn)
         unit = self.mlp_norm(x)
         return x + (self.mlp(unit) + self.shared(unit))
 

@@ -135,7 +135,10 @@ class Linear(nnx.Module):
         self.cut = nnx.static((H, 2 * H, 2 * H + N // K * U))
         self.heads = nnx.static((N, U))
 
-    def __call__(self, x: Float[Array, "B T D"], mix: mixing.Mix) -> Float[Array, "B T D"]:
+    def __call__(
+        self, x: Float[Array, "B T D"], mix: mixing.Mix, turn: rope.Turn
+    ) -> Float[Array, "B T D"]:
+        del turn  # a state knows the order
         both = layers.einsum("BTD,DKQ->BTKQ", x, self.qkv_gate)
         *qkv, gate = jnp.split(both, self.cut, axis=-1)
         flat = lambda y: y.reshape(*x.shape[:2], -1)
@@ -161,8 +164,7 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], mix: mixing.Mix, turn: rope.Turn
     ) -> Float[Array, "B T D"]:
-        own = () if isinstance(self.mixer, Linear) else (turn,)
-        x = x + self.mixer(self.mixer_norm(x), mix, *own)
+        x = x + self.mixer(self.mixer_norm(x), mix, turn)
         unit = self.mlp_norm(x)
         return x + (self.mlp(unit) + self.shared(unit))
 

@@ -417,6 +417,8 @@ def test_policy_and_reference_that_differ_are_seen_before_the_first_step(tiny_co
         ("phi3", dict(max_position_embeddings=256)),
         ("qwen3_5_text", {}),
         ("qwen3_5_moe_text", {}),
+        ("gemma4_text", {}),
+        ("ministral3", {}),
     ],
 )
 def test_other_architectures_are_trained_and_written(tiny_config, tmp_path, family, other):
