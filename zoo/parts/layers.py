@@ -12,7 +12,8 @@ letter, one meaning (those of attention as in `jax.nn.dot_product_attention`):
   Z shards of a batch: all tokens in one device's rows are a list
   C scored tokens of such a list
   M positions that are learned                 W taps of a convolution
-  J what one tensor holds side by side: gate and up, or q, k and v; Q their heads, if not as many
+  J what one tensor holds side by side: gate and up, or q, k and v; Q their heads, if not as many,
+    or their channels, if these are of several widths
 
 A small letter is a part of what its capital counts: t of the T tokens, in one tile.
 """
