@@ -108,7 +108,8 @@ def test_optimizer_state_is_split_as_the_weights(figures, mesh):
     assert figures[mesh]["weights_per_device"] < 0.3
 
 
-@pytest.mark.parametrize("loss", ["sigmoid", pytest.param("aot", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("loss", ["sigmoid", "aot"])
 def test_two_processes_are_one(tmp_path, loss):
     """Two processes of four devices over loopback: the losses and the export of one of eight."""
 

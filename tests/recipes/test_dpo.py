@@ -141,6 +141,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(
         np.testing.assert_array_equal(array, exported(parted, total)[name])
 
 
+@pytest.mark.full
 def test_accumulation_gives_the_update_of_the_whole_batch(tiny_config, tmp_path):
     found = []
     for rows in (16, 2):
@@ -190,6 +191,7 @@ def test_another_reference_is_refused_on_resume(tiny_config, tmp_path):
         dpo.train(config)
 
 
+@pytest.mark.full
 def test_a_flag_for_the_reference_leaves_the_policy(tiny_config, tmp_path):
     """Real flags; what is trained, by next to nothing, is still the model it was."""
     before = zoo.load(TINY / "model")

@@ -11,7 +11,6 @@ import pytest
 from recipes import dpo
 from recipes.training import checks, settings
 from tests.conftest import TINY, check_resume, records
-from tests.long_forms import full_but
 
 
 def rows(count):
@@ -78,7 +77,8 @@ def test_lists_are_trained_and_resumed(config, tmp_path, capfd):
         np.testing.assert_allclose(of(records(cached)), of(found), atol=2e-5)
 
 
-@pytest.mark.parametrize("which", full_but(["all", "best"], "best"))
+@pytest.mark.full
+@pytest.mark.parametrize("which", ["all", "best"])
 def test_pairs_of_lists_begin_where_pairs_do(config, which):
     """The gate compares the first loss with ln 2."""
     config.list_pairs, config.num_train_steps = which, 1

@@ -97,7 +97,6 @@ def with_remat(kinds, remat):
     full_but(
         [(ORDERS[1], "full"), *((ORDERS[0], remat) for remat in stack.REMAT)],
         (ORDERS[0], "full"),
-        (ORDERS[0], "none"),
     ),
 )
 def test_a_stack_of_kinds_is_a_loop_over_layers(kinds, remat):

@@ -64,7 +64,8 @@ def test_a_reference_that_has_caught_up_is_the_policy(config):
 WITH_MORE = {"adapter": {"rank": 4}, "ema_decay": 0.5}
 
 
-@pytest.mark.parametrize("other", [{}, pytest.param(WITH_MORE, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("other", [{}, WITH_MORE])
 def test_a_resumed_run_is_the_uninterrupted_one(config, tmp_path, capfd, other):
     with config.ignore_type(), config.unlocked():
         config.reference_mixup_alpha = 0.6

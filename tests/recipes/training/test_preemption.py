@@ -153,6 +153,7 @@ def test_asking_twice_to_end_is_asking_once():
         assert stop()
 
 
+@pytest.mark.full
 def test_what_was_due_at_the_step_of_the_stop_still_happens(tiny_config, monkeypatch, capsys):
     config = tiny_config
     config.num_train_steps, config.steps_per_eval, config.steps_per_hf_export = 4, 2, 2
