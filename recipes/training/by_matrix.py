@@ -47,9 +47,12 @@ def sides(axes: str, into: str, out: str, *, hidden: bool) -> Sides:
 
 
 def of_vector(axes: str) -> Sides:
-    """Of a norm, a bias or sinks: a vector for each layer, and for each expert where it has one."""
+    """Of a norm, a bias or sinks: a vector for each layer, and for each expert where it has one.
+
+    A number of each layer is a vector of one.
+    """
     own = [letter for letter in axes.split() if letter not in "LJ"]
-    if own[0] == "E" and len(own) > 1:  # alone it is a router's bias
+    if own[:1] == ["E"] and len(own) > 1:  # alone it is a router's bias
         own = own[1:]
     return sides(axes, "", " ".join(own), hidden=False)
 

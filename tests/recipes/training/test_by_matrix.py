@@ -94,6 +94,17 @@ def three_updates(one, params, names=tuple(ALL)):
     return found
 
 
+def test_vectors_by_hand():
+    """A norm, a bias of experts, a router's bias, and a number of each layer."""
+    found = {axes: by_matrix.of_vector(axes)[:2] for axes in ("L D", "L E F", "L E", "L")}
+    assert found == {"L D": ((), (1,)), "L E F": ((), (2,)), "L E": ((), (1,)), "L": ((), ())}
+    scales = jnp.arange(3.0)
+    matrices = by_matrix.cut(scales, by_matrix.of_vector("L"))
+    assert matrices.shape == (3, 1, 1)
+    again = by_matrix.together(matrices, by_matrix.of_vector("L"), (3,))
+    np.testing.assert_array_equal(again, scales)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("family", BY_HAND)
 def test_the_matrices_of_every_family(family):
