@@ -33,6 +33,7 @@ STEPS = flags.DEFINE_integer(
 )
 ROUNDS = flags.DEFINE_integer("rounds", 2, "How often everything runs.", lower_bound=1)
 PEERS = flags.DEFINE_multi_string("peer", [], "name=python")
+WITH_ADAPTERS = {"trl"}  # the peers whose programs take --rank
 HERE = pathlib.Path(__file__).parent
 # For all alike: large pages, or a third of the time goes into small ones.
 ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "JAX_PLATFORMS": "cpu"}
@@ -82,13 +83,12 @@ def main() -> None:
             "this project, adapters": (sys.executable, "ours.py", *args, "--rank=16"),
         }
         for name, _, python in peers:
-            peer = f"peer_{name}.py"
-            ranks = ("", "--rank=16") if "--rank" in (HERE / peer).read_text() else ("",)
-            for rank in ranks:
-                for n in (1, 4):
-                    label = name + ", adapters" * bool(rank) + ", accumulated" * (n > 1)
-                    words = (python, peer, *args, f"--micro_batches={n}", rank)
-                    programs[label] = tuple(filter(None, words))
+            for n in (1, 4):
+                label = name if n == 1 else f"{name}, accumulated"
+                words = (python, f"peer_{name}.py", *args, f"--micro_batches={n}")
+                programs[label] = words
+                if name in WITH_ADAPTERS:
+                    programs[f"{label}, adapters"] = (*words, "--rank=16")
         found: dict[str, list[dict]] = {name: [] for name in programs}
         peaks = []
         for _ in range(ROUNDS.value):
@@ -104,7 +104,7 @@ def table(found: dict[str, list[dict]], peak: float, matrices: tuple[int, int]) 
     layers, head = matrices
     ours = found["this project"][0]["losses"]
     lines = [
-        f"{MODEL.value or SIZE.value}; matrix product {peak / 1e9:.0f} GFLOP per CPU second.",
+        f"{MODEL.value or f'Size {SIZE.value}'}; {peak / 1e9:.0f} GFLOP of products a CPU second.",
         "",
         "| program | CPU s / 1,000 tokens | wall s | model FLOPs | hardware FLOPs | peak MiB "
         "| compile s | losses apart |",

@@ -135,9 +135,13 @@ def _tensors(folder: pathlib.Path, plan: Plan) -> Iterator[dict[str, mxfp4.Slice
                 if (known := known_as(name, plan.names)) is not None:
                     found[known] = one
         wide = mxfp4.unpacked(quantised.unpacked(found, plan.quantised))
-        widths = (dict(zip(w.axes.split(), w.shape, strict=True)) for w in plan.wanted.values())
-        width = next((sizes["D"] for sizes in widths if "D" in sizes), 0)
-        yield packed.apart(wide, plan.packed, width)
+        yield packed.apart(wide, plan.packed, experts=_size(plan, "E"), width=_size(plan, "D"))
+
+
+def _size(plan: Plan, letter: str) -> int:
+    """Of an axis of the model; 0: none of its weights has it."""
+    sizes = (zip(want.axes.split(), want.shape, strict=True) for want in plan.wanted.values())
+    return next((size for own in sizes for one, size in own if one == letter), 0)
 
 
 def known_as(name: str, names: Names) -> str | None:

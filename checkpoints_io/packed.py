@@ -51,8 +51,10 @@ class Matrix:
         return found.T if self.turned else found
 
 
-def apart(tensors: Mapping[str, Slices], packed: Sequence[Packed], width: int) -> dict[str, Slices]:
-    """The tensors, each packed one as its parts; one of another shape is left as it is.
+def apart(
+    tensors: Mapping[str, Slices], packed: Sequence[Packed], *, experts: int, width: int
+) -> dict[str, Slices]:
+    """The tensors, each packed one as its parts; one that fits no such model is left as it is.
 
     Some files have the last two axes the other way round: there the model's `width` says so.
     """
@@ -60,12 +62,15 @@ def apart(tensors: Mapping[str, Slices], packed: Sequence[Packed], width: int) -
     for one in packed:
         for name in [name for name in tensors if name.endswith(f".{one.name}")]:
             shape, count = tensors[name].get_shape(), len(one.parts)
-            turned = len(shape) == 3 and shape[one.width_at] != width
-            if len(shape) != 3 or shape[2 if turned else 1] % count:
+            # A header may name any number of experts: the model's are looped over.
+            if len(shape) != 3 or shape[0] != experts or width not in shape[1:]:
+                continue
+            turned = shape[one.width_at] != width
+            if shape[2 if turned else 1] % count:
                 continue
             whole = found.pop(name)
             for place, part in enumerate(one.parts):
-                for expert in range(shape[0]):
+                for expert in range(experts):
                     each = name.removesuffix(one.name) + part.format(E=expert)
                     found[each] = Matrix(whole, expert, place, count, turned)
     return found

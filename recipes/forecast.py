@@ -243,7 +243,7 @@ def _met_by_a_token(model: zoo.Model) -> int:
         axes = param.get_metadata("axes").split()
         share = 1.0
         if "E" in axes and "F" in axes:
-            share = config.num_experts_per_tok / config.sizes["E"]
+            share = config.experts_of_a_token / config.sizes["E"]
         count += share * param.size
     return int(count)
 

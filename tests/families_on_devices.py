@@ -2,8 +2,8 @@
 
 Started by test_devices.py with a folder and their names, in a process whose platform shows eight
 devices. gpt-oss has an MLP as wide as the model: then only the axes' letters tell its biases apart.
-"alternating" has layers of several kinds, and is an architecture of the tests alone. Everything is
-computed in float64, in which a fault cannot pass for rounding.
+"alternating" has layers of several kinds, and is an architecture of the tests alone. Run by
+tests/in_float64.py.
 """
 
 import json
@@ -14,10 +14,6 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-if __name__ == "__main__":  # before the modules that name their dtypes
-    jax.config.update("jax_enable_x64", True)
-    jnp.float32 = jnp.float64
 
 from tests.zoo import alternating, twins
 import zoo
@@ -60,7 +56,7 @@ def main() -> None:
             np.abs(a - b).max() / max(np.abs(a).max(), 1e-6)
             for a, b in zip(of_one, of_many, strict=True)
         ]
-        record = {"family": family, "loss": abs(found - expected), "gradient": float(max(apart))}
+        record = {"family": family, "loss": abs(found - expected), "gradient": float(np.max(apart))}
         print(json.dumps(record), flush=True)
 
 

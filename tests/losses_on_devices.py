@@ -3,7 +3,7 @@
 Prints one JSON record per loss: how far the others are from the first. Started by test_devices.py,
 in a process whose platform shows eight devices; in one that shows one, meshes are left out.
 
-Started so, everything is computed in float64, in which a fault cannot pass for rounding.
+Started so, by tests/in_float64.py, everything is computed in float64.
 """
 
 import json
@@ -14,10 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-
-if __name__ == "__main__":  # before the modules that name their dtypes
-    jax.config.update("jax_enable_x64", True)
-    jnp.float32 = jnp.float64
 
 from recipes.data.packed import batches
 from recipes.data.packed.packing import Shape

@@ -11,13 +11,20 @@ import pytest
 import safetensors.numpy
 
 from recipes.preference import losses
+from tests import in_float64
 from tests.conftest import ROOT, devices
 
 MESHES = ["fsdp 8", "fsdp 4, tensor 2", "data 2, fsdp 4"]
 
 
-def on_eight_devices(program, folder, *more):
+def in_float64_on_eight_devices(program, folder, *more):
     """The JSON records that a program prints, where the platform shows eight devices."""
+    told = in_float64.ran(program, folder, *more, **devices(8))
+    return list(map(json.loads, told.splitlines()))
+
+
+def on_eight_devices(program, folder, *more):
+    """The same in float32."""
     told = subprocess.run(
         [sys.executable, f"tests/{program}.py", str(folder), *more],
         cwd=ROOT,
@@ -49,7 +56,7 @@ def figures(tmp_path_factory):
 )
 def test_every_kind_of_layer_is_split_over_devices(tmp_path, families):
     """Experts, biases, sinks, windows, recurrences: eight devices give what one gives."""
-    found = on_eight_devices("families_on_devices", tmp_path, *families)
+    found = in_float64_on_eight_devices("families_on_devices", tmp_path, *families)
     assert len(found) == len(families)
     for record in found:
         assert record["loss"] <= 1e-12, record
@@ -74,7 +81,7 @@ def test_adapters_begin_and_move_alike_on_any_devices(tmp_path):
 def test_the_update_of_a_loss_depends_on_no_layout(tmp_path):
     """Of every loss, in 1 to 7 micro-batches, on one device and on eight, in float64."""
     names = [name for name in losses.LOSSES if name != "reference_free"]  # whose form cpo has
-    for record in on_eight_devices("losses_on_devices", tmp_path, *names):
+    for record in in_float64_on_eight_devices("losses_on_devices", tmp_path, *names):
         assert {"7 micro-batches", "2 micro-batches", "fsdp 8"} <= record.keys(), record
         for layout, apart in record.items():
             assert layout in ("loss", "length") or apart <= 1e-12, record

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from checkpoints_io.errors import BadInput
 from zoo.parts import (
     attention,
     causal_lm,
@@ -78,7 +79,13 @@ class Config(hf_config.Config):
     @property
     def sizes(self) -> dict[str, int]:
         """Axis letter -> size."""
-        return super().sizes | {"J": 2, "E": self.num_experts or 0}
+        own = {"J": 2, "E": self.num_experts} if self.num_experts else {}
+        return super().sizes | own
+
+    @property
+    def experts_of_a_token(self) -> int:
+        """How many experts each token goes to, beside the MLP."""
+        return self.top_k_experts or 1
 
     def sizes_of(self, kind: str) -> dict[str, int]:
         """Layers that see everything have wider heads, and may have other key heads."""
@@ -97,19 +104,34 @@ class Config(hf_config.Config):
         hf = hf_config.every(hf, 6)
         if isinstance(listed := hf.get("layer_types"), list) and listed:
             hf["layer_types"] = [*listed[:-1], FULL]
-        # As transformers 5 writes it: what the layers that see everything have of their own.
-        if isinstance(own := hf.pop("per_layer_config", None), dict) and own:
-            given = next(iter(own.values()))
-            if not isinstance(given, dict) or any(other != given for other in own.values()):
-                given = {"per_layer_config": own}  # which is refused
-            names = {"head_dim": "global_head_dim",
-                     "num_key_value_heads": "num_global_key_value_heads"}  # fmt: skip
-            hf |= {names.get(key, key): value for key, value in given.items()}
+        if hf.get("enable_moe_block"):
+            if lacks := [key for key in OF_EXPERTS if hf.get(key) is None]:
+                raise BadInput(f"config.json lacks {lacks}, which experts beside the MLP need")
+        else:
+            hf |= dict.fromkeys(OF_EXPERTS)
         if hf.get("rope_parameters") is None:
             hf["rope_parameters"] = ROPES
-        return rope_config.read_two(hf, theta=1_000_000.0, sliding_theta=10_000.0)
+        return rope_config.read_two(_of_full_layers(hf), theta=1e6, sliding_theta=1e4)
 
 
+def _of_full_layers(hf: dict[str, object]) -> dict[str, object]:
+    """With what they have of their own, which transformers 5 writes layer by layer."""
+    rest, listed = dict(hf), hf.get("layer_types")
+    own = rest.pop("per_layer_config", None)
+    if own is None or not isinstance(listed, list):
+        return hf
+    names = {"head_dim": "global_head_dim", "num_key_value_heads": "num_global_key_value_heads"}
+    full = {str(i) for i, kind in enumerate(listed) if kind == FULL}
+    if not isinstance(own, dict) or own.keys() != full:
+        return hf  # refused by the name of the key
+    given, *others = own.values()
+    odd = not isinstance(given, dict) or given.keys() - names.keys()
+    if odd or any(other != given for other in others):
+        return hf
+    return rest | {names[key]: value for key, value in given.items()}
+
+
+OF_EXPERTS = ("num_experts", "top_k_experts", "moe_intermediate_size")
 # The default of transformers, for files that do not give one.
 ROPES = {
     SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
@@ -146,14 +168,15 @@ class Attention(nnx.Module):
 
 class Experts(nnx.Module):
     def __init__(self, config: Config, rngs: nnx.Rngs, kind: str):
-        sizes = config.sizes_of(kind) | {"F": config.moe_intermediate_size or 0}
+        assert config.moe_intermediate_size and config.top_k_experts  # as `enable_moe_block` says
+        sizes = config.sizes_of(kind) | {"F": config.moe_intermediate_size}
         ones = nnx.initializers.ones
         self.router = layers.weight("L D E", sizes, rngs)
         self.router_scale = layers.weight("L D", sizes, rngs, ones)
         self.share_scale = layers.weight("L E", sizes, rngs, ones)
         self.gate_up = layers.weight("L E J D F", sizes, rngs)
         self.down = layers.weight("L E F D", sizes, rngs)
-        self.each, self.eps = config.top_k_experts or 0, config.rms_norm_eps
+        self.each, self.eps = config.top_k_experts, config.rms_norm_eps
 
     def __call__(
         self, x: Float[Array, "B T D"], before: Float[Array, "B T D"]

@@ -10,6 +10,7 @@ from flax import nnx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from checkpoints_io.errors import BadInput
 from zoo.parts import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
 
 # The default of transformers, for files that do not give one.
@@ -50,13 +51,22 @@ class Config(hf_config.Config):
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
         """With its own rope where a file says nothing; how queries grow stands beside the rope."""
-        ropes = hf.get("rope_parameters")
-        inside = dict(ropes) if isinstance(ropes, dict) else dict(ROPE) if ropes is None else ropes
-        beta = None
-        if isinstance(inside, dict):
-            beta = inside.pop("llama_4_scaling_beta", None) or None
-            inside.pop("max_position_embeddings", None)  # which transformers does not read there
-        return rope_config.read(hf | {"rope_parameters": inside}) | {"llama_4_scaling_beta": beta}
+        ropes = hf.get("rope_parameters") or ROPE
+        if not isinstance(ropes, dict):
+            return rope_config.read(hf)  # which says what is wrong
+        beta = ropes.get("llama_4_scaling_beta") or None
+        # transformers does not read the longest text there.
+        apart = ("llama_4_scaling_beta", "max_position_embeddings")
+        own = {key: value for key, value in ropes.items() if key not in apart}
+        read = rope_config.read(hf | {"rope_parameters": own}) | {"llama_4_scaling_beta": beta}
+        one: Any = read["rope_parameters"]
+        if beta and not one.original_max_position_embeddings:
+            raise BadInput(
+                f"config.json: llama_4_scaling_beta is {beta}, and a {one.rope_type} rope has no "
+                "original_max_position_embeddings, from which on it counts: give it, or take the "
+                "other out"
+            )
+        return read
 
     def to_hf(self) -> dict[str, object]:
         """A `config.json` for a model that was not read from one."""
@@ -124,7 +134,9 @@ class Model(causal_lm.CausalLM):
 
     def _grown(self, where: spans.Spans) -> Float[Array, "B T"]:
         """By how much each query is longer; 1 in the first stretch of a text."""
-        beta = self.config.llama_4_scaling_beta or 0.0
+        beta = self.config.llama_4_scaling_beta
+        if not beta:
+            return jnp.ones(where.positions.shape, jnp.float32)
         stretch = self.config.rope_parameters.original_max_position_embeddings
         return 1 + beta * jnp.log1p((where.positions // stretch).astype(jnp.float32))
 

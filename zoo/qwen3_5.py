@@ -77,12 +77,7 @@ class Config(hf_config.Config):
     def sizes_of(self, kind: str) -> dict[str, int]:
         """A delta net has as many query heads as value heads, each key for several of them."""
         sizes = super().sizes_of(kind) | {"J": 2}
-        if kind != LINEAR:
-            return sizes
-        K, H = self.linear_num_key_heads, self.linear_key_head_dim
-        N, U = self.linear_num_value_heads, self.linear_value_head_dim
-        own = {"N": N, "K": K, "H": H, "U": U, "Q": 2 * K * H + N * U}
-        return sizes | own | {"W": self.linear_conv_kernel_dim}
+        return sizes | delta_net.sizes_of(self) if kind == LINEAR else sizes
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:

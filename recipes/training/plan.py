@@ -262,12 +262,16 @@ def most_positions(model: zoo.Model, held: int, memory_bytes: float | None, plat
 
 def position_bytes(model: zoo.Model) -> int:
     """About the bytes of one position in the backward pass: kept activations, one layer's work."""
-    sizes = model.config.sizes
-    kept = sizes["L"] * sizes["D"]
-    met = getattr(model.config, "num_experts_per_tok", 1)  # MLPs that a token goes through
-    work = 8 * sizes["D"] * met + 4 * sizes["F"] * met
-    work += 4 * (sizes["N"] + 2 * sizes["K"]) * sizes["H"]
-    return np.dtype(model.dtype).itemsize * kept + 4 * work
+    config = model.config
+    kept = config.sizes["L"] * config.sizes["D"]
+    met = config.experts_of_a_token  # MLPs that a token goes through
+
+    def work(sizes: dict[str, int]) -> int:
+        mlp = 8 * sizes["D"] * met + 4 * sizes["F"] * met
+        return mlp + 4 * (sizes["N"] + 2 * sizes["K"]) * sizes["H"]
+
+    of_kinds = [config.sizes_of(kind) for kind in set(config.kinds)] or [config.sizes]
+    return np.dtype(model.dtype).itemsize * kept + 4 * max(map(work, of_kinds))
 
 
 def memory(

@@ -6,12 +6,7 @@ Started by test_families.py; prints one JSON record.
 import json
 import sys
 
-import jax
 import jax.numpy as jnp
-
-if __name__ == "__main__":  # before the modules that name their dtypes
-    jax.config.update("jax_enable_x64", True)
-    jnp.float32 = jnp.float64
 
 from tests.recipes import test_families
 from tests.zoo import twins

@@ -6,12 +6,7 @@ Writes every factor's under its name, and fails where the recipe's own gradient 
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-
-if __name__ == "__main__":  # before the modules that name their dtypes
-    jax.config.update("jax_enable_x64", True)
-    jnp.float32 = jnp.float64
 
 from tests.zoo import test_adapters
 from zoo.parts import sharding

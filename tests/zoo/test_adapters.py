@@ -2,9 +2,6 @@
 
 import dataclasses
 import functools
-import os
-import subprocess
-import sys
 
 from flax import nnx, traverse_util
 import jax
@@ -16,7 +13,8 @@ import pytest
 from recipes.data.packed import batches
 from recipes.data.packed.packing import Shape
 from recipes.training import logps
-from tests.conftest import ROOT, large_weights, programs_of, sigmoid, small_config
+from tests import in_float64
+from tests.conftest import large_weights, programs_of, sigmoid, small_config
 from tests.recipes.data.packed.test_packing import random_pairs
 from tests.zoo import twins
 from zoo import adapters, gpt2, llama, phi3, qwen3_moe, targets
@@ -257,12 +255,7 @@ FULL = pytest.mark.full
 )
 def test_the_gradient_is_that_of_the_merged_weights(work, tmp_path, family, dora):
     """By the chain rule in float64, from the gradient of all weights of the merged model."""
-    told = subprocess.run(
-        [sys.executable, "tests/zoo/adapters_in_float64.py", tmp_path / "exact", family, str(dora)],
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-        timeout=600,
-    )  # fmt: skip
-    assert told.returncode == 0, told.stderr[-3000:]
+    in_float64.ran("zoo.adapters_in_float64", tmp_path / "exact", family, dora)
     exact = np.load(tmp_path / "exact.npz")
     sums, (graph, trained, frozen) = sums_of(work, family, dora)
     full = gradient(work, graph, merged(trained, frozen), {})

@@ -186,6 +186,17 @@ def test_experts_of_a_layer_in_one_tensor(family, turned, tmp_path):
     same(zoo.load(folder), zoo.load(tmp_path / "packed"))
 
 
+@pytest.mark.parametrize("shape", [(10**9, 0, 0), (5, 40, 32), (6, 40, 31), (6, 39, 32), (6, 40)])
+def test_a_tensor_of_experts_that_fits_no_model_is_not_looped_over(shape, tmp_path):
+    """Of a model with 6 experts, 32 wide; a header may name as many as it likes."""
+    weights = saved("qwen3_moe", "plain", tmp_path)
+    weights["model.layers.0.mlp.experts.gate_up_proj"] = np.broadcast_to(np.float32(0), shape)
+    del weights["model.layers.0.mlp.experts.0.gate_proj.weight"]
+    rewrite(tmp_path, {name: np.array(w) for name, w in weights.items()})
+    with pytest.raises(ValueError, match=r"lack model\.layers\.0\.mlp\.experts\.0\.gate_proj"):
+        zoo.load(tmp_path)
+
+
 @pytest.mark.full
 def test_a_number_that_is_not_finite_is_named_in_its_expert(tmp_path):
     tensors, name = saved("qwen3_moe", "plain", tmp_path), "mlp.experts.4.down_proj.weight"

@@ -1,11 +1,15 @@
 """What a config.json may ask for, and how the rest is refused."""
 
+import json
+
+from flax import nnx
 import pytest
 
 from tests.conftest import small_config
+from tests.zoo import twins
 import zoo
 from zoo import gemma3_text, llama
-from zoo.parts import rope
+from zoo.parts import rope, spans, text_half
 
 BASE = dict(
     model_type="llama", vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
@@ -68,6 +72,52 @@ def test_an_old_file_says_little_and_means_llama_2():
 def test_what_is_not_implemented_is_refused_by_name(other, told):
     with pytest.raises(ValueError, match=told):
         llama.Config.from_hf(BASE | other)
+
+
+def said_of(family):
+    return json.loads(twins.config_of(family, "plain").to_json_string(use_diff=True))
+
+
+@pytest.mark.parametrize(
+    ("family", "other", "told"),
+    [
+        ("gemma4_text", dict(enable_moe_block=True), r"lacks \['num_experts', 'top_k_experts'"),
+        ("gemma4_text", dict(hidden_size_per_layer_input=None), "hidden_size_per_layer_input"),
+        ("gemma4_text", dict(per_layer_config={"0": {"head_dim": 16}}), "per_layer_config"),
+        ("gemma4_text", dict(per_layer_config={"6": {"sliding_window": 3}}), "per_layer_config"),
+        ("gemma4_text", dict(num_kv_shared_layers=2), "num_kv_shared_layers"),
+        ("ministral3", dict(rope_parameters=dict(rope_theta=1e4, llama_4_scaling_beta=0.1)),
+         "llama_4_scaling_beta is 0.1, and a default rope has no"),
+        ("ministral3", dict(rope_parameters=[1]), "rope should be an object"),
+        ("qwen3_5_text", dict(linear_num_key_heads=3), "4 heads of a linear_attention layer must"),
+        ("qwen3_5_text", dict(layer_types=["sliding_attention"] * 4), "layer_types"),
+        ("qwen3_next", dict(mlp_only_layers=[1]), "mlp_only_layers"),
+    ],
+)  # fmt: skip
+def test_what_new_families_do_not_implement_is_refused_by_name(family, other, told):
+    pytest.importorskip("transformers")
+    said = {key: value for key, value in (said_of(family) | other).items() if value is not None}
+    with pytest.raises(ValueError, match=told):
+        zoo.abstract(said)
+
+
+def test_a_ministral_without_a_stretch_does_not_grow():
+    """As transformers' mistral, whose file it then is."""
+    pytest.importorskip("transformers")
+    said = said_of("ministral3") | {"rope_parameters": dict(rope_theta=1e4)}
+    config = zoo.ARCHITECTURES["ministral3"].Config.from_hf(said)
+    assert config.llama_4_scaling_beta is None
+    grown = zoo.ministral3.Model(config, nnx.Rngs(0))._grown(spans.causal(1, 40))
+    assert grown.tolist() == [[1.0] * 40]
+
+
+@pytest.mark.parametrize(("outer", "inner", "tied"), [
+    (None, None, True), (None, False, False), (True, False, True), (False, True, False),
+])  # fmt: skip
+def test_of_a_whole_and_its_text_the_whole_says_whether_the_head_is_tied(outer, inner, tied):
+    text = {"num_hidden_layers": 1} | ({} if inner is None else {"tie_word_embeddings": inner})
+    whole = {"model_type": "gemma3", "text_config": text, "tie_word_embeddings": outer}
+    assert text_half.of(whole)["tie_word_embeddings"] is tied
 
 
 @pytest.mark.parametrize("key", ["num_hidden_layers", "num_local_experts"])

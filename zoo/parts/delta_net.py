@@ -6,6 +6,7 @@ of width U, K its key heads of width H, W the taps, and Q the channels of q, k a
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from flax import nnx
 import jax
@@ -16,6 +17,14 @@ from zoo.parts import convolution, delta_rule, layers, mixing
 
 # What a layer keeps in generation: the last inputs of the convolution, and the state of the rule.
 KEEPS = {"inputs": "L B W Q", "memory": "L B N H U"}
+
+
+def sizes_of(config: Any) -> dict[str, int]:
+    """Axis letter -> size, in its layers, of a config with the keys that begin with `linear_`."""
+    K, H = config.linear_num_key_heads, config.linear_key_head_dim
+    N, U = config.linear_num_value_heads, config.linear_value_head_dim
+    own = {"N": N, "K": K, "H": H, "U": U, "Q": 2 * K * H + N * U}
+    return own | {"W": config.linear_conv_kernel_dim}
 
 
 class DeltaNet(nnx.Module):

@@ -49,6 +49,11 @@ class Config:
         """Of every layer, which of the model's kinds of block it is; empty where all are alike."""
         return ()
 
+    @property
+    def experts_of_a_token(self) -> int:
+        """How many experts each token goes to; 1 where there is one MLP for all."""
+        return getattr(self, "num_experts_per_tok", 1)
+
     def sizes_of(self, kind: str) -> dict[str, int]:
         """`sizes` in the layers of one kind: L counts these, and heads may have another width."""
         return self.sizes | ({"L": self.kinds.count(kind)} if self.kinds else {})
@@ -173,12 +178,10 @@ def switched(hf: Mapping[str, object], key: str) -> tuple[dict[str, object], boo
     return rest, value
 
 
-def of_kinds(
-    named: Mapping[str, Mapping[str, tuple[str, str]]], prefix: str = "model.layers.{L}."
-) -> dict[str, tuple[str, str]]:
+def of_kinds(named: Mapping[str, Mapping[str, tuple[str, str]]]) -> dict[str, tuple[str, str]]:
     """What a table says of the weights in a layer of each kind, as HF_WEIGHTS has it."""
     return {
-        f"blocks.{kind}.{ours}": (prefix + theirs, axes)
+        f"blocks.{kind}.{ours}": ("model.layers.{L}." + theirs, axes)
         for kind, own in named.items()
         for ours, (theirs, axes) in own.items()
     }

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 from checkpoints_io.errors import BadInput
 from zoo.parts import rope_config
+from zoo.parts.hf_config import QUANTISED
 
-# The kind of the whole -> that of its text, where it does not say so itself.
+# The kind of the whole -> that of its text; of a mistral3 where it does not say so itself.
 KINDS = {
     "gemma3": "gemma3_text",
     "gemma4": "gemma4_text",
@@ -27,7 +28,6 @@ NAMES = (
     (r"^(model\.language_model|language_model\.model)\.", "model."),
     (r"^language_model\.lm_head\.", "lm_head."),
 )
-QUANTISED = "quantization_config"
 # What is of images alone, where the whole says what is of text beside it.
 OF_IMAGES = {
     "vision_config", "audio_config", "image_token_id", "video_token_id", "vision_start_token_id",
@@ -41,7 +41,8 @@ ROPES = {
 
 def is_whole(hf: Mapping[str, object]) -> bool:
     """Is this the `config.json` of a checkpoint that sees images?"""
-    return hf.get("model_type") in KINDS
+    kind = hf.get("model_type")
+    return isinstance(kind, str) and kind in KINDS
 
 
 def of(hf: Mapping[str, object]) -> dict[str, object]:
@@ -50,20 +51,22 @@ def of(hf: Mapping[str, object]) -> dict[str, object]:
     Raises:
       ValueError: it has no such half.
     """
-    kind = hf.get("model_type")
-    if not isinstance(kind, str) or kind not in KINDS:
+    if not is_whole(hf):
         return dict(hf)
-    own = hf.get("text_config")
+    kind, own = str(hf["model_type"]), hf.get("text_config")
     if own is None and kind in ("qwen2_vl", "qwen2_5_vl"):  # which had it beside, once
         own = {key: value for key, value in hf.items() if key not in OF_IMAGES}
     if not isinstance(own, dict):
         raise BadInput(f"config.json of a {kind} has no text_config: take the original file")
-    tied = hf.get("tie_word_embeddings", own.get("tie_word_embeddings", kind in TIED))
-    named = own.get("model_type")
-    said = {"tie_word_embeddings": tied, QUANTISED: hf.get(QUANTISED) or own.get(QUANTISED)}
-    # Kinds of texts that are one of another name.
-    text = named if kind == "mistral3" and named else KINDS[kind]
-    return rope_config.of_text(own | said | {"model_type": text})
+    outer, inner = hf.get("tie_word_embeddings"), own.get("tie_word_embeddings", kind in TIED)
+    # Of one whole the text may be of several kinds.
+    text = own.get("model_type", KINDS[kind]) if kind == "mistral3" else KINDS[kind]
+    said = {
+        "model_type": text,
+        "tie_word_embeddings": inner if outer is None else outer,
+        QUANTISED: hf.get(QUANTISED) or own.get(QUANTISED),
+    }
+    return rope_config.of_text(own | said)
 
 
 def written(hf: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
