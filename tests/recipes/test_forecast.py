@@ -10,6 +10,7 @@ from recipes import forecast
 from recipes.configs import tiny
 from recipes.training import checks, collectives
 from tests.conftest import TINY, given_by
+from tests.zoo import twins
 import zoo
 
 TEXT = """
@@ -90,3 +91,16 @@ def test_flops_are_those_of_the_parameters(config):
     assert np.isfinite(found.seconds).all()
     config.reference_mode = "cached"
     assert forecast_of(config)[0].flops == pytest.approx(found.flops * 8 / 10)
+
+
+@pytest.mark.parametrize(
+    ("family", "share"),
+    [("gemma4_text", 2 / 6), ("qwen3_5_moe_text", 3 / 7), ("gpt_oss", 2 / 6), ("llama", 1.0)],
+)
+def test_of_its_experts_a_token_meets_those_it_goes_to(family, share):
+    pytest.importorskip("transformers")
+    model = twins.untrained(family, twins.RICHEST[family])
+    flat = [(param.axes.split(), param.size) for _, param in nnx.to_flat_state(nnx.state(model))]
+    experts = sum(size for axes, size in flat if {"E", "F"} <= {*axes})
+    whole = sum(size for _, size in flat)
+    assert forecast._met_by_a_token(model) == pytest.approx(whole - (1 - share) * experts, abs=1)
