@@ -27,7 +27,7 @@ class _Tensor(NamedTuple):
 
 
 @runtime_checkable
-class Weight(Protocol):
+class Layers(Protocol):
     """An array, or what gives one for each of its layers."""
 
     @property
@@ -39,13 +39,18 @@ class Weight(Protocol):
     def __getitem__(self, layer: Any) -> Any: ...
 
 
+class Weight(NamedTuple):
+    """What is written of a weight: its axes, the numbers, and the dtype they have in the file."""
+
+    axes: str
+    array: Layers
+    dtype: np.dtype
+
+
 def write(
-    folder: pathlib.Path | None,
-    table: hf_weights.Table,
-    weights: Mapping[str, tuple[str, Weight]],
-    dtype: np.dtype,
+    folder: pathlib.Path | None, table: hf_weights.Table, weights: Mapping[str, Weight]
 ) -> None:
-    """Writes weights given as path -> (axes, array): one safetensors file, or shards and an index.
+    """Writes weights given by path: one safetensors file, or shards and an index.
 
     One file at a time is held in host memory. Every process must call it; those without a folder
     only help to gather the arrays.
@@ -53,17 +58,17 @@ def write(
     Raises:
       OSError: the disk is full, or fails.
     """
-    plan = _shards(table, weights, dtype)
+    plan = _shards(table, weights)
     file_of = {}
     for i, shard in enumerate(plan, start=1):
         many = len(plan) > 1
         file = f"model-{i:05}-of-{len(plan):05}.safetensors" if many else "model.safetensors"
-        tensors = _gathered(shard, table, weights, dtype)
+        tensors = _gathered(shard, table, weights)
         file_of |= dict.fromkeys(tensors, file)
         if folder:
             write_file(tensors, folder / file)
     if folder and len(plan) > 1:
-        total = sum(array.size for _, array in weights.values()) * np.dtype(dtype).itemsize
+        total = sum(map(_bytes, weights.values()))
         index = {"metadata": {"total_size": total}, "weight_map": file_of}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
@@ -85,13 +90,17 @@ def write_file(tensors: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
     path.chmod(0o644)  # safetensors lets only the owner read it
 
 
-def _shards(table: hf_weights.Table, weights: Mapping, dtype: np.dtype) -> list[list[_Tensor]]:
+def _bytes(weight: Weight) -> int:
+    return weight.array.size * weight.dtype.itemsize
+
+
+def _shards(table: hf_weights.Table, weights: Mapping[str, Weight]) -> list[list[_Tensor]]:
     """Splits the tensors, in order, into files of at most SHARD_BYTES."""
     shards: list[list[_Tensor]] = [[]]
     room = SHARD_BYTES
-    for path, (_, array) in weights.items():
-        names = list(hf_weights.hf_names(table[path], array.shape))
-        size = array.size // len(names) * np.dtype(dtype).itemsize
+    for path, weight in weights.items():
+        names = list(hf_weights.hf_names(table[path], weight.array.shape))
+        size = _bytes(weight) // len(names)
         for index, name in names:
             if size > room and shards[-1]:
                 shards.append([])
@@ -102,16 +111,16 @@ def _shards(table: hf_weights.Table, weights: Mapping, dtype: np.dtype) -> list[
 
 
 def _gathered(
-    shard: list[_Tensor], table: hf_weights.Table, weights: Mapping, dtype: np.dtype
+    shard: list[_Tensor], table: hf_weights.Table, weights: Mapping[str, Weight]
 ) -> dict[str, np.ndarray]:
     """The tensors of one file, in the host's memory; a layer's experts are gathered together."""
     made: dict[str, np.ndarray] = {}
     held: tuple[tuple, np.ndarray] | None = None
     for name, path, index in shard:
-        axes, array = weights[path]
+        axes, array, dtype = weights[path]
         layer, rest = index[:1], index[1:]
         if held is None or held[0] != (path, layer):
-            part = array[layer] if layer else array
+            part: Any = array[layer] if layer else array
             if not part.is_fully_addressable:
                 part = processes.gathered(part)
             held = (path, layer), np.asarray(part)

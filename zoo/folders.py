@@ -15,7 +15,15 @@ from checkpoints_io import bits, hf_export, hf_folder, hf_weights, peft_folder, 
 from checkpoints_io.errors import BadInput
 from checkpoints_io.packed import Packed
 from zoo import adapters, peft
-from zoo.models import ARCHITECTURES, Model, abstract, hf_table, name_of
+from zoo.models import (
+    ARCHITECTURES,
+    Model,
+    abstract,
+    constants,
+    dtype_of,
+    hf_table,
+    name_of,
+)
 from zoo.narrow import narrowed
 from zoo.parts import adapted, hf_config, text_half
 from zoo.parts.quantised import is_quantised
@@ -81,14 +89,16 @@ def read(
     Raises:
       FileNotFoundError, ValueError: as `load` and `check_finite`.
     """
-    plan, parts = _plan(model), {}
+    plan, exact, parts = _plan(model), constants(model), {}
     for path, layers in some.items():
         entry, want = plan.table[path], plan.wanted[path]
         if layers is not None:
             numbers = layers if entry.layers is None else [entry.layers[i] for i in layers]
             entry = entry._replace(layers=numbers)
             want = want._replace(shape=(len(layers), *want.shape[1:]))
-        parts[path] = entry, want._replace(dtype=np.dtype(dtype))
+        if path not in exact:
+            want = want._replace(dtype=np.dtype(dtype))
+        parts[path] = entry, want
     assert model.source is not None
     arrays: dict[str, Any] = hf_weights.read(hf_folder.look_up(model.source).path, plan, parts)
     _refuse_not_finite(model, arrays, {path: entry for path, (entry, _) in parts.items()})
@@ -131,7 +141,8 @@ def fresh(
 
     def drawn() -> dict:
         made = type(model)(model.config, nnx.Rngs(seed), model.dtype)
-        return jax.tree.map(lambda x: x.astype(dtype), nnx.to_pure_dict(nnx.state(made)))
+        weights = nnx.to_pure_dict(nnx.state(made))
+        return jax.tree.map(lambda x, as_: x.astype(as_.dtype), weights, nnx.to_pure_dict(like))
 
     params = jax.jit(drawn, out_shardings=placed)()
     nnx.replace_by_pure_dict(like, params)
@@ -205,13 +216,18 @@ def save(
       FileNotFoundError: there is no folder `tokenizer`.
     """
     params = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    weights = {name_of(path): (param.axes, param.get_value()) for path, param in params}
+    weights = {
+        name_of(path): hf_export.Weight(
+            param.axes, param.get_value(), np.dtype(dtype_of(param, dtype))
+        )
+        for path, param in params
+    }
     source = hf_folder.look_up(model.source) if model.source else None
     words = source.path if source else None
     if tokenizer is not None:
         words = hf_folder.find(os.fspath(tokenizer), files=hf_folder.TOKENIZER_FILES)
     with places.at(str(folder)).whole_folder() as begun:
-        hf_export.write(begun, hf_table(model), weights, np.dtype(dtype))
+        hf_export.write(begun, hf_table(model), weights)
         if begun:
             config = _hf_config_of(model, source.config if source else None)
             hf_folder.write_companions(begun, config, source, words, stop_ids, chat_template)
@@ -243,7 +259,10 @@ def _plan(model: Model) -> hf_weights.Plan:
     tied = {} if "head" in wanted else {table["head"].name: table["embedding"].name}
     source = hf_folder.look_up(model.source) if model.source else None
     few: Any = source.config.get("quantization_config") if source else None
-    names = getattr(arch, "HF_NAMES", ())
+    layers = str(model.config.sizes["L"])
+    names = tuple(
+        (pattern.replace("{L}", layers), to) for pattern, to in getattr(arch, "HF_NAMES", ())
+    )
     packed = [Packed(*one) for one in getattr(arch, "HF_PACKED", ())]
     if source and text_half.is_whole(source.config):
         names = (*names, *text_half.NAMES)

@@ -176,7 +176,8 @@ class Experts(nnx.Module):
         self.share_scale = layers.weight("L E", sizes, rngs, ones)
         self.gate_up = layers.weight("L E J D F", sizes, rngs)
         self.down = layers.weight("L E F D", sizes, rngs)
-        self.each, self.eps = config.top_k_experts, config.rms_norm_eps
+        self.choice = experts.Choice(config.top_k_experts, to_one=True)
+        self.eps = config.rms_norm_eps
 
     def __call__(
         self, x: Float[Array, "B T D"], before: Float[Array, "B T D"]
@@ -186,8 +187,7 @@ class Experts(nnx.Module):
             x.dtype
         )
         unit = unit * jnp.asarray(x.shape[-1] ** -0.5, x.dtype)
-        logits = layers.einsum("BTD,DE->BTE", unit, self.router)
-        route = experts.softmax_then_top(logits, self.each, to_one=True)
+        route = experts.chosen(experts.logits(unit, self.router), self.choice)
         scale = self.share_scale[...].astype(x.dtype).astype(jnp.float32)[route.experts]
         weights = {"gate_up": (self.gate_up[...], "E J D F"), "down": (self.down[...], "E F D")}
         return experts.mixed(x, route._replace(shares=route.shares * scale), weights, _expert)

@@ -124,8 +124,8 @@ class Experts(nnx.Module):
         self.alpha, self.limit = config.swiglu_alpha, config.swiglu_limit
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        logits = layers.einsum("BTD,DE->BTE", x, self.router)
-        route = experts.top_then_softmax(layers.shifted(logits, self.router_bias), self.each)
+        logits = layers.shifted(experts.logits(x, self.router), self.router_bias)
+        route = experts.top_then_softmax(logits, self.each)
         weights = {
             "gate_up": (self.gate_up[...], "E J D F"),
             "gate_up_bias": (self.gate_up_bias[...], "E J F"),

@@ -11,10 +11,12 @@ from checkpoints_io import hf_weights
 from checkpoints_io.errors import BadInput
 from zoo import (
     cohere2,
+    deepseek_v3,
     gemma,
     gemma2,
     gemma3_text,
     gemma4_text,
+    glm4_moe,
     gpt2,
     gpt_oss,
     granite,
@@ -38,13 +40,16 @@ from zoo.parts import causal_lm, hf_config, pattern, rope, sharding, stack, text
 # `model_type` in an HF config.json -> the module with its `Config`, `Model` and `HF_WEIGHTS`.
 ARCHITECTURES: dict[str, types.ModuleType] = {
     "cohere2": cohere2,
+    "deepseek_v3": deepseek_v3,
     "gemma": gemma,
     "gemma2": gemma2,
     "gemma3_text": gemma3_text,
     "gemma4_text": gemma4_text,
+    "glm4_moe": glm4_moe,
     "gpt2": gpt2,
     "gpt_oss": gpt_oss,
     "granite": granite,
+    "kimi_k2": deepseek_v3,
     "llama": llama,
     "ministral3": ministral3,
     "mistral": mistral,
@@ -84,11 +89,28 @@ def abstract(
 
     def placed(param: nnx.Param) -> nnx.Variable:
         where = sharding.sharding(param.axes, param.shape, mesh) if mesh else here
-        return param.replace(jax.ShapeDtypeStruct(param.shape, dtype, sharding=where))
+        kept = dtype_of(param, dtype)
+        return param.replace(jax.ShapeDtypeStruct(param.shape, kept, sharding=where))
 
     is_param = lambda x: isinstance(x, nnx.Variable)
     nnx.update(model, jax.tree.map(placed, nnx.state(model), is_leaf=is_param))
     return model
+
+
+def dtype_of(param: nnx.Variable, dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
+    """The dtype of a weight where `dtype` is that of the model's."""
+    return jnp.float32 if is_exact(param) else dtype
+
+
+def is_exact(param: nnx.Variable) -> bool:
+    """Whether a weight is a constant, which is never narrowed: see `layers.constant`."""
+    return bool(param.get_metadata("exact", False))
+
+
+def constants(model: Model) -> frozenset[str]:
+    """The paths of the weights that are never narrowed."""
+    params = nnx.to_flat_state(nnx.state(model))
+    return frozenset(name_of(path) for path, param in params if is_exact(param))
 
 
 def hf_table(model: Model) -> dict[str, hf_weights.Entry]:

@@ -110,9 +110,8 @@ class Block(nnx.Module):
         self.attention_norm = norm()
         self.attention = Attention(config, rngs)
         self.mlp_norm = norm()
-        self.mlp = experts.GatedExperts(
-            config.sizes, rngs, each=config.num_experts_per_tok, to_one=config.norm_topk_prob
-        )
+        choice = experts.Choice(config.num_experts_per_tok, to_one=config.norm_topk_prob)
+        self.mlp = experts.GatedExperts(config.sizes, rngs, choice)
 
     def __call__(
         self, x: Float[Array, "B T D"], attend: attention.Attend, turn: rope.Turn

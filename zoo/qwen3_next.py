@@ -152,7 +152,8 @@ class Block(nnx.Module):
         self.mixer_norm = norm("L D", sizes, rngs)
         self.mixer = (Linear if kind == LINEAR else Attention)(config, rngs)
         self.mlp_norm = norm("L D", sizes, rngs)
-        self.mlp = experts.GatedExperts(sizes, rngs, each=config.num_experts_per_tok, to_one=True)
+        choice = experts.Choice(config.num_experts_per_tok, to_one=True)
+        self.mlp = experts.GatedExperts(sizes, rngs, choice)
         width = config.shared_expert_intermediate_size
         self.shared = experts.Shared(sizes | {"F": width}, rngs)
 

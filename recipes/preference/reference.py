@@ -163,7 +163,7 @@ def now(reference: Reference, policy: Policy, state: State, forward: logps.Compi
     theirs = optimizer.reference_of(state.opt_state)
     if theirs is None:
         return reference
-    weights = adapted.joined(logps.cast(theirs, policy.blank.dtype), state.frozen)
+    weights = adapted.joined(logps.as_computed(theirs, policy.blank), state.frozen)
     ask = functools.partial(forward, policy.graph, weights)
     known = FOLLOWS if state.step else fingerprint(adapters.bare(weights))
     model = nnx.merge(policy.graph, nnx.State(weights))
@@ -280,4 +280,4 @@ def _of_run(directory: places.Place, policy: zoo.Model) -> zoo.Model:
             ) from error
     if saved is None:
         raise NotFound(f"the run in {directory} has no checkpoint yet")
-    return nnx.merge(graph, nnx.State(logps.cast(saved.trees["policy"], policy.dtype)))
+    return nnx.merge(graph, nnx.State(logps.as_computed(saved.trees["policy"], policy)))

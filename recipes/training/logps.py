@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -15,6 +15,7 @@ from recipes.data.packed import batches
 from recipes.data.packed.batches import Place
 from recipes.data.packed.packing import Packed
 import zoo
+from zoo import models
 from zoo.parts import adapted, quantised, sharding, spans, stack, token_logps
 
 # A model's forward pass: micro-batch -> log-probabilities [P, A], in nats.
@@ -79,12 +80,22 @@ def of_params(graph: nnx.GraphDef, params: stack.Weights, batch: Packed) -> Floa
     return answer_logps(nnx.merge(graph, nnx.State(params)), batch)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def cast(params: PyTree, dtype: jax.typing.DTypeLike) -> PyTree:
-    """Every weight in `dtype`, where it is; adapters and few bits are cast where they are used."""
+def as_computed(params: stack.Weights, model: zoo.Model) -> stack.Weights:
+    """Weights of a model, or some of them, in the dtype that it computes in; but its constants."""
+    return cast(params, model.dtype, models.constants(model))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def cast(
+    params: PyTree, dtype: jax.typing.DTypeLike, exact: frozenset[str] = frozenset()
+) -> PyTree:
+    """Weights in `dtype`, where they are; adapters and few bits are cast where they are used."""
     is_kept = lambda x: isinstance(x, adapted.Adapter) or quantised.is_quantised(x)
-    narrow = lambda x: x if is_kept(x) else x.astype(dtype)
-    return jax.tree.map(narrow, params, is_leaf=is_kept)
+
+    def narrow(path: tuple, x: Any) -> Any:
+        return x if is_kept(x) or ".".join(key.key for key in path) in exact else x.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(narrow, params, is_leaf=is_kept)
 
 
 def compiled(mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:

@@ -150,13 +150,13 @@ def asked(policy: Policy, state: State, forward: logps.Compiled) -> logps.Forwar
 
 def in_training(policy: Policy, state: State, forward: logps.Compiled) -> logps.Forward:
     """The same with the weights that are trained, whether or not an average is kept."""
-    own = logps.cast(state.trained, policy.blank.dtype)
+    own = logps.as_computed(state.trained, policy.blank)
     return functools.partial(forward, policy.graph, adapted.joined(own, state.frozen))
 
 
 def computed_with(policy: Policy, state: State) -> Params:
     """Its weights, or their average, as they are computed with; those frozen are kept so."""
-    return adapted.joined(logps.cast(result(state), policy.blank.dtype), state.frozen)
+    return adapted.joined(logps.as_computed(result(state), policy.blank), state.frozen)
 
 
 def save(

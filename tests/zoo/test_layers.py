@@ -70,10 +70,10 @@ def test_an_expert_met_often_gets_all_of_its_gradient():
 def test_a_token_goes_to_the_best_experts_by_hand():
     """Shares of 1, 2 and 4 sevenths; of the two best, as they are or brought to a sum of one."""
     logits = jnp.log(jnp.array([[[1.0, 2.0, 4.0]]]))
-    as_they_are = experts.softmax_then_top(logits, 2, to_one=False)
+    as_they_are = experts.chosen(logits, experts.Choice(2, to_one=False))
     assert as_they_are.experts.tolist() == [[[2, 1]]]
     np.testing.assert_allclose(as_they_are.shares, [[[4 / 7, 2 / 7]]], rtol=1e-6)
-    brought_to_one = experts.softmax_then_top(logits, 2, to_one=True)
+    brought_to_one = experts.chosen(logits, experts.Choice(2, to_one=True))
     np.testing.assert_allclose(brought_to_one.shares, [[[2 / 3, 1 / 3]]], rtol=1e-6)
     after = experts.top_then_softmax(logits, 2)
     np.testing.assert_allclose(after.shares, [[[2 / 3, 1 / 3]]], rtol=1e-6)
@@ -84,7 +84,7 @@ def test_experts_take_the_memory_of_what_they_are_asked():
 
     def temporary(E):
         sizes = {"L": 1, "D": 64, "F": 32, "E": E}
-        one = experts.GatedExperts(sizes, nnx.Rngs(0), each=2, to_one=True)
+        one = experts.GatedExperts(sizes, nnx.Rngs(0), experts.Choice(2, to_one=True))
         graph, state = nnx.split(one)
         state = jax.tree.map(lambda w: w[0], state)
         x = jnp.ones((1, 2048, 64))

@@ -93,6 +93,19 @@ GEMMA4 = dict(
     hidden_size_per_layer_input=0, sliding_window=6, num_hidden_layers=7,
     final_logit_softcapping=30.0,
 )  # fmt: skip
+GLM4 = dict(
+    head_dim=8, n_routed_experts=6, n_shared_experts=1, num_experts_per_tok=2,
+    moe_intermediate_size=20, routed_scaling_factor=1.5,
+)  # fmt: skip
+DEEPSEEK = dict(
+    num_key_value_heads=4, q_lora_rank=24, kv_lora_rank=20, qk_nope_head_dim=8, qk_rope_head_dim=4,
+    v_head_dim=6, n_routed_experts=6, n_shared_experts=1, num_experts_per_tok=2,
+    moe_intermediate_size=20, n_group=1, topk_group=1,
+)  # fmt: skip
+YARN_OF_DEEPSEEK = dict(rope_parameters=dict(
+    rope_type="yarn", rope_theta=1e4, factor=40.0, beta_fast=32.0, beta_slow=1.0, mscale=0.7,
+    mscale_all_dim=1.0, original_max_position_embeddings=16,
+))  # fmt: skip
 GPT2 = dict(vocab_size=97, n_positions=96, n_embd=32, n_layer=3, n_head=4, bos_token_id=1,
             eos_token_id=2)  # fmt: skip
 
@@ -179,6 +192,31 @@ TWINS: dict[str, dict[str, dict]] = {
         "experts, one key head": GEMMA4 | dict(
             num_key_value_heads=1, enable_moe_block=True, num_experts=6, top_k_experts=2,
             moe_intermediate_size=20, final_logit_softcapping=4.0,
+        ),
+    },
+    "deepseek_v3": {
+        "plain": DEEPSEEK | dict(first_k_dense_replace=1),
+        "tied, odd, no latent of queries": DEEPSEEK | dict(
+            first_k_dense_replace=0, tie_word_embeddings=True, norm_topk_prob=False,
+            vocab_size=101, hidden_size=44, q_lora_rank=None, v_head_dim=14, n_routed_experts=7,
+            num_experts_per_tok=3, num_attention_heads=3, num_key_value_heads=3,
+        ),
+        "groups, yarn": DEEPSEEK | YARN_OF_DEEPSEEK | dict(
+            n_routed_experts=12, n_group=4, topk_group=2, num_experts_per_tok=3,
+            n_shared_experts=2, first_k_dense_replace=2, num_hidden_layers=5,
+        ),
+    },
+    "glm4_moe": {
+        "plain": GLM4,
+        "tied, odd, all sparse": GLM4 | ODD | dict(
+            head_dim=12,
+            first_k_dense_replace=0, tie_word_embeddings=True, norm_topk_prob=False,
+            attention_bias=True, n_routed_experts=7, num_experts_per_tok=3,
+        ),
+        "groups, one key head": GLM4 | dict(
+            num_key_value_heads=1, n_routed_experts=12, n_group=4, topk_group=2,
+            num_experts_per_tok=3, n_shared_experts=2, first_k_dense_replace=2, use_qk_norm=True,
+            num_hidden_layers=5, attention_bias=True,
         ),
     },
     "gemma": {
@@ -289,7 +327,8 @@ KINDS = {"linear": LINEAR, "dynamic": DYNAMIC, "llama3": LLAMA3, "yarn": YARN,
          "longrope": longrope(4, 16) | dict(max_position_embeddings=64)}  # fmt: skip
 # All families but those with a rope for each kind of layer, one for a part of the head, or none.
 OWN_ROPES = ("gemma3_text", "gemma4_text", "ministral3", "olmo3", "phi3", "gpt2", "qwen3_5_text",
-             "qwen3_5_moe_text", "qwen3_next")  # fmt: skip
+             "qwen3_5_moe_text", "qwen3_next", "glm4_moe",
+             "deepseek_v3")  # fmt: skip
 WITH_ONE_ROPE = [f for f in TWINS if f not in OWN_ROPES]
 ROPES = {(family, kind): {"num_hidden_layers": 2, "head_dim": 8} | said
          for family in WITH_ONE_ROPE for kind, said in KINDS.items()}  # fmt: skip
@@ -360,6 +399,8 @@ def twin(family: str, shape: str):
         for name, buffer in model.named_buffers():
             if name.endswith("layer_scalar"):
                 buffer.copy_(1 + 0.1 * torch.randn(buffer.shape, generator=draw))
+            if name.endswith("correction_bias"):
+                buffer.copy_(0.2 * torch.randn(buffer.shape, generator=draw))
     folder = pathlib.Path(tempfile.mkdtemp(prefix=f"twin-{family}-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     model.eval().save_pretrained(folder)

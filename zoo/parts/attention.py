@@ -26,7 +26,7 @@ Attend = Callable[..., Array]
 def dense(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
+    v: Float[Array, "B S K U"],
     first: Int[Array, "B T"],
     last: Int[Array, "B T"],
     window: spans.Window | None,
@@ -34,7 +34,7 @@ def dense(
     *,
     scale: float,
     softcap: float | None,
-) -> Float[Array, "B T N H"]:
+) -> Float[Array, "B T N U"]:
     """All scores at once, T x S of them per head: what the other backends are tested against."""
     B, T, N, H = q.shape
     S, K = k.shape[1:3]
@@ -47,7 +47,7 @@ def dense(
         sink = sinks.astype(jnp.float32).reshape(K, N // K, 1, 1)
         scores = jnp.concatenate([scores, jnp.broadcast_to(sink, (*scores.shape[:-1], 1))], -1)
     shares = jax.nn.softmax(scores, axis=-1)[..., :S].astype(v.dtype)
-    return layers.dot("BKGTS,BSKH->BTKGH", shares, v).reshape(B, T, N, H)
+    return layers.dot("BKGTS,BSKU->BTKGU", shares, v).reshape(B, T, N, -1)
 
 
 BACKENDS: dict[str, Callable[..., Array]] = {
@@ -60,7 +60,9 @@ BACKENDS: dict[str, Callable[..., Array]] = {
 }
 # The default backend of each platform.
 BY_PLATFORM = {"cpu": "blocks", "gpu": "cudnn", "tpu": "splash"}
-# What kernels of other libraries cannot do; then `blocks` replaces the platform's default.
+# Kernels of other libraries, whose heads are all as wide as each other.
+KERNELS = {"tokamax", "tokamax_chunked", "splash", "cudnn"}
+# What these kernels cannot do; then `blocks` replaces the platform's default.
 CANNOT = {
     "tokamax": {"sinks", "softcap"},  # with a cap its Triton kernel has no backward pass
     "tokamax_chunked": {"sinks"},
@@ -77,7 +79,7 @@ def default_backend() -> str:
 def attend(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
+    v: Float[Array, "B S K U"],
     where: spans.Spans,
     *,
     scale: float,
@@ -86,7 +88,7 @@ def attend(
     sinks: Float[Array, " N"] | None = None,
     key_positions: Int[Array, "B S"] | None = None,
     backend: str | None = None,
-) -> Float[Array, "B T N H"]:
+) -> Float[Array, "B T N U"]:
     """Softmax attention; each key head serves N / K query heads. Scores and softmax in float32.
 
     `window` is how many positions back a token sees, itself included; scores become `softcap *
@@ -98,13 +100,16 @@ def attend(
     """
     backend = _chosen(backend, q, k, softcap, sinks)
     run = functools.partial(BACKENDS[backend], scale=scale, softcap=softcap)
+    U, wide = v.shape[-1], max(q.shape[-1], v.shape[-1])
+    if backend in KERNELS and q.shape[-1] != U:
+        q, k, v = (_widened(x, wide) for x in (q, k, v))
     looking = None
     if window is not None:
         keys = where.positions if key_positions is None else key_positions
         looking = spans.Window(jnp.asarray(window, jnp.int32), where.positions, keys)
     mesh = jax.sharding.get_abstract_mesh()
     if backend == "dense" or mesh.empty:
-        return run(q, k, v, where.first, where.last, looking, sinks)
+        return run(q, k, v, where.first, where.last, looking, sinks)[..., :U]
 
     # XLA cannot split a kernel or a loop over rows: each device is given its rows and its heads.
     split = lambda axes, x: sharding.spec(axes, x.shape, mesh.shape)
@@ -119,7 +124,12 @@ def attend(
         in_specs=(ours, theirs, theirs, rows, rows, window_split, heads),
         out_specs=ours,
         check_vma=False,
-    )(q, k, v, where.first, where.last, looking, sinks)
+    )(q, k, v, where.first, where.last, looking, sinks)[..., :U]
+
+
+def _widened(x: Float[Array, "B T N H"], H: int) -> Float[Array, "B T N wide"]:
+    """Heads with zeros at their end, which change no score and gather nothing."""
+    return jnp.pad(x, [(0, 0)] * 3 + [(0, H - x.shape[-1])])
 
 
 def backend_of(config: hf_config.Config, dtype: jax.typing.DTypeLike, asked: str | None) -> str:

@@ -27,7 +27,7 @@ QueryTiles = Float[Array, "I K G block H"]
 def attend(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K H"],
+    v: Float[Array, "B T K U"],
     first: Int[Array, "B T"],
     last: Int[Array, "B T"],
     window: spans.Window | None,
@@ -35,7 +35,7 @@ def attend(
     *,
     scale: float,
     softcap: float | None,
-) -> Float[Array, "B T N H"]:
+) -> Float[Array, "B T N U"]:
     """As `attention.dense`, row after row, each row tile after tile.
 
     Source: https://arxiv.org/abs/2205.14135, Algorithms 1 and 4.
@@ -60,7 +60,7 @@ def attend(
         return _row(*arrays, looking, heads, scale, softcap)
 
     out = jax.lax.map(row, (grouped, k, v, first, last, positions))
-    return out[:, :T].reshape(B, T, N, H)
+    return out[:, :T].reshape(B, T, N, -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
@@ -86,18 +86,18 @@ def _forward(
             scores = _scores(q, keys[j], seen, scale, softcap)
             higher = jnp.maximum(top, scores.max(-1))
             shares, shrunk = jnp.exp(scores - higher[..., None]), jnp.exp(top - higher)
-            fresh = layers.dot("KGts,KsH->KGtH", shares.astype(v.dtype), values[j], jnp.float32)
+            fresh = layers.dot("KGts,KsU->KGtU", shares.astype(v.dtype), values[j], jnp.float32)
             return higher, total * shrunk + shares.sum(-1), mixed * shrunk[..., None] + fresh
 
         none = jnp.zeros(q.shape[:-1], jnp.float32)
         # A sink is a key that was seen before all others, and has no value.
         begin = (none + UNSEEN, none) if sinks is None else (none + sinks[..., None], none + 1)
-        begin = *begin, jnp.zeros(q.shape, jnp.float32)
+        begin = *begin, jnp.zeros((*q.shape[:-1], v.shape[-1]), jnp.float32)
         top, total, mixed = _over_tiles(places, key_places, window, add, begin)
         return mixed / total[..., None], top + jnp.log(total)
 
     out, logsum = jax.lax.map(of_queries, (_query_tiles(q), _query_places(first, last, window)))
-    out = checkpoint_name(_as_row(out, q), "attention")
+    out = checkpoint_name(_as_row(out, q.dtype), "attention")
     logsum = checkpoint_name(logsum, "attention")
     return out, (q, k, v, first, last, window, sinks, out, logsum)
 
@@ -117,13 +117,13 @@ def _backward(scale: float, softcap: float | None, kept: tuple, gradient: Row) -
             seen = _seen(places, key_places, j, window)
             scores = _scores(q, keys[j], seen, scale, softcap)
             shares = jnp.exp(scores - logsum[..., None])
-            toward = layers.dot("KGtH,KsH->KGts", gradient, values[j], jnp.float32)
+            toward = layers.dot("KGtU,KsU->KGts", gradient, values[j], jnp.float32)
             moved = shares * (toward - common[..., None]) * scale
             if softcap:  # the derivative of tanh
                 moved *= jnp.where(seen, 1 - (scores / softcap) ** 2, 0)
             moved = moved.astype(q.dtype)
             dv = dv.at[j].add(
-                layers.dot("KGts,KGtH->KsH", shares.astype(q.dtype), gradient, jnp.float32)
+                layers.dot("KGts,KGtU->KsU", shares.astype(q.dtype), gradient, jnp.float32)
             )
             dk = dk.at[j].add(layers.dot("KGts,KGtH->KsH", moved, q, jnp.float32))
             return dq + layers.dot("KGts,KsH->KGtH", moved, keys[j], jnp.float32), dk, dv
@@ -132,15 +132,15 @@ def _backward(scale: float, softcap: float | None, kept: tuple, gradient: Row) -
         dq, dk, dv = _over_tiles(places, key_places, window, add, begin)
         return (dk, dv), dq
 
-    none = jnp.zeros(keys.shape, jnp.float32)
+    none = lambda x: jnp.zeros(x.shape, jnp.float32)
     places = _query_places(first, last, window)
     tiles = _query_tiles(q), _query_tiles(gradient), common, logsum, places
-    (dk, dv), dq = jax.lax.scan(of_queries, (none, none), tiles)
-    flat = lambda x: jnp.moveaxis(x, 2, 1).reshape(k.shape).astype(k.dtype)
+    (dk, dv), dq = jax.lax.scan(of_queries, (none(keys), none(values)), tiles)
+    flat = lambda x, like: jnp.moveaxis(x, 2, 1).reshape(like.shape).astype(like.dtype)
     of_sinks = None
     if sinks is not None:
         of_sinks = -(jnp.exp(sinks[..., None] - logsum) * common).sum((0, -1))
-    return _as_row(dq, q), flat(dk), flat(dv), None, None, None, of_sinks
+    return _as_row(dq, q.dtype), flat(dk, k), flat(dv, v), None, None, None, of_sinks
 
 
 _row.defvjp(_forward, _backward)
@@ -159,8 +159,9 @@ def _query_tiles(x: Row) -> QueryTiles:
     return jnp.moveaxis(_lanes(x), 1, 3)
 
 
-def _as_row(x: QueryTiles, like: Row) -> Row:
-    return jnp.moveaxis(x, 3, 1).reshape(like.shape).astype(like.dtype)
+def _as_row(x: QueryTiles, dtype: jax.typing.DTypeLike) -> Row:
+    by_tile = jnp.moveaxis(x, 3, 1)
+    return by_tile.reshape(-1, *by_tile.shape[2:]).astype(dtype)
 
 
 class Places(NamedTuple):

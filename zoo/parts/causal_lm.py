@@ -120,4 +120,5 @@ def _blocks(
 ) -> nnx.Module:
     if not isinstance(of, dict):
         return of(config, rngs)
-    return nnx.Dict({kind: one(config, rngs) for kind, one in of.items()})
+    there = set(config.kinds)
+    return nnx.Dict({kind: one(config, rngs) for kind, one in of.items() if kind in there})

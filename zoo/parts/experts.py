@@ -26,6 +26,9 @@ Weights = Mapping[str, Any]  # arrays, or those with adapters
 Work = Callable[[Float[Array, "tile D"], Weights], Float[Array, "tile D"]]
 
 
+# What a softmax or a sigmoid makes of a router's logits.
+Scores = Callable[[Float[Array, "B T E"]], Float[Array, "B T E"]]
+
 # How transformers 5 keeps the experts of a layer: a tensor, what it holds side by side of each, and
 # which of its axes is as wide as the model.
 IN_ONE_TENSOR = (
@@ -42,12 +45,43 @@ class Route(NamedTuple):
     shares: Float[Array, "B T k"]
 
 
-def softmax_then_top(logits: Float[Array, "B T E"], k: int, *, to_one: bool) -> Route:
-    """Shares of a softmax over all experts; `to_one` makes those of the chosen sum to one."""
-    shares, experts = jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), k)
-    if to_one:
+class Choice(NamedTuple):
+    """How a token chooses `each` of its experts, and what their shares are."""
+
+    each: int
+    to_one: bool  # the shares of the chosen sum to one, before the scale
+    scores: Scores = jax.nn.softmax  # of the router's logits; shares are scores
+    scale: float = 1.0
+    # It chooses among the `kept` best of so many groups, as good as their `best` experts together.
+    groups: int = 1
+    kept: int = 1
+    best: int = 2
+
+
+def chosen(
+    logits: Float[Array, "B T E"], choice: Choice, correction: Float[Array, " E"] | None = None
+) -> Route:
+    """The best experts of each token; a correction of the scores has a say in the choice alone.
+
+    Source of groups and corrections: https://arxiv.org/abs/2412.19437, Eq. 13 to 16.
+    """
+    scores = choice.scores(logits.astype(jnp.float32))
+    wanted = scores if correction is None else scores + correction
+    if choice.kept < choice.groups:
+        wanted = _of_best_groups(wanted, choice)
+    _, experts = jax.lax.top_k(wanted, choice.each)
+    shares = jnp.take_along_axis(scores, experts, axis=-1)
+    if choice.to_one:
         shares = shares / shares.sum(-1, keepdims=True)
-    return Route(experts, shares)
+    return Route(experts, shares * choice.scale)
+
+
+def _of_best_groups(wanted: Float[Array, "B T E"], choice: Choice) -> Float[Array, "B T E"]:
+    by_group = wanted.reshape(*wanted.shape[:2], choice.groups, -1)
+    as_good_as = jax.lax.top_k(by_group, choice.best)[0].sum(-1)
+    _, kept = jax.lax.top_k(as_good_as, choice.kept)
+    is_kept = (kept[..., None] == jnp.arange(choice.groups)).any(-2)
+    return jnp.where(is_kept[..., None], by_group, -jnp.inf).reshape(wanted.shape)
 
 
 def top_then_softmax(logits: Float[Array, "B T E"], k: int) -> Route:
@@ -56,19 +90,30 @@ def top_then_softmax(logits: Float[Array, "B T E"], k: int) -> Route:
     return Route(experts, jax.nn.softmax(top.astype(jnp.float32), axis=-1))
 
 
-class GatedExperts(nnx.Module):
-    """Experts that are gated MLPs, and the router that chooses `each` of them for a token."""
+def logits(x: Float[Array, "B T D"], router: nnx.Param) -> Float[Array, "B T E"]:
+    """A router's logits in float32, so that two passes in bfloat16 choose the same experts."""
+    return layers.einsum("BTD,DE->BTE", x, router, out=jnp.float32)
 
-    def __init__(self, sizes: Mapping[str, int], rngs: nnx.Rngs, *, each: int, to_one: bool):
+
+class GatedExperts(nnx.Module):
+    """Experts that are gated MLPs, and the router by which a token chooses among them.
+
+    The correction of a router is a constant of the checkpoint.
+    """
+
+    def __init__(
+        self, sizes: Mapping[str, int], rngs: nnx.Rngs, choice: Choice, *, corrected: bool = False
+    ):
         self.router = layers.weight("L D E", sizes, rngs)
+        self.correction = layers.constant("L E", sizes) if corrected else None
         self.gate = layers.weight("L E D F", sizes, rngs)
         self.up = layers.weight("L E D F", sizes, rngs)
         self.down = layers.weight("L E F D", sizes, rngs)
-        self.each, self.to_one = each, to_one
+        self.choice = choice
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        logits = layers.einsum("BTD,DE->BTE", x, self.router)
-        route = softmax_then_top(logits, self.each, to_one=self.to_one)
+        correction = None if self.correction is None else self.correction[...]
+        route = chosen(logits(x, self.router), self.choice, correction)
         weights = {
             "gate": (self.gate[...], "E D F"),
             "up": (self.up[...], "E D F"),

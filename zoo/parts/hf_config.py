@@ -140,8 +140,8 @@ def sizes(config: Any) -> dict[str, int]:
         "F": getattr(config, "intermediate_size", 0),  # 0: experts have widths of their own
         "L": config.num_hidden_layers,
         "N": config.num_attention_heads,
-        "K": config.num_key_value_heads,
-        "H": config.head_dim,
+        "K": getattr(config, "num_key_value_heads", config.num_attention_heads),
+        "H": getattr(config, "head_dim", 0),  # 0: parts of a head have widths of their own
     }
 
 

@@ -43,10 +43,17 @@ def weight(
     return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
 
 
+def constant(axes: str, sizes: Mapping[str, int]) -> nnx.Param:
+    """Numbers of a checkpoint that no gradient reaches; in float32, whatever the others are in."""
+    shape = tuple(sizes[letter] for letter in axes.split())
+    return nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes, exact=True)
+
+
 def is_matrix(axes: str) -> bool:
-    """Whether a weight multiplies the width: norm scales, biases and sinks do not."""
+    """Whether a weight multiplies the width or a latent: norm scales, biases and sinks do not."""
     own = [letter for letter in axes.split() if letter not in "LJ"]
-    return "D" in own and len(own) > 1 and own != ["E", "D"]  # which is a bias of experts
+    # E D is a bias of experts.
+    return not {"D", "R"}.isdisjoint(own) and len(own) > 1 and own != ["E", "D"]
 
 
 def dot(equation: str, x: Array, y: Array, out: jax.typing.DTypeLike | None = None) -> Array:

@@ -22,6 +22,9 @@ State = dict[str, Array]
 KEYS_AND_VALUES = {"keys": "L B S K H", "values": "L B S K H"}
 
 
+Made = Callable[..., tuple[Array, Array]]  # what is kept of tokens, by name -> keys and values
+
+
 class Recurrence(NamedTuple):
     """How tokens gather what comes before them, if not by attention.
 
@@ -40,10 +43,14 @@ class Mix(Protocol):
     """What a block that is recurrent is handed; one that only attends takes `attention.Attend`."""
 
     def __call__(
-        self, q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"],
+        self, q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K U"],
         **how,
-    ) -> Float[Array, "B T N H"]:  # fmt: skip
+    ) -> Float[Array, "B T N U"]:  # fmt: skip
         """Softmax attention: `how` as in `attention.attend`."""
+        ...
+
+    def over(self, q: Float[Array, "B T N H"], made: Made, kept: dict[str, Array], **how) -> Array:
+        """The same over keys and values `made` of arrays [B, S, …], which are kept instead."""
         ...
 
     def recur(self, name: str, rule: Recurrence, *inputs: Array) -> Array:
@@ -62,6 +69,10 @@ class Whole:
     def __call__(self, q: Array, k: Array, v: Array, **how) -> Array:
         """Softmax attention over the spans."""
         return attention.attend(q, k, v, self.where, backend=self.backend, **how)
+
+    def over(self, q: Array, made: Made, kept: dict[str, Array], **how) -> Array:
+        """The same, of keys and values that are made of something narrower."""
+        return self(q, *made(**kept), **how)
 
     def recur(self, name: str, rule: Recurrence, *inputs: Array) -> Array:
         """Over whole rows; the state after them is not kept."""
@@ -83,11 +94,15 @@ class Growing:
 
     def __call__(self, q: Array, k: Array, v: Array, **how) -> Array:
         """A prompt sees itself; a further token goes to its place, and sees all before it."""
-        self._keep("keys", k)
-        self._keep("values", v)
+        return self.over(q, lambda keys, values: (keys, values), {"keys": k, "values": v}, **how)
+
+    def over(self, q: Array, made: Made, kept: dict[str, Array], **how) -> Array:
+        """The same, of keys and values that are made of what is kept of each token."""
+        for name, new in kept.items():
+            self._keep(name, new)
         if self.begins:
-            return attention.attend(q, k, v, self.where, backend=self.backend, **how)
-        keys, values = self.state["keys"][self.i], self.state["values"][self.i]
+            return attention.attend(q, *made(**kept), self.where, backend=self.backend, **how)
+        keys, values = made(**{name: self.state[name][self.i] for name in kept})
         places = jnp.broadcast_to(jnp.arange(keys.shape[1], dtype=jnp.int32), keys.shape[:2])
         return attention.attend(q, keys, values, self.where, key_positions=places, **how)
 
@@ -100,10 +115,10 @@ class Growing:
         self.state = self.state | {name: self.state[name].at[self.i].set(after)}
         return out
 
-    def _keep(self, name: str, new: Float[Array, "B T K H"]) -> None:
+    def _keep(self, name: str, new: Float[Array, "B T *each"]) -> None:
         kept = self.state[name]
         if self.begins:
-            kept = jax.lax.dynamic_update_slice(kept, new[None], (self.i, 0, 0, 0, 0))
+            kept = jax.lax.dynamic_update_slice(kept, new[None], (self.i, *[0] * new.ndim))
         else:
             rows = jnp.arange(len(new))
             kept = kept.at[self.i, rows, self.where.positions[:, 0]].set(new[:, 0])

@@ -23,6 +23,7 @@ STORED: dict[str, tuple[str, ...]] = {
     "K": ("tensor",),
     "Q": ("tensor",),
     "F": ("tensor",),
+    "R": ("fsdp",),
     "V": ("tensor",),
     "rows": ("tensor", "fsdp"),  # of a matrix in few bits, whose blocks are along them
 }

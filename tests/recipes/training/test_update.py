@@ -1,7 +1,6 @@
 """One update against plain arithmetic, and by hand: what is summed, averaged, in which order."""
 
 import math
-import types
 
 from flax import nnx, traverse_util
 import jax
@@ -27,6 +26,7 @@ from recipes.training.update import Sums
 from tests.conftest import large_weights, programs_of, run_with, sigmoid, small_config
 from tests.long_forms import full_but
 from tests.recipes.data.packed.test_packing import random_pairs
+import zoo
 from zoo import llama
 from zoo.parts import adapted, sharding
 
@@ -229,7 +229,7 @@ def gate(place, of_batch, *, step=0, fingerprint_=None, dtype=np.float32):
     """Asks the gate before the first step about a policy that counts."""
     weights = {"w": jnp.array([1.001, 2.0])}
     known = fingerprint_ or fingerprint(logps.cast(weights, dtype))
-    own = policy_of(types.SimpleNamespace(dtype=np.dtype(dtype)))
+    own = policy_of(zoo.abstract(small_config(), compute_dtype=dtype))
     return gates.check_logps(
         counting, own, State(step, weights, {}, None), Reference(known, of_batch, [], object()),
         run_with(examples=told_apart(range(7)), place=place),
