@@ -193,9 +193,7 @@ class Experts(nnx.Module):
         return experts.mixed(x, route._replace(shares=route.shares * scale), weights, _expert)
 
 
-def _expert(x: Array, own: experts.Weights) -> Array:
-    gate, up = layers.times("tD,JDF->tJF", x, own["gate_up"]).swapaxes(0, 1)
-    return layers.times("tF,FD->tD", layers.gelu(gate) * up, own["down"])
+_expert = functools.partial(experts.gated_together, bent=layers.gelu)
 
 
 class Block(nnx.Module):

@@ -8,6 +8,7 @@ import functools
 from typing import ClassVar
 
 from flax import nnx
+import jax
 from jaxtyping import Array, Float, Int
 
 from zoo.parts import (
@@ -131,7 +132,7 @@ class Block(nnx.Module):
         if kind == DENSE:
             self.mlp = layers.GatedMlp(sizes, rngs)
         else:
-            choice = dense_first.by_sigmoid(config)
+            choice = dense_first.choice(config, jax.nn.sigmoid)
             self.mlp = dense_first.WithShared(config, sizes, rngs, choice, corrected=True)
 
     def __call__(

@@ -4,14 +4,12 @@ Agrees with transformers/models/ministral3/modeling_ministral3.py.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flax import nnx
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from checkpoints_io.errors import BadInput
-from zoo.parts import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
+from zoo.parts import attention, causal_lm, growing, hf_config, layers, rope, spans, stack
 
 # The default of transformers, for files that do not give one.
 ROPE = {
@@ -51,29 +49,11 @@ class Config(hf_config.Config):
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
         """With its own rope where a file says nothing; how queries grow stands beside the rope."""
-        ropes = hf.get("rope_parameters") or ROPE
-        if not isinstance(ropes, dict):
-            return rope_config.read(hf)  # which says what is wrong
-        beta = ropes.get("llama_4_scaling_beta") or None
-        # transformers does not read the longest text there.
-        apart = ("llama_4_scaling_beta", "max_position_embeddings")
-        own = {key: value for key, value in ropes.items() if key not in apart}
-        read = rope_config.read(hf | {"rope_parameters": own}) | {"llama_4_scaling_beta": beta}
-        one: Any = read["rope_parameters"]
-        if beta and not one.original_max_position_embeddings:
-            raise BadInput(
-                f"config.json: llama_4_scaling_beta is {beta}, and a {one.rope_type} rope has no "
-                "original_max_position_embeddings, from which on it counts: give it, or take the "
-                "other out"
-            )
-        return read
+        return growing.read(hf, ROPE)
 
     def to_hf(self) -> dict[str, object]:
         """A `config.json` for a model that was not read from one."""
-        said = super().to_hf()
-        beta = said.pop("llama_4_scaling_beta") or 0.0
-        ropes: Any = said["rope_parameters"]
-        return said | {"rope_parameters": ropes | {"llama_4_scaling_beta": beta}}
+        return growing.written(super().to_hf())
 
 
 class Attention(nnx.Module):
@@ -130,15 +110,7 @@ class Model(causal_lm.CausalLM):
         """The residual stream after the last norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
-        return self.norm(run(self, x, where, turn, self._grown(where)))
-
-    def _grown(self, where: spans.Spans) -> Float[Array, "B T"]:
-        """By how much each query is longer; 1 in the first stretch of a text."""
-        beta = self.config.llama_4_scaling_beta
-        if not beta:
-            return jnp.ones(where.positions.shape, jnp.float32)
-        stretch = self.config.rope_parameters.original_max_position_embeddings
-        return 1 + beta * jnp.log1p((where.positions // stretch).astype(jnp.float32))
+        return self.norm(run(self, x, where, turn, growing.lengths(self.config, where)))
 
 
 # Our weight -> its HF name, for each layer {L}, and its axes there.

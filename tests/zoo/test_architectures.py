@@ -136,7 +136,7 @@ def test_export_loads_in_transformers_with_the_same_logits(family, shape, tmp_pa
     model.source = None
     zoo.save(model, tmp_path / "out", dtype=jnp.float32)
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
-    again, told = transformers.AutoModelForCausalLM.from_pretrained(
+    again, told = twins.class_of(family).from_pretrained(
         tmp_path / "out", output_loading_info=True, dtype=torch.float32,
         attn_implementation="eager", experts_implementation="eager",
     )  # fmt: skip

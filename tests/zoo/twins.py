@@ -13,6 +13,8 @@ import tempfile
 
 import numpy as np
 
+import zoo
+
 SIZES = dict(
     vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
     num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
@@ -106,6 +108,17 @@ YARN_OF_DEEPSEEK = dict(rope_parameters=dict(
     rope_type="yarn", rope_theta=1e4, factor=40.0, beta_fast=32.0, beta_slow=1.0, mscale=0.7,
     mscale_all_dim=1.0, original_max_position_embeddings=16,
 ))  # fmt: skip
+MISTRAL4 = dict(rope_parameters=dict(
+    rope_type="yarn", rope_theta=1e4, factor=16.0, beta_fast=32.0, beta_slow=1.0, mscale=1.0,
+    mscale_all_dim=1.0, original_max_position_embeddings=16, llama_4_scaling_beta=0.1,
+))  # fmt: skip
+MINIMAX = dict(
+    head_dim=8,
+    num_local_experts=6,
+    num_experts_per_tok=2,
+    intermediate_size=20,
+    rotary_dim=4,
+)
 GPT2 = dict(vocab_size=97, n_positions=96, n_embd=32, n_layer=3, n_head=4, bos_token_id=1,
             eos_token_id=2)  # fmt: skip
 
@@ -194,6 +207,19 @@ TWINS: dict[str, dict[str, dict]] = {
             moe_intermediate_size=20, final_logit_softcapping=4.0,
         ),
     },
+    "deepseek_v2": {
+        "plain": DEEPSEEK | dict(first_k_dense_replace=1),
+        "tied, odd, no latent of queries": DEEPSEEK | dict(
+            tie_word_embeddings=True, vocab_size=101, hidden_size=42, q_lora_rank=None,
+            v_head_dim=14, n_routed_experts=7, num_experts_per_tok=3, num_attention_heads=3,
+            num_key_value_heads=3, routed_scaling_factor=2.0,
+        ),
+        "groups, yarn": DEEPSEEK | YARN_OF_DEEPSEEK | dict(
+            topk_method="group_limited_greedy", n_routed_experts=12, n_group=4, topk_group=2,
+            num_experts_per_tok=3, n_shared_experts=2, first_k_dense_replace=2,
+            num_hidden_layers=5,
+        ),
+    },
     "deepseek_v3": {
         "plain": DEEPSEEK | dict(first_k_dense_replace=1),
         "tied, odd, no latent of queries": DEEPSEEK | dict(
@@ -219,6 +245,19 @@ TWINS: dict[str, dict[str, dict]] = {
             num_hidden_layers=5, attention_bias=True,
         ),
     },
+    "glm4_moe_lite": {
+        "plain": DEEPSEEK,
+        "tied, odd, all sparse": DEEPSEEK | dict(
+            mlp_layer_types=["sparse"] * 3, tie_word_embeddings=True, norm_topk_prob=False,
+            vocab_size=101, hidden_size=44, v_head_dim=14, n_routed_experts=7,
+            num_experts_per_tok=3, num_attention_heads=3, num_key_value_heads=3,
+        ),
+        "groups, sparse first": DEEPSEEK | dict(
+            n_routed_experts=12, n_group=4, topk_group=2, num_experts_per_tok=3,
+            n_shared_experts=2, num_hidden_layers=4, q_lora_rank=None,
+            mlp_layer_types=["sparse", "dense", "sparse", "sparse"],
+        ),
+    },
     "gemma": {
         "plain": GEMMA,
         "untied, odd": dict(ODD, tie_word_embeddings=False),
@@ -237,6 +276,25 @@ TWINS: dict[str, dict[str, dict]] = {
             original_max_position_embeddings=7, mscale=1.0, mscale_all_dim=0.0,
             llama_4_scaling_beta=0.3,
         )),
+    },
+    "minimax_m2": {
+        "plain": MINIMAX,
+        "tied, odd, whole heads": MINIMAX | ODD | dict(
+            rotary_dim=10, tie_word_embeddings=True, num_local_experts=7, num_experts_per_tok=3,
+        ),
+        "one key head": MINIMAX | dict(num_key_value_heads=1, rotary_dim=4),
+    },
+    "mistral4": {
+        "plain": DEEPSEEK | MISTRAL4,
+        "tied, odd, no latent of queries": DEEPSEEK | MISTRAL4 | dict(
+            tie_word_embeddings=True, norm_topk_prob=False, vocab_size=101, hidden_size=44,
+            q_lora_rank=None, v_head_dim=14, n_routed_experts=7, num_experts_per_tok=3,
+            num_attention_heads=3, num_key_value_heads=3, first_k_dense_replace=1,
+        ),
+        "groups, two shared": DEEPSEEK | MISTRAL4 | dict(
+            n_routed_experts=12, n_group=4, topk_group=2, num_experts_per_tok=3,
+            n_shared_experts=2, routed_scaling_factor=1.5,
+        ),
     },
     "olmo2": {
         "plain": {},
@@ -328,7 +386,8 @@ KINDS = {"linear": LINEAR, "dynamic": DYNAMIC, "llama3": LLAMA3, "yarn": YARN,
 # All families but those with a rope for each kind of layer, one for a part of the head, or none.
 OWN_ROPES = ("gemma3_text", "gemma4_text", "ministral3", "olmo3", "phi3", "gpt2", "qwen3_5_text",
              "qwen3_5_moe_text", "qwen3_next", "glm4_moe",
-             "deepseek_v3")  # fmt: skip
+             "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "mistral4",
+             "minimax_m2")  # fmt: skip
 WITH_ONE_ROPE = [f for f in TWINS if f not in OWN_ROPES]
 ROPES = {(family, kind): {"num_hidden_layers": 2, "head_dim": 8} | said
          for family in WITH_ONE_ROPE for kind, said in KINDS.items()}  # fmt: skip
@@ -360,7 +419,6 @@ def untrained(family: str, shape: str):
     from flax import nnx
 
     from tests.conftest import large_weights
-    import zoo
 
     arch = zoo.ARCHITECTURES[family]
     said = json.loads(config_of(family, shape).to_json_string(use_diff=True))
@@ -371,16 +429,21 @@ def untrained(family: str, shape: str):
     return model
 
 
+def class_of(family: str):
+    """Transformers' class of a twin, which Mistral 4 has as a half of another model alone."""
+    import transformers
+
+    return getattr(transformers, zoo.ARCHITECTURES[family].Config.architecture)
+
+
 @functools.cache
 def twin(family: str, shape: str):
     """Transformers' model with large weights, in float32, and the folder it was written to."""
     import torch
-    import transformers
 
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(
-        config_of(family, shape), attn_implementation="eager", experts_implementation="eager"
-    )
+    how = dict(attn_implementation="eager", experts_implementation="eager")
+    model = class_of(family)._from_config(config_of(family, shape), **how)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, weight in model.named_parameters():

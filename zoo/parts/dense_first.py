@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
-import jax
 from jaxtyping import Array, Float
 
 from checkpoints_io.errors import BadInput
@@ -37,6 +36,9 @@ def read(
         rest["mlp_layer_types"] = [DENSE if i < leading else SPARSE for i in range(count)]
     for name, otherwise in (("n_group", groups), ("topk_group", kept)):
         rest[name] = otherwise if rest.get(name) is None else rest[name]
+    kinds: Any = rest.get("mlp_layer_types") or ()
+    if odd := set(map(str, kinds if isinstance(kinds, list) else [kinds])) - {DENSE, SPARSE}:
+        raise BadInput(f"config.json: mlp_layer_types may be {DENSE} or {SPARSE}, not {odd}")
     names = ("n_routed_experts", "n_group", "topk_group", "num_experts_per_tok")
     numbers: Any = [rest.get(name) for name in names]
     if all(is_number(n) and n for n in numbers):
@@ -69,9 +71,9 @@ class WithShared(nnx.Module):
 
     def __init__(
         self, config: Any, sizes: dict[str, int], rngs: nnx.Rngs, choice: experts.Choice,
-        *, corrected: bool,
+        **how: bool,
     ):  # fmt: skip
-        self.chosen = experts.GatedExperts(sizes, rngs, choice, corrected=corrected)
+        self.chosen = experts.GatedExperts(sizes, rngs, choice, **how)
         shared = sizes["F"] * config.n_shared_experts
         self.shared = layers.GatedMlp(sizes | {"F": shared}, rngs)
 
@@ -79,15 +81,16 @@ class WithShared(nnx.Module):
         return self.chosen(x) + self.shared(x)
 
 
-def by_sigmoid(config: Any) -> experts.Choice:
-    """The choice of DeepSeek V3 and of those that took it over."""
+def choice(config: Any, scores: experts.Scores, best: int = 2) -> experts.Choice:
+    """How a token chooses its experts."""
     return experts.Choice(
         config.num_experts_per_tok,
         to_one=config.norm_topk_prob,
-        scores=jax.nn.sigmoid,
+        scores=scores,
         scale=config.routed_scaling_factor,
         groups=config.n_group,
         kept=config.topk_group,
+        best=best,
     )
 
 

@@ -78,7 +78,7 @@ def chosen(
 
 def _of_best_groups(wanted: Float[Array, "B T E"], choice: Choice) -> Float[Array, "B T E"]:
     by_group = wanted.reshape(*wanted.shape[:2], choice.groups, -1)
-    as_good_as = jax.lax.top_k(by_group, choice.best)[0].sum(-1)
+    as_good_as = jax.lax.top_k(by_group, min(choice.best, by_group.shape[-1]))[0].sum(-1)
     _, kept = jax.lax.top_k(as_good_as, choice.kept)
     is_kept = (kept[..., None] == jnp.arange(choice.groups)).any(-2)
     return jnp.where(is_kept[..., None], by_group, -jnp.inf).reshape(wanted.shape)
@@ -98,27 +98,32 @@ def logits(x: Float[Array, "B T D"], router: nnx.Param) -> Float[Array, "B T E"]
 class GatedExperts(nnx.Module):
     """Experts that are gated MLPs, and the router by which a token chooses among them.
 
-    The correction of a router is a constant of the checkpoint.
+    The correction of a router is a constant of the checkpoint. Checkpoints that hold all experts of
+    a layer in one tensor hold gate and up together.
     """
 
     def __init__(
-        self, sizes: Mapping[str, int], rngs: nnx.Rngs, choice: Choice, *, corrected: bool = False
-    ):
+        self, sizes: Mapping[str, int], rngs: nnx.Rngs, choice: Choice,
+        *, corrected: bool = False, together: bool = False,
+    ):  # fmt: skip
         self.router = layers.weight("L D E", sizes, rngs)
         self.correction = layers.constant("L E", sizes) if corrected else None
-        self.gate = layers.weight("L E D F", sizes, rngs)
-        self.up = layers.weight("L E D F", sizes, rngs)
+        if together:
+            self.gate_up = layers.weight("L E J D F", sizes, rngs)
+        else:
+            self.gate = layers.weight("L E D F", sizes, rngs)
+            self.up = layers.weight("L E D F", sizes, rngs)
         self.down = layers.weight("L E F D", sizes, rngs)
-        self.choice = choice
+        self.choice, self.together = choice, together
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         correction = None if self.correction is None else self.correction[...]
         route = chosen(logits(x, self.router), self.choice, correction)
-        weights = {
-            "gate": (self.gate[...], "E D F"),
-            "up": (self.up[...], "E D F"),
-            "down": (self.down[...], "E F D"),
-        }
+        down = self.down[...], "E F D"
+        if self.together:
+            weights = {"gate_up": (self.gate_up[...], "E J D F"), "down": down}
+            return mixed(x, route, weights, gated_together)
+        weights = {"gate": (self.gate[...], "E D F"), "up": (self.up[...], "E D F"), "down": down}
         return mixed(x, route, weights, _gated)
 
 
@@ -137,6 +142,14 @@ class Shared(nnx.Module):
 def _gated(x: Array, own: Weights) -> Array:
     bent = jax.nn.silu(layers.times("tD,DF->tF", x, own["gate"]))
     return layers.times("tF,FD->tD", bent * layers.times("tD,DF->tF", x, own["up"]), own["down"])
+
+
+def gated_together(
+    x: Float[Array, "tile D"], own: Weights, bent: Callable[[Array], Array] = jax.nn.silu
+) -> Float[Array, "tile D"]:
+    """One expert's work where gate and up are one weight."""
+    gate, up = layers.times("tD,JDF->tJF", x, own["gate_up"]).swapaxes(0, 1)
+    return layers.times("tF,FD->tD", bent(gate) * up, own["down"])
 
 
 def mixed(

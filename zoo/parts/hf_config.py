@@ -232,7 +232,7 @@ def _check_sizes(config: Config) -> None:
             )
     if isinstance(ropes := getattr(config, "rope_parameters", None), rope.Rope):
         rope.check_head(count["H"], ropes)
-    for name in ("layer_types", "no_rope_layers"):
+    for name in ("layer_types", "mlp_layer_types", "no_rope_layers"):
         listed = getattr(config, name, None)
         if listed is not None and len(listed) != count["L"]:
             raise BadInput(

@@ -1,0 +1,177 @@
+"""Mistral Small 4: latent attention, softmax routers, queries that grow with their place.
+
+Agrees with transformers/models/mistral4/modeling_mistral4.py.
+"""
+
+import dataclasses
+import functools
+from typing import ClassVar
+
+from flax import nnx
+import jax
+from jaxtyping import Array, Float, Int
+
+from zoo.parts import (
+    causal_lm,
+    dense_first,
+    growing,
+    hf_config,
+    latent,
+    layers,
+    mixing,
+    rope,
+    spans,
+    stack,
+)
+from zoo.parts.dense_first import DENSE, SPARSE
+
+# The default of transformers, for files that do not give one.
+ROPE = {
+    "rope_type": "yarn", "rope_theta": 1e4, "factor": 128.0, "beta_fast": 32.0, "beta_slow": 1.0,
+    "original_max_position_embeddings": 8192, "mscale": 1.0, "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(hf_config.Config):
+    """Field names are the keys of an HF `config.json`."""
+
+    model_type: ClassVar[str] = "mistral4"
+    architecture: ClassVar[str] = "Mistral4ForCausalLM"
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    moe_intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    q_lora_rank: int | None
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+    rope_parameters: rope.Rope
+    mlp_layer_types: tuple[str, ...]  # as `first_k_dense_replace` counts them
+    n_routed_experts: int
+    n_shared_experts: int
+    num_experts_per_tok: int
+    norm_topk_prob: bool
+    routed_scaling_factor: float
+    n_group: int
+    topk_group: int
+    llama_4_scaling_beta: float | None  # stands among the rope_parameters
+
+    # What HF lets a config choose and this file does not.
+    fixed: ClassVar[dict[str, object]] = {
+        "hidden_act": "silu", "attention_bias": False, "rope_interleave": True,
+    }  # fmt: skip
+    ignored: ClassVar[frozenset[str]] = latent.IGNORED
+    assumed: ClassVar[dict[str, object]] = {
+        "tie_word_embeddings": False, "rms_norm_eps": 1e-6, "norm_topk_prob": True,
+        "routed_scaling_factor": 1.0, "n_shared_experts": 1, "n_routed_experts": 128,
+        "num_experts_per_tok": 4, "moe_intermediate_size": 2048, "intermediate_size": 12288,
+        "num_hidden_layers": 36, "num_attention_heads": 32, "vocab_size": 131072,
+        "hidden_size": 4096, "q_lora_rank": 1024, "kv_lora_rank": 256, "qk_nope_head_dim": 64,
+        "qk_rope_head_dim": 64, "v_head_dim": 128,
+    }  # fmt: skip
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of every layer, whether it has experts."""
+        return self.mlp_layer_types
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Axis letter -> size."""
+        return hf_config.sizes(self) | latent.sizes_of(self) | {"J": 2}
+
+    def sizes_of(self, kind: str) -> dict[str, int]:
+        """Experts are narrower than the MLP of a dense layer."""
+        return super().sizes_of(kind) | dense_first.sizes_of(self, kind)
+
+    @classmethod
+    def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
+        """With a kind for each layer; how queries grow stands beside the rope."""
+        hf = dense_first.read(latent.read(hf), first=0)
+        return growing.read(_of_turned(hf), ROPE)
+
+    def to_hf(self) -> dict[str, object]:
+        """A `config.json` for a model that was not read from one."""
+        return latent.written(dense_first.written(growing.written(super().to_hf())))
+
+
+def _of_turned(hf: dict[str, object]) -> dict[str, object]:
+    """With ropes of the part of a head that is turned, where a file counts all of it."""
+    ropes, nope, turned = (
+        hf.get(key) for key in ("rope_parameters", "qk_nope_head_dim", "qk_rope_head_dim")
+    )
+    if not isinstance(ropes, dict) or not isinstance(nope, int) or not isinstance(turned, int):
+        return hf
+    if ropes.get("partial_rotary_factor") != turned / max(nope + turned, 1):
+        return hf  # refused by the name of the key
+    own = {key: value for key, value in ropes.items() if key != "partial_rotary_factor"}
+    return hf | {"rope_parameters": own}
+
+
+class Block(nnx.Module):
+    """All layers of a kind at once: every weight has a leading L."""
+
+    def __init__(self, config: Config, rngs: nnx.Rngs, kind: str):
+        sizes = config.sizes_of(kind)
+        norm = lambda: layers.RmsNorm("L D", sizes, rngs, eps=config.rms_norm_eps)
+        self.attention_norm = norm()
+        self.attention = latent.LatentAttention(config, sizes, rngs)
+        self.mlp_norm = norm()
+        if kind == DENSE:
+            self.mlp = layers.GatedMlp(sizes, rngs)
+        else:
+            choice = dense_first.choice(config, jax.nn.softmax)
+            self.mlp = dense_first.WithShared(config, sizes, rngs, choice, together=True)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        mix: mixing.Mix,
+        turn: rope.Turn,
+        grown: Float[Array, "B T"],
+    ) -> Float[Array, "B T D"]:
+        x = x + self.attention(self.attention_norm(x), mix, turn, grown)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Model(causal_lm.CausalLM):
+    Block: ClassVar = {kind: functools.partial(Block, kind=kind) for kind in (DENSE, SPARSE)}
+    keeps: ClassVar = dict.fromkeys((DENSE, SPARSE), latent.KEEPS)
+
+    def residual(
+        self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
+    ) -> Float[Array, "B T D"]:
+        """The residual stream after the last norm; `run` applies the blocks."""
+        turn = rope.turn(self.config.rope_parameters, self.config.qk_rope_head_dim, where)
+        x = layers.embed(self.embedding, tokens, self.dtype)
+        return self.norm(run(self, x, where, turn, growing.lengths(self.config, where)))
+
+
+# Our weight -> its HF name in a layer, and its axes there.
+IN_EVERY_LAYER = {
+    "attention_norm.scale": ("input_layernorm.weight", "D"),
+    "mlp_norm.scale": ("post_attention_layernorm.weight", "D"),
+    **latent.HF_WEIGHTS,
+}
+TOGETHER = {
+    "mlp.chosen.gate_up": ("mlp.experts.gate_up_proj", "E (J F) D"),
+    "mlp.chosen.down":    ("mlp.experts.down_proj",    "E D F"),
+}  # fmt: skip
+HF_WEIGHTS = {
+    "embedding": ("model.embed_tokens.weight", "V D"),
+    "norm.scale": ("model.norm.weight", "D"),
+    "head": ("lm_head.weight", "V D"),
+    **hf_config.of_kinds(
+        {
+            DENSE: IN_EVERY_LAYER | dense_first.MLP_OF[DENSE],
+            SPARSE: IN_EVERY_LAYER | dense_first.MLP_OF[SPARSE] | TOGETHER,
+        }
+    ),
+}
