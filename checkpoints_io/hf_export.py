@@ -1,29 +1,34 @@
 """Sharded arrays to safetensors, by the table that hf_weights.py reads them with."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import json
+import math
 import os
 import pathlib
 import re
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import einops
+import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from checkpoints_io import hf_weights, processes
+from checkpoints_io import hf_weights, processes, quantised
 from checkpoints_io.errors import StorageError
+from checkpoints_io.mxfp4 import Slices
 
 SHARD_BYTES = 5_000_000_000
+WIDEST = 8  # bytes of a number, before its tensor has been looked at
 
 
 class _Tensor(NamedTuple):
-    """One tensor of an export: its HF name, our weight, and which layer (and expert) of it."""
+    """One tensor of an export: its HF name, our weights in it, and which layer (and expert)."""
 
     name: str
-    path: str
-    index: tuple[int, ...]
+    paths: Sequence[str]  # side by side; none: another part's, which is written as it is
+    index: tuple[int, ...] = ()
+    turned: bool = False
 
 
 @runtime_checkable
@@ -48,27 +53,33 @@ class Weight(NamedTuple):
 
 
 def write(
-    folder: pathlib.Path | None, table: hf_weights.Table, weights: Mapping[str, Weight]
+    folder: pathlib.Path | None,
+    table: hf_weights.Table,
+    weights: Mapping[str, Weight],
+    others: Mapping[str, Slices] = {},
+    joined: Sequence[hf_weights.Joined] = (),
 ) -> None:
     """Writes weights given by path: one safetensors file, or shards and an index.
 
-    One file at a time is held in host memory. Every process must call it; those without a folder
-    only help to gather the arrays.
+    `others` are tensors by their HF names, which are written as they are; the weights of experts
+    that are `joined` are written as one tensor. One file at a time is held in host memory. Every
+    process must call it; those without a folder only help to gather the arrays.
 
     Raises:
       OSError: the disk is full, or fails.
     """
-    plan = _shards(table, weights)
-    file_of = {}
+    plan = _shards(table, weights, others, joined)
+    file_of, total = {}, 0
     for i, shard in enumerate(plan, start=1):
         many = len(plan) > 1
         file = f"model-{i:05}-of-{len(plan):05}.safetensors" if many else "model.safetensors"
         tensors = _gathered(shard, table, weights)
-        file_of |= dict.fromkeys(tensors, file)
+        file_of |= dict.fromkeys([one.name for one in shard], file)
         if folder:
+            tensors |= {one.name: _whole(others[one.name]) for one in shard if not one.paths}
+            total += sum(tensor.nbytes for tensor in tensors.values())
             write_file(tensors, folder / file)
     if folder and len(plan) > 1:
-        total = sum(map(_bytes, weights.values()))
         index = {"metadata": {"total_size": total}, "weight_map": file_of}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
@@ -90,23 +101,42 @@ def write_file(tensors: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
     path.chmod(0o644)  # safetensors lets only the owner read it
 
 
-def _bytes(weight: Weight) -> int:
-    return weight.array.size * weight.dtype.itemsize
+def _whole(other: Slices) -> np.ndarray:
+    """A tensor as it is; what was stored in few bits and unpacked is no wider than it needs."""
+    found = other[tuple(slice(0, n) for n in other.get_shape())]
+    was_packed = isinstance(other, quantised.Halves | quantised.Scaled)
+    return found.astype(ml_dtypes.bfloat16) if was_packed else found
 
 
-def _shards(table: hf_weights.Table, weights: Mapping[str, Weight]) -> list[list[_Tensor]]:
+def _shards(
+    table: hf_weights.Table,
+    weights: Mapping[str, Weight],
+    others: Mapping[str, Slices],
+    joined: Sequence[hf_weights.Joined],
+) -> list[list[_Tensor]]:
     """Splits the tensors, in order, into files of at most SHARD_BYTES."""
+    sized: list[tuple[_Tensor, int]] = []
+    leads = {one.paths[0]: one for one in joined}
+    passed = {path for one in joined for path in one.paths[1:]}
+    for path, weight in weights.items():
+        if path in passed:
+            continue
+        one = leads.get(path) or hf_weights.Joined(table[path].name, [path])
+        entry = table[path]._replace(name=one.name)
+        names = list(hf_weights.hf_names(entry, weight.array.shape))
+        size = sum(weights[p].array.size * weights[p].dtype.itemsize for p in one.paths)
+        sized += [(_Tensor(name, one.paths, index, one.turned), size // len(names))
+                  for index, name in names]  # fmt: skip
+    sized += [(_Tensor(name, ()), WIDEST * math.prod(one.get_shape()))
+              for name, one in others.items()]  # fmt: skip
     shards: list[list[_Tensor]] = [[]]
     room = SHARD_BYTES
-    for path, weight in weights.items():
-        names = list(hf_weights.hf_names(table[path], weight.array.shape))
-        size = _bytes(weight) // len(names)
-        for index, name in names:
-            if size > room and shards[-1]:
-                shards.append([])
-                room = SHARD_BYTES
-            shards[-1].append(_Tensor(name, path, index))
-            room -= size
+    for tensor, size in sized:
+        if size > room and shards[-1]:
+            shards.append([])
+            room = SHARD_BYTES
+        shards[-1].append(tensor)
+        room -= size
     return shards
 
 
@@ -116,16 +146,23 @@ def _gathered(
     """The tensors of one file, in the host's memory; a layer's experts are gathered together."""
     made: dict[str, np.ndarray] = {}
     held: tuple[tuple, np.ndarray] | None = None
-    for name, path, index in shard:
-        axes, array, dtype = weights[path]
-        layer, rest = index[:1], index[1:]
-        if held is None or held[0] != (path, layer):
-            part: Any = array[layer] if layer else array
-            if not part.is_fully_addressable:
-                part = processes.gathered(part)
-            held = (path, layer), np.asarray(part)
-        own = " ".join(axes.split()[len(index) :])
-        turned = einops.rearrange(np.asarray(held[1][rest]), f"{own} -> {table[path].axes}")
-        # safetensors writes the wrong bytes of an array that is not contiguous
-        made[name] = np.ascontiguousarray(turned.astype(dtype))
+    for name, paths, index, turned in shard:
+        parts = []
+        for path in paths:
+            axes, array, dtype = weights[path]
+            layer, rest = index[:1], index[1:]
+            if held is None or held[0] != (path, layer):
+                part: Any = array[layer] if layer else array
+                if not part.is_fully_addressable:
+                    part = processes.gathered(part)
+                held = (path, layer), np.asarray(part)
+            own = " ".join(axes.split()[len(index) :])
+            lead = " ".join(hf_weights.stacked(table[path].name)[len(index) :])
+            form = f"{own} -> {lead} {table[path].axes}"
+            parts.append(einops.rearrange(held[1][rest], form).astype(dtype))
+        if parts:
+            whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+            whole = whole.swapaxes(-1, -2) if turned else whole
+            # safetensors writes the wrong bytes of an array that is not contiguous
+            made[name] = np.ascontiguousarray(whole)
     return made

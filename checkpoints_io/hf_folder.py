@@ -41,6 +41,8 @@ COMPANIONS = (
     "chat_template.json",
     "*.tiktoken",
 )
+# What makes tokens of images and sounds.
+PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,6 +261,13 @@ def read_if_there(path: pathlib.Path) -> dict[str, object]:
     return read_json(path) if path.is_file() else {}
 
 
+def copy(names: Sequence[str], source: pathlib.Path, folder: pathlib.Path) -> None:
+    """The files of a folder that have these names, or match them."""
+    for name in names:
+        for path in source.glob(name):
+            shutil.copyfile(path, folder / path.name)
+
+
 def write_companions(
     folder: pathlib.Path,
     config: dict[str, object],
@@ -279,9 +288,8 @@ def write_companions(
         shutil.copyfile(own, folder / "config.json")
     else:
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    for name in COMPANIONS:
-        for path in tokenizer.glob(name) if tokenizer is not None else ():
-            shutil.copyfile(path, folder / path.name)
+    if tokenizer is not None:
+        copy(COMPANIONS, tokenizer, folder)
     named = folder / "tokenizer_config.json"
     if named.is_file() and "auto_map" in (told := read_json(named)):
         # The code of a stranger is not copied, and the one who loads this is not led to it.

@@ -7,7 +7,7 @@ all of the model, a third thing says their numbers: (3, 7, 11). einops does the 
 splitting, both ways.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import itertools
 import math
@@ -58,6 +58,7 @@ class Plan(NamedTuple):
     names: Names = ()
     quantised: Mapping[str, object] = {}  # config.json's `quantization_config`
     packed: Sequence[Packed] = ()
+    carried: Sequence[str] = ()  # patterns of names that are another part's, which is not read
 
 
 class Wanted(NamedTuple):
@@ -68,6 +69,14 @@ class Wanted(NamedTuple):
     dtype: np.dtype
     sharding: jax.sharding.Sharding
     few: "FewBits | None" = None
+
+
+class Joined(NamedTuple):
+    """Weights that are one tensor in the files, side by side, with all experts of a layer."""
+
+    name: str
+    paths: Sequence[str]
+    turned: bool = False  # its last two axes the other way round
 
 
 class FewBits(NamedTuple):
@@ -108,6 +117,11 @@ def check(folder: pathlib.Path, plan: Plan) -> None:
         _check(folder, plan, tensors)
 
 
+def are_in(folder: pathlib.Path) -> bool:
+    """Whether a model folder holds weights."""
+    return any(folder.glob("*.safetensors"))
+
+
 def stored(folder: pathlib.Path) -> Iterator[tuple[str, int]]:
     """The dtype of every tensor in a model folder, as its file names it, and how many numbers.
 
@@ -123,19 +137,85 @@ def stored(folder: pathlib.Path) -> Iterator[tuple[str, int]]:
 
 @contextlib.contextmanager
 def _tensors(folder: pathlib.Path, plan: Plan) -> Iterator[dict[str, mxfp4.Slices]]:
-    """Every tensor of a folder by its name in the table, open for reading in parts."""
-    with contextlib.ExitStack() as stack:
-        found = {}
-        for path in _files(folder):
-            file = stack.enter_context(opened(path))
-            every = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            if any(one.get_dtype() in quantised.EIGHTS for one in every.values()):
-                every |= quantised.eights(path)
-            for name, one in every.items():
-                if (known := known_as(name, plan.names)) is not None:
-                    found[known] = one
+    """Every tensor of the model by its name in the table, open for reading in parts."""
+    with _opened(folder) as every:
+        named = _by_known_name(every, plan)
+        found = {known: every[name] for known, name in named.items()}
         wide = mxfp4.unpacked(quantised.unpacked(found, plan.quantised))
         yield packed.apart(wide, plan.packed, experts=_size(plan, "E"), width=_size(plan, "D"))
+
+
+@contextlib.contextmanager
+def carried(folder: pathlib.Path, plan: Plan) -> Iterator[dict[str, mxfp4.Slices]]:
+    """The tensors of the parts that are not read, by their own names, open for reading.
+
+    Those that are stored in few bits as the numbers that they stand for.
+    """
+    with _opened(folder) as every:
+        others = {name: one for name, one in every.items() if _is_carried(name, plan)}
+        yield quantised.unpacked(others, plan.quantised)
+
+
+def as_in(folder: pathlib.Path, plan: Plan) -> tuple[Table, list[Joined]]:
+    """The table in the names of a folder, and which weights are one tensor there."""
+    with _opened(folder) as every:
+        named = _by_known_name(every, plan)
+        shapes = {known: every[name].get_shape() for known, name in named.items()}
+    embedding = plan.table["embedding"].name
+    in_folder, width = _renaming(named, embedding), shapes[embedding][-1]
+    joined = []
+    for one in plan.packed:
+        shape = next((shapes[name] for name in shapes if name.endswith(f".{one.name}")), None)
+        together: dict[tuple[str, str], list[str]] = {}  # by name and kind of layer
+        for part in one.parts if shape else ():
+            for path, entry in plan.table.items():
+                if entry.name.endswith(f".{part}"):
+                    name = in_folder(entry.name.removesuffix(part) + one.name)
+                    together.setdefault((name, path.rpartition(".")[0]), []).append(path)
+        joined += [Joined(name, paths, turned=bool(shape) and shape[one.width_at] != width)
+                   for (name, _), paths in together.items()]  # fmt: skip
+    table = {path: entry._replace(name=in_folder(entry.name)) for path, entry in plan.table.items()}
+    return table, joined
+
+
+def _renaming(named: Mapping[str, str], known: str) -> Callable[[str], str]:
+    """From the table's names to a folder's, which differ from that of `known` on as its does."""
+    ours, theirs = known.split("."), named[known].split(".")
+    while ours and theirs and ours[-1] == theirs[-1]:
+        ours.pop()
+        theirs.pop()
+    begins, instead = ("".join(f"{part}." for part in parts) for parts in (ours, theirs))
+
+    def in_folder(name: str) -> str:
+        if name in named or not name.startswith(begins):
+            return named.get(name, name)
+        return instead + name.removeprefix(begins)
+
+    return in_folder
+
+
+@contextlib.contextmanager
+def _opened(folder: pathlib.Path) -> Iterator[dict[str, mxfp4.Slices]]:
+    """Every tensor of a folder by its name there, open for reading in parts."""
+    with contextlib.ExitStack() as stack:
+        every = {}
+        for path in _files(folder):
+            file = stack.enter_context(opened(path))
+            here = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            if any(one.get_dtype() in quantised.EIGHTS for one in here.values()):
+                here |= quantised.eights(path)
+            every |= here
+        yield every
+
+
+def _by_known_name(every: Iterable[str], plan: Plan) -> dict[str, str]:
+    """Name in the table -> name in the folder, of what is read."""
+    known = {name: known_as(name, plan.names) for name in every if not _is_carried(name, plan)}
+    return {as_: name for name, as_ in known.items() if as_ is not None}
+
+
+def _is_carried(name: str, plan: Plan) -> bool:
+    return any(re.search(pattern, name) for pattern in plan.carried)
 
 
 def _size(plan: Plan, letter: str) -> int:

@@ -61,6 +61,7 @@ OTHER = {
     "gamma_beta_ratio": ("0.3", 0.3),
     "length_alpha": ("0.01", 0.01),
     "hf_save_dtype": ("float32", "float32"),
+    "hf_text_only": ("True", True),
     "initialize_from_hf": ("/models/another", "/models/another"),
     "keep_best": ("heldout/dpo_loss", "heldout/dpo_loss"),
     "keep_checkpoints": ("5", 5),

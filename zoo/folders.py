@@ -1,6 +1,7 @@
 """A model and its Hugging Face folder: the zoo's one door to the disk."""
 
 from collections.abc import Mapping, Sequence
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -204,12 +205,15 @@ def save(
     tokenizer: str | os.PathLike[str] | None = None,
     stop_ids: tuple[int, ...] = (),
     chat_template: str | None = None,
+    text_only: bool = False,
 ) -> None:
     """Writes a Hugging Face folder that transformers and vLLM load: weights, config, tokenizer.
 
     The folder appears when it is whole. Tokenizer and chat template are those the model came with,
     or those of the folder `tokenizer` and the text `chat_template`; `stop_ids` are added to the ids
-    that end generation. Every process must call it.
+    that end generation. What the folder it came from holds besides, a vision tower or heads for
+    tokens after the next, is written too, bit for bit, unless `text_only`.
+    Every process must call it.
 
     Raises:
       FileExistsError: `folder` holds something that is not a model.
@@ -226,19 +230,32 @@ def save(
     words = source.path if source else None
     if tokenizer is not None:
         words = hf_folder.find(os.fspath(tokenizer), files=hf_folder.TOKENIZER_FILES)
-    with places.at(str(folder)).whole_folder() as begun:
-        hf_export.write(begun, hf_table(model), weights)
+    # There are none beside a config.json that was read for new random weights.
+    from_weights = source and not text_only and hf_weights.are_in(source.path)
+    with contextlib.ExitStack() as stack:
+        begun = stack.enter_context(places.at(str(folder)).whole_folder())
+        table, others, joined = hf_table(model), {}, []
+        if from_weights:
+            plan = _spelling(model)
+            others = stack.enter_context(hf_weights.carried(source.path, plan))
+            if text_half.is_whole(source.config):
+                table, joined = hf_weights.as_in(source.path, plan)
+        hf_export.write(begun, table, weights, others, joined)
         if begun:
-            config = _hf_config_of(model, source.config if source else None)
+            config = _hf_config_of(model, source.config if source else None, not from_weights)
             hf_folder.write_companions(begun, config, source, words, stop_ids, chat_template)
+            if from_weights:
+                hf_folder.copy(hf_folder.PROCESSORS, source.path, begun)
 
 
-def _hf_config_of(model: Model, config: dict[str, object] | None) -> dict[str, object]:
+def _hf_config_of(
+    model: Model, config: dict[str, object] | None, text_only: bool
+) -> dict[str, object]:
     """The source's `config.json`, or as much of it as describes what is written."""
     own = model.config.to_hf()
     if config is None:
         return own
-    if text_half.is_whole(config):  # its text becomes a model of its own
+    if text_only and text_half.is_whole(config):  # its text becomes a model of its own
         config = text_half.written(config, own)
     # Weights are written as they are, and no code beside them.
     return {k: v for k, v in config.items() if k not in ("quantization_config", "auto_map")}
@@ -246,9 +263,8 @@ def _hf_config_of(model: Model, config: dict[str, object] | None) -> dict[str, o
 
 def _plan(model: Model) -> hf_weights.Plan:
     """What the weight reader needs: the table, the weights, and the tensors that repeat others."""
-    arch = ARCHITECTURES[model.config.model_type]
     table = hf_table(model)
-    wanted = {}
+    wanted: dict[str, hf_weights.Wanted] = {}
     for path, param in nnx.to_flat_state(nnx.state(model)):
         value, few = param.get_value(), None
         if is_quantised(value):
@@ -257,13 +273,19 @@ def _plan(model: Model) -> hf_weights.Plan:
             param.axes, value.shape, np.dtype(value.dtype), value.sharding, few
         )
     tied = {} if "head" in wanted else {table["head"].name: table["embedding"].name}
+    return _spelling(model)._replace(wanted=wanted, tied=tied)
+
+
+def _spelling(model: Model) -> hf_weights.Plan:
+    """How names are written in the folder that a model came from, and what it holds besides."""
+    arch = ARCHITECTURES[model.config.model_type]
     source = hf_folder.look_up(model.source) if model.source else None
     few: Any = source.config.get("quantization_config") if source else None
     layers = str(model.config.sizes["L"])
-    names = tuple(
-        (pattern.replace("{L}", layers), to) for pattern, to in getattr(arch, "HF_NAMES", ())
-    )
-    packed = [Packed(*one) for one in getattr(arch, "HF_PACKED", ())]
+    names = tuple(getattr(arch, "HF_NAMES", ()))
+    others = tuple(one.replace("{L}", layers) for one in getattr(arch, "HF_OTHERS", ()))
     if source and text_half.is_whole(source.config):
-        names = (*names, *text_half.NAMES)
-    return hf_weights.Plan(table, wanted, tied, names, few if isinstance(few, dict) else {}, packed)
+        names, others = (*names, *text_half.NAMES), (*others, *text_half.OTHERS)
+    packed = [Packed(*one) for one in getattr(arch, "HF_PACKED", ())]
+    few = few if isinstance(few, dict) else {}
+    return hf_weights.Plan(hf_table(model), {}, {}, names, few, packed, others)

@@ -148,7 +148,7 @@ HF_WEIGHTS = {
     ),
 }
 
-# The layer that predicts the token after the next, which stands after the last, is not read.
-HF_NAMES = ((r"^model\.layers\.{L}\.", None),)
+# The layer that predicts the token after the next stands after the last.
+HF_OTHERS = (r"^model\.layers\.{L}\.",)
 
 HF_PACKED = experts.IN_ONE_TENSOR

@@ -1,7 +1,7 @@
 """The adapters of a model as a PEFT folder, by the model's table of HF names."""
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import os
 
 import einops
@@ -9,10 +9,11 @@ from flax import nnx
 import jax
 import numpy as np
 
-from checkpoints_io import hf_weights, peft_folder, places, processes
+from checkpoints_io import hf_folder, hf_weights, peft_folder, places, processes
 from checkpoints_io.errors import BadInput
 from zoo import narrow, peft, targets
 from zoo.models import Model, name_of
+from zoo.parts import text_half
 from zoo.parts.adapted import RANK, Adapted, is_adapted
 
 
@@ -36,14 +37,14 @@ def save_adapter(
     weights = {path: p.get_value() for path, p in params.items() if is_adapted(p.get_value())}
     if not weights:
         raise BadInput("the model has no adapters: zoo.save writes the whole of it")
-    matrices = targets.linear(model)
+    matrices, modules = targets.linear(model), _modules_of(model)
     tensors: dict[str, np.ndarray] = {}
     ranks: dict[str, tuple[int, float]] = {}  # of each module, and its alpha
     for path, weight in weights.items():
         (a, b, magnitude), scale = jax.tree.map(_on_host, (weight.adapter, weight.scale))
         into, out = weight.into, weight.out
         forms = f"{into} {RANK} -> {RANK} ({into})", f"{RANK} {out} -> ({out}) {RANK}"
-        for index, name in targets.module_names(matrices[path][1], weight.shape):
+        for index, name in modules(matrices[path][1], weight.shape):
             if rank := weight.ranks[index[0]]:
                 # In float32, as the scale is: alpha is then the number it was worked out from.
                 ranks[name] = rank, float(scale[index[0]] * np.float32(rank))
@@ -52,7 +53,10 @@ def save_adapter(
                     tensors[f"{name}.lora_{part}.weight"] = einops.rearrange(array, form)
                 if magnitude is not None:
                     tensors[f"{name}.lora_magnitude_vector"] = magnitude[index].reshape(-1)
-    config = _config(matrices, ranks, weights) | {
+    every = [name for param, entry in matrices.values()
+             for _, name in modules(entry, param.shape)]  # fmt: skip
+    config = _config(matrices, every, ranks, weights) | {
+        "exclude_modules": text_half.OTHER_MODULES if _is_half(model) else None,
         "base_model_name_or_path": base or str(model.source or ""),
         "revision": revision,
     }
@@ -68,13 +72,29 @@ def _on_host(array: jax.Array) -> np.ndarray:
     return np.asarray(array if array.is_fully_addressable else processes.gathered(array))
 
 
+def _is_half(model: Model) -> bool:
+    source = hf_folder.look_up(model.source) if model.source else None
+    return source is not None and text_half.is_whole(source.config)
+
+
+def _modules_of(model: Model) -> Callable[..., Iterator[tuple]]:
+    """As `targets.module_names`; in a model of more than text the text has a part of its own."""
+    if not _is_half(model):
+        return targets.module_names
+    return lambda entry, shape: (
+        (index, text_half.module_in_whole(name))
+        for index, name in targets.module_names(entry, shape)
+    )
+
+
 def _config(
-    table: targets.Matrices, ranks: Mapping[str, tuple[int, float]], weights: Mapping[str, Adapted]
+    table: targets.Matrices,
+    every: Sequence[str],
+    ranks: Mapping[str, tuple[int, float]],
+    weights: Mapping[str, Adapted],
 ) -> dict[str, object]:
     """adapter_config.json: the rank that most modules have, and the others' by their names."""
     usual, alpha = collections.Counter(ranks.values()).most_common(1)[0][0]
-    every = [name for param, entry in table.values()
-             for _, name in targets.module_names(entry, param.shape)]  # fmt: skip
     of_end = collections.Counter(name.rpartition(".")[2] for name in every)
     chosen = collections.Counter(name.rpartition(".")[2] for name in ranks)
     whole = {end for end, count in chosen.items() if count == of_end[end]}

@@ -203,5 +203,5 @@ HF_WEIGHTS = {
     **hf_config.of_kinds(IN_LAYERS),
 }
 
-# What predicts the token after the next is not read.
-HF_NAMES = ((r"^mtp\.", None),)
+# What predicts the token after the next.
+HF_OTHERS = (r"^mtp\.",)

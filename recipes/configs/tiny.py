@@ -96,6 +96,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.save_retries = 2  # of a failed save, each after the next step; then the run stops
     config.steps_per_hf_export = config_dict.placeholder(int)  # unset: at the end; -1: never
     config.hf_save_dtype = "bfloat16"
+    config.hf_text_only = False
     config.sample_tokens = 48  # per answer to held-out prompts at the end; 0: no answers
 
     config.tensorboard = True

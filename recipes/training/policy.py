@@ -230,4 +230,5 @@ def export(model: zoo.Model, step: int, run: Run) -> None:
         tokenizer=run.tokenizer_folder,
         stop_ids=run.stop_ids,
         chat_template=run.saving.chat_template,
+        text_only=run.saving.text_only,
     )

@@ -231,6 +231,7 @@ def _saving(given: Values, data: Data) -> Saving:
         keep=_keep(given),
         retries=given["save_retries"],
         export_dtype=checks.DTYPES[given["hf_save_dtype"]],
+        text_only=given["hf_text_only"],
         chat_template=data.tokenizer.chat_template if given["chat_template"] else None,
     )
 

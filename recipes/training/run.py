@@ -48,6 +48,7 @@ class Saving(NamedTuple):
     keep: Keep
     retries: int  # of a save that fails
     export_dtype: jax.typing.DTypeLike
+    text_only: bool  # what an export holds
     chat_template: str | None  # in place of the tokenizer's own
 
 

@@ -550,6 +550,13 @@ ALONG_THE_WAY = {
     "hf_save_dtype": Setting(
         str, "dtype of exported weights", "bfloat16", choices=DTYPES, free=True
     ),
+    "hf_text_only": Setting(
+        bool,
+        "exports hold the text alone, and not what else `initialize_from_hf` holds: what sees "
+        "images, and heads for tokens after the next",
+        False,
+        free=True,
+    ),
     "sample_tokens": Setting(
         int,
         "tokens per sample answer to held-out prompts at the end; 0: no answers",

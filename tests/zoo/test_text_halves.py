@@ -1,15 +1,22 @@
-"""Checkpoints that see images: transformers' own, read here as text and written as text."""
+"""Checkpoints that see images: transformers' own, whose text is read, trained and written."""
 
+import functools
 import json
+import re
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
+from checkpoints_io import hf_export
 from tests.long_forms import full_but
 from tests.zoo import twins
+from tests.zoo.test_peft import with_adapters
 import zoo
 from zoo.parts import text_half
+from zoo.targets import Lora
 
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
@@ -43,7 +50,14 @@ WHOLES = {
     "qwen3_5_moe": (
         twins.QWEN35 | twins.EXPERTS35, QWEN_VISION | dict(out_hidden_size=32), "qwen3_5_moe_text"
     ),
+    "kimi_k25": (twins.DEEPSEEK | dict(first_k_dense_replace=1), dict(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        patch_size=4,
+    ), "deepseek_v3"),
     "mistral3": (dict(model_type="mistral", head_dim=8), PIXTRAL, "mistral"),
+    "mistral3 of mistral4": (
+        twins.DEEPSEEK | twins.MISTRAL4 | dict(model_type="mistral4"), PIXTRAL, "mistral4"
+    ),
     "mistral3 of ministral3": (
         twins.MINISTRAL3 | dict(model_type="ministral3"), PIXTRAL, "ministral3"
     ),
@@ -54,33 +68,124 @@ def test_every_whole_is_here():
     assert {name.split()[0] for name in WHOLES} == text_half.KINDS.keys()
 
 
-@pytest.mark.parametrize("name", full_but(WHOLES, "qwen3_vl_moe", "qwen3_5"))
-def test_the_text_of_a_whole(tmp_path, name):
-    text, vision, kind = WHOLES[name]
+@functools.cache
+def whole(name, folder):
+    """Transformers' model, written to a folder as one of the hub's would be."""
+    text, vision, _ = WHOLES[name]
     config = transformers.CONFIG_MAPPING[name.split()[0]](
         text_config=twins.SIZES | text, vision_config=vision
     )
     torch.manual_seed(0)
-    whole = transformers.AutoModelForImageTextToText.from_config(
+    model = transformers.AutoModelForImageTextToText.from_config(
         config, attn_implementation="eager", experts_implementation="eager"
     ).eval()
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for weight in whole.parameters():
+        for weight in model.parameters():
             weight.add_(0.05 * torch.randn(weight.shape, generator=draw))
-    whole.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(folder)
+    if name == "kimi_k25":  # transformers writes what it does not read, and the hub has not
+        as_on_hub = lambda n: n.replace(
+            "language_model.model.blocks.", "language_model.model.layers."
+        )
+        hub = {as_on_hub(n): tensor for n, tensor in tensors(folder).items()}
+        safetensors.numpy.save_file(hub, folder / "model.safetensors", {"format": "pt"})
+    (folder / "preprocessor_config.json").write_text('{"patch_size": 4}')
+    return model
+
+
+def tensors(folder):
+    return safetensors.numpy.load_file(folder / "model.safetensors")
+
+
+SOME = full_but(WHOLES, "qwen3_vl_moe", "qwen3_5")
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_the_text_of_a_whole(tmp_path, name):
+    original = whole(name, tmp_path / "whole")
     tokens = twins.TOKENS[:, :24]
-    expected = twins.logits(whole, tokens)
+    expected = twins.logits(original, tokens)
     model = zoo.load(tmp_path / "whole")
     np.testing.assert_allclose(model(tokens), expected, atol=1e-4)
-    zoo.save(model, tmp_path / "text", dtype=jnp.float32)
+    zoo.save(model, tmp_path / "text", dtype=jnp.float32, text_only=True)
     written = json.loads((tmp_path / "text/config.json").read_text())
-    assert written["model_type"] == kind
+    assert written["model_type"] == WHOLES[name][2]
     assert not written.keys() & {"vision_config", "text_config", "image_token_id"}
     assert "mrope" not in json.dumps(written)
-    again, told = transformers.AutoModelForCausalLM.from_pretrained(
+    assert not (tmp_path / "text/preprocessor_config.json").exists()
+    again, told = twins.class_of(WHOLES[name][2]).from_pretrained(
         tmp_path / "text", output_loading_info=True, attn_implementation="eager"
     )
     assert type(again).__name__ == written["architectures"][0]
     assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     np.testing.assert_allclose(twins.logits(again, tokens), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_what_is_not_trained_is_not_lost(tmp_path, name, monkeypatch):
+    """The tower, bit for bit, and other text: what came as an image model is still one."""
+    original = whole(name, tmp_path / "whole")
+    before = tensors(tmp_path / "whole")
+    model = zoo.load(tmp_path / "whole")
+    model.norm.scale[...] = model.norm.scale[...] + 0.5
+    zoo.save(model, tmp_path / "out", dtype=jnp.float32)
+    after = tensors(tmp_path / "out")
+    seen = {n for n in before if re.search("visual|vision|projector", n)}
+    assert seen
+    for one in seen:
+        np.testing.assert_array_equal(after[one], before[one])
+    for file in ("config.json", "preprocessor_config.json"):
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    again, told = transformers.AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "out", output_loading_info=True, attn_implementation="eager"
+    )
+    assert type(again) is type(original)
+    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    tokens = twins.TOKENS[:, :24]
+    np.testing.assert_allclose(twins.logits(again, tokens), model(tokens), atol=1e-4)
+    # And what is read is read again.
+    np.testing.assert_array_equal(zoo.load(tmp_path / "out")(tokens), model(tokens))
+    monkeypatch.setattr(hf_export, "SHARD_BYTES", 20_000)
+    zoo.save(model, tmp_path / "parts", dtype=jnp.float32)
+    index = json.loads((tmp_path / "parts/model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == after.keys()
+    assert index["metadata"]["total_size"] == sum(one.nbytes for one in after.values())
+
+
+@pytest.mark.parametrize("name", full_but(["qwen3_5", "gemma3", "qwen2_5_vl"], "qwen3_5"))
+def test_adapters_are_those_of_the_whole(tmp_path, name):
+    """PEFT puts them on the model that sees, under the text's names there."""
+    peft = pytest.importorskip("peft")
+    original = whole(name, tmp_path / "whole")
+    adapters = Lora(4, 8.0, targets=("q_proj", "down_proj"))
+    model = with_adapters(zoo.load(tmp_path / "whole"), adapters, scale=0.1)
+    zoo.save_adapter(model, tmp_path / "ours")
+    tokens = twins.TOKENS[:, :24]
+    before = twins.logits(original, tokens)
+    theirs = peft.PeftModel.from_pretrained(original, str(tmp_path / "ours")).eval()
+    found = twins.logits(theirs, tokens)
+    assert np.abs(found - before).max() > 1e-2
+    np.testing.assert_allclose(found, model(tokens), atol=2e-4)
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    again = zoo.load(tmp_path / "whole", adapter=tmp_path / "theirs")
+    np.testing.assert_allclose(again(tokens), model(tokens), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [("deepseek_v3", "model.layers.3.eh_proj.weight"), ("qwen3_5_text", "mtp.fc.weight")],
+)
+def test_heads_for_later_tokens_are_not_lost(tmp_path, family, name):
+    _, folder = twins.twin(family, next(iter(twins.TWINS[family])))
+    shutil.copytree(folder, tmp_path / "in")
+    before = tensors(folder) | {name: np.float16([[1, 2], [3, 4]])}
+    safetensors.numpy.save_file(before, tmp_path / "in" / "model.safetensors")
+    model = zoo.load(tmp_path / "in")
+    zoo.save(model, tmp_path / "out", dtype=jnp.float32)
+    after = tensors(tmp_path / "out")
+    assert after.keys() == before.keys()
+    for one in before:
+        assert after[one].tobytes() == before[one].tobytes()
+    zoo.save(model, tmp_path / "text", dtype=jnp.float32, text_only=True)
+    assert before.keys() - tensors(tmp_path / "text").keys() == {name}

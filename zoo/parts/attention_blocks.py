@@ -20,6 +20,7 @@ BLOCK = 64
 UNSEEN = -1e30  # a score; minus infinity would make 0 / 0 where a tile shows a query nothing
 
 Row = Float[Array, "T K G H"]
+Mixed = Float[Array, "T K G U"]
 Tiles = Float[Array, "I K block H"]
 QueryTiles = Float[Array, "I K G block H"]
 
@@ -54,7 +55,7 @@ def attend(
     heads = None if sinks is None else sinks.astype(jnp.float32).reshape(K, N // K)
     positions = None if window is None else (window.queries, window.keys)
 
-    def row(parts: tuple) -> Row:
+    def row(parts: tuple) -> Mixed:
         *arrays, places = parts
         looking = None if window is None else spans.Window(window.width, *places)
         return _row(*arrays, looking, heads, scale, softcap)
@@ -67,7 +68,7 @@ def attend(
 def _row(
     q: Row, k: Array, v: Array, first: Array, last: Array,
     window: spans.Window | None, sinks: Array | None, scale: float, softcap: float | None,
-) -> Row:  # fmt: skip
+) -> Mixed:  # fmt: skip
     return _forward(q, k, v, first, last, window, sinks, scale, softcap)[0]
 
 
@@ -102,7 +103,7 @@ def _forward(
     return out, (q, k, v, first, last, window, sinks, out, logsum)
 
 
-def _backward(scale: float, softcap: float | None, kept: tuple, gradient: Row) -> tuple:
+def _backward(scale: float, softcap: float | None, kept: tuple, gradient: Mixed) -> tuple:
     q, k, v, first, last, window, sinks, out, logsum = kept
     keys, values, key_places = _tiles(k), _tiles(v), _key_places(len(k), window)
     # How much each query's output already agrees with its gradient: what softmax subtracts.

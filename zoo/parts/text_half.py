@@ -1,6 +1,7 @@
 """Checkpoints that see images too: of these the part about text is read, as a model of its own."""
 
 from collections.abc import Mapping
+import re
 
 from checkpoints_io.errors import BadInput
 from zoo.parts import rope_config
@@ -10,6 +11,7 @@ from zoo.parts.hf_config import QUANTISED
 KINDS = {
     "gemma3": "gemma3_text",
     "gemma4": "gemma4_text",
+    "kimi_k25": "deepseek_v3",
     "mistral3": "mistral",
     "qwen2_5_vl": "qwen2",
     "qwen2_vl": "qwen2",
@@ -19,12 +21,13 @@ KINDS = {
     "qwen3_vl_moe": "qwen3_moe",
 }
 TIED = {"gemma3", "gemma4"}  # of these a head is tied where nothing is said
-# Names in the whole, and what they are in the text's own; None: not read.
+# What sees and hears, which is not read.
+OTHERS = (
+    r"^(model\.)?(visual|(vision|audio)_tower|embed_(vision|audio)|multi_modal_projector|"
+    r"mm_projector)\.",
+)
+# Names in the whole, and what they are in the text's own.
 NAMES = (
-    (
-        r"^(model\.)?(visual|(vision|audio)_tower|embed_(vision|audio)|multi_modal_projector)\.",
-        None,
-    ),
     (r"^(model\.language_model|language_model\.model)\.", "model."),
     (r"^language_model\.lm_head\.", "lm_head."),
 )
@@ -67,6 +70,15 @@ def of(hf: Mapping[str, object]) -> dict[str, object]:
         QUANTISED: hf.get(QUANTISED) or own.get(QUANTISED),
     }
     return rope_config.of_text(own | said)
+
+
+# The modules of a whole that are not of its text, as PEFT matches names.
+OTHER_MODULES = r"(?!.*language_model\.).*"
+
+
+def module_in_whole(name: str) -> str:
+    """What transformers 5 calls a module of the text in the whole."""
+    return re.sub(r"^model\.", "model.language_model.", name)
 
 
 def written(hf: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
