@@ -159,7 +159,7 @@ def _gathered(
             own = " ".join(axes.split()[len(index) :])
             lead = " ".join(hf_weights.stacked(table[path].name)[len(index) :])
             form = f"{own} -> {lead} {table[path].axes}"
-            parts.append(einops.rearrange(held[1][rest], form).astype(dtype))
+            parts.append(einops.rearrange(np.asarray(held[1][rest]), form).astype(dtype))
         if parts:
             whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
             whole = whole.swapaxes(-1, -2) if turned else whole

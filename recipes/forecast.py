@@ -240,10 +240,11 @@ def _met_by_a_token(model: zoo.Model) -> int:
     config = model.config
     count = 0.0
     for _, param in nnx.to_flat_state(nnx.state(model)):
-        axes = param.get_metadata("axes").split()
-        share = 1.0
+        axes, share = param.get_metadata("axes").split(), 1.0
+        if axes == ["V", "R"]:  # looked up
+            continue
         if "E" in axes and "F" in axes:
-            share = config.experts_of_a_token / config.sizes["E"]
+            share = config.experts_of_a_token / param.shape[axes.index("E")]
         count += share * param.size
     return int(count)
 

@@ -230,22 +230,22 @@ def save(
     words = source.path if source else None
     if tokenizer is not None:
         words = hf_folder.find(os.fspath(tokenizer), files=hf_folder.TOKENIZER_FILES)
-    # There are none beside a config.json that was read for new random weights.
-    from_weights = source and not text_only and hf_weights.are_in(source.path)
+    # A config.json that was read for new random weights has none beside it.
+    whole = source if source and not text_only and hf_weights.are_in(source.path) else None
     with contextlib.ExitStack() as stack:
         begun = stack.enter_context(places.at(str(folder)).whole_folder())
         table, others, joined = hf_table(model), {}, []
-        if from_weights:
+        if whole:
             plan = _spelling(model)
-            others = stack.enter_context(hf_weights.carried(source.path, plan))
-            if text_half.is_whole(source.config):
-                table, joined = hf_weights.as_in(source.path, plan)
+            others = stack.enter_context(hf_weights.carried(whole.path, plan))
+            if text_half.is_whole(whole.config):
+                table, joined = hf_weights.as_in(whole.path, plan)
         hf_export.write(begun, table, weights, others, joined)
         if begun:
-            config = _hf_config_of(model, source.config if source else None, not from_weights)
+            config = _hf_config_of(model, source.config if source else None, whole is None)
             hf_folder.write_companions(begun, config, source, words, stop_ids, chat_template)
-            if from_weights:
-                hf_folder.copy(hf_folder.PROCESSORS, source.path, begun)
+            if whole:
+                hf_folder.copy(hf_folder.PROCESSORS, whole.path, begun)
 
 
 def _hf_config_of(

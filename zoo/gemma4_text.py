@@ -1,7 +1,7 @@
 """Gemma 4: wide heads in layers that see everything, and in one size experts beside the MLP.
 
-Agrees with transformers/models/gemma4/modeling_gemma4.py: the 31B and the 26B-A4B. Sizes that share
-keys or have inputs of each layer (E2B, E4B) are refused.
+The smallest have inputs of each layer, and layers that look at an earlier one's keys. Agrees with
+transformers/models/gemma4/modeling_gemma4.py.
 """
 
 import dataclasses
@@ -13,14 +13,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from checkpoints_io.errors import BadInput
 from zoo.parts import (
     attention,
     causal_lm,
-    experts,
+    experts_beside,
     hf_config,
     last_step,
+    layer_config,
     layers,
+    pattern,
+    per_layer,
     rope,
     rope_config,
     spans,
@@ -55,26 +57,29 @@ class Config(hf_config.Config):
     num_experts: int | None
     top_k_experts: int | None
     moe_intermediate_size: int | None
+    hidden_size_per_layer_input: int | None
+    vocab_size_per_layer_input: int
+    num_kv_shared_layers: int | None  # the last ones, which have no keys and values of their own
+    use_double_wide_mlp: bool  # of these layers
 
     # What HF lets a config choose and this file does not.
     fixed: ClassVar[dict[str, object]] = {
         "hidden_activation": "gelu_pytorch_tanh", "attention_bias": False,
-        "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0,
     }  # fmt: skip
-    # Of inputs of each layer and shared keys, which are refused; and another name.
-    ignored: ClassVar[frozenset[str]] = frozenset(
-        {"vocab_size_per_layer_input", "use_double_wide_mlp", "expert_intermediate_size"}
-    )
+    ignored: ClassVar[frozenset[str]] = frozenset({"expert_intermediate_size"})  # another name
     assumed: ClassVar[dict[str, object]] = {
         "tie_word_embeddings": True, "rms_norm_eps": 1e-6, "head_dim": 256, "global_head_dim": 512,
         "vocab_size": 262144, "num_attention_heads": 8, "num_key_value_heads": 4,
         "sliding_window": 512, "attention_k_eq_v": False, "enable_moe_block": False,
+        "vocab_size_per_layer_input": 262144, "use_double_wide_mlp": False,
     }  # fmt: skip
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Of every layer, whether it slides."""
-        return self.layer_types
+        """Of every layer, whether it slides, and whether it looks at an earlier one's keys."""
+        first = len(self.layer_types) - (self.num_kv_shared_layers or 0)
+        shared = map(LOOKS_BACK.get, self.layer_types[first:])
+        return (*self.layer_types[:first], *filter(None, shared))
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -89,49 +94,35 @@ class Config(hf_config.Config):
 
     def sizes_of(self, kind: str) -> dict[str, int]:
         """Layers that see everything have wider heads, and may have other key heads."""
-        if kind == SLIDING:
-            return super().sizes_of(kind)
+        sizes = super().sizes_of(kind)
+        if kind in LOOKS_BACK.values() and self.use_double_wide_mlp:
+            sizes |= {"F": 2 * self.intermediate_size}
+        if sliding(kind):
+            return sizes
         K = self.num_global_key_value_heads if self.attention_k_eq_v else None
         own = {"H": self.global_head_dim, "K": K or self.num_key_value_heads}
-        return super().sizes_of(kind) | own
+        return sizes | own
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
         """With a rope for each kind of layer; every sixth one, and the last, sees everything."""
-        hf = {"hidden_size_per_layer_input": 256} | hf
         if hf.get("use_bidirectional_attention") == "vision":  # of images alone
-            del hf["use_bidirectional_attention"]
-        hf = hf_config.every(hf, 6)
-        if isinstance(listed := hf.get("layer_types"), list) and listed:
-            hf["layer_types"] = [*listed[:-1], FULL]
-        if hf.get("enable_moe_block"):
-            if lacks := [key for key in OF_EXPERTS if hf.get(key) is None]:
-                raise BadInput(f"config.json lacks {lacks}, which experts beside the MLP need")
-        else:
-            hf |= dict.fromkeys(OF_EXPERTS)
+            hf = hf | {"use_bidirectional_attention": False}
+        hf = layer_config.last_is_full(hf_config.every(hf, 6))
+        hf = experts_beside.read(hf)
         if hf.get("rope_parameters") is None:
             hf["rope_parameters"] = ROPES
-        return rope_config.read_two(_of_full_layers(hf), theta=1e6, sliding_theta=1e4)
+        hf = layer_config.counted({"hidden_size_per_layer_input": 256} | hf)
+        return rope_config.read_two(layer_config.of_full_layers(hf), theta=1e6, sliding_theta=1e4)
+
+    def to_hf(self) -> dict[str, object]:
+        """A `config.json` for a model that was not read from one."""
+        return layer_config.written(super().to_hf())
 
 
-def _of_full_layers(hf: dict[str, object]) -> dict[str, object]:
-    """With what they have of their own, which transformers 5 writes layer by layer."""
-    rest, listed = dict(hf), hf.get("layer_types")
-    own = rest.pop("per_layer_config", None)
-    if own is None or not isinstance(listed, list):
-        return hf
-    names = {"head_dim": "global_head_dim", "num_key_value_heads": "num_global_key_value_heads"}
-    full = {str(i) for i, kind in enumerate(listed) if kind == FULL}
-    if not isinstance(own, dict) or own.keys() != full:
-        return hf  # refused by the name of the key
-    given, *others = own.values()
-    odd = not isinstance(given, dict) or given.keys() - names.keys()
-    if odd or any(other != given for other in others):
-        return hf
-    return rest | {names[key]: value for key, value in given.items()}
-
-
-OF_EXPERTS = ("num_experts", "top_k_experts", "moe_intermediate_size")
+# Layers without keys and values of their own.
+LOOKS_BACK = {SLIDING: "sliding_shared", FULL: "full_shared"}
+KINDS = (SLIDING, FULL, *LOOKS_BACK.values())
 # The default of transformers, for files that do not give one.
 ROPES = {
     SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
@@ -139,61 +130,48 @@ ROPES = {
 }
 
 
+KeysAndValues = tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]]
+
+
+def sliding(kind: str) -> bool:
+    """Whether the layers of a kind see their neighbours alone."""
+    return kind in (SLIDING, LOOKS_BACK[SLIDING])
+
+
 class Attention(nnx.Module):
     def __init__(self, config: Config, rngs: nnx.Rngs, kind: str):
         sizes = config.sizes_of(kind)
         self.q = layers.weight("L D N H", sizes, rngs)
-        self.k = layers.weight("L D K H", sizes, rngs)
-        keys_alone = config.attention_k_eq_v and kind == FULL
-        self.v = None if keys_alone else layers.weight("L D K H", sizes, rngs)
         self.o = layers.weight("L N H D", sizes, rngs)
         norm = functools.partial(layers.RmsNorm, eps=config.rms_norm_eps, wide=True)
         self.q_norm = norm("L H", sizes, rngs)
-        self.k_norm = norm("L H", sizes, rngs)
+        self.looks_back = kind in LOOKS_BACK.values()
+        if not self.looks_back:
+            self.k = layers.weight("L D K H", sizes, rngs)
+            keys_alone = config.attention_k_eq_v and kind == FULL
+            self.v = None if keys_alone else layers.weight("L D K H", sizes, rngs)
+            self.k_norm = norm("L H", sizes, rngs)
         self.eps = config.rms_norm_eps
-        self.window = config.sliding_window if kind == SLIDING else None
+        self.window = config.sliding_window if sliding(kind) else None
 
     def __call__(
-        self, x: Float[Array, "B T D"], attend: attention.Attend, turn: rope.Turn
-    ) -> Float[Array, "B T D"]:
-        q = self.q_norm(layers.einsum("BTD,DNH->BTNH", x, self.q))
+        self,
+        x: Float[Array, "B T D"],
+        attend: attention.Attend,
+        turn: rope.Turn,
+        before: KeysAndValues | None,
+    ) -> tuple[Float[Array, "B T D"], KeysAndValues]:
+        """And the keys and values that it looked at, its own or those `before` it."""
+        q = rope.rotate(self.q_norm(layers.einsum("BTD,DNH->BTNH", x, self.q)), turn)
+        seen = before if self.looks_back else self._own(x, turn)
+        assert seen is not None
+        mixed = attend(q, *seen, scale=1.0, window=self.window)
+        return layers.einsum("BTNH,NHD->BTD", mixed, self.o), seen
+
+    def _own(self, x: Float[Array, "B T D"], turn: rope.Turn) -> KeysAndValues:
         k = layers.einsum("BTD,DKH->BTKH", x, self.k)
         v = k if self.v is None else layers.einsum("BTD,DKH->BTKH", x, self.v)
-        q, k = rope.rotate(q, turn), rope.rotate(self.k_norm(k), turn)
-        mixed = attend(
-            q, k, layers.unit(v, self.eps).astype(x.dtype), scale=1.0, window=self.window
-        )
-        return layers.einsum("BTNH,NHD->BTD", mixed, self.o)
-
-
-class Experts(nnx.Module):
-    def __init__(self, config: Config, rngs: nnx.Rngs, kind: str):
-        assert config.moe_intermediate_size and config.top_k_experts  # as `enable_moe_block` says
-        sizes = config.sizes_of(kind) | {"F": config.moe_intermediate_size}
-        ones = nnx.initializers.ones
-        self.router = layers.weight("L D E", sizes, rngs)
-        self.router_scale = layers.weight("L D", sizes, rngs, ones)
-        self.share_scale = layers.weight("L E", sizes, rngs, ones)
-        self.gate_up = layers.weight("L E J D F", sizes, rngs)
-        self.down = layers.weight("L E F D", sizes, rngs)
-        self.choice = experts.Choice(config.top_k_experts, to_one=True)
-        self.eps = config.rms_norm_eps
-
-    def __call__(
-        self, x: Float[Array, "B T D"], before: Float[Array, "B T D"]
-    ) -> Float[Array, "B T D"]:
-        """The experts' work on `x`; the residual stream `before` chooses them."""
-        unit = layers.unit(before, self.eps).astype(x.dtype) * self.router_scale[...].astype(
-            x.dtype
-        )
-        unit = unit * jnp.asarray(x.shape[-1] ** -0.5, x.dtype)
-        route = experts.chosen(experts.logits(unit, self.router), self.choice)
-        scale = self.share_scale[...].astype(x.dtype).astype(jnp.float32)[route.experts]
-        weights = {"gate_up": (self.gate_up[...], "E J D F"), "down": (self.down[...], "E F D")}
-        return experts.mixed(x, route._replace(shares=route.shares * scale), weights, _expert)
-
-
-_expert = functools.partial(experts.gated_together, bent=layers.gelu)
+        return rope.rotate(self.k_norm(k), turn), layers.unit(v, self.eps).astype(x.dtype)
 
 
 class Block(nnx.Module):
@@ -208,30 +186,49 @@ class Block(nnx.Module):
         self.mlp_norm = norm("L D", sizes, rngs)
         self.mlp = layers.GatedMlp(sizes, rngs, layers.gelu)
         self.after_mlp_norm = norm("L D", sizes, rngs)
-        self.experts = Experts(config, rngs, kind) if config.enable_moe_block else None
+        self.experts = (
+            experts_beside.Experts(config, sizes, rngs) if config.enable_moe_block else None
+        )
         if self.experts is not None:
             self.after_dense_norm = norm("L D", sizes, rngs)
             self.experts_norm = norm("L D", sizes, rngs)
             self.after_experts_norm = norm("L D", sizes, rngs)
+        width = config.hidden_size_per_layer_input
+        self.added = per_layer.Added(sizes, rngs, width, config.rms_norm_eps) if width else None
         self.scale = layers.weight("L", sizes, rngs, nnx.initializers.ones)
-        self.kind = kind
+        self.type = SLIDING if sliding(kind) else FULL
 
     def __call__(
-        self, x: Float[Array, "B T D"], attend: attention.Attend, turns: dict[str, rope.Turn]
-    ) -> Float[Array, "B T D"]:
-        mixed = self.attention(self.attention_norm(x), attend, turns[self.kind])
+        self,
+        x: Float[Array, "B T D"],
+        attend: attention.Attend,
+        turns: dict[str, rope.Turn],
+        own: Float[Array, "B T R"] | None = None,
+        handed: dict[str, KeysAndValues] | None = None,
+    ) -> Float[Array, "B T D"] | tuple[Float[Array, "B T D"], dict[str, KeysAndValues]]:
+        before = None if handed is None else handed[self.type]
+        mixed, seen = self.attention(self.attention_norm(x), attend, turns[self.type], before)
         x = x + self.after_attention_norm(mixed)
         made = self.mlp(self.mlp_norm(x))
         if self.experts is not None:
             of_experts = self.experts(self.experts_norm(x), x)
             made = self.after_dense_norm(made) + self.after_experts_norm(of_experts)
         x = x + self.after_mlp_norm(made)
+        if self.added is not None and own is not None:
+            x = x + self.added(x, own)
         # A constant of the checkpoint, which its makers do not train.
-        return x * jax.lax.stop_gradient(self.scale[...]).astype(x.dtype)
+        x = x * jax.lax.stop_gradient(self.scale[...]).astype(x.dtype)
+        return x if handed is None else (x, handed | {self.type: seen})
 
 
 class Model(causal_lm.CausalLM):
-    Block: ClassVar = {kind: functools.partial(Block, kind=kind) for kind in (SLIDING, FULL)}
+    Block: ClassVar = {kind: functools.partial(Block, kind=kind) for kind in KINDS}
+
+    def __init__(self, config: Config, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32):
+        super().__init__(config, rngs, dtype)
+        if width := config.hidden_size_per_layer_input:
+            sizes = config.sizes | {"V": config.vocab_size_per_layer_input}
+            self.per_layer = per_layer.Inputs(sizes, rngs, width, config.rms_norm_eps)
 
     def last_norm(self, config: Config, rngs: nnx.Rngs) -> layers.RmsNorm:
         """Multiplies in float32."""
@@ -252,7 +249,15 @@ class Model(causal_lm.CausalLM):
         }
         x = layers.embed(self.embedding, tokens, self.dtype)
         x = x * jnp.asarray(config.hidden_size**0.5, x.dtype)
-        return self.norm(run(self, x, where, turns))
+        each, handed = None, None
+        if config.hidden_size_per_layer_input:
+            inputs, numbers = self.per_layer(tokens, x), pattern.numbers(config.kinds)
+            each = {kind: inputs[jnp.array(own)] for kind, own in numbers.items()}
+        if config.num_kv_shared_layers:
+            sizes = {kind: config.sizes_of(kind) for kind in (SLIDING, FULL)}
+            shapes = {kind: (*x.shape[:2], own["K"], own["H"]) for kind, own in sizes.items()}
+            handed = {kind: (jnp.zeros(shape, x.dtype),) * 2 for kind, shape in shapes.items()}
+        return self.norm(run(self, x, where, turns, each=each, handed=handed))
 
 
 # Our weight -> its HF name in a layer, and its axes there.
@@ -279,10 +284,12 @@ IN_EVERY_LAYER = {
     "experts.down":               ("experts.down_proj",                   "E D F"),
     "after_experts_norm.scale":   ("post_feedforward_layernorm_2.weight", "D"),
     "scale":                      ("layer_scalar",                        "()"),
+    **per_layer.IN_LAYER,
 }  # fmt: skip
 HF_WEIGHTS = {
     "embedding": ("model.embed_tokens.weight", "V D"),
     "norm.scale": ("model.norm.weight", "D"),
     "head": ("lm_head.weight", "V D"),
-    **hf_config.of_kinds({kind: IN_EVERY_LAYER for kind in (SLIDING, FULL)}),
+    **per_layer.HF_WEIGHTS,
+    **hf_config.of_kinds(dict.fromkeys(KINDS, IN_EVERY_LAYER)),
 }

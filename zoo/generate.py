@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 import numpy as np
 
 from checkpoints_io.errors import BadInput
-from zoo.parts import causal_lm, mixing, rope, sharding, spans, stack, token_rows
+from zoo.parts import blocks, causal_lm, mixing, rope, sharding, spans, token_rows
 
 SMALLEST = 64  # tokens that a program has room for, at least
 
@@ -210,7 +210,7 @@ def blank(model: causal_lm.CausalLM, rows: int, room: int) -> State:
     axes_of = lambda kind: model.keeps.get(kind, mixing.KEYS_AND_VALUES)
     return {
         kind: mixing.blank(axes_of(kind), model.config.sizes_of(kind) | held, model.dtype)
-        for kind in stack.by_kind(model, model.blocks)
+        for kind in blocks.by_kind(model, model.blocks)
     }
 
 
@@ -258,16 +258,17 @@ class Keeping:
         where: spans.Spans,
         *shared: PyTree,
         each: PyTree = None,
+        handed: PyTree = None,
     ) -> Array:
-        layout, weights = stack.taken_apart(model)
-        graphs, each = dict(layout.graphs), stack.by_kind(model, each)
+        layout, weights = blocks.taken_apart(model)
+        graphs, each = dict(layout.graphs), blocks.by_kind(model, each)
 
-        def layer(carry: tuple[Array, State], kind: str, i: Array) -> tuple:
-            x, state = carry
+        def layer(carry: tuple[blocks.Entering, State], kind: str, i: Array) -> tuple:
+            entering, state = carry
             mix = mixing.Growing(state[kind], i, where, model.attention, begins=self.begins)
-            own = stack.at(each[kind], i)
-            x = stack.block_of(graphs[kind], x, stack.at(weights[kind], i), own, (mix, *shared))
-            return (x, state | {kind: mix.state}), None
+            own = blocks.at(weights[kind], i), blocks.at(each[kind], i)
+            left = blocks.block_of(graphs[kind], entering, *own, (mix, *shared))
+            return (left, state | {kind: mix.state}), None
 
-        (x, self.state), _ = stack.through(layout, layer, (x, self.state))
-        return x
+        (left, self.state), _ = blocks.through(layout, layer, ((x, handed), self.state))
+        return left[0]

@@ -16,11 +16,11 @@ from recipes.data.packed.batches import Place
 from recipes.data.packed.packing import Packed
 import zoo
 from zoo import models
-from zoo.parts import adapted, quantised, sharding, spans, stack, token_logps
+from zoo.parts import adapted, blocks, quantised, sharding, spans, stack, token_logps
 
 # A model's forward pass: micro-batch -> log-probabilities [P, A], in nats.
 Forward = Callable[[Packed], Float[Array, "P A"]]
-Compiled = Callable[[nnx.GraphDef, stack.Weights, Packed], Float[Array, "P A"]]  # of any model
+Compiled = Callable[[nnx.GraphDef, blocks.Weights, Packed], Float[Array, "P A"]]  # of any model
 
 
 class Scores(NamedTuple):
@@ -40,7 +40,7 @@ def answer_logps(model: zoo.Model, batch: Packed) -> Float[Array, "P A"]:
     return _summed(_weighted(logps, batch), batch)
 
 
-def answer_scores(model: zoo.Model, batch: Packed, so_far: stack.Weights | None = None) -> Scores:
+def answer_scores(model: zoo.Model, batch: Packed, so_far: blocks.Weights | None = None) -> Scores:
     """The same, with what else the logits say of each answer. `so_far` as in `stack.run`."""
     logps, beside = token_logps.with_beside(*_at_scores(model, batch, so_far))
     more = (_summed(each, batch) for each in beside)
@@ -51,7 +51,7 @@ def _weighted(logps: Float[Array, "Z C"], batch: Packed) -> Float[Array, "Z C"]:
     return logps if batch.weights is None else logps * batch.weights
 
 
-def _at_scores(model: zoo.Model, batch: Packed, so_far: stack.Weights | None) -> tuple:
+def _at_scores(model: zoo.Model, batch: Packed, so_far: blocks.Weights | None) -> tuple:
     """What the vocabulary's part is given, as in `token_logps`."""
     where = spans.Spans(batch.positions, batch.first, batch.last, batch.lengths)
     hidden = model.hidden(batch.tokens, where, functools.partial(stack.run, so_far=so_far))
@@ -75,12 +75,12 @@ def _summed(each: Float[Array, "Z C"], batch: Packed) -> Float[Array, "P A"]:
     return jnp.where(mine, each[..., None], 0).sum((0, 1)).reshape(batch.scored.shape)
 
 
-def of_params(graph: nnx.GraphDef, params: stack.Weights, batch: Packed) -> Float[Array, "P A"]:
+def of_params(graph: nnx.GraphDef, params: blocks.Weights, batch: Packed) -> Float[Array, "P A"]:
     """`answer_logps` of the model with these weights."""
     return answer_logps(nnx.merge(graph, nnx.State(params)), batch)
 
 
-def as_computed(params: stack.Weights, model: zoo.Model) -> stack.Weights:
+def as_computed(params: blocks.Weights, model: zoo.Model) -> blocks.Weights:
     """Weights of a model, or some of them, in the dtype that it computes in; but its constants."""
     return cast(params, model.dtype, models.constants(model))
 

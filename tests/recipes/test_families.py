@@ -12,6 +12,7 @@ import pytest
 from recipes.data.ids.pair_ids import PairIds
 from recipes.data.packed import batches, shapes, streams
 from recipes.data.packed.packing import Shape
+from recipes.training import logps as training_logps
 from tests import in_float64
 from tests.long_forms import full_but
 from tests.recipes.data.packed.test_packing import random_pairs
@@ -155,9 +156,8 @@ def test_wide_masters_give_the_bits_of_narrow_weights(family):
     model = twins.untrained(family, twins.RICHEST[family])
     policy = type(model)(model.config, nnx.Rngs(0), jnp.bfloat16)
     nnx.update(policy, nnx.state(model))
-    narrow = nnx.merge(
-        nnx.graphdef(policy), jax.tree.map(lambda w: w.astype(jnp.bfloat16), nnx.state(policy))
-    )
+    weights = training_logps.as_computed(nnx.to_pure_dict(nnx.state(policy)), policy)
+    narrow = nnx.merge(nnx.graphdef(policy), nnx.State(weights))
     tokens = jnp.asarray(twins.TOKENS[:1])
     run = jax.jit(lambda model, tokens: model.hidden(tokens, spans.causal(*tokens.shape)))
     wide, thin = run(policy, tokens), run(narrow, tokens)
@@ -171,7 +171,7 @@ def test_norms_biases_and_sinks_do_not_decay(family):
 
     from recipes.training import optimizer
 
-    vectors = "norm", "bias", "sinks", "taps", "decay_log", "shared.share", "scale"
+    vectors = "norm", "bias", "sinks", "taps", "decay_log", "shared.share", "scale", "correction"
     decays = optimizer.matrices(nnx.state(twins.untrained(family, twins.RICHEST[family])))
     for path, does in traverse_util.flatten_dict(decays).items():
         name = ".".join(path)

@@ -104,11 +104,11 @@ DEEPSEEK = dict(
     v_head_dim=6, n_routed_experts=6, n_shared_experts=1, num_experts_per_tok=2,
     moe_intermediate_size=20, n_group=1, topk_group=1,
 )  # fmt: skip
-YARN_OF_DEEPSEEK = dict(rope_parameters=dict(
+YARN_OF_DEEPSEEK = dict(qk_rope_head_dim=8, rope_parameters=dict(
     rope_type="yarn", rope_theta=1e4, factor=40.0, beta_fast=32.0, beta_slow=1.0, mscale=0.7,
     mscale_all_dim=1.0, original_max_position_embeddings=16,
 ))  # fmt: skip
-MISTRAL4 = dict(rope_parameters=dict(
+MISTRAL4 = dict(qk_rope_head_dim=8, rope_parameters=dict(
     rope_type="yarn", rope_theta=1e4, factor=16.0, beta_fast=32.0, beta_slow=1.0, mscale=1.0,
     mscale_all_dim=1.0, original_max_position_embeddings=16, llama_4_scaling_beta=0.1,
 ))  # fmt: skip
@@ -205,6 +205,11 @@ TWINS: dict[str, dict[str, dict]] = {
         "experts, one key head": GEMMA4 | dict(
             num_key_value_heads=1, enable_moe_block=True, num_experts=6, top_k_experts=2,
             moe_intermediate_size=20, final_logit_softcapping=4.0,
+        ),
+        "inputs of each layer, shared keys": GEMMA4 | dict(
+            attention_k_eq_v=False, num_key_value_heads=1, hidden_size_per_layer_input=16,
+            vocab_size_per_layer_input=97, num_kv_shared_layers=4, use_double_wide_mlp=True,
+            num_hidden_layers=8, layer_types=["sliding_attention", "full_attention"] * 4,
         ),
     },
     "deepseek_v2": {

@@ -1,0 +1,58 @@
+"""What Gemma 4's config.json says of single layers: which are full, and which look back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from checkpoints_io.errors import BadInput
+from zoo.parts.hf_config import FULL
+
+COUNTS = ("hidden_size_per_layer_input", "num_kv_shared_layers")  # 0: there are none
+
+
+def last_is_full(hf: Mapping[str, object]) -> dict[str, object]:
+    """As transformers has it, whatever the file says of the last layer."""
+    listed = hf.get("layer_types")
+    full = {"layer_types": [*listed[:-1], FULL]} if isinstance(listed, list) and listed else {}
+    return dict(hf) | full
+
+
+def counted(hf: Mapping[str, object]) -> dict[str, object]:
+    """With None for what there is none of.
+
+    Raises:
+      ValueError: layers would look back at keys of a kind that no earlier one has.
+    """
+    found = dict(hf) | {key: hf.get(key) or None for key in COUNTS}
+    shared: Any = found["num_kv_shared_layers"]
+    listed: Any = hf.get("layer_types")
+    if not shared or not isinstance(shared, int) or not isinstance(listed, list):
+        return found
+    own = listed[: max(len(listed) - shared, 0)]
+    if lost := {str(kind) for kind in listed if kind not in own}:
+        raise BadInput(
+            f"config.json: the last num_kv_shared_layers={shared} of {len(listed)} layers would "
+            f"look at the keys of an earlier {sorted(lost)[0]} layer, and there is none"
+        )
+    return found
+
+
+def written(said: Mapping[str, object]) -> dict[str, object]:
+    """The way back."""
+    return dict(said) | {key: said[key] or 0 for key in COUNTS}
+
+
+def of_full_layers(hf: dict[str, object]) -> dict[str, object]:
+    """With what full layers have of their own, which transformers 5 writes layer by layer."""
+    rest, listed = dict(hf), hf.get("layer_types")
+    own = rest.pop("per_layer_config", None)
+    if own is None or not isinstance(listed, list):
+        return hf
+    names = {"head_dim": "global_head_dim", "num_key_value_heads": "num_global_key_value_heads"}
+    full = {str(i) for i, kind in enumerate(listed) if kind == FULL}
+    if not isinstance(own, dict) or own.keys() != full:
+        return hf  # refused by the name of the key
+    given, *others = own.values()
+    odd = not isinstance(given, dict) or given.keys() - names.keys()
+    if odd or any(other != given for other in others):
+        return hf
+    return rest | {names[key]: value for key, value in given.items()}
