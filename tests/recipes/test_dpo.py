@@ -410,33 +410,29 @@ def test_policy_and_reference_that_differ_are_seen_before_the_first_step(tiny_co
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    ("family", "other"),
+    ("family", "shape", "other"),
     [
-        ("gemma2", dict(sliding_window=24)),
-        ("qwen3_moe", {}),
-        ("gpt2", dict(n_positions=256)),
-        ("gpt_oss", {}),
-        ("phi3", dict(max_position_embeddings=256)),
-        ("qwen3_5_text", {}),
-        ("qwen3_5_moe_text", {}),
-        ("gemma4_text", {}),
-        ("ministral3", {}),
+        ("gemma2", "plain", dict(sliding_window=24)),
+        ("qwen3_moe", "plain", {}),
+        ("gpt2", "plain", dict(n_positions=256)),
+        ("gpt_oss", "plain", {}),
+        ("phi3", "long factors", dict(max_position_embeddings=256)),
+        ("qwen3_5_text", "plain", {}),
+        ("qwen3_5_moe_text", "plain", {}),
+        ("gemma4_text", "plain", {}),
+        ("gemma4_text", "inputs of each layer, shared keys",
+         dict(vocab_size_per_layer_input=1024)),
+        ("ministral3", "plain", {}),
+        ("glm4_moe", "groups, one key head", {}),
+        ("deepseek_v3", "groups, yarn", {}),
+        ("minimax_m2", "plain", {}),
     ],
-)
-def test_other_architectures_are_trained_and_written(tiny_config, tmp_path, family, other):
+)  # fmt: skip
+def test_other_architectures_are_trained_and_written(tiny_config, tmp_path, family, shape, other):
     """Begun with large random weights: the gates hold, the loss falls, the export is whole."""
-    from tests.conftest import large_weights
-    from tests.zoo import twins
+    from tests.recipes import random_models
 
-    shape = {"phi3": "long factors"}.get(family, "plain")
-    said = json.loads(twins.config_of(family, shape).to_json_string(use_diff=True))
-    arch = zoo.ARCHITECTURES[family]
-    size = dict(vocab_size=1024, max_position_embeddings=256) if family != "gpt2" else {}
-    size |= {"vocab_size": 1024}
-    model = large_weights(
-        arch.Model(arch.Config.from_hf(said | size | other), nnx.Rngs(0)), scale=0.3
-    )
-    zoo.save(model, tmp_path / "model", dtype=jnp.float32, tokenizer=TINY / "model")
+    model = random_models.write(tmp_path / "model", family, shape, **other)
     config = tiny_config
     config.initialize_from_hf = config.reference_model_path = str(tmp_path / "model")
     config.num_train_steps, config.learning_rate, config.sample_tokens = 6, 1e-2, 8

@@ -1,7 +1,7 @@
 """kill -9 at any moment, again and again: the run that comes back is the run that would have been.
 
-`-m full` kills 220 times, and a run of adapters 50 times; by default it is eleven. Half of the
-kills come at any time of a run's life, half while files are being written.
+`-m full` kills 220 times, a run of adapters 50 times, and those of other architectures eleven times
+each. Half of the kills come at any time of a run's life, half while files are being written.
 """
 
 import contextlib
@@ -25,15 +25,25 @@ from recipes.training import records
 from tests.conftest import TINY
 
 STEPS = 12
+# Architectures beside the embedded Llama, and what their models are like.
+OTHERS = {
+    "qwen3_5_text": {},
+    "qwen3_5_moe_text": {},
+    "gemma4_text": dict(shape="inputs of each layer, shared keys", vocab_size_per_layer_input=1024),
+    "glm4_moe": dict(shape="groups, one key head"),
+    "deepseek_v3": dict(shape="groups, yarn"),
+}
 # Forked where everything is imported and nothing has begun: a life takes half as long to start.
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload([__name__])
 
 
-def config_of(directory: pathlib.Path, adapters: bool) -> ml_collections.ConfigDict:
+def config_of(directory: pathlib.Path, what: str) -> ml_collections.ConfigDict:
     """Two sources, more than one epoch, accumulation, a kept reference: all there is to go on."""
     config = tiny.get_config()
     config.initialize_from_hf = str(TINY / "model")
+    if what in OTHERS:
+        config.initialize_from_hf = config.reference_model_path = f"{directory.parent}/model"
     data = {"mine": {"path": f"{directory.parent}/mine.jsonl", "weight": 3.0},
             "theirs": {"path": f"{directory.parent}/theirs.jsonl"}}  # fmt: skip
     with config.ignore_type():
@@ -50,13 +60,13 @@ def config_of(directory: pathlib.Path, adapters: bool) -> ml_collections.ConfigD
     config.steps_per_checkpoint, config.steps_per_eval, config.steps_per_hf_export = 3, 4, 5
     config.hf_save_dtype = "f32"
     config.sample_tokens = 0
-    if adapters:
+    if what == "adapters":
         config.adapter = dict(rank=4, dora=True, lora_plus=4.0)
         config.learning_rate = 1e-3
     return config
 
 
-def live(directory: pathlib.Path, adapters: bool) -> None:
+def live(directory: pathlib.Path, what: str) -> None:
     """One life of the run, in a process of its own, which notes the rows of every step."""
     told = os.open(f"{directory}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(told, 1)
@@ -71,11 +81,11 @@ def live(directory: pathlib.Path, adapters: bool) -> None:
 
         records.Meter.add = noting
         print("\n— a life —", flush=True)
-        dpo.train(config_of(directory, adapters))
+        dpo.train(config_of(directory, what))
 
 
-def born(directory: pathlib.Path, adapters: bool) -> multiprocessing.Process:
-    process = server.Process(target=live, args=(directory, adapters))
+def born(directory: pathlib.Path, what: str) -> multiprocessing.Process:
+    process = server.Process(target=live, args=(directory, what))
     process.start()
     return process
 
@@ -128,21 +138,21 @@ def rows_of(directory: pathlib.Path) -> list[str]:
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    ("kills", "adapters"),
-    [
-        (11, False),
-        (220, False),
-        (50, True),
-    ],
-    ids=str,
+    ("kills", "what"),
+    [(11, "llama"), (220, "llama"), (50, "adapters"), *((11, family) for family in OTHERS)],
 )
-def test_a_run_killed_at_any_moment_is_the_run_that_was_not(tmp_path, kills, adapters, capsys):
+def test_a_run_killed_at_any_moment_is_the_run_that_was_not(tmp_path, kills, what, capsys):
+    if what in OTHERS:
+        pytest.importorskip("transformers")
+        from tests.recipes import random_models
+
+        random_models.write(tmp_path / "model", what, **OTHERS[what])
     pairs = (TINY / "train.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "mine.jsonl").write_text("".join(pairs[:96]))
     (tmp_path / "theirs.jsonl").write_text("".join(pairs[96:140]))
     whole = tmp_path / "whole"
     live_at = time.monotonic()
-    process = born(whole, adapters)
+    process = born(whole, what)
     process.join()
     life = time.monotonic() - live_at
     assert process.exitcode == 0, pathlib.Path(f"{whole}.txt").read_text()[-3000:]
@@ -160,7 +170,7 @@ def test_a_run_killed_at_any_moment_is_the_run_that_was_not(tmp_path, kills, ada
         ended = False
         while not ended:
             taken = len(rows_of(directory)) if directory.exists() else 0
-            process = born(directory, adapters)
+            process = born(directory, what)
             # The last chain is let to its end.
             wait = draw.choice([1, -1]) * draw.uniform(0, life) if done < kills else 1e9
             ended = not killed(process, directory, wait)
