@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import typing
 
 from flax import nnx
 import jax
@@ -12,7 +13,7 @@ from tests.long_forms import full_but
 from tests.recipes import test_families
 from tests.zoo import twins
 import zoo
-from zoo.parts import rope, text_half
+from zoo.parts import experts_beside, rope, text_half
 
 
 def others(config, name, value):
@@ -30,6 +31,8 @@ def others(config, name, value):
     if name == "layer_types":
         swap = lambda kind: next(one for one in sorted(config.layers_may_be) if one != kind)
         return [[(swap(value[0]), *value[1:])], [(*value[:-1], swap(value[-1]))]]
+    if name == "mlp_layer_types":
+        return [[({"dense": "sparse", "sparse": "dense"}[value[0]], *value[1:])]]
     if name == "no_rope_layers":
         return [[(not value[0], *value[1:])]]
     heads = "num_global_key_value_heads"
@@ -38,7 +41,8 @@ def others(config, name, value):
     if isinstance(value, int):
         return [[value * 2]]
     if value is None:
-        return [[2.0]]
+        kinds = {field.name: field.type for field in dataclasses.fields(config)}
+        return [[2 if int in typing.get_args(kinds[name]) else 2.0]]
     return [[value * 1.5 if value > 1e-3 else 0.1, value / 64]]
 
 
@@ -65,7 +69,8 @@ def changed_ropes(config, one):
 
 
 MORE = [("llama", "linear"), ("llama", "dynamic"), ("phi3", "long factors"),
-        ("phi3", "short factors, partial"), ("gpt_oss", "odd")]  # fmt: skip
+        ("phi3", "short factors, partial"), ("gpt_oss", "odd"),
+        ("gemma4_text", "inputs of each layer, shared keys")]  # fmt: skip
 RICHEST = list(twins.RICHEST.items())
 LIVE = full_but(RICHEST + MORE, RICHEST[0])
 
@@ -111,6 +116,16 @@ def is_unread(config, name, new):
     """The written list: what has no effect in this very config, and why."""
     if name == "num_hidden_layers" and config.kinds:
         return True  # `layer_types` says it, and another number than of these is refused
+    if config.model_type == "gemma4_text":
+        no_experts = not config.enable_moe_block
+        unread = {
+            "num_global_key_value_heads": not config.attention_k_eq_v,
+            "vocab_size_per_layer_input": not config.hidden_size_per_layer_input,
+            "use_double_wide_mlp": not config.num_kv_shared_layers,
+            **dict.fromkeys((*experts_beside.OF_EXPERTS, "enable_moe_block"), no_experts),
+        }
+        if name in unread:
+            return unread[name]
     if name != "rope_parameters" or not isinstance(new, rope.Rope):
         return False
     if new.rope_type != "longrope":

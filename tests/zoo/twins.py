@@ -106,7 +106,7 @@ DEEPSEEK = dict(
 )  # fmt: skip
 YARN_OF_DEEPSEEK = dict(qk_rope_head_dim=8, rope_parameters=dict(
     rope_type="yarn", rope_theta=1e4, factor=40.0, beta_fast=32.0, beta_slow=1.0, mscale=0.7,
-    mscale_all_dim=1.0, original_max_position_embeddings=16,
+    mscale_all_dim=1.0, original_max_position_embeddings=1024,
 ))  # fmt: skip
 MISTRAL4 = dict(qk_rope_head_dim=8, rope_parameters=dict(
     rope_type="yarn", rope_theta=1e4, factor=16.0, beta_fast=32.0, beta_slow=1.0, mscale=1.0,
@@ -202,14 +202,14 @@ TWINS: dict[str, dict[str, dict]] = {
             tie_word_embeddings=False, attention_k_eq_v=False, num_hidden_layers=4,
             layer_types=["full_attention", "sliding_attention"] * 2,
         ),
-        "experts, one key head": GEMMA4 | dict(
-            num_key_value_heads=1, enable_moe_block=True, num_experts=6, top_k_experts=2,
-            moe_intermediate_size=20, final_logit_softcapping=4.0,
-        ),
         "inputs of each layer, shared keys": GEMMA4 | dict(
             attention_k_eq_v=False, num_key_value_heads=1, hidden_size_per_layer_input=16,
             vocab_size_per_layer_input=97, num_kv_shared_layers=4, use_double_wide_mlp=True,
             num_hidden_layers=8, layer_types=["sliding_attention", "full_attention"] * 4,
+        ),
+        "experts, one key head": GEMMA4 | dict(
+            num_key_value_heads=1, enable_moe_block=True, num_experts=6, top_k_experts=2,
+            moe_intermediate_size=20, final_logit_softcapping=4.0,
         ),
     },
     "deepseek_v2": {
@@ -297,8 +297,11 @@ TWINS: dict[str, dict[str, dict]] = {
             num_attention_heads=3, num_key_value_heads=3, first_k_dense_replace=1,
         ),
         "groups, two shared": DEEPSEEK | MISTRAL4 | dict(
+            rope_parameters=MISTRAL4["rope_parameters"] | dict(
+                beta_fast=4.0, original_max_position_embeddings=7, mscale=0.7,
+            ),
             n_routed_experts=12, n_group=4, topk_group=2, num_experts_per_tok=3,
-            n_shared_experts=2, routed_scaling_factor=1.5,
+            n_shared_experts=2, routed_scaling_factor=1.5, first_k_dense_replace=1,
         ),
     },
     "olmo2": {
