@@ -31,6 +31,7 @@ from zoo import (
     qwen3_5_moe,
     qwen3_moe,
     qwen3_next,
+    seed_oss,
     smollm3,
 )
 from zoo.parts import causal_lm, hf_config, pattern, rope, sharding, stack, text_half
@@ -58,6 +59,7 @@ ARCHITECTURES: dict[str, types.ModuleType] = {
     "qwen3_5_text": qwen3_5,
     "qwen3_moe": qwen3_moe,
     "qwen3_next": qwen3_next,
+    "seed_oss": seed_oss,
     "smollm3": smollm3,
 }
 # What is listed or looped over, before the weights have been looked at.

@@ -139,7 +139,7 @@ def test_of_two_patterns_of_windows_the_one_that_transformers_reads_counts():
 
 
 def test_an_unknown_architecture_is_refused_with_what_there_is():
-    with pytest.raises(ValueError, match=r"'bert'; the zoo has cohere2, gemma, .*llama"):
+    with pytest.raises(ValueError, match=r"'bert'; the zoo has .*gemma, .*llama"):
         zoo.abstract({"model_type": "bert"})
 
 

@@ -235,6 +235,11 @@ TWINS: dict[str, dict[str, dict]] = {
         ),
         "window": dict(num_local_experts=3, num_experts_per_tok=1, sliding_window=6),
     },
+    "seed_oss": {
+        "plain": dict(head_dim=8),
+        "tied, odd": dict(ODD, num_key_value_heads=4, tie_word_embeddings=True),
+        "one key head, wide": dict(head_dim=16, num_key_value_heads=1, vocab_size=101),
+    },
     "smollm3": {
         "plain": dict(num_hidden_layers=4),
         "untied, own layers": dict(
