@@ -281,6 +281,17 @@ TWINS: dict[str, dict[str, dict]] = {
             layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         ),
     },
+    "exaone4": {
+        "plain": dict(sliding_window=6, num_hidden_layers=4),
+        "tied, odd, no window": ODD | LLAMA3 | dict(
+            sliding_window=None, layer_types=["full_attention"] * 3, num_key_value_heads=4,
+            tie_word_embeddings=True,
+        ),
+        "one key head, own layers": LLAMA3 | dict(
+            num_key_value_heads=1, sliding_window=4, head_dim=16,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        ),
+    },
 }  # fmt: skip
 # Those that tests of every family take by default: a plain one, one with windows, sinks and
 # experts, and one with a recurrence.
