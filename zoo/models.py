@@ -11,6 +11,7 @@ from checkpoints_io import hf_weights
 from checkpoints_io.errors import BadInput
 from zoo import (
     cohere2,
+    ernie4_5,
     exaone4,
     gemma,
     gemma2,
@@ -40,6 +41,7 @@ from zoo.parts import causal_lm, hf_config, pattern, rope, sharding, stack, text
 # `model_type` in an HF config.json -> the module with its `Config`, `Model` and `HF_WEIGHTS`.
 ARCHITECTURES: dict[str, types.ModuleType] = {
     "cohere2": cohere2,
+    "ernie4_5": ernie4_5,
     "exaone4": exaone4,
     "gemma": gemma,
     "gemma2": gemma2,

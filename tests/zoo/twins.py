@@ -281,6 +281,11 @@ TWINS: dict[str, dict[str, dict]] = {
             layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         ),
     },
+    "ernie4_5": {
+        "plain": dict(head_dim=8),
+        "untied, odd": dict(ODD, num_key_value_heads=4, tie_word_embeddings=False),
+        "one key head, wide": dict(head_dim=16, num_key_value_heads=1, vocab_size=101),
+    },
     "exaone4": {
         "plain": dict(sliding_window=6, num_hidden_layers=4),
         "tied, odd, no window": ODD | LLAMA3 | dict(
