@@ -91,6 +91,13 @@ def said_of(family):
         ("ministral3", dict(rope_parameters=[1]), "rope should be an object"),
         ("qwen3_5_text", dict(linear_num_key_heads=3), "4 heads of a linear_attention layer must"),
         ("qwen3_5_text", dict(layer_types=["sliding_attention"] * 4), "layer_types"),
+        ("hunyuan_v1_dense", dict(rope_parameters=dict(type="dynamic", alpha=-1.0)),
+         "stretched by alpha -1.0 for head_dim 8"),
+        ("hunyuan_v1_dense", dict(head_dim=None), "for head_dim None from rope_theta 10000.0"),
+        ("hunyuan_v1_dense", dict(rope_parameters=dict(type="linear", factor=2.0, alpha=9.0)),
+         "'linear' takes"),
+        ("seed_oss", dict(attention_out_bias=True), "attention_out_bias"),
+        ("ernie4_5", dict(use_bias=True), "use_bias"),
         ("qwen3_next", dict(mlp_only_layers=[1]), "mlp_only_layers"),
     ],
 )  # fmt: skip

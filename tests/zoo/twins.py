@@ -96,6 +96,11 @@ GEMMA4 = dict(
 GPT2 = dict(vocab_size=97, n_positions=96, n_embd=32, n_layer=3, n_head=4, bos_token_id=1,
             eos_token_id=2)  # fmt: skip
 
+HUNYUAN = dict(head_dim=8, rope_parameters=dict(
+    rope_type="dynamic", rope_theta=1e4, alpha=1000.0, factor=1.0, beta_fast=32, beta_slow=1,
+    mscale=1.0, mscale_all_dim=1.0,
+))  # fmt: skip
+
 # Family -> shapes: what a config says beside SIZES. The first is plain, the last the richest, with
 # most of what the family can have: windows, caps, both kinds of layer.
 TWINS: dict[str, dict[str, dict]] = {
@@ -296,6 +301,11 @@ TWINS: dict[str, dict[str, dict]] = {
             num_key_value_heads=1, sliding_window=4, head_dim=16,
             layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         ),
+    },
+    "hunyuan_v1_dense": {
+        "plain": HUNYUAN,
+        "tied, odd, no alpha": dict(ODD, num_key_value_heads=4, tie_word_embeddings=True),
+        "one key head, wide": HUNYUAN | dict(head_dim=16, num_key_value_heads=1, vocab_size=101),
     },
 }  # fmt: skip
 # Those that tests of every family take by default: a plain one, one with windows, sinks and
