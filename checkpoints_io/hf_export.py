@@ -118,5 +118,5 @@ def _gathered(
         own = " ".join(axes.split()[len(index) :])
         turned = einops.rearrange(np.asarray(held[1][rest]), f"{own} -> {table[path].axes}")
         # safetensors writes the wrong bytes of an array that is not contiguous
-        made[name] = np.ascontiguousarray(turned.astype(dtype))
+        made[name] = turned.astype(dtype, order="C")
     return made

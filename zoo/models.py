@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from checkpoints_io import hf_weights
 from checkpoints_io.errors import BadInput
 from zoo import (
+    apertus,
     cohere2,
     ernie4_5,
     exaone4,
@@ -41,6 +42,7 @@ from zoo.parts import causal_lm, hf_config, pattern, rope, sharding, stack, text
 
 # `model_type` in an HF config.json -> the module with its `Config`, `Model` and `HF_WEIGHTS`.
 ARCHITECTURES: dict[str, types.ModuleType] = {
+    "apertus": apertus,
     "cohere2": cohere2,
     "ernie4_5": ernie4_5,
     "exaone4": exaone4,

@@ -291,6 +291,11 @@ TWINS: dict[str, dict[str, dict]] = {
         "untied, odd": dict(ODD, num_key_value_heads=4, tie_word_embeddings=False),
         "one key head, wide": dict(head_dim=16, num_key_value_heads=1, vocab_size=101),
     },
+    "apertus": {
+        "plain": LLAMA3,
+        "tied, odd, its own rope": dict(ODD, num_key_value_heads=4, tie_word_embeddings=True),
+        "one key head, wide": LLAMA3 | dict(head_dim=16, num_key_value_heads=1, vocab_size=101),
+    },
     "exaone4": {
         "plain": dict(sliding_window=6, num_hidden_layers=4),
         "tied, odd, no window": ODD | LLAMA3 | dict(
@@ -389,7 +394,7 @@ def twin(family: str, shape: str):
                     fan_in = weight.shape[-2]
                 weight.copy_(0.5 * (32 / fan_in) ** 0.5 * noise)
         for name, buffer in model.named_buffers():
-            if name.endswith("layer_scalar"):
+            if name.endswith(("layer_scalar", "act_fn.beta")):
                 buffer.copy_(1 + 0.1 * torch.randn(buffer.shape, generator=draw))
     folder = pathlib.Path(tempfile.mkdtemp(prefix=f"twin-{family}-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
