@@ -223,6 +223,14 @@ TWINS: dict[str, dict[str, dict]] = {
             dict(rope_type="default", rope_theta=5e5),
         ),
     },
+    "olmoe": {
+        "plain": dict(num_experts=6, num_experts_per_tok=2, intermediate_size=20),
+        "tied, to one, all key heads": dict(
+            num_experts=5, num_experts_per_tok=3, norm_topk_prob=True, tie_word_embeddings=True,
+            num_key_value_heads=4, hidden_size=48, vocab_size=101,
+        ),
+        "one key head": dict(num_experts=7, num_experts_per_tok=3, num_key_value_heads=1),
+    },
     "qwen3_moe": {
         "plain": MOE | dict(head_dim=8, norm_topk_prob=True),
         "tied, not to one": MOE | dict(
