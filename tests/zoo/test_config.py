@@ -98,6 +98,10 @@ def said_of(family):
          "'linear' takes"),
         ("seed_oss", dict(attention_out_bias=True), "attention_out_bias"),
         ("ernie4_5", dict(use_bias=True), "use_bias"),
+        ("olmoe", dict(clip_qkv=8.0), "clip_qkv"),
+        ("apertus", dict(hidden_act="silu"), "'silu'"),
+        ("qwen2_moe", dict(layer_types=["full_attention", "sliding_attention"]), "layer_types"),
+        ("qwen2_moe", dict(use_sliding_window=True), "use_sliding_window"),
         ("qwen3_next", dict(mlp_only_layers=[1]), "mlp_only_layers"),
     ],
 )  # fmt: skip

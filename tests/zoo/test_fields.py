@@ -202,7 +202,7 @@ CONFIGS = {
     "mlc/phi-3.5-mini.json": 3_821_079_552,
     "mlc/phi-4-mini.json": 3_836_021_760,
     "mlc/qwen1.5_1.8b_chat.json": 1_525_663_744,  # this file ties what the original does not
-    "mlc/qwen1.5_moe_a2.7b.json": "qwen2_moe",
+    "mlc/qwen1.5_moe_a2.7b.json": 14_315_784_192,
     "mlc/qwen2.5_3b.json": 3_085_938_688,
     "mlc/qwen2_0_5b.json": 494_032_768,
     "mlc/qwen2_1_5b.json": 1_543_714_304,

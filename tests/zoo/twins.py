@@ -231,6 +231,16 @@ TWINS: dict[str, dict[str, dict]] = {
         ),
         "one key head": dict(num_experts=7, num_experts_per_tok=3, num_key_value_heads=1),
     },
+    "qwen2_moe": {
+        "plain": EXPERTS35,
+        "tied, to one, all key heads": EXPERTS35 | dict(
+            num_experts=5, num_experts_per_tok=3, norm_topk_prob=True, tie_word_embeddings=True,
+            num_key_value_heads=4, hidden_size=48, vocab_size=101,
+        ),
+        "one key head": EXPERTS35 | dict(
+            num_experts=7, num_key_value_heads=1, head_dim=10, shared_expert_intermediate_size=28,
+        ),
+    },
     "qwen3_moe": {
         "plain": MOE | dict(head_dim=8, norm_topk_prob=True),
         "tied, not to one": MOE | dict(
