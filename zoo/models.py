@@ -39,6 +39,7 @@ from zoo import (
     qwen3_next,
     seed_oss,
     smollm3,
+    starcoder2,
 )
 from zoo.parts import causal_lm, hf_config, pattern, rope, sharding, stack, text_half
 
@@ -73,6 +74,7 @@ ARCHITECTURES: dict[str, types.ModuleType] = {
     "qwen3_next": qwen3_next,
     "seed_oss": seed_oss,
     "smollm3": smollm3,
+    "starcoder2": starcoder2,
 }
 # What is listed or looped over, before the weights have been looked at.
 COUNTED = ("num_hidden_layers", "n_layer", "num_experts", "num_local_experts")

@@ -273,6 +273,11 @@ TWINS: dict[str, dict[str, dict]] = {
             sliding_window=5,
         ) | YARN,
     },
+    "starcoder2": {
+        "plain": {},
+        "untied, odd": dict(ODD, num_key_value_heads=4, tie_word_embeddings=False),
+        "window, one key head": dict(sliding_window=6, num_key_value_heads=1, vocab_size=101),
+    },
     "phi3": {
         "plain": {},
         "long factors": longrope(4, 16) | dict(max_position_embeddings=128),

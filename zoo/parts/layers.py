@@ -274,6 +274,20 @@ class GatedMlp(nnx.Module):
         return einsum("BTF,FD->BTD", gate * up, self.down)
 
 
+class Mlp(nnx.Module):
+    """A product of the input, `act`, and a product back, each with a bias."""
+
+    def __init__(self, sizes: Mapping[str, int], rngs: nnx.Rngs, act: Callable[[Array], Array]):
+        zeros = nnx.initializers.zeros
+        self.up, self.up_bias = weight("L D F", sizes, rngs), weight("L F", sizes, rngs, zeros)
+        self.down, self.down_bias = weight("L F D", sizes, rngs), weight("L D", sizes, rngs, zeros)
+        self.act = act
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        up = self.act(shifted(einsum("BTD,DF->BTF", x, self.up), self.up_bias))
+        return shifted(einsum("BTF,FD->BTD", up, self.down), self.down_bias)
+
+
 def gelu(x: Array) -> Array:
     """The tanh approximation, which HF calls `gelu_pytorch_tanh` and `gelu_new`."""
     return jax.nn.gelu(x, approximate=True)
