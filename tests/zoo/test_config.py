@@ -102,6 +102,9 @@ def said_of(family):
         ("apertus", dict(hidden_act="silu"), "'silu'"),
         ("qwen2_moe", dict(layer_types=["full_attention", "sliding_attention"]), "layer_types"),
         ("qwen2_moe", dict(use_sliding_window=True), "use_sliding_window"),
+        ("gpt_neox", dict(hidden_act="relu"), "hidden_act 'relu'"),
+        ("gpt_neox", dict(num_attention_heads=5), "hidden_size 32 must be a multiple"),
+        ("gpt_neox", dict(num_key_value_heads=2), "num_key_value_heads"),
         ("qwen3_next", dict(mlp_only_layers=[1]), "mlp_only_layers"),
     ],
 )  # fmt: skip

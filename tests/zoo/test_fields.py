@@ -30,6 +30,8 @@ def others(config, name, value):
     if name == "layer_types":
         swap = lambda kind: next(one for one in sorted(config.layers_may_be) if one != kind)
         return [[(swap(value[0]), *value[1:])], [(*value[:-1], swap(value[-1]))]]
+    if name == "hidden_act":
+        return [[act for act in zoo.gpt_neox.ACTS if act != value]]
     if name == "no_rope_layers":
         return [[(not value[0], *value[1:])]]
     heads = "num_global_key_value_heads"

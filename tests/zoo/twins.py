@@ -93,6 +93,7 @@ GEMMA4 = dict(
     hidden_size_per_layer_input=0, sliding_window=6, num_hidden_layers=7,
     final_logit_softcapping=30.0,
 )  # fmt: skip
+ALL_HEADS = dict(num_key_value_heads=None, head_dim=None)  # keys that the family does not have
 GPT2 = dict(vocab_size=97, n_positions=96, n_embd=32, n_layer=3, n_head=4, bos_token_id=1,
             eos_token_id=2)  # fmt: skip
 
@@ -273,6 +274,18 @@ TWINS: dict[str, dict[str, dict]] = {
             sliding_window=5,
         ) | YARN,
     },
+    "gpt_neox": {
+        "plain": ALL_HEADS,
+        "tied, odd, all turned": ALL_HEADS | dict(
+            hidden_size=44, num_attention_heads=2, vocab_size=101, tie_word_embeddings=True,
+            rope_parameters=dict(PLAIN_ROPE, partial_rotary_factor=1.0),
+        ),
+        "one after the other, linear": ALL_HEADS | dict(
+            use_parallel_residual=False, hidden_act="gelu_fast", rope_parameters=dict(
+                rope_type="linear", rope_theta=1e4, factor=4.0, partial_rotary_factor=0.5,
+            ),
+        ),
+    },
     "starcoder2": {
         "plain": {},
         "untied, odd": dict(ODD, num_key_value_heads=4, tie_word_embeddings=False),
@@ -348,7 +361,7 @@ KINDS = {"linear": LINEAR, "dynamic": DYNAMIC, "llama3": LLAMA3, "yarn": YARN,
          "longrope": longrope(4, 16) | dict(max_position_embeddings=64)}  # fmt: skip
 # All families but those with a rope for each kind of layer, one for a part of the head, or none.
 OWN_ROPES = ("gemma3_text", "gemma4_text", "ministral3", "olmo3", "phi3", "gpt2", "qwen3_5_text",
-             "qwen3_5_moe_text", "qwen3_next")  # fmt: skip
+             "qwen3_5_moe_text", "qwen3_next", "gpt_neox")  # fmt: skip
 WITH_ONE_ROPE = [f for f in TWINS if f not in OWN_ROPES]
 ROPES = {(family, kind): {"num_hidden_layers": 2, "head_dim": 8} | said
          for family in WITH_ONE_ROPE for kind, said in KINDS.items()}  # fmt: skip

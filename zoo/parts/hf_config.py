@@ -145,6 +145,20 @@ def sizes(config: Any) -> dict[str, int]:
     }
 
 
+def filling(config: Any) -> int:
+    """The width of a head, where all of them together are as wide as the model.
+
+    Raises:
+      ValueError: they cannot be.
+    """
+    width, heads = config.hidden_size, config.num_attention_heads
+    if width % heads:
+        raise BadInput(
+            f"config.json: hidden_size {width} must be a multiple of num_attention_heads {heads}"
+        )
+    return width // heads
+
+
 def every(hf: dict[str, object], period: object, others: str = SLIDING) -> dict[str, object]:
     """With `layer_types`, where a file does not name them: each `period`th layer sees all."""
     count = hf.get("num_hidden_layers")
