@@ -40,6 +40,7 @@ from zoo import (
     qwen3_next,
     seed_oss,
     smollm3,
+    stablelm,
     starcoder2,
 )
 from zoo.parts import causal_lm, hf_config, pattern, rope, sharding, stack, text_half
@@ -76,6 +77,7 @@ ARCHITECTURES: dict[str, types.ModuleType] = {
     "qwen3_next": qwen3_next,
     "seed_oss": seed_oss,
     "smollm3": smollm3,
+    "stablelm": stablelm,
     "starcoder2": starcoder2,
 }
 # What is listed or looped over, before the weights have been looked at.

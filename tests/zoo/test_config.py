@@ -105,6 +105,7 @@ def said_of(family):
         ("gpt_neox", dict(hidden_act="relu"), "hidden_act 'relu'"),
         ("gpt_neox", dict(num_attention_heads=5), "hidden_size 32 must be a multiple"),
         ("gpt_neox", dict(num_key_value_heads=2), "num_key_value_heads"),
+        ("stablelm", dict(head_dim=16), "head_dim"),
         ("qwen3_next", dict(mlp_only_layers=[1]), "mlp_only_layers"),
     ],
 )  # fmt: skip

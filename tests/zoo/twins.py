@@ -286,6 +286,18 @@ TWINS: dict[str, dict[str, dict]] = {
             ),
         ),
     },
+    "stablelm": {
+        "plain": dict(head_dim=None),
+        "tied, odd, biases, all turned": dict(
+            hidden_size=44, num_attention_heads=2, num_key_value_heads=2, vocab_size=101,
+            tie_word_embeddings=True, use_qkv_bias=True, partial_rotary_factor=1.0,
+        ),
+        "beside, norms of heads": dict(
+            use_parallel_residual=True, qk_layernorm=True, rope_parameters=dict(
+                rope_type="linear", rope_theta=1e4, factor=4.0, partial_rotary_factor=0.5,
+            ),
+        ),
+    },
     "starcoder2": {
         "plain": {},
         "untied, odd": dict(ODD, num_key_value_heads=4, tie_word_embeddings=False),
@@ -361,7 +373,7 @@ KINDS = {"linear": LINEAR, "dynamic": DYNAMIC, "llama3": LLAMA3, "yarn": YARN,
          "longrope": longrope(4, 16) | dict(max_position_embeddings=64)}  # fmt: skip
 # All families but those with a rope for each kind of layer, one for a part of the head, or none.
 OWN_ROPES = ("gemma3_text", "gemma4_text", "ministral3", "olmo3", "phi3", "gpt2", "qwen3_5_text",
-             "qwen3_5_moe_text", "qwen3_next", "gpt_neox")  # fmt: skip
+             "qwen3_5_moe_text", "qwen3_next", "gpt_neox", "stablelm")  # fmt: skip
 WITH_ONE_ROPE = [f for f in TWINS if f not in OWN_ROPES]
 ROPES = {(family, kind): {"num_hidden_layers": 2, "head_dim": 8} | said
          for family in WITH_ONE_ROPE for kind, said in KINDS.items()}  # fmt: skip

@@ -184,6 +184,8 @@ class RmsNorm(nnx.Module):
 class LayerNorm(nnx.Module):
     """Scales `x` to mean 0 and variance 1 over its last axis, in float32, then scale and bias.
 
+    Each head may have a scale of its own, which is then over two axes.
+
     Source: https://arxiv.org/abs/1607.06450.
     """
 
@@ -206,7 +208,7 @@ class LayerNorm(nnx.Module):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _scaled(
     unit: Float[Array, "*B D"],
-    scale: Float[Array, " D"],
+    scale: Float[Array, "*N D"],
     offset: float,
     dtype: jax.typing.DTypeLike,
 ) -> Float[Array, "*B D"]:
@@ -230,9 +232,9 @@ def _scaled_backward(
 _scaled.defvjp(_scaled_forward, _scaled_backward)
 
 
-def shifted(x: Float[Array, "*B"], bias: nnx.Param | Array) -> Float[Array, "*B"]:
-    """`x` plus a bias over its last axes."""
-    return _shifted(x, bias[...], x.dtype)
+def shifted(x: Float[Array, "*B"], bias: nnx.Param | Array | None) -> Float[Array, "*B"]:
+    """`x` plus a bias over its last axes, if there is one."""
+    return x if bias is None else _shifted(x, bias[...], x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
