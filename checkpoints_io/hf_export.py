@@ -164,5 +164,5 @@ def _gathered(
             whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
             whole = whole.swapaxes(-1, -2) if turned else whole
             # safetensors writes the wrong bytes of an array that is not contiguous
-            made[name] = np.ascontiguousarray(whole)
+            made[name] = np.asarray(whole, order="C")
     return made

@@ -248,7 +248,7 @@ def hf_name(entry: Entry, index: Sequence[int]) -> str:
 
 def stacked(name: str) -> list[str]:
     """The letters whose every index has a tensor of its own; they lead in our axes."""
-    return [letter for letter in "LE" if f"{{{letter}}}" in name]
+    return re.findall(r"\{(\w)\}", name)
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:

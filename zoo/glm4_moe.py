@@ -32,6 +32,7 @@ class Config(hf_config.Config):
 
     model_type: ClassVar[str] = "glm4_moe"
     architecture: ClassVar[str] = "Glm4MoeForCausalLM"
+    turns_a_part: ClassVar[bool] = True
     vocab_size: int
     hidden_size: int
     intermediate_size: int

@@ -91,19 +91,6 @@ class Attention(nnx.Module):
         return layers.shifted(layers.einsum("BTNH,NHD->BTD", mixed, self.o), self.o_bias)
 
 
-class Mlp(nnx.Module):
-    def __init__(self, config: Config, rngs: nnx.Rngs):
-        zeros = nnx.initializers.zeros
-        self.up = layers.weight("L D F", config.sizes, rngs)
-        self.up_bias = layers.weight("L F", config.sizes, rngs, zeros)
-        self.down = layers.weight("L F D", config.sizes, rngs)
-        self.down_bias = layers.weight("L D", config.sizes, rngs, zeros)
-
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        up = layers.gelu(layers.shifted(layers.einsum("BTD,DF->BTF", x, self.up), self.up_bias))
-        return layers.shifted(layers.einsum("BTF,FD->BTD", up, self.down), self.down_bias)
-
-
 class Block(nnx.Module):
     """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
 
@@ -112,7 +99,7 @@ class Block(nnx.Module):
         self.attention_norm = norm()
         self.attention = Attention(config, rngs)
         self.mlp_norm = norm()
-        self.mlp = Mlp(config, rngs)
+        self.mlp = layers.Mlp(config.sizes, rngs, layers.gelu)
 
     def __call__(self, x: Float[Array, "B T D"], attend: attention.Attend) -> Float[Array, "B T D"]:
         x = x + self.attention(self.attention_norm(x), attend)

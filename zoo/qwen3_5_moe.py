@@ -35,6 +35,7 @@ class Config(hf_config.Config):
 
     model_type: ClassVar[str] = "qwen3_5_moe_text"
     architecture: ClassVar[str] = "Qwen3_5MoeForCausalLM"
+    turns_a_part: ClassVar[bool] = True
     layers_may_be: ClassVar[frozenset[str]] = frozenset({LINEAR, FULL})
     vocab_size: int
     hidden_size: int

@@ -35,6 +35,7 @@ class Config(hf_config.Config):
 
     model_type: ClassVar[str] = "qwen3_next"
     architecture: ClassVar[str] = "Qwen3NextForCausalLM"
+    turns_a_part: ClassVar[bool] = True
     layers_may_be: ClassVar[frozenset[str]] = frozenset({LINEAR, FULL})
     vocab_size: int
     hidden_size: int

@@ -43,6 +43,19 @@ def test_gpt2_as_on_the_hub(tmp_path):
     same(zoo.load(tmp_path), model)
 
 
+def test_pythia_as_on_the_hub(tmp_path):
+    """Causal masks and frequencies among the weights, and its own words for the rope."""
+    tensors = saved("gpt_neox", "plain", tmp_path)
+    model = zoo.load(tmp_path)
+    layer = "gpt_neox.layers.0.attention."
+    tensors[f"{layer}bias"] = np.ones((1, 1, 64, 64), bool)
+    tensors[f"{layer}masked_bias"] = np.full((), -1e4, np.float16)
+    tensors[f"{layer}rotary_emb.inv_freq"] = np.ones(1, np.float16)
+    rewrite(tmp_path, tensors, rope_parameters=None, rotary_emb_base=10000, rotary_pct=0.25)
+    same(zoo.load(tmp_path), model)
+    assert zoo.load(tmp_path).config == model.config
+
+
 @pytest.mark.parametrize("lead", ["language_model.model.", "model.language_model."])
 def test_the_text_half_of_a_gemma3(tmp_path, lead):
     tensors = saved("gemma3_text", "plain", tmp_path / "text")

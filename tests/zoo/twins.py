@@ -119,8 +119,14 @@ MINIMAX = dict(
     intermediate_size=20,
     rotary_dim=4,
 )
+ALL_HEADS = dict(num_key_value_heads=None, head_dim=None)  # keys that the family does not have
 GPT2 = dict(vocab_size=97, n_positions=96, n_embd=32, n_layer=3, n_head=4, bos_token_id=1,
             eos_token_id=2)  # fmt: skip
+
+HUNYUAN = dict(head_dim=8, rope_parameters=dict(
+    rope_type="dynamic", rope_theta=1e4, alpha=1000.0, factor=1.0, beta_fast=32, beta_slow=1,
+    mscale=1.0, mscale_all_dim=1.0,
+))  # fmt: skip
 
 # Family -> shapes: what a config says beside SIZES. The first is plain, the last the richest, with
 # most of what the family can have: windows, caps, both kinds of layer.
@@ -322,6 +328,24 @@ TWINS: dict[str, dict[str, dict]] = {
             dict(rope_type="default", rope_theta=5e5),
         ),
     },
+    "olmoe": {
+        "plain": dict(num_experts=6, num_experts_per_tok=2, intermediate_size=20),
+        "tied, to one, all key heads": dict(
+            num_experts=5, num_experts_per_tok=3, norm_topk_prob=True, tie_word_embeddings=True,
+            num_key_value_heads=4, hidden_size=48, vocab_size=101,
+        ),
+        "one key head": dict(num_experts=7, num_experts_per_tok=3, num_key_value_heads=1),
+    },
+    "qwen2_moe": {
+        "plain": EXPERTS35,
+        "tied, to one, all key heads": EXPERTS35 | dict(
+            num_experts=5, num_experts_per_tok=3, norm_topk_prob=True, tie_word_embeddings=True,
+            num_key_value_heads=4, hidden_size=48, vocab_size=101,
+        ),
+        "one key head": EXPERTS35 | dict(
+            num_experts=7, num_key_value_heads=1, head_dim=10, shared_expert_intermediate_size=28,
+        ),
+    },
     "qwen3_moe": {
         "plain": MOE | dict(head_dim=8, norm_topk_prob=True),
         "tied, not to one": MOE | dict(
@@ -339,6 +363,11 @@ TWINS: dict[str, dict[str, dict]] = {
         ),
         "window": dict(num_local_experts=3, num_experts_per_tok=1, sliding_window=6),
     },
+    "seed_oss": {
+        "plain": dict(head_dim=8),
+        "tied, odd": dict(ODD, num_key_value_heads=4, tie_word_embeddings=True),
+        "one key head, wide": dict(head_dim=16, num_key_value_heads=1, vocab_size=101),
+    },
     "smollm3": {
         "plain": dict(num_hidden_layers=4),
         "untied, own layers": dict(
@@ -348,6 +377,35 @@ TWINS: dict[str, dict[str, dict]] = {
             num_hidden_layers=4, no_rope_layer_interval=2, use_sliding_window=True,
             sliding_window=5,
         ) | YARN,
+    },
+    "gpt_neox": {
+        "plain": ALL_HEADS,
+        "tied, odd, all turned": ALL_HEADS | dict(
+            hidden_size=44, num_attention_heads=2, vocab_size=101, tie_word_embeddings=True,
+            rope_parameters=dict(PLAIN_ROPE, partial_rotary_factor=1.0),
+        ),
+        "one after the other, linear": ALL_HEADS | dict(
+            use_parallel_residual=False, hidden_act="gelu_fast", rope_parameters=dict(
+                rope_type="linear", rope_theta=1e4, factor=4.0, partial_rotary_factor=0.5,
+            ),
+        ),
+    },
+    "stablelm": {
+        "plain": dict(head_dim=None),
+        "tied, odd, biases, all turned": dict(
+            hidden_size=44, num_attention_heads=2, num_key_value_heads=2, vocab_size=101,
+            tie_word_embeddings=True, use_qkv_bias=True, partial_rotary_factor=1.0,
+        ),
+        "beside, norms of heads": dict(
+            use_parallel_residual=True, qk_layernorm=True, rope_parameters=dict(
+                rope_type="linear", rope_theta=1e4, factor=4.0, partial_rotary_factor=0.5,
+            ),
+        ),
+    },
+    "starcoder2": {
+        "plain": {},
+        "untied, odd": dict(ODD, num_key_value_heads=4, tie_word_embeddings=False),
+        "window, one key head": dict(sliding_window=6, num_key_value_heads=1, vocab_size=101),
     },
     "phi3": {
         "plain": {},
@@ -380,6 +438,32 @@ TWINS: dict[str, dict[str, dict]] = {
             layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         ),
     },
+    "ernie4_5": {
+        "plain": dict(head_dim=8),
+        "untied, odd": dict(ODD, num_key_value_heads=4, tie_word_embeddings=False),
+        "one key head, wide": dict(head_dim=16, num_key_value_heads=1, vocab_size=101),
+    },
+    "apertus": {
+        "plain": LLAMA3,
+        "tied, odd, its own rope": dict(ODD, num_key_value_heads=4, tie_word_embeddings=True),
+        "one key head, wide": LLAMA3 | dict(head_dim=16, num_key_value_heads=1, vocab_size=101),
+    },
+    "exaone4": {
+        "plain": dict(sliding_window=6, num_hidden_layers=4),
+        "tied, odd, no window": ODD | LLAMA3 | dict(
+            sliding_window=None, layer_types=["full_attention"] * 3, num_key_value_heads=4,
+            tie_word_embeddings=True,
+        ),
+        "one key head, own layers": LLAMA3 | dict(
+            num_key_value_heads=1, sliding_window=4, head_dim=16,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        ),
+    },
+    "hunyuan_v1_dense": {
+        "plain": HUNYUAN,
+        "tied, odd, no alpha": dict(ODD, num_key_value_heads=4, tie_word_embeddings=True),
+        "one key head, wide": HUNYUAN | dict(head_dim=16, num_key_value_heads=1, vocab_size=101),
+    },
 }  # fmt: skip
 # Those that tests of every family take by default: a plain one, one with windows, sinks and
 # experts, and one with a recurrence.
@@ -393,9 +477,8 @@ KINDS = {"linear": LINEAR, "dynamic": DYNAMIC, "llama3": LLAMA3, "yarn": YARN,
          "longrope": longrope(4, 16) | dict(max_position_embeddings=64)}  # fmt: skip
 # All families but those with a rope for each kind of layer, one for a part of the head, or none.
 OWN_ROPES = ("gemma3_text", "gemma4_text", "ministral3", "olmo3", "phi3", "gpt2", "qwen3_5_text",
-             "qwen3_5_moe_text", "qwen3_next", "glm4_moe",
-             "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "mistral4",
-             "minimax_m2")  # fmt: skip
+             "qwen3_5_moe_text", "qwen3_next", "glm4_moe", "deepseek_v2", "deepseek_v3",
+             "glm4_moe_lite", "mistral4", "minimax_m2", "gpt_neox", "stablelm")  # fmt: skip
 WITH_ONE_ROPE = [f for f in TWINS if f not in OWN_ROPES]
 ROPES = {(family, kind): {"num_hidden_layers": 2, "head_dim": 8} | said
          for family in WITH_ONE_ROPE for kind, said in KINDS.items()}  # fmt: skip
@@ -468,7 +551,7 @@ def twin(family: str, shape: str):
                     fan_in = weight.shape[-2]
                 weight.copy_(0.5 * (32 / fan_in) ** 0.5 * noise)
         for name, buffer in model.named_buffers():
-            if name.endswith("layer_scalar"):
+            if name.endswith(("layer_scalar", "act_fn.beta")):
                 buffer.copy_(1 + 0.1 * torch.randn(buffer.shape, generator=draw))
             if name.endswith("correction_bias"):
                 buffer.copy_(0.2 * torch.randn(buffer.shape, generator=draw))

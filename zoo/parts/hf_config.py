@@ -37,6 +37,7 @@ class Config:
     assumed: ClassVar[
         Mapping[str, object]
     ] = {}  # what transformers means where a file says nothing
+    turns_a_part: ClassVar[bool] = False  # of each head, where a file does not say how much
     layers_may_be: ClassVar[frozenset[str]] = frozenset({SLIDING, FULL})  # in `layer_types`
 
     @property
@@ -126,7 +127,7 @@ def written(config: Config) -> dict[str, object]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if isinstance(value, rope.Rope | rope.TwoRopes):
-            said |= rope_config.written(value)
+            said |= rope_config.written(value, part=config.turns_a_part)
         else:
             said[field.name] = list(value) if isinstance(value, tuple) else value
     return said | dict(config.fixed)
@@ -143,6 +144,20 @@ def sizes(config: Any) -> dict[str, int]:
         "K": getattr(config, "num_key_value_heads", config.num_attention_heads),
         "H": getattr(config, "head_dim", 0),  # 0: parts of a head have widths of their own
     }
+
+
+def filling(config: Any) -> int:
+    """The width of a head, where all of them together are as wide as the model.
+
+    Raises:
+      ValueError: they cannot be.
+    """
+    width, heads = config.hidden_size, config.num_attention_heads
+    if width % heads:
+        raise BadInput(
+            f"config.json: hidden_size {width} must be a multiple of num_attention_heads {heads}"
+        )
+    return width // heads
 
 
 def every(hf: dict[str, object], period: object, others: str = SLIDING) -> dict[str, object]:

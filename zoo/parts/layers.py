@@ -191,6 +191,8 @@ class RmsNorm(nnx.Module):
 class LayerNorm(nnx.Module):
     """Scales `x` to mean 0 and variance 1 over its last axis, in float32, then scale and bias.
 
+    Each head may have a scale of its own, which is then over two axes.
+
     Source: https://arxiv.org/abs/1607.06450.
     """
 
@@ -213,7 +215,7 @@ class LayerNorm(nnx.Module):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _scaled(
     unit: Float[Array, "*B D"],
-    scale: Float[Array, " D"],
+    scale: Float[Array, "*N D"],
     offset: float,
     dtype: jax.typing.DTypeLike,
 ) -> Float[Array, "*B D"]:
@@ -237,9 +239,9 @@ def _scaled_backward(
 _scaled.defvjp(_scaled_forward, _scaled_backward)
 
 
-def shifted(x: Float[Array, "*B"], bias: nnx.Param | Array) -> Float[Array, "*B"]:
-    """`x` plus a bias over its last axes."""
-    return _shifted(x, bias[...], x.dtype)
+def shifted(x: Float[Array, "*B"], bias: nnx.Param | Array | None) -> Float[Array, "*B"]:
+    """`x` plus a bias over its last axes, if there is one."""
+    return x if bias is None else _shifted(x, bias[...], x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -279,6 +281,20 @@ class GatedMlp(nnx.Module):
         gate = self.act(einsum("BTD,DF->BTF", x, self.gate))
         up = einsum("BTD,DF->BTF", x, self.up)
         return einsum("BTF,FD->BTD", gate * up, self.down)
+
+
+class Mlp(nnx.Module):
+    """A product of the input, `act`, and a product back, each with a bias."""
+
+    def __init__(self, sizes: Mapping[str, int], rngs: nnx.Rngs, act: Callable[[Array], Array]):
+        zeros = nnx.initializers.zeros
+        self.up, self.up_bias = weight("L D F", sizes, rngs), weight("L F", sizes, rngs, zeros)
+        self.down, self.down_bias = weight("L F D", sizes, rngs), weight("L D", sizes, rngs, zeros)
+        self.act = act
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        up = self.act(shifted(einsum("BTD,DF->BTF", x, self.up), self.up_bias))
+        return shifted(einsum("BTF,FD->BTD", up, self.down), self.down_bias)
 
 
 def gelu(x: Array) -> Array:

@@ -202,18 +202,21 @@ def _made(key: str, value: Any) -> Any:
     return value if key == "truncate" else int(value) if key in WHOLE else float(value)
 
 
-def written(ropes: rope.Rope | rope.TwoRopes) -> dict[str, object]:
-    """The keys of a config.json, in the spelling of transformers 5."""
+def written(ropes: rope.Rope | rope.TwoRopes, *, part: bool = False) -> dict[str, object]:
+    """The keys of a config.json, in the spelling of transformers 5.
+
+    With `part` they say that all of a head is turned, where a file that does not means less.
+    """
     if isinstance(ropes, rope.TwoRopes):
         full, sliding = _said(ropes.full_attention), _said(ropes.sliding_attention)
         return {"rope_parameters": {"full_attention": full, "sliding_attention": sliding}}
-    said = _said(ropes)
+    said = _said(ropes, part)
     beside = {k: said.pop(k) for k in ("max_position_embeddings",) if k in said}
     return {"rope_parameters": said} | beside
 
 
-def _said(one: rope.Rope) -> dict[str, object]:
+def _said(one: rope.Rope, part: bool = False) -> dict[str, object]:
     items = {key: value for key, value in dataclasses.asdict(one).items() if value is not None}
-    if one.partial_rotary_factor == 1:
+    if one.partial_rotary_factor == 1 and not part:
         items.pop("partial_rotary_factor")
     return {key: list(v) if isinstance(v, tuple) else v for key, v in items.items()}

@@ -1,0 +1,112 @@
+"""Seed-OSS (https://github.com/ByteDance-Seed/seed-oss): a Qwen 2 with heads of their own width.
+
+Agrees with transformers/models/seed_oss/modeling_seed_oss.py, without its dropout.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from zoo.parts import attention, causal_lm, hf_config, layers, rope, spans, stack
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(hf_config.Config):
+    """Field names are the keys of an HF `config.json`."""
+
+    model_type: ClassVar[str] = "seed_oss"
+    architecture: ClassVar[str] = "SeedOssForCausalLM"
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+    rope_parameters: rope.Rope
+
+    # What HF lets a config choose and this file does not.
+    fixed: ClassVar[dict[str, object]] = {
+        "hidden_act": "silu", "attention_bias": True, "attention_out_bias": False,
+        "mlp_bias": False,
+    }  # fmt: skip
+    assumed: ClassVar[dict[str, object]] = {
+        "tie_word_embeddings": False, "rms_norm_eps": 1e-6, "num_key_value_heads": 8,
+        "head_dim": 128,
+    }  # fmt: skip
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        self.q = layers.weight("L D N H", config.sizes, rngs)
+        self.k = layers.weight("L D K H", config.sizes, rngs)
+        self.v = layers.weight("L D K H", config.sizes, rngs)
+        self.o = layers.weight("L N H D", config.sizes, rngs)
+        zeros = nnx.initializers.zeros
+        self.q_bias = layers.weight("L N H", config.sizes, rngs, zeros)
+        self.k_bias = layers.weight("L K H", config.sizes, rngs, zeros)
+        self.v_bias = layers.weight("L K H", config.sizes, rngs, zeros)
+        self.scale = config.head_dim**-0.5
+
+    def __call__(
+        self, x: Float[Array, "B T D"], attend: attention.Attend, turn: rope.Turn
+    ) -> Float[Array, "B T D"]:
+        q = layers.shifted(layers.einsum("BTD,DNH->BTNH", x, self.q), self.q_bias)
+        k = layers.shifted(layers.einsum("BTD,DKH->BTKH", x, self.k), self.k_bias)
+        v = layers.shifted(layers.einsum("BTD,DKH->BTKH", x, self.v), self.v_bias)
+        q, k = rope.rotate(q, turn), rope.rotate(k, turn)
+        mixed = attend(q, k, v, scale=self.scale)
+        return layers.einsum("BTNH,NHD->BTD", mixed, self.o)
+
+
+class Block(nnx.Module):
+    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        norm = lambda: layers.RmsNorm("L D", config.sizes, rngs, eps=config.rms_norm_eps)
+        self.attention_norm = norm()
+        self.attention = Attention(config, rngs)
+        self.mlp_norm = norm()
+        self.mlp = layers.GatedMlp(config.sizes, rngs)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], attend: attention.Attend, turn: rope.Turn
+    ) -> Float[Array, "B T D"]:
+        x = x + self.attention(self.attention_norm(x), attend, turn)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Model(causal_lm.CausalLM):
+    Block = Block
+
+    def residual(
+        self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
+    ) -> Float[Array, "B T D"]:
+        """The residual stream after the last norm; `run` applies the blocks."""
+        turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
+        x = layers.embed(self.embedding, tokens, self.dtype)
+        return self.norm(run(self, x, where, turn))
+
+
+# Our weight -> its HF name, for each layer {L}, and its axes there.
+HF_WEIGHTS = {
+    "embedding":                   ("model.embed_tokens.weight",                        "V D"),
+    "blocks.attention_norm.scale": ("model.layers.{L}.input_layernorm.weight",          "D"),
+    "blocks.attention.q":          ("model.layers.{L}.self_attn.q_proj.weight",         "(N H) D"),
+    "blocks.attention.k":          ("model.layers.{L}.self_attn.k_proj.weight",         "(K H) D"),
+    "blocks.attention.v":          ("model.layers.{L}.self_attn.v_proj.weight",         "(K H) D"),
+    "blocks.attention.o":          ("model.layers.{L}.self_attn.o_proj.weight",         "D (N H)"),
+    "blocks.attention.q_bias":     ("model.layers.{L}.self_attn.q_proj.bias",           "(N H)"),
+    "blocks.attention.k_bias":     ("model.layers.{L}.self_attn.k_proj.bias",           "(K H)"),
+    "blocks.attention.v_bias":     ("model.layers.{L}.self_attn.v_proj.bias",           "(K H)"),
+    "blocks.mlp_norm.scale":       ("model.layers.{L}.post_attention_layernorm.weight", "D"),
+    "blocks.mlp.gate":             ("model.layers.{L}.mlp.gate_proj.weight",            "F D"),
+    "blocks.mlp.up":               ("model.layers.{L}.mlp.up_proj.weight",              "F D"),
+    "blocks.mlp.down":             ("model.layers.{L}.mlp.down_proj.weight",            "D F"),
+    "norm.scale":                  ("model.norm.weight",                                "D"),
+    "head":                        ("lm_head.weight",                                   "V D"),
+}  # fmt: skip
