@@ -145,7 +145,8 @@ def test_a_config_written_is_the_config_read(family):
         config = zoo.ARCHITECTURES[family].Config.from_hf(said)
         again = lambda config: type(config).from_hf(json.loads(json.dumps(config.to_hf())))
         assert again(config) == config
-        if isinstance(one := getattr(config, "rope_parameters", None), rope.Rope):
+        one = getattr(config, "rope_parameters", None)
+        if isinstance(one, rope.Rope) and one.rope_type == "default":
             whole = dataclasses.replace(one, partial_rotary_factor=1.0)
             turned = dataclasses.replace(config, rope_parameters=whole)
             assert again(turned) == turned
