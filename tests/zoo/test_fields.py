@@ -234,6 +234,7 @@ CONFIGS = {
     "xfastertransformer/qwen3-30b.json": 30_532_122_624,
     "xfastertransformer/qwen3-8b.json": 8_190_735_360,
     # The text halves of those that see images.
+    "2026/LiquidAI--LFM2.5-VL-1.6B.json": 1_170_340_608,
     "2026/Qwen--Qwen2.5-VL-7B-Instruct.json": 7_615_616_512,
     "2026/Qwen--Qwen3-VL-235B-A22B-Instruct.json": 235_093_634_560,
     "2026/Qwen--Qwen3-VL-2B-Instruct.json": 1_720_574_976,

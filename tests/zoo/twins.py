@@ -119,6 +119,7 @@ MINIMAX = dict(
     intermediate_size=20,
     rotary_dim=4,
 )
+LFM2 = dict(num_hidden_layers=5, block_multiple_of=8, full_attn_idxs=[1, 4])
 GPT2 = dict(vocab_size=97, n_positions=96, n_embd=32, n_layer=3, n_head=4, bos_token_id=1,
             eos_token_id=2)  # fmt: skip
 
@@ -364,6 +365,17 @@ TWINS: dict[str, dict[str, dict]] = {
         "untied, one head": GPT2 | dict(n_head=1, tie_word_embeddings=False),
     },
     "granite": {shape: GRANITE | said for shape, said in GQA.items()},
+    "lfm2": {
+        "plain": LFM2,
+        "untied, odd, own width": LFM2 | ODD | dict(
+            tie_word_embeddings=False, block_auto_adjust_ff_dim=False, num_key_value_heads=4,
+            num_hidden_layers=3, layer_types=["full_attention", "conv", "conv"],
+        ),
+        "long taps, one key head": LFM2 | dict(
+            block_ffn_dim_multiplier=1.3, block_multiple_of=5, conv_L_cache=7, norm_eps=1e-3,
+            num_key_value_heads=1, rope_parameters=dict(rope_type="default", rope_theta=1e4),
+        ),
+    },
     "cohere2": {
         "plain": dict(sliding_window=6),
         "untied": dict(tie_word_embeddings=False, sliding_window=5, logit_scale=0.3),
