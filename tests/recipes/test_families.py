@@ -171,7 +171,7 @@ def test_norms_biases_and_sinks_do_not_decay(family):
 
     from recipes.training import optimizer
 
-    vectors = "norm", "bias", "sinks", "taps", "decay_log", "shared.share", "scale"
+    vectors = "norm", "bias", "sinks", "taps", "decay_log", "shared.share", "scale", "skip"
     decays = optimizer.matrices(nnx.state(twins.untrained(family, twins.RICHEST[family])))
     for path, does in traverse_util.flatten_dict(decays).items():
         name = ".".join(path)

@@ -12,6 +12,7 @@ letter, one meaning (those of attention as in `jax.nn.dot_product_attention`):
   Z shards of a batch: all tokens in one device's rows are a list
   C scored tokens of such a list
   M positions that are learned                 W taps of a convolution
+  X heads of a state space                     Y width of what a head's state is read by
   J what one tensor holds side by side: gate and up, or q, k and v; Q their heads, if not as many,
     or their channels, if these are of several widths
 
@@ -184,8 +185,8 @@ class RmsNorm(nnx.Module):
         scale = self.scale[...]
         made = unit(x.reshape(*x.shape[: x.ndim - scale.ndim], -1), self.eps)
         made = made if self.wide else made.astype(x.dtype)
-        scaled = _scaled(made, scale.reshape(-1), self.offset, x.dtype)
-        return scaled.astype(x.dtype).reshape(x.shape)
+        made = scaled(made, scale.reshape(-1), self.offset, x.dtype)
+        return made.astype(x.dtype).reshape(x.shape)
 
 
 class LayerNorm(nnx.Module):
@@ -204,14 +205,14 @@ class LayerNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         wide = x.astype(jnp.float32)
         made = unit(wide - jnp.mean(wide, axis=-1, keepdims=True), self.eps)
-        made = _scaled(made, self.scale[...], 0.0, x.dtype)
+        made = scaled(made, self.scale[...], 0.0, x.dtype)
         if self.bias is not None:
             made = _shifted(made, self.bias[...], x.dtype)
         return made.astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _scaled(
+def scaled(
     unit: Float[Array, "*B D"],
     scale: Float[Array, " D"],
     offset: float,
@@ -222,7 +223,7 @@ def _scaled(
 
 
 def _scaled_forward(unit: Array, scale: Array, offset: float, dtype: jax.typing.DTypeLike) -> tuple:
-    return _scaled(unit, scale, offset, dtype), (unit, scale)
+    return scaled(unit, scale, offset, dtype), (unit, scale)
 
 
 def _scaled_backward(
@@ -234,7 +235,7 @@ def _scaled_backward(
     return gradient * by, _over_tokens(of_tokens, scale)
 
 
-_scaled.defvjp(_scaled_forward, _scaled_backward)
+scaled.defvjp(_scaled_forward, _scaled_backward)
 
 
 def shifted(x: Float[Array, "*B"], bias: nnx.Param | Array) -> Float[Array, "*B"]:
