@@ -92,6 +92,12 @@ def said_of(family):
         ("qwen3_5_text", dict(linear_num_key_heads=3), "4 heads of a linear_attention layer must"),
         ("qwen3_5_text", dict(layer_types=["sliding_attention"] * 4), "layer_types"),
         ("qwen3_next", dict(mlp_only_layers=[1]), "mlp_only_layers"),
+        ("lfm2", dict(conv_bias=True), "conv_bias"),
+        ("lfm2", dict(layer_types=None, full_attn_idxs=2), "full_attn_idxs should be a list"),
+        ("granitemoehybrid", dict(mamba_d_head=7), "4 heads of Mamba .* each 7 wide .* 64 wide"),
+        ("granitemoehybrid", dict(mamba_n_groups=3), "cannot have 4 heads in 3 groups"),
+        ("granitemoehybrid", dict(time_step_limit=[0.001, 0.1]), "time_step_limit"),
+        ("granitemoehybrid", dict(position_embedding_type="alibi"), "rope or nope"),
     ],
 )  # fmt: skip
 def test_what_new_families_do_not_implement_is_refused_by_name(family, other, told):

@@ -119,6 +119,10 @@ MINIMAX = dict(
     intermediate_size=20,
     rotary_dim=4,
 )
+GRANITE4 = GRANITE | dict(
+    num_hidden_layers=2, layer_types=["mamba", "attention"], shared_intermediate_size=28,
+    mamba_n_heads=4, mamba_d_state=10, num_local_experts=0, position_embedding_type="rope",
+)  # fmt: skip
 LFM2 = dict(num_hidden_layers=5, block_multiple_of=8, full_attn_idxs=[1, 4])
 GPT2 = dict(vocab_size=97, n_positions=96, n_embd=32, n_layer=3, n_head=4, bos_token_id=1,
             eos_token_id=2)  # fmt: skip
@@ -374,6 +378,21 @@ TWINS: dict[str, dict[str, dict]] = {
         "long taps, one key head": LFM2 | dict(
             block_ffn_dim_multiplier=1.3, block_multiple_of=5, conv_L_cache=7, norm_eps=1e-3,
             num_key_value_heads=1, rope_parameters=dict(rope_type="default", rope_theta=1e4),
+        ),
+    },
+    "granitemoehybrid": {
+        "plain": GRANITE4,
+        "tied, odd, no positions": GRANITE4 | dict(
+            vocab_size=101, hidden_size=44, head_dim=10, num_key_value_heads=4,
+            tie_word_embeddings=True, position_embedding_type="nope", num_hidden_layers=5,
+            mamba_d_conv=3, mamba_expand=1,
+            layer_types=["mamba", "mamba", "attention", "mamba", "mamba"],
+        ),
+        "attention alone": GRANITE4 | dict(layer_types=["attention"] * 2),
+        "experts, groups, one key head": GRANITE4 | dict(
+            num_key_value_heads=1, num_hidden_layers=6, mamba_n_heads=8, mamba_n_groups=2,
+            layer_types=["mamba", "mamba", "attention"] * 2, num_local_experts=6,
+            num_experts_per_tok=2, intermediate_size=20,
         ),
     },
     "cohere2": {

@@ -282,6 +282,18 @@ class GatedMlp(nnx.Module):
         return einsum("BTF,FD->BTD", gate * up, self.down)
 
 
+class PackedMlp(nnx.Module):
+    """The same, with silu, where a file holds gate and up as one weight."""
+
+    def __init__(self, sizes: Mapping[str, int], rngs: nnx.Rngs):
+        self.gate_up = weight("L J F D", sizes, rngs)
+        self.down = weight("L F D", sizes, rngs)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        gate, up = einsum("BTD,JFD->JBTF", x, self.gate_up)
+        return einsum("BTF,FD->BTD", jax.nn.silu(gate) * up, self.down)
+
+
 def gelu(x: Array) -> Array:
     """The tanh approximation, which HF calls `gelu_pytorch_tanh` and `gelu_new`."""
     return jax.nn.gelu(x, approximate=True)
