@@ -9,7 +9,6 @@ import functools
 from typing import ClassVar
 
 from flax import nnx
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from checkpoints_io.errors import BadInput
@@ -165,7 +164,7 @@ class Block(nnx.Module):
         else:
             self.mixer = Attention(config, sizes, rngs)
         self.mlp_norm = norm()
-        self.mlp = layers.PackedMlp(sizes, rngs)
+        self.mlp = layers.GatedMlp(sizes, rngs, together=True)
         if config.num_local_experts:
             choice = experts.Choice(config.experts_of_a_token, to_one=True)
             narrow = sizes | {"F": config.intermediate_size}
@@ -177,10 +176,11 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], mix: mixing.Mix, turn: rope.Turn | None
     ) -> Float[Array, "B T D"]:
-        x = x + self.mixer(self.mixer_norm(x), mix, turn) * self.residual
+        mixed = self.mixer(self.mixer_norm(x), mix, turn)
+        x = x + layers.multiplied(mixed, self.residual)
         unit = self.mlp_norm(x)
         made = self.mlp(unit) if self.experts is None else self.experts(unit) + self.mlp(unit)
-        return x + made * self.residual
+        return x + layers.multiplied(made, self.residual)
 
 
 class Model(causal_lm.CausalLM):
@@ -198,7 +198,7 @@ class Model(causal_lm.CausalLM):
         ropes = self.config.rope_parameters
         turn = None if ropes is None else rope.turn(ropes, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
-        x = x * jnp.asarray(self.config.embedding_multiplier, x.dtype)
+        x = layers.multiplied(x, self.config.embedding_multiplier)
         return self.norm(run(self, x, where, turn))
 
 

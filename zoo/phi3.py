@@ -110,7 +110,7 @@ class Block(nnx.Module):
         self.attention_norm = norm()
         self.attention = Attention(config, rngs)
         self.mlp_norm = norm()
-        self.mlp = layers.PackedMlp(config.sizes, rngs)
+        self.mlp = layers.GatedMlp(config.sizes, rngs, together=True)
 
     def __call__(
         self, x: Float[Array, "B T D"], attend: attention.Attend, turn: rope.Turn

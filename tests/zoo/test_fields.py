@@ -32,6 +32,8 @@ def others(config, name, value):
         return [[(swap(value[0]), *value[1:])], [(*value[:-1], swap(value[-1]))]]
     if name == "no_rope_layers":
         return [[(not value[0], *value[1:])]]
+    if isinstance(value, tuple) and isinstance(value[0], float):
+        return [[(*value[:i], 2 * one, *value[i + 1 :])] for i, one in enumerate(value)]
     heads = "num_global_key_value_heads"
     if name in ("sliding_window", "num_experts_per_tok", "query_pre_attn_scalar", heads):
         return [[value - 1 if value and value > 1 else 2]]

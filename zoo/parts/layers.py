@@ -262,36 +262,36 @@ def _over_tokens(gradients: Array, like: Array) -> Array:
     return dot("T,TD->D", ones, flat).reshape(like.shape).astype(like.dtype)
 
 
+def multiplied(x: Float[Array, "*B"], by: float | Float[Array, " D"]) -> Float[Array, "*B"]:
+    """By numbers of a config, which torch rounds no more than what comes out."""
+    return (x.astype(jnp.float32) * by).astype(x.dtype)
+
+
 class GatedMlp(nnx.Module):
     """Two products of the input, one of them through `act`, and a product back.
 
-    Source: https://arxiv.org/abs/2002.05202, Eq. 6.
+    Where a file holds gate and up as one weight, so does this. Source:
+    https://arxiv.org/abs/2002.05202, Eq. 6.
     """
 
     def __init__(
-        self, sizes: Mapping[str, int], rngs: nnx.Rngs, act: Callable[[Array], Array] = jax.nn.silu
-    ):
-        self.gate = weight("L D F", sizes, rngs)
-        self.up = weight("L D F", sizes, rngs)
+        self, sizes: Mapping[str, int], rngs: nnx.Rngs, act: Callable[[Array], Array] = jax.nn.silu,
+        *, together: bool = False,
+    ):  # fmt: skip
+        if together:
+            self.gate_up = weight("L J F D", sizes, rngs)
+        else:
+            self.gate = weight("L D F", sizes, rngs)
+            self.up = weight("L D F", sizes, rngs)
         self.down = weight("L F D", sizes, rngs)
-        self.act = act
+        self.act, self.together = act, together
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate = self.act(einsum("BTD,DF->BTF", x, self.gate))
-        up = einsum("BTD,DF->BTF", x, self.up)
-        return einsum("BTF,FD->BTD", gate * up, self.down)
-
-
-class PackedMlp(nnx.Module):
-    """The same, with silu, where a file holds gate and up as one weight."""
-
-    def __init__(self, sizes: Mapping[str, int], rngs: nnx.Rngs):
-        self.gate_up = weight("L J F D", sizes, rngs)
-        self.down = weight("L F D", sizes, rngs)
-
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate, up = einsum("BTD,JFD->JBTF", x, self.gate_up)
-        return einsum("BTF,FD->BTD", jax.nn.silu(gate) * up, self.down)
+        if self.together:
+            gate, up = einsum("BTD,JFD->JBTF", x, self.gate_up)
+        else:
+            gate, up = einsum("BTD,DF->BTF", x, self.gate), einsum("BTD,DF->BTF", x, self.up)
+        return einsum("BTF,FD->BTD", self.act(gate) * up, self.down)
 
 
 def gelu(x: Array) -> Array:

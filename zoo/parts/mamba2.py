@@ -133,8 +133,8 @@ class Mamba2(nnx.Module):
         X, U, Y, shared = self.sizes
         given = layers.einsum("BTD,DQ->BTQ", x, self.into)
         if self.scales is not None:
-            parts = np.repeat(self.scales, (X * U, X * U, shared, shared, X))
-            given = given * jnp.asarray(parts, dtype)
+            each = np.repeat(self.scales, (X * U, X * U, shared, shared, X))
+            given = layers.multiplied(given, jnp.asarray(each, jnp.float32))
         gate, mixed, dt = jnp.split(given, [X * U, given.shape[-1] - X], axis=-1)
         # Rounded as all weights are, and then wide.
         narrow = lambda w: w[...].astype(dtype)
