@@ -92,7 +92,7 @@ def large_weights(model: nnx.Module, seed: int = 0, scale: float = 1.0) -> nnx.M
             return param.replace(param[...] + 0.1 * noise)
         into_d = axes[-1] == "D" and axes[0] not in "VM" and "J" not in axes
         # o and down sum over what comes before D.
-        fan_in = np.prod([sizes[a] for a in axes if a in "NHUF"]) if into_d else sizes["D"]
+        fan_in = np.prod([sizes[a] for a in axes if a in "NHUQFX"]) if into_d else sizes["D"]
         return param.replace(scale * 0.5 * np.sqrt(32 / fan_in) * noise)
 
     is_param = lambda x: isinstance(x, nnx.Variable)

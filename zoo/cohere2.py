@@ -16,6 +16,7 @@ from zoo.parts import (
     hf_config,
     last_step,
     layers,
+    mlp,
     rope,
     rope_config,
     spans,
@@ -95,7 +96,7 @@ class Block(nnx.Module):
         eps = config.layer_norm_eps
         self.norm = layers.LayerNorm("L D", config.sizes, rngs, eps=eps, bias=False)
         self.attention = Attention(config, rngs)
-        self.mlp = layers.GatedMlp(config.sizes, rngs)
+        self.mlp = mlp.GatedMlp(config.sizes, rngs)
 
     def __call__(
         self,

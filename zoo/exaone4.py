@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 import numpy as np
 
-from zoo.parts import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
+from zoo.parts import attention, causal_lm, hf_config, layers, mlp, rope, rope_config, spans, stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Block(nnx.Module):
         self.attention_norm = norm()
         self.attention = Attention(config, rngs)
         self.mlp_norm = norm()
-        self.mlp = layers.GatedMlp(config.sizes, rngs)
+        self.mlp = mlp.GatedMlp(config.sizes, rngs)
 
     def __call__(
         self,

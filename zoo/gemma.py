@@ -11,7 +11,7 @@ from flax import nnx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zoo.parts import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
+from zoo.parts import attention, causal_lm, hf_config, layers, mlp, rope, rope_config, spans, stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Block(nnx.Module):
         self.attention_norm = norm("L D", config.sizes, rngs)
         self.attention = Attention(config, rngs)
         self.mlp_norm = norm("L D", config.sizes, rngs)
-        self.mlp = layers.GatedMlp(config.sizes, rngs, layers.gelu)
+        self.mlp = mlp.GatedMlp(config.sizes, rngs, layers.gelu)
 
     def __call__(
         self, x: Float[Array, "B T D"], attend: attention.Attend, turn: rope.Turn

@@ -17,6 +17,7 @@ from zoo.parts import (
     hf_config,
     last_step,
     layers,
+    mlp,
     rope,
     rope_config,
     spans,
@@ -103,7 +104,7 @@ class Block(nnx.Module):
         self.attention = Attention(config, rngs)
         self.after_attention_norm = norm("L D", config.sizes, rngs)
         self.mlp_norm = norm("L D", config.sizes, rngs)
-        self.mlp = layers.GatedMlp(config.sizes, rngs, layers.gelu)
+        self.mlp = mlp.GatedMlp(config.sizes, rngs, layers.gelu)
         self.after_mlp_norm = norm("L D", config.sizes, rngs)
 
     def __call__(

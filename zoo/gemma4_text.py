@@ -21,6 +21,7 @@ from zoo.parts import (
     last_step,
     layer_config,
     layers,
+    mlp,
     pattern,
     per_layer,
     rope,
@@ -184,7 +185,7 @@ class Block(nnx.Module):
         self.attention = Attention(config, rngs, kind)
         self.after_attention_norm = norm("L D", sizes, rngs)
         self.mlp_norm = norm("L D", sizes, rngs)
-        self.mlp = layers.GatedMlp(sizes, rngs, layers.gelu)
+        self.mlp = mlp.GatedMlp(sizes, rngs, layers.gelu)
         self.after_mlp_norm = norm("L D", sizes, rngs)
         self.experts = (
             experts_beside.Experts(config, sizes, rngs) if config.enable_moe_block else None

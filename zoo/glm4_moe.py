@@ -18,6 +18,7 @@ from zoo.parts import (
     experts,
     hf_config,
     layers,
+    mlp,
     rope,
     rope_config,
     spans,
@@ -131,7 +132,7 @@ class Block(nnx.Module):
         self.attention = Attention(config, sizes, rngs)
         self.mlp_norm = norm()
         if kind == DENSE:
-            self.mlp = layers.GatedMlp(sizes, rngs)
+            self.mlp = mlp.GatedMlp(sizes, rngs)
         else:
             choice = dense_first.choice(config, jax.nn.sigmoid)
             self.mlp = dense_first.WithShared(config, sizes, rngs, choice, corrected=True)

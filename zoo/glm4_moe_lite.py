@@ -19,6 +19,7 @@ from zoo.parts import (
     latent,
     layers,
     mixing,
+    mlp,
     rope,
     rope_config,
     spans,
@@ -108,7 +109,7 @@ class Block(nnx.Module):
         self.attention = latent.LatentAttention(config, sizes, rngs)
         self.mlp_norm = norm()
         if kind == DENSE:
-            self.mlp = layers.GatedMlp(sizes, rngs)
+            self.mlp = mlp.GatedMlp(sizes, rngs)
         else:
             choice = dense_first.choice(config, jax.nn.sigmoid)
             self.mlp = dense_first.WithShared(config, sizes, rngs, choice, corrected=True)

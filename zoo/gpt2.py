@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from checkpoints_io.errors import BadInput
-from zoo.parts import attention, causal_lm, hf_config, layers, spans, stack
+from zoo.parts import attention, causal_lm, hf_config, layers, mlp, spans, stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Block(nnx.Module):
         self.attention_norm = norm()
         self.attention = Attention(config, rngs)
         self.mlp_norm = norm()
-        self.mlp = layers.Mlp(config.sizes, rngs, layers.gelu)
+        self.mlp = mlp.Mlp(config.sizes, rngs, layers.gelu)
 
     def __call__(self, x: Float[Array, "B T D"], attend: attention.Attend) -> Float[Array, "B T D"]:
         x = x + self.attention(self.attention_norm(x), attend)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from checkpoints_io.errors import BadInput
-from zoo.parts import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
+from zoo.parts import attention, causal_lm, hf_config, layers, mlp, rope, rope_config, spans, stack
 
 ACTS = {"gelu": functools.partial(jax.nn.gelu, approximate=False), "gelu_fast": layers.gelu}
 
@@ -101,7 +101,7 @@ class Block(nnx.Module):
         self.attention_norm = norm()
         self.attention = Attention(config, rngs)
         self.mlp_norm = norm()
-        self.mlp = layers.Mlp(config.sizes, rngs, ACTS[config.hidden_act])
+        self.mlp = mlp.Mlp(config.sizes, rngs, ACTS[config.hidden_act])
         self.is_parallel = config.use_parallel_residual
 
     def __call__(

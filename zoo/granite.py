@@ -7,10 +7,9 @@ import dataclasses
 from typing import ClassVar
 
 from flax import nnx
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zoo.parts import attention, causal_lm, hf_config, last_step, layers, rope, spans, stack
+from zoo.parts import attention, causal_lm, hf_config, last_step, layers, mlp, rope, spans, stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,14 +69,15 @@ class Block(nnx.Module):
         self.attention_norm = norm()
         self.attention = Attention(config, rngs)
         self.mlp_norm = norm()
-        self.mlp = layers.GatedMlp(config.sizes, rngs)
+        self.mlp = mlp.GatedMlp(config.sizes, rngs)
         self.residual = config.residual_multiplier
 
     def __call__(
         self, x: Float[Array, "B T D"], attend: attention.Attend, turn: rope.Turn
     ) -> Float[Array, "B T D"]:
-        x = x + self.attention(self.attention_norm(x), attend, turn) * self.residual
-        return x + self.mlp(self.mlp_norm(x)) * self.residual
+        mixed = self.attention(self.attention_norm(x), attend, turn)
+        x = x + layers.multiplied(mixed, self.residual)
+        return x + layers.multiplied(self.mlp(self.mlp_norm(x)), self.residual)
 
 
 class Model(causal_lm.CausalLM):
@@ -93,7 +93,7 @@ class Model(causal_lm.CausalLM):
         """The residual stream after the last norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
-        x = x * jnp.asarray(self.config.embedding_multiplier, x.dtype)
+        x = layers.multiplied(x, self.config.embedding_multiplier)
         return self.norm(run(self, x, where, turn))
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from checkpoints_io.errors import BadInput
-from zoo.parts import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
+from zoo.parts import attention, causal_lm, hf_config, layers, mlp, rope, rope_config, spans, stack
 
 # What the files say of a rope that has an alpha; of these alpha alone is read.
 BESIDE_ALPHA = {
@@ -105,7 +105,7 @@ class Block(nnx.Module):
         self.attention_norm = norm()
         self.attention = Attention(config, rngs)
         self.mlp_norm = norm()
-        self.mlp = layers.GatedMlp(config.sizes, rngs)
+        self.mlp = mlp.GatedMlp(config.sizes, rngs)
 
     def __call__(
         self, x: Float[Array, "B T D"], attend: attention.Attend, turn: rope.Turn

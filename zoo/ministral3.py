@@ -9,7 +9,7 @@ from typing import ClassVar
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from zoo.parts import attention, causal_lm, growing, hf_config, layers, rope, spans, stack
+from zoo.parts import attention, causal_lm, growing, hf_config, layers, mlp, rope, spans, stack
 
 # The default of transformers, for files that do not give one.
 ROPE = {
@@ -88,7 +88,7 @@ class Block(nnx.Module):
         self.attention_norm = norm()
         self.attention = Attention(config, rngs)
         self.mlp_norm = norm()
-        self.mlp = layers.GatedMlp(config.sizes, rngs)
+        self.mlp = mlp.GatedMlp(config.sizes, rngs)
 
     def __call__(
         self,

@@ -10,7 +10,7 @@ from typing import ClassVar
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from zoo.parts import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
+from zoo.parts import attention, causal_lm, hf_config, layers, mlp, rope, rope_config, spans, stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Block(nnx.Module):
         self.attention_norm = norm("L D", config.sizes, rngs)
         self.attention = Attention(config, rngs)
         self.mlp_norm = norm("L D", config.sizes, rngs)
-        self.mlp = layers.GatedMlp(config.sizes, rngs)
+        self.mlp = mlp.GatedMlp(config.sizes, rngs)
 
     def __call__(
         self,

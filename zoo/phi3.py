@@ -7,12 +7,11 @@ import dataclasses
 from typing import ClassVar
 
 from flax import nnx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from checkpoints_io.errors import BadInput
-from zoo.parts import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
+from zoo.parts import attention, causal_lm, hf_config, layers, mlp, rope, rope_config, spans, stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,16 +102,6 @@ class Attention(nnx.Module):
         return layers.einsum("BTNH,NHD->BTD", mixed, self.o)
 
 
-class Mlp(nnx.Module):
-    def __init__(self, config: Config, rngs: nnx.Rngs):
-        self.gate_up = layers.weight("L J F D", config.sizes, rngs)
-        self.down = layers.weight("L F D", config.sizes, rngs)
-
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate, up = layers.einsum("BTD,JFD->JBTF", x, self.gate_up)
-        return layers.einsum("BTF,FD->BTD", jax.nn.silu(gate) * up, self.down)
-
-
 class Block(nnx.Module):
     """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
 
@@ -121,7 +110,7 @@ class Block(nnx.Module):
         self.attention_norm = norm()
         self.attention = Attention(config, rngs)
         self.mlp_norm = norm()
-        self.mlp = Mlp(config, rngs)
+        self.mlp = mlp.GatedMlp(config.sizes, rngs, together=True)
 
     def __call__(
         self, x: Float[Array, "B T D"], attend: attention.Attend, turn: rope.Turn

@@ -19,6 +19,7 @@ from zoo.parts import (
     hf_config,
     layers,
     mixing,
+    mlp,
     rope,
     rope_config,
     spans,
@@ -141,7 +142,7 @@ class Block(nnx.Module):
         self.mixer_norm = norm("L D", sizes, rngs)
         self.mixer = (Linear if kind == LINEAR else Attention)(config, rngs)
         self.mlp_norm = norm("L D", sizes, rngs)
-        self.mlp = layers.GatedMlp(sizes, rngs)
+        self.mlp = mlp.GatedMlp(sizes, rngs)
 
     def __call__(
         self, x: Float[Array, "B T D"], mix: mixing.Mix, turn: rope.Turn

@@ -9,7 +9,7 @@ from typing import ClassVar
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from zoo.parts import attention, causal_lm, hf_config, layers, rope, spans, stack
+from zoo.parts import attention, causal_lm, hf_config, layers, mlp, rope, spans, stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Block(nnx.Module):
         self.attention_norm = norm()
         self.attention = Attention(config, rngs)
         self.mlp_norm = norm()
-        self.mlp = layers.Mlp(config.sizes, rngs, layers.gelu)
+        self.mlp = mlp.Mlp(config.sizes, rngs, layers.gelu)
 
     def __call__(
         self, x: Float[Array, "B T D"], attend: attention.Attend, turn: rope.Turn

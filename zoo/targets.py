@@ -103,8 +103,9 @@ def sites(model: Model, lora: Lora) -> list[Site]:
         own = site(path, param.axes, entry, {}, param.shape[0])
         each: dict[int, tuple[int, float]] = {}
         in_one_tensor = "E" in own.lead and "{E}" not in entry.name
-        # Only by their names: PEFT's all-linear has routers too, and none of such experts either.
-        is_apart = path.endswith("router") or in_one_tensor
+        # Only by their names: PEFT's all-linear has routers too, and none of such experts either;
+        # what a state space (X) gives out it refuses, as kernels go past adapters there.
+        is_apart = path.endswith("router") or in_one_tensor or "X" in own.into
         for (i, *_), name in module_names(entry, param.shape):
             names.add(name)
             by, without = choose(name), leave(name)

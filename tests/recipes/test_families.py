@@ -173,6 +173,7 @@ def test_norms_biases_and_sinks_do_not_decay(family):
 
     vectors = (
         "norm", "bias", "sinks", "taps", "decay_log", "shared.share", "scale", "correction", "act.",
+        "skip",
     )  # fmt: skip
     decays = optimizer.matrices(nnx.state(twins.untrained(family, twins.RICHEST[family])))
     for path, does in traverse_util.flatten_dict(decays).items():

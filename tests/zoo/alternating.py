@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zoo.parts import attention, causal_lm, hf_config, layers, mixing, rope, spans, stack
+from zoo.parts import attention, causal_lm, hf_config, layers, mixing, mlp, rope, spans, stack
 
 DECAY = 0.8
 
@@ -72,7 +72,7 @@ class Sliding(nnx.Module):
         self.attention_norm = layers.RmsNorm("L D", sizes, rngs, eps=config.rms_norm_eps)
         self.attention = Attention(sizes, rngs)
         self.mlp_norm = layers.RmsNorm("L D", sizes, rngs, eps=config.rms_norm_eps)
-        self.mlp = layers.GatedMlp(sizes, rngs)
+        self.mlp = mlp.GatedMlp(sizes, rngs)
 
     def __call__(
         self,

@@ -107,6 +107,14 @@ def said_of(family):
         ("gpt_neox", dict(num_key_value_heads=2), "num_key_value_heads"),
         ("stablelm", dict(head_dim=16), "head_dim"),
         ("qwen3_next", dict(mlp_only_layers=[1]), "mlp_only_layers"),
+        ("lfm2", dict(conv_bias=True), "conv_bias"),
+        ("lfm2", dict(layer_types=None, full_attn_idxs=2), "full_attn_idxs should be a list"),
+        ("falcon_h1", dict(mamba_rms_norm=True, mamba_norm_before_gate=None), "norm_before_gate"),
+        ("falcon_h1", dict(ssm_multipliers=[1.0]), "ssm_multipliers should be 5 numbers"),
+        ("granitemoehybrid", dict(mamba_d_head=7), "4 heads of Mamba .* each 7 wide .* 64 wide"),
+        ("granitemoehybrid", dict(mamba_n_groups=3), "cannot have 4 heads in 3 groups"),
+        ("granitemoehybrid", dict(time_step_limit=[0.001, 0.1]), "time_step_limit"),
+        ("granitemoehybrid", dict(position_embedding_type="alibi"), "rope or nope"),
     ],
 )  # fmt: skip
 def test_what_new_families_do_not_implement_is_refused_by_name(family, other, told):

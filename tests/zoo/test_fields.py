@@ -37,6 +37,8 @@ def others(config, name, value):
         return [[act for act in zoo.gpt_neox.ACTS if act != value]]
     if name == "no_rope_layers":
         return [[(not value[0], *value[1:])]]
+    if isinstance(value, tuple) and isinstance(value[0], float):
+        return [[(*value[:i], 2 * one, *value[i + 1 :])] for i, one in enumerate(value)]
     heads = "num_global_key_value_heads"
     if name in ("sliding_window", "num_experts_per_tok", "query_pre_attn_scalar", heads):
         return [[value - 1 if value and value > 1 else 2]]
@@ -257,6 +259,7 @@ CONFIGS = {
     "xfastertransformer/qwen3-30b.json": 30_532_122_624,
     "xfastertransformer/qwen3-8b.json": 8_190_735_360,
     # The text halves of those that see images.
+    "2026/LiquidAI--LFM2.5-VL-1.6B.json": 1_170_340_608,
     "2026/Qwen--Qwen2.5-VL-7B-Instruct.json": 7_615_616_512,
     "2026/Qwen--Qwen3-VL-235B-A22B-Instruct.json": 235_093_634_560,
     "2026/Qwen--Qwen3-VL-2B-Instruct.json": 1_720_574_976,

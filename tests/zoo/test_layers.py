@@ -118,7 +118,7 @@ def test_what_is_kept_takes_memory(less, more):
 def test_every_axis_has_a_letter_of_the_alphabet():
     """And every letter of the alphabet is said once."""
     alphabet = re.findall(r"(?:  |; )([A-Z]) \w", str(layers.__doc__))
-    assert len(alphabet) == len(set(alphabet)) == 23
+    assert len(alphabet) == len(set(alphabet)) == 25
     assert {axis for axis in sharding.STORED if len(axis) == 1} <= set(alphabet)
     for path in [*(ROOT / "zoo").rglob("*.py"), *(ROOT / "recipes").rglob("*.py")]:
         text = path.read_text()

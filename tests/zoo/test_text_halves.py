@@ -38,6 +38,10 @@ WHOLES = {
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, head_dim=8, patch_size=4,
     ), "gemma4_text"),
+    "lfm2_vl": (twins.LFM2, dict(
+        model_type="siglip2_vision_model", hidden_size=16, intermediate_size=16,
+        num_hidden_layers=1, num_attention_heads=2, num_patches=4, patch_size=8,
+    ), "lfm2"),
     "qwen2_vl": (dict(rope_parameters=MROPE), dict(
         depth=1, embed_dim=16, hidden_size=32, num_heads=2, patch_size=4,
     ), "qwen2"),

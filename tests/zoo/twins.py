@@ -120,6 +120,17 @@ MINIMAX = dict(
     rotary_dim=4,
 )
 ALL_HEADS = dict(num_key_value_heads=None, head_dim=None)  # keys that the family does not have
+GRANITE4 = GRANITE | dict(
+    num_hidden_layers=2, layer_types=["mamba", "attention"], shared_intermediate_size=28,
+    mamba_n_heads=4, mamba_d_state=10, num_local_experts=0, position_embedding_type="rope",
+)  # fmt: skip
+FALCON_H1 = dict(
+    mamba_d_ssm=48, mamba_n_heads=4, mamba_d_state=10, embedding_multiplier=3.0,
+    lm_head_multiplier=0.2, key_multiplier=0.4, attention_in_multiplier=1.5,
+    attention_out_multiplier=0.7, ssm_in_multiplier=0.8, ssm_out_multiplier=0.3,
+    ssm_multipliers=[0.3, 0.5, 0.7, 1.2, 0.9], mlp_multipliers=[0.6, 0.4],
+)  # fmt: skip
+LFM2 = dict(num_hidden_layers=5, block_multiple_of=8, full_attn_idxs=[1, 4])
 GPT2 = dict(vocab_size=97, n_positions=96, n_embd=32, n_layer=3, n_head=4, bos_token_id=1,
             eos_token_id=2)  # fmt: skip
 
@@ -430,6 +441,43 @@ TWINS: dict[str, dict[str, dict]] = {
         "untied, one head": GPT2 | dict(n_head=1, tie_word_embeddings=False),
     },
     "granite": {shape: GRANITE | said for shape, said in GQA.items()},
+    "lfm2": {
+        "plain": LFM2,
+        "untied, odd, own width": LFM2 | ODD | dict(
+            tie_word_embeddings=False, block_auto_adjust_ff_dim=False, num_key_value_heads=4,
+            num_hidden_layers=3, layer_types=["full_attention", "conv", "conv"],
+        ),
+        "long taps, one key head": LFM2 | dict(
+            block_ffn_dim_multiplier=1.3, block_multiple_of=5, conv_L_cache=7, norm_eps=1e-3,
+            num_key_value_heads=1, rope_parameters=dict(rope_type="default", rope_theta=1e4),
+        ),
+    },
+    "falcon_h1": {
+        "plain": dict(mamba_d_ssm=48, mamba_n_heads=4, mamba_d_state=10),
+        "tied, odd": FALCON_H1 | ODD | dict(
+            tie_word_embeddings=True, mamba_d_ssm=None, mamba_expand=1, mamba_d_conv=3,
+            num_key_value_heads=4,
+        ),
+        "norm, groups, one key head": FALCON_H1 | dict(
+            num_key_value_heads=1, mamba_rms_norm=True, mamba_norm_before_gate=False,
+            mamba_n_groups=2, num_hidden_layers=4,
+        ),
+    },
+    "granitemoehybrid": {
+        "plain": GRANITE4,
+        "tied, odd, no positions": GRANITE4 | dict(
+            vocab_size=101, hidden_size=44, head_dim=10, num_key_value_heads=4,
+            tie_word_embeddings=True, position_embedding_type="nope", num_hidden_layers=5,
+            mamba_d_conv=3, mamba_expand=1,
+            layer_types=["mamba", "mamba", "attention", "mamba", "mamba"],
+        ),
+        "attention alone": GRANITE4 | dict(layer_types=["attention"] * 2),
+        "experts, groups, one key head": GRANITE4 | dict(
+            num_key_value_heads=1, num_hidden_layers=6, mamba_n_heads=8, mamba_n_groups=2,
+            layer_types=["mamba", "mamba", "attention"] * 2, num_local_experts=6,
+            num_experts_per_tok=2, intermediate_size=20,
+        ),
+    },
     "cohere2": {
         "plain": dict(sliding_window=6),
         "untied": dict(tie_word_embeddings=False, sliding_window=5, logit_scale=0.3),

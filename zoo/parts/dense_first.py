@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from checkpoints_io.errors import BadInput
-from zoo.parts import experts, layers
+from zoo.parts import experts, mlp
 
 # The kinds of layers.
 DENSE, SPARSE = "dense", "sparse"
@@ -75,7 +75,7 @@ class WithShared(nnx.Module):
     ):  # fmt: skip
         self.chosen = experts.GatedExperts(sizes, rngs, choice, **how)
         shared = sizes["F"] * config.n_shared_experts
-        self.shared = layers.GatedMlp(sizes | {"F": shared}, rngs)
+        self.shared = mlp.GatedMlp(sizes | {"F": shared}, rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return self.chosen(x) + self.shared(x)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from zoo.parts import adapted, layers, sharding
+from zoo.parts import adapted, layers, mlp, sharding
 
 # Tokens of a tile: the power of two above an expert's share of them, within these bounds. Smaller
 # ones would be filled up less, and read an expert's weights and add to its gradient more often.
@@ -131,7 +131,7 @@ class Shared(nnx.Module):
     """An expert that every token goes to, by a share that each token decides."""
 
     def __init__(self, sizes: Mapping[str, int], rngs: nnx.Rngs):
-        self.mlp = layers.GatedMlp(sizes, rngs)
+        self.mlp = mlp.GatedMlp(sizes, rngs)
         self.share = layers.weight("L D", sizes, rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:

@@ -12,6 +12,7 @@ letter, one meaning (those of attention as in `jax.nn.dot_product_attention`):
   Z shards of a batch: all tokens in one device's rows are a list
   C scored tokens of such a list
   M positions that are learned                 W taps of a convolution
+  X heads of a state space                     Y width of what a head's state is read by
   J what one tensor holds side by side: gate and up, or q, k and v; Q their heads, if not as many,
     or their channels, if these are of several widths
 
@@ -184,8 +185,8 @@ class RmsNorm(nnx.Module):
         scale = self.scale[...]
         made = unit(x.reshape(*x.shape[: x.ndim - scale.ndim], -1), self.eps)
         made = made if self.wide else made.astype(x.dtype)
-        scaled = _scaled(made, scale.reshape(-1), self.offset, x.dtype)
-        return scaled.astype(x.dtype).reshape(x.shape)
+        made = scaled(made, scale.reshape(-1), self.offset, x.dtype)
+        return made.astype(x.dtype).reshape(x.shape)
 
 
 class LayerNorm(nnx.Module):
@@ -206,14 +207,14 @@ class LayerNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         wide = x.astype(jnp.float32)
         made = unit(wide - jnp.mean(wide, axis=-1, keepdims=True), self.eps)
-        made = _scaled(made, self.scale[...], 0.0, x.dtype)
+        made = scaled(made, self.scale[...], 0.0, x.dtype)
         if self.bias is not None:
             made = _shifted(made, self.bias[...], x.dtype)
         return made.astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _scaled(
+def scaled(
     unit: Float[Array, "*B D"],
     scale: Float[Array, "*N D"],
     offset: float,
@@ -224,7 +225,7 @@ def _scaled(
 
 
 def _scaled_forward(unit: Array, scale: Array, offset: float, dtype: jax.typing.DTypeLike) -> tuple:
-    return _scaled(unit, scale, offset, dtype), (unit, scale)
+    return scaled(unit, scale, offset, dtype), (unit, scale)
 
 
 def _scaled_backward(
@@ -236,7 +237,7 @@ def _scaled_backward(
     return gradient * by, _over_tokens(of_tokens, scale)
 
 
-_scaled.defvjp(_scaled_forward, _scaled_backward)
+scaled.defvjp(_scaled_forward, _scaled_backward)
 
 
 def shifted(x: Float[Array, "*B"], bias: nnx.Param | Array | None) -> Float[Array, "*B"]:
@@ -263,38 +264,9 @@ def _over_tokens(gradients: Array, like: Array) -> Array:
     return dot("T,TD->D", ones, flat).reshape(like.shape).astype(like.dtype)
 
 
-class GatedMlp(nnx.Module):
-    """Two products of the input, one of them through `act`, and a product back.
-
-    Source: https://arxiv.org/abs/2002.05202, Eq. 6.
-    """
-
-    def __init__(
-        self, sizes: Mapping[str, int], rngs: nnx.Rngs, act: Callable[[Array], Array] = jax.nn.silu
-    ):
-        self.gate = weight("L D F", sizes, rngs)
-        self.up = weight("L D F", sizes, rngs)
-        self.down = weight("L F D", sizes, rngs)
-        self.act = act
-
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate = self.act(einsum("BTD,DF->BTF", x, self.gate))
-        up = einsum("BTD,DF->BTF", x, self.up)
-        return einsum("BTF,FD->BTD", gate * up, self.down)
-
-
-class Mlp(nnx.Module):
-    """A product of the input, `act`, and a product back, each with a bias."""
-
-    def __init__(self, sizes: Mapping[str, int], rngs: nnx.Rngs, act: Callable[[Array], Array]):
-        zeros = nnx.initializers.zeros
-        self.up, self.up_bias = weight("L D F", sizes, rngs), weight("L F", sizes, rngs, zeros)
-        self.down, self.down_bias = weight("L F D", sizes, rngs), weight("L D", sizes, rngs, zeros)
-        self.act = act
-
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        up = self.act(shifted(einsum("BTD,DF->BTF", x, self.up), self.up_bias))
-        return shifted(einsum("BTF,FD->BTD", up, self.down), self.down_bias)
+def multiplied(x: Float[Array, "*B"], by: float | Float[Array, " D"]) -> Float[Array, "*B"]:
+    """By numbers of a config, which torch rounds no more than what comes out."""
+    return (x.astype(jnp.float32) * by).astype(x.dtype)
 
 
 def gelu(x: Array) -> Array:

@@ -22,6 +22,7 @@ STORED: dict[str, tuple[str, ...]] = {
     "N": ("tensor",),
     "K": ("tensor",),
     "Q": ("tensor",),
+    "X": ("tensor",),
     "F": ("tensor",),
     "R": ("fsdp",),
     "V": ("tensor",),

@@ -12,6 +12,7 @@ KINDS = {
     "gemma3": "gemma3_text",
     "gemma4": "gemma4_text",
     "kimi_k25": "deepseek_v3",
+    "lfm2_vl": "lfm2",
     "mistral3": "mistral",
     "qwen2_5_vl": "qwen2",
     "qwen2_vl": "qwen2",
@@ -20,7 +21,7 @@ KINDS = {
     "qwen3_vl": "qwen3",
     "qwen3_vl_moe": "qwen3_moe",
 }
-TIED = {"gemma3", "gemma4"}  # of these a head is tied where nothing is said
+TIED = {"gemma3", "gemma4", "lfm2_vl"}  # of these a head is tied where nothing is said
 # What sees and hears, which is not read.
 OTHERS = (
     r"^(model\.)?(visual|(vision|audio)_tower|embed_(vision|audio)|multi_modal_projector|"

@@ -7,7 +7,7 @@ import pytest
 
 from recipes.data.ids.pair_ids import PairIds
 from recipes.data.packed import streams
-from zoo.parts import convolution, delta_rule, paths, spans
+from zoo.parts import chunks, convolution, delta_rule, mamba2, paths, spans
 
 # Of each pair of a row: tokens of its prompt, and what is stored of its two answers.
 ROWS = [
@@ -97,62 +97,72 @@ def test_moving_in_time_and_back():
 
 
 N, H, U = 2, 8, 6
+RULES = pytest.mark.parametrize("rule", [delta_rule, mamba2])
 
 
-def inputs(rows, T, dtype=np.float32):
+def inputs(rule, rows, T, dtype=np.float32):
+    """Queries, keys, values, decays, betas; to Mamba all heads have queries and keys in common."""
     draw = np.random.default_rng(0)
     normal = lambda *more: draw.standard_normal((rows, T, N, *more))
     q, k = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (normal(H), normal(H)))
     decay, beta = -draw.uniform(0.001, 0.5, (rows, T, N)), draw.uniform(0, 1, (rows, T, N))
-    return tuple(x.astype(dtype) for x in (q, k, normal(U), decay, beta))
+    given = [q, k, normal(U), decay, beta]
+    if rule is mamba2:
+        given = [q[:, :, :1], k[:, :, :1], *given[2:4]]
+    return tuple(x.astype(dtype) for x in given)
 
 
-def token_by_token(truth, q, k, v, decay, beta):
-    """What the rule means, in float64."""
-    found = np.zeros((len(truth), T, N, U))
+def token_by_token(truth, q, k, v, decay, beta=None):
+    """What the rules mean, in float64."""
+    found, scale = np.zeros((len(truth), T, N, U)), 1 if beta is None else H**-0.5
     for row, past in enumerate(truth):
         states = {}
         for t in sorted(range(T), key=lambda t: len(past[t])):
             state = states[past[t][-2]] if len(past[t]) > 1 else np.zeros((N, H, U))
             state = state * np.exp(decay[row, t])[:, None, None]
-            held = np.einsum("NHU,NH->NU", state, k[row, t])
-            move = beta[row, t, :, None] * (v[row, t] - held)
-            states[t] = state + k[row, t, :, :, None] * move[:, None]
-            found[row, t] = np.einsum("NHU,NH->NU", states[t], q[row, t]) / H**0.5
+            new = v[row, t]
+            if beta is not None:
+                held = np.einsum("NHU,NH->NU", state, k[row, t])
+                new = beta[row, t, :, None] * (new - held)
+            states[t] = state + k[row, t, :, :, None] * new[:, None]
+            found[row, t] = (states[t] * q[row, t, :, :, None]).sum(1) * scale
     return found
 
 
-def test_chunks_are_token_by_token():
+@RULES
+def test_chunks_are_token_by_token(rule):
     where, truth = packed(ROWS, T)
-    given = inputs(len(ROWS), T, np.float64)
+    given = inputs(rule, len(ROWS), T, np.float64)
     wanted = token_by_token(truth, *given)
-    found, _ = jax.jit(delta_rule.whole)(where, *(x.astype(np.float32) for x in given))
+    found, _ = jax.jit(rule.whole)(where, *(x.astype(np.float32) for x in given))
     np.testing.assert_allclose(found, wanted, atol=2e-6)
 
 
-def test_the_gradient_of_chunks_is_that_of_steps():
+@RULES
+def test_the_gradient_of_chunks_is_that_of_steps(rule):
     """One text through `step`, which jax differentiates as it stands."""
-    given = inputs(1, 150)
+    given = inputs(rule, 1, 150)
     pull = np.random.default_rng(1).standard_normal((1, 150, N, U)).astype(np.float32)
 
     def stepped(*given):
-        one = lambda state, now: delta_rule.step(state, *(x[:, None] for x in now))[::-1]
+        one = lambda state, now: rule.step(state, *(x[:, None] for x in now))[::-1]
         now = tuple(jnp.moveaxis(x, 1, 0) for x in given)
         _, out = jax.lax.scan(one, jnp.zeros((1, N, H, U)), now)
         return (jnp.moveaxis(out[:, :, 0], 0, 1) * pull).sum()
 
-    chunked = lambda *given: (delta_rule.whole(spans.causal(1, 150), *given)[0] * pull).sum()
-    every = tuple(range(5))
+    chunked = lambda *given: (rule.whole(spans.causal(1, 150), *given)[0] * pull).sum()
+    every = tuple(range(len(given)))
     wanted = jax.jit(jax.grad(stepped, every))(*given)
     for one, other in zip(jax.jit(jax.grad(chunked, every))(*given), wanted, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
 
 
-def test_the_state_at_the_end_of_a_text():
+@RULES
+def test_the_state_at_the_end_of_a_text(rule):
     """Rows of two lengths: what stands after a text changes nothing, and steps go on from there."""
-    given, lengths = tuple(map(jnp.asarray, inputs(2, 100))), jnp.array([37, 100])
-    out, state = jax.jit(delta_rule.whole)(spans.causal(2, 100, lengths), *given)
-    stepped, step = jnp.zeros((2, N, H, U)), jax.jit(delta_rule.step)
+    given, lengths = tuple(map(jnp.asarray, inputs(rule, 2, 100))), jnp.array([37, 100])
+    out, state = jax.jit(rule.whole)(spans.causal(2, 100, lengths), *given)
+    stepped, step = jnp.zeros((2, N, H, U)), jax.jit(rule.step)
     for t in range(100):
         one, stepped = step(stepped, *(x[:, t : t + 1] for x in given))
         np.testing.assert_allclose(one[1, 0], out[1, t], atol=1e-5)
@@ -168,7 +178,7 @@ def test_an_inverse_where_keys_repeat(alike):
     keys = alike * draw.standard_normal(16) + (1 - alike) * draw.standard_normal((64, 16))
     keys /= np.linalg.norm(keys, axis=-1, keepdims=True)
     below = np.tril(keys @ keys.T, -1)
-    found = delta_rule.inverse(jnp.asarray(below, jnp.float32))
+    found = chunks.inverse(jnp.asarray(below, jnp.float32))
     np.testing.assert_allclose(found, np.linalg.inv(np.eye(64) + below), atol=1e-5)
 
 
@@ -177,6 +187,7 @@ def test_a_convolution_is_of_the_tokens_before():
     draw = np.random.default_rng(0)
     x = draw.standard_normal((len(ROWS), T, 5)).astype(np.float32)
     taps = draw.standard_normal((5, 4)).astype(np.float32)
+    bias = draw.standard_normal(5).astype(np.float32)
     wanted = np.zeros(x.shape)
     for row, past in enumerate(truth):
         for t in range(T):
@@ -184,6 +195,8 @@ def test_a_convolution_is_of_the_tokens_before():
                 wanted[row, t] += x[row, place] * taps[:, 3 - by]
     found, _ = jax.jit(convolution.whole)(where, x, taps)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
+    found, _ = jax.jit(convolution.whole)(where, x, taps, bias)
+    np.testing.assert_allclose(found, wanted + bias, atol=1e-5)
 
 
 def test_a_convolution_goes_on():
@@ -194,7 +207,8 @@ def test_a_convolution_goes_on():
     _, state = convolution.whole(spans.causal(2, 10, jnp.array([2, 9])), x, taps)
     begun = [np.pad(x[row, :n], [(4 - min(n, 4), 0), (0, 0)])[-4:] for row, n in ((0, 2), (1, 9))]
     np.testing.assert_array_equal(state, begun)
-    whole, _ = convolution.whole(spans.causal(2, 10), x, taps)
+    bias = jnp.arange(5.0)
+    whole, _ = convolution.whole(spans.causal(2, 10), x, taps, bias)
     more = jnp.stack([x[0, 2:3], x[1, 9:10]])
-    found, _ = convolution.step(state, more, taps)
+    found, _ = convolution.step(state, more, taps, bias)
     np.testing.assert_allclose(found[:, 0], [whole[0, 2], whole[1, 9]], atol=1e-6)

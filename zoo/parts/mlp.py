@@ -1,0 +1,59 @@
+"""The MLPs that architectures share: gated ones, and one with biases and no gate."""
+
+from collections.abc import Callable, Mapping
+
+from flax import nnx
+import jax
+from jaxtyping import Array, Float
+
+from zoo.parts import layers
+
+
+class GatedMlp(nnx.Module):
+    """Two products of the input, one of them through `act`, and a product back.
+
+    Where a file holds gate and up as one weight, so does this. Source:
+    https://arxiv.org/abs/2002.05202, Eq. 6.
+    """
+
+    def __init__(
+        self, sizes: Mapping[str, int], rngs: nnx.Rngs, act: Callable[[Array], Array] = jax.nn.silu,
+        *, together: bool = False,
+    ):  # fmt: skip
+        if together:
+            self.gate_up = layers.weight("L J F D", sizes, rngs)
+        else:
+            self.gate = layers.weight("L D F", sizes, rngs)
+            self.up = layers.weight("L D F", sizes, rngs)
+        self.down = layers.weight("L F D", sizes, rngs)
+        self.act, self.together = act, together
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        if self.together:
+            gate, up = layers.einsum("BTD,JFD->JBTF", x, self.gate_up)
+        else:
+            gate, up = (
+                layers.einsum("BTD,DF->BTF", x, self.gate),
+                layers.einsum("BTD,DF->BTF", x, self.up),
+            )
+        return layers.einsum("BTF,FD->BTD", self.act(gate) * up, self.down)
+
+
+class Mlp(nnx.Module):
+    """A product of the input, `act`, and a product back, each with a bias."""
+
+    def __init__(self, sizes: Mapping[str, int], rngs: nnx.Rngs, act: Callable[[Array], Array]):
+        zeros = nnx.initializers.zeros
+        self.up, self.up_bias = (
+            layers.weight("L D F", sizes, rngs),
+            layers.weight("L F", sizes, rngs, zeros),
+        )
+        self.down, self.down_bias = (
+            layers.weight("L F D", sizes, rngs),
+            layers.weight("L D", sizes, rngs, zeros),
+        )
+        self.act = act
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        up = self.act(layers.shifted(layers.einsum("BTD,DF->BTF", x, self.up), self.up_bias))
+        return layers.shifted(layers.einsum("BTF,FD->BTD", up, self.down), self.down_bias)
