@@ -1,4 +1,4 @@
-"""What every architecture shares: weights, products, norms, the gated MLP.
+"""What every architecture shares: weights, products, norms, lookups.
 
 One alphabet for axes, in shapes, einsums, shardings and weight tables alike, of recipes too; one
 letter, one meaning (those of attention as in `jax.nn.dot_product_attention`):
