@@ -14,11 +14,11 @@ from zoo import llama
 from zoo.parts import attention, attention_kernels, spans
 
 
-def work(T, N, K, H, seed=0):
+def work(T, N, K, H, U=None, seed=0):
     """Rows of packed pairs with their prompts once, and padding at the end."""
     draw = np.random.default_rng(seed)
-    B = 2
-    shapes = [(B, T, N, H), (B, T, K, H), (B, T, K, H), (B, T, N, H)]
+    B, U = 2, U or H
+    shapes = [(B, T, N, H), (B, T, K, H), (B, T, K, U), (B, T, N, U)]
     q, k, v, pull = (jnp.asarray(draw.standard_normal(s), jnp.float32) for s in shapes)
     first = np.tile(np.arange(T, dtype=np.int32), (B, 1))
     last, positions = first + 1, np.zeros_like(first)
@@ -48,16 +48,18 @@ def outcome(backend, arrays, where, pull, **how):
 
 
 @pytest.mark.parametrize(
-    ("T", "N", "K", "H"), [(256, 4, 2, 16), (130, 6, 2, 8), (64, 3, 3, 32), (40, 4, 1, 8)]
+    ("T", "N", "K", "H", "U"),
+    [(256, 4, 2, 16, 16), (130, 6, 2, 8, 8), (64, 3, 3, 32, 24), (40, 4, 1, 8, 12)],
 )
 @pytest.mark.parametrize("backend", ["blocks", "tokamax_chunked", "splash"])
-def test_backends_are_the_dense_one(backend, T, N, K, H, monkeypatch):
+def test_backends_are_the_dense_one(backend, T, N, K, H, U, monkeypatch):
+    """Values as wide as keys, narrower and wider."""
     if backend == "tokamax_chunked":
         pytest.importorskip("tokamax")
     if backend == "splash":
         interpreted = functools.partial(attention_kernels.splash, interpret=True)
         monkeypatch.setitem(attention.BACKENDS, "splash", interpreted)
-    given = work(T, N, K, H)
+    given = work(T, N, K, H, U)
     for ours, theirs in zip(outcome(backend, *given), outcome("dense", *given), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 

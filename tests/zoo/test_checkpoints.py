@@ -3,7 +3,7 @@
 import json
 import shutil
 
-from flax import nnx
+from flax import nnx, traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +11,11 @@ import pytest
 import safetensors.numpy
 
 from checkpoints_io import mxfp4
+from recipes.training import logps
 from tests.zoo import twins
 import zoo
 from zoo import __main__ as looking
+from zoo import models
 
 
 def saved(family, shape, folder):
@@ -217,3 +219,23 @@ def test_a_number_that_is_not_finite_is_named_in_its_expert(tmp_path):
     rewrite(tmp_path, tensors)
     with pytest.raises(ValueError, match=rf": model.layers.2.{name} holds"):
         zoo.check_finite(zoo.load(tmp_path))
+
+
+def test_the_correction_of_a_router_is_never_narrowed(tmp_path):
+    """Rounded to bfloat16 it would choose other experts; in files it stays in float32."""
+    model = twins.untrained("deepseek_v3", "groups, yarn")
+    zoo.save(model, tmp_path / "model")
+    model = zoo.load(tmp_path / "model", dtype=jnp.bfloat16)
+    names = models.constants(model)
+    assert names == {"blocks.sparse.mlp.chosen.correction"}
+    weights = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(model)), sep=".")
+    for name, weight in weights.items():
+        assert weight.dtype == (jnp.float32 if name in names else jnp.bfloat16), name
+    held = weights["blocks.sparse.mlp.chosen.correction"]
+    assert (held != held.astype(jnp.bfloat16)).any()
+    some = zoo.folders.read(model, {"blocks.sparse.mlp.chosen.correction": None}, jnp.bfloat16)
+    np.testing.assert_array_equal(some["blocks"]["sparse"]["mlp"]["chosen"]["correction"], held)
+    cast = logps.as_computed(nnx.to_pure_dict(nnx.state(model)), model)
+    np.testing.assert_array_equal(cast["blocks"]["sparse"]["mlp"]["chosen"]["correction"], held)
+    fresh = zoo.fresh(model.config, dtype=jnp.bfloat16)
+    assert fresh.blocks.sparse.mlp.chosen.correction[...].dtype == jnp.float32

@@ -4,7 +4,7 @@ import functools
 import json
 import re
 
-from flax import nnx
+from flax import nnx, traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +14,7 @@ import safetensors.numpy
 from recipes.data.packed.packing import Shape
 from tests.long_forms import full_but
 from tests.recipes import test_families
-from tests.zoo import alternating
+from tests.zoo import alternating, twins
 import zoo
 from zoo import generate
 from zoo.parts import mixing, pattern, spans, stack
@@ -59,6 +59,27 @@ def loop(model, x, where, *shared, each=None):
         x = one(x, mixing.Whole(where, model.attention), *shared, *own)
         passed[kind] += 1
     return x
+
+
+def test_gradients_reach_what_layers_hand_on():
+    """Keys of an earlier layer, and inputs of each: layer by layer as jax differentiates it all."""
+    graph, state = nnx.split(twins.untrained("gemma4_text", "inputs of each layer, shared keys"))
+    params = nnx.to_pure_dict(state)
+    pull = np.random.default_rng(1).standard_normal((*TOKENS.shape, 32)).astype(np.float32)
+
+    def gradient(remat):
+        def summed(params):
+            model = nnx.merge(graph, nnx.State(params))
+            model.remat = remat
+            return (model.hidden(jnp.asarray(TOKENS), spans.causal(*TOKENS.shape)) * pull).sum()
+
+        return traverse_util.flatten_dict(jax.jit(jax.grad(summed))(params), sep=".")
+
+    by_number, plain = gradient("full"), gradient("none")
+    for path, found in by_number.items():
+        scale = np.abs(plain[path]).max()
+        assert scale > 0 or (path.endswith(".scale") and plain[path].ndim == 1), path
+        np.testing.assert_allclose(found, plain[path], atol=1e-5 * max(scale, 1e-3), err_msg=path)
 
 
 def summed(graph, params, run, pull):

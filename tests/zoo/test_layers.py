@@ -79,6 +79,34 @@ def test_a_token_goes_to_the_best_experts_by_hand():
     np.testing.assert_allclose(after.shares, [[[2 / 3, 1 / 3]]], rtol=1e-6)
 
 
+def test_a_correction_chooses_and_has_no_share_by_hand():
+    """Sigmoids of 1/2, 3/4, 1/4, 2/3; in two groups, of which the better sum of two counts."""
+    wanted = jnp.array([[[1 / 2, 3 / 4, 1 / 4, 2 / 3]]])
+    logits = jnp.log(wanted / (1 - wanted))
+    choice = experts.Choice(2, to_one=False, scores=jax.nn.sigmoid, scale=2.0)
+    plain = experts.chosen(logits, choice)
+    assert plain.experts.tolist() == [[[1, 3]]]
+    np.testing.assert_allclose(plain.shares, [[[3 / 2, 4 / 3]]], rtol=1e-6)
+    corrected = experts.chosen(logits, choice, jnp.array([0.4, 0, 0, 0]))
+    assert corrected.experts.tolist() == [[[0, 1]]]
+    np.testing.assert_allclose(corrected.shares, [[[1, 3 / 2]]], rtol=1e-6)
+    grouped = choice._replace(to_one=True, groups=2, kept=1)
+    assert experts.chosen(logits, grouped).experts.tolist() == [[[1, 0]]]
+    np.testing.assert_allclose(
+        experts.chosen(logits, grouped).shares, [[[6 / 5, 4 / 5]]], rtol=1e-6
+    )
+    # By the best of each group alone it would be the same; by a correction of the other it is not.
+    other = experts.chosen(logits, grouped, jnp.array([0, 0, 0.5, 0]))
+    assert other.experts.tolist() == [[[2, 3]]]
+
+
+def test_a_router_chooses_in_float32():
+    """Logits that bfloat16 would make equal."""
+    x = jnp.array([[[1.0, 2**-9]]], jnp.bfloat16)
+    router = nnx.Param(jnp.array([[1.0, 1.0], [0.0, 1.0]]), axes="D E")
+    assert experts.logits(x, router).tolist() == [[[1.0, 1 + 2**-9]]]
+
+
 def test_experts_take_the_memory_of_what_they_are_asked():
     """And not of every token at every expert."""
 
