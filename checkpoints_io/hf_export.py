@@ -14,7 +14,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from checkpoints_io import hf_weights, processes, quantised
+from checkpoints_io import hf_names, processes, quantised
 from checkpoints_io.errors import StorageError
 from checkpoints_io.mxfp4 import Slices
 
@@ -54,10 +54,10 @@ class Weight(NamedTuple):
 
 def write(
     folder: pathlib.Path | None,
-    table: hf_weights.Table,
+    table: hf_names.Table,
     weights: Mapping[str, Weight],
     others: Mapping[str, Slices] = {},
-    joined: Sequence[hf_weights.Joined] = (),
+    joined: Sequence[hf_names.Joined] = (),
 ) -> None:
     """Writes weights given by path: one safetensors file, or shards and an index.
 
@@ -109,10 +109,10 @@ def _whole(other: Slices) -> np.ndarray:
 
 
 def _shards(
-    table: hf_weights.Table,
+    table: hf_names.Table,
     weights: Mapping[str, Weight],
     others: Mapping[str, Slices],
-    joined: Sequence[hf_weights.Joined],
+    joined: Sequence[hf_names.Joined],
 ) -> list[list[_Tensor]]:
     """Splits the tensors, in order, into files of at most SHARD_BYTES."""
     sized: list[tuple[_Tensor, int]] = []
@@ -121,9 +121,9 @@ def _shards(
     for path, weight in weights.items():
         if path in passed:
             continue
-        one = leads.get(path) or hf_weights.Joined(table[path].name, [path])
+        one = leads.get(path) or hf_names.Joined(table[path].name, [path])
         entry = table[path]._replace(name=one.name)
-        names = list(hf_weights.hf_names(entry, weight.array.shape))
+        names = list(hf_names.of(entry, weight.array.shape))
         size = sum(weights[p].array.size * weights[p].dtype.itemsize for p in one.paths)
         sized += [(_Tensor(name, one.paths, index, one.turned), size // len(names))
                   for index, name in names]  # fmt: skip
@@ -141,7 +141,7 @@ def _shards(
 
 
 def _gathered(
-    shard: list[_Tensor], table: hf_weights.Table, weights: Mapping[str, Weight]
+    shard: list[_Tensor], table: hf_names.Table, weights: Mapping[str, Weight]
 ) -> dict[str, np.ndarray]:
     """The tensors of one file, in the host's memory; a layer's experts are gathered together."""
     made: dict[str, np.ndarray] = {}
@@ -157,7 +157,7 @@ def _gathered(
                     part = processes.gathered(part)
                 held = (path, layer), np.asarray(part)
             own = " ".join(axes.split()[len(index) :])
-            lead = " ".join(hf_weights.stacked(table[path].name)[len(index) :])
+            lead = " ".join(hf_names.stacked(table[path].name)[len(index) :])
             form = f"{own} -> {lead} {table[path].axes}"
             parts.append(einops.rearrange(np.asarray(held[1][rest]), form).astype(dtype))
         if parts:

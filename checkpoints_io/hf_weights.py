@@ -1,13 +1,9 @@
-"""Safetensors to sharded arrays, driven by a table of plain strings; hf_export.py is the way back.
+"""Safetensors to sharded arrays, by a table of names; hf_export.py is the way back.
 
-A table maps each of our weights to (its HF name, its axes in the HF file): a weight with axes
-"L D N H" and the entry ("model.layers.{L}.q_proj.weight", "(N H) D") is stacked from one tensor
-per layer, and one with {L} and {E} from one per layer and expert. Where a weight's layers are not
-all of the model, a third thing says their numbers: (3, 7, 11). einops does the transposing and
-splitting, both ways.
+What a table says stands in hf_names.py; einops does the transposing and splitting, both ways.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import itertools
 import math
@@ -21,23 +17,10 @@ import ml_dtypes  # noqa: F401  numpy learns bfloat16, which safetensors asks it
 import numpy as np
 import safetensors
 
-from checkpoints_io import hf_folder, mxfp4, packed, quantised
+from checkpoints_io import hf_folder, hf_names, mxfp4, packed, quantised
 from checkpoints_io.errors import BadInput, NotFound
 from checkpoints_io.packed import Packed
 from checkpoints_io.quantised import Narrow
-
-
-class Entry(NamedTuple):
-    """What a weight is in the files: name, axes, and the {L} of its layers where not 0, 1, 2."""
-
-    name: str
-    axes: str
-    layers: Sequence[int] | None = None
-
-
-Table = Mapping[str, Entry]
-# (pattern, what it becomes in the table's names, or None where such tensors are not read).
-Names = Sequence[tuple[str, str | None]]
 
 PLAIN = r"[^/\\\0]+\.safetensors"  # a name, and no path
 MOST_INDEX = 64 << 20
@@ -52,10 +35,10 @@ DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")
 class Plan(NamedTuple):
     """What a model needs from a folder: its weights, and how their names are written there."""
 
-    table: Table
+    table: hf_names.Table
     wanted: Mapping[str, "Wanted"]
     tied: Mapping[str, str]  # tensors that may be there, and which of the others each repeats
-    names: Names = ()
+    names: hf_names.Names = ()
     quantised: Mapping[str, object] = {}  # config.json's `quantization_config`
     packed: Sequence[Packed] = ()
     carried: Sequence[str] = ()  # patterns of names that are another part's, which is not read
@@ -71,14 +54,6 @@ class Wanted(NamedTuple):
     few: "FewBits | None" = None
 
 
-class Joined(NamedTuple):
-    """Weights that are one tensor in the files, side by side, with all experts of a layer."""
-
-    name: str
-    paths: Sequence[str]
-    turned: bool = False  # its last two axes the other way round
-
-
 class FewBits(NamedTuple):
     """How a weight is kept, if not as an array."""
 
@@ -89,7 +64,9 @@ class FewBits(NamedTuple):
 
 
 def read(
-    folder: pathlib.Path, plan: Plan, parts: Mapping[str, tuple[Entry, Wanted]] | None = None
+    folder: pathlib.Path,
+    plan: Plan,
+    parts: Mapping[str, tuple[hf_names.Entry, Wanted]] | None = None,
 ) -> dict[str, jax.Array | Narrow]:
     """The weights of a model folder, each part read once and put straight onto its devices.
 
@@ -156,13 +133,13 @@ def carried(folder: pathlib.Path, plan: Plan) -> Iterator[dict[str, mxfp4.Slices
         yield quantised.unpacked(others, plan.quantised)
 
 
-def as_in(folder: pathlib.Path, plan: Plan) -> tuple[Table, list[Joined]]:
+def as_in(folder: pathlib.Path, plan: Plan) -> tuple[hf_names.Table, list[hf_names.Joined]]:
     """The table in the names of a folder, and which weights are one tensor there."""
     with _opened(folder) as every:
         named = _by_known_name(every, plan)
         shapes = {known: every[name].get_shape() for known, name in named.items()}
     embedding = plan.table["embedding"].name
-    in_folder, width = _renaming(named, embedding), shapes[embedding][-1]
+    in_folder, width = hf_names.renaming(named, embedding), shapes[embedding][-1]
     joined = []
     for one in plan.packed:
         shape = next((shapes[name] for name in shapes if name.endswith(f".{one.name}")), None)
@@ -172,26 +149,10 @@ def as_in(folder: pathlib.Path, plan: Plan) -> tuple[Table, list[Joined]]:
                 if entry.name.endswith(f".{part}"):
                     name = in_folder(entry.name.removesuffix(part) + one.name)
                     together.setdefault((name, path.rpartition(".")[0]), []).append(path)
-        joined += [Joined(name, paths, turned=bool(shape) and shape[one.width_at] != width)
+        joined += [hf_names.Joined(name, paths, turned=bool(shape) and shape[one.width_at] != width)
                    for (name, _), paths in together.items()]  # fmt: skip
     table = {path: entry._replace(name=in_folder(entry.name)) for path, entry in plan.table.items()}
     return table, joined
-
-
-def _renaming(named: Mapping[str, str], known: str) -> Callable[[str], str]:
-    """From the table's names to a folder's, which differ from that of `known` on as its does."""
-    ours, theirs = known.split("."), named[known].split(".")
-    while ours and theirs and ours[-1] == theirs[-1]:
-        ours.pop()
-        theirs.pop()
-    begins, instead = ("".join(f"{part}." for part in parts) for parts in (ours, theirs))
-
-    def in_folder(name: str) -> str:
-        if name in named or not name.startswith(begins):
-            return named.get(name, name)
-        return instead + name.removeprefix(begins)
-
-    return in_folder
 
 
 @contextlib.contextmanager
@@ -210,7 +171,9 @@ def _opened(folder: pathlib.Path) -> Iterator[dict[str, mxfp4.Slices]]:
 
 def _by_known_name(every: Iterable[str], plan: Plan) -> dict[str, str]:
     """Name in the table -> name in the folder, of what is read."""
-    known = {name: known_as(name, plan.names) for name in every if not _is_carried(name, plan)}
+    known = {
+        name: hf_names.known_as(name, plan.names) for name in every if not _is_carried(name, plan)
+    }
     return {as_: name for name, as_ in known.items() if as_ is not None}
 
 
@@ -222,33 +185,6 @@ def _size(plan: Plan, letter: str) -> int:
     """Of an axis of the model; 0: none of its weights has it."""
     sizes = (zip(want.axes.split(), want.shape, strict=True) for want in plan.wanted.values())
     return next((size for own in sizes for one, size in own if one == letter), 0)
-
-
-def known_as(name: str, names: Names) -> str | None:
-    """What a tensor of a file is called in the table; None: such tensors are not read."""
-    for pattern, becomes in names:
-        if re.search(pattern, name):
-            return becomes and re.sub(pattern, becomes, name)
-    return name
-
-
-def hf_names(entry: Entry, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], str]]:
-    """Every HF tensor of a weight, and where in the weight it stands."""
-    for index in np.ndindex(*shape[: len(stacked(entry.name))]):
-        yield index, hf_name(entry, index)
-
-
-def hf_name(entry: Entry, index: Sequence[int]) -> str:
-    """The HF tensor of a layer (and expert) of a weight."""
-    at = dict(zip(stacked(entry.name), index, strict=True))
-    if entry.layers is not None:
-        at["L"] = entry.layers[at["L"]]
-    return entry.name.format(**at)
-
-
-def stacked(name: str) -> list[str]:
-    """The letters whose every index has a tensor of its own; they lead in our axes."""
-    return re.findall(r"\{(\w)\}", name)
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -293,14 +229,14 @@ def _check(folder: pathlib.Path, plan: Plan, tensors: dict) -> None:
     for path, want in plan.wanted.items():
         entry = plan.table[path]
         sizes = dict(zip(want.axes.split(), want.shape, strict=True))
-        if (count := math.prod(want.shape[: len(stacked(entry.name))])) > len(tensors):
+        if (count := math.prod(want.shape[: len(hf_names.stacked(entry.name))])) > len(tensors):
             raise BadInput(
                 f"config.json needs {count} tensors {entry.name}, and there are {len(tensors)} "
                 f"tensors in {folder}"
             )
-        for _, full in hf_names(entry, want.shape):
+        for _, full in hf_names.of(entry, want.shape):
             shapes[full] = tuple(
-                math.prod(sizes[a] for a in group.split()) for group in groups(entry.axes)
+                math.prod(sizes[a] for a in group.split()) for group in hf_names.groups(entry.axes)
             )
     if missing := shapes.keys() - tensors.keys():
         raise BadInput(f"the weights in {folder} lack {_some(missing)}")
@@ -341,12 +277,7 @@ def _some(names) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def groups(hf_axes: str) -> list[str]:
-    """Reads "(N H) D" as ["N H", "D"]; an axis of 1, "()", has no letters."""
-    return [a or b for a, b in re.findall(r"\(([^)]*)\)|(\w+)", hf_axes)]
-
-
-def _array(entry: Entry, want: Wanted, tensors: dict) -> jax.Array:
+def _array(entry: hf_names.Entry, want: Wanted, tensors: dict) -> jax.Array:
     """Reads each distinct part once: `make_array_from_callback` would hold all of them at once."""
     parts: dict[tuple, tuple[tuple[slice, ...], list[jax.Device]]] = {}
     for device, index in want.sharding.addressable_devices_indices_map(want.shape).items():
@@ -361,13 +292,15 @@ def _array(entry: Entry, want: Wanted, tensors: dict) -> jax.Array:
     return jax.make_array_from_single_device_arrays(want.shape, want.sharding, arrays)
 
 
-def _read_part(entry: Entry, want: Wanted, tensors: dict, index: tuple[slice, ...]) -> np.ndarray:
+def _read_part(
+    entry: hf_names.Entry, want: Wanted, tensors: dict, index: tuple[slice, ...]
+) -> np.ndarray:
     part = np.empty([s.stop - s.start for s in index], want.dtype)
-    n = len(stacked(entry.name))
+    n = len(hf_names.stacked(entry.name))
     axes = " ".join(want.axes.split()[n:])
     # Tensor by tensor into its place: never twice the stack.
     for at in itertools.product(*(range(s.start, s.stop) for s in index[:n])):
-        tensor = tensors[hf_name(entry, at)]
+        tensor = tensors[hf_names.at(entry, at)]
         place = tuple(i - s.start for i, s in zip(at, index[:n], strict=True))
         part[place] = _rearranged(tensor, entry.axes, axes, want.shape[n:], index[n:])
     return part
@@ -381,7 +314,7 @@ def _rearranged(
     sizes = dict(zip(letters, shape, strict=True))
     at = dict(zip(letters, index, strict=True))
     cut, rest = [], dict(at)
-    for group in groups(hf_axes):
+    for group in hf_names.groups(hf_axes):
         if not group:  # an axis of 1 that is not ours
             cut.append(slice(None))
             continue
@@ -394,15 +327,15 @@ def _rearranged(
     return np.asarray(whole[tuple(rest[letter] for letter in letters)])
 
 
-def _in_few_bits(entry: Entry, want: Wanted, tensors: dict) -> Narrow:
+def _in_few_bits(entry: hf_names.Entry, want: Wanted, tensors: dict) -> Narrow:
     """Quantised tensor by tensor, so that one of them is held wide; or as the file has it."""
     assert want.few is not None
     kind, into, out, like = want.few
-    matrix = [out, into] == groups(entry.axes)
-    inner = [c for c in " ".join(groups(entry.axes)).split() if c not in into + out]
+    matrix = [out, into] == hf_names.groups(entry.axes)
+    inner = [c for c in " ".join(hf_names.groups(entry.axes)).split() if c not in into + out]
     turned = f"{entry.axes} -> {' '.join(inner)} ({out}) ({into})"
     sizes = {c: n for c, n in zip(want.axes.split(), want.shape, strict=True) if c in turned}
-    names = list(hf_names(entry, want.shape))
+    names = list(hf_names.of(entry, want.shape))
     nested = all(getattr(tensors[name], "steps", ...) is not None for _, name in names)
     held: Narrow | None = None
 

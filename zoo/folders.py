@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from checkpoints_io import bits, hf_export, hf_folder, hf_weights, peft_folder, places
+from checkpoints_io import bits, hf_export, hf_folder, hf_names, hf_weights, peft_folder, places
 from checkpoints_io.errors import BadInput
 from checkpoints_io.packed import Packed
 from zoo import adapters, peft
@@ -178,7 +178,7 @@ def check_finite(model: Model) -> None:
 
 
 def _refuse_not_finite(
-    model: Model, params: Mapping[str, Any], table: Mapping[str, hf_weights.Entry]
+    model: Model, params: Mapping[str, Any], table: Mapping[str, hf_names.Entry]
 ) -> None:
     # All are started before one is waited for.
     finite = {name: bits.finite(x, table[name].name.count("{")) for name, x in params.items()}
@@ -186,7 +186,7 @@ def _refuse_not_finite(
         hf_name
         for name, parts in finite.items()
         if not (here := np.asarray(parts)).all()
-        for index, hf_name in hf_weights.hf_names(table[name], params[name].shape)
+        for index, hf_name in hf_names.of(table[name], params[name].shape)
         if not here[index]
     ]
     if bad:

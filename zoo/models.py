@@ -7,7 +7,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from checkpoints_io import hf_weights
+from checkpoints_io import hf_names
 from checkpoints_io.errors import BadInput
 from zoo import (
     apertus,
@@ -147,13 +147,13 @@ def constants(model: Model) -> frozenset[str]:
     return frozenset(name_of(path) for path, param in params if is_exact(param))
 
 
-def hf_table(model: Model) -> dict[str, hf_weights.Entry]:
+def hf_table(model: Model) -> dict[str, hf_names.Entry]:
     """Where each of our weights stands in the files; of a kind of layers, by their numbers."""
     numbers = {f"{stack.STACKS}.{kind}": found
                for kind, found in pattern.numbers(model.config.kinds).items()}  # fmt: skip
     kind_of = lambda path: ".".join(path.split(".")[:2])
     return {
-        path: hf_weights.Entry(name, axes, numbers.get(kind_of(path)))
+        path: hf_names.Entry(name, axes, numbers.get(kind_of(path)))
         for path, (name, axes) in ARCHITECTURES[model.config.model_type].HF_WEIGHTS.items()
     }
 

@@ -14,7 +14,7 @@ from flax import nnx, traverse_util
 import jax
 import numpy as np
 
-from checkpoints_io import hf_weights, peft_folder
+from checkpoints_io import hf_names, peft_folder
 from checkpoints_io.bits import fingerprint
 from checkpoints_io.errors import BadInput
 from zoo import adapters, narrow, peft_experts, targets
@@ -87,7 +87,7 @@ def _places(
     tensors, called = peft_experts.apart(model, weights, opened)
     for name, tensor in tensors.items():
         module, _, what = name.removesuffix(".weight").rpartition(".")
-        known = hf_weights.known_as(f"{module}.weight", short) or ""
+        known = hf_names.known_as(f"{module}.weight", short) or ""
         home = homes.get(known.removesuffix(".weight"))
         if what not in PARTS or home is None:
             raise BadInput(

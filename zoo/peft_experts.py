@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import einops
 import numpy as np
 
-from checkpoints_io import hf_weights, peft_folder
+from checkpoints_io import hf_names, peft_folder
 from checkpoints_io.errors import BadInput
 from zoo import targets
 from zoo.models import Model
@@ -76,7 +76,7 @@ def apart(
             made = len(range(shapes[1][0])[rows])
             for e in range(E):
                 index = numbers[part], e
-                module = hf_weights.hf_name(entries[part], index).removesuffix(".weight")
+                module = hf_names.at(entries[part], index).removesuffix(".weight")
                 found[f"{module}.lora_A.weight"] = Piece((rank, into), a, slice(None), e)
                 found[f"{module}.lora_B.weight"] = Piece((made, rank), b, rows, e)
                 called[module] = whole
@@ -94,7 +94,7 @@ def _parts(model: Model, module: str, shapes: list[list[int]]) -> tuple[dict[str
     return {}, module
 
 
-def _number(entry: hf_weights.Entry, layer: int) -> int:
+def _number(entry: hf_names.Entry, layer: int) -> int:
     """Where a layer of the file stands in our weight; -1: nowhere."""
     if entry.layers is None:
         return layer

@@ -9,7 +9,7 @@ from flax import nnx
 import jax
 import numpy as np
 
-from checkpoints_io import hf_folder, hf_weights, peft_folder, places, processes
+from checkpoints_io import hf_folder, hf_names, peft_folder, places, processes
 from checkpoints_io.errors import BadInput
 from zoo import narrow, peft, targets
 from zoo.models import Model, name_of
@@ -113,7 +113,7 @@ def _config(
         "rank_pattern": {name: r for name, (r, _) in ranks.items() if r != usual},
         "alpha_pattern": {name: a for name, (_, a) in ranks.items() if a != alpha},
         "bias": "none",
-        "fan_in_fan_out": hf_weights.groups(entry.axes)[0] == weights[first].into,
+        "fan_in_fan_out": hf_names.groups(entry.axes)[0] == weights[first].into,
         "modules_to_save": None,
         "inference_mode": True,
         "init_lora_weights": True,  # whatever it was: vLLM refuses others by this key

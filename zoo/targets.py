@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
-from checkpoints_io import hf_weights
+from checkpoints_io import hf_names
 from checkpoints_io.errors import BadInput
 from zoo.models import Model, hf_table, name_of
 from zoo.parts import layers
@@ -48,25 +48,25 @@ class Site(NamedTuple):
         return lead_of(self.axes, self.into, self.out)
 
 
-def module_names(entry: hf_weights.Entry, shape: tuple[int, ...]) -> Iterator[tuple]:
+def module_names(entry: hf_names.Entry, shape: tuple[int, ...]) -> Iterator[tuple]:
     """The modules of a weight by their HF names, and where in the weight each stands."""
-    for index, name in hf_weights.hf_names(entry, shape):
+    for index, name in hf_names.of(entry, shape):
         yield index, name.removesuffix(".weight")
 
 
-def sides(axes: str, entry: hf_weights.Entry) -> tuple[str, str]:
+def sides(axes: str, entry: hf_names.Entry) -> tuple[str, str]:
     """The letters a weight sums over, and those it makes, in the order of its file.
 
     Ours stand in this order; but what is several things side by side (J) is what is made.
     """
-    first, second = hf_weights.groups(entry.axes)[-2:]
+    first, second = hf_names.groups(entry.axes)[-2:]
     where = lambda group: min(axes.index(letter) for letter in group.split())
     if "J" in first or ("J" not in second and where(first) > where(second)):
         return second, first
     return first, second
 
 
-Matrices = Mapping[str, tuple[nnx.Variable, hf_weights.Entry]]  # by our paths
+Matrices = Mapping[str, tuple[nnx.Variable, hf_names.Entry]]  # by our paths
 
 
 def linear(model: Model) -> Matrices:
@@ -135,7 +135,7 @@ def sites(model: Model, lora: Lora) -> list[Site]:
 def site(
     path: str,
     axes: str,
-    entry: hf_weights.Entry,
+    entry: hf_names.Entry,
     each: Mapping[int, tuple[int, float]],
     count: int,
 ) -> Site:

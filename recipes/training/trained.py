@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 import numpy as np
 
-from checkpoints_io import hf_weights
+from checkpoints_io import hf_names
 from checkpoints_io.errors import BadInput
 from recipes.training import adapting, by_matrix, optimizer
 from recipes.training.adapting import Adapting
@@ -177,8 +177,7 @@ def by_name(blank: zoo.Model, pattern: str) -> Chosen:
     if "head" not in params and fits(head) and not fits(embedding):
         raise BadInput(f"{said}: {head} of this model is tied to {embedding}: name that one")
     names = {
-        path: [name for _, name in hf_weights.hf_names(table[path], x.shape)]
-        for path, x in params.items()
+        path: [name for _, name in hf_names.of(table[path], x.shape)] for path, x in params.items()
     }
     chosen: Chosen = {}
     for path, own in names.items():
