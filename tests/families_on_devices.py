@@ -23,6 +23,9 @@ FAMILIES = {
     "gpt_oss": "plain", "gemma3_text": "scaled, capped", "phi3": "plain", "gpt2": "plain",
     "qwen3_5_text": "plain", "qwen3_5_moe_text": "plain", "qwen3_next": "plain",
     "gemma4_text": "experts, one key head",
+    "gemma4_text of E2B": "inputs of each layer, shared keys",
+    "glm4_moe": "groups, one key head", "deepseek_v3": "groups, yarn", "mistral4": "plain",
+    "minimax_m2": "plain", "lfm2": "plain", "granitemoehybrid": "plain", "falcon_h1": "plain",
 }  # fmt: skip
 TOKENS = np.random.default_rng(0).integers(3, 96, (8, 40)).astype(np.int32)
 
@@ -49,7 +52,11 @@ def main() -> None:
     for family in sys.argv[2:]:
         folder = pathlib.Path(sys.argv[1]) / family
         alone = family == "alternating"
-        model = alternating.untrained() if alone else twins.untrained(family, FAMILIES[family])
+        model = (
+            alternating.untrained()
+            if alone
+            else twins.untrained(family.split()[0], FAMILIES[family])
+        )
         zoo.save(model, folder, dtype=np.float32)
         (expected, of_one), (found, of_many) = outcome(folder, one), outcome(folder, many)
         apart = [

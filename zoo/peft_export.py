@@ -56,10 +56,11 @@ def save_adapter(
     every = [name for param, entry in matrices.values()
              for _, name in modules(entry, param.shape)]  # fmt: skip
     config = _config(matrices, every, ranks, weights) | {
-        "exclude_modules": text_half.OTHER_MODULES if _is_half(model) else None,
         "base_model_name_or_path": base or str(model.source or ""),
         "revision": revision,
     }
+    if _is_half(model):
+        config["exclude_modules"] = text_half.OTHER_MODULES
     own = np.dtype(model.embedding.get_value().dtype).name
     known = {dtype: peft.of_base(model, dtype) for dtype in {own, "bfloat16"}}
     trained_on = peft_folder.TrainedOn(known, narrow.kind_of(model))

@@ -71,12 +71,17 @@ def test_the_text_half_of_a_gemma3(tmp_path, lead):
     (tmp_path / "both" / "config.json").write_text(json.dumps(whole))
     model = zoo.load(tmp_path / "both")
     same(model, zoo.load(tmp_path / "text"))
-    zoo.save(model, tmp_path / "again", dtype=jnp.float32)
+    zoo.save(model, tmp_path / "again", dtype=jnp.float32, text_only=True)
     written = json.loads((tmp_path / "again" / "config.json").read_text())
     assert written["model_type"] == "gemma3_text"
     assert written["eos_token_id"] == [1]
     assert written["architectures"] == ["Gemma3ForCausalLM"]
     same(zoo.load(tmp_path / "again"), model)
+    zoo.save(model, tmp_path / "whole", dtype=jnp.float32)
+    after = safetensors.numpy.load_file(tmp_path / "whole" / "model.safetensors")
+    assert after.keys() == both.keys()
+    for name in both:
+        np.testing.assert_array_equal(after[name], both[name])
 
 
 def packed(draw, shape):

@@ -2,14 +2,13 @@
 
 import json
 
-from flax import nnx
 import pytest
 
 from tests.conftest import small_config
 from tests.zoo import twins
 import zoo
 from zoo import gemma3_text, llama
-from zoo.parts import rope, spans, text_half
+from zoo.parts import growing, rope, spans, text_half
 
 BASE = dict(
     model_type="llama", vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
@@ -82,10 +81,16 @@ def said_of(family):
     ("family", "other", "told"),
     [
         ("gemma4_text", dict(enable_moe_block=True), r"lacks \['num_experts', 'top_k_experts'"),
-        ("gemma4_text", dict(hidden_size_per_layer_input=None), "hidden_size_per_layer_input"),
         ("gemma4_text", dict(per_layer_config={"0": {"head_dim": 16}}), "per_layer_config"),
         ("gemma4_text", dict(per_layer_config={"6": {"sliding_window": 3}}), "per_layer_config"),
-        ("gemma4_text", dict(num_kv_shared_layers=2), "num_kv_shared_layers"),
+        ("gemma4_text", dict(num_kv_shared_layers=7), "there is none"),
+        ("deepseek_v3", dict(rope_interleave=False), "rope_interleave"),
+        ("deepseek_v3", dict(num_key_value_heads=2), "as many as num_attention_heads, 4"),
+        ("deepseek_v3", dict(n_group=4), "cannot be chosen from 1 of 4 groups of 6 experts"),
+        ("deepseek_v3", dict(mlp_layer_types=["dense", "moe", "dense"]), "not {'moe'}"),
+        ("glm4_moe", dict(first_k_dense_replace=-1), "no number of layers: -1"),
+        ("glm4_moe_lite", dict(mlp_layer_types=["dense"]), "names 1 layers"),
+        ("minimax_m2", dict(attn_type_list=[1, 0, 1]), "attn_type_list"),
         ("ministral3", dict(rope_parameters=dict(rope_theta=1e4, llama_4_scaling_beta=0.1)),
          "llama_4_scaling_beta is 0.1, and a default rope has no"),
         ("ministral3", dict(rope_parameters=[1]), "rope should be an object"),
@@ -130,8 +135,7 @@ def test_a_ministral_without_a_stretch_does_not_grow():
     said = said_of("ministral3") | {"rope_parameters": dict(rope_theta=1e4)}
     config = zoo.ARCHITECTURES["ministral3"].Config.from_hf(said)
     assert config.llama_4_scaling_beta is None
-    grown = zoo.ministral3.Model(config, nnx.Rngs(0))._grown(spans.causal(1, 40))
-    assert grown.tolist() == [[1.0] * 40]
+    assert growing.lengths(config, spans.causal(1, 40)).tolist() == [[1.0] * 40]
 
 
 @pytest.mark.parametrize(("outer", "inner", "tied"), [

@@ -70,7 +70,10 @@ NEUTRAL: dict[str, object] = {
 }
 
 # What vLLM alone reads, or what stands among the ropes in a file.
-_ELSEWHERE = "attn_output_gate llama_4_scaling_beta mamba_ssm_dtype"
+_ELSEWHERE = """
+    attn_output_gate attn_type_list llama_4_scaling_beta mamba_ssm_dtype qk_norm_type rotary_dim
+    use_routing_bias
+"""
 # What names code, or says that it may run: nothing here runs it, and no one should rely on it.
 _CODE = "_attn_implementation_internal _target_ kernels model_file trust_remote_code"
 # What the decoders of transformers 5.24 read (the fields of every config that it maps to a causal
