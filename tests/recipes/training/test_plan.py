@@ -29,7 +29,7 @@ def run_of(config, *, pairs=100, steps=60, parts=None, held_out=50, answers=2):
         place=Place(Shape(2, 64, config.train_batch_size, answers, few=1), None),
         adamw=adamw_of(config),
         every=checks.part(Every, given_by(config)),
-        saving=Saving(keep, 2, "float32", None),
+        saving=Saving(keep, 2, "float32", text_only=False, chat_template=None),
     )
 
 
