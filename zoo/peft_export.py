@@ -12,7 +12,7 @@ import numpy as np
 from checkpoints_io import hf_folder, hf_names, peft_folder, places, processes
 from checkpoints_io.errors import BadInput
 from zoo import narrow, peft, targets
-from zoo.models import Model, name_of
+from zoo.models import ARCHITECTURES, Model, name_of
 from zoo.parts import text_half
 from zoo.parts.adapted import RANK, Adapted, is_adapted
 
@@ -79,13 +79,18 @@ def _is_half(model: Model) -> bool:
 
 
 def _modules_of(model: Model) -> Callable[..., Iterator[tuple]]:
-    """As `targets.module_names`; in a model of more than text the text has a part of its own."""
-    if not _is_half(model):
-        return targets.module_names
-    return lambda entry, shape: (
-        (index, text_half.module_in_whole(name))
-        for index, name in targets.module_names(entry, shape)
-    )
+    """As `targets.module_names`, by what transformers 5 calls its modules where files do not.
+
+    In a model of more than text the text has a part of its own.
+    """
+    own = getattr(ARCHITECTURES[model.config.model_type], "HF_MODULES", ())
+    names = (*own, text_half.MODULE) if _is_half(model) else own
+
+    def modules(entry: hf_weights.Entry, shape: tuple[int, ...]) -> Iterator[tuple]:
+        for index, name in targets.module_names(entry, shape):
+            yield index, hf_weights.known_as(name, names)
+
+    return modules
 
 
 def _config(

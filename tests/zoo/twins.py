@@ -130,6 +130,11 @@ FALCON_H1 = dict(
     attention_out_multiplier=0.7, ssm_in_multiplier=0.8, ssm_out_multiplier=0.3,
     ssm_multipliers=[0.3, 0.5, 0.7, 1.2, 0.9], mlp_multipliers=[0.6, 0.4],
 )  # fmt: skip
+NEMOTRON_H = dict(
+    head_dim=8, mamba_num_heads=4, mamba_head_dim=12, n_groups=1, ssm_state_size=10,
+    n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=20,
+    moe_shared_expert_intermediate_size=28, routed_scaling_factor=2.5,
+)  # fmt: skip
 LFM2 = dict(num_hidden_layers=5, block_multiple_of=8, full_attn_idxs=[1, 4])
 GPT2 = dict(vocab_size=97, n_positions=96, n_embd=32, n_layer=3, n_head=4, bos_token_id=1,
             eos_token_id=2)  # fmt: skip
@@ -319,6 +324,19 @@ TWINS: dict[str, dict[str, dict]] = {
             ),
             n_routed_experts=12, n_group=4, topk_group=2, num_experts_per_tok=3,
             n_shared_experts=2, routed_scaling_factor=1.5, first_k_dense_replace=1,
+        ),
+    },
+    "nemotron_h": {
+        "plain": NEMOTRON_H | dict(
+            layers_block_type=["mamba", "moe", "mamba", "attention", "moe", "mamba", "moe"],
+        ),
+        "odd, no experts": NEMOTRON_H | ODD | dict(
+            num_key_value_heads=4, hybrid_override_pattern="M-M*-M-", conv_kernel=3,
+        ),
+        "latent, groups, one key head": NEMOTRON_H | dict(
+            layers_block_type=["mamba", "moe", "attention", "moe", "mamba", "mlp"],
+            moe_latent_size=14, mamba_num_heads=6, n_groups=3, num_key_value_heads=1,
+            n_routed_experts=7, num_experts_per_tok=3,
         ),
     },
     "olmo2": {
@@ -526,7 +544,8 @@ KINDS = {"linear": LINEAR, "dynamic": DYNAMIC, "llama3": LLAMA3, "yarn": YARN,
 # All families but those with a rope for each kind of layer, one for a part of the head, or none.
 OWN_ROPES = ("gemma3_text", "gemma4_text", "ministral3", "olmo3", "phi3", "gpt2", "qwen3_5_text",
              "qwen3_5_moe_text", "qwen3_next", "glm4_moe", "deepseek_v2", "deepseek_v3",
-             "glm4_moe_lite", "mistral4", "minimax_m2", "gpt_neox", "stablelm")  # fmt: skip
+             "glm4_moe_lite", "mistral4", "minimax_m2", "gpt_neox", "stablelm",
+             "nemotron_h")  # fmt: skip
 WITH_ONE_ROPE = [f for f in TWINS if f not in OWN_ROPES]
 ROPES = {(family, kind): {"num_hidden_layers": 2, "head_dim": 8} | said
          for family in WITH_ONE_ROPE for kind, said in KINDS.items()}  # fmt: skip

@@ -1,7 +1,6 @@
 """Checkpoints that see images too: of these the part about text is read, as a model of its own."""
 
 from collections.abc import Mapping
-import re
 
 from checkpoints_io.errors import BadInput
 from zoo.parts import rope_config
@@ -75,11 +74,8 @@ def of(hf: Mapping[str, object]) -> dict[str, object]:
 
 # The modules of a whole that are not of its text, as PEFT matches names.
 OTHER_MODULES = r"(?!.*language_model\.).*"
-
-
-def module_in_whole(name: str) -> str:
-    """What transformers 5 calls a module of the text in the whole."""
-    return re.sub(r"^model\.", "model.language_model.", name)
+# What transformers 5 calls a module of the text in the whole.
+MODULE = (r"^model\.", "model.language_model.")
 
 
 def written(hf: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
