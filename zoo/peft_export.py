@@ -86,9 +86,9 @@ def _modules_of(model: Model) -> Callable[..., Iterator[tuple]]:
     own = getattr(ARCHITECTURES[model.config.model_type], "HF_MODULES", ())
     names = (*own, text_half.MODULE) if _is_half(model) else own
 
-    def modules(entry: hf_weights.Entry, shape: tuple[int, ...]) -> Iterator[tuple]:
+    def modules(entry: hf_names.Entry, shape: tuple[int, ...]) -> Iterator[tuple]:
         for index, name in targets.module_names(entry, shape):
-            yield index, hf_weights.known_as(name, names)
+            yield index, hf_names.known_as(name, names)
 
     return modules
 
