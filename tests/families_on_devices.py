@@ -26,6 +26,7 @@ FAMILIES = {
     "gemma4_text of E2B": "inputs of each layer, shared keys",
     "glm4_moe": "groups, one key head", "deepseek_v3": "groups, yarn", "mistral4": "plain",
     "minimax_m2": "plain", "lfm2": "plain", "granitemoehybrid": "plain", "falcon_h1": "plain",
+    "nemotron_h": "plain",
 }  # fmt: skip
 TOKENS = np.random.default_rng(0).integers(3, 96, (8, 40)).astype(np.int32)
 

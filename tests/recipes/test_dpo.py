@@ -426,6 +426,9 @@ def test_policy_and_reference_that_differ_are_seen_before_the_first_step(tiny_co
         ("glm4_moe", "groups, one key head", {}),
         ("deepseek_v3", "groups, yarn", {}),
         ("minimax_m2", "plain", {}),
+        ("lfm2", "plain", {}),
+        ("nemotron_h", "plain", {}),
+        ("granitemoehybrid", "plain", {}),
     ],
 )  # fmt: skip
 def test_other_architectures_are_trained_and_written(tiny_config, tmp_path, family, shape, other):

@@ -32,6 +32,8 @@ OTHERS = {
     "gemma4_text": dict(shape="inputs of each layer, shared keys", vocab_size_per_layer_input=1024),
     "glm4_moe": dict(shape="groups, one key head"),
     "deepseek_v3": dict(shape="groups, yarn"),
+    "nemotron_h": {},
+    "lfm2": {},
 }
 # Forked where everything is imported and nothing has begun: a life takes half as long to start.
 server = multiprocessing.get_context("forkserver")
