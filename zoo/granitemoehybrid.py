@@ -111,7 +111,7 @@ class Config(hf_config.Config):
         expand, width = hf.get("mamba_expand") or 2, hf.get("hidden_size") or 4096
         is_told = isinstance(expand, int) and isinstance(width, int)
         hf = rope_config.read(mamba2.read(hf, expand * width if is_told else None))
-        positions, count = hf.pop("position_embedding_type", None), hf.get("num_hidden_layers")
+        positions, count = hf.pop("position_embedding_type", None), hf_config.count_of(hf)
         if positions not in (None, "nope", "rope"):
             raise BadInput(f"config.json: position_embedding_type is {positions!r}: rope or nope")
         if positions != "rope":
@@ -119,7 +119,7 @@ class Config(hf_config.Config):
         if hf.get("num_local_experts") == 0:
             hf |= {"num_local_experts": None, "num_experts_per_tok": None}
         listed = mamba2.kinds(hf.pop("layers_block_type", None) or hf.get("layer_types"))
-        if listed is None and isinstance(count, int):
+        if listed is None and count is not None:
             listed = [LINEAR] * count
         return hf | {"layer_types": listed}
 

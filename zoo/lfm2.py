@@ -87,8 +87,8 @@ class Config(hf_config.Config):
         """With a kind for each layer, where a file gives the numbers of those that attend."""
         hf = rope_config.read(hf, theta=1e6)
         hf |= {new: hf.pop(old) for old, new in OLDER.items() if old in hf}
-        full, count = hf.pop("full_attn_idxs", None), hf.get("num_hidden_layers")
-        if hf.get("layer_types") or not isinstance(count, int):
+        full, count = hf.pop("full_attn_idxs", None), hf_config.count_of(hf)
+        if hf.get("layer_types") or count is None:
             return hf
         full = range(count) if full is None else full
         if not isinstance(full, list | range):

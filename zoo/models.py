@@ -102,8 +102,9 @@ ARCHITECTURES: dict[str, types.ModuleType] = {
     "starcoder2": starcoder2,
 }
 # What is listed or looped over, before the weights have been looked at.
-COUNTED = ("num_hidden_layers", "n_layer", "num_experts", "num_local_experts")
-MOST_COUNTED = 10_000
+COUNTED = (
+    "num_hidden_layers", "n_layer", "num_experts", "num_local_experts", "n_routed_experts",
+)  # fmt: skip
 Model = causal_lm.CausalLM  # any of their models
 
 
@@ -187,7 +188,5 @@ def _config(config: hf_config.Config | Mapping[str, object]) -> hf_config.Config
         has = ", ".join(sorted(ARCHITECTURES.keys() | text_half.KINDS.keys()))
         raise BadInput(f"config.json has model_type {kind!r}; the zoo has {has}")
     for key in COUNTED:
-        count = own.get(key)
-        if isinstance(count, int | float) and count > MOST_COUNTED:
-            raise BadInput(f"config.json: {key} is {count}, and may be {MOST_COUNTED} at most")
+        hf_config.count_of(own, key)
     return ARCHITECTURES[kind].Config.from_hf(own)

@@ -62,8 +62,8 @@ def _layers_named(hf: dict[str, object]) -> dict[str, object]:
     """Every layer by name, where a file gives an interval: the fourth, eighth, … have no rope."""
     hf, slides = hf_config.switched(hf, "use_sliding_window")
     interval = hf.pop("no_rope_layer_interval", None) or 4
-    width, count = hf.pop("sliding_window", None), hf.get("num_hidden_layers")
-    if not isinstance(count, int) or not isinstance(interval, int):
+    width, count = hf.pop("sliding_window", None), hf_config.count_of(hf)
+    if count is None or not isinstance(interval, int):
         return hf  # which is refused for it
     turns = hf.get("no_rope_layers") or [(i + 1) % interval for i in range(count)]
     if not isinstance(turns, list):

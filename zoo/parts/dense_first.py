@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from checkpoints_io.errors import BadInput
-from zoo.parts import experts, mlp
+from zoo.parts import experts, hf_config, mlp
 
 # The kinds of layers.
 DENSE, SPARSE = "dense", "sparse"
@@ -26,13 +26,13 @@ def read(
     Raises:
       ValueError: groups of experts do not divide them, or hold too few for a token.
     """
-    rest, count = dict(hf), hf.get("num_hidden_layers")
+    rest, count = dict(hf), hf_config.count_of(hf)
     leading: Any = rest.pop("first_k_dense_replace", None)
     leading = first if leading is None else leading
     is_number = lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= 0
     if not is_number(leading):
         raise BadInput(f"config.json: first_k_dense_replace is no number of layers: {leading!r}")
-    if rest.get("mlp_layer_types") is None and isinstance(count, int):
+    if rest.get("mlp_layer_types") is None and count is not None:
         rest["mlp_layer_types"] = [DENSE if i < leading else SPARSE for i in range(count)]
     for name, otherwise in (("n_group", groups), ("topk_group", kept)):
         rest[name] = otherwise if rest.get(name) is None else rest[name]

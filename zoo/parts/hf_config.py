@@ -21,6 +21,7 @@ from zoo.parts import hf_keys, rope, rope_config
 # What `layer_types` says, in most families.
 SLIDING, FULL = "sliding_attention", "full_attention"
 QUANTISED = "quantization_config"
+MOST_COUNTED = 10_000  # of layers or experts, before the weights have been looked at
 ALL = 2**30  # as a window: wider than any text
 
 Own = TypeVar("Own", bound="Config")  # the Config of one architecture
@@ -34,9 +35,8 @@ class Config:
     architecture: ClassVar[str]  # what transformers calls the model
     fixed: ClassVar[Mapping[str, object]] = {}  # keys of which the file implements one value
     ignored: ClassVar[frozenset[str]] = frozenset()  # keys that change no logit
-    assumed: ClassVar[
-        Mapping[str, object]
-    ] = {}  # what transformers means where a file says nothing
+    # What transformers means where a file says nothing.
+    assumed: ClassVar[Mapping[str, object]] = {}
     turns_a_part: ClassVar[bool] = False  # of each head, where a file does not say how much
     layers_may_be: ClassVar[frozenset[str]] = frozenset({SLIDING, FULL})  # in `layer_types`
 
@@ -160,10 +160,22 @@ def filling(config: Any) -> int:
     return width // heads
 
 
+def count_of(hf: Mapping[str, object], key: str = "num_hidden_layers") -> int | None:
+    """A number that is listed or looped over; None: there is none.
+
+    Raises:
+      ValueError: no model has so many.
+    """
+    count = hf.get(key)
+    if isinstance(count, int | float) and count > MOST_COUNTED:
+        raise BadInput(f"config.json: {key} is {count}, and may be {MOST_COUNTED} at most")
+    return count if isinstance(count, int) and not isinstance(count, bool) else None
+
+
 def every(hf: dict[str, object], period: object, others: str = SLIDING) -> dict[str, object]:
     """With `layer_types`, where a file does not name them: each `period`th layer sees all."""
-    count = hf.get("num_hidden_layers")
-    if hf.get("layer_types") or not isinstance(count, int) or not isinstance(period, int):
+    count = count_of(hf)
+    if hf.get("layer_types") or count is None or not isinstance(period, int):
         return hf
     return hf | {"layer_types": [others if i % period else FULL for i in range(1, count + 1)]}
 
@@ -173,8 +185,8 @@ def qwen_windows(hf: dict[str, object]) -> dict[str, object]:
     hf, slides = switched(hf, "use_sliding_window")
     first = hf.pop("max_window_layers", 28)
     hf["sliding_window"] = hf.get("sliding_window", 4096) if slides else None
-    count = hf.get("num_hidden_layers")
-    if not hf.get("layer_types") and isinstance(count, int) and isinstance(first, int):
+    count = count_of(hf)
+    if not hf.get("layer_types") and count is not None and isinstance(first, int):
         slides = hf["sliding_window"] is not None
         hf["layer_types"] = [SLIDING if slides and i >= first else FULL for i in range(count)]
     return hf
