@@ -8,7 +8,6 @@ import functools
 from typing import ClassVar
 
 from flax import nnx
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from checkpoints_io.errors import BadInput
@@ -97,8 +96,7 @@ class Config(hf_config.Config):
 
 
 class Attention(nnx.Module):
-    def __init__(self, config: Config, rngs: nnx.Rngs):
-        sizes = config.sizes_of(FULL)
+    def __init__(self, config: Config, sizes: dict[str, int], rngs: nnx.Rngs):
         self.q = layers.weight("L D N H", sizes, rngs)
         self.k = layers.weight("L D K H", sizes, rngs)
         self.v = layers.weight("L D K H", sizes, rngs)
@@ -117,30 +115,16 @@ class Attention(nnx.Module):
         return layers.einsum("BTNH,NHD->BTD", mixed, self.o)
 
 
-class Convolution(nnx.Module):
-    def __init__(self, config: Config, rngs: nnx.Rngs):
-        sizes = config.sizes_of(CONV)
-        self.into = layers.weight("L D J Q", sizes, rngs)  # gates before and after; values
-        self.taps = layers.weight("L Q W", sizes, rngs)
-        self.o = layers.weight("L Q D", sizes, rngs)
-
-    def __call__(
-        self, x: Float[Array, "B T D"], mix: mixing.Mix, turn: rope.Turn
-    ) -> Float[Array, "B T D"]:
-        del turn  # taps know the order
-        before, after, x = jnp.moveaxis(layers.einsum("BTD,DJQ->BTJQ", x, self.into), 2, 0)
-        taps = self.taps[...].astype(x.dtype)
-        mixed = after * mix.recur("inputs", convolution.RULE, before * x, taps)
-        return layers.einsum("BTQ,QD->BTD", mixed, self.o)
-
-
 class Block(nnx.Module):
     """All layers of a kind at once: every weight has a leading L."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs, kind: str):
         sizes = config.sizes_of(kind)
         self.mixer_norm = layers.RmsNorm("L D", sizes, rngs, eps=config.norm_eps)
-        self.mixer = (Convolution if kind == CONV else Attention)(config, rngs)
+        if kind == CONV:
+            self.mixer = convolution.Gated(sizes, rngs)
+        else:
+            self.mixer = Attention(config, sizes, rngs)
         self.mlp_norm = layers.RmsNorm("L D", sizes, rngs, eps=config.norm_eps)
         self.mlp = mlp.GatedMlp(sizes, rngs)
 
@@ -153,7 +137,7 @@ class Block(nnx.Module):
 
 class Model(causal_lm.CausalLM):
     Block: ClassVar = {kind: functools.partial(Block, kind=kind) for kind in (CONV, FULL)}
-    keeps: ClassVar = {CONV: {"inputs": "L B W Q"}}
+    keeps: ClassVar = {CONV: convolution.KEEPS}
 
     def last_norm(self, config: Config, rngs: nnx.Rngs) -> layers.RmsNorm:
         """The norm after the blocks."""
@@ -185,11 +169,7 @@ IN_LAYERS = {
         "mixer.q_norm.scale": ("self_attn.q_layernorm.weight", "H"),
         "mixer.k_norm.scale": ("self_attn.k_layernorm.weight", "H"),
     },
-    CONV: IN_EVERY_LAYER | {
-        "mixer.into": ("conv.in_proj.weight",  "(J Q) D"),
-        "mixer.taps": ("conv.conv.weight",     "Q () W"),
-        "mixer.o":    ("conv.out_proj.weight", "D Q"),
-    },
+    CONV: IN_EVERY_LAYER | convolution.HF_WEIGHTS,
 }  # fmt: skip
 HF_WEIGHTS = {
     "embedding": ("model.embed_tokens.weight", "V D"),

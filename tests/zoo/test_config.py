@@ -116,6 +116,8 @@ def said_of(family):
         ("lfm2", dict(layer_types=None, full_attn_idxs=2), "full_attn_idxs should be a list"),
         ("falcon_h1", dict(mamba_rms_norm=True, mamba_norm_before_gate=None), "norm_before_gate"),
         ("falcon_h1", dict(ssm_multipliers=[1.0]), "ssm_multipliers should be 5 numbers"),
+        ("lfm2_moe", dict(use_expert_bias=False), "use_expert_bias"),
+        ("lfm2_moe", dict(layer_types=None), r"lacks \['layer_types'\]"),
         ("nemotron_h", dict(layers_block_type=None, hybrid_override_pattern="MX"), "M, .*, - or E"),
         ("nemotron_h", dict(layers_block_type=["conv"] * 7), "layer_types"),
         ("nemotron_h", dict(tie_word_embeddings=True), "tie_word_embeddings"),

@@ -136,6 +136,11 @@ NEMOTRON_H = dict(
     moe_shared_expert_intermediate_size=28, routed_scaling_factor=2.5,
 )  # fmt: skip
 LFM2 = dict(num_hidden_layers=5, block_multiple_of=8, full_attn_idxs=[1, 4])
+LFM2_MOE = dict(
+    num_hidden_layers=5, num_dense_layers=1, num_experts=6, num_experts_per_tok=2,
+    moe_intermediate_size=20,
+    layer_types=["conv", "full_attention", "conv", "conv", "full_attention"],
+)  # fmt: skip
 GPT2 = dict(vocab_size=97, n_positions=96, n_embd=32, n_layer=3, n_head=4, bos_token_id=1,
             eos_token_id=2)  # fmt: skip
 
@@ -470,6 +475,19 @@ TWINS: dict[str, dict[str, dict]] = {
             num_key_value_heads=1, rope_parameters=dict(rope_type="default", rope_theta=1e4),
         ),
     },
+    "lfm2_moe": {
+        "plain": LFM2_MOE | dict(
+            num_hidden_layers=2, layer_types=["conv", "full_attention"],
+        ),
+        "untied, odd, all sparse": LFM2_MOE | ODD | dict(
+            num_dense_layers=0, tie_word_embeddings=False, num_key_value_heads=4,
+            num_experts=7, num_experts_per_tok=3,
+        ),
+        "long taps, one key head": LFM2_MOE | dict(
+            num_dense_layers=2, conv_L_cache=7, norm_eps=1e-3, num_key_value_heads=1,
+            routed_scaling_factor=1.5,
+        ),
+    },
     "falcon_h1": {
         "plain": dict(mamba_d_ssm=48, mamba_n_heads=4, mamba_d_state=10),
         "tied, odd": FALCON_H1 | ODD | dict(
@@ -620,7 +638,7 @@ def twin(family: str, shape: str):
         for name, buffer in model.named_buffers():
             if name.endswith(("layer_scalar", "act_fn.beta")):
                 buffer.copy_(1 + 0.1 * torch.randn(buffer.shape, generator=draw))
-            if name.endswith("correction_bias"):
+            if name.endswith(("correction_bias", "expert_bias")):
                 buffer.copy_(0.2 * torch.randn(buffer.shape, generator=draw))
     folder = pathlib.Path(tempfile.mkdtemp(prefix=f"twin-{family}-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

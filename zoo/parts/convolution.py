@@ -1,9 +1,14 @@
 """Short causal convolutions of each channel, along paths; float32, and rounded once."""
 
+from collections.abc import Mapping
+
+from flax import nnx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from zoo.parts import layers, mixing, paths, spans
+from zoo.parts import layers, mixing, paths, rope, spans
+
+KEEPS = {"inputs": "L B W Q"}  # what a layer keeps in generation: the last inputs
 
 
 def whole(
@@ -41,3 +46,29 @@ def step(
 
 
 RULE = mixing.Recurrence(whole, step)
+
+
+class Gated(nnx.Module):
+    """A convolution between two gates, in the place of attention: the layers of LFM2."""
+
+    def __init__(self, sizes: Mapping[str, int], rngs: nnx.Rngs):
+        self.into = layers.weight("L D J Q", sizes, rngs)  # gates before and after; values
+        self.taps = layers.weight("L Q W", sizes, rngs)
+        self.o = layers.weight("L Q D", sizes, rngs)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], mix: mixing.Mix, turn: rope.Turn
+    ) -> Float[Array, "B T D"]:
+        del turn  # taps know the order
+        before, after, x = jnp.moveaxis(layers.einsum("BTD,DJQ->BTJQ", x, self.into), 2, 0)
+        taps = self.taps[...].astype(x.dtype)
+        mixed = after * mix.recur("inputs", RULE, before * x, taps)
+        return layers.einsum("BTQ,QD->BTD", mixed, self.o)
+
+
+# Of a gated one: our weight -> its HF name in a layer, and its axes there.
+HF_WEIGHTS = {
+    "mixer.into": ("conv.in_proj.weight",  "(J Q) D"),
+    "mixer.taps": ("conv.conv.weight",     "Q () W"),
+    "mixer.o":    ("conv.out_proj.weight", "D Q"),
+}  # fmt: skip

@@ -52,6 +52,7 @@ class Choice(NamedTuple):
     to_one: bool  # the shares of the chosen sum to one, before the scale
     scores: Scores = jax.nn.softmax  # of the router's logits; shares are scores
     scale: float = 1.0
+    added: float = 0.0  # to the sum that is brought to one
     # It chooses among the `kept` best of so many groups, as good as their `best` experts together.
     groups: int = 1
     kept: int = 1
@@ -72,7 +73,7 @@ def chosen(
     _, experts = jax.lax.top_k(wanted, choice.each)
     shares = jnp.take_along_axis(scores, experts, axis=-1)
     if choice.to_one:
-        shares = shares / shares.sum(-1, keepdims=True)
+        shares = shares / (shares.sum(-1, keepdims=True) + choice.added)
     return Route(experts, shares * choice.scale)
 
 
