@@ -124,7 +124,9 @@ class Experts(nnx.Module):
         self.alpha, self.limit = config.swiglu_alpha, config.swiglu_limit
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        logits = layers.shifted(experts.logits(x, self.router), self.router_bias)
+        # Rounded as all weights are, so that wide and narrow ones agree.
+        bias = self.router_bias[...].astype(x.dtype)
+        logits = layers.shifted(experts.logits(x, self.router), bias)
         route = experts.top_then_softmax(logits, self.each)
         weights = {
             "gate_up": (self.gate_up[...], "E J D F"),
