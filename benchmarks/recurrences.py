@@ -7,12 +7,13 @@ python benchmarks/recurrences.py --depths   time to compile a step, by depth of 
 import json
 import time
 
-from absl import app, flags
+from absl import flags
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from recipes.training import command
 from zoo import qwen3_5
 from zoo.parts import delta_rule, spans
 
@@ -99,7 +100,7 @@ def compiled(depth: int) -> dict[str, float]:
     return {"layers": depth, "cpu_s": round(time.process_time() - begin, 1)}
 
 
-def main(_) -> None:
+def main() -> None:
     """Prints a line for each length, or each depth."""
     if DEPTHS.value:
         for depth in (16, 48, 64):
@@ -112,4 +113,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.main_without_config(main)

@@ -22,8 +22,8 @@ WITH_CONFIG = {
     "recipes.data": "initialize_from_hf",
 }
 MEASURE = (
-    "accelerator", "compare", "growth", "layouts", "ours", "ranked", "real_pairs", "sweep",
-    "tokenisation",
+    "accelerator", "compare", "growth", "layouts", "ours", "ranked", "real_pairs", "recurrences",
+    "sweep", "tokenisation",
 )  # fmt: skip
 BENCHMARKS = [f"benchmarks/{name}.py" for name in MEASURE]
 PROGRAMS = [
