@@ -18,7 +18,7 @@ import transformers
 
 import zoo
 from zoo import generate
-from zoo.parts import spans, stack
+from zoo.parts import blocks, spans
 
 ROOT = pathlib.Path(zoo.__file__).parent.parent  # in Jupyter there is no __file__ of a notebook
 FOLDER = ROOT / "recipes/tiny/model"  # or another folder, or a hub id
@@ -66,7 +66,7 @@ print("and so on:", repr(tokenizer.decode(answer)))
 def keeping(kept):
     """Applies the blocks, and keeps queries, keys and their scale, layer by layer."""
 
-    def run(model, x, where, *shared, each=None):
+    def run(model, x, where, *shared, each=None, handed=None):
         graph, state = nnx.split(model.blocks)
         for layer in range(model.config.sizes["L"]):
             at = lambda tree, layer=layer: jax.tree.map(lambda leaf: leaf[layer], tree)
@@ -78,7 +78,8 @@ def keeping(kept):
                 )
 
             weights = at(nnx.to_pure_dict(state))
-            x = stack.block_of(graph, x, weights, at(each), (attend, *shared))
+            entering = x, handed  # and what earlier layers left to this one, in some models
+            x, handed = blocks.block_of(graph, entering, weights, at(each), (attend, *shared))
         return x
 
     return run
