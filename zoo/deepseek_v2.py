@@ -4,28 +4,19 @@ Agrees with transformers/models/deepseek_v2/modeling_deepseek_v2.py.
 """
 
 import dataclasses
-import functools
 from typing import ClassVar
 
-from flax import nnx
 import jax
-from jaxtyping import Array, Float, Int
 
 from zoo.parts import (
-    causal_lm,
     dense_first,
     experts,
     hf_config,
     latent,
-    layers,
-    mixing,
-    mlp,
+    latent_model,
     rope,
     rope_config,
-    spans,
-    stack,
 )
-from zoo.parts.dense_first import DENSE, SPARSE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +25,7 @@ class Config(hf_config.Config):
 
     model_type: ClassVar[str] = "deepseek_v2"
     architecture: ClassVar[str] = "DeepseekV2ForCausalLM"
+    of_experts: ClassVar[dict[str, bool]] = {}
     norm_topk_prob: ClassVar[bool] = False
     vocab_size: int
     hidden_size: int
@@ -78,6 +70,11 @@ class Config(hf_config.Config):
         return self.mlp_layer_types
 
     @property
+    def choice(self) -> experts.Choice:
+        """How a token chooses its experts."""
+        return dense_first.choice(self, jax.nn.softmax, best=1)
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Axis letter -> size."""
         return hf_config.sizes(self) | latent.sizes_of(self)
@@ -98,54 +95,7 @@ class Config(hf_config.Config):
         return latent.written(dense_first.written(super().to_hf()))
 
 
-class Block(nnx.Module):
-    """All layers of a kind at once: every weight has a leading L."""
-
-    def __init__(self, config: Config, rngs: nnx.Rngs, kind: str):
-        sizes = config.sizes_of(kind)
-        norm = lambda: layers.RmsNorm("L D", sizes, rngs, eps=config.rms_norm_eps)
-        self.attention_norm = norm()
-        self.attention = latent.LatentAttention(config, sizes, rngs)
-        self.mlp_norm = norm()
-        if kind == DENSE:
-            self.mlp = mlp.GatedMlp(sizes, rngs)
-        else:
-            choice = dense_first.choice(config, jax.nn.softmax, best=1)
-            self.mlp = dense_first.WithShared(config, sizes, rngs, choice)
-
-    def __call__(
-        self, x: Float[Array, "B T D"], mix: mixing.Mix, turn: rope.Turn
-    ) -> Float[Array, "B T D"]:
-        x = x + self.attention(self.attention_norm(x), mix, turn)
-        return x + self.mlp(self.mlp_norm(x))
-
-
-class Model(causal_lm.CausalLM):
-    Block: ClassVar = {kind: functools.partial(Block, kind=kind) for kind in (DENSE, SPARSE)}
-    keeps: ClassVar = dict.fromkeys((DENSE, SPARSE), latent.KEEPS)
-
-    def residual(
-        self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
-    ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
-        turn = rope.turn(self.config.rope_parameters, self.config.qk_rope_head_dim, where)
-        x = layers.embed(self.embedding, tokens, self.dtype)
-        return self.norm(run(self, x, where, turn))
-
-
-# Our weight -> its HF name in a layer, and its axes there.
-IN_EVERY_LAYER = {
-    "attention_norm.scale": ("input_layernorm.weight", "D"),
-    "mlp_norm.scale": ("post_attention_layernorm.weight", "D"),
-    **latent.HF_WEIGHTS,
-}
-HF_WEIGHTS = {
-    "embedding": ("model.embed_tokens.weight", "V D"),
-    "norm.scale": ("model.norm.weight", "D"),
-    "head": ("lm_head.weight", "V D"),
-    **hf_config.of_kinds(
-        {kind: IN_EVERY_LAYER | dense_first.MLP_OF[kind] for kind in (DENSE, SPARSE)}
-    ),
-}
+Model = latent_model.Model
+HF_WEIGHTS = latent_model.table()
 
 HF_PACKED = experts.IN_ONE_TENSOR

@@ -4,27 +4,24 @@ Agrees with transformers/models/mistral4/modeling_mistral4.py.
 """
 
 import dataclasses
-import functools
 from typing import ClassVar
 
-from flax import nnx
 import jax
 from jaxtyping import Array, Float, Int
 
 from zoo.parts import (
     causal_lm,
     dense_first,
+    experts,
     growing,
     hf_config,
     latent,
+    latent_model,
     layers,
-    mixing,
-    mlp,
     rope,
     spans,
     stack,
 )
-from zoo.parts.dense_first import DENSE, SPARSE
 
 # The default of transformers, for files that do not give one.
 ROPE = {
@@ -40,6 +37,7 @@ class Config(hf_config.Config):
 
     model_type: ClassVar[str] = "mistral4"
     architecture: ClassVar[str] = "Mistral4ForCausalLM"
+    of_experts: ClassVar[dict[str, bool]] = {"together": True}
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -84,6 +82,11 @@ class Config(hf_config.Config):
         return self.mlp_layer_types
 
     @property
+    def choice(self) -> experts.Choice:
+        """How a token chooses its experts."""
+        return dense_first.choice(self, jax.nn.softmax)
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Axis letter -> size."""
         return hf_config.sizes(self) | latent.sizes_of(self) | {"J": 2}
@@ -116,35 +119,9 @@ def _of_turned(hf: dict[str, object]) -> dict[str, object]:
     return hf | {"rope_parameters": own}
 
 
-class Block(nnx.Module):
-    """All layers of a kind at once: every weight has a leading L."""
-
-    def __init__(self, config: Config, rngs: nnx.Rngs, kind: str):
-        sizes = config.sizes_of(kind)
-        norm = lambda: layers.RmsNorm("L D", sizes, rngs, eps=config.rms_norm_eps)
-        self.attention_norm = norm()
-        self.attention = latent.LatentAttention(config, sizes, rngs)
-        self.mlp_norm = norm()
-        if kind == DENSE:
-            self.mlp = mlp.GatedMlp(sizes, rngs)
-        else:
-            choice = dense_first.choice(config, jax.nn.softmax)
-            self.mlp = dense_first.WithShared(config, sizes, rngs, choice, together=True)
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        mix: mixing.Mix,
-        turn: rope.Turn,
-        grown: Float[Array, "B T"],
-    ) -> Float[Array, "B T D"]:
-        x = x + self.attention(self.attention_norm(x), mix, turn, grown)
-        return x + self.mlp(self.mlp_norm(x))
-
-
 class Model(causal_lm.CausalLM):
-    Block: ClassVar = {kind: functools.partial(Block, kind=kind) for kind in (DENSE, SPARSE)}
-    keeps: ClassVar = dict.fromkeys((DENSE, SPARSE), latent.KEEPS)
+    Block: ClassVar = latent_model.BLOCKS
+    keeps: ClassVar = latent_model.KEEPS
 
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
@@ -156,23 +133,8 @@ class Model(causal_lm.CausalLM):
 
 
 # Our weight -> its HF name in a layer, and its axes there.
-IN_EVERY_LAYER = {
-    "attention_norm.scale": ("input_layernorm.weight", "D"),
-    "mlp_norm.scale": ("post_attention_layernorm.weight", "D"),
-    **latent.HF_WEIGHTS,
-}
-TOGETHER = {
+EXPERTS = {
     "mlp.chosen.gate_up": ("mlp.experts.gate_up_proj", "E (J F) D"),
     "mlp.chosen.down":    ("mlp.experts.down_proj",    "E D F"),
 }  # fmt: skip
-HF_WEIGHTS = {
-    "embedding": ("model.embed_tokens.weight", "V D"),
-    "norm.scale": ("model.norm.weight", "D"),
-    "head": ("lm_head.weight", "V D"),
-    **hf_config.of_kinds(
-        {
-            DENSE: IN_EVERY_LAYER | dense_first.MLP_OF[DENSE],
-            SPARSE: IN_EVERY_LAYER | dense_first.MLP_OF[SPARSE] | TOGETHER,
-        }
-    ),
-}
+HF_WEIGHTS = latent_model.table(EXPERTS)

@@ -31,6 +31,8 @@ def others(config, name, value):
     if name == "layer_types":
         swap = lambda kind: next(one for one in sorted(config.layers_may_be) if one != kind)
         return [[(swap(value[0]), *value[1:])], [(*value[:-1], swap(value[-1]))]]
+    if name == "n_group":  # must divide the experts
+        return [[value // 2]]
     if name == "mlp_layer_types":
         return [[({"dense": "sparse", "sparse": "dense"}[value[0]], *value[1:])]]
     if name == "hidden_act":
