@@ -25,6 +25,8 @@ FAMILIES = {
     "gemma4_text": "experts, one key head",
     "gemma4_text of E2B": "inputs of each layer, shared keys",
     "glm4_moe": "groups, one key head", "deepseek_v3": "groups, yarn", "mistral4": "plain",
+    "llama4_text": "dense first",
+    "deepseek_v2": "tied, odd, no latent of queries",  # 7 experts, on 2 devices
     "minimax_m2": "plain", "lfm2": "plain", "granitemoehybrid": "plain", "falcon_h1": "plain",
     "nemotron_h": "plain",
 }  # fmt: skip

@@ -52,6 +52,7 @@ def figures(tmp_path_factory):
         ("gemma3_text", "phi3", "gpt2"),
         ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "gemma4_text", "gemma4_text of E2B"),
         ("glm4_moe", "deepseek_v3", "mistral4", "minimax_m2"),
+        ("llama4_text", "deepseek_v2"),
         ("lfm2", "granitemoehybrid", "falcon_h1", "nemotron_h"),
     ],
     ids="-".join,

@@ -211,8 +211,8 @@ def save(
 
     The folder appears when it is whole. Tokenizer and chat template are those the model came with,
     or those of the folder `tokenizer` and the text `chat_template`; `stop_ids` are added to the ids
-    that end generation. What the folder it came from holds besides, a vision tower or heads for
-    tokens after the next, is written too, bit for bit, unless `text_only`.
+    that end generation. What the folder it came from holds besides is written too, bit for bit: an
+    indexer, and unless `text_only` a vision tower or heads for tokens after the next.
     Every process must call it.
 
     Raises:
@@ -231,14 +231,15 @@ def save(
     if tokenizer is not None:
         words = hf_folder.find(os.fspath(tokenizer), files=hf_folder.TOKENIZER_FILES)
     # A config.json that was read for new random weights has none beside it.
-    whole = source if source and not text_only and hf_weights.are_in(source.path) else None
+    held = source if source and hf_weights.are_in(source.path) else None
+    whole = None if text_only else held
     with contextlib.ExitStack() as stack:
         begun = stack.enter_context(places.at(str(folder)).whole_folder())
         table, others, joined = hf_table(model), {}, []
-        if whole:
-            plan = _spelling(model)
-            others = stack.enter_context(hf_weights.carried(whole.path, plan))
-            if text_half.is_whole(whole.config):
+        if held:
+            plan = _spelling(model, text_only)
+            others = stack.enter_context(hf_weights.carried(held.path, plan))
+            if whole and text_half.is_whole(whole.config):
                 table, joined = hf_weights.as_in(whole.path, plan)
         hf_export.write(begun, table, weights, others, joined)
         if begun:
@@ -276,16 +277,20 @@ def _plan(model: Model) -> hf_weights.Plan:
     return _spelling(model)._replace(wanted=wanted, tied=tied)
 
 
-def _spelling(model: Model) -> hf_weights.Plan:
-    """How names are written in the folder that a model came from, and what it holds besides."""
+def _spelling(model: Model, text_only: bool = False) -> hf_weights.Plan:
+    """How names are written in the folder that a model came from, and what it holds besides.
+
+    Of that, `text_only` leaves what belongs to the text and is not computed here.
+    """
     arch = ARCHITECTURES[model.config.model_type]
     source = hf_folder.look_up(model.source) if model.source else None
     few: Any = source.config.get("quantization_config") if source else None
     layers = str(model.config.sizes["L"])
     names = tuple(getattr(arch, "HF_NAMES", ()))
-    others = tuple(one.replace("{L}", layers) for one in getattr(arch, "HF_OTHERS", ()))
+    kept, others = (tuple(getattr(arch, of, ())) for of in ("HF_KEPT", "HF_OTHERS"))
     if source and text_half.is_whole(source.config):
         names, others = (*names, *text_half.NAMES), (*others, *text_half.OTHERS)
+    carried = [one.replace("{L}", layers) for one in (kept if text_only else kept + others)]
     packed = [Packed(*one) for one in getattr(arch, "HF_PACKED", ())]
     few = few if isinstance(few, dict) else {}
-    return hf_weights.Plan(hf_table(model), {}, {}, names, few, packed, others)
+    return hf_weights.Plan(hf_table(model), {}, {}, names, few, packed, carried)

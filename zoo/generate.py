@@ -59,7 +59,7 @@ def generate(
 
     Raises:
       ValueError: a prompt is empty, holds an id that the model has no embedding for, or would grow
-        beyond the model's positions; or a setting of `sampling` means nothing.
+        beyond the longest text of the model; or a setting of `sampling` means nothing.
     """
     _check(sampling)
     if not len(prompts) or not all(map(len, prompts)):
@@ -70,8 +70,8 @@ def generate(
     most = most_new_tokens(model, longest)
     if most is not None and max_new_tokens > most:
         raise BadInput(
-            f"a prompt of {longest} tokens cannot grow by {max_new_tokens}: the model has "
-            f"positions for {most} more"
+            f"a prompt of {longest} tokens cannot grow by {max_new_tokens}: the model reads "
+            f"{most} more"
         )
     texts, going, left = (
         [list(prompt) for prompt in prompts],
@@ -94,8 +94,8 @@ def generate(
 
 def most_new_tokens(model: causal_lm.CausalLM, longest: int) -> int | None:
     """How many tokens may follow a prompt of this length; None: any number."""
-    positions = model.config.sizes.get("M")
-    return max(0, positions - longest) if positions else None
+    most = model.config.longest_text
+    return max(0, most - longest) if most else None
 
 
 def _until_a_turn(model: causal_lm.CausalLM, lengths: Iterable[int], most: int) -> int:

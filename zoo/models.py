@@ -14,6 +14,7 @@ from zoo import (
     cohere2,
     deepseek_v2,
     deepseek_v3,
+    deepseek_v32,
     ernie4_5,
     exaone4,
     falcon_h1,
@@ -23,6 +24,7 @@ from zoo import (
     gemma4_text,
     glm4_moe,
     glm4_moe_lite,
+    glm_moe_dsa,
     gpt2,
     gpt_neox,
     gpt_oss,
@@ -32,6 +34,7 @@ from zoo import (
     lfm2,
     lfm2_moe,
     llama,
+    llama4,
     minimax_m2,
     ministral3,
     mistral,
@@ -62,6 +65,7 @@ ARCHITECTURES: dict[str, types.ModuleType] = {
     "cohere2": cohere2,
     "deepseek_v2": deepseek_v2,
     "deepseek_v3": deepseek_v3,
+    "deepseek_v32": deepseek_v32,
     "ernie4_5": ernie4_5,
     "exaone4": exaone4,
     "falcon_h1": falcon_h1,
@@ -71,6 +75,7 @@ ARCHITECTURES: dict[str, types.ModuleType] = {
     "gemma4_text": gemma4_text,
     "glm4_moe": glm4_moe,
     "glm4_moe_lite": glm4_moe_lite,
+    "glm_moe_dsa": glm_moe_dsa,
     "gpt2": gpt2,
     "gpt_neox": gpt_neox,
     "gpt_oss": gpt_oss,
@@ -81,6 +86,7 @@ ARCHITECTURES: dict[str, types.ModuleType] = {
     "lfm2": lfm2,
     "lfm2_moe": lfm2_moe,
     "llama": llama,
+    "llama4_text": llama4,
     "minimax_m2": minimax_m2,
     "ministral3": ministral3,
     "mistral": mistral,
@@ -169,10 +175,10 @@ def name_of(path: tuple) -> str:
 
 
 def longest_text(config: Mapping[str, object]) -> int | None:
-    """How many tokens the model of a `config.json` was made for, if it says so."""
+    """How many tokens the model of a `config.json` was made for, or is read with here, at most."""
     own = text_half.of(config)
-    longest = own.get("max_position_embeddings") or own.get("n_positions")
-    return longest if isinstance(longest, int) else None
+    said = (own.get("max_position_embeddings"), _config(own).longest_text)
+    return min((n for n in said if isinstance(n, int)), default=None)
 
 
 def turns_alike_to(config: Mapping[str, object]) -> int | None:

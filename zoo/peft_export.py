@@ -59,7 +59,7 @@ def save_adapter(
         "base_model_name_or_path": base or str(model.source or ""),
         "revision": revision,
     }
-    if _is_half(model):
+    if _whole_of(model):
         config["exclude_modules"] = text_half.OTHER_MODULES
     own = np.dtype(model.embedding.get_value().dtype).name
     known = {dtype: peft.of_base(model, dtype) for dtype in {own, "bfloat16"}}
@@ -73,9 +73,10 @@ def _on_host(array: jax.Array) -> np.ndarray:
     return np.asarray(array if array.is_fully_addressable else processes.gathered(array))
 
 
-def _is_half(model: Model) -> bool:
+def _whole_of(model: Model) -> dict[str, object] | None:
+    """The config.json of the model of more than text that it is a part of."""
     source = hf_folder.look_up(model.source) if model.source else None
-    return source is not None and text_half.is_whole(source.config)
+    return source.config if source and text_half.is_whole(source.config) else None
 
 
 def _modules_of(model: Model) -> Callable[..., Iterator[tuple]]:
@@ -84,7 +85,8 @@ def _modules_of(model: Model) -> Callable[..., Iterator[tuple]]:
     In a model of more than text the text has a part of its own.
     """
     own = getattr(ARCHITECTURES[model.config.model_type], "HF_MODULES", ())
-    names = (*own, text_half.MODULE) if _is_half(model) else own
+    whole = _whole_of(model)
+    names = (*own, text_half.module_in(whole)) if whole else own
 
     def modules(entry: hf_names.Entry, shape: tuple[int, ...]) -> Iterator[tuple]:
         for index, name in targets.module_names(entry, shape):

@@ -182,8 +182,8 @@ def _models(given: Values, beside: Beside | None, computing: Computing) -> Model
     longest = zoo.longest_text(folder.config)
     if longest and given["train_seq_len"] > longest:
         raise BadInput(
-            f"--config.train_seq_len={given['train_seq_len']} is more than the {longest} positions "
-            f"that {path} was made for: lower it"
+            f"--config.train_seq_len={given['train_seq_len']} is more than the {longest} tokens of "
+            f"the longest text that {path} was made for, or is read with here: lower it"
         )
     return Models(folders, blank, tokenizer)
 

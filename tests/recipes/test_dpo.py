@@ -426,6 +426,8 @@ def test_policy_and_reference_that_differ_are_seen_before_the_first_step(tiny_co
         ("glm4_moe", "groups, one key head", {}),
         ("deepseek_v3", "groups, yarn", {}),
         ("minimax_m2", "plain", {}),
+        ("glm_moe_dsa", "tied, odd, shared choices", dict(index_topk=256)),
+        ("llama4_text", "dense first", dict(attention_chunk_size=50)),
         ("lfm2", "plain", {}),
         ("nemotron_h", "plain", {}),
         ("granitemoehybrid", "plain", {}),

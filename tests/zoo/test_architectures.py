@@ -29,6 +29,8 @@ WITHOUT_CACHE = ("nemotron_h",)
 FIRST = [(family, next(iter(shapes))) for family, shapes in TWINS.items()]
 NOW = [one for one in FIRST if one[0] in twins.DAILY]
 SOME = full_but(SHAPES, *NOW)
+# Of each family the shape that has most of what it may have; of a few all of them.
+MOST = full_but(SHAPES, *twins.RICHEST.items(), *(s for s in SHAPES if s[0] in twins.DAILY))
 
 
 @jax.jit
@@ -37,7 +39,7 @@ def ours(model, tokens):
         return model(tokens)
 
 
-@pytest.mark.parametrize(("family", "shape"), SHAPES)
+@pytest.mark.parametrize(("family", "shape"), MOST)
 def test_logits_are_those_of_transformers(family, shape):
     error, bound = logits_error(family, shape)
     assert error <= bound
@@ -97,6 +99,8 @@ def gradient_error(family, shape, tmp_path):
         for who in ("theirs", "ours")
     )
     assert theirs.keys() == found.keys()
+    # An indexer takes no gradient: it is carried as it was.
+    theirs = {name: gradient for name, gradient in theirs.items() if ".indexer." not in name}
     largest = {name: np.abs(gradient).max() for name, gradient in theirs.items()}
     # A router of one expert, whose share is one, has no gradient: it is held to the others.
     least = 1e-4 * max(largest.values())
@@ -118,7 +122,7 @@ def test_greedy_text_is_that_of_transformers(family, shape):
         assert text == expected.tolist()
 
 
-@pytest.mark.parametrize(("family", "shape"), SHAPES)
+@pytest.mark.parametrize(("family", "shape"), MOST)
 def test_files_written_are_the_files_read(family, shape, tmp_path):
     _, folder = twins.twin(family, shape)
     zoo.save(zoo.load(folder), tmp_path / "out", dtype=jnp.float32)

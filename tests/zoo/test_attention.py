@@ -64,7 +64,8 @@ def test_backends_are_the_dense_one(backend, T, N, K, H, U, monkeypatch):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-HOW = [dict(window=20), dict(window=1), dict(softcap=1.5), dict(window=50, softcap=0.7)]
+HOW = [dict(window=20), dict(window=1), dict(softcap=1.5), dict(window=50, softcap=0.7),
+       dict(window=1, chunk=9)]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -85,6 +86,15 @@ def test_windows_and_soft_caps_are_the_dense_ones(backend, how, monkeypatch):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
     plain = outcome("dense", *given)[0]
     assert jnp.abs(expected[0] - plain).max() > 0.1
+
+
+def test_a_chunk_by_hand():
+    """Seven tokens in chunks of three: each gathers the mean of its chunk up to itself."""
+    T = 7
+    q = k = jnp.zeros((1, T, 1, 2))
+    v = jnp.arange(1.0, T + 1).reshape(1, T, 1, 1)
+    found = attention.attend(q, k, v, spans.causal(1, T), scale=1.0, window=1, chunk=3)
+    np.testing.assert_allclose(found.ravel(), [1, 1.5, 2, 4, 4.5, 5, 7], rtol=1e-6)
 
 
 @pytest.mark.parametrize("how", [{}, dict(window=20, softcap=1.5)], ids=str)

@@ -130,11 +130,14 @@ def test_a_wrong_call_is_answered_by_a_sentence(small_model, case):
             asked(tokens, lengths=lengths)
 
 
-def test_a_text_beyond_the_learned_positions():
-    model = twins.untrained("gpt2", "plain")
-    most = model.config.n_positions
+@pytest.mark.parametrize("family", ["gpt2", "glm_moe_dsa"])
+def test_a_text_that_is_too_long(family):
+    """For learned positions; for attention that would choose among its tokens."""
+    model = twins.untrained(family, "plain")
+    most = model.config.longest_text
+    assert most == {"gpt2": 96, "glm_moe_dsa": 128}[family]
     assert model(np.ones(most, int)).shape[0] == most
-    with pytest.raises(ValueError, match=f"{most + 1} tokens: the model has only {most} learned"):
+    with pytest.raises(ValueError, match=f"{most + 1} tokens: this {family} reads at most {most}"):
         model(np.ones(most + 1, int))
 
 

@@ -122,6 +122,8 @@ def is_unread(config, name, new):
     """The written list: what has no effect in this very config, and why."""
     if name == "num_hidden_layers" and config.kinds:
         return True  # `layer_types` says it, and another number than of these is refused
+    if name == "index_topk":
+        return True  # what is longer is refused: see test_calls.py
     if config.model_type == "gemma4_text":
         no_experts = not config.enable_moe_block
         unread = {
@@ -286,6 +288,17 @@ CONFIGS = {
     "2026/deepseek-ai--DeepSeek-R1.json": 671_026_419_200,
     "2026/deepseek-ai--DeepSeek-V3.json": 671_026_419_200,
     "2026/nvidia--DeepSeek-V3.1-NVFP4.json": 671_026_419_200,  # another file calls it quantised
+    "2026/meta-llama--Llama-4-Maverick-17B-128E-Instruct.json": 400_711_848_960,
+    # Without their indexers, which take no part in texts that are read here.
+    "2026/nvidia--DeepSeek-V3.2-NVFP4.json": 671_026_419_200,  # another file calls it quantised
+    "2026/nvidia--GLM-5-NVFP4.json": 743_180_209_920,  # so here
+    "2026/nvidia--GLM-5.1-NVFP4.json": "modelopt",
+    "2026/nvidia--GLM-5.2-NVFP4.json": "modelopt",
+    "2026/zai-org--GLM-5-FP8.json": 743_180_209_920,
+    "2026/zai-org--GLM-5.1-FP8.json": 743_180_209_920,
+    "2026/zai-org--GLM-5.1.json": 743_180_209_920,
+    "2026/zai-org--GLM-5.2-FP8.json": 743_180_209_920,
+    "2026/zai-org--GLM-5.2.json": 743_180_209_920,
     "2026/MiniMaxAI--MiniMax-M2.7.json": 228_689_764_864,
     "2026/moonshotai--Kimi-K2.5.json": "compressed-tensors",
     "2026/nvidia--Kimi-K2.5-NVFP4.json": "modelopt",

@@ -92,11 +92,11 @@ def test_ids_out_of_range_are_refused_before_the_model_runs(model):
         model(jnp.array([[1, 200]]))
 
 
-def test_a_text_may_not_outgrow_learned_positions():
+def test_a_text_may_not_outgrow_the_model():
     model = twins.untrained("gpt2", "plain")
     assert generate.most_new_tokens(model, 90) == 6
     assert len(generate.generate(model, [[3] * 90], max_new_tokens=6)[0]) == 6
-    with pytest.raises(ValueError, match=r"90 tokens cannot grow by 7.*positions for 6 more"):
+    with pytest.raises(ValueError, match=r"90 tokens cannot grow by 7.*reads 6 more"):
         generate.generate(model, [[3] * 90], max_new_tokens=7)
 
 

@@ -67,6 +67,16 @@ def test_an_expert_met_often_gets_all_of_its_gradient():
         assert not gradient[name][1].any()
 
 
+def test_a_share_before_an_expert_by_hand():
+    """The expert squares: 3 at a share of 1/2 makes 9/4, and 9/2 where it is weighed after."""
+    x, half = jnp.full((1, 1, 1), 3.0), jnp.full((1, 1, 1), 0.5)
+    route = experts.Route(jnp.zeros((1, 1, 1), jnp.int32), half)
+    weights = {"down": (jnp.ones((1, 1, 1)), "E F D")}
+    squared = lambda x, own: layers.times("tF,FD->tD", x**2, own["down"])
+    assert experts.mixed(x, route, weights, squared, before=True).item() == 9 / 4
+    assert experts.mixed(x, route, weights, squared).item() == 9 / 2
+
+
 def test_a_token_goes_to_the_best_experts_by_hand():
     """Shares of 1, 2 and 4 sevenths; of the two best, as they are or brought to a sum of one."""
     logits = jnp.log(jnp.array([[[1.0, 2.0, 4.0]]]))

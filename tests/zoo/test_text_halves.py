@@ -42,6 +42,11 @@ WHOLES = {
         model_type="siglip2_vision_model", hidden_size=16, intermediate_size=16,
         num_hidden_layers=1, num_attention_heads=2, num_patches=4, patch_size=8,
     ), "lfm2"),
+    "llama4": (twins.LLAMA4, dict(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        image_size=16, patch_size=8, vision_output_dim=16, projector_input_dim=16,
+        projector_output_dim=16, pixel_shuffle_ratio=0.5,
+    ), "llama4_text"),
     "qwen2_vl": (dict(rope_parameters=MROPE), dict(
         depth=1, embed_dim=16, hidden_size=32, num_heads=2, patch_size=4,
     ), "qwen2"),
@@ -98,6 +103,11 @@ def whole(name, folder):
     return model
 
 
+def logits(model, name, tokens):
+    """Of a whole; that of Llama 4 cannot be called in transformers 5.24, and its text can."""
+    return twins.logits(model.language_model if name == "llama4" else model, tokens)
+
+
 def tensors(folder):
     return safetensors.numpy.load_file(folder / "model.safetensors")
 
@@ -109,7 +119,7 @@ SOME = full_but(WHOLES, "qwen3_vl_moe", "qwen3_5")
 def test_the_text_of_a_whole(tmp_path, name):
     original = whole(name, tmp_path / "whole")
     tokens = twins.TOKENS[:, :24]
-    expected = twins.logits(original, tokens)
+    expected = logits(original, name, tokens)
     model = zoo.load(tmp_path / "whole")
     np.testing.assert_allclose(model(tokens), expected, atol=1e-4)
     zoo.save(model, tmp_path / "text", dtype=jnp.float32, text_only=True)
@@ -147,7 +157,7 @@ def test_what_is_not_trained_is_not_lost(tmp_path, name, monkeypatch):
     assert type(again) is type(original)
     assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     tokens = twins.TOKENS[:, :24]
-    np.testing.assert_allclose(twins.logits(again, tokens), model(tokens), atol=1e-4)
+    np.testing.assert_allclose(logits(again, name, tokens), model(tokens), atol=1e-4)
     # And what is read is read again.
     np.testing.assert_array_equal(zoo.load(tmp_path / "out")(tokens), model(tokens))
     monkeypatch.setattr(hf_export, "SHARD_BYTES", 20_000)
@@ -157,18 +167,18 @@ def test_what_is_not_trained_is_not_lost(tmp_path, name, monkeypatch):
     assert index["metadata"]["total_size"] == sum(one.nbytes for one in after.values())
 
 
-@pytest.mark.parametrize("name", full_but(["qwen3_5", "gemma3", "qwen2_5_vl"], "qwen3_5"))
+@pytest.mark.parametrize("name", full_but(["qwen3_5", "gemma3", "llama4", "qwen2_5_vl"], "qwen3_5"))
 def test_adapters_are_those_of_the_whole(tmp_path, name):
     """PEFT puts them on the model that sees, under the text's names there."""
     peft = pytest.importorskip("peft")
     original = whole(name, tmp_path / "whole")
-    adapters = Lora(4, 8.0, targets=("q_proj", "down_proj"))
+    adapters = Lora(4, 8.0, targets=("q_proj", "up_proj"))
     model = with_adapters(zoo.load(tmp_path / "whole"), adapters, scale=0.1)
     zoo.save_adapter(model, tmp_path / "ours")
     tokens = twins.TOKENS[:, :24]
-    before = twins.logits(original, tokens)
+    before = logits(original, name, tokens)
     theirs = peft.PeftModel.from_pretrained(original, str(tmp_path / "ours")).eval()
-    found = twins.logits(theirs, tokens)
+    found = logits(original, name, tokens)  # its modules are those of `theirs` now
     assert np.abs(found - before).max() > 1e-2
     np.testing.assert_allclose(found, model(tokens), atol=2e-4)
     theirs.save_pretrained(str(tmp_path / "theirs"))
@@ -193,3 +203,19 @@ def test_heads_for_later_tokens_are_not_lost(tmp_path, family, name):
         assert after[one].tobytes() == before[one].tobytes()
     zoo.save(model, tmp_path / "text", dtype=jnp.float32, text_only=True)
     assert before.keys() - tensors(tmp_path / "text").keys() == {name}
+
+
+def test_an_indexer_belongs_to_the_text(tmp_path):
+    _, folder = twins.twin("glm_moe_dsa", "tied, odd, shared choices")
+    shutil.copytree(folder, tmp_path / "in")
+    before = tensors(folder)
+    after_the_last = "model.layers.4.self_attn.indexer.wk.weight"
+    more = before | {after_the_last: np.float16([[1, 2], [3, 4]])}
+    safetensors.numpy.save_file(more, tmp_path / "in" / "model.safetensors")
+    model = zoo.load(tmp_path / "in")
+    zoo.save(model, tmp_path / "out", dtype=jnp.float32, text_only=True)
+    after = tensors(tmp_path / "out")
+    assert after.keys() == before.keys()
+    for name in before:
+        assert after[name].tobytes() == before[name].tobytes()
+    assert sum(".indexer." in name for name in after) == 2 * 5

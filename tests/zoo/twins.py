@@ -104,6 +104,11 @@ DEEPSEEK = dict(
     v_head_dim=6, n_routed_experts=6, n_shared_experts=1, num_experts_per_tok=2,
     moe_intermediate_size=20, n_group=1, topk_group=1,
 )  # fmt: skip
+INDEXED = dict(index_n_heads=2, index_head_dim=8, index_topk=128)
+LLAMA4 = dict(
+    head_dim=8, intermediate_size=20, intermediate_size_mlp=40, num_local_experts=4,
+    num_experts_per_tok=1, attention_chunk_size=16, floor_scale=8, num_hidden_layers=4,
+)  # fmt: skip
 YARN_OF_DEEPSEEK = dict(qk_rope_head_dim=8, rope_parameters=dict(
     rope_type="yarn", rope_theta=1e4, factor=40.0, beta_fast=32.0, beta_slow=1.0, mscale=0.7,
     mscale_all_dim=1.0, original_max_position_embeddings=1024,
@@ -262,6 +267,47 @@ TWINS: dict[str, dict[str, dict]] = {
         "groups, yarn": DEEPSEEK | YARN_OF_DEEPSEEK | dict(
             n_routed_experts=12, n_group=4, topk_group=2, num_experts_per_tok=3,
             n_shared_experts=2, first_k_dense_replace=2, num_hidden_layers=5,
+        ),
+    },
+    "deepseek_v32": {
+        "plain": DEEPSEEK | INDEXED | dict(first_k_dense_replace=1),
+        "tied, odd, not normed": DEEPSEEK | INDEXED | dict(
+            first_k_dense_replace=0, tie_word_embeddings=True, norm_topk_prob=False,
+            vocab_size=101, hidden_size=44, v_head_dim=14, n_routed_experts=7,
+            num_experts_per_tok=3, num_attention_heads=3, num_key_value_heads=3,
+        ),
+        "groups, yarn": DEEPSEEK | INDEXED | YARN_OF_DEEPSEEK | dict(
+            n_routed_experts=12, n_group=4, topk_group=2, num_experts_per_tok=3,
+            n_shared_experts=2, first_k_dense_replace=2, num_hidden_layers=5,
+        ),
+    },
+    "glm_moe_dsa": {
+        "plain": DEEPSEEK | INDEXED | dict(first_k_dense_replace=1),
+        "tied, odd, shared choices": DEEPSEEK | INDEXED | dict(
+            mlp_layer_types=["sparse"] * 4, indexer_types=["full", "shared"] * 2,
+            tie_word_embeddings=True, norm_topk_prob=False, num_hidden_layers=4,
+            vocab_size=101, hidden_size=44, v_head_dim=14, n_routed_experts=7,
+            num_experts_per_tok=3, num_attention_heads=3, num_key_value_heads=3,
+        ),
+        "groups, sparse first": DEEPSEEK | INDEXED | dict(
+            n_routed_experts=12, n_group=4, topk_group=2, num_experts_per_tok=3,
+            n_shared_experts=2, num_hidden_layers=4,
+            mlp_layer_types=["sparse", "dense", "sparse", "sparse"],
+        ),
+    },
+    "llama4_text": {
+        "plain": LLAMA4,
+        "tied, odd, some dense, not normed": LLAMA4 | ODD | dict(
+            tie_word_embeddings=True, use_qk_norm=False, interleave_moe_layer_step=2,
+            attention_chunk_size=7, num_experts_per_tok=2, num_local_experts=5,
+        ),
+        "no chunks, one key head": LLAMA4 | LLAMA3 | dict(
+            num_key_value_heads=1, attention_chunk_size=None, moe_layers=[1], num_hidden_layers=3,
+            no_rope_layers=[0, 1, 1], attn_temperature_tuning=False,
+        ),
+        "dense first": LLAMA4 | LLAMA3 | dict(
+            moe_layers=[1, 2, 4], num_hidden_layers=5, no_rope_layers=[1, 0, 1, 1, 0],
+            num_experts_per_tok=2, attn_scale=0.4, floor_scale=5,
         ),
     },
     "glm4_moe": {
@@ -559,11 +605,14 @@ SHAPES = [(family, shape) for family, shapes in TWINS.items() for shape in shape
 # longrope alone, gpt-oss and SmolLM3 come with their windows and layers without positions above.
 KINDS = {"linear": LINEAR, "dynamic": DYNAMIC, "llama3": LLAMA3, "yarn": YARN,
          "longrope": longrope(4, 16) | dict(max_position_embeddings=64)}  # fmt: skip
-# All families but those with a rope for each kind of layer, one for a part of the head, or none.
-OWN_ROPES = ("gemma3_text", "gemma4_text", "ministral3", "olmo3", "phi3", "gpt2", "qwen3_5_text",
-             "qwen3_5_moe_text", "qwen3_next", "glm4_moe", "deepseek_v2", "deepseek_v3",
-             "glm4_moe_lite", "mistral4", "minimax_m2", "gpt_neox", "stablelm",
-             "nemotron_h")  # fmt: skip
+# All families but those with a rope for each kind of layer, one for a part of the head or in some
+# layers, or none.
+OWN_ROPES = (
+    "deepseek_v2", "deepseek_v3", "deepseek_v32", "gemma3_text", "gemma4_text", "glm4_moe",
+    "glm4_moe_lite", "glm_moe_dsa", "gpt2", "gpt_neox", "llama4_text", "minimax_m2", "ministral3",
+    "mistral4", "nemotron_h", "olmo3", "phi3", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next",
+    "stablelm",
+)  # fmt: skip
 WITH_ONE_ROPE = [f for f in TWINS if f not in OWN_ROPES]
 ROPES = {(family, kind): {"num_hidden_layers": 2, "head_dim": 8} | said
          for family in WITH_ONE_ROPE for kind, said in KINDS.items()}  # fmt: skip

@@ -84,6 +84,7 @@ def attend(
     *,
     scale: float,
     window: int | Int[Array, ""] | None = None,
+    chunk: int | None = None,
     softcap: float | None = None,
     sinks: Float[Array, " N"] | None = None,
     key_positions: Int[Array, "B S"] | None = None,
@@ -91,9 +92,11 @@ def attend(
 ) -> Float[Array, "B T N U"]:
     """Softmax attention; each key head serves N / K query heads. Scores and softmax in float32.
 
-    `window` is how many positions back a token sees, itself included; scores become `softcap *
-    tanh(scores / softcap)`; `sinks` are one more score for each head. Keys stand where the queries
-    do, or at `key_positions`. `backend` is one of BACKENDS; by default that of the platform.
+    `window` is how many positions back a token sees, itself included. With `chunk` it is counted
+    from where the token's chunk of so many positions begins: 1 is the chunk, up to the token.
+    Scores become `softcap * tanh(scores / softcap)`; `sinks` are one more score for each head. Keys
+    stand where the queries do, or at `key_positions`. `backend` is one of BACKENDS; by default that
+    of the platform.
 
     Raises:
       ValueError: the backend is not available here, or cannot do what the model needs.
@@ -106,7 +109,8 @@ def attend(
     looking = None
     if window is not None:
         keys = where.positions if key_positions is None else key_positions
-        looking = spans.Window(jnp.asarray(window, jnp.int32), where.positions, keys)
+        queries = where.positions // chunk * chunk if chunk else where.positions
+        looking = spans.Window(jnp.asarray(window, jnp.int32), queries, keys)
     mesh = jax.sharding.get_abstract_mesh()
     if backend == "dense" or mesh.empty:
         return run(q, k, v, where.first, where.last, looking, sinks)[..., :U]

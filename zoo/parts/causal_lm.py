@@ -101,8 +101,9 @@ class CausalLM(nnx.Module):
 
     def _of_rows(self, rows: token_rows.Rows, run: stack.Run = stack.run) -> Float[Array, "B T D"]:
         B, T = rows.ids.shape
-        if (most := self.config.sizes.get("M")) and most < T:
-            raise BadInput(f"a text of {T} tokens: the model has only {most} learned positions")
+        if (most := self.config.longest_text) and most < T:
+            kind = self.config.model_type
+            raise BadInput(f"a text of {T} tokens: this {kind} reads at most {most} here")
         return self.residual(rows.ids, spans.causal(B, T, rows.lengths), run)
 
     def unembed(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:

@@ -1,9 +1,7 @@
 """Mixtures of experts without capacity: every token goes to its top k, however crowded they are.
 
-Tokens are sorted by expert into tiles of one expert each, and an expert works on a tile at a time:
-no token is dropped, so packing changes nothing, and nothing is multiplied by an expert that it has
-not chosen. An expert's last tile is filled up with zeros; docs/models.md says how many products
-that adds. The balance of the experts never changes what is returned.
+No token is dropped, so packing changes nothing, and the balance of the experts never changes what
+is returned. `tiles.py` has how the work is done.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,18 +11,10 @@ from typing import Any, NamedTuple
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float
 
-from zoo.parts import adapted, layers, mlp, sharding
-
-# Tokens of a tile: the power of two above an expert's share of them, within these bounds. Smaller
-# ones would be filled up less, and read an expert's weights and add to its gradient more often.
-SMALLEST, LARGEST = 8, 512
-
-Weights = Mapping[str, Any]  # arrays, or those with adapters
-# One expert's work: (its tokens, its own weights) -> its outputs.
-Work = Callable[[Float[Array, "tile D"], Weights], Float[Array, "tile D"]]
-
+from zoo.parts import adapted, layers, mlp, sharding, tiles
+from zoo.parts.tiles import Route, Weights, Work
 
 # What a softmax or a sigmoid makes of a router's logits.
 Scores = Callable[[Float[Array, "B T E"]], Float[Array, "B T E"]]
@@ -38,13 +28,6 @@ IN_ONE_TENSOR = (
 )  # fmt: skip
 
 
-class Route(NamedTuple):
-    """Which experts each token goes to, and their shares of the sum."""
-
-    experts: Int[Array, "B T k"]
-    shares: Float[Array, "B T k"]
-
-
 class Choice(NamedTuple):
     """How a token chooses `each` of its experts, and what their shares are."""
 
@@ -53,6 +36,7 @@ class Choice(NamedTuple):
     scores: Scores = jax.nn.softmax  # of the router's logits; shares are scores
     scale: float = 1.0
     added: float = 0.0  # to the sum that is brought to one
+    of_what_is_read: bool = False  # shares scale what experts read, and not what they give
     # It chooses among the `kept` best of so many groups, as good as their `best` experts together.
     groups: int = 1
     kept: int = 1
@@ -120,12 +104,13 @@ class GatedExperts(nnx.Module):
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         correction = None if self.correction is None else self.correction[...]
         route = chosen(logits(x, self.router), self.choice, correction)
+        mix = functools.partial(mixed, x, route, before=self.choice.of_what_is_read)
         down = self.down[...], "E F D"
         if self.together:
             weights = {"gate_up": (self.gate_up[...], "E J D F"), "down": down}
-            return mixed(x, route, weights, gated_together)
+            return mix(weights, gated_together)
         weights = {"gate": (self.gate[...], "E D F"), "up": (self.up[...], "E D F"), "down": down}
-        return mixed(x, route, weights, _gated)
+        return mix(weights, _gated)
 
 
 class Shared(nnx.Module):
@@ -158,18 +143,23 @@ def mixed(
     route: Route,
     weights: Mapping[str, tuple[layers.Weight, str]],
     work: Work,
+    *,
+    before: bool = False,
 ) -> Float[Array, "B T D"]:
     """The sum of the outputs of each token's experts, weighted by their shares.
 
+    Or of what they make of the token times its share, where the weighing comes `before` the work.
     `weights` are given with their axes, which begin with E; `work` is given one expert's. Over
-    `tensor` each device has a part of F: `work` must be a sum over F, and what is added to it (axes
-    "E D") is added once.
+    `tensor` each device has some of the experts, and works on the tokens that chose these. Where
+    their number does not divide, it has a part of F of all: then `work` must be a sum over F, and
+    what is added to it (axes "E D") is added once.
     """
     ready = {name: layers.ready(w, axes, x.dtype) for name, (w, axes) in weights.items()}
     mesh = jax.sharding.get_abstract_mesh()
+    here = functools.partial(tiles.gathered, work=work, before=before)
     if mesh.empty:
-        return _here(x, route, ready, work=work)
-    # XLA cannot split a sort: each device sorts its own tokens, and has its own part of F.
+        return here(x, route, ready)
+    # XLA cannot split a sort: each device sorts its own tokens.
     rows = sharding.spec("B", x.shape[:1], mesh.shape)
     spec = lambda w, axes: sharding.spec(axes, w.shape, mesh.shape, sharding.GATHERED)
     split = {
@@ -178,111 +168,21 @@ def mixed(
     }
     is_spec = lambda x: isinstance(x, jax.P)
     specs = jax.tree.leaves(split, is_leaf=is_spec)
-    in_parts = any("tensor" in (axes or ()) for spec in specs for axes in spec)
-    over = "tensor" if in_parts and mesh.shape["tensor"] > 1 else None
+    is_split = lambda axes: "tensor" in (axes or ()) and mesh.shape["tensor"] > 1
+    by_expert = any(is_split(spec[0]) for spec in specs if spec)
+    by_width = any(is_split(axes) for spec in specs for axes in spec[1:])
 
     def part(x: Array, route: Route, ready: Weights) -> Array:
-        if not over:
-            return _here(x, route, ready, work=work)
-        first = jax.lax.axis_index(over) == 0
-        once = {n: w * first if weights[n][1] == "E D" else w for n, w in ready.items()}
-        return jax.lax.psum(_here(x, route, once, work=work), over)
+        if by_expert:
+            own = functools.partial(here, part=tiles.Part("tensor", mesh.shape["tensor"]))
+            return jax.lax.psum(own(x, route, ready), "tensor")
+        if by_width:
+            first = jax.lax.axis_index("tensor") == 0
+            once = {n: w * first if weights[n][1] == "E D" else w for n, w in ready.items()}
+            return jax.lax.psum(here(x, route, once), "tensor")
+        return here(x, route, ready)
 
     of_route: Any = (rows, rows)
     return jax.shard_map(
         part, in_specs=(rows, Route(*of_route), split), out_specs=rows, check_vma=False
     )(x, route, ready)
-
-
-def _here(x: Array, route: Route, weights: Weights, *, work: Work) -> Array:
-    """One device's tokens."""
-    B, T, D = x.shape
-    E, k = jax.tree.leaves(weights)[0].shape[0], route.experts.shape[-1]
-    M = B * T * k  # meetings of a token with an expert
-    tile = min(max(1 << (M // E).bit_length(), SMALLEST), LARGEST)
-    chosen = route.experts.reshape(-1)
-    counts = jnp.bincount(chosen, length=E)
-    tiles = -(-counts // tile)
-    first_tile, first_meeting = jnp.cumsum(tiles) - tiles, jnp.cumsum(counts) - counts
-    order = jnp.argsort(chosen)  # meetings by expert
-    owner = chosen[order]
-    slot = first_tile[owner] * tile + jnp.arange(M) - first_meeting[owner]
-    # As many tiles as there may be, and how many there are.
-    most, count = -(-M // tile) + min(E, M), tiles.sum()
-    experts = jnp.searchsorted(jnp.cumsum(tiles), jnp.arange(most), side="right")
-    meeting = jnp.full(most * tile, M).at[slot].set(order)  # M: nobody's
-
-    # Each token k times: in the backward pass its k gradients are summed side by side.
-    copies = jnp.broadcast_to(x.reshape(-1, 1, D), (B * T, k, D)).reshape(-1, D)
-    copies = jnp.concatenate([copies, jnp.zeros((1, D), x.dtype)])[meeting]
-    shares = jnp.append(route.shares.reshape(-1), 0).astype(x.dtype)[meeting]
-    made = _tile_by_tile(
-        work, copies.reshape(most, tile, D), shares.reshape(most, tile), dict(weights),
-        jnp.minimum(experts, E - 1), count,
-    ).reshape(-1, D)  # fmt: skip
-    back = made[jnp.zeros(M, slot.dtype).at[order].set(slot)]
-    return back.reshape(B, T, k, D).astype(jnp.float32).sum(2).astype(x.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _tile_by_tile(
-    work: Work,
-    x: Float[Array, "I tile D"],
-    shares: Float[Array, "I tile"],
-    weights: dict[str, layers.Weight],
-    experts: Int[Array, " I"],
-    count: Int[Array, ""],
-) -> Float[Array, "I tile D"]:
-    """The output of each tile's expert, weighted by the tokens' shares; 0 from tile `count` on."""
-
-    def one(i: Array | int, made: Array) -> Array:
-        own = _of_expert(weights, experts[i])
-        return made.at[i].set(_weighted(work, x[i], shares[i], own))
-
-    return jax.lax.fori_loop(0, count, one, jnp.zeros_like(x))
-
-
-def _of_expert(weights: PyTree, expert: Array) -> PyTree:
-    """Its own weights; what has no axis is that of all."""
-    return jax.tree.map(lambda w: w[expert] if w.ndim else w, weights)
-
-
-def _weighted(work: Work, x: Array, shares: Array, own: Weights) -> Array:
-    return work(x, own) * shares[:, None]
-
-
-def _forward(work: Work, *given: PyTree) -> tuple:
-    """Weights whose gradient nobody asks for are kept apart: their loop would add it up in vain."""
-    x, shares, weights, experts, count = jax.tree.map(lambda x: x.value, given)
-    asked = jax.tree.map(lambda w: w.value if w.perturbed else None, given[2])
-    others = jax.tree.map(lambda w: None if w.perturbed else w.value, given[2])
-    made = _tile_by_tile(work, x, shares, weights, experts, count)
-    return made, (x, shares, asked, others, experts, count)
-
-
-def _backward(work: Work, kept: tuple, gradient: Array) -> tuple:
-    """Tile by tile again; the gradient of an expert is added to in its place, in float32."""
-    x, shares, asked, others, experts, count = kept
-    whole = lambda asked, others: jax.tree.map(
-        lambda one, other: other if one is None else one, asked, others,
-        is_leaf=lambda x: x is None,
-    )  # fmt: skip
-
-    def one(i: Array | int, sums: tuple) -> tuple:
-        of_x, of_shares, of_weights = sums
-        own, rest = (_of_expert(tree, experts[i]) for tree in (asked, others))
-        again = lambda x, shares, own: _weighted(work, x, shares, whole(own, rest))
-        _, pull = jax.vjp(again, x[i], shares[i], own)
-        dx, dshares, down = pull(gradient[i])
-        add = lambda total, new: total.at[experts[i]].add(new.astype(jnp.float32))
-        added = jax.tree.map(add, of_weights, down)
-        return of_x.at[i].set(dx), of_shares.at[i].set(dshares), added
-
-    none = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), asked)
-    start = jnp.zeros_like(x), jnp.zeros_like(shares), none
-    of_x, of_shares, of_weights = jax.lax.fori_loop(0, count, one, start)
-    narrow = jax.tree.map(lambda g, w: g.astype(w.dtype), of_weights, asked)
-    return of_x, of_shares, narrow, None, None
-
-
-_tile_by_tile.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -51,6 +51,11 @@ class Config:
         return ()
 
     @property
+    def longest_text(self) -> int | None:
+        """How many tokens a text may have that is computed as the original does; None: any."""
+        return self.sizes.get("M")
+
+    @property
     def experts_of_a_token(self) -> int:
         """How many experts each token goes to; 1 where there is one MLP for all."""
         return getattr(self, "num_experts_per_tok", 1)

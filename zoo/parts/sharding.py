@@ -1,7 +1,7 @@
 """Which mesh axis splits which array axis: one table for weights, optimizer state and batches.
 
 The mesh has three axes. `data` repeats the weights, `fsdp` splits them and gathers one layer at a
-time, `tensor` splits the heads, the MLP and the vocabulary throughout.
+time, `tensor` splits the heads, the experts or the MLP, and the vocabulary throughout.
 """
 
 from collections.abc import Mapping
@@ -23,6 +23,7 @@ STORED: dict[str, tuple[str, ...]] = {
     "K": ("tensor",),
     "Q": ("tensor",),
     "X": ("tensor",),
+    "E": ("tensor",),
     "F": ("tensor",),
     "R": ("fsdp",),
     "V": ("tensor",),

@@ -26,7 +26,7 @@ class Window(NamedTuple):
     """
 
     width: Int[Array, ""]
-    queries: Int[Array, "B T"]  # positions
+    queries: Int[Array, "B T"]  # positions, of tokens or of where their chunks begin
     keys: Int[Array, "B S"]
 
 

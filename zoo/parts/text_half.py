@@ -12,6 +12,7 @@ KINDS = {
     "gemma4": "gemma4_text",
     "kimi_k25": "deepseek_v3",
     "lfm2_vl": "lfm2",
+    "llama4": "llama4_text",
     "mistral3": "mistral",
     "qwen2_5_vl": "qwen2",
     "qwen2_vl": "qwen2",
@@ -23,7 +24,7 @@ KINDS = {
 TIED = {"gemma3", "gemma4", "lfm2_vl"}  # of these a head is tied where nothing is said
 # What sees and hears, which is not read.
 OTHERS = (
-    r"^(model\.)?(visual|(vision|audio)_tower|embed_(vision|audio)|multi_modal_projector|"
+    r"^(model\.)?(visual|vision_model|(vision|audio)_tower|embed_(vision|audio)|multi_modal_projector|"
     r"mm_projector)\.",
 )
 # Names in the whole, and what they are in the text's own.
@@ -74,8 +75,12 @@ def of(hf: Mapping[str, object]) -> dict[str, object]:
 
 # The modules of a whole that are not of its text, as PEFT matches names.
 OTHER_MODULES = r"(?!.*language_model\.).*"
-# What transformers 5 calls a module of the text in the whole.
-MODULE = (r"^model\.", "model.language_model.")
+
+
+def module_in(hf: Mapping[str, object]) -> tuple[str, str]:
+    """A pattern in the names of a text's modules, and what transformers 5 has there in a whole."""
+    inside = "language_model.model." if hf["model_type"] == "llama4" else "model.language_model."
+    return r"^model\.", inside
 
 
 def written(hf: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:

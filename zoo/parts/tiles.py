@@ -1,0 +1,152 @@
+"""Tokens sorted by expert into tiles of one expert each; an expert works on a tile at a time.
+
+Nothing is multiplied by an expert that it has not chosen. An expert's last tile is filled up with
+zeros; docs/models.md says how many products that adds.
+"""
+
+from collections.abc import Callable, Mapping
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from zoo.parts import layers
+
+# Tokens of a tile: the power of two above an expert's share of them, within these bounds. Smaller
+# ones would be filled up less, and read an expert's weights and add to its gradient more often.
+SMALLEST, LARGEST = 8, 512
+
+Weights = Mapping[str, Any]  # arrays, or those with adapters
+# One expert's work: (its tokens, its own weights) -> its outputs.
+Work = Callable[[Float[Array, "tile D"], Weights], Float[Array, "tile D"]]
+
+
+class Route(NamedTuple):
+    """Which experts each token goes to, and their shares of the sum."""
+
+    experts: Int[Array, "B T k"]
+    shares: Float[Array, "B T k"]
+
+
+class Part(NamedTuple):
+    """Of the experts, those of one device along an axis of the mesh."""
+
+    axis: str
+    count: int
+
+
+def gathered(
+    x: Float[Array, "B T D"],
+    route: Route,
+    weights: Weights,
+    *,
+    work: Work,
+    before: bool,
+    part: Part | None = None,
+) -> Float[Array, "B T D"]:
+    """The sum of the outputs of each token's experts, of one device's tokens.
+
+    The experts are all that the route names, or those of the device's part.
+    """
+    B, T, D = x.shape
+    E, k = jax.tree.leaves(weights)[0].shape[0], route.experts.shape[-1]
+    M = B * T * k  # meetings of a token with an expert
+    each = M // (E * part.count if part else E)
+    tile = min(max(1 << each.bit_length(), SMALLEST), LARGEST)
+    chosen = route.experts.reshape(-1)
+    if part:  # those of other devices come last, and are counted with none
+        chosen = chosen - jax.lax.axis_index(part.axis) * E
+        chosen = jnp.where((chosen >= 0) & (chosen < E), chosen, E)
+    counts = jnp.bincount(chosen, length=E)
+    tiles = -(-counts // tile)
+    first_tile, first_meeting = jnp.cumsum(tiles) - tiles, jnp.cumsum(counts) - counts
+    order = jnp.argsort(chosen)  # meetings by expert
+    owner = chosen[order]
+    slot = first_tile[owner] * tile + jnp.arange(M) - first_meeting[owner]
+    # As many tiles as there may be, and how many there are.
+    most, count = -(-M // tile) + min(E, M), tiles.sum()
+    if part:
+        slot = jnp.where(owner < E, slot, most * tile)
+    experts = jnp.searchsorted(jnp.cumsum(tiles), jnp.arange(most), side="right")
+    meeting = jnp.full(most * tile, M).at[slot].set(order, mode="drop")  # M: nobody's
+
+    # Each token k times: in the backward pass its k gradients are summed side by side.
+    copies = jnp.broadcast_to(x.reshape(-1, 1, D), (B * T, k, D)).reshape(-1, D)
+    shares = route.shares.reshape(-1)
+    if before:
+        copies, shares = copies * shares[:, None].astype(x.dtype), jnp.ones_like(shares)
+    copies = jnp.concatenate([copies, jnp.zeros((1, D), x.dtype)])[meeting]
+    shares = jnp.append(shares, 0).astype(x.dtype)[meeting]
+    made = _tile_by_tile(
+        work, copies.reshape(most, tile, D), shares.reshape(most, tile), dict(weights),
+        jnp.minimum(experts, E - 1), count,
+    ).reshape(-1, D)  # fmt: skip
+    back = jnp.zeros(M, slot.dtype).at[order].set(slot)
+    back = made.at[back].get(mode="fill", fill_value=0) if part else made[back]
+    return back.reshape(B, T, k, D).astype(jnp.float32).sum(2).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _tile_by_tile(
+    work: Work,
+    x: Float[Array, "I tile D"],
+    shares: Float[Array, "I tile"],
+    weights: dict[str, layers.Weight],
+    experts: Int[Array, " I"],
+    count: Int[Array, ""],
+) -> Float[Array, "I tile D"]:
+    """The output of each tile's expert, weighted by the tokens' shares; 0 from tile `count` on."""
+
+    def one(i: Array | int, made: Array) -> Array:
+        own = _of_expert(weights, experts[i])
+        return made.at[i].set(_weighted(work, x[i], shares[i], own))
+
+    return jax.lax.fori_loop(0, count, one, jnp.zeros_like(x))
+
+
+def _of_expert(weights: PyTree, expert: Array) -> PyTree:
+    """Its own weights; what has no axis is that of all."""
+    return jax.tree.map(lambda w: w[expert] if w.ndim else w, weights)
+
+
+def _weighted(work: Work, x: Array, shares: Array, own: Weights) -> Array:
+    return work(x, own) * shares[:, None]
+
+
+def _forward(work: Work, *given: PyTree) -> tuple:
+    """Weights whose gradient nobody asks for are kept apart: their loop would add it up in vain."""
+    x, shares, weights, experts, count = jax.tree.map(lambda x: x.value, given)
+    asked = jax.tree.map(lambda w: w.value if w.perturbed else None, given[2])
+    others = jax.tree.map(lambda w: None if w.perturbed else w.value, given[2])
+    made = _tile_by_tile(work, x, shares, weights, experts, count)
+    return made, (x, shares, asked, others, experts, count)
+
+
+def _backward(work: Work, kept: tuple, gradient: Array) -> tuple:
+    """Tile by tile again; the gradient of an expert is added to in its place, in float32."""
+    x, shares, asked, others, experts, count = kept
+    whole = lambda asked, others: jax.tree.map(
+        lambda one, other: other if one is None else one, asked, others,
+        is_leaf=lambda x: x is None,
+    )  # fmt: skip
+
+    def one(i: Array | int, sums: tuple) -> tuple:
+        of_x, of_shares, of_weights = sums
+        own, rest = (_of_expert(tree, experts[i]) for tree in (asked, others))
+        again = lambda x, shares, own: _weighted(work, x, shares, whole(own, rest))
+        _, pull = jax.vjp(again, x[i], shares[i], own)
+        dx, dshares, down = pull(gradient[i])
+        add = lambda total, new: total.at[experts[i]].add(new.astype(jnp.float32))
+        added = jax.tree.map(add, of_weights, down)
+        return of_x.at[i].set(dx), of_shares.at[i].set(dshares), added
+
+    none = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), asked)
+    start = jnp.zeros_like(x), jnp.zeros_like(shares), none
+    of_x, of_shares, of_weights = jax.lax.fori_loop(0, count, one, start)
+    narrow = jax.tree.map(lambda g, w: g.astype(w.dtype), of_weights, asked)
+    return of_x, of_shares, narrow, None, None
+
+
+_tile_by_tile.defvjp(_forward, _backward, symbolic_zeros=True)
