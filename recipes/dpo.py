@@ -36,8 +36,10 @@ from recipes.training.policy import State
 from recipes.training.prepare import prepared
 
 
-def train(config: ml_collections.ConfigDict) -> None:
+def train(config: ml_collections.ConfigDict) -> bool:
     """Runs the recipe to its last step, resuming from the newest checkpoint if there is one.
+
+    False: it was asked to stop before its end, and the same config resumes it.
 
     Raises:
       ValueError, OSError: a sentence about the settings, the data, the models or the disk.
@@ -101,6 +103,8 @@ def train(config: ml_collections.ConfigDict) -> None:
         state, held_out = loop.run_steps(recipe, own, state, run, store, facts, stop)
         if not stop():
             ending.show(run, policy.model_of(own, state), frozen.model, held_out)
+            return True
+    return False
 
 
 if __name__ == "__main__":

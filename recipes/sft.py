@@ -38,8 +38,10 @@ from recipes.training.prepare import prepared
 from recipes.training.update import Answers
 
 
-def train(config: ml_collections.ConfigDict) -> None:
+def train(config: ml_collections.ConfigDict) -> bool:
     """Runs the recipe to its last step, resuming from the newest checkpoint if there is one.
+
+    False: it was asked to stop before its end, and the same config resumes it.
 
     Raises:
       ValueError, OSError: a sentence about the settings, the data, the model or the disk.
@@ -81,6 +83,8 @@ def train(config: ml_collections.ConfigDict) -> None:
         state, held_out = loop.run_steps(recipe, own, state, run, store, facts, stop)
         if not stop():
             ending.show(run, policy.model_of(own, state), None, held_out)
+            return True
+    return False
 
 
 def figures(answers: Answers) -> dict[str, Float[Array, ""]]:

@@ -151,6 +151,27 @@ def test_settings_can_be_unset(tmp_path):
     refused(result, "cannot be used")
 
 
+@pytest.mark.parametrize(("finished", "status"), [(True, 0), (None, 0), (False, 75)])
+def test_the_exit_status_says_whether_there_is_more_to_do(finished, status):
+    config = tiny.get_config()
+    config.compile_cache = None
+    assert command._with_config(lambda _: finished, config, settings.ALL) == status
+
+
+LOADING = """
+import signal
+from recipes.training import command, settings
+command.answer(settings.DPO)
+signal.raise_signal(signal.SIGTERM)  # while the other imports load
+"""
+
+
+def test_a_run_that_is_asked_to_stop_before_it_begins_has_more_to_do():
+    asked = [sys.executable, "-c", LOADING, TINY_CONFIG]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (75, "")
+
+
 @pytest.mark.parametrize("groups", [settings.DPO, settings.SFT], ids=["dpo", "sft"])
 def test_out_of_memory_names_what_to_turn_down(groups, capsys):
     def train(_):

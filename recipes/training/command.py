@@ -1,4 +1,7 @@
-"""The command line: flags that change a config, and errors that are sentences.
+"""The command line: flags that change a config, errors that are sentences, an exit status.
+
+The status tells what starts runs how one ended: 0 finished; 1 an error; 2 a wrong command, which no
+second try helps; 75 asked to stop, and the same command resumes it; 130 a second Ctrl-C.
 
 Nothing here is slow to import: a program reads its flags before its other imports, so that a wrong
 flag is answered at once.
@@ -9,7 +12,9 @@ import contextlib
 import errno
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 from typing import Any, NamedTuple, NoReturn
 
@@ -22,6 +27,7 @@ from recipes.data.chats import messages
 from recipes.training import checks, listing, nearest, overrides, terminal
 from recipes.training.settings import DPO, Groups, Table, recipe_of, table_of
 
+MORE_TO_DO = os.EX_TEMPFAIL  # 75
 HELP = ("--help", "-h", "-help", "--helpfull", "--helpshort")
 # What `answer` has read is kept for `main`: a config file is a program, which runs once.
 _answered: list["Given"] = []
@@ -42,11 +48,12 @@ def answer(groups: Groups | None, *, writes: bool = True) -> None:
     those of the recipe that the config is for. A program that `writes` nothing needs no directory.
     """
     terminal.hold()
+    _leave_when_asked()
     _answered.append(_read(groups, sys.argv, writes=writes))
 
 
 def main(
-    program: Callable[[ml_collections.ConfigDict], None],
+    program: Callable[[ml_collections.ConfigDict], bool | None],
     groups: Groups | None,
     *,
     joins: bool = False,
@@ -54,10 +61,12 @@ def main(
 ) -> None:
     """Reads the flags, unless `answer` has, and runs a program with its config.
 
-    An error that the user can fix ends it with one sentence, status 1. `joins`: the processes that
-    `config.distributed` describes work on it together.
+    An error that the user can fix ends it with one sentence, status 1. A program that was asked to
+    stop before its end returns False. `joins`: the processes that `config.distributed` describes
+    work on it together.
     """
     terminal.hold()
+    _leave_when_asked()
     given: list[Given] = []
 
     def parsed(argv: list[str]) -> list[str]:
@@ -99,16 +108,17 @@ def _read(groups: Groups | None, argv: list[str], *, writes: bool) -> Given:
 
 
 def _with_config(
-    program: Callable[[ml_collections.ConfigDict], None],
+    program: Callable[[ml_collections.ConfigDict], bool | None],
     config: ml_collections.ConfigDict,
     table: Table,
     *,
     joins: bool = False,
-) -> None:
+) -> int:
+    """Its exit status."""
     several = config.distributed.to_dict() if "distributed" in config else {}
     together = several.pop("enabled", False) and joins
 
-    def started() -> None:
+    def started() -> bool | None:
         import jax  # late, so that wrong flags are answered before it
 
         from checkpoints_io import places
@@ -121,22 +131,37 @@ def _with_config(
         taken = listing.taken(checks.left_out(config, table), table)
         if taken and (not together or jax.process_index() == 0):  # which starts the devices
             terminal.write(taken)
-        program(config)
+        return program(config)
 
     try:
-        _in_sentences(started, checks.less_memory(checks.plain(config, table)))
+        finished = _in_sentences(started, checks.less_memory(checks.plain(config, table)))
     except BaseException as error:
         # A thread that still saves, or reads data, would delay an interrupted program for minutes.
-        if together or isinstance(error, KeyboardInterrupt):
+        if together or isinstance(error, KeyboardInterrupt | Left):
             _end_at_once(error)
         raise
+    return MORE_TO_DO if finished is False else 0
 
 
-def _in_sentences(program: Callable[[], None], less_memory: list[str]) -> None:
+class Left(SystemExit):
+    """Asked to stop where there is nothing to save; in the steps `preemption.asked` does it."""
+
+
+def _leave_when_asked() -> None:
+    """SIGTERM ends the program with the status of a run that has more to do."""
+
+    def leave(*_: object) -> NoReturn:
+        raise Left(MORE_TO_DO)
+
+    if threading.current_thread() is threading.main_thread():  # where signals come
+        signal.signal(signal.SIGTERM, leave)
+
+
+def _in_sentences(program: Callable[[], bool | None], less_memory: list[str]) -> bool | None:
     """Prints an error that the user can fix as a sentence; `less_memory` are flags that help."""
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file it writes
     try:
-        program()
+        return program()
     except errors.UserError as error:
         _stop(str(error), 1)
     except (OSError, RuntimeError, ValueError, MemoryError) as error:

@@ -1,6 +1,6 @@
 """A run that is asked to stop: by SIGTERM, which comes before a machine is taken away, or Ctrl-C.
 
-The step under way is finished and saved, and the program exits with status 0: the same command
+The step under way is finished and saved, and the program exits with status 75: the same command
 resumes the run.
 """
 

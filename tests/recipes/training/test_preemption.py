@@ -74,7 +74,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_ends_well(tmp_path, asked):
     wait_for(3, parted, process)
     process.send_signal(asked)
     told = process.communicate()[0]
-    assert process.returncode == 0, told[-2000:]
+    assert process.returncode == 75, told[-2000:]
     assert "the same command resumes from there" in told
     stopped = max(figures(parted))
     assert 3 <= stopped < 12
@@ -193,12 +193,12 @@ def test_an_evaluation_is_given_up_when_the_run_is_asked_to_stop(
 
     with monkeypatch.context() as patched:
         patched.setattr(evaluation, "evaluate", interrupted)
-        dpo.train(config)
+        assert dpo.train(config) is False
     assert asked == ["heldout", "second"] * (1 + at // 2)
     assert [int(path.name) for path in (directory / "checkpoints").iterdir()] == left
     evaluated = lambda: [r["step"] for r in records(directory) if "eval/second/dpo_loss" in r]
     assert evaluated() == [step for step in (0, 2) if step < at]
-    dpo.train(config)
+    assert dpo.train(config) is True
     assert evaluated() == [0, 2, 3]
     assert figures(directory).keys() == {1, 2, 3}
 
@@ -246,9 +246,9 @@ def both(directory, *flags):
     ]
 
 
-def ended(processes):
+def ended(processes, status=0):
     told = [process.communicate(timeout=600)[0] for process in processes]
-    assert not any(p.returncode for p in processes), "".join(t[-1500:] for t in told)
+    assert {p.returncode for p in processes} == {status}, "".join(t[-1500:] for t in told)
     return told
 
 
@@ -261,7 +261,7 @@ def test_two_processes_stop_behind_the_same_step(tmp_path):
     processes = both(parted, *FLAGS, "--config.steps_per_checkpoint=1")
     wait_for(3, parted, processes[0])
     processes[1].send_signal(signal.SIGTERM)
-    told = ended(processes)[0]
+    told = ended(processes, 75)[0]
     assert "the same command resumes from there" in told
     stopped = max(figures(parted))
     assert 3 <= stopped < 12
