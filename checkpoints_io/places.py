@@ -1,12 +1,13 @@
 """Where a run lives: a directory of a run, a cache or an export, behind a few verbs.
 
-`at` gives the place of an address. The one kind now is a folder on a disk; a bucket would be a
-second, with the same verbs and no change to a caller. So no verb needs what a bucket lacks: nothing
-that exists is renamed, no part of a file is written, a folder need not exist before its files do.
-A name is relative to its place, with `/` between folders.
+`at` gives the place of an address: a folder on a disk, or the objects of a bucket whose names begin
+so (bucket.py). No verb needs what a bucket lacks: nothing that exists is renamed, no part of a file
+is written, a folder need not exist before its files do. A name is relative to its place, with `/`
+between folders.
 
-A library that reads and writes for itself is given the `address` where it knows buckets too (Orbax,
-jax's compilation cache), and `local()` where it knows this machine only.
+A library that reads and writes for itself is given the `address` where it knows buckets too (jax's
+compilation cache), `for_orbax()` where it knows some of them, and `local()` where it knows this
+machine only.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,8 +18,8 @@ import pathlib
 import shutil
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from checkpoints_io import lock, whole
-from checkpoints_io.errors import BadInput, StorageError
+from checkpoints_io import bucket, lock, whole
+from checkpoints_io.errors import StorageError
 
 
 @runtime_checkable  # where the types of arguments are checked
@@ -93,8 +94,25 @@ class Place(Protocol):
     def set_aside(self, name: str) -> None:
         """Hides a checkpoint that cannot be read from Orbax; nothing of it is lost.
 
-        `unreadable-NAME` says so: on a disk that is its new name.
+        `unreadable-NAME` says so: on a disk that is its new name, in a bucket an object beside it,
+        and it stays until a checkpoint of that name is written again.
         """
+        ...
+
+    def for_orbax(self) -> str:
+        """Where Orbax writes its checkpoints: the address, or a folder of this machine instead.
+
+        Raises:
+          ValueError: it would be that folder, and several processes write, who must all see one.
+        """
+        ...
+
+    def bring(self, parts: Iterable[str], step: str | None = None) -> None:
+        """That folder has these parts of the checkpoint, or of all, if it is a folder instead."""
+        ...
+
+    def put_up(self) -> None:
+        """The place holds the checkpoints that this folder holds, each once it is whole."""
         ...
 
     def clear(self) -> None:
@@ -150,8 +168,7 @@ def at(address: str, flag: str = "") -> Place:
       ValueError: there is no such kind of place.
     """
     if "://" in address:
-        told = f"{flag}={address}" if flag else address
-        raise BadInput(f"{told} must be a path of this machine's file system")
+        return bucket.at(address, f"{flag}={address}" if flag else address)
     return Disk(pathlib.Path(address).expanduser().absolute())
 
 
@@ -227,6 +244,15 @@ class Disk(NamedTuple):
         while aside.exists():  # it was unreadable once before
             aside = self.path / f"unreadable-{name}.{next(again)}"
         (self.path / name).rename(aside)
+
+    def for_orbax(self) -> str:
+        return self.address
+
+    def bring(self, parts: Iterable[str], step: str | None = None) -> None:
+        pass  # it is there
+
+    def put_up(self) -> None:
+        pass
 
     def clear(self) -> None:
         whole.clear(self.path)

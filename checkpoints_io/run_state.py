@@ -6,6 +6,7 @@ tree among them: a bit that has changed since is detected.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 import contextlib
 import fnmatch
 import types
@@ -56,7 +57,12 @@ class RunStore:
         self._pending: tuple[int, Any] | None = None
         self._failures = 0  # in a row
         self._known: dict[int, Facts | None] = {}  # facts by step; None of what is torn
+        self._going_up: futures.ThreadPoolExecutor | None = None
         place.refuse_odd(trees=[""])
+        self._at = place.for_orbax()
+        if self._at != place.address:  # a copy on this machine
+            place.bring(["facts"])
+            self._going_up = futures.ThreadPoolExecutor(1)
         self._open()
 
     def __enter__(self) -> "RunStore":
@@ -72,12 +78,14 @@ class RunStore:
             self._saver.close()
 
     def _open(self) -> None:
+        if self._keep and processes.is_first():
+            self._place.clear()  # a bucket's, of which Orbax would clear what is set aside too
         policy: Any = types.SimpleNamespace(should_preserve=self._to_stay)
         self._saver = ocp.training.Checkpointer(
-            self._place.address,
+            self._at,
             preservation_policy=policy,
             # What another process is writing may not be cleared away by one that only reads.
-            cleanup_tmp_directories=self._keep is not None,
+            cleanup_tmp_directories=self._keep is not None and "://" not in self._at,
         )
         if self._keep and self._keep.highest:
             for step in self.steps():
@@ -123,7 +131,14 @@ class RunStore:
         if under_way is None:
             later = "a checkpoint of a later step, which is not this run's"
             return None, OSError(f"there is {later}, in {self._place}")
+        if self._going_up:
+            return self._going_up.submit(lambda: (under_way.result(), self._place.put_up())), None
         return under_way, None
+
+    def _is_saving(self) -> bool:
+        pending = self._pending and self._pending[1]
+        goes_up = isinstance(pending, futures.Future) and not pending.done()
+        return goes_up or self._saver.is_saving_in_progress()
 
     def lost(self) -> bool:
         """Did the newest save fail, as far as is known, so that another is to be made at once?
@@ -132,7 +147,7 @@ class RunStore:
           OSError: it failed, and there is no retry left.
         """
         # With several processes none can know alone; they check together, at the next save.
-        if jax.process_count() == 1 and self._pending and not self._saver.is_saving_in_progress():
+        if jax.process_count() == 1 and self._pending and not self._is_saving():
             self.wait()
         return self._failures > 0
 
@@ -215,6 +230,7 @@ class RunStore:
             check(facts)
             if like is None:
                 return Restored(step, {}, facts)
+            self._place.bring(like, str(step))  # an error of the network tears no checkpoint
             # All processes have it before its bits are compared, which they do together.
             restored = _tried(step, lambda step=step: self._read(step, like))
             restored = restored and _tried(step, lambda found=restored: _with_its_bits(found))

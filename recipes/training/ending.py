@@ -44,6 +44,8 @@ def show(
     folder = policy.export_folder(run.total_steps, run).address
     if not policy.exported(run.total_steps, run):
         say(how_to_export(folder))
+    elif "://" in folder:
+        say(f"\nit is in {folder}: copy that to a folder of the machine that is to use it")
     elif adapters_alone(run):
         say(how_to_use_adapters(folder, run))
     else:

@@ -38,6 +38,7 @@ def prepared(given: Values, *, beside: Beside | None = None) -> Iterator[Run]:
       ValueError, OSError: a sentence about what is wrong and how to fix it.
     """
     directory = made(given["directory"], rooms=("checkpoints", "hf"))
+    directory.within("checkpoints").for_orbax()  # refuses early where several processes cannot
     with _alone(directory):
         yield _prepare(given, beside, directory)
 

@@ -51,7 +51,9 @@ DTYPES = ("f32", "float32", "bf16", "bfloat16", "f16", "float16")
 RUN = {
     "name": Setting(str, "what the run is called in Weights & Biases", MUST, free=True),
     "tags": Setting(tuple, "its tags in Weights & Biases", (), free=True),
-    "directory": Setting(str, "where the run keeps its files", MUST, free=True),
+    "directory": Setting(
+        str, "where the run keeps its files: a folder, or one in a bucket (gs://)", MUST, free=True
+    ),
     "seed": Setting(
         int, "decides the order of the data, and the values of new adapters", MUST, bound=SEED
     ),

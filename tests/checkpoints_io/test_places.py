@@ -1,20 +1,25 @@
-"""The verbs of a place: of a folder on a disk, and of a kind that has what a bucket has.
+"""The verbs of a place: of a folder on a disk, and of a bucket, which is one in memory here.
 
 What uses verbs alone does the same on both: records, settings, caches, exports, a run's beginning.
 """
 
+import contextlib
 import inspect
 import json
 import math
 import pathlib
 import pickle
+import threading
+import time
 
+import fsspec
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
 
-from checkpoints_io import places
+from checkpoints_io import lease, places
+from checkpoints_io.bucket import Bucket
 from recipes.data import source_pairs
 from recipes.data.ids import counts, parallel, shards, token_cache
 from recipes.data.ids.encode_rows import Source
@@ -22,29 +27,16 @@ from recipes.data.ids.shards import Shard
 from recipes.preference import reference_cache
 from recipes.training import checks, policy, prepare, records, settings
 from recipes.training.run import Records
-from tests.checkpoints_io.in_memory import Bucket, InMemory
 from tests.conftest import TINY
 from tests.recipes.data.test_source_pairs import HOW
 import zoo
 
 
-@pytest.fixture
-def bucket(monkeypatch):
-    """With it `places.at` knows one more kind, which is all that a second kind needs."""
-    bucket, on_disk = Bucket({}, set(), {}), places.at
-
-    def at(address, flag=""):
-        kind, _, prefix = address.partition("://")
-        return InMemory(bucket, prefix) if kind == "mem" else on_disk(address, flag)
-
-    monkeypatch.setattr(places, "at", at)
-    return bucket
-
-
 @pytest.fixture(params=["disk", "bucket"])
 def room(request, bucket, tmp_path):
     """A place that may have neighbours."""
-    place = places.at(str(tmp_path / "room") if request.param == "disk" else "mem://runs/room")
+    address = tmp_path / "room" if request.param == "disk" else "memory://runs/room"
+    place = places.at(str(address))
     place.make()
     return place
 
@@ -59,10 +51,10 @@ def test_both_kinds_have_all_verbs(room):
     assert pickle.loads(pickle.dumps(places.Disk(pathlib.Path("/a")))).address == "/a"
 
 
-@pytest.mark.parametrize("kind", [places.Disk, InMemory])
+@pytest.mark.parametrize("kind", [places.Disk, Bucket])
 def test_a_verb_is_called_alike(kind):
     verbs = [name for name in vars(places.Place) if not name.startswith("_") and name != "address"]
-    assert len(verbs) == 17
+    assert len(verbs) == 20
     for name in verbs:
         wanted, own = (inspect.signature(getattr(one, name)) for one in (places.Place, kind))
         assert [*wanted.parameters] == [*own.parameters], name
@@ -152,6 +144,98 @@ def test_one_at_a_time(room):
         pass
 
 
+def test_the_lease_of_a_process_that_died_runs_out(bucket, caplog):
+    place = places.at("memory://runs/room")
+    place.write_whole("lock/0123", b"a machine that is gone")
+    with place.alone(otherwise=refuse):  # it renews nothing
+        (own,) = place.within("lock").names()
+        assert own != "0123"
+        time.sleep(0.7)  # this one does
+        with pytest.raises(OSError, match="somebody is there"), place.alone(otherwise=refuse):
+            pass
+        assert place.within("lock").names() == [own]
+    assert place.within("lock").names() == []
+    assert "another process may be there" in caplog.text
+
+
+def test_who_has_lost_its_lease_ends(bucket, monkeypatch):
+    """It was paused for so long that another one took its place."""
+    ended = threading.Event()
+    monkeypatch.setattr(lease, "_end", lambda _: (ended.set(), 1 / 0))
+    place = places.at("memory://runs/room")
+    with place.alone(otherwise=refuse):
+        (own,) = place.within("lock").names()
+        assert not ended.wait(0.3)
+        place.remove(f"lock/{own}")
+        assert ended.wait(10)
+        assert place.within("lock").names() == []
+
+
+def test_of_two_that_come_at_once_one_or_none_is_alone(bucket):
+    place, inside, most = places.at("memory://runs/room"), [], []
+
+    def come():
+        with contextlib.suppress(OSError), place.alone(otherwise=refuse):
+            inside.append(0)
+            most.append(len(inside))
+            time.sleep(0.02)
+            inside.pop()
+
+    threads = [threading.Thread(target=come) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(most) == {1}
+
+
+def test_an_export_whose_last_object_is_missing_is_written_again(bucket, monkeypatch):
+    exports = places.at("memory://runs/room/hf")
+    model, mine = exports.within("step-2"), "config.json"
+
+    def export():
+        with model.whole_folder() as fresh:
+            (fresh / mine).write_text("")
+            (fresh / "model.safetensors").write_text("weights")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Bucket, "_put", lambda *_: model.write_whole("a.safetensors", b"") or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            export()
+    assert exports.names() == [".step-2.part", "step-2"]
+    exports.refuse_odd(models=["step-2"])  # not somebody's work
+    export()
+    assert exports.names() == ["step-2"]
+    assert model.names() == [mine, "model.safetensors"]
+    model.remove(mine)
+    exports.write_whole(".step-2.part", b"")
+    exports.clear()
+    assert not bucket
+
+
+def test_a_bucket_keeps_what_is_set_aside_and_no_other_torn_checkpoint(bucket):
+    room = places.at("memory://runs/room/checkpoints")
+    for step in ("2", "3", "4"):
+        room.write_whole(f"{step}/policy/weights", b"")
+    for step in ("2", "3"):
+        room.write_whole(f"{step}/commit_success.txt", b"")
+    room.set_aside("3")
+    room.clear()
+    assert room.names() == ["2", "3", "unreadable-3"]
+    assert room.exists("3/policy/weights")
+
+
+def test_what_a_library_says_of_a_bucket_is_a_sentence(bucket, monkeypatch):
+    place = places.at("memory://runs/room")
+
+    def refused(*_, **__):
+        raise RuntimeError("Anonymous caller does not have storage.objects.list access\nand more")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "ls", refused)
+    with pytest.raises(OSError, match=r"^memory://runs/room cannot be used: Anonymous .* access$"):
+        place.names()
+
+
 def test_what_knows_this_machine_only_writes_here(room):
     profile = room.within("profile")
     with room.alone(otherwise=refuse):
@@ -174,10 +258,26 @@ def test_addresses(tmp_path, monkeypatch):
     assert places.at("~/runs").address == "/home/me/runs"
     assert places.at("/a/b").within("c/d").address == "/a/b/c/d"
     assert places.beside(places.at("/a/b"), "c").address == "/a/c"
-    with pytest.raises(ValueError, match=r"^--config.token_cache=s3://b/x must be a path"):
-        places.at("s3://b/x", "--config.token_cache")
-    with pytest.raises(ValueError, match=r"^gs://b/x must be a path of this machine's file system"):
-        places.at("gs://b/x")
+    assert places.at("memory://b/x/").address == "memory://b/x"
+    assert places.at("memory://b/x").within("c/d").address == "memory://b/x/c/d"
+    assert places.beside(places.at("memory://b/x"), "c").address == "memory://b/c"
+    with pytest.raises(ValueError, match=r"^--config.token_cache=file:///b/x must be a path of"):
+        places.at("file:///b/x", "--config.token_cache")
+    with pytest.raises(
+        ValueError, match=r"^memory://b/ must name a folder in a bucket: memory://B"
+    ):
+        places.at("memory://b/")
+    with pytest.raises(ValueError, match=r"^g3://b/x: there is no kind of bucket g3://"):
+        places.at("g3://b/x")
+
+
+def test_a_bucket_whose_library_is_not_there_says_what_to_install(monkeypatch):
+    def missing(_):
+        raise ImportError("Please install gcsfs")
+
+    monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
+    with pytest.raises(ValueError, match=r"^--f=gs://b/x: pip install 'nnx-zoo\[cloud\]' \(Please"):
+        places.at("gs://b/x", "--f")
 
 
 def test_a_link_is_no_file_of_ours(tmp_path):
