@@ -1,12 +1,14 @@
 """Checkpoints in a bucket: whole, and torn. `-m full` has servers that speak gs and s3."""
 
+import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoints_io import here, places
+from checkpoints_io import here, lease, places
 from checkpoints_io.run_state import Keep, RunStore
+from tests.checkpoints_io import buckets, test_places
 
 TREES = {"policy": {"a": jnp.arange(12.0).reshape(3, 4), "b": jnp.ones(3, jnp.bfloat16)}}
 
@@ -110,3 +112,74 @@ def test_several_processes_are_told_where_they_can_write(bucket, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match="x/checkpoints: several processes write a checkpoint tog"):
         places.at("memory://runs/x/checkpoints").for_orbax()
+
+
+# On servers.
+
+VERBS = [
+    test_places.test_files, test_places.test_what_is_added_is_there_at_once,
+    test_places.test_a_folder_is_there_when_it_is_whole,
+    test_places.test_no_folder_takes_the_place_of_something_else,
+    test_places.test_what_cannot_be_read_is_set_aside, test_places.test_one_at_a_time,
+    test_places.test_what_knows_this_machine_only_writes_here,
+    test_places.test_records_and_settings, test_places.test_the_id_of_a_run_stays,
+    test_places.test_answers_of_a_reference_are_kept, test_places.test_an_export,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["gs", "s3"])
+def server(request):
+    """The kind of a bucket on a server that this process uses."""
+    with buckets.served(request.param) as environment, pytest.MonkeyPatch.context() as patched:
+        buckets.configured(environment, patched)
+        fsspec.get_filesystem_class(request.param).clear_instance_cache()
+        yield request.param
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
+def test_the_verbs_on_a_server(server, verb, monkeypatch):
+    monkeypatch.setattr(lease, "RENEWED", 1.0)
+    monkeypatch.setattr(lease, "RUNS_OUT", 5.0)  # s3 tells times in seconds
+    verb(places.at(f"{server}://runs/{verb.__name__}"))
+
+
+@pytest.mark.full
+def test_checkpoints_come_back_from_a_server(server):
+    checkpoints_come_back(places.at(f"{server}://runs/whole/checkpoints"))
+
+
+@pytest.mark.full
+def test_a_bucket_that_is_not_there_is_named(server):
+    place = places.at(f"{server}://nowhere/x")
+    with pytest.raises(OSError, match=f"{server}://nowhere/x cannot be used: "):
+        place.write_whole("a", b"")
+    with pytest.raises(OSError, match=f"{server}://nowhere/x cannot be used: "), \
+            place.alone(otherwise=lambda: None):  # fmt: skip
+        pass
+
+
+@pytest.mark.full
+def test_every_object_of_the_newest_checkpoint_deleted_or_cut(server, capsys):
+    """It falls back with a sentence, or the object's content stands elsewhere too."""
+    place = places.at(f"{server}://runs/harmed/checkpoints")
+    with RunStore(place, keep=Keep(3)) as store:
+        for step in (1, 2):
+            store.save(step, times(step), {"position": step})
+    whole = {name: place._fs.cat_file(name) for name in place._below()}
+    passed = 0
+    harmed = [name for name in whole if f"{place._path()}/2/" in name]
+    for name in harmed:
+        for harm in (None, whole[name][: len(whole[name]) // 2]):
+            if harm is None:
+                place._fs.rm_file(name)
+            else:
+                place._fs.pipe_file(name, harm)
+            with opened(place) as store:
+                passed += newest(store) == 1  # which compares every bit
+            place.remove("")
+            for one, content in whole.items():
+                place._fs.pipe_file(one, content)
+    with capsys.disabled():
+        print(f"\n{server}: {2 * len(harmed)} harms of {len(harmed)} objects, {passed} fell back")
+    assert passed >= len(harmed) // 2
