@@ -141,6 +141,20 @@ def read_config(folder: pathlib.Path) -> Said:
     )
 
 
+def base_of(folder: pathlib.Path) -> str:
+    """The weights that a folder of adapters names, with their revision if it names one.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read_config`; or it names none.
+    """
+    base = read_config(folder).base_model_name_or_path
+    if not base:
+        raise BadInput(f"{folder / CONFIG} does not say which weights its adapters are for")
+    revision = hf_folder.read_json(folder / CONFIG).get("revision")
+    is_here = pathlib.Path(base).expanduser().is_dir()
+    return base if is_here or not revision or "@" in base else f"{base}@{revision}"
+
+
 def _is_rank(value: Any) -> bool:
     return type(value) is int and 0 < value < 2**31
 

@@ -187,6 +187,11 @@ def of_one(folder):
     yield "benchmarks/ours.py", [f"--folder={folder}/nowhere"], ["nowhere/pairs.jsonl"], 1
     words = [f"--tokenizer={folder}/nowhere", "--rows=a.json"]
     yield "benchmarks/tokenisation.py", words, ["holds no tokenizer"], 1
+    yield "zoo", ["chat"], ["give python -m zoo chat FOLDER"], 2
+    yield "zoo", ["chat", "a", "--temp=1"], ["no flag --temp: --against, --base"], 2
+    yield "zoo", ["chat", "a", "--tokens=x"], ["--tokens='x' is not a number"], 2
+    yield "zoo", ["chat", "a", "--top_p=0.9"], ["without a temperature"], 1
+    yield "zoo", ["chat", f"{folder}/nowhere"], ["no model folder"], 1
     yield "zoo", [], ["python -m zoo PATH-OR-ID"], 2
     yield "zoo", ["--model=a"], ["no flag --model=a"], 2
     yield "zoo", [f"{folder}/nowhere"], ["no model folder"], 1

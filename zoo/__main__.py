@@ -3,10 +3,12 @@
   python -m zoo meta-llama/Llama-3.2-1B
   python -m zoo ./my-model
   python -m zoo merge BASE ADAPTER FOLDER [bfloat16|float32]
+  python -m zoo chat FOLDER [--against OTHER]
 
 The first reads config.json and, of a local folder, the headers of the weights. Of a hub id nothing
 else is downloaded. `merge` writes the model of the weights in BASE and the PEFT folder ADAPTER, in
-bfloat16 unless float32 is asked for; what is lost to rounding is said.
+bfloat16 unless float32 is asked for; what is lost to rounding is said. `chat` talks with a model:
+`python -m zoo chat --help`.
 """
 
 from collections import Counter
@@ -75,12 +77,33 @@ def merge(base: str, adapter: str, folder: str, dtype: str = "bfloat16") -> str:
     return f"{folder} holds {base} with {adapter} merged into it: {adapters.lost_told(lost, dtype)}"
 
 
+def chat(args: list[str]) -> int:
+    """A conversation with a model, or with two; the status of the program."""
+    from zoo import chat as talking
+
+    if set(args) & {"-h", "--help", "-help"}:
+        print((talking.__doc__ or "").strip())
+        return 0
+    try:
+        given = talking.read(args)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        return talking.chat(*given)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
 def _size(bytes_: int) -> str:
     return f"{bytes_ / 2**30:.2f} GiB" if bytes_ >= 2**30 else f"{bytes_ / 2**20:.1f} MiB"
 
 
 def main(args: list[str]) -> int:
     """Describes each of the folders or hub ids; returns 1 if one of them cannot be read."""
+    if args[:1] == ["chat"]:
+        return chat(args[1:])
     if set(args) & {"-h", "--help", "-help"}:
         print(__doc__.strip())
         return 0

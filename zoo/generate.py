@@ -4,9 +4,8 @@ Prompts of different lengths share a batch. Programs are compiled for a few size
 two) and for no particular length.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import functools
-from typing import NamedTuple
 
 from flax import nnx
 import jax
@@ -15,27 +14,11 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 import numpy as np
 
 from checkpoints_io.errors import BadInput
+from zoo import sampling as drawing
 from zoo.parts import blocks, causal_lm, mixing, rope, sharding, spans, token_rows
+from zoo.sampling import GREEDY, Sampling
 
 SMALLEST = 64  # tokens that a program has room for, at least
-
-
-class Sampling(NamedTuple):
-    """How a token is drawn; a temperature of 0 takes the likeliest.
-
-    What remains is drawn by its probability at that temperature: at most `top_k` tokens (0: all);
-    the likeliest whose probabilities add up to `top_p`; those at least `min_p` times as probable as
-    the likeliest. The likeliest always remains.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-
-
-GREEDY = Sampling()
-
 
 State = dict[str, mixing.State]  # what the layers of each kind keep
 
@@ -61,7 +44,32 @@ def generate(
       ValueError: a prompt is empty, holds an id that the model has no embedding for, or would grow
         beyond the longest text of the model; or a setting of `sampling` means nothing.
     """
-    _check(sampling)
+    texts: list[list[int]] = [[] for _ in prompts]
+    for added in stream(
+        model, prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids, sampling=sampling,
+        seed=seed, at_once=max_new_tokens,
+    ):  # fmt: skip
+        for text, new in zip(texts, added, strict=True):
+            text += new
+    return texts
+
+
+def stream(
+    model: causal_lm.CausalLM,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_ids: Sequence[int] = (),
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
+    at_once: int = 4,
+) -> Iterator[list[list[int]]]:
+    """The same tokens as `generate`, as they come: what `at_once` steps added to each prompt.
+
+    Raises:
+      ValueError: as `generate`, when the first are asked for.
+    """
+    drawing.check(sampling)
     if not len(prompts) or not all(map(len, prompts)):
         raise BadInput("a prompt to continue needs at least one token")
     ids = np.concatenate([np.asarray(prompt, np.int64) for prompt in prompts])
@@ -73,23 +81,20 @@ def generate(
             f"a prompt of {longest} tokens cannot grow by {max_new_tokens}: the model reads "
             f"{most} more"
         )
-    texts, going, left = (
-        [list(prompt) for prompt in prompts],
-        list(range(len(prompts))),
-        max_new_tokens,
-    )
-    key = jax.random.key(seed)
+    texts, going = [list(prompt) for prompt in prompts], list(range(len(prompts)))
+    left, key = max_new_tokens, jax.random.key(seed)
     while going and left:
         key, now = jax.random.split(key)
         some = [texts[row] for row in going]
         more = min(left, _until_a_turn(model, map(len, some), left))
-        for row, new in zip(
-            going, _continued(model, some, more, stop_ids, sampling, now), strict=True
-        ):
-            texts[row] += new
+        for pieces in _continued(model, some, more, at_once, stop_ids, sampling, now):
+            added: list[list[int]] = [[] for _ in prompts]
+            for row, new in zip(going, pieces, strict=True):
+                added[row] = new
+                texts[row] += new
+            yield added
         going = [row for row in going if texts[row][-1] not in stop_ids]
         left -= more
-    return [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
 
 
 def most_new_tokens(model: causal_lm.CausalLM, longest: int) -> int | None:
@@ -112,37 +117,32 @@ def _continued(
     model: causal_lm.CausalLM,
     prompts: Sequence[Sequence[int]],
     more: int,
+    at_once: int,
     stop_ids: Sequence[int],
     sampling: Sampling,
     key: Key[Array, ""],
-) -> list[list[int]]:
-    """As `generate`, where no text has to be read again in between."""
-    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    longest = int(lengths.max())
+) -> Iterator[list[list[int]]]:
+    """As `stream`, where no text has to be read again in between."""
+    ends = np.array([len(prompt) for prompt in prompts], np.int32)
+    longest, last = int(ends.max()), ends + more
     tokens = np.zeros((len(prompts), _room(longest + more)), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
     graph, state = nnx.split(model)
     shown = min(_room(longest), tokens.shape[1])
-    kept, first = _read(graph, tokens.shape[1], state, tokens[:, :shown], lengths)
-    tokens, ends, _ = _continue(
-        graph, tuple(stop_ids), sampling.temperature > 0, state, kept, first, tokens, lengths,
-        lengths + more, jax.tree.map(np.asarray, sampling), key,
-    )  # fmt: skip
-    texts = zip(np.asarray(tokens), lengths, np.asarray(ends), strict=True)
-    return [row[start:end].tolist() for row, start, end in texts]
-
-
-def _check(sampling: Sampling) -> None:
-    right = sampling.temperature >= 0 and sampling.top_k >= 0
-    right &= 0 < sampling.top_p <= 1 and 0 <= sampling.min_p <= 1
-    if not right:
-        raise BadInput(
-            f"{sampling}: temperature and top_k are 0 or more, top_p above 0 and at most 1, and "
-            "min_p from 0 to 1"
-        )
-    if not sampling.temperature and sampling != GREEDY:
-        raise BadInput(f"{sampling}: without a temperature the likeliest token is taken anyway")
+    kept, logits = _read(graph, tokens.shape[1], state, tokens[:, :shown], ends)
+    how = jax.tree.map(np.asarray, sampling)
+    while (ends < last).any():
+        before = ends
+        tokens, ends, kept, logits, key = _continue(
+            graph, tuple(stop_ids), sampling.temperature > 0, state, kept, logits, tokens, before,
+            np.minimum(before + at_once, last), how, key,
+        )  # fmt: skip
+        ends, seen = np.asarray(ends), np.asarray(tokens)
+        pieces = [row[a:b].tolist() for row, a, b in zip(seen, before, ends, strict=True)]
+        stopped = [bool(new) and new[-1] in stop_ids for new in pieces]
+        last = np.where(stopped, ends, last)
+        yield pieces
 
 
 def _room(length: int) -> int:
@@ -179,8 +179,11 @@ def _continue(
     limits: Int[Array, " B"],
     sampling: Sampling,
     key: Key[Array, ""],
-) -> tuple[Int[Array, "B S"], Int[Array, " B"], State]:
-    """The tokens with their continuations, where each row ends, and what is kept, in its place."""
+) -> tuple[Int[Array, "B S"], Int[Array, " B"], State, Float[Array, "B V"], Key[Array, ""]]:
+    """The tokens with their continuations, where each row ends, and what the next ones need.
+
+    What is kept is changed in its place.
+    """
     model = nnx.merge(graph, state)
     rows = jnp.arange(len(tokens))
 
@@ -190,7 +193,7 @@ def _continue(
     def step(carry: tuple) -> tuple:
         logits, tokens, ends, done, kept, key = carry
         key, now = jax.random.split(key)
-        new = drawn(logits, sampling, now) if draws else logits.argmax(-1)
+        new = drawing.drawn(logits, sampling, now) if draws else logits.argmax(-1)
         new = new.astype(tokens.dtype)
         tokens = jnp.where(done[:, None], tokens, tokens.at[rows, ends].set(new))
         stopped = done | (ends + 1 >= limits) | jnp.isin(new, jnp.array(stops, jnp.int32))
@@ -200,8 +203,8 @@ def _continue(
         return logits, tokens, jnp.where(done, ends, ends + 1), stopped, kept, key
 
     start = (logits, tokens, lengths, lengths >= limits, kept, key)
-    _, tokens, ends, _, kept, _ = jax.lax.while_loop(going, step, start)
-    return sharding.whole(tokens), sharding.whole(ends), kept
+    logits, tokens, ends, _, kept, key = jax.lax.while_loop(going, step, start)
+    return sharding.whole(tokens), sharding.whole(ends), kept, logits, key
 
 
 def blank(model: causal_lm.CausalLM, rows: int, room: int) -> State:
@@ -229,20 +232,6 @@ def forward(
     keeping = Keeping(kept, begins=begins)
     hidden = model.hidden(tokens, where, keeping)
     return hidden, keeping.state
-
-
-def drawn(logits: Float[Array, "B V"], sampling: Sampling, key: Key[Array, ""]) -> Int[Array, " B"]:
-    """One token per row, by `sampling`."""
-    ids = jnp.argsort(logits, axis=-1, descending=True)
-    sorted_ = jnp.take_along_axis(logits, ids, -1) / sampling.temperature
-    shares = jax.nn.softmax(sorted_, axis=-1)
-    before = jnp.cumsum(shares, axis=-1) - shares
-    rank = jnp.arange(logits.shape[-1])
-    remains = (before < sampling.top_p) & (shares >= sampling.min_p * shares[:, :1])
-    remains &= (rank < sampling.top_k) | (sampling.top_k == 0)
-    remains |= rank == 0
-    choice = jax.random.categorical(key, jnp.where(remains, sorted_, -jnp.inf))
-    return jnp.take_along_axis(ids, choice[:, None], -1)[:, 0]
 
 
 class Keeping:

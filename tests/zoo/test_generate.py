@@ -7,7 +7,7 @@ import pytest
 
 from tests.zoo import twins
 from zoo import generate
-from zoo.generate import Sampling
+from zoo.sampling import Sampling, drawn
 
 LOGITS = jnp.log(jnp.array([[0.05, 0.5, 0.3, 0.15]]))
 
@@ -15,7 +15,7 @@ LOGITS = jnp.log(jnp.array([[0.05, 0.5, 0.3, 0.15]]))
 def seen(sampling, times=400):
     keys = jax.random.split(jax.random.key(0), times)
     sampling = jax.tree.map(jnp.asarray, sampling)
-    ids = jax.vmap(lambda key: generate.drawn(LOGITS, sampling, key)[0])(keys)
+    ids = jax.vmap(lambda key: drawn(LOGITS, sampling, key)[0])(keys)
     return np.bincount(np.asarray(ids), minlength=4) / times
 
 
@@ -59,6 +59,18 @@ def test_no_length_compiles_afresh(model):
         texts = write(length, more)
         assert [len(text) for text in texts] == [more, more]
     assert (generate._read._cache_size(), generate._continue._cache_size()) == before
+
+
+@pytest.mark.parametrize("sampling", [generate.GREEDY, Sampling(1.5)], ids=["greedy", "drawn"])
+def test_a_stream_is_the_same_text_a_few_tokens_at_a_time(model, sampling):
+    prompts, how = [[5, 6, 7], [8]], dict(max_new_tokens=11, sampling=sampling, seed=3)
+    whole = generate.generate(model, prompts, **how)
+    stop = whole[0][4]
+    how["stop_ids"] = [stop]
+    whole = generate.generate(model, prompts, **how)
+    pieces = list(generate.stream(model, prompts, **how, at_once=4))
+    assert [[one for piece in pieces for one in piece[row]] for row in (0, 1)] == whole
+    assert [len(piece[1]) for piece in pieces[:2]] == [4, 4]
 
 
 def test_a_row_stops_alone(model):

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from checkpoints_io.errors import BadInput
+from zoo.text.unseen import visible
 
 Message = dict[str, Any]  # role, content, and what else a template may read: tool_calls, name
 Turns = list[Message]
@@ -30,12 +31,6 @@ TEXT_PARTS = ("text", "input_text", "output_text")  # chat completions, and Open
 NESTED = ("messages", "conversations", "conversation")  # where an object holds them
 # Other names for the column of an answer.
 ANSWER_WORDS = ("response", "answer", "completion", "output", "messages", "conversation", "text")
-
-# What would control a terminal or a page, or be invisible there, is shown by name.
-UNSEEN = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
-    r"\ud800-\udfff\ufeff\U000e0000-\U000e007f]"
-)
 
 # A text in Python's quotes (to the end, if they do not close), or between objects of an array.
 QUOTED_OR_PARTED = re.compile(
@@ -173,12 +168,6 @@ def check_data(value: object, name: str) -> None:
     except (TypeError, ValueError, RecursionError) as error:
         raise BadInput(f"`{name}` is not JSON") from error
     text(written, name)
-
-
-def visible(said: str) -> str:
-    """The text, with characters that would act, or be invisible, replaced by their names."""
-    name = lambda code: chr(0x2400 + code) if code < 32 else f"⟨U+{code:04X}⟩"
-    return UNSEEN.sub(lambda found: name(ord(found[0])), said)
 
 
 def one_line(said: str, most: int = 300) -> str:

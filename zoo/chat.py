@@ -1,0 +1,272 @@
+"""Talk with a model at the terminal.
+
+  python -m zoo chat FOLDER
+  python -m zoo chat FOLDER --against OTHER
+
+FOLDER and OTHER are model folders, folders of adapters, or hub ids of either. Of two models both
+answers are shown, side by side; each goes on from its own. An answer ends where the chat template
+ends a turn. In the conversation
+
+  /system TEXT   begins again, with this system prompt (without TEXT: with none)
+  /reset         begins again
+  Ctrl-C         ends an answer; Ctrl-D, or the end of the input, ends the conversation
+
+Lines may come from a pipe, one question each; answers alone go to stdout.
+
+  --temperature=0.7  draws tokens; 0, the default, takes the likeliest
+  --top_p=0.9        of those whose probabilities add up to this
+  --seed=1           what is drawn; 0 by default
+  --tokens=256       of an answer, at most; 512 by default
+  --base=FOLDER      the weights under adapters, if not where their folder says
+  --dtype=bfloat16   of the weights; float32 by default on CPUs, bfloat16 elsewhere
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+import itertools
+import shutil
+import sys
+from typing import NamedTuple
+import unicodedata
+
+from checkpoints_io import hf_folder, peft_folder
+from checkpoints_io.errors import BadInput, NotFound, UserError
+import zoo
+from zoo.text import tokenizer
+from zoo.text.chat_tokenizer import ChatTokenizer
+from zoo.text.unseen import visible
+
+Messages = list[dict[str, str]]
+BETWEEN = " │ "  # of two answers
+
+
+class Asked(NamedTuple):
+    """What the command line says."""
+
+    against: str | None = None
+    base: str | None = None
+    dtype: str | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    tokens: int = 512
+
+
+class Voice(NamedTuple):
+    """A model that answers."""
+
+    name: str
+    model: zoo.Model
+    words: ChatTokenizer
+
+
+def chat(folder: str, asked: Asked) -> int:
+    """A conversation of stdin and stdout; 1 if something in it could not be answered.
+
+    Raises:
+      FileNotFoundError, ValueError: a model or its tokenizer cannot be read.
+    """
+    zoo.sampling.check(_sampling(asked))  # before models are read
+    names = [folder, *([asked.against] if asked.against else [])]
+    for name in names:
+        print(f"reading {name}", file=sys.stderr)
+    voices = [opened(name, asked) for name in names]
+    print("/system TEXT, /reset; Ctrl-D ends it", file=sys.stderr)
+    lines = _typed() if sys.stdin.isatty() else (line.rstrip("\n") for line in sys.stdin)
+    return talk(lines, voices, asked)
+
+
+def opened(path_or_id: str, asked: Asked) -> Voice:
+    """A model, or the one that adapters belong to with these beside its weights.
+
+    Raises:
+      FileNotFoundError, ValueError: there is none, or it has no chat template.
+    """
+    folder = hf_folder.find(path_or_id, files=[*hf_folder.CONFIG_FILES, peft_folder.CONFIG])
+    base, adapter = path_or_id, None
+    if (folder / peft_folder.CONFIG).is_file():
+        base, adapter = asked.base or peft_folder.base_of(folder), path_or_id
+    try:
+        words = zoo.load_tokenizer(base)
+        if words.chat_template is None:
+            raise BadInput(
+                f"the tokenizer in {base} has no chat template, so there is no way to talk with "
+                "the model: use a model that was made for conversations"
+            )
+        return Voice(path_or_id, zoo.load(base, dtype=_dtype(asked), adapter=adapter), words)
+    except NotFound as error:
+        if adapter is None or asked.base:
+            raise
+        raise NotFound(
+            f"{path_or_id} holds adapters, and names the weights under them: {error}; say where "
+            "they are with --base=FOLDER"
+        ) from error
+
+
+def _dtype(asked: Asked) -> str:
+    import jax
+
+    return asked.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+
+
+def _sampling(asked: Asked) -> "zoo.sampling.Sampling":
+    return zoo.sampling.Sampling(asked.temperature, top_p=asked.top_p)
+
+
+def talk(lines: Iterable[str], voices: Sequence[Voice], asked: Asked) -> int:
+    """Answers line by line; returns 1 if one of them could not be answered."""
+    system: Messages = []
+    said: list[Messages] = [[] for _ in voices]
+    failed = 0
+    for line in lines:
+        word, _, rest = line.strip().partition(" ")
+        if not word:
+            continue
+        if word in ("/reset", "/system"):
+            if word == "/system":
+                system = [{"role": "system", "content": rest.strip()}] if rest.strip() else []
+            said = [[] for _ in voices]
+            print("a new conversation", file=sys.stderr)
+            continue
+        if word.startswith("/"):
+            print(f"error: there is no {word}: /system TEXT, /reset", file=sys.stderr)
+            failed = 1
+            continue
+        question = {"role": "user", "content": line.strip()}
+        try:
+            texts = _answered(voices, [system + one + [question] for one in said], asked)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed = 1
+            continue
+        for one, text in zip(said, texts, strict=True):
+            one += [question, {"role": "assistant", "content": text}]
+    return failed
+
+
+def _answered(
+    voices: Sequence[Voice], conversations: Sequence[Messages], asked: Asked
+) -> list[str]:
+    """What each of the models says, shown as it comes, or side by side."""
+    texts = [""] * len(voices)
+    with contextlib.suppress(KeyboardInterrupt):  # what has come so far is the answer
+        for i, (voice, messages) in enumerate(zip(voices, conversations, strict=True)):
+            for piece in answer(voice, messages, asked):
+                texts[i] += piece
+                if len(voices) == 1:
+                    print(visible(piece), end="", flush=True)
+    if len(voices) == 1:
+        print(flush=True)
+    else:
+        width = shutil.get_terminal_size().columns
+        names = [voice.name for voice in voices]
+        print(side_by_side(names, list(map(visible, texts)), width), flush=True)
+    return texts
+
+
+def answer(voice: Voice, messages: Messages, asked: Asked) -> Iterator[str]:
+    """The model's next turn, in pieces of whole characters, without the token that ends it.
+
+    Raises:
+      ValueError: the template refuses the messages, or the model has no room for an answer.
+    """
+    prompt, ids, text, shown = voice.words.chat(messages), [], "", ""
+    room = zoo.generate.most_new_tokens(voice.model, len(prompt))
+    if room == 0:
+        raise BadInput(f"the conversation has {len(prompt)} tokens, and no more fit: /reset")
+    added = zoo.generate.stream(
+        voice.model,
+        [prompt],
+        max_new_tokens=asked.tokens if room is None else min(asked.tokens, room),
+        stop_ids=voice.words.stop_ids,
+        sampling=_sampling(asked),
+        seed=asked.seed,
+    )
+    for (new,) in added:
+        ids += [token for token in new if token not in voice.words.stop_ids]
+        text = tokenizer.text_after(voice.words.own, prompt, ids)
+        whole = text.rstrip("�")  # half a character, whose other half is in the next token
+        if whole.startswith(shown) and len(whole) > len(shown):
+            yield whole[len(shown) :]
+            shown = whole
+    if text.startswith(shown) and len(text) > len(shown):
+        yield text[len(shown) :]
+
+
+def side_by_side(names: Sequence[str], texts: Sequence[str], width: int) -> str:
+    """Columns under their names, of equal width."""
+    each = max(8, (width - len(BETWEEN) * (len(names) - 1)) // len(names))
+    columns = [
+        [*_wrapped(name, each), "─" * each, *_wrapped(text, each)]
+        for name, text in zip(names, texts, strict=True)
+    ]
+    rows = itertools.zip_longest(*columns, fillvalue="")
+    padded = ([cell + " " * (each - _wide(cell)) for cell in row] for row in rows)
+    return "\n".join(BETWEEN.join(row).rstrip() for row in padded)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of at most this width, broken at spaces where there are any."""
+    lines = []
+    for line in text.expandtabs(4).split("\n"):
+        while _wide(line) > width:
+            fits = next(i for i in range(len(line), 0, -1) if _wide(line[:i]) <= width)
+            at = line.rfind(" ", 1, fits + 1)
+            lines.append(line[: at if at > 0 else fits].rstrip())
+            line = line[at if at > 0 else fits :].lstrip()
+        lines.append(line)
+    return lines
+
+
+def _wide(text: str) -> int:
+    """How many columns of a terminal it takes."""
+    return sum(
+        0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF")
+        for c in text
+    )
+
+
+def _typed() -> Iterator[str]:
+    """Lines from the keyboard, with what a terminal's user expects of arrow keys."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  `input` uses it
+    while True:
+        try:
+            yield input("> ")
+        except (EOFError, KeyboardInterrupt):
+            print(file=sys.stderr)
+            return
+
+
+def read(args: Sequence[str]) -> tuple[str, Asked]:
+    """The folder and the flags of a command line.
+
+    Raises:
+      ValueError: a sentence about it.
+    """
+    kinds = {name: type(value) for name, value in Asked._field_defaults.items()}
+    found, folders, left = {}, [], list(args)
+    while left:
+        flag, is_given, text = left.pop(0).partition("=")
+        if not flag.startswith("-"):
+            folders.append(flag + is_given + text)
+            continue
+        name = flag.lstrip("-")
+        if name not in kinds:
+            raise BadInput(f"there is no flag {flag}: --{', --'.join(kinds)}")
+        if not is_given and not left:
+            raise BadInput(f"{flag} needs a value: {flag}=…")
+        text = text if is_given else left.pop(0)
+        kind = kinds[name] if kinds[name] in (int, float) else str
+        try:
+            found[name] = kind(text)
+        except ValueError as error:
+            raise BadInput(f"{flag}={text!r} is not a number") from error
+    asked = Asked(**found)
+    if len(folders) != 1:
+        raise BadInput("give python -m zoo chat FOLDER")
+    if asked.dtype not in (None, "float32", "bfloat16"):
+        raise BadInput(f"--dtype={asked.dtype} is neither float32 nor bfloat16")
+    if asked.tokens < 1:
+        raise BadInput(f"--tokens={asked.tokens} must be above 0")
+    return folders[0], asked

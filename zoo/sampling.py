@@ -1,0 +1,57 @@
+"""How a token is drawn from what a model says of the next one."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from checkpoints_io.errors import BadInput
+
+
+class Sampling(NamedTuple):
+    """How a token is drawn; a temperature of 0 takes the likeliest.
+
+    What remains is drawn by its probability at that temperature: at most `top_k` tokens (0: all);
+    the likeliest whose probabilities add up to `top_p`; those at least `min_p` times as probable as
+    the likeliest. The likeliest always remains.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+
+GREEDY = Sampling()
+
+
+def check(sampling: Sampling) -> None:
+    """Refuses what means nothing.
+
+    Raises:
+      ValueError: a number is out of its bounds, or has no effect.
+    """
+    right = sampling.temperature >= 0 and sampling.top_k >= 0
+    right &= 0 < sampling.top_p <= 1 and 0 <= sampling.min_p <= 1
+    if not right:
+        raise BadInput(
+            f"{sampling}: temperature and top_k are 0 or more, top_p above 0 and at most 1, and "
+            "min_p from 0 to 1"
+        )
+    if not sampling.temperature and sampling != GREEDY:
+        raise BadInput(f"{sampling}: without a temperature the likeliest token is taken anyway")
+
+
+def drawn(logits: Float[Array, "B V"], sampling: Sampling, key: Key[Array, ""]) -> Int[Array, " B"]:
+    """One token per row, by `sampling`."""
+    ids = jnp.argsort(logits, axis=-1, descending=True)
+    sorted_ = jnp.take_along_axis(logits, ids, -1) / sampling.temperature
+    shares = jax.nn.softmax(sorted_, axis=-1)
+    before = jnp.cumsum(shares, axis=-1) - shares
+    rank = jnp.arange(logits.shape[-1])
+    remains = (before < sampling.top_p) & (shares >= sampling.min_p * shares[:, :1])
+    remains &= (rank < sampling.top_k) | (sampling.top_k == 0)
+    remains |= rank == 0
+    choice = jax.random.categorical(key, jnp.where(remains, sorted_, -jnp.inf))
+    return jnp.take_along_axis(ids, choice[:, None], -1)[:, 0]

@@ -1,0 +1,15 @@
+"""Texts of strangers, shown: a character that would act on a terminal or page is its name."""
+
+import re
+
+# What would control a terminal or a page, or be invisible there; not line breaks and tabs.
+UNSEEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    r"\ud800-\udfff\ufeff\U000e0000-\U000e007f]"
+)
+
+
+def visible(said: str) -> str:
+    """The text, with characters that would act, or be invisible, replaced by their names."""
+    name = lambda code: chr(0x2400 + code) if code < 32 else f"⟨U+{code:04X}⟩"
+    return UNSEEN.sub(lambda found: name(ord(found[0])), said)
