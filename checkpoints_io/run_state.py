@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from checkpoints_io import places, processes, sealed
-from checkpoints_io.errors import StorageError
+from checkpoints_io.errors import NotFound, StorageError
 from checkpoints_io.processes import all_agree
 
 Facts = dict[str, Any]  # what a checkpoint says of itself, as JSON knows it
@@ -243,6 +243,30 @@ class RunStore:
                 "or start in another directory"
             )
         return None
+
+    def at(self, step: int, check: Callable[[Facts], None], like: Mapping[str, PyTree]) -> Restored:
+        """The checkpoint of this step; `check` sees its facts first and may raise.
+
+        Raises:
+          FileNotFoundError: there is none.
+          ValueError: another version of this file wrote it.
+          OSError: it cannot be read.
+        """
+        if step not in (there := self.steps()):
+            raise NotFound(
+                f"{self._place} has no checkpoint of step {step}: there are "
+                f"{', '.join(map(str, sorted(there))) or 'none'}"
+            )
+        facts = self._look_at(step)
+        restored = None
+        if facts is not None:
+            sealed.refuse_other_format(facts, f"checkpoint {step} in {self._place}")
+            check(facts)
+            restored = _tried(step, lambda: self._read(step, like))
+            restored = restored and _tried(step, lambda: _with_its_bits(restored))
+        if restored is None:
+            raise StorageError(f"checkpoint {step} in {self._place} cannot be read: take another")
+        return restored
 
     def _set_aside(self, steps: list[int]) -> None:
         """Hides them from Orbax, which would skip every save up to the newest it sees."""

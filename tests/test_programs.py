@@ -27,8 +27,8 @@ MEASURE = (
 )  # fmt: skip
 BENCHMARKS = [f"benchmarks/{name}.py" for name in MEASURE]
 PROGRAMS = [
-    *WITH_CONFIG, "recipes/sft.py", "recipes/score.py", "recipes/tiny/make_model.py",
-    "recipes/tiny/make_pairs.py",
+    *WITH_CONFIG, "recipes/sft.py", "recipes/score.py", "recipes/export.py",
+    "recipes/tiny/make_model.py", "recipes/tiny/make_pairs.py",
     "zoo", *BENCHMARKS,
 ]  # fmt: skip
 # A process for each measurement, no flags, and a folder without a flag.
@@ -164,6 +164,10 @@ def of_one(folder):
     yield "recipes/forecast.py", [CONFIG, "--devices=0"], ["--devices must be above 0"], 1
     yield "recipes/forecast.py", [CONFIG, "--chip=v5e", "--devices=3"], ["slice of v5e"], 1
     yield "recipes/forecast.py", [CONFIG, "--config.mesh.fsdp=3"], ["does not fit 8 devices"], 1
+    yield "recipes/export.py", [], ["give the directory of one run, not none"], 1
+    yield "recipes/export.py", [f"{folder}", "more"], ["of one run, not ", " more"], 1
+    yield "recipes/export.py", [f"{folder}", "--step=x"], ["--step='x' is not a whole number"], 2
+    yield "recipes/export.py", [f"{folder}"], ["not the directory of a run"], 1
     make = "recipes/tiny/make_model.py"
     yield make, [], ["give --folder="], 2
     yield make, [f"--folder={folder}/rows.txt"], ["rows.txt: File exists"], 1

@@ -91,6 +91,22 @@ def asked(given: Mapping[str, Any], tokenizer_folder: pathlib.Path) -> Asked:
     )
 
 
+def ends(asked: Asked) -> tuple[Tokenizer, tuple[int, ...]]:
+    """The tokenizer, and what ends an answer, as `read` has them; no data is looked at.
+
+    Texts count as plain only where there is no chat template.
+
+    Raises:
+      FileNotFoundError, ValueError: the tokenizer or the template cannot be used.
+    """
+    how = asked.how
+    with Crew(how) as crew:
+        folder = pathlib.Path(how.tokenizer)
+        own = tokenizer.apart(folder, how.chat_template, parallel.worker(how))
+        plain = own.chat_template is None
+        return own, parallel.prepared(how, crew, asked.token_cache, plain=plain).stop_ids
+
+
 def read(asked: Asked) -> Data:
     """All data, from the token cache where it has been read before.
 

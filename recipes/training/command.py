@@ -84,6 +84,13 @@ def main_without_config(program: Callable[[], None]) -> None:
     app.run(lambda _: _in_sentences(program, []), flags_parser=parsed)
 
 
+def main_with_words(program: Callable[[list[str]], None]) -> None:
+    """Reads the program's own flags, and runs it with the words beside them, like directories."""
+    terminal.hold()
+    parsed = lambda argv: _parsed(argv, {}, lambda argv: argv, lambda: "", words=True)
+    app.run(lambda argv: _in_sentences(lambda: program(argv[1:]), []), flags_parser=parsed)
+
+
 def _read(groups: Groups | None, argv: list[str], *, writes: bool) -> Given:
     """The config with its flags, checked against the groups."""
     table = table_of(groups or DPO)  # which has the settings of every recipe
@@ -190,8 +197,10 @@ def _parsed(
     table: Table,
     without_settings: Callable[[list[str]], list[str]],
     listed: Callable[[], str],
+    *,
+    words: bool = False,
 ) -> list[str]:
-    """Answers `--help` and wrong flags; leaves the others to absl."""
+    """Answers `--help` and wrong flags; leaves the others to absl. `words` may stand beside."""
     if any(arg in HELP for arg in argv[1:]):
         print((sys.modules["__main__"].__doc__ or "").strip())
         if own := flags.FLAGS.main_module_help():
@@ -207,7 +216,7 @@ def _parsed(
         _stop(_of_absl(error))
     except errors.UserError as error:
         _stop(str(error))
-    if len(rest) > 1:
+    if len(rest) > 1 and not words:
         _stop(_no_flag(rest[1], table))
     return rest
 

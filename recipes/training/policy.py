@@ -16,7 +16,7 @@ from checkpoints_io.processes import all_agree
 from checkpoints_io.run_state import Facts, RunStore
 from recipes.training import adapting, logps, optimizer, resume, trained
 from recipes.training.adapting import Adapting
-from recipes.training.run import Run, Scoring, adapters_alone, say
+from recipes.training.run import Exporting, Run, Scoring, adapters_alone, say
 from recipes.training.update import Params
 import zoo
 from zoo import adapters, narrow
@@ -43,7 +43,7 @@ class State(NamedTuple):
     skipped_before: float = 0.0  # of them, those before this start
 
 
-def of(run: Run) -> Policy:
+def of(run: Run | Exporting) -> Policy:
     """The policy of a run, without what is trained of it.
 
     Raises:
@@ -61,7 +61,7 @@ def of(run: Run) -> Policy:
     return with_adapters(asked, run, run.seed)
 
 
-def with_adapters(asked: Adapting, run: Run | Scoring, seed: int = 0) -> Policy:
+def with_adapters(asked: Adapting, run: Run | Exporting | Scoring, seed: int = 0) -> Policy:
     """Frozen weights, and adapters beside them: those that are read, or new ones of the seed.
 
     Raises:
@@ -75,7 +75,7 @@ def with_adapters(asked: Adapting, run: Run | Scoring, seed: int = 0) -> Policy:
     return Policy(run.blank, graph, frozen, begun)
 
 
-def loaded(run: Run | Scoring) -> zoo.Model:
+def loaded(run: Run | Exporting | Scoring) -> zoo.Model:
     """The weights of `initialize_from_hf`, as `blank` has them.
 
     Raises:
@@ -92,7 +92,7 @@ def loaded(run: Run | Scoring) -> zoo.Model:
     return model
 
 
-def facts_of(policy: Policy, run: Run) -> Facts:
+def facts_of(policy: Policy, run: Run | Exporting) -> Facts:
     """What a checkpoint of the run must agree with; of frozen weights their fingerprint."""
     frozen = {"frozen": fingerprint(policy.frozen)} if policy.frozen else {}
     return run.facts | frozen
@@ -195,24 +195,24 @@ def check_sound(state: State, run: Run) -> None:
         )
 
 
-def export_folder(step: int, run: Run) -> places.Place:
+def export_folder(step: int, run: Run | Exporting) -> places.Place:
     """Where the Hugging Face folder of a step is; a merged one stands beside that of adapters."""
     merged = "-merged" if run.adapting is not None and not adapters_alone(run) else ""
     return run.directory.within(f"hf/step-{step}{merged}")
 
 
-def exported(step: int, run: Run) -> bool:
+def exported(step: int, run: Run | Exporting) -> bool:
     """Is it there, as far as every process can see?"""
     folder = export_folder(step, run)
     return all_agree(folder.exists(peft_folder.CONFIG if adapters_alone(run) else "config.json"))
 
 
-def base_of(run: Run) -> str:
+def base_of(run: Run | Exporting) -> str:
     """What the adapters are for, as other programs name it: a version of it stands apart."""
     return run.base.partition("@")[0] if run.folder.revision else run.base
 
 
-def export(model: zoo.Model, step: int, run: Run) -> None:
+def export(model: zoo.Model, step: int, run: Run | Exporting) -> None:
     """Writes the policy as a Hugging Face folder, with the run's tokenizer and template.
 
     Of a policy with adapters it is these alone, as PEFT keeps them, unless they are to be merged.

@@ -120,6 +120,26 @@ class Run(NamedTuple):
     counts: dict[str, int]  # rows lost on the way, by metric name
 
 
+class Exporting(NamedTuple):
+    """What an export needs to know of a run, without its data."""
+
+    directory: places.Place
+    base: str  # what initialize_from_hf names
+    folder: Folder  # the policy's
+    blank: zoo.Model  # the policy, with shapes and shardings in place of weights
+    adapting: Adapting | None
+    chosen: Chosen | None
+    trained: Trained
+    opt_state: PyTree | None  # its shapes and shardings, where an average of the weights is in it
+    tokenizer_folder: pathlib.Path
+    stop_ids: tuple[int, ...]
+    seed: int
+    computing: Computing
+    saving: Saving
+    settings: dict[str, object]  # as a config file groups them
+    facts: Facts  # what the checkpoint must agree with
+
+
 class Scoring(NamedTuple):
     """Pairs and models, all of which have been checked, of which only scores are wanted."""
 
@@ -133,7 +153,7 @@ class Scoring(NamedTuple):
     memory: int  # bytes per device that the weights take
 
 
-def adapters_alone(run: Run) -> bool:
+def adapters_alone(run: Run | Exporting) -> bool:
     """Whether an export of the run holds its adapters, and not a model."""
     return run.adapting is not None and run.adapting.export == "adapter"
 

@@ -43,6 +43,24 @@ def test_what_is_saved_comes_back(tmp_path, trees):
     store.close()
 
 
+def test_one_step_of_several(tmp_path, trees):
+    with RunStore(places.Disk(tmp_path), keep=Keep(3)) as store:
+        for step in (1, 2, 3):
+            store.save(step, times(trees, step), {"position": step * 8})
+    like = {"policy": trees["policy"]}
+    harmed = tmp_path / "1" / "policy"
+    shutil.rmtree(harmed)
+    with RunStore(places.Disk(tmp_path), keep=None) as store:
+        seen = []
+        found = store.at(2, seen.append, like)
+        assert (found.step, found.facts["position"], seen[0]["position"]) == (2, 16, 16)
+        np.testing.assert_array_equal(found.trees["policy"]["a"], 2 * trees["policy"]["a"])
+        with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 4: there are 1, 2, 3$"):
+            store.at(4, seen.append, like)
+        with pytest.raises(OSError, match=r"checkpoint 1 in .* cannot be read: take another"):
+            store.at(1, seen.append, like)
+
+
 def test_a_refusal_is_not_passed_over(tmp_path, trees):
     store = RunStore(places.Disk(tmp_path), keep=Keep(2))
     store.save(1, trees, {})
