@@ -31,6 +31,7 @@ from recipes.training import (
     preemption,
     settings,
     update,
+    watched,
 )
 from recipes.training.policy import State
 from recipes.training.prepare import prepared
@@ -99,7 +100,14 @@ def train(config: ml_collections.ConfigDict) -> bool:
         describe = lambda pairs, taken: metrics.by_part(
             run.parts, pairs.source_rows, taken.answers, objective
         )
-        recipe = loop.Recipe(take, evaluate, describe, Trend(objective).read)
+
+        def sample(state: State) -> list[watched.Sample]:
+            """Answers of both to a few prompts."""
+            theirs = reference.now(frozen, own, state, forward)
+            ours = policy.as_computed(own, state)
+            return watched.taken(ours, theirs.model, theirs.said, run, state.step)
+
+        recipe = loop.Recipe(take, evaluate, describe, Trend(objective).read, sample)
         state, held_out = loop.run_steps(recipe, own, state, run, store, facts, stop)
         if not stop():
             ending.show(run, policy.model_of(own, state), frozen.model, held_out)

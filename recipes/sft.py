@@ -32,6 +32,7 @@ from recipes.training import (
     preemption,
     settings,
     update,
+    watched,
 )
 from recipes.training.policy import State
 from recipes.training.prepare import prepared
@@ -79,7 +80,11 @@ def train(config: ml_collections.ConfigDict) -> bool:
                 total = logps.of_examples(ask, examples, run.place).sum(dtype=np.float64)
                 yield {f"eval/{name}/loss": float(-total / tokens.sum())}
 
-        recipe = loop.Recipe(take, evaluate, lambda *_: {}, lambda _: None)
+        def sample(state: State) -> list[watched.Sample]:
+            """Answers to a few prompts."""
+            return watched.taken(policy.as_computed(own, state), None, None, run, state.step)
+
+        recipe = loop.Recipe(take, evaluate, lambda *_: {}, lambda _: None, sample)
         state, held_out = loop.run_steps(recipe, own, state, run, store, facts, stop)
         if not stop():
             ending.show(run, policy.model_of(own, state), None, held_out)

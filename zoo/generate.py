@@ -125,11 +125,11 @@ def _continued(
     """As `stream`, where no text has to be read again in between."""
     ends = np.array([len(prompt) for prompt in prompts], np.int32)
     longest, last = int(ends.max()), ends + more
-    tokens = np.zeros((len(prompts), _room(longest + more)), np.int32)
+    tokens = np.zeros((len(prompts), room_for(longest + more)), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
     graph, state = nnx.split(model)
-    shown = min(_room(longest), tokens.shape[1])
+    shown = min(room_for(longest), tokens.shape[1])
     kept, logits = _read(graph, tokens.shape[1], state, tokens[:, :shown], ends)
     how = jax.tree.map(np.asarray, sampling)
     while (ends < last).any():
@@ -145,7 +145,8 @@ def _continued(
         yield pieces
 
 
-def _room(length: int) -> int:
+def room_for(length: int) -> int:
+    """Tokens of a program that such texts fit: a power of two."""
     return max(SMALLEST, 1 << (length - 1).bit_length())
 
 

@@ -97,7 +97,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.steps_per_hf_export = 500  # unset: at the end; -1: never
     config.hf_save_dtype = "bfloat16"
     config.hf_text_only = False
-    config.sample_tokens = 128  # per answer to held-out prompts at the end; 0: no answers
+    config.sample_tokens = 128  # per answer to held-out prompts; 0: no answers
+    config.steps_per_sample = 500  # answers along the way, in samples.jsonl; unset: at the end
+    config.sample_prompts = config_dict.placeholder(str)  # a file of one's own; unset: held out
+    config.sample_count = 4
+    config.sample_temperature = config_dict.placeholder(float)  # 0.7: a drawn answer too
 
     config.tensorboard = True
     config.profile = config_dict.placeholder(str)  # "11-13": traces these steps

@@ -8,7 +8,7 @@ import numpy as np
 
 from checkpoints_io import places
 from checkpoints_io.errors import BadInput
-from recipes.data import mixture, source_pairs
+from recipes.data import mixture, prompts, source_pairs
 from recipes.data.chats import layouts
 from recipes.data.chats.messages import one_line
 from recipes.data.ids import mismatched, parallel
@@ -17,6 +17,7 @@ from recipes.data.ids.encode_rows import How
 from recipes.data.ids.pair_ids import AnswerIds, Example
 from recipes.data.ids.parallel import Crew
 from recipes.data.mixture import Part
+from recipes.data.prompts import Prompt
 from recipes.data.rows import source, sources
 from recipes.data.rows.source import Source, Weighted
 from recipes.data.source_pairs import Pairs
@@ -55,6 +56,7 @@ class Asked(NamedTuple):
     max_eval_pairs: int | None
     how: How
     token_cache: places.Place | None
+    prompts: str | None  # a file of prompts of one's own
 
 
 class Data(NamedTuple):
@@ -65,6 +67,7 @@ class Data(NamedTuple):
     train: list[Part]
     held_out: list[HeldOut]
     sources: list[Told]  # each that was read: to train on, then held out
+    prompts: list[Prompt] | None  # one's own
 
 
 def asked(given: Mapping[str, Any], tokenizer_folder: pathlib.Path) -> Asked:
@@ -88,6 +91,7 @@ def asked(given: Mapping[str, Any], tokenizer_folder: pathlib.Path) -> Asked:
             answers=given["data.answers"],
         ),
         token_cache=places.at(cache, "--config.token_cache") if cache else None,
+        prompts=given.get("sample_prompts"),
     )
 
 
@@ -137,6 +141,9 @@ def _read(asked: Asked, crew: Crew) -> Data:
             "effect: all texts are plain"
         )
     ready = parallel.prepared(how, crew, cache, plain=plain == {True})
+    own_prompts = None
+    if asked.prompts is not None:
+        own_prompts = prompts.read(asked.prompts, how, crew, plain=plain == {True})
     own = tokenizer.apart(pathlib.Path(how.tokenizer), how.chat_template, parallel.worker(how))
 
     told, train, held_out = [], [], []
@@ -179,7 +186,7 @@ def _read(asked: Asked, crew: Crew) -> Data:
         )
     most = asked.max_eval_pairs
     held_out = [held._replace(examples=spread(held.examples, most)) for held in held_out]
-    return Data(own, ready.stop_ids, train, held_out, told)
+    return Data(own, ready.stop_ids, train, held_out, told, own_prompts)
 
 
 def _beside(some: Some, max_length: int) -> Some:

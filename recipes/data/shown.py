@@ -36,13 +36,13 @@ def lines_of(
 def pieces_of(pair: Example, tokenizer: Tokenizer) -> dict[str, list[Piece]]:
     """The tokens of its prompt and of either answer, with their texts."""
     kinds = lambda scored: np.where(scored, "scored", "unscored").tolist()
-    prompt = _cut(tokenizer, [], pair.prompt.tolist(), ["prompt"] * len(pair.prompt))
+    prompt = cut(tokenizer, [], pair.prompt.tolist(), ["prompt"] * len(pair.prompt))
     found = {"prompt": prompt}
     names = called(pair, len(pair.answers))
     if isinstance(pair, LabelledIds):
         names = "wanted" if pair.ratings[0] else "unwanted", *names[1:]
     for name, (ids, scored) in zip(names, pair.answers, strict=True):
-        found[name] = _cut(tokenizer, prompt[-1].ids, ids.tolist(), kinds(scored))
+        found[name] = cut(tokenizer, prompt[-1].ids, ids.tolist(), kinds(scored))
     return found
 
 
@@ -53,8 +53,11 @@ def noun(examples: Sequence[Example]) -> str:
     return "pairs" if all(len(one.answers) == 2 for one in examples) else "lists"
 
 
-def _cut(tokenizer: Tokenizer, before: list[int], ids: list[int], kinds: list[str]) -> list[Piece]:
+def cut(
+    tokenizer: Tokenizer, before: list[int], ids: list[int], kinds: Sequence[str] | None = None
+) -> list[Piece]:
     """The texts of the pieces, joined, are what `ids` say after `before`."""
+    kinds = ["scored"] * len(ids) if kinds is None else kinds
     whole, special = text_after(tokenizer, before, ids), set(tokenizer.special.values())
     found, at, start = [], 0, 0
     for stop in range(1, len(ids) + 1):

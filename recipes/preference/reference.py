@@ -21,12 +21,13 @@ from recipes.data.packed import batches
 from recipes.data.packed.packing import Packed
 from recipes.preference import reference_cache
 from recipes.preference.objectives import Objective
-from recipes.training import checks, listing, logps, optimizer, preemption
+from recipes.training import checks, listing, logps, optimizer, preemption, watched
 from recipes.training.checks import Values
 from recipes.training.policy import Policy, State
 from recipes.training.run import Beside, Run, Scoring, say
 from recipes.training.settings import REFERENCE
 from recipes.training.update import Params
+from recipes.training.watched import Said
 import zoo
 from zoo import adapters
 from zoo.parts import adapted, attention, partly
@@ -42,6 +43,7 @@ class Reference(NamedTuple):
     of_batch: Callable[[Packed, np.ndarray], Float[Array, "P A"]]  # micro-batch, rows in the source
     held_out: list[np.ndarray]  # log-probabilities [pairs, A] of each held-out set, in nats
     model: zoo.Model | None  # none when it has left memory
+    said: Said | None = None  # its answers to prompts that are sampled; none of one that follows
 
 
 def wanted(given: Values, objective: Objective) -> Beside | None:
@@ -118,13 +120,14 @@ def ready(
         return Reference(FOLLOWS, _not_yet, [], None)
     graph, frozen = _weights(asked, policy, run)
     model, dtype = nnx.merge(graph, nnx.State(frozen)), policy.blank.dtype
+    said = watched.said(nnx.merge(graph, nnx.State(partly.whole(frozen))), run)
     ask = functools.partial(forward, graph, frozen)
     heeding = preemption.heeding(stop, ask)
     known = fingerprint(adapters.bare(frozen))
     sets = [held_out.examples for held_out in run.held_out]
     if asked.resident:
         held_out = [logps.of_examples(heeding, pairs, run.place) for pairs in sets]
-        return Reference(known, lambda batch, _: ask(batch), held_out, model)
+        return Reference(known, lambda batch, _: ask(batch), held_out, model, said)
 
     if asked.cache:
         directory = places.at(asked.cache, "--config.reference_cache")
@@ -152,7 +155,7 @@ def ready(
         slots[: len(rows)] = table[rows]
         return batches.everywhere(slots, run.place)
 
-    return Reference(known, of_batch, held_out, None)
+    return Reference(known, of_batch, held_out, None, said)
 
 
 def now(reference: Reference, policy: Policy, state: State, forward: logps.Compiled) -> Reference:

@@ -17,6 +17,7 @@ from recipes.data.chats import layouts
 from recipes.data.rows import source
 from recipes.training.nearest import did_you_mean
 from recipes.training.settings import (
+    ALONG_THE_WAY,
     KIND_NAMES,
     MUST,
     NAMED_BY_THE_USER,
@@ -473,11 +474,23 @@ def _refuse_without_effect(given: Values) -> None:
             "--config.cooldown and --config.min_lr_ratio have no effect with "
             "--config.lr_schedule=constant: add --config.cooldown=None --config.min_lr_ratio=0"
         )
+    _check_samples(given)
     if given["wandb_project"] and importlib.util.find_spec("wandb") is None:
         raise BadInput(
             "--config.wandb_project needs Weights & Biases: pip install -e '.[wandb]', or leave it "
             "unset"
         )
+
+
+def _check_samples(given: Values) -> None:
+    if given["steps_per_sample"] is not None:
+        return
+    for name in ("sample_prompts", "sample_temperature", "sample_count"):
+        if given[name] != ALONG_THE_WAY[name].default:
+            raise BadInput(
+                f"--config.{name}={given[name]} has no effect without --config.steps_per_sample: "
+                "set it, like 100"
+            )
 
 
 def _check_optimizer(given: Values, table: Table) -> None:

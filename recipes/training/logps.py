@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 import numpy as np
 
 from recipes.data.ids.pair_ids import Example
@@ -15,7 +15,7 @@ from recipes.data.packed import batches
 from recipes.data.packed.batches import Place
 from recipes.data.packed.packing import Packed
 import zoo
-from zoo import models
+from zoo import generate, models
 from zoo.parts import adapted, blocks, quantised, sharding, spans, stack, token_logps
 
 # A model's forward pass: micro-batch -> log-probabilities [P, A], in nats.
@@ -115,3 +115,46 @@ def of_examples(
             total += np.asarray(forward(batches.put(batch, place)))
         found.append(total[: len(update.source_rows)])
     return np.concatenate(found)
+
+
+def of_texts(
+    model: zoo.Model, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+) -> list[Float[np.ndarray, " A"]]:
+    """Log-probability of each token of an answer to each prompt, given those before it, in nats.
+
+    Compiled for a few sizes, powers of two. Nothing of shape [B, T, V] exists.
+    """
+    longest = max(len(a) + len(b) for a, b in zip(prompts, answers, strict=True))
+    most = max(map(len, answers))
+    T, A = (generate.room_for(length) for length in (longest, most))
+    tokens, read_at, target = (np.zeros((len(prompts), n), np.int32) for n in (T, A, A))
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        tokens[i, : len(prompt) + len(answer)] = [*prompt, *answer]
+        read_at[i, : len(answer)] = np.arange(len(answer)) + len(prompt) - 1
+        target[i, : len(answer)] = answer
+    lengths = np.array([len(a) + len(b) for a, b in zip(prompts, answers, strict=True)], np.int32)
+    counts = np.array([*map(len, answers)], np.int32)
+    graph, state = nnx.split(model)
+    found = np.asarray(_of_texts(graph, state, tokens, lengths, read_at, target, counts))
+    return [row[: len(answer)] for row, answer in zip(found, answers, strict=True)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _of_texts(
+    graph: nnx.GraphDef,
+    state: nnx.State,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, " B"],
+    read_at: Int[Array, "B A"],
+    target: Int[Array, "B A"],
+    counts: Int[Array, " B"],
+) -> Float[Array, "B A"]:
+    model = nnx.merge(graph, state)
+    B, T = tokens.shape
+    hidden = model.hidden(tokens, spans.causal(B, T, lengths))
+    at_scores = jnp.take_along_axis(hidden, read_at[..., None], axis=1)
+    head, last = model.unembedding()[...], model.last_step()
+    found = token_logps.token_logps(
+        sharding.constrain(at_scores, "Z C D"), head, target, counts, model.dtype, last
+    )
+    return sharding.whole(found)

@@ -14,7 +14,7 @@ from checkpoints_io.run_state import RunStore
 from recipes.data import mixture
 from recipes.data.packed import batches
 from recipes.data.packed.batches import Said, Update
-from recipes.training import policy, preemption, records, terminal
+from recipes.training import policy, preemption, records, terminal, watched
 from recipes.training.policy import Policy, State
 from recipes.training.run import Run, say
 from recipes.training.update import Answers, Programs, Sums
@@ -36,6 +36,7 @@ class Recipe(NamedTuple):
     evaluate: Callable[[State], Iterator[dict[str, float]]]
     describe: Callable[[Update, Taken], dict[str, float]]  # more figures of a step that is logged
     warn: Callable[[dict[str, float]], str | None]  # by the figures of a record
+    sample: Callable[[State], list[watched.Sample]]  # where they are asked for
 
 
 class Around(NamedTuple):
@@ -107,6 +108,8 @@ def _before_first(around: Around, state: State) -> dict[str, float]:
     held_out = records.of_held_out(run.directory, state.step) if state.step else {}
     if state.step == 0 and run.run_initial_eval:
         _evaluate(around, state)
+    if not around.stop() and not records.sampled(run.directory, state.step):
+        _sample_if_due(around, state)
     if state.step and due(run, state.step, every.steps_per_eval) and not held_out:
         held_out = _evaluate(around, state)
     if state.step and not around.stop() and not policy.exported(state.step, run):
@@ -154,6 +157,8 @@ def _after_step(around: Around, state: State) -> tuple[dict[str, float], bool]:
     is_due = due(run, state.step, every.steps_per_eval)
     held_out = _evaluate(around, state) if is_due and not around.stop() else {}
     leaving = around.stop()
+    if not leaving:
+        _sample_if_due(around, state)
     if leaving or due(run, state.step, every.steps_per_checkpoint) or store.lost():
         policy.save(state, run, store, around.facts, held_out)
     if not leaving:
@@ -172,6 +177,14 @@ def _evaluate(around: Around, state: State) -> dict[str, float]:
     if found:
         around.log.write(state.step, found)
     return found
+
+
+def _sample_if_due(around: Around, state: State) -> None:
+    run, every = around.run, around.run.watching.every
+    if every is not None and due(run, state.step, every):
+        some = around.recipe.sample(state)
+        around.log.samples(state.step, some)
+        say(watched.told(some, state.step, run.total_steps))
 
 
 def _export_if_due(around: Around, state: State) -> None:

@@ -159,6 +159,12 @@ def computed_with(policy: Policy, state: State) -> Params:
     return adapted.joined(logps.as_computed(result(state), policy.blank), state.frozen)
 
 
+def as_computed(policy: Policy, state: State) -> zoo.Model:
+    """The same in the dtype that it computes in: equal weights give the reference's own bits."""
+    weights = partly.whole(computed_with(policy, state))
+    return nnx.merge(policy.graph, nnx.State(weights))
+
+
 def save(
     state: State,
     run: Run,

@@ -19,7 +19,17 @@ from recipes.data.packed import batches, shapes
 from recipes.data.run_data import Data
 from recipes.training import adapting, checks, optimizer, plan, records, resume, trained
 from recipes.training.checks import Values
-from recipes.training.run import Beside, Computing, Every, Records, Run, Saving, Scoring, say
+from recipes.training.run import (
+    Beside,
+    Computing,
+    Every,
+    Records,
+    Run,
+    Saving,
+    Scoring,
+    Watching,
+    say,
+)
 from recipes.training.settings import COMPUTE
 import zoo
 from zoo.parts import attention, sharding
@@ -109,11 +119,13 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
             name=given["name"],
             tags=tuple(given["tags"]),
             settings=checks.nested(given),
+            samples=given["steps_per_sample"] is not None,
         ),
         run_initial_eval=given["run_initial_eval"],
         nonfinite=given["nonfinite"],
         profile=checks.profiled(given["profile"]),
         sample_tokens=given["sample_tokens"],
+        watching=_watching(given, data),
         facts={
             "settings": shaping,
             "data": source_pairs.fingerprint(train),
@@ -235,6 +247,11 @@ def _saving(given: Values, data: Data) -> Saving:
         text_only=given["hf_text_only"],
         chat_template=data.tokenizer.chat_template if given["chat_template"] else None,
     )
+
+
+def _watching(given: Values, data: Data) -> Watching:
+    every = given["steps_per_sample"] if given["sample_tokens"] else None
+    return Watching(every, data.prompts, given["sample_count"], given["sample_temperature"])
 
 
 def _lost(data: Data) -> dict[str, int]:

@@ -5,17 +5,21 @@ import contextlib
 import json
 import secrets
 import time
+from typing import Any
 
 from jaxtyping import Array, Int
 import numpy as np
 
 from checkpoints_io import places, processes
 from checkpoints_io.processes import all_agree
+from recipes.data.chats import messages
 from recipes.data.packed.batches import Update
 from recipes.training.run import Records
 
 # What `Log` writes in the directory of a run.
-SETTINGS, RECORDS, WANDB_ID = FILES = "settings.json", "metrics.jsonl", "wandb_id"
+SETTINGS, RECORDS, SAMPLES, WANDB_ID = FILES = (
+    "settings.json", "metrics.jsonl", "samples.jsonl", "wandb_id",
+)  # fmt: skip
 
 
 def on_host(values: Mapping[str, Array]) -> dict[str, int | float]:
@@ -118,14 +122,17 @@ class Log:
     """
 
     def __init__(self, directory: places.Place, records: Records, *, after: int):
-        self._add = self._board = self._wandb = None
+        self._add = self._add_samples = self._board = self._wandb = None
         self._file = contextlib.ExitStack()
         if not processes.is_first():
             return
         told = json.dumps(records.settings, indent=2) + "\n"
         directory.write_whole(SETTINGS, told.encode())
-        kept = "".join(f"{line}\n" for line in _records(directory) if _step(line) <= after)
-        self._add = self._file.enter_context(directory.appending(RECORDS, kept.encode()))
+        kept = _until(directory, RECORDS, after)
+        self._add = self._file.enter_context(directory.appending(RECORDS, kept))
+        if records.samples or directory.exists(SAMPLES):
+            kept = _until(directory, SAMPLES, after)
+            self._add_samples = self._file.enter_context(directory.appending(SAMPLES, kept))
         if records.tensorboard:
             import tensorboardX  # which imports torch wherever that is installed
 
@@ -156,6 +163,22 @@ class Log:
         if self._wandb:
             self._wandb.log(dict(values), step=step)
 
+    def samples(self, step: int, some: Sequence[Mapping[str, Any]]) -> None:
+        """A line for each sample, which are kept when this returns."""
+        if self._add_samples is None:
+            return
+        lines = (json.dumps(one, ensure_ascii=False) for one in some)
+        self._add_samples("".join(f"{line}\n" for line in lines).encode("utf-8", "replace"))
+        if self._board:
+            for i, one in enumerate(some):
+                self._board.add_text(f"samples/{i}", _as_markdown(one), step)
+        if self._wandb:
+            import wandb
+
+            names = list(dict.fromkeys(n for one in some for n in one if n != "log_ratios"))
+            rows = [[one.get(name) for name in names] for one in some]
+            self._wandb.log({"samples": wandb.Table(columns=names, data=rows)}, step=step)
+
     def close(self) -> None:
         """Waits for the writers."""
         self._file.close()
@@ -167,16 +190,37 @@ class Log:
 
 def of_held_out(directory: places.Place, step: int) -> dict[str, float]:
     """The recorded figures of held-out pairs at this step; none unless every process sees them."""
-    found = [line for line in _records(directory) if _step(line) == step and '"eval/' in line]
+    lines = _lines(directory, RECORDS)
+    found = [line for line in lines if _step(line) == step and '"eval/' in line]
     if not all_agree(bool(found)):
         return {}
     figures = json.loads(found[-1])
     return {name: value for name, value in figures.items() if isinstance(value, float)}
 
 
-def _records(directory: places.Place) -> list[str]:
-    """The lines of the records that are there."""
-    return (directory.read(RECORDS) or b"").decode("utf-8", "replace").splitlines()
+def sampled(directory: places.Place, step: int) -> bool:
+    """Have samples been taken at this step, as far as the first process sees?"""
+    found = any(_step(line) == step for line in _lines(directory, SAMPLES))
+    return bool(processes.of_first(np.array(found)))
+
+
+def _as_markdown(sample: Mapping[str, Any]) -> str:
+    """What is said by whom; texts are quoted as code, in which nothing has a meaning."""
+    names = ("prompt", "reference", "policy", "wanted", "unwanted")
+    told = {name: sample[name] for name in names if sample.get(name) is not None}
+    quoted = lambda text: "\n".join(f"    {line}" for line in messages.visible(text).split("\n"))
+    return "\n\n".join(f"**{name}**\n\n{quoted(text)}" for name, text in told.items())
+
+
+def _until(directory: places.Place, name: str, after: int) -> bytes:
+    """The lines of a file up to this step."""
+    kept = (line for line in _lines(directory, name) if _step(line) <= after)
+    return "".join(f"{line}\n" for line in kept).encode()
+
+
+def _lines(directory: places.Place, name: str) -> list[str]:
+    """The lines of one of the files that are there; JSON has no other ends of lines in it."""
+    return (directory.read(name) or b"").decode("utf-8", "replace").split("\n")
 
 
 def _own_id(directory: places.Place) -> str:

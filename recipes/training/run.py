@@ -14,6 +14,7 @@ from checkpoints_io.run_state import Facts, Keep
 from recipes.data.ids.pair_ids import Example
 from recipes.data.mixture import Part
 from recipes.data.packed import batches
+from recipes.data.prompts import Prompt
 from recipes.data.run_data import Data, HeldOut
 from recipes.training import terminal
 from recipes.training.adapting import Adapting
@@ -42,6 +43,15 @@ class Every(NamedTuple):
     steps_per_hf_export: int | None
 
 
+class Watching(NamedTuple):
+    """Which prompts are answered while the policy learns, and how."""
+
+    every: int | None  # steps; none: no prompts are
+    prompts: list[Prompt] | None  # one's own; none: held-out ones
+    count: int
+    temperature: float | None  # of a second answer; none: greedy ones alone
+
+
 class Saving(NamedTuple):
     """Which checkpoints are kept, and how the policy is exported."""
 
@@ -60,6 +70,7 @@ class Records(NamedTuple):
     name: str
     tags: tuple[str, ...]
     settings: dict[str, object]  # as a config file groups them
+    samples: bool = False  # whether there will be any
 
 
 class Beside(NamedTuple):
@@ -116,6 +127,7 @@ class Run(NamedTuple):
     nonfinite: str  # stop or skip
     profile: range  # these steps are traced
     sample_tokens: int
+    watching: Watching
     facts: Facts  # what a checkpoint of this run must agree with
     counts: dict[str, int]  # rows lost on the way, by metric name
 

@@ -561,9 +561,35 @@ ALONG_THE_WAY = {
     ),
     "sample_tokens": Setting(
         int,
-        "tokens per sample answer to held-out prompts at the end; 0: no answers",
+        "tokens per sample answer; 0: no answers, at the end or before",
         128,
         bound=AT_LEAST_0,
+        free=True,
+    ),
+    "steps_per_sample": Setting(
+        int,
+        "steps between samples of what policy and reference answer, kept in samples.jsonl",
+        None,
+        unset="answers at the end alone",
+        bound=ABOVE_0,
+        free=True,
+    ),
+    "sample_prompts": Setting(
+        str,
+        "a file of prompts for these samples: rows with `prompt` or `messages`",
+        None,
+        unset="held-out prompts, or of the training data where nothing is held out",
+        free=True,
+    ),
+    "sample_count": Setting(
+        int, "how many prompts, evenly spread over all there are", 4, bound=ABOVE_0, free=True
+    ),
+    "sample_temperature": Setting(
+        float,
+        "beside the greedy answer to each prompt, one drawn at this temperature, like 0.7",
+        None,
+        unset="greedy answers alone",
+        bound=ABOVE_0,
         free=True,
     ),
     "tensorboard": Setting(bool, "write TensorBoard files", True, free=True),

@@ -23,10 +23,11 @@ FREE = {
     "adapter.export", "attention", "compile_cache", "directory", "distributed", "hf_save_dtype",
     "hf_text_only", "keep_best", "keep_checkpoints", "keep_every", "max_eval_pairs", "mesh",
     "min_pack_fill", "name", "nonfinite", "per_device_parallelism", "profile", "reference_cache",
-    "reference_mode", "remat", "row_length", "run_initial_eval", "sample_tokens",
+    "reference_mode", "remat", "row_length", "run_initial_eval", "sample_count",
+    "sample_prompts", "sample_temperature", "sample_tokens",
     "save_retries", "steps_per_checkpoint",
-    "steps_per_eval", "steps_per_hf_export", "steps_per_log", "tags", "tensorboard", "token_cache",
-    "validation", "wandb_project",
+    "steps_per_eval", "steps_per_hf_export", "steps_per_log", "steps_per_sample", "tags",
+    "tensorboard", "token_cache", "validation", "wandb_project",
 }  # fmt: skip
 
 
