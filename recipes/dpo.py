@@ -19,6 +19,7 @@ import ml_collections
 
 from recipes.data.packed import batches
 from recipes.data.packed.batches import Update
+from recipes.pages import run_page
 from recipes.preference import coupled, evaluation, gates, metrics, objectives, reference
 from recipes.preference.displacement import Trend
 from recipes.training import (
@@ -107,7 +108,9 @@ def train(config: ml_collections.ConfigDict) -> bool:
             ours = policy.as_computed(own, state)
             return watched.taken(ours, theirs.model, theirs.said, run, state.step)
 
-        recipe = loop.Recipe(take, evaluate, describe, Trend(objective).read, sample)
+        recipe = loop.Recipe(
+            take, evaluate, describe, Trend(objective).read, sample, run_page.write
+        )
         state, held_out = loop.run_steps(recipe, own, state, run, store, facts, stop)
         if not stop():
             ending.show(run, policy.model_of(own, state), frozen.model, held_out)

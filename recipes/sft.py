@@ -22,6 +22,7 @@ import numpy as np
 
 from recipes.data.packed import batches, streams
 from recipes.data.packed.batches import Update
+from recipes.pages import run_page
 from recipes.training import (
     checks,
     command,
@@ -84,7 +85,7 @@ def train(config: ml_collections.ConfigDict) -> bool:
             """Answers to a few prompts."""
             return watched.taken(policy.as_computed(own, state), None, None, run, state.step)
 
-        recipe = loop.Recipe(take, evaluate, lambda *_: {}, lambda _: None, sample)
+        recipe = loop.Recipe(take, evaluate, lambda *_: {}, lambda _: None, sample, run_page.write)
         state, held_out = loop.run_steps(recipe, own, state, run, store, facts, stop)
         if not stop():
             ending.show(run, policy.model_of(own, state), None, held_out)

@@ -164,7 +164,7 @@ CLOCK = {"train/tokens_per_second", "train/input_wait"}
 def records(config: ml_collections.ConfigDict, *, clock: bool = False) -> list[dict]:
     """What a run has recorded, without the figures that hang on the clock."""
     lines = (pathlib.Path(config.directory) / "metrics.jsonl").read_text().splitlines()
-    own = lambda name: clock or name not in CLOCK
+    own = lambda name: clock or not (name in CLOCK or name.startswith("time/"))
     return [{k: v for k, v in json.loads(line).items() if own(k)} for line in lines]
 
 

@@ -27,7 +27,7 @@ MEASURE = (
 )  # fmt: skip
 BENCHMARKS = [f"benchmarks/{name}.py" for name in MEASURE]
 PROGRAMS = [
-    *WITH_CONFIG, "recipes/sft.py", "recipes/score.py", "recipes/export.py",
+    *WITH_CONFIG, "recipes/sft.py", "recipes/score.py", "recipes/export.py", "recipes/report.py",
     "recipes/tiny/make_model.py", "recipes/tiny/make_pairs.py",
     "zoo", *BENCHMARKS,
 ]  # fmt: skip
@@ -156,6 +156,10 @@ def of_one(folder):
     yield sft, [SFT_CONFIG, "--config.train_seq_len=0"], ["train_seq_len must be above 0"], 2
     yield sft, [CONFIG], ["has a setting", "that nothing reads"], 2
     yield sft, [SFT_CONFIG, "--config.train_data=nothing.jsonl"], ["no data file"], 1
+    report = "recipes/report.py"
+    yield report, [], ["give the directory of a run"], 1
+    yield report, [f"{folder}/nothing"], ["nothing is not the directory of a run"], 1
+    yield report, ["runs/tiny", "--pag=a.html"], ["did you mean --page?"], 2
     page = f"--page={folder}/no/page.html"
     yield "recipes.data", [*here, page], ["no/page.html"], 1
     yield "recipes.data", [*here, f"--pag={folder}/page.html"], ["did you mean --page?"], 2

@@ -42,7 +42,7 @@ INPUTS = {
         "filesystem", "glob", "isfile", "join", "open", "url_to_fs",
     },
     "recipes/data/run_data.py": {"Path"},  # a tokenizer's folder
-    "recipes/pages/data_page.py": {"Path"},  # its own template
+    "recipes/pages/template.py": {"Path"},  # templates of pages
     "recipes/training/listing.py": {"Path", "read_text", "write_text"},  # the docs
     "recipes/training/overrides.py": {"Path", "is_file"},  # the config file
     "recipes/training/terminal.py": {"open"},  # /dev/null

@@ -2,11 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 import itertools
-import pathlib
 import re
 from typing import NamedTuple
 
-import jinja2
 import numpy as np
 
 from recipes.data import shown
@@ -15,6 +13,7 @@ from recipes.data.ids.pair_ids import Example, called, described, is_ranked
 from recipes.data.packed import shapes, streams
 from recipes.data.packed.packing import Shape
 from recipes.data.run_data import Told, spread
+from recipes.pages import template
 from zoo.text.tokenizer import Tokenizer
 
 QUANTILES = {"min": 0.0, "median": 0.5, "90%": 0.9, "99%": 0.99, "max": 1.0}
@@ -68,14 +67,10 @@ def text(
 
 def page(parts: Iterable[Told], tokenizer: Tokenizer, shape: Shape, *, rows: int = 20) -> str:
     """The report as one HTML page that needs nothing else, with `rows` rows of each part."""
-    here = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
-    written = lambda x: visible(x) if type(x) is str else f"{x:,}" if type(x) is int else x
-    environment = jinja2.Environment(
-        loader=here, autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=written
-    )
-    environment.filters |= {"nice": _nice, "runs": shown.runs}
     parts = list(parts)
-    return environment.get_template("data_page.html.jinja").render(
+    return template.rendered(
+        "data_page.html.jinja",
+        {"nice": _nice, "runs": shown.runs},
         parts=parts,
         shape=shape,
         what=shown.noun([one for part in parts for one in part.examples]),

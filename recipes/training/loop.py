@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 
+from checkpoints_io import places, processes
 from checkpoints_io.run_state import RunStore
 from recipes.data import mixture
 from recipes.data.packed import batches
@@ -37,6 +38,7 @@ class Recipe(NamedTuple):
     describe: Callable[[Update, Taken], dict[str, float]]  # more figures of a step that is logged
     warn: Callable[[dict[str, float]], str | None]  # by the figures of a record
     sample: Callable[[State], list[watched.Sample]]  # where they are asked for
+    page: Callable[[places.Place], None]  # writes the run's page, from its files
 
 
 class Around(NamedTuple):
@@ -49,6 +51,7 @@ class Around(NamedTuple):
     facts: dict
     stop: Callable[[], bool]
     log: records.Log
+    meter: records.Meter
 
 
 def run_steps(
@@ -68,10 +71,10 @@ def run_steps(
     """
     start = state.step
     log = records.Log(run.directory, run.records, after=start or -1)
-    around = Around(recipe, own, run, store, facts, stop, log)
+    meter = records.Meter()
+    around = Around(recipe, own, run, store, facts, stop, log, meter)
     with contextlib.closing(log):
         held_out = _before_first(around, state)
-        meter = records.Meter()
         for update in _updates(run, start, meter):
             taken = recipe.take(state, update)
             # This checks the step before, so that nothing waits for this one.
@@ -79,12 +82,11 @@ def run_steps(
             state = taken.state
             meter.add(update)
             if state.step == start + 1 or due(run, state.step, run.every.steps_per_log):
-                _record(around, update, taken, meter)
+                _record(around, update, taken)
             if state.step in _traced(run, start)[-1:]:
                 jax.block_until_ready(state.trained)
                 jax.profiler.stop_trace()
-            with meter.paused():
-                held_out, leaving = _after_step(around, state)
+            held_out, leaving = _after_step(around, state)
             if leaving:
                 say(f"stopped after step {state.step}: the same command resumes from there")
                 return state, held_out
@@ -92,6 +94,8 @@ def run_steps(
         while store.lost():
             policy.save(state, run, store, facts, held_out)
             store.wait()
+        if start < run.total_steps:
+            _write_page(around)
     if start == run.total_steps:
         say(f"this run is already finished; choose another --config.directory than {run.directory}")
     return state, held_out
@@ -134,18 +138,19 @@ def _traced(run: Run, start: int) -> list[int]:
     return [step for step in run.profile if step > start]
 
 
-def _record(around: Around, update: Update, taken: Taken, meter: records.Meter) -> None:
+def _record(around: Around, update: Update, taken: Taken) -> None:
     """The figures of a step, wherever records go. Waits for the devices."""
-    run, step = around.run, taken.state.step
+    run, meter, step = around.run, around.meter, taken.state.step
     figures = records.on_host(taken.values) | run.counts
     figures["skipped"] = float(taken.state.skipped)
     steps = max(step - round(figures["skipped"]), 1)  # that the optimizer has seen
     figures["learning_rate"] = float(jax.device_get(run.schedule(steps - 1)))
     if left := meter.time_left(run.total_steps - step):
         say(left)
+    times = meter.times()
     figures |= meter.read() | around.recipe.describe(update, taken)
     figures = {f"train/{name}": value for name, value in figures.items()}
-    around.log.write(step, figures)
+    around.log.write(step, figures | times)
     say(records.line(step, run.total_steps, figures))
     if warning := around.recipe.warn(figures):
         say(warning)
@@ -159,8 +164,11 @@ def _after_step(around: Around, state: State) -> tuple[dict[str, float], bool]:
     leaving = around.stop()
     if not leaving:
         _sample_if_due(around, state)
+        if is_due:
+            _write_page(around)
     if leaving or due(run, state.step, every.steps_per_checkpoint) or store.lost():
-        policy.save(state, run, store, around.facts, held_out)
+        with around.meter.paused("saving"):
+            policy.save(state, run, store, around.facts, held_out)
     if not leaving:
         _export_if_due(around, state)
     return held_out, leaving
@@ -169,29 +177,43 @@ def _after_step(around: Around, state: State) -> tuple[dict[str, float], bool]:
 def _evaluate(around: Around, state: State) -> dict[str, float]:
     found: dict[str, float] = {}
     try:
-        for figures in around.recipe.evaluate(state):
-            say(records.line(state.step, around.run.total_steps, figures))
-            found |= figures
+        with around.meter.paused("evaluation"):
+            for figures in around.recipe.evaluate(state):
+                say(records.line(state.step, around.run.total_steps, figures))
+                found |= figures
     except preemption.Asked:  # then it is done first when the run is resumed
         return {}
     if found:
-        around.log.write(state.step, found)
+        around.log.write(state.step, found | around.meter.times("evaluation"))
     return found
 
 
 def _sample_if_due(around: Around, state: State) -> None:
     run, every = around.run, around.run.watching.every
     if every is not None and due(run, state.step, every):
-        some = around.recipe.sample(state)
+        with around.meter.paused("samples"):
+            some = around.recipe.sample(state)
         around.log.samples(state.step, some)
         say(watched.told(some, state.step, run.total_steps))
+
+
+def _write_page(around: Around) -> None:
+    """What the files of the run say by now, as a page."""
+    if not processes.is_first():
+        return
+    with around.meter.paused("evaluation"):
+        try:
+            around.recipe.page(around.run.directory)
+        except Exception as error:  # whatever it is, it is no reason to lose a run
+            say(f"the page of the run could not be written: {error!r}")
 
 
 def _export_if_due(around: Around, state: State) -> None:
     run, every = around.run, around.run.every.steps_per_hf_export
     if every != -1 and due(run, state.step, every):
         say(f"exporting to {policy.export_folder(state.step, run)}")
-        policy.export(policy.model_of(around.own, state), state.step, run)
+        with around.meter.paused("export"):
+            policy.export(policy.model_of(around.own, state), state.step, run)
 
 
 def applied(programs: Programs, sums: Sums, state: State, said: Said) -> Taken:

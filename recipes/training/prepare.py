@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 import contextlib
 import itertools
+import json
 import math
 import pathlib
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from checkpoints_io import hf_folder, places, processes
 from checkpoints_io.errors import BadInput, NotFound, StorageError
 from checkpoints_io.run_state import Facts, Keep, RunStore
 from recipes.data import run_data, source_pairs
-from recipes.data.ids.pair_ids import Example
+from recipes.data.ids.pair_ids import Example, described
 from recipes.data.packed import batches, shapes
 from recipes.data.run_data import Data
 from recipes.training import adapting, checks, optimizer, plan, records, resume, trained
@@ -134,6 +135,8 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
         counts=_lost(data),
     )
     say(plan.told(run, checks.part(plan.Asked, given), memory))
+    if processes.is_first():
+        directory.write_whole(records.DATA, _counted(data).encode())
     return run
 
 
@@ -252,6 +255,19 @@ def _saving(given: Values, data: Data) -> Saving:
 def _watching(given: Values, data: Data) -> Watching:
     every = given["steps_per_sample"] if given["sample_tokens"] else None
     return Watching(every, data.prompts, given["sample_count"], given["sample_temperature"])
+
+
+def _counted(data: Data) -> str:
+    """What became of the rows of every source, as JSON."""
+    parts = [
+        {
+            "name": one.name, "source": one.source, "layout": one.layout, "rows": one.counts.rows,
+            "used": one.counts.used, "lost": one.counts.lost,
+            "notes": {described(what): n for what, n in one.counts.notes.items() if n},
+        }
+        for one in data.sources
+    ]  # fmt: skip
+    return json.dumps(parts, indent=2, ensure_ascii=False) + "\n"
 
 
 def _lost(data: Data) -> dict[str, int]:

@@ -16,9 +16,9 @@ from recipes.data.chats import messages
 from recipes.data.packed.batches import Update
 from recipes.training.run import Records
 
-# What `Log` writes in the directory of a run.
-SETTINGS, RECORDS, SAMPLES, WANDB_ID = FILES = (
-    "settings.json", "metrics.jsonl", "samples.jsonl", "wandb_id",
+# What is written in the directory of a run: by `Log`, but for the data's counts and the page.
+SETTINGS, DATA, RECORDS, SAMPLES, PAGE, WANDB_ID = FILES = (
+    "settings.json", "data.json", "metrics.jsonl", "samples.jsonl", "report.html", "wandb_id",
 )  # fmt: skip
 
 
@@ -57,6 +57,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._readings = 0
+        self._spent: dict[str, float] = {}
         self._clear()
 
     def _clear(self) -> None:
@@ -76,11 +77,23 @@ class Meter:
         self._waited += time.perf_counter() - start
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Stops the clock: evaluation, saving and exporting are not training."""
+    def paused(self, what: str) -> Iterator[None]:
+        """Stops the clock: evaluation, samples, saving and exporting are not training."""
         start = time.perf_counter()
         yield
-        self._since += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self._since += seconds
+        self._spent[what] = self._spent.get(what, 0) + seconds
+
+    def times(self, *names: str) -> dict[str, float]:
+        """Seconds by what they went into, since they were asked for; of these names, or of all."""
+        if not names:
+            stepped = time.perf_counter() - self._since - self._waited
+            # The first after a start is the compiler's time above all.
+            self._spent["steps" if self._readings else "first_step"] = stepped
+            self._spent["input"] = self._waited
+        taken = names or tuple(self._spent)
+        return {f"time/{what}": self._spent.pop(what) for what in taken if what in self._spent}
 
     def time_left(self, updates: int) -> str | None:
         """An estimate in words, given once, after the first updates that did not compile."""
@@ -195,7 +208,8 @@ def of_held_out(directory: places.Place, step: int) -> dict[str, float]:
     if not all_agree(bool(found)):
         return {}
     figures = json.loads(found[-1])
-    return {name: value for name, value in figures.items() if isinstance(value, float)}
+    held_out = (name for name in figures if name.startswith("eval/"))
+    return {name: figures[name] for name in held_out if isinstance(figures[name], float)}
 
 
 def sampled(directory: places.Place, step: int) -> bool:

@@ -46,6 +46,12 @@ def test_the_tiny_run_learns(tiny_config, capsys):
     config.sample_tokens = 48
     dpo.train(config)
     told = capsys.readouterr().out
+    page = (pathlib.Path(config.directory) / "report.html").read_text()
+    assert "Reward margin" in page and "Where the time went" in page
+    data = json.loads((pathlib.Path(config.directory) / "data.json").read_text())
+    assert [(part["name"], part["rows"], part["lost"]) for part in data] == [
+        ("train", 419, {}), ("heldout", 67, {}),
+    ]  # fmt: skip
     steps = records(config, clock=True)
     before, after = (r for r in steps if "eval/heldout/dpo_accuracy" in r)
     first = next(r for r in steps if "train/dpo_loss" in r)

@@ -118,7 +118,7 @@ def killed(process: multiprocessing.Process, directory: pathlib.Path, wait: floa
 
 def trace(directory: pathlib.Path) -> dict:
     """All that a run leaves but the clock, with the rows of the last time each step was taken."""
-    clock = ("second", "input_wait")
+    clock = ("second", "input_wait", "time/")
     lines = (directory / "metrics.jsonl").read_text().splitlines()
     records = [
         {name: v for name, v in json.loads(line).items() if not any(c in name for c in clock)}

@@ -46,7 +46,9 @@ def records(directory):
 def figures(directory):
     """Of each step: what does not hang on the clock."""
     return {
-        r["step"]: {k: v for k, v in r.items() if "second" not in k and "wait" not in k}
+        r["step"]: {
+            k: v for k, v in r.items() if not any(word in k for word in ("second", "wait", "time/"))
+        }
         for r in records(directory)
         if "train/dpo_loss" in r
     }

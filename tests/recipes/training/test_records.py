@@ -17,9 +17,9 @@ from recipes.data.packed.packing import Shape
 from recipes.preference import objectives
 from recipes.preference.displacement import Trend
 from recipes.preference.metrics import preference
-from recipes.training import prepare, records
+from recipes.training import loop, prepare, records
 from recipes.training.update import Answers
-from tests.conftest import given_by, sigmoid
+from tests.conftest import given_by, run_with, sigmoid
 
 
 def readings(chosen, rejected, accuracy):
@@ -144,11 +144,13 @@ def test_speed_is_that_of_training_alone(monkeypatch):
         clock.now += 1
     meter.add(update(300, 60, 100, [(7, 4), (3, 2)], [(1, 2), none]))
     clock.now += 2
-    with meter.paused():
+    with meter.paused("evaluation"):
         clock.now += 1000
+    assert meter.times("evaluation") == {"time/evaluation": 1000}
     meter.add(update(100, 30, 100, [(1, 5), (1, 1)], [(3, 5), none]))
     clock.now += 5
     assert meter.time_left(7) is None  # so far it was the compiler's time
+    assert meter.times() == {"time/first_step": 7, "time/input": 1}
     assert meter.read() == {
         "tokens_per_second": 400 / 8,
         "input_wait": 1 / 8,
@@ -158,14 +160,17 @@ def test_speed_is_that_of_training_alone(monkeypatch):
         "score_chosen": 2,
         "score_rejected": 3.5,
     }
-    with meter.paused():
-        clock.now += 1000
+    for what, seconds in (("saving", 400), ("export", 500), ("saving", 100)):
+        with meter.paused(what):
+            clock.now += seconds
     with meter.waiting():
         clock.now += 3
     meter.add(update(300, 60, 100, [(7, 4), (3, 2)], [none, none]))
     clock.now += 57
     assert meter.time_left(7) == "about 7.0 minutes to go, plus evaluation and saving"
     assert meter.time_left(180).startswith("about 3.0 hours to go")
+    times = {"time/steps": 57, "time/input": 3, "time/saving": 500, "time/export": 500}
+    assert meter.times() == times
     assert meter.read() == {
         "tokens_per_second": 300 / 60,
         "input_wait": 3 / 60,
@@ -188,3 +193,15 @@ def test_lengths_are_those_of_each_answers_scored_tokens():
     expected = {"length_chosen": 5 / 2, "length_rejected": 6 / 2}
     assert records.lengths(packed.scored, packed.names) == expected
     assert (packed.real_tokens, packed.stored_tokens) == (4 * 9 + 6 + 8, 2 * 9 + 6 + 8 - 4)
+
+
+def test_a_page_that_fails_ends_no_run(tmp_path, capsys):
+    def page(_):
+        raise ZeroDivisionError("in the page")
+
+    none = loop.Recipe(*[None] * len(loop.Recipe._fields))._replace(page=page)
+    run, meter = run_with(directory=places.Disk(tmp_path)), records.Meter()
+    parts = dict.fromkeys(loop.Around._fields) | {"recipe": none, "run": run, "meter": meter}
+    loop._write_page(loop.Around(**parts))
+    told = "the page of the run could not be written: ZeroDivisionError('in the page')"
+    assert told in capsys.readouterr().out

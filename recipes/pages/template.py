@@ -1,0 +1,20 @@
+"""A page as one HTML file that needs nothing else, in which every value is escaped."""
+
+from collections.abc import Callable, Mapping
+import pathlib
+from typing import Any
+
+import jinja2
+
+from recipes.data.chats.messages import visible
+
+
+def rendered(name: str, filters: Mapping[str, Callable[..., Any]], **given: object) -> str:
+    """A template of this folder with what it is given; control characters are made visible."""
+    here = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
+    written = lambda x: visible(x) if type(x) is str else f"{x:,}" if type(x) is int else x
+    environment = jinja2.Environment(
+        loader=here, autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=written
+    )
+    environment.filters |= filters
+    return environment.get_template(name).render(given)
