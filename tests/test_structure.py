@@ -43,6 +43,7 @@ INPUTS = {
     },
     "recipes/data/run_data.py": {"Path"},  # a tokenizer's folder
     "recipes/pages/template.py": {"Path"},  # templates of pages
+    "recipes/training/command.py": {"which"},  # the python of a line to paste
     "recipes/training/listing.py": {"Path", "read_text", "write_text"},  # the docs
     "recipes/training/overrides.py": {"Path", "is_file"},  # the config file
     "recipes/training/terminal.py": {"open"},  # /dev/null

@@ -7,11 +7,13 @@ Nothing here is slow to import: a program reads its flags before its other impor
 flag is answered at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import contextlib
 import errno
 import os
 import re
+import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -31,6 +33,8 @@ MORE_TO_DO = os.EX_TEMPFAIL  # 75
 HELP = ("--help", "-h", "-help", "--helpfull", "--helpshort")
 # What `answer` has read is kept for `main`: a config file is a program, which runs once.
 _answered: list["Given"] = []
+# The words that started the program, for `again`.
+_started: list[str] = []
 
 
 class Given(NamedTuple):
@@ -67,6 +71,7 @@ def main(
     """
     terminal.hold()
     _leave_when_asked()
+    _started[:] = sys.argv
     given: list[Given] = []
 
     def parsed(argv: list[str]) -> list[str]:
@@ -75,6 +80,29 @@ def main(
 
     started = lambda _: _with_config(program, given[0].config, given[0].table, joins=joins)
     app.run(started, flags_parser=parsed)
+
+
+def again(others: Mapping[str, str]) -> str:
+    """A line for a shell: the command that started this program, with these settings instead.
+
+    Where no command did, as in a notebook, the settings alone.
+    """
+    flags_of = [f"--config.{name}={shlex.quote(value)}" for name, value in others.items()]
+    kept, words = [], iter(_started[1:])
+    for word in words:
+        name, equals, _ = word.removeprefix("--config.").partition("=")
+        if word.startswith("--config.") and name in others:
+            if not equals:  # its value is a word of its own
+                next(words, None)
+            continue
+        kept.append(shlex.quote(word))
+    begun = [python(), shlex.quote(_started[0])] if _started else []
+    return " ".join([*begun, *kept, *flags_of])
+
+
+def python() -> str:
+    """What a shell calls the Python that runs this."""
+    return "python" if sys.executable == shutil.which("python") else shlex.quote(sys.executable)
 
 
 def main_without_config(program: Callable[[], None]) -> None:

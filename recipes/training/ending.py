@@ -9,7 +9,7 @@ from checkpoints_io import quantised
 from recipes.data import shown
 from recipes.data.ids.pair_ids import is_ranked
 from recipes.data.run_data import HeldOut
-from recipes.training import listing, optimizer, policy, samples
+from recipes.training import command, listing, optimizer, policy, samples
 from recipes.training.run import Run, adapters_alone, say
 from recipes.training.samples import Answers
 from recipes.training.settings import ADAPTER, OF_FOLDER
@@ -49,7 +49,7 @@ def show(
     elif adapters_alone(run):
         say(how_to_use_adapters(folder, run))
     else:
-        say(how_to_go_on(folder))
+        say(how_to_go_on(folder, run))
 
 
 def figures(
@@ -105,14 +105,18 @@ programs merge them
     return f"""
 the adapters are in {folder}
 
+chat with it:
+  {command.python()} -m zoo chat {shell(folder)}
+
+load it:
   import zoo
   model = zoo.load({on}, adapter={quoted})
 {elsewhere}
 one model of the weights and the adapters, for any program:
-  python -m zoo merge {shell(run.base)} {shell(folder)} FOLDER
+  {command.python()} -m zoo merge {shell(run.base)} {shell(folder)} FOLDER
 
-to continue training them, run the same command with other pairs or settings and
-  {" ".join(_begun_from(folder, run))} --config.directory=ANOTHER"""
+go on from these adapters, with other pairs or settings:
+  {command.again(_begun_from(folder, run) | {"directory": _another(run)})}"""
 
 
 def _elsewhere(folder: str, run: Run) -> str:
@@ -137,30 +141,42 @@ def _elsewhere(folder: str, run: Run) -> str:
 """
 
 
-def _begun_from(folder: str, run: Run) -> list[str]:
-    """Flags for a run that begins with these adapters, and with nothing that they have decided."""
+def _begun_from(folder: str, run: Run) -> dict[str, str]:
+    """Settings of a run that begins with these adapters, without what they have decided."""
     own = cast(Mapping[str, object], run.records.settings["adapter"])
-    flags = [f"--config.adapter.path={shlex.quote(folder)}", "--config.adapter.rank=None"]
+    begun = {"adapter.path": folder, "adapter.rank": "None"}
     for name, setting in ADAPTER.items():
         short = name.removeprefix("adapter.")
         if short in own and name not in OF_FOLDER and own[short] != setting.default:
-            flags.append(f"--config.{name}={listing.spelt(setting.default)}")
-    return flags
+            begun[name] = listing.spelt(setting.default)
+    return begun
 
 
-def how_to_go_on(folder: str) -> str:
+def _another(run: Run) -> str:
+    """A directory for the run after this one: runs/tiny-2 after runs/tiny."""
+    before = run.directory.address
+    name, dash, number = before.rpartition("-")
+    return f"{name}-{int(number) + 1}" if dash and number.isdecimal() else f"{before}-2"
+
+
+def how_to_go_on(folder: str, run: Run) -> str:
     """Where the model is, and lines to paste."""
     quoted = json.dumps(folder, ensure_ascii=False)
+    asked = '[{"role": "user", "content": "Hello"}]' if run.tokenizer.chat_template else '"Once"'
+    program = (
+        f'import transformers; ask = transformers.pipeline("text-generation", {quoted}); '
+        f"print(ask({asked}, max_new_tokens=64))"
+    )
+    begun = {"initialize_from_hf": folder, "directory": _another(run)}
     return f"""
 the model is in {folder}
 
-  import zoo
-  model = zoo.load({quoted})
+chat with it:
+  {command.python()} -m zoo chat {shlex.quote(folder)}
 
-  import transformers  # pip install transformers torch
-  ask = transformers.pipeline("text-generation", {quoted})
-
+load it (in Python here: zoo.load({quoted})) in transformers or vLLM:
+  {command.python()} -c {shlex.quote(program)}
   vllm serve {shlex.quote(folder)}
 
-to continue training from it, run the same command with other pairs or settings and
-  --config.initialize_from_hf={shlex.quote(folder)} --config.directory=ANOTHER"""
+go on from it, with other pairs or settings:
+  {command.again(begun)}"""

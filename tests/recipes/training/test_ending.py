@@ -1,13 +1,16 @@
 """What a run says at its end."""
 
+import pathlib
+import shlex
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from checkpoints_io import places
 from recipes.data.ids.pair_ids import PairIds
 from recipes.data.run_data import HeldOut
-from recipes.training import checks, ending, samples
+from recipes.training import checks, command, ending, samples
 from recipes.training import settings as settings_of
 from recipes.training.run import Records
 from tests.conftest import TINY, run_with
@@ -115,12 +118,28 @@ def test_figures_before_and_after():
     assert told.startswith("answers in the wanted manner: 100% (2 greedy")
 
 
+def ended(directory, template=None):
+    tokenizer = SimpleNamespace(chat_template=template)
+    return run_with(directory=places.Disk(pathlib.Path(directory)), tokenizer=tokenizer)
+
+
 def test_lines_to_paste_name_the_folder():
     folder = "/my runs/one/hf/step-60"
-    told = ending.how_to_go_on(folder)
+    told = ending.how_to_go_on(folder, ended("/my runs/one"))
     assert 'zoo.load("/my runs/one/hf/step-60")' in told
+    assert "-m zoo chat '/my runs/one/hf/step-60'\n" in told
     assert "vllm serve '/my runs/one/hf/step-60'" in told
-    assert "--config.initialize_from_hf='/my runs/one/hf/step-60' --config.directory=" in told
+    begun = "--config.initialize_from_hf='/my runs/one/hf/step-60'"
+    assert f"{begun} --config.directory='/my runs/one-2'" in told
+    (line,) = (line for line in told.splitlines() if " -c " in line)
+    program = shlex.split(line)[-1]
+    assert '"/my runs/one/hf/step-60"' in program and 'print(ask("Once"' in program
+    compile(program, "pasted", "exec")
+    chat = ending.how_to_go_on("/one's", ended("/runs/7", "{{ messages }}"))
+    assert (
+        '[{"role": "user", "content": "Hello"}]'
+        in shlex.split(chat.split(" -c ")[1].split("\n")[0])[0]
+    )
     told = ending.how_to_export(folder)
     assert "--config.steps_per_hf_export=None writes /my runs/one/hf/step-60" in told
 
@@ -132,6 +151,7 @@ def with_adapters(rank, *, base="meta-llama/Llama-3.2-1B", revision=None, **sett
         base=base,
         folder=SimpleNamespace(revision=revision),
         adapting=SimpleNamespace(rank=rank),
+        directory=places.Disk(pathlib.Path("/runs/one-9")),
         records=Records(False, None, "a", (), checks.nested(given)),
     )
 
@@ -141,7 +161,8 @@ def test_lines_to_paste_name_base_and_adapters():
     told = ending.how_to_use_adapters(folder, with_adapters(24))
     assert 'zoo.load("meta-llama/Llama-3.2-1B", adapter="/my runs/one/hf/step-60")' in told
     assert "--enable-lora --max-lora-rank 32 --lora-modules mine='/my runs/one/hf/step-60'" in told
-    assert "python -m zoo merge meta-llama/Llama-3.2-1B '/my runs/one/hf/step-60' FOLDER" in told
+    assert " -m zoo chat '/my runs/one/hf/step-60'\n" in told
+    assert " -m zoo merge meta-llama/Llama-3.2-1B '/my runs/one/hf/step-60' FOLDER" in told
     told = ending.how_to_use_adapters(folder, with_adapters(600))
     assert "(vLLM takes ranks up to 512, and this is 600: merge them)" in told
 
@@ -160,7 +181,21 @@ def test_what_the_adapters_have_decided_is_unset_where_they_are_trained_on():
     run = with_adapters(8, **{"adapter.alpha": 16.0, "adapter.dora": True})
     told = ending.how_to_use_adapters("/one", run)
     flags = "--config.adapter.rank=None --config.adapter.alpha=None --config.adapter.dora=false"
-    assert f"--config.adapter.path=/one {flags} --config.directory=ANOTHER" in told
+    assert f"--config.adapter.path=/one {flags} --config.directory=/runs/one-10" in told
+
+
+def test_a_line_to_go_on_is_the_command_with_other_settings(monkeypatch):
+    words = "recipes/dpo.py --config=tiny.py --config.directory=a --config.beta 0.2 --config.seed 1"
+    monkeypatch.setattr(command, "_started", [*words.split(), "--config.train_data=my pairs.jsonl"])
+    monkeypatch.setattr(command, "python", lambda: "python")
+    told = command.again({"directory": "a-2", "seed": "2", "initialize_from_hf": "a b"})
+    assert told == (
+        "python recipes/dpo.py --config=tiny.py --config.beta 0.2 "
+        "'--config.train_data=my pairs.jsonl' "
+        "--config.directory=a-2 --config.seed=2 --config.initialize_from_hf='a b'"
+    )
+    monkeypatch.setattr(command, "_started", [])  # in a notebook
+    assert command.again({"directory": "b"}) == "--config.directory=b"
 
 
 def test_adapters_of_weights_in_few_bits_are_merged_for_other_programs():
