@@ -3,6 +3,8 @@
 All processes must call what exchanges something, equally often and in the same order.
 """
 
+import functools
+
 import jax
 from jax.experimental import multihost_utils
 from jaxtyping import Array
@@ -19,6 +21,20 @@ def all_agree(here: bool) -> bool:
     if jax.process_count() == 1:
         return here
     return bool(multihost_utils.process_allgather(np.array(here)).all())
+
+
+def any_says(here: bool) -> Array:
+    """Whether any process says so, as a value on the devices: it may be read later, or never."""
+    everyone = jax.sharding.Mesh(np.array(jax.devices()), ("device",))
+    split, whole = (jax.NamedSharding(everyone, spec) for spec in (jax.P("device"), jax.P()))
+    said = jax.make_array_from_callback((everyone.size,), split, lambda _: np.array([here]))
+    with jax.set_mesh(everyone):
+        return _any(said, whole)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _any(said: Array, whole: jax.NamedSharding) -> Array:
+    return jax.lax.with_sharding_constraint(said.any(), whole)
 
 
 def of_first(value: np.ndarray) -> np.ndarray:

@@ -79,6 +79,7 @@ OTHER = {
     "mesh.tensor": ("2", 2),
     "min_lr_ratio": ("0.1", 0.1),
     "min_pack_fill": ("0.25", 0.25),
+    "minutes_per_checkpoint": ("10", 10.0),
     "mp": ("p=f32,c=bf16", "p=f32,c=bf16"),
     "name": ("another", "another"),
     "nonfinite": ("skip", "skip"),

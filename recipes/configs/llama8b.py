@@ -90,6 +90,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.run_initial_eval = True
     config.max_eval_pairs = config_dict.placeholder(int)  # unset: all
     config.steps_per_checkpoint = 500
+    config.minutes_per_checkpoint = config_dict.placeholder(float)  # and so often by the clock
     config.keep_checkpoints = 2  # the newest
     config.keep_every = config_dict.placeholder(int)  # checkpoints at its multiples are kept too
     config.keep_best = config_dict.placeholder(str)  # "validation/dpo_accuracy": the best stays

@@ -15,7 +15,7 @@ from checkpoints_io.run_state import RunStore
 from recipes.data import mixture
 from recipes.data.packed import batches
 from recipes.data.packed.batches import Said, Update
-from recipes.training import policy, preemption, records, terminal, watched
+from recipes.training import by_time, policy, preemption, records, terminal, watched
 from recipes.training.policy import Policy, State
 from recipes.training.run import Run, say
 from recipes.training.update import Answers, Programs, Sums
@@ -52,6 +52,7 @@ class Around(NamedTuple):
     stop: Callable[[], bool]
     log: records.Log
     meter: records.Meter
+    alarm: by_time.Alarm
 
 
 def run_steps(
@@ -72,7 +73,8 @@ def run_steps(
     start = state.step
     log = records.Log(run.directory, run.records, after=start or -1)
     meter = records.Meter()
-    around = Around(recipe, own, run, store, facts, stop, log, meter)
+    alarm = by_time.Alarm(run.every.minutes_per_checkpoint)
+    around = Around(recipe, own, run, store, facts, stop, log, meter, alarm)
     with contextlib.closing(log):
         held_out = _before_first(around, state)
         for update in _updates(run, start, meter):
@@ -161,12 +163,13 @@ def _after_step(around: Around, state: State) -> tuple[dict[str, float], bool]:
     run, store, every = around.run, around.store, around.run.every
     is_due = due(run, state.step, every.steps_per_eval)
     held_out = _evaluate(around, state) if is_due and not around.stop() else {}
-    leaving = around.stop()
+    leaving, rings = around.stop(), around.alarm.rings()
     if not leaving:
         _sample_if_due(around, state)
         if is_due:
             _write_page(around)
-    if leaving or due(run, state.step, every.steps_per_checkpoint) or store.lost():
+    if leaving or rings or due(run, state.step, every.steps_per_checkpoint) or store.lost():
+        around.alarm.restart()
         with around.meter.paused("saving"):
             policy.save(state, run, store, around.facts, held_out)
     if not leaving:

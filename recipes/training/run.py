@@ -35,11 +35,12 @@ class Computing(NamedTuple):
 
 
 class Every(NamedTuple):
-    """After how many steps something is due; None: after the last alone, -1: never."""
+    """After how many steps (or minutes) something is due; None: after the last alone, -1: never."""
 
     steps_per_log: int
     steps_per_eval: int | None
     steps_per_checkpoint: int | None
+    minutes_per_checkpoint: float | None  # None: by steps alone
     steps_per_hf_export: int | None
 
 

@@ -516,6 +516,14 @@ ALONG_THE_WAY = {
         bound=ABOVE_0,
         free=True,
     ),
+    "minutes_per_checkpoint": Setting(
+        float,
+        "a checkpoint is also due so many minutes after the one before it: what a kill may lose",
+        None,
+        unset="only by steps",
+        bound=ABOVE_0,
+        free=True,
+    ),
     "keep_checkpoints": Setting(
         int, "how many of the newest checkpoints are kept", 1, bound=ABOVE_0, free=True
     ),
