@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 import contextlib
 import fnmatch
+import time
 import types
 from typing import Any, NamedTuple, TypeVar
 
@@ -55,6 +56,7 @@ class RunStore:
         self._keep = keep
         self._retries = retries
         self._pending: tuple[int, Any] | None = None
+        self._begun_at = 0.0  # when the pending save was
         self._failures = 0  # in a row
         self._known: dict[int, Facts | None] = {}  # facts by step; None of what is torn
         self._going_up: futures.ThreadPoolExecutor | None = None
@@ -119,7 +121,7 @@ class RunStore:
         if all_agree(failure is None):  # Orbax wants all processes or none
             under_way, failure = self._begun(step, {**trees, "facts": sealed.closed(facts)})
             if all_agree(failure is None):
-                self._pending = step, under_way
+                self._pending, self._begun_at = (step, under_way), time.monotonic()
                 return
         self._failed(step, failure)
 
@@ -150,6 +152,12 @@ class RunStore:
         if jax.process_count() == 1 and self._pending and not self._is_saving():
             self.wait()
         return self._failures > 0
+
+    def seconds_saving(self) -> float:
+        """For how long the writing under way has been going on; 0: there is none."""
+        if self._pending is None or not self._saver.is_saving_in_progress():
+            return 0.0
+        return time.monotonic() - self._begun_at
 
     def wait(self) -> None:
         """Waits for the writing under way.

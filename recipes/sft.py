@@ -33,6 +33,7 @@ from recipes.training import (
     preemption,
     settings,
     update,
+    watchdog,
     watched,
 )
 from recipes.training.policy import State
@@ -52,7 +53,8 @@ def train(config: ml_collections.ConfigDict) -> bool:
     with (
         prepared(given) as run,
         jax.set_mesh(run.computing.mesh),
-        preemption.asked() as stop,
+        preemption.asked() as asked,
+        watchdog.over(run.hang_minutes, asked) as stop,
         policy.checkpoints_of(run) as store,
     ):
         own, forward = policy.of(run), logps.compiled(run.computing.mesh)

@@ -77,6 +77,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.mp = "p=f32,c=bfloat16"
     config.attention = config_dict.placeholder(str)  # a backend; unset: the platform's
     config.remat = "full"  # recomputed in the backward pass; less with attention, products, none
+    config.require_accelerator = False
     config.mesh = dict(data=1, fsdp=-1, tensor=1)
     config.distributed = dict(
         enabled=False,  # True on every process of a run on several hosts
@@ -95,6 +96,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.keep_every = config_dict.placeholder(int)  # checkpoints at its multiples are kept too
     config.keep_best = config_dict.placeholder(str)  # "validation/dpo_accuracy": the best stays
     config.save_retries = 2  # of a failed save, each after the next step; then the run stops
+    config.hang_minutes = config_dict.placeholder(float)  # not moved for so long, it ends itself
     config.steps_per_hf_export = 500  # unset: at the end; -1: never
     config.hf_save_dtype = "bfloat16"
     config.hf_text_only = False

@@ -15,7 +15,7 @@ from checkpoints_io.run_state import RunStore
 from recipes.data import mixture
 from recipes.data.packed import batches
 from recipes.data.packed.batches import Said, Update
-from recipes.training import by_time, policy, preemption, records, terminal, watched
+from recipes.training import by_time, policy, preemption, records, terminal, watchdog, watched
 from recipes.training.policy import Policy, State
 from recipes.training.run import Run, say
 from recipes.training.update import Answers, Programs, Sums
@@ -161,6 +161,7 @@ def _record(around: Around, update: Update, taken: Taken) -> None:
 def _after_step(around: Around, state: State) -> tuple[dict[str, float], bool]:
     """Evaluates, saves and exports what is due; the held-out figures, and whether to leave."""
     run, store, every = around.run, around.store, around.run.every
+    watchdog.check_save(store.seconds_saving(), run.hang_minutes)
     is_due = due(run, state.step, every.steps_per_eval)
     held_out = _evaluate(around, state) if is_due and not around.stop() else {}
     leaving, rings = around.stop(), around.alarm.rings()

@@ -9,6 +9,7 @@ import pathlib
 from typing import NamedTuple
 
 from flax import nnx
+import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from checkpoints_io import hf_folder, places, processes
@@ -122,6 +123,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
             settings=checks.nested(given),
             samples=given["steps_per_sample"] is not None,
         ),
+        hang_minutes=given["hang_minutes"],
         run_initial_eval=given["run_initial_eval"],
         nonfinite=given["nonfinite"],
         profile=checks.profiled(given["profile"]),
@@ -281,6 +283,12 @@ def _lost(data: Data) -> dict[str, int]:
 
 def _computing(given: Values) -> Computing:
     """How models are computed, by the settings, on the devices here."""
+    if given["require_accelerator"] and jax.default_backend() == "cpu":
+        raise BadInput(
+            "--config.require_accelerator is set, and jax finds nothing but CPUs here: install its "
+            "build for the accelerator (pip install -e '.[cuda]', or '.[tpu]'), see whether the "
+            "driver answers (nvidia-smi) and JAX_PLATFORMS is unset, or leave the setting out"
+        )
     mesh = sharding.mesh_of(given["mesh.data"], given["mesh.fsdp"], given["mesh.tensor"])
     precision = checks.precision(given["mp"])
     remat = given.get("remat", COMPUTE["remat"].default)  # of no effect without a gradient

@@ -124,6 +124,7 @@ class Run(NamedTuple):
     every: Every
     saving: Saving
     records: Records
+    hang_minutes: float | None  # None: it may hang for ever
     run_initial_eval: bool
     nonfinite: str  # stop or skip
     profile: range  # these steps are traced

@@ -413,6 +413,12 @@ COMPUTE = {
     "distributed.process_id": Setting(
         int, "number of this process, from 0", None, unset="given by TPU pods and Slurm", free=True
     ),
+    "require_accelerator": Setting(
+        bool,
+        "true: a process that finds neither GPU nor TPU is refused, and does not run on its CPU",
+        False,
+        free=True,
+    ),
     "compile_cache": Setting(
         str,
         "a directory for compiled programs",
@@ -547,6 +553,16 @@ ALONG_THE_WAY = {
         "how often a failed save is tried again before the run stops",
         2,
         bound=AT_LEAST_0,
+        free=True,
+    ),
+    "hang_minutes": Setting(
+        float,
+        "a run that has not moved for so many minutes ends with an error and the stack of every "
+        "thread, for its launcher to start it again: more than the slowest of reading weights, "
+        "compiling, a step, a save and an export takes",
+        None,
+        unset="it waits for ever",
+        bound=ABOVE_0,
         free=True,
     ),
     "steps_per_hf_export": Setting(

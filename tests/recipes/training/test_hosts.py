@@ -3,7 +3,9 @@
 import json
 import pathlib
 import shutil
+import signal
 import socket
+import time
 
 import pytest
 
@@ -73,3 +75,25 @@ def test_another_number_of_hosts_goes_on_with_the_same_pairs(tmp_path):
         for name in ("train/length_chosen", "train/length_rejected"):  # of the same pairs
             assert [r[name] for r in ours.values()] == [r[name] for r in theirs.values()]
         assert apart[step + 1] <= 1e-6
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_stands_still_ends_the_other_within_the_bound(tmp_path, victim):
+    """Before jax misses it (100 seconds); started again both give the same numbers."""
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    saves = "--config.steps_per_checkpoint=2"
+    ended(together(whole, 2, 2, saves))
+    processes = together(parted, 2, 2, saves, "--config.hang_minutes=1")
+    wait_for(4, parted, processes[0])
+    processes[victim].send_signal(signal.SIGSTOP)
+    stopped = time.monotonic()
+    told = processes[1 - victim].communicate(timeout=240)[0]
+    print(f"process {victim} stood still: {time.monotonic() - stopped:.1f} s to the other's end")
+    assert processes[1 - victim].returncode == 1, told[-3000:]
+    assert "nothing has moved for 1 minutes (--config.hang_minutes)" in told
+    assert "recipes/training/loop.py" in told  # the stack of the thread that waited
+    processes[victim].kill()
+    processes[victim].communicate()
+    assert "resuming from step" in ended(together(parted, 2, 2, saves))[0]
+    assert figures(parted) == figures(whole)
