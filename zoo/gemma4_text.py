@@ -292,5 +292,5 @@ HF_WEIGHTS = {
     "norm.scale": ("model.norm.weight", "D"),
     "head": ("lm_head.weight", "V D"),
     **per_layer.HF_WEIGHTS,
-    **hf_config.of_kinds(dict.fromkeys(KINDS, IN_EVERY_LAYER)),
+    **pattern.of_kinds(dict.fromkeys(KINDS, IN_EVERY_LAYER)),
 }

@@ -19,6 +19,7 @@ from zoo.parts import (
     hf_config,
     layers,
     mlp,
+    pattern,
     rope,
     rope_config,
     spans,
@@ -174,7 +175,7 @@ HF_WEIGHTS = {
     "embedding": ("model.embed_tokens.weight", "V D"),
     "norm.scale": ("model.norm.weight", "D"),
     "head": ("lm_head.weight", "V D"),
-    **hf_config.of_kinds(
+    **pattern.of_kinds(
         {kind: IN_EVERY_LAYER | dense_first.MLP_OF[kind] for kind in (DENSE, SPARSE)}
     ),
 }

@@ -22,6 +22,7 @@ from zoo.parts import (
     mamba2,
     mixing,
     mlp,
+    pattern,
     rope,
     rope_config,
     spans,
@@ -226,5 +227,5 @@ HF_WEIGHTS = {
     "embedding": ("model.embed_tokens.weight", "V D"),
     "norm.scale": ("model.norm.weight", "D"),
     "head": ("lm_head.weight", "V D"),
-    **hf_config.of_kinds(IN_LAYERS),
+    **pattern.of_kinds(IN_LAYERS),
 }

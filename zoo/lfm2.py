@@ -19,6 +19,7 @@ from zoo.parts import (
     layers,
     mixing,
     mlp,
+    pattern,
     rope,
     rope_config,
     spans,
@@ -175,5 +176,5 @@ HF_WEIGHTS = {
     "embedding": ("model.embed_tokens.weight", "V D"),
     "norm.scale": ("model.embedding_norm.weight", "D"),
     "head": ("lm_head.weight", "V D"),
-    **hf_config.of_kinds(IN_LAYERS),
+    **pattern.of_kinds(IN_LAYERS),
 }

@@ -20,6 +20,7 @@ from zoo.parts import (
     layers,
     mixing,
     mlp,
+    pattern,
     rope,
     rope_config,
     spans,
@@ -197,7 +198,7 @@ HF_WEIGHTS = {
     "embedding": ("model.embed_tokens.weight", "V D"),
     "norm.scale": ("model.embedding_norm.weight", "D"),
     "head": ("lm_head.weight", "V D"),
-    **hf_config.of_kinds({
+    **pattern.of_kinds({
         mixer + end: IN_EVERY_LAYER | MIXERS[mixer] | MLPS[end] for mixer in MIXERS for end in MLPS
     }),
 }  # fmt: skip

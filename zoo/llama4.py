@@ -259,5 +259,5 @@ HF_WEIGHTS = {
     "embedding": ("model.embed_tokens.weight", "V D"),
     "norm.scale": ("model.norm.weight", "D"),
     "head": ("lm_head.weight", "V D"),
-    **hf_config.of_kinds({kind: IN_EVERY_LAYER | own for kind, own in OWN.items()}),
+    **pattern.of_kinds({kind: IN_EVERY_LAYER | own for kind, own in OWN.items()}),
 }

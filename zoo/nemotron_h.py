@@ -21,6 +21,7 @@ from zoo.parts import (
     layers,
     mamba2,
     mixing,
+    pattern,
     spans,
     stack,
 )
@@ -254,7 +255,7 @@ HF_WEIGHTS = {
     "embedding": ("backbone.embeddings.weight", "V D"),
     "norm.scale": ("backbone.norm_f.weight", "D"),
     "head": ("lm_head.weight", "V D"),
-    **hf_config.of_kinds(IN_LAYERS, "backbone"),
+    **pattern.of_kinds(IN_LAYERS, "backbone"),
 }
 
 # Since transformers 5 the modules, but not the files, have another name.

@@ -20,6 +20,7 @@ from zoo.parts import (
     layers,
     mixing,
     mlp,
+    pattern,
     rope,
     rope_config,
     spans,
@@ -202,7 +203,7 @@ HF_WEIGHTS = {
     "embedding": ("model.embed_tokens.weight", "V D"),
     "norm.scale": ("model.norm.weight", "D"),
     "head": ("lm_head.weight", "V D"),
-    **hf_config.of_kinds(IN_LAYERS),
+    **pattern.of_kinds(IN_LAYERS),
 }
 
 # What predicts the token after the next.

@@ -20,6 +20,7 @@ from zoo.parts import (
     hf_config,
     layers,
     mixing,
+    pattern,
     rope,
     rope_config,
     spans,
@@ -220,7 +221,7 @@ HF_WEIGHTS = {
     "embedding": ("model.embed_tokens.weight", "V D"),
     "norm.scale": ("model.norm.weight", "D"),
     "head": ("lm_head.weight", "V D"),
-    **hf_config.of_kinds(IN_LAYERS),
+    **pattern.of_kinds(IN_LAYERS),
 }
 
 HF_PACKED = experts.IN_ONE_TENSOR

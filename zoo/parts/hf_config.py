@@ -210,17 +210,6 @@ def switched(hf: Mapping[str, object], key: str) -> tuple[dict[str, object], boo
     return rest, value
 
 
-def of_kinds(
-    named: Mapping[str, Mapping[str, tuple[str, str]]], model: str = "model"
-) -> dict[str, tuple[str, str]]:
-    """What a table says of the weights in a layer of each kind, as HF_WEIGHTS has it."""
-    return {
-        f"blocks.{kind}.{ours}": (model + ".layers.{L}." + theirs, axes)
-        for kind, own in named.items()
-        for ours, (theirs, axes) in own.items()
-    }
-
-
 def windows(config: Any) -> Int[np.ndarray, " L"] | None:
     """How many positions back each layer sees, itself included; None where all see everything."""
     if SLIDING not in config.layer_types:

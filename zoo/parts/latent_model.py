@@ -14,11 +14,11 @@ from jaxtyping import Array, Float, Int
 from zoo.parts import (
     causal_lm,
     dense_first,
-    hf_config,
     latent,
     layers,
     mixing,
     mlp,
+    pattern,
     rope,
     spans,
     stack,
@@ -86,5 +86,5 @@ def table(of_experts: dict[str, tuple[str, str]] | None = None) -> dict[str, tup
         "embedding": ("model.embed_tokens.weight", "V D"),
         "norm.scale": ("model.norm.weight", "D"),
         "head": ("lm_head.weight", "V D"),
-        **hf_config.of_kinds({kind: IN_EVERY_LAYER | own for kind, own in mlps.items()}),
+        **pattern.of_kinds({kind: IN_EVERY_LAYER | own for kind, own in mlps.items()}),
     }

@@ -1,7 +1,7 @@
 """In which pattern the layers of a model follow each other, where they are of several kinds."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -76,3 +76,14 @@ def _times(kinds: tuple[str, ...], length: int) -> int:
 def numbers(kinds: Sequence[str]) -> dict[str, list[int]]:
     """Which layers of the model those of each kind are."""
     return {kind: [i for i, one in enumerate(kinds) if one == kind] for kind in set(kinds)}
+
+
+def of_kinds(
+    named: Mapping[str, Mapping[str, tuple[str, str]]], model: str = "model"
+) -> dict[str, tuple[str, str]]:
+    """What a table says of the weights in a layer of each kind, as HF_WEIGHTS has it."""
+    return {
+        f"blocks.{kind}.{ours}": (model + ".layers.{L}." + theirs, axes)
+        for kind, own in named.items()
+        for ours, (theirs, axes) in own.items()
+    }
