@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import shutil
+import struct
 import sys
 import tempfile
 
@@ -47,6 +48,7 @@ import ml_collections
 import numpy as np
 import pytest
 import safetensors.numpy
+from tensorboardX.proto import event_pb2
 
 from recipes.configs import tiny
 from recipes.data.packed.packing import Shape
@@ -166,6 +168,16 @@ def records(config: ml_collections.ConfigDict, *, clock: bool = False) -> list[d
     lines = (pathlib.Path(config.directory) / "metrics.jsonl").read_text().splitlines()
     own = lambda name: clock or not (name in CLOCK or name.startswith("time/"))
     return [{k: v for k, v in json.loads(line).items() if own(k)} for line in lines]
+
+
+def events(folder: pathlib.Path) -> Iterator[event_pb2.Event]:
+    """What TensorBoard is given: each event lies between its length and two checksums."""
+    (path,) = folder.glob("events.*")
+    content, at = path.read_bytes(), 0
+    while at < len(content):
+        (size,) = struct.unpack_from("<Q", content, at)
+        yield event_pb2.Event.FromString(content[at + 12 : at + 12 + size])
+        at += size + 16
 
 
 def exported(config: ml_collections.ConfigDict, step: int | str) -> dict[str, np.ndarray]:

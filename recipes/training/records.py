@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
+import functools
 import json
+import math
 import secrets
 import time
 from typing import Any
@@ -19,6 +21,14 @@ from recipes.training.run import Records
 # What is written in the directory of a run: by `Log`, but for the data's counts and the page.
 SETTINGS, DATA, RECORDS, SAMPLES, PAGE, WANDB_ID = FILES = (
     "settings.json", "data.json", "metrics.jsonl", "samples.jsonl", "report.html", "wandb_id",
+)  # fmt: skip
+
+
+# What TensorBoard shows first, in this order, training and held-out sets in one chart: it orders
+# its groups of charts, and the charts of a group, by their names.
+WATCHED = (
+    "dpo_reward_margin", "dpo_accuracy", "dpo_loss", "loss", "drift_chosen", "drift_rejected",
+    "tokens_per_second",
 )  # fmt: skip
 
 
@@ -149,9 +159,15 @@ class Log:
         if records.tensorboard:
             import tensorboardX  # which imports torch wherever that is installed
 
-            self._board = tensorboardX.SummaryWriter(
-                directory.within("tensorboard").local(), purge_step=after + 1
-            )
+            folder = directory.within("tensorboard").local()
+
+            @functools.cache  # what lies in folders of its own is laid over each other
+            def board(of: str = "") -> tensorboardX.SummaryWriter:
+                writer = tensorboardX.SummaryWriter(f"{folder}/{of}", purge_step=after + 1)
+                self._file.callback(writer.close)
+                return writer
+
+            self._board = board
         if records.wandb_project:
             import wandb  # an extra: few runs want it
 
@@ -172,7 +188,9 @@ class Log:
         self._add((json.dumps({"step": step, **values}) + "\n").encode())
         if self._board:
             for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+                self._board().add_scalar(name, value, step)
+            for whose, tag, value in first_screen(values):
+                self._board(whose).add_scalar(tag, value, step)
         if self._wandb:
             self._wandb.log(dict(values), step=step)
 
@@ -184,7 +202,7 @@ class Log:
         self._add_samples("".join(f"{line}\n" for line in lines).encode("utf-8", "replace"))
         if self._board:
             for i, one in enumerate(some):
-                self._board.add_text(f"samples/{i}", _as_markdown(one), step)
+                self._board().add_text(f"samples/{i}", _as_markdown(one), step)
         if self._wandb:
             import wandb
 
@@ -195,10 +213,17 @@ class Log:
     def close(self) -> None:
         """Waits for the writers."""
         self._file.close()
-        if self._board:
-            self._board.close()
         if self._wandb:
             self._wandb.finish()
+
+
+def first_screen(values: Mapping[str, int | float]) -> Iterator[tuple[str, str, int | float]]:
+    """What TensorBoard shows first of a record: whose figure it is, under which name, its value."""
+    for name, value in values.items():
+        where, _, figure = name.rpartition("/")
+        if figure in WATCHED and (where == "train" or where.startswith("eval/")):
+            whose = where.removeprefix("eval/").replace("/", "_")
+            yield whose, f"0_watch/{WATCHED.index(figure) + 1}_{figure}", value
 
 
 def of_held_out(directory: places.Place, step: int) -> dict[str, float]:
@@ -210,6 +235,13 @@ def of_held_out(directory: places.Place, step: int) -> dict[str, float]:
     figures = json.loads(found[-1])
     held_out = (name for name in figures if name.startswith("eval/"))
     return {name: figures[name] for name in held_out if isinstance(figures[name], float)}
+
+
+def values(directory: places.Place, figure: str) -> list[float]:
+    """The recorded values of a figure, in order."""
+    lines = (line for line in _lines(directory, RECORDS) if figure in line)
+    found = (json.loads(line).get(figure) for line in lines if _step(line) < math.inf)
+    return [float(value) for value in found if isinstance(value, int | float)]
 
 
 def sampled(directory: places.Place, step: int) -> bool:

@@ -18,8 +18,9 @@ from recipes.preference import objectives
 from recipes.preference.displacement import Trend
 from recipes.preference.metrics import preference
 from recipes.training import loop, prepare, records
+from recipes.training.run import Records
 from recipes.training.update import Answers
-from tests.conftest import given_by, run_with, sigmoid
+from tests.conftest import events, given_by, run_with, sigmoid
 
 
 def readings(chosen, rejected, accuracy):
@@ -193,6 +194,25 @@ def test_lengths_are_those_of_each_answers_scored_tokens():
     expected = {"length_chosen": 5 / 2, "length_rejected": 6 / 2}
     assert records.lengths(packed.scored, packed.names) == expected
     assert (packed.real_tokens, packed.stored_tokens) == (4 * 9 + 6 + 8, 2 * 9 + 6 + 8 - 4)
+
+
+def test_tensorboard_shows_first_what_people_watch(tmp_path):
+    """Its groups of charts, and the charts of a group, stand in the order of their names."""
+    log = records.Log(places.Disk(tmp_path), Records(True, None, "a", (), {}), after=-1)
+    log.write(
+        1, {"train/dpo_accuracy": 0.5, "train/gradient_norm": 2.0, "train/mine/dpo_loss": 1.0}
+    )
+    log.write(1, {"eval/validation/x/dpo_accuracy": 0.75, "eval/validation/x/dpo_reward_margin": 3})
+    log.close()
+    room = tmp_path / "tensorboard"
+    found = {
+        name: [value.tag for event in events(room / name) for value in event.summary.value]
+        for name in ("", "train", "validation_x")
+    }
+    assert found["train"] == ["0_watch/2_dpo_accuracy"]
+    assert found["validation_x"] == ["0_watch/2_dpo_accuracy", "0_watch/1_dpo_reward_margin"]
+    assert "train/gradient_norm" in found[""] and "eval/validation/x/dpo_accuracy" in found[""]
+    assert min([*found[""], *found["train"]]).startswith("0_watch/")
 
 
 def test_a_page_that_fails_ends_no_run(tmp_path, capsys):

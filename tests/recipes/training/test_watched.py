@@ -2,14 +2,12 @@
 
 import json
 import pathlib
-import struct
 import types
 
 from flax import nnx
 import jax
 import numpy as np
 import pytest
-from tensorboardX.proto import event_pb2
 
 from checkpoints_io import places
 from recipes import dpo, sft
@@ -22,7 +20,7 @@ from recipes.data.prompts import Prompt
 from recipes.data.run_data import HeldOut
 from recipes.training import checks, logps, records, settings, watched
 from recipes.training.run import Records, Watching
-from tests.conftest import TINY, exported, given_by, run_with, stopped_after
+from tests.conftest import TINY, events, exported, given_by, run_with, stopped_after
 from tests.conftest import records as recorded
 import zoo
 from zoo.text import tokenizer
@@ -202,16 +200,6 @@ def test_tensorboard_shows_texts_as_they_are(tmp_path):
     (text,) = value.tensor.string_val
     assert (event.step, value.tag) == (5, "samples/0/text_summary")
     assert text.decode() == "**prompt**\n\n    *a*\n    <b>\n\n**policy**\n\n    c"
-
-
-def events(folder):
-    """What TensorBoard is given: each event lies between its length and two checksums."""
-    (path,) = folder.iterdir()
-    content, at = path.read_bytes(), 0
-    while at < len(content):
-        (size,) = struct.unpack_from("<Q", content, at)
-        yield event_pb2.Event.FromString(content[at + 12 : at + 12 + size])
-        at += size + 16
 
 
 def whole(config, tmp_path):
