@@ -276,6 +276,20 @@ class RunStore:
             raise StorageError(f"checkpoint {step} in {self._place} cannot be read: take another")
         return restored
 
+    def best(self, like: Mapping[str, PyTree]) -> Restored | None:
+        """The checkpoint with the highest score, by `keep`; None where none has one.
+
+        One that cannot be read is named, and counts as none.
+        """
+        score = self._keep.highest if self._keep else None
+        scores = {step: score(self._look_at(step) or {}) for step in self.steps()} if score else {}
+        scored = [(value, step) for step, value in scores.items() if value is not None]
+        if not scored:
+            return None
+        step = max(scored)[1]
+        restored = _tried(step, lambda: self._read(step, like))
+        return restored and _tried(step, lambda: _with_its_bits(restored))
+
     def _set_aside(self, steps: list[int]) -> None:
         """Hides them from Orbax, which would skip every save up to the newest it sees."""
         if not steps or not self._keep:

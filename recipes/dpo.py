@@ -115,7 +115,7 @@ def train(config: ml_collections.ConfigDict) -> bool:
         )
         state, held_out = loop.run_steps(recipe, own, state, run, store, facts, stop)
         if not stop():
-            ending.show(run, policy.model_of(own, state), frozen.model, held_out)
+            ending.show(run, policy.model_of(own, state), frozen.model, held_out, state.step)
             return True
     return False
 

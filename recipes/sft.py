@@ -90,7 +90,7 @@ def train(config: ml_collections.ConfigDict) -> bool:
         recipe = loop.Recipe(take, evaluate, lambda *_: {}, lambda _: None, sample, run_page.write)
         state, held_out = loop.run_steps(recipe, own, state, run, store, facts, stop)
         if not stop():
-            ending.show(run, policy.model_of(own, state), None, held_out)
+            ending.show(run, policy.model_of(own, state), None, held_out, state.step)
             return True
     return False
 

@@ -88,6 +88,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.steps_per_log = 5
     config.steps_per_eval = 10
+    config.eval_at = config_dict.placeholder(str)  # "1,5,25": after these steps too
     config.run_initial_eval = True
     config.max_eval_pairs = config_dict.placeholder(int)  # unset: all
     config.steps_per_checkpoint = 20
@@ -95,6 +96,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.keep_checkpoints = 2  # the newest
     config.keep_every = config_dict.placeholder(int)  # checkpoints at its multiples are kept too
     config.keep_best = config_dict.placeholder(str)  # "heldout/dpo_accuracy": the best stays
+    config.stop_when = config_dict.placeholder(str)  # "heldout/dpo_loss": ends when it is stale
+    config.stop_patience = 3  # evaluations
     config.save_retries = 2  # of a failed save, each after the next step; then the run stops
     config.hang_minutes = config_dict.placeholder(float)  # not moved for so long, it ends itself
     config.steps_per_hf_export = config_dict.placeholder(int)  # unset: at the end; -1: never

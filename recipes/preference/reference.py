@@ -90,10 +90,12 @@ def _check_following(given: Values) -> None:
             "and follows it: leave out --config.reference_model_path, and "
             "--config.reference_mode at resident"
         )
-    best = given["keep_best"]
-    if best is not None and not best.endswith("/dpo_margin_policy"):
+    for name in ("keep_best", "stop_when"):
+        figure = given[name]
+        if figure is None or figure.endswith("/dpo_margin_policy"):
+            continue
         raise BadInput(
-            f"--config.keep_best={best} is measured against the reference, which moves with "
+            f"--config.{name}={figure} is measured against the reference, which moves with "
             "--config.reference_sync_steps: use dpo_margin_policy, or leave it out"
         )
 

@@ -202,6 +202,19 @@ def profiled(steps: str | None) -> range:
     return range(int(found[1]), int(found[2]) + 1)
 
 
+def steps_at(steps: str | None) -> frozenset[int]:
+    """The steps of `1,5,25`; none for None.
+
+    Raises:
+      ValueError: it is written otherwise.
+    """
+    if steps is None:
+        return frozenset()
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", steps):
+        raise BadInput(f"--config.eval_at={steps!r} is not written like 1,5,25")
+    return frozenset(map(int, steps.split(",")))
+
+
 def flat(
     config: ml_collections.ConfigDict | Mapping[str, object], prefix: str = ""
 ) -> Iterator[tuple[str, object]]:
@@ -362,20 +375,39 @@ def _check_keep(given: Values, pairs: bool) -> None:
             f"--config.keep_every={every} must be a multiple of --config.steps_per_checkpoint, "
             f"which is {saved}: there are no checkpoints between"
         )
+    for name in ("keep_best", "stop_when"):
+        _check_figure(name, given[name], pairs)
+    steps_at(given["eval_at"])
+    patience = given["stop_patience"]
+    if given["stop_when"] is None and patience != ALONG_THE_WAY["stop_patience"].default:
+        raise BadInput(
+            f"--config.stop_patience={patience} has no effect without "
+            "--config.stop_when: set it, like heldout/dpo_loss"
+        )
+    if given["stop_when"] and evaluated is None and given["eval_at"] is None:
+        raise BadInput(
+            f"--config.stop_when={given['stop_when']} has no effect without evaluations along the "
+            "way: set --config.steps_per_eval"
+        )
     if best is None:
         return
-    name, _, figure = best.rpartition("/")
-    known = [figure for figure in BEST_BY if figure.startswith("dpo_") == pairs]
-    if not name or figure not in known:
-        raise BadInput(
-            f"--config.keep_best={best!r} is not a held-out set and one of {', '.join(known)}, "
-            f"like heldout/{'dpo_accuracy' if pairs else 'loss'}"
-        )
     if saved is None or evaluated is None or saved % evaluated:
         raise BadInput(
             "--config.keep_best needs --config.steps_per_checkpoint to be a multiple of "
             f"--config.steps_per_eval, and they are {saved} and {evaluated}: checkpoints would be "
             "without figures"
+        )
+
+
+def _check_figure(setting: str, figure: str | None, pairs: bool) -> None:
+    if figure is None:
+        return
+    held_out, _, name = figure.rpartition("/")
+    known = [known for known in BEST_BY if known.startswith("dpo_") == pairs]
+    if not held_out or name not in known:
+        raise BadInput(
+            f"--config.{setting}={figure!r} is not a held-out set and one of {', '.join(known)}, "
+            f"like heldout/{'dpo_accuracy' if pairs else 'loss'}"
         )
 
 

@@ -24,11 +24,12 @@ def show(
     trained: zoo.Model,
     reference: zoo.Model | None,
     held_out: Mapping[str, float],
+    step: int,
 ) -> None:
     """Prints sample answers, held-out figures, the folder, and lines to paste.
 
-    "Before" is the reference, where the recipe has one. `held_out` are the figures of the last
-    step, if there are any.
+    "Before" is the reference, where the recipe has one. `held_out` are the figures of the step that
+    is shown, if there are any.
     """
     answers = samples.answered(run, trained, reference)
     if answers:
@@ -39,10 +40,10 @@ def show(
     told = figures(run.held_out, held_out, has_reference=has_reference)
     if told := [*told, *manner(answers, has_reference=has_reference)]:
         compared = "before (the reference) -> " if has_reference else ""
-        say(f"\nheld-out figures, {compared}after {run.total_steps} steps")
+        say(f"\nheld-out figures, {compared}after {step} steps")
         say("\n".join(f"  {line}" for line in told))
-    folder = policy.export_folder(run.total_steps, run).address
-    if not policy.exported(run.total_steps, run):
+    folder = policy.export_folder(step, run).address
+    if not policy.exported(step, run):
         say(how_to_export(folder))
     elif "://" in folder:
         say(f"\nit is in {folder}: copy that to a folder of the machine that is to use it")

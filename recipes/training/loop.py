@@ -15,7 +15,16 @@ from checkpoints_io.run_state import RunStore
 from recipes.data import mixture
 from recipes.data.packed import batches
 from recipes.data.packed.batches import Said, Update
-from recipes.training import by_time, policy, preemption, records, terminal, watchdog, watched
+from recipes.training import (
+    by_time,
+    policy,
+    preemption,
+    records,
+    stopping,
+    terminal,
+    watchdog,
+    watched,
+)
 from recipes.training.policy import Policy, State
 from recipes.training.run import Run, say
 from recipes.training.update import Answers, Programs, Sums
@@ -53,6 +62,7 @@ class Around(NamedTuple):
     log: records.Log
     meter: records.Meter
     alarm: by_time.Alarm
+    history: list[float]  # values of the figure that may end the run, by evaluation
 
 
 def run_steps(
@@ -72,18 +82,19 @@ def run_steps(
     """
     start = state.step
     log = records.Log(run.directory, run.records, after=start or -1)
-    meter = records.Meter()
+    meter, history = records.Meter(), stopping.recorded(run.patience, run.directory)
     alarm = by_time.Alarm(run.every.minutes_per_checkpoint)
-    around = Around(recipe, own, run, store, facts, stop, log, meter, alarm)
+    around = Around(recipe, own, run, store, facts, stop, log, meter, alarm, history)
     with contextlib.closing(log):
         held_out = _before_first(around, state)
-        for update in _updates(run, start, meter):
+        ended = is_last(around, start)
+        for update in _updates(run, start, meter) if not ended else ():
             taken = recipe.take(state, update)
             # This checks the step before, so that nothing waits for this one.
             policy.check_sound(state, run)
             state = taken.state
             meter.add(update)
-            if state.step == start + 1 or due(run, state.step, run.every.steps_per_log):
+            if state.step == start + 1 or due(around, state.step, run.every.steps_per_log):
                 _record(around, update, taken)
             if state.step in _traced(run, start)[-1:]:
                 jax.block_until_ready(state.trained)
@@ -92,31 +103,45 @@ def run_steps(
             if leaving:
                 say(f"stopped after step {state.step}: the same command resumes from there")
                 return state, held_out
+            if is_last(around, state.step):
+                break
         store.wait()
         while store.lost():
             policy.save(state, run, store, facts, held_out)
             store.wait()
-        if start < run.total_steps:
+        if not ended:
             _write_page(around)
-    if start == run.total_steps:
+        state, held_out = _exported_best(around, state, held_out)
+    if ended:
         say(f"this run is already finished; choose another --config.directory than {run.directory}")
     return state, held_out
 
 
-def due(run: Run, step: int, every: int | None) -> bool:
+def due(around: Around, step: int, every: int | None) -> bool:
     """Is something due after this step: its last, or one of every so many?"""
-    return step == run.total_steps or (every is not None and step % every == 0)
+    return is_last(around, step) or (every is not None and step % every == 0)
+
+
+def is_last(around: Around, step: int) -> bool:
+    """Does the run end after this step: all are taken, or a figure no longer improves?"""
+    run = around.run
+    return step >= run.total_steps or stopping.is_stale(run.patience, around.history)
+
+
+def eval_due(around: Around, step: int) -> bool:
+    """Is an evaluation due after this step?"""
+    return step in around.run.eval_at or due(around, step, around.run.every.steps_per_eval)
 
 
 def _before_first(around: Around, state: State) -> dict[str, float]:
     """What a fresh run measures first, or what was due when a resumed one was stopped."""
-    run, every = around.run, around.run.every
+    run = around.run
     held_out = records.of_held_out(run.directory, state.step) if state.step else {}
     if state.step == 0 and run.run_initial_eval:
         _evaluate(around, state)
     if not around.stop() and not records.sampled(run.directory, state.step):
         _sample_if_due(around, state)
-    if state.step and due(run, state.step, every.steps_per_eval) and not held_out:
+    if state.step and eval_due(around, state.step) and not held_out:
         held_out = _evaluate(around, state)
     if state.step and not around.stop() and not policy.exported(state.step, run):
         _export_if_due(around, state)
@@ -162,14 +187,14 @@ def _after_step(around: Around, state: State) -> tuple[dict[str, float], bool]:
     """Evaluates, saves and exports what is due; the held-out figures, and whether to leave."""
     run, store, every = around.run, around.store, around.run.every
     watchdog.check_save(store.seconds_saving(), run.hang_minutes)
-    is_due = due(run, state.step, every.steps_per_eval)
+    is_due = eval_due(around, state.step)
     held_out = _evaluate(around, state) if is_due and not around.stop() else {}
     leaving, rings = around.stop(), around.alarm.rings()
     if not leaving:
         _sample_if_due(around, state)
         if is_due:
             _write_page(around)
-    if leaving or rings or due(run, state.step, every.steps_per_checkpoint) or store.lost():
+    if leaving or rings or due(around, state.step, every.steps_per_checkpoint) or store.lost():
         around.alarm.restart()
         with around.meter.paused("saving"):
             policy.save(state, run, store, around.facts, held_out)
@@ -189,12 +214,16 @@ def _evaluate(around: Around, state: State) -> dict[str, float]:
         return {}
     if found:
         around.log.write(state.step, found | around.meter.times("evaluation"))
+    if (patience := around.run.patience) is not None:
+        around.history.append(stopping.value(patience, found))
+        if stopping.is_stale(patience, around.history):
+            say(stopping.told(patience, around.history, state.step))
     return found
 
 
 def _sample_if_due(around: Around, state: State) -> None:
     run, every = around.run, around.run.watching.every
-    if every is not None and due(run, state.step, every):
+    if every is not None and due(around, state.step, every):
         with around.meter.paused("samples"):
             some = around.recipe.sample(state)
         around.log.samples(state.step, some)
@@ -214,10 +243,29 @@ def _write_page(around: Around) -> None:
 
 def _export_if_due(around: Around, state: State) -> None:
     run, every = around.run, around.run.every.steps_per_hf_export
-    if every != -1 and due(run, state.step, every):
+    if run.saving.keep.highest is not None and is_last(around, state.step):
+        return  # then the best is: it may be another step's
+    if every != -1 and due(around, state.step, every):
         say(f"exporting to {policy.export_folder(state.step, run)}")
         with around.meter.paused("export"):
             policy.export(policy.model_of(around.own, state), state.step, run)
+
+
+def _exported_best(
+    around: Around, state: State, held_out: dict[str, float]
+) -> tuple[State, dict[str, float]]:
+    """The best state, where the run keeps it, which is exported; the last, where it keeps none."""
+    run = around.run
+    if run.saving.keep.highest is None:
+        return state, held_out
+    found = policy.best(state, run, around.store)
+    if found is not None:
+        state, held_out = found
+        say(f"the best checkpoint is that of step {state.step}")
+    if run.every.steps_per_hf_export != -1 and not policy.exported(state.step, run):
+        say(f"exporting to {policy.export_folder(state.step, run)}")
+        policy.export(policy.model_of(around.own, state), state.step, run)
+    return state, held_out
 
 
 def applied(programs: Programs, sums: Sums, state: State, said: Said) -> Taken:

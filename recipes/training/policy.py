@@ -186,6 +186,22 @@ def save(
     store.save(state.step, trees, {**facts, **now})
 
 
+def best(state: State, run: Run, store: RunStore) -> tuple[State, dict[str, float]] | None:
+    """The state of the best checkpoint with its held-out figures; none: there is no such one.
+
+    Of the optimizer it has no more than an average of the weights needs.
+    """
+    like = {"policy": run.trained.like}
+    if run.adamw.ema_decay is not None:
+        like["optimizer"] = run.opt_state
+    found = store.best(like)
+    if found is None:
+        return None
+    trees = found.trees
+    own = State(found.step, trees["policy"], state.frozen, trees.get("optimizer", ()))
+    return own, found.facts["held_out"]
+
+
 def check_sound(state: State, run: Run) -> None:
     """Stops a run at an update that is not finite, unless it skips such updates.
 

@@ -25,6 +25,7 @@ from recipes.training.run import (
     Beside,
     Computing,
     Every,
+    Patience,
     Records,
     Run,
     Saving,
@@ -129,6 +130,8 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
         profile=checks.profiled(given["profile"]),
         sample_tokens=given["sample_tokens"],
         watching=_watching(given, data),
+        eval_at=checks.steps_at(given["eval_at"]),
+        patience=_patience(given),
         facts={
             "settings": shaping,
             "data": source_pairs.fingerprint(train),
@@ -211,11 +214,12 @@ def _data(given: Values, models: Models) -> Data:
     for part in data.sources:
         say("\n  ".join([f"{part.name} ({part.source}):", *part.lines]))
     sets = [held.name for held in data.held_out]
-    best = given.get("keep_best")
-    if best and (name := best.rpartition("/")[0]) not in sets:
-        raise BadInput(
-            f"--config.keep_best={best} names no held-out set: there is no {name} in {sets}"
-        )
+    for setting in ("keep_best", "stop_when"):
+        figure = given.get(setting)
+        if figure and (name := figure.rpartition("/")[0]) not in sets:
+            raise BadInput(
+                f"--config.{setting}={figure} names no held-out set: there is no {name} in {sets}"
+            )
     _refuse_unknown_ids(_every(data), models.blank, data.tokenizer)
     return data
 
@@ -259,6 +263,13 @@ def _watching(given: Values, data: Data) -> Watching:
     return Watching(every, data.prompts, given["sample_count"], given["sample_temperature"])
 
 
+def _patience(given: Values) -> Patience | None:
+    if (figure := given["stop_when"]) is None:
+        return None
+    higher = checks.BEST_BY[figure.rpartition("/")[2]]
+    return Patience(figure, given["stop_patience"], higher)
+
+
 def _counted(data: Data) -> str:
     """What became of the rows of every source, as JSON."""
     parts = [
@@ -300,6 +311,10 @@ def _steps(given: Values, examples: int) -> int:
     steps = given["num_train_steps"] or max(
         1, round(min(epochs * examples / given["train_batch_size"], 2**31))
     )
+    if (late := max(checks.steps_at(given["eval_at"]), default=0)) > steps:
+        raise BadInput(
+            f"--config.eval_at={given['eval_at']} names step {late}, and the run has {steps}"
+        )
     if (last := max(checks.profiled(given["profile"]), default=0)) > steps:
         raise BadInput(
             f"--config.profile={given['profile']} traces step {last}, and the run has {steps}"
@@ -367,7 +382,7 @@ def _refuse_directory_of_another_run(directory: places.Place, shaping: dict[str,
     if not checkpoints.names():
         return
     check = lambda saved: resume.refuse_other_settings(
-        resume.fact(saved, "settings", directory), shaping, directory
+        resume.fact(saved, "settings", directory), shaping, directory, saved.get("step")
     )
     with RunStore(checkpoints, keep=None) as store:
         store.newest(check)

@@ -4,15 +4,20 @@ from collections.abc import Iterator
 import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from checkpoints_io import places
 from checkpoints_io.errors import BadInput
 from checkpoints_io.run_state import Facts
+from recipes.training import checks, optimizer
 from recipes.training.checks import Values, flat
 from recipes.training.settings import ALL, recipe_of, table_of
 import zoo
 
 
-def of_settings(given: Values) -> dict[str, object]:
+def of_settings(given: Values) -> Values:
     """The settings that a resumed run must share, as JSON."""
     bound = {name: value for name, value in given.items() if not ALL[name].free}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in flat(bound)}
@@ -33,9 +38,12 @@ def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def refuse_other_settings(
-    saved: dict[str, object], now: dict[str, object], directory: places.Place
+    saved: Values,
+    now: Values,
+    directory: places.Place,
+    step: int | None = None,
 ) -> None:
-    """Compares the settings of a checkpoint with those of this run.
+    """Compares the settings of a checkpoint, of a `step`, with those of this run.
 
     Raises:
       ValueError: they differ; the message says which, and which may differ.
@@ -50,6 +58,10 @@ def refuse_other_settings(
     }
     differ = {name for name in saved.keys() | now.keys() if saved.get(name) != now.get(name)}
     names = sorted(differ - new)
+    before, after = saved.get("num_train_steps"), now.get("num_train_steps")
+    if names == ["num_train_steps"] and step and before and after and before < after:
+        _refuse_longer(before, after, saved, directory, step)
+        return
     if names:
         told = ", ".join(f"{n}: {saved.get(n)!r} there, {now.get(n)!r} here" for n in names[:4])
         free = [name for name, setting in table_of(recipe_of(now)).items() if setting.free]
@@ -60,7 +72,29 @@ def refuse_other_settings(
         )
 
 
-def _in_words_of_today(settings: dict[str, object]) -> dict[str, object]:
+def _refuse_longer(
+    before: int, after: int, saved: Values, directory: places.Place, step: int
+) -> None:
+    """A run takes more steps where those it has taken would have had the same learning rates."""
+    given = {name: setting.default for name, setting in ALL.items()} | saved
+    rates = (
+        jax.vmap(optimizer.schedule_of(checks.part(optimizer.AdamW, given), total))(
+            jnp.arange(step)
+        )
+        for total in (before, after)
+    )
+    if np.array_equal(next(rates), next(rates)):
+        return
+    raise BadInput(
+        f"{directory} holds a run of {before} steps, and --config.num_train_steps={after} would "
+        f"have given the {step} that it has taken another learning rate: a run is made longer at a "
+        "constant rate, or before its cooldown. Begin a new one from what this one has learnt, "
+        f"with --config.initialize_from_hf={directory.within(f'hf/step-{before}')} "
+        "--config.directory=ANOTHER"
+    )
+
+
+def _in_words_of_today(settings: Values) -> Values:
     """Old checkpoints name the policy's own folder as the reference; now that is left unset."""
     policy, reference = (settings.get(n) for n in ("initialize_from_hf", "reference_model_path"))
     return settings | {"reference_model_path": None} if reference == policy else settings
@@ -86,7 +120,8 @@ def refuse_other_run(saved: Facts, facts: Facts, directory: places.Place) -> Non
     Raises:
       ValueError: it is another run's, or of a version that kept too little.
     """
-    refuse_other_settings(fact(saved, "settings", directory), facts["settings"], directory)
+    given = fact(saved, "settings", directory)
+    refuse_other_settings(given, facts["settings"], directory, saved.get("step"))
     models = saved.get("models", {})  # the first checkpoints of format 2 say nothing of them
     for whose, now in facts["models"].items():
         before = models.get(whose, {})

@@ -53,6 +53,14 @@ class Watching(NamedTuple):
     temperature: float | None  # of a second answer; none: greedy ones alone
 
 
+class Patience(NamedTuple):
+    """How long a run waits for a held-out figure to improve."""
+
+    figure: str  # heldout/dpo_loss
+    evaluations: int
+    higher: bool  # is better
+
+
 class Saving(NamedTuple):
     """Which checkpoints are kept, and how the policy is exported."""
 
@@ -130,6 +138,8 @@ class Run(NamedTuple):
     profile: range  # these steps are traced
     sample_tokens: int
     watching: Watching
+    eval_at: frozenset[int]  # steps after which it is evaluated too
+    patience: Patience | None  # when it ends before its last step
     facts: Facts  # what a checkpoint of this run must agree with
     counts: dict[str, int]  # rows lost on the way, by metric name
 

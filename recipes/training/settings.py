@@ -505,6 +505,24 @@ ALONG_THE_WAY = {
         bound=ABOVE_0,
         free=True,
     ),
+    "eval_at": Setting(
+        str,
+        "evaluations after these steps too, like 1,5,25",
+        None,
+        unset="steps_per_eval alone",
+        free=True,
+    ),
+    "stop_when": Setting(
+        str,
+        "the run ends when this held-out figure has not improved for stop_patience evaluations, "
+        "like heldout/dpo_loss",
+        None,
+        unset="it takes all its steps",
+        free=True,
+    ),
+    "stop_patience": Setting(
+        int, "evaluations without an improvement, for stop_when", 3, bound=ABOVE_0, free=True
+    ),
     "run_initial_eval": Setting(bool, "evaluate before the first step too", False, free=True),
     "max_eval_pairs": Setting(
         int,
@@ -543,7 +561,8 @@ ALONG_THE_WAY = {
     ),
     "keep_best": Setting(
         str,
-        "the best checkpoint by this metric is kept as well, like heldout/dpo_accuracy",
+        "the best checkpoint by this metric is kept as well, and exported at the end in place of "
+        "the last, like heldout/dpo_accuracy",
         None,
         unset="only the newest are kept",
         free=True,

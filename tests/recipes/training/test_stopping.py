@@ -1,0 +1,221 @@
+"""When a run ends early, what it then exports, and when it may take more steps."""
+
+import json
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from checkpoints_io import places
+from checkpoints_io.run_state import Keep, RunStore
+from recipes import dpo
+from recipes.configs import tiny
+from recipes.preference import evaluation
+from recipes.training import checks, resume, settings, stopping
+from recipes.training.run import Patience
+from tests.conftest import exported, given_by, records
+
+LOWER, HIGHER = (Patience("heldout/a", 2, higher) for higher in (False, True))
+
+
+@pytest.mark.parametrize(
+    ("patience", "values", "stale"),
+    [
+        (None, [1, 1, 1, 1], False),
+        (LOWER, [], False),
+        (LOWER, [3, 2, 1], False),
+        (LOWER, [1, 2], False),
+        (LOWER, [1, 2, 3], True),
+        (LOWER, [1, 1, 1], True),  # a tie is no improvement
+        (LOWER, [3, 2, 4, 1, 2], False),
+        (LOWER, [3, 1, 4, 2], True),
+        (LOWER, [1, math.nan, -math.inf], True),
+        (LOWER, [math.nan], False),
+        (HIGHER, [1, 2, 3], False),
+        (HIGHER, [3, 2, 1], True),
+        (HIGHER._replace(evaluations=1), [3, 3], True),
+    ],
+)
+def test_a_figure_is_stale_after_so_many_evaluations(patience, values, stale):
+    assert stopping.is_stale(patience, [float(value) for value in values]) == stale
+
+
+def test_the_figures_so_far_are_those_of_the_records(tmp_path):
+    lines = [{"step": 2, "eval/heldout/a": 0.5}, {"step": 2, "train/a": 3.0},
+             {"step": 4, "eval/heldout/a": 0.25, "eval/heldout/ab": 9.0}]  # fmt: skip
+    text = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 6, "eval/heldout/a": 1'
+    (tmp_path / "metrics.jsonl").write_text(text)
+    here = places.Disk(tmp_path)
+    assert stopping.recorded(LOWER, here) == [0.5, 0.25]
+    assert stopping.recorded(LOWER._replace(figure="other/a"), here) == []
+    assert stopping.recorded(None, here) == []
+    assert stopping.value(LOWER, {"eval/heldout/a": 0.5}) == 0.5
+    with pytest.raises(RuntimeError, match=r"heldout/a: .* no such figure, but heldout/b"):
+        stopping.value(LOWER, {"eval/heldout/b": 0.5})
+    told = stopping.told(LOWER, [0.5, math.nan, 0.75], 6)
+    assert "after step 6: heldout/a has not improved for 2 evaluations (best 0.5, now 0.75)" in told
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"stop_patience": 2}, "--config.stop_patience=2 has no effect without"),
+        ({"stop_when": "heldout/loss"}, "--config.stop_when='heldout/loss' is not a held-out set"),
+        ({"stop_when": "heldout/dpo_loss", "steps_per_eval": None}, "without evaluations along"),
+        ({"eval_at": "5,"}, "--config.eval_at='5,' is not written like 1,5,25"),
+        ({"eval_at": "0"}, "--config.eval_at='0'"),
+    ],
+)
+def test_what_has_no_effect_is_refused(given, told):
+    config = tiny.get_config()
+    config.update(given)
+    with pytest.raises(ValueError, match=told):
+        checks.checked(config, settings.table_of(settings.DPO))
+
+
+def test_the_steps_of_a_list():
+    assert checks.steps_at("1,5,25") == {1, 5, 25}
+    assert checks.steps_at(None) == frozenset()
+
+
+def test_a_run_is_made_longer_where_its_rates_stay_what_they_were():
+    here = places.at("runs/one")
+
+    def longer(step, **other):
+        before = resume.of_settings(given_by(tiny.get_config(), num_train_steps=60, **other))
+        resume.refuse_other_settings(before, before | {"num_train_steps": 90}, here, step)
+
+    longer(60, lr_schedule="constant", warmup=5)
+    longer(40, cooldown=10, warmup=5)  # before it begins
+    for step, other in [
+        (60, {}),
+        (60, {"lr_schedule": "constant", "warmup": 0.1}),  # a share of another length
+        (60, {"cooldown": 10, "warmup": 5}),
+    ]:
+        with pytest.raises(ValueError, match="is made longer at a constant rate") as found:
+            longer(step, **other)
+        assert f"--config.initialize_from_hf={here}/hf/step-60 " in str(found.value)
+    constant = {"lr_schedule": "constant", "warmup": 0.0}
+    saved = resume.of_settings(given_by(tiny.get_config(), num_train_steps=60, **constant))
+    for other in ({"num_train_steps": 30}, {"num_train_steps": 90, "beta": 0.3}):
+        with pytest.raises(ValueError, match="holds a run with other settings"):
+            resume.refuse_other_settings(saved, saved | other, here, 60)
+
+
+def test_the_best_checkpoint_is_read_back(tmp_path):
+    place = places.Disk(tmp_path)
+    like = {"a": {"x": jax.ShapeDtypeStruct((2,), jnp.float32, sharding=jnp.zeros(2).sharding)}}
+    keep = Keep(1, highest=lambda facts: facts.get("score"))
+    with RunStore(place, keep=keep) as store:
+        assert store.best(like) is None
+        for step, score in ((1, 0.5), (2, 0.9), (3, None), (4, 0.1)):
+            facts = {} if score is None else {"score": score}
+            store.save(step, {"a": {"x": jnp.full(2, float(step))}}, facts)
+            store.wait()
+        found = store.best(like)
+        assert (found.step, found.facts["score"]) == (2, 0.9)
+        np.testing.assert_array_equal(found.trees["a"]["x"], [2.0, 2.0])
+    with RunStore(place, keep=Keep(1)) as store:
+        assert store.best(like) is None
+
+
+@pytest.fixture
+def config(tiny_config):
+    config = tiny_config
+    config.num_train_steps, config.steps_per_checkpoint, config.steps_per_eval = 8, 1, 1
+    config.train_batch_size, config.keep_checkpoints, config.steps_per_hf_export = 8, 1, None
+    config.lr_schedule, config.warmup, config.learning_rate = "constant", 0.0, 1e-3
+    return config
+
+
+def judged(monkeypatch, accuracies):
+    """Held-out accuracies that are given, not measured."""
+    each, evaluate = iter(accuracies), evaluation.evaluate
+
+    def told(*args, **kwargs):
+        return evaluate(*args, **kwargs) | {"eval/heldout/dpo_accuracy": next(each)}
+
+    monkeypatch.setattr(evaluation, "evaluate", told)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("average", [None, 0.5])
+def test_a_run_ends_early_and_exports_its_best(config, monkeypatch, capfd, average):
+    config.stop_when, config.stop_patience = "heldout/dpo_accuracy", 2
+    config.keep_best, config.ema_decay = "heldout/dpo_accuracy", average
+    config.sample_tokens = 4
+    with monkeypatch.context() as here:
+        judged(here, [0.5, 0.9, 0.6, 0.7])
+        dpo.train(config)
+    told = capfd.readouterr().out
+    assert "the run ends after step 4: heldout/dpo_accuracy has not improved for 2" in told
+    assert "the best checkpoint is that of step 2" in told and "after 2 steps" in told
+    assert "heldout accuracy: no preference -> 0.900" in told
+    folder = pathlib.Path(config.directory)
+    assert [path.name for path in (folder / "hf").iterdir()] == ["step-2"]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["2", "4"]
+    # A finished run is finished,
+    dpo.train(config)
+    again = capfd.readouterr().out
+    assert "this run is already finished" in again and "the best checkpoint is that of" in again
+    assert max(r["step"] for r in records(config)) == 4
+    # and what it exported is what a run of two steps ends with.
+    short = config.copy_and_resolve_references()
+    short.directory, short.num_train_steps = f"{config.directory}-short", 2
+    short.stop_when = short.keep_best = None
+    short.stop_patience = 3
+    dpo.train(short)
+    for name, array in exported(short, 2).items():
+        np.testing.assert_array_equal(exported(config, 2)[name].view("u2"), array.view("u2"))
+    # It goes on where nothing stops it.
+    config.stop_when, config.stop_patience, config.num_train_steps = None, 3, 8
+    with monkeypatch.context() as here:
+        judged(here, [0.1] * 4)
+        dpo.train(config)
+    assert max(r["step"] for r in records(config)) == 8
+    assert "the best checkpoint is that of step 2" in capfd.readouterr().out
+
+
+@pytest.mark.full
+def test_an_early_end_is_the_same_after_a_kill(config, tmp_path, monkeypatch, capfd):
+    """The evaluations before the kill count."""
+    from tests.conftest import stopped_after
+
+    config.stop_when, config.stop_patience = "heldout/dpo_loss", 2
+    config.learning_rate = 1e-9  # nothing improves by much
+    with monkeypatch.context() as here:
+        evaluate, losses = evaluation.evaluate, iter([3.0, 1.0, 2.0, 1.5])
+        judge = lambda *a, **k: evaluate(*a, **k) | {"eval/heldout/dpo_loss": next(losses)}
+        here.setattr(evaluation, "evaluate", judge)
+        with stopped_after(3):
+            dpo.train(config)
+        dpo.train(config)
+    assert "the run ends after step 4: heldout/dpo_loss" in capfd.readouterr().out
+    found = [r["step"] for r in records(config) if "eval/heldout/dpo_loss" in r]
+    assert found == [1, 2, 3, 4]
+
+
+@pytest.mark.full
+def test_a_longer_run_is_the_run_of_that_length(config, capfd):
+    """And evaluations stand where the list has them."""
+    config.steps_per_eval, config.eval_at, config.num_train_steps = None, "1,3", 5
+    whole = config.copy_and_resolve_references()
+    whole.directory = f"{config.directory}-whole"
+    dpo.train(whole)
+    found = [r["step"] for r in records(whole) if "eval/heldout/dpo_loss" in r]
+    assert found == [1, 3, 5]
+    config.num_train_steps = 3
+    dpo.train(config)
+    config.num_train_steps = 5
+    capfd.readouterr()
+    dpo.train(config)
+    assert "resuming from step 3" in capfd.readouterr().out
+    assert records(config) == records(whole)
+    for name, array in exported(whole, 5).items():
+        np.testing.assert_array_equal(exported(config, 5)[name].view("u2"), array.view("u2"))
+    config.num_train_steps, config.eval_at = 4, "9"
+    with pytest.raises(ValueError, match=r"names step 9, and the run has 4|holds a run with other"):
+        dpo.train(config)
