@@ -66,7 +66,7 @@ def _taken(fs: fsspec.AbstractFileSystem, room: str, otherwise: Callable[[], Non
             otherwise()
         elif not seen:
             told = "%s: another process may be there: up to %.0f seconds until that is known"
-            logging.warning(told, room, RUNS_OUT)
+            logging.warning(told, fs.unstrip_protocol(room), RUNS_OUT)
         seen = {name: seen.get(name, at) for name, at in alive.items()}
         time.sleep(random.uniform(0.1, 0.3) * RENEWED)
 
@@ -99,7 +99,7 @@ def _renew(
             except FileNotFoundError:
                 there = False
             if not there:
-                _end(room)
+                _end(fs.unstrip_protocol(room))
             _write(fs, own)
             meanwhile()
 
