@@ -14,7 +14,8 @@ if __name__ == "__main__":  # a wrong flag is answered before the imports below
     from recipes.training import command, settings
 
     flags.DEFINE_string("chip", "h100", "One of a100, h100, h200, rtx4080, rtx4090, v5e, v5p, v6e.")
-    flags.DEFINE_integer("devices", 8, "How many chips.")
+    flags.DEFINE_integer("devices", 8, "How many chips, of all slices.")
+    flags.DEFINE_integer("slices", 1, "In how many slices of a TPU pod they are.")
     flags.DEFINE_integer("stored_per_pair", 1000, "Average positions per pair.")
     flags.DEFINE_float("real_per_stored", 1.25, "Real tokens per position: prompts count twice.")
     command.answer(settings.DPO, writes=False)
@@ -28,7 +29,6 @@ import jax
 from jax.experimental import topologies
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import PyTree
 import ml_collections
 import numpy as np
 
@@ -81,6 +81,8 @@ CHIPS = {
     "v5p": Chip(459e12, 95e9, 2.77e12, 300e9, "v5p"),
     "v6e": Chip(918e12, 32e9, 1.64e12, 224e9, "v6e"),
 }
+# Bytes per second and chip from one slice of TPUs to another: hosts of 4 chips at 200 Gbit/s.
+BETWEEN_SLICES = 6.25e9
 # Share of the peak that a good kernel reaches on products of this size.
 REACHED = 0.6
 
@@ -114,7 +116,8 @@ class Forecast(NamedTuple):
     persistent: dict[str, int]
     temporary: dict[str, int]  # by program
     peak: int
-    moved: list[collectives.Collective]  # of the program that adds a micro-batch
+    moved: list[collectives.Collective]  # of the program that adds a micro-batch, within a slice
+    between: list[tuple[str, collectives.Collective]]  # the program, and what it sends to another
     largest_weight: int  # bytes of one layer's largest, in the compute dtype
     micro_batches: float  # per update
     flops: float  # per update, all devices
@@ -129,7 +132,7 @@ def forecast(
     stored_per_pair: int,
 ) -> Forecast:
     """Compiles one update for `devices`; `stored_per_pair` is a guess at the data."""
-    mesh, compute = _mesh(job.mesh, devices), job.precision.compute
+    mesh, compute = sharding.mesh_of(*job.mesh, devices), job.precision.compute
     pairs = job.sizes.train_batch_size
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         model = adapting.blank(job.given, hf_config, job.precision, mesh)
@@ -172,7 +175,7 @@ def forecast(
             figures=lambda answers: metrics.preference(answers, job.objective),
             shape=shape,
         )
-        sums: Any = _placed(jax.eval_shape(programs.zero), params, mesh)
+        sums: Any = jax.eval_shape(programs.zero)
         of_answers = sums.reference
         said = Said(of_answers.update(dtype=jnp.int32), of_answers)
         narrow = jax.tree.map(lambda x: x.update(dtype=compute), params)
@@ -188,7 +191,14 @@ def forecast(
     for name, program in programs_of_a_step:
         analysis: Any = program.memory_analysis()
         temporary[name] = analysis.temp_size_in_bytes
-    moved = collectives.of(add.as_text() or "", loops=model.config.sizes["L"])
+    layers = model.config.sizes["L"]
+    every = [
+        (name, one)
+        for name, program in programs_of_a_step
+        for one in collectives.of(program.as_text() or "", loops=layers)
+    ]
+    moved = [one for name, one in every if name == "add" and one.kind != collectives.BETWEEN]
+    between = [(name, one) for name, one in every if one.kind == collectives.BETWEEN]
     sizes = model.config.sizes
     positions = batch.tokens.size
     count = pairs * stored_per_pair / positions
@@ -207,11 +217,14 @@ def forecast(
     ]
     busy = flops / len(devices) / (REACHED * chip.bf16_flops)
     on_wire = sum(c.bytes * c.times for c in moved) * count / chip.link_bytes
+    for name, one in between:
+        on_wire += one.bytes * one.times * (1 if name == "apply" else count) / BETWEEN_SLICES
     return Forecast(
         persistent=held,
         temporary=temporary,
         peak=sum(held.values()) + max(temporary.values()),
         moved=moved,
+        between=between,
         largest_weight=max(per_layer) * np.dtype(compute).itemsize,
         micro_batches=count,
         flops=flops,
@@ -249,12 +262,6 @@ def _met_by_a_token(model: zoo.Model) -> int:
     return int(count)
 
 
-def _mesh(asked: tuple[int, int, int], devices: list) -> jax.sharding.Mesh:
-    sizes = sharding.sizes_of(*asked, len(devices))
-    kinds = (jax.sharding.AxisType.Auto,) * 3
-    return jax.make_mesh(sizes, sharding.MESH_AXES, axis_types=kinds, devices=devices)
-
-
 def _batch(
     given: Sizes, mesh: jax.sharding.Mesh, most: int, needed: int, answers: int
 ) -> tuple[Packed, Shape]:
@@ -284,13 +291,6 @@ def _parts(params: Params, asked: Adapting | None, mesh: jax.sharding.Mesh) -> t
     return asked.like, adapters.attached(params, asked.sites, put)
 
 
-def _placed(sums: PyTree, params: PyTree, mesh: jax.sharding.Mesh) -> update.Sums:
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    gradient = jax.tree.map(lambda x, p: x.update(sharding=p.sharding), sums.gradient, params)
-    others = jax.tree.map(lambda x: x.update(sharding=everywhere), sums[1:])
-    return update.Sums(gradient, *others)
-
-
 def told(
     found: Forecast, chip: Chip, real_tokens: float, less_memory: list[str], *, exact: bool
 ) -> str:
@@ -314,6 +314,7 @@ def told(
             f"{kind:<25} {sum(c.times for c in some)} a micro-batch, {size(total)}; the largest "
             f"{size(max(c.bytes for c in some))}"
         )
+    lines += _between(found)
     low, high = found.seconds
     lines += [
         f"per update                {found.micro_batches:.1f} micro-batches, "
@@ -329,19 +330,36 @@ def told(
     return "\n".join(lines)
 
 
-def _tpus(kind: str, count: int) -> list:
-    """Devices of a TPU slice, without the hardware."""
+def _between(found: Forecast) -> list[str]:
+    """What a chip sends to another slice."""
+    if not found.between:
+        return []
+    of = lambda once: [one for name, one in found.between if (name == "apply") == once]
+    total = lambda some: plan.size(sum(one.bytes * one.times for one in some))
+    in_loops = sum(one.in_loop for _, one in found.between)
+    return [
+        f"between slices            {total(of(True))} an update, and {total(of(False))} a "
+        f"micro-batch, of each device; {in_loops or 'none'} of its {len(found.between)} exchanges "
+        "in a loop over layers"
+    ]
+
+
+def _tpus(kind: str, count: int, slices: int) -> list:
+    """Devices of so many TPU slices, of `count` chips each, without the hardware."""
     shapes = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16"}
     cubes = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8"}
     known = (cubes | {256: "4x8x8"}) if kind == "v5p" else (shapes | {256: "16x16"})
     if count not in known:
         raise BadInput(
-            f"--devices={count}: a slice of {kind} has {', '.join(map(str, known))} chips"
+            f"--devices={count * slices} in --slices={slices}: a slice of {kind} has "
+            f"{', '.join(map(str, known))} chips"
         )
     try:
         name = f"{kind}:{known[count]}"
-        one: dict[str, Any] = {"chips_per_host_bounds": [1, 1, 1]} if count == 1 else {}
-        found = topologies.get_topology_desc(topology_name=name, platform="tpu", **one)
+        more: dict[str, Any] = {"chips_per_host_bounds": [1, 1, 1]} if count == 1 else {}
+        if slices > 1:
+            more["num_slices"] = slices
+        found = topologies.get_topology_desc(topology_name=name, platform="tpu", **more)
         return list(found.devices)
     except Exception as error:  # jax raises another type for every cause
         reason = str(error).strip().partition("\n")[0]
@@ -362,7 +380,7 @@ def main(config: ml_collections.ConfigDict) -> None:
     if asked.chip not in CHIPS:
         near = did_you_mean(asked.chip, CHIPS)
         raise BadInput(f"--chip={asked.chip} is none of {', '.join(CHIPS)}{near}")
-    for name in ("devices", "stored_per_pair", "real_per_stored"):
+    for name in ("devices", "slices", "stored_per_pair", "real_per_stored"):
         number = getattr(asked, name)
         if not 0 < number < math.inf:
             raise BadInput(f"--{name} must be above 0, not {number}")
@@ -371,7 +389,14 @@ def main(config: ml_collections.ConfigDict) -> None:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", asked.devices)
-    devices = _tpus(chip.tpu, asked.devices) if chip.tpu else jax.devices()
+    devices = jax.devices()
+    if asked.slices > 1 and (not chip.tpu or asked.devices % asked.slices):
+        raise BadInput(
+            f"--slices={asked.slices} must divide --devices={asked.devices}, and be of TPUs: for "
+            "GPUs forecast one node, whose gradients meet those of other nodes once an update"
+        )
+    if chip.tpu:
+        devices = _tpus(chip.tpu, asked.devices // asked.slices, asked.slices)
     if len(devices) != asked.devices:
         raise BadInput(
             f"--devices={asked.devices}, and XLA_FLAGS in the environment make {len(devices)}: "

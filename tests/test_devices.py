@@ -67,6 +67,28 @@ def test_every_kind_of_layer_is_split_over_devices(tmp_path, families):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("families", [("llama", "adapters"), ("gpt_oss",), ("gemma3_text",)])
+def test_slices_exchange_a_gradient_once_an_update(families):
+    """Windows, sinks, soft caps and experts too; with each micro-batch only log-probabilities."""
+    told = subprocess.run(
+        [sys.executable, "-m", "tests.slices_on_devices", *families], cwd=ROOT,
+        env=os.environ | devices(8), capture_output=True, text=True, timeout=1200,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr[-3000:]
+    found = list(map(json.loads, told.stdout.splitlines()))
+    assert len(found) == 3 * len(families)
+    for record in found:
+        print(record)
+        assert record["apart"] <= 1e-6, record
+        assert record["gradient"] <= 1e-5, record
+        assert record["micro_batches"] > 1, record
+        numbers = 3 * record["pairs"] * 2  # three of each answer
+        assert record["add"] == [[4 * numbers, False]], record
+        assert sum(size for size, _ in record["apply"]) == record["weights_per_device"], record
+        assert not any(in_loop for _, in_loop in record["apply"]), record
+
+
+@pytest.mark.full
 def test_adapters_begin_and_move_alike_on_any_devices(tmp_path):
     """Their first step of Adam is that of one device, whichever factor begins as 0."""
     found = on_eight_devices("lora_on_devices", tmp_path)

@@ -394,7 +394,13 @@ COMPUTE = {
         choices=("full", "attention", "products", "none"),
         free=True,
     ),
-    "mesh.data": Setting(int, "data parallelism: copies of the weights", 1, free=True),
+    "mesh.data": Setting(
+        int,
+        "data parallelism: copies of the weights, at least one in each slice of a TPU pod; -1: as "
+        "many as the devices there are make, on any number of hosts",
+        1,
+        free=True,
+    ),
     "mesh.fsdp": Setting(
         int, "FSDP: devices that split weights and rows; -1: all others", -1, free=True
     ),

@@ -16,8 +16,8 @@ import optax
 
 from recipes.data.packed.batches import Said
 from recipes.data.packed.packing import Packed, Shape
-from recipes.training import logps
-from zoo.parts import adapted, stack
+from recipes.training import apart, logps
+from zoo.parts import adapted, sharding, stack
 
 Params = dict[str, PyTree]  # weights by name, in dicts as modules nest
 
@@ -61,7 +61,7 @@ Figures = Callable[[Answers], dict[str, Float[Array, ""]]]
 class Sums(NamedTuple):
     """What the micro-batches of an update add up to, in float32."""
 
-    gradient: Params  # of the trained tree
+    gradient: Params  # of the trained tree; or its parts along `data`: see `apart`
     policy: logps.Scores
     reference: Float[Array, "P A"]
 
@@ -87,11 +87,12 @@ def add_micro_batch(
     *,
     graph: nnx.GraphDef,
     loss: Loss,
+    everywhere: Callable[[logps.Scores], logps.Scores] = lambda scores: scores,
 ) -> Sums:
     """Adds the log-probabilities of one micro-batch and its part of the mean loss's gradient.
 
     `pull` is the mean loss's gradient by the log-probabilities, where a loss must see all examples
-    of the update to know it.
+    of the update to know it. `everywhere` adds what other parts of the micro-batch have scored.
     """
     # The reference may be known for the whole update; here only these examples count.
     reference = jnp.where(batch.is_here[:, None], reference, 0)
@@ -101,7 +102,7 @@ def add_micro_batch(
 
     def mean_loss(others: Params, so_far: Params | None) -> tuple[Array, logps.Scores]:
         model = nnx.merge(graph, nnx.State(adapted.joined(trained | others, frozen)))
-        policy = logps.answer_scores(model, batch, so_far)
+        policy = everywhere(logps.answer_scores(model, batch, so_far))
         if pull is None:
             each = loss(answers(policy, reference, said))
         else:
@@ -126,11 +127,14 @@ def apply(
     adamw: optax.GradientTransformation,
     loss: Loss,
     figures: Figures,
+    whole: Callable[[Params], Params] = lambda gradient: gradient,
 ) -> tuple[Params, PyTree, dict[str, Array]]:
     """One step of the optimizer, and the figures of the examples it was taken on.
 
-    Where loss or gradient is not finite nothing is changed, and `skipped` is 1.
+    `whole` adds up a gradient that is in parts. Where loss or gradient is not finite nothing is
+    changed, and `skipped` is 1.
     """
+    sums = sums._replace(gradient=whole(sums.gradient))
     values = figures(sums.answers(said))
     values["gradient_norm"] = optax.tree.norm(sums.gradient)
     mean_loss = jnp.mean(loss(sums.answers(said)))
@@ -165,26 +169,32 @@ def compiled(
     figures: Figures,
     shape: Shape,
 ) -> Programs:
-    """The functions above for one policy, its sums and state donated from step to step."""
+    """The functions above for one policy, its sums and state donated from step to step.
+
+    Where `data` goes over several slices, gradients stay apart until an update has all of them.
+    """
     place = lambda tree: jax.tree.map(lambda x: x.sharding, tree)
     mesh = jax.tree.leaves(trained)[0].sharding.mesh
     everywhere = jax.NamedSharding(mesh, jax.P())
-    sums_place: PyTree = (place(trained), everywhere, everywhere)
+    add: Callable = functools.partial(add_micro_batch, graph=graph, loss=loss)
+    step: Callable = functools.partial(apply, adamw=adamw, loss=loss, figures=figures)
+    of_gradient, parts = place(trained), ()
+    if sharding.slices_over(mesh.devices) > 1:
+        of_gradient, parts = jax.tree.map(apart.place, of_gradient), (mesh.shape[apart.AXIS],)
+        add = apart.by_part(add, mesh)
+        step = functools.partial(step, whole=functools.partial(apart.met, like=place(trained)))
+    sums_place: PyTree = (of_gradient, everywhere, everywhere)
 
     def zero() -> Sums:
         none = jnp.zeros((shape.examples, shape.answers), jnp.float32)
-        gradient = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trained)
+        gradient = jax.tree.map(lambda x: jnp.zeros((*parts, *x.shape), jnp.float32), trained)
         return Sums(gradient, logps.Scores(none, none, none), none)
 
     return Programs(
         zero=jax.jit(zero, out_shardings=Sums(*sums_place)),
-        add=jax.jit(
-            functools.partial(add_micro_batch, graph=graph, loss=loss),
-            donate_argnums=0,
-            out_shardings=Sums(*sums_place),
-        ),
+        add=jax.jit(add, donate_argnums=0, out_shardings=Sums(*sums_place)),
         apply=jax.jit(
-            functools.partial(apply, adamw=adamw, loss=loss, figures=figures),
+            step,
             donate_argnums=(1, 2),
             out_shardings=(place(trained), place(opt_state), everywhere),
         ),

@@ -38,6 +38,29 @@ def test_collectives_are_read():
     ]
 
 
+@pytest.mark.parametrize(
+    ("line", "groups"),
+    [
+        ("replica_groups={{0,4},{1,5}}, dimensions={0}", [[0, 4], [1, 5]]),
+        ("replica_groups=[2,2]<=[4], x", [[0, 1], [2, 3]]),
+        ("replica_groups=[2,2]<=[2,2]T(1,0), x", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2] {'a'}, x", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}, x", [[0, 1], [2, 3]]),
+        ("source_target_pairs={{0,1},{1,0}}, x", [[0, 1], [1, 0]]),
+        ("%s = (f32[2]{0}, u32[], token[]) send(%a, %t), channel_id=2", []),
+    ],
+)
+def test_groups_are_read(line, groups):
+    assert collectives.groups(line) == groups
+
+
+def test_what_is_sent_to_another_slice_is_counted_apart():
+    sent = "%send.1 = (f32[48,8,128]{2,1,0}, u32[], token[]) send(%a, %token), channel_id=2"
+    ended = "%send-done.1 = token[] send-done(%send.1), channel_id=2"
+    told = f"ENTRY %main (p: f32[8]) -> f32[8] {{\n{sent}\n{ended}\n}}"
+    assert [(c.kind, c.bytes) for c in collectives.of(told)] == [("send", 4 * 48 * 8 * 128)]
+
+
 @pytest.fixture
 def config():
     config = tiny.get_config()
@@ -104,3 +127,29 @@ def test_of_its_experts_a_token_meets_those_it_goes_to(family, share):
     experts = sum(size for axes, size in flat if {"E", "F"} <= {*axes})
     whole = sum(size for _, size in flat)
     assert forecast._met_by_a_token(model) == pytest.approx(whole - (1 - share) * experts, abs=1)
+
+
+# Widths that fill a TPU's lanes, so that nothing is padded.
+WIDE = dict(
+    model_type="llama", vocab_size=1024, hidden_size=512, intermediate_size=1024,
+    num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=128,
+    rms_norm_eps=1e-5, tie_word_embeddings=True, max_position_embeddings=512,
+)  # fmt: skip
+
+
+@pytest.mark.full
+def test_two_slices_of_tpus_exchange_the_gradient_once_an_update(config):
+    """By the TPU compiler: no layer and no micro-batch waits for the other slice."""
+    pytest.importorskip("libtpu")
+    config.mesh.data, config.mesh.fsdp, config.mp = 2, 4, "p=f32,c=bfloat16"
+    config.train_batch_size, config.train_seq_len = 256, 512
+    chip, job = forecast.CHIPS["v5p"], forecast.job_of(given_by(config))
+    found = forecast.forecast(job, WIDE, chip, forecast._tpus("v5p", 4, 2), 300)
+    of = lambda name: sum(one.bytes * one.times for who, one in found.between if who == name)
+    told = forecast.told(found, chip, 1000.0, [], exact=True)
+    print(told)
+    gradient = found.persistent["gradient"]
+    assert gradient <= of("apply") <= 1.1 * gradient
+    assert of("add") <= 4 * 3 * 2 * 256 * 2  # log-probabilities, and what is rounded up
+    assert not any(one.in_loop for _, one in found.between)
+    assert "none of its " in told

@@ -111,23 +111,20 @@ def attend(
         keys = where.positions if key_positions is None else key_positions
         queries = where.positions // chunk * chunk if chunk else where.positions
         looking = spans.Window(jnp.asarray(window, jnp.int32), queries, keys)
-    mesh = jax.sharding.get_abstract_mesh()
-    if backend == "dense" or mesh.empty:
+    axes = sharding.axes_here()
+    if backend == "dense" or not axes:
         return run(q, k, v, where.first, where.last, looking, sinks)[..., :U]
 
     # XLA cannot split a kernel or a loop over rows: each device is given its rows and its heads.
-    split = lambda axes, x: sharding.spec(axes, x.shape, mesh.shape)
+    split = lambda letters, x: sharding.spec(letters, x.shape, axes)
     if split("K", k[0, 0, :, 0]) != split("N", q[0, 0, :, 0]):
         k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
     ours, theirs, rows = split("B T N H", q), split("B S K H", k), split("B T", where.first)
     of_window: Any = (jax.P(), rows, rows)
     window_split = None if looking is None else spans.Window(*of_window)
     heads = None if sinks is None else split("N", sinks)
-    return jax.shard_map(
-        run,
-        in_specs=(ours, theirs, theirs, rows, rows, window_split, heads),
-        out_specs=ours,
-        check_vma=False,
+    return sharding.on_each_device(
+        run, (ours, theirs, theirs, rows, rows, window_split, heads), ours
     )(q, k, v, where.first, where.last, looking, sinks)[..., :U]
 
 

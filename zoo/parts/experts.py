@@ -155,26 +155,26 @@ def mixed(
     what is added to it (axes "E D") is added once.
     """
     ready = {name: layers.ready(w, axes, x.dtype) for name, (w, axes) in weights.items()}
-    mesh = jax.sharding.get_abstract_mesh()
+    sizes = sharding.axes_here()
     here = functools.partial(tiles.gathered, work=work, before=before)
-    if mesh.empty:
+    if not sizes:
         return here(x, route, ready)
     # XLA cannot split a sort: each device sorts its own tokens.
-    rows = sharding.spec("B", x.shape[:1], mesh.shape)
-    spec = lambda w, axes: sharding.spec(axes, w.shape, mesh.shape, sharding.GATHERED)
+    rows = sharding.spec("B", x.shape[:1], sizes)
+    spec = lambda w, axes: sharding.spec(axes, w.shape, sizes, sharding.GATHERED)
     split = {
         name: jax.tree.map(spec, ready[name], adapted.axes_of(w, axes))
         for name, (w, axes) in weights.items()
     }
     is_spec = lambda x: isinstance(x, jax.P)
     specs = jax.tree.leaves(split, is_leaf=is_spec)
-    is_split = lambda axes: "tensor" in (axes or ()) and mesh.shape["tensor"] > 1
+    is_split = lambda axes: "tensor" in (axes or ()) and sizes["tensor"] > 1
     by_expert = any(is_split(spec[0]) for spec in specs if spec)
     by_width = any(is_split(axes) for spec in specs for axes in spec[1:])
 
     def part(x: Array, route: Route, ready: Weights) -> Array:
         if by_expert:
-            own = functools.partial(here, part=tiles.Part("tensor", mesh.shape["tensor"]))
+            own = functools.partial(here, part=tiles.Part("tensor", sizes["tensor"]))
             return jax.lax.psum(own(x, route, ready), "tensor")
         if by_width:
             first = jax.lax.axis_index("tensor") == 0
@@ -183,6 +183,4 @@ def mixed(
         return here(x, route, ready)
 
     of_route: Any = (rows, rows)
-    return jax.shard_map(
-        part, in_specs=(rows, Route(*of_route), split), out_specs=rows, check_vma=False
-    )(x, route, ready)
+    return sharding.on_each_device(part, (rows, Route(*of_route), split), rows)(x, route, ready)

@@ -1,13 +1,18 @@
 """Which mesh axis splits which array axis: one table for weights, optimizer state and batches.
 
 The mesh has three axes. `data` repeats the weights, `fsdp` splits them and gathers one layer at a
-time, `tensor` splits the heads, the experts or the MLP, and the vocabulary throughout.
+time, `tensor` splits the heads, the experts or the MLP, and the vocabulary throughout. Where devices
+are in several slices (TPU pods that a slower network joins), `data` goes over the slices, and the
+others stay within one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
 
 from checkpoints_io.errors import BadInput
 
@@ -36,15 +41,57 @@ GATHERED = {letter: tuple(a for a in axes if a != "fsdp") for letter, axes in ST
 BY_WIDTH = STORED | {"B": ("data",)}
 
 
-def mesh_of(data: int, fsdp: int, tensor: int) -> Mesh:
+def mesh_of(data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over all devices; one of the sizes may be -1 and takes what is left.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the sizes do not multiply to the number of devices, or `data` does not divide
+        among their slices.
     """
-    kinds = (jax.sharding.AxisType.Auto,) * 3
-    sizes = sizes_of(data, fsdp, tensor, jax.device_count())
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=kinds)
+    devices = jax.devices() if devices is None else devices
+    kinds = (AxisType.Auto,) * 3
+    sizes = sizes_of(data, fsdp, tensor, len(devices))
+    if devices[0].platform == "tpu" and len({slice_of(device) for device in devices}) > 1:
+        return Mesh(by_slice(sizes, devices), MESH_AXES, axis_types=kinds)
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=kinds, devices=devices)
+
+
+def by_slice(sizes: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray:
+    """The devices as a grid whose first axis goes from slice to slice, and the others within one.
+
+    Raises:
+      ValueError: the slices do not divide `data`.
+    """
+    slices: dict[int, list] = {}
+    for device in devices:
+        slices.setdefault(slice_of(device), []).append(device)
+    count = len(slices)
+    if sizes[0] % count:
+        raise BadInput(
+            f"these devices are in {count} slices, and --config.mesh.data={sizes[0]} is not a "
+            "multiple of that: each slice has a copy of the weights, or several, for `fsdp` and "
+            "`tensor` stay within one; set --config.mesh.data=-1 and "
+            f"--config.mesh.fsdp={len(devices) // count} or less"
+        )
+    within = (sizes[0] // count, *sizes[1:])
+    grids = [mesh_utils.create_device_mesh(within, slices[index]) for index in sorted(slices)]
+    return np.concatenate(grids)
+
+
+def slice_of(device: Any) -> int:
+    """Which devices a fast network joins: of TPUs the slice, of GPUs the process: a node's, or one.
+
+    Devices stand in the order of their processes: a mesh of GPUs has nodes in its first axes as is.
+    """
+    if device.platform == "gpu":
+        return device.process_index
+    return getattr(device, "slice_index", None) or 0
+
+
+def slices_over(grid: np.ndarray) -> int:
+    """Over how many slices `data` goes; 1 where some other axis crosses them, or there is one."""
+    met = [{slice_of(device) for device in row.flat} for row in grid]
+    return 1 if any(len(row) > 1 for row in met) else len(set.union(*met))
 
 
 def sizes_of(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, int, int]:
@@ -115,8 +162,25 @@ def whole(x: jax.Array) -> jax.Array:
     return _constrain(x, " ".join("." * x.ndim), {})
 
 
+def axes_here() -> dict[str, int]:
+    """The sizes of the mesh in context, but for axes of which the code at hand has one part.
+
+    Those are an enclosing shard_map's: nothing here is split over them. None without a mesh.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    named = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+    return {name: size for name, size, kind in named if kind != AxisType.Manual}
+
+
+def on_each_device(run: Callable, in_specs: Any, out_specs: Any) -> Callable:
+    """`run` on each device's part of its arguments, over all axes that are here."""
+    return jax.shard_map(
+        run, in_specs=in_specs, out_specs=out_specs, axis_names={*axes_here()}, check_vma=False
+    )
+
+
 def _constrain(x: jax.Array, axes: str, rules: Mapping[str, tuple[str, ...]]) -> jax.Array:
-    sizes = jax.sharding.get_abstract_mesh().shape
+    sizes = axes_here()
     if not sizes:
         return x
     return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, sizes, rules))
@@ -128,14 +192,14 @@ def spec(
     sizes: Mapping[str, int],
     rules: Mapping[str, tuple[str, ...]] = STORED,
 ) -> PartitionSpec:
-    """Which mesh axes split each axis of an array; `sizes` are those of the mesh."""
+    """Which mesh axes split each axis of an array; `sizes` are those that may."""
     taken: set[str] = set()
     entries: list[tuple[str, ...] | None] = []
     for letter, size in zip(axes.split(), shape, strict=True):
         split, parts = [], 1
         for name in rules.get(letter, ()):
             # An axis that does not divide evenly stays whole: 2 key heads on 4 tensor devices.
-            if name not in taken and size % (parts * sizes[name]) == 0:
+            if name in sizes and name not in taken and size % (parts * sizes[name]) == 0:
                 split.append(name)
                 parts *= sizes[name]
         taken.update(split)

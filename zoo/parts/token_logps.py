@@ -89,12 +89,11 @@ def _computed(
     """Log-probabilities, what is beside, logarithmic sums, and the head as it was computed with."""
     narrow = sharding.gather(head.astype(dtype), "V D")
     devices = _devices(hidden, narrow)
-    split = jax.shard_map if devices.axes else _alone
+    split = sharding.on_each_device if devices.axes else _alone
     logps, logsum, *beside = split(
         functools.partial(_logps_here, devices, last, more),
         in_specs=(devices.rows, devices.head, devices.rows, devices.rows),
         out_specs=(devices.rows,) * (4 if more else 2),
-        check_vma=False,
     )(hidden, narrow, target, scores)
     return logps, Beside(*beside) if more else None, logsum, narrow
 
@@ -122,12 +121,11 @@ def _backward(
     hidden, head, narrow, target, scores, logsum = kept
     gradient, _ = gradients
     devices = _devices(hidden, narrow)
-    split = jax.shard_map if devices.axes else _alone
+    split = sharding.on_each_device if devices.axes else _alone
     of_hidden, of_head = split(
         functools.partial(_gradients_here, devices, last, head is not None),
         in_specs=(devices.rows, devices.head, *[devices.rows] * 4),
         out_specs=(devices.rows, None if head is None else devices.stored),
-        check_vma=False,
     )(hidden, narrow, target, scores, logsum, gradient)
     if of_head is not None and head is not None:
         of_head = of_head.astype(head.dtype)
@@ -161,12 +159,12 @@ class Devices(NamedTuple):
 
 
 def _devices(hidden: Array, head: Array) -> Devices:
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    sizes = sharding.axes_here()
+    if not sizes:
         return Devices({}, *[PartitionSpec()] * 3)
-    spec = functools.partial(sharding.spec, sizes=mesh.shape)
+    spec = functools.partial(sharding.spec, sizes=sizes)
     return Devices(
-        mesh.shape,
+        sizes,
         spec("Z", hidden.shape[:1]),
         spec("V D", head.shape, rules=sharding.GATHERED),
         spec("V D", head.shape),
