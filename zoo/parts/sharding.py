@@ -1,9 +1,9 @@
 """Which mesh axis splits which array axis: one table for weights, optimizer state and batches.
 
 The mesh has three axes. `data` repeats the weights, `fsdp` splits them and gathers one layer at a
-time, `tensor` splits the heads, the experts or the MLP, and the vocabulary throughout. Where devices
-are in several slices (TPU pods that a slower network joins), `data` goes over the slices, and the
-others stay within one.
+time, `tensor` splits the heads, the experts or the MLP, and the vocabulary throughout. Where
+devices are in several slices (TPU pods that a slower network joins), `data` goes over the slices,
+and the others stay within one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
