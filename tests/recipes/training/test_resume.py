@@ -21,8 +21,9 @@ SHAPING = (
 # What a resumed run may have otherwise: no number depends on it, or only updates that were none.
 FREE = {
     "adapter.export", "attention", "compile_cache", "directory", "distributed", "eval_at",
-    "hf_save_dtype", "stop_patience", "stop_when",
-    "hf_text_only", "keep_best", "keep_checkpoints", "keep_every", "max_eval_pairs", "mesh",
+    "hang_minutes", "hf_save_dtype", "hf_text_only", "minutes_per_checkpoint",
+    "require_accelerator", "stop_patience", "stop_when",
+    "keep_best", "keep_checkpoints", "keep_every", "max_eval_pairs", "mesh",
     "min_pack_fill", "name", "nonfinite", "per_device_parallelism", "profile", "reference_cache",
     "reference_mode", "remat", "row_length", "run_initial_eval", "sample_count",
     "sample_prompts", "sample_temperature", "sample_tokens",
