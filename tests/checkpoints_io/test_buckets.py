@@ -145,6 +145,11 @@ def test_the_verbs_on_a_server(server, verb, monkeypatch):
 
 
 @pytest.mark.full
+def test_tokens_are_kept_on_a_server(server, monkeypatch):
+    test_places.test_tokens_are_kept(places.at(f"{server}://runs/tokens"), monkeypatch)
+
+
+@pytest.mark.full
 def test_checkpoints_come_back_from_a_server(server):
     checkpoints_come_back(places.at(f"{server}://runs/whole/checkpoints"))
 
