@@ -104,6 +104,8 @@ def run_steps(
                 say(f"stopped after step {state.step}: the same command resumes from there")
                 return state, held_out
             if is_last(around, state.step):
+                if state.step in _traced(run, start)[:-1]:
+                    jax.profiler.stop_trace()
                 break
         store.wait()
         while store.lost():
