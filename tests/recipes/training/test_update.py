@@ -21,7 +21,7 @@ from recipes.preference import evaluation, gates, reference, reference_cache
 from recipes.preference.reference import Reference
 from recipes.training import logps, loop, optimizer, policy, update
 from recipes.training.policy import Policy, State
-from recipes.training.run import Beside, Computing
+from recipes.training.run import Beside, Computing, Watching
 from recipes.training.update import Sums
 from tests.conftest import large_weights, programs_of, run_with, sigmoid, small_config
 from tests.long_forms import full_but
@@ -205,7 +205,7 @@ def test_kept_answers_of_a_reference_go_to_their_pairs(work, tmp_path, monkeypat
     pairs = told_apart(rows)
     run = run_with(
         examples=pairs, held_out=[HeldOut("mine", pairs[2:5])], place=place,
-        computing=Computing(mesh, None, None, "full"),
+        computing=Computing(mesh, None, None, "full"), watching=Watching(None, None, 0, None),
     )  # fmt: skip
     beside = Beside("mine", is_hf=True, mode="cached", cache=str(tmp_path))
     asked = lambda graph, params, batch: counting(batch)
