@@ -41,6 +41,7 @@ COMPANIONS = (
     "chat_template.json",
     "*.tiktoken",
 )
+CARD = "README.md"
 # What makes tokens of images and sounds.
 PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 
@@ -275,8 +276,9 @@ def write_companions(
     tokenizer: pathlib.Path | None,
     stop_ids: Sequence[int] = (),
     chat_template: str | None = None,
+    card: str | None = None,
 ) -> None:
-    """Everything of a model folder but the weights.
+    """Everything of a model folder but the weights; `card` is its README.md.
 
     config.json holds `config`; where that is the source's, byte for byte. Tokenizer and
     chat template are copied from the folder `tokenizer`; `chat_template` replaces the template.
@@ -297,6 +299,8 @@ def write_companions(
         named.write_text(json.dumps(told, indent=2) + "\n")
     if chat_template:
         (folder / "chat_template.jinja").write_text(chat_template, "utf-8")
+    if card:
+        (folder / CARD).write_text(card, "utf-8")
     generation = read_if_there(source.path / "generation_config.json") if source else {}
     ends = generation.get("eos_token_id", config.get("eos_token_id"))
     known = ends if isinstance(ends, list) else [ends] if ends is not None else []

@@ -192,8 +192,14 @@ def write(
     config: Mapping[str, object],
     arrays: Mapping[str, np.ndarray],
     trained_on: TrainedOn,
+    card: str | None = None,
 ) -> None:
-    """Writes a folder that PEFT and vLLM read; names are without PEFT's prefix."""
+    """Writes a folder that PEFT and vLLM read; names are without PEFT's prefix.
+
+    `card` is its README.md.
+    """
+    if card:
+        (folder / hf_folder.CARD).write_text(card, "utf-8")
     named = {PREFIX + name: np.ascontiguousarray(value) for name, value in arrays.items()}
     hf_export.write_file(named, folder / WEIGHTS)
     for name, value in ((TRAINED_ON, trained_on._asdict()), (CONFIG, config)):

@@ -206,13 +206,15 @@ def save(
     stop_ids: tuple[int, ...] = (),
     chat_template: str | None = None,
     text_only: bool = False,
+    card: str | None = None,
 ) -> None:
     """Writes a Hugging Face folder that transformers and vLLM load: weights, config, tokenizer.
 
     The folder appears when it is whole. Tokenizer and chat template are those the model came with,
     or those of the folder `tokenizer` and the text `chat_template`; `stop_ids` are added to the ids
     that end generation. What the folder it came from holds besides is written too, bit for bit: an
-    indexer, and unless `text_only` a vision tower or heads for tokens after the next.
+    indexer, and unless `text_only` a vision tower or heads for tokens after the next. `card` is its
+    README.md.
     Every process must call it.
 
     Raises:
@@ -244,7 +246,7 @@ def save(
         hf_export.write(begun, table, weights, others, joined)
         if begun:
             config = _hf_config_of(model, source.config if source else None, whole is None)
-            hf_folder.write_companions(begun, config, source, words, stop_ids, chat_template)
+            hf_folder.write_companions(begun, config, source, words, stop_ids, chat_template, card)
             if whole:
                 hf_folder.copy(hf_folder.PROCESSORS, whole.path, begun)
 

@@ -23,11 +23,13 @@ def save_adapter(
     *,
     base: str | None = None,
     revision: str | None = None,
+    card: str | None = None,
 ) -> None:
     """Writes the adapters of a model as a folder that PEFT and vLLM read, in float32.
 
     `base` is what the folder says that they are for: the model's own folder unless given. The
-    fingerprint of the frozen weights is kept with them. Every process must call it.
+    fingerprint of the frozen weights is kept with them; `card` is the folder's README.md.
+    Every process must call it.
 
     Raises:
       ValueError: the model has no adapters.
@@ -66,7 +68,7 @@ def save_adapter(
     trained_on = peft_folder.TrainedOn(known, narrow.kind_of(model))
     with places.at(os.fspath(folder)).whole_folder(peft_folder.CONFIG) as begun:
         if begun:
-            peft_folder.write(begun, config, tensors, trained_on)
+            peft_folder.write(begun, config, tensors, trained_on, card)
 
 
 def _on_host(array: jax.Array) -> np.ndarray:

@@ -103,6 +103,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.steps_per_hf_export = 500  # unset: at the end; -1: never
     config.hf_save_dtype = "bfloat16"
     config.hf_text_only = False
+    config.push_to_hub = config_dict.placeholder(str)  # "owner/name": the last export is sent there
+    config.hub_strategy = "end"  # or every: each export
+    config.hub_private = True
     config.sample_tokens = 128  # per answer to held-out prompts; 0: no answers
     config.steps_per_sample = 500  # answers along the way, in samples.jsonl; unset: at the end
     config.sample_prompts = config_dict.placeholder(str)  # a file of one's own; unset: held out

@@ -12,6 +12,7 @@ from ml_collections import config_dict
 import ml_dtypes
 import numpy as np
 
+from checkpoints_io import hf_hub
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import layouts
 from recipes.data.rows import source
@@ -97,6 +98,7 @@ def checked(config: ml_collections.ConfigDict, table: Table) -> Values:
     profiled(given["profile"])
     _check_steps(given)
     _check_keep(given, pairs)
+    _check_hub(given)
     _refuse_without_effect(given)
     _check_optimizer(given, table)
     _check_adapters(given, table)
@@ -408,6 +410,30 @@ def _check_figure(setting: str, figure: str | None, pairs: bool) -> None:
         raise BadInput(
             f"--config.{setting}={figure!r} is not a held-out set and one of {', '.join(known)}, "
             f"like heldout/{'dpo_accuracy' if pairs else 'loss'}"
+        )
+
+
+def _check_hub(given: Values) -> None:
+    repo = given["push_to_hub"]
+    if repo is None:
+        for name in ("hub_strategy", "hub_private"):
+            if given[name] != ALONG_THE_WAY[name].default:
+                raise BadInput(
+                    f"--config.{name}={given[name]} has no effect without "
+                    "--config.push_to_hub=owner/name"
+                )
+    elif not re.fullmatch(hf_hub.ID, repo):
+        raise BadInput(f"--config.push_to_hub={repo} is not written like owner/name")
+    elif given["steps_per_hf_export"] == -1:
+        raise BadInput(
+            f"--config.push_to_hub={repo} has no effect with --config.steps_per_hf_export=-1: "
+            "nothing is exported"
+        )
+    elif "://" in given["directory"]:
+        raise BadInput(
+            f"--config.push_to_hub={repo} sends folders of this machine, and "
+            f"--config.directory={given['directory']} is elsewhere: leave it out, and send the "
+            "export with `hf upload`"
         )
 
 

@@ -6,12 +6,22 @@ import ml_collections
 
 from checkpoints_io import hf_folder, places
 from checkpoints_io.errors import BadInput, NotFound
-from checkpoints_io.run_state import Keep, RunStore
+from checkpoints_io.run_state import RunStore
 from recipes.data import run_data
-from recipes.training import adapting, checks, optimizer, policy, records, resume, settings, trained
+from recipes.training import (
+    adapting,
+    checks,
+    optimizer,
+    policy,
+    prepare,
+    records,
+    resume,
+    settings,
+    trained,
+)
 from recipes.training.checks import Values
 from recipes.training.policy import Policy, State
-from recipes.training.run import Computing, Exporting, Saving
+from recipes.training.run import Computing, Exporting
 from zoo.parts import sharding
 
 
@@ -55,14 +65,8 @@ def of_directory(directory: places.Place) -> Exporting:
         stop_ids=stop_ids,
         seed=given["seed"],
         computing=computing,
-        saving=Saving(
-            keep=Keep(given["keep_checkpoints"]),
-            retries=given["save_retries"],
-            export_dtype=checks.DTYPES[given["hf_save_dtype"]],
-            text_only=given["hf_text_only"],
-            chat_template=own.chat_template if given["chat_template"] else None,
-        ),
-        settings=checks.nested(given),
+        saving=prepare.saving(given, own),
+        records=prepare.records_of(given),
         facts={
             "settings": resume.of_settings(given),
             "models": {"policy": resume.of_model(folder.config)},

@@ -78,7 +78,7 @@ def run_steps(
 
     Raises:
       Asked: the run was asked to stop before its first step.
-      RuntimeError, OSError: as `policy.save`.
+      RuntimeError, OSError: as `policy.save`; the last export could not be sent.
     """
     start = state.step
     log = records.Log(run.directory, run.records, after=start or -1)
@@ -114,6 +114,8 @@ def run_steps(
         if not ended:
             _write_page(around)
         state, held_out = _exported_best(around, state, held_out)
+    if run.saving.hub and policy.exported(state.step, run):
+        policy.send(state.step, run)
     if ended:
         say(f"this run is already finished; choose another --config.directory than {run.directory}")
     return state, held_out
@@ -251,6 +253,12 @@ def _export_if_due(around: Around, state: State) -> None:
         say(f"exporting to {policy.export_folder(state.step, run)}")
         with around.meter.paused("export"):
             policy.export(policy.model_of(around.own, state), state.step, run)
+        if run.saving.hub and run.saving.hub.every and state.step < run.total_steps:
+            try:
+                with around.meter.paused("export"):
+                    policy.send(state.step, run)
+            except OSError as error:  # a later one may get through, and the last one must
+                say(f"the run goes on: {error}")
 
 
 def _exported_best(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import functools
+import json
 from typing import NamedTuple
 
 from flax import nnx
@@ -9,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from checkpoints_io import peft_folder, places
+from checkpoints_io import hf_hub, peft_folder, places, processes
 from checkpoints_io.bits import fingerprint
 from checkpoints_io.errors import RunFailed
 from checkpoints_io.processes import all_agree
 from checkpoints_io.run_state import Facts, RunStore
-from recipes.training import adapting, logps, optimizer, resume, trained
+from recipes.training import adapting, card, logps, optimizer, records, resume, trained
 from recipes.training.adapting import Adapting
 from recipes.training.run import Exporting, Run, Scoring, adapters_alone, say
 from recipes.training.update import Params
@@ -229,6 +230,23 @@ def exported(step: int, run: Run | Exporting) -> bool:
     return all_agree(folder.exists(peft_folder.CONFIG if adapters_alone(run) else "config.json"))
 
 
+def send(step: int, run: Run) -> None:
+    """Sends the export of a step to the hub, unless it was: a resumed run knows.
+
+    Raises:
+      OSError: it could not be sent.
+    """
+    hub, folder = run.saving.hub, export_folder(step, run)
+    if hub is None or not processes.is_first():
+        return
+    sent = json.dumps({"repo": hub.repo, "step": step}).encode()
+    if run.directory.read(records.SENT) == sent:
+        return
+    say(f"sending {folder} to {hub.repo}")
+    hf_hub.push(folder.local(), hub.repo, f"step {step} of {run.total_steps}")
+    run.directory.write_whole(records.SENT, sent)
+
+
 def base_of(run: Run | Exporting) -> str:
     """What the adapters are for, as other programs name it: a version of it stands apart."""
     return run.base.partition("@")[0] if run.folder.revision else run.base
@@ -239,9 +257,10 @@ def export(model: zoo.Model, step: int, run: Run | Exporting) -> None:
 
     Of a policy with adapters it is these alone, as PEFT keeps them, unless they are to be merged.
     """
+    told = card.text(run, step)
     if adapters_alone(run):
-        folder = export_folder(step, run).address
-        return zoo.save_adapter(model, folder, base=base_of(run), revision=run.folder.revision)
+        folder, revision = export_folder(step, run).address, run.folder.revision
+        return zoo.save_adapter(model, folder, base=base_of(run), revision=revision, card=told)
     if run.adapting is not None:
         lost = adapters.lost_in(model, run.saving.export_dtype)
         say(f"merged: {adapters.lost_told(lost, run.saving.export_dtype)}")
@@ -253,4 +272,5 @@ def export(model: zoo.Model, step: int, run: Run | Exporting) -> None:
         stop_ids=run.stop_ids,
         chat_template=run.saving.chat_template,
         text_only=run.saving.text_only,
+        card=told,
     )

@@ -12,7 +12,7 @@ from flax import nnx
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from checkpoints_io import hf_folder, places, processes
+from checkpoints_io import hf_folder, hf_hub, places, processes
 from checkpoints_io.errors import BadInput, NotFound, StorageError
 from checkpoints_io.run_state import Facts, Keep, RunStore
 from recipes.data import run_data, source_pairs
@@ -25,6 +25,7 @@ from recipes.training.run import (
     Beside,
     Computing,
     Every,
+    Hub,
     Patience,
     Records,
     Run,
@@ -115,15 +116,8 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
         computing=computing,
         adamw=adamw,
         every=checks.part(Every, given),
-        saving=_saving(given, data),
-        records=Records(
-            tensorboard=given["tensorboard"],
-            wandb_project=given["wandb_project"],
-            name=given["name"],
-            tags=tuple(given["tags"]),
-            settings=checks.nested(given),
-            samples=given["steps_per_sample"] is not None,
-        ),
+        saving=saving(given, data.tokenizer),
+        records=records_of(given),
         hang_minutes=given["hang_minutes"],
         run_initial_eval=given["run_initial_eval"],
         nonfinite=given["nonfinite"],
@@ -141,6 +135,8 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
     )
     say(plan.told(run, checks.part(plan.Asked, given), memory))
     if processes.is_first():
+        if run.saving.hub:
+            hf_hub.ready(run.saving.hub.repo, private=run.saving.hub.private)
         directory.write_whole(records.DATA, _counted(data).encode())
     return run
 
@@ -248,13 +244,30 @@ def _packed(
     return batches.Place(shape, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
 
 
-def _saving(given: Values, data: Data) -> Saving:
+def records_of(given: Values) -> Records:
+    """Where figures go, by the settings."""
+    return Records(
+        tensorboard=given["tensorboard"],
+        wandb_project=given["wandb_project"],
+        name=given["name"],
+        tags=tuple(given["tags"]),
+        settings=checks.nested(given),
+        samples=given["steps_per_sample"] is not None,
+    )
+
+
+def saving(given: Values, tokenizer: Tokenizer) -> Saving:
+    """Which checkpoints are kept, and how the policy is exported, by the settings."""
+    hub = None
+    if given["push_to_hub"] is not None:
+        hub = Hub(given["push_to_hub"], given["hub_strategy"] == "every", given["hub_private"])
     return Saving(
         keep=_keep(given),
         retries=given["save_retries"],
         export_dtype=checks.DTYPES[given["hf_save_dtype"]],
         text_only=given["hf_text_only"],
-        chat_template=data.tokenizer.chat_template if given["chat_template"] else None,
+        chat_template=tokenizer.chat_template if given["chat_template"] else None,
+        hub=hub,
     )
 
 

@@ -18,9 +18,10 @@ from recipes.data.chats import messages
 from recipes.data.packed.batches import Update
 from recipes.training.run import Records
 
-# What is written in the directory of a run: by `Log`, but for the data's counts and the page.
-SETTINGS, DATA, RECORDS, SAMPLES, PAGE, WANDB_ID = FILES = (
-    "settings.json", "data.json", "metrics.jsonl", "samples.jsonl", "report.html", "wandb_id",
+# What is written in the directory of a run, by `Log` and others.
+SETTINGS, DATA, RECORDS, SAMPLES, PAGE, SENT, WANDB_ID = FILES = (
+    "settings.json", "data.json", "metrics.jsonl", "samples.jsonl", "report.html", "hub.json",
+    "wandb_id",
 )  # fmt: skip
 
 

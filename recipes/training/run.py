@@ -61,6 +61,14 @@ class Patience(NamedTuple):
     higher: bool  # is better
 
 
+class Hub(NamedTuple):
+    """Where exports are sent."""
+
+    repo: str  # owner/name
+    every: bool  # each of them, or the last alone
+    private: bool
+
+
 class Saving(NamedTuple):
     """Which checkpoints are kept, and how the policy is exported."""
 
@@ -69,6 +77,7 @@ class Saving(NamedTuple):
     export_dtype: jax.typing.DTypeLike
     text_only: bool  # what an export holds
     chat_template: str | None  # in place of the tokenizer's own
+    hub: Hub | None = None
 
 
 class Records(NamedTuple):
@@ -160,7 +169,7 @@ class Exporting(NamedTuple):
     seed: int
     computing: Computing
     saving: Saving
-    settings: dict[str, object]  # as a config file groups them
+    records: Records
     facts: Facts  # what the checkpoint must agree with
 
 

@@ -608,6 +608,26 @@ ALONG_THE_WAY = {
         False,
         free=True,
     ),
+    "push_to_hub": Setting(
+        str,
+        "a repository of the hub (owner/name) that the last export is sent to, with its card",
+        None,
+        unset="nothing is sent",
+        free=True,
+    ),
+    "hub_strategy": Setting(
+        str,
+        "end: the last export alone is sent to the hub; every: each of them",
+        "end",
+        choices=("end", "every"),
+        free=True,
+    ),
+    "hub_private": Setting(
+        bool,
+        "a new repository is private, and one that is open to all is refused",
+        True,
+        free=True,
+    ),
     "sample_tokens": Setting(
         int,
         "tokens per sample answer; 0: no answers, at the end or before",

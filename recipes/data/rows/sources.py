@@ -64,6 +64,11 @@ def _rows(
         yield from formats.rows(str(name), file_system.open(path, "rb"), wanted)
 
 
+def hub_id(source: str) -> str | None:
+    """The `owner/name` of a dataset of the hub; None: it is no such source."""
+    return re.split("[:@]", source)[0] if _is_hub(source) else None
+
+
 def _is_hub(source: str) -> bool:
     named = formats.kind_of(source) is not None or _is_here(source)
     return not named and bool(re.fullmatch(HUB, source))

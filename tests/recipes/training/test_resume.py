@@ -21,7 +21,8 @@ SHAPING = (
 # What a resumed run may have otherwise: no number depends on it, or only updates that were none.
 FREE = {
     "adapter.export", "attention", "compile_cache", "directory", "distributed", "eval_at",
-    "hang_minutes", "hf_save_dtype", "hf_text_only", "minutes_per_checkpoint",
+    "hang_minutes", "hf_save_dtype", "hf_text_only", "hub_private", "hub_strategy",
+    "minutes_per_checkpoint", "push_to_hub",
     "require_accelerator", "stop_patience", "stop_when",
     "keep_best", "keep_checkpoints", "keep_every", "max_eval_pairs", "mesh",
     "min_pack_fill", "name", "nonfinite", "per_device_parallelism", "profile", "reference_cache",
