@@ -141,6 +141,35 @@ def test_a_program_that_writes_nothing_needs_no_directory(tmp_path):
         command._read(settings.DPO, ["", f"--config={file}"], writes=True)
 
 
+@pytest.mark.parametrize(
+    ("flags", "held_out", "split"),
+    [
+        (["--config.train_data=my.jsonl"], {}, 0.1),
+        (["--config.train_data=/data/of mine"], {}, 0.1),
+        (["--config.train_data=recipes/tiny/other.jsonl"],
+         {"heldout": "recipes/tiny/heldout.jsonl"}, None),
+        (["--config.train_data=my.jsonl", "--config.validation.mine=a.jsonl"],
+         {"heldout": "recipes/tiny/heldout.jsonl", "mine": "a.jsonl"}, None),
+        (["--config.train_data=my.jsonl", "--config.validation_split_fraction=0.2",
+          "--config.validation=None"], None, 0.2),
+        (["--config.beta=1"], {"heldout": "recipes/tiny/heldout.jsonl"}, None),
+    ],
+)  # fmt: skip
+def test_held_out_data_stays_with_the_data_it_is_of(flags, held_out, split):
+    """One flag is enough for data of one's own: it is evaluated on some of it, and that is said."""
+    given = command._read(settings.DPO, ["", TINY_CONFIG, *flags], writes=True)
+    values = checks.checked(given.config, settings.ALL)
+    assert (values["validation"], values["validation_split_fraction"]) == (held_out, split)
+    assert bool(given.note) == (held_out == {})
+    if given.note:
+        assert "(heldout) is not of it and is left out; 10% of the prompts are" in given.note
+    elsewhere = command._read(
+        settings.DPO,
+        ["", "--config=recipes/configs/llama8b.py", "--config.directory=a", *flags], writes=True,
+    )  # fmt: skip
+    assert not elsewhere.note
+
+
 def test_settings_can_be_unset(tmp_path):
     """llama8b by epochs: as far as the directory, which is a file."""
     (tmp_path / "file").write_text("")

@@ -43,6 +43,7 @@ class Given(NamedTuple):
     config: ml_collections.ConfigDict
     table: Table  # its settings
     rest: list[str]  # the remaining arguments
+    note: str  # what else became of the config
 
 
 def answer(groups: Groups | None, *, writes: bool = True) -> None:
@@ -78,7 +79,9 @@ def main(
         given.append(_answered.pop() if _answered else _read(groups, argv, writes=writes))
         return given[0].rest
 
-    started = lambda _: _with_config(program, given[0].config, given[0].table, joins=joins)
+    started = lambda _: _with_config(
+        program, given[0].config, given[0].table, joins=joins, note=given[0].note
+    )
     app.run(started, flags_parser=parsed)
 
 
@@ -122,7 +125,7 @@ def main_with_words(program: Callable[[list[str]], None]) -> None:
 def _read(groups: Groups | None, argv: list[str], *, writes: bool) -> Given:
     """The config with its flags, checked against the groups."""
     table = table_of(groups or DPO)  # which has the settings of every recipe
-    given: list[tuple[ml_collections.ConfigDict, Table]] = []
+    given: list[tuple[ml_collections.ConfigDict, Table, str]] = []
 
     def without_settings(argv: list[str]) -> list[str]:
         argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
@@ -130,16 +133,29 @@ def _read(groups: Groups | None, argv: list[str], *, writes: bool) -> Given:
         own = table_of(groups or recipe_of(opened.names))
         if not writes:
             own["directory"] = own["directory"]._replace(default=None, unset="nothing is written")
+        left = overrides.left_behind(opened)
         config = overrides.changed(opened, own)
+        if left:
+            overrides.leave(config, left)
         if not writes and config.get("directory") is None:
             with config.unlocked(), config.ignore_type():
                 config.directory = "runs"
         checks.checked(config, own)
-        given.append((config, own))
+        given.append((config, own, _left(left, config) if left else ""))
         return opened.others
 
     rest = _parsed(argv, table, without_settings, lambda: _listed(groups, argv))
-    return Given(*given[0], rest)
+    config, own, note = given[0]
+    return Given(config, own, rest, note)
+
+
+def _left(sets: list[str], config: ml_collections.ConfigDict) -> str:
+    """What is said of held-out sets that are left out."""
+    told = f"--config.train_data={config.train_data}: the config's own held-out data "
+    told += f"({', '.join(sets)}) is not of it and is left out"
+    if not config.validation:
+        told += f"; {config.validation_split_fraction:.0%} of the prompts are held out instead"
+    return f"{told} (--config.validation.NAME=FILE names a held-out file)"
 
 
 def _with_config(
@@ -148,6 +164,7 @@ def _with_config(
     table: Table,
     *,
     joins: bool = False,
+    note: str = "",
 ) -> int:
     """Its exit status."""
     several = config.distributed.to_dict() if "distributed" in config else {}
@@ -164,6 +181,7 @@ def _with_config(
         if together:
             _join(several)
         taken = listing.taken(checks.left_out(config, table), table)
+        taken = "\n".join(filter(None, (note, taken)))
         if taken and (not together or jax.process_index() == 0):  # which starts the devices
             terminal.write(taken)
         return program(config)

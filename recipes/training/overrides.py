@@ -21,6 +21,7 @@ from recipes.training.nearest import did_you_mean
 from recipes.training.settings import CHOSEN_NAME, KIND_NAMES, Table, may_be_unset, unread
 
 FLAG = re.compile(r"--?(no)?config(?:\.([^=]*))?(?:=(.*))?", re.DOTALL)
+SPLIT = 0.1  # of the prompts, held out where the config's own held-out data does not fit
 UNSET = ("None", "none", "null")
 BOOLS = dict.fromkeys(("true", "t", "1", "yes"), True)
 BOOLS |= dict.fromkeys(("false", "f", "0", "no"), False)
@@ -88,6 +89,34 @@ def changed(given: Opened, table: Table) -> ml_collections.ConfigDict:
         _make(change, config, given.path, table)
     checks.check_names(config, table)
     return config.lock()
+
+
+def left_behind(given: Opened) -> list[str]:
+    """Held-out files that stay with the config's own data, where a flag names other data.
+
+    They are those beside the file that the config trains on, in one folder, unless the data that
+    the flag names is there too, or a flag speaks of held-out data.
+    """
+    named = {change.name: change.text for change in given.changes}
+    own, other = given.config.get("train_data"), named.get("train_data")
+    sets = given.config.get("validation") or {}
+    spoken = any(name.split(".")[0].startswith("validation") for name in named)
+    if spoken or not isinstance(own, str) or not other or other.lstrip().startswith("{"):
+        return []
+    folder = own.rpartition("/")[0]
+    if "/" not in own or other.rpartition("/")[0] == folder:
+        return []
+    within = lambda path: isinstance(path, str) and path.rpartition("/")[0] == folder
+    return [name for name, one in sets.items() if within(one)]
+
+
+def leave(config: ml_collections.ConfigDict, sets: list[str]) -> None:
+    """Takes held-out sets out of the config; where none is left, some prompts are held out."""
+    with config.unlocked(), config.ignore_type():
+        for name in sets:
+            del config.validation[name]
+        if not config.validation and config.get("validation_split_fraction") is None:
+            config.validation_split_fraction = SPLIT
 
 
 def _sorted(argv: list[str]) -> tuple[str | None, list[Change], list[str]]:
