@@ -28,6 +28,7 @@ MEASURE = (
 BENCHMARKS = [f"benchmarks/{name}.py" for name in MEASURE]
 PROGRAMS = [
     *WITH_CONFIG, "recipes/sft.py", "recipes/score.py", "recipes/export.py", "recipes/report.py",
+    "recipes/measure.py",
     "recipes/tiny/make_model.py", "recipes/tiny/make_pairs.py",
     "zoo", *BENCHMARKS,
 ]  # fmt: skip
@@ -172,6 +173,10 @@ def of_one(folder):
     yield "recipes/export.py", [f"{folder}", "more"], ["of one run, not ", " more"], 1
     yield "recipes/export.py", [f"{folder}", "--step=x"], ["--step='x' is not a whole number"], 2
     yield "recipes/export.py", [f"{folder}"], ["not the directory of a run"], 1
+    measure = "recipes/measure.py"
+    yield measure, ["--tasks=a"], ["give --model="], 2
+    yield measure, [f"--model={folder}/nowhere", "--tasks=a"], ["no model folder"], 1
+    yield measure, ["--model=a", "--tasks=a", "--limit=x"], ["--limit='x' is not"], 2
     make = "recipes/tiny/make_model.py"
     yield make, [], ["give --folder="], 2
     yield make, [f"--folder={folder}/rows.txt"], ["rows.txt: File exists"], 1

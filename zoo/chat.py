@@ -82,31 +82,43 @@ def opened(path_or_id: str, asked: Asked) -> Voice:
     Raises:
       FileNotFoundError, ValueError: there is none, or it has no chat template.
     """
+    model, words = loaded(path_or_id, asked.base, asked.dtype)
+    if words.chat_template is None:
+        raise BadInput(
+            f"the tokenizer of {path_or_id} has no chat template, so there is no way to talk with "
+            "the model: use a model that was made for conversations"
+        )
+    return Voice(path_or_id, model, words)
+
+
+def loaded(path_or_id: str, base: str | None, dtype: str | None) -> tuple[zoo.Model, ChatTokenizer]:
+    """A model and its tokenizer; a folder of adapters brings the weights that it names.
+
+    `base` are those weights, if they are elsewhere. Unless a dtype is given it is float32 on CPUs,
+    and bfloat16 elsewhere.
+
+    Raises:
+      FileNotFoundError, ValueError: one of them cannot be read.
+    """
+    import jax
+
     folder = hf_folder.find(path_or_id, files=[*hf_folder.CONFIG_FILES, peft_folder.CONFIG])
-    base, adapter = path_or_id, None
+    whole, adapter = path_or_id, None
     if (folder / peft_folder.CONFIG).is_file():
-        base, adapter = asked.base or peft_folder.base_of(folder), path_or_id
+        whole, adapter = base or peft_folder.base_of(folder), path_or_id
+    elif base is not None:
+        raise BadInput(f"--base={base} has no effect: {path_or_id} holds no adapters; leave it out")
+    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     try:
-        words = zoo.load_tokenizer(base)
-        if words.chat_template is None:
-            raise BadInput(
-                f"the tokenizer in {base} has no chat template, so there is no way to talk with "
-                "the model: use a model that was made for conversations"
-            )
-        return Voice(path_or_id, zoo.load(base, dtype=_dtype(asked), adapter=adapter), words)
+        words = zoo.load_tokenizer(whole)
+        return zoo.load(whole, dtype=dtype, adapter=adapter), words
     except NotFound as error:
-        if adapter is None or asked.base:
+        if adapter is None or base:
             raise
         raise NotFound(
             f"{path_or_id} holds adapters, and names the weights under them: {error}; say where "
             "they are with --base=FOLDER"
         ) from error
-
-
-def _dtype(asked: Asked) -> str:
-    import jax
-
-    return asked.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
 
 
 def _sampling(asked: Asked) -> "zoo.sampling.Sampling":

@@ -1,0 +1,242 @@
+"""A model of the zoo as lm-evaluation-harness asks one: three questions, packed as in training.
+
+Continuations of one context share it (`recipes/data/packed/streams.py`), several contexts share a
+row, and only the tokens of continuations meet the vocabulary.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import functools
+import itertools
+from typing import Any
+
+from flax import nnx
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+
+from checkpoints_io.errors import BadInput, NotFound
+from recipes.data.ids.pair_ids import Answer, AnswerIds, Example, ListIds
+from recipes.data.packed import batches, shapes
+from recipes.data.packed.batches import Place
+from recipes.data.packed.packing import Packed
+from recipes.training import logps, plan, terminal
+import zoo
+from zoo.parts import sharding
+from zoo.text.chat_tokenizer import ChatTokenizer
+
+LONGEST = 2048  # tokens, of a model that does not say for how many it was made: the harness's own
+TOGETHER = 256  # contexts that are packed at a time
+AT_ONCE = 16  # tokens that are generated between two looks for a stop sequence
+MOST = 2**16  # tokens of all rows that are generated at a time
+
+
+def model_of(model: zoo.Model, words: ChatTokenizer) -> Any:
+    """The model as the harness wants it: an object of a class of its own.
+
+    Raises:
+      FileNotFoundError: the harness is not installed.
+    """
+    try:
+        from lm_eval.api.model import TemplateLM
+        from lm_eval.models import utils
+        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+    except ImportError as error:
+        raise NotFound(
+            "lm-evaluation-harness is not installed: pip install -e '.[evaluation]'"
+        ) from error
+
+    longest = zoo.longest_text(model.config.to_hf()) or LONGEST
+
+    class OfTheZoo(TemplateLM):
+        """What the harness calls; tokens are encoded and cut as its own `hf` model does it."""
+
+        eot_token_id = words.eos_id
+        prefix_token_id = words.eos_id if words.bos_id is None else words.bos_id
+        tokenizer_name = str(words.source).replace("/", "__")
+        max_length = longest
+
+        def tok_encode(
+            self, string: str, add_special_tokens: bool | None = None, **_: Any
+        ) -> list[int]:
+            if add_special_tokens is False:
+                return words.own.encode(string)[0]
+            return words.encode(string)
+
+        def apply_chat_template(
+            self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+        ) -> str:
+            text = words.chat_text(chat_history, add_generation_prompt=add_generation_prompt)
+            if add_generation_prompt:
+                return text
+            begun = chat_history[-1]["content"].strip()  # it goes on after these words
+            return text[: text.rindex(begun) + len(begun)]
+
+        def chat_template(self, chat_template: bool | str = False) -> str | None:
+            return words.chat_template if chat_template else None
+
+        def _loglikelihood_tokens(
+            self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
+        ) -> list[tuple[float, bool]]:
+            found = scored(model, [(before, after) for _, before, after in requests], longest)
+            for request, answer in zip(requests, found, strict=True):
+                self.cache_hook.add_partial("loglikelihood", request[0], answer)
+            return found
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
+            windows = [
+                [
+                    make_disjoint_window(window)
+                    for window in get_rolling_token_windows(
+                        self.tok_encode(request.args[0]), self.prefix_token_id, longest, 1
+                    )
+                ]
+                for request in requests
+            ]
+            every = scored(model, [*itertools.chain(*windows)], longest)
+            logps_ = iter([logp for logp, _ in every])
+            return [sum(itertools.islice(logps_, len(some))) for some in windows]
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+            eos = None if words.eos_id is None else words.decode([words.eos_id])
+            found: dict[int, str] = {}
+            by_how: dict[str, list[int]] = {}
+            for i, request in enumerate(requests):
+                by_how.setdefault(repr(request.args[1]), []).append(i)
+            for numbers in by_how.values():
+                how = utils.normalize_gen_kwargs(requests[numbers[0]].args[1], 256)
+                until = utils.handle_stop_sequences(how.pop("until", None), eos=eos)
+                contexts = [self.tok_encode(requests[i].args[0]) for i in numbers]
+                texts = continued(model, words, contexts, dict(how), until, longest)
+                for i, text in zip(numbers, texts, strict=True):
+                    found[i] = utils.postprocess_generated_text(text, until, None)
+            return [found[i] for i in range(len(requests))]
+
+    return OfTheZoo()
+
+
+def scored(
+    model: zoo.Model, asked: Sequence[tuple[Sequence[int], Sequence[int]]], longest: int
+) -> list[tuple[float, bool]]:
+    """Of each context and continuation, log p of it, and whether a greedy answer would be it.
+
+    A context that is too long loses its beginning.
+    """
+    cut, numbers = [], {}
+    for i, (before, after) in enumerate(asked):
+        if len(after) > longest:
+            raise BadInput(
+                f"a continuation has {len(after)} tokens, and the model was made for {longest}"
+            )
+        kept = tuple(before[max(0, len(before) + len(after) - longest - 1) :])
+        numbers.setdefault(kept, []).append(i)
+        cut.append(tuple(after))
+    # Long ones first: so little is known of how long it takes that it had better be too much.
+    order = sorted(numbers, key=lambda kept: -len(kept))
+    examples, of = [], []
+    for kept in order:
+        several = [*dict.fromkeys(cut[i] for i in numbers[kept])]
+        examples.append(_example(len(examples), kept, several))
+        of.append([[i for i in numbers[kept] if cut[i] == one] for one in several])
+    answers: list[tuple[float, bool]] = [(0.0, True)] * len(asked)
+    sums, hits = _of_examples(model, examples)
+    for row, groups in enumerate(of):
+        for column, group in enumerate(groups):
+            for i in group:
+                is_greedy = round(float(hits[row, column])) == len(cut[i])
+                answers[i] = float(sums[row, column]), is_greedy
+    return answers
+
+
+def _example(row: int, context: Sequence[int], continuations: Sequence[Sequence[int]]) -> Example:
+    array = lambda ids: np.array(ids, np.int32)
+    each = [Answer(array(ids), np.ones(len(ids), bool)) for ids in continuations]
+    if len(each) == 1:
+        return AnswerIds(row, array(context), *each[0])
+    return ListIds(row, array(context), tuple(each), tuple(range(len(each))))
+
+
+def _of_examples(model: zoo.Model, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities [examples, A] and how many tokens are the likeliest."""
+    graph, weights = nnx.split(model)
+    params, mesh = nnx.to_pure_dict(weights), sharding.mesh_of(1, -1, 1)
+    alike = zoo.turns_alike_to(model.config.to_hf())
+    with jax.set_mesh(mesh):
+        shape = shapes.choose(
+            examples, per_update=min(TOGETHER, len(examples)), shards=sharding.data_shards(mesh),
+            most=plan.most_positions_here(model, plan.held(params)), alike=alike,
+        )  # fmt: skip
+        place = Place(shape, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+        sums, hits = [], []
+        every = -(-len(examples) // shape.examples)
+        for update in terminal.bar(batches.in_order(examples, place), total=every, unit="batch"):
+            total = np.zeros((2, shape.examples, shape.answers), np.float32)
+            for batch in update.micro_batches:
+                found = _scores(graph, params, batches.put(batch, place))
+                total += np.stack([np.asarray(found.logps), np.asarray(found.is_best)])
+            sums.append(total[0, : len(update.source_rows)])
+            hits.append(total[1, : len(update.source_rows)])
+    return np.concatenate(sums), np.concatenate(hits)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _scores(graph: nnx.GraphDef, params: Any, batch: Packed) -> logps.Scores:
+    return logps.answer_scores(nnx.merge(graph, nnx.State(params)), batch)
+
+
+def continued(
+    model: zoo.Model,
+    words: ChatTokenizer,
+    contexts: Sequence[list[int]],
+    how: Mapping[str, Any],
+    until: Sequence[str],
+    longest: int,
+) -> list[str]:
+    """What follows each context, up to a stop token or a text of `until`, which may be in it."""
+    most = how["max_gen_toks"]
+    if most >= longest:
+        raise BadInput(f"a task asks for {most} tokens, and the model was made for {longest}")
+    sampling = zoo.generate.GREEDY
+    if how.get("do_sample") and how.get("temperature"):
+        sampling = zoo.generate.Sampling(
+            how["temperature"], top_k=how.get("top_k") or 0, top_p=how.get("top_p") or 1.0
+        )
+    cut = [ids[-(longest - most) :] for ids in contexts]
+    order = sorted(range(len(cut)), key=lambda i: len(cut[i]))
+    texts: dict[int, str] = {}
+    for some in _batches(order, [len(ids) + most for ids in cut]):
+        prompts = [cut[i] for i in some]
+        ids: list[list[int]] = [[] for _ in some]
+        told = [""] * len(some)
+        stream = zoo.generate.stream(
+            model, prompts, max_new_tokens=most, stop_ids=words.stop_ids, sampling=sampling,
+            at_once=AT_ONCE,
+        )  # fmt: skip
+        for added in stream:
+            for own, new in zip(ids, added, strict=True):
+                own += new
+            told = [_text(words, own) for own in ids]
+            ends = [
+                own[-1] in words.stop_ids or any(stop and stop in text for stop in until)
+                for own, text in zip(ids, told, strict=True)
+            ]
+            if all(ends):
+                break
+        texts |= zip(some, told, strict=True)
+    return [texts[i] for i in range(len(cut))]
+
+
+def _text(words: ChatTokenizer, ids: Sequence[int]) -> str:
+    special = set(words.special.values())
+    return words.decode([token for token in ids if token not in special])
+
+
+def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Some at a time, in order, whose rows have room for at most MOST tokens together."""
+    some: list[int] = []
+    for i in order:
+        if some and (len(some) + 1) * lengths[i] > MOST:
+            yield some
+            some = []
+        some.append(i)
+    if some:
+        yield some

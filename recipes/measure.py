@@ -1,0 +1,85 @@
+"""Benchmarks of a model, by lm-evaluation-harness: its tasks, its numbers, our forward pass.
+
+  pip install -e '.[evaluation]'
+  python recipes/measure.py --model=runs/tiny/hf/step-60 --tasks=arc_easy,gsm8k
+  python recipes/measure.py --model=FOLDER --tasks=mine --tasks_folder=tasks --chat
+
+A model is a folder, a folder of adapters, or a hub id of either. Tasks are the harness's own, or
+those of the YAML files in --tasks_folder.
+"""
+
+import os
+
+from absl import flags
+import jax
+
+from checkpoints_io.errors import BadInput
+from recipes import harness
+from recipes.training import command
+from recipes.training.run import say
+from zoo import chat
+
+RESAMPLES = 1000  # for standard errors that no formula gives
+
+
+def measure(
+    model: str,
+    tasks: list[str],
+    *,
+    tasks_folder: str | None = None,
+    base: str | None = None,
+    dtype: str | None = None,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    chat_template: bool = False,
+) -> dict:
+    """The harness's results of a model, as it gives them.
+
+    Raises:
+      FileNotFoundError, ValueError: there is no such model or task, or the harness is not there.
+    """
+    own, words = chat.loaded(model, base, dtype)
+    asked = harness.model_of(own, words)
+    import lm_eval  # an extra, which `model_of` has found
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=tasks_folder)
+    if missing := [name for name in tasks if name not in manager.all_tasks]:
+        raise BadInput(
+            f"there is no task {missing[0]!r}: the harness lists its own with `lm-eval ls tasks`, "
+            "and those of a folder of yours are given with --tasks_folder"
+        )
+    # Resamples are drawn here: a fork of a process that has jax may hang.
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")
+    found = lm_eval.simple_evaluate(
+        asked, tasks=list(tasks), task_manager=manager, num_fewshot=num_fewshot, limit=limit,
+        bootstrap_iters=RESAMPLES, apply_chat_template=chat_template,
+        fewshot_as_multiturn=chat_template,
+    )  # fmt: skip
+    assert found is not None
+    return found
+
+
+def main() -> None:
+    """Measures what the flags name, and prints the harness's table."""
+    given = flags.FLAGS
+    found = measure(
+        given.model, given.tasks, tasks_folder=given.tasks_folder, base=given.base,
+        dtype=given.dtype, num_fewshot=given.num_fewshot, limit=given.limit,
+        chat_template=given.chat,
+    )  # fmt: skip
+    from lm_eval.utils import make_table
+
+    say(f"{given.model} on {jax.default_backend()}\n{make_table(found)}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("model", None, "A folder or hub id.", required=True)
+    flags.DEFINE_list("tasks", None, "Names of tasks.", required=True)
+    flags.DEFINE_string("tasks_folder", None, "Where YAML files of further tasks are.")
+    flags.DEFINE_string("base", None, "The weights under adapters, if not where they say.")
+    flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the weights.")
+    flags.DEFINE_integer("num_fewshot", None, "Examples before each question.", lower_bound=0)
+    flags.DEFINE_integer("limit", None, "Questions of each task, at most.", lower_bound=1)
+    flags.DEFINE_boolean("chat", False, "Ask by the chat template.")
+    command.main_without_config(main)
