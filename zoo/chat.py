@@ -31,10 +31,10 @@ import unicodedata
 
 from checkpoints_io import hf_folder, peft_folder
 from checkpoints_io.errors import BadInput, NotFound, UserError
+from checkpoints_io.unseen import visible
 import zoo
 from zoo.text import tokenizer
 from zoo.text.chat_tokenizer import ChatTokenizer
-from zoo.text.unseen import visible
 
 Messages = list[dict[str, str]]
 BETWEEN = " │ "  # of two answers

@@ -12,11 +12,11 @@ import sys
 from typing import Any
 
 from checkpoints_io import places
+from checkpoints_io.unseen import visible
 from recipes.data.rows import source, sources
 from recipes.training import checks, listing, records
 from recipes.training.run import Exporting, Run, adapters_alone
 from recipes.training.settings import ALONG_THE_WAY, recipe_of, table_of
-from zoo.text.unseen import visible
 
 Figures = Sequence[tuple[str, str, str]]  # held-out set, name, value
 HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"

@@ -7,13 +7,13 @@ import sys
 import pytest
 
 from checkpoints_io.errors import BadInput, NotFound
+from checkpoints_io.unseen import visible
 from tests.conftest import ROOT, TINY
 from tests.zoo.test_peft import with_adapters
 import zoo
 from zoo import chat
 from zoo.chat import Asked, Voice
 from zoo.targets import Lora
-from zoo.text.unseen import visible
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from checkpoints_io.errors import BadInput
-from zoo.text.unseen import visible
+from checkpoints_io.unseen import visible
 
 Message = dict[str, Any]  # role, content, and what else a template may read: tool_calls, name
 Turns = list[Message]
