@@ -17,6 +17,7 @@ from tests import in_float64
 from tests.long_forms import full_but
 from tests.recipes.data.packed.test_packing import random_pairs
 from tests.zoo import twins
+import zoo
 from zoo.parts import rope, spans
 from zoo.parts.token_logps import token_logps
 
@@ -175,7 +176,8 @@ def test_norms_biases_and_sinks_do_not_decay(family):
         "norm", "bias", "sinks", "taps", "decay_log", "shared.share", "scale", "correction", "act.",
         "skip",
     )  # fmt: skip
-    decays = optimizer.matrices(nnx.state(twins.untrained(family, twins.RICHEST[family])))
+    said = twins.config_of(family, twins.RICHEST[family]).to_json_string(use_diff=True)
+    decays = optimizer.matrices(nnx.state(zoo.abstract(json.loads(said))))
     for path, does in traverse_util.flatten_dict(decays).items():
         name = ".".join(path)
         assert does is not any(word in name for word in vectors), name

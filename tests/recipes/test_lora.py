@@ -35,7 +35,7 @@ def config(tiny_config, tmp_path) -> ml_collections.ConfigDict:
 @pytest.mark.parametrize(
     "other",
     [
-        pytest.param({}, id="AdamW"),
+        pytest.param({}, id="AdamW", marks=pytest.mark.full),
         pytest.param(
             {"optimizer": "muon", "adapter.dora": True},
             id="Muon, and magnitudes",

@@ -282,6 +282,7 @@ def test_the_newest_checkpoint_of_a_run_may_be_the_reference(tiny_config, tmp_pa
     assert found[0] == found[1]
 
 
+@pytest.mark.full
 def test_two_processes_are_one(config, tmp_path):
     """Four devices each, and the first writes the file: the scores of one device."""
     config.validation = {}

@@ -55,6 +55,7 @@ def test_any_process_may_say_it():
     assert not bool(processes.any_says(False))
 
 
+@pytest.mark.full
 def test_a_run_goes_on_from_a_checkpoint_that_only_the_clock_asked_for(
     tiny_config, tmp_path, capsys
 ):

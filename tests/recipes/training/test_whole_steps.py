@@ -124,6 +124,7 @@ def records(config):
     return {r["step"]: r for r in map(json.loads, lines) if "train/dpo_loss" in r}
 
 
+@pytest.mark.full
 def test_a_run_stops_at_what_is_not_finite_and_keeps_what_was_before(tiny_config, monkeypatch):
     config = tiny_config
     config.train_batch_size, config.per_device_parallelism = 8, 8

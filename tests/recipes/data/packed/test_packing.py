@@ -128,13 +128,28 @@ def random_pairs(seed, count, longest=12):
     return made
 
 
+LONGEST = 96
+
+
+@jax.jit
+def _of_text(model, ids, lengths):
+    return jax.nn.log_softmax(model(ids, lengths))
+
+
+def of_text(model, text):
+    """The log-probabilities of the next token, [T, V]: one program for texts of any length."""
+    ids = np.zeros((1, LONGEST), np.int32)
+    ids[0, : len(text)] = text
+    return np.asarray(_of_text(model, ids, np.array([len(text)])))[0, : len(text)]
+
+
 def logps_alone(model, pair, ld_alpha=1.0):
     """Each answer as a text of its own, by whole logits."""
     found = []
     shared = min(int(answer.scored.sum()) for answer in pair.answers)
     for answer, scored in pair.answers:
         text = np.concatenate([pair.prompt, answer])
-        logps = jax.nn.log_softmax(model(jnp.asarray(text[None, :-1])))[0]
+        logps = of_text(model, text[:-1])
         of_answer = logps[len(pair.prompt) - 1 + np.arange(len(answer)), answer]
         of_answer = of_answer[scored]
         found.append(float(of_answer[:shared].sum() + ld_alpha * of_answer[shared:].sum()))
@@ -194,7 +209,7 @@ def test_token_by_token_within_1e_5():
         sides = (one.chosen, one.chosen_scored), (one.rejected, one.rejected_scored)
         for side, (answer, scored) in enumerate(sides):
             text = np.concatenate([one.prompt, answer])
-            logps = jax.nn.log_softmax(small_model(jnp.asarray(text[None, :-1])))[0]
+            logps = of_text(small_model, text[:-1])
             expected = logps[len(one.prompt) - 1 + np.arange(len(answer)), answer][scored]
             mine = batch.owner[0] == 2 * slot + side
             np.testing.assert_allclose(found[mine], expected, rtol=0, atol=1e-5)
