@@ -180,3 +180,17 @@ def test_a_config_written_is_the_config_read():
     for turning in (rope.Rope(1e4), rope.Rope(5e5, "linear", factor=2.0)):
         config = small_config(rope_parameters=turning)
         assert llama.Config.from_hf(config.to_hf()) == config
+
+
+@pytest.mark.parametrize(
+    ("family", "said", "longest"),
+    [
+        ("llama", dict(max_position_embeddings=4096), 4096),
+        ("gpt2", dict(n_positions=512), 512),
+        ("glm_moe_dsa", dict(max_position_embeddings=1_048_576, index_topk=2048), 2048),
+        ("glm_moe_dsa", dict(max_position_embeddings=1024, index_topk=2048), 1024),
+    ],
+)
+def test_the_longest_text_is_what_was_trained_on_or_what_is_read_here(family, said, longest):
+    config = twins.config_of(family, "plain").to_dict()
+    assert zoo.longest_text(config | said) == longest
