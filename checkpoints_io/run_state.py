@@ -155,7 +155,7 @@ class RunStore:
 
     def seconds_saving(self) -> float:
         """For how long the writing under way has been going on; 0: there is none."""
-        if self._pending is None or not self._saver.is_saving_in_progress():
+        if self._pending is None or not self._is_saving():
             return 0.0
         return time.monotonic() - self._begun_at
 
@@ -217,6 +217,13 @@ class RunStore:
         facts = sealed.opened(trees.pop("facts"), step)
         return Restored(step, trees, facts)
 
+    def _restored(self, step: int, like: Mapping[str, PyTree]) -> Restored | None:
+        """A checkpoint with its arrays; None, and a sentence, if it is torn."""
+        self._place.bring(like, str(step))  # an error of the network tears no checkpoint
+        # All processes have it before its bits are compared, which they do together.
+        found = _tried(step, lambda: self._read(step, like))
+        return found and _tried(step, lambda: _with_its_bits(found))
+
     def newest(
         self, check: Callable[[Facts], None], like: Mapping[str, PyTree] | None = None
     ) -> Restored | None:
@@ -238,10 +245,7 @@ class RunStore:
             check(facts)
             if like is None:
                 return Restored(step, {}, facts)
-            self._place.bring(like, str(step))  # an error of the network tears no checkpoint
-            # All processes have it before its bits are compared, which they do together.
-            restored = _tried(step, lambda step=step: self._read(step, like))
-            restored = restored and _tried(step, lambda found=restored: _with_its_bits(found))
+            restored = self._restored(step, like)
             if restored is not None:
                 self._set_aside([s for s in steps if s > step])
                 return restored
@@ -270,8 +274,7 @@ class RunStore:
         if facts is not None:
             sealed.refuse_other_format(facts, f"checkpoint {step} in {self._place}")
             check(facts)
-            restored = _tried(step, lambda: self._read(step, like))
-            restored = restored and _tried(step, lambda: _with_its_bits(restored))
+            restored = self._restored(step, like)
         if restored is None:
             raise StorageError(f"checkpoint {step} in {self._place} cannot be read: take another")
         return restored
@@ -286,9 +289,7 @@ class RunStore:
         scored = [(value, step) for step, value in scores.items() if value is not None]
         if not scored:
             return None
-        step = max(scored)[1]
-        restored = _tried(step, lambda: self._read(step, like))
-        return restored and _tried(step, lambda: _with_its_bits(restored))
+        return self._restored(max(scored)[1], like)
 
     def _set_aside(self, steps: list[int]) -> None:
         """Hides them from Orbax, which would skip every save up to the newest it sees."""

@@ -43,6 +43,21 @@ def newest(store):
     return found and found.step
 
 
+def test_any_step_in_a_bucket_comes_back(bucket):
+    """The best one, and one by its number, on a machine that has none of them yet."""
+    place = places.at("memory://runs/x/checkpoints")
+    keep = Keep(3, highest=lambda facts: facts.get("score"))
+    on_another_machine()
+    with RunStore(place, keep=keep) as store:
+        for step, score in ((1, 0.5), (2, 0.9), (3, 0.7)):
+            store.save(step, times(step), {"score": score})
+    for ask in (lambda store: store.best(TREES), lambda store: store.at(2, lambda _: None, TREES)):
+        on_another_machine()
+        with RunStore(place, keep=keep) as store:
+            found = ask(store)
+        np.testing.assert_array_equal(found.trees["policy"]["a"], 2 * TREES["policy"]["a"])
+
+
 def test_what_is_saved_in_a_bucket_comes_back(bucket):
     checkpoints_come_back(places.at("memory://runs/x/checkpoints"))
 
