@@ -11,7 +11,7 @@ import shlex
 import sys
 from typing import Any
 
-from checkpoints_io import places
+from checkpoints_io import hf_hub, places
 from checkpoints_io.unseen import visible
 from recipes.data.rows import source, sources
 from recipes.training import checks, listing, records
@@ -19,7 +19,6 @@ from recipes.training.run import Exporting, Run, adapters_alone
 from recipes.training.settings import ALONG_THE_WAY, recipe_of, table_of
 
 Figures = Sequence[tuple[str, str, str]]  # held-out set, name, value
-HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
 RECIPES = r"recipes/(dpo|sft)\.py$"
 # Of this machine or this run alone, and nothing about the model.
 OF_HERE = ("name", "tags", "directory", "token_cache", "compile_cache", "reference_cache")
@@ -82,7 +81,7 @@ def _told(figures: Figures) -> list[list[str]]:
 
 
 def _is_of_hub(run: Run | Exporting) -> bool:
-    return bool(run.folder.revision) and bool(re.fullmatch(HUB_ID, run.base.partition("@")[0]))
+    return bool(run.folder.revision) and bool(re.fullmatch(hf_hub.ID, run.base.partition("@")[0]))
 
 
 def _datasets(run: Run | Exporting) -> list[str]:

@@ -250,10 +250,8 @@ def _export_if_due(around: Around, state: State) -> None:
     if run.saving.keep.highest is not None and is_last(around, state.step):
         return  # then the best is: it may be another step's
     if every != -1 and due(around, state.step, every):
-        say(f"exporting to {policy.export_folder(state.step, run)}")
-        with around.meter.paused("export"):
-            policy.export(policy.model_of(around.own, state), state.step, run)
-        if run.saving.hub and run.saving.hub.every and state.step < run.total_steps:
+        _export(around, state)
+        if run.saving.hub and run.saving.hub.every and not is_last(around, state.step):
             try:
                 with around.meter.paused("export"):
                     policy.send(state.step, run)
@@ -273,9 +271,14 @@ def _exported_best(
         state, held_out = found
         say(f"the best checkpoint is that of step {state.step}")
     if run.every.steps_per_hf_export != -1 and not policy.exported(state.step, run):
-        say(f"exporting to {policy.export_folder(state.step, run)}")
-        policy.export(policy.model_of(around.own, state), state.step, run)
+        _export(around, state)
     return state, held_out
+
+
+def _export(around: Around, state: State) -> None:
+    say(f"exporting to {policy.export_folder(state.step, around.run)}")
+    with around.meter.paused("export"):
+        policy.export(policy.model_of(around.own, state), state.step, around.run)
 
 
 def applied(programs: Programs, sums: Sums, state: State, said: Said) -> Taken:
