@@ -41,6 +41,13 @@ def test_an_answer_is_the_models_turn_to_its_stop_token(voice):
     assert cut == voice.words.decode(ids[:5])
 
 
+def test_a_conversation_that_leaves_no_room_is_told_so(voice, talked, monkeypatch):
+    monkeypatch.setattr(zoo.generate, "most_new_tokens", lambda model, longest: 0)
+    status, out, notes = talked(["Do you know the capital of Peru?"], [voice])
+    assert (status, out.strip()) == (1, "")
+    assert "tokens, and no more fit: /reset" in notes
+
+
 @pytest.fixture
 def heard(monkeypatch):
     """What the models were asked; each answers with its name and a number."""
