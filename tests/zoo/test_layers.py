@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT, small_config
 from tests.long_forms import full_but
 from zoo import llama
-from zoo.parts import experts, layers, sharding
+from zoo.parts import experts, layers, sharding, tiles
 
 TIMES = 2048  # in bfloat16 a sum of ones ends at 256
 
@@ -75,6 +75,36 @@ def test_a_share_before_an_expert_by_hand():
     squared = lambda x, own: layers.times("tF,FD->tD", x**2, own["down"])
     assert experts.mixed(x, route, weights, squared, before=True).item() == 9 / 4
     assert experts.mixed(x, route, weights, squared).item() == 9 / 2
+
+
+def test_parts_of_the_experts_add_up_to_all_of_them():
+    """As devices have them, each some by number; values and gradients."""
+    draw = np.random.default_rng(0)
+    array = lambda *shape: jnp.asarray(draw.standard_normal(shape), jnp.float32)
+    x, down, pull = array(2, 9, 4), array(6, 4, 4), array(2, 9, 4)
+    chosen = jnp.asarray(draw.integers(0, 6, (2, 9, 2)), jnp.int32)
+    route = experts.Route(chosen, jax.nn.softmax(array(2, 9, 2)))
+    work = lambda x, own: layers.times("tF,FD->tD", jnp.tanh(x), own["down"])
+
+    def whole(x, shares, down):
+        own = route._replace(shares=shares)
+        made = tiles.gathered(x, own, {"down": down}, work=work, before=False)
+        return (made * pull).sum(), made
+
+    def in_parts(x, shares, down):
+        own, part = route._replace(shares=shares), tiles.Part("tensor", 3)
+        one = lambda down: tiles.gathered(
+            x, own, {"down": down}, work=work, before=False, part=part
+        )
+        made = jax.vmap(one, axis_name="tensor")(down.reshape(3, 2, 4, 4)).sum(0)
+        return (made * pull).sum(), made
+
+    both = (
+        jax.jit(jax.grad(run, argnums=(0, 1, 2), has_aux=True))(x, route.shares, down)
+        for run in (whole, in_parts)
+    )
+    for theirs, ours in zip(*map(jax.tree.leaves, both), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_a_token_goes_to_the_best_experts_by_hand():
