@@ -23,12 +23,12 @@ WITH_CONFIG = {
 }
 MEASURE = (
     "accelerator", "compare", "growth", "layouts", "ours", "ranked", "real_pairs", "recurrences",
-    "sweep", "tokenisation",
+    "sampling", "sweep", "tokenisation",
 )  # fmt: skip
 BENCHMARKS = [f"benchmarks/{name}.py" for name in MEASURE]
 PROGRAMS = [
     *WITH_CONFIG, "recipes/sft.py", "recipes/score.py", "recipes/export.py", "recipes/report.py",
-    "recipes/measure.py",
+    "recipes/measure.py", "recipes/sample_pairs.py",
     "recipes/tiny/make_model.py", "recipes/tiny/make_pairs.py",
     "zoo", *BENCHMARKS,
 ]  # fmt: skip
@@ -44,7 +44,7 @@ OTHERS = [
 # What is asked for before a word that is not a flag is looked at.
 NEEDING = [
     "benchmarks/ours.py", "benchmarks/ranked.py", "benchmarks/real_pairs.py",
-    "benchmarks/tokenisation.py",
+    "benchmarks/sampling.py", "benchmarks/tokenisation.py",
 ]  # fmt: skip
 
 
@@ -177,6 +177,12 @@ def of_one(folder):
     yield measure, ["--tasks=a"], ["give --model="], 2
     yield measure, [f"--model={folder}/nowhere", "--tasks=a"], ["no model folder"], 1
     yield measure, ["--model=a", "--tasks=a", "--limit=x"], ["--limit='x' is not"], 2
+    sample = "recipes/sample_pairs.py"
+    yield sample, [], ["give --model="], 2
+    given = ["--model=a", "--prompts=b", f"--directory={folder}/c"]
+    yield sample, given, ["who judges? give one of --judge, --reward_model, --reference"], 1
+    yield sample, [*given, "--judge=a:b", "--answers=1"], ["--answers must be above 1"], 2
+    yield sample, [*given, "--judge=nothing:b"], ["--judge=nothing:b cannot be found"], 1
     make = "recipes/tiny/make_model.py"
     yield make, [], ["give --folder="], 2
     yield make, [f"--folder={folder}/rows.txt"], ["rows.txt: File exists"], 1

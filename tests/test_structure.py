@@ -114,6 +114,7 @@ ROOMS = {
     "recipes.training": {"recipes.data"},
     "recipes.preference": {"recipes.data", "recipes.training"},
     "recipes.pages": {"recipes.data"},
+    "recipes.own_pairs": {"recipes.data", "recipes.training", "recipes.harness"},
 }
 # What any room may import: how a line gets to the person at the terminal.
 ANYWHERE = {"recipes.training.terminal"}

@@ -100,18 +100,15 @@ def loaded(path_or_id: str, base: str | None, dtype: str | None) -> tuple[zoo.Mo
     Raises:
       FileNotFoundError, ValueError: one of them cannot be read.
     """
-    import jax
-
     folder = hf_folder.find(path_or_id, files=[*hf_folder.CONFIG_FILES, peft_folder.CONFIG])
     whole, adapter = path_or_id, None
     if (folder / peft_folder.CONFIG).is_file():
         whole, adapter = base or peft_folder.base_of(folder), path_or_id
     elif base is not None:
         raise BadInput(f"--base={base} has no effect: {path_or_id} holds no adapters; leave it out")
-    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     try:
         words = zoo.load_tokenizer(whole)
-        return zoo.load(whole, dtype=dtype, adapter=adapter), words
+        return zoo.load(whole, dtype=dtype_here(dtype), adapter=adapter), words
     except NotFound as error:
         if adapter is None or base:
             raise
@@ -119,6 +116,13 @@ def loaded(path_or_id: str, base: str | None, dtype: str | None) -> tuple[zoo.Mo
             f"{path_or_id} holds adapters, and names the weights under them: {error}; say where "
             "they are with --base=FOLDER"
         ) from error
+
+
+def dtype_here(dtype: str | None) -> str:
+    """Of weights that are only read: the one that is given, or what these devices are best at."""
+    import jax
+
+    return dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
 
 
 def _sampling(asked: Asked) -> "zoo.sampling.Sampling":

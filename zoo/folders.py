@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 import contextlib
-import dataclasses
 import os
 import pathlib
 from typing import Any
@@ -14,10 +13,8 @@ import numpy as np
 
 from checkpoints_io import bits, hf_export, hf_folder, hf_names, hf_weights, peft_folder, places
 from checkpoints_io.errors import BadInput
-from checkpoints_io.packed import Packed
-from zoo import adapters, peft
+from zoo import adapters, peft, reading
 from zoo.models import (
-    ARCHITECTURES,
     Model,
     abstract,
     constants,
@@ -27,7 +24,6 @@ from zoo.models import (
 )
 from zoo.narrow import narrowed
 from zoo.parts import adapted, hf_config, text_half
-from zoo.parts.quantised import is_quantised
 
 
 def load(
@@ -67,16 +63,7 @@ def load(
     model.source = folder
     if beside:
         peft.sites_of(model, beside)
-    folder = hf_folder.fetched(folder)
-    graph, state = nnx.split(model)
-    arrays = hf_weights.read(folder.path, _plan(model))
-    filled = []
-    for path, param in nnx.to_flat_state(state):
-        like, value = param.get_value(), arrays[name_of(path)]
-        value = dataclasses.replace(like, narrow=value) if is_quantised(like) else value
-        filled.append((path, param.replace(value)))
-    model = nnx.merge(graph, nnx.from_flat_state(filled))
-    model.source = folder
+    model = reading.filled(model, hf_folder.fetched(folder), reading.plan_of(model))
     return _with_adapters(model, beside) if beside else model
 
 
@@ -90,7 +77,7 @@ def read(
     Raises:
       FileNotFoundError, ValueError: as `load` and `check_finite`.
     """
-    plan, exact, parts = _plan(model), constants(model), {}
+    plan, exact, parts = reading.plan_of(model), constants(model), {}
     for path, layers in some.items():
         entry, want = plan.table[path], plan.wanted[path]
         if layers is not None:
@@ -161,7 +148,7 @@ def check(path_or_id: str | os.PathLike[str]) -> None:
     folder = hf_folder.look_up(path_or_id)
     model = abstract(folder.config)
     model.source = folder
-    hf_weights.check(hf_folder.fetched(folder).path, _plan(model))
+    hf_weights.check(hf_folder.fetched(folder).path, reading.plan_of(model))
 
 
 def check_finite(model: Model) -> None:
@@ -239,7 +226,7 @@ def save(
         begun = stack.enter_context(places.at(str(folder)).whole_folder())
         table, others, joined = hf_table(model), {}, []
         if held:
-            plan = _spelling(model, text_only)
+            plan = reading.spelling(model, text_only)
             others = stack.enter_context(hf_weights.carried(held.path, plan))
             if whole and text_half.is_whole(whole.config):
                 table, joined = hf_weights.as_in(whole.path, plan)
@@ -262,37 +249,3 @@ def _hf_config_of(
         config = text_half.written(config, own)
     # Weights are written as they are, and no code beside them.
     return {k: v for k, v in config.items() if k not in ("quantization_config", "auto_map")}
-
-
-def _plan(model: Model) -> hf_weights.Plan:
-    """What the weight reader needs: the table, the weights, and the tensors that repeat others."""
-    table = hf_table(model)
-    wanted: dict[str, hf_weights.Wanted] = {}
-    for path, param in nnx.to_flat_state(nnx.state(model)):
-        value, few = param.get_value(), None
-        if is_quantised(value):
-            few = hf_weights.FewBits(value.kind, value.into, value.out, value.narrow)
-        wanted[name_of(path)] = hf_weights.Wanted(
-            param.axes, value.shape, np.dtype(value.dtype), value.sharding, few
-        )
-    tied = {} if "head" in wanted else {table["head"].name: table["embedding"].name}
-    return _spelling(model)._replace(wanted=wanted, tied=tied)
-
-
-def _spelling(model: Model, text_only: bool = False) -> hf_weights.Plan:
-    """How names are written in the folder that a model came from, and what it holds besides.
-
-    Of that, `text_only` leaves what belongs to the text and is not computed here.
-    """
-    arch = ARCHITECTURES[model.config.model_type]
-    source = hf_folder.look_up(model.source) if model.source else None
-    few: Any = source.config.get("quantization_config") if source else None
-    layers = str(model.config.sizes["L"])
-    names = tuple(getattr(arch, "HF_NAMES", ()))
-    kept, others = (tuple(getattr(arch, of, ())) for of in ("HF_KEPT", "HF_OTHERS"))
-    if source and text_half.is_whole(source.config):
-        names, others = (*names, *text_half.NAMES), (*others, *text_half.OTHERS)
-    carried = [one.replace("{L}", layers) for one in (kept if text_only else kept + others)]
-    packed = [Packed(*one) for one in getattr(arch, "HF_PACKED", ())]
-    few = few if isinstance(few, dict) else {}
-    return hf_weights.Plan(hf_table(model), {}, {}, names, few, packed, carried)

@@ -1,7 +1,7 @@
 """Text from a model: its layers keep what later tokens need; each step reads one token per row.
 
-Prompts of different lengths share a batch. Programs are compiled for a few sizes (powers of
-two) and for no particular length.
+Prompts of different lengths share a batch; one that is there several times is read once. Programs
+are compiled for a few sizes (powers of two) and for no particular length.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -130,12 +130,18 @@ def _continued(
         row[: len(prompt)] = prompt
     graph, state = nnx.split(model)
     shown = min(room_for(longest), tokens.shape[1])
-    kept, logits = _read(graph, tokens.shape[1], state, tokens[:, :shown], ends)
+    numbers = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    of = [numbers[tuple(prompt)] for prompt in prompts]
+    once = [of.index(i) for i in range(len(numbers))]
+    kept, logits = _read(graph, tokens.shape[1], state, tokens[once, :shown], ends[once])
+    if len(once) < len(of):  # rows are the second axis of what is kept
+        kept = jax.tree.map(lambda x: jnp.take(x, np.array(of), axis=1), kept)
+        logits = logits[np.array(of)]
     how = jax.tree.map(np.asarray, sampling)
     while (ends < last).any():
         before = ends
         tokens, ends, kept, logits, key = _continue(
-            graph, tuple(stop_ids), sampling.temperature > 0, state, kept, logits, tokens, before,
+            graph, tuple(stop_ids), drawing.way(sampling), state, kept, logits, tokens, before,
             np.minimum(before + at_once, last), how, key,
         )  # fmt: skip
         ends, seen = np.asarray(ends), np.asarray(tokens)
@@ -171,7 +177,7 @@ def _read(
 def _continue(
     graph: nnx.GraphDef,
     stops: tuple[int, ...],
-    draws: bool,
+    way: drawing.Way,
     state: nnx.State,
     kept: State,
     logits: Float[Array, "B V"],
@@ -194,8 +200,7 @@ def _continue(
     def step(carry: tuple) -> tuple:
         logits, tokens, ends, done, kept, key = carry
         key, now = jax.random.split(key)
-        new = drawing.drawn(logits, sampling, now) if draws else logits.argmax(-1)
-        new = new.astype(tokens.dtype)
+        new = way(logits, sampling, now).astype(tokens.dtype)
         tokens = jnp.where(done[:, None], tokens, tokens.at[rows, ends].set(new))
         stopped = done | (ends + 1 >= limits) | jnp.isin(new, jnp.array(stops, jnp.int32))
         where = spans.Spans(*(x[:, None] for x in (ends, jnp.zeros_like(ends), ends + 1, ends + 1)))

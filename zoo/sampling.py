@@ -1,5 +1,6 @@
 """How a token is drawn from what a model says of the next one."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -24,6 +25,8 @@ class Sampling(NamedTuple):
 
 
 GREEDY = Sampling()
+# (logits [B, V], sampling, key) -> one token per row
+Way = Callable[[Array, Sampling, Key[Array, ""]], Int[Array, " B"]]
 
 
 def check(sampling: Sampling) -> None:
@@ -41,6 +44,28 @@ def check(sampling: Sampling) -> None:
         )
     if not sampling.temperature and sampling != GREEDY:
         raise BadInput(f"{sampling}: without a temperature the likeliest token is taken anyway")
+
+
+def way(sampling: Sampling) -> Way:
+    """The program that draws so, without what it does not need: to sort V numbers takes long."""
+    if not sampling.temperature:
+        return likeliest
+    return by_probability if sampling[1:] == GREEDY[1:] else drawn
+
+
+def likeliest(
+    logits: Float[Array, "B V"], sampling: Sampling, key: Key[Array, ""]
+) -> Int[Array, " B"]:
+    """The likeliest token of each row."""
+    del sampling, key
+    return logits.argmax(-1)
+
+
+def by_probability(
+    logits: Float[Array, "B V"], sampling: Sampling, key: Key[Array, ""]
+) -> Int[Array, " B"]:
+    """One token per row, any of them, by the temperature."""
+    return jax.random.categorical(key, logits / sampling.temperature)
 
 
 def drawn(logits: Float[Array, "B V"], sampling: Sampling, key: Key[Array, ""]) -> Int[Array, " B"]:

@@ -5,17 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.long_forms import full_but
 from tests.zoo import twins
 from zoo import generate
-from zoo.sampling import Sampling, drawn
+from zoo.sampling import GREEDY, Sampling, by_probability, drawn, likeliest, way
 
 LOGITS = jnp.log(jnp.array([[0.05, 0.5, 0.3, 0.15]]))
 
 
-def seen(sampling, times=400):
+def seen(sampling, how=drawn, times=400):
     keys = jax.random.split(jax.random.key(0), times)
     sampling = jax.tree.map(jnp.asarray, sampling)
-    ids = jax.vmap(lambda key: drawn(LOGITS, sampling, key)[0])(keys)
+    ids = jax.vmap(lambda key: how(LOGITS, sampling, key)[0])(keys)
     return np.bincount(np.asarray(ids), minlength=4) / times
 
 
@@ -38,6 +39,17 @@ def test_tokens_are_drawn_by_what_remains(sampling, expected):
     assert not found[np.asarray(expected) == 0].any()
 
 
+def test_what_needs_no_order_sorts_nothing():
+    assert [way(GREEDY), way(Sampling(0.7))] == [likeliest, by_probability]
+    for filtered in (dict(top_k=5), dict(top_p=0.9), dict(min_p=0.1)):
+        assert way(Sampling(0.7, **filtered)) is drawn
+    cold = np.array([0.05**2, 0.25, 0.09, 0.15**2]) / 0.365
+    for temperature, expected in ((1.0, [0.05, 0.5, 0.3, 0.15]), (0.5, cold)):
+        found = seen(Sampling(temperature), by_probability)
+        np.testing.assert_allclose(found, expected, atol=0.07)
+    assert likeliest(LOGITS, GREEDY, jax.random.key(0)).tolist() == [1]
+
+
 @pytest.fixture(scope="module")
 def model():
     return twins.untrained("gemma3_text", "plain")
@@ -48,6 +60,22 @@ def test_a_seed_is_a_text(model):
         model, [[5, 6, 7]], max_new_tokens=24, sampling=Sampling(1.5), seed=seed
     )
     assert write(0) == write(0) != write(1)
+
+
+@pytest.mark.parametrize(
+    "family", full_but(("gemma3_text", "qwen3_5_text", "deepseek_v3", "nemotron_h"), "gemma3_text")
+)
+def test_a_prompt_that_is_there_several_times_is_read_once(family, monkeypatch):
+    """As each alone; what is drawn after it differs from row to row."""
+    model = twins.untrained(family, next(iter(twins.TWINS[family])))
+    prompts, how = [[8], [5, 6, 7], [8], [5, 6, 7]], dict(max_new_tokens=8)
+    alone = [generate.generate(model, [one], **how)[0] for one in prompts]
+    read, rows = generate._read, []
+    monkeypatch.setattr(generate, "_read", lambda *a: rows.append(len(a[3])) or read(*a))
+    assert generate.generate(model, prompts, **how) == alone
+    drawn = generate.generate(model, [[5, 6, 7]] * 4, **how, sampling=Sampling(1.5))
+    assert rows == [2, 1]
+    assert len({*map(tuple, drawn)}) == 4
 
 
 def test_no_length_compiles_afresh(model):

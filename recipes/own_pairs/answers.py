@@ -1,0 +1,89 @@
+"""Several answers to each prompt, drawn from a model, a batch of prompts at a time."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from checkpoints_io import places
+from recipes.own_pairs import kept
+from recipes.own_pairs.prompts import Prompt
+from recipes.training import terminal
+import zoo
+from zoo.sampling import Sampling
+from zoo.text import tokenizer
+from zoo.text.chat_tokenizer import ChatTokenizer
+
+FILE = "answers.jsonl"
+ROOM = 2**16  # tokens of all rows that are generated at a time
+ROWS = 256  # of them, at most
+
+
+class Drawing(NamedTuple):
+    """How a prompt is answered."""
+
+    answers: int  # to each prompt
+    most: int  # tokens of an answer
+    sampling: Sampling
+    seed: int
+
+
+def batches(prompts: Sequence[Prompt], how: Drawing) -> list[list[Prompt]]:
+    """Prompts that are answered together: they fit the same programs, and follow in their order."""
+    by_room: dict[int, list[Prompt]] = {}
+    for prompt in prompts:
+        by_room.setdefault(zoo.generate.room_for(len(prompt.ids) + how.most), []).append(prompt)
+    found = []
+    for room, some in sorted(by_room.items()):
+        count = max(1, min(ROOM // room, ROWS) // how.answers)
+        found += [some[i : i + count] for i in range(0, len(some), count)]
+    return found
+
+
+def missing(
+    directory: places.Place, every: Sequence[list[Prompt]]
+) -> tuple[list[kept.Line], Sequence[list[Prompt]]]:
+    """The lines of the batches that were answered, and the other batches."""
+    lines, done, count = kept.lines(directory, FILE), 0, 0
+    while done < len(every) and count + len(every[done]) <= len(lines):
+        count += len(every[done])
+        done += 1
+    return lines[:count], every[done:]
+
+
+def draw(
+    model: zoo.Model,
+    words: ChatTokenizer,
+    directory: places.Place,
+    every: Sequence[list[Prompt]],
+    how: Drawing,
+) -> None:
+    """Answers the batches that have none; a batch has the same answers whenever it is drawn.
+
+    A line of the file has `row`, `prompt` (messages) and `tools`, and of each answer its text, its
+    token ids, and whether it came to its end (a stop token, which is not in the text).
+    """
+    lines, left = missing(directory, every)
+    with kept.adding(directory, FILE, lines) as add:
+        for batch in terminal.bar(left, initial=len(every) - len(left), total=len(every)):
+            rows = [prompt.ids for prompt in batch for _ in range(how.answers)]
+            seed = np.random.SeedSequence([how.seed, batch[0].row]).generate_state(1)[0]
+            texts = zoo.generate.generate(
+                model, rows, max_new_tokens=how.most, stop_ids=words.stop_ids,
+                sampling=how.sampling, seed=int(seed),
+            )  # fmt: skip
+            of = [texts[i : i + how.answers] for i in range(0, len(texts), how.answers)]
+            add([_line(prompt, some, words) for prompt, some in zip(batch, of, strict=True)])
+
+
+def _line(prompt: Prompt, answers: Sequence[list[int]], words: ChatTokenizer) -> kept.Line:
+    special = set(words.special.values())
+    said = lambda ids: [token for token in ids if token not in special]
+    return {
+        "row": prompt.row,
+        "prompt": prompt.turns,
+        "tools": prompt.tools,
+        "answers": [tokenizer.text_after(words.own, prompt.ids, said(ids)) for ids in answers],
+        "tokens": answers,
+        "finished": [bool(ids) and ids[-1] in words.stop_ids for ids in answers],
+    }

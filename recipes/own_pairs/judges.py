@@ -1,0 +1,191 @@
+"""Who says how good an answer is: a function, a program, a reward model, or the implicit reward.
+
+A judge is given lines, each with a prompt and the answers that may become a pair, and gives a
+number for each answer, the higher the better: line by line, so that what it has said is kept.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+import importlib
+import json
+import math
+import re
+import subprocess
+import sys
+import threading
+from typing import Any
+
+from checkpoints_io import places
+from checkpoints_io.errors import BadInput, NotFound, RunFailed
+from recipes import harness
+from recipes.own_pairs import answers, kept
+from recipes.training import terminal
+import zoo
+from zoo import chat, reward
+from zoo.text.chat_tokenizer import ChatTokenizer
+
+FILE = "scores.jsonl"
+FUNCTION = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+AT_ONCE = 64  # lines that a model judges together
+
+Scores = Iterable[Sequence[float]]
+Judge = Callable[[Sequence[kept.Line]], Scores]
+
+
+def judge(directory: places.Place, name: str, opened: Callable[[], Judge]) -> None:
+    """Judges the answers that have no scores.
+
+    A line of the file has `row`, `judge`, and `scores`: of each answer, null where it cannot become
+    part of a pair (it was cut off, or says what another says).
+
+    Raises:
+      FileExistsError, RuntimeError: other answers have been judged, or what it says are no scores.
+    """
+    lines, done = kept.lines(directory, answers.FILE), kept.lines(directory, FILE)
+    if other := next((one for one in done if one["judge"] != name), None):
+        raise BadInput(
+            f"{directory}/{FILE} has what {other['judge']} says, and this command asks {name}: "
+            "remove that file to judge the answers again"
+        )
+    left = lines[len(done) :]
+    if not left:
+        return
+    asked = [line | {"answers": [line["answers"][i] for i in usable(line)]} for line in left]
+    said = iter(opened()(asked))
+    with kept.adding(directory, FILE, done) as add:
+        for line in terminal.bar(left, initial=len(done), total=len(lines)):
+            one = next(said, None)
+            scores = _checked(one, usable(line), name, line["row"])
+            all_ = [scores.get(i) for i in range(len(line["answers"]))]
+            add([{"row": line["row"], "judge": name, "scores": all_}])
+
+
+def usable(line: kept.Line) -> list[int]:
+    """The answers of a line that came to their end and say what none before them says."""
+    found: dict[str, int] = {}
+    for i, (text, finished) in enumerate(zip(line["answers"], line["finished"], strict=True)):
+        if finished and text.strip():
+            found.setdefault(text, i)
+    return [*found.values()]
+
+
+def _checked(said: Any, asked: Sequence[int], name: str, row: int) -> dict[int, float]:
+    """The numbers for these answers; NaN is for one that the judge does not judge."""
+    try:
+        scores = [float(one) for one in said]
+    except (TypeError, ValueError):
+        scores = None
+    if scores is None or len(scores) != len(asked):
+        raise RunFailed(
+            f"{name} says {str(said)[:80]} of the {len(asked)} answers to row {row}: it must give "
+            "a list of as many numbers, the best the highest"
+        )
+    return {i: one for i, one in zip(asked, scores, strict=True) if not math.isnan(one)}
+
+
+def of_user(named: str) -> Judge:
+    """`module:function`, found from the folder of the command too, or a command of the shell.
+
+    A function is given a prompt (messages) and its answers (texts). A command is started once and
+    given a line of JSON on stdin for each prompt, `{"row", "prompt", "answers"}`; it prints a line
+    for each, a list of numbers.
+
+    Raises:
+      FileNotFoundError: there is no such function.
+    """
+    if not re.fullmatch(FUNCTION, named):
+        return lambda lines: _of_command(named, lines)
+    module, _, name = named.partition(":")
+    if "" not in sys.path:  # the folder of the command
+        sys.path.append("")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise NotFound(f"--judge={named} cannot be found: {error}") from error
+    return lambda lines: (function(line["prompt"], line["answers"]) for line in lines)
+
+
+def _of_command(command: str, lines: Sequence[kept.Line]) -> Iterator[Any]:
+    process = subprocess.Popen(
+        command, shell=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+    )
+    assert process.stdin and process.stdout
+    put = process.stdin
+
+    def ask() -> None:
+        try:
+            with put:
+                for line in lines:
+                    asked = {name: line[name] for name in ("row", "prompt", "answers")}
+                    put.write(json.dumps(asked) + "\n")
+        except BrokenPipeError:  # it has ended; what it lacks is said below
+            pass
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    try:
+        for said in process.stdout:
+            try:
+                yield json.loads(said)
+            except ValueError as error:
+                raise RunFailed(f"--judge={command} prints {said[:80]!r}: not JSON") from error
+        if status := process.wait():
+            raise RunFailed(f"--judge={command} ended with status {status}")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def of_reward_model(path_or_id: str, dtype: str | None) -> Judge:
+    """A model of the zoo's families with one number in place of logits.
+
+    Raises:
+      FileNotFoundError, ValueError: as `reward.load`.
+    """
+    model, words = reward.load(path_or_id, chat.dtype_here(dtype)), zoo.load_tokenizer(path_or_id)
+
+    def judged(lines: Sequence[kept.Line]) -> Scores:
+        for some in _at_once(lines):
+            texts = [
+                words.chat([*line["prompt"], _said(text)], tools=line["tools"])
+                for line in some
+                for text in line["answers"]
+            ]
+            yield from _by_line(reward.rewards(model, texts), some)
+
+    return judged
+
+
+def of_implicit(policy: zoo.Model, reference: zoo.Model, words: ChatTokenizer) -> Judge:
+    """The log p of an answer under the policy less that under the reference.
+
+    In nats, summed over its tokens; a DPO reward is beta times it. Rafailov et al. 2023, section 4.
+    """
+
+    def judged(lines: Sequence[kept.Line]) -> Scores:
+        for some in _at_once(lines):
+            asked = [
+                (words.chat(line["prompt"], tools=line["tools"]), line["tokens"][i])
+                for line in some
+                for i in usable(line)
+            ]
+            longest = max(len(before) + len(after) for before, after in asked) + 1
+            ours, theirs = (
+                [logp for logp, _ in harness.scored(model, asked, longest)]
+                for model in (policy, reference)
+            )
+            yield from _by_line([a - b for a, b in zip(ours, theirs, strict=True)], some)
+
+    return judged
+
+
+def _at_once(lines: Sequence[kept.Line]) -> Iterator[Sequence[kept.Line]]:
+    return (lines[i : i + AT_ONCE] for i in range(0, len(lines), AT_ONCE))
+
+
+def _by_line(scores: Sequence[float], lines: Sequence[kept.Line]) -> Iterator[Sequence[float]]:
+    given = iter(scores)
+    return ([next(given) for _ in line["answers"]] for line in lines)
+
+
+def _said(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}

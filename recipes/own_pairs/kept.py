@@ -1,0 +1,57 @@
+"""Lines that a killed program finds again: JSON, one for each prompt, in the order of the work."""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import json
+from typing import Any
+
+from checkpoints_io import places
+from checkpoints_io.errors import BadInput, InTheWay
+
+Line = dict[str, Any]
+MADE_WITH = "sampling.json"
+
+
+def lines(directory: places.Place, name: str) -> list[Line]:
+    """Those that were written whole."""
+    content = directory.read(name) or b""
+    return [json.loads(line) for line in content.split(b"\n")[:-1]]
+
+
+@contextlib.contextmanager
+def adding(
+    directory: places.Place, name: str, begin: list[Line]
+) -> Iterator[Callable[[list[Line]], None]]:
+    """A file of these lines; what the function is given follows them, and is kept on its return."""
+    with directory.appending(name, written(begin)) as add:
+        yield lambda some: add(written(some))
+
+
+def written(some: list[Line]) -> bytes:
+    """A line for each."""
+    texts = (json.dumps(one, ensure_ascii=False) for one in some)
+    return "".join(f"{text}\n" for text in texts).encode("utf-8", "replace")
+
+
+def check(directory: places.Place, made_with: Mapping[str, Any]) -> None:
+    """What is in the directory was made with the same settings; if nothing is, it now says these.
+
+    Raises:
+      FileExistsError: it was made with others, or by something else.
+    """
+    found = directory.read(MADE_WITH)
+    if found is None:
+        if there := [name for name in directory.names() if name != "lock"]:
+            raise InTheWay(
+                f"--directory={directory} holds {there[0]} and no answers of this program: give "
+                "another"
+            )
+        directory.write_whole(MADE_WITH, (json.dumps(made_with, indent=2) + "\n").encode())
+        return
+    before = json.loads(found)
+    for name, value in made_with.items():
+        if (was := before.get(name)) != json.loads(json.dumps(value)):
+            raise BadInput(
+                f"--directory={directory} holds answers that were made with {name} {was}, and this "
+                f"command says {value}: give another directory"
+            )

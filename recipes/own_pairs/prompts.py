@@ -1,0 +1,100 @@
+"""Prompts from any source: rows of prompts, conversations or pairs -> messages and their ids."""
+
+from typing import NamedTuple
+
+from checkpoints_io.errors import BadInput
+from recipes.data.chats import columns, layouts, messages
+from recipes.data.chats.messages import Turns
+from recipes.data.rows import sources
+from zoo.text.chat_tokenizer import ChatTokenizer
+
+HOLDING = ("messages", "conversations", "prompt")
+
+
+class Prompt(NamedTuple):
+    """What a model is to answer."""
+
+    row: int  # its number in the source
+    turns: Turns
+    tools: list | None
+    ids: tuple[int, ...]  # as the chat template has them before an answer
+
+
+class Read(NamedTuple):
+    """The prompts of a source, and why a row has none."""
+
+    prompts: list[Prompt]
+    left_out: dict[int, str]
+
+
+def read(source: str, words: ChatTokenizer, most: int | None) -> Read:
+    """The different prompts of a source, each of at most so many tokens (None: of any number).
+
+    Raises:
+      FileNotFoundError: there is no such source.
+      ValueError: none of its rows holds a prompt, or the tokenizer has no chat template.
+    """
+    if words.chat_template is None:
+        raise BadInput(
+            f"the tokenizer in {words.source} has no chat template, by which prompts are asked: "
+            "give a model that was made for conversations"
+        )
+    prompts, left_out, rows = [], {}, {}
+    for number, row in enumerate(sources.read(source)):
+        try:
+            if row.fields is None:
+                raise BadInput(row.reason)
+            turns, tools = asked(row.fields)
+            ids = tuple(words.chat(turns, tools=tools, add_generation_prompt=True))
+            if most is not None and len(ids) > most:
+                raise BadInput(f"a prompt of {len(ids)} tokens, and an answer fits after {most}")
+            if ids in rows:
+                raise BadInput(f"the same prompt as row {rows[ids]}")
+        except ValueError as error:
+            left_out[number] = str(error)
+            continue
+        rows[ids] = number
+        prompts.append(Prompt(number, turns, tools, ids))
+    if not prompts:
+        why = f": row 0: {left_out[0]}" if left_out else ""
+        raise BadInput(f"--prompts={source} holds no prompt to answer{why}")
+    return Read(prompts, left_out)
+
+
+def asked(fields: dict[str, object]) -> tuple[Turns, list | None]:
+    """The messages to be answered, and the tools that go with them.
+
+    Of a pair they are what both answers answer. An answer at the end of a conversation is not one
+    of them.
+
+    Raises:
+      ValueError: a sentence: there are none.
+    """
+    row = columns.renamed(fields, {})
+    try:
+        layout = columns.recognised(row)
+    except BadInput:
+        layout, row = _unanswered(columns.renamed(fields, {}, single=True))
+    pair = layouts.read(layout, row)
+    turns = _question(pair.prompt if isinstance(pair.prompt, list) else [])
+    return turns, pair.tools
+
+
+def _unanswered(row: dict[str, object]) -> tuple[str, dict[str, object]]:
+    """A row of a prompt alone as a layout and a row in which something answers it."""
+    if row.get("instruction") is not None:
+        return "instruction_answer", row | {"answer": "."}
+    name = next((one for one in HOLDING if row.get(one) is not None), None)
+    if name is None:
+        held = ", ".join(sorted(row)) or "it has none"
+        raise BadInput(f"no prompt in any of its columns: {held}")
+    turns = _question(messages.read(row[name], name, role="user"))
+    return "prompt_answer", row | {"prompt": turns, "answer": "."}
+
+
+def _question(turns: Turns) -> Turns:
+    """The turns up to the last that is not the assistant's."""
+    last = max((i for i, turn in enumerate(turns) if turn["role"] != "assistant"), default=-1)
+    if all(turn["role"] == "system" for turn in turns[: last + 1]):
+        raise BadInput("it asks nothing")
+    return turns[: last + 1]

@@ -1,0 +1,136 @@
+r"""Pairs of one's own: answers that a model gives to prompts, the best and the worst by a judge.
+
+  python recipes/sample_pairs.py --model=runs/tiny/hf/step-60 --directory=runs/round1 \
+    --prompts=recipes/tiny/train.jsonl --judge=recipes.tiny.judge:manner
+
+A model is a folder, a folder of adapters, or a hub id of either. Prompts are those of any data that
+recipes/dpo.py reads, or rows of prompts alone. The judge is one of
+
+  --judge=module:function   given a prompt (messages) and its answers (texts), gives their scores
+  --judge='COMMAND'         of the shell: lines of JSON on stdin, a list of scores a line on stdout
+  --reward_model=FOLDER     a …ForSequenceClassification with one label
+  --reference=FOLDER        the implicit reward: log p of the model less that of this one
+
+`answers.jsonl`, `scores.jsonl` and `pairs.jsonl` in the directory are kept line by line: the same
+command resumes after a kill. The last is a --config.train_data of recipes/dpo.py.
+"""
+
+from absl import flags
+
+if __name__ == "__main__":  # a wrong flag is answered before the imports below
+    from recipes.training import command
+
+    flags.DEFINE_string("model", None, "Which answers: a folder or hub id.", required=True)
+    flags.DEFINE_string("prompts", None, "Where the prompts are.", required=True)
+    flags.DEFINE_string("directory", None, "Where all of it is written.", required=True)
+    flags.DEFINE_string("judge", None, "A module:function of yours, or a command.")
+    flags.DEFINE_string("reward_model", None, "A reward model that judges.")
+    flags.DEFINE_string("reference", None, "What the model began from: the implicit reward judges.")
+    flags.DEFINE_string("base", None, "The weights under adapters, if not where they say.")
+    flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the weights.")
+    flags.DEFINE_integer("answers", 4, "To each prompt.", lower_bound=2)
+    flags.DEFINE_integer("max_new_tokens", 512, "Of an answer, at most.", lower_bound=1)
+    flags.DEFINE_float("temperature", 1.0, "Of the drawing.", lower_bound=0.01)
+    flags.DEFINE_float("top_p", 1.0, "Tokens whose probabilities add up to this.")
+    flags.DEFINE_integer("top_k", 0, "So many of the likeliest tokens; 0: all.", lower_bound=0)
+    flags.DEFINE_float("min_p", 0.0, "Tokens so probable, against the likeliest.")
+    flags.DEFINE_integer("seed", 0, "Of what is drawn.")
+
+from typing import NamedTuple
+
+from flax import nnx
+
+from checkpoints_io import bits, places
+from checkpoints_io.errors import BadInput, StorageError
+from recipes.data.rows import sources
+from recipes.own_pairs import answers, judges, kept, pairs, prompts
+from recipes.own_pairs.answers import Drawing
+from recipes.training import command
+from recipes.training.run import say
+import zoo
+from zoo import chat
+
+
+class Asked(NamedTuple):
+    """What pairs are made from."""
+
+    model: str
+    prompts: str
+    directory: str
+    how: Drawing
+    judge: str | None = None
+    reward_model: str | None = None
+    reference: str | None = None
+    base: str | None = None
+    dtype: str | None = None
+
+
+def sample(asked: Asked) -> str:
+    """Writes the pairs; says how many there are, and why rows have none.
+
+    Raises:
+      FileNotFoundError, ValueError: a sentence about the model, the prompts or the judge.
+      FileExistsError: the directory holds something else.
+      RuntimeError: the judge gives no scores.
+    """
+    name = _judge_of(asked)
+    judged_by_user = judges.of_user(asked.judge) if asked.judge else None
+    zoo.sampling.check(asked.how.sampling)
+    directory = places.at(asked.directory, "--directory")
+    directory.make()
+    with directory.alone(otherwise=lambda: _refuse(directory)):
+        say(f"reading {asked.model}")
+        model, words = chat.loaded(asked.model, asked.base, asked.dtype)
+        room = zoo.longest_text(model.config.to_hf())
+        read = prompts.read(asked.prompts, words, room and room - asked.how.most)
+        kept.check(directory, _made_with(asked, model))
+        batches = answers.batches(read.prompts, asked.how)
+        say(f"{asked.how.answers} answers to each of {len(read.prompts)} prompts")
+        answers.draw(model, words, directory, batches, asked.how)
+
+        def opened() -> judges.Judge:
+            if judged_by_user:
+                return judged_by_user
+            if asked.reward_model:
+                return judges.of_reward_model(asked.reward_model, asked.dtype)
+            assert asked.reference
+            reference, _ = chat.loaded(asked.reference, None, asked.dtype)
+            return judges.of_implicit(model, reference, words)
+
+        judges.judge(directory, name, opened)
+        return pairs.write(directory, read.left_out)
+
+
+def _judge_of(asked: Asked) -> str:
+    given = {"judge": asked.judge, "reward_model": asked.reward_model, "reference": asked.reference}
+    named = [f"--{flag}={value}" for flag, value in given.items() if value]
+    if len(named) != 1:
+        raise BadInput(f"who judges? give one of --{', --'.join(given)}, not {len(named)}")
+    return named[0]
+
+
+def _made_with(asked: Asked, model: zoo.Model) -> dict[str, object]:
+    """What answers depend on."""
+    how = {**asked.how._asdict(), "sampling": asked.how.sampling._asdict()}
+    weights = bits.fingerprint(nnx.to_pure_dict(nnx.state(model)))
+    return {"prompts": sources.identity(asked.prompts), "weights": weights, **how}
+
+
+def _refuse(directory: places.Place) -> None:
+    raise StorageError(f"another program writes in {directory}: wait, or give another --directory")
+
+
+def main() -> None:
+    """Makes the pairs that the flags ask for."""
+    given = flags.FLAGS
+    drawn = zoo.sampling.Sampling(given.temperature, given.top_k, given.top_p, given.min_p)
+    how = Drawing(given.answers, given.max_new_tokens, drawn, given.seed)
+    asked = Asked(
+        given.model, given.prompts, given.directory, how, given.judge, given.reward_model,
+        given.reference, given.base, given.dtype,
+    )  # fmt: skip
+    say(sample(asked))
+
+
+if __name__ == "__main__":
+    command.main_without_config(main)

@@ -1,0 +1,79 @@
+"""How the weights of a model are read from the files of its folder, and what else lies there."""
+
+import dataclasses
+from typing import Any
+
+from flax import nnx
+import numpy as np
+
+from checkpoints_io import hf_folder, hf_weights
+from checkpoints_io.packed import Packed
+from zoo.models import ARCHITECTURES, Model, hf_table, name_of
+from zoo.parts import text_half
+from zoo.parts.quantised import is_quantised
+
+
+def plan_of(model: Model) -> hf_weights.Plan:
+    """What the weight reader needs: the table, the weights, and the tensors that repeat others."""
+    table = hf_table(model)
+    wanted: dict[str, hf_weights.Wanted] = {}
+    for path, param in nnx.to_flat_state(nnx.state(model)):
+        value, few = param.get_value(), None
+        if is_quantised(value):
+            few = hf_weights.FewBits(value.kind, value.into, value.out, value.narrow)
+        wanted[name_of(path)] = hf_weights.Wanted(
+            param.axes, value.shape, np.dtype(value.dtype), value.sharding, few
+        )
+    tied = {} if "head" in wanted else {table["head"].name: table["embedding"].name}
+    return spelling(model)._replace(wanted=wanted, tied=tied)
+
+
+def spelling(model: Model, text_only: bool = False) -> hf_weights.Plan:
+    """How names are written in the folder that a model came from, and what it holds besides.
+
+    Of that, `text_only` leaves what belongs to the text and is not computed here.
+    """
+    arch = ARCHITECTURES[model.config.model_type]
+    source = hf_folder.look_up(model.source) if model.source else None
+    few: Any = source.config.get("quantization_config") if source else None
+    layers = str(model.config.sizes["L"])
+    names = tuple(getattr(arch, "HF_NAMES", ()))
+    kept, others = (tuple(getattr(arch, of, ())) for of in ("HF_KEPT", "HF_OTHERS"))
+    if source and text_half.is_whole(source.config):
+        names, others = (*names, *text_half.NAMES), (*others, *text_half.OTHERS)
+    carried = [one.replace("{L}", layers) for one in (kept if text_only else kept + others)]
+    packed = [Packed(*one) for one in getattr(arch, "HF_PACKED", ())]
+    few = few if isinstance(few, dict) else {}
+    return hf_weights.Plan(hf_table(model), {}, {}, names, few, packed, carried)
+
+
+def with_extra(model: Model, extra: str) -> tuple[Model, dict[str, np.ndarray]]:
+    """The weights of the folder that a model without weights is of, and the tensors beside them.
+
+    `extra` is a pattern of their names; they come in float32.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load`.
+    """
+    assert model.source is not None
+    folder = hf_folder.fetched(hf_folder.look_up(model.source))
+    plan = plan_of(model)._replace(carried=(extra,))
+    with hf_weights.carried(folder.path, plan) as tensors:
+        beside = {
+            name: np.asarray(one[(slice(None),)], np.float32) for name, one in tensors.items()
+        }
+    return filled(model, folder, plan), beside
+
+
+def filled(model: Model, folder: hf_folder.Folder, plan: hf_weights.Plan) -> Model:
+    """A model without weights, with those of its folder."""
+    graph, state = nnx.split(model)
+    arrays = hf_weights.read(folder.path, plan)
+    params = []
+    for path, param in nnx.to_flat_state(state):
+        like, value = param.get_value(), arrays[name_of(path)]
+        value = dataclasses.replace(like, narrow=value) if is_quantised(like) else value
+        params.append((path, param.replace(value)))
+    model = nnx.merge(graph, nnx.from_flat_state(params))
+    model.source = folder
+    return model

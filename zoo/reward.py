@@ -1,0 +1,112 @@
+"""Reward models: a model of the zoo that has one number for a text in place of logits.
+
+What transformers calls `…ForSequenceClassification` with one label, as Skywork's and most others on
+the hub are: a linear head over the last hidden state of the last token.
+"""
+
+from collections.abc import Mapping, Sequence
+import functools
+import os
+import re
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import numpy as np
+
+from checkpoints_io import hf_folder
+from checkpoints_io.errors import BadInput
+from zoo import reading
+from zoo.generate import room_for
+from zoo.models import Model, abstract
+from zoo.parts import spans, token_rows
+
+HEAD = "score.weight"
+KIND = "ForSequenceClassification"
+TOKENS = 2**15  # of the rows that are read at a time
+
+
+class RewardModel(NamedTuple):
+    """A model without a vocabulary's head, and the head that it has."""
+
+    model: Model
+    head: Float[Array, " D"]
+
+
+def load(
+    path_or_id: str | os.PathLike[str], dtype: jax.typing.DTypeLike = jnp.float32
+) -> RewardModel:
+    """The reward model of a Hugging Face folder or hub id; `dtype` is that of all but the head.
+
+    Raises:
+      FileNotFoundError: there is no such folder, repository or file.
+      ValueError: it is no reward model, has several labels, or is of no architecture here.
+    """
+    folder = hf_folder.look_up(path_or_id)
+    _refuse_others(folder.config, str(path_or_id))
+    # With a tied head there is no tensor of it to be read.
+    model = abstract({**folder.config, "tie_word_embeddings": True}, dtype)
+    model.source = folder
+    model, beside = reading.with_extra(model, f"^{re.escape(HEAD)}$")
+    if HEAD not in beside:
+        raise BadInput(f"{path_or_id} has no {HEAD}: a reward model has one, beside its layers")
+    return RewardModel(model, jnp.asarray(beside[HEAD][0]))
+
+
+def rewards(of: RewardModel, texts: Sequence[Sequence[int]]) -> list[float]:
+    """What each text is worth, as the ids of its tokens; the higher the better.
+
+    A conversation is a text as its own tokenizer writes it: `words.chat(messages)`.
+
+    Raises:
+      ValueError: a text is empty, or holds an id that the model has no embedding for.
+    """
+    if not all(map(len, texts)):
+        raise BadInput("a text that is to be judged needs at least one token")
+    if texts:
+        ids = np.concatenate([np.asarray(text, np.int64) for text in texts])
+        token_rows.check_ids(ids, of.model.config.vocab_size)
+    graph, state = nnx.split(of.model)
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    found = np.zeros(len(texts), np.float32)
+    while order:
+        length = room_for(len(texts[order[0]]))
+        some = [i for i in order if len(texts[i]) <= length][: max(1, TOKENS // length)]
+        order = order[len(some) :]
+        rows = np.zeros((len(some), length), np.int32)
+        for row, i in zip(rows, some, strict=True):
+            row[: len(texts[i])] = texts[i]
+        lengths = np.array([len(texts[i]) for i in some], np.int32)
+        found[some] = _rewards(graph, state, of.head, rows, lengths)
+    return found.tolist()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _rewards(
+    graph: nnx.GraphDef,
+    state: nnx.State,
+    head: Float[Array, " D"],
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, " B"],
+) -> Float[Array, " B"]:
+    model = nnx.merge(graph, state)
+    B, T = tokens.shape
+    hidden = model.hidden(tokens, spans.causal(B, T, lengths))
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    return last.astype(jnp.float32) @ head
+
+
+def _refuse_others(config: Mapping[str, object], name: str) -> None:
+    kinds = config.get("architectures")
+    kind = kinds[0] if isinstance(kinds, list) and kinds else None
+    if not isinstance(kind, str) or not kind.endswith(KIND):
+        raise BadInput(
+            f"{name} is a {kind}: a reward model is a …{KIND} with one label, which gives a number "
+            "for a text"
+        )
+    labels = config.get("id2label")
+    count = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)
+    if count != 1:
+        raise BadInput(f"{name} has {count} labels: a reward model has one")
