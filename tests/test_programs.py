@@ -175,13 +175,15 @@ def of_one(folder):
     yield "recipes/export.py", [f"{folder}"], ["not the directory of a run"], 1
     measure = "recipes/measure.py"
     yield measure, ["--tasks=a"], ["give --model="], 2
+    yield measure, ["--num_fewshot=-1"], ["--num_fewshot=-1 must be at least 0"], 2
     yield measure, [f"--model={folder}/nowhere", "--tasks=a"], ["no model folder"], 1
     yield measure, ["--model=a", "--tasks=a", "--limit=x"], ["--limit='x' is not"], 2
     sample = "recipes/sample_pairs.py"
     yield sample, [], ["give --model="], 2
     given = ["--model=a", "--prompts=b", f"--directory={folder}/c"]
     yield sample, given, ["who judges? give one of --judge, --reward_model, --reference"], 1
-    yield sample, [*given, "--judge=a:b", "--answers=1"], ["--answers must be above 1"], 2
+    yield sample, [*given, "--judge=a:b", "--answers=1"], ["--answers=1 must be at least 2"], 2
+    yield sample, [*given, "--temperature=0"], ["--temperature=0 must be at least 0.01"], 2
     yield sample, [*given, "--judge=nothing:b"], ["--judge=nothing:b cannot be found"], 1
     make = "recipes/tiny/make_model.py"
     yield make, [], ["give --folder="], 2

@@ -308,6 +308,9 @@ def _of_absl(error: flags.Error) -> str:
     for reason, kind in kinds.items():
         if wrong := re.fullmatch(rf"flag (--\w+)=(.*): {reason}.*", told):
             return f"{wrong[1]}={wrong[2]!r} is not {kind}"
+    told = re.sub("is not a non-negative (integer|number)", r"is not \1 >= 0", told)
+    if low := re.fullmatch(r"flag (--\w+=.*): .* is not (?:integer|number) >= (.*)", told):
+        return f"{low[1]} must be at least {low[2]}"
     missing = re.fullmatch(r"flag (--\w+)=None: Flag .* must have a value other than None\.", told)
     return f"give {missing[1]}=…" if missing else told.removeprefix("ERROR:: ")
 
