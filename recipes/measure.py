@@ -8,11 +8,15 @@ A model is a folder, a folder of adapters, or a hub id of either. Tasks are the 
 those of the YAML files in --tasks_folder.
 """
 
+from collections.abc import Mapping
+import json
 import os
+from typing import Any
 
 from absl import flags
 import jax
 
+from checkpoints_io import places
 from checkpoints_io.errors import BadInput
 from recipes import harness
 from recipes.training import command
@@ -60,6 +64,11 @@ def measure(
     return found
 
 
+def _kept(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file of results keeps: the figures, and by which versions of which tasks."""
+    return {name: found[name] for name in ("results", "versions", "n-shot", "n-samples")}
+
+
 def main() -> None:
     """Measures what the flags name, and prints the harness's table."""
     given = flags.FLAGS
@@ -70,6 +79,10 @@ def main() -> None:
     )  # fmt: skip
     from lm_eval.utils import make_table
 
+    if given.output:
+        folder, _, name = given.output.rpartition("/")
+        figures = json.dumps({"model": given.model, **_kept(found)}, indent=2, default=str)
+        places.at(folder or ".", "--output").write_whole(name, figures.encode())
     say(f"{given.model} on {jax.default_backend()}\n{make_table(found)}")
 
 
@@ -81,5 +94,6 @@ if __name__ == "__main__":
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the weights.")
     flags.DEFINE_integer("num_fewshot", None, "Examples before each question.", lower_bound=0)
     flags.DEFINE_integer("limit", None, "Questions of each task, at most.", lower_bound=1)
+    flags.DEFINE_string("output", None, "A file for the figures, as JSON.")
     flags.DEFINE_boolean("chat", False, "Ask by the chat template.")
     command.main_without_config(main)

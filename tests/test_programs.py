@@ -28,7 +28,7 @@ MEASURE = (
 BENCHMARKS = [f"benchmarks/{name}.py" for name in MEASURE]
 PROGRAMS = [
     *WITH_CONFIG, "recipes/sft.py", "recipes/score.py", "recipes/export.py", "recipes/report.py",
-    "recipes/measure.py", "recipes/sample_pairs.py",
+    "recipes/measure.py", "recipes/sample_pairs.py", "recipes/pipeline.py",
     "recipes/tiny/make_model.py", "recipes/tiny/make_pairs.py",
     "zoo", *BENCHMARKS,
 ]  # fmt: skip
@@ -178,6 +178,9 @@ def of_one(folder):
     yield measure, ["--num_fewshot=-1"], ["--num_fewshot=-1 must be at least 0"], 2
     yield measure, [f"--model={folder}/nowhere", "--tasks=a"], ["no model folder"], 1
     yield measure, ["--model=a", "--tasks=a", "--limit=x"], ["--limit='x' is not"], 2
+    pipeline = "recipes/pipeline.py"
+    yield pipeline, [], ["give --config="], 2
+    yield pipeline, ["--config=a", f"--directory={folder}"], ["no file --config=a"], 1
     sample = "recipes/sample_pairs.py"
     yield sample, [], ["give --model="], 2
     given = ["--model=a", "--prompts=b", f"--directory={folder}/c"]

@@ -42,6 +42,7 @@ INPUTS = {
         "filesystem", "glob", "isfile", "join", "open", "url_to_fs",
     },
     "recipes/data/run_data.py": {"Path"},  # a tokenizer's folder
+    "recipes/pipelines/steps.py": {"isfile"},  # the steps, and what their flags name
     "recipes/pages/template.py": {"Path"},  # templates of pages
     "recipes/training/command.py": {"which"},  # the python of a line to paste
     "recipes/training/listing.py": {"Path", "read_text", "write_text"},  # the docs
@@ -114,6 +115,7 @@ ROOMS = {
     "recipes.training": {"recipes.data"},
     "recipes.preference": {"recipes.data", "recipes.training"},
     "recipes.pages": {"recipes.data"},
+    "recipes.pipelines": {"recipes.data", "recipes.training"},
     "recipes.own_pairs": {"recipes.data", "recipes.training", "recipes.harness"},
 }
 # What any room may import: how a line gets to the person at the terminal.

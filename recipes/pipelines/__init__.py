@@ -1,0 +1,1 @@
+"""Steps that follow from each other: recipes/pipeline.py."""
