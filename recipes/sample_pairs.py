@@ -48,7 +48,7 @@ from recipes.own_pairs.answers import Drawing
 from recipes.training import command
 from recipes.training.run import say
 import zoo
-from zoo import chat
+from zoo import chat, sampling
 
 
 class Asked(NamedTuple):
@@ -75,7 +75,7 @@ def sample(asked: Asked) -> str:
     """
     name = _judge_of(asked)
     judged_by_user = judges.of_user(asked.judge) if asked.judge else None
-    zoo.sampling.check(asked.how.sampling)
+    sampling.check(asked.how.sampling)
     directory = places.at(asked.directory, "--directory")
     directory.make()
     with directory.alone(otherwise=lambda: _refuse(directory)):
@@ -123,7 +123,7 @@ def _refuse(directory: places.Place) -> None:
 def main() -> None:
     """Makes the pairs that the flags ask for."""
     given = flags.FLAGS
-    drawn = zoo.sampling.Sampling(given.temperature, given.top_k, given.top_p, given.min_p)
+    drawn = sampling.Sampling(given.temperature, given.top_k, given.top_p, given.min_p)
     how = Drawing(given.answers, given.max_new_tokens, drawn, given.seed)
     asked = Asked(
         given.model, given.prompts, given.directory, how, given.judge, given.reward_model,
