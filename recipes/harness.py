@@ -158,7 +158,7 @@ def _example(row: int, context: Sequence[int], continuations: Sequence[Sequence[
 def _of_examples(model: zoo.Model, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
     """Log-probabilities [examples, A] and how many tokens are the likeliest."""
     graph, weights = nnx.split(model)
-    params, mesh = nnx.to_pure_dict(weights), sharding.mesh_of(1, -1, 1)
+    params, mesh = nnx.to_pure_dict(weights), sharding.mesh_under(model.embedding[...])
     alike = zoo.turns_alike_to(model.config.to_hf())
     with jax.set_mesh(mesh):
         shape = shapes.choose(

@@ -22,6 +22,7 @@ from recipes import harness
 from recipes.training import command
 from recipes.training.run import say
 from zoo import chat
+from zoo.parts import sharding
 
 RESAMPLES = 1000  # for standard errors that no formula gives
 
@@ -36,13 +37,17 @@ def measure(
     num_fewshot: int | None = None,
     limit: int | None = None,
     chat_template: bool = False,
+    tensor: int = 1,
 ) -> dict:
     """The harness's results of a model, as it gives them.
+
+    All devices work on it; so many share the weights (`tensor`).
 
     Raises:
       FileNotFoundError, ValueError: there is no such model or task, or the harness is not there.
     """
-    own, words = chat.loaded(model, base, dtype)
+    mesh = sharding.mesh_of(-1, 1, tensor)
+    own, words = chat.loaded(model, base, dtype, mesh)
     asked = harness.model_of(own, words)
     import lm_eval  # an extra, which `model_of` has found
     from lm_eval.tasks import TaskManager
@@ -55,11 +60,12 @@ def measure(
         )
     # Resamples are drawn here: a fork of a process that has jax may hang.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
-    found = lm_eval.simple_evaluate(
-        asked, tasks=list(tasks), task_manager=manager, num_fewshot=num_fewshot, limit=limit,
-        bootstrap_iters=RESAMPLES, apply_chat_template=chat_template,
-        fewshot_as_multiturn=chat_template,
-    )  # fmt: skip
+    with jax.set_mesh(mesh):
+        found = lm_eval.simple_evaluate(
+            asked, tasks=list(tasks), task_manager=manager, num_fewshot=num_fewshot, limit=limit,
+            bootstrap_iters=RESAMPLES, apply_chat_template=chat_template,
+            fewshot_as_multiturn=chat_template,
+        )  # fmt: skip
     assert found is not None
     return found
 
@@ -75,7 +81,7 @@ def main() -> None:
     found = measure(
         given.model, given.tasks, tasks_folder=given.tasks_folder, base=given.base,
         dtype=given.dtype, num_fewshot=given.num_fewshot, limit=given.limit,
-        chat_template=given.chat,
+        chat_template=given.chat, tensor=given.tensor,
     )  # fmt: skip
     from lm_eval.utils import make_table
 
@@ -94,6 +100,7 @@ if __name__ == "__main__":
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the weights.")
     flags.DEFINE_integer("num_fewshot", None, "Examples before each question.", lower_bound=0)
     flags.DEFINE_integer("limit", None, "Questions of each task, at most.", lower_bound=1)
+    flags.DEFINE_integer("tensor", 1, "Devices that share the weights.", lower_bound=1)
     flags.DEFINE_string("output", None, "A file for the figures, as JSON.")
     flags.DEFINE_boolean("chat", False, "Ask by the chat template.")
     command.main_without_config(main)

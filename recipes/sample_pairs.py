@@ -28,6 +28,7 @@ if __name__ == "__main__":  # a wrong flag is answered before the imports below
     flags.DEFINE_string("reference", None, "What the model began from: the implicit reward judges.")
     flags.DEFINE_string("base", None, "The weights under adapters, if not where they say.")
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the weights.")
+    flags.DEFINE_integer("tensor", 1, "Devices that share the weights.", lower_bound=1)
     flags.DEFINE_integer("answers", 4, "To each prompt.", lower_bound=2)
     flags.DEFINE_integer("max_new_tokens", 512, "Of an answer, at most.", lower_bound=1)
     flags.DEFINE_float("temperature", 1.0, "Of the drawing.", lower_bound=0.01)
@@ -39,6 +40,7 @@ if __name__ == "__main__":  # a wrong flag is answered before the imports below
 from typing import NamedTuple
 
 from flax import nnx
+import jax
 
 from checkpoints_io import bits, places
 from checkpoints_io.errors import BadInput, StorageError
@@ -49,6 +51,7 @@ from recipes.training import command
 from recipes.training.run import say
 import zoo
 from zoo import chat, sampling
+from zoo.parts import sharding
 
 
 class Asked(NamedTuple):
@@ -63,6 +66,7 @@ class Asked(NamedTuple):
     reference: str | None = None
     base: str | None = None
     dtype: str | None = None
+    tensor: int = 1  # devices that share the weights
 
 
 def sample(asked: Asked) -> str:
@@ -78,9 +82,10 @@ def sample(asked: Asked) -> str:
     sampling.check(asked.how.sampling)
     directory = places.at(asked.directory, "--directory")
     directory.make()
-    with directory.alone(otherwise=lambda: _refuse(directory)):
+    mesh = sharding.mesh_of(-1, 1, asked.tensor)
+    with directory.alone(otherwise=lambda: _refuse(directory)), jax.set_mesh(mesh):
         say(f"reading {asked.model}")
-        model, words = chat.loaded(asked.model, asked.base, asked.dtype)
+        model, words = chat.loaded(asked.model, asked.base, asked.dtype, mesh)
         room = zoo.longest_text(model.config.to_hf())
         read = prompts.read(asked.prompts, words, room and room - asked.how.most)
         kept.check(directory, _made_with(asked, model))
@@ -92,9 +97,9 @@ def sample(asked: Asked) -> str:
             if judged_by_user:
                 return judged_by_user
             if asked.reward_model:
-                return judges.of_reward_model(asked.reward_model, asked.dtype)
+                return judges.of_reward_model(asked.reward_model, asked.dtype, mesh)
             assert asked.reference
-            reference, _ = chat.loaded(asked.reference, None, asked.dtype)
+            reference, _ = chat.loaded(asked.reference, None, asked.dtype, mesh)
             return judges.of_implicit(model, reference, words)
 
         judges.judge(directory, name, opened)
@@ -127,7 +132,7 @@ def main() -> None:
     how = Drawing(given.answers, given.max_new_tokens, drawn, given.seed)
     asked = Asked(
         given.model, given.prompts, given.directory, how, given.judge, given.reward_model,
-        given.reference, given.base, given.dtype,
+        given.reference, given.base, given.dtype, given.tensor,
     )  # fmt: skip
     say(sample(asked))
 

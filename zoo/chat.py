@@ -26,7 +26,7 @@ import contextlib
 import itertools
 import shutil
 import sys
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 import unicodedata
 
 from checkpoints_io import hf_folder, peft_folder
@@ -35,6 +35,9 @@ from checkpoints_io.unseen import visible
 import zoo
 from zoo.text import tokenizer
 from zoo.text.chat_tokenizer import ChatTokenizer
+
+if TYPE_CHECKING:
+    import jax
 
 Messages = list[dict[str, str]]
 BETWEEN = " │ "  # of two answers
@@ -91,11 +94,13 @@ def opened(path_or_id: str, asked: Asked) -> Voice:
     return Voice(path_or_id, model, words)
 
 
-def loaded(path_or_id: str, base: str | None, dtype: str | None) -> tuple[zoo.Model, ChatTokenizer]:
+def loaded(
+    path_or_id: str, base: str | None, dtype: str | None, mesh: "jax.sharding.Mesh | None" = None
+) -> tuple[zoo.Model, ChatTokenizer]:
     """A model and its tokenizer; a folder of adapters brings the weights that it names.
 
     `base` are those weights, if they are elsewhere. Unless a dtype is given it is float32 on CPUs,
-    and bfloat16 elsewhere.
+    and bfloat16 elsewhere. Without a mesh everything is on the first device.
 
     Raises:
       FileNotFoundError, ValueError: one of them cannot be read.
@@ -108,7 +113,7 @@ def loaded(path_or_id: str, base: str | None, dtype: str | None) -> tuple[zoo.Mo
         raise BadInput(f"--base={base} has no effect: {path_or_id} holds no adapters; leave it out")
     try:
         words = zoo.load_tokenizer(whole)
-        return zoo.load(whole, dtype=dtype_here(dtype), adapter=adapter), words
+        return zoo.load(whole, dtype=dtype_here(dtype), mesh=mesh, adapter=adapter), words
     except NotFound as error:
         if adapter is None or base:
             raise

@@ -21,7 +21,7 @@ from checkpoints_io.errors import BadInput
 from zoo import reading
 from zoo.generate import room_for
 from zoo.models import Model, abstract
-from zoo.parts import spans, token_rows
+from zoo.parts import sharding, spans, token_rows
 
 HEAD = "score.weight"
 KIND = "ForSequenceClassification"
@@ -36,9 +36,13 @@ class RewardModel(NamedTuple):
 
 
 def load(
-    path_or_id: str | os.PathLike[str], dtype: jax.typing.DTypeLike = jnp.float32
+    path_or_id: str | os.PathLike[str],
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> RewardModel:
     """The reward model of a Hugging Face folder or hub id; `dtype` is that of all but the head.
+
+    Without a mesh everything is on the first device.
 
     Raises:
       FileNotFoundError: there is no such folder, repository or file.
@@ -47,12 +51,13 @@ def load(
     folder = hf_folder.look_up(path_or_id)
     _refuse_others(folder.config, str(path_or_id))
     # With a tied head there is no tensor of it to be read.
-    model = abstract({**folder.config, "tie_word_embeddings": True}, dtype)
+    model = abstract({**folder.config, "tie_word_embeddings": True}, dtype, mesh=mesh)
     model.source = folder
     model, beside = reading.with_extra(model, f"^{re.escape(HEAD)}$")
     if HEAD not in beside:
         raise BadInput(f"{path_or_id} has no {HEAD}: a reward model has one, beside its layers")
-    return RewardModel(model, jnp.asarray(beside[HEAD][0]))
+    head = sharding.sharding("D", beside[HEAD][0].shape, sharding.mesh_under(model.embedding[...]))
+    return RewardModel(model, jax.device_put(beside[HEAD][0], head))
 
 
 def rewards(of: RewardModel, texts: Sequence[Sequence[int]]) -> list[float]:

@@ -14,6 +14,8 @@ import sys
 import threading
 from typing import Any
 
+import jax
+
 from checkpoints_io import places
 from checkpoints_io.errors import BadInput, NotFound, RunFailed
 from recipes import harness
@@ -135,13 +137,14 @@ def _of_command(command: str, lines: Sequence[kept.Line]) -> Iterator[Any]:
         process.wait()
 
 
-def of_reward_model(path_or_id: str, dtype: str | None) -> Judge:
+def of_reward_model(path_or_id: str, dtype: str | None, mesh: jax.sharding.Mesh) -> Judge:
     """A model of the zoo's families with one number in place of logits.
 
     Raises:
       FileNotFoundError, ValueError: as `reward.load`.
     """
-    model, words = reward.load(path_or_id, chat.dtype_here(dtype)), zoo.load_tokenizer(path_or_id)
+    words = zoo.load_tokenizer(path_or_id)
+    model = reward.load(path_or_id, chat.dtype_here(dtype), mesh)
 
     def judged(lines: Sequence[kept.Line]) -> Scores:
         for some in _at_once(lines):

@@ -113,6 +113,13 @@ def sizes_of(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, int,
     return sizes[0], sizes[1], sizes[2]
 
 
+def mesh_under(array: jax.Array) -> Mesh:
+    """The mesh that an array is laid out on; of its one device where it is on no mesh."""
+    if isinstance(array.sharding, NamedSharding):
+        return array.sharding.mesh
+    return mesh_of(1, 1, 1, devices=[*array.devices()])
+
+
 def data_shards(mesh: Mesh) -> int:
     """Into how many parts the rows of a batch are split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]

@@ -1,6 +1,7 @@
 """Pairs of one's own: prompts of any layout, answers that a kill does not change, judges, pairs."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -260,14 +261,15 @@ def test_the_judge_of_the_embedded_pairs_prefers_the_chosen_answers():
     assert len(right) == 67
 
 
-def command(folder, **flags):
+def command(folder, environment=None, **flags):
     given = {
         "model": TINY / "model", "prompts": folder / "prompts.jsonl", "directory": folder / "out",
         "judge": "recipes.tiny.judge:manner", "answers": 4, "max_new_tokens": 40, **flags,
     }  # fmt: skip
     words = [f"--{name}={value}" for name, value in given.items() if value is not None]
     program = [sys.executable, "recipes/sample_pairs.py", *words]
-    return subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
+    environment = os.environ | (environment or {})
+    return subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.full
@@ -293,6 +295,24 @@ def test_the_program_says_what_it_made_and_refuses_another_run(tmp_path):
     ):
         refused = command(tmp_path, **flags)
         assert (refused.returncode, told in refused.stderr) == (1, True), refused.stderr
+
+
+@pytest.mark.full
+def test_on_eight_devices_the_answers_are_the_same(tmp_path):
+    """Drawn by rows on four times two devices, and judged there by log-probabilities."""
+    rows = (TINY / "train.jsonl").read_text().splitlines()[:12]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(rows))
+    other = tmp_path / "other"
+    zoo.save(zoo.fresh(TINY / "model", seed=1), other)
+    judged = {"judge": None, "reference": other}
+    assert command(tmp_path, directory=tmp_path / "one", **judged).returncode == 0
+    many = "--xla_force_host_platform_device_count=8"
+    done = command(tmp_path, {"XLA_FLAGS": many}, directory=tmp_path / "many", tensor=2, **judged)
+    assert done.returncode == 0, done.stderr
+    one, eight = (places.at(str(tmp_path / name)) for name in ("one", "many"))
+    assert one.read(answers.FILE) == eight.read(answers.FILE)
+    for a, b in zip(*(kept.lines(place, judges.FILE) for place in (one, eight)), strict=True):
+        np.testing.assert_allclose(*(np.array(x["scores"], float) for x in (a, b)), atol=1e-3)
 
 
 def test_nobody_or_two_judge():
