@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import contextlib
+import json
 import os
 import pathlib
 from typing import Any
@@ -136,6 +137,8 @@ def fresh(
     nnx.replace_by_pure_dict(like, params)
     model = nnx.merge(graph, like)
     model.source = source
+    if source is None and isinstance(config, Mapping):
+        model.described = json.dumps(config)
     return model
 
 
@@ -232,7 +235,8 @@ def save(
                 table, joined = hf_weights.as_in(whole.path, plan)
         hf_export.write(begun, table, weights, others, joined)
         if begun:
-            config = _hf_config_of(model, source.config if source else None, whole is None)
+            said = source.config if source else json.loads(model.described or "null")
+            config = _hf_config_of(model, said, whole is None)
             hf_folder.write_companions(begun, config, source, words, stop_ids, chat_template, card)
             if whole:
                 hf_folder.copy(hf_folder.PROCESSORS, whole.path, begun)

@@ -1,6 +1,7 @@
 """What a user tries first: lists, rows of any lengths, states, weights drawn anew; wrong calls."""
 
 import ast
+import json
 import pathlib
 import subprocess
 import sys
@@ -164,6 +165,12 @@ def test_a_folder_with_weights_drawn_anew_keeps_its_tokenizer(tmp_path):
         assert (tmp_path / "out" / name).read_bytes() == (TINY / "model" / name).read_bytes()
     with pytest.raises(ValueError, match="model_type 'bert'"):
         zoo.fresh({"model_type": "bert"})
+
+
+def test_what_a_config_json_says_besides_is_written_again(tmp_path):
+    said = small_config().to_hf() | {"max_position_embeddings": 96, "pad_token_id": 2}
+    zoo.save(zoo.fresh(said), tmp_path, dtype=jnp.float32)
+    assert json.loads((tmp_path / "config.json").read_text()) == said
 
 
 def weights(model):

@@ -23,6 +23,7 @@ class CausalLM(nnx.Module):
     attention: str | None = None  # one of attention.BACKENDS; unset: the platform's
     remat: str = "full"  # one of stack.REMAT
     source: os.PathLike[str] | None = None  # the hf_folder.Folder it was read from, or another
+    described: str | None = None  # the config.json that it was made from, if not from a folder
     config: Any  # a hf_config.Config
 
     def __init__(self, config: Any, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32):
