@@ -51,8 +51,7 @@ def judge(directory: places.Place, name: str, opened: Callable[[], Judge]) -> No
     left = lines[len(done) :]
     if not left:
         return
-    asked = [line | {"answers": [line["answers"][i] for i in usable(line)]} for line in left]
-    said = iter(opened()(asked))
+    said = iter(opened()([_with_usable(line) for line in left]))
     with kept.adding(directory, FILE, done) as add:
         for line in terminal.bar(left, initial=len(done), total=len(lines)):
             one = next(said, None)
@@ -68,6 +67,12 @@ def usable(line: kept.Line) -> list[int]:
         if finished and text.strip():
             found.setdefault(text, i)
     return [*found.values()]
+
+
+def _with_usable(line: kept.Line) -> kept.Line:
+    """The line, of whose answers there are only those."""
+    some = usable(line)
+    return line | {name: [line[name][i] for i in some] for name in ("answers", "tokens")}
 
 
 def _checked(said: Any, asked: Sequence[int], name: str, row: int) -> dict[int, float]:
@@ -167,9 +172,9 @@ def of_implicit(policy: zoo.Model, reference: zoo.Model, words: ChatTokenizer) -
     def judged(lines: Sequence[kept.Line]) -> Scores:
         for some in _at_once(lines):
             asked = [
-                (words.chat(line["prompt"], tools=line["tools"]), line["tokens"][i])
+                (words.chat(line["prompt"], tools=line["tools"]), ids)
                 for line in some
-                for i in usable(line)
+                for ids in line["tokens"]
             ]
             longest = max(len(before) + len(after) for before, after in asked) + 1
             ours, theirs = (

@@ -228,15 +228,15 @@ def test_a_judge_is_a_command(tmp_path):
         [*judges.of_user("echo hello")(many)]
 
 
-def test_the_implicit_reward_is_a_difference_of_log_probabilities():
+def test_the_implicit_reward_is_a_difference_of_log_probabilities(tmp_path):
     model, words = zoo.load(TINY / "model"), zoo.load_tokenizer(TINY / "model")
     other = zoo.fresh(TINY / "model", seed=1)
     prompt = [user("Name a river.")]
-    ids = [words.encode("Rhine"), words.encode("Nile\n- Thames")]
-    line = a_line(0, ["Rhine", "cut", "Nile"], [True, False, True]) | {"prompt": prompt}
-    line |= {"tokens": [ids[0], [5], ids[1]]}
-    usable = line | {"answers": ["Rhine", "Nile"], "tokens": ids, "finished": [True, True]}
-    (found,) = judges.of_implicit(model, other, words)([usable])
+    ids = [words.encode("Rhine"), [5], words.encode("Nile\n- Thames")]
+    line = a_line(0, ["Rhine", "cut", "Nile"], [True, False, True])
+    directory = with_answers(tmp_path, [line | {"prompt": prompt, "tokens": ids}])
+    judges.judge(directory, "theirs", lambda: judges.of_implicit(model, other, words))
+    (found,) = kept.lines(directory, judges.FILE)
 
     def logp(of, after):
         text = [*words.chat(prompt), *after]
@@ -244,10 +244,11 @@ def test_the_implicit_reward_is_a_difference_of_log_probabilities():
         logps = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         return sum(logps[i - 1, text[i]] for i in range(len(text) - len(after), len(text)))
 
-    expected = [logp(model, after) - logp(other, after) for after in ids]
-    np.testing.assert_allclose(found, expected, atol=1e-4)
-    same = next(iter(judges.of_implicit(model, model, words)([usable])))
-    assert same == [0.0, 0.0]
+    expected = [logp(model, ids[i]) - logp(other, ids[i]) for i in (0, 2)]
+    assert found["scores"][1] is None
+    np.testing.assert_allclose([found["scores"][i] for i in (0, 2)], expected, atol=1e-4)
+    same = judges.of_implicit(model, model, words)([line | {"prompt": prompt, "tokens": ids}])
+    assert [*same] == [[0.0, 0.0, 0.0]]
 
 
 def test_the_judge_of_the_embedded_pairs_prefers_the_chosen_answers():
