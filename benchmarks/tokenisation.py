@@ -31,6 +31,7 @@ import transformers
 
 from checkpoints_io import places
 from recipes.data.chats import chat, columns, layouts, trial
+from recipes.data.chats.pair import Pair
 from recipes.data.ids import encode_rows, pair_ids, parallel
 from recipes.data.ids.pair_ids import PairIds
 from recipes.data.packed import packing, streams
@@ -98,7 +99,7 @@ def main() -> None:
         print(f"{name:<40}{told}")
 
 
-def encoded(pair: layouts.Pair, own: tokenizer.Tokenizer, talk: chat.Chat) -> PairIds:
+def encoded(pair: Pair, own: tokenizer.Tokenizer, talk: chat.Chat) -> PairIds:
     """As the recipe does it."""
     return pair_ids.encode(pair, own, talk, row=0, max_length=10**6, over_length="drop")
 

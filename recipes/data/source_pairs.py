@@ -109,7 +109,7 @@ def _is_pair(
     """
     try:
         pair = layouts.LAYOUTS[layout].read(named)
-        heard = layouts.asked(pair)
+        heard = pair.asked
     except ValueError:
         pair, heard = None, ""
     if pair or layout == columns.PLAIN:

@@ -22,6 +22,7 @@ import pytest
 import transformers
 
 from recipes.data.chats import columns, layouts, trial
+from recipes.data.chats.pair import Pair
 from recipes.data.ids import pair_ids
 from zoo.text import tokenizer
 
@@ -172,7 +173,7 @@ def plain(shared, ending, stride):
     found = collections.Counter()
     for row in rows(shared, "polite")[::stride]:
         asked = "\n".join(part for part in (row["instruction"], row["input"]) if part)
-        pair = layouts.Pair(asked + ending, row["chosen"], row["rejected"])
+        pair = Pair(asked + ending, row["chosen"], row["rejected"])
         found[compared(pair, own, None, other, as_trl_plain)] += 1
     return found
 

@@ -115,8 +115,9 @@ def sizes_of(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, int,
 
 def mesh_under(array: jax.Array) -> Mesh:
     """The mesh that an array is laid out on; of its one device where it is on no mesh."""
-    if isinstance(array.sharding, NamedSharding):
-        return array.sharding.mesh
+    mesh = getattr(array.sharding, "mesh", None)
+    if isinstance(mesh, Mesh):
+        return mesh
     return mesh_of(1, 1, 1, devices=[*array.devices()])
 
 

@@ -9,8 +9,8 @@ import jinja2
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import dialect
 from recipes.data.chats.dialect import Dialect
-from recipes.data.chats.layouts import Pair
 from recipes.data.chats.messages import Turns
+from recipes.data.chats.pair import Pair
 from zoo.text import template, tokenizer
 from zoo.text.template import Span
 from zoo.text.tokenizer import Tokenizer

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import left_out
 from recipes.data.chats.chat import Chat, shared_start, write
-from recipes.data.chats.layouts import Pair
 from recipes.data.chats.messages import Message, Turns
+from recipes.data.chats.pair import Pair
 from zoo.text.template import Span
 
 BLANK = {"role": "assistant", "content": ""}

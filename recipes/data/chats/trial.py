@@ -6,8 +6,8 @@ from checkpoints_io.errors import BadInput
 from recipes.data.chats import dialect
 from recipes.data.chats.chat import Chat, given_of, run, shared_start, write
 from recipes.data.chats.dialect import Dialect
-from recipes.data.chats.layouts import Pair
 from recipes.data.chats.messages import Turns
+from recipes.data.chats.pair import Pair
 from recipes.data.chats.rendering import render
 from zoo.text import template
 from zoo.text.tokenizer import Tokenizer

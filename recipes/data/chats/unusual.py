@@ -3,8 +3,8 @@
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import conversation
 from recipes.data.chats.chat import Chat
-from recipes.data.chats.layouts import Pair
 from recipes.data.chats.messages import Turns
+from recipes.data.chats.pair import Pair
 from recipes.data.chats.rendering import Rendered
 
 # What other templates, or none, write around turns: in words that a template is given, a mistake.

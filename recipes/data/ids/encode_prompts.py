@@ -7,7 +7,7 @@ from typing import Any
 
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import chat, messages
-from recipes.data.chats.layouts import Pair
+from recipes.data.chats.pair import Pair
 from recipes.data.ids import encode_rows
 from recipes.data.ids.encode_rows import How
 from zoo.text.tokenizer import Tokenizer

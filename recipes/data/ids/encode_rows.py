@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from checkpoints_io.errors import BadInput
-from recipes.data.chats import chat, columns, layouts, messages, trial
-from recipes.data.chats.layouts import Pair
+from recipes.data.chats import chat, columns, forming, layouts, messages, trial
+from recipes.data.chats.pair import Pair
 from recipes.data.ids import counts, pair_ids, shards
 from recipes.data.ids.shards import Shard
 from recipes.data.rows.records import Row
@@ -88,13 +88,13 @@ def encode(
                 named = columns.renamed(row.fields, names, single=source.single)
                 pair = layouts.read(source.layout or "", named, how.answers)
                 if source.guessed:
-                    columns.check_question(named, layouts.asked(pair), source.layout or "")
+                    columns.check_question(named, pair.asked, source.layout or "")
                     columns.check_tools(named, source.layout or "")
                 if source.single:
                     known = {"labelled": source.labelled, "named": "label" in names}
-                    layouts.check_label(named, pair, **known)
+                    forming.check_label(named, pair, **known)
                 else:
-                    pair = pair._replace(worth=layouts.worth(row.fields, names))
+                    pair = pair._replace(worth=forming.worth(row.fields, names))
                 reasons = told.dropped
                 found = pair_ids.encode(
                     pair, own, talk, row=number,

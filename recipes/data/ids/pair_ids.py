@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from checkpoints_io.errors import BadInput
-from recipes.data.chats import chat, layouts, rendering, unusual
-from recipes.data.chats.layouts import Pair, Worth
+from recipes.data.chats import chat, rendering, unusual
+from recipes.data.chats.pair import Pair, Worth
 from zoo.text.tokenizer import Tokenizer
 
 
@@ -170,9 +170,9 @@ def encode(
     ratings = pair.ratings if pair.ratings and np.isfinite(pair.ratings).all() else None
     notes = {
         "moved": moved,
-        "empty_turn": layouts.has_empty_turn(pair),
-        "no_user_turn": layouts.shares_no_user_turn(pair),
-        "special": any(map(tokenizer.specials.search, layouts.texts(pair))),
+        "empty_turn": pair.has_empty_turn,
+        "no_user_turn": pair.shares_no_user_turn,
+        "special": any(map(tokenizer.specials.search, pair.texts)),
         "other_format": unusual.of_another_format(pair),
         "asks_again": unusual.asks_again(pair),
         "ignored": chat.ignores(pair, template),

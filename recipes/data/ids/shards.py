@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 import safetensors.numpy
 
-from recipes.data.chats.layouts import Worth
+from recipes.data.chats.pair import Worth
 from recipes.data.ids import counts as counts_io
 from recipes.data.ids.counts import Counts
 from recipes.data.ids.pair_ids import Answer, AnswerIds, Encoded, ListIds, PairIds

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from recipes.data.chats import chat, rendering, trial
-from recipes.data.chats.layouts import Pair
+from recipes.data.chats.pair import Pair
 from recipes.training import settings
 from tests.conftest import TINY
 from zoo.text import tokenizer

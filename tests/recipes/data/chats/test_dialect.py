@@ -11,7 +11,7 @@ import pytest
 
 from recipes.data.chats import chat, dialect, left_out, rendering, trial
 from recipes.data.chats.dialect import Dialect
-from recipes.data.chats.layouts import Pair
+from recipes.data.chats.pair import Pair
 from recipes.data.ids import pair_ids
 from tests.conftest import TINY
 from zoo.text import tokenizer

@@ -8,8 +8,9 @@ import math
 from hypothesis import given, settings, strategies
 import pytest
 
-from recipes.data.chats import columns, layouts, messages
-from recipes.data.chats.layouts import LAYOUTS, Pair
+from recipes.data.chats import columns, forming, layouts, messages
+from recipes.data.chats.layouts import LAYOUTS
+from recipes.data.chats.pair import Pair
 
 
 def user(content):
@@ -524,16 +525,16 @@ def test_shared_assistant_turns_are_prompt_and_later_user_turns_answer():
     assert pair.prompt == head
     assert pair.chosen == [assistant("d"), user("e"), assistant("f")]
     assert pair.rejected == [assistant("x")]
-    assert not layouts.shares_no_user_turn(pair)
+    assert not pair.shares_no_user_turn
 
 
 def test_conversations_that_share_nothing_are_pairs_and_said_to_be():
     row = {"chosen": [user("a"), assistant("b")], "rejected": [user("c"), assistant("d")]}
     pair = read(row)
     assert pair.prompt == []
-    assert layouts.shares_no_user_turn(pair)
+    assert pair.shares_no_user_turn
     only = {key: [system("s"), *turns] for key, turns in row.items()}
-    assert layouts.shares_no_user_turn(read(only))
+    assert read(only).shares_no_user_turn
 
 
 def test_text_in_typed_parts():
@@ -605,7 +606,7 @@ def test_tool_calls_and_thoughts_stay_with_their_message():
     thought = dict.fromkeys(("reasoning_content", "thinking", "reasoning"), "It is dry.")
     assert pair.chosen == [assistant("No.") | thought]
     assert pair.rejected == [assistant("Yes.")]
-    assert not layouts.has_empty_turn(pair)
+    assert not pair.has_empty_turn
 
 
 def test_function_calls_as_sharegpt_has_them():
@@ -727,14 +728,14 @@ def test_every_layout_reads_its_example_and_leaves_it_as_it_was(layout):
     pair = LAYOUTS[layout].read(named)
     assert (row, named) == (EXAMPLES[layout], before)
     assert isinstance(pair.prompt, str) == (layout in layouts.PLAIN)
-    assert [*layouts.texts(pair)]
-    assert not layouts.has_empty_turn(pair)
+    assert [*pair.texts]
+    assert not pair.has_empty_turn
     assert named.keys() & LAYOUTS[layout].columns
 
 
 MAY_LACK = {
-    "history", "context", "answers", "responses", "rejected_messages", *layouts.BESIDES,
-    *layouts.RATINGS,
+    "history", "context", "answers", "responses", "rejected_messages", *forming.BESIDES,
+    *forming.RATINGS,
 }  # fmt: skip
 
 
@@ -867,11 +868,11 @@ def test_a_malformed_row_is_a_sentence(layout, row, sentence):
 
 
 def test_turns_that_say_nothing_are_seen():
-    assert layouts.has_empty_turn(read(STRINGS | {"rejected": ""}))
-    assert layouts.has_empty_turn(read(STRINGS | {"prompt": " \n"}))
-    assert layouts.has_empty_turn(read(HH | {"rejected": "\n\nHuman: Hello\n\nAssistant:"}))
-    assert layouts.has_empty_turn(layouts.plain_text(STRINGS | {"chosen": " "}))
-    assert not layouts.has_empty_turn(read(STRINGS))
+    assert read(STRINGS | {"rejected": ""}).has_empty_turn
+    assert read(STRINGS | {"prompt": " \n"}).has_empty_turn
+    assert read(HH | {"rejected": "\n\nHuman: Hello\n\nAssistant:"}).has_empty_turn
+    assert layouts.plain_text(STRINGS | {"chosen": " "}).has_empty_turn
+    assert not read(STRINGS).has_empty_turn
 
 
 NAMES = [
@@ -913,16 +914,15 @@ def read_by_all(example, row, called):
     for name, layout in LAYOUTS.items():
         try:
             pair = layout.read(named)
-            columns.check_question(named, layouts.asked(pair), name)
+            columns.check_question(named, pair.asked, name)
         except ValueError as error:
             assert 0 < len(str(error)) < 600
             continue
         assert pair.chosen != pair.rejected
-        for text in layouts.texts(pair):
+        for text in pair.texts:
             text.encode()
         json.dumps([pair.tools, pair.template_kwargs])
-        layouts.has_empty_turn(pair)
-        layouts.shares_no_user_turn(pair)
+        assert {pair.has_empty_turn, pair.shares_no_user_turn} <= {True, False}
     assert repr(row) == before
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from recipes.data.chats import layouts, rendering, trial, unusual
-from recipes.data.chats.layouts import Pair
+from recipes.data.chats.pair import Pair
 from recipes.data.ids import pair_ids
 from tests.conftest import TINY
 from zoo.text import tokenizer

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from recipes.data.chats import chat, layouts, rendering, trial
-from recipes.data.chats.layouts import Pair
+from recipes.data.chats.pair import Pair
 from recipes.data.ids import pair_ids
 from recipes.data.packed import packing, streams
 from recipes.data.packed.packing import Shape

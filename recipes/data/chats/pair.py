@@ -1,0 +1,72 @@
+"""A prompt and its answers, as messages or as plain text: what a row of any layout becomes."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from recipes.data.chats import messages
+from recipes.data.chats.messages import Turns
+
+
+class Worth(NamedTuple):
+    """How the loss takes a pair, by the data."""
+
+    weight: float = 1.0  # its loss is multiplied by it
+    margin: float = 0.0  # by how much the chosen reward must exceed the rejected one, in nats
+
+
+class Pair(NamedTuple):
+    """Two answers to one prompt, of which `chosen` was preferred; or `chosen` is the only one.
+
+    Or a list of more, from the best to the worst. All are lists of messages, to be rendered by a
+    chat template, or all are plain text.
+    """
+
+    prompt: Turns | str
+    chosen: Turns | str
+    rejected: Turns | str | None
+    tools: list | None = None  # tools, as the template is given them
+
+    template_kwargs: dict[str, object] = {}  # noqa: RUF012, never changed
+    ratings: tuple[float, ...] | None = None  # of each answer; of one alone 1: wanted, 0: unwanted
+    prefill: str = ""  # the end of the prompt, with which all answers begin
+    more: tuple[Turns | str, ...] = ()  # of a list: those that are no better than `rejected`
+    ranks: tuple[int, ...] | None = None  # of a list: of each, 0 the best; equal ones are no pair
+    notes: tuple[str, ...] = ()  # on its ranks: `pair_ids.NOTES` says what they mean
+    worth: Worth = Worth()
+
+    @property
+    def answers(self) -> tuple[Turns | str, ...]:
+        """Chosen, rejected and the others of a list, or the one there is."""
+        return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected, *self.more)
+
+    @property
+    def asked(self) -> str:
+        """Everything in a pair that the assistant did not say."""
+        if isinstance(self.prompt, str) or isinstance(self.chosen, str):
+            return str(self.prompt)
+        said = [*self.prompt, *self.chosen]
+        return "\n".join(m["content"] for m in said if m["role"] != "assistant")
+
+    @property
+    def has_empty_turn(self) -> bool:
+        """Is a turn, or a plain answer, empty?"""
+        if isinstance(self.prompt, str):
+            return any(isinstance(answer, str) and not answer.strip() for answer in self.answers)
+        turns = (turn for part in (self.prompt, *self.answers) for turn in part)
+        return any(not isinstance(turn, str) and messages.is_blank(turn) for turn in turns)
+
+    @property
+    def shares_no_user_turn(self) -> bool:
+        """Do the two conversations differ before anything was asked?"""
+        if isinstance(self.prompt, str):
+            return False
+        return all(turn["role"] != "user" for turn in self.prompt)
+
+    @property
+    def texts(self) -> Iterable[str]:
+        """All texts in it."""
+        for part in (self.prompt, *self.answers):
+            if isinstance(part, str):
+                yield part
+            else:
+                yield from (message["content"] for message in part)
