@@ -149,7 +149,11 @@ def test_a_program_that_writes_nothing_needs_no_directory(tmp_path):
         (["--config.train_data=recipes/tiny/other.jsonl"],
          {"heldout": "recipes/tiny/heldout.jsonl"}, None),
         (["--config.train_data=my.jsonl", "--config.validation.mine=a.jsonl"],
-         {"heldout": "recipes/tiny/heldout.jsonl", "mine": "a.jsonl"}, None),
+         {"mine": "a.jsonl"}, None),
+        (["--config.train_data=my.jsonl",
+          "--config.validation.heldout=recipes/tiny/heldout.jsonl"],
+         {"heldout": "recipes/tiny/heldout.jsonl"}, None),
+        (["--config.train_data=my.jsonl", "--config.validation_split_fraction=0.2"], {}, 0.2),
         (["--config.train_data=my.jsonl", "--config.validation_split_fraction=0.2",
           "--config.validation=None"], None, 0.2),
         (["--config.beta=1"], {"heldout": "recipes/tiny/heldout.jsonl"}, None),
@@ -160,9 +164,10 @@ def test_held_out_data_stays_with_the_data_it_is_of(flags, held_out, split):
     given = command._read(settings.DPO, ["", TINY_CONFIG, *flags], writes=True)
     values = checks.checked(given.config, settings.ALL)
     assert (values["validation"], values["validation_split_fraction"]) == (held_out, split)
-    assert bool(given.note) == (held_out == {})
+    assert bool(given.note) == (held_out in ({}, {"mine": "a.jsonl"}))
     if given.note:
-        assert "(heldout) is not of it and is left out; 10% of the prompts are" in given.note
+        assert "(heldout) is not of it and is left out" in given.note
+        assert (f"; {split or 0:.0%} of the prompts are held out" in given.note) == bool(split)
     elsewhere = command._read(
         settings.DPO,
         ["", "--config=recipes/configs/llama8b.py", "--config.directory=a", *flags], writes=True,

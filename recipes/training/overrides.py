@@ -95,19 +95,23 @@ def left_behind(given: Opened) -> list[str]:
     """Held-out files that stay with the config's own data, where a flag names other data.
 
     They are those beside the file that the config trains on, in one folder, unless the data that
-    the flag names is there too, or a flag speaks of held-out data.
+    the flag names is there too, or a flag names that set, or all of them.
     """
     named = {change.name: change.text for change in given.changes}
     own, other = given.config.get("train_data"), named.get("train_data")
     sets = given.config.get("validation") or {}
-    spoken = any(name.split(".")[0].startswith("validation") for name in named)
-    if spoken or not isinstance(own, str) or not other or other.lstrip().startswith("{"):
+    if (
+        "validation" in named
+        or not isinstance(own, str)
+        or not other
+        or other.lstrip().startswith("{")
+    ):
         return []
     folder = own.rpartition("/")[0]
     if "/" not in own or other.rpartition("/")[0] == folder:
         return []
     within = lambda path: isinstance(path, str) and path.rpartition("/")[0] == folder
-    return [name for name, one in sets.items() if within(one)]
+    return [name for name, x in sets.items() if within(x) and f"validation.{name}" not in named]
 
 
 def leave(config: ml_collections.ConfigDict, sets: list[str]) -> None:
