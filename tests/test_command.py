@@ -287,7 +287,7 @@ def imports_of(program, *arguments):
         ([TINY_CONFIG, "--config.beta=0"], "beta must be above 0"),
         ([TINY_CONFIG, "--config.remat=most"], "remat='most' is none of full"),
         ([TINY_CONFIG, "--learning_rate=1"], "write --config.learning_rate=1"),
-        ([], "give a config"),
+        (["--config.beta=1"], "give a config"),
     ],
     ids=["name", "value", "choice", "flag", "none"],
 )

@@ -65,7 +65,7 @@ def of_configs(folder):
     file = folder / "file"
     file.write_text("")
     return [
-        ([], ["--config=recipes/configs/tiny.py"], 2),
+        (["--config.beta=1"], ["give a config", "--config=recipes/configs/tiny.py"], 2),
         (["recipes/configs/tiny.py"], ["write --config=recipes/configs/tiny.py"], 2),
         (["--config=recipes/configs/nothing.py"], ["nothing.py"], 2),
         (["--config=recipes"], ["no config file 'recipes'"], 2),
@@ -133,6 +133,8 @@ def of_one(folder):
         }.items():
             yield program, [*here, f"--config.train_data={data}"], [told], 1
             yield program, [*here, f"--config.validation.more={data}"], [told], 1
+    for program in ("recipes/forecast.py", "recipes.data"):
+        yield program, [], ["--config=recipes/configs/tiny.py"], 2
     bare = f"--config.initialize_from_hf={folder}/bare"
     yield "recipes/dpo.py", [*here, bare], ["bare"], 1
     yield "recipes/dpo.py", [*here, "--config.directory=file:///a/run"], ["a path of this"], 1

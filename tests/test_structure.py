@@ -48,6 +48,7 @@ INPUTS = {
     "recipes/training/listing.py": {"Path", "read_text", "write_text"},  # the docs
     "recipes/training/overrides.py": {"Path", "is_file"},  # the config file
     "recipes/training/terminal.py": {"open"},  # /dev/null
+    "recipes/tiny/__init__.py": {"dirname", "exists", "join"},  # where it is
     "recipes/tiny/make_model.py": {  # the model that is shipped
         "Path", "TemporaryDirectory", "copytree", "mkdir", "read_text", "write_text",
     },

@@ -9,6 +9,8 @@ tight bounds.
 import ml_collections
 from ml_collections import config_dict
 
+from recipes import tiny
+
 
 def get_config() -> ml_collections.ConfigDict:
     """Every setting of a run that trains the weights; those of adapters are in docs/adapters.md."""
@@ -20,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0
 
     # Models: folders or hub ids (owner/name@revision). Their config.json decides the architecture.
-    config.initialize_from_hf = "recipes/tiny/model"
+    config.initialize_from_hf = tiny.path("model")
     config.reference_model_path = config_dict.placeholder(str)  # unset: initialize_from_hf
     config.reference_is_hf = True  # False: reference_model_path is the directory of a run
     config.reference_mode = "resident"  # stays in memory; cached: computed once, then freed
@@ -30,9 +32,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Data: files (a path, gs://, s3://, * for several), or a hub dataset
     # (owner/name:subset:split@revision). Several: dict(name=dict(path="…", weight=2.0), …).
-    config.train_data = "recipes/tiny/train.jsonl"
+    config.train_data = tiny.path("train.jsonl")
     config.validation_split_fraction = config_dict.placeholder(float)  # of the prompts; unset: none
-    config.validation = dict(heldout="recipes/tiny/heldout.jsonl")  # name="file or hub dataset"
+    config.validation = dict(heldout=tiny.path("heldout.jsonl"))  # name="file or hub dataset"
     config.data = dict(
         layout=config_dict.placeholder(str),  # unset: recognised from the columns
         columns=dict(),  # our name="its name", where a dataset has other names

@@ -7,6 +7,8 @@ Needs no network. What is not named here has the default of `python recipes/sft.
 
 import ml_collections
 
+from recipes import tiny
+
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings that this run is about."""
@@ -15,9 +17,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.directory = "runs/tiny_sft"
     config.seed = 0
 
-    config.initialize_from_hf = "recipes/tiny/model"
-    config.train_data = "recipes/tiny/train.jsonl"
-    config.validation = dict(heldout="recipes/tiny/heldout.jsonl")
+    config.initialize_from_hf = tiny.path("model")
+    config.train_data = tiny.path("train.jsonl")
+    config.validation = dict(heldout=tiny.path("heldout.jsonl"))
     config.data = dict(columns=dict(messages="chosen"))  # of pairs, the chosen conversation
     config.train_seq_len = 256  # tokens of a prompt and its answer
 

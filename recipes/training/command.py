@@ -27,13 +27,13 @@ from checkpoints_io import errors
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import messages
 from recipes.training import checks, listing, nearest, overrides, terminal
-from recipes.training.settings import DPO, Groups, Table, recipe_of, table_of
+from recipes.training.settings import DPO, Groups, Table, recipe_of, table_of, trains
 
 MORE_TO_DO = os.EX_TEMPFAIL  # 75
 HELP = ("--help", "-h", "-help", "--helpfull", "--helpshort")
 # What `answer` has read is kept for `main`: a config file is a program, which runs once.
 _answered: list["Given"] = []
-# The words that started the program, for `again`.
+# The program as a shell is told it, and the words that started it, for `again`.
 _started: list[str] = []
 
 
@@ -51,9 +51,11 @@ def answer(groups: Groups | None, *, writes: bool = True) -> None:
 
     It takes `--config=FILE --config.NAME=VALUE …`, with the settings of the groups; of None, with
     those of the recipe that the config is for. A program that `writes` nothing needs no directory.
+    One that trains, without a word, runs the small config that is shipped.
     """
     terminal.hold()
     _leave_when_asked()
+    _take_the_shipped(groups, writes)
     _answered.append(_read(groups, sys.argv, writes=writes))
 
 
@@ -72,7 +74,10 @@ def main(
     """
     terminal.hold()
     _leave_when_asked()
-    _started[:] = sys.argv
+    _take_the_shipped(groups, writes)
+    module = sys.modules["__main__"].__spec__  # as Python's -m has it
+    begun = f"-m {module.name}" if module else shlex.quote(sys.argv[0])
+    _started[:] = [begun, *sys.argv[1:]]
     given: list[Given] = []
 
     def parsed(argv: list[str]) -> list[str]:
@@ -99,7 +104,7 @@ def again(others: Mapping[str, str]) -> str:
                 next(words, None)
             continue
         kept.append(shlex.quote(word))
-    begun = [python(), shlex.quote(_started[0])] if _started else []
+    begun = [python(), _started[0]] if _started else []
     return " ".join([*begun, *kept, *flags_of])
 
 
@@ -120,6 +125,14 @@ def main_with_words(program: Callable[[list[str]], None]) -> None:
     terminal.hold()
     parsed = lambda argv: _parsed(argv, {}, lambda argv: argv, lambda: "", words=True)
     app.run(lambda argv: _in_sentences(lambda: program(argv[1:]), []), flags_parser=parsed)
+
+
+def _take_the_shipped(groups: Groups | None, writes: bool) -> None:
+    """Gives a bare command that trains the small config that is shipped, and says so."""
+    if len(sys.argv) == 1 and groups and writes and trains(table_of(groups)):
+        shipped = checks.example(table_of(groups))
+        terminal.write(f"no --config is given: this is the small run of --config={shipped}")
+        sys.argv.append(f"--config={shipped}")
 
 
 def _read(groups: Groups | None, argv: list[str], *, writes: bool) -> Given:

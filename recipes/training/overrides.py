@@ -21,6 +21,7 @@ from recipes.training.nearest import did_you_mean
 from recipes.training.settings import CHOSEN_NAME, KIND_NAMES, Table, may_be_unset, unread
 
 FLAG = re.compile(r"--?(no)?config(?:\.([^=]*))?(?:=(.*))?", re.DOTALL)
+INSTALLED = pathlib.Path(__file__).parents[2]  # where `recipes` is
 SPLIT = 0.1  # of the prompts, held out where the config's own held-out data does not fit
 UNSET = ("None", "none", "null")
 BOOLS = dict.fromkeys(("true", "t", "1", "yes"), True)
@@ -148,9 +149,11 @@ def _sorted(argv: list[str]) -> tuple[str | None, list[Change], list[str]]:
 
 
 def _loaded(path: str) -> ml_collections.ConfigDict:
-    file, *argument = path.split(":", 1)
+    named, *argument = path.split(":", 1)
+    shipped = named.startswith("recipes/configs/") and not pathlib.Path(named).is_file()
+    file = str(INSTALLED / named) if shipped else named  # far from a clone
     if not pathlib.Path(file).is_file():
-        raise BadInput(f"there is no config file {file!r}")
+        raise BadInput(f"there is no config file {named!r}")
     try:
         get_config = runpy.run_path(file).get("get_config")
         config = get_config(*argument) if get_config else None
