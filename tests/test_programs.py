@@ -28,7 +28,7 @@ MEASURE = (
 BENCHMARKS = [f"benchmarks/{name}.py" for name in MEASURE]
 PROGRAMS = [
     *WITH_CONFIG, "recipes/sft.py", "recipes/score.py", "recipes/export.py", "recipes/report.py",
-    "recipes/measure.py", "recipes/sample_pairs.py", "recipes/pipeline.py",
+    "recipes/measure.py", "recipes/sample_pairs.py", "recipes/pipeline.py", "recipes/translate.py",
     "recipes/tiny/make_model.py", "recipes/tiny/make_pairs.py",
     "zoo", *BENCHMARKS,
 ]  # fmt: skip
@@ -37,7 +37,7 @@ PROGRAMS = [
 PEERS = {"benchmarks/peer_trl.py", "benchmarks/peer_tunix.py", "benchmarks/vllm_serves.py"}
 OTHERS = [
     "benchmarks/models.py", "benchmarks/peak.py", "benchmarks/where.py",
-    "recipes/training/listing.py",
+    "recipes/training/listing.py", "recipes/peers/listing.py",
 ]  # fmt: skip
 
 
@@ -175,6 +175,12 @@ def of_one(folder):
     yield "recipes/export.py", [f"{folder}", "more"], ["of one run, not ", " more"], 1
     yield "recipes/export.py", [f"{folder}", "--step=x"], ["--step='x' is not a whole number"], 2
     yield "recipes/export.py", [f"{folder}"], ["not the directory of a run"], 1
+    translate = "recipes/translate.py"
+    yield translate, [], ["give one file: python -m recipes.translate"], 1
+    yield translate, ["nothing.yaml"], ["there is no file nothing.yaml"], 1
+    yield translate, [f"{folder}/rows.txt"], ["rows.txt is not a file of settings"], 1
+    yield translate, ["a.yaml", "--devices=0"], ["--devices must be above 0"], 1
+    yield translate, ["a.yaml", "--out=b.py"], ["there is no flag --out"], 2
     measure = "recipes/measure.py"
     yield measure, ["--tasks=a"], ["give --model="], 2
     yield measure, ["--num_fewshot=-1"], ["--num_fewshot=-1 must be at least 0"], 2

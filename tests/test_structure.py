@@ -44,6 +44,9 @@ INPUTS = {
     "recipes/data/run_data.py": {"Path"},  # a tokenizer's folder
     "recipes/pipelines/steps.py": {"isfile"},  # the steps, and what their flags name
     "recipes/pages/template.py": {"Path"},  # templates of pages
+    "recipes/peers/listing.py": {"Path", "read_text", "write_text"},  # the docs
+    "recipes/peers/llama_factory.py": {"Path", "is_file", "read_text"},  # what data is called there
+    "recipes/translate.py": {"Path", "is_dir", "is_file", "read_text", "write_text"},  # a config
     "recipes/training/command.py": {"which"},  # the python of a line to paste
     "recipes/training/listing.py": {"Path", "read_text", "write_text"},  # the docs
     "recipes/training/overrides.py": {"Path", "is_file"},  # the config file
@@ -118,6 +121,7 @@ ROOMS = {
     "recipes.pages": {"recipes.data"},
     "recipes.pipelines": {"recipes.data", "recipes.training"},
     "recipes.own_pairs": {"recipes.data", "recipes.training", "recipes.harness"},
+    "recipes.peers": {"recipes.training"},
 }
 # What any room may import: how a line gets to the person at the terminal.
 ANYWHERE = {"recipes.training.terminal"}

@@ -1,0 +1,23 @@
+"""What the settings of other trainers are here: a table for each, and a config made of a file."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from recipes.peers.axolotl import AXOLOTL
+from recipes.peers.levanter import LEVANTER
+from recipes.peers.llama_factory import LLAMA_FACTORY
+from recipes.peers.rows import Source
+from recipes.peers.trl import TRL
+
+SOURCES = (TRL, AXOLOTL, LLAMA_FACTORY, LEVANTER)
+
+
+def recognised(file: Mapping[str, Any]) -> Source | None:
+    """The trainer whose file this is, by what such files always name."""
+    if isinstance(file.get("trainer"), Mapping) or isinstance(file.get("optimizer"), Mapping):
+        return LEVANTER
+    if "base_model" in file:
+        return AXOLOTL
+    if {"stage", "finetuning_type", "pref_beta"}.intersection(file):
+        return LLAMA_FACTORY
+    return TRL if "model_name_or_path" in file else None

@@ -1,0 +1,155 @@
+"""How a file of another trainer is read: a row for each of its settings."""
+
+from collections.abc import Callable, Iterable, Mapping
+import fnmatch
+from typing import Any, NamedTuple
+
+from recipes.training.settings import ALL
+
+Values = Mapping[str, Any]
+
+
+class Lacks(Exception):
+    """A value that has no counterpart; the text is why, or what to do."""
+
+
+class Row(NamedTuple):
+    """A setting of another trainer."""
+
+    ours: str = ""  # the setting here, or several ("a, b"); empty: there is none
+    says: str = ""  # how they go together; without a setting here why, and what to do
+    turn: Callable[[Any], object] | None = None  # its value -> ours; None: `Source.made` reads it
+    differs: bool = False  # what it says is to be known by whoever is given the config
+    idle: bool = False  # there is none, and none is missed
+
+
+class Given(NamedTuple):
+    """A file of another trainer, flat: `trainer.mp` is mp of the group trainer."""
+
+    values: Values  # with the defaults of what it does not name
+    named: frozenset[str]  # what it names
+    devices: int
+    notes: "Notes"
+
+
+class Notes(NamedTuple):
+    """What is told about settings, each as its name and a sentence."""
+
+    differs: list[tuple[str, str]]
+    lacking: list[tuple[str, str]]
+    idle: list[tuple[str, str]]
+
+
+class Source(NamedTuple):
+    """A trainer."""
+
+    name: str
+    command: str  # that takes such a file
+    rows: Mapping[str, Row]  # by its names; one with * stands for several
+    defaults: Values  # what it takes for settings that a file does not name, where that matters
+    made: Callable[[Given], dict[str, object]]  # settings here that are made of several there
+
+
+class Translated(NamedTuple):
+    """What a file says, in settings of this project."""
+
+    settings: dict[str, object]
+    defaults: frozenset[str]  # those of them that only the other trainer's defaults say
+    notes: Notes
+
+
+def same(ours: str, says: str = "", *, differs: bool = False) -> Row:
+    """The same setting, whatever it is called."""
+    return Row(ours, says, lambda value: of_kind(ours, value), differs)
+
+
+def turned(
+    ours: str, turn: Callable[[Any], object], says: str = "", *, differs: bool = False
+) -> Row:
+    """The same setting, otherwise written."""
+    return Row(ours, says, turn, differs)
+
+
+def part(ours: str, says: str = "") -> Row:
+    """One of several settings that say it together."""
+    return Row(ours, says)
+
+
+def idle(says: str, *names: str) -> dict[str, Row]:
+    """Settings that are not needed here."""
+    return dict.fromkeys(names, Row(says=says, idle=True))
+
+
+def lacks(says: str, *names: str) -> dict[str, Row]:
+    """Settings that have no counterpart."""
+    return dict.fromkeys(names, Row(says=says))
+
+
+def translated(source: Source, file: Values, devices: int) -> Translated:
+    """The settings of a file, and what is to be told about it."""
+    named = {name: value for name, value in flat(file) if value is not None}
+    notes = Notes([], [], [])
+    given = Given({**source.defaults, **named}, frozenset(named), devices, notes)
+    settings: dict[str, object] = {}
+    for name, value in given.values.items():
+        row = row_of(name, source.rows)
+        if row is None and is_off(value):
+            continue
+        if row is None:
+            notes.lacking.append((name, f"no setting of {source.name} that is known here"))
+        elif row.turn:
+            try:
+                settings[row.ours] = row.turn(value)
+            except Lacks as why:
+                notes.lacking.append((f"{name}: {value}", str(why)))
+            if row.differs and name in named:
+                notes.differs.append((name, row.says))
+        elif not row.ours and name in named and not is_off(value):
+            (notes.idle if row.idle else notes.lacking).append((name, row.says))
+    settings |= source.made(given)
+    theirs = {
+        ours
+        for name in named
+        if (row := row_of(name, source.rows))
+        for ours in row.ours.split(", ")
+    }
+    return Translated(settings, frozenset(settings.keys() - theirs), notes)
+
+
+def row_of(name: str, rows: Mapping[str, Row]) -> Row | None:
+    """What is said of a setting by its name, or by a pattern."""
+    if name in rows:
+        return rows[name]
+    return next((rows[key] for key in rows if "*" in key and fnmatch.fnmatch(name, key)), None)
+
+
+def flat(file: Values, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Names and values of all groups; lists stay what they are."""
+    for name, value in file.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def is_off(value: object) -> bool:
+    """Whether it says that something is not wanted."""
+    return value in (None, False, 0, "", "no", "none", "None", [], {})
+
+
+def of_kind(ours: str, value: Any) -> object:
+    """A value as our setting takes it; YAML reads 5e-7 as a text."""
+    kind = ALL[ours].kind
+    if is_off(value) and ALL[ours].default is None and kind not in (int, float):
+        return None
+    try:
+        if kind is int and float(value) != int(float(value)):
+            raise ValueError
+        if kind in (int, float):
+            return kind(float(value))
+    except (TypeError, ValueError) as error:
+        what = "a whole number" if kind is int else "a number"
+        raise Lacks(f"{ours} is {what}: set it by hand") from error
+    if kind is tuple:
+        return (value,) if isinstance(value, str) else tuple(map(str, value))
+    return str(value) if kind is str else value

@@ -1,0 +1,191 @@
+"""TRL: `trl dpo --config`, whose YAML names fields of DPOConfig, ModelConfig and ScriptArguments.
+
+As of TRL 1.16, with names of earlier versions that are still met.
+"""
+
+from typing import Any
+
+from recipes.peers import hf_trainer
+from recipes.peers.rows import Given, Lacks, Source, idle, is_off, lacks, part, same, turned
+
+OVER_LENGTH = "longer ones are cut at the end of the answer, as there; drop counts and drops them"
+
+
+def _cut(mode: Any) -> object:
+    if mode != "keep_start":
+        raise Lacks("the beginning is kept: data.over_length=cut_prompt cuts the prompt's instead")
+    return "cut_answer"
+
+
+ROWS = {
+    **hf_trainer.ROWS,
+    # DPOConfig
+    "beta": same("beta"),
+    "loss_type": part("loss", "the same names, with weights: sigmoid=0.8,sft=0.2"),
+    "loss_weights": part("loss"),
+    "label_smoothing": same("label_smoothing"),
+    "ld_alpha": turned("ld_alpha", lambda a: None if float(a) == 1 else float(a)),
+    "f_divergence_type": turned(
+        "f_divergence_type", lambda kind: None if kind == "reverse_kl" else str(kind)
+    ),
+    "f_alpha_divergence_coef": part("f_alpha_divergence_coef", "of alpha_divergence alone"),
+    "use_weighting": turned("use_weighting", lambda on: True if on else None),
+    "discopop_tau": part("discopop_tau", "of discopop alone"),
+    "desirable_weight": part("desirable_weight", "of `trl kto`, and loss=kto"),
+    "undesirable_weight": part("undesirable_weight", "of `trl kto`, and loss=kto"),
+    "max_length": part("train_seq_len", OVER_LENGTH),
+    "truncation_mode": turned("data.over_length", _cut),
+    "precompute_ref_log_probs": turned(
+        "reference_mode", lambda on: "cached" if on else "resident", "kept on disk for other runs"
+    ),
+    "sync_ref_model": part("reference_sync_steps"),
+    "ref_model_sync_steps": part("reference_sync_steps"),
+    "ref_model_mixup_alpha": part("reference_mixup_alpha"),
+    "rpo_alpha": part("loss", "of earlier versions: sigmoid,sft_seq=ALPHA"),
+    **lacks("no limit of its own: data.over_length says what is cut", "max_prompt_length",
+            "max_completion_length"),
+    **lacks("experts are not balanced while pairs are learnt", "router_aux_loss_coef"),
+    **lacks("less memory by remat, frozen=nf4, reference_mode=cached or mesh.fsdp",
+            "activation_offloading"),
+    **idle("rows are always packed, each prompt once", "padding_free", "pad_to_multiple_of",
+           "padding_value", "pad_token", "label_pad_token_id"),
+    **idle("chosen to fit the memory", "precompute_ref_batch_size"),
+    **idle("there is no dropout", "disable_dropout"),
+    **idle("as many processes as there are cores", "dataset_num_proc", "preprocessing_num_workers"),
+    # ModelConfig
+    "model_name_or_path": same("initialize_from_hf"),
+    "model_revision": part("initialize_from_hf", "written behind an @"),
+    "use_peft": part("adapter.rank", "without it adapters are none"),
+    "lora_r": part("adapter.rank"),
+    "lora_alpha": part("adapter.alpha"),
+    "lora_target_modules": part(
+        "adapter.targets", "unset, PEFT takes a few by the kind of model, and here it is all-linear"
+    ),
+    "use_rslora": part("adapter.rslora"),
+    "use_dora": part("adapter.dora"),
+    "load_in_8bit": part("frozen", "int8, beside adapters"),
+    "load_in_4bit": part("frozen", "nf4, beside adapters"),
+    "bnb_4bit_quant_type": part("frozen", "nf4 is the only one of 4 bits"),
+    **lacks("adapters have no dropout: policy and reference would differ before the first step",
+            "lora_dropout"),
+    **lacks("whole weights are not trained beside adapters", "lora_modules_to_save"),
+    **lacks("name the modules in adapter.targets", "lora_target_parameters"),
+    **lacks("weights are read as config.json says", "model_init_kwargs.*", "model_init_kwargs"),
+    **idle("weights that are trained are float32, frozen ones in the dtype of mp", "dtype",
+           "torch_dtype"),
+    **idle("the platform's best is taken (attention)", "attn_implementation",
+           "use_flash_attention_2"),
+    **idle("a hub's code is never run: docs/models.md has the families", "trust_remote_code"),
+    **idle("of the same kind by itself", "lora_task_type", "bnb_4bit_quant_storage",
+           "use_bnb_nested_quant", "bnb_4bit_compute_dtype"),
+    # ScriptArguments, DatasetMixtureConfig, and the alignment handbook's
+    "dataset_name": part("train_data", "owner/name:subset:split, or a path"),
+    "dataset_config": part("train_data", "the subset"),
+    "dataset_train_split": part("train_data"),
+    "dataset_test_split": part("validation", "where eval_strategy is not no"),
+    "datasets": part("train_data", "several, each with its own weight"),
+    "test_split_size": part("validation_split_fraction", "of the prompts, not of the rows"),
+    "dataset_mixer.*": part("train_data"),
+    "dataset_splits": part("train_data, validation"),
+    "dataset_mixture.datasets": part("train_data"),
+    **idle("rows are read as they come", "dataset_streaming", "streaming"),
+    **idle("for a fault of torch's", "ignore_bias_buffers"),
+}  # fmt: skip
+DEFAULTS = hf_trainer.DEFAULTS | {
+    "beta": 0.1, "learning_rate": 1e-6, "loss_type": ["sigmoid"], "max_length": 1024,
+    "truncation_mode": "keep_start", "lora_r": 16, "lora_alpha": 32, "logging_steps": 10,
+    "dataset_train_split": "train", "dataset_test_split": "test",
+}  # fmt: skip
+
+
+def hub_data(name: object, subset: object = None, split: object = None) -> str:
+    """A dataset of the hub, as a source names it."""
+    return ":".join(str(x) for x in (name, subset, None if split == "train" else split) if x)
+
+
+def _made(given: Given) -> dict[str, object]:
+    theirs = given.values
+    found = _data(given)
+    found |= hf_trainer.made(given, "test" if "validation" in found else None)
+    found["loss"] = hf_trainer.losses(theirs["loss_type"], theirs.get("loss_weights"))
+    if theirs.get("rpo_alpha"):
+        found["loss"] = f"sigmoid,sft_seq={float(theirs['rpo_alpha']):g}"
+    if theirs.get("desirable_weight") or theirs.get("undesirable_weight"):
+        found["loss"] = "kto"
+        for name in ("desirable_weight", "undesirable_weight"):
+            found[name] = float(theirs.get(name) or 1)
+    if found["loss"] == "discopop":
+        found["discopop_tau"] = float(theirs.get("discopop_tau") or 0.05)
+    if theirs.get("f_divergence_type") == "alpha_divergence":
+        found["f_alpha_divergence_coef"] = float(theirs.get("f_alpha_divergence_coef") or 0.5)
+    if theirs.get("max_length"):
+        found["train_seq_len"] = int(theirs["max_length"])
+    if theirs.get("sync_ref_model"):
+        found["reference_sync_steps"] = int(theirs.get("ref_model_sync_steps") or 512)
+        found["reference_mixup_alpha"] = float(theirs.get("ref_model_mixup_alpha") or 0.6)
+    if theirs.get("model_revision") not in (None, "main"):
+        found["initialize_from_hf"] = f"{theirs['model_name_or_path']}@{theirs['model_revision']}"
+    return found | _adapters(given)
+
+
+def _adapters(given: Given) -> dict[str, object]:
+    theirs = given.values
+    few = "nf4" if theirs.get("load_in_4bit") else "int8" if theirs.get("load_in_8bit") else None
+    if not theirs.get("use_peft"):
+        if few:
+            given.notes.lacking.append(("load_in_4bit, load_in_8bit", "of adapters: set use_peft"))
+        return {}
+    targets = theirs.get("lora_target_modules")
+    found = hf_trainer.lora(theirs["lora_r"], theirs["lora_alpha"], targets)
+    if not targets:
+        told = "unset: all-linear here; PEFT's own default is fewer, q_proj,v_proj of a Llama"
+        given.notes.differs.append(("lora_target_modules", told))
+    for name, ours in (("use_rslora", "adapter.rslora"), ("use_dora", "adapter.dora")):
+        found[ours] = bool(theirs.get(name))
+    return found | ({"frozen": few} if few else {})
+
+
+def _data(given: Given) -> dict[str, object]:
+    """What is trained on, and held out."""
+    theirs, evaluates = given.values, not is_off(
+        given.values.get("evaluation_strategy") or given.values["eval_strategy"]
+    )  # fmt: skip
+    several = theirs.get("datasets") or theirs.get("dataset_mixture.datasets")
+    mixed = {name.removeprefix("dataset_mixer."): weight for name, weight in theirs.items()
+             if name.startswith("dataset_mixer.")}  # fmt: skip
+    found: dict[str, object] = {}
+    if several:
+        found["train_data"] = {
+            f"part{i}": {"path": _path(one), "weight": float(one.get("weight") or 1)}
+            for i, one in enumerate(several, 1)
+        }
+    elif mixed:
+        train, *test = theirs.get("dataset_splits") or ["train"]
+        sources = {
+            f"part{i}": {"path": hub_data(name, None, train), "weight": float(weight)}
+            for i, (name, weight) in enumerate(mixed.items(), 1)
+        }
+        alone = len(sources) == 1
+        found["train_data"] = sources["part1"]["path"] if alone else sources
+        if test and evaluates:
+            found["validation"] = {"test": hub_data(next(iter(mixed)), None, test[0])}
+    elif name := theirs.get("dataset_name"):
+        subset = theirs.get("dataset_config")
+        found["train_data"] = hub_data(name, subset, theirs["dataset_train_split"])
+        if evaluates:
+            held = hub_data(name, subset, theirs["dataset_test_split"])
+            found["validation"] = {"test": held}
+    if theirs.get("test_split_size"):
+        found["validation_split_fraction"] = float(theirs["test_split_size"])
+    return found
+
+
+def _path(one: dict[str, Any]) -> str:
+    files = one.get("data_files")
+    if files:
+        return files if isinstance(files, str) else str(files[0])
+    name, subset = one.get("path") or one.get("id"), one.get("name") or one.get("config")
+    return hub_data(name, subset, one.get("split"))
+
+
+TRL = Source("TRL", "trl dpo --config", ROWS, DEFAULTS, _made)

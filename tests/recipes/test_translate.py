@@ -1,0 +1,357 @@
+"""Files of other trainers become configs that the recipe takes, and nothing is lost in silence."""
+
+import pytest
+import yaml
+
+from recipes import peers, translate
+from recipes.peers import listing, rows
+from recipes.preference import objectives
+from recipes.training import checks, settings
+
+DPO = settings.table_of(settings.DPO)
+
+TRL = """
+model_name_or_path: Qwen/Qwen2-0.5B-Instruct
+model_revision: c540970
+dataset_name: trl-lib/ultrafeedback_binarized
+eval_strategy: steps
+eval_steps: 50
+save_steps: 100
+load_best_model_at_end: true
+metric_for_best_model: eval_rewards/accuracies
+learning_rate: 5e-6
+max_steps: 1000
+per_device_train_batch_size: 2
+gradient_accumulation_steps: 8
+output_dir: Qwen2-0.5B-DPO
+loss_type: [sigmoid, bco_pair, sft]
+loss_weights: [0.8, 0.2, 1.0]
+use_peft: true
+lora_r: 32
+lora_alpha: 16
+lora_dropout: 0.05
+lora_target_modules: [q_proj, v_proj]
+load_in_4bit: true
+padding_free: true
+report_to: [tensorboard, mlflow]
+hub_model_id: no-owner
+push_to_hub: true
+warp_factor: 9
+"""
+AXOLOTL = """
+base_model: meta-llama/Meta-Llama-3-8B-Instruct
+model_type: LlamaForCausalLM
+special_tokens:
+  pad_token: <|finetune_right_pad_id|>
+load_in_8bit: true
+load_in_4bit: false
+chat_template: llama3
+rl: dpo
+rl_beta: 0.2
+datasets:
+  - path: owner/pairs
+    split: train_prefs
+    revision: 3f2a
+    type: chat_template.default
+    field_messages: conversation
+    field_chosen: chosen
+val_set_size: 0.05
+output_dir: ./outputs/lora-out
+sequence_len: 4096
+adapter: lora
+lora_model_dir:
+lora_r: 32
+lora_alpha: 16
+lora_target_linear: true
+gradient_accumulation_steps: 4
+micro_batch_size: 2
+num_epochs: 4
+optimizer: adamw_bnb_8bit
+lr_scheduler: cosine
+learning_rate: 0.0002
+bf16: auto
+flash_attention: true
+warmup_steps: 10
+evals_per_epoch: 4
+"""
+LLAMA_FACTORY = """
+model_name_or_path: meta-llama/Meta-Llama-3-8B-Instruct
+stage: dpo
+finetuning_type: lora
+lora_rank: 8
+lora_target: all
+pref_beta: 2.0
+pref_loss: simpo
+simpo_gamma: 1.0
+pref_ftx: 0.1
+dataset: mine
+template: llama3
+cutoff_len: 2048
+output_dir: saves/simpo
+plot_loss: true
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 8
+learning_rate: 5.0e-6
+num_train_epochs: 3.0
+lr_scheduler_type: cosine_with_min_lr
+lr_scheduler_kwargs:
+  min_lr: 5.0e-7
+warmup_ratio: 0.1
+fp16: true
+val_size: 0.1
+eval_strategy: steps
+eval_steps: 500
+"""
+LEVANTER = """
+data:
+  tokenizer: meta-llama/Llama-3.1-8B-Instruct
+  components:
+    first:
+      source: {type: url, train_urls: ["gs://bucket/one/*.jsonl.gz"]}
+      format: {type: preference_chat, slice_strategy: left}
+    second:
+      source: {type: hf, id: owner/pairs}
+      format: {type: preference_chat, chosen_field: better}
+  train_weights: {first: 3.0, second: 1.0}
+train_seq_len: 4096
+trainer:
+  num_train_steps: 2000
+  train_batch_size: 128
+  mp: p=f32,c=bfloat16
+  checkpointer: {save_interval: 10m, keep: [{every: 500}]}
+adapter: {type: lora, r: 64, alpha: 64.0, dropout: 0.05, zero_init_b: true}
+reference: {type: adapter_base}
+initialize_from_hf: meta-llama/Llama-3.1-8B
+beta: 0.1
+optimizer: {learning_rate: 5e-6, warmup: 0.1, lr_schedule: linear}
+"""
+EXAMPLES = {
+    TRL: (
+        "TRL",
+        {
+            "directory": "Qwen2-0.5B-DPO", "seed": 42, "train_seq_len": 1024,
+            "initialize_from_hf": "Qwen/Qwen2-0.5B-Instruct@c540970",
+            "train_data": "trl-lib/ultrafeedback_binarized",
+            "validation": {"test": "trl-lib/ultrafeedback_binarized:test"},
+            "data.over_length": "cut_answer", "loss": "sigmoid=0.8,bco_pair=0.2,sft", "beta": 0.1,
+            "adapter.rank": 32, "adapter.alpha": 16.0, "adapter.targets": ("q_proj", "v_proj"),
+            "adapter.zero": "B", "frozen": "nf4", "train_batch_size": 128, "num_train_steps": 1000,
+            "learning_rate": 5e-6, "max_grad_norm": 1.0, "adam_beta2": 0.999,
+            "mp": "p=f32,c=bfloat16", "steps_per_eval": 50, "steps_per_checkpoint": 100,
+            "keep_best": "test/dpo_accuracy",
+        },
+        {"lora_dropout", "report_to: mlflow", "hub_model_id: no-owner", "warp_factor"},
+        {"per_device_train_batch_size"},
+        {"padding_free"},
+    ),
+    AXOLOTL: (
+        "axolotl",
+        {
+            "directory": "./outputs/lora-out", "seed": 42, "train_seq_len": 4096,
+            "initialize_from_hf": "meta-llama/Meta-Llama-3-8B-Instruct",
+            "train_data": {"part1": {"path": "owner/pairs:train_prefs@3f2a",
+                                     "columns": {"prompt": "conversation"}}},
+            "validation_split_fraction": 0.05, "loss": "sigmoid", "beta": 0.2,
+            "adapter.rank": 32, "adapter.alpha": 16.0, "adapter.zero": "B", "frozen": "int8",
+            "train_batch_size": 64, "num_epochs": 4.0, "optimizer": "adamw8bit",
+            "learning_rate": 2e-4, "lr_schedule": "cosine", "warmup": 10.0, "max_grad_norm": 1.0,
+            "adam_beta2": 0.999, "mp": "p=f32,c=bfloat16",
+        },
+        {"chat_template", "evals_per_epoch: 4"},
+        {"micro_batch_size"},
+        {"model_type", "special_tokens.pad_token", "flash_attention"},
+    ),
+    LLAMA_FACTORY: (
+        "LLaMA-Factory",
+        {
+            "directory": "saves/simpo", "seed": 42, "train_seq_len": 2048,
+            "initialize_from_hf": "meta-llama/Meta-Llama-3-8B-Instruct",
+            "train_data": "data/mine.json", "validation_split_fraction": 0.1,
+            "loss": "simpo,sft_seq=0.1", "beta": 2.0, "adapter.rank": 8, "adapter.alpha": 16.0,
+            "adapter.zero": "B", "train_batch_size": 64, "num_epochs": 3.0, "learning_rate": 5e-6,
+            "lr_schedule": "cosine", "min_lr_ratio": 0.1, "warmup": 0.1, "max_grad_norm": 1.0,
+            "adam_beta2": 0.999, "mp": "p=f32,c=bfloat16", "steps_per_log": 500,
+            "steps_per_eval": 500, "steps_per_checkpoint": 500, "gamma_beta_ratio": 0.5,
+        },
+        {"template"},
+        {"dataset: mine", "cutoff_len", "per_device_train_batch_size"},
+        {"plot_loss"},
+    ),
+    LEVANTER: (
+        "Levanter",
+        {
+            "directory": "runs/theirs", "seed": 0, "train_seq_len": 4096,
+            "initialize_from_hf": "meta-llama/Llama-3.1-8B",
+            "tokenizer": "meta-llama/Llama-3.1-8B-Instruct",
+            "train_data": {"first": {"path": "gs://bucket/one/*.jsonl.gz", "weight": 3.0},
+                           "second": {"path": "owner/pairs", "weight": 1.0}},
+            "data.columns": {"chosen": "better"}, "data.over_length": "cut_answer",
+            "validation_split_fraction": 0.1, "loss": "sigmoid", "beta": 0.1, "adapter.rank": 64,
+            "adapter.alpha": 64.0, "adapter.zero": "B", "train_batch_size": 128,
+            "num_train_steps": 2000, "learning_rate": 5e-6, "warmup": 0.1, "min_lr_ratio": 0.1,
+            "weight_decay": 0.1, "max_grad_norm": 1.0, "mp": "p=f32,c=bfloat16",
+            "steps_per_eval": 1000, "steps_per_checkpoint": 500, "keep_every": 500,
+            "minutes_per_checkpoint": 10.0,
+        },
+        {"adapter.dropout"},
+        set(),
+        {"data.components.first.source.type", "data.components.first.format.type",
+         "data.components.second.source.type", "data.components.second.format.type"},
+    ),
+}  # fmt: skip
+
+
+def config_of(text):
+    room = {}
+    exec(compile(text, "mine.py", "exec"), room)
+    return room["get_config"]()
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=[told[0] for told in EXAMPLES.values()])
+def test_a_file_of_theirs_becomes_a_config_that_the_recipe_takes(file, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    name, wanted, lacking, differs, idle = EXAMPLES[file]
+    given = yaml.safe_load(file)
+    source = peers.recognised(given)
+    assert source.name == name
+    text, told = translate.translated(given, "theirs", "theirs.yaml", "mine.py", devices=8)
+    config = config_of(text)
+    own = checks.checked(config, DPO)
+    objectives.objective(own)
+    assert own == {n: one.default for n, one in DPO.items()} | {"name": "theirs"} | wanted
+    assert "to be mended" not in told
+    notes = rows.translated(source, given, 8).notes
+    assert {name for name, _ in notes.lacking} == lacking
+    assert {name for name, _ in notes.differs} == differs
+    assert {name for name, _ in notes.idle} == idle
+    for some in notes:
+        assert all(f"  {name}: {says}" in told for name, says in some)
+
+
+@pytest.mark.parametrize("source", peers.SOURCES, ids=lambda source: source.name)
+def test_tables_name_settings_that_there_are(source):
+    for name, row in source.rows.items():
+        assert set(filter(None, row.ours.split(", "))) <= DPO.keys(), name
+        assert row.ours or row.says, name  # why there is none
+        assert not (row.ours and row.idle), name
+    for name in source.defaults:
+        assert rows.row_of(name, source.rows).ours, name
+
+
+def test_the_docs_have_the_tables():
+    text = listing.DOCS.read_text("utf-8")
+    assert text == text[: text.index(listing.HEADING)] + listing.markdown()
+
+
+@pytest.mark.parametrize(
+    ("changed", "wanted"),
+    [
+        ({"loss_type": "ipo"}, {"loss": "ipo"}),
+        ({"rpo_alpha": 0.5}, {"loss": "sigmoid,sft_seq=0.5"}),
+        ({"desirable_weight": 0.2, "loss_type": "kto"}, {"loss": "kto", "desirable_weight": 0.2}),
+        ({"f_divergence_type": "alpha_divergence"}, {"f_alpha_divergence_coef": 0.5}),
+        ({"sync_ref_model": True}, {"reference_sync_steps": 512, "reference_mixup_alpha": 0.6}),
+        ({"precompute_ref_log_probs": True}, {"reference_mode": "cached"}),
+        ({"bf16": False}, {"mp": "p=f32,c=f32"}),
+        ({"gradient_checkpointing": False}, {"remat": "none"}),
+        ({"optim": "paged_lion_8bit", "adam_beta1": 0.9}, {"optimizer": "lion"}),
+        ({"optim": "adamw_torch_fused"}, {"optimizer": "adamw"}),
+        ({"lr_scheduler_type": "constant", "warmup_steps": 9}, {"warmup": 0.0}),
+        ({"lr_scheduler_type": "polynomial"}, {"lr_schedule": "linear"}),
+        ({"push_to_hub": True, "hub_model_id": "me/it"}, {"push_to_hub": "me/it"}),
+        ({"max_steps": -1, "num_train_epochs": 2}, {"num_epochs": 2.0}),
+        ({"save_strategy": "no"}, {"steps_per_checkpoint": None}),
+        ({"datasets": [{"path": "json", "data_files": "a.jsonl"}, {"path": "o/n", "split": "x"}]},
+         {"train_data": {"part1": {"path": "a.jsonl", "weight": 1.0},
+                         "part2": {"path": "o/n:x", "weight": 1.0}}}),
+        ({"dataset_mixer": {"o/n": 1.0}, "dataset_splits": ["a", "b"], "eval_strategy": "steps"},
+         {"train_data": "o/n:a", "validation": {"test": "o/n:b"}}),
+    ],
+)  # fmt: skip
+def test_what_several_of_trls_say_together(changed, wanted):
+    file = {"model_name_or_path": "a/b", "dataset_name": "c/d"} | changed
+    found = rows.translated(peers.TRL, file, 1).settings
+    assert {name: found.get(name) for name in wanted} == wanted
+    assert translate.refused({"name": "x", "directory": "y"} | found) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "wanted"),
+    [
+        ({"rl": "orpo", "orpo_alpha": 0.1}, {"loss": "sft,orpo=0.1"}),
+        ({"rl": "kto", "kto_desirable_weight": 0.2}, {"loss": "kto", "desirable_weight": 0.2}),
+        ({"rl": "simpo", "rl_beta": 2.0, "simpo_gamma": 1.0, "cpo_alpha": 0},
+         {"loss": "simpo", "gamma_beta_ratio": 0.5}),
+        ({"rl": "dpo", "dpo_loss_type": ["ipo"]}, {"loss": "ipo"}),
+        ({"rl": "ipo"}, {"loss": "ipo", "warmup": 0.03}),
+    ],
+)  # fmt: skip
+def test_losses_of_axolotl(changed, wanted):
+    file = {"base_model": "a/b", "datasets": [{"path": "c/d"}], "learning_rate": 1e-6} | changed
+    found = rows.translated(peers.AXOLOTL, file, 1).settings
+    assert {name: found.get(name) for name in wanted} == wanted
+    assert translate.refused({"name": "x", "directory": "y"} | found) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "loss"),
+    [
+        ({"pref_loss": "orpo", "pref_beta": 0.2}, "sft_seq,orpo=0.2"),
+        ({"pref_bco_weight": 0.25}, "sigmoid=0.8,bco_pair=0.2"),
+        ({"pref_loss": "kto_pair"}, "bco_pair"),
+        ({"stage": "kto", "kto_chosen_weight": 0.5}, "kto"),
+    ],
+)
+def test_losses_of_llama_factory(changed, loss):
+    file = {"stage": "dpo", "model_name_or_path": "a/b", "dataset": "c"} | changed
+    found = rows.translated(peers.LLAMA_FACTORY, file, 1).settings
+    assert found["loss"] == loss
+    assert translate.refused({"name": "x", "directory": "y"} | found) is None
+
+
+def test_data_that_llama_factory_has_registered_is_named_by_its_file(tmp_path):
+    (tmp_path / "dataset_info.json").write_text(
+        '{"a": {"file_name": "a.json", "ranking": true, "columns": {"chosen": "good"}}, '
+        '"b": {"hf_hub_url": "o/n", "subset": "s", "split": "t", "ranking": true}}'
+    )
+    file = {"stage": "dpo", "model_name_or_path": "x/y", "dataset": "a, b"}
+    file |= {"dataset_dir": str(tmp_path), "interleave_probs": "0.3,0.7"}
+    found = rows.translated(peers.LLAMA_FACTORY, file, 1)
+    assert found.settings["train_data"] == {
+        "a": {"path": f"{tmp_path}/a.json", "columns": {"chosen": "good"}, "weight": 0.3},
+        "b": {"path": "o/n:s:t", "weight": 0.7},
+    }
+    assert not any(name.startswith("dataset") for name, _ in found.notes.differs)
+
+
+def test_texts_of_a_file_are_texts_of_the_config():
+    """Whatever they are, they run nothing."""
+    evil = '""" + exit() + """\\\n\'"'
+    file = yaml.safe_load(LEVANTER) | {"initialize_from_hf": evil, "run_initial_eval": True}
+    text, _ = translate.translated(file, evil, evil, evil)
+    config = config_of(text)
+    assert (config.name, config.initialize_from_hf) == (evil, evil)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: [", "is not YAML"),
+        ("- a\n- b", "is not a file of settings"),
+        ("1: a", "is not a file of settings"),
+        ("learning_rate: 1", "is of no trainer that is known here: TRL, axolotl"),
+        ("stage: sft\nmodel_name_or_path: a", "recipes/sft.py"),
+        ("base_model: a", "rl: None is no training on preferences"),
+        ("base_model: a\nrl: dpo\ndatasets: [{name: b}]", "not as axolotl has it: KeyError"),
+    ],
+)
+def test_what_cannot_be_translated_is_said(text, told, tmp_path):
+    path = tmp_path / "theirs.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=told):
+        translate.translate([str(path)], None, 1)
+
+
+def test_what_is_missing_before_it_runs_is_said():
+    told = translate.translated({"model_name_or_path": "a/b"}, "x", "x.yaml", "mine.py")[1]
+    assert "to be mended before it runs: the config has no train_data" in told
