@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -358,6 +359,31 @@ def test_every_config_of_pairs_states_the_same_settings():
     first, *rest = known.values()
     assert rest
     assert all(names == first for names in rest)
+
+
+def test_it_is_cited_by_its_version():
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    cited = dict(
+        re.findall(r"^([a-z-]+): (\S.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    )
+    assert (cited["version"], cited["license"]) == (told["version"], told["license"])
+
+
+def test_links_between_the_docs_lead_somewhere():
+    """To files that are there, and to headings in them."""
+    anchors = lambda text: {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    }
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            if "://" in link:
+                continue
+            name, _, heading = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.exists(), (page.name, link)
+            assert not heading or heading in anchors(target.read_text()), (page.name, link)
 
 
 def test_the_default_tests_need_no_network_word():
