@@ -28,6 +28,7 @@ from recipes.training import (
     ending,
     logps,
     loop,
+    plain_texts,
     policy,
     preemption,
     settings,
@@ -99,6 +100,7 @@ def train(config: ml_collections.ConfigDict) -> bool:
             sets = reference.held_out_now(frozen, own, state, forward, run, stop)
             for held_out, theirs in zip(run.held_out, sets, strict=True):
                 yield evaluation.evaluate(held_out, ask, theirs, run.place, objective)
+            yield from plain_texts.evaluate(run, ask)
 
         describe = lambda pairs, taken: metrics.by_part(
             run.parts, pairs.source_rows, taken.answers, objective

@@ -29,6 +29,7 @@ from recipes.training import (
     ending,
     logps,
     loop,
+    plain_texts,
     policy,
     preemption,
     settings,
@@ -82,6 +83,7 @@ def train(config: ml_collections.ConfigDict) -> bool:
                 tokens = np.array([*map(streams.scored_tokens, examples)])
                 total = logps.of_examples(ask, examples, run.place).sum(dtype=np.float64)
                 yield {f"eval/{name}/loss": float(-total / tokens.sum())}
+            yield from plain_texts.evaluate(run, ask)
 
         def sample(state: State) -> list[watched.Sample]:
             """Answers to a few prompts."""

@@ -146,6 +146,7 @@ def test_a_program_that_writes_nothing_needs_no_directory(tmp_path):
     [
         (["--config.train_data=my.jsonl"], {}, 0.1),
         (["--config.train_data=/data/of mine"], {}, 0.1),
+        (["--config.train_data=my.jsonl", "--config.validation_texts.wiki=a.txt"], {}, 0.1),
         (["--config.train_data=recipes/tiny/other.jsonl"],
          {"heldout": "recipes/tiny/heldout.jsonl"}, None),
         (["--config.train_data=my.jsonl", "--config.validation.mine=a.jsonl"],

@@ -91,6 +91,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval_at = config_dict.placeholder(str)  # "1,5,25": after these steps too
     config.run_initial_eval = True
     config.max_eval_pairs = config_dict.placeholder(int)  # unset: all
+    config.validation_texts = dict()  # name="a.txt", or rows with `text`: bits per byte
     config.steps_per_checkpoint = 500
     config.minutes_per_checkpoint = config_dict.placeholder(float)  # and so often by the clock
     config.keep_checkpoints = 2  # the newest

@@ -8,7 +8,7 @@ import numpy as np
 
 from checkpoints_io import places
 from checkpoints_io.errors import BadInput
-from recipes.data import mixture, prompts, source_pairs
+from recipes.data import mixture, prompts, source_pairs, texts
 from recipes.data.chats import layouts
 from recipes.data.chats.messages import one_line
 from recipes.data.ids import mismatched, parallel
@@ -21,6 +21,7 @@ from recipes.data.prompts import Prompt
 from recipes.data.rows import source, sources
 from recipes.data.rows.source import Source, Weighted
 from recipes.data.source_pairs import Pairs
+from recipes.data.texts import Texts
 from zoo.text import tokenizer
 from zoo.text.tokenizer import Tokenizer
 
@@ -57,6 +58,7 @@ class Asked(NamedTuple):
     how: How
     token_cache: places.Place | None
     prompts: str | None  # a file of prompts of one's own
+    texts: Mapping[str, str]  # files of plain texts, by name
 
 
 class Data(NamedTuple):
@@ -68,6 +70,7 @@ class Data(NamedTuple):
     held_out: list[HeldOut]
     sources: list[Told]  # each that was read: to train on, then held out
     prompts: list[Prompt] | None  # one's own
+    texts: list[Texts]  # that are evaluated too
 
 
 def asked(given: Mapping[str, Any], tokenizer_folder: pathlib.Path) -> Asked:
@@ -92,6 +95,7 @@ def asked(given: Mapping[str, Any], tokenizer_folder: pathlib.Path) -> Asked:
         ),
         token_cache=places.at(cache, "--config.token_cache") if cache else None,
         prompts=given.get("sample_prompts"),
+        texts=given.get("validation_texts") or {},
     )
 
 
@@ -144,6 +148,11 @@ def _read(asked: Asked, crew: Crew) -> Data:
     own_prompts = None
     if asked.prompts is not None:
         own_prompts = prompts.read(asked.prompts, how, crew, plain=plain == {True})
+    most = asked.max_eval_pairs
+    plain_texts = [
+        texts.read(name, path, how, crew, most, plain=plain == {True})
+        for name, path in asked.texts.items()
+    ]
     own = tokenizer.apart(pathlib.Path(how.tokenizer), how.chat_template, parallel.worker(how))
 
     told, train, held_out = [], [], []
@@ -184,9 +193,8 @@ def _read(asked: Asked, crew: Crew) -> Data:
             "the chat template writes no special token after the last answer, so the model will "
             f"not learn to stop: add one with --config.data.end_of_turn='{token}'"
         )
-    most = asked.max_eval_pairs
     held_out = [held._replace(examples=spread(held.examples, most)) for held in held_out]
-    return Data(own, ready.stop_ids, train, held_out, told, own_prompts)
+    return Data(own, ready.stop_ids, train, held_out, told, own_prompts, plain_texts)
 
 
 def _beside(some: Some, max_length: int) -> Some:

@@ -16,6 +16,7 @@ CHARTS = (
     ("Accuracy", "pairs whose chosen answer gained more", ("dpo_accuracy",)),
     ("Loss", "of the objective", ("dpo_loss",)),
     ("Loss", "nats per scored token", ("loss",)),
+    ("Bits per byte", "of plain texts", ("bits_per_byte",)),
     ("Drift", "log p, policy less reference, nats", ("drift_chosen", "drift_rejected")),
     ("KL", "of the chosen answers, nats per token", ("kl_chosen",)),
     ("Length against reward", "correlation of margin and extra length", ("length_correlation",)),
@@ -124,7 +125,12 @@ def _facts(run: RunFiles) -> dict[str, str]:
     total = run.settings.get("num_train_steps")
     facts = {"steps": f"{last:,} of {total:,}" if type(total) is int else f"{last:,}"}
     for name in _held_out(run):
-        for figure, best in (("dpo_reward_margin", max), ("dpo_accuracy", max), ("loss", min)):
+        for figure, best in (
+            ("dpo_reward_margin", max),
+            ("dpo_accuracy", max),
+            ("loss", min),
+            ("bits_per_byte", min),
+        ):
             key = f"eval/{name}/{figure}"
             found = [(figures[key], step) for step, figures in run.records if key in figures]
             if found:

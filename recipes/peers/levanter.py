@@ -142,7 +142,7 @@ ROWS = {
             "trainer.load_checkpoint_path", "initialize_from"),
     **lacks("adapters have no dropout: policy and reference would differ before the first step",
             "adapter.dropout", "lora.dropout"),
-    **lacks("plain text is evaluated by recipes/measure.py", "lm_validation_data*"),
+    **lacks("name files of plain text in validation_texts", "lm_validation_data*"),
     **lacks("rates are one plateau: warmup, cooldown and lr_schedule", "optimizer.rewarmup",
             "optimizer.cycle_length", "optimizer.cycles"),
     **lacks("max_eval_pairs is a number of pairs", "trainer.max_eval_batches"),

@@ -27,6 +27,7 @@ FIGURES = {
     "dpo_reward_margin": "reward margin",
     "dpo_loss": "loss",
     "loss": "loss (nats per token)",
+    "bits_per_byte": "bits per byte",
 }
 
 

@@ -97,6 +97,7 @@ def checked(config: ml_collections.ConfigDict, table: Table) -> Values:
         return given
     profiled(given["profile"])
     _check_steps(given)
+    _check_texts(given)
     _check_keep(given, pairs)
     _check_hub(given)
     _refuse_without_effect(given)
@@ -335,8 +336,32 @@ def _check_data(given: Values) -> None:
             "one in --config.validation another name"
         )
     held_out = given["validation"] or given["validation_split_fraction"]
+    held_out = held_out or given.get("validation_texts")
     if given.get("max_eval_pairs") and not held_out:
         raise BadInput("--config.max_eval_pairs has no effect: nothing is held out")
+
+
+def _check_texts(given: Values) -> None:
+    texts = given["validation_texts"]
+    if texts is None:
+        return
+    if not isinstance(texts, dict):
+        raise BadInput(
+            f"--config.validation_texts={texts!r} gives no name: write "
+            f"--config.validation_texts.wiki={texts}, and figures are under eval/wiki"
+        )
+    others = {
+        *(given["validation"] or ()),
+        *(["validation"] * bool(given["validation_split_fraction"])),
+    }
+    for name, path in texts.items():
+        if not isinstance(path, str):
+            raise BadInput(f"--config.validation_texts.{name}={path!r} is not a path")
+        if name in others:
+            raise BadInput(
+                f"--config.validation_texts.{name} has the name of a held-out set, and their "
+                "figures could not be told apart: give it another name"
+            )
 
 
 def _check_steps(given: Values) -> None:

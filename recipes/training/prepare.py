@@ -90,6 +90,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
     memory = plan.memory(
         models.blank, learnt.like, opt_state, chosen, resident=resident, shared=shared
     )
+    together, held = given["train_batch_size"], sum(memory.values())
     run = Run(
         directory=directory,
         base=given["initialize_from_hf"],
@@ -108,9 +109,9 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
         parts=data.train,
         examples=train,
         held_out=data.held_out,
-        place=_packed(
-            given, models, data, computing.mesh, given["train_batch_size"], sum(memory.values())
-        ),
+        texts=data.texts,
+        place=_packed(given, models, _every(data), computing.mesh, together, held),
+        place_of_texts=_packed_texts(given, models, data, computing.mesh, held),
         seed=given["seed"],
         total_steps=steps,
         computing=computing,
@@ -168,7 +169,7 @@ def scoring(given: Values, beside: Beside) -> Scoring:
         adapting=adapted,
         reference=reference,
         data=data,
-        place=_packed(given, models, data, mesh, together, held),
+        place=_packed(given, models, _every(data), mesh, together, held),
         computing=computing,
         memory=held,
     )
@@ -216,7 +217,10 @@ def _data(given: Values, models: Models) -> Data:
             raise BadInput(
                 f"--config.{setting}={figure} names no held-out set: there is no {name} in {sets}"
             )
-    _refuse_unknown_ids(_every(data), models.blank, data.tokenizer)
+    for texts in data.texts:
+        say(texts.told())
+    windows = [window for texts in data.texts for window in texts.windows]
+    _refuse_unknown_ids([*_every(data), *windows], models.blank, data.tokenizer)
     return data
 
 
@@ -226,13 +230,18 @@ def _every(data: Data) -> list[Example]:
 
 
 def _packed(
-    given: Values, models: Models, data: Data, mesh: Mesh, together: int, held: int
+    given: Values,
+    models: Models,
+    examples: list[Example],
+    mesh: Mesh,
+    together: int,
+    held: int,
 ) -> batches.Place:
     """The shape of micro-batches of so many examples, where `held` bytes of a device live on."""
     folders = models.folders.values()
     alike = [n for folder in folders if (n := zoo.turns_alike_to(folder.config))]
     shape = shapes.choose(
-        _every(data),
+        examples,
         per_update=together,
         shards=sharding.data_shards(mesh),
         most=plan.most_positions_here(models.blank, held),
@@ -242,6 +251,17 @@ def _packed(
     )
     shape = shape._replace(ld_alpha=given.get("ld_alpha"))
     return batches.Place(shape, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+
+
+def _packed_texts(
+    given: Values, models: Models, data: Data, mesh: Mesh, held: int
+) -> batches.Place | None:
+    """The same of plain texts, whose windows are longer than most pairs."""
+    windows: list[Example] = [window for texts in data.texts for window in texts.windows]
+    if not windows:
+        return None
+    together = min(given["train_batch_size"], len(windows))
+    return _packed(given | {"ld_alpha": None}, models, windows, mesh, together, held)
 
 
 def records_of(given: Values) -> Records:

@@ -29,7 +29,7 @@ SETTINGS, DATA, RECORDS, SAMPLES, PAGE, SENT, WANDB_ID = FILES = (
 # its groups of charts, and the charts of a group, by their names.
 WATCHED = (
     "dpo_reward_margin", "dpo_accuracy", "dpo_loss", "loss", "drift_chosen", "drift_rejected",
-    "tokens_per_second",
+    "tokens_per_second", "bits_per_byte",
 )  # fmt: skip
 
 
@@ -43,7 +43,8 @@ def line(step: int, total: int, figures: Mapping[str, int | float]) -> str:
     where = next(iter(figures)).rpartition("/")[0]
     short = {name.removeprefix(f"{where}/"): value for name, value in figures.items()}
     watched = (
-        "loss dpo_loss dpo_accuracy dpo_reward_margin drift_chosen learning_rate tokens_per_second"
+        "loss bits_per_byte dpo_loss dpo_accuracy dpo_reward_margin drift_chosen learning_rate "
+        "tokens_per_second"
     )
     told = "  ".join(f"{n} {short[n]:.4g}" for n in watched.split() if n in short)
     return f"{f'step {step}/{total}':<14} {where:<16} {told}"

@@ -16,6 +16,7 @@ from recipes.data.mixture import Part
 from recipes.data.packed import batches
 from recipes.data.prompts import Prompt
 from recipes.data.run_data import Data, HeldOut
+from recipes.data.texts import Texts
 from recipes.training import terminal
 from recipes.training.adapting import Adapting
 from recipes.training.checks import Precision
@@ -133,7 +134,9 @@ class Run(NamedTuple):
     parts: list[Part]  # of the training data: one, or the sources of a mixture
     examples: list[Example]  # of all of them
     held_out: list[HeldOut]
+    texts: list[Texts]  # that are evaluated too
     place: batches.Place
+    place_of_texts: batches.Place | None
     seed: int
     total_steps: int
     computing: Computing

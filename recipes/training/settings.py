@@ -532,10 +532,18 @@ ALONG_THE_WAY = {
     "run_initial_eval": Setting(bool, "evaluate before the first step too", False, free=True),
     "max_eval_pairs": Setting(
         int,
-        "maximum examples used of each held-out set, evenly spread over it",
+        "maximum examples used of each held-out set, and of plain texts, evenly spread over it",
         None,
         unset="all of them",
         bound=ABOVE_0,
+        free=True,
+    ),
+    "validation_texts": Setting(
+        object,
+        "plain texts that are evaluated too, by nats a token and bits per byte: "
+        'dict(name="…", …) of .txt files, or of data whose rows have `text`',
+        None,
+        unset="no plain texts",
         free=True,
     ),
     "steps_per_checkpoint": Setting(
@@ -756,7 +764,7 @@ def unread(table: Table) -> Table:
 
 
 # Under these the user chooses the names.
-NAMED_BY_THE_USER = ("train_data", "validation", "data.columns")
+NAMED_BY_THE_USER = ("train_data", "validation", "validation_texts", "data.columns")
 CHOSEN_NAME = rf"(?:{'|'.join(map(re.escape, NAMED_BY_THE_USER))})\.[^.]+"
 
 

@@ -38,8 +38,10 @@ def training(config):
     return {r["step"]: r for r in records(config) if "train/dpo_loss" in r}
 
 
-def test_the_tiny_run_learns(tiny_config, capsys):
+def test_the_tiny_run_learns(tiny_config, capsys, tmp_path):
     config = tiny_config
+    (tmp_path / "a.txt").write_text("Ärger: the capital of Peru is Lima.")
+    config.validation_texts = {"plain": str(tmp_path / "a.txt")}
     config.num_train_steps = config.steps_per_eval = config.steps_per_hf_export = 20
     config.run_initial_eval = True
     config.max_eval_pairs = 1000
@@ -59,6 +61,9 @@ def test_the_tiny_run_learns(tiny_config, capsys):
     assert before["eval/heldout/dpo_accuracy"] == 0  # a tie is no win
     assert before["eval/heldout/drift_chosen"] == 0
     assert after["eval/heldout/dpo_accuracy"] >= 0.75
+    assert after["eval/plain/bits_per_byte"] != before["eval/plain/bits_per_byte"]
+    assert f"plain texts: {after['eval/plain/bits_per_byte']:.4f} bits per byte" in told
+    assert "Bits per byte" in page
     names = (
         "dpo_loss dpo_margin_policy dpo_margin_ref dpo_accuracy dpo_chosen_reward "
         "dpo_rejected_reward dpo_reward_margin logps_chosen logps_rejected drift_chosen "

@@ -34,12 +34,21 @@ def from_json(where: str, text: bytes, wanted: Wanted) -> Row:
     try:
         value = parsed(text.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        utf16 = text.startswith(UTF16)
-        return Row(where, None, "UTF-16: save it as UTF-8" if utf16 else "not valid UTF-8")
+        return _no_utf8(where, text)
     except ValueError as error:
         return Row(where, None, str(error))
     row = from_value(where, value, len(text), wanted)
     return row._replace(fields=without_nulls(row.fields)) if b"null" in text else row
+
+
+def from_text(where: str, text: bytes) -> Row:
+    """The row whose `text` this is."""
+    if len(text) > LONGEST:
+        return too_long(where)
+    try:
+        return Row(where, {"text": text.decode("utf-8-sig")}, size=len(text))
+    except UnicodeDecodeError:
+        return _no_utf8(where, text)
 
 
 def from_value(where: str, value: object, size: int, wanted: Wanted) -> Row:
@@ -95,6 +104,11 @@ def distinct(names: list[str]) -> list[str]:
 def too_long(where: str) -> Row:
     """A row that is not read for its size."""
     return Row(where, None, f"longer than {LONGEST >> 20} MiB")
+
+
+def _no_utf8(where: str, text: bytes) -> Row:
+    utf16 = text.startswith(UTF16)
+    return Row(where, None, "UTF-16: save it as UTF-8" if utf16 else "not valid UTF-8")
 
 
 def torn(where: str, error: Exception) -> Row:

@@ -14,7 +14,7 @@ from typing import Any
 import fsspec
 
 from checkpoints_io.errors import BadInput, NotFound
-from recipes.data.rows import formats, tables
+from recipes.data.rows import formats, records, tables
 from recipes.data.rows.records import Row
 
 HUB = r"[\w-][\w.-]*/[\w-][\w.-]*(:[^:@]+){0,2}(@.+)?"
@@ -42,6 +42,23 @@ def read(source: str, wanted: frozenset[str] | None = None) -> Iterator[Row]:
         return _hub_rows(source, wanted)
     file_system, paths = _found(source)
     return _rows(file_system, paths, wanted)
+
+
+def read_texts(source: str) -> Iterator[Row]:
+    """The `text` of every row, or of .txt files the whole of each.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read`.
+    """
+    if not source.lower().partition("?")[0].endswith(".txt"):
+        yield from read(source, frozenset({"text"}))
+        return
+    file_system, paths = _named(source)
+    if not paths:
+        raise NotFound(f"there is no file {source!r}")
+    for path in paths:
+        with file_system.open(path, "rb") as file:
+            yield records.from_text(path, file.read(records.LONGEST + 1))
 
 
 def identity(source: str) -> dict[str, object]:
