@@ -125,6 +125,7 @@ OTHER = {
     "validation": ('{"mine": "b.jsonl"}', {"mine": "b.jsonl"}),
     "validation_split_fraction": ("0.2", 0.2),
     "validation_texts": ('{"wiki": "a.txt"}', {"wiki": "a.txt"}),
+    "trackio_project": ("mine", "mine"),
     "wandb_project": ("mine", "mine"),
     "warmup": ("0.2", 0.2),
     "weight_decay": ("0.01", 0.01),

@@ -119,4 +119,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.profile = config_dict.placeholder(str)  # "11-13": traces these steps
     config.compile_cache = "~/.cache/nnx-zoo/compiled"  # unset: compiles at every start
     config.wandb_project = config_dict.placeholder(str)
+    config.trackio_project = config_dict.placeholder(str)
     return config

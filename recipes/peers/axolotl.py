@@ -68,6 +68,9 @@ ROWS = {
     "wandb_project": part("wandb_project"),
     "wandb_name": same("name"),
     "wandb_run_id": same("name"),
+    "use_trackio": part("trackio_project"),
+    "trackio_project_name": part("trackio_project"),
+    "trackio_run_name": same("name"),
     "early_stopping_patience": part("stop_when, stop_patience"),
     "bfloat16": part("mp", "p=f32,c=bfloat16"),
     "unfrozen_parameters": turned(
@@ -95,12 +98,13 @@ ROWS = {
             "num_generation_samples", "generation_*", "eval_table_size", "eval_max_new_tokens",
             "eval_table_max_new_tokens"),
     **lacks("figures are in metrics.jsonl, TensorBoard and Weights & Biases", "use_mlflow",
-            "mlflow_*", "use_comet", "comet_*", "use_trackio", "trackio_*", "plugins"),
+            "mlflow_*", "use_comet", "comet_*", "plugins"),
     **lacks("less memory by remat, frozen=nf4, reference_mode=cached or mesh.fsdp",
             "activation_offloading", "layer_offloading"),
     **lacks("config.json decides", "resize_token_embeddings_to_32x", "overrides_of_model_config*",
             "overrides_of_model_kwargs*", "rope_scaling*"),
     **lacks("computed in bfloat16 or float32", "fp8", "fp8_*", "quantization*", "qat*"),
+    **lacks("in the environment: TRACKIO_SPACE_ID", "trackio_space_id"),
     **lacks("in the environment: WANDB_ENTITY, WANDB_MODE, WANDB_LOG_MODEL", "wandb_entity",
             "wandb_mode", "wandb_watch", "wandb_log_model"),
     **idle("tokens are those of the tokenizer; masks need no padding", "special_tokens*"),
@@ -164,6 +168,8 @@ def _made(given: Given) -> dict[str, object]:
     if theirs.get("hub_model_id"):
         theirs["push_to_hub"] = True
     found = _data(given)
+    if theirs.get("use_trackio"):
+        found["trackio_project"] = str(theirs.get("trackio_project_name") or "axolotl")
     held = "test" if "validation" in found else "validation" if "validation_split_fraction" in (
         found
     ) else None  # fmt: skip

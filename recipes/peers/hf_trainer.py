@@ -65,12 +65,16 @@ ROWS = {
     "save_total_limit": same("keep_checkpoints", "unset, all are kept there, and the newest here"),
     "load_best_model_at_end": part("keep_best", "and the best is exported, with its name"),
     "metric_for_best_model": part("keep_best", "eval_loss, rewards/accuracies, rewards/margins"),
-    "report_to": part("tensorboard, wandb_project", "metrics.jsonl is written always"),
-    "project": part("wandb_project"),
+    "report_to": part(
+        "tensorboard, wandb_project, trackio_project", "metrics.jsonl is written always"
+    ),
+    "project": part("wandb_project, trackio_project"),
     "push_to_hub": part("push_to_hub"),
     "hub_model_id": part("push_to_hub", "written like owner/name"),
     "hub_strategy": turned("hub_strategy", lambda how: "end" if how == "end" else "every"),
     "hub_private_repo": same("hub_private", "a new repository is private here unless told"),
+    **lacks("in the environment: TRACKIO_SPACE_ID", "trackio_space_id", "trackio_bucket_id",
+            "trackio_static_space_id"),
     **lacks("one seed decides all: set seed", "data_seed"),
     **lacks("evaluations are at steps_per_eval and eval_at", "eval_delay"),
     **lacks("noise on embeddings is not there: leave it out", "neftune_noise_alpha"),
@@ -229,10 +233,11 @@ def _reported(given: Given) -> dict[str, object]:
         return {}
     to = [to] if isinstance(to, str) else to or []
     found: dict[str, object] = {"tensorboard": bool({"tensorboard", "all"} & {*to})}
-    if "wandb" in to:
-        found["wandb_project"] = str(given.values.get("project") or "huggingface")
-    if others := sorted({*to} - {"tensorboard", "all", "wandb", "none"}):
-        told = "figures are in metrics.jsonl, and go to TensorBoard and Weights & Biases"
+    for tracker in ("wandb", "trackio"):
+        if tracker in to:
+            found[f"{tracker}_project"] = str(given.values.get("project") or "huggingface")
+    if others := sorted({*to} - {"tensorboard", "all", "wandb", "trackio", "none"}):
+        told = "figures are in metrics.jsonl, and go to TensorBoard, Weights & Biases and trackio"
         given.notes.lacking.append((f"report_to: {', '.join(others)}", told))
     return found
 

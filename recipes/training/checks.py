@@ -558,11 +558,12 @@ def _refuse_without_effect(given: Values) -> None:
             "--config.lr_schedule=constant: add --config.cooldown=None --config.min_lr_ratio=0"
         )
     _check_samples(given)
-    if given["wandb_project"] and importlib.util.find_spec("wandb") is None:
-        raise BadInput(
-            "--config.wandb_project needs Weights & Biases: pip install -e '.[wandb]', or leave it "
-            "unset"
-        )
+    for library, called in (("wandb", "Weights & Biases"), ("trackio", "trackio")):
+        if given[f"{library}_project"] and importlib.util.find_spec(library) is None:
+            raise BadInput(
+                f"--config.{library}_project needs {called}: pip install -e '.[{library}]', or "
+                "leave it unset"
+            )
 
 
 def _check_samples(given: Values) -> None:

@@ -269,6 +269,7 @@ def records_of(given: Values) -> Records:
     return Records(
         tensorboard=given["tensorboard"],
         wandb_project=given["wandb_project"],
+        trackio_project=given["trackio_project"],
         name=given["name"],
         tags=tuple(given["tags"]),
         settings=checks.nested(given),

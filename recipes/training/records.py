@@ -140,14 +140,15 @@ class Meter:
 
 
 class Log:
-    """Writes records to `metrics.jsonl`, TensorBoard and, when asked, Weights & Biases.
+    """Writes records to `metrics.jsonl`, TensorBoard and, when asked, Weights & Biases and trackio.
 
     Only process 0 writes. Records of steps beyond `after` (-1: all) are dropped: they are taken
     again.
     """
 
     def __init__(self, directory: places.Place, records: Records, *, after: int):
-        self._add = self._add_samples = self._board = self._wandb = None
+        self._add = self._add_samples = self._board = None
+        self._trackers: list[tuple[Any, Any]] = []  # modules with the same names, and their runs
         self._file = contextlib.ExitStack()
         if not processes.is_first():
             return
@@ -173,7 +174,7 @@ class Log:
         if records.wandb_project:
             import wandb  # an extra: few runs want it
 
-            self._wandb = wandb.init(
+            run = wandb.init(
                 project=records.wandb_project,
                 name=records.name,
                 tags=list(records.tags),
@@ -182,6 +183,19 @@ class Log:
                 id=_own_id(directory),  # started again it is the same run
                 resume="allow",
             )
+            self._trackers.append((wandb, run))
+        if records.trackio_project:
+            import trackio  # an extra, too
+
+            run = trackio.init(
+                project=records.trackio_project,
+                # A run is what has the same name, and others may have ours.
+                name=f"{records.name}-{_own_id(directory)[:6]}",
+                config=dict(records.settings),
+                resume="allow",
+                embed=False,
+            )
+            self._trackers.append((trackio, run))
 
     def write(self, step: int, values: Mapping[str, int | float]) -> None:
         """One record, which is kept when this returns."""
@@ -193,8 +207,8 @@ class Log:
                 self._board().add_scalar(name, value, step)
             for whose, tag, value in first_screen(values):
                 self._board(whose).add_scalar(tag, value, step)
-        if self._wandb:
-            self._wandb.log(dict(values), step=step)
+        for _, run in self._trackers:
+            run.log(dict(values), step=step)
 
     def samples(self, step: int, some: Sequence[Mapping[str, Any]]) -> None:
         """A line for each sample, which are kept when this returns."""
@@ -205,18 +219,16 @@ class Log:
         if self._board:
             for i, one in enumerate(some):
                 self._board().add_text(f"samples/{i}", _as_markdown(one), step)
-        if self._wandb:
-            import wandb
-
-            names = list(dict.fromkeys(n for one in some for n in one if n != "log_ratios"))
+        names = list(dict.fromkeys(n for one in some for n in one if n != "log_ratios"))
+        for tracker, run in self._trackers:
             rows = [[one.get(name) for name in names] for one in some]
-            self._wandb.log({"samples": wandb.Table(columns=names, data=rows)}, step=step)
+            run.log({"samples": tracker.Table(columns=names, data=rows)}, step=step)
 
     def close(self) -> None:
         """Waits for the writers."""
         self._file.close()
-        if self._wandb:
-            self._wandb.finish()
+        for _, run in self._trackers:
+            run.finish()
 
 
 def first_screen(values: Mapping[str, int | float]) -> Iterator[tuple[str, str, int | float]]:

@@ -89,6 +89,7 @@ class Records(NamedTuple):
     name: str
     tags: tuple[str, ...]
     settings: dict[str, object]  # as a config file groups them
+    trackio_project: str | None = None
     samples: bool = False  # whether there will be any
 
 

@@ -49,7 +49,7 @@ ADAM = ("adamw", "adamw8bit", "muon")  # muon is adamw for what is no matrix of 
 DTYPES = ("f32", "float32", "bf16", "bfloat16", "f16", "float16")
 
 RUN = {
-    "name": Setting(str, "what the run is called in Weights & Biases", MUST, free=True),
+    "name": Setting(str, "what the run is called in Weights & Biases and trackio", MUST, free=True),
     "tags": Setting(tuple, "its tags in Weights & Biases", (), free=True),
     "directory": Setting(
         str, "where the run keeps its files: a folder, or one in a bucket (gs://)", MUST, free=True
@@ -675,6 +675,14 @@ ALONG_THE_WAY = {
         "the project to log to in Weights & Biases",
         None,
         unset="no Weights & Biases",
+        free=True,
+    ),
+    "trackio_project": Setting(
+        str,
+        "the project to log to in trackio, on this machine (`trackio show`) unless its "
+        "TRACKIO_SPACE_ID names a Space of the hub",
+        None,
+        unset="no trackio",
         free=True,
     ),
     "profile": Setting(

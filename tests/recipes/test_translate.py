@@ -275,6 +275,15 @@ def test_what_several_of_trls_say_together(changed, wanted):
     assert translate.refused({"name": "x", "directory": "y"} | found) is None
 
 
+def test_trackers_are_named_by_their_projects():
+    file = {"model_name_or_path": "a/b", "dataset_name": "c/d", "project": "p"}
+    file |= {"report_to": ["wandb", "trackio", "comet_ml"]}
+    found = rows.translated(peers.TRL, file, 1)
+    names = ("wandb_project", "trackio_project", "tensorboard")
+    assert [found.settings[name] for name in names] == ["p", "p", False]
+    assert [name for name, _ in found.notes.lacking] == ["report_to: comet_ml"]
+
+
 @pytest.mark.parametrize(
     ("changed", "wanted"),
     [

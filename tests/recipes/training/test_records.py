@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 import types
 
 import jax.numpy as jnp
@@ -20,7 +23,7 @@ from recipes.preference.metrics import preference
 from recipes.training import loop, prepare, records
 from recipes.training.run import Records
 from recipes.training.update import Answers
-from tests.conftest import events, given_by, run_with, sigmoid
+from tests.conftest import ROOT, events, given_by, run_with, sigmoid
 
 
 def readings(chosen, rejected, accuracy):
@@ -225,3 +228,70 @@ def test_a_page_that_fails_ends_no_run(tmp_path, capsys):
     loop._write_page(loop.Around(**parts))
     told = "the page of the run could not be written: ZeroDivisionError('in the page')"
     assert told in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("library", ["wandb", "trackio"])
+def test_a_tracker_is_given_every_record_and_the_samples(library, tmp_path, monkeypatch):
+    """A stand-in: what is called, and with what."""
+    called = []
+    run = types.SimpleNamespace(
+        log=lambda values, step: called.append((step, values)), finish=lambda: called.append("end")
+    )
+    module = types.SimpleNamespace(
+        init=lambda **given: called.append(given) or run, Table=lambda **table: table
+    )
+    monkeypatch.setitem(sys.modules, library, module)
+    projects = {"wandb_project": None, "trackio_project": None, f"{library}_project": "mine"}
+    given = Records(
+        tensorboard=False, name="a", tags=(), settings={"beta": 0.1}, samples=True, **projects
+    )
+    room = places.at(str(tmp_path), "here")
+    for after in (-1, 2):  # started again it is the same run
+        log = records.Log(room, given, after=after)
+        log.write(2, {"train/loss": 0.5})
+        log.samples(2, [{"step": 2, "policy": "yes", "log_ratios": {}}])
+        log.close()
+    first, *told = called[:4]
+    assert first["project"] == "mine" and first["config"] == {"beta": 0.1}
+    table = {"columns": ["step", "policy"], "data": [[2, "yes"]]}
+    assert told == [(2, {"train/loss": 0.5}), (2, {"samples": table}), "end"]
+    assert called[4] == first and len(first.get("id") or first["name"]) >= len("a-123456")
+
+
+TRACKED = """
+import sys
+from checkpoints_io import places
+from recipes.training import records
+from recipes.training.run import Records
+
+given = Records(False, None, "tiny", (), {"beta": 0.1}, "mine", True)
+for after, steps in ((-1, (1, 2)), (2, (3,))):
+    log = records.Log(places.at(sys.argv[1], "here"), given, after=after)
+    for step in steps:
+        log.write(step, {"train/loss": step / 4, "eval/held/dpo_accuracy": 1.0})
+    log.samples(steps[-1], [{"step": steps[-1], "policy": "yes", "log_ratios": {}}])
+    log.close()
+"""
+
+
+@pytest.mark.full
+def test_trackio_keeps_them_on_this_machine(tmp_path):
+    """The library itself, without network."""
+    pytest.importorskip("trackio")
+    there = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
+    there["PYTHONPATH"] = str(ROOT)
+    words = [sys.executable, "-c", TRACKED, str(tmp_path / "run")]
+    (tmp_path / "run").mkdir()
+    subprocess.run(words, env=there, check=True, capture_output=True, timeout=120)
+    ask = "import json, trackio; (run,) = trackio.Api().runs('mine'); "
+    ask += "from trackio.sqlite_storage import SQLiteStorage as kept; "
+    ask += "print(json.dumps([run.name, kept.get_logs('mine', run.name)]))"
+    told = subprocess.run(
+        [sys.executable, "-c", ask], env=there, check=True, capture_output=True, text=True
+    )
+    name, rows = json.loads(told.stdout.splitlines()[-1])
+    assert name.startswith("tiny-")
+    losses = [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
+    assert losses == [(1, 0.25), (2, 0.5), (3, 0.75)]
+    tables = [row["samples"]["_value"] for row in rows if "samples" in row]
+    assert tables == [[{"step": 2, "policy": "yes"}], [{"step": 3, "policy": "yes"}]]

@@ -30,7 +30,8 @@ FREE = {
     "sample_prompts", "sample_temperature", "sample_tokens",
     "save_retries", "steps_per_checkpoint",
     "steps_per_eval", "steps_per_hf_export", "steps_per_log", "steps_per_sample", "tags",
-    "tensorboard", "token_cache", "validation", "validation_texts", "wandb_project",
+    "tensorboard", "token_cache", "trackio_project", "validation", "validation_texts",
+    "wandb_project",
 }  # fmt: skip
 
 

@@ -111,10 +111,11 @@ def test_a_setting_that_another_optimizer_takes_may_say_what_it_is_by_default(co
     check(config)
 
 
-def test_weights_and_biases_is_an_extra(config, monkeypatch):
-    config.wandb_project = "mine"
+@pytest.mark.parametrize("library", ["wandb", "trackio"])
+def test_trackers_are_extras(config, library, monkeypatch):
+    config[f"{library}_project"] = "mine"
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(ValueError, match="pip install"):
+    with pytest.raises(ValueError, match=rf"pip install -e '\.\[{library}\]'"):
         check(config)
 
 
