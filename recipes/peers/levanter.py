@@ -2,12 +2,12 @@
 
 from typing import Any
 
+from recipes.peers import levanter_data
 from recipes.peers.rows import (
     Given,
     Lacks,
     Source,
     idle,
-    is_off,
     lacks,
     of_kind,
     part,
@@ -29,6 +29,12 @@ def _positive(ours: str) -> Any:
     return turned(ours, lambda n: of_kind(ours, n) if float(n) > 0 else None)
 
 
+def _of_hf(is_hf: Any) -> object:
+    if not is_hf:
+        raise Lacks("a checkpoint of Levanter's cannot be read: export it to a Hugging Face folder")
+    return True
+
+
 def _schedule(kind: Any) -> object:
     known = {"inv_sqrt": "inverse_sqrt"}
     if (found := known.get(kind, kind)) not in ("constant", "linear", "cosine", "inverse_sqrt"):
@@ -45,11 +51,15 @@ def _optimizer(kind: Any) -> object:
 ROWS = {
     "initialize_from_hf": same("initialize_from_hf"),
     "reference_model_path": same("reference_model_path"),
-    "reference_is_hf": same("reference_is_hf", "false here is the directory of a run of ours"),
+    "reference_is_hf": turned(
+        "reference_is_hf", _of_hf, "false here is the directory of a run of ours"
+    ),
     "reference.type": part("reference_model_path", "adapter_base: the frozen weights, as new "
                            "adapters have it by themselves"),
     "reference.model_path": same("reference_model_path"),
-    "reference.is_hf": same("reference_is_hf", "false here is the directory of a run of ours"),
+    "reference.is_hf": turned(
+        "reference_is_hf", _of_hf, "false here is the directory of a run of ours"
+    ),
     "reference_eval_cache.mode": part("reference_mode", "cached: of the training data too, "
                                       "by content"),
     "reference_eval_cache.cache_dir": part("reference_cache"),
@@ -181,7 +191,7 @@ DEFAULTS = {
     "optimizer.learning_rate": 6e-4, "optimizer.weight_decay": 0.1, "optimizer.min_lr_ratio": 0.1,
     "optimizer.warmup": 0.01, "optimizer.lr_schedule": "cosine", "optimizer.max_grad_norm": 1.0,
     "optimizer.type": "adam", "optimizer.beta1": 0.9, "optimizer.beta2": 0.95,
-    "optimizer.epsilon": 1e-8, "trainer.seed": 0, "trainer.mp": "f32",
+    "optimizer.epsilon": 1e-8, "hf_save_dtype": "float32", "trainer.seed": 0, "trainer.mp": "f32",
     "trainer.num_train_steps": 400_000, "trainer.train_batch_size": 512,
     "trainer.steps_per_eval": 1000, "trainer.checkpointer.save_interval": "15m",
 }  # fmt: skip
@@ -189,7 +199,7 @@ DEFAULTS = {
 
 def _made(given: Given) -> dict[str, object]:
     theirs = given.values
-    found: dict[str, object] = {"loss": "sigmoid"} | _data(given) | _adapters(given)
+    found: dict[str, object] = {"loss": "sigmoid"} | levanter_data.sources(given) | _adapters(given)
     if theirs.get("validation_split_fraction") and found.pop("validation", None):
         told = "held-out files are read there only where this is null"
         given.notes.differs.append(("validation_split_fraction", told))
@@ -246,52 +256,15 @@ def _adapters(given: Given) -> dict[str, object]:
     }
 
 
-def _data(given: Given) -> dict[str, object]:
-    """Sources by their names; a list of files is one that `*` stands for, where it is one alone."""
-    theirs, train, test = given.values, {}, {}
-    found: dict[str, object] = {}
-    for name, value in theirs.items():
-        words = name.split(".")
-        source = words[2] if words[1:2] and words[1] in ("configs", "components") else "train"
-        if words[0] != "data":
-            continue
-        if words[-1] in ("train_urls", "id") and not is_off(value):
-            train[source] = _one(name, value, given)
-        elif words[-1] == "validation_urls" and not is_off(value):
-            test["validation" if source == "train" else source] = _one(name, value, given)
-        elif words[-1] in ("chosen_field", "rejected_field"):
-            ours = words[-1].removesuffix("_field")
-            if value != ours:
-                columns = found.setdefault("data.columns", {})
-                assert isinstance(columns, dict)
-                columns[ours] = value
-        elif words[-1] == "slice_strategy" and value in ("left", "right"):
-            found["data.over_length"] = "cut_answer" if value == "left" else "cut_prompt"
-        elif words[-1] == "mask_user_turns" and value is False:
-            found["data.scored_turns"] = "all"
-    shares = (name for name in theirs if name.startswith("data.train_weights."))
-    weights = {name.removeprefix("data.train_weights."): float(theirs[name]) for name in shares}
-    if len(train) == 1:
-        (found["train_data"],) = train.values()
-    elif train:
-        found["train_data"] = {
-            name: {"path": path, "weight": weights.get(name, 1.0)} for name, path in train.items()
-        }
-    if test:
-        found["validation"] = test
-    return found
-
-
-def _one(name: str, value: Any, given: Given) -> str:
-    urls = [value] if isinstance(value, str) else list(value)
-    if "tokenized" in str(urls[0]):
-        told = "rows are read, and no tokens: name the files that they were made of"
-        given.notes.differs.append((name, told))
-    if len(urls) > 1:
-        told = f"the first of {len(urls)}: several files are one path with *"
-        given.notes.lacking.append((name, told))
-    return str(urls[0])
-
-
-LEVANTER = Source("Levanter", "python -m levanter.main.train_dpo --config_path", ROWS, DEFAULTS,
-                  _made)  # fmt: skip
+LEVANTER = Source(
+    "Levanter",
+    "python -m levanter.main.train_dpo --config_path",
+    ROWS,
+    DEFAULTS,
+    _made,
+    nulls=(
+        "validation_split_fraction",
+        "optimizer.max_grad_norm",
+        "trainer.checkpointer.save_interval",
+    ),
+)

@@ -48,6 +48,7 @@ class Source(NamedTuple):
     rows: Mapping[str, Row]  # by its names; one with * stands for several
     defaults: Values  # what it takes for settings that a file does not name, where that matters
     made: Callable[[Given], dict[str, object]]  # settings here that are made of several there
+    nulls: tuple[str, ...] = ()  # of `defaults`, what null turns off; elsewhere null is unset
 
 
 class Translated(NamedTuple):
@@ -87,9 +88,12 @@ def lacks(says: str, *names: str) -> dict[str, Row]:
 
 def translated(source: Source, file: Values, devices: int) -> Translated:
     """The settings of a file, and what is to be told about it."""
-    named = {name: value for name, value in flat(file) if value is not None}
+    every = dict(flat(file))
+    named = {name: value for name, value in every.items() if value is not None}
+    off = {name for name in source.nulls if name in every and every[name] is None}
+    defaults = {name: value for name, value in source.defaults.items() if name not in off}
     notes = Notes([], [], [])
-    given = Given({**source.defaults, **named}, frozenset(named), devices, notes)
+    given = Given({**defaults, **named}, frozenset(named), devices, notes)
     settings: dict[str, object] = {}
     for name, value in given.values.items():
         row = row_of(name, source.rows)

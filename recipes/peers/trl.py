@@ -188,4 +188,4 @@ def _path(one: dict[str, Any]) -> str:
     return hub_data(name, subset, one.get("split"))
 
 
-TRL = Source("TRL", "trl dpo --config", ROWS, DEFAULTS, _made)
+TRL = Source("TRL", "trl dpo --config", ROWS, DEFAULTS, _made, nulls=("max_length",))

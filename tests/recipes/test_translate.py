@@ -191,7 +191,7 @@ EXAMPLES = {
             "num_train_steps": 2000, "learning_rate": 5e-6, "warmup": 0.1, "min_lr_ratio": 0.1,
             "weight_decay": 0.1, "max_grad_norm": 1.0, "mp": "p=f32,c=bfloat16",
             "steps_per_eval": 1000, "steps_per_checkpoint": 500, "keep_every": 500,
-            "minutes_per_checkpoint": 10.0,
+            "minutes_per_checkpoint": 10.0, "hf_save_dtype": "float32",
         },
         {"adapter.dropout"},
         set(),
@@ -331,6 +331,24 @@ def test_data_that_llama_factory_has_registered_is_named_by_its_file(tmp_path):
         "b": {"path": "o/n:s:t", "weight": 0.7},
     }
     assert not any(name.startswith("dataset") for name, _ in found.notes.differs)
+
+
+def test_null_turns_off_what_it_turns_off_there():
+    file = yaml.safe_load(LEVANTER)
+    assert rows.translated(peers.LEVANTER, file, 1).settings["validation_split_fraction"] == 0.1
+    file |= {"validation_split_fraction": None}
+    file["optimizer"] |= {"max_grad_norm": None, "weight_decay": None}
+    found = rows.translated(peers.LEVANTER, file, 1).settings
+    assert "validation_split_fraction" not in found and "max_grad_norm" not in found
+    assert found["weight_decay"] == 0.1  # unset
+    file = {"model_name_or_path": "a/b", "dataset_name": "c/d", "max_length": None}
+    assert "train_seq_len" not in rows.translated(peers.TRL, file, 1).settings  # it is asked for
+
+
+def test_a_checkpoint_of_theirs_is_no_reference():
+    file = yaml.safe_load(LEVANTER) | {"reference_model_path": "gs://a/b", "reference_is_hf": False}
+    notes = rows.translated(peers.LEVANTER, file, 1).notes
+    assert dict(notes.lacking)["reference_is_hf: False"].startswith("a checkpoint of Levanter's")
 
 
 def test_texts_of_a_file_are_texts_of_the_config():
