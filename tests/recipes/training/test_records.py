@@ -264,7 +264,8 @@ from checkpoints_io import places
 from recipes.training import records
 from recipes.training.run import Records
 
-given = Records(False, None, "tiny", (), {"beta": 0.1}, "mine", True)
+project = {f"{sys.argv[2]}_project": "mine"}
+given = Records(False, None, "tiny", ("dpo",), {"beta": 0.1}, samples=True)._replace(**project)
 for after, steps in ((-1, (1, 2)), (2, (3,))):
     log = records.Log(places.at(sys.argv[1], "here"), given, after=after)
     for step in steps:
@@ -280,7 +281,7 @@ def test_trackio_keeps_them_on_this_machine(tmp_path):
     pytest.importorskip("trackio")
     there = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
     there["PYTHONPATH"] = str(ROOT)
-    words = [sys.executable, "-c", TRACKED, str(tmp_path / "run")]
+    words = [sys.executable, "-c", TRACKED, str(tmp_path / "run"), "trackio"]
     (tmp_path / "run").mkdir()
     subprocess.run(words, env=there, check=True, capture_output=True, timeout=120)
     ask = "import json, trackio; (run,) = trackio.Api().runs('mine'); "
@@ -295,3 +296,21 @@ def test_trackio_keeps_them_on_this_machine(tmp_path):
     assert losses == [(1, 0.25), (2, 0.5), (3, 0.75)]
     tables = [row["samples"]["_value"] for row in rows if "samples" in row]
     assert tables == [[{"step": 2, "policy": "yes"}], [{"step": 3, "policy": "yes"}]]
+
+
+@pytest.mark.full
+def test_weights_and_biases_keeps_them_until_it_is_asked_to_send_them(tmp_path):
+    """The library itself, in its offline mode."""
+    pytest.importorskip("wandb")
+    there = os.environ | {"WANDB_MODE": "offline", "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", TRACKED, str(tmp_path), "wandb"]
+    subprocess.run(words, env=there, check=True, capture_output=True, timeout=240)
+    runs = sorted(tmp_path.glob("wandb/offline-run-*"))
+    own = (tmp_path / "wandb_id").read_text()
+    assert len(runs) == 2 and all(run.name.endswith(own) for run in runs)  # one run, in two parts
+    for run, step in zip(runs, (2, 3), strict=True):
+        (told,) = run.glob("*.wandb")
+        assert b"eval/held/dpo_accuracy" in told.read_bytes()
+        (table,) = run.rglob("*.table.json")
+        table = json.loads(table.read_text())
+        assert (table["columns"], table["data"]) == (["step", "policy"], [[step, "yes"]])
