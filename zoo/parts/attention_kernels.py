@@ -95,7 +95,7 @@ def splash(
 
     def row(q: Array, k: Array, v: Array, seen: Array) -> Array:
         kernel = splash_lib.make_splash_mqa(
-            jnp.broadcast_to(seen, (N // K, *seen.shape)),
+            seen[None],  # of all heads: a mask of each would be N / K times as large
             block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret,
             attn_logits_soft_cap=softcap, residual_checkpoint_name="attention",
         )  # fmt: skip
