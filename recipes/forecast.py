@@ -102,7 +102,7 @@ class Job(NamedTuple):
     precision: Precision
     attention: str | None
     remat: str
-    mesh: tuple[int, int, int]  # data, fsdp, tensor
+    mesh: tuple[int, int, int, int]  # data, fsdp, tensor, context
     beside: Beside | None  # the reference
     given: Values  # what is trained
     adamw: AdamW
@@ -132,13 +132,14 @@ def forecast(
     stored_per_pair: int,
 ) -> Forecast:
     """Compiles one update for `devices`; `stored_per_pair` is a guess at the data."""
-    mesh, compute = sharding.mesh_of(*job.mesh, devices), job.precision.compute
+    mesh, compute = sharding.mesh_of(*job.mesh, devices=devices), job.precision.compute
     pairs = job.sizes.train_batch_size
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         model = adapting.blank(job.given, hf_config, job.precision, mesh)
         model.attention, model.remat = job.attention, job.remat
         if devices[0].platform == "cpu":
             model.attention = "blocks"  # compiled for CPUs, which have no kernels
+        plan.refuse_cut_rows(job.given, model, mesh.shape["context"])
         graph, layout = nnx.split(model)
         asked = adapting.of_settings(job.given, model)
         chosen = trained.chosen(job.given, model)
@@ -239,7 +240,7 @@ def job_of(given: Values) -> Job:
         precision=checks.precision(given["mp"]),
         attention=given["attention"],
         remat=given["remat"],
-        mesh=(given["mesh.data"], given["mesh.fsdp"], given["mesh.tensor"]),
+        mesh=checks.mesh_sizes(given),
         beside=reference.wanted(given, objective),
         given=given,
         adamw=checks.part(AdamW, given),
@@ -269,17 +270,17 @@ def _batch(
 
     At most `most` positions per device, and no more rows than `needed` positions fill.
     """
-    Z = sharding.data_shards(mesh)
+    Z, parts = sharding.data_shards(mesh), mesh.shape["context"]
     T = given.row_length or given.train_seq_len
-    each = given.per_device_parallelism or max(1, min(most // T, -(-needed // (Z * T))))
-    shape = Shape(each * Z, T, given.train_batch_size, answers, Z, Z)
+    each = given.per_device_parallelism or max(1, min(most * parts // T, -(-needed // (Z * T))))
+    shape = Shape(each * Z, T, given.train_batch_size, answers, Z, Z, context=parts)
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     everywhere = NamedSharding(mesh, PartitionSpec())
     whole = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.int32, sharding=rows)
-    tokens, lists = whole(shape.rows, T), whole(Z, each * T)
+    tokens, lists = whole(shape.rows, T), whole(Z * parts, shape.listed(each))
     scored = (shape.examples, shape.answers)
     scored = jax.ShapeDtypeStruct(scored, jnp.int32, sharding=everywhere)
-    return Packed(*[tokens] * 5, *[lists] * 3, counts=whole(Z), scored=scored), shape
+    return Packed(*[tokens] * 5, *[lists] * 3, counts=whole(Z * parts), scored=scored), shape
 
 
 def _parts(params: Params, asked: Adapting | None, mesh: jax.sharding.Mesh) -> tuple:
@@ -325,7 +326,8 @@ def told(
     if found.peak > 0.95 * chip.memory:
         ways = ["more devices in --config.mesh.fsdp", *less_memory]
         lines.append(
-            f"it does not fit: {', '.join(ways)}, or shorter rows with --config.row_length"
+            f"it does not fit: {', '.join(ways)}, shorter rows with --config.row_length, or rows "
+            "that devices share with --config.mesh.context"
         )
     return "\n".join(lines)
 

@@ -49,8 +49,7 @@ def outcome(folder: pathlib.Path, mesh: jax.sharding.Mesh):
 
 def main() -> None:
     zoo.ARCHITECTURES["alternating"] = alternating
-    kinds = (jax.sharding.AxisType.Auto,) * 3
-    one = jax.make_mesh((1, 1, 1), sharding.MESH_AXES, kinds, devices=jax.devices()[:1])
+    one = sharding.mesh_of(1, 1, 1, devices=jax.devices()[:1])
     many = sharding.mesh_of(1, 4, 2)
     for family in sys.argv[2:]:
         folder = pathlib.Path(sys.argv[1]) / family

@@ -96,8 +96,7 @@ def crossings(text: str, mesh: jax.sharding.Mesh) -> list[tuple[int, bool]]:
 
 
 def main() -> None:
-    kinds = (jax.sharding.AxisType.Auto,) * 3
-    one = jax.make_mesh((1, 1, 1), sharding.MESH_AXES, kinds, devices=jax.devices()[:1])
+    one = sharding.mesh_of(1, 1, 1, devices=jax.devices()[:1])
     sharding.slice_of = lambda device: device.id // PER_SLICE
     meshes = {"2 x fsdp 4": (2, 4, 1), "2 x fsdp 2, tensor 2": (2, 2, 2), "4, fsdp 2": (4, 2, 1)}
     for name in sys.argv[1:]:

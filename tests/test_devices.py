@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import safetensors.numpy
 
 from recipes.preference import losses
 from tests import in_float64
-from tests.conftest import ROOT, devices
+from tests.conftest import CLOCK, ROOT, devices
 
 MESHES = ["fsdp 8", "fsdp 4, tensor 2", "data 2, fsdp 4"]
 
@@ -86,6 +87,79 @@ def test_slices_exchange_a_gradient_once_an_update(families):
         assert record["add"] == [[4 * numbers, False]], record
         assert sum(size for size, _ in record["apply"]) == record["weights_per_device"], record
         assert not any(in_loop for _, in_loop in record["apply"]), record
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "families",
+    [("llama", "adapters"), ("gpt_oss", "gemma3_text"), ("llama4_text", "deepseek_v3"),
+     ("gpt2", "gemma4_text of E2B")],
+    ids="-".join,
+)  # fmt: skip
+def test_rows_that_devices_share_give_what_one_gives(families):
+    """Windows, sinks, soft caps, chunks, experts, latents, and rows cut in every way."""
+    found = in_float64_on_eight_devices("context_on_devices", *families)
+    assert len(found) == 7 * len(families)
+    for record in found:
+        print(record)
+        assert record["loss"] <= 1e-12, record
+        assert record["gradient"] <= 1e-11 < record["largest"], record
+        if record["family"] == "llama":  # a device gathers keys and values, 2 heads of 8 or one
+            assert set(record["whole"]) <= {"2,8", "1,8"} != set(), record
+
+
+@pytest.mark.full
+def test_a_run_whose_rows_two_devices_share(tmp_path):
+    """From its start to its export: reference, several micro-batches, evaluation, answers.
+
+    It goes on from a checkpoint to the same bits, and on one device.
+    """
+
+    def ran(name, *flags, count=2):
+        short = (
+            "num_train_steps=4 train_batch_size=16 row_length=512 per_device_parallelism=2 "
+            "min_pack_fill=0.2 steps_per_log=1 steps_per_eval=2 steps_per_checkpoint=2 "
+            "max_eval_pairs=8 sample_tokens=8 hf_save_dtype=f32 tensorboard=False "
+            f"directory={tmp_path / name}"
+        )
+        told = subprocess.run(
+            [sys.executable, "recipes/dpo.py", "--config=recipes/configs/tiny.py",
+             *(f"--config.{flag}" for flag in [*short.split(), *flags])],
+            cwd=ROOT, env=os.environ | devices(count), capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+        assert told.returncode == 0, told.stderr[-3000:]
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        records = [
+            {k: v for k, v in json.loads(line).items() if k not in CLOCK and "time/" not in k}
+            for line in lines
+        ]
+        file = tmp_path / name / "hf" / "step-4" / "model.safetensors"
+        return records, safetensors.numpy.load_file(file)
+
+    def near(ours, theirs):
+        for found, expected in zip(ours, theirs, strict=True):
+            assert found.keys() == expected.keys()
+            for name, value in found.items():  # others are differences of large sums
+                apart = 1e-6 if "dpo_" in name else 1e-5
+                assert value == pytest.approx(expected[name], abs=apart, rel=1e-6), name
+
+    shared = "mesh.fsdp=1", "mesh.context=2"
+    alone, weights_alone = ran("one", count=1)
+    found, weights = ran("two", *shared)
+    for name in ("again", "moved"):
+        shutil.copytree(tmp_path / "two", tmp_path / name)
+        shutil.rmtree(tmp_path / name / "checkpoints" / "4")
+        shutil.rmtree(tmp_path / name / "hf")
+    assert [len(found), sum("train/dpo_loss" in record for record in found)] == [7, 4]
+    near(found, alone)
+    again, weights_again = ran("again", *shared)
+    assert again == found
+    moved, weights_moved = ran("moved", count=1)
+    near(moved, found)
+    for name, weight in weights.items():
+        np.testing.assert_array_equal(weights_again[name], weight)
+        np.testing.assert_allclose(weights_moved[name], weight, atol=1e-5)
+        np.testing.assert_allclose(weights_alone[name], weight, atol=1e-5)
 
 
 @pytest.mark.full

@@ -91,7 +91,7 @@ def of_configs(folder):
         ([CONFIG, "--config.validation={'a.b': 'c'}"], ["cannot be read"], 2),
         ([CONFIG, "--flagfile=nowhere"], ["nowhere"], 2),
         ([CONFIG, "--", "--config.beta=x"], ["beta='x' is not a number"], 2),
-        ([CONFIG, "--config.mesh=8"], ["mesh.data, mesh.fsdp, mesh.tensor"], 2),
+        ([CONFIG, "--config.mesh=8"], ["mesh.data, mesh.fsdp, mesh.context, mesh.tensor"], 2),
         ([CONFIG, "--config.beta"], ["--config.beta needs a value"], 2),
         ([CONFIG, "--config.beta="], ["--config.beta is set to nothing"], 2),
         ([CONFIG, "--config.beta=None"], ["--config.beta cannot be unset"], 2),

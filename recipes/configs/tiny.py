@@ -80,7 +80,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.attention = config_dict.placeholder(str)  # a backend; unset: the platform's
     config.remat = "full"  # recomputed in the backward pass; less with attention, products, none
     config.require_accelerator = False
-    config.mesh = dict(data=1, fsdp=-1, tensor=1)
+    config.mesh = dict(data=1, fsdp=-1, context=1, tensor=1)
     config.distributed = dict(
         enabled=False,  # True on every process of a run on several hosts
         coordinator_address=config_dict.placeholder(str),  # unset: given by TPU pods and Slurm

@@ -341,6 +341,14 @@ def _check_data(given: Values) -> None:
         raise BadInput("--config.max_eval_pairs has no effect: nothing is held out")
 
 
+def mesh_sizes(given: Values) -> tuple[int, int, int, int]:
+    """What `sharding.mesh_of` is asked for."""
+    data, fsdp, tensor, context = (
+        given[f"mesh.{axis}"] for axis in ("data", "fsdp", "tensor", "context")
+    )
+    return data, fsdp, tensor, context
+
+
 def _check_texts(given: Values) -> None:
     texts = given["validation_texts"]
     if texts is None:

@@ -55,9 +55,8 @@ def _at_scores(model: zoo.Model, batch: Packed, so_far: blocks.Weights | None) -
     """What the vocabulary's part is given, as in `token_logps`."""
     where = spans.Spans(batch.positions, batch.first, batch.last, batch.lengths)
     hidden = model.hidden(batch.tokens, where, functools.partial(stack.run, so_far=so_far))
-    # The rows of a device are one list of tokens; no hidden state moves between devices.
-    Z, D = len(batch.counts), hidden.shape[-1]
-    lists = sharding.constrain(hidden.reshape(Z, -1, D), "Z T D")
+    # The tokens of a device are one list; no hidden state moves between devices.
+    lists = sharding.constrain(sharding.as_lists(hidden, len(batch.counts)), "Z T D")
     at_scores = jnp.take_along_axis(lists, batch.read_at[..., None], axis=1)
     return (
         sharding.constrain(at_scores, "Z C D"),

@@ -16,9 +16,11 @@ from recipes.data.ids.pair_ids import Example
 from recipes.data.packed import shapes, streams
 from recipes.data.packed.packing import Shape
 from recipes.training import optimizer, trained
+from recipes.training.checks import Values
 from recipes.training.run import Run, adapters_alone
 from recipes.training.update import Params
 import zoo
+from zoo import models
 
 # Positions of a micro-batch, per device, that are enough to keep a device busy.
 ENOUGH = {"cpu": 2**12}
@@ -229,13 +231,37 @@ def _parts_that_fill(pairs: list[Example], shape: Shape) -> int | None:
     for parts in range(shape.shards - 1, 0, -1):
         if shape.shards % parts:
             continue
-        most = shape.rows * shape.row_length // parts
+        most = shape.rows * shape.row_length // parts // shape.context
         fewer = shapes.choose(
-            pairs, per_update=shape.examples, shards=parts, most=most, alike=shape.alike
-        )
+            pairs, per_update=shape.examples, shards=parts, most=most, alike=shape.alike,
+            context=shape.context,
+        )  # fmt: skip
         if shapes.fill(pairs, fewer).share >= GOOD_FILL:
             return parts
     return None
+
+
+def refuse_cut_rows(given: Values, model: zoo.Model, context: int) -> None:
+    """Rows whose tokens `context` devices cannot share.
+
+    Raises:
+      ValueError: their length does not divide, or some layer takes one token after another.
+    """
+    if context == 1:
+        return
+    if recurrent := models.recurrent(model):
+        raise BadInput(
+            f"--config.mesh.context={context}: layers of a {model.config.model_type} go from token "
+            f"to token with a state ({', '.join(recurrent)}), and devices cannot share their rows: "
+            "leave it out, and give the devices to --config.mesh.fsdp or --config.mesh.tensor"
+        )
+    step = 64 * context
+    if (length := given["row_length"]) and length % step:
+        raise BadInput(
+            f"--config.row_length={length} cannot be shared by --config.mesh.context={context} "
+            f"devices, each with a multiple of 64 tokens: set a multiple of {step}, like "
+            f"{-(-length // step) * step}, or leave it out"
+        )
 
 
 def most_positions_here(model: zoo.Model, held: int) -> int:

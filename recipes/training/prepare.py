@@ -182,6 +182,7 @@ def _models(given: Values, beside: Beside | None, computing: Computing) -> Model
     if folder.revision and "@" not in path:
         say(f"to pin this version of the model, give {path}@{folder.revision}")
     blank = adapting.blank(given, folder.config, precision, computing.mesh)
+    plan.refuse_cut_rows(given, blank, computing.mesh.shape["context"])
     blank.source, blank.attention, blank.remat = folder, computing.attention, computing.remat
     backend = attention.backend_of(blank.config, precision.compute, computing.attention)
     if computing.remat == "attention" and backend not in ("blocks", "splash"):
@@ -248,6 +249,7 @@ def _packed(
         row_length=given["row_length"],
         rows=given["per_device_parallelism"],
         alike=min(alike, default=None),
+        context=mesh.shape["context"],
     )
     shape = shape._replace(ld_alpha=given.get("ld_alpha"))
     return batches.Place(shape, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
@@ -334,7 +336,7 @@ def _computing(given: Values) -> Computing:
             "build for the accelerator (pip install -e '.[cuda]', or '.[tpu]'), see whether the "
             "driver answers (nvidia-smi) and JAX_PLATFORMS is unset, or leave the setting out"
         )
-    mesh = sharding.mesh_of(given["mesh.data"], given["mesh.fsdp"], given["mesh.tensor"])
+    mesh = sharding.mesh_of(*checks.mesh_sizes(given))
     precision = checks.precision(given["mp"])
     remat = given.get("remat", COMPUTE["remat"].default)  # of no effect without a gradient
     return Computing(mesh, precision, given["attention"], remat)

@@ -404,6 +404,13 @@ COMPUTE = {
     "mesh.fsdp": Setting(
         int, "FSDP: devices that split weights and rows; -1: all others", -1, free=True
     ),
+    "mesh.context": Setting(
+        int,
+        "context parallelism, for long texts: devices that split the tokens of each row, and the "
+        "weights as FSDP does",
+        1,
+        free=True,
+    ),
     "mesh.tensor": Setting(
         int, "tensor parallelism: devices that split each row's work", 1, free=True
     ),

@@ -115,6 +115,34 @@ def test_sinks_are_the_dense_ones_gradients_included(how):
     assert jnp.abs(of_dense[0]).max() > 0.1
 
 
+@pytest.mark.parametrize("backend", ["blocks", "tokamax_chunked", "splash"])
+def test_a_part_of_a_row_sees_keys_of_all_of_it(backend, monkeypatch):
+    """As where several devices share a row: fewer queries than keys, in a window."""
+    if backend == "tokamax_chunked":
+        pytest.importorskip("tokamax")
+    interpreted = functools.partial(attention_kernels.splash, interpret=True)
+    monkeypatch.setitem(attention.BACKENDS, "splash", interpreted)
+    arrays, where, _ = work(256, 4, 2, 16)
+    compared(backend, arrays, where, slice(128, 256), None)
+
+
+def test_a_part_that_is_no_tile_sees_keys_of_all_of_its_row():
+    arrays, where, _ = work(130, 6, 2, 8)
+    compared("blocks", arrays, where, slice(26, 52), jnp.linspace(-2.0, 3.0, 6))
+
+
+def compared(backend, arrays, where, at, sinks):
+    q, k, v = arrays
+    looking = spans.Window(jnp.asarray(20), where.positions, where.positions)
+    run = lambda backend, q, *more: attention.BACKENDS[backend](
+        q, k, v, *more, sinks, scale=0.3, softcap=1.5
+    )
+    whole = run("dense", q, where.first, where.last, looking)
+    own = looking._replace(queries=where.positions[:, at])
+    part = run(backend, q[:, at], where.first[:, at], where.last[:, at], own)
+    np.testing.assert_allclose(part, whole[:, at], atol=2e-5)
+
+
 def test_what_a_kernel_cannot_do_is_said_or_done_by_blocks(monkeypatch):
     arrays, where, _ = work(64, 4, 2, 8)
     sinks = jnp.ones(4)

@@ -115,16 +115,22 @@ def attend(
     if backend == "dense" or not axes:
         return run(q, k, v, where.first, where.last, looking, sinks)[..., :U]
 
-    # XLA cannot split a kernel or a loop over rows: each device is given its rows and its heads.
+    # XLA cannot split a kernel or a loop over rows: each device is given its rows and its heads. Of
+    # a row that several devices share it has its own queries, and gathers the keys of all.
     split = lambda letters, x: sharding.spec(letters, x.shape, axes)
     if split("K", k[0, 0, :, 0]) != split("N", q[0, 0, :, 0]):
         k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
-    ours, theirs, rows = split("B T N H", q), split("B S K H", k), split("B T", where.first)
-    of_window: Any = (jax.P(), rows, rows)
+    ours, theirs, rows = split("B T N H", q), split("B T K H", k), split("B T", where.first)
+    of_window: Any = (jax.P(), rows, split("B S", where.first))
     window_split = None if looking is None else spans.Window(*of_window)
     heads = None if sinks is None else split("N", sinks)
+
+    def part(q: Array, k: Array, v: Array, *more: Any) -> Array:
+        k, v = (sharding.joined(x, theirs, 1) for x in (k, v))
+        return run(q, k, v, *more)
+
     return sharding.on_each_device(
-        run, (ours, theirs, theirs, rows, rows, window_split, heads), ours
+        part, (ours, theirs, theirs, rows, rows, window_split, heads), ours
     )(q, k, v, where.first, where.last, looking, sinks)[..., :U]
 
 
@@ -162,6 +168,6 @@ def _chosen(
         return "dense"  # a few queries against many kept keys: there is no square to avoid
     float32 = q.dtype == jnp.float32
     backend = _able(asked, softcap=bool(softcap), sinks=sinks is not None, float32=float32)
-    if backend == "splash" and q.shape[1] % attention_kernels.LANES:
+    if backend == "splash" and q.shape[1] % (attention_kernels.LANES * sharding.parts_of_a_row()):
         return "blocks"  # its tiles are as wide as a TPU's lanes; the recipe's rows are multiples
     return backend

@@ -27,8 +27,8 @@ QueryTiles = Float[Array, "I K G block H"]
 
 def attend(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K U"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K U"],
     first: Int[Array, "B T"],
     last: Int[Array, "B T"],
     window: spans.Window | None,
@@ -43,8 +43,9 @@ def attend(
     """
     B, T, N, H = q.shape
     K = k.shape[2]
-    if extra := -T % BLOCK:
-        longer = lambda x: jnp.pad(x, [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2))
+    extra = -T % BLOCK
+    if extra or k.shape[1] % BLOCK:
+        longer = lambda x: jnp.pad(x, [(0, 0), (0, -x.shape[1] % BLOCK)] + [(0, 0)] * (x.ndim - 2))
         itself = jnp.broadcast_to(jnp.arange(T, T + extra, dtype=first.dtype), (B, extra))
         q, k, v = longer(q), longer(k), longer(v)
         first = jnp.concatenate([first, itself], 1)
@@ -178,9 +179,9 @@ def _query_places(first: Array, last: Array, window: spans.Window | None) -> Pla
     return Places(_lanes(first), _lanes(last), positions)
 
 
-def _key_places(T: int, window: spans.Window | None) -> tuple[Array, Array | None]:
+def _key_places(S: int, window: spans.Window | None) -> tuple[Array, Array | None]:
     """Where the keys of each tile stand in the row, and in their texts."""
-    return _lanes(jnp.arange(T)), None if window is None else _lanes(window.keys)
+    return _lanes(jnp.arange(S)), None if window is None else _lanes(window.keys)
 
 
 def _seen(

@@ -106,7 +106,7 @@ def splash(
         out: Any = jax.vmap(kernel)(by_head, k.transpose(1, 0, 2), v.transpose(1, 0, 2))
         return out.transpose(2, 0, 1, 3).reshape(T, N, -1)
 
-    seen = spans.seen(first, last, jnp.arange(T), window)
+    seen = spans.seen(first, last, jnp.arange(k.shape[1]), window)
     rows = [row(*parts) for parts in zip(q, k, v, seen, strict=True)]
     return jnp.stack(rows)[..., :H].astype(q.dtype)
 

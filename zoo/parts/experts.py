@@ -160,7 +160,7 @@ def mixed(
     if not sizes:
         return here(x, route, ready)
     # XLA cannot split a sort: each device sorts its own tokens.
-    rows = sharding.spec("B", x.shape[:1], sizes)
+    rows = sharding.spec("B T", x.shape[:2], sizes)
     spec = lambda w, axes: sharding.spec(axes, w.shape, sizes, sharding.GATHERED)
     split = {
         name: jax.tree.map(spec, ready[name], adapted.axes_of(w, axes))

@@ -258,6 +258,8 @@ _shifted.defvjp(
 
 def _over_tokens(gradients: Array, like: Array) -> Array:
     """The tokens' gradients to a vector add up in float32, however many they are."""
+    if gradients.ndim > 2:
+        gradients = sharding.as_lists(gradients)
     flat = gradients.reshape(-1, like.size)
     # A product with ones, kept from becoming a sum: CPUs are slow at sums down a column.
     ones = jax.lax.optimization_barrier(jnp.ones(len(flat), jnp.float32))

@@ -1,12 +1,13 @@
 """Which mesh axis splits which array axis: one table for weights, optimizer state and batches.
 
-The mesh has three axes. `data` repeats the weights, `fsdp` splits them and gathers one layer at a
-time, `tensor` splits the heads, the experts or the MLP, and the vocabulary throughout. Where
-devices are in several slices (TPU pods that a slower network joins), `data` goes over the slices,
-and the others stay within one.
+The mesh has four axes. `data` repeats the weights, `fsdp` splits them and gathers one layer at a
+time, `context` splits the tokens of each row, and the weights as `fsdp` does, `tensor` splits the
+heads, the experts or the MLP, and the vocabulary throughout. Where devices are in several slices
+(TPU pods that a slower network joins), `data` goes over the slices, and the others stay within one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import math
 from typing import Any
 
 import jax
@@ -16,32 +17,47 @@ import numpy as np
 
 from checkpoints_io.errors import BadInput
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "context", "tensor")
 
 # Axis letters as in layers.py; letters not named here are never split. Where two letters of one
-# array ask for the same mesh axis, the first has it: activations "B T D" are split by row only.
+# array ask for the same mesh axis, the first has it: activations "B T D" are split by row
+# and token, not by D.
 STORED: dict[str, tuple[str, ...]] = {
     "B": ("data", "fsdp"),
-    "Z": ("data", "fsdp"),
-    "D": ("fsdp",),
+    "T": ("context",),
+    "Z": ("data", "fsdp", "context"),
+    "D": ("fsdp", "context"),
     "N": ("tensor",),
     "K": ("tensor",),
     "Q": ("tensor",),
     "X": ("tensor",),
     "E": ("tensor",),
     "F": ("tensor",),
-    "R": ("fsdp",),
+    "R": ("fsdp", "context"),
     "V": ("tensor",),
-    "rows": ("tensor", "fsdp"),  # of a matrix in few bits, whose blocks are along them
+    "rows": ("tensor", "fsdp", "context"),  # of a matrix in few bits, whose blocks are along them
 }
-# How a matrix product wants its weight: whole along `fsdp`.
-GATHERED = {letter: tuple(a for a in axes if a != "fsdp") for letter, axes in STORED.items()}
+# How a matrix product wants its weight: whole along `fsdp` and `context`.
+GATHERED = {
+    letter: tuple(a for a in axes if a not in ("fsdp", "context"))
+    for letter, axes in STORED.items()
+}
 
 # How a gradient by rows is added up by token: every device has all rows, and its part of the width.
-BY_WIDTH = STORED | {"B": ("data",)}
+# One mesh axis after another: XLA would exchange both at once by way of all of it on every device.
+BY_WIDTH = (STORED | {"B": ("data",)}, STORED | {"B": ("data",), "T": ()})
+
+Sizes = tuple[int, int, int, int]  # of the mesh, as MESH_AXES
 
 
-def mesh_of(data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None = None) -> Mesh:
+def mesh_of(
+    data: int,
+    fsdp: int,
+    tensor: int,
+    context: int = 1,
+    *,
+    devices: Sequence[Any] | None = None,
+) -> Mesh:
     """A mesh over all devices; one of the sizes may be -1 and takes what is left.
 
     Raises:
@@ -49,14 +65,14 @@ def mesh_of(data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None = N
         among their slices.
     """
     devices = jax.devices() if devices is None else devices
-    kinds = (AxisType.Auto,) * 3
-    sizes = sizes_of(data, fsdp, tensor, len(devices))
+    kinds = (AxisType.Auto,) * len(MESH_AXES)
+    sizes = sizes_of((data, fsdp, context, tensor), len(devices))
     if devices[0].platform == "tpu" and len({slice_of(device) for device in devices}) > 1:
         return Mesh(by_slice(sizes, devices), MESH_AXES, axis_types=kinds)
     return jax.make_mesh(sizes, MESH_AXES, axis_types=kinds, devices=devices)
 
 
-def by_slice(sizes: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray:
+def by_slice(sizes: Sizes, devices: Sequence[Any]) -> np.ndarray:
     """The devices as a grid whose first axis goes from slice to slice, and the others within one.
 
     Raises:
@@ -69,8 +85,8 @@ def by_slice(sizes: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray:
     if sizes[0] % count:
         raise BadInput(
             f"these devices are in {count} slices, and --config.mesh.data={sizes[0]} is not a "
-            "multiple of that: each slice has a copy of the weights, or several, for `fsdp` and "
-            "`tensor` stay within one; set --config.mesh.data=-1 and "
+            "multiple of that: each slice has a copy of the weights, or several, for other axes "
+            "stay within one; set --config.mesh.data=-1 and "
             f"--config.mesh.fsdp={len(devices) // count} or less"
         )
     within = (sizes[0] // count, *sizes[1:])
@@ -94,23 +110,22 @@ def slices_over(grid: np.ndarray) -> int:
     return 1 if any(len(row) > 1 for row in met) else len(set.union(*met))
 
 
-def sizes_of(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, int, int]:
+def sizes_of(asked: Sizes, devices: int) -> Sizes:
     """The sizes of a mesh, with what a -1 stands for.
 
     Raises:
       ValueError: they do not multiply to the number of devices.
     """
-    sizes = [data, fsdp, tensor]
+    sizes = list(asked)
     if sizes.count(-1) == 1:
-        known = -data * fsdp * tensor
-        sizes[sizes.index(-1)] = devices // max(known, 1)
-    if min(sizes) < 1 or sizes[0] * sizes[1] * sizes[2] != devices:
-        asked = ", ".join(f"{n}={s}" for n, s in zip(MESH_AXES, (data, fsdp, tensor), strict=True))
+        sizes[sizes.index(-1)] = devices // max(-math.prod(asked), 1)
+    if min(sizes) < 1 or math.prod(sizes) != devices:
+        told = ", ".join(f"{n}={s}" for n, s in zip(MESH_AXES, asked, strict=True))
         raise BadInput(
-            f"the mesh {asked} does not fit {devices} devices: the sizes must multiply to their "
+            f"the mesh {told} does not fit {devices} devices: the sizes must multiply to their "
             "number (one of them may be -1)"
         )
-    return sizes[0], sizes[1], sizes[2]
+    return sizes[0], sizes[1], sizes[2], sizes[3]
 
 
 def mesh_under(array: jax.Array) -> Mesh:
@@ -124,6 +139,22 @@ def mesh_under(array: jax.Array) -> Mesh:
 def data_shards(mesh: Mesh) -> int:
     """Into how many parts the rows of a batch are split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def parts_of_a_row() -> int:
+    """Over how many devices the tokens of a row are split, where their number divides."""
+    return axes_here().get("context", 1)
+
+
+def as_lists(x: jax.Array, Z: int | None = None) -> jax.Array:
+    """All tokens [B, T, …] as Z lists, one for each part of rows by default.
+
+    Those of a device are side by side, so that none moves.
+    """
+    parts = parts_of_a_row() if x.shape[1] % parts_of_a_row() == 0 else 1
+    Z = Z or parts
+    cut = x.reshape(Z // parts, -1, parts, x.shape[1] // parts, *x.shape[2:])
+    return cut.swapaxes(1, 2).reshape(Z, -1, *x.shape[2:])
 
 
 def platform() -> str:
@@ -156,13 +187,15 @@ def constrain(x: jax.Array, axes: str) -> jax.Array:
 
 
 def gather(weight: jax.Array, axes: str) -> jax.Array:
-    """A stored weight as a matrix product wants it: whole along `fsdp`."""
+    """A stored weight as a matrix product wants it: whole along `fsdp` and `context`."""
     return _constrain(weight, axes, GATHERED)
 
 
 def by_width(x: jax.Array, axes: str) -> jax.Array:
-    """An activation split along its width instead of its rows: `fsdp` exchanges the parts."""
-    return _constrain(x, axes, BY_WIDTH)
+    """An activation split along its width, and not its rows and tokens: parts are exchanged."""
+    for rules in BY_WIDTH if "D" in axes.split() else BY_WIDTH[-1:]:
+        x = _constrain(x, axes, rules)
+    return x
 
 
 def whole(x: jax.Array) -> jax.Array:
@@ -185,6 +218,17 @@ def on_each_device(run: Callable, in_specs: Any, out_specs: Any) -> Callable:
     return jax.shard_map(
         run, in_specs=in_specs, out_specs=out_specs, axis_names={*axes_here()}, check_vma=False
     )
+
+
+def names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes that split an axis of an array, of which a spec says one by its name alone."""
+    return (entry,) if isinstance(entry, str) else entry or ()
+
+
+def joined(part: jax.Array, spec: PartitionSpec, axis: int) -> jax.Array:
+    """Within such a `run`: all parts of an array along one of its axes, split as the spec says."""
+    over = tuple(name for name in names(spec[axis]) if jax.lax.axis_size(name) > 1)
+    return jax.lax.all_gather(part, over, axis=axis, tiled=True) if over else part
 
 
 def _constrain(x: jax.Array, axes: str, rules: Mapping[str, tuple[str, ...]]) -> jax.Array:

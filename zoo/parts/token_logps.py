@@ -136,7 +136,7 @@ _scored.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 class Devices(NamedTuple):
-    """How the work is split: lists over `data` and `fsdp`, the vocabulary over `tensor`."""
+    """How the work is split: the vocabulary over `tensor`, lists over all other axes."""
 
     axes: Mapping[str, int]  # of the mesh, and their sizes; none without one
     rows: PartitionSpec
@@ -149,9 +149,9 @@ class Devices(NamedTuple):
         return "tensor" if self.splits("tensor") and self.head[0] else None
 
     @property
-    def width(self) -> str | None:
-        """The axis that splits the width of the stored head."""
-        return "fsdp" if self.splits("fsdp") and self.stored[1] else None
+    def width(self) -> tuple[str, ...]:
+        """The axes that split the width of the stored head."""
+        return tuple(filter(self.splits, sharding.names(self.stored[1]))) if self.axes else ()
 
     def splits(self, axis: str) -> bool:
         """Is there more than one device along this axis?"""
@@ -258,11 +258,10 @@ def _gradients_here(
         return of_hidden.astype(hidden.dtype), None
     of_head = of_head.T
     if devices.width:
-        of_head = jax.lax.psum_scatter(of_head, "fsdp", scatter_dimension=1, tiled=True)
-    elif devices.splits("fsdp"):
-        of_head = jax.lax.psum(of_head, "fsdp")
-    if devices.splits("data"):
-        of_head = jax.lax.psum(of_head, "data")
+        of_head = jax.lax.psum_scatter(of_head, devices.width, scatter_dimension=1, tiled=True)
+    for axis in ("fsdp", "context", "data"):
+        if devices.splits(axis) and axis not in devices.width:
+            of_head = jax.lax.psum(of_head, axis)
     return of_hidden.astype(hidden.dtype), of_head
 
 

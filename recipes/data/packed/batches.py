@@ -118,7 +118,7 @@ def shards_here(place: Place) -> list[int]:
 
 def put(batch: Packed, place: Place) -> Packed:
     """The micro-batch on the devices: its rows are split, `scored` is on all of them."""
-    here = len(batch.counts)
+    here = len(batch.counts) // place.shape.context
 
     def split(array: np.ndarray) -> jax.Array:
         whole = (len(array) // here * place.shape.shards, *array.shape[1:])

@@ -13,6 +13,8 @@ import numpy as np
 
 from checkpoints_io.errors import BadInput
 
+CUT = 64  # room for the scores that a part of a row may have more than tokens; a tile is as wide
+
 
 class Shape(NamedTuple):
     """The static shapes of micro-batches: full ones, and those with fewer rows at the end.
@@ -25,9 +27,18 @@ class Shape(NamedTuple):
     examples: int  # P: of an update
     answers: int  # A: of an example
     few: int  # B of the smaller ones; the same as `rows` where there are none
-    shards: int = 1  # Z: how many devices share the rows of a micro-batch
+    shards: int = 1  # how many devices, or groups of them, share the rows of a micro-batch
     alike: int | None = None  # texts up to this length turn alike: see `zoo.parts.rope.limit`
     ld_alpha: float | None = None  # what tokens count beyond the shortest answer: LD-DPO
+    context: int = 1  # how many devices share the tokens of a row, one after another
+
+    def listed(self, rows: int) -> int:
+        """C, of so many rows of a device.
+
+        Where rows are cut a part may have a score or two more than tokens: the last token of a
+        prompt is read for both answers.
+        """
+        return rows * (self.row_length // self.context + (CUT if self.context > 1 else 0))
 
 
 Values = Any  # np.ndarray where it is built, jax.Array on the devices
@@ -36,8 +47,8 @@ Values = Any  # np.ndarray where it is built, jax.Array on the devices
 class Packed(NamedTuple):
     """A micro-batch. P counts the examples of the update it belongs to, A the answers of each.
 
-    The rows of one device are one list of C = B / Z x T positions, of which some are read for
-    scores: those stand first, in the order of the rows.
+    All tokens of one device, its part of its rows, are a list, of which some are read for scores.
+    These are numbered from 0 to C - 1, first those that there are, in the order of the rows.
     """
 
     tokens: Values  # int32 [B, T]
@@ -45,7 +56,7 @@ class Packed(NamedTuple):
     first: Values  # int32 [B, T]: token t sees the keys first[t] <= s < last[t] of its row
     last: Values  # int32 [B, T]
     lengths: Values  # int32 [B, T]: of the text that the token belongs to
-    read_at: Values  # int32 [Z, C]: where in the list a score is read
+    read_at: Values  # int32 [Z, C]: where in the list of tokens a score is read
     target: Values  # int32 [Z, C]: the token that is scored there
     owner: Values  # int32 [Z, C]: whose score it is, example * A + answer; -1: nobody's
     counts: Values  # int32 [Z]: how many scores there are
@@ -154,8 +165,8 @@ def _length(streams: Sequence[Stream]) -> int:
 def build(rows: Sequence[Sequence[Placed]], shape: Shape, shards: Sequence[int]) -> Packed:
     """The arrays of one micro-batch; only the rows of these of its shards, a process's own."""
     each = len(rows) // shape.shards  # rows of a device
-    B, T, Z = len(shards) * each, shape.row_length, len(shards)
-    A, C = shape.answers, each * T
+    B, T, Z = len(shards) * each, shape.row_length, len(shards) * shape.context
+    A, C, own = shape.answers, shape.listed(each), shape.row_length // shape.context
     self_seen = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))  # padding sees itself
     batch = Packed(
         tokens=np.zeros((B, T), np.int32),
@@ -172,22 +183,26 @@ def build(rows: Sequence[Sequence[Placed]], shape: Shape, shards: Sequence[int])
     )
     for slot, stream in itertools.chain(*rows):
         batch.scored[slot] += np.bincount(stream.answer, minlength=A)
-    for z, shard in enumerate(shards):
-        c = 0
+    for number, shard in enumerate(shards):
         for at_row in range(each):
-            b, t = z * each + at_row, 0
+            b, t = number * each + at_row, 0
             for slot, stream in rows[shard * each + at_row]:
-                at, scores = slice(t, t + len(stream.tokens)), slice(c, c + len(stream.target))
+                at = slice(t, t + len(stream.tokens))
                 batch.tokens[b, at] = stream.tokens
                 batch.positions[b, at] = stream.positions
                 batch.first[b, at] = stream.first + t
                 batch.last[b, at] = stream.last + t
                 batch.lengths[b, at] = stream.length
-                batch.read_at[z, scores] = stream.read_at + at_row * T + t
-                batch.target[z, scores] = stream.target
-                batch.owner[z, scores] = slot * A + stream.answer
-                if batch.weights is not None:
-                    batch.weights[z, scores] = stream.weights
-                t, c = at.stop, scores.stop
-        batch.counts[z] = c
+                part, place = np.divmod(stream.read_at + t, own)
+                for i in np.unique(part):
+                    z, here = number * shape.context + i, part == i
+                    scores = slice(batch.counts[z], batch.counts[z] + here.sum())
+                    batch.read_at[z, scores] = place[here] + at_row * own
+                    batch.target[z, scores] = stream.target[here]
+                    batch.owner[z, scores] = slot * A + stream.answer[here]
+                    if batch.weights is not None and stream.weights is not None:
+                        batch.weights[z, scores] = stream.weights[here]
+                    batch.counts[z] = scores.stop
+                # Where rows are cut, every stream has a place for each of its scores.
+                t += len(stream.tokens) if shape.context == 1 else _length([stream])
     return batch

@@ -10,8 +10,8 @@ from recipes.data.ids.pair_ids import Example
 from recipes.data.packed import packing, streams
 from recipes.data.packed.packing import Shape
 
-# Updates that are packed to see how a shape would fill, and the step between row lengths: the
-# tiles of attention kernels are that wide.
+# Updates that are packed to see how a shape would fill, and the step between row lengths, or their
+# parts: the tiles of attention kernels are that wide.
 LOOKED_AT, STEP = 6, 128
 # Rows need not be longer, unless an answer is: some kernels hold a mask of row x row.
 LONGEST = 2**12
@@ -51,11 +51,12 @@ def choose(
     row_length: int | None = None,
     rows: int | None = None,
     alike: int | None = None,
+    context: int = 1,
 ) -> Shape:
     """The shape that fills best with at most `most` positions a device, or what is left to choose.
 
-    `rows` are those of a device; `alike` as in `Shape`. Every answer must fit into a row; an
-    example that does not takes a row for each of its answers.
+    `rows` are those of a device, or of `context` devices that share them; `alike` as in `Shape`.
+    Every answer must fit into a row; an example that does not takes a row for each of its answers.
 
     Raises:
       BadInput: there are such examples, and a micro-batch is to have fewer rows.
@@ -65,9 +66,10 @@ def choose(
     answers = max(len(example.answers) for example in examples)
     alone = np.array([streams.needed(example, alike) for example in examples])
     found = []
-    most_here = min(most // (rows or 1), LONGEST)
-    for length in [row_length] if row_length else _lengths(longest, whole, most_here):
-        probe = Shape(shards, length, per_update, answers, shards, shards, alike)
+    most *= context
+    most_here, step = min(most // (rows or 1), LONGEST), STEP * context
+    for length in [row_length] if row_length else _lengths(longest, whole, most_here, step):
+        probe = Shape(shards, length, per_update, answers, shards, shards, alike, context=context)
         # An example in several rows has them in one micro-batch, which then needs as many.
         least = 1 if shards >= answers or alone.max() <= length else -(-answers // shards)
         if rows and rows < least:
@@ -91,14 +93,14 @@ def choose(
     return min(near, key=order)[1]
 
 
-def _lengths(longest: int, whole: int, most: int) -> Iterator[int]:
+def _lengths(longest: int, whole: int, most: int, step: int) -> Iterator[int]:
     """Row lengths worth a look: from the longest answer's on, in growing steps."""
-    start = -(-longest // STEP) * STEP
+    start = -(-longest // step) * step
     yield start
-    length = max(start, -(-min(whole, most) // STEP) * STEP)
+    length = max(start, -(-min(whole, most) // step) * step)
     while length <= max(most, start):
         yield length
-        length += max(STEP, length // 4 // STEP * STEP)
+        length += max(step, length // 4 // step * step)
 
 
 def _balanced(needed: float, most: int) -> int:

@@ -168,7 +168,7 @@ def test_a_step_takes_two_bytes_a_weight_and_one_layer_in_float32():
 
 def test_a_moment_is_split_as_its_weight_is():
     """Scales too, where their number can be divided."""
-    mesh = jax.sharding.AbstractMesh((1, 8, 1), sharding.MESH_AXES)
+    mesh = jax.sharding.AbstractMesh((1, 8, 1, 1), sharding.MESH_AXES)
     place = lambda axes, shape: jax.NamedSharding(mesh, sharding.spec(axes, shape, mesh.shape))
     sizes = {"w": (2, 64, 1024), "norm": (2, 32, 104)}
     params = {

@@ -275,7 +275,7 @@ def test_state_is_planned_and_placed(name):
     per_weight = held / sum(x.size for x in jax.tree.leaves(params))
     assert BYTES[name] <= per_weight <= BYTES[name] + 0.2  # AdamW for the embeddings beside Muon
 
-    many = jax.sharding.AbstractMesh((1, 4, 2), sharding.MESH_AXES)
+    many = jax.sharding.AbstractMesh((1, 4, 1, 2), sharding.MESH_AXES)
     place = lambda axes, shape: jax.NamedSharding(many, sharding.spec(axes, shape, many.shape))
     flat = {models.name_of(path): x for path, x in nnx.to_flat_state(nnx.state(model))}
     apart = {

@@ -1,8 +1,12 @@
 """What a plan says of settings that this run cannot give, or that mean something unexpected."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 
+from checkpoints_io.errors import BadInput
 from checkpoints_io.run_state import Keep
 from recipes.configs import tiny
 from recipes.data.ids.pair_ids import AnswerIds, PairIds
@@ -12,7 +16,10 @@ from recipes.data.packed.packing import Shape
 from recipes.data.run_data import HeldOut
 from recipes.training import checks, optimizer, plan
 from recipes.training.run import Every, Saving
-from tests.conftest import adamw_of, given_by, run_with
+from tests.conftest import adamw_of, given_by, run_with, small_config
+from tests.zoo import twins
+import zoo
+from zoo import qwen3_5
 
 ID, MASK = np.ones(1, np.int32), np.ones(1, bool)
 PAIR, ANSWER = PairIds(0, ID, ID, ID, MASK, MASK), AnswerIds(0, ID, ID, MASK)
@@ -42,6 +49,26 @@ def config():
     config = tiny.get_config()
     config.learning_rate = 5e-5
     return config
+
+
+def test_rows_that_devices_cannot_share_are_refused(config):
+    refuse = lambda model, length, context: plan.refuse_cut_rows(
+        given_by(config, row_length=length), model, context
+    )
+    said = json.loads(twins.config_of("qwen3_5_text", "plain").to_json_string(use_diff=True))
+    config_of = qwen3_5.Config.from_hf(said)
+    full = dataclasses.replace(config_of, layer_types=("full_attention",) * len(config_of.kinds))
+    llama, recurrent = zoo.abstract(small_config()), zoo.abstract(config_of)
+    refuse(recurrent, 640, 1)
+    refuse(zoo.abstract(full), 768, 4)
+    for length in (None, 768):
+        refuse(llama, length, 4)
+    told = r"row_length=640 cannot be shared by .*mesh.context=4 devices.*of 256, like 768"
+    with pytest.raises(BadInput, match=told):
+        refuse(llama, 640, 4)
+    told = r"mesh.context=4: layers of a qwen3_5_text go.*state \(inputs, memory\)"
+    with pytest.raises(BadInput, match=told):
+        refuse(recurrent, None, 4)
 
 
 def test_an_ordinary_run_has_no_notes(config):

@@ -146,11 +146,12 @@ def test_a_setting_that_a_config_does_not_name_has_its_default_or_is_asked_for(c
     """So that an older config works when there is a new setting."""
     with config.unlocked():
         del config.data.date, config.save_retries, config.mesh, config.lr_schedule
-    left = ["data.date", "lr_schedule", "mesh.data", "mesh.fsdp", "mesh.tensor", "save_retries"]
+    left = ["data.date", "lr_schedule", "mesh.data", "mesh.fsdp", "mesh.context", "mesh.tensor",
+            "save_retries"]  # fmt: skip
     assert [n for n in checks.left_out(config, settings.ALL) if n not in OF_SOME_RUNS] == left
     given = check(config)
     assert given.keys() == settings.ALL.keys()
-    assert [given[name] for name in left] == [None, "linear", 1, -1, 1, 2]
+    assert [given[name] for name in left] == [None, "linear", 1, -1, 1, 1, 2]
     with config.unlocked():
         del config.seed, config.beta
     with pytest.raises(ValueError, match=r"the config has no beta, seed: add it"):

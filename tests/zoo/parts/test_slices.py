@@ -31,13 +31,15 @@ def test_data_goes_over_the_slices_and_the_other_axes_stay_within_one(monkeypatc
         some, dtype=object).reshape(sizes))  # fmt: skip
     pod = devices(2, 4)
     mixed = [pod[i] for i in (4, 0, 5, 1, 6, 2, 7, 3)]
-    assert ids(sharding.by_slice((2, 2, 2), mixed)) == [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]
-    assert ids(sharding.by_slice((4, 2, 1), pod)) == [
-        [[0], [1]], [[2], [3]], [[4], [5]], [[6], [7]]
+    assert ids(sharding.by_slice((2, 2, 1, 2), mixed)) == [
+        [[[0, 1]], [[2, 3]]], [[[4, 5]], [[6, 7]]]
+    ]  # fmt: skip
+    assert ids(sharding.by_slice((4, 1, 2, 1), pod)) == [
+        [[[0], [1]]], [[[2], [3]]], [[[4], [5]]], [[[6], [7]]]
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("sizes", [(1, 8, 1), (3, 2, 1)])
+@pytest.mark.parametrize("sizes", [(1, 8, 1, 1), (1, 1, 8, 1), (3, 2, 1, 1)])
 def test_slices_that_data_does_not_divide_among_are_refused(sizes):
     with pytest.raises(BadInput, match=r"in 2 slices.*mesh.data=\d.*--config.mesh.fsdp=4 or less"):
         sharding.by_slice(sizes, devices(2, 4))
@@ -78,6 +80,6 @@ def test_axes_that_an_enclosing_map_has_taken_split_nothing():
         outer = jax.shard_map(part, in_specs=rows, out_specs=rows, axis_names={"data"},
                               check_vma=False)  # fmt: skip
         assert jax.jit(outer)(jnp.ones((2, 3, 4))).shape == (2, 3, 4)
-        assert sharding.axes_here() == {"data": 1, "fsdp": 1, "tensor": 1}
-    assert seen[0] == {"fsdp": 1, "tensor": 1}
+        assert sharding.axes_here() == dict.fromkeys(sharding.MESH_AXES, 1)
+    assert seen[0] == {"fsdp": 1, "context": 1, "tensor": 1}
     assert sharding.axes_here() == {}

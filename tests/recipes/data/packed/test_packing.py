@@ -115,6 +115,40 @@ def test_prompts_of_one_token_leave_room_for_their_scores():
     assert [streams.fits_once(one, Shape(1, length, 1, 2, 1)) for length in (4, 5)] == [False, True]
 
 
+def test_a_row_that_two_devices_share_is_read_where_its_tokens_are():
+    shape = Shape(rows=1, row_length=8, examples=1, answers=2, few=1, context=2)
+    (rows,) = placed([pair("ab", "xyz", "uv")], shape)
+    batch = packing.build(rows, shape, [0])
+    assert letters(batch.tokens[0, :5]) == "yxabu"  # yxab and u, which sees keys of both
+    assert [*batch.first[0, :5]] == [0, 1, 2, 2, 2]
+    assert batch.counts.tolist() == [4, 1]
+    assert batch.read_at[0, :4].tolist() == [3, 1, 0, 3]
+    assert letters(batch.target[0, :4]) == "xyzu"
+    assert (batch.read_at[1, 0], letters(batch.target[1, :1])) == (0, "v")
+    assert batch.owner[0, :4].tolist() == [0, 0, 0, 1]
+    assert batch.owner[1, :2].tolist() == [1, -1]
+
+
+@pytest.mark.parametrize("context", [2, 4, 8])
+@pytest.mark.parametrize("longest", [3, 12])
+def test_every_score_is_read_once_wherever_rows_are_cut(context, longest):
+    """Of prompts of one token too, which have more scores than tokens."""
+
+    def scores(context):
+        shape = Shape(4, 64, 24, 2, few=4, shards=2, context=context)
+        for batch in batches.pack(random_pairs(3, 24, longest), shape, range(2)).micro_batches:
+            parts = batch.tokens.reshape(2, 2, context, -1).swapaxes(1, 2).reshape(2 * context, -1)
+            for part, read_at, target, owner, n in zip(
+                parts, batch.read_at, batch.target, batch.owner, batch.counts, strict=True
+            ):
+                assert (owner[n:] == -1).all()
+                yield from zip(part[read_at[:n]], target[:n], owner[:n], strict=True)
+
+    found, expected = sorted(scores(context)), sorted(scores(1))
+    assert len(expected) > 48
+    assert found == expected
+
+
 def random_pairs(seed, count, longest=12):
     draw = np.random.default_rng(seed)
     some = lambda: draw.integers(0, 97, draw.integers(1, longest)).astype(np.int32)

@@ -1,0 +1,98 @@
+"""Loss and gradient of an update whose rows several devices share, against one device.
+
+Started by test_devices.py with the names of families, in a process whose platform shows eight
+devices; one JSON record for each and each mesh. Rows are cut wherever it comes, also between a
+prompt and its answers. Run by tests/in_float64.py.
+"""
+
+import json
+import re
+import sys
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from recipes.data.packed import batches
+from recipes.data.packed.packing import Shape
+from recipes.training import update
+from tests.conftest import large_weights, programs_of, sigmoid, small_config
+from tests.families_on_devices import FAMILIES
+from tests.recipes.data.packed.test_packing import random_pairs
+from tests.zoo import twins
+import zoo
+from zoo import adapters, llama, targets
+from zoo.parts import sharding
+
+PAIRS, ROWS, T = 12, 4, 64  # no other axis is as long as a row
+# Of each: data, fsdp, tensor, context.
+MESHES = {
+    "context 2": (1, 1, 1, 2), "context 4": (1, 1, 1, 4), "context 8": (1, 1, 1, 8),
+    "fsdp 4, context 2": (1, 4, 1, 2), "data 2, fsdp 2, context 2": (2, 2, 1, 2),
+    "fsdp 2, context 2, tensor 2": (1, 2, 2, 2), "context 4, tensor 2": (1, 1, 2, 4),
+}  # fmt: skip
+
+
+def model_of(name: str) -> zoo.Model:
+    if name in FAMILIES:
+        return twins.untrained(name.split()[0], FAMILIES[name])
+    return large_weights(llama.Model(small_config(vocab_size=96), nnx.Rngs(0)), scale=0.5)
+
+
+def outcome(name: str, mesh: jax.sharding.Mesh) -> tuple[float, list[np.ndarray], list[str]]:
+    """The loss, the gradient, and of which arrays a device gathers whole rows."""
+    with jax.set_mesh(mesh):
+        model = model_of(name)
+        layout = zoo.abstract(model.config, mesh=mesh)
+        graph, state = nnx.split(model)
+        like = nnx.to_pure_dict(nnx.state(layout))
+        params = jax.tree.map(lambda x, to: jax.device_put(x, to.sharding),
+                              nnx.to_pure_dict(state), like)  # fmt: skip
+        frozen = {}
+        if name == "adapters":
+            found = targets.sites(layout, targets.Lora(4, 8.0))
+            put = lambda x: jax.device_put(x, jax.NamedSharding(mesh, jax.P()))
+            frozen = adapters.attached(params, found, put)
+            params = adapters.fresh(frozen, adapters.layout(layout, found), zero="A", seed=0)
+        shards = sharding.data_shards(mesh)
+        shape = Shape(ROWS, T, PAIRS, 2, few=ROWS, shards=shards, context=mesh.shape["context"])
+        place = batches.Place(shape, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
+        packed = batches.pack(random_pairs(0, PAIRS), shape, range(shards))
+        sgd, objective = optax.sgd(1.0), sigmoid(0.1)
+        programs = programs_of(params, sgd.init(params), graph, sgd, objective, shape)
+        sums, said = programs.zero(), batches.said(packed, place)
+        draw = np.random.default_rng(1).standard_normal((PAIRS, 2)) - 30
+        theirs = batches.everywhere(draw.astype(jnp.float32), place)
+        given = [batches.put(micro_batch, place) for micro_batch in packed.micro_batches]
+        add = programs.add.lower(sums, params, frozen, theirs, said, given[0]).compile()
+        for batch in given:
+            sums = add(sums, params, frozen, theirs, said, batch)
+        losses = objective.loss(update.answers(sums.policy, sums.reference, said))
+        gradient = [np.asarray(x) for x in jax.tree.leaves(sums.gradient)]
+        return float(losses.mean()), gradient, whole_rows(add.as_text() or "")
+
+
+def whole_rows(text: str) -> list[str]:
+    """What follows rows and tokens in the shapes of the gathered arrays that have all of T."""
+    gathered = re.findall(r"= f\d+\[([\d,]+)\]\S* all-gather\(", text)
+    return sorted({found[1] for x in gathered if (found := re.fullmatch(rf"\d+,{T},(.*)", x))})
+
+
+def main() -> None:
+    one = sharding.mesh_of(1, 1, 1, devices=jax.devices()[:1])
+    for name in sys.argv[1:]:
+        expected, of_one, _ = outcome(name, one)
+        for mesh, sizes in MESHES.items():
+            some = jax.devices()[: int(np.prod(sizes))]
+            found, of_many, gathered = outcome(name, sharding.mesh_of(*sizes, devices=some))
+            apart = [float(np.abs(a - b).max()) for a, b in zip(of_one, of_many, strict=True)]
+            largest = max(float(np.abs(a).max()) for a in of_one)
+            record = {"family": name, "mesh": mesh, "loss": abs(found - expected),
+                      "gradient": max(apart), "largest": largest, "whole": gathered}  # fmt: skip
+            print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    main()
