@@ -164,6 +164,7 @@ def _of_examples(model: zoo.Model, examples: Sequence[Example]) -> tuple[np.ndar
         shape = shapes.choose(
             examples, per_update=min(TOGETHER, len(examples)), shards=sharding.data_shards(mesh),
             most=plan.most_positions_here(model, plan.held(params)), alike=alike,
+            context=mesh.shape["context"],
         )  # fmt: skip
         place = Place(shape, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
         sums, hits = [], []

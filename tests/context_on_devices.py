@@ -38,7 +38,9 @@ MESHES = {
 def model_of(name: str) -> zoo.Model:
     if name in FAMILIES:
         return twins.untrained(name.split()[0], FAMILIES[name])
-    return large_weights(llama.Model(small_config(vocab_size=96), nnx.Rngs(0)), scale=0.5)
+    width = 36 if name == "uneven" else 32  # which not every number of devices divides
+    config = small_config(vocab_size=96, hidden_size=width)
+    return large_weights(llama.Model(config, nnx.Rngs(0)), scale=0.5)
 
 
 def outcome(name: str, mesh: jax.sharding.Mesh) -> tuple[float, list[np.ndarray], list[str]]:

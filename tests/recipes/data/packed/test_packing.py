@@ -113,6 +113,10 @@ def test_prompts_of_one_token_leave_room_for_their_scores():
         update = batches.pack([one] * 4, shape, [0])
         assert sum(int(batch.counts.sum()) for batch in update.micro_batches) == 4 * 5
     assert [streams.fits_once(one, Shape(1, length, 1, 2, 1)) for length in (4, 5)] == [False, True]
+    # Also in each part of a row that two devices share.
+    shape = Shape(1, 512, examples=256, answers=2, few=1, context=2)
+    (batch,) = batches.pack([pair("a", "x", "u")] * 256, shape, [0]).micro_batches
+    assert batch.counts.tolist() == [256, 256]
 
 
 def test_a_row_that_two_devices_share_is_read_where_its_tokens_are():
