@@ -138,7 +138,8 @@ def fresh(
     model = nnx.merge(graph, like)
     model.source = source
     if source is None and isinstance(config, Mapping):
-        model.described = json.dumps(config)
+        own = config.get("architectures") or [model.config.architecture]
+        model.described = json.dumps({**config, "architectures": own})
     return model
 
 

@@ -171,6 +171,9 @@ def test_what_a_config_json_says_besides_is_written_again(tmp_path):
     said = small_config().to_hf() | {"max_position_embeddings": 96, "pad_token_id": 2}
     zoo.save(zoo.fresh(said), tmp_path, dtype=jnp.float32)
     assert json.loads((tmp_path / "config.json").read_text()) == said
+    nobody = zoo.fresh(said | {"architectures": None})  # as transformers writes a bare config
+    zoo.save(nobody, tmp_path / "again", dtype=jnp.float32)
+    assert json.loads((tmp_path / "again" / "config.json").read_text()) == said
 
 
 def weights(model):
