@@ -64,6 +64,7 @@ BASES = {
     "deepseek_v3": COMMON | EXPERTS | dict(
         model_type="deepseek_v3", num_key_value_heads=4, q_lora_rank=96, kv_lora_rank=64,
         qk_nope_head_dim=32, qk_rope_head_dim=32, v_head_dim=64, n_group=1, topk_group=1,
+        scoring_func="sigmoid", topk_method="noaux_tc",  # as its own config.json says
     ),
 }  # fmt: skip
 
@@ -90,7 +91,10 @@ def make(folder: pathlib.Path, names: list[str]) -> None:
             continue
         if family in BASES:
             config = read_by_transformers(config)
-        zoo.save(large_weights(zoo.fresh(config)), at / "base", dtype=np.float32)
+        model = large_weights(zoo.fresh(config))
+        if family.startswith("gemma"):  # whose tokens would be so large that each repeats itself
+            model.embedding[...] = model.embedding[...] / 16
+        zoo.save(model, at / "base", dtype=np.float32)
         base = zoo.load(at / "base")
         if family in BASES:
             told = {"prompts": prompts, "cases": {"base": continued(base, prompts)}}
