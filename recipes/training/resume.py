@@ -65,10 +65,19 @@ def refuse_other_settings(
     if names:
         told = ", ".join(f"{n}: {saved.get(n)!r} there, {now.get(n)!r} here" for n in names[:4])
         free = [name for name, setting in table_of(recipe_of(now)).items() if setting.free]
+        longer = ""
+        if not {"num_epochs", "num_train_steps"}.isdisjoint(names):
+            longer = (
+                ". A run of --config.num_epochs keeps its length, and one of "
+                "--config.num_train_steps takes more steps, not fewer"
+            )
+            if step:
+                longer += "; to go on from what this one has learnt, "
+                longer += _begun_anew(saved, directory, step)
         raise BadInput(
             f"{directory} holds a run with other settings ({told}); choose another "
-            "--config.directory, or give the settings of that run. What may change on a resume: "
-            f"{', '.join(sorted(free))}"
+            f"--config.directory, or give the settings of that run{longer}. What may change on a "
+            f"resume: {', '.join(sorted(free))}"
         )
 
 
@@ -88,10 +97,22 @@ def _refuse_longer(
     raise BadInput(
         f"{directory} holds a run of {before} steps, and --config.num_train_steps={after} would "
         f"have given the {step} that it has taken another learning rate: a run is made longer at a "
-        "constant rate, or before its cooldown. Begin a new one from what this one has learnt, "
-        f"with --config.initialize_from_hf={directory.within(f'hf/step-{before}')} "
-        "--config.directory=ANOTHER"
+        "constant rate, or before its cooldown. To go on from what this one has learnt, "
+        f"{_begun_anew(saved, directory, step)}"
     )
+
+
+def _begun_anew(saved: Values, directory: places.Place, step: int) -> str:
+    """How a new run begins with the model, or the adapters, of a step of this one."""
+    folder = directory.within(f"hf/step-{step}")
+    made = ""
+    if not folder.names():
+        made = f"make its folder with python -m recipes.export {directory} --step={step}, and "
+    begun = f"--config.initialize_from_hf={folder}"
+    adapters = any(saved.get(f"adapter.{name}") is not None for name in ("rank", "path"))
+    if adapters and not folder.exists("config.json"):  # a merged model has one
+        begun = f"--config.adapter.path={folder} --config.adapter.rank=None"
+    return f"{made}begin a new one with {begun} --config.directory=ANOTHER"
 
 
 def _in_words_of_today(settings: Values) -> Values:

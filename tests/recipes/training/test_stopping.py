@@ -105,6 +105,34 @@ def test_a_run_is_made_longer_where_its_rates_stay_what_they_were():
             resume.refuse_other_settings(saved, saved | other, here, 60)
 
 
+@pytest.mark.parametrize(
+    ("there", "here"),
+    [
+        ({"num_train_steps": 60}, {"num_train_steps": 90}),  # its rate has fallen to 0
+        ({"num_train_steps": 60}, {"num_train_steps": 30}),
+        ({"num_epochs": 3.0, "num_train_steps": None}, {"num_epochs": 6.0}),
+    ],
+)
+def test_where_no_longer_run_is_possible_the_way_on_is_named(tmp_path, there, here):
+    saved = resume.of_settings(given_by(tiny.get_config(), **there))
+    lora, folder = saved | {"adapter.rank": 8}, tmp_path / "hf" / "step-60"
+
+    def told(saved):
+        with pytest.raises(ValueError, match="what this one has learnt, ") as found:
+            resume.refuse_other_settings(saved, saved | here, places.Disk(tmp_path), 60)
+        return str(found.value).partition(" has learnt, ")[2].partition("ANOTHER")[0]
+
+    of_model = f"begin a new one with --config.initialize_from_hf={folder} --config.directory="
+    beside = f"--config.adapter.path={folder} --config.adapter.rank=None --config.directory="
+    made = f"make its folder with python -m recipes.export {tmp_path} --step=60, and "
+    assert told(saved) == made + of_model
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").touch()
+    assert told(lora) == f"begin a new one with {beside}"
+    (folder / "config.json").touch()  # a merged model
+    assert told(lora) == told(saved) == of_model
+
+
 def test_the_best_checkpoint_is_read_back(tmp_path):
     place = places.Disk(tmp_path)
     like = {"a": {"x": jax.ShapeDtypeStruct((2,), jnp.float32, sharding=jnp.zeros(2).sharding)}}
