@@ -47,6 +47,7 @@ INPUTS = {
     "recipes/pages/template.py": {"Path"},  # templates of pages
     "recipes/peers/listing.py": {"Path", "read_text", "write_text"},  # the docs
     "recipes/peers/llama_factory.py": {"Path", "is_file", "read_text"},  # what data is called there
+    "recipes/peers/trl.py": {"Path", "is_dir", "glob"},  # a data set in a folder
     "recipes/translate.py": {"Path", "is_dir", "is_file", "read_text", "write_text"},  # a config
     "recipes/training/command.py": {"which"},  # the python of a line to paste
     "recipes/training/listing.py": {"Path", "read_text", "write_text"},  # the docs

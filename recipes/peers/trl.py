@@ -3,6 +3,7 @@
 As of TRL 1.16, with names of earlier versions that are still met.
 """
 
+import pathlib
 from typing import Any
 
 from recipes.peers import hf_trainer
@@ -99,7 +100,11 @@ DEFAULTS = hf_trainer.DEFAULTS | {
 
 
 def hub_data(name: object, subset: object = None, split: object = None) -> str:
-    """A dataset of the hub, as a source names it."""
+    """A dataset of the hub, or in a folder that is here, as a source names it."""
+    if pathlib.Path(str(name)).is_dir():  # its files are named after their splits, or are of one
+        files = pathlib.Path(str(name)) / str(split or "train")
+        here = any(files.parent.glob(f"{files.name}*"))
+        return f"{files}*" if here or files.name != "train" else str(name)
     return ":".join(str(x) for x in (name, subset, None if split == "train" else split) if x)
 
 

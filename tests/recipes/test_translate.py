@@ -275,6 +275,22 @@ def test_what_several_of_trls_say_together(changed, wanted):
     assert translate.refused({"name": "x", "directory": "y"} | found) is None
 
 
+def test_a_dataset_in_a_folder_is_read_by_the_names_of_its_files(tmp_path):
+    def found(*names):
+        folder = tmp_path / "-".join(names)
+        folder.mkdir()
+        for name in names:
+            (folder / name).touch()
+        file = {"model_name_or_path": "a/b", "dataset_name": str(folder), "eval_strategy": "steps"}
+        sources = rows.translated(peers.TRL, file, 1).settings
+        return [str(sources["train_data"]), sources["validation"]["test"], str(folder)]
+
+    train, test, folder = found("train-00000.parquet", "test.parquet")
+    assert (train, test) == (f"{folder}/train*", f"{folder}/test*")
+    train, test, folder = found("pairs.jsonl")  # the run says that there is no test*
+    assert (train, test) == (folder, f"{folder}/test*")
+
+
 def test_trackers_are_named_by_their_projects():
     file = {"model_name_or_path": "a/b", "dataset_name": "c/d", "project": "p"}
     file |= {"report_to": ["wandb", "trackio", "comet_ml"]}
