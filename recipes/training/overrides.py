@@ -171,7 +171,10 @@ def _loaded(path: str) -> ml_collections.ConfigDict:
             ) from error
         raise BadInput(f"{where}: {type(error).__name__}: {told}") from error
     if not isinstance(config, ml_collections.ConfigDict):
-        raise BadInput(f"{file} is not a config: it has no get_config() that gives a ConfigDict")
+        raise BadInput(
+            f"{file} is not a config: it has no get_config() that gives a ConfigDict, as those in "
+            "recipes/configs do (ml_collections.ConfigDict(dict(name=…, …)))"
+        )
     return config
 
 

@@ -173,7 +173,8 @@ def recognised_single(row: Row, *, labelled: bool = False) -> str:
         asked = has("prompt") or has("instruction")
         known = {"answer": "chosen"} if asked else {"messages": "chosen"}
         raise BadInput(
-            f"its rows hold pairs: to train on one of the answers name it, as in {flag(known)}"
+            "its rows hold pairs: to train on them, run recipes/dpo.py with --config.loss=sigmoid; "
+            f"on one of the answers, name it, as in {flag(known)}"
         )
     raise BadInput(
         f"among its columns ({', '.join(names)[:300]}) are neither `messages` nor `prompt` and "
