@@ -221,7 +221,13 @@ def read_config(folder: pathlib.Path) -> dict[str, object]:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise NotFound(f"{folder} is not a model folder: it has no config.json")
+        beside = ""
+        if (folder / "adapter_config.json").is_file():
+            beside = (
+                ". It holds adapters: zoo.load(BASE, adapter=FOLDER) and --config.adapter.path put "
+                "them beside their base, and `python -m zoo merge` into it"
+            )
+        raise NotFound(f"{folder} is not a model folder: it has no config.json{beside}")
     config = read_json(path)
     if config.get("quantization_config"):
         return config

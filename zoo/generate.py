@@ -70,8 +70,9 @@ def stream(
       ValueError: as `generate`, when the first are asked for.
     """
     drawing.check(sampling)
-    if not len(prompts) or not all(map(len, prompts)):
+    if not len(prompts):
         raise BadInput("a prompt to continue needs at least one token")
+    token_rows.check_several(prompts, "prompts")
     ids = np.concatenate([np.asarray(prompt, np.int64) for prompt in prompts])
     token_rows.check_ids(ids, model.config.vocab_size)
     longest = max(map(len, prompts))

@@ -68,8 +68,7 @@ def rewards(of: RewardModel, texts: Sequence[Sequence[int]]) -> list[float]:
     Raises:
       ValueError: a text is empty, or holds an id that the model has no embedding for.
     """
-    if not all(map(len, texts)):
-        raise BadInput("a text that is to be judged needs at least one token")
+    token_rows.check_several(texts, "texts")
     if texts:
         ids = np.concatenate([np.asarray(text, np.int64) for text in texts])
         token_rows.check_ids(ids, of.model.config.vocab_size)

@@ -123,3 +123,11 @@ def test_a_tokenizer_folder_that_is_missing_is_refused_before_anything_is_writte
     with pytest.raises(FileNotFoundError, match=f"there is no model folder '{tmp_path}/{name}'"):
         zoo.save(model, tmp_path / "out", tokenizer=tmp_path / name)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_adapters_is_told_from_one_of_a_model(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(
+        FileNotFoundError, match=r"config\.json\. It holds adapters: zoo\.load\(BASE"
+    ):
+        hf_folder.read_config(tmp_path)

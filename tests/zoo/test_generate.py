@@ -8,6 +8,7 @@ import pytest
 from tests.long_forms import full_but
 from tests.zoo import twins
 from zoo import generate
+from zoo.parts import token_rows
 from zoo.sampling import GREEDY, Sampling, by_probability, drawn, likeliest, way
 
 LOGITS = jnp.log(jnp.array([[0.05, 0.5, 0.3, 0.15]]))
@@ -113,7 +114,7 @@ def test_a_row_stops_alone(model):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (dict(prompts=[[]]), "at least one token"),
+        (dict(prompts=[[]]), "at least one token each"),
         (dict(prompts=[]), "at least one token"),
         (dict(prompts=[[97]]), "token id 97 is beyond the model's 97 ids"),
         (dict(prompts=[[-1]]), "token id -1"),
@@ -125,6 +126,21 @@ def test_a_row_stops_alone(model):
 def test_what_means_nothing_is_refused(model, arguments, told):
     with pytest.raises(ValueError, match=told):
         generate.generate(model, **(dict(prompts=[[1]], max_new_tokens=2) | arguments))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("Hello", "'Hello' is text: encode it with the tokenizer"),
+        (["Hello"], "is text: encode it with the tokenizer"),
+        ([1, 15, 7], r"prompts are lists of ids.*: write \[ids\]"),
+        (np.array([1, 15, 7]), r"these are the ids of one: write \[ids\]"),
+    ],
+)
+def test_what_is_not_several_texts_is_refused(given, told):
+    with pytest.raises(ValueError, match=told):
+        token_rows.check_several(given, "prompts")
+    token_rows.check_several([[1], np.array([2, 3])], "prompts")
 
 
 def test_ids_out_of_range_are_refused_before_the_model_runs(model):

@@ -44,7 +44,7 @@ def test_rewards_are_those_of_transformers(family, tmp_path):
     ours = reward.rewards(reward.load(tmp_path), TEXTS)
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     assert np.std(theirs) > 0.1
-    with pytest.raises(ValueError, match="at least one token"):
+    with pytest.raises(ValueError, match="at least one token each"):
         reward.rewards(reward.load(tmp_path), [[]])
     assert reward.rewards(reward.load(tmp_path), []) == []
 

@@ -29,8 +29,7 @@ def read(tokens: Tokens, lengths: Lengths | None, vocabulary: int) -> Rows:
     Raises:
       ValueError: they are not ids of this vocabulary, or `lengths` are not those of the rows.
     """
-    if isinstance(tokens, Sequence) and any(isinstance(x, str | bytes) for x in (tokens, *tokens)):
-        raise BadInput(f"tokens are ids, and {tokens!r:.60} is text: encode it with the tokenizer")
+    _refuse_text(tokens)
     if isinstance(tokens, Sequence) and len(set(counts := _counts(tokens))) > 1:
         if lengths is not None:
             raise BadInput(
@@ -55,6 +54,24 @@ def read(tokens: Tokens, lengths: Lengths | None, vocabulary: int) -> Rows:
         lengths = jnp.asarray(lengths)
     check_ids(ids, vocabulary)
     return Rows(jnp.asarray(ids).astype(jnp.int32), lengths, array.ndim == 1)
+
+
+def check_several(texts: Any, what: str) -> None:
+    """Refuses words, and the ids of one text, where those of several are asked for.
+
+    Raises:
+      ValueError: they are not a list of lists of ids, or one of them is empty.
+    """
+    _refuse_text(texts)
+    if any(np.ndim(text) == 0 for text in texts):
+        raise BadInput(f"{what} are lists of ids, and these are the ids of one: write [ids]")
+    if not all(np.size(text) for text in texts):
+        raise BadInput(f"{what} have at least one token each, and one of these is empty")
+
+
+def _refuse_text(tokens: Tokens) -> None:
+    if isinstance(tokens, Sequence) and any(isinstance(x, str | bytes) for x in (tokens, *tokens)):
+        raise BadInput(f"tokens are ids, and {tokens!r:.60} is text: encode it with the tokenizer")
 
 
 def as_given(x: Float[Array, "*L B T D"], rows: Rows) -> Float[Array, "..."]:
