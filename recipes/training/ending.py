@@ -134,10 +134,14 @@ def _elsewhere(folder: str, run: Run) -> str:
             f"--lora-modules mine={shlex.quote(folder)}"
         )
     pinned = f", revision={json.dumps(revision)}" if revision else ""
+    words = on + pinned
+    if other := run.records.settings["tokenizer"]:
+        words = json.dumps(other, ensure_ascii=False)
     return f"""
   import peft, transformers  # pip install peft transformers torch
   model = transformers.AutoModelForCausalLM.from_pretrained({on}{pinned})
   model = peft.PeftModel.from_pretrained(model, {quoted})
+  words = transformers.AutoTokenizer.from_pretrained({words})
 
   {serve}
 """

@@ -146,7 +146,8 @@ def test_lines_to_paste_name_the_folder():
 
 def with_adapters(rank, *, base="meta-llama/Llama-3.2-1B", revision=None, **settings):
     """A run whose adapters have this rank, as far as its end looks at it."""
-    given = {name: setting.default for name, setting in settings_of.ADAPTER.items()} | settings
+    given = {name: setting.default for name, setting in settings_of.ADAPTER.items()}
+    given |= {"tokenizer": None} | settings
     return run_with(
         base=base,
         folder=SimpleNamespace(revision=revision),
@@ -173,8 +174,11 @@ def test_lines_to_paste_name_the_version_of_a_base():
     told = ending.how_to_use_adapters("/one", run)
     assert 'zoo.load("owner/name@0a1b", adapter="/one")' in told
     assert 'from_pretrained("owner/name", revision="0a1b")' in told
+    assert 'AutoTokenizer.from_pretrained("owner/name", revision="0a1b")' in told
     assert "vllm serve owner/name --revision 0a1b --enable-lora" in told
     assert "zoo merge owner/name@0a1b /one FOLDER" in told
+    told = ending.how_to_use_adapters("/one", with_adapters(8, tokenizer="o/t"))
+    assert 'AutoTokenizer.from_pretrained("o/t")' in told
 
 
 def test_what_the_adapters_have_decided_is_unset_where_they_are_trained_on():
