@@ -205,7 +205,9 @@ def test_files_of_a_run_are_reached_by_the_verbs_of_its_place_alone():
             name = path.relative_to(ROOT).as_posix()
             seen[name] = set(files_touched(path.read_text()))
             others = seen[name] - INPUTS.get(name, set())
-            assert not others, f"{name}: {others}: a verb of checkpoints_io/places.py?"
+            assert not others, (
+                f"{name}: {others}: a verb of checkpoints_io/places.py, or one of INPUTS here?"
+            )
     assert {name: seen.get(name) for name in INPUTS} == INPUTS  # none that is not needed
 
 

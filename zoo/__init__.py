@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers
-    from zoo import generate
+    from zoo import generate, reward
     from zoo.folders import check, check_finite, fresh, load, save
     from zoo.models import ARCHITECTURES, Model, abstract, longest_text, turns_alike_to
     from zoo.narrow import narrowed
@@ -27,11 +27,12 @@ __all__ = [
     "load_tokenizer",
     "longest_text",
     "narrowed",
+    "reward",
     "save",
     "save_adapter",
     "turns_alike_to",
 ]
-# The file of each; that of `generate` is the module itself, as that of every other file here.
+# The file of each; `generate` and `reward` are the modules themselves, as every other file here is.
 HOMES = {
     "ARCHITECTURES": "models",
     "Model": "models",

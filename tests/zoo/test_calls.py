@@ -215,7 +215,7 @@ def test_import_zoo_imports_neither_jax_nor_flax():
 
 def test_dir_shows_what_is_meant_for_users():
     """And each name is known to type checkers, and has a home."""
-    assert dir(zoo) == sorted(zoo.__all__) == sorted({*zoo.HOMES, "generate"})
+    assert dir(zoo) == sorted(zoo.__all__) == sorted({*zoo.HOMES, "generate", "reward"})
     tree = ast.parse(pathlib.Path(zoo.__file__).read_text())
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     known = {alias.name for node in block.body for alias in node.names}
