@@ -69,7 +69,7 @@ def test_a_seed_is_a_text(model):
 def test_a_prompt_that_is_there_several_times_is_read_once(family, monkeypatch):
     """As each alone; what is drawn after it differs from row to row."""
     model = twins.untrained(family, next(iter(twins.TWINS[family])))
-    prompts, how = [[8], [5, 6, 7], [8], [5, 6, 7]], dict(max_new_tokens=8)
+    prompts, how = [[8], [8], [5, 6, 7], [8], [5, 6, 7]], dict(max_new_tokens=8)
     alone = [generate.generate(model, [one], **how)[0] for one in prompts]
     read, rows = generate._read, []
     monkeypatch.setattr(generate, "_read", lambda *a: rows.append(len(a[3])) or read(*a))

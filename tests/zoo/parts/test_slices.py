@@ -83,3 +83,15 @@ def test_axes_that_an_enclosing_map_has_taken_split_nothing():
         assert sharding.axes_here() == dict.fromkeys(sharding.MESH_AXES, 1)
     assert seen[0] == {"fsdp": 1, "context": 1, "tensor": 1}
     assert sharding.axes_here() == {}
+
+
+def test_the_tokens_of_a_device_are_one_list(monkeypatch):
+    """Two rows of eight, of whose tokens each of two devices has half."""
+    tokens = jnp.arange(16).reshape(2, 8)
+    assert sharding.as_lists(tokens).tolist() == [[*range(16)]]
+    monkeypatch.setattr(sharding, "parts_of_a_row", lambda: 2)
+    shared = [[0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]]
+    assert sharding.as_lists(tokens).tolist() == shared
+    rows_apart = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
+    assert sharding.as_lists(tokens, 4).tolist() == rows_apart
+    assert sharding.as_lists(tokens[:, :7]).tolist() == [tokens[:, :7].ravel().tolist()]
