@@ -227,21 +227,30 @@ def test_a_resume_reads_no_pickle_and_runs_no_code(tiny_config, tmp_path):
     assert not marker.exists()
 
 
-def only_python_is_started(node):
+# The files that start a program, and how the call begins: Python on a line of ours, or on a program
+# of `pipelines.steps.PROGRAMS`; and what the user has typed as --judge.
+STARTS = {
+    "zoo/text/confined.py": "[sys.executable, '-P', '-c', BEGIN, ",
+    "recipes/pipeline.py": "[sys.executable, '-m', program, *words]",
+    "recipes/own_pairs/judges.py": "command",
+}
+
+
+def only_this_is_started(node, begins):
     """The node without the one import, and the one use, of `subprocess` that there may be."""
     if isinstance(node, ast.Import) and ast.unparse(node) == "import subprocess":
         return ast.Pass()
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
         assert node.value.id != "subprocess" or node.attr in ("Popen", "PIPE")
     if isinstance(node, ast.Call) and ast.unparse(node.func) == "subprocess.Popen":
-        assert ast.unparse(node.args[0]).startswith("[sys.executable, '-P', '-c', BEGIN, ")
+        assert ast.unparse(node.args[0]).startswith(begins)
     if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "BEGIN":
         assert ast.unparse(node.value) == "'from zoo.text import worker; worker.serve()'"
     return node
 
 
 def test_nothing_of_ours_can_run_what_it_reads():
-    """No pickle, no eval, no torch, no names that become code; only `--config` is a program."""
+    """No pickle, no eval, no torch, no names that are code: `--config` and `--judge` alone are."""
     forbidden = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "torch",
                  "transformers", "subprocess", "hydra"}  # fmt: skip
     for package in ("zoo", "checkpoints_io", "recipes"):
@@ -249,8 +258,8 @@ def test_nothing_of_ours_can_run_what_it_reads():
             if path.parent == TINY:
                 continue  # the scripts that made the embedded files
             for node in ast.walk(ast.parse(path.read_text())):
-                if path == ROOT / "zoo" / "text" / "confined.py":  # it starts Python, and only that
-                    node = only_python_is_started(node)
+                if begins := STARTS.get(path.relative_to(ROOT).as_posix()):
+                    node = only_this_is_started(node, begins)
                 if isinstance(node, ast.Import | ast.ImportFrom):
                     names = {alias.name for alias in node.names}
                     if isinstance(node, ast.ImportFrom):
