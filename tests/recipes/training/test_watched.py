@@ -192,7 +192,9 @@ def test_samples_are_cut_to_the_checkpoint_and_go_on(tmp_path):
 
 
 def test_tensorboard_shows_texts_as_they_are(tmp_path):
-    log = records.Log(places.Disk(tmp_path), Records(True, None, "a", (), {}, samples=True), after=-1)
+    log = records.Log(
+        places.Disk(tmp_path), Records(True, None, "a", (), {}, samples=True), after=-1
+    )
     log.samples(5, [{"step": 5, "prompt": "*a*\n<b>", "policy": "c", "reference": None}])
     log.close()
     (event,) = (one for one in events(tmp_path / "tensorboard") if one.summary.value)

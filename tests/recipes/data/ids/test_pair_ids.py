@@ -462,7 +462,7 @@ def check(own, talk, question, chosen, rejected):
     try:
         ids = pair_ids.encode(pair, own, talk, row=7, max_length=10**4, over_length="drop")
     except ValueError as error:
-        # Of an answer that is tags of thoughts and no more, as `</think></think>`, nothing is shown.
+        # Of an answer of tags of thoughts alone, as `</think></think>`, nothing is shown.
         nothing = any(not re.sub("</?think>", "", "".join(x)).strip() for x in (chosen, rejected))
         hidden = nothing and str(error).startswith("the chat template shows nothing of an answer")
         assert hidden or str(error) == "chosen equals rejected"
