@@ -116,9 +116,15 @@ def _judge_of(asked: Asked) -> str:
 
 def _made_with(asked: Asked, model: zoo.Model) -> dict[str, object]:
     """What answers depend on."""
-    how = {**asked.how._asdict(), "sampling": asked.how.sampling._asdict()}
-    weights = bits.fingerprint(nnx.to_pure_dict(nnx.state(model)))
-    return {"prompts": sources.identity(asked.prompts), "weights": weights, **how}
+    how = asked.how
+    return {
+        "prompts": sources.identity(asked.prompts),
+        "model": {"weights": bits.fingerprint(nnx.to_pure_dict(nnx.state(model)))},
+        "answers": how.answers,
+        "max_new_tokens": how.most,
+        **how.sampling._asdict(),
+        "seed": how.seed,
+    }
 
 
 def _refuse(directory: places.Place) -> None:

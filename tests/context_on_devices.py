@@ -19,11 +19,11 @@ from recipes.data.packed import batches
 from recipes.data.packed.packing import Shape
 from recipes.training import update
 from tests.conftest import large_weights, programs_of, sigmoid, small_config
-from tests.families_on_devices import FAMILIES
+from tests.families_on_devices import FAMILIES, laid_out
 from tests.recipes.data.packed.test_packing import random_pairs
 from tests.zoo import twins
 import zoo
-from zoo import adapters, llama, targets
+from zoo import llama
 from zoo.parts import sharding
 
 PAIRS, ROWS, T = 12, 4, 64  # no other axis is as long as a row
@@ -46,18 +46,7 @@ def model_of(name: str) -> zoo.Model:
 def outcome(name: str, mesh: jax.sharding.Mesh) -> tuple[float, list[np.ndarray], list[str]]:
     """The loss, the gradient, and of which arrays a device gathers whole rows."""
     with jax.set_mesh(mesh):
-        model = model_of(name)
-        layout = zoo.abstract(model.config, mesh=mesh)
-        graph, state = nnx.split(model)
-        like = nnx.to_pure_dict(nnx.state(layout))
-        params = jax.tree.map(lambda x, to: jax.device_put(x, to.sharding),
-                              nnx.to_pure_dict(state), like)  # fmt: skip
-        frozen = {}
-        if name == "adapters":
-            found = targets.sites(layout, targets.Lora(4, 8.0))
-            put = lambda x: jax.device_put(x, jax.NamedSharding(mesh, jax.P()))
-            frozen = adapters.attached(params, found, put)
-            params = adapters.fresh(frozen, adapters.layout(layout, found), zero="A", seed=0)
+        graph, params, frozen = laid_out(model_of(name), mesh, adapted=name == "adapters")
         shards = sharding.data_shards(mesh)
         shape = Shape(ROWS, T, PAIRS, 2, few=ROWS, shards=shards, context=mesh.shape["context"])
         place = batches.Place(shape, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))

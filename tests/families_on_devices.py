@@ -17,6 +17,7 @@ import numpy as np
 
 from tests.zoo import alternating, twins
 import zoo
+from zoo import adapters, targets
 from zoo.parts import sharding, spans
 
 FAMILIES = {
@@ -31,6 +32,24 @@ FAMILIES = {
     "nemotron_h": "plain",
 }  # fmt: skip
 TOKENS = np.random.default_rng(0).integers(3, 96, (8, 40)).astype(np.int32)
+
+
+def laid_out(model: zoo.Model, mesh: jax.sharding.Mesh, *, adapted: bool) -> tuple:
+    """The graph of a model, what is trained of it and what is frozen, over the devices of a mesh.
+
+    All of it is trained, or new adapters beside it.
+    """
+    layout = zoo.abstract(model.config, mesh=mesh)
+    graph, state = nnx.split(model)
+    like = nnx.to_pure_dict(nnx.state(layout))
+    put = lambda x, to: jax.device_put(x, to.sharding)
+    params = jax.tree.map(put, nnx.to_pure_dict(state), like)
+    if not adapted:
+        return graph, params, {}
+    found = targets.sites(layout, targets.Lora(4, 8.0))
+    everywhere = lambda x: jax.device_put(x, jax.NamedSharding(mesh, jax.P()))
+    frozen = adapters.attached(params, found, everywhere)
+    return graph, adapters.fresh(frozen, adapters.layout(layout, found), zero="A", seed=0), frozen
 
 
 def outcome(folder: pathlib.Path, mesh: jax.sharding.Mesh):

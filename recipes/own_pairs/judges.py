@@ -40,7 +40,8 @@ def judge(directory: places.Place, name: str, opened: Callable[[], Judge]) -> No
     part of a pair (it was cut off, or says what another says).
 
     Raises:
-      FileExistsError, RuntimeError: other answers have been judged, or what it says are no scores.
+      ValueError: the file has what another judge says.
+      RuntimeError: what this one says are no scores.
     """
     lines, done = kept.lines(directory, answers.FILE), kept.lines(directory, FILE)
     if other := next((one for one in done if one["judge"] != name), None):

@@ -36,8 +36,11 @@ def written(some: list[Line]) -> bytes:
 def check(directory: places.Place, made_with: Mapping[str, Any]) -> None:
     """What is in the directory was made with the same settings; if nothing is, it now says these.
 
+    Settings are by their flags; a dict is what identifies contents.
+
     Raises:
-      FileExistsError: it was made with others, or by something else.
+      FileExistsError: it was made by something else.
+      ValueError: it was made with others.
     """
     found = directory.read(MADE_WITH)
     if found is None:
@@ -51,7 +54,8 @@ def check(directory: places.Place, made_with: Mapping[str, Any]) -> None:
     before = json.loads(found)
     for name, value in made_with.items():
         if (was := before.get(name)) != json.loads(json.dumps(value)):
+            told = "other contents" if isinstance(value, dict) else f"{was}, and now {value}"
             raise BadInput(
-                f"--directory={directory} holds answers that were made with {name} {was}, and this "
-                f"command says {value}: give another directory"
+                f"--directory={directory} holds answers that were made with another --{name} "
+                f"({told}): give another directory"
             )

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import runpy
 import shlex
 from typing import NamedTuple
 
@@ -68,8 +67,7 @@ def read(path: str, directory: str) -> dict[str, Step]:
     """
     if not os.path.isfile(path):
         raise BadInput(f"there is no file --config={path}")
-    get_steps = runpy.run_path(path).get("get_steps")
-    lines = get_steps() if get_steps else None
+    lines = overrides.called(path, "get_steps")
     if not isinstance(lines, dict) or not all(isinstance(one, str) for one in lines.values()):
         raise BadInput(
             f"--config={path} has no get_steps() that gives the line of each step by its name"

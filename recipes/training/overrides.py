@@ -101,12 +101,9 @@ def left_behind(given: Opened) -> list[str]:
     named = {change.name: change.text for change in given.changes}
     own, other = given.config.get("train_data"), named.get("train_data")
     sets = given.config.get("validation") or {}
-    if (
-        "validation" in named
-        or not isinstance(own, str)
-        or not other
-        or other.lstrip().startswith("{")
-    ):
+    if "validation" in named or not isinstance(own, str) or not other:
+        return []
+    if other.lstrip().startswith("{"):  # several sources, by name
         return []
     folder = own.rpartition("/")[0]
     if "/" not in own or other.rpartition("/")[0] == folder:
@@ -154,10 +151,25 @@ def _loaded(path: str) -> ml_collections.ConfigDict:
     file = str(INSTALLED / named) if shipped else named  # far from a clone
     if not pathlib.Path(file).is_file():
         raise BadInput(f"there is no config file {named!r}")
+    config = called(file, "get_config", *argument)
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise BadInput(
+            f"{file} is not a config: it has no get_config() that gives a ConfigDict, as those in "
+            "recipes/configs do (ml_collections.ConfigDict(dict(name=…, …)))"
+        )
+    return config
+
+
+def called(file: str, name: str, *argument: str) -> Any:
+    """What a function of a user's file gives; None: it has no such function.
+
+    Raises:
+      ValueError: the file or the function raises something: a sentence with its line.
+    """
     try:
-        get_config = runpy.run_path(file).get("get_config")
-        config = get_config(*argument) if get_config else None
-    except (Exception, SystemExit) as error:  # a config file is a program, and may fail as one
+        function = runpy.run_path(file).get(name)
+        return function(*argument) if function else None
+    except (Exception, SystemExit) as error:  # it is a program, and may fail as one
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == file]
         line, told = lines[-1] if lines else None, str(error).strip().partition("\n")[0]
@@ -170,12 +182,6 @@ def _loaded(path: str) -> ml_collections.ConfigDict:
                 "config with ml_collections.ConfigDict(type_safe=False)"
             ) from error
         raise BadInput(f"{where}: {type(error).__name__}: {told}") from error
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise BadInput(
-            f"{file} is not a config: it has no get_config() that gives a ConfigDict, as those in "
-            "recipes/configs do (ml_collections.ConfigDict(dict(name=…, …)))"
-        )
-    return config
 
 
 def _make(change: Change, config: ml_collections.ConfigDict, path: str, table: Table) -> None:

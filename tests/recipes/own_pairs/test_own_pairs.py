@@ -94,9 +94,13 @@ def test_answers_after_a_kill_are_those_that_would_have_been(tmp_path, monkeypat
     every = answers.batches(some_prompts(words), HOW)
     assert [[prompt.row for prompt in batch] for batch in every] == [[0, 1], [3, 4], [2]]
     one, two = (places.at(str(tmp_path / name)) for name in ("one", "two"))
+    generate, seeds = zoo.generate.generate, []
+    drawn = lambda *a, seed, **how: seeds.append(seed) or generate(*a, seed=seed, **how)
+    monkeypatch.setattr(zoo.generate, "generate", drawn)
     for place in (one, two):
         place.make()
         answers.draw(model, words, place, every, HOW)
+    assert len({*seeds}) == 3 and seeds[:3] == seeds[3:]  # or rows of batches would be drawn alike
     whole = one.read(answers.FILE)
     assert whole == two.read(answers.FILE)
     lines = kept.lines(one, answers.FILE)
@@ -287,8 +291,9 @@ def test_the_program_says_what_it_made_and_refuses_another_run(tmp_path):
     assert command(tmp_path).returncode == 0
     assert directory.read(pairs.FILE) == before
     for flags, told in (
-        ({"answers": 5}, "made with answers 4, and this command says 5"),
-        ({"seed": 5}, "made with seed 0"),
+        ({"answers": 5}, "made with another --answers (4, and now 5)"),
+        ({"seed": 5}, "made with another --seed (0, and now 5)"),
+        ({"max_new_tokens": 5}, "made with another --max_new_tokens (40, and now 5)"),
         ({"judge": "true"}, "remove that file to judge the answers again"),
         ({"judge": None}, "who judges?"),
         ({"reference": TINY / "model"}, "give one of --judge"),
@@ -314,6 +319,23 @@ def test_on_eight_devices_the_answers_are_the_same(tmp_path):
     assert one.read(answers.FILE) == eight.read(answers.FILE)
     for a, b in zip(*(kept.lines(place, judges.FILE) for place in (one, eight)), strict=True):
         np.testing.assert_allclose(*(np.array(x["scores"], float) for x in (a, b)), atol=1e-3)
+
+
+def test_answers_of_other_settings_are_not_mixed(tmp_path):
+    directory = places.at(str(tmp_path))
+    made_with = {"prompts": {"files": {"a.jsonl": "12"}}, "answers": 4}
+    kept.check(directory, made_with)
+    kept.check(directory, made_with)
+    for other, told in (
+        ({"answers": 5}, r"another --answers \(4, and now 5\): give another directory"),
+        ({"prompts": {"files": {"a.jsonl": "13"}}}, r"another --prompts \(other contents\)"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            kept.check(directory, made_with | other)
+    directory.remove(kept.MADE_WITH)
+    directory.write_whole("notes.txt", b"mine")
+    with pytest.raises(FileExistsError, match=r"holds notes.txt and no answers of this program"):
+        kept.check(directory, made_with)
 
 
 def test_nobody_or_two_judge():

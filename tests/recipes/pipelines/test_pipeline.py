@@ -90,7 +90,13 @@ def test_a_line_that_cannot_be_run_is_refused_before_the_first_step(lines, told)
 def test_a_file_without_steps_is_refused(tmp_path):
     file = tmp_path / "steps.py"
     file.write_text("def get_steps():\n    return ['a']\n")
-    for path, told in ((file, "no get_steps"), (tmp_path / "b.py", "there is no file")):
+    broken = tmp_path / "broken.py"
+    broken.write_text("def get_steps():\n    return 1 / 0\n")
+    for path, told in (
+        (file, "no get_steps"),
+        (tmp_path / "b.py", "there is no file"),
+        (broken, "broken.py, line 2: ZeroDivisionError"),
+    ):
         with pytest.raises(ValueError, match=told):
             steps.read(str(path), "runs")
     assert [*steps.read("recipes/pipelines/tiny.py", "runs")] == [
