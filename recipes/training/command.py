@@ -191,6 +191,8 @@ def _with_config(
         if name := checks.plain(config, table)["compile_cache"]:
             cache = places.at(name, "--config.compile_cache")
             jax.config.update("jax_compilation_cache_dir", cache.address)
+            if isinstance(cache, places.Disk):  # a bucket is asked for nothing that is quick to do
+                jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         if together:
             _join(several)
         taken = listing.taken(checks.left_out(config, table), table)

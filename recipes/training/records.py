@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import secrets
+import sys
 import time
 from typing import Any
 
@@ -139,6 +140,19 @@ class Meter:
         return values
 
 
+@contextlib.contextmanager
+def _without(module: str) -> Iterator[None]:
+    """What is imported here does not find the module, as where it is not installed."""
+    known = sys.modules.get(module)
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+        if known is not None:
+            sys.modules[module] = known
+
+
 class Log:
     """Writes records to `metrics.jsonl`, TensorBoard and, when asked, Weights & Biases and trackio.
 
@@ -160,7 +174,8 @@ class Log:
             kept = _until(directory, SAMPLES, after)
             self._add_samples = self._file.enter_context(directory.appending(SAMPLES, kept))
         if records.tensorboard:
-            import tensorboardX  # which imports torch wherever that is installed
+            with _without("torch"):  # seconds of a start, for tensors that no run has
+                import tensorboardX
 
             folder = directory.within("tensorboard").local()
 

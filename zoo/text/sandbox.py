@@ -22,9 +22,9 @@ OPEN, CLOSE = "\ufdd0", "\ufdd1"
 
 
 @functools.cache
-def environment(date: str | None) -> jinja2.Environment:
+def environment(date: str | None, kind: "type[Sandbox] | None" = None) -> "Sandbox":
     """What chat templates expect to find: the spelling and functions of transformers."""
-    made = _Sandbox(
+    made = (kind or Sandbox)(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
     for name in UNBOUNDED:
@@ -61,17 +61,19 @@ OF_TEXT = type("".strip)
 OF_TEXTS = frozenset(["startswith", "endswith", "strip", "lstrip", "rstrip", "split"])
 
 
-def _short(length: int) -> None:
+def check_length(length: int) -> None:
+    """Raises ValueError if a template would write so much."""
     if length > LONGEST:
         raise BadInput(f"the chat template writes a text of more than {LONGEST} characters")
 
 
-def _joined(pieces: Iterable[str]) -> str:
+def joined(pieces: Iterable[str]) -> str:
+    """As one text, of bounded length."""
     told, length = [], 0
     for piece in pieces:
         length += len(piece)
         if length > LONGEST:
-            _short(length)
+            check_length(length)
         told.append(piece)
     return "".join(told)
 
@@ -81,25 +83,26 @@ class _Code(compiler.CodeGenerator):
 
     def visit_Concat(self, node: nodes.Concat, frame: compiler.Frame) -> None:
         """Called by jinja where it writes the program."""
-        self.write("environment.concat(map(str, (")
+        self.write("environment.concat(map(environment.written, (")
         for part in node.nodes:
             self.visit(part, frame)
             self.write(", ")
         self.write(")))")
 
 
-class _Sandbox(sandbox.ImmutableSandboxedEnvironment):
+class Sandbox(sandbox.ImmutableSandboxedEnvironment):
     """Texts, lists and numbers stay small: 'x' * 10**9 is one operation."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
     code_generator_class = _Code
-    concat: Any = staticmethod(_joined)
+    concat: Any = staticmethod(joined)
+    written: Any = str
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """What `left operator right` gives, if it is not too large."""
         if operator == "+":
             if isinstance(left, SIZED) and isinstance(right, SIZED):
-                _short(len(left) + len(right))
+                check_length(len(left) + len(right))
             return left + right
         if operator == "%":
             if isinstance(left, str | bytes):
@@ -153,7 +156,7 @@ def _check_format(form: str | bytes) -> None:
 
 def _check_replaced(text: Any, old: Any, new: Any) -> None:
     if len(text) * len(new) > LONGEST:
-        _short(len(text) + (text.count(old) if old else len(text) + 1) * len(new))
+        check_length(len(text) + (text.count(old) if old else len(text) + 1) * len(new))
 
 
 def _format(form: Any, *given: Any, **named: Any) -> str:
@@ -162,13 +165,13 @@ def _format(form: Any, *given: Any, **named: Any) -> str:
 
 
 def _indent(text: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-    _short((width if isinstance(width, int) else len(width)) * (text.count("\n") + 1))
+    check_length((width if isinstance(width, int) else len(width)) * (text.count("\n") + 1))
     return filters.do_indent(text, width, first, blank)
 
 
 @jinja2.pass_environment
 def _join(
-    environment: jinja2.Environment,
+    environment: "Sandbox",
     parts: Iterable[object],
     d: object = "",
     attribute: int | str | None = None,
@@ -176,9 +179,9 @@ def _join(
     if attribute is not None:
         parts = map(filters.make_attrgetter(environment, attribute), parts)
     between = str(d)
-    pieces = (piece for part in parts for piece in (between, str(part)))
+    pieces = (piece for part in parts for piece in (between, environment.written(part)))
     next(pieces, None)
-    return _joined(pieces)
+    return environment.concat(pieces)
 
 
 def _replace(text: object, old: object, new: object, count: int | None = None) -> str:
@@ -199,7 +202,7 @@ class _Generation(Extension):
         return nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
 
     def _marked(self, caller: Callable[[], str]) -> str:
-        return f"{OPEN}{caller()}{CLOSE}"
+        return OPEN + caller() + CLOSE
 
 
 class _Dict:
@@ -229,9 +232,9 @@ def _to_json(
     separators: Any = None, sort_keys: bool = False,
 ) -> str:  # fmt: skip
     """Without the escapes of HTML that jinja's own filter writes; piece by piece."""
-    _short(1000 * (indent if isinstance(indent, int) else len(indent or "")))
+    check_length(1000 * (indent if isinstance(indent, int) else len(indent or "")))
     how = {"ensure_ascii": ensure_ascii, "indent": indent, "sort_keys": sort_keys}
-    return _joined(json.JSONEncoder(separators=separators, **how).iterencode(value))
+    return joined(json.JSONEncoder(separators=separators, **how).iterencode(value))
 
 
 def _refuse(message: str) -> None:

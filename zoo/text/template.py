@@ -7,36 +7,36 @@ worker that it runs in (see `confined`); where it runs elsewhere, nothing bounds
 from collections.abc import Mapping
 import re
 
-import jinja2
 import jinja2.meta
 
 from checkpoints_io.errors import BadInput
-from zoo.text import sandbox
+from zoo.text import sandbox, traced
 from zoo.text.sandbox import CLOSE, OPEN
+from zoo.text.traced import Program
 
 Span = tuple[int, int]  # characters, from .. to
 
 
-def compiled(text: str, date: str | None) -> jinja2.Template:
+def compiled(text: str, date: str | None) -> Program:
     """The program of a template; `date` (2026-01-31) is today, for those that print it.
 
     Raises:
       ValueError: it is not a template.
     """
     try:
-        return sandbox.environment(date).from_string(text)
+        return traced.program(text, date)
     except Exception as error:  # also a recursion, or an overflow, in its parser
         raise BadInput(f"the chat template cannot be read: {str(error)[:300]}") from error
 
 
-def render(template: jinja2.Template, given: Mapping[str, object]) -> tuple[str, list[Span]]:
+def render(program: Program, given: Mapping[str, object]) -> tuple[str, list[Span]]:
     """The text, and what of it stood in `{% generation %}` blocks.
 
     Raises:
       ValueError: the template refuses, fails, or outgrows its bounds.
     """
     try:
-        text = template.render(given)
+        text = traced.render(program, given)
     except MemoryError as error:
         raise BadInput("the chat template needs too much memory") from error
     except Exception as error:  # a template is a program, and may fail as one

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 import re
 from typing import NamedTuple
 
-import jinja2
-
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import dialect
 from recipes.data.chats.dialect import Dialect
@@ -14,12 +12,13 @@ from recipes.data.chats.pair import Pair
 from zoo.text import template, tokenizer
 from zoo.text.template import Span
 from zoo.text.tokenizer import Tokenizer
+from zoo.text.traced import Program
 
 
 class Chat(NamedTuple):
     """A chat template that has been seen to work."""
 
-    programs: Mapping[str, jinja2.Template]  # default, and tool_use for rows with tools
+    programs: Mapping[str, Program]  # default, and tool_use for rows with tools
     given: Mapping[str, str]  # bos_token and the like
     marked: bool  # it marks what is generated
     scored_turns: str  # after the prompt: assistant, the last of them, or all (every word)
@@ -48,7 +47,7 @@ def given_of(pair: Pair, chat: Chat) -> dict[str, object]:
 
 
 def run(
-    program: jinja2.Template, turns: Turns, given: dict[str, object], *, ask: bool
+    program: Program, turns: Turns, given: dict[str, object], *, ask: bool
 ) -> tuple[str, list[Span]]:
     """The text that one program writes of the turns, and its marked spans."""
     return template.render(program, given | {"messages": turns, "add_generation_prompt": ask})

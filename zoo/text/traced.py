@@ -1,0 +1,275 @@
+"""What a chat template writes of words that it has not met, by what it once did with others.
+
+A template mostly passes words on: what it writes around them depends on the roles, and on a few
+questions that it asks of the words (does one hold `</think>`, is it empty). It is run once on words
+that keep each question and its answer, and need not be run again for words that answer the same:
+the text is the same, in a tenth of the time. Where it does something else with words, it is run.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import operator
+from typing import Any, NamedTuple, NoReturn
+
+import jinja2
+from jinja2.runtime import Context
+
+from zoo.text import sandbox
+
+MOST_SHAPES = 256  # of conversations, for each program
+MOST_TRACES = 8  # of one shape: what answers in yet another way is run
+MOST_STEPS = 10_000  # of one trace
+LONGEST = 2**18  # characters of a conversation: the time of longer ones is not the template's
+PLAIN = {str, int, float, bool, type(None)}
+METHODS = sandbox.OF_TEXTS | {"lower", "upper"}
+TEXT = "a text, whatever it says"
+
+
+class At(NamedTuple):
+    """Some words, by number: those of the messages first, then results as they come."""
+
+    number: int
+
+
+class Step(NamedTuple):
+    """One thing that is done with words: `do(*sides)`."""
+
+    do: Callable[..., Any]
+    sides: tuple[Any, ...]
+    answer: object  # as `_told`
+
+
+class Trace(NamedTuple):
+    """All that a program does with the words of a conversation."""
+
+    steps: Sequence[Step]
+    text: str | At  # what it writes in the end
+
+
+class Program(NamedTuple):
+    """A chat template, and what it did with conversations of each shape."""
+
+    run: jinja2.Template
+    followed: jinja2.Template  # the same, for `_Words`
+    traces: dict[tuple, list[Trace]]
+
+
+def program(text: str, date: str | None) -> Program:
+    """Raises what jinja raises of a text that is no template."""
+    kinds = sandbox.Sandbox, _Following
+    run, followed = (sandbox.environment(date, kind).from_string(text) for kind in kinds)
+    return Program(run, followed, {})
+
+
+def render(program: Program, given: Mapping[str, Any]) -> str:
+    """The text that a template writes. Raises what the template raises."""
+    shape, texts = _shape(given)
+    if shape is None:
+        return program.run.render(given)
+    traces = program.traces.get(shape, [])
+    for trace in traces:
+        if (text := _written(trace, texts)) is not None:
+            return text
+    text = program.run.render(given)
+    if len(traces) < MOST_TRACES and len(program.traces) < MOST_SHAPES:
+        trace = _followed(program, given, texts)
+        sound = trace is not None and _written(trace, texts) == text
+        program.traces[shape] = [*traces, trace] if sound else [NEVER] * MOST_TRACES
+    return text
+
+
+NEVER = Trace([Step(bool, (), None)], "")  # of what cannot be followed
+
+
+def _shape(given: Mapping[str, Any]) -> tuple[tuple | None, list[str]]:
+    """All that is given but the messages' words, and these; None where there is more than words."""
+    messages = given.get("messages")
+    if type(messages) is not list or not set(map(type, messages)) <= {dict}:
+        return None, []
+    texts = [value for message in messages for key, value in message.items() if key != "role"]
+    if not set(map(type, texts)) <= {str} or sum(map(len, texts)) > LONGEST:
+        return None, []
+    rest = [value for name, value in given.items() if name != "messages"]
+    rest += [message.get("role") for message in messages]
+    if not set(map(type, rest)) <= PLAIN:
+        return None, []
+    return (*given, *map(tuple, messages), *map(repr, rest)), texts
+
+
+def _written(trace: Trace, texts: Sequence[str]) -> str | None:
+    """What a program writes of these words; None if one of its questions has another answer."""
+    words = [*texts]
+    for do, sides, answer in trace.steps:
+        told, new = _told(do, [words[x.number] if type(x) is At else x for x in sides])
+        if told != answer:
+            return None
+        words += new
+    return words[trace.text.number] if isinstance(trace.text, At) else trace.text
+
+
+def _told(do: Callable[..., Any], sides: Iterable[Any]) -> tuple[object, list[str]]:
+    """What a template learns from a step, and the words that it gets, without their being known."""
+    try:
+        value = do(*sides)
+    except Exception as error:
+        return type(error), []
+    if type(value) is str:
+        return TEXT, [value]
+    if type(value) is list:
+        return len(value), value
+    return (type(value), value), []
+
+
+class _Untraceable(Exception):
+    """A template does something with words that cannot be followed."""
+
+
+class _Run:
+    """What a template has done with words so far."""
+
+    def __init__(self, texts: Sequence[str]):
+        self.words = [*texts]
+        self.steps: list[Step] = []
+        self.lost = False
+
+    def do(self, do: Callable[..., Any], *sides: Any) -> Any:
+        """Does it for the template, and keeps it. Texts are words from then on."""
+        kept = tuple(At(x._number) if type(x) is _Words else x for x in sides)
+        told, new = _told(do, [self.words[x.number] if type(x) is At else x for x in kept])
+        self.steps.append(Step(do, kept, told))
+        if len(self.steps) > MOST_STEPS:
+            self.lose()
+        first = len(self.words)
+        self.words += new
+        if isinstance(told, type):
+            raise told
+        if isinstance(told, tuple):
+            return told[1]
+        found = [_Words(self, number) for number in range(first, len(self.words))]
+        return found[0] if told == TEXT else found
+
+    def lose(self) -> NoReturn:
+        """Raises; what catches that, as some of jinja's tests do, changes nothing."""
+        self.lost = True
+        raise _Untraceable
+
+
+class _Words:
+    """A text in a run that is followed: what is asked of it is kept, or refused.
+
+    It says that it is a `str`, for templates ask. It is none: what does not know of it fails, and
+    does not take a text for known that will be another.
+    """
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, run: _Run, number: int):
+        self._run, self._number = run, number  # out of the sandbox's reach
+
+    __class__ = property(lambda self: str)  # type: ignore[assignment]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in METHODS:
+            return lambda *given: self._run.do(getattr(str, name), self, *given)
+        if hasattr(str, name):
+            self._run.lose()
+        raise AttributeError(name)
+
+    def __bool__(self) -> bool:
+        return self._run.do(bool, self)
+
+    def __len__(self) -> int:
+        return self._run.do(len, self)
+
+    def __eq__(self, other: object) -> bool:
+        return self._run.do(operator.eq, self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return self._run.do(operator.ne, self, other)
+
+    def __contains__(self, other: object) -> bool:
+        return self._run.do(operator.contains, self, other)
+
+    def __getitem__(self, at: object) -> Any:
+        return self._run.do(operator.getitem, self, at)
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self._run.do(list, self)
+
+    def __add__(self, other: object) -> Any:
+        return self._run.do(_sum, self, other)
+
+    def __radd__(self, other: object) -> Any:
+        return self._run.do(lambda own, before: _sum(before, own), self, other)
+
+    def _refuse(self, *_: object) -> NoReturn:
+        self._run.lose()
+
+    # A list that is printed asks for `repr`; what counts words or reads numbers, for the others.
+    __str__ = __repr__ = __format__ = __int__ = __float__ = __index__ = _refuse
+    __mod__ = __mul__ = __rmul__ = __lt__ = __gt__ = __le__ = __ge__ = _refuse
+
+
+def _sum(left: Any, right: Any) -> Any:
+    if isinstance(left, str) and isinstance(right, str):
+        sandbox.check_length(len(left) + len(right))
+    return left + right
+
+
+class _Piece(str):
+    """Stands for words among what a program writes, until that is joined."""
+
+    words: _Words
+
+    def __str__(self) -> str:  # which jinja calls, and which would give another
+        return self
+
+
+def _piece(value: Any) -> Any:
+    if type(value) is not _Words:
+        return value
+    piece = _Piece()
+    piece.words = value
+    return piece
+
+
+def _joined(pieces: Iterable[str]) -> Any:
+    """Words, where some of the pieces stand for words."""
+    parts = [piece.words if type(piece) is _Piece else piece for piece in pieces]
+    runs = [part._run for part in parts if type(part) is _Words]
+    join = lambda *parts: sandbox.joined(parts)
+    return runs[0].do(join, *parts) if runs else join(*parts)
+
+
+class _Following(sandbox.Sandbox):
+    """The sandbox, where words stay words."""
+
+    concat: Any = staticmethod(_joined)
+    written: Any = staticmethod(
+        lambda value: _piece(value) if type(value) is _Words else str(value)
+    )
+
+    def __init__(self, **given: Any):
+        super().__init__(**given, finalize=_piece)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """As the sandbox, which looks at the length of what is added."""
+        if operator == "+" and _Words in (type(left), type(right)):
+            return left + right
+        return super().call_binop(context, operator, left, right)
+
+
+def _followed(program: Program, given: Mapping[str, Any], texts: Sequence[str]) -> Trace | None:
+    """What the program does with these words; None if that cannot be followed."""
+    run = _Run(texts)
+    words = iter(_Words(run, number) for number in range(len(texts)))
+    messages = [
+        {key: value if key == "role" else next(words) for key, value in message.items()}
+        for message in given["messages"]
+    ]
+    try:
+        text: Any = program.followed.render({**given, "messages": messages})
+    except Exception:  # also those of what does not know words
+        return None
+    if run.lost:
+        return None
+    return Trace(run.steps, At(text._number) if type(text) is _Words else text)
