@@ -4,8 +4,9 @@
   python benchmarks/start.py --rounds=5 -- --config=MINE.py
 
 Every start is a process of its own: the README's first run, or another, ended after its first
-update. Warm ones find the programs that the cold one has compiled. `imports` is what a process takes
-that only imports what the recipe does.
+update. Warm ones find the programs that the cold one has compiled. `imports` is what a process
+takes that only imports what the recipe does.
+
 """
 
 import os

@@ -10,7 +10,7 @@ import numpy as np
 from recipes.data.packed import batches
 from recipes.data.packed.batches import Place
 from recipes.data.run_data import HeldOut
-from recipes.preference.metrics import preference
+from recipes.preference.metrics import measured
 from recipes.preference.objectives import Objective
 from recipes.training import logps, records
 from recipes.training.update import Answers
@@ -32,6 +32,6 @@ def evaluate(
     of: Callable[[str], Any] = lambda name: None if told[name] is None else jnp.asarray(told[name])
     said = map(of, ("scored", "ratings", "ranks", "weights", "margins"))
     answers = Answers(ours, jnp.asarray(reference_logps), *said)
-    figures = {name: float(value) for name, value in preference(answers, objective).items()}
+    figures = {name: float(value) for name, value in measured(answers, objective).items()}
     figures |= records.lengths(told["scored"], told["names"])
     return {f"eval/{held_out.name}/{name}": value for name, value in figures.items()}

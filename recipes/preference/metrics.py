@@ -60,6 +60,10 @@ def preference(
     return found | {f"loss_{name}": mean_loss(each) for name, each in of_terms}
 
 
+# The same as one program, for whoever has the answers at hand.
+measured = jax.jit(preference, static_argnames="objective")
+
+
 def _correlation(x: Array, y: Array, counted: Bool[Array, " P"]) -> Float[Array, ""]:
     """Pearson's; 0 where one of the two is the same for all."""
     off = lambda values: jnp.where(counted, values - jnp.mean(values, where=counted), 0)
@@ -83,7 +87,7 @@ def by_part(
     for i, part in enumerate(parts):
         figures[f"{part.name}/pairs"] = int((of == i).sum())
         if figures[f"{part.name}/pairs"]:
-            values = preference(here, objective, jnp.asarray(of == i))
+            values = measured(here, objective, jnp.asarray(of == i))
             for name in objective.of_an_update():
                 values.pop(name, None)
             figures |= {f"{part.name}/{name}": float(value) for name, value in values.items()}

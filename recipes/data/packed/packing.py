@@ -138,7 +138,8 @@ def pack_rows(items: Sequence[Item], shape: Shape) -> list[list[list[Placed]]]:
     apart = len(rows)
     whole.sort(key=lambda placed: -_length(placed[1]))
     for slot, streams in whole:
-        fitting = [row for row, left in enumerate(room) if left >= _length(streams)]
+        size = _length(streams)
+        fitting = [row for row, left in enumerate(room) if left >= size]
         row = min(fitting, key=lambda row: room[row], default=len(rows))
         for stream in streams:
             put(row, slot, stream)

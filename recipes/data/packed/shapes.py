@@ -34,7 +34,7 @@ def fill(examples: Sequence[Example], shape: Shape) -> Fill:
     again = -(-shape.examples // len(examples))  # an update may be longer than the list
     for i in range(updates):
         some = (list(examples[i::updates]) * again)[: shape.examples]
-        items = [streams.item(example, shape) for example in some]
+        items = [streams.outline(example, shape) for example in some]
         micro_batches = packing.pack_rows(items, shape)
         stored += sum(len(p.stream.tokens) for b in micro_batches for row in b for p in row)
         positions += sum(len(rows) for rows in micro_batches) * shape.row_length

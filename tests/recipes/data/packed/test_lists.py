@@ -7,7 +7,7 @@ import pytest
 from recipes.data.ids import shards
 from recipes.data.ids.counts import none
 from recipes.data.ids.pair_ids import Answer, ListIds, PairIds, as_bytes
-from recipes.data.packed import batches, shapes, streams
+from recipes.data.packed import batches, packing, shapes, streams
 from recipes.data.packed.packing import Shape
 from recipes.preference import reference_cache
 from tests.recipes.data.packed.test_packing import logps_alone, packed_logps
@@ -161,3 +161,27 @@ def test_what_a_reference_gives_is_kept_by_the_number_of_answers():
     keys.append(reference_cache.key(FOUR, longer))
     keys.append(reference_cache.key(FOUR, shape._replace(row_length=6)))
     assert len({*keys}) == 5 - (streams.shared(FOUR, shape._replace(row_length=6)) == [True, True])
+
+
+@pytest.mark.parametrize("alike", [None, 12])
+@pytest.mark.parametrize("row_length", [14, 24, 128])
+def test_an_outline_is_packed_like_what_it_is_of(row_length, alike):
+    draw = np.random.default_rng(row_length)
+    some = lambda least: "x" * int(draw.integers(least, 9))
+    examples = [
+        listed("p" * int(draw.integers(1, 5)), *(some(1) for _ in range(1 + row % 5)), row=row)
+        for row in range(40)
+    ]
+    shape = Shape(8, row_length, len(examples), 5, few=8, alike=alike)
+    whole, outlined = (
+        [make(example, shape) for example in examples] for make in (streams.item, streams.outline)
+    )
+    sizes = lambda items: [
+        [(len(one.tokens), len(one.target)) for one in item.streams] for item in items
+    ]
+    assert sizes(whole) == sizes(outlined)
+    places = lambda items: [
+        [[placed.slot for placed in row] for row in rows]
+        for rows in packing.pack_rows(items, shape)
+    ]
+    assert places(whole) == places(outlined)

@@ -312,7 +312,9 @@ def test_a_hub_dataset_is_read_as_its_table(monkeypatch, request):
         ("owner/name:subset:split@main", "hub did not give"),
     ],
 )
-def test_sources_that_are_not_there(source, told):
+def test_sources_that_are_not_there(source, told, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # which else is retried
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match=told):
         list(sources.read(source))
 
