@@ -29,16 +29,17 @@ SECONDS = 3.0  # of CPU time, as `regex` counts it, for one text
 
 def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | None:
     """Text -> ids; None for a text, or for a tokenizer, that it cannot do."""
-    told = json.loads(own.to_str())
-    pattern, added = _pattern(told), told["added_tokens"]
-    marks = ("normalized", "lstrip", "rstrip", "single_word")
-    if pattern is None or any(token[mark] for token in added for mark in marks):
+    pattern, added = _pattern(own), own.get_added_tokens_decoder()
+    if pattern is None or any(
+        token.normalized or token.lstrip or token.rstrip or token.single_word
+        for token in added.values()
+    ):
         return None
-    if not _leaves_ids(told["post_processor"] or {}):
+    if not _leaves_ids(_settings(own.post_processor)):
         return None
-    composed = told["normalizer"] is not None
+    composed = own.normalizer is not None
     seconds = None if pattern.pattern in (GPT2, LLAMA, QWEN) else SECONDS  # watching takes time
-    special: dict[str, list[int]] = {token["content"]: [token["id"]] for token in added}
+    special: dict[str, list[int]] = {token.content: [i] for i, token in added.items()}
     between = any_of(special)
     model, spelled, known = own.model, str.maketrans(bytes_as_text()), {}
 
@@ -74,14 +75,19 @@ def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | No
     return encode
 
 
-def _pattern(told: dict[str, Any]) -> regex.Pattern | None:
-    """What cuts words, of a file that does nothing else but merge their bytes."""
-    model, steps = told["model"], told["pre_tokenizer"] or {}
+def _settings(part: Any) -> dict[str, Any]:
+    """Of a part of a tokenizer, as in its file; all of that would be megabytes of words."""
+    return {} if part is None else json.loads(part.__getstate__())
+
+
+def _pattern(own: tokenizers.Tokenizer) -> regex.Pattern | None:
+    """What cuts words, of a tokenizer that does nothing else but merge their bytes."""
+    model, steps = own.model, _settings(own.pre_tokenizer)
     unusual = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
-    plain = model["type"] == "BPE" and not any(
-        model.get(name) for name in (*unusual, "byte_fallback")
+    plain = isinstance(model, tokenizers.models.BPE) and not any(
+        getattr(model, name) for name in (*unusual, "byte_fallback")
     )
-    normal = told["normalizer"] in (None, {"type": "NFC"})
+    normal = _settings(own.normalizer) in ({}, {"type": "NFC"})
     steps = steps.get("pretokenizers", [steps])
     last = {"type": "ByteLevel", "add_prefix_space": False}
     if not (plain and normal and steps[-1].items() >= last.items()):
