@@ -24,9 +24,8 @@ def text(groups: Groups, values: dict[str, object]) -> str:
             value = values.get(name, setting.default)
             shown = "" if value is MUST else spelt(value)
             lines.append(f"  --config.{name}={shown}")
-            lines += textwrap.wrap(
-                meaning(setting), WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6
-            )
+            told = meaning(setting) + (" (a resume may change it)" if setting.free else "")
+            lines += textwrap.wrap(told, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
 

@@ -86,8 +86,10 @@ def run_steps(
     alarm = by_time.Alarm(run.every.minutes_per_checkpoint)
     around = Around(recipe, own, run, store, facts, stop, log, meter, alarm, history)
     with contextlib.closing(log):
-        held_out = _before_first(around, state)
         ended = is_last(around, start)
+        if not ended:
+            say("compiling the programs of a step, unless --config.compile_cache has them")
+        held_out = _before_first(around, state)
         for update in _updates(run, start, meter) if not ended else ():
             taken = recipe.take(state, update)
             # This checks the step before, so that nothing waits for this one.

@@ -13,7 +13,7 @@ from checkpoints_io.errors import BadInput
 from checkpoints_io.run_state import Facts
 from recipes.training import checks, optimizer
 from recipes.training.checks import Values, flat
-from recipes.training.settings import ALL, recipe_of, table_of
+from recipes.training.settings import ALL
 import zoo
 
 
@@ -64,7 +64,6 @@ def refuse_other_settings(
         return
     if names:
         told = ", ".join(f"{n}: {saved.get(n)!r} there, {now.get(n)!r} here" for n in names[:4])
-        free = [name for name, setting in table_of(recipe_of(now)).items() if setting.free]
         longer = ""
         if not {"num_epochs", "num_train_steps"}.isdisjoint(names):
             longer = (
@@ -76,8 +75,8 @@ def refuse_other_settings(
                 longer += _begun_anew(saved, directory, step)
         raise BadInput(
             f"{directory} holds a run with other settings ({told}); choose another "
-            f"--config.directory, or give the settings of that run{longer}. What may change on a "
-            f"resume: {', '.join(sorted(free))}"
+            f"--config.directory, or give the settings of that run{longer}. What a resume may "
+            "change is marked in --help"
         )
 
 
