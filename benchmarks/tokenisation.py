@@ -6,9 +6,11 @@ Ours is row -> `layouts` -> `tokens.encode`: ids, and which of them count. TRL's
 `DPOTrainer` asks of transformers for each pair: the chat template applied, and its text tokenised,
 three times: for the prompt, and for the prompt with either answer. One thread; CPU seconds of this
 process, both ways in turn on a few rows at a time; of several rounds the median. The next two
-columns are the whole way, from a JSONL file of messages to tokens on disk: ours `workers.kept`,
+columns are the whole way, from a JSONL file of messages to tokens on disk: ours `parallel.kept`,
 with the workers that it starts; theirs `datasets`: a file loaded, and mapped row by row, as
-`DPOTrainer` does.
+`DPOTrainer` does. The file has the rows several times (`--times`), for few of them would measure
+how long our workers take to start: a second each, of reading the tokenizer, which their process
+has done before.
 
 The second table is about packing: the share of the positions that is filled, and how many positions
 there are for each token that a padded trainer would call real. Pairs that no row holds are left
@@ -44,6 +46,7 @@ TEMPLATE = flags.DEFINE_string("template", None, "A file with another chat templ
 ROWS = flags.DEFINE_list("rows", None, "JSON files, a list of rows each.", required=True)
 ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each way is gone.", lower_bound=1)
 DATE = flags.DEFINE_string("date", None, "The day, for a template that prints it.")
+TIMES = flags.DEFINE_integer("times", 10, "Copies of the rows in a file.", lower_bound=1)
 UPDATE = flags.DEFINE_integer("update", 128, "Pairs of an update.", lower_bound=1)
 ROW_LENGTHS = (1024, 2048, 4096)
 HEADER = f"{'ours':>8}{'theirs':>8}{'ratio':>8}"
@@ -80,12 +83,14 @@ def main() -> None:
             rounds.append((len(rows) / ours, len(rows) / theirs, theirs / ours))
         with tempfile.TemporaryDirectory() as scratch:
             file = pathlib.Path(scratch, "rows.jsonl")
-            file.write_text("".join(as_line(*pair) for pair in asked))
+            file.write_text("".join(as_line(*pair) for pair in asked * TIMES.value))
             kept = [on_disk(file, other, number) for number in range(ROUNDS.value)]
+        count = len(rows) * TIMES.value
+        whole = [(count / ours, count / theirs, theirs / ours) for ours, theirs in kept]
         told = "".join(
             "{:>8.0f}{:>8.0f}{:>8.2f}".format(*map(statistics.median, zip(*found, strict=True)))
             + " " * 21
-            for found in (rounds, [(len(rows) / a, len(rows) / b, b / a) for a, b in kept])
+            for found in (rounds, whole)
         )
         print(f"{path.name:<40} {len(rows):>6}{told}")
     print()

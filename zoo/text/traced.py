@@ -19,7 +19,8 @@ MOST_SHAPES = 256  # of conversations, for each program
 MOST_TRACES = 8  # of one shape: what answers in yet another way is run
 MOST_STEPS = 10_000  # of one trace
 LONGEST = 2**18  # characters of a conversation: the time of longer ones is not the template's
-PLAIN = {str, int, float, bool, type(None)}
+MOST_PARTS = 1000  # of a text: then they are joined
+PLAIN = {str, int, bool, type(None)}
 METHODS = sandbox.OF_TEXTS | {"lower", "upper"}
 TEXT = "a text, whatever it says"
 
@@ -42,7 +43,7 @@ class Trace(NamedTuple):
     """All that a program does with the words of a conversation."""
 
     steps: Sequence[Step]
-    text: str | At  # what it writes in the end
+    text: tuple[str | At, ...]  # what it writes in the end, in parts
 
 
 class Program(NamedTuple):
@@ -77,7 +78,7 @@ def render(program: Program, given: Mapping[str, Any]) -> str:
     return text
 
 
-NEVER = Trace([Step(bool, (), None)], "")  # of what cannot be followed
+NEVER = Trace([Step(bool, (), None)], ())  # of what cannot be followed
 
 
 def _shape(given: Mapping[str, Any]) -> tuple[tuple | None, list[str]]:
@@ -92,7 +93,7 @@ def _shape(given: Mapping[str, Any]) -> tuple[tuple | None, list[str]]:
     rest += [message.get("role") for message in messages]
     if not set(map(type, rest)) <= PLAIN:
         return None, []
-    return (*given, *map(tuple, messages), *map(repr, rest)), texts
+    return (*given, *map(tuple, messages), *rest, *map(type, rest)), texts
 
 
 def _written(trace: Trace, texts: Sequence[str]) -> str | None:
@@ -103,7 +104,8 @@ def _written(trace: Trace, texts: Sequence[str]) -> str | None:
         if told != answer:
             return None
         words += new
-    return words[trace.text.number] if isinstance(trace.text, At) else trace.text
+    parts = [words[x.number] if type(x) is At else x for x in trace.text]
+    return "".join(parts) if sum(map(len, parts)) <= sandbox.LONGEST else None
 
 
 def _told(do: Callable[..., Any], sides: Iterable[Any]) -> tuple[object, list[str]]:
@@ -133,7 +135,7 @@ class _Run:
 
     def do(self, do: Callable[..., Any], *sides: Any) -> Any:
         """Does it for the template, and keeps it. Texts are words from then on."""
-        kept = tuple(At(x._number) if type(x) is _Words else x for x in sides)
+        kept = tuple(x._whole() if type(x) is _Words else x for x in sides)
         told, new = _told(do, [self.words[x.number] if type(x) is At else x for x in kept])
         self.steps.append(Step(do, kept, told))
         if len(self.steps) > MOST_STEPS:
@@ -144,7 +146,7 @@ class _Run:
             raise told
         if isinstance(told, tuple):
             return told[1]
-        found = [_Words(self, number) for number in range(first, len(self.words))]
+        found = [_Words(self, (At(number),)) for number in range(first, len(self.words))]
         return found[0] if told == TEXT else found
 
     def lose(self) -> NoReturn:
@@ -162,10 +164,18 @@ class _Words:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, run: _Run, number: int):
-        self._run, self._number = run, number  # out of the sandbox's reach
+    def __init__(self, run: _Run, parts: tuple[str | At, ...]):
+        self._run, self._parts = run, parts  # out of the sandbox's reach
 
     __class__ = property(lambda self: str)  # type: ignore[assignment]
+
+    def _whole(self) -> At:
+        """What is passed on stays in parts, until something is asked of all of it."""
+        if len(self._parts) > 1:
+            parts = [_Words(self._run, (x,)) if isinstance(x, At) else x for x in self._parts]
+            self._parts = self._run.do(_join, *parts)._parts
+        (part,) = self._parts
+        return part  # type: ignore[return-value]
 
     def __getattr__(self, name: str) -> Any:
         if name in METHODS:
@@ -196,10 +206,10 @@ class _Words:
         yield from self._run.do(list, self)
 
     def __add__(self, other: object) -> Any:
-        return self._run.do(_sum, self, other)
+        return _in_a_row([self, other]) if isinstance(other, str) else NotImplemented
 
     def __radd__(self, other: object) -> Any:
-        return self._run.do(lambda own, before: _sum(before, own), self, other)
+        return _in_a_row([other, self]) if isinstance(other, str) else NotImplemented
 
     def _refuse(self, *_: object) -> NoReturn:
         self._run.lose()
@@ -209,10 +219,18 @@ class _Words:
     __mod__ = __mul__ = __rmul__ = __lt__ = __gt__ = __le__ = __ge__ = _refuse
 
 
-def _sum(left: Any, right: Any) -> Any:
-    if isinstance(left, str) and isinstance(right, str):
-        sandbox.check_length(len(left) + len(right))
-    return left + right
+def _join(*parts: str) -> str:
+    return sandbox.joined(parts)
+
+
+def _in_a_row(pieces: Sequence[Any]) -> Any:
+    """One after the other, of texts and words."""
+    runs = [piece._run for piece in pieces if type(piece) is _Words]
+    if not runs:
+        return sandbox.joined(pieces)
+    of = lambda piece: piece._parts if type(piece) is _Words else (piece,)
+    parts = tuple(part for piece in pieces for part in of(piece))
+    return _Words(runs[0], parts) if len(parts) <= MOST_PARTS else runs[0].do(_join, *pieces)
 
 
 class _Piece(str):
@@ -232,18 +250,15 @@ def _piece(value: Any) -> Any:
     return piece
 
 
-def _joined(pieces: Iterable[str]) -> Any:
-    """Words, where some of the pieces stand for words."""
-    parts = [piece.words if type(piece) is _Piece else piece for piece in pieces]
-    runs = [part._run for part in parts if type(part) is _Words]
-    join = lambda *parts: sandbox.joined(parts)
-    return runs[0].do(join, *parts) if runs else join(*parts)
+def _concat(pieces: Iterable[str]) -> Any:
+    """What jinja joins."""
+    return _in_a_row([piece.words if type(piece) is _Piece else piece for piece in pieces])
 
 
 class _Following(sandbox.Sandbox):
     """The sandbox, where words stay words."""
 
-    concat: Any = staticmethod(_joined)
+    concat: Any = staticmethod(_concat)
     written: Any = staticmethod(
         lambda value: _piece(value) if type(value) is _Words else str(value)
     )
@@ -261,7 +276,7 @@ class _Following(sandbox.Sandbox):
 def _followed(program: Program, given: Mapping[str, Any], texts: Sequence[str]) -> Trace | None:
     """What the program does with these words; None if that cannot be followed."""
     run = _Run(texts)
-    words = iter(_Words(run, number) for number in range(len(texts)))
+    words = iter(_Words(run, (At(number),)) for number in range(len(texts)))
     messages = [
         {key: value if key == "role" else next(words) for key, value in message.items()}
         for message in given["messages"]
@@ -272,4 +287,4 @@ def _followed(program: Program, given: Mapping[str, Any], texts: Sequence[str]) 
         return None
     if run.lost:
         return None
-    return Trace(run.steps, At(text._number) if type(text) is _Words else text)
+    return Trace(run.steps, text._parts if type(text) is _Words else (text,))

@@ -191,7 +191,7 @@ def _message(message: object, name: str) -> Message:
     if known is None:
         raise BadInput(f"a message in `{name}` has the unknown role {role[:40]!r}")
     empty = lambda x: x in EMPTY or x != x  # pandas turns missing values into NaN
-    besides = {key: message[key] for key in BESIDES if not empty(message.get(key))}
+    besides = {key: message[key] for key in BESIDES if key in message and not empty(message[key])}
     for key, value in besides.items():
         check_data(value, key)
     if isinstance(said, list):

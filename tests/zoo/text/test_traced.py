@@ -113,7 +113,7 @@ def test_every_answer_to_a_question_has_its_trace_and_no_more():
 
 def test_what_else_is_given_is_part_of_the_shape():
     program = traced.program("{{ x }}{{ messages[0].content }}{{ add_generation_prompt }}", None)
-    for x in (1, True, "1", 1.0, None, [1], {"a": 1}, (1,)):
+    for x in (1, True, "1", 1.0, 0.0, -0.0, None, [1], {"a": 1}, (1,)):
         for ask in (True, False):
             more = {"x": x, "add_generation_prompt": ask}
             expected = program.run.render(given("yy", "b", **more))
