@@ -51,3 +51,27 @@ def test_tokenisation_is_compared(tmp_path):
     )  # fmt: skip
     assert told.returncode == 0, told.stderr[-2000:]
     assert told.stdout.count("rows.json") == 2
+
+
+# Parts of others, programs of peers, and what needs an accelerator, a server or data of its own.
+APART = {
+    "accelerator", "everything", "measure", "ours", "pairs_as_ids", "peer_trl", "peer_tunix",
+    "ranked", "real_pairs", "vllm_serves", "where", "work",
+}  # fmt: skip
+
+
+def test_one_command_measures_everything(tmp_path):
+    told = subprocess.run(
+        [sys.executable, ROOT / "benchmarks/everything.py", f"--folder={tmp_path}",
+         "--only=machine,sampling"],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr[-2000:]
+    assert "sampling: skipped, for there is no --model" in told.stdout
+    assert "python benchmarks/peak.py" in (tmp_path / "all.md").read_text()
+    code = "import everything as e; [print(run.command.split('.')[0]) for run in e.RUNS.values()]"
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True
+    )
+    programs = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert {*told.stdout.split()} == programs - APART
