@@ -6,7 +6,6 @@
 Every start is a process of its own: the README's first run, or another, ended after its first
 update. Warm ones find the programs that the cold one has compiled. `imports` is what a process
 takes that only imports what the recipe does.
-
 """
 
 import os

@@ -51,6 +51,7 @@ SNIPPETS = [
     "{% for x in c %}{{ x }},{% endfor %}", "{{ c|reverse }}", "{{ c|sort|join }}",
     "{{ c|unique|join }}", "{{ c|select('in', 'ab')|join }}", "{{ c|map('upper')|join }}",
     # What nothing can follow.
+    "{{ '</think>' in [c]|string }}", "{{ '</think>' in {'x': c}|string }}",
     "{{ [c] }}", "{{ {'x': c} }}", "{{ c|int }}", "{{ c|float }}", "{{ c|tojson }}",
     "{{ messages|tojson }}", "{{ c|e }}", "{{ '%s!' % c }}", "{{ '{}!'.format(c) }}",
     "{{ '%s'|format(c) }}", "{{ c % 1 }}", "{{ c * 2 }}", "{{ c.format(1) }}",
@@ -156,6 +157,14 @@ def test_texts_stay_bounded():
     assert template.render(program, given(""))[0] == ""
     with pytest.raises(ValueError, match="more than"):
         template.render(program, given("a"))
+
+
+def test_what_is_written_again_is_bounded_like_what_is_written_first(monkeypatch):
+    monkeypatch.setattr(sandbox, "LONGEST", 100)
+    program = template.compiled(LOOP.replace("SNIPPET", "{{ c }}" * 8), None)
+    assert template.render(program, given("a", "b"))[0] == "a" * 8 + "b" * 8
+    with pytest.raises(ValueError, match="more than 100"):
+        template.render(program, given("a" * 13, "b"))
 
 
 def test_the_template_of_the_small_model_runs_once_for_each_shape():
