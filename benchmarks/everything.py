@@ -15,8 +15,11 @@ import sys
 import time
 from typing import NamedTuple
 
-from absl import app, flags
+from absl import flags
 import jax
+
+from checkpoints_io.errors import BadInput
+from recipes.training import command
 
 FOLDER = flags.DEFINE_string("folder", None, "Where the files are written.", required=True)
 ONLY = flags.DEFINE_list("only", None, "Names of a few.")
@@ -58,17 +61,17 @@ RUNS = {
 }
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     """Measures what has no file yet, and puts all files together."""
     folder = pathlib.Path(FOLDER.value)
     folder.mkdir(parents=True, exist_ok=True)
     known = {name: flag.value for name, flag in GIVEN.items()}
     if known["rows"] and not known["tokenizer"]:
-        raise app.UsageError("--rows needs --tokenizer")
+        raise BadInput("--rows needs a --tokenizer to read them with")
     words = known | {"peer": " ".join(f"--peer={peer}" for peer in known["peer"] or ())}
     names = ONLY.value or [*RUNS]
     if unknown := [name for name in names if name not in RUNS]:
-        raise app.UsageError(f"--only={unknown[0]} is none of {', '.join(RUNS)}")
+        raise BadInput(f"--only={unknown[0]} is none of {', '.join(RUNS)}")
     for name in names:
         run, file = RUNS[name], folder / f"{name}.txt"
         if run.of and not known[run.of]:
@@ -101,4 +104,4 @@ def measure(command: str, file: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.main_without_config(main)

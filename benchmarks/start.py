@@ -1,11 +1,10 @@
 """CPU seconds from a command to the end of its first update, cold and warm.
 
   python benchmarks/start.py
-  python benchmarks/start.py --rounds=5 -- --config=MINE.py
 
-Every start is a process of its own: the README's first run, or another, ended after its first
-update. Warm ones find the programs that the cold one has compiled. `imports` is what a process
-takes that only imports what the recipe does.
+Every start is a process of its own: the README's first run, ended after its first update. Warm
+ones find the programs that the cold one has compiled. `imports` is what a process takes that only
+imports what the recipe does.
 """
 
 import os
@@ -15,9 +14,11 @@ import subprocess
 import sys
 import tempfile
 
-from absl import app, flags
+from absl import flags
 
-ROUNDS = flags.DEFINE_integer("rounds", 3, "How often each is done, of which the median.")
+from recipes.training import command
+
+ROUNDS = flags.DEFINE_integer("rounds", 3, "Of how many the median is taken.", lower_bound=1)
 ROOT = pathlib.Path(__file__).parent.parent
 IMPORTS = "import recipes.dpo"
 FIRST_UPDATE = """
@@ -34,12 +35,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def main(given: list[str]) -> None:
+def main() -> None:
     """Prints a line."""
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = given[1:] or ["--config=recipes/configs/tiny.py"]
-        arguments.append(f"--config.compile_cache={scratch}/compiled")
-        start = lambda name: used(FIRST_UPDATE, *arguments, f"--config.directory={scratch}/{name}")
+        known = "--config=recipes/configs/tiny.py", f"--config.compile_cache={scratch}/compiled"
+        start = lambda name: used(FIRST_UPDATE, *known, f"--config.directory={scratch}/{name}")
         cold = start("cold")
         rounds = range(ROUNDS.value)
         warm = statistics.median(start(str(number)) for number in rounds)
@@ -58,4 +58,4 @@ def used(code: str, *arguments: str) -> float:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.main_without_config(main)

@@ -22,8 +22,8 @@ WITH_CONFIG = {
     "recipes.data": "initialize_from_hf",
 }
 MEASURE = (
-    "accelerator", "compare", "growth", "layouts", "ours", "ranked", "real_pairs", "recurrences",
-    "sampling", "sweep", "tokenisation",
+    "accelerator", "compare", "everything", "growth", "layouts", "ours", "ranked", "real_pairs",
+    "recurrences", "sampling", "start", "sweep", "tokenisation",
 )  # fmt: skip
 BENCHMARKS = [f"benchmarks/{name}.py" for name in MEASURE]
 PROGRAMS = [
@@ -43,8 +43,8 @@ OTHERS = [
 
 # What is asked for before a word that is not a flag is looked at.
 NEEDING = [
-    "benchmarks/ours.py", "benchmarks/ranked.py", "benchmarks/real_pairs.py",
-    "benchmarks/sampling.py", "benchmarks/tokenisation.py",
+    "benchmarks/everything.py", "benchmarks/ours.py", "benchmarks/ranked.py",
+    "benchmarks/real_pairs.py", "benchmarks/sampling.py", "benchmarks/tokenisation.py",
 ]  # fmt: skip
 
 

@@ -143,14 +143,15 @@ class Meter:
 @contextlib.contextmanager
 def _without(module: str) -> Iterator[None]:
     """What is imported here does not find the module, as where it is not installed."""
-    known = sys.modules.get(module)
-    sys.modules[module] = None  # type: ignore[assignment]
+    modules: dict[str, Any] = sys.modules
+    known = modules.get(module)
+    modules[module] = None
     try:
         yield
     finally:
-        del sys.modules[module]
+        del modules[module]
         if known is not None:
-            sys.modules[module] = known
+            modules[module] = known
 
 
 class Log:

@@ -104,7 +104,7 @@ def _written(trace: Trace, texts: Sequence[str]) -> str | None:
         if told != answer:
             return None
         words += new
-    parts = [words[x.number] if type(x) is At else x for x in trace.text]
+    parts = [words[x.number] if isinstance(x, At) else x for x in trace.text]
     return "".join(parts) if sum(map(len, parts)) <= sandbox.LONGEST else None
 
 
@@ -162,20 +162,20 @@ class _Words:
     does not take a text for known that will be another.
     """
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __init__(self, run: _Run, parts: tuple[str | At, ...]):
         self._run, self._parts = run, parts  # out of the sandbox's reach
 
-    __class__ = property(lambda self: str)  # type: ignore[assignment]
+    @property
+    def __class__(self) -> type:
+        return str
 
     def _whole(self) -> At:
         """What is passed on stays in parts, until something is asked of all of it."""
         if len(self._parts) > 1:
             parts = [_Words(self._run, (x,)) if isinstance(x, At) else x for x in self._parts]
             self._parts = self._run.do(_join, *parts)._parts
-        (part,) = self._parts
-        return part  # type: ignore[return-value]
+        (words,) = [part for part in self._parts if isinstance(part, At)]
+        return words
 
     def __getattr__(self, name: str) -> Any:
         if name in METHODS:
@@ -215,7 +215,7 @@ class _Words:
         self._run.lose()
 
     # A list that is printed asks for `repr`; what counts words or reads numbers, for the others.
-    __str__ = __repr__ = __format__ = __int__ = __float__ = __index__ = _refuse
+    __str__ = __repr__ = __format__ = __hash__ = __int__ = __float__ = __index__ = _refuse
     __mod__ = __mul__ = __rmul__ = __lt__ = __gt__ = __le__ = __ge__ = _refuse
 
 

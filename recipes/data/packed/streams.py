@@ -41,7 +41,7 @@ def outline(example: Example, shape: Shape) -> Item:
         tokens = sum(lengths[i] for i in numbers) - (p if once and len(numbers) == 2 else 0)
         sizes = tokens, sum(scored[i] for i in numbers)
         tokens, target = (np.broadcast_to(np.int32(0), (size,)) for size in sizes)
-        return Stream(tokens, *[tokens] * 3, max(lengths), *[target] * 3)
+        return Stream(tokens, tokens, tokens, tokens, max(lengths), target, target, target)
 
     made: list[Stream] = []
     for first, once in zip(range(0, len(lengths), 2), shared(example, shape), strict=True):
