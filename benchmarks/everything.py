@@ -10,15 +10,16 @@ takes hours; leave the machine alone meanwhile. What has its file is not measure
 import datetime
 import pathlib
 import platform
+import shlex
 import subprocess
 import sys
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 import jax
 
-from checkpoints_io.errors import BadInput
+from checkpoints_io.errors import BadInput, RunFailed
 from recipes.training import command
 
 FOLDER = flags.DEFINE_string("folder", None, "Where the files are written.", required=True)
@@ -68,17 +69,17 @@ def main() -> None:
     known = {name: flag.value for name, flag in GIVEN.items()}
     if known["rows"] and not known["tokenizer"]:
         raise BadInput("--rows needs a --tokenizer to read them with")
-    words = known | {"peer": " ".join(f"--peer={peer}" for peer in known["peer"] or ())}
     names = ONLY.value or [*RUNS]
     if unknown := [name for name in names if name not in RUNS]:
         raise BadInput(f"--only={unknown[0]} is none of {', '.join(RUNS)}")
+    failed = []
     for name in names:
         run, file = RUNS[name], folder / f"{name}.txt"
         if run.of and not known[run.of]:
             print(f"{name}: skipped, for there is no --{run.of}")
         elif not file.exists():
             print(f"{name}: {run.says}", flush=True)
-            measure(run.command.format(**words), file)
+            failed += [] if measure(words_of(run, known), file) else [name]
     parts = [
         f"## {name}: {run.says}\n\n    {(folder / f'{name}.txt').read_text().strip()}"
         for name, run in RUNS.items()
@@ -88,19 +89,29 @@ def main() -> None:
     text = "\n\n".join([f"# Measured\n\n{head}{jax.__version__}.", *parts])
     (folder / "all.md").write_text(text + "\n")
     print(f"all of it: {folder / 'all.md'}")
+    if failed:
+        raise RunFailed(f"not measured, for these ended with an error: {', '.join(failed)}")
 
 
-def measure(command: str, file: pathlib.Path) -> None:
-    """Runs it; what it prints is in the file once it has ended well."""
-    begun, script = time.monotonic(), command.split()
-    ran = subprocess.run([sys.executable, *script], cwd=HERE, capture_output=True, text=True)
+def words_of(run: Run, known: dict[str, Any]) -> list[str]:
+    """The command, with what was given."""
+    peers = [f"--peer={peer}" for peer in known["peer"] or ()]
+    words = [[word] if word != "{peer}" else peers for word in run.command.split()]
+    return [word.format(**known) for some in words for word in some]
+
+
+def measure(words: list[str], file: pathlib.Path) -> bool:
+    """Did it end well? Then what it printed is in the file."""
+    begun = time.monotonic()
+    ran = subprocess.run([sys.executable, *words], cwd=HERE, capture_output=True, text=True)
     if ran.returncode:
-        print(f"  failed: {ran.stderr.strip().splitlines()[-1:]}")
-        return
+        print(ran.stderr[-2000:])
+        return False
     took = datetime.timedelta(seconds=round(time.monotonic() - begun))
     told = ran.stdout.strip().replace("\n", "\n    ")
     day = datetime.date.today().isoformat()
-    file.write_text(f"python benchmarks/{command.strip()}  # {day}, {took}\n\n    {told}\n")
+    file.write_text(f"python benchmarks/{shlex.join(words)}  # {day}, {took}\n\n    {told}\n")
+    return True
 
 
 if __name__ == "__main__":

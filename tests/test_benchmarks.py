@@ -69,6 +69,14 @@ def test_one_command_measures_everything(tmp_path):
     assert told.returncode == 0, told.stderr[-2000:]
     assert "sampling: skipped, for there is no --model" in told.stdout
     assert "python benchmarks/peak.py" in (tmp_path / "all.md").read_text()
+    told = subprocess.run(
+        [sys.executable, ROOT / "benchmarks/everything.py", f"--folder={tmp_path}",
+         "--only=machine,sampling", f"--model={tmp_path}/no where"],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert told.returncode == 1
+    assert "no where" in told.stdout and "ended with an error: sampling" in told.stderr
+    assert not (tmp_path / "sampling.txt").exists()
     code = "import everything as e; [print(run.command.split('.')[0]) for run in e.RUNS.values()]"
     told = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True

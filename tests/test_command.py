@@ -228,6 +228,7 @@ def test_a_config_that_names_no_compile_cache_has_the_one_of_the_table(monkeypat
     monkeypatch.setattr(jax.config, "update", given.__setitem__)
     command._with_config(lambda _: None, config, settings.ALL)
     assert given["jax_compilation_cache_dir"].endswith("/.cache/nnx-zoo/compiled")
+    assert given["jax_persistent_cache_min_compile_time_secs"] == 0
     config.compile_cache = None
     given.clear()
     command._with_config(lambda _: None, config, settings.ALL)

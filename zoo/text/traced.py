@@ -17,7 +17,7 @@ from zoo.text import sandbox
 
 MOST_SHAPES = 256  # of conversations, for each program
 MOST_TRACES = 8  # of one shape: what answers in yet another way is run
-MOST_STEPS = 10_000  # of one trace
+MOST_STEPS = 2_000  # of one trace
 LONGEST = 2**18  # characters of a conversation: the time of longer ones is not the template's
 MOST_PARTS = 1000  # of a text: then they are joined
 PLAIN = {str, int, bool, type(None)}
@@ -51,7 +51,7 @@ class Program(NamedTuple):
 
     run: jinja2.Template
     followed: jinja2.Template  # the same, for `_Words`
-    traces: dict[tuple, list[Trace]]
+    traces: dict[tuple, list[Trace] | None]  # None: it cannot be followed
 
 
 def program(text: str, date: str | None) -> Program:
@@ -67,18 +67,16 @@ def render(program: Program, given: Mapping[str, Any]) -> str:
     if shape is None:
         return program.run.render(given)
     traces = program.traces.get(shape, [])
-    for trace in traces:
+    for trace in traces or ():
         if (text := _written(trace, texts)) is not None:
             return text
     text = program.run.render(given)
-    if len(traces) < MOST_TRACES and len(program.traces) < MOST_SHAPES:
+    room = shape in program.traces or len(program.traces) < MOST_SHAPES
+    if traces is not None and len(traces) < MOST_TRACES and room:
         trace = _followed(program, given, texts)
-        sound = trace is not None and _written(trace, texts) == text
-        program.traces[shape] = [*traces, trace] if sound else [NEVER] * MOST_TRACES
+        is_sound = trace is not None and _written(trace, texts) == text
+        program.traces[shape] = [*traces, trace] if is_sound else None
     return text
-
-
-NEVER = Trace([Step(bool, (), None)], ())  # of what cannot be followed
 
 
 def _shape(given: Mapping[str, Any]) -> tuple[tuple | None, list[str]]:

@@ -35,19 +35,15 @@ def item(example: Example, shape: Shape) -> Item:
 def outline(example: Example, shape: Shape) -> Item:
     """The same with nothing but lengths in its streams: enough to pack it, and quickly made."""
     p, scored = len(example.prompt), scored_tokens(example)
-    lengths = [p + len(answer.ids) - 1 for answer in example.answers]
+    alone = [p + len(answer.ids) - 1 for answer in example.answers]
 
-    def blank(numbers: range, once: bool) -> Stream:
-        tokens = sum(lengths[i] for i in numbers) - (p if once and len(numbers) == 2 else 0)
-        sizes = tokens, sum(scored[i] for i in numbers)
+    def blank(numbers: range) -> Stream:
+        stored = sum(alone[i] for i in numbers) - p * (len(numbers) - 1)
+        sizes = stored, sum(scored[i] for i in numbers)
         tokens, target = (np.broadcast_to(np.int32(0), (size,)) for size in sizes)
-        return Stream(tokens, tokens, tokens, tokens, max(lengths), target, target, target)
+        return Stream(tokens, tokens, tokens, tokens, max(alone), target, target, target)
 
-    made: list[Stream] = []
-    for first, once in zip(range(0, len(lengths), 2), shared(example, shape), strict=True):
-        two = range(first, min(first + 2, len(lengths)))
-        made += [blank(two, once)] if once else [blank(range(i, i + 1), once) for i in two]
-    return Item(example.row, tuple(made))
+    return Item(example.row, tuple(map(blank, _behind_one_prompt(example, shape))))
 
 
 def discounted(streams: tuple[Stream, ...], alpha: float) -> tuple[Stream, ...]:
@@ -67,13 +63,16 @@ def discounted(streams: tuple[Stream, ...], alpha: float) -> tuple[Stream, ...]:
 
 
 def _streams(example: Example, shape: Shape) -> Iterator[Stream]:
+    for first, *other in _behind_one_prompt(example, shape):
+        yield prompt_once(example, first) if other else _alone(example, first)
+
+
+def _behind_one_prompt(example: Example, shape: Shape) -> Iterator[range]:
+    """The numbers of the answers of each stream: two, or one alone."""
     count = len(example.answers)
     for first, once in zip(range(0, count, 2), shared(example, shape), strict=True):
         two = range(first, min(first + 2, count))
-        if once and len(two) == 2:
-            yield prompt_once(example, first)
-        else:
-            yield from (_alone(example, number) for number in two)
+        yield from [two] if once else (range(i, i + 1) for i in two)
 
 
 def prompt_once(example: Example, first: int = 0) -> Stream:

@@ -199,6 +199,23 @@ def test_lengths_are_those_of_each_answers_scored_tokens():
     assert (packed.real_tokens, packed.stored_tokens) == (4 * 9 + 6 + 8, 2 * 9 + 6 + 8 - 4)
 
 
+def test_tensorboard_does_not_import_torch_and_leaves_it_to_others(tmp_path):
+    (tmp_path / "torch.py").write_text("came = True")  # whether there is a real one or not
+    code = (
+        "import sys; from checkpoints_io import places; from recipes.training import records\n"
+        "from recipes.training.run import Records\n"
+        "given = Records(tensorboard=True, wandb_project=None, name='a', tags=(), settings={})\n"
+        "records.Log(places.at(sys.argv[1]), given, after=-1).close()\n"
+        "assert 'tensorboardX' in sys.modules and 'torch' not in sys.modules\n"
+        "import torch; assert torch.came"
+    )
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    subprocess.run(
+        [sys.executable, "-c", code, tmp_path], check=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )  # fmt: skip
+
+
 def test_tensorboard_shows_first_what_people_watch(tmp_path):
     """Its groups of charts, and the charts of a group, stand in the order of their names."""
     log = records.Log(places.Disk(tmp_path), Records(True, None, "a", (), {}), after=-1)

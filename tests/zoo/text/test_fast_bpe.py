@@ -66,6 +66,11 @@ def test_special_tokens_are_met_everywhere_the_longest_first():
     assert agree(own, texts) == 0
 
 
+def test_what_a_tokenizer_composes_first_is_left_to_it():
+    texts = ["e\u0301", "\u00e9", "a\u0308 b", "plain"]
+    assert agree(tiny(normalizer={"type": "NFC"}), texts) == 2
+
+
 def test_words_that_were_forgotten_are_merged_again(monkeypatch):
     monkeypatch.setattr(fast_bpe, "MOST", 3)
     assert agree(tiny(), ["one two three four five six one two three", "six one"]) == 0

@@ -99,7 +99,7 @@ def test_a_template_that_asks_nothing_of_words_runs_once():
     for words in itertools.product(WORDS, WORDS):
         traced.render(program, given(*words))
     (traces,) = program.traces.values()
-    assert len(traces) == 1 and traces[0] is not traced.NEVER
+    assert len(traces) == 1
     assert traced._written(traces[0], ["One ", " two"]) == "<user>One\n<assistant>two\n"
 
 
@@ -146,7 +146,7 @@ def test_what_is_kept_is_bounded(monkeypatch):
         for more in range(5):
             assert traced.render(program, given("a" * count, x=more)) == str(count)
     assert len(program.traces) == 3
-    assert all(len(traces) <= traced.MOST_TRACES for traces in program.traces.values())
+    assert [len(traces) for traces in program.traces.values()] == [traced.MOST_TRACES] * 3
 
 
 def test_texts_stay_bounded():
@@ -188,5 +188,5 @@ def test_stock_templates_write_the_same(shared):
                 all_given = {"messages": messages, "bos_token": "<s>", "eos_token": "</s>", **more}
                 expected = written(program.run.render, all_given)
                 assert written(traced.render, program, all_given) == expected, path.name
-        followed += any(traced.NEVER not in traces for traces in program.traces.values())
+        followed += any(program.traces.values())
     assert followed > 20
