@@ -61,6 +61,7 @@ def loop(model, x, where, *shared, each=None):
     return x
 
 
+@pytest.mark.full
 def test_gradients_reach_what_layers_hand_on():
     """Keys of an earlier layer, and inputs of each: layer by layer as jax differentiates it all."""
     graph, state = nnx.split(twins.untrained("gemma4_text", "inputs of each layer, shared keys"))

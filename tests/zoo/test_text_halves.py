@@ -38,6 +38,10 @@ WHOLES = {
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, head_dim=8, patch_size=4,
     ), "gemma4_text"),
+    "gemma4_unified": (twins.UNIFIED, dict(
+        patch_size=4, pooling_kernel_size=1, mm_embed_dim=16, mm_posemb_size=8,
+        output_proj_dims=16,
+    ), "gemma4_unified_text"),
     "lfm2_vl": (twins.LFM2, dict(
         model_type="siglip2_vision_model", hidden_size=16, intermediate_size=16,
         num_hidden_layers=1, num_attention_heads=2, num_patches=4, patch_size=8,

@@ -95,6 +95,8 @@ GEMMA4 = dict(
     hidden_size_per_layer_input=0, sliding_window=6, num_hidden_layers=7,
     final_logit_softcapping=30.0,
 )  # fmt: skip
+# Says nothing of inputs of each layer, which it has not.
+UNIFIED = {key: v for key, v in GEMMA4.items() if key != "hidden_size_per_layer_input"}
 GLM4 = dict(
     head_dim=8, n_routed_experts=6, n_shared_experts=1, num_experts_per_tok=2,
     moe_intermediate_size=20, routed_scaling_factor=1.5,
@@ -242,6 +244,17 @@ TWINS: dict[str, dict[str, dict]] = {
         "experts, one key head": GEMMA4 | dict(
             num_key_value_heads=1, enable_moe_block=True, num_experts=6, top_k_experts=2,
             moe_intermediate_size=20, final_logit_softcapping=4.0,
+        ),
+    },
+    "gemma4_unified_text": {
+        "plain": UNIFIED,
+        "untied, odd, values of their own": UNIFIED | ODD | dict(
+            tie_word_embeddings=False, attention_k_eq_v=False, num_hidden_layers=4,
+            layer_types=["full_attention", "sliding_attention"] * 2,
+        ),
+        "shared keys, wide": UNIFIED | dict(
+            num_kv_shared_layers=2, use_double_wide_mlp=True, num_hidden_layers=6,
+            layer_types=["sliding_attention", "full_attention"] * 3,
         ),
     },
     "deepseek_v2": {
@@ -597,7 +610,7 @@ TWINS: dict[str, dict[str, dict]] = {
 }  # fmt: skip
 # Those that tests of every family take by default: a plain one, one with windows, sinks and
 # experts, and one with a recurrence.
-DAILY = ("llama", "gpt_oss", "qwen3_5_text")
+DAILY = ("llama", "gpt_oss", "lfm2")
 RICHEST = {family: list(shapes)[-1] for family, shapes in TWINS.items()}
 SHAPES = [(family, shape) for family, shapes in TWINS.items() for shape in shapes]
 
@@ -608,10 +621,10 @@ KINDS = {"linear": LINEAR, "dynamic": DYNAMIC, "llama3": LLAMA3, "yarn": YARN,
 # All families but those with a rope for each kind of layer, one for a part of the head or in some
 # layers, or none.
 OWN_ROPES = (
-    "deepseek_v2", "deepseek_v3", "deepseek_v32", "gemma3_text", "gemma4_text", "glm4_moe",
-    "glm4_moe_lite", "glm_moe_dsa", "gpt2", "gpt_neox", "llama4_text", "minimax_m2", "ministral3",
-    "mistral4", "nemotron_h", "olmo3", "phi3", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next",
-    "stablelm",
+    "deepseek_v2", "deepseek_v3", "deepseek_v32", "gemma3_text", "gemma4_text",
+    "gemma4_unified_text", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "gpt2", "gpt_neox",
+    "llama4_text", "minimax_m2", "ministral3", "mistral4", "nemotron_h", "olmo3", "phi3",
+    "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "stablelm",
 )  # fmt: skip
 WITH_ONE_ROPE = [f for f in TWINS if f not in OWN_ROPES]
 ROPES = {(family, kind): {"num_hidden_layers": 2, "head_dim": 8} | said

@@ -38,7 +38,7 @@ def counted(hf: Mapping[str, object]) -> dict[str, object]:
 
 def written(said: Mapping[str, object]) -> dict[str, object]:
     """The way back."""
-    return dict(said) | {key: said[key] or 0 for key in COUNTS}
+    return dict(said) | {key: said[key] or 0 for key in COUNTS if key in said}
 
 
 def of_full_layers(hf: dict[str, object]) -> dict[str, object]:

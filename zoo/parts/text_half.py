@@ -10,6 +10,7 @@ from zoo.parts.hf_config import QUANTISED
 KINDS = {
     "gemma3": "gemma3_text",
     "gemma4": "gemma4_text",
+    "gemma4_unified": "gemma4_unified_text",
     "kimi_k25": "deepseek_v3",
     "lfm2_vl": "lfm2",
     "llama4": "llama4_text",
@@ -21,11 +22,16 @@ KINDS = {
     "qwen3_vl": "qwen3",
     "qwen3_vl_moe": "qwen3_moe",
 }
-TIED = {"gemma3", "gemma4", "lfm2_vl"}  # of these a head is tied where nothing is said
+TIED = {
+    "gemma3",
+    "gemma4",
+    "gemma4_unified",
+    "lfm2_vl",
+}  # of these a head is tied where nothing is said
 # What sees and hears, which is not read.
 OTHERS = (
-    r"^(model\.)?(visual|vision_model|(vision|audio)_tower|embed_(vision|audio)|multi_modal_projector|"
-    r"mm_projector)\.",
+    r"^(model\.)?(visual|vision_(model|embedder)|(vision|audio)_tower|embed_(vision|audio)|"
+    r"multi_modal_projector|mm_projector)\.",
 )
 # Names in the whole, and what they are in the text's own.
 NAMES = (
