@@ -32,6 +32,7 @@ from recipes.training import (
     policy,
     preemption,
     settings,
+    tasks,
     update,
     watchdog,
     watched,
@@ -101,6 +102,7 @@ def train(config: ml_collections.ConfigDict) -> bool:
             for held_out, theirs in zip(run.held_out, sets, strict=True):
                 yield evaluation.evaluate(held_out, ask, theirs, run.place, objective)
             yield from plain_texts.evaluate(run, ask)
+            yield from tasks.evaluate(run, lambda: policy.as_computed(own, state), stop)
 
         describe = lambda pairs, taken: metrics.by_part(
             run.parts, pairs.source_rows, taken.answers, objective

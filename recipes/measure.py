@@ -10,21 +10,17 @@ those of the YAML files in --tasks_folder.
 
 from collections.abc import Mapping
 import json
-import os
 from typing import Any
 
 from absl import flags
 import jax
 
 from checkpoints_io import places
-from checkpoints_io.errors import BadInput
-from recipes import harness
 from recipes.training import command
+from recipes.training import tasks as of_harness
 from recipes.training.run import say
 from zoo import chat
 from zoo.parts import sharding
-
-RESAMPLES = 1000  # for standard errors that no formula gives
 
 
 def measure(
@@ -46,28 +42,13 @@ def measure(
     Raises:
       FileNotFoundError, ValueError: there is no such model or task, or the harness is not there.
     """
+    asked = of_harness.found(tasks, tasks_folder, limit)
     mesh = sharding.mesh_of(-1, 1, tensor)
     own, words = chat.loaded(model, base, dtype, mesh)
-    asked = harness.model_of(own, words)
-    import lm_eval  # an extra, which `model_of` has found
-    from lm_eval.tasks import TaskManager
-
-    manager = TaskManager(include_path=tasks_folder)
-    if missing := [name for name in tasks if name not in manager.all_tasks]:
-        raise BadInput(
-            f"there is no task {missing[0]!r}: the harness lists its own with `lm-eval ls tasks`, "
-            "and those of a folder of yours are given with --tasks_folder"
-        )
-    # Resamples are drawn here: a fork of a process that has jax may hang.
-    os.environ.setdefault("DISABLE_MULTIPROC", "1")
     with jax.set_mesh(mesh):
-        found = lm_eval.simple_evaluate(
-            asked, tasks=list(tasks), task_manager=manager, num_fewshot=num_fewshot, limit=limit,
-            bootstrap_iters=RESAMPLES, apply_chat_template=chat_template,
-            fewshot_as_multiturn=chat_template,
-        )  # fmt: skip
-    assert found is not None
-    return found
+        return of_harness.results(
+            asked, own, words, num_fewshot=num_fewshot, chat_template=chat_template
+        )
 
 
 def _kept(found: Mapping[str, Any]) -> dict[str, Any]:

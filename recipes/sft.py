@@ -33,6 +33,7 @@ from recipes.training import (
     policy,
     preemption,
     settings,
+    tasks,
     update,
     watchdog,
     watched,
@@ -84,6 +85,7 @@ def train(config: ml_collections.ConfigDict) -> bool:
                 total = logps.of_examples(ask, examples, run.place).sum(dtype=np.float64)
                 yield {f"eval/{name}/loss": float(-total / tokens.sum())}
             yield from plain_texts.evaluate(run, ask)
+            yield from tasks.evaluate(run, lambda: policy.as_computed(own, state), stop)
 
         def sample(state: State) -> list[watched.Sample]:
             """Answers to a few prompts."""

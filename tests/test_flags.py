@@ -117,6 +117,8 @@ OTHER = {
     "steps_per_hf_export": ("-1", -1),
     "steps_per_log": ("1", 1),
     "tags": ("a,b", ("a", "b")),
+    "tasks": ("arc_easy,gsm8k", ("arc_easy", "gsm8k")),
+    "tasks_folder": ("a", "a"),
     "tensorboard": ("false", False),
     "token_cache": ("/tmp/tokens", "/tmp/tokens"),
     "tokenizer": ("/models/words", "/models/words"),

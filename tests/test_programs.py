@@ -3,6 +3,7 @@
 Each is started with each kind of wrong word.
 """
 
+import importlib.util
 import json
 import os
 import signal
@@ -184,7 +185,9 @@ def of_one(folder):
     measure = "recipes/measure.py"
     yield measure, ["--tasks=a"], ["give --model="], 2
     yield measure, ["--num_fewshot=-1"], ["--num_fewshot=-1 must be at least 0"], 2
-    yield measure, [f"--model={folder}/nowhere", "--tasks=a"], ["no model folder"], 1
+    has_harness = importlib.util.find_spec("lm_eval")
+    first = "no model folder" if has_harness else "lm-evaluation-harness is not installed"
+    yield measure, [f"--model={folder}/nowhere", "--tasks=a"], [first], 1
     yield measure, ["--model=a", "--tasks=a", "--limit=x"], ["--limit='x' is not"], 2
     pipeline = "recipes/pipeline.py"
     yield pipeline, [], ["give --config="], 2

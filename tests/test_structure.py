@@ -122,7 +122,7 @@ ROOMS = {
     "recipes.preference": {"recipes.data", "recipes.training"},
     "recipes.pages": {"recipes.data"},
     "recipes.pipelines": {"recipes.data", "recipes.training"},
-    "recipes.own_pairs": {"recipes.data", "recipes.training", "recipes.harness"},
+    "recipes.own_pairs": {"recipes.data", "recipes.training"},
     "recipes.peers": {"recipes.training"},
 }
 # What any room may import: how a line gets to the person at the terminal.

@@ -92,6 +92,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.run_initial_eval = True
     config.max_eval_pairs = config_dict.placeholder(int)  # unset: all
     config.validation_texts = dict()  # name="a.txt", or rows with `text`: bits per byte
+    config.tasks = ()  # "arc_easy,gsm8k": by lm-evaluation-harness
+    config.tasks_folder = config_dict.placeholder(str)  # YAML files of your own
     config.steps_per_checkpoint = 500
     config.minutes_per_checkpoint = config_dict.placeholder(float)  # and so often by the clock
     config.keep_checkpoints = 2  # the newest

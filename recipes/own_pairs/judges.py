@@ -18,9 +18,8 @@ import jax
 
 from checkpoints_io import places
 from checkpoints_io.errors import BadInput, NotFound, RunFailed
-from recipes import harness
 from recipes.own_pairs import answers, kept
-from recipes.training import terminal
+from recipes.training import harness, terminal
 import zoo
 from zoo import chat, reward
 from zoo.text.chat_tokenizer import ChatTokenizer

@@ -95,6 +95,8 @@ def short(x: Number) -> str:
 
 
 def _spread(low: Number, high: Number) -> tuple[Number, Number]:
-    """A little more than what is met, so that no curve runs along the edge."""
+    """A little more than what is met, so that no curve runs along the edge; 0 is an edge."""
+    if low == high == 0:
+        return 0, 1
     room = 0.06 * (high - low) or max(abs(high), 1e-9) * 0.1
     return (low if low == 0 else low - room), (high if high == 0 else high + room)

@@ -16,6 +16,8 @@ CHARTS = (
     ("Accuracy", "pairs whose chosen answer gained more", ("dpo_accuracy",)),
     ("Loss", "of the objective", ("dpo_loss",)),
     ("Loss", "nats per scored token", ("loss",)),
+    ("Right answers", "share of a task's", ("acc", "acc_norm")),
+    ("Exact answers", "share of a task's", ("exact_match",)),
     ("Bits per byte", "of plain texts", ("bits_per_byte",)),
     ("Drift", "log p, policy less reference, nats", ("drift_chosen", "drift_rejected")),
     ("KL", "of the chosen answers, nats per token", ("kl_chosen",)),

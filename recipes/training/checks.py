@@ -98,6 +98,7 @@ def checked(config: ml_collections.ConfigDict, table: Table) -> Values:
     profiled(given["profile"])
     _check_steps(given)
     _check_texts(given)
+    _check_tasks(given)
     _check_keep(given, pairs)
     _check_hub(given)
     _refuse_without_effect(given)
@@ -336,7 +337,7 @@ def _check_data(given: Values) -> None:
             "one in --config.validation another name"
         )
     held_out = given["validation"] or given["validation_split_fraction"]
-    held_out = held_out or given.get("validation_texts")
+    held_out = held_out or given.get("validation_texts") or given.get("tasks")
     if given.get("max_eval_pairs") and not held_out:
         raise BadInput("--config.max_eval_pairs has no effect: nothing is held out")
 
@@ -369,6 +370,20 @@ def _check_texts(given: Values) -> None:
             raise BadInput(
                 f"--config.validation_texts.{name} has the name of a held-out set, and their "
                 "figures could not be told apart: give it another name"
+            )
+
+
+def _check_tasks(given: Values) -> None:
+    if given["tasks_folder"] is not None and not given["tasks"]:
+        raise BadInput(
+            f"--config.tasks_folder={given['tasks_folder']} has no effect without --config.tasks"
+        )
+    named = given["validation_texts"] or {}, given["validation"] or {}
+    for name in given["tasks"]:
+        if any(name in some for some in named):
+            raise BadInput(
+                f"--config.tasks={name} has the name of a held-out set, and their figures could "
+                "not be told apart: give the set another name"
             )
 
 

@@ -9,7 +9,7 @@ from checkpoints_io import quantised
 from recipes.data import shown
 from recipes.data.ids.pair_ids import is_ranked
 from recipes.data.run_data import HeldOut
-from recipes.training import command, listing, optimizer, plain_texts, policy, samples
+from recipes.training import command, listing, optimizer, plain_texts, policy, samples, tasks
 from recipes.training.run import Run, adapters_alone, say
 from recipes.training.samples import Answers
 from recipes.training.settings import ADAPTER, OF_FOLDER
@@ -38,7 +38,7 @@ def show(
     follows = optimizer.reference_of(run.opt_state) is not None
     has_reference = run.reference is not None and not follows
     told = figures(run.held_out, held_out, has_reference=has_reference)
-    told += plain_texts.lines(run, held_out)
+    told += plain_texts.lines(run, held_out) + tasks.lines(run, held_out)
     if told := [*told, *manner(answers, has_reference=has_reference)]:
         compared = "before (the reference) -> " if has_reference else ""
         say(f"\nheld-out figures, {compared}after {step} steps")

@@ -19,7 +19,7 @@ from recipes.data import run_data, source_pairs
 from recipes.data.ids.pair_ids import Example, described
 from recipes.data.packed import batches, shapes
 from recipes.data.run_data import Data
-from recipes.training import adapting, checks, optimizer, plan, records, resume, trained
+from recipes.training import adapting, checks, optimizer, plan, records, resume, tasks, trained
 from recipes.training.checks import Values
 from recipes.training.run import (
     Beside,
@@ -31,6 +31,7 @@ from recipes.training.run import (
     Run,
     Saving,
     Scoring,
+    Tasks,
     Watching,
     say,
 )
@@ -69,6 +70,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
     shaping = resume.of_settings(given)
     _refuse_directory_of_another_run(directory, shaping)
     computing = _computing(given)
+    asked = _tasks(given)
     models = _models(given, beside, computing)
     adapted = adapting.of_settings(given, models.blank)
     data = _data(given, models)
@@ -110,6 +112,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
         examples=train,
         held_out=data.held_out,
         texts=data.texts,
+        tasks=asked,
         place=_packed(given, models, _every(data), computing.mesh, together, held),
         place_of_texts=_packed_texts(given, models, data, computing.mesh, held),
         seed=given["seed"],
@@ -292,6 +295,18 @@ def saving(given: Values, tokenizer: Tokenizer) -> Saving:
         chat_template=tokenizer.chat_template if given["chat_template"] else None,
         hub=hub,
     )
+
+
+def _tasks(given: Values) -> Tasks | None:
+    if not given["tasks"]:
+        return None
+    if jax.process_count() > 1:
+        raise BadInput(
+            f"--config.tasks={','.join(given['tasks'])}: lm-evaluation-harness asks one process, "
+            f"and this run has {jax.process_count()}; measure its exports with recipes/measure.py"
+        )
+    most = given["max_eval_pairs"]
+    return tasks.found(given["tasks"], given["tasks_folder"], most, "--config.")
 
 
 def _watching(given: Values, data: Data) -> Watching:

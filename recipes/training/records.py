@@ -40,14 +40,15 @@ def on_host(values: Mapping[str, Array]) -> dict[str, int | float]:
 
 
 def line(step: int, total: int, figures: Mapping[str, int | float]) -> str:
-    """The few figures to watch, on one line."""
+    """The few figures to watch, on one line; of others than ours (tasks) all."""
     where = next(iter(figures)).rpartition("/")[0]
     short = {name.removeprefix(f"{where}/"): value for name, value in figures.items()}
     watched = (
         "loss bits_per_byte dpo_loss dpo_accuracy dpo_reward_margin drift_chosen learning_rate "
         "tokens_per_second"
     )
-    told = "  ".join(f"{n} {short[n]:.4g}" for n in watched.split() if n in short)
+    names = [n for n in watched.split() if n in short] or short
+    told = "  ".join(f"{n} {short[n]:.4g}" for n in names)
     return f"{f'step {step}/{total}':<14} {where:<16} {told}"
 
 

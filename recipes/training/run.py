@@ -1,7 +1,7 @@
 """A run that is ready to read its weights and start: what its parts need to know."""
 
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -52,6 +52,14 @@ class Watching(NamedTuple):
     prompts: list[Prompt] | None  # one's own; none: held-out ones
     count: int
     temperature: float | None  # of a second answer; none: greedy ones alone
+
+
+class Tasks(NamedTuple):
+    """Tasks of lm-evaluation-harness."""
+
+    names: tuple[str, ...]
+    manager: Any  # the harness's, which knows their files
+    most: int | None  # questions of each; none: all
 
 
 class Patience(NamedTuple):
@@ -136,6 +144,7 @@ class Run(NamedTuple):
     examples: list[Example]  # of all of them
     held_out: list[HeldOut]
     texts: list[Texts]  # that are evaluated too
+    tasks: Tasks | None  # likewise
     place: batches.Place
     place_of_texts: batches.Place | None
     seed: int

@@ -539,7 +539,8 @@ ALONG_THE_WAY = {
     "run_initial_eval": Setting(bool, "evaluate before the first step too", False, free=True),
     "max_eval_pairs": Setting(
         int,
-        "maximum examples used of each held-out set, and of plain texts, evenly spread over it",
+        "maximum examples used of each held-out set, and of plain texts, evenly spread over it; of "
+        "each task the first",
         None,
         unset="all of them",
         bound=ABOVE_0,
@@ -551,6 +552,16 @@ ALONG_THE_WAY = {
         'dict(name="…", …) of .txt files, or of data whose rows have `text`',
         None,
         unset="no plain texts",
+        free=True,
+    ),
+    "tasks": Setting(
+        tuple, "tasks of lm-evaluation-harness that are evaluated too, like arc_easy", (), free=True
+    ),
+    "tasks_folder": Setting(
+        str,
+        "where the YAML files of further tasks are",
+        None,
+        unset="only those of the harness",
         free=True,
     ),
     "steps_per_checkpoint": Setting(

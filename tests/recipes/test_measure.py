@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from checkpoints_io.errors import BadInput, NotFound
-from recipes import harness, measure
+from recipes import measure
+from recipes.training import harness
 from tests.conftest import TINY
 import zoo
 
@@ -130,6 +131,6 @@ def test_continuations_of_one_context_are_scored_as_if_alone():
 
 
 def test_without_the_harness_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(NotFound, match=r"pip install -e '\.\[evaluation\]'"):
         measure.measure(str(TINY / "model"), ["a"])

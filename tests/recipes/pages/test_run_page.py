@@ -206,3 +206,5 @@ def test_a_chart_holds_its_curves():
     assert charts.chart("a", "b", []) is None
     flat = charts.chart("a", "b", [line._replace(points=[(3, 2.0)])])
     assert flat.lines[0].dots == [("336.0", "70.0", "one, step 3: 2")]
+    nothing = charts.chart("a", "b", [line._replace(points=[(0, 0.0), (10, 0.0)])])
+    assert nothing.lines[0].path == "M44.0 130.0 L336.0 130.0"

@@ -117,6 +117,8 @@ def test_the_line_has_the_figures_to_watch():
     figures = {f"eval/heldout/{name}": value for name, value in figures.items()}
     told = records.line(20, 60, figures)
     assert told == "step 20/60     eval/heldout     dpo_loss 0.5  dpo_reward_margin 0.25"
+    told = records.line(20, 60, {"eval/arc/acc": 0.25, "eval/arc/acc_norm": 0.5})
+    assert told == "step 20/60     eval/arc         acc 0.25  acc_norm 0.5"
 
 
 def test_held_out_figures_of_a_step_are_read_back(tmp_path):

@@ -30,6 +30,7 @@ FREE = {
     "sample_prompts", "sample_temperature", "sample_tokens",
     "save_retries", "steps_per_checkpoint",
     "steps_per_eval", "steps_per_hf_export", "steps_per_log", "steps_per_sample", "tags",
+    "tasks", "tasks_folder",
     "tensorboard", "token_cache", "trackio_project", "validation", "validation_texts",
     "wandb_project",
 }  # fmt: skip

@@ -4,7 +4,7 @@ Continuations of one context share it (`recipes/data/packed/streams.py`), severa
 row, and only the tokens of continuations meet the vocabulary.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 import itertools
 from typing import Any
@@ -14,7 +14,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from checkpoints_io.errors import BadInput, NotFound
+from checkpoints_io.errors import BadInput
 from recipes.data.ids.pair_ids import Answer, AnswerIds, Example, ListIds
 from recipes.data.packed import batches, shapes
 from recipes.data.packed.batches import Place
@@ -30,20 +30,16 @@ AT_ONCE = 16  # tokens that are generated between two looks for a stop sequence
 MOST = 2**16  # tokens of all rows that are generated at a time
 
 
-def model_of(model: zoo.Model, words: ChatTokenizer) -> Any:
+def model_of(
+    model: zoo.Model, words: ChatTokenizer, between: Callable[[], None] = lambda: None
+) -> Any:
     """The model as the harness wants it: an object of a class of its own.
 
-    Raises:
-      FileNotFoundError: the harness is not installed.
+    The harness is installed: see `tasks.found`. `between` is called before each batch.
     """
-    try:
-        from lm_eval.api.model import TemplateLM
-        from lm_eval.models import utils
-        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-    except ImportError as error:
-        raise NotFound(
-            "lm-evaluation-harness is not installed: pip install -e '.[evaluation]'"
-        ) from error
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.models import utils
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
     longest = zoo.longest_text(model.config.to_hf()) or LONGEST
 
@@ -77,7 +73,9 @@ def model_of(model: zoo.Model, words: ChatTokenizer) -> Any:
         def _loglikelihood_tokens(
             self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
         ) -> list[tuple[float, bool]]:
-            found = scored(model, [(before, after) for _, before, after in requests], longest)
+            found = scored(
+                model, [(before, after) for _, before, after in requests], longest, between
+            )
             for request, answer in zip(requests, found, strict=True):
                 self.cache_hook.add_partial("loglikelihood", request[0], answer)
             return found
@@ -92,7 +90,7 @@ def model_of(model: zoo.Model, words: ChatTokenizer) -> Any:
                 ]
                 for request in requests
             ]
-            every = scored(model, [*itertools.chain(*windows)], longest)
+            every = scored(model, [*itertools.chain(*windows)], longest, between)
             logps_ = iter([logp for logp, _ in every])
             return [sum(itertools.islice(logps_, len(some))) for some in windows]
 
@@ -106,7 +104,7 @@ def model_of(model: zoo.Model, words: ChatTokenizer) -> Any:
                 how = utils.normalize_gen_kwargs(requests[numbers[0]].args[1], 256)
                 until = utils.handle_stop_sequences(how.pop("until", None), eos=eos)
                 contexts = [self.tok_encode(requests[i].args[0]) for i in numbers]
-                texts = continued(model, words, contexts, dict(how), until, longest)
+                texts = continued(model, words, contexts, dict(how), until, longest, between)
                 for i, text in zip(numbers, texts, strict=True):
                     found[i] = utils.postprocess_generated_text(text, until, None)
             return [found[i] for i in range(len(requests))]
@@ -115,7 +113,10 @@ def model_of(model: zoo.Model, words: ChatTokenizer) -> Any:
 
 
 def scored(
-    model: zoo.Model, asked: Sequence[tuple[Sequence[int], Sequence[int]]], longest: int
+    model: zoo.Model,
+    asked: Sequence[tuple[Sequence[int], Sequence[int]]],
+    longest: int,
+    between: Callable[[], None] = lambda: None,
 ) -> list[tuple[float, bool]]:
     """Of each context and continuation, log p of it, and whether a greedy answer would be it.
 
@@ -138,7 +139,7 @@ def scored(
         examples.append(_example(len(examples), kept, several))
         of.append([[i for i in numbers[kept] if cut[i] == one] for one in several])
     answers: list[tuple[float, bool]] = [(0.0, True)] * len(asked)
-    sums, hits = _of_examples(model, examples)
+    sums, hits = _of_examples(model, examples, between)
     for row, groups in enumerate(of):
         for column, group in enumerate(groups):
             for i in group:
@@ -155,7 +156,9 @@ def _example(row: int, context: Sequence[int], continuations: Sequence[Sequence[
     return ListIds(row, array(context), tuple(each), tuple(range(len(each))))
 
 
-def _of_examples(model: zoo.Model, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
+def _of_examples(
+    model: zoo.Model, examples: Sequence[Example], between: Callable[[], None]
+) -> tuple[np.ndarray, np.ndarray]:
     """Log-probabilities [examples, A] and how many tokens are the likeliest."""
     graph, weights = nnx.split(model)
     params, mesh = nnx.to_pure_dict(weights), sharding.mesh_under(model.embedding[...])
@@ -172,6 +175,7 @@ def _of_examples(model: zoo.Model, examples: Sequence[Example]) -> tuple[np.ndar
         for update in terminal.bar(batches.in_order(examples, place), total=every, unit="batch"):
             total = np.zeros((2, shape.examples, shape.answers), np.float32)
             for batch in update.micro_batches:
+                between()
                 found = _scores(graph, params, batches.put(batch, place))
                 total += np.stack([np.asarray(found.logps), np.asarray(found.is_best)])
             sums.append(total[0, : len(update.source_rows)])
@@ -191,6 +195,7 @@ def continued(
     how: Mapping[str, Any],
     until: Sequence[str],
     longest: int,
+    between: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """What follows each context, up to a stop token or a text of `until`, which may be in it."""
     most = how["max_gen_toks"]
@@ -213,6 +218,7 @@ def continued(
             at_once=AT_ONCE,
         )  # fmt: skip
         for added in stream:
+            between()
             for own, new in zip(ids, added, strict=True):
                 own += new
             told = [_text(words, own) for own in ids]

@@ -1,0 +1,101 @@
+"""Tasks of lm-evaluation-harness: of any model, and at the evaluations of a run."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from typing import Any
+
+from checkpoints_io.errors import BadInput, NotFound
+from recipes.training import harness
+from recipes.training.preemption import Asked
+from recipes.training.run import Run, Tasks
+import zoo
+from zoo.text.chat_tokenizer import ChatTokenizer
+
+RESAMPLES = 1000  # for standard errors that no formula gives
+
+
+def found(names: Sequence[str], folder: str | None, most: int | None, flag: str = "--") -> Tasks:
+    """The tasks of these names, of the harness or of YAML files in a folder.
+
+    Raises:
+      FileNotFoundError, ValueError: the harness is not installed, or has no such task.
+    """
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise NotFound(
+            "lm-evaluation-harness is not installed: pip install -e '.[evaluation]'"
+        ) from error
+    manager = TaskManager(include_path=folder)
+    if missing := [name for name in names if name not in manager.all_tasks]:
+        raise BadInput(
+            f"there is no task {missing[0]!r}: the harness lists its own with `lm-eval ls tasks`, "
+            f"and those of a folder of yours are given with {flag}tasks_folder"
+        )
+    return Tasks(tuple(names), manager, most)
+
+
+def results(
+    tasks: Tasks,
+    model: zoo.Model,
+    words: ChatTokenizer,
+    *,
+    num_fewshot: int | None = None,
+    chat_template: bool = False,
+    between: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """What the harness finds of a model, as it gives it; `between` is called before each batch."""
+    import lm_eval
+
+    # Resamples are drawn here: a fork of a process that has jax may hang.
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")
+    given = lm_eval.simple_evaluate(
+        harness.model_of(model, words, between), tasks=list(tasks.names),
+        task_manager=tasks.manager, num_fewshot=num_fewshot, limit=tasks.most,
+        bootstrap_iters=RESAMPLES, apply_chat_template=chat_template,
+        fewshot_as_multiturn=chat_template,
+    )  # fmt: skip
+    assert given is not None
+    return given
+
+
+def evaluate(
+    run: Run, model: Callable[[], zoo.Model], stop: Callable[[], bool]
+) -> Iterator[dict[str, float]]:
+    """The figures of each task, and of each group of them: `eval/arc_easy/acc`.
+
+    Raises:
+      Asked: the run is to stop.
+    """
+    if run.tasks is None:
+        return
+
+    def between() -> None:
+        if stop():
+            raise Asked
+
+    words = zoo.load_tokenizer(run.tokenizer_folder)
+    given = results(run.tasks, model(), words, between=between)
+    for name, figures in given["results"].items():
+        yield {f"eval/{name}/{figure}": value for figure, value in _means(figures).items()}
+
+
+def lines(run: Run, held_out: Mapping[str, float]) -> list[str]:
+    """What is said of them at the end of a run."""
+    told = []
+    for name in run.tasks.names if run.tasks else ():
+        own = f"eval/{name}/"
+        figures = {key.removeprefix(own): v for key, v in held_out.items() if key.startswith(own)}
+        if figures:
+            told.append(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+    return told
+
+
+def _means(figures: Mapping[str, Any]) -> dict[str, float]:
+    """A task's figures without their standard errors; of several filters each has its name."""
+    kept = {}
+    for name, value in figures.items():
+        figure, _, of = name.partition(",")
+        if isinstance(value, int | float) and of and not figure.endswith("_stderr"):
+            kept[figure if of == "none" else f"{figure}/{of}"] = float(value)
+    return kept
