@@ -40,6 +40,7 @@ def test_every_way_to_the_same_losses(work):
         assert ours(work, *flags)["losses"] == pytest.approx(plain["losses"], abs=1e-5)
 
 
+@pytest.mark.full
 def test_tokenisation_is_compared(tmp_path):
     rows = [{"prompt": "a?", "chosen": f"b {i}", "rejected": "c"} for i in range(6)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))

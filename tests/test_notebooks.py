@@ -61,12 +61,13 @@ def run_cells(text):
 
 
 SNIPPETS = [
-    pytest.param(code, id=f"{path.stem}-{i}")
+    pytest.param(code, id=f"{path.stem}-{i}", marks=[pytest.mark.full] * (path.stem == "models"))
     for path in sorted((ROOT / "docs").glob("*.md"))
     for i, code in enumerate(re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.M | re.S))
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("code", SNIPPETS)
 def test_a_snippet_of_the_docs_runs_as_it_stands(code, tmp_path, monkeypatch):
     """From a folder that is as the repository, and may be written to."""

@@ -15,6 +15,7 @@ from tests.recipes import test_kto
 RATES = {"ipo": 1e-3, "ipo_sum": 1e-4, "sppo_hard": 1e-4}
 
 
+@pytest.mark.full
 def test_a_coupled_loss_pulls_the_weights_that_are_trained(tiny_config, tmp_path):
     """And not their average, which is what is evaluated."""
     tiny_config.num_train_steps, tiny_config.train_batch_size, tiny_config.warmup = 3, 8, 0.0

@@ -75,6 +75,7 @@ def test_what_is_no_number_is_malformed(tmp_path, worth, why):
         read(tmp_path, rows((1, 0), worth, (1, 0)), COLUMNS)
 
 
+@pytest.mark.full
 def test_a_run_begins_where_the_data_says(tiny_config, tmp_path):
     """The gate knows the first loss."""
     config = tiny_config

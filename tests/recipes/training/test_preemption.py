@@ -176,7 +176,8 @@ def test_what_was_due_at_the_step_of_the_stop_still_happens(tiny_config, monkeyp
     assert "heldout reward margin: 0 -> " in capsys.readouterr().out  # as it was recorded
 
 
-@pytest.mark.parametrize(("at", "left"), [(0, []), pytest.param(2, [2], marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize(("at", "left"), [(0, []), (2, [2])])
 def test_an_evaluation_is_given_up_when_the_run_is_asked_to_stop(
     tiny_config, monkeypatch, at, left
 ):

@@ -72,6 +72,7 @@ def test_texts_have_the_log_probabilities_of_the_model_itself(model):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.full
 def test_a_sample_says_which_words_the_policy_prefers(run, model):
     noisy = zoo.load(TINY / "model")
     nnx.update(noisy, jax.tree.map(lambda x: x * 1.02, nnx.state(noisy)))

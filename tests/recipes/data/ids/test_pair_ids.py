@@ -465,7 +465,11 @@ def check(own, talk, question, chosen, rejected):
         # Of an answer of tags of thoughts alone, as `</think></think>`, nothing is shown.
         nothing = any(not re.sub("</?think>", "", "".join(x)).strip() for x in (chosen, rejected))
         hidden = nothing and str(error).startswith("the chat template shows nothing of an answer")
-        assert hidden or str(error) == "chosen equals rejected"
+        # Templates of models that think leave out what stands before the last of these tags.
+        told = ["chosen equals rejected"]
+        if "</think>" in "".join([*chosen, *rejected]):
+            told.append(f"{told[0]} once the chat template has left out content")
+        assert hidden or str(error) in told
         return False
     assert ids.row == 7
     assert len(ids.prompt)
@@ -528,7 +532,7 @@ def check_many(name, request, examples):
 
 @pytest.mark.parametrize("name", TALKS)
 def test_whatever_is_said_the_right_tokens_count(name, request):
-    check_many(name, request, 36)
+    check_many(name, request, 12)
 
 
 @pytest.mark.full

@@ -16,6 +16,7 @@ from recipes.data.packed import batches, packing, shapes, streams
 from recipes.data.packed.packing import Shape
 from recipes.training.logps import answer_logps
 from tests.conftest import large_weights, small_config
+from tests.long_forms import full_but
 from zoo import llama
 from zoo.parts.token_logps import token_logps
 
@@ -326,7 +327,7 @@ def test_positions_per_real_token_on_the_bench_pairs():
     assert sum(update.positions for update in updates) / 209_072 <= 0.84
 
 
-@pytest.mark.parametrize(("shards", "least"), [(1, 0.95), (8, 0.88)])
+@pytest.mark.parametrize(("shards", "least"), full_but([(1, 0.95), (8, 0.88)], (8, 0.88)))
 def test_rows_are_chosen_so_that_little_is_padding(shards, least):
     pairs = bench_pairs()
     shape = shapes.choose(pairs, per_update=128, shards=shards, most=4096)
