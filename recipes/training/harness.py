@@ -26,7 +26,7 @@ from zoo.text.chat_tokenizer import ChatTokenizer
 
 LONGEST = 2048  # tokens, of a model that does not say for how many it was made: the harness's own
 TOGETHER = 256  # contexts that are packed at a time
-AT_ONCE = 16  # tokens that are generated between two looks for a stop sequence
+AT_ONCE = 4  # tokens that are generated between two looks for a stop sequence
 MOST = 2**16  # tokens of all rows that are generated at a time
 
 
@@ -135,9 +135,11 @@ def scored(
     order = sorted(numbers, key=lambda kept: -len(kept))
     examples, of = [], []
     for kept in order:
-        several = [*dict.fromkeys(cut[i] for i in numbers[kept])]
-        examples.append(_example(len(examples), kept, several))
-        of.append([[i for i in numbers[kept] if cut[i] == one] for one in several])
+        each = [*dict.fromkeys(cut[i] for i in numbers[kept])]
+        for first in range(0, len(each), 2):
+            several = each[first : first + 2]  # so many share a context in a stream
+            examples.append(_example(len(examples), kept, several))
+            of.append([[i for i in numbers[kept] if cut[i] == one] for one in several])
     answers: list[tuple[float, bool]] = [(0.0, True)] * len(asked)
     sums, hits = _of_examples(model, examples, between)
     for row, groups in enumerate(of):

@@ -130,6 +130,22 @@ def test_continuations_of_one_context_are_scored_as_if_alone():
         harness.scored(model, [(context, several[1])], 1)
 
 
+def test_many_texts_behind_the_same_token_fill_their_rows(monkeypatch):
+    """As in perplexities: each begins with one token, and there is no context to share."""
+    model, words = zoo.load(TINY / "model"), zoo.load_tokenizer(TINY / "model")
+    draw, positions = np.random.default_rng(0), []
+    asked = [([words.eos_id], draw.integers(5, 90, n).tolist()) for n in draw.integers(20, 90, 60)]
+    scores = harness._scores
+    counted = lambda graph, params, batch: (
+        positions.append(batch.tokens.size), scores(graph, params, batch)
+    )[1]  # fmt: skip
+    monkeypatch.setattr(harness, "_scores", counted)
+    found = harness.scored(model, asked, 256)
+    assert sum(positions) <= 1.25 * sum(len(ids) for _, ids in asked)
+    for i in (0, 7, 59):
+        assert found[i][0] == pytest.approx(harness.scored(model, [asked[i]], 256)[0][0], abs=1e-3)
+
+
 def test_without_the_harness_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(NotFound, match=r"pip install -e '\.\[evaluation\]'"):
