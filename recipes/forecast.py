@@ -349,8 +349,9 @@ def _between(found: Forecast) -> list[str]:
 def _tpus(kind: str, count: int, slices: int) -> list:
     """Devices of so many TPU slices, of `count` chips each, without the hardware."""
     shapes = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16"}
-    cubes = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8"}
-    known = (cubes | {256: "4x8x8"}) if kind == "v5p" else (shapes | {256: "16x16"})
+    cubes = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8",
+             256: "4x8x8", 512: "8x8x8", 1024: "8x8x16"}  # fmt: skip
+    known = cubes if kind == "v5p" else (shapes | {256: "16x16"})
     if count not in known:
         raise BadInput(
             f"--devices={count * slices} in --slices={slices}: a slice of {kind} has "

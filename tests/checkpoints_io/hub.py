@@ -1,6 +1,7 @@
 """A stand-in of the hub's API on this machine, for the real client: repositories in memory."""
 
 import base64
+from collections.abc import Callable
 import contextlib
 import hashlib
 import http.server
@@ -22,11 +23,13 @@ class Hub:
         self.sent: list[str] = []  # what was uploaded, by SHA-256
         self.breaks_after: int | None = None  # uploads that succeed
         self.refuses = False  # every write
+        self.before_upload: Callable[[], None] = lambda: None
 
     def answer(self, method: str, path: str, headers: dict, body: bytes, url: str):
         """Status and JSON."""
         self.asked.append((method, path))
         if put := re.fullmatch(r"/upload/(\w+)", path):
+            self.before_upload()
             if self.breaks_after is not None and len(self.sent) >= self.breaks_after:
                 return 403, {"error": "the line is cut"}
             assert hashlib.sha256(body).hexdigest() == put[1]
