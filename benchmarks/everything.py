@@ -47,6 +47,9 @@ RUNS = {
     "size_B": Run("the same, larger", "compare.py --size=B --steps=4 --rounds=2"),
     "prompt_once_A": Run("prompt once against separate", "layouts.py --size=A"),
     "prompt_once_B": Run("the same, larger", "layouts.py --size=B"),
+    "prompt_once_qwen3_5": Run(
+        "the same, with delta nets", "layouts.py --size=A --family=qwen3_5_text"
+    ),
     "memory": Run("memory and work by layers, vocabulary, length and more", "sweep.py"),
     "length": Run("cost of a token of the delta net by length", "recurrences.py"),
     "depth": Run("time to compile by layers", "recurrences.py --depths"),
