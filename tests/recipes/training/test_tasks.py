@@ -10,7 +10,7 @@ from recipes.pages import run_page
 from recipes.training import checks, settings, tasks
 from recipes.training.preemption import Asked
 from recipes.training.run import Tasks
-from tests.conftest import TINY, records, run_with
+from tests.conftest import TINY, exported, records, run_with
 from tests.recipes.test_measure import write_tasks
 import zoo
 
@@ -92,6 +92,14 @@ def test_figures_of_a_run_are_those_of_its_export(with_tasks, tmp_path, capfd):
     said = capfd.readouterr().out
     assert "mine_choice: acc" in said and "could not be written" not in said, said
     assert "Right answers" in (tmp_path / "run" / run_page.FILE).read_text()
+    # The harness seeds what others draw from; nothing of the run moves.
+    without = with_tasks.copy_and_resolve_references()
+    without.directory, without.tasks, without.tasks_folder = f"{tmp_path}/other", (), None
+    dpo.train(without)
+    kept = lambda line: {k: v for k, v in line.items() if not k.startswith("eval/mine")}
+    assert [kept(line) for line in records(with_tasks)] == records(without)
+    ours, theirs = exported(with_tasks, 2), exported(without, 2)
+    assert all((ours[name] == array).all() for name, array in theirs.items())
 
 
 @pytest.mark.full
