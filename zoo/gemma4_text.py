@@ -21,11 +21,11 @@ from zoo.parts import (
     last_step,
     layer_config,
     layers,
+    looking_back,
     mlp,
     pattern,
     per_layer,
     rope,
-    rope_config,
     spans,
     stack,
 )
@@ -78,9 +78,7 @@ class Config(hf_config.Config):
     @property
     def kinds(self) -> tuple[str, ...]:
         """Of every layer, whether it slides, and whether it looks at an earlier one's keys."""
-        first = len(self.layer_types) - (self.num_kv_shared_layers or 0)
-        shared = map(LOOKS_BACK.get, self.layer_types[first:])
-        return (*self.layer_types[:first], *filter(None, shared))
+        return looking_back.kinds(self)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -95,84 +93,17 @@ class Config(hf_config.Config):
 
     def sizes_of(self, kind: str) -> dict[str, int]:
         """Layers that see everything have wider heads, and may have other key heads."""
-        sizes = super().sizes_of(kind)
-        if kind in LOOKS_BACK.values() and self.use_double_wide_mlp:
-            sizes |= {"F": 2 * self.intermediate_size}
-        if sliding(kind):
-            return sizes
-        K = self.num_global_key_value_heads if self.attention_k_eq_v else None
-        own = {"H": self.global_head_dim, "K": K or self.num_key_value_heads}
-        return sizes | own
+        return looking_back.sizes_of(self, kind, super().sizes_of(kind))
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
         """With a rope for each kind of layer; every sixth one, and the last, sees everything."""
-        if hf.get("use_bidirectional_attention") == "vision":  # of images alone
-            hf = hf | {"use_bidirectional_attention": False}
-        hf = layer_config.last_is_full(hf_config.every(hf, 6))
-        hf = experts_beside.read(hf)
-        if hf.get("rope_parameters") is None:
-            hf["rope_parameters"] = ROPES
-        hf = layer_config.counted({"hidden_size_per_layer_input": 256} | hf)
-        return rope_config.read_two(layer_config.of_full_layers(hf), theta=1e6, sliding_theta=1e4)
+        hf = experts_beside.read({"hidden_size_per_layer_input": 256} | hf)
+        return layer_config.read(hf)
 
     def to_hf(self) -> dict[str, object]:
         """A `config.json` for a model that was not read from one."""
         return layer_config.written(super().to_hf())
-
-
-# Layers without keys and values of their own.
-LOOKS_BACK = {SLIDING: "sliding_shared", FULL: "full_shared"}
-KINDS = (SLIDING, FULL, *LOOKS_BACK.values())
-# The default of transformers, for files that do not give one.
-ROPES = {
-    SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
-    FULL: {"rope_type": "proportional", "rope_theta": 1_000_000.0, "partial_rotary_factor": 0.25},
-}
-
-
-KeysAndValues = tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]]
-
-
-def sliding(kind: str) -> bool:
-    """Whether the layers of a kind see their neighbours alone."""
-    return kind in (SLIDING, LOOKS_BACK[SLIDING])
-
-
-class Attention(nnx.Module):
-    def __init__(self, config: Config, rngs: nnx.Rngs, kind: str):
-        sizes = config.sizes_of(kind)
-        self.q = layers.weight("L D N H", sizes, rngs)
-        self.o = layers.weight("L N H D", sizes, rngs)
-        norm = functools.partial(layers.RmsNorm, eps=config.rms_norm_eps, wide=True)
-        self.q_norm = norm("L H", sizes, rngs)
-        self.looks_back = kind in LOOKS_BACK.values()
-        if not self.looks_back:
-            self.k = layers.weight("L D K H", sizes, rngs)
-            keys_alone = config.attention_k_eq_v and kind == FULL
-            self.v = None if keys_alone else layers.weight("L D K H", sizes, rngs)
-            self.k_norm = norm("L H", sizes, rngs)
-        self.eps = config.rms_norm_eps
-        self.window = config.sliding_window if sliding(kind) else None
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        attend: attention.Attend,
-        turn: rope.Turn,
-        before: KeysAndValues | None,
-    ) -> tuple[Float[Array, "B T D"], KeysAndValues]:
-        """And the keys and values that it looked at, its own or those `before` it."""
-        q = rope.rotate(self.q_norm(layers.einsum("BTD,DNH->BTNH", x, self.q)), turn)
-        seen = before if self.looks_back else self._own(x, turn)
-        assert seen is not None
-        mixed = attend(q, *seen, scale=1.0, window=self.window)
-        return layers.einsum("BTNH,NHD->BTD", mixed, self.o), seen
-
-    def _own(self, x: Float[Array, "B T D"], turn: rope.Turn) -> KeysAndValues:
-        k = layers.einsum("BTD,DKH->BTKH", x, self.k)
-        v = k if self.v is None else layers.einsum("BTD,DKH->BTKH", x, self.v)
-        return rope.rotate(self.k_norm(k), turn), layers.unit(v, self.eps).astype(x.dtype)
 
 
 class Block(nnx.Module):
@@ -182,7 +113,7 @@ class Block(nnx.Module):
         sizes = config.sizes_of(kind)
         norm = functools.partial(layers.RmsNorm, eps=config.rms_norm_eps, wide=True)
         self.attention_norm = norm("L D", sizes, rngs)
-        self.attention = Attention(config, rngs, kind)
+        self.attention = looking_back.Attention(config, rngs, kind)
         self.after_attention_norm = norm("L D", sizes, rngs)
         self.mlp_norm = norm("L D", sizes, rngs)
         self.mlp = mlp.GatedMlp(sizes, rngs, layers.gelu)
@@ -197,7 +128,7 @@ class Block(nnx.Module):
         width = config.hidden_size_per_layer_input
         self.added = per_layer.Added(sizes, rngs, width, config.rms_norm_eps) if width else None
         self.scale = layers.weight("L", sizes, rngs, nnx.initializers.ones)
-        self.type = SLIDING if sliding(kind) else FULL
+        self.type = SLIDING if looking_back.sliding(kind) else FULL
 
     def __call__(
         self,
@@ -205,8 +136,8 @@ class Block(nnx.Module):
         attend: attention.Attend,
         turns: dict[str, rope.Turn],
         own: Float[Array, "B T R"] | None = None,
-        handed: dict[str, KeysAndValues] | None = None,
-    ) -> Float[Array, "B T D"] | tuple[Float[Array, "B T D"], dict[str, KeysAndValues]]:
+        handed: looking_back.Handed | None = None,
+    ) -> Float[Array, "B T D"] | tuple[Float[Array, "B T D"], looking_back.Handed]:
         before = None if handed is None else handed[self.type]
         mixed, seen = self.attention(self.attention_norm(x), attend, turns[self.type], before)
         x = x + self.after_attention_norm(mixed)
@@ -223,7 +154,7 @@ class Block(nnx.Module):
 
 
 class Model(causal_lm.CausalLM):
-    Block: ClassVar = {kind: functools.partial(Block, kind=kind) for kind in KINDS}
+    Block: ClassVar = {kind: functools.partial(Block, kind=kind) for kind in looking_back.KINDS}
 
     def __init__(self, config: Config, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32):
         super().__init__(config, rngs, dtype)
@@ -250,26 +181,18 @@ class Model(causal_lm.CausalLM):
         }
         x = layers.embed(self.embedding, tokens, self.dtype)
         x = x * jnp.asarray(config.hidden_size**0.5, x.dtype)
-        each, handed = None, None
+        each = None
         if config.hidden_size_per_layer_input:
             inputs, numbers = self.per_layer(tokens, x), pattern.numbers(config.kinds)
             each = {kind: inputs[jnp.array(own)] for kind, own in numbers.items()}
-        if config.num_kv_shared_layers:
-            sizes = {kind: config.sizes_of(kind) for kind in (SLIDING, FULL)}
-            shapes = {kind: (*x.shape[:2], own["K"], own["H"]) for kind, own in sizes.items()}
-            handed = {kind: (jnp.zeros(shape, x.dtype),) * 2 for kind, shape in shapes.items()}
+        handed = looking_back.nothing_yet(config, x)
         return self.norm(run(self, x, where, turns, each=each, handed=handed))
 
 
 # Our weight -> its HF name in a layer, and its axes there.
 IN_EVERY_LAYER = {
     "attention_norm.scale":       ("input_layernorm.weight",              "D"),
-    "attention.q":                ("self_attn.q_proj.weight",             "(N H) D"),
-    "attention.k":                ("self_attn.k_proj.weight",             "(K H) D"),
-    "attention.v":                ("self_attn.v_proj.weight",             "(K H) D"),
-    "attention.o":                ("self_attn.o_proj.weight",             "D (N H)"),
-    "attention.q_norm.scale":     ("self_attn.q_norm.weight",             "H"),
-    "attention.k_norm.scale":     ("self_attn.k_norm.weight",             "H"),
+    **looking_back.HF_WEIGHTS,
     "after_attention_norm.scale": ("post_attention_layernorm.weight",     "D"),
     "mlp_norm.scale":             ("pre_feedforward_layernorm.weight",    "D"),
     "mlp.gate":                   ("mlp.gate_proj.weight",                "F D"),
@@ -292,5 +215,5 @@ HF_WEIGHTS = {
     "norm.scale": ("model.norm.weight", "D"),
     "head": ("lm_head.weight", "V D"),
     **per_layer.HF_WEIGHTS,
-    **pattern.of_kinds(dict.fromkeys(KINDS, IN_EVERY_LAYER)),
+    **pattern.of_kinds(dict.fromkeys(looking_back.KINDS, IN_EVERY_LAYER)),
 }

@@ -1,7 +1,9 @@
 """Tasks of lm-evaluation-harness: of any model, and at the evaluations of a run."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
 import os
+import pathlib
 from typing import Any
 
 from checkpoints_io.errors import BadInput, NotFound
@@ -74,10 +76,16 @@ def evaluate(
         if stop():
             raise Asked
 
-    words = zoo.load_tokenizer(run.tokenizer_folder)
+    words = _words(run.tokenizer_folder)
     given = results(run.tasks, model(), words, between=between)
-    for name, figures in given["results"].items():
-        yield {f"eval/{name}/{figure}": value for figure, value in _means(figures).items()}
+    for name, said in given["results"].items():
+        if figures := _means(said):  # a group may have none of its own
+            yield {f"eval/{name}/{figure}": value for figure, value in figures.items()}
+
+
+@functools.cache
+def _words(folder: pathlib.Path) -> ChatTokenizer:
+    return zoo.load_tokenizer(folder)
 
 
 def lines(run: Run, held_out: Mapping[str, float]) -> list[str]:
@@ -92,10 +100,9 @@ def lines(run: Run, held_out: Mapping[str, float]) -> list[str]:
 
 
 def _means(figures: Mapping[str, Any]) -> dict[str, float]:
-    """A task's figures without their standard errors; of several filters each has its name."""
-    kept = {}
-    for name, value in figures.items():
-        figure, _, of = name.partition(",")
-        if isinstance(value, int | float) and of and not figure.endswith("_stderr"):
-            kept[figure if of == "none" else f"{figure}/{of}"] = float(value)
-    return kept
+    """A task's figures without their standard errors, by the harness's names: `metric,filter`."""
+    return {
+        name.removesuffix(",none"): float(value)
+        for name, value in figures.items()
+        if isinstance(value, int | float) and "," in name and "_stderr," not in name
+    }

@@ -81,6 +81,16 @@ def test_every_whole_is_here():
     assert {name.split()[0] for name in WHOLES} == text_half.KINDS.keys()
 
 
+@pytest.mark.parametrize("kind", text_half.KINDS)
+def test_where_nothing_is_said_a_head_is_tied_as_transformers_ties_it(kind):
+    config = transformers.CONFIG_MAPPING[kind]()
+    own = getattr(config.text_config, "tie_word_embeddings", None)
+    if own not in (None, config.tie_word_embeddings):  # then it hangs on what lies in the files
+        pytest.skip("the whole and its text say different things")
+    found = text_half.of({"model_type": kind, "text_config": {}})
+    assert found["tie_word_embeddings"] == config.tie_word_embeddings
+
+
 @functools.cache
 def whole(name, folder):
     """Transformers' model, written to a folder as one of the hub's would be."""

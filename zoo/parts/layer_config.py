@@ -1,12 +1,32 @@
-"""What Gemma 4's config.json says of single layers: which are full, and which look back."""
+"""What Gemma 4's config.json says of its layers: which are full, and which look back."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from checkpoints_io.errors import BadInput
-from zoo.parts.hf_config import FULL
+from zoo.parts import hf_config, rope_config
+from zoo.parts.hf_config import FULL, SLIDING
 
+# The default of transformers, for files that do not give one.
+ROPES = {
+    SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
+    FULL: {"rope_type": "proportional", "rope_theta": 1_000_000.0, "partial_rotary_factor": 0.25},
+}
 COUNTS = ("hidden_size_per_layer_input", "num_kv_shared_layers")  # 0: there are none
+
+
+def read(hf: dict[str, object]) -> dict[str, object]:
+    """With a rope for each kind of layer; every sixth one, and the last, sees everything.
+
+    Raises:
+      ValueError: what it says of layers does not go together.
+    """
+    if hf.get("use_bidirectional_attention") == "vision":  # of images alone
+        hf = hf | {"use_bidirectional_attention": False}
+    hf = last_is_full(hf_config.every(hf, 6))
+    if hf.get("rope_parameters") is None:
+        hf["rope_parameters"] = ROPES
+    return rope_config.read_two(of_full_layers(counted(hf)), theta=1e6, sliding_theta=1e4)
 
 
 def last_is_full(hf: Mapping[str, object]) -> dict[str, object]:

@@ -22,12 +22,8 @@ KINDS = {
     "qwen3_vl": "qwen3",
     "qwen3_vl_moe": "qwen3_moe",
 }
-TIED = {
-    "gemma3",
-    "gemma4",
-    "gemma4_unified",
-    "lfm2_vl",
-}  # of these a head is tied where nothing is said
+# Of these a head is tied where nothing is said.
+TIED = {"gemma3", "gemma4", "gemma4_unified", "lfm2_vl"}
 # What sees and hears, which is not read.
 OTHERS = (
     r"^(model\.)?(visual|vision_(model|embedder)|(vision|audio)_tower|embed_(vision|audio)|"

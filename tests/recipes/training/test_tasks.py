@@ -35,18 +35,18 @@ def test_a_means_figures_have_the_names_of_their_filters(monkeypatch):
         "arc": {"alias": "arc", "acc,none": 0.25, "acc_stderr,none": 0.1, "sample_len": 4},
         "gsm8k": {"exact_match,strict-match": 0.5, "exact_match_stderr,strict-match": "N/A",
                   "exact_match,flexible-extract": 1},
+        "group": {"alias": "group", " ": " "},
     }  # fmt: skip
     monkeypatch.setattr(tasks, "results", lambda *_, **__: {"results": given})
     run = run_with(tasks=Tasks(("arc", "gsm8k"), None, None), tokenizer_folder=TINY / "model")
-    found = {}
-    for figures in tasks.evaluate(run, lambda: None, NEVER):
-        found |= figures
+    arc, gsm8k = tasks.evaluate(run, lambda: None, NEVER)  # and nothing of the group
+    found = arc | gsm8k
     assert found == {
-        "eval/arc/acc": 0.25, "eval/gsm8k/exact_match/strict-match": 0.5,
-        "eval/gsm8k/exact_match/flexible-extract": 1.0,
+        "eval/arc/acc": 0.25, "eval/gsm8k/exact_match,strict-match": 0.5,
+        "eval/gsm8k/exact_match,flexible-extract": 1.0,
     }  # fmt: skip
     assert tasks.lines(run, found) == [
-        "arc: acc 0.25", "gsm8k: exact_match/strict-match 0.5, exact_match/flexible-extract 1",
+        "arc: acc 0.25", "gsm8k: exact_match,strict-match 0.5, exact_match,flexible-extract 1",
     ]  # fmt: skip
     assert tasks.lines(run_with(), {}) == [*tasks.evaluate(run_with(), lambda: None, NEVER)] == []
 

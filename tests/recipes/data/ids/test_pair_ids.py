@@ -532,7 +532,7 @@ def check_many(name, request, examples):
 
 @pytest.mark.parametrize("name", TALKS)
 def test_whatever_is_said_the_right_tokens_count(name, request):
-    check_many(name, request, 12)
+    check_many(name, request, 36)
 
 
 @pytest.mark.full
