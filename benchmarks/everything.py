@@ -53,6 +53,7 @@ RUNS = {
     "memory": Run("memory and work by layers, vocabulary, length and more", "sweep.py"),
     "length": Run("cost of a token of the delta net by length", "recurrences.py"),
     "depth": Run("time to compile by layers", "recurrences.py --depths"),
+    "experts": Run("a layer of experts by tiles and by ragged_dot", "experts.py"),
     "rows": Run("rows by their number and kind of file", "growth.py"),
     "start": Run("from a command to the first update", "start.py"),
     "zoo": Run("compiling, loading, importing, writing text", "models.py"),

@@ -40,6 +40,7 @@ from recipes.preference import metrics, objectives, reference
 from recipes.preference.objectives import Objective
 from recipes.training import (
     adapting,
+    by_name,
     checks,
     collectives,
     command,
@@ -49,13 +50,15 @@ from recipes.training import (
     settings,
     trained,
     update,
+    written,
 )
 from recipes.training.adapting import Adapting
-from recipes.training.checks import Precision, Values
+from recipes.training.by_name import Values
 from recipes.training.nearest import did_you_mean
 from recipes.training.optimizer import AdamW
 from recipes.training.run import Beside
 from recipes.training.update import Params
+from recipes.training.written import Precision
 import zoo
 from zoo import adapters
 from zoo.parts import adapted, sharding, stack
@@ -200,17 +203,15 @@ def forecast(
     ]
     moved = [one for name, one in every if name == "add" and one.kind != collectives.BETWEEN]
     between = [(name, one) for name, one in every if one.kind == collectives.BETWEEN]
-    sizes = model.config.sizes
     positions = batch.tokens.size
     count = pairs * stored_per_pair / positions
-    weights = _met_by_a_token(model)
-    embedding = sizes["V"] * sizes["D"] * (0 if model.config.tie_word_embeddings else 1)
+    weights = met_by_a_token(model)
     # Forward, both gradients, and what is computed again; of a frozen weight its own is not made.
     passes = {"full": 8, "none": 6}.get(job.remat, 8) - (2 if asked else 0)
-    per_position = passes * (weights - embedding)
+    per_position = passes * weights
     # One more forward pass each: of the reference, and of losses that see all pairs before one.
     for asked_more in (resident, job.objective.is_coupled):
-        per_position += 2 * (weights - embedding) * asked_more
+        per_position += 2 * weights * asked_more
     flops = per_position * positions * count
     per_layer = [
         math.prod(x.get_value().shape[path[0] == stack.STACKS :])
@@ -237,25 +238,29 @@ def job_of(given: Values) -> Job:
     """The job that the settings describe."""
     objective = objectives.objective(given)
     return Job(
-        precision=checks.precision(given["mp"]),
+        precision=written.precision(given["mp"]),
         attention=given["attention"],
         remat=given["remat"],
-        mesh=checks.mesh_sizes(given),
+        mesh=by_name.mesh_sizes(given),
         beside=reference.wanted(given, objective),
         given=given,
-        adamw=checks.part(AdamW, given),
+        adamw=by_name.part(AdamW, given),
         objective=objective,
-        sizes=checks.part(Sizes, given),
+        sizes=by_name.part(Sizes, given),
     )
 
 
-def _met_by_a_token(model: zoo.Model) -> int:
-    """Weights that multiply a token: of the experts, those it is routed to."""
+def met_by_a_token(model: zoo.Model) -> int:
+    """Weights that multiply a token: of the experts, those it is routed to.
+
+    An embedding counts where it is the head, too.
+    """
     config = model.config
     count = 0.0
-    for _, param in nnx.to_flat_state(nnx.state(model)):
+    for path, param in nnx.to_flat_state(nnx.state(model)):
         axes, share = param.get_metadata("axes").split(), 1.0
-        if axes == ["V", "R"]:  # looked up
+        is_head = config.tie_word_embeddings
+        if axes == ["V", "R"] or (path == ("embedding",) and not is_head):  # looked up
             continue
         if "E" in axes and "F" in axes:
             share = config.experts_of_a_token / param.shape[axes.index("E")]

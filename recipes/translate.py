@@ -28,7 +28,7 @@ from checkpoints_io.errors import BadInput, NotFound
 from recipes import peers
 from recipes.peers import config_file, rows
 from recipes.preference import objectives
-from recipes.training import checks, command, settings
+from recipes.training import by_name, checks, command, settings
 
 
 def translate(words: Sequence[str], to: str | None, devices: int) -> None:
@@ -97,7 +97,7 @@ def translated(
 def refused(ours: Mapping[str, object]) -> str | None:
     """What the recipe would say of these settings before it reads anything; nothing: they pass."""
     try:
-        config = ml_collections.ConfigDict(checks.nested(dict(ours)), type_safe=False)
+        config = ml_collections.ConfigDict(by_name.nested(dict(ours)), type_safe=False)
         objectives.objective(checks.checked(config, settings.table_of(settings.DPO)))
     except ValueError as error:
         return str(error)

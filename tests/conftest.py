@@ -53,7 +53,7 @@ from tensorboardX.proto import event_pb2
 from recipes.configs import tiny
 from recipes.data.packed.packing import Shape
 from recipes.preference import metrics, objectives
-from recipes.training import checks, loop, optimizer, settings, update
+from recipes.training import by_name, loop, optimizer, settings, update
 from recipes.training.run import Run
 from zoo import llama
 from zoo.parts import rope, sharding
@@ -102,13 +102,13 @@ def large_weights(model: nnx.Module, seed: int = 0, scale: float = 1.0) -> nnx.M
     return model
 
 
-def given_by(config: ml_collections.ConfigDict, **other) -> checks.Values:
+def given_by(config: ml_collections.ConfigDict, **other) -> by_name.Values:
     """Every setting of a config by its name, without a check."""
-    return checks.plain(config, settings.ALL) | other
+    return by_name.plain(config, settings.ALL) | other
 
 
 def adamw_of(config: ml_collections.ConfigDict) -> optimizer.AdamW:
-    return checks.part(optimizer.AdamW, given_by(config))
+    return by_name.part(optimizer.AdamW, given_by(config))
 
 
 def sigmoid(beta: float = 0.1) -> objectives.Objective:

@@ -41,6 +41,27 @@ def test_every_way_to_the_same_losses(work):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--shape=tiny"],
+        ["--shape=tiny-experts", "--rank=4", "--frozen=nf4", "--resident"],
+        ["--shape=tiny-recurrence", "--rank=4", "--frozen=int8"],
+    ],
+)
+def test_an_accelerator_is_measured_by_its_shapes(flags):
+    told = subprocess.run(
+        [sys.executable, "accelerator.py", "--updates=3", "--each=8", *flags],
+        cwd=ROOT / "benchmarks", capture_output=True, text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr[-2000:]
+    found = json.loads(told.stdout.splitlines()[-1])
+    assert found["losses"][0] == pytest.approx(0.693147, abs=1e-4)
+    assert found["tokens_per_second"] > 0
+
+
+@pytest.mark.full
 def test_tokenisation_is_compared(tmp_path):
     rows = [{"prompt": "a?", "chosen": f"b {i}", "rejected": "c"} for i in range(6)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
@@ -57,7 +78,7 @@ def test_tokenisation_is_compared(tmp_path):
 # Parts of others, programs of peers, and what needs an accelerator, a server or data of its own.
 APART = {
     "accelerator", "everything", "measure", "ours", "pairs_as_ids", "peer_trl", "peer_tunix",
-    "ranked", "real_pairs", "vllm_serves", "where", "work",
+    "published", "ranked", "real_pairs", "vllm_serves", "where", "work",
 }  # fmt: skip
 
 

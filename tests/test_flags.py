@@ -5,7 +5,7 @@ import pytest
 from checkpoints_io import places
 from recipes.configs import tiny
 from recipes.preference import objectives, reference
-from recipes.training import checks, overrides, resume, settings
+from recipes.training import by_name, checks, overrides, resume, settings
 from tests.conftest import ROOT, given_by
 
 CONFIGS = {name: f"--config={ROOT}/recipes/configs/{name}.py" for name in ("tiny", "llama8b")}
@@ -144,7 +144,7 @@ def read(*flags):
 
 def given(config, *flags):
     """Every setting by its name; those of which the user chooses the names as they are."""
-    return checks.plain(read(CONFIGS[config], *flags), settings.ALL)
+    return by_name.plain(read(CONFIGS[config], *flags), settings.ALL)
 
 
 def test_the_sweep_is_of_all_settings():
@@ -301,7 +301,7 @@ def test_ways_to_write_a_value(flags, name, value):
     found = config[name]
     assert (found.to_dict() if hasattr(found, "to_dict") else found) == value
     before = read(CONFIGS["tiny"])
-    others = dict(checks.flat(config)).items() - dict(checks.flat(before)).items()
+    others = dict(by_name.flat(config)).items() - dict(by_name.flat(before)).items()
     assert {other.split(".")[0] for other, _ in others} <= {name.split(".")[0], "reference_mode"}
 
 
@@ -355,8 +355,8 @@ def test_a_config_file_may_begin_from_another(tmp_path):
         "    return config\n"
     )
     changed = {"name": "mine", "beta": 0.25, "data.scored_turns": "last"}
-    assert checks.plain(read(f"--config={file}"), settings.ALL) == given("tiny") | changed
-    found = checks.plain(read(f"--config={file}", "--config.beta=0.5"), settings.ALL)
+    assert by_name.plain(read(f"--config={file}"), settings.ALL) == given("tiny") | changed
+    found = by_name.plain(read(f"--config={file}", "--config.beta=0.5"), settings.ALL)
     assert found == given("tiny") | changed | {"beta": 0.5}
 
 

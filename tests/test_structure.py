@@ -11,7 +11,7 @@ import tomllib
 
 import pytest
 
-from recipes.training import checks, overrides, settings
+from recipes.training import by_name, checks, overrides, settings
 from tests.conftest import OF_SOME_RUNS, ROOT
 from zoo import ARCHITECTURES
 
@@ -355,9 +355,9 @@ def test_every_config_of_pairs_states_the_same_settings():
             assert config.name == path.stem
             continue
         checks.checked(config, settings.table_of(settings.DPO))
-        assert set(checks.left_out(config, settings.ALL)) <= OF_SOME_RUNS
+        assert set(by_name.left_out(config, settings.ALL)) <= OF_SOME_RUNS
         own = ("validation.", *OF_SOME_RUNS)
-        known[path.stem] = {name for name, _ in checks.flat(config) if not name.startswith(own)}
+        known[path.stem] = {name for name, _ in by_name.flat(config) if not name.startswith(own)}
         assert config.name == path.stem
     first, *rest = known.values()
     assert rest

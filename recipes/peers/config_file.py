@@ -6,7 +6,7 @@ import math
 import re
 import textwrap
 
-from recipes.training.checks import nested
+from recipes.training.by_name import nested
 from recipes.training.settings import ALL, DPO, MUST
 
 WIDTH = 100

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from checkpoints_io import places
 from checkpoints_io.errors import BadInput
 from recipes.data.rows import sources
-from recipes.training import checks, overrides, settings
+from recipes.training import by_name, overrides, settings
 
 NAMES = re.compile(r"\{([\w-]+)(\.run)?\}")  # in a line: what an earlier step has made
 
@@ -127,7 +127,7 @@ def _facts(program: str, words: list[str]) -> list[object]:
         return [words, _contents([text for text in texts if os.path.isfile(text)])]
     opened = overrides.opened([program, *words], settings.table_of(settings.DPO))
     table = settings.table_of(settings.recipe_of(opened.names))
-    given = checks.plain(overrides.changed(opened, table), table)
+    given = by_name.plain(overrides.changed(opened, table), table)
     shaping = sorted((name, x) for name, x in given.items() if not table[name].free)
     return [shaping, _contents(_texts([given["train_data"], given["validation"]]))]
 

@@ -12,7 +12,7 @@ from checkpoints_io.errors import BadInput
 from recipes.data.rows.source import UNPAIRED
 from recipes.preference import lists, losses, refusals
 from recipes.preference.losses import FIRST, LOSSES
-from recipes.training.checks import Values
+from recipes.training.by_name import Values
 from recipes.training.nearest import did_you_mean
 from recipes.training.settings import PREFERENCE
 from recipes.training.update import Answers

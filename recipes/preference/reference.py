@@ -22,7 +22,7 @@ from recipes.data.packed.packing import Packed
 from recipes.preference import reference_cache
 from recipes.preference.objectives import Objective
 from recipes.training import checks, listing, logps, optimizer, preemption, watched
-from recipes.training.checks import Values
+from recipes.training.by_name import Values
 from recipes.training.policy import Policy, State
 from recipes.training.run import Beside, Run, Scoring, say
 from recipes.training.settings import REFERENCE

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from checkpoints_io.errors import BadInput
 from recipes.data.rows import source
 from recipes.preference import losses
-from recipes.training.checks import Values
+from recipes.training.by_name import Values
 
 # A summed log-ratio is as large as an answer is long; a mean per token is about 1 nat.
 USUAL_PER_TOKEN, USUAL_SUMMED = "2 to 10", "0.01 to 0.5"

@@ -20,7 +20,7 @@ from recipes.data.packed.batches import Place
 from recipes.data.run_data import Data
 from recipes.preference import reference
 from recipes.training import logps, plan, policy, terminal
-from recipes.training.checks import Values
+from recipes.training.by_name import Values
 from recipes.training.run import Beside, Scoring, say
 from recipes.training.update import Params
 from zoo import adapters

@@ -11,10 +11,11 @@ from jaxtyping import PyTree
 
 from checkpoints_io import hf_folder, peft_folder, quantised
 from checkpoints_io.errors import BadInput
-from recipes.training import checks
-from recipes.training.checks import Precision, Values
+from recipes.training import checks, written
+from recipes.training.by_name import Values
 from recipes.training.settings import ADAPTER
 from recipes.training.update import Params
+from recipes.training.written import Precision
 import zoo
 from zoo import adapters, peft, targets
 from zoo.parts.adapted import Adapter
@@ -45,7 +46,7 @@ def blank(
     """The policy without weights: what is frozen is kept as computed with, unless it is said."""
     frozen = given["frozen"]
     kept = precision.compute if checks.adapters_wanted(given) else precision.params
-    model = zoo.abstract(hf_config, checks.DTYPES.get(frozen, kept), precision.compute, mesh)
+    model = zoo.abstract(hf_config, written.DTYPES.get(frozen, kept), precision.compute, mesh)
     return zoo.narrowed(model, frozen) if frozen in quantised.KINDS else model
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from checkpoints_io import hf_hub, places
 from checkpoints_io.unseen import visible
 from recipes.data.rows import source, sources
-from recipes.training import checks, listing, records
+from recipes.training import by_name, listing, records
 from recipes.training.run import Exporting, Run, adapters_alone
 from recipes.training.settings import ALONG_THE_WAY, recipe_of, table_of
 
@@ -144,7 +144,7 @@ def _settings(run: Run | Exporting) -> list[list[str]]:
 
 
 def _flat(run: Run | Exporting) -> dict[str, Any]:
-    return dict(checks.flat(run.records.settings))
+    return dict(by_name.flat(run.records.settings))
 
 
 def _command() -> str:

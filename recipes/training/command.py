@@ -26,7 +26,7 @@ import ml_collections
 from checkpoints_io import errors
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import messages
-from recipes.training import checks, listing, nearest, overrides, terminal
+from recipes.training import by_name, checks, listing, nearest, overrides, terminal
 from recipes.training.settings import DPO, Groups, Table, recipe_of, table_of, trains
 
 MORE_TO_DO = os.EX_TEMPFAIL  # 75
@@ -130,7 +130,7 @@ def main_with_words(program: Callable[[list[str]], None]) -> None:
 def _take_the_shipped(groups: Groups | None, writes: bool) -> None:
     """Gives a bare command that trains the small config that is shipped, and says so."""
     if len(sys.argv) == 1 and groups and writes and trains(table_of(groups)):
-        shipped = checks.example(table_of(groups))
+        shipped = by_name.example(table_of(groups))
         terminal.write(f"no --config is given: this is the small run of --config={shipped}")
         sys.argv.append(f"--config={shipped}")
 
@@ -188,21 +188,21 @@ def _with_config(
 
         from checkpoints_io import places
 
-        if name := checks.plain(config, table)["compile_cache"]:
+        if name := by_name.plain(config, table)["compile_cache"]:
             cache = places.at(name, "--config.compile_cache")
             jax.config.update("jax_compilation_cache_dir", cache.address)
             if isinstance(cache, places.Disk):  # a bucket is asked for nothing that is quick to do
                 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         if together:
             _join(several)
-        taken = listing.taken(checks.left_out(config, table), table)
+        taken = listing.taken(by_name.left_out(config, table), table)
         taken = "\n".join(filter(None, (note, taken)))
         if taken and (not together or jax.process_index() == 0):  # which starts the devices
             terminal.write(taken)
         return program(config)
 
     try:
-        finished = _in_sentences(started, checks.less_memory(checks.plain(config, table)))
+        finished = _in_sentences(started, checks.less_memory(by_name.plain(config, table)))
     except BaseException as error:
         # A thread that still saves, or reads data, would delay an interrupted program for minutes.
         if together or isinstance(error, KeyboardInterrupt | Left):
@@ -288,7 +288,7 @@ def _listed(groups: Groups | None, argv: list[str]) -> str:
     with contextlib.suppress(errors.UserError):
         opened = overrides.opened([arg for arg in argv if arg not in HELP], table_of(shown))
         shown = groups or recipe_of(opened.names)
-        values = checks.plain(overrides.changed(opened, table_of(shown)), table_of(shown))
+        values = by_name.plain(overrides.changed(opened, table_of(shown)), table_of(shown))
     return listing.text(shown, values)
 
 

@@ -10,16 +10,18 @@ from checkpoints_io.run_state import RunStore
 from recipes.data import run_data
 from recipes.training import (
     adapting,
+    by_name,
     checks,
     optimizer,
     policy,
-    prepare,
     records,
     resume,
+    run_parts,
     settings,
     trained,
+    written,
 )
-from recipes.training.checks import Values
+from recipes.training.by_name import Values
 from recipes.training.policy import Policy, State
 from recipes.training.run import Computing, Exporting
 from zoo.parts import sharding
@@ -34,7 +36,7 @@ def of_directory(directory: places.Place) -> Exporting:
     """
     given = given_to(directory)
     mesh = sharding.mesh_of(1, -1, 1)
-    computing = Computing(mesh, checks.precision(given["mp"]), None, "full")
+    computing = Computing(mesh, written.precision(given["mp"]), None, "full")
     folder = hf_folder.look_up(given["initialize_from_hf"])
     blank = adapting.blank(given, folder.config, computing.precision, mesh)
     folder = blank.source = hf_folder.fetched(folder)
@@ -43,7 +45,7 @@ def of_directory(directory: places.Place) -> Exporting:
     opt_state = None
     if given["ema_decay"] is not None:
         never = lambda step: 0.0  # a rate is no part of the state
-        adamw = checks.part(optimizer.AdamW, given)
+        adamw = by_name.part(optimizer.AdamW, given)
         descent = optimizer.optimizer_of(adamw, never, *learnt[1:])
         if (every := given.get("reference_sync_steps")) is not None:
             descent = optimizer.followed(descent, every, 1.0)
@@ -65,8 +67,8 @@ def of_directory(directory: places.Place) -> Exporting:
         stop_ids=stop_ids,
         seed=given["seed"],
         computing=computing,
-        saving=prepare.saving(given, own),
-        records=prepare.records_of(given),
+        saving=run_parts.saving(given, own),
+        records=run_parts.records(given),
         facts={
             "settings": resume.of_settings(given),
             "models": {"policy": resume.of_model(folder.config)},

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from checkpoints_io.errors import BadInput
-from recipes.training import adamw8bit, by_matrix, checks
+from recipes.training import adamw8bit, by_matrix, written
 from zoo.parts import layers
 
 # Steps after which inverse_sqrt has come down to sqrt(1 / 2), where there is no warm-up.
@@ -233,7 +233,7 @@ def reference_of(opt_state: PyTree) -> PyTree | None:
 def _scaled(given: AdamW, decayed: PyTree, sides: PyTree) -> optax.GradientTransformation:
     """What makes steps of about the size 1 of gradients."""
     betas = given.adam_beta1, given.adam_beta2, given.adam_epsilon
-    mu_dtype, norm = checks.DTYPES[given.adam_mu_dtype], given.max_grad_norm
+    mu_dtype, norm = written.DTYPES[given.adam_mu_dtype], given.max_grad_norm
     match given.optimizer:
         case "adamw8bit":
             return adamw8bit.scale_by_adam(*betas, max_norm=norm, matrices=decayed)

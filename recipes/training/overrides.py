@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from checkpoints_io.errors import BadInput
-from recipes.training import checks
+from recipes.training import by_name
 from recipes.training.nearest import did_you_mean
 from recipes.training.settings import CHOSEN_NAME, KIND_NAMES, Table, may_be_unset, unread
 
@@ -74,7 +74,7 @@ def opened(argv: list[str], table: Table) -> Opened:
         raise BadInput(
             f"{file!r} is not a flag: write --config={file}"
             if file
-            else f"give a config, for example --config={checks.example(table)}"
+            else f"give a config, for example --config={by_name.example(table)}"
         )
     return Opened(_loaded(path), path, changes, others)
 
@@ -88,7 +88,7 @@ def changed(given: Opened, table: Table) -> ml_collections.ConfigDict:
     config = given.config.unlock()
     for change in given.changes:
         _make(change, config, given.path, table)
-    checks.check_names(config, table)
+    by_name.check_names(config, table)
     return config.lock()
 
 

@@ -16,7 +16,7 @@ from recipes.data.ids.pair_ids import Example
 from recipes.data.packed import shapes, streams
 from recipes.data.packed.packing import Shape
 from recipes.training import optimizer, trained
-from recipes.training.checks import Values
+from recipes.training.by_name import Values
 from recipes.training.run import Run, adapters_alone
 from recipes.training.update import Params
 import zoo

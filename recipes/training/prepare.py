@@ -4,38 +4,40 @@ from collections.abc import Iterable, Iterator
 import contextlib
 import itertools
 import json
-import math
 import pathlib
 from typing import NamedTuple
 
 from flax import nnx
-import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from checkpoints_io import hf_folder, hf_hub, places, processes
 from checkpoints_io.errors import BadInput, NotFound, StorageError
-from checkpoints_io.run_state import Facts, Keep, RunStore
+from checkpoints_io.run_state import RunStore
 from recipes.data import run_data, source_pairs
 from recipes.data.ids.pair_ids import Example, described
 from recipes.data.packed import batches, shapes
 from recipes.data.run_data import Data
-from recipes.training import adapting, checks, optimizer, plan, records, resume, tasks, trained
-from recipes.training.checks import Values
+from recipes.training import (
+    adapting,
+    by_name,
+    checks,
+    optimizer,
+    plan,
+    records,
+    resume,
+    run_parts,
+    trained,
+    written,
+)
+from recipes.training.by_name import Values
 from recipes.training.run import (
     Beside,
     Computing,
     Every,
-    Hub,
-    Patience,
-    Records,
     Run,
-    Saving,
     Scoring,
-    Tasks,
-    Watching,
     say,
 )
-from recipes.training.settings import COMPUTE
 import zoo
 from zoo.parts import attention, sharding
 from zoo.text.tokenizer import Tokenizer
@@ -69,15 +71,15 @@ class Models(NamedTuple):
 def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> Run:
     shaping = resume.of_settings(given)
     _refuse_directory_of_another_run(directory, shaping)
-    computing = _computing(given)
-    asked = _tasks(given)
+    computing = run_parts.computing(given)
+    asked = run_parts.asked_tasks(given)
     models = _models(given, beside, computing)
     adapted = adapting.of_settings(given, models.blank)
     data = _data(given, models)
     train = [example for part in data.train for example in part.examples]
     chosen = trained.chosen(given, models.blank)
-    learnt, adamw = trained.of(models.blank, adapted, chosen), checks.part(optimizer.AdamW, given)
-    steps = _steps(given, len(train))
+    learnt, adamw = trained.of(models.blank, adapted, chosen), by_name.part(optimizer.AdamW, given)
+    steps = run_parts.steps_of(given, len(train))
     schedule = optimizer.schedule_of(adamw, steps)  # refuses what does not fit into the steps
     descent = optimizer.optimizer_of(adamw, schedule, *learnt[1:])
     if beside and beside.follows:
@@ -119,17 +121,17 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
         total_steps=steps,
         computing=computing,
         adamw=adamw,
-        every=checks.part(Every, given),
-        saving=saving(given, data.tokenizer),
-        records=records_of(given),
+        every=by_name.part(Every, given),
+        saving=run_parts.saving(given, data.tokenizer),
+        records=run_parts.records(given),
         hang_minutes=given["hang_minutes"],
         run_initial_eval=given["run_initial_eval"],
         nonfinite=given["nonfinite"],
-        profile=checks.profiled(given["profile"]),
+        profile=written.profiled(given["profile"]),
         sample_tokens=given["sample_tokens"],
-        watching=_watching(given, data),
-        eval_at=checks.steps_at(given["eval_at"]),
-        patience=_patience(given),
+        watching=run_parts.watching(given, data),
+        eval_at=written.steps_at(given["eval_at"]),
+        patience=run_parts.patience(given),
         facts={
             "settings": shaping,
             "data": source_pairs.fingerprint(train),
@@ -137,7 +139,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
         },
         counts=_lost(data),
     )
-    say(plan.told(run, checks.part(plan.Asked, given), memory))
+    say(plan.told(run, by_name.part(plan.Asked, given), memory))
     if processes.is_first():
         if run.saving.hub:
             hf_hub.ready(run.saving.hub.repo, private=run.saving.hub.private)
@@ -151,9 +153,9 @@ def scoring(given: Values, beside: Beside) -> Scoring:
     Raises:
       ValueError, OSError: a sentence about what is wrong and how to fix it.
     """
-    computing = _computing(given)
+    computing = run_parts.computing(given)
     compute = computing.precision.compute  # nothing is added to the weights: they are kept in it
-    computing = computing._replace(precision=checks.Precision(compute, compute))
+    computing = computing._replace(precision=written.Precision(compute, compute))
     models = _models(given, beside, computing)
     adapted = adapting.of_settings(given, models.blank)
     policy, reference = models.folders["policy"], models.folders["reference"]
@@ -269,58 +271,6 @@ def _packed_texts(
     return _packed(given | {"ld_alpha": None}, models, windows, mesh, together, held)
 
 
-def records_of(given: Values) -> Records:
-    """Where figures go, by the settings."""
-    return Records(
-        tensorboard=given["tensorboard"],
-        wandb_project=given["wandb_project"],
-        trackio_project=given["trackio_project"],
-        name=given["name"],
-        tags=tuple(given["tags"]),
-        settings=checks.nested(given),
-        samples=given["steps_per_sample"] is not None,
-    )
-
-
-def saving(given: Values, tokenizer: Tokenizer) -> Saving:
-    """Which checkpoints are kept, and how the policy is exported, by the settings."""
-    hub = None
-    if given["push_to_hub"] is not None:
-        hub = Hub(given["push_to_hub"], given["hub_strategy"] == "every", given["hub_private"])
-    return Saving(
-        keep=_keep(given),
-        retries=given["save_retries"],
-        export_dtype=checks.DTYPES[given["hf_save_dtype"]],
-        text_only=given["hf_text_only"],
-        chat_template=tokenizer.chat_template if given["chat_template"] else None,
-        hub=hub,
-    )
-
-
-def _tasks(given: Values) -> Tasks | None:
-    if not given["tasks"]:
-        return None
-    if jax.process_count() > 1:
-        raise BadInput(
-            f"--config.tasks={','.join(given['tasks'])}: lm-evaluation-harness asks one process, "
-            f"and this run has {jax.process_count()}; measure its exports with recipes/measure.py"
-        )
-    most = given["max_eval_pairs"]
-    return tasks.found(given["tasks"], given["tasks_folder"], most, "--config.")
-
-
-def _watching(given: Values, data: Data) -> Watching:
-    every = given["steps_per_sample"] if given["sample_tokens"] else None
-    return Watching(every, data.prompts, given["sample_count"], given["sample_temperature"])
-
-
-def _patience(given: Values) -> Patience | None:
-    if (figure := given["stop_when"]) is None:
-        return None
-    higher = checks.BEST_BY[figure.rpartition("/")[2]]
-    return Patience(figure, given["stop_patience"], higher)
-
-
 def _counted(data: Data) -> str:
     """What became of the rows of every source, as JSON."""
     parts = [
@@ -341,50 +291,6 @@ def _lost(data: Data) -> dict[str, int]:
         "data/dropped": sum(part.counts.lost.total() for part in data.sources),
         "data/truncated": sum(part.counts.notes[what] for part in data.sources for what in cut),
     }
-
-
-def _computing(given: Values) -> Computing:
-    """How models are computed, by the settings, on the devices here."""
-    if given["require_accelerator"] and jax.default_backend() == "cpu":
-        raise BadInput(
-            "--config.require_accelerator is set, and jax finds nothing but CPUs here: install its "
-            "build for the accelerator (pip install -e '.[cuda]', or '.[tpu]'), see whether the "
-            "driver answers (nvidia-smi) and JAX_PLATFORMS is unset, or leave the setting out"
-        )
-    mesh = sharding.mesh_of(*checks.mesh_sizes(given))
-    precision = checks.precision(given["mp"])
-    remat = given.get("remat", COMPUTE["remat"].default)  # of no effect without a gradient
-    return Computing(mesh, precision, given["attention"], remat)
-
-
-def _steps(given: Values, examples: int) -> int:
-    epochs = given["num_epochs"] or 0
-    steps = given["num_train_steps"] or max(
-        1, round(min(epochs * examples / given["train_batch_size"], 2**31))
-    )
-    if (late := max(checks.steps_at(given["eval_at"]), default=0)) > steps:
-        raise BadInput(
-            f"--config.eval_at={given['eval_at']} names step {late}, and the run has {steps}"
-        )
-    if (last := max(checks.profiled(given["profile"]), default=0)) > steps:
-        raise BadInput(
-            f"--config.profile={given['profile']} traces step {last}, and the run has {steps}"
-        )
-    return steps
-
-
-def _keep(given: Values) -> Keep:
-    """Which checkpoints are kept; the best has the highest score by its held-out figures."""
-    best = given["keep_best"]
-
-    def score(facts: Facts) -> float | None:
-        value = (facts.get("held_out") or {}).get(f"eval/{best}")
-        if value is None or not math.isfinite(value):
-            return None
-        return value if checks.BEST_BY[best.rpartition("/")[2]] else -value
-
-    newest, every = given["keep_checkpoints"], given["keep_every"]
-    return Keep(newest, every=every, highest=score if best is not None else None)
 
 
 def made(name: str, rooms: Iterable[str] = ()) -> places.Place:

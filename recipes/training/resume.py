@@ -11,8 +11,8 @@ import numpy as np
 from checkpoints_io import places
 from checkpoints_io.errors import BadInput
 from checkpoints_io.run_state import Facts
-from recipes.training import checks, optimizer
-from recipes.training.checks import Values, flat
+from recipes.training import by_name, optimizer
+from recipes.training.by_name import Values, flat
 from recipes.training.settings import ALL
 import zoo
 
@@ -86,7 +86,7 @@ def _refuse_longer(
     """A run takes more steps where those it has taken would have had the same learning rates."""
     given = {name: setting.default for name, setting in ALL.items()} | saved
     rates = (
-        jax.vmap(optimizer.schedule_of(checks.part(optimizer.AdamW, given), total))(
+        jax.vmap(optimizer.schedule_of(by_name.part(optimizer.AdamW, given), total))(
             jnp.arange(step)
         )
         for total in (before, after)

@@ -19,9 +19,9 @@ from recipes.data.run_data import Data, HeldOut
 from recipes.data.texts import Texts
 from recipes.training import terminal
 from recipes.training.adapting import Adapting
-from recipes.training.checks import Precision
 from recipes.training.optimizer import AdamW
 from recipes.training.trained import Chosen, Trained
+from recipes.training.written import Precision
 import zoo
 from zoo.text.tokenizer import Tokenizer
 

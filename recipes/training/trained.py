@@ -15,7 +15,7 @@ from checkpoints_io import hf_names
 from checkpoints_io.errors import BadInput
 from recipes.training import adapting, by_matrix, optimizer
 from recipes.training.adapting import Adapting
-from recipes.training.checks import Values
+from recipes.training.by_name import Values
 from recipes.training.update import Params
 import zoo
 from zoo import models, targets
@@ -97,11 +97,11 @@ def chosen(given: Values, blank: zoo.Model) -> Chosen | None:
     """The weights that are trained by name, if not all are.
 
     Raises:
-      ValueError: as `by_name`, or `remat` cannot do it.
+      ValueError: as `matching`, or `remat` cannot do it.
     """
     if given["trainable"] is None:
         return None
-    found = by_name(blank, given["trainable"])
+    found = matching(blank, given["trainable"])
     if any(found.values()) and given["remat"] != "full":
         raise BadInput(
             f"--config.trainable={given['trainable']!r} trains some layers of a weight and not "
@@ -160,7 +160,7 @@ def with_room(weights: Params, chosen: Chosen) -> Params:
     return traverse_util.unflatten_dict(flat, sep=".")
 
 
-def by_name(blank: zoo.Model, pattern: str) -> Chosen:
+def matching(blank: zoo.Model, pattern: str) -> Chosen:
     """The weights whose names in the Hugging Face files match the pattern, whole.
 
     Raises:

@@ -17,7 +17,7 @@ import safetensors.numpy
 from checkpoints_io.bits import fingerprint
 from recipes import dpo
 from recipes.preference import gates, objectives, reference
-from recipes.training import checks, overrides, policy, settings
+from recipes.training import overrides, policy, settings, written
 from recipes.training.run import Computing
 from recipes.training.update import Answers
 from tests.conftest import (
@@ -295,7 +295,7 @@ def test_label_smoothing_and_cut_answers_have_an_effect(tiny_config, tmp_path):
 
 def computed_in(dtype):
     """A run whose products are in this dtype."""
-    precision = checks.Precision(np.dtype(np.float32), np.dtype(dtype))
+    precision = written.Precision(np.dtype(np.float32), np.dtype(dtype))
     return run_with(computing=Computing(None, precision, None, "full"))
 
 

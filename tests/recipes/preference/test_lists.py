@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recipes.preference import gates, lists, losses, metrics, objectives
-from recipes.training import checks
+from recipes.training import written
 from recipes.training.run import Computing
 from recipes.training.update import Answers
 from tests.conftest import run_with
@@ -189,7 +189,7 @@ def test_what_fits_no_list_is_refused(given, words):
 
 def test_the_first_loss_of_lists_is_what_theirs_promises():
     """By their own numbers of answers, in the figures of an update."""
-    precision = checks.Precision(np.dtype(np.float32), np.dtype(np.float32))
+    precision = written.Precision(np.dtype(np.float32), np.dtype(np.float32))
     run = run_with(computing=Computing(None, precision, None, "full"))
     found, given = objective(loss="plackett_luce"), drawn(RANKS)
     equal = losses.plackett_luce(given._replace(policy=given.reference), beta=0.1).mean()

@@ -10,7 +10,7 @@ import pytest
 from checkpoints_io import places
 from checkpoints_io.hf_folder import Folder
 from recipes.configs import tiny, tiny_sft
-from recipes.training import card, checks, records, settings
+from recipes.training import by_name, card, records, settings
 from recipes.training.run import Records
 from tests.conftest import run_with
 
@@ -22,8 +22,8 @@ DATA = [
 
 
 def run_of(config, directory, base="owner/model@main", revision="abc123", **settings_):
-    given = checks.plain(config, settings.table_of(settings.recipe_of(config))) | settings_
-    kept = Records(False, None, given["name"], given["tags"], checks.nested(given))
+    given = by_name.plain(config, settings.table_of(settings.recipe_of(config))) | settings_
+    kept = Records(False, None, given["name"], given["tags"], by_name.nested(given))
     folder = Folder(pathlib.Path("/cache/model"), {}, revision)
     return run_with(directory=places.Disk(directory), base=base, folder=folder, records=kept)
 

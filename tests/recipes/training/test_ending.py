@@ -10,7 +10,7 @@ import pytest
 from checkpoints_io import places
 from recipes.data.ids.pair_ids import PairIds
 from recipes.data.run_data import HeldOut
-from recipes.training import checks, command, ending, samples
+from recipes.training import by_name, command, ending, samples
 from recipes.training import settings as settings_of
 from recipes.training.run import Records
 from tests.conftest import TINY, run_with
@@ -153,7 +153,7 @@ def with_adapters(rank, *, base="meta-llama/Llama-3.2-1B", revision=None, **sett
         folder=SimpleNamespace(revision=revision),
         adapting=SimpleNamespace(rank=rank),
         directory=places.Disk(pathlib.Path("/runs/one-9")),
-        records=Records(False, None, "a", (), checks.nested(given)),
+        records=Records(False, None, "a", (), by_name.nested(given)),
     )
 
 

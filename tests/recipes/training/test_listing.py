@@ -5,7 +5,7 @@ import re
 import pytest
 
 from recipes.configs import tiny
-from recipes.training import checks, listing, settings
+from recipes.training import by_name, listing, settings
 from recipes.training.settings import ABOVE_0, MUST, Setting
 from tests.conftest import ROOT, given_by
 
@@ -96,11 +96,11 @@ def test_a_value_that_is_shown_is_one_that_the_flag_takes(name):
     from recipes.training import overrides
 
     config = f"--config={ROOT}/recipes/configs/tiny.py"
-    given = checks.plain(overrides.read(["", config], settings.ALL)[0], settings.ALL)
+    given = by_name.plain(overrides.read(["", config], settings.ALL)[0], settings.ALL)
     told = listing.text(settings.DPO, given)
     (flag,) = re.findall(rf"^  (--config\.{re.escape(name)}=.*)$", told, re.MULTILINE)
     again, _ = overrides.read(["", config, flag], settings.ALL)
-    assert checks.plain(again, settings.ALL) == given
+    assert by_name.plain(again, settings.ALL) == given
 
 
 def test_the_docs_end_with_all_settings():

@@ -14,7 +14,7 @@ from recipes.data.mixture import Part
 from recipes.data.packed.batches import Place
 from recipes.data.packed.packing import Shape
 from recipes.data.run_data import HeldOut
-from recipes.training import checks, optimizer, plan
+from recipes.training import by_name, optimizer, plan
 from recipes.training.run import Every, Saving
 from tests.conftest import adamw_of, given_by, run_with, small_config
 from tests.zoo import twins
@@ -35,13 +35,13 @@ def run_of(config, *, pairs=100, steps=60, parts=None, held_out=50, answers=2):
         held_out=[HeldOut("heldout", [PAIR] * held_out)] if held_out else [],
         place=Place(Shape(2, 64, config.train_batch_size, answers, few=1), None),
         adamw=adamw_of(config),
-        every=checks.part(Every, given_by(config)),
+        every=by_name.part(Every, given_by(config)),
         saving=Saving(keep, 2, "float32", text_only=False, chat_template=None),
     )
 
 
 def notes(config, **run):
-    return plan.notes(run_of(config, **run), checks.part(plan.Asked, given_by(config)))
+    return plan.notes(run_of(config, **run), by_name.part(plan.Asked, given_by(config)))
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_notes_on_single_answers_speak_of_answers(config):
     config.update_from_flattened_dict({"train_batch_size": 99, "num_epochs": 0.1, "warmup": 0.0})
     parts = [part._replace(examples=[ANSWER] * len(part.examples)) for part in (UNEVEN[0], TWO[1])]
     run = run_of(config, parts=parts, steps=5, answers=1)
-    found = plan.notes(run, checks.part(plan.Asked, given_by(config)))
+    found = plan.notes(run, by_name.part(plan.Asked, given_by(config)))
     told = "\n".join([*found, *plan._mixed(run)])
     for words in ("99 answers of a", "one answer of b is", "updates of 99 answers", "90 answers"):
         assert words in told

@@ -20,7 +20,7 @@ from recipes.data.packed.packing import Shape
 from recipes.preference import objectives
 from recipes.preference.displacement import Trend
 from recipes.preference.metrics import preference
-from recipes.training import loop, prepare, records
+from recipes.training import loop, records, run_parts
 from recipes.training.run import Records
 from recipes.training.update import Answers
 from tests.conftest import ROOT, events, given_by, run_with, sigmoid
@@ -59,7 +59,7 @@ def test_what_is_no_such_trend_is_not_said(figures):
 
 
 def test_the_best_is_the_highest_or_the_lowest():
-    best = lambda name: prepare._keep(given_by(tiny.get_config(), keep_best=name)).highest
+    best = lambda name: run_parts.keep(given_by(tiny.get_config(), keep_best=name)).highest
     figures = {"eval/heldout/dpo_loss": 0.25, "eval/heldout/dpo_accuracy": float("nan")}
     facts = {"held_out": figures}
     assert best(None) is None

@@ -4,7 +4,7 @@ import pytest
 
 from checkpoints_io import places
 from recipes.configs import llama8b, tiny, tiny_sft
-from recipes.training import checks, listing, resume, settings
+from recipes.training import by_name, listing, resume, settings
 from tests.conftest import given_by
 
 # Each of them shapes the numbers: which pairs, in which order, what is learnt from them and how.
@@ -66,7 +66,7 @@ def test_what_touches_no_number_may_change():
 )
 def test_what_may_change_is_marked_in_the_help_of_this_recipe(config, groups):
     table = settings.table_of(groups)
-    now = resume.of_settings(checks.plain(config.get_config(), table))
+    now = resume.of_settings(by_name.plain(config.get_config(), table))
     with pytest.raises(ValueError, match="may change is marked in --help"):
         resume.refuse_other_settings(now | {"seed": 7}, now, places.at("run"))
     _, *told = listing.text(groups, {}).split("  --config.")

@@ -9,7 +9,7 @@ import pytest
 
 from recipes import forecast
 from recipes.configs import tiny, tiny_sft
-from recipes.training import checks, optimizer, plan, run, settings
+from recipes.training import by_name, checks, optimizer, plan, run, settings, written
 from tests.conftest import OF_SOME_RUNS, ROOT, adamw_of, given_by
 from zoo.parts import attention, stack
 
@@ -148,7 +148,7 @@ def test_a_setting_that_a_config_does_not_name_has_its_default_or_is_asked_for(c
         del config.data.date, config.save_retries, config.mesh, config.lr_schedule
     left = ["data.date", "lr_schedule", "mesh.data", "mesh.fsdp", "mesh.context", "mesh.tensor",
             "save_retries"]  # fmt: skip
-    assert [n for n in checks.left_out(config, settings.ALL) if n not in OF_SOME_RUNS] == left
+    assert [n for n in by_name.left_out(config, settings.ALL) if n not in OF_SOME_RUNS] == left
     given = check(config)
     assert given.keys() == settings.ALL.keys()
     assert [given[name] for name in left] == [None, "linear", 1, -1, 1, 1, 2]
@@ -198,8 +198,8 @@ def test_the_choices_of_the_table_are_those_of_the_code():
     choices = lambda name: settings.ALL[name].choices
     assert set(choices("attention")) == set(attention.BACKENDS)
     assert set(choices("remat")) == set(stack.REMAT)
-    assert set(choices("hf_save_dtype")) == set(settings.DTYPES) == set(checks.DTYPES)
-    assert set(choices("adam_mu_dtype")) < set(checks.DTYPES)
+    assert set(choices("hf_save_dtype")) == set(settings.DTYPES) == set(written.DTYPES)
+    assert set(choices("adam_mu_dtype")) < set(written.DTYPES)
 
 
 @pytest.mark.parametrize("name", settings.ALL["lr_schedule"].choices)
@@ -217,13 +217,13 @@ def test_the_parts_that_settings_fill_are_annotated_as_the_table_has_it(config):
             setting = settings.ALL[name]
             kind = setting.kind if setting.unset is None else setting.kind | None
             assert hints[name] == kind, (part, name)
-        filled = checks.part(part, given_by(config))
+        filled = by_name.part(part, given_by(config))
         assert filled._asdict() == {name: config[name] for name in part._fields}
 
 
 def test_no_part_is_left_out_above():
     files = (ROOT / "recipes").rglob("*.py")
-    named = re.findall(r"checks\.part\(([\w.]+), ", "".join(path.read_text() for path in files))
+    named = re.findall(r"by_name\.part\(([\w.]+), ", "".join(path.read_text() for path in files))
     assert {name.rpartition(".")[2] for name in named} == {part.__name__ for part in PARTS}
 
 

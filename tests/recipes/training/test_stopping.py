@@ -14,7 +14,7 @@ from checkpoints_io.run_state import Keep, RunStore
 from recipes import dpo
 from recipes.configs import tiny
 from recipes.preference import evaluation
-from recipes.training import checks, resume, settings, stopping
+from recipes.training import checks, resume, settings, stopping, written
 from recipes.training.run import Patience
 from tests.conftest import exported, given_by, records
 
@@ -77,8 +77,8 @@ def test_what_has_no_effect_is_refused(given, told):
 
 
 def test_the_steps_of_a_list():
-    assert checks.steps_at("1,5,25") == {1, 5, 25}
-    assert checks.steps_at(None) == frozenset()
+    assert written.steps_at("1,5,25") == {1, 5, 25}
+    assert written.steps_at(None) == frozenset()
 
 
 def test_a_run_is_made_longer_where_its_rates_stay_what_they_were():

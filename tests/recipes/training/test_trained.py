@@ -27,7 +27,7 @@ def blank():
 
 def test_names_are_matched_whole(blank):
     """Each weight holds its three layers; None stands for all of them."""
-    found = trained.by_name(blank, r".*(q|v)_proj\.weight|.*layers\.[02].*norm.*|lm_head\.weight")
+    found = trained.matching(blank, r".*(q|v)_proj\.weight|.*layers\.[02].*norm.*|lm_head\.weight")
     assert found == {
         "blocks.attention.q": None,
         "blocks.attention.v": None,
@@ -54,14 +54,14 @@ def test_names_are_matched_whole(blank):
 )
 def test_a_pattern_without_effect_is_refused(blank, pattern, told):
     with pytest.raises(ValueError, match=told):
-        trained.by_name(blank, pattern)
+        trained.matching(blank, pattern)
 
 
 def test_a_tied_head_is_trained_with_its_embedding():
     tied = models.abstract(small_config(tie_word_embeddings=True))
     with pytest.raises(ValueError, match=r"lm_head.weight of this model is tied to model.embed"):
-        trained.by_name(tied, r"lm_head\.weight|.*q_proj.*")
-    assert trained.by_name(tied, r"lm_head\.weight|.*embed_tokens.*") == {"embedding": None}
+        trained.matching(tied, r"lm_head\.weight|.*q_proj.*")
+    assert trained.matching(tied, r"lm_head\.weight|.*embed_tokens.*") == {"embedding": None}
 
 
 def test_the_experts_of_a_layer_are_trained_together():
@@ -71,8 +71,8 @@ def test_the_experts_of_a_layer_are_trained_together():
     config = mixtral.Config(**{k: v for k, v in (sizes | more).items() if k in fields})
     blank = models.abstract(config)
     with pytest.raises(ValueError, match="the experts of a layer are trained all or none"):
-        trained.by_name(blank, r".*experts\.0\..*")
-    found = trained.by_name(blank, r".*layers\.1\..*experts.*")
+        trained.matching(blank, r".*experts\.0\..*")
+    found = trained.matching(blank, r".*layers\.1\..*experts.*")
     assert set(found.values()) == {(1,)}
 
 
@@ -151,7 +151,7 @@ def test_memory_is_counted_apart(blank):
     """Of three layers one is trained: 4 + 4 + 8 bytes a weight there, and 2 elsewhere."""
     mesh = sharding.mesh_of(1, 1, 1)
     model = models.abstract(small_config(), jnp.float32, jnp.bfloat16, mesh)
-    chosen = trained.by_name(model, r".*layers\.2\..*")
+    chosen = trained.matching(model, r".*layers\.2\..*")
     learnt = trained.of(model, None, chosen)
     adamw = optimizer.optimizer_of(adamw_of(tiny.get_config()), lambda _: 1e-3, learnt.decayed)
     state = optimizer.layout(adamw, learnt.like, mesh)

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from checkpoints_io.errors import BadInput
-from recipes.training import prepare, watchdog
+from recipes.training import run_parts, watchdog
 from tests.conftest import ROOT, given_by
 
 
@@ -102,4 +102,4 @@ def test_a_save_that_hangs_in_the_background_ends_a_run_that_moves():
 def test_a_cpu_is_refused_in_place_of_an_accelerator(tiny_config):
     tiny_config.require_accelerator = True
     with pytest.raises(BadInput, match="jax finds nothing but CPUs here"):
-        prepare._computing(given_by(tiny_config))
+        run_parts.computing(given_by(tiny_config))

@@ -1,0 +1,107 @@
+"""A layer of experts, forward and backward: our tiles against `jax.lax.ragged_dot`, in turn.
+
+  python benchmarks/experts.py                                a small layer
+  python benchmarks/experts.py --shape=30B-A3B --chip=h200    of a published model, in bfloat16
+
+Prints milliseconds, the products that tokens ask for as a share of the chip's peak, and how far
+outputs and gradients are apart.
+"""
+
+import functools
+import json
+import statistics
+import time
+
+from absl import flags
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import published
+
+from recipes import forecast
+from recipes.training import command
+from zoo.parts import experts
+from zoo.parts.tiles import Route, Weights
+
+SHAPE = flags.DEFINE_enum(
+    "shape", "tiny-experts", ["tiny-experts", "30B-A3B"], "Of benchmarks/published.py."
+)
+CHIP = flags.DEFINE_enum(
+    "chip", None, list(forecast.CHIPS), "Whose peak the products are a share of."
+)
+POSITIONS = flags.DEFINE_integer("positions", 8192, "Tokens of the layer.", lower_bound=1)
+TIMES = flags.DEFINE_integer("times", 5, "After one that compiles.", lower_bound=1)
+
+
+def main() -> None:
+    """Prints a JSON line for each way."""
+    shape = published.SHAPES[SHAPE.value]
+    E, k, D, F = (
+        shape[name]
+        for name in ("num_experts", "num_experts_per_tok", "hidden_size", "moe_intermediate_size")
+    )
+    T = POSITIONS.value
+    keys = iter(jax.random.split(jax.random.key(0), 5))
+    draw = lambda *sizes: jax.random.normal(next(keys), sizes, jnp.bfloat16) / sizes[-2] ** 0.5
+    x = draw(1, T, D) * T**0.5
+    weights = {"gate_up": draw(E, 2, D, F), "down": draw(E, F, D)}
+    route = experts.chosen(draw(1, T, E).astype(jnp.float32), experts.Choice(k, to_one=True))
+    ways = {"tiles": by_tiles, "ragged_dot": by_ragged_dot}
+    programs = {
+        name: jax.jit(jax.value_and_grad(summed(functools.partial(way, route)), (0, 1)))
+        for name, way in ways.items()
+    }
+    found = {name: program(x, weights) for name, program in programs.items()}
+    took: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(TIMES.value):
+        for name, program in programs.items():
+            since = time.perf_counter()
+            jax.block_until_ready(program(x, weights))
+            took[name].append(time.perf_counter() - since)
+    products = 3 * 2 * T * k * 3 * D * F  # forward, and both gradients, of three matrices
+    for name, seconds in took.items():
+        least = statistics.median(seconds)
+        told = {"way": name, "ms": round(1e3 * least, 2), "tflops": products / least / 1e12}
+        if CHIP.value:
+            told["share_of_peak"] = products / least / forecast.CHIPS[CHIP.value].bf16_flops
+        print(json.dumps(told | {"apart": apart(found["tiles"], found[name])}), flush=True)
+
+
+def summed(way):
+    """A number of what a way makes, which has a gradient."""
+    return lambda x, weights: (way(x, weights).astype(jnp.float32) ** 2).mean()
+
+
+def by_tiles(route: Route, x: Float[Array, "B T D"], weights: Weights) -> Float[Array, "B T D"]:
+    """As the zoo's models do it."""
+    axes = {"gate_up": "E J D F", "down": "E F D"}
+    lettered = {name: (weight, axes[name]) for name, weight in weights.items()}
+    return experts.mixed(x, route, lettered, experts.gated_together)
+
+
+def by_ragged_dot(
+    route: Route, x: Float[Array, "B T D"], weights: Weights
+) -> Float[Array, "B T D"]:
+    """The same sum, by products whose rows are sorted by expert."""
+    k, D = route.experts.shape[-1], x.shape[-1]
+    chosen = route.experts.reshape(-1)
+    order = jnp.argsort(chosen)
+    counts = jnp.bincount(chosen, length=weights["down"].shape[0])
+    product = functools.partial(jax.lax.ragged_dot, group_sizes=counts)
+    own = x.reshape(-1, D)[order // k]
+    gate, up = (product(own, weights["gate_up"][:, j]) for j in range(2))
+    made = product(jax.nn.silu(gate) * up, weights["down"])
+    made = made * route.shares.reshape(-1, 1)[order].astype(x.dtype)
+    back = jnp.argsort(order).reshape(-1, k)
+    return made[back].astype(jnp.float32).sum(1).astype(x.dtype).reshape(x.shape)
+
+
+def apart(one, other) -> float:
+    """The largest difference of any array, by its largest number."""
+    off = lambda a, b: float(jnp.abs(a - b).max() / jnp.maximum(jnp.abs(a).max(), 1e-30))
+    wide = lambda tree: [x.astype(jnp.float32) for x in jax.tree.leaves(tree)]
+    return max(map(off, wide(one), wide(other)))
+
+
+if __name__ == "__main__":
+    command.main_without_config(main)
