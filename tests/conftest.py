@@ -40,6 +40,9 @@ os.environ.setdefault(
 # Threads of torch that wait for each other take the cores from the other files' tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import tests.checked  # noqa: F401, which checks the annotations of what is imported below
+
+# isort: split
 from absl import logging
 from flax import nnx
 import jax

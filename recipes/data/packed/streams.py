@@ -36,14 +36,17 @@ def outline(example: Example, shape: Shape) -> Item:
     """The same with nothing but lengths in its streams: enough to pack it, and quickly made."""
     p, scored = len(example.prompt), scored_tokens(example)
     alone = [p + len(answer.ids) - 1 for answer in example.answers]
+    streams = [
+        _blank(sum(alone[i] for i in one) - p * (len(one) - 1), sum(scored[i] for i in one), alone)
+        for one in _behind_one_prompt(example, shape)
+    ]
+    return Item(example.row, tuple(streams))
 
-    def blank(numbers: range) -> Stream:
-        stored = sum(alone[i] for i in numbers) - p * (len(numbers) - 1)
-        sizes = stored, sum(scored[i] for i in numbers)
-        tokens, target = (np.broadcast_to(np.int32(0), (size,)) for size in sizes)
-        return Stream(tokens, tokens, tokens, tokens, max(alone), target, target, target)
 
-    return Item(example.row, tuple(map(blank, _behind_one_prompt(example, shape))))
+def _blank(stored: int, scores: int, alone: list[int]) -> Stream:
+    """A stream of so many tokens and scores; `alone` are the lengths of the answers' texts."""
+    tokens, target = (np.broadcast_to(np.int32(0), (size,)) for size in (stored, scores))
+    return Stream(tokens, tokens, tokens, tokens, max(alone), target, target, target)
 
 
 def discounted(streams: tuple[Stream, ...], alpha: float) -> tuple[Stream, ...]:
