@@ -21,6 +21,8 @@ from checkpoints_io import here, lease, processes, whole
 from checkpoints_io.errors import BadInput, InTheWay, StorageError
 
 IN_PLACE = ("gs",)  # where Orbax writes for itself
+# What kinds of buckets say of an object, one this and another that: which writing of it it is.
+CHANGING = ("generation", "ETag", "etag", "LastModified", "created")
 COMMITTED = "commit_success.txt"  # its last object, in a checkpoint and in each part of one
 
 
@@ -51,6 +53,25 @@ class Bucket(NamedTuple):
 
     def within(self, name: str) -> "Bucket":
         return Bucket(f"{self.url}/{name}")
+
+    def versions(self) -> dict[str, str]:
+        """The objects directly in it, each with what is another whenever it is written again."""
+        try:
+            with _told(self.url):
+                found = self._fs.ls(self._path(), detail=True)
+        except FileNotFoundError:
+            return {}
+        own = f"{self._path()}/"
+        return {
+            one["name"].removeprefix(own): str([one["size"], *map(one.get, CHANGING)])
+            for one in found
+            if one["type"] == "file"
+        }
+
+    def fetch(self, name: str, path: pathlib.Path) -> None:
+        """An object becomes a file of this machine."""
+        with _told(self.url):
+            self._fs.get_file(self._path(name), str(path))
 
     def make(self) -> None:
         pass  # it is there as soon as something is in it

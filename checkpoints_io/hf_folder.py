@@ -57,8 +57,8 @@ class Folder:
     path: pathlib.Path
     config: dict[str, object] = dataclasses.field(hash=False)  # as `read_config` gives it
     revision: str | None = None  # the commit, of a model that was asked for by its hub id
-    # What all but config.json is still to be fetched from, or checked in: a hub id, or a folder of
-    # the hub's cache.
+    # What all but config.json is still to be fetched from, or checked in: a hub id or URL, or a
+    # folder of the hub's cache.
     rest: str | None = None
 
     def __fspath__(self) -> str:
@@ -69,9 +69,9 @@ class Folder:
 
 
 def look_up(path_or_id: str | os.PathLike[str], revision: str | None = None) -> Folder:
-    """A model folder by its path or hub id, `owner/name[@revision]`; a Folder is what it is.
+    """A model folder by its path, hub id, `owner/name[@revision]`, or URL; a Folder is what it is.
 
-    Of the hub's files only config.json is fetched: `fetched` gives the rest.
+    Of the hub's or a bucket's files only config.json is fetched: `fetched` gives the rest.
 
     Raises:
       ValueError, FileNotFoundError, PermissionError: as `find` and `read_config`.
@@ -80,10 +80,8 @@ def look_up(path_or_id: str | os.PathLike[str], revision: str | None = None) -> 
         return path_or_id
     name = os.fspath(path_or_id)
     is_here = pathlib.Path(name).expanduser().is_dir()
-    if is_here and revision:
-        raise BadInput(
-            f"{name} is a folder of this machine, which has no revision={revision!r}: leave it out"
-        )
+    if revision and (is_here or "://" in name):
+        raise BadInput(f"{name} is a folder, which has no revision={revision!r}: leave it out")
     if revision and "@" in name:
         raise BadInput(f"{name} names a revision, and so does revision={revision!r}: give one")
     path = find(name, revision, CONFIG_FILES)
@@ -109,7 +107,7 @@ def find(
 ) -> pathlib.Path:
     """The local folder of a model; what is not a folder here is a hub id, `owner/name[@revision]`.
 
-    Of a hub repository only `files` are fetched.
+    Or a folder in a bucket, `gs://…`. Of that, and of a hub repository, only `files` are fetched.
 
     Raises:
       ValueError: a link in it leads out, or one of `files` is no longer what the hub sent.
@@ -119,6 +117,10 @@ def find(
     folder = pathlib.Path(path_or_id).expanduser()
     if folder.is_dir():
         return _closed(folder, files)
+    if "://" in path_or_id:
+        from checkpoints_io import bucket_models  # with fsspec, which takes a while
+
+        return _closed(bucket_models.brought(path_or_id, files), files)
     path_or_id, _, at = path_or_id.partition("@")
     revision = revision or at or None
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path_or_id):

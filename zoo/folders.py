@@ -37,7 +37,7 @@ def load(
     adapter: str | os.PathLike[str] | None = None,
     frozen: str | None = None,
 ) -> Model:
-    """The model of a Hugging Face folder or hub id, its weights on the devices of `mesh`.
+    """The model of a Hugging Face folder, `gs://…` or hub id, its weights on the devices of `mesh`.
 
     `dtype` is that of the weights; `compute_dtype` that of the activations, the same unless given.
     Without a mesh everything is on the first device. `adapter` is a PEFT folder or hub id, whose

@@ -17,6 +17,8 @@ import zoo
 
 # What vLLM's --max-lora-rank may be; it is 16 unless given (vllm/config/lora.py, 0.33).
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+# Of a folder in a bucket.
+COPIED = "transformers, PEFT and vLLM read folders of their own machine: copy it there for them"
 
 
 def show(
@@ -46,8 +48,6 @@ def show(
     folder = policy.export_folder(step, run).address
     if not policy.exported(step, run):
         say(how_to_export(folder))
-    elif "://" in folder:
-        say(f"\nit is in {folder}: copy that to a folder of the machine that is to use it")
     elif adapters_alone(run):
         say(how_to_use_adapters(folder, run))
     else:
@@ -99,6 +99,8 @@ def how_to_use_adapters(folder: str, run: Run) -> str:
     shell = shlex.quote
     frozen = run.records.settings["frozen"]
     elsewhere = _elsewhere(folder, run)
+    if "://" in folder:
+        elsewhere = f"\n{COPIED}\n"
     if frozen in quantised.KINDS:
         elsewhere = f"""
 they belong to weights kept in {frozen}: PEFT and vLLM would put them beside others, so for these
@@ -174,15 +176,18 @@ def how_to_go_on(folder: str, run: Run) -> str:
         f"print(ask({asked}, max_new_tokens=64))"
     )
     begun = {"initialize_from_hf": folder, "directory": _another(run)}
+    elsewhere = f"""load it (in Python here: zoo.load({quoted})) in transformers or vLLM:
+  {command.python()} -c {shlex.quote(program)}
+  vllm serve {shlex.quote(folder)}"""
+    if "://" in folder:
+        elsewhere = f"load it:\n  import zoo\n  model = zoo.load({quoted})\n\n{COPIED}"
     return f"""
 the model is in {folder}
 
 chat with it:
   {command.python()} -m zoo chat {shlex.quote(folder)}
 
-load it (in Python here: zoo.load({quoted})) in transformers or vLLM:
-  {command.python()} -c {shlex.quote(program)}
-  vllm serve {shlex.quote(folder)}
+{elsewhere}
 
 go on from it, with other pairs or settings:
   {command.again(begun)}"""

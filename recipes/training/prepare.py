@@ -80,6 +80,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
     chosen = trained.chosen(given, models.blank)
     learnt, adamw = trained.of(models.blank, adapted, chosen), by_name.part(optimizer.AdamW, given)
     steps = run_parts.steps_of(given, len(train))
+    _refuse_directory_of_another_run(directory, shaping, len(train))  # which epochs depend on
     schedule = optimizer.schedule_of(adamw, steps)  # refuses what does not fit into the steps
     descent = optimizer.optimizer_of(adamw, schedule, *learnt[1:])
     if beside and beside.follows:
@@ -334,12 +335,14 @@ def _alone(directory: places.Place) -> Iterator[None]:
         yield
 
 
-def _refuse_directory_of_another_run(directory: places.Place, shaping: dict[str, object]) -> None:
+def _refuse_directory_of_another_run(
+    directory: places.Place, shaping: dict[str, object], examples: int | None = None
+) -> None:
     checkpoints = directory.within("checkpoints")
     if not checkpoints.names():
         return
     check = lambda saved: resume.refuse_other_settings(
-        resume.fact(saved, "settings", directory), shaping, directory, saved.get("step")
+        resume.fact(saved, "settings", directory), shaping, directory, saved.get("step"), examples
     )
     with RunStore(checkpoints, keep=None) as store:
         store.newest(check)

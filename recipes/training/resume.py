@@ -11,10 +11,12 @@ import numpy as np
 from checkpoints_io import places
 from checkpoints_io.errors import BadInput
 from checkpoints_io.run_state import Facts
-from recipes.training import by_name, optimizer
+from recipes.training import by_name, optimizer, run_parts
 from recipes.training.by_name import Values, flat
 from recipes.training.settings import ALL
 import zoo
+
+LENGTHS = frozenset({"num_epochs", "num_train_steps"})
 
 
 def of_settings(given: Values) -> Values:
@@ -42,8 +44,12 @@ def refuse_other_settings(
     now: Values,
     directory: places.Place,
     step: int | None = None,
+    examples: int | None = None,
 ) -> None:
     """Compares the settings of a checkpoint, of a `step`, with those of this run.
+
+    Where one of them counts epochs and it is not known how many examples there are, it is not
+    compared how long they are.
 
     Raises:
       ValueError: they differ; the message says which, and which may differ.
@@ -58,18 +64,18 @@ def refuse_other_settings(
     }
     differ = {name for name in saved.keys() | now.keys() if saved.get(name) != now.get(name)}
     names = sorted(differ - new)
-    before, after = saved.get("num_train_steps"), now.get("num_train_steps")
-    if names == ["num_train_steps"] and step and before and after and before < after:
-        _refuse_longer(before, after, saved, directory, step)
-        return
+    if step and names and LENGTHS.issuperset(names):
+        before, after = (_updates(given, examples) for given in (saved, now))
+        if before is None or after is None or before == after:
+            return
+        if before < after:
+            _refuse_longer(before, after, saved, directory, step)
+            return
     if names:
         told = ", ".join(f"{n}: {saved.get(n)!r} there, {now.get(n)!r} here" for n in names[:4])
         longer = ""
-        if not {"num_epochs", "num_train_steps"}.isdisjoint(names):
-            longer = (
-                ". A run of --config.num_epochs keeps its length, and one of "
-                "--config.num_train_steps takes more steps, not fewer"
-            )
+        if not LENGTHS.isdisjoint(names):
+            longer = ". A run is made longer, not shorter"
             if step:
                 longer += "; to go on from what this one has learnt, "
                 longer += _begun_anew(saved, directory, step)
@@ -78,6 +84,14 @@ def refuse_other_settings(
             f"--config.directory, or give the settings of that run{longer}. What a resume may "
             "change is marked in --help"
         )
+
+
+def _updates(given: Values, examples: int | None) -> int | None:
+    """How many a run takes; None where it depends on the number of examples."""
+    if given.get("num_epochs") is None:
+        return given.get("num_train_steps")
+    every = {"num_train_steps": None, **given}
+    return None if examples is None else run_parts.updates(every, examples)
 
 
 def _refuse_longer(
@@ -94,9 +108,9 @@ def _refuse_longer(
     if np.array_equal(next(rates), next(rates)):
         return
     raise BadInput(
-        f"{directory} holds a run of {before} steps, and --config.num_train_steps={after} would "
-        f"have given the {step} that it has taken another learning rate: a run is made longer at a "
-        "constant rate, or before its cooldown. To go on from what this one has learnt, "
+        f"{directory} holds a run of {before} steps, and one of {after} would have given the "
+        f"{step} that it has taken another learning rate: a run is made longer at a constant rate, "
+        "or before its cooldown. To go on from what this one has learnt, "
         f"{_begun_anew(saved, directory, step)}"
     )
 
@@ -134,14 +148,16 @@ def fact(saved: Facts, name: str, directory: places.Place) -> Any:
     return saved[name]
 
 
-def refuse_other_run(saved: Facts, facts: Facts, directory: places.Place) -> None:
-    """Compares the facts of a checkpoint with those of this run.
+def refuse_other_run(
+    saved: Facts, facts: Facts, directory: places.Place, examples: int | None = None
+) -> None:
+    """Compares the facts of a checkpoint with those of this run, of so many examples.
 
     Raises:
       ValueError: it is another run's, or of a version that kept too little.
     """
     given = fact(saved, "settings", directory)
-    refuse_other_settings(given, facts["settings"], directory, saved.get("step"))
+    refuse_other_settings(given, facts["settings"], directory, saved.get("step"), examples)
     models = saved.get("models", {})  # the first checkpoints of format 2 say nothing of them
     for whose, now in facts["models"].items():
         before = models.get(whose, {})

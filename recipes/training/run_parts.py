@@ -33,16 +33,20 @@ def computing(given: Values) -> Computing:
     return Computing(mesh, precision, given["attention"], remat)
 
 
+def updates(given: Values, examples: int) -> int:
+    """As many as are named, or as the epochs are nearest to."""
+    epochs = given["num_epochs"] or 0
+    nearest = round(min(epochs * examples / given["train_batch_size"], 2**31))
+    return given["num_train_steps"] or max(1, nearest)
+
+
 def steps_of(given: Values, examples: int) -> int:
     """How many updates there will be, of so many examples.
 
     Raises:
       ValueError: another setting names a step beyond the last.
     """
-    epochs = given["num_epochs"] or 0
-    steps = given["num_train_steps"] or max(
-        1, round(min(epochs * examples / given["train_batch_size"], 2**31))
-    )
+    steps = updates(given, examples)
     if (late := max(written.steps_at(given["eval_at"]), default=0)) > steps:
         raise BadInput(
             f"--config.eval_at={given['eval_at']} names step {late}, and the run has {steps}"

@@ -60,7 +60,9 @@ RUN = {
 }
 MODEL = {
     "initialize_from_hf": Setting(
-        str, "the weights to start from: a folder or hub id (owner/name@revision)", MUST
+        str,
+        "the weights to start from: a folder, here or at gs://, or a hub id (owner/name@revision)",
+        MUST,
     ),
     "tokenizer": Setting(str, "a folder or hub id", None, unset="the one in initialize_from_hf"),
     "chat_template": Setting(str, "a file", None, unset="the tokenizer's own"),
@@ -743,7 +745,7 @@ SCORE: Groups = {
     "Model": {
         **MODEL,
         "initialize_from_hf": MODEL["initialize_from_hf"]._replace(
-            says="the policy: a folder or hub id (owner/name@revision)"
+            says="the policy: a folder, here or at gs://, or a hub id (owner/name@revision)"
         ),
     },
     "Reference": {

@@ -8,7 +8,7 @@ import pytest
 
 from checkpoints_io import here, lease, places
 from checkpoints_io.run_state import Keep, RunStore
-from tests.checkpoints_io import buckets, test_places
+from tests.checkpoints_io import buckets, test_bucket_models, test_places
 
 TREES = {"policy": {"a": jnp.arange(12.0).reshape(3, 4), "b": jnp.ones(3, jnp.bfloat16)}}
 
@@ -167,6 +167,11 @@ def test_tokens_are_kept_on_a_server(server, monkeypatch):
 @pytest.mark.full
 def test_checkpoints_come_back_from_a_server(server):
     checkpoints_come_back(places.at(f"{server}://runs/whole/checkpoints"))
+
+
+@pytest.mark.full
+def test_a_model_comes_from_a_server(server, tmp_path, monkeypatch):
+    test_bucket_models.a_model_comes_from(f"{server}://runs/model", tmp_path, monkeypatch)
 
 
 @pytest.mark.full

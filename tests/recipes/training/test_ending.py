@@ -144,6 +144,18 @@ def test_lines_to_paste_name_the_folder():
     assert "--config.steps_per_hf_export=None writes /my runs/one/hf/step-60" in told
 
 
+def test_lines_to_paste_of_a_run_in_a_bucket():
+    folder = "gs://runs/one/hf/step-60"
+    run = ended("/runs/one")._replace(directory=SimpleNamespace(address="gs://runs/one"))
+    beside = ending.how_to_use_adapters(folder, with_adapters(8))
+    for told in (ending.how_to_go_on(folder, run), beside):
+        assert f" -m zoo chat {folder}\n" in told
+        assert f'"{folder}")' in told
+        assert "vllm serve" not in told and "from_pretrained" not in told
+        assert "copy it there for them" in told
+    assert "--config.directory=gs://runs/one-2" in ending.how_to_go_on(folder, run)
+
+
 def with_adapters(rank, *, base="meta-llama/Llama-3.2-1B", revision=None, **settings):
     """A run whose adapters have this rank, as far as its end looks at it."""
     given = {name: setting.default for name, setting in settings_of.ADAPTER.items()}

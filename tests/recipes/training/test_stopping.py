@@ -1,5 +1,6 @@
 """When a run ends early, what it then exports, and when it may take more steps."""
 
+import functools
 import json
 import math
 import pathlib
@@ -81,6 +82,27 @@ def test_the_steps_of_a_list():
     assert written.steps_at(None) == frozenset()
 
 
+def test_a_run_of_epochs_is_made_longer_too():
+    here, batch = places.at("runs/one"), tiny.get_config().train_batch_size
+    of = lambda **given: resume.of_settings(
+        given_by(tiny.get_config(), lr_schedule="constant", warmup=0.0, **given)
+    )
+    three, six = ({"num_epochs": n, "num_train_steps": None} for n in (3.0, 6.0))
+    check = functools.partial(resume.refuse_other_settings, of(**three), directory=here)
+    check(of(**six), step=30, examples=10 * batch)
+    check(of(num_train_steps=40), step=30, examples=10 * batch)  # 30 before
+    check(of(num_train_steps=30), step=30, examples=10 * batch)
+    check(of(num_train_steps=20), step=15)  # it is not known yet what three epochs were
+    for other in (of(num_train_steps=29), of(num_epochs=2.0, num_train_steps=None)):
+        with pytest.raises(ValueError, match="A run is made longer, not shorter"):
+            check(other, step=15, examples=10 * batch)
+    falling = of(**three) | {"lr_schedule": "cosine"}
+    with pytest.raises(ValueError, match="holds a run of 30 steps, and one of 60 would have"):
+        resume.refuse_other_settings(
+            falling, falling | {"num_epochs": 6.0}, here, step=15, examples=10 * batch
+        )
+
+
 def test_a_run_is_made_longer_where_its_rates_stay_what_they_were():
     here = places.at("runs/one")
 
@@ -119,7 +141,7 @@ def test_where_no_longer_run_is_possible_the_way_on_is_named(tmp_path, there, he
 
     def told(saved):
         with pytest.raises(ValueError, match="what this one has learnt, ") as found:
-            resume.refuse_other_settings(saved, saved | here, places.Disk(tmp_path), 60)
+            resume.refuse_other_settings(saved, saved | here, places.Disk(tmp_path), 60, 160)
         return str(found.value).partition(" has learnt, ")[2].partition("ANOTHER")[0]
 
     of_model = f"begin a new one with --config.initialize_from_hf={folder} --config.directory="
@@ -227,23 +249,33 @@ def test_an_early_end_is_the_same_after_a_kill(config, tmp_path, monkeypatch, ca
 
 
 @pytest.mark.full
-def test_a_longer_run_is_the_run_of_that_length(config, capfd):
+@pytest.mark.parametrize("by_epochs", [False, True])
+def test_a_longer_run_is_the_run_of_that_length(config, capfd, by_epochs):
     """And evaluations stand where the list has them."""
+    pairs = len(pathlib.Path(config.train_data).read_text().splitlines())
+
+    def of_length(steps):
+        if by_epochs:
+            config.num_train_steps, config.num_epochs = None, steps * 8 / pairs
+        else:
+            config.num_train_steps = steps
+
     config.steps_per_eval, config.eval_at, config.num_train_steps = None, "1,3", 5
     whole = config.copy_and_resolve_references()
     whole.directory = f"{config.directory}-whole"
     dpo.train(whole)
     found = [r["step"] for r in records(whole) if "eval/heldout/dpo_loss" in r]
     assert found == [1, 3, 5]
-    config.num_train_steps = 3
+    of_length(3)
     dpo.train(config)
-    config.num_train_steps = 5
+    of_length(5)
     capfd.readouterr()
     dpo.train(config)
     assert "resuming from step 3" in capfd.readouterr().out
     assert records(config) == records(whole)
     for name, array in exported(whole, 5).items():
         np.testing.assert_array_equal(exported(config, 5)[name].view("u2"), array.view("u2"))
-    config.num_train_steps, config.eval_at = 4, "9"
+    of_length(4)
+    config.eval_at = "9"
     with pytest.raises(ValueError, match=r"names step 9, and the run has 4|holds a run with other"):
         dpo.train(config)

@@ -1,0 +1,55 @@
+"""A model in a bucket: its files are fetched to this machine, and again as they change."""
+
+from collections.abc import Sequence
+import fnmatch
+import hashlib
+import json
+import pathlib
+
+from checkpoints_io import bucket, lock, whole
+from checkpoints_io.errors import NotFound
+
+VERSIONS = ".versions.json"  # of the objects that the files were
+
+
+def brought(url: str, files: Sequence[str]) -> pathlib.Path:
+    """A folder with those of `files` that the bucket has at `url`, as they are now.
+
+    It is kept beside the hub's own cache, under HF_HOME.
+
+    Raises:
+      FileNotFoundError: the bucket has none of them there.
+      OSError: the bucket, or the folder, cannot be used.
+    """
+    from huggingface_hub import constants
+
+    place = bucket.at(url, url)
+    wanted = lambda name: any(fnmatch.fnmatch(name, pattern) for pattern in files)
+    there = {name: version for name, version in place.versions().items() if wanted(name)}
+    if not there:
+        raise NotFound(f"there is no model in {url}: none of its files are there")
+    room = pathlib.Path(constants.HF_HOME, "buckets")
+    room.mkdir(parents=True, exist_ok=True)
+    *_, name = place.url.split("/")
+    folder = room / f"{name}-{hashlib.sha256(place.url.encode()).hexdigest()[:16]}"
+    with lock.held(room / f"{folder.name}.lock", otherwise=lambda: None):  # or it waits
+        folder.mkdir(exist_ok=True)
+        known = _known(folder)
+        for name, version in there.items():
+            if known.get(name) == version and (folder / name).is_file():
+                continue
+            part = folder / f".{name}.part"
+            place.fetch(name, part)
+            part.replace(folder / name)
+            known[name] = version
+            whole.write(folder / VERSIONS, json.dumps(known).encode())
+        for name in filter(wanted, known.keys() - there.keys()):
+            (folder / name).unlink(missing_ok=True)
+    return folder
+
+
+def _known(folder: pathlib.Path) -> dict[str, str]:
+    try:
+        return json.loads((folder / VERSIONS).read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
