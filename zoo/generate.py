@@ -19,6 +19,9 @@ from zoo.parts import blocks, causal_lm, mixing, rope, sharding, spans, token_ro
 from zoo.sampling import GREEDY, Sampling
 
 SMALLEST = 64  # tokens that a program has room for, at least
+# Prompts are padded to fewer where as many tokens as this would be read in vain: a program of their
+# own costs less.
+WORTH_ONE = 1024
 
 State = dict[str, mixing.State]  # what the layers of each kind keep
 
@@ -130,10 +133,10 @@ def _continued(
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
     graph, state = nnx.split(model)
-    shown = min(room_for(longest), tokens.shape[1])
     numbers = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
     of = [numbers[tuple(prompt)] for prompt in prompts]
     once = [of.index(i) for i in range(len(numbers))]
+    shown = min(room_for(longest, len(once)), tokens.shape[1])
     kept, logits = _read(graph, tokens.shape[1], state, tokens[once, :shown], ends[once])
     if len(once) < len(of):  # rows are the second axis of what is kept
         kept = jax.tree.map(lambda x: jnp.take(x, np.array(of), axis=1), kept)
@@ -152,9 +155,10 @@ def _continued(
         yield pieces
 
 
-def room_for(length: int) -> int:
-    """Tokens of a program that such texts fit: a power of two."""
-    return max(SMALLEST, 1 << (length - 1).bit_length())
+def room_for(length: int, rows: int = 1) -> int:
+    """Tokens of a program that so many texts of at most this length fit: a power of two."""
+    fitting = 1 << (length - 1).bit_length()
+    return max(fitting, SMALLEST) if rows * (SMALLEST - fitting) < WORTH_ONE else fitting
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

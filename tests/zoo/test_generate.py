@@ -90,6 +90,18 @@ def test_no_length_compiles_afresh(model):
     assert (generate._read._cache_size(), generate._continue._cache_size()) == before
 
 
+def test_many_short_prompts_are_not_padded_far(model):
+    assert [generate.room_for(length) for length in (1, 16, 64, 65)] == [64, 64, 64, 128]
+    assert [generate.room_for(length, 20) for length in (1, 16, 64)] == [1, 64, 64]
+    assert [generate.room_for(length, 32) for length in (1, 8, 16, 17, 32, 33, 64, 65)] == [
+        1, 8, 16, 32, 32, 64, 64, 128
+    ]  # fmt: skip
+    prompts = [[5 + i % 7, 9 + i // 7][: 1 + i % 2] for i in range(40)]
+    assert generate.room_for(2, len({tuple(p) for p in prompts})) == 2
+    together = generate.generate(model, prompts, max_new_tokens=5)
+    assert together[:2] == [generate.generate(model, [p], max_new_tokens=5)[0] for p in prompts[:2]]
+
+
 @pytest.mark.parametrize("sampling", [generate.GREEDY, Sampling(1.5)], ids=["greedy", "drawn"])
 def test_a_stream_is_the_same_text_a_few_tokens_at_a_time(model, sampling):
     prompts, how = [[5, 6, 7], [8]], dict(max_new_tokens=11, sampling=sampling, seed=3)
