@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 import jax
 
-from checkpoints_io import places
+from checkpoints_io import compiled, places
 from recipes.training import command
 from recipes.training import tasks as of_harness
 from recipes.training.run import say
@@ -59,6 +59,7 @@ def _kept(found: Mapping[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Measures what the flags name, and prints the harness's table."""
     given = flags.FLAGS
+    compiled.keep_here()
     found = measure(
         given.model, given.tasks, tasks_folder=given.tasks_folder, base=given.base,
         dtype=given.dtype, num_fewshot=given.num_fewshot, limit=given.limit,

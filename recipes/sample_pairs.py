@@ -42,7 +42,7 @@ from typing import NamedTuple
 from flax import nnx
 import jax
 
-from checkpoints_io import bits, places
+from checkpoints_io import bits, compiled, places
 from checkpoints_io.errors import BadInput, StorageError
 from recipes.data.rows import sources
 from recipes.own_pairs import answers, judges, kept, pairs, prompts
@@ -134,6 +134,7 @@ def _refuse(directory: places.Place) -> None:
 def main() -> None:
     """Makes the pairs that the flags ask for."""
     given = flags.FLAGS
+    compiled.keep_here()
     drawn = sampling.Sampling(given.temperature, given.top_k, given.top_p, given.min_p)
     how = Drawing(given.answers, given.max_new_tokens, drawn, given.seed)
     asked = Asked(

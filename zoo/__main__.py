@@ -17,6 +17,7 @@ import pathlib
 import signal
 import sys
 
+from checkpoints_io import compiled
 from checkpoints_io.errors import BadInput
 import zoo
 
@@ -89,6 +90,7 @@ def chat(args: list[str]) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    compiled.keep_here()
     try:
         return talking.chat(*given)
     except (OSError, ValueError) as error:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 from absl import app, flags, logging
 import ml_collections
 
-from checkpoints_io import errors
+from checkpoints_io import compiled, errors
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import messages
 from recipes.training import by_name, checks, listing, nearest, overrides, terminal
@@ -186,13 +186,8 @@ def _with_config(
     def started() -> bool | None:
         import jax  # late, so that wrong flags are answered before it
 
-        from checkpoints_io import places
-
         if name := by_name.plain(config, table)["compile_cache"]:
-            cache = places.at(name, "--config.compile_cache")
-            jax.config.update("jax_compilation_cache_dir", cache.address)
-            if isinstance(cache, places.Disk):  # a bucket is asked for nothing that is quick to do
-                jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+            compiled.keep(name, "--config.compile_cache")
         if together:
             _join(several)
         taken = listing.taken(by_name.left_out(config, table), table)

@@ -10,6 +10,8 @@ import math
 import re
 from typing import NamedTuple
 
+from checkpoints_io import compiled
+
 MUST = "must be named"  # as a default: a config without the setting is refused
 
 
@@ -437,7 +439,7 @@ COMPUTE = {
     "compile_cache": Setting(
         str,
         "a directory for compiled programs",
-        "~/.cache/nnx-zoo/compiled",
+        compiled.DEFAULT,
         unset="every start compiles again",
         free=True,
     ),
