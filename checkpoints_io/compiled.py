@@ -1,5 +1,7 @@
 """Programs that XLA has compiled, kept from one start to the next."""
 
+import os
+
 DEFAULT = "~/.cache/nnx-zoo/compiled"
 
 
@@ -21,7 +23,5 @@ def keep(name: str = DEFAULT, flag: str = "") -> None:
 
 def keep_here() -> None:
     """The same for programs without a setting for it, unless the environment says where."""
-    import jax
-
-    if jax.config.jax_compilation_cache_dir is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         keep()

@@ -29,9 +29,9 @@ def test_on_a_disk_all_are_kept_and_in_a_bucket_slow_ones(given, tmp_path):
 
 
 def test_a_program_without_a_setting_keeps_to_what_the_environment_says(given, monkeypatch):
-    assert jax.config.jax_compilation_cache_dir  # of the tests
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/somewhere")
     compiled.keep_here()
     assert given == {}
-    monkeypatch.setattr(type(jax.config), "jax_compilation_cache_dir", None, raising=False)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     compiled.keep_here()
     assert given["jax_compilation_cache_dir"].endswith("/.cache/nnx-zoo/compiled")
