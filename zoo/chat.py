@@ -85,25 +85,22 @@ def opened(path_or_id: str, asked: Asked) -> Voice:
     Raises:
       FileNotFoundError, ValueError: there is none, or it has no chat template.
     """
-    model, words = loaded(path_or_id, asked.base, asked.dtype)
-    if words.chat_template is None:
-        raise BadInput(
-            f"the tokenizer of {path_or_id} has no chat template, so there is no way to talk with "
-            "the model: use a model that was made for conversations"
-        )
+    model, words = loaded(path_or_id, asked.base, asked.dtype, talks=True)
     return Voice(path_or_id, model, words)
 
 
 def loaded(
-    path_or_id: str, base: str | None, dtype: str | None, mesh: "jax.sharding.Mesh | None" = None
-) -> tuple[zoo.Model, ChatTokenizer]:
+    path_or_id: str, base: str | None, dtype: str | None, mesh: "jax.sharding.Mesh | None" = None,
+    *, talks: bool = False,
+) -> tuple[zoo.Model, ChatTokenizer]:  # fmt: skip
     """A model and its tokenizer; a folder of adapters brings the weights that it names.
 
     `base` are those weights, if they are elsewhere. Unless a dtype is given it is float32 on CPUs,
     and bfloat16 elsewhere. Without a mesh everything is on the first device.
 
     Raises:
-      FileNotFoundError, ValueError: one of them cannot be read.
+      FileNotFoundError, ValueError: one of them cannot be read; or it is to talk, and its tokenizer
+        has no chat template, which is said before weights are read.
     """
     folder = hf_folder.find(path_or_id, files=[*hf_folder.CONFIG_FILES, peft_folder.CONFIG])
     whole, adapter = path_or_id, None
@@ -113,6 +110,11 @@ def loaded(
         raise BadInput(f"--base={base} has no effect: {path_or_id} holds no adapters; leave it out")
     try:
         words = zoo.load_tokenizer(whole)
+        if talks and words.chat_template is None:
+            raise BadInput(
+                f"the tokenizer of {path_or_id} has no chat template, so there is no way to talk "
+                "with the model: use a model that was made for conversations"
+            )
         return zoo.load(whole, dtype=dtype_here(dtype), mesh=mesh, adapter=adapter), words
     except NotFound as error:
         if adapter is None or base:

@@ -27,6 +27,15 @@ def talked(capsys):
     return lambda lines, voices: (chat.talk(lines, voices, Asked()), *capsys.readouterr())
 
 
+def test_without_a_template_no_weights_are_read(tmp_path, monkeypatch):
+    for path in (TINY / "model").iterdir():
+        if path.name != "chat_template.jinja":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(zoo, "load", lambda *_, **__: pytest.fail("weights were read"))
+    with pytest.raises(BadInput, match="has no chat template, so there is no way to talk"):
+        chat.opened(str(tmp_path), Asked())
+
+
 def test_an_answer_is_the_models_turn_to_its_stop_token(voice):
     question = {"role": "user", "content": "Do you know the capital of Peru?"}
     prompt = voice.words.chat([question])
