@@ -144,6 +144,20 @@ def site(
     return Site(path, axes, *sides(axes, entry), ranks, scales)
 
 
+def taken_for_experts(model: Model, found: list[Site]) -> str | None:
+    """A module with adapters that stands beside experts and is called as one of theirs, if any is.
+
+    A shared expert's, or that of a layer without experts: PEFT 0.21 takes such names for those of
+    the experts of many families, and loses the adapters.
+    """
+    names = lambda path: next(module_names(matrices[path][1], matrices[path][0].shape))[1]
+    matrices = linear(model)
+    is_of_experts = lambda path: "E" in matrices[path][0].axes.split()
+    of_experts = {names(path).rpartition(".")[2] for path in matrices if is_of_experts(path)}
+    beside = (names(site.path) for site in found if not is_of_experts(site.path))
+    return next((name for name in beside if name.rpartition(".")[2] in of_experts), None)
+
+
 def refuse_experts(found: list[Site], remedy: str) -> None:
     """Refuses magnitudes of experts.
 

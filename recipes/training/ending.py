@@ -14,6 +14,7 @@ from recipes.training.run import Run, adapters_alone, say
 from recipes.training.samples import Answers
 from recipes.training.settings import ADAPTER, OF_FOLDER
 import zoo
+from zoo import targets
 
 # What vLLM's --max-lora-rank may be; it is 16 unless given (vllm/config/lora.py, 0.33).
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -139,6 +140,13 @@ def _elsewhere(folder: str, run: Run) -> str:
     words = on + pinned
     if other := run.records.settings["tokenizer"]:
         words = json.dumps(other, ensure_ascii=False)
+    if mistaken := targets.taken_for_experts(run.blank, run.adapting.sites):
+        return f"""
+  {serve}
+
+PEFT 0.21 may take adapters like {mistaken} for those of the experts, and
+lose them: for PEFT merge them
+"""
     return f"""
   import peft, transformers  # pip install peft transformers torch
   model = transformers.AutoModelForCausalLM.from_pretrained({on}{pinned})

@@ -14,8 +14,15 @@ from recipes.training import by_name, command, ending, samples
 from recipes.training import settings as settings_of
 from recipes.training.run import Records
 from tests.conftest import TINY, run_with
+import zoo
+from zoo.targets import Lora, sites
 from zoo.text import tokenizer
 
+OF_LLAMA = dict(
+    model_type="llama", vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    num_attention_heads=2, num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-5, rope_theta=1e4,
+    tie_word_embeddings=False,
+)  # fmt: skip
 HEAD = "<|start_header_id|>{}<|end_header_id|>\n\n"
 
 
@@ -156,14 +163,16 @@ def test_lines_to_paste_of_a_run_in_a_bucket():
     assert "--config.directory=gs://runs/one-2" in ending.how_to_go_on(folder, run)
 
 
-def with_adapters(rank, *, base="meta-llama/Llama-3.2-1B", revision=None, **settings):
+def with_adapters(rank, *, base="meta-llama/Llama-3.2-1B", revision=None, config=None, **settings):
     """A run whose adapters have this rank, as far as its end looks at it."""
+    blank = zoo.abstract(OF_LLAMA if config is None else config)
     given = {name: setting.default for name, setting in settings_of.ADAPTER.items()}
     given |= {"tokenizer": None} | settings
     return run_with(
         base=base,
         folder=SimpleNamespace(revision=revision),
-        adapting=SimpleNamespace(rank=rank),
+        adapting=SimpleNamespace(rank=rank, sites=sites(blank, Lora(8, 8.0))),
+        blank=blank,
         directory=places.Disk(pathlib.Path("/runs/one-9")),
         records=Records(False, None, "a", (), by_name.nested(given)),
     )
@@ -178,6 +187,17 @@ def test_lines_to_paste_name_base_and_adapters():
     assert " -m zoo merge meta-llama/Llama-3.2-1B '/my runs/one/hf/step-60' FOLDER" in told
     told = ending.how_to_use_adapters(folder, with_adapters(600))
     assert "(vLLM takes ranks up to 512, and this is 600: merge them)" in told
+
+
+def test_where_peft_loses_adapters_its_lines_are_left_out():
+    shared = OF_LLAMA | dict(
+        model_type="qwen2_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+        shared_expert_intermediate_size=16, norm_topk_prob=False, decoder_sparse_step=1,
+        mlp_only_layers=[],
+    )  # fmt: skip
+    told = ending.how_to_use_adapters("/one", with_adapters(8, config=shared))
+    assert "PeftModel" not in told and "vllm serve" in told
+    assert "like model.layers.0.mlp.shared_expert.down_proj for those of the experts" in told
 
 
 def test_lines_to_paste_name_the_version_of_a_base():
