@@ -43,7 +43,7 @@ ASKED = {
     "rank": [0, 8, 32, 128],
 }
 ONLY = flags.DEFINE_list("only", None, f"Some of {', '.join(ASKED)}; unset: all.")
-# Each token goes to two of the experts, which have half the width together.
+# Each token goes to so many of the experts, which together are as wide as the MLP.
 CHOSEN = 2
 
 

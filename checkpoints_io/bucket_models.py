@@ -12,10 +12,10 @@ from checkpoints_io.errors import NotFound
 VERSIONS = ".versions.json"  # of the objects that the files were
 
 
-def brought(url: str, files: Sequence[str]) -> pathlib.Path:
+def brought(url: str, files: Sequence[str], without: Sequence[str] = ()) -> pathlib.Path:
     """A folder with those of `files` that the bucket has at `url`, as they are now.
 
-    It is kept beside the hub's own cache, under HF_HOME.
+    What matches `without` is left there. The folder is beside the hub's own cache, under HF_HOME.
 
     Raises:
       FileNotFoundError: the bucket has none of them there.
@@ -24,7 +24,8 @@ def brought(url: str, files: Sequence[str]) -> pathlib.Path:
     from huggingface_hub import constants
 
     place = bucket.at(url, url)
-    wanted = lambda name: any(fnmatch.fnmatch(name, pattern) for pattern in files)
+    among = lambda name, patterns: any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+    wanted = lambda name: among(name, files) and not among(name, without)
     there = {name: version for name, version in place.versions().items() if wanted(name)}
     if not there:
         raise NotFound(f"there is no model in {url}: none of its files are there")

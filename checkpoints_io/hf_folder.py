@@ -120,7 +120,7 @@ def find(
     if "://" in path_or_id:
         from checkpoints_io import bucket_models  # with fsspec, which takes a while
 
-        return _closed(bucket_models.brought(path_or_id, files), files)
+        return _closed(bucket_models.brought(path_or_id, files, ELSEWHERE), files)
     path_or_id, _, at = path_or_id.partition("@")
     revision = revision or at or None
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path_or_id):

@@ -115,9 +115,7 @@ def begin(policy: Policy, run: Run, store: RunStore, facts: Facts) -> State:
     """
     mesh = run.computing.mesh
     like = {"policy": run.trained.like, "optimizer": run.opt_state}
-    check: Callable = lambda saved: resume.refuse_other_run(
-        saved, facts, run.directory, len(run.examples)
-    )
+    check: Callable = lambda saved: resume.refuse_other_run(saved, facts, run.directory)
     say(f"reading the policy: a checkpoint in {run.directory}, or {run.folder}")
     saved = store.newest(check, like)
     say(f"resuming from step {saved.step}" if saved else "starting at step 0")

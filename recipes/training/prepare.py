@@ -80,7 +80,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
     chosen = trained.chosen(given, models.blank)
     learnt, adamw = trained.of(models.blank, adapted, chosen), by_name.part(optimizer.AdamW, given)
     steps = run_parts.steps_of(given, len(train))
-    _refuse_directory_of_another_run(directory, shaping, len(train))  # which epochs depend on
+    _refuse_directory_of_another_run(directory, shaping, len(train))  # how long it is, in epochs
     schedule = optimizer.schedule_of(adamw, steps)  # refuses what does not fit into the steps
     descent = optimizer.optimizer_of(adamw, schedule, *learnt[1:])
     if beside and beside.follows:

@@ -148,16 +148,14 @@ def fact(saved: Facts, name: str, directory: places.Place) -> Any:
     return saved[name]
 
 
-def refuse_other_run(
-    saved: Facts, facts: Facts, directory: places.Place, examples: int | None = None
-) -> None:
-    """Compares the facts of a checkpoint with those of this run, of so many examples.
+def refuse_other_run(saved: Facts, facts: Facts, directory: places.Place) -> None:
+    """Compares the facts of a checkpoint with those of this run.
 
     Raises:
       ValueError: it is another run's, or of a version that kept too little.
     """
     given = fact(saved, "settings", directory)
-    refuse_other_settings(given, facts["settings"], directory, saved.get("step"), examples)
+    refuse_other_settings(given, facts["settings"], directory, saved.get("step"))
     models = saved.get("models", {})  # the first checkpoints of format 2 say nothing of them
     for whose, now in facts["models"].items():
         before = models.get(whose, {})

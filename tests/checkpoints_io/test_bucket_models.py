@@ -56,11 +56,12 @@ def test_it_is_the_model_of_the_folder(bucket, tmp_path, monkeypatch):
 def test_what_is_here_is_not_fetched_again(bucket, fetched, cache):
     url = "memory://models/tiny"
     put_up(url)
+    places.at(url).write_whole("consolidated.safetensors", b"the same, for other programs")
     assert hf_folder.look_up(url).path.parent == cache
     assert fetched == ["config.json"]  # refused by it, weights are not fetched
     zoo.load(url)
     assert len(fetched) == len(set(fetched))
-    assert "model.safetensors" in fetched
+    assert "model.safetensors" in fetched and "consolidated.safetensors" not in fetched
     fetched.clear()
     zoo.load(url)
     words = zoo.load_tokenizer(url)

@@ -276,6 +276,8 @@ def test_a_longer_run_is_the_run_of_that_length(config, capfd, by_epochs):
     for name, array in exported(whole, 5).items():
         np.testing.assert_array_equal(exported(config, 5)[name].view("u2"), array.view("u2"))
     of_length(4)
+    with pytest.raises(ValueError, match="A run is made longer, not shorter"):
+        dpo.train(config)
     config.eval_at = "9"
     with pytest.raises(ValueError, match=r"names step 9, and the run has 4|holds a run with other"):
         dpo.train(config)
