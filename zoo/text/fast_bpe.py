@@ -13,6 +13,7 @@ import unicodedata
 
 import regex
 import tokenizers
+from tokenizers.pre_tokenizers import Split
 
 # OpenAI's gpt-2/src/encoder.py; what a ByteLevel pre-tokenizer means by `use_regex`.
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -42,6 +43,8 @@ def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | No
     special: dict[str, list[int]] = {token.content: [i] for i, token in added.items()}
     between = any_of(special)
     model, spelled, known = own.model, str.maketrans(bytes_as_text()), {}
+    alike = _alike(pattern.pattern)
+    met: set[str] = set()  # characters that both libraries know as the same
 
     def merged(word: str) -> list[int]:
         if len(known) >= MOST:
@@ -52,9 +55,20 @@ def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | No
             known[word] = found
         return found
 
+    def is_known(text: str) -> bool:
+        if met.issuperset(text):
+            return True
+        unmet = set(text) - met
+        if not alike("".join(unmet)):
+            return False
+        met.update(unmet)
+        return True
+
     def encode(text: str) -> list[int] | None:
         nonlocal pattern
-        if pattern is None or (composed and not unicodedata.is_normalized("NFC", text)):
+        if pattern is None or not (text.isascii() or is_known(text)):
+            return None
+        if composed and not unicodedata.is_normalized("NFC", text):
             return None
         ids: list[int] = []
         for i, part in enumerate(between.split(text)):
@@ -73,6 +87,27 @@ def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | No
         return ids
 
     return encode
+
+
+def _alike(pattern: str) -> Callable[[str], bool]:
+    """Are characters the same to `tokenizers` and to `regex`, by the classes that a pattern names?
+
+    And known to Python, which says whether they are composed.
+    """
+    classes = sorted(set(re.findall(r"\\[swdSWD]|\\[pP]\{\^?\w+\}", pattern)))
+    both = [
+        (regex.compile(one), Split(tokenizers.Regex(one), "removed", invert=True))
+        for one in classes
+    ]
+
+    def alike(characters: str) -> bool:
+        return all(unicodedata.category(one) != "Cn" for one in characters) and all(
+            "".join(ours.findall(characters))
+            == "".join(word for word, _ in theirs.pre_tokenize_str(characters))
+            for ours, theirs in both
+        )
+
+    return alike
 
 
 def _settings(part: Any) -> dict[str, Any]:
