@@ -146,9 +146,13 @@ def apply(
         moved: PyTree = optax.apply_updates(trained, changes)
         return moved, opt_state
 
-    # A branch works in place; a choice between two results would hold both.
-    moved, opt_state = jax.lax.cond(sound, take, lambda *state: state, trained, opt_state)
-    return moved, opt_state, values
+    # In place: on GPUs a branch would copy what it is given, elsewhere a choice would hold both.
+    state = trained, opt_state
+    if sharding.platform() == "gpu":
+        state = jax.tree.map(functools.partial(jnp.where, sound), take(*state), state)
+    else:
+        state = jax.lax.cond(sound, take, lambda *state: state, *state)
+    return *state, values
 
 
 class Programs(NamedTuple):

@@ -364,8 +364,10 @@ def test_what_is_frozen_takes_no_part(work, names, tmp_path):
     assert paths(saved.trees["policy"]) == paths(trained)
 
 
-def test_a_number_that_is_none_in_a_frozen_weight_is_seen(work):
-    """By the gradient of the others: nothing is changed."""
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_a_number_that_is_none_in_a_frozen_weight_is_seen(platform, work, monkeypatch):
+    """By the gradient of the others: nothing is changed, as each platform's program leaves it."""
+    monkeypatch.setattr(update.sharding, "platform", lambda: platform)
     graph, params, *_, mesh = work
     trained, frozen = parted(params, FROZEN["head"])
     frozen = {"head": frozen["head"].at[0, 0].set(jnp.nan)}
