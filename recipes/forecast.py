@@ -3,14 +3,18 @@
   python recipes/forecast.py --config=recipes/configs/llama8b.py --chip=v5p --devices=8
 
 Compiles the programs of one update for a mesh of so many chips, and prints what a device holds,
-what moves between devices, and about how long an update takes. For TPUs it asks the TPU compiler
-(pip install libtpu; no chip is needed), also about memory. For GPUs it compiles for CPUs instead:
-what stays allocated through an update is exact, the rest an estimate.
+what moves between devices, and about how long an update takes. It asks the compiler for TPUs (pip
+install libtpu) or for GPUs (pip install 'jax[cuda13-local]' nvidia-cuda-nvcc), which need no chip,
+also about memory. Where there is none for GPUs it compiles for CPUs instead: what stays allocated
+through an update is exact, the rest an estimate.
 """
 
 from absl import flags
 
 if __name__ == "__main__":  # a wrong flag is answered before the imports below
+    import os
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # compilers would say that there is no chip
     from recipes.training import command, settings
 
     flags.DEFINE_string("chip", "h100", "One of a100, h100, h200, rtx4080, rtx4090, v5e, v5p, v6e.")
@@ -26,7 +30,6 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
-from jax.experimental import topologies
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import ml_collections
@@ -39,6 +42,7 @@ from recipes.data.packed.packing import Packed, Shape
 from recipes.preference import metrics, objectives, reference
 from recipes.preference.objectives import Objective
 from recipes.training import (
+    absent,
     adapting,
     by_name,
     checks,
@@ -52,6 +56,7 @@ from recipes.training import (
     update,
     written,
 )
+from recipes.training.absent import Gpu
 from recipes.training.adapting import Adapting
 from recipes.training.by_name import Values
 from recipes.training.nearest import did_you_mean
@@ -72,14 +77,15 @@ class Chip(NamedTuple):
     memory_bytes: float  # per second
     link_bytes: float  # per second, to the other chips, in one direction
     tpu: str | None = None  # its name for the TPU compiler
+    gpu: Gpu | None = None
 
 
 CHIPS = {
-    "a100": Chip(312e12, 80e9, 2.0e12, 300e9),
-    "h100": Chip(989e12, 80e9, 3.35e12, 450e9),
-    "h200": Chip(989e12, 141e9, 4.8e12, 450e9),
-    "rtx4080": Chip(97e12, 16e9, 0.72e12, 32e9),
-    "rtx4090": Chip(165e12, 24e9, 1.01e12, 32e9),
+    "a100": Chip(312e12, 80e9, 2.0e12, 300e9, gpu=Gpu((8, 0), 108)),
+    "h100": Chip(989e12, 80e9, 3.35e12, 450e9, gpu=Gpu((9, 0), 132)),
+    "h200": Chip(989e12, 141e9, 4.8e12, 450e9, gpu=Gpu((9, 0), 132)),
+    "rtx4080": Chip(97e12, 16e9, 0.72e12, 32e9, gpu=Gpu((8, 9), 76)),
+    "rtx4090": Chip(165e12, 24e9, 1.01e12, 32e9, gpu=Gpu((8, 9), 128)),
     "v5e": Chip(197e12, 16e9, 0.82e12, 100e9, "v5e"),
     "v5p": Chip(459e12, 95e9, 2.77e12, 300e9, "v5p"),
     "v6e": Chip(918e12, 32e9, 1.64e12, 224e9, "v6e"),
@@ -351,32 +357,6 @@ def _between(found: Forecast) -> list[str]:
     ]
 
 
-def _tpus(kind: str, count: int, slices: int) -> list:
-    """Devices of so many TPU slices, of `count` chips each, without the hardware."""
-    shapes = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16"}
-    cubes = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8",
-             256: "4x8x8", 512: "8x8x8", 1024: "8x8x16"}  # fmt: skip
-    known = cubes if kind == "v5p" else (shapes | {256: "16x16"})
-    if count not in known:
-        raise BadInput(
-            f"--devices={count * slices} in --slices={slices}: a slice of {kind} has "
-            f"{', '.join(map(str, known))} chips"
-        )
-    try:
-        name = f"{kind}:{known[count]}"
-        more: dict[str, Any] = {"chips_per_host_bounds": [1, 1, 1]} if count == 1 else {}
-        if slices > 1:
-            more["num_slices"] = slices
-        found = topologies.get_topology_desc(topology_name=name, platform="tpu", **more)
-        return list(found.devices)
-    except Exception as error:  # jax raises another type for every cause
-        reason = str(error).strip().partition("\n")[0]
-        raise BadInput(
-            f"--chip={kind} needs the TPU compiler, which is not here (pip install libtpu): "
-            f"{reason}"
-        ) from error
-
-
 def main(config: ml_collections.ConfigDict) -> None:
     """Prints the forecast.
 
@@ -395,6 +375,7 @@ def main(config: ml_collections.ConfigDict) -> None:
     chip = CHIPS[asked.chip]
     hf_config = hf_folder.look_up(given["initialize_from_hf"]).config
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    jax.config.update("jax_enable_compilation_cache", False)  # which takes a device to read
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", asked.devices)
     devices = jax.devices()
@@ -404,7 +385,10 @@ def main(config: ml_collections.ConfigDict) -> None:
             "GPUs forecast one node, whose gradients meet those of other nodes once an update"
         )
     if chip.tpu:
-        devices = _tpus(chip.tpu, asked.devices // asked.slices, asked.slices)
+        devices = absent.tpus(chip.tpu, asked.devices // asked.slices, asked.slices)
+    elif chip.gpu:
+        known = chip.memory, chip.memory_bytes
+        devices = absent.gpus(chip.gpu, *known, asked.devices) or devices
     if len(devices) != asked.devices:
         raise BadInput(
             f"--devices={asked.devices}, and XLA_FLAGS in the environment make {len(devices)}: "
@@ -416,7 +400,7 @@ def main(config: ml_collections.ConfigDict) -> None:
     less = checks.less_memory(given, has_reference=job.beside is not None)
     if given["optimizer"] in ("adamw", "lion", "rmsprop", "muon"):
         less.append("--config.optimizer=adamw8bit")
-    print(told(found, chip, real, less, exact=chip.tpu is not None))
+    print(told(found, chip, real, less, exact=devices[0].platform != "cpu"))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def of(text: str, loops: int = 1) -> list[Collective]:
             continue
         results, kind, begun = made.groups()
         arrays = _arrays(results)
-        if begun and kind == "all-gather":
+        if begun and kind in ("all-gather", "all-to-all", "reduce-scatter"):
             arrays = arrays[len(arrays) // 2 :]  # (what is given, what comes)
         elif begun and kind == "collective-permute":
             arrays = arrays[1:2]

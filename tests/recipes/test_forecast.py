@@ -8,7 +8,7 @@ import pytest
 from checkpoints_io import hf_folder
 from recipes import forecast
 from recipes.configs import tiny
-from recipes.training import checks, collectives
+from recipes.training import absent, checks, collectives
 from tests.conftest import TINY, given_by
 from tests.long_forms import full_but
 from tests.zoo import twins
@@ -21,6 +21,8 @@ TEXT = """
 }
 ENTRY %main (p: f32[8]) -> f32[8] {
   %loop = f32[8]{0} while(%p), condition=%cond.1, body=%body.1
+  %met = ((f32[64], f32[8]), (f32[8], f32[1])) reduce-scatter-start(%a), replica_groups=[1,8]<=[8]
+  %all = ((f32[64]{0}), f32[64]{0}) all-to-all-start(%a), dimensions={0}
   %part = f32[128,8]{1,0} reduce-scatter(%g), replica_groups=[1,8]<=[8], dimensions={0}
   %moved = (f32[64]{0}, f32[64]{0}, u32[], u32[]) collective-permute-start(%g)
   %sum = (f32[16]{0}, f32[4]{0}) all-reduce(%a, %b), to_apply=%add
@@ -33,6 +35,8 @@ def test_collectives_are_read():
     assert [(c.kind, c.bytes, c.times) for c in found] == [
         ("all-gather", 16384, 32),
         ("all-gather", 16384, 32),
+        ("reduce-scatter", 288, 1),
+        ("all-to-all", 256, 1),
         ("reduce-scatter", 32768, 1),
         ("collective-permute", 256, 1),
         ("all-reduce", 80, 1),
@@ -151,7 +155,7 @@ def test_two_slices_of_tpus_exchange_the_gradient_once_an_update(config):
     config.mesh.data, config.mesh.fsdp, config.mp = 2, 4, "p=f32,c=bfloat16"
     config.train_batch_size, config.train_seq_len = 256, 512
     chip, job = forecast.CHIPS["v5p"], forecast.job_of(given_by(config))
-    found = forecast.forecast(job, WIDE, chip, forecast._tpus("v5p", 4, 2), 300)
+    found = forecast.forecast(job, WIDE, chip, absent.tpus("v5p", 4, 2), 300)
     of = lambda name: sum(one.bytes * one.times for who, one in found.between if who == name)
     told = forecast.told(found, chip, 1000.0, [], exact=True)
     print(told)
@@ -160,3 +164,24 @@ def test_two_slices_of_tpus_exchange_the_gradient_once_an_update(config):
     assert of("add") <= 4 * 3 * 2 * 256 * 2  # log-probabilities, and what is rounded up
     assert not any(one.in_loop for _, one in found.between)
     assert "none of its " in told
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("model_type", ["llama", "gpt_oss"])
+def test_a_gpu_that_is_not_here_takes_what_its_compiler_says(model_type, config):
+    """With our kernels: nothing of a row's length squared, and the optimizer works in place."""
+    pytest.importorskip("jax_plugins.xla_cuda13")
+    experts = dict(num_local_experts=8, num_experts_per_tok=2, sliding_window=128)
+    hf_config = WIDE | dict(model_type=model_type, **(experts if model_type == "gpt_oss" else {}))
+    chip = forecast.CHIPS["rtx4090"]
+    gpus = absent.gpus(chip.gpu, chip.memory, chip.memory_bytes, 1)
+    config.mp, config.train_batch_size, config.remat = "p=f32,c=bfloat16", 64, "full"
+    temporary = {}
+    for length in (512, 2048):
+        config.train_seq_len, config.row_length = 512, length
+        config.per_device_parallelism = 8192 // length
+        job = forecast.job_of(given_by(config))
+        found = forecast.forecast(job, hf_config, chip, gpus, 300)
+        temporary[length] = found.temporary["add"]
+        assert found.temporary["apply"] < 2**20
+    assert temporary[2048] < 1.05 * temporary[512]
