@@ -1,7 +1,10 @@
-"""A layer of experts, forward and backward: our tiles against `jax.lax.ragged_dot`, in turn.
+"""A layer of experts, forward and backward: ours against `jax.lax.ragged_dot`, in turn.
 
   python benchmarks/experts.py                                a small layer
   python benchmarks/experts.py --shape=30B-A3B --chip=h200    of a published model, in bfloat16
+
+Ours are a loop over tiles, and kernels for all tiles at once, which on CPUs are interpreted. On
+GPUs `ragged_dot` takes every row to every expert: `--ways` leaves it out where that is too much.
 
 Prints milliseconds, the products that tokens ask for as a share of the chip's peak, and how far
 outputs and gradients are apart.
@@ -11,6 +14,7 @@ import functools
 import json
 import statistics
 import time
+from unittest import mock
 
 from absl import flags
 import jax
@@ -20,11 +24,14 @@ import published
 
 from recipes import forecast
 from recipes.training import command
-from zoo.parts import experts
+from zoo.parts import experts, sharding, tiles
 from zoo.parts.tiles import Route, Weights
 
 SHAPE = flags.DEFINE_enum(
     "shape", "tiny-experts", ["tiny-experts", "30B-A3B"], "Of benchmarks/published.py."
+)
+WAYS = flags.DEFINE_multi_enum(
+    "ways", ["loop", "kernels", "ragged_dot"], ["loop", "kernels", "ragged_dot"], "In this order."
 )
 CHIP = flags.DEFINE_enum(
     "chip", None, list(forecast.CHIPS), "Whose peak the products are a share of."
@@ -46,7 +53,13 @@ def main() -> None:
     x = draw(1, T, D) * T**0.5  # numbers of about 1
     weights = {"gate_up": draw(E, 2, D, F), "down": draw(E, F, D)}
     route = experts.chosen(draw(1, T, E).astype(jnp.float32), experts.Choice(k, to_one=True))
-    ways = {"tiles": by_tiles, "ragged_dot": by_ragged_dot}
+    here = {sharding.platform()}
+    every = {
+        "loop": functools.partial(by_tiles, set()),
+        "kernels": functools.partial(by_tiles, here),
+        "ragged_dot": by_ragged_dot,
+    }
+    ways = {name: every[name] for name in WAYS.value}
     programs = {
         name: jax.jit(jax.value_and_grad(summed(functools.partial(way, route)), (0, 1)))
         for name, way in ways.items()
@@ -64,7 +77,7 @@ def main() -> None:
         told = {"way": name, "ms": round(1e3 * usual, 2), "tflops": products / usual / 1e12}
         if CHIP.value:
             told["share_of_peak"] = products / usual / forecast.CHIPS[CHIP.value].bf16_flops
-        print(json.dumps(told | {"apart": apart(found["tiles"], found[name])}), flush=True)
+        print(json.dumps(told | {"apart": apart(found[WAYS.value[0]], found[name])}), flush=True)
 
 
 def summed(way):
@@ -72,11 +85,14 @@ def summed(way):
     return lambda x, weights: (way(x, weights).astype(jnp.float32) ** 2).mean()
 
 
-def by_tiles(route: Route, x: Float[Array, "B T D"], weights: Weights) -> Float[Array, "B T D"]:
-    """As the zoo's models do it."""
+def by_tiles(
+    by_kernels: set[str], route: Route, x: Float[Array, "B T D"], weights: Weights
+) -> Float[Array, "B T D"]:
+    """As the zoo's models do it, by kernels on these platforms."""
     axes = {"gate_up": "E J D F", "down": "E F D"}
     lettered = {name: (weight, axes[name]) for name, weight in weights.items()}
-    return experts.mixed(x, route, lettered, experts.gated_together)
+    with mock.patch.object(tiles, "BY_KERNELS", by_kernels):
+        return experts.mixed(x, route, lettered, experts.gated_together)
 
 
 def by_ragged_dot(

@@ -25,7 +25,7 @@ def gpu():
 
 
 @pytest.mark.parametrize("how", [{}, dict(window=20), dict(softcap=1.5)], ids=str)
-@pytest.mark.parametrize("backend", ["blocks", "tokamax", "tokamax_chunked", "cudnn"])
+@pytest.mark.parametrize("backend", ["blocks", "triton", "tokamax", "tokamax_chunked", "cudnn"])
 def test_backends_are_the_plain_products(backend, how):
     """In bfloat16, gradients too, against float32 without tf32."""
     if how.keys() & attention.CANNOT.get(backend, set()):

@@ -23,8 +23,8 @@ WITH_CONFIG = {
     "recipes.data": "initialize_from_hf",
 }
 MEASURE = (
-    "accelerator", "compare", "everything", "experts", "growth", "layouts", "ours", "ranked",
-    "real_pairs", "recurrences", "sampling", "start", "sweep", "tokenisation",
+    "accelerator", "attention", "compare", "everything", "experts", "growth", "layouts", "ours",
+    "ranked", "real_pairs", "recurrences", "sampling", "start", "sweep", "tokenisation",
 )  # fmt: skip
 BENCHMARKS = [f"benchmarks/{name}.py" for name in MEASURE]
 PROGRAMS = [

@@ -191,10 +191,11 @@ def _models(given: Values, beside: Beside | None, computing: Computing) -> Model
     plan.refuse_cut_rows(given, blank, computing.mesh.shape["context"])
     blank.source, blank.attention, blank.remat = folder, computing.attention, computing.remat
     backend = attention.backend_of(blank.config, precision.compute, computing.attention)
-    if computing.remat == "attention" and backend not in ("blocks", "splash"):
+    if computing.remat == "attention" and backend not in attention.NAMES_WHAT_IT_MADE:
         raise BadInput(
             f"--config.remat=attention has no effect with the attention backend {backend}, which "
-            "names nothing to keep: use --config.remat=products, or attention=blocks or splash"
+            f"names nothing to keep: use --config.remat=products, or one of "
+            f"--config.attention={', '.join(sorted(attention.NAMES_WHAT_IT_MADE))}"
         )
     folder = blank.source = hf_folder.fetched(folder)
     zoo.check(folder)

@@ -388,7 +388,7 @@ COMPUTE = {
         "the attention backend",
         None,
         unset="the platform's default",
-        choices=("dense", "blocks", "tokamax", "tokamax_chunked", "splash", "cudnn"),
+        choices=("dense", "blocks", "triton", "cudnn", "splash", "tokamax", "tokamax_chunked"),
         free=True,
     ),
     "remat": Setting(

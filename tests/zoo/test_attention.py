@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import large_weights, small_config
 from tests.long_forms import full_but
 from zoo import llama
-from zoo.parts import attention, attention_kernels, spans
+from zoo.parts import attention, attention_kernels, attention_triton, dialect, spans
 
 
 def work(T, N, K, H, U=None, seed=0):
@@ -41,6 +41,15 @@ def work(T, N, K, H, U=None, seed=0):
     return (q, k, v), where, pull
 
 
+@pytest.fixture
+def anywhere(monkeypatch):
+    """Kernels of GPUs and TPUs run here, too, slowly, and in float32."""
+    kernels = {"splash": attention_kernels.splash, "triton": attention_triton.attend}
+    for name, kernel in kernels.items():
+        monkeypatch.setitem(attention.BACKENDS, name, functools.partial(kernel, interpret=True))
+    monkeypatch.setitem(attention.CANNOT, "triton", set())
+
+
 def outcome(backend, arrays, where, pull, **how):
     attend = functools.partial(attention.attend, where=where, scale=0.3, backend=backend, **how)
     pulled = lambda *arrays: (attend(*arrays) * pull).sum()
@@ -55,14 +64,11 @@ def outcome(backend, arrays, where, pull, **how):
         (40, 4, 1, 8, 12),
     ),
 )
-@pytest.mark.parametrize("backend", ["blocks", "tokamax_chunked", "splash"])
-def test_backends_are_the_dense_one(backend, T, N, K, H, U, monkeypatch):
+@pytest.mark.parametrize("backend", ["blocks", "tokamax_chunked", "splash", "triton"])
+def test_backends_are_the_dense_one(backend, T, N, K, H, U, anywhere):
     """Values as wide as keys, narrower and wider."""
     if backend == "tokamax_chunked":
         pytest.importorskip("tokamax")
-    if backend == "splash":
-        interpreted = functools.partial(attention_kernels.splash, interpret=True)
-        monkeypatch.setitem(attention.BACKENDS, "splash", interpreted)
     given = work(T, N, K, H, U)
     for ours, theirs in zip(outcome(backend, *given), outcome("dense", *given), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
@@ -77,19 +83,28 @@ HOW = [dict(window=20), dict(window=1), dict(softcap=1.5), dict(window=50, softc
     full_but(HOW, HOW[3]),
     ids=str,
 )
-@pytest.mark.parametrize("backend", ["blocks", "tokamax_chunked", "splash"])
-def test_windows_and_soft_caps_are_the_dense_ones(backend, how, monkeypatch):
+@pytest.mark.parametrize("backend", ["blocks", "tokamax_chunked", "splash", "triton"])
+def test_windows_and_soft_caps_are_the_dense_ones(backend, how, anywhere):
     """In rows with prompts once, where a window is not one run of keys."""
     if backend == "tokamax_chunked":
         pytest.importorskip("tokamax")
-    interpreted = functools.partial(attention_kernels.splash, interpret=True)
-    monkeypatch.setitem(attention.BACKENDS, "splash", interpreted)
     given = work(256, 4, 2, 16)
     expected = outcome("dense", *given, **how)
     for ours, theirs in zip(outcome(backend, *given, **how), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
     plain = outcome("dense", *given)[0]
     assert jnp.abs(expected[0] - plain).max() > 0.1
+
+
+def test_more_than_can_be_counted_goes_row_by_row(anywhere, monkeypatch):
+    given = work(130, 6, 2, 8)
+    whole = outcome("triton", *given, window=20)
+    monkeypatch.setattr(dialect, "COUNTED", 192 * 6 * 16 + 1)
+    for ours, theirs in zip(outcome("triton", *given, window=20), whole, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    monkeypatch.setattr(dialect, "COUNTED", 192 * 6 * 16)
+    with pytest.raises(ValueError, match=r"rows of 130 tokens are too long.*attention=blocks"):
+        outcome("triton", *given)
 
 
 def test_a_chunk_by_hand():
@@ -102,7 +117,8 @@ def test_a_chunk_by_hand():
 
 
 @pytest.mark.parametrize("how", [{}, dict(window=20, softcap=1.5)], ids=str)
-def test_sinks_are_the_dense_ones_gradients_included(how):
+@pytest.mark.parametrize("backend", ["blocks", "triton"])
+def test_sinks_are_the_dense_ones_gradients_included(backend, how, anywhere):
     arrays, where, pull = work(130, 6, 2, 8)
     sinks = jnp.linspace(-2.0, 3.0, 6)
 
@@ -112,27 +128,26 @@ def test_sinks_are_the_dense_ones_gradients_included(how):
         ).sum()
         return jax.jit(jax.value_and_grad(pulled, argnums=(0, 1, 2, 3)))(sinks, *arrays)
 
-    (expected, of_dense), (found, of_blocks) = gradient("dense"), gradient("blocks")
+    (expected, of_dense), (found, of_ours) = gradient("dense"), gradient(backend)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    for ours, theirs in zip(of_blocks, of_dense, strict=True):
+    for ours, theirs in zip(of_ours, of_dense, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
     assert jnp.abs(of_dense[0]).max() > 0.1
 
 
-@pytest.mark.parametrize("backend", ["blocks", "tokamax_chunked", "splash"])
-def test_a_part_of_a_row_sees_keys_of_all_of_it(backend, monkeypatch):
+@pytest.mark.parametrize("backend", ["blocks", "tokamax_chunked", "splash", "triton"])
+def test_a_part_of_a_row_sees_keys_of_all_of_it(backend, anywhere):
     """As where several devices share a row: fewer queries than keys, in a window."""
     if backend == "tokamax_chunked":
         pytest.importorskip("tokamax")
-    interpreted = functools.partial(attention_kernels.splash, interpret=True)
-    monkeypatch.setitem(attention.BACKENDS, "splash", interpreted)
     arrays, where, _ = work(256, 4, 2, 16)
     compared(backend, arrays, where, slice(128, 256), None)
 
 
-def test_a_part_that_is_no_tile_sees_keys_of_all_of_its_row():
+@pytest.mark.parametrize("backend", ["blocks", "triton"])
+def test_a_part_that_is_no_tile_sees_keys_of_all_of_its_row(backend, anywhere):
     arrays, where, _ = work(130, 6, 2, 8)
-    compared("blocks", arrays, where, slice(26, 52), jnp.linspace(-2.0, 3.0, 6))
+    compared(backend, arrays, where, slice(26, 52), jnp.linspace(-2.0, 3.0, 6))
 
 
 def compared(backend, arrays, where, at, sinks):
@@ -167,13 +182,14 @@ def test_a_key_too_many_would_be_seen():
     assert jnp.abs(right - wrong).max() > 0.1
 
 
-def test_tiles_that_nobody_sees_are_not_computed():
+@pytest.mark.parametrize("backend", ["blocks", "triton"])
+def test_tiles_that_nobody_sees_are_not_computed(backend, anywhere):
     """What stands outside of every range may be anything, even not a number."""
     (q, k, v), where, _ = work(256, 4, 2, 16)
     ends = jnp.full((2, 256), 64, jnp.int32)
     where = where._replace(first=jnp.zeros_like(ends), last=ends)
     spoilt = v.at[:, 64:].set(jnp.nan)
-    assert jnp.isfinite(attention.attend(q, k, spoilt, where, scale=0.3, backend="blocks")).all()
+    assert jnp.isfinite(attention.attend(q, k, spoilt, where, scale=0.3, backend=backend)).all()
 
 
 def test_memory_grows_with_the_row_and_not_with_its_square():

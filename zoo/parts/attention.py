@@ -12,6 +12,7 @@ from checkpoints_io.errors import BadInput
 from zoo.parts import (
     attention_blocks,
     attention_kernels,
+    attention_triton,
     hf_config,
     last_step,
     layers,
@@ -57,17 +58,21 @@ BACKENDS: dict[str, Callable[..., Array]] = {
     "tokamax_chunked": attention_kernels.tokamax_chunked,
     "splash": attention_kernels.splash,
     "cudnn": attention_kernels.cudnn,
+    "triton": attention_triton.attend,
 }
 # The default backend of each platform.
-BY_PLATFORM = {"cpu": "blocks", "gpu": "cudnn", "tpu": "splash"}
+BY_PLATFORM = {"cpu": "blocks", "gpu": "triton", "tpu": "splash"}
 # Kernels of other libraries, whose heads are all as wide as each other.
-KERNELS = {"tokamax", "tokamax_chunked", "splash", "cudnn"}
+KERNELS = {"tokamax", "tokamax_chunked", "splash", "cudnn", "triton"}
+# Those whose outputs `remat=attention` keeps.
+NAMES_WHAT_IT_MADE = {"blocks", "splash", "triton"}
 # What these kernels cannot do; then `blocks` replaces the platform's default.
 CANNOT = {
     "tokamax": {"sinks", "softcap"},  # with a cap its Triton kernel has no backward pass
     "tokamax_chunked": {"sinks"},
     "splash": {"sinks"},
     "cudnn": {"sinks", "softcap", "float32"},
+    "triton": {"float32"},  # it can, by slow products
 }
 
 

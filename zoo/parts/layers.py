@@ -28,9 +28,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zoo.parts import adapted, quantised, sharding
+from zoo.parts import adapted, grouped, quantised, sharding
 
 Weight = Array | adapted.Adapted | quantised.Quantised  # the value of a parameter
+Bias = nnx.Param | Array | grouped.Grouped | None
 
 
 def weight(
@@ -57,8 +58,15 @@ def is_matrix(axes: str) -> bool:
     return not {"D", "R"}.isdisjoint(own) and len(own) > 1 and own != ["E", "D"]
 
 
-def dot(equation: str, x: Array, y: Array, out: jax.typing.DTypeLike | None = None) -> Array:
+def dot(
+    equation: str,
+    x: Array,
+    y: Array | grouped.Grouped,
+    out: jax.typing.DTypeLike | None = None,
+) -> Array:
     """`jnp.einsum` whose float32 is float32: GPUs and TPUs would round the operands otherwise."""
+    if isinstance(y, grouped.Grouped):
+        return y.product(equation, x, out)
     exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     return jnp.einsum(equation, x, y, precision=exact, preferred_element_type=out or x.dtype)
 
@@ -77,7 +85,7 @@ def einsum(equation: str, x: Array, w: nnx.Param, out: jax.typing.DTypeLike | No
 def times(
     equation: str,
     x: Array,
-    w: Weight,
+    w: Weight | grouped.Grouped,
     out: jax.typing.DTypeLike | None = None,
     by: Callable[..., Array] = dot,
 ) -> Array:
@@ -240,7 +248,7 @@ def _scaled_backward(
 scaled.defvjp(_scaled_forward, _scaled_backward)
 
 
-def shifted(x: Float[Array, "*B"], bias: nnx.Param | Array | None) -> Float[Array, "*B"]:
+def shifted(x: Float[Array, "*B"], bias: Bias) -> Float[Array, "*B"]:
     """`x` plus a bias over its last axes, if there is one."""
     return x if bias is None else _shifted(x, bias[...], x.dtype)
 

@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from zoo.parts import layers
+from zoo.parts import grouped, layers, sharding
 
 # Tokens of a tile: the power of two above an expert's share of them, within these bounds. Smaller
 # ones would be filled up less, and read an expert's weights and add to its gradient more often.
 SMALLEST, LARGEST = 8, 512
+# As the kernels of `grouped` have them, and where those run.
+AT_ONCE, BY_KERNELS = (grouped.SMALLEST, grouped.LARGEST), {"gpu"}
 
 Weights = Mapping[str, Any]  # arrays, or those with adapters
 # One expert's work: (its tokens, its own weights) -> its outputs.
@@ -54,7 +56,9 @@ def gathered(
     E, k = jax.tree.leaves(weights)[0].shape[0], route.experts.shape[-1]
     M = B * T * k  # meetings of a token with an expert
     each = M // (E * part.count if part else E)
-    tile = min(max(1 << each.bit_length(), SMALLEST), LARGEST)
+    at_once = sharding.platform() in BY_KERNELS and grouped.can(M, D, weights)
+    smallest, largest = AT_ONCE if at_once else (SMALLEST, LARGEST)
+    tile = min(max(1 << each.bit_length(), smallest), largest)
     chosen = route.experts.reshape(-1)
     if part:  # those of other devices come last, and are counted with none
         chosen = chosen - jax.lax.axis_index(part.axis) * E
@@ -77,15 +81,37 @@ def gathered(
     shares = route.shares.reshape(-1)
     if before:
         copies, shares = copies * shares[:, None].astype(x.dtype), jnp.ones_like(shares)
-    copies = jnp.concatenate([copies, jnp.zeros((1, D), x.dtype)])[meeting]
-    shares = jnp.append(shares, 0).astype(x.dtype)[meeting]
-    made = _tile_by_tile(
-        work, copies.reshape(most, tile, D), shares.reshape(most, tile), dict(weights),
-        jnp.minimum(experts, E - 1), count,
-    ).reshape(-1, D)  # fmt: skip
     back = jnp.zeros(M, slot.dtype).at[order].set(slot)
-    back = made.at[back].get(mode="fill", fill_value=0) if part else made[back]
-    return back.reshape(B, T, k, D).astype(jnp.float32).sum(2).astype(x.dtype)
+    copies = _moved(copies, meeting, back)
+    shares = _moved(shares.astype(x.dtype), meeting, back)
+    experts = jnp.minimum(experts, E - 1)
+    if at_once:
+        every = grouped.Tiles(experts, first_tile, tiles, count)
+        how = every, tile, sharding.platform() == "cpu"  # there they are interpreted
+        of_all = lambda w: grouped.Grouped(w, *how) if w.ndim else w
+        made = _weighted(work, copies, shares, jax.tree.map(of_all, dict(weights)))
+    else:
+        made = _tile_by_tile(
+            work, copies.reshape(most, tile, D), shares.reshape(most, tile), dict(weights),
+            experts, count,
+        ).reshape(-1, D)  # fmt: skip
+    made = _moved(made, back, meeting)
+    return made.reshape(B, T, k, D).astype(jnp.float32).sum(2).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _moved(x: Array, to: Int[Array, " T"], back: Int[Array, " M"]) -> Array:
+    """What stands at `to`, each once, and zeros beyond the end; `back` is the same from there.
+
+    So that the gradient is looked up, too: GPUs add what is scattered a number at a time.
+    """
+    return x.at[to].get(mode="fill", fill_value=0)
+
+
+_moved.defvjp(
+    lambda x, to, back: (_moved(x, to, back), back),
+    lambda back, gradient: (gradient.at[back].get(mode="fill", fill_value=0), None, None),
+)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -1,0 +1,141 @@
+"""What a program of the kernels in attention_triton.py does, in Pallas' Triton dialect.
+
+Each is given its arrays by name, and then what it fills.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import pallas as pl
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from zoo.parts import dialect, last_step
+
+UNSEEN = -1e30  # a score; minus infinity would make 0 / 0 where a tile shows a query nothing
+
+Given = dict[str, Any]  # references, by name
+
+
+class Tile(NamedTuple):
+    """Queries and keys that a program takes at a time, its warps, and loads that are under way."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+class How(NamedTuple):
+    """What is known when a kernel is compiled."""
+
+    scale: float
+    softcap: float | None
+    interpret: bool
+
+
+def mix(how: How, tile: Tile, given: Given, out: Any, logsum: Any) -> None:
+    """What a tile of queries of one head gathers."""
+    q = given["q"][...]
+
+    def add(j: Array, sofar: tuple) -> tuple:
+        top, total, mixed = sofar
+        here = pl.ds(j * tile.keys, tile.keys)
+        values = given["v"][here, :]
+        scores = _scores(how, q, given["k"][here, :], _seen(given, slice(None), here, j, tile))
+        higher = jnp.maximum(top, scores.max(1))
+        shares, shrunk = jnp.exp(scores - higher[:, None]), jnp.exp(top - higher)
+        fresh = dialect.product(shares.astype(values.dtype), values)
+        return higher, total * shrunk + shares.sum(1), mixed * shrunk[:, None] + fresh
+
+    none = jnp.zeros(tile.queries, jnp.float32)
+    begin = none + UNSEEN, none
+    if "sinks" in given:  # a key that was seen before all others, and has no value
+        begin = none + given["sinks"][0].astype(jnp.float32), none + 1
+    begin = *begin, jnp.zeros((tile.queries, q.shape[1]), jnp.float32)
+    top, total, mixed = _over_keys(given, tile, add, begin)
+    out[...] = (mixed / total[:, None]).astype(out.dtype)
+    logsum[...] = top + jnp.log(total)
+
+
+def pull_queries(how: How, tile: Tile, given: Given, of_q: Any) -> None:
+    """The gradient of a tile of queries of one head."""
+    q, gradient, logsum, common = (
+        given[name][...] for name in ("q", "gradient", "logsum", "common")
+    )
+
+    def add(j: Array, sofar: tuple) -> tuple:
+        here = pl.ds(j * tile.keys, tile.keys)
+        keys = given["k"][here, :]
+        scores = _scores(how, q, keys, _seen(given, slice(None), here, j, tile))
+        _, moved = _moved(how, scores, gradient, given["v"][here, :], logsum, common)
+        return (sofar[0] + dialect.product(moved.astype(keys.dtype), keys),)
+
+    begin = (jnp.zeros(q.shape, jnp.float32),)
+    of_q[...] = _over_keys(given, tile, add, begin)[0].astype(of_q.dtype)
+
+
+def pull_keys(how: How, tile: Tile, given: Given, of_k: Any, of_v: Any) -> None:
+    """The gradients of a tile of keys and values, by all heads that look at them."""
+    keys, values = given["k"][...], given["v"][...]
+    j = pl.program_id(0)
+
+    def of_head(n: Array, sums: tuple) -> tuple:
+        def add(i: Array, sums: tuple) -> tuple:
+            of_k, of_v = sums
+            here = pl.ds(i * tile.queries, tile.queries)
+            q, gradient = given["q"][here, n, :], given["gradient"][here, n, :]
+            logsum, common = given["logsum"][n, here], given["common"][n, here]
+            scores = _scores(how, q, keys, _seen(given, here, slice(None), j, tile))
+            shares, moved = _moved(how, scores, gradient, values, logsum, common)
+            of_v += dialect.product(shares.astype(q.dtype).T, gradient)
+            return of_k + dialect.product(moved.astype(q.dtype).T, q), of_v
+
+        return jax.lax.fori_loop(given["begin"][0], given["end"][0], add, sums)
+
+    none = jnp.zeros(keys.shape, jnp.float32)
+    sums = jax.lax.fori_loop(0, given["q"].shape[1], of_head, (none, none))
+    of_k[...], of_v[...] = (x.astype(keys.dtype) for x in sums)
+
+
+def _scores(
+    how: How, q: Float[Array, "t H"], k: Float[Array, "s H"], seen: Bool[Array, "t s"]
+) -> Float[Array, "t s"]:
+    return jnp.where(
+        seen, last_step.capped(dialect.product(q, k.T) * how.scale, how.softcap), UNSEEN
+    )
+
+
+def _moved(
+    how: How,
+    scores: Float[Array, "t s"],
+    gradient: Float[Array, "t H"],
+    values: Float[Array, "s H"],
+    logsum: Float[Array, " t"],
+    common: Float[Array, " t"],
+) -> tuple[Float[Array, "t s"], Float[Array, "t s"]]:
+    """The shares of keys, and the gradient by the products of queries and keys."""
+    shares = jnp.exp(scores - logsum[:, None])
+    moved = shares * (dialect.product(gradient, values.T) - common[:, None]) * how.scale
+    if how.softcap:  # the derivative of tanh; what is not seen has a share of 0
+        moved *= jnp.where(shares > 0, 1 - (scores / how.softcap) ** 2, 0)
+    return shares, moved
+
+
+def _seen(given: Given, queries: Any, keys: Any, j: Array, tile: Tile) -> Array:
+    """Which keys of the tile with number j each of the queries sees."""
+    stored = j * tile.keys + jnp.arange(tile.keys)
+    first, last = given["first"][queries], given["last"][queries]
+    seen = (first[:, None] <= stored[None]) & (stored[None] < last[:, None])
+    if "width" in given:
+        back = given["at"][queries][:, None] - given["keys_at"][keys][None]
+        seen &= back < given["width"][0]
+    return seen
+
+
+def _over_keys(given: Given, tile: Tile, add: Callable, begin: tuple) -> tuple:
+    """Adds up the tiles of keys that any query of the program sees."""
+    lowest = jnp.min(given["first"][...]) // tile.keys
+    highest = (jnp.max(given["last"][...]) + tile.keys - 1) // tile.keys
+    return jax.lax.fori_loop(lowest, highest, add, begin)
