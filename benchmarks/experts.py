@@ -53,7 +53,7 @@ def main() -> None:
     x = draw(1, T, D) * T**0.5  # numbers of about 1
     weights = {"gate_up": draw(E, 2, D, F), "down": draw(E, F, D)}
     route = experts.chosen(draw(1, T, E).astype(jnp.float32), experts.Choice(k, to_one=True))
-    here = {sharding.platform()}
+    here = {(sharding.platform(), "bfloat16")}
     every = {
         "loop": functools.partial(by_tiles, set()),
         "kernels": functools.partial(by_tiles, here),
@@ -86,9 +86,9 @@ def summed(way):
 
 
 def by_tiles(
-    by_kernels: set[str], route: Route, x: Float[Array, "B T D"], weights: Weights
+    by_kernels: set[tuple[str, str]], route: Route, x: Float[Array, "B T D"], weights: Weights
 ) -> Float[Array, "B T D"]:
-    """As the zoo's models do it, by kernels on these platforms."""
+    """As the zoo's models do it, by kernels on these platforms in these dtypes."""
     axes = {"gate_up": "E J D F", "down": "E F D"}
     lettered = {name: (weight, axes[name]) for name, weight in weights.items()}
     with mock.patch.object(tiles, "BY_KERNELS", by_kernels):

@@ -17,8 +17,8 @@ from zoo.parts import grouped, layers, sharding
 # Tokens of a tile: the power of two above an expert's share of them, within these bounds. Smaller
 # ones would be filled up less, and read an expert's weights and add to its gradient more often.
 SMALLEST, LARGEST = 8, 512
-# As the kernels of `grouped` have them, and where those run.
-AT_ONCE, BY_KERNELS = (grouped.SMALLEST, grouped.LARGEST), {"gpu"}
+# As the kernels of `grouped` have them, and where those run; in float32 GPUs have no fast products.
+AT_ONCE, BY_KERNELS = (grouped.SMALLEST, grouped.LARGEST), {("gpu", "bfloat16")}
 
 Weights = Mapping[str, Any]  # arrays, or those with adapters
 # One expert's work: (its tokens, its own weights) -> its outputs.
@@ -56,7 +56,8 @@ def gathered(
     E, k = jax.tree.leaves(weights)[0].shape[0], route.experts.shape[-1]
     M = B * T * k  # meetings of a token with an expert
     each = M // (E * part.count if part else E)
-    at_once = sharding.platform() in BY_KERNELS and grouped.can(M, D, weights)
+    at_once = (sharding.platform(), x.dtype.name) in BY_KERNELS
+    at_once = at_once and grouped.can(M, D, weights)
     smallest, largest = AT_ONCE if at_once else (SMALLEST, LARGEST)
     tile = min(max(1 << each.bit_length(), smallest), largest)
     chosen = route.experts.reshape(-1)

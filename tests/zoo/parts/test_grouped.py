@@ -65,7 +65,7 @@ def test_kernels_are_the_loop(D, F, rank, part, monkeypatch):
     """Odd widths, biases, adapters, an expert without tokens, experts of a device."""
     given = drawn(6, D, F, rank)
     expected = outcome(*given, part=part)
-    monkeypatch.setattr(tiles, "BY_KERNELS", {"cpu"})
+    monkeypatch.setattr(tiles, "BY_KERNELS", {("cpu", "float32")})
     found = outcome(*given, part=part)
     for ours, theirs in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=3e-5)
