@@ -1,7 +1,6 @@
 """TRL's DPOTrainer on the comparison's work; prints one JSON line. Runs in TRL's environment."""
 
 import argparse
-import json
 import pathlib
 import tempfile
 import time
@@ -9,15 +8,22 @@ import time
 from datasets import Dataset
 import measure
 from peft import LoraConfig
+import published
 from tokenizers import Tokenizer, models
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+)
 from trl import DPOConfig, DPOTrainer
 import work
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--folder", type=pathlib.Path)
 parser.add_argument("--size", default="A")
+parser.add_argument("--shape", help="of published.py, drawn on the device, in place of --size")
 parser.add_argument("--steps", type=int, default=4)
 parser.add_argument("--micro_batches", type=int, default=1)
 parser.add_argument("--gpu", action="store_true", help="bfloat16, checkpointing, on the GPU")
@@ -53,7 +59,22 @@ class Steps(TrainerCallback):
         self.clock.stop()
 
 
-vocabulary = json.loads((args.folder / args.size / "config.json").read_text())["vocab_size"]
+def model_of(shape: str | None):
+    """Weights of the folder, or drawn in the dtype in which PEFT would be given them."""
+    if shape is None:
+        path = args.folder / args.size
+        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    config = AutoConfig.for_model(**published.SHAPES[shape])
+    with torch.device("cuda" if args.gpu else "cpu"):
+        dtype = torch.bfloat16 if args.rank else torch.float32
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+model = model_of(args.shape)
+vocabulary = model.config.vocab_size
+if not (args.folder / "pairs.jsonl").exists():
+    args.folder.mkdir(parents=True, exist_ok=True)
+    work.write_pairs(args.folder / "pairs.jsonl", args.steps * work.PAIRS, vocabulary=vocabulary)
 words = {f"t{i}": i for i in range(vocabulary)}
 tokenizer = PreTrainedTokenizerFast(
     tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="t3")),
@@ -63,7 +84,7 @@ rows = work.read_pairs(args.folder / "pairs.jsonl")[: args.steps * work.PAIRS]
 began = time.perf_counter()
 with tempfile.TemporaryDirectory() as scratch:
     trainer = Trainer(
-        model=AutoModelForCausalLM.from_pretrained(args.folder / args.size, dtype=torch.float32),
+        model=model,
         args=DPOConfig(
             output_dir=scratch, per_device_train_batch_size=work.PAIRS // args.micro_batches,
             gradient_accumulation_steps=args.micro_batches, max_steps=args.steps,
