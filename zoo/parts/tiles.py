@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from zoo.parts import grouped, layers, sharding
 
-# Tokens of a tile: the power of two above an expert's share of them, within these bounds. Smaller
-# ones would be filled up less, and read an expert's weights and add to its gradient more often.
+# Tokens of a tile: a power of two, no less than an expert's share of them, within these bounds.
+# Smaller ones would be filled up less, and read an expert's weights and add to its gradient more often.
 SMALLEST, LARGEST = 8, 512
 # As the kernels of `grouped` have them, and where those run; in float32 GPUs have no fast products.
 AT_ONCE, BY_KERNELS = (grouped.SMALLEST, grouped.LARGEST), {("gpu", "bfloat16")}
@@ -59,7 +59,7 @@ def gathered(
     at_once = (sharding.platform(), x.dtype.name) in BY_KERNELS
     at_once = at_once and grouped.can(M, D, weights)
     smallest, largest = AT_ONCE if at_once else (SMALLEST, LARGEST)
-    tile = min(max(1 << each.bit_length(), smallest), largest)
+    tile = min(max(1 << max(each - 1, 0).bit_length(), smallest), largest)
     chosen = route.experts.reshape(-1)
     if part:  # those of other devices come last, and are counted with none
         chosen = chosen - jax.lax.axis_index(part.axis) * E
