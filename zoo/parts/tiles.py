@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Int, PyTree
 from zoo.parts import grouped, layers, sharding
 
 # Tokens of a tile: a power of two, no less than an expert's share of them, within these bounds.
-# Smaller ones would be filled up less, and read an expert's weights and add to its gradient more often.
+# Smaller ones would be filled up less, and read an expert's weights and add to its gradient more
+# often.
 SMALLEST, LARGEST = 8, 512
 # As the kernels of `grouped` have them, and where those run; in float32 GPUs have no fast products.
 AT_ONCE, BY_KERNELS = (grouped.SMALLEST, grouped.LARGEST), {("gpu", "bfloat16")}
