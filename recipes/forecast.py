@@ -80,12 +80,13 @@ class Chip(NamedTuple):
     gpu: Gpu | None = None
 
 
+ADA = "NVIDIA GeForce RTX 4090"
 CHIPS = {
-    "a100": Chip(312e12, 80e9, 2.0e12, 300e9, gpu=Gpu((8, 0), 108)),
-    "h100": Chip(989e12, 80e9, 3.35e12, 450e9, gpu=Gpu((9, 0), 132)),
-    "h200": Chip(989e12, 141e9, 4.8e12, 450e9, gpu=Gpu((9, 0), 132)),
-    "rtx4080": Chip(97e12, 16e9, 0.72e12, 32e9, gpu=Gpu((8, 9), 76)),
-    "rtx4090": Chip(165e12, 24e9, 1.01e12, 32e9, gpu=Gpu((8, 9), 128)),
+    "a100": Chip(312e12, 80e9, 2.0e12, 300e9, gpu=Gpu("NVIDIA A100", (8, 0), 108)),
+    "h100": Chip(989e12, 80e9, 3.35e12, 450e9, gpu=Gpu("NVIDIA H100", (9, 0), 132)),
+    "h200": Chip(989e12, 141e9, 4.8e12, 450e9, gpu=Gpu("NVIDIA H200", (9, 0), 132)),
+    "rtx4080": Chip(97e12, 16e9, 0.72e12, 32e9, gpu=Gpu(ADA, (8, 9), 76)),
+    "rtx4090": Chip(165e12, 24e9, 1.01e12, 32e9, gpu=Gpu(ADA, (8, 9), 128)),
     "v5e": Chip(197e12, 16e9, 0.82e12, 100e9, "v5e"),
     "v5p": Chip(459e12, 95e9, 2.77e12, 300e9, "v5p"),
     "v6e": Chip(918e12, 32e9, 1.64e12, 224e9, "v6e"),
@@ -316,7 +317,7 @@ def told(
         f"persistent                {size(sum(found.persistent.values()))} per device "
         f"({parts(found.persistent)})",
         f"temporary                 {parts(found.temporary)}"
-        + ("" if exact else "   (an estimate: compiled for CPUs)"),
+        + ("" if exact else "   (an estimate, compiled for CPUs: see --help)"),
         f"peak                      {size(found.peak)} of {size(chip.memory)}",
         f"largest weight            {size(found.largest_weight)} in the compute dtype",
     ]

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from recipes import dpo
+from tests.zoo.parts import test_grouped
 from tests.zoo.test_attention import outcome, work
-from zoo.parts import attention
+from zoo.parts import attention, tiles
 
 pytestmark = pytest.mark.gpu
 
@@ -24,15 +25,19 @@ def gpu():
         )
 
 
-@pytest.mark.parametrize("how", [{}, dict(window=20), dict(softcap=1.5)], ids=str)
+SINKS = dict(sinks=jnp.linspace(-2.0, 3.0, 4))
+
+
+@pytest.mark.parametrize("how", [{}, dict(window=20), dict(softcap=1.5), SINKS], ids=str)
+@pytest.mark.parametrize("width", [64, 80])
 @pytest.mark.parametrize("backend", ["blocks", "triton", "tokamax", "tokamax_chunked", "cudnn"])
-def test_backends_are_the_plain_products(backend, how):
+def test_backends_are_the_plain_products(backend, width, how):
     """In bfloat16, gradients too, against float32 without tf32."""
     if how.keys() & attention.CANNOT.get(backend, set()):
         pytest.skip(f"{backend} cannot do this, and says so")
     if backend.startswith("tokamax"):
         pytest.importorskip("tokamax")
-    arrays, where, pull = work(256, 4, 2, 64)
+    arrays, where, pull = work(256, 4, 2, width)
     narrow = [x.astype(jnp.bfloat16) for x in arrays]
     with jax.default_matmul_precision("highest"):
         wide = outcome("dense", [x.astype(jnp.float32) for x in narrow], where, pull, **how)
@@ -40,6 +45,21 @@ def test_backends_are_the_plain_products(backend, how):
     for ours, theirs in zip(found, wide, strict=True):
         off = np.abs(np.asarray(ours, np.float32) - np.asarray(theirs)).max()
         assert off <= 0.03 * np.abs(theirs).max()
+
+
+def test_experts_by_kernels_are_the_loop(monkeypatch):
+    """In bfloat16, against the loop in float32: outputs, and all gradients."""
+    given = test_grouped.drawn(6, 256, 128)
+    with jax.default_matmul_precision("highest"):
+        wide = test_grouped.outcome(*given)
+    narrow = jax.tree.map(
+        lambda x: x.astype(jnp.bfloat16) if jnp.issubdtype(x.dtype, jnp.floating) else x, given
+    )
+    monkeypatch.setattr(tiles, "_tile_by_tile", None)  # the loop is not asked
+    found = test_grouped.outcome(*narrow)
+    for ours, theirs in zip(*map(jax.tree.leaves, (found, wide)), strict=True):
+        off = np.abs(np.asarray(ours, np.float32) - np.asarray(theirs)).max()
+        assert off <= 0.05 * np.abs(theirs).max()
 
 
 def test_logits_are_those_of_the_cpu(small_model):

@@ -10,6 +10,7 @@ from checkpoints_io.errors import BadInput
 class Gpu(NamedTuple):
     """What decides which programs a GPU of NVIDIA's can run."""
 
+    name: str  # as its driver says it, of one that jax knows
     capability: tuple[int, int]
     processors: int  # streaming multiprocessors
 
@@ -55,7 +56,7 @@ def gpus(gpu: Gpu, memory: float, bytes_per_second: float, count: int) -> list:
     major, minor = gpu.capability
     # The fields of XLA's GpuTargetConfigProto; those that are not named here are alike since 2020.
     target = f"""
-        platform_name: "CUDA" device_description_str: "a GPU that is not here"
+        platform_name: "CUDA" device_description_str: "{gpu.name}"
         dnn_version_info {{ major: 9 minor: 10 }} runtime_version {{ major: 12 minor: 9 patch: 0 }}
         gpu_device_info {{
           cuda_compute_capability {{ major: {major} minor: {minor} }}

@@ -146,7 +146,7 @@ def apply(
         moved: PyTree = optax.apply_updates(trained, changes)
         return moved, opt_state
 
-    # In place: on GPUs a branch would copy what it is given, elsewhere a choice would hold both.
+    # On GPUs a branch would copy what it is given; elsewhere a choice would hold both results.
     state = trained, opt_state
     if sharding.platform() == "gpu":
         state = jax.tree.map(functools.partial(jnp.where, sound), take(*state), state)

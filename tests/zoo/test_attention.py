@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import large_weights, small_config
 from tests.long_forms import full_but
 from zoo import llama
-from zoo.parts import attention, attention_kernels, attention_triton, dialect, spans
+from zoo.parts import attention, attention_kernels, attention_triton, spans
 
 
 def work(T, N, K, H, U=None, seed=0):
@@ -96,15 +96,21 @@ def test_windows_and_soft_caps_are_the_dense_ones(backend, how, anywhere):
     assert jnp.abs(expected[0] - plain).max() > 0.1
 
 
-def test_more_than_can_be_counted_goes_row_by_row(anywhere, monkeypatch):
-    given = work(130, 6, 2, 8)
-    whole = outcome("triton", *given, window=20)
-    monkeypatch.setattr(dialect, "COUNTED", 192 * 6 * 16 + 1)
-    for ours, theirs in zip(outcome("triton", *given, window=20), whole, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-6)
-    monkeypatch.setattr(dialect, "COUNTED", 192 * 6 * 16)
-    with pytest.raises(ValueError, match=r"rows of 130 tokens are too long.*attention=blocks"):
-        outcome("triton", *given)
+def test_in_bfloat16_gradients_are_of_the_types_of_what_they_are_of(anywhere):
+    arrays, where, pull = work(130, 6, 2, 8)
+    arrays, pull = [[x.astype(jnp.bfloat16) for x in given] for given in (arrays, [pull])]
+    sinks = jnp.linspace(-2.0, 3.0, 6).astype(jnp.bfloat16)
+
+    def gradient(backend):
+        pulled = lambda sinks, *arrays: (
+            attention.attend(*arrays, where, scale=0.3, backend=backend, sinks=sinks) * pull[0]
+        ).sum()
+        return jax.jit(jax.grad(pulled, argnums=(0, 1, 2, 3)))(sinks, *arrays)
+
+    for ours, theirs in zip(gradient("triton"), gradient("dense"), strict=True):
+        assert ours.dtype == theirs.dtype == jnp.bfloat16
+        off = jnp.abs(ours.astype(jnp.float32) - theirs.astype(jnp.float32)).max()
+        assert off <= 0.03 * jnp.abs(theirs).max()
 
 
 def test_a_chunk_by_hand():

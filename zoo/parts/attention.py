@@ -62,7 +62,7 @@ BACKENDS: dict[str, Callable[..., Array]] = {
 }
 # The default backend of each platform.
 BY_PLATFORM = {"cpu": "blocks", "gpu": "triton", "tpu": "splash"}
-# Kernels of other libraries, whose heads are all as wide as each other.
+# Kernels that take values as wide as keys.
 KERNELS = {"tokamax", "tokamax_chunked", "splash", "cudnn", "triton"}
 # Those whose outputs `remat=attention` keeps.
 NAMES_WHAT_IT_MADE = {"blocks", "splash", "triton"}
@@ -72,7 +72,7 @@ CANNOT = {
     "tokamax_chunked": {"sinks"},
     "splash": {"sinks"},
     "cudnn": {"sinks", "softcap", "float32"},
-    "triton": {"float32"},  # it can, by slow products
+    "triton": {"float32"},  # which it computes far too slowly
 }
 
 

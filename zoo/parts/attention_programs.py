@@ -61,16 +61,14 @@ def mix(how: How, tile: Tile, given: Given, out: Any, logsum: Any) -> None:
 
 def pull_queries(how: How, tile: Tile, given: Given, of_q: Any) -> None:
     """The gradient of a tile of queries of one head."""
-    q, gradient, logsum, common = (
-        given[name][...] for name in ("q", "gradient", "logsum", "common")
-    )
+    q, gradient, logsum, delta = (given[name][...] for name in ("q", "gradient", "logsum", "delta"))
 
     def add(j: Array, sofar: tuple) -> tuple:
         here = pl.ds(j * tile.keys, tile.keys)
         keys = given["k"][here, :]
         scores = _scores(how, q, keys, _seen(given, slice(None), here, j, tile))
-        _, moved = _moved(how, scores, gradient, given["v"][here, :], logsum, common)
-        return (sofar[0] + dialect.product(moved.astype(keys.dtype), keys),)
+        _, of_scores = _of_scores(how, scores, gradient, given["v"][here, :], logsum, delta)
+        return (sofar[0] + dialect.product(of_scores.astype(keys.dtype), keys),)
 
     begin = (jnp.zeros(q.shape, jnp.float32),)
     of_q[...] = _over_keys(given, tile, add, begin)[0].astype(of_q.dtype)
@@ -86,13 +84,14 @@ def pull_keys(how: How, tile: Tile, given: Given, of_k: Any, of_v: Any) -> None:
             of_k, of_v = sums
             here = pl.ds(i * tile.queries, tile.queries)
             q, gradient = given["q"][here, n, :], given["gradient"][here, n, :]
-            logsum, common = given["logsum"][n, here], given["common"][n, here]
+            logsum, delta = given["logsum"][n, here], given["delta"][n, here]
             scores = _scores(how, q, keys, _seen(given, here, slice(None), j, tile))
-            shares, moved = _moved(how, scores, gradient, values, logsum, common)
+            shares, of_scores = _of_scores(how, scores, gradient, values, logsum, delta)
             of_v += dialect.product(shares.astype(q.dtype).T, gradient)
-            return of_k + dialect.product(moved.astype(q.dtype).T, q), of_v
+            return of_k + dialect.product(of_scores.astype(q.dtype).T, q), of_v
 
-        return jax.lax.fori_loop(given["begin"][0], given["end"][0], add, sums)
+        seen = lambda i: _seen(given, pl.ds(i * tile.queries, tile.queries), slice(None), j, tile)
+        return _over(given, given["begin"][0], given["end"][0], seen, add, sums)
 
     none = jnp.zeros(keys.shape, jnp.float32)
     sums = jax.lax.fori_loop(0, given["q"].shape[1], of_head, (none, none))
@@ -107,20 +106,20 @@ def _scores(
     )
 
 
-def _moved(
+def _of_scores(
     how: How,
     scores: Float[Array, "t s"],
     gradient: Float[Array, "t H"],
     values: Float[Array, "s H"],
     logsum: Float[Array, " t"],
-    common: Float[Array, " t"],
+    delta: Float[Array, " t"],
 ) -> tuple[Float[Array, "t s"], Float[Array, "t s"]]:
-    """The shares of keys, and the gradient by the products of queries and keys."""
+    """The shares of keys, and the gradient of the products of queries and keys."""
     shares = jnp.exp(scores - logsum[:, None])
-    moved = shares * (dialect.product(gradient, values.T) - common[:, None]) * how.scale
+    of_scores = shares * (dialect.product(gradient, values.T) - delta[:, None]) * how.scale
     if how.softcap:  # the derivative of tanh; what is not seen has a share of 0
-        moved *= jnp.where(shares > 0, 1 - (scores / how.softcap) ** 2, 0)
-    return shares, moved
+        of_scores *= jnp.where(shares > 0, 1 - (scores / how.softcap) ** 2, 0)
+    return shares, of_scores
 
 
 def _seen(given: Given, queries: Any, keys: Any, j: Array, tile: Tile) -> Array:
@@ -138,4 +137,18 @@ def _over_keys(given: Given, tile: Tile, add: Callable, begin: tuple) -> tuple:
     """Adds up the tiles of keys that any query of the program sees."""
     lowest = jnp.min(given["first"][...]) // tile.keys
     highest = (jnp.max(given["last"][...]) + tile.keys - 1) // tile.keys
-    return jax.lax.fori_loop(lowest, highest, add, begin)
+    here = lambda j: pl.ds(j * tile.keys, tile.keys)
+    seen = lambda j: _seen(given, slice(None), here(j), j, tile)
+    return _over(given, lowest, highest, seen, add, begin)
+
+
+def _over(
+    given: Given, lowest: Array, highest: Array, seen: Callable, add: Callable, begin: tuple
+) -> tuple:
+    """From tile to tile. Within a run a window leaves out whole ones, not always at its end."""
+    if "width" not in given:
+        return jax.lax.fori_loop(lowest, highest, add, begin)
+    look = lambda i, sofar: jax.lax.cond(
+        jnp.max(seen(i).astype(jnp.int32)) > 0, add, lambda _, sofar: sofar, i, sofar
+    )
+    return jax.lax.fori_loop(lowest, highest, look, begin)

@@ -1,4 +1,4 @@
-"""Attention on GPUs: tiles of Pallas' Triton dialect, of which only those with visible keys run.
+"""Attention on GPUs, in Pallas' Triton dialect: only tiles of keys that are seen are computed.
 
 It takes runs of keys as they are, windows, soft caps and sinks, and holds nothing of T x S. With
 short texts in long rows it does a fraction of the work of a kernel that takes a mask.
@@ -15,8 +15,7 @@ from jax.experimental.pallas import triton
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from checkpoints_io.errors import BadInput
-from zoo.parts import attention_programs, dialect, spans
+from zoo.parts import attention_programs, spans
 from zoo.parts.attention_programs import How, Tile
 
 Query = Float[Array, "B T N H"]
@@ -46,36 +45,28 @@ def attend(
     """
     T, H = q.shape[1], q.shape[3]
     wide = pl.next_power_of_2(max(H, 16)) - H  # what the dialect's products take
-    longer = lambda x: jnp.pad(x, [(0, 0), (0, -x.shape[1] % LONGEST)] + [(0, 0)] * (x.ndim - 2))
-    room = lambda x: longer(jnp.pad(x, [(0, 0)] * 3 + [(0, wide)]))
-    placed = None if window is None else (longer(window.queries), longer(window.keys))
-    # A query that is added sees the first key, and takes no gradient.
-    last = jnp.where(jnp.arange(T + -T % LONGEST) < T, longer(last), 1)
+    short = lambda x: [(0, 0), (0, -x.shape[1] % LONGEST)] + [(0, 0)] * (x.ndim - 2)
+    room = lambda x: jnp.pad(jnp.pad(x, [(0, 0)] * 3 + [(0, wide)]), short(x))
+    # A query that is added sees what the last one sees, and takes no gradient.
+    again = lambda x: jnp.pad(x, short(x), mode="edge")
+    places = None
+    if window is not None:
+        places = window.width, again(window.queries), again(window.keys)
+    if sinks is not None:
+        sinks = sinks.astype(jnp.float32)  # in which its gradient adds up
     how = How(scale, softcap, interpret)
-    rows = room(q), room(k), room(v), longer(first), last, placed
-    if rows[0][0].size >= dialect.COUNTED:
-        raise BadInput(
-            f"rows of {T} tokens are too long for attention=triton, which counts up to "
-            f"{dialect.COUNTED} numbers of a row, and these are {rows[0][0].size}: use "
-            "attention=blocks"
-        )
-
-    def attended(*given: Any) -> Query:
-        *arrays, placed = given
-        places = None if window is None else (window.width, *placed)
-        return _attended(how, *arrays, places, sinks)
-
-    if rows[0].size < dialect.COUNTED:
-        return attended(*rows)[:, :T, :, :H]
-    alone = jax.lax.map(lambda row: attended(*jax.tree.map(lambda x: x[None], row))[0], rows)
-    return alone[:, :T, :, :H]
+    out = _attended(how, room(q), room(k), room(v), again(first), again(last), places, sinks)
+    return out[:, :T, :, :H]
 
 
 def _tile(x: Query, kernel: str) -> Tile:
     """The fastest on an H200 that also fit into 99 KiB, which is what smaller GPUs have for it."""
-    if x.shape[3] * x.dtype.itemsize <= 256:
+    bytes_ = x.shape[3] * x.dtype.itemsize
+    if bytes_ <= 256:
         return Tile(64, 64, 4, 3 if kernel == "mix" else 2)
-    return Tile(64 if kernel == "mix" else 32, 32, 4, 2)
+    if bytes_ <= 512:
+        return Tile(64 if kernel == "mix" else 32, 32, 4, 2)
+    return Tile(32 if kernel == "mix" else 16, 16, 4, 1)  # heads of 512, not timed
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -108,13 +99,13 @@ def _backward(how: How, kept: tuple, gradient: Query) -> tuple:
     q, k, v, first, last, places, sinks, out, logsum = kept
     (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
     # How much each query's output already agrees with its gradient: what softmax subtracts.
-    common = jnp.einsum("BTNH,BTNH->BNT", gradient, out, preferred_element_type=jnp.float32)
+    delta = jnp.einsum("BTNH,BTNH->BNT", gradient, out, preferred_element_type=jnp.float32)
     tile = _tile(q, "pull_queries")
     own, whole, lines = _of_queries(tile.queries, N // K)
     (of_q,) = _called(
         attention_programs.pull_queries, how, tile, (T // tile.queries, N, B),
         dict(q=(q, own), k=(k, whole), v=(v, whole), gradient=(gradient, own),
-             logsum=(logsum, lines), common=(common, lines))
+             logsum=(logsum, lines), delta=(delta, lines))
         | _bounds(first, last, places, tile.queries),
         [(q, own)],
     )  # fmt: skip
@@ -127,15 +118,14 @@ def _backward(how: How, kept: tuple, gradient: Query) -> tuple:
     of_k, of_v = _called(
         attention_programs.pull_keys, how, tile, (S // tile.keys, K, B),
         dict(q=(q, group), k=(k, own), v=(v, own), gradient=(gradient, group),
-             logsum=(logsum, lines), common=(common, lines),
+             logsum=(logsum, lines), delta=(delta, lines),
              begin=(reach[0], of_tile), end=(reach[1], of_tile))
         | _bounds(first, last, places, T, tile.keys),
         [(k, own), (v, own)],
     )  # fmt: skip
     of_sinks = None
     if sinks is not None:
-        shares = jnp.exp(sinks.astype(jnp.float32)[:, None] - logsum)
-        of_sinks = -(shares * common).sum((0, 2)).astype(sinks.dtype)
+        of_sinks = -(jnp.exp(sinks[:, None] - logsum) * delta).sum((0, 2))
     return of_q, of_k, of_v, None, None, None, of_sinks
 
 
@@ -203,6 +193,6 @@ def _called(
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x, _ in made],
         compiler_params=triton.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
         interpret=how.interpret,
-        name=program.__name__,
+        name=f"attention_{program.__name__}",
     )(*[x for x, _ in given.values()])
     return tuple(found)

@@ -4,9 +4,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# Numbers of an array that it can count: its offsets have 31 bits.
-COUNTED = 2**31
-
 
 def product(a: Float[Array, "t D"], b: Float[Array, "D F"]) -> Float[Array, "t F"]:
     """In float32, and of float32 without tf32."""
@@ -15,5 +12,5 @@ def product(a: Float[Array, "t D"], b: Float[Array, "D F"]) -> Float[Array, "t F
 
 
 def over(i: Array, by: int) -> tuple[Array, Array]:
-    """The quotient and the rest of what is not negative; it has no others."""
+    """Quotient and rest of a number that is not negative; `%` of a tracer is not translated."""
     return jax.lax.div(i, jnp.int32(by)), jax.lax.rem(i, jnp.int32(by))

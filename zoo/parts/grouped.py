@@ -1,7 +1,7 @@
 """Products of tiles of tokens, each with the matrix of its own expert, all in one kernel: on GPUs.
 
-A kernel reads the matrices where they lie: nothing is copied for a tile. D is what is summed over,
-F what is made, J what a tensor holds side by side. Pallas' Triton dialect.
+A kernel reads the matrices where they lie: they are not copied for a tile. D is what is summed
+over, F what is made, J what a tensor holds side by side. Pallas' Triton dialect.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
 from zoo.parts import dialect
 
@@ -23,14 +23,6 @@ from zoo.parts import dialect
 SMALLEST, LARGEST = 16, 128
 STEP = 64  # of what is summed over, so that 99 KiB are enough: what smaller GPUs have for it
 PARAMS = triton.CompilerParams(num_warps=8, num_stages=2)
-
-
-def can(tokens: int, D: int, weights: PyTree) -> bool:
-    """Whether so many tokens of width D may meet experts with these weights."""
-    E = jax.tree.leaves(weights)[0].shape[0]
-    sizes = [w.size for w in jax.tree.leaves(weights)]
-    widest = max(D, *(size // (E * D) for size in sizes))
-    return max((tokens + E * LARGEST) * widest, *sizes) < dialect.COUNTED
 
 
 class Tiles(NamedTuple):
@@ -76,8 +68,8 @@ class Grouped:
         return made.reshape(len(x), *sizes[:at], *sizes[at + 1 :])
 
     def __getitem__(self, index: Any) -> Float[Array, "T ..."]:
-        """With `...` that of each token, in float32, in which its gradient adds up."""
-        del index
+        """With `...` a bias, that of each token, in float32, in which its gradient adds up."""
+        assert index is Ellipsis
         of_tiles = self.all.astype(jnp.float32)[self.tiles.experts]
         return jnp.repeat(of_tiles, self.tile, axis=0)
 
@@ -89,7 +81,7 @@ def _multiplied(
     T, (J, D, F) = len(x), w.shape[1:]
     t, d, f = _side(how.tile), _side(D, STEP), _side(F)
 
-    def kernel(x: Any, w: Any, experts: Any, count: Any, y: Any) -> None:
+    def experts_matmul(x: Any, w: Any, experts: Any, count: Any, y: Any) -> None:
         i, j = dialect.over(pl.program_id(0), how.tile // t)[0], pl.program_id(2)
         expert, made = experts[i], pl.ds(pl.program_id(1) * f, f)
 
@@ -102,7 +94,7 @@ def _multiplied(
         y[...] = jax.lax.fori_loop(0, steps, add, begin).astype(y.dtype)
 
     return _called(
-        kernel, how, (T // t, F // f, J), (x, w, tiles.experts, tiles.count[None]),
+        experts_matmul, how, (T // t, F // f, J), (x, w, tiles.experts, tiles.count[None]),
         [pl.BlockSpec((t, D), lambda i, n, j: (i, 0))],
         pl.BlockSpec((t, None, f), lambda i, n, j: (i, j, n)), (T, J, F), how.out,
     )  # fmt: skip
@@ -127,7 +119,9 @@ def _of_tokens(
     (T, J, F), D = gradient.shape, w.shape[2]
     t, d, f = _side(how.tile), _side(D), _side(F, STEP)
 
-    def kernel(gradient: Any, w: Any, experts: Any, count: Any, of_x: Any) -> None:
+    def experts_matmul_of_tokens(
+        gradient: Any, w: Any, experts: Any, count: Any, of_x: Any
+    ) -> None:
         i = dialect.over(pl.program_id(0), how.tile // t)[0]
         expert, made = experts[i], pl.ds(pl.program_id(1) * d, d)
 
@@ -141,7 +135,8 @@ def _of_tokens(
         of_x[...] = jax.lax.fori_loop(0, steps, add, begin).astype(of_x.dtype)
 
     return _called(
-        kernel, how, (T // t, D // d), (gradient, w, tiles.experts, tiles.count[None]),
+        experts_matmul_of_tokens, how, (T // t, D // d),
+        (gradient, w, tiles.experts, tiles.count[None]),
         [pl.BlockSpec((t, J, F), lambda i, n: (i, 0, 0))],
         pl.BlockSpec((t, d), lambda i, n: (i, n)), (T, D), gradient.dtype,
     )  # fmt: skip
@@ -157,7 +152,7 @@ def _of_weights(
     T, (E, J, D, F) = len(x), w.shape
     t, d, f = _side(how.tile, STEP), _side(D), _side(F)
 
-    def kernel(x: Any, gradient: Any, first: Any, each: Any, of_w: Any) -> None:
+    def experts_matmul_of_weights(x: Any, gradient: Any, first: Any, each: Any, of_w: Any) -> None:
         e, j = dialect.over(pl.program_id(2), J)
         begin, end = (i * (how.tile // t) for i in (first[e], first[e] + each[e]))
 
@@ -169,7 +164,8 @@ def _of_weights(
         of_w[...] = jax.lax.fori_loop(begin, end, add, none).astype(of_w.dtype)
 
     return _called(
-        kernel, how, (F // f, D // d, E * J), (x, gradient, tiles.first, tiles.each),
+        experts_matmul_of_weights, how, (F // f, D // d, E * J),
+        (x, gradient, tiles.first, tiles.each),
         [pl.BlockSpec((T, d), lambda n, m, e: (0, m)),
          pl.BlockSpec((T, J, f), lambda n, m, e: (0, 0, n))],
         pl.BlockSpec((None, None, d, f), lambda n, m, e: (e // J, e % J, m, n)), w.shape, w.dtype,
@@ -196,4 +192,5 @@ def _called(
         out_shape=jax.ShapeDtypeStruct(shape, dtype),
         compiler_params=PARAMS,
         interpret=how.interpret,
+        name=kernel.__name__,
     )(*given)

@@ -58,7 +58,6 @@ def gathered(
     M = B * T * k  # meetings of a token with an expert
     each = M // (E * part.count if part else E)
     at_once = (sharding.platform(), x.dtype.name) in BY_KERNELS
-    at_once = at_once and grouped.can(M, D, weights)
     smallest, largest = AT_ONCE if at_once else (SMALLEST, LARGEST)
     tile = min(max(1 << max(each - 1, 0).bit_length(), smallest), largest)
     chosen = route.experts.reshape(-1)
@@ -84,8 +83,8 @@ def gathered(
     if before:
         copies, shares = copies * shares[:, None].astype(x.dtype), jnp.ones_like(shares)
     back = jnp.zeros(M, slot.dtype).at[order].set(slot)
-    copies = _moved(copies, meeting, back)
-    shares = _moved(shares.astype(x.dtype), meeting, back)
+    copies = _permuted(copies, meeting, back)
+    shares = _permuted(shares.astype(x.dtype), meeting, back)
     experts = jnp.minimum(experts, E - 1)
     if at_once:
         every = grouped.Tiles(experts, first_tile, tiles, count)
@@ -97,21 +96,21 @@ def gathered(
             work, copies.reshape(most, tile, D), shares.reshape(most, tile), dict(weights),
             experts, count,
         ).reshape(-1, D)  # fmt: skip
-    made = _moved(made, back, meeting)
+    made = _permuted(made, back, meeting)
     return made.reshape(B, T, k, D).astype(jnp.float32).sum(2).astype(x.dtype)
 
 
 @jax.custom_vjp
-def _moved(x: Array, to: Int[Array, " T"], back: Int[Array, " M"]) -> Array:
-    """What stands at `to`, each once, and zeros beyond the end; `back` is the same from there.
+def _permuted(x: Array, to: Int[Array, " T"], back: Int[Array, " M"]) -> Array:
+    """What stands at `to`, each once, and zeros beyond the end; `back` is the way back.
 
     So that the gradient is looked up, too: GPUs add what is scattered a number at a time.
     """
     return x.at[to].get(mode="fill", fill_value=0)
 
 
-_moved.defvjp(
-    lambda x, to, back: (_moved(x, to, back), back),
+_permuted.defvjp(
+    lambda x, to, back: (_permuted(x, to, back), back),
     lambda back, gradient: (gradient.at[back].get(mode="fill", fill_value=0), None, None),
 )
 

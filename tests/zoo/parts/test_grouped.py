@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.long_forms import full_but
-from zoo.parts import adapted, dialect, experts, grouped, layers, tiles
+from zoo.parts import adapted, experts, grouped, layers, tiles
 
 
 def drawn(E, D, F, rank=None):
@@ -66,15 +66,10 @@ def test_kernels_are_the_loop(D, F, rank, part, monkeypatch):
     given = drawn(6, D, F, rank)
     expected = outcome(*given, part=part)
     monkeypatch.setattr(tiles, "BY_KERNELS", {("cpu", "float32")})
+    monkeypatch.setattr(tiles, "_tile_by_tile", None)  # the loop is not asked
     found = outcome(*given, part=part)
     for ours, theirs in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=3e-5)
-
-
-def test_more_than_can_be_counted_is_left_to_the_loop(monkeypatch):
-    _, _, weights, *_ = drawn(6, 24, 40)
-    monkeypatch.setattr(dialect, "COUNTED", (180 + 6 * 128) * 80)  # 80: gate and up
-    assert not grouped.can(180, 24, weights) and grouped.can(179, 24, weights)
 
 
 def test_two_tiles_by_hand():
