@@ -32,9 +32,9 @@ import work
 
 from checkpoints_io import quantised
 from recipes import forecast
-from recipes.data.packed import batches, shapes
+from recipes.data.packed import batches, packing, shapes
 from recipes.preference import metrics, objectives
-from recipes.training import command, logps, optimizer, update
+from recipes.training import activations, command, logps, optimizer, plan, update
 import zoo
 from zoo import adapters, targets
 from zoo.parts import adapted, sharding
@@ -55,7 +55,7 @@ FROZEN = flags.DEFINE_enum(
 UPDATES = flags.DEFINE_integer("updates", 6, "The first two are not counted.", lower_bound=3)
 EACH = flags.DEFINE_integer("each", 64, "Pairs of an update.", lower_bound=1)
 POSITIONS = flags.DEFINE_integer("positions", 8192, "Positions of a micro-batch.", lower_bound=1)
-KEPT = flags.DEFINE_string("keep", "full", "remat, as in docs/speed.md.")
+KEPT = flags.DEFINE_string("keep", None, "remat, as in docs/speed.md; unset: what fits.")
 MU = flags.DEFINE_string("mu_dtype", "float32", "Of Adam's first moment.")
 BACKEND = flags.DEFINE_string("attention", None, "Unset: the platform's.")
 SAVE = flags.DEFINE_string("save", None, "Writes weights and pairs there, and stops.")
@@ -132,21 +132,35 @@ def drawn(like: dict) -> dict:
 
 def asked_for(model: zoo.Model) -> zoo.Model:
     """Computed as the flags say."""
-    model.attention, model.remat = BACKEND.value, KEPT.value
+    model.attention, model.remat, model.remat_layers = BACKEND.value, KEPT.value or "full", None
     return model
+
+
+def keeping(made: Made, shape: packing.Shape, held: int) -> tuple[nnx.GraphDef, str]:
+    """The graph of the model, whose layers keep what fits beside so many bytes; and what."""
+    model = nnx.merge(made.graph, nnx.State(adapted.joined(made.policy, made.frozen)))
+    kept = activations.Remat(model.remat)
+    if KEPT.value is None:
+        kept = activations.remat(model, shape, held, activations.device_here()[0])
+        model.remat, model.remat_layers, _ = kept
+    return nnx.split(model)[0], plan.remat_told(kept, model)
 
 
 def timed(model: Made, pairs: list, mesh: jax.sharding.Mesh) -> dict:
     """Some updates, and what they took."""
     graph, policy, frozen, weights = model
-    reference = reference_of(policy, frozen)
     shape = shapes.choose(pairs, per_update=EACH.value, shards=1, most=POSITIONS.value)
+    adamw = optax.adamw(1e-6, *work.BETAS, weight_decay=0.0, mu_dtype=MU.value)
+    state = optimizer.layout(adamw, policy, mesh)
+    held = plan.held((policy, frozen, state, policy))
+    held += 0 if frozen or not RESIDENT.value else plan.held(policy) // 2
+    graph, told = keeping(model, shape, held)
+    reference = reference_of(policy, frozen)
     place = batches.Place(shape, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
     forward = functools.partial(logps.compiled(mesh), graph)
     asked = logps.of_examples(functools.partial(forward, reference), pairs, place)
     if not RESIDENT.value:
         del reference
-    adamw = optax.adamw(1e-6, *work.BETAS, weight_decay=0.0, mu_dtype=MU.value)
     opt_state = optimizer.init(adamw, policy, mesh)
     objective = objectives.objective({"loss": "sigmoid", "beta": work.BETA})
     programs = update.compiled(
@@ -183,6 +197,7 @@ def timed(model: Made, pairs: list, mesh: jax.sharding.Mesh) -> dict:
         "losses": found,
         "first_update_s": seconds[0],
         "rows": list(shape),
+        "remat": told,
     }
 
 

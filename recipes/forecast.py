@@ -43,6 +43,7 @@ from recipes.preference import metrics, objectives, reference
 from recipes.preference.objectives import Objective
 from recipes.training import (
     absent,
+    activations,
     adapting,
     by_name,
     checks,
@@ -111,7 +112,7 @@ class Job(NamedTuple):
 
     precision: Precision
     attention: str | None
-    remat: str
+    remat: str | None  # None: what fits
     mesh: tuple[int, int, int, int]  # data, fsdp, tensor, context
     beside: Beside | None  # the reference
     given: Values  # what is trained
@@ -125,6 +126,7 @@ class Forecast(NamedTuple):
 
     persistent: dict[str, int]
     temporary: dict[str, int]  # by program
+    remat: str  # in words
     peak: int
     moved: list[collectives.Collective]  # of the program that adds a micro-batch, within a slice
     between: list[tuple[str, collectives.Collective]]  # the program, and what it sends to another
@@ -146,11 +148,11 @@ def forecast(
     pairs = job.sizes.train_batch_size
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         model = adapting.blank(job.given, hf_config, job.precision, mesh)
-        model.attention, model.remat = job.attention, job.remat
+        model.attention = job.attention
         if devices[0].platform == "cpu":
             model.attention = "blocks"  # compiled for CPUs, which have no kernels
         plan.refuse_cut_rows(job.given, model, mesh.shape["context"])
-        graph, layout = nnx.split(model)
+        layout = nnx.state(model)
         asked = adapting.of_settings(job.given, model)
         chosen = trained.chosen(job.given, model)
         learnt = trained.of(model, asked, chosen)
@@ -174,9 +176,15 @@ def forecast(
             resident=job.beside is not None and job.beside.stays,
             shared=job.beside is not None and job.beside.of_policy,
         )
-        most = plan.most_positions(model, sum(held.values()), chip.memory, "accelerator")
+        stays = sum(held.values())
+        most = activations.most_positions(model, stays, chip.memory, "accelerator")
         answers = job.given["data.answers"]
         batch, shape = _batch(job.sizes, mesh, most, pairs * stored_per_pair, answers)
+        kept = activations.Remat(job.remat or "full")
+        if job.remat is None:
+            kept = activations.remat(model, shape, stays, chip.memory)
+        model.remat, model.remat_layers, _ = kept
+        graph, _ = nnx.split(model)
         programs = update.compiled(
             params,
             opt_state,
@@ -214,7 +222,8 @@ def forecast(
     count = pairs * stored_per_pair / positions
     weights = met_by_a_token(model)
     # Forward, both gradients, and what is computed again; of a frozen weight its own is not made.
-    passes = {"full": 8, "none": 6}.get(job.remat, 8) - (2 if asked else 0)
+    share = (kept.layers or layers) / layers if kept.policy in ("products", "none") else 0
+    passes = 8 - 2 * share - (2 if asked else 0)
     per_position = passes * weights
     # One more forward pass each: of the reference, and of losses that see all pairs before one.
     for asked_more in (resident, job.objective.is_coupled):
@@ -231,6 +240,7 @@ def forecast(
     return Forecast(
         persistent=held,
         temporary=temporary,
+        remat=plan.remat_told(kept, model),
         peak=sum(held.values()) + max(temporary.values()),
         moved=moved,
         between=between,
@@ -318,6 +328,7 @@ def told(
         f"({parts(found.persistent)})",
         f"temporary                 {parts(found.temporary)}"
         + ("" if exact else "   (an estimate, compiled for CPUs: see --help)"),
+        f"remat                     {found.remat}",
         f"peak                      {size(found.peak)} of {size(chip.memory)}",
         f"largest weight            {size(found.largest_weight)} in the compute dtype",
     ]

@@ -22,13 +22,19 @@ from zoo import adapters, llama, targets
 from zoo.parts import adapted, sharding
 
 PAIRS = 16
+# Which factor begins as 0, how the base is kept, and what layers keep of their work.
+HOW = [("A", None, "full"), ("B", None, "full"), ("B", None, "products"), ("B", "nf4", "full"),
+       ("B", "nf4", "products"), ("B", "int8", "products")]  # fmt: skip
 CONFIG = small_config(vocab_size=208, hidden_size=64, intermediate_size=96, num_hidden_layers=2)
 
 
-def run(folder: pathlib.Path, mesh: jax.sharding.Mesh, zero: str) -> tuple[dict, list]:
+def run(
+    folder: pathlib.Path, mesh: jax.sharding.Mesh, zero: str, kind: str | None, policy: str
+) -> tuple[dict, list]:
     """What was found, and the adapters after the first step."""
     with jax.set_mesh(mesh):
-        model = zoo.load(folder, mesh=mesh)
+        model = zoo.load(folder, mesh=mesh, frozen=kind)
+        model.remat, model.remat_layers = policy, None if kind else 1
         found = targets.sites(model, targets.Lora(4, 8.0))
         everywhere = jax.NamedSharding(mesh, jax.P())
         put = lambda x: jax.device_put(x, everywhere)
@@ -61,13 +67,14 @@ def run(folder: pathlib.Path, mesh: jax.sharding.Mesh, zero: str) -> tuple[dict,
 def main() -> None:
     folder = pathlib.Path(sys.argv[1])
     zoo.save(large_weights(llama.Model(CONFIG, nnx.Rngs(0)), scale=0.5), folder, dtype=np.float32)
-    for zero in ("A", "B"):
+    for zero, kind, policy in HOW:
         one = None
         for name, mesh in meshes().items():
-            record, moved = run(folder, mesh, zero)
+            record, moved = run(folder, mesh, zero, kind, policy)
             one = one or moved
             far = max(float(abs(x - y).max()) for x, y in zip(one, moved, strict=True))
-            print(json.dumps({"zero": zero, "mesh": name, "far": far} | record), flush=True)
+            how = {"zero": zero, "frozen": kind, "remat": policy}
+            print(json.dumps(how | {"mesh": name, "far": far} | record), flush=True)
 
 
 if __name__ == "__main__":

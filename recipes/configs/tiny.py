@@ -78,7 +78,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.mp = "p=f32,c=f32"
     config.attention = config_dict.placeholder(str)  # a backend; unset: the platform's
-    config.remat = "full"  # recomputed in the backward pass; less with attention, products, none
+    config.remat = config_dict.placeholder(str)  # full, attention, products, none; unset: what fits
     config.require_accelerator = False
     config.mesh = dict(data=1, fsdp=-1, context=1, tensor=1)
     config.distributed = dict(

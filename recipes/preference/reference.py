@@ -244,18 +244,24 @@ def load(asked: Beside, policy: zoo.Model, run: Run | Scoring) -> zoo.Model:
     path, dtype = asked.path, policy.dtype
     if not asked.is_hf:
         whole = zoo.abstract(policy.config, np.float32, dtype, run.computing.mesh)
-        whole.attention, whole.remat = policy.attention, policy.remat
+        _like(whole, policy)
         return _of_run(places.at(path, "--config.reference_model_path"), whole)
     assert run.reference is not None  # it is looked up where one is asked for
     model = zoo.load(run.reference, dtype=dtype, mesh=run.computing.mesh)
     zoo.check_finite(model)
-    model.attention, model.remat = policy.attention, policy.remat
+    _like(model, policy)
     if model.config.vocab_size != policy.config.vocab_size:
         raise BadInput(
             f"the reference {path} has {model.config.vocab_size} token ids and the policy "
             f"{policy.config.vocab_size}: they must share a tokenizer"
         )
     return model
+
+
+def _like(model: zoo.Model, policy: zoo.Model) -> None:
+    """Computed in the policy's way, so that one program is compiled for both."""
+    model.attention = policy.attention
+    model.remat, model.remat_layers = policy.remat, policy.remat_layers
 
 
 def _refuse_parts(facts: Facts, directory: places.Place) -> None:

@@ -19,7 +19,7 @@ from recipes.data.ids.pair_ids import Answer, AnswerIds, Example, ListIds
 from recipes.data.packed import batches, shapes
 from recipes.data.packed.batches import Place
 from recipes.data.packed.packing import Packed
-from recipes.training import logps, plan, terminal
+from recipes.training import activations, logps, plan, terminal
 import zoo
 from zoo.parts import sharding
 from zoo.text.chat_tokenizer import ChatTokenizer
@@ -168,8 +168,8 @@ def _of_examples(
     with jax.set_mesh(mesh):
         shape = shapes.choose(
             examples, per_update=min(TOGETHER, len(examples)), shards=sharding.data_shards(mesh),
-            most=plan.most_positions_here(model, plan.held(params)), alike=alike,
-            context=mesh.shape["context"],
+            most=activations.most_positions(model, plan.held(params), *activations.device_here()),
+            alike=alike, context=mesh.shape["context"],
         )  # fmt: skip
         place = Place(shape, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
         sums, hits = [], []

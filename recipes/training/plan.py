@@ -9,21 +9,20 @@ import jax
 from jaxtyping import PyTree
 import numpy as np
 
-from checkpoints_io import places, processes
+from checkpoints_io import places
 from checkpoints_io.errors import BadInput, StorageError
 from recipes.data import shown
 from recipes.data.ids.pair_ids import Example
 from recipes.data.packed import shapes, streams
 from recipes.data.packed.packing import Shape
 from recipes.training import optimizer, trained
+from recipes.training.activations import Remat
 from recipes.training.by_name import Values
 from recipes.training.run import Run, adapters_alone
 from recipes.training.update import Params
 import zoo
 from zoo import models
 
-# Positions of a micro-batch, per device, that are enough to keep a device busy.
-ENOUGH = {"cpu": 2**12}
 # Below this fill the plan says what would fill the rows better.
 GOOD_FILL = 0.88
 
@@ -36,8 +35,8 @@ class Asked(NamedTuple):
     min_pack_fill: float
 
 
-def told(run: Run, asked: Asked, each: dict[str, int]) -> str:
-    """The plan as text; `each` is the `memory` of a device.
+def told(run: Run, asked: Asked, each: dict[str, int], kept: Remat) -> str:
+    """The plan as text; `each` is the `memory` of a device, `kept` what layers keep in the rest.
 
     Raises:
       ValueError: most of the computation would be spent on padding.
@@ -75,6 +74,7 @@ def told(run: Run, asked: Asked, each: dict[str, int]) -> str:
         f"rate         {_schedule(run.adamw, run.total_steps)}",
         *_averaged(run.adamw),
         f"memory       {size(sum(each.values()))} per device ({parts}), plus activations",
+        f"remat        {remat_told(kept, run.blank)}",
         f"disk         {size(saved)} per checkpoint, {checkpoints_kept(run)} kept; "
         f"{size(free)} free in {run.directory}",
         *(f"note         {sentence}" for sentence in notes(run, asked)),
@@ -82,6 +82,18 @@ def told(run: Run, asked: Asked, each: dict[str, int]) -> str:
         *(f"  {line}" for line in shown.lines_of(pairs[0], run.tokenizer)),
     ]
     return "\n".join(lines)
+
+
+def remat_told(kept: Remat, model: zoo.Model) -> str:
+    """Which work of its layers is kept for the backward pass, and which is done again."""
+    if kept.policy == "full":
+        return "full: layers are recomputed in the backward pass"
+    count = model.config.sizes["L"]
+    what = {"attention": "attention", "products": "products", "none": "everything"}[kept.policy]
+    many = "all" if kept.layers is None else f"{kept.layers} of {count}"
+    room = f" (about {size(kept.kept)} per device)" if kept.kept else ""
+    more = "" if kept.layers is None else ", of the others attention"
+    return f"{what} of {many} layers kept for the backward pass{room}{more}"
 
 
 def _schedule(given: optimizer.AdamW, total: int) -> str:
@@ -262,42 +274,6 @@ def refuse_cut_rows(given: Values, model: zoo.Model, context: int) -> None:
             f"devices, each with a multiple of 64 tokens: set a multiple of {step}, like "
             f"{-(-length // step) * step}, or leave it out"
         )
-
-
-def most_positions_here(model: zoo.Model, held: int) -> int:
-    """`most_positions` of the devices here; every process gets the same number."""
-    device = jax.local_devices()[0]
-    limit = (device.memory_stats() or {}).get("bytes_limit")
-    most = most_positions(model, held, limit, device.platform)
-    return int(processes.of_first(np.array(most, np.int32)))
-
-
-def most_positions(model: zoo.Model, held: int, memory_bytes: float | None, platform: str) -> int:
-    """Positions a device may compute at a time: what fits its memory, but no more than enough.
-
-    `held` are the bytes that stay allocated through an update: the sum of `memory`.
-    More than enough is no faster: the products are large, and the padding grows.
-    """
-    enough = ENOUGH.get(platform, 2**14)
-    if memory_bytes is None:
-        return enough
-    left = 0.9 * memory_bytes - held
-    fits = max(int(left / position_bytes(model)), 1)
-    return min(enough, max(512, 2 ** (fits.bit_length() - 1)))
-
-
-def position_bytes(model: zoo.Model) -> int:
-    """About the bytes of one position in the backward pass: kept activations, one layer's work."""
-    config = model.config
-    kept = config.sizes["L"] * config.sizes["D"]
-    met = config.experts_of_a_token  # MLPs that a token goes through
-
-    def work(sizes: dict[str, int]) -> int:
-        mlp = 8 * sizes["D"] * met + 4 * sizes["F"] * met
-        return mlp + 4 * (sizes["N"] + 2 * sizes["K"]) * sizes["H"]
-
-    of_kinds = [config.sizes_of(kind) for kind in set(config.kinds)] or [config.sizes]
-    return np.dtype(model.dtype).itemsize * kept + 4 * max(map(work, of_kinds))
 
 
 def memory(

@@ -18,6 +18,7 @@ from recipes.data.ids.pair_ids import Example, described
 from recipes.data.packed import batches, shapes
 from recipes.data.run_data import Data
 from recipes.training import (
+    activations,
     adapting,
     by_name,
     checks,
@@ -96,6 +97,11 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
         models.blank, learnt.like, opt_state, chosen, resident=resident, shared=shared
     )
     together, held = given["train_batch_size"], sum(memory.values())
+    place = _packed(given, models, _every(data), computing.mesh, together, held)
+    kept = activations.Remat(models.blank.remat)
+    if computing.remat is None:
+        kept = activations.remat(models.blank, place.shape, held, activations.device_here()[0])
+        models.blank.remat, models.blank.remat_layers, _ = kept
     run = Run(
         directory=directory,
         base=given["initialize_from_hf"],
@@ -116,7 +122,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
         held_out=data.held_out,
         texts=data.texts,
         tasks=asked,
-        place=_packed(given, models, _every(data), computing.mesh, together, held),
+        place=place,
         place_of_texts=_packed_texts(given, models, data, computing.mesh, held),
         seed=given["seed"],
         total_steps=steps,
@@ -140,7 +146,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
         },
         counts=_lost(data),
     )
-    say(plan.told(run, by_name.part(plan.Asked, given), memory))
+    say(plan.told(run, by_name.part(plan.Asked, given), memory, kept))
     if processes.is_first():
         if run.saving.hub:
             hf_hub.ready(run.saving.hub.repo, private=run.saving.hub.private)
@@ -189,7 +195,8 @@ def _models(given: Values, beside: Beside | None, computing: Computing) -> Model
         say(f"to pin this version of the model, give {path}@{folder.revision}")
     blank = adapting.blank(given, folder.config, precision, computing.mesh)
     plan.refuse_cut_rows(given, blank, computing.mesh.shape["context"])
-    blank.source, blank.attention, blank.remat = folder, computing.attention, computing.remat
+    blank.source, blank.attention = folder, computing.attention
+    blank.remat, blank.remat_layers = computing.remat or "full", None
     backend = attention.backend_of(blank.config, precision.compute, computing.attention)
     if computing.remat == "attention" and backend not in attention.NAMES_WHAT_IT_MADE:
         raise BadInput(
@@ -252,7 +259,7 @@ def _packed(
         examples,
         per_update=together,
         shards=sharding.data_shards(mesh),
-        most=plan.most_positions_here(models.blank, held),
+        most=activations.most_positions(models.blank, held, *activations.device_here()),
         row_length=given["row_length"],
         rows=given["per_device_parallelism"],
         alike=min(alike, default=None),

@@ -32,7 +32,7 @@ class Computing(NamedTuple):
     mesh: Mesh
     precision: Precision
     attention: str | None  # a backend; None: the platform's
-    remat: str
+    remat: str | None  # None: what fits
 
 
 class Every(NamedTuple):

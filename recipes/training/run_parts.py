@@ -10,7 +10,6 @@ from recipes.data.run_data import Data
 from recipes.training import by_name, tasks, written
 from recipes.training.by_name import Values
 from recipes.training.run import Computing, Hub, Patience, Records, Saving, Tasks, Watching
-from recipes.training.settings import COMPUTE
 from zoo.parts import sharding
 from zoo.text.tokenizer import Tokenizer
 
@@ -29,8 +28,8 @@ def computing(given: Values) -> Computing:
         )
     mesh = sharding.mesh_of(*by_name.mesh_sizes(given))
     precision = written.precision(given["mp"])
-    remat = given.get("remat", COMPUTE["remat"].default)  # of no effect without a gradient
-    return Computing(mesh, precision, given["attention"], remat)
+    # `remat` is of no effect without a gradient.
+    return Computing(mesh, precision, given["attention"], given.get("remat"))
 
 
 def updates(given: Values, examples: int) -> int:

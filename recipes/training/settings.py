@@ -393,8 +393,10 @@ COMPUTE = {
     ),
     "remat": Setting(
         str,
-        "gradient checkpointing: how much is recomputed in the backward pass",
-        "full",
+        "gradient checkpointing: full recomputes layers in the backward pass, attention all but "
+        "attention, products what lies between products, none nothing",
+        None,
+        unset="on accelerators what fits their memory, layer by layer; on CPUs full",
         choices=("full", "attention", "products", "none"),
         free=True,
     ),

@@ -97,17 +97,9 @@ def chosen(given: Values, blank: zoo.Model) -> Chosen | None:
     """The weights that are trained by name, if not all are.
 
     Raises:
-      ValueError: as `matching`, or `remat` cannot do it.
+      ValueError: as `matching`.
     """
-    if given["trainable"] is None:
-        return None
-    found = matching(blank, given["trainable"])
-    if any(found.values()) and given["remat"] != "full":
-        raise BadInput(
-            f"--config.trainable={given['trainable']!r} trains some layers of a weight and not "
-            "others, which --config.remat=full alone can do"
-        )
-    return found
+    return None if given["trainable"] is None else matching(blank, given["trainable"])
 
 
 def layout_of(blank: zoo.Model, some: Chosen, dtype: jax.typing.DTypeLike) -> Params:

@@ -185,3 +185,36 @@ def test_a_gpu_that_is_not_here_takes_what_its_compiler_says(model_type, config)
         temporary[length] = found.temporary["add"]
         assert found.temporary["apply"] < 2**20
     assert temporary[2048] < 1.05 * temporary[512]
+
+
+MORE = {
+    "qwen3_moe": dict(
+        num_experts=8, num_experts_per_tok=2, moe_intermediate_size=256, norm_topk_prob=True
+    ),
+    "qwen3_5_text": dict(
+        linear_num_key_heads=4, linear_num_value_heads=8, linear_key_head_dim=64,
+        linear_value_head_dim=64, linear_conv_kernel_dim=4,
+        rope_parameters=dict(rope_type="default", rope_theta=1e7, partial_rotary_factor=0.25),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("model_type", ["llama", "qwen3_moe", "qwen3_5_text"])
+def test_what_is_kept_fits_by_the_compiler(model_type, config):
+    """What is counted from shapes is enough, and most of the memory is used where it is scarce."""
+    pytest.importorskip("jax_plugins.xla_cuda13")
+    hf_config = WIDE | dict(model_type=model_type, num_hidden_layers=16, vocab_size=4096)
+    hf_config |= MORE.get(model_type, {}) | dict(max_position_embeddings=2048)
+    config.mp, config.train_batch_size = "p=f32,c=bfloat16", 64
+    config.train_seq_len, config.row_length, config.per_device_parallelism = 2048, 2048, 4
+    share, said = [], []
+    for memory in (2.2e9, 3e9, 6e9) if model_type != "qwen3_5_text" else (3e9, 4e9, 6e9):
+        chip = forecast.CHIPS["h100"]._replace(memory=memory)
+        gpus = absent.gpus(chip.gpu, chip.memory, chip.memory_bytes, 1)
+        found = forecast.forecast(forecast.job_of(given_by(config)), hf_config, chip, gpus, 300)
+        share.append(found.peak / memory)
+        said.append(found.remat)
+    print(share, said)
+    assert max(share) < 0.95 and share[0] > 0.75
+    assert "products of all layers" in said[-1] != said[0]

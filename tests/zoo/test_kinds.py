@@ -17,7 +17,7 @@ from tests.recipes import test_families
 from tests.zoo import alternating, twins
 import zoo
 from zoo import generate
-from zoo.parts import mixing, pattern, spans, stack
+from zoo.parts import mixing, pattern, remat, spans, stack
 
 TOKENS = np.random.default_rng(0).integers(3, 96, (2, 12)).astype(np.int32)
 ORDERS = ["dssfssfs", "fssfssd"]  # what leads, a pattern twice, what is left over
@@ -33,8 +33,6 @@ def test_a_pattern_is_found():
     _, twice, rest = pattern.schedule("daabaaba")
     assert twice.layers(1) == [("a", 2), ("a", 3), ("b", 1)]
     assert rest.layers(0) == [("a", 4)]
-    assert twice.cut("a", jnp.arange(5)).tolist() == [[0, 1], [2, 3]]
-    assert twice.cut("b", jnp.arange(2)).tolist() == [0, 1]
     assert pattern.numbers("daabaaba") == {"d": [0], "a": [1, 2, 4, 5, 7], "b": [3, 6]}
 
 
@@ -117,7 +115,7 @@ def with_remat(kinds, remat):
 @pytest.mark.parametrize(
     ("kinds", "remat"),
     full_but(
-        [(ORDERS[1], "full"), *((ORDERS[0], remat) for remat in stack.REMAT)],
+        [(ORDERS[1], "full"), *((ORDERS[0], name) for name in remat.POLICIES)],
         (ORDERS[0], "full"),
     ),
 )

@@ -9,11 +9,10 @@ import functools
 from typing import NamedTuple
 
 import jax
-from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from zoo.parts import last_step, layers, spans
+from zoo.parts import last_step, layers, remat, spans
 
 # Queries and keys of a tile. On CPUs, 64 is faster than 32, 128 and 256.
 BLOCK = 64
@@ -99,8 +98,8 @@ def _forward(
         return mixed / total[..., None], top + jnp.log(total)
 
     out, logsum = jax.lax.map(of_queries, (_query_tiles(q), _query_places(first, last, window)))
-    out = checkpoint_name(_as_row(out, q.dtype), "attention")
-    logsum = checkpoint_name(logsum, "attention")
+    out = remat.as_attention(_as_row(out, q.dtype))
+    logsum = remat.as_attention(logsum)
     return out, (q, k, v, first, last, window, sinks, out, logsum)
 
 

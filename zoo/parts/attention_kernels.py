@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from checkpoints_io.errors import BadInput
-from zoo.parts import spans
+from zoo.parts import remat, spans
 
 Query = Float[Array, "B T N H"]
 Key = Float[Array, "B S K H"]
@@ -97,7 +97,7 @@ def splash(
         kernel = splash_lib.make_splash_mqa(
             seen[None],  # of all heads: a mask of each would be N / K times as large
             block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret,
-            attn_logits_soft_cap=softcap, residual_checkpoint_name="attention",
+            attn_logits_soft_cap=softcap, residual_checkpoint_name=remat.ATTENTION,
         )  # fmt: skip
         # A flag that names a scope: a traced value inside jit cannot be a condition.
         for info in ("fwd_mask_info", "dq_mask_info", "dkv_mask_info"):

@@ -9,13 +9,12 @@ import functools
 from typing import Any
 
 import jax
-from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zoo.parts import attention_programs, spans
+from zoo.parts import attention_programs, remat, spans
 from zoo.parts.attention_programs import How, Tile
 
 Query = Float[Array, "B T N H"]
@@ -91,7 +90,7 @@ def _forward(
         | _bounds(first, last, places, tile.queries),
         [(q, own), (jax.ShapeDtypeStruct((B, N, T), jnp.float32), lines)],
     )  # fmt: skip
-    out, logsum = checkpoint_name(out, "attention"), checkpoint_name(logsum, "attention")
+    out, logsum = remat.as_attention(out), remat.as_attention(logsum)
     return out, (q, k, v, first, last, places, sinks, out, logsum)
 
 

@@ -29,6 +29,7 @@ class Stacked(Protocol):
     config: hf_config.Config
     attention: str | None
     remat: str
+    remat_layers: int | None
 
 
 class Layout(NamedTuple):

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zoo.parts import adapted, grouped, quantised, sharding
+from zoo.parts import adapted, grouped, quantised, remat, sharding
 
 Weight = Array | adapted.Adapted | quantised.Quantised  # the value of a parameter
 Bias = nnx.Param | Array | grouped.Grouped | None
@@ -91,14 +91,14 @@ def times(
 ) -> Array:
     """`x` times what `ready` gave: W, or x W + s (x A) B beside which x W is the frozen model's."""
     if not isinstance(w, adapted.Adapted):
-        return by(equation, x, w, out)
+        return remat.as_product(by(equation, x, w, out))
     of_x, of_out = re.split(",.*->", equation)
     into, made = adapted.lettered(w.into), adapted.lettered(w.out)
     rest = "".join(letter for letter in of_x if letter not in into)
     y = by(equation, x, w.base, out)
     low = by(f"{of_x},{into}r->{rest}r", x, w.adapter.a)
     low = (low * w.scale).astype(x.dtype)
-    y = y + by(f"{rest}r,r{made}->{of_out}", low, w.adapter.b, out)
+    y = remat.as_product(y + by(f"{rest}r,r{made}->{of_out}", low, w.adapter.b, out))
     if w.adapter.magnitude is None:
         return y
     turn = adapted.turn(w)  # its letters, in the order of the file, to their places in y

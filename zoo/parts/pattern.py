@@ -4,9 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-import jax
 from jaxtyping import Array
-import numpy as np
 
 Index = TypeVar("Index", int, Array)
 
@@ -27,22 +25,12 @@ class Part(NamedTuple):
         of = zip(self.kinds, self.firsts, self.steps, strict=True)
         return [(kind, first + i * step) for kind, first, step in of]
 
-    def places(self) -> list[tuple[str, int | None]]:
-        """Within any repetition: the kind of each layer, and where `cut` puts it."""
-        counted = [self.kinds[:p].count(kind) for p, kind in enumerate(self.kinds)]
-        alone = [step == 1 for step in self.steps]
-        return [(kind, None if one else count)
-                for kind, one, count in zip(self.kinds, alone, counted, strict=True)]  # fmt: skip
-
-    def cut(self, kind: str, stack: Array | np.ndarray) -> Array | np.ndarray:
-        """Of a stack of this kind the layers of this part, by repetition.
-
-        Where a repetition has several of them, by their place in it too: [times, places, …].
-        """
-        p = self.kinds.index(kind)
-        first, step = self.firsts[p], self.steps[p]
-        mine = jax.lax.slice_in_dim(stack, first, first + self.times * step)
-        return mine if step == 1 else mine.reshape(self.times, step, *mine.shape[1:])
+    def split(self, times: int) -> tuple["Part", "Part"]:
+        """So many repetitions, and those after them."""
+        of = zip(self.firsts, self.steps, strict=True)
+        later = tuple(first + times * step for first, step in of)
+        rest = self._replace(firsts=later, times=self.times - times)
+        return self._replace(times=times), rest
 
 
 def schedule(kinds: Sequence[str]) -> tuple[Part, ...]:

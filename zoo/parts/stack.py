@@ -7,22 +7,14 @@ repetition, and it takes the same time for 2 of them and for 80.
 
 from collections.abc import Callable
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from zoo.parts import adapted, blocks, mixing, partly, pattern, spans
-
-# What of a block is kept for the backward pass, beside the residual stream before it; the rest is
-# recomputed. Less kept is less memory and more time.
-REMAT = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
-    "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "none": jax.checkpoint_policies.everything_saveable,
-}
+from zoo.parts import adapted, blocks, mixing, partly, pattern, remat, spans
 
 # (model, x, where, *shared, each=, handed=) -> x after the last block: `run`, or one that keeps
 # the keys.
@@ -49,20 +41,21 @@ def run(
     what a later one still changes. `so_far` is a gradient, of all weights or of those that are
     trained, that fresh gradients are added to: differentiate by it, not by the weights, and what
     comes is their sum.
-    With full remat it is added to in its place, layer by layer, so that a gradient of all layers
-    exists once and not twice.
+    It is added to in its place, layer by layer, so that a gradient of all layers exists once and
+    not twice.
     """
     layout, weights = blocks.taken_apart(model)
     each = blocks.by_kind(model, each)
     shared = (mixing.Whole(where, model.attention), *shared)
     if so_far is not None:
         so_far = blocks.by_kind(model, so_far)
-    by_number = so_far is not None or model.config.kinds or partly.any_in(weights)
-    if model.remat == "full" and by_number:
-        return _by_number(layout, (x, handed), weights, so_far, shared, each)
-    if so_far is not None:
-        weights = adapted.joined(_attached(adapted.part(weights, so_far), so_far), weights)
-    return _scanned(layout, (x, handed), weights, shared, each, REMAT[model.remat])
+    is_plain = model.remat_layers is None and not model.config.kinds
+    if so_far is None and is_plain and not partly.any_in(weights):
+        return _scanned(layout, model.remat, (x, handed), weights, shared, each)
+    keeps = remat.by_part(layout.parts, model.remat, model.remat_layers)
+    layout = layout._replace(parts=tuple(part for part, _ in keeps))
+    policies = tuple(policy for _, policy in keeps)
+    return _by_number(layout, policies, (x, handed), weights, so_far, shared, each)
 
 
 def split(params: blocks.Weights) -> tuple[blocks.Weights, blocks.Weights | None]:
@@ -79,8 +72,8 @@ def join(others: blocks.Weights, stacks: blocks.Weights | None) -> blocks.Weight
     return others if stacks is None else others | {STACKS: stacks}
 
 
-def keeping(kept: list[Array]) -> Run:
-    """A way through the blocks that puts into `kept` what enters each of them, [L, B, T, D]."""
+def keeping(entered: list[Array]) -> Run:
+    """A way through the blocks that puts into `entered` what enters each of them, [L, B, T, D]."""
 
     def run(
         model: blocks.Stacked,
@@ -92,10 +85,39 @@ def keeping(kept: list[Array]) -> Run:
     ) -> Float[Array, "B T D"]:
         layout, weights = blocks.taken_apart(model)
         shared, each = (mixing.Whole(where, model.attention), *shared), blocks.by_kind(model, each)
-        x, (entering, *_) = _forward(layout, (x, handed), weights, None, shared, each)
-        for by_place in entering:  # of each part, by place in its pattern, by repetition
-            in_order = jnp.stack(by_place, axis=1)
-            kept.append(in_order.reshape(-1, *in_order.shape[2:]))
+        x, (left, *_) = _forward(layout, None, (x, handed), weights, None, shared, each)
+        for by_place in left:  # of each part, by place in its pattern, by repetition
+            in_order = jnp.stack([entering for entering, _ in by_place], axis=1)
+            entered.append(in_order.reshape(-1, *in_order.shape[2:]))
+        return x
+
+    return run
+
+
+def measuring(found: dict[str, dict[str, list[Array]]]) -> Run:
+    """A way past the blocks that puts into `found` what a layer keeps, by kind and by policy.
+
+    Each weight takes a gradient, unless there are some in few bits.
+    """
+
+    def run(
+        model: blocks.Stacked,
+        x: Float[Array, "B T D"],
+        where: spans.Spans,
+        *shared: PyTree,
+        each: PyTree = None,
+        handed: PyTree = None,
+    ) -> Float[Array, "B T D"]:
+        layout, weights = blocks.taken_apart(model)
+        shared, each = (mixing.Whole(where, model.attention), *shared), blocks.by_kind(model, each)
+        trained = weights if _is_made(weights) else dict.fromkeys(weights)
+        for kind, graph in layout.graphs:
+            first = jnp.zeros((), jnp.int32)
+            given = _given((x, handed), kind, first, weights, trained, each, shared)
+            layer, arguments = given.through(graph)
+            for policy in remat.POLICIES:
+                _, beside = remat.forward(layer, arguments, given, policy)
+                found.setdefault(kind, {})[policy] = beside.arrays if beside else []
         return x
 
     return run
@@ -103,59 +125,29 @@ def keeping(kept: list[Array]) -> Run:
 
 def _scanned(
     layout: blocks.Layout,
+    policy: str,
     entering: blocks.Entering,
     weights: blocks.ByKind,
     shared: tuple,
     each: blocks.ByKind,
-    policy: Callable,
 ) -> Array:
-    """As jax differentiates it. Of a kind that several parts have, each part copies its weights."""
-    graphs = dict(layout.graphs)
+    """Layers that are all alike, as jax differentiates them, forward and backward."""
+    ((kind, graph),) = layout.graphs
 
-    def layer(
-        entering: blocks.Entering, given: tuple, kind: str, place: int | None
-    ) -> blocks.Entering:
-        if place is not None:
-            one = functools.partial(jax.lax.index_in_dim, index=place, keepdims=False)
-            given = jax.tree.map(one, given)
+    def layer(entering: blocks.Entering, given: tuple) -> blocks.Entering:
         own, more = given
-        return blocks.block_of(graphs[kind], entering, own, more, shared)
+        return blocks.block_of(graph, entering, own, more, shared)
 
     # Within what is recomputed, so that no layer's weights are kept for it a second time.
-    layer = functools.partial(
-        jax.checkpoint, prevent_cse=False, policy=policy, static_argnums=(2, 3)
-    )(layer)
-    for part in layout.parts:
-
-        def repetition(
-            entering: blocks.Entering, given: blocks.ByKind, part: pattern.Part = part
-        ) -> tuple[blocks.Entering, None]:
-            for kind, place in part.places():
-                entering = layer(entering, given[kind], kind, place)
-            return entering, None
-
-        cut = lambda kind, part=part: jax.tree.map(
-            functools.partial(part.cut, kind), (weights[kind], each[kind])
-        )
-        given = {kind: cut(kind) for kind in set(part.kinds)}
-        entering, _ = jax.lax.scan(repetition, entering, given)
-    return entering[0]
+    layer = jax.checkpoint(layer, prevent_cse=False, policy=remat.POLICIES[policy])
+    step = lambda entering, given: (layer(entering, given), None)
+    return jax.lax.scan(step, entering, (weights[kind], each[kind]))[0][0]
 
 
-@jax.custom_vjp
-def _attached(trained: blocks.ByKind, so_far: blocks.ByKind) -> blocks.ByKind:
-    return trained
-
-
-_attached.defvjp(
-    lambda trained, so_far: (trained, so_far),
-    lambda so_far, gradient: (None, jax.tree.map(jnp.add, so_far, gradient)),
-)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _by_number(
     layout: blocks.Layout,
+    policies: tuple[str, ...],
     entering: blocks.Entering,
     weights: blocks.ByKind,
     so_far: blocks.ByKind | None,
@@ -166,50 +158,89 @@ def _by_number(
 
     The gradient is that of `so_far`, and of the weights where there is none.
     """
-    return _forward(layout, entering, weights, so_far, shared, each)[0]
+    return _forward(layout, None, entering, weights, so_far, shared, each)[0]
+
+
+class _Given(NamedTuple):
+    """What one layer is computed of."""
+
+    entering: blocks.Entering
+    some: PyTree  # those of its weights that are trained
+    weights: PyTree
+    each: PyTree
+    shared: tuple
+
+    def through(self, graph: nnx.GraphDef) -> tuple[Callable, tuple]:
+        """The layer, as a function of what has a gradient; and that."""
+        is_made = _is_made(self.each)
+
+        def layer(entering: blocks.Entering, some: PyTree, made: PyTree) -> blocks.Entering:
+            weights, own = adapted.joined(some, self.weights), made if is_made else self.each
+            return blocks.block_of(graph, entering, weights, own, self.shared)
+
+        return layer, (self.entering, self.some, self.each if is_made else None)
+
+
+def _given(
+    entering: blocks.Entering,
+    kind: str,
+    n: Array,
+    weights: blocks.ByKind,
+    trained: blocks.ByKind,
+    each: blocks.ByKind,
+    shared: tuple,
+) -> _Given:
+    """Layer n of its kind; `trained` are like those of the weights that take a gradient."""
+    whole = blocks.at(weights[kind], n)
+    some = adapted.part(whole, trained[kind])
+    return _Given(entering, some, whole, blocks.at(each[kind], n), shared)
 
 
 def _forward(
     layout: blocks.Layout,
+    policies: tuple[str, ...] | None,
     entering: blocks.Entering,
     weights: blocks.ByKind,
     so_far: blocks.ByKind | None,
     shared: tuple,
     each: blocks.ByKind,
 ) -> tuple:
-    graphs = dict(layout.graphs)
+    """What comes out, and what the backward pass takes; without `policies` there is none."""
+    graphs, trained = dict(layout.graphs), weights if so_far is None else so_far
 
-    def layer(entering: blocks.Entering, kind: str, i: Array) -> tuple[blocks.Entering, Array]:
-        own = blocks.at(weights[kind], i), blocks.at(each[kind], i)
-        return blocks.block_of(graphs[kind], entering, *own, shared), entering[0]
+    def layer(
+        policy: str, entering: blocks.Entering, kind: str, n: Array
+    ) -> tuple[blocks.Entering, tuple]:
+        given = _given(entering, kind, n, weights, trained, each, shared)
+        function, arguments = given.through(graphs[kind])
+        leaving, beside = remat.forward(function, arguments, given, policy)
+        return leaving, (entering[0], beside)
 
-    (x, handed), inputs = blocks.through(layout, layer, entering)
-    return x, (inputs, handed, weights, so_far, shared, each)
+    left = []
+    for part, policy in zip(layout.parts, policies or ("full",) * len(layout.parts), strict=True):
+        own = layout._replace(parts=(part,))
+        entering, of_places = blocks.through(own, functools.partial(layer, policy), entering)
+        left += of_places
+    x, handed = entering
+    return x, (left, handed, weights, so_far, shared, each)
 
 
-def _backward(layout: blocks.Layout, kept: tuple, gradient: Array) -> tuple:
-    inputs, handed, weights, so_far, shared, each = kept
-    graphs = dict(layout.graphs)
+def _backward(
+    layout: blocks.Layout, policies: tuple[str, ...], saved: tuple, gradient: Array
+) -> tuple:
+    del policies  # they are in what was saved
+    left, handed, weights, so_far, shared, each = saved
+    graphs, trained = dict(layout.graphs), weights if so_far is None else so_far
     sums = jax.tree.map(jnp.zeros_like, weights) if so_far is None else so_far
-    # What layers have of their own takes a gradient if it is made of the model's numbers.
     of_each = {kind: jax.tree.map(jnp.zeros_like, tree) if _is_made(tree) else None
                for kind, tree in each.items()}  # fmt: skip
 
-    def layer(carry: tuple, kind: str, n: Array, x: Array) -> tuple:
+    def layer(carry: tuple, kind: str, n: Array, left: tuple) -> tuple:
         gradient, sums, of_each = carry
-        own, whole, is_made = (
-            blocks.at(each[kind], n),
-            blocks.at(weights[kind], n),
-            _is_made(each[kind]),
-        )
-
-        def again(entering: blocks.Entering, some: PyTree, made: PyTree) -> blocks.Entering:
-            given = adapted.joined(some, whole), made if is_made else own
-            return blocks.block_of(graphs[kind], entering, *given, shared)
-
+        x, beside = left
         # Each layer read what was handed to it as it is in the end, or not at all.
-        some, made = adapted.part(whole, sums[kind]), own if is_made else None
-        _, pull = jax.vjp(again, (x, handed), some, made)
+        given = _given((x, handed), kind, n, weights, trained, each, shared)
+        pull = remat.backward(*given.through(graphs[kind]), given, beside)
         gradient, fresh, of_own = pull(gradient)
         put = lambda whole, new: jax.lax.dynamic_update_index_in_dim(whole, new, n, 0)
         of_each = of_each | {kind: jax.tree.map(put, of_each[kind], of_own)}
@@ -223,13 +254,13 @@ def _backward(layout: blocks.Layout, kept: tuple, gradient: Array) -> tuple:
         return gradient, sums | {kind: jax.tree.map(add, sums[kind], fresh, whose)}, of_each
 
     carry: Any = (gradient, jax.tree.map(jnp.zeros_like, handed)), sums, of_each
-    for part, entered in zip(reversed(layout.parts), reversed(inputs), strict=True):
+    for part, of_places in zip(reversed(layout.parts), reversed(left), strict=True):
 
         def repetition(
-            carry: tuple, i: Array, part: pattern.Part = part, entered: list = entered
+            carry: tuple, i: Array, part: pattern.Part = part, of_places: list = of_places
         ) -> tuple:
-            for (kind, n), x in zip(reversed(part.layers(i)), reversed(entered), strict=True):
-                carry = layer(carry, kind, n, blocks.at(x, i))
+            for (kind, n), own in zip(reversed(part.layers(i)), reversed(of_places), strict=True):
+                carry = layer(carry, kind, n, blocks.at(own, i))
             return carry, None
 
         steps = jnp.arange(part.times)
@@ -241,6 +272,7 @@ def _backward(layout: blocks.Layout, kept: tuple, gradient: Array) -> tuple:
 
 
 def _is_made(each: PyTree) -> bool:
+    """Does what layers have of their own take a gradient: is it made of the model's numbers?"""
     return any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(each))
 
 

@@ -11,7 +11,7 @@ from recipes import forecast
 from recipes.configs import tiny, tiny_sft
 from recipes.training import by_name, checks, optimizer, plan, run, settings, written
 from tests.conftest import OF_SOME_RUNS, ROOT, adamw_of, given_by
-from zoo.parts import attention, stack
+from zoo.parts import attention, remat
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_the_choices_of_the_table_are_those_of_the_code():
     """They are written out there, so that a wrong flag is answered before any of it is imported."""
     choices = lambda name: settings.ALL[name].choices
     assert set(choices("attention")) == set(attention.BACKENDS)
-    assert set(choices("remat")) == set(stack.REMAT)
+    assert set(choices("remat")) == set(remat.POLICIES)
     assert set(choices("hf_save_dtype")) == set(settings.DTYPES) == set(written.DTYPES)
     assert set(choices("adam_mu_dtype")) < set(written.DTYPES)
 

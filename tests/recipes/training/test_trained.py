@@ -13,6 +13,7 @@ from recipes.configs import tiny
 from recipes.data.packed import batches
 from recipes.training import logps, optimizer, plan, trained
 from tests.conftest import adamw_of, programs_of, small_config
+from tests.long_forms import full_but
 from tests.recipes.training.test_update import OBJECTIVE, THEIRS, apart, place_of, summed, work
 from zoo import llama, mixtral, models
 from zoo.parts import adapted, partly, rope, sharding
@@ -126,9 +127,13 @@ def test_policy_and_reference_give_the_same_bits(work, dtype):
     np.testing.assert_allclose(policy, whole, rtol=1e-5 if dtype == jnp.float32 else 0.05)
 
 
-def test_a_gradient_is_that_of_the_trained_layers(work):
+@pytest.mark.parametrize("policy", full_but(["full", "products"], "products"))
+def test_a_gradient_is_that_of_the_trained_layers(work, policy):
     """Over several micro-batches; every other layer's is not there."""
     graph, params, *_, pairs, mesh = work
+    model = nnx.merge(graph, nnx.State(params))
+    model.remat = policy
+    graph, _ = nnx.split(model)
     own, rest = parted(params)
     descent = optax.sgd(0.25)
     place = place_of(mesh, 1, 40)

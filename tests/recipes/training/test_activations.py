@@ -1,0 +1,113 @@
+"""How much of a layer's work is kept for the backward pass: what fits the memory that is left."""
+
+import jax.numpy as jnp
+import pytest
+
+from recipes.data.packed.packing import Shape
+from recipes.training import activations, plan
+from recipes.training.activations import Remat
+from tests.conftest import small_config
+import zoo
+
+GIB = 2**30
+# Llama 3.1 8B.
+CONFIG = dict(
+    model_type="llama", hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+    num_attention_heads=32, num_key_value_heads=8, head_dim=128, vocab_size=128256,
+    rms_norm_eps=1e-5, rope_theta=5e5, max_position_embeddings=8192, tie_word_embeddings=False,
+)  # fmt: skip
+SHAPE = Shape(4, 4096, 64, 2, 1, 1)  # 16,384 positions
+
+
+def model_of(**other):
+    model = zoo.abstract({**CONFIG, **other}, jnp.bfloat16, jnp.bfloat16)
+    model.attention = "blocks"
+    return model
+
+
+def chosen(memory, held=16 * GIB, shape=SHAPE):
+    return activations.remat(model_of(), shape, held, memory and float(memory))
+
+
+def test_what_fits_is_kept():
+    """What comes out of attention, with a sum for each head, and q, k, v, o, gate and up."""
+    attention = 16384 * (32 * 128 * 2 + 32 * 4)
+    products = 16384 * 2 * (4096 + 1024 + 1024 + 4096 + 14336 + 14336)
+    assert chosen(None) == Remat("full")  # not known
+    assert chosen(28 * GIB) == Remat("full")
+    assert chosen(34 * GIB) == Remat("attention", None, 32 * attention)
+    most = chosen(120 * GIB)
+    assert most == Remat("products", None, 32 * (attention + products))
+    some = chosen(60 * GIB)
+    assert some == Remat("products", 21, 32 * attention + 21 * products)
+
+
+def test_it_is_never_more_than_there_is():
+    needed = activations.layer_bytes(model_of(), 16384).needed
+    for memory in range(20 * GIB, 120 * GIB, 9 * GIB):
+        kept = chosen(memory)
+        assert kept.policy == "full" or 16 * GIB + needed + kept.kept <= 0.9 * memory
+
+
+def test_shorter_micro_batches_keep_more():
+    assert chosen(60 * GIB, shape=SHAPE._replace(rows=2)).layers is None
+    # Of eight devices each has half a row.
+    assert chosen(60 * GIB, shape=SHAPE._replace(shards=8)).layers is None
+
+
+def test_what_enters_every_layer_and_what_one_makes_is_always_needed():
+    """More than its products: norms, gates, turned keys; on CPUs 64 MiB of logits are beside."""
+    each, twice = (activations.layer_bytes(model_of(), n) for n in (1024, 2048))
+    of_one = each.needed - 32 * 1024 * 4096 * 2 - 2**26
+    products = each.attention + each.products
+    assert 2 * products < of_one < 4 * products
+    assert twice.needed - 2**26 == 2 * (each.needed - 2**26)
+
+
+def test_weights_that_are_trained_are_copied_and_have_gradients():
+    """Of one layer, and of embedding and head: in float32, and in the dtype of products."""
+    layer = 4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 14336 + 2 * 4096
+    outside = 2 * 128256 * 4096 + 4096
+    frozen = activations.layer_bytes(model_of(), 1024).needed
+    model = zoo.abstract(CONFIG, jnp.float32, jnp.bfloat16)
+    model.attention = "blocks"
+    assert activations.layer_bytes(model, 1024).needed - frozen == (layer + outside) * (2 + 4)
+
+
+def test_micro_batches_are_as_long_as_fits():
+    most = lambda memory: activations.most_positions(model_of(), 16 * GIB, memory, "gpu")
+    assert [most(x * 1e9) for x in (19.5, 21, 25, 40, 140)] == [512, 2048, 8192, 16384, 16384]
+    assert activations.most_positions(model_of(), 0, None, "cpu") == 4096
+
+
+def test_experts_in_a_loop_keep_nothing():
+    config = dict(
+        model_type="qwen3_moe", hidden_size=64, intermediate_size=96, moe_intermediate_size=32,
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        num_experts=8, num_experts_per_tok=2, vocab_size=97, rms_norm_eps=1e-5, rope_theta=1e4,
+        max_position_embeddings=512, tie_word_embeddings=False, norm_topk_prob=True,
+        decoder_sparse_step=1, mlp_only_layers=[], hidden_act="silu", attention_bias=False,
+    )  # fmt: skip
+    model = zoo.abstract(config, jnp.bfloat16, jnp.bfloat16)
+    model.attention = "blocks"
+    kept = activations.remat(model, Shape(1, 1024, 16, 2, 1, 1), 0, 1e9)
+    attention = 4 * (16 * 2 + 4)
+    # q, k, v, o, and the router's; a loop over experts, as here, keeps nothing.
+    products = 2 * (64 + 32 + 32 + 64) + 4 * 8
+    assert kept == Remat("products", None, 1024 * 2 * (attention + products))
+
+
+@pytest.mark.parametrize(
+    ("kept", "told"),
+    [
+        (Remat("full"), "full: layers are recomputed in the backward pass"),
+        (Remat("attention"), "attention of all layers kept for the backward pass"),
+        (
+            Remat("products", 1, 3 * GIB),
+            "products of 1 of 3 layers kept for the backward pass (about 3 GiB per device), of the "
+            "others attention",
+        ),
+    ],
+)
+def test_it_is_said(kept, told):
+    assert plan.remat_told(kept, zoo.abstract(small_config().to_hf())) == told

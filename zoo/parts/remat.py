@@ -1,0 +1,86 @@
+"""What of a layer is kept for its backward pass, beside what it was given; the rest is recomputed.
+
+Gradient checkpointing: less kept is less memory and more time. Every number that a product makes
+costs twice the width of what it is made of in FLOPs, and 2 or 4 bytes; the output of attention
+costs more. What lies between them is cheap to make again.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, PyTree
+
+from zoo.parts import pattern
+
+ATTENTION, PRODUCT = "attention", "product"  # names of what may be kept
+POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(ATTENTION),
+    "products": jax.checkpoint_policies.save_only_these_names(ATTENTION, PRODUCT),
+    "none": jax.checkpoint_policies.everything_saveable,
+}
+
+as_attention = functools.partial(checkpoint_name, name=ATTENTION)
+as_product = functools.partial(checkpoint_name, name=PRODUCT)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("arrays",), meta_fields=("pull", "places")
+)
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """A backward pass without what the layer was given: the arrays that are left of it."""
+
+    arrays: list[Array]
+    pull: Any  # the tree of its leaves
+    places: tuple[int | None, ...]  # of each leaf among those of what was given
+
+
+def by_part(
+    parts: Sequence[pattern.Part], policy: str, layers: int | None
+) -> list[tuple[pattern.Part, str]]:
+    """The policy of each part, where the last `layers` have `policy` (None: all have).
+
+    The others keep the output of attention; a pattern keeps the same in all its layers.
+    """
+    found, left = [], sum(part.times * len(part.kinds) for part in parts)
+    left = left if layers is None else layers
+    for part in reversed(parts):
+        times = min(part.times, left // len(part.kinds))
+        left = left - times * len(part.kinds) if times == part.times else 0
+        first, last = part.split(part.times - times)
+        both = (last, policy), (first, "attention")
+        found += [(one, name) for one, name in both if one.times]
+    return found[::-1]
+
+
+def forward(
+    function: Callable, arguments: tuple, given: PyTree, policy: str
+) -> tuple[Any, Kept | None]:
+    """`function(*arguments)`, and what a policy keeps of it: nothing, if it is "full".
+
+    What was `given` is all that the function may read: it is not kept, but given once more.
+    """
+    if policy == "full":
+        return function(*arguments), None
+    checkpointed = jax.checkpoint(function, prevent_cse=False, policy=POLICIES[policy])
+    made, pull = jax.vjp(checkpointed, *arguments)
+    leaves, tree = jax.tree.flatten(pull)
+    # What goes through unchanged is the same object.
+    place_of = {id(x): i for i, x in enumerate(jax.tree.leaves(given))}
+    places = tuple(place_of.get(id(leaf)) for leaf in leaves)
+    arrays = [leaf for leaf, place in zip(leaves, places, strict=True) if place is None]
+    return made, Kept(arrays, tree, places)
+
+
+def backward(function: Callable, arguments: tuple, given: PyTree, kept: Kept | None) -> Callable:
+    """The gradient of what `forward` made -> those of its arguments."""
+    if kept is None:
+        return jax.vjp(function, *arguments)[1]
+    arrays, inputs = iter(kept.arrays), jax.tree.leaves(given)
+    leaves = [next(arrays) if place is None else inputs[place] for place in kept.places]
+    return jax.tree.unflatten(kept.pull, leaves)
