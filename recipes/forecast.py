@@ -220,11 +220,10 @@ def forecast(
     between = [(name, one) for name, one in every if one.kind == collectives.BETWEEN]
     positions = batch.tokens.size
     count = pairs * stored_per_pair / positions
-    weights = met_by_a_token(model)
+    weights, again = met_by_a_token(model), met_by_a_token(model, read_again=True)
     # Forward, both gradients, and what is computed again; of a frozen weight its own is not made.
     share = (kept.layers or layers) / layers if kept.policy in ("products", "none") else 0
-    passes = 8 - 2 * share - (2 if asked else 0)
-    per_position = passes * weights
+    per_position = (8 - (2 if asked else 0)) * weights - 2 * share * again
     # One more forward pass each: of the reference, and of losses that see all pairs before one.
     for asked_more in (resident, job.objective.is_coupled):
         per_position += 2 * weights * asked_more
@@ -267,15 +266,19 @@ def job_of(given: Values) -> Job:
     )
 
 
-def met_by_a_token(model: zoo.Model) -> int:
+def met_by_a_token(model: zoo.Model, *, read_again: bool = False) -> int:
     """Weights that multiply a token: of the experts, those it is routed to.
 
-    An embedding counts where it is the head, too.
+    An embedding counts where it is the head, too. Or those of layers alone whose products the
+    backward pass must `read_again`: all but what an MLP gives out, unless it is weighed by shares.
     """
     config = model.config
     count = 0.0
     for path, param in nnx.to_flat_state(nnx.state(model)):
         axes, share = param.get_metadata("axes").split(), 1.0
+        is_last = path[-1] == "down" and "E" not in axes
+        if read_again and (path[0] != stack.STACKS or is_last):
+            continue
         is_head = config.tie_word_embeddings
         if axes == ["V", "R"] or (path == ("embedding",) and not is_head):  # looked up
             continue
