@@ -141,7 +141,7 @@ def keeping(made: Made, shape: packing.Shape, held: int) -> tuple[nnx.GraphDef, 
     model = nnx.merge(made.graph, nnx.State(adapted.joined(made.policy, made.frozen)))
     kept = activations.Remat(model.remat)
     if KEPT.value is None:
-        kept = activations.remat(model, shape, held, activations.device_here()[0])
+        kept = activations.remat(model, made.policy, shape, held, activations.device_here()[0])
         model.remat, model.remat_layers, _ = kept
     return nnx.split(model)[0], plan.remat_told(kept, model)
 

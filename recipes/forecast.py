@@ -177,12 +177,12 @@ def forecast(
             shared=job.beside is not None and job.beside.of_policy,
         )
         stays = sum(held.values())
-        most = activations.most_positions(model, stays, chip.memory, "accelerator")
+        most = activations.most_positions(model, params, stays, chip.memory, "accelerator")
         answers = job.given["data.answers"]
         batch, shape = _batch(job.sizes, mesh, most, pairs * stored_per_pair, answers)
         kept = activations.Remat(job.remat or "full")
         if job.remat is None:
-            kept = activations.remat(model, shape, stays, chip.memory)
+            kept = activations.remat(model, params, shape, stays, chip.memory)
         model.remat, model.remat_layers, _ = kept
         graph, _ = nnx.split(model)
         programs = update.compiled(

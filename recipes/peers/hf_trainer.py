@@ -54,7 +54,7 @@ ROWS = {
     "max_grad_norm": turned("max_grad_norm", lambda norm: float(norm) or None),
     "bf16": part("mp", "p=f32,c=bfloat16: the weights that are trained stay in float32"),
     "fp16": part("mp", "computed in bfloat16 here"),
-    "gradient_checkpointing": part("remat", "full, or none"),
+    "gradient_checkpointing": part("remat", "unset, or none"),
     "logging_steps": steps("steps_per_log"),
     "eval_strategy": part("steps_per_eval", "by steps; epoch has no counterpart"),
     "evaluation_strategy": part("steps_per_eval", "an older name of eval_strategy"),

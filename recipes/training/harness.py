@@ -168,7 +168,9 @@ def _of_examples(
     with jax.set_mesh(mesh):
         shape = shapes.choose(
             examples, per_update=min(TOGETHER, len(examples)), shards=sharding.data_shards(mesh),
-            most=activations.most_positions(model, plan.held(params), *activations.device_here()),
+            most=activations.most_positions(
+                model, {}, plan.held(params), *activations.device_here()
+            ),
             alike=alike, context=mesh.shape["context"],
         )  # fmt: skip
         place = Place(shape, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))

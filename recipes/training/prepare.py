@@ -97,10 +97,12 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
         models.blank, learnt.like, opt_state, chosen, resident=resident, shared=shared
     )
     together, held = given["train_batch_size"], sum(memory.values())
-    place = _packed(given, models, _every(data), computing.mesh, together, held)
+    limit, platform = activations.device_here()
+    most = activations.most_positions(models.blank, learnt.like, held, limit, platform)
+    place = _packed(given, models, _every(data), computing.mesh, together, most)
     kept = activations.Remat(models.blank.remat)
     if computing.remat is None:
-        kept = activations.remat(models.blank, place.shape, held, activations.device_here()[0])
+        kept = activations.remat(models.blank, learnt.like, place.shape, held, limit)
         models.blank.remat, models.blank.remat_layers, _ = kept
     run = Run(
         directory=directory,
@@ -123,7 +125,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
         texts=data.texts,
         tasks=asked,
         place=place,
-        place_of_texts=_packed_texts(given, models, data, computing.mesh, held),
+        place_of_texts=_packed_texts(given, models, data, computing.mesh, most),
         seed=given["seed"],
         total_steps=steps,
         computing=computing,
@@ -175,13 +177,14 @@ def scoring(given: Values, beside: Beside) -> Scoring:
         held = max(held, plan.held(nnx.state(other)))
     # Enough pairs at a time to fill the rows of all devices.
     together = min(max(64, 16 * sharding.data_shards(mesh)), len(_every(data)))
+    most = activations.most_positions(models.blank, {}, held, *activations.device_here())
     return Scoring(
         folder=policy,
         blank=models.blank,
         adapting=adapted,
         reference=reference,
         data=data,
-        place=_packed(given, models, _every(data), mesh, together, held),
+        place=_packed(given, models, _every(data), mesh, together, most),
         computing=computing,
         memory=held,
     )
@@ -250,16 +253,16 @@ def _packed(
     examples: list[Example],
     mesh: Mesh,
     together: int,
-    held: int,
+    most: int,
 ) -> batches.Place:
-    """The shape of micro-batches of so many examples, where `held` bytes of a device live on."""
+    """The shape of micro-batches of so many examples, of at most so many positions per device."""
     folders = models.folders.values()
     alike = [n for folder in folders if (n := zoo.turns_alike_to(folder.config))]
     shape = shapes.choose(
         examples,
         per_update=together,
         shards=sharding.data_shards(mesh),
-        most=activations.most_positions(models.blank, held, *activations.device_here()),
+        most=most,
         row_length=given["row_length"],
         rows=given["per_device_parallelism"],
         alike=min(alike, default=None),
@@ -270,14 +273,14 @@ def _packed(
 
 
 def _packed_texts(
-    given: Values, models: Models, data: Data, mesh: Mesh, held: int
+    given: Values, models: Models, data: Data, mesh: Mesh, most: int
 ) -> batches.Place | None:
     """The same of plain texts, whose windows are longer than most pairs."""
     windows: list[Example] = [window for texts in data.texts for window in texts.windows]
     if not windows:
         return None
     together = min(given["train_batch_size"], len(windows))
-    return _packed(given | {"ld_alpha": None}, models, windows, mesh, together, held)
+    return _packed(given | {"ld_alpha": None}, models, windows, mesh, together, most)
 
 
 def _counted(data: Data) -> str:

@@ -393,8 +393,8 @@ COMPUTE = {
     ),
     "remat": Setting(
         str,
-        "gradient checkpointing: full recomputes layers in the backward pass, attention all but "
-        "attention, products what lies between products, none nothing",
+        "gradient checkpointing, what the backward pass recomputes of a layer: all (full), all but "
+        "attention, what lies between products, or nothing (none)",
         None,
         unset="on accelerators what fits their memory, layer by layer; on CPUs full",
         choices=("full", "attention", "products", "none"),

@@ -230,6 +230,5 @@ def test_what_is_kept_fits_by_the_compiler(model_type, config):
         found = forecast.forecast(forecast.job_of(given_by(config)), hf_config, chip, gpus, 300)
         share.append(found.peak / memory)
         said.append(found.remat)
-    print(share, said)
     assert max(share) < 0.95 and share[0] > 0.75
     assert "products of all layers" in said[-1] != said[0]

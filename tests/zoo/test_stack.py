@@ -31,21 +31,30 @@ def summed(graph, params, so_far=None):
     return (hidden**2).sum()
 
 
-@pytest.mark.parametrize("remat", ["full", "attention", "none"])
+@pytest.mark.parametrize(
+    "remat", full_but(["full", "attention", "products", "none"], "full", "products")
+)
 def test_the_sum_of_gradients(remat):
     check_sum(*split(remat))
 
 
 @pytest.mark.parametrize(
-    ("family", "shape"),
+    ("family", "shape", "remat"),
     full_but(
-        [("gemma3_text", "plain"), ("smollm3", "window, yarn"), ("gpt_oss", "odd")],
-        ("smollm3", "window, yarn"),
+        [
+            ("gemma3_text", "plain", "full"),
+            ("smollm3", "window, yarn", "full"),
+            ("gpt_oss", "odd", "products"),
+            ("gemma4_text", "inputs of each layer, shared keys", "products"),
+            ("deepseek_v2", "tied, odd, no latent of queries", "products"),
+            ("falcon_h1", "plain", "products"),
+        ],
+        ("smollm3", "window, yarn", "full"),
     ),
 )
-def test_the_sum_of_gradients_where_layers_differ(family, shape):
-    """Windows and ropes of each layer's own, going back as going forth."""
-    check_sum(*split("full", twins.untrained(family, shape)))
+def test_the_sum_of_gradients_where_layers_differ(family, shape, remat):
+    """Windows and ropes of each layer's own, going back as going forth; what some hand on."""
+    check_sum(*split(remat, twins.untrained(family, shape)))
 
 
 def check_sum(graph, params):

@@ -39,13 +39,17 @@ class Layout(NamedTuple):
     parts: tuple[pattern.Part, ...]
 
 
+def parts_of(model: Stacked) -> tuple[pattern.Part, ...]:
+    """The patterns in which a model's layers follow each other."""
+    return pattern.schedule(model.config.kinds or (ALIKE,) * model.config.sizes["L"])
+
+
 def taken_apart(model: Stacked) -> tuple[Layout, ByKind]:
     """The layout of a model's blocks, and their weights by kind."""
-    kinds = model.config.kinds or (ALIKE,) * model.config.sizes["L"]
     parts = {kind: nnx.split(block) for kind, block in by_kind(model, model.blocks).items()}
     graphs = tuple((kind, graph) for kind, (graph, _) in parts.items())
     weights = {kind: nnx.to_pure_dict(state) for kind, (_, state) in parts.items()}
-    return Layout(graphs, pattern.schedule(kinds)), weights
+    return Layout(graphs, parts_of(model)), weights
 
 
 def by_kind(model: Stacked, tree: PyTree) -> ByKind:

@@ -22,7 +22,7 @@ class CausalLM(nnx.Module):
     keeps: ClassVar[dict[str, dict[str, str]]] = {}
     attention: str | None = None  # one of attention.BACKENDS; unset: the platform's
     remat: str = "full"  # one of remat.POLICIES
-    remat_layers: int | None = None  # the last so many of them; the others keep less
+    remat_layers: int | None = None  # the last so many; the others keep attention alone
     source: os.PathLike[str] | None = None  # the hf_folder.Folder it was read from, or another
     described: str | None = None  # the config.json that it was made from, if not from a folder
     config: Any  # a hf_config.Config

@@ -1,8 +1,8 @@
 """What of a layer is kept for its backward pass, beside what it was given; the rest is recomputed.
 
-Gradient checkpointing: less kept is less memory and more time. Every number that a product makes
-costs twice the width of what it is made of in FLOPs, and 2 or 4 bytes; the output of attention
-costs more. What lies between them is cheap to make again.
+Gradient checkpointing: less kept is less memory and more time. To make a number of a product again
+takes twice the input's width in FLOPs, one of attention's output more; to keep it takes 2 or 4
+bytes. What lies between them is cheap to make again.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,10 +45,12 @@ def by_part(
 ) -> list[tuple[pattern.Part, str]]:
     """The policy of each part, where the last `layers` have `policy` (None: all have).
 
-    The others keep the output of attention; a pattern keeps the same in all its layers.
+    The others keep the output of attention, if `policy` keeps more. All layers of a repetition keep
+    the same: of a pattern of six layers the last ten are six.
     """
-    found, left = [], sum(part.times * len(part.kinds) for part in parts)
-    left = left if layers is None else layers
+    if layers is None or policy in ("full", "attention"):
+        return [(part, policy) for part in parts]
+    found, left = [], layers
     for part in reversed(parts):
         times = min(part.times, left // len(part.kinds))
         left = left - times * len(part.kinds) if times == part.times else 0

@@ -94,11 +94,15 @@ def keeping(entered: list[Array]) -> Run:
     return run
 
 
-def measuring(found: dict[str, dict[str, list[Array]]]) -> Run:
-    """A way past the blocks that puts into `found` what a layer keeps, by kind and by policy.
+class Measured(NamedTuple):
+    """What `measuring` found."""
 
-    Each weight takes a gradient, unless there are some in few bits.
-    """
+    kept: dict[str, dict[str, list[Array]]]  # of one layer, by kind and by policy
+    beside: list[Array]  # what layers have of their own, of all, and what they hand on
+
+
+def measuring(found: Measured) -> Run:
+    """A way past the blocks that puts into `found` what layers keep if each weight is trained."""
 
     def run(
         model: blocks.Stacked,
@@ -110,14 +114,15 @@ def measuring(found: dict[str, dict[str, list[Array]]]) -> Run:
     ) -> Float[Array, "B T D"]:
         layout, weights = blocks.taken_apart(model)
         shared, each = (mixing.Whole(where, model.attention), *shared), blocks.by_kind(model, each)
-        trained = weights if _is_made(weights) else dict.fromkeys(weights)
+        found.beside.extend(jax.tree.leaves((each, handed)))
         for kind, graph in layout.graphs:
             first = jnp.zeros((), jnp.int32)
-            given = _given((x, handed), kind, first, weights, trained, each, shared)
+            given = _given((x, handed), kind, first, weights, weights, each, shared)
             layer, arguments = given.through(graph)
+            found.kept[kind] = {}
             for policy in remat.POLICIES:
                 _, beside = remat.forward(layer, arguments, given, policy)
-                found.setdefault(kind, {})[policy] = beside.arrays if beside else []
+                found.kept[kind][policy] = beside.arrays if beside else []
         return x
 
     return run

@@ -1,5 +1,6 @@
 """How much of a layer's work is kept for the backward pass: what fits the memory that is left."""
 
+from flax import nnx
 import jax.numpy as jnp
 import pytest
 
@@ -7,6 +8,7 @@ from recipes.data.packed.packing import Shape
 from recipes.training import activations, plan
 from recipes.training.activations import Remat
 from tests.conftest import small_config
+from tests.zoo import alternating
 import zoo
 
 GIB = 2**30
@@ -25,8 +27,12 @@ def model_of(**other):
     return model
 
 
-def chosen(memory, held=16 * GIB, shape=SHAPE):
-    return activations.remat(model_of(), shape, held, memory and float(memory))
+def chosen(memory, held=16 * GIB, shape=SHAPE, model=None):
+    return activations.remat(model or model_of(), {}, shape, held, memory and float(memory))
+
+
+def layer_bytes(model, rows, T, trained=None):
+    return activations.layer_bytes(model, trained or {}, rows, T)
 
 
 def test_what_fits_is_kept():
@@ -42,42 +48,67 @@ def test_what_fits_is_kept():
     assert some == Remat("products", 21, 32 * attention + 21 * products)
 
 
-def test_it_is_never_more_than_there_is():
-    needed = activations.layer_bytes(model_of(), 16384).needed
-    for memory in range(20 * GIB, 120 * GIB, 9 * GIB):
-        kept = chosen(memory)
-        assert kept.policy == "full" or 16 * GIB + needed + kept.kept <= 0.9 * memory
-
-
-def test_shorter_micro_batches_keep_more():
-    assert chosen(60 * GIB, shape=SHAPE._replace(rows=2)).layers is None
-    # Of eight devices each has half a row.
-    assert chosen(60 * GIB, shape=SHAPE._replace(shards=8)).layers is None
+def test_rows_are_counted_as_they_are():
+    """Of any length, on each device; a row that devices share is theirs by parts."""
+    whole = chosen(120 * GIB).kept
+    odd = SHAPE._replace(rows=1, row_length=3968)
+    assert chosen(120 * GIB, shape=odd).kept == whole * 3968 // 16384
+    eight = SHAPE._replace(rows=16, shards=8)
+    assert chosen(120 * GIB, shape=eight).kept == whole // 2
+    shared = SHAPE._replace(row_length=2 * 4096, context=2)
+    assert chosen(120 * GIB, shape=shared).kept == whole
 
 
 def test_what_enters_every_layer_and_what_one_makes_is_always_needed():
     """More than its products: norms, gates, turned keys; on CPUs 64 MiB of logits are beside."""
-    each, twice = (activations.layer_bytes(model_of(), n) for n in (1024, 2048))
+    each, twice = (layer_bytes(model_of(), 1, n) for n in (1024, 2048))
     of_one = each.needed - 32 * 1024 * 4096 * 2 - 2**26
-    products = each.attention + each.products
-    assert 2 * products < of_one < 4 * products
+    assert 2 * each.kept[""]["products"] < of_one < 4 * each.kept[""]["products"]
     assert twice.needed - 2**26 == 2 * (each.needed - 2**26)
 
 
 def test_weights_that_are_trained_are_copied_and_have_gradients():
-    """Of one layer, and of embedding and head: in float32, and in the dtype of products."""
+    """Of one layer, and of the larger of embedding and head: in float32, and in bfloat16."""
     layer = 4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 14336 + 2 * 4096
-    outside = 2 * 128256 * 4096 + 4096
-    frozen = activations.layer_bytes(model_of(), 1024).needed
-    model = zoo.abstract(CONFIG, jnp.float32, jnp.bfloat16)
-    model.attention = "blocks"
-    assert activations.layer_bytes(model, 1024).needed - frozen == (layer + outside) * (2 + 4)
+    frozen = layer_bytes(model_of(), 1, 1024).needed
+    trained = nnx.to_pure_dict(nnx.state(zoo.abstract(CONFIG, jnp.float32)))
+    found = layer_bytes(model_of(), 1, 1024, trained).needed
+    assert found - frozen == (layer + 128256 * 4096) * (2 + 4)
+    some = {"blocks": {"attention": trained["blocks"]["attention"]}}
+    found = layer_bytes(model_of(), 1, 1024, some).needed
+    assert found - frozen == (2 * 4096 * 4096 + 2 * 4096 * 1024) * (2 + 4)
 
 
 def test_micro_batches_are_as_long_as_fits():
-    most = lambda memory: activations.most_positions(model_of(), 16 * GIB, memory, "gpu")
-    assert [most(x * 1e9) for x in (19.5, 21, 25, 40, 140)] == [512, 2048, 8192, 16384, 16384]
-    assert activations.most_positions(model_of(), 0, None, "cpu") == 4096
+    most = lambda memory: activations.most_positions(model_of(), {}, 16 * GIB, memory, "gpu")
+    assert [most(x * 1e9) for x in (18, 19.5, 24, 40)] == [512, 2048, 8192, 16384]
+    assert activations.most_positions(model_of(), {}, 0, None, "cpu") == 4096
+
+
+def test_devices_along_tensor_share_heads_and_not_the_width(monkeypatch):
+    alone = layer_bytes(model_of(), 1, 1024).kept[""]
+    monkeypatch.setattr(activations, "_mesh_of", lambda model: {"tensor": 8})
+    shared = layer_bytes(model_of(), 1, 1024).kept[""]
+    assert shared["attention"] == alone["attention"] // 8
+    # All but what attention adds to the residual stream.
+    products = shared["products"] - shared["attention"]
+    assert products == 1024 * 2 * (4096 + 2 * 1024 + 2 * 14336) // 8 + 1024 * 2 * 4096
+
+
+def test_a_pattern_keeps_the_same_in_all_its_layers(monkeypatch):
+    """And each kind counts for itself."""
+    monkeypatch.setitem(zoo.ARCHITECTURES, "alternating", alternating)
+    config = alternating.config_of("d" + "ssf" * 4)
+    model = nnx.eval_shape(lambda: alternating.Model(config, nnx.Rngs(0)))
+    model.attention = "blocks"
+    shape = Shape(1, 1024, 16, 2, 1, 1)
+    each = layer_bytes(model, 1, 1024)
+    d, s, _, f = (each.kept[kind] for kind in config.kinds[:4])
+    last = 2 * (2 * s["products"] + f["products"])
+    rest = d["attention"] + 2 * (2 * s["attention"] + f["attention"])
+    room = (each.needed + rest + last) / 0.9
+    assert chosen(room + 2, 0, shape, model) == Remat("products", 6, rest + last)
+    assert chosen(room - 2, 0, shape, model).layers == 3
 
 
 def test_experts_in_a_loop_keep_nothing():
@@ -90,7 +121,7 @@ def test_experts_in_a_loop_keep_nothing():
     )  # fmt: skip
     model = zoo.abstract(config, jnp.bfloat16, jnp.bfloat16)
     model.attention = "blocks"
-    kept = activations.remat(model, Shape(1, 1024, 16, 2, 1, 1), 0, 1e9)
+    kept = chosen(1e9, 0, Shape(1, 1024, 16, 2, 1, 1), model)
     attention = 4 * (16 * 2 + 4)
     # q, k, v, o, and the router's; a loop over experts, as here, keeps nothing.
     products = 2 * (64 + 32 + 32 + 64) + 4 * 8
