@@ -126,7 +126,8 @@ class Forecast(NamedTuple):
 
     persistent: dict[str, int]
     temporary: dict[str, int]  # by program
-    remat: str  # in words
+    kept: activations.Remat
+    remat: str  # the same in words
     peak: int
     moved: list[collectives.Collective]  # of the program that adds a micro-batch, within a slice
     between: list[tuple[str, collectives.Collective]]  # the program, and what it sends to another
@@ -239,6 +240,7 @@ def forecast(
     return Forecast(
         persistent=held,
         temporary=temporary,
+        kept=kept,
         remat=plan.remat_told(kept, model),
         peak=sum(held.values()) + max(temporary.values()),
         moved=moved,
@@ -413,6 +415,8 @@ def main(config: ml_collections.ConfigDict) -> None:
     found = forecast(job, hf_config, chip, devices, asked.stored_per_pair)
     real = given["train_batch_size"] * asked.stored_per_pair * asked.real_per_stored
     less = checks.less_memory(given, has_reference=job.beside is not None)
+    if found.kept.policy != "full":
+        less.insert(0, "--config.remat=full")
     if given["optimizer"] in ("adamw", "lion", "rmsprop", "muon"):
         less.append("--config.optimizer=adamw8bit")
     print(told(found, chip, real, less, exact=devices[0].platform != "cpu"))

@@ -216,7 +216,7 @@ def test_out_of_memory_names_what_to_turn_down(groups, capsys):
         command._with_config(train, tiny.get_config(), settings.table_of(groups))
     assert status.value.code == 1
     told = capsys.readouterr().err
-    assert "per_device_parallelism" in told
+    assert "per_device_parallelism" in told and "--config.remat=full" in told
     assert ("reference_mode" in told) == (groups is settings.DPO)
 
 

@@ -85,8 +85,9 @@ def remat(
     if memory is None:
         return Remat("full")
     row = shape.row_length // shape.context
-    each, count = layer_bytes(model, trained, shape.rows // shape.shards, row), _layers(model)
+    each = layer_bytes(model, trained, shape.rows // shape.shards, row)
     left, parts = int(USED * memory) - held - each.needed, blocks.parts_of(model)
+    count = model.config.sizes["L"]
     for asked in range(count, 0, -1):
         found = policies.by_part(parts, "products", asked)
         layers = sum(p.times * len(p.kinds) for p, policy in found if policy == "products")
@@ -123,11 +124,11 @@ def layer_bytes(model: zoo.Model, trained: Params, rows: int, T: int) -> LayerBy
         }
         for kind, by_policy in found.kept.items()
     }
-    positions = rows * T
-    entering = positions * _layers(model) * config.sizes["D"] * np.dtype(model.dtype).itemsize
+    positions, sizes = rows * T, config.sizes
+    entering = positions * sizes["L"] * sizes["D"] * np.dtype(model.dtype).itemsize
     at_work = AT_WORK_RECURRENT if models.recurrent(model) else AT_WORK
     at_work *= max(by_policy["none"] for by_policy in kept.values())
-    logits = min(token_logps.logits_bytes(), 4 * positions * config.sizes["V"] // tensor)
+    logits = min(token_logps.logits_bytes(), 4 * positions * sizes["V"] // tensor)
     beside = 2 * size(found.beside)  # and their gradients
     needed = entering + int(at_work) + beside + logits + _weight_bytes(model, trained)
     return LayerBytes(needed, kept)
@@ -153,10 +154,6 @@ def _weight_bytes(model: zoo.Model, trained: Params) -> int:
     elif narrow.kind_of(model) is not None:
         copied += layer
     return (width * copied + 4 * learnt) // mesh.get("tensor", 1)
-
-
-def _layers(model: zoo.Model) -> int:
-    return model.config.sizes["L"]
 
 
 def _split_sizes(model: zoo.Model, tensor: int) -> set[int]:

@@ -232,8 +232,9 @@ def _in_sentences(program: Callable[[], bool | None], less_memory: list[str]) ->
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             less = "".join(f"keep less in memory with {flag}; " for flag in less_memory)
             _stop(
-                "the devices ran out of memory. Lower --config.per_device_parallelism first, "
-                f"then --config.row_length with --config.train_seq_len; {less}or split the weights "
+                "the devices ran out of memory. On accelerators set --config.remat=full; lower "
+                "--config.per_device_parallelism, then --config.row_length with "
+                f"--config.train_seq_len; {less}or split the weights "
                 f"over more devices with --config.mesh.fsdp. ({str(error).split(chr(10))[0]})",
                 1,
             )

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import large_weights, small_config
-from zoo import llama
-from zoo.parts import blocks, mixing, pattern, remat, rope, spans, stack
+from zoo import adapters, llama, targets
+from zoo.parts import adapted, pattern, remat, spans, stack
 
 TOKENS = np.arange(80).reshape(2, 40) % 97
 
@@ -22,24 +22,12 @@ def model_of(policy, layers=None):
     return model
 
 
-def shapes_kept(policy):
-    """Of the arrays that one layer keeps beside what it was given."""
-    model = model_of(policy)
-    layout, weights = blocks.taken_apart(model)
-    ((kind, graph),) = layout.graphs
-    where = spans.causal(2, 64)
-    turn = rope.turn(model.config.rope_parameters, model.config.head_dim, where)
-    shared, found = (mixing.Whole(where, "blocks"), turn), []
-
-    def layer(x, own):
-        function = lambda x, own: blocks.block_of(graph, (x, None), own, None, shared)
-        made, beside = remat.forward(function, (x, own), (x, own, shared), policy)
-        found.extend(x.shape for x in beside.arrays)
-        return made[0]
-
-    own = jax.tree.map(lambda w: w[0], weights[kind])
-    jax.eval_shape(layer, jnp.zeros((2, 64, model.config.hidden_size)), own)
-    return sorted(found)
+def shapes_kept(model):
+    """Of the arrays that one layer keeps beside what it was given, by policy."""
+    found = stack.Measured({}, [])
+    run, where = stack.measuring(found), spans.causal(2, 64)
+    jax.eval_shape(lambda tokens: model.hidden(tokens, where, run), jnp.zeros((2, 64), jnp.int32))
+    return {policy: sorted(x.shape for x in kept) for policy, kept in found.kept[""].items()}
 
 
 def test_what_is_kept_of_a_layer():
@@ -47,17 +35,31 @@ def test_what_is_kept_of_a_layer():
     config = model_of("full").config
     assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (4, 2, 8)
     assert (config.hidden_size, config.intermediate_size) == (32, 48)
-    of_attention = shapes_kept("attention")
+    kept = shapes_kept(model_of("full"))
+    of_attention = kept["attention"]
+    assert kept["full"] == []
     assert len(of_attention) == 2  # what comes out, and the sums of its softmax
     assert sum(map(np.prod, of_attention)) == 2 * 64 * 4 * 8 + 2 * 64 * 4
-    products = shapes_kept("products")
-    of_products = [shape for shape in products if shape not in of_attention]
+    of_products = [shape for shape in kept["products"] if shape not in of_attention]
     assert of_products == [
         (2, 64, 2, 8), (2, 64, 2, 8),  # k, v
         (2, 64, 4, 8),  # q
         (2, 64, 32),  # what attention adds to the residual stream; not what the MLP does
         (2, 64, 48), (2, 64, 48),  # gate, up
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_of_a_product_with_an_adapter_the_sum_is_kept(dora):
+    model = model_of("full")
+    sites = targets.sites(model, targets.Lora(2, 4.0, dora=dora))
+    frozen = adapters.attached(nnx.to_pure_dict(nnx.state(model)), sites)
+    new = adapters.fresh(frozen, adapters.layout(model, sites), zero="B", seed=0)
+    weights = adapted.joined(new, frozen)
+    with_adapters = nnx.merge(nnx.graphdef(model), nnx.State(weights))
+    plain, kept = shapes_kept(model), shapes_kept(with_adapters)
+    assert kept["products"] == plain["products"]
+    assert len(kept["none"]) > len(plain["none"])
 
 
 def test_the_last_layers_keep_more():
