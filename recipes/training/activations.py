@@ -92,7 +92,7 @@ def remat(
         found = policies.by_part(parts, "products", asked)
         layers = sum(p.times * len(p.kinds) for p, policy in found if policy == "products")
         # For a few of many the second loop would have to be compiled for little.
-        if layers == asked >= count / 8 and each.of(found) <= left:
+        if layers >= count / 8 and each.of(found) <= left:
             return Remat("products", None if layers == count else layers, each.of(found))
     kept = each.of(policies.by_part(parts, "attention", None))
     return Remat("attention", None, kept) if 0 < kept <= left else Remat("full")

@@ -74,6 +74,9 @@ def test_weights_that_are_trained_are_copied_and_have_gradients():
     trained = nnx.to_pure_dict(nnx.state(zoo.abstract(CONFIG, jnp.float32)))
     found = layer_bytes(model_of(), 1, 1024, trained).needed
     assert found - frozen == (layer + 128256 * 4096) * (2 + 4)
+    masters = zoo.abstract(CONFIG, jnp.float32, jnp.bfloat16)
+    masters.attention = "blocks"
+    assert layer_bytes(masters, 1, 1024).needed == frozen  # the copies are not counted twice
     some = {"blocks": {"attention": trained["blocks"]["attention"]}}
     found = layer_bytes(model_of(), 1, 1024, some).needed
     assert found - frozen == (2 * 4096 * 4096 + 2 * 4096 * 1024) * (2 + 4)
