@@ -265,7 +265,10 @@ def _backward(
             carry: tuple, i: Array, part: pattern.Part = part, of_places: list = of_places
         ) -> tuple:
             for (kind, n), own in zip(reversed(part.layers(i)), reversed(of_places), strict=True):
-                carry = layer(carry, kind, n, blocks.at(own, i))
+                own, (gradient, *sums) = blocks.at(own, i), carry
+                if part.times == 1:  # XLA unrolls a loop of one, and would keep its forward pass
+                    own, gradient = jax.lax.optimization_barrier((own, gradient))
+                carry = layer((gradient, *sums), kind, n, own)
             return carry, None
 
         steps = jnp.arange(part.times)
