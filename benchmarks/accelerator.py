@@ -132,23 +132,21 @@ def drawn(like: dict) -> dict:
 
 def asked_for(model: zoo.Model) -> zoo.Model:
     """Computed as the flags say."""
-    model.attention, model.remat, model.remat_layers = BACKEND.value, KEPT.value or "full", None
+    model.attention = BACKEND.value
     return model
 
 
 def keeping(made: Made, shape: packing.Shape, held: int) -> tuple[nnx.GraphDef, str]:
     """The graph of the model, whose layers keep what fits beside so many bytes; and what."""
     model = nnx.merge(made.graph, nnx.State(adapted.joined(made.policy, made.frozen)))
-    kept = activations.Remat(model.remat)
-    if KEPT.value is None:
-        kept = activations.remat(model, made.policy, shape, held, activations.device_here()[0])
-        model.remat, model.remat_layers, _ = kept
+    memory, _ = activations.device_here()
+    kept = activations.keeping(model, KEPT.value, made.policy, shape, held, memory)
     return nnx.split(model)[0], plan.remat_told(kept, model)
 
 
 def timed(model: Made, pairs: list, mesh: jax.sharding.Mesh) -> dict:
     """Some updates, and what they took."""
-    graph, policy, frozen, weights = model
+    _, policy, frozen, weights = model
     shape = shapes.choose(pairs, per_update=EACH.value, shards=1, most=POSITIONS.value)
     adamw = optax.adamw(1e-6, *work.BETAS, weight_decay=0.0, mu_dtype=MU.value)
     state = optimizer.layout(adamw, policy, mesh)

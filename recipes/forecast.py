@@ -181,10 +181,7 @@ def forecast(
         most = activations.most_positions(model, params, stays, chip.memory, "accelerator")
         answers = job.given["data.answers"]
         batch, shape = _batch(job.sizes, mesh, most, pairs * stored_per_pair, answers)
-        kept = activations.Remat(job.remat or "full")
-        if job.remat is None:
-            kept = activations.remat(model, params, shape, stays, chip.memory)
-        model.remat, model.remat_layers, _ = kept
+        kept = activations.keeping(model, job.remat, params, shape, stays, chip.memory)
         graph, _ = nnx.split(model)
         programs = update.compiled(
             params,
@@ -242,7 +239,7 @@ def forecast(
         temporary=temporary,
         kept=kept,
         remat=plan.remat_told(kept, model),
-        peak=sum(held.values()) + max(temporary.values()),
+        peak=stays + max(temporary.values()),
         moved=moved,
         between=between,
         largest_weight=max(per_layer) * np.dtype(compute).itemsize,

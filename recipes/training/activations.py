@@ -73,6 +73,20 @@ def most_positions(
     return most
 
 
+def keeping(
+    model: zoo.Model,
+    asked: str | None,
+    trained: Params,
+    shape: Shape,
+    held: int,
+    memory: float | None,
+) -> Remat:
+    """Has layers of the model keep what is `asked`, or else what fits; and says what that is."""
+    kept = remat(model, trained, shape, held, memory) if asked is None else Remat(asked)
+    model.remat, model.remat_layers, _ = kept
+    return kept
+
+
 def remat(
     model: zoo.Model, trained: Params, shape: Shape, held: int, memory: float | None
 ) -> Remat:

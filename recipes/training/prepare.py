@@ -100,10 +100,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
     limit, platform = activations.device_here()
     most = activations.most_positions(models.blank, learnt.like, held, limit, platform)
     place = _packed(given, models, _every(data), computing.mesh, together, most)
-    kept = activations.Remat(models.blank.remat)
-    if computing.remat is None:
-        kept = activations.remat(models.blank, learnt.like, place.shape, held, limit)
-        models.blank.remat, models.blank.remat_layers, _ = kept
+    kept = activations.keeping(models.blank, computing.remat, learnt.like, place.shape, held, limit)
     run = Run(
         directory=directory,
         base=given["initialize_from_hf"],

@@ -44,9 +44,7 @@ def run(
     It is added to in its place, layer by layer, so that a gradient of all layers exists once and
     not twice.
     """
-    layout, weights = blocks.taken_apart(model)
-    each = blocks.by_kind(model, each)
-    shared = (mixing.Whole(where, model.attention), *shared)
+    layout, weights, shared, each = _taken_apart(model, where, shared, each)
     if so_far is not None:
         so_far = blocks.by_kind(model, so_far)
     is_plain = model.remat_layers is None and not model.config.kinds
@@ -56,6 +54,15 @@ def run(
     layout = layout._replace(parts=tuple(part for part, _ in keeps))
     policies = tuple(policy for _, policy in keeps)
     return _by_number(layout, policies, (x, handed), weights, so_far, shared, each)
+
+
+def _taken_apart(
+    model: blocks.Stacked, where: spans.Spans, shared: tuple, each: PyTree
+) -> tuple[blocks.Layout, blocks.ByKind, tuple, blocks.ByKind]:
+    """The blocks of a model, and what they are given: `shared` begins with how they attend."""
+    layout, weights = blocks.taken_apart(model)
+    shared = (mixing.Whole(where, model.attention), *shared)
+    return layout, weights, shared, blocks.by_kind(model, each)
 
 
 def split(params: blocks.Weights) -> tuple[blocks.Weights, blocks.Weights | None]:
@@ -83,8 +90,7 @@ def keeping(entered: list[Array]) -> Run:
         each: PyTree = None,
         handed: PyTree = None,
     ) -> Float[Array, "B T D"]:
-        layout, weights = blocks.taken_apart(model)
-        shared, each = (mixing.Whole(where, model.attention), *shared), blocks.by_kind(model, each)
+        layout, weights, shared, each = _taken_apart(model, where, shared, each)
         x, (left, *_) = _forward(layout, None, (x, handed), weights, None, shared, each)
         for by_place in left:  # of each part, by place in its pattern, by repetition
             in_order = jnp.stack([entering for entering, _ in by_place], axis=1)
@@ -112,8 +118,7 @@ def measuring(found: Measured) -> Run:
         each: PyTree = None,
         handed: PyTree = None,
     ) -> Float[Array, "B T D"]:
-        layout, weights = blocks.taken_apart(model)
-        shared, each = (mixing.Whole(where, model.attention), *shared), blocks.by_kind(model, each)
+        layout, weights, shared, each = _taken_apart(model, where, shared, each)
         found.beside.extend(jax.tree.leaves((each, handed)))
         for kind, graph in layout.graphs:
             first = jnp.zeros((), jnp.int32)
@@ -265,10 +270,10 @@ def _backward(
             carry: tuple, i: Array, part: pattern.Part = part, of_places: list = of_places
         ) -> tuple:
             for (kind, n), own in zip(reversed(part.layers(i)), reversed(of_places), strict=True):
-                own, (gradient, *sums) = blocks.at(own, i), carry
+                own, (gradient, *rest) = blocks.at(own, i), carry
                 if part.times == 1:  # XLA unrolls a loop of one, and would keep its forward pass
                     own, gradient = jax.lax.optimization_barrier((own, gradient))
-                carry = layer((gradient, *sums), kind, n, own)
+                carry = layer((gradient, *rest), kind, n, own)
             return carry, None
 
         steps = jnp.arange(part.times)
