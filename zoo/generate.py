@@ -6,24 +6,24 @@ are compiled for a few sizes (powers of two) and for no particular length.
 
 from collections.abc import Iterable, Iterator, Sequence
 import functools
+import math
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key
 import numpy as np
 
 from checkpoints_io.errors import BadInput
 from zoo import sampling as drawing
-from zoo.parts import blocks, causal_lm, mixing, rope, sharding, spans, token_rows
+from zoo.parts import causal_lm, keeping, mixing, rope, sharding, spans, token_rows
+from zoo.parts.keeping import State
 from zoo.sampling import GREEDY, Sampling
 
 SMALLEST = 64  # tokens that a program has room for, at least
 # Prompts are padded to fewer where as many tokens as this would be read in vain: a program of their
 # own costs less.
 WORTH_ONE = 1024
-
-State = dict[str, mixing.State]  # what the layers of each kind keep
 
 
 def generate(
@@ -127,32 +127,40 @@ def _continued(
     key: Key[Array, ""],
 ) -> Iterator[list[list[int]]]:
     """As `stream`, where no text has to be read again in between."""
-    ends = np.array([len(prompt) for prompt in prompts], np.int32)
-    longest, last = int(ends.max()), ends + more
-    tokens = np.zeros((len(prompts), room_for(longest + more)), np.int32)
-    for row, prompt in zip(tokens, prompts, strict=True):
+    graph, weights = nnx.split(model)
+    rows_of: dict[tuple[int, ...], list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        rows_of.setdefault(tuple(prompt), []).append(row)
+    # So many answers share what is kept of a prompt; one that is there more often has it again.
+    each = math.gcd(*map(len, rows_of.values()))
+    order = [row for rows in rows_of.values() for row in rows]
+    of = np.repeat(np.arange(len(rows_of)), [len(rows) // each for rows in rows_of.values()])
+
+    lengths = np.array([len(prompt) for prompt in rows_of], np.int32)
+    room = room_for(int(lengths.max()))
+    shown = np.zeros((len(rows_of), room_for(int(lengths.max()), len(rows_of))), np.int32)
+    for row, prompt in zip(shown, rows_of, strict=True):
         row[: len(prompt)] = prompt
-    graph, state = nnx.split(model)
-    numbers = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-    of = [numbers[tuple(prompt)] for prompt in prompts]
-    once = [of.index(i) for i in range(len(numbers))]
-    shown = min(room_for(longest, len(once)), tokens.shape[1])
-    kept, logits = _read(graph, tokens.shape[1], state, tokens[once, :shown], ends[once])
-    if len(once) < len(of):  # rows are the second axis of what is kept
-        kept = jax.tree.map(lambda x: jnp.take(x, np.array(of), axis=1), kept)
-        logits = logits[np.array(of)]
+    read, logits = _read(graph, room, weights, shown, lengths)
+    if len(of) > len(rows_of):
+        read = jax.tree.map(lambda x: jnp.take(x, of, axis=1), read)
+    logits, lengths = logits[np.repeat(of, each)], lengths[of]
+
+    kept = keeping.begun(model, read, each, room_for(more))
+    tokens = np.zeros((len(order), room_for(more)), np.int32)
+    ends, last = np.zeros(len(order), np.int32), np.full(len(order), more, np.int32)
     how = jax.tree.map(np.asarray, sampling)
     while (ends < last).any():
         before = ends
         tokens, ends, kept, logits, key = _continue(
-            graph, tuple(stop_ids), drawing.way(sampling), state, kept, logits, tokens, before,
-            np.minimum(before + at_once, last), how, key,
+            graph, tuple(stop_ids), drawing.way(sampling), weights, kept, read, lengths, logits,
+            tokens, before, np.minimum(before + at_once, last), how, key,
         )  # fmt: skip
         ends, seen = np.asarray(ends), np.asarray(tokens)
         pieces = [row[a:b].tolist() for row, a, b in zip(seen, before, ends, strict=True)]
         stopped = [bool(new) and new[-1] in stop_ids for new in pieces]
         last = np.where(stopped, ends, last)
-        yield pieces
+        yield [piece for _, piece in sorted(zip(order, pieces, strict=True))]
 
 
 def room_for(length: int, rows: int = 1) -> int:
@@ -166,14 +174,14 @@ def _read(
     graph: nnx.GraphDef,
     room: int,
     state: nnx.State,
-    tokens: Int[Array, "B T"],
-    lengths: Int[Array, " B"],
-) -> tuple[State, Float[Array, "B V"]]:
+    tokens: Int[Array, "P T"],
+    lengths: Int[Array, " P"],
+) -> tuple[State, Float[Array, "P V"]]:
     """What the layers keep of the prompts, and the logits after each prompt's last token."""
     model = nnx.merge(graph, state)
-    B, T = tokens.shape
-    where = spans.causal(B, T, lengths)
-    hidden, kept = forward(model, tokens, where, blank(model, B, room), begins=True)
+    P, T = tokens.shape
+    where = spans.causal(P, T, lengths)
+    hidden, kept = keeping.forward(model, tokens, where, keeping.blank(model, P, room))
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
     return kept, model.unembed(last)[:, 0]
 
@@ -185,19 +193,23 @@ def _continue(
     way: drawing.Way,
     state: nnx.State,
     kept: State,
+    read: State,
+    lengths: Int[Array, " P"],
     logits: Float[Array, "B V"],
-    tokens: Int[Array, "B S"],
-    lengths: Int[Array, " B"],
+    tokens: Int[Array, "B Z"],
+    ends: Int[Array, " B"],
     limits: Int[Array, " B"],
     sampling: Sampling,
     key: Key[Array, ""],
-) -> tuple[Int[Array, "B S"], Int[Array, " B"], State, Float[Array, "B V"], Key[Array, ""]]:
-    """The tokens with their continuations, where each row ends, and what the next ones need.
+) -> tuple[Int[Array, "B Z"], Int[Array, " B"], State, Float[Array, "B V"], Key[Array, ""]]:
+    """The tokens of the answers, where each ends, and what the next ones need.
 
-    What is kept is changed in its place.
+    What is kept of answers is changed in its place.
     """
     model = nnx.merge(graph, state)
     rows = jnp.arange(len(tokens))
+    prompts = {kind: mixing.Prompts(some, lengths) for kind, some in read.items()}
+    before = jnp.repeat(lengths, len(rows) // len(lengths))
 
     def going(carry: tuple) -> Bool[Array, ""]:
         return ~carry[3].all()
@@ -208,67 +220,12 @@ def _continue(
         new = way(logits, sampling, now).astype(tokens.dtype)
         tokens = jnp.where(done[:, None], tokens, tokens.at[rows, ends].set(new))
         stopped = done | (ends + 1 >= limits) | jnp.isin(new, jnp.array(stops, jnp.int32))
-        where = spans.Spans(*(x[:, None] for x in (ends, jnp.zeros_like(ends), ends + 1, ends + 1)))
-        hidden, kept = forward(model, new[:, None], where, kept, begins=False)
+        hidden, kept = keeping.forward(
+            model, new[:, None], spans.last(before + ends), kept, prompts
+        )
         logits = model.unembed(hidden)[:, 0]
         return logits, tokens, jnp.where(done, ends, ends + 1), stopped, kept, key
 
-    start = (logits, tokens, lengths, lengths >= limits, kept, key)
+    start = (logits, tokens, ends, ends >= limits, kept, key)
     logits, tokens, ends, _, kept, key = jax.lax.while_loop(going, step, start)
     return sharding.whole(tokens), sharding.whole(ends), kept, logits, key
-
-
-def blank(model: causal_lm.CausalLM, rows: int, room: int) -> State:
-    """What the layers of a model keep before any token, with room for so many in each row."""
-    held = {"B": rows, "S": room}
-    axes_of = lambda kind: model.keeps.get(kind, mixing.KEYS_AND_VALUES)
-    return {
-        kind: mixing.blank(axes_of(kind), model.config.sizes_of(kind) | held, model.dtype)
-        for kind in blocks.by_kind(model, model.blocks)
-    }
-
-
-def forward(
-    model: causal_lm.CausalLM,
-    tokens: Int[Array, "B T"],
-    where: spans.Spans,
-    kept: State,
-    *,
-    begins: bool,
-) -> tuple[Float[Array, "B T D"], State]:
-    """Hidden states, and what the layers keep after these tokens, from what they kept before.
-
-    The tokens are whole prompts, and nothing is kept yet, if it `begins`; or one more per row.
-    """
-    keeping = Keeping(kept, begins=begins)
-    hidden = model.hidden(tokens, where, keeping)
-    return hidden, keeping.state
-
-
-class Keeping:
-    """Goes through the blocks as `stack.run` does; `state` is what they have kept so far."""
-
-    def __init__(self, state: State, *, begins: bool):
-        self.state, self.begins = state, begins
-
-    def __call__(
-        self,
-        model: causal_lm.CausalLM,
-        x: Array,
-        where: spans.Spans,
-        *shared: PyTree,
-        each: PyTree = None,
-        handed: PyTree = None,
-    ) -> Array:
-        layout, weights = blocks.taken_apart(model)
-        graphs, each = dict(layout.graphs), blocks.by_kind(model, each)
-
-        def layer(carry: tuple[blocks.Entering, State], kind: str, i: Array) -> tuple:
-            entering, state = carry
-            mix = mixing.Growing(state[kind], i, where, model.attention, begins=self.begins)
-            own = blocks.at(weights[kind], i), blocks.at(each[kind], i)
-            left = blocks.block_of(graphs[kind], entering, *own, (mix, *shared))
-            return (left, state | {kind: mix.state}), None
-
-        (left, self.state), _ = blocks.through(layout, layer, ((x, handed), self.state))
-        return left[0]

@@ -58,7 +58,17 @@ from zoo import (
     stablelm,
     starcoder2,
 )
-from zoo.parts import blocks, causal_lm, hf_config, pattern, rope, sharding, stack, text_half
+from zoo.parts import (
+    blocks,
+    causal_lm,
+    hf_config,
+    mixing,
+    pattern,
+    rope,
+    sharding,
+    stack,
+    text_half,
+)
 
 # `model_type` in an HF config.json -> the module with its `Config`, `Model` and `HF_WEIGHTS`.
 ARCHITECTURES: dict[str, types.ModuleType] = {
@@ -187,7 +197,7 @@ def recurrent(model: Model) -> list[str]:
     """What its layers keep of all tokens before one: states, where they do not attend alone."""
     kinds = set(model.config.kinds) or {blocks.ALIKE}
     kept = [axes for kind in kinds for axes in model.keeps.get(kind, {}).items()]
-    return sorted({name for name, axes in kept if "S" not in axes.split()})
+    return sorted({name for name, axes in kept if not mixing.by_token(axes)})
 
 
 def turns_alike_to(config: Mapping[str, object]) -> int | None:

@@ -79,6 +79,23 @@ def test_a_prompt_that_is_there_several_times_is_read_once(family, monkeypatch):
     assert len({*map(tuple, drawn)}) == 4
 
 
+def test_answers_to_one_prompt_share_what_is_kept_of_it(model, monkeypatch):
+    """Three times two and once four: by twos, so the last prompt is there twice."""
+    grow, kept = generate._continue, []
+
+    def told(*arguments):
+        kept.append([{x.shape[1] for x in jax.tree.leaves(arguments[i])} for i in (4, 5)])
+        return grow(*arguments)
+
+    monkeypatch.setattr(generate, "_continue", told)
+    prompts = [[8], [9], [5, 6], [8], [9], [5, 6], [7], [7], [7], [7]]
+    texts = generate.generate(model, prompts, max_new_tokens=6)
+    assert kept == [[{10}, {5}]]
+    assert texts[:3] == texts[3:6] and texts[6] == texts[9]
+    for row in (0, 1, 2, 6):
+        assert texts[row] == generate.generate(model, prompts[row : row + 1], max_new_tokens=6)[0]
+
+
 def test_no_length_compiles_afresh(model):
     """Within a power of two of room, prompts of any length run the same two programs."""
     write = lambda length, more: generate.generate(model, [[3] * length, [4]], max_new_tokens=more)

@@ -17,7 +17,7 @@ from tests.recipes import test_families
 from tests.zoo import alternating, twins
 import zoo
 from zoo import generate
-from zoo.parts import mixing, pattern, remat, spans, stack
+from zoo.parts import keeping, mixing, pattern, remat, spans, stack
 
 TOKENS = np.random.default_rng(0).integers(3, 96, (2, 12)).astype(np.int32)
 ORDERS = ["dssfssfs", "fssfssd"]  # what leads, a pattern twice, what is left over
@@ -200,15 +200,15 @@ def test_text_is_that_of_the_whole_read_again(kinds):
     prompts, lengths = TOKENS.copy(), np.array([7, 4], np.int32)
     whole = jnp.broadcast_to(lengths[:, None], (2, 12))
     where = spans.causal(2, 12)._replace(lengths=whole)
-    read = jax.jit(functools.partial(generate.forward, begins=True))
-    add = jax.jit(functools.partial(generate.forward, begins=False))
-    _, kept = read(model, jnp.asarray(prompts), where, generate.blank(model, 2, 16))
+    forward = jax.jit(keeping.forward)
+    _, read = forward(model, jnp.asarray(prompts), where, keeping.blank(model, 2, 16))
+    kept = keeping.begun(model, read, 1, 8)
+    behind = {kind: mixing.Prompts(some, jnp.asarray(lengths)) for kind, some in read.items()}
     expected = model(jnp.asarray(prompts))
     for at in range(5):
         ends = lengths + at
-        one = spans.Spans(*(jnp.asarray(x)[:, None] for x in (ends, 0 * ends, ends + 1, ends + 1)))
         new = jnp.asarray(prompts[[0, 1], ends][:, None])
-        hidden, kept = add(model, new, one, kept)
+        hidden, kept = forward(model, new, spans.last(jnp.asarray(ends)), kept, behind)
         np.testing.assert_allclose(
             model.unembed(hidden)[:, 0], expected[np.arange(2), ends], rtol=1e-4, atol=1e-4
         )
@@ -222,7 +222,7 @@ def test_text_is_that_of_the_whole_read_again(kinds):
 
 
 def test_what_is_kept_has_the_axes_that_are_declared():
-    kept = generate.blank(alternating.untrained(), 2, 64)
+    kept = keeping.blank(alternating.untrained(), 2, 64)
     shapes = {kind: {n: x.shape for n, x in some.items()} for kind, some in kept.items()}
     assert shapes == {
         "sliding_attention": dict.fromkeys(("keys", "values"), (5, 2, 64, 2, 8)),

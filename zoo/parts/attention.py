@@ -92,30 +92,27 @@ def attend(
     chunk: int | None = None,
     softcap: float | None = None,
     sinks: Float[Array, " N"] | None = None,
-    key_positions: Int[Array, "B S"] | None = None,
     backend: str | None = None,
 ) -> Float[Array, "B T N U"]:
     """Softmax attention; each key head serves N / K query heads. Scores and softmax in float32.
 
     `window` is how many positions back a token sees, itself included. With `chunk` it is counted
     from where the token's chunk of so many positions begins: 1 is the chunk, up to the token.
-    Scores become `softcap * tanh(scores / softcap)`; `sinks` are one more score for each head. Keys
-    stand where the queries do, or at `key_positions`. `backend` is one of BACKENDS; by default that
-    of the platform.
+    Scores become `softcap * tanh(scores / softcap)`; `sinks` are one more score for each head.
+    `backend` is one of BACKENDS; by default that of the platform.
 
     Raises:
       ValueError: the backend is not available here, or cannot do what the model needs.
     """
-    backend = _chosen(backend, q, k, softcap, sinks)
+    backend = _chosen(backend, q, softcap, sinks)
     run = functools.partial(BACKENDS[backend], scale=scale, softcap=softcap)
     U, wide = v.shape[-1], max(q.shape[-1], v.shape[-1])
     if backend in KERNELS and q.shape[-1] != U:
         q, k, v = (_widened(x, wide) for x in (q, k, v))
     looking = None
     if window is not None:
-        keys = where.positions if key_positions is None else key_positions
         queries = where.positions // chunk * chunk if chunk else where.positions
-        looking = spans.Window(jnp.asarray(window, jnp.int32), queries, keys)
+        looking = spans.Window(jnp.asarray(window, jnp.int32), queries, where.positions)
     axes = sharding.axes_here()
     if backend == "dense" or not axes:
         return run(q, k, v, where.first, where.last, looking, sinks)[..., :U]
@@ -166,11 +163,7 @@ def _able(asked: str | None, **needs: bool) -> str:
     return "blocks" if lacking else backend
 
 
-def _chosen(
-    asked: str | None, q: Array, k: Array, softcap: float | None, sinks: Array | None
-) -> str:
-    if q.shape[1] != k.shape[1]:
-        return "dense"  # a few queries against many kept keys: there is no square to avoid
+def _chosen(asked: str | None, q: Array, softcap: float | None, sinks: Array | None) -> str:
     float32 = q.dtype == jnp.float32
     backend = _able(asked, softcap=bool(softcap), sinks=sinks is not None, float32=float32)
     if backend == "splash" and q.shape[1] % (attention_kernels.LANES * sharding.parts_of_a_row()):

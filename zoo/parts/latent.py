@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 from flax import nnx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -102,8 +103,25 @@ class LatentAttention(nnx.Module):
         latent, k = jnp.split(layers.einsum("BTD,DR->BTR", x, self.kv_down), [self.rank], axis=-1)
         k = rope.rotate_neighbours(k[:, :, None], turn)[:, :, 0]
         kept = jnp.concatenate([self.kv_norm(latent), k], axis=-1)
-        mixed = mix.over(q, self._heads, {"latents": kept}, scale=self.scale)
+        narrow = mixing.Narrow(self._heads, self._asking, self._after)
+        mixed = mix.over(q, "latents", kept, narrow, scale=self.scale)
         return layers.einsum("BTNU,NUD->BTD", mixed, self.o)
+
+    def _asking(self, q: Float[Array, "B T N H"]) -> Float[Array, "B T N R"]:
+        """Queries whose products with latents are those of `q` with the keys made of them."""
+        q, turned = jnp.split(q, [self.unturned], axis=-1)
+        none = jnp.zeros((*q.shape[:3], self.rank), q.dtype)
+        heads, back = jax.vjp(self._of_each_head, none)
+        wide = jnp.pad(q, [(0, 0)] * 3 + [(0, heads.shape[-1] - self.unturned)])
+        return jnp.concatenate([back(wide)[0], turned], axis=-1)
+
+    def _after(self, gathered: Float[Array, "B T N R"]) -> Float[Array, "B T N U"]:
+        """The values of what each head gathered of latents."""
+        return self._of_each_head(gathered[..., : self.rank])[..., self.unturned :]
+
+    def _of_each_head(self, latents: Float[Array, "B T N R"]) -> Float[Array, "B T N Q"]:
+        """What each head makes of a latent of its own."""
+        return layers.einsum("BTNR,RNQ->BTNQ", latents, self.kv_up)
 
     def _heads(
         self, latents: Float[Array, "B S R"]

@@ -5,15 +5,15 @@ asks it to `recur`. In training that object knows where the tokens of whole rows
 generation it also has what was kept of the tokens before these. A block need not know which.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from zoo.parts import attention, sharding, spans
+from zoo.parts import attention, attention_decoding, sharding, spans
 
 # What the layers of one kind keep: by name, each array with a leading L.
 State = dict[str, Array]
@@ -22,7 +22,17 @@ State = dict[str, Array]
 KEYS_AND_VALUES = {"keys": "L B S K H", "values": "L B S K H"}
 
 
-Made = Callable[..., tuple[Array, Array]]  # what is kept of tokens, by name -> keys and values
+class Narrow(NamedTuple):
+    """How heads attend over something narrower than keys and values, which alone is kept.
+
+    `widened` gives keys and values of what is kept of tokens [B, S, R]. For one more token they are
+    not made: queries `asking` what is kept itself [B, T, N, R] have the same scores, and what they
+    gather of it [B, T, N, R] is made values of `after`wards.
+    """
+
+    widened: Callable[[Array], tuple[Array, Array]]
+    asking: Callable[[Array], Array]
+    after: Callable[[Array], Array]
 
 
 class Recurrence(NamedTuple):
@@ -49,8 +59,11 @@ class Mix(Protocol):
         """Softmax attention: `how` as in `attention.attend`."""
         ...
 
-    def over(self, q: Float[Array, "B T N H"], made: Made, kept: dict[str, Array], **how) -> Array:
-        """The same over keys and values `made` of arrays [B, S, …], which are kept instead."""
+    def over(
+        self, q: Float[Array, "B T N H"], name: str, kept: Float[Array, "B S R"], narrow: Narrow,
+        **how,
+    ) -> Array:  # fmt: skip
+        """The same over something narrower, which is kept under `name`."""
         ...
 
     def recur(self, name: str, rule: Recurrence, *inputs: Array) -> Array:
@@ -70,9 +83,10 @@ class Whole:
         """Softmax attention over the spans."""
         return attention.attend(q, k, v, self.where, backend=self.backend, **how)
 
-    def over(self, q: Array, made: Made, kept: dict[str, Array], **how) -> Array:
+    def over(self, q: Array, name: str, kept: Array, narrow: Narrow, **how) -> Array:
         """The same, of keys and values that are made of something narrower."""
-        return self(q, *made(**kept), **how)
+        del name
+        return self(q, *narrow.widened(kept), **how)
 
     def recur(self, name: str, rule: Recurrence, *inputs: Array) -> Array:
         """Over whole rows; the state after them is not kept."""
@@ -80,49 +94,86 @@ class Whole:
         return rule.whole(self.where, *inputs)[0]
 
 
-class Growing:
-    """A Mix of layer `i` of its kind in generation: over prompts, or over one more token a row.
+class Beginning:
+    """A Mix of layer `i` of its kind over whole prompts, of which it keeps what later tokens need.
 
     `state` is what the layers of that kind keep, before the block is called and after it. This
     object lives no longer: state goes in and comes out as arrays.
     """
 
-    def __init__(
-        self, state: State, i: Array, where: spans.Spans, backend: str | None, *, begins: bool
-    ):
-        self.state, self.i, self.where, self.backend, self.begins = state, i, where, backend, begins
+    def __init__(self, state: State, i: Array, where: spans.Spans, backend: str | None):
+        self.state, self.i, self.where, self.backend = state, i, where, backend
 
     def __call__(self, q: Array, k: Array, v: Array, **how) -> Array:
-        """A prompt sees itself; a further token goes to its place, and sees all before it."""
-        return self.over(q, lambda keys, values: (keys, values), {"keys": k, "values": v}, **how)
+        """A prompt sees itself."""
+        self._keep("keys", k)
+        self._keep("values", v)
+        return attention.attend(q, k, v, self.where, backend=self.backend, **how)
 
-    def over(self, q: Array, made: Made, kept: dict[str, Array], **how) -> Array:
-        """The same, of keys and values that are made of what is kept of each token."""
-        for name, new in kept.items():
-            self._keep(name, new)
-        if self.begins:
-            return attention.attend(q, *made(**kept), self.where, backend=self.backend, **how)
-        keys, values = made(**{name: self.state[name][self.i] for name in kept})
-        places = jnp.broadcast_to(jnp.arange(keys.shape[1], dtype=jnp.int32), keys.shape[:2])
-        return attention.attend(q, keys, values, self.where, key_positions=places, **how)
+    def over(self, q: Array, name: str, kept: Array, narrow: Narrow, **how) -> Array:
+        """The same, of keys and values that are made of what is kept."""
+        self._keep(name, kept)
+        k, v = narrow.widened(kept)
+        return attention.attend(q, k, v, self.where, backend=self.backend, **how)
 
     def recur(self, name: str, rule: Recurrence, *inputs: Array) -> Array:
-        """From the beginning, or from the state that was kept."""
-        if self.begins:
-            out, after = rule.whole(self.where, *inputs)
-        else:
-            out, after = rule.step(self.state[name][self.i], *inputs)
+        """From the beginning."""
+        out, after = rule.whole(self.where, *inputs)
         self.state = self.state | {name: self.state[name].at[self.i].set(after)}
         return out
 
     def _keep(self, name: str, new: Float[Array, "B T *each"]) -> None:
-        kept = self.state[name]
-        if self.begins:
-            kept = jax.lax.dynamic_update_slice(kept, new[None], (self.i, *[0] * new.ndim))
-        else:
-            rows = jnp.arange(len(new))
-            kept = kept.at[self.i, rows, self.where.positions[:, 0]].set(new[:, 0])
-        self.state = self.state | {name: kept}
+        at = (self.i, *[0] * new.ndim)
+        whole = jax.lax.dynamic_update_slice(self.state[name], new[None], at)
+        self.state = self.state | {name: whole}
+
+
+class Prompts(NamedTuple):
+    """What the layers of one kind kept of prompts, [L, P, S, …]; several answers share one."""
+
+    kept: State
+    lengths: Int[Array, " P"]
+
+
+class Growing:
+    """A Mix of layer `i` of its kind over one more token of each answer.
+
+    `state` is what the layers keep of answers alone, [L, B, …]: those to one prompt stand next to
+    each other. As of a `Beginning`, it is what is kept before the block is called and after it.
+    """
+
+    def __init__(self, state: State, i: Array, where: spans.Spans, prompts: Prompts):
+        self.state, self.i, self.prompts = state, i, prompts
+        self.positions = where.positions[:, 0]
+
+    def __call__(self, q: Array, k: Array, v: Array, **how) -> Array:
+        """A token goes to its place, and sees all before it."""
+        return self._attend(q, [self._kept("keys", k), self._kept("values", v)], **how)
+
+    def over(self, q: Array, name: str, kept: Array, narrow: Narrow, **how) -> Array:
+        """The same, of what is kept itself: for all heads one key, which is the value as well."""
+        one = [x[:, :, None] for x in self._kept(name, kept)]
+        return narrow.after(self._attend(narrow.asking(q), [one, one], **how))
+
+    def recur(self, name: str, rule: Recurrence, *inputs: Array) -> Array:
+        """From the state that was kept."""
+        out, after = rule.step(self.state[name][self.i], *inputs)
+        self.state = self.state | {name: self.state[name].at[self.i].set(after)}
+        return out
+
+    def _attend(self, q: Array, kept: Sequence[Sequence[Array]], **how) -> Array:
+        of_prompts, of_answers = zip(*kept, strict=True)
+        return attention_decoding.attend(
+            q, of_prompts, of_answers, self.prompts.lengths, self.positions, **how
+        )
+
+    def _kept(self, name: str, new: Float[Array, "B 1 *each"]) -> tuple[Array, Array]:
+        """What is there of this layer, of prompts and of answers, with a token more."""
+        rows, lengths = jnp.arange(len(new)), self.prompts.lengths
+        places = self.positions - jnp.repeat(lengths, len(rows) // len(lengths))
+        grown = self.state[name].at[self.i, rows, places].set(new[:, 0])
+        self.state = self.state | {name: grown}
+        return self.prompts.kept[name][self.i], grown[self.i]
 
 
 def blank(axes: Mapping[str, str], sizes: Mapping[str, int], dtype: jax.typing.DTypeLike) -> State:
@@ -133,7 +184,12 @@ def blank(axes: Mapping[str, str], sizes: Mapping[str, int], dtype: jax.typing.D
 
     def zeros(own: str) -> Array:
         shape = [sizes[letter] for letter in own.split()]
-        wide = jnp.zeros(shape, dtype if "S" in own.split() else jnp.float32)
+        wide = jnp.zeros(shape, dtype if by_token(own) else jnp.float32)
         return sharding.constrain(wide, own)
 
     return {name: zeros(own) for name, own in axes.items()}
+
+
+def by_token(axes: str) -> bool:
+    """Is this kept of each token, or does it run on from one to the next?"""
+    return "S" in axes.split()

@@ -38,6 +38,12 @@ def causal(B: int, T: int, lengths: Int[Array, " B"] | None = None) -> Spans:
     return Spans(steps, jnp.zeros_like(steps), steps + 1, whole)
 
 
+def last(positions: Int[Array, " B"]) -> Spans:
+    """Of each text its last token alone, with all tokens before it."""
+    at = positions[:, None]
+    return Spans(at, jnp.zeros_like(at), at + 1, at + 1)
+
+
 def seen(
     first: Int[Array, "*B T"],
     last: Int[Array, "*B T"],

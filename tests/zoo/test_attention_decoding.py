@@ -1,0 +1,38 @@
+"""One more token of each answer: what attention over the whole text gives it."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zoo.parts import attention, attention_decoding, spans
+
+N, K, H, U = 6, 2, 8, 12  # heads of queries and of keys, their width and that of values
+LENGTHS = [9, 4]  # of prompts, in 12 places
+NEW = [[1, 6, 3], [1, 7, 2]]  # tokens of three answers to each, in 8 places
+
+HOW = [{}, dict(window=5), dict(window=1, chunk=4), dict(window=11, softcap=0.7)]
+
+
+@pytest.mark.parametrize("sinks", [None, jnp.linspace(-2.0, 3.0, N)], ids=["", "sinks"])
+@pytest.mark.parametrize("how", HOW, ids=str)
+def test_answers_of_unlike_lengths_share_the_keys_of_their_prompt(how, sinks):
+    draw = np.random.default_rng(0)
+    normal = lambda *shape: jnp.asarray(draw.standard_normal(shape), jnp.float32)
+    q = normal(6, 1, N, H)
+    # What is beyond the end of a prompt or an answer is there, too, and nobody may see it.
+    prompts, answers = [(normal(n, S, K, H), normal(n, S, K, U)) for n, S in ((2, 12), (6, 8))]
+    ends = np.repeat(LENGTHS, 3) + np.ravel(NEW)
+    found = attention_decoding.attend(
+        q, prompts, answers, jnp.array(LENGTHS), jnp.asarray(ends - 1), scale=0.3, sinks=sinks,
+        **how,
+    )  # fmt: skip
+    for row, (T, new) in enumerate(zip(ends.tolist(), np.ravel(NEW).tolist(), strict=True)):
+        k, v = (
+            jnp.concatenate([shared[row // 3, : T - new], own[row, :new]])[None]
+            for shared, own in zip(prompts, answers, strict=True)
+        )
+        queries = jnp.zeros((1, T, N, H)).at[:, -1].set(q[row])
+        whole = attention.attend(
+            queries, k, v, spans.causal(1, T), scale=0.3, backend="dense", sinks=sinks, **how
+        )
+        np.testing.assert_allclose(found[row, 0], whole[0, -1], atol=1e-5)
