@@ -64,6 +64,7 @@ RUNS = {
         of="rows",
     ),
     "sampling": Run("tokens drawn, beside transformers", "sampling.py --model={model}", of="model"),
+    "tasks": Run("tasks, beside the harness's own model", "harness.py --model={model}", of="model"),
 }
 
 

@@ -75,6 +75,25 @@ def test_tokenisation_is_compared(tmp_path):
     assert told.stdout.count("rows.json") == 2
 
 
+@pytest.mark.full
+def test_tasks_are_asked_of_both(tmp_path):
+    pytest.importorskip("lm_eval")
+    pytest.importorskip("torch")
+    told = subprocess.run(
+        [sys.executable, "harness.py", f"--model={ROOT}/recipes/tiny/model", "--questions=4",
+         f"--pairs={ROOT}/recipes/tiny/heldout.jsonl"],
+        cwd=ROOT / "benchmarks", capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr[-2000:]
+    found = [json.loads(line) for line in told.stdout.splitlines()]
+    asked = [(one.pop("task"), one.pop("side"), one.pop("CPU s") > 0) for one in found]
+    names = ["choice", "cloze", "text", "rolling", "chat"]
+    assert asked == [(name, side, True) for name in names for side in ("ours", "hf")]
+    for ours, theirs in zip(found[::2], found[1::2], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
 # Parts of others, programs of peers, and what needs an accelerator, a server or data of its own.
 APART = {
     "accelerator", "everything", "measure", "ours", "pairs_as_ids", "peer_trl", "peer_tunix",

@@ -23,8 +23,8 @@ WITH_CONFIG = {
     "recipes.data": "initialize_from_hf",
 }
 MEASURE = (
-    "accelerator", "attention", "compare", "everything", "experts", "growth", "layouts", "ours",
-    "ranked", "real_pairs", "recurrences", "sampling", "start", "sweep", "tokenisation",
+    "accelerator", "attention", "compare", "everything", "experts", "growth", "harness", "layouts",
+    "ours", "ranked", "real_pairs", "recurrences", "sampling", "start", "sweep", "tokenisation",
 )  # fmt: skip
 BENCHMARKS = [f"benchmarks/{name}.py" for name in MEASURE]
 PROGRAMS = [
@@ -44,8 +44,9 @@ OTHERS = [
 
 # What is asked for before a word that is not a flag is looked at.
 NEEDING = [
-    "benchmarks/everything.py", "benchmarks/ours.py", "benchmarks/ranked.py",
-    "benchmarks/real_pairs.py", "benchmarks/sampling.py", "benchmarks/tokenisation.py",
+    "benchmarks/everything.py", "benchmarks/harness.py", "benchmarks/ours.py",
+    "benchmarks/ranked.py", "benchmarks/real_pairs.py", "benchmarks/sampling.py",
+    "benchmarks/tokenisation.py",
 ]  # fmt: skip
 
 

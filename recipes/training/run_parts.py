@@ -92,7 +92,7 @@ def records(given: Values) -> Records:
         tensorboard=given["tensorboard"],
         wandb_project=given["wandb_project"],
         trackio_project=given["trackio_project"],
-        name=given["name"],
+        name=given["name"] or given["directory"].rstrip("/").rpartition("/")[2],
         tags=tuple(given["tags"]),
         settings=by_name.nested(given),
         samples=given["steps_per_sample"] is not None,

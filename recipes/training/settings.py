@@ -51,13 +51,19 @@ ADAM = ("adamw", "adamw8bit", "muon")  # muon is adamw for what is no matrix of 
 DTYPES = ("f32", "float32", "bf16", "bfloat16", "f16", "float16")
 
 RUN = {
-    "name": Setting(str, "what the run is called in Weights & Biases and trackio", MUST, free=True),
+    "name": Setting(
+        str,
+        "what the run is called in Weights & Biases and trackio",
+        None,
+        unset="the last part of directory",
+        free=True,
+    ),
     "tags": Setting(tuple, "its tags in Weights & Biases", (), free=True),
     "directory": Setting(
         str, "where the run keeps its files: a folder, or one in a bucket (gs://)", MUST, free=True
     ),
     "seed": Setting(
-        int, "decides the order of the data, and the values of new adapters", MUST, bound=SEED
+        int, "decides the order of the data, and the values of new adapters", 0, bound=SEED
     ),
 }
 MODEL = {
@@ -381,7 +387,9 @@ OPTIMIZER = {
 }
 COMPUTE = {
     "mp": Setting(
-        str, "dtypes of the weights (p) and of the computation (c): p=f32,c=bfloat16", MUST
+        str,
+        "dtypes of the weights (p) and of the computation (c): p=f32,c=f32",
+        "p=f32,c=bfloat16",
     ),
     "attention": Setting(
         str,

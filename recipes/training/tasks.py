@@ -28,7 +28,10 @@ def found(names: Sequence[str], folder: str | None, most: int | None, flag: str 
         raise NotFound(
             "lm-evaluation-harness is not installed: pip install -e '.[evaluation]'"
         ) from error
-    manager = TaskManager(include_path=folder)
+    manager = TaskManager(include_path=folder, include_defaults=not folder)
+    if folder and not set(names) <= set(manager.all_subtasks):
+        # Its own thousands take seconds to index. A group of the folder may have some of them.
+        manager = TaskManager(include_path=folder)
     if missing := [name for name in names if name not in manager.all_tasks]:
         raise BadInput(
             f"there is no task {missing[0]!r}: the harness lists its own with `lm-eval ls tasks`, "

@@ -153,8 +153,8 @@ def test_a_setting_that_a_config_does_not_name_has_its_default_or_is_asked_for(c
     assert given.keys() == settings.ALL.keys()
     assert [given[name] for name in left] == [None, "linear", 1, -1, 1, 1, 2]
     with config.unlocked():
-        del config.seed, config.beta
-    with pytest.raises(ValueError, match=r"the config has no beta, seed: add it"):
+        del config.directory, config.beta
+    with pytest.raises(ValueError, match=r"the config has no beta, directory: add it"):
         check(config)
 
 
@@ -162,8 +162,8 @@ def test_what_a_config_must_name(config):
     """All else has a default; without one of these, none."""
     must = {name for name, setting in settings.ALL.items() if setting.default is settings.MUST}
     assert must == {
-        "name", "directory", "seed", "initialize_from_hf", "train_data", "train_seq_len", "loss",
-        "beta", "train_batch_size", "learning_rate", "mp",
+        "directory", "initialize_from_hf", "train_data", "train_seq_len", "loss", "beta",
+        "train_batch_size", "learning_rate",
     }  # fmt: skip
     for name in must:
         less = config.copy_and_resolve_references()
@@ -262,8 +262,13 @@ def test_impossible_settings_of_single_answers(other, told):
     else:
         with pytest.raises(ValueError, match=told):
             checks.checked(config, table)
-    del config.mp
-    with pytest.raises(ValueError, match=r"no mp: add it, as recipes/configs/tiny_sft.py has it"):
+
+
+def test_what_a_config_of_single_answers_must_name():
+    config, table = tiny_sft.get_config(), settings.table_of(settings.SFT)
+    del config.learning_rate
+    told = r"no learning_rate: add it, as recipes/configs/tiny_sft.py has it"
+    with pytest.raises(ValueError, match=told):
         checks.checked(config, table)
 
 

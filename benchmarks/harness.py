@@ -1,0 +1,132 @@
+"""Tasks of lm-evaluation-harness over the zoo and over the harness's own `hf`, side by side.
+
+  python benchmarks/harness.py --model=FOLDER
+
+Five kinds of task over the embedded pairs: multiple choice, cloze, generation, perplexity, and
+generation by the chat template. Each is a process of its own, ours and theirs in turn, so that
+imports, the harness's index of tasks and compiling are in both. Needs the extra `evaluation`, and
+torch.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl import flags
+
+from checkpoints_io.errors import RunFailed
+from recipes import measure
+from recipes.training import command
+
+MODEL = flags.DEFINE_string("model", None, "A folder.", required=True)
+PAIRS = flags.DEFINE_string("pairs", "recipes/tiny/train.jsonl", "What is asked.")
+QUESTIONS = flags.DEFINE_integer("questions", 160, "Of each task.", lower_bound=1)
+ROUNDS = flags.DEFINE_integer("rounds", 1, "How often.", lower_bound=1)
+ONLY = flags.DEFINE_list("only", None, "Some of the tasks.")
+SIDE = flags.DEFINE_enum("side", None, ["ours", "hf"], "One of them, in this process.")
+FOLDER = flags.DEFINE_string("folder", None, "Where its task is.")
+
+TASKS = {
+    "choice": """
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: "{{[right, wrong, 'No.', right ~ ' Indeed.']}}"
+doc_to_target: 0
+metric_list: [{metric: acc_norm}]
+""",
+    "cloze": """
+output_type: loglikelihood
+doc_to_text: "{{question}}"
+doc_to_target: " {{right}}"
+metric_list: [{metric: perplexity}]
+""",
+    "text": """
+output_type: generate_until
+doc_to_text: "{{question}}\\n"
+doc_to_target: "{{right}}"
+generation_kwargs: {until: ["\\n", " a "], max_gen_toks: 24, do_sample: false}
+metric_list: [{metric: exact_match}]
+""",
+    "rolling": """
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{right}} {{wrong}} {{long}}"
+metric_list: [{metric: byte_perplexity}]
+""",
+}
+TASKS["chat"] = TASKS["text"]
+
+
+def main() -> None:
+    """Measures one side of one task, or, without --side, all of them in turn."""
+    if SIDE.value:
+        print(json.dumps(measured(ONLY.value[0])))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_tasks(pathlib.Path(folder))
+        for name in ONLY.value or TASKS:
+            for _ in range(ROUNDS.value):
+                for side in ("ours", "hf"):
+                    print(
+                        json.dumps({"task": name, "side": side} | in_a_process(name, side, folder))
+                    )
+                    sys.stdout.flush()
+
+
+def write_tasks(folder: pathlib.Path) -> None:
+    """The tasks' files, over some of the pairs."""
+    lines = pathlib.Path(PAIRS.value).read_text().splitlines()[: QUESTIONS.value]
+    pairs = [json.loads(line) for line in lines]
+    with (folder / "docs.jsonl").open("w") as file:
+        for i, pair in enumerate(pairs):
+            doc = {
+                "question": pair["chosen"][0]["content"],
+                "right": pair["chosen"][-1]["content"],
+                "wrong": pair["rejected"][-1]["content"],
+                "long": " ".join(one["chosen"][-1]["content"] for one in pairs[i : i + 1 + i % 3]),
+            }
+            file.write(json.dumps(doc) + "\n")
+    for name, kind in TASKS.items():
+        (folder / f"{name}.yaml").write_text(
+            f"task: mine_{name}\ndataset_path: json\ntest_split: test\n"
+            f"dataset_kwargs:\n  data_files:\n    test: {folder}/docs.jsonl\n{kind}"
+        )
+
+
+def in_a_process(name: str, side: str, folder: str) -> dict:
+    """What a process of its own printed last."""
+    words = [sys.executable, __file__, f"--model={MODEL.value}", f"--folder={folder}"]
+    words += [f"--side={side}", f"--only={name}"]
+    ran = subprocess.run(words, capture_output=True, text=True)
+    if ran.returncode:
+        raise RunFailed(ran.stderr[-2000:])
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+def measured(name: str) -> dict:
+    """CPU seconds, and the task's figure."""
+    task, chat = f"mine_{name}", name == "chat"
+    if SIDE.value == "ours":
+        found = measure.measure(
+            MODEL.value, [task], tasks_folder=FOLDER.value, num_fewshot=0, chat_template=chat
+        )
+    else:
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+
+        manager = TaskManager(include_path=FOLDER.value)
+        model = HFLM(pretrained=MODEL.value, dtype="float32", device="cpu", batch_size=16)
+        found = lm_eval.simple_evaluate(
+            model, tasks=[task], task_manager=manager, num_fewshot=0,
+            apply_chat_template=chat, fewshot_as_multiturn=chat, bootstrap_iters=1000,
+        )  # fmt: skip
+    figures = {k: v for k, v in found["results"][task].items() if "," in k and "stderr" not in k}
+    return {"CPU s": round(time.process_time(), 1)} | figures
+
+
+if __name__ == "__main__":
+    command.main_without_config(main)
