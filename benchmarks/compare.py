@@ -27,10 +27,11 @@ from checkpoints_io.errors import BadInput, RunFailed
 from recipes.training import command
 
 SIZE = flags.DEFINE_enum("size", "A", list(work.SIZES), "A model of benchmarks/work.py.")
-MODEL = flags.DEFINE_string("model", None, "The folder of a Llama, in place of --size.")
+MODEL = flags.DEFINE_string("model", None, "The folder of a model, in place of --size.")
 STEPS = flags.DEFINE_integer(
     "steps", 5, "Updates of each run; the first is not counted.", lower_bound=1
 )
+MEDIAN = flags.DEFINE_integer("median", work.MEDIAN, "Tokens of a text.", lower_bound=1)
 ROUNDS = flags.DEFINE_integer("rounds", 2, "How often everything runs.", lower_bound=1)
 PEERS = flags.DEFINE_multi_string("peer", [], "name=python")
 WITH_ADAPTERS = {"trl"}  # the peers whose programs take --rank
@@ -75,6 +76,7 @@ def main() -> None:
         work.write_pairs(
             folder / "pairs.jsonl", max(512, STEPS.value * work.PAIRS),
             vocabulary=json.loads((model / "config.json").read_text())["vocab_size"],
+            median=MEDIAN.value,
         )  # fmt: skip
         args = [f"--folder={folder}", f"--size={SIZE.value}", f"--steps={STEPS.value}"]
         programs = {

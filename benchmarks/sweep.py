@@ -115,7 +115,7 @@ def main() -> None:
     names = ONLY.value or [*ASKED]
     if unknown := [name for name in names if name not in ASKED]:
         raise BadInput(f"--only={unknown[0]} is none of {', '.join(ASKED)}")
-    print(f"Others: {BASE}; logits {token_logps.logits_bytes() / 2**20:.0f} MiB at a time.\n")
+    print(f"Others: {BASE}; logits {token_logps.logits_bytes(1) / 2**20:.0f} MiB at a time.\n")
     for name in names:
         print(f"| {name} | temporary MiB, less the head's | CPU s |\n|---|---|---|")
         for size in ASKED[name]:

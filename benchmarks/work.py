@@ -11,6 +11,7 @@ VOCABULARY, HEADS, KEY_HEADS, END = 32000, 8, 4, 2
 SIZES = {"A": (256, 688, 6), "B": (512, 1376, 8), "tiny": (64, 96, 2)}
 # Pairs of an update, and the optimizer every program is given.
 PAIRS, BETA, LEARNING_RATE, BETAS, EPSILON, LONGEST = 16, 0.1, 1e-4, (0.9, 0.999), 1e-8, 512
+MEDIAN = 180  # tokens of a text
 
 
 def write_model(folder: pathlib.Path, size: str, vocabulary: int = VOCABULARY) -> None:
@@ -63,9 +64,13 @@ def matrices(folder: pathlib.Path) -> tuple[int, int]:
 
 
 def write_pairs(
-    path: pathlib.Path, count: int, prompt_share: float = 0.4, vocabulary: int = VOCABULARY
+    path: pathlib.Path,
+    count: int,
+    prompt_share: float = 0.4,
+    vocabulary: int = VOCABULARY,
+    median: int = MEDIAN,
 ) -> None:
-    """Zipf's words in texts of log-normal lengths (median 180, at most 512)."""
+    """Zipf's words in texts of log-normal lengths (by `median`, at most 512)."""
     draw = np.random.default_rng(0)
     shares = 1.0 / np.arange(1, vocabulary - 9)
     shares /= shares.sum()
@@ -73,7 +78,7 @@ def write_pairs(
     with path.open("w") as file:
         for _ in range(count):
             total, other = (
-                int(np.clip(draw.lognormal(np.log(180), 0.6), 24, LONGEST)) for _ in range(2)
+                int(np.clip(draw.lognormal(np.log(median), 0.6), 24, LONGEST)) for _ in range(2)
             )
             prompt = max(4, int(total * prompt_share))
             rejected = max(4, min(other - int(other * prompt_share), LONGEST - prompt))

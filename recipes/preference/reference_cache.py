@@ -55,7 +55,8 @@ def opened(
     arithmetic = {
         "format": FORMAT, "reference": fingerprint, "dtype": str(np.dtype(compute)),
         "attention": attention, "platform": jax.devices()[0].device_kind,
-        "logits_bytes": token_logps.logits_bytes(), "jaxlib": jaxlib.__version__,
+        "logits_bytes": token_logps.logits_bytes(1), "fewest_tokens": token_logps.FEWEST,
+        "jaxlib": jaxlib.__version__,
     }  # fmt: skip
     if ld_alpha is not None:
         arithmetic["ld_alpha"] = ld_alpha

@@ -142,7 +142,7 @@ def layer_bytes(model: zoo.Model, trained: Params, rows: int, T: int) -> LayerBy
     entering = positions * sizes["L"] * sizes["D"] * np.dtype(model.dtype).itemsize
     at_work = AT_WORK_RECURRENT if models.recurrent(model) else AT_WORK
     at_work *= max(by_policy["none"] for by_policy in kept.values())
-    logits = min(token_logps.logits_bytes(), 4 * positions * sizes["V"] // tensor)
+    logits = min(token_logps.logits_bytes(sizes["V"]), 4 * positions * sizes["V"] // tensor)
     beside = 2 * size(found.beside)  # and their gradients
     needed = entering + int(at_work) + beside + logits + _weight_bytes(model, trained)
     return LayerBytes(needed, kept)

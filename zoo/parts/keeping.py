@@ -29,14 +29,14 @@ def axes_of(model: causal_lm.CausalLM, kind: str) -> dict[str, str]:
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def begun(model: causal_lm.CausalLM, read: State, each: int, room: int) -> State:
-    """What the layers keep of so `each` answers to each prompt, before their first token.
+def begun(model: causal_lm.CausalLM, read: State, answers: int, room: int) -> State:
+    """What the layers keep of so many answers to each prompt, before their first token.
 
     A running state is that of their prompt; what has a place for each token has all free.
     """
     P = jax.tree.leaves(read)[0].shape[1]
-    free = blank(model, P * each, room)
-    running = lambda kind, name: jnp.repeat(read[kind][name], each, axis=1)
+    free = blank(model, P * answers, room)
+    running = lambda kind, name: jnp.repeat(read[kind][name], answers, axis=1)
     return {
         kind: {
             name: x if mixing.by_token(axes_of(model, kind)[name]) else running(kind, name)

@@ -26,8 +26,8 @@ class Narrow(NamedTuple):
     """How heads attend over something narrower than keys and values, which alone is kept.
 
     `widened` gives keys and values of what is kept of tokens [B, S, R]. For one more token they are
-    not made: queries `asking` what is kept itself [B, T, N, R] have the same scores, and what they
-    gather of it [B, T, N, R] is made values of `after`wards.
+    not made: queries `asking` what is kept itself [B, T, N, R] have the same scores, and of what
+    they gather of it [B, T, N, R] the values come `after`.
     """
 
     widened: Callable[[Array], tuple[Array, Array]]

@@ -19,11 +19,14 @@ from zoo.parts import last_step, layers, sharding
 # Logits in float32 that a device holds at a time, in bytes: on CPUs caches set it. Elsewhere a
 # chunk must outweigh the addition to the head's gradient that it costs.
 LOGITS_BYTES = {"cpu": 2**26, "gpu": 2**29, "tpu": 2**29}
+# As many tokens a chunk may have whatever their logits take: with few, reading the head and adding
+# to its gradient takes as long as the products. (On CPUs, of more than 65,536 words.)
+FEWEST = 256
 
 
-def logits_bytes() -> int:
-    """LOGITS_BYTES of this platform."""
-    return LOGITS_BYTES.get(sharding.platform(), 2**29)
+def logits_bytes(vocabulary: int) -> int:
+    """What the logits of a chunk may take on this platform."""
+    return max(LOGITS_BYTES.get(sharding.platform(), 2**29), 4 * vocabulary * FEWEST)
 
 
 class Beside(NamedTuple):
@@ -281,5 +284,5 @@ def _first_id(head: Array, axis: str | None) -> Array | int:
 def _chunk(hidden: Float[Array, "Z C D"], head: Float[Array, "V D"]) -> int:
     """How many tokens of a list are taken at a time: the most that divide it and fit."""
     Z, C, _ = hidden.shape
-    most = logits_bytes() // (4 * Z * len(head))
+    most = logits_bytes(len(head)) // (4 * Z * len(head))
     return max(n for n in range(1, C + 1) if C % n == 0 and n <= max(most, 1))

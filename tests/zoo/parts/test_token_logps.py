@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from zoo.parts import last_step
+from zoo.parts import token_logps as token_logps_file
 from zoo.parts.last_step import LastStep
 from zoo.parts.token_logps import token_logps, with_beside
 
@@ -14,6 +15,7 @@ from zoo.parts.token_logps import token_logps, with_beside
 def test_values_and_gradients_are_those_of_whole_logits(monkeypatch, last):
     """Two lists of twelve places, of which five and twelve count; chunks of four."""
     monkeypatch.setattr("zoo.parts.token_logps.LOGITS_BYTES", {"cpu": 2 * 4 * 11 * 4})
+    monkeypatch.setattr("zoo.parts.token_logps.FEWEST", 1)
     draw = np.random.default_rng(0)
     hidden = jnp.asarray(draw.standard_normal((2, 12, 6)), jnp.float32)
     head = jnp.asarray(draw.standard_normal((11, 6)), jnp.float32)
@@ -50,3 +52,12 @@ def test_values_and_gradients_are_those_of_whole_logits(monkeypatch, last):
     np.testing.assert_allclose(beside.log_p2[counted], log_p2[counted], rtol=1e-5)
     best = shares.argmax(-1) == target
     np.testing.assert_array_equal(beside.is_best[counted], best[counted])
+
+
+def test_a_chunk_has_so_many_bytes_or_so_many_tokens():
+    """64 MiB of 32,000 logits are 524 tokens; of 150,000 they would be 111."""
+    of = lambda vocabulary, C: token_logps_file._chunk(
+        jnp.zeros((1, C, 2)), jnp.zeros((vocabulary, 2))
+    )
+    assert [of(32_000, C) for C in (512, 1024, 1572)] == [512, 512, 524]
+    assert [of(150_000, C) for C in (64, 1024, 750)] == [64, 256, 250]
