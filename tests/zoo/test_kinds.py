@@ -195,24 +195,27 @@ def test_packed_is_alone(kinds):
 
 @pytest.mark.parametrize("kinds", full_but(ORDERS, ORDERS[1]))
 def test_text_is_that_of_the_whole_read_again(kinds):
-    """Two prompts side by side, every step against the whole model, by logits and by token."""
+    """Two answers to each of two prompts, every step against the whole model, and by token."""
     model = alternating.untrained(kinds)
     prompts, lengths = TOKENS.copy(), np.array([7, 4], np.int32)
+    answered, rows, begins = np.repeat(prompts, 2, axis=0), np.arange(4), np.repeat(lengths, 2)
+    for row, begin in zip(answered[1::2], lengths, strict=True):
+        row[begin:] = 99 - row[begin:]
     whole = jnp.broadcast_to(lengths[:, None], (2, 12))
     where = spans.causal(2, 12)._replace(lengths=whole)
     forward = jax.jit(keeping.forward)
     _, read = forward(model, jnp.asarray(prompts), where, keeping.blank(model, 2, 16))
-    kept = keeping.begun(model, read, 1, 8)
+    kept = keeping.begun(model, read, 2, 8)
     behind = {kind: mixing.Prompts(some, jnp.asarray(lengths)) for kind, some in read.items()}
-    expected = model(jnp.asarray(prompts))
+    expected = model(jnp.asarray(answered))
     for at in range(5):
-        ends = lengths + at
-        new = jnp.asarray(prompts[[0, 1], ends][:, None])
+        ends = begins + at
+        new = jnp.asarray(answered[rows, ends][:, None])
         hidden, kept = forward(model, new, spans.last(jnp.asarray(ends)), kept, behind)
         np.testing.assert_allclose(
-            model.unembed(hidden)[:, 0], expected[np.arange(2), ends], rtol=1e-4, atol=1e-4
+            model.unembed(hidden)[:, 0], expected[rows, ends], rtol=1e-4, atol=1e-4
         )
-    given = [prompts[0, :7].tolist(), prompts[1, :4].tolist()]
+    given = [prompts[0, :7].tolist(), prompts[1, :4].tolist()] * 2
     texts = generate.generate(model, given, max_new_tokens=5)
     for prompt, text in zip(given, texts, strict=True):
         whole = np.zeros((1, 12), np.int32)

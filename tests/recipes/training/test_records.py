@@ -58,6 +58,13 @@ def test_what_is_no_such_trend_is_not_said(figures):
     assert not any(said(*figures))
 
 
+def test_a_run_without_a_name_has_that_of_its_directory():
+    name = lambda **other: run_parts.records(given_by(tiny.get_config(), **other)).name
+    assert name(directory="gs://bucket/runs/first/") == "tiny"
+    for directory in ("gs://bucket/runs/first/", "runs/first", "first"):
+        assert name(name=None, directory=directory) == "first"
+
+
 def test_the_best_is_the_highest_or_the_lowest():
     best = lambda name: run_parts.keep(given_by(tiny.get_config(), keep_best=name)).highest
     figures = {"eval/heldout/dpo_loss": 0.25, "eval/heldout/dpo_accuracy": float("nan")}

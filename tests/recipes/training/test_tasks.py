@@ -30,6 +30,19 @@ def with_tasks(tiny_config, tmp_path, monkeypatch):
     return config
 
 
+def test_tasks_of_a_folder_alone_need_no_index_of_the_others(tmp_path):
+    pytest.importorskip("lm_eval")
+    write_tasks(tmp_path, 2)
+    (tmp_path / "both.yaml").write_text("group: both\ntask: [mine_choice, arc_easy]\n")
+    manager = lambda *names: tasks.found(names, str(tmp_path), None).manager
+    alone = {"mine_choice", "mine_cloze", "mine_text", "mine_rolling", "both"}
+    assert {*manager("mine_choice", "mine_text").all_tasks} == alone
+    for names in (("both",), ("mine_choice", "arc_easy")):
+        assert len(manager(*names).all_tasks) > 1000
+    with pytest.raises(BadInput, match="no task 'mine_choise'"):
+        manager("mine_choise")
+
+
 def test_a_means_figures_have_the_names_of_their_filters(monkeypatch):
     given = {
         "arc": {"alias": "arc", "acc,none": 0.25, "acc_stderr,none": 0.1, "sample_len": 4},
