@@ -388,7 +388,7 @@ OPTIMIZER = {
 COMPUTE = {
     "mp": Setting(
         str,
-        "dtypes of the weights (p) and of the computation (c): p=f32,c=f32",
+        "dtypes of the weights (p), always f32, and of the computation (c), f32 or bfloat16",
         "p=f32,c=bfloat16",
     ),
     "attention": Setting(
