@@ -16,6 +16,7 @@ import tempfile
 import time
 
 from absl import flags
+import harness_tasks
 
 from checkpoints_io.errors import RunFailed
 from recipes import measure
@@ -29,35 +30,8 @@ ONLY = flags.DEFINE_list("only", None, "Some of the tasks.")
 SIDE = flags.DEFINE_enum("side", None, ["ours", "hf"], "One of them, in this process.")
 FOLDER = flags.DEFINE_string("folder", None, "Where its task is.")
 
-TASKS = {
-    "choice": """
-output_type: multiple_choice
-doc_to_text: "{{question}}"
-doc_to_choice: "{{[right, wrong, 'No.', right ~ ' Indeed.']}}"
-doc_to_target: 0
-metric_list: [{metric: acc_norm}]
-""",
-    "cloze": """
-output_type: loglikelihood
-doc_to_text: "{{question}}"
-doc_to_target: " {{right}}"
-metric_list: [{metric: perplexity}]
-""",
-    "text": """
-output_type: generate_until
-doc_to_text: "{{question}}\\n"
-doc_to_target: "{{right}}"
-generation_kwargs: {until: ["\\n", " a "], max_gen_toks: 24, do_sample: false}
-metric_list: [{metric: exact_match}]
-""",
-    "rolling": """
-output_type: loglikelihood_rolling
-doc_to_text: ""
-doc_to_target: "{{right}} {{wrong}} {{long}}"
-metric_list: [{metric: byte_perplexity}]
-""",
-}
-TASKS["chat"] = TASKS["text"]
+# The embedded pairs' tasks, and generation once more, asked by the chat template.
+TASKS = [*(name.removeprefix("mine_") for name in harness_tasks.KINDS), "chat"]
 
 
 def main() -> None:
@@ -65,35 +39,13 @@ def main() -> None:
     if SIDE.value:
         print(json.dumps(measured(ONLY.value[0])))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        write_tasks(pathlib.Path(folder))
-        for name in ONLY.value or TASKS:
-            for _ in range(ROUNDS.value):
-                for side in ("ours", "hf"):
-                    print(
-                        json.dumps({"task": name, "side": side} | in_a_process(name, side, folder))
-                    )
-                    sys.stdout.flush()
-
-
-def write_tasks(folder: pathlib.Path) -> None:
-    """The tasks' files, over some of the pairs."""
     lines = pathlib.Path(PAIRS.value).read_text().splitlines()[: QUESTIONS.value]
-    pairs = [json.loads(line) for line in lines]
-    with (folder / "docs.jsonl").open("w") as file:
-        for i, pair in enumerate(pairs):
-            doc = {
-                "question": pair["chosen"][0]["content"],
-                "right": pair["chosen"][-1]["content"],
-                "wrong": pair["rejected"][-1]["content"],
-                "long": " ".join(one["chosen"][-1]["content"] for one in pairs[i : i + 1 + i % 3]),
-            }
-            file.write(json.dumps(doc) + "\n")
-    for name, kind in TASKS.items():
-        (folder / f"{name}.yaml").write_text(
-            f"task: mine_{name}\ndataset_path: json\ntest_split: test\n"
-            f"dataset_kwargs:\n  data_files:\n    test: {folder}/docs.jsonl\n{kind}"
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        harness_tasks.write(pathlib.Path(folder), [json.loads(line) for line in lines])
+        for name in ONLY.value or TASKS:
+            for side in ("ours", "hf") * ROUNDS.value:
+                found = {"task": name, "side": side} | in_a_process(name, side, folder)
+                print(json.dumps(found), flush=True)
 
 
 def in_a_process(name: str, side: str, folder: str) -> dict:
@@ -108,7 +60,8 @@ def in_a_process(name: str, side: str, folder: str) -> dict:
 
 def measured(name: str) -> dict:
     """CPU seconds, and the task's figure."""
-    task, chat = f"mine_{name}", name == "chat"
+    chat = name == "chat"
+    task = "mine_text" if chat else f"mine_{name}"
     if SIDE.value == "ours":
         found = measure.measure(
             MODEL.value, [task], tasks_folder=FOLDER.value, num_fewshot=0, chat_template=chat

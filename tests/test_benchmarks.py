@@ -96,8 +96,8 @@ def test_tasks_are_asked_of_both(tmp_path):
 
 # Parts of others, programs of peers, and what needs an accelerator, a server or data of its own.
 APART = {
-    "accelerator", "everything", "measure", "ours", "pairs_as_ids", "peer_trl", "peer_tunix",
-    "published", "ranked", "real_pairs", "vllm_serves", "where", "work",
+    "accelerator", "everything", "harness_tasks", "measure", "ours", "pairs_as_ids", "peer_trl",
+    "peer_tunix", "published", "ranked", "real_pairs", "vllm_serves", "where", "work",
 }  # fmt: skip
 
 

@@ -6,59 +6,18 @@ import sys
 import numpy as np
 import pytest
 
+from benchmarks import harness_tasks
 from checkpoints_io.errors import BadInput, NotFound
 from recipes import measure
 from recipes.training import harness
 from tests.conftest import TINY
 import zoo
 
-KINDS = {
-    "mine_choice": """
-output_type: multiple_choice
-doc_to_text: "{{question}}"
-doc_to_choice: "{{[right, wrong, 'No.', right ~ ' Indeed.']}}"
-doc_to_target: 0
-metric_list: [{metric: acc}, {metric: acc_norm}]
-""",
-    "mine_cloze": """
-output_type: loglikelihood
-doc_to_text: "{{question}}"
-doc_to_target: " {{right}}"
-metric_list: [{metric: perplexity}, {metric: acc}]
-""",
-    "mine_text": """
-output_type: generate_until
-doc_to_text: "{{question}}\\n"
-doc_to_target: "{{right}}"
-generation_kwargs: {until: ["\\n", " a "], max_gen_toks: 24, do_sample: false}
-metric_list: [{metric: exact_match}]
-""",
-    "mine_rolling": """
-output_type: loglikelihood_rolling
-doc_to_text: ""
-doc_to_target: "{{right}} {{wrong}} {{long}}"
-metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}]
-""",
-}
-
 
 def write_tasks(folder, rows):
     """Task files over some of the tiny run's held-out pairs."""
-    pairs = [json.loads(line) for line in (TINY / "heldout.jsonl").read_text().splitlines()[:rows]]
-    docs = [
-        {
-            "question": pair["chosen"][0]["content"], "right": pair["chosen"][-1]["content"],
-            "wrong": pair["rejected"][-1]["content"],
-            "long": " ".join(one["chosen"][-1]["content"] for one in pairs[i : i + 1 + i % 3]),
-        }
-        for i, pair in enumerate(pairs)
-    ]  # fmt: skip
-    (folder / "docs.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
-    for name, kind in KINDS.items():
-        (folder / f"{name}.yaml").write_text(
-            f"task: {name}\ndataset_path: json\ntest_split: test\n"
-            f"dataset_kwargs:\n  data_files:\n    test: {folder}/docs.jsonl\n{kind}"
-        )
+    lines = (TINY / "heldout.jsonl").read_text().splitlines()[:rows]
+    harness_tasks.write(folder, [json.loads(line) for line in lines])
 
 
 def answers(found):
@@ -82,7 +41,7 @@ def test_its_numbers_are_those_of_transformers(tmp_path, monkeypatch, chat):
     write_tasks(tmp_path, 12)
     model, tasks = (
         str(TINY / "model"),
-        [name for name in KINDS if not chat or "rolling" not in name],
+        [name for name in harness_tasks.KINDS if not chat or "rolling" not in name],
     )
     monkeypatch.setattr(harness, "LONGEST", 64)
     monkeypatch.setattr(zoo, "longest_text", lambda _: 64)
