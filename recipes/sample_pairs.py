@@ -86,7 +86,7 @@ def sample(asked: Asked) -> str:
     with directory.alone(otherwise=lambda: _refuse(directory)), jax.set_mesh(mesh):
         say(f"reading {asked.model}")
         model, words = chat.loaded(asked.model, asked.base, asked.dtype, mesh)
-        room = zoo.longest_text(model.config.to_hf())
+        room = zoo.longest_text(model)
         read = prompts.read(asked.prompts, words, room and room - asked.how.most)
         kept.check(directory, _made_with(asked, model))
         batches = answers.batches(read.prompts, asked.how)

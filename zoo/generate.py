@@ -28,7 +28,7 @@ WORTH_ONE = 1024
 
 def generate(
     model: causal_lm.CausalLM,
-    prompts: Sequence[Sequence[int]],
+    prompts: token_rows.Tokens,
     *,
     max_new_tokens: int,
     stop_ids: Sequence[int] = (),
@@ -44,13 +44,14 @@ def generate(
       generate.generate(model, [[1, 15, 7], [1]], max_new_tokens=20)
 
     Raises:
-      ValueError: a prompt is empty, holds an id that the model has no embedding for, or would grow
-        beyond the longest text of the model; or a setting of `sampling` means nothing.
+      ValueError: there is no prompt, one is empty, holds an id that the model has no embedding for,
+        or would grow beyond the places that the model has weights for, or is read with here; or a
+        setting of `sampling` means nothing.
     """
     texts: list[list[int]] = [[] for _ in prompts]
     for added in stream(
         model, prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids, sampling=sampling,
-        seed=seed, at_once=max_new_tokens,
+        seed=seed, at_once=max(max_new_tokens, 1),
     ):  # fmt: skip
         for text, new in zip(texts, added, strict=True):
             text += new
@@ -59,7 +60,7 @@ def generate(
 
 def stream(
     model: causal_lm.CausalLM,
-    prompts: Sequence[Sequence[int]],
+    prompts: token_rows.Tokens,
     *,
     max_new_tokens: int,
     stop_ids: Sequence[int] = (),
@@ -74,18 +75,23 @@ def stream(
     """
     drawing.check(sampling)
     if not len(prompts):
-        raise BadInput("a prompt to continue needs at least one token")
+        raise BadInput("there is no prompt to continue")
+    if max_new_tokens < 0 or at_once < 1:
+        raise BadInput(
+            f"max_new_tokens={max_new_tokens} and at_once={at_once}: at least 0 tokens may follow, "
+            "and at least 1 at a time"
+        )
     token_rows.check_several(prompts, "prompts")
-    ids = np.concatenate([np.asarray(prompt, np.int64) for prompt in prompts])
-    token_rows.check_ids(ids, model.config.vocab_size)
-    longest = max(map(len, prompts))
+    ids = [np.asarray(prompt) for prompt in prompts]
+    token_rows.check_ids(np.concatenate(ids), model.config.vocab_size)
+    longest = max(map(len, ids))
     most = most_new_tokens(model, longest)
     if most is not None and max_new_tokens > most:
         raise BadInput(
             f"a prompt of {longest} tokens cannot grow by {max_new_tokens}: the model reads "
             f"{most} more"
         )
-    texts, going = [list(prompt) for prompt in prompts], list(range(len(prompts)))
+    texts, going = [prompt.tolist() for prompt in ids], list(range(len(ids)))
     left, key = max_new_tokens, jax.random.key(seed)
     while going and left:
         key, now = jax.random.split(key)

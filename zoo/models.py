@@ -1,13 +1,14 @@
 """The architectures by their `model_type`, and what a `config.json` alone says about a model."""
 
 from collections.abc import Mapping
+import json
 import types
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from checkpoints_io import hf_names
+from checkpoints_io import hf_folder, hf_names
 from checkpoints_io.errors import BadInput
 from zoo import (
     apertus,
@@ -186,11 +187,21 @@ def name_of(path: tuple) -> str:
     return ".".join(map(str, path))
 
 
-def longest_text(config: Mapping[str, object]) -> int | None:
-    """How many tokens the model of a `config.json` was made for, or is read with here, at most."""
+def longest_text(of: Mapping[str, object] | Model) -> int | None:
+    """How many tokens the model of a `config.json` was made for, or is read with here, at most.
+
+    Of a model that is what the file says which it was read from or made by.
+    """
+    config = of if isinstance(of, Mapping) else _said_of(of)
     own = text_half.of(config)
     said = (own.get("max_position_embeddings"), _config(own).longest_text)
     return min((n for n in said if isinstance(n, int)), default=None)
+
+
+def _said_of(model: Model) -> Mapping[str, object]:
+    if model.source is not None:
+        return hf_folder.look_up(model.source).config
+    return json.loads(model.described) if model.described else model.config.to_hf()
 
 
 def recurrent(model: Model) -> list[str]:

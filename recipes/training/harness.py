@@ -41,7 +41,7 @@ def model_of(
     from lm_eval.models import utils
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-    longest = zoo.longest_text(model.config.to_hf()) or LONGEST
+    longest = zoo.longest_text(model) or LONGEST
 
     class OfTheZoo(TemplateLM):
         """What the harness calls; tokens are encoded and cut as its own `hf` model does it."""

@@ -67,6 +67,12 @@ def test_its_numbers_are_those_of_transformers(tmp_path, monkeypatch, chat):
                 assert value == pytest.approx(theirs["results"][name][figure], rel=1e-5), figure
 
 
+def test_texts_are_as_long_as_the_model_was_made_for():
+    pytest.importorskip("lm_eval")
+    model, words = zoo.load(TINY / "model"), zoo.load_tokenizer(TINY / "model")
+    assert harness.model_of(model, words).max_length == 256
+
+
 def test_continuations_of_one_context_are_scored_as_if_alone():
     model, words = zoo.load(TINY / "model"), zoo.load_tokenizer(TINY / "model")
     context = words.encode("What is the capital of Peru?")

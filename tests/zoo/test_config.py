@@ -2,9 +2,10 @@
 
 import json
 
+from flax import nnx
 import pytest
 
-from tests.conftest import small_config
+from tests.conftest import TINY, small_config
 from tests.zoo import twins
 import zoo
 from zoo import gemma3_text, llama
@@ -194,3 +195,14 @@ def test_a_config_written_is_the_config_read():
 def test_the_longest_text_is_what_was_trained_on_or_what_is_read_here(family, said, longest):
     config = twins.config_of(family, "plain").to_dict()
     assert zoo.longest_text(config | said) == longest
+
+
+def test_the_longest_text_of_a_model_is_that_of_its_file(tmp_path):
+    """Its Config has forgotten it, where no number depends on it."""
+    read = zoo.load(TINY / "model")
+    assert zoo.longest_text(read) == 256
+    # As a run has it: taken apart, and put together again.
+    assert zoo.longest_text(nnx.merge(*nnx.split(read))) == 256
+    config = twins.config_of("llama", "plain").to_dict() | {"max_position_embeddings": 48}
+    assert zoo.longest_text(zoo.fresh(config)) == 48
+    assert zoo.longest_text(twins.untrained("gpt2", "plain")) == 96

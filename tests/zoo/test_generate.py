@@ -151,7 +151,9 @@ def test_a_row_stops_alone(model):
     ("arguments", "told"),
     [
         (dict(prompts=[[]]), "at least one token each"),
-        (dict(prompts=[]), "at least one token"),
+        (dict(prompts=[]), "there is no prompt"),
+        (dict(prompts=np.array([[1.5]])), "ids, so integers, and these are float64"),
+        (dict(max_new_tokens=-3), "max_new_tokens=-3 .* at least 0"),
         (dict(prompts=[[97]]), "token id 97 is beyond the model's 97 ids"),
         (dict(prompts=[[-1]]), "token id -1"),
         (dict(sampling=Sampling(-1.0)), "temperature"),
@@ -162,6 +164,12 @@ def test_a_row_stops_alone(model):
 def test_what_means_nothing_is_refused(model, arguments, told):
     with pytest.raises(ValueError, match=told):
         generate.generate(model, **(dict(prompts=[[1]], max_new_tokens=2) | arguments))
+
+
+def test_no_token_at_a_time_is_refused_and_none_at_all_is_nothing(model):
+    with pytest.raises(ValueError, match=r"at_once=0: .* at least 1 at a time"):
+        next(generate.stream(model, [[1]], max_new_tokens=2, at_once=0))
+    assert generate.generate(model, [[1]], max_new_tokens=0) == [[]]
 
 
 @pytest.mark.parametrize(
@@ -177,6 +185,14 @@ def test_what_is_not_several_texts_is_refused(given, told):
     with pytest.raises(ValueError, match=told):
         token_rows.check_several(given, "prompts")
     token_rows.check_several([[1], np.array([2, 3])], "prompts")
+
+
+def test_prompts_are_lists_or_arrays(model):
+    lists = generate.generate(model, [[5, 6, 7], [8]], max_new_tokens=4)
+    for array in (np.array, jnp.array):
+        given = [array([5, 6, 7]), array([8])]
+        assert generate.generate(model, given, max_new_tokens=4) == lists
+    assert generate.generate(model, jnp.array([[5, 6, 7]]), max_new_tokens=4) == lists[:1]
 
 
 def test_ids_out_of_range_are_refused_before_the_model_runs(model):

@@ -50,7 +50,7 @@ class Recurrence(NamedTuple):
 
 @runtime_checkable
 class Mix(Protocol):
-    """What a block that is recurrent is handed; one that only attends takes `attention.Attend`."""
+    """What a block is handed; one that only calls it may name it `attention.Attend`."""
 
     def __call__(
         self, q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K U"],

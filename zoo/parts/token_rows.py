@@ -42,8 +42,6 @@ def read(tokens: Tokens, lengths: Lengths | None, vocabulary: int) -> Rows:
             "tokens are the ids of one text, [T], or of several, [B, T], not of the shape "
             f"{list(array.shape)}"
         )
-    if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise BadInput(f"tokens are ids, so integers, and these are {array.dtype}")
     ids = array if array.ndim == 2 else array[None]
     if lengths is not None:
         lengths = _checked(lengths, *ids.shape)
@@ -88,6 +86,8 @@ def check_ids(tokens: Array | np.ndarray, vocabulary: int) -> None:
     Raises:
       ValueError: there is such an id.
     """
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise BadInput(f"tokens are ids, so integers, and these are {tokens.dtype}")
     if not np.size(tokens) or not _can_be_looked_at(tokens):
         return
     ids = np.asarray(tokens)
