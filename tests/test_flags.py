@@ -1,5 +1,7 @@
 """Each setting, set alone by a flag, changes what it says and nothing else."""
 
+import re
+
 import pytest
 
 from checkpoints_io import places
@@ -358,6 +360,18 @@ def test_a_config_file_may_begin_from_another(tmp_path):
     assert by_name.plain(read(f"--config={file}"), settings.ALL) == given("tiny") | changed
     found = by_name.plain(read(f"--config={file}", "--config.beta=0.5"), settings.ALL)
     assert found == given("tiny") | changed | {"beta": 0.5}
+
+
+def test_the_config_that_the_docs_begin_with_names_what_it_must(tmp_path):
+    (told,) = re.findall(
+        r"```python\n(import ml_collections\n.*?)```", (ROOT / "docs/dpo.md").read_text(), re.DOTALL
+    )
+    file = tmp_path / "mine.py"
+    file.write_text(told)
+    config = read(f"--config={file}")
+    named = {name for name, setting in settings.ALL.items() if setting.default is settings.MUST}
+    assert {*config} == named | {"num_epochs", "validation_split_fraction"}
+    checks.checked(config, settings.ALL)
 
 
 def test_a_config_file_may_name_what_it_must_alone(tmp_path):

@@ -63,6 +63,7 @@ INPUTS = {
     "zoo/folders.py": {"fspath"},  # the folder of a tokenizer, or of adapters
     "zoo/peft_export.py": {"fspath"},  # the folder of adapters
     "zoo/text/byte_files.py": {"is_file", "open", "read_bytes", "stat"},  # a tokenizer's files
+    "zoo/text/chat_tokenizer.py": {"fspath"},  # the folder of a tokenizer
     "zoo/text/confined.py": {"Path", "TemporaryFile", "getcwd", "join", "pread"},  # pipes
     "zoo/text/tokenizer.py": {"Path", "expanduser", "is_file", "read_text", "stat"},
     "zoo/text/tokenizer_files.py": {"glob", "is_file", "read_text"},

@@ -22,6 +22,7 @@ from zoo.models import (
     dtype_of,
     hf_table,
     name_of,
+    refuse_dtype,
 )
 from zoo.narrow import narrowed
 from zoo.parts import adapted, hf_config, text_half
@@ -190,7 +191,7 @@ def _refuse_not_finite(
 
 def save(
     model: Model,
-    folder: str | pathlib.Path,
+    folder: str | os.PathLike[str],
     *,
     dtype: jax.typing.DTypeLike = jnp.bfloat16,
     tokenizer: str | os.PathLike[str] | None = None,
@@ -211,7 +212,9 @@ def save(
     Raises:
       FileExistsError: `folder` holds something that is not a model.
       FileNotFoundError: there is no folder `tokenizer`.
+      ValueError: `dtype` is none of weights.
     """
+    refuse_dtype("dtype", dtype)
     params = nnx.to_flat_state(nnx.state(model, nnx.Param))
     weights = {
         name_of(path): hf_export.Weight(
@@ -227,7 +230,7 @@ def save(
     held = source if source and hf_weights.are_in(source.path) else None
     whole = None if text_only else held
     with contextlib.ExitStack() as stack:
-        begun = stack.enter_context(places.at(str(folder)).whole_folder())
+        begun = stack.enter_context(places.at(os.fspath(folder)).whole_folder())
         table, others, joined = hf_table(model), {}, []
         if held:
             plan = reading.spelling(model, text_only)

@@ -7,6 +7,7 @@ are compiled for a few sizes (powers of two) and for no particular length.
 from collections.abc import Iterable, Iterator, Sequence
 import functools
 import math
+import warnings
 
 from flax import nnx
 import jax
@@ -15,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 import numpy as np
 
 from checkpoints_io.errors import BadInput
+from zoo import models
 from zoo import sampling as drawing
 from zoo.parts import causal_lm, keeping, mixing, rope, sharding, spans, token_rows
 from zoo.parts.keeping import State
@@ -24,6 +26,7 @@ SMALLEST = 64  # tokens that a program has room for, at least
 # Prompts are padded to fewer where as many tokens as this would be read in vain: a program of their
 # own costs less.
 WORTH_ONE = 1024
+ROOM = 4096  # answers have room for so many tokens; longer texts are then read again
 
 
 def generate(
@@ -38,7 +41,8 @@ def generate(
     """A continuation of each prompt, up to and including the first of `stop_ids`.
 
     As in transformers, a text that grows past the threshold of longrope is read again there, and
-    with the dynamic rope a key keeps the turn that it had when it was read.
+    with the dynamic rope a key keeps the turn that it had when it was read. A text that outgrows
+    what the model was made for is warned of once.
 
     Example:
       generate.generate(model, [[1, 15, 7], [1]], max_new_tokens=20)
@@ -76,11 +80,7 @@ def stream(
     drawing.check(sampling)
     if not len(prompts):
         raise BadInput("there is no prompt to continue")
-    if max_new_tokens < 0 or at_once < 1:
-        raise BadInput(
-            f"max_new_tokens={max_new_tokens} and at_once={at_once}: at least 0 tokens may follow, "
-            "and at least 1 at a time"
-        )
+    _check_numbers(max_new_tokens, at_once, stop_ids)
     token_rows.check_several(prompts, "prompts")
     ids = [np.asarray(prompt) for prompt in prompts]
     token_rows.check_ids(np.concatenate(ids), model.config.vocab_size)
@@ -91,20 +91,35 @@ def stream(
             f"a prompt of {longest} tokens cannot grow by {max_new_tokens}: the model reads "
             f"{most} more"
         )
+    made_for = models.longest_text(model) or math.inf
     texts, going = [prompt.tolist() for prompt in ids], list(range(len(ids)))
     left, key = max_new_tokens, jax.random.key(seed)
     while going and left:
         key, now = jax.random.split(key)
         some = [texts[row] for row in going]
-        more = min(left, _until_a_turn(model, map(len, some), left))
+        more = _until_read_again(model, map(len, some), left)
         for pieces in _continued(model, some, more, at_once, stop_ids, sampling, now):
             added: list[list[int]] = [[] for _ in prompts]
             for row, new in zip(going, pieces, strict=True):
                 added[row] = new
                 texts[row] += new
+            if max(map(len, texts)) > made_for:
+                warnings.warn(f"a text is longer than the {made_for} tokens that the model was "
+                              "made for: what follows may make no sense", stacklevel=2)  # fmt: skip
+                made_for = math.inf
             yield added
         going = [row for row in going if texts[row][-1] not in stop_ids]
         left -= more
+
+
+def _check_numbers(max_new_tokens: object, at_once: object, stop_ids: object) -> None:
+    whole = lambda x: isinstance(x, int | np.integer)
+    several = isinstance(stop_ids, Sequence) and all(map(whole, stop_ids))
+    if not several:
+        raise BadInput(f"stop_ids are ids in a list, like [2], and not {stop_ids!r:.60}")
+    for name, number, least in (("max_new_tokens", max_new_tokens, 0), ("at_once", at_once, 1)):
+        if not isinstance(number, int | np.integer) or number < least:
+            raise BadInput(f"{name}={number!r} is no whole number of tokens of at least {least}")
 
 
 def most_new_tokens(model: causal_lm.CausalLM, longest: int) -> int | None:
@@ -113,14 +128,17 @@ def most_new_tokens(model: causal_lm.CausalLM, longest: int) -> int | None:
     return max(0, most - longest) if most else None
 
 
-def _until_a_turn(model: causal_lm.CausalLM, lengths: Iterable[int], most: int) -> int:
-    """After how many tokens, at most, the first of the texts has to be read again."""
+def _until_read_again(model: causal_lm.CausalLM, lengths: Iterable[int], left: int) -> int:
+    """After how many tokens, at most, the texts have to be read again: some kind of rope, or room.
+
+    Those of the dynamic rope never are: read again, their keys would be turned otherwise.
+    """
     ropes = getattr(model.config, "rope_parameters", None)
-    if getattr(ropes, "rope_type", None) != "longrope":
-        return most
-    last = rope.limit(ropes)
-    assert last
-    return min((last - length + 1 for length in lengths if length <= last), default=most)
+    kind, last = getattr(ropes, "rope_type", None), rope.limit(ropes)
+    if kind == "dynamic":
+        return left
+    turns = [last - length + 1 for length in lengths if length <= last] if last else []
+    return min(left, ROOM, *turns)
 
 
 def _continued(

@@ -138,9 +138,12 @@ def abstract(
     """The model of a Config or `config.json`: in place of weights shapes, dtypes and shardings.
 
     Raises:
-      ValueError: no architecture here has its `model_type`, or the one that has refuses it.
+      ValueError: no architecture here has its `model_type`, or the one that has refuses it; a
+        dtype is none of weights.
     """
     config = _config(config)
+    for name, given in (("dtype", dtype), ("compute_dtype", compute_dtype or dtype)):
+        refuse_dtype(name, given)
     arch = ARCHITECTURES[config.model_type]
     model = nnx.eval_shape(lambda: arch.Model(config, nnx.Rngs(0), compute_dtype or dtype))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -153,6 +156,20 @@ def abstract(
     is_param = lambda x: isinstance(x, nnx.Variable)
     nnx.update(model, jax.tree.map(placed, nnx.state(model), is_leaf=is_param))
     return model
+
+
+def refuse_dtype(name: str, dtype: jax.typing.DTypeLike) -> None:
+    """Refuses what weights and activations cannot be.
+
+    Raises:
+      ValueError: it is no dtype, or one of whole numbers.
+    """
+    try:
+        right = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        right = False
+    if not right:
+        raise BadInput(f"{name}={dtype!r}: the zoo computes in float32, bfloat16 and float16")
 
 
 def dtype_of(param: nnx.Variable, dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:

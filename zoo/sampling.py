@@ -35,6 +35,8 @@ def check(sampling: Sampling) -> None:
     Raises:
       ValueError: a number is out of its bounds, or has no effect.
     """
+    if not isinstance(sampling, Sampling):
+        raise BadInput(f"sampling={sampling!r:.60} is none: write Sampling(temperature=0.7)")
     right = sampling.temperature >= 0 and sampling.top_k >= 0
     right &= 0 < sampling.top_p <= 1 and 0 <= sampling.min_p <= 1
     if not right:

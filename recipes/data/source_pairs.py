@@ -23,6 +23,8 @@ from recipes.data.rows import sources
 from recipes.data.rows.records import Row
 from recipes.data.rows.source import Source
 
+REASONS = 3  # why rows hold no pair, at most, in an error
+
 
 class Pairs(NamedTuple):
     """The usable pairs of a source, in its order."""
@@ -158,11 +160,14 @@ def _check(source: Source, total: Counts, share: float) -> None:
     if not total.rows:
         raise BadInput(f"{source.path} holds no rows")
     if total.malformed.total() > share * total.rows:
-        reason, _ = total.malformed.most_common(1)[0]
+        reasons = total.malformed.most_common(REASONS)
+        told = [f"{number} like {total.first[reason]}: {reason}" for reason, number in reasons]
+        if more := len(total.malformed) - len(told):
+            told.append(f"others for {more} more reasons")
         raise BadInput(
-            f"{total.malformed.total()} of {total.rows} rows of {source.path} hold no {what}; the "
-            f"first is {total.first[reason]}: {reason}. Fix them, choose another "
-            f"--config.data.layout, or raise --config.data.max_malformed_fraction (now {share})"
+            f"{total.malformed.total()} of {total.rows} rows of {source.path} hold no {what}: "
+            f"{'; '.join(told)}. Fix them, choose another --config.data.layout, or raise "
+            f"--config.data.max_malformed_fraction (now {share})"
         )
     if not total.used:
         raise BadInput(f"no row of {source.path} can be used: {'; '.join(total.lines()[1:])}")

@@ -30,7 +30,8 @@ CHARTS = (
 )
 # Where time goes, in the order of the bar.
 TIMES = {
-    "first_step": "first steps, with compilation",
+    "first_step": "first steps, with compilation",  # in records of older runs
+    "compiling": "compiling",
     "steps": "steps",
     "input": "waiting for data",
     "evaluation": "evaluation",

@@ -380,9 +380,9 @@ LOSSES: dict[str, Callable[..., Each]] = {
 }  # fmt: skip
 
 LN2 = math.log(2)
-# What a loss promises of pairs where policy and reference are equal, of its options; not a number
-# where it depends on the pairs. The others know no reference.
-FIRST: dict[str, Callable[..., float]] = {
+# What a loss promises of pairs where policy and reference are equal, by its options; not a number
+# where it depends on the pairs. None: it knows no reference.
+FIRST: dict[str, Callable[..., float] | None] = {
     "sigmoid": lambda **_: LN2,
     "sigmoid_norm": lambda **_: LN2,
     "hinge": lambda **_: 1.0,
@@ -404,6 +404,7 @@ FIRST: dict[str, Callable[..., float]] = {
     "aot_unpaired": lambda **_: LN2,
     "kto": lambda **_: math.nan,
     "plackett_luce": lambda **_: LN2,
+    **dict.fromkeys(("reference_free", "simpo", "cpo", "orpo", "sft", "sft_seq")),
 }
 # These look at all pairs of an update at once.
 COUPLED = ("aot", "aot_unpaired", "kto")

@@ -190,7 +190,8 @@ def _term(name: str, weight: float, options: dict[str, inspect.Parameter], given
             raise BadInput(f"set --config.{option}, which --config.loss={name} must be given")
         if value is not None:
             named[option] = value
-    first = FIRST[name](**named) if name in FIRST else None
+    promised = FIRST[name]
+    first = None if promised is None else promised(**named)
     of = functools.partial(LOSSES[name], **named)
     if name not in losses.OF_LISTS:
         of = lists.of_pairs(of, given["list_pairs"] or "all")

@@ -30,11 +30,13 @@ def text(groups: Groups, values: dict[str, object]) -> str:
 
 
 def taken(names: list[str], table: Table) -> str:
-    """The defaults of the settings that a config does not name, except those unset by default."""
+    """The defaults of the settings that a config does not name; of those unset, how many."""
     if {"adapter.rank", "adapter.path"} <= set(names):  # then there are no adapters
         names = [name for name in names if not name.startswith("adapter.")]
     default = {name: table[name].default for name in names}
     shown = [f"{name}={spelt(x)}" for name, x in default.items() if x not in (None, (), {})]
+    if unset := len(default) - len(shown):
+        shown.append(f"{unset} unset (--help beside the config says what that means)")
     if not shown:
         return ""
     text = f"settings that the config does not name: {', '.join(shown)}"
@@ -58,7 +60,7 @@ def markdown(groups: Groups) -> str:
 
 def meaning(setting: Setting) -> str:
     """What it does, which values it takes, and what unset means, in one sentence."""
-    parts = [setting.says]
+    parts = [setting.says, *([MUST] if setting.default is MUST else [])]
     if setting.choices and not all(choice in setting.says for choice in setting.choices):
         parts.append(f"one of {', '.join(setting.choices)}")
     if setting.bound:

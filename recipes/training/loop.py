@@ -17,6 +17,7 @@ from recipes.data.packed import batches
 from recipes.data.packed.batches import Said, Update
 from recipes.training import (
     by_time,
+    compiling,
     policy,
     preemption,
     records,
@@ -82,10 +83,11 @@ def run_steps(
     """
     start = state.step
     log = records.Log(run.directory, run.records, after=start or -1)
-    meter, history = records.Meter(), stopping.recorded(run.patience, run.directory)
+    history = stopping.recorded(run.patience, run.directory)
     alarm = by_time.Alarm(run.every.minutes_per_checkpoint)
-    around = Around(recipe, own, run, store, facts, stop, log, meter, alarm, history)
-    with contextlib.closing(log):
+    with contextlib.closing(log), compiling.heard() as compiled:
+        meter = records.Meter(compiled)
+        around = Around(recipe, own, run, store, facts, stop, log, meter, alarm, history)
         ended = is_last(around, start)
         if not ended:
             say("compiling the programs of a step, unless --config.compile_cache has them")

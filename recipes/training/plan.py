@@ -1,6 +1,5 @@
 """What a run will need and do, worked out before any long work."""
 
-from collections.abc import Iterator
 import math
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from recipes.data import shown
 from recipes.data.ids.pair_ids import Example
 from recipes.data.packed import shapes, streams
 from recipes.data.packed.packing import Shape
-from recipes.training import optimizer, trained
+from recipes.training import notes, optimizer, trained
 from recipes.training.activations import Remat
 from recipes.training.by_name import Values
 from recipes.training.run import Run, adapters_alone
@@ -77,7 +76,7 @@ def told(run: Run, asked: Asked, each: dict[str, int], kept: Remat) -> str:
         f"remat        {remat_told(kept, run.blank)}",
         f"disk         {size(saved)} per checkpoint, {checkpoints_kept(run)} kept; "
         f"{size(free)} free in {run.directory}",
-        *(f"note         {sentence}" for sentence in notes(run, asked)),
+        *(f"note         {told}" for told in notes.of(run, asked.num_epochs, asked.max_eval_pairs)),
         f"first of the {what}, scored tokens in ⟦ ⟧:",
         *(f"  {line}" for line in shown.lines_of(pairs[0], run.tokenizer)),
     ]
@@ -118,110 +117,6 @@ def _averaged(given: optimizer.AdamW) -> list[str]:
         f"average      of the weights over about {1 / (1 - given.ema_decay):.4g} updates: what is "
         "evaluated and exported"
     ]
-
-
-def notes(run: Run, asked: Asked) -> list[str]:
-    """Settings that have no effect, or a surprising one, in this run."""
-    return [
-        *_notes_on_rate(run.adamw, run.total_steps),
-        *_notes_on_examples(run, asked),
-        *_notes_on_due(run),
-        *_notes_on_adapters(run),
-    ]
-
-
-def _notes_on_rate(given: optimizer.AdamW, total: int) -> Iterator[str]:
-    peak = given.learning_rate
-    warmup, decay = optimizer.phases(given, total)
-    schedule = optimizer.schedule_of(given, total)
-    highest = float(jax.device_get(schedule(min(warmup, total - 1))))
-    if highest < 0.999 * peak:
-        yield (
-            f"the learning rate never reaches --config.learning_rate={peak:g}, only {highest:.3g}: "
-            f"--config.warmup={given.warmup:g} is {warmup} steps, and the run has {total}"
-        )
-    # A step changes a weight by about the rate; half the spacing of float32 numbers is 2**-25.
-    if highest * 2**25 < 0.03:
-        yield (
-            f"at a learning rate of {highest:.3g} weights larger than {highest * 2**25:.2g} do not "
-            "change: in float32 the step is rounded away"
-        )
-    if given.ema_decay is not None and total * (1 - given.ema_decay) < 1:
-        yield (
-            f"--config.ema_decay={given.ema_decay:g} averages over about "
-            f"{1 / (1 - given.ema_decay):.4g} updates, and the run has {total}: what is exported "
-            "stays near the weights it started from"
-        )
-    for name, steps in (("warmup", warmup), ("cooldown", decay)):
-        amount = given._asdict()[name]
-        if amount and not steps:
-            yield f"--config.{name}={amount:g} of {total} steps rounds to 0 steps"
-
-
-def _notes_on_examples(run: Run, asked: Asked) -> Iterator[str]:
-    update, total = run.place.shape.examples, run.total_steps
-    what = shown.noun(run.examples)
-    weights = sum(part.weight for part in run.parts)
-    for part in run.parts:
-        whose = "" if len(run.parts) == 1 else f" of {part.name}"
-        drawn = update * part.weight / weights
-        if drawn > len(part.examples):
-            yield (
-                f"an update of --config.train_batch_size={update} takes about {drawn:.4g} {what}"
-                f"{whose} and there are {len(part.examples)}: it uses each "
-                f"{drawn / len(part.examples):.3g} times"
-            )
-        if drawn * total < 1:
-            yield f"less than one {what[:-1]}{whose} is drawn in {total} steps: raise its weight"
-    if asked.num_epochs:
-        exact = asked.num_epochs * len(run.examples) / update
-        if abs(total - exact) > 0.05 * exact:
-            yield (
-                f"--config.num_epochs={asked.num_epochs:g} would be {exact:.3g} updates of "
-                f"{update} {what}, and is rounded to {total}"
-            )
-    most = asked.max_eval_pairs
-    if most and run.held_out and all(len(held.examples) < most for held in run.held_out):
-        yield f"--config.max_eval_pairs={most} is more than any held-out set has: all are used"
-
-
-def _notes_on_due(run: Run) -> Iterator[str]:
-    names = ["steps_per_log", "steps_per_checkpoint", "steps_per_hf_export"]
-    names += ["steps_per_eval"] if run.held_out else []
-    every = run.every._asdict()
-    if late := [name for name in names if (every[name] or 0) > run.total_steps]:
-        told = ", ".join(f"--config.{name}={every[name]}" for name in late)
-        yield f"the run ends at step {run.total_steps}, the only one due by {told}"
-    kept = run.saving.keep.every
-    if kept and kept > run.total_steps:
-        yield (
-            f"--config.keep_every={kept} keeps no checkpoint: the run ends at step "
-            f"{run.total_steps}"
-        )
-
-
-def _notes_on_adapters(run: Run) -> Iterator[str]:
-    if run.adapting is None:
-        return
-    if run.adamw.learning_rate < 1e-6:
-        start = ", and 5e-6 is a common start" if run.place.shape.answers > 1 else ""
-        yield (
-            f"--config.learning_rate={run.adamw.learning_rate:g} is one for all weights: adapters "
-            f"hardly move below 1e-6{start}"
-        )
-    if run.adapting.folder is None and run.records.settings.get("reference_mode") == "base":
-        yield (
-            "--config.reference_mode=base is the same as resident: new adapters start as the "
-            "policy without them"
-        )
-    rank = run.adapting.rank
-    if adapters_alone(run) and rank > 16:
-        yield f"adapters of rank {rank}: vLLM takes 16 at most, unless --max-lora-rank says more"
-    if adapters_alone(run) and run.saving.chat_template is not None:
-        yield (
-            "an export of adapters holds no tokenizer and no chat template: give that of "
-            "--config.chat_template to what serves them too (vLLM: --chat-template)"
-        )
 
 
 def _mixed(run: Run) -> list[str]:

@@ -17,6 +17,7 @@ from checkpoints_io import places, processes
 from checkpoints_io.processes import all_agree
 from recipes.data.chats import messages
 from recipes.data.packed.batches import Update
+from recipes.training.compiling import Compiling
 from recipes.training.run import Records
 
 # What is written in the directory of a run, by `Log` and others.
@@ -66,11 +67,19 @@ def _named(
     return {f"{what}_{name}": total / count for name, total, count in told if count}
 
 
+def in_words(seconds: float) -> str:
+    """A time with the digits that an estimate has."""
+    if seconds > 5400:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.1f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
+
+
 class Meter:
     """Speed and fill since the last read, without asking the devices."""
 
-    def __init__(self) -> None:
-        self._readings = 0
+    def __init__(self, compiling: Compiling) -> None:
+        self._compiling = compiling
+        self._is_told = False  # how long the run will take
         self._spent: dict[str, float] = {}
         self._clear()
 
@@ -78,6 +87,15 @@ class Meter:
         self._since = time.perf_counter()
         self._updates: list[Update] = []
         self._waited = 0.0
+        self._compiling.forget()
+
+    def _trained(self) -> float:
+        """Seconds of training: waiting for data is part of it, compiling is not."""
+        return time.perf_counter() - self._since - self._compiling.seconds()
+
+    def _is_known(self) -> bool:
+        """Does the time say how fast training is? Devices compute while a program is compiled."""
+        return self._compiling.seconds() < self._trained()
 
     def add(self, update: Update) -> None:
         """Counts an update."""
@@ -97,47 +115,47 @@ class Meter:
         yield
         seconds = time.perf_counter() - start
         self._since += seconds
+        self._compiling.forget(since=start)
         self._spent[what] = self._spent.get(what, 0) + seconds
 
     def times(self, *names: str) -> dict[str, float]:
         """Seconds by what they went into, since they were asked for; of these names, or of all."""
         if not names:
-            stepped = time.perf_counter() - self._since - self._waited
-            # The first after a start is the compiler's time above all.
-            self._spent["steps" if self._readings else "first_step"] = stepped
+            self._spent["steps"] = self._trained() - self._waited
             self._spent["input"] = self._waited
+            if compiling := self._compiling.seconds():
+                self._spent["compiling"] = compiling
         taken = names or tuple(self._spent)
         return {f"time/{what}": self._spent.pop(what) for what in taken if what in self._spent}
 
     def time_left(self, updates: int) -> str | None:
-        """An estimate in words, given once, after the first updates that did not compile."""
-        if self._readings != 1:
+        """An estimate in words, given once, as soon as the speed is known."""
+        if self._is_told or not self._is_known():
             return None
-        each = (time.perf_counter() - self._since) / len(self._updates)
-        spoken = each * updates
-        minutes = f"{spoken / 60:.1f} minutes" if spoken > 90 else f"{spoken:.0f} seconds"
-        spoken = f"{spoken / 3600:.1f} hours" if spoken > 5400 else minutes
-        return f"about {spoken} to go, plus evaluation and saving"
+        self._is_told = True
+        each = self._trained() / len(self._updates)
+        return f"about {in_words(each * updates)} to go, plus evaluation and saving"
 
     def read(self) -> dict[str, int | float]:
         """Real tokens per second (all answers, each with its prompt), fill, mean lengths.
 
         `input_wait` is the share of the time that was spent waiting for data; the scores are the
-        ratings that the data gives its answers, where it does.
+        ratings that the data gives its answers, where it does. No speed where most of the time went
+        into compiling.
         """
-        seconds = time.perf_counter() - self._since
+        seconds, values = self._trained(), {}
         total = lambda name: sum(getattr(update, name) for update in self._updates)
         scored = np.concatenate([update.scored for update in self._updates])
-        values = {
-            "tokens_per_second": total("real_tokens") / seconds,
-            "input_wait": self._waited / seconds,
+        if self._is_known():
+            values["tokens_per_second"] = total("real_tokens") / seconds
+            values["input_wait"] = self._waited / seconds
+        values |= {
             "pack_fill": total("stored_tokens") / total("positions"),
             **lengths(scored, self._updates[0].names),
         }
         ratings = np.concatenate([update.ratings for update in self._updates])
         values |= _named("score", ratings, ~np.isnan(ratings), self._updates[0].names)
         self._clear()
-        self._readings += 1
         return values
 
 

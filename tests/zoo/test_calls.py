@@ -111,7 +111,7 @@ WRONG = {
     "an empty row": ([A, []], None, r"row 1 is not a text of one token or more: \[\]"),
     "a row of rows": ([A, [A]], None, "row 1 is not a text"),
     "a large id": ([1, 97], None, "token id 97 is beyond the model's 97 ids"),
-    "a negative id": ([[1, -1]], None, "token id -1 is beyond"),
+    "a negative id": ([[1, -1]], None, "token id -1 is below 0"),
     "an id beyond 32 bits": (np.array([[1, 2**32 + 5]]), [2], "token id 4294967301 is beyond"),
     "a large id in a short row": ([A, [97]], None, "token id 97 is beyond"),
     "lengths of lists": ([A, B], [5, 3], "leave `lengths` out"),
@@ -119,7 +119,7 @@ WRONG = {
     "lengths that are no integers": (PADDED, [5.0, 3.0], "2 integers, .* float64"),
     "a long length": (PADDED, [6, 3], "row 0 has 5 tokens, so 1 to 5, not 6"),
     "no length": (PADDED, [5, 0], "row 1 has 5 tokens, so 1 to 5, not 0"),
-    "padding without lengths": (PADDED, None, "token id -100 is beyond"),
+    "padding without lengths": (PADDED, None, "-100 is below 0: rows that are padded need `lengths`"),
 }
 
 

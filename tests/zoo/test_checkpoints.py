@@ -244,3 +244,21 @@ def test_the_correction_of_a_router_is_never_narrowed(tmp_path):
     np.testing.assert_array_equal(cast["blocks"]["sparse"]["mlp"]["chosen"]["correction"], held)
     fresh = zoo.fresh(model.config, dtype=jnp.bfloat16)
     assert fresh.blocks.sparse.mlp.chosen.correction[...].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("dtype", ["float31", jnp.int8])
+def test_weights_that_could_not_hold_fractions_are_refused(tmp_path, small_model, dtype):
+    told = "the zoo computes in float32, bfloat16 and float16"
+    zoo.save(small_model, tmp_path / "model")
+    with pytest.raises(ValueError, match=told):
+        zoo.save(small_model, tmp_path / "other", dtype=dtype)
+    for make in (zoo.load, zoo.fresh):
+        with pytest.raises(ValueError, match=f"^dtype=.*{told}"):
+            make(tmp_path / "model", dtype=dtype)
+    with pytest.raises(ValueError, match=f"^compute_dtype=.*{told}"):
+        zoo.load(tmp_path / "model", compute_dtype=dtype)
+
+
+def test_no_model_is_made_of_the_base_alone(small_model):
+    with pytest.raises(TypeError, match=r"zoo.fresh\(config\) makes one"):
+        zoo.Model(small_model.config, nnx.Rngs(0))

@@ -1,12 +1,16 @@
 """Drawing tokens, keeping keys, and what is refused."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.conftest import small_config
 from tests.long_forms import full_but
 from tests.zoo import twins
+import zoo
 from zoo import generate
 from zoo.parts import token_rows
 from zoo.sampling import GREEDY, Sampling, by_probability, drawn, likeliest, way
@@ -155,7 +159,7 @@ def test_a_row_stops_alone(model):
         (dict(prompts=np.array([[1.5]])), "ids, so integers, and these are float64"),
         (dict(max_new_tokens=-3), "max_new_tokens=-3 .* at least 0"),
         (dict(prompts=[[97]]), "token id 97 is beyond the model's 97 ids"),
-        (dict(prompts=[[-1]]), "token id -1"),
+        (dict(prompts=[[-1]]), "token id -1 is below 0: .* labels"),
         (dict(sampling=Sampling(-1.0)), "temperature"),
         (dict(sampling=Sampling(1.0, top_p=0.0)), "top_p"),
         (dict(sampling=Sampling(0.0, top_k=5)), "likeliest token is taken anyway"),
@@ -167,7 +171,7 @@ def test_what_means_nothing_is_refused(model, arguments, told):
 
 
 def test_no_token_at_a_time_is_refused_and_none_at_all_is_nothing(model):
-    with pytest.raises(ValueError, match=r"at_once=0: .* at least 1 at a time"):
+    with pytest.raises(ValueError, match=r"at_once=0 is no .* at least 1"):
         next(generate.stream(model, [[1]], max_new_tokens=2, at_once=0))
     assert generate.generate(model, [[1]], max_new_tokens=0) == [[]]
 
@@ -206,6 +210,27 @@ def test_a_text_may_not_outgrow_the_model():
     assert len(generate.generate(model, [[3] * 90], max_new_tokens=6)[0]) == 6
     with pytest.raises(ValueError, match=r"90 tokens cannot grow by 7.*reads 6 more"):
         generate.generate(model, [[3] * 90], max_new_tokens=7)
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "qwen3_5_text"])
+def test_a_long_text_is_read_again_where_its_room_ends(family, monkeypatch):
+    model = twins.untrained(family, "plain")
+    write = lambda: generate.generate(model, [[5, 6, 7], [8]], max_new_tokens=11)
+    whole, reads = write(), []
+    monkeypatch.setattr(generate, "ROOM", 4)
+    read = generate._read
+    monkeypatch.setattr(generate, "_read", lambda *given: reads.append(given) or read(*given))
+    assert write() == whole
+    assert len(reads) == 3
+
+
+def test_a_text_that_outgrows_what_the_model_was_made_for_is_warned_of():
+    model = zoo.fresh(small_config().to_hf() | {"max_position_embeddings": 32})
+    with warnings.catch_warnings(action="error"):
+        generate.generate(model, [[3] * 28], max_new_tokens=4)
+    with pytest.warns(UserWarning, match="longer than the 32 tokens that .* made for") as told:
+        generate.generate(model, [[3] * 28, [3]], max_new_tokens=12)
+    assert len(told) == 1
 
 
 @pytest.mark.full

@@ -28,6 +28,8 @@ class CausalLM(nnx.Module):
     config: Any  # a hf_config.Config
 
     def __init__(self, config: Any, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32):
+        if type(self) is CausalLM:
+            raise TypeError("no model is a CausalLM alone: zoo.fresh(config) makes one")
         self.embedding = layers.weight("V D", config.sizes, rngs)
         self.blocks = _blocks(self.Block, config, rngs)
         self.norm = self.last_norm(config, rngs)

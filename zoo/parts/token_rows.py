@@ -92,10 +92,14 @@ def check_ids(tokens: Array | np.ndarray, vocabulary: int) -> None:
         return
     ids = np.asarray(tokens)
     low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= vocabulary:
+    if low < 0:
         raise BadInput(
-            f"token id {low if low < 0 else high} is beyond the model's {vocabulary} ids: is this "
-            "another model's tokenizer?"
+            f"token id {low} is below 0: rows that are padded need `lengths`, and labels are no ids"
+        )
+    if high >= vocabulary:
+        raise BadInput(
+            f"token id {high} is beyond the model's {vocabulary} ids: is this another model's "
+            "tokenizer?"
         )
 
 

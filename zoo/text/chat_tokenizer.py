@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import contextlib
 import datetime
 import functools
+import os
 import pathlib
 from typing import Any, NamedTuple, SupportsInt
 
@@ -93,14 +94,14 @@ class ChatTokenizer(NamedTuple):
         )  # fmt: skip
 
 
-def load_tokenizer(path_or_id: str | pathlib.Path) -> ChatTokenizer:
+def load_tokenizer(path_or_id: str | os.PathLike[str]) -> ChatTokenizer:
     """The tokenizer of a model folder or hub id, which is fetched without the weights.
 
     Raises:
       FileNotFoundError: there is none.
       ValueError: its files cannot be read as one.
     """
-    folder = hf_folder.find(str(path_or_id), files=hf_folder.TOKENIZER_FILES).absolute()
+    folder = hf_folder.find(os.fspath(path_or_id), files=hf_folder.TOKENIZER_FILES).absolute()
     worker = Worker(
         f"the tokenizer in {folder} or its chat template", "use those of another model folder"
     )

@@ -52,13 +52,16 @@ def read(value: object, name: str, role: str | None = None) -> Turns:
     Raises:
       ValueError: it holds something else.
     """
+    if value is None:
+        raise BadInput(f"`{name}` is missing, or null")
     value = unwritten(value, name)
     if role and isinstance(value, str):
         return [{"role": role, "content": text(value, name)}]
     value = unnested(value)
     value = [value] if isinstance(value, dict) else value  # ShareGPT's answers
     if not isinstance(value, list) or not value:
-        raise BadInput(f"no list of messages in `{name}`")
+        text_or = "text and no " if role else ""
+        raise BadInput(f"no {text_or}list of messages in `{name}`")
     return [_message(unwritten(message, name), name) for message in value]
 
 

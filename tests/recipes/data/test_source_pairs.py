@@ -68,7 +68,7 @@ def test_every_lost_row_is_counted_with_its_reason(tmp_path):
     assert found.counts.used == len(found.ids) == 2
     assert [pair.row for pair in found.ids] == [0, 4]
     assert found.counts.malformed == {
-        "no list of messages in `chosen`": 1,
+        "`chosen` is missing, or null": 1,
         "not valid JSON": 1,
     }
     assert found.counts.dropped == {"longer than train_seq_len": 1, "chosen equals rejected": 1}
@@ -76,7 +76,8 @@ def test_every_lost_row_is_counted_with_its_reason(tmp_path):
     told = "\n".join(found.counts.lines())
     assert "2 of 6 rows used" in told
     assert f"{path}:2" in told
-    with pytest.raises(ValueError, match=r"2 of 6 rows .*:2: no list of messages"):
+    each = r"2 of 6 rows .*: 1 like .*:2: `chosen` is missing, or null; 1 like .*:6: not valid JSON"
+    with pytest.raises(ValueError, match=each):
         read(path, max_malformed_fraction=0.1)
 
 

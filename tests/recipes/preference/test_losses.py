@@ -4,6 +4,7 @@ import functools
 import inspect
 import json
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from recipes.preference.divergences import DIVERGENCES
 from recipes.training import settings
 from recipes.training.update import Answers
 from tests import losses_on_devices
+from tests.conftest import ROOT
 from tests.long_forms import full_but
 from zoo.parts import sharding
 from zoo.parts.token_logps import token_logps, with_beside
@@ -64,19 +66,19 @@ def s(x):
     return 1 / (1 + math.exp(-x))
 
 
-def by_hand(name, pc, pr, rc, rr, lc, lr):
-    """One pair's loss, written out with the options above and beta 0.3."""
+def by_hand(name, pc, pr, rc, rr, lc, lr, m=0.0):
+    """One pair's loss with a margin m, written out with the options above and beta 0.3."""
     c, r, b, e = pc - rc, pr - rr, 0.3, 0.1
-    dpo = lambda x: -(1 - e) * math.log(s(x)) - e * math.log(s(-x))
+    dpo = lambda x: -(1 - e) * math.log(s(x - m)) - e * math.log(s(m - x))
     x = b * (c - r)
     odds = lambda mean: math.exp(mean) / (1 - math.exp(mean))
     return {
         "sigmoid": lambda: dpo(x),
         "sigmoid_norm": lambda: dpo(b * (c / lc - r / lr)),
-        "hinge": lambda: max(0.0, 1 - x),
+        "hinge": lambda: max(0.0, 1 - (x - m)),
         "ipo": lambda: (c / lc - r / lr - 1 / 0.6) ** 2,
         "ipo_sum": lambda: (c - r - 1 / 0.6) ** 2,
-        "robust": lambda: (-0.9 * math.log(s(x)) + 0.1 * math.log(s(-x))) / 0.8,
+        "robust": lambda: (-0.9 * math.log(s(x - m)) + 0.1 * math.log(s(m - x))) / 0.8,
         "exo_pair": lambda: s(x) * math.log(s(x) / 0.9) + s(-x) * math.log(s(-x) / 0.1),
         "discopop": lambda: (1 - s(x / 0.05)) * -math.log(s(x)) + s(x / 0.05) * math.exp(-x),
         "dpop": lambda: dpo(b * (c - 5.0 * max(0.0, -c) - r)),
@@ -121,30 +123,22 @@ def test_losses_of_an_update_by_hand():
     np.testing.assert_allclose(found, np.log1p(np.exp(-margins)), rtol=1e-5)
 
 
-def test_margins_that_the_data_asks_for_by_hand():
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_margins_that_the_data_asks_for_by_hand(name):
     """As if the chosen answer's reward were that much smaller; of losses that are named alone."""
     given = random_answers()
     margins = jnp.array([0.0, 0.5, -0.2, 1.0, 0.0])
-    dpo = losses.sigmoid(given._replace(margins=margins), beta=0.3)
-    c, r = losses.log_ratios(given)
-    np.testing.assert_allclose(dpo, np.log1p(np.exp(-(0.3 * (c - r) - margins))), rtol=1e-5)
-    for name in losses.LOSSES:
-        of = functools.partial(losses.LOSSES[name], **options_of(name))
-        plain, shifted = of(given), of(given._replace(margins=margins))
-        if name not in losses.OF_MARGINS:
-            np.testing.assert_array_equal(plain, shifted)
-            continue
-        np.testing.assert_array_equal(plain[margins == 0], shifted[margins == 0])
-        if name == "hinge":
-            np.testing.assert_allclose(shifted[3], plain[3] + 1.0, rtol=1e-5)
-            continue
-        # Where labels are sure, and nothing is added, the others are softplus of -x.
-        options = options_of(name) | {"label_smoothing": 0.0}
-        options |= {"cpo_alpha": 0.0} if name == "cpo" else {}
-        of = functools.partial(losses.LOSSES[name], **options)
-        x = -np.log(np.expm1(np.asarray(of(given), np.float64)))
-        shifted = of(given._replace(margins=margins))
-        np.testing.assert_allclose(shifted, np.log1p(np.exp(margins - x)), rtol=1e-3)
+    of = functools.partial(losses.LOSSES[name], **options_of(name))
+    plain, shifted = (np.asarray(of(given._replace(margins=by))) for by in (None, margins))
+    if name not in losses.OF_MARGINS:
+        np.testing.assert_array_equal(plain, shifted)
+        return
+    rows = np.concatenate([np.asarray(x, np.float64) for x in given[:3]], axis=1)
+    form = "reference_free" if name == "cpo" else name  # which adds a loss without a margin
+    moved = [
+        by_hand(form, *row, m) - by_hand(form, *row) for row, m in zip(rows, margins, strict=True)
+    ]
+    np.testing.assert_allclose(shifted - plain, moved, rtol=1e-4, atol=1e-5)
 
 
 def test_weights_of_the_data_by_hand():
@@ -207,7 +201,7 @@ def test_figures_of_answers_without_a_partner_by_hand():
     assert float(only["dpo_rejected_reward"]) == 0
 
 
-@pytest.mark.parametrize("name", losses.FIRST)
+@pytest.mark.parametrize("name", [name for name, first in losses.FIRST.items() if first])
 def test_every_loss_is_first_what_it_says(name):
     """Where policy and reference are equal, whatever beta is."""
     equal = answers(jnp.zeros(3), jnp.zeros(3), reference=-50.0)
@@ -221,7 +215,7 @@ def test_every_loss_is_first_what_it_says(name):
             np.testing.assert_allclose(found, first, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in losses.LOSSES if name not in losses.FIRST])
+@pytest.mark.parametrize("name", [name for name, first in losses.FIRST.items() if not first])
 def test_losses_of_the_policy_alone_see_no_reference(name):
     given = random_answers()
     other = given._replace(reference=given.reference * 2 + 1)
@@ -354,6 +348,13 @@ def test_every_option_is_a_setting():
     )
     assert options == settings.PREFERENCE.keys()
     assert set(settings.PREFERENCE["f_divergence_type"].choices) == DIVERGENCES.keys()
+
+
+def test_every_loss_has_its_row_and_its_first_value():
+    told = (ROOT / "docs" / "losses.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|", told, re.MULTILINE)
+    assert {*rows} >= losses.LOSSES.keys()
+    assert losses.FIRST.keys() == losses.LOSSES.keys()
 
 
 # The agreed table

@@ -31,7 +31,7 @@ def test_help_by_eye():
         "",
         "Some",
         "  --config.name=",
-        "      what it is called",
+        "      what it is called; must be named",
         "  --config.tags=c",
         "      its tags (a resume may change it)",
         "",
@@ -54,7 +54,7 @@ def test_the_table_by_eye():
         "",
         "| setting | meaning |",
         "|---|---|",
-        "| `name` | what it is called |",
+        "| `name` | what it is called; must be named |",
         "| `tags` (a,b) *resume* | its tags |",
         "",
         "**Others**",
@@ -71,8 +71,11 @@ def test_the_table_by_eye():
 def test_what_a_config_leaves_out_by_eye():
     table = settings.table_of(GROUPS)
     told = listing.taken(["rows.each", "fast", "way"], table)
-    assert told == "settings that the config does not name: fast=true, way=up"
-    assert listing.taken(["rows.each"], table) == ""
+    assert told == (
+        "settings that the config does not name: fast=true, way=up, 1 unset "
+        "(--help beside the config says\n  what that means)"
+    )
+    assert listing.taken(["fast"], table) == "settings that the config does not name: fast=true"
     assert listing.taken([], table) == ""
 
 

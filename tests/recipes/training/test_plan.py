@@ -1,47 +1,17 @@
-"""What a plan says of settings that this run cannot give, or that mean something unexpected."""
+"""What a plan says of the rate, and what is refused before any long work."""
 
 import dataclasses
 import json
 
-import numpy as np
 import pytest
 
 from checkpoints_io.errors import BadInput
-from checkpoints_io.run_state import Keep
 from recipes.configs import tiny
-from recipes.data.ids.pair_ids import AnswerIds, PairIds
-from recipes.data.mixture import Part
-from recipes.data.packed.batches import Place
-from recipes.data.packed.packing import Shape
-from recipes.data.run_data import HeldOut
-from recipes.training import by_name, optimizer, plan
-from recipes.training.run import Every, Saving
-from tests.conftest import adamw_of, given_by, run_with, small_config
+from recipes.training import optimizer, plan
+from tests.conftest import adamw_of, given_by, small_config
 from tests.zoo import twins
 import zoo
 from zoo import qwen3_5
-
-ID, MASK = np.ones(1, np.int32), np.ones(1, bool)
-PAIR, ANSWER = PairIds(0, ID, ID, ID, MASK, MASK), AnswerIds(0, ID, ID, MASK)
-
-
-def run_of(config, *, pairs=100, steps=60, parts=None, held_out=50, answers=2):
-    parts = parts or [Part("train", 1.0, [PAIR] * pairs, pairs - 1)]
-    keep = Keep(config.keep_checkpoints, every=config.keep_every, highest=None)
-    return run_with(
-        total_steps=steps,
-        parts=parts,
-        examples=[example for part in parts for example in part.examples],
-        held_out=[HeldOut("heldout", [PAIR] * held_out)] if held_out else [],
-        place=Place(Shape(2, 64, config.train_batch_size, answers, few=1), None),
-        adamw=adamw_of(config),
-        every=by_name.part(Every, given_by(config)),
-        saving=Saving(keep, 2, "float32", text_only=False, chat_template=None),
-    )
-
-
-def notes(config, **run):
-    return plan.notes(run_of(config, **run), by_name.part(plan.Asked, given_by(config)))
 
 
 @pytest.fixture
@@ -69,64 +39,6 @@ def test_rows_that_devices_cannot_share_are_refused(config):
     told = r"mesh.context=4: layers of a qwen3_5_text go.*state \(inputs, memory\)"
     with pytest.raises(BadInput, match=told):
         refuse(recurrent, None, 4)
-
-
-def test_an_ordinary_run_has_no_notes(config):
-    assert notes(config) == []
-
-
-TWO = [Part("a", 1000.0, [PAIR] * 90, 89), Part("b", 0.001, [PAIR] * 10, 99)]
-UNEVEN = [TWO[0]._replace(weight=19.0), TWO[1]._replace(weight=1.0)]
-
-
-@pytest.mark.parametrize(
-    ("other", "run", "told"),
-    [
-        ({"train_batch_size": 250}, {}, "about 250 pairs and there are 100: it uses each 2.5"),
-        ({"train_batch_size": 101}, {}, "it uses each 1.01 times"),
-        ({"warmup": 0.0}, {"parts": TWO, "steps": 5}, "less than one pair of b is drawn in 5"),
-        ({"train_batch_size": 99}, {"parts": UNEVEN}, "pairs of a and there are 90"),
-        ({"warmup": 100.0}, {}, "5e-05, only 2.95e-05: --config.warmup=100 is 100 steps, and the"),
-        ({"warmup": 60.0}, {}, "only 4.92e-05"),
-        ({"warmup": 1.0, "lr_schedule": "constant"}, {"steps": 2}, None),
-        ({"warmup": 0.1}, {"steps": 4}, "--config.warmup=0.1 of 4 steps rounds to 0 steps"),
-        ({"warmup": 0.5, "cooldown": 0.1}, {"steps": 4}, "cooldown=0.1 of 4 steps rounds to 0 "),
-        ({"learning_rate": 1e-12}, {}, "weights larger than 3.4e-05 do not change"),
-        ({"learning_rate": 5e-9}, {}, None),
-        ({"steps_per_eval": 61}, {}, "step 60, the only one due by --config.steps_per_eval=61"),
-        ({"steps_per_eval": 61}, {"held_out": 0}, None),
-        ({"steps_per_log": 99, "steps_per_checkpoint": 99, "steps_per_hf_export": 99}, {},
-         "steps_per_log=99, --config.steps_per_checkpoint=99, --config.steps_per_hf_export=99"),
-        ({"steps_per_hf_export": -1, "steps_per_checkpoint": None}, {}, None),
-        ({"keep_every": 80}, {}, "--config.keep_every=80 keeps no checkpoint"),
-        ({"max_eval_pairs": 51}, {}, "--config.max_eval_pairs=51 is more than"),
-        ({"max_eval_pairs": 50}, {}, None),
-        ({"num_epochs": 0.1, "warmup": 0.0}, {"steps": 1}, "would be 0.312 updates of 32 pairs"),
-        ({"num_epochs": 19.2}, {}, None),
-        ({"ema_decay": 0.9}, {}, None),
-        ({"ema_decay": 0.999}, {}, "ema_decay=0.999 averages over about 1000 updates, and the "),
-    ],
-)  # fmt: skip
-def test_notes(config, other, run, told):
-    config.steps_per_log = config.steps_per_eval = config.steps_per_checkpoint = 1
-    config.update_from_flattened_dict(other)
-    found = notes(config, **run)
-    if told is None:
-        assert found == []
-    else:
-        (note,) = found
-        assert told in note
-
-
-def test_notes_on_single_answers_speak_of_answers(config):
-    config.update_from_flattened_dict({"train_batch_size": 99, "num_epochs": 0.1, "warmup": 0.0})
-    parts = [part._replace(examples=[ANSWER] * len(part.examples)) for part in (UNEVEN[0], TWO[1])]
-    run = run_of(config, parts=parts, steps=5, answers=1)
-    found = plan.notes(run, by_name.part(plan.Asked, given_by(config)))
-    told = "\n".join([*found, *plan._mixed(run)])
-    for words in ("99 answers of a", "one answer of b is", "updates of 99 answers", "90 answers"):
-        assert words in told
-    assert "pair" not in told.replace("max_eval_pairs", "")
 
 
 def test_a_run_that_would_learn_nothing_is_refused(config):

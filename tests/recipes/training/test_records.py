@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from recipes.data.packed.packing import Shape
 from recipes.preference import objectives
 from recipes.preference.displacement import Trend
 from recipes.preference.metrics import preference
-from recipes.training import loop, records, run_parts
+from recipes.training import compiling, loop, records, run_parts
 from recipes.training.run import Records
 from recipes.training.update import Answers
 from tests.conftest import ROOT, events, given_by, run_with, sigmoid
@@ -148,25 +149,32 @@ def update(real, stored, positions, scored, ratings):
 
 
 def test_speed_is_that_of_training_alone(monkeypatch):
-    """Waiting for data counts; evaluation and saving do not, on either side of a reading."""
+    """Waiting for data counts; compiling, evaluation and saving do not, whenever it is read."""
     clock = types.SimpleNamespace(now=100.0)
     monkeypatch.setattr(records, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
-    meter = records.Meter()
+    monkeypatch.setattr(compiling, "time", records.time)
+    compiled = compiling.Compiling()
+    meter = records.Meter(compiled)
+
+    def compile_for(seconds, event=f"{compiling.EVENTS}backend_compile_duration"):
+        clock.now += seconds
+        compiled.hear(event, float(seconds))
+
     none = math.nan, math.nan
     with meter.waiting():
         clock.now += 1
     meter.add(update(300, 60, 100, [(7, 4), (3, 2)], [(1, 2), none]))
+    compile_for(40)
     clock.now += 2
     with meter.paused("evaluation"):
-        clock.now += 1000
+        compile_for(100)
+        clock.now += 900
     assert meter.times("evaluation") == {"time/evaluation": 1000}
     meter.add(update(100, 30, 100, [(1, 5), (1, 1)], [(3, 5), none]))
     clock.now += 5
-    assert meter.time_left(7) is None  # so far it was the compiler's time
-    assert meter.times() == {"time/first_step": 7, "time/input": 1}
+    assert meter.time_left(7) is None  # devices have computed while programs were compiled
+    assert meter.times() == {"time/steps": 7, "time/input": 1, "time/compiling": 40}
     assert meter.read() == {
-        "tokens_per_second": 400 / 8,
-        "input_wait": 1 / 8,
         "pack_fill": 90 / 200,
         "length_chosen": 12 / 4,
         "length_rejected": 12 / 4,
@@ -179,11 +187,14 @@ def test_speed_is_that_of_training_alone(monkeypatch):
     with meter.waiting():
         clock.now += 3
     meter.add(update(300, 60, 100, [(7, 4), (3, 2)], [none, none]))
-    clock.now += 57
+    clock.now += 57 + 5
+    compile_for(30)  # for rows of another shape
+    compile_for(0, "/jax/checkpoint/write")
+    compiled.hear(f"{compiling.EVENTS}jaxpr_trace_duration", 5.0 + 30)  # the former was part of it
     assert meter.time_left(7) == "about 7.0 minutes to go, plus evaluation and saving"
-    assert meter.time_left(180).startswith("about 3.0 hours to go")
+    assert records.in_words(45.4) == "45 seconds" and records.in_words(10_800.0) == "3.0 hours"
     times = {"time/steps": 57, "time/input": 3, "time/saving": 500, "time/export": 500}
-    assert meter.times() == times
+    assert meter.times() == times | {"time/compiling": 35}
     assert meter.read() == {
         "tokens_per_second": 300 / 60,
         "input_wait": 3 / 60,
@@ -192,6 +203,18 @@ def test_speed_is_that_of_training_alone(monkeypatch):
         "length_rejected": 6 / 2,
     }
     assert meter.time_left(7) is None  # said once
+
+
+def test_what_jax_compiles_is_heard():
+    with compiling.heard() as compiled:
+        jax.jit(lambda x: x + 1)(jnp.zeros(3)).block_until_ready()
+        assert (before := compiled.seconds()) > 0
+        compiled.forget(since=math.inf)
+        assert compiled.seconds() == before
+        compiled.forget()
+        assert compiled.seconds() == 0
+    jax.jit(lambda x: x + 2)(jnp.zeros(3)).block_until_ready()
+    assert compiled.seconds() == 0
 
 
 def test_lengths_are_those_of_each_answers_scored_tokens():
@@ -249,7 +272,7 @@ def test_a_page_that_fails_ends_no_run(tmp_path, capsys):
         raise ZeroDivisionError("in the page")
 
     none = loop.Recipe(*[None] * len(loop.Recipe._fields))._replace(page=page)
-    run, meter = run_with(directory=places.Disk(tmp_path)), records.Meter()
+    run, meter = run_with(directory=places.Disk(tmp_path)), records.Meter(compiling.Compiling())
     parts = dict.fromkeys(loop.Around._fields) | {"recipe": none, "run": run, "meter": meter}
     loop._write_page(loop.Around(**parts))
     told = "the page of the run could not be written: ZeroDivisionError('in the page')"

@@ -760,7 +760,7 @@ def chosen_with(**other):
 @pytest.mark.parametrize(
     ("layout", "row", "sentence"),
     [
-        ("preference_chat", ULTRAFEEDBACK | {"chosen": None}, "no list of messages in `chosen`"),
+        ("preference_chat", ULTRAFEEDBACK | {"chosen": None}, "`chosen` is missing, or null"),
         ("preference_chat", ULTRAFEEDBACK | {"chosen": []}, "no list of messages in `chosen`"),
         ("preference_chat", ULTRAFEEDBACK | {"chosen": "text"}, "no list of messages in `chosen`"),
         ("preference_chat", ULTRAFEEDBACK | {"chosen": ["text"]}, "is not {role, content} of text"),
@@ -817,8 +817,9 @@ def chosen_with(**other):
             ULTRAFEEDBACK | {"chat_template_kwargs": {"x": b"y"}},
             "`chat_template_kwargs` is not JSON",
         ),
-        ("prompt_chosen_rejected", STRINGS | {"prompt": 7}, "no list of messages in `prompt`"),
-        ("prompt_chosen_rejected", STRINGS | {"rejected": 7}, "no list of messages in `rejected`"),
+        ("prompt_chosen_rejected", STRINGS | {"prompt": 7}, "no text and no list of messages in"),
+        ("prompt_chosen_rejected", STRINGS | {"rejected": 7}, "no text and no list of messages in"),
+        ("prompt_chosen_rejected", STRINGS | {"rejected": None}, "`rejected` is missing, or null"),
         ("prompt_chosen_rejected", STRINGS | {"rejected": "Onwards."}, "chosen equals rejected"),
         ("prompt_chosen_rejected", STRINGS | {"chosen": HALF}, "`chosen` is not valid Unicode"),
         (
@@ -835,7 +836,7 @@ def chosen_with(**other):
         ("instruction", INSTRUCTION | {"instruction": 7}, "no text in `instruction`"),
         ("instruction", INSTRUCTION | {"input": 7}, "no text in `input`"),
         ("openai_preference", OPENAI | {"input": "a"}, "no object with `messages` in `input`"),
-        ("openai_preference", OPENAI | {"input": {}}, "no list of messages in `input.messages`"),
+        ("openai_preference", OPENAI | {"input": {}}, "`input.messages` is missing, or null"),
         ("best_and_worst", COMPLETIONS | {"completions": [1]}, "no list of ranked answers in"),
         ("best_and_worst", NEMO | {"completions": NEMO["completions"][:1]}, "fewer than two"),
         ("best_and_worst", NEMO | {"completions": [{"rank": 0}, {"rank": 1}]}, "says nothing"),

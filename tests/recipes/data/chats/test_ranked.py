@@ -118,5 +118,5 @@ def test_equal_answers_of_a_list_are_no_reason_to_lose_it():
     assert len(read(row, 3).answers) == 3  # as ids they are looked at again
     with pytest.raises(ValueError, match="chosen equals rejected"):
         read(row | {"rejected": ["Onwards.", "Onwards."]}, 3)
-    with pytest.raises(ValueError, match="no list of messages in `rejected`"):
+    with pytest.raises(ValueError, match="no text and no list of messages in `rejected`"):
         read(row | {"rejected": []}, 3)
