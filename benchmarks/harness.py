@@ -18,7 +18,7 @@ import time
 from absl import flags
 import harness_tasks
 
-from checkpoints_io.errors import RunFailed
+from checkpoints_io.errors import BadInput, RunFailed
 from recipes import measure
 from recipes.training import command
 
@@ -36,6 +36,8 @@ TASKS = [*(name.removeprefix("mine_") for name in harness_tasks.KINDS), "chat"]
 
 def main() -> None:
     """Measures one side of one task, or, without --side, all of them in turn."""
+    if SIDE.value and not (ONLY.value and FOLDER.value):
+        raise BadInput(f"--side={SIDE.value} is of one task: give --only=NAME and --folder")
     if SIDE.value:
         print(json.dumps(measured(ONLY.value[0])))
         return

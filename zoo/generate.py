@@ -155,22 +155,23 @@ def _continued(
     rows_of: dict[tuple[int, ...], list[int]] = {}
     for row, prompt in enumerate(prompts):
         rows_of.setdefault(tuple(prompt), []).append(row)
-    # So many answers share what is kept of a prompt; one that is there more often has it again.
-    each = math.gcd(*map(len, rows_of.values()))
-    order = [row for rows in rows_of.values() for row in rows]
-    of = np.repeat(np.arange(len(rows_of)), [len(rows) // each for rows in rows_of.values()])
-
     lengths = np.array([len(prompt) for prompt in rows_of], np.int32)
-    room = room_for(int(lengths.max()))
-    shown = np.zeros((len(rows_of), room_for(int(lengths.max()), len(rows_of))), np.int32)
-    for row, prompt in zip(shown, rows_of, strict=True):
+    longest = int(lengths.max())
+    ids = np.zeros((len(rows_of), room_for(longest, len(rows_of))), np.int32)
+    for row, prompt in zip(ids, rows_of, strict=True):
         row[: len(prompt)] = prompt
-    read, logits = _read(graph, room, weights, shown, lengths)
-    if len(of) > len(rows_of):
-        read = jax.tree.map(lambda x: jnp.take(x, of, axis=1), read)
-    logits, lengths = logits[np.repeat(of, each)], lengths[of]
+    read, logits = _read(graph, room_for(longest), weights, ids, lengths)
 
-    kept = keeping.begun(model, read, each, room_for(more))
+    # So many answers share what is kept of a prompt; one that is there more often has it again.
+    shared_by = math.gcd(*map(len, rows_of.values()))
+    again = [len(rows) // shared_by for rows in rows_of.values()]
+    prompt_of = np.repeat(np.arange(len(rows_of)), again)
+    if len(prompt_of) > len(rows_of):
+        read = jax.tree.map(lambda x: jnp.take(x, prompt_of, axis=1), read)
+    logits, lengths = logits[np.repeat(prompt_of, shared_by)], lengths[prompt_of]
+    kept = keeping.begun(model, read, shared_by, room_for(more))
+
+    order = [row for rows in rows_of.values() for row in rows]  # answers to a prompt together
     tokens = np.zeros((len(order), room_for(more)), np.int32)
     ends, last = np.zeros(len(order), np.int32), np.full(len(order), more, np.int32)
     how = jax.tree.map(np.asarray, sampling)
@@ -197,12 +198,12 @@ def room_for(length: int, rows: int = 1) -> int:
 def _read(
     graph: nnx.GraphDef,
     room: int,
-    state: nnx.State,
+    weights: nnx.State,
     tokens: Int[Array, "P T"],
     lengths: Int[Array, " P"],
 ) -> tuple[State, Float[Array, "P V"]]:
     """What the layers keep of the prompts, and the logits after each prompt's last token."""
-    model = nnx.merge(graph, state)
+    model = nnx.merge(graph, weights)
     P, T = tokens.shape
     where = spans.causal(P, T, lengths)
     hidden, kept = keeping.forward(model, tokens, where, keeping.blank(model, P, room))
@@ -215,7 +216,7 @@ def _continue(
     graph: nnx.GraphDef,
     stops: tuple[int, ...],
     way: drawing.Way,
-    state: nnx.State,
+    weights: nnx.State,
     kept: State,
     read: State,
     lengths: Int[Array, " P"],
@@ -230,7 +231,7 @@ def _continue(
 
     What is kept of answers is changed in its place.
     """
-    model = nnx.merge(graph, state)
+    model = nnx.merge(graph, weights)
     rows = jnp.arange(len(tokens))
     prompts = {kind: mixing.Prompts(some, lengths) for kind, some in read.items()}
     before = jnp.repeat(lengths, len(rows) // len(lengths))

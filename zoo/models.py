@@ -209,9 +209,9 @@ def longest_text(of: Mapping[str, object] | Model) -> int | None:
 
     Of a model that is what the file says which it was read from or made by.
     """
-    config = of if isinstance(of, Mapping) else _said_of(of)
-    own = text_half.of(config)
-    said = (own.get("max_position_embeddings"), _config(own).longest_text)
+    own = text_half.of(of if isinstance(of, Mapping) else _said_of(of))
+    config = _config(own) if isinstance(of, Mapping) else of.config
+    said = (own.get("max_position_embeddings"), config.longest_text)
     return min((n for n in said if isinstance(n, int)), default=None)
 
 

@@ -48,7 +48,11 @@ def written(said: Mapping[str, object]) -> dict[str, object]:
 
 
 def sizes_of(config: Any) -> dict[str, int]:
-    """Axis letter -> size: R of what is kept of a token, Q of what a head has of the latent."""
+    """Axis letter -> size: R of what is kept of a token, Q of what a head has of the latent.
+
+    The latents themselves are narrower, that of queries has a width of its own; each is R in the
+    weights that make it and read it.
+    """
     nope, turned, U = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
     return {
         "K": config.num_attention_heads, "H": nope + turned, "U": U, "Q": nope + U,
@@ -111,6 +115,8 @@ class LatentAttention(nnx.Module):
         """Queries whose products with latents are those of `q` with the keys made of them."""
         q, turned = jnp.split(q, [self.unturned], axis=-1)
         none = jnp.zeros((*q.shape[:3], self.rank), q.dtype)
+        # The transpose of what makes keys of latents: by its gradient, so that adapters beside the
+        # weight are part of it as they are of the keys.
         heads, back = jax.vjp(self._of_each_head, none)
         wide = jnp.pad(q, [(0, 0)] * 3 + [(0, heads.shape[-1] - self.unturned)])
         return jnp.concatenate([back(wide)[0], turned], axis=-1)
