@@ -31,10 +31,10 @@ import published
 import work
 
 from checkpoints_io import quantised
-from recipes import forecast
 from recipes.data.packed import batches, packing, shapes
 from recipes.preference import metrics, objectives
-from recipes.training import activations, command, logps, optimizer, plan, update
+from recipes.training import activations, command, forecasting, logps, optimizer, plan, update
+from recipes.training.chips import CHIPS
 import zoo
 from zoo import adapters, targets
 from zoo.parts import adapted, sharding
@@ -42,9 +42,7 @@ from zoo.parts import adapted, sharding
 SHAPE = flags.DEFINE_enum(
     "shape", "1B", list(published.SHAPES), "Of benchmarks/published.py; tiny to try this out."
 )
-CHIP = flags.DEFINE_enum(
-    "chip", "h200", list(forecast.CHIPS), "Whose peak the FLOPs are a share of."
-)
+CHIP = flags.DEFINE_enum("chip", "h200", list(CHIPS), "Whose peak the FLOPs are a share of.")
 RESIDENT = flags.DEFINE_bool("resident", False, "Ask the reference in the step.")
 RANK = flags.DEFINE_integer(
     "rank", 0, "Of adapters on every matrix; 0: all weights are trained.", lower_bound=0
@@ -93,7 +91,7 @@ def whole(hf_config: dict, mesh: jax.sharding.Mesh) -> Made:
     """All weights are trained."""
     model = zoo.fresh(hf_config, compute_dtype=jnp.bfloat16, mesh=mesh)
     graph, state = nnx.split(asked_for(model))
-    return Made(graph, nnx.to_pure_dict(state), {}, forecast.met_by_a_token(model))
+    return Made(graph, nnx.to_pure_dict(state), {}, forecasting.met_by_a_token(model))
 
 
 def adapting(hf_config: dict, mesh: jax.sharding.Mesh) -> Made:
@@ -107,7 +105,7 @@ def adapting(hf_config: dict, mesh: jax.sharding.Mesh) -> Made:
     placed = jax.tree.map(lambda x: x.sharding, like)
     frozen = adapters.attached(jax.jit(lambda: drawn(like), out_shardings=placed)(), sites)
     policy = adapters.fresh(frozen, adapters.layout(model, sites), zero="B", seed=0)
-    return Made(graph, policy, frozen, forecast.met_by_a_token(model))
+    return Made(graph, policy, frozen, forecasting.met_by_a_token(model))
 
 
 def reference_of(policy: dict, frozen: dict) -> dict:
@@ -189,7 +187,7 @@ def timed(model: Made, pairs: list, mesh: jax.sharding.Mesh) -> dict:
         "shape": SHAPE.value,
         "trained": f"rank {RANK.value} beside {FROZEN.value}" if frozen else "all",
         "tokens_per_second": rate,
-        "model_flops": rate * per_token / forecast.CHIPS[CHIP.value].bf16_flops,
+        "model_flops": rate * per_token / CHIPS[CHIP.value].bf16_flops,
         "peak_gib": stats.get("peak_bytes_in_use", 0) / 2**30,
         "fill": shapes.fill(pairs, shape).share,
         "losses": found,

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import published
 
-from recipes import forecast
 from recipes.training import command
+from recipes.training.chips import CHIPS
 from zoo.parts import experts, sharding, tiles
 from zoo.parts.tiles import Route, Weights
 
@@ -36,9 +36,7 @@ SHAPE = flags.DEFINE_enum(
 WAYS = flags.DEFINE_multi_enum(
     "ways", ["loop", "kernels", "ragged_dot"], ["loop", "kernels", "ragged_dot"], "In this order."
 )
-CHIP = flags.DEFINE_enum(
-    "chip", None, list(forecast.CHIPS), "Whose peak the products are a share of."
-)
+CHIP = flags.DEFINE_enum("chip", None, list(CHIPS), "Whose peak the products are a share of.")
 POSITIONS = flags.DEFINE_integer("positions", 8192, "Tokens of the layer.", lower_bound=1)
 TIMES = flags.DEFINE_integer("times", 5, "After one that compiles.", lower_bound=1)
 
@@ -80,7 +78,7 @@ def main() -> None:
         told = {"way": name} | {what: round(1e3 * x, 2) for what, x in usual.items()}
         told["tflops"] = products / usual["of_all_ms"] / 1e12
         if CHIP.value:
-            told["share_of_peak"] = 1e12 * told["tflops"] / forecast.CHIPS[CHIP.value].bf16_flops
+            told["share_of_peak"] = 1e12 * told["tflops"] / CHIPS[CHIP.value].bf16_flops
         first = found[WAYS.value[0], "of_all_ms"]
         print(json.dumps(told | {"apart": apart(first, found[name, "of_all_ms"])}), flush=True)
 

@@ -22,7 +22,7 @@ from recipes.training import (
     adapting,
     by_name,
     checks,
-    optimizer,
+    learning,
     plan,
     records,
     resume,
@@ -79,28 +79,22 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
     data = _data(given, models)
     train = [example for part in data.train for example in part.examples]
     chosen = trained.chosen(given, models.blank)
-    learnt, adamw = trained.of(models.blank, adapted, chosen), by_name.part(optimizer.AdamW, given)
     steps = run_parts.steps_of(given, len(train))
     _refuse_directory_of_another_run(directory, shaping, len(train))  # how long it is, in epochs
-    schedule = optimizer.schedule_of(adamw, steps)  # refuses what does not fit into the steps
-    descent = optimizer.optimizer_of(adamw, schedule, *learnt[1:])
-    if beside and beside.follows:
-        if beside.follows[0] >= steps:
-            raise BadInput(
-                f"--config.reference_sync_steps={beside.follows[0]}: the reference would never "
-                f"move in a run of {steps} steps; set fewer, or leave it out"
-            )
-        descent = optimizer.followed(descent, *beside.follows)
-    opt_state = optimizer.layout(descent, learnt.like, computing.mesh)
-    resident, shared = (beside.stays, beside.of_policy) if beside else (False, False)
-    memory = plan.memory(
-        models.blank, learnt.like, opt_state, chosen, resident=resident, shared=shared
+    if beside and beside.follows and beside.follows[0] >= steps:
+        raise BadInput(
+            f"--config.reference_sync_steps={beside.follows[0]}: the reference would never "
+            f"move in a run of {steps} steps; set fewer, or leave it out"
+        )
+    learnt = learning.learning(
+        given, models.blank, computing.mesh, steps, adapted=adapted, chosen=chosen, beside=beside
     )
-    together, held = given["train_batch_size"], sum(memory.values())
+    like = learnt.trained.like
+    together, held = given["train_batch_size"], sum(learnt.memory.values())
     limit, platform = activations.device_here()
-    most = activations.most_positions(models.blank, learnt.like, held, limit, platform)
+    most = activations.most_positions(models.blank, like, held, limit, platform)
     place = _packed(given, models, _every(data), computing.mesh, together, most)
-    kept = activations.keeping(models.blank, computing.remat, learnt.like, place.shape, held, limit)
+    kept = activations.keeping(models.blank, computing.remat, like, place.shape, held, limit)
     run = Run(
         directory=directory,
         base=given["initialize_from_hf"],
@@ -108,10 +102,10 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
         blank=models.blank,
         adapting=adapted,
         chosen=chosen,
-        trained=learnt,
-        schedule=schedule,
-        optimizer=descent,
-        opt_state=opt_state,
+        trained=learnt.trained,
+        schedule=learnt.schedule,
+        optimizer=learnt.optimizer,
+        opt_state=learnt.opt_state,
         reference=models.folders.get("reference"),
         tokenizer=data.tokenizer,
         tokenizer_folder=models.tokenizer,
@@ -126,7 +120,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
         seed=given["seed"],
         total_steps=steps,
         computing=computing,
-        adamw=adamw,
+        adamw=learnt.adamw,
         every=by_name.part(Every, given),
         saving=run_parts.saving(given, data.tokenizer),
         records=run_parts.records(given),
@@ -145,7 +139,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
         },
         counts=_lost(data),
     )
-    say(plan.told(run, by_name.part(plan.Asked, given), memory, kept))
+    say(plan.told(run, by_name.part(plan.Asked, given), learnt.memory, kept))
     if processes.is_first():
         if run.saving.hub:
             hf_hub.ready(run.saving.hub.repo, private=run.saving.hub.private)

@@ -10,7 +10,8 @@ import pytest
 from checkpoints_io import hf_folder
 from recipes import forecast
 from recipes.configs import tiny
-from recipes.training import absent, checks, collectives
+from recipes.training import absent, checks, collectives, forecasting
+from recipes.training.chips import CHIPS
 from tests.conftest import TINY, given_by
 from tests.long_forms import full_but
 from tests.zoo import twins
@@ -76,9 +77,9 @@ def config():
 
 
 def forecast_of(config, **chip):
-    chip = forecast.CHIPS["h100"]._replace(**chip)
+    chip = CHIPS["h100"]._replace(**chip)
     given = given_by(config)
-    found = forecast.forecast(
+    found = forecasting.forecast(
         forecast.job_of(given), hf_folder.read_config(TINY / "model"), chip, jax.devices()[:1], 100
     )
     less = checks.less_memory(given)
@@ -152,7 +153,7 @@ def test_of_its_experts_a_token_meets_those_it_goes_to(family, share):
     whole = sum(size for _, size in flat)
     if not model.config.tie_word_embeddings:  # looked up
         whole -= model.embedding.size
-    assert forecast.met_by_a_token(model) == pytest.approx(whole - (1 - share) * experts, abs=1)
+    assert forecasting.met_by_a_token(model) == pytest.approx(whole - (1 - share) * experts, abs=1)
 
 
 # Widths that fill a TPU's lanes, so that nothing is padded.
@@ -169,8 +170,8 @@ def test_two_slices_of_tpus_exchange_the_gradient_once_an_update(config):
     pytest.importorskip("libtpu")
     config.mesh.data, config.mesh.fsdp, config.mp = 2, 4, "p=f32,c=bfloat16"
     config.train_batch_size, config.train_seq_len = 256, 512
-    chip, job = forecast.CHIPS["v5p"], forecast.job_of(given_by(config))
-    found = forecast.forecast(job, WIDE, chip, absent.tpus("v5p", 4, 2), 300)
+    chip, job = CHIPS["v5p"], forecast.job_of(given_by(config))
+    found = forecasting.forecast(job, WIDE, chip, absent.tpus("v5p", 4, 2), 300)
     of = lambda name: sum(one.bytes * one.times for who, one in found.between if who == name)
     told = forecast.told(found, chip, 1000.0, [], exact=True)
     print(told)
@@ -188,7 +189,7 @@ def test_a_gpu_that_is_not_here_takes_what_its_compiler_says(model_type, config)
     pytest.importorskip("jax_plugins.xla_cuda13")
     experts = dict(num_local_experts=8, num_experts_per_tok=2, sliding_window=128)
     hf_config = WIDE | dict(model_type=model_type, **(experts if model_type == "gpt_oss" else {}))
-    chip = forecast.CHIPS["rtx4090"]
+    chip = CHIPS["rtx4090"]
     gpus = absent.gpus(chip.gpu, chip.memory, chip.memory_bytes, 1)
     config.mp, config.train_batch_size, config.remat = "p=f32,c=bfloat16", 64, "full"
     temporary = {}
@@ -196,7 +197,7 @@ def test_a_gpu_that_is_not_here_takes_what_its_compiler_says(model_type, config)
         config.train_seq_len, config.row_length = 512, length
         config.per_device_parallelism = 8192 // length
         job = forecast.job_of(given_by(config))
-        found = forecast.forecast(job, hf_config, chip, gpus, 300)
+        found = forecasting.forecast(job, hf_config, chip, gpus, 300)
         temporary[length] = found.temporary["add"]
         assert found.temporary["apply"] < 2**20
     assert temporary[2048] < 1.05 * temporary[512]
@@ -225,9 +226,9 @@ def test_what_is_kept_fits_by_the_compiler(model_type, config):
     config.train_seq_len, config.row_length, config.per_device_parallelism = 2048, 2048, 4
     share, said = [], []
     for memory in (2.2e9, 3e9, 6e9) if model_type != "qwen3_5_text" else (3e9, 4e9, 6e9):
-        chip = forecast.CHIPS["h100"]._replace(memory=memory)
+        chip = CHIPS["h100"]._replace(memory=memory)
         gpus = absent.gpus(chip.gpu, chip.memory, chip.memory_bytes, 1)
-        found = forecast.forecast(forecast.job_of(given_by(config)), hf_config, chip, gpus, 300)
+        found = forecasting.forecast(forecast.job_of(given_by(config)), hf_config, chip, gpus, 300)
         share.append(found.peak / memory)
         said.append(found.remat)
     assert max(share) < 0.95 and share[0] > 0.75

@@ -119,7 +119,11 @@ WRONG = {
     "lengths that are no integers": (PADDED, [5.0, 3.0], "2 integers, .* float64"),
     "a long length": (PADDED, [6, 3], "row 0 has 5 tokens, so 1 to 5, not 6"),
     "no length": (PADDED, [5, 0], "row 1 has 5 tokens, so 1 to 5, not 0"),
-    "padding without lengths": (PADDED, None, "-100 is below 0: rows that are padded need `lengths`"),
+    "padding without lengths": (
+        PADDED,
+        None,
+        "-100 is below 0: rows that are padded need `lengths`",
+    ),
 }
 
 

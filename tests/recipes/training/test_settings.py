@@ -7,9 +7,17 @@ import ml_collections
 import numpy as np
 import pytest
 
-from recipes import forecast
 from recipes.configs import tiny, tiny_sft
-from recipes.training import by_name, checks, optimizer, plan, run, settings, written
+from recipes.training import (
+    by_name,
+    checks,
+    forecasting,
+    optimizer,
+    plan,
+    run,
+    settings,
+    written,
+)
 from tests.conftest import OF_SOME_RUNS, ROOT, adamw_of, given_by
 from zoo.parts import attention, remat
 
@@ -207,7 +215,7 @@ def test_every_schedule_is_one(config, name):
     assert rates(config, 10, lr_schedule=name, warmup=0.0)[0] == pytest.approx(1)
 
 
-PARTS = (optimizer.AdamW, run.Every, plan.Asked, forecast.Sizes)
+PARTS = (optimizer.AdamW, run.Every, plan.Asked, forecasting.Sizes)
 
 
 def test_the_parts_that_settings_fill_are_annotated_as_the_table_has_it(config):

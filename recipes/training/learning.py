@@ -1,0 +1,54 @@
+"""What is trained of a model, and by which optimizer; and what a device holds of that."""
+
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+import optax
+
+from recipes.training import by_name, optimizer, plan, trained
+from recipes.training.adapting import Adapting
+from recipes.training.by_name import Values
+from recipes.training.optimizer import AdamW
+from recipes.training.run import Beside
+from recipes.training.trained import Chosen, Trained
+import zoo
+
+
+class Learning(NamedTuple):
+    """The trained weights and their optimizer, as shapes and shardings."""
+
+    adapting: Adapting | None
+    chosen: Chosen | None
+    trained: Trained
+    adamw: AdamW
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    opt_state: PyTree
+    memory: dict[str, int]  # bytes per device that stay allocated, by what they hold
+
+
+def learning(
+    given: Values,
+    model: zoo.Model,
+    mesh: Mesh,
+    steps: int,
+    *,
+    adapted: Adapting | None,
+    chosen: Chosen | None,
+    beside: Beside | None,
+) -> Learning:
+    """Of a model without weights: all of them, those `chosen`, or adapters; `beside` a reference.
+
+    Raises:
+      ValueError: the schedule does not fit into so many steps.
+    """
+    learnt, adamw = trained.of(model, adapted, chosen), by_name.part(AdamW, given)
+    schedule = optimizer.schedule_of(adamw, steps)
+    descent = optimizer.optimizer_of(adamw, schedule, *learnt[1:])
+    if beside and beside.follows:
+        descent = optimizer.followed(descent, *beside.follows)
+    opt_state = optimizer.layout(descent, learnt.like, mesh)
+    resident, shared = (beside.stays, beside.of_policy) if beside else (False, False)
+    memory = plan.memory(model, learnt.like, opt_state, chosen, resident=resident, shared=shared)
+    return Learning(adapted, chosen, learnt, adamw, schedule, descent, opt_state, memory)
