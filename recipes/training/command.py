@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 import contextlib
 import errno
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -26,7 +25,7 @@ import ml_collections
 from checkpoints_io import compiled, errors
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import messages
-from recipes.training import by_name, checks, listing, nearest, overrides, terminal
+from recipes.training import by_name, checks, listing, overrides, terminal, wrong_flags
 from recipes.training.settings import DPO, Groups, Table, recipe_of, table_of, trains
 
 MORE_TO_DO = os.EX_TEMPFAIL  # 75
@@ -268,13 +267,13 @@ def _parsed(
         app.define_help_flags()
         rest = flags.FLAGS(without_settings(argv))
     except flags.UnrecognizedFlagError as error:
-        _stop(_unknown(error.flagname, argv, table))
+        _stop(wrong_flags.unknown(error.flagname, argv, table))
     except flags.Error as error:
-        _stop(_of_absl(error))
+        _stop(wrong_flags.of_absl(error))
     except errors.UserError as error:
         _stop(str(error))
     if len(rest) > 1 and not words:
-        _stop(_no_flag(rest[1], table))
+        _stop(wrong_flags.no_flag(rest[1], table))
     return rest
 
 
@@ -286,44 +285,6 @@ def _listed(groups: Groups | None, argv: list[str]) -> str:
         shown = groups or recipe_of(opened.names)
         values = by_name.plain(overrides.changed(opened, table_of(shown)), table_of(shown))
     return listing.text(shown, values)
-
-
-def _unknown(name: str, argv: list[str], table: Table) -> str:
-    """What to type instead of an unknown flag."""
-    value = next((a.partition("=")[2] for a in argv if a.lstrip("-").startswith(f"{name}=")), "…")
-    if near := nearest.nearest(name, [*flags.FLAGS]):
-        return f"there is no flag --{name} (did you mean --{near}?)"
-    if not table:
-        return f"there is no flag --{name}"
-    if near := nearest.nearest(name, table):
-        return f"there is no flag --{name}: write --config.{near}={value}"
-    return f"there is no flag --{name}; settings are given as --config.NAME=VALUE"
-
-
-def _no_flag(word: str, table: Table) -> str:
-    """What to type instead of a word that is not a flag."""
-    bare = re.sub(r"^[-–—]+", "", word)  # word processors turn two hyphens into a dash
-    name, equals, value = bare.partition("=")
-    if name in flags.FLAGS:
-        return f"{word!r} is not a flag: write --{bare}"
-    if not table:
-        return f"{word!r} is not a flag, and only flags are read"
-    if equals and (near := nearest.nearest(name.removeprefix("config."), table)):
-        return f"{word!r} is not a flag: write --config.{near}={value}"
-    return f"{word!r} is not a flag; settings are given as --config.NAME=VALUE"
-
-
-def _of_absl(error: flags.Error) -> str:
-    told = str(error).strip().partition("\n")[0]
-    kinds = {"invalid literal for int": "a whole number", "could not convert string": "a number"}
-    for reason, kind in kinds.items():
-        if wrong := re.fullmatch(rf"flag (--\w+)=(.*): {reason}.*", told):
-            return f"{wrong[1]}={wrong[2]!r} is not {kind}"
-    told = re.sub("is not a non-negative (integer|number)", r"is not \1 >= 0", told)
-    if low := re.fullmatch(r"flag (--\w+=.*): .* is not (?:integer|number) >= (.*)", told):
-        return f"{low[1]} must be at least {low[2]}"
-    missing = re.fullmatch(r"flag (--\w+)=None: Flag .* must have a value other than None\.", told)
-    return f"give {missing[1]}=…" if missing else told.removeprefix("ERROR:: ")
 
 
 def _end_at_once(error: BaseException) -> None:

@@ -30,15 +30,15 @@ def text(groups: Groups, values: dict[str, object]) -> str:
 
 
 def taken(names: list[str], table: Table) -> str:
-    """The defaults of the settings that a config does not name; of those unset, how many."""
+    """The defaults of the settings that a config does not name; and how many are unset."""
     if {"adapter.rank", "adapter.path"} <= set(names):  # then there are no adapters
         names = [name for name in names if not name.startswith("adapter.")]
     default = {name: table[name].default for name in names}
     shown = [f"{name}={spelt(x)}" for name, x in default.items() if x not in (None, (), {})]
-    if unset := len(default) - len(shown):
-        shown.append(f"{unset} unset (--help beside the config says what that means)")
     if not shown:
         return ""
+    if unset := len(default) - len(shown):
+        shown.append(f"{unset} unset (--help beside the config says what that means)")
     text = f"settings that the config does not name: {', '.join(shown)}"
     return "\n  ".join(textwrap.wrap(text, WIDTH - 2))
 

@@ -2,26 +2,22 @@
 
 from collections.abc import Iterable, Iterator
 import contextlib
-import itertools
 import json
-import pathlib
-from typing import NamedTuple
 
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from checkpoints_io import hf_folder, hf_hub, places, processes
-from checkpoints_io.errors import BadInput, NotFound, StorageError
+from checkpoints_io import hf_hub, places, processes
+from checkpoints_io.errors import BadInput, StorageError
 from checkpoints_io.run_state import RunStore
-from recipes.data import run_data, source_pairs
-from recipes.data.ids.pair_ids import Example, described
-from recipes.data.packed import batches, shapes
+from recipes.data import source_pairs
+from recipes.data.ids.pair_ids import described
 from recipes.data.run_data import Data
 from recipes.training import (
     activations,
     adapting,
     by_name,
     checks,
+    inputs,
     learning,
     plan,
     records,
@@ -33,15 +29,13 @@ from recipes.training import (
 from recipes.training.by_name import Values
 from recipes.training.run import (
     Beside,
-    Computing,
     Every,
     Run,
     Scoring,
     say,
 )
 import zoo
-from zoo.parts import attention, sharding
-from zoo.text.tokenizer import Tokenizer
+from zoo.parts import sharding
 
 
 @contextlib.contextmanager
@@ -61,22 +55,14 @@ def prepared(given: Values, *, beside: Beside | None = None) -> Iterator[Run]:
         yield _prepare(given, beside, directory)
 
 
-class Models(NamedTuple):
-    """The models of a run, whose files have been looked at."""
-
-    folders: dict[str, hf_folder.Folder]  # of the policy, and of the reference where there is one
-    blank: zoo.Model  # the policy, without weights
-    tokenizer: pathlib.Path  # a folder
-
-
 def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> Run:
     shaping = resume.of_settings(given)
     _refuse_directory_of_another_run(directory, shaping)
     computing = run_parts.computing(given)
     asked = run_parts.asked_tasks(given)
-    models = _models(given, beside, computing)
+    models = inputs.looked_at(given, beside, computing)
     adapted = adapting.of_settings(given, models.blank)
-    data = _data(given, models)
+    data = inputs.read(given, models)
     train = [example for part in data.train for example in part.examples]
     chosen = trained.chosen(given, models.blank)
     steps = run_parts.steps_of(given, len(train))
@@ -93,7 +79,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
     together, held = given["train_batch_size"], sum(learnt.memory.values())
     limit, platform = activations.device_here()
     most = activations.most_positions(models.blank, like, held, limit, platform)
-    place = _packed(given, models, _every(data), computing.mesh, together, most)
+    place = inputs.packed(given, models, inputs.every(data), computing.mesh, together, most)
     kept = activations.keeping(models.blank, computing.remat, like, place.shape, held, limit)
     run = Run(
         directory=directory,
@@ -116,7 +102,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
         texts=data.texts,
         tasks=asked,
         place=place,
-        place_of_texts=_packed_texts(given, models, data, computing.mesh, most),
+        place_of_texts=inputs.packed_texts(given, models, data, computing.mesh, most),
         seed=given["seed"],
         total_steps=steps,
         computing=computing,
@@ -156,18 +142,18 @@ def scoring(given: Values, beside: Beside) -> Scoring:
     computing = run_parts.computing(given)
     compute = computing.precision.compute  # nothing is added to the weights: they are kept in it
     computing = computing._replace(precision=written.Precision(compute, compute))
-    models = _models(given, beside, computing)
+    models = inputs.looked_at(given, beside, computing)
     adapted = adapting.of_settings(given, models.blank)
     policy, reference = models.folders["policy"], models.folders["reference"]
     if adapted is None and beside.is_hf and policy.path == reference.path:
         raise BadInput(checks.same_weights(given["initialize_from_hf"]))
-    data, mesh = _data(given, models), computing.mesh
+    data, mesh = inputs.read(given, models), computing.mesh
     held = plan.held((nnx.state(models.blank), adapted.like if adapted else {}))
     if not beside.of_policy:  # it comes after the policy has left
         other = zoo.abstract(reference.config, compute, compute, mesh)
         held = max(held, plan.held(nnx.state(other)))
     # Enough pairs at a time to fill the rows of all devices.
-    together = min(max(64, 16 * sharding.data_shards(mesh)), len(_every(data)))
+    together = min(max(64, 16 * sharding.data_shards(mesh)), len(inputs.every(data)))
     most = activations.most_positions(models.blank, {}, held, *activations.device_here())
     return Scoring(
         folder=policy,
@@ -175,103 +161,10 @@ def scoring(given: Values, beside: Beside) -> Scoring:
         adapting=adapted,
         reference=reference,
         data=data,
-        place=_packed(given, models, _every(data), mesh, together, most),
+        place=inputs.packed(given, models, inputs.every(data), mesh, together, most),
         computing=computing,
         memory=held,
     )
-
-
-def _models(given: Values, beside: Beside | None, computing: Computing) -> Models:
-    """What cannot be read or computed is refused by config.json, before weights are fetched."""
-    path, precision = given["initialize_from_hf"], computing.precision
-    folder = hf_folder.look_up(path)
-    if folder.revision and "@" not in path:
-        say(f"to pin this version of the model, give {path}@{folder.revision}")
-    blank = adapting.blank(given, folder.config, precision, computing.mesh)
-    plan.refuse_cut_rows(given, blank, computing.mesh.shape["context"])
-    blank.source, blank.attention = folder, computing.attention
-    blank.remat, blank.remat_layers = computing.remat or "full", None
-    backend = attention.backend_of(blank.config, precision.compute, computing.attention)
-    if computing.remat == "attention" and backend not in attention.NAMES_WHAT_IT_MADE:
-        raise BadInput(
-            f"--config.remat=attention has no effect with the attention backend {backend}, which "
-            f"names nothing to keep: use --config.remat=products, or one of "
-            f"--config.attention={', '.join(sorted(attention.NAMES_WHAT_IT_MADE))}"
-        )
-    folder = blank.source = hf_folder.fetched(folder)
-    zoo.check(folder)
-    folders = {"policy": folder}
-    if beside:
-        folders["reference"] = _checked_reference(beside, path, folder)
-    tokenizer = folder.path
-    if given["tokenizer"]:
-        tokenizer = hf_folder.find(given["tokenizer"], files=hf_folder.TOKENIZER_FILES)
-    longest = zoo.longest_text(folder.config)
-    if longest and given["train_seq_len"] > longest:
-        raise BadInput(
-            f"--config.train_seq_len={given['train_seq_len']} is more than the {longest} tokens of "
-            f"the longest text that {path} was made for, or is read with here: lower it"
-        )
-    return Models(folders, blank, tokenizer)
-
-
-def _data(given: Values, models: Models) -> Data:
-    data = run_data.read(run_data.asked(given, models.tokenizer))
-    for part in data.sources:
-        say("\n  ".join([f"{part.name} ({part.source}):", *part.lines]))
-    sets = [held.name for held in data.held_out]
-    for setting in ("keep_best", "stop_when"):
-        figure = given.get(setting)
-        if figure and (name := figure.rpartition("/")[0]) not in sets:
-            raise BadInput(
-                f"--config.{setting}={figure} names no held-out set: there is no {name} in {sets}"
-            )
-    for texts in data.texts:
-        say(texts.told())
-    windows = [window for texts in data.texts for window in texts.windows]
-    _refuse_unknown_ids([*_every(data), *windows], models.blank, data.tokenizer)
-    return data
-
-
-def _every(data: Data) -> list[Example]:
-    """All examples: to train on, and held out."""
-    return [example for part in (*data.train, *data.held_out) for example in part.examples]
-
-
-def _packed(
-    given: Values,
-    models: Models,
-    examples: list[Example],
-    mesh: Mesh,
-    together: int,
-    most: int,
-) -> batches.Place:
-    """The shape of micro-batches of so many examples, of at most so many positions per device."""
-    folders = models.folders.values()
-    alike = [n for folder in folders if (n := zoo.turns_alike_to(folder.config))]
-    shape = shapes.choose(
-        examples,
-        per_update=together,
-        shards=sharding.data_shards(mesh),
-        most=most,
-        row_length=given["row_length"],
-        rows=given["per_device_parallelism"],
-        alike=min(alike, default=None),
-        context=mesh.shape["context"],
-    )
-    shape = shape._replace(ld_alpha=given.get("ld_alpha"))
-    return batches.Place(shape, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
-
-
-def _packed_texts(
-    given: Values, models: Models, data: Data, mesh: Mesh, most: int
-) -> batches.Place | None:
-    """The same of plain texts, whose windows are longer than most pairs."""
-    windows: list[Example] = [window for texts in data.texts for window in texts.windows]
-    if not windows:
-        return None
-    together = min(given["train_batch_size"], len(windows))
-    return _packed(given | {"ld_alpha": None}, models, windows, mesh, together, most)
 
 
 def _counted(data: Data) -> str:
@@ -348,31 +241,3 @@ def _refuse_directory_of_another_run(
     )
     with RunStore(checkpoints, keep=None) as store:
         store.newest(check)
-
-
-def _checked_reference(asked: Beside, policy: str, folder: hf_folder.Folder) -> hf_folder.Folder:
-    """The reference's model folder, with its files checked."""
-    if not asked.is_hf:
-        other = places.at(asked.path, "--config.reference_model_path")
-        if not other.exists("checkpoints"):
-            raise NotFound(f"{other} is not the directory of a run: it has no checkpoints")
-        return folder
-    if asked.of_policy or asked.path == policy:
-        return folder
-    found = hf_folder.look_up(asked.path)
-    zoo.abstract(found.config)  # refused before its weights are fetched
-    found = hf_folder.fetched(found)
-    zoo.check(found)
-    return found
-
-
-def _refuse_unknown_ids(found: list[Example], model: zoo.Model, tokenizer: Tokenizer) -> None:
-    answers = (answer.ids for one in found for answer in one.answers)
-    every = itertools.chain((one.prompt for one in found), answers)
-    top = max(int(ids.max(initial=0)) for ids in every)
-    if top >= model.config.vocab_size:
-        raise BadInput(
-            f"the tokenizer gives id {top} ({tokenizer.decode([top])!r}), and the "
-            f"model's embedding has {model.config.vocab_size} rows: "
-            "it is another model's tokenizer; set --config.tokenizer to its own"
-        )

@@ -1,0 +1,150 @@
+"""The models and the data of a run, looked at before any long work, and how they are packed."""
+
+import itertools
+import pathlib
+from typing import NamedTuple
+
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from checkpoints_io import hf_folder, places
+from checkpoints_io.errors import BadInput, NotFound
+from recipes.data import run_data
+from recipes.data.ids.pair_ids import Example
+from recipes.data.packed import batches, shapes
+from recipes.data.run_data import Data
+from recipes.training import adapting, plan
+from recipes.training.by_name import Values
+from recipes.training.run import Beside, Computing, say
+import zoo
+from zoo.parts import attention, sharding
+from zoo.text.tokenizer import Tokenizer
+
+
+class Models(NamedTuple):
+    """The models of a run, whose files have been looked at."""
+
+    folders: dict[str, hf_folder.Folder]  # of the policy, and of the reference where there is one
+    blank: zoo.Model  # the policy, without weights
+    tokenizer: pathlib.Path  # a folder
+
+
+def looked_at(given: Values, beside: Beside | None, computing: Computing) -> Models:
+    """What cannot be read or computed is refused by config.json, before weights are fetched."""
+    path, precision = given["initialize_from_hf"], computing.precision
+    folder = hf_folder.look_up(path)
+    if folder.revision and "@" not in path:
+        say(f"to pin this version of the model, give {path}@{folder.revision}")
+    blank = adapting.blank(given, folder.config, precision, computing.mesh)
+    plan.refuse_cut_rows(given, blank, computing.mesh.shape["context"])
+    blank.source, blank.attention = folder, computing.attention
+    blank.remat, blank.remat_layers = computing.remat or "full", None
+    backend = attention.backend_of(blank.config, precision.compute, computing.attention)
+    if computing.remat == "attention" and backend not in attention.NAMES_WHAT_IT_MADE:
+        raise BadInput(
+            f"--config.remat=attention has no effect with the attention backend {backend}, which "
+            f"names nothing to keep: use --config.remat=products, or one of "
+            f"--config.attention={', '.join(sorted(attention.NAMES_WHAT_IT_MADE))}"
+        )
+    folder = blank.source = hf_folder.fetched(folder)
+    zoo.check(folder)
+    folders = {"policy": folder}
+    if beside:
+        folders["reference"] = _checked_reference(beside, path, folder)
+    tokenizer = folder.path
+    if given["tokenizer"]:
+        tokenizer = hf_folder.find(given["tokenizer"], files=hf_folder.TOKENIZER_FILES)
+    longest = zoo.longest_text(folder.config)
+    if longest and given["train_seq_len"] > longest:
+        raise BadInput(
+            f"--config.train_seq_len={given['train_seq_len']} is more than the {longest} tokens of "
+            f"the longest text that {path} was made for, or is read with here: lower it"
+        )
+    return Models(folders, blank, tokenizer)
+
+
+def read(given: Values, models: Models) -> Data:
+    """The data, of which what is trained on and held out can be asked of the model."""
+    data = run_data.read(run_data.asked(given, models.tokenizer))
+    for part in data.sources:
+        say("\n  ".join([f"{part.name} ({part.source}):", *part.lines]))
+    sets = [held.name for held in data.held_out]
+    for setting in ("keep_best", "stop_when"):
+        figure = given.get(setting)
+        if figure and (name := figure.rpartition("/")[0]) not in sets:
+            raise BadInput(
+                f"--config.{setting}={figure} names no held-out set: there is no {name} in {sets}"
+            )
+    for texts in data.texts:
+        say(texts.told())
+    windows = [window for texts in data.texts for window in texts.windows]
+    _refuse_unknown_ids([*every(data), *windows], models.blank, data.tokenizer)
+    return data
+
+
+def every(data: Data) -> list[Example]:
+    """All examples: to train on, and held out."""
+    return [example for part in (*data.train, *data.held_out) for example in part.examples]
+
+
+def packed(
+    given: Values,
+    models: Models,
+    examples: list[Example],
+    mesh: Mesh,
+    together: int,
+    most: int,
+) -> batches.Place:
+    """The shape of micro-batches of so many examples, of at most so many positions per device."""
+    folders = models.folders.values()
+    alike = [n for folder in folders if (n := zoo.turns_alike_to(folder.config))]
+    shape = shapes.choose(
+        examples,
+        per_update=together,
+        shards=sharding.data_shards(mesh),
+        most=most,
+        row_length=given["row_length"],
+        rows=given["per_device_parallelism"],
+        alike=min(alike, default=None),
+        context=mesh.shape["context"],
+    )
+    shape = shape._replace(ld_alpha=given.get("ld_alpha"))
+    return batches.Place(shape, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+
+
+def packed_texts(
+    given: Values, models: Models, data: Data, mesh: Mesh, most: int
+) -> batches.Place | None:
+    """The same of plain texts, whose windows are longer than most pairs."""
+    windows: list[Example] = [window for texts in data.texts for window in texts.windows]
+    if not windows:
+        return None
+    together = min(given["train_batch_size"], len(windows))
+    return packed(given | {"ld_alpha": None}, models, windows, mesh, together, most)
+
+
+def _checked_reference(asked: Beside, policy: str, folder: hf_folder.Folder) -> hf_folder.Folder:
+    """The reference's model folder, with its files checked."""
+    if not asked.is_hf:
+        other = places.at(asked.path, "--config.reference_model_path")
+        if not other.exists("checkpoints"):
+            raise NotFound(f"{other} is not the directory of a run: it has no checkpoints")
+        return folder
+    if asked.of_policy or asked.path == policy:
+        return folder
+    found = hf_folder.look_up(asked.path)
+    zoo.abstract(found.config)  # refused before its weights are fetched
+    found = hf_folder.fetched(found)
+    zoo.check(found)
+    return found
+
+
+def _refuse_unknown_ids(found: list[Example], model: zoo.Model, tokenizer: Tokenizer) -> None:
+    answers = (answer.ids for one in found for answer in one.answers)
+    every = itertools.chain((one.prompt for one in found), answers)
+    top = max(int(ids.max(initial=0)) for ids in every)
+    if top >= model.config.vocab_size:
+        raise BadInput(
+            f"the tokenizer gives id {top} ({tokenizer.decode([top])!r}), and the "
+            f"model's embedding has {model.config.vocab_size} rows: "
+            "it is another model's tokenizer; set --config.tokenizer to its own"
+        )
