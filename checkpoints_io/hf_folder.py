@@ -87,6 +87,7 @@ def look_up(path_or_id: str | os.PathLike[str], revision: str | None = None) -> 
     path = find(name, revision, CONFIG_FILES)
     commit = revision_of(path.resolve())
     pinned = None if is_here else commit or revision
+    path = path.absolute()  # a notebook may go elsewhere before it asks for more of it
     return Folder(path, read_config(path), pinned, rest=name if commit or not is_here else None)
 
 

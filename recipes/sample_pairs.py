@@ -110,7 +110,9 @@ def _judge_of(asked: Asked) -> str:
     given = {"judge": asked.judge, "reward_model": asked.reward_model, "reference": asked.reference}
     named = [f"--{flag}={value}" for flag, value in given.items() if value]
     if len(named) != 1:
-        raise BadInput(f"who judges? give one of --{', --'.join(given)}, not {len(named)}")
+        raise BadInput(
+            f"who judges? give one of --{', --'.join(given)}; {len(named) or 'none'} is given"
+        )
     return named[0]
 
 

@@ -60,7 +60,7 @@ INPUTS = {
     "recipes/tiny/make_pairs.py": {"Path", "write_text"},  # the pairs that are shipped
     "zoo/__main__.py": {"Path", "expanduser", "is_dir"},  # is a model a folder, or from the hub?
     "zoo/chat.py": {"get_terminal_size", "is_file"},  # is it a model, or adapters?
-    "zoo/folders.py": {"fspath"},  # the folder of a tokenizer, or of adapters
+    "zoo/folders.py": {"fspath", "is_dir"},  # the folder of a tokenizer, or of adapters
     "zoo/peft_export.py": {"fspath"},  # the folder of adapters
     "zoo/text/byte_files.py": {"is_file", "open", "read_bytes", "stat"},  # a tokenizer's files
     "zoo/text/chat_tokenizer.py": {"fspath"},  # the folder of a tokenizer

@@ -8,16 +8,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers
-    from zoo import generate, reward
+    from zoo import generate, lora, reward
     from zoo.folders import check, check_finite, fresh, load, save
     from zoo.models import ARCHITECTURES, Model, abstract, longest_text, turns_alike_to
     from zoo.narrow import narrowed
     from zoo.peft_export import save_adapter
+    from zoo.sampling import Sampling
     from zoo.text.chat_tokenizer import load_tokenizer
 
 __all__ = [
     "ARCHITECTURES",
     "Model",
+    "Sampling",
     "abstract",
     "check",
     "check_finite",
@@ -26,16 +28,18 @@ __all__ = [
     "load",
     "load_tokenizer",
     "longest_text",
+    "lora",
     "narrowed",
     "reward",
     "save",
     "save_adapter",
     "turns_alike_to",
 ]
-# The file of each; `generate` and `reward` are the modules themselves, as every other file here is.
+# The file of each; `generate`, `lora` and `reward` are modules themselves, as every other file is.
 HOMES = {
     "ARCHITECTURES": "models",
     "Model": "models",
+    "Sampling": "sampling",
     "abstract": "models",
     "check": "folders",
     "check_finite": "folders",
@@ -60,7 +64,9 @@ def __getattr__(name: str) -> Any:
         except ModuleNotFoundError as error:
             if error.name != module:
                 raise
-    raise AttributeError(f"the zoo has no {name!r}: dir(zoo) names what it has")
+    raise AttributeError(
+        f"the zoo has no {name!r}: dir(zoo) names what it has, and each of its files is there, too"
+    )
 
 
 def __dir__() -> list[str]:

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from checkpoints_io import bits, hf_export, hf_folder, hf_names, hf_weights, peft_folder, places
-from checkpoints_io.errors import BadInput
-from zoo import adapters, peft, reading
+from checkpoints_io.errors import BadInput, NotFound
+from zoo import adapters, config_file, peft, reading
 from zoo.models import (
     Model,
     abstract,
@@ -23,6 +23,7 @@ from zoo.models import (
     hf_table,
     name_of,
     refuse_dtype,
+    said_by,
 )
 from zoo.narrow import narrowed
 from zoo.parts import adapted, hf_config, text_half
@@ -41,8 +42,9 @@ def load(
     """The model of a Hugging Face folder, `gs://…` or hub id, its weights on the devices of `mesh`.
 
     `dtype` is that of the weights; `compute_dtype` that of the activations, the same unless given.
-    Without a mesh everything is on the first device. `adapter` is a PEFT folder or hub id, whose
-    adapters are put beside the weights, in float32: `save` merges them, `save_adapter` does not.
+    Without a mesh (`zoo.sharding.mesh_of`) everything is on the first device. `adapter` is a PEFT
+    folder or hub id, whose adapters are put beside the weights, in float32: `save` merges them,
+    `save_adapter` does not.
     With `frozen` ("nf4" or "int8") the matrices of the blocks are kept in few bits, and only
     adapters can be trained; by default as those weights were that `adapter` was trained on.
 
@@ -103,7 +105,7 @@ def _with_adapters(model: Model, folder: pathlib.Path) -> Model:
 
 
 def fresh(
-    config: hf_config.Config | Mapping[str, object] | str | os.PathLike[str],
+    config: Any,
     *,
     seed: int = 0,
     dtype: jax.typing.DTypeLike = jnp.float32,
@@ -112,8 +114,9 @@ def fresh(
 ) -> Model:
     """A model with new random weights, each made on the devices of `mesh`.
 
-    `config` is a Config, what a `config.json` holds, or a folder or hub id: then weights are not
-    read, and `save` copies the tokenizer. A seed gives the same weights on any devices.
+    `config` is a Config, what a `config.json` holds, the config of transformers, or a folder or hub
+    id: then weights are not read, and `save` copies the tokenizer. A seed gives the same weights on
+    any devices.
 
     Example:
       model = zoo.fresh("recipes/tiny/model", seed=1)
@@ -125,6 +128,8 @@ def fresh(
     if isinstance(config, str | os.PathLike):
         source = hf_folder.fetched(hf_folder.look_up(config), hf_folder.TOKENIZER_FILES)
         config = source.config
+    elif not isinstance(config, hf_config.Config):
+        config = said_by(config)
     model = abstract(config, dtype, compute_dtype, mesh)
     graph, like = nnx.split(model)
     placed = jax.tree.map(lambda param: param.sharding, nnx.to_pure_dict(like))
@@ -211,10 +216,19 @@ def save(
 
     Raises:
       FileExistsError: `folder` holds something that is not a model.
-      FileNotFoundError: there is no folder `tokenizer`.
-      ValueError: `dtype` is none of weights.
+      FileNotFoundError: there is no folder `tokenizer`, or that which the model came from is gone.
+      ValueError: `dtype` is none of weights; or these do not fit the Config of the model.
     """
+    if not isinstance(model, Model):
+        raise TypeError(f"zoo.save(model, folder) is given a {type(model).__name__} as a model")
     refuse_dtype("dtype", dtype)
+    source = hf_folder.look_up(model.source) if model.source else None
+    if source and not source.path.is_dir():
+        raise NotFound(
+            f"{source} is gone, and with it the tokenizer and what else the model came with: with "
+            "model.source = None only weights and config.json are written"
+        )
+    config = config_file.of(model, source, dtype, text_only=text_only)
     params = nnx.to_flat_state(nnx.state(model, nnx.Param))
     weights = {
         name_of(path): hf_export.Weight(
@@ -222,7 +236,6 @@ def save(
         )
         for path, param in params
     }
-    source = hf_folder.look_up(model.source) if model.source else None
     words = source.path if source else None
     if tokenizer is not None:
         words = hf_folder.find(os.fspath(tokenizer), files=hf_folder.TOKENIZER_FILES)
@@ -239,21 +252,6 @@ def save(
                 table, joined = hf_weights.as_in(whole.path, plan)
         hf_export.write(begun, table, weights, others, joined)
         if begun:
-            said = source.config if source else json.loads(model.described or "null")
-            config = _hf_config_of(model, said, whole is None)
             hf_folder.write_companions(begun, config, source, words, stop_ids, chat_template, card)
             if whole:
                 hf_folder.copy(hf_folder.PROCESSORS, whole.path, begun)
-
-
-def _hf_config_of(
-    model: Model, config: dict[str, object] | None, text_only: bool
-) -> dict[str, object]:
-    """The source's `config.json`, or as much of it as describes what is written."""
-    own = model.config.to_hf()
-    if config is None:
-        return own
-    if text_only and text_half.is_whole(config):  # its text becomes a model of its own
-        config = text_half.written(config, own)
-    # Weights are written as they are, and no code beside them.
-    return {k: v for k, v in config.items() if k not in ("quantization_config", "auto_map")}

@@ -4,9 +4,10 @@ Prompts of different lengths share a batch; one that is there several times is r
 are compiled for a few sizes (powers of two) and for no particular length.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 import functools
 import math
+from typing import Any
 import warnings
 
 from flax import nnx
@@ -34,7 +35,7 @@ def generate(
     prompts: token_rows.Tokens,
     *,
     max_new_tokens: int,
-    stop_ids: Sequence[int] = (),
+    stop_ids: Collection[int] | np.ndarray = (),
     sampling: Sampling = GREEDY,
     seed: int = 0,
 ) -> list[list[int]]:
@@ -55,7 +56,7 @@ def generate(
     texts: list[list[int]] = [[] for _ in prompts]
     for added in stream(
         model, prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids, sampling=sampling,
-        seed=seed, at_once=max(max_new_tokens, 1),
+        seed=seed, at_once=max_new_tokens or 1,
     ):  # fmt: skip
         for text, new in zip(texts, added, strict=True):
             text += new
@@ -67,7 +68,7 @@ def stream(
     prompts: token_rows.Tokens,
     *,
     max_new_tokens: int,
-    stop_ids: Sequence[int] = (),
+    stop_ids: Collection[int] | np.ndarray = (),
     sampling: Sampling = GREEDY,
     seed: int = 0,
     at_once: int = 4,
@@ -80,7 +81,7 @@ def stream(
     drawing.check(sampling)
     if not len(prompts):
         raise BadInput("there is no prompt to continue")
-    _check_numbers(max_new_tokens, at_once, stop_ids)
+    stop_ids = _checked(max_new_tokens, at_once, stop_ids)
     token_rows.check_several(prompts, "prompts")
     ids = [np.asarray(prompt) for prompt in prompts]
     token_rows.check_ids(np.concatenate(ids), model.config.vocab_size)
@@ -105,21 +106,23 @@ def stream(
                 texts[row] += new
             if max(map(len, texts)) > made_for:
                 warnings.warn(f"a text is longer than the {made_for} tokens that the model was "
-                              "made for: what follows may make no sense", stacklevel=2)  # fmt: skip
+                              "made for: what follows may make no sense", stacklevel=3)  # fmt: skip
                 made_for = math.inf
             yield added
         going = [row for row in going if texts[row][-1] not in stop_ids]
         left -= more
 
 
-def _check_numbers(max_new_tokens: object, at_once: object, stop_ids: object) -> None:
+def _checked(max_new_tokens: Any, at_once: Any, stop_ids: Any) -> tuple[int, ...]:
+    """The ids that end a text, where they and the numbers of tokens mean something."""
     whole = lambda x: isinstance(x, int | np.integer)
-    several = isinstance(stop_ids, Sequence) and all(map(whole, stop_ids))
-    if not several:
+    several = isinstance(stop_ids, Sequence | Set | np.ndarray)
+    if not several or not all(map(whole, stop_ids)):
         raise BadInput(f"stop_ids are ids in a list, like [2], and not {stop_ids!r:.60}")
     for name, number, least in (("max_new_tokens", max_new_tokens, 0), ("at_once", at_once, 1)):
-        if not isinstance(number, int | np.integer) or number < least:
+        if not whole(number) or number < least:
             raise BadInput(f"{name}={number!r} is no whole number of tokens of at least {least}")
+    return tuple(map(int, stop_ids))
 
 
 def most_new_tokens(model: causal_lm.CausalLM, longest: int) -> int | None:
@@ -146,7 +149,7 @@ def _continued(
     prompts: Sequence[Sequence[int]],
     more: int,
     at_once: int,
-    stop_ids: Sequence[int],
+    stop_ids: tuple[int, ...],
     sampling: Sampling,
     key: Key[Array, ""],
 ) -> Iterator[list[list[int]]]:
@@ -178,7 +181,7 @@ def _continued(
     while (ends < last).any():
         before = ends
         tokens, ends, kept, logits, key = _continue(
-            graph, tuple(stop_ids), drawing.way(sampling), weights, kept, read, lengths, logits,
+            graph, stop_ids, drawing.way(sampling), weights, kept, read, lengths, logits,
             tokens, before, np.minimum(before + at_once, last), how, key,
         )  # fmt: skip
         ends, seen = np.asarray(ends), np.asarray(tokens)

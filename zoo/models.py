@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import json
 import types
+from typing import Any
 
 from flax import nnx
 import jax
@@ -130,20 +131,24 @@ Model = causal_lm.CausalLM  # any of their models
 
 
 def abstract(
-    config: hf_config.Config | Mapping[str, object],
+    config: Any,
     dtype: jax.typing.DTypeLike = jnp.float32,
     compute_dtype: jax.typing.DTypeLike | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Model:
     """The model of a Config or `config.json`: in place of weights shapes, dtypes and shardings.
 
+    `config` is a Config, what a `config.json` holds, or the config of transformers.
+
     Raises:
       ValueError: no architecture here has its `model_type`, or the one that has refuses it; a
         dtype is none of weights.
     """
-    config = _config(config)
+    config = config_of(config)
     for name, given in (("dtype", dtype), ("compute_dtype", compute_dtype or dtype)):
         refuse_dtype(name, given)
+    if mesh is not None:
+        sharding.refuse_mesh(mesh)
     arch = ARCHITECTURES[config.model_type]
     model = nnx.eval_shape(lambda: arch.Model(config, nnx.Rngs(0), compute_dtype or dtype))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -162,10 +167,11 @@ def refuse_dtype(name: str, dtype: jax.typing.DTypeLike) -> None:
     """Refuses what weights and activations cannot be.
 
     Raises:
-      ValueError: it is no dtype, or one of whole numbers.
+      ValueError: it is no dtype, or one of whole numbers, or wider than jax is told to have.
     """
     try:
-        right = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+        right = dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+        right &= jnp.dtype(dtype).itemsize <= (8 if jax.config.read("jax_enable_x64") else 4)
     except TypeError:
         right = False
     if not right:
@@ -210,7 +216,7 @@ def longest_text(of: Mapping[str, object] | Model) -> int | None:
     Of a model that is what the file says which it was read from or made by.
     """
     own = text_half.of(of if isinstance(of, Mapping) else _said_of(of))
-    config = _config(own) if isinstance(of, Mapping) else of.config
+    config = config_of(own) if isinstance(of, Mapping) else of.config
     said = (own.get("max_position_embeddings"), config.longest_text)
     return min((n for n in said if isinstance(n, int)), default=None)
 
@@ -230,13 +236,31 @@ def recurrent(model: Model) -> list[str]:
 
 def turns_alike_to(config: Mapping[str, object]) -> int | None:
     """The longest text whose rotary positions are those of all shorter ones; None: any."""
-    return rope.limit(getattr(_config(config), "rope_parameters", None))
+    return rope.limit(getattr(config_of(config), "rope_parameters", None))
 
 
-def _config(config: hf_config.Config | Mapping[str, object]) -> hf_config.Config:
-    """The Config of its architecture."""
+def said_by(config: Any) -> Mapping[str, object]:
+    """What a `config.json` holds: itself, or that of transformers' config.
+
+    Raises:
+      ValueError: it is neither.
+    """
+    if isinstance(config, Mapping):
+        return config
+    if not hasattr(config, "to_dict"):
+        raise BadInput(f"{config!r:.60} is no Config, nor what a config.json holds")
+    return config.to_dict()
+
+
+def config_of(config: Any) -> hf_config.Config:
+    """The Config of its architecture; from a Config, a `config.json`, or transformers' config.
+
+    Raises:
+      ValueError: as `abstract`.
+    """
     if isinstance(config, hf_config.Config):
         return config
+    config = said_by(config)
     own = text_half.of(config)
     kind = own.get("model_type")
     if not isinstance(kind, str) or kind not in ARCHITECTURES:

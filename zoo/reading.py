@@ -41,6 +41,8 @@ def spelling(model: Model, text_only: bool = False) -> hf_weights.Plan:
     kept, others = (tuple(getattr(arch, of, ())) for of in ("HF_KEPT", "HF_OTHERS"))
     if source and text_half.is_whole(source.config):
         names, others = (*names, *text_half.NAMES), (*others, *text_half.OTHERS)
+    if source and text_half.scores(source.config):
+        others = (*others, rf"^{text_half.SCORE}$")
     carried = [one.replace("{L}", layers) for one in (kept if text_only else kept + others)]
     packed = [Packed(*one) for one in getattr(arch, "HF_PACKED", ())]
     few = few if isinstance(few, dict) else {}

@@ -21,10 +21,9 @@ from checkpoints_io.errors import BadInput
 from zoo import reading
 from zoo.generate import room_for
 from zoo.models import Model, abstract
-from zoo.parts import sharding, spans, token_rows
+from zoo.parts import sharding, spans, text_half, token_rows
+from zoo.parts.text_half import SCORE, SCORES
 
-HEAD = "score.weight"
-KIND = "ForSequenceClassification"
 TOKENS = 2**15  # of the rows that are read at a time
 
 
@@ -53,11 +52,11 @@ def load(
     # With a tied head there is no tensor of it to be read.
     model = abstract({**folder.config, "tie_word_embeddings": True}, dtype, mesh=mesh)
     model.source = folder
-    model, beside = reading.with_extra(model, f"^{re.escape(HEAD)}$")
-    if HEAD not in beside:
-        raise BadInput(f"{path_or_id} has no {HEAD}: a reward model has one, beside its layers")
-    head = sharding.sharding("D", beside[HEAD][0].shape, sharding.mesh_under(model.embedding[...]))
-    return RewardModel(model, jax.device_put(beside[HEAD][0], head))
+    model, beside = reading.with_extra(model, f"^{re.escape(SCORE)}$")
+    if SCORE not in beside:
+        raise BadInput(f"{path_or_id} has no {SCORE}: a reward model has one, beside its layers")
+    head = sharding.sharding("D", beside[SCORE][0].shape, sharding.mesh_under(model.embedding[...]))
+    return RewardModel(model, jax.device_put(beside[SCORE][0], head))
 
 
 def rewards(of: RewardModel, texts: Sequence[Sequence[int]]) -> list[float]:
@@ -104,10 +103,10 @@ def _rewards(
 
 def _refuse_others(config: Mapping[str, object], name: str) -> None:
     kinds = config.get("architectures")
-    kind = kinds[0] if isinstance(kinds, list) and kinds else None
-    if not isinstance(kind, str) or not kind.endswith(KIND):
+    if not text_half.scores(config):
         raise BadInput(
-            f"{name} is a {kind}: a reward model is a …{KIND} with one label, which gives a number "
+            f"{name} is a {kinds[0] if isinstance(kinds, list) and kinds else None}: a reward "
+            f"model is a …{SCORES} with one label, which gives a number "
             "for a text"
         )
     labels = config.get("id2label")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
+import numpy as np
 
 from checkpoints_io.errors import BadInput
 
@@ -14,8 +15,8 @@ class Sampling(NamedTuple):
     """How a token is drawn; a temperature of 0 takes the likeliest.
 
     What remains is drawn by its probability at that temperature: at most `top_k` tokens (0: all);
-    the likeliest whose probabilities add up to `top_p`; those at least `min_p` times as probable as
-    the likeliest. The likeliest always remains.
+    of these the likeliest whose shares add up to `top_p`; those at least `min_p` times as probable
+    as the likeliest. The likeliest always remains. As in transformers and vLLM.
     """
 
     temperature: float = 0.0
@@ -25,6 +26,7 @@ class Sampling(NamedTuple):
 
 
 GREEDY = Sampling()
+COLDEST = 1e-30  # as a temperature; below it numbers in float32 are 0
 # (logits [B, V], sampling, key) -> one token per row
 Way = Callable[[Array, Sampling, Key[Array, ""]], Int[Array, " B"]]
 
@@ -37,6 +39,9 @@ def check(sampling: Sampling) -> None:
     """
     if not isinstance(sampling, Sampling):
         raise BadInput(f"sampling={sampling!r:.60} is none: write Sampling(temperature=0.7)")
+    whole = isinstance(sampling.top_k, int | np.integer)
+    if not whole or not all(isinstance(x, int | float | np.number) for x in sampling):
+        raise BadInput(f"{sampling}: all are numbers, and top_k a whole one")
     right = sampling.temperature >= 0 and sampling.top_k >= 0
     right &= 0 < sampling.top_p <= 1 and 0 <= sampling.min_p <= 1
     if not right:
@@ -67,18 +72,24 @@ def by_probability(
     logits: Float[Array, "B V"], sampling: Sampling, key: Key[Array, ""]
 ) -> Int[Array, " B"]:
     """One token per row, any of them, by the temperature."""
-    return jax.random.categorical(key, logits / sampling.temperature)
+    return jax.random.categorical(key, _heated(logits, sampling))
+
+
+def _heated(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:
+    """By the temperature, however small: the likeliest is 0, and nothing becomes infinite twice."""
+    below = logits - logits.max(-1, keepdims=True)
+    return below / jnp.maximum(sampling.temperature, COLDEST)
 
 
 def drawn(logits: Float[Array, "B V"], sampling: Sampling, key: Key[Array, ""]) -> Int[Array, " B"]:
     """One token per row, by `sampling`."""
     ids = jnp.argsort(logits, axis=-1, descending=True)
-    sorted_ = jnp.take_along_axis(logits, ids, -1) / sampling.temperature
-    shares = jax.nn.softmax(sorted_, axis=-1)
-    before = jnp.cumsum(shares, axis=-1) - shares
+    sorted_ = jnp.take_along_axis(_heated(logits, sampling), ids, -1)
     rank = jnp.arange(logits.shape[-1])
-    remains = (before < sampling.top_p) & (shares >= sampling.min_p * shares[:, :1])
-    remains &= (rank < sampling.top_k) | (sampling.top_k == 0)
+    remains = (rank < sampling.top_k) | (sampling.top_k == 0)
+    shares = jax.nn.softmax(jnp.where(remains, sorted_, -jnp.inf), axis=-1)
+    before = jnp.cumsum(shares, axis=-1) - shares
+    remains &= (before < sampling.top_p) & (shares >= sampling.min_p * shares[:, :1])
     remains |= rank == 0
     choice = jax.random.categorical(key, jnp.where(remains, sorted_, -jnp.inf))
     return jnp.take_along_axis(ids, choice[:, None], -1)[:, 0]

@@ -167,7 +167,8 @@ def _check(source: Source, total: Counts, share: float) -> None:
         raise BadInput(
             f"{total.malformed.total()} of {total.rows} rows of {source.path} hold no {what}: "
             f"{'; '.join(told)}. Fix them, choose another --config.data.layout, or raise "
-            f"--config.data.max_malformed_fraction (now {share})"
+            f"--config.data.max_malformed_fraction (now {share}; with 1, python -m recipes.data "
+            "counts every reason)"
         )
     if not total.used:
         raise BadInput(f"no row of {source.path} can be used: {'; '.join(total.lines()[1:])}")

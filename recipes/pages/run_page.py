@@ -36,6 +36,7 @@ TIMES = {
     "input": "waiting for data",
     "evaluation": "evaluation",
     "samples": "samples",
+    "page": "the page itself",
     "saving": "saving",
     "export": "export",
 }

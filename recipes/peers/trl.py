@@ -13,9 +13,10 @@ OVER_LENGTH = "longer ones are cut at the end of the answer, as there; drop coun
 
 
 def _cut(mode: Any) -> object:
-    if mode != "keep_start":
-        raise Lacks("the beginning is kept: data.over_length=cut_prompt cuts the prompt's instead")
-    return "cut_answer"
+    known = {"keep_start": "cut_answer", "keep_end": "cut_prompt"}
+    if mode not in known:
+        raise Lacks(f"none of {', '.join(known)}: longer pairs are dropped, and counted")
+    return known[mode]
 
 
 ROWS = {
@@ -35,7 +36,9 @@ ROWS = {
     "desirable_weight": part("desirable_weight", "of `trl kto`, and loss=kto"),
     "undesirable_weight": part("undesirable_weight", "of `trl kto`, and loss=kto"),
     "max_length": part("train_seq_len", OVER_LENGTH),
-    "truncation_mode": turned("data.over_length", _cut),
+    "truncation_mode": turned(
+        "data.over_length", _cut, "keep_end is cut_prompt: the prompt's beginning goes, no answer's"
+    ),
     "precompute_ref_log_probs": turned(
         "reference_mode", lambda on: "cached" if on else "resident", "kept on disk for other runs"
     ),

@@ -1,4 +1,4 @@
-"""Likelihood displacement: chosen answers become less likely while the metrics look good."""
+"""What the metrics look good beside: chosen answers become less likely, or a policy falls apart."""
 
 import collections
 from collections.abc import Mapping
@@ -6,18 +6,37 @@ from collections.abc import Mapping
 from recipes.preference import losses
 from recipes.preference.objectives import Objective
 
+APART = 5.0  # nats per token: of 1,000 words all alike likely, each is 6.9 less likely than certain
+
 
 class Trend:
-    """Warns once when both rewards fall while accuracy rises."""
+    """Warns once when both rewards fall while accuracy rises, and once of a policy in ruins."""
 
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
         self._readings: collections.deque[Mapping] = collections.deque(maxlen=3)
-        self._said = False
+        self._said = self._ruined = False
 
     def read(self, figures: Mapping[str, int | float]) -> str | None:
-        """A sentence, once, when over three readings both rewards fall while accuracy rises."""
+        """A sentence, where there is something to say that has not been said."""
         self._readings.append(figures)
+        return self._of_ruins(figures) or self._of_falling()
+
+    def _of_ruins(self, figures: Mapping[str, int | float]) -> str | None:
+        """Where a token of the chosen answers is a hundred times less likely than it was."""
+        tokens = figures.get("train/length_chosen")
+        lost = -figures.get("train/drift_chosen", 0.0) / tokens if tokens else 0.0
+        if self._ruined or not lost > APART or not self._objective.has_reference:
+            return None
+        self._ruined = True
+        return (
+            f"the policy finds each token of the chosen answers {lost:.3g} nats less likely than "
+            "the reference does: whatever accuracy and margin say, its texts are probably ruined; "
+            "start again with a lower --config.learning_rate, or a higher --config.beta"
+        )
+
+    def _of_falling(self) -> str | None:
+        """Where over three readings both rewards fall while accuracy rises."""
         # Without a reference a reward is a log-probability, and always below 0.
         if self._said or len(self._readings) < 3 or not self._objective.has_reference:
             return None

@@ -18,7 +18,7 @@ class Span(NamedTuple):
 
 
 class Compiling:
-    """What was compiled since it was last asked."""
+    """What was compiled since it was told to forget."""
 
     def __init__(self) -> None:
         self._spans: list[Span] = []
@@ -36,7 +36,7 @@ class Compiling:
         return sum((span.end - span.start for span in self._spans), 0.0)
 
     def forget(self, since: float = 0.0) -> None:
-        """Counts nothing that began then or later."""
+        """Drops what began then or later, of what it has heard."""
         self._spans = [span for span in self._spans if span.start < since]
 
 

@@ -1,6 +1,6 @@
 """The end of a run: what was learned, where the model is, and how to use it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import json
 import shlex
 from typing import cast
@@ -42,7 +42,7 @@ def show(
     has_reference = run.reference is not None and not follows
     told = figures(run.held_out, held_out, has_reference=has_reference)
     told += plain_texts.lines(run, held_out) + tasks.lines(run, held_out)
-    if told := [*told, *manner(answers, has_reference=has_reference)]:
+    if told := [*told, *manner(answers, run.stop_ids, has_reference=has_reference)]:
         compared = "before (the reference) -> " if has_reference else ""
         say(f"\nheld-out figures, {compared}after {step} steps")
         say("\n".join(f"  {line}" for line in told))
@@ -72,8 +72,10 @@ def figures(
     return told
 
 
-def manner(answers: Answers | None, *, has_reference: bool = True) -> list[str]:
-    """How many answers are in the wanted manner, by `samples.is_wanted`."""
+def manner(
+    answers: Answers | None, stop_ids: Collection[int], *, has_reference: bool = True
+) -> list[str]:
+    """How many answers are in the wanted manner, by `samples.is_wanted`, and come to an end."""
     if not answers or not is_ranked(answers.examples[0]):
         return []
     before, after = (samples.wanted_share(answers, name) for name in ("before", "after"))
@@ -82,8 +84,19 @@ def manner(answers: Answers | None, *, has_reference: bool = True) -> list[str]:
         compared = "not generated -> "
     return [
         f"answers in the wanted manner: {compared}{after:.0%} ({len(answers.examples)} greedy "
-        "answers; counted: those more similar to the chosen answer than to the rejected one)"
+        "answers; counted: those more similar to the chosen answer than to the rejected one)",
+        *_unended(answers, stop_ids),
     ]
+
+
+def _unended(answers: Answers, stop_ids: Collection[int]) -> list[str]:
+    """Answers that fill their room, where they have become more."""
+    count = {name: sum(text[-1] not in stop_ids for text in texts if text)
+             for name, texts in answers.texts.items()}  # fmt: skip
+    if count["after"] <= count.get("before", 0):
+        return []
+    compared = f"{count['before']} -> " if "before" in count else ""
+    return [f"answers without an end in {answers.most} tokens: {compared}{count['after']}"]
 
 
 def how_to_export(folder: str) -> str:

@@ -182,7 +182,7 @@ def _record(around: Around, update: Update, taken: Taken) -> None:
     figures["learning_rate"] = float(jax.device_get(run.schedule(steps - 1)))
     if left := meter.time_left(run.total_steps - step):
         say(left)
-    times = meter.times()
+    times = meter.times()  # before `read`, from which on it counts anew
     figures |= meter.read() | around.recipe.describe(update, taken)
     figures = {f"train/{name}": value for name, value in figures.items()}
     around.log.write(step, figures | times)
@@ -242,7 +242,7 @@ def _write_page(around: Around) -> None:
     """What the files of the run say by now, as a page."""
     if not processes.is_first():
         return
-    with around.meter.paused("evaluation"):
+    with around.meter.paused("page"):
         try:
             around.recipe.page(around.run.directory)
         except Exception as error:  # whatever it is, it is no reason to lose a run

@@ -234,6 +234,7 @@ def _scaled(given: AdamW, decayed: PyTree, sides: PyTree) -> optax.GradientTrans
     """What makes steps of about the size 1 of gradients."""
     betas = given.adam_beta1, given.adam_beta2, given.adam_epsilon
     mu_dtype, norm = written.DTYPES[given.adam_mu_dtype], given.max_grad_norm
+    of_matrices = jax.tree.leaves(sides, is_leaf=by_matrix.is_sides)
     match given.optimizer:
         case "adamw8bit":
             return adamw8bit.scale_by_adam(*betas, max_norm=norm, matrices=decayed)
@@ -243,15 +244,18 @@ def _scaled(given: AdamW, decayed: PyTree, sides: PyTree) -> optax.GradientTrans
             return optax.scale_by_rms(decay=0.99, eps=1e-8, eps_in_sqrt=False)
         case "adafactor":
             return by_matrix.scale_by_adafactor(sides, max_norm=norm)
-    adam = optax.scale_by_adam(*betas, mu_dtype=mu_dtype)
-    if given.optimizer == "adamw":
-        return adam
-    if not any(of.hidden for of in jax.tree.leaves(sides, is_leaf=by_matrix.is_sides)):
-        raise BadInput(
-            "--config.optimizer=muon is for matrices of the layers, and --config.trainable names "
-            "none: use --config.optimizer=adamw, as Muon would for the others"
-        )
-    return by_matrix.scale_by_muon(sides, adam, mu_dtype, max_norm=norm)
+        case "adamw":
+            return optax.scale_by_adam(*betas, mu_dtype=mu_dtype)
+        case "muon" if not any(side.hidden for side in of_matrices):
+            raise BadInput(
+                "--config.optimizer=muon is for matrices of the layers, and --config.trainable "
+                "names none: use --config.optimizer=adamw, as Muon would for the others"
+            )
+        case "muon":  # whose other weights are AdamW's
+            adam = optax.scale_by_adam(*betas, mu_dtype=mu_dtype)
+            return by_matrix.scale_by_muon(sides, adam, mu_dtype, max_norm=norm)
+        case other:
+            raise NotImplementedError(f"settings.py has an optimizer {other}, and this has none")
 
 
 def matrices(params: nnx.State) -> dict[str, object]:

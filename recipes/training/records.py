@@ -29,7 +29,7 @@ SETTINGS, DATA, RECORDS, SAMPLES, PAGE, SENT, WANDB_ID = FILES = (
 
 # What TensorBoard shows first, in this order, training and held-out sets in one chart: it orders
 # its groups of charts, and the charts of a group, by their names.
-WATCHED = (
+FIRST_CHARTS = (
     "dpo_reward_margin", "dpo_accuracy", "dpo_loss", "loss", "drift_chosen", "drift_rejected",
     "tokens_per_second", "bits_per_byte",
 )  # fmt: skip
@@ -270,9 +270,9 @@ def first_screen(values: Mapping[str, int | float]) -> Iterator[tuple[str, str, 
     """What TensorBoard shows first of a record: whose figure it is, under which name, its value."""
     for name, value in values.items():
         where, _, figure = name.rpartition("/")
-        if figure in WATCHED and (where == "train" or where.startswith("eval/")):
+        if figure in FIRST_CHARTS and (where == "train" or where.startswith("eval/")):
             whose = where.removeprefix("eval/").replace("/", "_")
-            yield whose, f"0_watch/{WATCHED.index(figure) + 1}_{figure}", value
+            yield whose, f"0_watch/{FIRST_CHARTS.index(figure) + 1}_{figure}", value
 
 
 def of_held_out(directory: places.Place, step: int) -> dict[str, float]:

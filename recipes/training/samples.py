@@ -64,18 +64,22 @@ def spread(some: Sequence[Some], count: int) -> list[Some]:
     return [some[i * len(some) // count] for i in range(count)]
 
 
+LIKE_NEITHER = 0.1  # a share of tokens in common, in order, that any two texts have
+
+
 def is_wanted(answer: Sequence[int], pair: Example, most: int) -> bool:
     """Is a greedy answer more similar to the chosen than to the rejected answer?
 
     Of a list, to the best than to the worst. By difflib's ratio over token ids: the share of tokens
-    in common, in order. Only the first `most` tokens of each answer count. A tie is no.
+    in common, in order. Only the first `most` tokens of each answer count. A tie is no, and so is
+    an answer that is like neither.
     """
 
     def alike(other: Sequence[int]) -> float:
         return difflib.SequenceMatcher(None, answer, other[:most], autojunk=False).ratio()
 
     chosen, rejected = (pair.answers[i].ids.tolist() for i in (0, -1))
-    return alike(chosen) > alike(rejected)
+    return alike(chosen) > max(alike(rejected), LIKE_NEITHER)
 
 
 def wanted_share(answers: Answers, name: str) -> float | None:

@@ -395,7 +395,7 @@ def test_an_export(room):
     model = zoo.load(TINY / "model")
     folder = room.within("model")
     for _ in range(2):
-        zoo.save(model, folder.address, dtype=jnp.float32)
+        zoo.save(model, folder.address, dtype=jnp.bfloat16)
         assert {"config.json", "model.safetensors", "tokenizer.json"} <= {*folder.names()}
         assert folder.read("config.json") == (TINY / "model" / "config.json").read_bytes()
     assert room.names() == ["model"]

@@ -16,6 +16,7 @@ from tests.zoo import twins
 import zoo
 from zoo import __main__ as looking
 from zoo import models
+from zoo.parts import sharding
 
 
 def saved(family, shape, folder):
@@ -257,6 +258,41 @@ def test_weights_that_could_not_hold_fractions_are_refused(tmp_path, small_model
             make(tmp_path / "model", dtype=dtype)
     with pytest.raises(ValueError, match=f"^compute_dtype=.*{told}"):
         zoo.load(tmp_path / "model", compute_dtype=dtype)
+
+
+def test_what_weights_cannot_be_split_over_is_refused(small_model):
+    """A mesh of other axes would leave all of them on each device, without a word."""
+    config = small_model.config
+    told = r"zoo.sharding.mesh_of\(data=1, fsdp=-1, tensor=1\) makes one"
+    explicit = jax.sharding.AxisType.Explicit
+    for mesh in (
+        jax.sharding.AbstractMesh((1, 8), ("data", "model")),
+        jax.sharding.AbstractMesh((8,), ("fsdp",), axis_types=(explicit,)),
+        4,
+    ):
+        with pytest.raises(ValueError, match=told):
+            sharding.refuse_mesh(mesh)
+    mesh = zoo.sharding.mesh_of(1, -1, 1)
+    sharding.refuse_mesh(mesh)
+    assert zoo.abstract(config, mesh=mesh).config == config
+
+
+def test_a_config_may_be_that_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    said = transformers.LlamaConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2,
+    )  # fmt: skip
+    assert models.config_of(said) == models.config_of(said.to_dict())
+    with pytest.raises(ValueError, match=r"3 is no Config, nor what a config.json holds"):
+        models.config_of(3)
+
+
+def test_a_backend_of_attention_that_there_is_not_is_named():
+    model = twins.untrained("llama", "plain")
+    model.attention = "flash"
+    with pytest.raises(ValueError, match="attention='flash' is none of dense, blocks"):
+        model([[1, 2]])
 
 
 def test_no_model_is_made_of_the_base_alone(small_model):

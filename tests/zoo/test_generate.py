@@ -36,6 +36,10 @@ def seen(sampling, how=drawn, times=400):
         (Sampling(1.0, top_p=1e-6), [0, 1, 0, 0]),
         (Sampling(0.5), np.array([0.05**2, 0.25, 0.09, 0.15**2]) / 0.365),
         (Sampling(1.0, top_k=1, min_p=1.0), [0, 1, 0, 0]),
+        (Sampling(1.0, top_k=3, top_p=0.7), [0, 5 / 8, 3 / 8, 0]),  # of 0.95: 0.53 + 0.32
+        (Sampling(1.0, top_k=2, top_p=0.6), [0, 1, 0, 0]),  # of 0.8: 0.625
+        (Sampling(1e-40), [0, 1, 0, 0]),
+        (Sampling(1e-40, top_k=2), [0, 1, 0, 0]),
     ],
 )
 def test_tokens_are_drawn_by_what_remains(sampling, expected):
@@ -142,6 +146,24 @@ def test_a_stream_is_the_same_text_a_few_tokens_at_a_time(model, sampling):
     assert [len(piece[1]) for piece in pieces[:2]] == [4, 4]
 
 
+@pytest.mark.parametrize(
+    "how", [dict(top_k=4, top_p=0.7), dict(top_k=5, min_p=0.2), dict(top_p=0.8, min_p=0.1)]
+)
+def test_what_remains_is_what_transformers_leaves(how):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    logits = np.random.default_rng(3).standard_normal((1, 12)).astype(np.float32)
+    sampling = jax.tree.map(jnp.asarray, Sampling(0.8, **how))
+    keys = jax.random.split(jax.random.key(0), 4000)
+    found = jax.vmap(lambda key: drawn(jnp.asarray(logits), sampling, key)[0])(keys)
+    kinds = {"top_k": "TopK", "top_p": "TopP", "min_p": "MinP"}
+    left = torch.tensor(logits) / 0.8
+    for name, value in how.items():
+        left = getattr(transformers, f"{kinds[name]}LogitsWarper")(value)(None, left)
+    wanted = torch.softmax(left, -1)[0].numpy()
+    np.testing.assert_allclose(np.bincount(found, minlength=12) / 4000, wanted, atol=0.03)
+
+
 def test_a_row_stops_alone(model):
     free = generate.generate(model, [[5, 6, 7], [8]], max_new_tokens=20)
     stop = free[0][4]
@@ -161,6 +183,8 @@ def test_a_row_stops_alone(model):
         (dict(prompts=[[97]]), "token id 97 is beyond the model's 97 ids"),
         (dict(prompts=[[-1]]), "token id -1 is below 0: .* labels"),
         (dict(sampling=Sampling(-1.0)), "temperature"),
+        (dict(sampling=Sampling("0.7")), "all are numbers"),
+        (dict(sampling=Sampling(1.0, top_k=2.5)), "top_k a whole one"),
         (dict(sampling=Sampling(1.0, top_p=0.0)), "top_p"),
         (dict(sampling=Sampling(0.0, top_k=5)), "likeliest token is taken anyway"),
     ],
@@ -168,6 +192,23 @@ def test_a_row_stops_alone(model):
 def test_what_means_nothing_is_refused(model, arguments, told):
     with pytest.raises(ValueError, match=told):
         generate.generate(model, **(dict(prompts=[[1]], max_new_tokens=2) | arguments))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("3", 1, ()), "max_new_tokens='3' is no whole number"),
+        ((3.0, 1, ()), "max_new_tokens=3.0 is no whole number"),
+        ((3, 1, 4), r"in a list, like \[2\], and not 4"),
+        ((3, 1, None), "stop_ids are ids in a list"),
+        ((3, 1, ["<end>"]), "stop_ids are ids in a list"),
+        ((3, 1, {1.5}), "stop_ids are ids in a list"),
+    ],
+)
+def test_what_is_of_another_kind_is_refused(given, told):
+    """Where no annotation is checked: in a notebook."""
+    with pytest.raises(ValueError, match=told):
+        generate._checked(*given)
 
 
 def test_no_token_at_a_time_is_refused_and_none_at_all_is_nothing(model):
@@ -191,8 +232,11 @@ def test_what_is_not_several_texts_is_refused(given, told):
     token_rows.check_several([[1], np.array([2, 3])], "prompts")
 
 
-def test_prompts_are_lists_or_arrays(model):
+def test_prompts_and_stop_ids_are_lists_or_arrays(model):
     lists = generate.generate(model, [[5, 6, 7], [8]], max_new_tokens=4)
+    for stops in (lists[0][1:2], {lists[0][1]}, np.array(lists[0][1:2])):
+        found = generate.generate(model, [[5, 6, 7]], max_new_tokens=4, stop_ids=stops)
+        assert found == [lists[0][: lists[0].index(lists[0][1]) + 1]]
     for array in (np.array, jnp.array):
         given = [array([5, 6, 7]), array([8])]
         assert generate.generate(model, given, max_new_tokens=4) == lists

@@ -8,6 +8,7 @@ import safetensors.numpy
 
 from tests.long_forms import full_but
 from tests.zoo import twins
+import zoo
 from zoo import reward
 
 TEXTS = [[5, 9, 80, 3], [7], list(range(3, 70)), [5, 9, 80]]
@@ -44,6 +45,8 @@ def test_rewards_are_those_of_transformers(family, tmp_path):
     ours = reward.rewards(reward.load(tmp_path), TEXTS)
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     assert np.std(theirs) > 0.1
+    zoo.save(reward.load(tmp_path).model, tmp_path / "again", dtype=np.float32)
+    assert reward.rewards(reward.load(tmp_path / "again"), TEXTS) == ours  # with its head
     with pytest.raises(ValueError, match="at least one token each"):
         reward.rewards(reward.load(tmp_path), [[]])
     assert reward.rewards(reward.load(tmp_path), []) == []

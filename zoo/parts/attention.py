@@ -104,6 +104,8 @@ def attend(
     Raises:
       ValueError: the backend is not available here, or cannot do what the model needs.
     """
+    if backend is not None and backend not in BACKENDS:
+        raise BadInput(f"attention={backend!r} is none of {', '.join(BACKENDS)}")
     backend = _chosen(backend, q, softcap, sinks)
     run = functools.partial(BACKENDS[backend], scale=scale, softcap=softcap)
     U, wide = v.shape[-1], max(q.shape[-1], v.shape[-1])

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from checkpoints_io.errors import BadInput
@@ -70,6 +70,23 @@ def mesh_of(
     if devices[0].platform == "tpu" and len({slice_of(device) for device in devices}) > 1:
         return Mesh(by_slice(sizes, devices), MESH_AXES, axis_types=kinds)
     return jax.make_mesh(sizes, MESH_AXES, axis_types=kinds, devices=devices)
+
+
+def refuse_mesh(mesh: object) -> None:
+    """Refuses what weights cannot be split over.
+
+    Raises:
+      ValueError: it is no mesh, or one of other axes than `mesh_of` makes.
+    """
+    remedy = "zoo.sharding.mesh_of(data=1, fsdp=-1, tensor=1) makes one"
+    if not isinstance(mesh, Mesh | AbstractMesh):
+        raise BadInput(f"mesh={mesh!r:.60} is none: {remedy}")
+    others = [name for name, size in mesh.shape.items() if size > 1 and name not in MESH_AXES]
+    if others or any(kind == AxisType.Explicit for kind in mesh.axis_types):
+        raise BadInput(
+            f"the mesh {dict(mesh.shape)} is split along other axes than {', '.join(MESH_AXES)}, "
+            f"or has explicit ones: {remedy}"
+        )
 
 
 def by_slice(sizes: Sizes, devices: Sequence[Any]) -> np.ndarray:

@@ -29,6 +29,8 @@ OTHERS = (
     r"^(model\.)?(visual|vision_(model|embedder)|(vision|audio)_tower|embed_(vision|audio)|"
     r"multi_modal_projector|mm_projector)\.",
 )
+# What transformers calls models that score, and their head, which is not read with the text.
+SCORES, SCORE = "ForSequenceClassification", "score.weight"
 # Names in the whole, and what they are in the text's own.
 NAMES = (
     (r"^(model\.language_model|language_model\.model)\.", "model."),
@@ -49,6 +51,12 @@ def is_whole(hf: Mapping[str, object]) -> bool:
     """Is this the `config.json` of a checkpoint that sees images?"""
     kind = hf.get("model_type")
     return isinstance(kind, str) and kind in KINDS
+
+
+def scores(hf: Mapping[str, object]) -> bool:
+    """Is this the `config.json` of a model with numbers for a text in place of logits?"""
+    kinds = hf.get("architectures")
+    return isinstance(kinds, list) and bool(kinds) and str(kinds[0]).endswith(SCORES)
 
 
 def of(hf: Mapping[str, object]) -> dict[str, object]:

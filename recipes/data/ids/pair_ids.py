@@ -93,7 +93,8 @@ NOTES = {
     "special": "with words that are special tokens of this tokenizer (they are read as such)",
     "other_format": (
         "with marks of a chat format in their prompt (Human:, [INST], <|im_start|>, …) or at the "
-        "end of an answer (</s>, …)"
+        "end of an answer (</s>, …): they are read as words, within the chat template; "
+        "--config.data.layout=plain_text takes texts as they are"
     ),
     "asks_again": "of which every answer begins with the question",
     "ignored": "with tools or template settings that the chat template does not look at",

@@ -43,6 +43,7 @@ def pair(prompt, chosen, rejected):
         ([7, 8, 9], [7, 8, 1], [3, 4, 5], 8, True),
         ([3, 4, 9], [7, 8, 1], [3, 4, 5], 8, False),
         ([1, 2, 3], [7, 8, 9], [4, 5, 6], 8, False),  # neither
+        ([7] * 30, [7, *range(30)], [*range(30)], 99, False),  # one word in common is chance
         ([1, 2, 9], [1, 2], [9, 2, 1], 8, True),  # the order counts
         ([1, 2], [1, 2], [1, 2, 3, 4, 5, 6], 8, True),  # and so does the length
         ([1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7, 8, 9, 9], [1, 2, 3], 4, True),  # all cut alike
@@ -112,16 +113,21 @@ def test_figures_before_and_after():
         "mine reward margin: 0 -> 0.500 (2 pairs)",
     ]
     answers = samples.Answers(pairs, 4, {"before": [[3], [4]], "after": [[7], [3]]})
-    (told,) = ending.manner(answers)
+    (told,) = ending.manner(answers, {3, 4, 7, 8})
     assert told.startswith("answers in the wanted manner: 0% -> 50% (2 greedy answers")
-    (told,) = ending.manner(answers._replace(texts={"after": [[7], [8]]}))
+    (told,) = ending.manner(answers._replace(texts={"after": [[7], [8]]}), {7, 8})
     assert told.startswith("answers in the wanted manner: not generated -> 100%")
-    assert ending.manner(None) == []
+    assert ending.manner(None, ()) == []
+    _, told = ending.manner(answers, (3, 4))
+    assert told == "answers without an end in 4 tokens: 0 -> 1"
+    _, told = ending.manner(answers._replace(texts={"after": [[7], [8]]}), (8,))
+    assert told == "answers without an end in 4 tokens: 1"
     assert ending.figures(sets, figures, has_reference=False) == [
         "mine accuracy: 1.000 (2 pairs)",
         "mine reward margin: 0.500 (2 pairs)",
     ]
-    (told,) = ending.manner(answers._replace(texts={"after": [[7], [8]]}), has_reference=False)
+    after = answers._replace(texts={"after": [[7], [8]]})
+    (told,) = ending.manner(after, {7, 8}, has_reference=False)
     assert told.startswith("answers in the wanted manner: 100% (2 greedy")
 
 

@@ -59,6 +59,17 @@ def test_what_is_no_such_trend_is_not_said(figures):
     assert not any(said(*figures))
 
 
+def test_a_policy_in_ruins_is_said_once_whatever_its_accuracy_is():
+    trend = Trend(sigmoid())
+    figures = {"train/dpo_accuracy": 1.0, "train/dpo_chosen_reward": 1.0,
+               "train/dpo_rejected_reward": -1e4, "train/length_chosen": 20.0}  # fmt: skip
+    told = [
+        trend.read(figures | {"train/drift_chosen": drift}) for drift in (-90.0, -200.0, -999.0)
+    ]
+    assert told[0] is told[2] is None
+    assert "10 nats less likely" in told[1] and "--config.learning_rate" in told[1]
+
+
 def test_a_run_without_a_name_has_that_of_its_directory():
     name = lambda **other: run_parts.records(given_by(tiny.get_config(), **other)).name
     assert name(directory="gs://bucket/runs/first/") == "tiny"
@@ -192,6 +203,7 @@ def test_speed_is_that_of_training_alone(monkeypatch):
     compile_for(0, "/jax/checkpoint/write")
     compiled.hear(f"{compiling.EVENTS}jaxpr_trace_duration", 5.0 + 30)  # the former was part of it
     assert meter.time_left(7) == "about 7.0 minutes to go, plus evaluation and saving"
+    assert meter.time_left(7) is None  # said once
     assert records.in_words(45.4) == "45 seconds" and records.in_words(10_800.0) == "3.0 hours"
     times = {"time/steps": 57, "time/input": 3, "time/saving": 500, "time/export": 500}
     assert meter.times() == times | {"time/compiling": 35}

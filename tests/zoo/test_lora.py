@@ -1,0 +1,82 @@
+"""Adapters in a notebook, as docs/adapters.md has them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.conftest import TINY
+import zoo
+from zoo.parts import adapted
+
+TOKENS = jnp.array([[5, 17, 300, 2, 9, 44, 81]])
+
+
+def nats(model, tokens):
+    logps = jax.nn.log_softmax(model(tokens)[:, :-1])
+    return -jnp.take_along_axis(logps, tokens[:, 1:, None], axis=-1).mean()
+
+
+def trained(model, steps=8):
+    graph, own, frozen = zoo.lora.parted(model)
+    adam = optax.adam(1e-2)
+
+    @jax.jit
+    def step(own, frozen, state):
+        loss = lambda own: nats(zoo.lora.joined(graph, own, frozen), TOKENS)
+        value, gradient = jax.value_and_grad(loss)(own)
+        changes, state = adam.update(gradient, state)
+        return optax.apply_updates(own, changes), state, value
+
+    state, values = adam.init(own), []
+    for _ in range(steps):
+        own, state, value = step(own, frozen, state)
+        values.append(float(value))
+    return zoo.lora.joined(graph, own, frozen), values
+
+
+@pytest.mark.parametrize(
+    ("frozen", "dora"), [(None, False), (None, True), ("nf4", False)], ids=["lora", "dora", "nf4"]
+)
+def test_new_adapters_are_trained_saved_and_read(frozen, dora, tmp_path):
+    base = zoo.load(TINY / "model", frozen=frozen)
+    model = zoo.lora.with_adapters(
+        base, rank=4, alpha=8, targets=["q_proj", "down_proj"], dora=dora
+    )
+    np.testing.assert_allclose(model(TOKENS), base(TOKENS), atol=1e-5)
+    learnt, values = trained(model)
+    assert values[-1] < values[0] - 0.5
+    kept = zoo.lora.parted(learnt)[2]
+    for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(zoo.lora.parted(model)[2]), strict=True):
+        np.testing.assert_array_equal(a, b)  # the frozen weights, and the scales
+    zoo.save_adapter(learnt, tmp_path / "adapter")
+    again = zoo.load(TINY / "model", adapter=tmp_path / "adapter")
+    np.testing.assert_allclose(again(TOKENS), learnt(TOKENS), atol=1e-5)
+    more, values = trained(again, steps=2)  # and what is read is trained on
+    assert values[0] == pytest.approx(float(nats(learnt, TOKENS)), abs=1e-5)
+    assert adapted.is_adapted(more.blocks.down.get_value() if hasattr(more.blocks, "down")
+                              else more.blocks.mlp.down.get_value())  # fmt: skip
+
+
+def test_peft_has_as_many_in_the_same_places(tmp_path):
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(TINY / "model")
+    targets = ["q_proj", "v_proj"]
+    said = peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets)
+    wanted = sum(
+        p.numel() for p in peft.get_peft_model(theirs, said).parameters() if p.requires_grad
+    )
+    model = zoo.lora.with_adapters(zoo.load(TINY / "model"), rank=4, alpha=8, targets=targets)
+    assert sum(x.size for x in jax.tree.leaves(zoo.lora.parted(model)[1])) == wanted
+
+
+def test_what_has_none_or_has_them_is_refused():
+    model = zoo.load(TINY / "model")
+    with pytest.raises(ValueError, match=r"no adapters: zoo.lora.with_adapters gives it new ones"):
+        zoo.lora.parted(model)
+    with pytest.raises(ValueError, match="q_prj"):
+        zoo.lora.with_adapters(model, rank=4, targets=["q_prj"])
+    with pytest.raises(ValueError, match="the model has adapters"):
+        zoo.lora.with_adapters(zoo.lora.with_adapters(model, rank=4), rank=4)

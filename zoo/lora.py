@@ -1,0 +1,83 @@
+"""Adapters in a notebook: a model with new ones, and the two trees that it is of."""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+from flax import nnx
+import jax
+from jaxtyping import PyTree
+
+from checkpoints_io.errors import BadInput
+from zoo import adapters
+from zoo import targets as choosing
+from zoo.models import Model
+from zoo.parts import adapted
+
+
+def with_adapters(
+    model: Model,
+    *,
+    rank: int,
+    alpha: int | float | None = None,
+    targets: Sequence[str] = (choosing.ALL_LINEAR,),
+    exclude: Sequence[str] = (),
+    rslora: bool = False,
+    dora: bool = False,
+    seed: int = 0,
+) -> Model:
+    """The model with new adapters beside its weights, in float32; its logits are what they were.
+
+    Names mean what they mean in PEFT's `LoraConfig`, and B begins as 0, as there; `alpha` is `rank`
+    unless given.
+
+    Example:
+      model = zoo.lora.with_adapters(zoo.load(folder), rank=8, targets=["q_proj", "v_proj"])
+
+    Raises:
+      ValueError: the model has adapters, or no weight is called so.
+    """
+    graph, state = nnx.split(model)
+    params = nnx.to_pure_dict(state)
+    is_one = adapted.is_adapted
+    if any(map(is_one, jax.tree.leaves(params, is_leaf=is_one))):
+        raise BadInput("the model has adapters: load it without them to give it new ones")
+    sites = choosing.sites(model, choosing.Lora(
+        rank=rank, alpha=float(rank if alpha is None else alpha), targets=tuple(targets),
+        exclude=tuple(exclude), rslora=rslora, dora=dora, zero="B",
+    ))  # fmt: skip
+    frozen = adapters.attached(params, sites)
+    trained = adapters.fresh(frozen, adapters.layout(model, sites, dora=dora), zero="B", seed=seed)
+    return joined(graph, trained, frozen)
+
+
+def parted(model: Model) -> tuple[nnx.GraphDef, dict, dict]:
+    """The graph of a model, its adapters, and all else: what is trained, and what is not.
+
+    `joined` makes it of them again, inside of a loss, too.
+
+    Raises:
+      ValueError: it has no adapters.
+    """
+    graph, state = nnx.split(model)
+    params = nnx.to_pure_dict(state)
+    trained = _adapters_of(params)
+    if not trained:
+        raise BadInput("the model has no adapters: zoo.lora.with_adapters gives it new ones")
+    without = lambda x: dataclasses.replace(x, adapter=None) if adapted.is_adapted(x) else x
+    return graph, trained, jax.tree.map(without, params, is_leaf=adapted.is_adapted)
+
+
+def joined(graph: nnx.GraphDef, trained: PyTree, frozen: PyTree) -> Model:
+    """The model of what `parted` gave."""
+    return nnx.merge(graph, nnx.State(adapted.joined(trained, frozen)))
+
+
+def _adapters_of(params: Any) -> dict:
+    found = {}
+    for name, value in params.items():
+        if adapted.is_adapted(value):
+            found[name] = value.adapter
+        elif isinstance(value, dict) and (within := _adapters_of(value)):
+            found[name] = within
+    return found
