@@ -230,6 +230,8 @@ def read_config(folder: pathlib.Path) -> dict[str, object]:
                 ". It holds adapters: zoo.load(BASE, adapter=FOLDER) and --config.adapter.path put "
                 "them beside their base, and `python -m zoo merge` into it"
             )
+        elif exports := sorted((folder / "hf").glob("step-*"), key=lambda x: x.stat().st_mtime):
+            beside = f". It is the directory of a run, whose newest model is {exports[-1]}"
         raise NotFound(f"{folder} is not a model folder: it has no config.json{beside}")
     config = read_json(path)
     if config.get("quantization_config"):

@@ -48,6 +48,8 @@ def translate(words: Sequence[str], to: str | None, devices: int) -> None:
     else:
         if not pathlib.Path(to).absolute().parent.is_dir():
             raise NotFound(f"--to={to}: there is no folder {pathlib.Path(to).parent}")
+        if pathlib.Path(to).exists():
+            raise BadInput(f"--to={to} is there already: give another name, or remove it")
         pathlib.Path(to).write_text(text, "utf-8")
     print(told, file=sys.stderr)
 

@@ -150,7 +150,7 @@ def given(config, *flags):
 
 
 def test_the_sweep_is_of_all_settings():
-    assert OTHER.keys() == settings.ALL.keys()
+    assert OTHER.keys() == settings.ALL.keys(), "give each setting another value in OTHER"
 
 
 @pytest.mark.parametrize("config", CONFIGS)

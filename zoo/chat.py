@@ -108,6 +108,8 @@ def loaded(
         whole, adapter = base or peft_folder.base_of(folder), path_or_id
     elif base is not None:
         raise BadInput(f"--base={base} has no effect: {path_or_id} holds no adapters; leave it out")
+    else:
+        hf_folder.read_config(folder)  # refuses what is no model before its tokenizer is missed
     try:
         words = zoo.load_tokenizer(whole)
         if talks and words.chat_template is None:

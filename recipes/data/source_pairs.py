@@ -187,7 +187,9 @@ def split(pairs: Pairs, fraction: float) -> tuple[list[Example], list[Example]]:
         what = shown.noun(pairs.ids)
         raise BadInput(
             f"--config.validation_split_fraction={fraction} leaves {len(sides[0])} {what} to train "
-            f"on and {len(sides[1])} held out of {len(pairs.ids)}; both need at least one"
+            f"on and {len(sides[1])} held out of {len(pairs.ids)}, which have "
+            f"{len(set(pairs.keys.tolist()))} prompts, each on one side; both need at least one: "
+            "set another fraction, or name a held-out file with --config.validation"
         )
     return sides
 

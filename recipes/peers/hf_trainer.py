@@ -128,6 +128,11 @@ def made(given: Given, held_out: str | None) -> dict[str, object]:
         found["num_train_steps"] = int(theirs["max_steps"])
     else:
         found["num_epochs"] = float(theirs["num_train_epochs"])
+    if theirs.get("fp16"):
+        given.notes.differs.append(("fp16", "bfloat16 here, which needs no scale of the loss"))
+    if theirs.get("warmup_ratio") and "warmup_steps" in given.named:
+        told = "both are named, and the ratio is taken; earlier versions took the steps"
+        given.notes.differs.append(("warmup_ratio, warmup_steps", told))
     found["mp"] = "p=f32,c=f32" if theirs.get("bf16") is False and not theirs.get("fp16") else (
         "p=f32,c=bfloat16"
     )  # fmt: skip

@@ -14,6 +14,7 @@ from recipes.peers.rows import (
     same,
     turned,
 )
+from recipes.training.settings import ALL
 
 
 def _minutes(interval: Any) -> object:
@@ -44,7 +45,7 @@ def _schedule(kind: Any) -> object:
 
 def _optimizer(kind: Any) -> object:
     if kind not in ("adam", "adamw", "lion", "muon", "rmsprop"):
-        raise Lacks("optimizer has adamw, adamw8bit, lion, rmsprop, muon and adafactor")
+        raise Lacks(f"optimizer has {', '.join(ALL['optimizer'].choices)}")
     return "adamw" if kind == "adam" else kind
 
 

@@ -6,10 +6,26 @@ As of TRL 1.16, with names of earlier versions that are still met.
 import pathlib
 from typing import Any
 
+from checkpoints_io.errors import BadInput
 from recipes.peers import hf_trainer
 from recipes.peers.rows import Given, Lacks, Source, idle, is_off, lacks, part, same, turned
 
 OVER_LENGTH = "longer ones are cut at the end of the answer, as there; drop counts and drops them"
+
+
+# Settings of TRL's other trainers alone, and what to do with a file of theirs.
+OTHERS = {
+    **dict.fromkeys(
+        ("assistant_only_loss", "completion_only_loss", "dataset_text_field", "packing"),
+        "`trl sft`: supervised fine-tuning is a recipe of its own, recipes/sft.py",
+    ),
+    **dict.fromkeys(
+        ("num_generations", "num_iterations", "reward_funcs", "reward_model_name_or_path"),
+        "a trainer that draws answers while it learns, which is not here; recipes/sample_pairs.py "
+        "makes pairs of answers between runs",
+    ),
+    "center_rewards_coefficient": "`trl reward`, and reward models are read here, not trained",
+}
 
 
 def _cut(mode: Any) -> object:
@@ -45,6 +61,7 @@ ROWS = {
     "sync_ref_model": part("reference_sync_steps"),
     "ref_model_sync_steps": part("reference_sync_steps"),
     "ref_model_mixup_alpha": part("reference_mixup_alpha"),
+    "reference_free": part("loss", "of earlier versions: reference_free"),
     "rpo_alpha": part("loss", "of earlier versions: sigmoid,sft_seq=ALPHA"),
     **lacks("no limit of its own: data.over_length says what is cut", "max_prompt_length",
             "max_completion_length"),
@@ -113,9 +130,15 @@ def hub_data(name: object, subset: object = None, split: object = None) -> str:
 
 def _made(given: Given) -> dict[str, object]:
     theirs = given.values
+    for name in sorted(OTHERS.keys() & given.named):
+        raise BadInput(f"{name} is of {OTHERS[name]}")
+    told = "of plain strings here are turns of the chat template, and there texts as they are: "
+    given.notes.differs.append(("prompts and answers", f"{told}data.layout=plain_text"))
     found = _data(given)
     found |= hf_trainer.made(given, "test" if "validation" in found else None)
     found["loss"] = hf_trainer.losses(theirs["loss_type"], theirs.get("loss_weights"))
+    if theirs.get("reference_free"):
+        found["loss"] = "reference_free"
     if theirs.get("rpo_alpha"):
         found["loss"] = f"sigmoid,sft_seq={float(theirs['rpo_alpha']):g}"
     if theirs.get("desirable_weight") or theirs.get("undesirable_weight"):
@@ -180,7 +203,12 @@ def _data(given: Given) -> dict[str, object]:
     elif name := theirs.get("dataset_name"):
         subset = theirs.get("dataset_config")
         found["train_data"] = hub_data(name, subset, theirs["dataset_train_split"])
-        if evaluates:
+        if evaluates and pathlib.Path(str(name)).is_file():
+            told = (
+                "a file has no other split: set validation_split_fraction, or name a held-out file"
+            )
+            given.notes.lacking.append(("dataset_test_split", told))
+        elif evaluates:
             held = hub_data(name, subset, theirs["dataset_test_split"])
             found["validation"] = {"test": held}
     if theirs.get("test_split_size"):

@@ -72,6 +72,7 @@ def test_the_tiny_run_learns(tiny_config, capsys, tmp_path):
     assert {f"eval/heldout/{name}" for name in names.split()} <= after.keys()
     more = "gradient_norm learning_rate tokens_per_second pack_fill data/dropped data/truncated"
     last = [r for r in steps if "train/dpo_loss" in r][-1]
+    assert first["train/learning_rate"] == 0 < last["train/learning_rate"]  # of the step itself
     assert {f"train/{name}" for name in f"{names} {more}".split()} <= last.keys()
     assert "train/tokens_per_second" not in first  # most of its time went into compiling
     # What was learnt is seen by a person,

@@ -208,7 +208,7 @@ def test_labels_as_people_write_them(tmp_path):
 @pytest.mark.parametrize("label", ["good", 2, -1, 0.5, [True], math.nan, None])
 def test_what_is_no_label_is_malformed(tmp_path, label):
     some = [*rows("train", 4), {**rows("train", 1)[0], "label": label}]
-    with pytest.raises(ValueError, match=r"1 of 9 rows .* hold no answer; .*`label`"):
+    with pytest.raises(ValueError, match=r"1 of 9 rows .* hold no answer: .*`label`"):
         read(tmp_path, some, loss="kto")
     found = read(tmp_path, some, loss="kto", **{"data": {"max_malformed_fraction": 0.5}})
     assert len(found.train[0].examples) == 8

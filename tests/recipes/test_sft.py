@@ -208,7 +208,7 @@ def test_a_conversation_ends_with_an_answer(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"messages": [USER]}) + "\n")
     how = encode_rows.How(str(TINY / "model"), None, "assistant", None, 256, "drop", 0.0)
-    with pytest.raises(ValueError, match=r"1 of 1 rows .* hold no answer; .*not the assistant's"):
+    with pytest.raises(ValueError, match=r"1 of 1 rows .* hold no answer: .*not the assistant's"):
         source_pairs.read(Source(str(file), "conversation", single=True), how)
 
 

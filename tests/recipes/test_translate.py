@@ -141,7 +141,7 @@ EXAMPLES = {
             "keep_best": "test/dpo_accuracy",
         },
         {"lora_dropout", "report_to: mlflow", "hub_model_id: no-owner", "warp_factor"},
-        {"per_device_train_batch_size"},
+        {"per_device_train_batch_size", "prompts and answers"},
         {"padding_free"},
     ),
     AXOLOTL: (
@@ -174,7 +174,7 @@ EXAMPLES = {
             "steps_per_eval": 500, "steps_per_checkpoint": 500, "gamma_beta_ratio": 0.5,
         },
         {"template"},
-        {"dataset: mine", "cutoff_len", "per_device_train_batch_size"},
+        {"dataset: mine", "cutoff_len", "fp16", "per_device_train_batch_size"},
         {"plot_loss"},
     ),
     LEVANTER: (
@@ -250,6 +250,8 @@ def test_the_docs_have_the_tables():
         ({"rpo_alpha": 0.5}, {"loss": "sigmoid,sft_seq=0.5"}),
         ({"desirable_weight": 0.2, "loss_type": "kto"}, {"loss": "kto", "desirable_weight": 0.2}),
         ({"f_divergence_type": "alpha_divergence"}, {"f_alpha_divergence_coef": 0.5}),
+        ({"reference_free": True}, {"loss": "reference_free"}),
+        ({"truncation_mode": "keep_end"}, {"data.over_length": "cut_prompt"}),
         ({"sync_ref_model": True}, {"reference_sync_steps": 512, "reference_mixup_alpha": 0.6}),
         ({"precompute_ref_log_probs": True}, {"reference_mode": "cached"}),
         ({"bf16": False}, {"mp": "p=f32,c=f32"}),
@@ -273,6 +275,49 @@ def test_what_several_of_trls_say_together(changed, wanted):
     found = rows.translated(peers.TRL, file, 1).settings
     assert {name: found.get(name) for name in wanted} == wanted
     assert translate.refused({"name": "x", "directory": "y"} | found) is None
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ({"packing": True, "max_length": 512}, "packing is of `trl sft`: .*recipes/sft.py"),
+        (
+            {"num_generations": 8, "beta": 0.04},
+            "num_generations is of a trainer that draws answers",
+        ),
+        ({"center_rewards_coefficient": 0.1}, "center_rewards_coefficient is of `trl reward`"),
+    ],
+)
+def test_files_of_trls_other_trainers_are_no_configs_of_dpo(named, told):
+    file = {"model_name_or_path": "a/b", "dataset_name": "c/d"} | named
+    with pytest.raises(ValueError, match=told):
+        translate.translated(file, "theirs", "theirs.yaml", "mine.py")
+
+
+def test_a_data_file_has_no_split_to_hold_out(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text("")
+    file = {"model_name_or_path": "a/b", "dataset_name": str(tmp_path / "pairs.jsonl")}
+    found = rows.translated(peers.TRL, file | {"eval_strategy": "steps"}, 1)
+    assert found.settings["train_data"] == str(tmp_path / "pairs.jsonl")
+    assert "validation" not in found.settings
+    assert "set validation_split_fraction" in dict(found.notes.lacking)["dataset_test_split"]
+
+
+def test_of_two_warmups_the_ratio_is_taken_and_that_is_said():
+    file = {"model_name_or_path": "a/b", "dataset_name": "c/d", "warmup_ratio": 0.1}
+    found = rows.translated(peers.TRL, file | {"warmup_steps": 2}, 1)
+    assert found.settings["warmup"] == 0.1
+    assert "the ratio is taken" in dict(found.notes.differs)["warmup_ratio, warmup_steps"]
+    alone = rows.translated(peers.TRL, file, 1).notes.differs
+    assert "warmup_ratio, warmup_steps" not in dict(alone)
+
+
+def test_a_file_that_is_there_is_not_written_over(tmp_path):
+    (tmp_path / "theirs.yaml").write_text(TRL)
+    (tmp_path / "mine.py").write_text("# by hand\n")
+    with pytest.raises(ValueError, match=r"mine.py is there already: give another name, or remove"):
+        translate.translate([str(tmp_path / "theirs.yaml")], str(tmp_path / "mine.py"), 1)
+    assert (tmp_path / "mine.py").read_text() == "# by hand\n"
 
 
 def test_a_dataset_in_a_folder_is_read_by_the_names_of_its_files(tmp_path):

@@ -353,8 +353,27 @@ def test_every_option_is_a_setting():
 def test_every_loss_has_its_row_and_its_first_value():
     told = (ROOT / "docs" / "losses.md").read_text("utf-8")
     rows = re.findall(r"^\| `(\w+)` \|", told, re.MULTILINE)
-    assert {*rows} >= losses.LOSSES.keys()
-    assert losses.FIRST.keys() == losses.LOSSES.keys()
+    assert not losses.LOSSES.keys() - {*rows}, "write their rows in docs/losses.md"
+    assert losses.FIRST.keys() == losses.LOSSES.keys(), "a first value, or None, in FIRST"
+    (sentence,) = re.findall(r"A margin from a column is taken off x in\s(.*?):", told, re.DOTALL)
+    assert {*re.findall(r"`(\w+)`", sentence)} == {*losses.OF_MARGINS}, "of docs/losses.md"
+
+
+NUMBERS = {"desirable_weight": 1.5, "undesirable_weight": 0.7, "f_alpha_divergence_coef": 0.4}
+OPTIONAL = [(loss, option) for loss in losses.LOSSES for option in sorted(keywords(loss))
+            if settings.PREFERENCE[option].kind is float]  # fmt: skip
+
+
+@pytest.mark.parametrize(("loss", "option"), OPTIONAL)
+def test_every_number_that_a_loss_takes_changes_it(loss, option):
+    values = OPTIONS | NUMBERS
+    assert option in values, f"give {option} a value in OPTIONS"
+    how = options_of(loss)
+    if option == "f_alpha_divergence_coef":
+        how["f_divergence_type"] = "alpha_divergence"
+    of = functools.partial(losses.LOSSES[loss], random_answers())
+    few, more = (of(**how | {option: scale * values[option]}) for scale in (1.0, 0.8))
+    assert not np.allclose(few, more, rtol=1e-4)
 
 
 # The agreed table

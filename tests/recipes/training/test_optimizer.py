@@ -1,6 +1,7 @@
 """AdamW by hand, which number stands where; the others against those they are taken from."""
 
 import functools
+import re
 
 from flax import nnx
 import jax
@@ -10,8 +11,8 @@ import optax
 import pytest
 
 from recipes.configs import tiny
-from recipes.training import optimizer, plan, policy
-from tests.conftest import adamw_of
+from recipes.training import optimizer, plan, policy, settings
+from tests.conftest import ROOT, adamw_of
 
 
 def test_two_updates_by_hand():
@@ -143,3 +144,15 @@ def test_the_average_is_what_is_evaluated_and_exported(small_model):
     held = plan.memory(small_model, weights, opt_state, None, resident=False)
     assert held["average"] == held["policy"]
     assert held["optimizer"] == pytest.approx(2 * held["policy"], abs=64)
+
+
+def test_the_docs_have_a_row_for_each():
+    told = (ROOT / "docs" / "dpo.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|", told, re.MULTILINE)
+    assert not {*settings.ALL["optimizer"].choices} - {*rows}, "write their rows in docs/dpo.md"
+
+
+def test_an_optimizer_that_is_only_a_setting_is_none():
+    """And not another one, without a word."""
+    with pytest.raises(NotImplementedError, match=r"settings.py has an optimizer adabelief"):
+        optimizer._scaled(adamw_of(tiny.get_config())._replace(optimizer="adabelief"), {}, {})

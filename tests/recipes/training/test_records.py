@@ -144,6 +144,7 @@ def test_held_out_figures_of_a_step_are_read_back(tmp_path):
     assert records.of_held_out(places.Disk(tmp_path), 2) == {}
     written = [
         {"step": 2, "train/dpo_loss": 0.5},
+        {"step": 2, "eval/heldout/dpo_loss": 0.75},  # of a run that was stopped behind it
         {"step": 2, "eval/heldout/dpo_loss": 0.25, "eval/heldout/odd": "word"},
         {"step": 4, "eval/heldout/dpo_loss": 0.125},
     ]

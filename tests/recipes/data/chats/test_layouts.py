@@ -4,6 +4,7 @@ import copy
 import datetime
 import json
 import math
+import re
 
 from hypothesis import given, settings, strategies
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from recipes.data.chats import columns, forming, layouts, messages
 from recipes.data.chats.layouts import LAYOUTS
 from recipes.data.chats.pair import Pair
+from tests.conftest import ROOT
 
 
 def user(content):
@@ -943,3 +945,9 @@ def test_whatever_many_rows_hold_they_are_read_or_refused(example, row, called):
 def test_every_layout_of_pairs_has_an_example():
     """Those of single answers stand in test_sft.py."""
     assert EXAMPLES.keys() == layouts.named(single=False).keys()
+
+
+def test_the_docs_have_a_row_for_each():
+    told = "".join((ROOT / "docs" / name).read_text("utf-8") for name in ("data.md", "sft.md"))
+    rows = re.findall(r"^\| `(\w+)` \|", told, re.MULTILINE)
+    assert not LAYOUTS.keys() - {*rows}, "write their rows in docs/data.md"
