@@ -48,7 +48,7 @@ INPUTS = {
     "recipes/peers/listing.py": {"Path", "read_text", "write_text"},  # the docs
     "recipes/peers/llama_factory.py": {"Path", "is_file", "read_text"},  # what data is called there
     "recipes/peers/trl.py": {"Path", "is_dir", "is_file", "glob"},  # a data set in a folder
-    "recipes/translate.py": {"Path", "exists", "is_dir", "is_file", "read_text", "write_text"},
+    "recipes/translate.py": {"Path", "is_dir", "is_file", "read_text", "write_text"},
     "recipes/training/command.py": {"which"},  # the python of a line to paste
     "recipes/training/listing.py": {"Path", "read_text", "write_text"},  # the docs
     "recipes/training/overrides.py": {"Path", "is_file"},  # the config file
