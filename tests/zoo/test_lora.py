@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from tests.conftest import TINY
+from tests.long_forms import full_but
 import zoo
 from zoo.parts import adapted
 
@@ -37,7 +38,7 @@ def trained(model, steps=8):
 
 
 @pytest.mark.parametrize(
-    ("frozen", "dora"), [(None, False), (None, True), ("nf4", False)], ids=["lora", "dora", "nf4"]
+    ("frozen", "dora"), full_but([(None, False), (None, True), ("nf4", False)], ("nf4", False))
 )
 def test_new_adapters_are_trained_saved_and_read(frozen, dora, tmp_path):
     base = zoo.load(TINY / "model", frozen=frozen)

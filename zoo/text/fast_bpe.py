@@ -42,7 +42,9 @@ def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | No
     seconds = None if pattern.pattern in (GPT2, LLAMA, QWEN) else SECONDS  # watching takes time
     special: dict[str, list[int]] = {token.content: [i] for i, token in added.items()}
     between = any_of(special)
-    model, spelled, known = own.model, str.maketrans(bytes_as_text()), {}
+    model, spelled = own.model, str.maketrans(bytes_as_text())
+    known: dict[str, list[int]] = {}  # words
+    short: dict[str, list[int]] = {}  # what stands between special tokens: most is the template's
     alike = _alike(pattern.pattern)
     met: set[str] = set()  # characters that both libraries know as the same
 
@@ -64,8 +66,27 @@ def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | No
         met.update(unmet)
         return True
 
-    def encode(text: str) -> list[int] | None:
+    def cut(part: str) -> list[int] | None:
+        """The ids of words between special tokens."""
         nonlocal pattern
+        assert pattern is not None
+        try:
+            words = pattern.findall(part, timeout=seconds)
+        except TimeoutError:
+            pattern = None  # nor for the texts to come
+            return None
+        if sum(map(len, words)) != len(part):
+            return None
+        ids = []
+        for word in words:
+            ids += known.get(word) or merged(word)
+        if len(part) <= LONG:
+            if len(short) >= MOST:
+                short.clear()
+            short[part] = ids
+        return ids
+
+    def encode(text: str) -> list[int] | None:
         if pattern is None or not (text.isascii() or is_known(text)):
             return None
         if composed and not unicodedata.is_normalized("NFC", text):
@@ -75,15 +96,10 @@ def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | No
             if i % 2:
                 ids += special[part]
                 continue
-            try:
-                words = pattern.findall(part, timeout=seconds)
-            except TimeoutError:
-                pattern = None  # nor for the texts to come
+            found = short.get(part)
+            if found is None and (found := cut(part)) is None:
                 return None
-            if sum(map(len, words)) != len(part):
-                return None
-            for word in words:
-                ids += known.get(word) or merged(word)
+            ids += found
         return ids
 
     return encode
