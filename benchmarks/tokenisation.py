@@ -5,7 +5,10 @@
 Ours is row -> `layouts` -> `tokens.encode`: ids, and which of them count. TRL's way is what
 `DPOTrainer` asks of transformers for each pair: the chat template applied, and its text tokenised,
 three times: for the prompt, and for the prompt with either answer. One thread; CPU seconds of this
-process, both ways in turn on a few rows at a time; of several rounds the median. The next two
+process, both ways in turn on a few rows at a time; of several rounds the median. Each round begins
+with new tokenizers, which have met no word: what was met before is looked up here. Its first rows
+are not counted; the others are gone through twice, so that all words have been met the second time.
+A long file lies between the two. The next two
 columns are the whole way, from a JSONL file of messages to tokens on disk: ours `parallel.kept`,
 with the workers that it starts; theirs `datasets`: a file loaded, and mapped row by row, as
 `DPOTrainer` does. The file has the rows several times (`--times`), for few of them would measure
@@ -55,14 +58,12 @@ TURN = 50  # rows of one way before the other
 
 def main() -> None:
     """Prints two tables, a line for each file."""
-    own = tokenizer.load(pathlib.Path(TOKENIZER.value), TEMPLATE.value)
-    talk = trial.prepared(own, scored_turns="assistant", date=DATE.value)
-    other = transformers.AutoTokenizer.from_pretrained(TOKENIZER.value)
-    other.chat_template = own.chat_template
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     pairs = {}
-    print(f"{'pairs per CPU second':<40} {'pairs':>6}{HEADER}   from file to disk:{HEADER}")
+    titles = "".join(f"{title:>24}{'':9}" for title in ("new words", "met words", "file to disk"))
+    print(f"{'pairs per CPU second':<40} {'':>6}{titles}")
+    print(f"{'':<40} {'pairs':>6}{f'{HEADER:<33}' * 3}")
     for path in map(pathlib.Path, ROWS.value):
         rows = json.loads(path.read_text())
         read = layouts.LAYOUTS[columns.recognised(rows[0])].read
@@ -70,27 +71,22 @@ def main() -> None:
         asked = [read(row)[:3] for row in rows]
         pairs[path.name], rounds = [], []
         for _ in range(ROUNDS.value):
-            ours = theirs = 0.0
-            for start in range(0, len(rows), TURN):
-                some = slice(start, start + TURN)
-                since = time.process_time()
-                found = [encoded(read(row), own, talk) for row in rows[some]]
-                ours += time.process_time() - since
-                since = time.process_time()
-                _ = [as_trl(*pair, other) for pair in asked[some]]
-                theirs += time.process_time() - since
-                pairs[path.name] += found if len(rounds) == 0 else []
-            rounds.append((len(rows) / ours, len(rows) / theirs, theirs / ours))
+            ways, first = fresh(), min(TURN, len(rows) // 2)
+            in_turn(rows[:first], asked[:first], *ways)
+            twice = [in_turn(rows[first:], asked[first:], *ways) for _ in ("new", "met")]
+            rounds.append([rates(spent, len(rows) - first) for spent in twice])
+        own, talk, other = ways
+        pairs[path.name] = [encoded(read(row), own, talk) for row in rows]
         with tempfile.TemporaryDirectory() as scratch:
             file = pathlib.Path(scratch, "rows.jsonl")
             file.write_text("".join(as_line(*pair) for pair in asked * TIMES.value))
             kept = [on_disk(file, other, number) for number in range(ROUNDS.value)]
         count = len(rows) * TIMES.value
-        whole = [(count / ours, count / theirs, theirs / ours) for ours, theirs in kept]
+        whole = [rates(spent, count) for spent in kept]
         told = "".join(
             "{:>8.0f}{:>8.0f}{:>8.2f}".format(*map(statistics.median, zip(*found, strict=True)))
-            + " " * 21
-            for found in (rounds, whole)
+            + " " * 9
+            for found in (*zip(*rounds, strict=True), whole)
         )
         print(f"{path.name:<40} {len(rows):>6}{told}")
     print()
@@ -102,6 +98,34 @@ def main() -> None:
             for share, cost, left_out in (packed(ids, length) for length in ROW_LENGTHS)
         )
         print(f"{name:<40}{told}")
+
+
+def fresh() -> tuple:
+    """Our tokenizer with its template, and transformers' own, that have met no word yet."""
+    own = tokenizer.load(pathlib.Path(TOKENIZER.value), TEMPLATE.value)
+    talk = trial.prepared(own, scored_turns="assistant", date=DATE.value)
+    other = transformers.AutoTokenizer.from_pretrained(TOKENIZER.value)
+    other.chat_template = own.chat_template
+    return own, talk, other
+
+
+def in_turn(rows, asked, own, talk, other) -> tuple[float, float]:
+    """CPU seconds of either way."""
+    read, ours, theirs = layouts.LAYOUTS[columns.recognised(rows[0])].read, 0.0, 0.0
+    for start in range(0, len(rows), TURN):
+        some = slice(start, start + TURN)
+        since = time.process_time()
+        _ = [encoded(read(row), own, talk) for row in rows[some]]
+        between = time.process_time()
+        _ = [as_trl(*pair, other) for pair in asked[some]]
+        ours, theirs = ours + between - since, theirs + time.process_time() - between
+    return ours, theirs
+
+
+def rates(spent: tuple[float, float], count: int) -> tuple[float, float, float]:
+    """Pairs per CPU second of either way, and how many times as many ours are."""
+    ours, theirs = spent
+    return count / ours, count / theirs, theirs / ours
 
 
 def encoded(pair: Pair, own: tokenizer.Tokenizer, talk: chat.Chat) -> PairIds:

@@ -350,6 +350,8 @@ def _fitted(
 
 def _ended(answer: Answer, otherwise: str) -> Answer:
     """Up to its last scored token: what follows is never seen."""
+    if len(answer.scored) and answer.scored[-1]:  # as almost all are
+        return answer
     if not answer.scored.any():
         raise BadInput(otherwise)
     stop = int(np.flatnonzero(answer.scored)[-1]) + 1
