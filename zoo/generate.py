@@ -122,7 +122,7 @@ def _checked(max_new_tokens: Any, at_once: Any, stop_ids: Any) -> tuple[int, ...
     for name, number, least in (("max_new_tokens", max_new_tokens, 0), ("at_once", at_once, 1)):
         if not whole(number) or number < least:
             raise BadInput(f"{name}={number!r} is no whole number of tokens of at least {least}")
-    return tuple(map(int, stop_ids))
+    return tuple(sorted(map(int, stop_ids)))
 
 
 def most_new_tokens(model: causal_lm.CausalLM, longest: int) -> int | None:

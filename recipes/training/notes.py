@@ -10,7 +10,7 @@ from recipes.training.run import Run, adapters_alone
 
 
 def of(run: Run, num_epochs: float | None, max_eval_pairs: int | None) -> list[str]:
-    """All notes; beside the run, two settings that it was made by."""
+    """All notes; by the run, and two settings that it no longer holds."""
     return [
         *_on_rate(run.adamw, run.total_steps),
         *_on_examples(run, num_epochs),

@@ -22,8 +22,7 @@ from zoo.parts import layers, mixing, rope
 KEEPS = {"latents": "L B S R"}
 EPS = 1e-6  # of the norms of latents, whatever a config says of the others
 
-
-# What transformers makes of the other widths, and writes beside them.
+# Derived from the other widths: transformers works them out, and writes them too.
 IGNORED = frozenset({"head_dim", "qk_head_dim"})
 
 
@@ -43,7 +42,7 @@ def read(hf: Mapping[str, object]) -> dict[str, object]:
 
 
 def written(said: Mapping[str, object]) -> dict[str, object]:
-    """The way back."""
+    """With the number of key heads that `read` has left out."""
     return dict(said) | {"num_key_value_heads": said["num_attention_heads"]}
 
 

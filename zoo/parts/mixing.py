@@ -25,9 +25,9 @@ KEYS_AND_VALUES = {"keys": "L B S K H", "values": "L B S K H"}
 class Narrow(NamedTuple):
     """How heads attend over something narrower than keys and values, which alone is kept.
 
-    `widened` gives keys and values of what is kept of tokens [B, S, R]. For one more token they are
-    not made: queries `asking` what is kept itself [B, T, N, R] have the same scores, and of what
-    they gather of it [B, T, N, R] the values come `after`.
+    `widened` makes keys and values of what is kept of tokens, [B, S, R]. In decoding they are never
+    made: `asking` turns queries into queries [B, T, N, R] of what is kept, with the same scores,
+    and `after` turns what those gather, [B, T, N, R], into values.
     """
 
     widened: Callable[[Array], tuple[Array, Array]]
@@ -95,7 +95,7 @@ class Whole:
 
 
 class Beginning:
-    """A Mix of layer `i` of its kind over whole prompts, of which it keeps what later tokens need.
+    """The `Mix` of layer `i` of its kind over whole prompts; it keeps what later tokens need.
 
     `state` is what the layers of that kind keep, before the block is called and after it. This
     object lives no longer: state goes in and comes out as arrays.
@@ -136,7 +136,7 @@ class Prompts(NamedTuple):
 
 
 class Growing:
-    """A Mix of layer `i` of its kind over one more token of each answer.
+    """The `Mix` of layer `i` of its kind over one more token of each answer.
 
     `state` is what the layers keep of answers alone, [L, B, …]: those to one prompt stand next to
     each other. As of a `Beginning`, it is what is kept before the block is called and after it.
