@@ -60,7 +60,7 @@ def main() -> None:
     """Prints two tables, a line for each file."""
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()
-    pairs = {}
+    (own, talk, other), pairs = fresh(), {}
     titles = "".join(f"{title:>24}{'':9}" for title in ("new words", "met words", "file to disk"))
     print(f"{'pairs per CPU second':<40} {'':>6}{titles}")
     print(f"{'':<40} {'pairs':>6}{f'{HEADER:<33}' * 3}")
@@ -75,7 +75,6 @@ def main() -> None:
             in_turn(rows[:first], asked[:first], *ways)
             twice = [in_turn(rows[first:], asked[first:], *ways) for _ in ("new", "met")]
             rounds.append([rates(spent, len(rows) - first) for spent in twice])
-        own, talk, other = ways
         pairs[path.name] = [encoded(read(row), own, talk) for row in rows]
         with tempfile.TemporaryDirectory() as scratch:
             file = pathlib.Path(scratch, "rows.jsonl")
