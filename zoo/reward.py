@@ -68,8 +68,8 @@ def rewards(of: RewardModel, texts: Sequence[Sequence[int]]) -> list[float]:
       ValueError: a text is empty, or holds an id that the model has no embedding for.
     """
     token_rows.check_several(texts, "texts")
-    if texts:
-        ids = np.concatenate([np.asarray(text, np.int64) for text in texts])
+    if len(texts):
+        ids = np.concatenate([np.asarray(text) for text in texts])
         token_rows.check_ids(ids, of.model.config.vocab_size)
     graph, state = nnx.split(of.model)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))

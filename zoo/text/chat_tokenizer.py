@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import contextlib
 import datetime
 import functools
+import operator
 import os
 import pathlib
-from typing import Any, NamedTuple, SupportsInt
+from typing import Any, NamedTuple, SupportsIndex
 
 from checkpoints_io import hf_folder
 from checkpoints_io.errors import BadInput
@@ -49,13 +50,29 @@ class ChatTokenizer(NamedTuple):
     worker: Worker
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a plain text, after the token that begins one if the model has such."""
+        """The ids of a plain text, after the token that begins one if the model has such.
+
+        Raises:
+          ValueError: it is no text.
+        """
+        if not isinstance(text, str):
+            raise BadInput(f"encode takes one text, and not {text!r:.60}; messages are for chat")
         ids, _ = self.own.encode(text)
         return ids if ids[: len(self.own.first)] == [*self.own.first] else [*self.own.first, *ids]
 
-    def decode(self, ids: Iterable[SupportsInt]) -> str:
-        """The text of some ids, special tokens included."""
-        return self.own.decode(ids)
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
+        """The text of some ids, special tokens included; of ids beyond the vocabulary nothing.
+
+        Raises:
+          ValueError: they are not the ids of one text.
+        """
+        try:
+            some = [operator.index(i) for i in ids]
+        except TypeError as error:
+            raise BadInput(f"decode takes the ids of one text, and not {ids!r:.60}") from error
+        if some and min(some) < 0:
+            raise BadInput(f"id {min(some)} is none of a tokenizer: labels are no ids")
+        return self.own.decode(some)
 
     def chat(self, messages: Messages, **given: Any) -> list[int]:
         """The ids of a conversation, as `chat_text` writes it."""

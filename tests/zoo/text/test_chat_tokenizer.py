@@ -5,6 +5,7 @@ import doctest
 import json
 import shutil
 
+import numpy as np
 import pytest
 import transformers
 
@@ -109,6 +110,14 @@ def test_a_wrong_call_is_answered_by_a_sentence(tmp_path, words):
     refuses = copied(tmp_path / "b", chat_template__jinja="{{ raise_exception('not you') }}")
     with pytest.raises(ValueError, match="the chat template refuses the messages: not you"):
         chat_tokenizer.load_tokenizer(refuses).chat([{"role": "user", "content": "a"}])
+
+
+def test_labels_and_lists_of_texts_are_no_ids(words):
+    assert words.decode(np.array([5, 6])) == words.decode([5, 6])
+    with pytest.raises(ValueError, match="-100 is none of a tokenizer: labels are no ids"):
+        words.decode([5, -100])
+    with pytest.raises(ValueError, match="the ids of one text, and not"):
+        words.decode(np.array([[5, 6]]))
 
 
 def test_in_other_threads(words):
