@@ -17,7 +17,7 @@ from recipes.data.chats.messages import one_line
 from recipes.data.ids import counts, pair_ids, parallel
 from recipes.data.ids.counts import Counts
 from recipes.data.ids.encode_rows import How
-from recipes.data.ids.pair_ids import Example
+from recipes.data.ids.pair_ids import Example, PairIds
 from recipes.data.ids.parallel import Crew
 from recipes.data.rows import sources
 from recipes.data.rows.records import Row
@@ -150,7 +150,10 @@ def read(
     ids: list[Example] = [pair for shard in shards for pair in shard.ids]
     keys = np.concatenate([np.zeros(0, np.uint64), *(shard.keys for shard in shards)])
     total = functools.reduce(counts.add, (shard.counts for shard in shards), counts.none())
-    total = total._replace(repeated=len(ids) - len(set(map(_digest, ids))))
+    digests = set(map(_digest, ids))
+    total = total._replace(
+        repeated=len(ids) - len(digests), contradicted=_contradicted(ids, keys, digests)
+    )
     _check(source, total, how.max_malformed_fraction)
     return Pairs(ids, keys, total)
 
@@ -200,6 +203,17 @@ def fingerprint(ids: Iterable[Example]) -> str:
     for pair in ids:
         digest.update(pair_ids.as_bytes(pair))
     return digest.hexdigest()[:16]
+
+
+def _contradicted(ids: list[Example], keys: np.ndarray, digests: set[bytes]) -> int:
+    """Pairs whose answers another pair has the other way round."""
+    prompts, times = np.unique(keys, return_counts=True)
+    several = np.isin(keys, prompts[times > 1])
+    return sum(
+        _digest(pair_ids.turned(pair)) in digests
+        for pair, asked_again in zip(ids, several.tolist(), strict=True)
+        if asked_again and isinstance(pair, PairIds)
+    )
 
 
 def _digest(pair: Example) -> bytes:

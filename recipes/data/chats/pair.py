@@ -56,6 +56,15 @@ class Pair(NamedTuple):
         return any(not isinstance(turn, str) and messages.is_blank(turn) for turn in turns)
 
     @property
+    def wants_nothing(self) -> bool:
+        """Does the answer that is wanted say nothing?"""
+        if self.rejected is None and self.ratings == (0,):  # of one alone, which is unwanted
+            return False
+        if isinstance(self.chosen, str):
+            return not self.chosen.strip()
+        return all(map(messages.is_blank, self.chosen))
+
+    @property
     def shares_no_user_turn(self) -> bool:
         """Do the two conversations differ before anything was asked?"""
         if isinstance(self.prompt, str):

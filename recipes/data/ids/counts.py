@@ -18,6 +18,7 @@ class Counts(NamedTuple):
     notes: collections.Counter[str]  # as PairIds.notes -> pairs that are used
     first: dict[str, str]  # reason -> where it was met first
     repeated: int = 0  # used pairs with the same tokens as an earlier one
+    contradicted: int = 0  # used pairs whose two answers another pair has the other way round
 
     @property
     def lost(self) -> collections.Counter[str]:
@@ -43,6 +44,8 @@ class Counts(NamedTuple):
         told += [f"{self.notes[name]} {described(name)}" for name in noted if self.notes[name]]
         if self.repeated:
             told.append(f"{self.repeated} that repeat an earlier one (kept)")
+        if self.contradicted:
+            told.append(f"{self.contradicted} of which others prefer the other answer (kept)")
         return told
 
 
@@ -62,6 +65,7 @@ def from_json(kept: dict[str, Any]) -> Counts:
         counter(kept["notes"]),
         kept["first"],
         kept["repeated"],
+        kept.get("contradicted", 0),
     )
 
 
@@ -74,4 +78,5 @@ def add(before: Counts, after: Counts) -> Counts:
         before.notes + after.notes,
         after.first | before.first,
         before.repeated + after.repeated,
+        before.contradicted + after.contradicted,
     )

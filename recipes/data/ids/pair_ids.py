@@ -89,6 +89,7 @@ NOTES = {
     "prompt_cut": "with a prompt cut from the left at train_seq_len",
     "answer_cut": "with an answer cut at train_seq_len (its end is not scored)",
     "empty_turn": "with a turn that says nothing",
+    "wants_nothing": "whose chosen answer says nothing: the policy learns to end at once",
     "no_user_turn": "with no user turn in their prompt",
     "special": "with words that are special tokens of this tokenizer (they are read as such)",
     "other_format": (
@@ -172,6 +173,7 @@ def encode(
     notes = {
         "moved": moved,
         "empty_turn": pair.has_empty_turn,
+        "wants_nothing": pair.wants_nothing,
         "no_user_turn": pair.shares_no_user_turn,
         "special": any(map(tokenizer.specials.search, pair.texts)),
         "other_format": unusual.of_another_format(pair),
@@ -220,6 +222,14 @@ def as_bytes(example: Example) -> bytes:
     label = b"" if ratings is None else np.array(ratings[:1], "<i4").tobytes()
     worth = b"" if example.worth == Worth() else np.array(example.worth, "<f8").tobytes()
     return texts_as_bytes(example) + label + worth
+
+
+def turned(pair: PairIds) -> PairIds:
+    """The pair that prefers the other answer."""
+    return pair._replace(
+        chosen=pair.rejected, rejected=pair.chosen,
+        chosen_scored=pair.rejected_scored, rejected_scored=pair.chosen_scored,
+    )  # fmt: skip
 
 
 def texts_as_bytes(example: Example) -> bytes:

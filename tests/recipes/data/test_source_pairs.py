@@ -81,6 +81,21 @@ def test_every_lost_row_is_counted_with_its_reason(tmp_path):
         read(path, max_malformed_fraction=0.1)
 
 
+def test_pairs_that_contradict_each_other_are_counted(tmp_path):
+    turned = {"chosen": GOOD["rejected"], "rejected": GOOD["chosen"]}
+    other = GOOD | {"rejected": [USER, turn("d")]}
+    found = read(written(tmp_path / "a.jsonl", [GOOD, other, turned, other]))
+    assert (found.counts.contradicted, found.counts.repeated) == (2, 1)
+    assert "2 of which others prefer the other answer (kept)" in found.counts.lines()
+    assert read(written(tmp_path / "b.jsonl", [GOOD, other])).counts.contradicted == 0
+
+
+def test_a_chosen_answer_of_nothing_is_counted(tmp_path):
+    nothing = [GOOD, GOOD | {"chosen": [USER, turn(" ")]}, GOOD | {"rejected": [USER, turn("")]}]
+    notes = read(written(tmp_path / "a.jsonl", nothing)).counts.notes
+    assert (notes["wants_nothing"], notes["empty_turn"]) == (1, 2)
+
+
 def test_files_without_a_usable_row(tmp_path):
     with pytest.raises(ValueError, match="holds no rows"):
         read(written(tmp_path / "a.jsonl", []))

@@ -119,7 +119,7 @@ def test_generation_blocks_and_prefixes_agree(own):
 def test_an_empty_answer_still_ends(own):
     ids = encoded(answered("a", "", "b"), own)
     assert scored(own, ids) == "<|eot_id|>"
-    assert ids.notes == ("empty_turn",)
+    assert ids.notes == ("empty_turn", "wants_nothing")
 
 
 def test_a_merge_across_the_boundary_moves_it_back(own):
