@@ -58,7 +58,7 @@ INPUTS = {
         "Path", "TemporaryDirectory", "copytree", "mkdir", "read_text", "write_text",
     },
     "recipes/tiny/make_pairs.py": {"Path", "write_text"},  # the pairs that are shipped
-    "zoo/__main__.py": {"Path", "expanduser", "is_dir"},  # is a model a folder, or from the hub?
+    "zoo/__main__.py": {"Path", "expanduser", "is_dir", "is_file"},  # a model, or adapters?
     "zoo/chat.py": {"get_terminal_size", "is_file"},  # is it a model, or adapters?
     "zoo/folders.py": {"fspath", "is_dir"},  # the folder of a tokenizer, or of adapters
     "zoo/peft_export.py": {"fspath"},  # the folder of adapters

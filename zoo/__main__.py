@@ -28,8 +28,10 @@ def told(path_or_id: str) -> str:
     Raises:
       FileNotFoundError, ValueError, PermissionError: why the zoo cannot read it.
     """
-    from checkpoints_io import hf_folder
+    from checkpoints_io import hf_folder, peft_folder
 
+    if (pathlib.Path(path_or_id).expanduser() / peft_folder.CONFIG).is_file():
+        return told_of_adapters(path_or_id)
     folder = hf_folder.look_up(path_or_id)
 
     from flax import nnx  # late: not needed where there is no such folder
@@ -60,6 +62,29 @@ def told(path_or_id: str) -> str:
     if longest := zoo.longest_text(folder.config):
         lines.append(f"made for    texts of {longest:,} tokens")
     return "\n".join([*lines, "supported: zoo.load and recipes/dpo.py can read it"])
+
+
+def told_of_adapters(folder: str) -> str:
+    """The same of a folder of adapters: their ranks, their modules, and the weights under them.
+
+    Raises:
+      FileNotFoundError, ValueError: why the zoo cannot read it.
+    """
+    from checkpoints_io import peft_folder
+
+    with peft_folder.opened(pathlib.Path(folder).expanduser()) as found:
+        said, tensors = found.said, found.tensors
+        count = sum(math.prod(one.get_shape()) for one in tensors.values())
+    modules = Counter(name.partition(".lora_")[0].rpartition(".")[2] for name in tensors)
+    kind = "DoRA" if said.use_dora else "LoRA"
+    scale = "alpha / sqrt(rank)" if said.use_rslora else "alpha / rank"
+    return "\n".join([
+        f"{folder}: adapters, {kind} of rank {said.r} and alpha {said.lora_alpha:g}, {scale}",
+        f"modules     {', '.join(modules)}",
+        f"parameters  {count:,}",
+        f"beside      {said.base_model_name_or_path or 'weights that are not named'}",
+        "supported: zoo.load(BASE, adapter=FOLDER), --config.adapter.path, and python -m zoo merge",
+    ])  # fmt: skip
 
 
 def merge(base: str, adapter: str, folder: str, dtype: str = "bfloat16") -> str:

@@ -9,6 +9,7 @@ import pytest
 from tests.conftest import TINY
 from tests.long_forms import full_but
 import zoo
+from zoo import __main__ as looking
 from zoo.parts import adapted
 
 TOKENS = jnp.array([[5, 17, 300, 2, 9, 44, 81]])
@@ -52,6 +53,11 @@ def test_new_adapters_are_trained_saved_and_read(frozen, dora, tmp_path):
     for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(zoo.lora.parted(model)[2]), strict=True):
         np.testing.assert_array_equal(a, b)  # the frozen weights, and the scales
     zoo.save_adapter(learnt, tmp_path / "adapter")
+    told = looking.told(str(tmp_path / "adapter"))
+    kind = "DoRA" if dora else "LoRA"
+    assert f"adapters, {kind} of rank 4 and alpha 8, alpha / rank\nmodules     " in told
+    for words in ("q_proj", "down_proj", f"beside      {TINY}/model", "python -m zoo merge"):
+        assert words in told
     again = zoo.load(TINY / "model", adapter=tmp_path / "adapter")
     np.testing.assert_allclose(again(TOKENS), learnt(TOKENS), atol=1e-5)
     more, values = trained(again, steps=2)  # and what is read is trained on
