@@ -42,6 +42,7 @@ COMPANIONS = (
     "*.tiktoken",
 )
 CARD = "README.md"
+ADAPTERS = "adapter_config.json"  # what a folder of PEFT has in place of config.json
 # What makes tokens of images and sounds.
 PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 
@@ -225,7 +226,7 @@ def read_config(folder: pathlib.Path) -> dict[str, object]:
     path = folder / "config.json"
     if not path.is_file():
         beside = ""
-        if (folder / "adapter_config.json").is_file():
+        if (folder / ADAPTERS).is_file():
             beside = (
                 ". It holds adapters: zoo.load(BASE, adapter=FOLDER) and --config.adapter.path put "
                 "them beside their base, and `python -m zoo merge` into it"

@@ -11,12 +11,12 @@ import secrets
 import shutil
 from typing import IO
 
-from checkpoints_io import lock, processes
+from checkpoints_io import hf_folder, lock, processes
 from checkpoints_io.errors import InTheWay, StorageError
 
 NEW, OLD, LOCK = "new", "old", "lock"  # all that a scratch folder holds
 # A folder with the first of these files is a model's, with the second one of adapters.
-MARK, OF_ADAPTERS = MARKS = "config.json", "adapter_config.json"
+MARK, OF_ADAPTERS = MARKS = "config.json", hf_folder.ADAPTERS
 ATTEMPTS = 3  # at a file whose unfinished form others cleared away
 
 

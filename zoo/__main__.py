@@ -28,9 +28,9 @@ def told(path_or_id: str) -> str:
     Raises:
       FileNotFoundError, ValueError, PermissionError: why the zoo cannot read it.
     """
-    from checkpoints_io import hf_folder, peft_folder
+    from checkpoints_io import hf_folder
 
-    if (pathlib.Path(path_or_id).expanduser() / peft_folder.CONFIG).is_file():
+    if (pathlib.Path(path_or_id).expanduser() / hf_folder.ADAPTERS).is_file():
         return told_of_adapters(path_or_id)
     folder = hf_folder.look_up(path_or_id)
 

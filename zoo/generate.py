@@ -117,7 +117,7 @@ def _checked(max_new_tokens: Any, at_once: Any, stop_ids: Any) -> tuple[int, ...
     """The ids that end a text, where they and the numbers of tokens mean something."""
     whole = lambda x: isinstance(x, int | np.integer)
     several = isinstance(stop_ids, Sequence | Set | np.ndarray)
-    if not several or not all(map(whole, stop_ids)):
+    if not several or not all(whole(one) and 0 <= one < 2**31 for one in stop_ids):
         raise BadInput(f"stop_ids are ids in a list, like [2], and not {stop_ids!r:.60}")
     for name, number, least in (("max_new_tokens", max_new_tokens, 0), ("at_once", at_once, 1)):
         if not whole(number) or number < least:

@@ -54,7 +54,7 @@ def look(config: ml_collections.ConfigDict) -> None:
     )
     print(data_page.text(data.sources, data.tokenizer, shape, color=sys.stdout.isatty()))
     page.write_text(data_page.page(data.sources, data.tokenizer, shape), "utf-8")
-    print(f"\nthe same as a page: {page}")
+    print(f"\nthe same as a page: {page.absolute()}")
 
 
 if __name__ == "__main__":

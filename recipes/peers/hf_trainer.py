@@ -122,8 +122,10 @@ def made(given: Given, held_out: str | None) -> dict[str, object]:
         int(theirs[n]) for n in ("per_device_train_batch_size", "gradient_accumulation_steps")
     )
     found: dict[str, object] = {"train_batch_size": micro * times * given.devices}
-    told = f"an update is {micro} x {times} x {given.devices} devices: --devices=N says how many "
-    given.notes.differs.append(("per_device_train_batch_size", f"{told}there were"))
+    named = {"per_device_train_batch_size", "gradient_accumulation_steps", "micro_batch_size"}
+    whose = "" if named & given.named else " (the defaults there)"
+    told = f"an update is {micro} x {times}{whose} x {given.devices} devices: --devices=N says how "
+    given.notes.differs.append(("per_device_train_batch_size", f"{told}many there were"))
     if float(theirs.get("max_steps") or -1) > 0:
         found["num_train_steps"] = int(theirs["max_steps"])
     else:

@@ -290,6 +290,10 @@ def test_a_config_may_be_that_of_transformers():
 
 def test_a_backend_of_attention_that_there_is_not_is_named():
     model = twins.untrained("llama", "plain")
+    model.remat = "ful"
+    with pytest.raises(ValueError, match="remat='ful' is none of full, attention"):
+        model([[1, 2]])
+    model.remat = "full"
     model.attention = "flash"
     with pytest.raises(ValueError, match="attention='flash' is none of dense, blocks"):
         model([[1, 2]])

@@ -203,6 +203,7 @@ def test_what_means_nothing_is_refused(model, arguments, told):
         ((3, 1, None), "stop_ids are ids in a list"),
         ((3, 1, ["<end>"]), "stop_ids are ids in a list"),
         ((3, 1, {1.5}), "stop_ids are ids in a list"),
+        ((3, 1, [2**40]), "stop_ids are ids in a list"),
     ],
 )
 def test_what_is_of_another_kind_is_refused(given, told):
@@ -224,6 +225,8 @@ def test_no_token_at_a_time_is_refused_and_none_at_all_is_nothing(model):
         (["Hello"], "is text: encode it with the tokenizer"),
         ([1, 15, 7], r"prompts are lists of ids.*: write \[ids\]"),
         (np.array([1, 15, 7]), r"these are the ids of one: write \[ids\]"),
+        ([[[1, 15]], [[7]]], "these are lists of such lists"),
+        (np.ones((1, 2, 3), int), "these are lists of such lists"),
     ],
 )
 def test_what_is_not_several_texts_is_refused(given, told):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from checkpoints_io.errors import BadInput
 from zoo.parts import adapted, blocks, mixing, partly, pattern, remat, spans
 
 # (model, x, where, *shared, each=, handed=) -> x after the last block: `run`, or one that keeps
@@ -47,6 +48,8 @@ def run(
     layout, weights, shared, each = _taken_apart(model, where, shared, each)
     if so_far is not None:
         so_far = blocks.by_kind(model, so_far)
+    if model.remat not in remat.POLICIES:
+        raise BadInput(f"remat={model.remat!r} is none of {', '.join(remat.POLICIES)}")
     is_plain = model.remat_layers is None and not model.config.kinds
     if so_far is None and is_plain and not partly.any_in(weights):
         return _scanned(layout, model.remat, (x, handed), weights, shared, each)

@@ -63,8 +63,10 @@ def check_several(texts: Any, what: str) -> None:
     _refuse_text(texts)
     if any(np.ndim(text) == 0 for text in texts):
         raise BadInput(f"{what} are lists of ids, and these are the ids of one: write [ids]")
-    if not all(np.size(text) for text in texts):
+    if not all(len(text) for text in texts):
         raise BadInput(f"{what} have at least one token each, and one of these is empty")
+    if any(isinstance(text[0], Sequence) or np.ndim(text[0]) for text in texts):
+        raise BadInput(f"{what} are lists of ids, and these are lists of such lists")
 
 
 def _refuse_text(tokens: Tokens) -> None:
