@@ -259,7 +259,9 @@ def config_of(config: Any) -> hf_config.Config:
       ValueError: as `abstract`.
     """
     if isinstance(config, hf_config.Config):
-        return config
+        known = ARCHITECTURES.get(config.model_type)
+        # One that was made by hand may say what no file may.
+        return type(config).from_hf(config.to_hf()) if known else config
     config = said_by(config)
     own = text_half.of(config)
     kind = own.get("model_type")

@@ -154,11 +154,12 @@ def read(
     total = total._replace(
         repeated=len(ids) - len(digests), contradicted=_contradicted(ids, keys, digests)
     )
-    _check(source, total, how.max_malformed_fraction)
+    _check(source, total, how)
     return Pairs(ids, keys, total)
 
 
-def _check(source: Source, total: Counts, share: float) -> None:
+def _check(source: Source, total: Counts, how: How) -> None:
+    share = how.max_malformed_fraction
     what = "answer" if source.single else "pair"
     if not total.rows:
         raise BadInput(f"{source.path} holds no rows")
@@ -174,7 +175,10 @@ def _check(source: Source, total: Counts, share: float) -> None:
             "counts every reason)"
         )
     if not total.used:
-        raise BadInput(f"no row of {source.path} can be used: {'; '.join(total.lines()[1:])}")
+        raise BadInput(
+            f"no row of {source.path} can be used: {'; '.join(total.lines()[1:])} "
+            f"(--config.train_seq_len={how.max_length})"
+        )
 
 
 def split(pairs: Pairs, fraction: float) -> tuple[list[Example], list[Example]]:

@@ -1,5 +1,6 @@
 """What a config.json may ask for, and how the rest is refused."""
 
+import dataclasses
 import json
 
 from flax import nnx
@@ -8,7 +9,7 @@ import pytest
 from tests.conftest import TINY, small_config
 from tests.zoo import twins
 import zoo
-from zoo import gemma3_text, llama
+from zoo import gemma3_text, llama, models
 from zoo.parts import growing, rope, spans, text_half
 
 BASE = dict(
@@ -195,6 +196,24 @@ def test_a_config_written_is_the_config_read():
 def test_the_longest_text_is_what_was_trained_on_or_what_is_read_here(family, said, longest):
     config = twins.config_of(family, "plain").to_dict()
     assert zoo.longest_text(config | said) == longest
+
+
+def test_a_config_made_by_hand_may_say_what_a_file_may():
+    """A rope as a file has it, too; and nothing that jax alone would stumble over."""
+    made = small_config()
+
+    def by_hand(**fields):  # where no annotation is checked
+        config = dataclasses.replace(made)
+        for name, value in fields.items():
+            object.__setattr__(config, name, value)
+        return config
+
+    ropes = made.to_hf()["rope_parameters"]
+    assert isinstance(ropes, dict)
+    assert models.config_of(by_hand(rope_parameters=ropes)) == made
+    for wrong in ({"num_attention_heads": 3}, {"hidden_size": 64.0}, {"intermediate_size": None}):
+        with pytest.raises(ValueError, match=r"config.json"):
+            zoo.abstract(by_hand(**wrong))
 
 
 def test_the_longest_text_of_a_model_is_that_of_its_file(tmp_path):

@@ -99,7 +99,7 @@ def test_a_chosen_answer_of_nothing_is_counted(tmp_path):
 def test_files_without_a_usable_row(tmp_path):
     with pytest.raises(ValueError, match="holds no rows"):
         read(written(tmp_path / "a.jsonl", []))
-    with pytest.raises(ValueError, match=r"no row of .* can be used"):
+    with pytest.raises(ValueError, match=r"no row of .* can be used: .*train_seq_len=2\)"):
         read(written(tmp_path / "a.jsonl", [GOOD]), max_length=2)
     with pytest.raises(ValueError, match="holds no rows"):
         source_pairs.recognised(Source(str(written(tmp_path / "a.jsonl", []))))
