@@ -97,6 +97,12 @@ def test_what_lives_through_an_update_is_exact(config):
     assert "does not fit" not in told
 
 
+def test_a_reference_that_follows_is_kept_wide_beside_what_it_computes_with(config):
+    config.reference_sync_steps = 5
+    found, _ = forecast_of(config)
+    assert found.persistent["reference"] == 2 * found.persistent["policy"]
+
+
 def test_settings_have_an_effect(config):
     config.reference_mode = "cached"
     config.adam_mu_dtype = "bfloat16"

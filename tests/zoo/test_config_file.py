@@ -62,6 +62,20 @@ def test_a_model_that_was_changed_is_read_back_as_it_is(change, model, tmp_path)
     assert (tmp_path / "changed" / "tokenizer.json").is_file()
 
 
+def test_what_a_file_says_in_older_words_is_not_said_twice(tmp_path):
+    """A rope_theta beside the new rope would be another model to whoever reads it."""
+    shutil.copytree(TINY / "model", tmp_path / "old")
+    said = json.loads((tmp_path / "old" / "config.json").read_text())
+    said |= {"rope_theta": said.pop("rope_parameters")["rope_theta"], "rope_scaling": None}
+    (tmp_path / "old" / "config.json").write_text(json.dumps(said))
+    model = other_turns(zoo.load(tmp_path / "old"))
+    zoo.save(model, tmp_path / "new")
+    written = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert written["rope_parameters"]["rope_theta"] == 5e5
+    assert not {"rope_theta", "rope_scaling"} & written.keys()
+    assert zoo.load(tmp_path / "new").config == model.config
+
+
 def test_transformers_reads_what_was_changed(model, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
