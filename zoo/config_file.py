@@ -1,23 +1,19 @@
 """The config.json beside weights that are written: the source's own, or what has become of it."""
 
 from collections.abc import Mapping
-import json
 
 from flax import nnx
 import jax
 import numpy as np
 
-from checkpoints_io import hf_folder
 from checkpoints_io.errors import BadInput
-from zoo.models import Model, config_of, name_of
+from zoo.models import Model, config_of, name_of, said_of
 from zoo.parts import hf_keys, text_half
 
 DTYPES = "dtype", "torch_dtype"  # what transformers 5 calls the weights', and 4 did
 
 
-def of(
-    model: Model, source: hf_folder.Folder | None, dtype: jax.typing.DTypeLike, *, text_only: bool
-) -> dict[str, object]:
+def of(model: Model, dtype: jax.typing.DTypeLike, *, text_only: bool) -> dict[str, object]:
     """The `config.json` of a model whose weights are written in `dtype`.
 
     Byte for byte that of its source, unless its Config was changed since it was read.
@@ -27,8 +23,7 @@ def of(
         that no file can say.
     """
     _refuse_other_shapes(model)
-    said = source.config if source else json.loads(model.described or "null")
-    config = model.config.to_hf() if said is None else _changed(model, said, text_only)
+    config = _changed(model, said_of(model), text_only)
     named = [key for key in DTYPES if key in config] or DTYPES[:1]
     return config | dict.fromkeys(named, np.dtype(dtype).name)
 

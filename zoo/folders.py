@@ -105,7 +105,7 @@ def _with_adapters(model: Model, folder: pathlib.Path) -> Model:
 
 
 def fresh(
-    config: Any,
+    config: object,
     *,
     seed: int = 0,
     dtype: jax.typing.DTypeLike = jnp.float32,
@@ -228,7 +228,10 @@ def save(
             f"{source} is gone, and with it the tokenizer and what else the model came with: with "
             "model.source = None only weights and config.json are written"
         )
-    config = config_file.of(model, source, dtype, text_only=text_only)
+    # A config.json that was read for new random weights has none beside it.
+    held = source if source and hf_weights.are_in(source.path) else None
+    whole = None if text_only else held
+    config = config_file.of(model, dtype, text_only=whole is None)
     params = nnx.to_flat_state(nnx.state(model, nnx.Param))
     weights = {
         name_of(path): hf_export.Weight(
@@ -239,9 +242,6 @@ def save(
     words = source.path if source else None
     if tokenizer is not None:
         words = hf_folder.find(os.fspath(tokenizer), files=hf_folder.TOKENIZER_FILES)
-    # A config.json that was read for new random weights has none beside it.
-    held = source if source and hf_weights.are_in(source.path) else None
-    whole = None if text_only else held
     with contextlib.ExitStack() as stack:
         begun = stack.enter_context(places.at(os.fspath(folder)).whole_folder())
         table, others, joined = hf_table(model), {}, []

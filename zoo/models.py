@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 import json
 import types
-from typing import Any
 
 from flax import nnx
 import jax
@@ -131,7 +130,7 @@ Model = causal_lm.CausalLM  # any of their models
 
 
 def abstract(
-    config: Any,
+    config: object,
     dtype: jax.typing.DTypeLike = jnp.float32,
     compute_dtype: jax.typing.DTypeLike | None = None,
     mesh: jax.sharding.Mesh | None = None,
@@ -215,13 +214,14 @@ def longest_text(of: Mapping[str, object] | Model) -> int | None:
 
     Of a model that is what the file says which it was read from or made by.
     """
-    own = text_half.of(of if isinstance(of, Mapping) else _said_of(of))
+    own = text_half.of(of if isinstance(of, Mapping) else said_of(of))
     config = config_of(own) if isinstance(of, Mapping) else of.config
     said = (own.get("max_position_embeddings"), config.longest_text)
     return min((n for n in said if isinstance(n, int)), default=None)
 
 
-def _said_of(model: Model) -> Mapping[str, object]:
+def said_of(model: Model) -> Mapping[str, object]:
+    """The config.json of the folder that a model came from, or that it was made by."""
     if model.source is not None:
         return hf_folder.look_up(model.source).config
     return json.loads(model.described) if model.described else model.config.to_hf()
@@ -239,7 +239,7 @@ def turns_alike_to(config: Mapping[str, object]) -> int | None:
     return rope.limit(getattr(config_of(config), "rope_parameters", None))
 
 
-def said_by(config: Any) -> Mapping[str, object]:
+def said_by(config: object) -> Mapping[str, object]:
     """What a `config.json` holds: itself, or that of transformers' config.
 
     Raises:
@@ -247,12 +247,13 @@ def said_by(config: Any) -> Mapping[str, object]:
     """
     if isinstance(config, Mapping):
         return config
-    if not hasattr(config, "to_dict"):
+    told = getattr(config, "to_dict", None)
+    if told is None:
         raise BadInput(f"{config!r:.60} is no Config, nor what a config.json holds")
-    return config.to_dict()
+    return told()
 
 
-def config_of(config: Any) -> hf_config.Config:
+def config_of(config: object) -> hf_config.Config:
     """The Config of its architecture; from a Config, a `config.json`, or transformers' config.
 
     Raises:

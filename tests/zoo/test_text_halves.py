@@ -1,5 +1,6 @@
 """Checkpoints that see images: transformers' own, whose text is read, trained and written."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -179,6 +180,11 @@ def test_what_is_not_trained_is_not_lost(tmp_path, name, monkeypatch):
     index = json.loads((tmp_path / "parts/model.safetensors.index.json").read_text())
     assert index["weight_map"].keys() == after.keys()
     assert index["metadata"]["total_size"] == sum(one.nbytes for one in after.values())
+    model.config = dataclasses.replace(model.config, rms_norm_eps=0.5)  # changed since
+    with pytest.raises(ValueError, match="save its text alone, with text_only=True"):
+        zoo.save(model, tmp_path / "other")
+    zoo.save(model, tmp_path / "text", text_only=True)
+    assert zoo.load(tmp_path / "text").config == model.config
 
 
 @pytest.mark.parametrize("name", full_but(["qwen3_5", "gemma3", "llama4", "qwen2_5_vl"], "qwen3_5"))
