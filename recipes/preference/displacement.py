@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from recipes.preference import losses
 from recipes.preference.objectives import Objective
 
-APART = 5.0  # nats per token: of 1,000 words all alike likely, each is 6.9 less likely than certain
+APART = 5.0  # nats per token: of 1,000 words that are all alike likely, each has 6.9
 
 
 class Trend:

@@ -94,7 +94,7 @@ NOTES = {
     "special": "with words that are special tokens of this tokenizer (they are read as such)",
     "other_format": (
         "with marks of a chat format in their prompt (Human:, [INST], <|im_start|>, …) or at the "
-        "end of an answer (</s>, …): they are read as words, within the chat template; "
+        "end of an answer (</s>, …): the chat template is written around them; "
         "--config.data.layout=plain_text takes texts as they are"
     ),
     "asks_again": "of which every answer begins with the question",
