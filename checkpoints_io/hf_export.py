@@ -15,7 +15,7 @@ import safetensors
 import safetensors.numpy
 
 from checkpoints_io import hf_names, processes, quantised
-from checkpoints_io.errors import StorageError
+from checkpoints_io.errors import BadInput, StorageError
 from checkpoints_io.mxfp4 import Slices
 
 SHARD_BYTES = 5_000_000_000
@@ -66,6 +66,7 @@ def write(
     process must call it; those without a folder only help to gather the arrays.
 
     Raises:
+      ValueError: weights are not finite, or no longer so in the dtype they are written in.
       OSError: the disk is full, or fails.
     """
     plan = _shards(table, weights, others, joined)
@@ -74,6 +75,7 @@ def write(
         many = len(plan) > 1
         file = f"model-{i:05}-of-{len(plan):05}.safetensors" if many else "model.safetensors"
         tensors = _gathered(shard, table, weights)
+        refuse_not_finite(tensors)
         file_of |= dict.fromkeys([one.name for one in shard], file)
         if folder:
             tensors |= {one.name: _whole(others[one.name]) for one in shard if not one.paths}
@@ -82,6 +84,21 @@ def write(
     if folder and len(plan) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": file_of}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def refuse_not_finite(tensors: Mapping[str, np.ndarray]) -> None:
+    """Refuses tensors that no program can use, by their names in the file.
+
+    Raises:
+      ValueError: there are such tensors.
+    """
+    bad = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
+    if bad:
+        raise BadInput(
+            f"{bad[0]} holds numbers that are not finite in {tensors[bad[0]].dtype} (NaN or "
+            "infinity), so nothing is written: training diverged, or a narrow dtype has no room "
+            "for them"
+        )
 
 
 def write_file(tensors: Mapping[str, np.ndarray], path: pathlib.Path) -> None:

@@ -6,8 +6,6 @@ Agrees with transformers/models/deepseek_v3/modeling_deepseek_v3.py.
 import dataclasses
 from typing import ClassVar
 
-import jax
-
 from zoo.parts import (
     dense_first,
     experts,
@@ -75,7 +73,7 @@ class Config(hf_config.Config):
     @property
     def choice(self) -> experts.Choice:
         """How a token chooses its experts."""
-        return dense_first.choice(self, jax.nn.sigmoid)
+        return dense_first.choice(self, experts.sigmoid)
 
     @property
     def sizes(self) -> dict[str, int]:

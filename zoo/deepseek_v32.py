@@ -7,8 +7,6 @@ Agrees with transformers/models/deepseek_v32/modeling_deepseek_v32.py on texts o
 import dataclasses
 from typing import ClassVar
 
-import jax
-
 from zoo.parts import (
     dense_first,
     experts,
@@ -83,7 +81,7 @@ class Config(hf_config.Config):
     @property
     def choice(self) -> experts.Choice:
         """How a token chooses its experts."""
-        return dense_first.choice(self, jax.nn.sigmoid)
+        return dense_first.choice(self, experts.sigmoid)
 
     @property
     def sizes(self) -> dict[str, int]:

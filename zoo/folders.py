@@ -217,7 +217,8 @@ def save(
     Raises:
       FileExistsError: `folder` holds something that is not a model.
       FileNotFoundError: there is no folder `tokenizer`, or that which the model came from is gone.
-      ValueError: `dtype` is none of weights; or these do not fit the Config of the model.
+      ValueError: `dtype` is none of weights; or these do not fit the Config of the model, or are
+        not finite.
     """
     if not isinstance(model, Model):
         raise TypeError(f"zoo.save(model, folder) is given a {type(model).__name__} as a model")

@@ -38,9 +38,11 @@ def generate(
     stop_ids: Collection[int] | np.ndarray = (),
     sampling: Sampling = GREEDY,
     seed: int = 0,
+    lengths: token_rows.Lengths | None = None,
 ) -> list[list[int]]:
     """A continuation of each prompt, up to and including the first of `stop_ids`.
 
+    Prompts are lists of ids, of any lengths, or an array [B, T] of which `lengths` are the ends.
     As in transformers, a text that grows past the threshold of longrope is read again there, and
     with the dynamic rope a key keeps the turn that it had when it was read. A text that outgrows
     what the model was made for is warned of once.
@@ -56,7 +58,7 @@ def generate(
     texts: list[list[int]] = [[] for _ in prompts]
     for added in stream(
         model, prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids, sampling=sampling,
-        seed=seed, at_once=max_new_tokens or 1,
+        seed=seed, at_once=max_new_tokens or 1, lengths=lengths,
     ):  # fmt: skip
         for text, new in zip(texts, added, strict=True):
             text += new
@@ -72,6 +74,7 @@ def stream(
     sampling: Sampling = GREEDY,
     seed: int = 0,
     at_once: int = 4,
+    lengths: token_rows.Lengths | None = None,
 ) -> Iterator[list[list[int]]]:
     """The same tokens as `generate`, as they come: what `at_once` steps added to each prompt.
 
@@ -83,7 +86,7 @@ def stream(
         raise BadInput("there is no prompt to continue")
     stop_ids = _checked(max_new_tokens, at_once, stop_ids)
     token_rows.check_several(prompts, "prompts")
-    ids = [np.asarray(prompt) for prompt in prompts]
+    ids = token_rows.cut(prompts, lengths)
     token_rows.check_ids(np.concatenate(ids), model.config.vocab_size)
     longest = max(map(len, ids))
     most = most_new_tokens(model, longest)

@@ -8,7 +8,6 @@ import functools
 from typing import ClassVar
 
 from flax import nnx
-import jax
 from jaxtyping import Array, Float, Int
 
 from zoo.parts import (
@@ -135,7 +134,7 @@ class Block(nnx.Module):
         if kind == DENSE:
             self.mlp = mlp.GatedMlp(sizes, rngs)
         else:
-            choice = dense_first.choice(config, jax.nn.sigmoid)
+            choice = dense_first.choice(config, experts.sigmoid)
             self.mlp = dense_first.WithShared(config, sizes, rngs, choice, corrected=True)
 
     def __call__(

@@ -7,8 +7,6 @@ Agrees with transformers/models/glm_moe_dsa/modeling_glm_moe_dsa.py on texts of 
 import dataclasses
 from typing import ClassVar
 
-import jax
-
 from zoo.parts import (
     dense_first,
     experts,
@@ -84,7 +82,7 @@ class Config(hf_config.Config):
     @property
     def choice(self) -> experts.Choice:
         """How a token chooses its experts."""
-        return dense_first.choice(self, jax.nn.sigmoid)
+        return dense_first.choice(self, experts.sigmoid)
 
     @property
     def sizes(self) -> dict[str, int]:

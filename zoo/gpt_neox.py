@@ -5,7 +5,6 @@ k and v are side by side.
 """
 
 import dataclasses
-import functools
 from typing import ClassVar
 
 from flax import nnx
@@ -16,7 +15,13 @@ from jaxtyping import Array, Float, Int
 from checkpoints_io.errors import BadInput
 from zoo.parts import attention, causal_lm, hf_config, layers, mlp, rope, rope_config, spans, stack
 
-ACTS = {"gelu": functools.partial(jax.nn.gelu, approximate=False), "gelu_fast": layers.gelu}
+
+def gelu(x: Array) -> Array:
+    """By the error function, which `layers.gelu` approximates."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+ACTS = {"gelu": gelu, "gelu_fast": layers.gelu}
 
 
 @dataclasses.dataclass(frozen=True)

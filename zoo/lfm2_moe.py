@@ -8,7 +8,6 @@ import functools
 from typing import ClassVar
 
 from flax import nnx
-import jax
 from jaxtyping import Array, Float, Int
 
 from zoo.parts import (
@@ -131,7 +130,7 @@ class Block(nnx.Module):
             self.mlp = mlp.GatedMlp(sizes, rngs)
         else:
             choice = experts.Choice(
-                config.num_experts_per_tok, to_one=True, scores=jax.nn.sigmoid,
+                config.num_experts_per_tok, to_one=True, scores=experts.sigmoid,
                 scale=config.routed_scaling_factor, added=1e-6,
             )  # fmt: skip
             narrow = sizes | {"F": config.moe_intermediate_size}

@@ -8,7 +8,6 @@ import functools
 from typing import Any, ClassVar
 
 from flax import nnx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
@@ -165,7 +164,7 @@ class Experts(nnx.Module):
 
     def __init__(self, config: Config, sizes: dict[str, int], rngs: nnx.Rngs):
         choice = experts.Choice(
-            config.num_experts_per_tok, to_one=False, scores=jax.nn.sigmoid, of_what_is_read=True
+            config.num_experts_per_tok, to_one=False, scores=experts.sigmoid, of_what_is_read=True
         )
         self.chosen = experts.GatedExperts(sizes, rngs, choice, together=True)
         self.shared = mlp.GatedMlp(sizes, rngs)

@@ -7,7 +7,6 @@ import dataclasses
 from typing import ClassVar
 
 from flax import nnx
-import jax
 from jaxtyping import Array, Float, Int
 
 from zoo.parts import (
@@ -109,7 +108,7 @@ class Block(nnx.Module):
         self.attention_norm = norm()
         self.attention = Attention(config, rngs)
         self.mlp_norm = norm()
-        choice = experts.Choice(config.num_experts_per_tok, to_one=True, scores=jax.nn.sigmoid)
+        choice = experts.Choice(config.num_experts_per_tok, to_one=True, scores=experts.sigmoid)
         self.mlp = experts.GatedExperts(config.sizes, rngs, choice, corrected=True)
 
     def __call__(

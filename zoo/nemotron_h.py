@@ -172,7 +172,7 @@ class Experts(nnx.Module):
         self.shared = Mlp(sizes | {"F": width}, rngs)
         self.has_latent = config.moe_latent_size is not None
         self.choice = experts.Choice(
-            config.num_experts_per_tok, to_one=True, scores=jax.nn.sigmoid,
+            config.num_experts_per_tok, to_one=True, scores=experts.sigmoid,
             scale=config.routed_scaling_factor,
         )  # fmt: skip
 

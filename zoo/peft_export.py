@@ -9,7 +9,7 @@ from flax import nnx
 import jax
 import numpy as np
 
-from checkpoints_io import hf_folder, hf_names, peft_folder, places, processes
+from checkpoints_io import hf_export, hf_folder, hf_names, peft_folder, places, processes
 from checkpoints_io.errors import BadInput
 from zoo import narrow, peft, targets
 from zoo.models import ARCHITECTURES, Model, name_of
@@ -32,7 +32,7 @@ def save_adapter(
     Every process must call it.
 
     Raises:
-      ValueError: the model has no adapters.
+      ValueError: the model has no adapters, or they are not finite.
       FileExistsError: `folder` holds something that is not a model.
     """
     params = {name_of(path): p for path, p in nnx.to_flat_state(nnx.state(model, nnx.Param))}
@@ -55,6 +55,7 @@ def save_adapter(
                     tensors[f"{name}.lora_{part}.weight"] = einops.rearrange(array, form)
                 if magnitude is not None:
                     tensors[f"{name}.lora_magnitude_vector"] = magnitude[index].reshape(-1)
+    hf_export.refuse_not_finite(tensors)
     every = [name for param, entry in matrices.values()
              for _, name in modules(entry, param.shape)]  # fmt: skip
     config = _config(matrices, every, ranks, weights) | {

@@ -3,6 +3,7 @@
 import ast
 import json
 import pathlib
+import pickle
 import subprocess
 import sys
 
@@ -133,6 +134,19 @@ def test_a_wrong_call_is_answered_by_a_sentence(small_model, case):
     for asked in (small_model, small_model.hidden, small_model.hidden_states):
         with pytest.raises(ValueError, match=told):
             asked(tokens, lengths=lengths)
+
+
+@pytest.mark.parametrize("family", twins.TWINS)
+def test_a_model_can_be_pickled(family):
+    """For other processes, and copies by other libraries."""
+    for shape in twins.TWINS[family]:
+        graph = nnx.graphdef(zoo.abstract(twins.config_of(family, shape).to_dict()))
+        assert pickle.loads(pickle.dumps(graph)) == graph
+
+
+def test_a_model_that_was_pickled_says_the_same(small_model):
+    again = pickle.loads(pickle.dumps(small_model))
+    np.testing.assert_array_equal(again(A), small_model(A))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "glm_moe_dsa"])

@@ -179,6 +179,24 @@ def test_a_number_that_is_not_finite_is_named(tmp_path, small_model, name, value
         zoo.check_finite(zoo.load(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("value", "dtype", "in_dtype"),
+    [
+        (np.nan, jnp.bfloat16, "bfloat16"),
+        (-np.inf, jnp.float32, "float32"),
+        (1e5, jnp.float16, "float16"),
+    ],
+)
+def test_what_no_program_could_use_is_not_written(tmp_path, small_model, value, dtype, in_dtype):
+    model = nnx.clone(small_model)
+    model.norm.scale.set_value(model.norm.scale[...].at[3].set(value))
+    with pytest.raises(ValueError, match=f"model.norm.weight holds .* not finite in {in_dtype} "):
+        zoo.save(model, tmp_path / "model", dtype=dtype)
+    assert not list(tmp_path.iterdir())
+    if np.isfinite(value):
+        zoo.save(model, tmp_path / "model", dtype=jnp.bfloat16)
+
+
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("family", ["qwen3_5_moe", "qwen3_moe"])
 def test_experts_of_a_layer_in_one_tensor(family, turned, tmp_path):

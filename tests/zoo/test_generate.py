@@ -244,6 +244,23 @@ def test_prompts_and_stop_ids_are_lists_or_arrays(model):
         given = [array([5, 6, 7]), array([8])]
         assert generate.generate(model, given, max_new_tokens=4) == lists
     assert generate.generate(model, jnp.array([[5, 6, 7]]), max_new_tokens=4) == lists[:1]
+    for padded in (np.array([[5, 6, 7], [8, -100, 10**6]]), [[5, 6, 7], [8, 0, 0]]):
+        found = generate.generate(model, padded, lengths=[3, 1], max_new_tokens=4)
+        assert found == lists
+
+
+@pytest.mark.parametrize(
+    ("prompts", "lengths", "told"),
+    [
+        ([[5, 6, 7], [8]], [3, 1], "array of ids"),
+        (np.array([[5, 6], [8, 0]]), [2], "lengths are 2 integers"),
+        (np.array([[5, 6], [8, 0]]), [2, 0], "row 1 has 2 tokens, so 1 to 2, not 0"),
+        (np.array([[5, 6], [8, -1]]), None, "rows that are padded need `lengths`"),
+    ],
+)
+def test_lengths_are_those_of_the_rows(model, prompts, lengths, told):
+    with pytest.raises(ValueError, match=told):
+        generate.generate(model, prompts, lengths=lengths, max_new_tokens=4)
 
 
 def test_ids_out_of_range_are_refused_before_the_model_runs(model):

@@ -79,6 +79,15 @@ def test_peft_has_as_many_in_the_same_places(tmp_path):
     assert sum(x.size for x in jax.tree.leaves(zoo.lora.parted(model)[1])) == wanted
 
 
+def test_adapters_that_are_not_finite_are_not_written(tmp_path):
+    model = zoo.lora.with_adapters(zoo.load(TINY / "model"), rank=2, targets=["q_proj"])
+    graph, own, frozen = zoo.lora.parted(model)
+    own = jax.tree.map(lambda x: x.at[0].set(jnp.nan), own)
+    with pytest.raises(ValueError, match=r"layers.0.self_attn.q_proj.lora_A.weight holds"):
+        zoo.save_adapter(zoo.lora.joined(graph, own, frozen), tmp_path / "adapter")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_has_none_or_has_them_is_refused():
     model = zoo.load(TINY / "model")
     with pytest.raises(ValueError, match=r"no adapters: zoo.lora.with_adapters gives it new ones"):

@@ -28,6 +28,11 @@ IN_ONE_TENSOR = (
 )  # fmt: skip
 
 
+def sigmoid(logits: Float[Array, "B T E"]) -> Float[Array, "B T E"]:
+    """As `Scores`: pickle, which knows no compiled functions, finds it by its name."""
+    return jax.nn.sigmoid(logits)
+
+
 class Choice(NamedTuple):
     """How a token chooses `each` of its experts, and what their shares are."""
 

@@ -282,3 +282,8 @@ def multiplied(x: Float[Array, "*B"], by: float | Float[Array, " D"]) -> Float[A
 def gelu(x: Array) -> Array:
     """The tanh approximation, which HF calls `gelu_pytorch_tanh` and `gelu_new`."""
     return jax.nn.gelu(x, approximate=True)
+
+
+def silu(x: Array) -> Array:
+    """`jax.nn.silu`, as a function that a model can keep: pickle knows no compiled ones."""
+    return jax.nn.silu(x)

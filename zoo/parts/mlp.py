@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 
 from flax import nnx
-import jax
 from jaxtyping import Array, Float
 
 from zoo.parts import layers
@@ -17,7 +16,7 @@ class GatedMlp(nnx.Module):
     """
 
     def __init__(
-        self, sizes: Mapping[str, int], rngs: nnx.Rngs, act: Callable[[Array], Array] = jax.nn.silu,
+        self, sizes: Mapping[str, int], rngs: nnx.Rngs, act: Callable[[Array], Array] = layers.silu,
         *, together: bool = False,
     ):  # fmt: skip
         if together:

@@ -54,6 +54,21 @@ def read(tokens: Tokens, lengths: Lengths | None, vocabulary: int) -> Rows:
     return Rows(jnp.asarray(ids).astype(jnp.int32), lengths, array.ndim == 1)
 
 
+def cut(texts: Any, lengths: Lengths | None) -> list[np.ndarray]:
+    """The ids of each text, without what stands after its end.
+
+    Raises:
+      ValueError: `lengths` are not those of the rows of an array.
+    """
+    if lengths is None:
+        return [np.asarray(text) for text in texts]
+    rows = _as_numpy(texts)
+    if rows.ndim != 2:
+        raise BadInput("`lengths` say where the rows of an array [B, T] end: leave them out")
+    ends = np.asarray(_checked(lengths, *rows.shape)).tolist()
+    return [row[:end] for row, end in zip(rows, ends, strict=True)]
+
+
 def check_several(texts: Any, what: str) -> None:
     """Refuses words, and the ids of one text, where those of several are asked for.
 

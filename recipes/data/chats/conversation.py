@@ -1,5 +1,7 @@
 """Turns joined into one conversation: what was said before, what is asked, the answer."""
 
+import itertools
+
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import messages
 from recipes.data.chats.messages import Message, Turns
@@ -69,6 +71,11 @@ def odd(turns: Turns) -> str:
         if before and twice and "tool_calls" not in before:
             return "two assistant turns in a row"
     return ""
+
+
+def asks_twice(turns: Turns) -> bool:
+    """Do two user turns follow each other?"""
+    return any(a["role"] == b["role"] == "user" for a, b in itertools.pairwise(turns))
 
 
 def in_order(turns: Turns, text: str) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from recipes.data.chats import messages
+from recipes.data.chats import conversation, messages
 from recipes.data.chats.messages import Turns
 
 
@@ -70,6 +70,14 @@ class Pair(NamedTuple):
         if isinstance(self.prompt, str):
             return False
         return all(turn["role"] != "user" for turn in self.prompt)
+
+    @property
+    def asks_twice(self) -> bool:
+        """Do two user turns follow each other, in one of its conversations?"""
+        if isinstance(self.prompt, str):
+            return False
+        both = (self.prompt + turns for turns in self.answers if not isinstance(turns, str))
+        return any(map(conversation.asks_twice, both))
 
     @property
     def texts(self) -> Iterable[str]:

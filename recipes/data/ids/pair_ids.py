@@ -91,6 +91,7 @@ NOTES = {
     "empty_turn": "with a turn that says nothing",
     "wants_nothing": "whose chosen answer says nothing: the policy learns to end at once",
     "no_user_turn": "with no user turn in their prompt",
+    "asks_twice": "with two user turns in a row (is what was said between them missing?)",
     "special": "with words that are special tokens of this tokenizer (they are read as such)",
     "other_format": (
         "with marks of a chat format in their prompt (Human:, [INST], <|im_start|>, …) or at the "
@@ -175,6 +176,7 @@ def encode(
         "empty_turn": pair.has_empty_turn,
         "wants_nothing": pair.wants_nothing,
         "no_user_turn": pair.shares_no_user_turn,
+        "asks_twice": pair.asks_twice,
         "special": any(map(tokenizer.specials.search, pair.texts)),
         "other_format": unusual.of_another_format(pair),
         "asks_again": unusual.asks_again(pair),

@@ -122,6 +122,15 @@ def test_an_empty_answer_still_ends(own):
     assert ids.notes == ("empty_turn", "wants_nothing")
 
 
+def test_two_user_turns_in_a_row_are_counted(own):
+    once = [user("a"), assistant("b"), user("c")]
+    for prompt, noted in (([user("a"), user("b")], True), (once, False)):
+        ids = encoded(Pair(prompt, [assistant("d")], [assistant("e")]), own)
+        assert ("asks_twice" in ids.notes) == noted
+    later = [assistant("d"), user("e"), user("f"), assistant("g")]
+    assert encoded(Pair(once, later, [assistant("e")]), own).notes == ("asks_twice",)
+
+
 def test_a_merge_across_the_boundary_moves_it_back(own):
     # "capital" is one token or few; cut inside it the prompt's ids are no prefix of the whole.
     ids = encoded(Pair("Tell me the capi", "tal of France", "tulate"), own)
