@@ -23,6 +23,7 @@ from recipes.training import (
     records,
     stopping,
     terminal,
+    tracing,
     watchdog,
     watched,
 )
@@ -63,6 +64,7 @@ class Around(NamedTuple):
     log: records.Log
     meter: records.Meter
     alarm: by_time.Alarm
+    trace: tracing.Trace
     history: list[float]  # values of the figure that may end the run, by evaluation
 
 
@@ -85,44 +87,34 @@ def run_steps(
     log = records.Log(run.directory, run.records, after=start or -1)
     history = stopping.recorded(run.patience, run.directory)
     alarm = by_time.Alarm(run.every.minutes_per_checkpoint)
-    with contextlib.closing(log), compiling.heard() as compiled:
+    trace = tracing.Trace(run.profile, run.directory.within("profile"))
+    with contextlib.closing(log), compiling.heard() as compiled, contextlib.closing(trace):
         meter = records.Meter(compiled)
-        around = Around(recipe, own, run, store, facts, stop, log, meter, alarm, history)
-        ended = is_last(around, start)
-        if not ended:
-            say("compiling the programs of a step, unless --config.compile_cache has them")
+        around = Around(recipe, own, run, store, facts, stop, log, meter, alarm, trace, history)
+        if is_last(around, start):
+            held_out = _before_first(around, state)
+            state, held_out = _after_last(around, state, held_out)
+            say(
+                "this run is already finished; choose another --config.directory than "
+                f"{run.directory}"
+            )
+            return state, held_out
+        say("compiling the programs of a step, unless --config.compile_cache has them")
         held_out = _before_first(around, state)
-        for update in _updates(run, start, meter) if not ended else ():
-            taken = recipe.take(state, update)
-            # This checks the step before, so that nothing waits for this one.
-            policy.check_sound(state, run)
-            state = taken.state
-            meter.add(update)
-            if state.step == start + 1 or due(around, state.step, run.every.steps_per_log):
-                _record(around, update, taken)
-            if state.step in _traced(run, start)[-1:]:
-                jax.block_until_ready(state.trained)
-                jax.profiler.stop_trace()
+        for update in _updates(around, start):
+            state = _step(around, state, update, is_first=state.step == start)
             held_out, leaving = _after_step(around, state)
             if leaving:
                 say(f"stopped after step {state.step}: the same command resumes from there")
                 return state, held_out
             if is_last(around, state.step):
-                if state.step in _traced(run, start)[:-1]:
-                    jax.profiler.stop_trace()
                 break
         store.wait()
         while store.lost():
             policy.save(state, run, store, facts, held_out)
             store.wait()
-        if not ended:
-            _write_page(around)
-        state, held_out = _exported_best(around, state, held_out)
-    if run.saving.hub and policy.exported(state.step, run):
-        policy.send(state.step, run)
-    if ended:
-        say(f"this run is already finished; choose another --config.directory than {run.directory}")
-    return state, held_out
+        _write_page(around)
+        return _after_last(around, state, held_out)
 
 
 def due(around: Around, step: int, every: int | None) -> bool:
@@ -158,19 +150,28 @@ def _before_first(around: Around, state: State) -> dict[str, float]:
     return held_out
 
 
-def _updates(run: Run, start: int, meter: records.Meter) -> Iterator[Update]:
+def _updates(around: Around, start: int) -> Iterator[Update]:
     """The update of each step that is left, behind a bar and, where asked for, a trace."""
+    run = around.run
     updates = batches.iterate(mixture.endless(run.parts, run.seed), run.place, start=start)
     for step in terminal.bar(range(start + 1, run.total_steps + 1), unit="step"):
-        if step in _traced(run, start)[:1]:
-            jax.profiler.start_trace(run.directory.within("profile").local())
-        with meter.waiting():
+        around.trace.before(step)
+        with around.meter.waiting():
             update = next(updates)
         yield update
 
 
-def _traced(run: Run, start: int) -> list[int]:
-    return [step for step in run.profile if step > start]
+def _step(around: Around, state: State, update: Update, *, is_first: bool) -> State:
+    """Takes a step, and records it if that is due; the first that is taken always is."""
+    taken = around.recipe.take(state, update)
+    # This checks the step before, so that nothing waits for this one.
+    policy.check_sound(state, around.run)
+    state = taken.state
+    around.meter.add(update)
+    if is_first or due(around, state.step, around.run.every.steps_per_log):
+        _record(around, update, taken)
+    around.trace.after(state.step, state.trained)
+    return state
 
 
 def _record(around: Around, update: Update, taken: Taken) -> None:
@@ -263,19 +264,19 @@ def _export_if_due(around: Around, state: State) -> None:
                 say(f"the run goes on: {error}")
 
 
-def _exported_best(
+def _after_last(
     around: Around, state: State, held_out: dict[str, float]
 ) -> tuple[State, dict[str, float]]:
-    """The best state, where the run keeps it, which is exported; the last, where it keeps none."""
+    """Exports and sends what the run is for: the best state where it keeps one, else the last."""
     run = around.run
-    if run.saving.keep.highest is None:
-        return state, held_out
-    found = policy.best(state, run, around.store)
-    if found is not None:
-        state, held_out = found
-        say(f"the best checkpoint is that of step {state.step}")
-    if run.every.steps_per_hf_export != -1 and not policy.exported(state.step, run):
-        _export(around, state)
+    if run.saving.keep.highest is not None:
+        if found := policy.best(state, run, around.store):
+            state, held_out = found
+            say(f"the best checkpoint is that of step {state.step}")
+        if run.every.steps_per_hf_export != -1 and not policy.exported(state.step, run):
+            _export(around, state)
+    if run.saving.hub and policy.exported(state.step, run):
+        policy.send(state.step, run)
     return state, held_out
 
 

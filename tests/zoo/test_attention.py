@@ -96,6 +96,16 @@ def test_windows_and_soft_caps_are_the_dense_ones(backend, how, anywhere):
     assert jnp.abs(expected[0] - plain).max() > 0.1
 
 
+@pytest.mark.parametrize("backend", ["dense", "blocks", "splash", "triton"])
+def test_scores_are_in_float32_whatever_is_scored(backend, anywhere):
+    """256 and 256.75, which in bfloat16 are one number."""
+    q = jnp.ones((1, 256, 1, 8), jnp.bfloat16).at[..., 0].set(16).at[..., 2:].set(0)
+    k = q.at[:, 0, :, 1].set(0.0).at[:, 1, :, 1].set(0.75)
+    v = jnp.zeros_like(q).at[:, 1].set(1)
+    found = attention.attend(q, k, v, spans.causal(1, 256), scale=1.0, backend=backend)
+    np.testing.assert_allclose(found[0, 1], jax.nn.sigmoid(0.75), rtol=4e-3)
+
+
 def test_in_bfloat16_gradients_are_of_the_types_of_what_they_are_of(anywhere):
     arrays, where, pull = work(130, 6, 2, 8)
     arrays, pull = [[x.astype(jnp.bfloat16) for x in given] for given in (arrays, [pull])]

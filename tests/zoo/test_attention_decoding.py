@@ -1,5 +1,6 @@
 """One more token of each answer: what attention over the whole text gives it."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -36,3 +37,17 @@ def test_answers_of_unlike_lengths_share_the_keys_of_their_prompt(how, sinks):
             queries, k, v, spans.causal(1, T), scale=0.3, backend="dense", sinks=sinks, **how
         )
         np.testing.assert_allclose(found[row, 0], whole[0, -1], atol=1e-5)
+
+
+@pytest.mark.parametrize("prompt", [1, 2])
+def test_scores_are_in_float32_whatever_is_scored(prompt):
+    """256 and 256.75, which in bfloat16 are one number: of prompts, and of answers."""
+    q = jnp.zeros((1, 2, 1, 8), jnp.bfloat16).at[..., 0].set(16).at[..., 1].set(1)
+    k = q.at[:, 0, :, 1].set(0.0).at[:, 1, :, 1].set(0.75)
+    v = jnp.zeros_like(q).at[:, 1].set(1)
+    k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (k, v))
+    found = attention_decoding.attend(
+        q[:, 1:], (k[:, :prompt], v[:, :prompt]), (k[:, prompt:], v[:, prompt:]),
+        jnp.array([prompt]), jnp.array([1]), scale=1.0,
+    )  # fmt: skip
+    np.testing.assert_allclose(found[0, 0], jax.nn.sigmoid(0.75), rtol=4e-3)

@@ -234,6 +234,16 @@ def test_what_is_kept_has_the_axes_that_are_declared():
     }
 
 
+def test_what_runs_on_is_kept_in_float32():
+    """A sum over a whole text would lose what it has in a narrow dtype; keys need no more."""
+    axes = {"keys": "B S K H", "inputs": "B W D", "state": "B N H U"}
+    sizes = dict(B=2, S=8, K=2, H=4, W=3, D=8, N=2, U=4)
+    found = mixing.blank(axes, sizes, jnp.bfloat16)
+    dtypes = {name: x.dtype for name, x in found.items()}
+    assert dtypes == {"keys": jnp.bfloat16, "inputs": jnp.float32, "state": jnp.float32}
+    assert all(x.shape == tuple(sizes[i] for i in axes[name].split()) for name, x in found.items())
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setitem(zoo.ARCHITECTURES, "alternating", alternating)

@@ -1,5 +1,7 @@
 """What a plan notes of settings that this run cannot give, or that mean something unexpected."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,8 @@ from recipes.data.packed.batches import Place
 from recipes.data.packed.packing import Shape
 from recipes.data.run_data import HeldOut
 from recipes.training import by_name, notes, plan
-from recipes.training.run import Every, Saving
+from recipes.training.adapting import Adapting
+from recipes.training.run import Every, Records, Saving
 from tests.conftest import adamw_of, given_by, run_with
 
 ID, MASK = np.ones(1, np.int32), np.ones(1, bool)
@@ -56,6 +59,7 @@ UNEVEN = [TWO[0]._replace(weight=19.0), TWO[1]._replace(weight=1.0)]
     ("other", "run", "told"),
     [
         ({"train_batch_size": 250}, {}, "about 250 pairs and there are 100: it uses each 2.5"),
+        ({"train_batch_size": 100, "num_train_steps": 5, "warmup": 0.0}, {"steps": 5}, None),
         ({"train_batch_size": 101}, {}, "it uses each 1.01 times"),
         ({"warmup": 0.0}, {"parts": TWO, "steps": 5}, "less than one pair of b is drawn in 5"),
         ({"train_batch_size": 99}, {"parts": UNEVEN}, "pairs of a and there are 90"),
@@ -71,6 +75,8 @@ UNEVEN = [TWO[0]._replace(weight=19.0), TWO[1]._replace(weight=1.0)]
         ({"steps_per_log": 99, "steps_per_checkpoint": 99, "steps_per_hf_export": 99}, {},
          "steps_per_log=99, --config.steps_per_checkpoint=99, --config.steps_per_hf_export=99"),
         ({"steps_per_hf_export": -1, "steps_per_checkpoint": None}, {}, None),
+        ({"keep_every": 60}, {}, None),
+        ({"keep_every": 61}, {}, "--config.keep_every=61 keeps no checkpoint"),
         ({"keep_every": 80}, {}, "--config.keep_every=80 keeps no checkpoint"),
         ({"max_eval_pairs": 51}, {}, "--config.max_eval_pairs=51 is more than"),
         ({"max_eval_pairs": 50}, {}, None),
@@ -100,3 +106,14 @@ def test_notes_on_single_answers_speak_of_answers(config):
     for words in ("99 answers of a", "one answer of b is", "updates of 99 answers", "90 answers"):
         assert words in told
     assert "pair" not in told.replace("max_eval_pairs", "")
+
+
+@pytest.mark.parametrize(("rank", "noted"), [(16, False), (17, True)])
+@pytest.mark.parametrize("export", ["adapter", "merged"])
+def test_a_rank_that_vllm_takes_only_if_it_is_told(config, rank, noted, export):
+    sites = [types.SimpleNamespace(ranks=ranks) for ranks in ([4, 4], [rank, 2])]
+    adapting = Adapting(sites, {}, None, "B", 1.0, export)
+    run = run_of(config)._replace(adapting=adapting, records=Records(False, None, "", (), {}))
+    told = notes.of(run, config.num_epochs, config.max_eval_pairs)
+    expected = f"adapters of rank {rank}: vLLM takes 16 at most, unless --max-lora-rank says more"
+    assert told == ([expected] if noted and export == "adapter" else [])

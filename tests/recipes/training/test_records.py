@@ -280,6 +280,15 @@ def test_tensorboard_shows_first_what_people_watch(tmp_path):
     assert min([*found[""], *found["train"]]).startswith("0_watch/")
 
 
+@pytest.mark.parametrize(("after", "first"), [(-1, 0), (7, 8)])
+def test_tensorboard_forgets_steps_that_are_taken_again(tmp_path, after, first):
+    log = records.Log(places.Disk(tmp_path), Records(True, None, "a", (), {}), after=after)
+    log.write(9, {"train/loss": 0.5})
+    log.close()
+    starts = [e for e in events(tmp_path / "tensorboard") if e.HasField("session_log")]
+    assert [(e.session_log.status, e.step) for e in starts] == [(1, first)]  # 1: a start
+
+
 def test_a_page_that_fails_ends_no_run(tmp_path, capsys):
     def page(_):
         raise ZeroDivisionError("in the page")
