@@ -7,7 +7,7 @@ are compiled for a few sizes (powers of two) and for no particular length.
 from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 import warnings
 
 from flax import nnx
@@ -183,11 +183,12 @@ def _continued(
     how = jax.tree.map(np.asarray, sampling)
     while (ends < last).any():
         before = ends
-        tokens, ends, kept, logits, key = _continue(
+        now = _continue(
             graph, stop_ids, drawing.way(sampling), weights, kept, read, lengths, logits,
             tokens, before, np.minimum(before + at_once, last), how, key,
         )  # fmt: skip
-        ends, seen = np.asarray(ends), np.asarray(tokens)
+        logits, tokens, kept, key = now.logits, now.tokens, now.kept, now.key
+        ends, seen = np.asarray(now.ends), np.asarray(tokens)
         pieces = [row[a:b].tolist() for row, a, b in zip(seen, before, ends, strict=True)]
         stopped = [bool(new) and new[-1] in stop_ids for new in pieces]
         last = np.where(stopped, ends, last)
@@ -198,6 +199,17 @@ def room_for(length: int, rows: int = 1) -> int:
     """Tokens of a program that so many texts of at most this length fit: a power of two."""
     fitting = 1 << (length - 1).bit_length()
     return max(fitting, SMALLEST) if rows * (SMALLEST - fitting) < WORTH_ONE else fitting
+
+
+class Drawn(NamedTuple):
+    """Answers up to here, and what their next tokens need."""
+
+    logits: Float[Array, "B V"]  # of the next token
+    tokens: Int[Array, "B Z"]
+    ends: Int[Array, " B"]
+    done: Bool[Array, " B"]
+    kept: State  # of the answers
+    key: Key[Array, ""]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -232,31 +244,28 @@ def _continue(
     limits: Int[Array, " B"],
     sampling: Sampling,
     key: Key[Array, ""],
-) -> tuple[Int[Array, "B Z"], Int[Array, " B"], State, Float[Array, "B V"], Key[Array, ""]]:
-    """The tokens of the answers, where each ends, and what the next ones need.
-
-    What is kept of answers is changed in its place.
-    """
+) -> Drawn:
+    """Tokens for every answer, up to its limit; what is kept of answers is changed in its place."""
     model = nnx.merge(graph, weights)
     rows = jnp.arange(len(tokens))
     prompts = {kind: mixing.Prompts(some, lengths) for kind, some in read.items()}
     before = jnp.repeat(lengths, len(rows) // len(lengths))
 
-    def going(carry: tuple) -> Bool[Array, ""]:
-        return ~carry[3].all()
-
-    def step(carry: tuple) -> tuple:
-        logits, tokens, ends, done, kept, key = carry
-        key, now = jax.random.split(key)
-        new = way(logits, sampling, now).astype(tokens.dtype)
-        tokens = jnp.where(done[:, None], tokens, tokens.at[rows, ends].set(new))
-        stopped = done | (ends + 1 >= limits) | jnp.isin(new, jnp.array(stops, jnp.int32))
+    def step(now: Drawn) -> Drawn:
+        key, own = jax.random.split(now.key)
+        new = way(now.logits, sampling, own).astype(tokens.dtype)
+        written = now.tokens.at[rows, now.ends].set(new)
+        stopped = now.done | (now.ends + 1 >= limits) | jnp.isin(new, jnp.array(stops, jnp.int32))
         hidden, kept = keeping.forward(
-            model, new[:, None], spans.last(before + ends), kept, prompts
+            model, new[:, None], spans.last(before + now.ends), now.kept, prompts
         )
-        logits = model.unembed(hidden)[:, 0]
-        return logits, tokens, jnp.where(done, ends, ends + 1), stopped, kept, key
+        return Drawn(
+            logits=model.unembed(hidden)[:, 0],
+            tokens=jnp.where(now.done[:, None], now.tokens, written),
+            ends=jnp.where(now.done, now.ends, now.ends + 1),
+            done=stopped, kept=kept, key=key,
+        )  # fmt: skip
 
-    start = (logits, tokens, ends, ends >= limits, kept, key)
-    logits, tokens, ends, _, kept, key = jax.lax.while_loop(going, step, start)
-    return sharding.whole(tokens), sharding.whole(ends), kept, logits, key
+    start = Drawn(logits, tokens, ends, ends >= limits, kept, key)
+    end = jax.lax.while_loop(lambda now: ~now.done.all(), step, start)
+    return end._replace(tokens=sharding.whole(end.tokens), ends=sharding.whole(end.ends))

@@ -12,7 +12,7 @@ from recipes.data.packed.batches import Place
 from recipes.data.run_data import HeldOut
 from recipes.preference.metrics import measured
 from recipes.preference.objectives import Objective
-from recipes.training import logps, records
+from recipes.training import logps, metering
 from recipes.training.update import Answers
 
 
@@ -33,5 +33,5 @@ def evaluate(
     said = map(of, ("scored", "ratings", "ranks", "weights", "margins"))
     answers = Answers(ours, jnp.asarray(reference_logps), *said)
     figures = {name: float(value) for name, value in measured(answers, objective).items()}
-    figures |= records.lengths(told["scored"], told["names"])
+    figures |= metering.lengths(told["scored"], told["names"])
     return {f"eval/{held_out.name}/{name}": value for name, value in figures.items()}

@@ -30,16 +30,19 @@ def text(groups: Groups, values: dict[str, object]) -> str:
 
 
 def taken(names: list[str], table: Table) -> str:
-    """The defaults of the settings that a config does not name; and how many are unset."""
+    """What decides the numbers of a run that a config does not name; and how many more it has not.
+
+    What a resume may change decides none.
+    """
     if {"adapter.rank", "adapter.path"} <= set(names):  # then there are no adapters
         names = [name for name in names if not name.startswith("adapter.")]
-    default = {name: table[name].default for name in names}
-    shown = [f"{name}={spelt(x)}" for name, x in default.items() if x not in (None, (), {})]
+    own = {name: table[name] for name in names if not table[name].free}
+    shown = [f"{n}={spelt(x.default)}" for n, x in own.items() if x.default not in (None, (), {})]
     if not shown:
         return ""
-    if unset := len(default) - len(shown):
-        shown.append(f"{unset} unset (--help beside the config says what that means)")
-    text = f"settings that the config does not name: {', '.join(shown)}"
+    more = len(names) - len(shown)
+    others = f"; {more} others are unset, or change no number (--help beside the config)"
+    text = f"settings that the config does not name: {', '.join(shown)}{others if more else ''}"
     return "\n  ".join(textwrap.wrap(text, WIDTH - 2))
 
 

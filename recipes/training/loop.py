@@ -27,6 +27,7 @@ from recipes.training import (
     watchdog,
     watched,
 )
+from recipes.training.metering import Meter
 from recipes.training.policy import Policy, State
 from recipes.training.run import Run, say
 from recipes.training.update import Answers, Programs, Sums
@@ -62,7 +63,7 @@ class Around(NamedTuple):
     facts: dict
     stop: Callable[[], bool]
     log: records.Log
-    meter: records.Meter
+    meter: Meter
     alarm: by_time.Alarm
     trace: tracing.Trace
     history: list[float]  # values of the figure that may end the run, by evaluation
@@ -89,7 +90,7 @@ def run_steps(
     alarm = by_time.Alarm(run.every.minutes_per_checkpoint)
     trace = tracing.Trace(run.profile, run.directory.within("profile"))
     with contextlib.closing(log), compiling.heard() as compiled, contextlib.closing(trace):
-        meter = records.Meter(compiled)
+        meter = Meter(compiled)
         around = Around(recipe, own, run, store, facts, stop, log, meter, alarm, trace, history)
         if is_last(around, start):
             held_out = _before_first(around, state)
@@ -222,7 +223,9 @@ def _evaluate(around: Around, state: State) -> dict[str, float]:
     except preemption.Asked:  # then it is done first when the run is resumed
         return {}
     if found:
-        around.log.write(state.step, found | around.meter.times("evaluation"))
+        around.log.write(
+            state.step, found | {"time/evaluation": around.meter.time_of("evaluation")}
+        )
     if (patience := around.run.patience) is not None:
         around.history.append(stopping.value(patience, found))
         if stopping.is_stale(patience, around.history):

@@ -20,10 +20,11 @@ from recipes.data.packed.packing import Packed
 from recipes.training.logps import Forward
 from recipes.training.run import say
 
-ASKED = (
-    "\nasked to stop: the step under way, if there is one, is finished and saved; Ctrl-C once more "
-    "ends the run at once"
-)
+ASKED = "\nasked to stop{by}: the step under way, if there is one, is finished and saved{more}"
+BY = {
+    signal.SIGINT: ("", "; Ctrl-C once more ends the run at once"),
+    signal.SIGTERM: (" by SIGTERM", ""),
+}
 # Seconds that a second Ctrl-C leaves the program to end by itself.
 GRACE = 0.5
 
@@ -109,8 +110,11 @@ def _watch() -> Callable[[], None]:
                 break
             if not asked and came[0] in (signal.SIGINT, signal.SIGTERM):
                 asked = True
+                by, more = BY[signal.Signals(came[0])]
                 # In a thread of its own: a terminal that was halted (Ctrl-S) takes no text.
-                threading.Thread(target=say, args=(ASKED,), daemon=True).start()
+                threading.Thread(
+                    target=say, args=(ASKED.format(by=by, more=more),), daemon=True
+                ).start()
         os.close(heard)
 
     watcher = threading.Thread(target=watch, daemon=True)

@@ -1,24 +1,24 @@
 """What a run reports: figures per update, and the places they are written to."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import functools
 import json
 import math
 import secrets
 import sys
-import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Array, Int
+from jaxtyping import Array
 import numpy as np
 
 from checkpoints_io import places, processes
 from checkpoints_io.processes import all_agree
 from recipes.data.chats import messages
-from recipes.data.packed.batches import Update
-from recipes.training.compiling import Compiling
 from recipes.training.run import Records
+
+if TYPE_CHECKING:
+    import tensorboardX
 
 # What is written in the directory of a run, by `Log` and others.
 SETTINGS, DATA, RECORDS, SAMPLES, PAGE, SENT, WANDB_ID = FILES = (
@@ -51,112 +51,6 @@ def line(step: int, total: int, figures: Mapping[str, int | float]) -> str:
     names = [n for n in watched.split() if n in short] or short
     told = "  ".join(f"{n} {short[n]:.4g}" for n in names)
     return f"{f'step {step}/{total}':<14} {where:<16} {told}"
-
-
-def lengths(scored: Int[np.ndarray, "examples A"], names: Sequence[str]) -> dict[str, int | float]:
-    """Scored tokens per answer, on average."""
-    return _named("length", scored, scored > 0, names)
-
-
-def _named(
-    what: str, values: np.ndarray, here: np.ndarray, names: Sequence[str]
-) -> dict[str, int | float]:
-    """A mean of each answer, by its metric name, over the examples that have it."""
-    sums, counts = np.where(here, values, 0).sum(0).tolist(), here.sum(0).tolist()
-    told = zip(names, sums, counts, strict=True)
-    return {f"{what}_{name}": total / count for name, total, count in told if count}
-
-
-def in_words(seconds: float) -> str:
-    """A time with the digits that an estimate has."""
-    if seconds > 5400:
-        return f"{seconds / 3600:.1f} hours"
-    return f"{seconds / 60:.1f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
-
-
-class Meter:
-    """Speed and fill since the last read, without asking the devices."""
-
-    def __init__(self, compiling: Compiling) -> None:
-        self._compiling = compiling
-        self._is_told = False  # how long the run will take
-        self._spent: dict[str, float] = {}
-        self._clear()
-
-    def _clear(self) -> None:
-        self._since = time.perf_counter()
-        self._updates: list[Update] = []
-        self._waited = 0.0
-        self._compiling.forget()
-
-    def _trained(self) -> float:
-        """Seconds of training: waiting for data is part of it, compiling is not."""
-        return time.perf_counter() - self._since - self._compiling.seconds()
-
-    def _is_known(self) -> bool:
-        """Does the time say how fast training is? Devices compute while a program is compiled."""
-        return self._compiling.seconds() < self._trained()
-
-    def add(self, update: Update) -> None:
-        """Counts an update."""
-        self._updates.append(update._replace(micro_batches=[]))
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Measures the wait for the next update to be packed."""
-        start = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - start
-
-    @contextlib.contextmanager
-    def paused(self, what: str) -> Iterator[None]:
-        """Stops the clock: evaluation, samples, saving and exporting are not training."""
-        start = time.perf_counter()
-        yield
-        seconds = time.perf_counter() - start
-        self._since += seconds
-        self._compiling.forget(since=start)
-        self._spent[what] = self._spent.get(what, 0) + seconds
-
-    def times(self, *names: str) -> dict[str, float]:
-        """Seconds by what they went into, since they were asked for; of these names, or of all."""
-        if not names:
-            self._spent["steps"] = self._trained() - self._waited
-            self._spent["input"] = self._waited
-            if compiling := self._compiling.seconds():
-                self._spent["compiling"] = compiling
-        taken = names or tuple(self._spent)
-        return {f"time/{what}": self._spent.pop(what) for what in taken if what in self._spent}
-
-    def time_left(self, updates: int) -> str | None:
-        """An estimate in words, given once, as soon as the speed is known."""
-        if self._is_told or not self._is_known():
-            return None
-        self._is_told = True
-        each = self._trained() / len(self._updates)
-        return f"about {in_words(each * updates)} to go, plus evaluation and saving"
-
-    def read(self) -> dict[str, int | float]:
-        """Real tokens per second (all answers, each with its prompt), fill, mean lengths.
-
-        `input_wait` is the share of the time that was spent waiting for data; the scores are the
-        ratings that the data gives its answers, where it does. No speed where most of the time went
-        into compiling.
-        """
-        seconds, values = self._trained(), {}
-        total = lambda name: sum(getattr(update, name) for update in self._updates)
-        scored = np.concatenate([update.scored for update in self._updates])
-        if self._is_known():
-            values["tokens_per_second"] = total("real_tokens") / seconds
-            values["input_wait"] = self._waited / seconds
-        values |= {
-            "pack_fill": total("stored_tokens") / total("positions"),
-            **lengths(scored, self._updates[0].names),
-        }
-        ratings = np.concatenate([update.ratings for update in self._updates])
-        values |= _named("score", ratings, ~np.isnan(ratings), self._updates[0].names)
-        self._clear()
-        return values
 
 
 @contextlib.contextmanager
@@ -194,43 +88,9 @@ class Log:
             kept = _until(directory, SAMPLES, after)
             self._add_samples = self._file.enter_context(directory.appending(SAMPLES, kept))
         if records.tensorboard:
-            with _without("torch"):  # seconds of a start, for tensors that no run has
-                import tensorboardX
-
             folder = directory.within("tensorboard").local()
-
-            @functools.cache  # what lies in folders of its own is laid over each other
-            def board(of: str = "") -> tensorboardX.SummaryWriter:
-                writer = tensorboardX.SummaryWriter(f"{folder}/{of}", purge_step=after + 1)
-                self._file.callback(writer.close)
-                return writer
-
-            self._board = board
-        if records.wandb_project:
-            import wandb  # an extra: few runs want it
-
-            run = wandb.init(
-                project=records.wandb_project,
-                name=records.name,
-                tags=list(records.tags),
-                config=records.settings,
-                dir=directory.local(),
-                id=_own_id(directory),  # started again it is the same run
-                resume="allow",
-            )
-            self._trackers.append((wandb, run))
-        if records.trackio_project:
-            import trackio  # an extra, too
-
-            run = trackio.init(
-                project=records.trackio_project,
-                # A run is what has the same name, and others may have ours.
-                name=f"{records.name}-{_own_id(directory)[:6]}",
-                config=dict(records.settings),
-                resume="allow",
-                embed=False,
-            )
-            self._trackers.append((trackio, run))
+            self._board = _boards(f"{folder}/", after + 1, self._file)
+        self._trackers = _trackers(directory, records)
 
     def write(self, step: int, values: Mapping[str, int | float]) -> None:
         """One record, which is kept when this returns."""
@@ -264,6 +124,53 @@ class Log:
         self._file.close()
         for _, run in self._trackers:
             run.finish()
+
+
+def _boards(
+    folder: str, first: int, writers: contextlib.ExitStack
+) -> Callable[..., "tensorboardX.SummaryWriter"]:
+    """The writer of what is called so; what was there from the step `first` on is forgotten."""
+    with _without("torch"):  # seconds of a start, for tensors that no run has
+        import tensorboardX
+
+    @functools.cache  # what lies in folders of its own is laid over each other
+    def board(of: str = "") -> tensorboardX.SummaryWriter:
+        writer = tensorboardX.SummaryWriter(folder + of, purge_step=first)
+        writers.callback(writer.close)
+        return writer
+
+    return board
+
+
+def _trackers(directory: places.Place, records: Records) -> list[tuple[Any, Any]]:
+    """Those that were asked for, and the run in each: started again it is the same."""
+    found: list[tuple[Any, Any]] = []
+    if records.wandb_project:
+        import wandb  # an extra: few runs want it
+
+        run = wandb.init(
+            project=records.wandb_project,
+            name=records.name,
+            tags=list(records.tags),
+            config=records.settings,
+            dir=directory.local(),
+            id=_own_id(directory),
+            resume="allow",
+        )
+        found.append((wandb, run))
+    if records.trackio_project:
+        import trackio  # an extra, too
+
+        run = trackio.init(
+            project=records.trackio_project,
+            # A run is what has the same name, and others may have ours.
+            name=f"{records.name}-{_own_id(directory)[:6]}",
+            config=dict(records.settings),
+            resume="allow",
+            embed=False,
+        )
+        found.append((trackio, run))
+    return found
 
 
 def first_screen(values: Mapping[str, int | float]) -> Iterator[tuple[str, str, int | float]]:

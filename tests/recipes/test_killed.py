@@ -21,7 +21,7 @@ from checkpoints_io import places
 from checkpoints_io.run_state import RunStore
 from recipes import dpo
 from recipes.configs import tiny
-from recipes.training import records
+from recipes.training import metering
 from tests.conftest import TINY
 
 STEPS = 12
@@ -73,7 +73,7 @@ def live(directory: pathlib.Path, what: str) -> None:
     told = os.open(f"{directory}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(told, 1)
     os.dup2(told, 2)
-    counted = records.Meter.add
+    counted = metering.Meter.add
     with open(f"{directory}-rows.txt", "a") as rows:
 
         def noting(meter, update):
@@ -81,7 +81,7 @@ def live(directory: pathlib.Path, what: str) -> None:
             rows.flush()
             counted(meter, update)
 
-        records.Meter.add = noting
+        metering.Meter.add = noting
         print("\n— a life —", flush=True)
         dpo.train(config_of(directory, what))
 

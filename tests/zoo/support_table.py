@@ -2,7 +2,8 @@
 
   python -m tests.zoo.support_table [FAMILY …]
 
-Needs torch. Real sizes are those of the config.json files in the folder of shared facts.
+Needs torch, and a minute a family, or a few on slow machines. Real sizes are those of the
+config.json files in the folder of shared facts.
 """
 
 import json
@@ -77,7 +78,10 @@ def sizes(kinds: list[str]) -> str:
 
 
 def main() -> None:
-    measured = {family: row(family) for family in sys.argv[1:] or twins.TWINS}
+    measured = {}
+    for family in sys.argv[1:] or twins.TWINS:
+        print(f"measuring {family}: {', '.join(twins.TWINS[family])}", flush=True)
+        measured[family] = row(family)
     before, rest = DOC.read_text().split(BEGIN)
     old, after = rest.split(END)
     lines = [line.split(" | ") for line in old.splitlines() if "`" in line][1:]

@@ -348,7 +348,7 @@ def _fitted(
     if n + longest <= most:
         return _Parted(prompt, answers), None
     if over_length == "cut_answer" and n < most:
-        otherwise = "nothing to score is left within train_seq_len"
+        otherwise = f"nothing to score is left within train_seq_len ({most} tokens)"
         cut = [Answer(ids[: most - n], scored[: most - n]) for ids, scored in answers]
         return _Parted(prompt, [_ended(answer, otherwise) for answer in cut]), "answer_cut"
     room = most - longest  # for the prompt
@@ -357,7 +357,7 @@ def _fitted(
         prompt = np.concatenate([first, prompt[n - room + len(first) :]])
         return _Parted(prompt, answers), "prompt_cut"
     what = {"cut_answer": "prompt ", "cut_prompt": "answer "}.get(over_length, "")
-    raise BadInput(f"{what}longer than train_seq_len")
+    raise BadInput(f"{what}longer than train_seq_len ({most} tokens)")
 
 
 def _ended(answer: Answer, otherwise: str) -> Answer:

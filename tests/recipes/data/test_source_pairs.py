@@ -71,7 +71,8 @@ def test_every_lost_row_is_counted_with_its_reason(tmp_path):
         "`chosen` is missing, or null": 1,
         "not valid JSON": 1,
     }
-    assert found.counts.dropped == {"longer than train_seq_len": 1, "chosen equals rejected": 1}
+    too_long = "longer than train_seq_len (64 tokens)"
+    assert found.counts.dropped == {too_long: 1, "chosen equals rejected": 1}
     assert found.counts.repeated == 1
     told = "\n".join(found.counts.lines())
     assert "2 of 6 rows used" in told

@@ -72,7 +72,7 @@ def by_hand(name, pc, pr, rc, rr, lc, lr, m=0.0):
     dpo = lambda x: -(1 - e) * math.log(s(x - m)) - e * math.log(s(m - x))
     x = b * (c - r)
     odds = lambda mean: math.exp(mean) / (1 - math.exp(mean))
-    return {
+    forms = {
         "sigmoid": lambda: dpo(x),
         "sigmoid_norm": lambda: dpo(b * (c / lc - r / lr)),
         "hinge": lambda: max(0.0, 1 - (x - m)),
@@ -95,7 +95,9 @@ def by_hand(name, pc, pr, rc, rr, lc, lr, m=0.0):
         "simpo": lambda: dpo(b * (pc / lc - pr / lr - 0.3)),
         "orpo": lambda: -math.log(s(math.log(odds(pc / lc) / odds(pr / lr)))),
         "sft_seq": lambda: -pc / lc,
-    }[name]()
+    }
+    assert name in forms, f"{name} has no line in `by_hand`: write out its loss of one pair there"
+    return forms[name]()
 
 
 @pytest.mark.parametrize("name", [n for n in SUMMED if n not in ("sft", "cpo")])

@@ -70,13 +70,13 @@ def test_the_table_by_eye():
 
 def test_what_a_config_leaves_out_by_eye():
     table = settings.table_of(GROUPS)
-    told = listing.taken(["rows.each", "fast", "way"], table)
+    told = listing.taken(["rows.each", "tags", "fast", "way"], table)
     assert told == (
-        "settings that the config does not name: fast=true, way=up, 1 unset "
-        "(--help beside the config says\n  what that means)"
+        "settings that the config does not name: fast=true, way=up; 2 others are unset, or change "
+        "no number\n  (--help beside the config)"
     )
     assert listing.taken(["fast"], table) == "settings that the config does not name: fast=true"
-    assert listing.taken([], table) == listing.taken(["rows.each"], table) == ""
+    assert listing.taken([], table) == listing.taken(["rows.each", "tags"], table) == ""
 
 
 def test_help_has_every_setting_once_with_its_value_in_the_config():

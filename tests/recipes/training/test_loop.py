@@ -79,11 +79,13 @@ class Watched:
         self.did.append(f"evaluate {state.step}")
         yield {ACCURACY: self.accuracy.get(state.step, 0.1)}
 
+    def page(self, directory):
+        self.did.append("page")
+
     def go(self, start=0):
         self.at = start
         recipe = loop.Recipe(
-            self.take, self.evaluate, lambda *_: {}, lambda _: None, lambda _: [],
-            lambda _: self.did.append("page"),
+            self.take, self.evaluate, lambda *_: {}, lambda _: None, lambda _: [], self.page
         )  # fmt: skip
         own = Policy(*[None] * len(Policy._fields))
         state = State(start, {"w": jnp.float32(start)}, {}, {"m": jnp.float32(0)})
@@ -274,3 +276,14 @@ def test_steps_are_traced(tmp_path, monkeypatch, steps, start, end, expected):
     trace.close()
     trace.close()
     assert did == expected
+
+
+def test_a_page_that_fails_ends_no_run(watched, capsys):
+    def page(_):
+        raise ZeroDivisionError("in the page")
+
+    run = watched()
+    run.page = page
+    assert run.go()[0] == 4
+    told = "the page of the run could not be written: ZeroDivisionError('in the page')"
+    assert told in capsys.readouterr().out

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pathlib
+import queue
 import shutil
 import signal
 import socket
@@ -96,6 +97,22 @@ def test_a_second_interrupt_ends_it_at_once(first):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize(
+    ("number", "begin", "end"),
+    [
+        (signal.SIGINT, "asked to stop: ", "; Ctrl-C once more ends the run at once"),
+        (signal.SIGTERM, "asked to stop by SIGTERM: ", "is finished and saved"),
+    ],
+)
+def test_it_is_said_how_it_was_asked(monkeypatch, number, begin, end):
+    said = queue.Queue()
+    monkeypatch.setattr(preemption, "say", said.put)
+    with preemption.asked():
+        signal.raise_signal(number)
+        told = said.get(timeout=60).strip()
+    assert told.startswith(begin) and told.endswith(end)
+
+
 # The main thread waits for the devices, where it sees no signal.
 WAITING = """
 import jax
@@ -117,7 +134,10 @@ def test_a_second_interrupt_does_not_wait_for_the_devices():
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "\n"
-    assert process.stdout.readline().startswith("asked to stop")  # before the step is over
+    told = process.stdout.readline()  # before the step is over
+    assert told.startswith("asked to stop: ") and told.endswith(
+        "; Ctrl-C once more ends the run at once\n"
+    )
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
 

@@ -192,7 +192,7 @@ def test_what_is_too_long_is_handled_as_the_setting_says(own):
             return str(error)
 
     assert {name: notes(name) for name in run_settings.ALL["data.over_length"].choices} == {
-        "drop": "longer than train_seq_len",
+        "drop": f"longer than train_seq_len ({room} tokens)",
         "cut_prompt": ("prompt_cut",),
         "cut_answer": ("answer_cut",),
     }
@@ -202,7 +202,7 @@ def test_too_long_is_dropped(own):
     ids = encoded(LONG, own)
     room = len(whole(ids))
     assert whole(encoded(LONG, own, max_length=room)) == whole(ids)
-    with pytest.raises(ValueError, match=r"^longer than train_seq_len$"):
+    with pytest.raises(ValueError, match=rf"^longer than train_seq_len \({room - 1} tokens\)$"):
         encoded(LONG, own, max_length=room - 1)
 
 
@@ -214,7 +214,7 @@ def test_an_answer_is_cut_from_the_right_and_its_end_is_not_scored(own):
     assert "one two three four".startswith(own.decode(cut.chosen))
     assert own.special["<|eot_id|>"] not in cut.chosen
     assert cut.chosen_scored.all()
-    with pytest.raises(ValueError, match=r"^prompt longer than train_seq_len$"):
+    with pytest.raises(ValueError, match=r"^prompt longer than train_seq_len \(\d+ tokens\)$"):
         encoded(LONG, own, max_length=len(cut.prompt), over_length="cut_answer")
 
 
@@ -230,7 +230,7 @@ def test_only_the_answer_that_is_too_long_is_cut(own):
 def test_an_answer_never_loses_all_that_counts(own):
     pair = Pair([user("a")], [user("b"), assistant("c")], [user("d"), assistant("e")])
     room = len(encoded(pair, own).prompt) + 3  # within the user turn
-    with pytest.raises(ValueError, match=r"^nothing to score is left within train_seq_len$"):
+    with pytest.raises(ValueError, match=r"^nothing to score is left within train_seq_len \(\d+ t"):
         encoded(pair, own, max_length=room, over_length="cut_answer")
 
 
@@ -255,7 +255,9 @@ def test_a_prompt_is_cut_from_the_left_to_the_very_length(own):
     longest = max(len(ids.chosen), len(ids.rejected))
     least = encoded(pair, own, max_length=longest + 1, over_length="cut_prompt")
     assert [*least.prompt] == [ids.prompt[-1]]
-    with pytest.raises(ValueError, match=r"^answer longer than train_seq_len$"):
+    with pytest.raises(
+        ValueError, match=rf"^answer longer than train_seq_len \({longest} tokens\)$"
+    ):
         encoded(pair, own, max_length=longest, over_length="cut_prompt")
 
 
