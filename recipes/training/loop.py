@@ -223,9 +223,8 @@ def _evaluate(around: Around, state: State) -> dict[str, float]:
     except preemption.Asked:  # then it is done first when the run is resumed
         return {}
     if found:
-        around.log.write(
-            state.step, found | {"time/evaluation": around.meter.time_of("evaluation")}
-        )
+        seconds = around.meter.time_of("evaluation")
+        around.log.write(state.step, found | {"time/evaluation": seconds})
     if (patience := around.run.patience) is not None:
         around.history.append(stopping.value(patience, found))
         if stopping.is_stale(patience, around.history):
