@@ -149,6 +149,30 @@ def test_a_model_that_was_pickled_says_the_same(small_model):
     np.testing.assert_array_equal(again(A), small_model(A))
 
 
+@pytest.mark.parametrize(
+    ("family", "told"),
+    [
+        ("llama", r"has 1 blocks, and by model.config 3: change"),
+        ("qwen3_5_text", r"has 1 blocks that are linear_attention, and by model.config 3"),
+    ],
+)
+def test_blocks_that_are_fewer_than_the_config_says(family, told):
+    """And not the last one again."""
+    model = twins.untrained(family, "plain")
+    first = lambda block: jax.tree.map(lambda x: x[:1], block)
+    if family == "llama":
+        graph, state = nnx.split(model.blocks)
+        model.blocks = nnx.merge(graph, first(state))
+    else:
+        graph, state = nnx.split(model.blocks["linear_attention"])
+        model.blocks["linear_attention"] = nnx.merge(graph, first(state))
+    for asked in (model, model.hidden_states, lambda x: model(jnp.array([x]))):
+        with pytest.raises(ValueError, match=told):
+            asked(A)
+    with pytest.raises(ValueError, match=told):
+        zoo.generate.generate(model, [A], max_new_tokens=2)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "glm_moe_dsa"])
 def test_a_text_that_is_too_long(family):
     """For learned positions; for attention that would choose among its tokens."""

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from checkpoints_io.errors import BadInput
 from zoo.parts import hf_config, partly, pattern, sharding
 
 Weights = dict[str, PyTree]  # arrays by name, each with a leading L
@@ -45,11 +46,28 @@ def parts_of(model: Stacked) -> tuple[pattern.Part, ...]:
 
 
 def taken_apart(model: Stacked) -> tuple[Layout, ByKind]:
-    """The layout of a model's blocks, and their weights by kind."""
+    """The layout of a model's blocks, and their weights by kind.
+
+    Raises:
+      ValueError: there are more or fewer of them than its Config says.
+    """
     parts = {kind: nnx.split(block) for kind, block in by_kind(model, model.blocks).items()}
     graphs = tuple((kind, graph) for kind, (graph, _) in parts.items())
     weights = {kind: nnx.to_pure_dict(state) for kind, (_, state) in parts.items()}
+    for kind, own in weights.items():
+        _refuse_other_count(model, kind, own)
     return Layout(graphs, parts_of(model)), weights
+
+
+def _refuse_other_count(model: Stacked, kind: str, weights: Weights) -> None:
+    """A loop over layers would take the last one again for those that are missing."""
+    count = model.config.kinds.count(kind) if kind else model.config.sizes["L"]
+    every = jax.tree.leaves(weights, is_leaf=partly.is_partly)
+    if others := {len(x) for x in every if not partly.is_partly(x)} - {count}:
+        raise BadInput(
+            f"the model has {others.pop()} blocks{f' that are {kind}' if kind else ''}, and by "
+            f"model.config {count}: change model.config with them, by dataclasses.replace"
+        )
 
 
 def by_kind(model: Stacked, tree: PyTree) -> ByKind:
