@@ -66,7 +66,7 @@ class Around(NamedTuple):
     meter: Meter
     alarm: by_time.Alarm
     trace: tracing.Trace
-    history: list[float]  # values of the figure that may end the run, by evaluation
+    watch: stopping.Watch
 
 
 def run_steps(
@@ -86,12 +86,12 @@ def run_steps(
     """
     start = state.step
     log = records.Log(run.directory, run.records, after=start or -1)
-    history = stopping.recorded(run.patience, run.directory)
+    watch = stopping.Watch(run.patience, run.directory)
     alarm = by_time.Alarm(run.every.minutes_per_checkpoint)
     trace = tracing.Trace(run.profile, run.directory.within("profile"))
     with contextlib.closing(log), compiling.heard() as compiled, contextlib.closing(trace):
         meter = Meter(compiled)
-        around = Around(recipe, own, run, store, facts, stop, log, meter, alarm, trace, history)
+        around = Around(recipe, own, run, store, facts, stop, log, meter, alarm, trace, watch)
         if is_last(around, start):
             held_out = _before_first(around, state)
             state, held_out = _after_last(around, state, held_out)
@@ -125,8 +125,7 @@ def due(around: Around, step: int, every: int | None) -> bool:
 
 def is_last(around: Around, step: int) -> bool:
     """Does the run end after this step: all are taken, or a figure no longer improves?"""
-    run = around.run
-    return step >= run.total_steps or stopping.is_stale(run.patience, around.history)
+    return step >= around.run.total_steps or around.watch.ends()
 
 
 def eval_due(around: Around, step: int) -> bool:
@@ -225,10 +224,8 @@ def _evaluate(around: Around, state: State) -> dict[str, float]:
     if found:
         seconds = around.meter.time_of("evaluation")
         around.log.write(state.step, found | {"time/evaluation": seconds})
-    if (patience := around.run.patience) is not None:
-        around.history.append(stopping.value(patience, found))
-        if stopping.is_stale(patience, around.history):
-            say(stopping.told(patience, around.history, state.step))
+    if ending := around.watch.add(found, state.step):
+        say(ending)
     return found
 
 

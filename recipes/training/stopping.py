@@ -11,6 +11,29 @@ from recipes.training import records
 from recipes.training.run import Patience
 
 
+class Watch:
+    """Watches the figure that may end a run, from one evaluation to the next."""
+
+    def __init__(self, patience: Patience | None, directory: places.Place):
+        self._patience = patience
+        self._values = recorded(patience, directory)
+
+    def add(self, held_out: Mapping[str, float], step: int) -> str | None:
+        """Takes an evaluation; if the run is to end by it, why.
+
+        Raises:
+          RuntimeError: as `value`.
+        """
+        if self._patience is None:
+            return None
+        self._values.append(value(self._patience, held_out))
+        return told(self._patience, self._values, step) if self.ends() else None
+
+    def ends(self) -> bool:
+        """Is the run to end?"""
+        return is_stale(self._patience, self._values)
+
+
 def is_stale(patience: Patience | None, values: Sequence[float]) -> bool:
     """Has the figure, by its value at each evaluation, not improved for so many of them?
 
