@@ -105,7 +105,7 @@ def compile_step() -> dict:
     import numpy as np
     import optax
 
-    from recipes.data.ids.pair_ids import PairIds
+    from recipes.data.ids.examples import PairIds
     from recipes.data.packed import batches
     from recipes.data.packed.batches import Said
     from recipes.data.packed.packing import Shape

@@ -13,7 +13,7 @@ import optax
 import pairs_as_ids
 import work
 
-from recipes.data.ids.pair_ids import PairIds
+from recipes.data.ids.examples import PairIds
 from recipes.data.packed import batches, packing, shapes, streams
 from recipes.preference import metrics, objectives
 from recipes.training import command, logps, optimizer, update

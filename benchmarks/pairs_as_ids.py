@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from recipes.data.ids.pair_ids import PairIds
+from recipes.data.ids.examples import PairIds
 
 
 def as_ids(row: int, pair: dict[str, list[int]]) -> PairIds:

@@ -27,7 +27,7 @@ import work
 from checkpoints_io.errors import BadInput
 from recipes.data import source_pairs
 from recipes.data.ids.encode_rows import How
-from recipes.data.ids.pair_ids import Example, ListIds, PairIds
+from recipes.data.ids.examples import Example, ListIds, PairIds
 from recipes.data.packed import batches, shapes
 from recipes.data.rows.source import Source
 from recipes.preference import metrics, objectives

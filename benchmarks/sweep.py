@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from checkpoints_io.errors import BadInput
-from recipes.data.ids.pair_ids import PairIds
+from recipes.data.ids.examples import PairIds
 from recipes.data.packed import batches
 from recipes.data.packed.packing import Shape
 from recipes.preference import metrics, objectives

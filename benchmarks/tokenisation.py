@@ -38,7 +38,7 @@ from checkpoints_io import places
 from recipes.data.chats import chat, columns, layouts, trial
 from recipes.data.chats.pair import Pair
 from recipes.data.ids import encode_rows, pair_ids, parallel
-from recipes.data.ids.pair_ids import PairIds
+from recipes.data.ids.examples import PairIds
 from recipes.data.packed import packing, streams
 from recipes.data.packed.packing import Shape
 from recipes.training import command

@@ -246,6 +246,7 @@ def test_a_worker_starts_fast():
     assert {
         "zoo.text.template",
         "recipes.data.ids.pair_ids",
+        "recipes.data.ids.examples",
         "checkpoints_io.hf_folder",
     } <= seen.keys()
     heavy = {"jax", "flax", "pyarrow", "pandas", "datasets", "fsspec", "absl", "tqdm",

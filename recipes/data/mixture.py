@@ -6,7 +6,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from recipes.data.ids.pair_ids import Example
+from recipes.data.ids.examples import Example
 
 
 class Part(NamedTuple):

@@ -14,7 +14,7 @@ from recipes.data.chats.messages import one_line
 from recipes.data.ids import mismatched, parallel
 from recipes.data.ids.counts import Counts
 from recipes.data.ids.encode_rows import How
-from recipes.data.ids.pair_ids import AnswerIds, Example
+from recipes.data.ids.examples import AnswerIds, Example
 from recipes.data.ids.parallel import Crew
 from recipes.data.mixture import Part
 from recipes.data.prompts import Prompt

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from recipes.data.chats.messages import visible
-from recipes.data.ids.pair_ids import Example, LabelledIds, called, is_ranked
+from recipes.data.ids.examples import Example, LabelledIds, called, is_ranked
 from zoo.text.tokenizer import Tokenizer, text_after
 
 HEAD, TAIL = 40, 80  # tokens shown of the beginning and the end of a long text

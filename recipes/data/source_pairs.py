@@ -14,10 +14,10 @@ from checkpoints_io.errors import BadInput
 from recipes.data import shown
 from recipes.data.chats import columns, layouts, messages
 from recipes.data.chats.messages import one_line
-from recipes.data.ids import counts, pair_ids, parallel
+from recipes.data.ids import counts, parallel
 from recipes.data.ids.counts import Counts
 from recipes.data.ids.encode_rows import How
-from recipes.data.ids.pair_ids import Example, PairIds
+from recipes.data.ids.examples import Example, PairIds, as_bytes, turned
 from recipes.data.ids.parallel import Crew
 from recipes.data.rows import sources
 from recipes.data.rows.records import Row
@@ -205,7 +205,7 @@ def fingerprint(ids: Iterable[Example]) -> str:
     """Sixteen hex digits that change with any token, mask or order of the pairs."""
     digest = hashlib.sha256()
     for pair in ids:
-        digest.update(pair_ids.as_bytes(pair))
+        digest.update(as_bytes(pair))
     return digest.hexdigest()[:16]
 
 
@@ -214,11 +214,11 @@ def _contradicted(ids: list[Example], keys: np.ndarray, digests: set[bytes]) -> 
     prompts, times = np.unique(keys, return_counts=True)
     several = np.isin(keys, prompts[times > 1])
     return sum(
-        _digest(pair_ids.turned(pair)) in digests
+        _digest(turned(pair)) in digests
         for pair, asked_again in zip(ids, several.tolist(), strict=True)
         if asked_again and isinstance(pair, PairIds)
     )
 
 
 def _digest(pair: Example) -> bytes:
-    return hashlib.blake2b(pair_ids.as_bytes(pair), digest_size=16).digest()
+    return hashlib.blake2b(as_bytes(pair), digest_size=16).digest()

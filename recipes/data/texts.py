@@ -9,7 +9,7 @@ import numpy as np
 from checkpoints_io.errors import BadInput
 from recipes.data.ids import encode_texts, parallel
 from recipes.data.ids.encode_rows import How
-from recipes.data.ids.pair_ids import AnswerIds
+from recipes.data.ids.examples import AnswerIds
 from recipes.data.ids.parallel import Crew
 from recipes.data.rows import sources
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from recipes.data import shown
 from recipes.data.chats.messages import visible
-from recipes.data.ids.pair_ids import Example, called, described, is_ranked
+from recipes.data.ids.examples import Example, called, described, is_ranked
 from recipes.data.packed import shapes, streams
 from recipes.data.packed.packing import Shape
 from recipes.data.run_data import Told, spread

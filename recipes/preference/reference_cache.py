@@ -18,8 +18,7 @@ import safetensors.numpy
 
 from checkpoints_io import places, processes
 from checkpoints_io.errors import RunFailed
-from recipes.data.ids import pair_ids
-from recipes.data.ids.pair_ids import Example
+from recipes.data.ids.examples import Example, ListIds, texts_as_bytes
 from recipes.data.packed import streams
 from recipes.data.packed.batches import Place
 from recipes.data.packed.packing import Shape
@@ -140,8 +139,8 @@ def key(pair: Example, shape: Shape) -> bytes:
 
     Of a list for the number of answers of the longest one too, which is how many values are kept.
     """
-    kept = [shape.answers] if isinstance(pair, pair_ids.ListIds) else []
-    content = bytes([*kept, *streams.shared(pair, shape)]) + pair_ids.texts_as_bytes(pair)
+    kept = [shape.answers] if isinstance(pair, ListIds) else []
+    content = bytes([*kept, *streams.shared(pair, shape)]) + texts_as_bytes(pair)
     return hashlib.sha256(content).digest()[:16]
 
 

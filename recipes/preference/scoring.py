@@ -14,7 +14,7 @@ import numpy as np
 from checkpoints_io import places, processes
 from checkpoints_io.errors import InTheWay, RunFailed
 from recipes.data import shown
-from recipes.data.ids.pair_ids import Example
+from recipes.data.ids.examples import Example
 from recipes.data.packed import streams
 from recipes.data.packed.batches import Place
 from recipes.data.run_data import Data

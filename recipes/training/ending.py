@@ -7,7 +7,7 @@ from typing import cast
 
 from checkpoints_io import quantised
 from recipes.data import shown
-from recipes.data.ids.pair_ids import is_ranked
+from recipes.data.ids.examples import is_ranked
 from recipes.data.run_data import HeldOut
 from recipes.training import command, listing, optimizer, plain_texts, policy, samples, tasks
 from recipes.training.run import Run, adapters_alone, say

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from checkpoints_io.errors import BadInput
-from recipes.data.ids.pair_ids import Answer, AnswerIds, Example, ListIds
+from recipes.data.ids.examples import Answer, AnswerIds, Example, ListIds
 from recipes.data.packed import batches, shapes
 from recipes.data.packed.batches import Place
 from recipes.data.packed.packing import Packed

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from checkpoints_io import hf_folder, places
 from checkpoints_io.errors import BadInput, NotFound
 from recipes.data import run_data
-from recipes.data.ids.pair_ids import Example
+from recipes.data.ids.examples import Example
 from recipes.data.packed import batches, shapes
 from recipes.data.run_data import Data
 from recipes.training import adapting, plan

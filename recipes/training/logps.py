@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 import numpy as np
 
-from recipes.data.ids.pair_ids import Example
+from recipes.data.ids.examples import Example
 from recipes.data.packed import batches
 from recipes.data.packed.batches import Place
 from recipes.data.packed.packing import Packed

@@ -11,7 +11,7 @@ import numpy as np
 from checkpoints_io import places
 from checkpoints_io.errors import BadInput, StorageError
 from recipes.data import shown
-from recipes.data.ids.pair_ids import Example
+from recipes.data.ids.examples import Example
 from recipes.data.packed import shapes, streams
 from recipes.data.packed.packing import Shape
 from recipes.training import notes, optimizer, trained

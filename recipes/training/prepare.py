@@ -10,7 +10,7 @@ from checkpoints_io import hf_hub, places, processes
 from checkpoints_io.errors import BadInput, StorageError
 from checkpoints_io.run_state import RunStore
 from recipes.data import source_pairs
-from recipes.data.ids.pair_ids import described
+from recipes.data.ids.examples import described
 from recipes.data.run_data import Data
 from recipes.training import (
     activations,

@@ -11,7 +11,7 @@ import optax
 from checkpoints_io import places, processes
 from checkpoints_io.hf_folder import Folder
 from checkpoints_io.run_state import Facts, Keep
-from recipes.data.ids.pair_ids import Example
+from recipes.data.ids.examples import Example
 from recipes.data.mixture import Part
 from recipes.data.packed import batches
 from recipes.data.prompts import Prompt

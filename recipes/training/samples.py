@@ -6,7 +6,7 @@ import itertools
 from typing import NamedTuple, TypeVar
 
 from recipes.data.chats import messages
-from recipes.data.ids.pair_ids import Answer, Example, is_ranked
+from recipes.data.ids.examples import Answer, Example, is_ranked
 from recipes.training.run import Run
 import zoo
 from zoo import generate

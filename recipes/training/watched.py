@@ -11,7 +11,7 @@ from jaxtyping import Float
 import numpy as np
 
 from recipes.data import shown
-from recipes.data.ids.pair_ids import Example
+from recipes.data.ids.examples import Example
 from recipes.training import logps, samples
 from recipes.training.run import Run
 import zoo

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recipes.data.ids.pair_ids import PairIds
+from recipes.data.ids.examples import PairIds
 from recipes.data.packed import batches, shapes, streams
 from recipes.data.packed.packing import Shape
 from recipes.training import logps as training_logps

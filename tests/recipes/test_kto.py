@@ -11,7 +11,7 @@ from recipes import dpo, sft
 from recipes.configs import tiny, tiny_sft
 from recipes.data import run_data
 from recipes.data.ids import mismatched
-from recipes.data.ids.pair_ids import AnswerIds
+from recipes.data.ids.examples import AnswerIds
 from recipes.training import checks, settings
 from tests.conftest import TINY, check_resume, records
 

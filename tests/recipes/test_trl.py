@@ -15,7 +15,7 @@ import optax
 import pytest
 
 from recipes.data.ids import mismatched
-from recipes.data.ids.pair_ids import AnswerIds, PairIds
+from recipes.data.ids.examples import AnswerIds, PairIds
 from recipes.data.packed import batches
 from recipes.data.packed.packing import Shape
 from recipes.preference import objectives

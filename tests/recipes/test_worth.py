@@ -9,7 +9,7 @@ import pytest
 from recipes import dpo
 from recipes.configs import tiny
 from recipes.data import run_data
-from recipes.data.ids import pair_ids, shards
+from recipes.data.ids import examples, shards
 from recipes.data.ids.counts import none
 from recipes.data.packed.packing import Shape
 from recipes.preference import objectives, reference_cache
@@ -55,7 +55,7 @@ def test_they_are_read_where_they_are_named(tmp_path):
     assert "not read: weight" in unnamed.sources[0].lines[0]
     named = read(tmp_path, same_names, {"weight": "weight"})
     assert {one.worth for one in named.train[0].examples} == {(3.0, 0.0)}
-    plain, heavy = (pair_ids.as_bytes(one.train[0].examples[0]) for one in (unnamed, named))
+    plain, heavy = (examples.as_bytes(one.train[0].examples[0]) for one in (unnamed, named))
     assert plain != heavy
 
 
@@ -128,4 +128,4 @@ def test_the_reference_is_not_asked_again_for_another_weight(tmp_path):
         read(tmp_path, rows((weight, 0)), COLUMNS).train[0].examples[0] for weight in (1, 2)
     )
     assert reference_cache.key(light, shape) == reference_cache.key(heavy, shape)
-    assert pair_ids.as_bytes(light) != pair_ids.as_bytes(heavy)
+    assert examples.as_bytes(light) != examples.as_bytes(heavy)

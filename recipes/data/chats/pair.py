@@ -31,7 +31,7 @@ class Pair(NamedTuple):
     prefill: str = ""  # the end of the prompt, with which all answers begin
     more: tuple[Turns | str, ...] = ()  # of a list: those that are no better than `rejected`
     ranks: tuple[int, ...] | None = None  # of a list: of each, 0 the best; equal ones are no pair
-    notes: tuple[str, ...] = ()  # on its ranks: `pair_ids.NOTES` says what they mean
+    notes: tuple[str, ...] = ()  # on its ranks: `examples.NOTES` says what they mean
     worth: Worth = Worth()
 
     @property

@@ -4,7 +4,7 @@ import collections
 from typing import Any, NamedTuple
 
 from recipes.data.chats.messages import one_line
-from recipes.data.ids.pair_ids import NOTES, described
+from recipes.data.ids.examples import NOTES, described
 
 SHOWN = 20  # reasons
 

@@ -16,6 +16,7 @@ from checkpoints_io.errors import BadInput
 from recipes.data.chats import chat, columns, forming, layouts, messages, trial
 from recipes.data.chats.pair import Pair
 from recipes.data.ids import counts, pair_ids, shards
+from recipes.data.ids.examples import UNREAD
 from recipes.data.ids.shards import Shard
 from recipes.data.rows.records import Row
 from recipes.data.rows.source import Source
@@ -110,7 +111,7 @@ def encode(
         ids.append(found)
         keys.append(prompt_key(pair))
         told.notes.update(found.notes)
-        told.notes.update(sorted({pair_ids.UNREAD + key for key in _unread(named)}))
+        told.notes.update(sorted({UNREAD + key for key in _unread(named)}))
     return Shard(ids, np.array(keys, np.uint64), told)
 
 

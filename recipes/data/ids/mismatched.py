@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from checkpoints_io.errors import BadInput
-from recipes.data.ids.pair_ids import Answer, AnswerIds, LabelledIds
+from recipes.data.ids.examples import Answer, AnswerIds, LabelledIds
 
 
 def beside(answers: Sequence[AnswerIds], max_length: int) -> list[LabelledIds]:

@@ -12,7 +12,7 @@ import safetensors.numpy
 from recipes.data.chats.pair import Worth
 from recipes.data.ids import counts as counts_io
 from recipes.data.ids.counts import Counts
-from recipes.data.ids.pair_ids import Answer, AnswerIds, Encoded, ListIds, PairIds
+from recipes.data.ids.examples import Answer, AnswerIds, Encoded, ListIds, PairIds
 
 # What arrays there are of a pair, of a single answer, and of a list: of its answers together.
 TOKENS = {

@@ -10,8 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 from numpy.typing import DTypeLike
 
-from recipes.data.ids import pair_ids
-from recipes.data.ids.pair_ids import Example
+from recipes.data.ids.examples import Example, called, ranks_of
 from recipes.data.packed import packing, streams
 from recipes.data.packed.packing import Packed, Shape
 
@@ -79,8 +78,8 @@ def told(examples: Sequence[Example], answers: int) -> dict[str, Any]:
         "ratings": slots(np.nan, lambda example: example.ratings or ()),
         "weights": np.array([example.worth.weight for example in examples]),
         "margins": np.array([example.worth.margin for example in examples]),
-        "names": pair_ids.called(examples[0], answers),
-        "ranks": slots(0, pair_ids.ranks_of) if answers > 2 else None,
+        "names": called(examples[0], answers),
+        "ranks": slots(0, ranks_of) if answers > 2 else None,
     }
 
 

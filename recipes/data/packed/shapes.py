@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from checkpoints_io.errors import BadInput
-from recipes.data.ids.pair_ids import Example
+from recipes.data.ids.examples import Example
 from recipes.data.packed import packing, streams
 from recipes.data.packed.packing import Shape
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from recipes.data.ids.pair_ids import Example
+from recipes.data.ids.examples import Example
 from recipes.data.packed.packing import Item, Shape, Stream
 
 

@@ -18,7 +18,7 @@ from recipes.data import source_pairs
 from recipes.data.chats import layouts
 from recipes.data.ids import counts, encode_rows, parallel, shards
 from recipes.data.ids.encode_rows import How, Source
-from recipes.data.ids.pair_ids import AnswerIds, PairIds
+from recipes.data.ids.examples import AnswerIds, PairIds
 from recipes.data.ids.shards import Shard
 from recipes.data.rows import sources
 from tests.conftest import TINY
@@ -318,7 +318,13 @@ def test_other_code_is_another_folder(tmp_path, monkeypatch):
         shutil.copytree(folder, copy)
     monkeypatch.setattr(parallel, "CODE", copies)
     assert parallel.identity(source, HOW) == before
-    for name in ("rows/formats.py", "chats/layouts.py", "ids/pair_ids.py", "text/fast_bpe.py"):
+    for name in (
+        "rows/formats.py",
+        "chats/layouts.py",
+        "ids/pair_ids.py",
+        "ids/examples.py",
+        "text/fast_bpe.py",
+    ):
         path = tmp_path / name
         text = path.read_text()
         path.write_text(text + "# another reading")

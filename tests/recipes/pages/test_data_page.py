@@ -10,7 +10,7 @@ import pytest
 
 from recipes.data import run_data, shown
 from recipes.data.ids.counts import Counts
-from recipes.data.ids.pair_ids import Answer, AnswerIds, ListIds, PairIds, described
+from recipes.data.ids.examples import Answer, AnswerIds, ListIds, PairIds, described
 from recipes.data.packed.packing import Shape
 from recipes.pages import data_page
 from tests.conftest import TINY

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recipes.data.ids.pair_ids import AnswerIds, PairIds
+from recipes.data.ids.examples import AnswerIds, PairIds
 from recipes.data.packed import streams
 from recipes.preference import losses, metrics, objectives
 from recipes.preference.divergences import DIVERGENCES

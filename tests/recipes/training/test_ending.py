@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from checkpoints_io import places
-from recipes.data.ids.pair_ids import PairIds
+from recipes.data.ids.examples import PairIds
 from recipes.data.run_data import HeldOut
 from recipes.training import by_name, command, ending, samples
 from recipes.training import settings as settings_of

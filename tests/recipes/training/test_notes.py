@@ -7,7 +7,7 @@ import pytest
 
 from checkpoints_io.run_state import Keep
 from recipes.configs import tiny
-from recipes.data.ids.pair_ids import AnswerIds, PairIds
+from recipes.data.ids.examples import AnswerIds, PairIds
 from recipes.data.mixture import Part
 from recipes.data.packed.batches import Place
 from recipes.data.packed.packing import Shape

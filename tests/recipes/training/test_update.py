@@ -12,7 +12,7 @@ import pytest
 from checkpoints_io import places
 from checkpoints_io.bits import fingerprint
 from checkpoints_io.run_state import Keep, RunStore
-from recipes.data.ids.pair_ids import PairIds
+from recipes.data.ids.examples import PairIds
 from recipes.data.packed import batches
 from recipes.data.packed.batches import Said
 from recipes.data.packed.packing import Shape

@@ -14,7 +14,7 @@ from recipes import dpo, sft
 from recipes.configs import tiny, tiny_sft
 from recipes.data import prompts
 from recipes.data.ids.encode_rows import How
-from recipes.data.ids.pair_ids import PairIds
+from recipes.data.ids.examples import PairIds
 from recipes.data.ids.parallel import Crew
 from recipes.data.prompts import Prompt
 from recipes.data.run_data import HeldOut

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recipes.data.ids.pair_ids import PairIds
+from recipes.data.ids.examples import PairIds
 from recipes.data.packed import streams
 from zoo.parts import chunks, convolution, delta_rule, mamba2, paths, spans
 

@@ -12,7 +12,7 @@ import pytest
 from recipes.data.chats import chat, dialect, left_out, rendering, trial
 from recipes.data.chats.dialect import Dialect
 from recipes.data.chats.pair import Pair
-from recipes.data.ids import pair_ids
+from recipes.data.ids import examples, pair_ids
 from tests.conftest import TINY
 from zoo.text import tokenizer
 
@@ -159,7 +159,7 @@ def test_what_is_hidden_beside_words_is_named(own):
     prompt = Pair([user("a"), assistant("b", tool_calls=[call({})]), user("c")], *said[1:])
     ids = pair_ids.encode(prompt, own, talk, row=0, max_length=256, over_length="drop")
     assert ids.notes == ("left_out/tool_calls",)
-    assert pair_ids.described(ids.notes[0]) == "of which the chat template leaves out `tool_calls`"
+    assert examples.described(ids.notes[0]) == "of which the chat template leaves out `tool_calls`"
 
 
 def test_a_word_that_stands_elsewhere_is_no_call(own):

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from recipes.data.chats import columns, layouts, ranked
-from recipes.data.ids import pair_ids
+from recipes.data.ids import examples
 
 FIVE = {  # as UltraFeedback has them
     "instruction": "Which way?",
@@ -71,7 +71,7 @@ def test_an_answer_without_a_rank_is_left_out_and_counted():
     pair = read(row, 4)
     assert said(pair) == ["Left.", "Back."]
     assert pair.notes == ("unranked",)
-    assert all(note in pair_ids.NOTES for note in ("tied", "unranked", "said_again"))
+    assert all(note in examples.NOTES for note in ("tied", "unranked", "said_again"))
 
 
 @pytest.mark.parametrize(

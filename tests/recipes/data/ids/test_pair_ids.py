@@ -9,7 +9,7 @@ import pytest
 
 from recipes.data.chats import chat, layouts, rendering, trial
 from recipes.data.chats.pair import Pair
-from recipes.data.ids import pair_ids
+from recipes.data.ids import examples, pair_ids
 from recipes.data.packed import packing, streams
 from recipes.data.packed.packing import Shape
 from recipes.training import settings as run_settings
@@ -329,7 +329,7 @@ def test_a_cut_is_told(own):
     cut = encoded(pair, own, max_length=128, over_length="cut_answer")
     assert "answer_cut" in cut.notes
     assert len(whole(cut)) == 128
-    assert pair_ids.NOTES["answer_cut"].endswith("(its end is not scored)")
+    assert examples.NOTES["answer_cut"].endswith("(its end is not scored)")
 
 
 def test_a_row_that_cannot_be_used_says_why(own):

@@ -6,7 +6,7 @@ import pytest
 
 from recipes.data.ids import shards
 from recipes.data.ids.counts import none
-from recipes.data.ids.pair_ids import Answer, ListIds, PairIds, as_bytes
+from recipes.data.ids.examples import Answer, ListIds, PairIds, as_bytes
 from recipes.data.packed import batches, packing, shapes, streams
 from recipes.data.packed.packing import Shape
 from recipes.preference import reference_cache

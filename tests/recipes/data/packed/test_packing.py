@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from recipes.data import mixture
-from recipes.data.ids.pair_ids import PairIds
+from recipes.data.ids.examples import PairIds
 from recipes.data.packed import batches, packing, shapes, streams
 from recipes.data.packed.packing import Shape
 from recipes.training.logps import answer_logps

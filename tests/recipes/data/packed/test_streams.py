@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from recipes.data import mixture
-from recipes.data.ids.pair_ids import Answer, AnswerIds, PairIds, as_bytes
+from recipes.data.ids.examples import Answer, AnswerIds, PairIds, as_bytes
 from recipes.data.packed import batches, packing, shapes, streams
 from recipes.data.packed.packing import Item, Packed, Shape
 from recipes.training import logps

@@ -1,0 +1,162 @@
+"""What a row becomes: token ids of a prompt and its answers, which of them count, and notes."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from recipes.data.chats.pair import Worth
+
+
+class Answer(NamedTuple):
+    """One answer to a prompt."""
+
+    ids: np.ndarray  # int32
+    scored: np.ndarray  # bool, as long as `ids`
+
+
+class PairIds(NamedTuple):
+    """Token ids of a pair. Both answers follow the same prompt ids; their last token counts."""
+
+    row: int  # its number in the source
+    prompt: np.ndarray  # int32, at least one
+    chosen: np.ndarray
+    rejected: np.ndarray
+    chosen_scored: np.ndarray  # bool, as long as `chosen`
+    rejected_scored: np.ndarray
+    notes: tuple[str, ...] = ()  # `described` says what they mean
+    ratings: tuple[float, ...] | None = None  # of chosen and rejected, by whoever preferred
+    worth: Worth = Worth()
+
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """Chosen and rejected, in this order."""
+        return Answer(self.chosen, self.chosen_scored), Answer(self.rejected, self.rejected_scored)
+
+
+class AnswerIds(NamedTuple):
+    """Token ids of a prompt and the single answer to it, whose last token counts."""
+
+    row: int  # its number in the source
+    prompt: np.ndarray  # int32, at least one
+    answer: np.ndarray
+    scored: np.ndarray  # bool, as long as `answer`
+    notes: tuple[str, ...] = ()
+    ratings: tuple[float] | None = None  # 1: wanted, 0: unwanted; none where nobody asks
+    worth: Worth = Worth()
+
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """The one."""
+        return (Answer(self.answer, self.scored),)
+
+
+class LabelledIds(NamedTuple):
+    """Token ids of a prompt, the answer to it and, to compare with, an answer to another prompt."""
+
+    row: int  # its number in the source
+    prompt: np.ndarray  # int32, at least one
+    answers: tuple[Answer, Answer]  # its own, and the one to another prompt
+    ratings: tuple[float, float]  # 1 where its own is wanted, 0 where it is not; NaN for the other
+    notes: tuple[str, ...] = ()
+    worth: Worth = Worth()
+
+
+class ListIds(NamedTuple):
+    """Token ids of a prompt and several answers to it, from the best to the worst."""
+
+    row: int  # its number in the source
+    prompt: np.ndarray  # int32, at least one
+    answers: tuple[Answer, ...]  # two or more; the last token of each counts
+    ranks: tuple[int, ...]  # of each, 0 the best; those that are ranked alike are not compared
+    notes: tuple[str, ...] = ()
+    ratings: tuple[float, ...] | None = None  # of each, by whoever ranked
+    worth: Worth = Worth()
+
+
+# What a row becomes, and what a run trains on: `prompt`, `answers` and `row` are all that packing
+# reads.
+Encoded = PairIds | AnswerIds | ListIds
+Example = Encoded | LabelledIds
+
+# Notes on pairs, or single answers, that are used.
+NOTES = {
+    "moved": "with a token across the end of the prompt (it went to the answer, whole)",
+    "prompt_cut": "with a prompt cut from the left at train_seq_len",
+    "answer_cut": "with an answer cut at train_seq_len (its end is not scored)",
+    "empty_turn": "with a turn that says nothing",
+    "wants_nothing": "whose chosen answer says nothing: the policy learns to end at once",
+    "no_user_turn": "with no user turn in their prompt",
+    "asks_twice": "with two user turns in a row (is what was said between them missing?)",
+    "special": "with words that are special tokens of this tokenizer (they are read as such)",
+    "other_format": (
+        "with marks of a chat format in their prompt (Human:, [INST], <|im_start|>, …) or at the "
+        "end of an answer (</s>, …): the chat template is written around them; "
+        "--config.data.layout=plain_text takes texts as they are"
+    ),
+    "asks_again": "of which every answer begins with the question",
+    "ignored": "with tools or template settings that the chat template does not look at",
+    "unscored": "with chosen_score and rejected_score that are not two numbers (they are left out)",
+    "tied": "with answers that are ranked alike (they are not compared with each other)",
+    "unranked": "with answers without a score or rank (they are left out)",
+    "left_over": (
+        "with more answers than --config.data.answers, in no order that is known (of the rejected "
+        "ones some are left out)"
+    ),
+    "said_again": "with answers that say the same (of these only the best one is used)",
+}
+UNREAD = "unread/"  # and a key of a message that nothing here reads
+LEFT_OUT = "left_out/"  # and a key of a message that the chat template does not show
+
+
+def called(example: Example, answers: int) -> tuple[str, ...]:
+    """What the answers of examples like this one are called, where some have so many."""
+    if isinstance(example, LabelledIds):
+        return "answer", "other"
+    names = {1: ("answer",), 2: ("chosen", "rejected")}
+    return names.get(answers) or tuple(f"answer_{i}" for i in range(1, answers + 1))
+
+
+def is_ranked(example: Example) -> bool:
+    """Is its first answer better than its last one?"""
+    return isinstance(example, PairIds | ListIds)
+
+
+def ranks_of(example: Example) -> tuple[int, ...]:
+    """Of each answer, 0 the best."""
+    return example.ranks if isinstance(example, ListIds) else (0, 1)[: len(example.answers)]
+
+
+def described(note: str) -> str:
+    """What a note says about a pair."""
+    if note in NOTES:
+        return NOTES[note]
+    if note.startswith(UNREAD):
+        return f"with `{note.removeprefix(UNREAD)}` in their messages, which is not read"
+    key = note.removeprefix(LEFT_OUT)
+    return f"of which the chat template leaves out {'words' if key == 'content' else f'`{key}`'}"
+
+
+def as_bytes(example: Example) -> bytes:
+    """All that training sees of it: equal for examples that train the same, on any machine."""
+    ratings = None if is_ranked(example) else example.ratings
+    label = b"" if ratings is None else np.array(ratings[:1], "<i4").tobytes()
+    worth = b"" if example.worth == Worth() else np.array(example.worth, "<f8").tobytes()
+    return texts_as_bytes(example) + label + worth
+
+
+def turned(pair: PairIds) -> PairIds:
+    """The pair that prefers the other answer."""
+    return pair._replace(
+        chosen=pair.rejected, rejected=pair.chosen,
+        chosen_scored=pair.rejected_scored, rejected_scored=pair.chosen_scored,
+    )  # fmt: skip
+
+
+def texts_as_bytes(example: Example) -> bytes:
+    """Its tokens and masks: equal where a model gives the same log-probabilities."""
+    answers = example.answers
+    parts = example.prompt, *(answer.ids for answer in answers)
+    sized = (len(array).to_bytes(8) + array.astype("<i4").tobytes() for array in parts)
+    ranked = isinstance(example, ListIds)
+    ranks = np.array([len(answers), *ranks_of(example)] if ranked else [], "<i4").tobytes()
+    return b"".join([ranks, *sized, *(answer.scored.tobytes() for answer in answers)])
