@@ -31,11 +31,14 @@ if "TESTS_CACHE" not in os.environ:
     os.environ["TESTS_CACHE"] = tempfile.mkdtemp(prefix="compiled-")
     atexit.register(shutil.rmtree, os.environ["TESTS_CACHE"], ignore_errors=True)
 CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["TESTS_CACHE"]
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Most of their time is the compiler's: with less of its optimisation the same programs come out, a
-# little slower. `XLA_FLAGS=` asks for those of users.
+# little slower; and threads cost more than they give to programs this small. `XLA_FLAGS=` asks for
+# those of users.
 os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false "
+    "--xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1",
 )
 # Threads of torch that wait for each other take the cores from the other files' tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -64,7 +67,7 @@ from zoo.parts import rope, sharding
 # Where a plugin imported jax before.
 jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS"))
 jax.config.update("jax_compilation_cache_dir", CACHE)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -89,16 +92,17 @@ def large_weights(model: nnx.Module, seed: int = 0, scale: float = 1.0) -> nnx.M
     def fill(param: nnx.Param) -> nnx.Param:
         axes, shape = param.axes.split(), param.shape
         sizes = dict(zip(axes, shape, strict=True))
-        noise = jnp.asarray(draw.standard_normal(shape), jnp.float32)
+        noise = draw.standard_normal(shape).astype(np.float32)
+        given = lambda numbers: param.replace(jnp.asarray(numbers, jnp.float32))
         if "W" in axes:  # taps of a convolution
-            return param.replace(0.5 * noise)
+            return given(0.5 * noise)
         is_router = axes[-2:] == ["D", "E"]
         if not is_router and not {"D"} < {a for a in axes if a not in "LE"}:  # norms, biases, sinks
-            return param.replace(param[...] + 0.1 * noise)
+            return given(np.asarray(param[...]) + np.float32(0.1) * noise)
         into_d = axes[-1] == "D" and axes[0] not in "VM" and "J" not in axes
         # o and down sum over what comes before D.
         fan_in = np.prod([sizes[a] for a in axes if a in "NHUQFX"]) if into_d else sizes["D"]
-        return param.replace(scale * 0.5 * np.sqrt(32 / fan_in) * noise)
+        return given(np.float32(scale * 0.5 * np.sqrt(32 / fan_in)) * noise)
 
     is_param = lambda x: isinstance(x, nnx.Variable)
     nnx.update(model, jax.tree.map(fill, nnx.state(model), is_leaf=is_param))
