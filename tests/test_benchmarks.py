@@ -112,7 +112,7 @@ def test_one_command_measures_everything(tmp_path):
     assert "python benchmarks/peak.py" in (tmp_path / "all.md").read_text()
     told = subprocess.run(
         [sys.executable, ROOT / "benchmarks/everything.py", f"--folder={tmp_path}",
-         "--only=machine,sampling", f"--model={tmp_path}/no where"],
+         "--only=sampling", f"--model={tmp_path}/no where"],
         capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert told.returncode == 1

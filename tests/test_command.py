@@ -11,6 +11,8 @@ import ml_dtypes  # noqa: F401  numpy learns bfloat16
 import pytest
 import safetensors.numpy
 
+from checkpoints_io import errors
+from recipes import dpo
 from recipes.configs import tiny
 from recipes.training import checks, command, optimizer, settings
 from tests.conftest import ROOT, TINY
@@ -38,14 +40,13 @@ def refused(result, *told, status=1):
         assert part in sentence
 
 
-def test_a_model_that_does_not_fit_its_config(tmp_path):
+def test_a_model_that_does_not_fit_its_config(tmp_path, tiny_config):
     folder = tmp_path / "model"
     folder.mkdir()
     for path in (TINY / "model").iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     config = json.loads((folder / "config.json").read_text())
-    flags = [TINY_CONFIG, f"--config.directory={tmp_path}/run"]
-    flags += [f"--config.initialize_from_hf={folder}"]
+    tiny_config.initialize_from_hf = str(folder)
     for change, told in {
         "model_type": ("bert", "the zoo has"),
         "hidden_act": ("gelu", "hidden_act"),
@@ -53,13 +54,16 @@ def test_a_model_that_does_not_fit_its_config(tmp_path):
     }.items():
         value, sentence = told
         (folder / "config.json").write_text(json.dumps(config | {change: value}))
-        refused(run(*flags), sentence)
+        with pytest.raises(errors.BadInput, match=sentence):
+            dpo.train(tiny_config)
     weights = safetensors.numpy.load_file(folder / "model.safetensors")
     name = "model.embed_tokens.weight"
     weights[name] = weights[name][:1000].copy()
     safetensors.numpy.save_file(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 1000}))
-    refused(run(*flags), "another model's tokenizer")
+    flags = TINY_CONFIG, f"--config.directory={tmp_path}/run"
+    told = run(*flags, f"--config.initialize_from_hf={folder}")
+    refused(told, "another model's tokenizer")
 
 
 def look(*arguments, **how):

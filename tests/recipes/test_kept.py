@@ -10,13 +10,16 @@ import shutil
 
 from flax import nnx
 import ml_collections
+import numpy as np
 import pytest
 
 from checkpoints_io import hf_folder, places
 from checkpoints_io.run_state import RunStore
 from checkpoints_io.sealed import FORMAT
 from recipes import dpo
-from recipes.training import resume, settings
+from recipes.training import policy, resume, settings
+from recipes.training.policy import Policy
+from tests.conftest import run_with
 from tests.recipes import kept_run
 import zoo
 
@@ -86,6 +89,19 @@ def test_a_kept_run_is_still_known_by_what_it_says(kept):
         now = saved | {name: saved[name] | other if isinstance(other, dict) else other}
         with pytest.raises(ValueError, match="beta" if name == "settings" else f"{name}|pairs"):
             resume.refuse_other_run(saved, now, here)
+
+
+def test_frozen_weights_are_known_by_their_fingerprint():
+    """What is trained beside them means nothing without them."""
+    weights = {"w": np.arange(6, dtype=np.float32)}
+    facts = lambda frozen: policy.facts_of(
+        Policy(None, None, frozen, None), run_with(facts=facts_of(KEPT[0]))
+    )
+    saved = facts(weights)
+    resume.refuse_other_run(saved, facts({"w": weights["w"].copy()}), HERE)
+    with pytest.raises(ValueError, match="the frozen weights have changed since the checkpoint"):
+        resume.refuse_other_run(saved, facts({"w": weights["w"] * 1.5}), HERE)
+    assert "frozen" not in facts({})
 
 
 def test_facts_without_models_say_nothing_of_them_and_others_are_compared():

@@ -56,6 +56,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(config, tmp_path, capfd, other):
     check_resume(dpo.train, config, tmp_path / "parts", capfd, after=2)
 
 
+@pytest.mark.full
 def test_a_run_is_not_resumed_on_other_weights(config, tmp_path):
     config.initialize_from_hf = str(tmp_path / "base")
     shutil.copytree(TINY / "model", tmp_path / "base")
