@@ -256,6 +256,13 @@ LONG = ("test_dpo", "test_devices", "test_killed", "test_families", "test_stoppi
         "test_strangers")  # fmt: skip
 
 
+def pytest_collection_finish():
+    """Garbage is looked for less often, and not among all that was imported."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
+
+
 def pytest_collection_modifyitems(items):
     place = lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG)
     items.sort(key=place)

@@ -101,7 +101,8 @@ APART = {
 }  # fmt: skip
 
 
-def test_one_command_measures_everything(tmp_path):
+@pytest.mark.full
+def test_one_command_measures_and_tells_what_it_skips(tmp_path):
     told = subprocess.run(
         [sys.executable, ROOT / "benchmarks/everything.py", f"--folder={tmp_path}",
          "--only=machine,sampling"],
@@ -118,6 +119,9 @@ def test_one_command_measures_everything(tmp_path):
     assert told.returncode == 1
     assert "no where" in told.stdout and "ended with an error: sampling" in told.stderr
     assert not (tmp_path / "sampling.txt").exists()
+
+
+def test_one_command_measures_everything():
     code = "import everything as e; [print(run.command.split('.')[0]) for run in e.RUNS.values()]"
     told = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True

@@ -39,7 +39,7 @@ def trained(model, steps=8):
 
 
 @pytest.mark.parametrize(
-    ("frozen", "dora"), full_but([(None, False), (None, True), ("nf4", False)], ("nf4", False))
+    ("frozen", "dora"), full_but([(None, False), (None, True), ("nf4", False)], (None, False))
 )
 def test_new_adapters_are_trained_saved_and_read(frozen, dora, tmp_path):
     base = zoo.load(TINY / "model", frozen=frozen)
@@ -95,4 +95,5 @@ def test_what_has_none_or_has_them_is_refused():
     with pytest.raises(ValueError, match="q_prj"):
         zoo.lora.with_adapters(model, rank=4, targets=["q_prj"])
     with pytest.raises(ValueError, match="the model has adapters"):
-        zoo.lora.with_adapters(zoo.lora.with_adapters(model, rank=4), rank=4)
+        some = dict(rank=4, targets=["q_proj"])
+        zoo.lora.with_adapters(zoo.lora.with_adapters(model, **some), **some)

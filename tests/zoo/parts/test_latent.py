@@ -31,7 +31,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", full_but(KINDS, "plain", "dora"))
+@pytest.mark.parametrize("kind", full_but(KINDS, "plain"))
 def test_a_further_token_has_the_logits_of_the_whole_text(plain, kind, tmp_path):
     model = KINDS[kind](plain, tmp_path)
     ids = jnp.asarray(np.random.default_rng(0).integers(3, 90, (2, 9)))
