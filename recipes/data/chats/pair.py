@@ -40,6 +40,13 @@ class Pair(NamedTuple):
         return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected, *self.more)
 
     @property
+    def conversations(self) -> list[Turns]:
+        """Each answer behind the prompt; none of plain text."""
+        if isinstance(self.prompt, str):
+            return []
+        return [self.prompt + turns for turns in self.answers if not isinstance(turns, str)]
+
+    @property
     def asked(self) -> str:
         """Everything in a pair that the assistant did not say."""
         if isinstance(self.prompt, str) or isinstance(self.chosen, str):
@@ -74,10 +81,7 @@ class Pair(NamedTuple):
     @property
     def asks_twice(self) -> bool:
         """Do two user turns follow each other, in one of its conversations?"""
-        if isinstance(self.prompt, str):
-            return False
-        both = (self.prompt + turns for turns in self.answers if not isinstance(turns, str))
-        return any(map(conversation.asks_twice, both))
+        return any(map(conversation.asks_twice, self.conversations))
 
     @property
     def texts(self) -> Iterable[str]:

@@ -3,7 +3,6 @@
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import conversation
 from recipes.data.chats.chat import Chat
-from recipes.data.chats.messages import Turns
 from recipes.data.chats.pair import Pair
 from recipes.data.chats.rendering import Rendered
 
@@ -27,7 +26,7 @@ def checked(pair: Pair, rendered: tuple[Rendered, ...], chat: Chat | None) -> tu
     Raises:
       ValueError: turns in an unusual order, or the beginning of an answer, are not shown as such.
     """
-    for turns, shown in zip(_conversations(pair), rendered, strict=False):
+    for turns, shown in zip(pair.conversations, rendered, strict=False):
         odd = conversation.odd(turns)
         if odd and not (conversation.in_order(turns, shown.text) and _behind_headers(shown, chat)):
             raise BadInput(f"roles out of order: {odd}, which the chat template does not show")
@@ -61,7 +60,7 @@ def of_another_format(pair: Pair) -> bool:
     """Are marks of a chat format in the prompt or at an answer's end, beside the template's own?"""
     if isinstance(pair.prompt, str):
         return False
-    if any(turns[-1]["content"].rstrip().endswith(ENDS) for turns in _conversations(pair)):
+    if any(turns[-1]["content"].rstrip().endswith(ENDS) for turns in pair.conversations):
         return True
     said = [turn["content"] for turn in pair.prompt if turn["role"] != "assistant"]
     return any(mark in text for text in said for mark in MARKS)
@@ -72,12 +71,5 @@ def asks_again(pair: Pair) -> bool:
     if isinstance(pair.prompt, str) or not pair.prompt:
         return False
     asked, n = pair.prompt[-1]["content"].strip(), len(pair.prompt)
-    answers = [turns[n]["content"].lstrip() for turns in _conversations(pair)]
+    answers = [turns[n]["content"].lstrip() for turns in pair.conversations]
     return len(asked.split()) >= ASKED and all(said.startswith(asked) for said in answers)
-
-
-def _conversations(pair: Pair) -> list[Turns]:
-    """Its conversations, whole; none for plain text."""
-    if isinstance(pair.prompt, str):
-        return []
-    return [pair.prompt + turns for turns in pair.answers if not isinstance(turns, str)]
