@@ -12,7 +12,7 @@ import pytest
 from checkpoints_io import places
 from checkpoints_io.run_state import Keep, RunStore
 from recipes.data.packed.batches import Update
-from recipes.training import by_time, loop, policy, preemption, tracing
+from recipes.training import by_time, loop, policy, preemption
 from recipes.training.policy import Policy, State
 from recipes.training.run import Every, Patience, Records, Saving, Watching
 from tests.conftest import run_with
@@ -83,7 +83,6 @@ class Watched:
         self.did.append("page")
 
     def go(self, start=0):
-        self.at = start
         recipe = loop.Recipe(
             self.take, self.evaluate, lambda *_: {}, lambda _: None, lambda _: [], self.page
         )  # fmt: skip
@@ -255,27 +254,23 @@ def test_a_run_ends_where_its_figure_no_longer_improves(watched):
 
 
 @pytest.mark.parametrize(
-    ("steps", "start", "end", "expected"),
+    ("steps", "start", "stop_after", "expected"),
     [
-        (range(2, 4), 0, 4, ["step 1", "on", "step 2", "step 3", "off", "step 4"]),
-        (range(2, 4), 2, 4, ["on", "step 3", "off", "step 4"]),  # of which one was before
-        (range(1, 3), 2, 4, ["step 3", "step 4"]),
-        (range(3, 9), 0, 4, ["step 1", "step 2", "on", "step 3", "step 4", "off"]),
-        (range(1, 4), 0, 2, ["on", "step 1", "step 2", "off"]),  # asked to stop
+        (range(2, 4), 0, 99, ["step 1", "on", "step 2", "step 3", "off", "step 4"]),
+        (range(2, 4), 2, 99, ["on", "step 3", "off", "step 4"]),  # of which one was before
+        (range(1, 3), 2, 99, ["step 3", "step 4"]),
+        (range(3, 9), 0, 99, ["step 1", "step 2", "on", "step 3", "step 4", "off"]),
+        (range(1, 4), 0, 2, ["on", "step 1", "step 2", "off"]),
     ],
 )
-def test_steps_are_traced(tmp_path, monkeypatch, steps, start, end, expected):
-    did = []
-    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: did.append("on"))
-    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: did.append("off"))
-    trace = tracing.Trace(steps, places.Disk(tmp_path))
-    for step in range(start + 1, end + 1):
-        trace.before(step)
-        did.append(f"step {step}")
-        trace.after(step, {"w": jnp.ones(2)})
-    trace.close()
-    trace.close()
-    assert did == expected
+def test_steps_are_traced(watched, monkeypatch, steps, start, stop_after, expected):
+    """To the last of them, or to the end of the run."""
+    run = watched(profile=steps)
+    run.stop_after = stop_after
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: run.did.append("on"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: run.did.append("off"))
+    run.go(start)
+    assert [did for did in run.did if did in ("on", "off") or did.startswith("step")] == expected
 
 
 def test_a_page_that_fails_ends_no_run(watched, capsys):
