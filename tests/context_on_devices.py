@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from recipes.data.packed import batches
+from recipes.data.packed import batches, stripes
 from recipes.data.packed.packing import Shape
 from recipes.training import update
 from tests.conftest import large_weights, programs_of, sigmoid, small_config
@@ -72,6 +72,7 @@ def whole_rows(text: str) -> list[str]:
 
 
 def main() -> None:
+    stripes.STRIPE = 4  # so that each device has several
     one = sharding.mesh_of(1, 1, 1, devices=jax.devices()[:1])
     for name in sys.argv[1:]:
         expected, of_one, _ = outcome(name, one)

@@ -93,7 +93,7 @@ def test_slices_exchange_a_gradient_once_an_update(families):
 @pytest.mark.parametrize(
     "families",
     [("llama", "uneven"), ("adapters", "gpt_oss", "gemma3_text"), ("llama4_text", "deepseek_v3"),
-     ("gpt2",)],
+     ("gpt2", "gemma4_text of E2B")],
     ids="-".join,
 )  # fmt: skip
 def test_rows_that_devices_share_give_what_one_gives(families):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from recipes.data.packed import stripes
 from recipes.data.packed.batches import Said
 from recipes.data.packed.packing import Packed, Shape
 from recipes.training import (
@@ -188,7 +189,9 @@ def _batch(job: Job, mesh: Mesh, most: int, needed: int) -> tuple[Packed, Shape]
     tokens, lists = whole(shape.rows, T), whole(Z * parts, shape.listed(each))
     scored = (shape.examples, shape.answers)
     scored = jax.ShapeDtypeStruct(scored, jnp.int32, sharding=everywhere)
-    return Packed(*[tokens] * 5, *[lists] * 3, counts=whole(Z * parts), scored=scored), shape
+    order = whole(shape.rows, T // stripes.width(T, parts)) if parts > 1 else None
+    batch = Packed(*[tokens] * 5, *[lists] * 3, counts=whole(Z * parts), scored=scored)
+    return batch._replace(order=order), shape
 
 
 def _flops_of_a_position(job: Job, model: zoo.Model, learnt: Learning, kept: Remat) -> float:

@@ -53,7 +53,7 @@ def _weighted(logps: Float[Array, "Z C"], batch: Packed) -> Float[Array, "Z C"]:
 
 def _at_scores(model: zoo.Model, batch: Packed, so_far: blocks.Weights | None) -> tuple:
     """What the vocabulary's part is given, as in `token_logps`."""
-    where = spans.Spans(batch.positions, batch.first, batch.last, batch.lengths)
+    where = spans.Spans(batch.positions, batch.first, batch.last, batch.lengths, batch.order)
     hidden = model.hidden(batch.tokens, where, functools.partial(stack.run, so_far=so_far))
     # The tokens of a device are one list; no hidden state moves between devices.
     lists = sharding.constrain(sharding.as_lists(hidden, len(batch.counts)), "Z T D")

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from recipes.data.packed import stripes
 from tests.conftest import large_weights, small_config
 from tests.long_forms import full_but
 from zoo import llama
-from zoo.parts import attention, attention_kernels, attention_triton, spans
+from zoo.parts import attention, attention_kernels, attention_triton, sharding, spans
 
 
 def work(T, N, K, H, U=None, seed=0):
@@ -164,6 +165,26 @@ def test_a_part_of_a_row_sees_keys_of_all_of_it(backend, anywhere):
 def test_a_part_that_is_no_tile_sees_keys_of_all_of_its_row(backend, anywhere):
     arrays, where, _ = work(130, 6, 2, 8)
     compared(backend, arrays, where, slice(26, 52), jnp.linspace(-2.0, 3.0, 6))
+
+
+@pytest.mark.parametrize(
+    "backend", full_but(["dense", "blocks", "splash", "triton"], "blocks", "triton")
+)
+def test_stripes_of_a_row_may_be_stored_in_any_order(backend, anywhere):
+    """As where devices share a row, which is one here: with its keys, windows and gradients."""
+    arrays, where, pull = work(256, 4, 2, 16)
+    order = np.array([[2, 0, 3, 1], [3, 1, 0, 2]])
+    stored = lambda x: jnp.asarray(stripes.stored(np.asarray(x), order))
+    striped = spans.Spans(*map(stored, where[:4]), jnp.asarray(order))
+    wide = lambda x: jnp.stack([stored(x[..., n, h]) for n, h in np.ndindex(x.shape[2:])], -1)
+    as_stored = lambda x: wide(x).reshape(x.shape)
+    with jax.set_mesh(sharding.mesh_of(1, 1, 1, devices=jax.devices()[:1])):
+        expected = outcome(backend, arrays, where, pull, window=60)
+        given = [as_stored(x) for x in arrays]
+        found = outcome(backend, given, striped, as_stored(pull), window=60)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, as_stored(theirs), atol=2e-5)
+        assert jnp.abs(ours - theirs).max() > 0.1
 
 
 def compared(backend, arrays, where, at, sinks):

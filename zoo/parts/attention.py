@@ -114,13 +114,16 @@ def attend(
     looking = None
     if window is not None:
         queries = where.positions // chunk * chunk if chunk else where.positions
-        looking = spans.Window(jnp.asarray(window, jnp.int32), queries, where.positions)
+        keys = spans.in_order(where.positions, where.order)
+        looking = spans.Window(jnp.asarray(window, jnp.int32), queries, keys)
     axes = sharding.axes_here()
     if backend == "dense" or not axes:
+        k, v = (spans.in_order(x, where.order) for x in (k, v))
         return run(q, k, v, where.first, where.last, looking, sinks)[..., :U]
 
     # XLA cannot split a kernel or a loop over rows: each device is given its rows and its heads. Of
-    # a row that several devices share it has its own queries, and gathers the keys of all.
+    # a row that several devices share it has its own queries, and gathers the keys of all, in the
+    # order of the row: kernels leave out tiles of keys that no query of a tile sees.
     split = lambda letters, x: sharding.spec(letters, x.shape, axes)
     if split("K", k[0, 0, :, 0]) != split("N", q[0, 0, :, 0]):
         k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
@@ -128,14 +131,15 @@ def attend(
     of_window: Any = (jax.P(), rows, split("B S", where.first))
     window_split = None if looking is None else spans.Window(*of_window)
     heads = None if sinks is None else split("N", sinks)
+    of_stripes = None if where.order is None else split("B I", where.order)
 
-    def part(q: Array, k: Array, v: Array, *more: Any) -> Array:
-        k, v = (sharding.joined(x, theirs, 1) for x in (k, v))
+    def part(q: Array, k: Array, v: Array, order: Array | None, *more: Any) -> Array:
+        k, v = (spans.in_order(sharding.joined(x, theirs, 1), order) for x in (k, v))
         return run(q, k, v, *more)
 
     return sharding.on_each_device(
-        part, (ours, theirs, theirs, rows, rows, window_split, heads), ours
-    )(q, k, v, where.first, where.last, looking, sinks)[..., :U]
+        part, (ours, theirs, theirs, of_stripes, rows, rows, window_split, heads), ours
+    )(q, k, v, where.order, where.first, where.last, looking, sinks)[..., :U]
 
 
 def _widened(x: Float[Array, "B T N H"], H: int) -> Float[Array, "B T N wide"]:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, Shaped
 
 
 class Spans(NamedTuple):
@@ -11,12 +11,15 @@ class Spans(NamedTuple):
 
     Token t sees the keys s of its row with `first[t] <= s < last[t]`. A run must not be empty:
     padding sees itself. `lengths` are those of whole texts, which some rotary positions ask for.
+    Keys are counted in the order of the row. Where devices share it, its tokens may be stored in
+    another one: stripe i of I is where `order[i]` says.
     """
 
     positions: Int[Array, "B T"]
     first: Int[Array, "B T"]
     last: Int[Array, "B T"]
     lengths: Int[Array, "B T"]
+    order: Int[Array, "B I"] | None = None
 
 
 class Window(NamedTuple):
@@ -42,6 +45,19 @@ def last(positions: Int[Array, " B"]) -> Spans:
     """Of each text its last token alone, with all tokens before it."""
     at = positions[:, None]
     return Spans(at, jnp.zeros_like(at), at + 1, at + 1)
+
+
+def in_order(
+    stored: Shaped[Array, "B S *each"], order: Int[Array, "B I"] | None
+) -> Shaped[Array, "B S *each"]:
+    """What is stored of the tokens of whole rows, as keys are counted."""
+    if order is None:
+        return stored
+    striped = stored.reshape(*order.shape, -1)
+    rows = jnp.arange(len(order))[:, None]
+    # A permutation: its transpose need not expect that two stripes are added up.
+    found = striped.at[rows, order].get(unique_indices=True, mode="promise_in_bounds")
+    return found.reshape(stored.shape)
 
 
 def seen(

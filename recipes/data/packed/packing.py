@@ -5,15 +5,16 @@ what each of them sees, and every score read from a stream belongs to one of the
 How prompts and answers become streams is in `streams.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from checkpoints_io.errors import BadInput
+from recipes.data.packed import stripes
 
-CUT = 64  # room for the scores that a part of a row may have more than tokens; a tile is as wide
+CUT = 64  # what a device has more scores than tokens is a multiple of it: a tile is as wide
 
 
 class Shape(NamedTuple):
@@ -30,15 +31,19 @@ class Shape(NamedTuple):
     shards: int = 1  # how many devices, or groups of them, share the rows of a micro-batch
     alike: int | None = None  # texts up to this length turn alike: see `zoo.parts.rope.limit`
     ld_alpha: float | None = None  # what tokens count beyond the shortest answer: LD-DPO
-    context: int = 1  # how many devices share the tokens of a row, one after another
+    context: int = 1  # how many devices share the tokens of a row
 
     def listed(self, rows: int) -> int:
         """C, of so many rows of a device.
 
-        Where rows are cut a part may have a score or two more than tokens: the last token of a
-        prompt is read for both answers.
+        Where rows are cut into stripes, one may have a score more than tokens of the streams at
+        either end of it: the last token of a prompt is read for both answers.
         """
-        return rows * (self.row_length // self.context + (CUT if self.context > 1 else 0))
+        own = self.row_length // self.context
+        if self.context == 1:
+            return rows * own
+        more = 2 * own // stripes.width(self.row_length, self.context)
+        return rows * (own + -(-more // CUT) * CUT)
 
 
 Values = Any  # np.ndarray where it is built, jax.Array on the devices
@@ -62,6 +67,7 @@ class Packed(NamedTuple):
     counts: Values  # int32 [Z]: how many scores there are
     scored: Values  # int32 [P, A]: how many of each answer, on all devices; 0: none is here
     weights: Values | None = None  # float32 [Z, C]: what each score counts; none: all count 1
+    order: Values | None = None  # int32 [B, I]: where stripes of the row are stored; none: in order
 
     @property
     def is_here(self) -> Values:
@@ -165,11 +171,32 @@ def _length(streams: Sequence[Stream]) -> int:
 
 def build(rows: Sequence[Sequence[Placed]], shape: Shape, shards: Sequence[int]) -> Packed:
     """The arrays of one micro-batch; only the rows of these of its shards, a process's own."""
-    each = len(rows) // shape.shards  # rows of a device
-    B, T, Z = len(shards) * each, shape.row_length, len(shards) * shape.context
-    A, C, own = shape.answers, shape.listed(each), shape.row_length // shape.context
+    each = len(rows) // shape.shards  # rows of a device, or of those that share them
+    here = [list(_laid(rows[shard * each + i], shape)) for shard in shards for i in range(each)]
+    batch = _blank(each, len(shards), shape)
+    for slot, stream in itertools.chain(*rows):
+        batch.scored[slot] += np.bincount(stream.answer, minlength=shape.answers)
+    for b, row in enumerate(here):
+        for t, (_, stream) in row:
+            at = slice(t, t + len(stream.tokens))
+            batch.tokens[b, at] = stream.tokens
+            batch.positions[b, at] = stream.positions
+            batch.first[b, at] = stream.first + t
+            batch.last[b, at] = stream.last + t
+            batch.lengths[b, at] = stream.length
+    if shape.context > 1:
+        batch = _striped(batch, each, shape.context)
+    for b, row in enumerate(here):
+        for t, placed in row:
+            _add_scores(batch, b, each, placed, placed.stream.read_at + t, shape)
+    return batch
+
+
+def _blank(each: int, shards: int, shape: Shape) -> Packed:
+    """A micro-batch of nothing but padding."""
+    B, T, Z, C = shards * each, shape.row_length, shards * shape.context, shape.listed(each)
     self_seen = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))  # padding sees itself
-    batch = Packed(
+    return Packed(
         tokens=np.zeros((B, T), np.int32),
         positions=np.zeros((B, T), np.int32),
         first=self_seen.copy(),
@@ -179,31 +206,45 @@ def build(rows: Sequence[Sequence[Placed]], shape: Shape, shards: Sequence[int])
         target=np.zeros((Z, C), np.int32),
         owner=np.full((Z, C), -1, np.int32),
         counts=np.zeros(Z, np.int32),
-        scored=np.zeros((shape.examples, A), np.int32),
+        scored=np.zeros((shape.examples, shape.answers), np.int32),
         weights=None if shape.ld_alpha is None else np.zeros((Z, C), np.float32),
     )
-    for slot, stream in itertools.chain(*rows):
-        batch.scored[slot] += np.bincount(stream.answer, minlength=A)
-    for number, shard in enumerate(shards):
-        for at_row in range(each):
-            b, t = number * each + at_row, 0
-            for slot, stream in rows[shard * each + at_row]:
-                at = slice(t, t + len(stream.tokens))
-                batch.tokens[b, at] = stream.tokens
-                batch.positions[b, at] = stream.positions
-                batch.first[b, at] = stream.first + t
-                batch.last[b, at] = stream.last + t
-                batch.lengths[b, at] = stream.length
-                part, place = np.divmod(stream.read_at + t, own)
-                for i in np.unique(part):
-                    z, here = number * shape.context + i, part == i
-                    scores = slice(batch.counts[z], batch.counts[z] + here.sum())
-                    batch.read_at[z, scores] = place[here] + at_row * own
-                    batch.target[z, scores] = stream.target[here]
-                    batch.owner[z, scores] = slot * A + stream.answer[here]
-                    if batch.weights is not None and stream.weights is not None:
-                        batch.weights[z, scores] = stream.weights[here]
-                    batch.counts[z] = scores.stop
-                # Where rows are cut, every stream has a place for each of its scores.
-                t += len(stream.tokens) if shape.context == 1 else _length([stream])
-    return batch
+
+
+def _laid(row: Sequence[Placed], shape: Shape) -> Iterator[tuple[int, Placed]]:
+    """The streams of a row, each with the place of its first token."""
+    t = 0
+    for placed in row:
+        yield t, placed
+        # Where rows are cut, every stream has a place for each of its scores.
+        stream = placed.stream
+        t += len(stream.tokens) if shape.context == 1 else _length([stream])
+
+
+def _striped(batch: Packed, each: int, devices: int) -> Packed:
+    """The tokens of a micro-batch as they are stored where devices share `each` rows."""
+    groups = range(0, len(batch.tokens), each)
+    own = [(batch.first[b : b + each], batch.last[b : b + each]) for b in groups]
+    order = np.concatenate([stripes.dealt(*spans, devices) for spans in own])
+    rows = batch.tokens, batch.positions, batch.first, batch.last, batch.lengths
+    stored = [stripes.stored(array, order) for array in rows]
+    return Packed(*stored, *batch[len(rows) :])._replace(order=order)
+
+
+def _add_scores(
+    batch: Packed, b: int, each: int, placed: Placed, read_at: np.ndarray, shape: Shape
+) -> None:
+    """Puts the scores that are read from these places of row b behind those of its devices."""
+    stream, own = placed.stream, shape.row_length // shape.context
+    if batch.order is not None:
+        read_at = stripes.places(read_at, batch.order[b], shape.row_length)
+    part, place = np.divmod(read_at, own)
+    for i in np.unique(part):
+        z, here = b // each * shape.context + i, part == i
+        scores = slice(batch.counts[z], batch.counts[z] + here.sum())
+        batch.read_at[z, scores] = place[here] + b % each * own
+        batch.target[z, scores] = stream.target[here]
+        batch.owner[z, scores] = placed.slot * shape.answers + stream.answer[here]
+        if batch.weights is not None and stream.weights is not None:
+            batch.weights[z, scores] = stream.weights[here]
+        batch.counts[z] = scores.stop

@@ -12,7 +12,7 @@ import pytest
 
 from recipes.data import mixture
 from recipes.data.ids.examples import PairIds
-from recipes.data.packed import batches, packing, shapes, streams
+from recipes.data.packed import batches, packing, shapes, streams, stripes
 from recipes.data.packed.packing import Shape
 from recipes.training.logps import answer_logps
 from tests.conftest import large_weights, small_config
@@ -124,20 +124,26 @@ def test_a_row_that_two_devices_share_is_read_where_its_tokens_are():
     shape = Shape(rows=1, row_length=8, examples=1, answers=2, few=1, context=2)
     (rows,) = placed([pair("ab", "xyz", "uv")], shape)
     batch = packing.build(rows, shape, [0])
-    assert letters(batch.tokens[0, :5]) == "yxabu"  # yxab and u, which sees keys of both
-    assert [*batch.first[0, :5]] == [0, 1, 2, 2, 2]
-    assert batch.counts.tolist() == [4, 1]
-    assert batch.read_at[0, :4].tolist() == [3, 1, 0, 3]
-    assert letters(batch.target[0, :4]) == "xyzu"
-    assert (batch.read_at[1, 0], letters(batch.target[1, :1])) == (0, "v")
-    assert batch.owner[0, :4].tolist() == [0, 0, 0, 1]
-    assert batch.owner[1, :2].tolist() == [1, -1]
+    # yxab sees four keys; u sees those of both stripes, and is the first one's.
+    assert batch.order.tolist() == [[1, 0]]
+    assert letters(batch.tokens[0, [0, 4, 5, 6, 7]]) == "uyxab"
+    assert [*batch.first[0]] == [2, 5, 6, 7, 0, 1, 2, 2]
+    assert [*batch.last[0]] == [5, 6, 7, 8, 4, 4, 3, 4]
+    assert [*batch.positions[0]] == [2, 0, 0, 0, 3, 2, 0, 1]
+    assert batch.counts.tolist() == [1, 4]
+    assert (batch.read_at[0, 0], letters(batch.target[0, :1])) == (0, "v")
+    assert batch.read_at[1, :4].tolist() == [3, 1, 0, 3]
+    assert letters(batch.target[1, :4]) == "xyzu"
+    assert batch.owner[0, :2].tolist() == [1, -1]
+    assert batch.owner[1, :4].tolist() == [0, 0, 0, 1]
 
 
 @pytest.mark.parametrize("context", [2, 4, 8])
 @pytest.mark.parametrize("longest", [3, 12])
-def test_every_score_is_read_once_wherever_rows_are_cut(context, longest):
+@pytest.mark.parametrize("width", [4, 512])
+def test_every_score_is_read_once_wherever_rows_are_cut(context, longest, width, monkeypatch):
     """Of prompts of one token too, which have more scores than tokens."""
+    monkeypatch.setattr(stripes, "STRIPE", width)
 
     def scores(context):
         shape = Shape(4, 64, 24, 2, few=4, shards=2, context=context)
