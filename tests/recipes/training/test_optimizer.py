@@ -156,3 +156,11 @@ def test_an_optimizer_that_is_only_a_setting_is_none():
     """And not another one, without a word."""
     with pytest.raises(NotImplementedError, match=r"settings.py has an optimizer adabelief"):
         optimizer._scaled(adamw_of(tiny.get_config())._replace(optimizer="adabelief"), {}, {})
+
+
+def test_only_matrices_decay(small_model):
+    decays = optimizer.matrices(nnx.state(small_model))
+    assert decays["embedding"]
+    assert decays["blocks"]["attention"]["q"]
+    assert not decays["blocks"]["mlp_norm"]["scale"]
+    assert not decays["norm"]["scale"]

@@ -1,10 +1,9 @@
-"""Settings are refused in sentences that name the flag, and schedules are what they say."""
+"""Settings are refused in sentences that name the flag."""
 
 import re
 import typing
 
 import ml_collections
-import numpy as np
 import pytest
 
 from recipes.configs import tiny, tiny_sft
@@ -18,7 +17,7 @@ from recipes.training import (
     settings,
     written,
 )
-from tests.conftest import OF_SOME_RUNS, ROOT, adamw_of, given_by
+from tests.conftest import OF_SOME_RUNS, ROOT, given_by
 from zoo.parts import attention, remat
 
 
@@ -210,11 +209,6 @@ def test_the_choices_of_the_table_are_those_of_the_code():
     assert set(choices("adam_mu_dtype")) < set(written.DTYPES)
 
 
-@pytest.mark.parametrize("name", settings.ALL["lr_schedule"].choices)
-def test_every_schedule_is_one(config, name):
-    assert rates(config, 10, lr_schedule=name, warmup=0.0)[0] == pytest.approx(1)
-
-
 PARTS = (optimizer.AdamW, run.Every, plan.Asked, forecasting.Sizes)
 
 
@@ -283,68 +277,3 @@ def test_what_a_config_of_single_answers_must_name():
 def test_groups_and_table_have_the_same_settings_once():
     names = [name for group in settings.DPO.values() for name in group]
     assert len(names) == len(set(names)) == len(settings.ALL)
-
-
-def rates(config, total, **other):
-    config.update_from_flattened_dict(other)
-    schedule = optimizer.schedule_of(adamw_of(config), total)
-    return np.array([float(schedule(i)) for i in range(total)]) / config.learning_rate
-
-
-def test_marins_schedule(config):
-    """Warm-up a tenth, plateau, decay over the last tenth."""
-    found = rates(config, 100, warmup=0.1, cooldown=0.1)
-    np.testing.assert_allclose(found[:11], np.arange(11) / 10, atol=1e-6)
-    np.testing.assert_allclose(found[10:91], 1, atol=1e-6)
-    np.testing.assert_allclose(found[90:], 1 - np.arange(10) / 10, atol=1e-6)
-
-
-def test_no_cooldown_decays_all_the_way(config):
-    found = rates(config, 100, warmup=10.0)
-    np.testing.assert_allclose(found[10:], 1 - np.arange(90) / 90, atol=1e-5)
-    cosine = rates(config, 100, warmup=0.0, lr_schedule="cosine", min_lr_ratio=0.1)
-    expected = 0.1 + 0.9 * (1 + np.cos(np.pi * np.arange(100) / 100)) / 2
-    np.testing.assert_allclose(cosine, expected, atol=1e-5)
-    constant = rates(config, 20, warmup=0.5, lr_schedule="constant")
-    np.testing.assert_allclose(constant[10:], 1)
-
-
-@pytest.mark.parametrize("warmup", [0, 10])
-def test_inverse_sqrt_is_that_of_transformers(config, warmup):
-    torch, optimization = map(pytest.importorskip, ("torch", "transformers.optimization"))
-    theirs = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = optimization.get_inverse_sqrt_schedule(theirs, warmup)
-    expected = []
-    for _ in range(100):
-        expected += schedule.get_last_lr()
-        theirs.step()
-        schedule.step()
-    found = rates(config, 100, warmup=float(warmup), lr_schedule="inverse_sqrt")
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
-
-
-def test_inverse_sqrt_after_a_plateau_and_above_its_floor(config):
-    found = rates(
-        config, 100, warmup=10.0, cooldown=50.0, min_lr_ratio=0.5, lr_schedule="inverse_sqrt"
-    )
-    np.testing.assert_allclose(found[10:51], 1, atol=1e-6)
-    np.testing.assert_allclose(found[60], np.sqrt(10 / 20), rtol=1e-5)
-    np.testing.assert_allclose(
-        found[79:], np.maximum(np.sqrt(10 / np.arange(39, 60)), 0.5), rtol=1e-5
-    )
-
-
-def test_warmup_and_cooldown_must_fit(config):
-    config.warmup, config.cooldown = 60.0, 60.0
-    with pytest.raises(ValueError, match="do not fit into 100 steps"):
-        optimizer.schedule_of(adamw_of(config), 100)
-
-
-def test_only_matrices_decay(small_model):
-    from flax import nnx
-
-    decays = optimizer.matrices(nnx.state(small_model))
-    assert decays["embedding"]
-    assert decays["blocks"]["attention"]["q"]
-    assert not decays["blocks"]["mlp_norm"]["scale"]
-    assert not decays["norm"]["scale"]
