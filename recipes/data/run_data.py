@@ -112,7 +112,8 @@ def ends(asked: Asked) -> tuple[Tokenizer, tuple[int, ...]]:
         folder = pathlib.Path(how.tokenizer)
         own = tokenizer.apart(folder, how.chat_template, parallel.worker(how))
         plain = own.chat_template is None
-        return own, parallel.prepared(how, crew, asked.token_cache, plain=plain).stop_ids
+        stop_ids = parallel.prepared(how, crew, asked.token_cache, plain=plain).stop_ids
+        return tokenizer.ended_by(own, stop_ids), stop_ids
 
 
 def read(asked: Asked) -> Data:
@@ -194,6 +195,7 @@ def _read(asked: Asked, crew: Crew) -> Data:
             f"not learn to stop: add one with --config.data.end_of_turn='{token}'"
         )
     held_out = [held._replace(examples=spread(held.examples, most)) for held in held_out]
+    own = tokenizer.ended_by(own, ready.stop_ids)
     return Data(own, ready.stop_ids, train, held_out, told, own_prompts, plain_texts)
 
 

@@ -19,7 +19,7 @@ class Piece(NamedTuple):
     ids: list[int]
     text: str
     kind: str  # prompt, scored, unscored
-    special: bool
+    is_control: bool
 
 
 def lines_of(
@@ -58,7 +58,7 @@ def cut(
 ) -> list[Piece]:
     """The texts of the pieces, joined, are what `ids` say after `before`."""
     kinds = ["scored"] * len(ids) if kinds is None else kinds
-    whole, special = text_after(tokenizer, before, ids), set(tokenizer.special.values())
+    whole = text_after(tokenizer, before, ids)
     found, at, start = [], 0, 0
     for stop in range(1, len(ids) + 1):
         some = ids[start:stop]
@@ -66,7 +66,7 @@ def cut(
         if stop < len(ids) and not (said and whole.startswith(said, at)):
             continue  # its last character continues in the next token
         kind = min(kinds[start:stop])  # scored, if any of it is
-        found.append(Piece(some, said, kind, not special.isdisjoint(some)))
+        found.append(Piece(some, said, kind, not tokenizer.control.isdisjoint(some)))
         before, at, start = some, at + len(said), stop
     return found
 

@@ -77,13 +77,11 @@ def draw(
 
 
 def _line(prompt: Prompt, answers: Sequence[list[int]], words: ChatTokenizer) -> kept.Line:
-    special = set(words.special.values())
-    said = lambda ids: [token for token in ids if token not in special]
     return {
         "row": prompt.row,
         "prompt": prompt.turns,
         "tools": prompt.tools,
-        "answers": [tokenizer.text_after(words.own, prompt.ids, said(ids)) for ids in answers],
+        "answers": [tokenizer.said(words.own, prompt.ids, ids) for ids in answers],
         "tokens": answers,
         "finished": [bool(ids) and ids[-1] in words.stop_ids for ids in answers],
     }

@@ -22,6 +22,7 @@ from recipes.data.packed.packing import Packed
 from recipes.training import activations, logps, plan, terminal
 import zoo
 from zoo.parts import sharding
+from zoo.text import tokenizer
 from zoo.text.chat_tokenizer import ChatTokenizer
 
 LONGEST = 2048  # tokens, of a model that does not say for how many it was made: the harness's own
@@ -237,8 +238,7 @@ def continued(
 
 
 def _text(words: ChatTokenizer, ids: Sequence[int]) -> str:
-    special = set(words.special.values())
-    return words.decode([token for token in ids if token not in special])
+    return tokenizer.said(words.own, [], ids)
 
 
 def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:

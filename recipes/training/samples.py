@@ -123,12 +123,11 @@ def given(example: Example) -> dict[str, Answer]:
 def last_turns(
     own: Tokenizer, prompts: Sequence[Sequence[int]], wide: int | None = WIDE
 ) -> list[str]:
-    """The last text between special tokens of each prompt, without what all of them have there.
+    """The last text between control tokens of each prompt, without what all of them have there.
 
     That is the last turn, without the template's words.
     """
-    special = set(own.special.values())
-    pieces = [itertools.groupby(prompt, special.__contains__) for prompt in prompts]
+    pieces = [itertools.groupby(prompt, own.control.__contains__) for prompt in prompts]
     turns = [[own.decode(ids).strip() for is_token, ids in few if not is_token] for few in pieces]
     in_all = set.intersection(*map(set, turns))
     last: list[str] = []
@@ -142,11 +141,9 @@ def last_turns(
 
 
 def said_of(own: Tokenizer, prompt: Sequence[int], ids: Sequence[int], most: int) -> str:
-    """An answer to a prompt, without special tokens; `…` where it continues."""
-    special = set(own.special.values())
-    words = [token for token in ids[:most] if token not in special]
-    goes_on = len(ids) > most or (len(ids) == most and ids[-1] not in special)
-    return tokenizer.text_after(own, prompt, words).strip() + "…" * goes_on
+    """An answer to a prompt, without control tokens; `…` where it continues."""
+    goes_on = len(ids) > most or (len(ids) == most and ids[-1] not in own.control)
+    return tokenizer.said(own, prompt, ids[:most]).strip() + "…" * goes_on
 
 
 def block(name: str, text: str) -> str:

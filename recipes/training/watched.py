@@ -187,5 +187,5 @@ def _pieces(
     for piece in shown.cut(own, before, ids):
         ratio = float(ratios[at : at + len(piece.ids)].sum(dtype=np.float64))
         at += len(piece.ids)
-        found.append(("" if piece.special else piece.text, round(ratio, 4)))
+        found.append(("" if piece.is_control else piece.text, round(ratio, 4)))
     return found

@@ -146,3 +146,13 @@ def added_tokens(config: dict[str, object], path: pathlib.Path) -> dict[str, int
     if strange := [text for text, i in found.items() if not 0 <= i < 2**31]:
         raise BadInput(f"{path.parent} gives the token {strange[0][:40]!r} an id not in 0 to 2**31")
     return found
+
+
+def called_special(config: dict[str, object]) -> set[int]:
+    """The added tokens that tokenizer_config.json calls special."""
+    listed = config.get("added_tokens_decoder")
+    return {
+        int(i)
+        for i, token in (listed.items() if isinstance(listed, dict) else ())
+        if str(i).isdecimal() and isinstance(token, dict) and token.get("special") is True
+    }

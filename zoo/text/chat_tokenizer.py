@@ -124,6 +124,7 @@ def load_tokenizer(path_or_id: str | os.PathLike[str]) -> ChatTokenizer:
     )
     own = tokenizer.apart(folder, None, worker)
     stops = tuple(worker.call(stop_ids, str(folder)))
+    own = tokenizer.ended_by(own, stops)
     return ChatTokenizer(
         own.special, own.size, own.bos_id, own.eos_id, stops, own.chat_template, folder, own, worker
     )

@@ -23,7 +23,8 @@ class Tokenizer(NamedTuple):
     encode: Callable[[str], tuple[list[int], Offsets]]  # adds nothing; reads special tokens as such
     decode: Callable[[Iterable[SupportsInt]], str]  # leaves out nothing
     special: Mapping[str, int]  # tokens that stand for themselves wherever their text is met
-    specials: re.Pattern[str]  # any of them
+    control: frozenset[int]  # those that are no words of a text; not Gemma's line breaks, <think>
+    specials: re.Pattern[str]  # any that is special
     cuts: re.Pattern[str]  # those before which a text may be cut: its ids are those of the parts
     named: Mapping[str, str]  # bos_token, eos_token, …: what a template may write
     bos_id: int | None
@@ -92,6 +93,9 @@ def _loaded(
     bos, eos = id_of("bos_token"), id_of("eos_token")
     if eos is None:
         eos, named = _eos_of_the_model(folder, codec.special, named)
+    others = config.get("additional_special_tokens")
+    texts = map(_text_of, others if isinstance(others, list) else ())
+    roles = {*named.values(), *(text for text in texts if isinstance(text, str))}
     begins = config.get("add_bos_token")
     begins = codec.begins_with_bos if begins is None else begins
     templates = _templates(folder, config, chat_template)
@@ -99,6 +103,7 @@ def _loaded(
         encode=codec.encode,
         decode=codec.decode,
         special=codec.special,
+        control=codec.control | {codec.special[text] for text in roles if text in codec.special},
         specials=fast_bpe.any_of(filter(str.strip, codec.special)),
         cuts=fast_bpe.any_of(filter(str.strip, codec.cuts)),
         named=named,
@@ -113,10 +118,20 @@ def _loaded(
 
 def stop_ids(tokenizer: Tokenizer, end_of_turn: str) -> tuple[int, ...]:
     """The ids that end an answer: end of text, and the first special token of what follows it."""
-    special = set(tokenizer.special.values())
+    special = {i for text, i in tokenizer.special.items() if text.strip()}
     of_turn = [i for i in tokenizer.encode(end_of_turn)[0] if i in special][:1]
     of_text = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     return tuple(dict.fromkeys([*of_text, *of_turn]))
+
+
+def ended_by(tokenizer: Tokenizer, ends: Iterable[int]) -> Tokenizer:
+    """The same, to which what ends an answer is no word of it, whatever its files say."""
+    return tokenizer._replace(control=tokenizer.control.union(ends))
+
+
+def said(tokenizer: Tokenizer, before: Iterable[SupportsInt], ids: Iterable[int]) -> str:
+    """What the words of an answer say where they follow `before`: those that are no control."""
+    return text_after(tokenizer, before, [i for i in ids if i not in tokenizer.control])
 
 
 def text_after(
@@ -131,10 +146,14 @@ def _named(folder: pathlib.Path, config: dict[str, object]) -> dict[str, str]:
     given = hf_folder.read_if_there(folder / "special_tokens_map.json") | config
     found = {}
     for role, token in given.items():
-        text = token.get("content") if isinstance(token, dict) else token
+        text = _text_of(token)
         if role.endswith("_token") and isinstance(text, str):
             found[role] = text
     return found
+
+
+def _text_of(token: object) -> object:
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def _eos_of_the_model(

@@ -21,6 +21,7 @@ class Codec(NamedTuple):
     encode: Callable[[str], tuple[list[int], Sequence[tuple[int, int]]]]
     decode: Decode
     special: Mapping[str, int]
+    control: frozenset[int]  # those that the files call special, too: no words of a text
     cuts: Sequence[str]  # special tokens before which a text may be cut: its ids are those parts'
     begins_with_bos: bool  # is plain text given one, by these files?
     size: int  # of the vocabulary
@@ -103,7 +104,8 @@ def _fast(own: tokenizers.Tokenizer, begins: bool | None = None, *, by_words: bo
         return own.decode(list(map(int, ids)), skip_special_tokens=False)
 
     cuts = [t.content for t in added.values() if not (t.normalized or t.lstrip or t.single_word)]
-    return Codec(encode, decode, special, cuts, begins, own.get_vocab_size())
+    control = frozenset(i for i, token in added.items() if token.special)
+    return Codec(encode, decode, special, control, cuts, begins, own.get_vocab_size())
 
 
 class _Offsets(Sequence):
@@ -140,6 +142,7 @@ def _sentencepiece(path: pathlib.Path, config: dict[str, object]) -> Codec:
         raise BadInput(f"{path} is not a SentencePiece model: {str(error)[:200]}") from error
     size = own.get_piece_size()
     special = {own.id_to_piece(i): i for i in range(size) if own.is_control(i)}
+    control = {*special.values(), *byte_files.called_special(config)}
     special |= byte_files.added_tokens(config, path.with_name("added_tokens.json"))
     texts = {i: text for text, i in special.items()}
     between = fast_bpe.any_of(special)
@@ -175,7 +178,8 @@ def _sentencepiece(path: pathlib.Path, config: dict[str, object]) -> Codec:
         return "".join(told)
 
     beyond = sum(i >= size for i in special.values())
-    return Codec(encode, decode, special, list(special), own.bos_id() >= 0, size + beyond)
+    begins, cuts = own.bos_id() >= 0, list(special)
+    return Codec(encode, decode, special, frozenset(control), cuts, begins, size + beyond)
 
 
 def _whole_characters(

@@ -1,16 +1,20 @@
 """What a run says at its end."""
 
+import json
 import pathlib
 import shlex
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from checkpoints_io import places
+from recipes.data import shown
 from recipes.data.ids.examples import PairIds
 from recipes.data.run_data import HeldOut
-from recipes.training import by_name, command, ending, samples
+from recipes.own_pairs import answers, prompts
+from recipes.training import by_name, command, ending, harness, samples
 from recipes.training import settings as settings_of
 from recipes.training.run import Records
 from tests.conftest import TINY, run_with
@@ -245,3 +249,49 @@ def test_adapters_of_weights_in_few_bits_are_merged_for_other_programs():
     assert "they belong to weights kept in nf4" in told
     assert "peft" not in told.replace("PEFT", "")
     assert "vllm" not in told
+
+
+@pytest.fixture(scope="module")
+def words_apart(tmp_path_factory):
+    """The embedded tokenizer with added tokens that are words: Gemma's line breaks, Qwen's <think>.
+
+    And one that is none, though only its role says so.
+    """
+    folder = tmp_path_factory.mktemp("words")
+    for name in ("config.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(TINY / "model" / name, folder)
+    told = json.loads((TINY / "model" / "tokenizer.json").read_text())
+    size = len(told["model"]["vocab"]) + len(told["added_tokens"])
+    like = told["added_tokens"][0] | {"special": False}
+    for i, text in enumerate(["\n", "\n\n", "<think>", "</think>", "<pad>"], start=size):
+        told["added_tokens"].append(like | {"id": i, "content": text})
+    (folder / "tokenizer.json").write_text(json.dumps(told))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"pad_token": "<pad>"}))
+    return zoo.load_tokenizer(folder)
+
+
+def test_what_a_model_says_keeps_its_lines_and_its_thoughts(words_apart):
+    """Wherever it is drawn, judged and shown; as transformers, with skip_special_tokens."""
+    text = "<think>\nIt is far.\n</think>\n\nLima.\nYes."
+    prompt = words_apart.chat([{"role": "user", "content": "First line.\nSecond line."}])
+    ids = words_apart.encode(text + "<pad><|eot_id|>")[len(words_apart.own.first) :]
+    assert words_apart.stop_ids == (1, 4)
+    assert len(set(ids) & set(words_apart.special.values())) == 6
+    assert samples.said_of(words_apart.own, prompt, ids, 99) == text
+    assert harness._text(words_apart, ids) == text
+    asked = prompts.Prompt(0, [], None, tuple(prompt))
+    line = answers._line(asked, [ids], words_apart)
+    assert (line["answers"], line["finished"]) == ([text], [True])
+    pieces = shown.cut(words_apart.own, prompt, ids)
+    assert [piece.text for piece in pieces if piece.is_control] == ["<pad>", "<|eot_id|>"]
+    assert samples.last_turns(words_apart.own, [prompt]) == ["First line.\nSecond line."]
+
+
+def test_what_ends_an_answer_is_no_word_of_it(words_apart):
+    """Whatever its files call it; and a line break that follows it ends nothing."""
+    own = words_apart.own
+    ends = tokenizer.stop_ids(own, "\n</think>\n")
+    assert ends == (own.eos_id, own.special["</think>"])
+    said = lambda own: tokenizer.said(own, [], own.encode("so\n</think>")[0])
+    assert (said(own), said(tokenizer.ended_by(own, ends))) == ("so\n</think>", "so\n")
