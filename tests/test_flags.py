@@ -295,6 +295,9 @@ def test_a_setting_that_follows_another_may_be_set_alone(tmp_path):
         (["--config.train_data={'a': {'path': 'b', 'weight': 2}, 'c': {'path': 'd'}}",
           "--config.train_data.c.weight=3"], "train_data",
          {"a": {"path": "b", "weight": 2}, "c": {"path": "d", "weight": 3.0}}),
+        (["--config.train_data={'a': {'path': 'b', 'weight': 'rows'}}",
+          "--config.train_data.c.path=d", "--config.train_data.c.weight=rows"], "train_data",
+         {"a": {"path": "b", "weight": "rows"}, "c": {"path": "d", "weight": "rows"}}),
         (["--config.train_data=s3://a/{b,c}.jsonl"], "train_data", "s3://a/{b,c}.jsonl"),
     ],
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """Several sources of examples, drawn by weight into one endless stream."""
 
 from collections.abc import Sequence
+import itertools
 from typing import NamedTuple
 
 import grain
@@ -13,7 +14,7 @@ class Part(NamedTuple):
     """The training examples of one source. Their rows are numbered through all sources."""
 
     name: str
-    weight: float  # its share of the examples drawn, relative to the others'
+    weight: float | None  # its share of what is drawn, relative to the others'; None: its length
     examples: list[Example]
     last_row: int  # rows of the parts before it are smaller, of those after it larger
 
@@ -25,18 +26,27 @@ def numbered(examples: Sequence[Example], first_row: int) -> list[Example]:
     return [one._replace(row=one.row + first_row) for one in examples]
 
 
+def shares(parts: Sequence[Part]) -> list[float]:
+    """Of all that is drawn, what is of each part."""
+    weights = [len(p.examples) if p.weight is None else p.weight for p in parts]
+    return [weight / sum(weights) for weight in weights]
+
+
 def endless(parts: Sequence[Part], seed: int) -> grain.MapDataset:
     """A stream of examples: element i depends on i, the seed and the parts alone.
 
-    Each epoch of a part holds all of it once, in another order; parts take turns by weight.
+    Each epoch of a part holds all of it once, in another order; parts take turns by weight. Without
+    weights they are one.
     """
+    lists = [part.examples for part in parts]
+    weights = [part.weight for part in parts if part.weight is not None]
+    if not weights:
+        lists = [[*itertools.chain(*lists)]]
     streams = [
-        grain.MapDataset.source(part.examples).seed(seed + i).shuffle().repeat()
-        for i, part in enumerate(parts)
+        grain.MapDataset.source(examples).seed(seed + i).shuffle().repeat()
+        for i, examples in enumerate(lists)
     ]
-    if len(streams) == 1:
-        return streams[0]
-    return grain.MapDataset.mix(streams, [part.weight for part in parts])
+    return streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, weights)
 
 
 def part_of(parts: Sequence[Part], rows: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import jax
 
-from recipes.data import shown
+from recipes.data import mixture, shown
 from recipes.training import optimizer
 from recipes.training.run import Run, adapters_alone
 
@@ -51,10 +51,9 @@ def _on_rate(given: optimizer.AdamW, total: int) -> Iterator[str]:
 def _on_examples(run: Run, num_epochs: float | None) -> Iterator[str]:
     update, total = run.place.shape.examples, run.total_steps
     what = shown.noun(run.examples)
-    weights = sum(part.weight for part in run.parts)
-    for part in run.parts:
+    for part, share in zip(run.parts, mixture.shares(run.parts), strict=True):
         whose = "" if len(run.parts) == 1 else f" of {part.name}"
-        drawn = update * part.weight / weights
+        drawn = update * share
         if drawn > len(part.examples):
             yield (
                 f"an update of --config.train_batch_size={update} takes about {drawn:.4g} {what}"

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from checkpoints_io.errors import BadInput
+from recipes.data.rows import source
 from recipes.training import by_name
 from recipes.training.nearest import did_you_mean
 from recipes.training.settings import CHOSEN_NAME, KIND_NAMES, Table, may_be_unset, unread
@@ -233,6 +234,8 @@ def _value(name: str, text: str | None, kind: type, table: Table) -> object:
         return _literal(name, text)
     if kind is tuple:
         return _texts(name, text)
+    if name.endswith(".weight") and text == source.BY_ROWS:  # of a source
+        return text
     try:
         if kind is bool:
             return BOOLS[text.lower()]

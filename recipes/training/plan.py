@@ -10,7 +10,7 @@ import numpy as np
 
 from checkpoints_io import places
 from checkpoints_io.errors import BadInput, StorageError
-from recipes.data import shown
+from recipes.data import mixture, shown
 from recipes.data.ids.examples import Example
 from recipes.data.packed import shapes, streams
 from recipes.data.packed.packing import Shape
@@ -123,13 +123,12 @@ def _mixed(run: Run) -> list[str]:
     """How often the examples of each source are used, where there are several sources."""
     if len(run.parts) == 1:
         return []
-    total = sum(part.weight for part in run.parts)
-    drawn = run.total_steps * run.place.shape.examples / total
+    drawn = run.total_steps * run.place.shape.examples
     what = shown.noun(run.examples)
     return [
-        f"  {part.name:<10} {len(part.examples)} {what}, {part.weight / total:.1%} of all drawn: "
-        f"{drawn * part.weight / len(part.examples):.2f} epochs of it"
-        for part in run.parts
+        f"  {part.name:<10} {len(part.examples)} {what}, {share:.1%} of all drawn: "
+        f"{drawn * share / len(part.examples):.2f} epochs of it"
+        for part, share in zip(run.parts, mixture.shares(run.parts), strict=True)
     ]
 
 

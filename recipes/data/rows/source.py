@@ -7,6 +7,7 @@ from checkpoints_io.errors import BadInput
 
 Given = Any  # of a config: a string, or a dict of settings
 SETTINGS = ("path", "weight", "layout", "columns")
+BY_ROWS = "rows"  # a weight: as many as the source has examples
 
 
 class Source(NamedTuple):
@@ -24,7 +25,7 @@ class Weighted(NamedTuple):
     """A source of training data, and its share of the rows drawn, relative to the others'."""
 
     source: Source
-    weight: float
+    weight: float | None  # None: as many as it has
 
 
 class Common(NamedTuple):
@@ -75,10 +76,21 @@ def training(given: Given, common: Common) -> dict[str, Weighted]:
     for name, one in given.items():
         where = f"train_data.{name}"
         weight = one.get("weight", 1.0) if isinstance(one, dict) else 1.0
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < 1e9:
-            raise BadInput(f"--config.{where}.weight must be above 0, not {weight!r}")
-        found[name] = Weighted(parsed(where, one, common), float(weight))
+        found[name] = Weighted(parsed(where, one, common), _weight(where, weight))
+    if len({one.weight is None for one in found.values()}) > 1:
+        raise BadInput(
+            f"--config.train_data: either all sources have weight={BY_ROWS}, and every example "
+            "counts the same, or none has"
+        )
     return found
+
+
+def _weight(where: str, given: object) -> float | None:
+    if given == BY_ROWS:
+        return None
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < 1e9:
+        raise BadInput(f"--config.{where}.weight must be above 0, or {BY_ROWS!r}, not {given!r}")
+    return float(given)
 
 
 def held_out(given: Given) -> dict[str, Given]:

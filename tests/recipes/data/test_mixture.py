@@ -43,6 +43,16 @@ def test_parts_take_turns_by_weight():
     assert counted == {0: 20, 1: 10, 2: 10}
 
 
+def test_without_weights_they_are_one_list():
+    """Each epoch has all rows of all parts once, in another order."""
+    some = parts(10, 6, 3, weights=(None, None, None))
+    drawn = rows_of(mixture.endless(some, seed=0), 0, 38)
+    assert sorted(drawn[:19]) == sorted(drawn[19:]) == list(range(19))
+    assert drawn[:19] != drawn[19:] != sorted(drawn[19:])
+    assert mixture.shares(some) == [10 / 19, 6 / 19, 3 / 19]
+    assert mixture.shares(parts(10, 6, weights=(3.0, 1.0))) == [0.75, 0.25]
+
+
 def test_each_epoch_of_a_part_holds_all_of_it_in_another_order():
     drawn = rows_of(mixture.endless(parts(10, 6, 3), seed=0), 0, 80)
     first = [row for row in drawn if row < 10]
@@ -92,6 +102,8 @@ def test_the_settings_of_sources():
     assert found["mine"] == (Source("a.jsonl", "preference_chat", ()), 1.0)
     assert found["theirs"] == (Source("b.parquet", "hh", (("chosen", "x"),)), 3.0)
     assert source.training("a.jsonl", DATA)["train"].weight == 1.0
+    by_rows = {name: {"path": name, "weight": "rows"} for name in "ab"}
+    assert [one.weight for one in source.training(by_rows, DATA).values()] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -100,8 +112,9 @@ def test_the_settings_of_sources():
         ({}, "please set --config.train_data"),
         ({"a": {"weight": 1.0}}, "please set --config.train_data.a.path"),
         ({"a": {"path": "x", "wait": 1.0}}, "no setting 'wait': it has path, weight"),
-        ({"a": {"path": "x", "weight": 0}}, "weight must be above 0, not 0"),
-        ({"a": {"path": "x", "weight": "much"}}, "weight must be above 0"),
+        ({"a": {"path": "x", "weight": 0}}, "weight must be above 0, or 'rows', not 0"),
+        ({"a": {"path": "x", "weight": "much"}}, "weight must be above 0, or 'rows', not 'much'"),
+        ({"a": {"path": "x", "weight": "rows"}, "b": "y"}, "either all sources have weight=rows"),
         ({"a": {"path": "x", "weight": float("nan")}}, "weight must be above 0"),
         (["a.jsonl", "b.jsonl"], "neither a source nor several"),
         ({"a": 3}, "train_data.a=3 is not a source"),
