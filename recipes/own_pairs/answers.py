@@ -60,8 +60,9 @@ def draw(
 ) -> None:
     """Answers the batches that have none; a batch has the same answers whenever it is drawn.
 
-    A line of the file has `row`, `prompt` (messages) and `tools`, and of each answer its text, its
-    token ids, and whether it came to its end (a stop token, which is not in the text).
+    A line of the file has `row`, `prompt` (messages), `tools` and `chat_template_kwargs`, and of
+    each answer its text, its token ids, and whether it came to its end (a stop token, which is not
+    in the text).
     """
     lines, left = missing(directory, every)
     with kept.adding(directory, FILE, lines) as add:
@@ -81,6 +82,7 @@ def _line(prompt: Prompt, answers: Sequence[list[int]], words: ChatTokenizer) ->
         "row": prompt.row,
         "prompt": prompt.turns,
         "tools": prompt.tools,
+        "chat_template_kwargs": prompt.template_kwargs,
         "answers": [tokenizer.said(words.own, prompt.ids, ids) for ids in answers],
         "tokens": answers,
         "finished": [bool(ids) and ids[-1] in words.stop_ids for ids in answers],

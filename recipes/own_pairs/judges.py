@@ -154,7 +154,7 @@ def of_reward_model(path_or_id: str, dtype: str | None, mesh: jax.sharding.Mesh)
     def judged(lines: Sequence[kept.Line]) -> Scores:
         for some in _at_once(lines):
             texts = [
-                words.chat([*line["prompt"], _said(text)], tools=line["tools"])
+                words.chat([*line["prompt"], _said(text)], tools=line["tools"], **kept.given(line))
                 for line in some
                 for text in line["answers"]
             ]
@@ -172,7 +172,7 @@ def of_implicit(policy: zoo.Model, reference: zoo.Model, words: ChatTokenizer) -
     def judged(lines: Sequence[kept.Line]) -> Scores:
         for some in _at_once(lines):
             asked = [
-                (words.chat(line["prompt"], tools=line["tools"]), ids)
+                (words.chat(line["prompt"], tools=line["tools"], **kept.given(line)), ids)
                 for line in some
                 for ids in line["tokens"]
             ]

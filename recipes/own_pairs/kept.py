@@ -33,6 +33,11 @@ def written(some: list[Line]) -> bytes:
     return "".join(f"{text}\n" for text in texts).encode("utf-8", "replace")
 
 
+def given(line: Line) -> dict[str, Any]:
+    """Settings of the chat template that a row asks for; older lines have none."""
+    return line.get("chat_template_kwargs") or {}
+
+
 def check(directory: places.Place, made_with: Mapping[str, Any]) -> None:
     """What is in the directory was made with the same settings; if nothing is, it now says these.
 

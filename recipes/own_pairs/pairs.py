@@ -17,8 +17,9 @@ ALIKE = "all answers have the same score"
 def write(directory: places.Place, left_out: Mapping[int, str]) -> str:
     """Writes the pairs, and why a row of the prompts has none; a sentence on both.
 
-    A pair has `prompt`, `chosen`, `rejected` (messages), both scores, `tools` where there are
-    some, and `row`. `left_out` are the rows without a prompt.
+    A pair has `prompt`, `chosen`, `rejected` (messages), both scores, `tools` and
+    `chat_template_kwargs` where there are some, and `row`. `left_out` are the rows without a
+    prompt.
     """
     pairs, without = [], [{"row": row, "reason": why} for row, why in left_out.items()]
     both = (kept.lines(directory, name) for name in (answers.FILE, judges.FILE))
@@ -51,6 +52,7 @@ def pair_of(line: kept.Line, scores: list[float | None]) -> kept.Line | str:
         "score_chosen": best[1],
         "score_rejected": worst[1],
         **({"tools": line["tools"]} if line["tools"] else {}),
+        **({"chat_template_kwargs": kept.given(line)} if kept.given(line) else {}),
         "row": line["row"],
     }
 

@@ -1,14 +1,17 @@
 """Prompts from any source: rows of prompts, conversations or pairs -> messages and their ids."""
 
+import contextlib
 from typing import NamedTuple
 
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import columns, layouts, messages
 from recipes.data.chats.messages import Turns
+from recipes.data.chats.pair import Pair
 from recipes.data.rows import sources
 from zoo.text.chat_tokenizer import ChatTokenizer
 
 HOLDING = ("messages", "conversations", "prompt")
+REMEDY = "put it into `prompt`, `system_prompt` or `tools`, or leave the column out"
 
 
 class Prompt(NamedTuple):
@@ -17,6 +20,7 @@ class Prompt(NamedTuple):
     row: int  # its number in the source
     turns: Turns
     tools: list | None
+    template_kwargs: dict[str, object]  # what the row asks of the chat template
     ids: tuple[int, ...]  # as the chat template has them before an answer
 
 
@@ -44,8 +48,8 @@ def read(source: str, words: ChatTokenizer, most: int | None) -> Read:
         try:
             if row.fields is None:
                 raise BadInput(row.reason)
-            turns, tools = asked(row.fields)
-            ids = tuple(words.chat(turns, tools=tools, add_generation_prompt=True))
+            turns, tools, given = asked(row.fields)
+            ids = tuple(words.chat(turns, tools=tools, add_generation_prompt=True, **given))
             if most is not None and len(ids) > most:
                 raise BadInput(f"a prompt of {len(ids)} tokens, and an answer fits after {most}")
             if ids in rows:
@@ -54,42 +58,48 @@ def read(source: str, words: ChatTokenizer, most: int | None) -> Read:
             left_out[number] = str(error)
             continue
         rows[ids] = number
-        prompts.append(Prompt(number, turns, tools, ids))
+        prompts.append(Prompt(number, turns, tools, given, ids))
     if not prompts:
         why = f": row 0: {left_out[0]}" if left_out else ""
         raise BadInput(f"--prompts={source} holds no prompt to answer{why}")
     return Read(prompts, left_out)
 
 
-def asked(fields: dict[str, object]) -> tuple[Turns, list | None]:
-    """The messages to be answered, and the tools that go with them.
+def asked(fields: dict[str, object]) -> tuple[Turns, list | None, dict[str, object]]:
+    """The messages to be answered, the tools that go with them, and settings of the template.
 
     Of a pair they are what both answers answer. An answer at the end of a conversation is not one
     of them.
 
     Raises:
-      ValueError: a sentence: there are none.
+      ValueError: a sentence: there are none, or not all of what is asked is read.
     """
-    row = columns.renamed(fields, {})
-    try:
+    row, layout = columns.renamed(fields, {}), None
+    with contextlib.suppress(BadInput):
         layout = columns.recognised(row)
-    except BadInput:
-        layout, row = _unanswered(columns.renamed(fields, {}, single=True))
-    pair = layouts.read(layout, row)
+    try:
+        pair = layouts.read(layout, row) if layout else _unanswered(row)
+    except BadInput as error:  # answers that say nothing have a sound prompt all the same
+        if layout is None or str(error) not in layouts.SAYS_NOTHING:
+            raise
+        pair = _unanswered(row)
+    for name in (*columns.unheard(row, pair.asked), *columns.unread_tools(row)):
+        raise BadInput(f"`{name}` looks like a part of what is asked, and is not read: {REMEDY}")
     turns = _question(pair.prompt if isinstance(pair.prompt, list) else [])
-    return turns, pair.tools
+    return turns, pair.tools, pair.template_kwargs
 
 
-def _unanswered(row: dict[str, object]) -> tuple[str, dict[str, object]]:
-    """A row of a prompt alone as a layout and a row in which something answers it."""
+def _unanswered(row: dict[str, object]) -> Pair:
+    """A row of a prompt alone, as if something answered it."""
+    row = columns.renamed(row, {}, single=True)
     if row.get("instruction") is not None:
-        return "instruction_answer", row | {"answer": "."}
+        return layouts.read("instruction_answer", row | {"answer": "."})
     name = next((one for one in HOLDING if row.get(one) is not None), None)
     if name is None:
         held = ", ".join(sorted(row)) or "it has none"
         raise BadInput(f"no prompt in any of its columns: {held}")
     turns = _question(messages.read(row[name], name, role="user"))
-    return "prompt_answer", row | {"prompt": turns, "answer": "."}
+    return layouts.read("prompt_answer", row | {"prompt": turns, "answer": "."})
 
 
 def _question(turns: Turns) -> Turns:

@@ -1,11 +1,24 @@
 """axolotl: `axolotl train`, with rl: dpo, ipo, simpo, orpo or kto. As of 0.19."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from checkpoints_io.errors import BadInput
 from recipes.peers import hf_trainer
-from recipes.peers.rows import Given, Source, Values, idle, is_off, lacks, part, same, turned
-from recipes.peers.trl import hub_data
+from recipes.peers.rows import (
+    Given,
+    Source,
+    Values,
+    held_out,
+    idle,
+    is_off,
+    lacks,
+    part,
+    same,
+    trained_on,
+    turned,
+)
+from recipes.peers.trl import paths
 
 LOSSES = {"dpo": "sigmoid", "ipo": "ipo", "simpo": "simpo", "kto": "kto", "orpo": "orpo"}
 # What the Trainer calls it.
@@ -240,14 +253,11 @@ def _adapters(given: Given) -> dict[str, object]:
 
 def _data(given: Given) -> dict[str, object]:
     theirs = given.values
-    several = {f"part{i}": _source(one) for i, one in enumerate(theirs.get("datasets") or (), 1)}
     found: dict[str, object] = {}
-    if len(several) == 1 and several["part1"].keys() == {"path"}:
-        found["train_data"] = several["part1"]["path"]
-    elif several:
-        found["train_data"] = several
-    if tests := theirs.get("test_datasets"):
-        found["validation"] = {"test": _source(tests[0])}
+    if several := _sources(theirs.get("datasets")):
+        found["train_data"] = trained_on(several)
+    if tests := _sources(theirs.get("test_datasets")):
+        found["validation"] = held_out(tests, "test")
     if share := float(theirs.get("val_set_size") or 0):
         if share < 1:
             found["validation_split_fraction"] = share
@@ -257,23 +267,25 @@ def _data(given: Given) -> dict[str, object]:
     return found
 
 
-def _source(one: dict[str, Any]) -> dict[str, Any]:
-    """Its path, and what columns are called, where they have other names."""
-    own = one["type"] if isinstance(one.get("type"), dict) else one
-    fields = {"prompt": own.get("field_prompt") or own.get("field_messages")}
-    fields |= {side: own.get(f"field_{side}") for side in ("chosen", "rejected")}
-    columns = {ours: theirs for ours, theirs in fields.items() if theirs and theirs != ours}
-    return {"path": _path(one)} | ({"columns": columns} if columns else {})
+def _sources(entries: Sequence[dict[str, Any]] | None) -> list[dict[str, Any]]:
+    """The path of each file, and what its columns are called where they have other names."""
+    found = []
+    for one in entries or ():
+        own = one["type"] if isinstance(one.get("type"), dict) else one
+        fields = {"prompt": own.get("field_prompt") or own.get("field_messages")}
+        fields |= {side: own.get(f"field_{side}") for side in ("chosen", "rejected")}
+        fields["system_prompt"] = own.get("field_system")
+        renamed = {ours: theirs for ours, theirs in fields.items() if theirs and theirs != ours}
+        columns = {"columns": renamed} if renamed else {}
+        found += [{"path": path} | columns for path in _paths(one)]
+    return found
 
 
-def _path(one: dict[str, Any]) -> str:
-    if files := one.get("data_files"):
-        return files if isinstance(files, str) else str(files[0])
-    path = str(one["path"])
-    if one.get("ds_type"):  # a file
-        return path
-    revision = f"@{one['revision']}" if one.get("revision") else ""
-    return hub_data(path, one.get("name"), one.get("split")) + revision
+def _paths(one: dict[str, Any]) -> list[str]:
+    if one.get("ds_type") and not one.get("data_files"):  # a file
+        return [str(one["path"])]
+    revision = f"@{one['revision']}" if one.get("revision") and not one.get("data_files") else ""
+    return [path + revision for path in paths(one)]
 
 
 AXOLOTL = Source("axolotl", "axolotl train", ROWS, DEFAULTS, _made)

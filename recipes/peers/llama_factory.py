@@ -6,7 +6,8 @@ from typing import Any
 
 from checkpoints_io.errors import BadInput
 from recipes.peers import hf_trainer
-from recipes.peers.rows import Given, Source, Values, idle, lacks, part, same
+from recipes.peers.rows import Given, Source, Values, held_out, idle, lacks, part, same, trained_on
+from recipes.peers.trl import hub_data
 
 ROWS = {
     **hf_trainer.ROWS,
@@ -36,7 +37,8 @@ ROWS = {
                     "are read where that file is"),
     "eval_dataset": part("validation"),
     "dataset_dir": part("train_data"),
-    "interleave_probs": part("train_data", "the weights of several"),
+    "mix_strategy": part("train_data", "concat, the default: weight=rows; interleaved: by weight"),
+    "interleave_probs": part("train_data", "the weights of several, interleaved"),
     "val_size": part("validation_split_fraction", "a share of the prompts"),
     "cutoff_len": same("train_seq_len", "longer ones are dropped and counted here, and cut there; "
                        "data.over_length cuts", differs=True),
@@ -87,7 +89,7 @@ ROWS = {
     **idle("a hub's code is never run: docs/models.md has the families", "trust_remote_code"),
     **idle("frozen=nf4 and int8 are the zoo's own", "quantization_method", "quantization_type",
            "double_quantization", "quantization_device_map"),
-    **idle("several sources are mixed by weight", "mix_strategy", "eval_on_each_dataset"),
+    **idle("each source has its own figures", "eval_on_each_dataset"),
     **idle("dpo_accuracy and tokens_per_second are always recorded", "compute_accuracy",
            "include_effective_tokens_per_second", "include_num_input_tokens_seen"),
     **idle("of generation, or of another program", "infer_*", "export_*", "vllm_*", "hf_hub_token",
@@ -96,7 +98,13 @@ ROWS = {
 DEFAULTS = hf_trainer.DEFAULTS | {
     "pref_beta": 0.1, "pref_loss": "sigmoid", "learning_rate": 5e-5, "cutoff_len": 2048,
     "finetuning_type": "lora", "lora_rank": 8, "lora_target": "all", "logging_steps": 500,
-    "dataset_dir": "data",
+    "dataset_dir": "data", "mix_strategy": "concat",
+}  # fmt: skip
+# The roles of columns in dataset_info.json, and what a column of that role is called here.
+COLUMNS = {
+    "prompt": "instruction", "query": "input", "response": "answer", "history": "history",
+    "messages": "conversations", "system": "system_prompt", "tools": "tools", "chosen": "chosen",
+    "rejected": "rejected", "kto_tag": "label",
 }  # fmt: skip
 
 
@@ -169,22 +177,17 @@ def _data(given: Given) -> dict[str, object]:
     theirs = given.values
     known = _registered(str(theirs["dataset_dir"]))
     names = [name.strip() for name in str(theirs.get("dataset") or "").split(",") if name.strip()]
-    weights = str(theirs.get("interleave_probs") or "").split(",")
-    sources = {name: _source(name, known, given) for name in names}
+    sources = [_source(name, known, given) for name in names]
+    if len(names) > 1 and str(theirs["mix_strategy"]).startswith("interleave"):
+        shares = str(theirs.get("interleave_probs") or ",".join(["1"] * len(names))).split(",")
+        sources = [
+            one | {"weight": float(share)} for one, share in zip(sources, shares, strict=True)
+        ]
     found: dict[str, object] = {}
-    if len(sources) == 1:
-        (found["train_data"],) = sources.values()
-        if isinstance(found["train_data"], dict):
-            found["train_data"] = sources
-    elif sources:
-        found["train_data"] = {
-            name: ({"path": one} if isinstance(one, str) else one)
-            | ({"weight": float(weights[i])} if len(weights) == len(names) else {})
-            for i, (name, one) in enumerate(sources.items())
-        }
-    if theirs.get("eval_dataset"):
-        (name, *_) = str(theirs["eval_dataset"]).split(",")
-        found["validation"] = {"eval": _source(name.strip(), known, given)}
+    if sources:
+        found["train_data"] = trained_on(sources, names)
+    if held := [x.strip() for x in str(theirs.get("eval_dataset") or "").split(",") if x.strip()]:
+        found["validation"] = held_out([_source(name, known, given) for name in held], "eval")
     return found
 
 
@@ -194,20 +197,27 @@ def _registered(folder: str) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
-def _source(name: str, known: dict[str, Any], given: Given) -> str | dict[str, Any]:
+def _source(name: str, known: dict[str, Any], given: Given) -> dict[str, Any]:
     folder, said = given.values["dataset_dir"], known.get(name)
     if said is None:
         path = f"{folder}/{name}.json"
         told = f"{folder}/dataset_info.json is not here or does not have it: {path} is a guess"
         given.notes.differs.append((f"dataset: {name}", told))
-        return path
+        return {"path": path}
     if said.get("hf_hub_url"):
-        path = ":".join(filter(None, (said["hf_hub_url"], said.get("subset"), said.get("split"))))
+        path = hub_data(said["hf_hub_url"], said.get("subset"), said.get("split") or "train")
     else:
         path = f"{folder}/{said.get('file_name', name)}"
-    columns = {ours: theirs for ours, theirs in (said.get("columns") or {}).items()
-               if ours in ("chosen", "rejected", "prompt") and ours != theirs}  # fmt: skip
-    return {"path": path, "columns": columns} if columns else path
+    if said.get("num_samples"):
+        told = f"{said['num_samples']} of its rows there, and all here: shorten the file"
+        given.notes.lacking.append((f"dataset: {name}", told))
+    columns = {}
+    for role, column in (said.get("columns") or {}).items():
+        if role not in COLUMNS:
+            given.notes.lacking.append((f"dataset: {name}", f"its column of {role} is not read"))
+        elif column and COLUMNS[role] != column:
+            columns[COLUMNS[role]] = column
+    return {"path": path} | ({"columns": columns} if columns else {})
 
 
 LLAMA_FACTORY = Source("LLaMA-Factory", "llamafactory-cli train", ROWS, DEFAULTS, _made)

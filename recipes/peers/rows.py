@@ -1,9 +1,10 @@
 """How a file of another trainer is read: a row for each of its settings."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import fnmatch
 from typing import Any, NamedTuple
 
+from recipes.data.rows.source import BY_ROWS
 from recipes.training.settings import ALL
 
 Values = Mapping[str, Any]
@@ -84,6 +85,22 @@ def idle(says: str, *names: str) -> dict[str, Row]:
 def lacks(says: str, *names: str) -> dict[str, Row]:
     """Settings that have no counterpart."""
     return dict.fromkeys(names, Row(says=says))
+
+
+def trained_on(sources: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> object:
+    """Sources as train_data has them: a path where that says all, or several that are one list."""
+    if len(sources) == 1 and sources[0].keys() == {"path"}:
+        return sources[0]["path"]
+    called = names or [f"part{i}" for i in range(1, len(sources) + 1)]
+    weight = {"weight": BY_ROWS} if len(sources) > 1 else {}
+    return {name: weight | dict(one) for name, one in zip(called, sources, strict=True)}
+
+
+def held_out(sources: Sequence[Any], name: str) -> dict[str, object]:
+    """Sources as validation has them: one is called `name`, several are numbered."""
+    if len(sources) == 1:
+        return {name: sources[0]}
+    return {f"{name}{i}": one for i, one in enumerate(sources, 1)}
 
 
 def translated(source: Source, file: Values, devices: int) -> Translated:

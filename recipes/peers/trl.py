@@ -3,12 +3,25 @@
 As of TRL 1.16, with names of earlier versions that are still met.
 """
 
+from collections.abc import Mapping
 import pathlib
 from typing import Any
 
 from checkpoints_io.errors import BadInput
 from recipes.peers import hf_trainer
-from recipes.peers.rows import Given, Lacks, Source, idle, is_off, lacks, part, same, turned
+from recipes.peers.rows import (
+    Given,
+    Lacks,
+    Source,
+    held_out,
+    idle,
+    is_off,
+    lacks,
+    part,
+    same,
+    trained_on,
+    turned,
+)
 
 OVER_LENGTH = "longer ones are cut at the end of the answer, as there; drop counts and drops them"
 
@@ -62,7 +75,7 @@ ROWS = {
     "ref_model_sync_steps": part("reference_sync_steps"),
     "ref_model_mixup_alpha": part("reference_mixup_alpha"),
     "reference_free": part("loss", "of earlier versions: reference_free"),
-    "rpo_alpha": part("loss", "of earlier versions: sigmoid,sft_seq=ALPHA"),
+    "rpo_alpha": part("loss", "of earlier versions: ,sft=ALPHA beside the loss"),
     **lacks("no limit of its own: data.over_length says what is cut", "max_prompt_length",
             "max_completion_length"),
     **lacks("experts are not balanced while pairs are learnt", "router_aux_loss_coef"),
@@ -104,7 +117,7 @@ ROWS = {
     "dataset_config": part("train_data", "the subset"),
     "dataset_train_split": part("train_data"),
     "dataset_test_split": part("validation", "where eval_strategy is not no"),
-    "datasets": part("train_data", "several, each with its own weight"),
+    "datasets": part("train_data", "several, as one list: weight=rows"),
     "test_split_size": part("validation_split_fraction", "of the prompts, not of the rows"),
     "dataset_mixer.*": part("train_data"),
     "dataset_splits": part("train_data, validation"),
@@ -125,7 +138,9 @@ def hub_data(name: object, subset: object = None, split: object = None) -> str:
         files = pathlib.Path(str(name)) / str(split or "train")
         here = any(files.parent.glob(f"{files.name}*"))
         return f"{files}*" if here or files.name != "train" else str(name)
-    return ":".join(str(x) for x in (name, subset, None if split == "train" else split) if x)
+    if not subset and split == "train":
+        split = None  # which is what a name alone says; after a subset it must be named
+    return ":".join(str(x) for x in (name, subset, split or (subset and "train")) if x)
 
 
 def _made(given: Given) -> dict[str, object]:
@@ -138,9 +153,12 @@ def _made(given: Given) -> dict[str, object]:
     found |= hf_trainer.made(given, "test" if "validation" in found else None)
     found["loss"] = hf_trainer.losses(theirs["loss_type"], theirs.get("loss_weights"))
     if theirs.get("reference_free"):
+        if found["loss"] != "sigmoid":
+            told = f"of sigmoid alone here, and the loss is {found['loss']}"
+            given.notes.lacking.append(("reference_free", told))
         found["loss"] = "reference_free"
     if theirs.get("rpo_alpha"):
-        found["loss"] = f"sigmoid,sft_seq={float(theirs['rpo_alpha']):g}"
+        found["loss"] = f"{found['loss']},sft={float(theirs['rpo_alpha']):g}"
     if theirs.get("desirable_weight") or theirs.get("undesirable_weight"):
         found["loss"] = "kto"
         for name in ("desirable_weight", "undesirable_weight"):
@@ -186,20 +204,15 @@ def _data(given: Given) -> dict[str, object]:
              if name.startswith("dataset_mixer.")}  # fmt: skip
     found: dict[str, object] = {}
     if several:
-        found["train_data"] = {
-            f"part{i}": {"path": _path(one), "weight": float(one.get("weight") or 1)}
-            for i, one in enumerate(several, 1)
-        }
+        found["train_data"] = trained_on([{"path": x} for one in several for x in paths(one)])
+        _say_shares(given, {str(one.get("path") or one.get("id")): one.get("weight")
+                            for one in several})  # fmt: skip
     elif mixed:
         train, *test = theirs.get("dataset_splits") or ["train"]
-        sources = {
-            f"part{i}": {"path": hub_data(name, None, train), "weight": float(weight)}
-            for i, (name, weight) in enumerate(mixed.items(), 1)
-        }
-        alone = len(sources) == 1
-        found["train_data"] = sources["part1"]["path"] if alone else sources
+        found["train_data"] = trained_on([{"path": hub_data(name, None, train)} for name in mixed])
+        _say_shares(given, mixed)
         if test and evaluates:
-            found["validation"] = {"test": hub_data(next(iter(mixed)), None, test[0])}
+            found["validation"] = held_out([hub_data(one, None, test[0]) for one in mixed], "test")
     elif name := theirs.get("dataset_name"):
         subset = theirs.get("dataset_config")
         found["train_data"] = hub_data(name, subset, theirs["dataset_train_split"])
@@ -216,12 +229,20 @@ def _data(given: Given) -> dict[str, object]:
     return found
 
 
-def _path(one: dict[str, Any]) -> str:
-    files = one.get("data_files")
-    if files:
-        return files if isinstance(files, str) else str(files[0])
-    name, subset = one.get("path") or one.get("id"), one.get("name") or one.get("config")
-    return hub_data(name, subset, one.get("split"))
+def _say_shares(given: Given, shares: Mapping[str, Any]) -> None:
+    """Of the alignment handbook: what is taken of a dataset, from its beginning."""
+    for name, share in shares.items():
+        if share is not None and float(share) != 1:
+            told = f"{float(share):g} of its rows there, and all here: shorten the file"
+            given.notes.lacking.append((name, told))
+
+
+def paths(one: dict[str, Any]) -> list[str]:
+    """The sources that an entry of several names: its files, or a dataset."""
+    if files := one.get("data_files"):
+        return [files] if isinstance(files, str) else list(map(str, files))
+    name, subset = one.get("path") or one["id"], one.get("name") or one.get("config")
+    return [hub_data(name, subset, one.get("split"))]
 
 
 TRL = Source("TRL", "trl dpo --config", ROWS, DEFAULTS, _made, nulls=("max_length",))

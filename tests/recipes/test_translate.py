@@ -1,5 +1,7 @@
 """Files of other trainers become configs that the recipe takes, and nothing is lost in silence."""
 
+import json
+
 import pytest
 import yaml
 
@@ -247,7 +249,10 @@ def test_the_docs_have_the_tables():
     ("changed", "wanted"),
     [
         ({"loss_type": "ipo"}, {"loss": "ipo"}),
-        ({"rpo_alpha": 0.5}, {"loss": "sigmoid,sft_seq=0.5"}),
+        ({"rpo_alpha": 0.5}, {"loss": "sigmoid,sft=0.5"}),
+        ({"rpo_alpha": 1, "loss_type": ["hinge", "bco_pair"], "loss_weights": [0.8, 0.2]},
+         {"loss": "hinge=0.8,bco_pair=0.2,sft=1"}),
+        ({"dataset_config": "en"}, {"train_data": "c/d:en:train"}),
         ({"desirable_weight": 0.2, "loss_type": "kto"}, {"loss": "kto", "desirable_weight": 0.2}),
         ({"f_divergence_type": "alpha_divergence"}, {"f_alpha_divergence_coef": 0.5}),
         ({"reference_free": True}, {"loss": "reference_free"}),
@@ -264,8 +269,16 @@ def test_the_docs_have_the_tables():
         ({"max_steps": -1, "num_train_epochs": 2}, {"num_epochs": 2.0}),
         ({"save_strategy": "no"}, {"steps_per_checkpoint": None}),
         ({"datasets": [{"path": "json", "data_files": "a.jsonl"}, {"path": "o/n", "split": "x"}]},
-         {"train_data": {"part1": {"path": "a.jsonl", "weight": 1.0},
-                         "part2": {"path": "o/n:x", "weight": 1.0}}}),
+         {"train_data": {"part1": {"path": "a.jsonl", "weight": "rows"},
+                         "part2": {"path": "o/n:x", "weight": "rows"}}}),
+        ({"datasets": [{"path": "json", "data_files": ["a.jsonl", "b.jsonl"]}]},
+         {"train_data": {"part1": {"path": "a.jsonl", "weight": "rows"},
+                         "part2": {"path": "b.jsonl", "weight": "rows"}}}),
+        ({"dataset_mixer": {"o/n": 1.0, "o/m": 0.5}, "dataset_splits": ["a", "b"],
+          "eval_strategy": "steps"},
+         {"train_data": {"part1": {"path": "o/n:a", "weight": "rows"},
+                         "part2": {"path": "o/m:a", "weight": "rows"}},
+          "validation": {"test1": "o/n:b", "test2": "o/m:b"}}),
         ({"dataset_mixer": {"o/n": 1.0}, "dataset_splits": ["a", "b"], "eval_strategy": "steps"},
          {"train_data": "o/n:a", "validation": {"test": "o/n:b"}}),
     ],
@@ -385,13 +398,65 @@ def test_data_that_llama_factory_has_registered_is_named_by_its_file(tmp_path):
         '"b": {"hf_hub_url": "o/n", "subset": "s", "split": "t", "ranking": true}}'
     )
     file = {"stage": "dpo", "model_name_or_path": "x/y", "dataset": "a, b"}
-    file |= {"dataset_dir": str(tmp_path), "interleave_probs": "0.3,0.7"}
+    file |= {"dataset_dir": str(tmp_path), "eval_dataset": "a,b"}
     found = rows.translated(peers.LLAMA_FACTORY, file, 1)
-    assert found.settings["train_data"] == {
-        "a": {"path": f"{tmp_path}/a.json", "columns": {"chosen": "good"}, "weight": 0.3},
-        "b": {"path": "o/n:s:t", "weight": 0.7},
-    }
+    a, b = {"path": f"{tmp_path}/a.json", "columns": {"chosen": "good"}}, {"path": "o/n:s:t"}
+    concatenated = {"a": a | {"weight": "rows"}, "b": b | {"weight": "rows"}}
+    assert found.settings["train_data"] == concatenated
+    assert found.settings["validation"] == {"eval1": a, "eval2": b}
+    drawn = file | {"mix_strategy": "interleave_under", "interleave_probs": "0.3,0.7"}
+    by_weight = rows.translated(peers.LLAMA_FACTORY, drawn, 1).settings["train_data"]
+    assert by_weight == {"a": a | {"weight": 0.3}, "b": b | {"weight": 0.7}}
     assert not any(name.startswith("dataset") for name, _ in found.notes.differs)
+
+
+def test_columns_that_llama_factory_names_are_read_by_their_roles(tmp_path):
+    """Its own example; here the question is of two columns, and its data says so."""
+    columns = {"prompt": "instruction", "query": "input", "chosen": "good", "images": "pictures"}
+    of_kto = {"prompt": "ask", "response": "reply", "kto_tag": "liked", "system": "sys"}
+    (tmp_path / "dataset_info.json").write_text(
+        json.dumps(
+            {
+                "a": {"file_name": "a.json", "columns": columns, "num_samples": 9},
+                "b": {"file_name": "b.json", "columns": of_kto},
+            }
+        )
+    )
+    file = {"stage": "dpo", "model_name_or_path": "x/y", "dataset_dir": str(tmp_path)}
+    found = rows.translated(peers.LLAMA_FACTORY, file | {"dataset": "a"}, 1)
+    assert found.settings["train_data"] == {
+        "a": {"path": f"{tmp_path}/a.json", "columns": {"chosen": "good"}}
+    }
+    told = [why for name, why in found.notes.lacking if name == "dataset: a"]
+    assert told == ["9 of its rows there, and all here: shorten the file",
+                    "its column of images is not read"]  # fmt: skip
+    found = rows.translated(peers.LLAMA_FACTORY, file | {"dataset": "b"}, 1)
+    assert found.settings["train_data"]["b"]["columns"] == {
+        "instruction": "ask", "answer": "reply", "label": "liked", "system_prompt": "sys",
+    }  # fmt: skip
+
+
+def test_a_part_of_a_dataset_is_all_of_it_and_that_is_said():
+    file = {"model_name_or_path": "a/b", "dataset_mixer": {"o/n": 0.25}}
+    found = rows.translated(peers.TRL, file, 1)
+    assert found.settings["train_data"] == "o/n"
+    assert ("o/n", "0.25 of its rows there, and all here: shorten the file") in found.notes.lacking
+
+
+def test_axolotls_files_and_test_sets_are_all_there():
+    file = {"base_model": "a", "rl": "dpo", "datasets": [
+        {"path": "json", "data_files": ["a.jsonl", "b.jsonl"], "field_system": "sys"},
+        {"path": "o/n", "name": "en"},
+    ]}  # fmt: skip
+    file["test_datasets"] = [{"path": "c.jsonl", "ds_type": "json"}, {"path": "o/n", "split": "x"}]
+    found = rows.translated(peers.AXOLOTL, file, 1).settings
+    renamed = {"columns": {"system_prompt": "sys"}}
+    assert found["train_data"] == {
+        "part1": {"path": "a.jsonl", "weight": "rows"} | renamed,
+        "part2": {"path": "b.jsonl", "weight": "rows"} | renamed,
+        "part3": {"path": "o/n:en:train", "weight": "rows"},
+    }
+    assert found["validation"] == {"test1": {"path": "c.jsonl"}, "test2": {"path": "o/n:x"}}
 
 
 def test_null_turns_off_what_it_turns_off_there():

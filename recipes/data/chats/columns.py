@@ -199,10 +199,14 @@ def check_question(row: Row, heard: str, layout: str) -> None:
                 f"`{name}` is a list or object written as text, and layout {layout} would train on "
                 f"it as words: if that is meant, set --config.data.layout={layout}"
             )
-    for name in row:
-        own = name == "system_prompt" and layout == PLAIN  # which has a sentence of its own
-        if name in LIKE_QUESTIONS and not own and not holds(heard, row[name]):
+    for name in unheard(row, heard):
+        if name != "system_prompt" or layout != PLAIN:  # which has a sentence of its own
             raise BadInput(unread(name, heard, layout))
+
+
+def unheard(row: Row, heard: str) -> list[str]:
+    """Columns that look like the question and hold something else than `heard`."""
+    return [name for name in row if name in LIKE_QUESTIONS and not holds(heard, row[name])]
 
 
 def check_tools(row: Row, layout: str) -> None:
@@ -211,15 +215,20 @@ def check_tools(row: Row, layout: str) -> None:
     Raises:
       ValueError: a column that looks like tools holds some, and `tools` does not.
     """
-    if row.get("tools") or layout == PLAIN:
-        return
-    for name in LIKE_TOOLS.intersection(row):
-        held = messages.parsed(row[name])
-        if held and isinstance(held, list) and all(isinstance(one, dict) for one in held):
-            raise BadInput(
-                f"`{name}` looks like tools, and layout {layout} does not read it: read it with "
-                f"{flag({'tools': name})}, or leave it out with --config.data.layout={layout}"
-            )
+    for name in unread_tools(row) if layout != PLAIN else ():
+        raise BadInput(
+            f"`{name}` looks like tools, and layout {layout} does not read it: read it with "
+            f"{flag({'tools': name})}, or leave it out with --config.data.layout={layout}"
+        )
+
+
+def unread_tools(row: Row) -> list[str]:
+    """Columns that look like tools and hold some, where `tools` does not."""
+    if row.get("tools"):
+        return []
+    held = {name: messages.parsed(row[name]) for name in LIKE_TOOLS.intersection(row)}
+    some = lambda one: isinstance(one, list) and one and all(isinstance(x, dict) for x in one)
+    return sorted(name for name, one in held.items() if some(one))
 
 
 def unread(name: str, heard: str, layout: str) -> str:

@@ -33,11 +33,16 @@ def answered(
     row: Row, prompt: Turns, chosen: str = "chosen", rejected: str = "rejected", answers: int = 2
 ) -> Pair:
     """The chosen answer and the rejected one, or the list of them, all of which are worse."""
-    others = row.get(rejected)
+    best, others = row.get(chosen), row.get(rejected)
+    if isinstance(others, str) and not isinstance(messages.parsed(best), list):
+        others = messages.parsed(others)  # a list as a table has it
     if isinstance(others, list) and others and _are_answers(others):
-        kept = ranked.at_most([row.get(chosen), *others], answers)
+        worse = [one for one in others if one != best]
+        kept = ranked.at_most([best, *(worse or others)], answers)
         pair = listed(row, prompt, kept, (0, *(1 for _ in kept[1:])))
-        return pair._replace(notes=("left_over",) if len(kept) <= len(others) else ())
+        left = ("left_over",) if len(kept) <= len(worse) else ()
+        again = ("said_again",) if 0 < len(worse) < len(others) else ()
+        return pair._replace(notes=left + again)
     return forked(
         row, *(conversation.continued(prompt, row.get(name), name) for name in (chosen, rejected))
     )

@@ -43,6 +43,8 @@ def whole_list(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
                 "hold one on each line"
             )
         if not text.startswith(b"["):
+            if not first.endswith(b"\n"):
+                first += file.readline(records.LONGEST + 1 - len(first))
             yield from lines(name, _Behind(first, file), wanted, blank)
             return
         for line, element in _elements(text[1:], file, blank + 1):

@@ -227,7 +227,7 @@ def _hub(source: str) -> Any:
     import datasets  # two seconds to import, and only hub ids need it
 
     named, _, revision = source.partition("@")
-    name, *parts = named.split(":")
+    name, *parts = re.split(r":(?![^\[]*\])", named)  # `train[:10%]` is one
     split = parts.pop() if parts else "train"
     try:
         return datasets.load_dataset(name, *parts, split=split, revision=revision or None)

@@ -43,10 +43,12 @@ SCORED = [{"response": "B", "overall_score": 2.0}, {"response": "C", "overall_sc
         ({"chosen": [*TALK, said("D")], "rejected": [*TALK, said("E")]}, TALK),
         ({"chosen": f"{HH}B", "rejected": f"{HH}C"}, [user("A")]),
         ({"instruction": "A", "completions": SCORED}, [user("A")]),
+        ({"prompt": "A", "chosen": "B", "rejected": "B"}, [user("A")]),
+        ({"prompt": "A", "prompt_id": "7", "messages": [user("A"), said("B")]}, [user("A")]),
     ],
 )
 def test_a_prompt_is_what_is_asked(row, asked):
-    assert prompts.asked(row) == (asked, None)
+    assert prompts.asked(row) == (asked, None, {})
 
 
 @pytest.mark.parametrize(
@@ -56,11 +58,29 @@ def test_a_prompt_is_what_is_asked(row, asked):
         ({"messages": [said("So.")]}, "it asks nothing"),
         ({"prompt": [{"role": "system", "content": "Be kind."}]}, "it asks nothing"),
         ({"prompt": 3}, "prompt"),
+        ({"prompt": "Sum it up.", "input": "It rains."}, "`input` looks like a part of what is"),
+        ({"context": "It rains.", "question": "Does it?"}, "`context` looks like a part"),
+        ({"prompt": "A", "functions": [{"name": "f"}]}, "`functions` looks like a part of what"),
+        ({"prompt": "A", "query": "Q", "chosen": "B", "rejected": "C"}, "`query` looks like"),
     ],
 )
 def test_a_row_that_asks_nothing_says_so(row, told):
     with pytest.raises(ValueError, match=told):
         prompts.asked(row)
+
+
+def test_settings_of_the_template_stay_with_a_row(tmp_path):
+    """Also of a pair; the model is asked as the row asks, and so is the judge."""
+    row = {"prompt": "A", "chat_template_kwargs": {"enable_thinking": False}}
+    assert prompts.asked(row)[2] == {"enable_thinking": False}
+    assert prompts.asked(row | {"chosen": "B", "rejected": "C"})[2] == {"enable_thinking": False}
+    line = a_line(0, ["b", "c"]) | {"chat_template_kwargs": {"enable_thinking": False}}
+    pair = pairs.pair_of(line, [1.0, 0.0])
+    assert pair["chat_template_kwargs"] == {"enable_thinking": False}
+    assert "chat_template_kwargs" not in pairs.pair_of(a_line(0, ["b", "c"]), [1.0, 0.0])
+    words = zoo.load_tokenizer(TINY / "model")
+    answer = answers._line(prompts.Prompt(0, [user("A")], None, {"x": 1}, (1,)), [], words)
+    assert kept.given(answer) == {"x": 1}
 
 
 def test_prompts_are_asked_once_and_every_row_is_accounted_for(tmp_path):
@@ -83,7 +103,7 @@ def some_prompts(words, count=5):
     texts = ["Name a river.", "B", "C " * 60, "What is a mill?", "E"][:count]
     ids = [tuple(words.chat([user(text)])) for text in texts]
     return [
-        prompts.Prompt(i, [user(text)], None, one)
+        prompts.Prompt(i, [user(text)], None, {}, one)
         for i, (text, one) in enumerate(zip(texts, ids, strict=True))
     ]
 

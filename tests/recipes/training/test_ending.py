@@ -280,7 +280,7 @@ def test_what_a_model_says_keeps_its_lines_and_its_thoughts(words_apart):
     assert len(set(ids) & set(words_apart.special.values())) == 6
     assert samples.said_of(words_apart.own, prompt, ids, 99) == text
     assert harness._text(words_apart, ids) == text
-    asked = prompts.Prompt(0, [], None, tuple(prompt))
+    asked = prompts.Prompt(0, [], None, {}, tuple(prompt))
     line = answers._line(asked, [ids], words_apart)
     assert (line["answers"], line["finished"]) == ([text], [True])
     pieces = shown.cut(words_apart.own, prompt, ids)

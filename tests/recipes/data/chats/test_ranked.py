@@ -1,6 +1,7 @@
 """Rows of several answers: their order, those that are kept, and what cannot be ordered."""
 
 import itertools
+import json
 
 import pytest
 
@@ -110,12 +111,21 @@ def test_a_chosen_answer_and_a_list_of_rejected_ones(asked):
         read(row | {"rejected": turns, "chosen": [dict(turns[0][0], content="Onwards.")]}, 4)
         == pair
     )
+    # As a table has the list; and the chosen answer among them, wherever it stands, is no other.
+    assert read(row | {"rejected": json.dumps(row["rejected"])}, 4) == pair
+    for again in (["Left.", "Onwards."], ["Onwards.", "Left."]):
+        one = read(row | {"rejected": again})
+        assert (said(one), one.notes) == (["Onwards.", "Left."], ("said_again",))
+    with pytest.raises(ValueError, match="chosen equals rejected"):
+        read(row | {"rejected": ["Onwards.", "Onwards."]})
+    words = '["a", "b"]'  # answers that are lists are texts
+    assert said(read(asked | {"chosen": '["a"]', "rejected": words})) == ['["a"]', words]
     assert read(row | {"rejected": ["Back."]}, 4) == read(row | {"rejected": "Back."})
 
 
 def test_equal_answers_of_a_list_are_no_reason_to_lose_it():
     row = {"prompt": "a", "chosen": "Onwards.", "rejected": ["Onwards.", "Back."]}
-    assert len(read(row, 3).answers) == 3  # as ids they are looked at again
+    assert said(read(row, 3)) == ["Onwards.", "Back."]
     with pytest.raises(ValueError, match="chosen equals rejected"):
         read(row | {"rejected": ["Onwards.", "Onwards."]}, 3)
     with pytest.raises(ValueError, match="no text and no list of messages in `rejected`"):

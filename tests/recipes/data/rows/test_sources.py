@@ -227,6 +227,17 @@ def test_a_list_is_read_a_value_at_a_time(tmp_path, monkeypatch, content, told):
         assert [row.fields["a"] if row.fields else short(row) for row in found] == told
 
 
+def test_a_long_first_line_of_a_json_file_is_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_files, "AT_ONCE", 2**10)
+    content = b'{"a": "' + b"x" * 2**12 + b'"}\n{"a": 2}\n'
+    (tmp_path / "a.json").write_bytes(content)
+    (tmp_path / "a.jsonl").write_bytes(content)
+    ours, theirs = (
+        [row.fields for row in sources.read(str(tmp_path / name))] for name in ("a.json", "a.jsonl")
+    )
+    assert ours == theirs == [{"a": "x" * 2**12}, {"a": 2}]
+
+
 def test_a_gigantic_line_is_counted_and_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "LONGEST", 2**20)
     (tmp_path / "a.jsonl").write_bytes(b'{"a": "' + b"x" * 3 * 2**20 + b'"}\n{"a": 2}\n')
