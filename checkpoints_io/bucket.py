@@ -23,6 +23,7 @@ from checkpoints_io.errors import BadInput, InTheWay, StorageError
 IN_PLACE = ("gs",)  # where Orbax writes for itself
 # What kinds of buckets say of an object, one this and another that: which writing of it it is.
 CHANGING = ("generation", "ETag", "etag", "LastModified", "created")
+TRIES = 3
 COMMITTED = "commit_success.txt"  # its last object, in a checkpoint and in each part of one
 
 
@@ -126,13 +127,21 @@ class Bucket(NamedTuple):
     def _put(self, folder: pathlib.Path, last: str) -> None:
         """What is in the folder, `last` after all others; what it does not have goes."""
         files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+        own, left = f"{self._path()}/", files.keys() - {last}
+        # A start of the run may take what is up for a killed process's, and clear it away.
+        for _ in range(TRIES):
+            with _told(self.url, writing=True):
+                for name in sorted(left):
+                    self._fs.put_file(str(files[name]), self._path(name))
+            there = {path.removeprefix(own) for path in self._below()}
+            if not (left := files.keys() - {last} - there):
+                break
+        else:
+            raise StorageError(f"{self} lacks {min(left)}, which was put there: what clears it?")
         with _told(self.url, writing=True):
-            for name in sorted(files, key=lambda name: name == last):
-                self._fs.put_file(str(files[name]), self._path(name))
-        own = f"{self._path()}/"
-        for path in self._below():
-            if path.removeprefix(own) not in files:
-                self.remove(path.removeprefix(own))
+            self._fs.put_file(str(files[last]), self._path(last))
+        for name in there - files.keys():
+            self.remove(name)
 
     @contextlib.contextmanager
     def appending(self, name: str, begin: bytes) -> Iterator[Callable[[bytes], None]]:
@@ -204,11 +213,12 @@ class Bucket(NamedTuple):
         names = filter(str.isdecimal, self.names())
         return [name for name in names if self.exists(f"{name}/{COMMITTED}")]
 
-    def clear(self) -> None:
+    def clear(self, *, checkpoints: bool = False) -> None:
         there = self.names()
         for name in there:
-            if name.isdecimal() and f"unreadable-{name}" not in there:  # a checkpoint by its step
-                if not self.exists(f"{name}/{COMMITTED}"):
+            if checkpoints and name.isdecimal():  # by its step
+                is_whole = self.exists(f"{name}/{COMMITTED}")
+                if not is_whole and f"unreadable-{name}" not in there:
                     self.remove(name)
             elif name.startswith(".") and name.endswith(".part"):
                 own = name[1 : -len(".part")]

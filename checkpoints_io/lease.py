@@ -32,17 +32,23 @@ def held(
     """No other process holds a lease in the room in the block.
 
     If one is seen to renew its own, `otherwise` raises, or this waits; one that died is waited for
-    until its lease has run out. `meanwhile` is called from a thread after every renewal.
+    until its lease has run out. `meanwhile` is called again and again from a thread of its own,
+    for it may take longer than a lease lasts.
     """
     own = _taken(fs, room, otherwise)
     left = threading.Event()
-    renewing = threading.Thread(target=_renew, args=(fs, own, left, meanwhile), daemon=True)
-    renewing.start()
+    threads = [
+        threading.Thread(target=_renew, args=(fs, own, left), daemon=True),
+        threading.Thread(target=_repeat, args=(meanwhile, left), daemon=True),
+    ]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
         left.set()
-        renewing.join()
+        for thread in threads:
+            thread.join()
         with contextlib.suppress(Exception):  # then it runs out
             fs.rm_file(own)
 
@@ -54,10 +60,9 @@ def _taken(fs: fsspec.AbstractFileSystem, room: str, otherwise: Callable[[], Non
         own = f"{room}/{secrets.token_hex(8)}"  # another each time: only an owner renews one
         _write(fs, own)
         times = _times(fs, room)
-        ages = {name: times[own] - at for name, at in times.items() if name != own}
-        alive = {name: times[name] for name, age in ages.items() if age < RUNS_OUT}
+        alive = _alive(times, own)
         if not alive:
-            for dead in ages:
+            for dead in times.keys() - {own}:
                 with contextlib.suppress(FileNotFoundError):
                     fs.rm_file(dead)
             return own
@@ -75,6 +80,11 @@ def _write(fs: fsspec.AbstractFileSystem, own: str) -> None:
     fs.pipe_file(own, f"{socket.gethostname()} {os.getpid()}\n".encode())
 
 
+def _alive(times: dict[str, float], own: str) -> dict[str, float]:
+    """The leases beside one's own that have not run out."""
+    return {name: at for name, at in times.items() if name != own and times[own] - at < RUNS_OUT}
+
+
 def _times(fs: fsspec.AbstractFileSystem, room: str) -> dict[str, float]:
     """When each was last renewed, in seconds."""
     found = {}
@@ -84,13 +94,14 @@ def _times(fs: fsspec.AbstractFileSystem, room: str) -> dict[str, float]:
     return found
 
 
-def _renew(
-    fs: fsspec.AbstractFileSystem,
-    own: str,
-    left: threading.Event,
-    meanwhile: Callable[[], None],
-) -> None:
-    room = own.rpartition("/")[0]
+def _repeat(meanwhile: Callable[[], None], left: threading.Event) -> None:
+    while not left.wait(RENEWED):
+        with contextlib.suppress(Exception):  # the next time does what this one did not
+            meanwhile()
+
+
+def _renew(fs: fsspec.AbstractFileSystem, own: str, left: threading.Event) -> None:
+    room, renewed = own.rpartition("/")[0], time.monotonic()
     while not left.wait(RENEWED):
         # While the bucket cannot be reached it is tried again: another process may be as far off.
         with contextlib.suppress(Exception):
@@ -101,7 +112,12 @@ def _renew(
             if not there:
                 _end(fs.unstrip_protocol(room))
             _write(fs, own)
-            meanwhile()
+            late, renewed = time.monotonic() - renewed > RUNS_OUT, time.monotonic()
+            # What was written late may have come after another process took this one's place.
+            if late and _alive(_times(fs, room), own):
+                with contextlib.suppress(Exception):
+                    fs.rm_file(own)
+                _end(fs.unstrip_protocol(room))
 
 
 def _end(room: str) -> None:

@@ -115,8 +115,12 @@ class Place(Protocol):
         """The place holds the checkpoints that this folder holds, each once it is whole."""
         ...
 
-    def clear(self) -> None:
-        """Removes what killed writers left in it; what a living one writes there stays."""
+    def clear(self, *, checkpoints: bool = False) -> None:
+        """Removes what killed writers left in it; what a living one writes there stays.
+
+        Of a place for checkpoints a bucket's are removed that are not whole; Orbax does that on a
+        disk.
+        """
         ...
 
     def alone(self, *, otherwise: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
@@ -254,7 +258,8 @@ class Disk(NamedTuple):
     def put_up(self) -> None:
         pass
 
-    def clear(self) -> None:
+    def clear(self, *, checkpoints: bool = False) -> None:
+        del checkpoints
         whole.clear(self.path)
 
     def alone(self, *, otherwise: Callable[[], None]) -> contextlib.AbstractContextManager[None]:

@@ -81,7 +81,8 @@ class RunStore:
 
     def _open(self) -> None:
         if self._keep and processes.is_first():
-            self._place.clear()  # a bucket's, of which Orbax would clear what is set aside too
+            # A bucket's: Orbax would clear what is set aside, too.
+            self._place.clear(checkpoints=True)
         policy: Any = types.SimpleNamespace(should_preserve=self._to_stay)
         self._saver = ocp.training.Checkpointer(
             self._at,

@@ -18,6 +18,7 @@ import safetensors.numpy
 
 from checkpoints_io import places, processes
 from checkpoints_io.errors import RunFailed
+from recipes.data.ids import token_cache
 from recipes.data.ids.examples import Example, ListIds, texts_as_bytes
 from recipes.data.packed import streams
 from recipes.data.packed.batches import Place
@@ -63,8 +64,7 @@ def opened(
     folder = directory.within(name)
     if processes.is_first():
         folder.make()
-        for room in directory.names():
-            directory.within(room).clear()
+        token_cache.clear_rooms(directory)
         told = json.dumps(arithmetic, indent=2) + "\n"
         folder.write_whole("arithmetic.json", told.encode())
     known = {}

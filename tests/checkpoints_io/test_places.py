@@ -171,6 +171,43 @@ def test_who_has_lost_its_lease_ends(bucket, monkeypatch):
         assert place.within("lock").names() == []
 
 
+def test_who_renews_its_lease_too_late_ends(bucket, monkeypatch):
+    """Its write hung for longer than a lease lasts, and made its object again beside another's."""
+    ended, write = threading.Event(), lease._write
+    monkeypatch.setattr(lease, "_end", lambda _: (ended.set(), 1 / 0))
+    place, other = places.at("memory://runs/room"), "/runs/room/lock/other"
+    with place.alone(otherwise=refuse):
+        (own,) = place.within("lock").names()
+
+        def hanging(fs, name):
+            monkeypatch.setattr(lease, "_write", write)
+            time.sleep(0.7)
+            write(fs, other)
+            write(fs, name)
+
+        monkeypatch.setattr(lease, "_write", hanging)
+        assert ended.wait(10)
+        assert place.within("lock").names() == ["other"] and own != "other"
+        place.remove("lock/other")
+
+
+def test_what_takes_longer_than_a_lease_does_not_lose_it(bucket):
+    """A large trace that goes up."""
+    fs, begun = fsspec.filesystem("memory"), threading.Event()
+
+    def slow():
+        begun.set()
+        time.sleep(1.2)
+
+    how = dict(otherwise=refuse, meanwhile=slow)
+    with lease.held(fs, "/runs/room/lock", **how):
+        assert begun.wait(10)
+        time.sleep(0.7)
+        alone = lease.held(fs, "/runs/room/lock", **how)
+        with pytest.raises(OSError, match="somebody is there"), alone:
+            pass
+
+
 def test_of_two_that_come_at_once_one_or_none_is_alone(bucket):
     place, inside, most = places.at("memory://runs/room"), [], []
 
@@ -208,6 +245,18 @@ def test_an_export_whose_last_object_is_missing_is_written_again(bucket, monkeyp
     assert exports.names() == ["step-2"]
     assert model.names() == [mine, "model.safetensors"]
     assert [*bucket][-1].endswith(mine)  # readers look for it first
+    below, looked = Bucket._below, []
+
+    def cleared(self, name=""):  # a start of the run takes it for a killed process's
+        looked.append(name)
+        if looked.count("") == 1:
+            fsspec.filesystem("memory").rm_file(model._path("model.safetensors"))
+        return below(self, name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Bucket, "_below", cleared)
+        export()
+    assert looked.count("") == 2 and model.names() == [mine, "model.safetensors"]
     model.remove(mine)
     exports.write_whole(".step-2.part", b"")
     exports.clear()
@@ -221,7 +270,9 @@ def test_a_bucket_keeps_what_is_set_aside_and_no_other_torn_checkpoint(bucket):
     for step in ("2", "3"):
         room.write_whole(f"{step}/commit_success.txt", b"")
     room.set_aside("3")
-    room.clear()
+    room.clear()  # not a place of checkpoints, but perhaps of runs: 4 is somebody's
+    assert room.names() == ["2", "3", "4", "unreadable-3"]
+    room.clear(checkpoints=True)
     assert room.names() == ["2", "3", "unreadable-3"]
     assert room.exists("3/policy/weights")
 

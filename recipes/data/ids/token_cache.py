@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import hashlib
 import json
+import re
 from typing import Any
 
 from checkpoints_io import places
@@ -29,11 +30,17 @@ def folder_of(directory: places.Place, identity: dict[str, object]) -> places.Pl
     folder = directory.within(hashlib.sha256(text.encode()).hexdigest()[:16])
     with _told(folder):
         folder.make()
-        for room in directory.names():
-            directory.within(room).clear()
+        clear_rooms(directory)
         if not folder.exists("identity.json"):
             folder.write_whole("identity.json", text.encode())
     return folder
+
+
+def clear_rooms(directory: places.Place) -> None:
+    """Removes what killed writers left in the folders of a cache, which are named by a hash."""
+    for room in directory.names():
+        if re.fullmatch("[0-9a-f]{16}", room):
+            directory.within(room).clear()
 
 
 @contextlib.contextmanager
