@@ -213,6 +213,11 @@ class RunStore:
             self._known[step] = _tried(step, lambda: self.facts(step))
         return self._known[step]
 
+    def amend(self, step: int, more: Facts) -> None:
+        """What is known of a checkpoint by now, and its facts do not say; not written to it."""
+        if (facts := self._look_at(step)) is not None:
+            self._known[step] = facts | {key: facts.get(key) or more[key] for key in more}
+
     def _read(self, step: int, like: Mapping[str, PyTree]) -> Restored:
         trees = self._saver.load_checkpointables(step, {**_abstract(dict(like)), "facts": None})
         facts = sealed.opened(trees.pop("facts"), step)
@@ -290,7 +295,8 @@ class RunStore:
         scored = [(value, step) for step, value in scores.items() if value is not None]
         if not scored:
             return None
-        return self._restored(max(scored)[1], like)
+        found = self._restored(max(scored)[1], like)
+        return found and found._replace(facts=self._look_at(found.step) or {})
 
     def _set_aside(self, steps: list[int]) -> None:
         """Hides them from Orbax, which would skip every save up to the newest it sees."""

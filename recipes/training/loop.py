@@ -92,16 +92,20 @@ def run_steps(
     with contextlib.closing(log), compiling.heard() as compiled, contextlib.closing(trace):
         meter = Meter(compiled)
         around = Around(recipe, own, run, store, facts, stop, log, meter, alarm, trace, watch)
-        if is_last(around, start):
-            held_out = _before_first(around, state)
-            state, held_out = _after_last(around, state, held_out)
-            say(
-                "this run is already finished; choose another --config.directory than "
-                f"{run.directory}"
-            )
-            return state, held_out
-        say("compiling the programs of a step, unless --config.compile_cache has them")
+        is_over = is_last(around, start)
+        if not is_over:
+            say("compiling the programs of a step, unless --config.compile_cache has them")
         held_out = _before_first(around, state)
+        if is_last(around, start):  # perhaps by the evaluation that was due
+            if not is_over:
+                _write_page(around)
+            state, held_out = _after_last(around, state, held_out)
+            if is_over:
+                say(
+                    "this run is already finished; choose another --config.directory than "
+                    f"{run.directory}"
+                )
+            return state, held_out
         for update in _updates(around, start):
             state = _step(around, state, update, is_first=state.step == start)
             held_out, leaving = _after_step(around, state)
@@ -143,6 +147,9 @@ def _before_first(around: Around, state: State) -> dict[str, float]:
         _sample_if_due(around, state)
     if state.step and eval_due(around, state.step) and not held_out:
         held_out = _evaluate(around, state)
+    if run.saving.keep.highest is not None:
+        for step in around.store.steps():  # those of a stop were saved before their evaluation
+            around.store.amend(step, {"held_out": records.of_held_out(run.directory, step)})
     if state.step and not around.stop() and not policy.exported(state.step, run):
         _export_if_due(around, state)
     if around.stop():

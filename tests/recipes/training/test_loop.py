@@ -233,6 +233,23 @@ def test_the_best_checkpoint_is_what_is_exported(watched):
     assert not [what for what in silent.did if "export" in what]
 
 
+def test_a_checkpoint_of_a_stop_is_the_best_once_it_is_evaluated(watched):
+    """Also the last one, and also after another step has been saved."""
+    highest = lambda facts: facts["held_out"].get(ACCURACY)
+    saving = Saving(Keep(1, highest=highest), 2, jnp.float32, False, None)
+    every = NEVER._replace(steps_per_eval=2, steps_per_checkpoint=2)
+    for at, accuracy in ((4, {2: 0.5, 4: 0.9}), (2, {2: 0.9, 4: 0.5})):
+        first = watched(f"stopped after {at}", every=every, saving=saving)
+        first.accuracy, first.stop_after = accuracy, at
+        first.go()
+        resumed = watched(f"stopped after {at}", every=every, saving=saving)
+        resumed.accuracy = accuracy
+        assert resumed.go(start=at) == (at, {ACCURACY: 0.9})
+        assert resumed.did[-1] == f"export {at}" and at in resumed.held
+        again = watched(f"stopped after {at}", every=every, saving=saving)
+        assert again.go(start=4)[0] == at
+
+
 def test_a_last_save_that_was_lost_is_made_again(watched, monkeypatch):
     lost = [True, True, False]
     monkeypatch.setattr(
@@ -251,6 +268,17 @@ def test_a_run_ends_where_its_figure_no_longer_improves(watched):
     assert run.did[-4:] == ["page", "save 4", "export 4", "page"]
     done = watched(patience=patience, total_steps=9)
     assert done.go(start=4)[0] == 4 and done.did == []  # as it is recorded
+
+
+def test_a_run_ends_by_the_evaluation_that_was_due_when_it_stopped(watched):
+    patience = Patience("heldout/dpo_accuracy", 2, higher=True)
+    how = dict(every=NEVER._replace(steps_per_eval=1), patience=patience, total_steps=9)
+    first = watched(**how)
+    first.accuracy, first.stop_after = {1: 0.9, 2: 0.8}, 3
+    assert first.go()[0] == 3
+    resumed = watched(**how)
+    assert resumed.go(start=3) == (3, {ACCURACY: 0.1})
+    assert resumed.did == ["evaluate 3", "export 3", "page"]
 
 
 @pytest.mark.parametrize(
