@@ -1,6 +1,7 @@
 """The config.json beside weights that are written: the source's own, or what has become of it."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from flax import nnx
 import jax
@@ -19,10 +20,12 @@ def of(model: Model, dtype: jax.typing.DTypeLike, *, text_only: bool) -> dict[st
     Byte for byte that of its source, unless its Config was changed since it was read.
 
     Raises:
-      ValueError: the weights have other shapes than the Config says; or it was changed into one
-        that no file can say.
+      ValueError: the weights have other shapes than the Config says, or its parts compute with
+        something else; or it was changed into one that no file can say.
     """
-    _refuse_other_shapes(model)
+    made = nnx.eval_shape(lambda: type(model)(model.config, nnx.Rngs(0), model.dtype))
+    _refuse_other_shapes(model, made)
+    _refuse_other_parts(model, made)
     config = _changed(model, said_of(model), text_only)
     named = [key for key in DTYPES if key in config] or DTYPES[:1]
     return config | dict.fromkeys(named, np.dtype(dtype).name)
@@ -59,8 +62,7 @@ def _says(config: Mapping[str, object], model: Model) -> bool:
     return config_of({**config, **scores}) == model.config
 
 
-def _refuse_other_shapes(model: Model) -> None:
-    made = nnx.eval_shape(lambda: type(model)(model.config, nnx.Rngs(0), model.dtype))
+def _refuse_other_shapes(model: Model, made: Model) -> None:
     shapes = lambda of: {
         name_of(path): tuple(param.get_value().shape)
         for path, param in nnx.to_flat_state(nnx.state(of, nnx.Param))
@@ -78,3 +80,25 @@ def _refuse_other_shapes(model: Model) -> None:
                 f"model.config it is {list(shape)}: change model.config with it, by "
                 "dataclasses.replace"
             )
+
+
+def _refuse_other_parts(model: Model, made: Model) -> None:
+    """Refuses what a part took from the Config when it was made, and the Config no longer says."""
+    now = _taken(model)
+    for name, value in _taken(made).items():
+        if name in now and now[name] != value:
+            raise BadInput(
+                f"model.{name} is {now[name]!r}, as the model was made, and by model.config it is "
+                f"{value!r}: set it with the Config, or the file would say another model"
+            )
+
+
+def _taken(model: Model) -> dict[str, Any]:
+    """What the parts of a model hold besides weights and parts, by their paths."""
+    return {
+        ".".join([*map(str, path), name]): value
+        for path, node in nnx.iter_graph(model)
+        if path and isinstance(node, nnx.Module)
+        for name, value in vars(node).items()
+        if not name.startswith("_") and not isinstance(value, nnx.Variable | nnx.Module)
+    }

@@ -109,6 +109,30 @@ def test_weights_that_do_not_fit_the_config_are_refused(model, tmp_path):
         zoo.save(tmp_path / "model", model)
 
 
+@pytest.mark.parametrize(
+    ("family", "field", "value", "part"),
+    [
+        ("gemma2", "attn_logit_softcapping", 5.0, "attention.softcap"),
+        ("mistral", "sliding_window", 4, "attention.window"),
+        ("qwen3_moe", "num_experts_per_tok", 1, "mlp.choice"),
+    ],
+)
+def test_what_a_part_took_from_the_config_goes_with_it(family, field, value, part, tmp_path):
+    """Alone the Config moves nothing in memory, and would be another model in the file."""
+    model = twins.untrained(family, next(iter(twins.TWINS[family])))
+    model.config = dataclasses.replace(model.config, **{field: value})
+    with pytest.raises(
+        ValueError, match=rf"blocks\.{part} is .*, as the model was made"
+    ):
+        zoo.save(model, tmp_path / "model")
+    module, name = part.split(".")
+    made = type(model)(model.config, nnx.Rngs(0), model.dtype)
+    setattr(getattr(model.blocks, module), name, getattr(getattr(made.blocks, module), name))
+    zoo.save(model, tmp_path / "model", dtype=jnp.float32)
+    again = zoo.load(tmp_path / "model")
+    np.testing.assert_allclose(again(twins.TOKENS), model(twins.TOKENS), atol=1e-5)
+
+
 def test_new_weights_by_the_file_of_a_whole_are_a_model_of_text(tmp_path):
     """There is no vision tower to write, and whoever reads the file would draw one."""
     said = twins.untrained("gemma3_text", "plain").config.to_hf()

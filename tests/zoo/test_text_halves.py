@@ -180,7 +180,8 @@ def test_what_is_not_trained_is_not_lost(tmp_path, name, monkeypatch):
     index = json.loads((tmp_path / "parts/model.safetensors.index.json").read_text())
     assert index["weight_map"].keys() == after.keys()
     assert index["metadata"]["total_size"] == sum(one.nbytes for one in after.values())
-    model.config = dataclasses.replace(model.config, rms_norm_eps=0.5)  # changed since
+    ropes = dataclasses.replace(model.config.rope_parameters, rope_theta=5e3)
+    model.config = dataclasses.replace(model.config, rope_parameters=ropes)  # changed since
     with pytest.raises(ValueError, match="save its text alone, with text_only=True"):
         zoo.save(model, tmp_path / "other")
     zoo.save(model, tmp_path / "text", text_only=True)
