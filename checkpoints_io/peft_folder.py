@@ -40,7 +40,7 @@ CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 # A pattern runs in this process: one of names and at most so many `.*` ends soon, whatever it met.
 MOST_WILD, MOST_PATTERN = 3, 200
-DTYPES = ("bfloat16", "float32")
+DTYPES = ("bfloat16", "float16", "float32")
 
 
 class Said(NamedTuple):

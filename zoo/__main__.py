@@ -37,10 +37,12 @@ def told(path_or_id: str) -> str:
     from flax import nnx  # late: not needed where there is no such folder
 
     from checkpoints_io import hf_weights
+    from zoo.parts import text_half
 
     model = zoo.abstract(folder.config)
     is_here = pathlib.Path(path_or_id).expanduser().is_dir()
-    if is_here:
+    is_reward = text_half.scores(folder.config)
+    if is_here and not is_reward:
         zoo.check(folder)
     params = nnx.to_flat_state(nnx.state(model))
     count = sum(math.prod(param.shape) for _, param in params)
@@ -61,7 +63,10 @@ def told(path_or_id: str) -> str:
     ]
     if longest := zoo.longest_text(folder.config):
         lines.append(f"made for    texts of {longest:,} tokens")
-    return "\n".join([*lines, "supported: zoo.load and recipes/dpo.py can read it"])
+    reads = "zoo.load and recipes/dpo.py can read it"
+    if is_reward:
+        reads = "a reward model, with a number for a text: zoo.reward.load can read it"
+    return "\n".join([*lines, f"supported: {reads}"])
 
 
 def told_of_adapters(folder: str) -> str:

@@ -34,6 +34,8 @@ def of(model: Model, dtype: jax.typing.DTypeLike, *, text_only: bool) -> dict[st
 def _changed(model: Model, said: Mapping[str, object], text_only: bool) -> dict[str, object]:
     """What a file said, with what the model's Config says now."""
     own = model.config.to_hf()
+    if model.is_new and text_half.scores(said):
+        said = {**said, "architectures": [model.config.architecture]}
     # Weights are written as they are, and no code beside them.
     config = {k: v for k, v in said.items() if k not in ("quantization_config", "auto_map")}
     if text_only and text_half.is_whole(said):  # its text becomes a model of its own
@@ -48,6 +50,8 @@ def _changed(model: Model, said: Mapping[str, object], text_only: bool) -> dict[
     # What other keys say of the numbers is no longer true; names and ids stay what they were.
     kept = {k: v for k, v in config.items() if k not in hf_keys.READ}
     changed = kept | {k: v for k, v in own.items() if v is not None or k not in kept}
+    if text_half.scores(config):  # it still is what it was; its own head is beside its weights
+        changed |= {k: config[k] for k in ("architectures", "tie_word_embeddings") if k in config}
     if not _says(changed, model):
         raise BadInput(
             "the Config of this model was changed into one that no config.json says: zoo.abstract "

@@ -26,7 +26,7 @@ from zoo.models import (
     said_by,
 )
 from zoo.narrow import narrowed
-from zoo.parts import adapted, hf_config, text_half
+from zoo.parts import adapted, hf_config, text_half, token_rows
 
 
 def load(
@@ -59,6 +59,7 @@ def load(
     """
     # What the zoo cannot read is refused before its weights are fetched.
     folder, beside = hf_folder.look_up(path_or_id, revision), None
+    _refuse_reward_model(folder)
     if adapter is not None:
         beside = hf_folder.find(os.fspath(adapter), files=peft_folder.FILES)
         frozen = frozen or peft_folder.read_trained_on(beside).frozen
@@ -142,10 +143,10 @@ def fresh(
     params = jax.jit(drawn, out_shardings=placed)()
     nnx.replace_by_pure_dict(like, params)
     model = nnx.merge(graph, like)
-    model.source = source
+    model.source, model.is_new = source, True
     if source is None and isinstance(config, Mapping):
         own = config.get("architectures") or [model.config.architecture]
-        model.described = json.dumps({**config, "architectures": own})
+        model.described = json.dumps({**config, "architectures": own}, default=str)
     return model
 
 
@@ -156,9 +157,18 @@ def check(path_or_id: str | os.PathLike[str]) -> None:
       FileNotFoundError, ValueError: as `load`.
     """
     folder = hf_folder.look_up(path_or_id)
+    _refuse_reward_model(folder)
     model = abstract(folder.config)
     model.source = folder
     hf_weights.check(hf_folder.fetched(folder).path, reading.plan_of(model))
+
+
+def _refuse_reward_model(folder: hf_folder.Folder) -> None:
+    if text_half.scores(folder.config):
+        raise BadInput(
+            f"{folder} is a reward model, with a number for a text in place of logits: "
+            "zoo.reward.load reads it, and recipes/sample_pairs.py takes it as --reward_model"
+        )
 
 
 def check_finite(model: Model) -> None:
@@ -200,7 +210,7 @@ def save(
     *,
     dtype: jax.typing.DTypeLike = jnp.bfloat16,
     tokenizer: str | os.PathLike[str] | None = None,
-    stop_ids: tuple[int, ...] = (),
+    stop_ids: Sequence[int] | np.ndarray = (),
     chat_template: str | None = None,
     text_only: bool = False,
     card: str | None = None,
@@ -223,14 +233,14 @@ def save(
     if not isinstance(model, Model):
         raise TypeError(f"zoo.save(model, folder) is given a {type(model).__name__} as a model")
     refuse_dtype("dtype", dtype)
+    stop_ids = token_rows.stop_ids(stop_ids)
     source = hf_folder.look_up(model.source) if model.source else None
     if source and not source.path.is_dir():
         raise NotFound(
             f"{source} is gone, and with it the tokenizer and what else the model came with: with "
             "model.source = None only weights and config.json are written"
         )
-    # A config.json that was read for new random weights has none beside it.
-    held = source if source and hf_weights.are_in(source.path) else None
+    held = source if source and not model.is_new and hf_weights.are_in(source.path) else None
     whole = None if text_only else held
     config = config_file.of(model, dtype, text_only=whole is None)
     params = nnx.to_flat_state(nnx.state(model, nnx.Param))

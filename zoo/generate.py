@@ -4,7 +4,7 @@ Prompts of different lengths share a batch; one that is there several times is r
 are compiled for a few sizes (powers of two) and for no particular length.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Sequence
 import functools
 import math
 from typing import Any, NamedTuple
@@ -119,13 +119,10 @@ def stream(
 def _checked(max_new_tokens: Any, at_once: Any, stop_ids: Any) -> tuple[int, ...]:
     """The ids that end a text, where they and the numbers of tokens mean something."""
     whole = lambda x: isinstance(x, int | np.integer)
-    several = isinstance(stop_ids, Sequence | Set | np.ndarray)
-    if not several or not all(whole(one) and 0 <= one < 2**31 for one in stop_ids):
-        raise BadInput(f"stop_ids are ids in a list, like [2], and not {stop_ids!r:.60}")
     for name, number, least in (("max_new_tokens", max_new_tokens, 0), ("at_once", at_once, 1)):
         if not whole(number) or number < least:
             raise BadInput(f"{name}={number!r} is no whole number of tokens of at least {least}")
-    return tuple(sorted(map(int, stop_ids)))
+    return tuple(sorted(token_rows.stop_ids(stop_ids)))
 
 
 def most_new_tokens(model: causal_lm.CausalLM, longest: int) -> int | None:

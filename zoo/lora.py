@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import math
 from typing import Any
 
 from flax import nnx
@@ -20,8 +21,8 @@ def with_adapters(
     *,
     rank: int,
     alpha: int | float | None = None,
-    targets: Sequence[str] = (choosing.ALL_LINEAR,),
-    exclude: Sequence[str] = (),
+    targets: Sequence[str] | str = (choosing.ALL_LINEAR,),
+    exclude: Sequence[str] | str = (),
     rslora: bool = False,
     dora: bool = False,
     seed: int = 0,
@@ -35,16 +36,22 @@ def with_adapters(
       model = zoo.lora.with_adapters(zoo.load(folder), rank=8, targets=["q_proj", "v_proj"])
 
     Raises:
-      ValueError: the model has adapters, or no weight is called so.
+      ValueError: the model has adapters, no weight is called so, or a rank or alpha is none.
     """
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise BadInput(f"rank={rank!r}: adapters have a whole number of dimensions, like 8")
+    alpha = rank if alpha is None else alpha
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+        raise BadInput(f"alpha={alpha!r}: what adapters add is scaled by a number, like {rank}")
+    targets, exclude = ((x,) if isinstance(x, str) else tuple(x) for x in (targets, exclude))
     graph, state = nnx.split(model)
     params = nnx.to_pure_dict(state)
     is_one = adapted.is_adapted
     if any(map(is_one, jax.tree.leaves(params, is_leaf=is_one))):
         raise BadInput("the model has adapters: load it without them to give it new ones")
     sites = choosing.sites(model, choosing.Lora(
-        rank=rank, alpha=float(rank if alpha is None else alpha), targets=tuple(targets),
-        exclude=tuple(exclude), rslora=rslora, dora=dora, zero="B",
+        rank=rank, alpha=float(alpha), targets=targets, exclude=exclude, rslora=rslora, dora=dora,
+        zero="B",
     ))  # fmt: skip
     frozen = adapters.attached(params, sites)
     trained = adapters.fresh(frozen, adapters.layout(model, sites, dora=dora), zero="B", seed=seed)

@@ -166,11 +166,11 @@ def refuse_dtype(name: str, dtype: jax.typing.DTypeLike) -> None:
     """Refuses what weights and activations cannot be.
 
     Raises:
-      ValueError: it is no dtype, or one of whole numbers, or wider than jax is told to have.
+      ValueError: it is no dtype, or one of whole numbers or 8 bits, or wider than jax may have.
     """
     try:
         right = dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
-        right &= jnp.dtype(dtype).itemsize <= (8 if jax.config.read("jax_enable_x64") else 4)
+        right &= 1 < jnp.dtype(dtype).itemsize <= (8 if jax.config.read("jax_enable_x64") else 4)
     except TypeError:
         right = False
     if not right:

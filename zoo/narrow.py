@@ -22,11 +22,16 @@ def narrowed(model: Model, kind: str) -> Model:
     On several devices their rows are split, where they divide evenly.
 
     Raises:
-      ValueError: there is no such kind.
+      ValueError: there is no such kind, or the model has weights.
     """
     if kind not in quantised.KINDS:
         raise BadInput(f"frozen={kind!r} is none of {', '.join(quantised.KINDS)}")
     graph, state = nnx.split(model)
+    if any(isinstance(x, jax.Array) for x in jax.tree.leaves(state)):
+        raise BadInput(
+            f"the model has weights, which would be lost: zoo.load(folder, frozen={kind!r}) makes "
+            "them narrow as it reads them"
+        )
     matrices = targets.linear(model)
     made = []
     for path, param in nnx.to_flat_state(state):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import einops
 from flax import nnx, traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from checkpoints_io import hf_names, peft_folder
@@ -198,10 +199,10 @@ def refuse_other_kind(
 
 def _refuse_other_base(model: Model, opened: peft_folder.Opened) -> None:
     known = opened.trained_on.fingerprints
-    # Of a wider dtype than the model's nothing can be said.
+    # Of a dtype that the model's cannot hold nothing can be said.
+    own = np.dtype(model.embedding.get_value().dtype)
     width = lambda dtype: np.dtype(dtype).itemsize
-    most = width(model.embedding.get_value().dtype)
-    dtypes = sorted((dtype for dtype in known if width(dtype) <= most), key=width)
+    dtypes = sorted((x for x in known if jnp.promote_types(x, own) == own), key=width)
     if dtypes and of_base(model, dtypes[-1]) != known[dtypes[-1]]:
         named = opened.said.base_model_name_or_path
         raise BadInput(

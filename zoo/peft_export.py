@@ -65,7 +65,9 @@ def save_adapter(
     if _whole_of(model):
         config["exclude_modules"] = text_half.OTHER_MODULES
     own = np.dtype(model.embedding.get_value().dtype).name
-    known = {dtype: peft.of_base(model, dtype) for dtype in {own, "bfloat16"}}
+    # Rounded to bfloat16 by way of float16 they may be others.
+    dtypes = [own] if own == "float16" else sorted({own, "bfloat16"})
+    known = {dtype: peft.of_base(model, dtype) for dtype in dtypes}
     trained_on = peft_folder.TrainedOn(known, narrow.kind_of(model))
     with places.at(os.fspath(folder)).whole_folder(peft_folder.CONFIG) as begun:
         if begun:

@@ -1,5 +1,6 @@
 """How the weights of a model are read from the files of its folder, and what else lies there."""
 
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from checkpoints_io import hf_folder, hf_weights
 from checkpoints_io.packed import Packed
-from zoo.models import ARCHITECTURES, Model, hf_table, name_of
+from zoo.models import ARCHITECTURES, Model, config_of, hf_table, name_of
 from zoo.parts import text_half
 from zoo.parts.quantised import is_quantised
 
@@ -36,17 +37,28 @@ def spelling(model: Model, text_only: bool = False) -> hf_weights.Plan:
     arch = ARCHITECTURES[model.config.model_type]
     source = hf_folder.look_up(model.source) if model.source else None
     few: Any = source.config.get("quantization_config") if source else None
-    layers = str(model.config.sizes["L"])
     names = tuple(getattr(arch, "HF_NAMES", ()))
     kept, others = (tuple(getattr(arch, of, ())) for of in ("HF_KEPT", "HF_OTHERS"))
     if source and text_half.is_whole(source.config):
         names, others = (*names, *text_half.NAMES), (*others, *text_half.OTHERS)
     if source and text_half.scores(source.config):
-        others = (*others, rf"^{text_half.SCORE}$")
-    carried = [one.replace("{L}", layers) for one in (kept if text_only else kept + others)]
+        kept = (*kept, rf"^{text_half.SCORE}$")
+    carried = kept if text_only else kept + others
+    if source and carried:
+        carried = _of_layers(carried, config_of(source.config).sizes["L"], model.config.sizes["L"])
     packed = [Packed(*one) for one in getattr(arch, "HF_PACKED", ())]
     few = few if isinstance(few, dict) else {}
     return hf_weights.Plan(hf_table(model), {}, {}, names, few, packed, carried)
+
+
+def _of_layers(patterns: Sequence[str], there: int, now: int) -> list[str]:
+    """Patterns of names in a folder of so many layers, whose {L} is the first after these.
+
+    Of a model with fewer none is carried that is of a layer which is gone, nor of one after it.
+    """
+    gone = "|".join(map(str, range(now, there + 1))) if now != there else ""
+    but = rf"(?!.*\blayers\.({gone})\.)" if gone else ""
+    return [but + one.replace("{L}", str(there)) for one in patterns]
 
 
 def with_extra(model: Model, extra: str) -> tuple[Model, dict[str, np.ndarray]]:

@@ -65,9 +65,11 @@ def rewards(of: RewardModel, texts: Sequence[Sequence[int]]) -> list[float]:
     A conversation is a text as its own tokenizer writes it: `words.chat(messages)`.
 
     Raises:
-      ValueError: a text is empty, or holds an id that the model has no embedding for.
+      ValueError: a text is empty, longer than the model reads, or holds an id that it has no
+        embedding for.
     """
     token_rows.check_several(texts, "texts")
+    of.model.config.refuse_longer(max(map(len, texts), default=0))
     if len(texts):
         ids = np.concatenate([np.asarray(text) for text in texts])
         token_rows.check_ids(ids, of.model.config.vocab_size)

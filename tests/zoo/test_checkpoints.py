@@ -12,6 +12,7 @@ import safetensors.numpy
 
 from checkpoints_io import mxfp4
 from recipes.training import logps
+from tests.conftest import TINY
 from tests.zoo import twins
 import zoo
 from zoo import __main__ as looking
@@ -265,7 +266,7 @@ def test_the_correction_of_a_router_is_never_narrowed(tmp_path):
     assert fresh.blocks.sparse.mlp.chosen.correction[...].dtype == jnp.float32
 
 
-@pytest.mark.parametrize("dtype", ["float31", jnp.int8])
+@pytest.mark.parametrize("dtype", ["float31", jnp.int8, jnp.float8_e4m3fn])
 def test_weights_that_could_not_hold_fractions_are_refused(tmp_path, small_model, dtype):
     told = "the zoo computes in float32, bfloat16 and float16"
     zoo.save(small_model, tmp_path / "model")
@@ -320,3 +321,28 @@ def test_a_backend_of_attention_that_there_is_not_is_named():
 def test_no_model_is_made_of_the_base_alone(small_model):
     with pytest.raises(TypeError, match=r"zoo.fresh\(config\) makes one"):
         zoo.Model(small_model.config, nnx.Rngs(0))
+
+
+def test_what_would_fail_at_the_end_of_a_save_is_refused_at_its_beginning(tmp_path, small_model):
+    with pytest.raises(ValueError, match=r"stop_ids are ids in a list, like \[2\], and not \[-1\]"):
+        zoo.save(small_model, tmp_path / "model", stop_ids=[-1])
+    assert not (tmp_path / "model").exists()
+    zoo.save(small_model, tmp_path / "model", stop_ids=np.array([2, 3]))
+    said = json.loads((tmp_path / "model" / "generation_config.json").read_text())
+    assert said["eos_token_id"][-2:] == [2, 3]
+    with pytest.raises(ValueError, match=r"which would be lost: zoo.load.folder, frozen='nf4'"):
+        zoo.narrowed(small_model, "nf4")
+
+
+def test_new_weights_have_nothing_of_a_folder_beside_them(tmp_path):
+    """Its config.json and tokenizer were asked for, and no weight that lies there."""
+    _, folder = twins.twin("deepseek_v3", next(iter(twins.TWINS["deepseek_v3"])))
+    shutil.copytree(folder, tmp_path / "in")
+    later = {"model.layers.3.eh_proj.weight": np.float16([[1, 2], [3, 4]])}
+    file = tmp_path / "in" / "model.safetensors"
+    safetensors.numpy.save_file(safetensors.numpy.load_file(file) | later, file)
+    zoo.save(zoo.fresh(tmp_path / "in"), tmp_path / "out")
+    written = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
+    assert written.keys() == safetensors.numpy.load_file(file).keys() - later.keys()
+    said = {**zoo.load(TINY / "model").config.to_hf(), "dtype": jnp.bfloat16}
+    zoo.save(zoo.fresh(said), tmp_path / "of a dict")

@@ -97,3 +97,44 @@ def test_what_has_none_or_has_them_is_refused():
     with pytest.raises(ValueError, match="the model has adapters"):
         some = dict(rank=4, targets=["q_proj"])
         zoo.lora.with_adapters(zoo.lora.with_adapters(model, **some), **some)
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        (dict(rank=0), "rank=0: adapters have a whole number"),
+        (dict(rank=-1), "rank=-1: "),
+        (dict(rank=4, alpha=float("nan")), "alpha=nan: what adapters add"),
+        (dict(rank=4, alpha=0), "alpha=0: "),
+    ],
+)
+def test_numbers_that_adapters_cannot_have_are_refused(how, told):
+    with pytest.raises(ValueError, match=told):
+        zoo.lora.with_adapters(zoo.load(TINY / "model"), **how)
+
+
+def test_one_name_may_be_given_as_in_peft():
+    count = lambda **how: len(jax.tree.leaves(zoo.lora.parted(
+        zoo.lora.with_adapters(zoo.load(TINY / "model"), rank=2, **how))[1]))  # fmt: skip
+    assert count(targets="all-linear") == count() == 14
+    assert count(targets="q_proj") == count(targets=r".*\.q_proj") == 2
+    assert count(exclude="q_proj") == 12
+
+
+def test_adapters_of_every_dtype_are_read_beside_weights_that_hold_it(tmp_path):
+    """float32 holds what was trained in 16 bits; these two kinds do not hold each other."""
+    dtypes = ("float32", "bfloat16", "float16")
+    base = zoo.load(TINY / "model")
+    zoo.save(base, tmp_path / "base", dtype=jnp.float32)
+    other = zoo.load(tmp_path / "base")
+    other.norm.scale[...] += 0.5
+    zoo.save(other, tmp_path / "other", dtype=jnp.float32)
+    for dtype in dtypes:
+        own = zoo.load(tmp_path / "base", dtype=dtype)
+        model = zoo.lora.with_adapters(own, rank=2, targets="q_proj")
+        zoo.save_adapter(model, tmp_path / dtype)
+        for here in dtypes:
+            zoo.load(tmp_path / "base", dtype=here, adapter=tmp_path / dtype)
+        for here in {"float32", dtype}:
+            with pytest.raises(ValueError, match="were trained on other weights"):
+                zoo.load(tmp_path / "other", dtype=here, adapter=tmp_path / dtype)

@@ -1,5 +1,6 @@
 """Reward models: the numbers that transformers gives, on its own folders."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ import safetensors.numpy
 from tests.long_forms import full_but
 from tests.zoo import twins
 import zoo
+from zoo import __main__ as looking
 from zoo import reward
 
 TEXTS = [[5, 9, 80, 3], [7], list(range(3, 70)), [5, 9, 80]]
@@ -69,3 +71,42 @@ def test_what_is_no_reward_model_is_refused(tmp_path):
     (tmp_path / "three" / "config.json").write_text(json.dumps(said))
     with pytest.raises(ValueError, match="has 2 labels"):
         reward.load(tmp_path / "three")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_reward_model_is_no_model_of_language(tied, tmp_path):
+    written("llama", tmp_path / "model", tie_word_embeddings=tied)
+    told = "is a reward model, with a number for a text in place of logits: zoo.reward.load"
+    for read in (zoo.load, zoo.check):
+        with pytest.raises(ValueError, match=told):
+            read(tmp_path / "model")
+    assert "a reward model, with a number for a text" in looking.told(str(tmp_path / "model"))
+    # New weights by its config.json are none either, and nothing trained stands beside them.
+    zoo.save(zoo.fresh(tmp_path / "model"), tmp_path / "new")
+    assert zoo.load(tmp_path / "new").config.tie_word_embeddings == tied
+    said = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert said["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_a_reward_model_keeps_its_kind_and_its_head(tmp_path):
+    written("llama", tmp_path / "model")
+    one = reward.load(tmp_path / "model")
+    before = reward.rewards(one, TEXTS)
+    zoo.save(one.model, tmp_path / "text", dtype=np.float32, text_only=True)
+    assert reward.rewards(reward.load(tmp_path / "text"), TEXTS) == before
+    ropes = dataclasses.replace(one.model.config.rope_parameters, rope_theta=77.0)
+    one.model.config = dataclasses.replace(one.model.config, rope_parameters=ropes)
+    zoo.save(one.model, tmp_path / "changed", dtype=np.float32)
+    again = reward.load(tmp_path / "changed")
+    assert again.model.config == one.model.config
+    assert reward.rewards(again, TEXTS) == reward.rewards(one, TEXTS) != before
+
+
+def test_a_text_that_is_too_long_has_no_reward(tmp_path):
+    """Its last positions would be another's."""
+    written("gpt2", tmp_path)
+    one = reward.load(tmp_path)
+    most = one.model.config.longest_text
+    assert len(reward.rewards(one, [[5] * most])) == 1
+    with pytest.raises(ValueError, match=f"{most + 1} tokens: this gpt2 reads at most {most} here"):
+        reward.rewards(one, [[5], [5] * (most + 1)])

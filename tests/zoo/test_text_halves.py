@@ -6,6 +6,8 @@ import json
 import re
 import shutil
 
+from flax import nnx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -224,6 +226,26 @@ def test_heads_for_later_tokens_are_not_lost(tmp_path, family, name):
         assert after[one].tobytes() == before[one].tobytes()
     zoo.save(model, tmp_path / "text", dtype=jnp.float32, text_only=True)
     assert before.keys() - tensors(tmp_path / "text").keys() == {name}
+
+
+def test_a_layer_that_is_gone_is_not_taken_for_one_after_the_last(tmp_path):
+    _, folder = twins.twin("deepseek_v3", next(iter(twins.TWINS["deepseek_v3"])))
+    shutil.copytree(folder, tmp_path / "in")
+    later = {"model.layers.3.eh_proj.weight": np.float16([[1, 2], [3, 4]])}
+    safetensors.numpy.save_file(tensors(folder) | later, tmp_path / "in" / "model.safetensors")
+    model = zoo.load(tmp_path / "in")
+    kinds = model.config.mlp_layer_types[:2]
+    model.config = dataclasses.replace(model.config, num_hidden_layers=2, mlp_layer_types=kinds)
+    made = zoo.fresh(model.config)
+    for kind in ("dense", "sparse"):
+        cut = nnx.state(getattr(model.blocks, kind))
+        like = nnx.state(getattr(made.blocks, kind))
+        short = jax.tree.map(lambda x, y: x[: len(y)], cut, like)
+        nnx.update(getattr(model.blocks, kind), short)
+    zoo.save(model, tmp_path / "out", dtype=jnp.float32)
+    numbers = {name.split(".")[2] for name in tensors(tmp_path / "out") if ".layers." in name}
+    assert numbers == {"0", "1"}
+    assert zoo.load(tmp_path / "out").config == model.config
 
 
 def test_an_indexer_belongs_to_the_text(tmp_path):

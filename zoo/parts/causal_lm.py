@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from checkpoints_io.errors import BadInput
 from zoo.parts import hf_config, last_step, layers, spans, stack, token_rows
 
 
@@ -24,6 +23,7 @@ class CausalLM(nnx.Module):
     remat: str = "full"  # one of remat.POLICIES
     remat_layers: int | None = None  # the last so many; the others keep attention alone
     source: os.PathLike[str] | None = None  # the hf_folder.Folder it was read from, or another
+    is_new: bool = False  # its weights were drawn: of its folder it has config.json and tokenizer
     described: str | None = None  # the config.json that it was made from, if not from a folder
     config: Any  # a hf_config.Config
 
@@ -105,9 +105,7 @@ class CausalLM(nnx.Module):
 
     def _of_rows(self, rows: token_rows.Rows, run: stack.Run = stack.run) -> Float[Array, "B T D"]:
         B, T = rows.ids.shape
-        if (most := self.config.longest_text) and most < T:
-            kind = self.config.model_type
-            raise BadInput(f"a text of {T} tokens: this {kind} reads at most {most} here")
+        self.config.refuse_longer(T)
         return self.residual(rows.ids, spans.causal(B, T, rows.lengths), run)
 
     def unembed(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:

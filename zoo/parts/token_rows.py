@@ -1,6 +1,6 @@
 """What a caller gives as tokens, lists or arrays, of one length or of several -> rows of ids."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -95,6 +95,18 @@ def as_given(x: Float[Array, "*L B T D"], rows: Rows) -> Float[Array, "..."]:
         real = jnp.arange(x.shape[-2]) < rows.lengths[:, None]
         x = jnp.where(real[..., None], x, 0)
     return x[..., 0, :, :] if rows.is_one_text else x
+
+
+def stop_ids(given: Any) -> tuple[int, ...]:
+    """Ids that end a text, in any kind of list, as whole numbers.
+
+    Raises:
+      ValueError: they are something else.
+    """
+    several = isinstance(given, Sequence | Set | np.ndarray)
+    if not several or not all(isinstance(i, int | np.integer) and 0 <= i < 2**31 for i in given):
+        raise BadInput(f"stop_ids are ids in a list, like [2], and not {given!r:.60}")
+    return tuple(map(int, given))
 
 
 def check_ids(tokens: Array | np.ndarray, vocabulary: int) -> None:

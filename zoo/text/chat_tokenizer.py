@@ -105,10 +105,13 @@ class ChatTokenizer(NamedTuple):
             add_generation_prompt = not messages or messages[-1].get("role") != "assistant"
         asked = {"messages": [dict(m) for m in messages], "tools": tools and [*tools], **given}
         today = datetime.date.today().isoformat()
-        return self.worker.call(
-            written, str(self.source), asked | {"add_generation_prompt": add_generation_prompt},
-            today,
-        )  # fmt: skip
+        asked |= {"add_generation_prompt": add_generation_prompt}
+        try:
+            return self.worker.call(written, str(self.source), asked, today)
+        except TypeError as error:
+            raise BadInput(
+                f"a template is given what JSON can say: {error}; a tool is described by a dict"
+            ) from error
 
 
 def load_tokenizer(path_or_id: str | os.PathLike[str]) -> ChatTokenizer:
@@ -132,13 +135,18 @@ def load_tokenizer(path_or_id: str | os.PathLike[str]) -> ChatTokenizer:
 
 def stop_ids(step: Step, folder: str) -> list[int]:
     """The ids that end an answer; in a worker."""
-    own, text = tokenizer.here(folder), ""
-    if own.chat_template:
-        given = {"messages": [*PROBE], "tools": None, "add_generation_prompt": False}
+    own, after = tokenizer.here(folder), ""
+    said, today = PROBE[1]["content"], datetime.date.today().isoformat()
+    in_parts = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in PROBE]
+    for messages in ([*PROBE], in_parts) if own.chat_template else ():
+        given = {"messages": messages, "tools": None, "add_generation_prompt": False}
         # A template that wants something else says so when it is used.
         with contextlib.suppress(ValueError):
-            text = written(step, folder, given, datetime.date.today().isoformat())
-    return [*tokenizer.stop_ids(own, text.rpartition(PROBE[1]["content"])[2])]
+            _, there, after = written(step, folder, given, today).rpartition(said)
+            if there:
+                break
+            after = ""
+    return [*tokenizer.stop_ids(own, after)]
 
 
 def written(step: Step, folder: str, given: Mapping[str, object], date: str) -> str:

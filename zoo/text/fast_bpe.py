@@ -108,7 +108,7 @@ def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | No
 def _alike(pattern: str) -> Callable[[str], bool]:
     """Are characters the same to `tokenizers` and to `regex`, by the classes that a pattern names?
 
-    And known to Python, which says whether they are composed.
+    And known to Python, which says whether they are composed, and whole.
     """
     classes = sorted(set(re.findall(r"\\[swdSWD]|\\[pP]\{\^?\w+\}", pattern)))
     both = [
@@ -117,7 +117,7 @@ def _alike(pattern: str) -> Callable[[str], bool]:
     ]
 
     def alike(characters: str) -> bool:
-        return all(unicodedata.category(one) != "Cn" for one in characters) and all(
+        return all(unicodedata.category(one) not in ("Cn", "Cs") for one in characters) and all(
             "".join(ours.findall(characters))
             == "".join(word for word, _ in theirs.pre_tokenize_str(characters))
             for ours, theirs in both

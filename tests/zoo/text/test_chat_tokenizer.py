@@ -149,3 +149,26 @@ def test_no_pattern_of_the_file_is_compiled_here(tmp_path, monkeypatch):
     assert words.decode(ids) == chat_tokenizer.tokenizer.load(folder).decode(ids)
     assert "E" in words.decode(ids)
     assert "e" not in words.decode(ids)
+
+
+PARTS = (
+    "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>"
+    "{% for part in m.content %}{{ part.text }}{% endfor %}<|eot_id|>{% endfor %}"
+)
+SHOUTED = "<|begin_of_text|>{% for m in messages %}{{ m.content | upper }}<|eot_id|>{% endfor %}"
+
+
+@pytest.mark.parametrize(("template", "stops"), [(PARTS, (1, 4)), (SHOUTED, (1,))])
+def test_what_ends_a_turn_is_found_where_the_turn_is(template, stops, tmp_path):
+    """Written of parts, as by those that see; or not at all, and then the end of text ends it."""
+    shutil.copytree(TINY / "model", tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(template)
+    assert chat_tokenizer.load_tokenizer(tmp_path / "model").stop_ids == stops
+
+
+def test_what_no_text_holds_is_refused_in_a_sentence(words):
+    for ask in (words.encode, lambda text: words.chat([{"role": "user", "content": text}])):
+        with pytest.raises(ValueError, match="the tokenizer cannot read it"):
+            ask("caf\udce9 \ud83d")
+    with pytest.raises(ValueError, match=r"what JSON can say: .*function.*described by a dict"):
+        words.chat([{"role": "user", "content": "A"}], tools=[len, print])
