@@ -3,7 +3,7 @@
   python recipes/pipeline.py --config=recipes/pipelines/tiny.py --directory=runs/pipeline
 
 The file has a function `get_steps`, which gives the line of each step by its name: a program of
-recipes/ and its flags, in which `{name}` is what an earlier step has made (a run: its last export;
+recipes/ and its flags, in which `{name}` is what an earlier step has made (a run: the export it ended with;
 sample_pairs: its pairs), and `{name.run}` its directory. A step keeps its files in NAME-HASH in the
 directory; the hash is of what its result depends on: the program, its settings, the data that they
 name, and the steps before it. A step that is done is skipped, one that was interrupted is resumed.
@@ -12,11 +12,13 @@ Each step is the program that one would run by hand, and its line is shown. Aske
 under way is asked to, and the status is 75: the same command goes on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import shlex
 import signal
 import subprocess
 import sys
+from typing import NamedTuple
 
 from absl import flags
 
@@ -30,45 +32,76 @@ DONE = "done.txt"
 TAGGED = ("recipes.sft", "recipes.dpo")
 
 
+class Asked(NamedTuple):
+    """What the pipeline was asked, by its signals, and the program that they are passed on to."""
+
+    numbers: list[int]
+    under_way: list[subprocess.Popen]
+
+
 def run(known: Mapping[str, Step], tags: list[str]) -> bool:
-    """Runs what is not done yet; False: a step was asked to stop before its end.
+    """Runs what is not done yet; False: it was asked to stop before its end.
 
     Raises:
       RuntimeError: a step has failed.
     """
-    for step in known.values():
-        if step.directory.exists(DONE):
-            say(f"{step.name}: skipped, it is done: {step.directory}")
-            continue
-        words = steps.words_of(step, known)
-        if tags and step.program in TAGGED:
-            words.append(f"--config.tags={','.join([*tags, step.name])}")
-        line = f"python -m {step.program} {shlex.join(words)}"
-        say(f"{step.name}: {line}")
-        step.directory.make()
-        status = _status_of(step.program, words)
-        if status == command.MORE_TO_DO:
-            return False
-        if status:
-            raise RunFailed(f"the step {step.name} ended with status {status}: it says why above")
-        step.directory.write_whole(DONE, f"{line}\n".encode())
+    with _heard() as asked:
+        for step in known.values():
+            if step.directory.exists(DONE):
+                say(f"{step.name}: skipped, it is done: {step.directory}")
+                continue
+            words = steps.words_of(step, known)
+            if tags and step.program in TAGGED:
+                words.append(f"--config.tags={','.join([*tags, step.name])}")
+            line = f"python -m {step.program} {shlex.join(words)}"
+            say(f"{step.name}: {line}")
+            step.directory.make()
+            status = _status_of(step.program, words, asked)
+            # A program that knows no stops ends by the signal itself.
+            if status == command.MORE_TO_DO or (status and asked.numbers):
+                return False
+            if status:
+                told = f"the step {step.name} ended with status {status}: it says why above"
+                raise RunFailed(told)
+            step.directory.write_whole(DONE, f"{line}\n".encode())
+            if asked.numbers:
+                return False
     return True
 
 
-def _status_of(program: str, words: list[str]) -> int:
-    """With which status the program ends; a request to stop is passed on to it."""
-    process = subprocess.Popen([sys.executable, "-m", program, *words])
+@contextlib.contextmanager
+def _heard() -> Iterator[Asked]:
+    """A request to stop ends no step by itself: it is passed on to the program under way."""
+    asked = Asked([], [])
+
+    def stop(number: int, _: object) -> None:
+        asked.numbers.append(number)
+        for process in asked.under_way:
+            process.send_signal(number)
+
     # A Ctrl-C reaches all programs of a terminal by itself.
     handlers = {
-        signal.SIGTERM: lambda number, _: process.send_signal(number),
-        signal.SIGINT: lambda *_: None,
+        signal.SIGTERM: stop,
+        signal.SIGINT: lambda number, _: asked.numbers.append(number),
     }
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        return process.wait()
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _status_of(program: str, words: list[str], asked: Asked) -> int:
+    """With which status the program ends."""
+    process = subprocess.Popen([sys.executable, "-m", program, *words])
+    asked.under_way[:] = [process]
+    if signal.SIGTERM in asked.numbers:  # while it was started
+        process.send_signal(signal.SIGTERM)
+    try:
+        return process.wait()
+    finally:
+        asked.under_way.clear()
 
 
 def main() -> None:

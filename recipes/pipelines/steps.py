@@ -7,23 +7,28 @@ import json
 import os
 import re
 import shlex
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from checkpoints_io import places
 from checkpoints_io.errors import BadInput
 from recipes.data.rows import sources
-from recipes.training import by_name, overrides, settings
+from recipes.training import by_name, overrides, records, settings
 
 NAMES = re.compile(r"\{([\w-]+)(\.run)?\}")  # in a line: what an earlier step has made
 
 
+# What a resume may change and an export depends on; the others, where a figure chooses it.
+OF_EXPORTS = (
+    "adapter.export", "hf_save_dtype", "hf_text_only", "keep_best", "stop_when", "stop_patience",
+)  # fmt: skip
+CHOOSING = ("steps_per_eval", "eval_at", "max_eval_pairs", "steps_per_checkpoint")
+
+
 def last_export(directory: places.Place) -> str:
-    """The newest model folder of a run."""
-    exports = directory.within("hf")
-    steps = [name for name in exports.names() if re.fullmatch(r"step-\d+", name)]
-    if not steps:
+    """The model folder that a run ended with."""
+    if (name := records.result(directory)) is None:
         raise BadInput(f"{directory} has no export, which the next step is to read")
-    return exports.within(max(steps, key=lambda name: int(name.removeprefix("step-")))).address
+    return directory.within(name).address
 
 
 def own_pairs(directory: places.Place) -> str:
@@ -57,6 +62,7 @@ class Step(NamedTuple):
     program: str
     words: list[str]  # flags, in which earlier steps are still named
     directory: places.Place
+    given: Mapping[str, Any]  # the settings, of a program that has some
 
 
 def read(path: str, directory: str) -> dict[str, Step]:
@@ -96,12 +102,37 @@ def of_line(name: str, line: str, before: Mapping[str, Step], directory: str) ->
                 f"the step {name} names {{{other}}}, but {before[other].program} makes nothing "
                 f"that a program reads; {{{other}.run}} is its directory"
             )
+    for word in words:
+        _refuse_unread(name, word, before)
     # What an earlier step makes depends on all that its address does.
     address = lambda found: f"<{_last(before[found[1]].directory)}>"
-    depends_on = _facts(program, [NAMES.sub(address, word) for word in words])
+    said = [NAMES.sub(address, word) for word in words]
+    given = _settings(program, said) if PROGRAMS[program].has_settings else {}
+    depends_on = _facts(given) if given else _facts_of_words(said)
     digest = hashlib.sha256(json.dumps([program, depends_on], default=str).encode()).hexdigest()
     place = places.at(directory, "--directory").within(f"{name}-{digest[:8]}")
-    return Step(name, program, words, place)
+    return Step(name, program, words, place, given)
+
+
+def _refuse_unread(name: str, word: str, before: Mapping[str, Step]) -> None:
+    """Refuses a word that names what an earlier run does not make, or not so that it is read."""
+    flag = word.partition("=")[0]
+    for other, is_directory in NAMES.findall(word):
+        given = before[other].given
+        if is_directory or "steps_per_hf_export" not in given:
+            continue
+        if given["steps_per_hf_export"] == -1:
+            raise BadInput(
+                f"the step {name} names {{{other}}}, which exports nothing: leave out "
+                "--config.steps_per_hf_export=-1"
+            )
+        has_adapters = given["adapter.rank"] is not None or given["adapter.path"] is not None
+        is_model = flag in ("--config.initialize_from_hf", "--config.reference_model_path")
+        if has_adapters and given["adapter.export"] != "merged" and is_model:
+            raise BadInput(
+                f"the step {name} names {{{other}}} as {flag}, and that exports adapters: set "
+                f"--config.adapter.export=merged there, or name it as --config.adapter.path"
+            )
 
 
 def words_of(step: Step, known: Mapping[str, Step]) -> list[str]:
@@ -120,16 +151,25 @@ def _last(directory: places.Place) -> str:
     return directory.address.rpartition("/")[2]
 
 
-def _facts(program: str, words: list[str]) -> list[object]:
-    """The flags, or the settings that they come to; and the contents of the data that they name."""
-    if not PROGRAMS[program].has_settings:
-        texts = [word.partition("=")[2] or word for word in words]
-        return [words, _contents([text for text in texts if os.path.isfile(text)])]
+def _settings(program: str, words: list[str]) -> Mapping[str, Any]:
+    """What the flags come to."""
     opened = overrides.opened([program, *words], settings.table_of(settings.DPO))
     table = settings.table_of(settings.recipe_of(opened.names))
-    given = by_name.plain(overrides.changed(opened, table), table)
-    shaping = sorted((name, x) for name, x in given.items() if not table[name].free)
+    return by_name.plain(overrides.changed(opened, table), table)
+
+
+def _facts(given: Mapping[str, Any]) -> list[object]:
+    """The settings that shape a result, and the contents of the data that they name."""
+    chosen = given["keep_best"] or given["stop_when"]
+    also = {*OF_EXPORTS, *(CHOOSING if chosen else ())}
+    shaping = sorted((k, x) for k, x in given.items() if k in also or not settings.ALL[k].free)
     return [shaping, _contents(_texts([given["train_data"], given["validation"]]))]
+
+
+def _facts_of_words(words: list[str]) -> list[object]:
+    """The flags, and the contents of the files that they name."""
+    texts = [word.partition("=")[2] or word for word in words]
+    return [words, _contents([text for text in texts if os.path.isfile(text)])]
 
 
 def _texts(value: object) -> list[str]:

@@ -281,8 +281,10 @@ def _after_last(
             say(f"the best checkpoint is that of step {state.step}")
         if run.every.steps_per_hf_export != -1 and not policy.exported(state.step, run):
             _export(around, state)
-    if run.saving.hub and policy.exported(state.step, run):
-        policy.send(state.step, run)
+    if policy.exported(state.step, run):
+        records.conclude(run.directory, policy.export_name(state.step, run))
+        if run.saving.hub:
+            policy.send(state.step, run)
     return state, held_out
 
 

@@ -218,10 +218,18 @@ def check_sound(state: State, run: Run) -> None:
         )
 
 
-def export_folder(step: int, run: Run | Exporting) -> places.Place:
-    """Where the Hugging Face folder of a step is; a merged one stands beside that of adapters."""
+def export_name(step: int, run: Run | Exporting) -> str:
+    """Where the Hugging Face folder of a step is in the directory of the run.
+
+    A merged one stands beside that of adapters.
+    """
     merged = "-merged" if run.adapting is not None and not adapters_alone(run) else ""
-    return run.directory.within(f"hf/step-{step}{merged}")
+    return f"hf/step-{step}{merged}"
+
+
+def export_folder(step: int, run: Run | Exporting) -> places.Place:
+    """That folder."""
+    return run.directory.within(export_name(step, run))
 
 
 def exported(step: int, run: Run | Exporting) -> bool:

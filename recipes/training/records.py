@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     import tensorboardX
 
 # What is written in the directory of a run, by `Log` and others.
-SETTINGS, DATA, RECORDS, SAMPLES, PAGE, SENT, WANDB_ID = FILES = (
+SETTINGS, DATA, RECORDS, SAMPLES, PAGE, SENT, RESULT, WANDB_ID = FILES = (
     "settings.json", "data.json", "metrics.jsonl", "samples.jsonl", "report.html", "hub.json",
-    "wandb_id",
+    "result.json", "wandb_id",
 )  # fmt: skip
 
 
@@ -198,6 +198,18 @@ def values(directory: places.Place, figure: str) -> list[float]:
     lines = (line for line in _lines(directory, RECORDS) if figure in line)
     found = (json.loads(line).get(figure) for line in lines if _step(line) < math.inf)
     return [float(value) for value in found if isinstance(value, int | float)]
+
+
+def conclude(directory: places.Place, folder: str) -> None:
+    """Keeps which model folder in the directory a run has ended with."""
+    if processes.is_first():
+        directory.write_whole(RESULT, json.dumps({"model": folder}).encode())
+
+
+def result(directory: places.Place) -> str | None:
+    """The model folder that a run has ended with; None: it has not, or exports nothing."""
+    content = directory.read(RESULT)
+    return None if content is None else json.loads(content)["model"]
 
 
 def sampled(directory: places.Place, step: int) -> bool:

@@ -624,7 +624,7 @@ ALONG_THE_WAY = {
         float,
         "a run that has not moved for so many minutes ends with an error and the stack of every "
         "thread, for its launcher to start it again: more than the slowest of reading weights, "
-        "compiling, a step, a save and an export takes",
+        "compiling, a step, a save, an export, sending it and answering at the end takes",
         None,
         unset="it waits for ever",
         bound=ABOVE_0,

@@ -55,6 +55,43 @@ def test_a_step_is_kept_by_what_its_result_depends_on():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "flag",
+    ["hf_save_dtype=float32", "hf_text_only=true", "keep_best=heldout/loss",
+     "stop_when=heldout/loss", "adapter.export=merged"],
+)  # fmt: skip
+def test_a_step_is_kept_by_what_its_export_depends_on(flag):
+    lora = f"{SFT} --config.adapter.rank=4"
+    before, after = (addresses(sft=line) for line in (lora, f"{lora} --config.{flag}"))
+    assert before != after
+    often = addresses(sft=f"{lora} --config.{flag} --config.steps_per_eval=7")
+    assert (often != after) == ("loss" in flag)  # where a figure chooses what is exported
+
+
+def test_adapters_are_named_as_adapters():
+    lora = f"{SFT} --config.adapter.rank=4"
+    merged = of("runs", sft=f"{lora} --config.adapter.export=merged", dpo=DPO)
+    beside = DPO.replace("initialize_from_hf", "adapter.path")
+    assert [*merged, *of("runs", sft=lora, dpo=beside)] == ["sft", "dpo"] * 2
+
+
+@pytest.mark.parametrize(("status", "told"), [(-15, False), (MORE_TO_DO, False), (0, False)])
+def test_a_pipeline_that_is_asked_to_stop_has_more_to_do(tmp_path, monkeypatch, status, told):
+    """Whatever the program under way makes of it, and also between two of them."""
+
+    def status_of(program, words, asked):
+        started.append(program)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return status
+
+    started = []
+    monkeypatch.setattr(pipeline, "_status_of", status_of)
+    known = of(tmp_path, sft=SFT, page="recipes.report {sft.run}")
+    assert pipeline.run(known, []) is told
+    assert started == ["recipes.sft"]
+    assert known["sft"].directory.exists("done.txt") == (status == 0)
+
+
 def test_data_is_known_by_its_contents(tmp_path):
     rows = (TINY / "train.jsonl").read_text().splitlines()[:20]
     file = tmp_path / "pairs.jsonl"
@@ -80,6 +117,10 @@ def test_data_is_known_by_its_contents(tmp_path):
         (dict(sft=SFT, a="recipes.measure --model={sft}", b="recipes.measure --model={a}"),
          r"recipes.measure makes nothing that a program reads; {a.run} is its directory"),
         (dict(sft=f"{SFT} --config.lr=1"), "did you mean learning_rate"),
+        (dict(sft=f"{SFT} --config.steps_per_hf_export=-1", dpo=DPO),
+         "step dpo names {sft}, which exports nothing: leave out"),
+        (dict(sft=f"{SFT} --config.adapter.rank=4", dpo=DPO),
+         "{sft} as --config.initialize_from_hf, and that exports adapters: set"),
     ],
 )  # fmt: skip
 def test_a_line_that_cannot_be_run_is_refused_before_the_first_step(lines, told):
@@ -109,15 +150,12 @@ def test_what_is_done_is_skipped(tmp_path, monkeypatch, capsys):
     known = of(tmp_path, sft=SFT, dpo=DPO, own=OWN, page="recipes.report {sft.run} {dpo.run}")
     started, statuses = [], {"recipes.dpo": [MORE_TO_DO, 1, 0]}
 
-    def status_of(program, words):
+    def status_of(program, words, asked):
         started.append((program, words))
         status = statuses.get(program, [0]).pop(0) if program in statuses else 0
         if not status and program in pipeline.TAGGED:
             name = {"recipes.sft": "sft", "recipes.dpo": "dpo"}[program]
-            for step in ("step-9", "step-40"):
-                export = known[name].directory.within("hf").within(step)
-                export.make()
-                export.write_whole("config.json", b"{}")
+            known[name].directory.write_whole("result.json", b'{"model": "hf/step-40"}')
         return status
 
     monkeypatch.setattr(pipeline, "_status_of", status_of)

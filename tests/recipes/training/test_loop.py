@@ -12,7 +12,7 @@ import pytest
 from checkpoints_io import places
 from checkpoints_io.run_state import Keep, RunStore
 from recipes.data.packed.batches import Update
-from recipes.training import by_time, loop, policy, preemption
+from recipes.training import by_time, loop, policy, preemption, records
 from recipes.training.policy import Policy, State
 from recipes.training.run import Every, Patience, Records, Saving, Watching
 from tests.conftest import run_with
@@ -225,6 +225,7 @@ def test_the_best_checkpoint_is_what_is_exported(watched):
     run = watched(every=every, saving=saving)
     assert run.go() == (2, {ACCURACY: 0.9})
     assert run.did[-3:] == ["save 4", "page", "export 2"]
+    assert records.result(run.run.directory) == "hf/step-2"
     again = watched(every=every, saving=saving)
     assert again.go(start=4)[0] == 2
     assert again.did == []
