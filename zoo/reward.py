@@ -69,7 +69,7 @@ def rewards(of: RewardModel, texts: Sequence[Sequence[int]]) -> list[float]:
         embedding for.
     """
     token_rows.check_several(texts, "texts")
-    of.model.config.refuse_longer(max(map(len, texts), default=0))
+    token_rows.check_length(max(map(len, texts), default=0), of.model.config)
     if len(texts):
         ids = np.concatenate([np.asarray(text) for text in texts])
         token_rows.check_ids(ids, of.model.config.vocab_size)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import fnmatch
 from typing import Any, NamedTuple
 
-from recipes.data.rows.source import BY_ROWS
 from recipes.training.settings import ALL
 
 Values = Mapping[str, Any]
@@ -92,7 +91,7 @@ def trained_on(sources: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) 
     if len(sources) == 1 and sources[0].keys() == {"path"}:
         return sources[0]["path"]
     called = names or [f"part{i}" for i in range(1, len(sources) + 1)]
-    weight = {"weight": BY_ROWS} if len(sources) > 1 else {}
+    weight = {"weight": "rows"} if len(sources) > 1 else {}
     return {name: weight | dict(one) for name, one in zip(called, sources, strict=True)}
 
 

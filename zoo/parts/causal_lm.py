@@ -105,7 +105,7 @@ class CausalLM(nnx.Module):
 
     def _of_rows(self, rows: token_rows.Rows, run: stack.Run = stack.run) -> Float[Array, "B T D"]:
         B, T = rows.ids.shape
-        self.config.refuse_longer(T)
+        token_rows.check_length(T, self.config)
         return self.residual(rows.ids, spans.causal(B, T, rows.lengths), run)
 
     def unembed(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:

@@ -55,16 +55,6 @@ class Config:
         """How many tokens a text may have that is computed as the original does; None: any."""
         return self.sizes.get("M")
 
-    def refuse_longer(self, T: int) -> None:
-        """Refuses a text of T tokens where that is more than `longest_text`.
-
-        Raises:
-          ValueError: it is.
-        """
-        if (most := self.longest_text) and most < T:
-            kind = self.model_type
-            raise BadInput(f"a text of {T} tokens: this {kind} reads at most {most} here")
-
     @property
     def experts_of_a_token(self) -> int:
         """How many experts each token goes to; 1 where there is one MLP for all."""

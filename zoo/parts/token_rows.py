@@ -97,6 +97,16 @@ def as_given(x: Float[Array, "*L B T D"], rows: Rows) -> Float[Array, "..."]:
     return x[..., 0, :, :] if rows.is_one_text else x
 
 
+def check_length(T: int, config: Any) -> None:
+    """Refuses a text of T tokens that a model of this Config does not read as the original does.
+
+    Raises:
+      ValueError: it is too long.
+    """
+    if (most := config.longest_text) and most < T:
+        raise BadInput(f"a text of {T} tokens: this {config.model_type} reads at most {most} here")
+
+
 def stop_ids(given: Any) -> tuple[int, ...]:
     """Ids that end a text, in any kind of list, as whole numbers.
 
