@@ -5,8 +5,9 @@
 The file has a function `get_steps`, which gives the line of each step by its name: a program of
 recipes/ and its flags, in which `{name}` is what an earlier step has made (a run: the export it
 ended with; sample_pairs: its pairs), and `{name.run}` its directory. A step keeps its files in
-NAME-HASH in the directory; the hash is of what its result depends on: the program, its settings, the data that they
-name, and the steps before it. A step that is done is skipped, one that was interrupted is resumed.
+NAME-HASH in the directory; the hash is of what its result depends on: the program, its settings,
+the data that they name, and the steps before it. A step that is done is skipped, one that was
+interrupted is resumed.
 
 Each step is the program that one would run by hand, and its line is shown. Asked to stop, the step
 under way is asked to, and the status is 75: the same command goes on.
