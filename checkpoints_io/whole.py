@@ -20,6 +20,10 @@ MARK, OF_ADAPTERS = MARKS = "config.json", hf_folder.ADAPTERS
 ATTEMPTS = 3  # at a file whose unfinished form others cleared away
 
 
+class BeingWritten(StorageError):
+    """Another process is at it."""
+
+
 def write(path: pathlib.Path, content: bytes | memoryview) -> None:
     """A file: what was there stays until the new one is on the disk.
 
@@ -49,18 +53,17 @@ def write(path: pathlib.Path, content: bytes | memoryview) -> None:
 
 
 def clear(room: pathlib.Path) -> None:
-    """Removes what killed writers left in a folder of ours; what a living one writes there stays.
-
-    Raises:
-      OSError: another process is writing one of the folders in it.
-    """
+    """Removes what killed writers left in a folder of ours; what a living one writes there stays."""
     if room.is_symlink():  # not a folder of ours
         return
     for left in sorted(room.glob(".*.part")):
         if left.is_symlink():
             continue
         if left.is_dir() and {path.name for path in left.iterdir()} <= {NEW, OLD, LOCK}:
-            with _scratch(left.with_name(left.name[1 : -len(".part")])):
+            with (
+                contextlib.suppress(BeingWritten),
+                _scratch(left.with_name(left.name[1 : -len(".part")])),
+            ):
                 pass
         elif left.is_file() and re.fullmatch(r"\..+\.[0-9a-f]{8}\.part", left.name):
             # Gone meanwhile, or of another user.
@@ -137,7 +140,7 @@ def _scratch(path: pathlib.Path) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
     lock.refuse_link(scratch, folder=True)
 
     def refuse() -> None:
-        raise StorageError(f"{path} is being written by another process: wait for it")
+        raise BeingWritten(f"{path} is being written by another process: wait for it")
 
     def put_back() -> None:
         if old.exists() and not path.exists():  # stopped, or killed, between the two renames

@@ -213,6 +213,13 @@ def test_a_file_whose_part_was_cleared_is_written_again(tmp_path, monkeypatch):
         whole.write(tmp_path / "nowhere" / "file", b"content")
 
 
+def test_a_folder_that_a_living_one_writes_stays(tmp_path):
+    with whole.folder(tmp_path / "model") as fresh:
+        (fresh / "config.json").write_text("new")
+        whole.clear(tmp_path)
+    assert (tmp_path / "model" / "config.json").read_text() == "new"
+
+
 LEFT = ".done.json.0123abcd.part"
 
 
