@@ -53,7 +53,7 @@ def write(path: pathlib.Path, content: bytes | memoryview) -> None:
 
 
 def clear(room: pathlib.Path) -> None:
-    """Removes what killed writers left in a folder of ours; what a living one writes there stays."""
+    """Removes what killed writers left in a folder of ours; what a living one writes stays."""
     if room.is_symlink():  # not a folder of ours
         return
     for left in sorted(room.glob(".*.part")):
