@@ -161,6 +161,19 @@ def test_a_part_of_a_row_sees_keys_of_all_of_it(backend, anywhere):
     compared(backend, arrays, where, slice(128, 256), None)
 
 
+@pytest.mark.parametrize("window", full_but([None, 60], 60))
+def test_a_long_row_has_the_mask_of_a_part_at_a_time(window, anywhere, monkeypatch):
+    """Of a TPU's kernel: that of all of it grows with the square of its length."""
+    arrays, where, pull = work(384, 2, 1, 16)
+    expected = outcome("dense", arrays, where, pull, window=window)
+    for mask, count in ((384 * 384, 1), (384 * 384 - 1, 3), (1, 3)):
+        monkeypatch.setattr(attention_kernels, "MASK", mask)
+        assert attention_kernels._parts(384, 384, 128) == count
+    found = outcome("splash", arrays, where, pull, window=window)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
 @pytest.mark.parametrize("backend", ["blocks", "triton"])
 def test_a_part_that_is_no_tile_sees_keys_of_all_of_its_row(backend, anywhere):
     arrays, where, _ = work(130, 6, 2, 8)

@@ -18,8 +18,9 @@ Key = Float[Array, "B S K H"]
 Bound = Int[Array, "B T"]
 Looking = spans.Window | None
 
-# Lanes of a TPU's vector unit, and the tile of the splash kernels.
-LANES, TILE = 128, 512
+# Lanes of a TPU's vector unit, the tile of the splash kernels, and the numbers of a mask of theirs,
+# of 4 bytes each, that are there at a time.
+LANES, TILE, MASK = 128, 512, 2**28
 
 
 def tokamax(
@@ -83,7 +84,7 @@ def splash(
     interpret: bool = False,
 ) -> Query:  # fmt: skip
     """The TPU kernel of jax, with its dynamic mask: which tiles are seen is computed per row."""
-    (T, N, H), K = q.shape[1:], k.shape[2]
+    (T, N, H), (S, K) = q.shape[1:], k.shape[1:3]
     room = lambda x: jnp.pad(x, [(0, 0)] * 3 + [(0, -H % LANES)])
     q, k, v = room(q * jnp.asarray(scale, q.dtype)), room(k), room(v)
     tile = math.gcd(T, TILE)
@@ -93,22 +94,46 @@ def splash(
         block_q_dq=tile, block_kv_dq=tile,
     )  # fmt: skip
 
-    def row(q: Array, k: Array, v: Array, seen: Array) -> Array:
+    def seen_by(q: Array, first: Array, last: Array, queries: Any, row: tuple) -> Array:
+        """What some queries of a row gather."""
+        k, v, keys = row
+        looking = None if window is None else spans.Window(window.width, queries, keys)
         kernel = splash_lib.make_splash_mqa(
-            seen[None],  # of all heads: a mask of each would be N / K times as large
+            # Of all heads: a mask of each would be N / K times as large.
+            spans.seen(first, last, jnp.arange(S), looking)[None],
             block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret,
             attn_logits_soft_cap=softcap, residual_checkpoint_name=remat.ATTENTION,
         )  # fmt: skip
         # A flag that names a scope: a traced value inside jit cannot be a condition.
         for info in ("fwd_mask_info", "dq_mask_info", "dkv_mask_info"):
             setattr(kernel, info, getattr(kernel, info)._replace(is_dynamic_mask=None))
-        by_head = q.reshape(T, K, N // K, -1).transpose(1, 2, 0, 3)
+        by_head = q.reshape(len(q), K, N // K, -1).transpose(1, 2, 0, 3)
         out: Any = jax.vmap(kernel)(by_head, k.transpose(1, 0, 2), v.transpose(1, 0, 2))
-        return out.transpose(2, 0, 1, 3).reshape(T, N, -1)
+        return out.transpose(2, 0, 1, 3).reshape(len(q), N, -1)
 
-    seen = spans.seen(first, last, jnp.arange(k.shape[1]), window)
-    rows = [row(*parts) for parts in zip(q, k, v, seen, strict=True)]
+    count = _parts(T, S, tile)
+    cut = lambda x: x.reshape(count, -1, *x.shape[1:])
+
+    def of_row(q: Array, k: Array, v: Array, first: Array, last: Array, *places: Array) -> Array:
+        queries, keys = places or (None, None)
+        if count == 1:
+            return seen_by(q, first, last, queries, (k, v, keys))
+        # Gradients of keys are added up in float32, as within the kernel.
+        wide = k.astype(jnp.float32), v.astype(jnp.float32)
+        narrow = lambda: (*(x.astype(k.dtype) for x in wide), keys)
+        part = lambda some: seen_by(some[0], some[1], some[2], some[3], narrow())
+        return jax.lax.map(part, jax.tree.map(cut, (q, first, last, queries))).reshape(T, N, -1)
+
+    places = () if window is None else (window.queries, window.keys)
+    rows = [of_row(*parts) for parts in zip(q, k, v, first, last, *places, strict=True)]
     return jnp.stack(rows)[..., :H].astype(q.dtype)
+
+
+def _parts(T: int, S: int, tile: int) -> int:
+    """Into how many parts of whole tiles the queries of a row are cut, each with its mask."""
+    tiles = T // tile
+    few = (count for count in range(1, tiles) if tiles % count == 0 and T // count * S <= MASK)
+    return next(few, tiles)
 
 
 def cudnn(
