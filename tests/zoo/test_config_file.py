@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import TINY
+from tests.long_forms import full_but
 from tests.zoo import twins
 import zoo
 
@@ -111,11 +112,14 @@ def test_weights_that_do_not_fit_the_config_are_refused(model, tmp_path):
 
 @pytest.mark.parametrize(
     ("family", "field", "value", "part"),
-    [
-        ("gemma2", "attn_logit_softcapping", 5.0, "attention.softcap"),
+    full_but(
+        [
+            ("gemma2", "attn_logit_softcapping", 5.0, "attention.softcap"),
+            ("mistral", "sliding_window", 4, "attention.window"),
+            ("qwen3_moe", "num_experts_per_tok", 1, "mlp.choice"),
+        ],
         ("mistral", "sliding_window", 4, "attention.window"),
-        ("qwen3_moe", "num_experts_per_tok", 1, "mlp.choice"),
-    ],
+    ),
 )
 def test_what_a_part_took_from_the_config_goes_with_it(family, field, value, part, tmp_path):
     """Alone the Config moves nothing in memory, and would be another model in the file."""
