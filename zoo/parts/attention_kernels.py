@@ -94,9 +94,9 @@ def splash(
         block_q_dq=tile, block_kv_dq=tile,
     )  # fmt: skip
 
-    def seen_by(q: Array, first: Array, last: Array, queries: Any, row: tuple) -> Array:
-        """What some queries of a row gather."""
-        k, v, keys = row
+    def gathered(some: tuple, row: tuple) -> Array:
+        """What some queries gather of the keys of their row."""
+        (q, first, last, queries), (k, v, keys) = some, row
         looking = None if window is None else spans.Window(window.width, queries, keys)
         kernel = splash_lib.make_splash_mqa(
             # Of all heads: a mask of each would be N / K times as large.
@@ -116,13 +116,14 @@ def splash(
 
     def of_row(q: Array, k: Array, v: Array, first: Array, last: Array, *places: Array) -> Array:
         queries, keys = places or (None, None)
+        whole = q, first, last, queries
         if count == 1:
-            return seen_by(q, first, last, queries, (k, v, keys))
+            return gathered(whole, (k, v, keys))
         # Gradients of keys are added up in float32, as within the kernel.
         wide = k.astype(jnp.float32), v.astype(jnp.float32)
         narrow = lambda: (*(x.astype(k.dtype) for x in wide), keys)
-        part = lambda some: seen_by(some[0], some[1], some[2], some[3], narrow())
-        return jax.lax.map(part, jax.tree.map(cut, (q, first, last, queries))).reshape(T, N, -1)
+        out = jax.lax.map(lambda some: gathered(some, narrow()), jax.tree.map(cut, whole))
+        return out.reshape(T, N, -1)
 
     places = () if window is None else (window.queries, window.keys)
     rows = [of_row(*parts) for parts in zip(q, k, v, first, last, *places, strict=True)]
