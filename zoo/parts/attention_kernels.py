@@ -1,5 +1,6 @@
 """Attention kernels of other libraries, called in their own terms, each on one device."""
 
+import functools
 import importlib
 import math
 import types
@@ -121,9 +122,13 @@ def splash(
             return gathered(whole, (k, v, keys))
         # Gradients of keys are added up in float32, as within the kernel.
         wide = k.astype(jnp.float32), v.astype(jnp.float32)
-        narrow = lambda: (*(x.astype(k.dtype) for x in wide), keys)
-        out = jax.lax.map(lambda some: gathered(some, narrow()), jax.tree.map(cut, whole))
-        return out.reshape(T, N, -1)
+
+        # The masks of all parts are not kept for the way back.
+        @functools.partial(jax.checkpoint, policy=remat.POLICIES["attention"], prevent_cse=False)
+        def part(some: tuple) -> Array:
+            return gathered(some, (*(x.astype(k.dtype) for x in wide), keys))
+
+        return jax.lax.map(part, jax.tree.map(cut, whole)).reshape(T, N, -1)
 
     places = () if window is None else (window.queries, window.keys)
     rows = [of_row(*parts) for parts in zip(q, k, v, first, last, *places, strict=True)]
