@@ -19,7 +19,8 @@ def read(hf: Mapping[str, object], otherwise: Mapping[str, object]) -> dict[str,
     Raises:
       ValueError: as `rope_config.read`, or nothing says from which length on they grow.
     """
-    ropes = hf.get("rope_parameters") or otherwise
+    ropes = hf.get("rope_parameters")
+    ropes = otherwise if ropes is None else ropes
     if not isinstance(ropes, dict):
         return rope_config.read(hf)  # which says what is wrong
     beta = ropes.get("llama_4_scaling_beta") or None

@@ -153,6 +153,8 @@ def _one(
     for key in ("mscale", "mscale_all_dim"):  # 0 is as if it were not there
         if given.get(key) == 0:
             del given[key]
+    if "mscale_all_dim" not in given:  # of which the other is a share
+        given.pop("mscale", None)
     given.pop("attn_factor", None)  # another library's; transformers does not read it
     if not isinstance(kind, str) or kind not in KEYS:
         raise BadInput(f"the zoo does not implement rope_type {kind!r}, only {', '.join(KEYS)}")
