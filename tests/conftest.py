@@ -4,6 +4,7 @@ import atexit
 from collections.abc import Callable, Iterator
 import contextlib
 import gc
+import itertools
 import json
 import os
 import pathlib
@@ -270,15 +271,19 @@ def pytest_collection_modifyitems(items):
 
 
 # A process may hold 65,530 pieces of memory (vm.max_map_count), a compiled program is several of
-# them, and one more is a crash: far below it, programs of earlier files are given back.
+# them, and one more is a crash: far below it, programs of earlier tests are given back.
 MANY_PIECES = 25_000
+counted = itertools.count(1)
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def few_programs() -> Iterator[None]:
+    """Looked at now and then: a long form of one file alone may make too many."""
     yield
     pieces = pathlib.Path("/proc/self/maps")
-    if pieces.exists() and pieces.read_bytes().count(b"\n") > MANY_PIECES:
+    if next(counted) % 25 or not pieces.exists():
+        return
+    if pieces.read_bytes().count(b"\n") > MANY_PIECES:
         jax.clear_caches()
         gc.collect()
 
