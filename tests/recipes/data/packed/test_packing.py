@@ -138,6 +138,15 @@ def test_a_row_that_two_devices_share_is_read_where_its_tokens_are():
     assert batch.owner[1, :4].tolist() == [0, 0, 0, 1]
 
 
+def test_a_part_of_a_row_may_have_more_scores_than_tokens(monkeypatch):
+    """A stripe with the only token of a prompt, and without the place that its pair leaves."""
+    monkeypatch.setattr(stripes, "STRIPE", 4)
+    shape = Shape(1, 64, examples=10, answers=2, few=1, context=8)
+    (batch,) = batches.pack([pair("a", "xyz", "uvw")] * 10, shape, [0]).micro_batches
+    assert batch.counts.sum() == 60
+    assert batch.counts.max() > 8
+
+
 @pytest.mark.parametrize("context", [2, 4, 8])
 @pytest.mark.parametrize("longest", [3, 12])
 @pytest.mark.parametrize("width", [4, 512])
