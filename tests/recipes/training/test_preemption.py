@@ -322,15 +322,17 @@ def test_of_two_processes_one_is_killed(tmp_path, victim):
 @pytest.mark.full
 def test_an_error_of_one_process_ends_both(tmp_path):
     """What only one meets, a folder that is in the way, while the other goes on to its next sum."""
-    in_the_way = tmp_path / "run" / "hf" / "step-2"
-    in_the_way.mkdir(parents=True)
+    run, in_the_way = tmp_path / "run", tmp_path / "run" / "hf" / "step-40"
+    flags = "--config.num_train_steps=60", "--config.steps_per_checkpoint=40"
+    processes = both(run, *flags, "--config.steps_per_hf_export=40")
+    while not (run / "metrics.jsonl").exists() and processes[0].poll() is None:
+        time.sleep(0.05)
+    in_the_way.mkdir(parents=True)  # at the start it would have been refused
     (in_the_way / "notes.txt").write_text("mine")
-    flags = "--config.num_train_steps=4", "--config.steps_per_checkpoint=2"
-    processes = both(tmp_path / "run", *flags, "--config.steps_per_hf_export=2")
     told = [process.communicate(timeout=200)[0] for process in processes]
     assert all(process.returncode for process in processes)
     assert "holds something else than a model" in told[0], told[0][-2000:]
-    assert (tmp_path / "run" / "checkpoints" / "2").is_dir()  # the save under way was finished
+    assert (run / "checkpoints" / "40").is_dir()  # the save under way was finished
 
 
 @pytest.mark.full
