@@ -1,6 +1,7 @@
 """What a user tries first: lists, rows of any lengths, states, weights drawn anew; wrong calls."""
 
 import ast
+import dataclasses
 import json
 import pathlib
 import pickle
@@ -13,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from recipes.training import compiling
 from tests.conftest import TINY, small_config
 from tests.long_forms import full_but
 from tests.zoo import twins
 import zoo
-from zoo.parts import spans
+from zoo.parts import rope, spans
 
 A, B = [5, 6, 7, 8, 9], [10, 11, 12]
 PADDED = np.array([A, [*B, -100, 10**6]])
@@ -71,12 +73,27 @@ def test_a_text_in_rows_is_the_text_alone(family, shape):
 def test_hidden_needs_no_spans(small_model):
     tokens = jnp.array([A])
     expected = small_model.hidden(tokens, spans.causal(1, 5))
-    np.testing.assert_array_equal(small_model.hidden(tokens), expected)
-    np.testing.assert_array_equal(small_model.hidden(A), expected[0])
-    np.testing.assert_array_equal(small_model.unembed(expected)[0], small_model(A))
+    found = small_model.hidden(A)
+    np.testing.assert_allclose(found, expected[0], atol=1e-5)
+    np.testing.assert_array_equal(small_model.hidden(tokens)[0], found)
+    np.testing.assert_allclose(small_model.unembed(expected)[0], small_model(A), atol=1e-5)
     found = small_model.hidden([A, B])
     np.testing.assert_allclose(found[1, :3], small_model.hidden(B), atol=1e-5)
     assert not found[1, 3:].any()
+
+
+def test_a_call_is_compiled_once_for_a_shape(small_model):
+    """And sees what has changed since: weights, and how the model is put together."""
+    first, doubled = small_model(A), 2 * small_model.head[...]
+    with compiling.heard() as compiled:
+        small_model(A[::-1])
+        small_model.head.set_value(doubled)
+        found = small_model(A)
+    assert compiled.seconds() == 0
+    np.testing.assert_allclose(found, 2 * first, rtol=1e-6)
+    other = rope.Rope(rope_theta=5.0)
+    small_model.config = dataclasses.replace(small_model.config, rope_parameters=other)
+    assert np.abs(small_model(A) - found).max() > 1e-2
 
 
 def test_states_after_every_block(small_model):

@@ -1,6 +1,7 @@
 """What every model of the zoo is: an embedding, blocks, a last norm, a head unless it is tied."""
 
 from collections.abc import Callable
+import functools
 import os
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from checkpoints_io.errors import BadInput
 from zoo.parts import hf_config, last_step, layers, spans, stack, token_rows
 
 
@@ -63,15 +65,16 @@ class CausalLM(nnx.Module):
         """The residual stream after the last norm, as it becomes logits.
 
         Without `where` each row is one text, as in a call of the model. With it `tokens` are an
-        array [B, T], whose values are not checked.
+        array [B, T], whose values are not checked, and `run` applies the blocks.
 
         Raises:
           ValueError: as a call of the model.
         """
         if where is not None:
             return self.residual(jnp.asarray(tokens), where, run)
-        rows = token_rows.read(tokens, lengths, self.config.vocab_size)
-        return token_rows.as_given(self._of_rows(rows, run), rows)
+        if run is not stack.run:
+            raise BadInput("`run` goes with `where`: hidden(ids, spans.causal(*ids.shape), run)")
+        return _called(_hidden, self, tokens, lengths)
 
     def hidden_states(
         self, tokens: token_rows.Tokens, *, lengths: token_rows.Lengths | None = None
@@ -83,10 +86,7 @@ class CausalLM(nnx.Module):
         Raises:
           ValueError: as a call of the model.
         """
-        rows = token_rows.read(tokens, lengths, self.config.vocab_size)
-        kept: list[Array] = []
-        last = self._of_rows(rows, stack.keeping(kept))
-        return token_rows.as_given(jnp.concatenate([*kept, last[None]]), rows)
+        return _called(_hidden_states, self, tokens, lengths)
 
     def __call__(
         self, tokens: token_rows.Tokens, lengths: token_rows.Lengths | None = None
@@ -100,13 +100,7 @@ class CausalLM(nnx.Module):
         Raises:
           ValueError: these are not tokens, or an id is beyond the model's vocabulary.
         """
-        rows = token_rows.read(tokens, lengths, self.config.vocab_size)
-        return token_rows.as_given(self.unembed(self._of_rows(rows)), rows)
-
-    def _of_rows(self, rows: token_rows.Rows, run: stack.Run = stack.run) -> Float[Array, "B T D"]:
-        B, T = rows.ids.shape
-        token_rows.check_length(T, self.config)
-        return self.residual(rows.ids, spans.causal(B, T, rows.lengths), run)
+        return _called(_logits, self, tokens, lengths)
 
     def unembed(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Hidden states -> logits, in float32."""
@@ -116,6 +110,48 @@ class CausalLM(nnx.Module):
     def unembedding(self) -> nnx.Param:
         """The head: axes "V D"."""
         return self.embedding if self.config.tie_word_embeddings else self.head
+
+
+_What = Callable[[CausalLM, Int[Array, "B T"], spans.Spans], Float[Array, "..."]]
+
+
+def _called(
+    what: _What, model: CausalLM, tokens: token_rows.Tokens, lengths: token_rows.Lengths | None
+) -> Float[Array, "..."]:
+    ids, lengths, is_one_text = token_rows.read(tokens, lengths, model.config.vocab_size)
+    token_rows.check_length(ids.shape[1], model.config)
+    return _program(model, ids, lengths, what=what, is_one_text=is_one_text)
+
+
+# Operation by operation, the scans over layers would be compiled again at every call.
+@functools.partial(jax.jit, static_argnames=("what", "is_one_text"), inline=True)
+def _program(
+    model: CausalLM,
+    ids: Int[Array, "B T"],
+    lengths: Int[Array, " B"] | None,
+    *,
+    what: _What,
+    is_one_text: bool,
+) -> Float[Array, "..."]:
+    B, T = ids.shape
+    found = what(model, ids, spans.causal(B, T, lengths))
+    return token_rows.as_given(found, lengths, is_one_text=is_one_text)
+
+
+def _logits(model: CausalLM, ids: Int[Array, "B T"], where: spans.Spans) -> Float[Array, "B T V"]:
+    return model.unembed(model.residual(ids, where))
+
+
+def _hidden(model: CausalLM, ids: Int[Array, "B T"], where: spans.Spans) -> Float[Array, "B T D"]:
+    return model.residual(ids, where)
+
+
+def _hidden_states(
+    model: CausalLM, ids: Int[Array, "B T"], where: spans.Spans
+) -> Float[Array, "L1 B T D"]:
+    kept: list[Array] = []
+    last = model.residual(ids, where, stack.keeping(kept))
+    return jnp.concatenate([*kept, last[None]])
 
 
 def _blocks(

@@ -89,12 +89,14 @@ def _refuse_text(tokens: Tokens) -> None:
         raise BadInput(f"tokens are ids, and {tokens!r:.60} is text: encode it with the tokenizer")
 
 
-def as_given(x: Float[Array, "*L B T D"], rows: Rows) -> Float[Array, "..."]:
+def as_given(
+    x: Float[Array, "*L B T D"], lengths: Int[Array, " B"] | None, *, is_one_text: bool
+) -> Float[Array, "..."]:
     """What was computed for every token: zeros after the ends; of one text without the B."""
-    if rows.lengths is not None:
-        real = jnp.arange(x.shape[-2]) < rows.lengths[:, None]
+    if lengths is not None:
+        real = jnp.arange(x.shape[-2]) < lengths[:, None]
         x = jnp.where(real[..., None], x, 0)
-    return x[..., 0, :, :] if rows.is_one_text else x
+    return x[..., 0, :, :] if is_one_text else x
 
 
 def check_length(T: int, config: Any) -> None:
