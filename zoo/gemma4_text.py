@@ -217,3 +217,5 @@ HF_WEIGHTS = {
     **per_layer.HF_WEIGHTS,
     **pattern.of_kinds(dict.fromkeys(looking_back.KINDS, IN_EVERY_LAYER)),
 }
+
+HF_KEPT = looking_back.unused

@@ -164,3 +164,5 @@ HF_WEIGHTS = {
     "head": ("lm_head.weight", "V D"),
     **pattern.of_kinds(dict.fromkeys(looking_back.KINDS, IN_EVERY_LAYER)),
 }
+
+HF_KEPT = looking_back.unused

@@ -224,4 +224,7 @@ HF_WEIGHTS = {
     **pattern.of_kinds(IN_LAYERS),
 }
 
+# What predicts the token after the next.
+HF_OTHERS = (r"^mtp\.",)
+
 HF_PACKED = experts.IN_ONE_TENSOR

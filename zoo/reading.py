@@ -10,7 +10,7 @@ import numpy as np
 from checkpoints_io import hf_folder, hf_weights
 from checkpoints_io.packed import Packed
 from zoo.models import ARCHITECTURES, Model, config_of, hf_table, name_of
-from zoo.parts import text_half
+from zoo.parts import hf_config, text_half
 from zoo.parts.quantised import is_quantised
 
 
@@ -37,18 +37,25 @@ def spelling(model: Model, text_only: bool = False) -> hf_weights.Plan:
     arch = ARCHITECTURES[model.config.model_type]
     source = hf_folder.look_up(model.source) if model.source else None
     few: Any = source.config.get("quantization_config") if source else None
-    names = tuple(getattr(arch, "HF_NAMES", ()))
-    kept, others = (tuple(getattr(arch, of, ())) for of in ("HF_KEPT", "HF_OTHERS"))
+    there = config_of(source.config) if source else model.config
+    # transformers may keep the names of a whole when it saves the text alone.
+    names = (*getattr(arch, "HF_NAMES", ()), *text_half.NAMES)
+    kept, others = (_patterns(getattr(arch, of, ()), there) for of in ("HF_KEPT", "HF_OTHERS"))
     if source and text_half.is_whole(source.config):
-        names, others = (*names, *text_half.NAMES), (*others, *text_half.OTHERS)
+        others = (*others, *text_half.OTHERS)
     if source and text_half.scores(source.config):
         kept = (*kept, rf"^{text_half.SCORE}$")
     carried = kept if text_only else kept + others
     if source and carried:
-        carried = _of_layers(carried, config_of(source.config).sizes["L"], model.config.sizes["L"])
+        carried = _of_layers(carried, there.sizes["L"], model.config.sizes["L"])
     packed = [Packed(*one) for one in getattr(arch, "HF_PACKED", ())]
     few = few if isinstance(few, dict) else {}
     return hf_weights.Plan(hf_table(model), {}, {}, names, few, packed, carried)
+
+
+def _patterns(given: Any, config: hf_config.Config) -> tuple[str, ...]:
+    """Of an architecture: patterns of names, or what gives them where a Config decides."""
+    return tuple(given(config) if callable(given) else given)
 
 
 def _of_layers(patterns: Sequence[str], there: int, now: int) -> list[str]:
@@ -71,12 +78,12 @@ def with_extra(model: Model, extra: str) -> tuple[Model, dict[str, np.ndarray]]:
     """
     assert model.source is not None
     folder = hf_folder.fetched(hf_folder.look_up(model.source))
-    plan = plan_of(model)._replace(carried=(extra,))
-    with hf_weights.carried(folder.path, plan) as tensors:
+    plan = plan_of(model)
+    with hf_weights.carried(folder.path, plan._replace(carried=(extra,))) as tensors:
         beside = {
             name: np.asarray(one[(slice(None),)], np.float32) for name, one in tensors.items()
         }
-    return filled(model, folder, plan), beside
+    return filled(model, folder, plan._replace(carried=(*plan.carried, extra))), beside
 
 
 def filled(model: Model, folder: hf_folder.Folder, plan: hf_weights.Plan) -> Model:

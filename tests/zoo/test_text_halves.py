@@ -190,6 +190,60 @@ def test_what_is_not_trained_is_not_lost(tmp_path, name, monkeypatch):
     assert zoo.load(tmp_path / "text").config == model.config
 
 
+@pytest.mark.parametrize("name", full_but(["qwen3_5", "qwen3_5_moe", "gemma3"], "qwen3_5"))
+def test_a_text_that_transformers_took_from_a_whole(tmp_path, name):
+    """It keeps the names of the whole beside the config.json of the text."""
+    whole(name, tmp_path / "whole")
+    taken = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "whole").eval()
+    taken.save_pretrained(tmp_path / "text")
+    model, tokens = zoo.load(tmp_path / "text"), twins.TOKENS[:, :24]
+    np.testing.assert_allclose(model(tokens), twins.logits(taken, tokens), atol=1e-4)
+    zoo.save(model, tmp_path / "out", dtype=jnp.float32)
+    again, told = type(taken).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    np.testing.assert_allclose(twins.logits(again, tokens), twins.logits(taken, tokens), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", full_but(["gemma3", "qwen3_5"], "gemma3"))
+def test_rewards_of_a_whole(tmp_path, name):
+    """As TRL's RewardTrainer writes it: the tower lies beside the text and its score."""
+    whole(name, tmp_path / "whole")
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "whole", num_labels=1
+    ).eval()
+    theirs.save_pretrained(tmp_path / "rewards")
+    text = [5, 9, 80, 3, 17]
+    with torch.no_grad():
+        expected = theirs(torch.tensor([text])).logits.item()
+    found = zoo.reward.rewards(zoo.reward.load(tmp_path / "rewards"), [text])
+    assert found == pytest.approx([expected], abs=1e-4)
+
+
+def test_keys_that_no_layer_reads_are_carried(tmp_path):
+    """Gemma 4 E2B and E4B as published: layers that look back have keys in the files, too."""
+    shape = "inputs of each layer, shared keys"
+    original, folder = twins.twin("gemma4_text", shape)
+    before = tensors(folder)
+    for layer in range(8, 12):
+        for part in ("k_proj", "v_proj", "k_norm"):
+            name = f"model.layers.{layer}.self_attn.{part}.weight"
+            assert name not in before
+            before[name] = np.full((16, 32), layer, np.float32)
+    shutil.copytree(folder, tmp_path / "hub")
+    safetensors.numpy.save_file(before, tmp_path / "hub/model.safetensors", {"format": "pt"})
+    model = zoo.load(tmp_path / "hub")
+    np.testing.assert_allclose(model(twins.TOKENS), twins.logits(original), atol=1e-4)
+    zoo.save(model, tmp_path / "out", dtype=jnp.float32, text_only=True)
+    after = tensors(tmp_path / "out")
+    assert after.keys() == before.keys()
+    for name, tensor in after.items():
+        np.testing.assert_array_equal(tensor, before[name])
+    other = before | {"model.layers.7.self_attn.x_proj.weight": np.ones(3, np.float32)}
+    safetensors.numpy.save_file(other, tmp_path / "hub/model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="x_proj"):
+        zoo.load(tmp_path / "hub")
+
+
 @pytest.mark.parametrize("name", full_but(["qwen3_5", "gemma3", "llama4", "qwen2_5_vl"], "gemma3"))
 def test_adapters_are_those_of_the_whole(tmp_path, name):
     """PEFT puts them on the model that sees, under the text's names there."""
@@ -211,7 +265,11 @@ def test_adapters_are_those_of_the_whole(tmp_path, name):
 
 @pytest.mark.parametrize(
     ("family", "name"),
-    [("deepseek_v3", "model.layers.3.eh_proj.weight"), ("qwen3_5_text", "mtp.fc.weight")],
+    [
+        ("deepseek_v3", "model.layers.3.eh_proj.weight"),
+        ("qwen3_5_text", "mtp.fc.weight"),
+        ("qwen3_next", "mtp.fc.weight"),
+    ],
 )
 def test_heads_for_later_tokens_are_not_lost(tmp_path, family, name):
     _, folder = twins.twin(family, next(iter(twins.TWINS[family])))

@@ -239,7 +239,7 @@ TWINS: dict[str, dict[str, dict]] = {
         "inputs of each layer, shared keys": GEMMA4 | dict(
             attention_k_eq_v=False, num_key_value_heads=1, hidden_size_per_layer_input=16,
             vocab_size_per_layer_input=97, num_kv_shared_layers=4, use_double_wide_mlp=True,
-            num_hidden_layers=8, layer_types=["sliding_attention", "full_attention"] * 4,
+            num_hidden_layers=12, layer_types=["sliding_attention", "full_attention"] * 6,
         ),
         "experts, one key head": GEMMA4 | dict(
             num_key_value_heads=1, enable_moe_block=True, num_experts=6, top_k_experts=2,

@@ -1,6 +1,7 @@
 """What Gemma 4's config.json says of its layers: which are full, and which look back."""
 
 from collections.abc import Mapping
+import re
 from typing import Any
 
 from checkpoints_io.errors import BadInput
@@ -68,11 +69,16 @@ def of_full_layers(hf: dict[str, object]) -> dict[str, object]:
     if own is None or not isinstance(listed, list):
         return hf
     names = {"head_dim": "global_head_dim", "num_key_value_heads": "num_global_key_value_heads"}
-    full = {str(i) for i, kind in enumerate(listed) if kind == FULL}
-    if not isinstance(own, dict) or own.keys() != full:
+    full = {i for i, kind in enumerate(listed) if kind == FULL}
+    if not isinstance(own, dict) or _numbers(own) != full:
         return hf  # refused by the name of the key
     given, *others = own.values()
     odd = not isinstance(given, dict) or given.keys() - names.keys()
     if odd or any(other != given for other in others):
         return hf
     return rest | {names[key]: value for key, value in given.items()}
+
+
+def _numbers(by_layer: dict[str, object]) -> set[int | None]:
+    """The layers that it says something of: "05" where there are more than ten."""
+    return {int(key) if re.fullmatch("[0-9]{1,9}", key) else None for key in by_layer}

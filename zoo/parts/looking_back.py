@@ -97,3 +97,14 @@ HF_WEIGHTS = {
     "attention.q_norm.scale": ("self_attn.q_norm.weight", "H"),
     "attention.k_norm.scale": ("self_attn.k_norm.weight", "H"),
 }  # fmt: skip
+
+
+def unused(config: Any) -> tuple[str, ...]:
+    """Patterns of the keys and values that files give to layers which look at an earlier one's.
+
+    No program reads them, and some ask for them.
+    """
+    count, shared = len(config.layer_types), config.num_kv_shared_layers or 0
+    of_them = "|".join(map(str, range(count - shared, count)))
+    inside = r"^(model|model\.language_model|language_model\.model)\.layers"
+    return (rf"{inside}\.({of_them})\.self_attn\.([kv]_proj|k_norm)\.",) if shared else ()
