@@ -35,6 +35,10 @@ BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 MOST_STATE = 4096  # bytes of JSON beside a tensor
 SCALES = ("_scale_inv", "_scale")
 EIGHTS = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
+# What scales activations, or the keys and values that are kept: these are not narrow here.
+OF_ACTIVATIONS = re.compile(
+    r"([._](input|output|activation)|\.self_attn\.([qkv]|kv|prob))_(scale|zero_point)$"
+)
 # Of compressed-tensors: one number in one byte.
 FORMATS = ("naive-quantized", "int-quantized", "float-quantized")
 
@@ -204,11 +208,11 @@ class Scaled:
     """What a slice of a safetensors file offers, computed from 8 bits and scales when read."""
 
     codes: Slices
-    scales: np.ndarray  # [rows of blocks, columns of them]
-    block: tuple[int, int]
+    scales: np.ndarray  # as many axes, of as many blocks
+    block: tuple[int, ...]
 
     def get_shape(self) -> list[int]:
-        """[out, into]."""
+        """[out, into]; of all experts of a layer [experts, out, into]."""
         return self.codes.get_shape()
 
     def get_dtype(self) -> str:
@@ -216,7 +220,7 @@ class Scaled:
         return "F32"
 
     def __getitem__(self, at: tuple[slice, ...]) -> np.ndarray:
-        """A part of the matrix."""
+        """A part of it."""
         places = [np.arange(s.start, s.stop) // n for s, n in zip(at, self.block, strict=True)]
         return self.codes[at].astype(np.float32) * self.scales[np.ix_(*places)]
 
@@ -263,19 +267,23 @@ def unpacked(tensors: Mapping[str, Slices], told: Mapping[str, Any]) -> dict[str
     Raises:
       ValueError: they do not belong together, or are of a kind that is not read.
     """
-    found = dict(tensors)
+    found = {n: one for n, one in tensors.items() if not (told and OF_ACTIVATIONS.search(n))}
     for name in [name for name in tensors if STATE.search(name)]:
         whole = STATE.sub("", name)
         beside = {key: found.pop(f"{whole}.{key}", None) for key in (
             "absmax", "quant_map", "nested_absmax", "nested_quant_map")}  # fmt: skip
         found[whole] = _halves(whole, found.get(whole), beside, found.pop(name))
     for end in SCALES:
-        for name in [name for name in tensors if name.endswith(f".weight{end}")]:
+        for name in [name for name in tensors if name.endswith(end)]:
             whole = name.removesuffix(end)
-            scales = found.pop(name)
-            found.pop(f"{whole.removesuffix('weight')}input_scale", None)  # of activations
-            found[whole] = _scaled(whole, found.get(whole), scales, end, told)
+            if whole.endswith(".weight") or _is_eight(found.get(whole)):
+                scales = found.pop(name)
+                found[whole] = _scaled(whole, found.get(whole), scales, end, told)
     return found
+
+
+def _is_eight(tensor: Slices | None) -> bool:
+    return tensor is not None and tensor.get_dtype() in ("I8", *EIGHTS)
 
 
 def _halves(name: str, codes: Slices | None, beside: Mapping, state: Slices) -> Halves:
@@ -315,24 +323,28 @@ def _halves(name: str, codes: Slices | None, beside: Mapping, state: Slices) -> 
 
 def _scaled(name: str, codes: Slices | None, scales: Slices, end: str, told: Mapping) -> Scaled:
     shape, size = codes.get_shape() if codes is not None else [], scales.get_shape()
-    if codes is None or codes.get_dtype() not in ("I8", *EIGHTS) or len(shape) != 2:
+    if codes is None or not _is_eight(codes) or len(shape) not in (2, 3):
         kind = f"{codes.get_dtype()} {shape}" if codes is not None else "missing"
         raise BadInput(f"{name} has {name}{end} beside it and is {kind}, not a matrix of 8 bits")
     if scales.get_dtype() not in ("F32", "BF16", "F16"):
         raise BadInput(f"{name}{end} is {scales.get_dtype()}; only floats are read")
-    out, into = shape
-    blocks = told.get("weight_block_size") or [128, 128] if end == "_scale_inv" else None
-    lines, columns = (*size, *[1] * (2 - len(size)))[:2]
+    *experts, out, into = shape
+    # Of all experts of a layer, each has its own; or one scale is that of all.
+    count = size[0] if experts and size[:1] == experts else 1
+    lines, columns = (*size[len(experts) :], 1, 1)[:2]
+    blocks = told.get("weight_block_size", [128, 128] if end == "_scale_inv" else None)
+    blocks = blocks or _block_of_groups(told)
+    block = tuple(blocks) if isinstance(blocks, list) else ()
     if (lines, columns) == (1, 1):
         block = out, into
-    elif blocks is None:
+    elif blocks is None or (end == "_scale" and lines == out):  # of some groups, not of all
         block = 1, -(-into // max(columns, 1))
-    else:
-        block = tuple(blocks) if isinstance(blocks, list) else ()
+    if experts and lines == 2 and out % 2 == 0 and -(-out // (block or [1])[0]) != 2:
+        block = out // 2, into if columns == 1 else block[-1]  # gate and up have one each
     if (
         any(type(n) is not int or n < 1 for n in block)
         or len(block) != 2
-        or len(size) > 2
+        or math.prod(size) != count * lines * columns
         or [lines, columns] != [-(-out // block[0]), -(-into // block[1])]
     ):
         raise BadInput(
@@ -340,4 +352,15 @@ def _scaled(name: str, codes: Slices | None, scales: Slices, end: str, told: Map
             "row or group of it, or one for each weight_block_size of config.json"
         )
     whole = np.asarray(_whole(scales), np.float32)
-    return Scaled(codes, whole.reshape(lines, columns), block)
+    each = [-(-n // count) for n in experts]
+    return Scaled(codes, whole.reshape([count] * len(experts) + [lines, columns]), (*each, *block))
+
+
+def _block_of_groups(told: Mapping) -> object:
+    """The blocks that have a scale each, as compressed-tensors says it; None: there are none."""
+    groups = told.get("config_groups")
+    for group in groups.values() if isinstance(groups, dict) else ():
+        weights = group.get("weights") if isinstance(group, dict) else None
+        if isinstance(weights, dict) and weights.get("strategy") == "block":
+            return weights.get("block_structure")
+    return None

@@ -4,6 +4,7 @@ import json
 import pathlib
 import shutil
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -13,6 +14,7 @@ import safetensors.numpy
 
 from checkpoints_io import quantised
 from tests.checkpoints_io import make_cases
+from tests.zoo import twins
 import zoo
 from zoo.parts.quantised import Quantised
 
@@ -190,6 +192,7 @@ def write(folder, tensors, **told):
 
 CT = dict(quant_method="compressed-tensors")
 FP8 = ml_dtypes.float8_e4m3fn
+BY_BLOCK = dict(group_0=dict(weights=dict(strategy="block", block_structure=[24, 32])))
 draw = lambda shape: np.random.default_rng(3).random(shape)
 
 
@@ -202,15 +205,16 @@ draw = lambda shape: np.random.default_rng(3).random(shape)
         (FP8, lambda w: draw((1, 1)), dict(quant_method="fp8")),
         (FP8, lambda w: draw((-(-len(w) // 24), w.shape[1] // 32)),
          dict(quant_method="fp8", weight_block_size=[24, 32])),
+        (FP8, lambda w: draw((-(-len(w) // 24), w.shape[1] // 32)),
+         CT | dict(format="float-quantized", config_groups=BY_BLOCK)),
     ],
 )  # fmt: skip
 def test_eight_bits_with_scales(folder, kind, scale_of, told):
     zoo.save(zoo.load(folder), folder.parent / "wide", dtype=jnp.float32)
     tensors = safetensors.numpy.load_file(folder.parent / "wide" / "model.safetensors")
     end = "_scale_inv" if "weight_block_size" in told else "_scale"
-    block = told.get("weight_block_size")
     floats = lambda w: np.float32(scale_of(w) + 0.5)
-    if block is None:
+    if not told.keys() & {"weight_block_size", "config_groups"}:
         stand_for = in_eight_bits(tensors, kind, floats, end)
     else:
         stand_for = {}
@@ -220,6 +224,10 @@ def test_eight_bits_with_scales(folder, kind, scale_of, told):
             codes = (matrix / each * 100).astype(kind)
             tensors |= {name: codes, f"{name}{end}": scale}
             stand_for[name] = codes.astype(np.float32) * each
+    # What scales activations, and keys and values that are kept, has no say in the weights.
+    beside = ("mlp.up_proj.activation_scale", "mlp.up_proj.input_scale", "self_attn.k_scale",
+              "mlp.up_proj.input_zero_point")  # fmt: skip
+    tensors |= {f"model.layers.0.{name}": np.ones(1, np.float32) for name in beside}
     write(folder, tensors, **told)
     zoo.save(zoo.load(folder), folder.parent / "out", dtype=jnp.float32)
     found = safetensors.numpy.load_file(folder.parent / "out" / "model.safetensors")
@@ -238,6 +246,62 @@ def test_eight_bits_with_scales(folder, kind, scale_of, told):
     write(folder, tensors | {name: np.ones((128, 64), np.float32)}, **told)
     with pytest.raises(ValueError, match=rf"{name} has .* beside it and is F32 \[128, 64\]"):
         zoo.load(folder)
+
+
+def halves_of(tensor, block):
+    """One scale for each expert's gate, and one for its up; or more along its rows."""
+    rows, columns = tensor.shape[1] // 2, block or tensor.shape[2]
+    return (len(tensor), 2, tensor.shape[2] // columns), (rows, columns)
+
+
+@pytest.mark.parametrize(
+    ("family", "shape_of", "told"),
+    [
+        ("qwen3_moe", lambda w: ((len(w),), w.shape[1:]), dict(weight_block_size=None)),
+        ("mistral4", lambda w: ((len(w), 1, 1), w.shape[1:]), dict(weight_block_size=None)),
+        ("qwen3_moe", lambda w: halves_of(w, None), dict(weight_block_size=None)),
+        ("mistral4", lambda w: halves_of(w, 4), dict(weight_block_size=[128, 4])),
+        ("qwen3_moe", lambda w: ((len(w), w.shape[1] // 4, w.shape[2] // 2), (4, 2)),
+         dict(weight_block_size=[4, 2])),
+    ],
+)  # fmt: skip
+def test_eight_bits_of_all_experts_in_one_tensor(family, shape_of, told, tmp_path):
+    """As Mistral Small 4 lies on the hub: a scale beside a tensor that is called no weight."""
+    model = twins.untrained(family, next(iter(twins.TWINS[family])))
+    zoo.save(model, tmp_path / "wide", dtype=jnp.float32)
+    tensors = safetensors.numpy.load_file(tmp_path / "wide" / "model.safetensors")
+    if not any(name.endswith(".gate_up_proj") for name in tensors):
+        tensors = in_one_tensor(tensors)
+    stand_for, codes = dict(tensors), dict(tensors)
+    for name in [name for name in tensors if "experts." in name and tensors[name].ndim == 3]:
+        shape, block = shape_of(tensors[name])
+        scale = np.float32(draw(shape) + 0.5)
+        wide = scale.reshape(len(scale), *(*shape[1:], 1, 1)[:2])
+        wide = wide.repeat(block[0], 1).repeat(block[1], 2)
+        own = (tensors[name] / wide * 100).astype(FP8)
+        codes |= {name: own, f"{name}_scale_inv": scale}
+        codes[f"{name}_activation_scale"] = np.ones(len(scale), np.float32)
+        stand_for[name] = own.astype(np.float32) * wide
+    assert len(codes) > len(tensors)
+    found = []
+    for some, quantised_as in ((codes, dict(quant_method="fp8", **told)), (stand_for, None)):
+        shutil.copytree(tmp_path / "wide", tmp_path / f"{len(found)}")
+        write(tmp_path / f"{len(found)}", some, **(quantised_as or {}))
+        found.append(zoo.load(tmp_path / f"{len(found)}"))
+    few, wide = (jax.tree.leaves(nnx.to_pure_dict(nnx.state(one))) for one in found)
+    for one, other in zip(few, wide, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def in_one_tensor(tensors):
+    """The experts of each layer as transformers 5 keeps them."""
+    found = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
+    for layer in range(3):
+        at = f"model.layers.{layer}.mlp.experts"
+        of = lambda part, at=at: np.stack([tensors[f"{at}.{i}.{part}.weight"] for i in range(6)])
+        found[f"{at}.gate_up_proj"] = np.concatenate([of("gate_proj"), of("up_proj")], 1)
+        found[f"{at}.down_proj"] = of("down_proj")
+    return found
 
 
 def test_a_part_of_a_matrix_is_a_part_of_its_numbers(folder):
