@@ -29,6 +29,7 @@ class Tokenizer(NamedTuple):
     named: Mapping[str, str]  # bos_token, eos_token, …: what a template may write
     bos_id: int | None
     eos_id: int | None
+    ends: tuple[int, ...]  # ids that end an answer, as the model's files say
     first: tuple[int, ...]  # what plain text begins with
     chat_template: str | None
     chat_templates: Mapping[str, str]  # others, by name: tool_use
@@ -96,8 +97,10 @@ def _loaded(
     others = config.get("additional_special_tokens")
     texts = map(_text_of, others if isinstance(others, list) else ())
     roles = {*named.values(), *(text for text in texts if isinstance(text, str))}
-    begins = config.get("add_bos_token")
-    begins = codec.begins_with_bos if begins is None else begins
+    of_bos = () if bos is None else (bos,)
+    first = of_bos if codec.first is None else codec.first
+    if (begins := config.get("add_bos_token")) is not None:
+        first = of_bos if begins else ()
     templates = _templates(folder, config, chat_template)
     return Tokenizer(
         encode=codec.encode,
@@ -109,7 +112,8 @@ def _loaded(
         named=named,
         bos_id=bos,
         eos_id=eos,
-        first=(bos,) if begins and bos is not None else (),
+        ends=tuple(i for i in _ends(folder) if i < codec.size),
+        first=first,
         chat_template=templates.pop("default", None),
         chat_templates=templates,
         size=codec.size,
@@ -117,11 +121,14 @@ def _loaded(
 
 
 def stop_ids(tokenizer: Tokenizer, end_of_turn: str) -> tuple[int, ...]:
-    """The ids that end an answer: end of text, and the first special token of what follows it."""
+    """The ids that end an answer: end of text, and the first special token of what follows it.
+
+    And those that the model's files call so: GLM's next turn begins with one of them.
+    """
     special = {i for text, i in tokenizer.special.items() if text.strip()}
     of_turn = [i for i in tokenizer.encode(end_of_turn)[0] if i in special][:1]
     of_text = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    return tuple(dict.fromkeys([*of_text, *of_turn]))
+    return tuple(dict.fromkeys([*of_text, *of_turn, *tokenizer.ends]))
 
 
 def ended_by(tokenizer: Tokenizer, ends: Iterable[int]) -> Tokenizer:
@@ -160,12 +167,26 @@ def _eos_of_the_model(
     folder: pathlib.Path, special: Mapping[str, int], named: dict[str, str]
 ) -> tuple[int | None, dict[str, str]]:
     """Where the tokenizer's files name no end of text, config.json may."""
-    ids = hf_folder.read_if_there(folder / "config.json").get("eos_token_id")
-    eos = ids[0] if isinstance(ids, list) and ids else ids
     texts = {i: text for text, i in special.items()}
-    if not isinstance(eos, int) or eos not in texts:
+    eos = next(iter(_ids(hf_folder.read_if_there(folder / "config.json"))), None)
+    if eos not in texts:
         return None, named
     return eos, named | {"eos_token": texts[eos]}
+
+
+def _ends(folder: pathlib.Path) -> list[int]:
+    """What ends an answer by generation_config.json, or else by config.json."""
+    config = hf_folder.read_if_there(folder / "config.json")
+    text = config.get("text_config")
+    said = [hf_folder.read_if_there(folder / "generation_config.json"), config]
+    said += [text] if isinstance(text, dict) else []
+    return next(filter(None, map(_ids, said)), [])
+
+
+def _ids(said: Mapping[str, object]) -> list[int]:
+    given = said.get("eos_token_id")
+    listed = given if isinstance(given, list) else [given]
+    return [i for i in listed if type(i) is int and i >= 0]
 
 
 def _templates(

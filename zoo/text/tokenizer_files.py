@@ -23,7 +23,7 @@ class Codec(NamedTuple):
     special: Mapping[str, int]
     control: frozenset[int]  # those that the files call special, too: no words of a text
     cuts: Sequence[str]  # special tokens before which a text may be cut: its ids are those parts'
-    begins_with_bos: bool  # is plain text given one, by these files?
+    first: tuple[int, ...] | None  # what these files put before plain text; None: a BOS
     size: int  # of the vocabulary
 
 
@@ -82,8 +82,7 @@ def _fast(own: tokenizers.Tokenizer, begins: bool | None = None, *, by_words: bo
     own.no_padding()
     added = own.get_added_tokens_decoder()
     special = {token.content: i for i, token in sorted(added.items())}
-    if begins is None:
-        begins = bool(own.encode("").ids)
+    first = _before_text(own) if begins is None else (None if begins else ())
     ids_of = fast_bpe.encoder(own) if by_words else None
 
     def encoding(text: str) -> tokenizers.Encoding:
@@ -105,7 +104,16 @@ def _fast(own: tokenizers.Tokenizer, begins: bool | None = None, *, by_words: bo
 
     cuts = [t.content for t in added.values() if not (t.normalized or t.lstrip or t.single_word)]
     control = frozenset(i for i, token in added.items() if token.special)
-    return Codec(encode, decode, special, control, cuts, begins, own.get_vocab_size())
+    return Codec(encode, decode, special, control, cuts, first, own.get_vocab_size())
+
+
+def _before_text(own: tokenizers.Tokenizer) -> tuple[int, ...]:
+    text = own.encode("a", add_special_tokens=False).ids
+    whole = own.encode("a").ids
+    if not text:  # a pre-tokenizer of a stranger's may leave nothing
+        return ()
+    at = next((i for i in range(len(whole)) if whole[i : i + len(text)] == text), 0)
+    return tuple(whole[:at])
 
 
 class _Offsets(Sequence):
@@ -178,8 +186,8 @@ def _sentencepiece(path: pathlib.Path, config: dict[str, object]) -> Codec:
         return "".join(told)
 
     beyond = sum(i >= size for i in special.values())
-    begins, cuts = own.bos_id() >= 0, list(special)
-    return Codec(encode, decode, special, frozenset(control), cuts, begins, size + beyond)
+    first, cuts = None if own.bos_id() >= 0 else (), list(special)
+    return Codec(encode, decode, special, frozenset(control), cuts, first, size + beyond)
 
 
 def _whole_characters(

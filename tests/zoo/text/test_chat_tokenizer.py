@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tokenizers
 import transformers
 
 from tests.conftest import ROOT, TINY
@@ -163,7 +164,35 @@ def test_what_ends_a_turn_is_found_where_the_turn_is(template, stops, tmp_path):
     """Written of parts, as by those that see; or not at all, and then the end of text ends it."""
     shutil.copytree(TINY / "model", tmp_path / "model")
     (tmp_path / "model" / "chat_template.jinja").write_text(template)
+    (tmp_path / "model" / "generation_config.json").unlink()
     assert chat_tokenizer.load_tokenizer(tmp_path / "model").stop_ids == stops
+
+
+GLM = (
+    "[gMASK]<sop>{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json", "text_config"])
+def test_what_the_files_say_ends_an_answer(file, tmp_path):
+    """GLM's answers end where the next turn begins, and its template writes nothing after them."""
+    own = tokenizers.Tokenizer(tokenizers.models.WordLevel({"hi": 0, "?": 1}, unk_token="?"))
+    own.add_special_tokens(["<|endoftext|>", "[gMASK]", "<sop>", "<|user|>", "<|assistant|>"])
+    first = [("[gMASK]", 3), ("<sop>", 4)]
+    own.post_processor = tokenizers.processors.TemplateProcessing("[gMASK] <sop> $A", None, first)
+    own.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+    (tmp_path / "chat_template.jinja").write_text(GLM)
+    ends = {"eos_token_id": [2, 5, 99]}  # a stranger's file may name what no token has
+    if file == "text_config":
+        ends, file = {"text_config": ends}, "config.json"
+    (tmp_path / file).write_text(json.dumps(ends))
+    words = chat_tokenizer.load_tokenizer(tmp_path)
+    assert words.stop_ids == (2, 5)
+    assert words.encode("hi") == [3, 4, 0]  # plain text begins as transformers begins it
+    words = chat_tokenizer.tokenizer.load(tmp_path)
+    assert (words.first, words.ends) == ((3, 4), (2, 5))
 
 
 def test_what_no_text_holds_is_refused_in_a_sentence(words):

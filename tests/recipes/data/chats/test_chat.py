@@ -352,7 +352,7 @@ def test_generation_ends_with_the_turn():
     talk = trial.prepared(own, scored_turns="assistant", date=None)
     named = [own.decode([i]) for i in chat.stop_ids(own, talk)]
     assert named == ["<|end_of_text|>", "<|eot_id|>"]
-    assert chat.stop_ids(own, None) == (own.eos_id,)
+    assert chat.stop_ids(own._replace(ends=()), None) == (own.eos_id,)
 
 
 def test_plain_text_wants_an_end_of_text(own):
