@@ -25,7 +25,7 @@ class Config(hf_config.Config):
 
     model_type: ClassVar[str] = "deepseek_v2"
     architecture: ClassVar[str] = "DeepseekV2ForCausalLM"
-    of_experts: ClassVar[dict[str, bool]] = {}
+    of_experts: ClassVar[dict[str, bool]] = {"wide_router": True}
     norm_topk_prob: ClassVar[bool] = False
     vocab_size: int
     hidden_size: int

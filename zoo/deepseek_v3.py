@@ -23,7 +23,7 @@ class Config(hf_config.Config):
 
     model_type: ClassVar[str] = "deepseek_v3"
     architecture: ClassVar[str] = "DeepseekV3ForCausalLM"
-    of_experts: ClassVar[dict[str, bool]] = {"corrected": True}
+    of_experts: ClassVar[dict[str, bool]] = {"corrected": True, "wide_router": True}
     vocab_size: int
     hidden_size: int
     intermediate_size: int

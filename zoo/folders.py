@@ -18,10 +18,10 @@ from zoo import adapters, config_file, peft, reading
 from zoo.models import (
     Model,
     abstract,
-    constants,
     dtype_of,
     hf_table,
     name_of,
+    never_narrowed,
     refuse_dtype,
     said_by,
 )
@@ -82,7 +82,7 @@ def read(
     Raises:
       FileNotFoundError, ValueError: as `load` and `check_finite`.
     """
-    plan, exact, parts = reading.plan_of(model), constants(model), {}
+    plan, exact, parts = reading.plan_of(model), never_narrowed(model), {}
     for path, layers in some.items():
         entry, want = plan.table[path], plan.wanted[path]
         if layers is not None:

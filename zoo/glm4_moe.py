@@ -135,7 +135,9 @@ class Block(nnx.Module):
             self.mlp = mlp.GatedMlp(sizes, rngs)
         else:
             choice = dense_first.choice(config, experts.sigmoid)
-            self.mlp = dense_first.WithShared(config, sizes, rngs, choice, corrected=True)
+            self.mlp = dense_first.WithShared(
+                config, sizes, rngs, choice, corrected=True, wide_router=True
+            )
 
     def __call__(
         self, x: Float[Array, "B T D"], attend: attention.Attend, turn: rope.Turn

@@ -23,7 +23,7 @@ class Config(hf_config.Config):
 
     model_type: ClassVar[str] = "glm4_moe_lite"
     architecture: ClassVar[str] = "Glm4MoeLiteForCausalLM"
-    of_experts: ClassVar[dict[str, bool]] = {"corrected": True}
+    of_experts: ClassVar[dict[str, bool]] = {"corrected": True, "wide_router": True}
     vocab_size: int
     hidden_size: int
     intermediate_size: int

@@ -183,11 +183,11 @@ def dtype_of(param: nnx.Variable, dtype: jax.typing.DTypeLike) -> jax.typing.DTy
 
 
 def is_exact(param: nnx.Variable) -> bool:
-    """Whether a weight is a constant, which is never narrowed: see `layers.constant`."""
+    """Whether a weight is never narrowed: see `layers.constant` and `layers.router`."""
     return bool(param.get_metadata("exact", False))
 
 
-def constants(model: Model) -> frozenset[str]:
+def never_narrowed(model: Model) -> frozenset[str]:
     """The paths of the weights that are never narrowed."""
     params = nnx.to_flat_state(nnx.state(model))
     return frozenset(name_of(path) for path, param in params if is_exact(param))

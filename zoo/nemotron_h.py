@@ -158,7 +158,7 @@ class Experts(nnx.Module):
     """Experts, of a narrower latent in the larger models, and an MLP for all tokens."""
 
     def __init__(self, config: Config, sizes: dict[str, int], rngs: nnx.Rngs):
-        self.router = layers.weight("L D E", sizes, rngs)
+        self.router = layers.router(sizes, rngs, wide=True)
         self.correction = layers.constant("L E", sizes)
         own = sizes | {"F": config.moe_intermediate_size}
         if config.moe_latent_size is not None:
@@ -177,7 +177,7 @@ class Experts(nnx.Module):
         )  # fmt: skip
 
     def __call__(self, x: Float[Array, "B T D"], mix: mixing.Mix) -> Float[Array, "B T D"]:
-        logits = experts.logits(x, self.router)
+        logits = experts.logits(x, self.router, wide=True)
         route = experts.chosen(logits, self.choice, self.correction[...])
         low = layers.einsum("BTD,DR->BTR", x, self.into) if self.has_latent else x
         weights = {"up": (self.up[...], "E D F"), "down": (self.down[...], "E F D")}

@@ -80,8 +80,8 @@ def of_params(graph: nnx.GraphDef, params: blocks.Weights, batch: Packed) -> Flo
 
 
 def as_computed(params: blocks.Weights, model: zoo.Model) -> blocks.Weights:
-    """Weights of a model, or some of them, in the dtype that it computes in; but its constants."""
-    return cast(params, model.dtype, models.constants(model))
+    """Weights of a model, or some, in the dtype that it computes in; but what is never narrowed."""
+    return cast(params, model.dtype, models.never_narrowed(model))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

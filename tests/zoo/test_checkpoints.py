@@ -246,22 +246,24 @@ def test_a_number_that_is_not_finite_is_named_in_its_expert(tmp_path):
         zoo.check_finite(zoo.load(tmp_path))
 
 
-def test_the_correction_of_a_router_is_never_narrowed(tmp_path):
-    """Rounded to bfloat16 it would choose other experts; in files it stays in float32."""
+def test_what_chooses_experts_is_never_narrowed(tmp_path):
+    """Rounded to bfloat16 it would choose other ones; in files it stays in float32."""
     model = twins.untrained("deepseek_v3", "groups, yarn")
     zoo.save(model, tmp_path / "model")
     model = zoo.load(tmp_path / "model", dtype=jnp.bfloat16)
-    names = models.constants(model)
-    assert names == {"blocks.sparse.mlp.chosen.correction"}
+    names = models.never_narrowed(model)
+    chosen = "blocks.sparse.mlp.chosen"
+    assert names == {f"{chosen}.correction", f"{chosen}.router"}
     weights = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(model)), sep=".")
     for name, weight in weights.items():
         assert weight.dtype == (jnp.float32 if name in names else jnp.bfloat16), name
-    held = weights["blocks.sparse.mlp.chosen.correction"]
-    assert (held != held.astype(jnp.bfloat16)).any()
-    some = zoo.folders.read(model, {"blocks.sparse.mlp.chosen.correction": None}, jnp.bfloat16)
-    np.testing.assert_array_equal(some["blocks"]["sparse"]["mlp"]["chosen"]["correction"], held)
-    cast = logps.as_computed(nnx.to_pure_dict(nnx.state(model)), model)
-    np.testing.assert_array_equal(cast["blocks"]["sparse"]["mlp"]["chosen"]["correction"], held)
+    for name in ("correction", "router"):
+        held = weights[f"{chosen}.{name}"]
+        assert (held != held.astype(jnp.bfloat16)).any()
+        some = zoo.folders.read(model, {f"{chosen}.{name}": None}, jnp.bfloat16)
+        np.testing.assert_array_equal(some["blocks"]["sparse"]["mlp"]["chosen"][name], held)
+        cast = logps.as_computed(nnx.to_pure_dict(nnx.state(model)), model)
+        np.testing.assert_array_equal(cast["blocks"]["sparse"]["mlp"]["chosen"][name], held)
     fresh = zoo.fresh(model.config, dtype=jnp.bfloat16)
     assert fresh.blocks.sparse.mlp.chosen.correction[...].dtype == jnp.float32
 

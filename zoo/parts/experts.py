@@ -80,8 +80,14 @@ def top_then_softmax(logits: Float[Array, "B T E"], k: int) -> Route:
     return Route(experts, jax.nn.softmax(top.astype(jnp.float32), axis=-1))
 
 
-def logits(x: Float[Array, "B T D"], router: nnx.Param) -> Float[Array, "B T E"]:
-    """A router's logits in float32, so that two passes in bfloat16 choose the same experts."""
+def logits(
+    x: Float[Array, "B T D"], router: nnx.Param, *, wide: bool = False
+) -> Float[Array, "B T E"]:
+    """A router's logits in float32, so that two passes in bfloat16 choose the same experts.
+
+    `wide`: the router is in float32 too, and its products are.
+    """
+    x = x.astype(jnp.float32) if wide else x
     return layers.einsum("BTD,DE->BTE", x, router, out=jnp.float32)
 
 
@@ -89,14 +95,15 @@ class GatedExperts(nnx.Module):
     """Experts that are gated MLPs, and the router by which a token chooses among them.
 
     The correction of a router is a constant of the checkpoint. Checkpoints that hold all experts of
-    a layer in one tensor hold gate and up together.
+    a layer in one tensor hold gate and up together. A `wide_router` is kept in float32, as
+    transformers keeps those of its `_keep_in_fp32_modules_strict`.
     """
 
     def __init__(
         self, sizes: Mapping[str, int], rngs: nnx.Rngs, choice: Choice,
-        *, corrected: bool = False, together: bool = False,
+        *, corrected: bool = False, together: bool = False, wide_router: bool = False,
     ):  # fmt: skip
-        self.router = layers.weight("L D E", sizes, rngs)
+        self.router = layers.router(sizes, rngs, wide=wide_router)
         self.correction = layers.constant("L E", sizes) if corrected else None
         if together:
             self.gate_up = layers.weight("L E J D F", sizes, rngs)
@@ -104,11 +111,12 @@ class GatedExperts(nnx.Module):
             self.gate = layers.weight("L E D F", sizes, rngs)
             self.up = layers.weight("L E D F", sizes, rngs)
         self.down = layers.weight("L E F D", sizes, rngs)
-        self.choice, self.together = choice, together
+        self.choice, self.together, self.wide_router = choice, together, wide_router
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         correction = None if self.correction is None else self.correction[...]
-        route = chosen(logits(x, self.router), self.choice, correction)
+        found = logits(x, self.router, wide=self.wide_router)
+        route = chosen(found, self.choice, correction)
         mix = functools.partial(mixed, x, route, before=self.choice.of_what_is_read)
         down = self.down[...], "E F D"
         if self.together:

@@ -51,6 +51,11 @@ def constant(axes: str, sizes: Mapping[str, int]) -> nnx.Param:
     return nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes, exact=True)
 
 
+def router(sizes: Mapping[str, int], rngs: nnx.Rngs, *, wide: bool) -> nnx.Param:
+    """What experts are chosen by; `wide`: in float32, whatever the others are in."""
+    return nnx.Param(weight("L D E", sizes, rngs)[...], axes="L D E", exact=wide)
+
+
 def is_matrix(axes: str) -> bool:
     """Whether a weight multiplies the width or a latent: norm scales, biases and sinks do not."""
     own = [letter for letter in axes.split() if letter not in "LJ"]
