@@ -15,11 +15,12 @@ import contextlib
 import itertools
 import os
 import pathlib
+import re
 import shutil
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from checkpoints_io import bucket, lock, whole
-from checkpoints_io.errors import StorageError
+from checkpoints_io.errors import BadInput, StorageError
 
 
 @runtime_checkable  # where the types of arguments are checked
@@ -103,7 +104,8 @@ class Place(Protocol):
         """Where Orbax writes its checkpoints: the address, or a folder of this machine instead.
 
         Raises:
-          ValueError: it would be that folder, and several processes write, who must all see one.
+          ValueError: it would be that folder, and several processes write, who must all see one; or
+            Orbax would lose checkpoints there.
         """
         ...
 
@@ -250,6 +252,11 @@ class Disk(NamedTuple):
         (self.path / name).rename(aside)
 
     def for_orbax(self) -> str:
+        if odd := re.search(r"[][*?]", str(self.path.absolute())):
+            raise BadInput(
+                f"{self.path.absolute()} has a {odd[0]!r} in its path, which Orbax takes for a "
+                "pattern, so that it loses checkpoints: choose a directory without [ ] * ?"
+            )
         return self.address
 
     def bring(self, parts: Iterable[str], step: str | None = None) -> None:

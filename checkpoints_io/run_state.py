@@ -288,15 +288,15 @@ class RunStore:
     def best(self, like: Mapping[str, PyTree]) -> Restored | None:
         """The checkpoint with the highest score, by `keep`; None where none has one.
 
-        One that cannot be read is named, and counts as none.
+        One that cannot be read is named, and the next best taken.
         """
         score = self._keep.highest if self._keep else None
         scores = {step: score(self._look_at(step) or {}) for step in self.steps()} if score else {}
         scored = [(value, step) for step, value in scores.items() if value is not None]
-        if not scored:
-            return None
-        found = self._restored(max(scored)[1], like)
-        return found and found._replace(facts=self._look_at(found.step) or {})
+        for _, step in sorted(scored, reverse=True):
+            if (found := self._restored(step, like)) is not None:
+                return found._replace(facts=self._look_at(step) or {})
+        return None
 
     def _set_aside(self, steps: list[int]) -> None:
         """Hides them from Orbax, which would skip every save up to the newest it sees."""

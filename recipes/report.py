@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from checkpoints_io import places
 from checkpoints_io.errors import BadInput
-from recipes.pages import run_files, run_page
+from recipes.pages import run_files, run_page, template
 from recipes.training import command
 
 
@@ -39,6 +39,8 @@ def report(directories: Sequence[str], page: str | None) -> str:
     else:
         folder, _, name = (page or run_page.FILE).rpartition("/")
         room = places.at(folder or ".", "--page")
+    if not template.is_page(room.read(name)):
+        raise BadInput(f"{room}/{name} is something else than a page: choose another --page")
     room.write_whole(name, run_page.page(runs).encode("utf-8", "replace"))
     return f"{room}/{name}"
 

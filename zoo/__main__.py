@@ -13,6 +13,7 @@ bfloat16 unless float32 is asked for; what is lost to rounding is said. `chat` t
 
 from collections import Counter
 import math
+import os
 import pathlib
 import signal
 import sys
@@ -100,6 +101,9 @@ def merge(base: str, adapter: str, folder: str, dtype: str = "bfloat16") -> str:
     """
     if dtype not in ("bfloat16", "float32"):
         raise BadInput(f"merged weights are written in bfloat16 or float32, not {dtype!r}")
+    for name, given in (("BASE", base), ("ADAPTER", adapter)):
+        if os.path.realpath(os.path.expanduser(given)) == os.path.realpath(folder):
+            raise BadInput(f"{folder} is {name}, which would be lost: give another FOLDER")
     from zoo import adapters
 
     model = zoo.load(base, adapter=adapter)

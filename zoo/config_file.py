@@ -27,8 +27,11 @@ def of(model: Model, dtype: jax.typing.DTypeLike, *, text_only: bool) -> dict[st
     _refuse_other_shapes(model, made)
     _refuse_other_parts(model, made)
     config = _changed(model, said_of(model), text_only)
-    named = [key for key in DTYPES if key in config] or DTYPES[:1]
-    return config | dict.fromkeys(named, np.dtype(dtype).name)
+    of_dtype = lambda keys: dict.fromkeys(keys, np.dtype(dtype).name)
+    half = config.get("text_config")
+    if isinstance(half, dict):  # some programs go by what it says of itself
+        config["text_config"] = half | of_dtype(key for key in DTYPES if key in half)
+    return config | of_dtype([key for key in DTYPES if key in config] or DTYPES[:1])
 
 
 def _changed(model: Model, said: Mapping[str, object], text_only: bool) -> dict[str, object]:
@@ -38,6 +41,8 @@ def _changed(model: Model, said: Mapping[str, object], text_only: bool) -> dict[
         said = {**said, "architectures": [model.config.architecture]}
     # Weights are written as they are, and no code beside them.
     config = {k: v for k, v in said.items() if k not in ("quantization_config", "auto_map")}
+    if not text_half.is_whole(config):  # a kind that this code alone knew is another by name
+        config |= {"model_type": model.config.model_type}
     if text_only and text_half.is_whole(said):  # its text becomes a model of its own
         config = text_half.written(config, own)
     if _says(config, model):

@@ -27,6 +27,7 @@ from zoo.models import (
 )
 from zoo.narrow import narrowed
 from zoo.parts import adapted, hf_config, text_half, token_rows
+from zoo.text import template
 
 
 def load(
@@ -228,12 +229,16 @@ def save(
       FileExistsError: `folder` holds something that is not a model.
       FileNotFoundError: there is no folder `tokenizer`, or that which the model came from is gone.
       ValueError: `dtype` is none of weights; or these do not fit the Config of the model, or are
-        not finite.
+        not finite; a stop id is beyond its vocabulary, or the template is none.
     """
     if not isinstance(model, Model):
         raise TypeError(f"zoo.save(model, folder) is given a {type(model).__name__} as a model")
     refuse_dtype("dtype", dtype)
     stop_ids = token_rows.stop_ids(stop_ids)
+    if odd := [i for i in stop_ids if i >= model.config.vocab_size]:
+        raise BadInput(f"stop_ids: {odd[0]} is beyond the model's {model.config.vocab_size} ids")
+    if chat_template is not None:
+        template.compiled(chat_template, None)
     source = hf_folder.look_up(model.source) if model.source else None
     if source and not source.path.is_dir():
         raise NotFound(

@@ -82,6 +82,8 @@ def stream(
       ValueError: as `generate`, when the first are asked for.
     """
     drawing.check(sampling)
+    if not 0 <= seed < 2**32:
+        raise BadInput(f"seed={seed}: seeds are whole numbers from 0 to 2**32 - 1")
     if not len(prompts):
         raise BadInput("there is no prompt to continue")
     stop_ids = _checked(max_new_tokens, at_once, stop_ids)

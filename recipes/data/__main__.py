@@ -25,7 +25,7 @@ from checkpoints_io import hf_folder
 from checkpoints_io.errors import BadInput
 from recipes.data import run_data
 from recipes.data.packed import shapes
-from recipes.pages import data_page
+from recipes.pages import data_page, template
 from recipes.training import checks, command, settings
 
 POSITIONS = 2**14  # of a micro-batch: what a GPU is given
@@ -41,6 +41,8 @@ def look(config: ml_collections.ConfigDict) -> None:
     page = pathlib.Path(flags.FLAGS.page)
     if page.is_dir() or not page.parent.is_dir():
         raise BadInput(f"--page={page} cannot be written: it is a folder, or in none that is there")
+    if page.exists() and not template.is_page(page.read_bytes()):
+        raise BadInput(f"--page={page} is something else than a page: choose another name")
     name = given["tokenizer"] or given["initialize_from_hf"]
     folder = hf_folder.find(name, files=hf_folder.TOKENIZER_FILES)
     data = run_data.read(run_data.asked(given, folder))

@@ -184,20 +184,23 @@ def _check(source: Source, total: Counts, how: How) -> None:
 def split(pairs: Pairs, fraction: float) -> tuple[list[Example], list[Example]]:
     """(train, held out): a prompt's hash decides, so that no prompt stands on both sides.
 
+    Of few prompts at least one is on either side.
+
     Raises:
-      ValueError: one side would be empty.
+      ValueError: there is but one.
     """
     sides: tuple[list[Example], list[Example]] = ([], [])
-    for pair, key in zip(pairs.ids, pairs.keys.tolist(), strict=True):
-        sides[key < fraction * 2**64].append(pair)
-    if not all(sides):
-        what = shown.noun(pairs.ids)
+    keys = pairs.keys.tolist()
+    if len(set(keys)) < 2:
         raise BadInput(
-            f"--config.validation_split_fraction={fraction} leaves {len(sides[0])} {what} to train "
-            f"on and {len(sides[1])} held out of {len(pairs.ids)}, which have "
-            f"{len(set(pairs.keys.tolist()))} prompts, each on one side; both need at least one: "
-            "set another fraction, or name a held-out file with --config.validation"
+            f"--config.validation_split_fraction={fraction} holds prompts out, and the "
+            f"{len(pairs.ids)} {shown.noun(pairs.ids)} have one prompt in all: "
+            "--config.validation_split_fraction=None holds none out, and "
+            "--config.validation.NAME=FILE is a held-out file"
         )
+    bound = min(max(int(fraction * 2**64), min(keys) + 1), max(keys))
+    for pair, key in zip(pairs.ids, keys, strict=True):
+        sides[key < bound].append(pair)
     return sides
 
 

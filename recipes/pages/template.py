@@ -18,3 +18,8 @@ def rendered(name: str, filters: Mapping[str, Callable[..., Any]], **given: obje
     )
     environment.filters |= filters
     return environment.get_template(name).render(given)
+
+
+def is_page(content: bytes | None) -> bool:
+    """Whether a file may be written over by a page: there is none, or it is one."""
+    return content is None or content.lstrip()[:14].lower() == b"<!doctype html"

@@ -181,6 +181,10 @@ def _rate(given: Given) -> dict[str, object]:
         given.notes.lacking.append((f"lr_scheduler_type: {kind}", told))
         schedule = "linear"
     found["lr_schedule"] = schedule
+    read = {"min_lr", "min_lr_rate"} if kind == "cosine_with_min_lr" else set()
+    for name in sorted(more.keys() - read):
+        told = f"{more[name]!r}; lr_schedule is {schedule}, as it is"
+        given.notes.lacking.append((f"lr_scheduler_kwargs.{name}", told))
     if kind == "cosine_with_min_lr":
         least = more.get("min_lr_rate")
         if least is None:

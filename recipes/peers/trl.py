@@ -156,7 +156,8 @@ def _made(given: Given) -> dict[str, object]:
         if found["loss"] != "sigmoid":
             told = f"of sigmoid alone here, and the loss is {found['loss']}"
             given.notes.lacking.append(("reference_free", told))
-        found["loss"] = "reference_free"
+        else:
+            found["loss"] = "reference_free"
     if theirs.get("rpo_alpha"):
         found["loss"] = f"{found['loss']},sft={float(theirs['rpo_alpha']):g}"
     if theirs.get("desirable_weight") or theirs.get("undesirable_weight"):

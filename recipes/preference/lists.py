@@ -20,7 +20,7 @@ class Compared(NamedTuple):
 
 
 def compared(answers: Answers, which: str) -> Compared:
-    """All pairs of answers of which one is ranked above the other, or of these the `best` answer's.
+    """All pairs of answers of which one is ranked above the other, or of these the `best` answers'.
 
     A pair that a list does not have stands for two equal answers of one token.
     """
@@ -28,10 +28,10 @@ def compared(answers: Answers, which: str) -> Compared:
     if count <= 2:
         return Compared(answers, None)
     first, second = np.triu_indices(count, 1)
-    if which == "best":
-        first, second = first[: count - 1], second[: count - 1]  # the row of the first answer
     ranks, here = ranks_of(answers), answers.tokens > 0
     counted = here[:, second] & (ranks[:, first] < ranks[:, second])
+    if which == "best":  # several may be
+        counted &= ranks[:, first] == ranks[:, :1]
 
     def both(values: Array, absent: float | int) -> Array:
         pairs = jnp.stack([values[:, first], values[:, second]], axis=-1)

@@ -51,6 +51,11 @@ def check_names(config: ml_collections.ConfigDict, table: Table) -> None:
         raise BadInput(f"the config has a setting {unknown[0]!r} that nothing reads{near}")
     lacking = [name for name in left_out(config, table) if table[name].default is MUST]
     if lacking:
+        if {"beta", "loss"} <= set(lacking):
+            raise BadInput(
+                "the config has no beta and no loss: it is one of recipes/sft.py, which trains on "
+                f"single answers; {example(table)} is one of pairs"
+            )
         raise BadInput(
             f"the config has no {', '.join(sorted(lacking))}: add it, as {example(table)} has it"
         )

@@ -148,7 +148,7 @@ def _read(groups: Groups | None, argv: list[str], *, writes: bool) -> Given:
         left = overrides.left_behind(opened)
         config = overrides.changed(opened, own)
         if left:
-            overrides.leave(config, left)
+            overrides.leave(config, left, opened)
         if not writes and config.get("directory") is None:
             with config.unlocked(), config.ignore_type():
                 config.directory = "runs"
@@ -165,7 +165,7 @@ def _left(sets: list[str], config: ml_collections.ConfigDict) -> str:
     """What is said of held-out sets that are left out."""
     told = f"--config.train_data={config.train_data}: the config's own held-out data "
     told += f"({', '.join(sets)}) is not of it and is left out"
-    if not config.validation:
+    if not config.validation and config.validation_split_fraction is not None:
         told += f"; {config.validation_split_fraction:.0%} of the prompts are held out instead"
     return f"{told} (--config.validation.NAME=FILE names a held-out file)"
 

@@ -64,7 +64,7 @@ def of_directory(directory: places.Place) -> Exporting:
         trained=learnt,
         opt_state=opt_state,
         tokenizer_folder=words,
-        stop_ids=stop_ids,
+        stop_ids=tuple(i for i in stop_ids if i < blank.config.vocab_size),
         seed=given["seed"],
         computing=computing,
         saving=run_parts.saving(given, own),

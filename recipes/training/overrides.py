@@ -104,21 +104,34 @@ def left_behind(given: Opened) -> list[str]:
     sets = given.config.get("validation") or {}
     if "validation" in named or not isinstance(own, str) or not other:
         return []
-    if other.lstrip().startswith("{"):  # several sources, by name
-        return []
     folder = own.rpartition("/")[0]
-    if "/" not in own or other.rpartition("/")[0] == folder:
-        return []
     within = lambda path: isinstance(path, str) and path.rpartition("/")[0] == folder
+    if "/" not in own or any(map(within, _paths(other))):
+        return []
     return [name for name, x in sets.items() if within(x) and f"validation.{name}" not in named]
 
 
-def leave(config: ml_collections.ConfigDict, sets: list[str]) -> None:
-    """Takes held-out sets out of the config; where none is left, some prompts are held out."""
+def _paths(train_data: str) -> list[object]:
+    """Those that a flag names: one, or several sources by name."""
+    if not train_data.lstrip().startswith("{"):
+        return [train_data]
+    sources = _literal("train_data", train_data)
+    every = sources.values() if isinstance(sources, dict) else ()
+    return [one.get("path") if isinstance(one, dict) else one for one in every]
+
+
+def leave(config: ml_collections.ConfigDict, sets: list[str], given: Opened) -> None:
+    """Takes held-out sets out of the config.
+
+    Where none is left, some prompts are held out, unless a flag says what share of them is.
+    """
+    named = {change.name for change in given.changes}
     with config.unlocked(), config.ignore_type():
         for name in sets:
             del config.validation[name]
-        if not config.validation and config.get("validation_split_fraction") is None:
+        if config.validation or "validation_split_fraction" in named:
+            return
+        if config.get("validation_split_fraction") is None:
             config.validation_split_fraction = SPLIT
 
 

@@ -233,9 +233,13 @@ def export_folder(step: int, run: Run | Exporting) -> places.Place:
 
 
 def exported(step: int, run: Run | Exporting) -> bool:
-    """Is it there, as far as every process can see?"""
+    """Is it there in the dtype that is asked for, as far as every process can see?"""
     folder = export_folder(step, run)
-    return all_agree(folder.exists(peft_folder.CONFIG if adapters_alone(run) else "config.json"))
+    if adapters_alone(run):
+        return all_agree(folder.exists(peft_folder.CONFIG))
+    said = json.loads(folder.read("config.json") or "null")
+    asked = jnp.dtype(run.saving.export_dtype).name
+    return all_agree(said is not None and said.get("dtype", said.get("torch_dtype")) == asked)
 
 
 def send(step: int, run: Run) -> None:

@@ -95,7 +95,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
         reference=models.folders.get("reference"),
         tokenizer=data.tokenizer,
         tokenizer_folder=models.tokenizer,
-        stop_ids=data.stop_ids,
+        stop_ids=tuple(i for i in data.stop_ids if i < models.blank.config.vocab_size),
         parts=data.train,
         examples=train,
         held_out=data.held_out,

@@ -64,13 +64,12 @@ def refuse_other_settings(
     }
     differ = {name for name in saved.keys() | now.keys() if saved.get(name) != now.get(name)}
     names = sorted(differ - new)
-    if step and names and LENGTHS.issuperset(names):
+    if step and not LENGTHS.isdisjoint(names):
         before, after = (_updates(given, examples) for given in (saved, now))
-        if before is None or after is None or before == after:
-            return
-        if before < after:
-            _refuse_longer(before, after, saved, directory, step)
-            return
+        if before is None or after is None or before <= after:  # which it may be
+            names = [name for name in names if name not in LENGTHS]
+            if not names and before and after and before < after:
+                _refuse_longer(before, after, saved, directory, step)
     if names:
         told = ", ".join(f"{n}: {saved.get(n)!r} there, {now.get(n)!r} here" for n in names[:4])
         longer = ""

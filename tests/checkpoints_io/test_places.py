@@ -20,6 +20,7 @@ import pytest
 
 from checkpoints_io import lease, places
 from checkpoints_io.bucket import Bucket
+from checkpoints_io.errors import BadInput
 from recipes.data import source_pairs
 from recipes.data.ids import counts, parallel, shards, token_cache
 from recipes.data.ids.encode_rows import Source
@@ -480,3 +481,11 @@ def test_a_run_begins(room, tiny_config):
     run.directory.remove("hf/step-2")
     with prepare.prepared(given):
         pass
+
+
+@pytest.mark.parametrize("name", ["a[1]", "b]", "c*", "d?"])
+def test_where_orbax_would_lose_checkpoints_none_are_written(tmp_path, name):
+    """It looks for its own files by a pattern that begins with the whole path."""
+    with pytest.raises(BadInput, match="choose a directory without"):
+        places.Disk(tmp_path / name / "run").for_orbax()
+    assert places.Disk(tmp_path / "e {f} 'g' #h").for_orbax() == f"{tmp_path}/e {{f}} 'g' #h"

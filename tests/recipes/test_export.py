@@ -58,6 +58,19 @@ def test_it_is_the_folder_of_the_run(tiny_config, tmp_path, kind):
         export.export(str(run), 1)
 
 
+@pytest.mark.full
+def test_a_finished_run_that_is_asked_for_another_dtype_writes_it(tiny_config, tmp_path):
+    config = tiny_config
+    config.train_data, config.validation = few_pairs(tmp_path, 12), {}
+    config.train_batch_size, config.num_train_steps, config.steps_per_hf_export = 8, 1, None
+    config.max_eval_pairs, config.warmup = None, 0.0
+    for dtype in ("bfloat16", "float32", "float32"):
+        config.hf_save_dtype = dtype
+        dpo.train(config)
+        told = files(pathlib.Path(config.directory) / "hf" / "step-1")
+        assert json.loads(told["config.json"])["dtype"] == dtype
+
+
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(NotFound, match=r"not the directory of a run: it has no settings\.json"):
         exporting.given_to(places.at(str(tmp_path)))

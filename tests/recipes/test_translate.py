@@ -256,6 +256,7 @@ def test_the_docs_have_the_tables():
         ({"desirable_weight": 0.2, "loss_type": "kto"}, {"loss": "kto", "desirable_weight": 0.2}),
         ({"f_divergence_type": "alpha_divergence"}, {"f_alpha_divergence_coef": 0.5}),
         ({"reference_free": True}, {"loss": "reference_free"}),
+        ({"reference_free": True, "loss_type": "ipo"}, {"loss": "ipo"}),
         ({"truncation_mode": "keep_end"}, {"data.over_length": "cut_prompt"}),
         ({"sync_ref_model": True}, {"reference_sync_steps": 512, "reference_mixup_alpha": 0.6}),
         ({"precompute_ref_log_probs": True}, {"reference_mode": "cached"}),
@@ -314,6 +315,15 @@ def test_a_data_file_has_no_split_to_hold_out(tmp_path):
     assert found.settings["train_data"] == str(tmp_path / "pairs.jsonl")
     assert "validation" not in found.settings
     assert "set validation_split_fraction" in dict(found.notes.lacking)["dataset_test_split"]
+
+
+@pytest.mark.parametrize("kind", ["cosine", "inverse_sqrt", "cosine_with_min_lr"])
+def test_what_no_schedule_reads_is_told(kind):
+    file = {"model_name_or_path": "a/b", "dataset_name": "c/d", "lr_scheduler_type": kind}
+    file |= {"lr_scheduler_kwargs": {"num_cycles": 2, "min_lr_rate": 0.1}}
+    found = dict(rows.translated(peers.TRL, file, 1).notes.lacking)
+    assert found["lr_scheduler_kwargs.num_cycles"].startswith("2; lr_schedule is ")
+    assert ("lr_scheduler_kwargs.min_lr_rate" in found) == (kind != "cosine_with_min_lr")
 
 
 def test_of_two_warmups_the_ratio_is_taken_and_that_is_said():

@@ -309,6 +309,17 @@ def test_a_config_may_be_that_of_transformers():
         models.config_of(3)
 
 
+def test_a_kind_that_only_its_own_code_knew_is_written_as_the_one_it_is(tmp_path):
+    """The code of Kimi K2 is not copied, and transformers has no such kind of its own."""
+    said = json.loads(twins.config_of("deepseek_v3", "plain").to_json_string())
+    code = {"AutoConfig": "configuration_deepseek.DeepseekV3Config"}
+    model = zoo.fresh(said | {"model_type": "kimi_k2", "auto_map": code})
+    zoo.save(model, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (written["model_type"], "auto_map" in written) == ("deepseek_v3", False)
+    assert zoo.load(tmp_path / "out").config == model.config
+
+
 def test_a_backend_of_attention_that_there_is_not_is_named():
     model = twins.untrained("llama", "plain")
     model.remat = "ful"
@@ -328,6 +339,10 @@ def test_no_model_is_made_of_the_base_alone(small_model):
 def test_what_would_fail_at_the_end_of_a_save_is_refused_at_its_beginning(tmp_path, small_model):
     with pytest.raises(ValueError, match=r"stop_ids are ids in a list, like \[2\], and not \[-1\]"):
         zoo.save(small_model, tmp_path / "model", stop_ids=[-1])
+    with pytest.raises(ValueError, match="stop_ids: 97 is beyond the model's 97 ids"):
+        zoo.save(small_model, tmp_path / "model", stop_ids=[2, 97])
+    with pytest.raises(ValueError, match="the chat template cannot be read: unexpected"):
+        zoo.save(small_model, tmp_path / "model", chat_template="{{ broken")
     assert not (tmp_path / "model").exists()
     zoo.save(small_model, tmp_path / "model", stop_ids=np.array([2, 3]))
     said = json.loads((tmp_path / "model" / "generation_config.json").read_text())

@@ -69,6 +69,9 @@ def test_a_seed_is_a_text(model):
         model, [[5, 6, 7]], max_new_tokens=24, sampling=Sampling(1.5), seed=seed
     )
     assert write(0) == write(0) != write(1)
+    for seed in (-1, 2**32):  # which would be others'
+        with pytest.raises(ValueError, match="seeds are whole numbers from 0 to"):
+            write(seed)
 
 
 @pytest.mark.parametrize(

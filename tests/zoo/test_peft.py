@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import types
 
 from flax import nnx
@@ -16,6 +17,7 @@ from tests.long_forms import full_but
 from tests.zoo import twins
 from tests.zoo.test_adapters import filled, parted
 import zoo
+from zoo import __main__ as looking
 from zoo.parts import adapted
 from zoo.targets import Lora, linear
 
@@ -84,6 +86,16 @@ def test_merged_weights_are_the_base_and_its_adapters(folder, tmp_path):
     ours = np.asarray(model(tokens))
     np.testing.assert_allclose(merged(tokens), ours, atol=3e-6 * np.abs(ours).max())
     assert np.abs(ours - np.asarray(zoo.load(TINY / "model")(tokens))).max() > 0.1
+
+
+def test_what_is_merged_is_not_written_over(folder, tmp_path):
+    shutil.copytree(TINY / "model", tmp_path / "base")
+    before = (tmp_path / "base" / "model.safetensors").read_bytes()
+    for name, given in (("BASE", tmp_path / "base"), ("ADAPTER", folder)):
+        again = f"{given.parent}/./{given.name}"
+        with pytest.raises(ValueError, match=f"is {name}, which would be lost"):
+            looking.merge(str(tmp_path / "base"), str(folder), again)
+    assert (tmp_path / "base" / "model.safetensors").read_bytes() == before
 
 
 def test_a_model_with_adapters_generates(base, folder):

@@ -18,6 +18,7 @@ from tests.long_forms import full_but
 from tests.zoo import twins
 from tests.zoo.test_peft import with_adapters
 import zoo
+from zoo import models
 from zoo.parts import text_half
 from zoo.targets import Lora
 
@@ -92,6 +93,17 @@ def test_where_nothing_is_said_a_head_is_tied_as_transformers_ties_it(kind):
         pytest.skip("the whole and its text say different things")
     found = text_half.of({"model_type": kind, "text_config": {}})
     assert found["tie_word_embeddings"] == config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("kind", text_half.ASSUMED)
+def test_what_nothing_is_said_of_is_as_in_transformers(kind):
+    text = twins.SIZES | ({"head_dim": 8} if "3" in kind else {})
+    text |= twins.MOE if "moe" in kind else {}
+    said = {"model_type": kind, "text_config": text}
+    theirs = transformers.CONFIG_MAPPING[kind].from_dict(json.loads(json.dumps(said))).to_dict()
+    assert models.config_of(said) == models.config_of(theirs)
+    text["rope_parameters"] = dict(rope_type="default", rope_theta=123.0)
+    assert models.config_of(said).rope_parameters.rope_theta == 123.0
 
 
 @functools.cache
@@ -175,6 +187,11 @@ def test_what_is_not_trained_is_not_lost(tmp_path, name, monkeypatch):
     assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     tokens = twins.TOKENS[:, :24]
     np.testing.assert_allclose(logits(again, name, tokens), model(tokens), atol=1e-4)
+    said = json.loads((tmp_path / "out/config.json").read_text())["text_config"]
+    assert said.get("dtype", "float32") == "float32"
+    zoo.save(model, tmp_path / "narrow")
+    said = json.loads((tmp_path / "narrow/config.json").read_text())["text_config"]
+    assert said.get("dtype", "bfloat16") == "bfloat16"
     # And what is read is read again.
     np.testing.assert_array_equal(zoo.load(tmp_path / "out")(tokens), model(tokens))
     monkeypatch.setattr(hf_export, "SHARD_BYTES", 20_000)

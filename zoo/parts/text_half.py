@@ -24,6 +24,13 @@ KINDS = {
 }
 # Of these a head is tied where nothing is said.
 TIED = {"gemma3", "gemma4", "gemma4_unified", "lfm2_vl"}
+# What transformers takes where the text of one says nothing, and of a text alone does not.
+ASSUMED: dict[str, dict[str, float]] = {
+    "qwen2_vl": {"rope_theta": 1e6, "rms_norm_eps": 1e-5},
+    "qwen2_5_vl": {"rope_theta": 1e6, "rms_norm_eps": 1e-5},
+    "qwen3_vl": {"rope_theta": 5e5},
+    "qwen3_vl_moe": {"rope_theta": 5e5},
+}
 # What sees and hears, which is not read.
 OTHERS = (
     r"^(model\.)?(visual|vision_(model|embedder)|(vision|audio)_tower|embed_(vision|audio)|"
@@ -80,7 +87,13 @@ def of(hf: Mapping[str, object]) -> dict[str, object]:
         "tie_word_embeddings": inner if outer is None else outer,
         QUANTISED: hf.get(QUANTISED) or own.get(QUANTISED),
     }
-    return rope_config.of_text(own | said)
+    return rope_config.of_text(_assumed(kind, own) | own | said)
+
+
+def _assumed(kind: str, own: Mapping[str, object]) -> dict[str, object]:
+    ropes = own.get("rope_parameters")
+    says = own.keys() | (ropes.keys() if isinstance(ropes, dict) else set())
+    return {key: value for key, value in ASSUMED.get(kind, {}).items() if key not in says}
 
 
 # The modules of a whole that are not of its text, as PEFT matches names.

@@ -41,7 +41,9 @@ def encode(
     encoded = _encode_texts(rendered, tokenizer, plain=plain)
     n, moved = _boundary(encoded, rendered[0].prompt_end)
     if n == 0:
-        raise BadInput("the prompt is empty")
+        opens = not plain and any(turn["role"] == "user" for turn in pair.chosen)
+        remedy = ": it opens with an answer; with --config.data.scored_turns=last all turns before "
+        raise BadInput("the prompt is empty" + f"{remedy}the last one are the prompt" * opens)
     ratings = pair.ratings if pair.ratings and np.isfinite(pair.ratings).all() else None
     notes = {
         "moved": moved,

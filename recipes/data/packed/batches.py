@@ -88,7 +88,8 @@ def training(endless: grain.MapDataset, shape: Shape, *, shards: Sequence[int]) 
 
     The element depends on k and the stream alone: the position in the data is one integer.
     """
-    updates = endless.batch(shape.examples, batch_fn=list)
+    # grain rounds the length of an endless stream up, past what an index can be, or down.
+    updates = endless.batch(shape.examples, batch_fn=list, drop_remainder=True)
     return updates.map(lambda examples: pack(examples, shape, shards))
 
 

@@ -155,8 +155,14 @@ def test_a_prompt_is_on_one_side_only(tmp_path):
     assert not sides[0] & sides[1]
     again, _ = source_pairs.split(found, 0.2)
     assert [p.row for p in again] == [p.row for p in train]
-    with pytest.raises(ValueError, match="validation_split_fraction"):
-        source_pairs.split(found._replace(ids=found.ids[:1], keys=found.keys[:1]), 0.2)
+    some = lambda count: found._replace(ids=found.ids[:count], keys=found.keys[:count])
+    for count in range(2, 12):  # of few prompts one is on either side
+        for fraction in (0.001, 0.1, 0.999):
+            sides = source_pairs.split(some(count), fraction)
+            assert all(sides) and sum(map(len, sides)) == count
+    told = r"one prompt in all: --config\.validation_split_fraction=None holds none out"
+    with pytest.raises(ValueError, match=told):
+        source_pairs.split(some(1), 0.2)
 
 
 def test_the_fingerprint_sees_every_token(tmp_path):

@@ -170,6 +170,10 @@ def test_runs_are_told_apart_by_their_paths(tmp_path):
     assert "a/tiny, b/tiny" in Page((tmp_path / "both.html").read_text()).words
     with pytest.raises(ValueError, match="give the directory of a run"):
         report.report([], None)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Not a page."}')
+    with pytest.raises(ValueError, match=r"rows.jsonl is something else than a page"):
+        report.report(both, f"{tmp_path}/rows.jsonl")
+    assert report.report(both, page) == page  # over its own
 
 
 @pytest.mark.parametrize(

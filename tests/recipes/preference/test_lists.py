@@ -48,7 +48,7 @@ def pairs_by_hand(ranks, which):
         (i, j)
         for i in count
         for j in count
-        if ranks[i] < ranks[j] and i < j and (which == "all" or i == 0)
+        if ranks[i] < ranks[j] and i < j and (which == "all" or ranks[i] == 0)
     ]
 
 

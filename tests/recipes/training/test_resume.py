@@ -64,6 +64,25 @@ def test_what_touches_no_number_may_change():
 @pytest.mark.parametrize(
     ("config", "groups"), [(tiny, settings.DPO), (tiny_sft, settings.SFT)], ids=["dpo", "sft"]
 )
+def test_a_run_may_be_made_longer_and_what_else_differs_is_named_alone(config, groups):
+    table = settings.table_of(groups)
+    saved = resume.of_settings(by_name.plain(config.get_config(), table))
+    saved["warmup"], saved["lr_schedule"] = 0.0, "constant"
+    steps = saved["num_train_steps"]
+    asked = lambda **other: resume.refuse_other_settings(
+        saved, saved | other, places.at("run"), step=2, examples=100
+    )
+    asked(num_train_steps=steps + 1)
+    with pytest.raises(ValueError, match=r"other settings \(train_data: ") as told:
+        asked(num_train_steps=steps + 1, train_data="b.jsonl")
+    assert "num_train_steps" not in str(told.value) and "longer" not in str(told.value)
+    with pytest.raises(ValueError, match=r"num_train_steps: .*A run is made longer, not shorter"):
+        asked(num_train_steps=steps - 1, train_data="b.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("config", "groups"), [(tiny, settings.DPO), (tiny_sft, settings.SFT)], ids=["dpo", "sft"]
+)
 def test_what_may_change_is_marked_in_the_help_of_this_recipe(config, groups):
     table = settings.table_of(groups)
     now = resume.of_settings(by_name.plain(config.get_config(), table))

@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -168,6 +169,9 @@ def test_the_best_checkpoint_is_read_back(tmp_path):
         found = store.best(like)
         assert (found.step, found.facts["score"]) == (2, 0.9)
         np.testing.assert_array_equal(found.trees["a"]["x"], [2.0, 2.0])
+    with RunStore(place, keep=keep) as store:  # the next best, where that one is torn
+        shutil.rmtree(tmp_path / "2" / "a")
+        assert store.best(like).step == 4
     with RunStore(place, keep=Keep(1)) as store:
         assert store.best(like) is None
 

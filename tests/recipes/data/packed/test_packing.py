@@ -387,6 +387,14 @@ def test_the_order_is_a_function_of_the_seed(seed):
     assert rows != [stream(seed + 1)[i].source_rows.tolist() for i in range(5)]
 
 
+def test_an_update_may_be_of_one_pair():
+    """An endless stream has as many as an index can count; rounded up it would be one more."""
+    part = mixture.Part("all", 1.0, random_pairs(6, 5), 9)
+    updates = batches.training(mixture.endless([part], 0), Shape(1, 64, 1, 2, 1), shards=[0])
+    of = lambda dataset: [next(dataset).source_rows.tolist() for _ in range(5)]
+    assert sorted(of(iter(updates.to_iter_dataset()))) == [[0], [1], [2], [3], [4]]
+
+
 def test_each_process_builds_the_shards_of_its_devices():
     """On a pod the shards of two processes alternate."""
     alternating = mock.Mock(spec=jax.NamedSharding)
