@@ -125,3 +125,6 @@ HF_WEIGHTS = {
     "norm.scale":                  ("model.norm.weight",                                "D"),
     "head":                        ("lm_head.weight",                                   "V D"),
 }  # fmt: skip
+
+# What transformers 5 calls the router, and PEFT after it.
+HF_NAMES = ((r"\.mlp\.gate\.", ".block_sparse_moe.gate."),)

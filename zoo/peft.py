@@ -7,6 +7,7 @@ with the largest rank of all layers: what a smaller one lacks is 0.
 from collections.abc import Mapping
 import math
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 import einops
@@ -19,7 +20,7 @@ from checkpoints_io import hf_names, peft_folder
 from checkpoints_io.bits import fingerprint
 from checkpoints_io.errors import BadInput
 from zoo import adapters, narrow, peft_experts, targets
-from zoo.models import ARCHITECTURES, Model
+from zoo.models import ARCHITECTURES, Model, hf_table
 from zoo.parts import text_half
 from zoo.parts.adapted import RANK, Adapter
 from zoo.parts.quantised import is_quantised
@@ -85,23 +86,33 @@ def _places(
         for index, name in targets.module_names(entry, param.shape)
     }
     places: dict[str, Found] = {path: {} for path, _ in homes.values()}
-    tensors, called = peft_experts.apart(model, weights, opened)
+    tensors, called = peft_experts.apart(weights, opened)
     for name, tensor in tensors.items():
         module, _, what = name.removesuffix(".weight").rpartition(".")
         known = hf_names.known_as(f"{module}.weight", short) or ""
         home = homes.get(known.removesuffix(".weight"))
         if what not in PARTS or home is None:
-            raise BadInput(
-                f"{opened.folder} holds {name}, which has no place in "
-                f"{model.source or f'a {model.config.model_type} model'}: is it the adapter of "
-                "another model?"
-            )
+            raise BadInput(f"{opened.folder} holds {name}, {_why_not(model, name, known)}")
         path, index = home
         own = places[path].setdefault(index, {"called": called.get(module, module)})
         own[PARTS[what]] = tensor
     if not any(places.values()):
         raise BadInput(f"{opened.folder} holds no adapters")
     return {path: found for path, found in places.items() if found}
+
+
+def _why_not(model: Model, name: str, known: str) -> str:
+    """What is said of a tensor of adapters that none of the model's matrices takes."""
+    model_here = str(model.source or f"a {model.config.model_type} model")
+    table, of = hf_table(model).values(), known.removesuffix(".weight")
+    own = {re.sub(r"\{\w\}", "#", entry.name).removesuffix(".weight") for entry in table}
+    if re.search(text_half.OTHERS[0], name):
+        return "of what sees or hears: of such models the text alone takes adapters here"
+    if peft_experts.WRAPPED.fullmatch(name):
+        return f"of all experts of a layer: those of {model_here} take none here"
+    if re.sub(r"(?<=\.)\d+(?=\.)", "#", of) in own:
+        return f"and {of.rpartition('.')[2]} takes no adapters here, nor another value beside them"
+    return f"which has no place in {model_here}: is it the adapter of another model?"
 
 
 def _sites(

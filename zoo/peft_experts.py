@@ -6,7 +6,7 @@ both (`target_parameters`): of A the expert is the slow index of rows, of B the 
 Source: peft 0.21, ParamWrapper of peft/tuners/lora/layer.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 import re
 from typing import Any, NamedTuple
@@ -17,7 +17,6 @@ import numpy as np
 from checkpoints_io import hf_names, peft_folder
 from checkpoints_io.errors import BadInput
 from zoo import targets
-from zoo.models import Model
 
 # The module, its layer, and which of the two.
 WRAPPED = re.compile(r"((?:.*\.)?layers\.(\d+)\..*experts(?:\.base_layer)?)\.lora_([AB])\.weight")
@@ -43,7 +42,7 @@ class Piece(NamedTuple):
 
 
 def apart(
-    model: Model, weights: targets.Matrices, opened: peft_folder.Opened
+    weights: targets.Matrices, opened: peft_folder.Opened
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The tensors with one for each expert, and what each expert's module is called in patterns.
 
@@ -52,8 +51,7 @@ def apart(
     """
     met = {name: found for name in opened.tensors if (found := WRAPPED.fullmatch(name))}
     found = {name: tensor for name, tensor in opened.tensors.items() if name not in met}
-    gate = weights.get("blocks.mlp.gate")
-    if not met or gate is None or "{E}" not in gate[1].name:
+    if not met or not any("{E}" in entry.name for _, entry in weights.values()):
         return dict(opened.tensors), {}
     wrapped: dict[tuple[str, int], dict[str, Any]] = {}
     for name, (at, layer, which) in ((name, one.groups()) for name, one in met.items()):
@@ -61,31 +59,52 @@ def apart(
     called: dict[str, str] = {}
     for (at, layer), both in wrapped.items():
         shapes = [[*both[which].get_shape()] if which in both else [0, 0] for which in "AB"]
-        parts, whole = _parts(model, at.removesuffix(".base_layer"), shapes)
-        entries = {part: weights[f"blocks.mlp.{part}"][1] for part in parts}
-        numbers = {part: _number(entry, layer) for part, entry in entries.items()}
-        if not parts or -1 in numbers.values():
+        there = _of_layer(weights, layer)
+        parts, whole = _parts(there, at.removesuffix(".base_layer"), shapes)
+        if not parts:
             raise BadInput(
                 f"{opened.folder}: the adapters of {at} have shapes {shapes[0]} and {shapes[1]}, "
                 "which fit no experts of the model: is it the adapter of another?"
             )
-        E = model.config.sizes["E"]
+        E = there["down"].sizes["E"]
         rank, into = shapes[0][0] // E, shapes[0][1]
         a, b = (_by_expert(both[which], form, E) for which, form in FORMS.items())
         for part, rows in parts.items():
             made = len(range(shapes[1][0])[rows])
             for e in range(E):
-                index = numbers[part], e
-                module = hf_names.at(entries[part], index).removesuffix(".weight")
+                index = there[part].number, e
+                module = hf_names.at(there[part].entry, index).removesuffix(".weight")
                 found[f"{module}.lora_A.weight"] = Piece((rank, into), a, slice(None), e)
                 found[f"{module}.lora_B.weight"] = Piece((made, rank), b, rows, e)
                 called[module] = whole
     return found, called
 
 
-def _parts(model: Model, module: str, shapes: list[list[int]]) -> tuple[dict[str, slice], str]:
+class Experts(NamedTuple):
+    """The experts of a layer, in one of our weights."""
+
+    entry: hf_names.Entry
+    sizes: dict[str, int]
+    number: int  # of the layer in the weight
+
+
+def _of_layer(weights: targets.Matrices, layer: int) -> dict[str, Experts]:
+    """By what they are: gate, up and down; nothing, where a layer has no experts."""
+    found = {}
+    for path, (param, entry) in weights.items():
+        if "{E}" in entry.name and (number := _number(entry, layer)) != -1:
+            sizes = dict(zip(param.axes.split(), param.shape, strict=True))
+            found[path.rpartition(".")[2]] = Experts(entry, sizes, number)
+    return found
+
+
+def _parts(
+    there: Mapping[str, Experts], module: str, shapes: list[list[int]]
+) -> tuple[dict[str, slice], str]:
     """Which of our weights a pair of tensors is of, and their rows; none if it is of no expert."""
-    E, D, F = (model.config.sizes[letter] for letter in "EDF")
+    if not {"gate", "up", "down"} <= there.keys():
+        return {}, module
+    E, D, F = (there["down"].sizes[letter] for letter in "EDF")
     rank = shapes[0][0] // E
     if rank and shapes == [[E * rank, D], [2 * F, rank * E]]:
         return {"gate": slice(F), "up": slice(F, None)}, f"{module}.gate_up_proj"

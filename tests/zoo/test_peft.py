@@ -327,3 +327,50 @@ def test_peft_reads_our_folders_and_we_read_its(live, family, dora, tmp_path):
     theirs.float().save_pretrained(str(tmp_path / "theirs"))
     again = zoo.load(path, adapter=tmp_path / "theirs")
     assert off(np.asarray(again(tokens))) <= bound
+
+
+OF_EXPERTS = ["qwen3_moe", "qwen3_next", "qwen3_5_moe_text", "glm4_moe", "deepseek_v3", "lfm2_moe"]
+ROUTERS = {"mixtral": ["gate"]}
+
+
+@pytest.mark.parametrize("family", full_but([*OF_EXPERTS, *ROUTERS], "glm4_moe", "mixtral"))
+def test_adapters_that_peft_puts_on_experts_and_routers_are_read(live, family, tmp_path):
+    """Of all experts of a layer in one tensor, wherever a family has them in its layers."""
+    original, path = twins.twin(family, next(iter(twins.TWINS[family])))
+    kind = "feed_forward" if family == "lfm2_moe" else "mlp"
+    said = live.peft.LoraConfig(
+        r=4, lora_alpha=8, task_type="CAUSAL_LM", target_modules=ROUTERS.get(family, ["q_proj"]),
+        target_parameters=[f"{kind}.experts.gate_up_proj", f"{kind}.experts.down_proj"],
+    )  # fmt: skip
+    theirs = live.peft.get_peft_model(copy.deepcopy(original), said).eval()
+    draw = live.torch.Generator().manual_seed(3)
+    with live.torch.no_grad():
+        for name, weight in theirs.named_parameters():
+            if "lora_" in name:
+                weight.copy_(0.1 * live.torch.randn(weight.shape, generator=draw))
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    tokens = np.random.default_rng(0).integers(3, 90, (4, 12))
+    ours = np.asarray(zoo.load(path, adapter=tmp_path / "theirs")(tokens), np.float64)
+    exact, before = (logits_of(live, one, tokens) for one in (theirs, original))
+    off = lambda logits: np.linalg.norm(logits - exact) / np.linalg.norm(exact)
+    assert off(ours) <= 1e-5
+    assert off(before) > 0.02
+
+
+@pytest.mark.parametrize(
+    ("module", "told"),
+    [
+        ("lm_head", "and lm_head takes no adapters here"),
+        ("model.embed_tokens", "and embed_tokens takes no adapters here"),
+        ("model.visual.blocks.0.attn.qkv", "of what sees or hears"),
+        ("model.layers.0.self_attn.x_proj", "which has no place in .*: is it the adapter of"),
+    ],
+)
+def test_adapters_of_what_takes_none_are_refused_by_what_that_is(folder, tmp_path, module, told):
+    shutil.copytree(folder, tmp_path / "a")
+    file = tmp_path / "a" / "adapter_model.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    name = f"base_model.model.{module}.lora_A.weight"
+    safetensors.numpy.save_file(tensors | {name: np.ones((4, 8), np.float32)}, file)
+    with pytest.raises(ValueError, match=told):
+        zoo.load(TINY / "model", adapter=tmp_path / "a")

@@ -41,9 +41,11 @@ def encode(
     encoded = _encode_texts(rendered, tokenizer, plain=plain)
     n, moved = _boundary(encoded, rendered[0].prompt_end)
     if n == 0:
-        opens = not plain and any(turn["role"] == "user" for turn in pair.chosen)
-        remedy = ": it opens with an answer; with --config.data.scored_turns=last all turns before "
-        raise BadInput("the prompt is empty" + f"{remedy}the last one are the prompt" * opens)
+        asked = not isinstance(pair.chosen, str) and [t for t in pair.chosen if t["role"] == "user"]
+        opens = (
+            ": it opens with an answer; with --config.data.scored_turns=last all before the last "
+        )
+        raise BadInput("the prompt is empty" + (f"{opens}turn is the prompt" if asked else ""))
     ratings = pair.ratings if pair.ratings and np.isfinite(pair.ratings).all() else None
     notes = {
         "moved": moved,
