@@ -40,6 +40,7 @@ CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 # A pattern runs in this process: one of names and at most so many `.*` ends soon, whatever it met.
 MOST_WILD, MOST_PATTERN = 3, 200
+WILD = re.compile(r"\.\*|\.\+|\\d\+|\[0-9\]\+")
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -127,7 +128,7 @@ def read_config(folder: pathlib.Path) -> Said:
     if odd := [pattern for pattern in [*ranks, *alphas] if not _is_plain(pattern)]:
         raise refuse(
             f"the pattern {odd[0][:MOST_PATTERN]!r}: only names, groups of them (a|b) and at most "
-            f"{MOST_WILD} times .* are matched of a folder's patterns"
+            f"{MOST_WILD} times .*, .+, \\d+ or [0-9]+ are matched of a folder's patterns"
         )
     base = given.get("base_model_name_or_path")
     return Said(
@@ -164,12 +165,12 @@ def _is_alpha(value: Any) -> bool:
 
 
 def _is_plain(pattern: str) -> bool:
-    rest = pattern.replace(".*", "")
+    rest = WILD.sub("", pattern)
     try:
         re.compile(pattern)
     except re.error:
         return False
-    short = len(pattern) <= MOST_PATTERN and pattern.count(".*") <= MOST_WILD
+    short = len(pattern) <= MOST_PATTERN and len(WILD.findall(pattern)) <= MOST_WILD
     return short and not re.search(r"[*+?{]", rest)
 
 

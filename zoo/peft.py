@@ -104,8 +104,9 @@ def _places(
 def _why_not(model: Model, name: str, known: str) -> str:
     """What is said of a tensor of adapters that none of the model's matrices takes."""
     model_here = str(model.source or f"a {model.config.model_type} model")
-    table, of = hf_table(model).values(), known.removesuffix(".weight")
-    own = {re.sub(r"\{\w\}", "#", entry.name).removesuffix(".weight") for entry in table}
+    matrices, of = targets.linear(model), known.removesuffix(".weight")
+    others = [entry.name for path, entry in hf_table(model).items() if path not in matrices]
+    own = {re.sub(r"\{\w\}", "#", other).removesuffix(".weight") for other in others}
     if re.search(text_half.OTHERS[0], name):
         return "of what sees or hears: of such models the text alone takes adapters here"
     if peft_experts.WRAPPED.fullmatch(name):

@@ -123,11 +123,27 @@ def _config(
         "use_rslora": False,  # lora_alpha is what gives the scale without it
         "use_dora": weights[first].adapter.magnitude is not None,
         "target_modules": sorted(whole | some),
-        "rank_pattern": {name: r for name, (r, _) in ranks.items() if r != usual},
-        "alpha_pattern": {name: a for name, (_, a) in ranks.items() if a != alpha},
+        "rank_pattern": _pattern({name: r for name, (r, _) in ranks.items()}, usual),
+        "alpha_pattern": _pattern({name: a for name, (_, a) in ranks.items()}, alpha),
         "bias": "none",
         "fan_in_fan_out": hf_names.groups(entry.axes)[0] == weights[first].into,
         "modules_to_save": None,
         "inference_mode": True,
         "init_lora_weights": True,  # whatever it was: vLLM refuses others by this key
     }
+
+
+def _pattern(values: Mapping[str, int | float], usual: int | float) -> dict[str, int | float]:
+    """Those that are not the usual one, by the ends of names where all of an end have the same.
+
+    A reader compares each module with each entry, and experts are many thousands.
+    """
+    by_end = collections.defaultdict(set)
+    for name, value in values.items():
+        by_end[name.rpartition(".")[2]].add(value)
+    found = {}
+    for name, value in values.items():
+        end = name.rpartition(".")[2]
+        if value != usual:
+            found[end if len(by_end[end]) == 1 else name] = value
+    return found

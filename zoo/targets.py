@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 import difflib
+import functools
 import math
 import re
 from typing import Any, NamedTuple
@@ -181,10 +182,15 @@ def rank_and_scale(lora: Lora, name: str, met: set[str]) -> tuple[int, float]:
 def _by_pattern(patterns: Mapping[str, Any], name: str, otherwise: Any, met: set[str]) -> Any:
     """The value of the first pattern that matches a module's name, as PEFT matches them."""
     for pattern, value in patterns.items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", name):
+        if _ending(pattern).fullmatch(name):
             met.add(pattern)
             return value
     return otherwise
+
+
+@functools.cache  # a folder may name thousands of modules, each of which is compared with all
+def _ending(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({pattern})")
 
 
 def _matcher(asked: tuple[str, ...], setting: str) -> Callable[[str], set[str]]:

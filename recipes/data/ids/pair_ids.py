@@ -41,11 +41,7 @@ def encode(
     encoded = _encode_texts(rendered, tokenizer, plain=plain)
     n, moved = _boundary(encoded, rendered[0].prompt_end)
     if n == 0:
-        asked = not isinstance(pair.chosen, str) and [t for t in pair.chosen if t["role"] == "user"]
-        opens = (
-            ": it opens with an answer; with --config.data.scored_turns=last all before the last "
-        )
-        raise BadInput("the prompt is empty" + (f"{opens}turn is the prompt" if asked else ""))
+        raise BadInput(f"the prompt is empty{_opens(pair)}")
     ratings = pair.ratings if pair.ratings and np.isfinite(pair.ratings).all() else None
     notes = {
         "moved": moved,
@@ -83,6 +79,14 @@ def encode(
     chosen, rejected = answers
     masks = chosen.scored, rejected.scored
     return PairIds(row, prompt, chosen.ids, rejected.ids, *masks, tuple(said), ratings, pair.worth)
+
+
+def _opens(pair: Pair) -> str:
+    """Why there is no prompt, where a conversation begins with an answer."""
+    if isinstance(pair.chosen, str) or all(turn["role"] != "user" for turn in pair.chosen):
+        return ""
+    remedy = "--config.data.scored_turns=last takes all turns before the last one as the prompt"
+    return f": it opens with an answer, and {remedy}"
 
 
 def _says_again(answer: Answer, before: Sequence[Answer]) -> bool:
