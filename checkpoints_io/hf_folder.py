@@ -281,6 +281,21 @@ def copy(names: Sequence[str], source: pathlib.Path, folder: pathlib.Path) -> No
             shutil.copyfile(path, folder / path.name)
 
 
+def write_tokenizer(
+    folder: pathlib.Path, tokenizer: pathlib.Path | None, chat_template: str | None
+) -> None:
+    """The files of a tokenizer and its template, of another folder or as a text."""
+    if tokenizer is not None:
+        copy(COMPANIONS, tokenizer, folder)
+    named = folder / "tokenizer_config.json"
+    if named.is_file() and "auto_map" in (told := read_json(named)):
+        # The code of a stranger is not copied, and the one who loads this is not led to it.
+        told.pop("auto_map")
+        named.write_text(json.dumps(told, indent=2) + "\n")
+    if chat_template:
+        (folder / "chat_template.jinja").write_text(chat_template, "utf-8")
+
+
 def write_companions(
     folder: pathlib.Path,
     config: dict[str, object],
@@ -302,15 +317,7 @@ def write_companions(
         shutil.copyfile(own, folder / "config.json")
     else:
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    if tokenizer is not None:
-        copy(COMPANIONS, tokenizer, folder)
-    named = folder / "tokenizer_config.json"
-    if named.is_file() and "auto_map" in (told := read_json(named)):
-        # The code of a stranger is not copied, and the one who loads this is not led to it.
-        told.pop("auto_map")
-        named.write_text(json.dumps(told, indent=2) + "\n")
-    if chat_template:
-        (folder / "chat_template.jinja").write_text(chat_template, "utf-8")
+    write_tokenizer(folder, tokenizer, chat_template)
     if card:
         (folder / CARD).write_text(card, "utf-8")
     generation = read_if_there(source.path / "generation_config.json") if source else {}

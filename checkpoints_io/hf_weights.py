@@ -6,6 +6,7 @@ What a table says stands in hf_names.py; einops does the transposing and splitti
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import itertools
+import logging
 import math
 import pathlib
 import re
@@ -349,6 +350,7 @@ def _in_few_bits(entry: hf_names.Entry, want: Wanted, tensors: dict) -> Narrow:
             if whole is not None:
                 whole[at] = part
 
+    _say_rounded(kind, [name for _, name in names], tensors)
     for at, name in names:
         tensor = tensors[name]
         own = tensor.narrow(kind) if matrix and hasattr(tensor, "narrow") else None
@@ -363,3 +365,14 @@ def _in_few_bits(entry: hf_names.Entry, want: Wanted, tensors: dict) -> Narrow:
     put = lambda x, where: jax.make_array_from_callback(x.shape, where, lambda i: x[i])
     places = [x and x.sharding for x in like]
     return Narrow(*(x if x is None else put(x, p) for x, p in zip(held, places, strict=True)))
+
+
+def _say_rounded(kind: str, names: list[str], tensors: dict) -> None:
+    """That a folder which holds some matrices in few bits holds these, on purpose, as they were."""
+    if kind != "nf4" or not any(isinstance(one, quantised.Halves) for one in tensors.values()):
+        return
+    if wide := [name for name in names if not isinstance(tensors[name], quantised.Halves)]:
+        logging.getLogger(__name__).warning(
+            "%s: the folder holds them as they were and others in 4 bits; frozen=nf4 rounds them, "
+            "too, and without it all are read as they lie", _some(wide),
+        )  # fmt: skip

@@ -21,7 +21,8 @@ from checkpoints_io.errors import BadInput, NotFound
 
 CONFIG, WEIGHTS = whole.OF_ADAPTERS, "adapter_model.safetensors"
 TRAINED_ON = "trained_on.json"
-FILES = [CONFIG, WEIGHTS, TRAINED_ON]
+FILES = [CONFIG, WEIGHTS, TRAINED_ON, *hf_folder.COMPANIONS]
+WORDS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them makes a tokenizer
 PREFIX = "base_model.model."
 
 # What is no LoRA of this zoo, by the key that says so, and the remedy.
@@ -154,6 +155,11 @@ def base_of(folder: pathlib.Path) -> str:
     revision = hf_folder.read_json(folder / CONFIG).get("revision")
     is_here = pathlib.Path(base).expanduser().is_dir()
     return base if is_here or not revision or "@" in base else f"{base}@{revision}"
+
+
+def has_tokenizer(folder: pathlib.Path) -> bool:
+    """Whether adapters bring their own tokenizer, and its template, as TRL and axolotl write it."""
+    return any((folder / name).is_file() for name in WORDS)
 
 
 def _is_rank(value: Any) -> bool:

@@ -104,12 +104,17 @@ def merge(base: str, adapter: str, folder: str, dtype: str = "bfloat16") -> str:
     for name, given in (("BASE", base), ("ADAPTER", adapter)):
         if os.path.realpath(os.path.expanduser(given)) == os.path.realpath(folder):
             raise BadInput(f"{folder} is {name}, which would be lost: give another FOLDER")
+    from checkpoints_io import hf_folder, peft_folder
     from zoo import adapters
 
     model = zoo.load(base, adapter=adapter)
     lost = adapters.lost_in(model, dtype)
-    zoo.save(model, folder, dtype=dtype)
-    return f"{folder} holds {base} with {adapter} merged into it: {adapters.lost_told(lost, dtype)}"
+    beside = hf_folder.find(adapter, files=peft_folder.FILES)
+    own = peft_folder.has_tokenizer(beside)
+    zoo.save(model, folder, dtype=dtype, tokenizer=beside if own else None)
+    words = " (with their tokenizer)" if own else ""
+    told = f"{folder} holds {base} with {adapter}{words} merged into it"
+    return f"{told}: {adapters.lost_told(lost, dtype)}"
 
 
 def chat(args: list[str]) -> int:

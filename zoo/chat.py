@@ -110,8 +110,9 @@ def loaded(
         raise BadInput(f"--base={base} has no effect: {path_or_id} holds no adapters; leave it out")
     else:
         hf_folder.read_config(folder)  # refuses what is no model before its tokenizer is missed
+    own = adapter and peft_folder.has_tokenizer(hf_folder.find(adapter, files=peft_folder.FILES))
     try:
-        words = zoo.load_tokenizer(whole)
+        words = zoo.load_tokenizer(adapter if own else whole)
         if talks and words.chat_template is None:
             raise BadInput(
                 f"the tokenizer of {path_or_id} has no chat template, so there is no way to talk "

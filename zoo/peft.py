@@ -5,6 +5,7 @@ with the largest rank of all layers: what a smaller one lacks is 0.
 """
 
 from collections.abc import Mapping
+import logging
 import math
 import pathlib
 import re
@@ -210,17 +211,26 @@ def refuse_other_kind(
 
 
 def _refuse_other_base(model: Model, opened: peft_folder.Opened) -> None:
-    known = opened.trained_on.fingerprints
+    known, named = opened.trained_on.fingerprints, opened.said.base_model_name_or_path
+    if not known and named and _name(named) != _name(str(model.source or named)):
+        logging.getLogger(__name__).warning(
+            "the adapters in %s name %s as what they were trained on, and are put on %s: whether "
+            "the weights are the same is not known", opened.folder, named, model.source,
+        )  # fmt: skip
     # Of a dtype that the model's cannot hold nothing can be said.
     own = np.dtype(model.embedding.get_value().dtype)
     width = lambda dtype: np.dtype(dtype).itemsize
     dtypes = sorted((x for x in known if jnp.promote_types(x, own) == own), key=width)
     if dtypes and of_base(model, dtypes[-1]) != known[dtypes[-1]]:
-        named = opened.said.base_model_name_or_path
         raise BadInput(
             f"the adapters in {opened.folder} were trained on other weights than those of "
             f"{model.source}: {named or 'their base'} as it was then"
         )
+
+
+def _name(path_or_id: str) -> str:
+    """Of weights, whoever holds them, by which revision: `Llama-3.1-8B` of any owner or folder."""
+    return path_or_id.rstrip("/").rpartition("/")[2].partition("@")[0].lower()
 
 
 def of_base(model: Model, dtype: str) -> str:

@@ -3,6 +3,7 @@
 import collections
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import os
+import pathlib
 
 import einops
 from flax import nnx
@@ -24,11 +25,14 @@ def save_adapter(
     base: str | None = None,
     revision: str | None = None,
     card: str | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    chat_template: str | None = None,
 ) -> None:
     """Writes the adapters of a model as a folder that PEFT and vLLM read, in float32.
 
     `base` is what the folder says that they are for: the model's own folder unless given. The
-    fingerprint of the frozen weights is kept with them; `card` is the folder's README.md.
+    fingerprint of the frozen weights is kept with them; `card` is the folder's README.md. A folder
+    `tokenizer` and the text `chat_template` are written where they are not those of the base.
     Every process must call it.
 
     Raises:
@@ -71,6 +75,8 @@ def save_adapter(
     trained_on = peft_folder.TrainedOn(known, narrow.kind_of(model))
     with places.at(os.fspath(folder)).whole_folder(peft_folder.CONFIG) as begun:
         if begun:
+            words = pathlib.Path(tokenizer) if tokenizer is not None else None
+            hf_folder.write_tokenizer(begun, words, chat_template)
             peft_folder.write(begun, config, tensors, trained_on, card)
 
 

@@ -64,13 +64,15 @@ def wanted(given: Values, objective: Objective) -> Beside | None:
                 )
         return None
     _check_following(given)
+    wanted, mode = checks.adapters_wanted(given), given["reference_mode"]
+    if wanted and mode == "resident" and path == given["initialize_from_hf"]:
+        path, mode = None, "base"  # they are there already, and perhaps in few bits
     return Beside(
         path or given["initialize_from_hf"],
         given["reference_is_hf"],
-        given["reference_mode"],
+        mode,
         given["reference_cache"],
-        of_policy=path is None
-        and (checks.adapters_wanted(given) or given["trainable"] is not None),
+        of_policy=path is None and (wanted or given["trainable"] is not None),
         follows=None if every is None else (every, given["reference_mixup_alpha"] or MIXUP),
     )
 

@@ -272,7 +272,12 @@ def export(model: zoo.Model, step: int, run: Run | Exporting) -> None:
     told = card.text(run, step)
     if adapters_alone(run):
         folder, revision = export_folder(step, run).address, run.folder.revision
-        return zoo.save_adapter(model, folder, base=base_of(run), revision=revision, card=told)
+        own = run.saving.chat_template is not None or run.tokenizer_folder != run.folder.path
+        words = run.tokenizer_folder if own else None
+        return zoo.save_adapter(
+            model, folder, base=base_of(run), revision=revision, card=told, tokenizer=words,
+            chat_template=run.saving.chat_template,
+        )  # fmt: skip
     if run.adapting is not None:
         lost = adapters.lost_in(model, run.saving.export_dtype)
         say(f"merged: {adapters.lost_told(lost, run.saving.export_dtype)}")

@@ -108,6 +108,22 @@ def test_a_checkpoint_of_bitsandbytes_has_its_logits():
     assert float(down.offset[1]) == np.float32(said["nested_offset"])
 
 
+def test_what_a_folder_holds_as_it_was_is_not_rounded_without_a_word(folder, caplog):
+    """As unsloth's dynamic folders: in some layers a matrix is left in 16 bits."""
+    assert zoo.load(folder, frozen="nf4") and not caplog.text
+    wide = zoo.load(folder).blocks.mlp.down[...][1].T
+
+    def edit(tensors):
+        for name in [name for name in tensors if name.startswith(NAME)]:
+            del tensors[name]
+        tensors[NAME] = np.asarray(wide, np.float32)
+
+    rewrite(folder, edit)
+    assert zoo.load(folder) and not caplog.text
+    zoo.load(folder, frozen="nf4")
+    assert f"{NAME}: the folder holds them as they were and others in 4 bits" in caplog.text
+
+
 @pytest.fixture
 def folder(tmp_path):
     shutil.copytree(KEPT / "nf4", tmp_path / "model")

@@ -164,3 +164,10 @@ def test_the_reference_is_the_policy_unless_another_is_named(config):
     assert shares()
     assert not shares(reference_model_path="other")
     assert not shares(**{"adapter.rank": None})
+    # Named as people name it who come from TRL's `ref_model`: the weights are there already.
+    same = {"reference_model_path": given["initialize_from_hf"]}
+    found = reference.wanted(given | same, sigmoid())
+    assert (found.mode, found.of_policy) == ("base", True)
+    for other in ({"reference_mode": "cached"}, {"adapter.rank": None}):
+        found = reference.wanted(given | same | other, sigmoid())
+        assert (found.mode != "base", found.of_policy) == (True, False)

@@ -18,6 +18,7 @@ from tests.zoo import twins
 from tests.zoo.test_adapters import filled, parted
 import zoo
 from zoo import __main__ as looking
+from zoo import chat
 from zoo.parts import adapted
 from zoo.targets import Lora, linear
 
@@ -96,6 +97,36 @@ def test_what_is_merged_is_not_written_over(folder, tmp_path):
         with pytest.raises(ValueError, match=f"is {name}, which would be lost"):
             looking.merge(str(tmp_path / "base"), str(folder), again)
     assert (tmp_path / "base" / "model.safetensors").read_bytes() == before
+
+
+def test_adapters_may_bring_their_own_words(base, folder, tmp_path):
+    """Tokenizer and template, as TRL and axolotl write them: for talking, and in what is merged."""
+    zoo.save_adapter(
+        zoo.load(TINY / "model", adapter=folder), tmp_path / "a", base=str(TINY / "model"),
+        tokenizer=TINY / "model", chat_template="{{ messages[0].content }}!",
+    )  # fmt: skip
+    _, words = chat.loaded(str(tmp_path / "a"), None, None, talks=True)
+    assert words.chat_text([{"role": "user", "content": "Hello"}]) == "Hello!"
+    told = looking.merge(str(TINY / "model"), str(tmp_path / "a"), str(tmp_path / "merged"))
+    assert "(with their tokenizer) merged into it" in told
+    assert zoo.load_tokenizer(tmp_path / "merged").chat_template == words.chat_template
+    told = looking.merge(str(TINY / "model"), str(folder), str(tmp_path / "plain"))
+    assert "tokenizer" not in told
+    own = zoo.load_tokenizer(TINY / "model").chat_template
+    assert zoo.load_tokenizer(tmp_path / "plain").chat_template == own
+
+
+def test_adapters_of_others_are_said_to_be_for_other_weights(folder, tmp_path, caplog):
+    """Nothing but a name tells, where no fingerprint was written."""
+    shutil.copytree(folder, tmp_path / "a")
+    (tmp_path / "a" / "trained_on.json").unlink()
+    file = tmp_path / "a" / "adapter_config.json"
+    said = json.loads(file.read_text())
+    for named, told in (("someone/Model", False), ("unsloth/model-bnb-4bit", True)):
+        file.write_text(json.dumps(said | {"base_model_name_or_path": named}))
+        caplog.clear()
+        zoo.load(TINY / "model", adapter=tmp_path / "a")
+        assert ("whether the weights are the same is not known" in caplog.text) == told
 
 
 def test_a_model_with_adapters_generates(base, folder):
