@@ -8,6 +8,7 @@ import pathlib
 
 from checkpoints_io import bucket, lock, whole
 from checkpoints_io.errors import NotFound
+from checkpoints_io.hf_folder import TEMPLATES
 
 VERSIONS = ".versions.json"  # of the objects that the files were
 
@@ -26,7 +27,9 @@ def brought(url: str, files: Sequence[str], without: Sequence[str] = ()) -> path
     place = bucket.at(url, url)
     among = lambda name, patterns: any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
     wanted = lambda name: among(name, files) and not among(name, without)
-    there = {name: version for name, version in place.versions().items() if wanted(name)}
+    inside = place.within(TEMPLATES).versions()
+    every = place.versions() | {f"{TEMPLATES}/{name}": at for name, at in inside.items()}
+    there = {name: version for name, version in every.items() if wanted(name)}
     if not there:
         raise NotFound(f"there is no model in {url}: none of its files are there")
     room = pathlib.Path(constants.HF_HOME, "buckets")
@@ -39,9 +42,11 @@ def brought(url: str, files: Sequence[str], without: Sequence[str] = ()) -> path
         for name, version in there.items():
             if known.get(name) == version and (folder / name).is_file():
                 continue
-            part = folder / f".{name}.part"
+            to = folder / name
+            to.parent.mkdir(exist_ok=True)
+            part = to.with_name(f".{to.name}.part")
             place.fetch(name, part)
-            part.replace(folder / name)
+            part.replace(to)
             known[name] = version
             whole.write(folder / VERSIONS, json.dumps(known).encode())
         for name in filter(wanted, known.keys() - there.keys()):

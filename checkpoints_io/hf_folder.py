@@ -21,8 +21,10 @@ FILES = [*TOKENIZER_FILES, "*.safetensors"]
 # first GPTQ and AWQ checkpoints.
 QUANTISED_FILES = ["hf_quant_config.json", "quantize_config.json", "quant_config.json"]
 CONFIG_FILES = ["config.json", *QUANTISED_FILES]
-# The same weights again, as other programs want them.
-ELSEWHERE = ["*/*", "consolidated*"]
+TEMPLATES = "additional_chat_templates"  # the one folder of a checkpoint's that is wanted
+# The same weights again, as other programs want them, in folders or not; a pattern that leaves one
+# folder cannot be said otherwise.
+ELSEWHERE = ["[!a]*/*", "a[!d]*/*", "ad[!d]*/*", "consolidated*"]
 
 # Such files have a few kilobytes. Parsed, one of nothing but brackets takes 23 times its size.
 MOST_JSON = 16 << 20
@@ -39,7 +41,10 @@ COMPANIONS = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    f"{TEMPLATES}/*.jinja",
     "*.tiktoken",
+    "tiktoken.model",  # Kimi's
+    "tekken.json",  # Mistral's, which is not read here, and vLLM's `--tokenizer-mode mistral` reads
 )
 CARD = "README.md"
 ADAPTERS = "adapter_config.json"  # what a folder of PEFT has in place of config.json
@@ -278,7 +283,9 @@ def copy(names: Sequence[str], source: pathlib.Path, folder: pathlib.Path) -> No
     """The files of a folder that have these names, or match them."""
     for name in names:
         for path in source.glob(name):
-            shutil.copyfile(path, folder / path.name)
+            to = folder / path.relative_to(source)
+            to.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, to)
 
 
 def write_tokenizer(

@@ -57,11 +57,17 @@ def test_what_is_here_is_not_fetched_again(bucket, fetched, cache):
     url = "memory://models/tiny"
     put_up(url)
     places.at(url).write_whole("consolidated.safetensors", b"the same, for other programs")
+    for name in ("onnx/config.json", "additional_chat_templates/tool_use.jinja"):
+        folder, _, file = name.partition("/")
+        places.at(f"{url}/{folder}").write_whole(file, b"TOOLS")
     assert hf_folder.look_up(url).path.parent == cache
     assert fetched == ["config.json"]  # refused by it, weights are not fetched
     zoo.load(url)
     assert len(fetched) == len(set(fetched))
     assert "model.safetensors" in fetched and "consolidated.safetensors" not in fetched
+    assert [name for name in fetched if "/" in name] == ["additional_chat_templates/tool_use.jinja"]
+    there = zoo.load_tokenizer(url).own.chat_templates
+    assert there == {"tool_use": "TOOLS"}
     fetched.clear()
     zoo.load(url)
     words = zoo.load_tokenizer(url)

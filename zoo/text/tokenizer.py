@@ -198,8 +198,10 @@ def _templates(
         if not path.is_file():
             raise NotFound(f"there is no chat template {given!r}")
         return {"default": _text(path)}
+    # As transformers 5 writes several.
+    others = {one.stem: _text(one) for one in folder.glob(f"{hf_folder.TEMPLATES}/*.jinja")}
     if (path := folder / "chat_template.jinja").is_file():
-        return {"default": _text(path)}
+        return others | {"default": _text(path)}
     path = folder / "chat_template.json"
     found = hf_folder.read_json(path) if path.is_file() else config
     templates = found.get("chat_template")

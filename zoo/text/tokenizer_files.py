@@ -56,6 +56,12 @@ def read(folder: pathlib.Path, config: dict[str, object], elsewhere: Decode | No
     except BaseException as error:  # whatever a library makes of a stranger's files
         _only_failures(error)
         raise BadInput(f"the tokenizer in {folder} cannot be read: {str(error)[:300]}") from error
+    if (folder / "tekken.json").is_file():
+        raise NotFound(
+            f"{folder} has no tokenizer but tekken.json, which mistral-common reads: name a folder "
+            "or hub id with a tokenizer.json of the same model, as --config.tokenizer, or copy its "
+            "files there"
+        )
     raise NotFound(
         f"{folder} holds no tokenizer: no tokenizer.json, no tokenizer.model, no *.tiktoken and no "
         "vocab.json with merges.txt"

@@ -12,6 +12,7 @@ import transformers
 
 from tests.conftest import ROOT, TINY
 from tests.zoo.text import test_template
+import zoo
 from zoo.text import chat_tokenizer, tokenizer_files
 
 TEXTS = ["Hello there", "", "  two  spaces\n", "é 日本 🤷🏽‍♀️", "a<|eot_id|>b", "don't 1234567"]
@@ -157,6 +158,29 @@ PARTS = (
     "{% for part in m.content %}{{ part.text }}{% endfor %}<|eot_id|>{% endfor %}"
 )
 SHOUTED = "<|begin_of_text|>{% for m in messages %}{{ m.content | upper }}<|eot_id|>{% endfor %}"
+
+
+def test_a_template_for_tools_may_stand_in_a_folder(tmp_path):
+    """As transformers 5 writes several, and as they are written again."""
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(TINY / "model")
+    theirs.chat_template = {
+        "default": "{{ messages[0].content }}", "tool_use": "TOOLS {{ tools | length }}"
+    }  # fmt: skip
+    theirs.save_pretrained(tmp_path / "a")
+    shutil.copy(TINY / "model" / "config.json", tmp_path / "a")
+    asked = [{"role": "user", "content": "Hello"}]
+    zoo.save(zoo.fresh(tmp_path / "a"), tmp_path / "b")
+    for folder in ("a", "b"):
+        words = chat_tokenizer.load_tokenizer(tmp_path / folder)
+        assert words.chat_text(asked) == "Hello"
+        assert words.chat_text(asked, tools=[{"name": "look"}]) == "TOOLS 1"
+
+
+def test_a_tekken_file_alone_is_refused_by_name(tmp_path):
+    (tmp_path / "tekken.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer but tekken\.json"):
+        chat_tokenizer.load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(("template", "stops"), [(PARTS, (1, 4)), (SHOUTED, (1,))])
