@@ -39,7 +39,7 @@ class Config(hf_config.Config):
     # What HF lets a config choose and this file does not.
     fixed: ClassVar[dict[str, object]] = {
         "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "norm_type": "rms",
-        "use_qk_norm": True,
+        "use_qk_norm": True, "num_experts": 1,
     }  # fmt: skip
     # Settings of Tencent's own program; transformers reads none of them.
     ignored: ClassVar[frozenset[str]] = frozenset({

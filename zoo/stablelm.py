@@ -36,6 +36,8 @@ class Config(hf_config.Config):
 
     # What HF lets a config choose and this file does not.
     fixed: ClassVar[dict[str, object]] = {"hidden_act": "silu"}
+    # Of Stability's own program; transformers reads the names above.
+    ignored: ClassVar[frozenset[str]] = frozenset({"num_heads", "norm_eps"})
     assumed: ClassVar[dict[str, object]] = {
         "tie_word_embeddings": False, "layer_norm_eps": 1e-5, "num_key_value_heads": 32,
         "use_qkv_bias": False, "qk_layernorm": False, "use_parallel_residual": False,

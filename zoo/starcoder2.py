@@ -37,7 +37,7 @@ class Config(hf_config.Config):
     }  # fmt: skip
     # Settings of StarCoder's own program; transformers reads none of them.
     ignored: ClassVar[frozenset[str]] = frozenset({
-        "attention_softmax_in_fp32", "layer_norm_epsilon", "mlp_type",
+        "activation_function", "attention_softmax_in_fp32", "layer_norm_epsilon", "mlp_type",
         "scale_attention_softmax_in_fp32",
     })  # fmt: skip
     assumed: ClassVar[dict[str, object]] = {

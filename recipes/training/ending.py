@@ -15,6 +15,7 @@ from recipes.training.samples import Answers
 from recipes.training.settings import ADAPTER, OF_FOLDER
 import zoo
 from zoo import targets
+from zoo.parts import text_half
 
 # What vLLM's --max-lora-rank may be; it is 16 unless given (vllm/config/lora.py, 0.33).
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -150,6 +151,9 @@ def _elsewhere(folder: str, run: Run) -> str:
             f"--lora-modules mine={shlex.quote(folder)}"
         )
     pinned = f", revision={json.dumps(revision)}" if revision else ""
+    # PEFT finds the modules of a text by the names that they have in the whole.
+    sees = text_half.is_whole(run.folder.config)
+    kind = "AutoModelForImageTextToText" if sees else "AutoModelForCausalLM"
     words = on + pinned
     if other := run.records.settings["tokenizer"]:
         words = json.dumps(other, ensure_ascii=False)
@@ -162,7 +166,7 @@ lose them: for PEFT merge them
 """
     return f"""
   import peft, transformers  # pip install peft transformers torch
-  model = transformers.AutoModelForCausalLM.from_pretrained({on}{pinned})
+  model = transformers.{kind}.from_pretrained({on}{pinned})
   model = peft.PeftModel.from_pretrained(model, {quoted})
   words = transformers.AutoTokenizer.from_pretrained({words})
 

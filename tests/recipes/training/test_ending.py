@@ -180,7 +180,7 @@ def with_adapters(rank, *, base="meta-llama/Llama-3.2-1B", revision=None, config
     given |= {"tokenizer": None} | settings
     return run_with(
         base=base,
-        folder=SimpleNamespace(revision=revision),
+        folder=SimpleNamespace(revision=revision, config=config or OF_LLAMA),
         adapting=SimpleNamespace(rank=rank, sites=sites(blank, Lora(8, 8.0))),
         blank=blank,
         directory=places.Disk(pathlib.Path("/runs/one-9")),
@@ -195,6 +195,12 @@ def test_lines_to_paste_name_base_and_adapters():
     assert "--enable-lora --max-lora-rank 32 --lora-modules mine='/my runs/one/hf/step-60'" in told
     assert " -m zoo chat '/my runs/one/hf/step-60'\n" in told
     assert " -m zoo merge meta-llama/Llama-3.2-1B '/my runs/one/hf/step-60' FOLDER" in told
+    assert "transformers.AutoModelForCausalLM.from_pretrained(" in told
+    sees = {"model_type": "gemma3", "text_config": OF_LLAMA | {"model_type": "gemma3_text"}}
+    run = with_adapters(24)
+    run = run._replace(folder=SimpleNamespace(revision=None, config=sees))
+    told = ending.how_to_use_adapters(folder, run)
+    assert "transformers.AutoModelForImageTextToText.from_pretrained(" in told
     told = ending.how_to_use_adapters(folder, with_adapters(600))
     assert "(vLLM takes ranks up to 512, and this is 600: merge them)" in told
 
