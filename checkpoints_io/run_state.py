@@ -254,6 +254,7 @@ class RunStore:
             restored = self._restored(step, like)
             if restored is not None:
                 self._set_aside([s for s in steps if s > step])
+                self._let_go([s for s in steps if s <= step])
                 return restored
         if steps and like is not None:
             raise StorageError(
@@ -307,6 +308,24 @@ class RunStore:
             for step in steps:
                 self._place.set_aside(str(step))
         processes.wait_for_all("set aside")
+        self._open()
+
+    def _let_go(self, steps: list[int]) -> None:
+        """Removes what the save of the newest of these, which can be read, was to remove.
+
+        It may have been killed in between, and a run that is finished saves no more. Which is the
+        best is not known before what is known of each by now (`amend`).
+        """
+        if not self._keep or self._keep.highest or self._at != self._place.address:
+            return
+        gone = set(steps) - _staying(sorted(steps), self._keep, self._known)
+        if not gone:
+            return
+        self._saver.close()
+        if processes.is_first():
+            for step in gone:
+                self._place.remove(str(step))
+        processes.wait_for_all("let go")
         self._open()
 
     def close(self) -> None:

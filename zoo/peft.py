@@ -133,7 +133,7 @@ def _sites(
         each: dict[int, tuple[int, float]] = {}
         for index, own in found.items():
             name = own["called"]
-            rank, scale = targets.rank_and_scale(lora, name, set())
+            rank, scale = targets.rank_and_scale(lora, (name,), set())
             wanted = {"a": [rank, into], "b": [out, rank]}
             wanted |= {"magnitude": [out]} if said.use_dora else {}
             for part in PARTS.values():

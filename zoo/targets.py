@@ -11,8 +11,8 @@ from flax import nnx
 
 from checkpoints_io import hf_names
 from checkpoints_io.errors import BadInput
-from zoo.models import Model, hf_table, name_of
-from zoo.parts import layers
+from zoo.models import Model, hf_table, name_of, said_of
+from zoo.parts import layers, text_half
 from zoo.parts.adapted import lead_of
 
 ALL_LINEAR = "all-linear"
@@ -97,6 +97,7 @@ def sites(model: Model, lora: Lora) -> list[Site]:
     count = model.config.sizes["L"]
     if odd := [i for i in lora.layers or () if not 0 <= i < count]:
         raise BadInput(f"adapter.layers names layer {odd[0]}, and the model has {count}")
+    hf = said_of(model)
     met: set[str] = set()  # targets, excluded names and patterns that matched something
     names: set[str] = set()
     found = []
@@ -109,7 +110,8 @@ def sites(model: Model, lora: Lora) -> list[Site]:
         is_apart = path.endswith("router") or in_one_tensor or "X" in own.into
         for (i, *_), name in module_names(entry, param.shape):
             names.add(name)
-            by, without = choose(name), leave(name)
+            called = text_half.spellings(hf, name)
+            by, without = (set().union(*map(one, called)) for one in (choose, leave))
             if not by or (is_apart and by == {ALL_LINEAR}):
                 continue
             met |= by | without
@@ -120,10 +122,12 @@ def sites(model: Model, lora: Lora) -> list[Site]:
                 )
             number = entry.layers[i] if entry.layers is not None else i
             if not without and (lora.layers is None or number in lora.layers):
-                each[i] = rank_and_scale(lora, name, met)
+                each[i] = rank_and_scale(lora, called, met)
         if each:
             found.append(site(path, param.axes, entry, each, param.shape[0]))
-    asked = [*lora.targets, *lora.exclude, *lora.rank_pattern, *lora.alpha_pattern]
+    asked = [*lora.targets, *lora.rank_pattern, *lora.alpha_pattern]
+    if not text_half.is_whole(hf):  # of which it may be the tower that is excluded
+        asked += lora.exclude
     if idle := [name for name in asked if name not in met]:
         raise BadInput(_matches_nothing(idle[0], names, idle[0] in lora.targets))
     if not found:
@@ -169,20 +173,24 @@ def refuse_experts(found: list[Site], remedy: str) -> None:
         raise BadInput(f"experts ({of_experts[0]}) take no magnitudes, here or in PEFT: {remedy}")
 
 
-def rank_and_scale(lora: Lora, name: str, met: set[str]) -> tuple[int, float]:
+def rank_and_scale(lora: Lora, called: tuple[str, ...], met: set[str]) -> tuple[int, float]:
     """Those of a module; what its product is multiplied by. The patterns that match join `met`.
+
+    It may be called by several names.
 
     Source of rsLoRA: https://arxiv.org/abs/2312.03732.
     """
-    rank = _by_pattern(lora.rank_pattern, name, lora.rank, met)
-    alpha = _by_pattern(lora.alpha_pattern, name, lora.alpha, met)
+    rank = _by_pattern(lora.rank_pattern, called, lora.rank, met)
+    alpha = _by_pattern(lora.alpha_pattern, called, lora.alpha, met)
     return rank, float(alpha) / (math.sqrt(rank) if lora.rslora else rank)
 
 
-def _by_pattern(patterns: Mapping[str, Any], name: str, otherwise: Any, met: set[str]) -> Any:
+def _by_pattern(
+    patterns: Mapping[str, Any], called: tuple[str, ...], otherwise: Any, met: set[str]
+) -> Any:
     """The value of the first pattern that matches a module's name, as PEFT matches them."""
     for pattern, value in patterns.items():
-        if _ending(pattern).fullmatch(name):
+        if any(map(_ending(pattern).fullmatch, called)):
             met.add(pattern)
             return value
     return otherwise

@@ -19,7 +19,7 @@ from recipes.training.by_name import Values
 from recipes.training.update import Params
 import zoo
 from zoo import models, targets
-from zoo.parts import layers, partly
+from zoo.parts import layers, partly, text_half
 from zoo.parts.adapted import RANK, Adapter
 
 # Weights by our paths, and which of their layers, as they stand in the weight; None: all of it.
@@ -163,7 +163,7 @@ def matching(blank: zoo.Model, pattern: str) -> Chosen:
         fits = re.compile(pattern).fullmatch
     except re.error as error:
         raise BadInput(f"{said} is no regular expression: {error}") from error
-    table = models.hf_table(blank)
+    table, hf = models.hf_table(blank), models.said_of(blank)
     params = {models.name_of(path): x for path, x in nnx.to_flat_state(nnx.state(blank))}
     head, embedding = table["head"].name, table["embedding"].name
     if "head" not in params and fits(head) and not fits(embedding):
@@ -173,7 +173,7 @@ def matching(blank: zoo.Model, pattern: str) -> Chosen:
     }
     chosen: Chosen = {}
     for path, own in names.items():
-        met = [fits(name) is not None for name in own]
+        met = [any(map(fits, text_half.spellings(hf, name))) for name in own]
         if not any(met):
             continue
         by_layer = np.reshape(met, (params[path].shape[0] if len(own) > 1 else 1, -1))

@@ -165,7 +165,7 @@ def test_layers_and_patterns():
     assert (q.path, q.ranks, q.scales) == ("blocks.attention.q", (4, 0, 4), (2.0, 0.0, 0.25))
     assert (v.path, v.ranks, v.scales) == ("blocks.attention.v", (2, 0, 2), (4.0, 0.0, 0.5))
     assert (q.into, q.out, v.out) == ("D", "N H", "K H")
-    assert targets.rank_and_scale(Lora(16, 32.0, rslora=True), "q_proj", set()) == (16, 8.0)
+    assert targets.rank_and_scale(Lora(16, 32.0, rslora=True), ("q_proj",), set()) == (16, 8.0)
 
 
 def test_sides_of_fused_and_turned_weights():

@@ -14,11 +14,12 @@ import pytest
 import safetensors.numpy
 
 from checkpoints_io import hf_export
+from recipes.training import trained
 from tests.long_forms import full_but
 from tests.zoo import twins
 from tests.zoo.test_peft import with_adapters
 import zoo
-from zoo import models
+from zoo import models, targets
 from zoo.parts import text_half
 from zoo.targets import Lora
 
@@ -259,6 +260,30 @@ def test_keys_that_no_layer_reads_are_carried(tmp_path):
     safetensors.numpy.save_file(other, tmp_path / "hub/model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match="x_proj"):
         zoo.load(tmp_path / "hub")
+
+
+def test_weights_are_chosen_by_their_names_in_the_whole(tmp_path):
+    """As unsloth and ms-swift write them, as the files do, and as the text alone has them."""
+    whole("gemma3", tmp_path / "whole")
+    model = zoo.load(tmp_path / "whole")
+    found = lambda **how: [
+        (site.path, sum(map(bool, site.ranks)))
+        for site in targets.sites(model, Lora(4, 8.0, **how))
+    ]
+    expected = [("blocks.attention.q", 3), ("blocks.attention.v", 3)]
+    for within in ("language_model", "model", r"model\.layers"):
+        assert found(targets=(rf".*{within}.*\.(q|v)_proj",)) == expected
+    one = ("language_model.model.layers.1.self_attn.q_proj",)
+    assert found(targets=one) == found(targets=("layers.1.self_attn.q_proj",))
+    assert found(exclude=(".*vision_tower.*",)) == found()
+    assert len(found(exclude=(".*language_model.*q_proj",))) == len(found()) - 1
+    with pytest.raises(ValueError, match="matches no weight of the model"):
+        found(targets=(".*vision_tower.*q_proj",))
+    ranks = {r".*language_model.layers.1.*q_proj": 2}
+    of_path = {s.path: s.ranks for s in targets.sites(model, Lora(4, 8.0, rank_pattern=ranks))}
+    assert of_path["blocks.attention.q"] == (4, 2, 4)
+    layer = trained.matching(model, r".*language_model\.layers\.1\..*")
+    assert layer == trained.matching(model, r"model\.layers\.1\..*") != {}
 
 
 @pytest.mark.parametrize("name", full_but(["qwen3_5", "gemma3", "llama4", "qwen2_5_vl"], "gemma3"))

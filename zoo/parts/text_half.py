@@ -1,6 +1,7 @@
 """Checkpoints that see images too: of these the part about text is read, as a model of its own."""
 
 from collections.abc import Mapping
+import re
 
 from checkpoints_io.errors import BadInput
 from zoo.parts import rope_config
@@ -104,6 +105,12 @@ def module_in(hf: Mapping[str, object]) -> tuple[str, str]:
     """A pattern in the names of a text's modules, and what transformers 5 has there in a whole."""
     inside = "language_model.model." if hf["model_type"] == "llama4" else "model.language_model."
     return r"^model\.", inside
+
+
+def spellings(hf: Mapping[str, object], name: str) -> tuple[str, ...]:
+    """What people call a weight or a module of the text: as a text of its own, and in the whole."""
+    inside = ("model.language_model.", "language_model.model.") if is_whole(hf) else ()
+    return (name, *(re.sub(r"^model\.", within, name) for within in inside))
 
 
 def written(hf: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
