@@ -253,7 +253,7 @@ class RunStore:
                 return Restored(step, {}, facts)
             restored = self._restored(step, like)
             if restored is not None:
-                self._set_aside([s for s in steps if s > step])
+                self._without([s for s in steps if s > step], self._place.set_aside)
                 self._let_go([s for s in steps if s <= step])
                 return restored
         if steps and like is not None:
@@ -299,33 +299,25 @@ class RunStore:
                 return found._replace(facts=self._look_at(step) or {})
         return None
 
-    def _set_aside(self, steps: list[int]) -> None:
-        """Hides them from Orbax, which would skip every save up to the newest it sees."""
-        if not steps or not self._keep:
-            return
-        self._saver.close()
-        if processes.is_first():
-            for step in steps:
-                self._place.set_aside(str(step))
-        processes.wait_for_all("set aside")
-        self._open()
-
     def _let_go(self, steps: list[int]) -> None:
         """Removes what the save of the newest of these, which can be read, was to remove.
 
         It may have been killed in between, and a run that is finished saves no more. Which is the
         best is not known before what is known of each by now (`amend`).
         """
-        if not self._keep or self._keep.highest or self._at != self._place.address:
-            return
-        gone = set(steps) - _staying(sorted(steps), self._keep, self._known)
-        if not gone:
+        if self._keep and not self._keep.highest and self._at == self._place.address:
+            stay = _staying(sorted(steps), self._keep, self._known)
+            self._without([step for step in steps if step not in stay], self._place.remove)
+
+    def _without(self, steps: list[int], move: Callable[[str], None]) -> None:
+        """Moves them where Orbax does not see them: it would skip every save up to the newest."""
+        if not steps or not self._keep:
             return
         self._saver.close()
         if processes.is_first():
-            for step in gone:
-                self._place.remove(str(step))
-        processes.wait_for_all("let go")
+            for step in steps:
+                move(str(step))
+        processes.wait_for_all("moved")
         self._open()
 
     def close(self) -> None:

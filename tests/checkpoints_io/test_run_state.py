@@ -152,9 +152,6 @@ def test_what_is_kept(tmp_path, trees):
 
 def test_what_a_killed_save_did_not_remove_goes_with_the_next_start(tmp_path, trees):
     """But not what stands behind one that cannot be read."""
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), trees
-    )
     with RunStore(places.Disk(tmp_path), keep=Keep(4, every=3)) as store:
         for step in range(1, 7):
             store.save(step, trees, {})
@@ -162,17 +159,13 @@ def test_what_a_killed_save_did_not_remove_goes_with_the_next_start(tmp_path, tr
         assert store.steps() == [6, 5, 4, 3]
         assert store.newest(lambda _: None).step == 6  # looking alone removes nothing
         assert store.steps() == [6, 5, 4, 3]
-        assert store.newest(lambda _: None, like).step == 6
+        assert store.newest(lambda _: None, trees).step == 6
         assert store.steps() == [6, 5, 3]
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name.isdecimal()) == [
-        "3",
-        "5",
-        "6",
-    ]
+    assert {path.name for path in tmp_path.iterdir() if path.name.isdecimal()} == {"3", "5", "6"}
     for torn in ("6", "5"):
         next((tmp_path / torn).rglob("manifest.ocdbt")).unlink()
     with RunStore(places.Disk(tmp_path), keep=Keep(1)) as store:
-        assert store.newest(lambda _: None, like).step == 3
+        assert store.newest(lambda _: None, trees).step == 3
 
 
 def test_one_that_only_looks_changes_nothing(tmp_path, trees):
