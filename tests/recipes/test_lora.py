@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from checkpoints_io import peft_folder
 from recipes import dpo, sft
 from recipes.configs import tiny_sft
 from recipes.preference import reference
@@ -81,9 +82,12 @@ def test_adapters_of_an_sft_run_are_start_and_reference(config, tmp_path, capfd)
     first.learning_rate, first.sample_tokens, first.tensorboard = 1e-2, 0, False
     first.steps_per_eval = None
     first.adapter = dict(rank=4)
+    first.chat_template = str(TINY / "model" / "chat_template.jinja")
     sft.train(first)
     folder = pathlib.Path(first.directory) / "hf" / "step-2"
     assert (folder / WEIGHTS).is_file()
+    assert peft_folder.has_tokenizer(folder)  # with its template, which is not the base's
+    config.chat_template = first.chat_template
     config.adapter = dict(path=str(folder))
     config.num_train_steps = 1
     dpo.train(config)

@@ -17,7 +17,7 @@ from tests.zoo import twins
 import zoo
 from zoo import __main__ as looking
 from zoo import models
-from zoo.parts import sharding
+from zoo.parts import experts, sharding
 
 
 def saved(family, shape, folder):
@@ -264,6 +264,11 @@ def test_what_chooses_experts_is_never_narrowed(tmp_path):
         np.testing.assert_array_equal(some["blocks"]["sparse"]["mlp"]["chosen"][name], held)
         cast = logps.as_computed(nnx.to_pure_dict(nnx.state(model)), model)
         np.testing.assert_array_equal(cast["blocks"]["sparse"]["mlp"]["chosen"][name], held)
+        router = nnx.Param(held[0], axes="D E")
+    x = jax.random.normal(jax.random.key(0), (1, 3, len(held[0])), jnp.bfloat16)
+    exact = np.asarray(x, np.float64) @ np.asarray(held[0], np.float64)
+    off = lambda wide: np.abs(experts.logits(x, router, wide=wide) - exact).max()
+    assert off(True) < 1e-5 < 1e-3 < off(False)  # where it is wide its products are
     fresh = zoo.fresh(model.config, dtype=jnp.bfloat16)
     assert fresh.blocks.sparse.mlp.chosen.correction[...].dtype == jnp.float32
 
