@@ -21,7 +21,7 @@ import sys
 
 import ml_collections
 
-from checkpoints_io import hf_folder
+from checkpoints_io import hf_folder, places
 from checkpoints_io.errors import BadInput
 from recipes.data import run_data
 from recipes.data.packed import shapes
@@ -41,7 +41,7 @@ def look(config: ml_collections.ConfigDict) -> None:
     page = pathlib.Path(flags.FLAGS.page)
     if page.is_dir() or not page.parent.is_dir():
         raise BadInput(f"--page={page} cannot be written: it is a folder, or in none that is there")
-    if page.exists() and not template.is_page(page.read_bytes()):
+    if not template.is_page(places.Disk(page.parent).read(page.name)):
         raise BadInput(f"--page={page} is something else than a page: choose another name")
     name = given["tokenizer"] or given["initialize_from_hf"]
     folder = hf_folder.find(name, files=hf_folder.TOKENIZER_FILES)

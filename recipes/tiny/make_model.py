@@ -111,7 +111,7 @@ def main() -> None:
         answers = (json.dumps(answer) for row in rows for answer in both_answers(row))
         (folder / "answers.jsonl").write_text("\n".join(answers) + "\n")
         sft.train(config_of(folder))
-        made, card = folder / "run" / "hf" / f"step-{STEPS}", shutil.ignore_patterns("README.md")
+        made, card = folder / "run" / "hf" / f"step-{STEPS}", lambda *_: {"README.md"}
         shutil.copytree(made, FOLDER.value, ignore=card, dirs_exist_ok=True)
 
 

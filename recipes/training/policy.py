@@ -237,9 +237,10 @@ def exported(step: int, run: Run | Exporting) -> bool:
     folder = export_folder(step, run)
     if adapters_alone(run):
         return all_agree(folder.exists(peft_folder.CONFIG))
-    said = json.loads(folder.read("config.json") or "null")
-    asked = jnp.dtype(run.saving.export_dtype).name
-    return all_agree(said is not None and said.get("dtype", said.get("torch_dtype")) == asked)
+    content, asked = folder.read("config.json"), jnp.dtype(run.saving.export_dtype).name
+    said = json.loads(content or "{}")
+    is_so = said.get("dtype", said.get("torch_dtype", asked)) == asked
+    return all_agree(content is not None and is_so)
 
 
 def send(step: int, run: Run) -> None:

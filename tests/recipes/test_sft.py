@@ -200,7 +200,7 @@ def test_what_is_refused_of_single_answers_speaks_of_answers(tmp_path):
     told = "; ".join(found.counts.lines())
     assert "2 with no user turn in their prompt" in told
     assert "1 that repeat an earlier one" in told
-    with pytest.raises(ValueError, match=r"leaves \d answers to train on and \d held out of 2"):
+    with pytest.raises(ValueError, match="the 2 answers have one prompt in all"):
         source_pairs.split(found, 0.5)
 
 

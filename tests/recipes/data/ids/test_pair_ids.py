@@ -1,7 +1,6 @@
 """Tokens and masks: what counts, to the letter."""
 
 import functools
-import re
 
 from hypothesis import HealthCheck, given, settings, strategies
 import numpy as np
@@ -473,8 +472,9 @@ def check(own, talk, question, chosen, rejected):
     try:
         ids = pair_ids.encode(pair, own, talk, row=7, max_length=10**4, over_length="drop")
     except ValueError as error:
-        # Of an answer of tags of thoughts alone, as `</think></think>`, nothing is shown.
-        nothing = any(not re.sub("</?think>", "", "".join(x)).strip() for x in (chosen, rejected))
+        # Of an answer with nothing behind its last thought, as `</think>a</think>`, none is shown.
+        behind = lambda x: "".join(x).rpartition("</think>")[2].replace("<think>", "")
+        nothing = any(not behind(x).strip() for x in (chosen, rejected))
         hidden = nothing and str(error).startswith("the chat template shows nothing of an answer")
         # Templates of models that think leave out what stands before the last of these tags.
         told = ["chosen equals rejected"]
