@@ -58,14 +58,16 @@ INPUTS = {
         "Path", "TemporaryDirectory", "copytree", "mkdir", "read_text", "write_text",
     },
     "recipes/tiny/make_pairs.py": {"Path", "write_text"},  # the pairs that are shipped
-    "zoo/__main__.py": {"Path", "expanduser", "is_dir", "is_file"},  # a model, or adapters?
+    "zoo/__main__.py": {  # a model, or adapters? which of them is it?
+        "Path", "expanduser", "is_dir", "is_file", "resolve",
+    },
     "zoo/chat.py": {"get_terminal_size", "is_file"},  # is it a model, or adapters?
     "zoo/folders.py": {"fspath", "is_dir"},  # the folder of a tokenizer, or of adapters
-    "zoo/peft_export.py": {"fspath"},  # the folder of adapters
+    "zoo/peft_export.py": {"Path", "fspath"},  # the folder of adapters, and of a tokenizer
     "zoo/text/byte_files.py": {"is_file", "open", "read_bytes", "stat"},  # a tokenizer's files
     "zoo/text/chat_tokenizer.py": {"fspath"},  # the folder of a tokenizer
     "zoo/text/confined.py": {"Path", "TemporaryFile", "getcwd", "join", "pread"},  # pipes
-    "zoo/text/tokenizer.py": {"Path", "expanduser", "is_file", "read_text", "stat"},
+    "zoo/text/tokenizer.py": {"glob", "Path", "expanduser", "is_file", "read_text", "stat"},
     "zoo/text/tokenizer_files.py": {"glob", "is_file", "read_text"},
     "zoo/text/worker.py": {"dup", "fdopen", "open", "pwrite"},  # its pipes
 }  # fmt: skip

@@ -13,7 +13,6 @@ bfloat16 unless float32 is asked for; what is lost to rounding is said. `chat` t
 
 from collections import Counter
 import math
-import os
 import pathlib
 import signal
 import sys
@@ -102,7 +101,7 @@ def merge(base: str, adapter: str, folder: str, dtype: str = "bfloat16") -> str:
     if dtype not in ("bfloat16", "float32"):
         raise BadInput(f"merged weights are written in bfloat16 or float32, not {dtype!r}")
     for name, given in (("BASE", base), ("ADAPTER", adapter)):
-        if os.path.realpath(os.path.expanduser(given)) == os.path.realpath(folder):
+        if _at(given) == _at(folder):
             raise BadInput(f"{folder} is {name}, which would be lost: give another FOLDER")
     from checkpoints_io import hf_folder, peft_folder
     from zoo import adapters
@@ -135,6 +134,10 @@ def chat(args: list[str]) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _at(path: str) -> pathlib.Path:
+    return pathlib.Path(path).expanduser().resolve()
 
 
 def _size(bytes_: int) -> str:
