@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ import pytest
 
 from checkpoints_io import errors
 from tests.conftest import ROOT, TINY
+from tests.long_forms import full_but
 from tests.zoo.text import jobs
 from zoo.text import confined
 from zoo.text.confined import Limits, Worker
@@ -230,8 +232,13 @@ def test_a_script_without_a_guard_runs_once(tmp_path):
     assert (told.stdout, told.stderr) == ("once\n[1]\n", "")
 
 
-@pytest.mark.parametrize("at", ["idle", "in a call"])
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "exit"])
+@pytest.mark.parametrize(
+    ("how", "at"),
+    full_but(
+        itertools.product(["SIGKILL", "SIGTERM", "exit"], ["idle", "in a call"]),
+        ("SIGKILL", "in a call"), ("SIGTERM", "in a call"), ("exit", "idle"),
+    ),
+)  # fmt: skip
 def test_no_worker_outlives_its_parent(how, at):
     # Whoever started these tests may ignore SIGHUP, as nohup does.
     code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
