@@ -334,16 +334,15 @@ def _scaled(name: str, codes: Slices | None, scales: Slices, end: str, told: Map
     lines, columns = (*size[len(experts) :], 1, 1)[:2]
     blocks = told.get("weight_block_size", [128, 128] if end == "_scale_inv" else None)
     blocks = blocks or _block_of_groups(told)
-    block = tuple(blocks) if isinstance(blocks, list) else ()
+    block = _as_block(blocks)
     if (lines, columns) == (1, 1):
         block = out, into
     elif blocks is None or (end == "_scale" and lines == out):  # of some groups, not of all
         block = 1, -(-into // max(columns, 1))
-    if experts and lines == 2 and out % 2 == 0 and -(-out // (block or [1])[0]) != 2:
-        block = out // 2, into if columns == 1 else block[-1]  # gate and up have one each
+    if experts and block and lines == 2 and out % 2 == 0 and -(-out // block[0]) != 2:
+        block = out // 2, into if columns == 1 else block[1]  # gate and up have one each
     if (
-        any(type(n) is not int or n < 1 for n in block)
-        or len(block) != 2
+        not all((count, *(block or (0,))))
         or math.prod(size) != count * lines * columns
         or [lines, columns] != [-(-out // block[0]), -(-into // block[1])]
     ):
@@ -354,6 +353,13 @@ def _scaled(name: str, codes: Slices | None, scales: Slices, end: str, told: Map
     whole = np.asarray(_whole(scales), np.float32)
     each = [-(-n // count) for n in experts]
     return Scaled(codes, whole.reshape([count] * len(experts) + [lines, columns]), (*each, *block))
+
+
+def _as_block(given: object) -> tuple[int, ...]:
+    """Rows and columns; nothing, if it is no block."""
+    is_size = lambda n: type(n) is int and n > 0
+    is_one = isinstance(given, list) and len(given) == 2 and all(map(is_size, given))
+    return tuple(given) if isinstance(given, list) and is_one else ()
 
 
 def _block_of_groups(told: Mapping) -> object:

@@ -299,6 +299,12 @@ def test_eight_bits_of_all_experts_in_one_tensor(family, shape_of, told, tmp_pat
         codes[f"{name}_activation_scale"] = np.ones(len(scale), np.float32)
         stand_for[name] = own.astype(np.float32) * wide
     assert len(codes) > len(tensors)
+    shutil.copytree(tmp_path / "wide", tmp_path / "odd")
+    for odd in ([0, 4], [4], "128", [4, 2.0], [-1, 2], [7, 3]):
+        if told["weight_block_size"] is not None:
+            write(tmp_path / "odd", codes, quant_method="fp8", weight_block_size=odd)
+            with pytest.raises(ValueError, match="there should be one scale, one for each row"):
+                zoo.load(tmp_path / "odd")
     found = []
     for some, quantised_as in ((codes, dict(quant_method="fp8", **told)), (stand_for, None)):
         shutil.copytree(tmp_path / "wide", tmp_path / f"{len(found)}")
