@@ -281,8 +281,7 @@ def test_a_rank_that_all_of_an_end_have_is_said_once(tmp_path):
     model = with_adapters(model, lora)
     zoo.save_adapter(model, tmp_path / "a", base="x")
     said = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
-    q = "model.layers.{}.self_attn.q_proj"
-    assert said["rank_pattern"] in ({"down_proj": 2, q.format(1): 3},)
+    assert said["rank_pattern"] == {"down_proj": 2, "model.layers.1.self_attn.q_proj": 3}
     assert said["alpha_pattern"] == {}
     zoo.save(twins.untrained("qwen3_moe", "plain"), tmp_path / "base", dtype=np.float32)
     again = zoo.load(tmp_path / "base", adapter=tmp_path / "a")

@@ -113,11 +113,11 @@ def _fast(own: tokenizers.Tokenizer, begins: bool | None = None, *, by_words: bo
     return Codec(encode, decode, special, control, cuts, first, own.get_vocab_size())
 
 
-def _before_text(own: tokenizers.Tokenizer) -> tuple[int, ...]:
+def _before_text(own: tokenizers.Tokenizer) -> tuple[int, ...] | None:
     text = own.encode("a", add_special_tokens=False).ids
     whole = own.encode("a").ids
-    if not text:  # a pre-tokenizer of a stranger's may leave nothing
-        return ()
+    if not text:  # of a vocabulary without this letter: what is put there may stand behind it
+        return None if whole else ()
     at = next((i for i in range(len(whole)) if whole[i : i + len(text)] == text), 0)
     return tuple(whole[:at])
 
