@@ -17,7 +17,8 @@ from checkpoints_io.errors import BadInput, NotFound
 from recipes.data.rows import formats, records, tables
 from recipes.data.rows.records import Row
 
-HUB = r"[\w-][\w.-]*/[\w-][\w.-]*(:[^:@]+){0,2}(@.+)?"
+# A part is a subset or a split, which may be a slice: `train[:10%]`.
+HUB = r"[\w-][\w.-]*/[\w-][\w.-]*(:([^:@\[\]]|\[[^@\[\]]*\])+){0,2}(@.+)?"
 FileSystem = Any  # of fsspec, by its methods alone: its own types say less than they do
 # In a folder that `datasets` saved: its description, and what was computed from it.
 NO_DATA = re.compile(r"(^|/)((dataset_infos?|dataset_dict|state)\.json|cache-[^/]*\.arrow)$")

@@ -309,6 +309,9 @@ def test_a_hub_dataset_is_read_as_its_table(monkeypatch, request):
     )  # fmt: skip
     list(sources.read("owner/name"))
     assert asked[-1] == (("owner/name",), {"split": "train", "revision": None})
+    list(sources.read("owner/name:subset:train[10%:20%]"))  # a slice has a colon of its own
+    assert asked[-1] == (("owner/name", "subset"), {"split": "train[10%:20%]", "revision": None})
+    assert sources.hub_id("owner/name:subset:train[:1000]@main") == "owner/name"
 
 
 @pytest.mark.parametrize(
