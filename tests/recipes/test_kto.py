@@ -233,5 +233,7 @@ def test_fine_tuning_leaves_unwanted_answers_out(tmp_path):
     assert len(read(tmp_path, words, is_kto=False, data=columns).train[0].examples) == 4
     numbers = [row | {"label": int(row["label"])} for row in rows("train", 4)]
     assert len(read(tmp_path, numbers, is_kto=False, data=columns).train[0].examples) == 8
+    cells = [row | {"label": str(int(row["label"]))} for row in rows("train", 4)]  # as CSV has them
+    assert len(read(tmp_path, cells, is_kto=False, data=columns).train[0].examples) == 8
     columns["columns"]["label"] = "label"
     assert len(read(tmp_path, numbers, is_kto=False, data=columns).train[0].examples) == 4

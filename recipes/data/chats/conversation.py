@@ -19,6 +19,8 @@ def continued(prompt: Turns, value: object, name: str) -> Turns:
         for n in range(min(len(prompt), len(answer)), 0, -1):
             if prompt[-n:] == answer[:n]:  # the question is in both
                 return prompt[:-n] + answer
+        if last["role"] == "assistant" and (begun := _begun(prompt, answer, name)):
+            return begun
         if last["role"] != "assistant" and all(turn in answer for turn in prompt):
             return answer  # after a system message of its own
         if last["role"] != "assistant":
@@ -29,6 +31,22 @@ def continued(prompt: Turns, value: object, name: str) -> Turns:
             f"assistant says and `{name}` does not begin with it"
         )
     return prompt + answer
+
+
+def _begun(prompt: Turns, answer: Turns, name: str) -> Turns:
+    """Where the answer asks the question again, and goes on what the prompt ends with: both."""
+    *asked, last = prompt
+    i = next((i for i, turn in enumerate(answer) if goes_on(last, turn)), 0)
+    for n in range(min(len(asked), i), 0, -1):
+        if asked[-n:] == answer[i - n : i] and n in (i, len(asked)):
+            return [*(asked[:-n] if n == i else []), *answer[:i], last, *answer[i:]]
+    asked, again = ([t for t in turns if t["role"] != "system"] for turns in (asked, answer))
+    if asked and again[: len(asked)] == asked:
+        raise BadInput(
+            f"`{name}` asks again what the prompt asks, and does not begin with what the assistant "
+            "says at the prompt's end"
+        )
+    return []
 
 
 def history(given: object) -> Turns:

@@ -34,8 +34,8 @@ def answered(
 ) -> Pair:
     """The chosen answer and the rejected one, or the list of them, all of which are worse."""
     best, others = row.get(chosen), row.get(rejected)
-    if isinstance(others, str) and not isinstance(messages.parsed(best), list):
-        others = messages.parsed(others)  # a list as a table has it
+    if isinstance(others, str) and are_conversations(found := messages.parsed(others)):
+        others = found
     if isinstance(others, list) and others and _are_answers(others):
         worse = [one for one in others if one != best]
         kept = ranked.at_most([best, *(worse or others)], answers)
@@ -51,6 +51,12 @@ def answered(
 def _are_answers(held: list) -> bool:
     """Is it a list of answers, texts or lists of messages? One of messages is a single answer."""
     return any(all(isinstance(one, kind) for one in held) for kind in (str, list))
+
+
+def are_conversations(held: object) -> bool:
+    """Is it a list of answers that are messages?"""
+    one = lambda turns: isinstance(turns, list) and messages.are_messages(turns)
+    return isinstance(held, list) and bool(held) and all(map(one, held))
 
 
 def listed(row: Row, prompt: Turns, said: list[object], ranks: tuple[int, ...]) -> Pair:
@@ -106,8 +112,8 @@ def single(row: Row, prompt: Turns, turns: Turns, name: str) -> Pair:
     if turns[-1]["role"] != "assistant":
         raise BadInput(f"the last of `{name}` is not the assistant's: there is no answer")
     begins = next(i for i, turn in enumerate(turns) if turn["role"] == "assistant")
-    if prompt and turns[: len(prompt)] == prompt:
-        begins = len(prompt)
+    ends = range(len(prompt), len(turns)) if prompt else ()  # before it may be a system message
+    begins = next((n for n in ends if turns[n - len(prompt) : n] == prompt), begins)
     answer, before = turns[begins:], len(turns) - begins
     (turns,) = _with_system_prompt(row, turns)
     prompt = turns[: len(turns) - before]
@@ -222,8 +228,8 @@ def check_label(row: Row, pair: Pair, *, labelled: bool, named: bool) -> None:
       ValueError: it is one of these.
     """
     if not labelled:
-        is_number = isinstance(row.get("label"), int | float) and row["label"] is not False
-        if pair.ratings == (0.0,) and (named or not is_number):
+        said = str(row.get("label")).strip().lower()  # cells of CSV are text
+        if pair.ratings == (0.0,) and (named or said == "false"):
             raise BadInput(UNWANTED)
     elif pair.ratings is None:
         raise BadInput(

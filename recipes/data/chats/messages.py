@@ -25,8 +25,12 @@ THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # one thing, spelled 
 BESIDES = ("tool_calls", "tool_call_id", "name", *THOUGHTS, "tool_plan", "tool_responses")
 READ = frozenset({"role", "from", "content", "value", "function_call", *BESIDES})
 EMPTY = (None, "", [], {})
+LISTS = ("tool_calls", "tool_responses")  # keys that a table may keep as text
 ARGUMENTS = ("arguments", "parameters", "args", "input")  # names for the arguments of a call
 TEXT_PARTS = ("text", "input_text", "output_text")  # chat completions, and OpenAI's responses
+OTHER_PARTS = ("image", "image_url", "input_image", "video", "video_url", "audio", "audio_url",
+               "input_audio", "file", "input_file", "thinking")  # fmt: skip
+NOTHING = ("", "[]", "{}", "null", "none", "nan")  # how a table's text says that there is nothing
 
 NESTED = ("messages", "conversations", "conversation")  # where an object holds them
 # Other names for the column of an answer.
@@ -40,6 +44,7 @@ QUOTED_OR_PARTED = re.compile(
 WHO = ("author", "speaker", "sender")  # what others call a role
 # How a text that may hold messages begins, and what one that surely does contains.
 WRITTEN = re.compile(r"""\s*(?:\[\s*)?\{|\s*"\s*(?:\[\s*)?\{\s*\\+\"""")
+PARTS = re.compile(r"""\s*\[\s*\{[^{}]*["']type["']\s*:""")  # the same of typed parts
 KEYS = [re.compile(rf"""["'](?:{keys})["']\s*:""") for keys in ("role|from", "content|value")]
 
 
@@ -62,7 +67,27 @@ def read(value: object, name: str, role: str | None = None) -> Turns:
     if not isinstance(value, list) or not value:
         text_or = "text and no " if role else ""
         raise BadInput(f"no {text_or}list of messages in `{name}`")
-    return [_message(unwritten(message, name), name) for message in value]
+    turns: Turns = []
+    for message in (unwritten(message, name) for message in value):
+        turn = _message(message, name)
+        if turns and _is_call(message) and _joins(turns[-1], turn):
+            calls = [*turns[-1].get("tool_calls", ()), *turn["tool_calls"]]
+            turns[-1] = turn | turns[-1] | {"tool_calls": calls}
+        else:
+            turns.append(turn)
+    return turns
+
+
+def _is_call(message: object) -> bool:
+    """Is it a call in a message of its own, as ShareGPT and ms-swift have it?"""
+    role = _either(message, "role", "from") if isinstance(message, dict) else None
+    return isinstance(role, str) and role.strip().lower() in CALLS
+
+
+def _joins(before: Message, call: Message) -> bool:
+    """Is a call of the same turn as what the assistant says, or calls, before it?"""
+    both = (before.keys() & call.keys()) - {"role", "content", "tool_calls"}
+    return before["role"] == "assistant" and not both
 
 
 def unnested(value: object) -> object:
@@ -195,8 +220,10 @@ def _message(message: object, name: str) -> Message:
         raise BadInput(f"a message in `{name}` has the unknown role {role[:40]!r}")
     empty = lambda x: x in EMPTY or x != x  # pandas turns missing values into NaN
     besides = {key: message[key] for key in BESIDES if key in message and not empty(message[key])}
+    besides = {key: x for key, x in besides.items() if key not in LISTS or not _says_nothing(x)}
     for key, value in besides.items():
         check_data(value, key)
+    said = _typed_parts(said)
     if isinstance(said, list):
         said, thought = _parts(said, name)
         if thought and not besides.keys() & {*THOUGHTS}:
@@ -204,9 +231,9 @@ def _message(message: object, name: str) -> Message:
     if thought := next((besides[key] for key in THOUGHTS if key in besides), None):
         besides |= dict.fromkeys(THOUGHTS, text(thought, name))
     calls = besides.get("tool_calls") or message.get("function_call")  # OpenAI's older form
-    if role.strip().lower() in CALLS:
+    if _is_call(message):
         calls, said = said, None
-    if not empty(calls):
+    if not empty(calls) and not _says_nothing(calls):
         besides["tool_calls"] = _calls(calls, name)
         said = "" if said is None else said
     found = {"role": known, "content": text(said, name)} | besides
@@ -214,6 +241,25 @@ def _message(message: object, name: str) -> Message:
     if lost and known == "assistant" and is_blank(found):
         raise BadInput(f"a message in `{name}` holds nothing but `{lost[0]}`, which is not read")
     return found
+
+
+def _says_nothing(written: object) -> bool:
+    return isinstance(written, str) and written.strip().lower() in NOTHING
+
+
+def _typed_parts(said: object) -> object:
+    """The content; of a text that writes out typed parts, as tables keep them, the parts."""
+    if not isinstance(said, str) or not PARTS.match(said):
+        return said
+    found = parsed(said)
+    whole = lambda part: (
+        isinstance(part, dict)
+        and (
+            part.get("type") in OTHER_PARTS
+            or (part.get("type") in TEXT_PARTS and isinstance(_either(part, "text", "value"), str))
+        )
+    )
+    return found if isinstance(found, list) and found and all(map(whole, found)) else said
 
 
 def _parts(parts: list, name: str) -> tuple[str, str]:
@@ -278,6 +324,7 @@ def _call(call: object, name: str) -> dict[str, object]:
     taken = ("function", "name", "arguments", key)
     besides = {key: value for key, value in call.items() if key not in taken}
     given = flat.get(key) or {}
+    given = {} if _says_nothing(given) else given
     read = unquoted(given)
     function = {"name": flat["name"], "arguments": read if isinstance(read, dict) else given}
     if flat is not call:

@@ -414,13 +414,16 @@ def test_calls_of_other_forms():
     for nothing in (math.nan, None, [], {}, ""):
         for name in ("tool_calls", "function_call"):
             assert "tool_calls" not in messages.read([assistant("a") | {name: nothing}], "")[0]
+    for nothing in ("[]", "null", " ", "None"):  # as a table keeps it
+        turn = {"tool_calls": nothing, "tool_responses": nothing, "function_call": nothing}
+        assert messages.read([assistant("a") | turn], "") == [assistant("a")]
     numbered = assistant("") | {"tool_calls": [CALL | {"id": "1", "index": 0}]}
     assert called(numbered) == [CALL | {"id": "1", "index": 0}]
     words = FLAT | {"arguments": "Rome"}  # what is no object stays as it is
     assert called(assistant("") | {"tool_calls": [words]})[0]["function"] == words
     nothing = assistant("") | {"tool_calls": [{"name": "weather"}]}
     assert called(nothing)[0]["function"] == {"name": "weather", "arguments": {}}
-    for empty in ("", None):
+    for empty in ("", None, "null"):
         turn = assistant("") | {"tool_calls": [{"name": "weather", "arguments": empty}]}
         assert called(turn) == called(nothing)
     for word in ("parameters", "args", "input"):  # Llama's, Cohere's and Anthropic's
@@ -451,6 +454,27 @@ def test_an_answer_that_the_prompt_begins():
     assert read(row) == told
     whole = {name: [*row["prompt"], *row[name]] for name in ("chosen", "rejected")}
     assert read(whole) == told
+    again = {name: [user("Which way?"), *row[name]] for name in ("chosen", "rejected")}
+    assert layouts.prompt_chosen_rejected(row | again) == told
+    ranked = [{"messages": again[name], "score": n} for n, name in enumerate(sorted(again)[::-1])]
+    found = layouts.best_and_worst({"prompt": row["prompt"], "completions": ranked})
+    assert found._replace(ratings=None) == told
+    for answer in (row["chosen"], again["chosen"]):  # the question stands once
+        single = layouts.prompt_answer({"prompt": row["prompt"], "answer": answer})
+        assert single == told._replace(rejected=None)
+    earlier = [user("Hello"), assistant("Hi!")]
+    asked = {"prompt": [*earlier, *row["prompt"]], "answer": [*earlier, *again["chosen"]]}
+    assert layouts.prompt_answer(asked) == told._replace(
+        prompt=[*earlier, user("Which way?")], rejected=None
+    )
+    asked["answer"] = [system("Be brief."), *asked["answer"]]
+    assert layouts.prompt_answer(asked).prompt == [
+        system("Be brief."), *earlier, user("Which way?")
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="`answer` asks again what the prompt asks, and does not"):
+        layouts.prompt_answer(asked | {"answer": [*earlier, user("Which way?"), assistant("On")]})
+    more = {"prompt": earlier, "answer": [user("Which way?"), assistant("Onwards.")]}
+    assert layouts.prompt_answer(more).prompt == earlier
 
 
 def test_plain_text_is_taken_as_it_is():
@@ -551,6 +575,17 @@ def test_text_in_typed_parts():
     assert read(row) == ONE
 
 
+def test_typed_parts_that_a_table_keeps_as_text():
+    parts = [{"type": "text", "text": "Which "}, {"type": "text", "text": "way?"}]
+    for written in (json.dumps(parts), str(parts)):
+        assert messages.read([user(written)], "x") == [user("Which way?")]
+    picture = json.dumps([{"type": "image_url", "image_url": {"url": "a"}}, *parts])
+    with pytest.raises(ValueError, match="a part that is not text, but 'image_url'"):
+        messages.read([user(picture)], "x")
+    for words in ('[{"type": "text", "label": "Name"}]', '[{"type": "list"}]', "[]", '[{"type":'):
+        assert messages.read([user(words)], "x") == [user(words)]
+
+
 def test_both_spellings_in_one_table():
     both = lambda role, said: {"from": role, "value": said, "role": None, "content": None}
     row = {"prompt": [both("human", "Which way?")], "chosen": [both("gpt", "Onwards.")]}
@@ -627,6 +662,26 @@ def test_function_calls_as_sharegpt_has_them():
     assert pair.prompt[1]["tool_calls"] == [{"type": "function", "function": told}]
     assert [turn["role"] for turn in pair.prompt] == ["user", "assistant", "tool"]
     assert pair.tools == [TOOL]
+
+
+def test_calls_in_messages_of_their_own_are_of_one_turn():
+    """ms-swift joins them, with what is said before them; each has a message of its own."""
+    told = [{"name": "weather", "arguments": {"town": town}} for town in ("Paris", "Rome")]
+    called = [{"type": "function", "function": one} for one in told]
+    calls = [{"role": "tool_call", "content": json.dumps(one)} for one in told]
+    results = [{"role": "tool_response", "content": says} for says in ("sun", "rain")]
+    row = {"messages": [user("Rain?"), *calls, *results, assistant("In Rome.")]}
+    turns = layouts.whole_conversation(row).chosen
+    assert turns[0] == assistant("") | {"tool_calls": called}
+    assert [turn["role"] for turn in turns] == ["assistant", "tool", "tool", "assistant"]
+    row["messages"].insert(1, assistant("I look."))
+    turns = layouts.whole_conversation(row).chosen
+    assert turns[0] == assistant("I look.") | {"tool_calls": called}
+    assert [turn["content"] for turn in turns[1:]] == ["sun", "rain", "In Rome."]
+    pair = layouts.swift({"messages": [user("Rain?"), *calls], "rejected_messages": [calls[0]]})
+    assert [len(turns[0]["tool_calls"]) for turns in pair.answers] == [2, 1]
+    apart = [assistant("") | {"tool_calls": [one]} for one in told]  # OpenAI's turns stay two
+    assert [len(turn["tool_calls"]) for turn in messages.read(apart, "x")] == [1, 1]
 
 
 def test_scores_are_kept():
