@@ -52,7 +52,7 @@ def recognised(source: Source) -> tuple[Source, str]:
         try:
             if row.fields is None:
                 raise BadInput(row.reason)
-            named = columns.renamed(row.fields, given, single=source.single)
+            named = columns.renamed(row.fields, given, single=source.single, cells=row.cells)
             layout = source.layout or recognise(dict.fromkeys(row.unread) | named)
         except ValueError as error:
             refused = refused or f"{row.where}: {error}"
@@ -117,6 +117,7 @@ def _is_pair(
     if pair or layout == columns.PLAIN:
         columns.check_question(named, heard, layout)
         columns.check_tools(named, layout)
+        columns.check_media(named, layout)
     if layout == columns.PLAIN or (pair and not heard):
         # Nothing is asked: may the question be in a column of any other name?
         for name, value in others().items():

@@ -1,6 +1,7 @@
 """Prompts from any source: rows of prompts, conversations or pairs -> messages and their ids."""
 
 import contextlib
+import itertools
 from typing import NamedTuple
 
 from checkpoints_io.errors import BadInput
@@ -83,7 +84,12 @@ def asked(fields: dict[str, object]) -> tuple[Turns, list | None, dict[str, obje
         if layout is None or str(error) not in layouts.SAYS_NOTHING:
             raise
         pair = _unanswered(row)
-    for name in (*columns.unheard(row, pair.asked), *columns.unread_tools(row)):
+    unread = (
+        columns.unheard(row, pair.asked),
+        columns.unread_tools(row),
+        columns.unread_media(row),
+    )
+    for name in itertools.chain(*unread):
         raise BadInput(f"`{name}` looks like a part of what is asked, and is not read: {REMEDY}")
     turns = _question(pair.prompt if isinstance(pair.prompt, list) else [])
     return turns, pair.tools, pair.template_kwargs

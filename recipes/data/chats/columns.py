@@ -10,6 +10,7 @@ import re
 
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import messages, ranked, transcripts
+from recipes.data.rows import records
 
 Row = dict[str, object]
 
@@ -60,6 +61,7 @@ TOOLS = (
     "tool_definitions", "tool_list", "tool_schemas", "tools", "tools_list",
 )  # fmt: skip
 LIKE_TOOLS = frozenset().union(*map(_spellings, TOOLS))
+LIKE_MEDIA = frozenset().union(*map(_spellings, records.MEDIA))
 SPOKEN = LIKE_QUESTIONS | {"human", "user"}  # keys of an object that holds a question
 # What decides, in this order: a column besides `chosen` and `rejected`; columns without those.
 ASKED = {
@@ -88,10 +90,11 @@ LABELS = ("label", "labels", "kto_tag", "feedback", "thumbs", "is_chosen")
 SINGLE = ("completion", "response", "output", "answer", "messages", "conversations", "text")
 
 
-def renamed(row: Row, columns: dict[str, str], *, single: bool = False) -> Row:
+def renamed(row: Row, columns: dict[str, str], *, single: bool = False, cells: bool = False) -> Row:
     """The row under our names; `columns` gives the dataset's.
 
-    In a row of a `single` answer, it and the question may have any usual name.
+    In a row of a `single` answer, it and the question may have any usual name. In `cells` of text a
+    list of rejected answers is written out; elsewhere text is text.
     """
     named = {o: t for t, o in ALSO.items() if t in row and o not in row}
     if single:
@@ -107,7 +110,11 @@ def renamed(row: Row, columns: dict[str, str], *, single: bool = False) -> Row:
     kept = {k: v for k, v in row.items() if k not in named and k not in named.values()}
     kept |= {ours: row[theirs] for ours, theirs in named.items() if theirs in row}
     missing = lambda value: isinstance(value, float) and math.isnan(value)  # as pandas writes it
-    return {name: x for name, x in kept.items() if name in NUMBERS or not missing(x)}
+    kept = {name: x for name, x in kept.items() if name in NUMBERS or not missing(x)}
+    if cells and not isinstance(messages.parsed(kept.get("chosen")), list):
+        others = messages.parsed(kept.get("rejected"))
+        kept |= {"rejected": others} if isinstance(others, list) else {}
+    return kept
 
 
 def recognised(row: Row) -> str:
@@ -229,6 +236,25 @@ def unread_tools(row: Row) -> list[str]:
     held = {name: messages.parsed(row[name]) for name in LIKE_TOOLS.intersection(row)}
     some = lambda one: isinstance(one, list) and one and all(isinstance(x, dict) for x in one)
     return sorted(name for name, one in held.items() if some(one))
+
+
+def check_media(row: Row, layout: str) -> None:
+    """Refuses a row with a picture, a film or a sound, which a guessed layout would leave out.
+
+    Raises:
+      ValueError: a column that looks like one of them holds something.
+    """
+    for name in unread_media(row):
+        raise BadInput(
+            f"`{name}` holds what is not text, and layout {layout} reads text alone: train on the "
+            f"text without it with --config.data.layout={layout}"
+        )
+
+
+def unread_media(row: Row) -> list[str]:
+    """Columns that look like pictures, films or sounds and hold some."""
+    held = {name: messages.parsed(row[name]) for name in LIKE_MEDIA.intersection(row)}
+    return sorted(name for name, one in held.items() if one not in (*messages.EMPTY, False))
 
 
 def unread(name: str, heard: str, layout: str) -> str:

@@ -309,6 +309,11 @@ def wanted(called: dict[str, str], *, single: bool) -> frozenset[str]:
     `called` are those that the user gives.
     """
     answers = columns.SINGLE_ANSWERS if single else frozenset().union(*columns.ANSWERS)
-    others = columns.LIKE_QUESTIONS | columns.LIKE_TOOLS | {*columns.ALSO, *called.values()}
+    others = (
+        columns.LIKE_QUESTIONS
+        | columns.LIKE_TOOLS
+        | columns.LIKE_MEDIA
+        | {*columns.ALSO, *called.values()}
+    )
     others |= {"chosen", "rejected", "output"}  # which an error names
     return columns_of(single=single) | answers | others

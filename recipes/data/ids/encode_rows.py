@@ -65,10 +65,16 @@ def encode_rows(
     how: dict[str, Any],
     files: str,
 ) -> bytes:
-    """`encode` in a worker: a shard as bytes. A row is its `where`, `fields`, `reason`, `size`."""
+    """`encode` in a worker: a shard as bytes.
+
+    A row is its `where`, `fields`, `reason`, `size`, `cells`.
+    """
     given = Source(*source)
     given = given._replace(columns=tuple((ours, theirs) for ours, theirs in given.columns))
-    some = [Row(where, fields, reason, size=size) for where, fields, reason, size in rows]
+    some = [
+        Row(where, fields, reason, size=size, cells=cells)
+        for where, fields, reason, size, cells in rows
+    ]
     return shards.to_bytes(encode(some, first, given, How(**how), files, step))
 
 
@@ -86,11 +92,12 @@ def encode(
             with step(row.where, "to render and tokenise it", float(row.size // BYTES_A_SECOND)):
                 if row.fields is None:
                     raise BadInput(row.reason)
-                named = columns.renamed(row.fields, names, single=source.single)
+                named = columns.renamed(row.fields, names, single=source.single, cells=row.cells)
                 pair = layouts.read(source.layout or "", named, how.answers)
                 if source.guessed:
                     columns.check_question(named, pair.asked, source.layout or "")
                     columns.check_tools(named, source.layout or "")
+                    columns.check_media(named, source.layout or "")
                 if source.single:
                     known = {"labelled": source.labelled, "named": "label" in names}
                     forming.check_label(named, pair, **known)

@@ -162,7 +162,7 @@ def _tokenised(
     first: int, rows: Sequence[Row], source: Source, how: How, files: str, crew: Crew
 ) -> bytes:
     """A shard as bytes."""
-    plain = [(row.where, row.fields, row.reason, row.size) for row in rows]
+    plain = [(row.where, row.fields, row.reason, row.size, row.cells) for row in rows]
     given = plain, first, source, how._asdict(), files
     return crew.call(encode_rows.encode_rows, *given)
 

@@ -57,7 +57,7 @@ def _row(where: str, header: list[str], cells: list[str], wanted: Wanted) -> Row
         return Row(where, None, "not valid UTF-8")
     fields = {name: cell or None for name, cell in zip(header, cells, strict=True)}
     row = records.from_value(where, fields, size, wanted)
-    return row._replace(fields=records.without_nulls(row.fields))
+    return row._replace(fields=records.without_nulls(row.fields), cells=True)
 
 
 class _TooLong(Exception):

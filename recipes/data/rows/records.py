@@ -11,6 +11,7 @@ LONGEST = 2**24  # bytes of one row
 DEEPEST, MOST = 64, 10**5  # lists within lists in one row, and lists in all
 File = Any  # open, of bytes; fsspec's are files by their methods alone
 Wanted = frozenset[str] | None  # columns; None: all
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")  # columns of what is no text
 BROKEN = (gzip.BadGzipFile, EOFError, zlib.error, OSError)  # what compressed files raise
 UTF16 = (b"\xff\xfe", b"\xfe\xff")  # how its files begin
 
@@ -25,6 +26,7 @@ class Row(NamedTuple):
     reason: str = ""  # why it has no fields
     unread: tuple[str, ...] = ()  # its other columns
     size: int = 0  # bytes, about
+    cells: bool = False  # its fields are cells of text, whatever they stand for
 
 
 def from_json(where: str, text: bytes, wanted: Wanted) -> Row:

@@ -1,6 +1,7 @@
 """Rows of Parquet and Arrow files, as the JSON they stand for, a few in memory at a time."""
 
 from collections.abc import Callable, Iterator
+import functools
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,9 @@ def batch_rows(name: str, first: int, batch: pyarrow.RecordBatch, wanted: Wanted
 
 def _rows(name: str, first: int, batch: pyarrow.RecordBatch, columns: list[str]) -> Iterator[Row]:
     """Rows of a table that is sound; in halves where a value is not, or all are too much."""
+    for i, field in enumerate(batch.schema):
+        if field.name.lower() in records.MEDIA and "binary" in str(field.type):
+            batch = batch.set_column(i, field.name, _holds(batch.column(i)))
     plain = {field.name: _plain(field.type, field.name) for field in batch.schema}
     size = sum(map(_unfolded, batch.columns))
     try:
@@ -104,6 +108,18 @@ def _rows(name: str, first: int, batch: pyarrow.RecordBatch, columns: list[str])
         yield records.too_long(f"{name}[{first}]")
     else:
         yield Row(f"{name}[{first}]", None, "a value that cannot be read")
+
+
+def _holds(array: pyarrow.Array) -> pyarrow.Array:
+    """True for each value that holds something, else null: pictures and sounds are not read."""
+    kind = array.type
+    if _is_list(kind):
+        some = compute.greater(compute.list_value_length(array), 0)
+    elif types.is_struct(kind):  # as `datasets` has one: its bytes, or its path
+        some = functools.reduce(compute.or_, map(compute.is_valid, array.flatten()))
+    else:
+        some = array.is_valid()
+    return compute.if_else(compute.fill_null(some, False), True, None)
 
 
 def _plain(kind: pyarrow.DataType, column: str) -> Plain:

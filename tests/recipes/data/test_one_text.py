@@ -183,6 +183,23 @@ def test_equal_pairs_from_every_kind_of_file(tmp_path, kind):
         assert found == first, path.name
 
 
+def test_a_list_of_rejected_answers_is_written_out_in_cells_alone(tmp_path):
+    """A text of a file that has lists is an answer, whatever it looks like."""
+    how = How(str(TINY / "model"), None, "assistant", None, 256, "drop", 0.0, answers=3)
+    row = {"prompt": "Two colours, please", "chosen": "Blue", "rejected": ["red", "green"]}
+    text = row | {"rejected": json.dumps(row["rejected"])}
+    (tmp_path / "lists.jsonl").write_bytes(lines([row]))
+    (tmp_path / "cells.csv").write_bytes(cells([text], ","))
+    (tmp_path / "texts.jsonl").write_bytes(lines([text]))
+    (tmp_path / "texts.parquet").write_bytes(parquet(pyarrow.Table.from_pylist([text])))
+    found = {}
+    for path in tmp_path.iterdir():
+        source, _ = source_pairs.recognised(Source(str(path)))
+        found[path.name] = source_pairs.read(source, how).ids[0].answers
+    counted = {name: len(answers) for name, answers in found.items()}
+    assert counted == {"lists.jsonl": 3, "cells.csv": 3, "texts.jsonl": 2, "texts.parquet": 2}
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("kind", ROWS)
 def test_equal_ids_from_every_kind_of_file(tmp_path, kind):

@@ -2,6 +2,8 @@
 
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from recipes.data import source_pairs
@@ -97,6 +99,49 @@ def test_tools_by_another_name_are_named_with_the_flag(tmp_path, name, write):
     source, _ = recognised(tmp_path, *[row | {name: []}] * 3, row)
     (reason,) = source_pairs.read(source, HOW).counts.malformed
     assert f"`{name}` looks like tools" in reason
+
+
+@pytest.mark.parametrize(
+    "name", ["image", "images", "Images", "video", "videos", "audio", "audios"]
+)
+def test_what_is_no_text_is_not_left_out(tmp_path, name):
+    row = ANSWERS | {"prompt": "Which way?"}
+    told = f"`{name}` holds what is not text, and layout prompt_chosen_rejected reads text alone"
+    for held in (["a.png"], "a.png", {"path": "a.png"}, '["a.png"]'):
+        with pytest.raises(ValueError, match=told):
+            recognised(tmp_path, row | {name: held})
+    source, _ = recognised(tmp_path, row | {name: ["a.png"]}, layout="prompt_chosen_rejected")
+    assert source_pairs.read(source, HOW).counts.used == 1  # who says so leaves it out
+    for nothing in (None, [], "", "[]"):
+        assert recognised(tmp_path, row | {name: nothing})[0].layout == "prompt_chosen_rejected"
+    source, line = recognised(tmp_path, row, row | {name: ["a.png"]}, row | {name: None})
+    assert "not read" not in line
+    found = source_pairs.read(source, HOW).counts
+    assert (found.used, found.malformed.total()) == (2, 1)
+    turns = {
+        "messages": [TURNS["chosen"][0] | {"content": "<image>Which way?"}, TURNS["chosen"][1]]
+    }
+    with pytest.raises(ValueError, match="layout conversation reads text alone"):
+        recognised(tmp_path, turns | {name: ["a.png"]}, single=True)
+
+
+def test_pictures_of_a_table_are_seen_and_not_read(tmp_path):
+    feature = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    no_text = {"bytes": b"\x89PNG\xff", "path": None}
+    for kind, held, nothing in (
+        (feature, no_text, {"bytes": None, "path": None}),
+        (pyarrow.list_(feature), [no_text], []),
+        (pyarrow.binary(), b"\xff", None),
+    ):
+        table = pyarrow.Table.from_pylist([ANSWERS | {"prompt": "Which way?"}] * 3)
+        table = table.append_column("image", pyarrow.array([None, nothing, held], kind))
+        pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+        source, _ = source_pairs.recognised(Source(str(tmp_path / "a.parquet")))
+        found = source_pairs.read(source, HOW).counts
+        assert (found.used, found.rows) == (2, 3)
+        assert "`image` holds what is not text" in next(iter(found.malformed))
+        source = source._replace(guessed=False)
+        assert source_pairs.read(source, HOW).counts.used == 3
 
 
 def test_messages_that_were_written_twice_or_by_other_keys_are_no_words(tmp_path):

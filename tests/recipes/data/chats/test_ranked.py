@@ -111,8 +111,15 @@ def test_a_chosen_answer_and_a_list_of_rejected_ones(asked):
         read(row | {"rejected": turns, "chosen": [dict(turns[0][0], content="Onwards.")]}, 4)
         == pair
     )
-    # As a table has the list; and the chosen answer among them, wherever it stands, is no other.
-    assert read(row | {"rejected": json.dumps(row["rejected"])}, 4) == pair
+    # As a table of text has the list, which elsewhere is an answer that is a list; messages that
+    # were written as text are never words.
+    listed = json.dumps(row["rejected"])
+    assert read(columns.renamed(row | {"rejected": listed}, {}, cells=True), 4) == pair
+    assert said(read(row | {"rejected": listed}, 4)) == ["Onwards.", listed]
+    for text in ('["red"]', "['red', 'blue']", '[["a", "b"], ["c"]]', "[]"):
+        assert said(read(row | {"rejected": text})) == ["Onwards.", text]
+    assert read(row | {"rejected": json.dumps(turns)}, 4) == pair
+    # The chosen answer among them, wherever it stands, is no other.
     for again in (["Left.", "Onwards."], ["Onwards.", "Left."]):
         one = read(row | {"rejected": again})
         assert (said(one), one.notes) == (["Onwards.", "Left."], ("said_again",))
