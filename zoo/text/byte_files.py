@@ -4,6 +4,8 @@ They say less than a tokenizer.json: how a text is cut into words is the family'
 """
 
 import base64
+from collections.abc import Collection
+import itertools
 import pathlib
 import re
 
@@ -84,8 +86,8 @@ def tiktoken(
     return own
 
 
-def gpt2(folder: pathlib.Path) -> tokenizers.Tokenizer:
-    """vocab.json and merges.txt, byte by byte, as OpenAI published them."""
+def gpt2(folder: pathlib.Path, config: dict[str, object]) -> tokenizers.Tokenizer:
+    """vocab.json and merges.txt, byte by byte, as OpenAI published them, and what was added."""
     path = folder / "config.json"
     if path.is_file() and hf_folder.read_config(folder).get("model_type") != "gpt2":
         raise BadInput(
@@ -96,7 +98,10 @@ def gpt2(folder: pathlib.Path) -> tokenizers.Tokenizer:
         str(folder / "vocab.json"), str(folder / "merges.txt")
     )
     own = _bytes_merged(vocabulary, merges, None)
-    _add_in_order(own, {"<|endoftext|>": vocabulary.get("<|endoftext|>", len(vocabulary))})
+    end = {"<|endoftext|>": vocabulary.get("<|endoftext|>", len(vocabulary))}
+    added = added_tokens(config, folder / "added_tokens.json")
+    special = called_special(config)
+    _add_in_order(own, end | added, words=[x for x, i in added.items() if i not in special])
     return own
 
 
@@ -114,21 +119,25 @@ def _bytes_merged(
     return own
 
 
-def _add_in_order(own: tokenizers.Tokenizer, named: dict[str, int]) -> None:
-    """Special tokens get the ids that follow; a gap is filled with names of its own."""
+def _add_in_order(
+    own: tokenizers.Tokenizer, named: dict[str, int], words: Collection[str] = ()
+) -> None:
+    """Added tokens get the ids that follow; a gap is filled with names of its own.
+
+    Those that are `words` of a text are not special.
+    """
     texts = {i: text for text, i in named.items()}
     if max(texts) - min(texts) > 100_000:
         raise BadInput(
             f"the special token {texts[max(texts)]} has the id {max(texts)}, more than 100,000 "
             f"above the first of them, {min(texts)}: give a tokenizer.json"
         )
-    all_of_them = {i: texts.get(i, f"<|unused_{i}|>") for i in range(min(texts), max(texts) + 1)}
-    own.add_special_tokens(
-        [
-            tokenizers.AddedToken(text, special=True, normalized=False)
-            for text in all_of_them.values()
-        ]
-    )
+    first = min(max(own.get_vocab_size(), min(texts)), max(texts))
+    gaps = {i: f"<|unused_{i}|>" for i in range(first, max(texts)) if i not in texts}
+    all_of_them = dict(sorted((gaps | texts).items()))
+    for plain, some in itertools.groupby(all_of_them.values(), lambda text: text in words):
+        add = own.add_tokens if plain else own.add_special_tokens
+        add([tokenizers.AddedToken(text, normalized=False) for text in some])
     for i, text in all_of_them.items():
         if own.token_to_id(text) != i:
             raise BadInput(f"the special token {text} should have id {i}, which another token has")

@@ -34,6 +34,7 @@ class Tokenizer(NamedTuple):
     chat_template: str | None
     chat_templates: Mapping[str, str]  # others, by name: tool_use
     size: int  # of the vocabulary: special tokens too
+    unknown: tuple[str, ...]  # what the files call special, and none of them gives an id
 
 
 def load(folder: pathlib.Path, chat_template: str | None = None) -> Tokenizer:
@@ -94,8 +95,8 @@ def _loaded(
     bos, eos = id_of("bos_token"), id_of("eos_token")
     if eos is None:
         eos, named = _eos_of_the_model(folder, codec.special, named)
-    others = config.get("additional_special_tokens")
-    texts = map(_text_of, others if isinstance(others, list) else ())
+    listed = (config.get(f"{kind}_special_tokens") for kind in ("additional", "extra"))
+    texts = [_text_of(one) for some in listed if isinstance(some, list) for one in some]
     roles = {*named.values(), *(text for text in texts if isinstance(text, str))}
     of_bos = () if bos is None else (bos,)
     first = of_bos if codec.first is None else codec.first
@@ -117,6 +118,7 @@ def _loaded(
         chat_template=templates.pop("default", None),
         chat_templates=templates,
         size=codec.size,
+        unknown=tuple(sorted(text for text in roles if text.strip() and text not in codec.special)),
     )
 
 
@@ -150,7 +152,9 @@ def text_after(
 
 def _named(folder: pathlib.Path, config: dict[str, object]) -> dict[str, str]:
     """The special tokens that have a role, by role."""
-    given = hf_folder.read_if_there(folder / "special_tokens_map.json") | config
+    older = hf_folder.read_if_there(folder / "special_tokens_map.json")
+    # As in transformers, which reads the older file only beside such a config, and then above it.
+    given = older | config if "added_tokens_decoder" in config else config | older
     found = {}
     for role, token in given.items():
         text = _text_of(token)
@@ -213,6 +217,8 @@ def _templates(
                 raise BadInput(f"the chat templates in {folder} have no name or text")
             named[name] = text
         return named
+    if isinstance(templates, dict) and all(isinstance(one, str) for one in templates.values()):
+        return templates
     return {"default": templates} if isinstance(templates, str) else {}
 
 

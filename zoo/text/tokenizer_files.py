@@ -50,7 +50,7 @@ def read(folder: pathlib.Path, config: dict[str, object], elsewhere: Decode | No
         if model.is_file():
             return _sentencepiece(model, config)
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            return _fast(byte_files.gpt2(folder))
+            return _fast(byte_files.gpt2(folder, config))
     except (UserError, OSError):
         raise
     except BaseException as error:  # whatever a library makes of a stranger's files

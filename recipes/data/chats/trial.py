@@ -55,6 +55,12 @@ def prepared(
         probe = NOTHING
     try:
         whole, _ = write(PROBE, chat, probe)
+        if unknown := next((text for text in tokenizer.unknown if text in whole), None):
+            raise BadInput(
+                f"it writes {unknown[:40]!r}, which tokenizer_config.json calls special and no "
+                "file of the tokenizer gives an id, so that its letters would be trained on: give "
+                "a tokenizer.json that has it, or a template without it (--config.chat_template)"
+            )
         _, _, tail = whole.rpartition(PROBE[-1]["content"])
         tail, surplus = _cut(tail, whole, tokenizer, chat, probe)
         added = _added(end_of_turn, tail, tokenizer)

@@ -414,9 +414,41 @@ def test_gpt_2s_two_files(tmp_path):
     own = tokenizer.load(tmp_path)
     special = {"<|endoftext|>": len(vocabulary)}
     agreeing(own, bytes_original(GPT2_WORDS, as_bytes(vocabulary), special), [*LITERAL, *ODD])
+    n = len(vocabulary)  # and what was added to them, in either file
+    added = {"<|im_start|>": n + 1, "<think>": n + 2}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    listed = {str(n): {"content": "<|endoftext|>", "special": True},
+              str(n + 4): {"content": "<|im_end|>", "special": True}}  # fmt: skip
+    (tmp_path / GIVEN).write_text(
+        json.dumps({"added_tokens_decoder": listed, "extra_special_tokens": ["<|im_start|>"]})
+    )
+    own = tokenizer.load(tmp_path)
+    assert own.encode("<|im_start|>the<think>a<|im_end|>")[0] == [n + 1, n - 2, n + 2, 64, n + 4]
+    assert own.special == special | added | {"<|unused_262|>": n + 3, "<|im_end|>": n + 4}
+    assert own.control == {n, n + 1, n + 3, n + 4}
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
     with pytest.raises(ValueError, match="do not say how words are cut"):
         tokenizer.load(tmp_path)
+
+
+def test_what_an_older_file_calls_the_special_tokens(tmp_path):
+    """As transformers: only where tokenizer_config.json lists no added tokens, and then above it."""
+    tiny_tokenizer(tmp_path)
+    (tmp_path / "special_tokens_map.json").write_text('{"bos_token": {"content": "<|eot_id|>"}}')
+    named = lambda config: (
+        (tmp_path / GIVEN).write_text(json.dumps(config)) and tokenizer.load(tmp_path).named
+    )
+    assert named({"bos_token": None}) == {"bos_token": "<|eot_id|>"}
+    assert named({"bos_token": "<|end_of_text|>"}) == {"bos_token": "<|eot_id|>"}
+    assert named({"bos_token": "<|a|>", "added_tokens_decoder": {}}) == {"bos_token": "<|a|>"}
+
+
+def test_special_tokens_without_an_id_are_known(tmp_path):
+    tiny_tokenizer(tmp_path)
+    config = {"bos_token": "<s>", "eos_token": "<|eot_id|>", "extra_special_tokens": ["<a>"],
+              "additional_special_tokens": [{"content": "<b>"}, "<|eot_id|>"]}  # fmt: skip
+    (tmp_path / GIVEN).write_text(json.dumps(config))
+    assert tokenizer.load(tmp_path).unknown == ("<a>", "<b>", "<s>")
 
 
 def test_text_after_keeps_the_space_of_a_first_piece(shared):
@@ -498,6 +530,11 @@ def test_a_chat_template_comes_from_the_first_of_its_places(tmp_path):
     tiny_tokenizer(tmp_path)
     found = lambda **how: tokenizer.load(tmp_path, **how).chat_template
     listed = [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]
+    (tmp_path / "chat_template.jinja").rename(tmp_path / "aside")
+    (tmp_path / GIVEN).write_text(json.dumps({"chat_template": {"default": "a", "rag": "b"}}))
+    by_name = tokenizer.load(tmp_path)
+    assert (by_name.chat_template, by_name.chat_templates) == ("a", {"rag": "b"})
+    (tmp_path / "aside").rename(tmp_path / "chat_template.jinja")
     (tmp_path / GIVEN).write_text(json.dumps({"chat_template": listed}))
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")

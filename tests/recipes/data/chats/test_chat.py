@@ -327,6 +327,14 @@ def test_a_template_that_cannot_work_stops_the_run(own, text, told):
         prepared(own, text)
 
 
+def test_a_template_that_writes_a_special_token_without_an_id_stops_the_run(own):
+    text = "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+    lacking = own._replace(named={**own.named, "bos_token": "<s>"}, unknown=("<pad>", "<s>"))
+    with pytest.raises(ValueError, match="it writes '<s>', which tokenizer_config"):
+        prepared(lacking, text)
+    prepared(lacking, text.removeprefix("{{ bos_token }}"))
+
+
 def test_a_template_file_takes_the_place_of_the_tokenizers(tmp_path):
     path = tmp_path / "mine.jinja"
     path.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")

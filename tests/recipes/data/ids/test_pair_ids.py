@@ -130,6 +130,11 @@ def test_two_user_turns_in_a_row_are_counted(own):
     assert encoded(Pair(once, later, [assistant("e")]), own).notes == ("asks_twice",)
 
 
+def test_words_that_a_config_alone_calls_special_are_counted(own):
+    for said, noted in (("a <a> b", ("no_id",)), ("a b", ())):
+        assert encoded(answered(said, "c", "d"), own._replace(unknown=("<a>",))).notes == noted
+
+
 def test_a_merge_across_the_boundary_moves_it_back(own):
     # "capital" is one token or few; cut inside it the prompt's ids are no prefix of the whole.
     ids = encoded(Pair("Tell me the capi", "tal of France", "tulate"), own)
