@@ -106,6 +106,25 @@ def test_what_some_implementation_reads_is_refused(other):
         llama.Config.from_hf(BASE | other)
 
 
+@pytest.mark.parametrize(
+    "other",
+    [  # a Qwen that was rewritten as a Llama keeps them
+        dict(use_sliding_window=False, sliding_window=32768, max_window_layers=28),
+        dict(use_sliding_window=False, sliding_window=None, max_window_layers=28),
+        dict(sliding_window=None, max_window_layers=28),
+        dict(layer_types=["full_attention"] * 2),
+    ],
+)
+def test_windows_that_are_off_change_nothing(other):
+    assert llama.Config.from_hf(BASE | other) == llama.Config.from_hf(BASE)
+    for key, on in (
+        ("sliding_window", dict(sliding_window=32768, use_sliding_window=None)),
+        ("layer_types", dict(layer_types=["full_attention", "sliding_attention"])),
+    ):
+        with pytest.raises(ValueError, match=key):
+            llama.Config.from_hf(BASE | other | on)
+
+
 def test_no_key_of_an_architecture_is_ignored():
     for arch in zoo.ARCHITECTURES.values():
         own = {field.name for field in dataclasses.fields(arch.Config)} | arch.Config.fixed.keys()

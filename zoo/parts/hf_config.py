@@ -95,6 +95,7 @@ def read(cls: type[Own], hf: Mapping[str, object]) -> Own:
     _refuse_quantised(hf, kind)
     hf.pop(QUANTISED, None)
     own = fields.keys() | fixed.keys()
+    own |= hf_keys.without_effect(hf)
     others = {k: v for k, v in hf.items() if k not in own and v is not None}
     others = {k: v for k, v in others.items() if v != hf_keys.NEUTRAL.get(k, ...)}
     refused = {key: hf[key] for key, ours in fixed.items() if hf.get(key) not in (None, ours)}

@@ -3,6 +3,7 @@
 A key in no list is unknown: no known implementation reads it.
 """
 
+from collections.abc import Mapping
 import functools
 import logging
 
@@ -68,6 +69,15 @@ NEUTRAL: dict[str, object] = {
     "use_qk_norm": False,
     "use_sliding_window": False,
 }
+
+
+def without_effect(hf: Mapping[str, object]) -> set[str]:
+    """Keys that change nothing beside what others say: windows that are off, layers all alike."""
+    off = hf.get("use_sliding_window") is False or hf.get("sliding_window") is None
+    kinds = hf.get("layer_types")
+    alike = isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)
+    return {*(["sliding_window", "max_window_layers"] * off), *(["layer_types"] * alike)}
+
 
 # What vLLM alone reads, or what stands among the ropes in a file.
 _ELSEWHERE = """

@@ -432,7 +432,7 @@ def test_gpt_2s_two_files(tmp_path):
 
 
 def test_what_an_older_file_calls_the_special_tokens(tmp_path):
-    """As transformers: only where tokenizer_config.json lists no added tokens, and then above it."""
+    """As in transformers: only where tokenizer_config.json lists no added tokens, and above it."""
     tiny_tokenizer(tmp_path)
     (tmp_path / "special_tokens_map.json").write_text('{"bos_token": {"content": "<|eot_id|>"}}')
     named = lambda config: (
