@@ -6,7 +6,7 @@ from typing import Any
 from recipes.peers.axolotl import AXOLOTL
 from recipes.peers.levanter import LEVANTER
 from recipes.peers.llama_factory import LLAMA_FACTORY
-from recipes.peers.rows import Source
+from recipes.peers.rows import Source, flat, row_of
 from recipes.peers.trl import TRL
 
 SOURCES = (TRL, AXOLOTL, LLAMA_FACTORY, LEVANTER)
@@ -14,8 +14,10 @@ SOURCES = (TRL, AXOLOTL, LLAMA_FACTORY, LEVANTER)
 
 def recognised(file: Mapping[str, Any]) -> Source | None:
     """The trainer whose file this is, by what such files always name."""
-    if isinstance(file.get("trainer"), Mapping) or isinstance(file.get("optimizer"), Mapping):
-        return LEVANTER
+    groups = {name: file[name] for name in ("trainer", "optimizer")
+              if isinstance(file.get(name), Mapping)}  # fmt: skip
+    if any(row_of(name, LEVANTER.rows) for name, _ in flat(groups)):
+        return LEVANTER  # groups of these names are in files of others too
     if "base_model" in file:
         return AXOLOTL
     if {"stage", "finetuning_type", "pref_beta"}.intersection(file):

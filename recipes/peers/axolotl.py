@@ -18,7 +18,7 @@ from recipes.peers.rows import (
     trained_on,
     turned,
 )
-from recipes.peers.trl import paths
+from recipes.peers.trl import paths, say_unread
 
 LOSSES = {"dpo": "sigmoid", "ipo": "ipo", "simpo": "simpo", "kto": "kto", "orpo": "orpo"}
 # What the Trainer calls it.
@@ -254,6 +254,9 @@ def _adapters(given: Given) -> dict[str, object]:
 def _data(given: Given) -> dict[str, object]:
     theirs = given.values
     found: dict[str, object] = {}
+    for name in ("datasets", "test_datasets"):
+        for one in theirs.get(name) or ():
+            _say_unread(given, name, one)
     if several := _sources(theirs.get("datasets")):
         found["train_data"] = trained_on(several)
     if tests := _sources(theirs.get("test_datasets")):
@@ -265,6 +268,19 @@ def _data(given: Given) -> dict[str, object]:
             told = "a number of rows: set validation_split_fraction to a share"
             given.notes.lacking.append((f"val_set_size: {share:g}", told))
     return found
+
+
+def _say_unread(given: Given, where: str, one: dict[str, Any]) -> None:
+    """What an entry says besides its files and columns: a format of its own, a part of its rows."""
+    read = ("path", "name", "split", "revision", "ds_type", "data_files", *FIELDS)
+    kind = one.get("type")
+    own = kind if isinstance(kind, dict) else {"type": kind}
+    if str(own.get("type") or "").partition(".")[0] in ("", "chat_template"):
+        own = {key: value for key, value in own.items() if key != "type"}
+    say_unread(given, where, {key: x for key, x in one.items() if key != "type"} | own, read)
+
+
+FIELDS = ("field_prompt", "field_messages", "field_chosen", "field_rejected", "field_system")
 
 
 def _sources(entries: Sequence[dict[str, Any]] | None) -> list[dict[str, Any]]:

@@ -108,6 +108,19 @@ COLUMNS = {
 }  # fmt: skip
 
 
+# Where else dataset_info.json may say that a dataset is.
+ELSEWHERE = ("ms_hub_url", "om_hub_url", "script_url", "s3_file_name", "cloud_file_name")
+# What keys and roles of messages are called in files that are read.
+KNOWN = frozenset((
+    "role", "from", "content", "value", "system", "developer", "user", "human", "prompter",
+    "assistant", "gpt", "chatgpt", "model", "bot", "chatbot", "ai", "tool", "observation",
+    "function", "ipython", "tool_response", "function_call", "tool_call",
+))  # fmt: skip
+USUAL = {"role_tag": "role", "content_tag": "content", "user_tag": "user",
+         "assistant_tag": "assistant", "observation_tag": "tool", "function_tag": "function_call",
+         "system_tag": "system"}  # fmt: skip
+
+
 def _made(given: Given) -> dict[str, object]:
     theirs = given.values
     if theirs.get("stage") not in ("dpo", "kto"):
@@ -176,19 +189,25 @@ def _adapters(given: Given) -> dict[str, object]:
 def _data(given: Given) -> dict[str, object]:
     theirs = given.values
     known = _registered(str(theirs["dataset_dir"]))
-    names = [name.strip() for name in str(theirs.get("dataset") or "").split(",") if name.strip()]
+    names = _listed(theirs.get("dataset"))
     sources = [_source(name, known, given) for name in names]
     if len(names) > 1 and str(theirs["mix_strategy"]).startswith("interleave"):
-        shares = str(theirs.get("interleave_probs") or ",".join(["1"] * len(names))).split(",")
+        shares = _listed(theirs.get("interleave_probs")) or ["1"] * len(names)
         sources = [
             one | {"weight": float(share)} for one, share in zip(sources, shares, strict=True)
         ]
     found: dict[str, object] = {}
     if sources:
         found["train_data"] = trained_on(sources, names)
-    if held := [x.strip() for x in str(theirs.get("eval_dataset") or "").split(",") if x.strip()]:
+    if held := _listed(theirs.get("eval_dataset")):
         found["validation"] = held_out([_source(name, known, given) for name in held], "eval")
     return found
+
+
+def _listed(given: Any) -> list[str]:
+    """Names between commas, or of a list."""
+    each = given if isinstance(given, list) else str(given or "").split(",")
+    return [name for name in (str(one).strip() for one in each) if name]
 
 
 def _registered(folder: str) -> dict[str, Any]:
@@ -199,6 +218,8 @@ def _registered(folder: str) -> dict[str, Any]:
 
 def _source(name: str, known: dict[str, Any], given: Given) -> dict[str, Any]:
     folder, said = given.values["dataset_dir"], known.get(name)
+    if said is None and str(folder) == "ONLINE":
+        return {"path": hub_data(name)}
     if said is None:
         path = f"{folder}/{name}.json"
         told = f"{folder}/dataset_info.json is not here or does not have it: {path} is a guess"
@@ -208,6 +229,18 @@ def _source(name: str, known: dict[str, Any], given: Given) -> dict[str, Any]:
         path = hub_data(said["hf_hub_url"], said.get("subset"), said.get("split") or "train")
     else:
         path = f"{folder}/{said.get('file_name', name)}"
+    if not said.get("hf_hub_url") and not said.get("file_name"):
+        elsewhere = next((key for key in ELSEWHERE if said.get(key)), "no file_name")
+        told = f"{elsewhere}: only files and datasets of the hub are read; {path} is a guess"
+        given.notes.lacking.append((f"dataset: {name}", told))
+    for key in ("folder", *([] if said.get("hf_hub_url") else ["subset", "split"])):
+        if said.get(key):
+            told = f"its {key} {said[key]} is not read: name the files of it as the path"
+            given.notes.lacking.append((f"dataset: {name}", told))
+    for tag, value in (said.get("tags") or {}).items():
+        if str(value).lower() not in KNOWN:
+            told = f"its {tag} {value} is not known: rename it in the file, as {USUAL.get(tag)}"
+            given.notes.lacking.append((f"dataset: {name}", told))
     if said.get("num_samples"):
         told = f"{said['num_samples']} of its rows there, and all here: shorten the file"
         given.notes.lacking.append((f"dataset: {name}", told))
@@ -220,4 +253,6 @@ def _source(name: str, known: dict[str, Any], given: Given) -> dict[str, Any]:
     return {"path": path} | ({"columns": columns} if columns else {})
 
 
-LLAMA_FACTORY = Source("LLaMA-Factory", "llamafactory-cli train", ROWS, DEFAULTS, _made)
+LLAMA_FACTORY = Source(
+    "LLaMA-Factory", "llamafactory-cli train", ROWS, DEFAULTS, _made, nulls=("max_grad_norm",)
+)

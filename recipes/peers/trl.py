@@ -3,7 +3,7 @@
 As of TRL 1.16, with names of earlier versions that are still met.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import pathlib
 from typing import Any
 
@@ -22,6 +22,18 @@ from recipes.peers.rows import (
     trained_on,
     turned,
 )
+
+# What an entry of several sources may say, and what to do about it here.
+FORMAT = "the chat template writes it here; data.layout=plain_text takes texts as they are"
+UNREAD = {
+    "data_dir": "all of the dataset is read: name the files, as hf://datasets/owner/name/folder/*",
+    "shards": "a part of its rows there, and all here: shorten the file",
+    "shards_idx": "a part of its rows there, and all here: shorten the file",
+    "roles": "roles are known by their usual names: rename them in the file",
+    "message_property_mappings": "messages are {role, content} or {from, value}: rename the keys",
+    **dict.fromkeys(("prompt_format", "chosen_format", "rejected_format", "no_input_format",
+                     "format", "type"), FORMAT),
+}  # fmt: skip
 
 OVER_LENGTH = "longer ones are cut at the end of the answer, as there; drop counts and drops them"
 
@@ -48,6 +60,13 @@ def _cut(mode: Any) -> object:
     return known[mode]
 
 
+def _of_open_instruct(kind: Any) -> object:
+    known = {"dpo": "sigmoid", "dpo_norm": "sigmoid_norm", "simpo": "simpo", "wpo": "sigmoid"}
+    if kind not in known:
+        raise Lacks(f"none of {', '.join(known)}: set loss by hand")
+    return known[kind]
+
+
 ROWS = {
     **hf_trainer.ROWS,
     # DPOConfig
@@ -60,6 +79,10 @@ ROWS = {
         "f_divergence_type", lambda kind: None if kind == "reverse_kl" else str(kind)
     ),
     "f_alpha_divergence_coef": part("f_alpha_divergence_coef", "of alpha_divergence alone"),
+    "dpo_beta": same("beta", "as open-instruct has it"),
+    "dpo_loss_type": turned(
+        "loss", _of_open_instruct, "as open-instruct has it: dpo, dpo_norm, simpo, wpo"
+    ),
     "use_weighting": turned("use_weighting", lambda on: True if on else None),
     "discopop_tau": part("discopop_tau", "of discopop alone"),
     "desirable_weight": part("desirable_weight", "of `trl kto`, and loss=kto"),
@@ -74,6 +97,8 @@ ROWS = {
     "sync_ref_model": part("reference_sync_steps"),
     "ref_model_sync_steps": part("reference_sync_steps"),
     "ref_model_mixup_alpha": part("reference_mixup_alpha"),
+    "cpo_alpha": part("cpo_alpha", "of `trl cpo`, and loss=cpo; of simpo simpo,sft=cpo_alpha"),
+    "simpo_gamma": part("gamma_beta_ratio", "of simpo, divided by beta"),
     "reference_free": part("loss", "of earlier versions: reference_free"),
     "rpo_alpha": part("loss", "of earlier versions: ,sft=ALPHA beside the loss"),
     **lacks("no limit of its own: data.over_length says what is cut", "max_prompt_length",
@@ -151,10 +176,14 @@ def _made(given: Given) -> dict[str, object]:
     given.notes.differs.append(("prompts and answers", f"{told}data.layout=plain_text"))
     found = _data(given)
     found |= hf_trainer.made(given, "test" if "validation" in found else None)
-    found["loss"] = hf_trainer.losses(theirs["loss_type"], theirs.get("loss_weights"))
+    if "dpo_loss_type" not in given.named:
+        found["loss"] = hf_trainer.losses(theirs["loss_type"], theirs.get("loss_weights"))
+        found |= _contrastive(given, str(found["loss"]))
+    elif theirs["dpo_loss_type"] == "wpo":
+        found["use_weighting"] = True
     if theirs.get("reference_free"):
-        if found["loss"] != "sigmoid":
-            told = f"of sigmoid alone here, and the loss is {found['loss']}"
+        if found.get("loss") != "sigmoid":
+            told = f"of sigmoid alone here, and the loss is {found.get('loss')}"
             given.notes.lacking.append(("reference_free", told))
         else:
             found["loss"] = "reference_free"
@@ -164,7 +193,7 @@ def _made(given: Given) -> dict[str, object]:
         found["loss"] = "kto"
         for name in ("desirable_weight", "undesirable_weight"):
             found[name] = float(theirs.get(name) or 1)
-    if found["loss"] == "discopop":
+    if found.get("loss") == "discopop":
         found["discopop_tau"] = float(theirs.get("discopop_tau") or 0.05)
     if theirs.get("f_divergence_type") == "alpha_divergence":
         found["f_alpha_divergence_coef"] = float(theirs.get("f_alpha_divergence_coef") or 0.5)
@@ -176,6 +205,22 @@ def _made(given: Given) -> dict[str, object]:
     if theirs.get("model_revision") not in (None, "main"):
         found["initialize_from_hf"] = f"{theirs['model_name_or_path']}@{theirs['model_revision']}"
     return found | _adapters(given)
+
+
+def _contrastive(given: Given, loss: str) -> dict[str, object]:
+    """The losses of `trl cpo`, which takes no reference: its files are known by these settings."""
+    theirs, beta = given.values, float(given.values["beta"])
+    if loss != "simpo" and not {"cpo_alpha", "simpo_gamma"} & given.named:
+        return {}
+    alpha = float(theirs["cpo_alpha"]) if "cpo_alpha" in given.named else 1.0
+    if loss == "simpo":
+        ratio = float(theirs.get("simpo_gamma") or 0.5) / beta
+        return {"loss": f"simpo,sft={alpha:g}" if alpha else "simpo", "gamma_beta_ratio": ratio}
+    if loss == "sigmoid":
+        return {"loss": "cpo", "cpo_alpha": alpha}
+    told = f"of sigmoid and simpo alone here, and the loss is {loss}, against a reference"
+    given.notes.lacking.append(("cpo_alpha, simpo_gamma", told))
+    return {}
 
 
 def _adapters(given: Given) -> dict[str, object]:
@@ -208,6 +253,9 @@ def _data(given: Given) -> dict[str, object]:
         found["train_data"] = trained_on([{"path": x} for one in several for x in paths(one)])
         _say_shares(given, {str(one.get("path") or one.get("id")): one.get("weight")
                             for one in several})  # fmt: skip
+        for one in several:
+            say_unread(given, "datasets", one, ("path", "id", "name", "config", "split", "weight",
+                                                "data_files", "columns"))  # fmt: skip
     elif mixed:
         train, *test = theirs.get("dataset_splits") or ["train"]
         found["train_data"] = trained_on([{"path": hub_data(name, None, train)} for name in mixed])
@@ -238,12 +286,29 @@ def _say_shares(given: Given, shares: Mapping[str, Any]) -> None:
             given.notes.lacking.append((name, told))
 
 
+def say_unread(given: Given, where: str, one: Mapping[str, Any], read: Collection[str]) -> None:
+    """What an entry of several sources says that has no counterpart."""
+    for key, value in one.items():
+        if key not in read and not is_off(value):
+            name = one.get("path") or one.get("id")
+            told = UNREAD.get(key, "not of a source here: change the file, or name another")
+            given.notes.lacking.append((f"{where}: {name}: {key}: {value}", told))
+
+
 def paths(one: dict[str, Any]) -> list[str]:
     """The sources that an entry of several names: its files, or a dataset."""
     if files := one.get("data_files"):
-        return [files] if isinstance(files, str) else list(map(str, files))
+        named = [files] if isinstance(files, str) else list(map(str, files))
+        name, at = str(one.get("path") or ""), f"@{one['revision']}" if one.get("revision") else ""
+        if pathlib.Path(name).is_dir():
+            return [str(pathlib.Path(name) / file) for file in named]
+        if "/" in name and "://" not in named[0]:  # no kind of file, as json: a repository
+            return [f"hf://datasets/{name}{at}/{file}" for file in named]
+        return named
     name, subset = one.get("path") or one["id"], one.get("name") or one.get("config")
     return [hub_data(name, subset, one.get("split"))]
 
 
-TRL = Source("TRL", "trl dpo --config", ROWS, DEFAULTS, _made, nulls=("max_length",))
+TRL = Source(
+    "TRL", "trl dpo --config", ROWS, DEFAULTS, _made, nulls=("max_length", "max_grad_norm")
+)

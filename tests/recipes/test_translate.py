@@ -275,6 +275,15 @@ def test_the_docs_have_the_tables():
         ({"datasets": [{"path": "json", "data_files": ["a.jsonl", "b.jsonl"]}]},
          {"train_data": {"part1": {"path": "a.jsonl", "weight": "rows"},
                          "part2": {"path": "b.jsonl", "weight": "rows"}}}),
+        ({"datasets": [{"path": "o/n", "data_files": "a/b.jsonl"}]},
+         {"train_data": "hf://datasets/o/n/a/b.jsonl"}),  # a file of that repository
+        ({"max_grad_norm": None}, {"max_grad_norm": None}),  # which clips nothing there
+        ({"cpo_alpha": 0.5}, {"loss": "cpo", "cpo_alpha": 0.5}),
+        ({"loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": 1.0, "beta": 2.0},
+         {"loss": "simpo", "gamma_beta_ratio": 0.5}),
+        ({"loss_type": "simpo", "beta": 2.0}, {"loss": "simpo,sft=1", "gamma_beta_ratio": 0.25}),
+        ({"dpo_loss_type": "dpo_norm", "dpo_beta": 5}, {"loss": "sigmoid_norm", "beta": 5.0}),
+        ({"dpo_loss_type": "wpo"}, {"loss": "sigmoid", "use_weighting": True}),
         ({"dataset_mixer": {"o/n": 1.0, "o/m": 0.5}, "dataset_splits": ["a", "b"],
           "eval_strategy": "steps"},
          {"train_data": {"part1": {"path": "o/n:a", "weight": "rows"},
@@ -453,6 +462,51 @@ def test_a_part_of_a_dataset_is_all_of_it_and_that_is_said():
     assert ("o/n", "0.25 of its rows there, and all here: shorten the file") in found.notes.lacking
 
 
+def test_what_an_entry_of_several_sources_says_besides_is_told():
+    entry = {"path": "o/n", "data_dir": "in", "columns": ["prompt"], "split": "train"}
+    file = {"model_name_or_path": "a/b", "datasets": [entry]}
+    ((name, says),) = rows.translated(peers.TRL, file, 1).notes.lacking
+    assert (name, says[:30]) == ("datasets: o/n: data_dir: in", "all of the dataset is read: na")
+    fields = {"field_prompt": "q", "prompt_format": "[INST] {prompt}", "no_input_format": ""}
+    roles = {"roles": {"user": ["me"]}, "shards": 4, "message_property_mappings": {"role": "who"}}
+    entries = [
+        {"path": "o/n", "type": fields}, {"path": "o/m", "type": "chatml.intel"},
+        {"path": "o/l", "type": "chat_template.default", "field_messages": "m"} | roles,
+    ]  # fmt: skip
+    file = {"base_model": "a", "rl": "dpo", "datasets": entries, "learning_rate": 1e-6}
+    found = rows.translated(peers.AXOLOTL, file, 1)
+    assert [name.partition(": ")[2] for name, _ in found.notes.lacking] == [
+        "o/n: prompt_format: [INST] {prompt}", "o/m: type: chatml.intel",
+        "o/l: roles: {'user': ['me']}", "o/l: shards: 4",
+        "o/l: message_property_mappings: {'role': 'who'}",
+    ]  # fmt: skip
+    assert found.settings["train_data"]["part1"]["columns"] == {"prompt": "q"}
+
+
+def test_what_llama_factory_registers_and_is_not_read_is_told(tmp_path):
+    known = {
+        "a": {"file_name": "a.json", "tags": {"role_tag": "speaker", "user_tag": "human"}},
+        "b": {"hf_hub_url": "o/n", "folder": "python", "split": "train"},
+        "c": {"ms_hub_url": "o/m"},
+    }
+    (tmp_path / "dataset_info.json").write_text(json.dumps(known))
+    file = {"stage": "dpo", "model_name_or_path": "x/y", "dataset_dir": str(tmp_path)}
+    file |= {"dataset": ["a", "b", "c"], "max_grad_norm": None}  # YAML's list, and no clipping
+    found = rows.translated(peers.LLAMA_FACTORY, file, 1)
+    assert [one["path"] for one in found.settings["train_data"].values()] == [
+        f"{tmp_path}/a.json", "o/n", f"{tmp_path}/c"
+    ]  # fmt: skip
+    assert "max_grad_norm" not in found.settings
+    assert found.notes.lacking == [
+        ("dataset: a", "its role_tag speaker is not known: rename it in the file, as role"),
+        ("dataset: b", "its folder python is not read: name the files of it as the path"),
+        ("dataset: c", f"ms_hub_url: only files and datasets of the hub are read; {tmp_path}/c is "
+                       "a guess"),
+    ]  # fmt: skip
+    online = file | {"dataset": "o/n", "dataset_dir": "ONLINE"}
+    assert rows.translated(peers.LLAMA_FACTORY, online, 1).settings["train_data"] == "o/n"
+
+
 def test_axolotls_files_and_test_sets_are_all_there():
     file = {"base_model": "a", "rl": "dpo", "datasets": [
         {"path": "json", "data_files": ["a.jsonl", "b.jsonl"], "field_system": "sys"},
@@ -503,6 +557,10 @@ def test_texts_of_a_file_are_texts_of_the_config():
         ("- a\n- b", "is not a file of settings"),
         ("1: a", "is not a file of settings"),
         ("learning_rate: 1", "is of no trainer that is known here: TRL, axolotl"),
+        # torchtune's, verl's and NeMo Aligner's have groups that Levanter's have, too
+        ("optimizer: {_component_: torch.optim.AdamW, lr: 1}", "is of no trainer that is known"),
+        ("trainer: {project_name: a, total_epochs: 2}\noptim: {lr: 1}", "is of no trainer"),
+        ("trainer: {num_nodes: 1, dpo: {max_epochs: 1}}", "is of no trainer"),
         ("stage: sft\nmodel_name_or_path: a", "recipes/sft.py"),
         ("base_model: a", "rl: None is no training on preferences"),
         ("base_model: a\nrl: dpo\ndatasets: [{name: b}]", "not as axolotl has it: KeyError"),
