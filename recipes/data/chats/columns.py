@@ -32,18 +32,23 @@ ANSWERS = (
     *((f"{what}_chosen", f"{what}_rejected") for what in messages.ANSWER_WORDS),
     ("response", "rejected_response"),
 )
+# Names of columns that hold a part of a question, which has another, or what the system says.
+PARTS = (
+    "developer", "developer_message", "developer_prompt", "initial_reason_steps", "options",
+    "system", "system_instruction", "system_instructions", "system_message", "system_msg",
+    "system_prompt",
+)  # fmt: skip
 # Names of columns that hold a question, or a part of it; see LIKE_QUESTIONS.
 QUESTIONS = (
-    "chat", "chat_history", "contents", "context", "context_messages", "conversation",
-    "conversation_history", "conversations", "dialog", "dialog_history", "dialogue",
+    *PARTS, "article", "chat", "chat_history", "contents", "context", "context_messages",
+    "conversation", "conversation_history", "conversations", "dialog", "dialog_history", "dialogue",
     "dialogue_history", "document", "full_prompt", "history", "human_message", "human_prompt",
     "input", "input_messages", "input_text", "inputs", "instruction", "instructions", "message",
     "message_history", "messages", "passage", "past_messages", "post", "previous_messages",
     "previous_turns", "prior_messages", "problem", "problem_statement", "prompt",
     "prompt_messages", "prompt_text", "prompts", "query", "queries", "question", "question_text",
-    "questions", "raw_prompt", "request", "source_text", "system", "system_message", "system_msg",
-    "system_prompt", "task_description", "trajectory", "turns", "user_input", "user_message",
-    "user_msg", "user_prompt", "user_query", "user_question",
+    "questions", "raw_prompt", "request", "source_text", "task_description", "trajectory", "turns",
+    "user_input", "user_message", "user_msg", "user_prompt", "user_query", "user_question",
 )  # fmt: skip
 
 
@@ -56,13 +61,17 @@ def _spellings(name: str) -> set[str]:
 
 
 LIKE_QUESTIONS = frozenset().union(*map(_spellings, QUESTIONS))
+LIKE_PARTS = frozenset().union(*map(_spellings, PARTS))
 TOOLS = (
     "available_functions", "available_tools", "function_definitions", "functions",
     "tool_definitions", "tool_list", "tool_schemas", "tools", "tools_list",
 )  # fmt: skip
 LIKE_TOOLS = frozenset().union(*map(_spellings, TOOLS))
 LIKE_MEDIA = frozenset().union(*map(_spellings, records.MEDIA))
-SPOKEN = LIKE_QUESTIONS | {"human", "user"}  # keys of an object that holds a question
+SPOKEN = LIKE_QUESTIONS - _spellings("options") | {
+    "human",
+    "user",
+}  # keys of an object that holds a question
 # What decides, in this order: a column besides `chosen` and `rejected`; columns without those.
 ASKED = {
     "conversations": "sharegpt",
@@ -85,7 +94,10 @@ WORSE = (
 )
 NO_ANSWER = r"scores?|ratings?|rank|models?|rewards?|log\w*|ids?|len\w*|tokens?|counts?"
 # Names of the one answer of a row; the first that is there counts.
-SINGLE_ANSWERS = frozenset(("answer", "assistant", "completion", "output", "response", "target"))
+SINGLE_ANSWERS = ("answer", "assistant", "completion", "output", "response", "target")
+# Others that it has, where it must be named.
+REPLIES = ("answers", "reply", "solution", "completions", "responses", "bot", "gpt", "model",
+           "summary", "highlights", "generation", "generated_text", "output_text")  # fmt: skip
 LABELS = ("label", "labels", "kto_tag", "feedback", "thumbs", "is_chosen")
 SINGLE = ("completion", "response", "output", "answer", "messages", "conversations", "text")
 
@@ -98,7 +110,7 @@ def renamed(row: Row, columns: dict[str, str], *, single: bool = False, cells: b
     """
     named = {o: t for t, o in ALSO.items() if t in row and o not in row}
     if single:
-        answers = sorted(SINGLE_ANSWERS.intersection(row)) if "answer" not in row else []
+        answers = [] if "answer" in row else [name for name in SINGLE_ANSWERS if name in row]
         named |= {"answer": answers[0]} if len(answers) == 1 else {}
         if not {"prompt", "instruction", "messages"} & row.keys():
             asked = [name for name in ("question", "query", "problem", "input") if name in row]
@@ -183,10 +195,26 @@ def recognised_single(row: Row, *, labelled: bool = False) -> str:
             "its rows hold pairs: to train on them, run recipes/dpo.py with --config.loss=sigmoid; "
             f"on one of the answers, name it, as in {flag(known)}"
         )
-    raise BadInput(
-        f"among its columns ({', '.join(names)[:300]}) are neither `messages` nor `prompt` and "
-        f"`answer`: name them, as in {flag({'prompt': 'question', 'answer': 'reply'})}"
-    )
+    if told := _wrapped(names):
+        raise BadInput(told)
+    what = f"among its columns ({', '.join(names)[:300]}) are neither `messages` nor `prompt` and "
+    if found := _single_by_other_names(row, names):
+        raise BadInput(f"{what}`answer`: name them, as in {flag(found)}")
+    raise BadInput(f"{what}`answer`: write the turns that `text` holds as one of these")
+
+
+def _single_by_other_names(row: Row, names: list[str]) -> dict[str, str]:
+    """What the columns of a single answer may be called here; none where `text` holds all of it."""
+    for name in names:
+        if messages.are_messages(messages.unwritten(row[name], name)):
+            return {"messages": name}
+    answer = next((name for name in (*SINGLE_ANSWERS, *REPLIES) if name in names), None)
+    question = _question([name for name in names if name != answer], SPOKEN)
+    if "text" in names and not answer and not question:
+        return {}
+    asked = {"prompt", "instruction"} & {*names}
+    found = {} if asked else {"prompt": question or "question"}
+    return found | ({} if answer == "answer" else {"answer": answer or "reply"})
 
 
 def check_question(row: Row, heard: str, layout: str) -> None:
@@ -260,7 +288,7 @@ def unread_media(row: Row) -> list[str]:
 def unread(name: str, heard: str, layout: str) -> str:
     """The sentence about a column that looks like the question and is not in the pair."""
     remedy = "put it into the prompt"
-    if "system" in name.lower():
+    if any(who in name.lower() for who in ("system", "developer")):
         remedy = f"read it with {flag({'system_prompt': name})}"
     elif not heard or layout == PLAIN:
         remedy = f"read it with {flag({'prompt': name})}"
@@ -316,8 +344,8 @@ def absent(row: Row) -> str:
     names = [name for name in row if isinstance(name, str)]
     near = {ours: _near(ours, names) for ours in ("chosen", "rejected")}
     single = next((name for name in SINGLE if name in row), None)
-    if "data" in row and WRAPPED.issuperset(names):
-        return "its rows are inside `data`: a .json file must be a list of rows, or one per line"
+    if told := _wrapped(names):
+        return told
     if not any(near.values()):
         if single == "output" and isinstance(row["output"], list):
             return (
@@ -355,8 +383,29 @@ def absent(row: Row) -> str:
     return told + ("; without one, recipes/sft.py trains on `chosen`" if alone else "")
 
 
-WRAPPED = frozenset(("data", "columns", "index", "schema", "version", "metadata"))
+# Where the rows of a file may be, in one object, and what else is in it.
+HOLDERS = ("data", "rows", "row", "instances", "examples", "records", "train", "validation", "test")
+BESIDE_ROWS = frozenset((
+    "columns", "index", "schema", "version", "metadata", "type", "features", "row_idx",
+    "truncated_cells", "num_rows_total", "num_rows_per_page", "partial", "id", "annotations",
+    "predictions", *HOLDERS,
+))  # fmt: skip
 MISSING = "are no `chosen` and `rejected`: name them"
+
+
+def _wrapped(names: list[str]) -> str:
+    """The sentence about a file that is one object with the rows in it; or none."""
+    inside = next((name for name in HOLDERS if name in names), None)
+    if inside and BESIDE_ROWS.issuperset(names):
+        return (
+            f"its rows are inside `{inside}`: a .json file must be a list of rows, or one per line"
+        )
+    if names and all(map(str.isdigit, names)):
+        return (
+            "the file holds one object of rows by their numbers, as pandas writes it with "
+            "orient='index': write rows, with to_json(…, orient='records', lines=True)"
+        )
+    return ""
 
 
 def _near(ours: str, names: list[str]) -> str | None:
@@ -392,8 +441,8 @@ def flag(columns: dict[str, str]) -> str:
     return f'--config.data.columns="{columns}"'
 
 
-def _question(names: list[str]) -> str | None:
+def _question(names: list[str], known: frozenset[str] = LIKE_QUESTIONS) -> str | None:
     """The column that holds the question, where none has one of our names."""
     if {"prompt", "instruction", "conversations", "messages"} & {*names}:
         return None
-    return next((n for n in names if n in LIKE_QUESTIONS and "system" not in n.lower()), None)
+    return next((n for n in names if n in known and n not in LIKE_PARTS), None)

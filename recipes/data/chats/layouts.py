@@ -308,7 +308,7 @@ def wanted(called: dict[str, str], *, single: bool) -> frozenset[str]:
 
     `called` are those that the user gives.
     """
-    answers = columns.SINGLE_ANSWERS if single else frozenset().union(*columns.ANSWERS)
+    answers = frozenset(columns.SINGLE_ANSWERS) if single else frozenset().union(*columns.ANSWERS)
     others = (
         columns.LIKE_QUESTIONS
         | columns.LIKE_TOOLS

@@ -46,7 +46,12 @@ def best_to_worst(row: Row, most: int) -> Ranked:
     sign = 1 if by == RANK else -1
     scored = [(sign * n, a) for n, a in zip(marks[by], answers, strict=True) if n is not None]
     if len(scored) < 2:
-        raise BadInput(f"fewer than two answers in `{name}` have a score or rank")
+        known = ", ".join(f"`{key}`" for key in (*SCORES, RANK))
+        beside = ", ".join(f"`{key}`" for key in LISTS)
+        raise BadInput(
+            f"fewer than two answers in `{name}` have a score or rank: each in its {known}, or all "
+            f"in a list beside them, {beside}"
+        )
     scored.sort(key=lambda both: both[0])
     if scored[0][0] == scored[-1][0]:
         raise BadInput(TIE)
@@ -122,7 +127,8 @@ def _said(answer: Row, name: str) -> object:
     for key in SAID:
         if answer.get(key) is not None:
             return answer[key]
-    raise BadInput(f"an answer in `{name}` says nothing")
+    known = ", ".join(f"`{key}`" for key in SAID)
+    raise BadInput(f"an answer in `{name}` says nothing: its words are in {known}")
 
 
 def _number(value: Any) -> float | None:

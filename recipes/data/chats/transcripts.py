@@ -19,8 +19,13 @@ def shared(one: str, other: str) -> int:
 
 
 def turns(said: str) -> Turns:
-    r"""The turns of a text with `\n\nHuman:` and `\n\nAssistant:`; none if it has no such form."""
+    r"""The turns of a text with `\n\nHuman:` and `\n\nAssistant:`; none if it has no such form.
+
+    Where nobody answers by these, a line's end may stand for the empty line.
+    """
     parts = re.split(r"(?:^|\n\n)(Human|Assistant):", said.lstrip())
+    if len(parts) == 3:
+        parts = re.split(r"(?:^|\n)(Human|Assistant):", said.lstrip())
     if parts[0].strip() or len(parts) < 3:
         return []
     roles = {"Human": "user", "Assistant": "assistant"}

@@ -15,7 +15,7 @@ TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{},]', re.DOTALL)
 
 def lines(name: str, file: File, wanted: Wanted, before: int = 0) -> Iterator[Row]:
     """One JSON object per line; empty lines are skipped. `before` lines were read already."""
-    number = before
+    number, is_first = before, True
     try:
         while line := file.readline(records.LONGEST + 1):
             number += 1
@@ -25,9 +25,23 @@ def lines(name: str, file: File, wanted: Wanted, before: int = 0) -> Iterator[Ro
             if len(line) > records.LONGEST:
                 yield records.too_long(f"{name}:{number}")
             elif line.strip():
-                yield records.from_json(f"{name}:{number}", line, wanted)
+                row = records.from_json(f"{name}:{number}", line, wanted)
+                yield (
+                    row
+                    if row.fields is not None
+                    else row._replace(reason=row.reason + (_instead(line) if is_first else ""))
+                )
+                is_first = False
     except records.BROKEN as error:
         yield records.torn(f"{name}:{number + 1}", error)
+
+
+def _instead(first: bytes) -> str:
+    """What to do with a file of which the first line is no object."""
+    begins = first.removeprefix(b"\xef\xbb\xbf").strip()
+    if begins[:1] == b"[":
+        return ", but a list: name the file .json, or write one object on each line"
+    return ": each line must be a whole object" if begins == b"{" else ""
 
 
 def whole_list(name: str, file: File, wanted: Wanted) -> Iterator[Row]:

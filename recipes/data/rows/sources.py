@@ -24,7 +24,8 @@ FileSystem = Any  # of fsspec, by its methods alone: its own types say less than
 NO_DATA = re.compile(r"(^|/)((dataset_infos?|dataset_dict|state)\.json|cache-[^/]*\.arrow)$")
 # Words in a path, as `datasets` reads them.
 SPLIT = re.compile(
-    r"(?<![a-z0-9])(train|validation|valid|val|dev|test|eval|held_?out)(?:ing|uation)?(?![a-z0-9])"
+    r"(?<![a-z0-9])(train|validation|valid|val|dev|test|eval|held_?out)(?:ing|uation)?"
+    r"(_prefs|_sft|_gen)?(?![a-z0-9])"  # UltraFeedback's and UltraChat's splits are six
 )
 
 
@@ -163,11 +164,12 @@ def _within(file_system: FileSystem, folder: str, source: str) -> list[str]:
     if not found:
         raise NotFound(f"{source} is a folder without data: {', '.join(formats.SUFFIXES)}")
     plain = lambda path: re.sub(r"\.(gz|zst)$", "", formats.kind_of(path) or "")
-    split = lambda path: (SPLIT.findall(inner(path).lower()) or ["no split"])[-1]
+    split = lambda path: "".join((SPLIT.findall(inner(path).lower()) or [("no split",)])[-1])
     for what, sort in (("kinds", plain), ("splits", split)):
         counted = collections.Counter(map(sort, found))
         if len(counted) > 1:
-            chosen = "train" if "train" in counted else counted.most_common(1)[0][0]
+            trained = (name for name in ("train", "train_prefs", "train_sft") if name in counted)
+            chosen = next(trained, counted.most_common(1)[0][0])
             some = [inner(path) for path in found if sort(path) == chosen]
             others = [inner(path) for path in found if sort(path) != chosen]
             told = ", ".join(f"{number} {name}" for name, number in sorted(counted.items()))

@@ -1,5 +1,6 @@
 """Columns by their names: no question is left out, and sentences name what is there."""
 
+import ast
 import json
 
 import pyarrow
@@ -48,6 +49,29 @@ def test_a_question_by_another_name_is_named_with_the_flag(tmp_path, name, answe
 def test_a_system_prompt_does_not_hide_the_question(tmp_path):
     with pytest.raises(ValueError, match="`input` looks like the question"):
         recognised(tmp_path, ANSWERS | {"system": "Be brief.", "input": "Which way?"})
+
+
+@pytest.mark.parametrize(
+    ("name", "held", "remedy"),
+    [
+        ("system_instruction", "You are a pirate", "{'system_prompt': 'system_instruction'}"),
+        ("systemInstruction", "You are a pirate", "{'system_prompt': 'systemInstruction'}"),
+        ("developer", "You are a pirate", "{'system_prompt': 'developer'}"),
+        ("initial_reason_steps", "Step 1: we think.", "put it into the prompt"),
+        ("article", "A long text about a river", "put it into the prompt"),
+        ("options", ["By the river", "By the hill", "None"], "put it into the prompt"),
+    ],
+)
+def test_a_part_of_the_prompt_is_not_left_out(tmp_path, name, held, remedy):
+    for row, single in ((ANSWERS, False), ({"answer": "By the river."}, True)):
+        with pytest.raises(ValueError, match=f"`{name}` looks like the question.*{remedy}"):
+            recognised(tmp_path, row | {"prompt": "Which way?", name: held}, single=single)
+    if "system_prompt" in remedy:
+        told = {"columns": (("system_prompt", name),)}
+        source, _ = recognised(tmp_path, ANSWERS | {"prompt": "Which way?", name: held}, **told)
+        assert source_pairs.read(source, HOW).counts.used == 1
+    heard = f"Which way? {' or '.join(held) if isinstance(held, list) else held}"
+    assert recognised(tmp_path, ANSWERS | {"prompt": heard, name: held})[0].layout
 
 
 def test_even_a_name_that_says_nothing_is_not_guessed_past(tmp_path):
@@ -330,6 +354,12 @@ def test_answers_that_are_ranked_alike_are_dropped_not_malformed(tmp_path):
         ("prompt winner loser", "as in {'chosen': 'winner', 'rejected': 'loser'}"),
         ("data", "its rows are inside `data`"),
         ("columns index data", "its rows are inside `data`"),
+        ("train test", "its rows are inside `train`"),
+        ("type instances", "its rows are inside `instances`"),
+        ("features rows", "its rows are inside `rows`"),
+        ("row_idx row", "its rows are inside `row`"),
+        ("0 1", "one object of rows by their numbers, as pandas writes it with orient='index'"),
+        ("1 2 3 4", "write rows, with to_json(…, orient='records', lines=True)"),
         ("prompt completion label", "one answer each (`completion`), and whether it is wanted"),
         ("messages label", "one answer each (`messages`), and whether it is wanted (`label`)"),
         ("instruction output", "one answer each (`output`), not pairs: this recipe needs two"),
@@ -353,6 +383,33 @@ def test_another_recipe_is_named_only_for_what_it_reads(names):
     assert "sft" not in str(found.value)
 
 
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"query": "Which way?", "answers": "On.", "tools": "[]"}, "{'answer': 'answers'}"),
+        ({"conversation": TURNS["chosen"]}, "{'messages': 'conversation'}"),
+        (
+            {"article": "A text", "highlights": "It"},
+            "{'prompt': 'article', 'answer': 'highlights'}",
+        ),
+        ({"human": "Which way?", "bot": "On."}, "{'prompt': 'human', 'answer': 'bot'}"),
+        ({"user_prompt": "Which way?", "response": "On."}, "{'prompt': 'user_prompt'}"),
+        ({"prompt": "Which way?", "output": "On.", "response": "No."}, "{'answer': 'output'}"),
+        ({"frage": "Which way?", "antwort": "On."}, "{'prompt': 'question', 'answer': 'reply'}"),
+        ({"text": "### Human: Which way?### Assistant: On."}, "turns that `text` holds as one of"),
+        ({"train": [{}], "test": [{}]}, "its rows are inside `train`"),
+        ({"0": {}, "1": {}}, "one object of rows by their numbers"),
+    ],
+)
+def test_a_single_answer_is_named_by_what_is_there(tmp_path, row, told):
+    with pytest.raises(ValueError) as found:
+        recognised(tmp_path, row, single=True)
+    assert told in str(found.value)
+    if told.startswith("{") and "frage" not in row:
+        named = tuple(ast.literal_eval(told).items())
+        assert recognised(tmp_path, row, single=True, columns=named)[0].layout
+
+
 def test_two_outputs_in_a_list_are_no_single_answer(tmp_path):
     row = {"instruction": "Which way?", "input": "", "output": ["On.", "No."]}
     with pytest.raises(ValueError, match="`output` holds several answers: write the preferred one"):
@@ -373,6 +430,15 @@ def test_json_files_of_another_shape_are_named(tmp_path):
         path.write_text(json.dumps(value, indent=indent))
         with pytest.raises(ValueError, match=told):
             source_pairs.recognised(Source(str(path)))
+    lines = path.with_suffix(".jsonl")
+    for text, told in (
+        (json.dumps([row, row]), ":1: not a JSON object, but a list: name the file .json, or"),
+        (json.dumps([row], indent=1), ":1: not valid JSON, but a list: name the file .json, or"),
+        (json.dumps(row, indent=1), ":1: not valid JSON: each line must be a whole object"),
+    ):
+        lines.write_text(f"\n{text}\n".removeprefix("\n"))
+        with pytest.raises(ValueError, match=told):
+            source_pairs.recognised(Source(str(lines)))
     path.write_text(json.dumps([row], indent=1))
     assert source_pairs.recognised(Source(str(path)))[0].layout == "prompt_chosen_rejected"
 

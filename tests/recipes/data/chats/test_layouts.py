@@ -164,6 +164,16 @@ def test_transcripts_of_hh():
     )
 
 
+def test_transcripts_without_empty_lines():
+    lines = {name: said.replace("\n\n", "\n") for name, said in HH.items()}
+    assert read(lines) == read(HH)
+    mixed = {
+        name: f"\n\nHuman: Which way?\nAssistant: is a word\n\nAssistant: {said}"
+        for name, said in (("chosen", "Onwards."), ("rejected", "Back."))
+    }
+    assert read(mixed).prompt == [user("Which way?\nAssistant: is a word")]
+
+
 def test_transcripts_of_hh_that_part_early():
     row = {
         "chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d",

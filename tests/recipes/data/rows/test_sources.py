@@ -463,6 +463,11 @@ def test_a_folder_that_datasets_saved(tmp_path):
         (["data/train-0.csv", "data/train-1.csv", "data/test-0.csv"], r"as in F/data/train-*.csv"),
         (["train/0.csv", "train/1.csv", "test/0.csv"], r"as in F/train"),
         (["a/train.csv", "b/train.csv", "a/test.csv"], r"as in F/*/train.csv"),
+        (
+            ["train_prefs-0.csv", "test_prefs-0.csv", "train_sft-0.csv", "train_gen-0.csv"],
+            r"several splits (1 test_prefs, 1 train_gen, 1 train_prefs, 1 train_sft)"
+            r"*as in F/train_prefs-0.csv",
+        ),
         (["a.jsonl", "b.jsonl", "heldout.jsonl"], r"(1 heldout, 2 no split)*as in F/a.jsonl"),
     ],
 )
