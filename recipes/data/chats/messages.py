@@ -11,6 +11,11 @@ from checkpoints_io.unseen import visible
 Message = dict[str, Any]  # role, content, and what else a template may read: tool_calls, name
 Turns = list[Message]
 
+
+class Quiet(dict):
+    """A message of the assistant's that is not to be trained; what it says is that of any."""
+
+
 ROLES = {  # in lower case; other cases are read the same
     "system": "system", "developer": "developer", "user": "user", "assistant": "assistant",
     "tool": "tool", "human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant",
@@ -24,6 +29,9 @@ LONGEST_LITERAL = 2**20  # characters of a Python literal: its parser takes a hu
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # one thing, spelled in three ways
 BESIDES = ("tool_calls", "tool_call_id", "name", *THOUGHTS, "tool_plan", "tool_responses")
 READ = frozenset({"role", "from", "content", "value", "function_call", *BESIDES})
+# Keys that say whether a turn is to be trained: OpenAI's, axolotl's, ms-swift's, LLaMA-Factory's.
+TRAINED = ("weight", "train", "training", "loss", "loss_weight")
+NO, YES = ("0", "0.0", "false"), ("1", "1.0", "true")
 EMPTY = (None, "", [], {})
 LISTS = ("tool_calls", "tool_responses")  # keys that a table may keep as text
 ARGUMENTS = ("arguments", "parameters", "args", "input")  # names for the arguments of a call
@@ -72,7 +80,7 @@ def read(value: object, name: str, role: str | None = None) -> Turns:
         turn = _message(message, name)
         if turns and _is_call(message) and _joins(turns[-1], turn):
             calls = [*turns[-1].get("tool_calls", ()), *turn["tool_calls"]]
-            turns[-1] = turn | turns[-1] | {"tool_calls": calls}
+            turns[-1] = type(turn)(turn | turns[-1] | {"tool_calls": calls})
         else:
             turns.append(turn)
     return turns
@@ -87,7 +95,7 @@ def _is_call(message: object) -> bool:
 def _joins(before: Message, call: Message) -> bool:
     """Is a call of the same turn as what the assistant says, or calls, before it?"""
     both = (before.keys() & call.keys()) - {"role", "content", "tool_calls"}
-    return before["role"] == "assistant" and not both
+    return before["role"] == "assistant" and type(before) is type(call) and not both
 
 
 def unnested(value: object) -> object:
@@ -145,6 +153,7 @@ def unread(value: object) -> set[str]:
             continue  # as almost every one
         if "role" in message or "from" in message:
             found |= {key for key in message.keys() - READ if message[key] not in EMPTY}
+            found -= {key for key in TRAINED if _said(message, key) in (*NO, *YES)}
     return found
 
 
@@ -240,7 +249,16 @@ def _message(message: object, name: str) -> Message:
     lost = [key for key in sorted(unread([message])) if isinstance(message[key], list | dict)]
     if lost and known == "assistant" and is_blank(found):
         raise BadInput(f"a message in `{name}` holds nothing but `{lost[0]}`, which is not read")
-    return found
+    return Quiet(found) if known == "assistant" and is_quiet(message) else found
+
+
+def is_quiet(message: Message) -> bool:
+    """Does a message say that it is not to be trained?"""
+    return any(key in message and _said(message, key) in NO for key in TRAINED)
+
+
+def _said(message: Message, key: str) -> str:
+    return str(message.get(key)).strip().lower()
 
 
 def _says_nothing(written: object) -> bool:

@@ -79,6 +79,11 @@ class Pair(NamedTuple):
         return all(turn["role"] != "user" for turn in self.prompt)
 
     @property
+    def has_quiet_turn(self) -> bool:
+        """Is a turn after the prompt marked not to be trained?"""
+        return any(isinstance(turn, messages.Quiet) for turns in self.answers for turn in turns)
+
+    @property
     def asks_twice(self) -> bool:
         """Do two user turns follow each other, in one of its conversations?"""
         return any(map(conversation.asks_twice, self.conversations))

@@ -6,11 +6,12 @@ from typing import NamedTuple
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import left_out
 from recipes.data.chats.chat import Chat, shared_start, write
-from recipes.data.chats.messages import Message, Turns
+from recipes.data.chats.messages import Message, Quiet, Turns
 from recipes.data.chats.pair import Pair
 from zoo.text.template import Span
 
 BLANK = {"role": "assistant", "content": ""}
+QUIET = "each turn that would be scored is marked not to be trained (weight 0, train or loss false)"
 # Stands for an answer whose place is searched: a character without a meaning in any text.
 STAND_IN = "\ue0d0"
 
@@ -63,22 +64,29 @@ def _answer(
     begins = len(pair.prompt)
     said = [i for i in range(begins, len(turns)) if turns[i]["role"] == "assistant"]
     spoken = said[-1:] if chat.scored_turns == "last" else said
+    counted = [i for i in spoken if not isinstance(turns[i], Quiet)]
     if chat.scored_turns == "all":
-        spans = [(end, len(text))]
+        spans, counted = [(end, len(text))], spoken
+    elif spoken and not counted:
+        raise BadInput(QUIET)
+    elif chat.marked and counted != spoken:
+        places = [_place_of(i, turns, text, chat, pair) for i in counted]
+        both = [(max(a, c), min(b, d)) for a, b in places for c, d in marks]
+        spans = [(start, stop) for start, stop in both if start < stop]
     elif chat.marked:
         since = end if spoken == said else _place_of(spoken[0], turns, text, chat, pair)[0]
         spans = [(max(start, since), stop) for start, stop in marks if stop > since]
     elif len(turns) == begins + 1 and spoken and end == len(asked):
         spans = [(end, len(text))]
     else:
-        spans = [_place_of(i, turns, text, chat, pair) for i in spoken]
+        spans = [_place_of(i, turns, text, chat, pair) for i in counted]
         quiet, _ = write(turns[:begins], chat, pair) if begins else ("", [])
-        if spoken[:1] == [begins] and text.startswith(quiet) and len(quiet) <= end:
+        if counted[:1] == [begins] and text.startswith(quiet) and len(quiet) <= end:
             spans[0] = end, spans[0][1]  # what one answer writes anew counts in the other too
     prompt = text[:end] if text.startswith(asked) else text
     shown = prompt, text[max(end - len(chat.header or ""), 0) :]  # it may begin the thoughts
-    left = _left_out(turns, text, shown, chat, pair, spoken)
-    if chat.added and said[-1:] == [len(turns) - 1]:
+    left = _left_out(turns, text, shown, chat, pair, counted)
+    if chat.added and counted[-1:] == [len(turns) - 1]:
         spans = [*spans, (len(text), len(text) + len(chat.added))]
         text += chat.added
     return Rendered(text, end, spans, left)

@@ -88,6 +88,10 @@ NOTES = {
     "no_user_turn": "with no user turn in their prompt",
     "asks_twice": "with two user turns in a row (is what was said between them missing?)",
     "special": "with words that are special tokens of this tokenizer (they are read as such)",
+    "quiet": (
+        "with turns that are marked not to be trained (weight 0, train or loss false: they are not "
+        "scored)"
+    ),
     "no_id": (
         "with words that tokenizer_config.json calls special and no file of the tokenizer gives an "
         "id (they are read as words)"

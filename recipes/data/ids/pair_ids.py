@@ -50,6 +50,7 @@ def encode(
         "no_user_turn": pair.shares_no_user_turn,
         "asks_twice": pair.asks_twice,
         "special": any(map(tokenizer.specials.search, pair.texts)),
+        "quiet": bool(template) and template.scored_turns != "all" and pair.has_quiet_turn,
         "no_id": any(word in text for word in tokenizer.unknown for text in pair.texts),
         "other_format": unusual.of_another_format(pair),
         "asks_again": unusual.asks_again(pair),

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from recipes.data.chats import chat, rendering, trial
+from recipes.data.chats import chat, messages, rendering, trial
 from recipes.data.chats.pair import Pair
 from recipes.training import settings
 from tests.conftest import TINY
@@ -280,6 +280,27 @@ def test_which_turns_count(shared, own):
         "last": ["Two.<|eot_id|>"],
         "all": [f"One.<|eot_id|>{between}Two.<|eot_id|>"],
     }
+
+
+@pytest.mark.parametrize("name", ["trl/qwen2_5", "trl/qwen2_5_training"])
+def test_a_turn_that_is_marked_not_to_be_trained_does_not_count(shared, own, name):
+    """Of a template that marks what is generated, and of one that does not."""
+    quiet = lambda text: messages.Quiet(assistant(text))
+
+    def counted(*turns, how="assistant"):
+        talk = prepared(own, stock(shared, name), how)
+        (shown,) = rendering.render(Pair([user("a")], [*turns], None), talk)
+        return [text.strip() for text in scored(shown)]
+
+    turns = assistant("b"), user("c"), quiet("d"), user("e"), assistant("f")
+    assert counted(*turns) == ["b<|im_end|>", "f<|im_end|>"]
+    first = quiet("b"), user("c"), assistant("d")
+    assert counted(*first) == counted(*first, how="last") == ["d<|im_end|>"]
+    none = *first[:-1], quiet("d")
+    assert counted(*none, how="all")[0].startswith("b<|im_end|>")
+    for how in ("last", "assistant"):
+        with pytest.raises(ValueError, match="is marked not to be trained"):
+            counted(*none, how=how)
 
 
 def test_a_template_is_told_of_tools_and_of_what_a_row_says_besides(own):

@@ -694,6 +694,24 @@ def test_calls_in_messages_of_their_own_are_of_one_turn():
     assert [len(turn["tool_calls"]) for turn in messages.read(apart, "x")] == [1, 1]
 
 
+@pytest.mark.parametrize(
+    "mark",
+    [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"training": False}, {"loss": False},
+     {"loss_weight": 0.0}, {"train": "false"}],
+)  # fmt: skip
+def test_turns_that_are_marked_not_to_be_trained_are_known(mark):
+    turns = [user("a") | mark, assistant("b") | mark, user("c"), assistant("d") | {"weight": 1}]
+    read = messages.read(turns, "x")
+    assert read == [user("a"), assistant("b"), user("c"), assistant("d")]
+    assert [isinstance(turn, messages.Quiet) for turn in read] == [False, True, False, False]
+    assert not messages.unread(turns)
+    assert messages.unread([assistant("b") | {"weight": 0.5}]) == {"weight"}
+    calls = [
+        {"role": "tool_call", "content": json.dumps({"name": "f"})} | one for one in (mark, {})
+    ]
+    assert len(messages.read([user("a"), *calls], "x")) == 3  # one is trained, the other not
+
+
 def test_scores_are_kept():
     for names in (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected")):
         assert read(STRINGS | dict(zip(names, (4, 1.5), strict=True))).ratings == (4.0, 1.5)
