@@ -208,8 +208,9 @@ def _single_by_other_names(row: Row, names: list[str]) -> dict[str, str]:
     for name in names:
         if messages.are_messages(messages.unwritten(row[name], name)):
             return {"messages": name}
-    answer = next((name for name in (*SINGLE_ANSWERS, *REPLIES) if name in names), None)
-    question = _question([name for name in names if name != answer], SPOKEN)
+    texts = [name for name in names if not isinstance(row[name], list | dict)]
+    answer = next((name for name in (*SINGLE_ANSWERS, *REPLIES) if name in texts), None)
+    question = _question([name for name in texts if name != answer], SPOKEN)
     if "text" in names and not answer and not question:
         return {}
     asked = {"prompt", "instruction"} & {*names}
@@ -387,8 +388,7 @@ def absent(row: Row) -> str:
 HOLDERS = ("data", "rows", "row", "instances", "examples", "records", "train", "validation", "test")
 BESIDE_ROWS = frozenset((
     "columns", "index", "schema", "version", "metadata", "type", "features", "row_idx",
-    "truncated_cells", "num_rows_total", "num_rows_per_page", "partial", "id", "annotations",
-    "predictions", *HOLDERS,
+    "truncated_cells", "num_rows_total", "num_rows_per_page", "partial", *HOLDERS,
 ))  # fmt: skip
 MISSING = "are no `chosen` and `rejected`: name them"
 

@@ -397,6 +397,8 @@ def test_another_recipe_is_named_only_for_what_it_reads(names):
         ({"prompt": "Which way?", "output": "On.", "response": "No."}, "{'answer': 'output'}"),
         ({"frage": "Which way?", "antwort": "On."}, "{'prompt': 'question', 'answer': 'reply'}"),
         ({"text": "### Human: Which way?### Assistant: On."}, "turns that `text` holds as one of"),
+        ({"contents": [{"parts": []}]}, "{'prompt': 'question', 'answer': 'reply'}"),
+        ({"id": "0", "data": ["Which way?", "On."]}, "{'prompt': 'question', 'answer': 'reply'}"),
         ({"train": [{}], "test": [{}]}, "its rows are inside `train`"),
         ({"0": {}, "1": {}}, "one object of rows by their numbers"),
     ],
@@ -405,7 +407,7 @@ def test_a_single_answer_is_named_by_what_is_there(tmp_path, row, told):
     with pytest.raises(ValueError) as found:
         recognised(tmp_path, row, single=True)
     assert told in str(found.value)
-    if told.startswith("{") and "frage" not in row:
+    if told.startswith("{") and "reply" not in told:
         named = tuple(ast.literal_eval(told).items())
         assert recognised(tmp_path, row, single=True, columns=named)[0].layout
 
