@@ -242,6 +242,7 @@ def test_eight_bits_with_scales(folder, kind, scale_of, told):
             stand_for[name] = codes.astype(np.float32) * each
     # What scales activations, and keys and values that are kept, has no say in the weights.
     beside = ("mlp.up_proj.activation_scale", "mlp.up_proj.input_scale", "self_attn.k_scale",
+              "self_attn.k_proj.k_scale", "self_attn.attn.v_scale",
               "mlp.up_proj.input_zero_point")  # fmt: skip
     tensors |= {f"model.layers.0.{name}": np.ones(1, np.float32) for name in beside}
     write(folder, tensors, **told)
@@ -261,6 +262,19 @@ def test_eight_bits_with_scales(folder, kind, scale_of, told):
         zoo.load(folder)
     write(folder, tensors | {name: np.ones((128, 64), np.float32)}, **told)
     with pytest.raises(ValueError, match=rf"{name} has .* beside it and is F32 \[128, 64\]"):
+        zoo.load(folder)
+
+
+def test_scales_of_a_cache_beside_wide_weights(folder):
+    """ModelOpt writes them, and nothing of them in config.json."""
+    zoo.save(zoo.load(folder), folder.parent / "wide", dtype=jnp.float32)
+    tensors = safetensors.numpy.load_file(folder.parent / "wide" / "model.safetensors")
+    beside = ("k_proj.k_scale", "v_proj.v_scale", "qkv_proj.k_scale", "k_scale")
+    write(folder, tensors | {f"model.layers.0.self_attn.{n}": np.ones(1, np.float32)
+                             for n in beside})  # fmt: skip
+    zoo.load(folder)
+    write(folder, tensors | {"model.layers.0.mlp.up_proj.input_scale": np.ones(1, np.float32)})
+    with pytest.raises(ValueError, match=r"hold model\.layers\.0\.mlp\.up_proj\.input_scale"):
         zoo.load(folder)
 
 

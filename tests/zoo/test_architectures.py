@@ -116,6 +116,7 @@ def test_greedy_text_is_that_of_transformers(family, shape):
     original, folder = twins.twin(family, shape)
     model = zoo.load(folder)
     prompts = [TOKENS[0, :9], TOKENS[1, :4]]
+    original = copy.deepcopy(original)  # a dynamic rope keeps the longest text that it has met
     found = generate.generate(model, [p.tolist() for p in prompts], max_new_tokens=64)
     for prompt, text in zip(prompts, found, strict=True):
         expected = original.generate(

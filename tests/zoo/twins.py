@@ -159,7 +159,10 @@ HUNYUAN = dict(head_dim=8, rope_parameters=dict(
 # Family -> shapes: what a config says beside SIZES. The first is plain, the last the richest, with
 # most of what the family can have: windows, caps, both kinds of layer.
 TWINS: dict[str, dict[str, dict]] = {
-    "llama": GQA | {"linear": LINEAR, "dynamic": DYNAMIC, "yarn": YARN, "llama3": LLAMA3},
+    "llama": GQA | {
+        "linear": LINEAR, "dynamic": DYNAMIC, "yarn": YARN,
+        "biases": dict(attention_bias=True, mlp_bias=True), "llama3": LLAMA3,
+    },
     "qwen2": {
         "plain": {},
         "tied, odd": dict(
