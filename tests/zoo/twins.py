@@ -611,9 +611,6 @@ TWINS: dict[str, dict[str, dict]] = {
         "one key head, wide": HUNYUAN | dict(head_dim=16, num_key_value_heads=1, vocab_size=101),
     },
 }  # fmt: skip
-# Those that tests of every family take by default: a plain one, one with windows, sinks and
-# experts, and one with a recurrence.
-DAILY = ("llama", "gpt_oss", "lfm2")
 RICHEST = {family: list(shapes)[-1] for family, shapes in TWINS.items()}
 SHAPES = [(family, shape) for family, shapes in TWINS.items() for shape in shapes]
 
