@@ -362,7 +362,7 @@ def _in_few_bits(entry: hf_names.Entry, want: Wanted, tensors: dict) -> Narrow:
     _say_rounded(kind, [name for _, name in names], tensors)
     for at, tensor, is_matrix in every:
         own = tensor.narrow(kind) if is_matrix and hasattr(tensor, "narrow") else None
-        if own is not None and nested == (own.steps is not None):
+        if own is not None and (kind != "nf4" or nested == (own.steps is not None)):
             keep(at, own)
             continue
         wide = tensor[tuple(slice(0, n) for n in tensor.get_shape())].astype(np.float32)

@@ -224,6 +224,17 @@ class Scaled:
         places = [np.arange(s.start, s.stop) // n for s, n in zip(at, self.block, strict=True)]
         return self.codes[at].astype(np.float32) * self.scales[np.ix_(*places)]
 
+    def narrow(self, kind: str) -> Narrow | None:
+        """Its codes as they are, if they are of this kind: whole numbers, and a scale for a row."""
+        out, into = self.get_shape()[-2:]
+        if (
+            kind != "int8"
+            or self.codes.get_dtype() != "I8"
+            or self.block not in ((1, into), (out, into))
+        ):
+            return None
+        return Narrow(_whole(self.codes), np.broadcast_to(self.scales[:, 0], out))
+
 
 @dataclasses.dataclass(frozen=True)
 class Mapped:
