@@ -5,6 +5,7 @@ What a table says stands in hf_names.py; einops does the transposing and splitti
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
+import functools
 import itertools
 import logging
 import math
@@ -20,7 +21,7 @@ import safetensors
 
 from checkpoints_io import hf_folder, hf_names, mxfp4, packed, quantised
 from checkpoints_io.errors import BadInput, NotFound
-from checkpoints_io.packed import Packed
+from checkpoints_io.packed import Packed, Split, Stack
 from checkpoints_io.quantised import Narrow
 
 PLAIN = r"[^/\\\0]+\.safetensors"  # a name, and no path
@@ -30,7 +31,7 @@ DTYPES = ("BF16", "F16", "F32")
 TIED_ROWS = 4096  # of two tensors that are compared, at a time
 
 # Left in checkpoints by old code; computed from config.json here.
-DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")
+DERIVED = re.compile(r"\.rotary_emb\.(inv_freq|(cos|sin)_cached)$")
 
 
 class Plan(NamedTuple):
@@ -42,6 +43,7 @@ class Plan(NamedTuple):
     names: hf_names.Names = ()
     quantised: Mapping[str, object] = {}  # config.json's `quantization_config`
     packed: Sequence[Packed] = ()
+    split: Sequence[Split] = ()
     carried: Sequence[str] = ()  # patterns of names that are another part's, which is not read
 
 
@@ -120,7 +122,9 @@ def _tensors(folder: pathlib.Path, plan: Plan) -> Iterator[dict[str, mxfp4.Slice
         named = _by_known_name(every, plan)
         found = {known: every[name] for known, name in named.items()}
         wide = mxfp4.unpacked(quantised.unpacked(found, plan.quantised))
-        yield packed.apart(wide, plan.packed, experts=_size(plan, "E"), width=_size(plan, "D"))
+        experts = _size(plan, "E")
+        wide = packed.together(wide, plan.split, experts=experts)
+        yield packed.apart(wide, plan.packed, experts=experts, width=_size(plan, "D"))
 
 
 @contextlib.contextmanager
@@ -189,8 +193,14 @@ def _size(plan: Plan, letter: str) -> int:
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files that hold the weights: as transformers chooses where there are several sets."""
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
+    names = {path.name for path in folder.glob("*.safetensors")}
+    if "model.safetensors" in names:
+        if index.is_file():
+            _say_chosen(folder, index.name)
+        names = {"model.safetensors"}
+    elif index.is_file():
         of = hf_folder.read_json(index, MOST_INDEX).get("weight_map")
         if not isinstance(of, dict) or not all(isinstance(name, str) for name in of.values()):
             raise BadInput(f"{index} has no readable weight_map")
@@ -198,15 +208,14 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
         # The index comes from a stranger: its names may not lead out of the folder.
         if odd := sorted(name for name in names if not re.fullmatch(PLAIN, name)):
             raise BadInput(f"{index} names more than .safetensors files beside it: {_some(odd)}")
-    else:
-        names = {path.name for path in folder.glob("*.safetensors")}
-        if "model.safetensors" in names:  # others may hold the same for other programs
-            names = {"model.safetensors"}
     if not names:
         raise NotFound(f"{folder} holds no .safetensors file")
     paths = [folder / name for name in sorted(names)]
     if gone := [path.name for path in paths if not path.is_file()]:
-        raise NotFound(f"{folder} lacks {gone}: the download is not complete")
+        raise NotFound(
+            f"{folder} lacks {gone}, which {index.name} names: download them, or the index of the "
+            "files that are here"
+        )
     return paths
 
 
@@ -332,12 +341,12 @@ def _in_few_bits(entry: hf_names.Entry, want: Wanted, tensors: dict) -> Narrow:
     """Quantised tensor by tensor, so that one of them is held wide; or as the file has it."""
     assert want.few is not None
     kind, into, out, like = want.few
-    matrix = [out, into] == hf_names.groups(entry.axes)
     inner = [c for c in " ".join(hf_names.groups(entry.axes)).split() if c not in into + out]
     turned = f"{entry.axes} -> {' '.join(inner)} ({out}) ({into})"
     sizes = {c: n for c, n in zip(want.axes.split(), want.shape, strict=True) if c in turned}
     names = list(hf_names.of(entry, want.shape))
-    nested = all(getattr(tensors[name], "steps", ...) is not None for _, name in names)
+    every = [one for at, name in names for one in _matrices(entry, at, tensors[name], out, into)]
+    nested = all(getattr(tensor, "steps", ...) is not None for _, tensor, _ in every)
     held: Narrow | None = None
 
     def keep(at: tuple[int, ...], one: Narrow) -> None:
@@ -351,14 +360,13 @@ def _in_few_bits(entry: hf_names.Entry, want: Wanted, tensors: dict) -> Narrow:
                 whole[at] = part
 
     _say_rounded(kind, [name for _, name in names], tensors)
-    for at, name in names:
-        tensor = tensors[name]
-        own = tensor.narrow(kind) if matrix and hasattr(tensor, "narrow") else None
-        if own is not None and nested == (own.steps is not None):
+    for at, tensor, is_matrix in every:
+        own = tensor.narrow(kind) if is_matrix and hasattr(tensor, "narrow") else None
+        if own is not None and (kind != "nf4" or nested == (own.steps is not None)):
             keep(at, own)
             continue
         wide = tensor[tuple(slice(0, n) for n in tensor.get_shape())].astype(np.float32)
-        wide = einops.rearrange(wide, turned, **sizes)
+        wide = wide if is_matrix else einops.rearrange(wide, turned, **sizes)
         for place in np.ndindex(*wide.shape[:-2]):
             keep((*at, *place), quantised.quantised(wide[place], kind, nested=nested))
     assert held is not None
@@ -367,12 +375,41 @@ def _in_few_bits(entry: hf_names.Entry, want: Wanted, tensors: dict) -> Narrow:
     return Narrow(*(x if x is None else put(x, p) for x, p in zip(held, places, strict=True)))
 
 
+def _matrices(
+    entry: hf_names.Entry, at: tuple[int, ...], tensor: mxfp4.Slices, out: str, into: str
+) -> Iterator[tuple[tuple[int, ...], mxfp4.Slices, bool]]:
+    """What a tensor is made of: each with its place, and whether it is one matrix [out, into]."""
+    groups = hf_names.groups(entry.axes)
+    if isinstance(tensor, Stack) and len(tensor.experts[0]) == 1:
+        first, *sides = groups
+        if (sides[::-1] if tensor.turned else sides) == [out, into] and first not in out + into:
+            for expert, (one,) in enumerate(tensor.experts):
+                yield (*at, expert), one, True
+            return
+    yield at, tensor, groups == [out, into]
+
+
+@functools.cache
+def _say_chosen(folder: pathlib.Path, index: str) -> None:
+    """Once: programs disagree about such a folder."""
+    logging.getLogger(__name__).warning(
+        "%s holds model.safetensors and %s: the former is read, as transformers does (vLLM reads "
+        "the latter); remove one of them", folder, index,
+    )  # fmt: skip
+
+
 def _say_rounded(kind: str, names: list[str], tensors: dict) -> None:
     """That a folder which holds some matrices in few bits holds these, on purpose, as they were."""
-    if kind != "nf4" or not any(isinstance(one, quantised.Halves) for one in tensors.values()):
+    if kind != "nf4" or not any(map(_is_halves, tensors.values())):
         return
-    if wide := [name for name in names if not isinstance(tensors[name], quantised.Halves)]:
+    if wide := [name for name in names if not _is_halves(tensors[name])]:
         logging.getLogger(__name__).warning(
             "%s: the folder holds them as they were and others in 4 bits; frozen=nf4 rounds them, "
             "too, and without it all are read as they lie", _some(wide),
         )  # fmt: skip
+
+
+def _is_halves(tensor: mxfp4.Slices) -> bool:
+    if isinstance(tensor, Stack):
+        return all(isinstance(one, quantised.Halves) for parts in tensor.experts for one in parts)
+    return isinstance(tensor, quantised.Halves)

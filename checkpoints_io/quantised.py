@@ -35,10 +35,10 @@ BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 MOST_STATE = 4096  # bytes of JSON beside a tensor
 SCALES = ("_scale_inv", "_scale")
 EIGHTS = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
-# What scales activations, or the keys and values that are kept: these are not narrow here.
-OF_ACTIVATIONS = re.compile(
-    r"([._](input|output|activation)|\.self_attn\.([qkv]|kv|prob))_(scale|zero_point)$"
-)
+# What scales activations, which are not narrow here.
+OF_ACTIVATIONS = re.compile(r"[._](input|output|activation)_(scale|zero_point)$")
+# Nor is a cache of keys and values, of whose scales config.json may say nothing.
+OF_CACHE = re.compile(r"\.((self_)?attn|[qkv]_proj|qkv_proj)\.([qkv]|kv|prob)_(scale|zero_point)$")
 # Of compressed-tensors: one number in one byte.
 FORMATS = ("naive-quantized", "int-quantized", "float-quantized")
 
@@ -224,6 +224,17 @@ class Scaled:
         places = [np.arange(s.start, s.stop) // n for s, n in zip(at, self.block, strict=True)]
         return self.codes[at].astype(np.float32) * self.scales[np.ix_(*places)]
 
+    def narrow(self, kind: str) -> Narrow | None:
+        """Its codes as they are, if they are of this kind: whole numbers, and a scale for a row."""
+        out, into = self.get_shape()[-2:]
+        if (
+            kind != "int8"
+            or self.codes.get_dtype() != "I8"
+            or self.block not in ((1, into), (out, into))
+        ):
+            return None
+        return Narrow(_whole(self.codes), np.broadcast_to(self.scales[:, 0], out))
+
 
 @dataclasses.dataclass(frozen=True)
 class Mapped:
@@ -267,7 +278,8 @@ def unpacked(tensors: Mapping[str, Slices], told: Mapping[str, Any]) -> dict[str
     Raises:
       ValueError: they do not belong together, or are of a kind that is not read.
     """
-    found = {n: one for n, one in tensors.items() if not (told and OF_ACTIVATIONS.search(n))}
+    scales = lambda name: OF_CACHE.search(name) or (told and OF_ACTIVATIONS.search(name))
+    found = {name: one for name, one in tensors.items() if not scales(name)}
     for name in [name for name in tensors if STATE.search(name)]:
         whole = STATE.sub("", name)
         beside = {key: found.pop(f"{whole}.{key}", None) for key in (

@@ -203,3 +203,13 @@ HF_WEIGHTS = {
     "norm.scale":                  ("model.norm.weight",                                "D"),
     "head":                        ("lm_head.weight",                                   "V D"),
 }  # fmt: skip
+
+# As they are in bitsandbytes' 4 bits, of which every matrix is one of its own.
+HF_SPLIT = (
+    ("mlp.router.weight", ("mlp.router.linear.weight",)),
+    ("mlp.router.bias", ("mlp.router.linear.bias",)),
+    ("mlp.experts.gate_up_proj", ("mlp.experts.gate_up_projs.{E}.weight",), True),
+    ("mlp.experts.gate_up_proj_bias", ("mlp.experts.gate_up_projs.{E}.bias",)),
+    ("mlp.experts.down_proj", ("mlp.experts.down_projs.{E}.weight",), True),
+    ("mlp.experts.down_proj_bias", ("mlp.experts.down_projs.{E}.bias",)),
+)

@@ -229,3 +229,10 @@ HF_WEIGHTS = {
     "head": ("lm_head.weight", "V D"),
     **pattern.of_kinds(IN_LAYERS),
 }
+
+# As compressed-tensors has them.
+ONE = "block_sparse_moe.experts.{E}"
+HF_SPLIT = (
+    ("block_sparse_moe.input_linear.weight", (f"{ONE}.gate_proj.weight", f"{ONE}.up_proj.weight")),
+    ("block_sparse_moe.output_linear.weight", (f"{ONE}.down_proj.weight",)),
+)

@@ -4,6 +4,7 @@ Agrees with transformers/models/llama/modeling_llama.py.
 """
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 from flax import nnx
@@ -28,15 +29,18 @@ class Config(hf_config.Config):
     rms_norm_eps: float
     tie_word_embeddings: bool
     rope_parameters: rope.Rope
+    attention_bias: bool = False
+    mlp_bias: bool = False
 
     # What HF lets a config choose and this file does not.
-    fixed: ClassVar[dict[str, object]] = {
-        "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "rope_interleaved": False,
-    }  # fmt: skip
+    fixed: ClassVar[dict[str, object]] = {"hidden_act": "silu", "rope_interleaved": False}
     ignored: ClassVar[frozenset[str]] = frozenset(
         {"is_llama_config"}
     )  # what another library calls it
-    assumed: ClassVar[dict[str, object]] = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6}
+    assumed: ClassVar[dict[str, object]] = {
+        "tie_word_embeddings": False, "rms_norm_eps": 1e-6, "attention_bias": False,
+        "mlp_bias": False,
+    }  # fmt: skip
 
 
 class Attention(nnx.Module):
@@ -45,16 +49,23 @@ class Attention(nnx.Module):
         self.k = layers.weight("L D K H", config.sizes, rngs)
         self.v = layers.weight("L D K H", config.sizes, rngs)
         self.o = layers.weight("L N H D", config.sizes, rngs)
+        bias = functools.partial(
+            layers.weight, sizes=config.sizes, rngs=rngs, init=nnx.initializers.zeros
+        )
+        self.q_bias = bias("L N H") if config.attention_bias else None
+        self.k_bias = bias("L K H") if config.attention_bias else None
+        self.v_bias = bias("L K H") if config.attention_bias else None
+        self.o_bias = bias("L D") if config.attention_bias else None
         self.scale = config.head_dim**-0.5
 
     def __call__(
         self, x: Float[Array, "B T D"], attend: attention.Attend, turn: rope.Turn
     ) -> Float[Array, "B T D"]:
-        q = rope.rotate(layers.einsum("BTD,DNH->BTNH", x, self.q), turn)
-        k = rope.rotate(layers.einsum("BTD,DKH->BTKH", x, self.k), turn)
-        v = layers.einsum("BTD,DKH->BTKH", x, self.v)
-        mixed = attend(q, k, v, scale=self.scale)
-        return layers.einsum("BTNH,NHD->BTD", mixed, self.o)
+        q = layers.shifted(layers.einsum("BTD,DNH->BTNH", x, self.q), self.q_bias)
+        k = layers.shifted(layers.einsum("BTD,DKH->BTKH", x, self.k), self.k_bias)
+        v = layers.shifted(layers.einsum("BTD,DKH->BTKH", x, self.v), self.v_bias)
+        mixed = attend(rope.rotate(q, turn), rope.rotate(k, turn), v, scale=self.scale)
+        return layers.shifted(layers.einsum("BTNH,NHD->BTD", mixed, self.o), self.o_bias)
 
 
 class Block(nnx.Module):
@@ -65,7 +76,7 @@ class Block(nnx.Module):
         self.attention_norm = norm()
         self.attention = Attention(config, rngs)
         self.mlp_norm = norm()
-        self.mlp = mlp.GatedMlp(config.sizes, rngs)
+        self.mlp = mlp.GatedMlp(config.sizes, rngs, biases=config.mlp_bias)
 
     def __call__(
         self, x: Float[Array, "B T D"], attend: attention.Attend, turn: rope.Turn
@@ -94,10 +105,17 @@ HF_WEIGHTS = {
     "blocks.attention.k":          ("model.layers.{L}.self_attn.k_proj.weight",         "(K H) D"),
     "blocks.attention.v":          ("model.layers.{L}.self_attn.v_proj.weight",         "(K H) D"),
     "blocks.attention.o":          ("model.layers.{L}.self_attn.o_proj.weight",         "D (N H)"),
+    "blocks.attention.q_bias":     ("model.layers.{L}.self_attn.q_proj.bias",           "(N H)"),
+    "blocks.attention.k_bias":     ("model.layers.{L}.self_attn.k_proj.bias",           "(K H)"),
+    "blocks.attention.v_bias":     ("model.layers.{L}.self_attn.v_proj.bias",           "(K H)"),
+    "blocks.attention.o_bias":     ("model.layers.{L}.self_attn.o_proj.bias",           "D"),
     "blocks.mlp_norm.scale":       ("model.layers.{L}.post_attention_layernorm.weight", "D"),
     "blocks.mlp.gate":             ("model.layers.{L}.mlp.gate_proj.weight",            "F D"),
     "blocks.mlp.up":               ("model.layers.{L}.mlp.up_proj.weight",              "F D"),
     "blocks.mlp.down":             ("model.layers.{L}.mlp.down_proj.weight",            "D F"),
+    "blocks.mlp.gate_bias":        ("model.layers.{L}.mlp.gate_proj.bias",              "F"),
+    "blocks.mlp.up_bias":          ("model.layers.{L}.mlp.up_proj.bias",                "F"),
+    "blocks.mlp.down_bias":        ("model.layers.{L}.mlp.down_proj.bias",              "D"),
     "norm.scale":                  ("model.norm.weight",                                "D"),
     "head":                        ("lm_head.weight",                                   "V D"),
 }  # fmt: skip

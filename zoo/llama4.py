@@ -260,3 +260,10 @@ HF_WEIGHTS = {
     "head": ("lm_head.weight", "V D"),
     **pattern.of_kinds({kind: IN_EVERY_LAYER | own for kind, own in OWN.items()}),
 }
+
+# As compressed-tensors has them.
+ALL, ONE = "feed_forward.experts", "feed_forward.experts.{E}"
+HF_SPLIT = (
+    (f"{ALL}.gate_up_proj", (f"{ONE}.gate_proj.weight", f"{ONE}.up_proj.weight"), True),
+    (f"{ALL}.down_proj", (f"{ONE}.down_proj.weight",), True),
+)

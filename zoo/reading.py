@@ -8,7 +8,7 @@ from flax import nnx
 import numpy as np
 
 from checkpoints_io import hf_folder, hf_weights
-from checkpoints_io.packed import Packed
+from checkpoints_io.packed import Packed, Split
 from zoo.models import ARCHITECTURES, Model, config_of, hf_table, name_of
 from zoo.parts import hf_config, text_half
 from zoo.parts.quantised import is_quantised
@@ -49,8 +49,9 @@ def spelling(model: Model, text_only: bool = False) -> hf_weights.Plan:
     if source and carried:
         carried = _of_layers(carried, there.sizes["L"], model.config.sizes["L"])
     packed = [Packed(*one) for one in getattr(arch, "HF_PACKED", ())]
+    split = [Split(*one) for one in getattr(arch, "HF_SPLIT", ())]
     few = few if isinstance(few, dict) else {}
-    return hf_weights.Plan(hf_table(model), {}, {}, names, few, packed, carried)
+    return hf_weights.Plan(hf_table(model), {}, {}, names, few, packed, split, carried)
 
 
 def _patterns(given: Any, config: hf_config.Config) -> tuple[str, ...]:

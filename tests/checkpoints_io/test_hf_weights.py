@@ -53,8 +53,9 @@ def test_what_does_not_fit_is_named(folder, edit, told):
 
 
 def test_left_over_rotary_tables_are_passed_over(folder):
-    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
-    change(folder, lambda t: t.update({name: np.ones(4, np.float32)}))
+    lead = "model.layers.0.self_attn.rotary_emb"
+    tables = {f"{lead}.{name}": np.ones(4, np.float32) for name in ("inv_freq", "cos_cached")}
+    change(folder, lambda t: t.update(tables))
     zoo.load(folder)
 
 
@@ -72,19 +73,31 @@ def test_files_that_are_broken(folder):
 
 def test_an_index_may_not_lead_elsewhere(folder):
     outside = folder.parent / "secret.safetensors"
-    shutil.copy(folder / "model.safetensors", outside)
+    shutil.move(folder / "model.safetensors", outside)
     index = folder / "model.safetensors.index.json"
     for name in ("../secret.safetensors", str(outside)):
         index.write_text(json.dumps({"weight_map": {Q: name}}))
         with pytest.raises(ValueError, match=r"more than \.safetensors files beside it"):
             zoo.load(folder)
     index.write_text(json.dumps({"weight_map": {Q: "gone.safetensors"}}))
-    with pytest.raises(FileNotFoundError, match="not complete"):
+    with pytest.raises(FileNotFoundError, match=r"lacks \['gone.safetensors'\], which .*index"):
         zoo.load(folder)
     for content in ("[]", "[" * 100_000, "{}", '{"weight_map": 1}', '{"weight_map": {"a": 1}}'):
         index.write_text(content)
         with pytest.raises(ValueError, match=r"index\.json (has no|should|is not)"):
             zoo.load(folder)
+
+
+def test_of_two_sets_of_weights_that_of_transformers_is_read(folder, caplog):
+    """Folders of the hub hold the index of files that are gone, or narrow and wide weights."""
+    model = zoo.load(folder)
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "other.safetensors")}))
+    for others in ({}, {name: np.zeros_like(value) for name, value in tensors.items()}):
+        safetensors.numpy.save_file(others, folder / "other.safetensors")
+        np.testing.assert_array_equal(zoo.load(folder).embedding[...], model.embedding[...])
+    assert caplog.text.count("holds model.safetensors and model.safetensors.index.json") == 1
 
 
 @pytest.mark.parametrize("stored", [jnp.bfloat16, jnp.float16, jnp.float32])

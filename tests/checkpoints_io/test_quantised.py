@@ -242,6 +242,7 @@ def test_eight_bits_with_scales(folder, kind, scale_of, told):
             stand_for[name] = codes.astype(np.float32) * each
     # What scales activations, and keys and values that are kept, has no say in the weights.
     beside = ("mlp.up_proj.activation_scale", "mlp.up_proj.input_scale", "self_attn.k_scale",
+              "self_attn.k_proj.k_scale", "self_attn.attn.v_scale",
               "mlp.up_proj.input_zero_point")  # fmt: skip
     tensors |= {f"model.layers.0.{name}": np.ones(1, np.float32) for name in beside}
     write(folder, tensors, **told)
@@ -252,8 +253,13 @@ def test_eight_bits_with_scales(folder, kind, scale_of, told):
     assert "quantization_config" not in json.loads(
         (folder.parent / "out" / "config.json").read_text()
     )
-    narrow = zoo.load(folder, frozen="int8")  # quantised again
-    assert narrow.blocks.mlp.up.get_value().kind == "int8"
+    narrow = zoo.load(folder, frozen="int8").blocks.mlp.up.get_value()
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert narrow.kind == "int8"
+    if kind == np.int8:  # its codes as they are; others are quantised again
+        np.testing.assert_array_equal(narrow.narrow.codes[1], tensors[name])
+        held = np.float32(narrow.narrow.codes[1]) * np.asarray(narrow.narrow.scales)[1][:, None]
+        np.testing.assert_array_equal(held, stand_for[name])
 
     name = "model.layers.0.mlp.up_proj.weight"
     write(folder, tensors | {f"{name}{end}": np.ones((5, 1), np.float32)}, **told)
@@ -261,6 +267,19 @@ def test_eight_bits_with_scales(folder, kind, scale_of, told):
         zoo.load(folder)
     write(folder, tensors | {name: np.ones((128, 64), np.float32)}, **told)
     with pytest.raises(ValueError, match=rf"{name} has .* beside it and is F32 \[128, 64\]"):
+        zoo.load(folder)
+
+
+def test_scales_of_a_cache_beside_wide_weights(folder):
+    """ModelOpt writes them, and nothing of them in config.json."""
+    zoo.save(zoo.load(folder), folder.parent / "wide", dtype=jnp.float32)
+    tensors = safetensors.numpy.load_file(folder.parent / "wide" / "model.safetensors")
+    beside = ("k_proj.k_scale", "v_proj.v_scale", "qkv_proj.k_scale", "k_scale")
+    write(folder, tensors | {f"model.layers.0.self_attn.{n}": np.ones(1, np.float32)
+                             for n in beside})  # fmt: skip
+    zoo.load(folder)
+    write(folder, tensors | {"model.layers.0.mlp.up_proj.input_scale": np.ones(1, np.float32)})
+    with pytest.raises(ValueError, match=r"hold model\.layers\.0\.mlp\.up_proj\.input_scale"):
         zoo.load(folder)
 
 

@@ -107,6 +107,7 @@ def test_scores_are_those_of_the_evaluation(config, capfd):
     assert f"102 pairs, a line each, in {config.directory}/scores.jsonl\n" in told
 
 
+@pytest.mark.full
 def test_how_pairs_are_packed_changes_no_score(config):
     config.validation = {}
     score.score(config)

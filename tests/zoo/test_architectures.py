@@ -27,11 +27,11 @@ transformers = pytest.importorskip("transformers")
 # Whose steps transformers bounds in whole texts, and not in those that it goes on with.
 WITHOUT_CACHE = ("nemotron_h",)
 FIRST = [(family, next(iter(shapes))) for family, shapes in TWINS.items()]
-NOW = [one for one in FIRST if one[0] in twins.DAILY]
+NOW = [one for one in FIRST if one[0] in ("llama", "gpt_oss")]
 SOME = full_but(SHAPES, *NOW)
-# Of each family the shape that has most of what it may have; of a few all of them.
+# Of each family the shape that has most of what it may have; of llama, with every rope, all.
 MOST = full_but(
-    SHAPES, *twins.RICHEST.items(), *(s for s in SHAPES if s[0] in twins.DAILY),
+    SHAPES, *twins.RICHEST.items(), *(s for s in SHAPES if s[0] == "llama"),
     ("gpt_neox", "plain"),  # whose gelu is by the error function
 )  # fmt: skip
 
@@ -116,6 +116,7 @@ def test_greedy_text_is_that_of_transformers(family, shape):
     original, folder = twins.twin(family, shape)
     model = zoo.load(folder)
     prompts = [TOKENS[0, :9], TOKENS[1, :4]]
+    original = copy.deepcopy(original)  # a dynamic rope keeps the longest text that it has met
     found = generate.generate(model, [p.tolist() for p in prompts], max_new_tokens=64)
     for prompt, text in zip(prompts, found, strict=True):
         expected = original.generate(

@@ -6,11 +6,12 @@ import shutil
 from flax import nnx, traverse_util
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from checkpoints_io import mxfp4
+from checkpoints_io import mxfp4, quantised
 from recipes.training import logps
 from tests.conftest import TINY
 from tests.zoo import twins
@@ -226,6 +227,96 @@ def test_experts_of_a_layer_in_one_tensor(family, turned, tmp_path):
     same(zoo.load(folder), zoo.load(tmp_path / "packed"))
 
 
+@pytest.mark.parametrize(
+    ("family", "shape", "of_two", "of_one"),
+    [
+        ("llama4_text", "dense first", "feed_forward.experts.gate_up_proj",
+         "feed_forward.experts.down_proj"),
+        ("granitemoehybrid", "experts, groups, one key head",
+         "block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight"),
+    ],
+)  # fmt: skip
+def test_experts_that_a_quantiser_took_apart(family, shape, of_two, of_one, tmp_path):
+    """Matrix by matrix [out, into], each with a scale of its own, where transformers has one."""
+    weights = saved(family, shape, tmp_path)
+    expected = zoo.load(tmp_path)
+    lead = of_two.split(".")[0]
+    for name in [name for name in weights if name.endswith((of_two, of_one))]:
+        whole, begin = weights.pop(name), name[: name.index(f".{lead}.")]
+        kinds = ("gate", "up") if name.endswith(of_two) else ("down",)
+        for expert, matrix in enumerate(whole):
+            matrix = matrix.T if family == "llama4_text" else matrix
+            for kind, part in zip(kinds, np.split(matrix, len(kinds)), strict=True):
+                each = f"{begin}.{lead}.experts.{expert}.{kind}_proj.weight"
+                weights[each] = np.ascontiguousarray(part)
+                weights[f"{each}_scale"] = np.float32([1])
+    told = dict(quant_method="compressed-tensors", format="float-quantized")
+    wide = {n: w for n, w in weights.items() if not n.endswith("_scale")}
+    rewrite(tmp_path, wide)
+    same(zoo.load(tmp_path), expected)
+    narrow = {n: w.astype(ml_dtypes.float8_e4m3fn) if f"{n}_scale" in weights else w
+              for n, w in weights.items()}  # fmt: skip
+    rewrite(tmp_path, narrow, quantization_config=told)
+    rounded = {n: np.float32(w) for n, w in narrow.items() if not n.endswith("_scale")}
+    found = zoo.load(tmp_path)
+    rewrite(tmp_path, rounded, quantization_config=None)
+    same(found, zoo.load(tmp_path))
+
+
+def in_4_bits(narrow, wide):
+    """Tensors of a file, as bitsandbytes names them."""
+    found = {}
+    for name, (codes, scales, steps, offset, table) in narrow.items():
+        state = dict(
+            quant_type="nf4", blocksize=64, dtype="float32", shape=wide[name].shape,
+            nested_blocksize=256, nested_dtype="float32", nested_offset=float(offset),
+        )  # fmt: skip
+        found[name] = codes.reshape(-1, 1)
+        beside = dict(absmax=scales, quant_map=quantised.NF4, nested_absmax=steps,
+                      nested_quant_map=table)  # fmt: skip
+        found |= {f"{name}.{key}": value for key, value in beside.items()}
+        text = np.frombuffer(json.dumps(state).encode(), np.uint8)
+        found[f"{name}.quant_state.bitsandbytes__nf4"] = text
+    return found
+
+
+def test_gpt_oss_in_bitsandbytes_4_bits(tmp_path, caplog):
+    """Its router and experts by other names, each expert's gates and ups by turns, as unsloth's."""
+    weights = saved("gpt_oss", "plain", tmp_path)
+    expected, made = zoo.load(tmp_path), {}
+    for name, value in weights.items():
+        lead, _, end = name.rpartition(".")
+        if ".mlp.router." in name:
+            made[f"{lead}.linear.{end}"] = value
+        elif ".mlp.experts." in name:
+            which, kind = (end[:-5], "bias") if end.endswith("_bias") else (end, "weight")
+            for expert, one in enumerate(value):
+                one = np.ascontiguousarray(one if kind == "bias" else one.T)
+                made[f"{lead}.{which}s.{expert}.{kind}"] = one
+        else:
+            made[name] = value
+    assert made["model.layers.0.mlp.experts.gate_up_projs.5.weight"].shape == (64, 32)
+    rewrite(tmp_path, made)
+    same(zoo.load(tmp_path), expected)
+    zoo.save(zoo.load(tmp_path), tmp_path / "out", dtype=jnp.float32)
+    out = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
+    assert out.keys() == weights.keys()
+    name = "model.layers.1.mlp.experts.gate_up_projs.3.weight"
+    narrow, told = {}, dict(quant_method="bitsandbytes", load_in_4bit=True)
+    for one in [one for one in made if "_projs." in one and one.endswith("weight")]:
+        narrow[one] = quantised.quantised(made[one], "nf4")
+    rewrite(tmp_path, made | in_4_bits(narrow, made), quantization_config=told)
+    held = zoo.load(tmp_path, frozen="nf4").blocks.mlp.gate_up.get_value().narrow
+    for ours, theirs in zip(held, narrow[name], strict=True):
+        np.testing.assert_array_equal(np.asarray(ours)[1, 3], theirs)
+    assert "experts" not in caplog.text
+    rewrite(tmp_path, made, quantization_config=None)
+    del made["model.layers.1.mlp.experts.down_projs.3.weight"]
+    rewrite(tmp_path, made)
+    with pytest.raises(ValueError, match=r"lack model\.layers\.1\.mlp\.experts\.down_proj"):
+        zoo.load(tmp_path)
+
+
 @pytest.mark.parametrize("shape", [(10**9, 0, 0), (5, 40, 32), (6, 40, 31), (6, 39, 32), (6, 40)])
 def test_a_tensor_of_experts_that_fits_no_model_is_not_looped_over(shape, tmp_path):
     """Of a model with 6 experts, 32 wide; a header may name as many as it likes."""
@@ -269,8 +360,8 @@ def test_what_chooses_experts_is_never_narrowed(tmp_path):
     exact = np.asarray(x, np.float64) @ np.asarray(held[0], np.float64)
     off = lambda wide: np.abs(experts.logits(x, router, wide=wide) - exact).max()
     assert off(True) < 1e-5 < 1e-3 < off(False)  # where it is wide its products are
-    fresh = zoo.fresh(model.config, dtype=jnp.bfloat16)
-    assert fresh.blocks.sparse.mlp.chosen.correction[...].dtype == jnp.float32
+    fresh = nnx.eval_shape(lambda: zoo.fresh(model.config, dtype=jnp.bfloat16))
+    assert fresh.blocks.sparse.mlp.chosen.correction.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("dtype", ["float31", jnp.int8, jnp.float8_e4m3fn])

@@ -29,7 +29,7 @@ def test_an_old_file_says_little_and_means_llama_2():
 @pytest.mark.parametrize(
     ("other", "told"),
     [
-        (dict(attention_bias=True), "attention_bias"),
+        (dict(rope_interleaved=True), "rope_interleaved"),
         (dict(hidden_act="gelu"), "gelu"),
         (dict(sliding_window=128), "sliding_window"),
         (dict(quantization_config=dict(quant_method="gptq")), "gptq"),
@@ -102,7 +102,7 @@ def said_of(family):
          "stretched by alpha -1.0 for head_dim 8"),
         ("hunyuan_v1_dense", dict(head_dim=None), "for head_dim None from rope_theta 10000.0"),
         ("hunyuan_v1_dense", dict(rope_parameters=dict(type="linear", factor=2.0, alpha=9.0)),
-         "'linear' takes"),
+         "'linear' has .'alpha'"),
         ("seed_oss", dict(attention_out_bias=True), "attention_out_bias"),
         ("ernie4_5", dict(use_bias=True), "use_bias"),
         ("olmoe", dict(clip_qkv=8.0), "clip_qkv"),

@@ -113,7 +113,7 @@ def gradients(policy, layers=None):
     ("policy", "layers"),
     full_but(
         [("attention", None), ("products", None), ("products", 1), ("none", None)],
-        ("attention", None), ("products", 1),
+        ("products", 1),
     ),
 )  # fmt: skip
 def test_gradients_are_those_of_layers_that_keep_nothing(policy, layers):

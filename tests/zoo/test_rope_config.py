@@ -11,7 +11,7 @@ from tests.long_forms import full_but
 from tests.zoo import twins
 import zoo
 from zoo import gemma3_text, llama, olmo3
-from zoo.parts import rope, spans
+from zoo.parts import hf_keys, rope, spans
 
 BASE = dict(
     model_type="llama", vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
@@ -43,6 +43,19 @@ def test_an_original_length_beside_the_rope_counts_for_more_than_one_inside():
     assert llama.Config.from_hf(asked).rope_parameters.original_max_position_embeddings == 32
 
 
+def test_what_no_rope_depends_on_is_named_and_ignored(caplog):
+    """The YaRN models of its authors say `finetuned`, vLLM's examples `extrapolation_factor`."""
+    hf_keys.say_ignored.cache_clear()
+    plain = llama.Config.from_hf(BASE | dict(rope_scaling=YARN))
+    beside = dict(finetuned=True, extrapolation_factor=1.0)
+    assert llama.Config.from_hf(BASE | dict(rope_scaling=YARN | beside)) == plain
+    assert "no known implementation reads 'extrapolation_factor', 'finetuned'" in caplog.text
+    with pytest.raises(ValueError, match=r"'yarn' has \['short_mscale'\], which it does not take"):
+        llama.Config.from_hf(BASE | dict(rope_scaling=YARN | dict(short_mscale=1.2)))
+    with pytest.raises(ValueError, match=r"'linear' lacks \['factor'\]"):
+        llama.Config.from_hf(BASE | dict(rope_scaling=dict(type="linear")))
+
+
 def test_of_two_ropes_rope_scaling_changes_the_full_layers():
     two = BASE | dict(layer_types=["sliding_attention", "full_attention"])
     linear = dict(rope_type="linear", factor=8.0)
@@ -52,7 +65,7 @@ def test_of_two_ropes_rope_scaling_changes_the_full_layers():
     assert read.rope_parameters == rope.TwoRopes(
         rope.Rope(3e5, "linear", factor=8.0), rope.Rope(1e4)
     )
-    with pytest.raises(ValueError, match="'default' takes"):  # which transformers leaves out
+    with pytest.raises(ValueError, match=r"'default' has \['factor'\]"):  # of which it says nothing
         gemma3_text.Config.from_hf(two | dict(rope_scaling=dict(type="linear", factor=8.0)))
     with pytest.raises(ValueError, match=r"disagree about what rope_theta 50000.0 means"):
         olmo3.Config.from_hf(two | dict(rope_theta=5e4))

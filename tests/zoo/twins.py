@@ -159,7 +159,10 @@ HUNYUAN = dict(head_dim=8, rope_parameters=dict(
 # Family -> shapes: what a config says beside SIZES. The first is plain, the last the richest, with
 # most of what the family can have: windows, caps, both kinds of layer.
 TWINS: dict[str, dict[str, dict]] = {
-    "llama": GQA | {"linear": LINEAR, "dynamic": DYNAMIC, "yarn": YARN, "llama3": LLAMA3},
+    "llama": GQA | {
+        "linear": LINEAR, "dynamic": DYNAMIC, "yarn": YARN,
+        "biases": dict(attention_bias=True, mlp_bias=True), "llama3": LLAMA3,
+    },
     "qwen2": {
         "plain": {},
         "tied, odd": dict(
@@ -608,9 +611,6 @@ TWINS: dict[str, dict[str, dict]] = {
         "one key head, wide": HUNYUAN | dict(head_dim=16, num_key_value_heads=1, vocab_size=101),
     },
 }  # fmt: skip
-# Those that tests of every family take by default: a plain one, one with windows, sinks and
-# experts, and one with a recurrence.
-DAILY = ("llama", "gpt_oss", "lfm2")
 RICHEST = {family: list(shapes)[-1] for family, shapes in TWINS.items()}
 SHAPES = [(family, shape) for family, shapes in TWINS.items() for shape in shapes]
 

@@ -17,7 +17,7 @@ class GatedMlp(nnx.Module):
 
     def __init__(
         self, sizes: Mapping[str, int], rngs: nnx.Rngs, act: Callable[[Array], Array] = layers.silu,
-        *, together: bool = False,
+        *, together: bool = False, biases: bool = False,
     ):  # fmt: skip
         if together:
             self.gate_up = layers.weight("L J F D", sizes, rngs)
@@ -25,17 +25,20 @@ class GatedMlp(nnx.Module):
             self.gate = layers.weight("L D F", sizes, rngs)
             self.up = layers.weight("L D F", sizes, rngs)
         self.down = layers.weight("L F D", sizes, rngs)
+        bias = lambda axes: layers.weight(axes, sizes, rngs, nnx.initializers.zeros)
+        self.gate_bias = bias("L F") if biases else None
+        self.up_bias = bias("L F") if biases else None
+        self.down_bias = bias("L D") if biases else None
         self.act, self.together = act, together
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         if self.together:
             gate, up = layers.einsum("BTD,JFD->JBTF", x, self.gate_up)
         else:
-            gate, up = (
-                layers.einsum("BTD,DF->BTF", x, self.gate),
-                layers.einsum("BTD,DF->BTF", x, self.up),
-            )
-        return layers.einsum("BTF,FD->BTD", self.act(gate) * up, self.down)
+            gate = layers.shifted(layers.einsum("BTD,DF->BTF", x, self.gate), self.gate_bias)
+            up = layers.shifted(layers.einsum("BTD,DF->BTF", x, self.up), self.up_bias)
+        down = layers.einsum("BTF,FD->BTD", self.act(gate) * up, self.down)
+        return layers.shifted(down, self.down_bias)
 
 
 class Mlp(nnx.Module):

@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any
 
 from checkpoints_io.errors import BadInput
-from zoo.parts import rope
+from zoo.parts import hf_keys, rope
 
 # Kind -> the keys it needs, and those it may have.
 KEYS: dict[str, tuple[set[str], set[str]]] = {
@@ -38,6 +38,11 @@ KEYS: dict[str, tuple[set[str], set[str]]] = {
         {"attention_factor"},
     ),
 }
+# Some rope depends on each of these; no implementation reads any other.
+KNOWN = {
+    "rope_theta", "partial_rotary_factor", "alpha", "mrope_section", "short_mscale", "long_mscale",
+    "llama_4_scaling_beta", "full_attention", "sliding_attention",
+}.union(*(needed | possible for needed, possible in KEYS.values()))  # fmt: skip
 WHOLE = {"original_max_position_embeddings", "max_position_embeddings"}
 LISTS = {"short_factor", "long_factor"}
 TWO = {"full_attention", "sliding_attention"}
@@ -175,10 +180,15 @@ def _one(
     if not partial and given.get("partial_rotary_factor") == 1:
         del given["partial_rotary_factor"]
     everywhere = {"rope_theta", "partial_rotary_factor"} if partial else {"rope_theta"}
-    if needed - given.keys() or given.keys() - needed - possible - everywhere:
+    if nobodys := given.keys() - KNOWN:
+        hf_keys.say_ignored("rope", tuple(sorted(nobodys)))
+        given = {key: value for key, value in given.items() if key in KNOWN}
+    if lacking := needed - given.keys():
+        raise BadInput(f"config.json: rope of type {kind!r} lacks {sorted(lacking)}")
+    if others := given.keys() - needed - possible - everywhere:
         raise BadInput(
-            f"config.json: rope of type {kind!r} takes {sorted(needed | possible)} and has "
-            f"{sorted(given.keys() - everywhere)}"
+            f"config.json: rope of type {kind!r} has {sorted(others)}, which it does not take; it "
+            f"takes {sorted(needed | possible)}"
         )
     if odd := {key: value for key, value in given.items() if not _is_right(key, value)}:
         least = 1 if ABOVE_ONE & odd.keys() else 0
