@@ -7,7 +7,7 @@ from typing import NamedTuple
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import dialect
 from recipes.data.chats.dialect import Dialect
-from recipes.data.chats.messages import Quiet, Turns
+from recipes.data.chats.messages import QUIET, Turns
 from recipes.data.chats.pair import Pair
 from zoo.text import template, tokenizer
 from zoo.text.template import Span
@@ -35,7 +35,7 @@ class Chat(NamedTuple):
 def write(turns: Turns, chat: Chat, pair: Pair, *, ask: bool = False) -> tuple[str, list[Span]]:
     """The text of some turns (with the header of an answer to come if `ask`), its marked spans."""
     named = "tool_use" if pair.tools and "tool_use" in chat.programs else "default"
-    turns = [*map(dict, turns)] if any(isinstance(one, Quiet) for one in turns) else turns
+    turns = [{key: x for key, x in turn.items() if key != QUIET} for turn in turns]
     spelled = dialect.spelled(turns, chat.dialects.get(named))
     text, marks = run(chat.programs[named], spelled, given_of(pair, chat), ask=ask)
     ends = bool(chat.surplus) and not ask and turns[-1]["role"] == "assistant"

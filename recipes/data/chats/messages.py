@@ -11,10 +11,8 @@ from checkpoints_io.unseen import visible
 Message = dict[str, Any]  # role, content, and what else a template may read: tool_calls, name
 Turns = list[Message]
 
-
-class Quiet(dict):
-    """A message of the assistant's that is not to be trained; what it says is that of any."""
-
+# A key of those of the assistant's messages that are not to be trained; no template sees it.
+QUIET = "quiet"
 
 ROLES = {  # in lower case; other cases are read the same
     "system": "system", "developer": "developer", "user": "user", "assistant": "assistant",
@@ -80,7 +78,7 @@ def read(value: object, name: str, role: str | None = None) -> Turns:
         turn = _message(message, name)
         if turns and _is_call(message) and _joins(turns[-1], turn):
             calls = [*turns[-1].get("tool_calls", ()), *turn["tool_calls"]]
-            turns[-1] = type(turn)(turn | turns[-1] | {"tool_calls": calls})
+            turns[-1] = turn | turns[-1] | {"tool_calls": calls}
         else:
             turns.append(turn)
     return turns
@@ -94,8 +92,9 @@ def _is_call(message: object) -> bool:
 
 def _joins(before: Message, call: Message) -> bool:
     """Is a call of the same turn as what the assistant says, or calls, before it?"""
-    both = (before.keys() & call.keys()) - {"role", "content", "tool_calls"}
-    return before["role"] == "assistant" and type(before) is type(call) and not both
+    both = (before.keys() & call.keys()) - {"role", "content", "tool_calls", QUIET}
+    alike = before.get(QUIET) == call.get(QUIET)
+    return before["role"] == "assistant" and alike and not both
 
 
 def unnested(value: object) -> object:
@@ -249,12 +248,9 @@ def _message(message: object, name: str) -> Message:
     lost = [key for key in sorted(unread([message])) if isinstance(message[key], list | dict)]
     if lost and known == "assistant" and is_blank(found):
         raise BadInput(f"a message in `{name}` holds nothing but `{lost[0]}`, which is not read")
-    return Quiet(found) if known == "assistant" and is_quiet(message) else found
-
-
-def is_quiet(message: Message) -> bool:
-    """Does a message say that it is not to be trained?"""
-    return any(key in message and _said(message, key) in NO for key in TRAINED)
+    if known == "assistant" and any(_said(message, key) in NO for key in TRAINED):
+        found[QUIET] = True
+    return found
 
 
 def _said(message: Message, key: str) -> str:

@@ -81,7 +81,7 @@ class Pair(NamedTuple):
     @property
     def has_quiet_turn(self) -> bool:
         """Is a turn after the prompt marked not to be trained?"""
-        return any(isinstance(turn, messages.Quiet) for turns in self.answers for turn in turns)
+        return any(messages.QUIET in turn for turns in self.answers for turn in turns)
 
     @property
     def asks_twice(self) -> bool:

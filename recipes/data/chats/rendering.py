@@ -6,12 +6,14 @@ from typing import NamedTuple
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import left_out
 from recipes.data.chats.chat import Chat, shared_start, write
-from recipes.data.chats.messages import Message, Quiet, Turns
+from recipes.data.chats.messages import QUIET, Message, Turns
 from recipes.data.chats.pair import Pair
 from zoo.text.template import Span
 
 BLANK = {"role": "assistant", "content": ""}
-QUIET = "each turn that would be scored is marked not to be trained (weight 0, train or loss false)"
+ALL_QUIET = (
+    "each turn that would be scored is marked not to be trained (weight 0, train or loss false)"
+)
 # Stands for an answer whose place is searched: a character without a meaning in any text.
 STAND_IN = "\ue0d0"
 
@@ -64,11 +66,11 @@ def _answer(
     begins = len(pair.prompt)
     said = [i for i in range(begins, len(turns)) if turns[i]["role"] == "assistant"]
     spoken = said[-1:] if chat.scored_turns == "last" else said
-    counted = [i for i in spoken if not isinstance(turns[i], Quiet)]
+    counted = [i for i in spoken if not turns[i].get(QUIET)]
     if chat.scored_turns == "all":
         spans, counted = [(end, len(text))], spoken
     elif spoken and not counted:
-        raise BadInput(QUIET)
+        raise BadInput(ALL_QUIET)
     elif chat.marked and counted != spoken:
         places = [_place_of(i, turns, text, chat, pair) for i in counted]
         both = [(max(a, c), min(b, d)) for a, b in places for c, d in marks]

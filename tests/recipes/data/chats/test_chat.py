@@ -285,7 +285,7 @@ def test_which_turns_count(shared, own):
 @pytest.mark.parametrize("name", ["trl/qwen2_5", "trl/qwen2_5_training"])
 def test_a_turn_that_is_marked_not_to_be_trained_does_not_count(shared, own, name):
     """Of a template that marks what is generated, and of one that does not."""
-    quiet = lambda text: messages.Quiet(assistant(text))
+    quiet = lambda text: assistant(text) | {messages.QUIET: True}
 
     def counted(*turns, how="assistant"):
         talk = prepared(own, stock(shared, name), how)
