@@ -68,10 +68,8 @@ TOOLS = (
 )  # fmt: skip
 LIKE_TOOLS = frozenset().union(*map(_spellings, TOOLS))
 LIKE_MEDIA = frozenset().union(*map(_spellings, records.MEDIA))
-SPOKEN = LIKE_QUESTIONS - _spellings("options") | {
-    "human",
-    "user",
-}  # keys of an object that holds a question
+# Keys of an object that holds a question.
+SPOKEN = LIKE_QUESTIONS - _spellings("options") | {"human", "user"}
 # What decides, in this order: a column besides `chosen` and `rejected`; columns without those.
 ASKED = {
     "conversations": "sharegpt",
