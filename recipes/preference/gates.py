@@ -80,7 +80,7 @@ def check_first_loss(
     here = jax.tree.map(lambda x: jnp.asarray(jax.device_get(x)), answers)
     asks_for_margins = here.margins is not None and bool(here.margins.any())
     for term in objective.terms:
-        if term.first is None:
+        if not term.has_reference:
             continue
         each = jnp.full(len(here.policy), term.first)
         if math.isnan(term.first) or asks_for_margins:

@@ -2,8 +2,9 @@
 
 A log-ratio is log policy(answer) - log reference(answer), in nats, summed over the answer's scored
 tokens; c is that of the chosen answer, r of the rejected one. To add a loss: a function here, its
-name in `LOSSES`, and in `FIRST` what it is where policy and reference are equal. Every keyword-only
-parameter is an option, and a setting of that name; what else a loss may look at is in `Answers`.
+name in `LOSSES`, and in `FIRST` what it is where policy and reference are equal, or its name in
+`WITHOUT_REFERENCE`. Every keyword-only parameter is an option, and a setting of that name; what
+else a loss may look at is in `Answers`.
 Lists of more answers are given to a loss as pairs (lists.py), unless its name is in `OF_LISTS`;
 those in `UNPAIRED` (data/rows/source.py) are given an answer and, in place of the rejected one, an
 answer to another prompt.
@@ -379,9 +380,12 @@ LOSSES: dict[str, Callable[..., Each]] = {
     )
 }  # fmt: skip
 
+# Losses of the policy alone: a run with no others has no reference.
+WITHOUT_REFERENCE = ("reference_free", "simpo", "cpo", "orpo", "sft", "sft_seq")
+
 LN2 = math.log(2)
-# What a loss promises of pairs where policy and reference are equal, by its options; not a number
-# where it depends on the pairs. None: it knows no reference.
+# The first value of every other loss, by its options: what it is where policy and reference are
+# equal. None, or not a number: that depends on the pairs, and is computed from them.
 FIRST: dict[str, Callable[..., float] | None] = {
     "sigmoid": lambda **_: LN2,
     "sigmoid_norm": lambda **_: LN2,
@@ -394,7 +398,7 @@ FIRST: dict[str, Callable[..., float] | None] = {
     ),
     "discopop": lambda **_: (LN2 + 1) / 2,
     "dpop": lambda **_: LN2,
-    "r_dpo": lambda **_: math.nan,
+    "r_dpo": None,
     "nca_pair": lambda **_: 2 * LN2,
     "bco_pair": lambda **_: 2 * LN2,
     "sppo_hard": lambda beta, **_: 1 / (2 * beta**2),
@@ -402,9 +406,8 @@ FIRST: dict[str, Callable[..., float] | None] = {
     "apo_down": lambda **_: 1.0,
     "aot": lambda **_: LN2,
     "aot_unpaired": lambda **_: LN2,
-    "kto": lambda **_: math.nan,
+    "kto": None,
     "plackett_luce": lambda **_: LN2,
-    **dict.fromkeys(("reference_free", "simpo", "cpo", "orpo", "sft", "sft_seq")),
 }
 # These look at all pairs of an update at once.
 COUPLED = ("aot", "aot_unpaired", "kto")

@@ -50,7 +50,12 @@ class Term(NamedTuple):
     name: str
     weight: float
     of: Callable[[Answers], Float[Array, " P"]]
-    first: float | None  # as `FIRST` has it; none: it knows no reference
+    first: float  # its value where policy and reference are equal; NaN: it depends on the pairs
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether it looks at the reference's log-probabilities."""
+        return self.name not in losses.WITHOUT_REFERENCE
 
 
 class Objective(NamedTuple):
@@ -97,7 +102,7 @@ class Objective(NamedTuple):
     @property
     def has_reference(self) -> bool:
         """Whether any term looks at one."""
-        return any(term.first is not None for term in self.terms)
+        return any(term.has_reference for term in self.terms)
 
     @property
     def is_coupled(self) -> bool:
@@ -190,11 +195,11 @@ def _term(name: str, weight: float, options: dict[str, inspect.Parameter], given
             raise BadInput(f"set --config.{option}, which --config.loss={name} must be given")
         if value is not None:
             named[option] = value
-    promised = FIRST[name]
-    first = None if promised is None else promised(**named)
+    promised = FIRST.get(name)
+    first = math.nan if promised is None else promised(**named)
     of = functools.partial(LOSSES[name], **named)
     if name not in losses.OF_LISTS:
         of = lists.of_pairs(of, given["list_pairs"] or "all")
-    elif first is not None and given.get("data.answers", 2) > 2:
+    elif given.get("data.answers", 2) > 2:
         first = math.nan  # it depends on how many answers a list has
     return Term(name, weight, of, first)

@@ -13,6 +13,7 @@ import pytest
 
 from recipes.data.ids.examples import AnswerIds, PairIds
 from recipes.data.packed import streams
+from recipes.data.rows.source import UNPAIRED
 from recipes.preference import losses, metrics, objectives
 from recipes.preference.divergences import DIVERGENCES
 from recipes.training import settings
@@ -203,26 +204,40 @@ def test_figures_of_answers_without_a_partner_by_hand():
     assert float(only["dpo_rejected_reward"]) == 0
 
 
-@pytest.mark.parametrize("name", [name for name, first in losses.FIRST.items() if first])
+@pytest.mark.parametrize("name", losses.FIRST)
 def test_every_loss_is_first_what_it_says(name):
     """Where policy and reference are equal, whatever beta is."""
     equal = answers(jnp.zeros(3), jnp.zeros(3), reference=-50.0)
-    named = options_of(name)
+    named, promised = options_of(name), losses.FIRST[name]
+    if promised is None:
+        assert name in ("r_dpo", "kto")
+        return
     for beta in (0.01, 0.1, 2.0):
         named["beta"] = beta
-        first = losses.FIRST[name](**named)
         found = losses.LOSSES[name](equal, **named)
-        assert name in ("r_dpo", "kto") or math.isfinite(first)
-        if math.isfinite(first):
-            np.testing.assert_allclose(found, first, rtol=1e-5)
+        np.testing.assert_allclose(found, promised(**named), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name, first in losses.FIRST.items() if not first])
-def test_losses_of_the_policy_alone_see_no_reference(name):
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_only_losses_of_the_policy_alone_see_no_reference(name):
     given = random_answers()
-    other = given._replace(reference=given.reference * 2 + 1)
+    if name in UNPAIRED:
+        given = given._replace(ratings=jnp.array([[1.0, -1.0]] * len(given.policy)))
+    other = given._replace(reference=given.reference * jnp.array([2.0, 3.0]) + 1)
     of = functools.partial(losses.LOSSES[name], **options_of(name))
-    np.testing.assert_array_equal(of(given), of(other))
+    same = np.array_equal(of(given), of(other))
+    assert same == (name in losses.WITHOUT_REFERENCE)
+
+
+@pytest.mark.parametrize("first", [None, lambda **_: math.nan])
+def test_a_loss_whose_first_value_depends_on_the_pairs_keeps_its_reference(monkeypatch, first):
+    monkeypatch.setitem(losses.LOSSES, "mine", losses.hinge)
+    monkeypatch.setitem(losses.FIRST, "mine", first)
+    objective = objectives.objective({"loss": "mine", "beta": 0.1})
+    assert objective.has_reference
+    assert math.isnan(objective.terms[0].first)
+    monkeypatch.setattr(losses, "WITHOUT_REFERENCE", ("mine",))
+    assert not objective.has_reference
 
 
 @pytest.mark.parametrize("name", SUMMED)
@@ -357,7 +372,9 @@ def test_every_loss_has_its_row_and_its_first_value():
     told = (ROOT / "docs" / "losses.md").read_text("utf-8")
     rows = re.findall(r"^\| `(\w+)` \|", told, re.MULTILINE)
     assert not losses.LOSSES.keys() - {*rows}, "write their rows in docs/losses.md"
-    assert losses.FIRST.keys() == losses.LOSSES.keys(), "a first value, or None, in FIRST"
+    alone = {*losses.WITHOUT_REFERENCE}
+    assert losses.FIRST.keys() | alone == losses.LOSSES.keys(), "a first value, or None, in FIRST"
+    assert not losses.FIRST.keys() & alone, "without a reference there is no first value"
     (sentence,) = re.findall(r"A margin from a column is taken off x in\s(.*?):", told, re.DOTALL)
     assert {*re.findall(r"`(\w+)`", sentence)} == {*losses.OF_MARGINS}, "of docs/losses.md"
 
