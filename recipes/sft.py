@@ -80,10 +80,10 @@ def train(config: ml_collections.ConfigDict) -> bool:
         def evaluate(state: State) -> Iterator[dict[str, float]]:
             """Nats per scored token of each held-out set."""
             ask = preemption.heeding(stop, policy.asked(own, state, forward))
-            for name, examples in run.held_out:
-                tokens = np.array([*map(streams.scored_tokens, examples)])
-                total = logps.of_examples(ask, examples, run.place).sum(dtype=np.float64)
-                yield {f"eval/{name}/loss": float(-total / tokens.sum())}
+            for one in run.held_out:
+                tokens = np.array([*map(streams.scored_tokens, one.examples)])
+                total = logps.of_examples(ask, one.examples, run.place).sum(dtype=np.float64)
+                yield {f"eval/{one.name}/loss": float(-total / tokens.sum())}
             yield from plain_texts.evaluate(run, ask)
             yield from tasks.evaluate(run, lambda: policy.as_computed(own, state), stop)
 

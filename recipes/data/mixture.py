@@ -49,6 +49,11 @@ def endless(parts: Sequence[Part], seed: int) -> grain.MapDataset:
     return streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, weights)
 
 
+def first_rows(parts: Sequence[Part]) -> list[int]:
+    """The number of the first row of each part."""
+    return [0, *(part.last_row + 1 for part in parts)][: len(parts)]
+
+
 def part_of(parts: Sequence[Part], rows: np.ndarray) -> np.ndarray:
     """The number of the part that each row is from."""
     return np.searchsorted([part.last_row for part in parts], rows)

@@ -31,6 +31,7 @@ class HeldOut(NamedTuple):
 
     name: str
     examples: list[Example]
+    first_row: int = 0  # what the number of its source's first row is in `examples`
 
 
 class Told(NamedTuple):
@@ -168,7 +169,7 @@ def _read(asked: Asked, crew: Crew) -> Data:
             except ValueError as error:
                 raise BadInput(f"{name}: {error}") from error
             of = "validation" if len(trained) == 1 else f"validation/{name}"
-            held_out.append(HeldOut(of, mixture.numbered(held, first_row)))
+            held_out.append(HeldOut(of, mixture.numbered(held, first_row), first_row))
         keys = np.concatenate([keys, found.keys])
         kept, first_row = mixture.numbered(kept, first_row), first_row + found.counts.rows
         train.append(Part(name, asked.train[name].weight, kept, first_row - 1))

@@ -17,8 +17,12 @@ from checkpoints_io import places
 from checkpoints_io.bits import fingerprint
 from checkpoints_io.errors import BadInput, NotFound
 from checkpoints_io.run_state import Facts, RunStore
+from recipes.data import mixture
+from recipes.data.ids.examples import Example
+from recipes.data.mixture import Part
 from recipes.data.packed import batches
 from recipes.data.packed.packing import Packed
+from recipes.data.run_data import HeldOut
 from recipes.preference import reference_cache
 from recipes.preference.objectives import Objective
 from recipes.training import checks, listing, logps, optimizer, preemption, watched
@@ -114,7 +118,7 @@ def ready(
     Raises:
       Asked: the run is asked to stop meanwhile.
       FileNotFoundError, ValueError: as `load`.
-      RuntimeError: its cached log-probabilities are not those it gives now.
+      RuntimeError: its cached log-probabilities are not those it gives now, or not finite.
     """
     if asked is None:
         return _none(run)
@@ -144,8 +148,10 @@ def ready(
     )  # fmt: skip
     say(f"the reference's log-probabilities of every pair, kept in {cache.folder}")
     trained, *held_out = (
-        reference_cache.of_pairs(cache, pairs, heeding, run.place)
-        for pairs in (run.examples, *sets)
+        reference_cache.of_pairs(
+            cache, pairs, heeding, run.place, reference=asked.path, row=functools.partial(_row, one)
+        )
+        for one, pairs in zip((run.parts, *run.held_out), (run.examples, *sets), strict=True)
     )
     off = reference_cache.check(cache, run.examples, ask, run.place, dtype)
     leaves = "" if asked.of_policy and run.adapting else "; the reference leaves memory"
@@ -195,6 +201,14 @@ def held_out_now(
     of_batch = now(reference, policy, state, forward).of_batch
     ask = preemption.heeding(stop, lambda batch: of_batch(batch, np.zeros(0)))
     return [logps.of_examples(ask, held_out.examples, run.place) for held_out in run.held_out]
+
+
+def _row(of: list[Part] | HeldOut, pair: Example) -> str:
+    """Which row of its source a pair is from, training data or held out, for a sentence."""
+    if isinstance(of, HeldOut):
+        return f"row {pair.row - of.first_row} of {of.name}"
+    (i,) = mixture.part_of(of, np.array([pair.row])).tolist()
+    return f"row {pair.row - mixture.first_rows(of)[i]} of {of[i].name}"
 
 
 def _not_yet(*_: object) -> Array:

@@ -13,7 +13,7 @@ import numpy as np
 
 from checkpoints_io import places, processes
 from checkpoints_io.errors import InTheWay, RunFailed
-from recipes.data import shown
+from recipes.data import mixture, shown
 from recipes.data.ids.examples import Example
 from recipes.data.packed import streams
 from recipes.data.packed.batches import Place
@@ -66,13 +66,10 @@ def beside(given: Values) -> Beside:
 def sources(data: Data) -> list[Source]:
     """What is scored: train_data, source by source, then what is held out of it or beside it."""
     train, held_out = data.train, data.held_out
-    firsts = [0, *(part.last_row + 1 for part in train)][: len(train)]
-    # Each source was read once; a share of it that is held out is a set more, and comes first.
-    apart = len(train) + len(held_out) - len(data.sources)
-    of_held_out = [*firsts[:apart], *[0] * (len(held_out) - apart)]
+    firsts = mixture.first_rows(train)
     return [
         *(Source(one.name, one.examples, n) for one, n in zip(train, firsts, strict=True)),
-        *(Source(one.name, one.examples, n) for one, n in zip(held_out, of_held_out, strict=True)),
+        *(Source(one.name, one.examples, one.first_row) for one in held_out),
     ]
 
 

@@ -61,7 +61,8 @@ def figures(
 ) -> list[str]:
     """Accuracy and reward margin, which the reference itself has not; of answers, the loss."""
     told = []
-    for name, pairs in sets:
+    for one in sets:
+        name, pairs = one.name, one.examples
         noun = shown.noun(pairs)
         if (loss := held_out.get(f"eval/{name}/loss")) is not None:
             told.append(f"{name} loss: {loss:.3f} nats per token ({len(pairs)} {noun})")

@@ -73,7 +73,8 @@ def test_scores_are_those_of_the_evaluation(config, capfd):
             for path in (config.initialize_from_hf, config.reference_model_path)
         )
         sets = [HeldOut("train", run.data.train[0].examples), *run.data.held_out]
-        for name, pairs in sets:
+        for held_out in sets:
+            name, pairs = held_out.name, held_out.examples
             own = of_source(config, name)
             assert [line["row"] for line in own] == [*range(len(pairs))]
             theirs = logps.of_examples(other, pairs, run.place)
@@ -82,9 +83,7 @@ def test_scores_are_those_of_the_evaluation(config, capfd):
                 for i, answer in enumerate(("chosen", "rejected")):
                     found = column(own, f"{whose}_{answer}").astype(np.float32)
                     np.testing.assert_array_equal(found, values[:, i])
-            figures = evaluation.evaluate(
-                HeldOut(name, pairs), ask, theirs, run.place, sigmoid(config.beta)
-            )
+            figures = evaluation.evaluate(held_out, ask, theirs, run.place, sigmoid(config.beta))
             figures = {key.rpartition("/")[2]: value for key, value in figures.items()}
             means = {
                 "dpo_accuracy": np.mean(
