@@ -38,7 +38,7 @@ def export(directory: str, step: int | None = None) -> None:
         own = policy.of(run)
         state = exporting.state(own, run, step)
         # What was trained, beside what was frozen; or the average of it.
-        policy.export(policy.model_of(own, state), state.step, run)
+        policy.export(policy.export_model(own, state), state.step, run)
     say(f"{policy.export_folder(state.step, run)} holds step {state.step} of {run.directory}")
 
 

@@ -44,10 +44,10 @@ def measure(
     """
     asked = of_harness.found(tasks, tasks_folder, limit)
     mesh = sharding.mesh_of(-1, 1, tensor)
-    own, words = chat.loaded(model, base, dtype, mesh, talks=chat_template)
+    own, tokenizer = chat.loaded(model, base, dtype, mesh, talks=chat_template)
     with jax.set_mesh(mesh):
         return of_harness.results(
-            asked, own, words, num_fewshot=num_fewshot, chat_template=chat_template
+            asked, own, tokenizer, num_fewshot=num_fewshot, chat_template=chat_template
         )
 
 

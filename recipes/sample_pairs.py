@@ -54,7 +54,7 @@ from zoo import chat, sampling
 from zoo.parts import sharding
 
 
-class Asked(NamedTuple):
+class Options(NamedTuple):
     """What pairs are made from."""
 
     model: str
@@ -69,7 +69,7 @@ class Asked(NamedTuple):
     tensor: int = 1  # devices that share the weights
 
 
-def sample(asked: Asked) -> str:
+def sample(options: Options) -> str:
     """Writes the pairs; says how many there are, and why rows have none.
 
     Raises:
@@ -77,37 +77,41 @@ def sample(asked: Asked) -> str:
       FileExistsError: the directory holds something else.
       RuntimeError: the judge gives no scores.
     """
-    name = _judge_of(asked)
-    judged_by_user = judges.of_user(asked.judge) if asked.judge else None
-    sampling.check(asked.how.sampling)
-    directory = places.at(asked.directory, "--directory")
+    name = _judge_of(options)
+    judged_by_user = judges.of_user(options.judge) if options.judge else None
+    sampling.check(options.how.sampling)
+    directory = places.at(options.directory, "--directory")
     directory.make()
-    mesh = sharding.mesh_of(-1, 1, asked.tensor)
+    mesh = sharding.mesh_of(-1, 1, options.tensor)
     with directory.alone(otherwise=lambda: _refuse(directory)), jax.set_mesh(mesh):
-        say(f"reading {asked.model}")
-        model, words = chat.loaded(asked.model, asked.base, asked.dtype, mesh)
+        say(f"reading {options.model}")
+        model, tokenizer = chat.loaded(options.model, options.base, options.dtype, mesh)
         room = zoo.longest_text(model)
-        read = prompts.read(asked.prompts, words, room and room - asked.how.most)
-        kept.check(directory, _made_with(asked, model))
-        batches = answers.batches(read.prompts, asked.how)
-        say(f"{asked.how.answers} answers to each of {len(read.prompts)} prompts")
-        answers.draw(model, words, directory, batches, asked.how)
+        read = prompts.read(options.prompts, tokenizer, room and room - options.how.most)
+        kept.check(directory, _made_with(options, model))
+        batches = answers.batches(read.prompts, options.how)
+        say(f"{options.how.answers} answers to each of {len(read.prompts)} prompts")
+        answers.draw(model, tokenizer, directory, batches, options.how)
 
         def opened() -> judges.Judge:
             if judged_by_user:
                 return judged_by_user
-            if asked.reward_model:
-                return judges.of_reward_model(asked.reward_model, asked.dtype, mesh)
-            assert asked.reference
-            reference, _ = chat.loaded(asked.reference, None, asked.dtype, mesh)
-            return judges.of_implicit(model, reference, words)
+            if options.reward_model:
+                return judges.of_reward_model(options.reward_model, options.dtype, mesh)
+            assert options.reference
+            reference, _ = chat.loaded(options.reference, None, options.dtype, mesh)
+            return judges.of_implicit(model, reference, tokenizer)
 
         judges.judge(directory, name, opened)
         return pairs.write(directory, read.left_out)
 
 
-def _judge_of(asked: Asked) -> str:
-    given = {"judge": asked.judge, "reward_model": asked.reward_model, "reference": asked.reference}
+def _judge_of(options: Options) -> str:
+    given = {
+        "judge": options.judge,
+        "reward_model": options.reward_model,
+        "reference": options.reference,
+    }
     named = [f"--{flag}={value}" for flag, value in given.items() if value]
     if len(named) != 1:
         raise BadInput(
@@ -116,11 +120,11 @@ def _judge_of(asked: Asked) -> str:
     return named[0]
 
 
-def _made_with(asked: Asked, model: zoo.Model) -> dict[str, object]:
+def _made_with(options: Options, model: zoo.Model) -> dict[str, object]:
     """What answers depend on."""
-    how = asked.how
+    how = options.how
     return {
-        "prompts": sources.identity(asked.prompts),
+        "prompts": sources.identity(options.prompts),
         "model": {"weights": bits.fingerprint(nnx.to_pure_dict(nnx.state(model)))},
         "answers": how.answers,
         "max_new_tokens": how.most,
@@ -139,11 +143,11 @@ def main() -> None:
     compiled.keep_here()
     drawn = sampling.Sampling(given.temperature, given.top_k, given.top_p, given.min_p)
     how = Drawing(given.answers, given.max_new_tokens, drawn, given.seed)
-    asked = Asked(
+    options = Options(
         given.model, given.prompts, given.directory, how, given.judge, given.reward_model,
         given.reference, given.base, given.dtype, given.tensor,
     )  # fmt: skip
-    say(sample(asked))
+    say(sample(options))
 
 
 if __name__ == "__main__":

@@ -377,7 +377,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     """A ValueError of Python's own is a bug, not a sentence."""
     with pytest.raises(ValueError, match="cannot convert float NaN"):
         command._with_config(
-            lambda _: optimizer.steps_of(float("nan"), 10), tiny.get_config(), settings.ALL
+            lambda _: optimizer.as_steps(float("nan"), 10), tiny.get_config(), settings.ALL
         )
 
 

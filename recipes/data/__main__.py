@@ -45,7 +45,7 @@ def look(config: ml_collections.ConfigDict) -> None:
         raise BadInput(f"--page={page} is something else than a page: choose another name")
     name = given["tokenizer"] or given["initialize_from_hf"]
     folder = hf_folder.find(name, files=hf_folder.TOKENIZER_FILES)
-    data = run_data.read(run_data.asked(given, folder))
+    data = run_data.read(run_data.data_settings(given, folder))
     shape = shapes.choose(
         [example for part in data.train for example in part.examples],
         per_update=given["train_batch_size"],

@@ -48,7 +48,7 @@ class Told(NamedTuple):
 Some = TypeVar("Some", Part, HeldOut, Told)
 
 
-class Asked(NamedTuple):
+class DataSettings(NamedTuple):
     """The data that the settings of a run name."""
 
     train: dict[str, Weighted]
@@ -74,10 +74,10 @@ class Data(NamedTuple):
     texts: list[Texts]  # that are evaluated too
 
 
-def asked(given: Mapping[str, Any], tokenizer_folder: pathlib.Path) -> Asked:
+def data_settings(given: Mapping[str, Any], tokenizer_folder: pathlib.Path) -> DataSettings:
     """What the settings say about data."""
     common, cache = source.common(given), given["token_cache"]
-    return Asked(
+    return DataSettings(
         train=source.training(given["train_data"], common),
         validation=source.held_out(given["validation"]),
         common=common,
@@ -100,7 +100,7 @@ def asked(given: Mapping[str, Any], tokenizer_folder: pathlib.Path) -> Asked:
     )
 
 
-def ends(asked: Asked) -> tuple[Tokenizer, tuple[int, ...]]:
+def ends(settings: DataSettings) -> tuple[Tokenizer, tuple[int, ...]]:
     """The tokenizer, and what ends an answer, as `read` has them; no data is looked at.
 
     Texts count as plain only where there is no chat template.
@@ -108,16 +108,16 @@ def ends(asked: Asked) -> tuple[Tokenizer, tuple[int, ...]]:
     Raises:
       FileNotFoundError, ValueError: the tokenizer or the template cannot be used.
     """
-    how = asked.how
+    how = settings.how
     with Crew(how) as crew:
         folder = pathlib.Path(how.tokenizer)
         own = tokenizer.apart(folder, how.chat_template, parallel.worker(how))
         plain = own.chat_template is None
-        stop_ids = parallel.prepared(how, crew, asked.token_cache, plain=plain).stop_ids
+        stop_ids = parallel.prepared(how, crew, settings.token_cache, plain=plain).stop_ids
         return tokenizer.ended_by(own, stop_ids), stop_ids
 
 
-def read(asked: Asked) -> Data:
+def read(settings: DataSettings) -> Data:
     """All data, from the token cache where it has been read before.
 
     Raises:
@@ -125,20 +125,20 @@ def read(asked: Asked) -> Data:
       ValueError: a sentence about the rows, the tokenizer or the template.
       OSError: the token cache cannot be written.
     """
-    with Crew(asked.how) as crew:
-        return _read(asked, crew)
+    with Crew(settings.how) as crew:
+        return _read(settings, crew)
 
 
-def _read(asked: Asked, crew: Crew) -> Data:
-    how, cache = asked.how, asked.token_cache
-    training = [one.source for one in asked.train.values()]
+def _read(settings: DataSettings, crew: Crew) -> Data:
+    how, cache = settings.how, settings.token_cache
+    training = [one.source for one in settings.train.values()]
     apart = {
-        name: _held_out(f"validation.{name}", given, asked, training)
-        for name, given in asked.validation.items()
+        name: _held_out(f"validation.{name}", given, settings, training)
+        for name, given in settings.validation.items()
     }
     for one in [*training, *apart.values()]:
         _refuse_unknown_columns(one)
-    trained = {name: source_pairs.recognised(one.source) for name, one in asked.train.items()}
+    trained = {name: source_pairs.recognised(one.source) for name, one in settings.train.items()}
     others = {name: source_pairs.recognised(one) for name, one in apart.items()}
     plain = {one.layout in layouts.PLAIN for one, _ in [*trained.values(), *others.values()]}
     if plain == {True} and (how.chat_template or how.date or how.end_of_turn):
@@ -148,12 +148,12 @@ def _read(asked: Asked, crew: Crew) -> Data:
         )
     ready = parallel.prepared(how, crew, cache, plain=plain == {True})
     own_prompts = None
-    if asked.prompts is not None:
-        own_prompts = prompts.read(asked.prompts, how, crew, plain=plain == {True})
-    most = asked.max_eval_pairs
+    if settings.prompts is not None:
+        own_prompts = prompts.read(settings.prompts, how, crew, plain=plain == {True})
+    most = settings.max_eval_pairs
     plain_texts = [
         texts.read(name, path, how, crew, most, plain=plain == {True})
-        for name, path in asked.texts.items()
+        for name, path in settings.texts.items()
     ]
     own = tokenizer.apart(pathlib.Path(how.tokenizer), how.chat_template, parallel.worker(how))
 
@@ -163,23 +163,23 @@ def _read(asked: Asked, crew: Crew) -> Data:
         found = source_pairs.read(one, how, cache, crew)
         told.append(_told(name, one, found, line))
         kept = found.ids
-        if asked.split_fraction is not None:
+        if settings.split_fraction is not None:
             try:
-                kept, held = source_pairs.split(found, asked.split_fraction)
+                kept, held = source_pairs.split(found, settings.split_fraction)
             except ValueError as error:
                 raise BadInput(f"{name}: {error}") from error
             of = "validation" if len(trained) == 1 else f"validation/{name}"
             held_out.append(HeldOut(of, mixture.numbered(held, first_row), first_row))
         keys = np.concatenate([keys, found.keys])
         kept, first_row = mixture.numbered(kept, first_row), first_row + found.counts.rows
-        train.append(Part(name, asked.train[name].weight, kept, first_row - 1))
+        train.append(Part(name, settings.train[name].weight, kept, first_row - 1))
     for name, (one, line) in others.items():
         found = source_pairs.read(one, how, cache, crew)
         told.append(_told(name, one, found, line))
         if both := int(np.isin(found.keys, keys).sum()):
             told[-1].lines.append(f"{both} of its prompts are in the training data too")
         held_out.append(HeldOut(name, found.ids))
-    if asked.common.labelled:  # each set by itself, so that none sees answers of another
+    if settings.common.labelled:  # each set by itself, so that none sees answers of another
         train, held_out, told = (
             [_beside(one, how.max_length) for one in some] for some in (train, held_out, told)
         )
@@ -209,23 +209,25 @@ def _beside(some: Some, max_length: int) -> Some:
         raise BadInput(f"{some.name}: {error}") from error
 
 
-def _held_out(where: str, given: source.Given, asked: Asked, training: Sequence[Source]) -> Source:
+def _held_out(
+    where: str, given: source.Given, settings: DataSettings, training: Sequence[Source]
+) -> Source:
     """A held-out source, read as it says itself, or like the training data if it can be.
 
     Column names are those of the training data where all of them are there; otherwise those that
     are there while our name is not. The layout is that of training data with the same columns.
     """
-    own = source.parsed(where, given, asked.common._replace(layout=None, columns={}))
+    own = source.parsed(where, given, settings.common._replace(layout=None, columns={}))
     said = () if isinstance(given, str) else given
-    if "columns" not in said and (names := dict(asked.common.columns)):
+    if "columns" not in said and (names := dict(settings.common.columns)):
         there = _columns(own._replace(columns=tuple(names.items())), names.values())
         if not there.issuperset(names.values()):
             names = {o: t for o, t in names.items() if t in there and o not in there}
         own = own._replace(columns=tuple(sorted(names.items())))
-    if "layout" not in said and asked.common.layout:
-        alike = {_looks(one) for one in training if one.layout == asked.common.layout}
+    if "layout" not in said and settings.common.layout:
+        alike = {_looks(one) for one in training if one.layout == settings.common.layout}
         if _looks(own) in alike:
-            own = own._replace(layout=asked.common.layout)
+            own = own._replace(layout=settings.common.layout)
     return own
 
 

@@ -148,13 +148,15 @@ def of_reward_model(path_or_id: str, dtype: str | None, mesh: jax.sharding.Mesh)
     Raises:
       FileNotFoundError, ValueError: as `reward.load`.
     """
-    words = zoo.load_tokenizer(path_or_id)
+    tokenizer = zoo.load_tokenizer(path_or_id)
     model = reward.load(path_or_id, chat.dtype_here(dtype), mesh)
 
     def judged(lines: Sequence[kept.Line]) -> Scores:
         for some in _at_once(lines):
             texts = [
-                words.chat([*line["prompt"], _said(text)], tools=line["tools"], **kept.given(line))
+                tokenizer.chat(
+                    [*line["prompt"], _said(text)], tools=line["tools"], **kept.given(line)
+                )
                 for line in some
                 for text in line["answers"]
             ]
@@ -163,7 +165,7 @@ def of_reward_model(path_or_id: str, dtype: str | None, mesh: jax.sharding.Mesh)
     return judged
 
 
-def of_implicit(policy: zoo.Model, reference: zoo.Model, words: ChatTokenizer) -> Judge:
+def of_implicit(policy: zoo.Model, reference: zoo.Model, tokenizer: ChatTokenizer) -> Judge:
     """The log p of an answer under the policy less that under the reference.
 
     In nats, summed over its tokens; a DPO reward is beta times it. Rafailov et al. 2023, section 4.
@@ -172,7 +174,7 @@ def of_implicit(policy: zoo.Model, reference: zoo.Model, words: ChatTokenizer) -
     def judged(lines: Sequence[kept.Line]) -> Scores:
         for some in _at_once(lines):
             asked = [
-                (words.chat(line["prompt"], tools=line["tools"], **kept.given(line)), ids)
+                (tokenizer.chat(line["prompt"], tools=line["tools"], **kept.given(line)), ids)
                 for line in some
                 for ids in line["tokens"]
             ]

@@ -31,17 +31,17 @@ class Read(NamedTuple):
     left_out: dict[int, str]
 
 
-def read(source: str, words: ChatTokenizer, most: int | None) -> Read:
+def read(source: str, tokenizer: ChatTokenizer, most: int | None) -> Read:
     """The different prompts of a source, each of at most so many tokens (None: of any number).
 
     Raises:
       FileNotFoundError: there is no such source.
       ValueError: none of its rows holds a prompt, or the tokenizer has no chat template.
     """
-    if words.chat_template is None:
+    if tokenizer.chat_template is None:
         raise BadInput(
-            f"the tokenizer in {words.source} has no chat template, by which prompts are asked: "
-            "give a model that was made for conversations"
+            f"the tokenizer in {tokenizer.source} has no chat template for prompts: use a model "
+            "that was trained for conversations"
         )
     prompts, left_out, rows = [], {}, {}
     for number, row in enumerate(sources.read(source)):
@@ -49,7 +49,7 @@ def read(source: str, words: ChatTokenizer, most: int | None) -> Read:
             if row.fields is None:
                 raise BadInput(row.reason)
             turns, tools, given = asked(row.fields)
-            ids = tuple(words.chat(turns, tools=tools, add_generation_prompt=True, **given))
+            ids = tuple(tokenizer.chat(turns, tools=tools, add_generation_prompt=True, **given))
             if most is not None and len(ids) > most:
                 raise BadInput(f"a prompt of {len(ids)} tokens, and an answer fits after {most}")
             if ids in rows:

@@ -27,11 +27,13 @@ def evaluate(
 
     Padding never enters a mean.
     """
-    told = batches.told(held_out.examples, place.shape.answers)
+    fields = batches.example_fields(held_out.examples, place.shape.answers)
     ours = jnp.asarray(logps.of_examples(policy, held_out.examples, place))
-    of: Callable[[str], Any] = lambda name: None if told[name] is None else jnp.asarray(told[name])
-    said = map(of, ("scored", "ratings", "ranks", "weights", "margins"))
-    answers = Answers(ours, jnp.asarray(reference_logps), *said)
+    of: Callable[[str], Any] = lambda name: (
+        None if fields[name] is None else jnp.asarray(fields[name])
+    )
+    of_data = map(of, ("scored", "ratings", "ranks", "weights", "margins"))
+    answers = Answers(ours, jnp.asarray(reference_logps), *of_data)
     figures = {name: float(value) for name, value in measured(answers, objective).items()}
-    figures |= metering.lengths(told["scored"], told["names"])
+    figures |= metering.lengths(fields["scored"], fields["names"])
     return {f"eval/{held_out.name}/{name}": value for name, value in figures.items()}

@@ -14,7 +14,7 @@ from recipes.preference import reference_cache
 from recipes.preference.objectives import Objective
 from recipes.preference.reference import Reference
 from recipes.training import logps
-from recipes.training.policy import Policy, State, computed_with
+from recipes.training.policy import Policy, State, eval_weights
 from recipes.training.run import Run, say
 from recipes.training.update import Answers
 from zoo import adapters
@@ -57,7 +57,7 @@ def check_logps(
 
 def _known(policy: Policy, state: State) -> str:
     """The fingerprint of the policy's weights, as a reference has one."""
-    return fingerprint(adapters.bare(computed_with(policy, state)))
+    return fingerprint(adapters.bare(eval_weights(policy, state)))
 
 
 def check_first_loss(

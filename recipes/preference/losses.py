@@ -38,7 +38,7 @@ def ratios_per_token(answers: Answers) -> tuple[Each, Each]:
     return chosen, rejected
 
 
-def asked(answers: Answers) -> Each | float:
+def required_margin(answers: Answers) -> Each | float:
     """The rewards by which the chosen answers must lead, by the data: DPO with an offset.
 
     Source: https://arxiv.org/abs/2402.10571.
@@ -55,7 +55,7 @@ def sigmoid(answers: Answers, *, beta: float, label_smoothing: float = 0.0) -> E
     Source: Eq. 7 of https://arxiv.org/abs/2305.18290; Eq. 3 of https://ericmitchell.ai/cdpo.pdf.
     """
     chosen, rejected = log_ratios(answers)
-    return _smoothed(beta * (chosen - rejected) - asked(answers), label_smoothing)
+    return _smoothed(beta * (chosen - rejected) - required_margin(answers), label_smoothing)
 
 
 def sigmoid_norm(answers: Answers, *, beta: float, label_smoothing: float = 0.0) -> Each:
@@ -64,7 +64,7 @@ def sigmoid_norm(answers: Answers, *, beta: float, label_smoothing: float = 0.0)
     Source: https://arxiv.org/abs/2411.15124 (Tulu 3); open-instruct's dpo_norm, TRL's sigmoid_norm.
     """
     chosen, rejected = ratios_per_token(answers)
-    return _smoothed(beta * (chosen - rejected) - asked(answers), label_smoothing)
+    return _smoothed(beta * (chosen - rejected) - required_margin(answers), label_smoothing)
 
 
 @of_scores
@@ -75,7 +75,7 @@ def hinge(answers: Answers, *, beta: float) -> Each:
     https://arxiv.org/abs/2309.06657.
     """
     chosen, rejected = log_ratios(answers)
-    return jax.nn.relu(1 + asked(answers) - beta * (chosen - rejected))
+    return jax.nn.relu(1 + required_margin(answers) - beta * (chosen - rejected))
 
 
 def ipo(answers: Answers, *, beta: float) -> Each:
@@ -106,7 +106,7 @@ def robust(answers: Answers, *, beta: float, label_smoothing: float = 0.0) -> Ea
     Source: https://arxiv.org/abs/2403.00409; TRL's robust.
     """
     chosen, rejected = log_ratios(answers)
-    margin, wrong = beta * (chosen - rejected) - asked(answers), label_smoothing
+    margin, wrong = beta * (chosen - rejected) - required_margin(answers), label_smoothing
     return ((1 - wrong) * softplus(-margin) - wrong * softplus(margin)) / (1 - 2 * wrong)
 
 
@@ -149,7 +149,7 @@ def dpop(
     """
     chosen, rejected = log_ratios(answers)
     held = chosen - dpop_lambda * jax.nn.relu(-chosen)
-    return _smoothed(beta * (held - rejected) - asked(answers), label_smoothing)
+    return _smoothed(beta * (held - rejected) - required_margin(answers), label_smoothing)
 
 
 def r_dpo(
@@ -164,7 +164,7 @@ def r_dpo(
     chosen, rejected = log_ratios(answers)
     longer = answers.tokens[:, 0] - answers.tokens[:, 1]
     margin = beta * (chosen - rejected) + length_alpha * longer
-    return _smoothed(margin - asked(answers), label_smoothing)
+    return _smoothed(margin - required_margin(answers), label_smoothing)
 
 
 def nca_pair(answers: Answers, *, beta: float) -> Each:
@@ -285,7 +285,7 @@ def reference_free(answers: Answers, *, beta: float, label_smoothing: float = 0.
     Source: reference_free in the code of https://arxiv.org/abs/2305.18290's authors.
     """
     chosen, rejected = answers.policy.T
-    return _smoothed(beta * (chosen - rejected) - asked(answers), label_smoothing)
+    return _smoothed(beta * (chosen - rejected) - required_margin(answers), label_smoothing)
 
 
 def simpo(
@@ -297,7 +297,7 @@ def simpo(
     """
     chosen, rejected = (answers.policy / answers.tokens).T
     margin = beta * (chosen - rejected - gamma_beta_ratio)
-    return _smoothed(margin - asked(answers), label_smoothing)
+    return _smoothed(margin - required_margin(answers), label_smoothing)
 
 
 def cpo(

@@ -31,7 +31,7 @@ from recipes.training.policy import Policy, State
 from recipes.training.run import Beside, Run, Scoring, say
 from recipes.training.settings import REFERENCE
 from recipes.training.update import Params
-from recipes.training.watched import Said
+from recipes.training.watched import ReferenceSamples
 import zoo
 from zoo import adapters
 from zoo.parts import adapted, attention, partly
@@ -47,7 +47,7 @@ class Reference(NamedTuple):
     of_batch: Callable[[Packed, np.ndarray], Float[Array, "P A"]]  # micro-batch, rows in the source
     held_out: list[np.ndarray]  # log-probabilities [pairs, A] of each held-out set, in nats
     model: zoo.Model | None  # none when it has left memory
-    said: Said | None = None  # its answers to prompts that are sampled; none of one that follows
+    samples: ReferenceSamples | None = None  # none of one that follows
 
 
 def wanted(given: Values, objective: Objective) -> Beside | None:
@@ -116,7 +116,7 @@ def ready(
     """Reads the reference, and computes what is needed of it before the first step.
 
     Raises:
-      Asked: the run is asked to stop meanwhile.
+      StopRequested: the run is asked to stop meanwhile.
       FileNotFoundError, ValueError: as `load`.
       RuntimeError: its cached log-probabilities are not those it gives now, or not finite.
     """
@@ -128,14 +128,14 @@ def ready(
         return Reference(FOLLOWS, _not_yet, [], None)
     graph, frozen = _weights(asked, policy, run)
     model, dtype = nnx.merge(graph, nnx.State(frozen)), policy.blank.dtype
-    said = watched.said(nnx.merge(graph, nnx.State(partly.whole(frozen))), run)
+    samples = watched.reference_samples(nnx.merge(graph, nnx.State(partly.whole(frozen))), run)
     ask = functools.partial(forward, graph, frozen)
     heeding = preemption.heeding(stop, ask)
     known = fingerprint(adapters.bare(frozen))
     sets = [held_out.examples for held_out in run.held_out]
     if asked.resident:
         held_out = [logps.of_examples(heeding, pairs, run.place) for pairs in sets]
-        return Reference(known, lambda batch, _: ask(batch), held_out, model, said)
+        return Reference(known, lambda batch, _: ask(batch), held_out, model, samples)
 
     if asked.cache:
         directory = places.at(asked.cache, "--config.reference_cache")
@@ -163,9 +163,9 @@ def ready(
     def of_batch(batch: Packed, rows: np.ndarray) -> Array:
         slots = np.zeros(batch.scored.shape, np.float32)
         slots[: len(rows)] = table[rows]
-        return batches.everywhere(slots, run.place)
+        return batches.put_replicated(slots, run.place)
 
-    return Reference(known, of_batch, held_out, None, said)
+    return Reference(known, of_batch, held_out, None, samples)
 
 
 def now(reference: Reference, policy: Policy, state: State, forward: logps.Compiled) -> Reference:
@@ -176,7 +176,7 @@ def now(reference: Reference, policy: Policy, state: State, forward: logps.Compi
     theirs = optimizer.reference_of(state.opt_state)
     if theirs is None:
         return reference
-    weights = adapted.joined(logps.as_computed(theirs, policy.blank), state.frozen)
+    weights = adapted.joined(logps.cast_for_compute(theirs, policy.blank), state.frozen)
     ask = functools.partial(forward, policy.graph, weights)
     known = FOLLOWS if state.step else fingerprint(adapters.bare(weights))
     model = nnx.merge(policy.graph, nnx.State(weights))
@@ -194,7 +194,7 @@ def held_out_now(
     """Log-probabilities [pairs, A] of each held-out set under the reference at this step.
 
     Raises:
-      Asked: the run is asked to stop meanwhile.
+      StopRequested: the run is asked to stop meanwhile.
     """
     if optimizer.reference_of(state.opt_state) is None:
         return reference.held_out
@@ -218,7 +218,9 @@ def _not_yet(*_: object) -> Array:
 def _none(run: Run) -> Reference:
     """In place of one, for losses of the policy alone: log-ratios are log-probabilities."""
     shape = run.place.shape
-    nothing = batches.everywhere(np.zeros((shape.examples, shape.answers), np.float32), run.place)
+    nothing = batches.put_replicated(
+        np.zeros((shape.examples, shape.answers), np.float32), run.place
+    )
     held_out = [np.zeros((len(one.examples), shape.answers), np.float32) for one in run.held_out]
     return Reference("none", lambda *_: nothing, held_out, None)
 
@@ -307,4 +309,4 @@ def _of_run(directory: places.Place, policy: zoo.Model) -> zoo.Model:
             ) from error
     if saved is None:
         raise NotFound(f"the run in {directory} has no checkpoint yet")
-    return nnx.merge(graph, nnx.State(logps.as_computed(saved.trees["policy"], policy)))
+    return nnx.merge(graph, nnx.State(logps.cast_for_compute(saved.trees["policy"], policy)))

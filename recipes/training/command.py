@@ -206,7 +206,7 @@ def _with_config(
 
 
 class Left(SystemExit):
-    """Asked to stop where there is nothing to save; in the steps `preemption.asked` does it."""
+    """Ends at a signal where there is nothing to save; the steps have `stop_on_signals` for it."""
 
 
 def _leave_when_asked() -> None:

@@ -155,9 +155,9 @@ def _elsewhere(folder: str, run: Run) -> str:
     # PEFT finds the modules of a text by the names that they have in the whole.
     sees = text_half.is_whole(run.folder.config)
     kind = "AutoModelForImageTextToText" if sees else "AutoModelForCausalLM"
-    words = on + pinned
+    of_tokenizer = on + pinned
     if other := run.records.settings["tokenizer"]:
-        words = json.dumps(other, ensure_ascii=False)
+        of_tokenizer = json.dumps(other, ensure_ascii=False)
     if mistaken := targets.taken_for_experts(run.blank, run.adapting.sites):
         return f"""
   {serve}
@@ -169,7 +169,7 @@ lose them: for PEFT merge them
   import peft, transformers  # pip install peft transformers torch
   model = transformers.{kind}.from_pretrained({on}{pinned})
   model = peft.PeftModel.from_pretrained(model, {quoted})
-  words = transformers.AutoTokenizer.from_pretrained({words})
+  tokenizer = transformers.AutoTokenizer.from_pretrained({of_tokenizer})
 
   {serve}
 """

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from recipes.data.packed import stripes
-from recipes.data.packed.batches import Said
+from recipes.data.packed.batches import DataFields
 from recipes.data.packed.packing import Packed, Shape
 from recipes.training import (
     activations,
@@ -145,14 +145,14 @@ def _compiled(
     params, graph = learnt.trained.like, nnx.split(model)[0]
     frozen = _frozen(job, model, learnt, mesh)
     programs = update.compiled(
-        params, learnt.opt_state, graph=graph, adamw=learnt.optimizer, loss=job.loss,
+        params, learnt.opt_state, graph=graph, optimizer=learnt.optimizer, loss=job.loss,
         figures=job.figures, shape=shape,
     )  # fmt: skip
     sums: Any = jax.eval_shape(programs.zero)
-    said = Said(sums.reference.update(dtype=jnp.int32), sums.reference)
+    fields = DataFields(sums.reference.update(dtype=jnp.int32), sums.reference)
     lowered = {
-        "add": programs.add.lower(sums, params, frozen, sums.reference, said, batch),
-        "apply": programs.apply.lower(sums, params, learnt.opt_state, said),
+        "add": programs.add.lower(sums, params, frozen, sums.reference, fields, batch),
+        "apply": programs.apply.lower(sums, params, learnt.opt_state, fields),
     }
     if job.beside is not None and job.beside.resident:
         narrow = jax.tree.map(lambda x: x.update(dtype=job.precision.compute), params)

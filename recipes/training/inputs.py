@@ -64,7 +64,7 @@ def looked_at(given: Values, beside: Beside | None, computing: Computing) -> Mod
 
 def read(given: Values, models: Models) -> Data:
     """The data, of which what is trained on and held out can be asked of the model."""
-    data = run_data.read(run_data.asked(given, models.tokenizer))
+    data = run_data.read(run_data.data_settings(given, models.tokenizer))
     for part in data.sources:
         say("\n  ".join([f"{part.name} ({part.source}):", *part.lines]))
     sets = [held.name for held in data.held_out]

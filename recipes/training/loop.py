@@ -14,7 +14,7 @@ from checkpoints_io import places, processes
 from checkpoints_io.run_state import RunStore
 from recipes.data import mixture
 from recipes.data.packed import batches
-from recipes.data.packed.batches import Said, Update
+from recipes.data.packed.batches import DataFields, Update
 from recipes.training import (
     by_time,
     compiling,
@@ -81,7 +81,7 @@ def run_steps(
     """Takes the remaining steps; returns the last state and its held-out figures.
 
     Raises:
-      Asked: the run was asked to stop before its first step.
+      StopRequested: the run was asked to stop before its first step.
       RuntimeError, OSError: as `policy.save`; the last export could not be sent.
     """
     start = state.step
@@ -153,7 +153,7 @@ def _before_first(around: Around, state: State) -> dict[str, float]:
     if state.step and not around.stop() and not policy.exported(state.step, run):
         _export_if_due(around, state)
     if around.stop():
-        raise preemption.Asked
+        raise preemption.StopRequested
     return held_out
 
 
@@ -226,7 +226,7 @@ def _evaluate(around: Around, state: State) -> dict[str, float]:
             for figures in around.recipe.evaluate(state):
                 say(records.line(state.step, around.run.total_steps, figures))
                 found |= figures
-    except preemption.Asked:  # then it is done first when the run is resumed
+    except preemption.StopRequested:  # then it is done first when the run is resumed
         return {}
     if found:
         seconds = around.meter.time_of("evaluation")
@@ -242,7 +242,7 @@ def _sample_if_due(around: Around, state: State) -> None:
         with around.meter.paused("samples"):
             some = around.recipe.sample(state)
         around.log.samples(state.step, some)
-        say(watched.told(some, state.step, run.total_steps))
+        say(watched.excerpt(some, state.step, run.total_steps))
 
 
 def _write_page(around: Around) -> None:
@@ -291,12 +291,12 @@ def _after_last(
 def _export(around: Around, state: State) -> None:
     say(f"exporting to {policy.export_folder(state.step, around.run)}")
     with around.meter.paused("export"):
-        policy.export(policy.model_of(around.own, state), state.step, around.run)
+        policy.export(policy.export_model(around.own, state), state.step, around.run)
 
 
-def applied(programs: Programs, sums: Sums, state: State, said: Said) -> Taken:
+def applied(programs: Programs, sums: Sums, state: State, fields: DataFields) -> Taken:
     """One optimizer step with the sums of an update."""
-    trained, opt_state, values = programs.apply(sums, state.trained, state.opt_state, said)
+    trained, opt_state, values = programs.apply(sums, state.trained, state.opt_state, fields)
     skipped = state.skipped + values.pop("skipped")
     after = State(state.step + 1, trained, state.frozen, opt_state, skipped, state.skipped_before)
-    return Taken(after, values, sums.answers(said))
+    return Taken(after, values, sums.answers(fields))

@@ -12,7 +12,7 @@ from recipes.training.run import Run, adapters_alone
 def of(run: Run, num_epochs: float | None, max_eval_pairs: int | None) -> list[str]:
     """All notes; by the run, and two settings that it no longer holds."""
     return [
-        *_on_rate(run.adamw, run.total_steps),
+        *_on_rate(run.optimizer_settings, run.total_steps),
         *_on_examples(run, num_epochs),
         *_on_held_out(run, max_eval_pairs),
         *_on_due(run),
@@ -20,7 +20,7 @@ def of(run: Run, num_epochs: float | None, max_eval_pairs: int | None) -> list[s
     ]
 
 
-def _on_rate(given: optimizer.AdamW, total: int) -> Iterator[str]:
+def _on_rate(given: optimizer.OptimizerSettings, total: int) -> Iterator[str]:
     peak = given.learning_rate
     warmup, decay = optimizer.phases(given, total)
     schedule = optimizer.schedule_of(given, total)
@@ -101,11 +101,11 @@ def _on_due(run: Run) -> Iterator[str]:
 def _on_adapters(run: Run) -> Iterator[str]:
     if run.adapting is None:
         return
-    if run.adamw.learning_rate < 1e-6:
+    if run.optimizer_settings.learning_rate < 1e-6:
         start = ", and 5e-6 is a common start" if run.place.shape.answers > 1 else ""
         yield (
-            f"--config.learning_rate={run.adamw.learning_rate:g} is one for all weights: adapters "
-            f"hardly move below 1e-6{start}"
+            f"--config.learning_rate={run.optimizer_settings.learning_rate:g} suits training all "
+            f"weights: adapters hardly move below 1e-6{start}"
         )
     if run.adapting.folder is None and run.records.settings.get("reference_mode") == "base":
         yield (

@@ -26,7 +26,7 @@ from zoo import models
 GOOD_FILL = 0.88
 
 
-class Asked(NamedTuple):
+class Options(NamedTuple):
     """Settings that only the plan reads."""
 
     num_epochs: float | None
@@ -34,7 +34,7 @@ class Asked(NamedTuple):
     min_pack_fill: float
 
 
-def told(run: Run, asked: Asked, each: dict[str, int], kept: Remat) -> str:
+def describe(run: Run, options: Options, each: dict[str, int], kept: Remat) -> str:
     """The plan as text; `each` is the `memory` of a device, `kept` what layers keep in the rest.
 
     Raises:
@@ -44,11 +44,11 @@ def told(run: Run, asked: Asked, each: dict[str, int], kept: Remat) -> str:
     shape, pairs, devices = run.place.shape, run.examples, run.computing.mesh.devices
     device = devices.flat[0]
     share, count = shapes.fill(pairs, shape)
-    if share < asked.min_pack_fill:
+    if share < options.min_pack_fill:
         raise BadInput(
             f"only {share:.0%} of the rows would be filled: choose a smaller --config.row_length "
             "or --config.per_device_parallelism, give devices to --config.mesh.tensor, or accept "
-            f"it with --config.min_pack_fill (now {asked.min_pack_fill})"
+            f"it with --config.min_pack_fill (now {options.min_pack_fill})"
         )
     saved = checkpoint_bytes(run)
     free = refuse_small_disk(run.directory, disk_needed(run))
@@ -70,13 +70,16 @@ def told(run: Run, asked: Asked, each: dict[str, int], kept: Remat) -> str:
         f"about {count:.1f} micro-batches per update",
         f"rows         {shape.rows} of {shape.row_length} positions per micro-batch, "
         f"{share:.0%} filled{hint}" + (f"; {apart} {what} need {more} rows" if apart else ""),
-        f"rate         {_schedule(run.adamw, run.total_steps)}",
-        *_averaged(run.adamw),
+        f"rate         {_schedule(run.optimizer_settings, run.total_steps)}",
+        *_averaged(run.optimizer_settings),
         f"memory       {size(sum(each.values()))} per device ({parts}), plus activations",
         f"remat        {remat_told(kept, run.blank)}",
         f"disk         {size(saved)} per checkpoint, {checkpoints_kept(run)} kept; "
         f"{size(free)} free in {run.directory}",
-        *(f"note         {told}" for told in notes.of(run, asked.num_epochs, asked.max_eval_pairs)),
+        *(
+            f"note         {told}"
+            for told in notes.of(run, options.num_epochs, options.max_eval_pairs)
+        ),
         f"first of the {what}, scored tokens in ⟦ ⟧:",
         *(f"  {line}" for line in shown.lines_of(pairs[0], run.tokenizer)),
     ]
@@ -95,7 +98,7 @@ def remat_told(kept: Remat, model: zoo.Model) -> str:
     return f"{what} of {many} layers kept for the backward pass{room}{more}"
 
 
-def _schedule(given: optimizer.AdamW, total: int) -> str:
+def _schedule(given: optimizer.OptimizerSettings, total: int) -> str:
     """The learning rate over the run."""
     warmup, decay = optimizer.phases(given, total)
     parts = [f"0 to {given.learning_rate:g} over {warmup} steps"] if warmup else []
@@ -110,7 +113,7 @@ def _schedule(given: optimizer.AdamW, total: int) -> str:
     return ", then ".join(parts)
 
 
-def _averaged(given: optimizer.AdamW) -> list[str]:
+def _averaged(given: optimizer.OptimizerSettings) -> list[str]:
     if given.ema_decay is None:
         return []
     return [

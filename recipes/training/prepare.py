@@ -65,7 +65,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
     data = inputs.read(given, models)
     train = [example for part in data.train for example in part.examples]
     chosen = trained.chosen(given, models.blank)
-    steps = run_parts.steps_of(given, len(train))
+    steps = run_parts.total_steps(given, len(train))
     _refuse_directory_of_another_run(directory, shaping, len(train))  # how long it is, in epochs
     if beside and beside.follows and beside.follows[0] >= steps:
         raise BadInput(
@@ -106,7 +106,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
         seed=given["seed"],
         total_steps=steps,
         computing=computing,
-        adamw=learnt.adamw,
+        optimizer_settings=learnt.optimizer_settings,
         every=by_name.part(Every, given),
         saving=run_parts.saving(given, data.tokenizer),
         records=run_parts.records(given),
@@ -125,7 +125,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
         },
         counts=_lost(data),
     )
-    say(plan.told(run, by_name.part(plan.Asked, given), learnt.memory, kept))
+    say(plan.describe(run, by_name.part(plan.Options, given), learnt.memory, kept))
     if processes.is_first():
         if run.saving.hub:
             hf_hub.ready(run.saving.hub.repo, private=run.saving.hub.private)

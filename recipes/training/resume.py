@@ -99,7 +99,7 @@ def _refuse_longer(
     """A run takes more steps where those it has taken would have had the same learning rates."""
     given = {name: setting.default for name, setting in ALL.items()} | saved
     rates = (
-        jax.vmap(optimizer.schedule_of(by_name.part(optimizer.AdamW, given), total))(
+        jax.vmap(optimizer.schedule_of(by_name.part(optimizer.OptimizerSettings, given), total))(
             jnp.arange(step)
         )
         for total in (before, after)

@@ -19,7 +19,7 @@ from recipes.data.run_data import Data, HeldOut
 from recipes.data.texts import Texts
 from recipes.training import terminal
 from recipes.training.adapting import Adapting
-from recipes.training.optimizer import AdamW
+from recipes.training.optimizer import OptimizerSettings
 from recipes.training.trained import Chosen, Trained
 from recipes.training.written import Precision
 import zoo
@@ -150,7 +150,7 @@ class Run(NamedTuple):
     seed: int
     total_steps: int
     computing: Computing
-    adamw: AdamW
+    optimizer_settings: OptimizerSettings
     every: Every
     saving: Saving
     records: Records

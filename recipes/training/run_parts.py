@@ -39,7 +39,7 @@ def updates(given: Values, examples: int) -> int:
     return given["num_train_steps"] or max(1, nearest)
 
 
-def steps_of(given: Values, examples: int) -> int:
+def total_steps(given: Values, examples: int) -> int:
     """How many updates there will be, of so many examples.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 
 from checkpoints_io.errors import BadInput, NotFound
 from recipes.training import harness
-from recipes.training.preemption import Asked
+from recipes.training.preemption import StopRequested
 from recipes.training.run import Run, Tasks
 import zoo
 from zoo.text.chat_tokenizer import ChatTokenizer
@@ -43,7 +43,7 @@ def found(names: Sequence[str], folder: str | None, most: int | None, flag: str 
 def results(
     tasks: Tasks,
     model: zoo.Model,
-    words: ChatTokenizer,
+    tokenizer: ChatTokenizer,
     *,
     num_fewshot: int | None = None,
     chat_template: bool = False,
@@ -55,7 +55,7 @@ def results(
     # Resamples are drawn here: a fork of a process that has jax may hang.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
     given = lm_eval.simple_evaluate(
-        harness.model_of(model, words, between), tasks=list(tasks.names),
+        harness.model_of(model, tokenizer, between), tasks=list(tasks.names),
         task_manager=tasks.manager, num_fewshot=num_fewshot, limit=tasks.most,
         bootstrap_iters=RESAMPLES, apply_chat_template=chat_template,
         fewshot_as_multiturn=chat_template,
@@ -70,24 +70,24 @@ def evaluate(
     """The figures of each task, and of each group of them: `eval/arc_easy/acc`.
 
     Raises:
-      Asked: the run is to stop.
+      StopRequested: the run is to stop.
     """
     if run.tasks is None:
         return
 
     def between() -> None:
         if stop():
-            raise Asked
+            raise StopRequested
 
-    words = _words(run.tokenizer_folder)
-    given = results(run.tasks, model(), words, between=between)
+    tokenizer = _tokenizer(run.tokenizer_folder)
+    given = results(run.tasks, model(), tokenizer, between=between)
     for name, said in given["results"].items():
         if figures := _means(said):  # a group may have none of its own
             yield {f"eval/{name}/{figure}": value for figure, value in figures.items()}
 
 
 @functools.cache
-def _words(folder: pathlib.Path) -> ChatTokenizer:
+def _tokenizer(folder: pathlib.Path) -> ChatTokenizer:
     return zoo.load_tokenizer(folder)
 
 

@@ -181,7 +181,7 @@ def kto_config():
 def read_with(config):
     table = settings.DPO if "loss" in config else settings.SFT
     given = checks.checked(config, settings.table_of(table))
-    return run_data.read(run_data.asked(given, TINY / "model"))
+    return run_data.read(run_data.data_settings(given, TINY / "model"))
 
 
 def read(tmp_path, some, **changes):

@@ -35,7 +35,7 @@ def read(tmp_path, some, columns):
     config.train_data, config.token_cache = write(tmp_path / "some.jsonl", some), None
     config.validation, config.data.columns = {}, columns
     given = checks.checked(config, settings.table_of(settings.DPO))
-    return run_data.read(run_data.asked(given, TINY / "model"))
+    return run_data.read(run_data.data_settings(given, TINY / "model"))
 
 
 def test_they_are_read_where_they_are_named(tmp_path):

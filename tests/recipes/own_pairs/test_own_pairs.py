@@ -359,7 +359,7 @@ def test_answers_of_other_settings_are_not_mixed(tmp_path):
 
 
 def test_nobody_or_two_judge():
-    asked = sample_pairs.Asked("m", "p", "d", HOW)
+    asked = sample_pairs.Options("m", "p", "d", HOW)
     for others in ({}, {"judge": "a:b", "reference": "c"}):
         with pytest.raises(ValueError, match="who judges"):
             sample_pairs.sample(asked._replace(**others))

@@ -12,7 +12,7 @@ import pytest
 
 from recipes.configs import tiny
 from recipes.training import adapting, by_matrix, optimizer, plan, trained
-from tests.conftest import adamw_of, given_by, small_config
+from tests.conftest import given_by, optimizer_settings_of, small_config
 from tests.long_forms import full_but
 from tests.zoo import twins
 from zoo import models
@@ -81,7 +81,9 @@ def drawn(seed):
 
 
 def given_of(name, **other):
-    return adamw_of(tiny.get_config())._replace(optimizer=name, **{"max_grad_norm": None} | other)
+    return optimizer_settings_of(tiny.get_config())._replace(
+        optimizer=name, **{"max_grad_norm": None} | other
+    )
 
 
 def three_updates(one, params, names=tuple(ALL)):

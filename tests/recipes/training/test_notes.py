@@ -15,7 +15,7 @@ from recipes.data.run_data import HeldOut
 from recipes.training import by_name, notes, plan
 from recipes.training.adapting import Adapting
 from recipes.training.run import Every, Records, Saving
-from tests.conftest import adamw_of, given_by, run_with
+from tests.conftest import given_by, optimizer_settings_of, run_with
 
 ID, MASK = np.ones(1, np.int32), np.ones(1, bool)
 PAIR, ANSWER = PairIds(0, ID, ID, ID, MASK, MASK), AnswerIds(0, ID, ID, MASK)
@@ -30,7 +30,7 @@ def run_of(config, *, pairs=100, steps=60, parts=None, held_out=50, answers=2):
         examples=[example for part in parts for example in part.examples],
         held_out=[HeldOut("heldout", [PAIR] * held_out)] if held_out else [],
         place=Place(Shape(2, 64, config.train_batch_size, answers, few=1), None),
-        adamw=adamw_of(config),
+        optimizer_settings=optimizer_settings_of(config),
         every=by_name.part(Every, given_by(config)),
         saving=Saving(keep, 2, "float32", text_only=False, chat_template=None),
     )

@@ -209,7 +209,7 @@ def test_the_choices_of_the_table_are_those_of_the_code():
     assert set(choices("adam_mu_dtype")) < set(written.DTYPES)
 
 
-PARTS = (optimizer.AdamW, run.Every, plan.Asked, forecasting.Sizes)
+PARTS = (optimizer.OptimizerSettings, run.Every, plan.Options, forecasting.Sizes)
 
 
 def test_the_parts_that_settings_fill_are_annotated_as_the_table_has_it(config):

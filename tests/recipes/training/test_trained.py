@@ -12,7 +12,7 @@ import pytest
 from recipes.configs import tiny
 from recipes.data.packed import batches
 from recipes.training import logps, optimizer, plan, trained
-from tests.conftest import adamw_of, programs_of, small_config
+from tests.conftest import optimizer_settings_of, programs_of, small_config
 from tests.long_forms import full_but
 from tests.recipes.training.test_update import OBJECTIVE, THEIRS, apart, place_of, summed, work
 from zoo import llama, mixtral, models
@@ -140,10 +140,10 @@ def test_a_gradient_is_that_of_the_trained_layers(work, policy):
     state = optimizer.init(descent, own, mesh)
     programs = programs_of(own, state, graph, descent, OBJECTIVE, place.shape)
     packed = batches.pack(pairs, place.shape, [0])
-    said, sums = batches.said(packed, place), programs.zero()
+    fields, sums = batches.data_fields(packed, place), programs.zero()
     for micro_batch in packed.micro_batches:
         batch = batches.put(micro_batch, place)
-        sums = programs.add(sums, own, rest, jnp.asarray(THEIRS), said, batch)
+        sums = programs.add(sums, own, rest, jnp.asarray(THEIRS), fields, batch)
     whole, count = summed(work, 1, 40)
     assert count > 1
     expected, _ = parted(whole.gradient)
@@ -158,7 +158,9 @@ def test_memory_is_counted_apart(blank):
     model = models.abstract(small_config(), jnp.float32, jnp.bfloat16, mesh)
     chosen = trained.matching(model, r".*layers\.2\..*")
     learnt = trained.of(model, None, chosen)
-    adamw = optimizer.optimizer_of(adamw_of(tiny.get_config()), lambda _: 1e-3, learnt.decayed)
+    adamw = optimizer.optimizer_of(
+        optimizer_settings_of(tiny.get_config()), lambda _: 1e-3, learnt.decayed
+    )
     state = optimizer.layout(adamw, learnt.like, mesh)
     found = plan.memory(model, learnt.like, state, chosen, resident=True)
     count = sum(x.size for x in jax.tree.leaves(nnx.state(model)))
