@@ -55,8 +55,8 @@ def train(config: ml_collections.ConfigDict) -> bool:
     with (
         prepared(given) as run,
         jax.set_mesh(run.computing.mesh),
-        preemption.stop_on_signals() as asked,
-        watchdog.over(run.hang_minutes, asked) as stop,
+        preemption.stop_on_signals() as stop_requested,
+        watchdog.over(run.hang_minutes, stop_requested) as stop,
         policy.checkpoints_of(run) as store,
     ):
         own, forward = policy.of(run), logps.compiled(run.computing.mesh)
@@ -93,7 +93,7 @@ def train(config: ml_collections.ConfigDict) -> bool:
             """Answers to a few prompts."""
             return watched.taken(policy.eval_model(own, state), None, None, run, state.step)
 
-        recipe = loop.Recipe(take, evaluate, lambda *_: {}, lambda _: None, sample, run_page.write)
+        recipe = loop.Recipe(take=take, evaluate=evaluate, sample=sample, page=run_page.write)
         state, held_out = loop.run_steps(recipe, own, state, run, store, facts, stop)
         if not stop():
             ending.show(run, policy.export_model(own, state), None, held_out, state.step)

@@ -26,7 +26,7 @@ from checkpoints_io.errors import BadInput
 from recipes.data import run_data
 from recipes.data.packed import shapes
 from recipes.pages import data_page, template
-from recipes.training import checks, command, settings
+from recipes.training import checks, command, settings, written
 
 POSITIONS = 2**14  # of a micro-batch: what a GPU is given
 
@@ -45,7 +45,7 @@ def look(config: ml_collections.ConfigDict) -> None:
         raise BadInput(f"--page={page} is something else than a page: choose another name")
     name = given["tokenizer"] or given["initialize_from_hf"]
     folder = hf_folder.find(name, files=hf_folder.TOKENIZER_FILES)
-    data = run_data.read(run_data.data_settings(given, folder))
+    data = run_data.read(run_data.data_settings(given, folder, written.rows_of(given)))
     shape = shapes.choose(
         [example for part in data.train for example in part.examples],
         per_update=given["train_batch_size"],

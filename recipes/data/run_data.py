@@ -74,9 +74,11 @@ class Data(NamedTuple):
     texts: list[Texts]  # that are evaluated too
 
 
-def data_settings(given: Mapping[str, Any], tokenizer_folder: pathlib.Path) -> DataSettings:
-    """What the settings say about data."""
-    common, cache = source.common(given), given["token_cache"]
+def data_settings(
+    given: Mapping[str, Any], tokenizer_folder: pathlib.Path, rows: source.Rows
+) -> DataSettings:
+    """What the settings say about data, whose rows hold what the loss needs."""
+    common, cache = source.common(given, rows), given["token_cache"]
     return DataSettings(
         train=source.training(given["train_data"], common),
         validation=source.held_out(given["validation"]),

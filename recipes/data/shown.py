@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recipes.data.chats.messages import visible
+from checkpoints_io.unseen import visible
 from recipes.data.ids.examples import Example, LabelledIds, called, is_ranked
 from zoo.text.tokenizer import Tokenizer, text_after
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from checkpoints_io import places
+from recipes import terminal
 from recipes.own_pairs import kept
 from recipes.own_pairs.prompts import Prompt
-from recipes.training import terminal
 import zoo
 from zoo.sampling import Sampling
 from zoo.text.chat_tokenizer import ChatTokenizer

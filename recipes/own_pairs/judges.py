@@ -18,8 +18,9 @@ import jax
 
 from checkpoints_io import places
 from checkpoints_io.errors import BadInput, NotFound, RunFailed
+from recipes import terminal
 from recipes.own_pairs import answers, kept
-from recipes.training import harness, terminal
+from recipes.training import harness
 import zoo
 from zoo import chat, reward
 from zoo.text.chat_tokenizer import ChatTokenizer

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from checkpoints_io.unseen import visible
 from recipes.data import shown
-from recipes.data.chats.messages import visible
 from recipes.data.ids.examples import Example, called, described, is_ranked
 from recipes.data.packed import shapes, streams
 from recipes.data.packed.packing import Shape

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
@@ -34,6 +35,8 @@ def evaluate(
     )
     of_data = map(of, ("scored", "ratings", "ranks", "weights", "margins"))
     answers = Answers(ours, jnp.asarray(reference_logps), *of_data)
-    figures = {name: float(value) for name, value in measured(answers, objective).items()}
+    figures = {
+        name: float(value) for name, value in jax.device_get(measured(answers, objective)).items()
+    }
     figures |= metering.lengths(fields["scored"], fields["names"])
     return {f"eval/{held_out.name}/{name}": value for name, value in figures.items()}

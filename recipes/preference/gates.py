@@ -32,10 +32,10 @@ def check_logps(
       RuntimeError: they differ, or are not finite.
     """
     dtype = policy.blank.dtype
-    if state.step or _known(policy, state) != reference.fingerprint:
+    if state.step or _known(policy, state) != reference.fingerprint_now():
         return False
     within = (
-        "to the last bit" if reference.model else "within what rounding leaves, as it is cached"
+        "to the last bit" if reference.model else "up to rounding, because the reference is cached"
     )
     say(f"policy and reference are the same weights: they must agree {within}")
     update = next(batches.in_order(run.examples, run.place))
@@ -49,8 +49,8 @@ def check_logps(
     if not (np.abs(ours - theirs) <= bound).all():
         raise RunFailed(
             "policy and reference have equal weights and give different log-probabilities (by up "
-            f"to {np.abs(ours - theirs).max():.3g} nats): its training would be wrong; "
-            "please report it"
+            f"to {np.abs(ours - theirs).max():.3g} nats): "
+            "training would be incorrect; this is a bug, please report it"
         )
     return True
 

@@ -87,7 +87,7 @@ def by_part(
     for i, part in enumerate(parts):
         figures[f"{part.name}/pairs"] = int((of == i).sum())
         if figures[f"{part.name}/pairs"]:
-            values = measured(here, objective, jnp.asarray(of == i))
+            values = jax.device_get(measured(here, objective, jnp.asarray(of == i)))
             for name in objective.of_an_update():
                 values.pop(name, None)
             figures |= {f"{part.name}/{name}": float(value) for name, value in values.items()}

@@ -12,6 +12,7 @@ from checkpoints_io.errors import BadInput
 from recipes.data.rows.source import UNPAIRED
 from recipes.preference import lists, losses, refusals
 from recipes.preference.losses import FIRST, LOSSES
+from recipes.training import written
 from recipes.training.by_name import Values
 from recipes.training.nearest import did_you_mean
 from recipes.training.settings import PREFERENCE
@@ -160,8 +161,7 @@ def objective(given: Values) -> Objective:
 def _weights(text: str) -> dict[str, float]:
     """Of "sigmoid=0.8,sft": by name, 1 where none is given."""
     found: dict[str, float] = {}
-    for part in text.split(","):
-        name, sign, number = (x.strip() for x in part.partition("="))
+    for name, number in written.loss_terms(text):
         if name not in LOSSES:
             ours = CALLED.get(name.lower())
             near = f" (it is called {ours} here)" if ours else did_you_mean(name, LOSSES)
@@ -170,12 +170,13 @@ def _weights(text: str) -> dict[str, float]:
                 f"{', '.join(LOSSES)} (docs/losses.md says what they are)"
             )
         try:
-            weight = float(number) if sign else 1.0
+            weight = 1.0 if number is None else float(number)
         except ValueError:
             weight = math.nan
         if name in found or not 0 < weight < math.inf:
+            term = name if number is None else f"{name}={number}"
             raise BadInput(
-                f"--config.loss={text}: {part!r} is not written like sft=0.2, each loss once with "
+                f"--config.loss={text}: {term!r} is not written like sft=0.2, each loss once with "
                 "a weight above 0"
             )
         found[name] = weight

@@ -48,6 +48,13 @@ class Reference(NamedTuple):
     held_out: list[np.ndarray]  # log-probabilities [pairs, A] of each held-out set, in nats
     model: zoo.Model | None  # none when it has left memory
     samples: ReferenceSamples | None = None  # none of one that follows
+    weights: Params | None = None  # of one that follows, at this step
+
+    def fingerprint_now(self) -> str:
+        """The fingerprint of its weights at this step; of one that follows it is computed."""
+        if self.weights is None:
+            return self.fingerprint
+        return fingerprint(adapters.bare(self.weights))
 
 
 def wanted(given: Values, objective: Objective) -> Beside | None:
@@ -168,26 +175,25 @@ def ready(
     return Reference(known, of_batch, held_out, None, samples)
 
 
-def now(reference: Reference, policy: Policy, state: State, forward: logps.Compiled) -> Reference:
-    """The reference at this step of the run: another one only if it follows the policy.
+def at_step(initial: Reference, policy: Policy, forward: logps.Compiled, state: State) -> Reference:
+    """The reference at this step of the run: the initial one, unless it follows the policy.
 
-    Its held-out log-probabilities are `held_out_now`.
+    Held-out log-probabilities of one that follows are computed by `held_out_at_step`.
     """
     theirs = optimizer.reference_of(state.opt_state)
     if theirs is None:
-        return reference
+        return initial
     weights = adapted.joined(logps.cast_for_compute(theirs, policy.blank), state.frozen)
     ask = functools.partial(forward, policy.graph, weights)
-    known = FOLLOWS if state.step else fingerprint(adapters.bare(weights))
     model = nnx.merge(policy.graph, nnx.State(weights))
-    return Reference(known, lambda batch, _: ask(batch), [], model)
+    return Reference(FOLLOWS, lambda batch, _: ask(batch), [], model, weights=weights)
 
 
-def held_out_now(
-    reference: Reference,
+def held_out_at_step(
+    initial: Reference,
     policy: Policy,
-    state: State,
     forward: logps.Compiled,
+    state: State,
     run: Run,
     stop: Callable[[], bool],
 ) -> list[np.ndarray]:
@@ -197,8 +203,8 @@ def held_out_now(
       StopRequested: the run is asked to stop meanwhile.
     """
     if optimizer.reference_of(state.opt_state) is None:
-        return reference.held_out
-    of_batch = now(reference, policy, state, forward).of_batch
+        return initial.held_out
+    of_batch = at_step(initial, policy, forward, state).of_batch
     ask = preemption.heeding(stop, lambda batch: of_batch(batch, np.zeros(0)))
     return [logps.of_examples(ask, held_out.examples, run.place) for held_out in run.held_out]
 
@@ -212,7 +218,7 @@ def _row(of: list[Part] | HeldOut, pair: Example) -> str:
 
 
 def _not_yet(*_: object) -> Array:
-    raise AssertionError("of a reference that follows the policy `now` has the log-probabilities")
+    raise AssertionError("a reference that follows the policy is asked through `at_step`")
 
 
 def _none(run: Run) -> Reference:

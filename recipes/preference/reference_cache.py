@@ -18,12 +18,13 @@ import safetensors.numpy
 
 from checkpoints_io import places, processes
 from checkpoints_io.errors import RunFailed
+from recipes import terminal
 from recipes.data.ids import token_cache
 from recipes.data.ids.examples import Example, ListIds, texts_as_bytes
 from recipes.data.packed import streams
 from recipes.data.packed.batches import Place
 from recipes.data.packed.packing import Shape
-from recipes.training import logps, terminal
+from recipes.training import logps
 from recipes.training.logps import Forward
 from zoo.parts import token_logps
 

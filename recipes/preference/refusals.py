@@ -5,6 +5,7 @@ from collections.abc import Collection
 from checkpoints_io.errors import BadInput
 from recipes.data.rows import source
 from recipes.preference import losses
+from recipes.training import written
 from recipes.training.by_name import Values
 
 # A summed log-ratio is as large as an answer is long; a mean per token is about 1 nat.
@@ -72,12 +73,12 @@ def _check_columns(given: Values, names: Collection[str]) -> None:
     if "train_data" not in given:  # where nothing but a loss is asked for, as in a notebook
         return
     whole = [name for name in names if name in losses.OF_AN_UPDATE]
-    if whole and source.names_column(given, "weight"):
+    if whole and source.names_column(given, written.rows_of(given), "weight"):
         raise BadInput(
             f"columns name a `weight` of each pair, and --config.loss={whole[0]} is of all pairs "
             "of an update together: leave out one of the two"
         )
-    if not source.names_column(given, "margin"):
+    if not source.names_column(given, written.rows_of(given), "margin"):
         return
     if given["data.answers"] > 2:
         raise BadInput(

@@ -13,13 +13,14 @@ import numpy as np
 
 from checkpoints_io import places, processes
 from checkpoints_io.errors import InTheWay, RunFailed
+from recipes import terminal
 from recipes.data import mixture, shown
 from recipes.data.ids.examples import Example
 from recipes.data.packed import streams
 from recipes.data.packed.batches import Place
 from recipes.data.run_data import Data
 from recipes.preference import reference
-from recipes.training import logps, plan, policy, terminal
+from recipes.training import logps, plan, policy
 from recipes.training.by_name import Values
 from recipes.training.run import Beside, Scoring, say
 from recipes.training.update import Params

@@ -9,7 +9,14 @@ from ml_collections import config_dict
 
 from checkpoints_io.errors import BadInput
 from recipes.training.nearest import did_you_mean
-from recipes.training.settings import KIND_NAMES, MUST, NAMED_BY_THE_USER, Table, unread
+from recipes.training.settings import (
+    KIND_NAMES,
+    MUST,
+    NAMED_BY_THE_USER,
+    Table,
+    trains_on_pairs,
+    unread,
+)
 
 # Settings of adapters elsewhere, and why they are none here.
 NOT_HERE = dict.fromkeys(
@@ -66,7 +73,7 @@ def check_names(config: ml_collections.ConfigDict, table: Table) -> None:
 
 def example(table: Table) -> str:
     """A config of the recipe that has these settings."""
-    return f"recipes/configs/{'tiny' if 'beta' in table else 'tiny_sft'}.py"
+    return f"recipes/configs/{'tiny' if trains_on_pairs(table) else 'tiny_sft'}.py"
 
 
 def left_out(config: ml_collections.ConfigDict, table: Table) -> list[str]:

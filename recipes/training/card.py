@@ -16,7 +16,7 @@ from checkpoints_io.unseen import visible
 from recipes.data.rows import source, sources
 from recipes.training import by_name, listing, records
 from recipes.training.run import Exporting, Run, adapters_alone
-from recipes.training.settings import ALONG_THE_WAY, recipe_of, table_of
+from recipes.training.settings import ALONG_THE_WAY, recipe_of, table_of, trains_on_pairs
 
 Figures = Sequence[tuple[str, str, str]]  # held-out set, name, value
 RECIPES = r"recipes/(dpo|sft)\.py$"
@@ -57,7 +57,7 @@ def text(run: Run | Exporting, step: int) -> str:
 def _metadata(run: Run | Exporting, figures: Figures) -> str:
     import huggingface_hub  # half a second, late
 
-    is_pairs, base = "beta" in _flat(run), run.base.partition("@")[0]
+    is_pairs, base = trains_on_pairs(_flat(run)), run.base.partition("@")[0]
     tags = ["nnx-zoo", "dpo" if is_pairs else "sft", *(["lora"] if run.adapting else [])]
     results = [
         huggingface_hub.EvalResult(
@@ -98,10 +98,10 @@ def _what(run: Run | Exporting, step: int) -> str:
     base = _code(run.base.partition("@")[0] if _is_of_hub(run) else run.base)
     if run.folder.revision:
         base += f" (revision {_code(run.folder.revision)})"
-    how = "supervised fine-tuning"
-    if "beta" in given:
+    how, each = "supervised fine-tuning", "answers"
+    if trains_on_pairs(given):
+        each = "pairs"
         how = f"preference optimization (loss {_code(given['loss'])}, beta {given['beta']:g})"
-    each = "pairs" if "beta" in given else "answers"
     made = f"Trained by {how}: {step} updates of {given['train_batch_size']} {each}"
     if adapters_alone(run):
         return f"LoRA adapters for {base}. {made}."

@@ -9,7 +9,14 @@ from checkpoints_io import hf_hub
 from checkpoints_io.errors import BadInput
 from recipes.training import by_name, data_checks, written
 from recipes.training.by_name import Values
-from recipes.training.settings import ALONG_THE_WAY, OF_FOLDER, Table, may_be_unset, trains
+from recipes.training.settings import (
+    ALONG_THE_WAY,
+    OF_FOLDER,
+    Table,
+    may_be_unset,
+    trains,
+    trains_on_pairs,
+)
 
 
 def checked(config: ml_collections.ConfigDict, table: Table) -> Values:
@@ -33,7 +40,7 @@ def checked(config: ml_collections.ConfigDict, table: Table) -> Values:
         if setting.bound and not setting.bound.holds(value):
             raise BadInput(f"--config.{name} must be {setting.bound.says}, not {value}")
     written.precision(given["mp"])
-    pairs = "beta" in table
+    pairs = trains_on_pairs(table)
     data_checks.check(given, pairs=pairs)
     _check_processes(given)
     if not trains(table):

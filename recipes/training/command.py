@@ -24,8 +24,9 @@ import ml_collections
 
 from checkpoints_io import compiled, errors
 from checkpoints_io.errors import BadInput
-from recipes.data.chats import messages
-from recipes.training import by_name, checks, listing, overrides, terminal, wrong_flags
+from checkpoints_io.unseen import visible
+from recipes import terminal
+from recipes.training import by_name, checks, listing, overrides, wrong_flags
 from recipes.training.settings import DPO, Groups, Table, recipe_of, table_of, trains
 
 MORE_TO_DO = os.EX_TEMPFAIL  # 75
@@ -315,5 +316,5 @@ def _join(several: dict[str, Any]) -> None:
 
 
 def _stop(sentence: str, status: int = 2) -> NoReturn:
-    print(f"error: {messages.visible(sentence)}", file=sys.stderr)
+    print(f"error: {visible(sentence)}", file=sys.stderr)
     sys.exit(status)

@@ -6,6 +6,7 @@ import datetime
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import layouts
 from recipes.data.rows import source
+from recipes.training import written
 from recipes.training.by_name import Values
 from recipes.training.nearest import did_you_mean
 
@@ -32,7 +33,7 @@ def one_of(name: str, value: str, known: Iterable[str]) -> None:
 
 
 def _check_sources(given: Values) -> None:
-    common = source.common(given)
+    common = source.common(given, written.rows_of(given))
     if common.single and given["data.answers"] != 2:
         raise BadInput(
             f"--config.data.answers={given['data.answers']} has no effect: this run trains on "

@@ -53,7 +53,8 @@ def of_directory(directory: places.Place) -> Exporting:
     tokenizer_folder = folder.path
     if given["tokenizer"]:
         tokenizer_folder = hf_folder.find(given["tokenizer"], files=hf_folder.TOKENIZER_FILES)
-    own, stop_ids = run_data.ends(run_data.data_settings(given, tokenizer_folder))
+    rows = written.rows_of(given)
+    own, stop_ids = run_data.ends(run_data.data_settings(given, tokenizer_folder, rows))
     return Exporting(
         directory=directory,
         base=given["initialize_from_hf"],

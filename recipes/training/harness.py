@@ -15,11 +15,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from checkpoints_io.errors import BadInput
+from recipes import terminal
 from recipes.data.ids.examples import Answer, AnswerIds, Example, ListIds
 from recipes.data.packed import batches, shapes
 from recipes.data.packed.batches import Place
 from recipes.data.packed.packing import Packed
-from recipes.training import activations, logps, plan, terminal
+from recipes.training import activations, logps, plan
 import zoo
 from zoo.parts import sharding
 from zoo.text.chat_tokenizer import ChatTokenizer

@@ -12,7 +12,7 @@ from recipes.data import run_data
 from recipes.data.ids.examples import Example
 from recipes.data.packed import batches, shapes
 from recipes.data.run_data import Data
-from recipes.training import adapting, plan
+from recipes.training import adapting, plan, written
 from recipes.training.by_name import Values
 from recipes.training.run import Beside, Computing, say
 import zoo
@@ -64,7 +64,7 @@ def looked_at(given: Values, beside: Beside | None, computing: Computing) -> Mod
 
 def read(given: Values, models: Models) -> Data:
     """The data, of which what is trained on and held out can be asked of the model."""
-    data = run_data.read(run_data.data_settings(given, models.tokenizer))
+    data = run_data.read(run_data.data_settings(given, models.tokenizer, written.rows_of(given)))
     for part in data.sources:
         say("\n  ".join([f"{part.name} ({part.source}):", *part.lines]))
     sets = [held.name for held in data.held_out]

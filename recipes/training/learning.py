@@ -18,8 +18,6 @@ import zoo
 class Learning(NamedTuple):
     """The trained weights and their optimizer, as shapes and shardings."""
 
-    adapting: Adapting | None
-    chosen: Chosen | None
     trained: Trained
     optimizer_settings: OptimizerSettings
     schedule: optax.Schedule
@@ -52,4 +50,4 @@ def learning(
     opt_state = optimizer.layout(descent, learnt.like, mesh)
     resident, shared = (beside.stays, beside.of_policy) if beside else (False, False)
     memory = plan.memory(model, learnt.like, opt_state, chosen, resident=resident, shared=shared)
-    return Learning(adapted, chosen, learnt, settings, schedule, descent, opt_state, memory)
+    return Learning(learnt, settings, schedule, descent, opt_state, memory)

@@ -1,7 +1,7 @@
 """A run around its steps: what is logged, evaluated, saved and exported, and when it stops.
 
-A recipe gives three functions: how a step is taken, what is measured on held-out examples, and what
-else a record says of a step.
+A recipe gives its functions as a `Recipe`: how a step is taken, what is measured on held-out
+examples, how samples are drawn, how the page is written, and what else is said of a step.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,6 +12,7 @@ import jax
 
 from checkpoints_io import places, processes
 from checkpoints_io.run_state import RunStore
+from recipes import terminal
 from recipes.data import mixture
 from recipes.data.packed import batches
 from recipes.data.packed.batches import DataFields, Update
@@ -22,7 +23,6 @@ from recipes.training import (
     preemption,
     records,
     stopping,
-    terminal,
     tracing,
     watchdog,
     watched,
@@ -47,10 +47,11 @@ class Recipe(NamedTuple):
     take: Callable[[State, Update], Taken]
     # Figures of each held-out set, as long as the run is not asked to stop.
     evaluate: Callable[[State], Iterator[dict[str, float]]]
-    describe: Callable[[Update, Taken], dict[str, float]]  # more figures of a step that is logged
-    warn: Callable[[dict[str, float]], str | None]  # by the figures of a record
     sample: Callable[[State], list[watched.Sample]]  # where they are asked for
     page: Callable[[places.Place], None]  # writes the run's page, from its files
+    # More figures of a step that is logged; and a warning, by the figures of a record.
+    describe: Callable[[Update, Taken], dict[str, float]] | None = None
+    warn: Callable[[dict[str, float]], str | None] | None = None
 
 
 class Around(NamedTuple):
@@ -91,7 +92,10 @@ def run_steps(
     trace = tracing.Trace(run.profile, run.directory.within("profile"))
     with contextlib.closing(log), compiling.heard() as compiled, contextlib.closing(trace):
         meter = Meter(compiled)
-        around = Around(recipe, own, run, store, facts, stop, log, meter, alarm, trace, watch)
+        around = Around(
+            recipe=recipe, own=own, run=run, store=store, facts=facts, stop=stop, log=log,
+            meter=meter, alarm=alarm, trace=trace, watch=watch,
+        )  # fmt: skip
         is_over = is_last(around, start)
         if not is_over:
             say("compiling the programs of a step, unless --config.compile_cache has them")
@@ -191,11 +195,13 @@ def _record(around: Around, update: Update, taken: Taken) -> None:
     if left := meter.time_left(run.total_steps - step):
         say(left)
     times = meter.times()  # before `read`, from which on it counts anew
-    figures |= meter.read() | around.recipe.describe(update, taken)
+    figures |= meter.read()
+    if around.recipe.describe:
+        figures |= around.recipe.describe(update, taken)
     figures = {f"train/{name}": value for name, value in figures.items()}
     around.log.write(step, figures | times)
     say(records.line(step, run.total_steps, figures))
-    if warning := around.recipe.warn(figures):
+    if around.recipe.warn and (warning := around.recipe.warn(figures)):
         say(warning)
 
 

@@ -9,12 +9,13 @@ import secrets
 import sys
 from typing import TYPE_CHECKING, Any
 
+import jax
 from jaxtyping import Array
 import numpy as np
 
 from checkpoints_io import places, processes
 from checkpoints_io.processes import all_agree
-from recipes.data.chats import messages
+from checkpoints_io.unseen import visible
 from recipes.training.run import Records
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ FIRST_CHARTS = (
 
 
 def on_host(values: Mapping[str, Array]) -> dict[str, int | float]:
-    """Waits for the devices."""
-    return {name: float(value) for name, value in values.items()}
+    """The figures as numbers, fetched from the devices together; waits for them."""
+    return {name: float(value) for name, value in jax.device_get(dict(values)).items()}
 
 
 def line(step: int, total: int, figures: Mapping[str, int | float]) -> str:
@@ -222,7 +223,7 @@ def _as_markdown(sample: Mapping[str, Any]) -> str:
     """What is said by whom; texts are quoted as code, in which nothing has a meaning."""
     names = ("prompt", "reference", "policy", "wanted", "unwanted")
     told = {name: sample[name] for name in names if sample.get(name) is not None}
-    quoted = lambda text: "\n".join(f"    {line}" for line in messages.visible(text).split("\n"))
+    quoted = lambda text: "\n".join(f"    {line}" for line in visible(text).split("\n"))
     return "\n\n".join(f"**{name}**\n\n{quoted(text)}" for name, text in told.items())
 
 

@@ -11,13 +11,13 @@ import optax
 from checkpoints_io import places, processes
 from checkpoints_io.hf_folder import Folder
 from checkpoints_io.run_state import Facts, Keep
+from recipes import terminal
 from recipes.data.ids.examples import Example
 from recipes.data.mixture import Part
 from recipes.data.packed import batches
 from recipes.data.prompts import Prompt
 from recipes.data.run_data import Data, HeldOut
 from recipes.data.texts import Texts
-from recipes.training import terminal
 from recipes.training.adapting import Adapting
 from recipes.training.optimizer import OptimizerSettings
 from recipes.training.trained import Chosen, Trained

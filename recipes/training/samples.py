@@ -5,7 +5,7 @@ import difflib
 import itertools
 from typing import NamedTuple, TypeVar
 
-from recipes.data.chats import messages
+from checkpoints_io.unseen import visible
 from recipes.data.ids.examples import Answer, Example, is_ranked
 from recipes.training.run import Run
 import zoo
@@ -148,4 +148,4 @@ def said_of(own: Tokenizer, prompt: Sequence[int], ids: Sequence[int], most: int
 
 def block(name: str, text: str) -> str:
     """A name and a text, whose further lines are aligned with the first."""
-    return f"{name:<10}" + messages.visible(text).replace("\n", "\n" + " " * 10)
+    return f"{name:<10}" + visible(text).replace("\n", "\n" + " " * 10)

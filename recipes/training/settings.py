@@ -5,7 +5,7 @@ list in docs/dpo.md (`listing`), and what a resumed run must share (`resume`). N
 slow to import, so that a wrong flag is answered before jax is loaded.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 import math
 import re
 from typing import NamedTuple
@@ -796,6 +796,11 @@ ALL = table_of(DPO)
 def trains(table: Table) -> bool:
     """Whether these are the settings of a recipe that trains."""
     return "train_batch_size" in table
+
+
+def trains_on_pairs(names: Container[str]) -> bool:
+    """Whether these settings, or a config's, are those of a loss on pairs; otherwise answers."""
+    return "beta" in names
 
 
 def unread(table: Table) -> Table:

@@ -1,12 +1,15 @@
 """Settings that are written as text, and what they mean."""
 
+from collections.abc import Mapping
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from checkpoints_io.errors import BadInput
+from recipes.data.rows import source
+from recipes.training.settings import trains_on_pairs
 
 DTYPES = {
     "f32": np.dtype(np.float32),
@@ -24,6 +27,20 @@ BEST_BY = {
     "dpo_reward_margin": True,
     "dpo_margin_policy": True,
 }
+
+
+def loss_terms(text: str) -> list[tuple[str, str | None]]:
+    """The losses of `sigmoid,sft=0.2`, by name, each with its weight as it is written."""
+    parts = ([x.strip() for x in part.partition("=")] for part in text.split(","))
+    return [(name, number if sign else None) for name, sign, number in parts]
+
+
+def rows_of(given: Mapping[str, Any]) -> source.Rows:
+    """What a row must hold for the loss of these settings."""
+    if not trains_on_pairs(given):
+        return source.Rows(single=True, labelled=False)
+    labelled = any(name in source.UNPAIRED for name, _ in loss_terms(given.get("loss", "")))
+    return source.Rows(single=labelled, labelled=labelled)
 
 
 class Precision(NamedTuple):

@@ -12,7 +12,7 @@ from recipes.configs import tiny, tiny_sft
 from recipes.data import run_data
 from recipes.data.ids import mismatched
 from recipes.data.ids.examples import AnswerIds
-from recipes.training import checks, settings
+from recipes.training import checks, settings, written
 from tests.conftest import TINY, check_resume, records
 
 
@@ -181,7 +181,7 @@ def kto_config():
 def read_with(config):
     table = settings.DPO if "loss" in config else settings.SFT
     given = checks.checked(config, settings.table_of(table))
-    return run_data.read(run_data.data_settings(given, TINY / "model"))
+    return run_data.read(run_data.data_settings(given, TINY / "model", written.rows_of(given)))
 
 
 def read(tmp_path, some, **changes):

@@ -13,7 +13,7 @@ from recipes.data.ids import examples, shards
 from recipes.data.ids.counts import none
 from recipes.data.packed.packing import Shape
 from recipes.preference import objectives, reference_cache
-from recipes.training import checks, settings
+from recipes.training import checks, settings, written
 from tests.conftest import TINY, given_by, records
 
 COLUMNS = {"weight": "worth", "margin": "gap"}
@@ -35,7 +35,7 @@ def read(tmp_path, some, columns):
     config.train_data, config.token_cache = write(tmp_path / "some.jsonl", some), None
     config.validation, config.data.columns = {}, columns
     given = checks.checked(config, settings.table_of(settings.DPO))
-    return run_data.read(run_data.data_settings(given, TINY / "model"))
+    return run_data.read(run_data.data_settings(given, TINY / "model", written.rows_of(given)))
 
 
 def test_they_are_read_where_they_are_named(tmp_path):

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from checkpoints_io import hf_folder, places
 from checkpoints_io.errors import BadInput, StorageError
+from recipes import terminal
 from recipes.data.chats import layouts
 from recipes.data.ids import encode_rows, shards, token_cache
 from recipes.data.ids.encode_rows import How, Ready
@@ -19,7 +20,6 @@ from recipes.data.ids.shards import Shard
 from recipes.data.rows import sources
 from recipes.data.rows.records import Row
 from recipes.data.rows.source import Source
-from recipes.training import terminal
 from zoo.text import template
 from zoo.text.confined import Worker
 

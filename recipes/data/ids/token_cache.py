@@ -13,9 +13,9 @@ from typing import Any
 
 from checkpoints_io import places
 from checkpoints_io.errors import StorageError
+from recipes import terminal
 from recipes.data.ids import shards
 from recipes.data.ids.shards import Shard
-from recipes.training import terminal
 
 FORMAT, SUFFIX = 3, ".safetensors"
 

@@ -28,6 +28,13 @@ class Weighted(NamedTuple):
     weight: float | None  # None: as many as it has
 
 
+class Rows(NamedTuple):
+    """What each row must hold, by the loss."""
+
+    single: bool  # one answer, not two
+    labelled: bool  # and whether it is wanted
+
+
 class Common(NamedTuple):
     """What holds for sources that do not say otherwise."""
 
@@ -41,19 +48,17 @@ class Common(NamedTuple):
 UNPAIRED = ("kto",)
 
 
-def common(given: Mapping[str, Any]) -> Common:
-    """What the settings say of all sources. Where there is no beta nothing is preferred."""
-    losses = {name.partition("=")[0].strip() for name in given.get("loss", "").split(",")}
-    labelled = not losses.isdisjoint(UNPAIRED)
-    single = "beta" not in given or labelled
-    return Common(given["data.layout"], given["data.columns"] or {}, single, labelled)
+def common(given: Mapping[str, Any], rows: Rows) -> Common:
+    """What the settings say of all sources, whose rows hold what the loss needs."""
+    return Common(given["data.layout"], given["data.columns"] or {}, *rows)
 
 
-def names_column(given: Mapping[str, Any], name: str) -> bool:
+def names_column(given: Mapping[str, Any], rows: Rows, name: str) -> bool:
     """Do the settings say which column is our `name`, for any source?"""
-    sources = [one.source for one in training(given["train_data"], common(given)).values()]
+    of_all = common(given, rows)
+    sources = [one.source for one in training(given["train_data"], of_all).values()]
     of_held_out = held_out(given["validation"]).items()
-    sources += [parsed(f"validation.{name}", one, common(given)) for name, one in of_held_out]
+    sources += [parsed(f"validation.{name}", one, of_all) for name, one in of_held_out]
     return any(name in dict(one.columns) for one in sources)
 
 

@@ -84,8 +84,8 @@ class Watched:
 
     def go(self, start=0):
         recipe = loop.Recipe(
-            self.take, self.evaluate, lambda *_: {}, lambda _: None, lambda _: [], self.page
-        )  # fmt: skip
+            take=self.take, evaluate=self.evaluate, sample=lambda _: [], page=self.page
+        )
         own = Policy(*[None] * len(Policy._fields))
         state = State(start, {"w": jnp.float32(start)}, {}, {"m": jnp.float32(0)})
         stop = lambda: f"step {self.stop_after}" in self.did
