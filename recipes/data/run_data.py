@@ -46,6 +46,7 @@ class Told(NamedTuple):
 
 
 Some = TypeVar("Some", Part, HeldOut, Told)
+Recognised = dict[str, tuple[Source, str]]  # by name; with a line about its layout
 
 
 class DataSettings(NamedTuple):
@@ -132,7 +133,43 @@ def read(settings: DataSettings) -> Data:
 
 
 def _read(settings: DataSettings, crew: Crew) -> Data:
-    how, cache = settings.how, settings.token_cache
+    how, most = settings.how, settings.max_eval_pairs
+    trained, others = _recognised(settings)
+    plain = _all_plain([*trained.values(), *others.values()], how)
+    ready = parallel.prepared(how, crew, settings.token_cache, plain=plain)
+    own_prompts = None
+    if settings.prompts is not None:
+        own_prompts = prompts.read(settings.prompts, how, crew, plain=plain)
+    plain_texts = [
+        texts.read(name, path, how, crew, most, plain=plain)
+        for name, path in settings.texts.items()
+    ]
+    own = tokenizer.apart(pathlib.Path(how.tokenizer), how.chat_template, parallel.worker(how))
+
+    train, held_out, told = _read_sources(settings, trained, others, crew)
+    if settings.common.labelled:  # each set by itself, so that none sees answers of another
+        train = [_beside(one, how.max_length) for one in train]
+        held_out = [_beside(one, how.max_length) for one in held_out]
+        told = [_beside(one, how.max_length) for one in told]
+    examples = (one for part in (*train, *held_out) for one in part.examples)
+    if how.answers > 2 and all(len(one.answers) <= 2 for one in examples):
+        raise BadInput(
+            f"--config.data.answers={how.answers} has no effect: no row has more than two answers "
+            "that are ranked; leave it at 2"
+        )
+    if not ready.stops:
+        token = own.named.get("eos_token", "a special token of the tokenizer")
+        told[0].lines.append(
+            "the chat template writes no special token after the last answer, so the model will "
+            f"not learn to stop: add one with --config.data.end_of_turn='{token}'"
+        )
+    held_out = [held._replace(examples=spread(held.examples, most)) for held in held_out]
+    own = tokenizer.ended_by(own, ready.stop_ids)
+    return Data(own, ready.stop_ids, train, held_out, told, own_prompts, plain_texts)
+
+
+def _recognised(settings: DataSettings) -> tuple[Recognised, Recognised]:
+    """The sources to train on, and the held-out ones, with their layouts."""
     training = [one.source for one in settings.train.values()]
     apart = {
         name: _held_out(f"validation.{name}", given, settings, training)
@@ -141,24 +178,25 @@ def _read(settings: DataSettings, crew: Crew) -> Data:
     for one in [*training, *apart.values()]:
         _refuse_unknown_columns(one)
     trained = {name: source_pairs.recognised(one.source) for name, one in settings.train.items()}
-    others = {name: source_pairs.recognised(one) for name, one in apart.items()}
-    plain = {one.layout in layouts.PLAIN for one, _ in [*trained.values(), *others.values()]}
-    if plain == {True} and (how.chat_template or how.date or how.end_of_turn):
+    return trained, {name: source_pairs.recognised(one) for name, one in apart.items()}
+
+
+def _all_plain(recognised: Collection[tuple[Source, str]], how: How) -> bool:
+    """Whether no source has conversations; then settings of chat templates are refused."""
+    plain = all(one.layout in layouts.PLAIN for one, _ in recognised)
+    if plain and (how.chat_template or how.date or how.end_of_turn):
         raise BadInput(
             "--config.chat_template, --config.data.date and --config.data.end_of_turn have no "
             "effect: all texts are plain"
         )
-    ready = parallel.prepared(how, crew, cache, plain=plain == {True})
-    own_prompts = None
-    if settings.prompts is not None:
-        own_prompts = prompts.read(settings.prompts, how, crew, plain=plain == {True})
-    most = settings.max_eval_pairs
-    plain_texts = [
-        texts.read(name, path, how, crew, most, plain=plain == {True})
-        for name, path in settings.texts.items()
-    ]
-    own = tokenizer.apart(pathlib.Path(how.tokenizer), how.chat_template, parallel.worker(how))
+    return plain
 
+
+def _read_sources(
+    settings: DataSettings, trained: Recognised, others: Recognised, crew: Crew
+) -> tuple[list[Part], list[HeldOut], list[Told]]:
+    """The examples to train on and those held out, each part split off where a share of it is."""
+    how, cache = settings.how, settings.token_cache
     told, train, held_out = [], [], []
     keys, first_row = np.zeros(0, np.uint64), 0
     for name, (one, line) in trained.items():
@@ -181,25 +219,7 @@ def _read(settings: DataSettings, crew: Crew) -> Data:
         if both := int(np.isin(found.keys, keys).sum()):
             told[-1].lines.append(f"{both} of its prompts are in the training data too")
         held_out.append(HeldOut(name, found.ids))
-    if settings.common.labelled:  # each set by itself, so that none sees answers of another
-        train, held_out, told = (
-            [_beside(one, how.max_length) for one in some] for some in (train, held_out, told)
-        )
-    examples = (one for part in (*train, *held_out) for one in part.examples)
-    if how.answers > 2 and all(len(one.answers) <= 2 for one in examples):
-        raise BadInput(
-            f"--config.data.answers={how.answers} has no effect: no row has more than two answers "
-            "that are ranked; leave it at 2"
-        )
-    if not ready.stops:
-        token = own.named.get("eos_token", "a special token of the tokenizer")
-        told[0].lines.append(
-            "the chat template writes no special token after the last answer, so the model will "
-            f"not learn to stop: add one with --config.data.end_of_turn='{token}'"
-        )
-    held_out = [held._replace(examples=spread(held.examples, most)) for held in held_out]
-    own = tokenizer.ended_by(own, ready.stop_ids)
-    return Data(own, ready.stop_ids, train, held_out, told, own_prompts, plain_texts)
+    return train, held_out, told
 
 
 def _beside(some: Some, max_length: int) -> Some:

@@ -16,7 +16,7 @@ from checkpoints_io.unseen import visible
 from recipes.data.rows import source, sources
 from recipes.training import by_name, listing, records
 from recipes.training.run import Exporting, Run, adapters_alone
-from recipes.training.settings import ALONG_THE_WAY, recipe_of, table_of, trains_on_pairs
+from recipes.training.settings import LOGGING_AND_SAVING, recipe_of, table_of, trains_on_pairs
 
 Figures = Sequence[tuple[str, str, str]]  # held-out set, name, value
 RECIPES = r"recipes/(dpo|sft)\.py$"
@@ -136,7 +136,7 @@ def _settings(run: Run | Exporting) -> list[list[str]]:
         [_code(name), _code(listing.spelt(value))]
         for name, value in given.items()
         if name not in OF_HERE
-        and name not in ALONG_THE_WAY
+        and name not in LOGGING_AND_SAVING
         and not name.startswith("distributed.")
         and (name not in table or value != table[name].default)
         and value is not None

@@ -10,7 +10,7 @@ from checkpoints_io.errors import BadInput
 from recipes.training import by_name, data_checks, written
 from recipes.training.by_name import Values
 from recipes.training.settings import (
-    ALONG_THE_WAY,
+    LOGGING_AND_SAVING,
     OF_FOLDER,
     Table,
     may_be_unset,
@@ -100,7 +100,7 @@ def _check_keep(given: Values, pairs: bool) -> None:
         _check_figure(name, given[name], pairs)
     written.steps_at(given["eval_at"])
     patience = given["stop_patience"]
-    if given["stop_when"] is None and patience != ALONG_THE_WAY["stop_patience"].default:
+    if given["stop_when"] is None and patience != LOGGING_AND_SAVING["stop_patience"].default:
         raise BadInput(
             f"--config.stop_patience={patience} has no effect without "
             "--config.stop_when: set it, like heldout/dpo_loss"
@@ -136,7 +136,7 @@ def _check_hub(given: Values) -> None:
     repo = given["push_to_hub"]
     if repo is None:
         for name in ("hub_strategy", "hub_private"):
-            if given[name] != ALONG_THE_WAY[name].default:
+            if given[name] != LOGGING_AND_SAVING[name].default:
                 raise BadInput(
                     f"--config.{name}={given[name]} has no effect without "
                     "--config.push_to_hub=owner/name"
@@ -264,7 +264,7 @@ def _check_samples(given: Values) -> None:
     if given["steps_per_sample"] is not None:
         return
     for name in ("sample_prompts", "sample_temperature", "sample_count"):
-        if given[name] != ALONG_THE_WAY[name].default:
+        if given[name] != LOGGING_AND_SAVING[name].default:
             raise BadInput(
                 f"--config.{name}={given[name]} has no effect without --config.steps_per_sample: "
                 "set it, like 100"
