@@ -49,7 +49,7 @@ def run(known: Mapping[str, Step], tags: list[str]) -> bool:
     with _heard() as signals:
         for step in known.values():
             if step.directory.exists(DONE):
-                say(f"{step.name}: skipped, it is done: {step.directory}")
+                say(f"{step.name}: already done, skipped: {step.directory}")
                 continue
             words = steps.words_of(step, known)
             if tags and step.program in TAGGED:
@@ -62,7 +62,7 @@ def run(known: Mapping[str, Step], tags: list[str]) -> bool:
             if status == command.MORE_TO_DO or (status and signals.numbers):
                 return False
             if status:
-                told = f"the step {step.name} ended with status {status}: it says why above"
+                told = f"the step {step.name} ended with status {status}: its output above says why"
                 raise RunFailed(told)
             step.directory.write_whole(DONE, f"{line}\n".encode())
             if signals.numbers:
@@ -115,5 +115,5 @@ def main() -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("config", None, "A file with get_steps().", required=True)
     flags.DEFINE_string("directory", None, "Where the steps keep their files.", required=True)
-    flags.DEFINE_list("tags", [], "Of the runs in Weights & Biases.")
+    flags.DEFINE_list("tags", [], "Tags for the runs in Weights & Biases.")
     command.main_without_config(main)

@@ -13,7 +13,9 @@ from absl import flags
 if __name__ == "__main__":  # a wrong flag is answered before the imports below
     from recipes.training import command
 
-    flags.DEFINE_string("page", None, "Where to write it; unset: report.html, in the one run.")
+    flags.DEFINE_string(
+        "page", None, "Where to write the page; unset: report.html in the directory of the run."
+    )
 
 from collections.abc import Sequence
 
@@ -40,7 +42,7 @@ def report(directories: Sequence[str], page: str | None) -> str:
         folder, _, name = (page or run_page.FILE).rpartition("/")
         room = places.at(folder or ".", "--page")
     if not template.is_page(room.read(name)):
-        raise BadInput(f"{room}/{name} is something else than a page: choose another --page")
+        raise BadInput(f"{room}/{name} is not a page of this program: choose another --page")
     room.write_whole(name, run_page.page(runs).encode("utf-8", "replace"))
     return f"{room}/{name}"
 

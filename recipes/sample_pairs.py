@@ -20,21 +20,36 @@ from absl import flags
 if __name__ == "__main__":  # a wrong flag is answered before the imports below
     from recipes.training import command
 
-    flags.DEFINE_string("model", None, "Which answers: a folder or hub id.", required=True)
-    flags.DEFINE_string("prompts", None, "Where the prompts are.", required=True)
-    flags.DEFINE_string("directory", None, "Where all of it is written.", required=True)
-    flags.DEFINE_string("judge", None, "A module:function of yours, or a command.")
-    flags.DEFINE_string("reward_model", None, "A reward model that judges.")
-    flags.DEFINE_string("reference", None, "What the model began from: the implicit reward judges.")
-    flags.DEFINE_string("base", None, "The weights under adapters, if not where they say.")
+    flags.DEFINE_string("model", None, "The model that answers: a folder or hub id.", required=True)
+    flags.DEFINE_string("prompts", None, "The prompts: a file or dataset.", required=True)
+    flags.DEFINE_string("directory", None, "Where everything is written.", required=True)
+    flags.DEFINE_string("judge", None, "The judge: a module:function of yours, or a command.")
+    flags.DEFINE_string("reward_model", None, "The judge: a reward model.")
+    flags.DEFINE_string(
+        "reference",
+        None,
+        "The judge: implicit rewards against this reference, the model that --model was "
+        "trained from.",
+    )
+    flags.DEFINE_string(
+        "base", None, "The base model of adapters, if it is not where their config says."
+    )
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the weights.")
-    flags.DEFINE_integer("tensor", 1, "Devices that share the weights.", lower_bound=1)
+    flags.DEFINE_integer("tensor", 1, "Number of devices to split the weights over.", lower_bound=1)
     flags.DEFINE_integer("answers", 4, "To each prompt.", lower_bound=2)
-    flags.DEFINE_integer("max_new_tokens", 512, "Of an answer, at most.", lower_bound=1)
+    flags.DEFINE_integer(
+        "max_new_tokens", 512, "Maximum length of an answer, in tokens.", lower_bound=1
+    )
     flags.DEFINE_float("temperature", 1.0, "Of the drawing.", lower_bound=0.01)
-    flags.DEFINE_float("top_p", 1.0, "Tokens whose probabilities add up to this.")
-    flags.DEFINE_integer("top_k", 0, "So many of the likeliest tokens; 0: all.", lower_bound=0)
-    flags.DEFINE_float("min_p", 0.0, "Tokens so probable, against the likeliest.")
+    flags.DEFINE_float(
+        "top_p", 1.0, "Sample from the most likely tokens whose probabilities add up to this."
+    )
+    flags.DEFINE_integer(
+        "top_k", 0, "Sample from this many of the most likely tokens; 0: from all.", lower_bound=0
+    )
+    flags.DEFINE_float(
+        "min_p", 0.0, "Sample from tokens with at least this fraction of the highest probability."
+    )
     flags.DEFINE_integer("seed", 0, "Of what is drawn.")
 
 from typing import NamedTuple
@@ -90,7 +105,7 @@ def sample(options: Options) -> str:
         read = prompts.read(options.prompts, tokenizer, room and room - options.how.most)
         kept.check(directory, _made_with(options, model))
         batches = answers.batches(read.prompts, options.how)
-        say(f"{options.how.answers} answers to each of {len(read.prompts)} prompts")
+        say(f"drawing {options.how.answers} answers to each of {len(read.prompts)} prompts")
         answers.draw(model, tokenizer, directory, batches, options.how)
 
         def opened() -> judges.Judge:
@@ -115,7 +130,8 @@ def _judge_of(options: Options) -> str:
     named = [f"--{flag}={value}" for flag, value in given.items() if value]
     if len(named) != 1:
         raise BadInput(
-            f"who judges? give one of --{', --'.join(given)}; {len(named) or 'none'} is given"
+            f"give exactly one judge, by one of --{', --'.join(given)}; {len(named) or 'none'} "
+            "given"
         )
     return named[0]
 
@@ -134,7 +150,9 @@ def _made_with(options: Options, model: zoo.Model) -> dict[str, object]:
 
 
 def _refuse(directory: places.Place) -> None:
-    raise StorageError(f"another program writes in {directory}: wait, or give another --directory")
+    raise StorageError(
+        f"another program is writing to {directory}: wait for it, or give another --directory"
+    )
 
 
 def main() -> None:

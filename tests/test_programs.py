@@ -95,7 +95,7 @@ def of_configs(folder):
         ([CONFIG, "--", "--config.beta=x"], ["beta='x' is not a number"], 2),
         ([CONFIG, "--config.mesh=8"], ["mesh.data, mesh.fsdp, mesh.context, mesh.tensor"], 2),
         ([CONFIG, "--config.beta"], ["--config.beta needs a value"], 2),
-        ([CONFIG, "--config.beta="], ["--config.beta is set to nothing"], 2),
+        ([CONFIG, "--config.beta="], ["--config.beta has an empty value"], 2),
         ([CONFIG, "--config.beta=None"], ["--config.beta cannot be unset"], 2),
         ([CONFIG, "--config.data.columns=a"], ["data.columns='a' is not written like"], 2),
         ([CONFIG, "--config.train_data={a"], ["train_data='{a' cannot be read"], 2),
@@ -147,13 +147,13 @@ def of_one(folder):
     yield "recipes/dpo.py", ["--config=recipes/configs/llama8b.py"], ["set --config.directory"], 2
     for program in ("recipes/dpo.py", "recipes/forecast.py"):
         yield program, [*here, "--config.loss=DPO"], ["it is called sigmoid here"], 1
-        yield program, [*here, "--config.loss=simpo"], ["its usual beta is 2 to 10"], 1
+        yield program, [*here, "--config.loss=simpo"], ["a usual beta of 2 to 10"], 1
         yield program, [*here, "--config.cpo_alpha=1"], ["no effect", "only with cpo"], 1
     score = "recipes/score.py"
     yield score, [CONFIG], ["policy and reference are both recipes/tiny/model"], 2
     yield score, [CONFIG, "--config.betta=0.2"], ["did you mean beta?"], 2
     yield score, [CONFIG, "--config.beta=much"], ["--config.beta='much' is not a number"], 2
-    yield score, [CONFIG, "--config.num_train_steps=3"], ["nothing is trained"], 2
+    yield score, [CONFIG, "--config.num_train_steps=3"], ["scoring trains nothing"], 2
     sft = "recipes/sft.py"
     yield sft, ["recipes/configs/tiny_sft.py"], ["write --config=recipes/configs/tiny_sft.py"], 2
     yield sft, [SFT_CONFIG, "--config.lr=1e-5"], ["did you mean learning_rate?"], 2
@@ -196,7 +196,12 @@ def of_one(folder):
     sample = "recipes/sample_pairs.py"
     yield sample, [], ["give --model="], 2
     given = ["--model=a", "--prompts=b", f"--directory={folder}/c"]
-    yield sample, given, ["who judges? give one of --judge, --reward_model, --reference"], 1
+    yield (
+        sample,
+        given,
+        ["give exactly one judge, by one of --judge, --reward_model, --reference"],
+        1,
+    )
     yield sample, [*given, "--judge=a:b", "--answers=1"], ["--answers=1 must be at least 2"], 2
     yield sample, [*given, "--temperature=0"], ["--temperature=0 must be at least 0.01"], 2
     yield sample, [*given, "--judge=nothing:b"], ["--judge=nothing:b cannot be found"], 1

@@ -154,14 +154,14 @@ def _read(settings: DataSettings, crew: Crew) -> Data:
     examples = (one for part in (*train, *held_out) for one in part.examples)
     if how.answers > 2 and all(len(one.answers) <= 2 for one in examples):
         raise BadInput(
-            f"--config.data.answers={how.answers} has no effect: no row has more than two answers "
-            "that are ranked; leave it at 2"
+            f"--config.data.answers={how.answers} has no effect: no row has more than two ranked "
+            "answers; leave it at 2"
         )
     if not ready.stops:
         token = own.named.get("eos_token", "a special token of the tokenizer")
         told[0].lines.append(
-            "the chat template writes no special token after the last answer, so the model will "
-            f"not learn to stop: add one with --config.data.end_of_turn='{token}'"
+            "the chat template writes no special token after the last answer, so that the model "
+            f"will not learn to stop: add one with --config.data.end_of_turn='{token}'"
         )
     held_out = [held._replace(examples=spread(held.examples, most)) for held in held_out]
     own = tokenizer.ended_by(own, ready.stop_ids)

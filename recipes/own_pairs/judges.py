@@ -46,8 +46,8 @@ def judge(directory: places.Place, name: str, opened: Callable[[], Judge]) -> No
     lines, done = kept.lines(directory, answers.FILE), kept.lines(directory, FILE)
     if other := next((one for one in done if one["judge"] != name), None):
         raise BadInput(
-            f"{directory}/{FILE} has what {other['judge']} says, and this command asks {name}: "
-            "remove that file to judge the answers again"
+            f"{directory}/{FILE} has the scores of {other['judge']}, but this command asks for "
+            f"{name}: remove that file to judge the answers again"
         )
     left = lines[len(done) :]
     if not left:
@@ -84,8 +84,8 @@ def _checked(said: Any, asked: Sequence[int], name: str, row: int) -> dict[int, 
         scores = None
     if scores is None or len(scores) != len(asked):
         raise RunFailed(
-            f"{name} says {str(said)[:80]} of the {len(asked)} answers to row {row}: it must give "
-            "a list of as many numbers, the best the highest"
+            f"{name} returned {str(said)[:80]} for the {len(asked)} answers to row {row}: it must "
+            "return a list of as many numbers, where higher is better"
         )
     return {i: one for i, one in zip(asked, scores, strict=True) if not math.isnan(one)}
 

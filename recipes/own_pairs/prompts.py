@@ -51,7 +51,10 @@ def read(source: str, tokenizer: ChatTokenizer, most: int | None) -> Read:
             turns, tools, given = asked(row.fields)
             ids = tuple(tokenizer.chat(turns, tools=tools, add_generation_prompt=True, **given))
             if most is not None and len(ids) > most:
-                raise BadInput(f"a prompt of {len(ids)} tokens, and an answer fits after {most}")
+                raise BadInput(
+                    f"a prompt of {len(ids)} tokens leaves no room for an answer, which needs "
+                    f"at most {most}"
+                )
             if ids in rows:
                 raise BadInput(f"the same prompt as row {rows[ids]}")
         except ValueError as error:
@@ -84,7 +87,7 @@ def asked(fields: dict[str, object]) -> tuple[Turns, list | None, dict[str, obje
             raise
         pair = _unanswered(row)
     for name in (*columns.unheard(row, pair.asked), *columns.unread_tools(row)):
-        raise BadInput(f"`{name}` looks like a part of what is asked, and is not read: {REMEDY}")
+        raise BadInput(f"`{name}` looks like part of the prompt but is not read: {REMEDY}")
     turns = _question(pair.prompt if isinstance(pair.prompt, list) else [])
     return turns, pair.tools, pair.template_kwargs
 

@@ -37,7 +37,7 @@ def check_logps(
     within = (
         "to the last bit" if reference.model else "up to rounding, because the reference is cached"
     )
-    say(f"policy and reference are the same weights: they must agree {within}")
+    say(f"policy and reference have the same weights: their log-probabilities must agree {within}")
     update = next(batches.in_order(run.examples, run.place))
     batch = batches.put(update.micro_batches[0], run.place)
     here = update.micro_batches[0].is_here
@@ -93,9 +93,9 @@ def check_first_loss(
         bound *= max(1.0, first)
         if not abs(found - first) <= bound:
             raise RunFailed(
-                f"the first loss ({term.name}) is {found:.6f} and should be {first:.6f} "
-                f"within {bound:.1g}: the training program and the reference disagree, or FIRST "
-                "in losses.py says something else than the loss; please report it"
+                f"the first loss ({term.name}) is {found:.6f} and should be {first:.6f} within "
+                f"{bound:.1g}: the training program and the reference disagree, or FIRST in "
+                "losses.py does not match the loss; please report it"
             )
 
 

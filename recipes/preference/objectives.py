@@ -144,13 +144,13 @@ def objective(given: Values) -> Objective:
         if name not in taken and given[name] != setting.default:
             others = [loss for loss in LOSSES if name in _options(loss)]
             raise BadInput(
-                f"--config.{name} has no effect with --config.loss={given['loss']}, and only with "
-                f"{', '.join(others)}"
+                f"--config.{name} has no effect with --config.loss={given['loss']}: it only "
+                f"applies to {', '.join(others)}"
             )
     if set(weights) <= {"sft", "sft_seq"}:
         raise BadInput(
-            f"--config.loss={given['loss']} trains on the chosen answers alone: supervised "
-            "fine-tuning is a recipe of its own, recipes/sft.py"
+            f"--config.loss={given['loss']} only trains on the chosen answers: for supervised "
+            "fine-tuning use recipes/sft.py"
         )
     terms = tuple(_term(name, weight, options[name], given) for name, weight in weights.items())
     return Objective(
@@ -166,8 +166,8 @@ def _weights(text: str) -> dict[str, float]:
             ours = CALLED.get(name.lower())
             near = f" (it is called {ours} here)" if ours else did_you_mean(name, LOSSES)
             raise BadInput(
-                f"--config.loss={text}: there is no loss {name!r}{near}; there are "
-                f"{', '.join(LOSSES)} (docs/losses.md says what they are)"
+                f"--config.loss={text}: there is no loss {name!r}{near}; choose from "
+                f"{', '.join(LOSSES)} (see docs/losses.md)"
             )
         try:
             weight = 1.0 if number is None else float(number)
@@ -176,8 +176,8 @@ def _weights(text: str) -> dict[str, float]:
         if name in found or not 0 < weight < math.inf:
             term = name if number is None else f"{name}={number}"
             raise BadInput(
-                f"--config.loss={text}: {term!r} is not written like sft=0.2, each loss once with "
-                "a weight above 0"
+                f"--config.loss={text}: {term!r} is not of the form sft=0.2: name each loss once, "
+                "with a weight above 0"
             )
         found[name] = weight
     return found
@@ -193,7 +193,7 @@ def _term(name: str, weight: float, options: dict[str, inspect.Parameter], given
     for option, parameter in options.items():
         value = given[option]
         if parameter.default is parameter.empty and value in (None, PREFERENCE[option].default):
-            raise BadInput(f"set --config.{option}, which --config.loss={name} must be given")
+            raise BadInput(f"set --config.{option}, which --config.loss={name} requires")
         if value is not None:
             named[option] = value
     promised = FIRST.get(name)

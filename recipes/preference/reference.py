@@ -71,7 +71,7 @@ def wanted(given: Values, objective: Objective) -> Beside | None:
             if given[name] != setting.default:
                 raise BadInput(
                     f"--config.{name}={given[name]} has no effect: --config.loss={given['loss']} "
-                    f"knows no reference; leave it at {listing.spelt(setting.default)}"
+                    f"does not use a reference; leave it at {listing.spelt(setting.default)}"
                 )
         return None
     _check_following(given)
@@ -94,14 +94,14 @@ def _check_following(given: Values) -> None:
         if given["reference_mixup_alpha"] is not None:
             raise BadInput(
                 "--config.reference_mixup_alpha has no effect without "
-                "--config.reference_sync_steps: set it, like 512"
+                "--config.reference_sync_steps: set it (e.g. 512)"
             )
         return
     if given["reference_mode"] != "resident" or given["reference_model_path"] is not None:
         raise BadInput(
-            f"--config.reference_sync_steps={every} is for a reference that starts as the policy "
-            "and follows it: leave out --config.reference_model_path, and "
-            "--config.reference_mode at resident"
+            f"--config.reference_sync_steps={every} only applies to a reference that starts as a "
+            "copy of the policy: leave out --config.reference_model_path, and keep "
+            "--config.reference_mode=resident"
         )
     for name in ("keep_best", "stop_when"):
         figure = given[name]
@@ -131,7 +131,10 @@ def ready(
         return _none(run)
     if asked.follows:
         every, share = asked.follows
-        say(f"the reference: the policy as it starts; every {every} steps {share:g} of the way on")
+        say(
+            f"the reference: a copy of the initial policy, moved {100 * share:g}% towards the "
+            f"policy every {every} steps"
+        )
         return Reference(FOLLOWS, _not_yet, [], None)
     graph, frozen = _weights(asked, policy, run)
     model, dtype = nnx.merge(graph, nnx.State(frozen)), policy.blank.dtype
@@ -153,7 +156,7 @@ def ready(
         attention=attention.backend_of(model.config, dtype, policy.blank.attention),
         ld_alpha=run.place.shape.ld_alpha,
     )  # fmt: skip
-    say(f"the reference's log-probabilities of every pair, kept in {cache.folder}")
+    say(f"the reference's log-probabilities of every pair are cached in {cache.folder}")
     trained, *held_out = (
         reference_cache.of_pairs(
             cache, pairs, heeding, run.place, reference=asked.path, row=functools.partial(_row, one)
@@ -162,7 +165,7 @@ def ready(
     )
     off = reference_cache.check(cache, run.examples, ask, run.place, dtype)
     leaves = "" if asked.of_policy and run.adapting else "; the reference leaves memory"
-    say(f"some computed again: at most {off:.2g} nats apart{leaves}")
+    say(f"recomputed a sample of pairs: maximum difference {off:.2g} nats{leaves}")
     count = 1 + max(pair.row for pair in run.examples)
     table = np.zeros((count, run.place.shape.answers), np.float32)
     table[[pair.row for pair in run.examples]] = trained
@@ -234,7 +237,7 @@ def _none(run: Run) -> Reference:
 def _weights(asked: Beside, policy: Policy, run: Run) -> tuple[nnx.GraphDef, Params]:
     """Of the reference; where they are like the policy's, one program runs both."""
     if asked.of_policy and run.chosen is not None:
-        say(f"reading the reference: what is trained, as {asked.path} has it")
+        say(f"reading the reference: the trained weights as they are in {asked.path}")
         theirs = zoo.folders.read(run.blank, run.chosen, policy.blank.dtype)
         return policy.graph, adapted.joined(theirs, policy.frozen)
     if asked.of_policy:
@@ -277,7 +280,7 @@ def load(asked: Beside, policy: zoo.Model, run: Run | Scoring) -> zoo.Model:
     if model.config.vocab_size != policy.config.vocab_size:
         raise BadInput(
             f"the reference {path} has {model.config.vocab_size} token ids and the policy "
-            f"{policy.config.vocab_size}: they must share a tokenizer"
+            f"{policy.config.vocab_size}: both must have the same tokenizer"
         )
     return model
 
@@ -296,8 +299,8 @@ def _refuse_parts(facts: Facts, directory: places.Place) -> None:
     elif settings.get("adapter.rank") is None and settings.get("adapter.path") is None:
         return
     raise BadInput(
-        f"the checkpoints of the run in {directory} hold {held} alone, and no whole model: as "
-        f"--config.reference_model_path give its export, {directory}/hf/step-N{merged}, with "
+        f"the checkpoints of the run in {directory} only hold {held}, not a whole model: set "
+        f"--config.reference_model_path to its export, {directory}/hf/step-N{merged}, and "
         "--config.reference_is_hf=true"
     )
 

@@ -118,7 +118,7 @@ def of_pairs(
         if odd := np.flatnonzero(~np.isfinite(found).all(1)).tolist():
             raise RunFailed(
                 f"{row(part[odd[0]])} has a log-probability under the reference {reference} that "
-                "is NaN or infinite: compute in another dtype, with --config.mp"
+                "is NaN or infinite: compute in another dtype with --config.mp"
             )
         cache.known.update(zip(part_keys, found, strict=True))
         _write(cache.folder, part_keys, found)
@@ -142,8 +142,8 @@ def check(
     off = np.abs(now - np.array([cache.known[key(pair, place.shape)] for pair in some]))
     if not (off <= bound(now, compute)).all():
         raise RunFailed(
-            f"the log-probabilities kept in {cache.folder} are up to {off.max():.3g} nats from "
-            "what the reference gives now: delete that folder, and they are computed again"
+            f"the log-probabilities cached in {cache.folder} differ by up to {off.max():.3g} nats "
+            "from those of the reference now: delete that folder to have them recomputed"
         )
     return float(off.max())
 

@@ -86,7 +86,7 @@ def told(run: Scoring, found: Sequence[Source]) -> str:
         f"rows         {shape.rows} of {shape.row_length} positions per micro-batch",
         f"memory       {plan.size(run.memory)} per device for one model at a time, plus "
         "activations",
-        "first of the pairs, scored tokens in ⟦ ⟧:",
+        "first of the pairs, with scored tokens in ⟦ ⟧:",
         *(f"  {line}" for line in shown.lines_of(pairs[0], run.data.tokenizer)),
     ]
     return "\n".join(lines)
@@ -146,7 +146,7 @@ def of_source(
         if odd := np.flatnonzero(~np.isfinite(values).all(1)).tolist():
             raise RunFailed(
                 f"row {source.row(odd[0])} of {source.name} has a log-probability under the "
-                f"{whose} that is NaN or infinite: compute in another dtype, with --config.mp"
+                f"{whose} that is NaN or infinite: compute in another dtype with --config.mp"
             )
     rewards = beta * (policy - reference).astype(np.float64)
     margins = rewards[:, 0] - rewards[:, 1]
@@ -201,7 +201,7 @@ def note(found: Sequence[Scores]) -> str:
     """What the table means; and whether every reward is 0, as of a copy of the same weights."""
     means = (
         "means over pairs: log-probabilities of answers in nats, margins of rewards; accuracy is "
-        "the share of\npairs whose chosen answer has the larger reward, where a tie is none"
+        "the fraction\nof pairs whose chosen answer has the larger reward (ties do not count)"
     )
     if any(one.rewards.any() for one in found):
         return means
@@ -222,10 +222,10 @@ def refuse_foreign(directory: places.Place) -> None:
         return
     if not _is_ours(directory):
         raise InTheWay(
-            f"{directory}/{FILE} holds something else than scores: choose another "
+            f"{directory}/{FILE} holds something other than scores: choose another "
             "--config.directory, or move it elsewhere"
         )
-    say(f"the scores in {directory}/{FILE} are replaced at the end")
+    say(f"the scores in {directory}/{FILE} will be replaced at the end")
 
 
 def _is_ours(directory: places.Place) -> bool:
@@ -248,6 +248,6 @@ def write(found: Sequence[Scores], data: Data, directory: places.Place) -> None:
         directory.write_whole(FILE, "".join(f"{text}\n" for text in texts).encode())
     count = sum(len(one.margins) for one in found)
     lost = sum(part.counts.lost.total() for part in data.sources)
-    without = f"; {lost} rows have none, for the reasons above" if lost else ""
-    say(f"\n{count} pairs, a line each, in {directory}/{FILE}{without}")
+    without = f"; {lost} rows have no scores, for the reasons above" if lost else ""
+    say(f"\n{count} pairs, one per line, in {directory}/{FILE}{without}")
     processes.wait_for_all("the scores are written")

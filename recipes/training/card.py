@@ -49,7 +49,7 @@ def text(run: Run | Exporting, step: int) -> str:
         _section("Data", ("source", "for", "rows", "used", "lost, and why"), _data(run.directory)),
         _section("Settings", ("setting", "value"), _settings(run)),
         _command(),
-        "The licence and the limits of the model that it began from hold for this one too.",
+        "The licence and limitations of the base model also apply to this model.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -105,7 +105,7 @@ def _what(run: Run | Exporting, step: int) -> str:
     made = f"Trained by {how}: {step} updates of {given['train_batch_size']} {each}"
     if adapters_alone(run):
         return f"LoRA adapters for {base}. {made}."
-    merged = ", with LoRA adapters that are merged into it" if run.adapting else ""
+    merged = ", with merged LoRA adapters" if run.adapting else ""
     return f"{base}, trained further{merged}. {made}."
 
 

@@ -20,7 +20,7 @@ from zoo.parts import text_half
 # What vLLM's --max-lora-rank may be; it is 16 unless given (vllm/config/lora.py, 0.33).
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 # Of a folder in a bucket.
-COPIED = "transformers, PEFT and vLLM read folders of their own machine: copy it there for them"
+COPIED = "transformers, PEFT and vLLM only read local folders: copy it to their machine"
 
 
 def show(
@@ -85,8 +85,8 @@ def manner(
     if before is None and has_reference:
         compared = "not generated -> "
     return [
-        f"answers in the wanted manner: {compared}{after:.0%} ({len(answers.examples)} greedy "
-        "answers; counted: those more similar to the chosen answer than to the rejected one)",
+        f"answers closer to the chosen one: {compared}{after:.0%} ({len(answers.examples)} greedy "
+        "answers; the share that is more similar to the chosen answer than to the rejected one)",
         *_unended(answers, stop_ids),
     ]
 
@@ -98,7 +98,7 @@ def _unended(answers: Answers, stop_ids: Collection[int]) -> list[str]:
     if count["after"] <= count.get("before", 0):
         return []
     compared = f"{count['before']} -> " if "before" in count else ""
-    return [f"answers without an end in {answers.most} tokens: {compared}{count['after']}"]
+    return [f"answers cut off at {answers.most} tokens: {compared}{count['after']}"]
 
 
 def how_to_export(folder: str) -> str:
@@ -144,7 +144,10 @@ def _elsewhere(folder: str, run: Run) -> str:
     assert run.adapting is not None
     rank, revision, base = run.adapting.rank, run.folder.revision, policy.base_of(run)
     quoted, on = (json.dumps(one, ensure_ascii=False) for one in (folder, base))
-    serve = f"(vLLM takes ranks up to {VLLM_RANKS[-1]}, and this is {rank}: merge them)"
+    serve = (
+        f"(vLLM takes ranks up to {VLLM_RANKS[-1]}, but these adapters have rank {rank}: "
+        "merge them)"
+    )
     if served := next((size for size in VLLM_RANKS if size >= rank), None):
         pinned = f" --revision {revision}" if revision else ""
         serve = (

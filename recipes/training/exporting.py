@@ -90,7 +90,7 @@ def given_to(directory: places.Place) -> Values:
     try:
         config = ml_collections.ConfigDict(dict(json.loads(told)), type_safe=False)
     except (ValueError, TypeError) as error:
-        raise BadInput(f"{directory}: {records.SETTINGS} is not what a run writes") from error
+        raise BadInput(f"{directory}: {records.SETTINGS} was not written by a run") from error
     config.wandb_project = config.trackio_project = None  # which may not be installed here
     return checks.checked(config, settings.table_of(settings.recipe_of(config)))
 

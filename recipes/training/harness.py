@@ -128,7 +128,7 @@ def scored(
     for i, (before, after) in enumerate(asked):
         if len(after) > longest:
             raise BadInput(
-                f"a continuation has {len(after)} tokens, and the model was made for {longest}"
+                f"a continuation has {len(after)} tokens, but the model is limited to {longest}"
             )
         kept = tuple(before[max(0, len(before) + len(after) - longest - 1) :])
         numbers.setdefault(kept, []).append(i)
@@ -206,7 +206,7 @@ def continued(
     """What follows each context, up to a stop token or a text of `until`, which may be in it."""
     most = how["max_gen_toks"]
     if most >= longest:
-        raise BadInput(f"a task asks for {most} tokens, and the model was made for {longest}")
+        raise BadInput(f"a task asks for {most} tokens, but the model is limited to {longest}")
     sampling = zoo.generate.GREEDY
     if how.get("do_sample") and how.get("temperature"):
         sampling = zoo.generate.Sampling(

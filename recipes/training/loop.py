@@ -98,7 +98,7 @@ def run_steps(
         )  # fmt: skip
         is_over = is_last(around, start)
         if not is_over:
-            say("compiling the programs of a step, unless --config.compile_cache has them")
+            say("compiling the programs of a step (unless they are in --config.compile_cache)")
         held_out = _before_first(around, state)
         if is_last(around, start):  # perhaps by the evaluation that was due
             if not is_over:
@@ -273,7 +273,7 @@ def _export_if_due(around: Around, state: State) -> None:
                 with around.meter.paused("export"):
                     policy.send(state.step, run)
             except OSError as error:  # a later one may get through, and the last one must
-                say(f"the run goes on: {error}")
+                say(f"the run continues: {error}")
 
 
 def _after_last(
@@ -284,7 +284,7 @@ def _after_last(
     if run.saving.keep.highest is not None:
         if found := policy.best(state, run, around.store):
             state, held_out = found
-            say(f"the best checkpoint is that of step {state.step}")
+            say(f"the best checkpoint is the one of step {state.step}")
         if run.every.steps_per_hf_export != -1 and not policy.exported(state.step, run):
             _export(around, state)
     if policy.exported(state.step, run):

@@ -104,9 +104,9 @@ def schedule_of(given: OptimizerSettings, total: int) -> optax.Schedule:
         )
     if warmup and total == 1:
         raise BadInput(
-            f"nothing would be learnt: the learning rate begins at 0, and --config.warmup="
-            f"{given.warmup} leaves the run's only step there; set --config.warmup=0, or more "
-            "--config.num_train_steps"
+            "nothing would be learnt: the learning rate starts at 0, and with "
+            f"--config.warmup={given.warmup} the only step of the run is taken there; set "
+            "--config.warmup=0, or raise --config.num_train_steps"
         )
     if not np.float32(peak):
         raise BadInput(f"--config.learning_rate={peak} is 0 in float32: nothing would be learnt")
@@ -250,14 +250,17 @@ def _scaled(
             return optax.scale_by_adam(*betas, mu_dtype=mu_dtype)
         case "muon" if not any(side.hidden for side in of_matrices):
             raise BadInput(
-                "--config.optimizer=muon is for matrices of the layers, and --config.trainable "
-                "names none: use --config.optimizer=adamw, as Muon would for the others"
+                "--config.optimizer=muon only applies to matrices of the layers, and "
+                "--config.trainable selects none: use --config.optimizer=adamw, which Muon uses "
+                "for all other weights"
             )
         case "muon":  # whose other weights are AdamW's
             adam = optax.scale_by_adam(*betas, mu_dtype=mu_dtype)
             return by_matrix.scale_by_muon(sides, adam, mu_dtype, max_norm=norm)
         case other:
-            raise NotImplementedError(f"settings.py has an optimizer {other}, and this has none")
+            raise NotImplementedError(
+                f"settings.py lists an optimizer {other} that is not implemented here"
+            )
 
 
 def matrices(params: nnx.State) -> dict[str, object]:

@@ -47,8 +47,8 @@ def describe(run: Run, options: Options, each: dict[str, int], kept: Remat) -> s
     if share < options.min_pack_fill:
         raise BadInput(
             f"only {share:.0%} of the rows would be filled: choose a smaller --config.row_length "
-            "or --config.per_device_parallelism, give devices to --config.mesh.tensor, or accept "
-            f"it with --config.min_pack_fill (now {options.min_pack_fill})"
+            "or --config.per_device_parallelism, assign devices to --config.mesh.tensor, or "
+            f"lower --config.min_pack_fill (now {options.min_pack_fill})"
         )
     saved = checkpoint_bytes(run)
     free = refuse_small_disk(run.directory, disk_needed(run))
@@ -64,7 +64,7 @@ def describe(run: Run, options: Options, each: dict[str, int], kept: Remat) -> s
         hint = f"; {GOOD_FILL:.0%} with {times} x --config.mesh.tensor, or more {what} per update"
     lines = [
         f"devices      {devices.size} {device.device_kind} ({device.platform}); {axes}",
-        f"{what:<12} {len(pairs)} to train on; held out: {held}",
+        f"{what:<12} {len(pairs)} for training; held out: {held}",
         *_mixed(run),
         f"updates      {run.total_steps} of {shape.examples} {what} = {epochs:.2f} epochs; "
         f"about {count:.1f} micro-batches per update",
@@ -80,7 +80,7 @@ def describe(run: Run, options: Options, each: dict[str, int], kept: Remat) -> s
             f"note         {told}"
             for told in notes.of(run, options.num_epochs, options.max_eval_pairs)
         ),
-        f"first of the {what}, scored tokens in ⟦ ⟧:",
+        f"first of the {what}, with scored tokens in ⟦ ⟧:",
         *(f"  {line}" for line in shown.lines_of(pairs[0], run.tokenizer)),
     ]
     return "\n".join(lines)
@@ -94,7 +94,7 @@ def remat_told(kept: Remat, model: zoo.Model) -> str:
     what = {"attention": "attention", "products": "products", "none": "everything"}[kept.policy]
     many = "all" if kept.layers is None else f"{kept.layers} of {count}"
     room = f" (about {size(kept.kept)} per device)" if kept.kept else ""
-    more = "" if kept.layers is None else ", of the others attention"
+    more = "" if kept.layers is None else "; attention kept for the others"
     return f"{what} of {many} layers kept for the backward pass{room}{more}"
 
 
@@ -117,7 +117,7 @@ def _averaged(given: optimizer.OptimizerSettings) -> list[str]:
     if given.ema_decay is None:
         return []
     return [
-        f"average      of the weights over about {1 / (1 - given.ema_decay):.4g} updates: what is "
+        f"average      of the weights over about {1 / (1 - given.ema_decay):.4g} updates is "
         "evaluated and exported"
     ]
 
@@ -129,7 +129,7 @@ def _mixed(run: Run) -> list[str]:
     drawn = run.total_steps * run.place.shape.examples
     what = shown.noun(run.examples)
     return [
-        f"  {part.name:<10} {len(part.examples)} {what}, {share:.1%} of all drawn: "
+        f"  {part.name:<10} {len(part.examples)} {what}, {share:.1%} of all examples drawn: "
         f"{drawn * share / len(part.examples):.2f} epochs of it"
         for part, share in zip(run.parts, mixture.shares(run.parts), strict=True)
     ]
@@ -160,16 +160,16 @@ def refuse_cut_rows(given: Values, model: zoo.Model, context: int) -> None:
         return
     if recurrent := models.recurrent(model):
         raise BadInput(
-            f"--config.mesh.context={context}: layers of a {model.config.model_type} go from token "
-            f"to token with a state ({', '.join(recurrent)}), and devices cannot share their rows: "
-            "leave it out, and give the devices to --config.mesh.fsdp or --config.mesh.tensor"
+            f"--config.mesh.context={context}: {model.config.model_type} has recurrent layers "
+            f"({', '.join(recurrent)}), whose rows cannot be split over devices: leave it out, "
+            "and assign the devices to --config.mesh.fsdp or --config.mesh.tensor"
         )
     step = 64 * context
     if (length := given["row_length"]) and length % step:
         raise BadInput(
-            f"--config.row_length={length} cannot be shared by --config.mesh.context={context} "
-            f"devices, each with a multiple of 64 tokens: set a multiple of {step}, like "
-            f"{-(-length // step) * step}, or leave it out"
+            f"--config.row_length={length} cannot be split over --config.mesh.context={context} "
+            f"devices in multiples of 64 tokens: set a multiple of {step} (e.g. "
+            f"{-(-length // step) * step}), or leave it out"
         )
 
 
@@ -271,7 +271,7 @@ def refuse_small_disk(directory: places.Place, needed: int) -> int | float:
     free = directory.room()
     if free < needed:
         raise StorageError(
-            f"{directory} has {size(free)} free and the run writes about {size(needed)}: choose "
+            f"{directory} has {size(free)} free but the run writes about {size(needed)}: choose "
             "another --config.directory, a smaller --config.keep_checkpoints, or fewer exports "
             "with --config.steps_per_hf_export"
         )

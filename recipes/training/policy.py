@@ -212,9 +212,9 @@ def check_sound(state: State, run: Run) -> None:
     if run.nonfinite == "stop" and float(state.skipped) > state.skipped_before:
         raise RunFailed(
             f"at step {state.step} the loss or its gradient was NaN or infinite; weights and "
-            "checkpoints are as they were before it. Look for odd examples, resume "
-            "without such updates (--config.nonfinite=skip), or start again, in another directory, "
-            "with a lower --config.learning_rate"
+            "checkpoints are unchanged by it. Look for unusual examples, resume and skip such "
+            "updates (--config.nonfinite=skip), or start again in another directory with a lower "
+            "--config.learning_rate"
         )
 
 
@@ -255,7 +255,7 @@ def send(step: int, run: Run) -> None:
     sent = json.dumps({"repo": hub.repo, "step": step}).encode()
     if run.directory.read(records.SENT) == sent:
         return
-    say(f"sending {folder} to {hub.repo}")
+    say(f"pushing {folder} to {hub.repo}")
     hf_hub.push(folder.local(), hub.repo, f"step {step} of {run.total_steps}")
     run.directory.write_whole(records.SENT, sent)
 

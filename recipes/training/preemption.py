@@ -20,9 +20,9 @@ from recipes.data.packed.packing import Packed
 from recipes.training.logps import Forward
 from recipes.training.run import say
 
-ASKED = "\nasked to stop{by}: the step under way, if there is one, is finished and saved{more}"
+ASKED = "\nstop requested{by}: the current step, if any, is finished and saved{more}"
 BY = {
-    signal.SIGINT: ("", "; Ctrl-C once more ends the run at once"),
+    signal.SIGINT: ("", "; a second Ctrl-C ends the run at once"),
     signal.SIGTERM: (" by SIGTERM", ""),
 }
 # Seconds that a second Ctrl-C leaves the program to end by itself.

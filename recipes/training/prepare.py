@@ -217,8 +217,7 @@ def _alone(directory: places.Place) -> Iterator[None]:
 
     def refuse() -> None:
         raise StorageError(
-            f"another run is going on in {directory}: wait for it, or choose another "
-            "--config.directory"
+            f"another run is using {directory}: wait for it, or choose another --config.directory"
         )
 
     exports = directory.within("hf")

@@ -22,9 +22,9 @@ def computing(given: Values) -> Computing:
     """
     if given["require_accelerator"] and jax.default_backend() == "cpu":
         raise BadInput(
-            "--config.require_accelerator is set, and jax finds nothing but CPUs here: install its "
-            "build for the accelerator (pip install -e '.[cuda]', or '.[tpu]'), see whether the "
-            "driver answers (nvidia-smi) and JAX_PLATFORMS is unset, or leave the setting out"
+            "--config.require_accelerator is set, but jax only finds CPUs here: install its "
+            "build for the accelerator (pip install -e '.[cuda]', or '.[tpu]'), check the driver "
+            "(nvidia-smi) and that JAX_PLATFORMS is unset, or leave the setting out"
         )
     mesh = sharding.mesh_of(*by_name.mesh_sizes(given))
     precision = written.precision(given["mp"])
@@ -48,11 +48,11 @@ def total_steps(given: Values, examples: int) -> int:
     steps = updates(given, examples)
     if (late := max(written.steps_at(given["eval_at"]), default=0)) > steps:
         raise BadInput(
-            f"--config.eval_at={given['eval_at']} names step {late}, and the run has {steps}"
+            f"--config.eval_at={given['eval_at']} names step {late}, but the run has only {steps}"
         )
     if (last := max(written.profiled(given["profile"]), default=0)) > steps:
         raise BadInput(
-            f"--config.profile={given['profile']} traces step {last}, and the run has {steps}"
+            f"--config.profile={given['profile']} traces step {last}, but the run has only {steps}"
         )
     return steps
 
@@ -123,8 +123,9 @@ def asked_tasks(given: Values) -> Tasks | None:
         return None
     if jax.process_count() > 1:
         raise BadInput(
-            f"--config.tasks={','.join(given['tasks'])}: lm-evaluation-harness asks one process, "
-            f"and this run has {jax.process_count()}; measure its exports with recipes/measure.py"
+            f"--config.tasks={','.join(given['tasks'])}: lm-evaluation-harness only supports one "
+            f"process, but this run has {jax.process_count()}; measure its exports with "
+            "recipes/measure.py"
         )
     most = given["max_eval_pairs"]
     return tasks.found(given["tasks"], given["tasks_folder"], most, "--config.")

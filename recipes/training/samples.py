@@ -100,7 +100,7 @@ def side_by_side(own: Tokenizer, answers: Answers) -> str:
     every = range(len(answers.examples))
     if "before" in answers.texts:
         changed = [i for i in every if answers.texts["before"][i] != answers.texts["after"][i]]
-        lines = ["", f"of {len(every)} greedy answers to held-out prompts {len(changed)} changed:"]
+        lines = ["", f"{len(changed)} of {len(every)} greedy answers to held-out prompts changed:"]
         every = changed or every
     for i in every[:: -(-len(every) // SHOWN)]:
         pair = answers.examples[i]

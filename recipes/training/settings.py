@@ -199,7 +199,11 @@ PACKING = {
         free=True,
     ),
     "min_pack_fill": Setting(
-        float, "the run stops if a smaller fraction of the rows' positions is filled", 0.5, bound=SHARE, free=True
+        float,
+        "the run stops if a smaller fraction of the rows' positions is filled",
+        0.5,
+        bound=SHARE,
+        free=True,
     ),
 }
 PREFERENCE = {
@@ -308,9 +312,9 @@ OPTIMIZER = {
     ),
     "optimizer": Setting(
         str,
-        "adamw keeps 8 bytes per weight; adamw8bit 2 (both moments in 8 bits); lion 4; rmsprop (the "
-        "DPO paper's) 4; muon 4 for the matrices of the layers, with adamw for all other weights; "
-        "adafactor only row and column means of each matrix",
+        "adamw keeps 8 bytes per weight; adamw8bit 2 (both moments in 8 bits); lion 4; rmsprop "
+        "(the DPO paper's) 4; muon 4 for the matrices of the layers, with adamw for all other "
+        "weights; adafactor only row and column means of each matrix",
         "adamw",
         choices=("adamw", "adamw8bit", "lion", "rmsprop", "muon", "adafactor"),
     ),
@@ -477,7 +481,9 @@ ADAPTER = {
         "over whole names, as PEFT matches them",
         ("all-linear",),
     ),
-    "adapter.exclude": Setting(tuple, "what gets no adapters: names, or one regular expression", ()),
+    "adapter.exclude": Setting(
+        tuple, "what gets no adapters: names, or one regular expression", ()
+    ),
     "adapter.layers": Setting(
         str, "the layers that get adapters, counted from 0 (e.g. 0-7,12)", None, unset="all layers"
     ),
@@ -485,7 +491,9 @@ ADAPTER = {
         tuple, r"ranks by name or regular expression (e.g. v_proj=8,.*layers\.0\..*=4)", ()
     ),
     "adapter.alpha_pattern": Setting(tuple, "alphas by name or regular expression", ()),
-    "adapter.rslora": Setting(bool, "rsLoRA: multiply by alpha / sqrt(rank) instead of alpha / rank", False),
+    "adapter.rslora": Setting(
+        bool, "rsLoRA: multiply by alpha / sqrt(rank) instead of alpha / rank", False
+    ),
     "adapter.dora": Setting(
         bool, "DoRA: the norm of each output's weight vector is trained separately", False
     ),
@@ -550,7 +558,11 @@ LOGGING_AND_SAVING = {
         free=True,
     ),
     "stop_patience": Setting(
-        int, "for stop_when: number of evaluations without an improvement", 3, bound=ABOVE_0, free=True
+        int,
+        "for stop_when: number of evaluations without an improvement",
+        3,
+        bound=ABOVE_0,
+        free=True,
     ),
     "run_initial_eval": Setting(bool, "evaluate before the first step too", False, free=True),
     "max_eval_pairs": Setting(
@@ -609,8 +621,8 @@ LOGGING_AND_SAVING = {
     ),
     "keep_best": Setting(
         str,
-        "also keep the best checkpoint by this metric (e.g. heldout/dpo_accuracy), and export it at "
-        "the end in place of the last",
+        "also keep the best checkpoint by this metric (e.g. heldout/dpo_accuracy), and export it "
+        "at the end in place of the last",
         None,
         unset="only the newest are kept",
         free=True,
@@ -693,7 +705,11 @@ LOGGING_AND_SAVING = {
         free=True,
     ),
     "sample_count": Setting(
-        int, "number of prompts for the samples, evenly spread over all there are", 4, bound=ABOVE_0, free=True
+        int,
+        "number of prompts for the samples, evenly spread over all there are",
+        4,
+        bound=ABOVE_0,
+        free=True,
     ),
     "sample_temperature": Setting(
         float,
@@ -720,7 +736,11 @@ LOGGING_AND_SAVING = {
         free=True,
     ),
     "profile": Setting(
-        str, "steps to trace with jax.profiler (e.g. 11-13)", None, unset="nothing is traced", free=True
+        str,
+        "steps to trace with jax.profiler (e.g. 11-13)",
+        None,
+        unset="nothing is traced",
+        free=True,
     ),
 }
 
@@ -754,7 +774,9 @@ def _some(group: Table, *names: str) -> Table:
 # are those of DPO, whose other settings it does not read (`unread`).
 SCORE: Groups = {
     "The run": {
-        "directory": RUN["directory"]._replace(says="where scores.jsonl is written; nothing else is")
+        "directory": RUN["directory"]._replace(
+            says="where scores.jsonl is written; nothing else is"
+        )
     },
     "Model": {
         **MODEL,
@@ -770,7 +792,11 @@ SCORE: Groups = {
     },
     "Data": DATA,
     "Packing": _some(PACKING, "train_seq_len", "row_length", "per_device_parallelism"),
-    "Rewards": {"beta": PREFERENCE["beta"]._replace(says="factor of the rewards: a reward is beta times a log-ratio")},
+    "Rewards": {
+        "beta": PREFERENCE["beta"]._replace(
+            says="factor of the rewards: a reward is beta times a log-ratio"
+        )
+    },
     "Adapters": {
         "adapter.path": ADAPTER["adapter.path"]._replace(
             says="a PEFT folder or hub id: the policy is initialize_from_hf with these adapters",

@@ -34,8 +34,8 @@ def found(names: Sequence[str], folder: str | None, most: int | None, flag: str 
         manager = TaskManager(include_path=folder)
     if missing := [name for name in names if name not in manager.all_tasks]:
         raise BadInput(
-            f"there is no task {missing[0]!r}: the harness lists its own with `lm-eval ls tasks`, "
-            f"and those of a folder of yours are given with {flag}tasks_folder"
+            f"there is no task {missing[0]!r}: `lm-eval ls tasks` lists those of the harness, and "
+            f"{flag}tasks_folder adds those of a folder of yours"
         )
     return Tasks(tuple(names), manager, most)
 

@@ -65,8 +65,8 @@ def check_save(seconds: float, minutes: float | None) -> None:
 def end(what: str, minutes: float) -> NoReturn:
     """Ends the process with a sentence and the stack of every thread, status 1."""
     print(
-        f"error: {what}: nothing has moved for {minutes:g} minutes (--config.hang_minutes). The "
-        "same command resumes from the newest checkpoint; raise the setting if this was no hang. "
+        f"error: {what}: no progress for {minutes:g} minutes (--config.hang_minutes). The same "
+        "command resumes from the newest checkpoint; raise the setting if this was not a hang. "
         "All threads:",
         file=sys.stderr,
         flush=True,

@@ -217,7 +217,7 @@ def test_what_is_no_label_is_malformed(tmp_path, label):
 
 def test_pairs_are_no_single_answers(tmp_path):
     pairs = map(json.loads, (TINY / "train.jsonl").read_text().splitlines()[:4])
-    with pytest.raises(ValueError, match=r"hold pairs, and --config.loss=kto .*bco_pair"):
+    with pytest.raises(ValueError, match=r"hold pairs, but --config.loss=kto .*bco_pair"):
         read(tmp_path, pairs, loss="kto")
     with pytest.raises(ValueError, match=r"is wanted \(`label`\).* trains on such rows with"):
         read(tmp_path, rows("train", 4), loss="sigmoid")

@@ -51,8 +51,8 @@ def test_lists_are_trained_and_resumed(config, tmp_path, capfd):
     config.loss = "plackett_luce,sft=0.1"
     dpo.train(config)
     told = capfd.readouterr().out
-    assert "1 with answers that are ranked alike" in told
-    assert "1 with answers without a score or rank" in told
+    assert "1 with answers of equal rank" in told
+    assert "1 with answers that have no score or rank" in told
     assert "1 dropped: no answer is ranked above another" in told
     assert re.search(r"lists +\d+ to train on", told)
     found = records(config)

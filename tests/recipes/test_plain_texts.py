@@ -128,7 +128,7 @@ def test_it_is_of_sft_too_and_of_some_texts(tiny_config, nats, tmp_path):
     [
         ("a.jsonl", b'{"words": "a"}\n', "a.jsonl:1: there is no text in `text`"),
         ("a.jsonl", b'{"text": 3}\n', "a.jsonl:1: there is no text"),
-        ("a.jsonl", b'{"text": "\\ud83d"}\n', "a.jsonl:1: half a character"),
+        ("a.jsonl", b'{"text": "\\ud83d"}\n', "a.jsonl:1: half of a surrogate pair"),
         ("a.jsonl", b'{"text": ""}\n', "has no texts"),
         ("a.txt", b"\xff\xfea\x00", "a.txt: UTF-16"),
         ("a.txt", b"\xe4", "a.txt: not valid UTF-8"),

@@ -165,7 +165,7 @@ def test_rows_that_give_no_pair_are_counted_and_keep_their_numbers(config, tmp_p
     told = capfd.readouterr().out
     assert "1 malformed: not valid JSON" in told
     assert "1 dropped: longer than train_seq_len" in told
-    assert "; 2 rows have none, for the reasons above" in told
+    assert "; 2 rows have no scores, for the reasons above" in told
     names = [line["source"] for line in lines_of(config)]
     assert [*dict.fromkeys(names)] == ["odd", "whole", "heldout"]  # as a config sorts them
     assert [line["row"] for line in of_source(config, "odd")] == [0, 2, 4, 5]
@@ -230,7 +230,9 @@ def test_scores_replace_scores_and_nothing_else(config, tmp_path, capfd):
     file.parent.mkdir()
     for content in ("", '{"score": 1}\n', "mine\n", "[1]\n"):
         file.write_text(content)
-        with pytest.raises(FileExistsError, match=r"scores.jsonl holds something else"):
+        with pytest.raises(
+            FileExistsError, match=r"scores.jsonl holds something other than scores"
+        ):
             score.score(config)
         assert file.read_text() == content
     file.unlink()
@@ -238,7 +240,7 @@ def test_scores_replace_scores_and_nothing_else(config, tmp_path, capfd):
     capfd.readouterr()
     before = file.read_text()
     score.score(config)
-    assert f"the scores in {file} are replaced at the end" in capfd.readouterr().out
+    assert f"the scores in {file} will be replaced at the end" in capfd.readouterr().out
     assert file.read_text() == before
     file.rename(tmp_path / "elsewhere")
     file.symlink_to(tmp_path / "elsewhere")

@@ -338,7 +338,7 @@ def test_of_two_warmups_the_ratio_is_taken_and_that_is_said():
 def test_a_file_that_is_there_is_not_written_over(tmp_path):
     (tmp_path / "theirs.yaml").write_text(TRL)
     (tmp_path / "mine.py").write_text("# by hand\n")
-    with pytest.raises(ValueError, match=r"mine.py is there already: give another name, or remove"):
+    with pytest.raises(ValueError, match=r"mine.py already exists: give another name, or remove"):
         translate.translate([str(tmp_path / "theirs.yaml")], str(tmp_path / "mine.py"), 1)
     assert (tmp_path / "mine.py").read_text() == "# by hand\n"
 
@@ -502,7 +502,7 @@ def test_texts_of_a_file_are_texts_of_the_config():
         ("a: [", "is not YAML"),
         ("- a\n- b", "is not a file of settings"),
         ("1: a", "is not a file of settings"),
-        ("learning_rate: 1", "is of no trainer that is known here: TRL, axolotl"),
+        ("learning_rate: 1", "belongs to no known trainer: TRL, axolotl"),
         ("stage: sft\nmodel_name_or_path: a", "recipes/sft.py"),
         ("base_model: a", "rl: None is no training on preferences"),
         ("base_model: a\nrl: dpo\ndatasets: [{name: b}]", "not as axolotl has it: KeyError"),
@@ -517,4 +517,4 @@ def test_what_cannot_be_translated_is_said(text, told, tmp_path):
 
 def test_what_is_missing_before_it_runs_is_said():
     told = translate.translated({"model_name_or_path": "a/b"}, "x", "x.yaml", "mine.py")[1]
-    assert "to be mended before it runs: the config has no train_data" in told
+    assert "fix this before you run it: the config has no train_data" in told

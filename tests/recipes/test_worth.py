@@ -94,10 +94,15 @@ def test_a_run_begins_where_the_data_says(tiny_config, tmp_path):
 @pytest.mark.parametrize(
     ("loss", "name", "answers", "words"),
     [
-        ("sigmoid,sft=0.2", "weight", 2, r"`weight` of each pair, and --config.loss=sft is of all"),
-        ("aot", "weight", 2, r"`weight` of each pair, and --config.loss=aot is of all"),
+        (
+            "sigmoid,sft=0.2",
+            "weight",
+            2,
+            r"`weight` for each pair, but --config.loss=sft is computed over all",
+        ),
+        ("aot", "weight", 2, r"`weight` for each pair, but --config.loss=aot is computed over all"),
         ("ipo", "margin", 2, r"`margin`, which has no effect with --config.loss=ipo"),
-        ("sigmoid", "margin", 4, r"`margin` of each pair, and --config.data.answers=4"),
+        ("sigmoid", "margin", 4, r"`margin` for each pair, but --config.data.answers=4"),
     ],
 )
 def test_what_they_mean_nothing_for_is_refused(tiny_config, loss, name, answers, words):

@@ -72,7 +72,7 @@ def forked(row: Row, *conversations: Turns) -> Pair:
     while fork < shortest and all(other[fork] == first[fork] for other in others):
         fork += 1
     if fork == shortest:
-        raise BadInput("one conversation is only the beginning of the other")
+        raise BadInput("one conversation is a prefix of the other")
     prompt, (chosen, rejected, *more) = first[:fork], [turns[fork:] for turns in (first, *others)]
     begun, prefill = prompt[-1] if prompt else None, ""
     if begun and all(conversation.goes_on(begun, one[0]) for one in (chosen, rejected, *more)):
@@ -89,7 +89,7 @@ def _with_system_prompt(row: Row, *conversations: Turns) -> list[Turns]:
     if all(turn == system for turn in first):
         return [*conversations]
     if "system" in (turn["role"] for turn in first):
-        raise BadInput("a system prompt in its column, and another among the messages")
+        raise BadInput("one system prompt in its column and another among the messages")
     return [[system, *turns] for turns in conversations]
 
 
@@ -104,7 +104,7 @@ def instructed(row: Row) -> Turns:
 def single(row: Row, prompt: Turns, turns: Turns, name: str) -> Pair:
     """A conversation that ends with an answer; without a prompt, that is what comes before any."""
     if turns[-1]["role"] != "assistant":
-        raise BadInput(f"the last of `{name}` is not the assistant's: there is no answer")
+        raise BadInput(f"the last message in `{name}` is not the assistant's: there is no answer")
     begins = next(i for i, turn in enumerate(turns) if turn["role"] == "assistant")
     if prompt and turns[: len(prompt)] == prompt:
         begins = len(prompt)
@@ -129,7 +129,7 @@ def refuse_beside_plain(row: Row) -> None:
     """Plain text has no place for what a chat template is given."""
     for name in BESIDES:
         if row.get(name):
-            raise BadInput(f"plain text has no place for `{name}`")
+            raise BadInput(f"plain text cannot contain `{name}`")
 
 
 def besides(row: Row) -> tuple[list | None, dict[str, object]]:
@@ -141,11 +141,11 @@ def besides(row: Row) -> tuple[list | None, dict[str, object]]:
     kwargs = _parsed(row.get("chat_template_kwargs"), "chat_template_kwargs") or {}
     listed = isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
     if tools is not None and not listed:
-        raise BadInput("`tools` is not a list of descriptions")
+        raise BadInput("`tools` is not a list of tool descriptions")
     if not isinstance(kwargs, dict):
         raise BadInput("`chat_template_kwargs` is not an object")
     if taken := sorted(name for name in kwargs if name in TAKEN or name.endswith("_token")):
-        raise BadInput(f"`chat_template_kwargs` may not say `{taken[0][:40]}`")
+        raise BadInput(f"`chat_template_kwargs` may not set `{taken[0][:40]}`")
     for name, value in (("tools", tools), ("chat_template_kwargs", kwargs)):
         if value:
             messages.check_data(value, name)
@@ -209,7 +209,7 @@ def worth(row: Row, named: Mapping[str, str]) -> Worth:
             if not math.isfinite(found[name]):
                 raise BadInput(f"no number in `{named[name]}`, the {name} of the pair")
     if found.get("weight", 0.0) < 0:
-        raise BadInput(f"a number below 0 in `{named['weight']}`, the weight of the pair")
+        raise BadInput(f"a negative number in `{named['weight']}`, the weight of the pair")
     return Worth(**found)
 
 

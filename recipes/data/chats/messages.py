@@ -85,7 +85,7 @@ def unwritten(value: object, name: str) -> object:
         return found
     if _are_turns(found):
         raise BadInput(
-            f"the text in `{name}` holds messages whose keys are not `role` and `content`"
+            f"the text in `{name}` contains messages whose keys are not `role` and `content`"
         )
     if found is None and all(key.search(value) for key in KEYS):
         raise BadInput(f"the text in `{name}` looks like messages, but is not valid JSON")
@@ -212,7 +212,7 @@ def _message(message: object, name: str) -> Message:
     found = {"role": known, "content": text(said, name)} | besides
     lost = [key for key in sorted(unread([message])) if isinstance(message[key], list | dict)]
     if lost and known == "assistant" and is_blank(found):
-        raise BadInput(f"a message in `{name}` holds nothing but `{lost[0]}`, which is not read")
+        raise BadInput(f"a message in `{name}` contains only `{lost[0]}`, which is not read")
     return found
 
 

@@ -122,7 +122,7 @@ def _said(answer: Row, name: str) -> object:
     for key in SAID:
         if answer.get(key) is not None:
             return answer[key]
-    raise BadInput(f"an answer in `{name}` says nothing")
+    raise BadInput(f"an answer in `{name}` is empty")
 
 
 def _number(value: Any) -> float | None:

@@ -80,29 +80,29 @@ Example = Encoded | LabelledIds
 
 # Notes on pairs, or single answers, that are used.
 NOTES = {
-    "moved": "with a token across the end of the prompt (it went to the answer, whole)",
-    "prompt_cut": "with a prompt cut from the left at train_seq_len",
-    "answer_cut": "with an answer cut at train_seq_len (its end is not scored)",
-    "empty_turn": "with a turn that says nothing",
-    "wants_nothing": "whose chosen answer says nothing: the policy learns to end at once",
-    "no_user_turn": "with no user turn in their prompt",
-    "asks_twice": "with two user turns in a row (is what was said between them missing?)",
-    "special": "with words that are special tokens of this tokenizer (they are read as such)",
+    "moved": "with a token that spans the end of the prompt (it counts as part of the answer)",
+    "prompt_cut": "with a prompt cut from the left to fit train_seq_len",
+    "answer_cut": "with an answer cut off at train_seq_len (its end is not scored)",
+    "empty_turn": "with an empty turn",
+    "wants_nothing": "with an empty chosen answer (the policy would learn to stop immediately)",
+    "no_user_turn": "without a user turn in their prompt",
+    "asks_twice": "with two user turns in a row (is a turn between them missing?)",
+    "special": "containing special-token strings (encoded as special tokens)",
     "other_format": (
-        "with marks of a chat format in their prompt (Human:, [INST], <|im_start|>, …) or at the "
-        "end of an answer (</s>, …): the chat template is written around them; "
+        "with chat markup in their prompt (Human:, [INST], <|im_start|>, …) or at the end of an "
+        "answer (</s>, …), around which the chat template is written again; "
         "--config.data.layout=plain_text takes texts as they are"
     ),
-    "asks_again": "of which every answer begins with the question",
-    "ignored": "with tools or template settings that the chat template does not look at",
-    "unscored": "with chosen_score and rejected_score that are not two numbers (they are left out)",
-    "tied": "with answers that are ranked alike (they are not compared with each other)",
-    "unranked": "with answers without a score or rank (they are left out)",
+    "asks_again": "in which every answer begins with the question",
+    "ignored": "with tools or template settings that the chat template ignores",
+    "unscored": "whose chosen_score and rejected_score are not two numbers (both are ignored)",
+    "tied": "with answers of equal rank (they are not compared with each other)",
+    "unranked": "with answers that have no score or rank (those answers are left out)",
     "left_over": (
-        "with more answers than --config.data.answers, in no order that is known (of the rejected "
-        "ones some are left out)"
+        "with more answers than --config.data.answers, in unknown order (some of the rejected ones "
+        "are left out)"
     ),
-    "said_again": "with answers that say the same (of these only the best one is used)",
+    "said_again": "with identical answers (only the best one of them is used)",
 }
 UNREAD = "unread/"  # and a key of a message that nothing here reads
 LEFT_OUT = "left_out/"  # and a key of a message that the chat template does not show
@@ -133,7 +133,9 @@ def described(note: str) -> str:
     if note.startswith(UNREAD):
         return f"with `{note.removeprefix(UNREAD)}` in their messages, which is not read"
     key = note.removeprefix(LEFT_OUT)
-    return f"of which the chat template leaves out {'words' if key == 'content' else f'`{key}`'}"
+    return (
+        f"for which the chat template leaves out {'some text' if key == 'content' else f'`{key}`'}"
+    )
 
 
 def as_bytes(example: Example) -> bytes:

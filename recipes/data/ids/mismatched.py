@@ -49,8 +49,8 @@ def partners(prompts: Sequence[bytes]) -> list[int]:
             found[own] = found[before]
     if len(found) < len(prompts):
         raise BadInput(
-            "--config.loss=kto compares answers with answers to other prompts, and all rows have "
-            "the same prompt: add rows with others, or choose another loss"
+            "--config.loss=kto compares answers with answers to other prompts, but all rows have "
+            "the same prompt: add rows with other prompts, or choose another loss"
         )
     return [found[i] for i in range(len(prompts))]
 

@@ -140,7 +140,7 @@ def kept(source: Source, how: How, cache: places.Place, crew: Crew) -> list[Shar
             token_cache.finish(folder, firsts)
             found = token_cache.read_all(folder)
     if found is None:
-        raise StorageError(f"what was just written to {folder} cannot be read: is the disk sound?")
+        raise StorageError(f"what was just written to {folder} cannot be read back: check the disk")
     return found
 
 

@@ -46,7 +46,7 @@ def clear_rooms(directory: places.Place) -> None:
 @contextlib.contextmanager
 def alone(folder: places.Place) -> Iterator[None]:
     """Inside the block no other process writes there; if one does, this waits, and says so."""
-    told = f"waiting for another process that tokenises the same, in {folder}"
+    told = f"waiting for another process that is tokenising the same data, in {folder}"
     with contextlib.ExitStack() as stack:
         with _told(folder):
             stack.enter_context(folder.alone(otherwise=lambda: terminal.write(told)))
@@ -146,6 +146,6 @@ def _told(folder: places.Place) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(
-            f"tokens cannot be kept in {folder} ({error.strerror or error}): make room, choose "
-            "another --config.token_cache, or unset it"
+            f"tokens cannot be kept in {folder} ({error.strerror or error}): free some space, "
+            "choose another --config.token_cache, or unset it"
         ) from error

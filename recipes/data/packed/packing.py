@@ -133,8 +133,8 @@ def pack_rows(items: Sequence[Item], shape: Shape) -> list[list[list[Placed]]]:
             continue
         if shape.rows < len(streams):
             raise BadInput(
-                f"row {source_row} of the data is too long for one row and needs "
-                f"{len(streams)} in a micro-batch: raise --config.per_device_parallelism"
+                f"row {source_row} of the data is too long for one row and needs {len(streams)} "
+                "rows in a micro-batch: raise --config.per_device_parallelism"
             )
         start = len(rows)
         if start % shape.rows + len(streams) > shape.rows:

@@ -82,7 +82,7 @@ def choose(
             found.append((fill(examples, shape), shape))
     if not found:
         raise BadInput(
-            f"some examples do not fit into one row and need {answers} of a micro-batch: set "
+            f"some examples do not fit into one row and need {answers} rows of a micro-batch: set "
             f"--config.per_device_parallelism={-(-answers // shards)}, or a longer "
             "--config.row_length"
         )

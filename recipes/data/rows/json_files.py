@@ -39,8 +39,8 @@ def whole_list(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
         text = first.removeprefix(b"\xef\xbb\xbf").lstrip()
         if text.strip() == b"{":
             raise BadInput(
-                "it begins with an object over several lines, and must be a list of objects, or "
-                "hold one on each line"
+                "it begins with an object that spans several lines, but must be a list of "
+                "objects or have one object per line"
             )
         if not text.startswith(b"["):
             if not first.endswith(b"\n"):

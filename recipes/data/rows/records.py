@@ -59,7 +59,7 @@ def from_value(where: str, value: object, size: int, wanted: Wanted) -> Row:
     if unread:
         value = {name: field for name, field in value.items() if name not in unread}
     if not _is_flat(value):
-        return Row(where, None, f"deeper than {DEEPEST} lists")
+        return Row(where, None, f"nested deeper than {DEEPEST} lists")
     return Row(where, value, unread=unread, size=size)
 
 
@@ -124,7 +124,7 @@ class _Twice(BadInput):
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise _Twice("a key that stands twice in one object")
+        raise _Twice("a key that occurs twice in one object")
     return found
 
 

@@ -139,7 +139,7 @@ def test_a_column_that_only_the_last_row_has(read):
 def test_names_of_columns_that_are_no_names(read):
     with pytest.raises(ValueError, match=r"validation.heldout.columns has no column 'chosn'"):
         read(OURS, OURS, {}, columns=dict(chosn="x"))
-    with pytest.raises(ValueError, match=r"data.columns.chosen=3 is not a column's name"):
+    with pytest.raises(ValueError, match=r"data.columns.chosen=3 is not a column name"):
         read(OURS, OURS, {"chosen": 3})
 
 

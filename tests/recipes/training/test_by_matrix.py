@@ -295,7 +295,7 @@ def test_state_is_planned_and_placed(name):
 
 def test_muon_without_a_matrix_is_refused():
     with pytest.raises(
-        ValueError, match=r"optimizer=muon is for .*trainable names none: use --con"
+        ValueError, match=r"optimizer=muon only applies to .*trainable selects none: use --con"
     ):
         optimizer.optimizer_of(
             given_of("muon"), lambda _: 0.1, {"norm": False}, None, {"norm": SIDES["norm"]}

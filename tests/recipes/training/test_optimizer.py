@@ -158,7 +158,7 @@ def test_the_docs_have_a_row_for_each():
 
 def test_an_optimizer_that_is_only_a_setting_is_none():
     """And not another one, without a word."""
-    with pytest.raises(NotImplementedError, match=r"settings.py has an optimizer adabelief"):
+    with pytest.raises(NotImplementedError, match=r"settings.py lists an optimizer adabelief"):
         optimizer._scaled(
             optimizer_settings_of(tiny.get_config())._replace(optimizer="adabelief"), {}, {}
         )

@@ -33,17 +33,17 @@ def test_rows_that_devices_cannot_share_are_refused(config):
     refuse(zoo.abstract(full), 768, 4)
     for length in (None, 768):
         refuse(llama, length, 4)
-    told = r"row_length=640 cannot be shared by .*mesh.context=4 devices.*of 256, like 768"
+    told = r"row_length=640 cannot be split over .*mesh.context=4 devices.*of 256 .e.g. 768"
     with pytest.raises(BadInput, match=told):
         refuse(llama, 640, 4)
-    told = r"mesh.context=4: layers of a qwen3_5_text go.*state \(inputs, memory\)"
+    told = r"mesh.context=4: qwen3_5_text has recurrent layers \(inputs, memory\)"
     with pytest.raises(BadInput, match=told):
         refuse(recurrent, None, 4)
 
 
 def test_a_run_that_would_learn_nothing_is_refused(config):
     config.warmup = 1.0
-    with pytest.raises(ValueError, match="leaves the run's only step there"):
+    with pytest.raises(ValueError, match="the only step of the run is taken there"):
         optimizer.schedule_of(optimizer_settings_of(config), 1)
     config.warmup, config.learning_rate = 0.0, 1e-50
     with pytest.raises(ValueError, match="learning_rate=1e-50 is 0 in float32"):

@@ -100,8 +100,8 @@ def test_a_second_interrupt_ends_it_at_once(first):
 @pytest.mark.parametrize(
     ("number", "begin", "end"),
     [
-        (signal.SIGINT, "asked to stop: ", "; Ctrl-C once more ends the run at once"),
-        (signal.SIGTERM, "asked to stop by SIGTERM: ", "is finished and saved"),
+        (signal.SIGINT, "stop requested: ", "; a second Ctrl-C ends the run at once"),
+        (signal.SIGTERM, "stop requested by SIGTERM: ", "is finished and saved"),
     ],
 )
 def test_it_is_said_how_it_was_asked(monkeypatch, number, begin, end):
@@ -135,8 +135,8 @@ def test_a_second_interrupt_does_not_wait_for_the_devices():
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "\n"
     told = process.stdout.readline()  # before the step is over
-    assert told.startswith("asked to stop: ") and told.endswith(
-        "; Ctrl-C once more ends the run at once\n"
+    assert told.startswith("stop requested: ") and told.endswith(
+        "; a second Ctrl-C ends the run at once\n"
     )
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
@@ -249,7 +249,7 @@ def test_two_runs_cannot_share_a_directory(tiny_config, tmp_path):
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(OSError, match="another run is going on in"):
+        with pytest.raises(OSError, match="another run is using"):
             dpo.train(tiny_config)
 
 

@@ -68,7 +68,7 @@ def test_a_means_figures_have_the_names_of_their_filters(monkeypatch):
     ("said", "told"),
     [
         ({"tasks_folder": "mine"}, "tasks_folder=mine has no effect without --config.tasks"),
-        ({"tasks": ("heldout",)}, "tasks=heldout has the name of a held-out set"),
+        ({"tasks": ("heldout",)}, "tasks=heldout has the same name as a held-out set"),
     ],
 )
 def test_what_could_have_no_effect_is_refused(tiny_config, said, told):

@@ -46,11 +46,14 @@ def test_names_are_matched_whole(blank):
 @pytest.mark.parametrize(
     ("pattern", "told"),
     [
-        (r"q_proj", r"matched whole, like model.layers.0.self_attn.q_proj.weight: did you mean "),
+        (
+            r"q_proj",
+            r"matched as a whole, e.g. model.layers.0.self_attn.q_proj.weight.: did you mean ",
+        ),
         (r".*qproj.weight", r"did you mean model.layers.0.self_attn.q_proj.weight"),
         (r".*layers\.3\..*", r"matches no weight of the model"),
-        (r".*", r"matches every weight, and without it all are trained: leave it out"),
-        (r".*(q_proj", r"is no regular expression: missing \)"),
+        (r".*", r"matches every weight, which is the default: leave it out"),
+        (r".*(q_proj", r"is not a valid regular expression: missing \)"),
     ],
 )
 def test_a_pattern_without_effect_is_refused(blank, pattern, told):
@@ -71,7 +74,7 @@ def test_the_experts_of_a_layer_are_trained_together():
     fields = {field.name for field in dataclasses.fields(mixtral.Config)}
     config = mixtral.Config(**{k: v for k, v in (sizes | more).items() if k in fields})
     blank = models.abstract(config)
-    with pytest.raises(ValueError, match="the experts of a layer are trained all or none"):
+    with pytest.raises(ValueError, match="train either all experts of a layer or none"):
         trained.matching(blank, r".*experts\.0\..*")
     found = trained.matching(blank, r".*layers\.1\..*experts.*")
     assert set(found.values()) == {(1,)}
