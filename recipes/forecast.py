@@ -138,7 +138,7 @@ def _checked_flags() -> Chip:
 
 
 def _devices(chip: Chip) -> list:
-    """As many as are asked for, as a compiler knows them; CPUs where it has none for the chip."""
+    """The devices as a compiler knows them; CPUs if there is none for the chip."""
     asked = flags.FLAGS
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     jax.config.update("jax_enable_compilation_cache", False)  # which takes a device to read

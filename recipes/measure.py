@@ -52,7 +52,7 @@ def measure(
 
 
 def _kept(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file of results keeps: the figures, and by which versions of which tasks."""
+    """The content of a file of results: the figures, and by which versions of which tasks."""
     return {name: found[name] for name in ("results", "versions", "n-shot", "n-samples")}
 
 

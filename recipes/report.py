@@ -1,4 +1,4 @@
-"""The page of a run, or of several laid over each other: curves, samples, time, rows, settings.
+"""A page for one run, or for several overlaid: curves, samples, time, rows, settings.
 
   python recipes/report.py runs/tiny
   python recipes/report.py runs/one runs/two runs/three --page=compared.html
@@ -26,7 +26,7 @@ from recipes.training import command
 
 
 def report(directories: Sequence[str], page: str | None) -> str:
-    """Writes the page; where it is.
+    """Writes the page; returns where it is.
 
     Raises:
       FileNotFoundError, OSError: one is not the directory of a run, or the page cannot be written.

@@ -1,4 +1,4 @@
-r"""Pairs of one's own: answers that a model gives to prompts, the best and the worst by a judge.
+r"""Pairs from a model's own answers to prompts: the best and the worst, by a judge.
 
   python recipes/sample_pairs.py --model=runs/tiny/hf/step-60 --directory=runs/round1 \
     --prompts=recipes/tiny/train.jsonl --judge=recipes.tiny.judge:manner
@@ -70,7 +70,7 @@ from zoo.parts import sharding
 
 
 class Options(NamedTuple):
-    """What pairs are made from."""
+    """The options of the program."""
 
     model: str
     prompts: str
@@ -137,7 +137,7 @@ def _judge_of(options: Options) -> str:
 
 
 def _made_with(options: Options, model: zoo.Model) -> dict[str, object]:
-    """What answers depend on."""
+    """What the answers depend on, to refuse mixing answers of different settings."""
     how = options.how
     return {
         "prompts": sources.identity(options.prompts),

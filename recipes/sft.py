@@ -102,12 +102,12 @@ def train(config: ml_collections.ConfigDict) -> bool:
 
 
 def figures(answers: Answers) -> dict[str, Float[Array, ""]]:
-    """Of an update: nats per scored token, and the share of tokens that are the likeliest."""
+    """Metrics of an update: nats per scored token, and the share of most likely tokens."""
     return {"loss": jnp.mean(negative_logps(answers))} | update.token_accuracy(answers)
 
 
 def negative_logps(answers: Answers) -> Float[Array, " P"]:
-    """Of each answer, so that their mean is the update's mean over all scored tokens, in nats."""
+    """Losses of the answers, whose mean is the update's mean over all scored tokens, in nats."""
     examples, tokens = len(answers.tokens), answers.tokens.sum()
     return -answers.policy.sum(-1) * (examples / tokens)
 

@@ -89,7 +89,7 @@ def of_configs(folder):
         ([CONFIG, "--config.beta=much"], ["--config.beta='much' is not a number"], 2),
         ([CONFIG, "--config.mesh.fsdp=8x"], ["mesh.fsdp='8x' is not a whole number"], 2),
         ([CONFIG, "--config.tensorboard=maybe"], ["tensorboard='maybe' is not true or false"], 2),
-        ([CONFIG, "--config.data.columns={1: 2}"], ["data.columns='{1: 2}' cannot be read"], 2),
+        ([CONFIG, "--config.data.columns={1: 2}"], ["data.columns='{1: 2}' cannot be parsed"], 2),
         ([CONFIG, "--config.validation={'a.b': 'c'}"], ["cannot be read"], 2),
         ([CONFIG, "--flagfile=nowhere"], ["nowhere"], 2),
         ([CONFIG, "--", "--config.beta=x"], ["beta='x' is not a number"], 2),
@@ -159,7 +159,7 @@ def of_one(folder):
     yield sft, [SFT_CONFIG, "--config.lr=1e-5"], ["did you mean learning_rate?"], 2
     yield sft, [SFT_CONFIG, "--config.beta=0.1"], ["has no setting 'beta'"], 2
     yield sft, [SFT_CONFIG, "--config.train_seq_len=0"], ["train_seq_len must be above 0"], 2
-    yield sft, [CONFIG], ["has a setting", "that nothing reads"], 2
+    yield sft, [CONFIG], ["has an unknown setting", "that nothing reads"], 2
     yield sft, [SFT_CONFIG, "--config.train_data=nothing.jsonl"], ["no data file"], 1
     report = "recipes/report.py"
     yield report, [], ["give the directory of a run"], 1

@@ -27,7 +27,7 @@ def numbered(examples: Sequence[Example], first_row: int) -> list[Example]:
 
 
 def shares(parts: Sequence[Part]) -> list[float]:
-    """Of all that is drawn, what is of each part."""
+    """The fraction of all drawn examples that each part contributes."""
     weights = [len(p.examples) if p.weight is None else p.weight for p in parts]
     return [weight / sum(weights) for weight in weights]
 

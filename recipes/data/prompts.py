@@ -1,4 +1,4 @@
-"""A file of prompts of one's own, to see what a model answers to them."""
+"""A file of the user's prompts, to see what a model answers to them."""
 
 from typing import NamedTuple
 

@@ -195,7 +195,7 @@ def _all_plain(recognised: Collection[tuple[Source, str]], how: How) -> bool:
 def _read_sources(
     settings: DataSettings, trained: Recognised, others: Recognised, crew: Crew
 ) -> tuple[list[Part], list[HeldOut], list[Told]]:
-    """The examples to train on and those held out, each part split off where a share of it is."""
+    """The examples to train on and those held out, by a share of each source or separate files."""
     how, cache = settings.how, settings.token_cache
     told, train, held_out = [], [], []
     keys, first_row = np.zeros(0, np.uint64), 0
@@ -223,7 +223,7 @@ def _read_sources(
 
 
 def _beside(some: Some, max_length: int) -> Some:
-    """The same, of which each answer stands beside one to another prompt."""
+    """The same examples, in which each answer is paired with one to another prompt."""
     answers = [one for one in some.examples if isinstance(one, AnswerIds)]
     try:
         return some._replace(examples=[*mismatched.beside(answers, max_length)])
@@ -262,7 +262,7 @@ def _looks(one: Source) -> str | None:
 
 
 def _columns(one: Source, needed: Collection[str]) -> set[str]:
-    """The names of its columns, from as many rows as it takes to find those needed.
+    """The names of a source's columns, from as many rows as it takes to find those needed.
 
     From all rows, if need be: the last may be the only one with a system prompt.
     """
@@ -293,7 +293,7 @@ def _told(name: str, one: Source, found: Pairs, line: str) -> Told:
 
 
 def spread(examples: Sequence[Example], most: int | None) -> list[Example]:
-    """At most so many of them, from all over the list: files are often sorted by kind."""
+    """At most `most` examples, from all over the list: files are often sorted by kind."""
     most = len(examples) if most is None else min(len(examples), most)
     steps = np.linspace(0, len(examples) - 1, most)
     return [examples[i] for i in steps.round().astype(int).tolist()]

@@ -71,7 +71,7 @@ def usable(line: kept.Line) -> list[int]:
 
 
 def _with_usable(line: kept.Line) -> kept.Line:
-    """The line, of whose answers there are only those."""
+    """The line with only its usable answers."""
     some = usable(line)
     return line | {name: [line[name][i] for i in some] for name in ("answers", "tokens")}
 

@@ -13,7 +13,7 @@ MADE_WITH = "sampling.json"
 
 
 def lines(directory: places.Place, name: str) -> list[Line]:
-    """Those that were written whole."""
+    """The lines that were written completely."""
     content = directory.read(name) or b""
     return [json.loads(line) for line in content.split(b"\n")[:-1]]
 
@@ -28,7 +28,7 @@ def adding(
 
 
 def written(some: list[Line]) -> bytes:
-    """A line for each."""
+    """The lines as bytes, one for each object."""
     texts = (json.dumps(one, ensure_ascii=False) for one in some)
     return "".join(f"{text}\n" for text in texts).encode("utf-8", "replace")
 

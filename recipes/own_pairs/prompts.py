@@ -32,7 +32,7 @@ class Read(NamedTuple):
 
 
 def read(source: str, tokenizer: ChatTokenizer, most: int | None) -> Read:
-    """The different prompts of a source, each of at most so many tokens (None: of any number).
+    """The distinct prompts of a source, each of at most `most` tokens (None: of any number).
 
     Raises:
       FileNotFoundError: there is no such source.

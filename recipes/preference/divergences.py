@@ -24,7 +24,7 @@ DIVERGENCES: dict[str, Callable[[Array, float], Array]] = {
 
 
 def kl_estimate(log_ratio: Array) -> Array:
-    """From samples of the first of two distributions: never below 0, and 0 where they agree.
+    """An estimate of the KL divergence from samples of the first distribution: never below 0.
 
     Source: k3 of http://joschu.net/blog/kl-approx.html.
     """

@@ -24,7 +24,7 @@ def evaluate(
     place: Place,
     objective: Objective,
 ) -> dict[str, float]:
-    """The metrics of a held-out set, each pair weighing the same but in a loss of weighed pairs.
+    """The metrics of a held-out set; all pairs weigh the same except in a loss of weighted pairs.
 
     Padding never enters a mean.
     """

@@ -66,7 +66,7 @@ def check_first_loss(
     run: Run,
     answers: Answers,
 ) -> None:
-    """The first loss, before anything was learnt, must be the value that each term promises.
+    """The first loss, before any learning, must be the value that each term promises.
 
     `values` are the figures of the first update. What depends on its `answers`, or on margins of
     the data, is computed from them, as if the policy gave the log-probabilities of the reference.

@@ -27,19 +27,19 @@ Each = Float[Array, " P"]
 
 
 def log_ratios(answers: Answers) -> tuple[Each, Each]:
-    """Of the chosen answers, and of the rejected ones."""
+    """The log-ratios of the chosen and of the rejected answers."""
     chosen, rejected = (answers.policy - answers.reference).T
     return chosen, rejected
 
 
 def ratios_per_token(answers: Answers) -> tuple[Each, Each]:
-    """The log-ratios by the number of scored tokens: a mean, in nats per token."""
+    """The log-ratios divided by the number of scored tokens: means, in nats per token."""
     chosen, rejected = ((answers.policy - answers.reference) / answers.tokens).T
     return chosen, rejected
 
 
 def required_margin(answers: Answers) -> Each | float:
-    """The rewards by which the chosen answers must lead, by the data: DPO with an offset.
+    """The margin by which the chosen rewards must lead, as given by the data: DPO with an offset.
 
     Source: https://arxiv.org/abs/2402.10571.
     """
@@ -59,7 +59,7 @@ def sigmoid(answers: Answers, *, beta: float, label_smoothing: float = 0.0) -> E
 
 
 def sigmoid_norm(answers: Answers, *, beta: float, label_smoothing: float = 0.0) -> Each:
-    """DPO by means over tokens, -log S(beta (c / Lc - r / Lr)): long answers weigh no more.
+    """DPO on means over tokens, -log S(beta (c / Lc - r / Lr)): long answers weigh no more.
 
     Source: https://arxiv.org/abs/2411.15124 (Tulu 3); open-instruct's dpo_norm, TRL's sigmoid_norm.
     """
@@ -69,7 +69,7 @@ def sigmoid_norm(answers: Answers, *, beta: float, label_smoothing: float = 0.0)
 
 @of_scores
 def hinge(answers: Answers, *, beta: float) -> Each:
-    """max(0, 1 - beta (c - r)): no more is asked of a pair than a margin of 1 / beta.
+    """max(0, 1 - beta (c - r)): zero once a pair has a margin of 1 / beta.
 
     Source: SLiC, https://arxiv.org/abs/2305.10425, on log-ratios as in RSO,
     https://arxiv.org/abs/2309.06657.
@@ -79,7 +79,7 @@ def hinge(answers: Answers, *, beta: float) -> Each:
 
 
 def ipo(answers: Answers, *, beta: float) -> Each:
-    """IPO by means over tokens: (c / Lc - r / Lr - 1 / (2 beta))², as TRL has it.
+    """IPO on means over tokens: (c / Lc - r / Lr - 1 / (2 beta))², as in TRL.
 
     Source: Eq. 17 of https://arxiv.org/abs/2310.12036.
     """
@@ -89,7 +89,7 @@ def ipo(answers: Answers, *, beta: float) -> Each:
 
 @of_scores
 def ipo_sum(answers: Answers, *, beta: float) -> Each:
-    """Identity preference optimization: (c - r - 1 / (2 beta))², of the paper.
+    """Identity preference optimization: (c - r - 1 / (2 beta))², as in the paper.
 
     Source: Eq. 17 of https://arxiv.org/abs/2310.12036.
     """
@@ -263,7 +263,7 @@ def kto(
 
 
 def plackett_luce(answers: Answers, *, beta: float) -> Each:
-    """Of a list: -log of the probability of its order, sum of log sum_j exp(b x_j) - b x_k over k.
+    """For a list: -log of the probability of its order, sum of log sum_j exp(b x_j) - b x_k over k.
 
     j is k and every answer ranked below it, x a log-ratio. Answers that are ranked alike are not
     compared, and the lowest add nothing: of a pair it is sigmoid, of one answer chosen among others
@@ -280,7 +280,7 @@ def plackett_luce(answers: Answers, *, beta: float) -> Each:
 
 
 def reference_free(answers: Answers, *, beta: float, label_smoothing: float = 0.0) -> Each:
-    """DPO beside a reference that finds all answers equally likely: -log S(beta (pc - pr)).
+    """DPO against a reference that finds all answers equally likely: -log S(beta (pc - pr)).
 
     Source: reference_free in the code of https://arxiv.org/abs/2305.18290's authors.
     """
@@ -346,7 +346,7 @@ def sft_seq(answers: Answers) -> Each:
 
 
 def on_policy(answers: Answers) -> Each:
-    """What a pair counts in WPO: the product of how near its answers are to the policy's own.
+    """The weight of a pair in WPO: the product of how likely its answers are under the policy.
 
     Of each answer exp of the mean over its tokens of log p - log sum p², where the sum is over the
     vocabulary: about 1 for answers like those that are drawn from the policy, and more for the

@@ -76,11 +76,11 @@ class Objective(NamedTuple):
         )
 
     def value(self, term: Term, answers: Answers) -> Float[Array, " P"]:
-        """One of the losses, of each pair or list as much as it counts."""
+        """One of the losses for each pair or list, times the weight of that pair."""
         return self.counted(term.of(answers), answers)
 
     def counted(self, each: Float[Array, " P"], answers: Answers) -> Float[Array, " P"]:
-        """Values of pairs, or lists, by what the data and the policy say that each counts."""
+        """Values of pairs or lists, times their weights by the data and the policy."""
         if answers.weights is not None:
             each = answers.weights * each
         if self.use_weighting and answers.log_p2 is not None:  # it is known in training alone
@@ -112,16 +112,16 @@ class Objective(NamedTuple):
 
     @property
     def is_unpaired(self) -> bool:
-        """Whether it is of answers that are wanted or not, and of no pairs."""
+        """Whether the losses take single wanted or unwanted answers instead of pairs."""
         return any(term.name in UNPAIRED for term in self.terms)
 
     def of_an_update(self) -> list[str]:
-        """The names of figures that depend on all of its pairs together."""
+        """The names of figures that depend on all pairs of an update together."""
         names = [term.name for term in self.terms if term.name in losses.OF_AN_UPDATE]
         return ["dpo_loss", *(f"loss_{name}" for name in names)] if names else []
 
     def of_terms(self, answers: Answers) -> dict[str, Float[Array, " P"]]:
-        """Each term by its name, not weighted, where there are several."""
+        """Each unweighted term by name, if there are several."""
         several = len(self.terms) > 1
         return {term.name: self.value(term, answers) for term in self.terms} if several else {}
 
@@ -159,7 +159,7 @@ def objective(given: Values) -> Objective:
 
 
 def _weights(text: str) -> dict[str, float]:
-    """Of "sigmoid=0.8,sft": by name, 1 where none is given."""
+    """The weights in "sigmoid=0.8,sft" by name, 1 where none is given."""
     found: dict[str, float] = {}
     for name, number in written.loss_terms(text):
         if name not in LOSSES:

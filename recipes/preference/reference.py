@@ -225,7 +225,7 @@ def _not_yet(*_: object) -> Array:
 
 
 def _none(run: Run) -> Reference:
-    """In place of one, for losses of the policy alone: log-ratios are log-probabilities."""
+    """Stands in for a reference if no loss uses one: log-ratios are log-probabilities."""
     shape = run.place.shape
     nothing = batches.put_replicated(
         np.zeros((shape.examples, shape.answers), np.float32), run.place
@@ -235,7 +235,7 @@ def _none(run: Run) -> Reference:
 
 
 def _weights(asked: Beside, policy: Policy, run: Run) -> tuple[nnx.GraphDef, Params]:
-    """Of the reference; where they are like the policy's, one program runs both."""
+    """The reference's graph and weights; if they are like the policy's, one program runs both."""
     if asked.of_policy and run.chosen is not None:
         say(f"reading the reference: the trained weights as they are in {asked.path}")
         theirs = zoo.folders.read(run.blank, run.chosen, policy.blank.dtype)
@@ -286,7 +286,7 @@ def load(asked: Beside, policy: zoo.Model, run: Run | Scoring) -> zoo.Model:
 
 
 def _like(model: zoo.Model, policy: zoo.Model) -> None:
-    """Computed in the policy's way, so that one program is compiled for both."""
+    """Sets the model to compute like the policy, so that one program is compiled for both."""
     model.attention = policy.attention
     model.remat, model.remat_layers = policy.remat, policy.remat_layers
 

@@ -48,7 +48,7 @@ def opened(
     attention: str,
     ld_alpha: float | None = None,
 ) -> Cache:
-    """What is kept of a reference. Files that cannot be read are skipped, and made again.
+    """The cached values of a reference. Files that cannot be read are skipped, and made again.
 
     Raises:
       OSError: the directory cannot be used.

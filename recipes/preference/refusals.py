@@ -1,4 +1,4 @@
-"""What settings of a loss do not go together, in sentences, before anything is read."""
+"""Refuses settings of losses that cannot be combined, before anything is read."""
 
 from collections.abc import Collection
 

@@ -45,7 +45,7 @@ class Source(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Of the pairs of a source."""
+    """The scores of the pairs of a source."""
 
     source: Source
     policy: Float[np.ndarray, "pairs A"]  # log-probability of each answer, in nats
@@ -75,7 +75,7 @@ def sources(data: Data) -> list[Source]:
 
 
 def told(run: Scoring, found: Sequence[Source]) -> str:
-    """What is going to be done."""
+    """The plan of the program, as text."""
     shape, devices = run.place.shape, run.computing.mesh.devices
     device, pairs = devices.flat[0], found[0].pairs
     counts = ", ".join(f"{len(one.pairs)} of {one.name}" for one in found)
@@ -95,7 +95,7 @@ def told(run: Scoring, found: Sequence[Source]) -> str:
 def of_both(
     run: Scoring, asked: Beside, ask: Callable[[nnx.GraphDef, Params], Found]
 ) -> tuple[Found, Found]:
-    """What policy and reference answer when they are asked, the one after the other.
+    """What `ask` returns for the policy and then for the reference, one after the other.
 
     The policy has left memory when the reference is read, except what they share.
 
@@ -124,7 +124,7 @@ def of_both(
 
 
 def logps_of(pairs: Sequence[Example], forward: logps.Forward, place: Place) -> np.ndarray:
-    """`logps.of_examples`, behind a bar."""
+    """`logps.of_examples` with a progress bar."""
     together = place.shape.examples
     starts = terminal.bar(range(0, len(pairs), together), unit=f"{together} pairs")
     found = [logps.of_examples(forward, pairs[i : i + together], place) for i in starts]

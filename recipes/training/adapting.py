@@ -25,7 +25,7 @@ Number = TypeVar("Number", int, float)
 
 
 class Adapting(NamedTuple):
-    """What is trained beside frozen weights."""
+    """The adapters that are trained on frozen weights."""
 
     sites: list[Site]
     like: Params  # shapes and shardings of the adapters
@@ -36,7 +36,7 @@ class Adapting(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """The largest."""
+        """The largest rank of all adapters."""
         return max(rank for site in self.sites for rank in site.ranks)
 
 
@@ -141,6 +141,6 @@ def begun(asked: Adapting, base: zoo.Model, frozen: Params, seed: int) -> Params
 
 
 def each(like: Params, of: Adapter) -> PyTree:
-    """A tree as the adapters', with the same for A, for B and for the magnitude of all."""
+    """A tree like the adapters', with the same value for A, B and the magnitude of each."""
     one = lambda adapter: Adapter(of.a, of.b, None if adapter.magnitude is None else of.magnitude)
     return jax.tree.map(one, like, is_leaf=lambda x: isinstance(x, Adapter))

@@ -72,7 +72,7 @@ def check_names(config: ml_collections.ConfigDict, table: Table) -> None:
 
 
 def example(table: Table) -> str:
-    """A config of the recipe that has these settings."""
+    """The example config of the recipe that has these settings."""
     return f"recipes/configs/{'tiny' if trains_on_pairs(table) else 'tiny_sft'}.py"
 
 

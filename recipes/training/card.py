@@ -129,7 +129,7 @@ def _data(directory: places.Place) -> list[list[str]]:
 
 
 def _settings(run: Run | Exporting) -> list[list[str]]:
-    """Those that are not the defaults."""
+    """The settings that are not the defaults."""
     given = _flat(run)
     table = table_of(recipe_of(given))
     return [

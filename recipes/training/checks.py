@@ -200,7 +200,7 @@ def _check_adapters(given: Values, table: Table) -> None:
 
 
 def _check_scored(given: Values) -> None:
-    """Two models, and sources that are told apart, where nothing is trained."""
+    """Checks scoring: two different models, and sources with distinct names."""
     if given["data.answers"] != 2:
         raise BadInput(
             f"--config.data.answers={given['data.answers']} has no effect: only pairs are scored; "

@@ -163,7 +163,7 @@ def _read(groups: Groups | None, argv: list[str], *, writes: bool) -> Given:
 
 
 def _left(sets: list[str], config: ml_collections.ConfigDict) -> str:
-    """What is said of held-out sets that are left out."""
+    """The note about held-out sets that are left out."""
     told = f"--config.train_data={config.train_data}: the config's own held-out data "
     told += f"({', '.join(sets)}) belongs to other data and is left out"
     if not config.validation and config.validation_split_fraction is not None:
@@ -179,7 +179,7 @@ def _with_config(
     joins: bool = False,
     note: str = "",
 ) -> int:
-    """Its exit status."""
+    """Runs the program with its config; returns the exit status."""
     several = config.distributed.to_dict() if "distributed" in config else {}
     together = several.pop("enabled", False) and joins
 

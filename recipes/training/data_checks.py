@@ -25,7 +25,7 @@ def check(given: Values, *, pairs: bool) -> None:
 
 
 def one_of(name: str, value: str, known: Iterable[str]) -> None:
-    """Refuses a value that is none of the known ones."""
+    """Refuses a value that is not one of the known ones."""
     if value not in known:
         raise BadInput(
             f"--config.{name}={value!r} is not one of "

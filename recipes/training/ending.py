@@ -59,7 +59,7 @@ def show(
 def figures(
     sets: Sequence[HeldOut], held_out: Mapping[str, float], *, has_reference: bool = True
 ) -> list[str]:
-    """Accuracy and reward margin, which the reference itself has not; of answers, the loss."""
+    """Held-out accuracy and reward margin, before and after; for single answers, the loss."""
     told = []
     for one in sets:
         name, pairs = one.name, one.examples
@@ -77,7 +77,7 @@ def figures(
 def manner(
     answers: Answers | None, stop_ids: Collection[int], *, has_reference: bool = True
 ) -> list[str]:
-    """How many answers are in the wanted manner, by `samples.is_wanted`, and come to an end."""
+    """The share of answers closer to the chosen one (`samples.is_wanted`), and of those cut off."""
     if not answers or not is_ranked(answers.examples[0]):
         return []
     before, after = (samples.wanted_share(answers, name) for name in ("before", "after"))
@@ -92,7 +92,7 @@ def manner(
 
 
 def _unended(answers: Answers, stop_ids: Collection[int]) -> list[str]:
-    """Answers that fill their room, where they have become more."""
+    """A line on answers that were cut off, if there are more than before."""
     count = {name: sum(text[-1] not in stop_ids for text in texts if text)
              for name, texts in answers.texts.items()}  # fmt: skip
     if count["after"] <= count.get("before", 0):
@@ -102,7 +102,7 @@ def _unended(answers: Answers, stop_ids: Collection[int]) -> list[str]:
 
 
 def how_to_export(folder: str) -> str:
-    """How a run that is finished writes its folder after all."""
+    """How to write the model folder of a finished run."""
     return (
         "\nno Hugging Face folder was written (--config.steps_per_hf_export=-1): the same "
         f"command with --config.steps_per_hf_export=None writes {folder}"
@@ -140,7 +140,7 @@ go on from these adapters, with other pairs or settings:
 
 
 def _elsewhere(folder: str, run: Run) -> str:
-    """Lines for programs that put the adapters beside weights of their own."""
+    """Commands for programs that load adapters on weights of their own."""
     assert run.adapting is not None
     rank, revision, base = run.adapting.rank, run.folder.revision, policy.base_of(run)
     quoted, on = (json.dumps(one, ensure_ascii=False) for one in (folder, base))

@@ -228,7 +228,7 @@ def export_name(step: int, run: Run | Exporting) -> str:
 
 
 def export_folder(step: int, run: Run | Exporting) -> places.Place:
-    """That folder."""
+    """The place of the Hugging Face folder of a step."""
     return run.directory.within(export_name(step, run))
 
 

@@ -42,7 +42,7 @@ def on_host(values: Mapping[str, Array]) -> dict[str, int | float]:
 
 
 def line(step: int, total: int, figures: Mapping[str, int | float]) -> str:
-    """The few figures to watch, on one line; of others than ours (tasks) all."""
+    """The few metrics to watch, on one line; of metrics of tasks all."""
     where = next(iter(figures)).rpartition("/")[0]
     short = {name.removeprefix(f"{where}/"): value for name, value in figures.items()}
     watched = (
@@ -130,7 +130,7 @@ class Log:
 def _boards(
     folder: str, first: int, writers: contextlib.ExitStack
 ) -> Callable[..., "tensorboardX.SummaryWriter"]:
-    """The writer of what is called so; what was there from the step `first` on is forgotten."""
+    """TensorBoard writers by name; records from the step `first` on are dropped."""
     with _without("torch"):  # seconds of a start, for tensors that no run has
         import tensorboardX
 
@@ -144,7 +144,7 @@ def _boards(
 
 
 def _trackers(directory: places.Place, records: Records) -> list[tuple[Any, Any]]:
-    """Those that were asked for, and the run in each: started again it is the same."""
+    """The trackers that are asked for, and the run in each, which a restart continues."""
     found: list[tuple[Any, Any]] = []
     if records.wandb_project:
         import wandb  # an extra: few runs want it

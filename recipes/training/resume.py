@@ -86,7 +86,7 @@ def refuse_other_settings(
 
 
 def _updates(given: Values, examples: int | None) -> int | None:
-    """How many a run takes; None where it depends on the number of examples."""
+    """The number of updates of a run; None if it depends on the number of examples."""
     if given.get("num_epochs") is None:
         return given.get("num_train_steps")
     every = {"num_train_steps": None, **given}

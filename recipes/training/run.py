@@ -114,12 +114,12 @@ class Beside(NamedTuple):
 
     @property
     def resident(self) -> bool:
-        """Whether it is asked at every step."""
+        """Whether the reference is computed at every step."""
         return self.mode != "cached"
 
     @property
     def stays(self) -> bool:
-        """Whether weights of its own stay in memory: one that follows is the optimizer's."""
+        """Whether its own weights stay in memory: if it follows, they are the optimizer's."""
         return self.resident and self.follows is None
 
 

@@ -33,14 +33,14 @@ def computing(given: Values) -> Computing:
 
 
 def updates(given: Values, examples: int) -> int:
-    """As many as are named, or as the epochs are nearest to."""
+    """The number of updates: as set, or the nearest to the number of epochs."""
     epochs = given["num_epochs"] or 0
     nearest = round(min(epochs * examples / given["train_batch_size"], 2**31))
     return given["num_train_steps"] or max(1, nearest)
 
 
 def total_steps(given: Values, examples: int) -> int:
-    """How many updates there will be, of so many examples.
+    """The number of updates of the run, with this many examples.
 
     Raises:
       ValueError: another setting names a step beyond the last.
@@ -87,7 +87,7 @@ def keep(given: Values) -> Keep:
 
 
 def records(given: Values) -> Records:
-    """Where figures go."""
+    """Where metrics are logged."""
     return Records(
         tensorboard=given["tensorboard"],
         wandb_project=given["wandb_project"],
@@ -100,7 +100,7 @@ def records(given: Values) -> Records:
 
 
 def watching(given: Values, data: Data) -> Watching:
-    """What is written while it learns."""
+    """The samples that are drawn during training."""
     every = given["steps_per_sample"] if given["sample_tokens"] else None
     return Watching(every, data.prompts, given["sample_count"], given["sample_temperature"])
 

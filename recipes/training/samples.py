@@ -49,7 +49,7 @@ def answered(run: Run, trained: zoo.Model, reference: zoo.Model | None) -> Answe
 
 
 def at_once(pairs: list[Example], most: int) -> list[Example]:
-    """As many of them as may be answered at once, evenly spread."""
+    """As many examples as may be answered at once, evenly spread."""
     count = min(ASKED, len(pairs))
     while True:
         some = spread(pairs, count)
@@ -59,7 +59,7 @@ def at_once(pairs: list[Example], most: int) -> list[Example]:
 
 
 def spread(some: Sequence[Some], count: int) -> list[Some]:
-    """So many of them, or all there are, evenly spread."""
+    """At most `count` items, evenly spread."""
     count = min(count, len(some))
     return [some[i * len(some) // count] for i in range(count)]
 
@@ -83,7 +83,7 @@ def is_wanted(answer: Sequence[int], pair: Example, most: int) -> bool:
 
 
 def wanted_share(answers: Answers, name: str) -> float | None:
-    """The share in the wanted manner, by `is_wanted`; None: there are no such answers."""
+    """The share of answers closer to the chosen one, by `is_wanted`; None: there are none."""
     texts = answers.texts.get(name)
     if texts is None:
         return None

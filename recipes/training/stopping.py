@@ -19,7 +19,7 @@ class Watch:
         self._values = recorded(patience, directory)
 
     def add(self, held_out: Mapping[str, float], step: int) -> str | None:
-        """Takes an evaluation; if the run is to end by it, why.
+        """Adds an evaluation; if the run is to end because of it, says why.
 
         Raises:
           RuntimeError: as `value`.

@@ -49,7 +49,7 @@ def results(
     chat_template: bool = False,
     between: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """What the harness finds of a model, as it gives it; `between` is called before each batch."""
+    """The harness's results for a model; `between` is called before each batch."""
     import lm_eval
 
     # Resamples are drawn here: a fork of a process that has jax may hang.
@@ -92,7 +92,7 @@ def _tokenizer(folder: pathlib.Path) -> ChatTokenizer:
 
 
 def lines(run: Run, held_out: Mapping[str, float]) -> list[str]:
-    """What is said of them at the end of a run."""
+    """The lines about tasks at the end of a run."""
     told = []
     for name in run.tasks.names if run.tasks else ():
         own = f"eval/{name}/"

@@ -27,7 +27,7 @@ Chosen = dict[str, tuple[int, ...] | None]
 
 
 class Trained(NamedTuple):
-    """Trees as what is trained."""
+    """Trees with the structure of what is trained."""
 
     like: Params  # shapes and shardings
     decayed: PyTree  # whether it is subject to weight decay
@@ -36,7 +36,7 @@ class Trained(NamedTuple):
 
 
 def of(blank: zoo.Model, adapters: Adapting | None, chosen: Chosen | None) -> Trained:
-    """Of a model without weights, all of them unless there are adapters or `chosen` weights."""
+    """What is trained of a model without weights: adapters, `chosen` weights, or all of them."""
     if adapters is not None:
         decayed = adapting.each(adapters.like, Adapter._make((True, True, False)))
         rates = None
@@ -78,7 +78,7 @@ def sides_of(blank: zoo.Model) -> PyTree:
 
 
 def sides_of_adapters(adapters: Adapting) -> PyTree:
-    """The same of adapters: A and B are each a matrix of every layer."""
+    """The `Sides` of adapters: A and B are each a matrix of every layer."""
     like: dict[str, Any] = traverse_util.flatten_dict(adapters.like, sep=".")
     found = {}
     for site in adapters.sites:
@@ -115,7 +115,7 @@ def layout_of(blank: zoo.Model, some: Chosen, dtype: jax.typing.DTypeLike) -> Pa
 
 
 def others(blank: zoo.Model, chosen: Chosen) -> Chosen:
-    """What is frozen where these are trained."""
+    """What is frozen if these weights are trained."""
     left: Chosen = {}
     for path, param in nnx.to_flat_state(nnx.state(blank)):
         layers = chosen.get(name := models.name_of(path), ())
@@ -193,7 +193,7 @@ def matching(blank: zoo.Model, pattern: str) -> Chosen:
 
 
 def _near(pattern: str, names: dict[str, list[str]]) -> str:
-    """What may have been meant."""
+    """A suggestion of what may have been meant."""
     every = [own[0] for own in names.values()]
     if within := [name for name in every if re.search(pattern, name)]:
         return f" (names are matched as a whole, e.g. {within[0]}): did you mean .*{pattern}.*?"

@@ -23,7 +23,7 @@ Params = dict[str, PyTree]  # weights by name, in dicts as modules nest
 
 
 class Answers(NamedTuple):
-    """What a loss sees of the examples of an update: of a pair, first the chosen answer.
+    """What a loss sees of the examples of an update: in a pair, the chosen answer comes first.
 
     Of a list, first the best answer; where one has fewer than another, the rest is zeros.
     """
@@ -44,7 +44,7 @@ class Answers(NamedTuple):
 def token_accuracy(
     answers: Answers, counted: Bool[Array, " P"] | bool = True
 ) -> dict[str, Float[Array, ""]]:
-    """Of the scored tokens of each first answer, the share that the policy finds the likeliest.
+    """The share of scored tokens of each first answer that are the policy's most likely ones.
 
     Nothing where the policy was not asked for it: outside of training.
     """

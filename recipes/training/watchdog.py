@@ -1,4 +1,4 @@
-"""A run that hangs ends itself, so that whatever started it can start it again.
+"""Ends a run that hangs, so that its launcher can restart it.
 
 A process that has stopped, a network that is gone or a disk that never answers leaves the others
 waiting for ever, and their machines with them.
@@ -20,7 +20,7 @@ STDERR = 2
 
 @contextlib.contextmanager
 def over(minutes: float | None, stop: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
-    """Inside the block the process ends if `stop` is not asked for so many minutes; None: never.
+    """Inside the block the process ends if `stop` is not called for this many minutes; None: never.
 
     Whatever takes long asks it after each of its parts, for it says whether the run is to stop:
     who asks is alive. The function is `stop`, watched.

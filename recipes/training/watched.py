@@ -1,4 +1,4 @@
-"""What policy and reference answer to a few prompts while the policy learns, and what it prefers.
+"""Answers of policy and reference to a few prompts during training, with token log-ratios.
 
 Each answer is an object of samples.jsonl, with the log-ratio of each of its tokens: how much more
 likely the policy finds it than the reference does, in nats.
@@ -34,14 +34,14 @@ class SamplePrompt(NamedTuple):
 
 
 class ReferenceSamples(NamedTuple):
-    """What a model that does not change answers, and how likely it finds answers that stay."""
+    """The answers of a fixed reference, and how likely it finds answers that do not change."""
 
     answers: dict[float, Ids]  # by temperature
     logps: dict[tuple[float, str], list[Float[np.ndarray, " A"]]]  # by temperature and name
 
 
 def prompts_of(run: Run) -> list[SamplePrompt]:
-    """The prompts: one's own, or held out, or trained on, evenly spread over all of them."""
+    """The prompts to answer: the user's own, or held-out, or training ones, evenly spread."""
     count, own = run.watching.count, run.watching.prompts
     if own is not None:
         found = [
@@ -67,7 +67,7 @@ def _given(example: Example, most: int) -> dict[str, list[int]]:
 
 
 def reference_samples(model: zoo.Model, run: Run) -> ReferenceSamples | None:
-    """What a reference that stays as it is has to say; nothing where no samples are taken."""
+    """The samples of a fixed reference; None if no samples are taken."""
     if run.watching.every is None:
         return None
     prompts = prompts_of(run)
@@ -113,7 +113,7 @@ def taken(
 
 
 def excerpt(some: Sequence[Sample], step: int, total: int) -> str:
-    """The first of them, for the terminal."""
+    """The first sample, for the terminal."""
     first = some[0]
     names = ("prompt", "reference", "policy")
     lines = [samples.block(name, first[name]) for name in names if first[name] is not None]
@@ -123,7 +123,7 @@ def excerpt(some: Sequence[Sample], step: int, total: int) -> str:
 def _answers(
     model: zoo.Model, prompts: list[SamplePrompt], run: Run, step: int
 ) -> dict[float, Ids]:
-    """By temperature, with a seed of its own for each step."""
+    """Answers by temperature, with another seed for each step."""
     ids, most = [one.ids for one in prompts], run.sample_tokens
     room = generate.most_new_tokens(model, max(map(len, ids)))
     most = most if room is None else min(most, room)

@@ -505,7 +505,7 @@ def test_texts_of_a_file_are_texts_of_the_config():
         ("learning_rate: 1", "belongs to no known trainer: TRL, axolotl"),
         ("stage: sft\nmodel_name_or_path: a", "recipes/sft.py"),
         ("base_model: a", "rl: None is no training on preferences"),
-        ("base_model: a\nrl: dpo\ndatasets: [{name: b}]", "not as axolotl has it: KeyError"),
+        ("base_model: a\nrl: dpo\ndatasets: [{name: b}]", "not a valid file of axolotl: KeyError"),
     ],
 )
 def test_what_cannot_be_translated_is_said(text, told, tmp_path):

@@ -47,7 +47,7 @@ QUESTIONS = (
 
 
 def _spellings(name: str) -> set[str]:
-    """`user_prompt`, `USER_PROMPT`, `User Prompt`, `user-prompt`, `userPrompt` and their kind."""
+    """The usual spellings of a name: `user_prompt`, `USER_PROMPT`, `User Prompt`, `userPrompt`."""
     names = {name, name.replace("_", " "), name.replace("_", "-")}
     joined = name.title().replace("_", "")
     names |= {joined, joined[0].lower() + joined[1:]}
@@ -232,7 +232,7 @@ def unread_tools(row: Row) -> list[str]:
 
 
 def unread(name: str, heard: str, layout: str) -> str:
-    """The sentence about a column that looks like the question and is not in the pair."""
+    """The sentence about a column that looks like the question but is not in the pair."""
     remedy = "put it into the prompt"
     if "system" in name.lower():
         remedy = f"read it with {flag({'system_prompt': name})}"
@@ -247,7 +247,7 @@ def unread(name: str, heard: str, layout: str) -> str:
 
 
 def holds(heard: str, value: object) -> bool:
-    """Does `heard` hold all that `value` asks, white space aside? Numbers ask nothing."""
+    """Does `heard` contain all that `value` asks, white space aside? Numbers ask nothing."""
     text = isinstance(value, str)
     if value is None or (text and (value in heard or re.fullmatch(r"\s*[-+]?\d+\.?\d*\s*", value))):
         return True

@@ -54,7 +54,7 @@ def history(given: object) -> Turns:
 
 
 def goes_on(begun: Message, answer: Message) -> bool:
-    """Is an assistant turn the beginning of another one, and kept whole in it?"""
+    """Is an assistant turn the beginning of another one, and kept completely in it?"""
     said = begun["content"]
     plain = begun["role"] == answer["role"] == "assistant" and len(begun) == 2
     return plain and bool(said.strip()) and answer["content"].startswith(said)

@@ -24,7 +24,7 @@ UNWANTED = "its `label` is false: the answer is not wanted"
 
 
 def prompted(row: Row) -> Turns:
-    """What is asked: `prompt`, after `history`."""
+    """The prompt as messages: `prompt`, after `history`."""
     prompt = messages.read(row.get("prompt"), "prompt", role="user")
     return conversation.history(row.get("history")) + prompt
 
@@ -32,7 +32,7 @@ def prompted(row: Row) -> Turns:
 def answered(
     row: Row, prompt: Turns, chosen: str = "chosen", rejected: str = "rejected", answers: int = 2
 ) -> Pair:
-    """The chosen answer and the rejected one, or the list of them, all of which are worse."""
+    """The chosen and the rejected answer, or a list of rejected ones, all worse than the first."""
     best, others = row.get(chosen), row.get(rejected)
     if isinstance(others, str) and not isinstance(messages.parsed(best), list):
         others = messages.parsed(others)  # a list as a table has it
@@ -54,7 +54,7 @@ def _are_answers(held: list) -> bool:
 
 
 def listed(row: Row, prompt: Turns, said: list[object], ranks: tuple[int, ...]) -> Pair:
-    """The pair, or list, of answers from the best to the worst."""
+    """The pair or list of answers, from the best to the worst."""
     named = zip(said, ("chosen", *("rejected" for _ in said[1:])), strict=True)
     pair = forked(row, *(conversation.continued(prompt, one, name) for one, name in named))
     if not pair.more:
@@ -81,7 +81,7 @@ def forked(row: Row, *conversations: Turns) -> Pair:
 
 
 def _with_system_prompt(row: Row, *conversations: Turns) -> list[Turns]:
-    """With the system prompt of the column; it may stand in both places."""
+    """The messages with the system prompt of the column; it may be in both places."""
     if not row.get("system_prompt"):
         return [*conversations]
     system = {"role": "system", "content": messages.text(row["system_prompt"], "system_prompt")}
@@ -94,7 +94,7 @@ def _with_system_prompt(row: Row, *conversations: Turns) -> list[Turns]:
 
 
 def instructed(row: Row) -> Turns:
-    """What is asked: `instruction`, with `input` on a line of its own, after `history`."""
+    """The prompt as messages: `instruction`, with `input` on a line of its own, after `history`."""
     asked = messages.text(row.get("instruction"), "instruction")
     if row.get("input"):
         asked += "\n" + messages.text(row["input"], "input")
@@ -126,7 +126,7 @@ def plain(row: Row, prompt: str, chosen: str, rejected: str) -> Pair:
 
 
 def refuse_beside_plain(row: Row) -> None:
-    """Plain text has no place for what a chat template is given."""
+    """Refuses what only a chat template could use, in rows of plain text."""
     for name in BESIDES:
         if row.get(name):
             raise BadInput(f"plain text cannot contain `{name}`")
@@ -153,7 +153,7 @@ def besides(row: Row) -> tuple[list | None, dict[str, object]]:
 
 
 def _ratings(row: Row) -> tuple[float, float] | None:
-    """Of both answers, NaN for what is not a number; None where the row has none."""
+    """The ratings of both answers, NaN for what is not a number; None if the row has none."""
     chosen, rejected = (row.get(name) for name in RATINGS)
     return None if chosen is rejected is None else (_number(chosen), _number(rejected))
 
@@ -197,7 +197,7 @@ def transcript(value: object, name: str) -> Turns:
 
 
 def worth(row: Row, named: Mapping[str, str]) -> Worth:
-    """Of a pair, from a row as the dataset has it; `named` gives its names for our columns.
+    """The weight and margin of a pair, by a row; `named` maps our column names to the dataset's.
 
     Raises:
       ValueError: one holds no number, or the weight is below 0.

@@ -38,7 +38,7 @@ def whole_conversation(row: Row) -> Pair:
 
 
 def sharegpt_conversation(row: Row) -> Pair:
-    """Column `conversations`: the same, `{from, value}`.
+    """Column `conversations`: a conversation that ends with an answer, `{from, value}`.
 
     Raises:
       ValueError: the column is missing or malformed, or does not end with an answer.

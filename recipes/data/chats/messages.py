@@ -174,13 +174,13 @@ def check_data(value: object, name: str) -> None:
 
 
 def one_line(said: str, most: int = 300) -> str:
-    """The same on one line, with a long text cut."""
+    """A text on one line, with a long one cut."""
     said = visible(said).replace("\n", "␊").replace("\t", " ")
     return said if len(said) <= most else f"{said[:most]}…"
 
 
 def is_blank(message: Message) -> bool:
-    """Does it say nothing and call no tool?"""
+    """Is a message empty, without any tool call?"""
     return not message["content"].strip() and "tool_calls" not in message
 
 
@@ -217,7 +217,7 @@ def _message(message: object, name: str) -> Message:
 
 
 def _parts(parts: list, name: str) -> tuple[str, str]:
-    """What is said in typed parts, and what is thought."""
+    """The text in typed parts, and the thoughts in them."""
     said, thought = [], []
     for part in parts:
         kind = part.get("type") if isinstance(part, dict) else None
@@ -263,7 +263,7 @@ def _are_turns(found: object) -> bool:
 
 
 def _calls(calls: object, name: str) -> list[dict[str, object]]:
-    """In OpenAI's form, `{type, function: {name, arguments}}`, with arguments as an object."""
+    """Tool calls in OpenAI's form, `{type, function: {name, arguments}}`, arguments as objects."""
     calls = parsed(calls)
     return [_call(unquoted(call), name) for call in (calls if isinstance(calls, list) else [calls])]
 

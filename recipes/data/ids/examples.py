@@ -46,7 +46,7 @@ class AnswerIds(NamedTuple):
 
     @property
     def answers(self) -> tuple[Answer, ...]:
-        """The one."""
+        """The one answer, as a tuple."""
         return (Answer(self.answer, self.scored),)
 
 
@@ -122,7 +122,7 @@ def is_ranked(example: Example) -> bool:
 
 
 def ranks_of(example: Example) -> tuple[int, ...]:
-    """Of each answer, 0 the best."""
+    """The rank of each answer, where 0 is the best."""
     return example.ranks if isinstance(example, ListIds) else (0, 1)[: len(example.answers)]
 
 
@@ -139,7 +139,7 @@ def described(note: str) -> str:
 
 
 def as_bytes(example: Example) -> bytes:
-    """All that training sees of it: equal for examples that train the same, on any machine."""
+    """All that training sees of an example: equal for those that train the same, on any machine."""
     ratings = None if is_ranked(example) else example.ratings
     label = b"" if ratings is None else np.array(ratings[:1], "<i4").tobytes()
     worth = b"" if example.worth == Worth() else np.array(example.worth, "<f8").tobytes()
@@ -155,7 +155,7 @@ def turned(pair: PairIds) -> PairIds:
 
 
 def texts_as_bytes(example: Example) -> bytes:
-    """Its tokens and masks: equal where a model gives the same log-probabilities."""
+    """The tokens and masks of an example: equal if a model gives the same log-probabilities."""
     answers = example.answers
     parts = example.prompt, *(answer.ids for answer in answers)
     sized = (len(array).to_bytes(8) + array.astype("<i4").tobytes() for array in parts)

@@ -56,7 +56,7 @@ def partners(prompts: Sequence[bytes]) -> list[int]:
 
 
 def _fitted(answer: Answer, room: int) -> Answer:
-    """Its beginning, which ends with a scored token; all of it is scored where nothing else is."""
+    """The beginning of an answer, up to a scored token; if none is scored, all of it is."""
     ids, scored = answer.ids[:room], answer.scored[:room]
     if not scored.any():
         return Answer(ids, np.ones(len(ids), bool))

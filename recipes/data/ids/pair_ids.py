@@ -184,7 +184,7 @@ def _encode_text(
         spans = [(prompt_end, len(text) + 1)]
 
     def characters(i: int) -> tuple[int, int]:
-        """From .. to, of a token. In the head it is all of it; a token without any has the next."""
+        """The span of a token: of the head all of it; a token without text has that of the next."""
         i -= before
         if i < 0:
             return -1, cut
@@ -237,7 +237,7 @@ def _common(a: np.ndarray, b: np.ndarray) -> int:
 def _fitted(
     parted: _Parted, most: int, over_length: str, bos: int | None
 ) -> tuple[_Parted, str | None]:
-    """Cut to at most so many tokens, each answer up to its last scored one; and what was cut."""
+    """Cuts to at most `most` tokens, each answer up to its last scored one; says what was cut."""
     prompt = parted.prompt
     answers = [_ended(answer, "nothing to score") for answer in parted.answers]
     longest, n = max(len(answer.ids) for answer in answers), len(prompt)
@@ -257,7 +257,7 @@ def _fitted(
 
 
 def _ended(answer: Answer, otherwise: str) -> Answer:
-    """Up to its last scored token: what follows is never seen."""
+    """The answer up to its last scored token: what follows is never seen."""
     if len(answer.scored) and answer.scored[-1]:  # as almost all are
         return answer
     if not answer.scored.any():

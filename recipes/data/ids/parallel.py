@@ -120,7 +120,7 @@ def in_memory(source: Source, how: How, crew: Crew) -> list[Shard]:
 
 
 def kept(source: Source, how: How, cache: places.Place, crew: Crew) -> list[Shard]:
-    """The same, tokenised once: a later start maps what an earlier one kept in the directory.
+    """The rows of a source, tokenised once: a later start maps what an earlier one kept.
 
     Raises:
       ValueError: the source was changed while it was read.
@@ -168,7 +168,7 @@ def _tokenised(
 
 
 def _parts(source: Source, most: int) -> Iterator[tuple[int, list[Row]]]:
-    """The rows, so many at a time, with the number of the first."""
+    """The rows in parts of a fixed size, each with the number of its first row."""
     rows = sources.read(source.path, layouts.wanted(dict(source.columns), single=source.single))
     part: list[Row] = []
     first = size = 0

@@ -141,7 +141,7 @@ def _digest(folder: places.Place, name: str) -> str | None:
 
 @contextlib.contextmanager
 def _told(folder: places.Place) -> Iterator[None]:
-    """An error of the disk, as a sentence."""
+    """An error of the disk as an error for the user."""
     try:
         yield
     except OSError as error:

@@ -103,7 +103,7 @@ def iterate(endless: grain.MapDataset, place: Place, *, start: int) -> Iterator[
 
 
 def in_order(examples: Sequence[Example], place: Place) -> Iterator[Update]:
-    """All of them once, in order: for evaluation. The last element may hold fewer than P."""
+    """All examples once, in order, for evaluation. The last update may hold fewer than P."""
     shards, P = shards_here(place), place.shape.examples
     for start in range(0, len(examples), P):
         yield pack(examples[start : start + P], place.shape, shards)

@@ -34,7 +34,7 @@ class Shape(NamedTuple):
     context: int = 1  # how many devices share the tokens of a row
 
     def listed(self, rows: int) -> int:
-        """C, of so many rows of a device.
+        """C, the length of a device's list of scores, for this many of its rows.
 
         Where rows are cut into stripes, one may have a score more than tokens of the streams at
         either end of it: the last token of a prompt is read for both answers.

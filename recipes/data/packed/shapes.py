@@ -28,7 +28,7 @@ class Fill(NamedTuple):
 
 
 def fill(examples: Sequence[Example], shape: Shape) -> Fill:
-    """Over a few updates of examples from all over the list."""
+    """How well a shape fills rows, over a few updates of examples from all over the list."""
     stored = positions = count = 0
     updates = max(1, min(LOOKED_AT, len(examples) // shape.examples))
     again = -(-shape.examples // len(examples))  # an update may be longer than the list

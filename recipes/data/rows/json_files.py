@@ -113,6 +113,6 @@ class _Behind:
         self._first, self._file = first, file
 
     def readline(self, size: int | None = -1) -> bytes:
-        """As of any file."""
+        """The next line of the file, the first one as it was read already."""
         first, self._first = self._first, b""
         return first or self._file.readline(-1 if size is None else size)

@@ -247,9 +247,7 @@ def test_a_recipe_without_pairs_has_no_settings_of_pairs():
             with pytest.raises(ValueError, match=told):
                 checks.checked(config, table)
     config.data.layout = "preference_chat"
-    with pytest.raises(
-        ValueError, match=r"data.layout='preference_chat' is not one of conversation"
-    ):
+    with pytest.raises(ValueError, match=r"layout='preference_chat' is not one of conversation"):
         checks.checked(config, table)
 
 
