@@ -129,7 +129,7 @@ def _checked_flags() -> Chip:
     asked = flags.FLAGS
     if asked.chip not in CHIPS:
         near = did_you_mean(asked.chip, CHIPS)
-        raise BadInput(f"--chip={asked.chip} is none of {', '.join(CHIPS)}{near}")
+        raise BadInput(f"--chip={asked.chip} is not one of {', '.join(CHIPS)}{near}")
     for name in ("devices", "slices", "stored_per_pair", "real_per_stored"):
         number = getattr(asked, name)
         if not 0 < number < math.inf:

@@ -54,7 +54,9 @@ def of_scores(loss: Callable[..., Float[Array, " P"]]) -> Callable[..., Float[Ar
     ) -> Float[Array, " P"]:
         if f_divergence_type not in DIVERGENCES:
             known = ", ".join(DIVERGENCES)
-            raise BadInput(f"--config.f_divergence_type={f_divergence_type!r} is none of {known}")
+            raise BadInput(
+                f"--config.f_divergence_type={f_divergence_type!r} is not one of {known}"
+            )
         of = DIVERGENCES[f_divergence_type]
         scores = of(answers.policy - answers.reference, f_alpha_divergence_coef)
         return loss(answers._replace(policy=scores, reference=jnp.zeros_like(scores)), **options)

@@ -119,8 +119,8 @@ def how_to_use_adapters(folder: str, run: Run) -> str:
         elsewhere = f"\n{COPIED}\n"
     if frozen in quantised.KINDS:
         elsewhere = f"""
-they belong to weights kept in {frozen}: PEFT and vLLM would put them beside others, so for these
-programs merge them
+these adapters were trained on {frozen} weights; PEFT and vLLM would apply them to unquantised
+ones, so merge first
 """
     return f"""
 the adapters are in {folder}
@@ -132,10 +132,10 @@ load it:
   import zoo
   model = zoo.load({on}, adapter={quoted})
 {elsewhere}
-one model of the weights and the adapters, for any program:
+merge weights and adapters into one model, for any program:
   {command.python()} -m zoo merge {shell(run.base)} {shell(folder)} FOLDER
 
-go on from these adapters, with other pairs or settings:
+continue from these adapters, with other pairs or settings:
   {command.again(_begun_from(folder, run) | {"directory": _another(run)})}"""
 
 
@@ -165,8 +165,8 @@ def _elsewhere(folder: str, run: Run) -> str:
         return f"""
   {serve}
 
-PEFT 0.21 may take adapters like {mistaken} for those of the experts, and
-lose them: for PEFT merge them
+PEFT 0.21 may mistake adapters like {mistaken} for those of experts, and
+lose them: merge first for PEFT
 """
     return f"""
   import peft, transformers  # pip install peft transformers torch
@@ -218,5 +218,5 @@ chat with it:
 
 {elsewhere}
 
-go on from it, with other pairs or settings:
+continue from it, with other pairs or settings:
   {command.again(begun)}"""

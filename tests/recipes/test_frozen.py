@@ -51,7 +51,7 @@ def test_a_run_starts_equal_and_resumes_exactly(config, tmp_path, capfd, kind):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (dict(frozen="int4"), "frozen='int4' is none of bfloat16, float32, int8, nf4"),
+        (dict(frozen="int4"), "frozen='int4' is not one of bfloat16, float32, int8, nf4"),
         (dict(frozen="nf4", adapter=dict(rank=None)), "frozen has no effect: all weights are"),
         (dict(frozen="nf4", remat="none"), "remat=none keeps the weights of all layers"),
     ],

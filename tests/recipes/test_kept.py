@@ -123,7 +123,9 @@ def test_a_fact_that_is_needed_and_not_there_is_told_by_version():
             ValueError, match=rf"not record its {name!r}.*the version that wrote it"
         ):
             resume.refuse_other_run(less, new, places.at("runs/x"))
-    with pytest.raises(ValueError, match="has no 'settings'"):  # as a run does first of all
+    with pytest.raises(
+        ValueError, match="does not record its 'settings'"
+    ):  # as a run does first of all
         resume.fact({}, "settings", HERE)
 
 

@@ -102,7 +102,7 @@ def test_other_recipes_refuse_lists(tmp_path):
         checks.checked(config, settings.table_of(settings.SFT))
     config = tiny.get_config()
     config.data.answers, config.reference_model_path = 4, str(TINY / "model")
-    with pytest.raises(ValueError, match="scores are of pairs"):
+    with pytest.raises(ValueError, match="only pairs are scored"):
         checks.checked(config, settings.table_of(settings.SCORE))
     config.data.answers = 1
     with pytest.raises(ValueError, match=r"data\.answers must be from 2 to 64, not 1"):

@@ -143,7 +143,7 @@ def test_a_separate_reference_of_the_same_weights_agrees_to_the_bit(config, tmp_
         ({"adapter.path": "here"}, "adapter.alpha has no effect: the adapters in"),
         ({"adapter.dropout": 0.05}, "would make policy and reference differ"),
         ({"adapter.rank": 0}, "adapter.rank must be above 0"),
-        ({"adapter.zero": "C"}, "adapter.zero='C' is none of A, B"),
+        ({"adapter.zero": "C"}, "adapter.zero='C' is not one of A, B"),
         ({"reference_mode": "base", "reference_model_path": "x"}, "names another reference"),
     ],
 )

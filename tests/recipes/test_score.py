@@ -103,7 +103,7 @@ def test_scores_are_those_of_the_evaluation(config, capfd):
         "35",
         f"{np.mean(column(of_source(config, 'train'), 'margin') > 0):.3f}",
     ]
-    assert f"102 pairs, a line each, in {config.directory}/scores.jsonl\n" in told
+    assert f"102 pairs, one per line, in {config.directory}/scores.jsonl\n" in told
 
 
 def test_how_pairs_are_packed_changes_no_score(config):

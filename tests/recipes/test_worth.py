@@ -62,7 +62,7 @@ def test_they_are_read_where_they_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("worth", "why"),
     [
-        ((-1, 0), "a number below 0 in `worth`, the weight of the pair"),
+        ((-1, 0), "a negative number in `worth`, the weight of the pair"),
         ((None, 0), "no number in `worth`, the weight of the pair"),
         ((math.nan, 0), "no number in `worth`"),
         (("much", 0), "no number in `worth`"),

@@ -282,7 +282,7 @@ def test_divergences_by_hand():
     of = functools.partial(found, f_divergence_type="alpha_divergence")
     assert of(f_alpha_divergence_coef=0.5) == pytest.approx(1 - 0.5 * alpha, rel=1e-6)
     assert of(f_alpha_divergence_coef=1.0) == found()
-    with pytest.raises(ValueError, match="'kl' is none of reverse_kl, forward_kl"):
+    with pytest.raises(ValueError, match="'kl' is not one of reverse_kl, forward_kl"):
         found(f_divergence_type="kl")
 
 
@@ -334,7 +334,7 @@ def test_a_sum_of_losses_by_hand():
         (dict(loss="sigmoid,sigmoid=0.5"), "name each loss once"),
         (dict(loss="sigmoid,"), "no loss ''"),
         (dict(loss="sft"), r"supervised fine-tuning use recipes/sft\.py"),
-        (dict(gamma_beta_ratio=0.5), "gamma_beta_ratio has no effect .*, and only with simpo"),
+        (dict(gamma_beta_ratio=0.5), "gamma_beta_ratio has no effect .* only applies to simpo"),
         (dict(loss="simpo", beta=2.0, discopop_tau=0.1), "discopop_tau has no effect"),
         (dict(loss="hinge", label_smoothing=0.1), "label_smoothing has no effect"),
         (dict(loss="dpop"), "set --config.dpop_lambda, which --config.loss=dpop requires"),
@@ -346,14 +346,14 @@ def test_a_sum_of_losses_by_hand():
         (dict(loss="exo_pair"), "set --config.label_smoothing, which --config.loss=exo_pair"),
         (dict(beta=5.0), "beta=5 suits losses on means per token .*usual beta of 0.01 to 0.5"),
         (dict(loss="sigmoid_norm"), "takes means per token, with a usual beta of 2 to 10"),
-        (dict(loss="sigmoid,sft", use_weighting=True), "does not go with --config.loss=sft"),
-        (dict(use_weighting=True, ld_alpha=0.5), "does not go with --config.ld_alpha"),
+        (dict(loss="sigmoid,sft", use_weighting=True), "cannot be combined with --config.loss=sft"),
+        (dict(use_weighting=True, ld_alpha=0.5), "cannot be combined with --config.ld_alpha"),
         (
             dict(loss="kto,sft"),
             "kto takes single answers with a label, but the others take pairs",
         ),
-        (dict(loss="kto", ld_alpha=0.5), "ld_alpha=0.5 is of pairs"),
-        (dict(desirable_weight=2.0), "desirable_weight has no effect .*, and only with kto"),
+        (dict(loss="kto", ld_alpha=0.5), "ld_alpha=0.5 only supports pairs"),
+        (dict(desirable_weight=2.0), "desirable_weight has no effect .* only applies to kto"),
     ],
 )
 def test_what_fits_no_loss_is_refused(given, words):

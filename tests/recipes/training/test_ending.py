@@ -252,7 +252,7 @@ def test_a_line_to_go_on_is_the_command_with_other_settings(monkeypatch):
 
 def test_adapters_of_weights_in_few_bits_are_merged_for_other_programs():
     told = ending.how_to_use_adapters("/one", with_adapters(8, frozen="nf4"))
-    assert "they belong to weights kept in nf4" in told
+    assert "these adapters were trained on nf4 weights" in told
     assert "peft" not in told.replace("PEFT", "")
     assert "vllm" not in told
 
