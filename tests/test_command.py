@@ -368,7 +368,7 @@ def test_without_a_config_one_of_this_recipe_is_named(capsys):
 
 def test_help_without_a_config_has_the_defaults():
     _, _, told, _ = imports_of("recipes/dpo.py", "-h")
-    assert "\n  --config.beta=\n" in told  # which must be named
+    assert "\n  --config.beta=\n" in told  # which is required
     assert "\n  --config.lr_schedule=linear\n" in told
     assert "\n  --config.cooldown=None\n" in told
 

@@ -99,7 +99,7 @@ def of_configs(folder):
         ([CONFIG, "--config.beta=None"], ["--config.beta cannot be unset"], 2),
         ([CONFIG, "--config.data.columns=a"], ["data.columns='a' is not written like"], 2),
         ([CONFIG, "--config.train_data={a"], ["train_data='{a' cannot be parsed"], 2),
-        ([CONFIG, "--config.train_data.a.path=b"], ["is one source, 'recipes/tiny/train"], 2),
+        ([CONFIG, "--config.train_data.a.path=b"], ["is a single source, 'recipes/tiny/train"], 2),
         ([CONFIG, "--learning_rate=1e-5"], ["write --config.learning_rate=1e-5"], 2),
         ([CONFIG, "--learning-rate", "1"], ["write --config.learning_rate="], 2),
         ([CONFIG, "--nothing=1"], ["--nothing", "--config.NAME=VALUE"], 2),
@@ -148,7 +148,7 @@ def of_one(folder):
     for program in ("recipes/dpo.py", "recipes/forecast.py"):
         yield program, [*here, "--config.loss=DPO"], ["it is called sigmoid here"], 1
         yield program, [*here, "--config.loss=simpo"], ["a usual beta of 2 to 10"], 1
-        yield program, [*here, "--config.cpo_alpha=1"], ["no effect", "only with cpo"], 1
+        yield program, [*here, "--config.cpo_alpha=1"], ["no effect", "only applies to cpo"], 1
     score = "recipes/score.py"
     yield score, [CONFIG], ["policy and reference are both recipes/tiny/model"], 2
     yield score, [CONFIG, "--config.betta=0.2"], ["did you mean beta?"], 2

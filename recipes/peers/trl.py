@@ -146,7 +146,7 @@ def hub_data(name: object, subset: object = None, split: object = None) -> str:
 def _made(given: Given) -> dict[str, object]:
     theirs = given.values
     for name in sorted(OTHERS.keys() & given.named):
-        raise BadInput(f"{name} is of {OTHERS[name]}")
+        raise BadInput(f"{name} belongs to {OTHERS[name]}")
     told = "of plain strings here are turns of the chat template, and there texts as they are: "
     given.notes.differs.append(("prompts and answers", f"{told}data.layout=plain_text"))
     found = _data(given)

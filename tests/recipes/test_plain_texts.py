@@ -149,9 +149,9 @@ def test_what_is_no_text_is_said_before_the_run(config, name, content, told, tmp
     [
         ({"validation_texts": "wiki.txt"}, "write --config.validation_texts.wiki=wiki.txt"),
         ({"validation_texts": {"a": {"path": "b"}}}, "validation_texts.a=.* is not a path"),
-        ({"validation_texts": {"a": "b"}, "validation": {"a": "c"}}, "the same name as a held-out set"),
+        ({"validation_texts": {"a": "b"}, "validation": {"a": "c"}}, "the same name as a held-out"),
         ({"validation_texts": {"validation": "b"}, "validation_split_fraction": 0.1},
-         "the same name as a held-out set"),
+         "the same name as a held-out"),
     ],
 )  # fmt: skip
 def test_settings_of_texts_are_checked(config, other, told):

@@ -311,7 +311,7 @@ def test_two_processes_are_one(config, tmp_path):
         )  # fmt: skip
 
     told = [process.communicate(timeout=600) for process in [started(0), started(1)]]
-    assert "35 pairs, a line each" in told[0][0], told[0][1][-3000:]
+    assert "35 pairs, one per line" in told[0][0], told[0][1][-3000:]
     assert "pairs" not in told[1][0], told[1][1][-3000:]
     usual, config.directory = lines_of(config), str(tmp_path / "two")
     both = lines_of(config)

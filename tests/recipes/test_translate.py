@@ -294,12 +294,12 @@ def test_what_several_of_trls_say_together(changed, wanted):
 @pytest.mark.parametrize(
     ("named", "told"),
     [
-        ({"packing": True, "max_length": 512}, "packing is of `trl sft`: .*recipes/sft.py"),
+        ({"packing": True, "max_length": 512}, "packing belongs to `trl sft`: .*recipes/sft.py"),
         (
             {"num_generations": 8, "beta": 0.04},
-            "num_generations is of a trainer that draws answers",
+            "num_generations belongs to a trainer that samples answers",
         ),
-        ({"center_rewards_coefficient": 0.1}, "center_rewards_coefficient is of `trl reward`"),
+        ({"center_rewards_coefficient": 0.1}, "center_rewards_coefficient belongs to `trl reward`"),
     ],
 )
 def test_files_of_trls_other_trainers_are_no_configs_of_dpo(named, told):
@@ -504,7 +504,7 @@ def test_texts_of_a_file_are_texts_of_the_config():
         ("1: a", "is not a file of settings"),
         ("learning_rate: 1", "belongs to no known trainer: TRL, axolotl"),
         ("stage: sft\nmodel_name_or_path: a", "recipes/sft.py"),
-        ("base_model: a", "rl: None is no training on preferences"),
+        ("base_model: a", "rl: None is not preference training"),
         ("base_model: a\nrl: dpo\ndatasets: [{name: b}]", "not a valid file of axolotl: KeyError"),
     ],
 )

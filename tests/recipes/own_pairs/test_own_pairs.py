@@ -309,7 +309,7 @@ def test_the_program_says_what_it_made_and_refuses_another_run(tmp_path):
     directory = places.at(str(tmp_path / "out"))
     made, without = (kept.lines(directory, name) for name in (pairs.FILE, pairs.LEFT_OUT))
     assert sorted([one["row"] for one in made + without]) == [*range(14)]
-    assert f"{len(made)} pairs, a line each" in done.stdout
+    assert f"{len(made)} pairs, one per line" in done.stdout
     before = directory.read(pairs.FILE)
     assert command(tmp_path).returncode == 0
     assert directory.read(pairs.FILE) == before
@@ -320,7 +320,7 @@ def test_the_program_says_what_it_made_and_refuses_another_run(tmp_path):
         ({"judge": "true"}, "remove that file to judge the answers again"),
         ({"judge": None}, "give exactly one judge"),
         ({"reference": TINY / "model"}, "give one of --judge"),
-        ({"directory": tmp_path}, "holds out and no answers of this program"),
+        ({"directory": tmp_path}, "contains out but no answers of this program"),
     ):
         refused = command(tmp_path, **flags)
         assert (refused.returncode, told in refused.stderr) == (1, True), refused.stderr

@@ -213,7 +213,7 @@ def test_where_peft_loses_adapters_its_lines_are_left_out():
     )  # fmt: skip
     told = ending.how_to_use_adapters("/one", with_adapters(8, config=shared))
     assert "PeftModel" not in told and "vllm serve" in told
-    assert "like model.layers.0.mlp.shared_expert.down_proj for those of the experts" in told
+    assert "like model.layers.0.mlp.shared_expert.down_proj for those of experts" in told
 
 
 def test_lines_to_paste_name_the_version_of_a_base():
