@@ -198,7 +198,7 @@ def test_what_is_refused_of_single_answers_speaks_of_answers(tmp_path):
     how = encode_rows.How(str(TINY / "model"), None, "assistant", None, 256, "drop", 0.0)
     found = source_pairs.read(Source(str(file), "conversation", single=True), how)
     told = "; ".join(found.counts.lines())
-    assert "2 with no user turn in their prompt" in told
+    assert "2 without a user turn in their prompt" in told
     assert "1 repeat an earlier one" in told
     with pytest.raises(ValueError, match="all 2 answers have the same prompt"):
         source_pairs.split(found, 0.5)
