@@ -160,21 +160,21 @@ def timed(model: Made, pairs: list, mesh: jax.sharding.Mesh) -> dict:
     opt_state = optimizer.init(adamw, policy, mesh)
     objective = objectives.objective({"loss": "sigmoid", "beta": work.BETA})
     programs = update.compiled(
-        policy, opt_state, graph=graph, adamw=adamw, loss=objective.loss,
+        policy, opt_state, graph=graph, optimizer=adamw, loss=objective.loss,
         figures=lambda answers: metrics.preference(answers, objective), shape=shape,
     )  # fmt: skip
     seconds, found = [], []
     updates = list(batches.in_order(pairs, place))
     for one in updates:
         since = time.perf_counter()
-        said, sums = batches.said(one, place), programs.zero()
+        fields, sums = batches.data_fields(one, place), programs.zero()
         for packed in one.micro_batches:
             batch = batches.put(packed, place)
-            theirs = batches.everywhere(asked[one.source_rows], place)
+            theirs = batches.put_replicated(asked[one.source_rows], place)
             if RESIDENT.value:
                 theirs = forward(reference, batch)
-            sums = programs.add(sums, policy, frozen, theirs, said, batch)
-        policy, opt_state, values = programs.apply(sums, policy, opt_state, said)
+            sums = programs.add(sums, policy, frozen, theirs, fields, batch)
+        policy, opt_state, values = programs.apply(sums, policy, opt_state, fields)
         del sums
         found.append(float(values["dpo_loss"]))
         seconds.append(time.perf_counter() - since)

@@ -107,7 +107,7 @@ def compile_step() -> dict:
 
     from recipes.data.ids.examples import PairIds
     from recipes.data.packed import batches
-    from recipes.data.packed.batches import Said
+    from recipes.data.packed.batches import DataFields
     from recipes.data.packed.packing import Shape
     from recipes.preference import metrics, objectives
     from recipes.training import optimizer, update
@@ -129,14 +129,14 @@ def compile_step() -> dict:
         jax.jit(lambda x: x + 1)(1)  # jax itself is awake
         since = time.perf_counter()
         programs = update.compiled(
-            params, opt_state, graph=graph, adamw=adamw, loss=objective.loss,
+            params, opt_state, graph=graph, optimizer=adamw, loss=objective.loss,
             figures=lambda answers: metrics.preference(answers, objective), shape=shape,
         )  # fmt: skip
         sums = jax.tree.map(placed, jax.eval_shape(programs.zero))
         batch = jax.tree.map(placed, batch)
-        said = Said(sums.reference.update(dtype=np.int32), sums.reference)
-        programs.add.lower(sums, params, {}, sums.reference, said, batch).compile()
-        programs.apply.lower(sums, params, opt_state, said).compile()
+        fields = DataFields(sums.reference.update(dtype=np.int32), sums.reference)
+        programs.add.lower(sums, params, {}, sums.reference, fields, batch).compile()
+        programs.apply.lower(sums, params, opt_state, fields).compile()
     return {"s": time.perf_counter() - since}
 
 

@@ -80,7 +80,7 @@ def main() -> None:
         loss = {"loss": "sigmoid", "beta": work.BETA}
         objective = objectives.objective(loss)
         programs = update.compiled(
-            policy, opt_state, graph=graph, adamw=adamw, loss=objective.loss,
+            policy, opt_state, graph=graph, optimizer=adamw, loss=objective.loss,
             figures=lambda answers: metrics.preference(answers, objective), shape=shape,
         )  # fmt: skip
         place = batches.Place(shape, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
@@ -92,27 +92,27 @@ def main() -> None:
         def theirs(one: batches.Update, batch: packing.Packed) -> jax.Array:
             if reference is not None:
                 return forward(reference, batch)
-            return batches.everywhere(asked[one.source_rows], place)
+            return batches.put_replicated(asked[one.source_rows], place)
 
         since = time.perf_counter()
         kinds = {batch.tokens.shape: (u, batch) for u in updates for batch in u.micro_batches}
         for one, batch in kinds.values():
-            batch, said = batches.put(batch, place), batches.said(one, place)
+            batch, fields = batches.put(batch, place), batches.data_fields(one, place)
             jax.block_until_ready(
-                programs.add(programs.zero(), policy, frozen, theirs(one, batch), said, batch)
+                programs.add(programs.zero(), policy, frozen, theirs(one, batch), fields, batch)
             )
-        said = batches.said(updates[0], place)
-        apply = programs.apply.lower(programs.zero(), policy, opt_state, said).compile()
+        fields = batches.data_fields(updates[0], place)
+        apply = programs.apply.lower(programs.zero(), policy, opt_state, fields).compile()
         compiling = time.perf_counter() - since
 
         clock, found = measure.Clock(), []
         for one in updates:
             clock.start()
-            said, sums = batches.said(one, place), programs.zero()
+            fields, sums = batches.data_fields(one, place), programs.zero()
             for batch in one.micro_batches:
                 batch = batches.put(batch, place)
-                sums = programs.add(sums, policy, frozen, theirs(one, batch), said, batch)
-            policy, opt_state, values = apply(sums, policy, opt_state, said)
+                sums = programs.add(sums, policy, frozen, theirs(one, batch), fields, batch)
+            policy, opt_state, values = apply(sums, policy, opt_state, fields)
             del sums
             found.append(float(values["dpo_loss"]))
             clock.stop()

@@ -128,24 +128,24 @@ def taker(graph, weights, examples, loss, alike, mesh):
     policy = jax.tree.map(lambda x: x + 0, weights)
     state = policy, optimizer.init(adamw, policy, mesh)
     programs = update.compiled(
-        *state, graph=graph, adamw=adamw, loss=objective.loss,
+        *state, graph=graph, optimizer=adamw, loss=objective.loss,
         figures=lambda answers: metrics.preference(answers, objective), shape=shape,
     )  # fmt: skip
     # What the first turns would compile on the way.
     for batch in {b.tokens.shape: b for one in updates for b in one.micro_batches}.values():
         batch = batches.put(batch, place)
-        said = batches.said(updates[0], place)
+        fields = batches.data_fields(updates[0], place)
         jax.block_until_ready(
-            programs.add(programs.zero(), policy, {}, forward(batch), said, batch, None)
+            programs.add(programs.zero(), policy, {}, forward(batch), fields, batch, None)
         )
 
     def take(turn: int) -> int:
         nonlocal state
-        said, sums = batches.said(updates[turn], place), programs.zero()
+        fields, sums = batches.data_fields(updates[turn], place), programs.zero()
         for batch in updates[turn].micro_batches:
             batch = batches.put(batch, place)
-            sums = programs.add(sums, state[0], {}, forward(batch), said, batch, None)
-        *moved, values = programs.apply(sums, *state, said)
+            sums = programs.add(sums, state[0], {}, forward(batch), fields, batch, None)
+        *moved, values = programs.apply(sums, *state, fields)
         state = tuple(moved)
         assert np.isfinite(float(values["dpo_loss"]))
         return updates[turn].positions

@@ -91,15 +91,15 @@ def measured(**sizes) -> tuple[float, float]:
         adamw, shape = optax.adamw(1e-4), Shape(rows, row_length, pairs, 2, rows)
         objective = objectives.objective({"loss": "sigmoid", "beta": 0.1})
         programs = update.compiled(
-            params, optimizer.layout(adamw, params, mesh), graph=graph, adamw=adamw,
+            params, optimizer.layout(adamw, params, mesh), graph=graph, optimizer=adamw,
             loss=objective.loss, figures=lambda answers: metrics.preference(answers, objective),
             shape=shape,
         )  # fmt: skip
         place = batches.Place(shape, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
         batch = batches.put(batch_of(shape, sizes["vocabulary"]), place)
         sums = programs.zero()
-        said = batches.Said(jnp.zeros_like(sums.reference, jnp.int32), sums.reference)
-        given = params, frozen, jnp.zeros_like(sums.reference), said, batch
+        fields = batches.DataFields(jnp.zeros_like(sums.reference, jnp.int32), sums.reference)
+        given = params, frozen, jnp.zeros_like(sums.reference), fields, batch
         add = programs.add.lower(sums, *given).compile()
         bytes_ = add.memory_analysis().temp_size_in_bytes
         sums = jax.block_until_ready(add(sums, *given))

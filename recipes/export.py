@@ -38,10 +38,10 @@ def export(directory: str, step: int | None = None) -> None:
         own = policy.of(run)
         state = exporting.state(own, run, step)
         # What was trained, beside what was frozen; or the average of it.
-        policy.export(policy.model_of(own, state), state.step, run)
-    say(f"{policy.export_folder(state.step, run)} holds step {state.step} of {run.directory}")
+        policy.export(policy.export_model(own, state), state.step, run)
+    say(f"{policy.export_folder(state.step, run)} has step {state.step} of {run.directory}")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("step", None, "Of which step; unset: the newest.")
+    flags.DEFINE_integer("step", None, "The step to export; unset: the newest checkpoint.")
     command.main_with_words(main)

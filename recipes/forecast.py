@@ -18,10 +18,14 @@ if __name__ == "__main__":  # a wrong flag is answered before the imports below
     from recipes.training import command, settings
 
     flags.DEFINE_string("chip", "h100", "One of a100, h100, h200, rtx4080, rtx4090, v5e, v5p, v6e.")
-    flags.DEFINE_integer("devices", 8, "How many chips, of all slices.")
-    flags.DEFINE_integer("slices", 1, "In how many slices of a TPU pod they are.")
-    flags.DEFINE_integer("stored_per_pair", 1000, "Average positions per pair.")
-    flags.DEFINE_float("real_per_stored", 1.25, "Real tokens per position: prompts count twice.")
+    flags.DEFINE_integer("devices", 8, "Number of chips in all slices.")
+    flags.DEFINE_integer("slices", 1, "Number of TPU slices that the chips are in.")
+    flags.DEFINE_integer("stored_per_pair", 1000, "Average number of positions per pair.")
+    flags.DEFINE_float(
+        "real_per_stored",
+        1.25,
+        "Real tokens per position, counting the prompt once for each answer.",
+    )
     command.answer(settings.DPO, writes=False)
 
 import math
@@ -87,7 +91,7 @@ def told(
     for kind, some in sorted(kinds.items()):
         total = sum(c.bytes * c.times for c in some)
         lines.append(
-            f"{kind:<25} {sum(c.times for c in some)} a micro-batch, {size(total)}; the largest "
+            f"{kind:<25} {sum(c.times for c in some)} per micro-batch, {size(total)}; the largest "
             f"{size(max(c.bytes for c in some))}"
         )
     lines += _between(found)
@@ -102,7 +106,7 @@ def told(
         ways = ["more devices in --config.mesh.fsdp", *less_memory]
         lines.append(
             f"it does not fit: {', '.join(ways)}, shorter rows with --config.row_length, or rows "
-            "that devices share with --config.mesh.context"
+            "split over devices by --config.mesh.context"
         )
     return "\n".join(lines)
 
@@ -115,9 +119,9 @@ def _between(found: Forecast) -> list[str]:
     total = lambda some: plan.size(sum(one.bytes * one.times for one in some))
     in_loops = sum(one.in_loop for _, one in found.between)
     return [
-        f"between slices            {total(of(True))} an update, and {total(of(False))} a "
-        f"micro-batch, of each device; {in_loops or 'none'} of its {len(found.between)} exchanges "
-        "in a loop over layers"
+        f"between slices            {total(of(True))} per update and {total(of(False))} per "
+        f"micro-batch from each device; {in_loops or 'none'} of its {len(found.between)} "
+        "exchanges in a loop over layers"
     ]
 
 
@@ -125,7 +129,7 @@ def _checked_flags() -> Chip:
     asked = flags.FLAGS
     if asked.chip not in CHIPS:
         near = did_you_mean(asked.chip, CHIPS)
-        raise BadInput(f"--chip={asked.chip} is none of {', '.join(CHIPS)}{near}")
+        raise BadInput(f"--chip={asked.chip} is not one of {', '.join(CHIPS)}{near}")
     for name in ("devices", "slices", "stored_per_pair", "real_per_stored"):
         number = getattr(asked, name)
         if not 0 < number < math.inf:
@@ -134,7 +138,7 @@ def _checked_flags() -> Chip:
 
 
 def _devices(chip: Chip) -> list:
-    """As many as are asked for, as a compiler knows them; CPUs where it has none for the chip."""
+    """The devices as a compiler knows them; CPUs if there is none for the chip."""
     asked = flags.FLAGS
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     jax.config.update("jax_enable_compilation_cache", False)  # which takes a device to read
@@ -143,8 +147,9 @@ def _devices(chip: Chip) -> list:
     devices = jax.devices()
     if asked.slices > 1 and (not chip.tpu or asked.devices % asked.slices):
         raise BadInput(
-            f"--slices={asked.slices} must divide --devices={asked.devices}, and be of TPUs: for "
-            "GPUs forecast one node, whose gradients meet those of other nodes once an update"
+            f"--slices={asked.slices} must divide --devices={asked.devices} and only applies to "
+            "TPUs: for GPUs forecast one node; gradients are added up between nodes once per "
+            "update"
         )
     if chip.tpu:
         devices = absent.tpus(chip.tpu, asked.devices // asked.slices, asked.slices)

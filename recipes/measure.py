@@ -44,15 +44,15 @@ def measure(
     """
     asked = of_harness.found(tasks, tasks_folder, limit)
     mesh = sharding.mesh_of(-1, 1, tensor)
-    own, words = chat.loaded(model, base, dtype, mesh, talks=chat_template)
+    own, tokenizer = chat.loaded(model, base, dtype, mesh, talks=chat_template)
     with jax.set_mesh(mesh):
         return of_harness.results(
-            asked, own, words, num_fewshot=num_fewshot, chat_template=chat_template
+            asked, own, tokenizer, num_fewshot=num_fewshot, chat_template=chat_template
         )
 
 
 def _kept(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file of results keeps: the figures, and by which versions of which tasks."""
+    """The content of a file of results: the figures, and by which versions of which tasks."""
     return {name: found[name] for name in ("results", "versions", "n-shot", "n-samples")}
 
 
@@ -77,12 +77,16 @@ def main() -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("model", None, "A folder or hub id.", required=True)
     flags.DEFINE_list("tasks", None, "Names of tasks.", required=True)
-    flags.DEFINE_string("tasks_folder", None, "Where YAML files of further tasks are.")
-    flags.DEFINE_string("base", None, "The weights under adapters, if not where they say.")
+    flags.DEFINE_string("tasks_folder", None, "A folder with YAML files of further tasks.")
+    flags.DEFINE_string(
+        "base", None, "The base model of adapters, if it is not where their config says."
+    )
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the weights.")
-    flags.DEFINE_integer("num_fewshot", None, "Examples before each question.", lower_bound=0)
-    flags.DEFINE_integer("limit", None, "Questions of each task, at most.", lower_bound=1)
-    flags.DEFINE_integer("tensor", 1, "Devices that share the weights.", lower_bound=1)
-    flags.DEFINE_string("output", None, "A file for the figures, as JSON.")
-    flags.DEFINE_boolean("chat", False, "Ask by the chat template.")
+    flags.DEFINE_integer(
+        "num_fewshot", None, "Number of few-shot examples before each question.", lower_bound=0
+    )
+    flags.DEFINE_integer("limit", None, "Maximum number of questions per task.", lower_bound=1)
+    flags.DEFINE_integer("tensor", 1, "Number of devices to split the weights over.", lower_bound=1)
+    flags.DEFINE_string("output", None, "A JSON file to write the figures to.")
+    flags.DEFINE_boolean("chat", False, "Ask with the chat template.")
     command.main_without_config(main)

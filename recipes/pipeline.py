@@ -33,7 +33,7 @@ DONE = "done.txt"
 TAGGED = ("recipes.sft", "recipes.dpo")
 
 
-class Asked(NamedTuple):
+class Signals(NamedTuple):
     """What the pipeline was asked, by its signals, and the program that they are passed on to."""
 
     numbers: list[int]
@@ -46,10 +46,10 @@ def run(known: Mapping[str, Step], tags: list[str]) -> bool:
     Raises:
       RuntimeError: a step has failed.
     """
-    with _heard() as asked:
+    with _heard() as signals:
         for step in known.values():
             if step.directory.exists(DONE):
-                say(f"{step.name}: skipped, it is done: {step.directory}")
+                say(f"{step.name}: already done, skipped: {step.directory}")
                 continue
             words = steps.words_of(step, known)
             if tags and step.program in TAGGED:
@@ -57,52 +57,52 @@ def run(known: Mapping[str, Step], tags: list[str]) -> bool:
             line = f"python -m {step.program} {shlex.join(words)}"
             say(f"{step.name}: {line}")
             step.directory.make()
-            status = _status_of(step.program, words, asked)
+            status = _status_of(step.program, words, signals)
             # A program that knows no stops ends by the signal itself.
-            if status == command.MORE_TO_DO or (status and asked.numbers):
+            if status == command.MORE_TO_DO or (status and signals.numbers):
                 return False
             if status:
-                told = f"the step {step.name} ended with status {status}: it says why above"
+                told = f"the step {step.name} ended with status {status}: its output above says why"
                 raise RunFailed(told)
             step.directory.write_whole(DONE, f"{line}\n".encode())
-            if asked.numbers:
+            if signals.numbers:
                 return False
     return True
 
 
 @contextlib.contextmanager
-def _heard() -> Iterator[Asked]:
+def _heard() -> Iterator[Signals]:
     """A request to stop ends no step by itself: it is passed on to the program under way."""
-    asked = Asked([], [])
+    signals = Signals([], [])
 
     def stop(number: int, _: object) -> None:
-        asked.numbers.append(number)
-        for process in asked.under_way:
+        signals.numbers.append(number)
+        for process in signals.under_way:
             process.send_signal(number)
 
     # A Ctrl-C reaches all programs of a terminal by itself.
     handlers = {
         signal.SIGTERM: stop,
-        signal.SIGINT: lambda number, _: asked.numbers.append(number),
+        signal.SIGINT: lambda number, _: signals.numbers.append(number),
     }
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield asked
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _status_of(program: str, words: list[str], asked: Asked) -> int:
+def _status_of(program: str, words: list[str], signals: Signals) -> int:
     """With which status the program ends."""
     process = subprocess.Popen([sys.executable, "-m", program, *words])
-    asked.under_way[:] = [process]
-    if signal.SIGTERM in asked.numbers:  # while it was started
+    signals.under_way[:] = [process]
+    if signal.SIGTERM in signals.numbers:  # while it was started
         process.send_signal(signal.SIGTERM)
     try:
         return process.wait()
     finally:
-        asked.under_way.clear()
+        signals.under_way.clear()
 
 
 def main() -> None:
@@ -115,5 +115,5 @@ def main() -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("config", None, "A file with get_steps().", required=True)
     flags.DEFINE_string("directory", None, "Where the steps keep their files.", required=True)
-    flags.DEFINE_list("tags", [], "Of the runs in Weights & Biases.")
+    flags.DEFINE_list("tags", [], "Tags for the runs in Weights & Biases.")
     command.main_without_config(main)

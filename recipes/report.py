@@ -1,4 +1,4 @@
-"""The page of a run, or of several laid over each other: curves, samples, time, rows, settings.
+"""A page for one run, or for several overlaid: curves, samples, time, rows, settings.
 
   python recipes/report.py runs/tiny
   python recipes/report.py runs/one runs/two runs/three --page=compared.html
@@ -13,7 +13,9 @@ from absl import flags
 if __name__ == "__main__":  # a wrong flag is answered before the imports below
     from recipes.training import command
 
-    flags.DEFINE_string("page", None, "Where to write it; unset: report.html, in the one run.")
+    flags.DEFINE_string(
+        "page", None, "Where to write the page; unset: report.html in the directory of the run."
+    )
 
 from collections.abc import Sequence
 
@@ -24,7 +26,7 @@ from recipes.training import command
 
 
 def report(directories: Sequence[str], page: str | None) -> str:
-    """Writes the page; where it is.
+    """Writes the page; returns where it is.
 
     Raises:
       FileNotFoundError, OSError: one is not the directory of a run, or the page cannot be written.
@@ -40,7 +42,7 @@ def report(directories: Sequence[str], page: str | None) -> str:
         folder, _, name = (page or run_page.FILE).rpartition("/")
         room = places.at(folder or ".", "--page")
     if not template.is_page(room.read(name)):
-        raise BadInput(f"{room}/{name} is something else than a page: choose another --page")
+        raise BadInput(f"{room}/{name} is not a page of this program: choose another --page")
     room.write_whole(name, run_page.page(runs).encode("utf-8", "replace"))
     return f"{room}/{name}"
 

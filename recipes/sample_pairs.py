@@ -1,4 +1,4 @@
-r"""Pairs of one's own: answers that a model gives to prompts, the best and the worst by a judge.
+r"""Pairs from a model's own answers to prompts: the best and the worst, by a judge.
 
   python recipes/sample_pairs.py --model=runs/tiny/hf/step-60 --directory=runs/round1 \
     --prompts=recipes/tiny/train.jsonl --judge=recipes.tiny.judge:manner
@@ -20,21 +20,36 @@ from absl import flags
 if __name__ == "__main__":  # a wrong flag is answered before the imports below
     from recipes.training import command
 
-    flags.DEFINE_string("model", None, "Which answers: a folder or hub id.", required=True)
-    flags.DEFINE_string("prompts", None, "Where the prompts are.", required=True)
-    flags.DEFINE_string("directory", None, "Where all of it is written.", required=True)
-    flags.DEFINE_string("judge", None, "A module:function of yours, or a command.")
-    flags.DEFINE_string("reward_model", None, "A reward model that judges.")
-    flags.DEFINE_string("reference", None, "What the model began from: the implicit reward judges.")
-    flags.DEFINE_string("base", None, "The weights under adapters, if not where they say.")
+    flags.DEFINE_string("model", None, "The model that answers: a folder or hub id.", required=True)
+    flags.DEFINE_string("prompts", None, "The prompts: a file or dataset.", required=True)
+    flags.DEFINE_string("directory", None, "Where everything is written.", required=True)
+    flags.DEFINE_string("judge", None, "The judge: a module:function of yours, or a command.")
+    flags.DEFINE_string("reward_model", None, "The judge: a reward model.")
+    flags.DEFINE_string(
+        "reference",
+        None,
+        "The judge: implicit rewards against this reference, the model that --model was "
+        "trained from.",
+    )
+    flags.DEFINE_string(
+        "base", None, "The base model of adapters, if it is not where their config says."
+    )
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the weights.")
-    flags.DEFINE_integer("tensor", 1, "Devices that share the weights.", lower_bound=1)
+    flags.DEFINE_integer("tensor", 1, "Number of devices to split the weights over.", lower_bound=1)
     flags.DEFINE_integer("answers", 4, "To each prompt.", lower_bound=2)
-    flags.DEFINE_integer("max_new_tokens", 512, "Of an answer, at most.", lower_bound=1)
+    flags.DEFINE_integer(
+        "max_new_tokens", 512, "Maximum length of an answer, in tokens.", lower_bound=1
+    )
     flags.DEFINE_float("temperature", 1.0, "Of the drawing.", lower_bound=0.01)
-    flags.DEFINE_float("top_p", 1.0, "Tokens whose probabilities add up to this.")
-    flags.DEFINE_integer("top_k", 0, "So many of the likeliest tokens; 0: all.", lower_bound=0)
-    flags.DEFINE_float("min_p", 0.0, "Tokens so probable, against the likeliest.")
+    flags.DEFINE_float(
+        "top_p", 1.0, "Sample from the most likely tokens whose probabilities add up to this."
+    )
+    flags.DEFINE_integer(
+        "top_k", 0, "Sample from this many of the most likely tokens; 0: from all.", lower_bound=0
+    )
+    flags.DEFINE_float(
+        "min_p", 0.0, "Sample from tokens with at least this fraction of the highest probability."
+    )
     flags.DEFINE_integer("seed", 0, "Of what is drawn.")
 
 from typing import NamedTuple
@@ -54,8 +69,8 @@ from zoo import chat, sampling
 from zoo.parts import sharding
 
 
-class Asked(NamedTuple):
-    """What pairs are made from."""
+class Options(NamedTuple):
+    """The options of the program."""
 
     model: str
     prompts: str
@@ -69,7 +84,7 @@ class Asked(NamedTuple):
     tensor: int = 1  # devices that share the weights
 
 
-def sample(asked: Asked) -> str:
+def sample(options: Options) -> str:
     """Writes the pairs; says how many there are, and why rows have none.
 
     Raises:
@@ -77,50 +92,55 @@ def sample(asked: Asked) -> str:
       FileExistsError: the directory holds something else.
       RuntimeError: the judge gives no scores.
     """
-    name = _judge_of(asked)
-    judged_by_user = judges.of_user(asked.judge) if asked.judge else None
-    sampling.check(asked.how.sampling)
-    directory = places.at(asked.directory, "--directory")
+    name = _judge_of(options)
+    judged_by_user = judges.of_user(options.judge) if options.judge else None
+    sampling.check(options.how.sampling)
+    directory = places.at(options.directory, "--directory")
     directory.make()
-    mesh = sharding.mesh_of(-1, 1, asked.tensor)
+    mesh = sharding.mesh_of(-1, 1, options.tensor)
     with directory.alone(otherwise=lambda: _refuse(directory)), jax.set_mesh(mesh):
-        say(f"reading {asked.model}")
-        model, words = chat.loaded(asked.model, asked.base, asked.dtype, mesh)
+        say(f"reading {options.model}")
+        model, tokenizer = chat.loaded(options.model, options.base, options.dtype, mesh)
         room = zoo.longest_text(model)
-        read = prompts.read(asked.prompts, words, room and room - asked.how.most)
-        kept.check(directory, _made_with(asked, model))
-        batches = answers.batches(read.prompts, asked.how)
-        say(f"{asked.how.answers} answers to each of {len(read.prompts)} prompts")
-        answers.draw(model, words, directory, batches, asked.how)
+        read = prompts.read(options.prompts, tokenizer, room and room - options.how.most)
+        kept.check(directory, _made_with(options, model))
+        batches = answers.batches(read.prompts, options.how)
+        say(f"drawing {options.how.answers} answers to each of {len(read.prompts)} prompts")
+        answers.draw(model, tokenizer, directory, batches, options.how)
 
         def opened() -> judges.Judge:
             if judged_by_user:
                 return judged_by_user
-            if asked.reward_model:
-                return judges.of_reward_model(asked.reward_model, asked.dtype, mesh)
-            assert asked.reference
-            reference, _ = chat.loaded(asked.reference, None, asked.dtype, mesh)
-            return judges.of_implicit(model, reference, words)
+            if options.reward_model:
+                return judges.of_reward_model(options.reward_model, options.dtype, mesh)
+            assert options.reference
+            reference, _ = chat.loaded(options.reference, None, options.dtype, mesh)
+            return judges.of_implicit(model, reference, tokenizer)
 
         judges.judge(directory, name, opened)
         return pairs.write(directory, read.left_out)
 
 
-def _judge_of(asked: Asked) -> str:
-    given = {"judge": asked.judge, "reward_model": asked.reward_model, "reference": asked.reference}
+def _judge_of(options: Options) -> str:
+    given = {
+        "judge": options.judge,
+        "reward_model": options.reward_model,
+        "reference": options.reference,
+    }
     named = [f"--{flag}={value}" for flag, value in given.items() if value]
     if len(named) != 1:
         raise BadInput(
-            f"who judges? give one of --{', --'.join(given)}; {len(named) or 'none'} is given"
+            f"give exactly one judge, by one of --{', --'.join(given)}; {len(named) or 'none'} "
+            "given"
         )
     return named[0]
 
 
-def _made_with(asked: Asked, model: zoo.Model) -> dict[str, object]:
-    """What answers depend on."""
-    how = asked.how
+def _made_with(options: Options, model: zoo.Model) -> dict[str, object]:
+    """What the answers depend on, to refuse mixing answers of different settings."""
+    how = options.how
     return {
-        "prompts": sources.identity(asked.prompts),
+        "prompts": sources.identity(options.prompts),
         "model": {"weights": bits.fingerprint(nnx.to_pure_dict(nnx.state(model)))},
         "answers": how.answers,
         "max_new_tokens": how.most,
@@ -130,7 +150,9 @@ def _made_with(asked: Asked, model: zoo.Model) -> dict[str, object]:
 
 
 def _refuse(directory: places.Place) -> None:
-    raise StorageError(f"another program writes in {directory}: wait, or give another --directory")
+    raise StorageError(
+        f"another program is writing to {directory}: wait for it, or give another --directory"
+    )
 
 
 def main() -> None:
@@ -139,11 +161,11 @@ def main() -> None:
     compiled.keep_here()
     drawn = sampling.Sampling(given.temperature, given.top_k, given.top_p, given.min_p)
     how = Drawing(given.answers, given.max_new_tokens, drawn, given.seed)
-    asked = Asked(
+    options = Options(
         given.model, given.prompts, given.directory, how, given.judge, given.reward_model,
         given.reference, given.base, given.dtype, given.tensor,
     )  # fmt: skip
-    say(sample(asked))
+    say(sample(options))
 
 
 if __name__ == "__main__":

@@ -55,57 +55,59 @@ def train(config: ml_collections.ConfigDict) -> bool:
     with (
         prepared(given) as run,
         jax.set_mesh(run.computing.mesh),
-        preemption.asked() as asked,
-        watchdog.over(run.hang_minutes, asked) as stop,
+        preemption.stop_on_signals() as stop_requested,
+        watchdog.over(run.hang_minutes, stop_requested) as stop,
         policy.checkpoints_of(run) as store,
     ):
         own, forward = policy.of(run), logps.compiled(run.computing.mesh)
         facts = policy.facts_of(own, run)
         state = policy.begin(own, run, store, facts)
         programs = update.compiled(
-            state.trained, state.opt_state, graph=own.graph, adamw=run.optimizer,
+            state.trained, state.opt_state, graph=own.graph, optimizer=run.optimizer,
             loss=negative_logps, shape=run.place.shape,
             figures=figures,
         )  # fmt: skip
-        nothing = batches.everywhere(np.zeros((run.place.shape.examples, 1), np.float32), run.place)
+        nothing = batches.put_replicated(
+            np.zeros((run.place.shape.examples, 1), np.float32), run.place
+        )
 
         def take(state: State, answers: Update) -> loop.Taken:
             """One step on the answers of an update, in micro-batches."""
-            said, sums = batches.said(answers, run.place), programs.zero()
+            fields, sums = batches.data_fields(answers, run.place), programs.zero()
             for packed in answers.micro_batches:
                 batch = batches.put(packed, run.place)
-                sums = programs.add(sums, state.trained, state.frozen, nothing, said, batch)
-            return loop.applied(programs, sums, state, said)
+                sums = programs.add(sums, state.trained, state.frozen, nothing, fields, batch)
+            return loop.applied(programs, sums, state, fields)
 
         def evaluate(state: State) -> Iterator[dict[str, float]]:
             """Nats per scored token of each held-out set."""
-            ask = preemption.heeding(stop, policy.asked(own, state, forward))
-            for name, examples in run.held_out:
-                tokens = np.array([*map(streams.scored_tokens, examples)])
-                total = logps.of_examples(ask, examples, run.place).sum(dtype=np.float64)
-                yield {f"eval/{name}/loss": float(-total / tokens.sum())}
+            ask = preemption.heeding(stop, policy.eval_forward(own, state, forward))
+            for one in run.held_out:
+                tokens = np.array([*map(streams.scored_tokens, one.examples)])
+                total = logps.of_examples(ask, one.examples, run.place).sum(dtype=np.float64)
+                yield {f"eval/{one.name}/loss": float(-total / tokens.sum())}
             yield from plain_texts.evaluate(run, ask)
-            yield from tasks.evaluate(run, lambda: policy.as_computed(own, state), stop)
+            yield from tasks.evaluate(run, lambda: policy.eval_model(own, state), stop)
 
         def sample(state: State) -> list[watched.Sample]:
             """Answers to a few prompts."""
-            return watched.taken(policy.as_computed(own, state), None, None, run, state.step)
+            return watched.taken(policy.eval_model(own, state), None, None, run, state.step)
 
-        recipe = loop.Recipe(take, evaluate, lambda *_: {}, lambda _: None, sample, run_page.write)
+        recipe = loop.Recipe(take=take, evaluate=evaluate, sample=sample, page=run_page.write)
         state, held_out = loop.run_steps(recipe, own, state, run, store, facts, stop)
         if not stop():
-            ending.show(run, policy.model_of(own, state), None, held_out, state.step)
+            ending.show(run, policy.export_model(own, state), None, held_out, state.step)
             return True
     return False
 
 
 def figures(answers: Answers) -> dict[str, Float[Array, ""]]:
-    """Of an update: nats per scored token, and the share of tokens that are the likeliest."""
+    """Metrics of an update: nats per scored token, and the share of most likely tokens."""
     return {"loss": jnp.mean(negative_logps(answers))} | update.token_accuracy(answers)
 
 
 def negative_logps(answers: Answers) -> Float[Array, " P"]:
-    """Of each answer, so that their mean is the update's mean over all scored tokens, in nats."""
+    """Losses of the answers, whose mean is the update's mean over all scored tokens, in nats."""
     examples, tokens = len(answers.tokens), answers.tokens.sum()
     return -answers.policy.sum(-1) * (examples / tokens)
 

@@ -13,8 +13,8 @@ from absl import flags
 if __name__ == "__main__":  # a wrong flag is answered before the imports below
     from recipes.training import command
 
-    flags.DEFINE_string("to", None, "The file to write; unset: it is printed.")
-    flags.DEFINE_integer("devices", 1, "How many devices an update was spread over there.")
+    flags.DEFINE_string("to", None, "The file to write; unset: print the config.")
+    flags.DEFINE_integer("devices", 1, "Number of devices that an update was split over there.")
 
 from collections.abc import Mapping, Sequence
 import pathlib
@@ -49,7 +49,7 @@ def translate(words: Sequence[str], to: str | None, devices: int) -> None:
         if not pathlib.Path(to).absolute().parent.is_dir():
             raise NotFound(f"--to={to}: there is no folder {pathlib.Path(to).parent}")
         if pathlib.Path(to).exists():
-            raise BadInput(f"--to={to} is there already: give another name, or remove it")
+            raise BadInput(f"--to={to} already exists: give another name, or remove it")
         pathlib.Path(to).write_text(text, "utf-8")
     print(told, file=sys.stderr)
 
@@ -68,7 +68,7 @@ def read(name: str) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise BadInput(f"{name} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(file, dict) or not all(isinstance(key, str) for key in file):
-        raise BadInput(f"{name} is not a file of settings: it has no names")
+        raise BadInput(f"{name} is not a file of settings: it has no keys")
     return file
 
 
@@ -83,11 +83,11 @@ def translated(
     source = peers.recognised(file)
     if source is None:
         known = ", ".join(one.name for one in peers.SOURCES)
-        raise BadInput(f"{where} is of no trainer that is known here: {known}")
+        raise BadInput(f"{where} belongs to no known trainer: {known}")
     try:
         found = rows.translated(source, file, devices)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise BadInput(f"{where} is not as {source.name} has it: {error!r}") from error
+        raise BadInput(f"{where} is not a valid file of {source.name}: {error!r}") from error
     ours = {"name": name, "directory": f"runs/{name}", "mp": "p=f32,c=bfloat16"} | {
         name: value for name, value in found.settings.items() if value is not None
     }
@@ -117,8 +117,8 @@ def _told(notes: rows.Notes, ours: Mapping[str, object]) -> str:
         if some:
             lines += [f"{title}:", *(f"  {name}: {says}" for name, says in some), ""]
     if why := refused(ours):
-        lines += [f"to be mended before it runs: {why}", ""]
-    lines.append("see what it will do, before it trains: python -m recipes.data --config=FILE")
+        lines += [f"fix this before you run it: {why}", ""]
+    lines.append("check the result before training: python -m recipes.data --config=FILE")
     return "\n".join(lines)
 
 

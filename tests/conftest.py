@@ -116,8 +116,8 @@ def given_by(config: ml_collections.ConfigDict, **other) -> by_name.Values:
     return by_name.plain(config, settings.ALL) | other
 
 
-def adamw_of(config: ml_collections.ConfigDict) -> optimizer.AdamW:
-    return by_name.part(optimizer.AdamW, given_by(config))
+def optimizer_settings_of(config: ml_collections.ConfigDict) -> optimizer.OptimizerSettings:
+    return by_name.part(optimizer.OptimizerSettings, given_by(config))
 
 
 def sigmoid(beta: float = 0.1) -> objectives.Objective:
@@ -125,11 +125,11 @@ def sigmoid(beta: float = 0.1) -> objectives.Objective:
 
 
 def programs_of(
-    trained: update.Params, opt_state, graph: nnx.GraphDef, adamw, objective, shape: Shape
+    trained: update.Params, opt_state, graph: nnx.GraphDef, descent, objective, shape: Shape
 ) -> update.Programs:
     """The programs of an update, as the recipe compiles them."""
     return update.compiled(
-        trained, opt_state, graph=graph, adamw=adamw, loss=objective.loss,
+        trained, opt_state, graph=graph, optimizer=descent, loss=objective.loss,
         figures=lambda answers: metrics.preference(answers, objective), shape=shape,
     )  # fmt: skip
 

@@ -53,14 +53,14 @@ def outcome(name: str, mesh: jax.sharding.Mesh) -> tuple[float, list[np.ndarray]
         packed = batches.pack(random_pairs(0, PAIRS), shape, range(shards))
         sgd, objective = optax.sgd(1.0), sigmoid(0.1)
         programs = programs_of(params, sgd.init(params), graph, sgd, objective, shape)
-        sums, said = programs.zero(), batches.said(packed, place)
+        sums, fields = programs.zero(), batches.data_fields(packed, place)
         draw = np.random.default_rng(1).standard_normal((PAIRS, 2)) - 30
-        theirs = batches.everywhere(draw.astype(jnp.float32), place)
+        theirs = batches.put_replicated(draw.astype(jnp.float32), place)
         given = [batches.put(micro_batch, place) for micro_batch in packed.micro_batches]
-        add = programs.add.lower(sums, params, frozen, theirs, said, given[0]).compile()
+        add = programs.add.lower(sums, params, frozen, theirs, fields, given[0]).compile()
         for batch in given:
-            sums = add(sums, params, frozen, theirs, said, batch)
-        losses = objective.loss(update.answers(sums.policy, sums.reference, said))
+            sums = add(sums, params, frozen, theirs, fields, batch)
+        losses = objective.loss(update.answers(sums.policy, sums.reference, fields))
         gradient = [np.asarray(x) for x in jax.tree.leaves(sums.gradient)]
         return float(losses.mean()), gradient, whole_rows(add.as_text() or "")
 

@@ -62,14 +62,14 @@ def run(folder: pathlib.Path, mesh: jax.sharding.Mesh, rows: int, compute=np.flo
         data = batches.training(endless, shape, shards=range(shards))
         found = []
         for at in range(10):
-            said, sums = batches.said(data[at], place), programs.zero()
+            fields, sums = batches.data_fields(data[at], place), programs.zero()
             for batch in data[at].micro_batches:
                 batch = batches.put(batch, place)
                 theirs = forward(graph, reference, batch)
-                sums = programs.add(sums, policy, {}, theirs, said, batch)
-            policy, opt_state, values = programs.apply(sums, policy, opt_state, said)
+                sums = programs.add(sums, policy, {}, theirs, fields, batch)
+            policy, opt_state, values = programs.apply(sums, policy, opt_state, fields)
             found.append(float(values["dpo_loss"]))
-        lowered = programs.add.lower(programs.zero(), policy, {}, theirs, said, batch)
+        lowered = programs.add.lower(programs.zero(), policy, {}, theirs, fields, batch)
         text = lowered.compile().as_text()
         made = gathers(text)
         tensor = mesh.shape["tensor"]

@@ -49,15 +49,15 @@ def run(
         graph, forward = nnx.graphdef(model), logps.compiled(mesh)
         update = batches.pack(random_pairs(0, PAIRS), shape, [*range(shards)])
         programs = programs_of(trained, opt_state, graph, adamw, sigmoid(0.1), shape)
-        sums, said, ratios = programs.zero(), batches.said(update, place), 0.0
+        sums, fields, ratios = programs.zero(), batches.data_fields(update, place), 0.0
         reference = adapted.joined(adapters.nothing(trained, frozen), frozen)
         for packed in update.micro_batches:
             batch = batches.put(packed, place)
             ours = forward(graph, adapted.joined(trained, frozen), batch)
             theirs = forward(graph, reference, batch)
             ratios = max(ratios, float(abs(ours - theirs).max()))
-            sums = programs.add(sums, trained, frozen, theirs, said, batch)
-        moved, _, values = programs.apply(sums, trained, opt_state, said)
+            sums = programs.add(sums, trained, frozen, theirs, fields, batch)
+        moved, _, values = programs.apply(sums, trained, opt_state, fields)
         # How many ways of splitting there are among them: one would be all of them whole.
         specs = {str(x.sharding.spec) for x in jax.tree.leaves(moved)}
         record = {"ratios": ratios, "loss": float(values["dpo_loss"]), "specs": len(specs)}

@@ -56,18 +56,18 @@ def update(name: str, mesh: jax.sharding.Mesh, rows: int) -> tuple[int, np.ndarr
         packed = batches.pack(pairs, shape, range(shards))
         draw = np.random.default_rng(1).standard_normal((PAIRS, 2)).astype(np.float32)
         forward = logps.compiled(mesh)
-        said = batches.said(packed, place)
+        fields = batches.data_fields(packed, place)
         sgd = optax.sgd(1.0)
         programs = programs_of(params, sgd.init(params), graph, sgd, objective, shape)
         ask = lambda batch: forward(graph, params, batch)
         # A reference that is near the policy.
-        theirs = batches.everywhere(draw - 30, place)
+        theirs = batches.put_replicated(draw - 30, place)
         pull, sums = None, programs.zero()
         if objective.is_coupled:
-            pull, _ = coupled.pull(objective, ask, lambda *_: theirs, packed, said, place)
+            pull, _ = coupled.pull(objective, ask, lambda *_: theirs, packed, fields, place)
         for micro_batch in packed.micro_batches:
             batch = batches.put(micro_batch, place)
-            sums = programs.add(sums, params, {}, theirs, said, batch, pull)
+            sums = programs.add(sums, params, {}, theirs, fields, batch, pull)
         gradient = [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(sums.gradient)]
         return len(packed.micro_batches), np.concatenate(gradient), np.asarray(sums.policy.logps)
 

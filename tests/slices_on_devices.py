@@ -47,20 +47,20 @@ def update(name: str, mesh: jax.sharding.Mesh) -> tuple[dict, list[np.ndarray]]:
         sgd = optax.sgd(1.0)
         opt_state = sgd.init(params)
         programs = programs_of(params, opt_state, graph, sgd, sigmoid(0.1), shape)
-        sums, said = programs.zero(), batches.said(packed, place)
+        sums, fields = programs.zero(), batches.data_fields(packed, place)
         draw = np.random.default_rng(1).standard_normal((PAIRS, 2)).astype(np.float32)
-        theirs = batches.everywhere(draw - 30, place)
+        theirs = batches.put_replicated(draw - 30, place)
         for micro_batch in packed.micro_batches:
             batch = batches.put(micro_batch, place)
-            sums = programs.add(sums, params, frozen, theirs, said, batch)
-        args = {"add": (sums, params, frozen, theirs, said, batch),
-                "apply": (sums, params, opt_state, said)}  # fmt: skip
+            sums = programs.add(sums, params, frozen, theirs, fields, batch)
+        args = {"add": (sums, params, frozen, theirs, fields, batch),
+                "apply": (sums, params, opt_state, fields)}  # fmt: skip
         crossing = {
             which: crossings(getattr(programs, which).lower(*given).compile().as_text(), mesh)
             for which, given in args.items()
         }
         before = jax.tree.map(jnp.copy, params)
-        moved, _, values = programs.apply(sums, params, opt_state, said)
+        moved, _, values = programs.apply(sums, params, opt_state, fields)
         gradient = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), before, moved)
         held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(before))
         count = len(packed.micro_batches)

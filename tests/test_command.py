@@ -63,7 +63,7 @@ def test_a_model_that_does_not_fit_its_config(tmp_path, tiny_config):
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 1000}))
     flags = TINY_CONFIG, f"--config.directory={tmp_path}/run"
     told = run(*flags, f"--config.initialize_from_hf={folder}")
-    refused(told, "another model's tokenizer")
+    refused(told, "the tokenizer of another model")
 
 
 def look(*arguments, **how):
@@ -113,7 +113,7 @@ def test_the_data_of_single_answers_is_looked_at_too(tmp_path):
         assert told in done.stdout
     assert " answers from " in page.read_text()
     for flag, told in (
-        ("--config.data.layout=hh", "is none of conversation"),
+        ("--config.data.layout=hh", "is not one of conversation"),
         ("--config.bta=1", "has no setting 'bta'"),
         ("--config.beta=1", "the config has no loss"),
     ):
@@ -175,7 +175,7 @@ def test_held_out_data_stays_with_the_data_it_is_of(flags, held_out, split):
     assert (values["validation"], values["validation_split_fraction"]) == (held_out, split)
     assert bool(given.note) == (held_out in ({}, {"mine": "a.jsonl"}))
     if given.note:
-        assert "(heldout) is not of it and is left out" in given.note
+        assert "(heldout) belongs to other data and is left out" in given.note
         assert (f"; {split or 0:.0%} of the prompts are held out" in given.note) == bool(split)
     elsewhere = command._read(
         settings.DPO,
@@ -295,7 +295,7 @@ def imports_of(program, *arguments):
     [
         ([TINY_CONFIG, "--config.betta=2"], "did you mean beta?"),
         ([TINY_CONFIG, "--config.beta=0"], "beta must be above 0"),
-        ([TINY_CONFIG, "--config.remat=most"], "remat='most' is none of full"),
+        ([TINY_CONFIG, "--config.remat=most"], "remat='most' is not one of full"),
         ([TINY_CONFIG, "--learning_rate=1"], "write --config.learning_rate=1"),
         (["--config.beta=1"], "give a config"),
     ],
@@ -312,13 +312,13 @@ def test_a_wrong_flag_is_answered_before_anything_slow_is_imported(program, word
     ("words", "told"),
     [
         ([TINY_CONFIG, "--config.betta=2"], "did you mean beta?"),
-        ([TINY_CONFIG, "--config.learning_rate=1"], "no effect on scores: nothing is trained"),
+        ([TINY_CONFIG, "--config.learning_rate=1"], "has no effect: scoring trains nothing"),
         ([TINY_CONFIG, "--config.adapter={'rank': 8}"], "--config.adapter.rank has no effect"),
         ([TINY_CONFIG], "policy and reference are both recipes/tiny/model, so every reward"),
         ([TINY_CONFIG, "--config.reference_is_hf=false"], "newest checkpoint of another run"),
         ([TINY_CONFIG, "--config.reference_model_path=recipes/tiny/model"], "every reward"),
         ([TINY_CONFIG, "--config.reference_model_path=x", "--config.frozen=nf4"],
-         "--config.frozen=nf4 is for the weights beside adapters"),
+         "--config.frozen=nf4 only applies to weights under adapters"),
         ([TINY_CONFIG, "--config.validation.train=a.jsonl"], "could not be told apart"),
         (["--config=recipes/configs/tiny_sft.py"], "the config has no beta"),
         ([], "give a config, for example --config=recipes/configs/tiny.py"),
@@ -368,7 +368,7 @@ def test_without_a_config_one_of_this_recipe_is_named(capsys):
 
 def test_help_without_a_config_has_the_defaults():
     _, _, told, _ = imports_of("recipes/dpo.py", "-h")
-    assert "\n  --config.beta=\n" in told  # which must be named
+    assert "\n  --config.beta=\n" in told  # which is required
     assert "\n  --config.lr_schedule=linear\n" in told
     assert "\n  --config.cooldown=None\n" in told
 
@@ -377,7 +377,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     """A ValueError of Python's own is a bug, not a sentence."""
     with pytest.raises(ValueError, match="cannot convert float NaN"):
         command._with_config(
-            lambda _: optimizer.steps_of(float("nan"), 10), tiny.get_config(), settings.ALL
+            lambda _: optimizer.as_steps(float("nan"), 10), tiny.get_config(), settings.ALL
         )
 
 

@@ -227,18 +227,18 @@ def copied(folder, *lines):
         (
             ["reference_model_path"],
             'config.get_ref("initialize_from_hf")',
-            "initialize_from_hf and reference_model_path of the config are one reference.*"
+            "initialize_from_hf and reference_model_path of the config share one reference.*"
             r"config_dict.placeholder\(str\)",
         ),
         (
             ["steps_per_eval"],
             'config.get_ref("steps_per_checkpoint")',
-            "steps_per_checkpoint and steps_per_eval of the config are one .*a value of its own",
+            "steps_per_checkpoint and steps_per_eval of the config share one .*its own value",
         ),
         (
             ["keep_every", "row_length"],
             "config_dict.placeholder(int)",
-            "keep_every and row_length of the config are one reference",
+            "keep_every and row_length of the config share one reference",
         ),
     ],
 )

@@ -89,17 +89,17 @@ def of_configs(folder):
         ([CONFIG, "--config.beta=much"], ["--config.beta='much' is not a number"], 2),
         ([CONFIG, "--config.mesh.fsdp=8x"], ["mesh.fsdp='8x' is not a whole number"], 2),
         ([CONFIG, "--config.tensorboard=maybe"], ["tensorboard='maybe' is not true or false"], 2),
-        ([CONFIG, "--config.data.columns={1: 2}"], ["data.columns='{1: 2}' cannot be read"], 2),
-        ([CONFIG, "--config.validation={'a.b': 'c'}"], ["cannot be read"], 2),
+        ([CONFIG, "--config.data.columns={1: 2}"], ["data.columns='{1: 2}' cannot be parsed"], 2),
+        ([CONFIG, "--config.validation={'a.b': 'c'}"], ["cannot be parsed"], 2),
         ([CONFIG, "--flagfile=nowhere"], ["nowhere"], 2),
         ([CONFIG, "--", "--config.beta=x"], ["beta='x' is not a number"], 2),
         ([CONFIG, "--config.mesh=8"], ["mesh.data, mesh.fsdp, mesh.context, mesh.tensor"], 2),
         ([CONFIG, "--config.beta"], ["--config.beta needs a value"], 2),
-        ([CONFIG, "--config.beta="], ["--config.beta is set to nothing"], 2),
+        ([CONFIG, "--config.beta="], ["--config.beta has an empty value"], 2),
         ([CONFIG, "--config.beta=None"], ["--config.beta cannot be unset"], 2),
         ([CONFIG, "--config.data.columns=a"], ["data.columns='a' is not written like"], 2),
-        ([CONFIG, "--config.train_data={a"], ["train_data='{a' cannot be read"], 2),
-        ([CONFIG, "--config.train_data.a.path=b"], ["is one source, 'recipes/tiny/train"], 2),
+        ([CONFIG, "--config.train_data={a"], ["train_data='{a' cannot be parsed"], 2),
+        ([CONFIG, "--config.train_data.a.path=b"], ["is a single source, 'recipes/tiny/train"], 2),
         ([CONFIG, "--learning_rate=1e-5"], ["write --config.learning_rate=1e-5"], 2),
         ([CONFIG, "--learning-rate", "1"], ["write --config.learning_rate="], 2),
         ([CONFIG, "--nothing=1"], ["--nothing", "--config.NAME=VALUE"], 2),
@@ -147,19 +147,19 @@ def of_one(folder):
     yield "recipes/dpo.py", ["--config=recipes/configs/llama8b.py"], ["set --config.directory"], 2
     for program in ("recipes/dpo.py", "recipes/forecast.py"):
         yield program, [*here, "--config.loss=DPO"], ["it is called sigmoid here"], 1
-        yield program, [*here, "--config.loss=simpo"], ["its usual beta is 2 to 10"], 1
-        yield program, [*here, "--config.cpo_alpha=1"], ["no effect", "only with cpo"], 1
+        yield program, [*here, "--config.loss=simpo"], ["a usual beta of 2 to 10"], 1
+        yield program, [*here, "--config.cpo_alpha=1"], ["no effect", "only applies to cpo"], 1
     score = "recipes/score.py"
     yield score, [CONFIG], ["policy and reference are both recipes/tiny/model"], 2
     yield score, [CONFIG, "--config.betta=0.2"], ["did you mean beta?"], 2
     yield score, [CONFIG, "--config.beta=much"], ["--config.beta='much' is not a number"], 2
-    yield score, [CONFIG, "--config.num_train_steps=3"], ["nothing is trained"], 2
+    yield score, [CONFIG, "--config.num_train_steps=3"], ["scoring trains nothing"], 2
     sft = "recipes/sft.py"
     yield sft, ["recipes/configs/tiny_sft.py"], ["write --config=recipes/configs/tiny_sft.py"], 2
     yield sft, [SFT_CONFIG, "--config.lr=1e-5"], ["did you mean learning_rate?"], 2
     yield sft, [SFT_CONFIG, "--config.beta=0.1"], ["has no setting 'beta'"], 2
     yield sft, [SFT_CONFIG, "--config.train_seq_len=0"], ["train_seq_len must be above 0"], 2
-    yield sft, [CONFIG], ["has a setting", "that nothing reads"], 2
+    yield sft, [CONFIG], ["has an unknown setting"], 2
     yield sft, [SFT_CONFIG, "--config.train_data=nothing.jsonl"], ["no data file"], 1
     report = "recipes/report.py"
     yield report, [], ["give the directory of a run"], 1
@@ -196,7 +196,12 @@ def of_one(folder):
     sample = "recipes/sample_pairs.py"
     yield sample, [], ["give --model="], 2
     given = ["--model=a", "--prompts=b", f"--directory={folder}/c"]
-    yield sample, given, ["who judges? give one of --judge, --reward_model, --reference"], 1
+    yield (
+        sample,
+        given,
+        ["give exactly one judge, by one of --judge, --reward_model, --reference"],
+        1,
+    )
     yield sample, [*given, "--judge=a:b", "--answers=1"], ["--answers=1 must be at least 2"], 2
     yield sample, [*given, "--temperature=0"], ["--temperature=0 must be at least 0.01"], 2
     yield sample, [*given, "--judge=nothing:b"], ["--judge=nothing:b cannot be found"], 1

@@ -52,7 +52,7 @@ INPUTS = {
     "recipes/training/command.py": {"which"},  # the python of a line to paste
     "recipes/training/listing.py": {"Path", "read_text", "write_text"},  # the docs
     "recipes/training/overrides.py": {"Path", "is_file"},  # the config file
-    "recipes/training/terminal.py": {"open"},  # /dev/null
+    "recipes/terminal.py": {"open"},  # /dev/null
     "recipes/tiny/__init__.py": {"dirname", "exists", "join"},  # where it is
     "recipes/tiny/make_model.py": {  # the model that is shipped
         "Path", "TemporaryDirectory", "copytree", "mkdir", "read_text", "write_text",
@@ -129,7 +129,7 @@ ROOMS = {
     "recipes.peers": {"recipes.training"},
 }
 # What any room may import: how a line gets to the person at the terminal.
-ANYWHERE = {"recipes.training.terminal"}
+ANYWHERE = {"recipes.terminal"}
 
 
 def room_of(module):

@@ -75,7 +75,7 @@ def test_a_bare_command_that_trains_runs_what_is_shipped(
     monkeypatch.setattr(sys, "argv", ["dpo.py", *words])
     command._take_the_shipped(groups, writes)
     assert sys.argv[1:] == taken
-    assert ("no --config is given" in capsys.readouterr().out) == (words != taken)
+    assert ("no --config given" in capsys.readouterr().out) == (words != taken)
 
 
 @pytest.mark.full

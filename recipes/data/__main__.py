@@ -26,7 +26,7 @@ from checkpoints_io.errors import BadInput
 from recipes.data import run_data
 from recipes.data.packed import shapes
 from recipes.pages import data_page, template
-from recipes.training import checks, command, settings
+from recipes.training import checks, command, settings, written
 
 POSITIONS = 2**14  # of a micro-batch: what a GPU is given
 
@@ -40,12 +40,14 @@ def look(config: ml_collections.ConfigDict) -> None:
     given = checks.checked(config, settings.table_of(settings.recipe_of(config)))
     page = pathlib.Path(flags.FLAGS.page)
     if page.is_dir() or not page.parent.is_dir():
-        raise BadInput(f"--page={page} cannot be written: it is a folder, or in none that is there")
+        raise BadInput(
+            f"--page={page} cannot be written: it is a folder, or its folder does not exist"
+        )
     if not template.is_page(places.Disk(page.parent).read(page.name)):
-        raise BadInput(f"--page={page} is something else than a page: choose another name")
+        raise BadInput(f"--page={page} is not a page of this program: choose another name")
     name = given["tokenizer"] or given["initialize_from_hf"]
     folder = hf_folder.find(name, files=hf_folder.TOKENIZER_FILES)
-    data = run_data.read(run_data.asked(given, folder))
+    data = run_data.read(run_data.data_settings(given, folder, written.rows_of(given)))
     shape = shapes.choose(
         [example for part in data.train for example in part.examples],
         per_update=given["train_batch_size"],
@@ -56,7 +58,7 @@ def look(config: ml_collections.ConfigDict) -> None:
     )
     print(data_page.text(data.sources, data.tokenizer, shape, color=sys.stdout.isatty()))
     page.write_text(data_page.page(data.sources, data.tokenizer, shape), "utf-8")
-    print(f"\nthe same as a page: {page.absolute()}")
+    print(f"\nalso written as a page: {page.absolute()}")
 
 
 if __name__ == "__main__":

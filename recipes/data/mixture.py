@@ -27,7 +27,7 @@ def numbered(examples: Sequence[Example], first_row: int) -> list[Example]:
 
 
 def shares(parts: Sequence[Part]) -> list[float]:
-    """Of all that is drawn, what is of each part."""
+    """The fraction of all drawn examples that each part contributes."""
     weights = [len(p.examples) if p.weight is None else p.weight for p in parts]
     return [weight / sum(weights) for weight in weights]
 
@@ -47,6 +47,11 @@ def endless(parts: Sequence[Part], seed: int) -> grain.MapDataset:
         for i, examples in enumerate(lists)
     ]
     return streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, weights)
+
+
+def first_rows(parts: Sequence[Part]) -> list[int]:
+    """The number of the first row of each part."""
+    return [0, *(part.last_row + 1 for part in parts)][: len(parts)]
 
 
 def part_of(parts: Sequence[Part], rows: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A file of prompts of one's own, to see what a model answers to them."""
+"""A file of the user's prompts, to see what a model answers to them."""
 
 from typing import NamedTuple
 
@@ -31,8 +31,8 @@ def read(path: str, how: How, crew: Crew, *, plain: bool) -> list[Prompt]:
         rows.append((row.where, row.fields, row.reason))
         if len(rows) > MOST:
             raise BadInput(
-                f"--config.sample_prompts={path} has more than {MOST} rows: answers to them are "
-                "for reading; keep a few"
+                f"--config.sample_prompts={path} has more than {MOST} rows: sample answers are "
+                "meant to be read; keep a few prompts"
             )
     if not rows:
         raise BadInput(f"--config.sample_prompts={path} has no rows")

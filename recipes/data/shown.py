@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recipes.data.chats.messages import visible
+from checkpoints_io.unseen import visible
 from recipes.data.ids.examples import Example, LabelledIds, called, is_ranked
 from zoo.text.tokenizer import Tokenizer, text_after
 
@@ -34,7 +34,7 @@ def lines_of(
 
 
 def pieces_of(pair: Example, tokenizer: Tokenizer) -> dict[str, list[Piece]]:
-    """The tokens of its prompt and of either answer, with their texts."""
+    """The tokens of the prompt and of either answer, with their texts."""
     kinds = lambda scored: np.where(scored, "scored", "unscored").tolist()
     prompt = cut(tokenizer, [], pair.prompt.tolist(), ["prompt"] * len(pair.prompt))
     found = {"prompt": prompt}

@@ -74,7 +74,7 @@ def recognised(source: Source) -> tuple[Source, str]:
         return fallback
     if told := doubt or refused:
         what = "answers" if source.single else "pairs"
-        raise BadInput(f"{source.path} has no row that can be read as {what}: {told}")
+        raise BadInput(f"{source.path} has no rows that can be read as {what}: {told}")
     raise BadInput(f"{source.path} holds no rows")
 
 
@@ -168,7 +168,7 @@ def _check(source: Source, total: Counts, how: How) -> None:
         reasons = total.malformed.most_common(REASONS)
         told = [f"{number} like {total.first[reason]}: {reason}" for reason, number in reasons]
         if more := len(total.malformed) - len(told):
-            told.append(f"others for {more} more reasons")
+            told.append(f"the rest for {more} other reasons")
         raise BadInput(
             f"{total.malformed.total()} of {total.rows} rows of {source.path} hold no {what}: "
             f"{'; '.join(told)}. Fix them, choose another --config.data.layout, or raise "
@@ -194,10 +194,10 @@ def split(pairs: Pairs, fraction: float) -> tuple[list[Example], list[Example]]:
     keys = pairs.keys.tolist()
     if len(set(keys)) < 2:
         raise BadInput(
-            f"--config.validation_split_fraction={fraction} holds prompts out, and the "
-            f"{len(pairs.ids)} {shown.noun(pairs.ids)} have one prompt in all: "
-            "--config.validation_split_fraction=None holds none out, and "
-            "--config.validation.NAME=FILE is a held-out file"
+            f"--config.validation_split_fraction={fraction} holds out prompts, but all "
+            f"{len(pairs.ids)} {shown.noun(pairs.ids)} have the same prompt: set "
+            "--config.validation_split_fraction=None, or give a held-out file with "
+            "--config.validation.NAME=FILE"
         )
     bound = min(max(int(fraction * 2**64), min(keys) + 1), max(keys))
     for pair, key in zip(pairs.ids, keys, strict=True):

@@ -29,11 +29,11 @@ class Texts(NamedTuple):
     bytes: int  # of the texts as UTF-8
 
     def told(self) -> str:
-        """In one line."""
+        """The set of texts described in one line."""
         return f"{self.name}: {self.how_many()}, {self.tokens} tokens, {self.bytes} bytes"
 
     def how_many(self) -> str:
-        """How many, with the noun."""
+        """The number of texts, with the noun."""
         return "1 text" if self.texts == 1 else f"{self.texts} texts"
 
 

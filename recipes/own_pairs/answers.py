@@ -6,13 +6,13 @@ from typing import NamedTuple
 import numpy as np
 
 from checkpoints_io import places
+from recipes import terminal
 from recipes.own_pairs import kept
 from recipes.own_pairs.prompts import Prompt
-from recipes.training import terminal
 import zoo
 from zoo.sampling import Sampling
-from zoo.text import tokenizer
 from zoo.text.chat_tokenizer import ChatTokenizer
+from zoo.text.tokenizer import said
 
 FILE = "answers.jsonl"
 ROOM = 2**16  # tokens of all rows that are generated at a time
@@ -53,7 +53,7 @@ def missing(
 
 def draw(
     model: zoo.Model,
-    words: ChatTokenizer,
+    tokenizer: ChatTokenizer,
     directory: places.Place,
     every: Sequence[list[Prompt]],
     how: Drawing,
@@ -70,20 +70,20 @@ def draw(
             rows = [prompt.ids for prompt in batch for _ in range(how.answers)]
             seed = np.random.SeedSequence([how.seed, batch[0].row]).generate_state(1)[0]
             texts = zoo.generate.generate(
-                model, rows, max_new_tokens=how.most, stop_ids=words.stop_ids,
+                model, rows, max_new_tokens=how.most, stop_ids=tokenizer.stop_ids,
                 sampling=how.sampling, seed=int(seed),
             )  # fmt: skip
             of = [texts[i : i + how.answers] for i in range(0, len(texts), how.answers)]
-            add([_line(prompt, some, words) for prompt, some in zip(batch, of, strict=True)])
+            add([_line(prompt, some, tokenizer) for prompt, some in zip(batch, of, strict=True)])
 
 
-def _line(prompt: Prompt, answers: Sequence[list[int]], words: ChatTokenizer) -> kept.Line:
+def _line(prompt: Prompt, answers: Sequence[list[int]], tokenizer: ChatTokenizer) -> kept.Line:
     return {
         "row": prompt.row,
         "prompt": prompt.turns,
         "tools": prompt.tools,
         "chat_template_kwargs": prompt.template_kwargs,
-        "answers": [tokenizer.said(words.own, prompt.ids, ids) for ids in answers],
+        "answers": [said(tokenizer.own, prompt.ids, ids) for ids in answers],
         "tokens": answers,
-        "finished": [bool(ids) and ids[-1] in words.stop_ids for ids in answers],
+        "finished": [bool(ids) and ids[-1] in tokenizer.stop_ids for ids in answers],
     }

@@ -18,8 +18,9 @@ import jax
 
 from checkpoints_io import places
 from checkpoints_io.errors import BadInput, NotFound, RunFailed
+from recipes import terminal
 from recipes.own_pairs import answers, kept
-from recipes.training import harness, terminal
+from recipes.training import harness
 import zoo
 from zoo import chat, reward
 from zoo.text.chat_tokenizer import ChatTokenizer
@@ -45,8 +46,8 @@ def judge(directory: places.Place, name: str, opened: Callable[[], Judge]) -> No
     lines, done = kept.lines(directory, answers.FILE), kept.lines(directory, FILE)
     if other := next((one for one in done if one["judge"] != name), None):
         raise BadInput(
-            f"{directory}/{FILE} has what {other['judge']} says, and this command asks {name}: "
-            "remove that file to judge the answers again"
+            f"{directory}/{FILE} has the scores of {other['judge']}, but this command asks for "
+            f"{name}: remove that file to judge the answers again"
         )
     left = lines[len(done) :]
     if not left:
@@ -70,7 +71,7 @@ def usable(line: kept.Line) -> list[int]:
 
 
 def _with_usable(line: kept.Line) -> kept.Line:
-    """The line, of whose answers there are only those."""
+    """The line with only its usable answers."""
     some = usable(line)
     return line | {name: [line[name][i] for i in some] for name in ("answers", "tokens")}
 
@@ -83,8 +84,8 @@ def _checked(said: Any, asked: Sequence[int], name: str, row: int) -> dict[int, 
         scores = None
     if scores is None or len(scores) != len(asked):
         raise RunFailed(
-            f"{name} says {str(said)[:80]} of the {len(asked)} answers to row {row}: it must give "
-            "a list of as many numbers, the best the highest"
+            f"{name} returned {str(said)[:80]} for the {len(asked)} answers to row {row}: it must "
+            "return a list of as many numbers, where higher is better"
         )
     return {i: one for i, one in zip(asked, scores, strict=True) if not math.isnan(one)}
 
@@ -148,13 +149,15 @@ def of_reward_model(path_or_id: str, dtype: str | None, mesh: jax.sharding.Mesh)
     Raises:
       FileNotFoundError, ValueError: as `reward.load`.
     """
-    words = zoo.load_tokenizer(path_or_id)
+    tokenizer = zoo.load_tokenizer(path_or_id)
     model = reward.load(path_or_id, chat.dtype_here(dtype), mesh)
 
     def judged(lines: Sequence[kept.Line]) -> Scores:
         for some in _at_once(lines):
             texts = [
-                words.chat([*line["prompt"], _said(text)], tools=line["tools"], **kept.given(line))
+                tokenizer.chat(
+                    [*line["prompt"], _said(text)], tools=line["tools"], **kept.given(line)
+                )
                 for line in some
                 for text in line["answers"]
             ]
@@ -163,7 +166,7 @@ def of_reward_model(path_or_id: str, dtype: str | None, mesh: jax.sharding.Mesh)
     return judged
 
 
-def of_implicit(policy: zoo.Model, reference: zoo.Model, words: ChatTokenizer) -> Judge:
+def of_implicit(policy: zoo.Model, reference: zoo.Model, tokenizer: ChatTokenizer) -> Judge:
     """The log p of an answer under the policy less that under the reference.
 
     In nats, summed over its tokens; a DPO reward is beta times it. Rafailov et al. 2023, section 4.
@@ -172,7 +175,7 @@ def of_implicit(policy: zoo.Model, reference: zoo.Model, words: ChatTokenizer) -
     def judged(lines: Sequence[kept.Line]) -> Scores:
         for some in _at_once(lines):
             asked = [
-                (words.chat(line["prompt"], tools=line["tools"], **kept.given(line)), ids)
+                (tokenizer.chat(line["prompt"], tools=line["tools"], **kept.given(line)), ids)
                 for line in some
                 for ids in line["tokens"]
             ]

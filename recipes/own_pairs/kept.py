@@ -13,7 +13,7 @@ MADE_WITH = "sampling.json"
 
 
 def lines(directory: places.Place, name: str) -> list[Line]:
-    """Those that were written whole."""
+    """The lines that were written completely."""
     content = directory.read(name) or b""
     return [json.loads(line) for line in content.split(b"\n")[:-1]]
 
@@ -28,7 +28,7 @@ def adding(
 
 
 def written(some: list[Line]) -> bytes:
-    """A line for each."""
+    """The lines as bytes, one for each object."""
     texts = (json.dumps(one, ensure_ascii=False) for one in some)
     return "".join(f"{text}\n" for text in texts).encode("utf-8", "replace")
 
@@ -51,16 +51,16 @@ def check(directory: places.Place, made_with: Mapping[str, Any]) -> None:
     if found is None:
         if there := [name for name in directory.names() if name != "lock"]:
             raise InTheWay(
-                f"--directory={directory} holds {there[0]} and no answers of this program: give "
-                "another"
+                f"--directory={directory} contains {there[0]} but no answers of this program: "
+                "give another"
             )
         directory.write_whole(MADE_WITH, (json.dumps(made_with, indent=2) + "\n").encode())
         return
     before = json.loads(found)
     for name, value in made_with.items():
         if (was := before.get(name)) != json.loads(json.dumps(value)):
-            told = "other contents" if isinstance(value, dict) else f"{was}, and now {value}"
+            told = "other contents" if isinstance(value, dict) else f"{was} before, {value} now"
             raise BadInput(
-                f"--directory={directory} holds answers that were made with another --{name} "
+                f"--directory={directory} contains answers that were made with another --{name} "
                 f"({told}): give another directory"
             )

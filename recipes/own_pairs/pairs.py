@@ -9,8 +9,8 @@ from recipes.own_pairs import answers, judges, kept
 
 FILE, LEFT_OUT = "pairs.jsonl", "left_out.jsonl"
 # Why a prompt has no pair.
-TOO_FEW = "fewer than two different answers came to their end"
-TOO_FEW_JUDGED = "the judge has a number for fewer than two answers"
+TOO_FEW = "fewer than two distinct answers were finished"
+TOO_FEW_JUDGED = "the judge scored fewer than two answers"
 ALIKE = "all answers have the same score"
 
 
@@ -58,8 +58,11 @@ def pair_of(line: kept.Line, scores: list[float | None]) -> kept.Line | str:
 
 
 def _told(directory: places.Place, count: int, reasons: list[str]) -> str:
-    lines = [f"{count} pairs, a line each, in {directory}/{FILE}"]
+    lines = [f"{count} pairs, one per line, in {directory}/{FILE}"]
     if reasons:
-        lines.append(f"{len(reasons)} rows have none; why, a line each, in {directory}/{LEFT_OUT}:")
+        lines.append(
+            f"{len(reasons)} rows gave no pair; the reasons, one per line, in "
+            f"{directory}/{LEFT_OUT}:"
+        )
     kinds = collections.Counter(re.sub(r"\d+", "…", why) for why in reasons)
     return "\n".join([*lines, *(f"  {n:>6}  {why}" for why, n in kinds.most_common())])

@@ -32,17 +32,17 @@ class Read(NamedTuple):
     left_out: dict[int, str]
 
 
-def read(source: str, words: ChatTokenizer, most: int | None) -> Read:
-    """The different prompts of a source, each of at most so many tokens (None: of any number).
+def read(source: str, tokenizer: ChatTokenizer, most: int | None) -> Read:
+    """The distinct prompts of a source, each of at most `most` tokens (None: of any number).
 
     Raises:
       FileNotFoundError: there is no such source.
       ValueError: none of its rows holds a prompt, or the tokenizer has no chat template.
     """
-    if words.chat_template is None:
+    if tokenizer.chat_template is None:
         raise BadInput(
-            f"the tokenizer in {words.source} has no chat template, by which prompts are asked: "
-            "give a model that was made for conversations"
+            f"the tokenizer in {tokenizer.source} has no chat template for prompts: use a model "
+            "that was trained for conversations"
         )
     prompts, left_out, rows = [], {}, {}
     for number, row in enumerate(sources.read(source)):
@@ -50,9 +50,12 @@ def read(source: str, words: ChatTokenizer, most: int | None) -> Read:
             if row.fields is None:
                 raise BadInput(row.reason)
             turns, tools, given = asked(row.fields)
-            ids = tuple(words.chat(turns, tools=tools, add_generation_prompt=True, **given))
+            ids = tuple(tokenizer.chat(turns, tools=tools, add_generation_prompt=True, **given))
             if most is not None and len(ids) > most:
-                raise BadInput(f"a prompt of {len(ids)} tokens, and an answer fits after {most}")
+                raise BadInput(
+                    f"a prompt of {len(ids)} tokens leaves no room for an answer, which needs "
+                    f"at most {most}"
+                )
             if ids in rows:
                 raise BadInput(f"the same prompt as row {rows[ids]}")
         except ValueError as error:
@@ -90,7 +93,7 @@ def asked(fields: dict[str, object]) -> tuple[Turns, list | None, dict[str, obje
         columns.unread_media(row),
     )
     for name in itertools.chain(*unread):
-        raise BadInput(f"`{name}` looks like a part of what is asked, and is not read: {REMEDY}")
+        raise BadInput(f"`{name}` looks like part of the prompt but is not read: {REMEDY}")
     turns = _question(pair.prompt if isinstance(pair.prompt, list) else [])
     return turns, pair.tools, pair.template_kwargs
 

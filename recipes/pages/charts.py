@@ -84,7 +84,7 @@ def ticks(low: Number, high: Number, about: int) -> list[float]:
 
 
 def short(x: Number) -> str:
-    """12000 -> '12k', 0.0000005 -> '5e-7'."""
+    """A short form of a number: 12000 -> '12k', 0.0000005 -> '5e-7'."""
     if x and (abs(x) < 1e-3 or abs(x) >= 1e9):
         mantissa, _, exponent = f"{x:.3g}".partition("e")
         return f"{mantissa}e{int(exponent)}" if exponent else mantissa

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from checkpoints_io.unseen import visible
 from recipes.data import shown
-from recipes.data.chats.messages import visible
 from recipes.data.ids.examples import Example, called, described, is_ranked
 from recipes.data.packed import shapes, streams
 from recipes.data.packed.packing import Shape
@@ -164,13 +164,9 @@ def _longer(pairs: Sequence[Example]) -> Iterable[str]:
     ends = [[len(pair.answers[i].ids) for pair in pairs] for i in (0, -1)]
     chosen, rejected = map(np.array, ends)
     lists = any(len(pair.answers) > 2 for pair in pairs)
-    said = (
-        "The best answer is longer than the worst"
-        if lists
-        else "The chosen answer is the longer one"
-    )
+    said = "The best answer is longer than the worst" if lists else "The chosen answer is longer"
     told = f"{said} in {np.mean(chosen > rejected):.0%} of the {'lists' if lists else 'pairs'}"
-    yield f"{told}, {'' if lists else 'the '}shorter in {np.mean(chosen < rejected):.0%}."
+    yield f"{told}, shorter in {np.mean(chosen < rejected):.0%}."
 
 
 def _pack_lines(found: dict[int, Pack | None], what: str) -> list[str]:

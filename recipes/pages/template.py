@@ -6,7 +6,7 @@ from typing import Any
 
 import jinja2
 
-from recipes.data.chats.messages import visible
+from checkpoints_io.unseen import visible
 
 
 def rendered(name: str, filters: Mapping[str, Callable[..., Any]], **given: object) -> str:

@@ -50,7 +50,7 @@ ROWS = {
     "datasets": part("train_data", "path, name, split and revision as owner/name:subset:split@"
                      "revision, or data_files; layouts are recognised from columns"),
     "test_datasets": part("validation"),
-    "val_set_size": part("validation_split_fraction", "a share of the prompts"),
+    "val_set_size": part("validation_split_fraction", "a fraction of the prompts"),
     "sequence_len": same("train_seq_len"),
     "excess_length_strategy": turned(
         "data.over_length", lambda how: "cut_answer" if how == "truncate" else "drop"
@@ -97,7 +97,7 @@ ROWS = {
             "added_tokens_overrides*"),
     **lacks("adapters have no dropout: policy and reference would differ before the first step",
             "lora_dropout"),
-    **lacks("whole weights are not trained beside adapters", "lora_modules_to_save"),
+    **lacks("whole weights cannot be trained beside adapters", "lora_modules_to_save"),
     **lacks("name the modules in adapter.targets", "lora_target_parameters", "peft_*", "peft.*",
             "loraplus_lr_embedding"),
     **lacks("adapters are LoRA and DoRA, trained once", "relora*", "loftq*", "gptq"),
@@ -110,15 +110,15 @@ ROWS = {
     **lacks("samples are steps_per_sample and sample_tokens", "generate_samples",
             "num_generation_samples", "generation_*", "eval_table_size", "eval_max_new_tokens",
             "eval_table_max_new_tokens"),
-    **lacks("figures are in metrics.jsonl, TensorBoard and Weights & Biases", "use_mlflow",
+    **lacks("metrics are in metrics.jsonl, TensorBoard and Weights & Biases", "use_mlflow",
             "mlflow_*", "use_comet", "comet_*", "plugins"),
     **lacks("less memory by remat, frozen=nf4, reference_mode=cached or mesh.fsdp",
             "activation_offloading", "layer_offloading"),
     **lacks("config.json decides", "resize_token_embeddings_to_32x", "overrides_of_model_config*",
             "overrides_of_model_kwargs*", "rope_scaling*"),
     **lacks("computed in bfloat16 or float32", "fp8", "fp8_*", "quantization*", "qat*"),
-    **lacks("in the environment: TRACKIO_SPACE_ID", "trackio_space_id"),
-    **lacks("in the environment: WANDB_ENTITY, WANDB_MODE, WANDB_LOG_MODEL", "wandb_entity",
+    **lacks("set in the environment: TRACKIO_SPACE_ID", "trackio_space_id"),
+    **lacks("set in the environment: WANDB_ENTITY, WANDB_MODE, WANDB_LOG_MODEL", "wandb_entity",
             "wandb_mode", "wandb_watch", "wandb_log_model"),
     **idle("tokens are those of the tokenizer; masks need no padding", "special_tokens*"),
     **idle("config.json decides", "model_type", "tokenizer_type", "tokenizer_use_fast",
@@ -129,13 +129,13 @@ ROWS = {
            "sample_packing_*", "pad_to_sequence_len", "pad_to_multiple_of", "batch_flattening",
            "dpo_padding_free", "multipack_real_batches", "max_prompt_len", "min_sample_len",
            "eval_sequence_len"),
-    **idle("the platform's best is taken (attention)", "flash_attention", "xformers_attention",
+    **idle("the platform's best is used (attention)", "flash_attention", "xformers_attention",
            "sdp_attention", "eager_attention", "flex_attention", "attn_implementation",
            "flash_attn_*", "sage_attention", "s2_attention"),
-    **idle("all is compiled by XLA", "lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel",
+    **idle("everything is compiled by XLA", "lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel",
            "dpo_use_liger_kernel", "liger_*", "use_kernels", "cut_cross_entropy",
            "chunked_cross_entropy*", "tiled_mlp*", "unsloth_*", "gc_steps", "deepcompile"),
-    **idle("tokens are kept by content (token_cache), by as many processes as there are cores",
+    **idle("tokens are kept by content (token_cache), with one process per core",
            "dataset_prepared_path", "dataset_processes", "dataset_num_proc",
            "dataset_keep_in_memory", "shuffle_merged_datasets", "streaming",
            "skip_prepare_dataset"),
@@ -143,7 +143,7 @@ ROWS = {
            "dp_shard_size", "ddp*", "device_map", "max_memory", "gpu_memory_limit", "world_size",
            "low_cpu_mem_usage", "qlora_sharded_model_loading", "lora_on_cpu"),
     **idle("prompts are never scored", "train_on_inputs", "lora_fan_in_fan_out"),
-    **idle("of another program, or of how it is run", "strict", "debug", "hf_use_auth_token",
+    **idle("for other programs, or for launching", "strict", "debug", "hf_use_auth_token",
            "merge_*", "push_dataset_to_hub", "auto_resume_from_checkpoints", "save_first_step",
            "include_tokens_per_second", "include_tkps", "bnb_config_kwargs*", "eval_batch_size",
            "batch_size"),
@@ -160,7 +160,7 @@ def _made(given: Given) -> dict[str, object]:
     rl = given.values.get("rl")
     if rl not in LOSSES:
         raise BadInput(
-            f"rl: {rl} is no training on preferences: {', '.join(LOSSES)} are translated; "
+            f"rl: {rl} is not preference training: {', '.join(LOSSES)} are translated; "
             "supervised fine-tuning is recipes/sft.py"
         )
     theirs = dict(given.values)

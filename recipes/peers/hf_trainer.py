@@ -23,7 +23,7 @@ def steps(ours: str) -> Row:
 
     def turn(value: Any) -> object:
         if not float(value) >= 1:
-            raise Lacks(f"{ours} is a number of steps, and not a share of them: set it by hand")
+            raise Lacks(f"{ours} is a number of steps, not a fraction of them: set it by hand")
         return of_kind(ours, value)
 
     return turned(ours, turn)
@@ -32,12 +32,12 @@ def steps(ours: str) -> Row:
 ROWS = {
     "output_dir": same("directory"),
     "run_name": same("name"),
-    "seed": same("seed", "it orders the data otherwise"),
+    "seed": same("seed", "the order of the data differs"),
     "num_train_epochs": part("num_epochs", "unless max_steps is set"),
     "max_steps": part("num_train_steps"),
     "per_device_train_batch_size": part(
-        "train_batch_size", "times gradient_accumulation_steps and the devices: an update is so "
-        "many pairs on any number of devices"
+        "train_batch_size", "times gradient_accumulation_steps and the devices: an update has "
+        "this many pairs on any number of devices"
     ),
     "gradient_accumulation_steps": part("train_batch_size"),
     "learning_rate": same("learning_rate"),
@@ -47,12 +47,12 @@ ROWS = {
     "warmup_steps": part("warmup", "below 1 a fraction of all steps, as here"),
     "warmup_ratio": part("warmup"),
     "optim": part("optimizer", "names with fused, paged and the like are one optimizer here"),
-    "adam_beta1": part("adam_beta1", "of adamw, adamw8bit and muon"),
-    "adam_beta2": part("adam_beta2", "their default is 0.999, and here it is 0.95"),
+    "adam_beta1": part("adam_beta1", "for adamw, adamw8bit and muon"),
+    "adam_beta2": part("adam_beta2", "their default is 0.999, here it is 0.95"),
     "adam_epsilon": part("adam_epsilon"),
     "weight_decay": same("weight_decay"),
     "max_grad_norm": turned("max_grad_norm", lambda norm: float(norm) or None),
-    "bf16": part("mp", "p=f32,c=bfloat16: the weights that are trained stay in float32"),
+    "bf16": part("mp", "p=f32,c=bfloat16: trained weights stay in float32"),
     "fp16": part("mp", "computed in bfloat16 here"),
     "gradient_checkpointing": part("remat", "unset, or none"),
     "logging_steps": steps("steps_per_log"),
@@ -62,25 +62,25 @@ ROWS = {
     "eval_on_start": same("run_initial_eval"),
     "save_strategy": part("steps_per_checkpoint", "by steps; epoch has no counterpart"),
     "save_steps": part("steps_per_checkpoint"),
-    "save_total_limit": same("keep_checkpoints", "unset, all are kept there, and the newest here"),
-    "load_best_model_at_end": part("keep_best", "and the best is exported, with its name"),
+    "save_total_limit": same("keep_checkpoints", "unset, all are kept there, only the newest here"),
+    "load_best_model_at_end": part("keep_best", "and the best is exported"),
     "metric_for_best_model": part("keep_best", "eval_loss, rewards/accuracies, rewards/margins"),
     "report_to": part(
-        "tensorboard, wandb_project, trackio_project", "metrics.jsonl is written always"
+        "tensorboard, wandb_project, trackio_project", "metrics.jsonl is always written"
     ),
     "project": part("wandb_project, trackio_project"),
     "push_to_hub": part("push_to_hub"),
     "hub_model_id": part("push_to_hub", "written like owner/name"),
     "hub_strategy": turned("hub_strategy", lambda how: "end" if how == "end" else "every"),
-    "hub_private_repo": same("hub_private", "a new repository is private here unless told"),
-    **lacks("in the environment: TRACKIO_SPACE_ID", "trackio_space_id", "trackio_bucket_id",
+    "hub_private_repo": same("hub_private", "a new repository is private here by default"),
+    **lacks("set in the environment: TRACKIO_SPACE_ID", "trackio_space_id", "trackio_bucket_id",
             "trackio_static_space_id"),
-    **lacks("one seed decides all: set seed", "data_seed"),
+    **lacks("there is only one seed: set seed", "data_seed"),
     **lacks("evaluations are at steps_per_eval and eval_at", "eval_delay"),
-    **lacks("noise on embeddings is not there: leave it out", "neftune_noise_alpha"),
+    **lacks("noise on embeddings is not supported: leave it out", "neftune_noise_alpha"),
     **lacks("of the language model's loss: label_smoothing is that of pairs",
             "label_smoothing_factor"),
-    **lacks("optimizers take the settings that have names here", "optim_args*",
+    **lacks("optimizers only take the settings listed here", "optim_args*",
             "optim_target_modules"),
     **idle("the same command resumes a run, and another run's directory is refused",
            "resume_from_checkpoint", "overwrite_output_dir", "ignore_data_skip"),
@@ -93,18 +93,19 @@ ROWS = {
            "per_device_eval_batch_size", "auto_find_batch_size", "eval_accumulation_steps"),
     **idle("rows are packed, so lengths need no grouping", "group_by_length",
            "train_sampling_strategy", "length_column_name"),
-    **idle("all is compiled by XLA", "torch_compile", "torch_compile_backend", "torch_compile_mode",
-           "use_liger_kernel", "liger_kernel_config*", "tf32", "torch_empty_cache_steps"),
+    **idle("everything is compiled by XLA", "torch_compile", "torch_compile_backend",
+           "torch_compile_mode", "use_liger_kernel", "liger_kernel_config*", "tf32",
+           "torch_empty_cache_steps"),
     **idle("a detail of how torch recomputes", "gradient_checkpointing_kwargs*"),
-    **idle("data is read ahead by itself", "dataloader_num_workers", "dataloader_pin_memory",
+    **idle("data is prefetched automatically", "dataloader_num_workers", "dataloader_pin_memory",
            "dataloader_drop_last", "dataloader_prefetch_factor", "dataloader_persistent_workers",
            "remove_unused_columns"),
-    **idle("an export holds the model alone", "save_only_model", "save_safetensors"),
-    **idle("what is printed is the recipe's own", "log_level", "log_level_replica", "disable_tqdm",
+    **idle("an export only holds the model", "save_only_model", "save_safetensors"),
+    **idle("the recipe decides what is printed", "log_level", "log_level_replica", "disable_tqdm",
            "logging_strategy", "logging_first_step", "include_num_input_tokens_seen"),
     **idle("runs resume to the same bits", "full_determinism"),
-    **idle("jax takes the device that it finds (JAX_PLATFORMS)", "use_cpu"),
-    **idle("known by the figure", "greater_is_better"),
+    **idle("jax uses the devices that it finds (JAX_PLATFORMS)", "use_cpu"),
+    **idle("determined by the metric", "greater_is_better"),
     **idle("the hub's token is HF_TOKEN, or that of `hf auth login`", "hub_token"),
 }  # fmt: skip
 DEFAULTS = {
@@ -248,7 +249,7 @@ def _reported(given: Given) -> dict[str, object]:
         if tracker in to:
             found[f"{tracker}_project"] = str(given.values.get("project") or "huggingface")
     if others := sorted({*to} - {"tensorboard", "all", "wandb", "trackio", "none"}):
-        told = "figures are in metrics.jsonl, and go to TensorBoard, Weights & Biases and trackio"
+        told = "metrics are in metrics.jsonl, and go to TensorBoard, Weights & Biases and trackio"
         given.notes.lacking.append((f"report_to: {', '.join(others)}", told))
     return found
 

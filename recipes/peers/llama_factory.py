@@ -39,12 +39,12 @@ ROWS = {
     "dataset_dir": part("train_data"),
     "mix_strategy": part("train_data", "concat, the default: weight=rows; interleaved: by weight"),
     "interleave_probs": part("train_data", "the weights of several, interleaved"),
-    "val_size": part("validation_split_fraction", "a share of the prompts"),
+    "val_size": part("validation_split_fraction", "a fraction of the prompts"),
     "cutoff_len": same("train_seq_len", "longer ones are dropped and counted here, and cut there; "
                        "data.over_length cuts", differs=True),
-    "mask_history": part("data.scored_turns", "the last answer alone is what pairs score there"),
+    "mask_history": part("data.scored_turns", "pairs only score the last answer there"),
     "early_stopping_steps": part("stop_when, stop_patience"),
-    "pure_bf16": part("mp", "weights that are trained stay in float32"),
+    "pure_bf16": part("mp", "trained weights stay in float32"),
     "disable_gradient_checkpointing": part("remat", "none"),
     **lacks("not this recipe's", "do_sample", "predict_with_generate", "max_new_tokens"),
     **lacks("shorten the file, or set max_eval_pairs for held-out sets", "max_samples"),
@@ -52,9 +52,10 @@ ROWS = {
             "default_system", "tool_format", "enable_thinking"),
     **lacks("adapters have no dropout: policy and reference would differ before the first step",
             "lora_dropout"),
-    **lacks("whole weights are not trained beside adapters", "additional_target"),
-    **lacks("new adapters begin with adapter.zero", "pissa_init", "pissa_iter", "pissa_convert"),
-    **lacks("adapters go on with adapter.path; a merged model is a folder for new ones",
+    **lacks("whole weights cannot be trained beside adapters", "additional_target"),
+    **lacks("new adapters are initialised by adapter.zero", "pissa_init", "pissa_iter",
+            "pissa_convert"),
+    **lacks("adapters continue with adapter.path; a merged model is a folder for new ones",
             "create_new_adapter"),
     **lacks("merge them: python -m zoo merge, and give the folder as reference_model_path",
             "ref_model_adapters"),
@@ -66,23 +67,23 @@ ROWS = {
     **lacks("set optimizer=muon", "use_muon"),
     **lacks("trainable is a regular expression over names of weights", "freeze_trainable_layers",
             "freeze_trainable_modules", "freeze_extra_modules"),
-    **lacks("the text half is what is trained", "freeze_vision_tower", "media_dir", "image_*",
+    **lacks("only the text decoder is trained", "freeze_vision_tower", "media_dir", "image_*",
             "video_*", "freeze_multi_modal_projector"),
     **lacks("config.json decides", "rope_scaling", "resize_vocab", "add_tokens",
             "add_special_tokens", "shift_attn", "mixture_of_depths"),
-    **lacks("experts are not balanced while pairs are learnt", "moe_aux_loss_coef"),
+    **lacks("experts are not balanced during preference training", "moe_aux_loss_coef"),
     **lacks("prompts are never scored", "train_on_prompt"),
-    **lacks("figures are in metrics.jsonl, TensorBoard and Weights & Biases", "use_swanlab",
+    **lacks("metrics are in metrics.jsonl, TensorBoard and Weights & Biases", "use_swanlab",
             "swanlab_*"),
     **lacks("launch/ray_run.py: docs/clusters.md", "ray_*"),
     **lacks("computed in bfloat16 or float32", "fp8", "fp8_*"),
     **idle("the page of a run has its curves", "plot_loss"),
-    **idle("tokens are kept by content (token_cache), by as many processes as there are cores",
+    **idle("tokens are kept by content (token_cache), with one process per core",
            "overwrite_cache", "preprocessing_num_workers", "preprocessing_batch_size",
            "tokenized_path", "data_shared_file_system", "streaming", "buffer_size"),
     **idle("rows are always packed, each prompt once", "packing", "neat_packing",
            "ignore_pad_token_for_loss"),
-    **idle("the platform's best is taken (attention)", "flash_attn", "use_unsloth",
+    **idle("the platform's best is used (attention)", "flash_attn", "use_unsloth",
            "use_unsloth_gc", "enable_liger_kernel", "use_reentrant_gc", "upcast_layernorm",
            "upcast_lmhead_output", "use_v1_kernels", "low_cpu_mem_usage", "use_fast_tokenizer",
            "use_kv_cache", "offload_folder", "cache_dir", "split_special_tokens"),
@@ -92,7 +93,7 @@ ROWS = {
     **idle("each source has its own figures", "eval_on_each_dataset"),
     **idle("dpo_accuracy and tokens_per_second are always recorded", "compute_accuracy",
            "include_effective_tokens_per_second", "include_num_input_tokens_seen"),
-    **idle("of generation, or of another program", "infer_*", "export_*", "vllm_*", "hf_hub_token",
+    **idle("for generation, or for other programs", "infer_*", "export_*", "vllm_*", "hf_hub_token",
            "print_param_status"),
 }  # fmt: skip
 DEFAULTS = hf_trainer.DEFAULTS | {
@@ -125,7 +126,7 @@ def _made(given: Given) -> dict[str, object]:
     theirs = given.values
     if theirs.get("stage") not in ("dpo", "kto"):
         raise BadInput(
-            f"stage: {theirs.get('stage')} is no training on preferences: dpo and kto are "
+            f"stage: {theirs.get('stage')} is not preference training: dpo and kto are "
             "translated; supervised fine-tuning is recipes/sft.py"
         )
     found = _data(given)

@@ -116,7 +116,7 @@ def translated(source: Source, file: Values, devices: int) -> Translated:
         if row is None and is_off(value):
             continue
         if row is None:
-            notes.lacking.append((name, f"no setting of {source.name} that is known here"))
+            notes.lacking.append((name, f"not a known setting of {source.name}"))
         elif row.turn:
             try:
                 settings[row.ours] = row.turn(value)

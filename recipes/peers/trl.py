@@ -46,8 +46,8 @@ OTHERS = {
     ),
     **dict.fromkeys(
         ("num_generations", "num_iterations", "reward_funcs", "reward_model_name_or_path"),
-        "a trainer that draws answers while it learns, which is not here; recipes/sample_pairs.py "
-        "makes pairs of answers between runs",
+        "a trainer that samples answers during training, which is not supported; "
+        "recipes/sample_pairs.py makes pairs from samples between runs",
     ),
     "center_rewards_coefficient": "`trl reward`, and reward models are read here, not trained",
 }
@@ -78,13 +78,13 @@ ROWS = {
     "f_divergence_type": turned(
         "f_divergence_type", lambda kind: None if kind == "reverse_kl" else str(kind)
     ),
-    "f_alpha_divergence_coef": part("f_alpha_divergence_coef", "of alpha_divergence alone"),
+    "f_alpha_divergence_coef": part("f_alpha_divergence_coef", "only for alpha_divergence"),
     "dpo_beta": same("beta", "as open-instruct has it"),
     "dpo_loss_type": turned(
         "loss", _of_open_instruct, "as open-instruct has it: dpo, dpo_norm, simpo, wpo"
     ),
     "use_weighting": turned("use_weighting", lambda on: True if on else None),
-    "discopop_tau": part("discopop_tau", "of discopop alone"),
+    "discopop_tau": part("discopop_tau", "only for discopop"),
     "desirable_weight": part("desirable_weight", "of `trl kto`, and loss=kto"),
     "undesirable_weight": part("undesirable_weight", "of `trl kto`, and loss=kto"),
     "max_length": part("train_seq_len", OVER_LENGTH),
@@ -103,7 +103,7 @@ ROWS = {
     "rpo_alpha": part("loss", "of earlier versions: ,sft=ALPHA beside the loss"),
     **lacks("no limit of its own: data.over_length says what is cut", "max_prompt_length",
             "max_completion_length"),
-    **lacks("experts are not balanced while pairs are learnt", "router_aux_loss_coef"),
+    **lacks("experts are not balanced during preference training", "router_aux_loss_coef"),
     **lacks("less memory by remat, frozen=nf4, reference_mode=cached or mesh.fsdp",
             "activation_offloading"),
     **idle("rows are always packed, each prompt once", "padding_free", "pad_to_multiple_of",
@@ -118,7 +118,7 @@ ROWS = {
     "lora_r": part("adapter.rank"),
     "lora_alpha": part("adapter.alpha"),
     "lora_target_modules": part(
-        "adapter.targets", "unset, PEFT takes a few by the kind of model, and here it is all-linear"
+        "adapter.targets", "unset, PEFT chooses a few by model type; here it is all-linear"
     ),
     "use_rslora": part("adapter.rslora"),
     "use_dora": part("adapter.dora"),
@@ -127,12 +127,12 @@ ROWS = {
     "bnb_4bit_quant_type": part("frozen", "nf4 is the only one of 4 bits"),
     **lacks("adapters have no dropout: policy and reference would differ before the first step",
             "lora_dropout"),
-    **lacks("whole weights are not trained beside adapters", "lora_modules_to_save"),
+    **lacks("whole weights cannot be trained beside adapters", "lora_modules_to_save"),
     **lacks("name the modules in adapter.targets", "lora_target_parameters"),
     **lacks("weights are read as config.json says", "model_init_kwargs.*", "model_init_kwargs"),
-    **idle("weights that are trained are float32, frozen ones in the dtype of mp", "dtype",
+    **idle("trained weights are float32, frozen ones in the dtype of mp", "dtype",
            "torch_dtype"),
-    **idle("the platform's best is taken (attention)", "attn_implementation",
+    **idle("the platform's best is used (attention)", "attn_implementation",
            "use_flash_attention_2"),
     **idle("a hub's code is never run: docs/models.md has the families", "trust_remote_code"),
     **idle("of the same kind by itself", "lora_task_type", "bnb_4bit_quant_storage",
@@ -148,7 +148,7 @@ ROWS = {
     "dataset_splits": part("train_data, validation"),
     "dataset_mixture.datasets": part("train_data"),
     **idle("rows are read as they come", "dataset_streaming", "streaming"),
-    **idle("for a fault of torch's", "ignore_bias_buffers"),
+    **idle("works around a fault of torch", "ignore_bias_buffers"),
 }  # fmt: skip
 DEFAULTS = hf_trainer.DEFAULTS | {
     "beta": 0.1, "learning_rate": 1e-6, "loss_type": ["sigmoid"], "max_length": 1024,
@@ -171,7 +171,7 @@ def hub_data(name: object, subset: object = None, split: object = None) -> str:
 def _made(given: Given) -> dict[str, object]:
     theirs = given.values
     for name in sorted(OTHERS.keys() & given.named):
-        raise BadInput(f"{name} is of {OTHERS[name]}")
+        raise BadInput(f"{name} belongs to {OTHERS[name]}")
     told = "of plain strings here are turns of the chat template, and there texts as they are: "
     given.notes.differs.append(("prompts and answers", f"{told}data.layout=plain_text"))
     found = _data(given)
@@ -183,7 +183,7 @@ def _made(given: Given) -> dict[str, object]:
         found["use_weighting"] = True
     if theirs.get("reference_free"):
         if found.get("loss") != "sigmoid":
-            told = f"of sigmoid alone here, and the loss is {found.get('loss')}"
+            told = f"only for sigmoid here, but the loss is {found.get('loss')}"
             given.notes.lacking.append(("reference_free", told))
         else:
             found["loss"] = "reference_free"

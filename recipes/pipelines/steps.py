@@ -27,7 +27,7 @@ CHOOSING = ("steps_per_eval", "eval_at", "max_eval_pairs", "steps_per_checkpoint
 def last_export(directory: places.Place) -> str:
     """The model folder that a run ended with."""
     if (name := records.result(directory)) is None:
-        raise BadInput(f"{directory} has no export, which the next step is to read")
+        raise BadInput(f"{directory} has no export for the next step to read")
     return directory.within(name).address
 
 
@@ -76,7 +76,7 @@ def read(path: str, directory: str) -> dict[str, Step]:
     lines = overrides.called(path, "get_steps")
     if not isinstance(lines, dict) or not all(isinstance(one, str) for one in lines.values()):
         raise BadInput(
-            f"--config={path} has no get_steps() that gives the line of each step by its name"
+            f"--config={path} has no get_steps() that returns the command line of each step by name"
         )
     found: dict[str, Step] = {}
     for name, line in lines.items():
@@ -96,10 +96,10 @@ def of_line(name: str, line: str, before: Mapping[str, Step], directory: str) ->
         raise BadInput(f"the step {name} begins with {program!r}: give one of {known}")
     for other, run in NAMES.findall(" ".join(words)):
         if other not in before:
-            raise BadInput(f"the step {name} names {{{other}}}, which is no step before it")
+            raise BadInput(f"the step {name} names {{{other}}}, which is not an earlier step")
         if not run and PROGRAMS[before[other].program].makes is None:
             raise BadInput(
-                f"the step {name} names {{{other}}}, but {before[other].program} makes nothing "
+                f"the step {name} names {{{other}}}, but {before[other].program} produces nothing "
                 f"that a program reads; {{{other}.run}} is its directory"
             )
     for word in words:
@@ -130,8 +130,8 @@ def _refuse_unread(name: str, word: str, before: Mapping[str, Step]) -> None:
         is_model = flag in ("--config.initialize_from_hf", "--config.reference_model_path")
         if has_adapters and given["adapter.export"] != "merged" and is_model:
             raise BadInput(
-                f"the step {name} names {{{other}}} as {flag}, and that exports adapters: set "
-                f"--config.adapter.export=merged there, or name it as --config.adapter.path"
+                f"the step {name} names {{{other}}} as {flag}, but that step exports adapters: "
+                "set --config.adapter.export=merged there, or name it as --config.adapter.path"
             )
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 import numpy as np
 
 from recipes.data.packed import batches
-from recipes.data.packed.batches import Place, Said, Update
+from recipes.data.packed.batches import DataFields, Place, Update
 from recipes.data.packed.packing import Packed
 from recipes.preference.objectives import Objective
 from recipes.training import logps
@@ -24,7 +24,7 @@ def pull(
     ask: logps.Forward,
     reference: Callable[[Packed, np.ndarray], Float[Array, "P A"]],
     pairs: Update,
-    said: Said,
+    fields: DataFields,
     place: Place,
 ) -> tuple[Float[Array, "P A"], Float[Array, "P A"]]:
     """The gradient of the update's mean loss by each log-probability of the policy.
@@ -39,5 +39,5 @@ def pull(
         ours += ask(batch)
         here = batch.is_here[:, None]
         theirs += jnp.where(here, reference(batch, pairs.source_rows), 0)
-    mean = lambda policy: objective.loss(Answers(policy, theirs, *said)).mean()
+    mean = lambda policy: objective.loss(Answers(policy, theirs, *fields)).mean()
     return jax.grad(mean)(ours), theirs

@@ -30,9 +30,10 @@ class Trend:
             return None
         self._ruined = True
         return (
-            f"the policy finds each token of the chosen answers {lost:.3g} nats less likely than "
-            "the reference does: whatever accuracy and margin say, its texts are probably ruined; "
-            "start again with a lower --config.learning_rate, or a higher --config.beta"
+            f"each token of the chosen answers is {lost:.3g} nats less likely under the policy "
+            "than under the reference: whatever accuracy and margin say, the model's text is "
+            "probably broken; start again with a lower --config.learning_rate, or a higher "
+            "--config.beta"
         )
 
     def _of_falling(self) -> str | None:
@@ -50,16 +51,16 @@ class Trend:
             return None
         self._said = True
         names = [term.name for term in self._objective.terms]
-        higher = "a higher --config.beta, which keeps the policy nearer to its reference"
-        remedy = f"the remedy, in a new run, is {higher}"
+        higher = "a higher --config.beta, which keeps the policy closer to the reference"
+        remedy = f"start a new run with {higher}"
         of_pairs = not self._objective.is_unpaired
         if of_pairs and not {"dpop", *losses.PER_TOKEN} & set(names):
             remedy = (
-                "there are two remedies, each in a new run: --config.loss=dpop "
-                f"--config.dpop_lambda=5, which keeps chosen answers likely, or {higher}"
+                "start a new run with either --config.loss=dpop --config.dpop_lambda=5, which "
+                f"keeps chosen answers likely, or {higher}"
             )
         return (
             "the rewards of both answers fall while accuracy rises: the policy makes the chosen "
             "answers less likely too, and other answers more likely (arXiv 2410.08847). A little "
-            f"of it is common. If answers get worse {remedy}"
+            f"of this is common. If answers get worse, {remedy}"
         )

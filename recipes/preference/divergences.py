@@ -24,7 +24,7 @@ DIVERGENCES: dict[str, Callable[[Array, float], Array]] = {
 
 
 def kl_estimate(log_ratio: Array) -> Array:
-    """From samples of the first of two distributions: never below 0, and 0 where they agree.
+    """An estimate of the KL divergence from samples of the first distribution: never below 0.
 
     Source: k3 of http://joschu.net/blog/kl-approx.html.
     """
@@ -54,7 +54,9 @@ def of_scores(loss: Callable[..., Float[Array, " P"]]) -> Callable[..., Float[Ar
     ) -> Float[Array, " P"]:
         if f_divergence_type not in DIVERGENCES:
             known = ", ".join(DIVERGENCES)
-            raise BadInput(f"--config.f_divergence_type={f_divergence_type!r} is none of {known}")
+            raise BadInput(
+                f"--config.f_divergence_type={f_divergence_type!r} is not one of {known}"
+            )
         of = DIVERGENCES[f_divergence_type]
         scores = of(answers.policy - answers.reference, f_alpha_divergence_coef)
         return loss(answers._replace(policy=scores, reference=jnp.zeros_like(scores)), **options)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
@@ -23,15 +24,19 @@ def evaluate(
     place: Place,
     objective: Objective,
 ) -> dict[str, float]:
-    """The metrics of a held-out set, each pair weighing the same but in a loss of weighed pairs.
+    """The metrics of a held-out set; all pairs weigh the same except in a loss of weighted pairs.
 
     Padding never enters a mean.
     """
-    told = batches.told(held_out.examples, place.shape.answers)
+    fields = batches.example_fields(held_out.examples, place.shape.answers)
     ours = jnp.asarray(logps.of_examples(policy, held_out.examples, place))
-    of: Callable[[str], Any] = lambda name: None if told[name] is None else jnp.asarray(told[name])
-    said = map(of, ("scored", "ratings", "ranks", "weights", "margins"))
-    answers = Answers(ours, jnp.asarray(reference_logps), *said)
-    figures = {name: float(value) for name, value in measured(answers, objective).items()}
-    figures |= metering.lengths(told["scored"], told["names"])
+    of: Callable[[str], Any] = lambda name: (
+        None if fields[name] is None else jnp.asarray(fields[name])
+    )
+    of_data = map(of, ("scored", "ratings", "ranks", "weights", "margins"))
+    answers = Answers(ours, jnp.asarray(reference_logps), *of_data)
+    figures = {
+        name: float(value) for name, value in jax.device_get(measured(answers, objective)).items()
+    }
+    figures |= metering.lengths(fields["scored"], fields["names"])
     return {f"eval/{held_out.name}/{name}": value for name, value in figures.items()}

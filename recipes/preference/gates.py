@@ -14,7 +14,7 @@ from recipes.preference import reference_cache
 from recipes.preference.objectives import Objective
 from recipes.preference.reference import Reference
 from recipes.training import logps
-from recipes.training.policy import Policy, State, computed_with
+from recipes.training.policy import Policy, State, eval_weights
 from recipes.training.run import Run, say
 from recipes.training.update import Answers
 from zoo import adapters
@@ -32,12 +32,12 @@ def check_logps(
       RuntimeError: they differ, or are not finite.
     """
     dtype = policy.blank.dtype
-    if state.step or _known(policy, state) != reference.fingerprint:
+    if state.step or _known(policy, state) != reference.fingerprint_now():
         return False
     within = (
-        "to the last bit" if reference.model else "within what rounding leaves, as it is cached"
+        "to the last bit" if reference.model else "up to rounding, because the reference is cached"
     )
-    say(f"policy and reference are the same weights: they must agree {within}")
+    say(f"policy and reference have the same weights: their log-probabilities must agree {within}")
     update = next(batches.in_order(run.examples, run.place))
     batch = batches.put(update.micro_batches[0], run.place)
     here = update.micro_batches[0].is_here
@@ -49,15 +49,15 @@ def check_logps(
     if not (np.abs(ours - theirs) <= bound).all():
         raise RunFailed(
             "policy and reference have equal weights and give different log-probabilities (by up "
-            f"to {np.abs(ours - theirs).max():.3g} nats): its training would be wrong; "
-            "please report it"
+            f"to {np.abs(ours - theirs).max():.3g} nats): "
+            "training would be incorrect; this is a bug, please report it"
         )
     return True
 
 
 def _known(policy: Policy, state: State) -> str:
     """The fingerprint of the policy's weights, as a reference has one."""
-    return fingerprint(adapters.bare(computed_with(policy, state)))
+    return fingerprint(adapters.bare(eval_weights(policy, state)))
 
 
 def check_first_loss(
@@ -66,7 +66,7 @@ def check_first_loss(
     run: Run,
     answers: Answers,
 ) -> None:
-    """The first loss, before anything was learnt, must be the value that each term promises.
+    """The first loss, before any learning, must be the value that each term promises.
 
     `values` are the figures of the first update. What depends on its `answers`, or on margins of
     the data, is computed from them, as if the policy gave the log-probabilities of the reference.
@@ -80,7 +80,7 @@ def check_first_loss(
     here = jax.tree.map(lambda x: jnp.asarray(jax.device_get(x)), answers)
     asks_for_margins = here.margins is not None and bool(here.margins.any())
     for term in objective.terms:
-        if term.first is None:
+        if not term.has_reference:
             continue
         each = jnp.full(len(here.policy), term.first)
         if math.isnan(term.first) or asks_for_margins:
@@ -93,9 +93,9 @@ def check_first_loss(
         bound *= max(1.0, first)
         if not abs(found - first) <= bound:
             raise RunFailed(
-                f"the first loss ({term.name}) is {found:.6f} and should be {first:.6f} "
-                f"within {bound:.1g}: the training program and the reference disagree, or FIRST "
-                "in losses.py says something else than the loss; please report it"
+                f"the first loss ({term.name}) is {found:.6f} and should be {first:.6f} within "
+                f"{bound:.1g}: the training program and the reference disagree, or FIRST in "
+                "losses.py does not match the loss; please report it"
             )
 
 

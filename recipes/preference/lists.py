@@ -43,7 +43,7 @@ def compared(answers: Answers, which: str) -> Compared:
 
 
 def mean(each: Shaped[Array, " every"], counted: Bool[Array, "P pairs"] | None) -> Array:
-    """Of the pairs of every list, so that a long list weighs as much as a short one."""
+    """The mean over the pairs of every list, so that a long list weighs as much as a short one."""
     if counted is None:
         return each
     each = jnp.where(counted, each.reshape(counted.shape), 0)
@@ -51,7 +51,7 @@ def mean(each: Shaped[Array, " every"], counted: Bool[Array, "P pairs"] | None) 
 
 
 def of_pairs(loss: Loss, which: str) -> Loss:
-    """The loss of a list: the mean of that of its pairs."""
+    """The loss of a list as the mean of a loss over its pairs."""
 
     def of_lists(answers: Answers) -> Float[Array, " P"]:
         pairs, counted = compared(answers, which)
@@ -61,7 +61,7 @@ def of_pairs(loss: Loss, which: str) -> Loss:
 
 
 def ranks_of(answers: Answers) -> Int[Array, "P A"]:
-    """Of each answer, 0 the best; pairs are ordered as they stand."""
+    """The rank of each answer, where 0 is the best; a pair's answers are already in order."""
     if answers.ranks is not None:
         return answers.ranks
     return jnp.broadcast_to(jnp.arange(answers.tokens.shape[1]), answers.tokens.shape)

@@ -2,8 +2,9 @@
 
 A log-ratio is log policy(answer) - log reference(answer), in nats, summed over the answer's scored
 tokens; c is that of the chosen answer, r of the rejected one. To add a loss: a function here, its
-name in `LOSSES`, and in `FIRST` what it is where policy and reference are equal. Every keyword-only
-parameter is an option, and a setting of that name; what else a loss may look at is in `Answers`.
+name in `LOSSES`, and in `FIRST` what it is where policy and reference are equal, or its name in
+`WITHOUT_REFERENCE`. Every keyword-only parameter is an option, and a setting of that name; what
+else a loss may look at is in `Answers`.
 Lists of more answers are given to a loss as pairs (lists.py), unless its name is in `OF_LISTS`;
 those in `UNPAIRED` (data/rows/source.py) are given an answer and, in place of the rejected one, an
 answer to another prompt.
@@ -26,19 +27,19 @@ Each = Float[Array, " P"]
 
 
 def log_ratios(answers: Answers) -> tuple[Each, Each]:
-    """Of the chosen answers, and of the rejected ones."""
+    """The log-ratios of the chosen and of the rejected answers."""
     chosen, rejected = (answers.policy - answers.reference).T
     return chosen, rejected
 
 
 def ratios_per_token(answers: Answers) -> tuple[Each, Each]:
-    """The log-ratios by the number of scored tokens: a mean, in nats per token."""
+    """The log-ratios divided by the number of scored tokens: means, in nats per token."""
     chosen, rejected = ((answers.policy - answers.reference) / answers.tokens).T
     return chosen, rejected
 
 
-def asked(answers: Answers) -> Each | float:
-    """The rewards by which the chosen answers must lead, by the data: DPO with an offset.
+def required_margin(answers: Answers) -> Each | float:
+    """The margin by which the chosen rewards must lead, as given by the data: DPO with an offset.
 
     Source: https://arxiv.org/abs/2402.10571.
     """
@@ -54,31 +55,31 @@ def sigmoid(answers: Answers, *, beta: float, label_smoothing: float = 0.0) -> E
     Source: Eq. 7 of https://arxiv.org/abs/2305.18290; Eq. 3 of https://ericmitchell.ai/cdpo.pdf.
     """
     chosen, rejected = log_ratios(answers)
-    return _smoothed(beta * (chosen - rejected) - asked(answers), label_smoothing)
+    return _smoothed(beta * (chosen - rejected) - required_margin(answers), label_smoothing)
 
 
 def sigmoid_norm(answers: Answers, *, beta: float, label_smoothing: float = 0.0) -> Each:
-    """DPO by means over tokens, -log S(beta (c / Lc - r / Lr)): long answers weigh no more.
+    """DPO on means over tokens, -log S(beta (c / Lc - r / Lr)): long answers weigh no more.
 
     Source: https://arxiv.org/abs/2411.15124 (Tulu 3); open-instruct's dpo_norm, TRL's sigmoid_norm.
     """
     chosen, rejected = ratios_per_token(answers)
-    return _smoothed(beta * (chosen - rejected) - asked(answers), label_smoothing)
+    return _smoothed(beta * (chosen - rejected) - required_margin(answers), label_smoothing)
 
 
 @of_scores
 def hinge(answers: Answers, *, beta: float) -> Each:
-    """max(0, 1 - beta (c - r)): no more is asked of a pair than a margin of 1 / beta.
+    """max(0, 1 - beta (c - r)): zero once a pair has a margin of 1 / beta.
 
     Source: SLiC, https://arxiv.org/abs/2305.10425, on log-ratios as in RSO,
     https://arxiv.org/abs/2309.06657.
     """
     chosen, rejected = log_ratios(answers)
-    return jax.nn.relu(1 + asked(answers) - beta * (chosen - rejected))
+    return jax.nn.relu(1 + required_margin(answers) - beta * (chosen - rejected))
 
 
 def ipo(answers: Answers, *, beta: float) -> Each:
-    """IPO by means over tokens: (c / Lc - r / Lr - 1 / (2 beta))², as TRL has it.
+    """IPO on means over tokens: (c / Lc - r / Lr - 1 / (2 beta))², as in TRL.
 
     Source: Eq. 17 of https://arxiv.org/abs/2310.12036.
     """
@@ -88,7 +89,7 @@ def ipo(answers: Answers, *, beta: float) -> Each:
 
 @of_scores
 def ipo_sum(answers: Answers, *, beta: float) -> Each:
-    """Identity preference optimization: (c - r - 1 / (2 beta))², of the paper.
+    """Identity preference optimization: (c - r - 1 / (2 beta))², as in the paper.
 
     Source: Eq. 17 of https://arxiv.org/abs/2310.12036.
     """
@@ -105,7 +106,7 @@ def robust(answers: Answers, *, beta: float, label_smoothing: float = 0.0) -> Ea
     Source: https://arxiv.org/abs/2403.00409; TRL's robust.
     """
     chosen, rejected = log_ratios(answers)
-    margin, wrong = beta * (chosen - rejected) - asked(answers), label_smoothing
+    margin, wrong = beta * (chosen - rejected) - required_margin(answers), label_smoothing
     return ((1 - wrong) * softplus(-margin) - wrong * softplus(margin)) / (1 - 2 * wrong)
 
 
@@ -148,7 +149,7 @@ def dpop(
     """
     chosen, rejected = log_ratios(answers)
     held = chosen - dpop_lambda * jax.nn.relu(-chosen)
-    return _smoothed(beta * (held - rejected) - asked(answers), label_smoothing)
+    return _smoothed(beta * (held - rejected) - required_margin(answers), label_smoothing)
 
 
 def r_dpo(
@@ -163,7 +164,7 @@ def r_dpo(
     chosen, rejected = log_ratios(answers)
     longer = answers.tokens[:, 0] - answers.tokens[:, 1]
     margin = beta * (chosen - rejected) + length_alpha * longer
-    return _smoothed(margin - asked(answers), label_smoothing)
+    return _smoothed(margin - required_margin(answers), label_smoothing)
 
 
 def nca_pair(answers: Answers, *, beta: float) -> Each:
@@ -262,7 +263,7 @@ def kto(
 
 
 def plackett_luce(answers: Answers, *, beta: float) -> Each:
-    """Of a list: -log of the probability of its order, sum of log sum_j exp(b x_j) - b x_k over k.
+    """For a list: -log of the probability of its order, sum of log sum_j exp(b x_j) - b x_k over k.
 
     j is k and every answer ranked below it, x a log-ratio. Answers that are ranked alike are not
     compared, and the lowest add nothing: of a pair it is sigmoid, of one answer chosen among others
@@ -279,12 +280,12 @@ def plackett_luce(answers: Answers, *, beta: float) -> Each:
 
 
 def reference_free(answers: Answers, *, beta: float, label_smoothing: float = 0.0) -> Each:
-    """DPO beside a reference that finds all answers equally likely: -log S(beta (pc - pr)).
+    """DPO against a reference that finds all answers equally likely: -log S(beta (pc - pr)).
 
     Source: reference_free in the code of https://arxiv.org/abs/2305.18290's authors.
     """
     chosen, rejected = answers.policy.T
-    return _smoothed(beta * (chosen - rejected) - asked(answers), label_smoothing)
+    return _smoothed(beta * (chosen - rejected) - required_margin(answers), label_smoothing)
 
 
 def simpo(
@@ -296,7 +297,7 @@ def simpo(
     """
     chosen, rejected = (answers.policy / answers.tokens).T
     margin = beta * (chosen - rejected - gamma_beta_ratio)
-    return _smoothed(margin - asked(answers), label_smoothing)
+    return _smoothed(margin - required_margin(answers), label_smoothing)
 
 
 def cpo(
@@ -345,7 +346,7 @@ def sft_seq(answers: Answers) -> Each:
 
 
 def on_policy(answers: Answers) -> Each:
-    """What a pair counts in WPO: the product of how near its answers are to the policy's own.
+    """The weight of a pair in WPO: the product of how likely its answers are under the policy.
 
     Of each answer exp of the mean over its tokens of log p - log sum p², where the sum is over the
     vocabulary: about 1 for answers like those that are drawn from the policy, and more for the
@@ -379,9 +380,12 @@ LOSSES: dict[str, Callable[..., Each]] = {
     )
 }  # fmt: skip
 
+# Losses of the policy alone: a run with no others has no reference.
+WITHOUT_REFERENCE = ("reference_free", "simpo", "cpo", "orpo", "sft", "sft_seq")
+
 LN2 = math.log(2)
-# What a loss promises of pairs where policy and reference are equal, by its options; not a number
-# where it depends on the pairs. None: it knows no reference.
+# The first value of every other loss, by its options: what it is where policy and reference are
+# equal. None, or not a number: that depends on the pairs, and is computed from them.
 FIRST: dict[str, Callable[..., float] | None] = {
     "sigmoid": lambda **_: LN2,
     "sigmoid_norm": lambda **_: LN2,
@@ -394,7 +398,7 @@ FIRST: dict[str, Callable[..., float] | None] = {
     ),
     "discopop": lambda **_: (LN2 + 1) / 2,
     "dpop": lambda **_: LN2,
-    "r_dpo": lambda **_: math.nan,
+    "r_dpo": None,
     "nca_pair": lambda **_: 2 * LN2,
     "bco_pair": lambda **_: 2 * LN2,
     "sppo_hard": lambda beta, **_: 1 / (2 * beta**2),
@@ -402,9 +406,8 @@ FIRST: dict[str, Callable[..., float] | None] = {
     "apo_down": lambda **_: 1.0,
     "aot": lambda **_: LN2,
     "aot_unpaired": lambda **_: LN2,
-    "kto": lambda **_: math.nan,
+    "kto": None,
     "plackett_luce": lambda **_: LN2,
-    **dict.fromkeys(("reference_free", "simpo", "cpo", "orpo", "sft", "sft_seq")),
 }
 # These look at all pairs of an update at once.
 COUPLED = ("aot", "aot_unpaired", "kto")

@@ -65,7 +65,7 @@ measured = jax.jit(preference, static_argnames="objective")
 
 
 def _correlation(x: Array, y: Array, counted: Bool[Array, " P"]) -> Float[Array, ""]:
-    """Pearson's; 0 where one of the two is the same for all."""
+    """Pearson's correlation; 0 if one of the two is constant."""
     off = lambda values: jnp.where(counted, values - jnp.mean(values, where=counted), 0)
     x, y = off(x), off(y)
     lengths = jnp.sqrt(jnp.sum(x * x)) * jnp.sqrt(jnp.sum(y * y))
@@ -75,7 +75,7 @@ def _correlation(x: Array, y: Array, counted: Bool[Array, " P"]) -> Float[Array,
 def by_part(
     parts: Sequence[Part], rows: np.ndarray, answers: Answers, objective: Objective
 ) -> dict[str, int | float]:
-    """The same for the pairs of each source, where there are several, and the number of pairs.
+    """The metrics of the pairs of each source, if there are several, and the number of pairs.
 
     Losses that depend on all pairs of an update are left out.
     """
@@ -87,7 +87,7 @@ def by_part(
     for i, part in enumerate(parts):
         figures[f"{part.name}/pairs"] = int((of == i).sum())
         if figures[f"{part.name}/pairs"]:
-            values = measured(here, objective, jnp.asarray(of == i))
+            values = jax.device_get(measured(here, objective, jnp.asarray(of == i)))
             for name in objective.of_an_update():
                 values.pop(name, None)
             figures |= {f"{part.name}/{name}": float(value) for name, value in values.items()}

@@ -12,6 +12,7 @@ from checkpoints_io.errors import BadInput
 from recipes.data.rows.source import UNPAIRED
 from recipes.preference import lists, losses, refusals
 from recipes.preference.losses import FIRST, LOSSES
+from recipes.training import written
 from recipes.training.by_name import Values
 from recipes.training.nearest import did_you_mean
 from recipes.training.settings import PREFERENCE
@@ -50,7 +51,12 @@ class Term(NamedTuple):
     name: str
     weight: float
     of: Callable[[Answers], Float[Array, " P"]]
-    first: float | None  # as `FIRST` has it; none: it knows no reference
+    first: float  # its value where policy and reference are equal; NaN: it depends on the pairs
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether it looks at the reference's log-probabilities."""
+        return self.name not in losses.WITHOUT_REFERENCE
 
 
 class Objective(NamedTuple):
@@ -70,11 +76,11 @@ class Objective(NamedTuple):
         )
 
     def value(self, term: Term, answers: Answers) -> Float[Array, " P"]:
-        """One of the losses, of each pair or list as much as it counts."""
+        """One of the losses for each pair or list, times the weight of that pair."""
         return self.counted(term.of(answers), answers)
 
     def counted(self, each: Float[Array, " P"], answers: Answers) -> Float[Array, " P"]:
-        """Values of pairs, or lists, by what the data and the policy say that each counts."""
+        """Values of pairs or lists, times their weights by the data and the policy."""
         if answers.weights is not None:
             each = answers.weights * each
         if self.use_weighting and answers.log_p2 is not None:  # it is known in training alone
@@ -97,7 +103,7 @@ class Objective(NamedTuple):
     @property
     def has_reference(self) -> bool:
         """Whether any term looks at one."""
-        return any(term.first is not None for term in self.terms)
+        return any(term.has_reference for term in self.terms)
 
     @property
     def is_coupled(self) -> bool:
@@ -106,16 +112,16 @@ class Objective(NamedTuple):
 
     @property
     def is_unpaired(self) -> bool:
-        """Whether it is of answers that are wanted or not, and of no pairs."""
+        """Whether the losses take single wanted or unwanted answers instead of pairs."""
         return any(term.name in UNPAIRED for term in self.terms)
 
     def of_an_update(self) -> list[str]:
-        """The names of figures that depend on all of its pairs together."""
+        """The names of figures that depend on all pairs of an update together."""
         names = [term.name for term in self.terms if term.name in losses.OF_AN_UPDATE]
         return ["dpo_loss", *(f"loss_{name}" for name in names)] if names else []
 
     def of_terms(self, answers: Answers) -> dict[str, Float[Array, " P"]]:
-        """Each term by its name, not weighted, where there are several."""
+        """Each unweighted term by name, if there are several."""
         several = len(self.terms) > 1
         return {term.name: self.value(term, answers) for term in self.terms} if several else {}
 
@@ -138,13 +144,13 @@ def objective(given: Values) -> Objective:
         if name not in taken and given[name] != setting.default:
             others = [loss for loss in LOSSES if name in _options(loss)]
             raise BadInput(
-                f"--config.{name} has no effect with --config.loss={given['loss']}, and only with "
-                f"{', '.join(others)}"
+                f"--config.{name} has no effect with --config.loss={given['loss']}: it only "
+                f"applies to {', '.join(others)}"
             )
     if set(weights) <= {"sft", "sft_seq"}:
         raise BadInput(
-            f"--config.loss={given['loss']} trains on the chosen answers alone: supervised "
-            "fine-tuning is a recipe of its own, recipes/sft.py"
+            f"--config.loss={given['loss']} only trains on the chosen answers: for supervised "
+            "fine-tuning use recipes/sft.py"
         )
     terms = tuple(_term(name, weight, options[name], given) for name, weight in weights.items())
     return Objective(
@@ -153,25 +159,25 @@ def objective(given: Values) -> Objective:
 
 
 def _weights(text: str) -> dict[str, float]:
-    """Of "sigmoid=0.8,sft": by name, 1 where none is given."""
+    """The weights in "sigmoid=0.8,sft" by name, 1 where none is given."""
     found: dict[str, float] = {}
-    for part in text.split(","):
-        name, sign, number = (x.strip() for x in part.partition("="))
+    for name, number in written.loss_terms(text):
         if name not in LOSSES:
             ours = CALLED.get(name.lower())
             near = f" (it is called {ours} here)" if ours else did_you_mean(name, LOSSES)
             raise BadInput(
-                f"--config.loss={text}: there is no loss {name!r}{near}; there are "
-                f"{', '.join(LOSSES)} (docs/losses.md says what they are)"
+                f"--config.loss={text}: there is no loss {name!r}{near}; choose from "
+                f"{', '.join(LOSSES)} (see docs/losses.md)"
             )
         try:
-            weight = float(number) if sign else 1.0
+            weight = 1.0 if number is None else float(number)
         except ValueError:
             weight = math.nan
         if name in found or not 0 < weight < math.inf:
+            term = name if number is None else f"{name}={number}"
             raise BadInput(
-                f"--config.loss={text}: {part!r} is not written like sft=0.2, each loss once with "
-                "a weight above 0"
+                f"--config.loss={text}: {term!r} is not of the form sft=0.2: name each loss once, "
+                "with a weight above 0"
             )
         found[name] = weight
     return found
@@ -187,14 +193,14 @@ def _term(name: str, weight: float, options: dict[str, inspect.Parameter], given
     for option, parameter in options.items():
         value = given[option]
         if parameter.default is parameter.empty and value in (None, PREFERENCE[option].default):
-            raise BadInput(f"set --config.{option}, which --config.loss={name} must be given")
+            raise BadInput(f"set --config.{option}, which --config.loss={name} requires")
         if value is not None:
             named[option] = value
-    promised = FIRST[name]
-    first = None if promised is None else promised(**named)
+    promised = FIRST.get(name)
+    first = math.nan if promised is None else promised(**named)
     of = functools.partial(LOSSES[name], **named)
     if name not in losses.OF_LISTS:
         of = lists.of_pairs(of, given["list_pairs"] or "all")
-    elif first is not None and given.get("data.answers", 2) > 2:
+    elif given.get("data.answers", 2) > 2:
         first = math.nan  # it depends on how many answers a list has
     return Term(name, weight, of, first)

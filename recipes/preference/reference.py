@@ -17,8 +17,12 @@ from checkpoints_io import places
 from checkpoints_io.bits import fingerprint
 from checkpoints_io.errors import BadInput, NotFound
 from checkpoints_io.run_state import Facts, RunStore
+from recipes.data import mixture
+from recipes.data.ids.examples import Example
+from recipes.data.mixture import Part
 from recipes.data.packed import batches
 from recipes.data.packed.packing import Packed
+from recipes.data.run_data import HeldOut
 from recipes.preference import reference_cache
 from recipes.preference.objectives import Objective
 from recipes.training import checks, listing, logps, optimizer, preemption, watched
@@ -27,7 +31,7 @@ from recipes.training.policy import Policy, State
 from recipes.training.run import Beside, Run, Scoring, say
 from recipes.training.settings import REFERENCE
 from recipes.training.update import Params
-from recipes.training.watched import Said
+from recipes.training.watched import ReferenceSamples
 import zoo
 from zoo import adapters
 from zoo.parts import adapted, attention, partly
@@ -43,7 +47,14 @@ class Reference(NamedTuple):
     of_batch: Callable[[Packed, np.ndarray], Float[Array, "P A"]]  # micro-batch, rows in the source
     held_out: list[np.ndarray]  # log-probabilities [pairs, A] of each held-out set, in nats
     model: zoo.Model | None  # none when it has left memory
-    said: Said | None = None  # its answers to prompts that are sampled; none of one that follows
+    samples: ReferenceSamples | None = None  # none of one that follows
+    weights: Params | None = None  # of one that follows, at this step
+
+    def fingerprint_now(self) -> str:
+        """The fingerprint of its weights at this step; of one that follows it is computed."""
+        if self.weights is None:
+            return self.fingerprint
+        return fingerprint(adapters.bare(self.weights))
 
 
 def wanted(given: Values, objective: Objective) -> Beside | None:
@@ -60,7 +71,7 @@ def wanted(given: Values, objective: Objective) -> Beside | None:
             if given[name] != setting.default:
                 raise BadInput(
                     f"--config.{name}={given[name]} has no effect: --config.loss={given['loss']} "
-                    f"knows no reference; leave it at {listing.spelt(setting.default)}"
+                    f"does not use a reference; leave it at {listing.spelt(setting.default)}"
                 )
         return None
     _check_following(given)
@@ -83,14 +94,14 @@ def _check_following(given: Values) -> None:
         if given["reference_mixup_alpha"] is not None:
             raise BadInput(
                 "--config.reference_mixup_alpha has no effect without "
-                "--config.reference_sync_steps: set it, like 512"
+                "--config.reference_sync_steps: set it (e.g. 512)"
             )
         return
     if given["reference_mode"] != "resident" or given["reference_model_path"] is not None:
         raise BadInput(
-            f"--config.reference_sync_steps={every} is for a reference that starts as the policy "
-            "and follows it: leave out --config.reference_model_path, and "
-            "--config.reference_mode at resident"
+            f"--config.reference_sync_steps={every} only applies to a reference that starts as a "
+            "copy of the policy: leave out --config.reference_model_path, and keep "
+            "--config.reference_mode=resident"
         )
     for name in ("keep_best", "stop_when"):
         figure = given[name]
@@ -112,26 +123,29 @@ def ready(
     """Reads the reference, and computes what is needed of it before the first step.
 
     Raises:
-      Asked: the run is asked to stop meanwhile.
+      StopRequested: the run is asked to stop meanwhile.
       FileNotFoundError, ValueError: as `load`.
-      RuntimeError: its cached log-probabilities are not those it gives now.
+      RuntimeError: its cached log-probabilities are not those it gives now, or not finite.
     """
     if asked is None:
         return _none(run)
     if asked.follows:
         every, share = asked.follows
-        say(f"the reference: the policy as it starts; every {every} steps {share:g} of the way on")
+        say(
+            f"the reference: a copy of the initial policy, moved {100 * share:g}% towards the "
+            f"policy every {every} steps"
+        )
         return Reference(FOLLOWS, _not_yet, [], None)
     graph, frozen = _weights(asked, policy, run)
     model, dtype = nnx.merge(graph, nnx.State(frozen)), policy.blank.dtype
-    said = watched.said(nnx.merge(graph, nnx.State(partly.whole(frozen))), run)
+    samples = watched.reference_samples(nnx.merge(graph, nnx.State(partly.whole(frozen))), run)
     ask = functools.partial(forward, graph, frozen)
     heeding = preemption.heeding(stop, ask)
     known = fingerprint(adapters.bare(frozen))
     sets = [held_out.examples for held_out in run.held_out]
     if asked.resident:
         held_out = [logps.of_examples(heeding, pairs, run.place) for pairs in sets]
-        return Reference(known, lambda batch, _: ask(batch), held_out, model, said)
+        return Reference(known, lambda batch, _: ask(batch), held_out, model, samples)
 
     if asked.cache:
         directory = places.at(asked.cache, "--config.reference_cache")
@@ -142,14 +156,16 @@ def ready(
         attention=attention.backend_of(model.config, dtype, policy.blank.attention),
         ld_alpha=run.place.shape.ld_alpha,
     )  # fmt: skip
-    say(f"the reference's log-probabilities of every pair, kept in {cache.folder}")
+    say(f"the reference's log-probabilities of every pair are cached in {cache.folder}")
     trained, *held_out = (
-        reference_cache.of_pairs(cache, pairs, heeding, run.place)
-        for pairs in (run.examples, *sets)
+        reference_cache.of_pairs(
+            cache, pairs, heeding, run.place, reference=asked.path, row=functools.partial(_row, one)
+        )
+        for one, pairs in zip((run.parts, *run.held_out), (run.examples, *sets), strict=True)
     )
     off = reference_cache.check(cache, run.examples, ask, run.place, dtype)
     leaves = "" if asked.of_policy and run.adapting else "; the reference leaves memory"
-    say(f"some computed again: at most {off:.2g} nats apart{leaves}")
+    say(f"recomputed a sample of pairs: maximum difference {off:.2g} nats{leaves}")
     count = 1 + max(pair.row for pair in run.examples)
     table = np.zeros((count, run.place.shape.answers), np.float32)
     table[[pair.row for pair in run.examples]] = trained
@@ -157,62 +173,71 @@ def ready(
     def of_batch(batch: Packed, rows: np.ndarray) -> Array:
         slots = np.zeros(batch.scored.shape, np.float32)
         slots[: len(rows)] = table[rows]
-        return batches.everywhere(slots, run.place)
+        return batches.put_replicated(slots, run.place)
 
-    return Reference(known, of_batch, held_out, None, said)
+    return Reference(known, of_batch, held_out, None, samples)
 
 
-def now(reference: Reference, policy: Policy, state: State, forward: logps.Compiled) -> Reference:
-    """The reference at this step of the run: another one only if it follows the policy.
+def at_step(initial: Reference, policy: Policy, forward: logps.Compiled, state: State) -> Reference:
+    """The reference at this step of the run: the initial one, unless it follows the policy.
 
-    Its held-out log-probabilities are `held_out_now`.
+    Held-out log-probabilities of one that follows are computed by `held_out_at_step`.
     """
     theirs = optimizer.reference_of(state.opt_state)
     if theirs is None:
-        return reference
-    weights = adapted.joined(logps.as_computed(theirs, policy.blank), state.frozen)
+        return initial
+    weights = adapted.joined(logps.cast_for_compute(theirs, policy.blank), state.frozen)
     ask = functools.partial(forward, policy.graph, weights)
-    known = FOLLOWS if state.step else fingerprint(adapters.bare(weights))
     model = nnx.merge(policy.graph, nnx.State(weights))
-    return Reference(known, lambda batch, _: ask(batch), [], model)
+    return Reference(FOLLOWS, lambda batch, _: ask(batch), [], model, weights=weights)
 
 
-def held_out_now(
-    reference: Reference,
+def held_out_at_step(
+    initial: Reference,
     policy: Policy,
-    state: State,
     forward: logps.Compiled,
+    state: State,
     run: Run,
     stop: Callable[[], bool],
 ) -> list[np.ndarray]:
     """Log-probabilities [pairs, A] of each held-out set under the reference at this step.
 
     Raises:
-      Asked: the run is asked to stop meanwhile.
+      StopRequested: the run is asked to stop meanwhile.
     """
     if optimizer.reference_of(state.opt_state) is None:
-        return reference.held_out
-    of_batch = now(reference, policy, state, forward).of_batch
+        return initial.held_out
+    of_batch = at_step(initial, policy, forward, state).of_batch
     ask = preemption.heeding(stop, lambda batch: of_batch(batch, np.zeros(0)))
     return [logps.of_examples(ask, held_out.examples, run.place) for held_out in run.held_out]
 
 
+def _row(of: list[Part] | HeldOut, pair: Example) -> str:
+    """Which row of its source a pair is from, training data or held out, for a sentence."""
+    if isinstance(of, HeldOut):
+        return f"row {pair.row - of.first_row} of {of.name}"
+    (i,) = mixture.part_of(of, np.array([pair.row])).tolist()
+    return f"row {pair.row - mixture.first_rows(of)[i]} of {of[i].name}"
+
+
 def _not_yet(*_: object) -> Array:
-    raise AssertionError("of a reference that follows the policy `now` has the log-probabilities")
+    raise AssertionError("a reference that follows the policy is asked through `at_step`")
 
 
 def _none(run: Run) -> Reference:
-    """In place of one, for losses of the policy alone: log-ratios are log-probabilities."""
+    """Stands in for a reference if no loss uses one: log-ratios are log-probabilities."""
     shape = run.place.shape
-    nothing = batches.everywhere(np.zeros((shape.examples, shape.answers), np.float32), run.place)
+    nothing = batches.put_replicated(
+        np.zeros((shape.examples, shape.answers), np.float32), run.place
+    )
     held_out = [np.zeros((len(one.examples), shape.answers), np.float32) for one in run.held_out]
     return Reference("none", lambda *_: nothing, held_out, None)
 
 
 def _weights(asked: Beside, policy: Policy, run: Run) -> tuple[nnx.GraphDef, Params]:
-    """Of the reference; where they are like the policy's, one program runs both."""
+    """The reference's graph and weights; if they are like the policy's, one program runs both."""
     if asked.of_policy and run.chosen is not None:
-        say(f"reading the reference: what is trained, as {asked.path} has it")
+        say(f"reading the reference: the trained weights as they are in {asked.path}")
         theirs = zoo.folders.read(run.blank, run.chosen, policy.blank.dtype)
         return policy.graph, adapted.joined(theirs, policy.frozen)
     if asked.of_policy:
@@ -255,13 +280,13 @@ def load(asked: Beside, policy: zoo.Model, run: Run | Scoring) -> zoo.Model:
     if model.config.vocab_size != policy.config.vocab_size:
         raise BadInput(
             f"the reference {path} has {model.config.vocab_size} token ids and the policy "
-            f"{policy.config.vocab_size}: they must share a tokenizer"
+            f"{policy.config.vocab_size}: both must have the same tokenizer"
         )
     return model
 
 
 def _like(model: zoo.Model, policy: zoo.Model) -> None:
-    """Computed in the policy's way, so that one program is compiled for both."""
+    """Sets the model to compute like the policy, so that one program is compiled for both."""
     model.attention = policy.attention
     model.remat, model.remat_layers = policy.remat, policy.remat_layers
 
@@ -274,8 +299,8 @@ def _refuse_parts(facts: Facts, directory: places.Place) -> None:
     elif settings.get("adapter.rank") is None and settings.get("adapter.path") is None:
         return
     raise BadInput(
-        f"the checkpoints of the run in {directory} hold {held} alone, and no whole model: as "
-        f"--config.reference_model_path give its export, {directory}/hf/step-N{merged}, with "
+        f"the checkpoints of the run in {directory} only hold {held}, not a whole model: set "
+        f"--config.reference_model_path to its export, {directory}/hf/step-N{merged}, and "
         "--config.reference_is_hf=true"
     )
 
@@ -293,4 +318,4 @@ def _of_run(directory: places.Place, policy: zoo.Model) -> zoo.Model:
             ) from error
     if saved is None:
         raise NotFound(f"the run in {directory} has no checkpoint yet")
-    return nnx.merge(graph, nnx.State(logps.as_computed(saved.trees["policy"], policy)))
+    return nnx.merge(graph, nnx.State(logps.cast_for_compute(saved.trees["policy"], policy)))

@@ -5,7 +5,7 @@ rounded; not on learning rate, beta or loss, so that runs share them. A folder s
 reference and one arithmetic; its files are only ever added, each when it is whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import hashlib
 import json
 from typing import NamedTuple
@@ -18,12 +18,13 @@ import safetensors.numpy
 
 from checkpoints_io import places, processes
 from checkpoints_io.errors import RunFailed
+from recipes import terminal
 from recipes.data.ids import token_cache
 from recipes.data.ids.examples import Example, ListIds, texts_as_bytes
 from recipes.data.packed import streams
 from recipes.data.packed.batches import Place
 from recipes.data.packed.packing import Shape
-from recipes.training import logps, terminal
+from recipes.training import logps
 from recipes.training.logps import Forward
 from zoo.parts import token_logps
 
@@ -47,7 +48,7 @@ def opened(
     attention: str,
     ld_alpha: float | None = None,
 ) -> Cache:
-    """What is kept of a reference. Files that cannot be read are skipped, and made again.
+    """The cached values of a reference. Files that cannot be read are skipped, and made again.
 
     Raises:
       OSError: the directory cannot be used.
@@ -85,8 +86,22 @@ def opened(
     return Cache(folder, known)
 
 
-def of_pairs(cache: Cache, pairs: Sequence[Example], forward: Forward, place: Place) -> np.ndarray:
-    """Log-probabilities [pairs, A], in nats. Missing ones are computed and kept."""
+def of_pairs(
+    cache: Cache,
+    pairs: Sequence[Example],
+    forward: Forward,
+    place: Place,
+    *,
+    reference: str,
+    row: Callable[[Example], str],
+) -> np.ndarray:
+    """Log-probabilities [pairs, A], in nats. Missing ones are computed and kept.
+
+    Errors name the `reference`, and a pair by its `row`.
+
+    Raises:
+      RuntimeError: one that was computed is not finite.
+    """
     keys = [key(pair, place.shape) for pair in pairs]
     # Process 0 decides: others may see the files of a shared disk a moment later.
     unknown = (np.nan,) * place.shape.answers
@@ -100,6 +115,11 @@ def of_pairs(cache: Cache, pairs: Sequence[Example], forward: Forward, place: Pl
     for start in terminal.bar(starts, desc="reference", delay=2, leave=False):
         part_keys, part = zip(*missing[start : start + step], strict=True)
         found = logps.of_examples(forward, part, place)
+        if odd := np.flatnonzero(~np.isfinite(found).all(1)).tolist():
+            raise RunFailed(
+                f"{row(part[odd[0]])} has a log-probability under the reference {reference} that "
+                "is NaN or infinite: compute in another dtype with --config.mp"
+            )
         cache.known.update(zip(part_keys, found, strict=True))
         _write(cache.folder, part_keys, found)
     return np.array([cache.known[key] for key in keys], np.float32)
@@ -122,8 +142,8 @@ def check(
     off = np.abs(now - np.array([cache.known[key(pair, place.shape)] for pair in some]))
     if not (off <= bound(now, compute)).all():
         raise RunFailed(
-            f"the log-probabilities kept in {cache.folder} are up to {off.max():.3g} nats from "
-            "what the reference gives now: delete that folder, and they are computed again"
+            f"the log-probabilities cached in {cache.folder} differ by up to {off.max():.3g} nats "
+            "from those of the reference now: delete that folder to have them recomputed"
         )
     return float(off.max())
 

@@ -13,13 +13,14 @@ import numpy as np
 
 from checkpoints_io import places, processes
 from checkpoints_io.errors import InTheWay, RunFailed
-from recipes.data import shown
+from recipes import terminal
+from recipes.data import mixture, shown
 from recipes.data.ids.examples import Example
 from recipes.data.packed import streams
 from recipes.data.packed.batches import Place
 from recipes.data.run_data import Data
 from recipes.preference import reference
-from recipes.training import logps, plan, policy, terminal
+from recipes.training import logps, plan, policy
 from recipes.training.by_name import Values
 from recipes.training.run import Beside, Scoring, say
 from recipes.training.update import Params
@@ -44,7 +45,7 @@ class Source(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Of the pairs of a source."""
+    """The scores of the pairs of a source."""
 
     source: Source
     policy: Float[np.ndarray, "pairs A"]  # log-probability of each answer, in nats
@@ -66,18 +67,15 @@ def beside(given: Values) -> Beside:
 def sources(data: Data) -> list[Source]:
     """What is scored: train_data, source by source, then what is held out of it or beside it."""
     train, held_out = data.train, data.held_out
-    firsts = [0, *(part.last_row + 1 for part in train)][: len(train)]
-    # Each source was read once; a share of it that is held out is a set more, and comes first.
-    apart = len(train) + len(held_out) - len(data.sources)
-    of_held_out = [*firsts[:apart], *[0] * (len(held_out) - apart)]
+    firsts = mixture.first_rows(train)
     return [
         *(Source(one.name, one.examples, n) for one, n in zip(train, firsts, strict=True)),
-        *(Source(one.name, one.examples, n) for one, n in zip(held_out, of_held_out, strict=True)),
+        *(Source(one.name, one.examples, one.first_row) for one in held_out),
     ]
 
 
 def told(run: Scoring, found: Sequence[Source]) -> str:
-    """What is going to be done."""
+    """The plan of the program, as text."""
     shape, devices = run.place.shape, run.computing.mesh.devices
     device, pairs = devices.flat[0], found[0].pairs
     counts = ", ".join(f"{len(one.pairs)} of {one.name}" for one in found)
@@ -88,7 +86,7 @@ def told(run: Scoring, found: Sequence[Source]) -> str:
         f"rows         {shape.rows} of {shape.row_length} positions per micro-batch",
         f"memory       {plan.size(run.memory)} per device for one model at a time, plus "
         "activations",
-        "first of the pairs, scored tokens in ⟦ ⟧:",
+        "first of the pairs, with scored tokens in ⟦ ⟧:",
         *(f"  {line}" for line in shown.lines_of(pairs[0], run.data.tokenizer)),
     ]
     return "\n".join(lines)
@@ -97,7 +95,7 @@ def told(run: Scoring, found: Sequence[Source]) -> str:
 def of_both(
     run: Scoring, asked: Beside, ask: Callable[[nnx.GraphDef, Params], Found]
 ) -> tuple[Found, Found]:
-    """What policy and reference answer when they are asked, the one after the other.
+    """What `ask` returns for the policy and then for the reference, one after the other.
 
     The policy has left memory when the reference is read, except what they share.
 
@@ -126,7 +124,7 @@ def of_both(
 
 
 def logps_of(pairs: Sequence[Example], forward: logps.Forward, place: Place) -> np.ndarray:
-    """`logps.of_examples`, behind a bar."""
+    """`logps.of_examples` with a progress bar."""
     together = place.shape.examples
     starts = terminal.bar(range(0, len(pairs), together), unit=f"{together} pairs")
     found = [logps.of_examples(forward, pairs[i : i + together], place) for i in starts]
@@ -148,7 +146,7 @@ def of_source(
         if odd := np.flatnonzero(~np.isfinite(values).all(1)).tolist():
             raise RunFailed(
                 f"row {source.row(odd[0])} of {source.name} has a log-probability under the "
-                f"{whose} that is NaN or infinite: compute in another dtype, with --config.mp"
+                f"{whose} that is NaN or infinite: compute in another dtype with --config.mp"
             )
     rewards = beta * (policy - reference).astype(np.float64)
     margins = rewards[:, 0] - rewards[:, 1]
@@ -203,7 +201,7 @@ def note(found: Sequence[Scores]) -> str:
     """What the table means; and whether every reward is 0, as of a copy of the same weights."""
     means = (
         "means over pairs: log-probabilities of answers in nats, margins of rewards; accuracy is "
-        "the share of\npairs whose chosen answer has the larger reward, where a tie is none"
+        "the fraction\nof pairs whose chosen answer has the larger reward (ties do not count)"
     )
     if any(one.rewards.any() for one in found):
         return means
@@ -224,10 +222,10 @@ def refuse_foreign(directory: places.Place) -> None:
         return
     if not _is_ours(directory):
         raise InTheWay(
-            f"{directory}/{FILE} holds something else than scores: choose another "
+            f"{directory}/{FILE} holds something other than scores: choose another "
             "--config.directory, or move it elsewhere"
         )
-    say(f"the scores in {directory}/{FILE} are replaced at the end")
+    say(f"the scores in {directory}/{FILE} will be replaced at the end")
 
 
 def _is_ours(directory: places.Place) -> bool:
@@ -250,6 +248,6 @@ def write(found: Sequence[Scores], data: Data, directory: places.Place) -> None:
         directory.write_whole(FILE, "".join(f"{text}\n" for text in texts).encode())
     count = sum(len(one.margins) for one in found)
     lost = sum(part.counts.lost.total() for part in data.sources)
-    without = f"; {lost} rows have none, for the reasons above" if lost else ""
-    say(f"\n{count} pairs, a line each, in {directory}/{FILE}{without}")
+    without = f"; {lost} rows have no scores, for the reasons above" if lost else ""
+    say(f"\n{count} pairs, one per line, in {directory}/{FILE}{without}")
     processes.wait_for_all("the scores are written")

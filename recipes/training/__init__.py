@@ -1,1 +1,1 @@
-"""Of any training: a run, its settings, its steps, its records."""
+"""What all recipes share: a run, its settings, its steps, its records."""

@@ -45,7 +45,7 @@ def tpus(kind: str, count: int, slices: int) -> list:
     except Exception as error:  # jax raises another type for every cause
         reason = str(error).strip().partition("\n")[0]
         raise BadInput(
-            f"--chip={kind} needs the TPU compiler, which is not here (pip install libtpu): "
+            f"--chip={kind} needs the TPU compiler, which is not installed (pip install libtpu): "
             f"{reason}"
         ) from error
 

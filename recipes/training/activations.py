@@ -35,13 +35,13 @@ class Remat(NamedTuple):
 
 
 class LayerBytes(NamedTuple):
-    """Of one device."""
+    """Bytes that the layers take on one device."""
 
     needed: int  # what enters each layer, what one at work makes, logits, copies of weights
     kept: dict[str, dict[str, int]]  # by a layer, by its kind and by policy
 
     def of(self, parts: list[tuple[pattern.Part, str]]) -> int:
-        """What layers with these policies keep."""
+        """Bytes that layers keep with these policies."""
         kept = lambda part, policy: sum(self.kept[kind][policy] for kind in part.kinds)
         return sum(part.times * kept(part, policy) for part, policy in parts)
 
@@ -113,7 +113,7 @@ def remat(
 
 
 def layer_bytes(model: zoo.Model, trained: Params, rows: int, T: int) -> LayerBytes:
-    """Worked out from the shapes of `rows` of T tokens on each device; nothing is computed."""
+    """Bytes of a layer, computed from the shapes of `rows` of T tokens on each device."""
     graph, state = nnx.split(model)
     here, config = sharding.axes_here(), model.config
     shards, parts = here.get("data", 1) * here.get("fsdp", 1), here.get("context", 1)
@@ -149,7 +149,7 @@ def layer_bytes(model: zoo.Model, trained: Params, rows: int, T: int) -> LayerBy
 
 
 def _weight_bytes(model: zoo.Model, trained: Params) -> int:
-    """Of one layer, and of the head: copies to compute with, and gradients of what is trained."""
+    """Bytes for a layer and the head: copies to compute with, and gradients of what is trained."""
     mesh, width = _mesh_of(model), np.dtype(model.dtype).itemsize
     is_gathered = mesh.get("fsdp", 1) * mesh.get("context", 1) > 1
     in_layer = dict.fromkeys(model.config.kinds or (blocks.ALIKE,), 0)

@@ -45,7 +45,7 @@ def block(size: int) -> int | None:
 
 
 def narrow(x: Float[Array, "..."], *, signed: bool) -> Blocks:
-    """Rounded to the nearest code.
+    """Rounds numbers to the nearest code.
 
     Of a second moment what is not 0 does not become it: a step that is divided by its root would
     be a step without bounds.
@@ -61,7 +61,7 @@ def narrow(x: Float[Array, "..."], *, signed: bool) -> Blocks:
 
 
 def widened(kept: Blocks) -> Float[Array, "..."]:
-    """The numbers that the codes stand for, in float32."""
+    """The numbers that codes stand for, in float32."""
     codes, largest = kept
     signed = codes.dtype == jnp.int8
     cut = codes.reshape(*largest.shape, -1).astype(jnp.float32) / (127 if signed else 255)
@@ -71,7 +71,7 @@ def widened(kept: Blocks) -> Float[Array, "..."]:
 def scale_by_adam(
     b1: float, b2: float, eps: float, *, max_norm: float | None, matrices: PyTree
 ) -> optax.GradientTransformation:
-    """As optax's, with the moments of matrices (a tree of bools says which) in 8 bits.
+    """Optax's scale_by_adam with the moments of matrices (a tree of bools says which) in 8 bits.
 
     Gradients are clipped to a global norm here: beforehand, a clip would be a copy of them all.
     """
@@ -116,9 +116,9 @@ def scale_by_adam(
 
 
 def _in_place(moments: Any, gradient: Array, mu: Blocks, nu: Blocks) -> tuple[Blocks, Blocks]:
-    """By layers; of what has none, by groups of rows, each of rows that lie apart.
+    """Updates moments layer by layer, or without layers by groups of rows that lie apart.
 
-    So that every device has its part of each, whichever axes are split.
+    This way every device has its part of each, whichever axes are split.
     """
     shape, axis = gradient.shape, 0
     if len(shape) < 3:
@@ -146,5 +146,5 @@ def _is_large(x: Array) -> bool:
 
 
 def _divisor(size: int, least: int, most: int) -> int | None:
-    """The largest divisor between these."""
+    """The largest divisor within these bounds."""
     return next((n for n in range(min(size, most), least - 1, -1) if size % n == 0), None)

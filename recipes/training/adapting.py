@@ -25,7 +25,7 @@ Number = TypeVar("Number", int, float)
 
 
 class Adapting(NamedTuple):
-    """What is trained beside frozen weights."""
+    """The adapters that are trained on frozen weights."""
 
     sites: list[Site]
     like: Params  # shapes and shardings of the adapters
@@ -36,7 +36,7 @@ class Adapting(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """The largest."""
+        """The largest rank of all adapters."""
         return max(rank for site in self.sites for rank in site.ranks)
 
 
@@ -68,7 +68,7 @@ def of_settings(given: Values, blank: zoo.Model) -> Adapting | None:
         found = max(max(site.ranks) for site in sites)
         if rank not in (None, found):
             raise BadInput(
-                f"--config.adapter.rank={rank}, and the adapters in {folder} have rank {found}: "
+                f"--config.adapter.rank={rank}, but the adapters in {folder} have rank {found}: "
                 "leave it out, or start new adapters without --config.adapter.path"
             )
     else:
@@ -103,13 +103,15 @@ def _by_pattern(what: str, texts: Iterable[str], kind: type[Number]) -> dict[str
         if not pattern or not 0 < value < math.inf:
             whole = "a whole number" if kind is int else "a number"
             raise BadInput(
-                f"{said}: {text!r} is not written like v_proj=8, a name or a regular expression "
-                f"with {whole} above 0"
+                f"{said}: {text!r} is not of the form v_proj=8: a name or regular expression, and "
+                f"{whole} above 0"
             )
         try:
             re.compile(pattern)
         except re.error as error:
-            raise BadInput(f"{said}: {pattern!r} is no regular expression: {error}") from error
+            raise BadInput(
+                f"{said}: {pattern!r} is not a valid regular expression: {error}"
+            ) from error
         found[pattern] = value
     return found
 
@@ -122,7 +124,7 @@ def _layers(text: str | None) -> tuple[int, ...] | None:
     for one in text.split(","):
         first, _, last = one.partition("-")
         if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) > 10_000:
-            raise BadInput(f"--config.adapter.layers={text!r} is not written like 0-7,12")
+            raise BadInput(f"--config.adapter.layers={text!r} is not of the form 0-7,12")
         found += range(int(first), int(last or first) + 1)
     return tuple(found)
 
@@ -139,6 +141,6 @@ def begun(asked: Adapting, base: zoo.Model, frozen: Params, seed: int) -> Params
 
 
 def each(like: Params, of: Adapter) -> PyTree:
-    """A tree as the adapters', with the same for A, for B and for the magnitude of all."""
+    """A tree like the adapters', with the same value for A, B and the magnitude of each."""
     one = lambda adapter: Adapter(of.a, of.b, None if adapter.magnitude is None else of.magnitude)
     return jax.tree.map(one, like, is_leaf=lambda x: isinstance(x, Adapter))

@@ -30,14 +30,14 @@ def met(parts: PyTree, like: PyTree) -> PyTree:
 
 
 def by_part(add: Callable, mesh: Mesh) -> Callable:
-    """`update.add_micro_batch`, given `everywhere=`, as what each part of `data` does."""
+    """`update.add_micro_batch`, given `sum_parts=`, as what each part of `data` does."""
 
-    def part(sums, trained, frozen, reference, said, batch, pull):
+    def part(sums, trained, frozen, reference, fields, batch, pull):
         own = sums._replace(gradient=jax.tree.map(lambda x: x[0], sums.gradient))
-        own = add(own, trained, frozen, reference, said, batch, pull, everywhere=everywhere)
+        own = add(own, trained, frozen, reference, fields, batch, pull, sum_parts=sum_of_parts)
         return own._replace(gradient=jax.tree.map(lambda x: x[None], own.gradient))
 
-    def of_parts(sums, trained, frozen, reference, said, batch, pull=None):
+    def of_parts(sums, trained, frozen, reference, fields, batch, pull=None):
         split, whole = PartitionSpec(AXIS), PartitionSpec()
         of_sums = sums._replace(gradient=split, policy=whole, reference=whole)
         of_rows = Packed(*[split] * len(Packed._fields))._replace(scored=whole)
@@ -48,13 +48,13 @@ def by_part(add: Callable, mesh: Mesh) -> Callable:
             out_specs=of_sums,
             axis_names={AXIS},
             check_vma=False,
-        )(sums, trained, frozen, reference, said, batch, pull)
+        )(sums, trained, frozen, reference, fields, batch, pull)
 
     return of_parts
 
 
 @jax.custom_vjp
-def everywhere(here: PyTree) -> PyTree:
+def sum_of_parts(here: PyTree) -> PyTree:
     """The sum of what all parts have, on each of them, in one exchange of as many numbers."""
     numbers, shaped = jax.flatten_util.ravel_pytree(here)
     return shaped(jax.lax.psum(numbers, AXIS))
@@ -62,4 +62,4 @@ def everywhere(here: PyTree) -> PyTree:
 
 # Each part has the whole loss, and not a share of it: what the loss asks of the sum it asks of what
 # is here.
-everywhere.defvjp(lambda here: (everywhere(here), None), lambda _, asked: (asked,))
+sum_of_parts.defvjp(lambda here: (sum_of_parts(here), None), lambda _, asked: (asked,))

@@ -47,7 +47,7 @@ def sides(axes: str, into: str, out: str, *, hidden: bool) -> Sides:
 
 
 def of_vector(axes: str) -> Sides:
-    """Of a norm, a bias or sinks: a vector for each layer, and for each expert where it has one.
+    """`Sides` of a norm, a bias or sinks: a vector per layer, and per expert if it has one.
 
     A number of each layer is a vector of one.
     """
@@ -58,7 +58,7 @@ def of_vector(axes: str) -> Sides:
 
 
 def is_sides(value: object) -> bool:
-    """Whether it says how a weight is matrices."""
+    """Whether a value is `Sides`, which say how a weight is matrices."""
     return isinstance(value, Sides)
 
 

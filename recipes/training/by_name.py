@@ -9,17 +9,24 @@ from ml_collections import config_dict
 
 from checkpoints_io.errors import BadInput
 from recipes.training.nearest import did_you_mean
-from recipes.training.settings import KIND_NAMES, MUST, NAMED_BY_THE_USER, Table, unread
+from recipes.training.settings import (
+    KIND_NAMES,
+    MUST,
+    NAMED_BY_THE_USER,
+    Table,
+    trains_on_pairs,
+    unread,
+)
 
 # Settings of adapters elsewhere, and why they are none here.
 NOT_HERE = dict.fromkeys(
     ("dropout", "lora_dropout"),
-    "dropout on adapters would make policy and reference differ before the first step, and packing "
-    "and a resume random: leave it out",
+    "dropout on adapters would make policy and reference differ before the first step, and make "
+    "results depend on packing and resumes: leave it out",
 ) | {
-    "modules_to_save": "whole weights are not trained beside adapters: leave it out",
-    "bias": "biases are not trained beside adapters: leave it out",
-    "init_lora_weights": "new adapters begin with --config.adapter.zero=A, or B as in PEFT",
+    "modules_to_save": "whole weights cannot be trained beside adapters: leave it out",
+    "bias": "biases cannot be trained beside adapters: leave it out",
+    "init_lora_weights": "set --config.adapter.zero=A, or B as in PEFT",
 }
 Part = TypeVar("Part")
 Values = dict[str, Any]  # every setting of a table by its name, checked: what a run was given
@@ -32,15 +39,15 @@ def check_names(config: ml_collections.ConfigDict, table: Table) -> None:
       ValueError: with the setting's name, and what to write.
     """
     if shared := _shared(config):
-        remedy = "write a value of its own for each"
+        remedy = "give each its own value"
         if "reference_model_path" in shared:
             remedy = (
-                "write config.reference_model_path = config_dict.placeholder(str), which stands "
-                "for the weights that the policy starts from"
+                "write config.reference_model_path = config_dict.placeholder(str), which means "
+                "the weights that the policy starts from"
             )
         raise BadInput(
-            f"{' and '.join(shared)} of the config are one reference (get_ref), and setting "
-            f"one of them sets both: {remedy}"
+            f"{' and '.join(shared)} of the config share one reference (get_ref), so setting one "
+            f"sets both: {remedy}"
         )
     own = lambda name: f"{name}.".startswith(tuple(f"{one}." for one in NAMED_BY_THE_USER))
     ours = {name for name, _ in flat(config) if not own(name)}
@@ -48,16 +55,16 @@ def check_names(config: ml_collections.ConfigDict, table: Table) -> None:
         if why := NOT_HERE.get(unknown[0].rpartition(".")[2]):
             raise BadInput(f"--config.{unknown[0]}: {why}")
         near = did_you_mean(unknown[0], table)
-        raise BadInput(f"the config has a setting {unknown[0]!r} that nothing reads{near}")
+        raise BadInput(f"the config has an unknown setting {unknown[0]!r}{near}")
     lacking = [name for name in left_out(config, table) if table[name].default is MUST]
     if lacking:
         if {"beta", "loss"} <= set(lacking):
             raise BadInput(
-                "the config has no beta and no loss: it is one of recipes/sft.py, which trains on "
-                f"single answers; {example(table)} is one of pairs"
+                "the config has no beta and no loss: it is a config of recipes/sft.py, which "
+                f"trains on single answers; see {example(table)} for one with pairs"
             )
         raise BadInput(
-            f"the config has no {', '.join(sorted(lacking))}: add it, as {example(table)} has it"
+            f"the config has no {', '.join(sorted(lacking))}: add it as in {example(table)}"
         )
     for name, value in flat(config):
         if value is not None and name in table and not _is(value, table[name].kind):
@@ -65,8 +72,8 @@ def check_names(config: ml_collections.ConfigDict, table: Table) -> None:
 
 
 def example(table: Table) -> str:
-    """A config of the recipe that has these settings."""
-    return f"recipes/configs/{'tiny' if 'beta' in table else 'tiny_sft'}.py"
+    """The example config of the recipe that has these settings."""
+    return f"recipes/configs/{'tiny' if trains_on_pairs(table) else 'tiny_sft'}.py"
 
 
 def left_out(config: ml_collections.ConfigDict, table: Table) -> list[str]:

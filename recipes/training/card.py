@@ -16,7 +16,7 @@ from checkpoints_io.unseen import visible
 from recipes.data.rows import source, sources
 from recipes.training import by_name, listing, records
 from recipes.training.run import Exporting, Run, adapters_alone
-from recipes.training.settings import ALONG_THE_WAY, recipe_of, table_of
+from recipes.training.settings import LOGGING_AND_SAVING, recipe_of, table_of, trains_on_pairs
 
 Figures = Sequence[tuple[str, str, str]]  # held-out set, name, value
 RECIPES = r"recipes/(dpo|sft)\.py$"
@@ -49,7 +49,7 @@ def text(run: Run | Exporting, step: int) -> str:
         _section("Data", ("source", "for", "rows", "used", "lost, and why"), _data(run.directory)),
         _section("Settings", ("setting", "value"), _settings(run)),
         _command(),
-        "The licence and the limits of the model that it began from hold for this one too.",
+        "The licence and limitations of the base model also apply to this model.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -57,7 +57,7 @@ def text(run: Run | Exporting, step: int) -> str:
 def _metadata(run: Run | Exporting, figures: Figures) -> str:
     import huggingface_hub  # half a second, late
 
-    is_pairs, base = "beta" in _flat(run), run.base.partition("@")[0]
+    is_pairs, base = trains_on_pairs(_flat(run)), run.base.partition("@")[0]
     tags = ["nnx-zoo", "dpo" if is_pairs else "sft", *(["lora"] if run.adapting else [])]
     results = [
         huggingface_hub.EvalResult(
@@ -98,14 +98,14 @@ def _what(run: Run | Exporting, step: int) -> str:
     base = _code(run.base.partition("@")[0] if _is_of_hub(run) else run.base)
     if run.folder.revision:
         base += f" (revision {_code(run.folder.revision)})"
-    how = "supervised fine-tuning"
-    if "beta" in given:
+    how, each = "supervised fine-tuning", "answers"
+    if trains_on_pairs(given):
+        each = "pairs"
         how = f"preference optimization (loss {_code(given['loss'])}, beta {given['beta']:g})"
-    each = "pairs" if "beta" in given else "answers"
     made = f"Trained by {how}: {step} updates of {given['train_batch_size']} {each}"
     if adapters_alone(run):
         return f"LoRA adapters for {base}. {made}."
-    merged = ", with LoRA adapters that are merged into it" if run.adapting else ""
+    merged = ", with merged LoRA adapters" if run.adapting else ""
     return f"{base}, trained further{merged}. {made}."
 
 
@@ -129,14 +129,14 @@ def _data(directory: places.Place) -> list[list[str]]:
 
 
 def _settings(run: Run | Exporting) -> list[list[str]]:
-    """Those that are not the defaults."""
+    """The settings that are not the defaults."""
     given = _flat(run)
     table = table_of(recipe_of(given))
     return [
         [_code(name), _code(listing.spelt(value))]
         for name, value in given.items()
         if name not in OF_HERE
-        and name not in ALONG_THE_WAY
+        and name not in LOGGING_AND_SAVING
         and not name.startswith("distributed.")
         and (name not in table or value != table[name].default)
         and value is not None

@@ -9,7 +9,14 @@ from checkpoints_io import hf_hub
 from checkpoints_io.errors import BadInput
 from recipes.training import by_name, data_checks, written
 from recipes.training.by_name import Values
-from recipes.training.settings import ALONG_THE_WAY, OF_FOLDER, Table, may_be_unset, trains
+from recipes.training.settings import (
+    LOGGING_AND_SAVING,
+    OF_FOLDER,
+    Table,
+    may_be_unset,
+    trains,
+    trains_on_pairs,
+)
 
 
 def checked(config: ml_collections.ConfigDict, table: Table) -> Values:
@@ -33,7 +40,7 @@ def checked(config: ml_collections.ConfigDict, table: Table) -> Values:
         if setting.bound and not setting.bound.holds(value):
             raise BadInput(f"--config.{name} must be {setting.bound.says}, not {value}")
     written.precision(given["mp"])
-    pairs = "beta" in table
+    pairs = trains_on_pairs(table)
     data_checks.check(given, pairs=pairs)
     _check_processes(given)
     if not trains(table):
@@ -75,9 +82,9 @@ def _check_steps(given: Values) -> None:
         raise BadInput("set one of --config.num_train_steps=… and --config.num_epochs=…")
     if steps is not None and epochs is not None:
         raise BadInput(
-            f"--config.num_train_steps={steps} and --config.num_epochs={epochs} both say how long "
-            "to train, so set one of them: for epochs add --config.num_train_steps=None, for steps "
-            "--config.num_epochs=None"
+            f"--config.num_train_steps={steps} and --config.num_epochs={epochs} both set the "
+            "length of the run; set only one of them: for epochs add "
+            "--config.num_train_steps=None, for steps --config.num_epochs=None"
         )
 
 
@@ -87,29 +94,29 @@ def _check_keep(given: Values, pairs: bool) -> None:
     if every is not None and (saved is None or every % saved):
         raise BadInput(
             f"--config.keep_every={every} must be a multiple of --config.steps_per_checkpoint, "
-            f"which is {saved}: there are no checkpoints between"
+            f"which is {saved}: there are no checkpoints in between"
         )
     for name in ("keep_best", "stop_when"):
         _check_figure(name, given[name], pairs)
     written.steps_at(given["eval_at"])
     patience = given["stop_patience"]
-    if given["stop_when"] is None and patience != ALONG_THE_WAY["stop_patience"].default:
+    if given["stop_when"] is None and patience != LOGGING_AND_SAVING["stop_patience"].default:
         raise BadInput(
-            f"--config.stop_patience={patience} has no effect without "
-            "--config.stop_when: set it, like heldout/dpo_loss"
+            f"--config.stop_patience={patience} has no effect without --config.stop_when: set it "
+            "(e.g. heldout/dpo_loss)"
         )
     if given["stop_when"] and evaluated is None and given["eval_at"] is None:
         raise BadInput(
-            f"--config.stop_when={given['stop_when']} has no effect without evaluations along the "
-            "way: set --config.steps_per_eval"
+            f"--config.stop_when={given['stop_when']} has no effect without evaluations during "
+            "training: set --config.steps_per_eval"
         )
     if best is None:
         return
     if saved is None or evaluated is None or saved % evaluated:
         raise BadInput(
             "--config.keep_best needs --config.steps_per_checkpoint to be a multiple of "
-            f"--config.steps_per_eval, and they are {saved} and {evaluated}: checkpoints would be "
-            "without figures"
+            f"--config.steps_per_eval, but they are {saved} and {evaluated}: there would be "
+            "checkpoints without metrics"
         )
 
 
@@ -120,8 +127,8 @@ def _check_figure(setting: str, figure: str | None, pairs: bool) -> None:
     known = [known for known in written.BEST_BY if known.startswith("dpo_") == pairs]
     if not held_out or name not in known:
         raise BadInput(
-            f"--config.{setting}={figure!r} is not a held-out set and one of {', '.join(known)}, "
-            f"like heldout/{'dpo_accuracy' if pairs else 'loss'}"
+            f"--config.{setting}={figure!r} is not a held-out set with one of {', '.join(known)} "
+            f"(e.g. heldout/{'dpo_accuracy' if pairs else 'loss'})"
         )
 
 
@@ -129,13 +136,13 @@ def _check_hub(given: Values) -> None:
     repo = given["push_to_hub"]
     if repo is None:
         for name in ("hub_strategy", "hub_private"):
-            if given[name] != ALONG_THE_WAY[name].default:
+            if given[name] != LOGGING_AND_SAVING[name].default:
                 raise BadInput(
                     f"--config.{name}={given[name]} has no effect without "
                     "--config.push_to_hub=owner/name"
                 )
     elif not re.fullmatch(hf_hub.ID, repo):
-        raise BadInput(f"--config.push_to_hub={repo} is not written like owner/name")
+        raise BadInput(f"--config.push_to_hub={repo} is not of the form owner/name")
     elif given["steps_per_hf_export"] == -1:
         raise BadInput(
             f"--config.push_to_hub={repo} has no effect with --config.steps_per_hf_export=-1: "
@@ -143,8 +150,8 @@ def _check_hub(given: Values) -> None:
         )
     elif "://" in given["directory"]:
         raise BadInput(
-            f"--config.push_to_hub={repo} sends folders of this machine, and "
-            f"--config.directory={given['directory']} is elsewhere: leave it out, and send the "
+            f"--config.push_to_hub={repo} only pushes folders of this machine, but "
+            f"--config.directory={given['directory']} is elsewhere: leave it out, and push the "
             "export with `hf upload`"
         )
 
@@ -165,45 +172,45 @@ def _check_adapters(given: Values, table: Table) -> None:
             )
         if given.get("reference_mode") == "base":
             raise BadInput(
-                "--config.reference_mode=base is the policy without its adapters, and it has none: "
-                "set --config.adapter.rank or --config.adapter.path, or another mode"
+                "--config.reference_mode=base is the policy without its adapters, but it has "
+                "none: set --config.adapter.rank or --config.adapter.path, or another mode"
             )
         return
     if given["frozen"] in ("int8", "nf4") and given["remat"] == "none":
         raise BadInput(
-            f"--config.remat=none keeps the weights of all layers as they are computed with, and "
+            "--config.remat=none keeps the weights of all layers dequantised, so "
             f"--config.frozen={given['frozen']} would save nothing: use --config.remat=products"
         )
     if given["trainable"] is not None:
         raise BadInput(
-            f"--config.trainable={given['trainable']!r} has no effect: adapters are trained, and "
-            "no weights; leave it out, or the settings of --config.adapter"
+            f"--config.trainable={given['trainable']!r} has no effect: only adapters are trained; "
+            "leave out either this or the settings of --config.adapter"
         )
     if begun is not None and (idle := [name for name in changed if name not in OF_FOLDER]):
         raise BadInput(
-            f"--config.{idle[0]} has no effect: the adapters in --config.adapter.path={begun} are "
-            "what they are; leave it out, or start new ones without --config.adapter.path"
+            f"--config.{idle[0]} has no effect: the adapters in --config.adapter.path={begun} "
+            "decide it; leave it out, or start new ones without --config.adapter.path"
         )
     named = given.get("reference_model_path")
     if given.get("reference_mode") == "base" and named is not None:
         raise BadInput(
-            "--config.reference_mode=base is the policy without its adapters, and "
-            f"--config.reference_model_path={named} names another reference: set one of them"
+            "--config.reference_mode=base is the policy without its adapters, but "
+            f"--config.reference_model_path={named} names another reference: set only one of them"
         )
 
 
 def _check_scored(given: Values) -> None:
-    """Two models, and sources that are told apart, where nothing is trained."""
+    """Checks scoring: two different models, and sources with distinct names."""
     if given["data.answers"] != 2:
         raise BadInput(
-            f"--config.data.answers={given['data.answers']} has no effect: scores are of pairs; "
+            f"--config.data.answers={given['data.answers']} has no effect: only pairs are scored; "
             "add --config.data.answers=2"
         )
     train = given["train_data"] if isinstance(given["train_data"], dict) else ("train",)
     if alike := [name for name in given["validation"] or () if name in train]:
         raise BadInput(
-            f"--config.validation.{alike[0]} has the name of a source of --config.train_data, and "
-            "their scores could not be told apart: give it another name"
+            f"--config.validation.{alike[0]} has the same name as a source of "
+            "--config.train_data, so that their scores could not be told apart: rename it"
         )
     path, named, begun = (
         given[name] for name in ("initialize_from_hf", "reference_model_path", "adapter.path")
@@ -212,8 +219,8 @@ def _check_scored(given: Values) -> None:
         raise BadInput(same_weights(path))
     if begun is None and given["frozen"] is not None:
         raise BadInput(
-            f"--config.frozen={given['frozen']} is for the weights beside adapters: name these "
-            "with --config.adapter.path=…, or add --config.frozen=None"
+            f"--config.frozen={given['frozen']} only applies to weights under adapters: name "
+            "these with --config.adapter.path=…, or add --config.frozen=None"
         )
     _check_reference(given)
 
@@ -221,9 +228,9 @@ def _check_scored(given: Values) -> None:
 def same_weights(path: str) -> str:
     """Why the scores of a model against itself are refused: the reference was forgotten."""
     return (
-        f"policy and reference are both {path}, so every reward would be 0: give the trained model "
-        "as --config.initialize_from_hf=… (or its adapters as --config.adapter.path=…), and what "
-        "it began from as --config.reference_model_path=…"
+        f"policy and reference are both {path}, so every reward would be 0: give the trained "
+        "model as --config.initialize_from_hf=… (or its adapters as --config.adapter.path=…), "
+        "and the model it was trained from as --config.reference_model_path=…"
     )
 
 
@@ -249,7 +256,7 @@ def _refuse_without_effect(given: Values) -> None:
         if given[f"{library}_project"] and importlib.util.find_spec(library) is None:
             raise BadInput(
                 f"--config.{library}_project needs {called}: pip install -e '.[{library}]', or "
-                "leave it unset"
+                "unset it"
             )
 
 
@@ -257,10 +264,10 @@ def _check_samples(given: Values) -> None:
     if given["steps_per_sample"] is not None:
         return
     for name in ("sample_prompts", "sample_temperature", "sample_count"):
-        if given[name] != ALONG_THE_WAY[name].default:
+        if given[name] != LOGGING_AND_SAVING[name].default:
             raise BadInput(
                 f"--config.{name}={given[name]} has no effect without --config.steps_per_sample: "
-                "set it, like 100"
+                "set it (e.g. 100)"
             )
 
 
@@ -270,9 +277,10 @@ def _check_optimizer(given: Values, table: Table) -> None:
         idle = setting.of_optimizers and given["optimizer"] not in setting.of_optimizers
         if idle and meant(given[name]) != meant(setting.default):
             raise BadInput(
-                f"--config.{name}={given[name]} has no effect with --config.optimizer="
-                f"{given['optimizer']}, and only with {', '.join(setting.of_optimizers)}: leave it "
-                f"out, or set --config.{name}={setting.default}"
+                f"--config.{name}={given[name]} has no effect with "
+                f"--config.optimizer={given['optimizer']}: it only applies to "
+                f"{', '.join(setting.of_optimizers)}; leave it out, or set "
+                f"--config.{name}={setting.default}"
             )
 
 

@@ -24,8 +24,9 @@ import ml_collections
 
 from checkpoints_io import compiled, errors
 from checkpoints_io.errors import BadInput
-from recipes.data.chats import messages
-from recipes.training import by_name, checks, listing, overrides, terminal, wrong_flags
+from checkpoints_io.unseen import visible
+from recipes import terminal
+from recipes.training import by_name, checks, listing, overrides, wrong_flags
 from recipes.training.settings import DPO, Groups, Table, recipe_of, table_of, trains
 
 MORE_TO_DO = os.EX_TEMPFAIL  # 75
@@ -130,7 +131,7 @@ def _take_the_shipped(groups: Groups | None, writes: bool) -> None:
     """Gives a bare command that trains the small config that is shipped, and says so."""
     if len(sys.argv) == 1 and groups and writes and trains(table_of(groups)):
         shipped = by_name.example(table_of(groups))
-        terminal.write(f"no --config is given: this is the small run of --config={shipped}")
+        terminal.write(f"no --config given: using the small run of --config={shipped}")
         sys.argv.append(f"--config={shipped}")
 
 
@@ -162,12 +163,12 @@ def _read(groups: Groups | None, argv: list[str], *, writes: bool) -> Given:
 
 
 def _left(sets: list[str], config: ml_collections.ConfigDict) -> str:
-    """What is said of held-out sets that are left out."""
+    """The note about held-out sets that are left out."""
     told = f"--config.train_data={config.train_data}: the config's own held-out data "
-    told += f"({', '.join(sets)}) is not of it and is left out"
+    told += f"({', '.join(sets)}) belongs to other data and is left out"
     if not config.validation and config.validation_split_fraction is not None:
         told += f"; {config.validation_split_fraction:.0%} of the prompts are held out instead"
-    return f"{told} (--config.validation.NAME=FILE names a held-out file)"
+    return f"{told} (--config.validation.NAME=FILE sets a held-out file)"
 
 
 def _with_config(
@@ -178,7 +179,7 @@ def _with_config(
     joins: bool = False,
     note: str = "",
 ) -> int:
-    """Its exit status."""
+    """Runs the program with its config; returns the exit status."""
     several = config.distributed.to_dict() if "distributed" in config else {}
     together = several.pop("enabled", False) and joins
 
@@ -206,7 +207,7 @@ def _with_config(
 
 
 class Left(SystemExit):
-    """Asked to stop where there is nothing to save; in the steps `preemption.asked` does it."""
+    """Ends at a signal where there is nothing to save; the steps have `stop_on_signals` for it."""
 
 
 def _leave_when_asked() -> None:
@@ -239,7 +240,7 @@ def _in_sentences(program: Callable[[], bool | None], less_memory: list[str]) ->
             )
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             _stop(
-                f"the disk is full ({error.filename or error}): make room, and the same command "
+                f"the disk is full ({error.filename or error}): free some space; the same command "
                 "resumes from the newest checkpoint",
                 1,
             )
@@ -309,11 +310,11 @@ def _join(several: dict[str, Any]) -> None:
         jax.distributed.initialize(**several)
     except Exception as error:  # jax raises another type for every cause
         raise BadInput(
-            "the processes of this run could not connect, with the given --config.distributed: "
+            "the processes of this run could not connect with the given --config.distributed: "
             f"{str(error).strip()}"
         ) from error
 
 
 def _stop(sentence: str, status: int = 2) -> NoReturn:
-    print(f"error: {messages.visible(sentence)}", file=sys.stderr)
+    print(f"error: {visible(sentence)}", file=sys.stderr)
     sys.exit(status)

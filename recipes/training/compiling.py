@@ -32,7 +32,7 @@ class Compiling:
             self._spans.append(span)
 
     def seconds(self) -> float:
-        """Seconds so far."""
+        """Seconds spent compiling so far."""
         return sum((span.end - span.start for span in self._spans), 0.0)
 
     def forget(self, since: float = 0.0) -> None:

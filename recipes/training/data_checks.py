@@ -6,6 +6,7 @@ import datetime
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import layouts
 from recipes.data.rows import source
+from recipes.training import written
 from recipes.training.by_name import Values
 from recipes.training.nearest import did_you_mean
 
@@ -24,15 +25,16 @@ def check(given: Values, *, pairs: bool) -> None:
 
 
 def one_of(name: str, value: str, known: Iterable[str]) -> None:
-    """Refuses a value that is none of the known ones."""
+    """Refuses a value that is not one of the known ones."""
     if value not in known:
         raise BadInput(
-            f"--config.{name}={value!r} is none of {', '.join(known)}{did_you_mean(value, known)}"
+            f"--config.{name}={value!r} is not one of "
+            f"{', '.join(known)}{did_you_mean(value, known)}"
         )
 
 
 def _check_sources(given: Values) -> None:
-    common = source.common(given)
+    common = source.common(given, written.rows_of(given))
     if common.single and given["data.answers"] != 2:
         raise BadInput(
             f"--config.data.answers={given['data.answers']} has no effect: this run trains on "
@@ -55,17 +57,17 @@ def _check_sources(given: Values) -> None:
             if column not in known:
                 raise BadInput(f"{columns} has no column {column!r}{did_you_mean(column, known)}")
             if not isinstance(theirs, str):
-                raise BadInput(f"{columns}.{column}={theirs!r} is not a column's name")
+                raise BadInput(f"{columns}.{column}={theirs!r} is not a column name")
     try:
         datetime.date.fromisoformat(given["data.date"] or "2026-01-31")
     except ValueError as error:
         raise BadInput(
-            f"--config.data.date={given['data.date']!r} is not written like 2026-01-31"
+            f"--config.data.date={given['data.date']!r} is not of the form 2026-01-31"
         ) from error
     if given["validation_split_fraction"] and "validation" in (given["validation"] or {}):
         raise BadInput(
-            "--config.validation_split_fraction makes a held-out set named `validation`: give the "
-            "one in --config.validation another name"
+            "--config.validation_split_fraction creates a held-out set named `validation`: "
+            "rename the one in --config.validation"
         )
     held_out = given["validation"] or given["validation_split_fraction"]
     held_out = held_out or given.get("validation_texts") or given.get("tasks")
@@ -79,8 +81,8 @@ def _check_texts(given: Values) -> None:
         return
     if not isinstance(texts, dict):
         raise BadInput(
-            f"--config.validation_texts={texts!r} gives no name: write "
-            f"--config.validation_texts.wiki={texts}, and figures are under eval/wiki"
+            f"--config.validation_texts={texts!r} has no name: write "
+            f"--config.validation_texts.wiki={texts}, and metrics are logged under eval/wiki"
         )
     others = {
         *(given["validation"] or ()),
@@ -91,8 +93,8 @@ def _check_texts(given: Values) -> None:
             raise BadInput(f"--config.validation_texts.{name}={path!r} is not a path")
         if name in others:
             raise BadInput(
-                f"--config.validation_texts.{name} has the name of a held-out set, and their "
-                "figures could not be told apart: give it another name"
+                f"--config.validation_texts.{name} has the same name as a held-out set, so that "
+                "their metrics could not be told apart: rename it"
             )
 
 
@@ -105,8 +107,8 @@ def _check_tasks(given: Values) -> None:
     for name in given["tasks"]:
         if any(name in some for some in named):
             raise BadInput(
-                f"--config.tasks={name} has the name of a held-out set, and their figures could "
-                "not be told apart: give the set another name"
+                f"--config.tasks={name} has the same name as a held-out set, so that their "
+                "metrics could not be told apart: rename the set"
             )
 
 
@@ -123,6 +125,6 @@ def _check_rows(given: Values, pairs: bool) -> None:
     what, told = {1: ("answers", "one"), 2: ("pairs", "two")}.get(most, ("lists", most))
     if (rows or 0) > most * examples:
         raise BadInput(
-            f"--config.per_device_parallelism={rows} is more rows than the {examples} {what} of an "
-            f"update (--config.train_batch_size) can fill: each takes {told} at most"
+            f"--config.per_device_parallelism={rows} is more rows than the {examples} {what} of "
+            f"an update (--config.train_batch_size) can fill: each takes at most {told}"
         )

@@ -20,7 +20,7 @@ from zoo.parts import text_half
 # What vLLM's --max-lora-rank may be; it is 16 unless given (vllm/config/lora.py, 0.33).
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 # Of a folder in a bucket.
-COPIED = "transformers, PEFT and vLLM read folders of their own machine: copy it there for them"
+COPIED = "transformers, PEFT and vLLM only read local folders: copy it to their machine"
 
 
 def show(
@@ -59,9 +59,10 @@ def show(
 def figures(
     sets: Sequence[HeldOut], held_out: Mapping[str, float], *, has_reference: bool = True
 ) -> list[str]:
-    """Accuracy and reward margin, which the reference itself has not; of answers, the loss."""
+    """Held-out accuracy and reward margin, before and after; for single answers, the loss."""
     told = []
-    for name, pairs in sets:
+    for one in sets:
+        name, pairs = one.name, one.examples
         noun = shown.noun(pairs)
         if (loss := held_out.get(f"eval/{name}/loss")) is not None:
             told.append(f"{name} loss: {loss:.3f} nats per token ({len(pairs)} {noun})")
@@ -76,7 +77,7 @@ def figures(
 def manner(
     answers: Answers | None, stop_ids: Collection[int], *, has_reference: bool = True
 ) -> list[str]:
-    """How many answers are in the wanted manner, by `samples.is_wanted`, and come to an end."""
+    """The share of answers closer to the chosen one (`samples.is_wanted`), and of those cut off."""
     if not answers or not is_ranked(answers.examples[0]):
         return []
     before, after = (samples.wanted_share(answers, name) for name in ("before", "after"))
@@ -84,24 +85,24 @@ def manner(
     if before is None and has_reference:
         compared = "not generated -> "
     return [
-        f"answers in the wanted manner: {compared}{after:.0%} ({len(answers.examples)} greedy "
-        "answers; counted: those more similar to the chosen answer than to the rejected one)",
+        f"answers closer to the chosen one: {compared}{after:.0%} ({len(answers.examples)} greedy "
+        "answers; the share that is more similar to the chosen answer than to the rejected one)",
         *_unended(answers, stop_ids),
     ]
 
 
 def _unended(answers: Answers, stop_ids: Collection[int]) -> list[str]:
-    """Answers that fill their room, where they have become more."""
+    """A line on answers that were cut off, if there are more than before."""
     count = {name: sum(text[-1] not in stop_ids for text in texts if text)
              for name, texts in answers.texts.items()}  # fmt: skip
     if count["after"] <= count.get("before", 0):
         return []
     compared = f"{count['before']} -> " if "before" in count else ""
-    return [f"answers without an end in {answers.most} tokens: {compared}{count['after']}"]
+    return [f"answers cut off at {answers.most} tokens: {compared}{count['after']}"]
 
 
 def how_to_export(folder: str) -> str:
-    """How a run that is finished writes its folder after all."""
+    """How to write the model folder of a finished run."""
     return (
         "\nno Hugging Face folder was written (--config.steps_per_hf_export=-1): the same "
         f"command with --config.steps_per_hf_export=None writes {folder}"
@@ -118,8 +119,8 @@ def how_to_use_adapters(folder: str, run: Run) -> str:
         elsewhere = f"\n{COPIED}\n"
     if frozen in quantised.KINDS:
         elsewhere = f"""
-they belong to weights kept in {frozen}: PEFT and vLLM would put them beside others, so for these
-programs merge them
+these adapters were trained on {frozen} weights; PEFT and vLLM would apply them to unquantised
+ones, so merge first
 """
     return f"""
 the adapters are in {folder}
@@ -131,19 +132,22 @@ load it:
   import zoo
   model = zoo.load({on}, adapter={quoted})
 {elsewhere}
-one model of the weights and the adapters, for any program:
+merge weights and adapters into one model, for any program:
   {command.python()} -m zoo merge {shell(run.base)} {shell(folder)} FOLDER
 
-go on from these adapters, with other pairs or settings:
+continue from these adapters, with other pairs or settings:
   {command.again(_begun_from(folder, run) | {"directory": _another(run)})}"""
 
 
 def _elsewhere(folder: str, run: Run) -> str:
-    """Lines for programs that put the adapters beside weights of their own."""
+    """Commands for programs that load adapters on weights of their own."""
     assert run.adapting is not None
     rank, revision, base = run.adapting.rank, run.folder.revision, policy.base_of(run)
     quoted, on = (json.dumps(one, ensure_ascii=False) for one in (folder, base))
-    serve = f"(vLLM takes ranks up to {VLLM_RANKS[-1]}, and this is {rank}: merge them)"
+    serve = (
+        f"(vLLM takes ranks up to {VLLM_RANKS[-1]}, but these adapters have rank {rank}: "
+        "merge them)"
+    )
     if served := next((size for size in VLLM_RANKS if size >= rank), None):
         pinned = f" --revision {revision}" if revision else ""
         serve = (
@@ -154,21 +158,21 @@ def _elsewhere(folder: str, run: Run) -> str:
     # PEFT finds the modules of a text by the names that they have in the whole.
     sees = text_half.is_whole(run.folder.config)
     kind = "AutoModelForImageTextToText" if sees else "AutoModelForCausalLM"
-    words = on + pinned
+    of_tokenizer = on + pinned
     if other := run.records.settings["tokenizer"]:
-        words = json.dumps(other, ensure_ascii=False)
+        of_tokenizer = json.dumps(other, ensure_ascii=False)
     if mistaken := targets.taken_for_experts(run.blank, run.adapting.sites):
         return f"""
   {serve}
 
-PEFT 0.21 may take adapters like {mistaken} for those of the experts, and
-lose them: for PEFT merge them
+PEFT 0.21 may mistake adapters like {mistaken} for those of experts, and
+lose them: merge first for PEFT
 """
     return f"""
   import peft, transformers  # pip install peft transformers torch
   model = transformers.{kind}.from_pretrained({on}{pinned})
   model = peft.PeftModel.from_pretrained(model, {quoted})
-  words = transformers.AutoTokenizer.from_pretrained({words})
+  tokenizer = transformers.AutoTokenizer.from_pretrained({of_tokenizer})
 
   {serve}
 """
@@ -214,5 +218,5 @@ chat with it:
 
 {elsewhere}
 
-go on from it, with other pairs or settings:
+continue from it, with other pairs or settings:
   {command.again(begun)}"""

@@ -45,15 +45,16 @@ def of_directory(directory: places.Place) -> Exporting:
     opt_state = None
     if given["ema_decay"] is not None:
         never = lambda step: 0.0  # a rate is no part of the state
-        adamw = by_name.part(optimizer.AdamW, given)
-        descent = optimizer.optimizer_of(adamw, never, *learnt[1:])
+        how = by_name.part(optimizer.OptimizerSettings, given)
+        descent = optimizer.optimizer_of(how, never, *learnt[1:])
         if (every := given.get("reference_sync_steps")) is not None:
             descent = optimizer.followed(descent, every, 1.0)
         opt_state = optimizer.layout(descent, learnt.like, mesh)
-    words = folder.path
+    tokenizer_folder = folder.path
     if given["tokenizer"]:
-        words = hf_folder.find(given["tokenizer"], files=hf_folder.TOKENIZER_FILES)
-    own, stop_ids = run_data.ends(run_data.asked(given, words))
+        tokenizer_folder = hf_folder.find(given["tokenizer"], files=hf_folder.TOKENIZER_FILES)
+    rows = written.rows_of(given)
+    own, stop_ids = run_data.ends(run_data.data_settings(given, tokenizer_folder, rows))
     return Exporting(
         directory=directory,
         base=given["initialize_from_hf"],
@@ -63,7 +64,7 @@ def of_directory(directory: places.Place) -> Exporting:
         chosen=chosen,
         trained=learnt,
         opt_state=opt_state,
-        tokenizer_folder=words,
+        tokenizer_folder=tokenizer_folder,
         stop_ids=tuple(i for i in stop_ids if i < blank.config.vocab_size),
         seed=given["seed"],
         computing=computing,
@@ -89,7 +90,7 @@ def given_to(directory: places.Place) -> Values:
     try:
         config = ml_collections.ConfigDict(dict(json.loads(told)), type_safe=False)
     except (ValueError, TypeError) as error:
-        raise BadInput(f"{directory}: {records.SETTINGS} is not what a run writes") from error
+        raise BadInput(f"{directory}: {records.SETTINGS} was not written by a run") from error
     config.wandb_project = config.trackio_project = None  # which may not be installed here
     return checks.checked(config, settings.table_of(settings.recipe_of(config)))
 

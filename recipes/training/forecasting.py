@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from recipes.data.packed import stripes
-from recipes.data.packed.batches import Said
+from recipes.data.packed.batches import DataFields
 from recipes.data.packed.packing import Packed, Shape
 from recipes.training import (
     activations,
@@ -23,11 +23,13 @@ from recipes.training import (
     update,
 )
 from recipes.training.activations import Remat
+from recipes.training.adapting import Adapting
 from recipes.training.by_name import Values
 from recipes.training.chips import BETWEEN_SLICES, REACHED, Chip
 from recipes.training.collectives import Collective
 from recipes.training.learning import Learning
 from recipes.training.run import Beside
+from recipes.training.trained import Chosen
 from recipes.training.update import Params
 from recipes.training.written import Precision
 import zoo
@@ -88,20 +90,19 @@ def forecast(
         on_cpus = devices[0].platform == "cpu"  # which have no kernels
         model.attention = "blocks" if on_cpus else job.attention
         plan.refuse_cut_rows(job.given, model, mesh.shape["context"])
+        given = adapting.of_settings(job.given, model)
+        chosen = trained.chosen(job.given, model)
         learnt = learning.learning(
-            job.given,
-            model,
-            mesh,
-            STEPS,
-            adapted=adapting.of_settings(job.given, model),
-            chosen=trained.chosen(job.given, model),
-            beside=job.beside,
+            job.given, model, mesh, STEPS, adapted=given, chosen=chosen, beside=job.beside
         )
         stays, like = sum(learnt.memory.values()), learnt.trained.like
         most = activations.most_positions(model, like, stays, chip.memory, "accelerator")
         batch, shape = _batch(job, mesh, most, needed)
         kept = activations.keeping(model, job.remat, like, shape, stays, chip.memory)
-        compiled = _compiled(job, model, learnt, mesh, batch, shape)
+        frozen = _frozen(job, model, given, chosen, mesh)
+        compiled = _compiled(
+            job, model, learnt, frozen, mesh, batch, shape, adapts=given is not None
+        )
 
     analysed: dict[str, Any] = {name: one.memory_analysis() for name, one in compiled.items()}
     temporary = {name: one.temp_size_in_bytes for name, one in analysed.items()}
@@ -113,7 +114,7 @@ def forecast(
     moved = [one for name, one in every if name == "add" and one.kind != collectives.BETWEEN]
     between = [(name, one) for name, one in every if one.kind == collectives.BETWEEN]
     count = needed / batch.tokens.size
-    flops = needed * _flops_of_a_position(job, model, learnt, kept)
+    flops = needed * _flops_of_a_position(job, model, kept, adapts=given is not None)
     busy = flops / len(devices) / (REACHED * chip.bf16_flops)
     on_wire = sum(c.bytes * c.times for c in moved) * count / chip.link_bytes
     for name, one in between:
@@ -137,40 +138,44 @@ def _compiled(
     job: Job,
     model: zoo.Model,
     learnt: Learning,
+    frozen: Params,
     mesh: Mesh,
     batch: Packed,
     shape: Shape,
+    *,
+    adapts: bool,
 ) -> dict[str, jax.stages.Compiled]:
     """The programs of an update by name; that of a reference where it runs in the step."""
     params, graph = learnt.trained.like, nnx.split(model)[0]
-    frozen = _frozen(job, model, learnt, mesh)
     programs = update.compiled(
-        params, learnt.opt_state, graph=graph, adamw=learnt.optimizer, loss=job.loss,
+        params, learnt.opt_state, graph=graph, optimizer=learnt.optimizer, loss=job.loss,
         figures=job.figures, shape=shape,
     )  # fmt: skip
     sums: Any = jax.eval_shape(programs.zero)
-    said = Said(sums.reference.update(dtype=jnp.int32), sums.reference)
+    fields = DataFields(sums.reference.update(dtype=jnp.int32), sums.reference)
     lowered = {
-        "add": programs.add.lower(sums, params, frozen, sums.reference, said, batch),
-        "apply": programs.apply.lower(sums, params, learnt.opt_state, said),
+        "add": programs.add.lower(sums, params, frozen, sums.reference, fields, batch),
+        "apply": programs.apply.lower(sums, params, learnt.opt_state, fields),
     }
     if job.beside is not None and job.beside.resident:
         narrow = jax.tree.map(lambda x: x.update(dtype=job.precision.compute), params)
-        narrow = adapted.joined(params if learnt.adapting else narrow, frozen)
+        narrow = adapted.joined(params if adapts else narrow, frozen)
         lowered["reference"] = logps.compiled(mesh).lower(graph, narrow, batch)
     return {name: one.compile() for name, one in lowered.items()}
 
 
-def _frozen(job: Job, model: zoo.Model, learnt: Learning, mesh: Mesh) -> Params:
+def _frozen(
+    job: Job, model: zoo.Model, given: Adapting | None, chosen: Chosen | None, mesh: Mesh
+) -> Params:
     """Shapes of what is not trained."""
-    if (chosen := learnt.chosen) is not None:
+    if chosen is not None:
         rest = trained.layout_of(model, trained.others(model, chosen), job.precision.compute)
         return trained.with_room(rest, chosen)
-    if learnt.adapting is None:
+    if given is None:
         return {}
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    put = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
-    return adapters.attached(nnx.to_pure_dict(nnx.state(model)), learnt.adapting.sites, put)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    put = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated)
+    return adapters.attached(nnx.to_pure_dict(nnx.state(model)), given.sites, put)
 
 
 def _batch(job: Job, mesh: Mesh, most: int, needed: int) -> tuple[Packed, Shape]:
@@ -184,17 +189,17 @@ def _batch(job: Job, mesh: Mesh, most: int, needed: int) -> tuple[Packed, Shape]
     each = given.per_device_parallelism or max(1, min(most * parts // T, -(-needed // (Z * T))))
     shape = Shape(each * Z, T, given.train_batch_size, answers, Z, Z, context=parts)
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
     whole = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.int32, sharding=rows)
     tokens, lists = whole(shape.rows, T), whole(Z * parts, shape.listed(each))
     scored = (shape.examples, shape.answers)
-    scored = jax.ShapeDtypeStruct(scored, jnp.int32, sharding=everywhere)
+    scored = jax.ShapeDtypeStruct(scored, jnp.int32, sharding=replicated)
     order = whole(shape.rows, T // stripes.width(T, parts)) if parts > 1 else None
     batch = Packed(*[tokens] * 5, *[lists] * 3, counts=whole(Z * parts), scored=scored)
     return batch._replace(order=order), shape
 
 
-def _flops_of_a_position(job: Job, model: zoo.Model, learnt: Learning, kept: Remat) -> float:
+def _flops_of_a_position(job: Job, model: zoo.Model, kept: Remat, *, adapts: bool) -> float:
     """Forward, both gradients, and what is computed again; of a frozen weight its own is not made.
 
     And one more forward pass each of the reference, and of losses that see all pairs before one.
@@ -203,7 +208,7 @@ def _flops_of_a_position(job: Job, model: zoo.Model, learnt: Learning, kept: Rem
     layers = model.config.sizes["L"]
     share = (kept.layers or layers) / layers if kept.policy in ("products", "none") else 0
     passes = (job.beside is not None and job.beside.resident) + job.is_coupled
-    of_each = (6 if learnt.adapting else 8) + 2 * passes
+    of_each = (6 if adapts else 8) + 2 * passes
     return float(of_each * weights - 2 * share * again)
 
 

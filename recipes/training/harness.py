@@ -15,15 +15,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from checkpoints_io.errors import BadInput
+from recipes import terminal
 from recipes.data.ids.examples import Answer, AnswerIds, Example, ListIds
 from recipes.data.packed import batches, shapes
 from recipes.data.packed.batches import Place
 from recipes.data.packed.packing import Packed
-from recipes.training import activations, logps, plan, terminal
+from recipes.training import activations, logps, plan
 import zoo
 from zoo.parts import sharding
-from zoo.text import tokenizer
 from zoo.text.chat_tokenizer import ChatTokenizer
+from zoo.text.tokenizer import said
 
 LONGEST = 2048  # tokens, of a model that does not say for how many it was made: the harness's own
 TOGETHER = 256  # contexts that are packed at a time
@@ -32,7 +33,7 @@ MOST = 2**16  # tokens of all rows that are generated at a time
 
 
 def model_of(
-    model: zoo.Model, words: ChatTokenizer, between: Callable[[], None] = lambda: None
+    model: zoo.Model, tokenizer: ChatTokenizer, between: Callable[[], None] = lambda: None
 ) -> Any:
     """The model as the harness wants it: an object of a class of its own.
 
@@ -47,29 +48,29 @@ def model_of(
     class OfTheZoo(TemplateLM):
         """What the harness calls; tokens are encoded and cut as its own `hf` model does it."""
 
-        eot_token_id = words.eos_id
-        prefix_token_id = words.eos_id if words.bos_id is None else words.bos_id
-        tokenizer_name = str(words.source).replace("/", "__")
+        eot_token_id = tokenizer.eos_id
+        prefix_token_id = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+        tokenizer_name = str(tokenizer.source).replace("/", "__")
         max_length = longest
 
         def tok_encode(
             self, string: str, add_special_tokens: bool | None = None, **_: Any
         ) -> list[int]:
             if add_special_tokens is False:
-                return words.own.encode(string)[0]
-            return words.encode(string)
+                return tokenizer.own.encode(string)[0]
+            return tokenizer.encode(string)
 
         def apply_chat_template(
             self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
         ) -> str:
-            text = words.chat_text(chat_history, add_generation_prompt=add_generation_prompt)
+            text = tokenizer.chat_text(chat_history, add_generation_prompt=add_generation_prompt)
             if add_generation_prompt:
                 return text
             begun = chat_history[-1]["content"].strip()  # it goes on after these words
             return text[: text.rindex(begun) + len(begun)]
 
         def chat_template(self, chat_template: bool | str = False) -> str | None:
-            return words.chat_template if chat_template else None
+            return tokenizer.chat_template if chat_template else None
 
         def _loglikelihood_tokens(
             self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
@@ -96,7 +97,7 @@ def model_of(
             return [sum(itertools.islice(logps_, len(some))) for some in windows]
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-            eos = None if words.eos_id is None else words.decode([words.eos_id])
+            eos = None if tokenizer.eos_id is None else tokenizer.decode([tokenizer.eos_id])
             found: dict[int, str] = {}
             by_how: dict[str, list[int]] = {}
             for i, request in enumerate(requests):
@@ -105,7 +106,7 @@ def model_of(
                 how = utils.normalize_gen_kwargs(requests[numbers[0]].args[1], 256)
                 until = utils.handle_stop_sequences(how.pop("until", None), eos=eos)
                 contexts = [self.tok_encode(requests[i].args[0]) for i in numbers]
-                texts = continued(model, words, contexts, dict(how), until, longest, between)
+                texts = continued(model, tokenizer, contexts, dict(how), until, longest, between)
                 for i, text in zip(numbers, texts, strict=True):
                     found[i] = utils.postprocess_generated_text(text, until, None)
             return [found[i] for i in range(len(requests))]
@@ -127,7 +128,7 @@ def scored(
     for i, (before, after) in enumerate(asked):
         if len(after) > longest:
             raise BadInput(
-                f"a continuation has {len(after)} tokens, and the model was made for {longest}"
+                f"a continuation has {len(after)} tokens, but the model is limited to {longest}"
             )
         kept = tuple(before[max(0, len(before) + len(after) - longest - 1) :])
         numbers.setdefault(kept, []).append(i)
@@ -195,7 +196,7 @@ def _scores(graph: nnx.GraphDef, params: Any, batch: Packed) -> logps.Scores:
 
 def continued(
     model: zoo.Model,
-    words: ChatTokenizer,
+    tokenizer: ChatTokenizer,
     contexts: Sequence[list[int]],
     how: Mapping[str, Any],
     until: Sequence[str],
@@ -205,7 +206,7 @@ def continued(
     """What follows each context, up to a stop token or a text of `until`, which may be in it."""
     most = how["max_gen_toks"]
     if most >= longest:
-        raise BadInput(f"a task asks for {most} tokens, and the model was made for {longest}")
+        raise BadInput(f"a task asks for {most} tokens, but the model is limited to {longest}")
     sampling = zoo.generate.GREEDY
     if how.get("do_sample") and how.get("temperature"):
         sampling = zoo.generate.Sampling(
@@ -219,16 +220,16 @@ def continued(
         ids: list[list[int]] = [[] for _ in some]
         told = [""] * len(some)
         stream = zoo.generate.stream(
-            model, prompts, max_new_tokens=most, stop_ids=words.stop_ids, sampling=sampling,
+            model, prompts, max_new_tokens=most, stop_ids=tokenizer.stop_ids, sampling=sampling,
             at_once=AT_ONCE,
         )  # fmt: skip
         for added in stream:
             between()
             for own, new in zip(ids, added, strict=True):
                 own += new
-            told = [_text(words, own) for own in ids]
+            told = [_text(tokenizer, own) for own in ids]
             ends = [
-                own[-1] in words.stop_ids or any(stop and stop in text for stop in until)
+                own[-1] in tokenizer.stop_ids or any(stop and stop in text for stop in until)
                 for own, text in zip(ids, told, strict=True)
             ]
             if all(ends):
@@ -237,8 +238,8 @@ def continued(
     return [texts[i] for i in range(len(cut))]
 
 
-def _text(words: ChatTokenizer, ids: Sequence[int]) -> str:
-    return tokenizer.said(words.own, [], ids)
+def _text(tokenizer: ChatTokenizer, ids: Sequence[int]) -> str:
+    return said(tokenizer.own, [], ids)
 
 
 def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:

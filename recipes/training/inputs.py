@@ -12,7 +12,7 @@ from recipes.data import run_data
 from recipes.data.ids.examples import Example
 from recipes.data.packed import batches, shapes
 from recipes.data.run_data import Data
-from recipes.training import adapting, plan
+from recipes.training import adapting, plan, written
 from recipes.training.by_name import Values
 from recipes.training.run import Beside, Computing, say
 import zoo
@@ -42,7 +42,7 @@ def looked_at(given: Values, beside: Beside | None, computing: Computing) -> Mod
     if computing.remat == "attention" and backend not in attention.NAMES_WHAT_IT_MADE:
         raise BadInput(
             f"--config.remat=attention has no effect with the attention backend {backend}, which "
-            f"names nothing to keep: use --config.remat=products, or one of "
+            "keeps nothing: use --config.remat=products, or one of "
             f"--config.attention={', '.join(sorted(attention.NAMES_WHAT_IT_MADE))}"
         )
     folder = blank.source = hf_folder.fetched(folder)
@@ -56,15 +56,15 @@ def looked_at(given: Values, beside: Beside | None, computing: Computing) -> Mod
     longest = zoo.longest_text(folder.config)
     if longest and given["train_seq_len"] > longest:
         raise BadInput(
-            f"--config.train_seq_len={given['train_seq_len']} is more than the {longest} tokens of "
-            f"the longest text that {path} was made for, or is read with here: lower it"
+            f"--config.train_seq_len={given['train_seq_len']} exceeds the context length of "
+            f"{path} as supported here, {longest} tokens: lower it"
         )
     return Models(folders, blank, tokenizer)
 
 
 def read(given: Values, models: Models) -> Data:
     """The data, of which what is trained on and held out can be asked of the model."""
-    data = run_data.read(run_data.asked(given, models.tokenizer))
+    data = run_data.read(run_data.data_settings(given, models.tokenizer, written.rows_of(given)))
     for part in data.sources:
         say("\n  ".join([f"{part.name} ({part.source}):", *part.lines]))
     sets = [held.name for held in data.held_out]
@@ -72,7 +72,7 @@ def read(given: Values, models: Models) -> Data:
         figure = given.get(setting)
         if figure and (name := figure.rpartition("/")[0]) not in sets:
             raise BadInput(
-                f"--config.{setting}={figure} names no held-out set: there is no {name} in {sets}"
+                f"--config.{setting}={figure} names no held-out set: {name} is not in {sets}"
             )
     for texts in data.texts:
         say(texts.told())
@@ -144,7 +144,7 @@ def _refuse_unknown_ids(found: list[Example], model: zoo.Model, tokenizer: Token
     top = max(int(ids.max(initial=0)) for ids in every)
     if top >= model.config.vocab_size:
         raise BadInput(
-            f"the tokenizer gives id {top} ({tokenizer.decode([top])!r}), and the "
-            f"model's embedding has {model.config.vocab_size} rows: "
-            "it is another model's tokenizer; set --config.tokenizer to its own"
+            f"the tokenizer has id {top} ({tokenizer.decode([top])!r}), but the model's embedding "
+            f"only has {model.config.vocab_size} rows: it is the tokenizer of another model; set "
+            "--config.tokenizer to the model's own"
         )

@@ -9,7 +9,7 @@ import optax
 from recipes.training import by_name, optimizer, plan, trained
 from recipes.training.adapting import Adapting
 from recipes.training.by_name import Values
-from recipes.training.optimizer import AdamW
+from recipes.training.optimizer import OptimizerSettings
 from recipes.training.run import Beside
 from recipes.training.trained import Chosen, Trained
 import zoo
@@ -18,10 +18,8 @@ import zoo
 class Learning(NamedTuple):
     """The trained weights and their optimizer, as shapes and shardings."""
 
-    adapting: Adapting | None
-    chosen: Chosen | None
     trained: Trained
-    adamw: AdamW
+    optimizer_settings: OptimizerSettings
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     opt_state: PyTree
@@ -43,12 +41,13 @@ def learning(
     Raises:
       ValueError: the schedule does not fit into so many steps.
     """
-    learnt, adamw = trained.of(model, adapted, chosen), by_name.part(AdamW, given)
-    schedule = optimizer.schedule_of(adamw, steps)
-    descent = optimizer.optimizer_of(adamw, schedule, *learnt[1:])
+    learnt = trained.of(model, adapted, chosen)
+    settings = by_name.part(OptimizerSettings, given)
+    schedule = optimizer.schedule_of(settings, steps)
+    descent = optimizer.optimizer_of(settings, schedule, *learnt[1:])
     if beside and beside.follows:
         descent = optimizer.followed(descent, *beside.follows)
     opt_state = optimizer.layout(descent, learnt.like, mesh)
     resident, shared = (beside.stays, beside.of_policy) if beside else (False, False)
     memory = plan.memory(model, learnt.like, opt_state, chosen, resident=resident, shared=shared)
-    return Learning(adapted, chosen, learnt, adamw, schedule, descent, opt_state, memory)
+    return Learning(learnt, settings, schedule, descent, opt_state, memory)

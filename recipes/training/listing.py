@@ -41,8 +41,10 @@ def taken(names: list[str], table: Table) -> str:
     if not shown:
         return ""
     more = len(names) - len(shown)
-    others = f"; {more} others are unset, or change no number (--help beside the config)"
-    text = f"settings that the config does not name: {', '.join(shown)}{others if more else ''}"
+    others = f"; {more} others are unset, or do not affect results (see --help with the config)"
+    text = (
+        f"settings not in the config, at their defaults: {', '.join(shown)}{others if more else ''}"
+    )
     return "\n  ".join(textwrap.wrap(text, WIDTH - 2))
 
 

@@ -79,7 +79,7 @@ def of_params(graph: nnx.GraphDef, params: blocks.Weights, batch: Packed) -> Flo
     return answer_logps(nnx.merge(graph, nnx.State(params)), batch)
 
 
-def as_computed(params: blocks.Weights, model: zoo.Model) -> blocks.Weights:
+def cast_for_compute(params: blocks.Weights, model: zoo.Model) -> blocks.Weights:
     """Weights of a model, or some, in the dtype that it computes in; but what is never narrowed."""
     return cast(params, model.dtype, models.never_narrowed(model))
 
@@ -99,8 +99,8 @@ def cast(
 
 def compiled(mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
     """`of_params`, one program for policy and reference: equal weights give equal bits."""
-    everywhere = jax.NamedSharding(mesh, jax.P())
-    return jax.jit(of_params, static_argnums=0, out_shardings=everywhere)
+    replicated = jax.NamedSharding(mesh, jax.P())
+    return jax.jit(of_params, static_argnums=0, out_shardings=replicated)
 
 
 def of_examples(

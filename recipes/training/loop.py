@@ -1,7 +1,7 @@
 """A run around its steps: what is logged, evaluated, saved and exported, and when it stops.
 
-A recipe gives three functions: how a step is taken, what is measured on held-out examples, and what
-else a record says of a step.
+A recipe gives its functions as a `Recipe`: how a step is taken, what is measured on held-out
+examples, how samples are drawn, how the page is written, and what else is said of a step.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,9 +12,10 @@ import jax
 
 from checkpoints_io import places, processes
 from checkpoints_io.run_state import RunStore
+from recipes import terminal
 from recipes.data import mixture
 from recipes.data.packed import batches
-from recipes.data.packed.batches import Said, Update
+from recipes.data.packed.batches import DataFields, Update
 from recipes.training import (
     by_time,
     compiling,
@@ -22,7 +23,6 @@ from recipes.training import (
     preemption,
     records,
     stopping,
-    terminal,
     tracing,
     watchdog,
     watched,
@@ -47,10 +47,11 @@ class Recipe(NamedTuple):
     take: Callable[[State, Update], Taken]
     # Figures of each held-out set, as long as the run is not asked to stop.
     evaluate: Callable[[State], Iterator[dict[str, float]]]
-    describe: Callable[[Update, Taken], dict[str, float]]  # more figures of a step that is logged
-    warn: Callable[[dict[str, float]], str | None]  # by the figures of a record
     sample: Callable[[State], list[watched.Sample]]  # where they are asked for
     page: Callable[[places.Place], None]  # writes the run's page, from its files
+    # More figures of a step that is logged; and a warning, by the figures of a record.
+    describe: Callable[[Update, Taken], dict[str, float]] | None = None
+    warn: Callable[[dict[str, float]], str | None] | None = None
 
 
 class Around(NamedTuple):
@@ -81,7 +82,7 @@ def run_steps(
     """Takes the remaining steps; returns the last state and its held-out figures.
 
     Raises:
-      Asked: the run was asked to stop before its first step.
+      StopRequested: the run was asked to stop before its first step.
       RuntimeError, OSError: as `policy.save`; the last export could not be sent.
     """
     start = state.step
@@ -91,10 +92,13 @@ def run_steps(
     trace = tracing.Trace(run.profile, run.directory.within("profile"))
     with contextlib.closing(log), compiling.heard() as compiled, contextlib.closing(trace):
         meter = Meter(compiled)
-        around = Around(recipe, own, run, store, facts, stop, log, meter, alarm, trace, watch)
+        around = Around(
+            recipe=recipe, own=own, run=run, store=store, facts=facts, stop=stop, log=log,
+            meter=meter, alarm=alarm, trace=trace, watch=watch,
+        )  # fmt: skip
         is_over = is_last(around, start)
         if not is_over:
-            say("compiling the programs of a step, unless --config.compile_cache has them")
+            say("compiling the programs of a step (unless they are in --config.compile_cache)")
         held_out = _before_first(around, state)
         if is_last(around, start):  # perhaps by the evaluation that was due
             if not is_over:
@@ -153,7 +157,7 @@ def _before_first(around: Around, state: State) -> dict[str, float]:
     if state.step and not around.stop() and not policy.exported(state.step, run):
         _export_if_due(around, state)
     if around.stop():
-        raise preemption.Asked
+        raise preemption.StopRequested
     return held_out
 
 
@@ -191,11 +195,13 @@ def _record(around: Around, update: Update, taken: Taken) -> None:
     if left := meter.time_left(run.total_steps - step):
         say(left)
     times = meter.times()  # before `read`, from which on it counts anew
-    figures |= meter.read() | around.recipe.describe(update, taken)
+    figures |= meter.read()
+    if around.recipe.describe:
+        figures |= around.recipe.describe(update, taken)
     figures = {f"train/{name}": value for name, value in figures.items()}
     around.log.write(step, figures | times)
     say(records.line(step, run.total_steps, figures))
-    if warning := around.recipe.warn(figures):
+    if around.recipe.warn and (warning := around.recipe.warn(figures)):
         say(warning)
 
 
@@ -226,7 +232,7 @@ def _evaluate(around: Around, state: State) -> dict[str, float]:
             for figures in around.recipe.evaluate(state):
                 say(records.line(state.step, around.run.total_steps, figures))
                 found |= figures
-    except preemption.Asked:  # then it is done first when the run is resumed
+    except preemption.StopRequested:  # then it is done first when the run is resumed
         return {}
     if found:
         seconds = around.meter.time_of("evaluation")
@@ -242,7 +248,7 @@ def _sample_if_due(around: Around, state: State) -> None:
         with around.meter.paused("samples"):
             some = around.recipe.sample(state)
         around.log.samples(state.step, some)
-        say(watched.told(some, state.step, run.total_steps))
+        say(watched.excerpt(some, state.step, run.total_steps))
 
 
 def _write_page(around: Around) -> None:
@@ -267,7 +273,7 @@ def _export_if_due(around: Around, state: State) -> None:
                 with around.meter.paused("export"):
                     policy.send(state.step, run)
             except OSError as error:  # a later one may get through, and the last one must
-                say(f"the run goes on: {error}")
+                say(f"the run continues: {error}")
 
 
 def _after_last(
@@ -278,7 +284,7 @@ def _after_last(
     if run.saving.keep.highest is not None:
         if found := policy.best(state, run, around.store):
             state, held_out = found
-            say(f"the best checkpoint is that of step {state.step}")
+            say(f"the best checkpoint is the one of step {state.step}")
         if run.every.steps_per_hf_export != -1 and not policy.exported(state.step, run):
             _export(around, state)
     if policy.exported(state.step, run):
@@ -291,12 +297,12 @@ def _after_last(
 def _export(around: Around, state: State) -> None:
     say(f"exporting to {policy.export_folder(state.step, around.run)}")
     with around.meter.paused("export"):
-        policy.export(policy.model_of(around.own, state), state.step, around.run)
+        policy.export(policy.export_model(around.own, state), state.step, around.run)
 
 
-def applied(programs: Programs, sums: Sums, state: State, said: Said) -> Taken:
+def applied(programs: Programs, sums: Sums, state: State, fields: DataFields) -> Taken:
     """One optimizer step with the sums of an update."""
-    trained, opt_state, values = programs.apply(sums, state.trained, state.opt_state, said)
+    trained, opt_state, values = programs.apply(sums, state.trained, state.opt_state, fields)
     skipped = state.skipped + values.pop("skipped")
     after = State(state.step + 1, trained, state.frozen, opt_state, skipped, state.skipped_before)
-    return Taken(after, values, sums.answers(said))
+    return Taken(after, values, sums.answers(fields))

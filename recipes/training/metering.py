@@ -94,7 +94,7 @@ class Meter:
             return None
         self._is_told = True
         each = self._trained() / len(self._updates)
-        return f"about {in_words(each * updates)} to go, plus evaluation and saving"
+        return f"about {in_words(each * updates)} remaining, plus evaluation and saving"
 
     def read(self) -> dict[str, int | float]:
         """Real tokens per second (all answers, each with its prompt), fill, mean lengths.

@@ -12,7 +12,7 @@ from recipes.training.run import Run, adapters_alone
 def of(run: Run, num_epochs: float | None, max_eval_pairs: int | None) -> list[str]:
     """All notes; by the run, and two settings that it no longer holds."""
     return [
-        *_on_rate(run.adamw, run.total_steps),
+        *_on_rate(run.optimizer_settings, run.total_steps),
         *_on_examples(run, num_epochs),
         *_on_held_out(run, max_eval_pairs),
         *_on_due(run),
@@ -20,27 +20,28 @@ def of(run: Run, num_epochs: float | None, max_eval_pairs: int | None) -> list[s
     ]
 
 
-def _on_rate(given: optimizer.AdamW, total: int) -> Iterator[str]:
+def _on_rate(given: optimizer.OptimizerSettings, total: int) -> Iterator[str]:
     peak = given.learning_rate
     warmup, decay = optimizer.phases(given, total)
     schedule = optimizer.schedule_of(given, total)
     highest = float(jax.device_get(schedule(min(warmup, total - 1))))
     if highest < 0.999 * peak:
         yield (
-            f"the learning rate never reaches --config.learning_rate={peak:g}, only {highest:.3g}: "
-            f"--config.warmup={given.warmup:g} is {warmup} steps, and the run has {total}"
+            f"the learning rate never reaches --config.learning_rate={peak:g}, only "
+            f"{highest:.3g}: --config.warmup={given.warmup:g} is {warmup} steps, but the run has "
+            f"{total}"
         )
     # A step changes a weight by about the rate; half the spacing of float32 numbers is 2**-25.
     if highest * 2**25 < 0.03:
         yield (
-            f"at a learning rate of {highest:.3g} weights larger than {highest * 2**25:.2g} do not "
-            "change: in float32 the step is rounded away"
+            f"at a learning rate of {highest:.3g}, weights larger than {highest * 2**25:.2g} do "
+            "not change: the step is rounded away in float32"
         )
     if given.ema_decay is not None and total * (1 - given.ema_decay) < 1:
         yield (
             f"--config.ema_decay={given.ema_decay:g} averages over about "
-            f"{1 / (1 - given.ema_decay):.4g} updates, and the run has {total}: what is exported "
-            "stays near the weights it started from"
+            f"{1 / (1 - given.ema_decay):.4g} updates, but the run has {total}: the exported "
+            "weights stay close to the initial ones"
         )
     for name, steps in (("warmup", warmup), ("cooldown", decay)):
         amount = given._asdict()[name]
@@ -56,8 +57,8 @@ def _on_examples(run: Run, num_epochs: float | None) -> Iterator[str]:
         drawn = update * share
         if drawn > len(part.examples):
             yield (
-                f"an update of --config.train_batch_size={update} takes about {drawn:.4g} {what}"
-                f"{whose} and there are {len(part.examples)}: it uses each "
+                f"an update of --config.train_batch_size={update} takes about {drawn:.4g} "
+                f"{what}{whose} but there are only {len(part.examples)}: it uses each one "
                 f"{drawn / len(part.examples):.3g} times"
             )
         if drawn * total < 1:
@@ -66,8 +67,8 @@ def _on_examples(run: Run, num_epochs: float | None) -> Iterator[str]:
         exact = num_epochs * len(run.examples) / update
         if abs(total - exact) > 0.05 * exact:
             yield (
-                f"--config.num_epochs={num_epochs:g} would be {exact:.3g} updates of "
-                f"{update} {what}, and is rounded to {total}"
+                f"--config.num_epochs={num_epochs:g} would be {exact:.3g} updates of {update} "
+                f"{what}; rounded to {total}"
             )
 
 
@@ -75,12 +76,15 @@ def _on_held_out(run: Run, most: int | None) -> Iterator[str]:
     if not run.held_out:
         what = shown.noun(run.examples)
         yield (
-            f"no {what} are held out: no figure will tell how the policy does on {what} that it "
-            "has not seen, and the end shows no answers; --config.validation_split_fraction=0.05 "
-            f"holds out prompts, --config.validation.NAME=FILE is a file of {what}"
+            f"no {what} are held out: no metric will show how the policy does on unseen {what}, "
+            "and no answers are shown at the end; --config.validation_split_fraction=0.05 holds "
+            f"out prompts, --config.validation.NAME=FILE sets a file of held-out {what}"
         )
     elif most and all(len(held.examples) < most for held in run.held_out):
-        yield f"--config.max_eval_pairs={most} is more than any held-out set has: all are used"
+        yield (
+            f"--config.max_eval_pairs={most} exceeds the size of every held-out set: all examples "
+            "are used"
+        )
 
 
 def _on_due(run: Run) -> Iterator[str]:
@@ -89,7 +93,7 @@ def _on_due(run: Run) -> Iterator[str]:
     every = run.every._asdict()
     if late := [name for name in names if (every[name] or 0) > run.total_steps]:
         told = ", ".join(f"--config.{name}={every[name]}" for name in late)
-        yield f"only the last of {run.total_steps} steps is due by {told}"
+        yield f"{told} never applies within {run.total_steps} steps, except after the last"
     kept = run.saving.keep.every
     if kept and kept > run.total_steps:
         yield (
@@ -101,11 +105,11 @@ def _on_due(run: Run) -> Iterator[str]:
 def _on_adapters(run: Run) -> Iterator[str]:
     if run.adapting is None:
         return
-    if run.adamw.learning_rate < 1e-6:
+    if run.optimizer_settings.learning_rate < 1e-6:
         start = ", and 5e-6 is a common start" if run.place.shape.answers > 1 else ""
         yield (
-            f"--config.learning_rate={run.adamw.learning_rate:g} is one for all weights: adapters "
-            f"hardly move below 1e-6{start}"
+            f"--config.learning_rate={run.optimizer_settings.learning_rate:g} suits training all "
+            f"weights: adapters hardly move below 1e-6{start}"
         )
     if run.adapting.folder is None and run.records.settings.get("reference_mode") == "base":
         yield (
@@ -114,9 +118,9 @@ def _on_adapters(run: Run) -> Iterator[str]:
         )
     rank = run.adapting.rank
     if adapters_alone(run) and rank > 16:
-        yield f"adapters of rank {rank}: vLLM takes 16 at most, unless --max-lora-rank says more"
+        yield f"adapters of rank {rank}: vLLM takes at most 16 unless --max-lora-rank is raised"
     if adapters_alone(run) and run.saving.chat_template is not None:
         yield (
-            "an export of adapters holds no tokenizer and no chat template: give that of "
-            "--config.chat_template to what serves them too (vLLM: --chat-template)"
+            "an export of adapters does not contain --config.chat_template: pass it to the "
+            "server as well (vLLM: --chat-template)"
         )

@@ -20,7 +20,7 @@ TIMESCALE = 10_000
 CLIP_THEMSELVES = ("adamw8bit", "muon", "adafactor")
 
 
-class AdamW(NamedTuple):
+class OptimizerSettings(NamedTuple):
     """Settings of the optimizer and of its learning rate, by their names."""
 
     optimizer: str
@@ -53,17 +53,17 @@ class Followed(NamedTuple):
     inner: PyTree  # the optimizer's own
 
 
-def steps_of(amount: int | float, total: int) -> int:
+def as_steps(amount: int | float, total: int) -> int:
     """A fraction of `total` (below 1), or steps (1 and above)."""
     return round(amount * total) if amount < 1 else round(amount)
 
 
-def phases(given: AdamW, total: int) -> tuple[int, int]:
+def phases(given: OptimizerSettings, total: int) -> tuple[int, int]:
     """Steps of warm-up, and of the decay at the end."""
-    warmup = steps_of(given.warmup, total)
+    warmup = as_steps(given.warmup, total)
     if given.cooldown is None:
         return warmup, max(total - warmup, 0)
-    return warmup, steps_of(given.cooldown, total)
+    return warmup, as_steps(given.cooldown, total)
 
 
 def inverse_sqrt(
@@ -80,7 +80,7 @@ def inverse_sqrt(
     return jnp.maximum(1 / jnp.sqrt(1 + steps / (warmup or TIMESCALE)), low)
 
 
-def schedule_of(given: AdamW, total: int) -> optax.Schedule:
+def schedule_of(given: OptimizerSettings, total: int) -> optax.Schedule:
     """Warm-up from 0, a plateau, then decay to `min_lr_ratio` of the peak over the last `cooldown`.
 
     With `cooldown` unset the decay takes all that the warm-up leaves. inverse_sqrt goes as far down
@@ -104,9 +104,9 @@ def schedule_of(given: AdamW, total: int) -> optax.Schedule:
         )
     if warmup and total == 1:
         raise BadInput(
-            f"nothing would be learnt: the learning rate begins at 0, and --config.warmup="
-            f"{given.warmup} leaves the run's only step there; set --config.warmup=0, or more "
-            "--config.num_train_steps"
+            "nothing would be learnt: the learning rate starts at 0, and with "
+            f"--config.warmup={given.warmup} the only step of the run is taken there; set "
+            "--config.warmup=0, or raise --config.num_train_steps"
         )
     if not np.float32(peak):
         raise BadInput(f"--config.learning_rate={peak} is 0 in float32: nothing would be learnt")
@@ -127,7 +127,7 @@ def schedule_of(given: AdamW, total: int) -> optax.Schedule:
 
 
 def optimizer_of(
-    given: AdamW,
+    given: OptimizerSettings,
     schedule: optax.Schedule,
     decayed: PyTree,
     rates: PyTree = None,
@@ -230,7 +230,9 @@ def reference_of(opt_state: PyTree) -> PyTree | None:
     return opt_state.reference if isinstance(opt_state, Followed) else None
 
 
-def _scaled(given: AdamW, decayed: PyTree, sides: PyTree) -> optax.GradientTransformation:
+def _scaled(
+    given: OptimizerSettings, decayed: PyTree, sides: PyTree
+) -> optax.GradientTransformation:
     """What makes steps of about the size 1 of gradients."""
     betas = given.adam_beta1, given.adam_beta2, given.adam_epsilon
     mu_dtype, norm = written.DTYPES[given.adam_mu_dtype], given.max_grad_norm
@@ -248,14 +250,17 @@ def _scaled(given: AdamW, decayed: PyTree, sides: PyTree) -> optax.GradientTrans
             return optax.scale_by_adam(*betas, mu_dtype=mu_dtype)
         case "muon" if not any(side.hidden for side in of_matrices):
             raise BadInput(
-                "--config.optimizer=muon is for matrices of the layers, and --config.trainable "
-                "names none: use --config.optimizer=adamw, as Muon would for the others"
+                "--config.optimizer=muon only applies to matrices of the layers, and "
+                "--config.trainable selects none: use --config.optimizer=adamw, which Muon uses "
+                "for all other weights"
             )
         case "muon":  # whose other weights are AdamW's
             adam = optax.scale_by_adam(*betas, mu_dtype=mu_dtype)
             return by_matrix.scale_by_muon(sides, adam, mu_dtype, max_norm=norm)
         case other:
-            raise NotImplementedError(f"settings.py has an optimizer {other}, and this has none")
+            raise NotImplementedError(
+                f"settings.py lists an optimizer {other} that is not implemented here"
+            )
 
 
 def matrices(params: nnx.State) -> dict[str, object]:
@@ -270,13 +275,13 @@ def layout(
     optimizer: optax.GradientTransformation, params: PyTree, mesh: Mesh | AbstractMesh
 ) -> PyTree:
     """Shapes, dtypes and shardings of the optimizer's state: split as the parameters are."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
     placed = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
     def beside(moment: PyTree, param: Any) -> PyTree:
         of_blocks = adamw8bit.is_blocks(moment)
         alike = lambda shape: of_blocks or shape == param.shape  # not Adafactor's rows and columns
-        where = lambda x: _split_as(param.sharding, x.shape) if alike(x.shape) else everywhere
+        where = lambda x: _split_as(param.sharding, x.shape) if alike(x.shape) else replicated
         return jax.tree.map(lambda x: placed(x, where(x)), moment)
 
     return optax.tree_utils.tree_map_params(
@@ -284,7 +289,7 @@ def layout(
         beside,
         jax.eval_shape(optimizer.init, params),
         params,
-        transform_non_params=lambda x: placed(x, everywhere),
+        transform_non_params=lambda x: placed(x, replicated),
         is_leaf=lambda x: x is None or adamw8bit.is_blocks(x),  # None: Muon's of another kind
     )
 

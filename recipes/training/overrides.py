@@ -152,7 +152,7 @@ def _sorted(argv: list[str]) -> tuple[str | None, list[Change], list[str]]:
             text = left.pop(0)
         if name is None:
             if path is not None:
-                raise BadInput(f"two configs are given, {path} and {text}: give one")
+                raise BadInput(f"two configs given, {path} and {text}: give only one")
             path = text or ""
         else:
             changes.append(Change(name, "false" if negated else text))
@@ -168,8 +168,8 @@ def _loaded(path: str) -> ml_collections.ConfigDict:
     config = called(file, "get_config", *argument)
     if not isinstance(config, ml_collections.ConfigDict):
         raise BadInput(
-            f"{file} is not a config: it has no get_config() that gives a ConfigDict, as those in "
-            "recipes/configs do (ml_collections.ConfigDict(dict(name=…, …)))"
+            f"{file} is not a config: it has no get_config() that returns a ConfigDict, as those "
+            "in recipes/configs do (ml_collections.ConfigDict(dict(name=…, …)))"
         )
     return config
 
@@ -192,7 +192,7 @@ def called(file: str, name: str, *argument: str) -> Any:
         where = file if line is None else f"{file}, line {line}"
         if field := re.match(r"Could not override field '(.+?)'", told):
             raise BadInput(
-                f"{where}: {field[1]} is given a value of another kind than before; start the "
+                f"{where}: {field[1]} is given a value of another type than before; start the "
                 "config with ml_collections.ConfigDict(type_safe=False)"
             ) from error
         raise BadInput(f"{where}: {type(error).__name__}: {told}") from error
@@ -205,12 +205,14 @@ def _make(change: Change, config: ml_collections.ConfigDict, path: str, table: T
         return
     inside = [known for known in table if known.startswith(f"{name}.")]
     if name in unread(table):
-        raise BadInput(f"--config.{name} has no effect on scores: nothing is trained; leave it out")
+        raise BadInput(f"--config.{name} has no effect: scoring trains nothing; leave it out")
     if not inside:
         raise BadInput(f"{path} has no setting {name!r}{did_you_mean(name, table)}")
     given = _literal(name, text) if text and text.lstrip().startswith("{") else None
     if not isinstance(given, dict):
-        raise BadInput(f"--config.{name} is a group of settings, not one: {', '.join(inside)}")
+        raise BadInput(
+            f"--config.{name} is a group of settings, not a single one: {', '.join(inside)}"
+        )
     for inner, value in given.items():
         text = value if isinstance(value, str) else repr(value)
         _make(Change(f"{name}.{inner}", text), config, path, table)
@@ -242,7 +244,7 @@ def _value(name: str, text: str | None, kind: type, table: Table) -> object:
             raise BadInput(f"{flag} cannot be unset")
         return None
     if not text.strip() and kind is not tuple:
-        raise BadInput(f"{flag} is set to nothing: give a value after the =")
+        raise BadInput(f"{flag} has an empty value: give one after the =")
     if kind in (dict, object) and text.lstrip().startswith("{"):
         return _literal(name, text)
     if kind is tuple:
@@ -268,7 +270,7 @@ def _literal(name: str, text: str) -> object:
     if _has_names(given):
         return given
     raise BadInput(
-        f"--config.{name}={text!r} cannot be read: write it like \"{{'prompt': 'question'}}\", "
+        f"--config.{name}={text!r} cannot be parsed: write it like \"{{'prompt': 'question'}}\", "
         "in double quotes for the shell"
     )
 
@@ -305,7 +307,7 @@ def _put(name: str, value: object, config: ml_collections.ConfigDict) -> None:
             if isinstance(there, str):  # a source, all that was given so far
                 if place == 0:
                     raise BadInput(
-                        f"--config.{inner} is one source, {there!r}; several are given as "
+                        f"--config.{inner} is a single source, {there!r}; give several as "
                         f"--config.{inner}=\"{{'a': {{'path': 'a.jsonl', 'weight': 1.0}}, …}}\""
                     )
                 there = {"path": there}

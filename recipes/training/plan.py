@@ -26,7 +26,7 @@ from zoo import models
 GOOD_FILL = 0.88
 
 
-class Asked(NamedTuple):
+class Options(NamedTuple):
     """Settings that only the plan reads."""
 
     num_epochs: float | None
@@ -34,7 +34,7 @@ class Asked(NamedTuple):
     min_pack_fill: float
 
 
-def told(run: Run, asked: Asked, each: dict[str, int], kept: Remat) -> str:
+def describe(run: Run, options: Options, each: dict[str, int], kept: Remat) -> str:
     """The plan as text; `each` is the `memory` of a device, `kept` what layers keep in the rest.
 
     Raises:
@@ -44,11 +44,11 @@ def told(run: Run, asked: Asked, each: dict[str, int], kept: Remat) -> str:
     shape, pairs, devices = run.place.shape, run.examples, run.computing.mesh.devices
     device = devices.flat[0]
     share, count = shapes.fill(pairs, shape)
-    if share < asked.min_pack_fill:
+    if share < options.min_pack_fill:
         raise BadInput(
             f"only {share:.0%} of the rows would be filled: choose a smaller --config.row_length "
-            "or --config.per_device_parallelism, give devices to --config.mesh.tensor, or accept "
-            f"it with --config.min_pack_fill (now {asked.min_pack_fill})"
+            "or --config.per_device_parallelism, assign devices to --config.mesh.tensor, or "
+            f"lower --config.min_pack_fill (now {options.min_pack_fill})"
         )
     saved = checkpoint_bytes(run)
     free = refuse_small_disk(run.directory, disk_needed(run))
@@ -64,20 +64,23 @@ def told(run: Run, asked: Asked, each: dict[str, int], kept: Remat) -> str:
         hint = f"; {GOOD_FILL:.0%} with {times} x --config.mesh.tensor, or more {what} per update"
     lines = [
         f"devices      {devices.size} {device.device_kind} ({device.platform}); {axes}",
-        f"{what:<12} {len(pairs)} to train on; held out: {held}",
+        f"{what:<12} {len(pairs)} for training; held out: {held}",
         *_mixed(run),
         f"updates      {run.total_steps} of {shape.examples} {what} = {epochs:.2f} epochs; "
         f"about {count:.1f} micro-batches per update",
         f"rows         {shape.rows} of {shape.row_length} positions per micro-batch, "
         f"{share:.0%} filled{hint}" + (f"; {apart} {what} need {more} rows" if apart else ""),
-        f"rate         {_schedule(run.adamw, run.total_steps)}",
-        *_averaged(run.adamw),
+        f"rate         {_schedule(run.optimizer_settings, run.total_steps)}",
+        *_averaged(run.optimizer_settings),
         f"memory       {size(sum(each.values()))} per device ({parts}), plus activations",
         f"remat        {remat_told(kept, run.blank)}",
         f"disk         {size(saved)} per checkpoint, {checkpoints_kept(run)} kept; "
         f"{size(free)} free in {run.directory}",
-        *(f"note         {told}" for told in notes.of(run, asked.num_epochs, asked.max_eval_pairs)),
-        f"first of the {what}, scored tokens in ⟦ ⟧:",
+        *(
+            f"note         {told}"
+            for told in notes.of(run, options.num_epochs, options.max_eval_pairs)
+        ),
+        f"first of the {what}, with scored tokens in ⟦ ⟧:",
         *(f"  {line}" for line in shown.lines_of(pairs[0], run.tokenizer)),
     ]
     return "\n".join(lines)
@@ -91,11 +94,11 @@ def remat_told(kept: Remat, model: zoo.Model) -> str:
     what = {"attention": "attention", "products": "products", "none": "everything"}[kept.policy]
     many = "all" if kept.layers is None else f"{kept.layers} of {count}"
     room = f" (about {size(kept.kept)} per device)" if kept.kept else ""
-    more = "" if kept.layers is None else ", of the others attention"
+    more = "" if kept.layers is None else "; attention kept for the others"
     return f"{what} of {many} layers kept for the backward pass{room}{more}"
 
 
-def _schedule(given: optimizer.AdamW, total: int) -> str:
+def _schedule(given: optimizer.OptimizerSettings, total: int) -> str:
     """The learning rate over the run."""
     warmup, decay = optimizer.phases(given, total)
     parts = [f"0 to {given.learning_rate:g} over {warmup} steps"] if warmup else []
@@ -110,11 +113,11 @@ def _schedule(given: optimizer.AdamW, total: int) -> str:
     return ", then ".join(parts)
 
 
-def _averaged(given: optimizer.AdamW) -> list[str]:
+def _averaged(given: optimizer.OptimizerSettings) -> list[str]:
     if given.ema_decay is None:
         return []
     return [
-        f"average      of the weights over about {1 / (1 - given.ema_decay):.4g} updates: what is "
+        f"average      of the weights over about {1 / (1 - given.ema_decay):.4g} updates is "
         "evaluated and exported"
     ]
 
@@ -126,7 +129,7 @@ def _mixed(run: Run) -> list[str]:
     drawn = run.total_steps * run.place.shape.examples
     what = shown.noun(run.examples)
     return [
-        f"  {part.name:<10} {len(part.examples)} {what}, {share:.1%} of all drawn: "
+        f"  {part.name:<10} {len(part.examples)} {what}, {share:.1%} of all examples drawn: "
         f"{drawn * share / len(part.examples):.2f} epochs of it"
         for part, share in zip(run.parts, mixture.shares(run.parts), strict=True)
     ]
@@ -157,16 +160,16 @@ def refuse_cut_rows(given: Values, model: zoo.Model, context: int) -> None:
         return
     if recurrent := models.recurrent(model):
         raise BadInput(
-            f"--config.mesh.context={context}: layers of a {model.config.model_type} go from token "
-            f"to token with a state ({', '.join(recurrent)}), and devices cannot share their rows: "
-            "leave it out, and give the devices to --config.mesh.fsdp or --config.mesh.tensor"
+            f"--config.mesh.context={context}: {model.config.model_type} has recurrent layers "
+            f"({', '.join(recurrent)}), whose rows cannot be split over devices: leave it out, "
+            "and assign the devices to --config.mesh.fsdp or --config.mesh.tensor"
         )
     step = 64 * context
     if (length := given["row_length"]) and length % step:
         raise BadInput(
-            f"--config.row_length={length} cannot be shared by --config.mesh.context={context} "
-            f"devices, each with a multiple of 64 tokens: set a multiple of {step}, like "
-            f"{-(-length // step) * step}, or leave it out"
+            f"--config.row_length={length} cannot be split over --config.mesh.context={context} "
+            f"devices in multiples of 64 tokens: set a multiple of {step} (e.g. "
+            f"{-(-length // step) * step}), or leave it out"
         )
 
 
@@ -268,7 +271,7 @@ def refuse_small_disk(directory: places.Place, needed: int) -> int | float:
     free = directory.room()
     if free < needed:
         raise StorageError(
-            f"{directory} has {size(free)} free and the run writes about {size(needed)}: choose "
+            f"{directory} has {size(free)} free but the run writes about {size(needed)}: choose "
             "another --config.directory, a smaller --config.keep_checkpoints, or fewer exports "
             "with --config.steps_per_hf_export"
         )

@@ -69,8 +69,8 @@ def with_adapters(asked: Adapting, run: Run | Exporting | Scoring, seed: int = 0
       ValueError: the weights or the adapters do not fit or are not finite.
     """
     base, (graph, _) = loaded(run), nnx.split(run.blank)
-    everywhere = jax.NamedSharding(run.computing.mesh, jax.P())
-    put = lambda x: jax.make_array_from_callback(x.shape, everywhere, lambda at: x[at])
+    replicated = jax.NamedSharding(run.computing.mesh, jax.P())
+    put = lambda x: jax.make_array_from_callback(x.shape, replicated, lambda at: x[at])
     frozen = adapters.attached(nnx.to_pure_dict(nnx.state(base)), asked.sites, put)
     begun = adapting.begun(asked, base, frozen, seed)
     return Policy(run.blank, graph, frozen, begun)
@@ -138,31 +138,31 @@ def result(state: State) -> Params:
     return state.trained if average is None else average
 
 
-def model_of(policy: Policy, state: State) -> zoo.Model:
+def export_model(policy: Policy, state: State) -> zoo.Model:
     """The policy as a model with its current weights, or their average."""
     weights = partly.whole(adapted.joined(result(state), state.frozen))
     return nnx.merge(policy.graph, nnx.State(weights))
 
 
-def asked(policy: Policy, state: State, forward: logps.Compiled) -> logps.Forward:
+def eval_forward(policy: Policy, state: State, forward: logps.Compiled) -> logps.Forward:
     """The policy's forward pass with its current weights, or their average, as computed with."""
-    return functools.partial(forward, policy.graph, computed_with(policy, state))
+    return functools.partial(forward, policy.graph, eval_weights(policy, state))
 
 
-def in_training(policy: Policy, state: State, forward: logps.Compiled) -> logps.Forward:
+def train_forward(policy: Policy, state: State, forward: logps.Compiled) -> logps.Forward:
     """The same with the weights that are trained, whether or not an average is kept."""
-    own = logps.as_computed(state.trained, policy.blank)
+    own = logps.cast_for_compute(state.trained, policy.blank)
     return functools.partial(forward, policy.graph, adapted.joined(own, state.frozen))
 
 
-def computed_with(policy: Policy, state: State) -> Params:
+def eval_weights(policy: Policy, state: State) -> Params:
     """Its weights, or their average, as they are computed with; those frozen are kept so."""
-    return adapted.joined(logps.as_computed(result(state), policy.blank), state.frozen)
+    return adapted.joined(logps.cast_for_compute(result(state), policy.blank), state.frozen)
 
 
-def as_computed(policy: Policy, state: State) -> zoo.Model:
+def eval_model(policy: Policy, state: State) -> zoo.Model:
     """The same in the dtype that it computes in: equal weights give the reference's own bits."""
-    weights = partly.whole(computed_with(policy, state))
+    weights = partly.whole(eval_weights(policy, state))
     return nnx.merge(policy.graph, nnx.State(weights))
 
 
@@ -193,7 +193,7 @@ def best(state: State, run: Run, store: RunStore) -> tuple[State, dict[str, floa
     Of the optimizer it has no more than an average of the weights needs.
     """
     like = {"policy": run.trained.like}
-    if run.adamw.ema_decay is not None:
+    if run.optimizer_settings.ema_decay is not None:
         like["optimizer"] = run.opt_state
     found = store.best(like)
     if found is None:
@@ -212,9 +212,9 @@ def check_sound(state: State, run: Run) -> None:
     if run.nonfinite == "stop" and float(state.skipped) > state.skipped_before:
         raise RunFailed(
             f"at step {state.step} the loss or its gradient was NaN or infinite; weights and "
-            "checkpoints are as they were before it. Look for odd examples, resume "
-            "without such updates (--config.nonfinite=skip), or start again, in another directory, "
-            "with a lower --config.learning_rate"
+            "checkpoints are unchanged by it. Look for unusual examples, resume and skip such "
+            "updates (--config.nonfinite=skip), or start again in another directory with a lower "
+            "--config.learning_rate"
         )
 
 
@@ -228,7 +228,7 @@ def export_name(step: int, run: Run | Exporting) -> str:
 
 
 def export_folder(step: int, run: Run | Exporting) -> places.Place:
-    """That folder."""
+    """The place of the Hugging Face folder of a step."""
     return run.directory.within(export_name(step, run))
 
 
@@ -255,7 +255,7 @@ def send(step: int, run: Run) -> None:
     sent = json.dumps({"repo": hub.repo, "step": step}).encode()
     if run.directory.read(records.SENT) == sent:
         return
-    say(f"sending {folder} to {hub.repo}")
+    say(f"pushing {folder} to {hub.repo}")
     hf_hub.push(folder.local(), hub.repo, f"step {step} of {run.total_steps}")
     run.directory.write_whole(records.SENT, sent)
 
@@ -274,10 +274,10 @@ def export(model: zoo.Model, step: int, run: Run | Exporting) -> None:
     if adapters_alone(run):
         folder, revision = export_folder(step, run).address, run.folder.revision
         own = run.saving.chat_template is not None or run.tokenizer_folder != run.folder.path
-        words = run.tokenizer_folder if own else None
+        tokenizer_folder = run.tokenizer_folder if own else None
         return zoo.save_adapter(
-            model, folder, base=base_of(run), revision=revision, card=told, tokenizer=words,
-            chat_template=run.saving.chat_template,
+            model, folder, base=base_of(run), revision=revision, card=told,
+            tokenizer=tokenizer_folder, chat_template=run.saving.chat_template,
         )  # fmt: skip
     if run.adapting is not None:
         lost = adapters.lost_in(model, run.saving.export_dtype)

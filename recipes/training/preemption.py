@@ -20,27 +20,27 @@ from recipes.data.packed.packing import Packed
 from recipes.training.logps import Forward
 from recipes.training.run import say
 
-ASKED = "\nasked to stop{by}: the step under way, if there is one, is finished and saved{more}"
+ASKED = "\nstop requested{by}: the current step, if any, is finished and saved{more}"
 BY = {
-    signal.SIGINT: ("", "; Ctrl-C once more ends the run at once"),
+    signal.SIGINT: ("", "; a second Ctrl-C ends the run at once"),
     signal.SIGTERM: (" by SIGTERM", ""),
 }
 # Seconds that a second Ctrl-C leaves the program to end by itself.
 GRACE = 0.5
 
 
-class Asked(Exception):
+class StopRequested(Exception):
     """The run was asked to stop; nothing is wrong."""
 
 
 @contextlib.contextmanager
-def asked() -> Iterator[Callable[[], bool]]:
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
     """Inside the block signals only ask the run to stop; the function says whether one did.
 
-    All processes of a run get the same answer if they ask equally often. `Asked` ends the block and
-    goes no further. A second Ctrl-C raises KeyboardInterrupt and, where that does not end the block
-    within a second (a thread that waits for the devices or for a save sees no signals), it ends the
-    process with status 130. Files and checkpoints that were not whole yet are left out.
+    All processes of a run get the same answer if they ask equally often. `StopRequested` ends the
+    block and goes no further. A second Ctrl-C raises KeyboardInterrupt and, where that does not end
+    the block within a second (a thread that waits for the devices or for a save sees no signals),
+    it ends the process with status 130. Files and checkpoints that were not whole yet are left out.
     """
     if threading.current_thread() is not threading.main_thread():  # where no signals come
         yield lambda: False
@@ -70,7 +70,7 @@ def asked() -> Iterator[Callable[[], bool]]:
     unwatch = _watch()
     try:
         yield stop
-    except Asked:
+    except StopRequested:
         say("stopped: the same command resumes the run")
     finally:
         give_back()
@@ -130,11 +130,11 @@ def _watch() -> Callable[[], None]:
 
 
 def heeding(stop: Callable[[], bool], forward: Forward) -> Forward:
-    """A forward pass that raises `Asked` instead once the run is asked to stop."""
+    """A forward pass that raises `StopRequested` instead once the run is asked to stop."""
 
     def unless_asked(batch: Packed) -> Array:
         if stop():
-            raise Asked
+            raise StopRequested
         return forward(batch)
 
     return unless_asked

@@ -8,7 +8,7 @@ from flax import nnx
 
 from checkpoints_io import hf_hub, places, processes
 from checkpoints_io.errors import BadInput, StorageError
-from checkpoints_io.run_state import RunStore
+from checkpoints_io.run_state import Facts, RunStore
 from recipes.data import source_pairs
 from recipes.data.ids.examples import described
 from recipes.data.run_data import Data
@@ -57,7 +57,8 @@ def prepared(given: Values, *, beside: Beside | None = None) -> Iterator[Run]:
 
 def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> Run:
     shaping = resume.of_settings(given)
-    _refuse_directory_of_another_run(directory, shaping)
+    saved = _saved_facts(directory)
+    _refuse_another_run(saved, shaping, directory)
     computing = run_parts.computing(given)
     asked = run_parts.asked_tasks(given)
     models = inputs.looked_at(given, beside, computing)
@@ -65,8 +66,8 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
     data = inputs.read(given, models)
     train = [example for part in data.train for example in part.examples]
     chosen = trained.chosen(given, models.blank)
-    steps = run_parts.steps_of(given, len(train))
-    _refuse_directory_of_another_run(directory, shaping, len(train))  # how long it is, in epochs
+    steps = run_parts.total_steps(given, len(train))
+    _refuse_another_run(saved, shaping, directory, len(train))  # how long it is, in epochs
     if beside and beside.follows and beside.follows[0] >= steps:
         raise BadInput(
             f"--config.reference_sync_steps={beside.follows[0]}: the reference would never "
@@ -106,7 +107,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
         seed=given["seed"],
         total_steps=steps,
         computing=computing,
-        adamw=learnt.adamw,
+        optimizer_settings=learnt.optimizer_settings,
         every=by_name.part(Every, given),
         saving=run_parts.saving(given, data.tokenizer),
         records=run_parts.records(given),
@@ -125,7 +126,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
         },
         counts=_lost(data),
     )
-    say(plan.told(run, by_name.part(plan.Asked, given), learnt.memory, kept))
+    say(plan.describe(run, by_name.part(plan.Options, given), learnt.memory, kept))
     if processes.is_first():
         if run.saving.hub:
             hf_hub.ready(run.saving.hub.repo, private=run.saving.hub.private)
@@ -216,8 +217,7 @@ def _alone(directory: places.Place) -> Iterator[None]:
 
     def refuse() -> None:
         raise StorageError(
-            f"another run is going on in {directory}: wait for it, or choose another "
-            "--config.directory"
+            f"another run is using {directory}: wait for it, or choose another --config.directory"
         )
 
     exports = directory.within("hf")
@@ -230,14 +230,27 @@ def _alone(directory: places.Place) -> Iterator[None]:
         yield
 
 
-def _refuse_directory_of_another_run(
-    directory: places.Place, shaping: dict[str, object], examples: int | None = None
-) -> None:
+def _saved_facts(directory: places.Place) -> Facts | None:
+    """The facts of the newest checkpoint in the directory of a run, if there is one."""
     checkpoints = directory.within("checkpoints")
     if not checkpoints.names():
-        return
-    check = lambda saved: resume.refuse_other_settings(
-        resume.fact(saved, "settings", directory), shaping, directory, saved.get("step"), examples
-    )
+        return None
     with RunStore(checkpoints, keep=None) as store:
-        store.newest(check)
+        saved = store.newest(lambda facts: None)
+    return None if saved is None else saved.facts
+
+
+def _refuse_another_run(
+    saved: Facts | None,
+    shaping: dict[str, object],
+    directory: places.Place,
+    examples: int | None = None,
+) -> None:
+    """Compares the settings in a checkpoint's facts with those of this run.
+
+    Raises:
+      ValueError: they differ.
+    """
+    if saved is not None:
+        settings = resume.fact(saved, "settings", directory)
+        resume.refuse_other_settings(settings, shaping, directory, saved.get("step"), examples)

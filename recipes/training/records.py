@@ -9,12 +9,13 @@ import secrets
 import sys
 from typing import TYPE_CHECKING, Any
 
+import jax
 from jaxtyping import Array
 import numpy as np
 
 from checkpoints_io import places, processes
 from checkpoints_io.processes import all_agree
-from recipes.data.chats import messages
+from checkpoints_io.unseen import visible
 from recipes.training.run import Records
 
 if TYPE_CHECKING:
@@ -36,12 +37,12 @@ FIRST_CHARTS = (
 
 
 def on_host(values: Mapping[str, Array]) -> dict[str, int | float]:
-    """Waits for the devices."""
-    return {name: float(value) for name, value in values.items()}
+    """The figures as numbers, fetched from the devices together; waits for them."""
+    return {name: float(value) for name, value in jax.device_get(dict(values)).items()}
 
 
 def line(step: int, total: int, figures: Mapping[str, int | float]) -> str:
-    """The few figures to watch, on one line; of others than ours (tasks) all."""
+    """The few metrics to watch, on one line; of metrics of tasks all."""
     where = next(iter(figures)).rpartition("/")[0]
     short = {name.removeprefix(f"{where}/"): value for name, value in figures.items()}
     watched = (
@@ -129,7 +130,7 @@ class Log:
 def _boards(
     folder: str, first: int, writers: contextlib.ExitStack
 ) -> Callable[..., "tensorboardX.SummaryWriter"]:
-    """The writer of what is called so; what was there from the step `first` on is forgotten."""
+    """TensorBoard writers by name; records from the step `first` on are dropped."""
     with _without("torch"):  # seconds of a start, for tensors that no run has
         import tensorboardX
 
@@ -143,7 +144,7 @@ def _boards(
 
 
 def _trackers(directory: places.Place, records: Records) -> list[tuple[Any, Any]]:
-    """Those that were asked for, and the run in each: started again it is the same."""
+    """The trackers that are asked for, and the run in each, which a restart continues."""
     found: list[tuple[Any, Any]] = []
     if records.wandb_project:
         import wandb  # an extra: few runs want it
@@ -222,7 +223,7 @@ def _as_markdown(sample: Mapping[str, Any]) -> str:
     """What is said by whom; texts are quoted as code, in which nothing has a meaning."""
     names = ("prompt", "reference", "policy", "wanted", "unwanted")
     told = {name: sample[name] for name in names if sample.get(name) is not None}
-    quoted = lambda text: "\n".join(f"    {line}" for line in messages.visible(text).split("\n"))
+    quoted = lambda text: "\n".join(f"    {line}" for line in visible(text).split("\n"))
     return "\n\n".join(f"**{name}**\n\n{quoted(text)}" for name, text in told.items())
 
 

@@ -74,19 +74,19 @@ def refuse_other_settings(
         told = ", ".join(f"{n}: {saved.get(n)!r} there, {now.get(n)!r} here" for n in names[:4])
         longer = ""
         if not LENGTHS.isdisjoint(names):
-            longer = ". A run is made longer, not shorter"
+            longer = ". A run can be made longer, not shorter"
             if step:
-                longer += "; to go on from what this one has learnt, "
+                longer += "; to continue from what this one has learnt, "
                 longer += _begun_anew(saved, directory, step)
         raise BadInput(
             f"{directory} holds a run with other settings ({told}); choose another "
-            f"--config.directory, or give the settings of that run{longer}. What a resume may "
-            "change is marked in --help"
+            f"--config.directory, or use the settings of that run{longer}. --help marks what a "
+            "resume may change"
         )
 
 
 def _updates(given: Values, examples: int | None) -> int | None:
-    """How many a run takes; None where it depends on the number of examples."""
+    """The number of updates of a run; None if it depends on the number of examples."""
     if given.get("num_epochs") is None:
         return given.get("num_train_steps")
     every = {"num_train_steps": None, **given}
@@ -99,7 +99,7 @@ def _refuse_longer(
     """A run takes more steps where those it has taken would have had the same learning rates."""
     given = {name: setting.default for name, setting in ALL.items()} | saved
     rates = (
-        jax.vmap(optimizer.schedule_of(by_name.part(optimizer.AdamW, given), total))(
+        jax.vmap(optimizer.schedule_of(by_name.part(optimizer.OptimizerSettings, given), total))(
             jnp.arange(step)
         )
         for total in (before, after)
@@ -107,9 +107,9 @@ def _refuse_longer(
     if np.array_equal(next(rates), next(rates)):
         return
     raise BadInput(
-        f"{directory} holds a run of {before} steps, and one of {after} would have given the "
-        f"{step} that it has taken another learning rate: a run is made longer at a constant rate, "
-        "or before its cooldown. To go on from what this one has learnt, "
+        f"{directory} holds a run of {before} steps; in one of {after} steps, the {step} steps it "
+        "has taken would have had other learning rates: a run can only be made longer at a "
+        "constant rate, or before its cooldown. To continue from what this one has learnt, "
         f"{_begun_anew(saved, directory, step)}"
     )
 
@@ -124,7 +124,7 @@ def _begun_anew(saved: Values, directory: places.Place, step: int) -> str:
     adapters = any(saved.get(f"adapter.{name}") is not None for name in ("rank", "path"))
     if adapters and not folder.exists("config.json"):  # a merged model has one
         begun = f"--config.adapter.path={folder} --config.adapter.rank=None"
-    return f"{made}begin a new one with {begun} --config.directory=ANOTHER"
+    return f"{made}start a new run with {begun} --config.directory=ANOTHER"
 
 
 def _in_words_of_today(settings: Values) -> Values:
@@ -141,7 +141,7 @@ def fact(saved: Facts, name: str, directory: places.Place) -> Any:
     """
     if name not in saved:
         raise BadInput(
-            f"the checkpoint in {directory} has no {name!r} among its facts: resume it with the "
+            f"the checkpoint in {directory} does not record its {name!r}: resume it with the "
             "version that wrote it, or choose another --config.directory"
         )
     return saved[name]
@@ -177,9 +177,11 @@ def refuse_other_run(saved: Facts, facts: Facts, directory: places.Place) -> Non
         if (before := fact(saved, name, directory)) != facts[name]:
             mode = ""
             if name == "reference" and facts["settings"].get("adapter.path") is not None:
-                mode = " (--config.reference_mode=base is another one than resident and cached)"
+                mode = (
+                    " (--config.reference_mode=base is another reference than resident and cached)"
+                )
             raise BadInput(
                 f"the {what} have changed since the checkpoint in {directory} was written "
-                f"(fingerprint {before} then, {facts[name]} now): a run is resumed with those it "
-                f"started with. Restore them{mode}, or choose another --config.directory"
+                f"(fingerprint {before} then, {facts[name]} now): a run must be resumed with "
+                f"those it started with. Restore them{mode}, or choose another --config.directory"
             )

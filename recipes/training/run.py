@@ -11,15 +11,15 @@ import optax
 from checkpoints_io import places, processes
 from checkpoints_io.hf_folder import Folder
 from checkpoints_io.run_state import Facts, Keep
+from recipes import terminal
 from recipes.data.ids.examples import Example
 from recipes.data.mixture import Part
 from recipes.data.packed import batches
 from recipes.data.prompts import Prompt
 from recipes.data.run_data import Data, HeldOut
 from recipes.data.texts import Texts
-from recipes.training import terminal
 from recipes.training.adapting import Adapting
-from recipes.training.optimizer import AdamW
+from recipes.training.optimizer import OptimizerSettings
 from recipes.training.trained import Chosen, Trained
 from recipes.training.written import Precision
 import zoo
@@ -114,12 +114,12 @@ class Beside(NamedTuple):
 
     @property
     def resident(self) -> bool:
-        """Whether it is asked at every step."""
+        """Whether the reference is computed at every step."""
         return self.mode != "cached"
 
     @property
     def stays(self) -> bool:
-        """Whether weights of its own stay in memory: one that follows is the optimizer's."""
+        """Whether its own weights stay in memory: if it follows, they are the optimizer's."""
         return self.resident and self.follows is None
 
 
@@ -150,7 +150,7 @@ class Run(NamedTuple):
     seed: int
     total_steps: int
     computing: Computing
-    adamw: AdamW
+    optimizer_settings: OptimizerSettings
     every: Every
     saving: Saving
     records: Records

@@ -22,9 +22,9 @@ def computing(given: Values) -> Computing:
     """
     if given["require_accelerator"] and jax.default_backend() == "cpu":
         raise BadInput(
-            "--config.require_accelerator is set, and jax finds nothing but CPUs here: install its "
-            "build for the accelerator (pip install -e '.[cuda]', or '.[tpu]'), see whether the "
-            "driver answers (nvidia-smi) and JAX_PLATFORMS is unset, or leave the setting out"
+            "--config.require_accelerator is set, but jax only finds CPUs here: install its "
+            "build for the accelerator (pip install -e '.[cuda]', or '.[tpu]'), check the driver "
+            "(nvidia-smi) and that JAX_PLATFORMS is unset, or leave the setting out"
         )
     mesh = sharding.mesh_of(*by_name.mesh_sizes(given))
     precision = written.precision(given["mp"])
@@ -33,14 +33,14 @@ def computing(given: Values) -> Computing:
 
 
 def updates(given: Values, examples: int) -> int:
-    """As many as are named, or as the epochs are nearest to."""
+    """The number of updates: as set, or the nearest to the number of epochs."""
     epochs = given["num_epochs"] or 0
     nearest = round(min(epochs * examples / given["train_batch_size"], 2**31))
     return given["num_train_steps"] or max(1, nearest)
 
 
-def steps_of(given: Values, examples: int) -> int:
-    """How many updates there will be, of so many examples.
+def total_steps(given: Values, examples: int) -> int:
+    """The number of updates of the run, with this many examples.
 
     Raises:
       ValueError: another setting names a step beyond the last.
@@ -48,11 +48,11 @@ def steps_of(given: Values, examples: int) -> int:
     steps = updates(given, examples)
     if (late := max(written.steps_at(given["eval_at"]), default=0)) > steps:
         raise BadInput(
-            f"--config.eval_at={given['eval_at']} names step {late}, and the run has {steps}"
+            f"--config.eval_at={given['eval_at']} names step {late}, but the run has only {steps}"
         )
     if (last := max(written.profiled(given["profile"]), default=0)) > steps:
         raise BadInput(
-            f"--config.profile={given['profile']} traces step {last}, and the run has {steps}"
+            f"--config.profile={given['profile']} traces step {last}, but the run has only {steps}"
         )
     return steps
 
@@ -87,7 +87,7 @@ def keep(given: Values) -> Keep:
 
 
 def records(given: Values) -> Records:
-    """Where figures go."""
+    """Where metrics are logged."""
     return Records(
         tensorboard=given["tensorboard"],
         wandb_project=given["wandb_project"],
@@ -100,7 +100,7 @@ def records(given: Values) -> Records:
 
 
 def watching(given: Values, data: Data) -> Watching:
-    """What is written while it learns."""
+    """The samples that are drawn during training."""
     every = given["steps_per_sample"] if given["sample_tokens"] else None
     return Watching(every, data.prompts, given["sample_count"], given["sample_temperature"])
 
@@ -123,8 +123,9 @@ def asked_tasks(given: Values) -> Tasks | None:
         return None
     if jax.process_count() > 1:
         raise BadInput(
-            f"--config.tasks={','.join(given['tasks'])}: lm-evaluation-harness asks one process, "
-            f"and this run has {jax.process_count()}; measure its exports with recipes/measure.py"
+            f"--config.tasks={','.join(given['tasks'])}: lm-evaluation-harness only supports one "
+            f"process, but this run has {jax.process_count()}; measure its exports with "
+            "recipes/measure.py"
         )
     most = given["max_eval_pairs"]
     return tasks.found(given["tasks"], given["tasks_folder"], most, "--config.")

@@ -5,7 +5,7 @@ import difflib
 import itertools
 from typing import NamedTuple, TypeVar
 
-from recipes.data.chats import messages
+from checkpoints_io.unseen import visible
 from recipes.data.ids.examples import Answer, Example, is_ranked
 from recipes.training.run import Run
 import zoo
@@ -49,7 +49,7 @@ def answered(run: Run, trained: zoo.Model, reference: zoo.Model | None) -> Answe
 
 
 def at_once(pairs: list[Example], most: int) -> list[Example]:
-    """As many of them as may be answered at once, evenly spread."""
+    """As many examples as may be answered at once, evenly spread."""
     count = min(ASKED, len(pairs))
     while True:
         some = spread(pairs, count)
@@ -59,7 +59,7 @@ def at_once(pairs: list[Example], most: int) -> list[Example]:
 
 
 def spread(some: Sequence[Some], count: int) -> list[Some]:
-    """So many of them, or all there are, evenly spread."""
+    """At most `count` items, evenly spread."""
     count = min(count, len(some))
     return [some[i * len(some) // count] for i in range(count)]
 
@@ -83,7 +83,7 @@ def is_wanted(answer: Sequence[int], pair: Example, most: int) -> bool:
 
 
 def wanted_share(answers: Answers, name: str) -> float | None:
-    """The share in the wanted manner, by `is_wanted`; None: there are no such answers."""
+    """The share of answers closer to the chosen one, by `is_wanted`; None: there are none."""
     texts = answers.texts.get(name)
     if texts is None:
         return None
@@ -100,7 +100,7 @@ def side_by_side(own: Tokenizer, answers: Answers) -> str:
     every = range(len(answers.examples))
     if "before" in answers.texts:
         changed = [i for i in every if answers.texts["before"][i] != answers.texts["after"][i]]
-        lines = ["", f"of {len(every)} greedy answers to held-out prompts {len(changed)} changed:"]
+        lines = ["", f"{len(changed)} of {len(every)} greedy answers to held-out prompts changed:"]
         every = changed or every
     for i in every[:: -(-len(every) // SHOWN)]:
         pair = answers.examples[i]
@@ -148,4 +148,4 @@ def said_of(own: Tokenizer, prompt: Sequence[int], ids: Sequence[int], most: int
 
 def block(name: str, text: str) -> str:
     """A name and a text, whose further lines are aligned with the first."""
-    return f"{name:<10}" + messages.visible(text).replace("\n", "\n" + " " * 10)
+    return f"{name:<10}" + visible(text).replace("\n", "\n" + " " * 10)

@@ -5,14 +5,14 @@ list in docs/dpo.md (`listing`), and what a resumed run must share (`resume`). N
 slow to import, so that a wrong flag is answered before jax is loaded.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 import math
 import re
 from typing import NamedTuple
 
 from checkpoints_io import compiled
 
-MUST = "must be named"  # as a default: a config without the setting is refused
+MUST = "required"  # as a default: a config without the setting is refused
 
 
 class Bound(NamedTuple):
@@ -63,7 +63,7 @@ RUN = {
         str, "where the run keeps its files: a folder, or one in a bucket (gs://)", MUST, free=True
     ),
     "seed": Setting(
-        int, "decides the order of the data, and the values of new adapters", 0, bound=SEED
+        int, "seed for the order of the data and the initial values of new adapters", 0, bound=SEED
     ),
 }
 MODEL = {
@@ -94,14 +94,14 @@ REFERENCE = {
     ),
     "reference_sync_steps": Setting(
         int,
-        "TR-DPO: after every so many updates the reference moves towards the policy, like 512",
+        "TR-DPO: updates between moves of the reference towards the policy (e.g. 512)",
         None,
         unset="it never moves",
         bound=ABOVE_0,
     ),
     "reference_mixup_alpha": Setting(
         float,
-        "how much of the way it then moves; 1: all of it",
+        "TR-DPO: the fraction of the way that the reference moves; 1: all of it",
         None,
         unset="0.6",
         bound=Bound("above 0 and at most 1", lambda x: 0 < x <= 1),
@@ -123,9 +123,9 @@ DATA = {
     ),
     "validation_split_fraction": Setting(
         float,
-        "share of the prompts of train_data to hold out",
+        "fraction of the prompts of train_data to hold out",
         None,
-        unset="none; `validation` names held-out files",
+        unset="no split; `validation` names held-out files",
         bound=INNER_SHARE,
     ),
     "validation": Setting(
@@ -145,7 +145,7 @@ DATA = {
     ),
     "data.date": Setting(
         str,
-        "the day for chat templates that print today's date, like 2026-01-31",
+        "the date for chat templates that print today's date (e.g. 2026-01-31)",
         None,
         unset="such templates are refused",
     ),
@@ -157,8 +157,7 @@ DATA = {
     ),
     "data.answers": Setting(
         int,
-        "how many answers of a ranked row are trained on, at most: the best, the worst and those "
-        "between",
+        "maximum number of answers used of a ranked row: the best, the worst and some in between",
         2,
         bound=SEVERAL,
     ),
@@ -169,7 +168,7 @@ DATA = {
         choices=("drop", "cut_prompt", "cut_answer"),
     ),
     "data.max_malformed_fraction": Setting(
-        float, "the run stops if a larger share of rows is malformed", 0.0, bound=SHARE
+        float, "the run stops if a larger fraction of rows is malformed", 0.0, bound=SHARE
     ),
     "token_cache": Setting(
         str,
@@ -200,13 +199,17 @@ PACKING = {
         free=True,
     ),
     "min_pack_fill": Setting(
-        float, "the run stops if rows are filled to a smaller share", 0.5, bound=SHARE, free=True
+        float,
+        "the run stops if a smaller fraction of the rows' positions is filled",
+        0.5,
+        bound=SHARE,
+        free=True,
     ),
 }
 PREFERENCE = {
     "loss": Setting(
         str,
-        "sigmoid is DPO; docs/losses.md has the others. Several are added up by weights: "
+        "sigmoid is DPO; docs/losses.md has the others. A weighted sum is written like "
         "sigmoid,sft=0.2",
         MUST,
     ),
@@ -214,46 +217,47 @@ PREFERENCE = {
         float, "how strongly the policy is kept near the reference", MUST, bound=ABOVE_0
     ),
     "label_smoothing": Setting(
-        float, "share of pairs assumed to be mislabelled", 0.0, bound=SMOOTHING
+        float, "fraction of pairs assumed to be mislabelled", 0.0, bound=SMOOTHING
     ),
     "ld_alpha": Setting(
         float,
-        "LD-DPO: what scored tokens count that an answer has more than the other, like 0.5",
+        "LD-DPO: weight of the scored tokens by which the longer answer exceeds the shorter "
+        "(e.g. 0.5)",
         None,
-        unset="1, as all tokens",
+        unset="1, like all other tokens",
         bound=DECAY,
     ),
     "use_weighting": Setting(
         bool,
-        "WPO: a pair counts by how near its answers are to the policy's own",
+        "WPO: pairs are weighted by how likely their answers are under the policy",
         None,
-        unset="all count the same",
+        unset="all pairs weigh the same",
     ),
     "list_pairs": Setting(
         str,
-        "the pairs of a list of several answers (data.answers): all of them, or the best answer "
-        "against each of the others",
+        "which pairs of a ranked list (data.answers) are compared: all of them, or the best answer "
+        "with each of the others",
         None,
         unset="all",
         choices=("all", "best"),
     ),
     "dpop_lambda": Setting(
         float,
-        "for dpop: weight of the penalty on chosen answers that become less likely, like 5.0",
+        "for dpop: weight of the penalty on chosen answers that become less likely (e.g. 5.0)",
         None,
         unset="only for loss=dpop",
         bound=ABOVE_0,
     ),
     "length_alpha": Setting(
         float,
-        "for r_dpo: what a token of length counts in the margin, like 0.01",
+        "for r_dpo: change of the margin per token of length difference (e.g. 0.01)",
         None,
         unset="only for loss=r_dpo",
         bound=ABOVE_0,
     ),
     "gamma_beta_ratio": Setting(
         float,
-        "for simpo: the margin that is asked for, in nats per token",
+        "for simpo: the target margin, in nats per token",
         None,
         unset="0.5",
         bound=AT_LEAST_0,
@@ -272,7 +276,7 @@ PREFERENCE = {
     ),
     "f_divergence_type": Setting(
         str,
-        "the divergence that keeps the policy near the reference, for losses of margins",
+        "the divergence that keeps the policy near the reference, for losses on margins",
         None,
         unset="reverse_kl",
         choices=("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
@@ -289,7 +293,7 @@ OPTIMIZER = {
     "trainable": Setting(
         str,
         "a regular expression over whole Hugging Face names: weights that match it are trained, "
-        r"the others are frozen, like .*layers\.(2[0-9]|3[01])\..*",
+        r"the others are frozen (e.g. .*layers\.(2[0-9]|3[01])\..*)",
         None,
         unset="all weights are trained, or adapters",
     ),
@@ -297,52 +301,52 @@ OPTIMIZER = {
         int, "examples (pairs, or answers) per update", MUST, bound=ABOVE_0
     ),
     "num_train_steps": Setting(
-        int, "number of updates", None, unset="num_epochs decides", bound=ABOVE_0
+        int, "number of updates", None, unset="the run length is num_epochs", bound=ABOVE_0
     ),
     "num_epochs": Setting(
         float,
         "passes over the training data",
         None,
-        unset="num_train_steps decides",
+        unset="the run length is num_train_steps",
         bound=ABOVE_0,
     ),
     "optimizer": Setting(
         str,
-        "adamw keeps 8 bytes per weight; adamw8bit 2, both moments in 8 bits; lion 4; rmsprop, the "
-        "DPO paper's, 4; muon 4 for the matrices of the layers, and is adamw for all else; "
-        "adafactor the means of a matrix's rows and columns",
+        "adamw keeps 8 bytes per weight; adamw8bit 2 (both moments in 8 bits); lion 4; rmsprop "
+        "(the DPO paper's) 4; muon 4 for the matrices of the layers, with adamw for all other "
+        "weights; adafactor only row and column means of each matrix",
         "adamw",
         choices=("adamw", "adamw8bit", "lion", "rmsprop", "muon", "adafactor"),
     ),
     "learning_rate": Setting(float, "peak learning rate", MUST, bound=ABOVE_0),
     "lr_schedule": Setting(
         str,
-        "how the learning rate decays over the cooldown; inverse_sqrt: as sqrt(warmup / step)",
+        "how the learning rate decays over the cooldown; inverse_sqrt: like sqrt(warmup / step)",
         "linear",
         choices=("constant", "linear", "cosine", "inverse_sqrt"),
     ),
     "warmup": Setting(
         float,
-        "warm-up, in steps, or below 1 as a fraction of all steps",
+        "length of the warm-up in steps or, if below 1, as a fraction of all steps",
         0.0,
         bound=AT_LEAST_0,
     ),
     "cooldown": Setting(
         float,
-        "final decay, in steps, or below 1 as a fraction of all steps",
+        "length of the final decay in steps or, if below 1, as a fraction of all steps",
         None,
         unset="all steps after the warm-up",
         bound=AT_LEAST_0,
     ),
     "min_lr_ratio": Setting(
         float,
-        "final learning rate, as a fraction of the peak; of inverse_sqrt the lowest it may come to",
+        "final learning rate as a fraction of the peak; for inverse_sqrt a lower bound",
         0.0,
         bound=SHARE,
     ),
     "weight_decay": Setting(
         float,
-        "decay of the weights by the learning rate, as AdamW's, for matrices only",
+        "decoupled weight decay as in AdamW, of matrices only",
         0.0,
         bound=AT_LEAST_0,
     ),
@@ -357,21 +361,21 @@ OPTIMIZER = {
     ),
     "adam_epsilon": Setting(
         float,
-        "added to the root of the second moment",
+        "added to the square root of AdamW's second moment",
         1e-8,
         bound=ABOVE_0,
         of_optimizers=ADAM,
     ),
     "adam_mu_dtype": Setting(
         str,
-        "dtype of the first moment, of Muon too; bfloat16 saves 2 bytes per weight",
+        "dtype of the first moment of AdamW and Muon; bfloat16 saves 2 bytes per weight",
         "float32",
         choices=DTYPES[:4],
         of_optimizers=("adamw", "muon"),
     ),
     "ema_decay": Setting(
         float,
-        "decay of an exponential moving average of the weights, like 0.99, which is evaluated and "
+        "decay of an exponential moving average of the weights (e.g. 0.99), which is evaluated and "
         "exported in their place; it takes 4 bytes per weight",
         None,
         unset="no average",
@@ -388,7 +392,8 @@ OPTIMIZER = {
 COMPUTE = {
     "mp": Setting(
         str,
-        "dtypes of the weights (p), always f32, and of the computation (c), f32 or bfloat16",
+        "mixed precision: dtype of the weights (p), always f32, and of the computation (c), f32 or "
+        "bfloat16",
         "p=f32,c=bfloat16",
     ),
     "attention": Setting(
@@ -401,17 +406,18 @@ COMPUTE = {
     ),
     "remat": Setting(
         str,
-        "gradient checkpointing, what the backward pass recomputes of a layer: all (full), all but "
-        "attention, what lies between products, or nothing (none)",
+        "gradient checkpointing: what the backward pass recomputes of a layer. full: everything; "
+        "attention: everything but attention; products: everything but matrix products; none: "
+        "nothing",
         None,
-        unset="on accelerators what fits their memory, layer by layer; on CPUs full",
+        unset="on accelerators as little as memory allows, layer by layer; on CPUs full",
         choices=("full", "attention", "products", "none"),
         free=True,
     ),
     "mesh.data": Setting(
         int,
-        "data parallelism: copies of the weights, at least one in each slice of a TPU pod; -1: as "
-        "many as the devices there are make, on any number of hosts",
+        "data parallelism: copies of the weights, at least one per slice of a TPU pod; -1: as many "
+        "as the available devices allow, on any number of hosts",
         1,
         free=True,
     ),
@@ -420,13 +426,13 @@ COMPUTE = {
     ),
     "mesh.context": Setting(
         int,
-        "context parallelism, for long texts: devices that split the tokens of each row, and the "
-        "weights as FSDP does",
+        "context parallelism for long texts: devices that split the tokens of each row, and also "
+        "the weights, as FSDP does",
         1,
         free=True,
     ),
     "mesh.tensor": Setting(
-        int, "tensor parallelism: devices that split each row's work", 1, free=True
+        int, "tensor parallelism: devices that share the work on each row", 1, free=True
     ),
     "distributed.enabled": Setting(
         bool, "true on every process of a run on several hosts", False, free=True
@@ -442,7 +448,7 @@ COMPUTE = {
     ),
     "require_accelerator": Setting(
         bool,
-        "true: a process that finds neither GPU nor TPU is refused, and does not run on its CPU",
+        "true: exit with an error where there is no GPU or TPU, rather than run on the CPU",
         False,
         free=True,
     ),
@@ -457,14 +463,14 @@ COMPUTE = {
 ADAPTER = {
     "adapter.rank": Setting(
         int,
-        "the rank of new LoRA adapters, like 16: they are trained, and the weights are frozen",
+        "rank of new LoRA adapters (e.g. 16): they are trained, and the weights are frozen",
         None,
         unset="all weights are trained, unless adapter.path is set",
         bound=ABOVE_0,
     ),
     "adapter.alpha": Setting(
         float,
-        "LoRA's alpha: what an adapter adds is multiplied by alpha / rank",
+        "LoRA's alpha: an adapter's output is multiplied by alpha / rank",
         None,
         unset="the rank",
         bound=ABOVE_0,
@@ -475,34 +481,38 @@ ADAPTER = {
         "over whole names, as PEFT matches them",
         ("all-linear",),
     ),
-    "adapter.exclude": Setting(tuple, "what gets none of them: names, or an expression", ()),
+    "adapter.exclude": Setting(
+        tuple, "what gets no adapters: names, or one regular expression", ()
+    ),
     "adapter.layers": Setting(
-        str, "the layers that get adapters, from 0, like 0-7,12", None, unset="all layers"
+        str, "the layers that get adapters, counted from 0 (e.g. 0-7,12)", None, unset="all layers"
     ),
     "adapter.rank_pattern": Setting(
-        tuple, r"another rank by name or expression, like v_proj=8,.*layers\.0\..*=4", ()
+        tuple, r"ranks by name or regular expression (e.g. v_proj=8,.*layers\.0\..*=4)", ()
     ),
-    "adapter.alpha_pattern": Setting(tuple, "another alpha, likewise", ()),
-    "adapter.rslora": Setting(bool, "multiply by alpha / sqrt(rank), not alpha / rank", False),
+    "adapter.alpha_pattern": Setting(tuple, "alphas by name or regular expression", ()),
+    "adapter.rslora": Setting(
+        bool, "rsLoRA: multiply by alpha / sqrt(rank) instead of alpha / rank", False
+    ),
     "adapter.dora": Setting(
-        bool, "DoRA: the norm of each output's weights is trained separately", False
+        bool, "DoRA: the norm of each output's weight vector is trained separately", False
     ),
     "adapter.zero": Setting(
         str,
-        "which factor starts at zero: A learns more at low rates, B is PEFT's way",
+        "which factor starts at zero: A learns more at low learning rates, B is PEFT's default",
         "A",
         choices=("A", "B"),
     ),
     "adapter.lora_plus": Setting(
         float,
-        "LoRA+: B's learning rate as a multiple of A's, like 16",
+        "LoRA+: B's learning rate as a multiple of A's (e.g. 16)",
         None,
-        unset="one rate",
+        unset="the same rate for both",
         bound=ABOVE_0,
     ),
     "adapter.path": Setting(
         str,
-        "a PEFT folder or hub id whose adapters are trained on, as those of an SFT run",
+        "a PEFT folder or hub id with adapters to continue training (e.g. those of an SFT run)",
         None,
         unset="new adapters",
     ),
@@ -515,14 +525,14 @@ ADAPTER = {
     ),
     "frozen": Setting(
         str,
-        "how the weights beside adapters are kept; int8 and nf4 (as in QLoRA: 8 and 4.1 bits per "
-        "weight) are for the matrices of the layers, which are dequantised one layer at a time",
+        "dtype of the frozen weights under adapters; int8 and nf4 (as in QLoRA: 8 and 4.1 bits per "
+        "weight) apply to the matrices of the layers, which are dequantised one layer at a time",
         None,
         unset="the dtype of the computation",
         choices=("bfloat16", "float32", "int8", "nf4"),
     ),
 }
-ALONG_THE_WAY = {
+LOGGING_AND_SAVING = {
     "steps_per_log": Setting(int, "steps between log records", 10, bound=ABOVE_0, free=True),
     "steps_per_eval": Setting(
         int,
@@ -534,27 +544,31 @@ ALONG_THE_WAY = {
     ),
     "eval_at": Setting(
         str,
-        "evaluations after these steps too, like 1,5,25",
+        "further steps to evaluate after (e.g. 1,5,25)",
         None,
-        unset="steps_per_eval alone",
+        unset="only as steps_per_eval says",
         free=True,
     ),
     "stop_when": Setting(
         str,
-        "the run ends when this held-out figure has not improved for stop_patience evaluations, "
-        "like heldout/dpo_loss",
+        "the run ends when this held-out metric has not improved for stop_patience evaluations "
+        "(e.g. heldout/dpo_loss)",
         None,
-        unset="it takes all its steps",
+        unset="the run takes all its steps",
         free=True,
     ),
     "stop_patience": Setting(
-        int, "evaluations without an improvement, for stop_when", 3, bound=ABOVE_0, free=True
+        int,
+        "for stop_when: number of evaluations without an improvement",
+        3,
+        bound=ABOVE_0,
+        free=True,
     ),
     "run_initial_eval": Setting(bool, "evaluate before the first step too", False, free=True),
     "max_eval_pairs": Setting(
         int,
-        "maximum examples used of each held-out set, and of plain texts, evenly spread over it; of "
-        "each task the first",
+        "maximum number of examples of each held-out set and file of plain texts, evenly spread "
+        "over it, and of each task, from its start",
         None,
         unset="all of them",
         bound=ABOVE_0,
@@ -562,20 +576,20 @@ ALONG_THE_WAY = {
     ),
     "validation_texts": Setting(
         object,
-        "plain texts that are evaluated too, by nats a token and bits per byte: "
+        "plain texts to evaluate as well, in nats per token and bits per byte: "
         'dict(name="…", …) of .txt files, or of data whose rows have `text`',
         None,
         unset="no plain texts",
         free=True,
     ),
     "tasks": Setting(
-        tuple, "tasks of lm-evaluation-harness that are evaluated too, like arc_easy", (), free=True
+        tuple, "tasks of lm-evaluation-harness to evaluate as well (e.g. arc_easy)", (), free=True
     ),
     "tasks_folder": Setting(
         str,
-        "where the YAML files of further tasks are",
+        "a folder with YAML files of further tasks",
         None,
-        unset="only those of the harness",
+        unset="only the tasks of the harness",
         free=True,
     ),
     "steps_per_checkpoint": Setting(
@@ -588,18 +602,18 @@ ALONG_THE_WAY = {
     ),
     "minutes_per_checkpoint": Setting(
         float,
-        "a checkpoint is also due so many minutes after the one before it: what a kill may lose",
+        "save a checkpoint also after this many minutes since the last one: what a kill can lose",
         None,
         unset="only by steps",
         bound=ABOVE_0,
         free=True,
     ),
     "keep_checkpoints": Setting(
-        int, "how many of the newest checkpoints are kept", 1, bound=ABOVE_0, free=True
+        int, "number of newest checkpoints to keep", 1, bound=ABOVE_0, free=True
     ),
     "keep_every": Setting(
         int,
-        "checkpoints at multiples of this step are kept as well",
+        "also keep the checkpoints of steps that are multiples of this number",
         None,
         unset="only the newest are kept",
         bound=ABOVE_0,
@@ -607,26 +621,26 @@ ALONG_THE_WAY = {
     ),
     "keep_best": Setting(
         str,
-        "the best checkpoint by this metric is kept as well, and exported at the end in place of "
-        "the last, like heldout/dpo_accuracy",
+        "also keep the best checkpoint by this metric (e.g. heldout/dpo_accuracy), and export it "
+        "at the end in place of the last",
         None,
         unset="only the newest are kept",
         free=True,
     ),
     "save_retries": Setting(
         int,
-        "how often a failed save is tried again before the run stops",
+        "number of times a failed save is retried before the run stops",
         2,
         bound=AT_LEAST_0,
         free=True,
     ),
     "hang_minutes": Setting(
         float,
-        "a run that has not moved for so many minutes ends with an error and the stack of every "
-        "thread, for its launcher to start it again: more than the slowest of reading weights, "
-        "compiling, a step, a save, an export, sending it and answering at the end takes",
+        "exit with an error and all stack traces after this many minutes without progress, so that "
+        "the launcher can restart the run; set it above the slowest single operation: reading "
+        "weights, compiling, a step, a save, an export, an upload, or the answers at the end",
         None,
-        unset="it waits for ever",
+        unset="the run waits for ever",
         bound=ABOVE_0,
         free=True,
     ),
@@ -643,61 +657,65 @@ ALONG_THE_WAY = {
     ),
     "hf_text_only": Setting(
         bool,
-        "exports hold the text alone, and not what else `initialize_from_hf` holds: what sees "
-        "images, and heads for tokens after the next",
+        "exports hold only the text decoder, without what else `initialize_from_hf` has: vision "
+        "tower and multi-token-prediction heads",
         False,
         free=True,
     ),
     "push_to_hub": Setting(
         str,
-        "a repository of the hub (owner/name) that the last export is sent to, with its card",
+        "a hub repository (owner/name) to push the last export to, with its model card",
         None,
         unset="nothing is sent",
         free=True,
     ),
     "hub_strategy": Setting(
         str,
-        "end: the last export alone is sent to the hub; every: each of them",
+        "end: push only the last export to the hub; every: push each export",
         "end",
         choices=("end", "every"),
         free=True,
     ),
     "hub_private": Setting(
         bool,
-        "a new repository is private, and one that is open to all is refused",
+        "create a private repository, and refuse an existing one that is public",
         True,
         free=True,
     ),
     "sample_tokens": Setting(
         int,
-        "tokens per sample answer; 0: no answers, at the end or before",
+        "maximum tokens per sample answer; 0: no sample answers at all",
         128,
         bound=AT_LEAST_0,
         free=True,
     ),
     "steps_per_sample": Setting(
         int,
-        "steps between samples of what policy and reference answer, kept in samples.jsonl",
+        "steps between sample answers of policy and reference, written to samples.jsonl",
         None,
-        unset="answers at the end alone",
+        unset="answers only at the end",
         bound=ABOVE_0,
         free=True,
     ),
     "sample_prompts": Setting(
         str,
-        "a file of prompts for these samples: rows with `prompt` or `messages`",
+        "a file of prompts for the samples: rows with `prompt` or `messages`",
         None,
-        unset="held-out prompts, or of the training data where nothing is held out",
+        unset="held-out prompts, or those of the training data if nothing is held out",
         free=True,
     ),
     "sample_count": Setting(
-        int, "how many prompts, evenly spread over all there are", 4, bound=ABOVE_0, free=True
+        int,
+        "number of prompts for the samples, evenly spread over all there are",
+        4,
+        bound=ABOVE_0,
+        free=True,
     ),
     "sample_temperature": Setting(
         float,
-        "beside the greedy answer to each prompt, one drawn at this temperature, like 0.7",
+        "temperature of a second answer to each prompt, beside the greedy one (e.g. 0.7)",
         None,
-        unset="greedy answers alone",
+        unset="only greedy answers",
         bound=ABOVE_0,
         free=True,
     ),
@@ -718,7 +736,11 @@ ALONG_THE_WAY = {
         free=True,
     ),
     "profile": Setting(
-        str, "steps to trace, like 11-13", None, unset="nothing is traced", free=True
+        str,
+        "steps to trace with jax.profiler (e.g. 11-13)",
+        None,
+        unset="nothing is traced",
+        free=True,
     ),
 }
 
@@ -739,7 +761,7 @@ DPO: Groups = {
     "Adapters": ADAPTER,
     "Optimizer": OPTIMIZER,
     "Computation": COMPUTE,
-    "Along the way": ALONG_THE_WAY,
+    "Logging, evaluation and checkpoints": LOGGING_AND_SAVING,
 }
 SFT: Groups = {name: group for name, group in DPO.items() if name not in ("Reference", "Loss")}
 
@@ -752,7 +774,9 @@ def _some(group: Table, *names: str) -> Table:
 # are those of DPO, whose other settings it does not read (`unread`).
 SCORE: Groups = {
     "The run": {
-        "directory": RUN["directory"]._replace(says="where scores.jsonl is written, and no more")
+        "directory": RUN["directory"]._replace(
+            says="where scores.jsonl is written; nothing else is"
+        )
     },
     "Model": {
         **MODEL,
@@ -768,7 +792,11 @@ SCORE: Groups = {
     },
     "Data": DATA,
     "Packing": _some(PACKING, "train_seq_len", "row_length", "per_device_parallelism"),
-    "Rewards": {"beta": PREFERENCE["beta"]._replace(says="a reward is beta times a log-ratio")},
+    "Rewards": {
+        "beta": PREFERENCE["beta"]._replace(
+            says="factor of the rewards: a reward is beta times a log-ratio"
+        )
+    },
     "Adapters": {
         "adapter.path": ADAPTER["adapter.path"]._replace(
             says="a PEFT folder or hub id: the policy is initialize_from_hf with these adapters",
@@ -798,6 +826,11 @@ def trains(table: Table) -> bool:
     return "train_batch_size" in table
 
 
+def trains_on_pairs(names: Container[str]) -> bool:
+    """Whether these settings, or a config's, are those of a loss on pairs; otherwise answers."""
+    return "beta" in names
+
+
 def unread(table: Table) -> Table:
     """What a config may name beside these settings, without effect: it is one of a training run."""
     return {} if trains(table) else {name: x for name, x in ALL.items() if name not in table}
@@ -820,6 +853,6 @@ KIND_NAMES = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
-    tuple: "several texts, like a,b",
+    tuple: "several texts (e.g. a,b)",
     dict: "written like \"{'prompt': 'question'}\"",
 }

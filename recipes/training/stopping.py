@@ -19,7 +19,7 @@ class Watch:
         self._values = recorded(patience, directory)
 
     def add(self, held_out: Mapping[str, float], step: int) -> str | None:
-        """Takes an evaluation; if the run is to end by it, why.
+        """Adds an evaluation; if the run is to end because of it, says why.
 
         Raises:
           RuntimeError: as `value`.
@@ -60,7 +60,7 @@ def value(patience: Patience, held_out: Mapping[str, float]) -> float:
     except KeyError as error:
         raise RunFailed(
             f"--config.stop_when={patience.figure}: the evaluations of this run have no such "
-            f"figure, but {', '.join(name.removeprefix('eval/') for name in held_out)}"
+            f"metric; they have {', '.join(name.removeprefix('eval/') for name in held_out)}"
         ) from error
 
 
@@ -79,5 +79,5 @@ def told(patience: Patience, values: Sequence[float], step: int) -> str:
     return (
         f"the run ends after step {step}: {patience.figure} has not improved for "
         f"{patience.evaluations} evaluations (best {best:.4g}, now {values[-1]:.4g}); with "
-        "--config.stop_when=None the same command goes on"
+        "--config.stop_when=None the same command continues"
     )

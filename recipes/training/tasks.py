@@ -8,7 +8,7 @@ from typing import Any
 
 from checkpoints_io.errors import BadInput, NotFound
 from recipes.training import harness
-from recipes.training.preemption import Asked
+from recipes.training.preemption import StopRequested
 from recipes.training.run import Run, Tasks
 import zoo
 from zoo.text.chat_tokenizer import ChatTokenizer
@@ -34,8 +34,8 @@ def found(names: Sequence[str], folder: str | None, most: int | None, flag: str 
         manager = TaskManager(include_path=folder)
     if missing := [name for name in names if name not in manager.all_tasks]:
         raise BadInput(
-            f"there is no task {missing[0]!r}: the harness lists its own with `lm-eval ls tasks`, "
-            f"and those of a folder of yours are given with {flag}tasks_folder"
+            f"there is no task {missing[0]!r}: `lm-eval ls tasks` lists those of the harness, and "
+            f"{flag}tasks_folder adds those of a folder of yours"
         )
     return Tasks(tuple(names), manager, most)
 
@@ -43,19 +43,19 @@ def found(names: Sequence[str], folder: str | None, most: int | None, flag: str 
 def results(
     tasks: Tasks,
     model: zoo.Model,
-    words: ChatTokenizer,
+    tokenizer: ChatTokenizer,
     *,
     num_fewshot: int | None = None,
     chat_template: bool = False,
     between: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """What the harness finds of a model, as it gives it; `between` is called before each batch."""
+    """The harness's results for a model; `between` is called before each batch."""
     import lm_eval
 
     # Resamples are drawn here: a fork of a process that has jax may hang.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
     given = lm_eval.simple_evaluate(
-        harness.model_of(model, words, between), tasks=list(tasks.names),
+        harness.model_of(model, tokenizer, between), tasks=list(tasks.names),
         task_manager=tasks.manager, num_fewshot=num_fewshot, limit=tasks.most,
         bootstrap_iters=RESAMPLES, apply_chat_template=chat_template,
         fewshot_as_multiturn=chat_template,
@@ -70,29 +70,29 @@ def evaluate(
     """The figures of each task, and of each group of them: `eval/arc_easy/acc`.
 
     Raises:
-      Asked: the run is to stop.
+      StopRequested: the run is to stop.
     """
     if run.tasks is None:
         return
 
     def between() -> None:
         if stop():
-            raise Asked
+            raise StopRequested
 
-    words = _words(run.tokenizer_folder)
-    given = results(run.tasks, model(), words, between=between)
+    tokenizer = _tokenizer(run.tokenizer_folder)
+    given = results(run.tasks, model(), tokenizer, between=between)
     for name, said in given["results"].items():
         if figures := _means(said):  # a group may have none of its own
             yield {f"eval/{name}/{figure}": value for figure, value in figures.items()}
 
 
 @functools.cache
-def _words(folder: pathlib.Path) -> ChatTokenizer:
+def _tokenizer(folder: pathlib.Path) -> ChatTokenizer:
     return zoo.load_tokenizer(folder)
 
 
 def lines(run: Run, held_out: Mapping[str, float]) -> list[str]:
-    """What is said of them at the end of a run."""
+    """The lines about tasks at the end of a run."""
     told = []
     for name in run.tasks.names if run.tasks else ():
         own = f"eval/{name}/"

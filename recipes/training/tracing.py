@@ -14,19 +14,19 @@ class Trace:
         self._is_on = False
 
     def before(self, step: int) -> None:
-        """Begins, if this is the step."""
+        """Starts the trace, if this is its first step."""
         if step in self._steps and not self._is_on:
             jax.profiler.start_trace(self._folder.local())
             self._is_on = True
 
     def after(self, step: int, result: PyTree) -> None:
-        """Ends, if this was the step, once the devices have its result."""
+        """Ends the trace after its last step, once the devices have its result."""
         if self._is_on and step >= self._steps[-1]:
             jax.block_until_ready(result)
             self.close()
 
     def close(self) -> None:
-        """Writes what there is; a run may end before the last of the steps."""
+        """Writes what was traced; a run may end before the last of the steps."""
         if self._is_on:
             jax.profiler.stop_trace()
         self._is_on = False

@@ -27,7 +27,7 @@ Chosen = dict[str, tuple[int, ...] | None]
 
 
 class Trained(NamedTuple):
-    """Trees as what is trained."""
+    """Trees with the structure of what is trained."""
 
     like: Params  # shapes and shardings
     decayed: PyTree  # whether it is subject to weight decay
@@ -36,7 +36,7 @@ class Trained(NamedTuple):
 
 
 def of(blank: zoo.Model, adapters: Adapting | None, chosen: Chosen | None) -> Trained:
-    """Of a model without weights, all of them unless there are adapters or `chosen` weights."""
+    """What is trained of a model without weights: adapters, `chosen` weights, or all of them."""
     if adapters is not None:
         decayed = adapting.each(adapters.like, Adapter._make((True, True, False)))
         rates = None
@@ -78,7 +78,7 @@ def sides_of(blank: zoo.Model) -> PyTree:
 
 
 def sides_of_adapters(adapters: Adapting) -> PyTree:
-    """The same of adapters: A and B are each a matrix of every layer."""
+    """The `Sides` of adapters: A and B are each a matrix of every layer."""
     like: dict[str, Any] = traverse_util.flatten_dict(adapters.like, sep=".")
     found = {}
     for site in adapters.sites:
@@ -115,7 +115,7 @@ def layout_of(blank: zoo.Model, some: Chosen, dtype: jax.typing.DTypeLike) -> Pa
 
 
 def others(blank: zoo.Model, chosen: Chosen) -> Chosen:
-    """What is frozen where these are trained."""
+    """What is frozen if these weights are trained."""
     left: Chosen = {}
     for path, param in nnx.to_flat_state(nnx.state(blank)):
         layers = chosen.get(name := models.name_of(path), ())
@@ -162,12 +162,14 @@ def matching(blank: zoo.Model, pattern: str) -> Chosen:
     try:
         fits = re.compile(pattern).fullmatch
     except re.error as error:
-        raise BadInput(f"{said} is no regular expression: {error}") from error
+        raise BadInput(f"{said} is not a valid regular expression: {error}") from error
     table, hf = models.hf_table(blank), models.said_of(blank)
     params = {models.name_of(path): x for path, x in nnx.to_flat_state(nnx.state(blank))}
     head, embedding = table["head"].name, table["embedding"].name
     if "head" not in params and fits(head) and not fits(embedding):
-        raise BadInput(f"{said}: {head} of this model is tied to {embedding}: name that one")
+        raise BadInput(
+            f"{said}: {head} of this model is tied to {embedding}: name that one instead"
+        )
     names = {
         path: [name for _, name in hf_names.of(table[path], x.shape)] for path, x in params.items()
     }
@@ -179,22 +181,22 @@ def matching(blank: zoo.Model, pattern: str) -> Chosen:
         by_layer = np.reshape(met, (params[path].shape[0] if len(own) > 1 else 1, -1))
         if (by_layer.any(1) != by_layer.all(1)).any():
             raise BadInput(
-                f"{said} matches {own[met.index(True)]} and not {own[met.index(False)]}: the "
-                "experts of a layer are trained all or none"
+                f"{said} matches {own[met.index(True)]} but not {own[met.index(False)]}: train "
+                "either all experts of a layer or none"
             )
         chosen[path] = None if all(met) else tuple(map(int, np.flatnonzero(by_layer.all(1))))
     if not chosen:
         raise BadInput(f"{said} matches no weight of the model{_near(pattern, names)}")
     if len(chosen) == len(names) and not any(chosen.values()):
-        raise BadInput(f"{said} matches every weight, and without it all are trained: leave it out")
+        raise BadInput(f"{said} matches every weight, which is the default: leave it out")
     return chosen
 
 
 def _near(pattern: str, names: dict[str, list[str]]) -> str:
-    """What may have been meant."""
+    """A suggestion of what may have been meant."""
     every = [own[0] for own in names.values()]
     if within := [name for name in every if re.search(pattern, name)]:
-        return f", whose names are matched whole, like {within[0]}: did you mean .*{pattern}.*?"
+        return f" (names are matched as a whole, e.g. {within[0]}): did you mean .*{pattern}.*?"
     ends = {re.sub(r"^.*\.(?=[^.]+\.[^.]+$)", "", name): name for name in every}
     word = re.sub(r"[^\w.]|\.\*", "", pattern)
     near = [ends[end] for end in difflib.get_close_matches(word, ends, 2, 0.5)]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 import optax
 
-from recipes.data.packed.batches import Said
+from recipes.data.packed.batches import DataFields
 from recipes.data.packed.packing import Packed, Shape
 from recipes.training import apart, logps
 from zoo.parts import adapted, sharding, stack
@@ -23,7 +23,7 @@ Params = dict[str, PyTree]  # weights by name, in dicts as modules nest
 
 
 class Answers(NamedTuple):
-    """What a loss sees of the examples of an update: of a pair, first the chosen answer.
+    """What a loss sees of the examples of an update: in a pair, the chosen answer comes first.
 
     Of a list, first the best answer; where one has fewer than another, the rest is zeros.
     """
@@ -44,7 +44,7 @@ class Answers(NamedTuple):
 def token_accuracy(
     answers: Answers, counted: Bool[Array, " P"] | bool = True
 ) -> dict[str, Float[Array, ""]]:
-    """Of the scored tokens of each first answer, the share that the policy finds the likeliest.
+    """The share of scored tokens of each first answer that are the policy's most likely ones.
 
     Nothing where the policy was not asked for it: outside of training.
     """
@@ -65,15 +65,15 @@ class Sums(NamedTuple):
     policy: logps.Scores
     reference: Float[Array, "P A"]
 
-    def answers(self, said: Said) -> Answers:
+    def answers(self, fields: DataFields) -> Answers:
         """What a loss sees of all examples."""
-        return answers(self.policy, self.reference, said)
+        return answers(self.policy, self.reference, fields)
 
 
-def answers(policy: logps.Scores, reference: Float[Array, "P A"], said: Said) -> Answers:
+def answers(policy: logps.Scores, reference: Float[Array, "P A"], fields: DataFields) -> Answers:
     """What a loss sees of examples that the policy has scored."""
     own = policy.logps, reference
-    return Answers(*own, *said, log_p2=policy.log_p2, is_best=policy.is_best)
+    return Answers(*own, *fields, log_p2=policy.log_p2, is_best=policy.is_best)
 
 
 def add_micro_batch(
@@ -81,18 +81,18 @@ def add_micro_batch(
     trained: Params,
     frozen: Params,
     reference: Float[Array, "P A"],
-    said: Said,
+    fields: DataFields,
     batch: Packed,
     pull: Float[Array, "P A"] | None = None,
     *,
     graph: nnx.GraphDef,
     loss: Loss,
-    everywhere: Callable[[logps.Scores], logps.Scores] = lambda scores: scores,
+    sum_parts: Callable[[logps.Scores], logps.Scores] = lambda scores: scores,
 ) -> Sums:
     """Adds the log-probabilities of one micro-batch and its part of the mean loss's gradient.
 
     `pull` is the mean loss's gradient by the log-probabilities, where a loss must see all examples
-    of the update to know it. `everywhere` adds what other parts of the micro-batch have scored.
+    of the update to know it. `sum_parts` adds what other parts of the micro-batch have scored.
     """
     # The reference may be known for the whole update; here only these examples count.
     reference = jnp.where(batch.is_here[:, None], reference, 0)
@@ -102,9 +102,9 @@ def add_micro_batch(
 
     def mean_loss(others: Params, so_far: Params | None) -> tuple[Array, logps.Scores]:
         model = nnx.merge(graph, nnx.State(adapted.joined(trained | others, frozen)))
-        policy = everywhere(logps.answer_scores(model, batch, so_far))
+        policy = sum_parts(logps.answer_scores(model, batch, so_far))
         if pull is None:
-            each = loss(answers(policy, reference, said))
+            each = loss(answers(policy, reference, fields))
         else:
             each = len(pull) * (pull * policy.logps).sum(-1)
         # The mean is over the slots of the whole update: examples that are elsewhere add 0.
@@ -122,9 +122,9 @@ def apply(
     sums: Sums,
     trained: Params,
     opt_state: PyTree,
-    said: Said,
+    fields: DataFields,
     *,
-    adamw: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
     loss: Loss,
     figures: Figures,
     whole: Callable[[Params], Params] = lambda gradient: gradient,
@@ -135,14 +135,14 @@ def apply(
     changed, and `skipped` is 1.
     """
     sums = sums._replace(gradient=whole(sums.gradient))
-    values = figures(sums.answers(said))
+    values = figures(sums.answers(fields))
     values["gradient_norm"] = optax.tree.norm(sums.gradient)
-    mean_loss = jnp.mean(loss(sums.answers(said)))
+    mean_loss = jnp.mean(loss(sums.answers(fields)))
     sound = jnp.isfinite(mean_loss) & jnp.isfinite(values["gradient_norm"])
     values["skipped"] = jnp.where(sound, 0.0, 1.0)
 
     def take(trained: Params, opt_state: PyTree) -> tuple[Params, PyTree]:
-        changes, opt_state = adamw.update(sums.gradient, opt_state, trained)
+        changes, opt_state = optimizer.update(sums.gradient, opt_state, trained)
         moved: PyTree = optax.apply_updates(trained, changes)
         return moved, opt_state
 
@@ -159,8 +159,10 @@ class Programs(NamedTuple):
     """The compiled functions of a run. Their results are laid out as their arguments are."""
 
     zero: jax.stages.Wrapped  # () -> Sums
-    add: jax.stages.Wrapped  # (Sums, trained, frozen, reference [P, A], Said, Packed, pull) -> Sums
-    apply: jax.stages.Wrapped  # (Sums, trained, opt_state, Said) -> (trained, opt_state, figures)
+    # (Sums, trained, frozen, reference [P, A], DataFields, Packed, pull) -> Sums
+    add: jax.stages.Wrapped
+    # (Sums, trained, opt_state, DataFields) -> (trained, opt_state, figures)
+    apply: jax.stages.Wrapped
 
 
 def compiled(
@@ -168,7 +170,7 @@ def compiled(
     opt_state: PyTree,
     *,
     graph: nnx.GraphDef,
-    adamw: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
     loss: Loss,
     figures: Figures,
     shape: Shape,
@@ -179,15 +181,15 @@ def compiled(
     """
     place = lambda tree: jax.tree.map(lambda x: x.sharding, tree)
     mesh = jax.tree.leaves(trained)[0].sharding.mesh
-    everywhere = jax.NamedSharding(mesh, jax.P())
+    replicated = jax.NamedSharding(mesh, jax.P())
     add: Callable = functools.partial(add_micro_batch, graph=graph, loss=loss)
-    step: Callable = functools.partial(apply, adamw=adamw, loss=loss, figures=figures)
+    step: Callable = functools.partial(apply, optimizer=optimizer, loss=loss, figures=figures)
     of_gradient, parts = place(trained), ()
     if sharding.slices_over(mesh.devices) > 1:
         of_gradient, parts = jax.tree.map(apart.place, of_gradient), (mesh.shape[apart.AXIS],)
         add = apart.by_part(add, mesh)
         step = functools.partial(step, whole=functools.partial(apart.met, like=place(trained)))
-    sums_place: PyTree = (of_gradient, everywhere, everywhere)
+    sums_place: PyTree = (of_gradient, replicated, replicated)
 
     def zero() -> Sums:
         none = jnp.zeros((shape.examples, shape.answers), jnp.float32)
@@ -200,6 +202,6 @@ def compiled(
         apply=jax.jit(
             step,
             donate_argnums=(1, 2),
-            out_shardings=(place(trained), place(opt_state), everywhere),
+            out_shardings=(place(trained), place(opt_state), replicated),
         ),
     )

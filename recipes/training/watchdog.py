@@ -1,4 +1,4 @@
-"""A run that hangs ends itself, so that whatever started it can start it again.
+"""Ends a run that hangs, so that its launcher can restart it.
 
 A process that has stopped, a network that is gone or a disk that never answers leaves the others
 waiting for ever, and their machines with them.
@@ -20,7 +20,7 @@ STDERR = 2
 
 @contextlib.contextmanager
 def over(minutes: float | None, stop: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
-    """Inside the block the process ends if `stop` is not asked for so many minutes; None: never.
+    """Inside the block the process ends if `stop` is not called for this many minutes; None: never.
 
     Whatever takes long asks it after each of its parts, for it says whether the run is to stop:
     who asks is alive. The function is `stop`, watched.
@@ -65,8 +65,8 @@ def check_save(seconds: float, minutes: float | None) -> None:
 def end(what: str, minutes: float) -> NoReturn:
     """Ends the process with a sentence and the stack of every thread, status 1."""
     print(
-        f"error: {what}: nothing has moved for {minutes:g} minutes (--config.hang_minutes). The "
-        "same command resumes from the newest checkpoint; raise the setting if this was no hang. "
+        f"error: {what}: no progress for {minutes:g} minutes (--config.hang_minutes). The same "
+        "command resumes from the newest checkpoint; raise the setting if this was not a hang. "
         "All threads:",
         file=sys.stderr,
         flush=True,

@@ -1,4 +1,4 @@
-"""What policy and reference answer to a few prompts while the policy learns, and what it prefers.
+"""Answers of policy and reference to a few prompts during training, with token log-ratios.
 
 Each answer is an object of samples.jsonl, with the log-ratio of each of its tokens: how much more
 likely the policy finds it than the reference does, in nats.
@@ -24,7 +24,7 @@ Ids = list[list[int]]  # an answer to each prompt; empty: there is none
 GIVEN = "wanted", "unwanted"  # what `samples.given` calls the answers of the data
 
 
-class Asked(NamedTuple):
+class SamplePrompt(NamedTuple):
     """A prompt to be answered."""
 
     where: dict[str, str | int]  # the held-out set, and the row
@@ -33,18 +33,20 @@ class Asked(NamedTuple):
     given: dict[str, list[int]]  # answers that the data has
 
 
-class Said(NamedTuple):
-    """What a model that does not change answers, and how likely it finds answers that stay."""
+class ReferenceSamples(NamedTuple):
+    """The answers of a fixed reference, and how likely it finds answers that do not change."""
 
     answers: dict[float, Ids]  # by temperature
     logps: dict[tuple[float, str], list[Float[np.ndarray, " A"]]]  # by temperature and name
 
 
-def asked(run: Run) -> list[Asked]:
-    """The prompts: one's own, or held out, or trained on, evenly spread over all of them."""
+def prompts_of(run: Run) -> list[SamplePrompt]:
+    """The prompts to answer: the user's own, or held-out, or training ones, evenly spread."""
     count, own = run.watching.count, run.watching.prompts
     if own is not None:
-        found = [Asked({"row": one.row}, one.ids, "", {}) for one in samples.spread(own, count)]
+        found = [
+            SamplePrompt({"row": one.row}, one.ids, "", {}) for one in samples.spread(own, count)
+        ]
     else:
         each = {
             tuple(one.prompt.tolist()): ({"set": part.name, "row": one.row}, one)
@@ -52,7 +54,7 @@ def asked(run: Run) -> list[Asked]:
             for one in part.examples
         }
         found = [
-            Asked(where, one.prompt.tolist(), "", _given(one, run.sample_tokens))
+            SamplePrompt(where, one.prompt.tolist(), "", _given(one, run.sample_tokens))
             for where, one in samples.spread([*each.values()], count)
         ]
     turns = samples.last_turns(run.tokenizer, [one.ids for one in found], wide=None)
@@ -64,30 +66,34 @@ def _given(example: Example, most: int) -> dict[str, list[int]]:
     return {name: one.ids.tolist()[:most] for name, one in samples.given(example).items()}
 
 
-def said(model: zoo.Model, run: Run) -> Said | None:
-    """What a reference that stays as it is has to say; nothing where no samples are taken."""
+def reference_samples(model: zoo.Model, run: Run) -> ReferenceSamples | None:
+    """The samples of a fixed reference; None if no samples are taken."""
     if run.watching.every is None:
         return None
-    prompts = asked(run)
+    prompts = prompts_of(run)
     answers = _answers(model, prompts, run, step=0)
     fixed = {
         (temperature, name): _logps(model, prompts, texts)
         for temperature, those in answers.items()
         for name, texts in _texts(prompts, {"reference": those}, temperature).items()
     }
-    return Said(answers, fixed)
+    return ReferenceSamples(answers, fixed)
 
 
 def taken(
-    policy: zoo.Model, reference: zoo.Model | None, theirs: Said | None, run: Run, step: int
+    policy: zoo.Model,
+    reference: zoo.Model | None,
+    theirs: ReferenceSamples | None,
+    run: Run,
+    step: int,
 ) -> list[Sample]:
     """The samples of a step: of every prompt, at each temperature.
 
     `theirs` is what is known of a reference that stays as it is; of one in memory all is known.
     """
-    prompts = asked(run)
+    prompts = prompts_of(run)
     if theirs is None and reference is not None:
-        theirs = said(reference, run)
+        theirs = reference_samples(reference, run)
     found: list[Sample] = []
     for temperature, ours in _answers(policy, prompts, run, step).items():
         both = {"policy": ours} | ({"reference": theirs.answers[temperature]} if theirs else {})
@@ -106,16 +112,18 @@ def taken(
     return found
 
 
-def told(some: Sequence[Sample], step: int, total: int) -> str:
-    """The first of them, for the terminal."""
+def excerpt(some: Sequence[Sample], step: int, total: int) -> str:
+    """The first sample, for the terminal."""
     first = some[0]
     names = ("prompt", "reference", "policy")
     lines = [samples.block(name, first[name]) for name in names if first[name] is not None]
     return "\n".join([f"{f'step {step}/{total}':<14} one of {len(some)} samples", *lines])
 
 
-def _answers(model: zoo.Model, prompts: list[Asked], run: Run, step: int) -> dict[float, Ids]:
-    """By temperature, with a seed of its own for each step."""
+def _answers(
+    model: zoo.Model, prompts: list[SamplePrompt], run: Run, step: int
+) -> dict[float, Ids]:
+    """Answers by temperature, with another seed for each step."""
     ids, most = [one.ids for one in prompts], run.sample_tokens
     room = generate.most_new_tokens(model, max(map(len, ids)))
     most = most if room is None else min(most, room)
@@ -134,7 +142,7 @@ def _answers(model: zoo.Model, prompts: list[Asked], run: Run, step: int) -> dic
     }  # fmt: skip
 
 
-def _logps(model: zoo.Model, prompts: list[Asked], answers: Ids) -> list[np.ndarray]:
+def _logps(model: zoo.Model, prompts: list[SamplePrompt], answers: Ids) -> list[np.ndarray]:
     ids = [one.ids for one in prompts]
     most = max(map(len, answers))
     return [
@@ -150,14 +158,16 @@ def _at_once(prompts: Ids, most: int) -> Iterator[range]:
     yield from (range(i, min(i + count, len(prompts))) for i in range(0, len(prompts), count))
 
 
-def _texts(prompts: list[Asked], said: dict[str, Ids], temperature: float) -> dict[str, Ids]:
+def _texts(
+    prompts: list[SamplePrompt], answers: dict[str, Ids], temperature: float
+) -> dict[str, Ids]:
     """All answers to be looked at, by name; those of the data stand beside the greedy ones."""
     names = [n for n in GIVEN if any(n in one.given for one in prompts)] if not temperature else []
-    return said | {name: [one.given.get(name, []) for one in prompts] for name in names}
+    return answers | {name: [one.given.get(name, []) for one in prompts] for name in names}
 
 
 def _sample(
-    prompt: Asked,
+    prompt: SamplePrompt,
     answers: dict[str, list[int]],
     ratios: dict[str, np.ndarray],
     temperature: float,

@@ -27,7 +27,7 @@ def no_flag(word: str, table: Table) -> str:
     if name in flags.FLAGS:
         return f"{word!r} is not a flag: write --{bare}"
     if not table:
-        return f"{word!r} is not a flag, and only flags are read"
+        return f"{word!r} is not a flag; only flags are accepted"
     if equals and (near := nearest.nearest(name.removeprefix("config."), table)):
         return f"{word!r} is not a flag: write --config.{near}={value}"
     return f"{word!r} is not a flag; settings are given as --config.NAME=VALUE"

@@ -125,7 +125,7 @@ def test_a_run_whose_disk_fills_stops_and_goes_on_with_more_room(disk, tiny_conf
 
         with monkeypatch.context() as patched:
             asked = lambda: contextlib.nullcontext(full_from_step_3)
-            patched.setattr(preemption, "asked", asked)
+            patched.setattr(preemption, "stop_on_signals", asked)
             # The save of step 4 fails, the next is tried behind step 5, and then it stops.
             with pytest.raises(OSError, match="of step 5 could not be written: it takes"):
                 dpo.train(config)

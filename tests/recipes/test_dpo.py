@@ -76,7 +76,7 @@ def test_the_tiny_run_learns(tiny_config, capsys, tmp_path):
     assert {f"train/{name}" for name in f"{names} {more}".split()} <= last.keys()
     assert "train/tokens_per_second" not in first  # most of its time went into compiling
     # What was learnt is seen by a person,
-    share = re.search(r"wanted manner: (\d+)% -> (\d+)%", told)
+    share = re.search(r"closer to the chosen one: (\d+)% -> (\d+)%", told)
     assert share and int(share[1]) + 20 <= int(share[2]), told
     assert f"accuracy: no preference -> {after['eval/heldout/dpo_accuracy']:.3f}" in told
     assert "step 20/20" in told and f"vllm serve {config.directory}/hf/step-20" in told
@@ -482,5 +482,5 @@ def test_the_best_by_a_held_out_figure_stays(tiny_config, monkeypatch):
     kept = pathlib.Path(config.directory, "checkpoints").iterdir()
     assert sorted(path.name for path in kept) == ["2", "4"]
     config.keep_best = "other/dpo_accuracy"
-    with pytest.raises(ValueError, match=r"there is no other in \['heldout'\]"):
+    with pytest.raises(ValueError, match=r"other is not in \['heldout'\]"):
         dpo.train(config)

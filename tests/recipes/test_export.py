@@ -75,5 +75,5 @@ def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(NotFound, match=r"not the directory of a run: it has no settings\.json"):
         exporting.given_to(places.at(str(tmp_path)))
     (tmp_path / "settings.json").write_text("[1]")
-    with pytest.raises(BadInput, match="is not what a run writes"):
+    with pytest.raises(BadInput, match="was not written by a run"):
         exporting.given_to(places.at(str(tmp_path)))

@@ -158,7 +158,7 @@ def test_wide_masters_give_the_bits_of_narrow_weights(family):
     model = twins.untrained(family, twins.RICHEST[family])
     policy = type(model)(model.config, nnx.Rngs(0), jnp.bfloat16)
     nnx.update(policy, nnx.state(model))
-    weights = training_logps.as_computed(nnx.to_pure_dict(nnx.state(policy)), policy)
+    weights = training_logps.cast_for_compute(nnx.to_pure_dict(nnx.state(policy)), policy)
     narrow = nnx.merge(nnx.graphdef(policy), nnx.State(weights))
     tokens = jnp.asarray(twins.TOKENS[:1])
     run = jax.jit(lambda model, tokens: model.hidden(tokens, spans.causal(*tokens.shape)))

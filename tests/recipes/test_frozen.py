@@ -29,7 +29,7 @@ def test_a_run_starts_equal_and_resumes_exactly(config, tmp_path, capfd, kind):
     config.frozen = kind
     dpo.train(config)
     first, last = records(config)[0], records(config)[-1]
-    assert "they must agree to the last bit" in capfd.readouterr().out
+    assert "must agree to the last bit" in capfd.readouterr().out
     assert first["train/dpo_margin_policy"] == first["train/dpo_margin_ref"]
     assert first["train/dpo_loss"] == pytest.approx(np.log(2), abs=1e-7)
     assert last["train/dpo_loss"] < first["train/dpo_loss"]
@@ -51,7 +51,7 @@ def test_a_run_starts_equal_and_resumes_exactly(config, tmp_path, capfd, kind):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (dict(frozen="int4"), "frozen='int4' is none of bfloat16, float32, int8, nf4"),
+        (dict(frozen="int4"), "frozen='int4' is not one of bfloat16, float32, int8, nf4"),
         (dict(frozen="nf4", adapter=dict(rank=None)), "frozen has no effect: all weights are"),
         (dict(frozen="nf4", remat="none"), "remat=none keeps the weights of all layers"),
     ],

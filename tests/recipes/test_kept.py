@@ -119,9 +119,13 @@ def test_a_fact_that_is_needed_and_not_there_is_told_by_version():
     (new,) = [facts_of(path) for path in KEPT if path.name == "format-2"]
     for name in ("settings", "data", "reference"):
         less = {key: value for key, value in new.items() if key != name}
-        with pytest.raises(ValueError, match=rf"has no {name!r}.*the version that wrote it"):
+        with pytest.raises(
+            ValueError, match=rf"not record its {name!r}.*the version that wrote it"
+        ):
             resume.refuse_other_run(less, new, places.at("runs/x"))
-    with pytest.raises(ValueError, match="has no 'settings'"):  # as a run does first of all
+    with pytest.raises(
+        ValueError, match="does not record its 'settings'"
+    ):  # as a run does first of all
         resume.fact({}, "settings", HERE)
 
 

@@ -12,7 +12,7 @@ from recipes.configs import tiny, tiny_sft
 from recipes.data import run_data
 from recipes.data.ids import mismatched
 from recipes.data.ids.examples import AnswerIds
-from recipes.training import checks, settings
+from recipes.training import checks, settings, written
 from tests.conftest import TINY, check_resume, records
 
 
@@ -181,7 +181,7 @@ def kto_config():
 def read_with(config):
     table = settings.DPO if "loss" in config else settings.SFT
     given = checks.checked(config, settings.table_of(table))
-    return run_data.read(run_data.asked(given, TINY / "model"))
+    return run_data.read(run_data.data_settings(given, TINY / "model", written.rows_of(given)))
 
 
 def read(tmp_path, some, **changes):
@@ -217,7 +217,7 @@ def test_what_is_no_label_is_malformed(tmp_path, label):
 
 def test_pairs_are_no_single_answers(tmp_path):
     pairs = map(json.loads, (TINY / "train.jsonl").read_text().splitlines()[:4])
-    with pytest.raises(ValueError, match=r"hold pairs, and --config.loss=kto .*bco_pair"):
+    with pytest.raises(ValueError, match=r"hold pairs, but --config.loss=kto .*bco_pair"):
         read(tmp_path, pairs, loss="kto")
     with pytest.raises(ValueError, match=r"is wanted \(`label`\).* trains on such rows with"):
         read(tmp_path, rows("train", 4), loss="sigmoid")

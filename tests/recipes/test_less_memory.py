@@ -69,7 +69,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tiny_config, tmp_path, capsys, o
         refuse_far_from_float32(training(whole), tiny_config.copy_and_resolve_references())
     told = capsys.readouterr().out
     assert "resuming from step 2" in told
-    assert "they must agree to the last bit" in told
+    assert "must agree to the last bit" in told
     assert training(parted)[-1] == training(whole)[-1]
     first = training(whole)[0]
     assert first["train/dpo_loss"] == pytest.approx(math.log(2), abs=1e-5)

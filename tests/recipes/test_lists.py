@@ -51,8 +51,8 @@ def test_lists_are_trained_and_resumed(config, tmp_path, capfd):
     config.loss = "plackett_luce,sft=0.1"
     dpo.train(config)
     told = capfd.readouterr().out
-    assert "1 with answers that are ranked alike" in told
-    assert "1 with answers without a score or rank" in told
+    assert "1 with answers of equal rank" in told
+    assert "1 with answers that have no score or rank" in told
     assert "1 dropped: no answer is ranked above another" in told
     assert re.search(r"lists +\d+ to train on", told)
     found = records(config)
@@ -102,7 +102,7 @@ def test_other_recipes_refuse_lists(tmp_path):
         checks.checked(config, settings.table_of(settings.SFT))
     config = tiny.get_config()
     config.data.answers, config.reference_model_path = 4, str(TINY / "model")
-    with pytest.raises(ValueError, match="scores are of pairs"):
+    with pytest.raises(ValueError, match="only pairs are scored"):
         checks.checked(config, settings.table_of(settings.SCORE))
     config.data.answers = 1
     with pytest.raises(ValueError, match=r"data\.answers must be from 2 to 64, not 1"):

@@ -91,7 +91,7 @@ def test_continuations_of_one_context_are_scored_as_if_alone():
     (short,) = harness.scored(model, [(context, several[1])], len(several[1]) + 2)
     (same,) = harness.scored(model, [(context[-3:], several[1])], 256)
     assert short[0] == pytest.approx(same[0], abs=1e-5) and short[0] != found[1][0]
-    with pytest.raises(BadInput, match="and the model was made for 1"):
+    with pytest.raises(BadInput, match="but the model is limited to 1"):
         harness.scored(model, [(context, several[1])], 1)
 
 

@@ -128,7 +128,7 @@ def test_it_is_of_sft_too_and_of_some_texts(tiny_config, nats, tmp_path):
     [
         ("a.jsonl", b'{"words": "a"}\n', "a.jsonl:1: there is no text in `text`"),
         ("a.jsonl", b'{"text": 3}\n', "a.jsonl:1: there is no text"),
-        ("a.jsonl", b'{"text": "\\ud83d"}\n', "a.jsonl:1: half a character"),
+        ("a.jsonl", b'{"text": "\\ud83d"}\n', "a.jsonl:1: half of a surrogate pair"),
         ("a.jsonl", b'{"text": ""}\n', "has no texts"),
         ("a.txt", b"\xff\xfea\x00", "a.txt: UTF-16"),
         ("a.txt", b"\xe4", "a.txt: not valid UTF-8"),
@@ -149,9 +149,9 @@ def test_what_is_no_text_is_said_before_the_run(config, name, content, told, tmp
     [
         ({"validation_texts": "wiki.txt"}, "write --config.validation_texts.wiki=wiki.txt"),
         ({"validation_texts": {"a": {"path": "b"}}}, "validation_texts.a=.* is not a path"),
-        ({"validation_texts": {"a": "b"}, "validation": {"a": "c"}}, "the name of a held-out set"),
+        ({"validation_texts": {"a": "b"}, "validation": {"a": "c"}}, "the same name as a held-out"),
         ({"validation_texts": {"validation": "b"}, "validation_split_fraction": 0.1},
-         "the name of a held-out set"),
+         "the same name as a held-out"),
     ],
 )  # fmt: skip
 def test_settings_of_texts_are_checked(config, other, told):

@@ -73,7 +73,8 @@ def test_scores_are_those_of_the_evaluation(config, capfd):
             for path in (config.initialize_from_hf, config.reference_model_path)
         )
         sets = [HeldOut("train", run.data.train[0].examples), *run.data.held_out]
-        for name, pairs in sets:
+        for held_out in sets:
+            name, pairs = held_out.name, held_out.examples
             own = of_source(config, name)
             assert [line["row"] for line in own] == [*range(len(pairs))]
             theirs = logps.of_examples(other, pairs, run.place)
@@ -82,9 +83,7 @@ def test_scores_are_those_of_the_evaluation(config, capfd):
                 for i, answer in enumerate(("chosen", "rejected")):
                     found = column(own, f"{whose}_{answer}").astype(np.float32)
                     np.testing.assert_array_equal(found, values[:, i])
-            figures = evaluation.evaluate(
-                HeldOut(name, pairs), ask, theirs, run.place, sigmoid(config.beta)
-            )
+            figures = evaluation.evaluate(held_out, ask, theirs, run.place, sigmoid(config.beta))
             figures = {key.rpartition("/")[2]: value for key, value in figures.items()}
             means = {
                 "dpo_accuracy": np.mean(
@@ -104,7 +103,7 @@ def test_scores_are_those_of_the_evaluation(config, capfd):
         "35",
         f"{np.mean(column(of_source(config, 'train'), 'margin') > 0):.3f}",
     ]
-    assert f"102 pairs, a line each, in {config.directory}/scores.jsonl\n" in told
+    assert f"102 pairs, one per line, in {config.directory}/scores.jsonl\n" in told
 
 
 @pytest.mark.full
@@ -167,7 +166,7 @@ def test_rows_that_give_no_pair_are_counted_and_keep_their_numbers(config, tmp_p
     told = capfd.readouterr().out
     assert "1 malformed: not valid JSON" in told
     assert "1 dropped: longer than train_seq_len" in told
-    assert "; 2 rows have none, for the reasons above" in told
+    assert "; 2 rows have no scores, for the reasons above" in told
     names = [line["source"] for line in lines_of(config)]
     assert [*dict.fromkeys(names)] == ["odd", "whole", "heldout"]  # as a config sorts them
     assert [line["row"] for line in of_source(config, "odd")] == [0, 2, 4, 5]
@@ -232,7 +231,9 @@ def test_scores_replace_scores_and_nothing_else(config, tmp_path, capfd):
     file.parent.mkdir()
     for content in ("", '{"score": 1}\n', "mine\n", "[1]\n"):
         file.write_text(content)
-        with pytest.raises(FileExistsError, match=r"scores.jsonl holds something else"):
+        with pytest.raises(
+            FileExistsError, match=r"scores.jsonl holds something other than scores"
+        ):
             score.score(config)
         assert file.read_text() == content
     file.unlink()
@@ -240,7 +241,7 @@ def test_scores_replace_scores_and_nothing_else(config, tmp_path, capfd):
     capfd.readouterr()
     before = file.read_text()
     score.score(config)
-    assert f"the scores in {file} are replaced at the end" in capfd.readouterr().out
+    assert f"the scores in {file} will be replaced at the end" in capfd.readouterr().out
     assert file.read_text() == before
     file.rename(tmp_path / "elsewhere")
     file.symlink_to(tmp_path / "elsewhere")
@@ -311,7 +312,7 @@ def test_two_processes_are_one(config, tmp_path):
         )  # fmt: skip
 
     told = [process.communicate(timeout=600) for process in [started(0), started(1)]]
-    assert "35 pairs, a line each" in told[0][0], told[0][1][-3000:]
+    assert "35 pairs, one per line" in told[0][0], told[0][1][-3000:]
     assert "pairs" not in told[1][0], told[1][1][-3000:]
     usual, config.directory = lines_of(config), str(tmp_path / "two")
     both = lines_of(config)

@@ -91,7 +91,7 @@ def test_held_out_loss_weighs_every_token_the_same(config):
 def test_settings_of_pairs_are_refused(config):
     with config.unlocked():
         config.beta = 0.1
-    with pytest.raises(ValueError, match="a setting 'beta' that nothing reads"):
+    with pytest.raises(ValueError, match="an unknown setting 'beta'"):
         sft.train(config)
 
 
@@ -192,15 +192,15 @@ def test_what_is_refused_of_single_answers_speaks_of_answers(tmp_path):
     file = tmp_path / "rows.jsonl"
     row = {"messages": [{"role": "system", "content": "Be brief."}, ANSWER]}
     file.write_text(json.dumps({"text": "a"}) + "\n")
-    with pytest.raises(ValueError, match="has no row that can be read as answers: "):
+    with pytest.raises(ValueError, match="has no rows that can be read as answers: "):
         source_pairs.recognised(Source(str(file), single=True))
     file.write_text(f"{json.dumps(row)}\n" * 2)
     how = encode_rows.How(str(TINY / "model"), None, "assistant", None, 256, "drop", 0.0)
     found = source_pairs.read(Source(str(file), "conversation", single=True), how)
     told = "; ".join(found.counts.lines())
-    assert "2 with no user turn in their prompt" in told
-    assert "1 that repeat an earlier one" in told
-    with pytest.raises(ValueError, match="the 2 answers have one prompt in all"):
+    assert "2 without a user turn in their prompt" in told
+    assert "1 repeat an earlier one" in told
+    with pytest.raises(ValueError, match="all 2 answers have the same prompt"):
         source_pairs.split(found, 0.5)
 
 

@@ -303,12 +303,12 @@ def test_what_several_of_trls_say_together(changed, wanted):
 @pytest.mark.parametrize(
     ("named", "told"),
     [
-        ({"packing": True, "max_length": 512}, "packing is of `trl sft`: .*recipes/sft.py"),
+        ({"packing": True, "max_length": 512}, "packing belongs to `trl sft`: .*recipes/sft.py"),
         (
             {"num_generations": 8, "beta": 0.04},
-            "num_generations is of a trainer that draws answers",
+            "num_generations belongs to a trainer that samples answers",
         ),
-        ({"center_rewards_coefficient": 0.1}, "center_rewards_coefficient is of `trl reward`"),
+        ({"center_rewards_coefficient": 0.1}, "center_rewards_coefficient belongs to `trl reward`"),
     ],
 )
 def test_files_of_trls_other_trainers_are_no_configs_of_dpo(named, told):
@@ -347,7 +347,7 @@ def test_of_two_warmups_the_ratio_is_taken_and_that_is_said():
 def test_a_file_that_is_there_is_not_written_over(tmp_path):
     (tmp_path / "theirs.yaml").write_text(TRL)
     (tmp_path / "mine.py").write_text("# by hand\n")
-    with pytest.raises(ValueError, match=r"mine.py is there already: give another name, or remove"):
+    with pytest.raises(ValueError, match=r"mine.py already exists: give another name, or remove"):
         translate.translate([str(tmp_path / "theirs.yaml")], str(tmp_path / "mine.py"), 1)
     assert (tmp_path / "mine.py").read_text() == "# by hand\n"
 
@@ -556,14 +556,17 @@ def test_texts_of_a_file_are_texts_of_the_config():
         ("a: [", "is not YAML"),
         ("- a\n- b", "is not a file of settings"),
         ("1: a", "is not a file of settings"),
-        ("learning_rate: 1", "is of no trainer that is known here: TRL, axolotl"),
+        ("learning_rate: 1", "belongs to no known trainer: TRL, axolotl"),
         # torchtune's, verl's and NeMo Aligner's have groups that Levanter's have, too
-        ("optimizer: {_component_: torch.optim.AdamW, lr: 1}", "is of no trainer that is known"),
-        ("trainer: {project_name: a, total_epochs: 2}\noptim: {lr: 1}", "is of no trainer"),
-        ("trainer: {num_nodes: 1, dpo: {max_epochs: 1}}", "is of no trainer"),
+        ("optimizer: {_component_: torch.optim.AdamW, lr: 1}", "belongs to no known trainer"),
+        (
+            "trainer: {project_name: a, total_epochs: 2}\noptim: {lr: 1}",
+            "belongs to no known trainer",
+        ),
+        ("trainer: {num_nodes: 1, dpo: {max_epochs: 1}}", "belongs to no known trainer"),
         ("stage: sft\nmodel_name_or_path: a", "recipes/sft.py"),
-        ("base_model: a", "rl: None is no training on preferences"),
-        ("base_model: a\nrl: dpo\ndatasets: [{name: b}]", "not as axolotl has it: KeyError"),
+        ("base_model: a", "rl: None is not preference training"),
+        ("base_model: a\nrl: dpo\ndatasets: [{name: b}]", "not a valid file of axolotl: KeyError"),
     ],
 )
 def test_what_cannot_be_translated_is_said(text, told, tmp_path):
@@ -575,4 +578,4 @@ def test_what_cannot_be_translated_is_said(text, told, tmp_path):
 
 def test_what_is_missing_before_it_runs_is_said():
     told = translate.translated({"model_name_or_path": "a/b"}, "x", "x.yaml", "mine.py")[1]
-    assert "to be mended before it runs: the config has no train_data" in told
+    assert "fix this before you run it: the config has no train_data" in told

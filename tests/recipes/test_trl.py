@@ -68,7 +68,7 @@ def test_the_trajectory_of_adapters_is_that_of_trl_and_peft(tmp_path):
         params = nnx.to_pure_dict(nnx.state(model))
         begun = peft.read(model, adapter)
         frozen = adapters.attached(
-            params, begun.sites, lambda x: jax.device_put(x, everywhere(mesh))
+            params, begun.sites, lambda x: jax.device_put(x, replicated(mesh))
         )
         theirs = adapted.joined(adapters.nothing(begun.adapters, frozen), frozen)
         graph = nnx.graphdef(model)
@@ -81,7 +81,7 @@ def test_the_trajectory_of_adapters_is_that_of_trl_and_peft(tmp_path):
     assert apart.max() <= 1e-3
 
 
-def everywhere(mesh):
+def replicated(mesh):
     return jax.NamedSharding(mesh, jax.P())
 
 
@@ -102,11 +102,11 @@ def losses_of(graph, policy, frozen, reference, mesh, steps, rate):
     for at in range(steps):
         start = at * work.BATCH % work.PAIRS
         packed = batches.pack(pairs[start : start + work.BATCH], shape, [0])
-        said, sums = batches.said(packed, place), programs.zero()
+        fields, sums = batches.data_fields(packed, place), programs.zero()
         for batch in packed.micro_batches:
             theirs = forward(graph, reference, batch)
-            sums = programs.add(sums, policy, frozen, theirs, said, batch)
-        policy, opt_state, values = programs.apply(sums, policy, opt_state, said)
+            sums = programs.add(sums, policy, frozen, theirs, fields, batch)
+        policy, opt_state, values = programs.apply(sums, policy, opt_state, fields)
         found.append(values["dpo_loss"])
     return found
 
@@ -190,23 +190,23 @@ def losses_with(objective, pairs, ready):
 
     @jax.jit
     @jax.value_and_grad
-    def of(policy, reference, said, here):
-        each = objective.loss(update.Answers(policy, reference, *said))
+    def of(policy, reference, fields, here):
+        each = objective.loss(update.Answers(policy, reference, *fields))
         return jnp.where(here, each, 0).mean()
 
     for at in range(work.LOSS_STEPS):
         start = at * work.BATCH % work.PAIRS
         packed = batches.pack(pairs[start : start + work.BATCH], ready.place.shape, [0])
-        said, sums = batches.said(packed, ready.place), ready.programs.zero()
+        fields, sums = batches.data_fields(packed, ready.place), ready.programs.zero()
         ours, theirs = (
             [ready.forward(ready.graph, params, batch) for batch in packed.micro_batches]
             for params in (policy, ready.first)
         )
-        loss, pull = of(sum(ours), sum(theirs), said, everyone)
+        loss, pull = of(sum(ours), sum(theirs), fields, everyone)
         for batch, mine, its in zip(packed.micro_batches, ours, theirs, strict=True):
             if not objective.is_coupled:  # then it is known without the other micro-batches
-                _, pull = of(mine, its, said, batch.is_here)
-            sums = ready.programs.add(sums, policy, {}, its, said, batch, pull)
-        policy, opt_state, _ = ready.programs.apply(sums, policy, opt_state, said)
+                _, pull = of(mine, its, fields, batch.is_here)
+            sums = ready.programs.add(sums, policy, {}, its, fields, batch, pull)
+        policy, opt_state, _ = ready.programs.apply(sums, policy, opt_state, fields)
         found.append(loss)
     return found

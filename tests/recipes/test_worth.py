@@ -13,7 +13,7 @@ from recipes.data.ids import examples, shards
 from recipes.data.ids.counts import none
 from recipes.data.packed.packing import Shape
 from recipes.preference import objectives, reference_cache
-from recipes.training import checks, settings
+from recipes.training import checks, settings, written
 from tests.conftest import TINY, given_by, records
 
 COLUMNS = {"weight": "worth", "margin": "gap"}
@@ -35,7 +35,7 @@ def read(tmp_path, some, columns):
     config.train_data, config.token_cache = write(tmp_path / "some.jsonl", some), None
     config.validation, config.data.columns = {}, columns
     given = checks.checked(config, settings.table_of(settings.DPO))
-    return run_data.read(run_data.asked(given, TINY / "model"))
+    return run_data.read(run_data.data_settings(given, TINY / "model", written.rows_of(given)))
 
 
 def test_they_are_read_where_they_are_named(tmp_path):
@@ -62,7 +62,7 @@ def test_they_are_read_where_they_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("worth", "why"),
     [
-        ((-1, 0), "a number below 0 in `worth`, the weight of the pair"),
+        ((-1, 0), "a negative number in `worth`, the weight of the pair"),
         ((None, 0), "no number in `worth`, the weight of the pair"),
         ((math.nan, 0), "no number in `worth`"),
         (("much", 0), "no number in `worth`"),
@@ -94,10 +94,15 @@ def test_a_run_begins_where_the_data_says(tiny_config, tmp_path):
 @pytest.mark.parametrize(
     ("loss", "name", "answers", "words"),
     [
-        ("sigmoid,sft=0.2", "weight", 2, r"`weight` of each pair, and --config.loss=sft is of all"),
-        ("aot", "weight", 2, r"`weight` of each pair, and --config.loss=aot is of all"),
+        (
+            "sigmoid,sft=0.2",
+            "weight",
+            2,
+            r"`weight` for each pair, but --config.loss=sft is computed over all",
+        ),
+        ("aot", "weight", 2, r"`weight` for each pair, but --config.loss=aot is computed over all"),
         ("ipo", "margin", 2, r"`margin`, which has no effect with --config.loss=ipo"),
-        ("sigmoid", "margin", 4, r"`margin` of each pair, and --config.data.answers=4"),
+        ("sigmoid", "margin", 4, r"`margin` for each pair, but --config.data.answers=4"),
     ],
 )
 def test_what_they_mean_nothing_for_is_refused(tiny_config, loss, name, answers, words):

@@ -91,7 +91,7 @@ def work_on(mesh):
     place = batches.Place(shape, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
     update = batches.pack(random_pairs(0, PAIRS), shape, [0])
     (packed,) = update.micro_batches
-    return place, batches.said(update, place), batches.put(packed, place)
+    return place, batches.data_fields(update, place), batches.put(packed, place)
 
 
 @pytest.fixture(scope="module")

@@ -353,7 +353,7 @@ def test_what_chooses_experts_is_never_narrowed(tmp_path):
         assert (held != held.astype(jnp.bfloat16)).any()
         some = zoo.folders.read(model, {f"{chosen}.{name}": None}, jnp.bfloat16)
         np.testing.assert_array_equal(some["blocks"]["sparse"]["mlp"]["chosen"][name], held)
-        cast = logps.as_computed(nnx.to_pure_dict(nnx.state(model)), model)
+        cast = logps.cast_for_compute(nnx.to_pure_dict(nnx.state(model)), model)
         np.testing.assert_array_equal(cast["blocks"]["sparse"]["mlp"]["chosen"][name], held)
         router = nnx.Param(held[0], axes="D E")
     x = jax.random.normal(jax.random.key(0), (1, 3, len(held[0])), jnp.bfloat16)

@@ -87,8 +87,8 @@ def check_plain(tokenizer: Tokenizer) -> None:
     """Raises a sentence if plain text could not be ended."""
     if tokenizer.eos_id is None:
         raise BadInput(
-            "--config.data.layout=plain_text ends each answer with the end-of-text token, and this "
-            "tokenizer has none: choose another layout or --config.tokenizer"
+            "--config.data.layout=plain_text ends each answer with the end-of-text token, but "
+            "this tokenizer has none: choose another layout or --config.tokenizer"
         )
 
 

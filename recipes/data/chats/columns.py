@@ -53,7 +53,7 @@ QUESTIONS = (
 
 
 def _spellings(name: str) -> set[str]:
-    """`user_prompt`, `USER_PROMPT`, `User Prompt`, `user-prompt`, `userPrompt` and their kind."""
+    """The usual spellings of a name: `user_prompt`, `USER_PROMPT`, `User Prompt`, `userPrompt`."""
     names = {name, name.replace("_", " "), name.replace("_", "-")}
     joined = name.title().replace("_", "")
     names |= {joined, joined[0].lower() + joined[1:]}
@@ -144,8 +144,8 @@ def recognised(row: Row) -> str:
     answer = messages.unnested(answer)
     if isinstance(answer, dict) and answer and all(map(str.isdigit, answer)):
         raise BadInput(
-            "the file holds one object of columns, as pandas writes it by default: write rows, "
-            "with to_json(…, orient='records', lines=True)"
+            "the file holds one object of columns, as pandas writes by default: write rows, with "
+            "to_json(…, orient='records', lines=True)"
         )
     first = answer[0] if isinstance(answer, list) and answer else answer
     if messages.role_of(messages.unwritten(first, "chosen")) not in (None, "assistant"):
@@ -184,18 +184,21 @@ def recognised_single(row: Row, *, labelled: bool = False) -> str:
     if {"chosen", "rejected"} <= row.keys():
         if labelled:
             raise BadInput(
-                "its rows hold pairs, and --config.loss=kto is of single answers, each with a "
-                "`label`: of pairs --config.loss=bco_pair is much like it"
+                "its rows hold pairs, but --config.loss=kto takes single answers, each with a "
+                "`label`: --config.loss=bco_pair is a similar loss for pairs"
             )
         asked = has("prompt") or has("instruction")
         known = {"answer": "chosen"} if asked else {"messages": "chosen"}
         raise BadInput(
-            "its rows hold pairs: to train on them, run recipes/dpo.py with --config.loss=sigmoid; "
-            f"on one of the answers, name it, as in {flag(known)}"
+            "its rows hold pairs: to train on them, run recipes/dpo.py with "
+            f"--config.loss=sigmoid; to train on one of the answers, name it, as in {flag(known)}"
         )
     if told := _wrapped(names):
         raise BadInput(told)
-    what = f"among its columns ({', '.join(names)[:300]}) are neither `messages` nor `prompt` and "
+    what = (
+        f"among its columns ({', '.join(names)[:300]}) there are neither `messages` nor `prompt` "
+        "and "
+    )
     if found := _single_by_other_names(row, names):
         raise BadInput(f"{what}`answer`: name them, as in {flag(found)}")
     raise BadInput(f"{what}`answer`: write the turns that `text` holds as one of these")
@@ -230,8 +233,8 @@ def check_question(row: Row, heard: str, layout: str) -> None:
             raise BadInput(f"`{name}` holds messages, which layout {layout} would read as text")
         if not isinstance(messages.parsed(row[name]), str):
             raise BadInput(
-                f"`{name}` is a list or object written as text, and layout {layout} would train on "
-                f"it as words: if that is meant, set --config.data.layout={layout}"
+                f"`{name}` is a list or object written as text, and layout {layout} would train "
+                f"on it as plain text: if that is intended, set --config.data.layout={layout}"
             )
     for name in unheard(row, heard):
         if name != "system_prompt" or layout != PLAIN:  # which has a sentence of its own
@@ -251,7 +254,7 @@ def check_tools(row: Row, layout: str) -> None:
     """
     for name in unread_tools(row) if layout != PLAIN else ():
         raise BadInput(
-            f"`{name}` looks like tools, and layout {layout} does not read it: read it with "
+            f"`{name}` looks like tools, but layout {layout} does not read it: read it with "
             f"{flag({'tools': name})}, or leave it out with --config.data.layout={layout}"
         )
 
@@ -285,7 +288,7 @@ def unread_media(row: Row) -> list[str]:
 
 
 def unread(name: str, heard: str, layout: str) -> str:
-    """The sentence about a column that looks like the question and is not in the pair."""
+    """The sentence about a column that looks like the question but is not in the pair."""
     remedy = "put it into the prompt"
     if any(who in name.lower() for who in ("system", "developer")):
         remedy = f"read it with {flag({'system_prompt': name})}"
@@ -294,13 +297,13 @@ def unread(name: str, heard: str, layout: str) -> str:
     elif layout == "preference_chat" and name in ASKED:
         remedy = f"read it with --config.data.layout={ASKED[name]}"
     return (
-        f"`{name}` looks like the question, and layout {layout} does not read it: {remedy}, or "
+        f"`{name}` looks like the question, but layout {layout} does not read it: {remedy}, or "
         f"leave it out with --config.data.layout={layout}"
     )
 
 
 def holds(heard: str, value: object) -> bool:
-    """Does `heard` hold all that `value` asks, white space aside? Numbers ask nothing."""
+    """Does `heard` contain all that `value` asks, white space aside? Numbers ask nothing."""
     text = isinstance(value, str)
     if value is None or (text and (value in heard or re.fullmatch(r"\s*[-+]?\d+\.?\d*\s*", value))):
         return True
@@ -348,8 +351,8 @@ def absent(row: Row) -> str:
     if not any(near.values()):
         if single == "output" and isinstance(row["output"], list):
             return (
-                "`output` holds several answers: write the preferred one as column `chosen`, and "
-                "the other as `rejected`"
+                "`output` holds several answers: write the preferred one to a column `chosen`, "
+                "and the other to `rejected`"
             )
         if single:
             label = next((name for name in names if name.lower() in LABELS), None)
@@ -360,14 +363,14 @@ def absent(row: Row) -> str:
                 "; recipes/dpo.py trains on such rows with --config.loss=kto" if label else other
             )
             return (
-                f"its rows hold one answer each (`{single}`){wanted}, not pairs: this recipe needs "
-                f"two answers to each prompt, one preferred to the other{other}"
+                f"its rows hold one answer each (`{single}`){wanted}, not pairs: this recipe "
+                f"needs two answers to each prompt, one preferred over the other{other}"
             )
     both = _numbered(names)
     if both and not all(near.values()) and {"chosen", "rejected"}.isdisjoint(names):
         return (
-            f"which of `{both[0]}` and `{both[1]}` is preferred differs from row to row: "
-            "write them as columns `chosen` and `rejected`"
+            f"which of `{both[0]}` and `{both[1]}` is preferred differs from row to row: write "
+            "them to columns `chosen` and `rejected`"
         )
     missing = [ours for ours in near if ours not in row]
     near["chosen"] = near["chosen"] or single
@@ -376,7 +379,7 @@ def absent(row: Row) -> str:
         found = {ours: {"chosen": "better", "rejected": "worse"}[ours] for ours in missing}
     elif question := _question(names):
         found = {"prompt": question} | found
-    what = f"is no `{missing[0]}`: name it" if len(missing) == 1 else MISSING
+    what = f"there is no `{missing[0]}`: name it" if len(missing) == 1 else MISSING
     told = f"among its columns ({', '.join(map(str, row))[:300]}) {what}, as in {flag(found)}"
     alone = missing == ["rejected"] and not near["rejected"]
     return told + ("; without one, recipes/sft.py trains on `chosen`" if alone else "")
@@ -388,7 +391,7 @@ BESIDE_ROWS = frozenset((
     "columns", "index", "schema", "version", "metadata", "type", "features", "row_idx",
     "truncated_cells", "num_rows_total", "num_rows_per_page", "partial", *HOLDERS,
 ))  # fmt: skip
-MISSING = "are no `chosen` and `rejected`: name them"
+MISSING = "there are no `chosen` and `rejected`: name them"
 
 
 def _wrapped(names: list[str]) -> str:

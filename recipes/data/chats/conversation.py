@@ -24,11 +24,11 @@ def continued(prompt: Turns, value: object, name: str) -> Turns:
         if last["role"] != "assistant" and all(turn in answer for turn in prompt):
             return answer  # after a system message of its own
         if last["role"] != "assistant":
-            raise BadInput(f"`{name}` asks something of its own, besides the prompt")
+            raise BadInput(f"`{name}` asks a question of its own, besides the prompt")
     elif last["role"] == "assistant" and "tool_calls" not in last and not goes_on(last, first):
         raise BadInput(
-            "roles out of order: two assistant turns in a row, where the prompt ends with what the "
-            f"assistant says and `{name}` does not begin with it"
+            "roles out of order: two assistant turns in a row: the prompt ends with an assistant "
+            f"turn, and `{name}` does not begin with it"
         )
     return prompt + answer
 
@@ -62,7 +62,7 @@ def history(given: object) -> Turns:
         return messages.read(given, "history")
     pairs = isinstance(given, list) and all(isinstance(x, list) and len(x) == 2 for x in given)
     if not pairs:
-        raise BadInput("`history` holds neither messages nor pairs of a question and its answer")
+        raise BadInput("`history` holds neither messages nor pairs of question and answer")
     roles = ("user", "assistant")
     return [
         {"role": role, "content": messages.text(said, "history")}
@@ -72,7 +72,7 @@ def history(given: object) -> Turns:
 
 
 def goes_on(begun: Message, answer: Message) -> bool:
-    """Is an assistant turn the beginning of another one, and kept whole in it?"""
+    """Is an assistant turn the beginning of another one, and kept completely in it?"""
     said = begun["content"]
     plain = begun["role"] == answer["role"] == "assistant" and len(begun) == 2
     return plain and bool(said.strip()) and answer["content"].startswith(said)

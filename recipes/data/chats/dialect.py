@@ -102,6 +102,6 @@ def _call(call: object, dialect: Dialect) -> object:
     elif isinstance(arguments, str):
         raise BadInput(
             f"the arguments of a tool call are not a JSON object ({arguments[:40]!r}), which the "
-            "chat template needs"
+            "chat template requires"
         )
     return call | {"function": function | {"arguments": arguments}}

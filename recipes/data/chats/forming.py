@@ -24,7 +24,7 @@ UNWANTED = "its `label` is false: the answer is not wanted"
 
 
 def prompted(row: Row) -> Turns:
-    """What is asked: `prompt`, after `history`."""
+    """The prompt as messages: `prompt`, after `history`."""
     prompt = messages.read(row.get("prompt"), "prompt", role="user")
     return conversation.history(row.get("history")) + prompt
 
@@ -32,7 +32,7 @@ def prompted(row: Row) -> Turns:
 def answered(
     row: Row, prompt: Turns, chosen: str = "chosen", rejected: str = "rejected", answers: int = 2
 ) -> Pair:
-    """The chosen answer and the rejected one, or the list of them, all of which are worse."""
+    """The chosen and the rejected answer, or a list of rejected ones, all worse than the first."""
     best, others = row.get(chosen), row.get(rejected)
     if isinstance(others, str) and are_conversations(found := messages.parsed(others)):
         others = found
@@ -60,7 +60,7 @@ def are_conversations(held: object) -> bool:
 
 
 def listed(row: Row, prompt: Turns, said: list[object], ranks: tuple[int, ...]) -> Pair:
-    """The pair, or list, of answers from the best to the worst."""
+    """The pair or list of answers, from the best to the worst."""
     named = zip(said, ("chosen", *("rejected" for _ in said[1:])), strict=True)
     pair = forked(row, *(conversation.continued(prompt, one, name) for one, name in named))
     if not pair.more:
@@ -78,7 +78,7 @@ def forked(row: Row, *conversations: Turns) -> Pair:
     while fork < shortest and all(other[fork] == first[fork] for other in others):
         fork += 1
     if fork == shortest:
-        raise BadInput("one conversation is only the beginning of the other")
+        raise BadInput("one conversation is a prefix of the other")
     prompt, (chosen, rejected, *more) = first[:fork], [turns[fork:] for turns in (first, *others)]
     begun, prefill = prompt[-1] if prompt else None, ""
     if begun and all(conversation.goes_on(begun, one[0]) for one in (chosen, rejected, *more)):
@@ -87,7 +87,7 @@ def forked(row: Row, *conversations: Turns) -> Pair:
 
 
 def _with_system_prompt(row: Row, *conversations: Turns) -> list[Turns]:
-    """With the system prompt of the column; it may stand in both places."""
+    """The messages with the system prompt of the column; it may be in both places."""
     if not row.get("system_prompt"):
         return [*conversations]
     system = {"role": "system", "content": messages.text(row["system_prompt"], "system_prompt")}
@@ -95,12 +95,12 @@ def _with_system_prompt(row: Row, *conversations: Turns) -> list[Turns]:
     if all(turn == system for turn in first):
         return [*conversations]
     if "system" in (turn["role"] for turn in first):
-        raise BadInput("a system prompt in its column, and another among the messages")
+        raise BadInput("one system prompt in its column and another among the messages")
     return [[system, *turns] for turns in conversations]
 
 
 def instructed(row: Row) -> Turns:
-    """What is asked: `instruction`, with `input` on a line of its own, after `history`."""
+    """The prompt as messages: `instruction`, with `input` on a line of its own, after `history`."""
     asked = messages.text(row.get("instruction"), "instruction")
     if row.get("input"):
         asked += "\n" + messages.text(row["input"], "input")
@@ -110,7 +110,7 @@ def instructed(row: Row) -> Turns:
 def single(row: Row, prompt: Turns, turns: Turns, name: str) -> Pair:
     """A conversation that ends with an answer; without a prompt, that is what comes before any."""
     if turns[-1]["role"] != "assistant":
-        raise BadInput(f"the last of `{name}` is not the assistant's: there is no answer")
+        raise BadInput(f"the last message in `{name}` is not the assistant's: there is no answer")
     begins = next(i for i, turn in enumerate(turns) if turn["role"] == "assistant")
     ends = range(len(prompt), len(turns)) if prompt else ()  # before it may be a system message
     begins = next((n for n in ends if turns[n - len(prompt) : n] == prompt), begins)
@@ -132,10 +132,10 @@ def plain(row: Row, prompt: str, chosen: str, rejected: str) -> Pair:
 
 
 def refuse_beside_plain(row: Row) -> None:
-    """Plain text has no place for what a chat template is given."""
+    """Refuses what only a chat template could use, in rows of plain text."""
     for name in BESIDES:
         if row.get(name):
-            raise BadInput(f"plain text has no place for `{name}`")
+            raise BadInput(f"plain text cannot contain `{name}`")
 
 
 def besides(row: Row) -> tuple[list | None, dict[str, object]]:
@@ -147,11 +147,11 @@ def besides(row: Row) -> tuple[list | None, dict[str, object]]:
     kwargs = _parsed(row.get("chat_template_kwargs"), "chat_template_kwargs") or {}
     listed = isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
     if tools is not None and not listed:
-        raise BadInput("`tools` is not a list of descriptions")
+        raise BadInput("`tools` is not a list of tool descriptions")
     if not isinstance(kwargs, dict):
         raise BadInput("`chat_template_kwargs` is not an object")
     if taken := sorted(name for name in kwargs if name in TAKEN or name.endswith("_token")):
-        raise BadInput(f"`chat_template_kwargs` may not say `{taken[0][:40]}`")
+        raise BadInput(f"`chat_template_kwargs` may not set `{taken[0][:40]}`")
     for name, value in (("tools", tools), ("chat_template_kwargs", kwargs)):
         if value:
             messages.check_data(value, name)
@@ -159,7 +159,7 @@ def besides(row: Row) -> tuple[list | None, dict[str, object]]:
 
 
 def _ratings(row: Row) -> tuple[float, float] | None:
-    """Of both answers, NaN for what is not a number; None where the row has none."""
+    """The ratings of both answers, NaN for what is not a number; None if the row has none."""
     chosen, rejected = (row.get(name) for name in RATINGS)
     return None if chosen is rejected is None else (_number(chosen), _number(rejected))
 
@@ -203,7 +203,7 @@ def transcript(value: object, name: str) -> Turns:
 
 
 def worth(row: Row, named: Mapping[str, str]) -> Worth:
-    """Of a pair, from a row as the dataset has it; `named` gives its names for our columns.
+    """The weight and margin of a pair, by a row; `named` maps our column names to the dataset's.
 
     Raises:
       ValueError: one holds no number, or the weight is below 0.
@@ -215,7 +215,7 @@ def worth(row: Row, named: Mapping[str, str]) -> Worth:
             if not math.isfinite(found[name]):
                 raise BadInput(f"no number in `{named[name]}`, the {name} of the pair")
     if found.get("weight", 0.0) < 0:
-        raise BadInput(f"a number below 0 in `{named['weight']}`, the weight of the pair")
+        raise BadInput(f"a negative number in `{named['weight']}`, the weight of the pair")
     return Worth(**found)
 
 

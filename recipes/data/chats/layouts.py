@@ -22,7 +22,7 @@ def preference_chat(row: Row) -> Pair:
     both = [messages.read(row.get(name), name) for name in ("chosen", "rejected")]
     asks = [any(turn["role"] == "user" for turn in turns) for turns in both]
     if asks[0] != asks[1]:
-        raise BadInput("one of `chosen` and `rejected` asks something, and the other only answers")
+        raise BadInput("one of `chosen` and `rejected` has user turns, and the other has none")
     return forming.forked(row, *both)
 
 
@@ -38,7 +38,7 @@ def whole_conversation(row: Row) -> Pair:
 
 
 def sharegpt_conversation(row: Row) -> Pair:
-    """Column `conversations`: the same, `{from, value}`.
+    """Column `conversations`: a conversation that ends with an answer, `{from, value}`.
 
     Raises:
       ValueError: the column is missing or malformed, or does not end with an answer.
@@ -159,7 +159,9 @@ def swift(row: Row) -> Pair:
     """
     chosen = messages.read(row.get("messages"), "messages")
     if chosen[-1]["role"] != "assistant":
-        raise BadInput("the last of `messages` is not the assistant's: there is no chosen answer")
+        raise BadInput(
+            "the last message in `messages` is not the assistant's: there is no chosen answer"
+        )
     name = "rejected_messages" if row.get("rejected_messages") is not None else "rejected_response"
     rejected = messages.read(row.get(name), name, role="assistant")
     whole = rejected[0]["role"] != "assistant"

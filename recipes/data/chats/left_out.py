@@ -19,7 +19,7 @@ def names(message: Message, text: str) -> list[str]:
 
 
 def holds(message: Message, name: str) -> bool:
-    """Does it say anything under this name?"""
+    """Does a message say anything under this name?"""
     return any(map(str.strip, _texts(_held(message).get(name), name)))
 
 
@@ -30,13 +30,13 @@ def without(message: Message, name: str) -> Message:
 
 
 def _held(message: Message) -> dict[str, object]:
-    """Its parts by name; thoughts, which have three names, under one."""
+    """The parts of a message by name; thoughts, which have three names, under one."""
     named = {THOUGHT if name in THOUGHTS else name: value for name, value in message.items()}
     return {name: value for name, value in named.items() if name not in NOT_SAID}
 
 
 def _shown(said: str, text: str) -> bool:
-    """Templates strip texts, write them as JSON, and move the line breaks around thoughts."""
+    """Whether a text contains a part: templates strip texts, write JSON, and move line breaks."""
     said = said.strip()
     if said in text or json.dumps(said, ensure_ascii=False)[1:-1] in text:
         return True
@@ -45,7 +45,7 @@ def _shown(said: str, text: str) -> bool:
 
 
 def _texts(held: object, name: str) -> list[str]:
-    """All that is said in it; of calls the names, and the keys and texts of the arguments."""
+    """All texts in a value; of calls the names, and the keys and texts of the arguments."""
     if name == CALLS and isinstance(held, list):
         functions = [call.get("function", call) for call in held if isinstance(call, dict)]
         return [text for function in functions for text in _of_call(function)]

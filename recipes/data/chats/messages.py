@@ -117,7 +117,7 @@ def unwritten(value: object, name: str) -> object:
         return found
     if _are_turns(found):
         raise BadInput(
-            f"the text in `{name}` holds messages whose keys are not `role` and `content`"
+            f"the text in `{name}` contains messages whose keys are not `role` and `content`"
         )
     if found is None and all(key.search(value) for key in KEYS):
         raise BadInput(f"the text in `{name}` looks like messages, but is not valid JSON")
@@ -207,13 +207,13 @@ def check_data(value: object, name: str) -> None:
 
 
 def one_line(said: str, most: int = 300) -> str:
-    """The same on one line, with a long text cut."""
+    """A text on one line, with a long one cut."""
     said = visible(said).replace("\n", "␊").replace("\t", " ")
     return said if len(said) <= most else f"{said[:most]}…"
 
 
 def is_blank(message: Message) -> bool:
-    """Does it say nothing and call no tool?"""
+    """Is a message empty, without any tool call?"""
     return not message["content"].strip() and "tool_calls" not in message
 
 
@@ -247,7 +247,7 @@ def _message(message: object, name: str) -> Message:
     found = {"role": known, "content": text(said, name)} | besides
     lost = [key for key in sorted(unread([message])) if isinstance(message[key], list | dict)]
     if lost and known == "assistant" and is_blank(found):
-        raise BadInput(f"a message in `{name}` holds nothing but `{lost[0]}`, which is not read")
+        raise BadInput(f"a message in `{name}` contains only `{lost[0]}`, which is not read")
     if known == "assistant" and any(_said(message, key) in NO for key in TRAINED):
         found[QUIET] = True
     return found
@@ -277,7 +277,7 @@ def _typed_parts(said: object) -> object:
 
 
 def _parts(parts: list, name: str) -> tuple[str, str]:
-    """What is said in typed parts, and what is thought."""
+    """The text in typed parts, and the thoughts in them."""
     said, thought = [], []
     for part in parts:
         kind = part.get("type") if isinstance(part, dict) else None
@@ -323,7 +323,7 @@ def _are_turns(found: object) -> bool:
 
 
 def _calls(calls: object, name: str) -> list[dict[str, object]]:
-    """In OpenAI's form, `{type, function: {name, arguments}}`, with arguments as an object."""
+    """Tool calls in OpenAI's form, `{type, function: {name, arguments}}`, arguments as objects."""
     calls = parsed(calls)
     return [_call(unquoted(call), name) for call in (calls if isinstance(calls, list) else [calls])]
 

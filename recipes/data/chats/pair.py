@@ -36,12 +36,12 @@ class Pair(NamedTuple):
 
     @property
     def answers(self) -> tuple[Turns | str, ...]:
-        """Chosen, rejected and the others of a list, or the one there is."""
+        """The chosen answer, the rejected one and the others of a list, or the only one."""
         return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected, *self.more)
 
     @property
     def conversations(self) -> list[Turns]:
-        """Each answer behind the prompt; none of plain text."""
+        """Each answer after the prompt, as a conversation; none of plain text."""
         if isinstance(self.prompt, str):
             return []
         return [self.prompt + turns for turns in self.answers if not isinstance(turns, str)]
@@ -64,7 +64,7 @@ class Pair(NamedTuple):
 
     @property
     def wants_nothing(self) -> bool:
-        """Does the answer that is wanted say nothing?"""
+        """Is the wanted answer empty?"""
         if self.rejected is None and self.ratings == (0,):  # of one alone, which is unwanted
             return False
         if isinstance(self.chosen, str):
@@ -85,12 +85,12 @@ class Pair(NamedTuple):
 
     @property
     def asks_twice(self) -> bool:
-        """Do two user turns follow each other, in one of its conversations?"""
+        """Do two user turns follow each other in one of the conversations?"""
         return any(map(conversation.asks_twice, self.conversations))
 
     @property
     def texts(self) -> Iterable[str]:
-        """All texts in it."""
+        """All texts in the pair."""
         for part in (self.prompt, *self.answers):
             if isinstance(part, str):
                 yield part

@@ -128,7 +128,7 @@ def _said(answer: Row, name: str) -> object:
         if answer.get(key) is not None:
             return answer[key]
     known = ", ".join(f"`{key}`" for key in SAID)
-    raise BadInput(f"an answer in `{name}` says nothing: its words are in {known}")
+    raise BadInput(f"an answer in `{name}` is empty: its text must be in {known}")
 
 
 def _number(value: Any) -> float | None:

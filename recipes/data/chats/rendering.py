@@ -121,7 +121,7 @@ def _left_out(
                 missing.append(name)
         if missing and i in spoken and looks_the_same(i, BLANK):
             raise BadInput(
-                "the chat template shows nothing of an answer: it leaves out its "
+                "the chat template renders nothing of an answer: it leaves out its "
                 + ", ".join(missing)
             )
         found |= dict.fromkeys(missing)
@@ -152,7 +152,7 @@ def _place_of(i: int, turns: Turns, text: str, chat: Chat, pair: Pair) -> Span:
     elif start is not None:
         stop = _next_end(turns[i + 1 :], text, start, chat)
     if start is None or stop is None or stop < start:
-        raise BadInput("the chat template does not show which part of the text is the answer")
+        raise BadInput("the answer cannot be found in the text that the chat template renders")
     return start, stop
 
 

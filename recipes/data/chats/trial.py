@@ -31,14 +31,14 @@ def prepared(
     text = tokenizer.chat_template
     if not text:
         raise BadInput(
-            "the tokenizer has no chat template: give one with --config.chat_template=FILE, or use "
-            "--config.data.layout=plain_text (of single answers, plain_answer)"
+            "the tokenizer has no chat template: give one with --config.chat_template=FILE, or "
+            "use --config.data.layout=plain_text (plain_answer for single answers)"
         )
     dated = template.prints_the_date(text)
     if dated and date is None:
         raise BadInput(
-            "the chat template prints today's date, and tomorrow the same rows would give other "
-            "tokens: set the day that it prints, like --config.data.date=2026-01-31"
+            "the chat template prints today's date, so the same rows would give other tokens "
+            "tomorrow: set the date that it prints (e.g. --config.data.date=2026-01-31)"
         )
     if date is not None and not dated:
         raise BadInput(
@@ -81,17 +81,17 @@ def prepared(
         raise BadInput("the chat template marks no part of an assistant turn as generated")
     if not rendered.prompt_end or PROBE[0]["content"] not in whole[: rendered.prompt_end]:
         raise BadInput(
-            "the chat template cannot be used: it changes the prompt when an answer follows"
+            "the chat template cannot be used: it changes the prompt if an answer follows"
         )
     if asks_again:
         raise BadInput(
-            "the chat template cannot be used: after each answer it begins another, whether it is "
-            "asked to (`add_generation_prompt`) or not"
+            "the chat template cannot be used: it begins another answer after each one, with or "
+            "without `add_generation_prompt`"
         )
     if words := _words_behind(chat):
         raise BadInput(
-            "the chat template cannot be used: after each answer it writes more than an end of "
-            f"turn ({words[:40]!r})"
+            "the chat template cannot be used: it writes more than an end of turn after each "
+            f"answer ({words[:40]!r})"
         )
     return chat
 

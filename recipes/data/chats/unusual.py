@@ -29,7 +29,7 @@ def checked(pair: Pair, rendered: tuple[Rendered, ...], chat: Chat | None) -> tu
     for turns, shown in zip(pair.conversations, rendered, strict=False):
         odd = conversation.odd(turns)
         if odd and not (conversation.in_order(turns, shown.text) and _behind_headers(shown, chat)):
-            raise BadInput(f"roles out of order: {odd}, which the chat template does not show")
+            raise BadInput(f"roles out of order: {odd}, which the chat template does not render")
     return _begun(pair.prefill, rendered) if pair.prefill else rendered
 
 
@@ -49,7 +49,7 @@ def _begun(prefill: str, rendered: tuple[Rendered, ...]) -> tuple[Rendered, ...]
     ends = [max(side.text.find(prefill, side.prompt_end), 0) for side in rendered]
     end = ends[0] + len(prefill)
     if not all(ends) or len({side.text[:end] for side in rendered}) > 1:
-        raise BadInput("the chat template does not show the beginning of the answer as it is")
+        raise BadInput("the chat template changes the beginning of the answer")
     return tuple(
         side._replace(prompt_end=end, scored=[(max(a, end), b) for a, b in side.scored if b > end])
         for side in rendered

@@ -43,9 +43,12 @@ class Counts(NamedTuple):
         noted = sorted(self.notes, key=lambda name: (name not in NOTES, name))
         told += [f"{self.notes[name]} {described(name)}" for name in noted if self.notes[name]]
         if self.repeated:
-            told.append(f"{self.repeated} that repeat an earlier one (kept)")
+            told.append(f"{self.repeated} repeat an earlier one (kept)")
         if self.contradicted:
-            told.append(f"{self.contradicted} of which others prefer the other answer (kept)")
+            told.append(
+                f"{self.contradicted} contradicted by another row that prefers the other "
+                "answer (kept)"
+            )
         return told
 
 

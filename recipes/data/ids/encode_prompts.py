@@ -35,7 +35,7 @@ def encode(
                 raise BadInput(f"{where}: {error}") from error
             if len(ids) >= given.max_length:
                 raise BadInput(
-                    f"{where}: a prompt of {len(ids)} tokens leaves no answer within "
+                    f"{where}: a prompt of {len(ids)} tokens leaves no room for an answer within "
                     f"--config.train_seq_len={given.max_length}: shorten it"
                 )
         found.append(ids)

@@ -22,15 +22,17 @@ def encode(
     begin = own.eos_id if own.bos_id is None else own.bos_id
     if begin is None:
         raise BadInput(
-            "--config.validation_texts: the tokenizer has neither a token for the beginning of a "
-            "text nor one for its end, so nothing would stand before the first token"
+            "--config.validation_texts: the tokenizer has neither a BOS nor an EOS token, so "
+            "nothing would precede the first token"
         )
     found = []
     for where, text in rows:
         try:
             size = len(text.encode())
         except UnicodeEncodeError as error:
-            raise BadInput(f"{where}: half a character, which UTF-8 cannot write") from error
+            raise BadInput(
+                f"{where}: half of a surrogate pair, which UTF-8 cannot encode"
+            ) from error
         with step(where, "to tokenise it", float(size // BYTES_A_SECOND)):
             ids, _ = own.encode(text)
         found.append((ids if ids[:1] == [begin] else [begin, *ids], size))

@@ -46,7 +46,7 @@ class AnswerIds(NamedTuple):
 
     @property
     def answers(self) -> tuple[Answer, ...]:
-        """The one."""
+        """The one answer, as a tuple."""
         return (Answer(self.answer, self.scored),)
 
 
@@ -80,37 +80,37 @@ Example = Encoded | LabelledIds
 
 # Notes on pairs, or single answers, that are used.
 NOTES = {
-    "moved": "with a token across the end of the prompt (it went to the answer, whole)",
-    "prompt_cut": "with a prompt cut from the left at train_seq_len",
-    "answer_cut": "with an answer cut at train_seq_len (its end is not scored)",
-    "empty_turn": "with a turn that says nothing",
-    "wants_nothing": "whose chosen answer says nothing: the policy learns to end at once",
-    "no_user_turn": "with no user turn in their prompt",
-    "asks_twice": "with two user turns in a row (is what was said between them missing?)",
-    "special": "with words that are special tokens of this tokenizer (they are read as such)",
+    "moved": "with a token that spans the end of the prompt (it counts as part of the answer)",
+    "prompt_cut": "with a prompt cut from the left to fit train_seq_len",
+    "answer_cut": "with an answer cut off at train_seq_len (its end is not scored)",
+    "empty_turn": "with an empty turn",
+    "wants_nothing": "with an empty chosen answer (the policy would learn to stop immediately)",
+    "no_user_turn": "without a user turn in their prompt",
+    "asks_twice": "with two user turns in a row (is a turn between them missing?)",
+    "special": "containing special-token strings (encoded as special tokens)",
     "quiet": (
-        "with turns that are marked not to be trained (weight 0, train or loss false: they are not "
-        "scored)"
+        "with turns that are marked as not to be trained (weight 0, train or loss false: they are "
+        "not scored)"
     ),
     "no_id": (
-        "with words that tokenizer_config.json calls special and no file of the tokenizer gives an "
-        "id (they are read as words)"
+        "containing what tokenizer_config.json calls special tokens, but no file of the tokenizer "
+        "gives an id (encoded as words)"
     ),
     "other_format": (
-        "with marks of a chat format in their prompt (Human:, [INST], <|im_start|>, …) or at the "
-        "end of an answer (</s>, …): the chat template is written around them; "
+        "with chat markup in their prompt (Human:, [INST], <|im_start|>, …) or at the end of an "
+        "answer (</s>, …), around which the chat template is written again; "
         "--config.data.layout=plain_text takes texts as they are"
     ),
-    "asks_again": "of which every answer begins with the question",
-    "ignored": "with tools or template settings that the chat template does not look at",
-    "unscored": "with chosen_score and rejected_score that are not two numbers (they are left out)",
-    "tied": "with answers that are ranked alike (they are not compared with each other)",
-    "unranked": "with answers without a score or rank (they are left out)",
+    "asks_again": "in which every answer begins with the question",
+    "ignored": "with tools or template settings that the chat template ignores",
+    "unscored": "whose chosen_score and rejected_score are not two numbers (both are ignored)",
+    "tied": "with answers of equal rank (they are not compared with each other)",
+    "unranked": "with answers that have no score or rank (those answers are left out)",
     "left_over": (
-        "with more answers than --config.data.answers, in no order that is known (of the rejected "
-        "ones some are left out)"
+        "with more answers than --config.data.answers, in unknown order (some of the rejected ones "
+        "are left out)"
     ),
-    "said_again": "with answers that say the same (of these only the best one is used)",
+    "said_again": "with identical answers (only the best one of them is used)",
 }
 UNREAD = "unread/"  # and a key of a message that nothing here reads
 LEFT_OUT = "left_out/"  # and a key of a message that the chat template does not show
@@ -130,7 +130,7 @@ def is_ranked(example: Example) -> bool:
 
 
 def ranks_of(example: Example) -> tuple[int, ...]:
-    """Of each answer, 0 the best."""
+    """The rank of each answer, where 0 is the best."""
     return example.ranks if isinstance(example, ListIds) else (0, 1)[: len(example.answers)]
 
 
@@ -141,11 +141,13 @@ def described(note: str) -> str:
     if note.startswith(UNREAD):
         return f"with `{note.removeprefix(UNREAD)}` in their messages, which is not read"
     key = note.removeprefix(LEFT_OUT)
-    return f"of which the chat template leaves out {'words' if key == 'content' else f'`{key}`'}"
+    return (
+        f"for which the chat template leaves out {'some text' if key == 'content' else f'`{key}`'}"
+    )
 
 
 def as_bytes(example: Example) -> bytes:
-    """All that training sees of it: equal for examples that train the same, on any machine."""
+    """All that training sees of an example: equal for those that train the same, on any machine."""
     ratings = None if is_ranked(example) else example.ratings
     label = b"" if ratings is None else np.array(ratings[:1], "<i4").tobytes()
     worth = b"" if example.worth == Worth() else np.array(example.worth, "<f8").tobytes()
@@ -161,7 +163,7 @@ def turned(pair: PairIds) -> PairIds:
 
 
 def texts_as_bytes(example: Example) -> bytes:
-    """Its tokens and masks: equal where a model gives the same log-probabilities."""
+    """The tokens and masks of an example: equal if a model gives the same log-probabilities."""
     answers = example.answers
     parts = example.prompt, *(answer.ids for answer in answers)
     sized = (len(array).to_bytes(8) + array.astype("<i4").tobytes() for array in parts)

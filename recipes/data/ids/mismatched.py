@@ -49,14 +49,14 @@ def partners(prompts: Sequence[bytes]) -> list[int]:
             found[own] = found[before]
     if len(found) < len(prompts):
         raise BadInput(
-            "--config.loss=kto compares answers with answers to other prompts, and all rows have "
-            "the same prompt: add rows with others, or choose another loss"
+            "--config.loss=kto compares answers with answers to other prompts, but all rows have "
+            "the same prompt: add rows with other prompts, or choose another loss"
         )
     return [found[i] for i in range(len(prompts))]
 
 
 def _fitted(answer: Answer, room: int) -> Answer:
-    """Its beginning, which ends with a scored token; all of it is scored where nothing else is."""
+    """The beginning of an answer, up to a scored token; if none is scored, all of it is."""
     ids, scored = answer.ids[:room], answer.scored[:room]
     if not scored.any():
         return Answer(ids, np.ones(len(ids), bool))

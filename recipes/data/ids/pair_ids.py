@@ -42,8 +42,31 @@ def encode(
     n, moved = _boundary(encoded, rendered[0].prompt_end)
     if n == 0:
         raise BadInput(f"the prompt is empty{_opens(pair)}")
-    ratings = pair.ratings if pair.ratings and np.isfinite(pair.ratings).all() else None
-    notes = {
+    left_out = list(dict.fromkeys(name for text in rendered for name in text.left_out))
+    notes = _notes(pair, tokenizer, template, left_out, moved=moved)
+    parted = _Parted(
+        encoded[0].ids[:n], [Answer(side.ids[n:], side.scored[n:]) for side in encoded]
+    )
+    (prompt, answers), cut = _fitted(parted, max_length, over_length, tokenizer.bos_id)
+    notes += [cut] if cut else []
+    if len(answers) == 1:
+        label = (pair.ratings[0],) if labelled and pair.ratings else None
+        return AnswerIds(row, prompt, *answers[0], tuple(notes), label)
+    distinct = _distinct(answers, pair.ranks or (0, 1), left_out)
+    notes += ["said_again"] if len(distinct) < len(answers) else []
+    return _compared(pair, row, prompt, answers, distinct, tuple(notes), lists=lists)
+
+
+def _notes(
+    pair: Pair,
+    tokenizer: Tokenizer,
+    template: chat.Chat | None,
+    left_out: Sequence[str],
+    *,
+    moved: bool,
+) -> list[str]:
+    """The names of what is unusual about a pair (`examples.NOTES`) before it is cut."""
+    holds = {
         "moved": moved,
         "empty_turn": pair.has_empty_turn,
         "wants_nothing": pair.wants_nothing,
@@ -55,32 +78,51 @@ def encode(
         "other_format": unusual.of_another_format(pair),
         "asks_again": unusual.asks_again(pair),
         "ignored": chat.ignores(pair, template),
-        "unscored": len(pair.answers) > 1 and pair.ratings is not None and ratings is None,
+        "unscored": len(pair.answers) > 1 and pair.ratings is not None and _ratings(pair) is None,
     }
-    left_out = dict.fromkeys(name for text in rendered for name in text.left_out)
-    said = [name for name, holds in notes.items() if holds] + [LEFT_OUT + key for key in left_out]
-    said += pair.notes
-    parted = _Parted(
-        encoded[0].ids[:n], [Answer(side.ids[n:], side.scored[n:]) for side in encoded]
-    )
-    (prompt, answers), cut = _fitted(parted, max_length, over_length, tokenizer.bos_id)
-    said += [cut] if cut else []
-    if len(answers) == 1:
-        label = (pair.ratings[0],) if labelled and pair.ratings else None
-        return AnswerIds(row, prompt, *answers[0], tuple(said), label)
-    ranks = pair.ranks or (0, 1)
+    found = [name for name, is_so in holds.items() if is_so]
+    return [*found, *(LEFT_OUT + key for key in left_out), *pair.notes]
+
+
+def _ratings(pair: Pair) -> tuple[float, ...] | None:
+    """The ratings of a pair's answers, where all of them have one."""
+    return pair.ratings if pair.ratings and np.isfinite(pair.ratings).all() else None
+
+
+def _distinct(
+    answers: Sequence[Answer], ranks: Sequence[int], left_out: Sequence[str]
+) -> list[int]:
+    """Which of the answers do not repeat an earlier one.
+
+    Raises:
+      ValueError: all of them are ranked alike, so that nothing is left to compare.
+    """
     new = [i for i, one in enumerate(answers) if not _says_again(one, answers[:i])]
     if ranks[new[-1]] == ranks[0]:
         hidden = f" once the chat template has left out {', '.join(left_out)}" if left_out else ""
         raise BadInput(f"chosen equals rejected{hidden}")
-    said += ["said_again"] if len(new) < len(answers) else []
+    return new
+
+
+def _compared(
+    pair: Pair,
+    row: int,
+    prompt: np.ndarray,
+    answers: Sequence[Answer],
+    distinct: Sequence[int],
+    notes: tuple[str, ...],
+    *,
+    lists: bool,
+) -> PairIds | ListIds:
+    """A list of the distinct answers, or the pair."""
+    ratings = _ratings(pair)
     if lists:
-        of_new: Callable[[Sequence], tuple] = lambda values: tuple(values[i] for i in new)
-        rated = of_new(ratings) if ratings else None
-        return ListIds(row, prompt, of_new(answers), of_new(ranks), tuple(said), rated, pair.worth)
+        of: Callable[[Sequence], tuple] = lambda values: tuple(values[i] for i in distinct)
+        rated, ranks = of(ratings) if ratings else None, of(pair.ranks or (0, 1))
+        return ListIds(row, prompt, of(answers), ranks, notes, rated, pair.worth)
     chosen, rejected = answers
     masks = chosen.scored, rejected.scored
-    return PairIds(row, prompt, chosen.ids, rejected.ids, *masks, tuple(said), ratings, pair.worth)
+    return PairIds(row, prompt, chosen.ids, rejected.ids, *masks, notes, ratings, pair.worth)
 
 
 def _opens(pair: Pair) -> str:
@@ -144,7 +186,7 @@ def _encode_text(
         spans = [(prompt_end, len(text) + 1)]
 
     def characters(i: int) -> tuple[int, int]:
-        """From .. to, of a token. In the head it is all of it; a token without any has the next."""
+        """The span of a token: of the head all of it; a token without text has that of the next."""
         i -= before
         if i < 0:
             return -1, cut
@@ -197,7 +239,7 @@ def _common(a: np.ndarray, b: np.ndarray) -> int:
 def _fitted(
     parted: _Parted, most: int, over_length: str, bos: int | None
 ) -> tuple[_Parted, str | None]:
-    """Cut to at most so many tokens, each answer up to its last scored one; and what was cut."""
+    """Cuts to at most `most` tokens, each answer up to its last scored one; says what was cut."""
     prompt = parted.prompt
     answers = [_ended(answer, "nothing to score") for answer in parted.answers]
     longest, n = max(len(answer.ids) for answer in answers), len(prompt)
@@ -217,7 +259,7 @@ def _fitted(
 
 
 def _ended(answer: Answer, otherwise: str) -> Answer:
-    """Up to its last scored token: what follows is never seen."""
+    """The answer up to its last scored token: what follows is never seen."""
     if len(answer.scored) and answer.scored[-1]:  # as almost all are
         return answer
     if not answer.scored.any():

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from checkpoints_io import hf_folder, places
 from checkpoints_io.errors import BadInput, StorageError
+from recipes import terminal
 from recipes.data.chats import layouts
 from recipes.data.ids import encode_rows, shards, token_cache
 from recipes.data.ids.encode_rows import How, Ready
@@ -19,7 +20,6 @@ from recipes.data.ids.shards import Shard
 from recipes.data.rows import sources
 from recipes.data.rows.records import Row
 from recipes.data.rows.source import Source
-from recipes.training import terminal
 from zoo.text import template
 from zoo.text.confined import Worker
 
@@ -120,7 +120,7 @@ def in_memory(source: Source, how: How, crew: Crew) -> list[Shard]:
 
 
 def kept(source: Source, how: How, cache: places.Place, crew: Crew) -> list[Shard]:
-    """The same, tokenised once: a later start maps what an earlier one kept in the directory.
+    """The rows of a source, tokenised once: a later start maps what an earlier one kept.
 
     Raises:
       ValueError: the source was changed while it was read.
@@ -140,7 +140,7 @@ def kept(source: Source, how: How, cache: places.Place, crew: Crew) -> list[Shar
             token_cache.finish(folder, firsts)
             found = token_cache.read_all(folder)
     if found is None:
-        raise StorageError(f"what was just written to {folder} cannot be read: is the disk sound?")
+        raise StorageError(f"what was just written to {folder} cannot be read back: check the disk")
     return found
 
 
@@ -168,7 +168,7 @@ def _tokenised(
 
 
 def _parts(source: Source, most: int) -> Iterator[tuple[int, list[Row]]]:
-    """The rows, so many at a time, with the number of the first."""
+    """The rows in parts of a fixed size, each with the number of its first row."""
     rows = sources.read(source.path, layouts.wanted(dict(source.columns), single=source.single))
     part: list[Row] = []
     first = size = 0

@@ -57,7 +57,7 @@ def to_bytes(shard: Shard) -> bytes:
 
 
 def _joined(one: ListIds) -> dict[str, Any]:
-    """With its answers in one array, and their lengths."""
+    """The examples with their answers in one array, and the lengths of these."""
     joined = np.concatenate([answer.ids for answer in one.answers])
     scored = np.concatenate([answer.scored for answer in one.answers])
     lengths = [len(answer.ids) for answer in one.answers]

@@ -13,9 +13,9 @@ from typing import Any
 
 from checkpoints_io import places
 from checkpoints_io.errors import StorageError
+from recipes import terminal
 from recipes.data.ids import shards
 from recipes.data.ids.shards import Shard
-from recipes.training import terminal
 
 FORMAT, SUFFIX = 3, ".safetensors"
 
@@ -46,7 +46,7 @@ def clear_rooms(directory: places.Place) -> None:
 @contextlib.contextmanager
 def alone(folder: places.Place) -> Iterator[None]:
     """Inside the block no other process writes there; if one does, this waits, and says so."""
-    told = f"waiting for another process that tokenises the same, in {folder}"
+    told = f"waiting for another process that is tokenising the same data, in {folder}"
     with contextlib.ExitStack() as stack:
         with _told(folder):
             stack.enter_context(folder.alone(otherwise=lambda: terminal.write(told)))
@@ -141,11 +141,11 @@ def _digest(folder: places.Place, name: str) -> str | None:
 
 @contextlib.contextmanager
 def _told(folder: places.Place) -> Iterator[None]:
-    """An error of the disk, as a sentence."""
+    """An error of the disk as an error for the user."""
     try:
         yield
     except OSError as error:
         raise StorageError(
-            f"tokens cannot be kept in {folder} ({error.strerror or error}): make room, choose "
-            "another --config.token_cache, or unset it"
+            f"tokens cannot be kept in {folder} ({error.strerror or error}): free some space, "
+            "choose another --config.token_cache, or unset it"
         ) from error

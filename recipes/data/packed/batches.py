@@ -41,7 +41,7 @@ class Update(NamedTuple):
     ranks: np.ndarray | None = None  # int [P, A]: of each in a list, 0 the best
 
 
-class Said(NamedTuple):
+class DataFields(NamedTuple):
     """What the data says about the examples of an update, on the devices."""
 
     tokens: jax.Array  # int32 [P, A]: scored tokens of each
@@ -62,11 +62,11 @@ def pack(examples: Sequence[Example], shape: Shape, shards: Sequence[int]) -> Up
         real_tokens=sum(map(streams.real_tokens, examples)),
         stored_tokens=sum(len(placed.stream.tokens) for row in rows for placed in row),
         positions=len(rows) * shape.row_length,
-        **told(examples, shape.answers),
+        **example_fields(examples, shape.answers),
     )
 
 
-def told(examples: Sequence[Example], answers: int) -> dict[str, Any]:
+def example_fields(examples: Sequence[Example], answers: int) -> dict[str, Any]:
     """What is known about the examples and their answers, by name as in `Update`."""
 
     def slots(absent: float | int, of: Callable[[Example], Sequence]) -> np.ndarray:
@@ -103,7 +103,7 @@ def iterate(endless: grain.MapDataset, place: Place, *, start: int) -> Iterator[
 
 
 def in_order(examples: Sequence[Example], place: Place) -> Iterator[Update]:
-    """All of them once, in order: for evaluation. The last element may hold fewer than P."""
+    """All examples once, in order, for evaluation. The last update may hold fewer than P."""
     shards, P = shards_here(place), place.shape.examples
     for start in range(0, len(examples), P):
         yield pack(examples[start : start + P], place.shape, shards)
@@ -125,16 +125,16 @@ def put(batch: Packed, place: Place) -> Packed:
         return jax.make_array_from_process_local_data(place.row_sharding, array, whole)
 
     rows = batch._replace(scored=None)
-    return jax.tree.map(split, rows)._replace(scored=everywhere(batch.scored, place))
+    return jax.tree.map(split, rows)._replace(scored=put_replicated(batch.scored, place))
 
 
-def said(update: Update, place: Place) -> Said:
+def data_fields(update: Update, place: Place) -> DataFields:
     """What the data says about the examples of an update and their answers."""
 
     def put(values: np.ndarray, dtype: DTypeLike) -> jax.Array:
-        return everywhere(values.astype(dtype), place)
+        return put_replicated(values.astype(dtype), place)
 
-    return Said(
+    return DataFields(
         put(update.scored, np.int32),
         put(update.ratings, np.float32),
         None if update.ranks is None else put(update.ranks, np.int32),
@@ -143,7 +143,7 @@ def said(update: Update, place: Place) -> Said:
     )
 
 
-def everywhere(array: np.ndarray, place: Place) -> jax.Array:
+def put_replicated(array: np.ndarray, place: Place) -> jax.Array:
     """An array that every process holds, on all devices."""
     whole = NamedSharding(place.row_sharding.mesh, PartitionSpec())
     return jax.make_array_from_process_local_data(whole, array, array.shape)

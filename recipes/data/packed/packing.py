@@ -34,7 +34,7 @@ class Shape(NamedTuple):
     context: int = 1  # how many devices share the tokens of a row
 
     def listed(self, rows: int) -> int:
-        """C, of so many rows of a device.
+        """C, the length of a device's list of scores, for this many of its rows.
 
         Where rows are cut into stripes, one may have a score more than tokens of the streams at
         either end of it: the last token of a prompt is read for both answers.
@@ -133,8 +133,8 @@ def pack_rows(items: Sequence[Item], shape: Shape) -> list[list[list[Placed]]]:
             continue
         if shape.rows < len(streams):
             raise BadInput(
-                f"row {source_row} of the data is too long for one row and needs "
-                f"{len(streams)} in a micro-batch: raise --config.per_device_parallelism"
+                f"row {source_row} of the data is too long for one row and needs {len(streams)} "
+                "rows in a micro-batch: raise --config.per_device_parallelism"
             )
         start = len(rows)
         if start % shape.rows + len(streams) > shape.rows:

@@ -28,7 +28,7 @@ class Fill(NamedTuple):
 
 
 def fill(examples: Sequence[Example], shape: Shape) -> Fill:
-    """Over a few updates of examples from all over the list."""
+    """How well a shape fills rows, over a few updates of examples from all over the list."""
     stored = positions = count = 0
     updates = max(1, min(LOOKED_AT, len(examples) // shape.examples))
     again = -(-shape.examples // len(examples))  # an update may be longer than the list
@@ -82,7 +82,7 @@ def choose(
             found.append((fill(examples, shape), shape))
     if not found:
         raise BadInput(
-            f"some examples do not fit into one row and need {answers} of a micro-batch: set "
+            f"some examples do not fit into one row and need {answers} rows of a micro-batch: set "
             f"--config.per_device_parallelism={-(-answers // shards)}, or a longer "
             "--config.row_length"
         )

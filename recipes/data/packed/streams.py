@@ -33,7 +33,7 @@ def item(example: Example, shape: Shape) -> Item:
 
 
 def outline(example: Example, shape: Shape) -> Item:
-    """The same with nothing but lengths in its streams: enough to pack it, and quickly made."""
+    """An item with nothing but lengths in its streams: enough to pack it, and quickly made."""
     p, scored = len(example.prompt), scored_tokens(example)
     alone = [p + len(answer.ids) - 1 for answer in example.answers]
     streams = [
@@ -50,7 +50,7 @@ def _blank(stored: int, scores: int, alone: list[int]) -> Stream:
 
 
 def discounted(streams: tuple[Stream, ...], alpha: float) -> tuple[Stream, ...]:
-    """Scores beyond the length of the shortest answer count `alpha`.
+    """The streams with weights: scores beyond the length of the shortest answer count `alpha`.
 
     Source: LD-DPO, https://arxiv.org/abs/2409.06411; TRL's ld_alpha, of policy and reference.
     """
@@ -121,17 +121,17 @@ def _alone(example: Example, number: int) -> Stream:
 
 
 def longest(example: Example) -> int:
-    """Positions of its longest answer after its own prompt: a row must hold them."""
+    """Positions of the longest answer after its own prompt: a row must hold them."""
     return len(example.prompt) + max(len(answer.ids) for answer in example.answers) - 1
 
 
 def stored_length(example: Example) -> int:
-    """Positions it takes in a row that is long enough."""
+    """Positions that an example takes in a row that is long enough."""
     return sum(two_by_two(example))
 
 
 def two_by_two(example: Example) -> list[int]:
-    """Of every two answers behind one prompt, and of one that is left.
+    """Positions of each two answers with one prompt, and of one that is left.
 
     After a prompt of one token two have one score more than tokens, and it needs a place.
     """
@@ -169,7 +169,7 @@ def fits_once(example: Example, shape: Shape) -> bool:
 
 
 def fits_a_row(example: Example, shape: Shape) -> bool:
-    """Does one row hold all of it, with its prompt once or, where it must, with every answer?"""
+    """Does one row hold an example, with its prompt once or, if need be, with every answer?"""
     return needed(example, shape.alike) <= shape.row_length
 
 
@@ -179,5 +179,5 @@ def needed(example: Example, alike: int | None) -> int:
 
 
 def _may_share(example: Example, alike: int | None) -> bool:
-    """May its answers share the prompt's rotations? A single answer has them for itself."""
+    """May the answers share the prompt's rotations? A single answer has them for itself."""
     return len(example.answers) == 1 or alike is None or longest(example) < alike

@@ -15,7 +15,7 @@ STRIPE, TILE = 512, 128
 
 
 def width(row_length: int, devices: int) -> int:
-    """Of the stripes of rows that so many devices share: each has equally many."""
+    """The width of stripes of rows that this many devices share: each has equally many."""
     return math.gcd(row_length // devices, STRIPE)
 
 
@@ -48,7 +48,7 @@ def dealt(
 def stored(
     rows: Shaped[np.ndarray, "B T"], order: Int[np.ndarray, "B I"]
 ) -> Shaped[np.ndarray, "B T"]:
-    """Rows in order -> rows as they are stored."""
+    """Reorders rows as they are stored."""
     striped = rows.reshape(*order.shape, -1)
     found = np.empty_like(striped)
     np.put_along_axis(found, order[..., None], striped, axis=1)

@@ -10,12 +10,12 @@ from recipes.data.rows.records import File, Row, Wanted
 
 
 def comma(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
-    """CSV. Many spreadsheets separate its cells by semicolons: the header decides."""
+    """CSV files. Many spreadsheets separate cells by semicolons: the header decides."""
     yield from _rows(name, file, wanted, ",;\t")
 
 
 def tab(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
-    """TSV."""
+    """TSV files."""
     yield from _rows(name, file, wanted, "\t")
 
 

@@ -32,7 +32,7 @@ def array_record(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
         try:
             reader = array_record_module.ArrayRecordReader(path)
             if not (count := reader.num_records()):  # so it is for a file that breaks off
-                raise BadInput("it breaks off, or holds no records")
+                raise BadInput("it is truncated, or holds no records")
             for start in range(0, count, tables.AT_ONCE):
                 for record in reader.read(start, min(start + tables.AT_ONCE, count)):
                     yield records.from_json(f"{name}[{number}]", record, wanted)

@@ -53,8 +53,8 @@ def whole_list(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
         text = first.removeprefix(b"\xef\xbb\xbf").lstrip()
         if text.strip() == b"{":
             raise BadInput(
-                "it begins with an object over several lines, and must be a list of objects, or "
-                "hold one on each line"
+                "it begins with an object that spans several lines, but must be a list of "
+                "objects or have one object per line"
             )
         if not text.startswith(b"["):
             if not first.endswith(b"\n"):
@@ -127,6 +127,6 @@ class _Behind:
         self._first, self._file = first, file
 
     def readline(self, size: int | None = -1) -> bytes:
-        """As of any file."""
+        """The next line of the file, the first one as it was read already."""
         first, self._first = self._first, b""
         return first or self._file.readline(-1 if size is None else size)

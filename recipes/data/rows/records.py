@@ -44,7 +44,7 @@ def from_json(where: str, text: bytes, wanted: Wanted) -> Row:
 
 
 def from_text(where: str, text: bytes) -> Row:
-    """The row whose `text` this is."""
+    """The row that contains this `text`."""
     if len(text) > LONGEST:
         return too_long(where)
     try:
@@ -61,7 +61,7 @@ def from_value(where: str, value: object, size: int, wanted: Wanted) -> Row:
     if unread:
         value = {name: field for name, field in value.items() if name not in unread}
     if not _is_flat(value):
-        return Row(where, None, f"deeper than {DEEPEST} lists")
+        return Row(where, None, f"nested deeper than {DEEPEST} lists")
     return Row(where, value, unread=unread, size=size)
 
 
@@ -82,7 +82,7 @@ def parsed(text: str) -> object:
 
 
 def without_nulls(value: Any) -> Any:
-    """The same, without the keys of objects that hold null.
+    """A value without the keys of objects that hold null.
 
     Arrow gives all objects of a column the same keys, and fills in nulls. Whether a null was
     written or filled in, its files cannot say, so it makes no difference in any kind of file.
@@ -93,7 +93,7 @@ def without_nulls(value: Any) -> Any:
 
 
 def distinct(names: list[str]) -> list[str]:
-    """The names of columns.
+    """The names of columns, which must differ.
 
     Raises:
       ValueError: one is there twice.
@@ -126,7 +126,7 @@ class _Twice(BadInput):
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise _Twice("a key that stands twice in one object")
+        raise _Twice("a key that occurs twice in one object")
     return found
 
 
@@ -134,7 +134,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=_object)  # json.loads would build 
 
 
 def _is_flat(value: dict) -> bool:
-    """Is it nested no deeper than DEEPEST?"""
+    """Is a value nested no deeper than DEEPEST?"""
     level = [value]
     for _ in range(DEEPEST):
         inner = [x.values() if isinstance(x, dict) else x for x in level]

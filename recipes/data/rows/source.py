@@ -28,6 +28,13 @@ class Weighted(NamedTuple):
     weight: float | None  # None: as many as it has
 
 
+class Rows(NamedTuple):
+    """What each row must hold, by the loss."""
+
+    single: bool  # one answer, not two
+    labelled: bool  # and whether it is wanted
+
+
 class Common(NamedTuple):
     """What holds for sources that do not say otherwise."""
 
@@ -41,19 +48,17 @@ class Common(NamedTuple):
 UNPAIRED = ("kto",)
 
 
-def common(given: Mapping[str, Any]) -> Common:
-    """What the settings say of all sources. Where there is no beta nothing is preferred."""
-    losses = {name.partition("=")[0].strip() for name in given.get("loss", "").split(",")}
-    labelled = not losses.isdisjoint(UNPAIRED)
-    single = "beta" not in given or labelled
-    return Common(given["data.layout"], given["data.columns"] or {}, single, labelled)
+def common(given: Mapping[str, Any], rows: Rows) -> Common:
+    """What the settings say of all sources, whose rows hold what the loss needs."""
+    return Common(given["data.layout"], given["data.columns"] or {}, *rows)
 
 
-def names_column(given: Mapping[str, Any], name: str) -> bool:
+def names_column(given: Mapping[str, Any], rows: Rows, name: str) -> bool:
     """Do the settings say which column is our `name`, for any source?"""
-    sources = [one.source for one in training(given["train_data"], common(given)).values()]
+    of_all = common(given, rows)
+    sources = [one.source for one in training(given["train_data"], of_all).values()]
     of_held_out = held_out(given["validation"]).items()
-    sources += [parsed(f"validation.{name}", one, common(given)) for name, one in of_held_out]
+    sources += [parsed(f"validation.{name}", one, of_all) for name, one in of_held_out]
     return any(name in dict(one.columns) for one in sources)
 
 
@@ -69,8 +74,8 @@ def training(given: Given, common: Common) -> dict[str, Weighted]:
         raise BadInput("please set --config.train_data=…")
     if not isinstance(given, dict):
         raise BadInput(
-            f"--config.train_data={given!r} is neither a source nor several: those are "
-            'dict(name=dict(path="…", weight=1.0), …); files of one kind are a path with *'
+            f"--config.train_data={given!r} is neither a source nor several: write several as "
+            'dict(name=dict(path="…", weight=1.0), …); name files of one kind by a path with *'
         )
     found = {}
     for name, one in given.items():
@@ -79,8 +84,8 @@ def training(given: Given, common: Common) -> dict[str, Weighted]:
         found[name] = Weighted(parsed(where, one, common), _weight(where, weight))
     if len({one.weight is None for one in found.values()}) > 1:
         raise BadInput(
-            f"--config.train_data: either all sources have weight={BY_ROWS}, and every example "
-            "counts the same, or none has"
+            f"--config.train_data: set weight={BY_ROWS} either for all sources, so that every "
+            "example counts the same, or for none"
         )
     return found
 
@@ -103,13 +108,13 @@ def held_out(given: Given) -> dict[str, Given]:
         return {}
     if not isinstance(given, dict):
         raise BadInput(
-            f"--config.validation={given!r} gives no name: write --config.validation.heldout="
-            f"{given}, and metrics are under eval/heldout"
+            f"--config.validation={given!r} has no name: write "
+            f"--config.validation.heldout={given}, and metrics are logged under eval/heldout"
         )
     for name, one in given.items():
         if not isinstance(one, str) and "weight" in (one or ()):
             raise BadInput(
-                f"--config.validation.{name}.weight has no effect: every held-out example weighs "
+                f"--config.validation.{name}.weight has no effect: all held-out examples weigh "
                 "the same; leave it out"
             )
     return dict(given)
@@ -132,7 +137,7 @@ def parsed(where: str, given: Given, common: Common) -> Source:
     if not isinstance(path, str) or not path:
         raise BadInput(f"please set --config.{where}.path=…")
     if not isinstance(own, Mapping):
-        raise BadInput(f'the columns of --config.{where} are not written like dict(prompt="x")')
+        raise BadInput(f'the columns of --config.{where} are not of the form dict(prompt="x")')
     layout = said.get("layout", common.layout)
     names = tuple(sorted(own.items()))
     return Source(path, layout, names, single=common.single, labelled=common.labelled)

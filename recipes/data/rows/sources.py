@@ -107,11 +107,11 @@ def _found(source: str) -> tuple[FileSystem, list[str]]:
         found = _within(file_system, found[0], source)
     for path in found:
         if local and not os.path.exists(path):
-            raise NotFound(f"{path} is a link that leads nowhere")
+            raise NotFound(f"{path} is a broken link")
         if _is_folder(file_system, path):
-            raise BadInput(f"{path} is a folder, one of several that {source!r} names: name one")
+            raise BadInput(f"{path} is a folder, one of several matches of {source!r}: name one")
         if formats.kind_of(path) is None:
-            raise BadInput(f"{path} ends in none of {', '.join(formats.SUFFIXES)}")
+            raise BadInput(f"{path} does not end in one of {', '.join(formats.SUFFIXES)}")
         if local and not os.path.isfile(path):
             raise BadInput(f"{path} is not a regular file: give a file or a folder")
     return file_system, found
@@ -174,8 +174,8 @@ def _within(file_system: FileSystem, folder: str, source: str) -> list[str]:
             others = [inner(path) for path in found if sort(path) != chosen]
             told = ", ".join(f"{number} {name}" for name, number in sorted(counted.items()))
             raise BadInput(
-                f"{source} is a folder with files of several {what} ({told}): name those to read, "
-                f"as in {os.path.join(source, _pattern(some, others))}"
+                f"{source} is a folder with files of several {what} ({told}): name the ones to "
+                f"read, as in {os.path.join(source, _pattern(some, others))}"
             )
     return found
 
@@ -236,8 +236,9 @@ def _hub(source: str) -> Any:
         return datasets.load_dataset(name, *parts, split=split, revision=revision or None)
     except OSError as error:
         raise NotFound(
-            f"there is no file {source!r} here, and the hub did not give a dataset of that name "
-            f"({type(error).__name__}): check the name, the network, and your token if it is gated"
+            f"there is no file {source!r} here, and no dataset of that name could be loaded from "
+            f"the hub ({type(error).__name__}): check the name, the network, and, for a gated "
+            "dataset, your token"
         ) from error
     except ValueError as error:
         raise BadInput(f"the dataset {source!r} could not be read: {error}") from error

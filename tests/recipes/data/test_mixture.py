@@ -114,11 +114,11 @@ def test_the_settings_of_sources():
         ({"a": {"path": "x", "wait": 1.0}}, "no setting 'wait': it has path, weight"),
         ({"a": {"path": "x", "weight": 0}}, "weight must be above 0, or 'rows', not 0"),
         ({"a": {"path": "x", "weight": "much"}}, "weight must be above 0, or 'rows', not 'much'"),
-        ({"a": {"path": "x", "weight": "rows"}, "b": "y"}, "either all sources have weight=rows"),
+        ({"a": {"path": "x", "weight": "rows"}, "b": "y"}, "set weight=rows either for all"),
         ({"a": {"path": "x", "weight": float("nan")}}, "weight must be above 0"),
         (["a.jsonl", "b.jsonl"], "neither a source nor several"),
         ({"a": 3}, "train_data.a=3 is not a source"),
-        ({"a": {"path": "x", "columns": "y"}}, "not written like dict"),
+        ({"a": {"path": "x", "columns": "y"}}, "not of the form dict"),
     ],
 )
 def test_sources_that_are_no_sources(given, told):

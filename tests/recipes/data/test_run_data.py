@@ -7,7 +7,7 @@ import pytest
 from recipes.configs import tiny
 from recipes.data import run_data
 from recipes.data.rows import sources
-from recipes.training import checks, settings
+from recipes.training import checks, settings, written
 from tests.conftest import TINY
 
 # The same three pairs under several names and in several forms.
@@ -49,7 +49,7 @@ def read(tmp_path):
         config.validation = dict(heldout=dict(path=path, **said) if said else path)
         config.data.columns, config.data.layout = names, forced
         given = checks.checked(config, settings.table_of(settings.DPO))
-        found = run_data.read(run_data.asked(given, TINY / "model"))
+        found = run_data.read(run_data.data_settings(given, TINY / "model", written.rows_of(given)))
         return found.train[0].examples, found.held_out[0].examples, found.sources[-1].layout
 
     return read
@@ -139,7 +139,7 @@ def test_a_column_that_only_the_last_row_has(read):
 def test_names_of_columns_that_are_no_names(read):
     with pytest.raises(ValueError, match=r"validation.heldout.columns has no column 'chosn'"):
         read(OURS, OURS, {}, columns=dict(chosn="x"))
-    with pytest.raises(ValueError, match=r"data.columns.chosen=3 is not a column's name"):
+    with pytest.raises(ValueError, match=r"data.columns.chosen=3 is not a column name"):
         read(OURS, OURS, {"chosen": 3})
 
 
@@ -161,6 +161,6 @@ def test_a_start_loads_a_hub_dataset_once(tmp_path, monkeypatch, request):
     for cache in (None, str(tmp_path)):
         config.token_cache = cache
         given = checks.checked(config, settings.table_of(settings.DPO))
-        found = run_data.read(run_data.asked(given, TINY / "model"))
+        found = run_data.read(run_data.data_settings(given, TINY / "model", written.rows_of(given)))
         assert len(found.train[0].examples) == len(found.held_out[0].examples) == 3
     assert sorted(asked) == ["owner/heldout", "owner/train"]

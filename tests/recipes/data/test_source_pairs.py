@@ -87,7 +87,9 @@ def test_pairs_that_contradict_each_other_are_counted(tmp_path):
     other = GOOD | {"rejected": [USER, turn("d")]}
     found = read(written(tmp_path / "a.jsonl", [GOOD, other, turned, other]))
     assert (found.counts.contradicted, found.counts.repeated) == (2, 1)
-    assert "2 of which others prefer the other answer (kept)" in found.counts.lines()
+    assert (
+        "2 contradicted by another row that prefers the other answer (kept)" in found.counts.lines()
+    )
     assert read(written(tmp_path / "b.jsonl", [GOOD, other])).counts.contradicted == 0
 
 
@@ -105,7 +107,7 @@ def test_files_without_a_usable_row(tmp_path):
     with pytest.raises(ValueError, match="holds no rows"):
         source_pairs.recognised(Source(str(written(tmp_path / "a.jsonl", []))))
     with pytest.raises(
-        ValueError, match=r"a.jsonl:1: among its columns \(better\) are no `chosen`"
+        ValueError, match=r"a.jsonl:1: among its columns \(better\) there are no `chosen`"
     ):
         source_pairs.recognised(Source(str(written(tmp_path / "a.jsonl", [{"better": "a"}]))))
 
@@ -138,7 +140,7 @@ def test_scores_that_are_not_two_numbers_cost_no_pair(tmp_path):
         found = read(written(tmp_path / "a.jsonl", [*rows, GOOD]), cache)
         assert [pair.ratings for pair in found.ids] == [(4.5, 2.0), *[None] * 6]
         assert found.counts.notes["unscored"] == 4
-    told = "4 with chosen_score and rejected_score that are not two numbers (they are left out)"
+    told = "4 whose chosen_score and rejected_score are not two numbers (both are ignored)"
     assert told in found.counts.lines()
 
 
@@ -160,7 +162,7 @@ def test_a_prompt_is_on_one_side_only(tmp_path):
         for fraction in (0.001, 0.1, 0.999):
             sides = source_pairs.split(some(count), fraction)
             assert all(sides) and sum(map(len, sides)) == count
-    told = r"one prompt in all: --config\.validation_split_fraction=None holds none out"
+    told = r"have the same prompt: set --config\.validation_split_fraction=None"
     with pytest.raises(ValueError, match=told):
         source_pairs.split(some(1), 0.2)
 
@@ -503,7 +505,7 @@ def test_tools_that_the_template_ignores_are_counted(tmp_path):
     tools = [{"type": "function", "function": {"name": "look"}}]
     found = read(written(tmp_path / "a.jsonl", [GOOD | {"tools": tools}, GOOD]))
     assert found.counts.notes["ignored"] == 1
-    told = "1 with tools or template settings that the chat template does not look at"
+    told = "1 with tools or template settings that the chat template ignores"
     assert told in found.counts.lines()
 
 

@@ -58,9 +58,12 @@ def test_a_prompt_is_what_is_asked(row, asked):
         ({"messages": [said("So.")]}, "it asks nothing"),
         ({"prompt": [{"role": "system", "content": "Be kind."}]}, "it asks nothing"),
         ({"prompt": 3}, "prompt"),
-        ({"prompt": "Sum it up.", "input": "It rains."}, "`input` looks like a part of what is"),
-        ({"context": "It rains.", "question": "Does it?"}, "`context` looks like a part"),
-        ({"prompt": "A", "functions": [{"name": "f"}]}, "`functions` looks like a part of what"),
+        ({"prompt": "Sum it up.", "input": "It rains."}, "`input` looks like part of the prompt"),
+        ({"context": "It rains.", "question": "Does it?"}, "`context` looks like part"),
+        (
+            {"prompt": "A", "functions": [{"name": "f"}]},
+            "`functions` looks like part of the prompt",
+        ),
         ({"prompt": "A", "query": "Q", "chosen": "B", "rejected": "C"}, "`query` looks like"),
     ],
 )
@@ -92,7 +95,7 @@ def test_prompts_are_asked_once_and_every_row_is_accounted_for(tmp_path):
     assert [prompt.row for prompt in found.prompts] == [0, 1]
     assert found.prompts[1].ids == tuple(words.chat([user("B")]))
     assert found.left_out[2] == "the same prompt as row 0"
-    assert "and an answer fits after 100" in found.left_out[3]
+    assert "no room for an answer, which needs at most 100" in found.left_out[3]
     assert [*found.left_out] == [2, 3, 4, 5]
     file.write_text('{"x": 1}\n')
     with pytest.raises(ValueError, match="holds no prompt to answer: row 0: no prompt"):
@@ -181,7 +184,7 @@ def test_the_best_and_the_worst_are_a_pair_that_the_recipe_reads(tmp_path):
         {"row": 4, "reason": "a prompt of 12 tokens"},
         {"row": 7, "reason": "a prompt of 99 tokens"},
     ]  # fmt: skip
-    assert told.splitlines()[0].startswith("2 pairs, a line each, in ")
+    assert told.splitlines()[0].startswith("2 pairs, one per line, in ")
     assert "       2  a prompt of … tokens" in told.splitlines()
     read = layouts.read(columns.recognised(rows[0]), rows[0])
     assert read.prompt == [user("Q0")]
@@ -201,7 +204,7 @@ def test_what_a_judge_has_said_is_kept(tmp_path):
     assert kept_line["scores"] == [2, 1, None, None, None]
     judges.judge(directory, "mine", lambda: lambda lines: asked.extend(lines) or by_length(lines))
     assert [line["row"] for line in asked] == [3, 1, 2]
-    with pytest.raises(ValueError, match="has what mine says, and this command asks other"):
+    with pytest.raises(ValueError, match="has the scores of mine, but this command asks for other"):
         judges.judge(directory, "other", lambda: by_length)
     nobody = lambda: pytest.fail("nothing is left to judge")
     judges.judge(directory, "mine", nobody)
@@ -212,7 +215,7 @@ def test_what_a_judge_has_said_is_kept(tmp_path):
 )
 def test_what_are_no_scores_is_said(tmp_path, said_):
     directory = with_answers(tmp_path)
-    with pytest.raises(RuntimeError, match="of the 2 answers to row 0: it must give a list"):
+    with pytest.raises(RuntimeError, match="for the 2 answers to row 0: it must return a list"):
         judges.judge(directory, "mine", lambda: lambda lines: iter([said_]))
 
 
@@ -306,7 +309,7 @@ def test_the_program_says_what_it_made_and_refuses_another_run(tmp_path):
     directory = places.at(str(tmp_path / "out"))
     made, without = (kept.lines(directory, name) for name in (pairs.FILE, pairs.LEFT_OUT))
     assert sorted([one["row"] for one in made + without]) == [*range(14)]
-    assert f"{len(made)} pairs, a line each" in done.stdout
+    assert f"{len(made)} pairs, one per line" in done.stdout
     before = directory.read(pairs.FILE)
     assert command(tmp_path).returncode == 0
     assert directory.read(pairs.FILE) == before
@@ -315,9 +318,9 @@ def test_the_program_says_what_it_made_and_refuses_another_run(tmp_path):
         ({"seed": 5}, "made with another --seed (0, and now 5)"),
         ({"max_new_tokens": 5}, "made with another --max_new_tokens (40, and now 5)"),
         ({"judge": "true"}, "remove that file to judge the answers again"),
-        ({"judge": None}, "who judges?"),
+        ({"judge": None}, "give exactly one judge"),
         ({"reference": TINY / "model"}, "give one of --judge"),
-        ({"directory": tmp_path}, "holds out and no answers of this program"),
+        ({"directory": tmp_path}, "contains out but no answers of this program"),
     ):
         refused = command(tmp_path, **flags)
         assert (refused.returncode, told in refused.stderr) == (1, True), refused.stderr
@@ -347,19 +350,19 @@ def test_answers_of_other_settings_are_not_mixed(tmp_path):
     kept.check(directory, made_with)
     kept.check(directory, made_with)
     for other, told in (
-        ({"answers": 5}, r"another --answers \(4, and now 5\): give another directory"),
+        ({"answers": 5}, r"another --answers \(4 before, 5 now\): give another directory"),
         ({"prompts": {"files": {"a.jsonl": "13"}}}, r"another --prompts \(other contents\)"),
     ):
         with pytest.raises(ValueError, match=told):
             kept.check(directory, made_with | other)
     directory.remove(kept.MADE_WITH)
     directory.write_whole("notes.txt", b"mine")
-    with pytest.raises(FileExistsError, match=r"holds notes.txt and no answers of this program"):
+    with pytest.raises(FileExistsError, match=r"contains notes.txt but no answers of this program"):
         kept.check(directory, made_with)
 
 
 def test_nobody_or_two_judge():
-    asked = sample_pairs.Asked("m", "p", "d", HOW)
+    asked = sample_pairs.Options("m", "p", "d", HOW)
     for others in ({}, {"judge": "a:b", "reference": "c"}):
-        with pytest.raises(ValueError, match="who judges"):
+        with pytest.raises(ValueError, match="give exactly one judge"):
             sample_pairs.sample(asked._replace(**others))

@@ -107,14 +107,14 @@ def test_a_small_report_to_the_letter(own):
 train: pairs.jsonl, read as plain_text
   2 of 3 rows used
   1 dropped: chosen equals rejected (first: pairs.jsonl:2)
-  1 pair with a token across the end of the prompt (it went to the answer, whole)
+  1 pair with a token that spans the end of the prompt (it counts as part of the answer)
 
   tokens      min median    90%    99%    max  0 … 14, a block is 1
   prompt        3      3      5      5      5     █ █
   chosen        1      1      6      6      6   █    █
   rejected      1      1     10     10     10   █        █
   scored        2      2     14     14     14    █           █
-  The chosen answer is the longer one in 0% of the pairs, the shorter in 50%.
+  The chosen answer is longer in 0% of the pairs, shorter in 50%.
 
   rows of  filled  micro-batches  positions per real token  pairs in two rows
        64    8.6%            1.0                      7.53               0.0%  (the run)
@@ -128,7 +128,7 @@ train: pairs.jsonl, read as plain_text
     rejected  ⟦ Back, and⟧ then⟦ home.⟧
 
   row 2
-    with a token across the end of the prompt (it went to the answer, whole)
+    with a token that spans the end of the prompt (it counts as part of the answer)
     prompt    A↵
               B
     chosen    ⟦ C⟧
@@ -287,7 +287,7 @@ def test_single_answers_are_told_as_such(own):
     one = part(some, layout="plain_answer", source="rows.jsonl", notes={"moved": 2})
     shape = SHAPE._replace(answers=1)
     told, html = data_page.text([one], own, shape, color=False), data_page.page([one], own, shape)
-    assert "  2 answers with a token across the end of the prompt" in told
+    assert "  2 answers with a token that spans the end of the prompt" in told
     assert "the longest answer does not fit" in told
     page = Page(html)
     assert page.texts == [text for both in texts for text in both]
@@ -315,7 +315,7 @@ def test_lists_are_told_as_such(own):
     one = part(some, layout="best_and_worst", source="rows.jsonl", notes={"tied": 2})
     shape = SHAPE._replace(answers=3, rows=4, few=4)
     told, html = data_page.text([one], own, shape, color=False), data_page.page([one], own, shape)
-    assert "  2 lists with answers that are ranked alike" in told
+    assert "  2 lists with answers of equal rank" in told
     assert "The best answer is longer than the worst in" in told
     page = Page(html)
     assert page.texts == [text for all_ in texts for text in all_]

@@ -44,7 +44,7 @@ PART = {"name": "train", "source": "a.jsonl", "rows": 4, "used": 3, "lost": {"no
 def test_a_page_says_what_the_files_say(tmp_path):
     settings = {"num_train_steps": 4, "beta": 0.1, "data": {"layout": None}, "tags": ["a", "b"]}
     some = [sample(0, ratio=0.0), sample(4), sample(4, temperature=0.7, text="perhaps")]
-    part = PART | {"notes": {"with a turn that says nothing": 2}}
+    part = PART | {"notes": {"with an empty turn": 2}}
     run = write(
         tmp_path / "one", settings=settings, records=RECORDS, samples=some, data=[part]
     )  # fmt: skip
@@ -55,7 +55,7 @@ def test_a_page_says_what_the_files_say(tmp_path):
     assert cells["first steps, with compilation"] == ["1 min 30 s", "45.0%"]
     assert cells["waiting for data"] == ["10 s", "5.0%"]
     assert cells["used"][:2] == ["3", "75.0%"] and cells["lost: no text"][:2] == ["1", "25.0%"]
-    assert cells["used: with a turn that says nothing"][0] == "2"
+    assert cells["used: with an empty turn"][0] == "2"
     assert cells["data.layout"] == ["None"] and cells["tags"] == ["a, b"]
     assert page.words.count("Why 0?") == 2 and "heldout, row 0, drawn at 0.7" in page.words
     tokens = [attrs for tag, attrs in page.tags if tag == "b" and "title" in attrs]
@@ -171,7 +171,7 @@ def test_runs_are_told_apart_by_their_paths(tmp_path):
     with pytest.raises(ValueError, match="give the directory of a run"):
         report.report([], None)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "Not a page."}')
-    with pytest.raises(ValueError, match=r"rows.jsonl is something else than a page"):
+    with pytest.raises(ValueError, match=r"rows.jsonl is not a page of this program"):
         report.report(both, f"{tmp_path}/rows.jsonl")
     assert report.report(both, page) == page  # over its own
 

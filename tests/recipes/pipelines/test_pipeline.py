@@ -113,14 +113,14 @@ def test_data_is_known_by_its_contents(tmp_path):
     [
         (dict(a="python train.py"), "step a begins with 'python': give one of recipes.data, "),
         (dict(a=""), "step a begins with ''"),
-        (dict(dpo=DPO), "the step dpo names {sft}, which is no step before it"),
+        (dict(dpo=DPO), "the step dpo names {sft}, which is not an earlier step"),
         (dict(sft=SFT, a="recipes.measure --model={sft}", b="recipes.measure --model={a}"),
-         r"recipes.measure makes nothing that a program reads; {a.run} is its directory"),
+         r"recipes.measure produces nothing that a program reads; {a.run} is its directory"),
         (dict(sft=f"{SFT} --config.lr=1"), "did you mean learning_rate"),
         (dict(sft=f"{SFT} --config.steps_per_hf_export=-1", dpo=DPO),
          "step dpo names {sft}, which exports nothing: leave out"),
         (dict(sft=f"{SFT} --config.adapter.rank=4", dpo=DPO),
-         "{sft} as --config.initialize_from_hf, and that exports adapters: set"),
+         "{sft} as --config.initialize_from_hf, but that step exports adapters: set"),
     ],
 )  # fmt: skip
 def test_a_line_that_cannot_be_run_is_refused_before_the_first_step(lines, told):
@@ -175,12 +175,12 @@ def test_what_is_done_is_skipped(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert pipeline.run(known, [])
     told = capsys.readouterr().out.splitlines()
-    assert [line.split(",")[0] for line in told] == [f"{name}: skipped" for name in known]
+    assert [line.split(",")[0] for line in told] == [f"{name}: already done" for name in known]
     assert len(started) == 6
 
 
 def test_a_run_without_an_export_has_made_nothing(tmp_path):
-    with pytest.raises(ValueError, match="has no export, which the next step is to read"):
+    with pytest.raises(ValueError, match="has no export for the next step to read"):
         steps.last_export(places.at(str(tmp_path)))
 
 
@@ -221,7 +221,7 @@ def test_a_stop_in_the_middle_changes_nothing(tmp_path):
     again = started("stopped")
     told, _ = again.communicate()
     assert again.returncode == 0
-    assert "sft: skipped" in told
+    assert "sft: already done, skipped" in told
     for pattern in ("scores-*/scores.jsonl", "dpo-*/hf/step-12/model.safetensors"):
         assert only("whole", pattern).read_bytes() == only("stopped", pattern).read_bytes()
 

@@ -78,8 +78,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(config, tmp_path, capfd, other):
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        ({"reference_mode": "cached"}, "follows it: leave out"),
-        ({"reference_model_path": "other"}, "follows it: leave out"),
+        ({"reference_mode": "cached"}, "copy of the policy: leave out"),
+        ({"reference_model_path": "other"}, "copy of the policy: leave out"),
         ({"reference_sync_steps": None}, "reference_mixup_alpha has no effect without"),
         ({"keep_best": "some/dpo_accuracy"}, "use dpo_margin_policy"),
         ({"loss": "simpo", "beta": 2.0}, "reference_sync_steps=2 has no effect"),

@@ -174,10 +174,13 @@ def test_a_list_adds_the_same_gradient_in_any_part_of_an_update(name):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (dict(loss="aot"), "aot is of pairs alone, and --config.data.answers=4 makes lists"),
-        (dict(loss="cpo"), "choose another loss, like reference_free,sft, or .*answers=2"),
-        (dict(ld_alpha=0.5), "ld_alpha=0.5 is of pairs"),
-        (dict(loss="plackett_luce", list_pairs="best"), "looks at no pairs: leave it out"),
+        (
+            dict(loss="aot"),
+            "`aot` only supports pairs, but --config.data.answers=4 produces ranked lists",
+        ),
+        (dict(loss="cpo"), "choose another loss .e.g. reference_free,sft.*or .*answers=2"),
+        (dict(ld_alpha=0.5), "ld_alpha=0.5 only supports pairs"),
+        (dict(loss="plackett_luce", list_pairs="best"), "does not compare pairs: leave it out"),
         ({"data.answers": 2, "list_pairs": "all"}, "no effect with --config.data.answers=2"),
         (dict(loss="pl"), "it is called plackett_luce here"),
     ],

@@ -13,6 +13,7 @@ import pytest
 
 from recipes.data.ids.examples import AnswerIds, PairIds
 from recipes.data.packed import streams
+from recipes.data.rows.source import UNPAIRED
 from recipes.preference import losses, metrics, objectives
 from recipes.preference.divergences import DIVERGENCES
 from recipes.training import settings
@@ -203,26 +204,40 @@ def test_figures_of_answers_without_a_partner_by_hand():
     assert float(only["dpo_rejected_reward"]) == 0
 
 
-@pytest.mark.parametrize("name", [name for name, first in losses.FIRST.items() if first])
+@pytest.mark.parametrize("name", losses.FIRST)
 def test_every_loss_is_first_what_it_says(name):
     """Where policy and reference are equal, whatever beta is."""
     equal = answers(jnp.zeros(3), jnp.zeros(3), reference=-50.0)
-    named = options_of(name)
+    named, promised = options_of(name), losses.FIRST[name]
+    if promised is None:
+        assert name in ("r_dpo", "kto")
+        return
     for beta in (0.01, 0.1, 2.0):
         named["beta"] = beta
-        first = losses.FIRST[name](**named)
         found = losses.LOSSES[name](equal, **named)
-        assert name in ("r_dpo", "kto") or math.isfinite(first)
-        if math.isfinite(first):
-            np.testing.assert_allclose(found, first, rtol=1e-5)
+        np.testing.assert_allclose(found, promised(**named), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name, first in losses.FIRST.items() if not first])
-def test_losses_of_the_policy_alone_see_no_reference(name):
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_only_losses_of_the_policy_alone_see_no_reference(name):
     given = random_answers()
-    other = given._replace(reference=given.reference * 2 + 1)
+    if name in UNPAIRED:
+        given = given._replace(ratings=jnp.array([[1.0, -1.0]] * len(given.policy)))
+    other = given._replace(reference=given.reference * jnp.array([2.0, 3.0]) + 1)
     of = functools.partial(losses.LOSSES[name], **options_of(name))
-    np.testing.assert_array_equal(of(given), of(other))
+    same = np.array_equal(of(given), of(other))
+    assert same == (name in losses.WITHOUT_REFERENCE)
+
+
+@pytest.mark.parametrize("first", [None, lambda **_: math.nan])
+def test_a_loss_whose_first_value_depends_on_the_pairs_keeps_its_reference(monkeypatch, first):
+    monkeypatch.setitem(losses.LOSSES, "mine", losses.hinge)
+    monkeypatch.setitem(losses.FIRST, "mine", first)
+    objective = objectives.objective({"loss": "mine", "beta": 0.1})
+    assert objective.has_reference
+    assert math.isnan(objective.terms[0].first)
+    monkeypatch.setattr(losses, "WITHOUT_REFERENCE", ("mine",))
+    assert not objective.has_reference
 
 
 @pytest.mark.parametrize("name", SUMMED)
@@ -267,7 +282,7 @@ def test_divergences_by_hand():
     of = functools.partial(found, f_divergence_type="alpha_divergence")
     assert of(f_alpha_divergence_coef=0.5) == pytest.approx(1 - 0.5 * alpha, rel=1e-6)
     assert of(f_alpha_divergence_coef=1.0) == found()
-    with pytest.raises(ValueError, match="'kl' is none of reverse_kl, forward_kl"):
+    with pytest.raises(ValueError, match="'kl' is not one of reverse_kl, forward_kl"):
         found(f_divergence_type="kl")
 
 
@@ -314,28 +329,31 @@ def test_a_sum_of_losses_by_hand():
         (dict(loss="dpo_norm"), "it is called sigmoid_norm here"),
         (dict(loss="cdpo"), "it is called sigmoid with --config.label_smoothing here"),
         (dict(loss="simp"), r"no loss 'simp' \(did you mean simpo\?\)"),
-        (dict(loss="sigmoid,sft=much"), "'sft=much' is not written like sft=0.2"),
-        (dict(loss="sigmoid,sft=-1"), "'sft=-1' is not written like"),
-        (dict(loss="sigmoid,sigmoid=0.5"), "each loss once"),
+        (dict(loss="sigmoid,sft=much"), "'sft=much' is not of the form sft=0.2"),
+        (dict(loss="sigmoid,sft=-1"), "'sft=-1' is not of the form"),
+        (dict(loss="sigmoid,sigmoid=0.5"), "name each loss once"),
         (dict(loss="sigmoid,"), "no loss ''"),
-        (dict(loss="sft"), r"a recipe of its own, recipes/sft\.py"),
-        (dict(gamma_beta_ratio=0.5), "gamma_beta_ratio has no effect .*, and only with simpo"),
+        (dict(loss="sft"), r"supervised fine-tuning use recipes/sft\.py"),
+        (dict(gamma_beta_ratio=0.5), "gamma_beta_ratio has no effect .* only applies to simpo"),
         (dict(loss="simpo", beta=2.0, discopop_tau=0.1), "discopop_tau has no effect"),
         (dict(loss="hinge", label_smoothing=0.1), "label_smoothing has no effect"),
-        (dict(loss="dpop"), "set --config.dpop_lambda, which --config.loss=dpop must be given"),
-        (dict(f_divergence_type="alpha_divergence"), "set --config.f_alpha_divergence_coef with"),
-        (dict(f_alpha_divergence_coef=0.5), "set --config.f_alpha_divergence_coef with"),
+        (dict(loss="dpop"), "set --config.dpop_lambda, which --config.loss=dpop requires"),
+        (
+            dict(f_divergence_type="alpha_divergence"),
+            "set --config.f_alpha_divergence_coef if and only if",
+        ),
+        (dict(f_alpha_divergence_coef=0.5), "set --config.f_alpha_divergence_coef if and only if"),
         (dict(loss="exo_pair"), "set --config.label_smoothing, which --config.loss=exo_pair"),
-        (dict(beta=5.0), "beta=5 is for losses of means per token .*usual beta is 0.01 to 0.5"),
-        (dict(loss="sigmoid_norm"), "takes means per token, and its usual beta is 2 to 10"),
-        (dict(loss="sigmoid,sft", use_weighting=True), "does not go with --config.loss=sft"),
-        (dict(use_weighting=True, ld_alpha=0.5), "does not go with --config.ld_alpha"),
+        (dict(beta=5.0), "beta=5 suits losses on means per token .*usual beta of 0.01 to 0.5"),
+        (dict(loss="sigmoid_norm"), "takes means per token, with a usual beta of 2 to 10"),
+        (dict(loss="sigmoid,sft", use_weighting=True), "cannot be combined with --config.loss=sft"),
+        (dict(use_weighting=True, ld_alpha=0.5), "cannot be combined with --config.ld_alpha"),
         (
             dict(loss="kto,sft"),
-            "kto is of single answers with a label, and the others are of pairs",
+            "kto takes single answers with a label, but the others take pairs",
         ),
-        (dict(loss="kto", ld_alpha=0.5), "ld_alpha=0.5 is of pairs"),
-        (dict(desirable_weight=2.0), "desirable_weight has no effect .*, and only with kto"),
+        (dict(loss="kto", ld_alpha=0.5), "ld_alpha=0.5 only supports pairs"),
+        (dict(desirable_weight=2.0), "desirable_weight has no effect .* only applies to kto"),
     ],
 )
 def test_what_fits_no_loss_is_refused(given, words):
@@ -357,7 +375,9 @@ def test_every_loss_has_its_row_and_its_first_value():
     told = (ROOT / "docs" / "losses.md").read_text("utf-8")
     rows = re.findall(r"^\| `(\w+)` \|", told, re.MULTILINE)
     assert not losses.LOSSES.keys() - {*rows}, "write their rows in docs/losses.md"
-    assert losses.FIRST.keys() == losses.LOSSES.keys(), "a first value, or None, in FIRST"
+    alone = {*losses.WITHOUT_REFERENCE}
+    assert losses.FIRST.keys() | alone == losses.LOSSES.keys(), "a first value, or None, in FIRST"
+    assert not losses.FIRST.keys() & alone, "without a reference there is no first value"
     (sentence,) = re.findall(r"A margin from a column is taken off x in\s(.*?):", told, re.DOTALL)
     assert {*re.findall(r"`(\w+)`", sentence)} == {*losses.OF_MARGINS}, "of docs/losses.md"
 

@@ -81,6 +81,28 @@ def test_kept_answers_that_are_wrong_stop_the_run(cached, tmp_path):
         run(cached, "wrong")
 
 
+@pytest.mark.parametrize(("name", "at"), [("train", 0), ("heldout", 1)])
+def test_values_that_are_not_finite_are_named_and_never_kept(
+    short, tmp_path, monkeypatch, name, at
+):
+    of_examples, calls = reference_cache.logps.of_examples, []
+
+    def overflowing(forward, pairs, place):
+        found = of_examples(forward, pairs, place)
+        calls.append(pairs[2].row)
+        if len(calls) == at + 1:
+            found[2, 1] = np.nan
+        return found
+
+    monkeypatch.setattr(reference_cache.logps, "of_examples", overflowing)
+    how = {"reference_mode": "cached", "reference_cache": str(tmp_path / "cache")}
+    told = "has .* under the reference .*tiny/model that is NaN or .*--config.mp$"
+    with pytest.raises(RuntimeError, match=told) as error:
+        run(short, "overflowing", **how)
+    assert str(error.value).startswith(f"row {calls[at]} of {name} has")
+    assert len(files(tmp_path)) == at
+
+
 def test_another_reference_has_another_folder(tmp_path):
     open_ = lambda **other: reference_cache.opened(
         places.Disk(tmp_path),

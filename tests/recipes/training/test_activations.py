@@ -139,8 +139,8 @@ def test_experts_in_a_loop_keep_nothing():
         (Remat("attention"), "attention of all layers kept for the backward pass"),
         (
             Remat("products", 1, 3 * GIB),
-            "products of 1 of 3 layers kept for the backward pass (about 3 GiB per device), of the "
-            "others attention",
+            "products of 1 of 3 layers kept for the backward pass (about 3 GiB per device); "
+            "attention kept for the others",
         ),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 
 from recipes.configs import tiny
 from recipes.training import adamw8bit, optimizer
-from tests.conftest import adamw_of, small_config
+from tests.conftest import optimizer_settings_of, small_config
 import zoo
 from zoo.parts import sharding
 
@@ -61,7 +61,7 @@ def test_blocks_divide_the_last_axis(size, length):
 
 def optimizers(**other):
     """AdamW with moments in float32, and in 8 bits."""
-    given = adamw_of(tiny.get_config())._replace(**other)
+    given = optimizer_settings_of(tiny.get_config())._replace(**other)
     make = lambda name: optimizer.optimizer_of(
         given._replace(optimizer=name), lambda _: 1e-2, {"w": True, "norm": False}
     )
@@ -141,7 +141,7 @@ def compiled(name, layers):
     config = small_config(num_hidden_layers=layers, hidden_size=128, intermediate_size=384)
     layout = nnx.state(zoo.abstract(config, mesh=mesh))
     params = nnx.to_pure_dict(layout)
-    given = adamw_of(tiny.get_config())._replace(optimizer=name, max_grad_norm=1.0)
+    given = optimizer_settings_of(tiny.get_config())._replace(optimizer=name, max_grad_norm=1.0)
     adamw = optimizer.optimizer_of(given, lambda _: 1e-2, optimizer.matrices(layout))
     state = optimizer.layout(adamw, params, mesh)
 
@@ -175,7 +175,7 @@ def test_a_moment_is_split_as_its_weight_is():
         name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place("L F D", shape))
         for name, shape in sizes.items()
     }
-    given = adamw_of(tiny.get_config())._replace(optimizer="adamw8bit")
+    given = optimizer_settings_of(tiny.get_config())._replace(optimizer="adamw8bit")
     adamw = optimizer.optimizer_of(given, lambda _: 1e-2, {"w": True, "norm": True})
     moments = optimizer.layout(adamw, params, mesh)[1][0]
     codes, largest = moments.mu["w"]

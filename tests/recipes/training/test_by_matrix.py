@@ -12,7 +12,7 @@ import pytest
 
 from recipes.configs import tiny
 from recipes.training import adapting, by_matrix, optimizer, plan, trained
-from tests.conftest import adamw_of, given_by, small_config
+from tests.conftest import given_by, optimizer_settings_of, small_config
 from tests.long_forms import full_but
 from tests.zoo import twins
 from zoo import models
@@ -81,7 +81,9 @@ def drawn(seed):
 
 
 def given_of(name, **other):
-    return adamw_of(tiny.get_config())._replace(optimizer=name, **{"max_grad_norm": None} | other)
+    return optimizer_settings_of(tiny.get_config())._replace(
+        optimizer=name, **{"max_grad_norm": None} | other
+    )
 
 
 def three_updates(one, params, names=tuple(ALL)):
@@ -293,7 +295,7 @@ def test_state_is_planned_and_placed(name):
 
 def test_muon_without_a_matrix_is_refused():
     with pytest.raises(
-        ValueError, match=r"optimizer=muon is for .*trainable names none: use --con"
+        ValueError, match=r"optimizer=muon only applies to .*trainable selects none: use --con"
     ):
         optimizer.optimizer_of(
             given_of("muon"), lambda _: 0.1, {"norm": False}, None, {"norm": SIDES["norm"]}

@@ -93,7 +93,7 @@ def test_samples_stand_side_by_side_without_special_tokens(own):
     told = samples.side_by_side(own, samples.Answers([one, one], len(after), texts))
     assert told.splitlines() == [
         "",
-        "of 2 greedy answers to held-out prompts 1 changed:",
+        "1 of 2 greedy answers to held-out prompts changed:",
         "",
         "prompt    Three?",
         "wanted    - a",
@@ -118,21 +118,21 @@ def test_figures_before_and_after():
     ]
     answers = samples.Answers(pairs, 4, {"before": [[3], [4]], "after": [[7], [3]]})
     (told,) = ending.manner(answers, {3, 4, 7, 8})
-    assert told.startswith("answers in the wanted manner: 0% -> 50% (2 greedy answers")
+    assert told.startswith("answers closer to the chosen one: 0% -> 50% (2 greedy answers")
     (told,) = ending.manner(answers._replace(texts={"after": [[7], [8]]}), {7, 8})
-    assert told.startswith("answers in the wanted manner: not generated -> 100%")
+    assert told.startswith("answers closer to the chosen one: not generated -> 100%")
     assert ending.manner(None, ()) == []
     _, told = ending.manner(answers, (3, 4))
-    assert told == "answers without an end in 4 tokens: 0 -> 1"
+    assert told == "answers cut off at 4 tokens: 0 -> 1"
     _, told = ending.manner(answers._replace(texts={"after": [[7], [8]]}), (8,))
-    assert told == "answers without an end in 4 tokens: 1"
+    assert told == "answers cut off at 4 tokens: 1"
     assert ending.figures(sets, figures, has_reference=False) == [
         "mine accuracy: 1.000 (2 pairs)",
         "mine reward margin: 0.500 (2 pairs)",
     ]
     after = answers._replace(texts={"after": [[7], [8]]})
     (told,) = ending.manner(after, {7, 8}, has_reference=False)
-    assert told.startswith("answers in the wanted manner: 100% (2 greedy")
+    assert told.startswith("answers closer to the chosen one: 100% (2 greedy")
 
 
 def ended(directory, template=None):
@@ -169,7 +169,7 @@ def test_lines_to_paste_of_a_run_in_a_bucket():
         assert f" -m zoo chat {folder}\n" in told
         assert f'"{folder}")' in told
         assert "vllm serve" not in told and "from_pretrained" not in told
-        assert "copy it there for them" in told
+        assert "copy it to their machine" in told
     assert "--config.directory=gs://runs/one-2" in ending.how_to_go_on(folder, run)
 
 
@@ -202,7 +202,7 @@ def test_lines_to_paste_name_base_and_adapters():
     told = ending.how_to_use_adapters(folder, run)
     assert "transformers.AutoModelForImageTextToText.from_pretrained(" in told
     told = ending.how_to_use_adapters(folder, with_adapters(600))
-    assert "(vLLM takes ranks up to 512, and this is 600: merge them)" in told
+    assert "(vLLM takes ranks up to 512, but these adapters have rank 600: merge them)" in told
 
 
 def test_where_peft_loses_adapters_its_lines_are_left_out():
@@ -213,7 +213,7 @@ def test_where_peft_loses_adapters_its_lines_are_left_out():
     )  # fmt: skip
     told = ending.how_to_use_adapters("/one", with_adapters(8, config=shared))
     assert "PeftModel" not in told and "vllm serve" in told
-    assert "like model.layers.0.mlp.shared_expert.down_proj for those of the experts" in told
+    assert "like model.layers.0.mlp.shared_expert.down_proj for those of experts" in told
 
 
 def test_lines_to_paste_name_the_version_of_a_base():
@@ -252,7 +252,7 @@ def test_a_line_to_go_on_is_the_command_with_other_settings(monkeypatch):
 
 def test_adapters_of_weights_in_few_bits_are_merged_for_other_programs():
     told = ending.how_to_use_adapters("/one", with_adapters(8, frozen="nf4"))
-    assert "they belong to weights kept in nf4" in told
+    assert "these adapters were trained on nf4 weights" in told
     assert "peft" not in told.replace("PEFT", "")
     assert "vllm" not in told
 

@@ -91,7 +91,7 @@ def test_a_process_that_stands_still_ends_the_other_within_the_bound(tmp_path, v
     told = processes[1 - victim].communicate(timeout=240)[0]
     print(f"process {victim} stood still: {time.monotonic() - stopped:.1f} s to the other's end")
     assert processes[1 - victim].returncode == 1, told[-3000:]
-    assert "nothing has moved for 1 minutes (--config.hang_minutes)" in told
+    assert "no progress for 1 minutes (--config.hang_minutes)" in told
     assert "recipes/training/loop.py" in told  # the stack of the thread that waited
     processes[victim].kill()
     processes[victim].communicate()

@@ -31,7 +31,7 @@ def test_help_by_eye():
         "",
         "Some",
         "  --config.name=",
-        "      what it is called; must be named",
+        "      what it is called; required",
         "  --config.tags=c",
         "      its tags (a resume may change it)",
         "",
@@ -54,7 +54,7 @@ def test_the_table_by_eye():
         "",
         "| setting | meaning |",
         "|---|---|",
-        "| `name` | what it is called; must be named |",
+        "| `name` | what it is called; required |",
         "| `tags` (a,b) *resume* | its tags |",
         "",
         "**Others**",
@@ -72,10 +72,12 @@ def test_what_a_config_leaves_out_by_eye():
     table = settings.table_of(GROUPS)
     told = listing.taken(["rows.each", "tags", "fast", "way"], table)
     assert told == (
-        "settings that the config does not name: fast=true, way=up; 2 others are unset, or change "
-        "no number\n  (--help beside the config)"
+        "settings not in the config, at their defaults: fast=true, way=up; 2 others are unset, or "
+        "do not\n  affect results (see --help with the config)"
     )
-    assert listing.taken(["fast"], table) == "settings that the config does not name: fast=true"
+    assert (
+        listing.taken(["fast"], table) == "settings not in the config, at their defaults: fast=true"
+    )
     assert listing.taken([], table) == listing.taken(["rows.each", "tags"], table) == ""
 
 

@@ -46,13 +46,13 @@ class Watched:
             run_initial_eval=False, watching=Watching(None, None, 0, None), eval_at=frozenset(),
             counts={}, schedule=lambda step: jnp.asarray(1e-3 * step),
             trained=types.SimpleNamespace(like={"w": jax.ShapeDtypeStruct((), jnp.float32)}),
-            adamw=types.SimpleNamespace(ema_decay=None),
+            optimizer_settings=types.SimpleNamespace(ema_decay=None),
         )._replace(**parts)  # fmt: skip
         self.store = RunStore(places.Disk(folder / "checkpoints"), keep=saving.keep, retries=2)
         endless = lambda *_, start: iter(lambda: UPDATE, None)
         monkeypatch.setattr(loop.batches, "iterate", endless)
         monkeypatch.setattr(loop.mixture, "endless", lambda *_: None)
-        monkeypatch.setattr(policy, "model_of", lambda own, state: None)
+        monkeypatch.setattr(policy, "export_model", lambda own, state: None)
         monkeypatch.setattr(policy, "export", self.export)
         real = policy.save
         monkeypatch.setattr(
@@ -84,8 +84,8 @@ class Watched:
 
     def go(self, start=0):
         recipe = loop.Recipe(
-            self.take, self.evaluate, lambda *_: {}, lambda _: None, lambda _: [], self.page
-        )  # fmt: skip
+            take=self.take, evaluate=self.evaluate, sample=lambda _: [], page=self.page
+        )
         own = Policy(*[None] * len(Policy._fields))
         state = State(start, {"w": jnp.float32(start)}, {}, {"m": jnp.float32(0)})
         stop = lambda: f"step {self.stop_after}" in self.did
@@ -170,7 +170,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_exports_nothing(watched, capsys):
     assert "stopped after step 2: the same command resumes from there" in capsys.readouterr().out
     again = watched("b", every=NEVER)
     again.stop_after, again.did = 0, ["step 0"]
-    with pytest.raises(preemption.Asked):
+    with pytest.raises(preemption.StopRequested):
         again.go(start=2)
     assert again.did == ["step 0"]
 
@@ -182,7 +182,7 @@ def test_an_evaluation_that_is_broken_off_is_no_evaluation(watched):
         yield from Watched.evaluate(run, state)
         run.did.append("asked")
         run.stop_after = 2
-        raise preemption.Asked
+        raise preemption.StopRequested
 
     run.evaluate = evaluate
     assert run.go() == (2, {})

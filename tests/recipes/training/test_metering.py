@@ -64,7 +64,7 @@ def test_speed_is_that_of_training_alone(monkeypatch):
     compile_for(30)  # for rows of another shape
     compile_for(0, "/jax/checkpoint/write")
     compiled.hear(f"{compiling.EVENTS}jaxpr_trace_duration", 5.0 + 30)  # the former was part of it
-    assert meter.time_left(7) == "about 7.0 minutes to go, plus evaluation and saving"
+    assert meter.time_left(7) == "about 7.0 minutes remaining, plus evaluation and saving"
     assert meter.time_left(7) is None  # said once
     assert metering.in_words(45.4) == "45 seconds" and metering.in_words(10_800.0) == "3.0 hours"
     times = {"time/steps": 57, "time/input": 3, "time/saving": 500, "time/export": 500}

@@ -15,7 +15,7 @@ from recipes.data.run_data import HeldOut
 from recipes.training import by_name, notes, plan
 from recipes.training.adapting import Adapting
 from recipes.training.run import Every, Records, Saving
-from tests.conftest import adamw_of, given_by, run_with
+from tests.conftest import given_by, optimizer_settings_of, run_with
 
 ID, MASK = np.ones(1, np.int32), np.ones(1, bool)
 PAIR, ANSWER = PairIds(0, ID, ID, ID, MASK, MASK), AnswerIds(0, ID, ID, MASK)
@@ -30,7 +30,7 @@ def run_of(config, *, pairs=100, steps=60, parts=None, held_out=50, answers=2):
         examples=[example for part in parts for example in part.examples],
         held_out=[HeldOut("heldout", [PAIR] * held_out)] if held_out else [],
         place=Place(Shape(2, 64, config.train_batch_size, answers, few=1), None),
-        adamw=adamw_of(config),
+        optimizer_settings=optimizer_settings_of(config),
         every=by_name.part(Every, given_by(config)),
         saving=Saving(keep, 2, "float32", text_only=False, chat_template=None),
     )
@@ -58,19 +58,19 @@ UNEVEN = [TWO[0]._replace(weight=19.0), TWO[1]._replace(weight=1.0)]
 @pytest.mark.parametrize(
     ("other", "run", "told"),
     [
-        ({"train_batch_size": 250}, {}, "about 250 pairs and there are 100: it uses each 2.5"),
+        ({"train_batch_size": 250}, {}, "pairs but there are only 100: it uses each one 2.5"),
         ({"train_batch_size": 100, "num_train_steps": 5, "warmup": 0.0}, {"steps": 5}, None),
-        ({"train_batch_size": 101}, {}, "it uses each 1.01 times"),
+        ({"train_batch_size": 101}, {}, "it uses each one 1.01 times"),
         ({"warmup": 0.0}, {"parts": TWO, "steps": 5}, "less than one pair of b is drawn in 5"),
-        ({"train_batch_size": 99}, {"parts": UNEVEN}, "pairs of a and there are 90"),
-        ({"warmup": 100.0}, {}, "5e-05, only 2.95e-05: --config.warmup=100 is 100 steps, and the"),
+        ({"train_batch_size": 99}, {"parts": UNEVEN}, "pairs of a but there are only 90"),
+        ({"warmup": 100.0}, {}, "5e-05, only 2.95e-05: --config.warmup=100 is 100 steps, but the"),
         ({"warmup": 60.0}, {}, "only 4.92e-05"),
         ({"warmup": 1.0, "lr_schedule": "constant"}, {"steps": 2}, None),
         ({"warmup": 0.1}, {"steps": 4}, "--config.warmup=0.1 of 4 steps rounds to 0 steps"),
         ({"warmup": 0.5, "cooldown": 0.1}, {"steps": 4}, "cooldown=0.1 of 4 steps rounds to 0 "),
         ({"learning_rate": 1e-12}, {}, "weights larger than 3.4e-05 do not change"),
         ({"learning_rate": 5e-9}, {}, None),
-        ({"steps_per_eval": 61}, {}, "only the last of 60 steps is due by --config.steps_per_e"),
+        ({"steps_per_eval": 61}, {}, "--config.steps_per_eval=61 never applies within 60 steps"),
         ({"steps_per_eval": 61, "max_eval_pairs": 51}, {"held_out": 0}, "no pairs are held out: "),
         ({"steps_per_log": 99, "steps_per_checkpoint": 99, "steps_per_hf_export": 99}, {},
          "steps_per_log=99, --config.steps_per_checkpoint=99, --config.steps_per_hf_export=99"),
@@ -78,12 +78,12 @@ UNEVEN = [TWO[0]._replace(weight=19.0), TWO[1]._replace(weight=1.0)]
         ({"keep_every": 60}, {}, None),
         ({"keep_every": 61}, {}, "--config.keep_every=61 keeps no checkpoint"),
         ({"keep_every": 80}, {}, "--config.keep_every=80 keeps no checkpoint"),
-        ({"max_eval_pairs": 51}, {}, "--config.max_eval_pairs=51 is more than"),
+        ({"max_eval_pairs": 51}, {}, "--config.max_eval_pairs=51 exceeds"),
         ({"max_eval_pairs": 50}, {}, None),
         ({"num_epochs": 0.1, "warmup": 0.0}, {"steps": 1}, "would be 0.312 updates of 32 pairs"),
         ({"num_epochs": 19.2}, {}, None),
         ({"ema_decay": 0.9}, {}, None),
-        ({"ema_decay": 0.999}, {}, "ema_decay=0.999 averages over about 1000 updates, and the "),
+        ({"ema_decay": 0.999}, {}, "ema_decay=0.999 averages over about 1000 updates, but the "),
     ],
 )  # fmt: skip
 def test_a_note_by_eye(config, other, run, told):
@@ -115,5 +115,5 @@ def test_a_rank_that_vllm_takes_only_if_it_is_told(config, rank, noted, export):
     adapting = Adapting(sites, {}, None, "B", 1.0, export)
     run = run_of(config)._replace(adapting=adapting, records=Records(False, None, "", (), {}))
     told = notes.of(run, config.num_epochs, config.max_eval_pairs)
-    expected = f"adapters of rank {rank}: vLLM takes 16 at most, unless --max-lora-rank says more"
+    expected = f"adapters of rank {rank}: vLLM takes at most 16 unless --max-lora-rank is raised"
     assert told == ([expected] if noted and export == "adapter" else [])

@@ -12,7 +12,7 @@ import pytest
 
 from recipes.configs import tiny
 from recipes.training import optimizer, plan, policy, settings
-from tests.conftest import ROOT, adamw_of
+from tests.conftest import ROOT, optimizer_settings_of
 
 
 def test_two_updates_by_hand():
@@ -22,7 +22,9 @@ def test_two_updates_by_hand():
     config.adam_beta1, config.adam_beta2, config.adam_epsilon = 0.5, 0.75, 1e-3
     rates = [0.25, 0.125]
     adamw = optimizer.optimizer_of(
-        adamw_of(config), lambda count: jnp.array(rates)[count], {"matrix": True, "norm": False}
+        optimizer_settings_of(config),
+        lambda count: jnp.array(rates)[count],
+        {"matrix": True, "norm": False},
     )
     params = {"matrix": jnp.array([2.0]), "norm": jnp.array([3.0])}
     given = [{"matrix": 3.0, "norm": 4.0}, {"matrix": 0.3, "norm": -0.4}]
@@ -46,7 +48,7 @@ def test_two_updates_by_hand():
 def test_moments_in_the_dtype_that_was_asked_for():
     config = tiny.get_config()
     config.adam_mu_dtype = "bf16"
-    adamw = optimizer.optimizer_of(adamw_of(config), lambda _: 0.1, {"w": True})
+    adamw = optimizer.optimizer_of(optimizer_settings_of(config), lambda _: 0.1, {"w": True})
     mu, nu = (x for x in jax.tree.leaves(adamw.init({"w": jnp.ones(3)})) if x.ndim)
     assert (mu.dtype, nu.dtype) == (jnp.bfloat16, jnp.float32)
 
@@ -72,7 +74,9 @@ MASK = {"matrix": True, "norm": False}
 
 
 def of(name, **other):
-    given = adamw_of(tiny.get_config())._replace(optimizer=name, **{"max_grad_norm": None} | other)
+    given = optimizer_settings_of(tiny.get_config())._replace(
+        optimizer=name, **{"max_grad_norm": None} | other
+    )
     return optimizer.optimizer_of(given, optax.linear_schedule(0.1, 0.0, 10), MASK)
 
 
@@ -130,7 +134,7 @@ def test_the_average_is_what_is_evaluated_and_exported(small_model):
     """And is planned for, once."""
     graph, state = nnx.split(small_model)
     weights = nnx.to_pure_dict(state)
-    given = adamw_of(tiny.get_config())._replace(ema_decay=0.5)
+    given = optimizer_settings_of(tiny.get_config())._replace(ema_decay=0.5)
     one = optimizer.optimizer_of(given, lambda _: 0.1, optimizer.matrices(state))
     opt_state = one.init(weights)
     for mine, theirs in zip(*map(jax.tree.leaves, (opt_state.average, weights)), strict=True):
@@ -138,8 +142,8 @@ def test_the_average_is_what_is_evaluated_and_exported(small_model):
     doubled = jax.tree.map(lambda x: 2 * x, weights)
     own = policy.Policy(small_model, graph, {}, None)
     now = policy.State(1, weights, {}, opt_state._replace(average=doubled))
-    exported = nnx.to_pure_dict(nnx.state(policy.model_of(own, now)))
-    for found in (exported, policy.computed_with(own, now)):
+    exported = nnx.to_pure_dict(nnx.state(policy.export_model(own, now)))
+    for found in (exported, policy.eval_weights(own, now)):
         jax.tree.map(np.testing.assert_array_equal, found, doubled)
     held = plan.memory(small_model, weights, opt_state, None, resident=False)
     assert held["average"] == held["policy"]
@@ -154,8 +158,10 @@ def test_the_docs_have_a_row_for_each():
 
 def test_an_optimizer_that_is_only_a_setting_is_none():
     """And not another one, without a word."""
-    with pytest.raises(NotImplementedError, match=r"settings.py has an optimizer adabelief"):
-        optimizer._scaled(adamw_of(tiny.get_config())._replace(optimizer="adabelief"), {}, {})
+    with pytest.raises(NotImplementedError, match=r"settings.py lists an optimizer adabelief"):
+        optimizer._scaled(
+            optimizer_settings_of(tiny.get_config())._replace(optimizer="adabelief"), {}, {}
+        )
 
 
 def test_only_matrices_decay(small_model):

@@ -8,7 +8,7 @@ import pytest
 from checkpoints_io.errors import BadInput
 from recipes.configs import tiny
 from recipes.training import optimizer, plan
-from tests.conftest import adamw_of, given_by, small_config
+from tests.conftest import given_by, optimizer_settings_of, small_config
 from tests.zoo import twins
 import zoo
 from zoo import qwen3_5
@@ -33,27 +33,27 @@ def test_rows_that_devices_cannot_share_are_refused(config):
     refuse(zoo.abstract(full), 768, 4)
     for length in (None, 768):
         refuse(llama, length, 4)
-    told = r"row_length=640 cannot be shared by .*mesh.context=4 devices.*of 256, like 768"
+    told = r"row_length=640 cannot be split over .*mesh.context=4 devices.*of 256 .e.g. 768"
     with pytest.raises(BadInput, match=told):
         refuse(llama, 640, 4)
-    told = r"mesh.context=4: layers of a qwen3_5_text go.*state \(inputs, memory\)"
+    told = r"mesh.context=4: qwen3_5_text has recurrent layers \(inputs, memory\)"
     with pytest.raises(BadInput, match=told):
         refuse(recurrent, None, 4)
 
 
 def test_a_run_that_would_learn_nothing_is_refused(config):
     config.warmup = 1.0
-    with pytest.raises(ValueError, match="leaves the run's only step there"):
-        optimizer.schedule_of(adamw_of(config), 1)
+    with pytest.raises(ValueError, match="the only step of the run is taken there"):
+        optimizer.schedule_of(optimizer_settings_of(config), 1)
     config.warmup, config.learning_rate = 0.0, 1e-50
     with pytest.raises(ValueError, match="learning_rate=1e-50 is 0 in float32"):
-        optimizer.schedule_of(adamw_of(config), 1)
+        optimizer.schedule_of(optimizer_settings_of(config), 1)
     for steps, warmup in ((10**30, 0.0), (60, 1e300)):
         config.warmup = warmup
         with pytest.raises(ValueError, match="a run must have fewer than"):
-            optimizer.schedule_of(adamw_of(config), steps)
+            optimizer.schedule_of(optimizer_settings_of(config), steps)
     config.warmup, config.learning_rate = 0.1, 1e-5  # which rounds to no step
-    assert float(optimizer.schedule_of(adamw_of(config), 1)(0)) == pytest.approx(1e-5)
+    assert float(optimizer.schedule_of(optimizer_settings_of(config), 1)(0)) == pytest.approx(1e-5)
 
 
 @pytest.mark.parametrize(
@@ -70,4 +70,4 @@ def test_a_run_that_would_learn_nothing_is_refused(config):
 )  # fmt: skip
 def test_the_rate_is_told(config, other, steps, told):
     config.update_from_flattened_dict(other)
-    assert plan._schedule(adamw_of(config), steps) == told
+    assert plan._schedule(optimizer_settings_of(config), steps) == told

@@ -89,7 +89,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_ends_well(tmp_path, asked):
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_interrupt_ends_it_at_once(first):
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), preemption.asked() as stop:
+    with pytest.raises(KeyboardInterrupt), preemption.stop_on_signals() as stop:
         assert not stop()
         signal.raise_signal(first)
         assert stop()
@@ -100,14 +100,14 @@ def test_a_second_interrupt_ends_it_at_once(first):
 @pytest.mark.parametrize(
     ("number", "begin", "end"),
     [
-        (signal.SIGINT, "asked to stop: ", "; Ctrl-C once more ends the run at once"),
-        (signal.SIGTERM, "asked to stop by SIGTERM: ", "is finished and saved"),
+        (signal.SIGINT, "stop requested: ", "; a second Ctrl-C ends the run at once"),
+        (signal.SIGTERM, "stop requested by SIGTERM: ", "is finished and saved"),
     ],
 )
 def test_it_is_said_how_it_was_asked(monkeypatch, number, begin, end):
     said = queue.Queue()
     monkeypatch.setattr(preemption, "say", said.put)
-    with preemption.asked():
+    with preemption.stop_on_signals():
         signal.raise_signal(number)
         told = said.get(timeout=60).strip()
     assert told.startswith(begin) and told.endswith(end)
@@ -118,7 +118,7 @@ WAITING = """
 import jax
 from recipes.training import preemption as stopping
 
-with stopping.asked():
+with stopping.stop_on_signals():
     endless = jax.jit(lambda x: jax.lax.while_loop(lambda x: x < 1, lambda x: x / 2, x))
     print("waiting", flush=True)
     jax.block_until_ready(endless(0.5))
@@ -135,8 +135,8 @@ def test_a_second_interrupt_does_not_wait_for_the_devices():
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "\n"
     told = process.stdout.readline()  # before the step is over
-    assert told.startswith("asked to stop: ") and told.endswith(
-        "; Ctrl-C once more ends the run at once\n"
+    assert told.startswith("stop requested: ") and told.endswith(
+        "; a second Ctrl-C ends the run at once\n"
     )
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
@@ -148,7 +148,7 @@ import signal, threading, time
 from recipes.training import command, settings, preemption as stopping
 
 def train(_):
-    with stopping.asked():
+    with stopping.stop_on_signals():
         threading.Thread(target=time.sleep, args=(600,)).start()
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
@@ -168,7 +168,7 @@ def test_an_interrupted_program_waits_for_no_thread():
 
 def test_asking_twice_to_end_is_asking_once():
     """Whoever takes a machine away may say it again."""
-    with preemption.asked() as stop:
+    with preemption.stop_on_signals() as stop:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         time.sleep(preemption.GRACE + 0.3)
@@ -182,7 +182,7 @@ def test_what_was_due_at_the_step_of_the_stop_still_happens(tiny_config, monkeyp
     directory = pathlib.Path(config.directory)
     with monkeypatch.context() as patched:
         behind_step_2 = contextlib.nullcontext(lambda: 2 in figures(directory))
-        patched.setattr(preemption, "asked", lambda: behind_step_2)
+        patched.setattr(preemption, "stop_on_signals", lambda: behind_step_2)
         dpo.train(config)
     assert max(figures(directory)) == 2
     evaluated = lambda: [r["step"] for r in records(directory) if "eval/heldout/dpo_loss" in r]
@@ -249,7 +249,7 @@ def test_two_runs_cannot_share_a_directory(tiny_config, tmp_path):
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(OSError, match="another run is going on in"):
+        with pytest.raises(OSError, match="another run is using"):
             dpo.train(tiny_config)
 
 

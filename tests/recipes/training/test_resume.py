@@ -76,7 +76,9 @@ def test_a_run_may_be_made_longer_and_what_else_differs_is_named_alone(config, g
     with pytest.raises(ValueError, match=r"other settings \(train_data: ") as told:
         asked(num_train_steps=steps + 1, train_data="b.jsonl")
     assert "num_train_steps" not in str(told.value) and "longer" not in str(told.value)
-    with pytest.raises(ValueError, match=r"num_train_steps: .*A run is made longer, not shorter"):
+    with pytest.raises(
+        ValueError, match=r"num_train_steps: .*A run can be made longer, not shorter"
+    ):
         asked(num_train_steps=steps - 1, train_data="b.jsonl")
 
 
@@ -86,7 +88,7 @@ def test_a_run_may_be_made_longer_and_what_else_differs_is_named_alone(config, g
 def test_what_may_change_is_marked_in_the_help_of_this_recipe(config, groups):
     table = settings.table_of(groups)
     now = resume.of_settings(by_name.plain(config.get_config(), table))
-    with pytest.raises(ValueError, match="may change is marked in --help"):
+    with pytest.raises(ValueError, match="--help marks what a resume may change"):
         resume.refuse_other_settings(now | {"seed": 7}, now, places.at("run"))
     _, *told = listing.text(groups, {}).split("  --config.")
     marked = {

@@ -5,7 +5,7 @@ import pytest
 
 from recipes.configs import tiny
 from recipes.training import optimizer, settings
-from tests.conftest import adamw_of
+from tests.conftest import optimizer_settings_of
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def config():
 
 def rates(config, total, **other):
     config.update_from_flattened_dict(other)
-    schedule = optimizer.schedule_of(adamw_of(config), total)
+    schedule = optimizer.schedule_of(optimizer_settings_of(config), total)
     return np.array([float(schedule(i)) for i in range(total)]) / config.learning_rate
 
 
@@ -65,7 +65,7 @@ def test_inverse_sqrt_after_a_plateau_and_above_its_floor(config):
 def test_warmup_and_cooldown_must_fit(config):
     config.warmup, config.cooldown = 60.0, 60.0
     with pytest.raises(ValueError, match="do not fit into 100 steps"):
-        optimizer.schedule_of(adamw_of(config), 100)
+        optimizer.schedule_of(optimizer_settings_of(config), 100)
 
 
 @pytest.mark.parametrize("name", settings.ALL["lr_schedule"].choices)

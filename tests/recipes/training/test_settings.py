@@ -46,25 +46,25 @@ def test_the_configs_pass(config):
         ({"attention": "densse"}, r"did you mean dense\?"),
         ({"remat": "ful"}, r"did you mean full\?"),
         ({"adam_mu_dtype": "f16"}, "adam_mu_dtype"),
-        ({"profile": "3"}, "not written like 11-13"),
-        ({"profile": "5-3"}, "not written like 11-13"),
+        ({"profile": "3"}, "not of the form 11-13"),
+        ({"profile": "5-3"}, "not of the form 11-13"),
         ({"data.layout": "preferencechat"}, r"did you mean preference_chat\?"),
         ({"data.over_length": "cut"}, "data.over_length"),
         ({"lr_schedule": "cosin"}, "did you mean cosine"),
         ({"mp": "bf16"}, "p=f32,c=bfloat16"),
-        ({"mp": "p=bf16,c=bf16"}, "do not move"),
+        ({"mp": "p=bf16,c=bf16"}, "do not change"),
         ({"mp": "p=f32,c=f16"}, "f32 or bfloat16"),
         ({"hf_save_dtype": "int8"}, "hf_save_dtype"),
         ({"label_smoothing": 0.5}, "label_smoothing"),
         ({"validation_split_fraction": 1.0}, "validation_split_fraction"),
-        ({"num_epochs": 1.0}, "set one of"),
+        ({"num_epochs": 1.0}, "set only one of"),
         ({"train_seq_len": 512, "row_length": 256}, "row_length"),
         ({"row_length": 1000}, "multiple of 64"),
         ({"train_batch_size": 0}, "train_batch_size"),
         ({"warmup": -0.1}, "warmup"),
         ({"reference_is_hf": False}, "directory of a run"),
         ({"steps_per_hf_export": -3}, "never"),
-        ({"push_to_hub": "mine"}, "is not written like owner/name"),
+        ({"push_to_hub": "mine"}, "is not of the form owner/name"),
         ({"push_to_hub": "me/mine", "steps_per_hf_export": -1}, "nothing is exported"),
         ({"push_to_hub": "me/mine", "directory": "gs://b/run"}, "is elsewhere"),
         ({"hub_strategy": "every"}, "hub_strategy=every has no effect without"),
@@ -75,25 +75,28 @@ def test_the_configs_pass(config):
         ({"optimizer": "rmsprob"}, r"did you mean rmsprop\?"),
         (
             {"optimizer": "lion", "adam_beta1": 0.95},
-            "adam_beta1=0.95 has no effect with --config.optimizer=lion, and only with adamw, "
-            "adamw8bit, muon: leave it out, or set --config.adam_beta1=0.9",
+            "adam_beta1=0.95 has no effect with --config.optimizer=lion: it only applies to adamw, "
+            "adamw8bit, muon; leave it out, or set --config.adam_beta1=0.9",
         ),
         ({"optimizer": "rmsprop", "adam_beta2": 0.99}, "no effect with --config.optimizer=rmsprop"),
         ({"optimizer": "adafactor", "adam_epsilon": 1e-30}, "adam_epsilon=1e-30 has no effect"),
-        ({"optimizer": "adamw8bit", "adam_mu_dtype": "bf16"}, "and only with adamw, muon: leave"),
+        (
+            {"optimizer": "adamw8bit", "adam_mu_dtype": "bf16"},
+            "it only applies to adamw, muon; leave",
+        ),
         ({"ema_decay": 0.0}, "ema_decay must be above 0 and below 1, not 0.0"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**40}, "seed"),
         ({"warmup": float("inf")}, "warmup"),
         ({"data.max_malformed_fraction": -3.0}, "max_malformed_fraction"),
         ({"lr_schedule": "constant", "cooldown": 0.1}, "no effect"),
-        ({"data.date": "today"}, "not written like 2026-01-31"),
+        ({"data.date": "today"}, "not of the form 2026-01-31"),
         ({"data.scored_turns": "first"}, "data.scored_turns"),
         ({"data.columns": {"chosn": "better"}}, r"did you mean chosen\?"),
         ({"keep_every": 30}, "must be a multiple of"),
         ({"keep_every": 0}, "keep_every must be above 0"),
-        ({"keep_best": "heldout/loss"}, "like heldout/dpo_accuracy"),
-        ({"keep_best": "heldout/dpo_loss", "steps_per_eval": 15}, "would be without figures"),
+        ({"keep_best": "heldout/loss"}, "e.g. heldout/dpo_accuracy"),
+        ({"keep_best": "heldout/dpo_loss", "steps_per_eval": 15}, "checkpoints without metrics"),
         ({"save_retries": -1}, "save_retries"),
         ({"distributed.num_processes": 2}, "no effect without --config.distributed.enabled=true"),
         ({"beta": "0.1"}, "--config.beta='0.1' is not a number"),
@@ -209,7 +212,7 @@ def test_the_choices_of_the_table_are_those_of_the_code():
     assert set(choices("adam_mu_dtype")) < set(written.DTYPES)
 
 
-PARTS = (optimizer.AdamW, run.Every, plan.Asked, forecasting.Sizes)
+PARTS = (optimizer.OptimizerSettings, run.Every, plan.Options, forecasting.Sizes)
 
 
 def test_the_parts_that_settings_fill_are_annotated_as_the_table_has_it(config):
@@ -236,7 +239,7 @@ def test_a_recipe_without_pairs_has_no_settings_of_pairs():
     assert given.keys() == table.keys()
     assert settings.ALL.keys() - table.keys() == {*settings.REFERENCE, *settings.PREFERENCE}
     assert all(table[name] is settings.ALL[name] for name in table)
-    for best, told in (("heldout/dpo_loss", "like heldout/loss"), ("heldout/loss", None)):
+    for best, told in (("heldout/dpo_loss", "e.g. heldout/loss"), ("heldout/loss", None)):
         config.keep_best = best
         if told is None:
             checks.checked(config, table)
@@ -244,14 +247,17 @@ def test_a_recipe_without_pairs_has_no_settings_of_pairs():
             with pytest.raises(ValueError, match=told):
                 checks.checked(config, table)
     config.data.layout = "preference_chat"
-    with pytest.raises(ValueError, match=r"data.layout='preference_chat' is none of conversation"):
+    with pytest.raises(ValueError, match=r"layout='preference_chat' is not one of conversation"):
         checks.checked(config, table)
 
 
 @pytest.mark.parametrize(
     ("other", "told"),
     [
-        ({"per_device_parallelism": 33}, "more rows than the 32 answers of .*: each takes one at"),
+        (
+            {"per_device_parallelism": 33},
+            "more rows than the 32 answers of .*: each takes at most one",
+        ),
         ({"per_device_parallelism": 32}, None),
         ({"max_eval_pairs": 5, "validation": None}, "no effect: nothing is held out"),
     ],
@@ -269,7 +275,7 @@ def test_impossible_settings_of_single_answers(other, told):
 def test_what_a_config_of_single_answers_must_name():
     config, table = tiny_sft.get_config(), settings.table_of(settings.SFT)
     del config.learning_rate
-    told = r"no learning_rate: add it, as recipes/configs/tiny_sft.py has it"
+    told = r"no learning_rate: add it as in recipes/configs/tiny_sft.py"
     with pytest.raises(ValueError, match=told):
         checks.checked(config, table)
 

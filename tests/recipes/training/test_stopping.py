@@ -55,7 +55,7 @@ def test_the_figures_so_far_are_those_of_the_records(tmp_path):
     assert stopping.recorded(LOWER._replace(figure="other/a"), here) == []
     assert stopping.recorded(None, here) == []
     assert stopping.value(LOWER, {"eval/heldout/a": 0.5}) == 0.5
-    with pytest.raises(RuntimeError, match=r"heldout/a: .* no such figure, but heldout/b"):
+    with pytest.raises(RuntimeError, match=r"heldout/a: .* no such metric; they have heldout/b"):
         stopping.value(LOWER, {"eval/heldout/b": 0.5})
     told = stopping.told(LOWER, [0.5, math.nan, 0.75], 6)
     assert "after step 6: heldout/a has not improved for 2 evaluations (best 0.5, now 0.75)" in told
@@ -66,8 +66,8 @@ def test_the_figures_so_far_are_those_of_the_records(tmp_path):
     [
         ({"stop_patience": 2}, "--config.stop_patience=2 has no effect without"),
         ({"stop_when": "heldout/loss"}, "--config.stop_when='heldout/loss' is not a held-out set"),
-        ({"stop_when": "heldout/dpo_loss", "steps_per_eval": None}, "without evaluations along"),
-        ({"eval_at": "5,"}, "--config.eval_at='5,' is not written like 1,5,25"),
+        ({"stop_when": "heldout/dpo_loss", "steps_per_eval": None}, "without evaluations during"),
+        ({"eval_at": "5,"}, "--config.eval_at='5,' is not of the form 1,5,25"),
         ({"eval_at": "0"}, "--config.eval_at='0'"),
     ],
 )
@@ -95,10 +95,10 @@ def test_a_run_of_epochs_is_made_longer_too():
     check(of(num_train_steps=30), step=30, examples=10 * batch)
     check(of(num_train_steps=20), step=15)  # it is not known yet what three epochs were
     for other in (of(num_train_steps=29), of(num_epochs=2.0, num_train_steps=None)):
-        with pytest.raises(ValueError, match="A run is made longer, not shorter"):
+        with pytest.raises(ValueError, match="A run can be made longer, not shorter"):
             check(other, step=15, examples=10 * batch)
     falling = of(**three) | {"lr_schedule": "cosine"}
-    with pytest.raises(ValueError, match="holds a run of 30 steps, and one of 60 would have"):
+    with pytest.raises(ValueError, match="holds a run of 30 steps; in one of 60 steps, the"):
         resume.refuse_other_settings(
             falling, falling | {"num_epochs": 6.0}, here, step=15, examples=10 * batch
         )
@@ -118,7 +118,7 @@ def test_a_run_is_made_longer_where_its_rates_stay_what_they_were():
         (60, {"lr_schedule": "constant", "warmup": 0.1}),  # a share of another length
         (60, {"cooldown": 10, "warmup": 5}),
     ]:
-        with pytest.raises(ValueError, match="is made longer at a constant rate") as found:
+        with pytest.raises(ValueError, match="can only be made longer at a constant rate") as found:
             longer(step, **other)
         assert f"--config.initialize_from_hf={here}/hf/step-60 " in str(found.value)
     constant = {"lr_schedule": "constant", "warmup": 0.0}
@@ -145,13 +145,13 @@ def test_where_no_longer_run_is_possible_the_way_on_is_named(tmp_path, there, he
             resume.refuse_other_settings(saved, saved | here, places.Disk(tmp_path), 60, 160)
         return str(found.value).partition(" has learnt, ")[2].partition("ANOTHER")[0]
 
-    of_model = f"begin a new one with --config.initialize_from_hf={folder} --config.directory="
+    of_model = f"start a new run with --config.initialize_from_hf={folder} --config.directory="
     beside = f"--config.adapter.path={folder} --config.adapter.rank=None --config.directory="
     made = f"make its folder with python -m recipes.export {tmp_path} --step=60, and "
     assert told(saved) == made + of_model
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").touch()
-    assert told(lora) == f"begin a new one with {beside}"
+    assert told(lora) == f"start a new run with {beside}"
     (folder / "config.json").touch()  # a merged model
     assert told(lora) == told(saved) == of_model
 
@@ -206,7 +206,7 @@ def test_a_run_ends_early_and_exports_its_best(config, monkeypatch, capfd, avera
         dpo.train(config)
     told = capfd.readouterr().out
     assert "the run ends after step 4: heldout/dpo_accuracy has not improved for 2" in told
-    assert "the best checkpoint is that of step 2" in told and "after 2 steps" in told
+    assert "the best checkpoint is the one of step 2" in told and "after 2 steps" in told
     assert "heldout accuracy: no preference -> 0.900" in told
     folder = pathlib.Path(config.directory)
     assert [path.name for path in (folder / "hf").iterdir()] == ["step-2"]
@@ -214,7 +214,7 @@ def test_a_run_ends_early_and_exports_its_best(config, monkeypatch, capfd, avera
     # A finished run is finished,
     dpo.train(config)
     again = capfd.readouterr().out
-    assert "this run is already finished" in again and "the best checkpoint is that of" in again
+    assert "this run is already finished" in again and "the best checkpoint is the one of" in again
     assert max(r["step"] for r in records(config)) == 4
     # and what it exported is what a run of two steps ends with.
     short = config.copy_and_resolve_references()
@@ -230,7 +230,7 @@ def test_a_run_ends_early_and_exports_its_best(config, monkeypatch, capfd, avera
         judged(here, [0.1] * 4)
         dpo.train(config)
     assert max(r["step"] for r in records(config)) == 8
-    assert "the best checkpoint is that of step 2" in capfd.readouterr().out
+    assert "the best checkpoint is the one of step 2" in capfd.readouterr().out
 
 
 @pytest.mark.full
@@ -280,7 +280,7 @@ def test_a_longer_run_is_the_run_of_that_length(config, capfd, by_epochs):
     for name, array in exported(whole, 5).items():
         np.testing.assert_array_equal(exported(config, 5)[name].view("u2"), array.view("u2"))
     of_length(4)
-    with pytest.raises(ValueError, match="A run is made longer, not shorter"):
+    with pytest.raises(ValueError, match="A run can be made longer, not shorter"):
         dpo.train(config)
     config.eval_at = "9"
     with pytest.raises(ValueError, match=r"names step 9, and the run has 4|holds a run with other"):

@@ -8,7 +8,7 @@ from checkpoints_io.errors import BadInput, NotFound
 from recipes import dpo, measure
 from recipes.pages import run_page
 from recipes.training import checks, settings, tasks
-from recipes.training.preemption import Asked
+from recipes.training.preemption import StopRequested
 from recipes.training.run import Tasks
 from tests.conftest import TINY, exported, records, run_with
 from tests.recipes.test_measure import write_tasks
@@ -68,7 +68,7 @@ def test_a_means_figures_have_the_names_of_their_filters(monkeypatch):
     ("said", "told"),
     [
         ({"tasks_folder": "mine"}, "tasks_folder=mine has no effect without --config.tasks"),
-        ({"tasks": ("heldout",)}, "tasks=heldout has the name of a held-out set"),
+        ({"tasks": ("heldout",)}, "tasks=heldout has the same name as a held-out set"),
     ],
 )
 def test_what_could_have_no_effect_is_refused(tiny_config, said, told):
@@ -120,7 +120,7 @@ def test_they_are_given_up_when_the_run_is_asked_to_stop(with_tasks, tmp_path):
     pytest.importorskip("lm_eval")
     asked = tasks.found(("mine_choice",), str(tmp_path), 4)
     run = run_with(tasks=asked, tokenizer_folder=TINY / "model")
-    with pytest.raises(Asked):
+    with pytest.raises(StopRequested):
         [*tasks.evaluate(run, lambda: zoo.load(TINY / "model"), lambda: True)]
 
 

@@ -12,7 +12,7 @@ import pytest
 from recipes.configs import tiny
 from recipes.data.packed import batches
 from recipes.training import logps, optimizer, plan, trained
-from tests.conftest import adamw_of, programs_of, small_config
+from tests.conftest import optimizer_settings_of, programs_of, small_config
 from tests.long_forms import full_but
 from tests.recipes.training.test_update import OBJECTIVE, THEIRS, apart, place_of, summed, work
 from zoo import llama, mixtral, models
@@ -46,11 +46,14 @@ def test_names_are_matched_whole(blank):
 @pytest.mark.parametrize(
     ("pattern", "told"),
     [
-        (r"q_proj", r"matched whole, like model.layers.0.self_attn.q_proj.weight: did you mean "),
+        (
+            r"q_proj",
+            r"matched as a whole, e.g. model.layers.0.self_attn.q_proj.weight.: did you mean ",
+        ),
         (r".*qproj.weight", r"did you mean model.layers.0.self_attn.q_proj.weight"),
         (r".*layers\.3\..*", r"matches no weight of the model"),
-        (r".*", r"matches every weight, and without it all are trained: leave it out"),
-        (r".*(q_proj", r"is no regular expression: missing \)"),
+        (r".*", r"matches every weight, which is the default: leave it out"),
+        (r".*(q_proj", r"is not a valid regular expression: missing \)"),
     ],
 )
 def test_a_pattern_without_effect_is_refused(blank, pattern, told):
@@ -71,7 +74,7 @@ def test_the_experts_of_a_layer_are_trained_together():
     fields = {field.name for field in dataclasses.fields(mixtral.Config)}
     config = mixtral.Config(**{k: v for k, v in (sizes | more).items() if k in fields})
     blank = models.abstract(config)
-    with pytest.raises(ValueError, match="the experts of a layer are trained all or none"):
+    with pytest.raises(ValueError, match="train either all experts of a layer or none"):
         trained.matching(blank, r".*experts\.0\..*")
     found = trained.matching(blank, r".*layers\.1\..*experts.*")
     assert set(found.values()) == {(1,)}
@@ -140,10 +143,10 @@ def test_a_gradient_is_that_of_the_trained_layers(work, policy):
     state = optimizer.init(descent, own, mesh)
     programs = programs_of(own, state, graph, descent, OBJECTIVE, place.shape)
     packed = batches.pack(pairs, place.shape, [0])
-    said, sums = batches.said(packed, place), programs.zero()
+    fields, sums = batches.data_fields(packed, place), programs.zero()
     for micro_batch in packed.micro_batches:
         batch = batches.put(micro_batch, place)
-        sums = programs.add(sums, own, rest, jnp.asarray(THEIRS), said, batch)
+        sums = programs.add(sums, own, rest, jnp.asarray(THEIRS), fields, batch)
     whole, count = summed(work, 1, 40)
     assert count > 1
     expected, _ = parted(whole.gradient)
@@ -158,7 +161,9 @@ def test_memory_is_counted_apart(blank):
     model = models.abstract(small_config(), jnp.float32, jnp.bfloat16, mesh)
     chosen = trained.matching(model, r".*layers\.2\..*")
     learnt = trained.of(model, None, chosen)
-    adamw = optimizer.optimizer_of(adamw_of(tiny.get_config()), lambda _: 1e-3, learnt.decayed)
+    adamw = optimizer.optimizer_of(
+        optimizer_settings_of(tiny.get_config()), lambda _: 1e-3, learnt.decayed
+    )
     state = optimizer.layout(adamw, learnt.like, mesh)
     found = plan.memory(model, learnt.like, state, chosen, resident=True)
     count = sum(x.size for x in jax.tree.leaves(nnx.state(model)))

@@ -14,7 +14,7 @@ from checkpoints_io.bits import fingerprint
 from checkpoints_io.run_state import Keep, RunStore
 from recipes.data.ids.examples import PairIds
 from recipes.data.packed import batches
-from recipes.data.packed.batches import Said
+from recipes.data.packed.batches import DataFields
 from recipes.data.packed.packing import Shape
 from recipes.data.run_data import HeldOut
 from recipes.preference import evaluation, gates, reference, reference_cache
@@ -61,10 +61,10 @@ def summed(work, rows, row_length):
     _, params, programs, pairs, mesh = work
     place = place_of(mesh, rows, row_length)
     packed = batches.pack(pairs, place.shape, [0])
-    said, sums = batches.said(packed, place), programs.zero()
+    fields, sums = batches.data_fields(packed, place), programs.zero()
     for micro_batch in packed.micro_batches:
         batch = batches.put(micro_batch, place)
-        sums = programs.add(sums, params, {}, jnp.asarray(THEIRS), said, batch)
+        sums = programs.add(sums, params, {}, jnp.asarray(THEIRS), fields, batch)
     return sums, len(packed.micro_batches)
 
 
@@ -123,9 +123,9 @@ def test_two_pairs_by_hand(work):
     state = optimizer.init(optax.sgd(RATE), params, work[-1])
     before = np.asarray(params["norm"]["scale"])
     kept = jax.tree.map(lambda x: x + 0, params)  # which is given away
-    said = Said(jnp.ones((2, 2), jnp.int32), jnp.full((2, 2), jnp.nan))
+    fields = DataFields(jnp.ones((2, 2), jnp.int32), jnp.full((2, 2), jnp.nan))
     scores = logps.Scores(ours, ours * 0 - 1, jnp.array([[1.0, 0.0], [0.0, 1.0]]))
-    moved, _, values = programs.apply(Sums(gradient, scores, theirs), kept, state, said)
+    moved, _, values = programs.apply(Sums(gradient, scores, theirs), kept, state, fields)
     np.testing.assert_allclose(
         np.asarray(moved["norm"]["scale"]) - before, [-0.75, 1.0, *[0] * 14], atol=1e-6
     )
@@ -334,10 +334,10 @@ def test_what_is_frozen_takes_no_part(work, names, tmp_path):
     before = jax.tree.map(np.array, frozen)
     packed = batches.pack(work[3], place.shape, [0])
 
-    said, sums = batches.said(packed, place), programs.zero()
+    fields, sums = batches.data_fields(packed, place), programs.zero()
     for micro_batch in packed.micro_batches:
         batch = batches.put(micro_batch, place)
-        sums = programs.add(sums, trained, frozen, jnp.asarray(THEIRS), said, batch)
+        sums = programs.add(sums, trained, frozen, jnp.asarray(THEIRS), fields, batch)
     whole, _ = summed(work, 1, 40)
     assert paths(sums.gradient) == paths(trained)
     expected, _ = parted(whole.gradient, FROZEN[names])
@@ -345,7 +345,7 @@ def test_what_is_frozen_takes_no_part(work, names, tmp_path):
     np.testing.assert_array_equal(sums.policy.logps, whole.policy.logps)
 
     kept = jax.tree.map(lambda x: x + 0, state)  # which is given away
-    taken = loop.applied(programs, sums, kept, said).state
+    taken = loop.applied(programs, sums, kept, fields).state
     assert taken.step == 1
     moments = taken.opt_state[0]
     assert paths(taken.trained) == paths(moments.mu) == paths(moments.nu) == paths(trained)
@@ -376,10 +376,10 @@ def test_a_number_that_is_none_in_a_frozen_weight_is_seen(platform, work, monkey
     state = optimizer.init(adam, trained, mesh)
     programs = programs_of(trained, state, graph, adam, OBJECTIVE, place.shape)
     packed = batches.pack(work[3], place.shape, [0])
-    said, batch = batches.said(packed, place), batches.put(packed.micro_batches[0], place)
-    sums = programs.add(programs.zero(), trained, frozen, jnp.asarray(THEIRS), said, batch)
+    fields, batch = batches.data_fields(packed, place), batches.put(packed.micro_batches[0], place)
+    sums = programs.add(programs.zero(), trained, frozen, jnp.asarray(THEIRS), fields, batch)
     kept = jax.tree.map(lambda x: x + 0, (trained, state))
-    moved, after, values = programs.apply(sums, *kept, said)
+    moved, after, values = programs.apply(sums, *kept, fields)
     assert float(values["skipped"]) == 1
     same_bits(moved, trained)
     assert int(after[0].count) == 0
@@ -401,20 +401,20 @@ def test_a_loss_sees_what_the_data_says(work):
     state = optimizer.init(descent, params, mesh)
 
     def loss(answers):
-        """Of each pair what is said of it, and nothing of the policy."""
+        """Of each pair what is fields of it, and nothing of the policy."""
         known = jnp.where(jnp.isnan(answers.ratings), 0, answers.ratings)
         return (answers.tokens * jnp.array([1, 100])).sum(-1) + 1e4 * known.sum(-1)
 
     figures = lambda answers: {f"pair {i}": x for i, x in enumerate(loss(answers))}
     programs = update.compiled(
-        params, state, graph=graph, adamw=descent, loss=loss, figures=figures, shape=place.shape
+        params, state, graph=graph, optimizer=descent, loss=loss, figures=figures, shape=place.shape
     )
-    said, sums = batches.said(packed, place), programs.zero()
+    fields, sums = batches.data_fields(packed, place), programs.zero()
     for micro_batch in packed.micro_batches:
         batch = batches.put(micro_batch, place)
-        sums = programs.add(sums, params, {}, jnp.asarray(THEIRS), said, batch)
+        sums = programs.add(sums, params, {}, jnp.asarray(THEIRS), fields, batch)
     kept = jax.tree.map(lambda x: x + 0, (params, state))
-    _, _, values = programs.apply(sums, *kept, said)
+    _, _, values = programs.apply(sums, *kept, fields)
     for i, (chosen, rejected) in enumerate(tokens):
         expected = chosen + 100 * rejected + (1e4 * (i - 1) if i % 2 else 0)
         assert float(values[f"pair {i}"]) == pytest.approx(expected), i

@@ -35,7 +35,7 @@ def test_one_that_waits_for_the_devices_says_so_and_shows_every_thread():
     assert done.returncode == 1
     told, _, stacks = done.stderr.partition("\n")
     assert told.startswith("error: a step, an exchange between processes, a save or an export")
-    assert "nothing has moved for 0.02 minutes (--config.hang_minutes)" in told
+    assert "no progress for 0.02 minutes (--config.hang_minutes)" in told
     assert 'File "<string>", line ' in stacks
     assert "in watch" in stacks
 
@@ -95,11 +95,11 @@ print("not reached")
 def test_a_save_that_hangs_in_the_background_ends_a_run_that_moves():
     done = ended(SAVING)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: a save hangs in the background: nothing has moved for 1 ")
+    assert done.stderr.startswith("error: a save hangs in the background: no progress for 1 ")
     assert "line 6 in <module>" in done.stderr
 
 
 def test_a_cpu_is_refused_in_place_of_an_accelerator(tiny_config):
     tiny_config.require_accelerator = True
-    with pytest.raises(BadInput, match="jax finds nothing but CPUs here"):
+    with pytest.raises(BadInput, match="jax only finds CPUs here"):
         run_parts.computing(given_by(tiny_config))

@@ -76,7 +76,7 @@ def test_texts_have_the_log_probabilities_of_the_model_itself(model):
 def test_a_sample_says_which_words_the_policy_prefers(run, model):
     noisy = zoo.load(TINY / "model")
     nnx.update(noisy, jax.tree.map(lambda x: x * 1.02, nnx.state(noisy)))
-    said = watched.said(model, run)
+    said = watched.reference_samples(model, run)
     some = watched.taken(noisy, model, said, run, 2)
     assert [(one["temperature"], one["row"]) for one in some] == [
         (0.0, 3), (0.0, 7), (0.9, 3), (0.9, 7),
@@ -111,11 +111,11 @@ def test_equal_weights_have_log_ratios_of_zero(run, model):
 
 def test_nothing_is_asked_of_a_run_without_samples(run, model):
     none = run._replace(watching=run.watching._replace(every=None))
-    assert watched.said(model, none) is None
+    assert watched.reference_samples(model, none) is None
 
 
 def test_prompts_are_ones_own_or_held_out_or_trained_on(run):
-    texts = lambda run: [one.text for one in watched.asked(run)]
+    texts = lambda run: [one.text for one in watched.prompts_of(run)]
     assert texts(run) == ["Could you tell me the capital of Spain?", "What is a saw?"]
     one = run._replace(watching=run.watching._replace(count=1))
     assert texts(one) == ["Could you tell me the capital of Spain?"]
@@ -124,7 +124,7 @@ def test_prompts_are_ones_own_or_held_out_or_trained_on(run):
     assert texts(trained) == texts(run)
     ids = run.held_out[0].examples[1].prompt.tolist()
     mine = run._replace(watching=run.watching._replace(prompts=[Prompt(5, ids)]))
-    (asked,) = watched.asked(mine)
+    (asked,) = watched.prompts_of(mine)
     assert (asked.where, asked.ids, asked.given) == ({"row": 5}, ids, {})
 
 

@@ -39,8 +39,11 @@ def work():
         programs = programs_of(params, opt_state, graph, adamw, sigmoid(0.1), shape)
         place = batches.Place(shape, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
         update = batches.pack(random_pairs(0, PAIRS), place.shape, [0])
-        batch, said = batches.put(update.micro_batches[0], place), batches.said(update, place)
-        yield programs, params, opt_state, batch, said
+        batch, fields = (
+            batches.put(update.micro_batches[0], place),
+            batches.data_fields(update, place),
+        )
+        yield programs, params, opt_state, batch, fields
 
 
 def copied(tree):
@@ -49,15 +52,15 @@ def copied(tree):
 
 def taken(work, *, reference=0.0, gradient=None, weight=None):
     """One update, with a number that is none planted somewhere."""
-    programs, params, opt_state, batch, said = work
+    programs, params, opt_state, batch, fields = work
     params, opt_state = copied(params), copied(opt_state)
     if weight is not None:
         params["norm"]["scale"] = params["norm"]["scale"].at[0].set(weight)
     theirs = jnp.full((PAIRS, 2), -50.0).at[1, 0].add(reference)
-    sums = programs.add(programs.zero(), params, {}, theirs, said, batch)
+    sums = programs.add(programs.zero(), params, {}, theirs, fields, batch)
     if gradient is not None:
         sums.gradient["norm"]["scale"] = sums.gradient["norm"]["scale"].at[0].set(gradient)
-    return programs.apply(sums, params, opt_state, said)
+    return programs.apply(sums, params, opt_state, fields)
 
 
 def test_a_sound_update_is_taken(work):
@@ -69,8 +72,8 @@ def test_a_sound_update_is_taken(work):
 
 def test_an_update_works_in_place(work):
     """Beside the gradient it needs as much again, and no second policy or optimizer."""
-    programs, params, opt_state, _, said = work
-    compiled = programs.apply.lower(programs.zero(), params, opt_state, said).compile()
+    programs, params, opt_state, _, fields = work
+    compiled = programs.apply.lower(programs.zero(), params, opt_state, fields).compile()
     weights = sum(x.nbytes for x in jax.tree.leaves(params))
     assert compiled.memory_analysis().temp_size_in_bytes < 1.1 * weights
 

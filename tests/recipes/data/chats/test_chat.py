@@ -241,7 +241,7 @@ def test_a_template_that_always_begins_another_answer_is_refused(own):
 {{ m.content }}<|eot_id|>{% endfor %}<|start_header_id|>assistant<|end_header_id|>
 
 """
-    with pytest.raises(ValueError, match="after each answer it begins another"):
+    with pytest.raises(ValueError, match="it begins another answer after each one"):
         prepared(own, text)
 
 
@@ -332,7 +332,7 @@ def test_a_template_for_tools_serves_rows_that_have_some(own):
         ("{% for %}", "the chat template cannot be read"),
         ("{{ raise_exception('not you') }}", "cannot be used: .* not you"),
         ("{{ messages[0].content }}", "cannot be used|no part"),
-        ("{{ messages[-1].content }}", "changes the prompt when an answer follows"),
+        ("{{ messages[-1].content }}", "changes the prompt if an answer follows"),
         ("{{ 1 / 0 }}", "cannot be used: .* division by zero"),
         ("{{ messages[0].nothing.at_all }}", "cannot be used: .* has no attribute"),
         (

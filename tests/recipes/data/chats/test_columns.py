@@ -182,10 +182,10 @@ def test_messages_that_were_written_twice_or_by_other_keys_are_no_words(tmp_path
         written = lambda said, who=who, what=what: json.dumps(
             [{who: "user", what: "Which way?"}, {who: "bot", what: said}]
         )
-        with pytest.raises(ValueError, match="holds messages whose keys are not `role` and"):
+        with pytest.raises(ValueError, match="contains messages whose keys are not `role` and"):
             recognised(tmp_path, {name: written(said) for name, said in ANSWERS.items()})
     spoken = {name: json.dumps([{"human": "Hi", "assistant": a}]) for name, a in ANSWERS.items()}
-    with pytest.raises(ValueError, match="holds messages whose keys are not `role` and"):
+    with pytest.raises(ValueError, match="contains messages whose keys are not `role` and"):
         recognised(tmp_path, spoken)
     turns = {name: json.dumps(["Which way?", said]) for name, said in ANSWERS.items()}
     with pytest.raises(ValueError, match="`chosen` is a list or object written as text"):
@@ -201,7 +201,7 @@ def test_an_answer_beside_a_whole_conversation_is_refused(tmp_path):
     row = {"prompt": "Which way?", "chosen": TURNS["chosen"], "rejected": TURNS["rejected"][1:]}
     source, _ = recognised(tmp_path, TURNS, row)
     (reason,) = source_pairs.read(source, HOW).counts.malformed
-    assert reason == "one of `chosen` and `rejected` asks something, and the other only answers"
+    assert reason == "one of `chosen` and `rejected` has user turns, and the other has none"
     source, _ = recognised(tmp_path, row, layout="prompt_chosen_rejected")
     assert source_pairs.read(source, HOW).counts.used == 1
 
@@ -330,7 +330,7 @@ def test_answers_that_are_ranked_alike_are_dropped_not_malformed(tmp_path):
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [
-        ("question good bad", "are no `chosen` and `rejected`: name them, as in"),
+        ("question good bad", "there are no `chosen` and `rejected`: name them, as in"),
         ("prompt chosen", "is no `rejected`: name it, as in"),
         ("prompt chosen rejected_response", "name it, as in {'rejected': 'rejected_response'}"),
         ("prompt rejected chosen_answer", "is no `chosen`: name it, as in {'chosen': 'chosen_ans"),
@@ -341,7 +341,7 @@ def test_answers_that_are_ranked_alike_are_dropped_not_malformed(tmp_path):
         ("query better worse", "{'prompt': 'query', 'chosen': 'better', 'rejected': 'worse'}"),
         ("prompt nonPreferred Preferred", "{'chosen': 'Preferred', 'rejected': 'nonPreferred'}"),
         ("prompt closed window good_answer bad_answer", "{'chosen': 'good_answer', 'rejected': 'b"),
-        ("prompt chosen_score rejected_score", "are no `chosen` and `rejected`: name them"),
+        ("prompt chosen_score rejected_score", "there are no `chosen` and `rejected`: name them"),
         ("prompt output rejected", "is no `chosen`: name it, as in {'chosen': 'output'}"),
         ("prompt a b", "which of `a` and `b` is preferred differs from row to row"),
         ("conversation_a conversation_b winner", "which of `conversation_a` and `conversation_b`"),
@@ -363,7 +363,7 @@ def test_answers_that_are_ranked_alike_are_dropped_not_malformed(tmp_path):
         ("prompt completion label", "one answer each (`completion`), and whether it is wanted"),
         ("messages label", "one answer each (`messages`), and whether it is wanted (`label`)"),
         ("instruction output", "one answer each (`output`), not pairs: this recipe needs two"),
-        ("prompt answer", "one preferred to the other; recipes/sft.py trains on one"),
+        ("prompt answer", "one preferred over the other; recipes/sft.py trains on one"),
         ("prompt chosen", "{'rejected': 'worse'}\"; without one, recipes/sft.py trains on `chosen"),
     ],
 )
@@ -426,8 +426,8 @@ def test_json_files_of_another_shape_are_named(tmp_path):
     for value, indent, told in (
         ({name: {"0": cell} for name, cell in row.items()}, None, "orient='records'"),
         ({"data": [row]}, None, "its rows are inside `data`"),
-        ({"data": [row]}, 1, "must be a list of objects, or hold one on each line"),
-        (row, 1, "must be a list of objects, or hold one on each line"),
+        ({"data": [row]}, 1, "must be a list of objects or have one object per line"),
+        (row, 1, "must be a list of objects or have one object per line"),
     ):
         path.write_text(json.dumps(value, indent=indent))
         with pytest.raises(ValueError, match=told):

@@ -133,7 +133,7 @@ def test_an_answer_of_which_nothing_is_shown_is_refused(own):
     talk = prepared(own, PLAIN)
     assert talk.dialects == {"default": None}
     with pytest.raises(
-        ValueError, match="shows nothing of an answer: it leaves out its tool_calls"
+        ValueError, match="renders nothing of an answer: it leaves out its tool_calls"
     ):
         rendering.render(CALLS, talk)
     thought = Pair([user("a")], [assistant("b")], [assistant("", reasoning_content="hm")])
@@ -159,7 +159,7 @@ def test_what_is_hidden_beside_words_is_named(own):
     prompt = Pair([user("a"), assistant("b", tool_calls=[call({})]), user("c")], *said[1:])
     ids = pair_ids.encode(prompt, own, talk, row=0, max_length=256, over_length="drop")
     assert ids.notes == ("left_out/tool_calls",)
-    assert examples.described(ids.notes[0]) == "of which the chat template leaves out `tool_calls`"
+    assert examples.described(ids.notes[0]) == "for which the chat template leaves out `tool_calls`"
 
 
 def test_a_word_that_stands_elsewhere_is_no_call(own):
@@ -248,7 +248,9 @@ def test_what_is_written_behind_an_answer_may_not_be_a_text(own):
         + "<|start_header_id|>system<|end_header_id|>\n\nAct!<|eot_id|>"
         + ASK
     )
-    with pytest.raises(ValueError, match=r"writes more than an end of turn \('system'\)"):
+    with pytest.raises(
+        ValueError, match=r"writes more than an end of turn after each answer \('system'\)"
+    ):
         prepared(own, text)
 
 

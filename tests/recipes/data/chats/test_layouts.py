@@ -230,7 +230,7 @@ def test_swift_replaces_the_last_answer_or_the_conversation():
     two = {"messages": SWIFT["messages"], "rejected_messages": ULTRAFEEDBACK["rejected"]}
     assert read(two) == ONE
     assert read(two | {"rejected_messages": [assistant("Back.")]}) == ONE
-    with pytest.raises(ValueError, match="the last of `messages` is not the assistant's"):
+    with pytest.raises(ValueError, match="the last message in `messages` is not the assistant's"):
         read(SWIFT | {"messages": [user("Which way?")]})
 
 
@@ -316,7 +316,7 @@ def test_the_question_stands_once(besides):
     first = {k: [system("Be brief."), *turns] for k, turns in WHOLE.items()}
     assert LAYOUTS[layout].read(first | besides).prompt == [system("Be brief."), *TWO[:1]]
     other = {k: [user("And you?"), assistant(k)] for k in WHOLE}
-    with pytest.raises(ValueError, match="`chosen` asks something of its own, besides the prompt"):
+    with pytest.raises(ValueError, match="`chosen` asks a question of its own, besides the prompt"):
         LAYOUTS[layout].read(other | besides)
 
 
@@ -796,7 +796,7 @@ def test_the_layout_is_recognised_by_its_columns(row, layout):
 
 
 def test_a_row_without_the_columns_is_a_sentence_that_says_what_to_do():
-    told = r"columns \(question, good, bad\) are no .*--config\.data\.columns="
+    told = r"columns \(question, good, bad\) there are no .*--config\.data\.columns="
     with pytest.raises(ValueError, match=told):
         columns.recognised({"question": "", "good": "", "bad": ""})
     many = {f"column_{i}": i for i in range(10_000)}
@@ -872,24 +872,28 @@ def chosen_with(**other):
         (
             "preference_chat",
             chosen_with(content="", function_calls=[FLAT]),
-            "holds nothing but `function_calls`, which is not read",
+            "contains only `function_calls`, which is not read",
         ),
         ("preference_chat", ULTRAFEEDBACK | {"rejected": TWO}, "chosen equals rejected"),
         (
             "preference_chat",
             ULTRAFEEDBACK | {"rejected": TWO[:1]},
-            "one conversation is only the beginning of the other",
+            "one conversation is a prefix of the other",
         ),
         (
             "preference_chat",
             ULTRAFEEDBACK | {"chosen": [system("a"), *TWO], "system_prompt": "b"},
-            "a system prompt in its column, and another among the messages",
+            "one system prompt in its column and another among the messages",
         ),
         ("preference_chat", ULTRAFEEDBACK | {"system_prompt": 7}, "no text in `system_prompt`"),
         ("preference_chat", ULTRAFEEDBACK | {"tools": "{"}, "`tools` is not valid JSON"),
         ("preference_chat", ULTRAFEEDBACK | {"tools": "[" * 9999}, "`tools` is not valid JSON"),
-        ("preference_chat", ULTRAFEEDBACK | {"tools": {"a": 1}}, "not a list of descriptions"),
-        ("preference_chat", ULTRAFEEDBACK | {"tools": ["weather"]}, "not a list of descriptions"),
+        ("preference_chat", ULTRAFEEDBACK | {"tools": {"a": 1}}, "not a list of tool descriptions"),
+        (
+            "preference_chat",
+            ULTRAFEEDBACK | {"tools": ["weather"]},
+            "not a list of tool descriptions",
+        ),
         (
             "preference_chat",
             ULTRAFEEDBACK | {"tools": [{"since": datetime.date(2026, 1, 31)}]},
@@ -924,7 +928,7 @@ def chosen_with(**other):
         ("openai_preference", OPENAI | {"input": {}}, "`input.messages` is missing, or null"),
         ("best_and_worst", COMPLETIONS | {"completions": [1]}, "no list of ranked answers in"),
         ("best_and_worst", NEMO | {"completions": NEMO["completions"][:1]}, "fewer than two"),
-        ("best_and_worst", NEMO | {"completions": [{"rank": 0}, {"rank": 1}]}, "says nothing"),
+        ("best_and_worst", NEMO | {"completions": [{"rank": 0}, {"rank": 1}]}, "is empty"),
         (
             "best_and_worst",
             COMPLETIONS | {"completions": COMPLETIONS["completions"][:1] * 2},
@@ -943,8 +947,12 @@ def chosen_with(**other):
         ),
         ("plain_text", STRINGS | {"prompt": [user("x")]}, "no text in `prompt`"),
         ("plain_text", STRINGS | {"rejected": "Onwards."}, "chosen equals rejected"),
-        ("plain_text", STRINGS | {"tools": [TOOL]}, "plain text has no place for `tools`"),
-        ("plain_text", STRINGS | {"system_prompt": "x"}, "has no place for `system_prompt`"),
+        ("plain_text", STRINGS | {"tools": [TOOL]}, "plain text cannot contain `tools`"),
+        (
+            "plain_text",
+            STRINGS | {"system_prompt": "x"},
+            "plain text cannot contain `system_prompt`",
+        ),
         ("plain_transcripts", TRANSCRIPTS | {"chosen": None}, "no text in `chosen`"),
     ],
 )

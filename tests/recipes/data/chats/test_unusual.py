@@ -113,7 +113,7 @@ def test_the_beginning_of_an_answer_belongs_to_the_prompt_s_text(own):
 
 def test_a_beginning_that_is_not_shown_is_refused(own):
     pair = Pair([turn("user", "a")], ANSWERS["chosen"], ANSWERS["rejected"], prefill="Well: ")
-    with pytest.raises(ValueError, match="does not show the beginning of the answer as it is"):
+    with pytest.raises(ValueError, match="changes the beginning of the answer"):
         encoded(pair, own, CHATML)
 
 

@@ -480,7 +480,7 @@ def check(own, talk, question, chosen, rejected):
         # Of an answer with nothing behind its last thought, as `</think>a</think>`, none is shown.
         behind = lambda x: "".join(x).rpartition("</think>")[2].replace("<think>", "")
         nothing = any(not behind(x).strip() for x in (chosen, rejected))
-        hidden = nothing and str(error).startswith("the chat template shows nothing of an answer")
+        hidden = nothing and str(error).startswith("the chat template renders nothing of an answer")
         # Templates of models that think leave out what stands before the last of these tags.
         told = ["chosen equals rejected"]
         if "</think>" in "".join([*chosen, *rejected]):

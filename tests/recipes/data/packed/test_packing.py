@@ -101,7 +101,7 @@ def test_a_pair_too_long_for_a_row_is_stored_separately_within_one_micro_batch()
     assert where[0] == [0, 1]
     assert where[2] == [3, 4]  # row 2 is the last of its micro-batch
     assert not streams.fits_once(long, shape)
-    with pytest.raises(ValueError, match="needs 2 in a micro-batch"):
+    with pytest.raises(ValueError, match="needs 2 rows in a micro-batch"):
         placed([long], shape._replace(rows=1))
 
 

@@ -130,7 +130,7 @@ def test_several_files_follow_each_other_in_the_order_of_their_names(tmp_path):
         (b'{"a": 1}\n{"a": ' + b"[" * 9**5 + b'\n{"a": 3}\n', "not valid JSON", ":2"),
         (
             b'{"a": 1}\n{"a": ' + b"[" * 99 + b"]" * 99 + b'}\n{"a": 3}',
-            "deeper than 64 lists",
+            "nested deeper than 64 lists",
             ":2",
         ),
         (b'{"a": 1}\n{"a": ' + b"1" * 9999 + b'}\n{"a": 3}\n', "not valid JSON", ":2"),
@@ -195,7 +195,7 @@ def test_utf16_is_read_as_csv_and_told_of_elsewhere(tmp_path):
 def test_a_key_that_stands_twice_is_not_chosen_between(tmp_path, key):
     (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n{' + key + b"}\n")
     good, bad = sources.read(str(tmp_path / "a.jsonl"))
-    assert (good.fields, bad.reason) == ({"a": 1}, "a key that stands twice in one object")
+    assert (good.fields, bad.reason) == ({"a": 1}, "a key that occurs twice in one object")
 
 
 @pytest.mark.parametrize(
@@ -322,8 +322,8 @@ def test_a_hub_dataset_is_read_as_its_table(monkeypatch, request):
         ("nothing", "no data file"),
         ("nosuch://a/b.jsonl", "cannot be reached"),
         ("memory://far/nothing.jsonl", "no data file"),
-        ("owner/name:split", "hub did not give"),
-        ("owner/name:subset:split@main", "hub did not give"),
+        ("owner/name:split", "no dataset of that name"),
+        ("owner/name:subset:split@main", "no dataset of that name"),
     ],
 )
 def test_sources_that_are_not_there(source, told, monkeypatch):
@@ -395,7 +395,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
 def test_links_that_lead_nowhere_and_pipes_are_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text("{}")
     (tmp_path / "b.jsonl").symlink_to(tmp_path / "nothing")
-    with pytest.raises(FileNotFoundError, match="link that leads nowhere"):
+    with pytest.raises(FileNotFoundError, match="is a broken link"):
         sources.read(f"{tmp_path}/*.jsonl")
     os.mkfifo(tmp_path / "c.jsonl")
     with pytest.raises(ValueError, match="is not a regular file"):
@@ -485,7 +485,7 @@ def test_folders_without_data_and_unknown_kinds_are_refused_by_name(tmp_path):
     (tmp_path / "a.txt").write_text("")
     with pytest.raises(FileNotFoundError, match=r"is a folder without data: \.jsonl"):
         sources.read(str(tmp_path))
-    with pytest.raises(ValueError, match=r"none of \.jsonl"):
+    with pytest.raises(ValueError, match=r"not end in one of \.jsonl"):
         sources.read(str(tmp_path / "a.txt"))
     filled(tmp_path, "b/a.jsonl", "c/a.jsonl")
     with pytest.raises(ValueError, match="b is a folder, one of several"):

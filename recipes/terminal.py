@@ -29,7 +29,7 @@ class Lasting:
         return getattr(self._wrapped, name)
 
     def __eq__(self, other: object) -> bool:
-        """As the stream within: tqdm asks which bars share a terminal with a line."""
+        """Equal to the stream within: tqdm asks which bars share a terminal with a line."""
         return self._wrapped == getattr(other, "_wrapped", other)
 
     def __hash__(self) -> int:
@@ -47,7 +47,7 @@ class Lasting:
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """Writes them one after the other."""
+        """Writes lines one after the other."""
         self.write("".join(lines))
 
     def flush(self) -> None:
@@ -58,7 +58,7 @@ class Lasting:
             self._failed(error)
 
     def isatty(self) -> bool:
-        """Is it still a terminal?"""
+        """Is the stream still a terminal?"""
         try:
             return self._wrapped.isatty()
         except (OSError, ValueError, AttributeError):
@@ -106,5 +106,5 @@ def write(text: str) -> None:
 
 
 def bar(items: Iterable[Item], **how: Any) -> Iterable[Item]:
-    """The items, with a progress bar on stderr if that is a terminal."""
+    """Iterates with a progress bar on stderr if that is a terminal."""
     return tqdm.tqdm(items, file=lasting(sys.stderr), disable=None, **how)

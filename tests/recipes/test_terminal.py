@@ -12,13 +12,13 @@ import warnings
 
 import pytest
 
-from recipes.training import terminal
+from recipes import terminal
 from tests.conftest import ROOT
 
 # Every way to print, then a file: opened first, it would be taken for a descriptor that is shut.
 PROGRAM = """
 import logging, os, pathlib, sys, warnings
-from recipes.training import terminal
+from recipes import terminal
 
 terminal.hold()
 with open(sys.argv[1], "w") as file:
@@ -52,7 +52,7 @@ def test_a_program_goes_on_without_its_streams(tmp_path, streams):
 HUNG_UP = """
 import fcntl, pathlib, signal, subprocess, sys, termios, time
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # as a shell's
-from recipes.training import terminal
+from recipes import terminal
 terminal.hold()
 print("ready")
 for i in terminal.bar(range(40)):
