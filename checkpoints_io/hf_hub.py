@@ -1,10 +1,16 @@
 """Folders to the hub, by its own client. Its token is the client's to find, and stays with it."""
 
+import pathlib
 import re
 
 from checkpoints_io.errors import BadInput, NoAccess, StorageError
 
 ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
+# What makes a folder the model or the adapters that it is: beside another's it would be read.
+OF_A_MODEL = (
+    r"(adapter_)?model[\w-]*\.safetensors(\.index\.json)?|trained_on\.json|"
+    r"(adapter_|generation_)?config\.json"
+)
 
 
 def ready(repo: str, *, private: bool) -> None:
@@ -38,19 +44,24 @@ def ready(repo: str, *, private: bool) -> None:
 
 
 def push(folder: str, repo: str, message: str) -> None:
-    """A commit of all files of the folder; what is there already is not sent again.
+    """Commits all files of the folder; content that the hub already has is not sent again.
 
-    `folder` is a path of this machine. Files of the repository that it has not are left.
+    `folder` is a path of this machine. Files of an earlier export that it lacks are removed: its
+    weights (adapters or merged, in one file or several) would be loaded in place of these. All
+    other files of the repository stay.
 
     Raises:
       OSError: it could not be sent; what was sent need not be sent again.
     """
     import huggingface_hub
 
+    hub, here = huggingface_hub.HfApi(), {path.name for path in pathlib.Path(folder).iterdir()}
     try:
-        huggingface_hub.HfApi().upload_folder(
-            repo_id=repo, folder_path=folder, commit_message=message
-        )
+        there = [name for name in hub.list_repo_files(repo) if re.fullmatch(OF_A_MODEL, name)]
+        hub.upload_folder(
+            repo_id=repo, folder_path=folder, commit_message=message,
+            delete_patterns=[name for name in there if name not in here] or None,
+        )  # fmt: skip
     except Exception as error:  # whatever the client makes of a network that goes away
         raise StorageError(
             f"{folder} could not be sent to {repo} ({_first_line(error)})"

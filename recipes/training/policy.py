@@ -244,7 +244,7 @@ def exported(step: int, run: Run | Exporting) -> bool:
 
 
 def send(step: int, run: Run) -> None:
-    """Sends the export of a step to the hub, unless it was: a resumed run knows.
+    """Sends the export of a step to the hub, unless the run has sent it in this form.
 
     Raises:
       OSError: it could not be sent.
@@ -252,7 +252,11 @@ def send(step: int, run: Run) -> None:
     hub, folder = run.saving.hub, export_folder(step, run)
     if hub is None or not processes.is_first():
         return
-    sent = json.dumps({"repo": hub.repo, "step": step}).encode()
+    form = {} if adapters_alone(run) else {
+        "dtype": jnp.dtype(run.saving.export_dtype).name, "text_only": run.saving.text_only,
+    }  # fmt: skip
+    what = {"repo": hub.repo, "step": step, "export": export_name(step, run)}
+    sent = json.dumps(what | form).encode()
     if run.directory.read(records.SENT) == sent:
         return
     say(f"pushing {folder} to {hub.repo}")

@@ -50,6 +50,10 @@ class Hub:
         repo, rest = self.repos[name], path.partition(name)[2]
         if rest in ("", "/revision/main"):
             return 200, {"id": name, "private": repo["private"], "sha": "0" * 40, "siblings": []}
+        if rest == "/tree/main":
+            sizes = {path: len(content) for path, content in repo["files"].items()}
+            return 200, [{"type": "file", "path": path, "size": size, "oid": "0" * 40}
+                         for path, size in sizes.items()]  # fmt: skip
         if rest == "/preupload/main":
             mode = lambda one: (
                 "lfs" if one["path"].endswith(("safetensors", "r.json")) else "regular"
@@ -91,6 +95,8 @@ class Hub:
             value = line["value"]
             if line["key"] == "file":
                 repo["files"][value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "deletedFile":
+                del repo["files"][value["path"]]
             elif line["key"] == "lfsFile":
                 repo["files"][value["path"]] = self.large[value["oid"]]
             else:

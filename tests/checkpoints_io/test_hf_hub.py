@@ -53,6 +53,25 @@ def test_what_was_sent_before_the_line_was_cut_is_not_sent_again(hub, folder):
     assert hub.repos["me/mine"]["files"].keys() == {path.name for path in folder.iterdir()}
 
 
+def test_of_an_earlier_export_nothing_is_left_that_would_be_read(hub, folder, tmp_path):
+    """Adapters beside merged weights would be put on them; one file is read before several."""
+    hf_hub.ready("me/mine", private=True)
+    hub.repos["me/mine"]["files"]["notes/config.json"] = b"mine"
+    hf_hub.push(str(folder), "me/mine", "adapters")
+    for names in (
+        ("adapter_config.json", "adapter_model.safetensors", "trained_on.json", "README.md"),
+        ("config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json"),
+        ("config.json", "model.safetensors"),
+    ):
+        other = tmp_path / names[1]
+        other.mkdir()
+        for name in names:
+            (other / name).write_bytes(name.encode())
+        hf_hub.push(str(other), "me/mine", "another")
+        kept = {"notes/config.json", "tokenizer.json", "README.md"}
+        assert hub.repos["me/mine"]["files"].keys() == kept | {*names}
+
+
 def test_who_may_not_write_is_told_before_the_run(hub, monkeypatch):
     hf_hub.ready("me/open", private=False)
     with pytest.raises(ValueError, match="me/open is open to all, and it is to be private"):

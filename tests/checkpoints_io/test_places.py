@@ -468,7 +468,7 @@ def test_a_run_begins(room, tiny_config):
         assert not policy.exported(4, run)
         zoo.save(zoo.load(TINY / "model"), policy.export_folder(4, run).address)
         assert policy.exported(4, run)
-        with pytest.raises(OSError, match=f"another run is going on in {room}/run"), \
+        with pytest.raises(OSError, match=f"another run is using {room}/run"), \
                 prepare.prepared(given):  # fmt: skip
             pass
     run.directory.within("hf/step-2").make()

@@ -29,7 +29,7 @@ def test_a_run_that_was_cut_off_sends_the_rest(tiny_config, tmp_path, hub, capfd
     hub.breaks_after = None
     dpo.train(config)
     told = "".join(capfd.readouterr())
-    assert told.count("the run goes on:") == (strategy == "every")
+    assert told.count("the run continues:") == (strategy == "every")
     assert hub.repos["me/mine"]["commits"] == ["step 2 of 2"]
     last = pathlib.Path(config.directory) / "hf" / "step-2"
     files = {path.name: path.read_bytes() for path in last.iterdir()}
@@ -45,6 +45,14 @@ def test_a_run_that_was_cut_off_sends_the_rest(tiny_config, tmp_path, hub, capfd
     every = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(every) > 10 and not [p for p in every if TOKEN.encode() in p.read_bytes()]
     assert TOKEN not in told
+    # An export in another form is another one.
+    config.hf_save_dtype = "float32"
+    dpo.train(config)
+    assert hub.repos["me/mine"]["files"]["model.safetensors"] != files["model.safetensors"]
+    config.hf_save_dtype = "float32"
+    sent = len(hub.sent)
+    dpo.train(config)
+    assert len(hub.sent) == sent
 
 
 @pytest.mark.full

@@ -221,7 +221,7 @@ def test_a_file_of_theirs_becomes_a_config_that_the_recipe_takes(file, monkeypat
     own = checks.checked(config, DPO)
     objectives.objective(own)
     assert own == {n: one.default for n, one in DPO.items()} | {"name": "theirs"} | wanted
-    assert "to be mended" not in told
+    assert "fix this before you run it" not in told
     notes = rows.translated(source, given, 8).notes
     assert {name for name, _ in notes.lacking} == lacking
     assert {name for name, _ in notes.differs} == differs

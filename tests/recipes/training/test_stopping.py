@@ -283,5 +283,5 @@ def test_a_longer_run_is_the_run_of_that_length(config, capfd, by_epochs):
     with pytest.raises(ValueError, match="A run can be made longer, not shorter"):
         dpo.train(config)
     config.eval_at = "9"
-    with pytest.raises(ValueError, match=r"names step 9, and the run has 4|holds a run with other"):
+    with pytest.raises(ValueError, match=r"names step 9, but the run has only 4|holds a run with other"):
         dpo.train(config)

@@ -93,7 +93,9 @@ def test_columns_of_other_names_are_told_which_are_read():
     scored = [{"text": "On.", "pm_score": 5}, {"text": "No.", "pm_score": 1}]
     with pytest.raises(ValueError, match="each in its `overall_score`, `score`, `rating`, `rank`,"):
         read({"prompt": "a", "answers": scored})
-    with pytest.raises(ValueError, match="its text must be in `response`, `answer`, `completion`, "):
+    with pytest.raises(
+        ValueError, match="its text must be in `response`, `answer`, `completion`, "
+    ):
         read({"prompt": "a", "answers": [{"output": "On.", "score": n} for n in (1, 2)]})
 
 
