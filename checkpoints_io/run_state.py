@@ -293,8 +293,8 @@ class RunStore:
         """
         score = self._keep.highest if self._keep else None
         scores = {step: score(self._look_at(step) or {}) for step in self.steps()} if score else {}
-        scored = [(value, step) for step, value in scores.items() if value is not None]
-        for _, step in sorted(scored, reverse=True):
+        scored = [(-value, step) for step, value in scores.items() if value is not None]
+        for _, step in sorted(scored):
             if (found := self._restored(step, like)) is not None:
                 return found._replace(facts=self._look_at(step) or {})
         return None
@@ -354,9 +354,9 @@ def _staying(steps: Sequence[int], keep: Keep, known: Mapping[int, Facts | None]
         stay |= {step for step in steps if step % keep.every == 0}
     if keep.highest:
         scores = {step: keep.highest(known.get(step) or {}) for step in steps}
-        scored = [(score, step) for step, score in scores.items() if score is not None]
+        scored = [(score, -step) for step, score in scores.items() if score is not None]
         if scored:
-            stay.add(max(scored)[1])
+            stay.add(-max(scored)[1])
     return stay
 
 

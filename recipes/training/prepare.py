@@ -59,6 +59,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
     shaping = resume.of_settings(given)
     saved = _saved_facts(directory)
     _refuse_another_run(saved, shaping, directory)
+    resume.refuse_other_evaluations(saved or {}, given, directory)
     computing = run_parts.computing(given)
     asked = run_parts.asked_tasks(given)
     models = inputs.looked_at(given, beside, computing)
@@ -121,6 +122,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
         patience=run_parts.patience(given),
         facts={
             "settings": shaping,
+            "evaluations": resume.of_evaluations(given),
             "data": source_pairs.fingerprint(train),
             "models": {name: resume.of_model(one.config) for name, one in models.folders.items()},
         },

@@ -17,12 +17,22 @@ from recipes.training.settings import ALL
 import zoo
 
 LENGTHS = frozenset({"num_epochs", "num_train_steps"})
+# What an evaluation is measured on, and the settings that compare one evaluation with another.
+MEASURED_ON, COMPARING = ("validation", "max_eval_pairs"), ("keep_best", "stop_when")
 
 
 def of_settings(given: Values) -> Values:
     """The settings that a resumed run must share, as JSON."""
-    bound = {name: value for name, value in given.items() if not ALL[name].free}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in flat(bound)}
+    return _as_json({name: value for name, value in given.items() if not ALL[name].free})
+
+
+def of_evaluations(given: Values) -> Values:
+    """The settings that a resumed run must share where it compares evaluations, as JSON."""
+    return _as_json({name: given[name] for name in MEASURED_ON})
+
+
+def _as_json(some: Values) -> Values:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in flat(some)}
 
 
 def of_model(hf_config: dict[str, object]) -> dict[str, str]:
@@ -83,6 +93,27 @@ def refuse_other_settings(
             f"--config.directory, or use the settings of that run{longer}. --help marks what a "
             "resume may change"
         )
+
+
+def refuse_other_evaluations(saved: Facts, given: Values, directory: places.Place) -> None:
+    """Compares what the evaluations of a checkpoint were measured on with what this run measures.
+
+    Raises:
+      ValueError: it differs, and a setting compares old figures with new ones.
+    """
+    before, now = saved.get("evaluations"), of_evaluations(given)
+    comparing = next((name for name in COMPARING if given[name] is not None), None)
+    if comparing is None or before is None or before == now:
+        return
+    names = [
+        name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)
+    ]
+    told = ", ".join(f"{n}: {before.get(n)!r} there, {now.get(n)!r} here" for n in names[:4])
+    raise BadInput(
+        f"--config.{comparing}={given[comparing]} compares evaluations of the same data, and those "
+        f"in {directory} are of other data ({told}): use the settings of that run, or add "
+        f"--config.{comparing}=None"
+    )
 
 
 def _updates(given: Values, examples: int | None) -> int | None:

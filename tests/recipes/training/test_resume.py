@@ -1,5 +1,7 @@
 """What a resumed run may not change."""
 
+import json
+
 import pytest
 
 from checkpoints_io import places
@@ -41,6 +43,21 @@ def test_what_may_change_and_what_not():
     of = lambda name: name if name.startswith("adapter.") else name.split(".")[0]
     assert {of(name) for name in free} == FREE
     assert not [n for n in settings.ALL if of(n) in FREE and n not in free]
+
+
+@pytest.mark.parametrize("comparing", ["keep_best", "stop_when"])
+def test_figures_of_other_data_are_not_compared(comparing):
+    config, here = tiny.get_config(), places.at("run")
+    given = given_by(config, validation={"heldout": {"path": "a.jsonl"}}, max_eval_pairs=8)
+    saved = json.loads(json.dumps({"evaluations": resume.of_evaluations(given)}))
+    for name, value in (("validation", {"heldout": "b.jsonl"}), ("max_eval_pairs", None)):
+        other = given | {name: value}
+        resume.refuse_other_evaluations(saved, other, here)  # nothing compares them
+        asked = other | {comparing: "heldout/dpo_accuracy"}
+        with pytest.raises(ValueError, match=rf"of other data \({name}.*add --config.{comparing}="):
+            resume.refuse_other_evaluations(saved, asked, here)
+        resume.refuse_other_evaluations({}, asked, here)  # of an older version
+    resume.refuse_other_evaluations(saved, given | {comparing: "heldout/dpo_accuracy"}, here)
 
 
 @pytest.mark.parametrize("config", [tiny.get_config(), llama8b.get_config()])
