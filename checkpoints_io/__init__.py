@@ -1,1 +1,1 @@
-"""Arrays on disk: Hugging Face folders and the state of a run, whatever they are for."""
+"""Arrays on disk: Hugging Face model folders and training-run state, for any kind of model."""

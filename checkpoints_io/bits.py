@@ -1,4 +1,4 @@
-"""Arrays known by their bits, wherever they are: files, shards and devices do not matter."""
+"""Arrays identified by their bits, independently of files, sharding and devices."""
 
 import functools
 import hashlib
@@ -12,11 +12,12 @@ import numpy as np
 def fingerprint(tree: PyTree, dtype: jax.typing.DTypeLike | None = None) -> str:
     """Sixteen hex digits that change with any bit of any array, and with its place in the tree.
 
-    Computed where the arrays are, each read once; of what they are in `dtype`, if it is given.
+    They are computed on the arrays' own devices, reading each array once, after a cast to `dtype`
+    if one is given.
     """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     to = [np.dtype(dtype or value.dtype) for _, value in leaves]
-    # All are started before one is waited for.
+    # Start all of them before waiting for any.
     sums = [_bit_sums(value, one) for (_, value), one in zip(leaves, to, strict=True)]
     digest = hashlib.sha256()
     for (path, value), one, found in zip(leaves, to, sums, strict=True):
@@ -27,9 +28,9 @@ def fingerprint(tree: PyTree, dtype: jax.typing.DTypeLike | None = None) -> str:
 
 @functools.partial(jax.jit, static_argnums=1)
 def finite(value: PyTree, leading: int) -> Bool[Array, "..."]:
-    """Is there no NaN and no infinity in each part of an array, by its first `leading` axes?
+    """Whether each part of an array, indexed by its first `leading` axes, has no NaN or infinity.
 
-    Or in each part of several, all at once.
+    Given several arrays, a part is finite if it is finite in all of them.
     """
     own = lambda x: jnp.isfinite(x).all(axis=tuple(range(leading, x.ndim)))
     return functools.reduce(jnp.logical_and, map(own, jax.tree.leaves(value)))
@@ -37,7 +38,7 @@ def finite(value: PyTree, leading: int) -> Bool[Array, "..."]:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _bit_sums(value: Array, dtype: np.dtype) -> UInt32[Array, " 2"]:
-    """Two sums over the bits, weighted by hashes of the index; whole numbers, so in any order."""
+    """Two integer sums of the bits, weighted by hashes of the index; order does not matter."""
     value = value.astype(dtype)
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[value.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(value, unsigned).astype(jnp.uint32)

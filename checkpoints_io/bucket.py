@@ -1,7 +1,7 @@
-"""A place in a bucket: objects by their names, through fsspec.
+"""A place in a bucket: objects reached by name, through fsspec.
 
-A folder is what the names of objects share, and an object changes as a whole. So an export is there
-when its `config.json` is, which goes up last, and a checkpoint when Orbax's last object is.
+A folder is a common prefix of object names, and an object is replaced as a whole. So an export
+exists once its `config.json`, uploaded last, does, and a checkpoint once Orbax's last object does.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -20,15 +20,15 @@ import jax
 from checkpoints_io import here, lease, processes, whole
 from checkpoints_io.errors import BadInput, InTheWay, StorageError
 
-IN_PLACE = ("gs",)  # where Orbax writes for itself
-# What kinds of buckets say of an object, one this and another that: which writing of it it is.
+IN_PLACE = ("gs",)  # kinds of bucket that Orbax writes to directly
+# The keys under which the kinds of bucket report an object's version: each kind has one of these.
 CHANGING = ("generation", "ETag", "etag", "LastModified", "created")
 TRIES = 3
-COMMITTED = "commit_success.txt"  # its last object, in a checkpoint and in each part of one
+COMMITTED = "commit_success.txt"  # Orbax's last object, in a checkpoint and in each of its parts
 
 
 class Bucket(NamedTuple):
-    """The objects whose names begin so."""
+    """The objects whose names begin with a given prefix."""
 
     url: str
 
@@ -44,11 +44,11 @@ class Bucket(NamedTuple):
         return _opened(self.url)[0]
 
     def _path(self, name: str = "") -> str:
-        """As fsspec names it."""
+        """The path of an object, as fsspec spells it."""
         return _opened(self.url)[1] + (f"/{name}" if name else "")
 
     def _below(self, name: str = "") -> dict[str, Any]:
-        """All objects in it, at any depth, by their whole names."""
+        """All objects below the name, at any depth, by their full names."""
         with _told(self.url):
             return self._fs.find(self._path(name), detail=True)
 
@@ -56,7 +56,7 @@ class Bucket(NamedTuple):
         return Bucket(f"{self.url}/{name}")
 
     def versions(self) -> dict[str, str]:
-        """The objects directly in it, each with what is another whenever it is written again."""
+        """The objects directly in it, each with a version that changes with every write."""
         try:
             with _told(self.url):
                 found = self._fs.ls(self._path(), detail=True)
@@ -70,12 +70,12 @@ class Bucket(NamedTuple):
         }
 
     def fetch(self, name: str, path: pathlib.Path) -> None:
-        """An object becomes a file of this machine."""
+        """Downloads an object to a file on this machine."""
         with _told(self.url):
             self._fs.get_file(self._path(name), str(path))
 
     def make(self) -> None:
-        pass  # it is there as soon as something is in it
+        pass  # a folder exists as soon as there is an object in it
 
     def names(self) -> list[str]:
         try:
@@ -118,17 +118,17 @@ class Bucket(NamedTuple):
         with tempfile.TemporaryDirectory(prefix="going-up-") as folder:
             yield pathlib.Path(folder)
             room, _, own = self.url.rpartition("/")
-            # A folder that a killed process has left half of is ours.
+            # A folder left half uploaded by a killed process is ours to replace.
             Bucket(room).write_whole(_half(own), b"")
             self.remove(mark)
             self._put(pathlib.Path(folder), mark)
             Bucket(room).remove(_half(own))
 
     def _put(self, folder: pathlib.Path, last: str) -> None:
-        """What is in the folder, `last` after all others; what it does not have goes."""
+        """Uploads the folder, `last` after all others, and deletes objects it does not have."""
         files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
         own, left = f"{self._path()}/", files.keys() - {last}
-        # A start of the run may take what is up for a killed process's, and clear it away.
+        # A starting run may mistake the uploaded part for a killed process's, and clear it away.
         for _ in range(TRIES):
             with _told(self.url, writing=True):
                 for name in sorted(left):
@@ -137,7 +137,7 @@ class Bucket(NamedTuple):
             if not (left := files.keys() - {last} - there):
                 break
         else:
-            raise StorageError(f"{self} lacks {min(left)}, which was put there: what clears it?")
+            raise StorageError(f"{self} lost {min(left)} after its upload: what deletes it?")
         with _told(self.url, writing=True):
             self._fs.put_file(str(files[last]), self._path(last))
         for name in there - files.keys():
@@ -209,7 +209,7 @@ class Bucket(NamedTuple):
             self.remove(step)
 
     def _whole(self) -> list[str]:
-        """The checkpoints that are there."""
+        """The complete checkpoints."""
         names = filter(str.isdecimal, self.names())
         return [name for name in names if self.exists(f"{name}/{COMMITTED}")]
 
@@ -238,10 +238,10 @@ class Bucket(NamedTuple):
                 try:
                     self._take_in()
                 except OSError as error:
-                    logging.warning("what was written for %s did not go up: %s", self, error)
+                    logging.warning("files written for %s were not uploaded: %s", self, error)
 
     def _take_in(self) -> None:
-        """What was written on this machine for it, as far as it has changed."""
+        """Uploads the files that were written for it on this machine and have changed."""
 
         def put(path: pathlib.Path, url: str) -> None:
             with _told(url, writing=True):
@@ -272,7 +272,7 @@ class Bucket(NamedTuple):
             if not Bucket(room).exists(_half(own)):
                 what = "a model" if whole.MARK in marks else "adapters"
                 raise InTheWay(
-                    f"{self} holds something else than {what}: choose another folder, or move it "
+                    f"{self} holds something other than {what}: choose another folder, or move it "
                     "elsewhere"
                 )
 
@@ -284,16 +284,16 @@ class Bucket(NamedTuple):
 
 
 def at(address: str, told: str) -> Bucket:
-    """The place of a URL, which `told` gave.
+    """The place at a URL; `told` says where the URL was given.
 
     Raises:
-      ValueError: no such kind of bucket is known, or it is a whole bucket.
+      ValueError: the kind of bucket is unknown, or the URL names a whole bucket.
     """
     kind, _, rest = address.rstrip("/").partition("://")
     kind = "gs" if kind == "gcs" else kind
     bucket, _, prefix = rest.partition("/")
     if kind in ("file", "local", "http", "https"):
-        raise BadInput(f"{told} must be a path of this machine, or a folder in a bucket")
+        raise BadInput(f"{told} must be a path on this machine, or a folder in a bucket")
     if not bucket or not prefix:
         raise BadInput(f"{told} must name a folder in a bucket: {kind}://BUCKET/FOLDER")
     try:
@@ -301,12 +301,12 @@ def at(address: str, told: str) -> Bucket:
     except ImportError as error:
         raise BadInput(f"{told}: pip install 'nnx-zoo[cloud]' ({error})") from error
     except ValueError as error:
-        raise BadInput(f"{told}: there is no kind of bucket {kind}://") from error
+        raise BadInput(f"{told}: {kind}:// is not a known kind of bucket") from error
     return Bucket(f"{kind}://{rest}")
 
 
 def _opened(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """What reaches it, and its path there. What others write is seen at once, by Orbax too."""
+    """The file system of a URL and the path in it, uncached: others' writes are seen at once."""
     conf = fsspec.config.conf.setdefault(url.partition("://")[0], {})
     conf.setdefault("use_listings_cache", False)
     return fsspec.core.url_to_fs(url)
@@ -318,15 +318,15 @@ def _half(name: str) -> str:
 
 @contextlib.contextmanager
 def _told(url: str, *, writing: bool = False) -> Iterator[None]:
-    """What a library makes of the bucket's answer, as a sentence; that nothing is there passes."""
+    """Turns a library's error about the bucket into a sentence, except that nothing is there."""
     try:
         yield
     except (StorageError, InTheWay):
         raise
-    except Exception as error:  # of any kind: of HTTP, of accounts, of the network
+    except Exception as error:  # of any kind: HTTP, accounts, the network
         if isinstance(error, FileNotFoundError | IsADirectoryError) and not writing:
             raise
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         if isinstance(error, FileNotFoundError):
-            said = f"there is no such bucket, or it is not this account's ({said})"
+            said = f"there is no such bucket, or this account may not use it ({said})"
         raise StorageError(f"{url} cannot be used: {said}") from error

@@ -1,4 +1,4 @@
-"""A model in a bucket: its files are fetched to this machine, and again as they change."""
+"""Models in buckets: files are fetched to this machine, and fetched again when they change."""
 
 from collections.abc import Sequence
 import fnmatch
@@ -10,16 +10,16 @@ from checkpoints_io import bucket, lock, whole
 from checkpoints_io.errors import NotFound
 from checkpoints_io.hf_folder import TEMPLATES
 
-VERSIONS = ".versions.json"  # of the objects that the files were
+VERSIONS = ".versions.json"  # the versions of the objects that were fetched
 
 
 def brought(url: str, files: Sequence[str], without: Sequence[str] = ()) -> pathlib.Path:
-    """A folder with those of `files` that the bucket has at `url`, as they are now.
+    """A local folder with the current version of those of `files` that the bucket has at `url`.
 
-    What matches `without` is left there. The folder is beside the hub's own cache, under HF_HOME.
+    Files that match `without` are not fetched. The folder is beside the hub's cache, in HF_HOME.
 
     Raises:
-      FileNotFoundError: the bucket has none of them there.
+      FileNotFoundError: the bucket has none of the files there.
       OSError: the bucket, or the folder, cannot be used.
     """
     from huggingface_hub import constants
@@ -36,7 +36,7 @@ def brought(url: str, files: Sequence[str], without: Sequence[str] = ()) -> path
     room.mkdir(parents=True, exist_ok=True)
     *_, name = place.url.split("/")
     folder = room / f"{name}-{hashlib.sha256(place.url.encode()).hexdigest()[:16]}"
-    with lock.held(room / f"{folder.name}.lock", otherwise=lambda: None):  # or it waits
+    with lock.held(room / f"{folder.name}.lock", otherwise=lambda: None):  # waits if held
         folder.mkdir(exist_ok=True)
         known = _known(folder)
         for name, version in there.items():

@@ -1,4 +1,4 @@
-"""Programs that XLA has compiled, kept from one start to the next."""
+"""XLA's compilation cache: compiled programs are kept from one start to the next."""
 
 import os
 
@@ -6,22 +6,22 @@ DEFAULT = "~/.cache/nnx-zoo/compiled"
 
 
 def keep(name: str = DEFAULT, flag: str = "") -> None:
-    """What is compiled from here on is kept there, and taken from there; `flag` gave the place.
+    """Caches what is compiled from here on in the place `name`, which `flag` gave.
 
     Raises:
       ValueError: there is no such kind of place.
     """
-    import jax  # late, so that wrong flags are answered before it
+    import jax  # late, so that wrong flags are reported without waiting for it
 
     from checkpoints_io import places
 
     place = places.at(name, flag)
     jax.config.update("jax_compilation_cache_dir", place.address)
-    if isinstance(place, places.Disk):  # a bucket is asked for nothing that is quick to do
+    if isinstance(place, places.Disk):  # from a bucket, a quick compilation would only be slower
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def keep_here() -> None:
-    """The same for programs without a setting for it, unless the environment says where."""
+    """Caches in the default place, for programs without a setting, unless JAX's variable is set."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         keep()

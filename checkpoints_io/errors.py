@@ -1,16 +1,16 @@
-"""Errors that are sentences for the user: what is wrong, where, its bound, and the remedy.
+"""Errors that are sentences for the user: what is wrong, where, the bound, and the remedy.
 
-Each is also one of Python's own kinds, so that a notebook's `except ValueError` holds. A program
-prints the sentence alone; any other error is a bug, and keeps its traceback.
+Each also derives from a built-in exception, so that `except ValueError` in a notebook works. A
+program prints only the sentence; any other error is a bug, and keeps its traceback.
 """
 
 
 class UserError(Exception):
-    """A sentence for the user."""
+    """An error whose message is a sentence for the user."""
 
 
 class BadInput(UserError, ValueError):
-    """A setting, an argument or a file says something that cannot be used."""
+    """A setting, an argument or a file has a value that cannot be used."""
 
 
 class NotFound(UserError, FileNotFoundError):
@@ -18,15 +18,15 @@ class NotFound(UserError, FileNotFoundError):
 
 
 class NoAccess(UserError, PermissionError):
-    """It is there, and this user may not read it."""
+    """A file or repository exists, but this user may not read it."""
 
 
 class InTheWay(UserError, FileExistsError):
-    """Something else is where a file or folder is to be written."""
+    """Something else occupies the path where a file or folder is to be written."""
 
 
 class StorageError(UserError, OSError):
-    """A disk or bucket cannot be used, or does not hold what will be written."""
+    """A disk or bucket cannot be used, or has no room for what will be written."""
 
 
 class RunFailed(UserError, RuntimeError):

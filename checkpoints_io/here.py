@@ -1,6 +1,6 @@
-"""What of a bucket is on this machine: folders whose files go up as they change, and checkpoints.
+"""Local copies of parts of a bucket: folders uploaded as their files change, and checkpoints.
 
-The second are copies, for the kinds of buckets that Orbax does not write to itself.
+Checkpoints have local copies for the kinds of bucket that Orbax does not write to directly.
 """
 
 from collections.abc import Callable
@@ -9,16 +9,16 @@ import tempfile
 
 _folders: dict[str, tempfile.TemporaryDirectory] = {}  # by address
 _copies: dict[str, tempfile.TemporaryDirectory] = {}
-_gone_up: dict[pathlib.Path, tuple[int, int]] = {}  # files, as they were then
+_gone_up: dict[pathlib.Path, tuple[int, int]] = {}  # uploaded files, as they were at the time
 
 
 def folder(url: str) -> str:
-    """Where files are written that `take_in` puts up: one folder for each address."""
+    """The local folder whose files `take_in` uploads: one for each address."""
     return _of(_folders, url)
 
 
 def copy(url: str) -> pathlib.Path:
-    """A folder that holds what of a bucket's checkpoints was brought, and those written since."""
+    """The local folder of a bucket's checkpoints: those fetched, and those written since."""
     return pathlib.Path(_of(_copies, url))
 
 
@@ -29,7 +29,7 @@ def _of(known: dict[str, tempfile.TemporaryDirectory], url: str) -> str:
 
 
 def take_in(url: str, put: Callable[[pathlib.Path, str], None]) -> None:
-    """Puts up files of all folders in this address that have changed since, under their URLs."""
+    """Uploads, with `put`, the changed files of all local folders below this address."""
     for own, held in [*_folders.items()]:
         if not f"{own}/".startswith(f"{url}/"):
             continue

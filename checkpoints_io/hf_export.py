@@ -1,4 +1,4 @@
-"""Sharded arrays to safetensors, by the table that hf_weights.py reads them with."""
+"""Writes sharded arrays as safetensors, using the table that hf_weights.py reads them with."""
 
 from collections.abc import Mapping, Sequence
 import json
@@ -19,21 +19,21 @@ from checkpoints_io.errors import BadInput, StorageError
 from checkpoints_io.mxfp4 import Slices
 
 SHARD_BYTES = 5_000_000_000
-WIDEST = 8  # bytes of a number, before its tensor has been looked at
+WIDEST = 8  # bytes assumed for a number until its tensor has been looked at
 
 
 class _Tensor(NamedTuple):
     """One tensor of an export: its HF name, our weights in it, and which layer (and expert)."""
 
     name: str
-    paths: Sequence[str]  # side by side; none: another part's, which is written as it is
+    paths: Sequence[str]  # side by side; none: a tensor of another part, written unchanged
     index: tuple[int, ...] = ()
     turned: bool = False
 
 
 @runtime_checkable
 class Layers(Protocol):
-    """An array, or what gives one for each of its layers."""
+    """An array, or an object that returns one for each of its layers."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -45,7 +45,7 @@ class Layers(Protocol):
 
 
 class Weight(NamedTuple):
-    """What is written of a weight: its axes, the numbers, and the dtype they have in the file."""
+    """A weight to be written: its axes, its numbers, and their dtype in the file."""
 
     axes: str
     array: Layers
@@ -61,12 +61,12 @@ def write(
 ) -> None:
     """Writes weights given by path: one safetensors file, or shards and an index.
 
-    `others` are tensors by their HF names, which are written as they are; the weights of experts
-    that are `joined` are written as one tensor. One file at a time is held in host memory. Every
-    process must call it; those without a folder only help to gather the arrays.
+    `others` are tensors by their HF names, written unchanged; the weights of experts that are
+    `joined` are written as one tensor. One file at a time is held in host memory. Every process
+    must call it; those without a folder only help to gather the arrays.
 
     Raises:
-      ValueError: weights are not finite, or no longer so in the dtype they are written in.
+      ValueError: weights are not finite, or overflow in the dtype they are written in.
       OSError: the disk is full, or fails.
     """
     plan = _shards(table, weights, others, joined)
@@ -87,22 +87,22 @@ def write(
 
 
 def refuse_not_finite(tensors: Mapping[str, np.ndarray]) -> None:
-    """Refuses tensors that no program can use, by their names in the file.
+    """Refuses tensors, given by their names in the file, that hold NaN or infinity.
 
     Raises:
-      ValueError: there are such tensors.
+      ValueError: a tensor is not finite.
     """
     bad = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
     if bad:
         raise BadInput(
             f"{bad[0]} holds numbers that are not finite in {tensors[bad[0]].dtype} (NaN or "
-            "infinity), so nothing is written: training diverged, or a narrow dtype has no room "
-            "for them"
+            "infinity), so nothing is written: training diverged, or the numbers overflow a narrow "
+            "dtype"
         )
 
 
 def write_file(tensors: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
-    """One safetensors file.
+    """Writes one safetensors file.
 
     Raises:
       OSError: the disk is full, or fails.
@@ -115,11 +115,11 @@ def write_file(tensors: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
             raise StorageError(f"{path} cannot be written: {error}") from error
         number = int(known[1])
         raise OSError(number, os.strerror(number), str(path)) from error
-    path.chmod(0o644)  # safetensors lets only the owner read it
+    path.chmod(0o644)  # safetensors makes it readable by the owner only
 
 
 def _whole(other: Slices) -> np.ndarray:
-    """A tensor as it is; what was stored in few bits and unpacked is no wider than it needs."""
+    """A whole tensor, unchanged; one unpacked from few bits is no wider than necessary."""
     found = other[tuple(slice(0, n) for n in other.get_shape())]
     was_packed = isinstance(other, quantised.Halves | quantised.Scaled)
     return found.astype(ml_dtypes.bfloat16) if was_packed else found
@@ -160,7 +160,7 @@ def _shards(
 def _gathered(
     shard: list[_Tensor], table: hf_names.Table, weights: Mapping[str, Weight]
 ) -> dict[str, np.ndarray]:
-    """The tensors of one file, in the host's memory; a layer's experts are gathered together."""
+    """The tensors of one file, in host memory; a layer's experts are gathered together."""
     made: dict[str, np.ndarray] = {}
     held: tuple[tuple, np.ndarray] | None = None
     for name, paths, index, turned in shard:
@@ -180,6 +180,6 @@ def _gathered(
         if parts:
             whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
             whole = whole.swapaxes(-1, -2) if turned else whole
-            # safetensors writes the wrong bytes of an array that is not contiguous
+            # safetensors writes wrong bytes for an array that is not contiguous
             made[name] = np.asarray(whole, order="C")
     return made

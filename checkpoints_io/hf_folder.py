@@ -1,4 +1,4 @@
-"""A Hugging Face model folder: found here or on the hub, and all of it but the weights."""
+"""Hugging Face model folders: finding them here or on the hub, and all but their weights."""
 
 from collections.abc import Sequence
 import concurrent.futures
@@ -21,16 +21,16 @@ FILES = [*TOKENIZER_FILES, "*.safetensors"]
 # first GPTQ and AWQ checkpoints.
 QUANTISED_FILES = ["hf_quant_config.json", "quantize_config.json", "quant_config.json"]
 CONFIG_FILES = ["config.json", *QUANTISED_FILES]
-TEMPLATES = "additional_chat_templates"  # the one folder of a checkpoint's that is wanted
-# The same weights again, as other programs want them, in folders or not; a pattern that leaves one
-# folder cannot be said otherwise.
+TEMPLATES = "additional_chat_templates"  # the only subfolder of a checkpoint that is fetched
+# The same weights in the formats of other programs, in subfolders or not; a glob cannot exclude
+# every subfolder but one in any other way.
 ELSEWHERE = ["[!a]*/*", "a[!d]*/*", "ad[!d]*/*", "consolidated*"]
 
-# Such files have a few kilobytes. Parsed, one of nothing but brackets takes 23 times its size.
+# Such files have a few kilobytes. A file of nothing but brackets takes 23 times its size parsed.
 MOST_JSON = 16 << 20
 MOST_VALUES = 500_000
 
-# Copied from the source of an export, byte for byte, but for an `auto_map`.
+# Copied into an export from its source, byte for byte except for an `auto_map`.
 COMPANIONS = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -44,11 +44,11 @@ COMPANIONS = (
     f"{TEMPLATES}/*.jinja",
     "*.tiktoken",
     "tiktoken.model",  # Kimi's
-    "tekken.json",  # Mistral's, which is not read here, and vLLM's `--tokenizer-mode mistral` reads
+    "tekken.json",  # Mistral's: not read here, but by vLLM's `--tokenizer-mode mistral`
 )
 CARD = "README.md"
-ADAPTERS = "adapter_config.json"  # what a folder of PEFT has in place of config.json
-# What makes tokens of images and sounds.
+ADAPTERS = "adapter_config.json"  # what a PEFT folder has in place of config.json
+# The processors that turn images and sounds into tokens.
 PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 
 
@@ -56,15 +56,15 @@ PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_prepro
 class Folder:
     """A model folder, found once, and what its config.json said then.
 
-    A model keeps its own, and is an argument of jitted functions: so a Folder can be hashed. It is
-    a path to those who ask for no more.
+    A model holds its Folder and is an argument of jitted functions, so a Folder is hashable. It
+    can be used as a path.
     """
 
     path: pathlib.Path
-    config: dict[str, object] = dataclasses.field(hash=False)  # as `read_config` gives it
+    config: dict[str, object] = dataclasses.field(hash=False)  # as `read_config` returns it
     revision: str | None = None  # the commit, of a model that was asked for by its hub id
-    # What all but config.json is still to be fetched from, or checked in: a hub id or URL, or a
-    # folder of the hub's cache.
+    # Where the other files are still to be fetched from (a hub id or URL), or checked (a folder of
+    # the hub's cache).
     rest: str | None = None
 
     def __fspath__(self) -> str:
@@ -75,9 +75,9 @@ class Folder:
 
 
 def look_up(path_or_id: str | os.PathLike[str], revision: str | None = None) -> Folder:
-    """A model folder by its path, hub id, `owner/name[@revision]`, or URL; a Folder is what it is.
+    """Finds a model folder by path, hub id (`owner/name[@revision]`) or URL, or returns a Folder.
 
-    Of the hub's or a bucket's files only config.json is fetched: `fetched` gives the rest.
+    From the hub or a bucket only config.json is fetched: `fetched` gets the rest.
 
     Raises:
       ValueError, FileNotFoundError, PermissionError: as `find` and `read_config`.
@@ -93,12 +93,12 @@ def look_up(path_or_id: str | os.PathLike[str], revision: str | None = None) -> 
     path = find(name, revision, CONFIG_FILES)
     commit = revision_of(path.resolve())
     pinned = None if is_here else commit or revision
-    path = path.absolute()  # a notebook may go elsewhere before it asks for more of it
+    path = path.absolute()  # a notebook may change directory before it reads more of it
     return Folder(path, read_config(path), pinned, rest=name if commit or not is_here else None)
 
 
 def fetched(folder: Folder, files: Sequence[str] = FILES) -> Folder:
-    """The folder with all of `files`, of the same revision as its config.json.
+    """The folder with all of `files`, at the same revision as its config.json.
 
     Raises:
       ValueError, FileNotFoundError, PermissionError: as `find`.
@@ -112,20 +112,20 @@ def fetched(folder: Folder, files: Sequence[str] = FILES) -> Folder:
 def find(
     path_or_id: str, revision: str | None = None, files: Sequence[str] = FILES
 ) -> pathlib.Path:
-    """The local folder of a model; what is not a folder here is a hub id, `owner/name[@revision]`.
+    """The local folder of a model, given as a path, `owner/name[@revision]` on the hub, or a URL.
 
-    Or a folder in a bucket, `gs://…`. Of that, and of a hub repository, only `files` are fetched.
+    From a bucket (`gs://…`) or a hub repository only `files` are fetched.
 
     Raises:
       ValueError: a link in it leads out, or one of `files` is no longer what the hub sent.
-      FileNotFoundError: there is no such folder, nor such a repository within reach.
+      FileNotFoundError: there is no such folder, and no such repository can be reached.
       PermissionError: the repository needs a token that has been granted access.
     """
     folder = pathlib.Path(path_or_id).expanduser()
     if folder.is_dir():
         return _closed(folder, files)
     if "://" in path_or_id:
-        from checkpoints_io import bucket_models  # with fsspec, which takes a while
+        from checkpoints_io import bucket_models  # imports fsspec, which takes a while
 
         return _closed(bucket_models.brought(path_or_id, files, ELSEWHERE), files)
     path_or_id, _, at = path_or_id.partition("@")
@@ -139,7 +139,7 @@ def find(
 
 
 def _downloaded(path_or_id: str, revision: str | None, files: Sequence[str]) -> pathlib.Path:
-    import huggingface_hub  # half a second, which a folder that is here need not wait for
+    import huggingface_hub  # takes half a second, which a local folder need not wait for
     from huggingface_hub import errors
 
     try:
@@ -171,14 +171,14 @@ def _downloaded(path_or_id: str, revision: str | None, files: Sequence[str]) -> 
 
 
 def revision_of(folder: pathlib.Path) -> str | None:
-    """The commit of a folder that `find` took from the hub."""
+    """The commit of a folder that `find` fetched from the hub."""
     return folder.name if folder.parent.name == "snapshots" else None
 
 
 def _closed(folder: pathlib.Path, files: Sequence[str]) -> pathlib.Path:
-    """A folder whose files are in it, or in the part of the hub's cache that is its repository's.
+    """The folder, once its files are known to be in it or in its own part of the hub's cache.
 
-    A folder comes from a stranger: what it calls a template may be a link to a file of yours.
+    Folders are untrusted: a chat template may be a link to one of the user's own files.
     """
     home = folder.resolve()
     blobs = home.parent.parent / "blobs" if revision_of(home) else None
@@ -193,17 +193,17 @@ def _closed(folder: pathlib.Path, files: Sequence[str]) -> pathlib.Path:
             )
         if any(fnmatch.fnmatch(path.name, pattern) for pattern in files):
             fetched.append((target, target.stat().st_mtime_ns))
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing releases the GIL
         list(pool.map(lambda blob: _recheck(*blob), fetched))
     return folder
 
 
 @functools.cache
 def _recheck(blob: pathlib.Path, _changed: int) -> None:
-    """The hub's cache names a file by its SHA-256, or, a small one, by what git calls it.
+    """Checks a cached file against its name: its SHA-256 or, for a small file, its git hash.
 
     Raises:
-      ValueError: it has become another.
+      ValueError: the file has changed.
     """
     with blob.open("rb") as file:
         if re.fullmatch(r"[0-9a-f]{64}", blob.name):
@@ -216,13 +216,13 @@ def _recheck(blob: pathlib.Path, _changed: int) -> None:
         else:
             return
     if found != blob.name:
-        raise BadInput(f"{blob} is not what the hub sent: delete it, and it is fetched again")
+        raise BadInput(f"{blob} is not what the hub sent: delete it, so that it is fetched again")
 
 
 def read_config(folder: pathlib.Path) -> dict[str, object]:
     """The `config.json` of a model folder.
 
-    What another file says of quantised weights is added under the name of that file.
+    What another file says about quantised weights is added under that file's name.
 
     Raises:
       FileNotFoundError: there is none.
@@ -233,11 +233,11 @@ def read_config(folder: pathlib.Path) -> dict[str, object]:
         beside = ""
         if (folder / ADAPTERS).is_file():
             beside = (
-                ". It holds adapters: zoo.load(BASE, adapter=FOLDER) and --config.adapter.path put "
-                "them beside their base, and `python -m zoo merge` into it"
+                ". It holds adapters: zoo.load(BASE, adapter=FOLDER) and --config.adapter.path add "
+                "them to their base, and `python -m zoo merge` merges them into it"
             )
         elif exports := sorted((folder / "hf").glob("step-*"), key=lambda x: x.stat().st_mtime):
-            beside = f". It is the directory of a run, whose newest model is {exports[-1]}"
+            beside = f". It is a run's directory, whose newest model is {exports[-1]}"
         raise NotFound(f"{folder} is not a model folder: it has no config.json{beside}")
     config = read_json(path)
     if config.get("quantization_config"):
@@ -246,25 +246,25 @@ def read_config(folder: pathlib.Path) -> dict[str, object]:
         if (folder / name).is_file():
             told = read_json(folder / name)
             if isinstance(own := told.get("quantization"), dict):
-                told = own.get("quant_algo")  # null where only the cache of keys is narrow
+                told = own.get("quant_algo")  # null where only the KV cache is narrow
             config |= {name: told} if told else {}
     return config
 
 
 def read_json(path: pathlib.Path, most: int = MOST_JSON) -> dict[str, object]:
-    """A file that holds one JSON object, in at most so many bytes.
+    """Reads a file of at most `most` bytes that holds one JSON object.
 
     Raises:
-      ValueError: it holds something else.
+      ValueError: it is larger, or holds something else.
     """
     if (size := path.stat().st_size) > most:
-        raise BadInput(f"{path} has {size >> 20} MiB, and at most {most >> 20} are read")
+        raise BadInput(f"{path} has {size >> 20} MiB, but at most {most >> 20} are read")
     try:
         text = path.read_text("utf-8")
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} is not valid JSON: {error}") from error
     if sum(map(text.count, ",[{")) > MOST_VALUES:
-        raise BadInput(f"{path} holds more than {MOST_VALUES} values, and at most those are read")
+        raise BadInput(f"{path} holds more than {MOST_VALUES} values, the most that are read")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -275,12 +275,12 @@ def read_json(path: pathlib.Path, most: int = MOST_JSON) -> dict[str, object]:
 
 
 def read_if_there(path: pathlib.Path) -> dict[str, object]:
-    """As `read_json`; nothing if there is no such file."""
+    """Reads a file as `read_json` does; an empty object if there is no such file."""
     return read_json(path) if path.is_file() else {}
 
 
 def copy(names: Sequence[str], source: pathlib.Path, folder: pathlib.Path) -> None:
-    """The files of a folder that have these names, or match them."""
+    """Copies the files of a folder whose names are among `names` or match them as patterns."""
     for name in names:
         for path in source.glob(name):
             to = folder / path.relative_to(source)
@@ -291,12 +291,12 @@ def copy(names: Sequence[str], source: pathlib.Path, folder: pathlib.Path) -> No
 def write_tokenizer(
     folder: pathlib.Path, tokenizer: pathlib.Path | None, chat_template: str | None
 ) -> None:
-    """The files of a tokenizer and its template, of another folder or as a text."""
+    """Writes a tokenizer's files, copied from a folder, and a chat template given as text."""
     if tokenizer is not None:
         copy(COMPANIONS, tokenizer, folder)
     named = folder / "tokenizer_config.json"
     if named.is_file() and "auto_map" in (told := read_json(named)):
-        # The code of a stranger is not copied, and the one who loads this is not led to it.
+        # Untrusted code is not copied, and the export must not point its users to it.
         told.pop("auto_map")
         named.write_text(json.dumps(told, indent=2) + "\n")
     if chat_template:
@@ -312,12 +312,12 @@ def write_companions(
     chat_template: str | None = None,
     card: str | None = None,
 ) -> None:
-    """Everything of a model folder but the weights; `card` is its README.md.
+    """Writes everything in a model folder but the weights; `card` is its README.md.
 
-    config.json holds `config`; where that is the source's, byte for byte. Tokenizer and
-    chat template are copied from the folder `tokenizer`; `chat_template` replaces the template.
-    `stop_ids` join the end-of-text ids of generation_config.json: without the template's end of
-    turn a served model never stops.
+    config.json holds `config`, byte for byte where that equals the source's. Tokenizer and chat
+    template are copied from the folder `tokenizer`; `chat_template` replaces the template.
+    `stop_ids` are added to the end-of-text ids of generation_config.json: without the template's
+    end of turn a served model never stops.
     """
     own = source.path / "config.json" if source else None
     if own and own.is_file() and read_json(own) == config:

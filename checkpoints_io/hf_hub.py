@@ -1,4 +1,4 @@
-"""Folders to the hub, by its own client. Its token is the client's to find, and stays with it."""
+"""Uploads folders to the hub with its own client, which alone finds and keeps the token."""
 
 import pathlib
 import re
@@ -14,18 +14,18 @@ OF_A_MODEL = (
 
 
 def ready(repo: str, *, private: bool) -> None:
-    """The repository is there when this returns, and may be written to.
+    """Makes sure that the repository exists and may be written to.
 
     Raises:
-      ValueError: it is called otherwise than owner/name, or open to all where it is to be private.
-      PermissionError: the token may not write to it, or there is none.
+      ValueError: its name is not owner/name, or it is public and should be private.
+      PermissionError: there is no token, or it may not write to the repository.
       OSError: the hub cannot be reached.
     """
     import huggingface_hub
     from huggingface_hub import errors
 
     if not re.fullmatch(ID, repo):
-        raise BadInput(f"{repo!r} is not a repository of the hub: those look like 'owner/name'")
+        raise BadInput(f"{repo!r} is not a hub repository: those look like 'owner/name'")
     hub = huggingface_hub.HfApi()
     try:
         hub.create_repo(repo, private=private, exist_ok=True)
@@ -35,23 +35,23 @@ def ready(repo: str, *, private: bool) -> None:
             f"the hub does not let you write to {repo}: log in with `hf auth login` or set "
             f"HF_TOKEN, with a token that may write there ({_first_line(error)})"
         ) from error
-    except Exception as error:  # whatever the client makes of a network that is not there
+    except Exception as error:  # whatever the client raises when there is no network
         raise StorageError(
-            f"the hub could not be reached to make {repo} ({_first_line(error)})"
+            f"the hub could not be reached to create {repo} ({_first_line(error)})"
         ) from error
     if private and not is_private:
-        raise BadInput(f"{repo} is open to all, and it is to be private")
+        raise BadInput(f"{repo} is public, but should be private")
 
 
 def push(folder: str, repo: str, message: str) -> None:
     """Commits all files of the folder; content that the hub already has is not sent again.
 
-    `folder` is a path of this machine. Files of an earlier export that it lacks are removed: its
+    `folder` is a path on this machine. Files of an earlier export that it lacks are removed: its
     weights (adapters or merged, in one file or several) would be loaded in place of these. All
     other files of the repository stay.
 
     Raises:
-      OSError: it could not be sent; what was sent need not be sent again.
+      OSError: it could not all be sent; what was sent need not be sent again.
     """
     import huggingface_hub
 
@@ -62,7 +62,7 @@ def push(folder: str, repo: str, message: str) -> None:
             repo_id=repo, folder_path=folder, commit_message=message,
             delete_patterns=[name for name in there if name not in here] or None,
         )  # fmt: skip
-    except Exception as error:  # whatever the client makes of a network that goes away
+    except Exception as error:  # whatever the client raises when the network goes away
         raise StorageError(
             f"{folder} could not be sent to {repo} ({_first_line(error)})"
         ) from error

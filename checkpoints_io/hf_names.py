@@ -1,9 +1,9 @@
-"""What weights are called in Hugging Face files, by tables of plain strings.
+"""The names of weights in Hugging Face files, as tables of plain strings.
 
 A table maps each of our weights to (its HF name, its axes in the HF file): a weight with axes
 "L D N H" and the entry ("model.layers.{L}.q_proj.weight", "(N H) D") is stacked from one tensor
-per layer, and one with {L} and {E} from one per layer and expert. Where a weight's layers are not
-all of the model, a third thing says their numbers: (3, 7, 11).
+per layer, and one with {L} and {E} from one per layer and expert. Where a weight has only some of
+the model's layers, a third element gives their numbers: (3, 7, 11).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ import numpy as np
 
 
 class Entry(NamedTuple):
-    """What a weight is in the files: name, axes, and the {L} of its layers where not 0, 1, 2."""
+    """How the files hold a weight: name, axes, and its layers' numbers unless they are 0, 1, 2."""
 
     name: str
     axes: str
@@ -22,20 +22,20 @@ class Entry(NamedTuple):
 
 
 Table = Mapping[str, Entry]
-# (pattern, what it becomes in the table's names, or None where such tensors are not read).
+# (pattern, its replacement in the table's names, or None where such tensors are not read).
 Names = Sequence[tuple[str, str | None]]
 
 
 class Joined(NamedTuple):
-    """Weights that are one tensor in the files, side by side, with all experts of a layer."""
+    """Weights that the files hold side by side in one tensor, with all experts of a layer."""
 
     name: str
     paths: Sequence[str]
-    turned: bool = False  # its last two axes the other way round
+    turned: bool = False  # its last two axes are swapped
 
 
 def of(entry: Entry, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], str]]:
-    """Every HF tensor of a weight, and where in the weight it stands."""
+    """Every HF tensor of a weight, each with its index in the weight."""
     for index in np.ndindex(*shape[: len(stacked(entry.name))]):
         yield index, at(entry, index)
 
@@ -49,7 +49,7 @@ def at(entry: Entry, index: Sequence[int]) -> str:
 
 
 def stacked(name: str) -> list[str]:
-    """The letters whose every index has a tensor of its own; they lead in our axes."""
+    """The axis letters with one tensor per index; they come first in our axes."""
     return re.findall(r"\{(\w)\}", name)
 
 
@@ -59,7 +59,7 @@ def groups(hf_axes: str) -> list[str]:
 
 
 def known_as(name: str, names: Names) -> str | None:
-    """What a tensor of a file is called in the table; None: such tensors are not read."""
+    """The table's name for a tensor of a file; None: such tensors are not read."""
     for pattern, becomes in names:
         if re.search(pattern, name):
             return becomes and re.sub(pattern, becomes, name)
@@ -67,7 +67,7 @@ def known_as(name: str, names: Names) -> str | None:
 
 
 def renaming(named: Mapping[str, str], known: str) -> Callable[[str], str]:
-    """From the table's names to a folder's, which differ from that of `known` on as its does."""
+    """A function from the table's names to a folder's, generalised from the one for `known`."""
     ours, theirs = known.split("."), named[known].split(".")
     while ours and theirs and ours[-1] == theirs[-1]:
         ours.pop()

@@ -1,6 +1,6 @@
-"""Safetensors to sharded arrays, by a table of names; hf_export.py is the way back.
+"""Reads safetensors into sharded arrays, by a table of names; hf_export.py writes them.
 
-What a table says stands in hf_names.py; einops does the transposing and splitting, both ways.
+hf_names.py describes the tables; einops does the transposing and splitting, both ways.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import einops
 import jax
-import ml_dtypes  # noqa: F401  numpy learns bfloat16, which safetensors asks it for
+import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, which safetensors needs
 import numpy as np
 import safetensors
 
@@ -24,27 +24,27 @@ from checkpoints_io.errors import BadInput, NotFound
 from checkpoints_io.packed import Packed, Split, Stack
 from checkpoints_io.quantised import Narrow
 
-PLAIN = r"[^/\\\0]+\.safetensors"  # a name, and no path
+PLAIN = r"[^/\\\0]+\.safetensors"  # a file name, not a path
 MOST_INDEX = 64 << 20
 
 DTYPES = ("BF16", "F16", "F32")
-TIED_ROWS = 4096  # of two tensors that are compared, at a time
+TIED_ROWS = 4096  # rows of two tied tensors that are compared at a time
 
-# Left in checkpoints by old code; computed from config.json here.
+# Buffers that old code left in checkpoints; here they are computed from config.json.
 DERIVED = re.compile(r"\.rotary_emb\.(inv_freq|(cos|sin)_cached)$")
 
 
 class Plan(NamedTuple):
-    """What a model needs from a folder: its weights, and how their names are written there."""
+    """What a model needs from a folder: its weights, and how their names are spelled there."""
 
     table: hf_names.Table
     wanted: Mapping[str, "Wanted"]
-    tied: Mapping[str, str]  # tensors that may be there, and which of the others each repeats
+    tied: Mapping[str, str]  # optional tensors, and which of the others each of them repeats
     names: hf_names.Names = ()
     quantised: Mapping[str, object] = {}  # config.json's `quantization_config`
     packed: Sequence[Packed] = ()
     split: Sequence[Split] = ()
-    carried: Sequence[str] = ()  # patterns of names that are another part's, which is not read
+    carried: Sequence[str] = ()  # patterns of the names of other parts, which are not read
 
 
 class Wanted(NamedTuple):
@@ -58,10 +58,10 @@ class Wanted(NamedTuple):
 
 
 class FewBits(NamedTuple):
-    """How a weight is kept, if not as an array."""
+    """How a weight is kept in few bits, rather than as an array."""
 
-    kind: str  # as `quantised` has it
-    into: str  # the letters of a matrix's columns, in the order of the file; then of its rows
+    kind: str  # as in `quantised`
+    into: str  # the letters of a matrix's columns, in file order; then those of its rows
     out: str
     like: Narrow  # shapes and shardings
 
@@ -73,14 +73,14 @@ def read(
 ) -> dict[str, jax.Array | Narrow]:
     """The weights of a model folder, each part read once and put straight onto its devices.
 
-    Those to be kept in few bits come as such, one tensor after the other. All names and shapes are
-    checked before the first array is made. Of `parts`, if they are given, each is a weight of the
-    plan, or some layers of it, and these alone are read.
+    Weights to be kept in few bits are returned so, one tensor after the other. All names and shapes
+    are checked before the first array is made. If `parts` are given, each a weight of the plan or
+    some of its layers, only these are read.
 
     Raises:
       FileNotFoundError: the folder holds no safetensors, or lacks one that its index names.
-      ValueError: a tensor is missing, has no place in the model, or has another shape or dtype; or
-        one that should repeat another does not.
+      ValueError: a tensor is missing, has no place in the model, or has the wrong shape or dtype;
+        or one that should repeat another does not.
     """
     with _tensors(folder, plan) as tensors:
         _check(folder, plan, tensors)
@@ -92,7 +92,7 @@ def read(
 
 
 def check(folder: pathlib.Path, plan: Plan) -> None:
-    """Raises what `read` would, by the headers alone."""
+    """Raises what `read` would raise, reading only the headers."""
     with _tensors(folder, plan) as tensors:
         _check(folder, plan, tensors)
 
@@ -103,7 +103,7 @@ def are_in(folder: pathlib.Path) -> bool:
 
 
 def stored(folder: pathlib.Path) -> Iterator[tuple[str, int]]:
-    """The dtype of every tensor in a model folder, as its file names it, and how many numbers.
+    """The dtype of every tensor in a model folder, as its file spells it, and its size in numbers.
 
     Raises:
       FileNotFoundError, ValueError: as `read`.
@@ -117,7 +117,7 @@ def stored(folder: pathlib.Path) -> Iterator[tuple[str, int]]:
 
 @contextlib.contextmanager
 def _tensors(folder: pathlib.Path, plan: Plan) -> Iterator[dict[str, mxfp4.Slices]]:
-    """Every tensor of the model by its name in the table, open for reading in parts."""
+    """Every tensor of the model by its name in the table, open for partial reads."""
     with _opened(folder) as every:
         named = _by_known_name(every, plan)
         found = {known: every[name] for known, name in named.items()}
@@ -131,7 +131,7 @@ def _tensors(folder: pathlib.Path, plan: Plan) -> Iterator[dict[str, mxfp4.Slice
 def carried(folder: pathlib.Path, plan: Plan) -> Iterator[dict[str, mxfp4.Slices]]:
     """The tensors of the parts that are not read, by their own names, open for reading.
 
-    Those that are stored in few bits as the numbers that they stand for.
+    Tensors stored in few bits give the numbers that they stand for.
     """
     with _opened(folder) as every:
         others = {name: one for name, one in every.items() if _is_carried(name, plan)}
@@ -139,7 +139,7 @@ def carried(folder: pathlib.Path, plan: Plan) -> Iterator[dict[str, mxfp4.Slices
 
 
 def as_in(folder: pathlib.Path, plan: Plan) -> tuple[hf_names.Table, list[hf_names.Joined]]:
-    """The table in the names of a folder, and which weights are one tensor there."""
+    """The table with a folder's own names, and the weights that are joined in one tensor there."""
     with _opened(folder) as every:
         named = _by_known_name(every, plan)
         shapes = {known: every[name].get_shape() for known, name in named.items()}
@@ -162,7 +162,7 @@ def as_in(folder: pathlib.Path, plan: Plan) -> tuple[hf_names.Table, list[hf_nam
 
 @contextlib.contextmanager
 def _opened(folder: pathlib.Path) -> Iterator[dict[str, mxfp4.Slices]]:
-    """Every tensor of a folder by its name there, open for reading in parts."""
+    """Every tensor of a folder by its name there, open for partial reads."""
     with contextlib.ExitStack() as stack:
         every = {}
         for path in _files(folder):
@@ -175,7 +175,7 @@ def _opened(folder: pathlib.Path) -> Iterator[dict[str, mxfp4.Slices]]:
 
 
 def _by_known_name(every: Iterable[str], plan: Plan) -> dict[str, str]:
-    """Name in the table -> name in the folder, of what is read."""
+    """Maps a name in the table to the name in the folder, for the tensors that are read."""
     known = {
         name: hf_names.known_as(name, plan.names) for name in every if not _is_carried(name, plan)
     }
@@ -187,13 +187,13 @@ def _is_carried(name: str, plan: Plan) -> bool:
 
 
 def _size(plan: Plan, letter: str) -> int:
-    """Of an axis of the model; 0: none of its weights has it."""
+    """The size of an axis of the model; 0: none of its weights has it."""
     sizes = (zip(want.axes.split(), want.shape, strict=True) for want in plan.wanted.values())
     return next((size for own in sizes for one, size in own if one == letter), 0)
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The files that hold the weights: as transformers chooses where there are several sets."""
+    """The files that hold the weights; of several sets, the one that transformers would choose."""
     index = folder / "model.safetensors.index.json"
     names = {path.name for path in folder.glob("*.safetensors")}
     if "model.safetensors" in names:
@@ -205,7 +205,7 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
         if not isinstance(of, dict) or not all(isinstance(name, str) for name in of.values()):
             raise BadInput(f"{index} has no readable weight_map")
         names = set(of.values())
-        # The index comes from a stranger: its names may not lead out of the folder.
+        # The index is untrusted: its names may not lead out of the folder.
         if odd := sorted(name for name in names if not re.fullmatch(PLAIN, name)):
             raise BadInput(f"{index} names more than .safetensors files beside it: {_some(odd)}")
     if not names:
@@ -213,24 +213,24 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
     paths = [folder / name for name in sorted(names)]
     if gone := [path.name for path in paths if not path.is_file()]:
         raise NotFound(
-            f"{folder} lacks {gone}, which {index.name} names: download them, or the index of the "
-            "files that are here"
+            f"{folder} lacks {gone}, which {index.name} names: download them, or the index that "
+            "belongs to the files in it"
         )
     return paths
 
 
 def opened(path: pathlib.Path):
-    """A safetensors file.
+    """Opens a safetensors file.
 
     Raises:
-      ValueError: it is not whole.
+      ValueError: it is not complete.
     """
     try:
         return safetensors.safe_open(path, framework="numpy")
     except safetensors.SafetensorError as error:
         raise BadInput(
-            f"{path} is not a whole safetensors file ({error}): was the download cut, or is it a "
-            "git-lfs pointer?"
+            f"{path} is not a complete safetensors file ({error}): was the download cut short, or "
+            "is it a git-lfs pointer?"
         ) from error
 
 
@@ -241,7 +241,7 @@ def _check(folder: pathlib.Path, plan: Plan, tensors: dict) -> None:
         sizes = dict(zip(want.axes.split(), want.shape, strict=True))
         if (count := math.prod(want.shape[: len(hf_names.stacked(entry.name))])) > len(tensors):
             raise BadInput(
-                f"config.json needs {count} tensors {entry.name}, and there are {len(tensors)} "
+                f"config.json needs {count} tensors {entry.name}, but there are {len(tensors)} "
                 f"tensors in {folder}"
             )
         for _, full in hf_names.of(entry, want.shape):
@@ -268,7 +268,7 @@ def _check(folder: pathlib.Path, plan: Plan, tensors: dict) -> None:
 
 
 def _check_tied(folder: pathlib.Path, plan: Plan, tensors: dict) -> None:
-    """Where both are there and differ, transformers uses both, whatever config.json says."""
+    """Refuses tied tensors that differ: transformers uses both then, whatever config.json says."""
     for name in plan.tied.keys() & tensors.keys():
         one, other = tensors[name], tensors[plan.tied[name]]
         rows, *_ = shape = one.get_shape()
@@ -276,9 +276,9 @@ def _check_tied(folder: pathlib.Path, plan: Plan, tensors: dict) -> None:
         same = (np.array_equal(one[p].astype("f4"), other[p].astype("f4"), True) for p in parts)
         if shape != other.get_shape() or not all(same):
             raise BadInput(
-                f"config.json ties {name} to {plan.tied[name]}, and in {folder} they differ: write "
-                "tie_word_embeddings: false into it if the model has a head of its own, or take "
-                f"{name} out of the weights"
+                f"config.json ties {name} to {plan.tied[name]}, but in {folder} they differ: set "
+                "tie_word_embeddings: false in it if the model has a head of its own, or remove "
+                f"{name} from the weights"
             )
 
 
@@ -288,7 +288,7 @@ def _some(names) -> str:
 
 
 def _array(entry: hf_names.Entry, want: Wanted, tensors: dict) -> jax.Array:
-    """Reads each distinct part once: `make_array_from_callback` would hold all of them at once."""
+    """Reads each distinct part once; `make_array_from_callback` would hold all of them at once."""
     parts: dict[tuple, tuple[tuple[slice, ...], list[jax.Device]]] = {}
     for device, index in want.sharding.addressable_devices_indices_map(want.shape).items():
         assert index is not None  # every device holds a part
@@ -308,7 +308,7 @@ def _read_part(
     part = np.empty([s.stop - s.start for s in index], want.dtype)
     n = len(hf_names.stacked(entry.name))
     axes = " ".join(want.axes.split()[n:])
-    # Tensor by tensor into its place: never twice the stack.
+    # Each tensor is read into its place, so that the stack is never held twice.
     for at in itertools.product(*(range(s.start, s.stop) for s in index[:n])):
         tensor = tensors[hf_names.at(entry, at)]
         place = tuple(i - s.start for i, s in zip(at, index[:n], strict=True))
@@ -319,13 +319,13 @@ def _read_part(
 def _rearranged(
     tensor, hf_axes: str, axes: str, shape: tuple[int, ...], index: tuple[slice, ...]
 ) -> np.ndarray:
-    """The part `index` of an HF tensor in our axes, reading little more than that part's bytes."""
+    """The part `index` of an HF tensor, in our axes; little more than its bytes are read."""
     letters = axes.split()
     sizes = dict(zip(letters, shape, strict=True))
     at = dict(zip(letters, index, strict=True))
     cut, rest = [], dict(at)
     for group in hf_names.groups(hf_axes):
-        if not group:  # an axis of 1 that is not ours
+        if not group:  # an axis of 1 that our weight does not have
             cut.append(slice(None))
             continue
         lead, *inner = group.split()
@@ -338,7 +338,7 @@ def _rearranged(
 
 
 def _in_few_bits(entry: hf_names.Entry, want: Wanted, tensors: dict) -> Narrow:
-    """Quantised tensor by tensor, so that one of them is held wide; or as the file has it."""
+    """A weight in few bits, as stored or quantised tensor by tensor, so that only one is wide."""
     assert want.few is not None
     kind, into, out, like = want.few
     inner = [c for c in " ".join(hf_names.groups(entry.axes)).split() if c not in into + out]
@@ -378,7 +378,7 @@ def _in_few_bits(entry: hf_names.Entry, want: Wanted, tensors: dict) -> Narrow:
 def _matrices(
     entry: hf_names.Entry, at: tuple[int, ...], tensor: mxfp4.Slices, out: str, into: str
 ) -> Iterator[tuple[tuple[int, ...], mxfp4.Slices, bool]]:
-    """What a tensor is made of: each with its place, and whether it is one matrix [out, into]."""
+    """The matrices of a tensor, each with its place, and whether it is one matrix [out, into]."""
     groups = hf_names.groups(entry.axes)
     if isinstance(tensor, Stack) and len(tensor.experts[0]) == 1:
         first, *sides = groups
@@ -391,7 +391,7 @@ def _matrices(
 
 @functools.cache
 def _say_chosen(folder: pathlib.Path, index: str) -> None:
-    """Once: programs disagree about such a folder."""
+    """Warns once that the folder has two sets of weights, of which programs read different ones."""
     logging.getLogger(__name__).warning(
         "%s holds model.safetensors and %s: the former is read, as transformers does (vLLM reads "
         "the latter); remove one of them", folder, index,
@@ -399,13 +399,13 @@ def _say_chosen(folder: pathlib.Path, index: str) -> None:
 
 
 def _say_rounded(kind: str, names: list[str], tensors: dict) -> None:
-    """That a folder which holds some matrices in few bits holds these, on purpose, as they were."""
+    """Warns of rounding matrices that a folder with others in few bits keeps wide on purpose."""
     if kind != "nf4" or not any(map(_is_halves, tensors.values())):
         return
     if wide := [name for name in names if not _is_halves(tensors[name])]:
         logging.getLogger(__name__).warning(
-            "%s: the folder holds them as they were and others in 4 bits; frozen=nf4 rounds them, "
-            "too, and without it all are read as they lie", _some(wide),
+            "%s: the folder holds these unquantised and others in 4 bits; frozen=nf4 rounds these "
+            "too, and without it all are read as stored", _some(wide),
         )  # fmt: skip
 
 

@@ -1,8 +1,9 @@
-"""Alone in a place of a bucket, where no file can be locked: a lease that is renewed, or runs out.
+"""Exclusive use of a place in a bucket, where no file can be locked: a lease that is renewed.
 
-Whoever wants to be alone writes an object of its own, and then lists all there are. Who sees none
-that lives beside it is alone; any other takes its own back. Of two that come at once both may go
-back, and try again. No bucket need know conditions for that, and its clock tells ages.
+A process that wants exclusive use writes an object of its own, and then lists all of them. If it
+sees no other live one it holds the lease; otherwise it removes its own. Of two that come at once
+both may withdraw, and try again. This needs no conditional writes, and ages are by the bucket's
+clock.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,11 +30,11 @@ def held(
     otherwise: Callable[[], None],
     meanwhile: Callable[[], None],
 ) -> Iterator[None]:
-    """No other process holds a lease in the room in the block.
+    """Holds the only lease in the room for the duration of the block.
 
-    If one is seen to renew its own, `otherwise` raises, or this waits; one that died is waited for
-    until its lease has run out. `meanwhile` is called again and again from a thread of its own,
-    for it may take longer than a lease lasts.
+    If another process is seen to renew its own, `otherwise` raises, or this waits; the lease of a
+    dead process is waited out. `meanwhile` is called repeatedly from a thread of its own, as a call
+    may take longer than a lease lasts.
     """
     own = _taken(fs, room, otherwise)
     left = threading.Event()
@@ -49,15 +50,15 @@ def held(
         left.set()
         for thread in threads:
             thread.join()
-        with contextlib.suppress(Exception):  # then it runs out
+        with contextlib.suppress(Exception):  # a lease that cannot be removed runs out
             fs.rm_file(own)
 
 
 def _taken(fs: fsspec.AbstractFileSystem, room: str, otherwise: Callable[[], None]) -> str:
-    """The object of a lease that is this process's; the dead are cleared away."""
+    """Waits for a lease and returns its object; expired leases are cleared away."""
     seen: dict[str, float] = {}
     while True:
-        own = f"{room}/{secrets.token_hex(8)}"  # another each time: only an owner renews one
+        own = f"{room}/{secrets.token_hex(8)}"  # a new one each time: only its owner renews it
         _write(fs, own)
         times = _times(fs, room)
         alive = _alive(times, own)
@@ -81,29 +82,29 @@ def _write(fs: fsspec.AbstractFileSystem, own: str) -> None:
 
 
 def _alive(times: dict[str, float], own: str) -> dict[str, float]:
-    """The leases beside one's own that have not run out."""
+    """The leases of other processes that have not run out."""
     return {name: at for name, at in times.items() if name != own and times[own] - at < RUNS_OUT}
 
 
 def _times(fs: fsspec.AbstractFileSystem, room: str) -> dict[str, float]:
-    """When each was last renewed, in seconds."""
+    """When each lease was last renewed, in seconds."""
     found = {}
     for name in fs.ls(room, detail=False):
-        with contextlib.suppress(FileNotFoundError):  # taken back meanwhile
+        with contextlib.suppress(FileNotFoundError):  # removed in the meantime
             found[name] = fs.modified(name).timestamp()
     return found
 
 
 def _repeat(meanwhile: Callable[[], None], left: threading.Event) -> None:
     while not left.wait(RENEWED):
-        with contextlib.suppress(Exception):  # the next time does what this one did not
+        with contextlib.suppress(Exception):  # the next call does what this one did not
             meanwhile()
 
 
 def _renew(fs: fsspec.AbstractFileSystem, own: str, left: threading.Event) -> None:
     room, renewed = own.rpartition("/")[0], time.monotonic()
     while not left.wait(RENEWED):
-        # While the bucket cannot be reached it is tried again: another process may be as far off.
+        # An unreachable bucket is tried again: other processes may not reach it either.
         with contextlib.suppress(Exception):
             try:
                 there = own in fs.ls(room, detail=False)
@@ -113,7 +114,7 @@ def _renew(fs: fsspec.AbstractFileSystem, own: str, left: threading.Event) -> No
                 _end(fs.unstrip_protocol(room))
             _write(fs, own)
             late, renewed = time.monotonic() - renewed > RUNS_OUT, time.monotonic()
-            # What was written late may have come after another process took this one's place.
+            # Before a late renewal another process may have taken this one's place.
             if late and _alive(_times(fs, room), own):
                 with contextlib.suppress(Exception):
                     fs.rm_file(own)

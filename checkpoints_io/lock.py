@@ -1,4 +1,4 @@
-"""A file that one process at a time may hold, of all that see its disk."""
+"""A lock file that one process at a time may hold, among all that see its disk."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -13,9 +13,10 @@ from checkpoints_io.errors import StorageError
 
 @contextlib.contextmanager
 def held(path: pathlib.Path, *, otherwise: Callable[[], None]) -> Iterator[None]:
-    """No other process holds the file in the block; if one does, `otherwise` raises, or it waits.
+    """Locks the file for the block; if another process holds it, `otherwise` raises, or it waits.
 
-    On a disk without locks all may hold it, and a warning says so. What is in the file stays.
+    On a disk without locks every process may hold it, and a warning says so. The file's content is
+    left alone.
 
     Raises:
       OSError: the file cannot be made, or is a link.
@@ -37,16 +38,16 @@ def held(path: pathlib.Path, *, otherwise: Callable[[], None]) -> Iterator[None]
 
 
 def refuse_link(path: pathlib.Path, *, folder: bool = False) -> None:
-    """What is to be written or removed must be where its name says, or not exist yet.
+    """Refuses a path to be written or removed that is neither an ordinary file or folder nor free.
 
     Raises:
-      OSError: it is a link, through which something else would be changed, or no ordinary file (or
-        folder).
+      OSError: it is a link, through which something else would be changed, or not an ordinary file
+        (or folder).
     """
     if path.is_symlink():
         raise StorageError(
-            f"{path} is a link to {os.readlink(path)}, and what is there would be changed: remove "
-            "the link, or put what it leads to in its place"
+            f"{path} is a link to {os.readlink(path)}, and that would be changed: remove the link, "
+            "or put what it leads to in its place"
         )
     if path.exists() and not (path.is_dir() if folder else path.is_file()):
         kind = "folder" if folder else "file"

@@ -1,4 +1,4 @@
-"""Weights stored as MXFP4, seen as the matrices they stand for: 4 bits a number, blocks of 32.
+"""Weights stored as MXFP4, read as the matrices they stand for: 4 bits a number, blocks of 32.
 
 Source: the OCP Microscaling Formats specification 1.0, section 5.3, and the layout of the gpt-oss
 files: `NAME_blocks` [E, rows, columns / 32, 16], two numbers a byte, the lower half first, and
@@ -20,39 +20,39 @@ VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4,
 
 @runtime_checkable
 class Slices(Protocol):
-    """A tensor of a file, read in parts, as safetensors offers it."""
+    """A tensor in a file, read in parts, with the interface of a safetensors slice."""
 
     def get_shape(self) -> list[int]:
-        """Of the whole."""
+        """The shape of the whole tensor."""
         ...
 
     def get_dtype(self) -> str:
-        """As the file spells it."""
+        """The dtype as the file spells it."""
         ...
 
     def __getitem__(self, at: tuple[slice, ...]) -> np.ndarray:
-        """A part, read now."""
+        """Reads a part."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Matrices:
-    """What a slice of a safetensors file offers, computed from blocks and scales when read."""
+    """Matrices with the interface of a safetensors slice, computed from blocks and scales."""
 
     blocks: Slices
     scales: Slices
 
     def get_shape(self) -> list[int]:
-        """[E, columns, rows]."""
+        """The shape of the matrices, [E, columns, rows]."""
         experts, rows, count, _ = self.blocks.get_shape()
         return [experts, count * BLOCK, rows]
 
     def get_dtype(self) -> str:
-        """That of the numbers as the checkpoint's makers unpack them."""
+        """The dtype to which the checkpoint's makers unpack the numbers."""
         return "BF16"
 
     def __getitem__(self, at: tuple[slice, ...]) -> np.ndarray:
-        """A part of the matrices; blocks that it does not touch are not read."""
+        """Reads a part of the matrices; blocks outside it are not read."""
         experts, columns, rows = at
         first = columns.start // BLOCK
         among = slice(first, -(-columns.stop // BLOCK))
@@ -70,7 +70,7 @@ def unpacked(tensors: Mapping[str, Slices]) -> dict[str, Slices]:
     """The tensors of a checkpoint, each pair of blocks and scales as one.
 
     Raises:
-      ValueError: blocks and scales do not belong together.
+      ValueError: blocks and scales do not match.
     """
     found = dict(tensors)
     for name in [name for name in tensors if name.endswith("_blocks")]:

@@ -1,8 +1,8 @@
-"""Tensors that hold all experts of a layer, seen as the matrices of each, and the other way round.
+"""Tensors that hold all experts of a layer, read as one matrix per expert, and the reverse.
 
-transformers 5 keeps gate and up of a layer's experts in one tensor, and down in another; some hubs'
-files have them so, others one by one, which is how they are read here. Where an architecture has
-all in one tensor, programs that quantise matrix by matrix still write them one by one.
+transformers 5 keeps gate and up of a layer's experts in one tensor, and down in another; some files
+on the hub hold them so, others one by one, which is how they are read here. Where an architecture
+has all in one tensor, programs that quantise matrix by matrix still write them one by one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,33 +15,33 @@ from checkpoints_io.mxfp4 import Slices
 
 
 class Packed(NamedTuple):
-    """`mlp.experts.gate_up_proj` holds `mlp.experts.{E}.gate_proj.weight` and up_proj's."""
+    """A packed tensor: `mlp.experts.gate_up_proj` holds all `mlp.experts.{E}.gate_proj.weight`."""
 
-    name: str  # how the tensor's ends
-    parts: Sequence[str]  # side by side: those of one expert
-    width_at: int  # which axis is that of the model's width; 0 is that of experts
+    name: str  # the end of the tensor's name
+    parts: Sequence[str]  # the parts of one expert, side by side
+    width_at: int  # the axis of the model's width; axis 0 is that of experts
 
 
 class Split(NamedTuple):
-    """`experts.{E}.gate_proj.weight` and up_proj's are what `experts.gate_up_proj` holds."""
+    """Tensors that together are one: `experts.gate_up_proj` as `experts.{E}.gate_proj.weight` …."""
 
-    name: str  # how the tensor's ends in the table
-    parts: Sequence[str]  # side by side: those of one expert; without {E} the same by another name
+    name: str  # the end of the tensor's name in the table
+    parts: Sequence[str]  # the parts of one expert, side by side; without {E} merely another name
     turned: bool = False  # the table's matrices are [into, out], those of the files [out, into]
 
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
-    """One expert's part of a tensor, as safetensors offers one."""
+    """One expert's part of a tensor, with the interface of a safetensors slice."""
 
     whole: Slices
     expert: int
-    place: int  # among `count` that stand side by side
+    place: int  # its index among `count` parts that are side by side
     count: int
     turned: bool
 
     def get_shape(self) -> list[int]:
-        """[rows, columns]."""
+        """The shape of the matrix, [rows, columns]."""
         _, *sides = self.whole.get_shape()
         rows, columns = reversed(sides) if self.turned else sides
         return [rows // self.count, columns]
@@ -51,7 +51,7 @@ class Matrix:
         return self.whole.get_dtype()
 
     def __getitem__(self, at: tuple[slice, ...]) -> np.ndarray:
-        """A part of the matrix."""
+        """Reads a part of the matrix."""
         rows, columns = at
         begin = self.place * self.get_shape()[0]
         rows = slice(begin + rows.start, begin + rows.stop)
@@ -63,15 +63,15 @@ class Matrix:
 def apart(
     tensors: Mapping[str, Slices], packed: Sequence[Packed], *, experts: int, width: int
 ) -> dict[str, Slices]:
-    """The tensors, each packed one as its parts; one that fits no such model is left as it is.
+    """The tensors, each packed one as its parts; one that does not fit the model is left as it is.
 
-    Some files have the last two axes the other way round: there the model's `width` says so.
+    Some files have the last two axes swapped, which the model's `width` tells.
     """
     found = dict(tensors)
     for one in packed:
         for name in [name for name in tensors if name.endswith(f".{one.name}")]:
             shape, count = tensors[name].get_shape(), len(one.parts)
-            # A header may name any number of experts: the model's are looped over.
+            # A header may claim any number of experts, so the loop is over the model's.
             if len(shape) != 3 or shape[0] != experts or width not in shape[1:]:
                 continue
             turned = shape[one.width_at] != width
@@ -87,13 +87,13 @@ def apart(
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """The matrices of all experts, or their biases, as one tensor of a file."""
+    """The matrices of all experts, or their biases, as one tensor in a file."""
 
-    experts: Sequence[Sequence[Slices]]  # of each, what stands side by side
+    experts: Sequence[Sequence[Slices]]  # for each expert, the tensors that go side by side
     turned: bool
 
     def get_shape(self) -> list[int]:
-        """[E, rows, columns], or [E, columns, rows] where they are turned; of biases [E, rows]."""
+        """The shape: [E, rows, columns], or [E, columns, rows] if turned; for biases [E, rows]."""
         rows = sum(part.get_shape()[0] for part in self.experts[0])
         sides = [rows, *self.experts[0][0].get_shape()[1:]]
         return [len(self.experts), *(reversed(sides) if self.turned else sides)]
@@ -103,7 +103,7 @@ class Stack:
         return self.experts[0][0].get_dtype()
 
     def __getitem__(self, at: tuple[slice, ...]) -> np.ndarray:
-        """A part of some experts, each of which is read whole."""
+        """Reads a part of some experts; each of these is read whole."""
         among, *sides = at
         found = []
         for parts in self.experts[among]:
@@ -116,7 +116,7 @@ class Stack:
 def together(
     tensors: Mapping[str, Slices], split: Sequence[Split], *, experts: int
 ) -> dict[str, Slices]:
-    """The tensors, those of single experts as one; where some are missing, all are left as is."""
+    """The tensors, with single experts' joined into one; if any is missing, all are left as is."""
     found = dict(tensors)
     for one in split:
         first = one.parts[0].format(E=0)

@@ -1,8 +1,8 @@
-"""A folder of adapters as PEFT keeps it: adapter_config.json and adapter_model.safetensors.
+"""A folder of adapters in PEFT's format: adapter_config.json and adapter_model.safetensors.
 
-Beside them a file of our own, trained_on.json, says which weights they were trained on; other
-programs do not look at it. (safetensors writes its metadata in no fixed order: there the bytes
-would differ from run to run.)
+A file of our own, trained_on.json, says which weights they were trained on; other programs ignore
+it. (safetensors writes its metadata in no fixed order, so in it the bytes would differ from run to
+run.)
 
 Source: peft 0.21 (peft/tuners/lora/config.py, peft/utils/save_and_load.py).
 """
@@ -22,31 +22,31 @@ from checkpoints_io.errors import BadInput, NotFound
 CONFIG, WEIGHTS = whole.OF_ADAPTERS, "adapter_model.safetensors"
 TRAINED_ON = "trained_on.json"
 FILES = [CONFIG, WEIGHTS, TRAINED_ON, *hf_folder.COMPANIONS]
-WORDS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them makes a tokenizer
+WORDS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # a tokenizer has one of these
 PREFIX = "base_model.model."
 
-# What is no LoRA of this zoo, by the key that says so, and the remedy.
+# Options of PEFT that this zoo's LoRA does not support: the key, its meaning, and the remedy.
 REFUSED = {
-    "modules_to_save": "whole weights beside the adapters: merge them into the base with PEFT",
+    "modules_to_save": "whole weights next to the adapters: merge them into the base with PEFT",
     "trainable_token_indices": "tokens of its own: merge it into the base with PEFT",
     "lora_bias": "biases of its own: merge it into the base with PEFT",
-    "alora_invocation_tokens": "an adapter that begins in the middle of a text (aLoRA)",
-    "layer_replication": "layers that stand for others: merge it into the base with PEFT",
+    "alora_invocation_tokens": "an adapter that takes effect in mid-text (aLoRA)",
+    "layer_replication": "replicated layers: merge it into the base with PEFT",
     "use_qalora": "QALoRA's pooled inputs: merge it into the base with PEFT",
     "megatron_config": "Megatron's layers: merge it into the base with PEFT",
 }
-# Beginnings that change the base too, so that without its adapter it is not the base any more.
+# Initialisations that change the base too, so that its original weights are no longer the base.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
-# A pattern runs in this process: one of names and at most so many `.*` ends soon, whatever it met.
+# Patterns run in this process: one of names and at most this many `.*` ends soon on any input.
 MOST_WILD, MOST_PATTERN = 3, 200
 WILD = re.compile(r"\.\*|\.\+|\\d\+|\[0-9\]\+")
 DTYPES = ("bfloat16", "float16", "float32")
 
 
 class Said(NamedTuple):
-    """What adapter_config.json says, by PEFT's names."""
+    """The contents of adapter_config.json, under PEFT's names."""
 
     r: int
     lora_alpha: float
@@ -58,10 +58,10 @@ class Said(NamedTuple):
 
 
 class TrainedOn(NamedTuple):
-    """Which weights the adapters of a folder were trained on, where it says so."""
+    """Which weights the adapters of a folder were trained on, if it says so."""
 
     fingerprints: Mapping[str, str]  # by dtype: as they were kept, and in bfloat16
-    frozen: str | None  # in which few bits they were kept
+    frozen: str | None  # the few-bit format they were kept in
 
 
 class Opened(NamedTuple):
@@ -70,22 +70,22 @@ class Opened(NamedTuple):
     folder: pathlib.Path
     said: Said
     trained_on: TrainedOn
-    tensors: dict[str, Any]  # by their names, without PEFT's prefix
+    tensors: dict[str, Any]  # by name, without PEFT's prefix
 
 
 @contextlib.contextmanager
 def opened(folder: pathlib.Path) -> Iterator[Opened]:
-    """A folder of adapters.
+    """Opens a folder of adapters.
 
     Raises:
-      FileNotFoundError, ValueError: as `read_config`; or there is no file of tensors, or it is not
-        whole.
+      FileNotFoundError, ValueError: as `read_config`; or there is no file of tensors, or it is
+        incomplete.
     """
     said = read_config(folder)
     path = folder / WEIGHTS
     if not path.is_file():
         other = folder / "adapter_model.bin"
-        why = "a pickle, which is not opened here: load and save it again with PEFT"
+        why = "a pickle, which is never opened here: load and save it again with PEFT"
         hint = f": {other.name} is {why}" if other.is_file() else ""
         raise NotFound(f"{folder} has no {WEIGHTS}{hint}")
     with hf_weights.opened(path) as file:
@@ -98,7 +98,7 @@ def read_config(folder: pathlib.Path) -> Said:
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it is of another kind of adapter, or of a part that is not read here.
+      ValueError: it is another kind of adapter, or uses an option that is not read here.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -106,7 +106,7 @@ def read_config(folder: pathlib.Path) -> Said:
     given: dict[str, Any] = hf_folder.read_json(path)
     refuse = lambda why: BadInput(f"{path} asks for {why}")
     if (kind := given.get("peft_type")) != "LORA":
-        raise refuse(f"peft_type {kind!r}, and only LORA is read here")
+        raise refuse(f"peft_type {kind!r}, but only LORA is read here")
     for key, what in REFUSED.items():
         if given.get(key):
             raise refuse(f"{key}, which is {what}")
@@ -122,14 +122,14 @@ def read_config(folder: pathlib.Path) -> Said:
     ranks, alphas = (given.get(key) or {} for key in ("rank_pattern", "alpha_pattern"))
     for key, values in (("r", {"": rank}), ("rank_pattern", ranks)):
         if not isinstance(values, dict) or not all(map(_is_rank, values.values())):
-            raise refuse(f"{key}={given.get(key)!r}, where whole numbers above 0 are ranks")
+            raise refuse(f"{key}={given.get(key)!r}, but ranks are whole numbers above 0")
     for key, values in (("lora_alpha", {"": alpha}), ("alpha_pattern", alphas)):
         if not isinstance(values, dict) or not all(map(_is_alpha, values.values())):
-            raise refuse(f"{key}={given.get(key)!r}, where finite numbers are alphas")
+            raise refuse(f"{key}={given.get(key)!r}, but alphas are finite numbers")
     if odd := [pattern for pattern in [*ranks, *alphas] if not _is_plain(pattern)]:
         raise refuse(
-            f"the pattern {odd[0][:MOST_PATTERN]!r}: only names, groups of them (a|b) and at most "
-            f"{MOST_WILD} times .*, .+, \\d+ or [0-9]+ are matched of a folder's patterns"
+            f"the pattern {odd[0][:MOST_PATTERN]!r}: a folder's patterns may only have names, "
+            f"groups of them (a|b) and at most {MOST_WILD} of .*, .+, \\d+ or [0-9]+"
         )
     base = given.get("base_model_name_or_path")
     return Said(
@@ -144,7 +144,7 @@ def read_config(folder: pathlib.Path) -> Said:
 
 
 def base_of(folder: pathlib.Path) -> str:
-    """The weights that a folder of adapters names, with their revision if it names one.
+    """The base model that a folder of adapters names, with its revision if it names one.
 
     Raises:
       FileNotFoundError, ValueError: as `read_config`; or it names none.
@@ -158,7 +158,7 @@ def base_of(folder: pathlib.Path) -> str:
 
 
 def has_tokenizer(folder: pathlib.Path) -> bool:
-    """Whether adapters bring their own tokenizer, and its template, as TRL and axolotl write it."""
+    """Whether adapters come with a tokenizer and its template, as TRL and axolotl write them."""
     return any((folder / name).is_file() for name in WORDS)
 
 
@@ -181,16 +181,16 @@ def _is_plain(pattern: str) -> bool:
 
 
 def read_trained_on(folder: pathlib.Path) -> TrainedOn:
-    """What trained_on.json says; nothing in a folder of another program.
+    """The contents of trained_on.json; nothing for a folder that another program wrote.
 
     Raises:
-      ValueError: it is not as `write` writes it.
+      ValueError: it is not in the form that `write` gives it.
     """
     given: dict[str, Any] = hf_folder.read_if_there(folder / TRAINED_ON)
     known, frozen = given.get("fingerprints", {}), given.get("frozen")
     plain = isinstance(known, dict) and all(isinstance(one, str) for one in known.values())
     if not plain or not known.keys() <= set(DTYPES) or frozen not in (None, *quantised.KINDS):
-        raise BadInput(f"{folder / TRAINED_ON} does not say which weights: leave it out")
+        raise BadInput(f"{folder / TRAINED_ON} does not name the weights: remove the file")
     return TrainedOn(known, frozen)
 
 
@@ -201,7 +201,7 @@ def write(
     trained_on: TrainedOn,
     card: str | None = None,
 ) -> None:
-    """Writes a folder that PEFT and vLLM read; names are without PEFT's prefix.
+    """Writes a folder that PEFT and vLLM can read; tensor names are without PEFT's prefix.
 
     `card` is its README.md.
     """

@@ -1,13 +1,13 @@
 """Where a run lives: a directory of a run, a cache or an export, behind a few verbs.
 
-`at` gives the place of an address: a folder on a disk, or the objects of a bucket whose names begin
-so (bucket.py). No verb needs what a bucket lacks: nothing that exists is renamed, no part of a file
-is written, a folder need not exist before its files do. A name is relative to its place, with `/`
-between folders.
+`at` gives the place at an address: a folder on a disk, or the objects of a bucket with that prefix
+(bucket.py). No verb needs what a bucket lacks: nothing that exists is renamed, files are not
+written in part, and a folder need not exist before its files do. A name is relative to its place,
+with `/` between folders.
 
-A library that reads and writes for itself is given the `address` where it knows buckets too (jax's
-compilation cache), `for_orbax()` where it knows some of them, and `local()` where it knows this
-machine only.
+A library that does its own reading and writing is given the `address` if it supports buckets too
+(jax's compilation cache), `for_orbax()` if it supports some of them, and `local()` if it supports
+only this machine.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -23,118 +23,117 @@ from checkpoints_io import bucket, lock, whole
 from checkpoints_io.errors import BadInput, StorageError
 
 
-@runtime_checkable  # where the types of arguments are checked
+@runtime_checkable  # for the checks of argument types
 class Place(Protocol):
-    """The verbs. In messages a place is shown as its address.
+    """The verbs of a place; messages show it as its address.
 
-    Any of them raises OSError where the disk or bucket cannot be used.
+    Any of them raises OSError if the disk or bucket cannot be used.
     """
 
     @property
     def address(self) -> str:
-        """What `at` finds it by."""
+        """The address from which `at` makes it."""
         ...
 
     def __str__(self) -> str: ...
 
     def within(self, name: str) -> "Place":
-        """A folder in it, which need not be there."""
+        """A folder in it, which need not exist."""
         ...
 
     def make(self) -> None:
-        """The folder is there when this returns, with those that it is in."""
+        """Creates the folder and its parents if they do not exist."""
         ...
 
     def names(self) -> list[str]:
-        """The files and folders directly in it, sorted; none where there is no such folder."""
+        """The files and folders directly in it, sorted; none if there is no such folder."""
         ...
 
     def exists(self, name: str) -> bool:
-        """Is there a file of that name, or anything below it?"""
+        """Whether there is a file of that name, or anything below it."""
         ...
 
     def read(self, name: str) -> bytes | None:
-        """All of a file; None where there is none."""
+        """The content of a file; None if there is none."""
         ...
 
     def mapped(self, name: str) -> memoryview | None:
-        """The same, for a large file: on a disk it takes memory only where it is looked at."""
+        """The content of a large file: on a disk it takes memory only where it is read."""
         ...
 
     def write_whole(self, name: str, content: bytes | memoryview) -> None:
-        """A file: what was there stays until all of the new one is kept."""
+        """Writes a file; the old one stays until all of the new one is stored."""
         ...
 
     def whole_folder(
         self, mark: str = whole.MARK
     ) -> contextlib.AbstractContextManager[pathlib.Path | None]:
-        """A folder of this machine whose files become those of the place on success.
+        """A folder on this machine whose files become those of the place on success.
 
-        Until then what was there stays, and the file `mark`, by which such folders are known, is
-        not there before the others. Process 0 is given it; the others are given None.
+        Until then the old content stays; the file `mark`, by which such folders are recognised,
+        appears after the others. Process 0 gets the folder; the others get None.
 
         Raises:
-          FileExistsError: what is there now has no such file, and may be somebody's work.
+          FileExistsError: the old content has no such file, and may be somebody's work.
         """
         ...
 
     def appending(
         self, name: str, begin: bytes
     ) -> contextlib.AbstractContextManager[Callable[[bytes], None]]:
-        """A file that holds `begin`, and within the block what the function is given after it.
+        """Writes a file that holds `begin`, and gives the block a function that appends to it.
 
-        Each addition outlasts the death of this process once the function returns. A bucket writes
-        the whole file again for it: this is for records, which are small and seldom.
+        Once the function returns, the addition survives the death of this process. A bucket
+        rewrites the whole file for each: this is for records, which are small and infrequent.
         """
         ...
 
     def remove(self, name: str) -> None:
-        """A file, or a folder with all in it, if it is there."""
+        """Removes a file, or a folder with all its contents, if it exists."""
         ...
 
     def set_aside(self, name: str) -> None:
-        """Hides a checkpoint that cannot be read from Orbax; nothing of it is lost.
+        """Hides an unreadable checkpoint from Orbax, without losing any of it.
 
-        `unreadable-NAME` says so: on a disk that is its new name, in a bucket an object beside it,
-        and it stays until a checkpoint of that name is written again.
+        It is marked by `unreadable-NAME`: on a disk its new name, in a bucket an object beside it.
+        It stays until a checkpoint of that name is written again.
         """
         ...
 
     def for_orbax(self) -> str:
-        """Where Orbax writes its checkpoints: the address, or a folder of this machine instead.
+        """Where Orbax writes its checkpoints: the address, or a folder on this machine instead.
 
         Raises:
-          ValueError: it would be that folder, and several processes write, who must all see one; or
-            Orbax would lose checkpoints there.
+          ValueError: it would be a folder on this machine, but several processes write, which must
+            share one; or Orbax would lose checkpoints there.
         """
         ...
 
     def bring(self, parts: Iterable[str], step: str | None = None) -> None:
-        """That folder has these parts of the checkpoint, or of all, if it is a folder instead."""
+        """Fetches parts of one checkpoint, or of all, if Orbax has a folder on this machine."""
         ...
 
     def put_up(self) -> None:
-        """The place holds the checkpoints that this folder holds, each once it is whole."""
+        """Uploads the checkpoints of that folder to the place, each once it is complete."""
         ...
 
     def clear(self, *, checkpoints: bool = False) -> None:
-        """Removes what killed writers left in it; what a living one writes there stays.
+        """Removes what killed writers left in it, but not what a live one is writing.
 
-        Of a place for checkpoints a bucket's are removed that are not whole; Orbax does that on a
-        disk.
+        With `checkpoints`, incomplete ones are removed from a bucket; on a disk Orbax does that.
         """
         ...
 
     def alone(self, *, otherwise: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
-        """Inside the block no other process is in such a block of this place.
+        """Gives the block exclusive use of the place among processes.
 
-        Where one is, `otherwise` raises, or this waits. A process that dies leaves its block: on a
-        disk at once, on a bucket after a while.
+        If another process has it, `otherwise` raises, or this waits. A process that dies releases
+        it: on a disk at once, in a bucket after a while.
         """
         ...
 
     def room(self) -> int | float:
-        """Bytes that may still be written; infinity where there is no bound."""
+        """Bytes that may still be written; infinity if there is no bound."""
         ...
 
     def taken(self) -> int:
@@ -149,26 +148,26 @@ class Place(Protocol):
         models: Iterable[str] = (),
         trees: Iterable[str] = (),
     ) -> None:
-        """What is to be written or removed must be where its name says, or not exist yet.
+        """Refuses links and special files among the paths to be written or removed.
 
-        Of `trees` that holds for all that is in them, at any depth. A bucket has no links.
+        For `trees` that includes everything in them, at any depth. A bucket has no links.
 
         Raises:
-          OSError: it is a link, through which something else would be changed, or of another kind.
-          FileExistsError: one of `models` is a folder that holds something else than a model.
+          OSError: one is a link, through which something else would be changed, or a special file.
+          FileExistsError: one of `models` is a folder that holds something other than a model.
         """
         ...
 
     def local(self) -> str:
-        """A folder of this machine, for writers that know no other kind (TensorBoard, a profile).
+        """A local folder, for writers that support no other kind (TensorBoard, profiles).
 
-        On a disk it is the place itself; a bucket takes in what is there when `alone` is left.
+        On a disk it is the place itself; otherwise it is uploaded at the latest when `alone` ends.
         """
         ...
 
 
 def at(address: str, flag: str = "") -> Place:
-    """The place of an address, which `flag` gave; nothing is looked at or made.
+    """The place at an address, which `flag` gave; nothing is read or created.
 
     Raises:
       ValueError: there is no such kind of place.
@@ -179,12 +178,12 @@ def at(address: str, flag: str = "") -> Place:
 
 
 def beside(place: Place, name: str) -> Place:
-    """Another place in the folder that this one is in."""
+    """Another place in this one's parent folder."""
     return at(f"{place.address.rpartition('/')[0]}/{name}")
 
 
 class Disk(NamedTuple):
-    """A folder of a file system, by its whole path; `whole` and `lock` keep its promises."""
+    """A folder in a file system, by its full path; built on `whole` and `lock`."""
 
     path: pathlib.Path
 
@@ -212,7 +211,7 @@ class Disk(NamedTuple):
         return path.read_bytes() if path.is_file() else None  # a pipe would block
 
     def mapped(self, name: str) -> memoryview | None:
-        import pyarrow  # Python's own mmap keeps a file open for each
+        import pyarrow  # Python's own mmap keeps one open file per mapping
 
         path = self.path / name
         if not path.is_file():
@@ -247,7 +246,7 @@ class Disk(NamedTuple):
 
     def set_aside(self, name: str) -> None:
         aside, again = self.path / f"unreadable-{name}", itertools.count(1)
-        while aside.exists():  # it was unreadable once before
+        while aside.exists():  # this step was set aside once before
             aside = self.path / f"unreadable-{name}.{next(again)}"
         (self.path / name).rename(aside)
 
@@ -255,12 +254,12 @@ class Disk(NamedTuple):
         if odd := re.search(r"[][*?]", str(self.path.absolute())):
             raise BadInput(
                 f"{self.path.absolute()} has a {odd[0]!r} in its path, which Orbax takes for a "
-                "pattern, so that it loses checkpoints: choose a directory without [ ] * ?"
+                "pattern and so loses checkpoints: choose a directory without [ ] * ?"
             )
         return self.address
 
     def bring(self, parts: Iterable[str], step: str | None = None) -> None:
-        pass  # it is there
+        pass  # the checkpoints are already in place
 
     def put_up(self) -> None:
         pass

@@ -1,7 +1,7 @@
-"""Matrices in few bits as files hold them: bitsandbytes' nf4, and 8 bits with scales beside them.
+"""Quantised matrices as files hold them: bitsandbytes' nf4, and 8 bits with separate scales.
 
-Sources: bitsandbytes 0.50.2 (`functional.py`, `csrc/cpu_ops.cpp`), whose numbers these are to the
-last bit; QLoRA, https://arxiv.org/abs/2305.14314; compressed-tensors 0.15; DeepSeek V3's FP8.
+Sources: bitsandbytes 0.50.2 (`functional.py`, `csrc/cpu_ops.cpp`), whose numbers are reproduced to
+the last bit; QLoRA, https://arxiv.org/abs/2305.14314; compressed-tensors 0.15; DeepSeek V3's FP8.
 """
 
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ from checkpoints_io.errors import BadInput
 from checkpoints_io.mxfp4 import Slices
 
 KINDS = ("int8", "nf4")
-BLOCK = 64  # numbers that share a scale
-NESTED = 256  # scales that share one of their own
+BLOCK = 64  # how many numbers share a scale
+NESTED = 256  # how many scales share a scale of their own
 NF4 = np.array([
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
     -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
@@ -32,40 +32,40 @@ CHUNK = 2**10  # blocks that are quantised at a time
 
 STATE = re.compile(r"\.quant_state\.bitsandbytes__(nf4|fp4)$")
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
-MOST_STATE = 4096  # bytes of JSON beside a tensor
+MOST_STATE = 4096  # bytes of JSON in a tensor's quant_state
 SCALES = ("_scale_inv", "_scale")
 EIGHTS = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
-# What scales activations, which are not narrow here.
+# The scales of activations, which are not quantised here.
 OF_ACTIVATIONS = re.compile(r"[._](input|output|activation)_(scale|zero_point)$")
-# Nor is a cache of keys and values, of whose scales config.json may say nothing.
+# Nor is the KV cache, whose scales config.json may not mention.
 OF_CACHE = re.compile(r"\.((self_)?attn|[qkv]_proj|qkv_proj)\.([qkv]|kv|prob)_(scale|zero_point)$")
-# Of compressed-tensors: one number in one byte.
+# Formats of compressed-tensors with one number per byte.
 FORMATS = ("naive-quantized", "int-quantized", "float-quantized")
 
 
 class Narrow(NamedTuple):
-    """A matrix [out, into] in few bits; or many, stacked; or what each of its arrays is.
+    """A matrix [out, into] in few bits, or a stack of them; or one property of each of its arrays.
 
-    nf4 packs two numbers in a byte, the first in the upper half, and a block of 64 along `into` has
-    a scale: 8 bits in a table, times one of 256 scales' own, plus what all have in common. Where
-    blocks go over the ends of rows, all are one row.
+    nf4 packs two numbers in a byte, the first in the upper half. Each block of 64 along `into` has
+    a scale: 8 bits looked up in a table, times a scale shared by 256 of them, plus a common offset.
+    If blocks cross the ends of rows, the codes are one row.
     """
 
     codes: Any  # nf4: uint8 [rows, into / 2]; int8: int8 [out, into]
-    scales: Any  # nf4: of each block, uint8, or float32 where they are not quantised again; int8:
+    scales: Any  # nf4: one per block, uint8, or float32 if they are not quantised again; int8:
     # float32 [out]
-    steps: Any = None  # float32, of each 256 scales
+    steps: Any = None  # float32, one per 256 scales
     offset: Any = None  # float32 []
     table: Any = None  # float32 [256]
 
 
 def rows(out: int, into: int) -> int:
-    """In how many rows the nf4 codes of a matrix are: one, where blocks go over the ends of its."""
+    """The number of rows of a matrix's nf4 codes: one if blocks cross the ends of its rows."""
     return out if into % BLOCK == 0 else 1
 
 
 def shapes(kind: str, out: int, into: int) -> Narrow:
-    """The shape and dtype of each array of a matrix, as `quantised` makes them."""
+    """The shape and dtype of each array of a quantised matrix."""
     if kind == "int8":
         return Narrow(((out, into), np.int8), ((out,), np.float32))
     numbers = out * into
@@ -80,7 +80,7 @@ def shapes(kind: str, out: int, into: int) -> Narrow:
 
 
 def quantised(matrix: np.ndarray, kind: str, *, nested: bool = True) -> Narrow:
-    """A matrix [out, into] in few bits, rounded to the nearest; int8: each output by its largest.
+    """Quantises a matrix [out, into], rounding to nearest; int8 scales each output by its largest.
 
     `nested`: the scales of nf4 are quantised again.
     """
@@ -95,7 +95,7 @@ def quantised(matrix: np.ndarray, kind: str, *, nested: bool = True) -> Narrow:
 
 
 def _nf4(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Codes, two in a byte, and the largest of each block; the last block may be shorter."""
+    """The codes, two in a byte, and each block's maximum; the last block may be shorter."""
     count = len(numbers)
     blocks = np.pad(numbers, (0, -count % BLOCK)).reshape(-1, BLOCK)
     scales, codes = np.empty(len(blocks), np.float32), np.zeros(blocks.shape, np.uint8)
@@ -104,7 +104,7 @@ def _nf4(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scales[at] = np.abs(blocks[at]).max(-1)
         by = np.maximum(scales[at], np.float32(1e-38))[:, None]
         unit = np.clip(blocks[at] * (1 / by), -1, 1)
-        if count % BLOCK and at.stop >= len(blocks):  # bitsandbytes divides these
+        if count % BLOCK and at.stop >= len(blocks):  # bitsandbytes divides in a short block
             unit[-1] = np.clip(blocks[-1] / by[-1], -1, 1)
         for middle in (NF4[1:] + NF4[:-1]) / np.float32(2):
             codes[at] += unit > middle
@@ -113,16 +113,16 @@ def _nf4(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _nested(scales: np.ndarray) -> tuple:
-    """Scales as 8 bits in a table: places in it, steps, offset and the table itself."""
+    """Scales quantised to 8 bits: indices into a table, steps, offset and the table itself."""
     offset = scales.mean(dtype=np.float64).astype(np.float32)
     rest = scales - offset
     groups = np.pad(rest, (0, -len(rest) % NESTED)).reshape(-1, NESTED)
     steps = np.abs(groups).max(-1)
     unit = (groups / np.maximum(steps, np.float32(1e-38))[:, None]).reshape(-1)[: len(rest)]
     table = dynamic_table()
-    # bitsandbytes looks on a grid of 65,536 numbers which is the nearest.
+    # bitsandbytes looks up the nearest number on a grid of 65,536.
     grid = np.floor((unit + np.float32(1)) * np.float32(32767.5) + np.float32(0.5))
-    grid = np.where(steps.repeat(NESTED)[: len(rest)] == 0, 0, grid)  # it divides by 0 there
+    grid = np.where(steps.repeat(NESTED)[: len(rest)] == 0, 0, grid)  # theirs divides by 0 there
     wide = table.astype(np.float64)
     places = np.searchsorted((wide[1:] + wide[:-1]) / 2, grid.astype(np.float64) / 32767.5 - 1)
     return places.astype(np.uint8), steps, offset, table
@@ -130,12 +130,12 @@ def _nested(scales: np.ndarray) -> tuple:
 
 @functools.cache
 def dynamic_table() -> np.ndarray:
-    """The numbers of bitsandbytes' 8 bits: a sign, an exponent in unary, a linear fraction."""
+    """The numbers of bitsandbytes' 8-bit type: a sign, an exponent in unary, a linear fraction."""
     found = [0.0, 1.0]
     for i in range(7):
         n = 2**i
         step, at = np.float64(np.float32(0.9) / np.float32(n)), np.arange(n + 1)
-        # torch.linspace(0.1, 1), which begins at both ends.
+        # torch.linspace(0.1, 1), which counts from both ends.
         below, above = np.float64(np.float32(0.1)) + step * at, 1 - step * (n - at)
         cuts = np.where(at < (n + 1) // 2, below, above).astype(np.float32)
         means = np.float32(10.0 ** (i - 6)) * ((cuts[:-1] + cuts[1:]) / np.float32(2))
@@ -148,7 +148,7 @@ def _whole(tensor: Slices) -> np.ndarray:
 
 
 def is_read(told: Mapping[str, Any]) -> bool:
-    """Whether weights of such a `quantization_config` are read here."""
+    """Whether weights with this `quantization_config` are read here."""
     method = told.get("quant_method")
     if method == "bitsandbytes":
         return bool(told.get("load_in_4bit") or told.get("_load_in_4bit"))
@@ -159,7 +159,7 @@ def is_read(told: Mapping[str, Any]) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Halves:
-    """What a slice of a safetensors file offers, computed from bitsandbytes' 4 bits when read."""
+    """A matrix with the interface of a safetensors slice, computed from bitsandbytes' 4 bits."""
 
     codes: Slices
     scales: Slices
@@ -171,7 +171,7 @@ class Halves:
     table: np.ndarray | None = None
 
     def get_shape(self) -> list[int]:
-        """[out, into]."""
+        """The shape of the matrix, [out, into]."""
         return list(self.shape)
 
     def get_dtype(self) -> str:
@@ -179,7 +179,7 @@ class Halves:
         return "F32"
 
     def __getitem__(self, at: tuple[slice, ...]) -> np.ndarray:
-        """A part of the matrix; rows that it does not touch are not read."""
+        """Reads a part of the matrix; rows outside it are not read."""
         lines, columns = at
         width = self.shape[1]
         first, last = lines.start * width, lines.stop * width
@@ -196,7 +196,7 @@ class Halves:
         return numbers.reshape(-1, width)[:, columns]
 
     def narrow(self, kind: str) -> Narrow | None:
-        """Its codes as they are, if they are of this kind."""
+        """Its codes as stored, if they are of this kind."""
         if kind != "nf4" or self.block != BLOCK or not np.array_equal(self.values, NF4):
             return None
         codes = _whole(self.codes).reshape(rows(*self.shape), -1)
@@ -205,14 +205,14 @@ class Halves:
 
 @dataclasses.dataclass(frozen=True)
 class Scaled:
-    """What a slice of a safetensors file offers, computed from 8 bits and scales when read."""
+    """A matrix with the interface of a safetensors slice, computed from 8 bits and scales."""
 
     codes: Slices
-    scales: np.ndarray  # as many axes, of as many blocks
+    scales: np.ndarray  # one per block, with the same number of axes
     block: tuple[int, ...]
 
     def get_shape(self) -> list[int]:
-        """[out, into]; of all experts of a layer [experts, out, into]."""
+        """The shape, [out, into]; for all experts of a layer [experts, out, into]."""
         return self.codes.get_shape()
 
     def get_dtype(self) -> str:
@@ -220,12 +220,12 @@ class Scaled:
         return "F32"
 
     def __getitem__(self, at: tuple[slice, ...]) -> np.ndarray:
-        """A part of it."""
+        """Reads a part of the matrix."""
         places = [np.arange(s.start, s.stop) // n for s, n in zip(at, self.block, strict=True)]
         return self.codes[at].astype(np.float32) * self.scales[np.ix_(*places)]
 
     def narrow(self, kind: str) -> Narrow | None:
-        """Its codes as they are, if they are of this kind: whole numbers, and a scale for a row."""
+        """Its codes as stored, if they are of this kind: whole numbers, and a scale per row."""
         out, into = self.get_shape()[-2:]
         if (
             kind != "int8"
@@ -238,7 +238,7 @@ class Scaled:
 
 @dataclasses.dataclass(frozen=True)
 class Mapped:
-    """A tensor of 8-bit floats, which safetensors does not give to numpy."""
+    """A tensor of 8-bit floats, which safetensors cannot read into numpy."""
 
     array: np.ndarray
     dtype: str
@@ -257,7 +257,7 @@ class Mapped:
 
 
 def eights(path: pathlib.Path) -> dict[str, Slices]:
-    """The tensors of 8-bit floats of a safetensors file that has been found to be whole."""
+    """The 8-bit float tensors of a safetensors file that is known to be complete."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
@@ -271,12 +271,12 @@ def eights(path: pathlib.Path) -> dict[str, Slices]:
 
 
 def unpacked(tensors: Mapping[str, Slices], told: Mapping[str, Any]) -> dict[str, Slices]:
-    """The tensors of a checkpoint, each with what stands beside it as one.
+    """The tensors of a checkpoint, each quantised one combined with its scales.
 
     `told` is its `quantization_config`.
 
     Raises:
-      ValueError: they do not belong together, or are of a kind that is not read.
+      ValueError: tensors and scales do not match, or are of a kind that is not read.
     """
     scales = lambda name: OF_CACHE.search(name) or (told and OF_ACTIVATIONS.search(name))
     found = {name: one for name, one in tensors.items() if not scales(name)}
@@ -301,7 +301,7 @@ def _is_eight(tensor: Slices | None) -> bool:
 def _halves(name: str, codes: Slices | None, beside: Mapping, state: Slices) -> Halves:
     refuse = lambda why: BadInput(f"{name} is not bitsandbytes' 4 bits: {why}")
     if state.get_dtype() != "U8" or not 0 < math.prod(state.get_shape()) <= MOST_STATE:
-        raise refuse("its quant_state is no text")
+        raise refuse("its quant_state is not text")
     try:
         said = json.loads(bytes(_whole(state)))
         shape, block = tuple(said["shape"]), said["blocksize"]
@@ -316,7 +316,7 @@ def _halves(name: str, codes: Slices | None, beside: Mapping, state: Slices) -> 
     wanted = {"absmax": ([blocks], "F32"), "quant_map": ([16], "F32")}
     if nested is not None:
         if nested != NESTED or not isinstance(offset, float):
-            raise refuse(f"its scales are quantised in blocks of {nested}, and not of {NESTED}")
+            raise refuse(f"its scales are quantised in blocks of {nested}, not of {NESTED}")
         steps = ([-(-blocks // NESTED)], "F32")
         wanted |= {"absmax": ([blocks], "U8"), "nested_absmax": steps}
         wanted |= {"nested_quant_map": ([256], "F32")}
@@ -341,7 +341,7 @@ def _scaled(name: str, codes: Slices | None, scales: Slices, end: str, told: Map
     if scales.get_dtype() not in ("F32", "BF16", "F16"):
         raise BadInput(f"{name}{end} is {scales.get_dtype()}; only floats are read")
     *experts, out, into = shape
-    # Of all experts of a layer, each has its own; or one scale is that of all.
+    # For all experts of a layer, each has its own scale, or one is shared by all.
     count = size[0] if experts and size[:1] == experts else 1
     lines, columns = (*size[len(experts) :], 1, 1)[:2]
     blocks = told.get("weight_block_size", [128, 128] if end == "_scale_inv" else None)
@@ -349,7 +349,7 @@ def _scaled(name: str, codes: Slices | None, scales: Slices, end: str, told: Map
     block = _as_block(blocks)
     if (lines, columns) == (1, 1):
         block = out, into
-    elif blocks is None or (end == "_scale" and lines == out):  # of some groups, not of all
+    elif blocks is None or (end == "_scale" and lines == out):  # of some config groups, not all
         block = 1, -(-into // max(columns, 1))
     if experts and block and lines == 2 and out % 2 == 0 and -(-out // block[0]) != 2:
         block = out // 2, into if columns == 1 else block[1]  # gate and up have one each
@@ -368,14 +368,14 @@ def _scaled(name: str, codes: Slices | None, scales: Slices, end: str, told: Map
 
 
 def _as_block(given: object) -> tuple[int, ...]:
-    """Rows and columns; nothing, if it is no block."""
+    """Rows and columns of a block; nothing if the value is not a block."""
     is_size = lambda n: type(n) is int and n > 0
     is_one = isinstance(given, list) and len(given) == 2 and all(map(is_size, given))
     return tuple(given) if isinstance(given, list) and is_one else ()
 
 
 def _block_of_groups(told: Mapping) -> object:
-    """The blocks that have a scale each, as compressed-tensors says it; None: there are none."""
+    """The block size per scale, as compressed-tensors gives it; None: there are no blocks."""
     groups = told.get("config_groups")
     for group in groups.values() if isinstance(groups, dict) else ():
         weights = group.get("weights") if isinstance(group, dict) else None

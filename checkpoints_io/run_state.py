@@ -1,8 +1,8 @@
-"""The state of a run: what it takes to resume as if it had never stopped, by Orbax.
+"""The state of a run: all it takes to resume as if it had never stopped, kept with Orbax.
 
-A checkpoint is written in the background and appears when it is whole. It holds named trees of
-sharded arrays, each readable alone, and `facts`, a small JSON object, with the fingerprint of each
-tree among them: a bit that has changed since is detected.
+A checkpoint is written in the background and appears when it is complete. It holds named trees of
+sharded arrays, each readable on its own, and `facts`, a small JSON object. The facts include the
+fingerprint of each tree, so that any bit that has changed since is detected.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,12 +22,12 @@ from checkpoints_io import places, processes, sealed
 from checkpoints_io.errors import NotFound, StorageError
 from checkpoints_io.processes import all_agree
 
-Facts = dict[str, Any]  # what a checkpoint says of itself, as JSON knows it
+Facts = dict[str, Any]  # what a checkpoint says about itself, as JSON values
 Found = TypeVar("Found")
 
 
 class Restored(NamedTuple):
-    """A checkpoint read back."""
+    """A checkpoint that has been read back."""
 
     step: int
     trees: dict[str, PyTree]
@@ -35,20 +35,20 @@ class Restored(NamedTuple):
 
 
 class Keep(NamedTuple):
-    """Which checkpoints are kept: all that any of these fields names."""
+    """Which checkpoints are kept: those that at least one of these fields selects."""
 
-    newest: int  # this many
-    every: int | None = None  # those at its multiples
-    # The one whose facts have the highest score; None: they have none.
+    newest: int  # this many of the newest
+    every: int | None = None  # those at multiples of this step
+    # The one whose facts have the highest score; None: the facts have no score.
     highest: Callable[[Facts], float | None] | None = None
 
 
 class RunStore:
     """The checkpoints of one run in a place of their own; without `keep` they are only read.
 
-    After a save that failed, `retries` more in a row may fail before the run is stopped. A normal
-    exit waits for the last save; after an error it does not wait for the other processes, which
-    may be elsewhere.
+    After a failed save, `retries` more in a row may fail before the run is stopped. A normal exit
+    waits for the last save; after an error it does not wait for the other processes, which may be
+    at another point.
     """
 
     def __init__(self, place: places.Place, *, keep: Keep | None, retries: int = 0):
@@ -56,9 +56,9 @@ class RunStore:
         self._keep = keep
         self._retries = retries
         self._pending: tuple[int, Any] | None = None
-        self._begun_at = 0.0  # when the pending save was
+        self._begun_at = 0.0  # when the pending save began
         self._failures = 0  # in a row
-        self._known: dict[int, Facts | None] = {}  # facts by step; None of what is torn
+        self._known: dict[int, Facts | None] = {}  # facts by step; None: a torn checkpoint
         self._going_up: futures.ThreadPoolExecutor | None = None
         place.refuse_odd(trees=[""])
         self._at = place.for_orbax()
@@ -74,20 +74,20 @@ class RunStore:
         if kind is None:
             self.close()
             return
-        with contextlib.suppress(Exception):  # there is an error already
+        with contextlib.suppress(Exception):  # another error is being raised already
             if self._pending:
                 self._pending[1].result()
             self._saver.close()
 
     def _open(self) -> None:
         if self._keep and processes.is_first():
-            # A bucket's: Orbax would clear what is set aside, too.
+            # In a bucket Orbax would also clear checkpoints that were set aside.
             self._place.clear(checkpoints=True)
         policy: Any = types.SimpleNamespace(should_preserve=self._to_stay)
         self._saver = ocp.training.Checkpointer(
             self._at,
             preservation_policy=policy,
-            # What another process is writing may not be cleared away by one that only reads.
+            # A process that only reads must not clear away what another one is writing.
             cleanup_tmp_directories=self._keep is not None and "://" not in self._at,
         )
         if self._keep and self._keep.highest:
@@ -101,7 +101,7 @@ class RunStore:
         return [step in stay for step in steps]
 
     def steps(self) -> list[int]:
-        """The steps that are there whole, newest first."""
+        """The steps of all complete checkpoints, newest first."""
         return sorted((c.step for c in self._saver.checkpoints), reverse=True)
 
     def save(
@@ -110,16 +110,16 @@ class RunStore:
         trees: Mapping[str, PyTree],
         facts: Mapping[str, object],
     ) -> None:
-        """Returns once the arrays may be donated; the writing continues in the background.
+        """Starts a save and returns once the arrays may be donated; writing goes on in background.
 
         Raises:
-          OSError: this save or the one before it failed, and there is no retry left.
+          OSError: this save or the one before it failed, and no retry is left.
         """
         self.wait()
         facts = sealed.with_bits(step, facts, trees)
         self._known[step] = facts
         failure = _without_room(self._place, trees)
-        if all_agree(failure is None):  # Orbax wants all processes or none
+        if all_agree(failure is None):  # Orbax needs all processes or none
             under_way, failure = self._begun(step, {**trees, "facts": sealed.closed(facts)})
             if all_agree(failure is None):
                 self._pending, self._begun_at = (step, under_way), time.monotonic()
@@ -132,7 +132,7 @@ class RunStore:
         except Exception as error:  # whatever Orbax makes of the disk's answer
             return None, error
         if under_way is None:
-            later = "a checkpoint of a later step, which is not this run's"
+            later = "a checkpoint of a later step, which this run did not write"
             return None, OSError(f"there is {later}, in {self._place}")
         if self._going_up:
             return self._going_up.submit(lambda: (under_way.result(), self._place.put_up())), None
@@ -144,10 +144,10 @@ class RunStore:
         return goes_up or self._saver.is_saving_in_progress()
 
     def lost(self) -> bool:
-        """Did the newest save fail, as far as is known, so that another is to be made at once?
+        """Whether the newest save is known to have failed, so that it should be repeated at once.
 
         Raises:
-          OSError: it failed, and there is no retry left.
+          OSError: it failed, and no retry is left.
         """
         # With several processes none can know alone; they check together, at the next save.
         if jax.process_count() == 1 and self._pending and not self._is_saving():
@@ -155,16 +155,16 @@ class RunStore:
         return self._failures > 0
 
     def seconds_saving(self) -> float:
-        """For how long the writing under way has been going on; 0: there is none."""
+        """How long the current save has been running; 0: there is none."""
         if self._pending is None or not self._is_saving():
             return 0.0
         return time.monotonic() - self._begun_at
 
     def wait(self) -> None:
-        """Waits for the writing under way.
+        """Waits for the current save to finish.
 
         Raises:
-          OSError: it failed, and there is no retry left.
+          OSError: it failed, and no retry is left.
         """
         if self._pending is None:
             return
@@ -180,8 +180,8 @@ class RunStore:
             self._failed(step, failure)
 
     def _failed(self, step: int, error: Exception | None) -> None:
-        """Says that a save failed, or raises; what it has written of the checkpoint is cleared."""
-        with contextlib.suppress(Exception):  # the failure itself, again
+        """Reports a failed save, or raises; its incomplete checkpoint is cleared away."""
+        with contextlib.suppress(Exception):  # Orbax raises the same failure again
             self._saver.close()
         if processes.is_first():
             with contextlib.suppress(OSError):  # of that disk
@@ -192,29 +192,29 @@ class RunStore:
         told = f"the checkpoint of step {step} could not be written: {_first_line(error)}"
         if self._failures > self._retries:
             raise StorageError(
-                f"{told}. Once that is fixed, the same command resumes from the newest checkpoint "
-                f"that is there: {max(self.steps(), default='none')}"
+                f"{told}. Once that is fixed, the same command resumes from the newest existing "
+                f"checkpoint: {max(self.steps(), default='none')}"
             ) from error
         left = self._retries - self._failures
-        logging.warning("%s. It is tried again, and %d times more if need be", told, left)
+        logging.warning("%s. It is tried again, and up to %d times more", told, left)
 
     def facts(self, step: int) -> Facts:
         """The facts of a checkpoint, without its arrays.
 
         Raises:
-          ValueError: they are not as they were written.
+          ValueError: they have changed since they were written.
         """
         kept = self._saver.load_checkpointables(step, {"facts": None})["facts"]
         return sealed.opened(kept, step)
 
     def _look_at(self, step: int) -> Facts | None:
-        """The facts, read once; None, and a sentence, if they are torn."""
+        """The facts, read only once; None, with a warning, if they are torn."""
         if step not in self._known:
             self._known[step] = _tried(step, lambda: self.facts(step))
         return self._known[step]
 
     def amend(self, step: int, more: Facts) -> None:
-        """What is known of a checkpoint by now, and its facts do not say; not written to it."""
+        """Adds facts that became known after the checkpoint was saved; nothing is written to it."""
         if (facts := self._look_at(step)) is not None:
             self._known[step] = facts | {key: facts.get(key) or more[key] for key in more}
 
@@ -224,9 +224,9 @@ class RunStore:
         return Restored(step, trees, facts)
 
     def _restored(self, step: int, like: Mapping[str, PyTree]) -> Restored | None:
-        """A checkpoint with its arrays; None, and a sentence, if it is torn."""
-        self._place.bring(like, str(step))  # an error of the network tears no checkpoint
-        # All processes have it before its bits are compared, which they do together.
+        """A checkpoint with its arrays; None, with a warning, if it is torn."""
+        self._place.bring(like, str(step))  # a network error does not mean it is torn
+        # All processes must have read it before they compare its bits, which they do together.
         found = _tried(step, lambda: self._read(step, like))
         return found and _tried(step, lambda: _with_its_bits(found))
 
@@ -236,11 +236,11 @@ class RunStore:
         """The newest checkpoint that can be read; None if there is none at all.
 
         `check` sees the facts first and may raise. Without `like` only the facts are read. With it,
-        a checkpoint that cannot be read is named, set aside as `unreadable-STEP`, and passed over.
+        an unreadable checkpoint is reported, set aside as `unreadable-STEP`, and passed over.
 
         Raises:
           ValueError: another version of this file wrote it.
-          OSError: there are checkpoints, and none can be read.
+          OSError: there are checkpoints, but none can be read.
         """
         steps = self.steps()
         for step in steps:
@@ -283,13 +283,13 @@ class RunStore:
             check(facts)
             restored = self._restored(step, like)
         if restored is None:
-            raise StorageError(f"checkpoint {step} in {self._place} cannot be read: take another")
+            raise StorageError(f"checkpoint {step} in {self._place} cannot be read: use another")
         return restored
 
     def best(self, like: Mapping[str, PyTree]) -> Restored | None:
-        """The checkpoint with the highest score, by `keep`; None where none has one.
+        """The checkpoint with the highest score, as defined by `keep`; None if none has a score.
 
-        One that cannot be read is named, and the next best taken.
+        One that cannot be read is reported, and the next best is used.
         """
         score = self._keep.highest if self._keep else None
         scores = {step: score(self._look_at(step) or {}) for step in self.steps()} if score else {}
@@ -300,17 +300,17 @@ class RunStore:
         return None
 
     def _let_go(self, steps: list[int]) -> None:
-        """Removes what the save of the newest of these, which can be read, was to remove.
+        """Removes what the save of the newest of these steps, which can be read, was to remove.
 
-        It may have been killed in between, and a run that is finished saves no more. Which is the
-        best is not known before what is known of each by now (`amend`).
+        The run may have been killed in between, and a finished run saves no more. Which one is best
+        is known only after `amend` has added what is known of each.
         """
         if self._keep and not self._keep.highest and self._at == self._place.address:
             stay = _staying(sorted(steps), self._keep, self._known)
             self._without([step for step in steps if step not in stay], self._place.remove)
 
     def _without(self, steps: list[int], move: Callable[[str], None]) -> None:
-        """Moves them where Orbax does not see them: it would skip every save up to the newest."""
+        """Hides these steps from Orbax, which would skip every save up to the newest of them."""
         if not steps or not self._keep:
             return
         self._saver.close()
@@ -321,12 +321,12 @@ class RunStore:
         self._open()
 
     def close(self) -> None:
-        """Waits, and lets go of the directory.
+        """Waits for the last save, and releases the directory.
 
         Raises:
           OSError: the last save failed.
         """
-        self._retries = 0  # nobody is there to try again
+        self._retries = 0  # there will be no further save
         try:
             self.wait()
         finally:
@@ -334,7 +334,7 @@ class RunStore:
 
 
 def _without_room(place: places.Place, trees: Mapping[str, PyTree]) -> OSError | None:
-    """Why they cannot be written there; None: they can, as far as is known."""
+    """The error if the trees do not fit in the place; None: they fit, as far as is known."""
     needed = sum(x.nbytes for x in jax.tree.leaves(dict(trees)))
     try:
         free = place.room()
@@ -342,13 +342,13 @@ def _without_room(place: places.Place, trees: Mapping[str, PyTree]) -> OSError |
         return error
     if free < needed:
         return StorageError(
-            f"it takes {needed >> 20} MiB, and {place} has {int(free) >> 20} MiB free"
+            f"it takes {needed >> 20} MiB, but {place} has {int(free) >> 20} MiB free"
         )
     return None
 
 
 def _staying(steps: Sequence[int], keep: Keep, known: Mapping[int, Facts | None]) -> set[int]:
-    """Which of the steps stay, oldest first; `known` has their facts."""
+    """Which of the steps, given oldest first, are kept; `known` has their facts."""
     stay = set(steps[-keep.newest :])
     if keep.every:
         stay |= {step for step in steps if step % keep.every == 0}
@@ -366,7 +366,7 @@ def _with_its_bits(found: Restored) -> Restored:
 
 
 def _first_line(error: BaseException | None) -> str:
-    while error and error.__cause__:  # Orbax wraps the disk's answer in words about itself
+    while error and error.__cause__:  # Orbax wraps the disk's error in its own
         error = error.__cause__
     if "No space left on device" in str(error):
         return "the disk is full"
@@ -375,14 +375,14 @@ def _first_line(error: BaseException | None) -> str:
 
 
 def _tried(step: int, read: Callable[[], Found]) -> Found | None:
-    """What `read` gives, or None if the checkpoint is torn; all processes come to the same answer.
+    """What `read` returns, or None if the checkpoint is torn; the same on all processes.
 
-    Running out of memory says nothing about the checkpoint and is passed on.
+    Running out of memory says nothing about the checkpoint, so that error is raised.
     """
     value = None
     try:
         value = read()
-    except Exception as error:  # whatever Orbax makes of a torn file
+    except Exception as error:  # whatever Orbax raises for a torn file
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             raise
         told = _first_line(error)

@@ -1,4 +1,4 @@
-"""The facts of a checkpoint under their seal: what was written is read, or it is refused."""
+"""The facts of a checkpoint under a seal: they are read exactly as written, or refused."""
 
 from collections.abc import Mapping
 import hashlib
@@ -16,23 +16,23 @@ FORMAT = 2
 def with_bits(
     step: int, facts: Mapping[str, object], trees: Mapping[str, PyTree]
 ) -> dict[str, object]:
-    """The facts of a checkpoint, with its format, its step and the fingerprint of each tree."""
+    """Adds format, step and the fingerprint of each tree to the facts of a checkpoint."""
     bits = {name: fingerprint(tree) for name, tree in trees.items()}
     return dict(facts) | {"format": FORMAT, "step": step, "bits": bits}
 
 
 def closed(facts: Mapping[str, object]) -> dict[str, object]:
-    """Facts as they are kept: as text, with its SHA-256."""
+    """Facts as they are stored: as text, with its SHA-256."""
     text = json.dumps(facts)
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     return {"format": FORMAT, "json": text, "sha256": sha256}
 
 
 def opened(kept: dict[str, Any], step: int) -> dict[str, object]:
-    """The facts of the checkpoint of a step; those of another format as they are, to be named.
+    """The facts of the checkpoint of a step; those of another format unchecked, to be reported.
 
     Raises:
-      ValueError: they are not as they were written, or another checkpoint's.
+      ValueError: they have changed since they were written, or belong to another checkpoint.
     """
     if "json" not in kept and kept["format"] != FORMAT:
         return kept
@@ -45,23 +45,23 @@ def opened(kept: dict[str, Any], step: int) -> dict[str, object]:
 
 
 def refuse_other_format(facts: Mapping[str, object], whose: str) -> None:
-    """Compares the format of a checkpoint with the one that is written now.
+    """Refuses a checkpoint whose format is not the one that this version writes.
 
     Raises:
       ValueError: another version of this file wrote it.
     """
     if facts.get("format") != FORMAT:
         raise BadInput(
-            f"{whose} has format {facts.get('format')}, and this program reads {FORMAT}: resume it "
+            f"{whose} has format {facts.get('format')}, but this program reads {FORMAT}: resume it "
             "with the version that wrote it, or start in another directory"
         )
 
 
 def refuse_other_bits(trees: Mapping[str, PyTree], facts: Mapping[str, Any]) -> None:
-    """Compares the fingerprint of each tree with the one among the facts.
+    """Refuses trees whose fingerprints differ from those in the facts.
 
     Raises:
-      ValueError: a bit is not what was written.
+      ValueError: a bit has changed since it was written.
     """
     for name, tree in trees.items():
         if fingerprint(tree) != facts["bits"][name]:

@@ -1,4 +1,4 @@
-"""Texts of strangers, shown: a character that would act on a terminal or page is its name."""
+"""Untrusted text made safe to show: characters that act on a terminal or page become names."""
 
 import re
 
@@ -10,6 +10,6 @@ UNSEEN = re.compile(
 
 
 def visible(said: str) -> str:
-    """The text, with characters that would act, or be invisible, replaced by their names."""
+    """The text with control and invisible characters replaced by their names."""
     name = lambda code: chr(0x2400 + code) if code < 32 else f"⟨U+{code:04X}⟩"
     return UNSEEN.sub(lambda found: name(ord(found[0])), said)

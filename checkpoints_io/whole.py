@@ -1,4 +1,4 @@
-"""Files and model folders that appear whole or not at all, and survive a loss of power."""
+"""Files and model folders that appear whole or not at all, and survive a power failure."""
 
 from collections.abc import Iterator
 import contextlib
@@ -14,28 +14,28 @@ from typing import IO
 from checkpoints_io import hf_folder, lock, processes
 from checkpoints_io.errors import InTheWay, StorageError
 
-NEW, OLD, LOCK = "new", "old", "lock"  # all that a scratch folder holds
+NEW, OLD, LOCK = "new", "old", "lock"  # everything that a scratch folder holds
 # A folder with the first of these files is a model's, with the second one of adapters.
 MARK, OF_ADAPTERS = MARKS = "config.json", hf_folder.ADAPTERS
 ATTEMPTS = 3  # at a file whose unfinished form others cleared away
 
 
 class BeingWritten(StorageError):
-    """Another process is at it."""
+    """Another process is writing the same folder."""
 
 
 def write(path: pathlib.Path, content: bytes | memoryview) -> None:
-    """A file: what was there stays until the new one is on the disk.
+    """Writes a file; the old one stays until the new one is on the disk.
 
     Raises:
-      OSError: it cannot be written, or is a link; what was there is as it was.
+      OSError: it cannot be written, or is a link; the old one is unchanged.
     """
     lock.refuse_link(path)
     for again in range(ATTEMPTS):
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         try:
             with part.open("xb") as file:
-                _locked(file)  # its writer lives: see `clear`
+                _locked(file)  # shows that its writer lives: see `clear`
                 file.write(content)
                 file.flush()
                 if path.exists():
@@ -53,7 +53,7 @@ def write(path: pathlib.Path, content: bytes | memoryview) -> None:
 
 
 def clear(room: pathlib.Path) -> None:
-    """Removes what killed writers left in a folder of ours; what a living one writes stays."""
+    """Removes what killed writers left in a folder of ours, but not what a live one is writing."""
     if room.is_symlink():  # not a folder of ours
         return
     for left in sorted(room.glob(".*.part")):
@@ -66,14 +66,14 @@ def clear(room: pathlib.Path) -> None:
             ):
                 pass
         elif left.is_file() and re.fullmatch(r"\..+\.[0-9a-f]{8}\.part", left.name):
-            # Gone meanwhile, or of another user.
+            # It is gone in the meantime, or belongs to another user.
             with contextlib.suppress(OSError), left.open("r+b") as file:
                 if _locked(file):
                     left.unlink()
 
 
 def _locked(file: IO[bytes]) -> bool:
-    """Does this process hold it now? Another one does, or the disk knows no locks."""
+    """Whether this process now holds the lock; not if another does or the disk has no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -85,11 +85,11 @@ def _locked(file: IO[bytes]) -> bool:
 def folder(path: pathlib.Path, mark: str = MARK) -> Iterator[pathlib.Path | None]:
     """A temporary folder beside `path` that takes its name, and its place, on success.
 
-    What is there may be replaced if it has the file `mark`, by which such folders are known.
-    Process 0 writes it; the others are given None. What a killed writer left is cleared away.
+    An old folder may be replaced if it has the file `mark`, by which such folders are recognised.
+    Process 0 writes it; the others get None. What a killed writer left is cleared away.
 
     Raises:
-      FileExistsError: what is there now has no such file, and may be somebody's work.
+      FileExistsError: the old folder has no such file, and may be somebody's work.
       OSError: another process is writing it.
     """
     if not processes.is_first():
@@ -109,7 +109,7 @@ def folder(path: pathlib.Path, mark: str = MARK) -> Iterator[pathlib.Path | None
 
 
 def refuse_other(path: pathlib.Path, marks: tuple[str, ...] = MARKS) -> None:
-    """A folder may replace another of its kind or an empty folder, and nothing else.
+    """Refuses to replace anything but an empty folder or one of the same kind.
 
     Raises:
       FileExistsError: there is something else, which may be somebody's work.
@@ -119,7 +119,7 @@ def refuse_other(path: pathlib.Path, marks: tuple[str, ...] = MARKS) -> None:
         if not known and any(path.iterdir()):
             what = "a model" if MARK in marks else "adapters"
             raise InTheWay(
-                f"{path} holds something else than {what}: choose another folder, or move it "
+                f"{path} holds something other than {what}: choose another folder, or move it "
                 "elsewhere"
             )
     elif path.exists() or path.is_symlink():
@@ -130,7 +130,7 @@ def refuse_other(path: pathlib.Path, marks: tuple[str, ...] = MARKS) -> None:
 
 @contextlib.contextmanager
 def _scratch(path: pathlib.Path) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
-    """Names for the folder that becomes `path` and the one it was: this process's alone, and empty.
+    """Unused paths, for this process alone, of the folder to become `path` and the one it replaces.
 
     Raises:
       OSError: another process is writing `path`, or a link leads its scratch elsewhere.
@@ -159,13 +159,13 @@ def _scratch(path: pathlib.Path) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
 
 
 def _to_disk(path: pathlib.Path) -> None:
-    """What the system still keeps in memory of a file, or of the names in a folder, is written."""
+    """Flushes a file, or the names in a folder, from the system's memory to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
         error.filename = str(path)
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some disks know it of files only
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some disks can only sync files
             raise
     finally:
         os.close(handle)

@@ -116,7 +116,7 @@ ONE = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
 def test_headers_that_lie(model, content):
     """safetensors#668, ollama#16190, fastllm#713, vmlx-swift#217: bombs, offsets, short shards."""
     (model / "model-00002-of-00002.safetensors").write_bytes(content)
-    refused(model, "is not a whole safetensors file")
+    refused(model, "is not a complete safetensors file")
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])

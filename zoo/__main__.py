@@ -1,14 +1,14 @@
-"""What is this checkpoint, and can the zoo read it? And: adapters merged into their base.
+"""Describes a checkpoint and says whether the zoo can read it; merges adapters; starts a chat.
 
   python -m zoo meta-llama/Llama-3.2-1B
   python -m zoo ./my-model
   python -m zoo merge BASE ADAPTER FOLDER [bfloat16|float32]
   python -m zoo chat FOLDER [--against OTHER]
 
-The first reads config.json and, of a local folder, the headers of the weights. Of a hub id nothing
-else is downloaded. `merge` writes the model of the weights in BASE and the PEFT folder ADAPTER, in
-bfloat16 unless float32 is asked for; what is lost to rounding is said. `chat` talks with a model:
-`python -m zoo chat --help`.
+The first two read config.json and, for a local folder, the headers of the weights; for a hub id
+nothing else is downloaded. `merge` merges the PEFT folder ADAPTER into the weights of BASE, in
+bfloat16 unless float32 is given, and reports the rounding error. `chat` starts a chat with a model:
+see `python -m zoo chat --help`.
 """
 
 from collections import Counter
@@ -23,10 +23,10 @@ import zoo
 
 
 def told(path_or_id: str) -> str:
-    """A few lines about a folder or hub id: family, sizes, parameters, bytes.
+    """Describes a folder or hub id in a few lines: family, sizes, parameters, bytes.
 
     Raises:
-      FileNotFoundError, ValueError, PermissionError: why the zoo cannot read it.
+      FileNotFoundError, ValueError, PermissionError: the zoo cannot read it.
     """
     from checkpoints_io import hf_folder
 
@@ -34,7 +34,7 @@ def told(path_or_id: str) -> str:
         return told_of_adapters(path_or_id)
     folder = hf_folder.look_up(path_or_id)
 
-    from flax import nnx  # late: not needed where there is no such folder
+    from flax import nnx  # late: not needed if there is no such folder
 
     from checkpoints_io import hf_weights
     from zoo.parts import text_half
@@ -70,10 +70,10 @@ def told(path_or_id: str) -> str:
 
 
 def told_of_adapters(folder: str) -> str:
-    """The same of a folder of adapters: their ranks, their modules, and the weights under them.
+    """Describes a folder of adapters: their ranks, their modules and their base model.
 
     Raises:
-      FileNotFoundError, ValueError: why the zoo cannot read it.
+      FileNotFoundError, ValueError: the zoo cannot read it.
     """
     from checkpoints_io import peft_folder
 
@@ -93,10 +93,10 @@ def told_of_adapters(folder: str) -> str:
 
 
 def merge(base: str, adapter: str, folder: str, dtype: str = "bfloat16") -> str:
-    """Writes the merged model of a base and a PEFT folder; a sentence about it.
+    """Merges a PEFT folder into its base and writes the model; returns a sentence about it.
 
     Raises:
-      FileNotFoundError, FileExistsError, ValueError: as `zoo.load` and `zoo.save`.
+      FileNotFoundError, FileExistsError, ValueError: as in `zoo.load` and `zoo.save`.
     """
     if dtype not in ("bfloat16", "float32"):
         raise BadInput(f"merged weights are written in bfloat16 or float32, not {dtype!r}")
@@ -117,7 +117,7 @@ def merge(base: str, adapter: str, folder: str, dtype: str = "bfloat16") -> str:
 
 
 def chat(args: list[str]) -> int:
-    """A conversation with a model, or with two; the status of the program."""
+    """Holds a conversation with one model or two; returns the exit status."""
     from zoo import chat as talking
 
     if set(args) & {"-h", "--help", "-help"}:
@@ -145,7 +145,7 @@ def _size(bytes_: int) -> str:
 
 
 def main(args: list[str]) -> int:
-    """Describes each of the folders or hub ids; returns 1 if one of them cannot be read."""
+    """Runs the command, or describes each folder or hub id; returns 1 if one cannot be read."""
     if args[:1] == ["chat"]:
         return chat(args[1:])
     if set(args) & {"-h", "--help", "-help"}:

@@ -1,7 +1,7 @@
-"""The adapters of a model, beside its frozen weights: their first values, and what they add.
+"""Attaches adapters to frozen weights, initialises them, and measures what merging rounds away.
 
-A model with adapters is two trees: `trained`, the adapters, and `frozen`, all the rest;
-`joined` makes the weights of the model of them.
+A model with adapters is two trees: `trained`, the adapters, and `frozen`, all other weights.
+`joined` combines them into the weights of the model.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from zoo.targets import Site, linear
 def attached(
     params: PyTree, found: list[Site], put: Callable[[np.ndarray], Any] = jnp.asarray
 ) -> PyTree:
-    """A tree of weights with room for adapters at these sites; `put` places their scales."""
+    """Prepares a tree of weights for adapters at these sites; `put` places their scales."""
     flat: dict[str, Any] = traverse_util.flatten_dict(params, sep=".")
     for site in found:
         own = site.axes.removeprefix("L ")
@@ -36,7 +36,7 @@ def attached(
 
 
 def layout(model: Model, found: list[Site], *, dora: bool = False) -> dict:
-    """Shapes and shardings of the adapters at these sites, in float32: what is trained."""
+    """The shapes and shardings of the trainable adapters at these sites, in float32."""
     weights, flat = linear(model), {}
     for site in found:
         param, _ = weights[site.path]
@@ -54,10 +54,10 @@ def layout(model: Model, found: list[Site], *, dora: bool = False) -> dict:
 
 
 def fresh(frozen: PyTree, like: PyTree, *, zero: str, seed: int) -> dict:
-    """New adapters with the shapes and places of `like`: the model is what it was.
+    """New adapters with the shapes and shardings of `like`, which leave the model unchanged.
 
-    The factor that is not 0 is uniform within 1 / sqrt(what it sums over), as PEFT's A is; a
-    magnitude is the length of its weights. A seed gives the same values on any devices.
+    The factor that is not 0 is uniform within 1 / sqrt(fan-in), as A is in PEFT; a magnitude is the
+    norm of its weights. A seed gives the same values on any devices.
     """
 
     def drawn(frozen: PyTree) -> dict:
@@ -69,7 +69,7 @@ def fresh(frozen: PyTree, like: PyTree, *, zero: str, seed: int) -> dict:
             weight = weights[path]
             ranks, most = np.array(weight.ranks), max(weight.ranks)
             lead = b.ndim - 1 - len(weight.out.split())  # axes before R: L, and E of experts
-            # Where a layer's rank is smaller, the rest of both factors is 0 and stays it.
+            # Where a layer's rank is smaller, the rest of both factors is 0 and stays 0.
             here = (np.arange(most) < ranks[:, None]).astype(np.float32)  # [L, R]
             of_a = np.expand_dims(here, (*range(1, a.ndim - 1),))
             of_b = np.expand_dims(here, (*range(1, lead), *range(lead + 1, b.ndim)))
@@ -88,7 +88,7 @@ def fresh(frozen: PyTree, like: PyTree, *, zero: str, seed: int) -> dict:
 
 
 def alike(params: PyTree, frozen: PyTree) -> PyTree:
-    """Other weights of the same model, with room for adapters where `frozen` has it."""
+    """Other weights of the same model, prepared for adapters where `frozen` is."""
     put = lambda there, mine: (
         dataclasses.replace(there, base=mine) if adapted.is_adapted(there) else mine
     )
@@ -97,7 +97,7 @@ def alike(params: PyTree, frozen: PyTree) -> PyTree:
 
 
 def nothing(begun: PyTree, frozen: PyTree) -> PyTree:
-    """Adapters like `begun` that leave the frozen weights what they are."""
+    """Adapters shaped like `begun` that add nothing to the frozen weights."""
     flat, idle = traverse_util.flatten_dict(frozen), {}
     new: dict[tuple, Any] = traverse_util.flatten_dict(begun)
     for path, one in new.items():
@@ -107,20 +107,20 @@ def nothing(begun: PyTree, frozen: PyTree) -> PyTree:
 
 
 def lost_in(model: Model, dtype: jax.typing.DTypeLike) -> float:
-    """The share of what adapters add that rounding the merged weights to `dtype` is off by.
+    """The error of rounding merged weights to `dtype`, relative to what the adapters add.
 
-    Over all of them: the length of (rounded - merged) by the length of (merged - base).
+    Over all weights: the norm of (rounded - merged) divided by the norm of (merged - base).
     """
     narrow = jnp.finfo(dtype)
 
     @jax.jit
     def lengths_of(weight: Adapted) -> tuple[Array, Array]:
         merged, base = weight.astype(jnp.float32), weight.base.astype(jnp.float32)
-        # A cast there and back would be taken out by XLA, which may compute more precisely.
+        # XLA would remove a cast there and back, as it may compute more precisely.
         off = jax.lax.reduce_precision(merged, narrow.nexp, narrow.nmant) - merged
         return jnp.sum(off**2), jnp.sum((merged - base) ** 2)
 
-    found = []  # all are started before one is waited for
+    found = []  # all are dispatched before the first is waited for
     for param, _ in linear(model).values():
         weight = param.get_value()
         for layer in range(len(weight.ranks)) if adapted.is_adapted(weight) else ():
@@ -130,7 +130,7 @@ def lost_in(model: Model, dtype: jax.typing.DTypeLike) -> float:
 
 
 def lost_told(share: float, dtype: jax.typing.DTypeLike) -> str:
-    """A sentence about `lost_in`."""
+    """A sentence that reports the result of `lost_in`."""
     name = np.dtype(dtype).name
     if share < 1e-4:
         return f"{name} holds all of what the adapters add"
@@ -139,13 +139,13 @@ def lost_told(share: float, dtype: jax.typing.DTypeLike) -> str:
 
 
 def base_of(params: PyTree) -> PyTree:
-    """The frozen weights alone."""
+    """The frozen weights without their adapters."""
     return jax.tree.map(lambda w: w.base if adapted.is_adapted(w) else w, params,
                         is_leaf=adapted.is_adapted)  # fmt: skip
 
 
 def bare(params: PyTree) -> PyTree:
-    """Without adapters that add nothing: what makes the same model is the same then."""
+    """Drops adapters that add nothing, so that equal models have equal weights."""
     adds = lambda w: w.adapter.a.any() & w.adapter.b.any() if adapted.is_adapted(w) else None
     found = jax.device_get(jax.tree.map(adds, params, is_leaf=adapted.is_adapted))
 
@@ -161,7 +161,7 @@ def bare(params: PyTree) -> PyTree:
 
 @jax.jit
 def lengths(weight: Adapted) -> Float[Array, "..."]:
-    """The length of what makes each output, of every layer: DoRA's first magnitude."""
+    """The norm of the weights of each output in every layer: DoRA's initial magnitude."""
     lead = adapted.lead_of(weight.axes, weight.into, weight.out)
     axes, kept = lettered(weight.axes), lettered(lead + weight.out)
 

@@ -1,4 +1,4 @@
-"""Apertus (https://arxiv.org/abs/2509.14233): an MLP without a gate, bent by two learned numbers.
+"""Apertus (https://arxiv.org/abs/2509.14233): an ungated MLP with the learned activation xIELU.
 
 Agrees with transformers/models/apertus/modeling_apertus.py.
 """
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from zoo.parts import attention, causal_lm, hf_config, layers, rope, rope_config, spans, stack
 
-# The default of transformers, for files that do not give one.
+# The default of transformers, for files that omit it.
 ROPE = {
     "rope_type": "llama3", "rope_theta": 12_000_000.0, "factor": 8.0, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
@@ -23,7 +23,7 @@ ROPE = {
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "apertus"
     architecture: ClassVar[str] = "ApertusForCausalLM"
@@ -38,7 +38,7 @@ class Config(hf_config.Config):
     tie_word_embeddings: bool
     rope_parameters: rope.Rope
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {
         "hidden_act": "xielu", "attention_bias": False, "mlp_bias": False, "qk_norm": True,
     }  # fmt: skip
@@ -47,7 +47,7 @@ class Config(hf_config.Config):
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With its own rope where a file says nothing."""
+        """Adds the default rope where a file has none."""
         if hf.get("rope_parameters") is None and not hf.get("rope_scaling"):
             hf = hf | {"rope_parameters": ROPE}
         return rope_config.read(hf, theta=12_000_000.0)
@@ -75,7 +75,7 @@ class Attention(nnx.Module):
 
 
 class Xielu(nnx.Module):
-    """Above 0 a parabola, below an exponential and a line: how steep is learned in each layer.
+    """xIELU: a parabola above 0, an exponential plus a line below, with slopes learned per layer.
 
     Source: https://arxiv.org/abs/2411.13010.
     """
@@ -86,10 +86,10 @@ class Xielu(nnx.Module):
         )
         self.alpha_p = number(math.log(math.expm1(0.8)))
         self.alpha_n = number(math.log(math.expm1(0.3)))
-        self.beta, self.eps = number(0.5), number(-1e-6)  # which stay as they are
+        self.beta, self.eps = number(0.5), number(-1e-6)  # constants
 
     def __call__(self, x: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
-        # In float32 a product of two narrow numbers is exact, and gradients to a number add up.
+        # In float32 a product of two narrow numbers is exact, and gradients to a scalar add up.
         narrow = lambda y: y.astype(x.dtype).astype(jnp.float32)
         wide, of = x.astype(jnp.float32), lambda w: narrow(w[...])
         beta, eps = jax.lax.stop_gradient((of(self.beta), of(self.eps)))
@@ -113,7 +113,7 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+    """All layers stacked: every weight has a leading L axis, over which `stack.run` scans."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         norm = lambda: layers.RmsNorm("L D", config.sizes, rngs, eps=config.rms_norm_eps)
@@ -135,13 +135,13 @@ class Model(causal_lm.CausalLM):
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
         return self.norm(run(self, x, where, turn))
 
 
-# Our weight -> its HF name, for each layer {L}, and its axes there.
+# Our weight -> its HF name (once per layer, {L}) and the order of its axes there.
 HF_WEIGHTS = {
     "embedding":                   ("model.embed_tokens.weight",                        "V D"),
     "blocks.attention_norm.scale": ("model.layers.{L}.attention_layernorm.weight",      "D"),

@@ -1,24 +1,24 @@
-"""Talk with a model at the terminal.
+"""Chat with a model at the terminal.
 
   python -m zoo chat FOLDER
   python -m zoo chat FOLDER --against OTHER
 
-FOLDER and OTHER are model folders, folders of adapters, or hub ids of either. Of two models both
-answers are shown, side by side; each goes on from its own. An answer ends where the chat template
-ends a turn. In the conversation
+FOLDER and OTHER are model folders, adapter folders, or hub ids of either. With two models, both
+answers are shown side by side, and each model continues its own conversation. An answer ends where
+the chat template ends a turn. In the conversation
 
-  /system TEXT   begins again, with this system prompt (without TEXT: with none)
-  /reset         begins again
-  Ctrl-C         ends an answer; Ctrl-D, or the end of the input, ends the conversation
+  /system TEXT   starts over with this system prompt (without TEXT: with none)
+  /reset         starts over
+  Ctrl-C         stops an answer; Ctrl-D, or the end of the input, ends the conversation
 
-Lines may come from a pipe, one question each; answers alone go to stdout.
+Lines may come from a pipe, one question each; only the answers go to stdout.
 
-  --temperature=0.7  draws tokens; 0, the default, takes the likeliest
-  --top_p=0.9        of those whose probabilities add up to this
-  --seed=1           what is drawn; 0 by default
-  --tokens=256       of an answer, at most; 512 by default
-  --base=FOLDER      the weights under adapters, if not where their folder says
-  --dtype=bfloat16   of the weights; float32 by default on CPUs, bfloat16 elsewhere
+  --temperature=0.7  sampling temperature; 0, the default, always takes the likeliest token
+  --top_p=0.9        samples from the likeliest tokens whose probabilities add up to this
+  --seed=1           seed of the sampling; 0 by default
+  --tokens=256       most tokens of an answer; 512 by default
+  --base=FOLDER      base weights of the adapters, if not where the adapter folder says
+  --dtype=bfloat16   dtype of the weights; by default float32 on CPUs, bfloat16 elsewhere
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     import jax
 
 Messages = list[dict[str, str]]
-BETWEEN = " │ "  # of two answers
+BETWEEN = " │ "  # the column separator between answers
 
 
-class Asked(NamedTuple):
-    """What the command line says."""
+class Options(NamedTuple):
+    """The flags of the command line."""
 
     against: str | None = None
     base: str | None = None
@@ -56,36 +56,36 @@ class Asked(NamedTuple):
 
 
 class Voice(NamedTuple):
-    """A model that answers."""
+    """One model of the conversation, with its tokenizer."""
 
     name: str
     model: zoo.Model
     words: ChatTokenizer
 
 
-def chat(folder: str, asked: Asked) -> int:
-    """A conversation of stdin and stdout; 1 if something in it could not be answered.
+def chat(folder: str, options: Options) -> int:
+    """Holds a conversation over stdin and stdout; returns 1 if a line could not be answered.
 
     Raises:
       FileNotFoundError, ValueError: a model or its tokenizer cannot be read.
     """
-    zoo.sampling.check(_sampling(asked))  # before models are read
-    names = [folder, *([asked.against] if asked.against else [])]
+    zoo.sampling.check(_sampling(options))  # before models are read
+    names = [folder, *([options.against] if options.against else [])]
     for name in names:
         print(f"reading {name}", file=sys.stderr)
-    voices = [opened(name, asked) for name in names]
+    voices = [opened(name, options) for name in names]
     print("/system TEXT, /reset; Ctrl-D ends it", file=sys.stderr)
     lines = _typed() if sys.stdin.isatty() else (line.rstrip("\n") for line in sys.stdin)
-    return talk(lines, voices, asked)
+    return talk(lines, voices, options)
 
 
-def opened(path_or_id: str, asked: Asked) -> Voice:
-    """A model, or the one that adapters belong to with these beside its weights.
+def opened(path_or_id: str, options: Options) -> Voice:
+    """Loads a model, or adapters together with their base model, for a conversation.
 
     Raises:
-      FileNotFoundError, ValueError: there is none, or it has no chat template.
+      FileNotFoundError, ValueError: there is no such model, or it has no chat template.
     """
-    model, words = loaded(path_or_id, asked.base, asked.dtype, talks=True)
+    model, words = loaded(path_or_id, options.base, options.dtype, talks=True)
     return Voice(path_or_id, model, words)
 
 
@@ -93,14 +93,14 @@ def loaded(
     path_or_id: str, base: str | None, dtype: str | None, mesh: "jax.sharding.Mesh | None" = None,
     *, talks: bool = False,
 ) -> tuple[zoo.Model, ChatTokenizer]:  # fmt: skip
-    """A model and its tokenizer; a folder of adapters brings the weights that it names.
+    """Loads a model and its tokenizer; a folder of adapters brings the base model that it names.
 
-    `base` are those weights, if they are elsewhere. Unless a dtype is given it is float32 on CPUs,
-    and bfloat16 elsewhere. Without a mesh everything is on the first device.
+    `base` overrides where that base model is. The dtype defaults to float32 on CPUs and bfloat16
+    elsewhere. Without a mesh everything is on the first device.
 
     Raises:
-      FileNotFoundError, ValueError: one of them cannot be read; or it is to talk, and its tokenizer
-        has no chat template, which is said before weights are read.
+      FileNotFoundError, ValueError: one of them cannot be read; or `talks` is set and the tokenizer
+        has no chat template, which is reported before any weights are read.
     """
     folder = hf_folder.find(path_or_id, files=[*hf_folder.CONFIG_FILES, peft_folder.CONFIG])
     whole, adapter = path_or_id, None
@@ -109,7 +109,7 @@ def loaded(
     elif base is not None:
         raise BadInput(f"--base={base} has no effect: {path_or_id} holds no adapters; leave it out")
     else:
-        hf_folder.read_config(folder)  # refuses what is no model before its tokenizer is missed
+        hf_folder.read_config(folder)  # a folder without a model fails here, not at its tokenizer
     own = adapter and peft_folder.has_tokenizer(hf_folder.find(adapter, files=peft_folder.FILES))
     try:
         words = zoo.load_tokenizer(adapter if own else whole)
@@ -129,18 +129,18 @@ def loaded(
 
 
 def dtype_here(dtype: str | None) -> str:
-    """Of weights that are only read: the one that is given, or what these devices are best at."""
+    """The dtype for inference: the one given, or the default of these devices."""
     import jax
 
     return dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
 
 
-def _sampling(asked: Asked) -> "zoo.sampling.Sampling":
-    return zoo.sampling.Sampling(asked.temperature, top_p=asked.top_p)
+def _sampling(options: Options) -> "zoo.sampling.Sampling":
+    return zoo.sampling.Sampling(options.temperature, top_p=options.top_p)
 
 
-def talk(lines: Iterable[str], voices: Sequence[Voice], asked: Asked) -> int:
-    """Answers line by line; returns 1 if one of them could not be answered."""
+def talk(lines: Iterable[str], voices: Sequence[Voice], options: Options) -> int:
+    """Answers the input line by line; returns 1 if a line could not be answered."""
     system: Messages = []
     said: list[Messages] = [[] for _ in voices]
     failed = 0
@@ -160,7 +160,7 @@ def talk(lines: Iterable[str], voices: Sequence[Voice], asked: Asked) -> int:
             continue
         question = {"role": "user", "content": line.strip()}
         try:
-            texts = _answered(voices, [system + one + [question] for one in said], asked)
+            texts = _answered(voices, [system + one + [question] for one in said], options)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             failed = 1
@@ -171,13 +171,13 @@ def talk(lines: Iterable[str], voices: Sequence[Voice], asked: Asked) -> int:
 
 
 def _answered(
-    voices: Sequence[Voice], conversations: Sequence[Messages], asked: Asked
+    voices: Sequence[Voice], conversations: Sequence[Messages], options: Options
 ) -> list[str]:
-    """What each of the models says, shown as it comes, or side by side."""
+    """Prints and returns the models' answers: one as it is generated, several side by side."""
     texts = [""] * len(voices)
-    with contextlib.suppress(KeyboardInterrupt):  # what has come so far is the answer
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C keeps the answer so far
         for i, (voice, messages) in enumerate(zip(voices, conversations, strict=True)):
-            for piece in answer(voice, messages, asked):
+            for piece in answer(voice, messages, options):
                 texts[i] += piece
                 if len(voices) == 1:
                     print(visible(piece), end="", flush=True)
@@ -190,8 +190,8 @@ def _answered(
     return texts
 
 
-def answer(voice: Voice, messages: Messages, asked: Asked) -> Iterator[str]:
-    """The model's next turn, in pieces of whole characters, without the token that ends it.
+def answer(voice: Voice, messages: Messages, options: Options) -> Iterator[str]:
+    """Yields the model's next turn in pieces of whole characters, without the stop token.
 
     Raises:
       ValueError: the template refuses the messages, or the model has no room for an answer.
@@ -203,15 +203,15 @@ def answer(voice: Voice, messages: Messages, asked: Asked) -> Iterator[str]:
     added = zoo.generate.stream(
         voice.model,
         [prompt],
-        max_new_tokens=asked.tokens if room is None else min(asked.tokens, room),
+        max_new_tokens=options.tokens if room is None else min(options.tokens, room),
         stop_ids=voice.words.stop_ids,
-        sampling=_sampling(asked),
-        seed=asked.seed,
+        sampling=_sampling(options),
+        seed=options.seed,
     )
     for (new,) in added:
         ids += [token for token in new if token not in voice.words.stop_ids]
         text = tokenizer.text_after(voice.words.own, prompt, ids)
-        whole = text.rstrip("�")  # half a character, whose other half is in the next token
+        whole = text.rstrip("�")  # a partial character, which the next token completes
         if whole.startswith(shown) and len(whole) > len(shown):
             yield whole[len(shown) :]
             shown = whole
@@ -220,7 +220,7 @@ def answer(voice: Voice, messages: Messages, asked: Asked) -> Iterator[str]:
 
 
 def side_by_side(names: Sequence[str], texts: Sequence[str], width: int) -> str:
-    """Columns under their names, of equal width."""
+    """Lays the texts out in columns of equal width, each under its name."""
     each = max(8, (width - len(BETWEEN) * (len(names) - 1)) // len(names))
     columns = [
         [*_wrapped(name, each), "─" * each, *_wrapped(text, each)]
@@ -232,7 +232,7 @@ def side_by_side(names: Sequence[str], texts: Sequence[str], width: int) -> str:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Lines of at most this width, broken at spaces where there are any."""
+    """Wraps a text into lines of at most this width, at spaces where there are any."""
     lines = []
     for line in text.expandtabs(4).split("\n"):
         while _wide(line) > width:
@@ -245,7 +245,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def _wide(text: str) -> int:
-    """How many columns of a terminal it takes."""
+    """The number of terminal columns that a text takes."""
     return sum(
         0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF")
         for c in text
@@ -253,9 +253,9 @@ def _wide(text: str) -> int:
 
 
 def _typed() -> Iterator[str]:
-    """Lines from the keyboard, with what a terminal's user expects of arrow keys."""
+    """Yields lines from the keyboard, with readline's editing and history where available."""
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  `input` uses it
+        import readline  # noqa: F401  importing it is what enables it in `input`
     while True:
         try:
             yield input("> ")
@@ -264,13 +264,13 @@ def _typed() -> Iterator[str]:
             return
 
 
-def read(args: Sequence[str]) -> tuple[str, Asked]:
-    """The folder and the flags of a command line.
+def read(args: Sequence[str]) -> tuple[str, Options]:
+    """Parses a command line into the folder and the flags.
 
     Raises:
-      ValueError: a sentence about it.
+      ValueError: a flag or its value is wrong; the message is for the user.
     """
-    kinds = {name: type(value) for name, value in Asked._field_defaults.items()}
+    kinds = {name: type(value) for name, value in Options._field_defaults.items()}
     found, folders, left = {}, [], list(args)
     while left:
         flag, is_given, text = left.pop(0).partition("=")
@@ -288,11 +288,11 @@ def read(args: Sequence[str]) -> tuple[str, Asked]:
             found[name] = kind(text)
         except ValueError as error:
             raise BadInput(f"{flag}={text!r} is not a number") from error
-    asked = Asked(**found)
+    options = Options(**found)
     if len(folders) != 1:
         raise BadInput("give python -m zoo chat FOLDER")
-    if asked.dtype not in (None, "float32", "bfloat16"):
-        raise BadInput(f"--dtype={asked.dtype} is neither float32 nor bfloat16")
-    if asked.tokens < 1:
-        raise BadInput(f"--tokens={asked.tokens} must be above 0")
-    return folders[0], asked
+    if options.dtype not in (None, "float32", "bfloat16"):
+        raise BadInput(f"--dtype={options.dtype} is neither float32 nor bfloat16")
+    if options.tokens < 1:
+        raise BadInput(f"--tokens={options.tokens} must be above 0")
+    return folders[0], options

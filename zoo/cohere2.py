@@ -26,7 +26,7 @@ from zoo.parts import (
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "cohere2"
     architecture: ClassVar[str] = "Cohere2ForCausalLM"
@@ -44,11 +44,11 @@ class Config(hf_config.Config):
     sliding_window: int | None
     layer_types: tuple[str, ...]
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {
         "hidden_act": "silu", "attention_bias": False, "use_qk_norm": False,
     }  # fmt: skip
-    # Settings of Cohere's own program; transformers reads none of them.
+    # Settings of Cohere's own code; transformers reads none of them.
     ignored: ClassVar[frozenset[str]] = frozenset({
         "layer_switch", "order_of_interleaved_layers", "position_embedding_type", "rotary_pct",
         "use_embedding_sharing", "use_gated_activation", "use_parallel_block",
@@ -61,9 +61,9 @@ class Config(hf_config.Config):
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With a kind for each layer: every fourth one sees everything."""
+        """Adds the kind of each layer: every fourth one has full attention."""
         hf = rope_config.read(hf)
-        hf.pop("_sliding_window_pattern", None)  # transformers writes it, and reads the other
+        hf.pop("_sliding_window_pattern", None)  # transformers writes it but reads the other key
         return hf_config.every(hf, hf.pop("sliding_window_pattern", None) or 4)
 
 
@@ -90,7 +90,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+    """All layers stacked: every weight has a leading L axis, over which `stack.run` scans."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         eps = config.layer_norm_eps
@@ -115,17 +115,17 @@ class Model(causal_lm.CausalLM):
     Block = Block
 
     def last_norm(self, config: Config, rngs: nnx.Rngs) -> layers.LayerNorm:
-        """Subtracts the mean."""
+        """The final norm, which also subtracts the mean."""
         return layers.LayerNorm("D", config.sizes, rngs, eps=config.layer_norm_eps, bias=False)
 
     def last_step(self) -> last_step.LastStep:
-        """Logits are scaled."""
+        """The scale of the logits."""
         return last_step.LastStep(scale=self.config.logit_scale)
 
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         turns = rope.either(rope.unturned(turn), turn)
         x = layers.embed(self.embedding, tokens, self.dtype)
@@ -133,7 +133,7 @@ class Model(causal_lm.CausalLM):
         return self.norm(run(self, x, where, turns, each=each))
 
 
-# Our weight -> its HF name, for each layer {L}, and its axes there.
+# Our weight -> its HF name (once per layer, {L}) and the order of its axes there.
 HF_WEIGHTS = {
     "embedding":           ("model.embed_tokens.weight",                "V D"),
     "blocks.norm.scale":   ("model.layers.{L}.input_layernorm.weight",  "D"),

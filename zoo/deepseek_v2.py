@@ -21,7 +21,7 @@ from zoo.parts import (
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "deepseek_v2"
     architecture: ClassVar[str] = "DeepseekV2ForCausalLM"
@@ -49,12 +49,12 @@ class Config(hf_config.Config):
     n_group: int
     topk_group: int
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {
         "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "scoring_func": "softmax",
         "topk_method": "group_limited_greedy", "norm_topk_prob": False, "moe_layer_freq": 1,
     }  # fmt: skip
-    # Of losses and of serving.
+    # Keys of training losses and of serving.
     ignored: ClassVar[frozenset[str]] = latent.IGNORED | {"aux_loss_alpha", "seq_aux", "ep_size"}
     assumed: ClassVar[dict[str, object]] = {
         "tie_word_embeddings": False, "rms_norm_eps": 1e-6, "routed_scaling_factor": 1.0,
@@ -66,32 +66,32 @@ class Config(hf_config.Config):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Of every layer, whether it has experts."""
+        """The kind of every layer: dense, or with experts."""
         return self.mlp_layer_types
 
     @property
     def choice(self) -> experts.Choice:
-        """How a token chooses its experts."""
+        """How the router chooses the experts of a token."""
         return dense_first.choice(self, jax.nn.softmax, best=1)
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Axis letter -> size."""
+        """The size of every axis, by its letter."""
         return hf_config.sizes(self) | latent.sizes_of(self)
 
     def sizes_of(self, kind: str) -> dict[str, int]:
-        """Experts are narrower than the MLP of a dense layer."""
+        """The axis sizes of one kind of layer: experts are narrower than a dense MLP."""
         return super().sizes_of(kind) | dense_first.sizes_of(self, kind)
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With a kind for each layer; "greedy" is one group of all experts."""
+        """Adds the kind of each layer; "greedy" means one group of all experts."""
         if hf.get("topk_method") in (None, "greedy"):
             hf = hf | {"topk_method": "group_limited_greedy", "n_group": 1, "topk_group": 1}
         return rope_config.read(dense_first.read(latent.read(hf), first=0))
 
     def to_hf(self) -> dict[str, object]:
-        """A `config.json` for a model that was not read from one."""
+        """The `config.json` of this Config, for a model that was not loaded from a folder."""
         return latent.written(dense_first.written(super().to_hf()))
 
 

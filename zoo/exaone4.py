@@ -1,7 +1,7 @@
-"""EXAONE 4.0 (https://arxiv.org/abs/2507.11407): norms after each half, and windows.
+"""EXAONE 4.0 (https://arxiv.org/abs/2507.11407): norms after attention and MLP; sliding windows.
 
-Agrees with transformers/models/exaone4/modeling_exaone4.py. Where some layers slide, those that see
-everything have no rope.
+Agrees with transformers/models/exaone4/modeling_exaone4.py. In models with sliding layers, those
+with full attention have no rope.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from zoo.parts import attention, causal_lm, hf_config, layers, mlp, rope, rope_c
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "exaone4"
     architecture: ClassVar[str] = "Exaone4ForCausalLM"
@@ -30,10 +30,10 @@ class Config(hf_config.Config):
     rms_norm_eps: float
     tie_word_embeddings: bool
     rope_parameters: rope.Rope
-    sliding_window: int | None  # None: every layer sees everything, and has a rope
+    sliding_window: int | None  # None: every layer has full attention and a rope
     layer_types: tuple[str, ...]
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {"hidden_act": "silu"}
     assumed: ClassVar[dict[str, object]] = {
         "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "num_key_value_heads": 32,
@@ -42,7 +42,7 @@ class Config(hf_config.Config):
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With a kind for each layer: every fourth one sees all; without a window, each."""
+        """Adds the kind of each layer: every fourth has full attention; without a window, all."""
         hf = rope_config.read(hf)
         period = hf.pop("sliding_window_pattern", None) or 4
         return hf_config.every(hf, 1 if hf.get("sliding_window", 4096) is None else period)
@@ -76,7 +76,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+    """All layers stacked: every weight has a leading L axis, over which `stack.run` scans."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         norm = lambda: layers.RmsNorm("L D", config.sizes, rngs, eps=config.rms_norm_eps)
@@ -102,7 +102,7 @@ class Model(causal_lm.CausalLM):
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         turns = rope.either(rope.unturned(turn), turn)
         slides = hf_config.sliding(self.config)
@@ -112,7 +112,7 @@ class Model(causal_lm.CausalLM):
         return self.norm(run(self, x, where, turns, each=each))
 
 
-# Our weight -> its HF name, for each layer {L}, and its axes there.
+# Our weight -> its HF name (once per layer, {L}) and the order of its axes there.
 HF_WEIGHTS = {
     "embedding":                   ("model.embed_tokens.weight",                        "V D"),
     "blocks.attention_norm.scale": ("model.layers.{L}.post_attention_layernorm.weight", "D"),

@@ -29,7 +29,7 @@ from zoo.parts import (
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "falcon_h1"
     architecture: ClassVar[str] = "FalconH1ForCausalLM"
@@ -56,16 +56,15 @@ class Config(hf_config.Config):
     ssm_in_multiplier: float
     ssm_multipliers: tuple[float, ...]  # gates, x, B, C, steps
     ssm_out_multiplier: float
-    mlp_multipliers: tuple[float, ...]  # before the gate bends; after the MLP
+    mlp_multipliers: tuple[float, ...]  # before the gate's activation; after the MLP
     lm_head_multiplier: float
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {
         "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "projectors_bias": False,
         "mamba_conv_bias": True, "mamba_proj_bias": False, "mamba_norm_before_gate": False,
     }  # fmt: skip
-    # Of the code that trained them, of generation, and how long the chunks are that transformers
-    # works in.
+    # Keys of the training code, of generation, and of the chunk length in transformers.
     ignored: ClassVar[frozenset[str]] = frozenset({
         "mamba_chunk_size", "mamba_use_mlp", "mlp_expansion_factor", "num_logits_to_keep",
         "time_step_floor", "time_step_max", "time_step_min", "time_step_rank",
@@ -83,7 +82,7 @@ class Config(hf_config.Config):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Axis letter -> size."""
+        """The size of every axis, by its letter."""
         return super().sizes | mamba2.sizes_of(
             inner=self.mamba_d_ssm, heads=self.mamba_n_heads, groups=self.mamba_n_groups,
             state=self.mamba_d_state, taps=self.mamba_d_conv,
@@ -91,7 +90,7 @@ class Config(hf_config.Config):
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With the width of all heads of Mamba, and where gates are only if there is a norm."""
+        """Adds the width of all Mamba heads, and the place of the gates only if there is a norm."""
         hf, expand, width = dict(hf), hf.get("mamba_expand") or 2, hf.get("hidden_size")
         hf.pop("mamba_expand", None)
         if "mamba_d_ssm" in hf and hf["mamba_d_ssm"] is None:
@@ -141,7 +140,7 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+    """All layers stacked: every weight has a leading L axis, over which `stack.run` scans."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         norm = lambda: layers.RmsNorm("L D", config.sizes, rngs, eps=config.rms_norm_eps)
@@ -172,20 +171,20 @@ class Model(causal_lm.CausalLM):
     keeps: ClassVar = {blocks.ALIKE: mixing.KEYS_AND_VALUES | mamba2.KEEPS}
 
     def last_step(self) -> last_step.LastStep:
-        """Logits are multiplied."""
+        """The multiplier of the logits."""
         return last_step.LastStep(scale=self.config.lm_head_multiplier)
 
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
         x = layers.multiplied(x, self.config.embedding_multiplier)
         return self.norm(run(self, x, where, turn))
 
 
-# Our weight -> its HF name, for each layer {L}, and its axes there.
+# Our weight -> its HF name (once per layer, {L}) and the order of its axes there.
 HF_WEIGHTS = {
     "embedding":               ("model.embed_tokens.weight",                      "V D"),
     "blocks.mixer_norm.scale": ("model.layers.{L}.input_layernorm.weight",        "D"),

@@ -1,4 +1,4 @@
-"""A model and its Hugging Face folder: the zoo's one door to the disk."""
+"""Loads and saves Hugging Face folders: the only place where the zoo touches the disk."""
 
 from collections.abc import Mapping, Sequence
 import contextlib
@@ -40,14 +40,14 @@ def load(
     adapter: str | os.PathLike[str] | None = None,
     frozen: str | None = None,
 ) -> Model:
-    """The model of a Hugging Face folder, `gs://…` or hub id, its weights on the devices of `mesh`.
+    """Loads the model of a Hugging Face folder, `gs://…` or hub id onto the devices of `mesh`.
 
-    `dtype` is that of the weights; `compute_dtype` that of the activations, the same unless given.
+    `dtype` is the dtype of the weights; `compute_dtype`, by default the same, of the activations.
     Without a mesh (`zoo.sharding.mesh_of`) everything is on the first device. `adapter` is a PEFT
-    folder or hub id, whose adapters are put beside the weights, in float32: `save` merges them,
+    folder or hub id, whose adapters are attached to the weights, in float32: `save` merges them,
     `save_adapter` does not.
-    With `frozen` ("nf4" or "int8") the matrices of the blocks are kept in few bits, and only
-    adapters can be trained; by default as those weights were that `adapter` was trained on.
+    `frozen` ("nf4" or "int8") quantises the matrices of the blocks, and only adapters can then be
+    trained. It defaults to the quantisation that `adapter` was trained on.
 
     Example:
       model = zoo.load("meta-llama/Llama-3.2-1B")
@@ -58,7 +58,7 @@ def load(
       ValueError: config.json or the weights do not fit any architecture here, or the adapters
         do not fit the model.
     """
-    # What the zoo cannot read is refused before its weights are fetched.
+    # A model that the zoo cannot read is refused before its weights are downloaded.
     folder, beside = hf_folder.look_up(path_or_id, revision), None
     _refuse_reward_model(folder)
     if adapter is not None:
@@ -76,12 +76,12 @@ def load(
 def read(
     model: Model, some: Mapping[str, Sequence[int] | None], dtype: jax.typing.DTypeLike
 ) -> dict:
-    """Some weights of the folder that a model without weights is of, as nested dicts.
+    """Reads some weights from the folder of an abstract model, as nested dicts.
 
-    `some` has them by path, with the layers that are wanted of each, or None for all of it.
+    `some` maps the path of each weight to the layers that are wanted, or to None for all of them.
 
     Raises:
-      FileNotFoundError, ValueError: as `load` and `check_finite`.
+      FileNotFoundError, ValueError: as in `load` and `check_finite`.
     """
     plan, exact, parts = reading.plan_of(model), never_narrowed(model), {}
     for path, layers in some.items():
@@ -114,17 +114,17 @@ def fresh(
     compute_dtype: jax.typing.DTypeLike | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Model:
-    """A model with new random weights, each made on the devices of `mesh`.
+    """A model with new random weights, initialised directly on the devices of `mesh`.
 
-    `config` is a Config, what a `config.json` holds, the config of transformers, or a folder or hub
-    id: then weights are not read, and `save` copies the tokenizer. A seed gives the same weights on
-    any devices.
+    `config` is a Config, the contents of a `config.json`, a config of transformers, or a folder or
+    hub id, of which the weights are not read but `save` copies the tokenizer. A seed gives the same
+    weights on any devices.
 
     Example:
       model = zoo.fresh("recipes/tiny/model", seed=1)
 
     Raises:
-      FileNotFoundError, ValueError: as `load`.
+      FileNotFoundError, ValueError: as in `load`.
     """
     source = None
     if isinstance(config, str | os.PathLike):
@@ -152,10 +152,10 @@ def fresh(
 
 
 def check(path_or_id: str | os.PathLike[str]) -> None:
-    """Refuses what `load` would refuse, by the headers of the files alone.
+    """Refuses what `load` would refuse, reading only the headers of the weight files.
 
     Raises:
-      FileNotFoundError, ValueError: as `load`.
+      FileNotFoundError, ValueError: as in `load`.
     """
     folder = hf_folder.look_up(path_or_id)
     _refuse_reward_model(folder)
@@ -173,12 +173,12 @@ def _refuse_reward_model(folder: hf_folder.Folder) -> None:
 
 
 def check_finite(model: Model) -> None:
-    """Refuses weights that hold a NaN or an infinity, by their names in the folder they came from.
+    """Refuses weights that hold a NaN or an infinity, and names the tensor as the files do.
 
-    Each is checked on its own devices, once. Every process must call it.
+    Each weight is checked once, on its own devices. Every process must call this.
 
     Raises:
-      ValueError: there are such weights.
+      ValueError: some weight holds a NaN or an infinity.
     """
     weights = adapters.base_of(nnx.to_pure_dict(nnx.state(model)))
     params: dict[str, Any] = traverse_util.flatten_dict(weights, sep=".")
@@ -188,7 +188,7 @@ def check_finite(model: Model) -> None:
 def _refuse_not_finite(
     model: Model, params: Mapping[str, Any], table: Mapping[str, hf_names.Entry]
 ) -> None:
-    # All are started before one is waited for.
+    # Dispatch every check before waiting for the first result.
     finite = {name: bits.finite(x, table[name].name.count("{")) for name, x in params.items()}
     bad = [
         hf_name
@@ -218,18 +218,17 @@ def save(
 ) -> None:
     """Writes a Hugging Face folder that transformers and vLLM load: weights, config, tokenizer.
 
-    The folder appears when it is whole. Tokenizer and chat template are those the model came with,
-    or those of the folder `tokenizer` and the text `chat_template`; `stop_ids` are added to the ids
-    that end generation. What the folder it came from holds besides is written too, bit for bit: an
-    indexer, and unless `text_only` a vision tower or heads for tokens after the next. `card` is its
-    README.md.
-    Every process must call it.
+    The folder appears only once it is complete. The tokenizer and chat template are those that the
+    model came with, unless `tokenizer` (a folder) or `chat_template` (a text) replaces them;
+    `stop_ids` are added to the ids that end generation. Other weights of the source folder are
+    copied bit for bit: an indexer and, unless `text_only`, a vision tower or multi-token prediction
+    heads. `card` is the text of README.md. Every process must call this.
 
     Raises:
       FileExistsError: `folder` holds something that is not a model.
-      FileNotFoundError: there is no folder `tokenizer`, or that which the model came from is gone.
-      ValueError: `dtype` is none of weights; or these do not fit the Config of the model, or are
-        not finite; a stop id is beyond its vocabulary, or the template is none.
+      FileNotFoundError: there is no folder `tokenizer`, or the model's source folder is gone.
+      ValueError: `dtype` is not one that weights may have; the weights do not fit the model's
+        Config or are not finite; a stop id is beyond the vocabulary; or the template is invalid.
     """
     if not isinstance(model, Model):
         raise TypeError(f"zoo.save(model, folder) is given a {type(model).__name__} as a model")

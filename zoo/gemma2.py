@@ -1,4 +1,4 @@
-"""Gemma 2 (https://arxiv.org/abs/2408.00118): soft caps, windows, norms before and after.
+"""Gemma 2 (https://arxiv.org/abs/2408.00118): soft caps, sliding windows, pre- and post-norms.
 
 Agrees with transformers/models/gemma2/modeling_gemma2.py.
 """
@@ -27,7 +27,7 @@ from zoo.parts import (
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "gemma2"
     architecture: ClassVar[str] = "Gemma2ForCausalLM"
@@ -47,13 +47,13 @@ class Config(hf_config.Config):
     attn_logit_softcapping: float | None
     final_logit_softcapping: float | None
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {
         "hidden_activation": "gelu_pytorch_tanh",
         "attention_bias": False,
         "use_bidirectional_attention": False,
     }
-    # Old files have these beside `hidden_activation` and `sliding_window`, which count.
+    # Old files also have these; `hidden_activation` and `sliding_window` take precedence.
     ignored: ClassVar[frozenset[str]] = frozenset({"hidden_act", "sliding_window_size"})
     assumed: ClassVar[dict[str, object]] = {
         "tie_word_embeddings": True, "rms_norm_eps": 1e-6, "head_dim": 256,
@@ -63,7 +63,7 @@ class Config(hf_config.Config):
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With a kind for each layer: every second one sees everything."""
+        """Adds the kind of each layer: every second one has full attention."""
         return hf_config.every(rope_config.read(hf), 2)
 
 
@@ -91,7 +91,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+    """All layers stacked: every weight has a leading L axis, over which `stack.run` scans."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         norm = functools.partial(layers.RmsNorm, eps=config.rms_norm_eps, offset=1.0, wide=True)
@@ -119,25 +119,25 @@ class Model(causal_lm.CausalLM):
     Block = Block
 
     def last_norm(self, config: Config, rngs: nnx.Rngs) -> layers.RmsNorm:
-        """Multiplies in float32."""
+        """The final norm, which multiplies by its scale in float32."""
         eps = config.rms_norm_eps
         return layers.RmsNorm("D", config.sizes, rngs, eps=eps, offset=1.0, wide=True)
 
     def last_step(self) -> last_step.LastStep:
-        """Logits are soft-capped."""
+        """The soft cap of the logits."""
         return last_step.LastStep(softcap=self.config.final_logit_softcapping)
 
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
         x = x * jnp.asarray(self.config.hidden_size**0.5, x.dtype)
         return self.norm(run(self, x, where, turn, each=hf_config.windows(self.config)))
 
 
-# Our weight -> its HF name, for each layer {L}, and its axes there.
+# Our weight -> its HF name (once per layer, {L}) and the order of its axes there.
 HF_WEIGHTS = {
     "embedding":                   ("model.embed_tokens.weight",                        "V D"),
     "blocks.attention_norm.scale": ("model.layers.{L}.input_layernorm.weight",          "D"),

@@ -27,7 +27,7 @@ from zoo.parts import (
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "gemma3_text"
     architecture: ClassVar[str] = "Gemma3ForCausalLM"
@@ -46,11 +46,11 @@ class Config(hf_config.Config):
     layer_types: tuple[str, ...]
     final_logit_softcapping: float | None
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {
         "hidden_activation": "gelu_pytorch_tanh",
         "attention_bias": False,
-        "attn_logit_softcapping": None,  # transformers has the key, and does nothing with it
+        "attn_logit_softcapping": None,  # transformers has the key but does not use it
         "use_bidirectional_attention": False,
     }
     assumed: ClassVar[dict[str, object]] = {
@@ -61,9 +61,9 @@ class Config(hf_config.Config):
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With a rope for each kind of layer; every sixth one sees everything."""
+        """Adds a rope for each kind of layer; every sixth layer has full attention."""
         hf = rope_config.read_two(hf, theta=1_000_000.0, sliding_theta=10_000.0)
-        hf.pop("_sliding_window_pattern", None)  # transformers writes it, and reads the other
+        hf.pop("_sliding_window_pattern", None)  # transformers writes it but reads the other key
         return hf_config.every(hf, hf.pop("sliding_window_pattern", None) or 6)
 
 
@@ -96,7 +96,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+    """All layers stacked: every weight has a leading L axis, over which `stack.run` scans."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         norm = functools.partial(layers.RmsNorm, eps=config.rms_norm_eps, offset=1.0, wide=True)
@@ -124,18 +124,18 @@ class Model(causal_lm.CausalLM):
     Block = Block
 
     def last_norm(self, config: Config, rngs: nnx.Rngs) -> layers.RmsNorm:
-        """Multiplies in float32."""
+        """The final norm, which multiplies by its scale in float32."""
         eps = config.rms_norm_eps
         return layers.RmsNorm("D", config.sizes, rngs, eps=eps, offset=1.0, wide=True)
 
     def last_step(self) -> last_step.LastStep:
-        """Logits are soft-capped."""
+        """The soft cap of the logits."""
         return last_step.LastStep(softcap=self.config.final_logit_softcapping)
 
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         ropes, width = self.config.rope_parameters, self.config.head_dim
         turns = rope.either(
             rope.turn(ropes.full_attention, width, where),
@@ -147,7 +147,7 @@ class Model(causal_lm.CausalLM):
         return self.norm(run(self, x, where, turns, each=each))
 
 
-# Our weight -> its HF name, for each layer {L}, and its axes there.
+# Our weight -> its HF name (once per layer, {L}) and the order of its axes there.
 HF_WEIGHTS = {
     "embedding":                   ("model.embed_tokens.weight",                        "V D"),
     "blocks.attention_norm.scale": ("model.layers.{L}.input_layernorm.weight",          "D"),

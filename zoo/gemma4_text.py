@@ -1,7 +1,7 @@
-"""Gemma 4: wide heads in layers that see everything, and in one size experts beside the MLP.
+"""Gemma 4: wide heads in full-attention layers, and in one size experts beside the MLP.
 
-The smallest have inputs of each layer, and layers that look at an earlier one's keys. Agrees with
-transformers/models/gemma4/modeling_gemma4.py.
+The smallest sizes have per-layer embeddings, and layers that share an earlier layer's keys. Agrees
+with transformers/models/gemma4/modeling_gemma4.py.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from zoo.parts.hf_config import FULL, SLIDING
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "gemma4_text"
     architecture: ClassVar[str] = "Gemma4ForCausalLM"
@@ -46,7 +46,7 @@ class Config(hf_config.Config):
     num_key_value_heads: int
     head_dim: int
     global_head_dim: int
-    num_global_key_value_heads: int | None  # where keys are values too
+    num_global_key_value_heads: int | None  # in layers whose keys are also their values
     attention_k_eq_v: bool
     rms_norm_eps: float
     tie_word_embeddings: bool
@@ -60,14 +60,14 @@ class Config(hf_config.Config):
     moe_intermediate_size: int | None
     hidden_size_per_layer_input: int | None
     vocab_size_per_layer_input: int
-    num_kv_shared_layers: int | None  # the last ones, which have no keys and values of their own
-    use_double_wide_mlp: bool  # of these layers
+    num_kv_shared_layers: int | None  # the last ones reuse earlier keys and values
+    use_double_wide_mlp: bool  # in these last layers
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {
         "hidden_activation": "gelu_pytorch_tanh", "attention_bias": False,
     }  # fmt: skip
-    ignored: ClassVar[frozenset[str]] = frozenset({"expert_intermediate_size"})  # another name
+    ignored: ClassVar[frozenset[str]] = frozenset({"expert_intermediate_size"})  # a duplicate
     assumed: ClassVar[dict[str, object]] = {
         "tie_word_embeddings": True, "rms_norm_eps": 1e-6, "head_dim": 256, "global_head_dim": 512,
         "vocab_size": 262144, "num_attention_heads": 8, "num_key_value_heads": 4,
@@ -77,37 +77,37 @@ class Config(hf_config.Config):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Of every layer, whether it slides, and whether it looks at an earlier one's keys."""
+        """The kind of every layer: sliding or full, with keys of its own or an earlier layer's."""
         return looking_back.kinds(self)
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Axis letter -> size."""
+        """The size of every axis, by its letter."""
         own = {"J": 2, "E": self.num_experts} if self.num_experts else {}
         return super().sizes | own
 
     @property
     def experts_of_a_token(self) -> int:
-        """How many experts each token goes to, beside the MLP."""
+        """How many experts each token is routed to, beside the MLP."""
         return self.top_k_experts or 1
 
     def sizes_of(self, kind: str) -> dict[str, int]:
-        """Layers that see everything have wider heads, and may have other key heads."""
+        """Axis sizes per kind: full-attention layers have wider heads, maybe other key heads."""
         return looking_back.sizes_of(self, kind, super().sizes_of(kind))
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With a rope for each kind of layer; every sixth one, and the last, sees everything."""
+        """Adds a rope per kind of layer; every sixth one and the last have full attention."""
         hf = experts_beside.read({"hidden_size_per_layer_input": 256} | hf)
         return layer_config.read(hf)
 
     def to_hf(self) -> dict[str, object]:
-        """A `config.json` for a model that was not read from one."""
+        """The `config.json` of this Config, for a model that was not loaded from a folder."""
         return layer_config.written(super().to_hf())
 
 
 class Block(nnx.Module):
-    """All layers of a kind at once: every weight has a leading L."""
+    """All layers of a kind, stacked: every weight has a leading L axis."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs, kind: str):
         sizes = config.sizes_of(kind)
@@ -148,7 +148,7 @@ class Block(nnx.Module):
         x = x + self.after_mlp_norm(made)
         if self.added is not None and own is not None:
             x = x + self.added(x, own)
-        # A constant of the checkpoint, which its makers do not train.
+        # A constant of the checkpoint that is not trained.
         x = x * jax.lax.stop_gradient(self.scale[...]).astype(x.dtype)
         return x if handed is None else (x, handed | {self.type: seen})
 
@@ -163,17 +163,17 @@ class Model(causal_lm.CausalLM):
             self.per_layer = per_layer.Inputs(sizes, rngs, width, config.rms_norm_eps)
 
     def last_norm(self, config: Config, rngs: nnx.Rngs) -> layers.RmsNorm:
-        """Multiplies in float32."""
+        """The final norm, which multiplies by its scale in float32."""
         return layers.RmsNorm("D", config.sizes, rngs, eps=config.rms_norm_eps, wide=True)
 
     def last_step(self) -> last_step.LastStep:
-        """Logits are soft-capped."""
+        """The soft cap of the logits."""
         return last_step.LastStep(softcap=self.config.final_logit_softcapping)
 
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         config, ropes = self.config, self.config.rope_parameters
         turns = {
             FULL: rope.turn(ropes.full_attention, config.global_head_dim, where),
@@ -189,7 +189,7 @@ class Model(causal_lm.CausalLM):
         return self.norm(run(self, x, where, turns, each=each, handed=handed))
 
 
-# Our weight -> its HF name in a layer, and its axes there.
+# Our weight -> its HF name within a layer and the order of its axes there.
 IN_EVERY_LAYER = {
     "attention_norm.scale":       ("input_layernorm.weight",              "D"),
     **looking_back.HF_WEIGHTS,

@@ -1,6 +1,6 @@
-"""Gemma 4 12B: wide heads in layers that see everything, and keys that later layers look at too.
+"""Gemma 4 12B: wide heads in full-attention layers, and keys that later layers share.
 
-What sees and hears is not that of the other sizes, and is not read. Agrees with
+Its vision and audio parts differ from those of the other sizes and are not loaded. Agrees with
 transformers/models/gemma4_unified/modeling_gemma4_unified.py.
 """
 
@@ -32,7 +32,7 @@ from zoo.parts.hf_config import FULL, SLIDING
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "gemma4_unified_text"
     architecture: ClassVar[str] = "Gemma4UnifiedForCausalLM"
@@ -44,7 +44,7 @@ class Config(hf_config.Config):
     num_key_value_heads: int
     head_dim: int
     global_head_dim: int
-    num_global_key_value_heads: int | None  # where keys are values too
+    num_global_key_value_heads: int | None  # in layers whose keys are also their values
     attention_k_eq_v: bool
     rms_norm_eps: float
     tie_word_embeddings: bool
@@ -52,14 +52,14 @@ class Config(hf_config.Config):
     sliding_window: int
     layer_types: tuple[str, ...]
     final_logit_softcapping: float | None
-    num_kv_shared_layers: int | None  # the last ones, which have no keys and values of their own
-    use_double_wide_mlp: bool  # of these layers
+    num_kv_shared_layers: int | None  # the last ones reuse earlier keys and values
+    use_double_wide_mlp: bool  # in these last layers
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {
         "hidden_activation": "gelu_pytorch_tanh", "attention_bias": False,
     }  # fmt: skip
-    # What other sizes of Gemma 4 have.
+    # Keys of features that only other sizes of Gemma 4 have.
     ignored: ClassVar[frozenset[str]] = frozenset({
         "enable_moe_block", "expert_intermediate_size", "hidden_size_per_layer_input",
         "moe_intermediate_size", "num_experts", "top_k_experts", "vocab_size_per_layer_input",
@@ -72,25 +72,25 @@ class Config(hf_config.Config):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Of every layer, whether it slides, and whether it looks at an earlier one's keys."""
+        """The kind of every layer: sliding or full, with keys of its own or an earlier layer's."""
         return looking_back.kinds(self)
 
     def sizes_of(self, kind: str) -> dict[str, int]:
-        """Layers that see everything have wider heads, and may have other key heads."""
+        """Axis sizes per kind: full-attention layers have wider heads, maybe other key heads."""
         return looking_back.sizes_of(self, kind, super().sizes_of(kind))
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With a rope for each kind of layer; every sixth one, and the last, sees everything."""
+        """Adds a rope per kind of layer; every sixth one and the last have full attention."""
         return layer_config.read(hf)
 
     def to_hf(self) -> dict[str, object]:
-        """A `config.json` for a model that was not read from one."""
+        """The `config.json` of this Config, for a model that was not loaded from a folder."""
         return layer_config.written(super().to_hf())
 
 
 class Block(nnx.Module):
-    """All layers of a kind at once: every weight has a leading L."""
+    """All layers of a kind, stacked: every weight has a leading L axis."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs, kind: str):
         sizes = config.sizes_of(kind)
@@ -115,7 +115,7 @@ class Block(nnx.Module):
         mixed, seen = self.attention(self.attention_norm(x), attend, turns[self.type], before)
         x = x + self.after_attention_norm(mixed)
         x = x + self.after_mlp_norm(self.mlp(self.mlp_norm(x)))
-        # A constant of the checkpoint, which its makers do not train.
+        # A constant of the checkpoint that is not trained.
         x = x * jax.lax.stop_gradient(self.scale[...]).astype(x.dtype)
         return x if handed is None else (x, handed | {self.type: seen})
 
@@ -124,17 +124,17 @@ class Model(causal_lm.CausalLM):
     Block: ClassVar = {kind: functools.partial(Block, kind=kind) for kind in looking_back.KINDS}
 
     def last_norm(self, config: Config, rngs: nnx.Rngs) -> layers.RmsNorm:
-        """Multiplies in float32."""
+        """The final norm, which multiplies by its scale in float32."""
         return layers.RmsNorm("D", config.sizes, rngs, eps=config.rms_norm_eps, wide=True)
 
     def last_step(self) -> last_step.LastStep:
-        """Logits are soft-capped."""
+        """The soft cap of the logits."""
         return last_step.LastStep(softcap=self.config.final_logit_softcapping)
 
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         config, ropes = self.config, self.config.rope_parameters
         turns = {
             FULL: rope.turn(ropes.full_attention, config.global_head_dim, where),
@@ -146,7 +146,7 @@ class Model(causal_lm.CausalLM):
         return self.norm(run(self, x, where, turns, handed=handed))
 
 
-# Our weight -> its HF name in a layer, and its axes there.
+# Our weight -> its HF name within a layer and the order of its axes there.
 IN_EVERY_LAYER = {
     "attention_norm.scale":       ("input_layernorm.weight",              "D"),
     **looking_back.HF_WEIGHTS,

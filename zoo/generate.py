@@ -1,7 +1,7 @@
-"""Text from a model: its layers keep what later tokens need; each step reads one token per row.
+"""Generation with a KV cache (or recurrent state): each decoding step reads one token per row.
 
-Prompts of different lengths share a batch; one that is there several times is read once. Programs
-are compiled for a few sizes (powers of two) and for no particular length.
+Prompts of different lengths share a batch, and a repeated prompt is prefilled once. Programs are
+compiled for a few sizes (powers of two) rather than for each length.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -23,11 +23,11 @@ from zoo.parts import causal_lm, keeping, mixing, rope, sharding, spans, token_r
 from zoo.parts.keeping import State
 from zoo.sampling import GREEDY, Sampling
 
-SMALLEST = 64  # tokens that a program has room for, at least
-# Prompts are padded to fewer where as many tokens as this would be read in vain: a program of their
-# own costs less.
+SMALLEST = 64  # a program has room for at least this many tokens
+# Padding prompts to SMALLEST is not worth it from this many wasted tokens: compiling a program of
+# a smaller size then costs less.
 WORTH_ONE = 1024
-ROOM = 4096  # answers have room for so many tokens; longer texts are then read again
+ROOM = 4096  # the most tokens of an answer that the cache holds; past that the text is prefilled
 
 
 def generate(
@@ -40,20 +40,20 @@ def generate(
     seed: int = 0,
     lengths: token_rows.Lengths | None = None,
 ) -> list[list[int]]:
-    """A continuation of each prompt, up to and including the first of `stop_ids`.
+    """Continues each prompt, up to and including the first of `stop_ids`.
 
-    Prompts are lists of ids, of any lengths, or an array [B, T] of which `lengths` are the ends.
-    As in transformers, a text that grows past the threshold of longrope is read again there, and
-    with the dynamic rope a key keeps the turn that it had when it was read. A text that outgrows
-    what the model was made for is warned of once.
+    Prompts are lists of ids of any lengths, or an array [B, T] padded after `lengths` tokens.
+    As in transformers, a text that grows past the threshold of longrope is prefilled again there,
+    and with dynamic rope scaling a key keeps the rotation that it had when it was first read. A
+    text that outgrows the model's context length is warned about once.
 
     Example:
       generate.generate(model, [[1, 15, 7], [1]], max_new_tokens=20)
 
     Raises:
-      ValueError: there is no prompt, one is empty, holds an id that the model has no embedding for,
-        or would grow beyond the places that the model has weights for, or is read with here; or a
-        setting of `sampling` means nothing.
+      ValueError: there is no prompt; one is empty, holds an id that has no embedding, or would grow
+        beyond the positions that the model has weights for or is supported with; or a setting of
+        `sampling` is out of range.
     """
     texts: list[list[int]] = [[] for _ in prompts]
     for added in stream(
@@ -76,10 +76,10 @@ def stream(
     at_once: int = 4,
     lengths: token_rows.Lengths | None = None,
 ) -> Iterator[list[list[int]]]:
-    """The same tokens as `generate`, as they come: what `at_once` steps added to each prompt.
+    """Yields the tokens of `generate` as they come, `at_once` steps of every prompt at a time.
 
     Raises:
-      ValueError: as `generate`, when the first are asked for.
+      ValueError: as in `generate`, once the first tokens are requested.
     """
     drawing.check(sampling)
     if not 0 <= seed < 2**32:
@@ -119,7 +119,7 @@ def stream(
 
 
 def _checked(max_new_tokens: Any, at_once: Any, stop_ids: Any) -> tuple[int, ...]:
-    """The ids that end a text, where they and the numbers of tokens mean something."""
+    """The sorted stop ids, after checking them and the numbers of tokens."""
     whole = lambda x: isinstance(x, int | np.integer)
     for name, number, least in (("max_new_tokens", max_new_tokens, 0), ("at_once", at_once, 1)):
         if not whole(number) or number < least:
@@ -128,15 +128,15 @@ def _checked(max_new_tokens: Any, at_once: Any, stop_ids: Any) -> tuple[int, ...
 
 
 def most_new_tokens(model: causal_lm.CausalLM, longest: int) -> int | None:
-    """How many tokens may follow a prompt of this length; None: any number."""
+    """How many tokens may follow a prompt of `longest` tokens; None: any number."""
     most = model.config.longest_text
     return max(0, most - longest) if most else None
 
 
 def _until_read_again(model: causal_lm.CausalLM, lengths: Iterable[int], left: int) -> int:
-    """After how many tokens, at most, the texts have to be read again: some kind of rope, or room.
+    """How many tokens fit before the texts must be prefilled again, for longrope or for room.
 
-    Those of the dynamic rope never are: read again, their keys would be turned otherwise.
+    With dynamic rope scaling they never are: a second prefill would rotate the keys differently.
     """
     ropes = getattr(model.config, "rope_parameters", None)
     kind, last = getattr(ropes, "rope_type", None), rope.limit(ropes)
@@ -155,7 +155,7 @@ def _continued(
     sampling: Sampling,
     key: Key[Array, ""],
 ) -> Iterator[list[list[int]]]:
-    """As `stream`, where no text has to be read again in between."""
+    """Like `stream`, for a number of tokens that needs no second prefill."""
     graph, weights = nnx.split(model)
     rows_of: dict[tuple[int, ...], list[int]] = {}
     for row, prompt in enumerate(prompts):
@@ -167,7 +167,7 @@ def _continued(
         row[: len(prompt)] = prompt
     read, logits = _read(graph, room_for(longest), weights, ids, lengths)
 
-    # So many answers share what is kept of a prompt; one that is there more often has it again.
+    # `shared_by` answers share one cached prompt; a prompt with more of them is duplicated.
     shared_by = math.gcd(*map(len, rows_of.values()))
     again = [len(rows) // shared_by for rows in rows_of.values()]
     prompt_of = np.repeat(np.arange(len(rows_of)), again)
@@ -195,13 +195,13 @@ def _continued(
 
 
 def room_for(length: int, rows: int = 1) -> int:
-    """Tokens of a program that so many texts of at most this length fit: a power of two."""
+    """The padded length, a power of two, for `rows` texts of at most `length` tokens."""
     fitting = 1 << (length - 1).bit_length()
     return max(fitting, SMALLEST) if rows * (SMALLEST - fitting) < WORTH_ONE else fitting
 
 
 class Drawn(NamedTuple):
-    """Answers up to here, and what their next tokens need."""
+    """The answers so far, and the state that their next tokens need."""
 
     logits: Float[Array, "B V"]  # of the next token
     tokens: Int[Array, "B Z"]
@@ -219,7 +219,7 @@ def _read(
     tokens: Int[Array, "P T"],
     lengths: Int[Array, " P"],
 ) -> tuple[State, Float[Array, "P V"]]:
-    """What the layers keep of the prompts, and the logits after each prompt's last token."""
+    """Prefills the prompts: the layers' caches, and the logits after each prompt's last token."""
     model = nnx.merge(graph, weights)
     P, T = tokens.shape
     where = spans.causal(P, T, lengths)
@@ -244,7 +244,7 @@ def _continue(
     sampling: Sampling,
     key: Key[Array, ""],
 ) -> Drawn:
-    """Tokens for every answer, up to its limit; what is kept of answers is changed in its place."""
+    """Decodes every answer up to its limit; the answers' cache is donated and updated in place."""
     model = nnx.merge(graph, weights)
     rows = jnp.arange(len(tokens))
     prompts = {kind: mixing.Prompts(some, lengths) for kind, some in read.items()}

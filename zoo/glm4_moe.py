@@ -29,7 +29,7 @@ from zoo.parts.dense_first import DENSE, SPARSE
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "glm4_moe"
     architecture: ClassVar[str] = "Glm4MoeForCausalLM"
@@ -56,9 +56,9 @@ class Config(hf_config.Config):
     n_group: int
     topk_group: int
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {"hidden_act": "silu"}
-    # Of layers that predict the token after the next, which are not read.
+    # Keys of multi-token prediction layers, which are not loaded.
     ignored: ClassVar[frozenset[str]] = frozenset({"num_nextn_predict_layers", "num_mtp_layers"})
     assumed: ClassVar[dict[str, object]] = {
         "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "attention_bias": False,
@@ -71,21 +71,21 @@ class Config(hf_config.Config):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Of every layer, whether it has experts."""
+        """The kind of every layer: dense, or with experts."""
         return self.mlp_layer_types
 
     def sizes_of(self, kind: str) -> dict[str, int]:
-        """Experts are narrower than the MLP of a dense layer."""
+        """The axis sizes of one kind of layer: experts are narrower than a dense MLP."""
         return super().sizes_of(kind) | dense_first.sizes_of(self, kind)
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With a kind for each layer; a half of each head is turned."""
+        """Adds the kind of each layer; rope covers half of each head."""
         hf = dense_first.read({"partial_rotary_factor": 0.5} | hf, first=1)
         return rope_config.read(hf, partial=True)
 
     def to_hf(self) -> dict[str, object]:
-        """A `config.json` for a model that was not read from one."""
+        """The `config.json` of this Config, for a model that was not loaded from a folder."""
         return dense_first.written(super().to_hf())
 
 
@@ -123,7 +123,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers of a kind at once: every weight has a leading L."""
+    """All layers of a kind, stacked: every weight has a leading L axis."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs, kind: str):
         sizes = config.sizes_of(kind)
@@ -152,13 +152,13 @@ class Model(causal_lm.CausalLM):
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
         return self.norm(run(self, x, where, turn))
 
 
-# Our weight -> its HF name in a layer, and its axes there.
+# Our weight -> its HF name within a layer and the order of its axes there.
 IN_EVERY_LAYER = {
     "attention_norm.scale":   ("input_layernorm.weight",          "D"),
     "attention.q":            ("self_attn.q_proj.weight",         "(N H) D"),
@@ -181,7 +181,7 @@ HF_WEIGHTS = {
     ),
 }
 
-# The layer that predicts the token after the next stands after the last.
+# The multi-token prediction layer comes after the last layer.
 HF_OTHERS = (r"^model\.layers\.{L}\.",)
 
 HF_PACKED = experts.IN_ONE_TENSOR

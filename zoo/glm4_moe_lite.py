@@ -19,7 +19,7 @@ from zoo.parts import (
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "glm4_moe_lite"
     architecture: ClassVar[str] = "Glm4MoeLiteForCausalLM"
@@ -47,12 +47,12 @@ class Config(hf_config.Config):
     n_group: int
     topk_group: int
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {
         "hidden_act": "silu", "attention_bias": False, "rope_interleave": True,
         "scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1,
     }  # fmt: skip
-    # Of layers that predict the token after the next, which are not read; of losses and of serving.
+    # Keys of multi-token prediction layers (not loaded), of training losses and of serving.
     ignored: ClassVar[frozenset[str]] = latent.IGNORED | {
         "num_nextn_predict_layers", "num_mtp_layers", "aux_loss_alpha", "seq_aux", "ep_size",
     }  # fmt: skip
@@ -67,37 +67,37 @@ class Config(hf_config.Config):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Of every layer, whether it has experts."""
+        """The kind of every layer: dense, or with experts."""
         return self.mlp_layer_types
 
     @property
     def choice(self) -> experts.Choice:
-        """How a token chooses its experts."""
+        """How the router chooses the experts of a token."""
         return dense_first.choice(self, experts.sigmoid)
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Axis letter -> size."""
+        """The size of every axis, by its letter."""
         return hf_config.sizes(self) | latent.sizes_of(self)
 
     def sizes_of(self, kind: str) -> dict[str, int]:
-        """Experts are narrower than the MLP of a dense layer."""
+        """The axis sizes of one kind of layer: experts are narrower than a dense MLP."""
         return super().sizes_of(kind) | dense_first.sizes_of(self, kind)
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With a kind for each layer."""
+        """Adds the kind of each layer."""
         return rope_config.read(dense_first.read(latent.read(hf), first=1))
 
     def to_hf(self) -> dict[str, object]:
-        """A `config.json` for a model that was not read from one."""
+        """The `config.json` of this Config, for a model that was not loaded from a folder."""
         return latent.written(super().to_hf())
 
 
 Model = latent_model.Model
 HF_WEIGHTS = latent_model.table()
 
-# The layer that predicts the token after the next stands after the last.
+# The multi-token prediction layer comes after the last layer.
 HF_OTHERS = (r"^model\.layers\.{L}\.",)
 
 HF_PACKED = experts.IN_ONE_TENSOR

@@ -1,7 +1,7 @@
-"""GLM 5, 5.1, 5.2: latent attention to the keys that an indexer chooses, and many experts.
+"""GLM 5, 5.1, 5.2: latent attention to keys that an indexer selects, and many experts.
 
 Agrees with transformers/models/glm_moe_dsa/modeling_glm_moe_dsa.py on texts of at most
-`index_topk` tokens, of which it chooses all.
+`index_topk` tokens, of which the indexer selects every one.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from zoo.parts import (
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "glm_moe_dsa"
     architecture: ClassVar[str] = "GlmMoeDsaForCausalLM"
@@ -50,12 +50,12 @@ class Config(hf_config.Config):
     topk_group: int
     index_topk: int
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {
         "hidden_act": "silu", "attention_bias": False, "rope_interleave": True,
         "scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1,
     }  # fmt: skip
-    # Of layers that predict the token after the next, which are not read; of losses and of serving.
+    # Keys of multi-token prediction layers (not loaded), of training losses and of serving.
     ignored: ClassVar[frozenset[str]] = latent.IGNORED | indexed.IGNORED | {
         "num_nextn_predict_layers", "num_mtp_layers", "aux_loss_alpha", "seq_aux", "ep_size",
         "moe_router_dtype",  # float32, as it always is here
@@ -71,43 +71,43 @@ class Config(hf_config.Config):
 
     @property
     def longest_text(self) -> int:
-        """Of it each query sees all keys."""
+        """The longest text in which each query sees all keys: no indexer runs here."""
         return self.index_topk
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Of every layer, whether it has experts."""
+        """The kind of every layer: dense, or with experts."""
         return self.mlp_layer_types
 
     @property
     def choice(self) -> experts.Choice:
-        """How a token chooses its experts."""
+        """How the router chooses the experts of a token."""
         return dense_first.choice(self, experts.sigmoid)
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Axis letter -> size."""
+        """The size of every axis, by its letter."""
         return hf_config.sizes(self) | latent.sizes_of(self)
 
     def sizes_of(self, kind: str) -> dict[str, int]:
-        """Experts are narrower than the MLP of a dense layer."""
+        """The axis sizes of one kind of layer: experts are narrower than a dense MLP."""
         return super().sizes_of(kind) | dense_first.sizes_of(self, kind)
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With a kind for each layer."""
+        """Adds the kind of each layer."""
         hf = dense_first.read(latent.read(indexed.read(hf)), first=3)
         return rope_config.read(hf)
 
     def to_hf(self) -> dict[str, object]:
-        """A `config.json` for a model that was not read from one."""
+        """The `config.json` of this Config, for a model that was not loaded from a folder."""
         return latent.written(super().to_hf())
 
 
 Model = latent_model.Model
 HF_WEIGHTS = latent_model.table()
 
-# The layer that predicts the token after the next stands after the last.
+# The multi-token prediction layer comes after the last layer.
 HF_OTHERS = (r"^model\.layers\.{L}\.",)
 HF_KEPT = indexed.HF_KEPT
 

@@ -1,4 +1,4 @@
-"""GPT-2: learned positions, biases everywhere, one product for q, k and v.
+"""GPT-2: learned position embeddings, biases everywhere, fused q, k and v.
 
 Source: "Language Models are Unsupervised Multitask Learners", Radford et al. 2019.
 Agrees with transformers/models/gpt2/modeling_gpt2.py, without its dropout.
@@ -18,7 +18,7 @@ from zoo.parts import attention, causal_lm, hf_config, layers, mlp, spans, stack
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "gpt2"
     architecture: ClassVar[str] = "GPT2LMHeadModel"
@@ -31,15 +31,15 @@ class Config(hf_config.Config):
     layer_norm_epsilon: float
     tie_word_embeddings: bool
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {
         "activation_function": "gelu_new",
         "add_cross_attention": False,
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
     }
-    # Heads for other tasks; `n_ctx` is another `n_positions`; the order in which scores are worked
-    # out, which are in float32 here in any order.
+    # Keys of heads for other tasks; `n_ctx`, which duplicates `n_positions`; and the order in which
+    # attention scores are computed, which does not matter here, as they are in float32.
     ignored: ClassVar[frozenset[str]] = frozenset({
         "n_ctx", "n_special", "output_past", "predict_special_tokens", "reorder_and_upcast_attn",
         "summary_activation", "summary_proj_to_labels", "summary_type", "summary_use_proj",
@@ -51,7 +51,7 @@ class Config(hf_config.Config):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Axis letter -> size."""
+        """The size of every axis, by its letter."""
         return {
             "V": self.vocab_size,
             "M": self.n_positions,
@@ -66,7 +66,7 @@ class Config(hf_config.Config):
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With the width of the MLP, where a file leaves it to that of the model."""
+        """Adds the width of the MLP where a file leaves it to follow from the model's."""
         width, heads = (hf.get(key, cls.assumed[key]) for key in ("n_embd", "n_head"))
         if isinstance(width, int) and isinstance(heads, int) and heads > 0 and width % heads:
             raise BadInput(f"config.json: n_embd {width} must be a multiple of n_head {heads}")
@@ -92,7 +92,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+    """All layers stacked: every weight has a leading L axis, over which `stack.run` scans."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         norm = lambda: layers.LayerNorm("L D", config.sizes, rngs, eps=config.layer_norm_epsilon)
@@ -114,19 +114,19 @@ class Model(causal_lm.CausalLM):
         self.positions = layers.weight("M D", config.sizes, rngs)
 
     def last_norm(self, config: Config, rngs: nnx.Rngs) -> layers.LayerNorm:
-        """With a bias."""
+        """The final norm, which has a bias."""
         return layers.LayerNorm("D", config.sizes, rngs, eps=config.layer_norm_epsilon)
 
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         x = layers.embed(self.embedding, tokens, self.dtype)
         x = x + layers.embed(self.positions, where.positions, self.dtype)
         return self.norm(run(self, x, where))
 
 
-# Our weight -> its HF name, for each layer {L}, and its axes there: matrices are transposed.
+# Our weight -> its HF name (once per layer, {L}), axes as stored: matrices are transposed.
 HF_WEIGHTS = {
     "embedding":                   ("transformer.wte.weight",                   "V D"),
     "positions":                   ("transformer.wpe.weight",                   "M D"),
@@ -147,7 +147,7 @@ HF_WEIGHTS = {
     "head":                        ("lm_head.weight",                           "V D"),
 }  # fmt: skip
 
-# The files on the hub have shorter names, and causal masks among them (None: not read).
+# The files on the hub have shorter names, and also hold causal masks (None: not loaded).
 HF_NAMES = (
     (r"\.attn\.(masked_)?bias$", None),
     (r"^(wte|wpe|h|ln_f)\.", r"transformer.\1."),

@@ -1,7 +1,7 @@
-"""GPT-NeoX, Pythia (https://arxiv.org/abs/2304.01373): attention beside the MLP, rope over a part.
+"""GPT-NeoX, Pythia (https://arxiv.org/abs/2304.01373): parallel attention and MLP, partial rope.
 
-Agrees with transformers/models/gpt_neox/modeling_gpt_neox.py, without its dropout. Of each head q,
-k and v are side by side.
+Agrees with transformers/models/gpt_neox/modeling_gpt_neox.py, without its dropout. The files
+interleave q, k and v by head.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from zoo.parts import attention, causal_lm, hf_config, layers, mlp, rope, rope_c
 
 
 def gelu(x: Array) -> Array:
-    """By the error function, which `layers.gelu` approximates."""
+    """The exact GELU, by the error function; `layers.gelu` approximates it."""
     return jax.nn.gelu(x, approximate=False)
 
 
@@ -26,7 +26,7 @@ ACTS = {"gelu": gelu, "gelu_fast": layers.gelu}
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "gpt_neox"
     architecture: ClassVar[str] = "GPTNeoXForCausalLM"
@@ -42,7 +42,7 @@ class Config(hf_config.Config):
     use_parallel_residual: bool
     hidden_act: str
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {"attention_bias": True}
     assumed: ClassVar[dict[str, object]] = {
         "tie_word_embeddings": False, "layer_norm_eps": 1e-5, "use_parallel_residual": True,
@@ -50,22 +50,22 @@ class Config(hf_config.Config):
 
     @property
     def num_key_value_heads(self) -> int:
-        """Each query head has its own."""
+        """The number of key heads: one per query head."""
         return self.num_attention_heads
 
     @property
     def head_dim(self) -> int:
-        """Together they are as wide as the model."""
+        """The head width: all heads together are as wide as the model."""
         return hf_config.filling(self)
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Axis letter -> size."""
+        """The size of every axis, by its letter."""
         return super().sizes | {"J": 3}
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With the usual names for its rope, which turns a quarter of each head by default.
+        """Renames the keys of its rope, which covers a quarter of each head by default.
 
         Raises:
           ValueError: it asks for an activation that is not implemented.
@@ -99,7 +99,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+    """All layers stacked: every weight has a leading L axis, over which `stack.run` scans."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         norm = lambda: layers.LayerNorm("L D", config.sizes, rngs, eps=config.layer_norm_eps)
@@ -123,19 +123,19 @@ class Model(causal_lm.CausalLM):
     Block = Block
 
     def last_norm(self, config: Config, rngs: nnx.Rngs) -> layers.LayerNorm:
-        """With a bias."""
+        """The final norm, which has a bias."""
         return layers.LayerNorm("D", config.sizes, rngs, eps=config.layer_norm_eps)
 
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
         return self.norm(run(self, x, where, turn))
 
 
-# Our weight -> its HF name, for each layer {L}, and its axes there.
+# Our weight -> its HF name (once per layer, {L}) and the order of its axes there.
 HF_WEIGHTS = {
     "embedding":                   ("gpt_neox.embed_in.weight",                          "V D"),
     "blocks.attention_norm.scale": ("gpt_neox.layers.{L}.input_layernorm.weight",        "D"),
@@ -155,5 +155,5 @@ HF_WEIGHTS = {
     "head":                        ("embed_out.weight",                                  "V D"),
 }  # fmt: skip
 
-# The files on the hub have causal masks among them (None: not read).
+# The files on the hub also hold causal masks (None: not loaded).
 HF_NAMES = ((r"\.attention\.(masked_)?bias$", None),)

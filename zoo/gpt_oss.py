@@ -1,7 +1,7 @@
-"""gpt-oss (https://arxiv.org/abs/2508.10925): attention sinks, windows, experts with biases.
+"""gpt-oss (https://arxiv.org/abs/2508.10925): attention sinks, sliding windows, biased experts.
 
-Agrees with transformers/models/gpt_oss/modeling_gpt_oss.py. Weights stored as MXFP4 are read, and
-written in the dtype of an export.
+Agrees with transformers/models/gpt_oss/modeling_gpt_oss.py. Weights stored as MXFP4 can be read; an
+export writes them in its own dtype.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from zoo.parts import (
     stack,
 )
 
-# The default of transformers, for files that do not give one.
+# The default of transformers, for files that omit it.
 ROPE = {
     "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
     "original_max_position_embeddings": 4096,
@@ -33,7 +33,7 @@ ROPE = {
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "gpt_oss"
     architecture: ClassVar[str] = "GptOssForCausalLM"
@@ -55,9 +55,9 @@ class Config(hf_config.Config):
     swiglu_alpha: float
     swiglu_limit: float
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {"hidden_act": "silu", "attention_bias": True}
-    # Other names for keys that are here.
+    # Duplicates of keys that are fields here.
     ignored: ClassVar[frozenset[str]] = frozenset({"experts_per_token", "initial_context_length"})
     assumed: ClassVar[dict[str, object]] = {
         "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "head_dim": 64,
@@ -67,12 +67,12 @@ class Config(hf_config.Config):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Axis letter -> size."""
+        """The size of every axis, by its letter."""
         return super().sizes | {"J": 2, "E": self.num_local_experts}
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With its own rope where a file says nothing, and a kind for each layer."""
+        """Adds the default rope where a file has none, and the kind of each layer."""
         quantised = hf.get("quantization_config")
         if isinstance(quantised, dict) and quantised.get("quant_method") == "mxfp4":
             hf = {key: value for key, value in hf.items() if key != "quantization_config"}
@@ -124,7 +124,7 @@ class Experts(nnx.Module):
         self.alpha, self.limit = config.swiglu_alpha, config.swiglu_limit
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        # Rounded as all weights are, so that wide and narrow ones agree.
+        # Rounded to the compute dtype like all weights, so that wide and narrow ones agree.
         bias = self.router_bias[...].astype(x.dtype)
         logits = layers.shifted(experts.logits(x, self.router), bias)
         route = experts.top_then_softmax(logits, self.each)
@@ -148,7 +148,7 @@ class Experts(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+    """All layers stacked: every weight has a leading L axis, over which `stack.run` scans."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         norm = lambda: layers.RmsNorm("L D", config.sizes, rngs, eps=config.rms_norm_eps)
@@ -174,13 +174,13 @@ class Model(causal_lm.CausalLM):
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
         return self.norm(run(self, x, where, turn, each=hf_config.windows(self.config)))
 
 
-# Our weight -> its HF name, for each layer {L}, and its axes there.
+# Our weight -> its HF name (once per layer, {L}) and the order of its axes there.
 HF_WEIGHTS = {
     "embedding":                   ("model.embed_tokens.weight",                        "V D"),
     "blocks.attention_norm.scale": ("model.layers.{L}.input_layernorm.weight",          "D"),
@@ -204,7 +204,7 @@ HF_WEIGHTS = {
     "head":                        ("lm_head.weight",                                   "V D"),
 }  # fmt: skip
 
-# As they are in bitsandbytes' 4 bits, of which every matrix is one of its own.
+# The names in 4-bit bitsandbytes files, which store every matrix separately.
 HF_SPLIT = (
     ("mlp.router.weight", ("mlp.router.linear.weight",)),
     ("mlp.router.bias", ("mlp.router.linear.bias",)),

@@ -14,7 +14,7 @@ from zoo.parts import attention, causal_lm, hf_config, last_step, layers, mlp, r
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "granite"
     architecture: ClassVar[str] = "GraniteForCausalLM"
@@ -31,9 +31,9 @@ class Config(hf_config.Config):
     embedding_multiplier: float
     attention_multiplier: float
     residual_multiplier: float
-    logits_scaling: float  # what the logits are divided by
+    logits_scaling: float  # a divisor of the logits
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {
         "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
     }  # fmt: skip
@@ -62,7 +62,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+    """All layers stacked: every weight has a leading L axis, over which `stack.run` scans."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         norm = lambda: layers.RmsNorm("L D", config.sizes, rngs, eps=config.rms_norm_eps)
@@ -84,20 +84,20 @@ class Model(causal_lm.CausalLM):
     Block = Block
 
     def last_step(self) -> last_step.LastStep:
-        """Logits are divided."""
+        """The divisor of the logits."""
         return last_step.LastStep(scale=1 / self.config.logits_scaling)
 
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
         x = layers.multiplied(x, self.config.embedding_multiplier)
         return self.norm(run(self, x, where, turn))
 
 
-# Our weight -> its HF name, for each layer {L}, and its axes there.
+# Our weight -> its HF name (once per layer, {L}) and the order of its axes there.
 HF_WEIGHTS = {
     "embedding":                   ("model.embed_tokens.weight",                        "V D"),
     "blocks.attention_norm.scale": ("model.layers.{L}.input_layernorm.weight",          "D"),

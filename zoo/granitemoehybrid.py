@@ -34,7 +34,7 @@ from zoo.parts.mamba2 import LINEAR
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "granitemoehybrid"
     architecture: ClassVar[str] = "GraniteMoeHybridForCausalLM"
@@ -48,12 +48,12 @@ class Config(hf_config.Config):
     head_dim: int
     rms_norm_eps: float
     tie_word_embeddings: bool
-    rope_parameters: rope.Rope | None  # None: attention does not know the order
+    rope_parameters: rope.Rope | None  # None: attention without positions
     layer_types: tuple[str, ...]
     embedding_multiplier: float
     attention_multiplier: float
     residual_multiplier: float
-    logits_scaling: float  # what the logits are divided by
+    logits_scaling: float  # a divisor of the logits
     mamba_expand: int
     mamba_n_heads: int
     mamba_n_groups: int
@@ -63,12 +63,12 @@ class Config(hf_config.Config):
     num_local_experts: int | None
     num_experts_per_tok: int | None
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {
         "hidden_act": "silu", "attention_bias": False, "mamba_conv_bias": True,
         "mamba_proj_bias": False,
     }  # fmt: skip
-    # Of other libraries, and how long the chunks are that transformers works in.
+    # Keys of other libraries, and of the chunk length in transformers.
     ignored: ClassVar[frozenset[str]] = frozenset(
         {"init_method", "normalization_function", "mamba_chunk_size"}
     )
@@ -83,22 +83,22 @@ class Config(hf_config.Config):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Of every layer, how it mixes tokens."""
+        """The kind of every layer, by how it mixes tokens."""
         return self.layer_types
 
     @property
     def experts_of_a_token(self) -> int:
-        """How many experts each token goes to; 1 where there is one MLP for all."""
+        """How many experts each token is routed to; 1 if a layer has a single MLP."""
         return self.num_experts_per_tok or 1
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Axis letter -> size."""
+        """The size of every axis, by its letter."""
         E = {"E": self.num_local_experts} if self.num_local_experts else {}
         return super().sizes | {"F": self.shared_intermediate_size, "J": 2} | E
 
     def sizes_of(self, kind: str) -> dict[str, int]:
-        """With those of a state space, in its layers."""
+        """The axis sizes of one kind of layer, with those of the state space in its layers."""
         if kind == FULL:
             return super().sizes_of(kind)
         return super().sizes_of(kind) | mamba2.sizes_of(
@@ -108,7 +108,7 @@ class Config(hf_config.Config):
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With a kind for each layer, and ropes or experts only where there are some."""
+        """Adds the kind of each layer, and keeps rope and expert keys only if they apply."""
         expand, width = hf.get("mamba_expand") or 2, hf.get("hidden_size") or 4096
         is_told = isinstance(expand, int) and isinstance(width, int)
         hf = rope_config.read(mamba2.read(hf, expand * width if is_told else None))
@@ -125,7 +125,7 @@ class Config(hf_config.Config):
         return hf | {"layer_types": listed}
 
     def to_hf(self) -> dict[str, object]:
-        """A `config.json` for a model that was not read from one."""
+        """The `config.json` of this Config, for a model that was not loaded from a folder."""
         positions = None if self.rope_parameters is None else "rope"
         own = {
             "position_embedding_type": positions,
@@ -155,7 +155,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers of a kind at once: every weight has a leading L."""
+    """All layers of a kind, stacked: every weight has a leading L axis."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs, kind: str):
         sizes = config.sizes_of(kind)
@@ -190,13 +190,13 @@ class Model(causal_lm.CausalLM):
     keeps: ClassVar = {LINEAR: mamba2.KEEPS}
 
     def last_step(self) -> last_step.LastStep:
-        """Logits are divided."""
+        """The divisor of the logits."""
         return last_step.LastStep(scale=1 / self.config.logits_scaling)
 
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         ropes = self.config.rope_parameters
         turn = None if ropes is None else rope.turn(ropes, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
@@ -204,7 +204,7 @@ class Model(causal_lm.CausalLM):
         return self.norm(run(self, x, where, turn))
 
 
-# Our weight -> its HF name in a layer, and its axes there.
+# Our weight -> its HF name within a layer and the order of its axes there.
 IN_EVERY_LAYER = {
     "mixer_norm.scale": ("input_layernorm.weight",                "D"),
     "mlp_norm.scale":   ("post_attention_layernorm.weight",       "D"),
@@ -230,7 +230,7 @@ HF_WEIGHTS = {
     **pattern.of_kinds(IN_LAYERS),
 }
 
-# As compressed-tensors has them.
+# The names of the experts in compressed-tensors files.
 ONE = "block_sparse_moe.experts.{E}"
 HF_SPLIT = (
     ("block_sparse_moe.input_linear.weight", (f"{ONE}.gate_proj.weight", f"{ONE}.up_proj.weight")),

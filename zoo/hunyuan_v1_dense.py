@@ -1,4 +1,4 @@
-"""Hunyuan dense (https://github.com/Tencent-Hunyuan): q and k are normed after they are turned.
+"""Hunyuan dense (https://github.com/Tencent-Hunyuan): q and k are normed after rope.
 
 Agrees with transformers/models/hunyuan_v1_dense/modeling_hunyuan_v1_dense.py.
 """
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from checkpoints_io.errors import BadInput
 from zoo.parts import attention, causal_lm, hf_config, layers, mlp, rope, rope_config, spans, stack
 
-# What the files say of a rope that has an alpha; of these alpha alone is read.
+# The keys in the files of a rope that has an alpha; of these only alpha is used.
 BESIDE_ALPHA = {
     "alpha", "beta_fast", "beta_slow", "factor", "mscale", "mscale_all_dim", "rope_type", "type",
 }  # fmt: skip
@@ -21,7 +21,7 @@ BESIDE_ALPHA = {
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "hunyuan_v1_dense"
     architecture: ClassVar[str] = "HunYuanDenseV1ForCausalLM"
@@ -36,12 +36,12 @@ class Config(hf_config.Config):
     tie_word_embeddings: bool
     rope_parameters: rope.Rope
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {
         "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "norm_type": "rms",
         "use_qk_norm": True, "num_experts": 1,
     }  # fmt: skip
-    # Settings of Tencent's own program; transformers reads none of them.
+    # Settings of Tencent's own code; transformers reads none of them.
     ignored: ClassVar[frozenset[str]] = frozenset({
         "add_classification_head", "attention_head_dim", "cla_share_factor", "class_num",
         "dense_list", "im_end_id", "im_newline_id", "im_start_id", "mask_init_id",
@@ -52,17 +52,17 @@ class Config(hf_config.Config):
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With a rope of a longer base for one that alpha stretches."""
+        """Turns a rope that alpha stretches into a rope with a larger base."""
         names = "rope_parameters", "rope_scaling"
         return rope_config.read(hf | {name: _stretched(hf.get(name), hf) for name in names})
 
 
 def _stretched(given: Any, hf: Mapping[str, Any]) -> object:
-    """What the files call "dynamic" does not depend on the text where there is an alpha."""
+    """With an alpha, the rope that files call "dynamic" does not depend on the text's length."""
     if not isinstance(given, dict) or not given.get("alpha"):
         return given
     if (given.get("rope_type") or given.get("type")) != "dynamic":
-        return given  # where alpha is refused
+        return given  # alpha is refused later
     alpha = given["alpha"]
     width: Any = hf.get("head_dim")
     base = given.get("rope_theta") or hf.get("rope_theta") or 10_000.0
@@ -98,7 +98,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+    """All layers stacked: every weight has a leading L axis, over which `stack.run` scans."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         norm = lambda: layers.RmsNorm("L D", config.sizes, rngs, eps=config.rms_norm_eps)
@@ -120,13 +120,13 @@ class Model(causal_lm.CausalLM):
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
         return self.norm(run(self, x, where, turn))
 
 
-# Our weight -> its HF name, for each layer {L}, and its axes there.
+# Our weight -> its HF name (once per layer, {L}) and the order of its axes there.
 HF_WEIGHTS = {
     "embedding":                   ("model.embed_tokens.weight",                        "V D"),
     "blocks.attention_norm.scale": ("model.layers.{L}.input_layernorm.weight",          "D"),

@@ -32,7 +32,7 @@ OLDER = {"tie_embedding": "tie_word_embeddings", "block_ff_dim": "intermediate_s
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "lfm2"
     architecture: ClassVar[str] = "Lfm2ForCausalLM"
@@ -40,7 +40,7 @@ class Config(hf_config.Config):
     vocab_size: int
     hidden_size: int
     intermediate_size: int
-    block_auto_adjust_ff_dim: bool  # then the MLP is two thirds as wide, and so on
+    block_auto_adjust_ff_dim: bool  # if so, the MLP is 2/3 as wide, times a factor, rounded up
     block_ffn_dim_multiplier: float
     block_multiple_of: int
     num_hidden_layers: int
@@ -53,9 +53,9 @@ class Config(hf_config.Config):
     layer_types: tuple[str, ...]
     conv_L_cache: int  # taps of a convolution
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {"conv_bias": False}
-    # Of the code that trained them: other names of widths, initial weights.
+    # Keys of the training code: other names of widths, initial weights.
     ignored: ClassVar[frozenset[str]] = frozenset({
         "block_dim", "conv_dim", "conv_dim_out", "num_heads", "theta", "block_norm_eps",
         "block_use_swiglu", "block_use_xavier_init", "conv_use_xavier_init", "block_mlp_init_scale",
@@ -70,12 +70,12 @@ class Config(hf_config.Config):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Of every layer, how it mixes tokens."""
+        """The kind of every layer, by how it mixes tokens."""
         return self.layer_types
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Axis letter -> size; a convolution has as many channels as the model."""
+        """The size of every axis, by its letter; a convolution has D channels."""
         width = self.intermediate_size
         if self.block_auto_adjust_ff_dim:
             width = int(self.block_ffn_dim_multiplier * int(2 * width / 3))
@@ -84,7 +84,7 @@ class Config(hf_config.Config):
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With a kind for each layer, where a file gives the numbers of those that attend."""
+        """Adds the kind of each layer where a file lists the indices of attention layers."""
         hf = rope_config.read(hf, theta=1e6)
         hf |= {new: hf.pop(old) for old, new in OLDER.items() if old in hf}
         full, count = hf.pop("full_attn_idxs", None), hf_config.count_of(hf)
@@ -117,7 +117,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers of a kind at once: every weight has a leading L."""
+    """All layers of a kind, stacked: every weight has a leading L axis."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs, kind: str):
         sizes = config.sizes_of(kind)
@@ -141,19 +141,19 @@ class Model(causal_lm.CausalLM):
     keeps: ClassVar = {CONV: convolution.KEEPS}
 
     def last_norm(self, config: Config, rngs: nnx.Rngs) -> layers.RmsNorm:
-        """The norm after the blocks."""
+        """The final norm, after the blocks."""
         return layers.RmsNorm("D", config.sizes, rngs, eps=config.norm_eps)
 
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
         return self.norm(run(self, x, where, turn))
 
 
-# Our weight -> its HF name in a layer, and its axes there.
+# Our weight -> its HF name within a layer and the order of its axes there.
 IN_EVERY_LAYER = {
     "mixer_norm.scale": ("operator_norm.weight",   "D"),
     "mlp_norm.scale":   ("ffn_norm.weight",        "D"),

@@ -27,12 +27,12 @@ from zoo.parts import (
 )
 
 CONV, FULL = "conv", hf_config.FULL
-DENSE = "_dense"  # at the end of the name of a kind: one MLP, and no experts
+DENSE = "_dense"  # the suffix of a kind whose layers have one MLP and no experts
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "lfm2_moe"
     architecture: ClassVar[str] = "Lfm2MoeForCausalLM"
@@ -56,7 +56,7 @@ class Config(hf_config.Config):
     num_experts_per_tok: int
     routed_scaling_factor: float
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {
         "conv_bias": False, "use_expert_bias": True, "norm_topk_prob": True,
     }  # fmt: skip
@@ -70,19 +70,19 @@ class Config(hf_config.Config):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Of every layer, how it mixes tokens, and whether it is dense."""
+        """The kind of every layer, by how it mixes tokens and whether it is dense."""
         first = self.num_dense_layers or 0
         return tuple(kind + DENSE * (i < first) for i, kind in enumerate(self.layer_types))
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Axis letter -> size; a convolution has as many channels as the model."""
+        """The size of every axis, by its letter; a convolution has D channels."""
         own = {"J": 3, "Q": self.hidden_size, "W": self.conv_L_cache, "E": self.num_experts}
         return super().sizes | own
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With what older files say otherwise."""
+        """Translates the spellings of older files."""
         hf = rope_config.read(hf, theta=1e6)
         if "tie_embedding" in hf:
             hf["tie_word_embeddings"] = hf.pop("tie_embedding")
@@ -91,7 +91,7 @@ class Config(hf_config.Config):
         return hf
 
     def to_hf(self) -> dict[str, object]:
-        """A `config.json` for a model that was not read from one."""
+        """The `config.json` of this Config, for a model that was not loaded from a folder."""
         return super().to_hf() | {"num_dense_layers": self.num_dense_layers or 0}
 
 
@@ -116,7 +116,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers of a kind at once: every weight has a leading L."""
+    """All layers of a kind, stacked: every weight has a leading L axis."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs, kind: str):
         sizes = config.sizes_of(kind)
@@ -151,19 +151,19 @@ class Model(causal_lm.CausalLM):
     keeps: ClassVar = {CONV: convolution.KEEPS, CONV + DENSE: convolution.KEEPS}
 
     def last_norm(self, config: Config, rngs: nnx.Rngs) -> layers.RmsNorm:
-        """The norm after the blocks."""
+        """The final norm, after the blocks."""
         return layers.RmsNorm("D", config.sizes, rngs, eps=config.norm_eps)
 
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
         return self.norm(run(self, x, where, turn))
 
 
-# Our weight -> its HF name in a layer, and its axes there.
+# Our weight -> its HF name within a layer and the order of its axes there.
 IN_EVERY_LAYER = {
     "mixer_norm.scale": ("operator_norm.weight", "D"),
     "mlp_norm.scale":   ("ffn_norm.weight",      "D"),
@@ -202,7 +202,7 @@ HF_WEIGHTS = {
     }),
 }  # fmt: skip
 
-# How transformers 5 keeps the experts of a layer.
+# How transformers 5 stores the experts of a layer.
 HF_PACKED = (
     ("feed_forward.experts.gate_up_proj",
      ("feed_forward.experts.{E}.w1.weight", "feed_forward.experts.{E}.w3.weight"), 2),

@@ -1,4 +1,4 @@
-"""Llama 4 (https://ai.meta.com/blog/llama-4-multimodal-intelligence): layers that see chunks.
+"""Llama 4 (https://ai.meta.com/blog/llama-4-multimodal-intelligence): chunked attention, experts.
 
 Agrees with transformers/models/llama4/modeling_llama4.py, `Llama4ForCausalLM`.
 """
@@ -33,7 +33,7 @@ CHUNKED = "chunked_attention"
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "llama4_text"
     architecture: ClassVar[str] = "Llama4ForCausalLM"
@@ -41,7 +41,7 @@ class Config(hf_config.Config):
     vocab_size: int
     hidden_size: int
     intermediate_size: int  # of experts
-    intermediate_size_mlp: int  # of layers that have none
+    intermediate_size_mlp: int  # of layers without experts
     num_hidden_layers: int
     num_attention_heads: int
     num_key_value_heads: int
@@ -49,9 +49,9 @@ class Config(hf_config.Config):
     rms_norm_eps: float
     tie_word_embeddings: bool
     rope_parameters: rope.Rope
-    no_rope_layers: tuple[bool, ...]  # False: the layer has no positions
-    use_qk_norm: bool  # of layers that have
-    attn_temperature_tuning: bool  # of layers that have none
+    no_rope_layers: tuple[bool, ...]  # False: the layer has no rope
+    use_qk_norm: bool  # in layers with rope
+    attn_temperature_tuning: bool  # in layers without rope
     floor_scale: int
     attn_scale: float
     layer_types: tuple[str, ...]
@@ -60,7 +60,7 @@ class Config(hf_config.Config):
     num_local_experts: int
     num_experts_per_tok: int
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {"hidden_act": "silu", "attention_bias": False}
     ignored: ClassVar[frozenset[str]] = frozenset({"router_jitter_noise"})  # of pretraining
     assumed: ClassVar[dict[str, object]] = {
@@ -72,26 +72,26 @@ class Config(hf_config.Config):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Of every layer, whether it has experts."""
+        """The kind of every layer: dense, or with experts."""
         return self.mlp_layer_types
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Axis letter -> size."""
+        """The size of every axis, by its letter."""
         return super().sizes | {"J": 2, "E": self.num_local_experts}
 
     def sizes_of(self, kind: str) -> dict[str, int]:
-        """The MLP of a dense layer is wider than an expert."""
+        """The axis sizes of one kind of layer: a dense MLP is wider than an expert."""
         dense = {"F": self.intermediate_size_mlp} if kind == DENSE else {}
         return super().sizes_of(kind) | dense
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With every layer by name."""
+        """Lists the kind of every layer."""
         return _layers_named(rope_config.read(hf, theta=500_000.0))
 
     def to_hf(self) -> dict[str, object]:
-        """A `config.json` for a model that was not read from one."""
+        """The `config.json` of this Config, for a model that was not loaded from a folder."""
         said = super().to_hf()
         del said["mlp_layer_types"]
         return said | {
@@ -101,12 +101,12 @@ class Config(hf_config.Config):
 
 
 def _layers_named(hf: dict[str, object]) -> dict[str, object]:
-    """Every layer by name, where a file gives intervals; and the chunk of one that gives none."""
+    """Lists the kind of every layer where a file gives intervals; adds a missing chunk size."""
     count, named = hf_config.count_of(hf), {"attention_chunk_size": 8192} | hf
     still = named.pop("no_rope_layer_interval", None) or 4
     step = named.pop("interleave_moe_layer_step", None) or 1
     if count is None or not isinstance(still, int) or not isinstance(step, int):
-        return named  # which is refused for it
+        return named  # the bad value is refused later
     turns: Any = named.get("no_rope_layers") or [(i + 1) % still for i in range(count)]
     sparse: Any = named.pop("moe_layers", None)
     sparse = list(range(step - 1, count, step)) if sparse is None else sparse
@@ -124,7 +124,7 @@ def _layers_named(hf: dict[str, object]) -> dict[str, object]:
     return named
 
 
-# Of each layer: whether it has a rope, and how far it sees back from where its chunk begins.
+# For each layer: whether it has a rope, and how far it sees back from the start of its chunk.
 Own = tuple[Int[Array, ""], Int[Array, ""]]
 
 
@@ -160,7 +160,7 @@ class Attention(nnx.Module):
 
 
 class Experts(nnx.Module):
-    """Experts of what a token's share leaves of it, and one that reads all tokens whole."""
+    """Experts, whose inputs are scaled by the token's share, and one shared expert."""
 
     def __init__(self, config: Config, sizes: dict[str, int], rngs: nnx.Rngs):
         choice = experts.Choice(
@@ -174,7 +174,7 @@ class Experts(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers of a kind at once: every weight has a leading L."""
+    """All layers of a kind, stacked: every weight has a leading L axis."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs, kind: str):
         sizes = config.sizes_of(kind)
@@ -197,7 +197,7 @@ class Block(nnx.Module):
 
 
 def _grown(config: Config, where: spans.Spans) -> Float[Array, "B T"]:
-    """By how much the query of a layer without rope is longer.
+    """The factor by which queries are scaled in a layer without rope.
 
     Source: https://arxiv.org/abs/2501.19399.
     """
@@ -215,7 +215,7 @@ class Model(causal_lm.CausalLM):
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         config = self.config
         turn = rope.turn(config.rope_parameters, config.head_dim, where)
         turns = rope.either(rope.unturned(turn), turn)
@@ -230,7 +230,7 @@ class Model(causal_lm.CausalLM):
         return self.norm(run(self, x, where, turns, _grown(config, where), each=each))
 
 
-# Our weight -> its HF name in a layer, and its axes there.
+# Our weight -> its HF name within a layer and the order of its axes there.
 IN_EVERY_LAYER = {
     "attention_norm.scale": ("input_layernorm.weight",          "D"),
     "attention.q":          ("self_attn.q_proj.weight",         "(N H) D"),
@@ -261,7 +261,7 @@ HF_WEIGHTS = {
     **pattern.of_kinds({kind: IN_EVERY_LAYER | own for kind, own in OWN.items()}),
 }
 
-# As compressed-tensors has them.
+# The names of the experts in compressed-tensors files.
 ALL, ONE = "feed_forward.experts", "feed_forward.experts.{E}"
 HF_SPLIT = (
     (f"{ALL}.gate_up_proj", (f"{ONE}.gate_proj.weight", f"{ONE}.up_proj.weight"), True),

@@ -1,4 +1,4 @@
-"""Adapters in a notebook: a model with new ones, and the two trees that it is of."""
+"""LoRA in a notebook: adds adapters to a model, and splits it into trained and frozen weights."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -27,16 +27,17 @@ def with_adapters(
     dora: bool = False,
     seed: int = 0,
 ) -> Model:
-    """The model with new adapters beside its weights, in float32; its logits are what they were.
+    """Adds new adapters to a model, in float32, without changing its logits yet.
 
-    Names mean what they mean in PEFT's `LoraConfig`, and B begins as 0, as there; `alpha` is `rank`
-    unless given.
+    The arguments mean what they mean in PEFT's `LoraConfig`, and B starts at 0, as it does there;
+    `alpha` defaults to `rank`.
 
     Example:
       model = zoo.lora.with_adapters(zoo.load(folder), rank=8, targets=["q_proj", "v_proj"])
 
     Raises:
-      ValueError: the model has adapters, no weight is called so, or a rank or alpha is none.
+      ValueError: the model already has adapters, a target names no weight, or `rank` or `alpha` is
+        out of range.
     """
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise BadInput(f"rank={rank!r}: adapters have a whole number of dimensions, like 8")
@@ -59,12 +60,12 @@ def with_adapters(
 
 
 def parted(model: Model) -> tuple[nnx.GraphDef, dict, dict]:
-    """The graph of a model, its adapters, and all else: what is trained, and what is not.
+    """Splits a model into its graph, its adapters (trained) and all its other weights (frozen).
 
-    `joined` makes it of them again, inside of a loss, too.
+    `joined` puts them back together, also inside a loss function.
 
     Raises:
-      ValueError: it has no adapters.
+      ValueError: the model has no adapters.
     """
     graph, state = nnx.split(model)
     params = nnx.to_pure_dict(state)
@@ -76,7 +77,7 @@ def parted(model: Model) -> tuple[nnx.GraphDef, dict, dict]:
 
 
 def joined(graph: nnx.GraphDef, trained: PyTree, frozen: PyTree) -> Model:
-    """The model of what `parted` gave."""
+    """Rebuilds the model from the parts that `parted` returns."""
     return nnx.merge(graph, nnx.State(adapted.joined(trained, frozen)))
 
 

@@ -1,4 +1,4 @@
-"""MiniMax M2: experts of every layer chosen by a sigmoid with a correction; norms over all heads.
+"""MiniMax M2: experts in every layer, a sigmoid router with a correction, q/k norms over all heads.
 
 Agrees with transformers/models/minimax_m2/modeling_minimax_m2.py.
 """
@@ -24,7 +24,7 @@ from zoo.parts import (
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "minimax_m2"
     architecture: ClassVar[str] = "MiniMaxM2ForCausalLM"
@@ -41,13 +41,13 @@ class Config(hf_config.Config):
     num_local_experts: int
     num_experts_per_tok: int
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {
         "hidden_act": "silu", "scoring_func": "sigmoid", "use_qk_norm": True,
         "qk_norm_type": "per_layer", "use_routing_bias": True, "shared_intermediate_size": 0,
         "attention_bias": False,
     }  # fmt: skip
-    # Of layers that predict the token after the next, which are not read.
+    # Keys of multi-token prediction layers, which are not loaded.
     ignored: ClassVar[frozenset[str]] = frozenset(
         {"use_mtp", "num_mtp_modules", "mtp_transformer_layers"}
     )
@@ -60,19 +60,19 @@ class Config(hf_config.Config):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Axis letter -> size."""
+        """The size of every axis, by its letter."""
         return super().sizes | {"E": self.num_local_experts}
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With one name for the number of experts, and for the part of a head that is turned."""
+        """Renames the keys for the number of experts and the part of a head that rope covers."""
         rest = dict(hf)
         if (count := rest.pop("num_experts", None)) is not None:
             rest.setdefault("num_local_experts", count)
         turned, width = rest.pop("rotary_dim", None), hf.get("head_dim") or 128
         if isinstance(turned, int) and isinstance(width, int):
             rest.setdefault("partial_rotary_factor", turned / width)
-        # Every layer attends by softmax; a list of other kinds is refused by the name of the key.
+        # Every layer has softmax attention; a list of other kinds is refused by the key's name.
         if isinstance(kinds := hf.get("attn_type_list"), list) and set(map(str, kinds)) == {"1"}:
             del rest["attn_type_list"]
         return rope_config.read(rest, theta=5e6, partial=True)
@@ -101,7 +101,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+    """All layers stacked: every weight has a leading L axis, over which `stack.run` scans."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         norm = lambda: layers.RmsNorm("L D", config.sizes, rngs, eps=config.rms_norm_eps)
@@ -124,13 +124,13 @@ class Model(causal_lm.CausalLM):
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
         return self.norm(run(self, x, where, turn))
 
 
-# Our weight -> its HF name, for each layer {L}, and its axes there.
+# Our weight -> its HF name (once per layer, {L}) and the order of its axes there.
 HF_WEIGHTS = {
     "embedding":                   ("model.embed_tokens.weight",                        "V D"),
     "blocks.attention_norm.scale": ("model.layers.{L}.input_layernorm.weight",          "D"),
@@ -150,5 +150,5 @@ HF_WEIGHTS = {
     "head":                        ("lm_head.weight",                                   "V D"),
 }  # fmt: skip
 
-# What transformers 5 calls the router, and PEFT after it.
+# The name of the router in transformers 5, and so in PEFT.
 HF_NAMES = ((r"\.mlp\.gate\.", ".block_sparse_moe.gate."),)

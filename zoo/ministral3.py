@@ -1,4 +1,4 @@
-"""Ministral 3, Devstral 2: queries grow with their place beyond the length trained on first.
+"""Ministral 3, Devstral 2: queries grow with position beyond the original context length.
 
 Agrees with transformers/models/ministral3/modeling_ministral3.py.
 """
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from zoo.parts import attention, causal_lm, growing, hf_config, layers, mlp, rope, spans, stack
 
-# The default of transformers, for files that do not give one.
+# The default of transformers, for files that omit it.
 ROPE = {
     "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "beta_fast": 32.0, "beta_slow": 1.0,
     "original_max_position_embeddings": 16384, "mscale": 1.0, "mscale_all_dim": 1.0,
@@ -21,7 +21,7 @@ ROPE = {
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "ministral3"
     architecture: ClassVar[str] = "Ministral3ForCausalLM"
@@ -36,9 +36,9 @@ class Config(hf_config.Config):
     tie_word_embeddings: bool
     rope_parameters: rope.Rope
     sliding_window: int | None
-    llama_4_scaling_beta: float | None  # stands among the rope_parameters
+    llama_4_scaling_beta: float | None  # a key of rope_parameters in the file
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {"hidden_act": "silu"}
     assumed: ClassVar[dict[str, object]] = {
         "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "num_key_value_heads": 8,
@@ -48,11 +48,11 @@ class Config(hf_config.Config):
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With its own rope where a file says nothing; how queries grow stands beside the rope."""
+        """Adds the default rope where a file has none, and moves the query scaling out of it."""
         return growing.read(hf, ROPE)
 
     def to_hf(self) -> dict[str, object]:
-        """A `config.json` for a model that was not read from one."""
+        """The `config.json` of this Config, for a model that was not loaded from a folder."""
         return growing.written(super().to_hf())
 
 
@@ -81,7 +81,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+    """All layers stacked: every weight has a leading L axis, over which `stack.run` scans."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         norm = lambda: layers.RmsNorm("L D", config.sizes, rngs, eps=config.rms_norm_eps)
@@ -107,13 +107,13 @@ class Model(causal_lm.CausalLM):
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
         return self.norm(run(self, x, where, turn, growing.lengths(self.config, where)))
 
 
-# Our weight -> its HF name, for each layer {L}, and its axes there.
+# Our weight -> its HF name (once per layer, {L}) and the order of its axes there.
 HF_WEIGHTS = {
     "embedding":                   ("model.embed_tokens.weight",                        "V D"),
     "blocks.attention_norm.scale": ("model.layers.{L}.input_layernorm.weight",          "D"),

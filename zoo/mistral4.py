@@ -1,4 +1,4 @@
-"""Mistral Small 4: latent attention, softmax routers, queries that grow with their place.
+"""Mistral Small 4: latent attention, softmax routers, queries that grow with position.
 
 Agrees with transformers/models/mistral4/modeling_mistral4.py.
 """
@@ -23,7 +23,7 @@ from zoo.parts import (
     stack,
 )
 
-# The default of transformers, for files that do not give one.
+# The default of transformers, for files that omit it.
 ROPE = {
     "rope_type": "yarn", "rope_theta": 1e4, "factor": 128.0, "beta_fast": 32.0, "beta_slow": 1.0,
     "original_max_position_embeddings": 8192, "mscale": 1.0, "mscale_all_dim": 1.0,
@@ -33,7 +33,7 @@ ROPE = {
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "mistral4"
     architecture: ClassVar[str] = "Mistral4ForCausalLM"
@@ -60,9 +60,9 @@ class Config(hf_config.Config):
     routed_scaling_factor: float
     n_group: int
     topk_group: int
-    llama_4_scaling_beta: float | None  # stands among the rope_parameters
+    llama_4_scaling_beta: float | None  # a key of rope_parameters in the file
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {
         "hidden_act": "silu", "attention_bias": False, "rope_interleave": True,
     }  # fmt: skip
@@ -78,43 +78,43 @@ class Config(hf_config.Config):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Of every layer, whether it has experts."""
+        """The kind of every layer: dense, or with experts."""
         return self.mlp_layer_types
 
     @property
     def choice(self) -> experts.Choice:
-        """How a token chooses its experts."""
+        """How the router chooses the experts of a token."""
         return dense_first.choice(self, jax.nn.softmax)
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Axis letter -> size."""
+        """The size of every axis, by its letter."""
         return hf_config.sizes(self) | latent.sizes_of(self) | {"J": 2}
 
     def sizes_of(self, kind: str) -> dict[str, int]:
-        """Experts are narrower than the MLP of a dense layer."""
+        """The axis sizes of one kind of layer: experts are narrower than a dense MLP."""
         return super().sizes_of(kind) | dense_first.sizes_of(self, kind)
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With a kind for each layer; how queries grow stands beside the rope."""
+        """Adds the kind of each layer, and moves the query scaling out of the rope."""
         hf = dense_first.read(latent.read(hf), first=0)
         return growing.read(_of_turned(hf), ROPE)
 
     def to_hf(self) -> dict[str, object]:
-        """A `config.json` for a model that was not read from one."""
+        """The `config.json` of this Config, for a model that was not loaded from a folder."""
         return latent.written(dense_first.written(growing.written(super().to_hf())))
 
 
 def _of_turned(hf: dict[str, object]) -> dict[str, object]:
-    """With ropes of the part of a head that is turned, where a file counts all of it."""
+    """Counts the rope in the rotated part of a head, where a file counts the whole head."""
     ropes, nope, turned = (
         hf.get(key) for key in ("rope_parameters", "qk_nope_head_dim", "qk_rope_head_dim")
     )
     if not isinstance(ropes, dict) or not isinstance(nope, int) or not isinstance(turned, int):
         return hf
     if ropes.get("partial_rotary_factor") != turned / max(nope + turned, 1):
-        return hf  # refused by the name of the key
+        return hf  # refused later, by the key's name
     own = {key: value for key, value in ropes.items() if key != "partial_rotary_factor"}
     return hf | {"rope_parameters": own}
 
@@ -126,13 +126,13 @@ class Model(causal_lm.CausalLM):
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.qk_rope_head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
         return self.norm(run(self, x, where, turn, growing.lengths(self.config, where)))
 
 
-# Our weight -> its HF name in a layer, and its axes there.
+# Our weight -> its HF name within a layer and the order of its axes there.
 EXPERTS = {
     "mlp.chosen.gate_up": ("mlp.experts.gate_up_proj", "E (J F) D"),
     "mlp.chosen.down":    ("mlp.experts.down_proj",    "E D F"),

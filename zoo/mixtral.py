@@ -24,7 +24,7 @@ from zoo.parts import (
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "mixtral"
     architecture: ClassVar[str] = "MixtralForCausalLM"
@@ -42,7 +42,7 @@ class Config(hf_config.Config):
     num_local_experts: int
     num_experts_per_tok: int
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {"hidden_act": "silu"}
     assumed: ClassVar[dict[str, object]] = {
         "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "num_key_value_heads": 8,
@@ -51,12 +51,12 @@ class Config(hf_config.Config):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Axis letter -> size."""
+        """The size of every axis, by its letter."""
         return super().sizes | {"E": self.num_local_experts}
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With a rope whose base is another where a file gives none."""
+        """Adds Mixtral's own rope base where a file has none."""
         return rope_config.read(hf, theta=1_000_000.0)
 
 
@@ -80,7 +80,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+    """All layers stacked: every weight has a leading L axis, over which `stack.run` scans."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         norm = lambda: layers.RmsNorm("L D", config.sizes, rngs, eps=config.rms_norm_eps)
@@ -103,13 +103,13 @@ class Model(causal_lm.CausalLM):
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
         return self.norm(run(self, x, where, turn))
 
 
-# Our weight -> its HF name, for each layer {L}, and its axes there.
+# Our weight -> its HF name (once per layer, {L}) and the order of its axes there.
 HF_WEIGHTS = {
     "embedding":                   ("model.embed_tokens.weight",                        "V D"),
     "blocks.attention_norm.scale": ("model.layers.{L}.input_layernorm.weight",          "D"),
@@ -126,5 +126,5 @@ HF_WEIGHTS = {
     "head":                        ("lm_head.weight",                                   "V D"),
 }  # fmt: skip
 
-# What transformers 5 calls the router, and PEFT after it.
+# The name of the router in transformers 5, and so in PEFT.
 HF_NAMES = ((r"\.mlp\.gate\.", ".block_sparse_moe.gate."),)

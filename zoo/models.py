@@ -1,4 +1,4 @@
-"""The architectures by their `model_type`, and what a `config.json` alone says about a model."""
+"""The registry of architectures by `model_type`, and what a bare `config.json` tells of a model."""
 
 from collections.abc import Mapping
 import json
@@ -122,11 +122,11 @@ ARCHITECTURES: dict[str, types.ModuleType] = {
     "stablelm": stablelm,
     "starcoder2": starcoder2,
 }
-# What is listed or looped over, before the weights have been looked at.
+# Config keys that set the length of a list or loop before the weights have been checked.
 COUNTED = (
     "num_hidden_layers", "n_layer", "num_experts", "num_local_experts", "n_routed_experts",
 )  # fmt: skip
-Model = causal_lm.CausalLM  # any of their models
+Model = causal_lm.CausalLM  # the base class of every architecture's `Model`
 
 
 def abstract(
@@ -135,13 +135,13 @@ def abstract(
     compute_dtype: jax.typing.DTypeLike | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Model:
-    """The model of a Config or `config.json`: in place of weights shapes, dtypes and shardings.
+    """The abstract model of a config: shapes, dtypes and shardings in place of weights.
 
-    `config` is a Config, what a `config.json` holds, or the config of transformers.
+    `config` is a Config, the contents of a `config.json`, or a config of transformers.
 
     Raises:
-      ValueError: no architecture here has its `model_type`, or the one that has refuses it; a
-        dtype is none of weights.
+      ValueError: no architecture here has its `model_type`, or that architecture refuses the
+        config; or a dtype is not one that weights may have.
     """
     config = config_of(config)
     for name, given in (("dtype", dtype), ("compute_dtype", compute_dtype or dtype)):
@@ -163,10 +163,10 @@ def abstract(
 
 
 def refuse_dtype(name: str, dtype: jax.typing.DTypeLike) -> None:
-    """Refuses what weights and activations cannot be.
+    """Refuses a dtype that weights and activations cannot have.
 
     Raises:
-      ValueError: it is no dtype, or one of whole numbers or 8 bits, or wider than jax may have.
+      ValueError: it is not a dtype, is an integer or 8-bit one, or is wider than jax allows.
     """
     try:
         right = dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
@@ -178,23 +178,23 @@ def refuse_dtype(name: str, dtype: jax.typing.DTypeLike) -> None:
 
 
 def dtype_of(param: nnx.Variable, dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
-    """The dtype of a weight where `dtype` is that of the model's."""
+    """The dtype of this weight in a model of dtype `dtype`: float32 if it is never narrowed."""
     return jnp.float32 if is_exact(param) else dtype
 
 
 def is_exact(param: nnx.Variable) -> bool:
-    """Whether a weight is never narrowed: see `layers.constant` and `layers.router`."""
+    """Whether a weight always stays in float32: see `layers.constant` and `layers.router`."""
     return bool(param.get_metadata("exact", False))
 
 
 def never_narrowed(model: Model) -> frozenset[str]:
-    """The paths of the weights that are never narrowed."""
+    """The paths of the weights that always stay in float32."""
     params = nnx.to_flat_state(nnx.state(model))
     return frozenset(name_of(path) for path, param in params if is_exact(param))
 
 
 def hf_table(model: Model) -> dict[str, hf_names.Entry]:
-    """Where each of our weights stands in the files; of a kind of layers, by their numbers."""
+    """Our weight -> its HF name and axes, and the layer numbers if only some layers have it."""
     numbers = {f"{stack.STACKS}.{kind}": found
                for kind, found in pattern.numbers(model.config.kinds).items()}  # fmt: skip
     kind_of = lambda path: ".".join(path.split(".")[:2])
@@ -205,14 +205,14 @@ def hf_table(model: Model) -> dict[str, hf_names.Entry]:
 
 
 def name_of(path: tuple) -> str:
-    """A weight's path as the tables have it: "blocks.attention.q"."""
+    """A weight's path as it is written in `HF_WEIGHTS`: "blocks.attention.q"."""
     return ".".join(map(str, path))
 
 
 def longest_text(of: Mapping[str, object] | Model) -> int | None:
-    """How many tokens the model of a `config.json` was made for, or is read with here, at most.
+    """The context length in tokens: what the config declares, or a lower limit of this zoo.
 
-    Of a model that is what the file says which it was read from or made by.
+    For a model, the config is the one that it was loaded or created from.
     """
     own = text_half.of(of if isinstance(of, Mapping) else said_of(of))
     config = config_of(own) if isinstance(of, Mapping) else of.config
@@ -221,29 +221,29 @@ def longest_text(of: Mapping[str, object] | Model) -> int | None:
 
 
 def said_of(model: Model) -> Mapping[str, object]:
-    """The config.json of the folder that a model came from, or that it was made by."""
+    """The config.json that a model was loaded or created from."""
     if model.source is not None:
         return hf_folder.look_up(model.source).config
     return json.loads(model.described) if model.described else model.config.to_hf()
 
 
 def recurrent(model: Model) -> list[str]:
-    """What its layers keep of all tokens before one: states, where they do not attend alone."""
+    """The names of the recurrent states that its layers keep; none if they only attend."""
     kinds = set(model.config.kinds) or {blocks.ALIKE}
     kept = [axes for kind in kinds for axes in model.keeps.get(kind, {}).items()]
     return sorted({name for name, axes in kept if not mixing.by_token(axes)})
 
 
 def turns_alike_to(config: Mapping[str, object]) -> int | None:
-    """The longest text whose rotary positions are those of all shorter ones; None: any."""
+    """The longest text whose rotary embeddings match those of shorter ones; None: no limit."""
     return rope.limit(getattr(config_of(config), "rope_parameters", None))
 
 
 def said_by(config: object) -> Mapping[str, object]:
-    """What a `config.json` holds: itself, or that of transformers' config.
+    """The contents of a `config.json`, given as they are or as a config of transformers.
 
     Raises:
-      ValueError: it is neither.
+      ValueError: `config` is neither.
     """
     if isinstance(config, Mapping):
         return config
@@ -254,14 +254,14 @@ def said_by(config: object) -> Mapping[str, object]:
 
 
 def config_of(config: object) -> hf_config.Config:
-    """The Config of its architecture; from a Config, a `config.json`, or transformers' config.
+    """The Config of the right architecture, from any form of config that `abstract` takes.
 
     Raises:
-      ValueError: as `abstract`.
+      ValueError: as in `abstract`.
     """
     if isinstance(config, hf_config.Config):
         known = ARCHITECTURES.get(config.model_type)
-        # One that was made by hand may say what no file may.
+        # A Config built by hand skipped the checks of `from_hf`.
         return type(config).from_hf(config.to_hf()) if known else config
     config = said_by(config)
     own = text_half.of(config)

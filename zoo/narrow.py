@@ -1,4 +1,4 @@
-"""Which weights of a model are kept in few bits: the matrices of its blocks, routers aside."""
+"""Chooses the weights of a model to quantise: the matrices of its blocks except routers."""
 
 import math
 from typing import Any
@@ -17,12 +17,12 @@ from zoo.parts.quantised import Quantised, is_quantised
 
 
 def narrowed(model: Model, kind: str) -> Model:
-    """A model without weights, with room for matrices in "int8" or "nf4".
+    """Marks the matrices of an abstract model to be quantised to "int8" or "nf4".
 
     On several devices their rows are split, where they divide evenly.
 
     Raises:
-      ValueError: there is no such kind, or the model has weights.
+      ValueError: there is no such kind, or the model already has weights.
     """
     if kind not in quantised.KINDS:
         raise BadInput(f"frozen={kind!r} is none of {', '.join(quantised.KINDS)}")
@@ -44,7 +44,7 @@ def narrowed(model: Model, kind: str) -> Model:
 
 
 def kind_of(model: Model) -> str | None:
-    """How the matrices of a model are kept: "int8" or "nf4"; None: as arrays."""
+    """How the matrices of a model are quantised: "int8" or "nf4"; None: not at all."""
     for param, _ in targets.linear(model).values():
         value = param.get_value()
         value = value.base if is_adapted(value) else value

@@ -29,21 +29,21 @@ from zoo.parts.hf_config import FULL
 from zoo.parts.mamba2 import LINEAR
 
 MLP, EXPERTS = "mlp", "moe"
-SHORTEST = 0.001  # a step of Mamba
-KINDS = {"M": LINEAR, "*": FULL, "-": MLP, "E": EXPERTS}  # as a pattern spells them
+SHORTEST = 0.001  # the smallest Mamba time step
+KINDS = {"M": LINEAR, "*": FULL, "-": MLP, "E": EXPERTS}  # letters of hybrid_override_pattern
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "nemotron_h"
     architecture: ClassVar[str] = "NemotronHForCausalLM"
     layers_may_be: ClassVar[frozenset[str]] = frozenset(KINDS.values())
-    tie_word_embeddings: ClassVar[bool] = False  # whatever is asked, transformers ties nothing
+    tie_word_embeddings: ClassVar[bool] = False  # transformers ignores the key of this name
     vocab_size: int
     hidden_size: int
-    layer_types: tuple[str, ...]  # which the files call `layers_block_type`
+    layer_types: tuple[str, ...]  # called `layers_block_type` in the files
     num_hidden_layers: int
     layer_norm_epsilon: float
     num_attention_heads: int
@@ -59,18 +59,18 @@ class Config(hf_config.Config):
     num_experts_per_tok: int
     moe_intermediate_size: int
     moe_shared_expert_intermediate_size: int
-    moe_latent_size: int | None  # how wide the experts' inputs are, if not as the model
+    moe_latent_size: int | None  # the width of the experts' inputs, if not D
     routed_scaling_factor: float
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {
         "attention_bias": False, "mlp_bias": False, "use_bias": False, "mamba_proj_bias": False,
         "use_conv_bias": True, "mlp_hidden_act": "relu2", "mamba_hidden_act": "silu",
         "time_step_min": SHORTEST, "norm_topk_prob": True, "n_group": 1, "topk_group": 1,
         "residual_in_fp32": False, "sliding_window": None, "tie_word_embeddings": False,
     }  # fmt: skip
-    # What transformers does not read: other names of what it does, ropes, initial weights, chunks,
-    # layers that predict the token after the next.
+    # Keys that transformers does not read: duplicates of others, ropes, initial weights, chunks,
+    # multi-token prediction layers.
     ignored: ClassVar[frozenset[str]] = frozenset({
         "norm_eps", "rms_norm_eps", "expand", "n_shared_experts", "moe_shared_expert_overlap",
         "rope_theta", "partial_rotary_factor", "time_step_floor", "time_step_max",
@@ -89,16 +89,16 @@ class Config(hf_config.Config):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What every layer is."""
+        """The kind of every layer."""
         return self.layer_types
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Axis letter -> size."""
+        """The size of every axis, by its letter."""
         return super().sizes | {"E": self.n_routed_experts}
 
     def sizes_of(self, kind: str) -> dict[str, int]:
-        """With those of a state space, in its layers."""
+        """The axis sizes of one kind of layer, with those of the state space in its layers."""
         if kind != LINEAR:
             return super().sizes_of(kind)
         return super().sizes_of(kind) | mamba2.sizes_of(
@@ -108,7 +108,7 @@ class Config(hf_config.Config):
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With a kind for each layer, which files of transformers 4 spell as one word."""
+        """Adds the kind of each layer, which files of transformers 4 spell as one word."""
         rest = dict(hf)
         word = rest.pop("hybrid_override_pattern", None)
         listed = rest.pop("layers_block_type", None) or rest.get("layer_types")
@@ -117,13 +117,13 @@ class Config(hf_config.Config):
                 raise BadInput(f"config.json: hybrid_override_pattern is {word!r}: M, *, - or E")
             listed = [KINDS[letter] for letter in word]
         if isinstance(listed, list):
-            rest["num_hidden_layers"] = len(listed)  # whatever it says
+            rest["num_hidden_layers"] = len(listed)  # whatever the file says
         if (width := rest.pop("attention_head_dim", None)) is not None:
             rest.setdefault("head_dim", width)
         return rest | {"layer_types": mamba2.kinds(listed)}
 
     def to_hf(self) -> dict[str, object]:
-        """A `config.json` for a model that was not read from one."""
+        """The `config.json` of this Config, for a model that was not loaded from a folder."""
         said = super().to_hf()
         return said | {"layers_block_type": said.pop("layer_types")}
 
@@ -149,13 +149,13 @@ class Mlp(nnx.Module):
         self.down = layers.weight("L F D", sizes, rngs)
 
     def __call__(self, x: Float[Array, "B T D"], mix: mixing.Mix) -> Float[Array, "B T D"]:
-        del mix  # each token by itself
+        del mix  # an MLP mixes no tokens
         made = layers.einsum("BTD,DF->BTF", x, self.up)
         return layers.einsum("BTF,FD->BTD", _bent(made), self.down)
 
 
 class Experts(nnx.Module):
-    """Experts, of a narrower latent in the larger models, and an MLP for all tokens."""
+    """Experts, over a narrower latent in the larger models, and an MLP for all tokens."""
 
     def __init__(self, config: Config, sizes: dict[str, int], rngs: nnx.Rngs):
         self.router = layers.router(sizes, rngs, wide=True)
@@ -195,7 +195,7 @@ def _expert(x: Array, own: experts.Weights) -> Array:
 
 
 class Block(nnx.Module):
-    """All layers of a kind at once: every weight has a leading L."""
+    """All layers of a kind, stacked: every weight has a leading L axis."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs, kind: str):
         sizes, eps = config.sizes_of(kind), config.layer_norm_epsilon
@@ -216,17 +216,17 @@ class Model(causal_lm.CausalLM):
     keeps: ClassVar = {LINEAR: mamba2.KEEPS, MLP: {}, EXPERTS: {}}
 
     def last_norm(self, config: Config, rngs: nnx.Rngs) -> layers.RmsNorm:
-        """Multiplies in float32."""
+        """The final norm, which multiplies by its scale in float32."""
         return layers.RmsNorm("D", config.sizes, rngs, eps=config.layer_norm_epsilon, wide=True)
 
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         return self.norm(run(self, layers.embed(self.embedding, tokens, self.dtype), where))
 
 
-# Our weight -> its HF name in a layer, and its axes there.
+# Our weight -> its HF name within a layer and the order of its axes there.
 NORM = {"norm.scale": ("norm.weight", "D")}
 IN_LAYERS = {
     LINEAR: NORM | mamba2.named("mixer", "mixer"),
@@ -258,9 +258,9 @@ HF_WEIGHTS = {
     **pattern.of_kinds(IN_LAYERS, "backbone"),
 }
 
-# Since transformers 5 the modules, but not the files, have another name.
+# transformers 5 renamed the modules but not the weights in the files.
 HF_NAMES = ((r"^model\.", "backbone."),)
 HF_MODULES = ((r"^backbone\.", "model."),)
 
-# What predicts the token after the next is not read.
+# Multi-token prediction layers are not loaded.
 HF_OTHERS = (r"^mtp\.",)

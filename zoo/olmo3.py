@@ -1,4 +1,4 @@
-"""OLMo 3 (https://allenai.org/olmo): as OLMo 2, with windows and a rope for each kind of layer.
+"""OLMo 3 (https://allenai.org/olmo): OLMo 2 with sliding windows and a rope per kind of layer.
 
 Agrees with transformers/models/olmo3/modeling_olmo3.py.
 """
@@ -15,7 +15,7 @@ from zoo.parts import attention, causal_lm, hf_config, layers, mlp, rope, rope_c
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "olmo3"
     architecture: ClassVar[str] = "Olmo3ForCausalLM"
@@ -32,7 +32,7 @@ class Config(hf_config.Config):
     sliding_window: int | None
     layer_types: tuple[str, ...]
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {"hidden_act": "silu", "attention_bias": False}
     assumed: ClassVar[dict[str, object]] = {
         "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "sliding_window": 4096,
@@ -40,7 +40,7 @@ class Config(hf_config.Config):
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With a rope for each kind of layer; every fourth one sees everything."""
+        """Adds a rope for each kind of layer; every fourth layer has full attention."""
         return hf_config.every(rope_config.read_two(hf, theta=500_000.0), 4)
 
 
@@ -73,7 +73,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+    """All layers stacked: every weight has a leading L axis, over which `stack.run` scans."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         norm = functools.partial(layers.RmsNorm, eps=config.rms_norm_eps, wide=True)
@@ -97,14 +97,14 @@ class Model(causal_lm.CausalLM):
     Block = Block
 
     def last_norm(self, config: Config, rngs: nnx.Rngs) -> layers.RmsNorm:
-        """Multiplies in float32."""
+        """The final norm, which multiplies by its scale in float32."""
         eps = config.rms_norm_eps
         return layers.RmsNorm("D", config.sizes, rngs, eps=eps, wide=True)
 
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         ropes, width = self.config.rope_parameters, self.config.head_dim
         turns = rope.either(
             rope.turn(ropes.full_attention, width, where),
@@ -115,7 +115,7 @@ class Model(causal_lm.CausalLM):
         return self.norm(run(self, x, where, turns, each=each))
 
 
-# Our weight -> its HF name, for each layer {L}, and its axes there.
+# Our weight -> its HF name (once per layer, {L}) and the order of its axes there.
 HF_WEIGHTS = {
     "embedding":                   ("model.embed_tokens.weight",                        "V D"),
     "blocks.attention_norm.scale": ("model.layers.{L}.post_attention_layernorm.weight", "D"),

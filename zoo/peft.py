@@ -1,7 +1,7 @@
-"""A PEFT folder as the adapters of a model, by the model's table of HF names.
+"""Reads a PEFT folder as the adapters of a model, by the model's table of HF names.
 
-A folder holds one A and one B for each layer of a weight, and for each expert. Ours stand stacked,
-with the largest rank of all layers: what a smaller one lacks is 0.
+A folder holds one A and one B for each layer of a weight, and for each expert. Ours are stacked,
+with the largest rank of all layers: smaller ranks are padded with 0.
 """
 
 from collections.abc import Mapping
@@ -29,22 +29,22 @@ from zoo.targets import Site
 
 PARTS = {"lora_A": "a", "lora_B": "b", "lora_magnitude_vector": "magnitude"}
 NAMES = {part: name for name, part in PARTS.items()}
-# Layer (and expert) -> a, b, magnitude, and what the module is called.
+# Layer (and expert) -> a, b, magnitude, and the name of the module.
 Found = dict[tuple[int, ...], dict[str, Any]]
 
 
 class Read(NamedTuple):
-    """What a PEFT folder holds for a model."""
+    """The contents of a PEFT folder, laid out for a model."""
 
     sites: list[Site]
-    adapters: dict  # what is trained, laid out as `adapters.layout` says
+    adapters: dict  # the trained weights, laid out as by `adapters.layout`
 
 
 def sites_of(model: Model, folder: pathlib.Path) -> tuple[list[Site], peft_folder.Said]:
-    """Which weights a folder has adapters for, by the headers of its files.
+    """The weights that a folder has adapters for, by the headers of its files.
 
     Raises:
-      FileNotFoundError, ValueError: as `read`.
+      FileNotFoundError, ValueError: as in `read`.
     """
     with peft_folder.opened(folder) as opened:
         refuse_other_kind(model, opened.trained_on, folder)
@@ -53,13 +53,13 @@ def sites_of(model: Model, folder: pathlib.Path) -> tuple[list[Site], peft_folde
 
 
 def read(model: Model, folder: pathlib.Path) -> Read:
-    """The adapters of a folder for a model with the weights that they were trained on.
+    """Reads the adapters of a folder, and checks that the model has the weights they belong to.
 
-    Folders of other programs do not say which weights those were.
+    The check needs a fingerprint, which folders of other programs lack.
 
     Raises:
-      FileNotFoundError: it is no such folder.
-      ValueError: what it holds has no place in the model, or another shape or rank; or it was
+      FileNotFoundError: the folder is not a PEFT folder.
+      ValueError: its tensors have no place in the model, or another shape or rank; or they were
         trained on other weights.
     """
     with peft_folder.opened(folder) as opened:
@@ -78,7 +78,7 @@ def read(model: Model, folder: pathlib.Path) -> Read:
 def _places(
     model: Model, weights: targets.Matrices, opened: peft_folder.Opened
 ) -> dict[str, Found]:
-    """Each tensor at its place in the model, in the order of the model's weights."""
+    """Maps each tensor to its place in the model, in the order of the model's weights."""
     own = getattr(ARCHITECTURES[model.config.model_type], "HF_NAMES", ())
     short = (*own, *text_half.NAMES)
     homes = {
@@ -103,7 +103,7 @@ def _places(
 
 
 def _why_not(model: Model, name: str, known: str) -> str:
-    """What is said of a tensor of adapters that none of the model's matrices takes."""
+    """The reason why no matrix of the model takes a tensor of adapters, for the error."""
     model_here = str(model.source or f"a {model.config.model_type} model")
     matrices, of = targets.linear(model), known.removesuffix(".weight")
     others = [entry.name for path, entry in hf_table(model).items() if path not in matrices]
@@ -120,7 +120,7 @@ def _why_not(model: Model, name: str, known: str) -> str:
 def _sites(
     weights: targets.Matrices, places: Mapping[str, Found], opened: peft_folder.Opened
 ) -> list[Site]:
-    """What the adapters of each weight are; all tensors have their shapes."""
+    """The adapter site of each weight, after checking the shapes of all tensors."""
     folder, said = opened.folder, opened.said
     lora = targets.Lora(
         said.r, float(said.lora_alpha), rslora=said.use_rslora,
@@ -153,7 +153,7 @@ def _sites(
 
 
 def _widths(weights: targets.Matrices, site: Site) -> tuple[int, int]:
-    """How many numbers each side of a matrix has."""
+    """The input and output widths of a matrix."""
     sizes = dict(zip(site.axes.split(), weights[site.path][0].shape, strict=True))
     product = lambda letters: math.prod(sizes[letter] for letter in letters.split())
     return product(site.into), product(site.out)
@@ -162,7 +162,7 @@ def _widths(weights: targets.Matrices, site: Site) -> tuple[int, int]:
 def _stacked(
     weights: targets.Matrices, site: Site, found: Found, like: Adapter, folder: pathlib.Path
 ) -> Adapter:
-    """The tensors of all layers of a weight, each a part of one array on the devices."""
+    """Stacks the tensors of all layers of a weight into one array on the devices."""
     sizes = dict(zip(site.axes.split(), weights[site.path][0].shape, strict=True))
     forms = {
         "a": f"{RANK} ({site.into}) -> {site.into} {RANK}",
@@ -192,12 +192,12 @@ def _stacked(
 def refuse_other_kind(
     model: Model, trained_on: peft_folder.TrainedOn, folder: pathlib.Path
 ) -> None:
-    """Compares how weights are kept with how those were that adapters were trained on.
+    """Refuses a model quantised differently from the weights that the adapters were trained on.
 
-    The model may have no weights.
+    The model may be abstract.
 
     Raises:
-      ValueError: they are kept otherwise.
+      ValueError: the quantisation differs.
     """
     kind, here = trained_on.frozen, narrow.kind_of(model)
     if trained_on.fingerprints and kind != here:
@@ -217,7 +217,7 @@ def _refuse_other_base(model: Model, opened: peft_folder.Opened) -> None:
             "the adapters in %s name %s as what they were trained on, and are put on %s: whether "
             "the weights are the same is not known", opened.folder, named, model.source,
         )  # fmt: skip
-    # Of a dtype that the model's cannot hold nothing can be said.
+    # A fingerprint in a dtype that the model's dtype cannot hold cannot be checked.
     own = np.dtype(model.embedding.get_value().dtype)
     width = lambda dtype: np.dtype(dtype).itemsize
     dtypes = sorted((x for x in known if jnp.promote_types(x, own) == own), key=width)
@@ -229,12 +229,12 @@ def _refuse_other_base(model: Model, opened: peft_folder.Opened) -> None:
 
 
 def _name(path_or_id: str) -> str:
-    """Of weights, whoever holds them, by which revision: `Llama-3.1-8B` of any owner or folder."""
+    """The name of weights without owner, folder or revision: `Llama-3.1-8B`."""
     return path_or_id.rstrip("/").rpartition("/")[2].partition("@")[0].lower()
 
 
 def of_base(model: Model, dtype: str) -> str:
-    """The fingerprint of the frozen weights in `dtype`; what is in few bits stays so."""
+    """The fingerprint of the frozen weights in `dtype`; quantised ones are taken as they are."""
     frozen = adapters.base_of(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     part = lambda few: jax.tree.map(
         lambda w: w if is_quantised(w) == few else None, frozen, is_leaf=is_quantised

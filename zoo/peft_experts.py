@@ -1,7 +1,7 @@
-"""PEFT's adapters on tensors that hold all experts of a layer, read as those of each expert.
+"""Splits PEFT's adapters on fused expert tensors into adapters of each expert.
 
-transformers 5 keeps gate and up of a layer's experts in one tensor and down in another. PEFT wraps
-both (`target_parameters`): of A the expert is the slow index of rows, of B the fast one of columns.
+transformers 5 stores gate and up of a layer's experts in one tensor and down in another. PEFT wraps
+both (`target_parameters`): the expert is the slow index of rows in A, the fast one of columns in B.
 
 Source: peft 0.21, ParamWrapper of peft/tuners/lora/layer.py.
 """
@@ -25,7 +25,7 @@ FORMS = {"A": "(E R) D -> R D E", "B": "F (R E) -> F R E"}
 
 
 class Piece(NamedTuple):
-    """A part of a tensor, asked for as a file's tensors are."""
+    """A part of a tensor, with the interface of a tensor in a file."""
 
     shape: tuple[int, int]
     whole: Callable[[], np.ndarray]  # rows by columns by expert, read when it is first asked for
@@ -33,21 +33,21 @@ class Piece(NamedTuple):
     expert: int
 
     def get_shape(self) -> list[int]:
-        """Its shape."""
+        """The shape of this part."""
         return [*self.shape]
 
     def __getitem__(self, index: Any) -> Any:
-        """Some of it, or all of it."""
+        """Reads an index of this part, or all of it."""
         return self.whole()[self.rows, :, self.expert][index]
 
 
 def apart(
     weights: targets.Matrices, opened: peft_folder.Opened
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tensors with one for each expert, and what each expert's module is called in patterns.
+    """Splits tensors by expert, and returns the name of each expert's module in patterns.
 
     Raises:
-      ValueError: they have the shape of no expert of the model.
+      ValueError: their shapes fit no experts of the model.
     """
     met = {name: found for name in opened.tensors if (found := WRAPPED.fullmatch(name))}
     found = {name: tensor for name, tensor in opened.tensors.items() if name not in met}
@@ -81,7 +81,7 @@ def apart(
 
 
 class Experts(NamedTuple):
-    """The experts of a layer, in one of our weights."""
+    """The experts of one layer within one of our weights."""
 
     entry: hf_names.Entry
     sizes: dict[str, int]
@@ -89,7 +89,7 @@ class Experts(NamedTuple):
 
 
 def _of_layer(weights: targets.Matrices, layer: int) -> dict[str, Experts]:
-    """By what they are: gate, up and down; nothing, where a layer has no experts."""
+    """The experts of a layer by role (gate, up, down); empty if the layer has none."""
     found = {}
     for path, (param, entry) in weights.items():
         if "{E}" in entry.name and (number := _number(entry, layer)) != -1:
@@ -101,7 +101,7 @@ def _of_layer(weights: targets.Matrices, layer: int) -> dict[str, Experts]:
 def _parts(
     there: Mapping[str, Experts], module: str, shapes: list[list[int]]
 ) -> tuple[dict[str, slice], str]:
-    """Which of our weights a pair of tensors is of, and their rows; none if it is of no expert."""
+    """Our weights that a pair of tensors belongs to, and the rows; empty if they fit no expert."""
     if not {"gate", "up", "down"} <= there.keys():
         return {}, module
     E, D, F = (there["down"].sizes[letter] for letter in "EDF")
@@ -114,7 +114,7 @@ def _parts(
 
 
 def _number(entry: hf_names.Entry, layer: int) -> int:
-    """Where a layer of the file stands in our weight; -1: nowhere."""
+    """The index in our weight of a layer of the file; -1: not in it."""
     if entry.layers is None:
         return layer
     return entry.layers.index(layer) if layer in entry.layers else -1

@@ -1,4 +1,4 @@
-"""The adapters of a model as a PEFT folder, by the model's table of HF names."""
+"""Writes the adapters of a model as a PEFT folder, by the model's table of HF names."""
 
 import collections
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,10 +30,10 @@ def save_adapter(
 ) -> None:
     """Writes the adapters of a model as a folder that PEFT and vLLM read, in float32.
 
-    `base` is what the folder says that they are for: the model's own folder unless given. The
-    fingerprint of the frozen weights is kept with them; `card` is the folder's README.md. A folder
-    `tokenizer` and the text `chat_template` are written where they are not those of the base.
-    Every process must call it.
+    `base` is the base model that the folder names, by default the folder the model came from. The
+    fingerprint of the frozen weights is saved with them; `card` is the text of README.md. The files
+    of `tokenizer` (a folder) and the text `chat_template` are written if they differ from the base.
+    Every process must call this.
 
     Raises:
       ValueError: the model has no adapters, or they are not finite.
@@ -42,7 +42,7 @@ def save_adapter(
     params = {name_of(path): p for path, p in nnx.to_flat_state(nnx.state(model, nnx.Param))}
     weights = {path: p.get_value() for path, p in params.items() if is_adapted(p.get_value())}
     if not weights:
-        raise BadInput("the model has no adapters: zoo.save writes the whole of it")
+        raise BadInput("the model has no adapters: zoo.save writes the whole model")
     matrices, modules = targets.linear(model), _modules_of(model)
     tensors: dict[str, np.ndarray] = {}
     ranks: dict[str, tuple[int, float]] = {}  # of each module, and its alpha
@@ -52,7 +52,7 @@ def save_adapter(
         forms = f"{into} {RANK} -> {RANK} ({into})", f"{RANK} {out} -> ({out}) {RANK}"
         for index, name in modules(matrices[path][1], weight.shape):
             if rank := weight.ranks[index[0]]:
-                # In float32, as the scale is: alpha is then the number it was worked out from.
+                # In float32, like the scale, which gives back exactly the original alpha.
                 ranks[name] = rank, float(scale[index[0]] * np.float32(rank))
                 own = a[index][..., :rank], b[index][:rank]
                 for part, array, form in zip("AB", own, forms, strict=True):
@@ -69,7 +69,7 @@ def save_adapter(
     if _whole_of(model):
         config["exclude_modules"] = text_half.OTHER_MODULES
     own = np.dtype(model.embedding.get_value().dtype).name
-    # Rounded to bfloat16 by way of float16 they may be others.
+    # Rounding to bfloat16 by way of float16 could give other values.
     dtypes = [own] if own == "float16" else sorted({own, "bfloat16"})
     known = {dtype: peft.of_base(model, dtype) for dtype in dtypes}
     trained_on = peft_folder.TrainedOn(known, narrow.kind_of(model))
@@ -85,15 +85,15 @@ def _on_host(array: jax.Array) -> np.ndarray:
 
 
 def _whole_of(model: Model) -> dict[str, object] | None:
-    """The config.json of the model of more than text that it is a part of."""
+    """The config.json of the multimodal model that this one is the text part of."""
     source = hf_folder.look_up(model.source) if model.source else None
     return source.config if source and text_half.is_whole(source.config) else None
 
 
 def _modules_of(model: Model) -> Callable[..., Iterator[tuple]]:
-    """As `targets.module_names`, by what transformers 5 calls its modules where files do not.
+    """Like `targets.module_names`, but by transformers 5's module names where files differ.
 
-    In a model of more than text the text has a part of its own.
+    In a multimodal model they are prefixed by the module of the text part.
     """
     own = getattr(ARCHITECTURES[model.config.model_type], "HF_MODULES", ())
     whole = _whole_of(model)
@@ -112,7 +112,7 @@ def _config(
     ranks: Mapping[str, tuple[int, float]],
     weights: Mapping[str, Adapted],
 ) -> dict[str, object]:
-    """adapter_config.json: the rank that most modules have, and the others' by their names."""
+    """The adapter_config.json: the most common rank, and the other ranks by module name."""
     usual, alpha = collections.Counter(ranks.values()).most_common(1)[0][0]
     of_end = collections.Counter(name.rpartition(".")[2] for name in every)
     chosen = collections.Counter(name.rpartition(".")[2] for name in ranks)
@@ -126,7 +126,7 @@ def _config(
         "r": usual,
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
-        "use_rslora": False,  # lora_alpha is what gives the scale without it
+        "use_rslora": False,  # lora_alpha is chosen to give the right scale without it
         "use_dora": weights[first].adapter.magnitude is not None,
         "target_modules": sorted(whole | some),
         "rank_pattern": _pattern({name: r for name, (r, _) in ranks.items()}, usual),
@@ -135,14 +135,14 @@ def _config(
         "fan_in_fan_out": hf_names.groups(entry.axes)[0] == weights[first].into,
         "modules_to_save": None,
         "inference_mode": True,
-        "init_lora_weights": True,  # whatever it was: vLLM refuses others by this key
+        "init_lora_weights": True,  # whatever it was: vLLM refuses other values
     }
 
 
 def _pattern(values: Mapping[str, int | float], usual: int | float) -> dict[str, int | float]:
-    """Those that are not the usual one, by the ends of names where all of an end have the same.
+    """Unusual values by module name, or by name suffix if all modules with it agree.
 
-    A reader compares each module with each entry, and experts are many thousands.
+    A reader compares each module with each entry, so thousands of experts need short patterns.
     """
     by_end = collections.defaultdict(set)
     for name, value in values.items():

@@ -1,4 +1,4 @@
-"""Phi 3, 3.5, 4 (https://arxiv.org/abs/2404.14219): longrope, and products side by side.
+"""Phi 3, 3.5, 4 (https://arxiv.org/abs/2404.14219): longrope, and fused projections.
 
 Agrees with transformers/models/phi3/modeling_phi3.py.
 """
@@ -16,7 +16,7 @@ from zoo.parts import attention, causal_lm, hf_config, layers, mlp, rope, rope_c
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "phi3"
     architecture: ClassVar[str] = "Phi3ForCausalLM"
@@ -32,7 +32,7 @@ class Config(hf_config.Config):
     rope_parameters: rope.Rope
     sliding_window: int | None
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {
         "hidden_act": "silu",
         "attention_bias": False,
@@ -45,18 +45,18 @@ class Config(hf_config.Config):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Axis letter -> size."""
+        """The size of every axis, by its letter."""
         heads = self.num_attention_heads + 2 * self.num_key_value_heads
         return super().sizes | {"J": 2, "Q": heads}
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With the names of today for longrope.
+        """Translates the old names of longrope.
 
         Raises:
           ValueError: the rope is of a kind that no Phi has.
         """
-        # The old length is kept beside `rope_parameters`, and overrides what is in it.
+        # The original length is a key beside `rope_parameters`, and overrides the one inside.
         old = hf.get("original_max_position_embeddings") or 4096
         ropes = {name: _renamed(hf.get(name), old) for name in ("rope_parameters", "rope_scaling")}
         hf = rope_config.read(hf | ropes, partial=True)
@@ -68,13 +68,13 @@ class Config(hf_config.Config):
         return hf
 
     def to_hf(self) -> dict[str, object]:
-        """A `config.json` for a model that was not read from one."""
+        """The `config.json` of this Config, for a model that was not loaded from a folder."""
         old = self.rope_parameters.original_max_position_embeddings
         return super().to_hf() | ({"original_max_position_embeddings": old} if old else {})
 
 
 def _renamed(given: object, old: object) -> object:
-    """Longrope was called "su" and "yarn" in the first files."""
+    """Renames longrope from "su" or "yarn", as the first files called it."""
     if not isinstance(given, dict):
         return given
     key = "rope_type" if "rope_type" in given else "type"
@@ -103,7 +103,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+    """All layers stacked: every weight has a leading L axis, over which `stack.run` scans."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         norm = lambda: layers.RmsNorm("L D", config.sizes, rngs, eps=config.rms_norm_eps)
@@ -125,13 +125,13 @@ class Model(causal_lm.CausalLM):
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
         return self.norm(run(self, x, where, turn))
 
 
-# Our weight -> its HF name, for each layer {L}, and its axes there.
+# Our weight -> its HF name (once per layer, {L}) and the order of its axes there.
 HF_WEIGHTS = {
     "embedding":                   ("model.embed_tokens.weight",                        "V D"),
     "blocks.attention_norm.scale": ("model.layers.{L}.input_layernorm.weight",          "D"),

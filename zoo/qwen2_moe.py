@@ -24,7 +24,7 @@ from zoo.parts import (
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "qwen2_moe"
     architecture: ClassVar[str] = "Qwen2MoeForCausalLM"
@@ -43,7 +43,7 @@ class Config(hf_config.Config):
     num_experts_per_tok: int
     norm_topk_prob: bool
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {
         "hidden_act": "silu",
         "qkv_bias": True,
@@ -51,7 +51,7 @@ class Config(hf_config.Config):
         "decoder_sparse_step": 1,  # every layer has experts
         "mlp_only_layers": [],
     }
-    # Of dense layers, and of windows: there are none.
+    # Keys of dense layers and sliding windows, of which there are none.
     ignored: ClassVar[frozenset[str]] = frozenset({
         "intermediate_size", "max_window_layers", "sliding_window",
     })  # fmt: skip
@@ -63,12 +63,12 @@ class Config(hf_config.Config):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Axis letter -> size."""
+        """The size of every axis, by its letter."""
         return super().sizes | {"F": self.moe_intermediate_size, "E": self.num_experts}
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """Without the list of layers that transformers writes, where each of them sees all."""
+        """Drops the list of layers that transformers writes, if all have full attention."""
         hf, kinds = rope_config.read(hf), hf.get("layer_types")
         if isinstance(kinds, list) and kinds.count(hf_config.FULL) == len(kinds):
             del hf["layer_types"]
@@ -99,7 +99,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+    """All layers stacked: every weight has a leading L axis, over which `stack.run` scans."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         norm = lambda: layers.RmsNorm("L D", config.sizes, rngs, eps=config.rms_norm_eps)
@@ -125,13 +125,13 @@ class Model(causal_lm.CausalLM):
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
         return self.norm(run(self, x, where, turn))
 
 
-# Our weight -> its HF name, for each layer {L}, and its axes there.
+# Our weight -> its HF name (once per layer, {L}) and the order of its axes there.
 HF_WEIGHTS = {
     "embedding":                   ("model.embed_tokens.weight",                        "V D"),
     "blocks.attention_norm.scale": ("model.layers.{L}.input_layernorm.weight",          "D"),

@@ -32,7 +32,7 @@ LINEAR, FULL = "linear_attention", hf_config.FULL
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "qwen3_5_text"
     architecture: ClassVar[str] = "Qwen3_5ForCausalLM"
@@ -55,12 +55,12 @@ class Config(hf_config.Config):
     linear_value_head_dim: int
     linear_conv_kernel_dim: int
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {
         "hidden_act": "silu", "attention_bias": False, "attn_output_gate": True,
         "mamba_ssm_dtype": "float32", "output_gate_type": "swish",
     }  # fmt: skip
-    # Of layers that predict the token after the next, which are not read.
+    # Keys of multi-token prediction layers, which are not loaded.
     ignored: ClassVar[frozenset[str]] = frozenset(
         {"mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "language_model_only"}
     )
@@ -74,21 +74,21 @@ class Config(hf_config.Config):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Of every layer, how it mixes tokens."""
+        """The kind of every layer, by how it mixes tokens."""
         return self.layer_types
 
     def sizes_of(self, kind: str) -> dict[str, int]:
-        """A delta net has as many query heads as value heads, each key for several of them."""
+        """Axis sizes per kind: a delta net has as many query as value heads, and fewer keys."""
         sizes = super().sizes_of(kind) | {"J": 2}
         return sizes | delta_net.sizes_of(self) if kind == LINEAR else sizes
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With a kind for each layer: every fourth one attends."""
+        """Adds the kind of each layer: every fourth one is attention."""
         hf = {"partial_rotary_factor": 0.25} | rope_config.of_text(hf)
         hf = rope_config.read(hf, partial=True)
         if hf.get("output_gate_type") == "silu":
-            hf["output_gate_type"] = "swish"  # another name for it
+            hf["output_gate_type"] = "swish"  # a synonym
         return hf_config.every(hf, hf.pop("full_attention_interval", None) or 4, LINEAR)
 
 
@@ -127,7 +127,7 @@ class Linear(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], mix: mixing.Mix, turn: rope.Turn
     ) -> Float[Array, "B T D"]:
-        del turn  # a state knows the order
+        del turn  # a recurrent state needs no positions
         qkv = layers.einsum("BTD,DQ->BTQ", x, self.qkv)
         gate = layers.einsum("BTD,DNU->BTNU", x, self.gate)
         beta = layers.einsum("BTD,DN->BTN", x, self.beta)
@@ -135,7 +135,7 @@ class Linear(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers of a kind at once: every weight has a leading L."""
+    """All layers of a kind, stacked: every weight has a leading L axis."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs, kind: str):
         sizes = config.sizes_of(kind)
@@ -157,20 +157,20 @@ class Model(causal_lm.CausalLM):
     keeps: ClassVar = {LINEAR: delta_net.KEEPS}
 
     def last_norm(self, config: Config, rngs: nnx.Rngs) -> layers.RmsNorm:
-        """Its scale is one plus the weight."""
+        """The final norm, whose scale is one plus the weight."""
         eps = config.rms_norm_eps
         return layers.RmsNorm("D", config.sizes, rngs, eps=eps, offset=1.0, wide=True)
 
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
         return self.norm(run(self, x, where, turn))
 
 
-# Our weight -> its HF name in a layer, and its axes there.
+# Our weight -> its HF name within a layer and the order of its axes there.
 IN_EVERY_LAYER = {
     "mixer_norm.scale": ("input_layernorm.weight",          "D"),
     "mlp_norm.scale":   ("post_attention_layernorm.weight", "D"),
@@ -206,5 +206,5 @@ HF_WEIGHTS = {
     **pattern.of_kinds(IN_LAYERS),
 }
 
-# What predicts the token after the next.
+# Multi-token prediction layers.
 HF_OTHERS = (r"^mtp\.",)

@@ -24,7 +24,7 @@ from zoo.parts import (
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "qwen3_moe"
     architecture: ClassVar[str] = "Qwen3MoeForCausalLM"
@@ -43,7 +43,7 @@ class Config(hf_config.Config):
     num_experts_per_tok: int
     norm_topk_prob: bool
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {
         "hidden_act": "silu",
         "attention_bias": False,
@@ -55,7 +55,7 @@ class Config(hf_config.Config):
     }
     ignored: ClassVar[frozenset[str]] = frozenset(
         {"intermediate_size", "max_window_layers"}
-    )  # of dense layers: there are none
+    )  # keys of dense layers, of which there are none
     assumed: ClassVar[dict[str, object]] = {
         "tie_word_embeddings": False, "rms_norm_eps": 1e-6, "num_key_value_heads": 4,
         "norm_topk_prob": False,
@@ -63,12 +63,12 @@ class Config(hf_config.Config):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Axis letter -> size."""
+        """The size of every axis, by its letter."""
         return super().sizes | {"F": self.moe_intermediate_size, "E": self.num_experts}
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With the window that the file's switch leaves, and one name for the number of experts."""
+        """Applies the switch of the window, and renames the key for the number of experts."""
         hf, slides = hf_config.switched(rope_config.read(hf), "use_sliding_window")
         if not slides:
             hf["sliding_window"] = None
@@ -76,7 +76,7 @@ class Config(hf_config.Config):
         return hf
 
     def to_hf(self) -> dict[str, object]:
-        """A `config.json` for a model that was not read from one."""
+        """The `config.json` of this Config, for a model that was not loaded from a folder."""
         return super().to_hf() | {"use_sliding_window": self.sliding_window is not None}
 
 
@@ -103,7 +103,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+    """All layers stacked: every weight has a leading L axis, over which `stack.run` scans."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         norm = lambda: layers.RmsNorm("L D", config.sizes, rngs, eps=config.rms_norm_eps)
@@ -126,13 +126,13 @@ class Model(causal_lm.CausalLM):
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
         return self.norm(run(self, x, where, turn))
 
 
-# Our weight -> its HF name, for each layer {L}, and its axes there.
+# Our weight -> its HF name (once per layer, {L}) and the order of its axes there.
 HF_WEIGHTS = {
     "embedding":                   ("model.embed_tokens.weight",                        "V D"),
     "blocks.attention_norm.scale": ("model.layers.{L}.input_layernorm.weight",          "D"),

@@ -1,4 +1,4 @@
-"""How the weights of a model are read from the files of its folder, and what else lies there."""
+"""Plans how weights are read from the files of a folder, including those the zoo only carries."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -15,7 +15,7 @@ from zoo.parts.quantised import is_quantised
 
 
 def plan_of(model: Model) -> hf_weights.Plan:
-    """What the weight reader needs: the table, the weights, and the tensors that repeat others."""
+    """The plan for the weight reader: table of names, wanted weights, and duplicate tensors."""
     table = hf_table(model)
     wanted: dict[str, hf_weights.Wanted] = {}
     for path, param in nnx.to_flat_state(nnx.state(model)):
@@ -30,15 +30,15 @@ def plan_of(model: Model) -> hf_weights.Plan:
 
 
 def spelling(model: Model, text_only: bool = False) -> hf_weights.Plan:
-    """How names are written in the folder that a model came from, and what it holds besides.
+    """The spelling of names in a model's source folder, and the other tensors to carry over.
 
-    Of that, `text_only` leaves what belongs to the text and is not computed here.
+    With `text_only` only those tensors remain that belong to the text and are not computed here.
     """
     arch = ARCHITECTURES[model.config.model_type]
     source = hf_folder.look_up(model.source) if model.source else None
     few: Any = source.config.get("quantization_config") if source else None
     there = config_of(source.config) if source else model.config
-    # transformers may keep the names of a whole when it saves the text alone.
+    # transformers may keep the multimodal names when it saves only the text part.
     names = (*getattr(arch, "HF_NAMES", ()), *text_half.NAMES)
     kept, others = (_patterns(getattr(arch, of, ()), there) for of in ("HF_KEPT", "HF_OTHERS"))
     if source and text_half.is_whole(source.config):
@@ -55,14 +55,14 @@ def spelling(model: Model, text_only: bool = False) -> hf_weights.Plan:
 
 
 def _patterns(given: Any, config: hf_config.Config) -> tuple[str, ...]:
-    """Of an architecture: patterns of names, or what gives them where a Config decides."""
+    """Patterns of names, given as they are or as a function of the Config."""
     return tuple(given(config) if callable(given) else given)
 
 
 def _of_layers(patterns: Sequence[str], there: int, now: int) -> list[str]:
-    """Patterns of names in a folder of so many layers, whose {L} is the first after these.
+    """Fills {L} in patterns of names with the first layer number after the last of `there`.
 
-    Of a model with fewer none is carried that is of a layer which is gone, nor of one after it.
+    If the model now has fewer layers, tensors of removed and later layers are not carried over.
     """
     gone = "|".join(map(str, range(now, there + 1))) if now != there else ""
     but = rf"(?!.*\blayers\.({gone})\.)" if gone else ""
@@ -70,12 +70,12 @@ def _of_layers(patterns: Sequence[str], there: int, now: int) -> list[str]:
 
 
 def with_extra(model: Model, extra: str) -> tuple[Model, dict[str, np.ndarray]]:
-    """The weights of the folder that a model without weights is of, and the tensors beside them.
+    """Loads the weights of an abstract model from its folder, and extra tensors in float32.
 
-    `extra` is a pattern of their names; they come in float32.
+    `extra` is a pattern of their names.
 
     Raises:
-      FileNotFoundError, ValueError: as `load`.
+      FileNotFoundError, ValueError: as in `load`.
     """
     assert model.source is not None
     folder = hf_folder.fetched(hf_folder.look_up(model.source))
@@ -88,7 +88,7 @@ def with_extra(model: Model, extra: str) -> tuple[Model, dict[str, np.ndarray]]:
 
 
 def filled(model: Model, folder: hf_folder.Folder, plan: hf_weights.Plan) -> Model:
-    """A model without weights, with those of its folder."""
+    """Fills an abstract model with the weights of its folder."""
     graph, state = nnx.split(model)
     arrays = hf_weights.read(folder.path, plan)
     params = []

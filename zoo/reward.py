@@ -1,7 +1,7 @@
-"""Reward models: a model of the zoo that has one number for a text in place of logits.
+"""Reward models: a model of the zoo that gives a text one number in place of logits.
 
-What transformers calls `…ForSequenceClassification` with one label, as Skywork's and most others on
-the hub are: a linear head over the last hidden state of the last token.
+They are `…ForSequenceClassification` models of transformers with one label, like Skywork's and most
+others on the hub: a linear head over the final hidden state of the last token.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,11 +24,11 @@ from zoo.models import Model, abstract
 from zoo.parts import sharding, spans, text_half, token_rows
 from zoo.parts.text_half import SCORE, SCORES
 
-TOKENS = 2**15  # of the rows that are read at a time
+TOKENS = 2**15  # per batch of texts
 
 
 class RewardModel(NamedTuple):
-    """A model without a vocabulary's head, and the head that it has."""
+    """A model without an LM head, and its scalar head."""
 
     model: Model
     head: Float[Array, " D"]
@@ -39,17 +39,17 @@ def load(
     dtype: jax.typing.DTypeLike = jnp.float32,
     mesh: jax.sharding.Mesh | None = None,
 ) -> RewardModel:
-    """The reward model of a Hugging Face folder or hub id; `dtype` is that of all but the head.
+    """Loads the reward model of a Hugging Face folder or hub id; `dtype` is for all but the head.
 
     Without a mesh everything is on the first device.
 
     Raises:
       FileNotFoundError: there is no such folder, repository or file.
-      ValueError: it is no reward model, has several labels, or is of no architecture here.
+      ValueError: it is not a reward model, has several labels, or has no architecture here.
     """
     folder = hf_folder.look_up(path_or_id)
     _refuse_others(folder.config, str(path_or_id))
-    # With a tied head there is no tensor of it to be read.
+    # Tied: an LM head is not loaded, and need not exist.
     model = abstract({**folder.config, "tie_word_embeddings": True}, dtype, mesh=mesh)
     model.source = folder
     model, beside = reading.with_extra(model, f"^{re.escape(SCORE)}$")
@@ -60,13 +60,13 @@ def load(
 
 
 def rewards(of: RewardModel, texts: Sequence[Sequence[int]]) -> list[float]:
-    """What each text is worth, as the ids of its tokens; the higher the better.
+    """The reward of each text, given as token ids; higher is better.
 
-    A conversation is a text as its own tokenizer writes it: `words.chat(messages)`.
+    A conversation is encoded by the reward model's own tokenizer: `words.chat(messages)`.
 
     Raises:
-      ValueError: a text is empty, longer than the model reads, or holds an id that it has no
-        embedding for.
+      ValueError: a text is empty, longer than the model reads, or holds an id that has no
+        embedding.
     """
     token_rows.check_several(texts, "texts")
     token_rows.check_length(max(map(len, texts), default=0), of.model.config)

@@ -1,4 +1,4 @@
-"""How a token is drawn from what a model says of the next one."""
+"""Sampling of the next token from a model's logits."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,11 +12,11 @@ from checkpoints_io.errors import BadInput
 
 
 class Sampling(NamedTuple):
-    """How a token is drawn; a temperature of 0 takes the likeliest.
+    """The sampling settings; a temperature of 0 always takes the likeliest token.
 
-    What remains is drawn by its probability at that temperature: at most `top_k` tokens (0: all);
-    of these the likeliest whose shares add up to `top_p`; those at least `min_p` times as probable
-    as the likeliest. The likeliest always remains. As in transformers and vLLM.
+    Otherwise a token is drawn by its probability at that temperature from at most `top_k` tokens
+    (0: all); of these, the likeliest that add up to `top_p`; and of these, those at least `min_p`
+    times as probable as the likeliest, which always remains. As in transformers and vLLM.
     """
 
     temperature: float = 0.0
@@ -26,16 +26,16 @@ class Sampling(NamedTuple):
 
 
 GREEDY = Sampling()
-COLDEST = 1e-30  # as a temperature; below it numbers in float32 are 0
+COLDEST = 1e-30  # the lowest temperature used; lower ones would underflow in float32
 # (logits [B, V], sampling, key) -> one token per row
 Way = Callable[[Array, Sampling, Key[Array, ""]], Int[Array, " B"]]
 
 
 def check(sampling: Sampling) -> None:
-    """Refuses what means nothing.
+    """Refuses invalid sampling settings.
 
     Raises:
-      ValueError: a number is out of its bounds, or has no effect.
+      ValueError: a number is out of bounds, or has no effect.
     """
     if not isinstance(sampling, Sampling):
         raise BadInput(f"sampling={sampling!r:.60} is none: write Sampling(temperature=0.7)")
@@ -54,7 +54,7 @@ def check(sampling: Sampling) -> None:
 
 
 def way(sampling: Sampling) -> Way:
-    """The program that draws so, without what it does not need: to sort V numbers takes long."""
+    """The cheapest function for these settings: sorting V numbers, say, is slow."""
     if not sampling.temperature:
         return likeliest
     return by_probability if sampling[1:] == GREEDY[1:] else drawn
@@ -71,18 +71,18 @@ def likeliest(
 def by_probability(
     logits: Float[Array, "B V"], sampling: Sampling, key: Key[Array, ""]
 ) -> Int[Array, " B"]:
-    """One token per row, any of them, by the temperature."""
+    """One token per row, drawn from the whole vocabulary at the temperature."""
     return jax.random.categorical(key, _heated(logits, sampling))
 
 
 def _heated(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:
-    """By the temperature, however small: the likeliest is 0, and nothing becomes infinite twice."""
+    """Divides logits by the temperature, after shifting the maximum to 0, so it cannot overflow."""
     below = logits - logits.max(-1, keepdims=True)
     return below / jnp.maximum(sampling.temperature, COLDEST)
 
 
 def drawn(logits: Float[Array, "B V"], sampling: Sampling, key: Key[Array, ""]) -> Int[Array, " B"]:
-    """One token per row, by `sampling`."""
+    """One token per row, drawn as `sampling` says."""
     ids = jnp.argsort(logits, axis=-1, descending=True)
     sorted_ = jnp.take_along_axis(_heated(logits, sampling), ids, -1)
     rank = jnp.arange(logits.shape[-1])

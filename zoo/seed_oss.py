@@ -1,4 +1,4 @@
-"""Seed-OSS (https://github.com/ByteDance-Seed/seed-oss): a Qwen 2 with heads of their own width.
+"""Seed-OSS (https://github.com/ByteDance-Seed/seed-oss): a Qwen 2 with a separate head width.
 
 Agrees with transformers/models/seed_oss/modeling_seed_oss.py, without its dropout.
 """
@@ -14,7 +14,7 @@ from zoo.parts import attention, causal_lm, hf_config, layers, mlp, rope, spans,
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "seed_oss"
     architecture: ClassVar[str] = "SeedOssForCausalLM"
@@ -29,7 +29,7 @@ class Config(hf_config.Config):
     tie_word_embeddings: bool
     rope_parameters: rope.Rope
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {
         "hidden_act": "silu", "attention_bias": True, "attention_out_bias": False,
         "mlp_bias": False,
@@ -64,7 +64,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+    """All layers stacked: every weight has a leading L axis, over which `stack.run` scans."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         norm = lambda: layers.RmsNorm("L D", config.sizes, rngs, eps=config.rms_norm_eps)
@@ -86,13 +86,13 @@ class Model(causal_lm.CausalLM):
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
         return self.norm(run(self, x, where, turn))
 
 
-# Our weight -> its HF name, for each layer {L}, and its axes there.
+# Our weight -> its HF name (once per layer, {L}) and the order of its axes there.
 HF_WEIGHTS = {
     "embedding":                   ("model.embed_tokens.weight",                        "V D"),
     "blocks.attention_norm.scale": ("model.layers.{L}.input_layernorm.weight",          "D"),

@@ -16,7 +16,7 @@ from zoo.parts import attention, causal_lm, hf_config, layers, mlp, rope, rope_c
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "smollm3"
     architecture: ClassVar[str] = "SmolLM3ForCausalLM"
@@ -30,28 +30,28 @@ class Config(hf_config.Config):
     rms_norm_eps: float
     tie_word_embeddings: bool
     rope_parameters: rope.Rope
-    no_rope_layers: tuple[bool, ...]  # False: the layer has no positions
-    sliding_window: int | None  # of the sliding layers
+    no_rope_layers: tuple[bool, ...]  # False: the layer has no rope
+    sliding_window: int | None  # width, in the sliding layers
     layer_types: tuple[str, ...]
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {
         "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
     }  # fmt: skip
     ignored: ClassVar[frozenset[str]] = frozenset(
         {"max_window_layers"}
-    )  # a key of Qwen, unused here
+    )  # a key of Qwen, without effect here
     assumed: ClassVar[dict[str, object]] = {
         "tie_word_embeddings": True, "rms_norm_eps": 1e-6, "num_key_value_heads": 4,
     }  # fmt: skip
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With every layer by name."""
+        """Lists the kind of every layer."""
         return _layers_named(rope_config.read(hf, theta=2_000_000.0))
 
     def to_hf(self) -> dict[str, object]:
-        """A `config.json` for a model that was not read from one."""
+        """The `config.json` of this Config, for a model that was not loaded from a folder."""
         return super().to_hf() | {
             "use_sliding_window": self.sliding_window is not None,
             "no_rope_layers": [int(turns) for turns in self.no_rope_layers],
@@ -59,12 +59,12 @@ class Config(hf_config.Config):
 
 
 def _layers_named(hf: dict[str, object]) -> dict[str, object]:
-    """Every layer by name, where a file gives an interval: the fourth, eighth, … have no rope."""
+    """Lists every layer where a file gives an interval: the fourth, eighth, … have no rope."""
     hf, slides = hf_config.switched(hf, "use_sliding_window")
     interval = hf.pop("no_rope_layer_interval", None) or 4
     width, count = hf.pop("sliding_window", None), hf_config.count_of(hf)
     if count is None or not isinstance(interval, int):
-        return hf  # which is refused for it
+        return hf  # the bad value is refused later
     turns = hf.get("no_rope_layers") or [(i + 1) % interval for i in range(count)]
     if not isinstance(turns, list):
         raise BadInput(f"config.json: no_rope_layers should be a list, not {turns!r}")
@@ -102,7 +102,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+    """All layers stacked: every weight has a leading L axis, over which `stack.run` scans."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         norm = lambda: layers.RmsNorm("L D", config.sizes, rngs, eps=config.rms_norm_eps)
@@ -128,7 +128,7 @@ class Model(causal_lm.CausalLM):
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         turns = rope.either(rope.unturned(turn), turn)
         which = np.array(self.config.no_rope_layers, np.int32)
@@ -137,7 +137,7 @@ class Model(causal_lm.CausalLM):
         return self.norm(run(self, x, where, turns, each=each))
 
 
-# Our weight -> its HF name, for each layer {L}, and its axes there.
+# Our weight -> its HF name (once per layer, {L}) and the order of its axes there.
 HF_WEIGHTS = {
     "embedding":                   ("model.embed_tokens.weight",                        "V D"),
     "blocks.attention_norm.scale": ("model.layers.{L}.input_layernorm.weight",          "D"),

@@ -1,7 +1,7 @@
-"""StableLM (https://arxiv.org/abs/2402.17834): a rope over a part of each head, norms with biases.
+"""StableLM (https://arxiv.org/abs/2402.17834): partial rope, norms with biases.
 
-Agrees with transformers/models/stablelm/modeling_stablelm.py, without its dropout. The larger ones
-have attention beside the MLP, and norms of q and k with a scale for each head.
+Agrees with transformers/models/stablelm/modeling_stablelm.py, without its dropout. The larger
+ones have attention in parallel with the MLP, and q and k norms with a scale per head.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from zoo.parts import attention, causal_lm, hf_config, layers, mlp, rope, rope_c
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "stablelm"
     architecture: ClassVar[str] = "StableLmForCausalLM"
@@ -34,9 +34,9 @@ class Config(hf_config.Config):
     qk_layernorm: bool
     use_parallel_residual: bool
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {"hidden_act": "silu"}
-    # Of Stability's own program; transformers reads the names above.
+    # Keys of Stability's own code; transformers reads the names above.
     ignored: ClassVar[frozenset[str]] = frozenset({"num_heads", "norm_eps"})
     assumed: ClassVar[dict[str, object]] = {
         "tie_word_embeddings": False, "layer_norm_eps": 1e-5, "num_key_value_heads": 32,
@@ -45,12 +45,12 @@ class Config(hf_config.Config):
 
     @property
     def head_dim(self) -> int:
-        """Together they are as wide as the model."""
+        """The head width: all heads together are as wide as the model."""
         return hf_config.filling(self)
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """With a rope that turns a quarter of each head by default."""
+        """Adds the default rope, which covers a quarter of each head."""
         return rope_config.read({"partial_rotary_factor": 0.25} | hf, partial=True)
 
 
@@ -87,7 +87,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+    """All layers stacked: every weight has a leading L axis, over which `stack.run` scans."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         norm = lambda: layers.LayerNorm("L D", config.sizes, rngs, eps=config.layer_norm_eps)
@@ -111,19 +111,19 @@ class Model(causal_lm.CausalLM):
     Block = Block
 
     def last_norm(self, config: Config, rngs: nnx.Rngs) -> layers.LayerNorm:
-        """With a bias."""
+        """The final norm, which has a bias."""
         return layers.LayerNorm("D", config.sizes, rngs, eps=config.layer_norm_eps)
 
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
         return self.norm(run(self, x, where, turn))
 
 
-# Our weight -> its HF name, for each layer {L} and each head {N} or {K}, and its axes there.
+# Our weight -> its HF name (per layer {L}, per head {N} or {K}) and the order of its axes there.
 HF_WEIGHTS = {
     "embedding":                   ("model.embed_tokens.weight",                        "V D"),
     "blocks.attention_norm.scale": ("model.layers.{L}.input_layernorm.weight",          "D"),

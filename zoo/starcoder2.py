@@ -1,4 +1,4 @@
-"""StarCoder2 (https://arxiv.org/abs/2402.19173): biases everywhere, a window on every layer.
+"""StarCoder2 (https://arxiv.org/abs/2402.19173): biases everywhere, a sliding window per layer.
 
 Agrees with transformers/models/starcoder2/modeling_starcoder2.py, without its dropout.
 """
@@ -14,7 +14,7 @@ from zoo.parts import attention, causal_lm, hf_config, layers, mlp, rope, spans,
 
 @dataclasses.dataclass(frozen=True)
 class Config(hf_config.Config):
-    """Field names are the keys of an HF `config.json`."""
+    """The fields are named after the keys of an HF `config.json`."""
 
     model_type: ClassVar[str] = "starcoder2"
     architecture: ClassVar[str] = "Starcoder2ForCausalLM"
@@ -30,12 +30,12 @@ class Config(hf_config.Config):
     rope_parameters: rope.Rope
     sliding_window: int | None
 
-    # What HF lets a config choose and this file does not.
+    # Options of the HF config that this file supports with one value only.
     fixed: ClassVar[dict[str, object]] = {
         "hidden_act": "gelu_pytorch_tanh", "use_bias": True, "norm_type": "layer_norm",
         "scale_attn_weights": True,
     }  # fmt: skip
-    # Settings of StarCoder's own program; transformers reads none of them.
+    # Settings of StarCoder's own code; transformers reads none of them.
     ignored: ClassVar[frozenset[str]] = frozenset({
         "activation_function", "attention_softmax_in_fp32", "layer_norm_epsilon", "mlp_type",
         "scale_attention_softmax_in_fp32",
@@ -71,7 +71,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """All layers at once: every weight has a leading L, and `stack.run` goes through it."""
+    """All layers stacked: every weight has a leading L axis, over which `stack.run` scans."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         norm = lambda: layers.LayerNorm("L D", config.sizes, rngs, eps=config.norm_epsilon)
@@ -91,19 +91,19 @@ class Model(causal_lm.CausalLM):
     Block = Block
 
     def last_norm(self, config: Config, rngs: nnx.Rngs) -> layers.LayerNorm:
-        """With a bias."""
+        """The final norm, which has a bias."""
         return layers.LayerNorm("D", config.sizes, rngs, eps=config.norm_epsilon)
 
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
         return self.norm(run(self, x, where, turn))
 
 
-# Our weight -> its HF name, for each layer {L}, and its axes there.
+# Our weight -> its HF name (once per layer, {L}) and the order of its axes there.
 HF_WEIGHTS = {
     "embedding":                   ("model.embed_tokens.weight",                        "V D"),
     "blocks.attention_norm.scale": ("model.layers.{L}.input_layernorm.weight",          "D"),

@@ -1,4 +1,4 @@
-"""Which weights of a model get adapters: by the names of its HF files, as PEFT chooses them."""
+"""Selects the weights that get adapters by their HF names, as PEFT does."""
 
 from collections.abc import Callable, Iterator, Mapping
 import difflib
@@ -19,46 +19,46 @@ ALL_LINEAR = "all-linear"
 
 
 class Lora(NamedTuple):
-    """Which adapters; names and meanings are those of PEFT's `LoraConfig`."""
+    """The adapters to add; names and meanings are those of PEFT's `LoraConfig`."""
 
     rank: int
     alpha: float
-    targets: tuple[str, ...] = (ALL_LINEAR,)  # ends of module names, or one regular expression
+    targets: tuple[str, ...] = (ALL_LINEAR,)  # suffixes of module names, or one regular expression
     exclude: tuple[str, ...] = ()  # likewise
     layers: tuple[int, ...] | None = None  # None: all of them
-    rslora: bool = False  # the product is scaled by alpha / sqrt(rank), not alpha / rank
+    rslora: bool = False  # scale by alpha / sqrt(rank), not alpha / rank
     dora: bool = False
-    zero: str = "A"  # the factor that begins as 0
+    zero: str = "A"  # the factor that is initialised to 0
     rank_pattern: Mapping[str, int] = {}
     alpha_pattern: Mapping[str, float] = {}
 
 
 class Site(NamedTuple):
-    """A weight with adapters, and what the adapter of each of its layers is."""
+    """A weight with adapters, and the rank and scale of each layer's adapter."""
 
     path: str  # ours
     axes: str  # of the weight: "L D N H"
-    into: str  # what a product sums over, in the order of the file
-    out: str  # what it makes
+    into: str  # axes that the product sums over, in the order of the file
+    out: str  # axes of its output
     ranks: tuple[int, ...]  # of each layer; 0: it has none
     scales: tuple[float, ...]
 
     @property
     def lead(self) -> str:
-        """L, and E where each expert has an adapter of its own."""
+        """The leading axes: L, and E if each expert has its own adapter."""
         return lead_of(self.axes, self.into, self.out)
 
 
 def module_names(entry: hf_names.Entry, shape: tuple[int, ...]) -> Iterator[tuple]:
-    """The modules of a weight by their HF names, and where in the weight each stands."""
+    """The HF names of a weight's modules, and the index of each in the weight."""
     for index, name in hf_names.of(entry, shape):
         yield index, name.removesuffix(".weight")
 
 
 def sides(axes: str, entry: hf_names.Entry) -> tuple[str, str]:
-    """The letters a weight sums over, and those it makes, in the order of its file.
+    """The input and output axes of a weight's product, in the order of its file.
 
-    Ours stand in this order; but what is several things side by side (J) is what is made.
+    Our weights have the same order, except that an axis of fused matrices (J) is an output.
     """
     first, second = hf_names.groups(entry.axes)[-2:]
     where = lambda group: min(axes.index(letter) for letter in group.split())
@@ -71,7 +71,7 @@ Matrices = Mapping[str, tuple[nnx.Variable, hf_names.Entry]]  # by our paths
 
 
 def linear(model: Model) -> Matrices:
-    """The matrices of the blocks by our paths: what may have adapters."""
+    """The matrices of the blocks, by our paths, to which adapters can be attached."""
     table = hf_table(model)
     every = {name_of(path): param for path, param in nnx.to_flat_state(nnx.state(model))}
     return {
@@ -82,11 +82,11 @@ def linear(model: Model) -> Matrices:
 
 
 def sites(model: Model, lora: Lora) -> list[Site]:
-    """The weights that `lora` chooses, by the names of the Hugging Face files.
+    """The weights that `lora` selects, by the names in the Hugging Face files.
 
     Raises:
-      ValueError: a target, an excluded name or a pattern matches nothing or is no expression, or a
-        layer is not there.
+      ValueError: a target, an excluded name or a pattern matches nothing or is not a valid regular
+        expression, or a layer does not exist.
     """
     choose, leave = _matcher(lora.targets, "targets"), _matcher(lora.exclude, "exclude")
     for setting in ("rank_pattern", "alpha_pattern"):
@@ -105,8 +105,8 @@ def sites(model: Model, lora: Lora) -> list[Site]:
         own = site(path, param.axes, entry, {}, param.shape[0])
         each: dict[int, tuple[int, float]] = {}
         in_one_tensor = "E" in own.lead and "{E}" not in entry.name
-        # Only by their names: PEFT's all-linear has routers too, and none of such experts either;
-        # what a state space (X) gives out it refuses, as kernels go past adapters there.
+        # These need to be named: PEFT's all-linear has routers but no fused experts, and PEFT
+        # refuses the output projection of a state space (X), as kernels bypass adapters there.
         is_apart = path.endswith("router") or in_one_tensor or "X" in own.into
         for (i, *_), name in module_names(entry, param.shape):
             names.add(name)
@@ -126,7 +126,7 @@ def sites(model: Model, lora: Lora) -> list[Site]:
         if each:
             found.append(site(path, param.axes, entry, each, param.shape[0]))
     asked = [*lora.targets, *lora.rank_pattern, *lora.alpha_pattern]
-    if not text_half.is_whole(hf):  # of which it may be the tower that is excluded
+    if not text_half.is_whole(hf):  # otherwise the exclusion may be of its tower
         asked += lora.exclude
     if idle := [name for name in asked if name not in met]:
         raise BadInput(_matches_nothing(idle[0], names, idle[0] in lora.targets))
@@ -144,16 +144,16 @@ def site(
     each: Mapping[int, tuple[int, float]],
     count: int,
 ) -> Site:
-    """A weight of `count` layers, with the rank and the scale of `each` that has an adapter."""
+    """The site of a weight of `count` layers, with rank and scale of `each` that has an adapter."""
     ranks, scales = zip(*(each.get(i, (0, 0.0)) for i in range(count)), strict=True)
     return Site(path, axes, *sides(axes, entry), ranks, scales)
 
 
 def taken_for_experts(model: Model, found: list[Site]) -> str | None:
-    """A module with adapters that stands beside experts and is called as one of theirs, if any is.
+    """A module with adapters whose name PEFT would mistake for an expert's, if there is one.
 
-    A shared expert's, or that of a layer without experts: PEFT 0.21 takes such names for those of
-    the experts of many families, and loses the adapters.
+    It is of a shared expert, or of a layer without experts: in many families PEFT 0.21 takes such
+    names for those of experts, and loses the adapters.
     """
     names = lambda path: next(module_names(matrices[path][1], matrices[path][0].shape))[1]
     matrices = linear(model)
@@ -164,19 +164,19 @@ def taken_for_experts(model: Model, found: list[Site]) -> str | None:
 
 
 def refuse_experts(found: list[Site], remedy: str) -> None:
-    """Refuses magnitudes of experts.
+    """Refuses DoRA magnitudes on experts.
 
     Raises:
-      ValueError: there are experts among these.
+      ValueError: some of these sites are experts.
     """
     if of_experts := [one.path for one in found if one.lead != "L"]:
         raise BadInput(f"experts ({of_experts[0]}) take no magnitudes, here or in PEFT: {remedy}")
 
 
 def rank_and_scale(lora: Lora, called: tuple[str, ...], met: set[str]) -> tuple[int, float]:
-    """Those of a module; what its product is multiplied by. The patterns that match join `met`.
+    """The rank and the scale of a module, which may have several names (`called`).
 
-    It may be called by several names.
+    Patterns that match are added to `met`.
 
     Source of rsLoRA: https://arxiv.org/abs/2312.03732.
     """
@@ -188,7 +188,7 @@ def rank_and_scale(lora: Lora, called: tuple[str, ...], met: set[str]) -> tuple[
 def _by_pattern(
     patterns: Mapping[str, Any], called: tuple[str, ...], otherwise: Any, met: set[str]
 ) -> Any:
-    """The value of the first pattern that matches a module's name, as PEFT matches them."""
+    """The value of the first pattern that matches a module's name, by PEFT's rules."""
     for pattern, value in patterns.items():
         if any(map(_ending(pattern).fullmatch, called)):
             met.add(pattern)
@@ -196,13 +196,13 @@ def _by_pattern(
     return otherwise
 
 
-@functools.cache  # a folder may name thousands of modules, each of which is compared with all
+@functools.cache  # a folder may name thousands of modules, and each is compared with all
 def _ending(pattern: str) -> re.Pattern[str]:
     return re.compile(rf"(.*\.)?({pattern})")
 
 
 def _matcher(asked: tuple[str, ...], setting: str) -> Callable[[str], set[str]]:
-    """Which of the names asked for a module has: ends of it, or one regular expression."""
+    """A function from a module's name to the requested names (suffixes or a regex) it matches."""
     plain = [one for one in asked if one == ALL_LINEAR or re.fullmatch(r"[\w.]+", one)]
     if len(asked) > 1 and len(plain) < len(asked):
         odd = next(one for one in asked if one not in plain)

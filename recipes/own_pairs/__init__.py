@@ -1,1 +1,1 @@
-"""Pairs of one's own: prompts -> answers of a model -> scores of a judge -> pairs."""
+"""Makes pairs of one's own: prompts, answers of a model, scores of a judge, then pairs."""

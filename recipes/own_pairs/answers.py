@@ -1,4 +1,4 @@
-"""Several answers to each prompt, drawn from a model, a batch of prompts at a time."""
+"""Samples several answers to each prompt from a model, a batch of prompts at a time."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,14 +15,14 @@ from zoo.text.chat_tokenizer import ChatTokenizer
 from zoo.text.tokenizer import said
 
 FILE = "answers.jsonl"
-ROOM = 2**16  # tokens of all rows that are generated at a time
-ROWS = 256  # of them, at most
+ROOM = 2**16  # tokens in all rows that are generated at a time
+ROWS = 256  # the most rows that are generated at a time
 
 
 class Drawing(NamedTuple):
-    """How a prompt is answered."""
+    """How the answers to a prompt are sampled."""
 
-    answers: int  # to each prompt
+    answers: int  # per prompt
     most: int  # tokens of an answer
     sampling: Sampling
     seed: int
@@ -43,7 +43,7 @@ def batches(prompts: Sequence[Prompt], how: Drawing) -> list[list[Prompt]]:
 def missing(
     directory: places.Place, every: Sequence[list[Prompt]]
 ) -> tuple[list[kept.Line], Sequence[list[Prompt]]]:
-    """The lines of the batches that were answered, and the other batches."""
+    """The lines of the batches that have been answered, and the batches that have not."""
     lines, done, count = kept.lines(directory, FILE), 0, 0
     while done < len(every) and count + len(every[done]) <= len(lines):
         count += len(every[done])
@@ -60,9 +60,9 @@ def draw(
 ) -> None:
     """Answers the batches that have none; a batch has the same answers whenever it is drawn.
 
-    A line of the file has `row`, `prompt` (messages), `tools` and `chat_template_kwargs`, and of
-    each answer its text, its token ids, and whether it came to its end (a stop token, which is not
-    in the text).
+    A line of the file has `row`, `prompt` (messages), `tools` and `chat_template_kwargs`, and for
+    each answer its text, its token ids, and whether it ended (with a stop token, which is not in
+    the text).
     """
     lines, left = missing(directory, every)
     with kept.adding(directory, FILE, lines) as add:

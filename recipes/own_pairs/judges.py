@@ -1,7 +1,7 @@
-"""Who says how good an answer is: a function, a program, a reward model, or the implicit reward.
+"""Judges, which score answers: a function, a program, a reward model, or the implicit reward.
 
-A judge is given lines, each with a prompt and the answers that may become a pair, and gives a
-number for each answer, the higher the better: line by line, so that what it has said is kept.
+A judge is given lines, each with a prompt and the answers that may become a pair, and returns a
+number for each answer, where higher is better: line by line, so that finished scores are kept.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,12 +36,12 @@ Judge = Callable[[Sequence[kept.Line]], Scores]
 def judge(directory: places.Place, name: str, opened: Callable[[], Judge]) -> None:
     """Judges the answers that have no scores.
 
-    A line of the file has `row`, `judge`, and `scores`: of each answer, null where it cannot become
-    part of a pair (it was cut off, or says what another says).
+    A line of the file has `row`, `judge`, and `scores`: one per answer, null if it cannot become
+    part of a pair (it was cut off, or repeats another).
 
     Raises:
-      ValueError: the file has what another judge says.
-      RuntimeError: what this one says are no scores.
+      ValueError: the file has another judge's scores.
+      RuntimeError: what this judge returns are not scores.
     """
     lines, done = kept.lines(directory, answers.FILE), kept.lines(directory, FILE)
     if other := next((one for one in done if one["judge"] != name), None):
@@ -62,7 +62,7 @@ def judge(directory: places.Place, name: str, opened: Callable[[], Judge]) -> No
 
 
 def usable(line: kept.Line) -> list[int]:
-    """The answers of a line that came to their end and say what none before them says."""
+    """The indices of a line's answers that ended and do not repeat an earlier one."""
     found: dict[str, int] = {}
     for i, (text, finished) in enumerate(zip(line["answers"], line["finished"], strict=True)):
         if finished and text.strip():
@@ -77,7 +77,7 @@ def _with_usable(line: kept.Line) -> kept.Line:
 
 
 def _checked(said: Any, asked: Sequence[int], name: str, row: int) -> dict[int, float]:
-    """The numbers for these answers; NaN is for one that the judge does not judge."""
+    """The scores of these answers; NaN is for one that the judge does not score."""
     try:
         scores = [float(one) for one in said]
     except (TypeError, ValueError):
@@ -91,11 +91,11 @@ def _checked(said: Any, asked: Sequence[int], name: str, row: int) -> dict[int, 
 
 
 def of_user(named: str) -> Judge:
-    """`module:function`, found from the folder of the command too, or a command of the shell.
+    """A judge given as `module:function`, also found in the working directory, or shell command.
 
-    A function is given a prompt (messages) and its answers (texts). A command is started once and
-    given a line of JSON on stdin for each prompt, `{"row", "prompt", "answers"}`; it prints a line
-    for each, a list of numbers.
+    A function is called with a prompt (messages) and its answers (texts). A command is started once
+    and gets a line of JSON on stdin for each prompt, `{"row", "prompt", "answers"}`; it prints a
+    line for each, a list of numbers.
 
     Raises:
       FileNotFoundError: there is no such function.
@@ -103,7 +103,7 @@ def of_user(named: str) -> Judge:
     if not re.fullmatch(FUNCTION, named):
         return lambda lines: _of_command(named, lines)
     module, _, name = named.partition(":")
-    if "" not in sys.path:  # the folder of the command
+    if "" not in sys.path:  # the working directory
         sys.path.append("")
     try:
         function = getattr(importlib.import_module(module), name)
@@ -125,7 +125,7 @@ def _of_command(command: str, lines: Sequence[kept.Line]) -> Iterator[Any]:
                 for line in lines:
                     asked = {name: line[name] for name in ("row", "prompt", "answers")}
                     put.write(json.dumps(asked) + "\n")
-        except BrokenPipeError:  # it has ended; what it lacks is said below
+        except BrokenPipeError:  # it has ended; missing scores are reported below
             pass
 
     asking = threading.Thread(target=ask, daemon=True)
@@ -144,7 +144,7 @@ def _of_command(command: str, lines: Sequence[kept.Line]) -> Iterator[Any]:
 
 
 def of_reward_model(path_or_id: str, dtype: str | None, mesh: jax.sharding.Mesh) -> Judge:
-    """A model of the zoo's families with one number in place of logits.
+    """A judge that is a reward model: one of the zoo's families with one number for logits.
 
     Raises:
       FileNotFoundError, ValueError: as `reward.load`.
@@ -167,9 +167,10 @@ def of_reward_model(path_or_id: str, dtype: str | None, mesh: jax.sharding.Mesh)
 
 
 def of_implicit(policy: zoo.Model, reference: zoo.Model, tokenizer: ChatTokenizer) -> Judge:
-    """The log p of an answer under the policy less that under the reference.
+    """A judge that gives an answer's log p under the policy minus that under the reference.
 
-    In nats, summed over its tokens; a DPO reward is beta times it. Rafailov et al. 2023, section 4.
+    It is in nats, summed over tokens; beta times it is the DPO reward (Rafailov et al. 2023,
+    section 4).
     """
 
     def judged(lines: Sequence[kept.Line]) -> Scores:

@@ -1,4 +1,4 @@
-"""Lines that a killed program finds again: JSON, one for each prompt, in the order of the work."""
+"""Lines that a killed program can continue: JSON, one per prompt, in the order of the work."""
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
@@ -13,7 +13,7 @@ MADE_WITH = "sampling.json"
 
 
 def lines(directory: places.Place, name: str) -> list[Line]:
-    """The lines that were written completely."""
+    """The lines of a file that were written completely."""
     content = directory.read(name) or b""
     return [json.loads(line) for line in content.split(b"\n")[:-1]]
 
@@ -22,30 +22,30 @@ def lines(directory: places.Place, name: str) -> list[Line]:
 def adding(
     directory: places.Place, name: str, begin: list[Line]
 ) -> Iterator[Callable[[list[Line]], None]]:
-    """A file of these lines; what the function is given follows them, and is kept on its return."""
+    """A file of these lines, and a function that appends more, which are stored when it returns."""
     with directory.appending(name, written(begin)) as add:
         yield lambda some: add(written(some))
 
 
 def written(some: list[Line]) -> bytes:
-    """The lines as bytes, one for each object."""
+    """The objects as bytes, one line for each."""
     texts = (json.dumps(one, ensure_ascii=False) for one in some)
     return "".join(f"{text}\n" for text in texts).encode("utf-8", "replace")
 
 
 def given(line: Line) -> dict[str, Any]:
-    """Settings of the chat template that a row asks for; older lines have none."""
+    """The chat template settings that a row asks for; older lines have none."""
     return line.get("chat_template_kwargs") or {}
 
 
 def check(directory: places.Place, made_with: Mapping[str, Any]) -> None:
-    """What is in the directory was made with the same settings; if nothing is, it now says these.
+    """Checks that the directory was made with the same settings, or records them in an empty one.
 
     Settings are by their flags; a dict is what identifies contents.
 
     Raises:
-      FileExistsError: it was made by something else.
-      ValueError: it was made with others.
+      FileExistsError: something else made the directory.
+      ValueError: it was made with other settings.
     """
     found = directory.read(MADE_WITH)
     if found is None:

@@ -1,4 +1,4 @@
-"""Answers and their scores -> pairs: of each prompt the best answer and the worst."""
+"""Makes pairs of answers and their scores: for each prompt the best answer and the worst."""
 
 import collections
 from collections.abc import Mapping
@@ -15,11 +15,10 @@ ALIKE = "all answers have the same score"
 
 
 def write(directory: places.Place, left_out: Mapping[int, str]) -> str:
-    """Writes the pairs, and why a row of the prompts has none; a sentence on both.
+    """Writes the pairs, and why rows of the prompts have none; returns a summary of both.
 
     A pair has `prompt`, `chosen`, `rejected` (messages), both scores, `tools` and
-    `chat_template_kwargs` where there are some, and `row`. `left_out` are the rows without a
-    prompt.
+    `chat_template_kwargs` if there are any, and `row`. `left_out` are the rows without a prompt.
     """
     pairs, without = [], [{"row": row, "reason": why} for row, why in left_out.items()]
     both = (kept.lines(directory, name) for name in (answers.FILE, judges.FILE))
@@ -36,7 +35,7 @@ def write(directory: places.Place, left_out: Mapping[int, str]) -> str:
 
 
 def pair_of(line: kept.Line, scores: list[float | None]) -> kept.Line | str:
-    """The pair of a prompt, or why it has none. Of equal scores the first answer is taken."""
+    """The pair of a prompt, or why it has none; of equal scores the first answer is taken."""
     judged = [(i, score) for i, score in enumerate(scores) if score is not None]
     if len(judged) < 2:
         return TOO_FEW_JUDGED if len(judges.usable(line)) > 1 else TOO_FEW

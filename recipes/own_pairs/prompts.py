@@ -1,4 +1,4 @@
-"""Prompts from any source: rows of prompts, conversations or pairs -> messages and their ids."""
+"""Reads prompts from any source, rows of prompts, conversations or pairs, as messages and ids."""
 
 import contextlib
 import itertools
@@ -16,17 +16,17 @@ REMEDY = "put it into `prompt`, `system_prompt` or `tools`, or leave the column 
 
 
 class Prompt(NamedTuple):
-    """What a model is to answer."""
+    """A prompt that a model is to answer."""
 
     row: int  # its number in the source
     turns: Turns
     tools: list | None
-    template_kwargs: dict[str, object]  # what the row asks of the chat template
-    ids: tuple[int, ...]  # as the chat template has them before an answer
+    template_kwargs: dict[str, object]  # the row's settings for the chat template
+    ids: tuple[int, ...]  # as the chat template writes them before an answer
 
 
 class Read(NamedTuple):
-    """The prompts of a source, and why a row has none."""
+    """The prompts of a source, and why some rows have none."""
 
     prompts: list[Prompt]
     left_out: dict[int, str]
@@ -72,18 +72,18 @@ def read(source: str, tokenizer: ChatTokenizer, most: int | None) -> Read:
 def asked(fields: dict[str, object]) -> tuple[Turns, list | None, dict[str, object]]:
     """The messages to be answered, the tools that go with them, and settings of the template.
 
-    Of a pair they are what both answers answer. An answer at the end of a conversation is not one
-    of them.
+    For a pair they are what both answers answer. An answer at the end of a conversation is left
+    out.
 
     Raises:
-      ValueError: a sentence: there are none, or not all of what is asked is read.
+      ValueError: there are none, or part of what is asked would not be read.
     """
     row, layout = columns.renamed(fields, {}), None
     with contextlib.suppress(BadInput):
         layout = columns.recognised(row)
     try:
         pair = layouts.read(layout, row) if layout else _unanswered(row)
-    except BadInput as error:  # answers that say nothing have a sound prompt all the same
+    except BadInput as error:  # the prompt is sound even if the answers are empty
         if layout is None or str(error) not in layouts.SAYS_NOTHING:
             raise
         pair = _unanswered(row)
@@ -99,7 +99,7 @@ def asked(fields: dict[str, object]) -> tuple[Turns, list | None, dict[str, obje
 
 
 def _unanswered(row: dict[str, object]) -> Pair:
-    """A row of a prompt alone, as if something answered it."""
+    """A row with only a prompt, as if something had answered it."""
     row = columns.renamed(row, {}, single=True)
     if row.get("instruction") is not None:
         return layouts.read("instruction_answer", row | {"answer": "."})
@@ -112,7 +112,7 @@ def _unanswered(row: dict[str, object]) -> Pair:
 
 
 def _question(turns: Turns) -> Turns:
-    """The turns up to the last that is not the assistant's."""
+    """The turns up to the last one that is not the assistant's."""
     last = max((i for i, turn in enumerate(turns) if turn["role"] != "assistant"), default=-1)
     if all(turn["role"] == "system" for turn in turns[: last + 1]):
         raise BadInput("it asks nothing")

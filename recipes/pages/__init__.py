@@ -1,1 +1,1 @@
-"""Pages that a person looks at."""
+"""HTML pages about a run and its data."""

@@ -1,12 +1,12 @@
-"""Curves as the numbers that draw them: no script draws them on the page."""
+"""Charts computed here as SVG paths, so that the page needs no script to draw them."""
 
 from collections.abc import Iterable, Sequence
 import itertools
 import math
 from typing import NamedTuple
 
-LEFT, WIDTH, TOP, HEIGHT = 44, 292, 10, 120  # of the field within the drawing
-POINTS = 240  # of a curve, at most
+LEFT, WIDTH, TOP, HEIGHT = 44, 292, 10, 120  # the plot area within the drawing
+POINTS = 240  # the most points of a curve
 
 Number = int | float
 Curve = Sequence[tuple[Number, Number]]
@@ -28,21 +28,21 @@ class Drawn(NamedTuple):
     run: int
     says: str
     path: str  # of SVG
-    dots: list[tuple[str, str, str]]  # x, y, what is said there
+    dots: list[tuple[str, str, str]]  # x, y, label
 
 
 class Chart(NamedTuple):
-    """Lines over the steps, in one field."""
+    """Lines over the steps, in one plot area."""
 
     title: str
     says: str
     lines: list[Drawn]
-    across: list[tuple[str, str]]  # of each tick: where, and what it says
+    across: list[tuple[str, str]]  # position and label of each tick
     up: list[tuple[str, str]]
 
 
 def chart(title: str, says: str, lines: Iterable[Line]) -> Chart | None:
-    """All lines in a field that holds them; none if there is no point."""
+    """A chart scaled to hold all lines; None if there is no point."""
     lines = [line for line in lines if line.points]
     if not lines:
         return None
@@ -63,7 +63,7 @@ def chart(title: str, says: str, lines: Iterable[Line]) -> Chart | None:
 
 
 def thinned(points: Curve, most: int = POINTS) -> Curve:
-    """At most so many points, each the mean of its neighbours; the last stays as it is."""
+    """At most `most` points, each the mean of its neighbours; the last one is unchanged."""
     if len(points) <= most:
         return [*points]
     found, cuts = [], [i * (len(points) - 1) // (most - 1) for i in range(most)]
@@ -95,7 +95,7 @@ def short(x: Number) -> str:
 
 
 def _spread(low: Number, high: Number) -> tuple[Number, Number]:
-    """A little more than what is met, so that no curve runs along the edge; 0 is an edge."""
+    """A range slightly larger than the data's, so that no curve is on the edge, except at 0."""
     if low == high == 0:
         return 0, 1
     room = 0.06 * (high - low) or max(abs(high), 1e-9) * 0.1

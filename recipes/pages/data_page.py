@@ -1,4 +1,4 @@
-"""What became of the data, to look at before training: for a terminal, and as one HTML page."""
+"""A report on the data, to read before training: for a terminal, and as one HTML page."""
 
 from collections.abc import Iterable, Sequence
 import itertools
@@ -17,19 +17,19 @@ from recipes.pages import template
 from zoo.text.tokenizer import Tokenizer
 
 QUANTILES = {"min": 0.0, "median": 0.5, "90%": 0.9, "99%": 0.99, "max": 1.0}
-ROW_LENGTHS = (1024, 2048, 4096)  # that are looked at besides the run's
+ROW_LENGTHS = (1024, 2048, 4096)  # reported in addition to the run's
 COLORS = {"heading": 1, "prompt": 2, "scored": 32, "unscored": 33, "left_out": 3}
 BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 class Histogram(NamedTuple):
-    """How many examples have how many tokens; those of one part have the same bins, from 0 on."""
+    """How many examples have how many tokens; histograms of one part share bins, from 0 on."""
 
     name: str
     quantiles: dict[str, int]
     counts: list[int]
-    labels: list[str]  # the lengths that each bin counts
-    step: int  # tokens that a bin is wide
+    labels: list[str]  # the lengths that each bin covers
+    step: int  # the width of a bin in tokens
 
 
 class Pack(NamedTuple):
@@ -38,13 +38,13 @@ class Pack(NamedTuple):
     rows: int  # of a micro-batch
     fill: shapes.Fill
     per_token: float  # positions per real token, which counts a prompt with either answer
-    in_two: float  # share of the pairs, or lists, that one row does not hold
+    in_two: float  # fraction of the pairs, or lists, that are split over two rows
 
 
 def text(
     parts: Iterable[Told], tokenizer: Tokenizer, shape: Shape, *, rows: int = 3, color: bool
 ) -> str:
-    """The report for a terminal, with `rows` rows of each part; scored text stands in ⟦ ⟧."""
+    """The report for a terminal, with `rows` rows of each part; scored text is in ⟦ ⟧."""
     painted = lambda what, kind: f"\x1b[{COLORS[kind]}m{what}\x1b[0m" if color else what
     lines, parts = [], list(parts)
     what = shown.noun([one for part in parts for one in part.examples])
@@ -86,7 +86,7 @@ def page(parts: Iterable[Told], tokenizer: Tokenizer, shape: Shape, *, rows: int
 
 
 def lengths(pairs: Sequence[Example]) -> dict[str, np.ndarray]:
-    """Tokens of every prompt and answer, by name. The scored ones are those of all answers."""
+    """The numbers of tokens of prompts and answers, by name; scored ones are of all answers."""
     found = {"prompt": [len(pair.prompt) for pair in pairs]}
     for i, name in enumerate(called(pairs[0], max(len(pair.answers) for pair in pairs))):
         found[name] = [len(pair.answers[i].ids) for pair in pairs if i < len(pair.answers)]
@@ -95,7 +95,7 @@ def lengths(pairs: Sequence[Example]) -> dict[str, np.ndarray]:
 
 
 def histograms(pairs: Sequence[Example], most: int) -> list[Histogram]:
-    """One for each of `lengths`, of at most `most` bins; a few lengths far off share the last."""
+    """A histogram for each of `lengths`, with at most `most` bins; outliers share the last."""
     named_lengths = lengths(pairs)
     found = [*named_lengths.values()]
     longest = max(row.max() for row in found)
@@ -115,7 +115,7 @@ def histograms(pairs: Sequence[Example], most: int) -> list[Histogram]:
 
 
 def packs(pairs: Sequence[Example], shape: Shape) -> dict[int, Pack | None]:
-    """By row length, the run's first; None where the longest pair does not fit."""
+    """The packing by row length, the run's first; None if the longest pair does not fit."""
     longest = max(map(streams.longest, pairs))
     some = spread(pairs, shapes.LOOKED_AT * shape.examples)
     most = shape.rows * shape.row_length // shape.shards
@@ -158,7 +158,7 @@ def _length_lines(pairs: Sequence[Example]) -> list[str]:
 
 
 def _longer(pairs: Sequence[Example]) -> Iterable[str]:
-    """Which of the answers is the longer one, where there are two."""
+    """Sentences on which of the answers is longer, if there are two or more."""
     if not is_ranked(pairs[0]):
         return
     ends = [[len(pair.answers[i].ids) for pair in pairs] for i in (0, -1)]

@@ -1,4 +1,4 @@
-"""The files of a run as a page reads them: whatever is not as a run writes it is passed over."""
+"""The files of a run as a page reads them; whatever no run would write is skipped."""
 
 from collections.abc import Iterator, Mapping
 import json
@@ -9,17 +9,17 @@ from checkpoints_io.errors import NotFound
 
 
 class RunFiles(NamedTuple):
-    """What the directory of a run says, but for its weights."""
+    """The contents of a run's directory, without its weights."""
 
     name: str
     settings: dict[str, Any]  # by name: "data.layout"
-    records: list[tuple[int, dict[str, int | float]]]  # by step, finite figures alone
+    records: list[tuple[int, dict[str, int | float]]]  # by step, only finite figures
     samples: list[dict[str, Any]]
     data: list[dict[str, Any]]  # what became of the rows of each source
 
 
 def read(directory: places.Place, name: str) -> RunFiles:
-    """The files that are there.
+    """Reads those of the files that exist.
 
     Raises:
       FileNotFoundError: it is not the directory of a run.

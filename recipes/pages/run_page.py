@@ -1,4 +1,4 @@
-"""What a run has learnt, as one HTML page made from its files alone; of several, laid over."""
+"""What a run has learnt, as one HTML page made from its files; several runs are overlaid."""
 
 from collections.abc import Iterator, Sequence
 import math
@@ -40,33 +40,33 @@ TIMES = {
     "saving": "saving",
     "export": "export",
 }
-STEPS = 6  # of which samples are shown
-RUNS = 8  # colours
-# By so many nats a token's colour becomes stronger.
+STEPS = 6  # steps of which samples are shown
+RUNS = 8  # as many as there are colours
+# The log-ratios in nats at which a token's colour becomes stronger.
 SHADES = (0.05, 0.25, 0.75, 1.5)
 
 
 class Prompt(NamedTuple):
-    """A prompt with what was answered to it."""
+    """A prompt with the answers to it."""
 
     text: str
     where: str
     rows: list[tuple[str, int, list[tuple[str, list | str]]]]  # step, run, texts by name
-    left_out: int  # steps
+    left_out: int  # number of steps not shown
 
 
 def write(directory: places.Place) -> None:
-    """The page of one run, in its directory.
+    """Writes the page of one run into its directory.
 
     Raises:
-      FileNotFoundError, OSError: its files cannot be read, or the page not be written.
+      FileNotFoundError, OSError: its files cannot be read, or the page cannot be written.
     """
     run = run_files.read(directory, directory.address.rstrip("/").rpartition("/")[2])
     directory.write_whole(FILE, page([run]).encode("utf-8", "replace"))
 
 
 def page(runs: Sequence[RunFiles]) -> str:
-    """The page of some runs, each of which has a colour."""
+    """The page of some runs, each in a colour of its own."""
     return template.rendered(
         "run_page.html.jinja",
         {"shade": shade, "seconds": seconds, "short": charts.short},
@@ -124,7 +124,7 @@ def _lengths(run: RunFiles) -> charts.Curve:
 
 
 def _facts(run: RunFiles) -> dict[str, str]:
-    """What stands beside the name of a run."""
+    """The facts shown next to the name of a run."""
     last = max((step for step, _ in run.records), default=0)
     total = run.settings.get("num_train_steps")
     facts = {"steps": f"{last:,} of {total:,}" if type(total) is int else f"{last:,}"}
@@ -147,13 +147,13 @@ def _facts(run: RunFiles) -> dict[str, str]:
 
 
 def _times(run: RunFiles) -> dict[str, float]:
-    """Seconds by what they went into, since the first step."""
+    """The seconds since the first step, by what they went into."""
     of = lambda name: math.fsum(figures.get(f"time/{name}", 0) for _, figures in run.records)
     return {name: spent for name in TIMES if (spent := of(name)) > 0}
 
 
 def _lost(run: RunFiles) -> list[dict[str, Any]]:
-    """Of each source its rows; of a run that has not kept them, what its records count."""
+    """The counts of each source's rows; for a run that did not keep them, those in its records."""
     if run.data or not run.records:
         return run.data
     figures = {name: x for _, found in run.records for name, x in found.items()}
@@ -163,7 +163,7 @@ def _lost(run: RunFiles) -> list[dict[str, Any]]:
 
 
 def _once(lost: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
-    """Runs on the same data are told of once."""
+    """The counts of rows, listing runs on the same data once."""
     return [[] if each in lost[:i] else each for i, each in enumerate(lost)]
 
 
@@ -199,13 +199,13 @@ def _prompt(text: str, where: str, by_step: dict[tuple[int, int], dict]) -> Prom
 
 
 def _sides(one: dict, names: Sequence[str]) -> list[tuple[str, list | str]]:
-    """Texts by name: as tokens with their log-ratios where these are known."""
+    """Texts by name, as tokens with their log-ratios if these are known."""
     ratios = one["log_ratios"]
     return [(name, ratios.get(name) or one[name]) for name in names if one.get(name) is not None]
 
 
 def shade(ratio: int | float) -> str:
-    """The class of a token's colour: up or down, and how much."""
+    """The CSS class of a token's colour: up or down, and how much."""
     strength = sum(abs(ratio) >= least for least in SHADES)
     return f"{'up' if ratio > 0 else 'down'}{strength}" if strength else ""
 
@@ -225,7 +225,7 @@ def _spelt(run: RunFiles, name: str) -> str:
 
 
 def seconds(count: int | float) -> str:
-    """75 -> '1 min 15 s'."""
+    """A time in words: 75 -> '1 min 15 s'."""
     if count < 60:
         return f"{count:.1f} s" if count < 10 else f"{count:.0f} s"
     minutes, rest = divmod(round(count), 60)

@@ -1,4 +1,4 @@
-"""A page as one HTML file that needs nothing else, in which every value is escaped."""
+"""Renders a page as one self-contained HTML file, in which every value is escaped."""
 
 from collections.abc import Callable, Mapping
 import pathlib
@@ -10,7 +10,7 @@ from checkpoints_io.unseen import visible
 
 
 def rendered(name: str, filters: Mapping[str, Callable[..., Any]], **given: object) -> str:
-    """A template of this folder with what it is given; control characters are made visible."""
+    """Renders a template of this folder with these values; control characters become visible."""
     here = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
     written = lambda x: visible(x) if type(x) is str else f"{x:,}" if type(x) is int else x
     environment = jinja2.Environment(
@@ -21,5 +21,5 @@ def rendered(name: str, filters: Mapping[str, Callable[..., Any]], **given: obje
 
 
 def is_page(content: bytes | None) -> bool:
-    """Whether a file may be written over by a page: there is none, or it is one."""
+    """Whether a page may overwrite a file: there is none, or it is a page."""
     return content is None or content.lstrip()[:14].lower() == b"<!doctype html"

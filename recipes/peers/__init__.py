@@ -1,4 +1,4 @@
-"""What the settings of other trainers are here: a table for each, and a config made of a file."""
+"""Translates the settings of other trainers: a table for each, and a config made from a file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,11 +13,11 @@ SOURCES = (TRL, AXOLOTL, LLAMA_FACTORY, LEVANTER)
 
 
 def recognised(file: Mapping[str, Any]) -> Source | None:
-    """The trainer whose file this is, by what such files always name."""
+    """The trainer whose file this is, recognised by settings that such files always have."""
     groups = {name: file[name] for name in ("trainer", "optimizer")
               if isinstance(file.get(name), Mapping)}  # fmt: skip
     if any(row_of(name, LEVANTER.rows) for name, _ in flat(groups)):
-        return LEVANTER  # groups of these names are in files of others too
+        return LEVANTER  # other trainers' files may have groups of these names too
     if "base_model" in file:
         return AXOLOTL
     if {"stage", "finetuning_type", "pref_beta"}.intersection(file):

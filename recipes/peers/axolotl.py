@@ -197,7 +197,7 @@ def _made(given: Given) -> dict[str, object]:
 
 
 def _as_here(name: str, here: Values) -> str:
-    """The name in a note, as axolotl has it."""
+    """The name in a note, as axolotl spells it."""
     called, colon, value = name.partition(":")
     return f"{here.get(called, called)}{colon}{value}"
 
@@ -271,7 +271,7 @@ def _data(given: Given) -> dict[str, object]:
 
 
 def _say_unread(given: Given, where: str, one: dict[str, Any]) -> None:
-    """What an entry says besides its files and columns: a format of its own, a part of its rows."""
+    """Notes what else an entry has besides files and columns: a format, or a part of its rows."""
     read = ("path", "name", "split", "revision", "ds_type", "data_files", *FIELDS)
     kind = one.get("type")
     own = kind if isinstance(kind, dict) else {"type": kind}
@@ -284,7 +284,7 @@ FIELDS = ("field_prompt", "field_messages", "field_chosen", "field_rejected", "f
 
 
 def _sources(entries: Sequence[dict[str, Any]] | None) -> list[dict[str, Any]]:
-    """The path of each file, and what its columns are called where they have other names."""
+    """The path of each file, and the names of its columns if they differ from ours."""
     found = []
     for one in entries or ():
         own = one["type"] if isinstance(one.get("type"), dict) else one
@@ -298,7 +298,7 @@ def _sources(entries: Sequence[dict[str, Any]] | None) -> list[dict[str, Any]]:
 
 
 def _paths(one: dict[str, Any]) -> list[str]:
-    if one.get("ds_type") and not one.get("data_files"):  # a file
+    if one.get("ds_type") and not one.get("data_files"):  # `path` is a file
         return [str(one["path"])]
     revision = f"@{one['revision']}" if one.get("revision") and not one.get("data_files") else ""
     return [path + revision for path in paths(one)]

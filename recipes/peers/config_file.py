@@ -1,4 +1,4 @@
-"""A config file of this project, as text, from settings by name."""
+"""Writes a config file of this project, as text, from settings by name."""
 
 from collections.abc import Collection, Mapping
 import json
@@ -29,9 +29,9 @@ def get_config() -> ml_collections.ConfigDict:
 def text(
     settings: Mapping[str, object], title: str, file: str, defaults: Collection[str], whose: str
 ) -> str:
-    """The file: settings in the order of `--help`, those that are as here by default left out.
+    """The text of the file: settings in the order of `--help`, without those at our defaults.
 
-    Beside those in `defaults` stands whose default they are.
+    A comment after those in `defaults` says whose default they are.
     """
     title, file = (re.sub(r'[\\"\n]', "_", one) for one in (title, file))  # within a docstring
     lines = [BEGIN.format(title="\n".join(textwrap.wrap(title, WIDTH - 3)), file=file).rstrip()]
@@ -47,7 +47,7 @@ def text(
 
 
 def said(settings: Mapping[str, object]) -> dict[str, object]:
-    """Those that are not as they are by default, or must be named."""
+    """The settings that differ from their defaults, or must be named."""
     return {
         name: value
         for name, value in settings.items()
@@ -67,7 +67,7 @@ def _line(name: str, value: object, is_group: bool) -> str:
 
 
 def _spelt(value: object) -> str:
-    """As this project's configs write it."""
+    """A value as this project's configs spell it."""
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What transformers' Trainer has, and so TRL, LLaMA-Factory and, by other names, axolotl."""
+"""The settings of transformers' Trainer, shared by TRL, LLaMA-Factory and, renamed, axolotl."""
 
 import re
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from checkpoints_io import hf_hub
 from recipes.peers.rows import Given, Lacks, Row, idle, is_off, lacks, of_kind, part, same, turned
 
-# What others call our optimizers, without the words for how they are computed.
+# Other trainers' names of our optimizers, without the words for how they are computed.
 OPTIMIZERS = {
     "adamw": "adamw", "adamw8bit": "adamw8bit", "lion": "lion", "lion8bit": "lion",
     "rmsprop": "rmsprop", "rmsprop8bit": "rmsprop", "adafactor": "adafactor", "muon": "muon",
@@ -19,7 +19,7 @@ BEST = {
 
 
 def steps(ours: str) -> Row:
-    """A number of steps; a share of all steps has no counterpart."""
+    """A setting that is a number of steps; a fraction of all steps has no counterpart."""
 
     def turn(value: Any) -> object:
         if not float(value) >= 1:
@@ -117,7 +117,7 @@ DEFAULTS = {
 
 
 def made(given: Given, held_out: str | None) -> dict[str, object]:
-    """What several settings of the Trainer say together; `held_out` names the held-out set."""
+    """Our settings that combine several of the Trainer's; `held_out` names the held-out set."""
     theirs = given.values
     micro, times = (
         int(theirs[n]) for n in ("per_device_train_batch_size", "gradient_accumulation_steps")
@@ -145,7 +145,7 @@ def made(given: Given, held_out: str | None) -> dict[str, object]:
 
 
 def lora(rank: Any, alpha: Any, targets: Any) -> dict[str, object]:
-    """New adapters; B starts at zero, as PEFT has it."""
+    """The settings of new adapters, whose B starts at zero, as in PEFT."""
     names = [targets] if isinstance(targets, str) else list(targets or ())
     names = [one.strip() for name in names for one in str(name).split(",")]
     everything = not names or "all" in names or "all-linear" in names
@@ -158,7 +158,7 @@ def lora(rank: Any, alpha: Any, targets: Any) -> dict[str, object]:
 
 
 def losses(names: Any, weights: Any) -> str:
-    """Several losses with their weights, as `loss` has them."""
+    """Several losses with their weights, in the form that `loss` takes."""
     each = [names] if isinstance(names, str) else list(names)
     each = [one.strip() for name in each for one in str(name).split(",")]
     counts = list(weights) if weights else [1] * len(each)

@@ -18,7 +18,7 @@ from recipes.training.settings import ALL
 
 
 def _minutes(interval: Any) -> object:
-    """Of 600, "10m" or "15min"."""
+    """An interval in minutes, from a value like 600, "10m" or "15min"."""
     text = str(interval).strip()
     units = {"s": 1 / 60, "sec": 1 / 60, "m": 1, "min": 1, "minutes": 1, "h": 60}
     number = text.rstrip("abcdefghijklmnopqrstuvwxyz ")
@@ -26,7 +26,7 @@ def _minutes(interval: Any) -> object:
 
 
 def _positive(ours: str) -> Any:
-    """-1 is unset."""
+    """A setting for which -1 means unset."""
     return turned(ours, lambda n: of_kind(ours, n) if float(n) > 0 else None)
 
 

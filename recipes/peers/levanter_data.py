@@ -1,4 +1,4 @@
-"""What a file of Levanter trains on and holds out: `data`, by `configs` or by `components`."""
+"""The data of a Levanter file, for training and held out: `data`, in `configs` or `components`."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from recipes.peers.rows import Given, is_off
 
 
 def sources(given: Given) -> dict[str, object]:
-    """Sources by their names; a list of files is one that `*` stands for, where it is one alone."""
+    """Sources by name; a list of files becomes one path, with `*` if there are several."""
     theirs, train, test = given.values, {}, {}
     found: dict[str, object] = {}
     for name, value in theirs.items():

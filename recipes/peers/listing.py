@@ -1,4 +1,4 @@
-"""The tables of docs/coming_from.md, from those that `recipes.translate` goes by.
+"""Generates the tables of docs/coming_from.md from those that `recipes.translate` uses.
 
   python -m recipes.peers.listing
 
@@ -19,7 +19,7 @@ HEADING = "## From "
 
 
 def markdown() -> str:
-    """All tables; what transformers' Trainer has is in the first, once for all who have it."""
+    """All tables; the settings of transformers' Trainer are in the first, once for all tools."""
     title = "transformers' Trainer: TRL, LLaMA-Factory and some of axolotl"
     tables = [_table(title, ROWS, DEFAULTS)]
     for source in SOURCES:
@@ -32,7 +32,7 @@ def markdown() -> str:
 
 def _table(title: str, rows: Mapping[str, Row], defaults: Values) -> str:
     several: dict[tuple[str, str], list[str]] = {}
-    for name, row in rows.items():  # those of which the same is said stand together
+    for name, row in rows.items():  # settings with the same text share a line
         here = ", ".join(f"`{ours}`" for ours in row.ours.split(", "))
         here = here if row.ours else "*not needed*" if row.idle else "*none*"
         says = "; ".join(filter(None, (row.says, _unset(name, row, defaults))))
@@ -44,9 +44,9 @@ def _table(title: str, rows: Mapping[str, Row], defaults: Values) -> str:
 
 
 def _unset(name: str, row: Row, defaults: Values) -> str:
-    """What a file there means that does not name it, where a config here means something else.
+    """The default there and here of an unset setting, if they differ.
 
-    Nothing of what must be named here.
+    It is '' for settings that must be named here.
     """
     if name not in defaults or row.turn is None or ALL[row.ours].default is MUST:
         return ""

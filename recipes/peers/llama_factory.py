@@ -109,9 +109,9 @@ COLUMNS = {
 }  # fmt: skip
 
 
-# Where else dataset_info.json may say that a dataset is.
+# Other places that dataset_info.json may give for a dataset.
 ELSEWHERE = ("ms_hub_url", "om_hub_url", "script_url", "s3_file_name", "cloud_file_name")
-# What keys and roles of messages are called in files that are read.
+# The usual names of keys and roles of messages in files that can be read here.
 KNOWN = frozenset((
     "role", "from", "content", "value", "system", "developer", "user", "human", "prompter",
     "assistant", "gpt", "chatgpt", "model", "bot", "chatbot", "ai", "tool", "observation",
@@ -206,13 +206,13 @@ def _data(given: Given) -> dict[str, object]:
 
 
 def _listed(given: Any) -> list[str]:
-    """Names between commas, or of a list."""
+    """Names that are separated by commas, or in a list."""
     each = given if isinstance(given, list) else str(given or "").split(",")
     return [name for name in (str(one).strip() for one in each) if name]
 
 
 def _registered(folder: str) -> dict[str, Any]:
-    """What dataset_info.json says, where it is."""
+    """The contents of dataset_info.json, if the file is there."""
     path = pathlib.Path(folder) / "dataset_info.json"
     return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 

@@ -1,4 +1,4 @@
-"""How a file of another trainer is read: a row for each of its settings."""
+"""How a file of another trainer is read, with a row for each of its settings."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import fnmatch
@@ -10,30 +10,30 @@ Values = Mapping[str, Any]
 
 
 class Lacks(Exception):
-    """A value that has no counterpart; the text is why, or what to do."""
+    """A value that has no counterpart here; the text says why, or what to do."""
 
 
 class Row(NamedTuple):
     """A setting of another trainer."""
 
     ours: str = ""  # the setting here, or several ("a, b"); empty: there is none
-    says: str = ""  # how they go together; without a setting here why, and what to do
+    says: str = ""  # how they correspond; without a setting here, why, and what to do
     turn: Callable[[Any], object] | None = None  # its value -> ours; None: `Source.made` reads it
-    differs: bool = False  # what it says is to be known by whoever is given the config
-    idle: bool = False  # there is none, and none is missed
+    differs: bool = False  # the user of the config must be told what it says
+    idle: bool = False  # there is none here, and none is needed
 
 
 class Given(NamedTuple):
     """A file of another trainer, flat: `trainer.mp` is mp of the group trainer."""
 
-    values: Values  # with the defaults of what it does not name
-    named: frozenset[str]  # what it names
+    values: Values  # including defaults for what it does not name
+    named: frozenset[str]  # the settings that it names
     devices: int
     notes: "Notes"
 
 
 class Notes(NamedTuple):
-    """What is told about settings, each as its name and a sentence."""
+    """What the user is told about settings, each as its name and a sentence."""
 
     differs: list[tuple[str, str]]
     lacking: list[tuple[str, str]]
@@ -41,53 +41,53 @@ class Notes(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A trainer."""
+    """Another trainer, whose config files can be translated."""
 
     name: str
-    command: str  # that takes such a file
-    rows: Mapping[str, Row]  # by its names; one with * stands for several
+    command: str  # the command that takes such a file
+    rows: Mapping[str, Row]  # by its names, where * matches any text
     defaults: Values  # what it takes for settings that a file does not name, where that matters
     made: Callable[[Given], dict[str, object]]  # settings here that are made of several there
     nulls: tuple[str, ...] = ()  # of `defaults`, what null turns off; elsewhere null is unset
 
 
 class Translated(NamedTuple):
-    """What a file says, in settings of this project."""
+    """The contents of a file in settings of this project."""
 
     settings: dict[str, object]
-    defaults: frozenset[str]  # those of them that only the other trainer's defaults say
+    defaults: frozenset[str]  # those that come only from the other trainer's defaults
     notes: Notes
 
 
 def same(ours: str, says: str = "", *, differs: bool = False) -> Row:
-    """The same setting, whatever it is called."""
+    """A row for a setting that is the same here, whatever it is called."""
     return Row(ours, says, lambda value: of_kind(ours, value), differs)
 
 
 def turned(
     ours: str, turn: Callable[[Any], object], says: str = "", *, differs: bool = False
 ) -> Row:
-    """The same setting, otherwise written."""
+    """A row for a setting that is the same here, but written differently."""
     return Row(ours, says, turn, differs)
 
 
 def part(ours: str, says: str = "") -> Row:
-    """One of several settings that say it together."""
+    """A row for one of several settings that together give ours."""
     return Row(ours, says)
 
 
 def idle(says: str, *names: str) -> dict[str, Row]:
-    """Settings that are not needed here."""
+    """Rows for settings that are not needed here."""
     return dict.fromkeys(names, Row(says=says, idle=True))
 
 
 def lacks(says: str, *names: str) -> dict[str, Row]:
-    """Settings that have no counterpart."""
+    """Rows for settings that have no counterpart here."""
     return dict.fromkeys(names, Row(says=says))
 
 
 def trained_on(sources: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> object:
-    """Sources as train_data has them: a path where that says all, or several that are one list."""
+    """Sources in the form of train_data: a path if that is enough, or several that are one list."""
     if len(sources) == 1 and sources[0].keys() == {"path"}:
         return sources[0]["path"]
     called = names or [f"part{i}" for i in range(1, len(sources) + 1)]
@@ -96,14 +96,14 @@ def trained_on(sources: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) 
 
 
 def held_out(sources: Sequence[Any], name: str) -> dict[str, object]:
-    """Sources as validation has them: one is called `name`, several are numbered."""
+    """Sources in the form of validation: a single one is called `name`, several are numbered."""
     if len(sources) == 1:
         return {name: sources[0]}
     return {f"{name}{i}": one for i, one in enumerate(sources, 1)}
 
 
 def translated(source: Source, file: Values, devices: int) -> Translated:
-    """The settings of a file, and what is to be told about it."""
+    """The settings of a file, and what to tell the user about it."""
     every = dict(flat(file))
     named = {name: value for name, value in every.items() if value is not None}
     off = {name for name in source.nulls if name in every and every[name] is None}
@@ -137,14 +137,14 @@ def translated(source: Source, file: Values, devices: int) -> Translated:
 
 
 def row_of(name: str, rows: Mapping[str, Row]) -> Row | None:
-    """What is said of a setting by its name, or by a pattern."""
+    """The row of a setting, found by its name or a pattern; None: it has none."""
     if name in rows:
         return rows[name]
     return next((rows[key] for key in rows if "*" in key and fnmatch.fnmatch(name, key)), None)
 
 
 def flat(file: Values, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Names and values of all groups; lists stay what they are."""
+    """The names and values in all groups, flattened; lists are left alone."""
     for name, value in file.items():
         if isinstance(value, Mapping) and value:
             yield from flat(value, f"{prefix}{name}.")
@@ -153,12 +153,12 @@ def flat(file: Values, prefix: str = "") -> Iterable[tuple[str, Any]]:
 
 
 def is_off(value: object) -> bool:
-    """Whether it says that something is not wanted."""
+    """Whether a value turns something off."""
     return value in (None, False, 0, "", "no", "none", "None", [], {})
 
 
 def of_kind(ours: str, value: Any) -> object:
-    """A value as our setting takes it; YAML reads 5e-7 as a text."""
+    """A value converted to the type of our setting: YAML reads 5e-7 as text."""
     kind = ALL[ours].kind
     if is_off(value) and ALL[ours].default is None and kind not in (int, float):
         return None

@@ -1,6 +1,6 @@
 """TRL: `trl dpo --config`, whose YAML names fields of DPOConfig, ModelConfig and ScriptArguments.
 
-As of TRL 1.16, with names of earlier versions that are still met.
+The names are those of TRL 1.16, and those of earlier versions that are still in use.
 """
 
 from collections.abc import Collection, Mapping
@@ -23,7 +23,7 @@ from recipes.peers.rows import (
     turned,
 )
 
-# What an entry of several sources may say, and what to do about it here.
+# Keys that an entry of several sources may have, and what to do about them here.
 FORMAT = "the chat template writes it here; data.layout=plain_text takes texts as they are"
 UNREAD = {
     "data_dir": "all of the dataset is read: name the files, as hf://datasets/owner/name/folder/*",
@@ -38,7 +38,7 @@ UNREAD = {
 OVER_LENGTH = "longer ones are cut at the end of the answer, as there; drop counts and drops them"
 
 
-# Settings of TRL's other trainers alone, and what to do with a file of theirs.
+# Settings that only TRL's other trainers have, and what to do with their files.
 OTHERS = {
     **dict.fromkeys(
         ("assistant_only_loss", "completion_only_loss", "dataset_text_field", "packing"),
@@ -158,13 +158,13 @@ DEFAULTS = hf_trainer.DEFAULTS | {
 
 
 def hub_data(name: object, subset: object = None, split: object = None) -> str:
-    """A dataset of the hub, or in a folder that is here, as a source names it."""
-    if pathlib.Path(str(name)).is_dir():  # its files are named after their splits, or are of one
+    """A dataset on the hub or in a local folder, in the form of a source."""
+    if pathlib.Path(str(name)).is_dir():  # its files are named by split, or are all of one
         files = pathlib.Path(str(name)) / str(split or "train")
         here = any(files.parent.glob(f"{files.name}*"))
         return f"{files}*" if here or files.name != "train" else str(name)
     if not subset and split == "train":
-        split = None  # which is what a name alone says; after a subset it must be named
+        split = None  # the default of a bare name; after a subset it must be named
     return ":".join(str(x) for x in (name, subset, split or (subset and "train")) if x)
 
 
@@ -208,7 +208,7 @@ def _made(given: Given) -> dict[str, object]:
 
 
 def _contrastive(given: Given, loss: str) -> dict[str, object]:
-    """The losses of `trl cpo`, which takes no reference: its files are known by these settings."""
+    """The losses of `trl cpo`, which has no reference; these settings identify its files."""
     theirs, beta = given.values, float(given.values["beta"])
     if loss != "simpo" and not {"cpo_alpha", "simpo_gamma"} & given.named:
         return {}
@@ -241,7 +241,7 @@ def _adapters(given: Given) -> dict[str, object]:
 
 
 def _data(given: Given) -> dict[str, object]:
-    """What is trained on, and held out."""
+    """The data that is trained on, and held out."""
     theirs, evaluates = given.values, not is_off(
         given.values.get("evaluation_strategy") or given.values["eval_strategy"]
     )  # fmt: skip
@@ -279,7 +279,7 @@ def _data(given: Given) -> dict[str, object]:
 
 
 def _say_shares(given: Given, shares: Mapping[str, Any]) -> None:
-    """Of the alignment handbook: what is taken of a dataset, from its beginning."""
+    """Notes the fraction of each dataset, from its beginning, that the alignment handbook takes."""
     for name, share in shares.items():
         if share is not None and float(share) != 1:
             told = f"{float(share):g} of its rows there, and all here: shorten the file"
@@ -287,7 +287,7 @@ def _say_shares(given: Given, shares: Mapping[str, Any]) -> None:
 
 
 def say_unread(given: Given, where: str, one: Mapping[str, Any], read: Collection[str]) -> None:
-    """What an entry of several sources says that has no counterpart."""
+    """Notes the keys of an entry of several sources that have no counterpart."""
     for key, value in one.items():
         if key not in read and not is_off(value):
             name = one.get("path") or one.get("id")
@@ -296,13 +296,13 @@ def say_unread(given: Given, where: str, one: Mapping[str, Any], read: Collectio
 
 
 def paths(one: dict[str, Any]) -> list[str]:
-    """The sources that an entry of several names: its files, or a dataset."""
+    """The sources that one of several entries names: its files, or a dataset."""
     if files := one.get("data_files"):
         named = [files] if isinstance(files, str) else list(map(str, files))
         name, at = str(one.get("path") or ""), f"@{one['revision']}" if one.get("revision") else ""
         if pathlib.Path(name).is_dir():
             return [str(pathlib.Path(name) / file) for file in named]
-        if "/" in name and "://" not in named[0]:  # no kind of file, as json: a repository
+        if "/" in name and "://" not in named[0]:  # not a file type like json, but a repository
             return [f"hf://datasets/{name}{at}/{file}" for file in named]
         return named
     name, subset = one.get("path") or one["id"], one.get("name") or one.get("config")

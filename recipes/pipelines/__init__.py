@@ -1,1 +1,1 @@
-"""Steps that follow from each other: recipes/pipeline.py."""
+"""Pipelines of steps that use each other's results, for recipes/pipeline.py."""

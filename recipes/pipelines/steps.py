@@ -25,22 +25,22 @@ CHOOSING = ("steps_per_eval", "eval_at", "max_eval_pairs", "steps_per_checkpoint
 
 
 def last_export(directory: places.Place) -> str:
-    """The model folder that a run ended with."""
+    """The last model folder that a run exported."""
     if (name := records.result(directory)) is None:
         raise BadInput(f"{directory} has no export for the next step to read")
     return directory.within(name).address
 
 
 def own_pairs(directory: places.Place) -> str:
-    """The file of pairs."""
+    """The file of pairs that sample_pairs.py wrote."""
     return f"{directory.address}/pairs.jsonl"
 
 
 class Program(NamedTuple):
     """A program that may be a step."""
 
-    writes: str  # the flag that says where, with the directory as {}
-    makes: Callable[[places.Place], str] | None = None  # what later steps read
+    writes: str  # the flag for its output, with the directory as {}
+    makes: Callable[[places.Place], str] | None = None  # the result that later steps read
     has_settings: bool = False
 
 
@@ -56,20 +56,20 @@ PROGRAMS = {
 
 
 class Step(NamedTuple):
-    """A step whose line has been read."""
+    """A step whose command line has been parsed."""
 
     name: str
     program: str
-    words: list[str]  # flags, in which earlier steps are still named
+    words: list[str]  # flags, with earlier steps still as {name}
     directory: places.Place
-    given: Mapping[str, Any]  # the settings, of a program that has some
+    given: Mapping[str, Any]  # the settings, if the program has some
 
 
 def read(path: str, directory: str) -> dict[str, Step]:
-    """The steps that a file has, by name, in order; all are looked at before one is run.
+    """The steps in a file, by name, in order; all are checked before the first one is run.
 
     Raises:
-      ValueError: it has none; or a line names no program, no earlier step, or no such setting.
+      ValueError: it has none; or a line names an unknown program, step or setting.
     """
     if not os.path.isfile(path):
         raise BadInput(f"there is no file --config={path}")
@@ -85,7 +85,7 @@ def read(path: str, directory: str) -> dict[str, Step]:
 
 
 def of_line(name: str, line: str, before: Mapping[str, Step], directory: str) -> Step:
-    """A step of a line, which may name those before it.
+    """The step in a command line, which may name the steps before it.
 
     Raises:
       ValueError: as `read`.
@@ -104,7 +104,7 @@ def of_line(name: str, line: str, before: Mapping[str, Step], directory: str) ->
             )
     for word in words:
         _refuse_unread(name, word, before)
-    # What an earlier step makes depends on all that its address does.
+    # An earlier step's result depends on everything that determines its address.
     address = lambda found: f"<{_last(before[found[1]].directory)}>"
     said = [NAMES.sub(address, word) for word in words]
     given = _settings(program, said) if PROGRAMS[program].has_settings else {}
@@ -115,7 +115,7 @@ def of_line(name: str, line: str, before: Mapping[str, Step], directory: str) ->
 
 
 def _refuse_unread(name: str, word: str, before: Mapping[str, Step]) -> None:
-    """Refuses a word that names what an earlier run does not make, or not so that it is read."""
+    """Refuses a word that names a result that an earlier run does not make, or not readably."""
     flag = word.partition("=")[0]
     for other, is_directory in NAMES.findall(word):
         given = before[other].given
@@ -136,7 +136,7 @@ def _refuse_unread(name: str, word: str, before: Mapping[str, Step]) -> None:
 
 
 def words_of(step: Step, known: Mapping[str, Step]) -> list[str]:
-    """The flags that the step is started with, now that those before it are done."""
+    """The flags to start the step with, now that the steps before it are done."""
 
     def made(found: re.Match[str]) -> str:
         other = known[found[1]]
@@ -152,14 +152,14 @@ def _last(directory: places.Place) -> str:
 
 
 def _settings(program: str, words: list[str]) -> Mapping[str, Any]:
-    """What the flags come to."""
+    """The settings that result from the flags."""
     opened = overrides.opened([program, *words], settings.table_of(settings.DPO))
     table = settings.table_of(settings.recipe_of(opened.names))
     return by_name.plain(overrides.changed(opened, table), table)
 
 
 def _facts(given: Mapping[str, Any]) -> list[object]:
-    """The settings that shape a result, and the contents of the data that they name."""
+    """The settings that affect a result, and the contents of the data that they name."""
     chosen = given["keep_best"] or given["stop_when"]
     also = {*OF_EXPORTS, *(CHOOSING if chosen else ())}
     shaping = sorted((k, x) for k, x in given.items() if k in also or not settings.ALL[k].free)
@@ -181,7 +181,7 @@ def _texts(value: object) -> list[str]:
 
 
 def _contents(texts: list[str]) -> list[dict[str, object]]:
-    """What identifies the data; what cannot be found now, its step complains about."""
+    """What identifies the data; if it cannot be found now, its step will report that."""
     found = []
     for text in texts:
         with contextlib.suppress(BadInput, OSError):

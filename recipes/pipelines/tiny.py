@@ -1,4 +1,4 @@
-"""The embedded model again: tokenised, fine-tuned, trained on pairs, then on pairs of its own.
+"""A pipeline for the tiny model: tokenise, fine-tune, train on pairs, then on its own pairs.
 
 python recipes/pipeline.py --config=recipes/pipelines/tiny.py --directory=runs/pipeline
 """
@@ -7,7 +7,7 @@ PROMPTS = "--prompts=recipes/tiny/train.jsonl --judge=recipes.tiny.judge:manner"
 
 
 def get_steps() -> dict[str, str]:
-    """Each step's program with its flags, in order; {name} is what an earlier step has made."""
+    """Each step's program with its flags, in order; {name} is an earlier step's result."""
     return {
         "data": "recipes.data --config=recipes/configs/tiny.py",
         "sft": "recipes.sft --config=recipes/configs/tiny_sft.py",

@@ -17,9 +17,9 @@ import zoo
 from zoo import targets
 from zoo.parts import text_half
 
-# What vLLM's --max-lora-rank may be; it is 16 unless given (vllm/config/lora.py, 0.33).
+# The values that vLLM's --max-lora-rank may have; its default is 16 (vllm/config/lora.py, 0.33).
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-# Of a folder in a bucket.
+# Said of a folder in a bucket.
 COPIED = "transformers, PEFT and vLLM only read local folders: copy it to their machine"
 
 
@@ -32,13 +32,13 @@ def show(
 ) -> None:
     """Prints sample answers, held-out figures, the folder, and lines to paste.
 
-    "Before" is the reference, where the recipe has one. `held_out` are the figures of the step that
+    "Before" is the reference, if the recipe has one. `held_out` are the figures of the step that
     is shown, if there are any.
     """
     answers = samples.answered(run, trained, reference)
     if answers:
         say(samples.side_by_side(run.tokenizer, answers))
-    # One that has followed the policy is no longer what was before.
+    # A reference that has followed the policy is no longer the model from before.
     follows = optimizer.reference_of(run.opt_state) is not None
     has_reference = run.reference is not None and not follows
     told = figures(run.held_out, held_out, has_reference=has_reference)
@@ -77,7 +77,7 @@ def figures(
 def manner(
     answers: Answers | None, stop_ids: Collection[int], *, has_reference: bool = True
 ) -> list[str]:
-    """The share of answers closer to the chosen one (`samples.is_wanted`), and of those cut off."""
+    """The share of answers closer to the chosen one (`samples.is_wanted`), and how many are cut."""
     if not answers or not is_ranked(answers.examples[0]):
         return []
     before, after = (samples.wanted_share(answers, name) for name in ("before", "after"))
@@ -92,7 +92,7 @@ def manner(
 
 
 def _unended(answers: Answers, stop_ids: Collection[int]) -> list[str]:
-    """A line on answers that were cut off, if there are more than before."""
+    """A line on answers that were cut off, if there are more of them than before."""
     count = {name: sum(text[-1] not in stop_ids for text in texts if text)
              for name, texts in answers.texts.items()}  # fmt: skip
     if count["after"] <= count.get("before", 0):
@@ -140,7 +140,7 @@ continue from these adapters, with other pairs or settings:
 
 
 def _elsewhere(folder: str, run: Run) -> str:
-    """Commands for programs that load adapters on weights of their own."""
+    """Commands for programs that load adapters onto weights of their own."""
     assert run.adapting is not None
     rank, revision, base = run.adapting.rank, run.folder.revision, policy.base_of(run)
     quoted, on = (json.dumps(one, ensure_ascii=False) for one in (folder, base))
@@ -155,7 +155,7 @@ def _elsewhere(folder: str, run: Run) -> str:
             f"--lora-modules mine={shlex.quote(folder)}"
         )
     pinned = f", revision={json.dumps(revision)}" if revision else ""
-    # PEFT finds the modules of a text by the names that they have in the whole.
+    # PEFT finds a text model's modules by their names in the whole multimodal model.
     sees = text_half.is_whole(run.folder.config)
     kind = "AutoModelForImageTextToText" if sees else "AutoModelForCausalLM"
     of_tokenizer = on + pinned
@@ -179,7 +179,7 @@ lose them: merge first for PEFT
 
 
 def _begun_from(folder: str, run: Run) -> dict[str, str]:
-    """Settings of a run that begins with these adapters, without what they have decided."""
+    """Settings of a run that starts from these adapters, without those that they determine."""
     own = cast(Mapping[str, object], run.records.settings["adapter"])
     begun = {"adapter.path": folder, "adapter.rank": "None"}
     for name, setting in ADAPTER.items():

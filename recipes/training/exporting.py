@@ -1,4 +1,4 @@
-"""A checkpoint of a run, read again by what the run's directory says, without the run's data."""
+"""A run's checkpoint, read back by the settings in its directory, without the run's data."""
 
 import json
 
@@ -28,7 +28,7 @@ from zoo.parts import sharding
 
 
 def of_directory(directory: places.Place) -> Exporting:
-    """What its settings say that an export needs; models are placed on the devices here.
+    """The settings of a run that an export needs; models are placed on the devices found here.
 
     Raises:
       FileNotFoundError, ValueError: it is not the directory of a run, or the model that the run
@@ -44,7 +44,7 @@ def of_directory(directory: places.Place) -> Exporting:
     learnt = trained.of(blank, adapted, chosen)
     opt_state = None
     if given["ema_decay"] is not None:
-        never = lambda step: 0.0  # a rate is no part of the state
+        never = lambda step: 0.0  # the learning rate is not part of the state
         how = by_name.part(optimizer.OptimizerSettings, given)
         descent = optimizer.optimizer_of(how, never, *learnt[1:])
         if (every := given.get("reference_sync_steps")) is not None:
@@ -91,12 +91,12 @@ def given_to(directory: places.Place) -> Values:
         config = ml_collections.ConfigDict(dict(json.loads(told)), type_safe=False)
     except (ValueError, TypeError) as error:
         raise BadInput(f"{directory}: {records.SETTINGS} was not written by a run") from error
-    config.wandb_project = config.trackio_project = None  # which may not be installed here
+    config.wandb_project = config.trackio_project = None  # may not be installed here
     return checks.checked(config, settings.table_of(settings.recipe_of(config)))
 
 
 def state(own: Policy, run: Exporting, step: int | None) -> State:
-    """The weights of a checkpoint, or of the newest one, and their average where one is kept.
+    """The weights of a checkpoint, by default the newest, and their average if one is kept.
 
     Raises:
       FileNotFoundError: there is no such checkpoint.

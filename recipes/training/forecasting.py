@@ -1,4 +1,4 @@
-"""What an update takes of devices that need not be here: its programs, compiled and measured."""
+"""What an update needs of devices, present or not: its programs, compiled and measured."""
 
 import math
 from typing import Any, NamedTuple
@@ -36,11 +36,11 @@ import zoo
 from zoo import adapters
 from zoo.parts import adapted, sharding, stack
 
-STEPS = 1000  # of a run whose length is not known; no program depends on it
+STEPS = 1000  # steps of a run whose length is unknown; no program depends on it
 
 
 class Sizes(NamedTuple):
-    """Settings that decide the shapes of a micro-batch, by their names."""
+    """Settings that determine the shapes of a micro-batch, under their names."""
 
     train_batch_size: int
     train_seq_len: int
@@ -49,11 +49,11 @@ class Sizes(NamedTuple):
 
 
 class Job(NamedTuple):
-    """What is to be compiled."""
+    """An update to be compiled."""
 
     precision: Precision
     attention: str | None
-    remat: str | None  # None: what fits
+    remat: str | None  # None: keep as much as fits
     mesh: tuple[int, int, int, int]  # data, fsdp, tensor, context
     beside: Beside | None  # the reference
     given: Values  # what is trained
@@ -64,16 +64,16 @@ class Job(NamedTuple):
 
 
 class Forecast(NamedTuple):
-    """Bytes are per device."""
+    """The memory, traffic and time of an update; bytes are per device."""
 
     persistent: dict[str, int]
     temporary: dict[str, int]  # by program
     kept: Remat
-    remat: str  # the same in words
+    remat: str  # what is rematerialised, in words
     peak: int
-    moved: list[Collective]  # of the program that adds a micro-batch, within a slice
-    between: list[tuple[str, Collective]]  # the program, and what it sends to another
-    largest_weight: int  # bytes of one layer's largest, in the compute dtype
+    moved: list[Collective]  # by the program that adds a micro-batch, within a slice
+    between: list[tuple[str, Collective]]  # the program, and what it sends to another slice
+    largest_weight: int  # bytes of the largest weight of a layer, in the compute dtype
     micro_batches: float  # per update
     flops: float  # per update, all devices
     seconds: tuple[float, float]  # per update: compute and traffic overlapped, or not
@@ -87,7 +87,7 @@ def forecast(
     needed = job.sizes.train_batch_size * stored_per_pair
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         model = adapting.blank(job.given, hf_config, job.precision, mesh)
-        on_cpus = devices[0].platform == "cpu"  # which have no kernels
+        on_cpus = devices[0].platform == "cpu"  # for which there are no kernels
         model.attention = "blocks" if on_cpus else job.attention
         plan.refuse_cut_rows(job.given, model, mesh.shape["context"])
         given = adapting.of_settings(job.given, model)
@@ -145,7 +145,7 @@ def _compiled(
     *,
     adapts: bool,
 ) -> dict[str, jax.stages.Compiled]:
-    """The programs of an update by name; that of a reference where it runs in the step."""
+    """The programs of an update by name, with the reference's if that runs in the step."""
     params, graph = learnt.trained.like, nnx.split(model)[0]
     programs = update.compiled(
         params, learnt.opt_state, graph=graph, optimizer=learnt.optimizer, loss=job.loss,
@@ -167,7 +167,7 @@ def _compiled(
 def _frozen(
     job: Job, model: zoo.Model, given: Adapting | None, chosen: Chosen | None, mesh: Mesh
 ) -> Params:
-    """Shapes of what is not trained."""
+    """Shapes of the weights that are not trained."""
     if chosen is not None:
         rest = trained.layout_of(model, trained.others(model, chosen), job.precision.compute)
         return trained.with_room(rest, chosen)
@@ -179,7 +179,7 @@ def _frozen(
 
 
 def _batch(job: Job, mesh: Mesh, most: int, needed: int) -> tuple[Packed, Shape]:
-    """The shapes of a full micro-batch; rows are as long as a text may be, or as row_length.
+    """The shapes of a full micro-batch; its rows have the longest text's length, or row_length.
 
     At most `most` positions per device, and no more rows than `needed` positions fill.
     """
@@ -200,9 +200,9 @@ def _batch(job: Job, mesh: Mesh, most: int, needed: int) -> tuple[Packed, Shape]
 
 
 def _flops_of_a_position(job: Job, model: zoo.Model, kept: Remat, *, adapts: bool) -> float:
-    """Forward, both gradients, and what is computed again; of a frozen weight its own is not made.
+    """FLOPs of the forward and backward pass with recomputation; frozen weights get no gradient.
 
-    And one more forward pass each of the reference, and of losses that see all pairs before one.
+    The reference, and losses that need all pairs first, add one more forward pass each.
     """
     weights, again = met_by_a_token(model), met_by_a_token(model, read_again=True)
     layers = model.config.sizes["L"]
@@ -213,10 +213,10 @@ def _flops_of_a_position(job: Job, model: zoo.Model, kept: Remat, *, adapts: boo
 
 
 def met_by_a_token(model: zoo.Model, *, read_again: bool = False) -> int:
-    """Weights that multiply a token: of the experts, those it is routed to.
+    """The number of weights that multiply a token; of the experts, those it is routed to.
 
-    An embedding counts where it is the head, too. Or those of layers alone whose products the
-    backward pass must `read_again`: all but what an MLP gives out, unless it is weighed by shares.
+    An embedding counts if it is also the head. With `read_again`, only weights of layers whose
+    products the backward pass needs: all but an MLP's output, unless expert shares weigh it.
     """
     config = model.config
     count = 0.0
@@ -235,7 +235,7 @@ def met_by_a_token(model: zoo.Model, *, read_again: bool = False) -> int:
 
 
 def _largest_of_a_layer(model: zoo.Model) -> int:
-    """Numbers of the largest weight of one layer."""
+    """The size in numbers of the largest weight of one layer."""
     return max(
         math.prod(x.get_value().shape[path[0] == stack.STACKS :])
         for path, x in nnx.to_flat_state(nnx.state(model))

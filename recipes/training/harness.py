@@ -1,4 +1,4 @@
-"""A model of the zoo as lm-evaluation-harness asks one: three questions, packed as in training.
+"""A zoo model with lm-evaluation-harness's three kinds of request, packed as in training.
 
 Continuations of one context share it (`recipes/data/packed/streams.py`), several contexts share a
 row, and only the tokens of continuations meet the vocabulary.
@@ -26,18 +26,18 @@ from zoo.parts import sharding
 from zoo.text.chat_tokenizer import ChatTokenizer
 from zoo.text.tokenizer import said
 
-LONGEST = 2048  # tokens, of a model that does not say for how many it was made: the harness's own
+LONGEST = 2048  # tokens, for a model that does not give its limit: the harness's own default
 TOGETHER = 256  # contexts that are packed at a time
-AT_ONCE = 4  # tokens that are generated between two looks for a stop sequence
-MOST = 2**16  # tokens of all rows that are generated at a time
+AT_ONCE = 4  # tokens that are generated between two checks for a stop sequence
+MOST = 2**16  # tokens in all rows that are generated at a time
 
 
 def model_of(
     model: zoo.Model, tokenizer: ChatTokenizer, between: Callable[[], None] = lambda: None
 ) -> Any:
-    """The model as the harness wants it: an object of a class of its own.
+    """The model as an instance of one of the harness's own model classes.
 
-    The harness is installed: see `tasks.found`. `between` is called before each batch.
+    The harness must be installed: see `tasks.found`. `between` is called before each batch.
     """
     from lm_eval.api.model import TemplateLM
     from lm_eval.models import utils
@@ -46,7 +46,7 @@ def model_of(
     longest = zoo.longest_text(model) or LONGEST
 
     class OfTheZoo(TemplateLM):
-        """What the harness calls; tokens are encoded and cut as its own `hf` model does it."""
+        """The methods that the harness calls; they encode and cut tokens as its `hf` model does."""
 
         eot_token_id = tokenizer.eos_id
         prefix_token_id = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
@@ -66,7 +66,7 @@ def model_of(
             text = tokenizer.chat_text(chat_history, add_generation_prompt=add_generation_prompt)
             if add_generation_prompt:
                 return text
-            begun = chat_history[-1]["content"].strip()  # it goes on after these words
+            begun = chat_history[-1]["content"].strip()  # the answer continues these words
             return text[: text.rindex(begun) + len(begun)]
 
         def chat_template(self, chat_template: bool | str = False) -> str | None:
@@ -120,7 +120,7 @@ def scored(
     longest: int,
     between: Callable[[], None] = lambda: None,
 ) -> list[tuple[float, bool]]:
-    """Of each context and continuation, log p of it, and whether a greedy answer would be it.
+    """Log p of each continuation given its context, and whether greedy decoding gives it.
 
     A context that is too long loses its beginning.
     """
@@ -133,13 +133,13 @@ def scored(
         kept = tuple(before[max(0, len(before) + len(after) - longest - 1) :])
         numbers.setdefault(kept, []).append(i)
         cut.append(tuple(after))
-    # Long ones first: so little is known of how long it takes that it had better be too much.
+    # Long ones first, so that the time left is overestimated rather than underestimated.
     order = sorted(numbers, key=lambda kept: -len(kept))
     examples, of = [], []
     for kept in order:
         each = [*dict.fromkeys(cut[i] for i in numbers[kept])]
         for first in range(0, len(each), 2):
-            several = each[first : first + 2]  # so many share a context in a stream
+            several = each[first : first + 2]  # two share a context in a stream
             examples.append(_example(len(examples), kept, several))
             of.append([[i for i in numbers[kept] if cut[i] == one] for one in several])
     answers: list[tuple[float, bool]] = [(0.0, True)] * len(asked)
@@ -163,7 +163,7 @@ def _example(row: int, context: Sequence[int], continuations: Sequence[Sequence[
 def _of_examples(
     model: zoo.Model, examples: Sequence[Example], between: Callable[[], None]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities [examples, A] and how many tokens are the likeliest."""
+    """Log-probabilities [examples, A], and how many of the tokens are the likeliest ones."""
     graph, weights = nnx.split(model)
     params, mesh = nnx.to_pure_dict(weights), sharding.mesh_under(model.embedding[...])
     alike = zoo.turns_alike_to(model.config.to_hf())
@@ -203,7 +203,7 @@ def continued(
     longest: int,
     between: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """What follows each context, up to a stop token or a text of `until`, which may be in it."""
+    """A continuation of each context, up to a stop token or to a text of `until`, perhaps in it."""
     most = how["max_gen_toks"]
     if most >= longest:
         raise BadInput(f"a task asks for {most} tokens, but the model is limited to {longest}")
@@ -243,7 +243,7 @@ def _text(tokenizer: ChatTokenizer, ids: Sequence[int]) -> str:
 
 
 def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Some at a time, in order, whose rows have room for at most MOST tokens together."""
+    """Batches in the given order whose rows have room for at most MOST tokens together."""
     some: list[int] = []
     for i in order:
         if some and (len(some) + 1) * lengths[i] > MOST:

@@ -1,4 +1,4 @@
-"""The models and the data of a run, looked at before any long work, and how they are packed."""
+"""The models and the data of a run, checked before any long work, and how data is packed."""
 
 import itertools
 import pathlib
@@ -21,15 +21,15 @@ from zoo.text.tokenizer import Tokenizer
 
 
 class Models(NamedTuple):
-    """The models of a run, whose files have been looked at."""
+    """The models of a run, whose files have been checked."""
 
-    folders: dict[str, hf_folder.Folder]  # of the policy, and of the reference where there is one
+    folders: dict[str, hf_folder.Folder]  # of the policy, and of the reference if there is one
     blank: zoo.Model  # the policy, without weights
     tokenizer: pathlib.Path  # a folder
 
 
 def looked_at(given: Values, beside: Beside | None, computing: Computing) -> Models:
-    """What cannot be read or computed is refused by config.json, before weights are fetched."""
+    """Checks config.json, and refuses what cannot be read or computed before fetching weights."""
     path, precision = given["initialize_from_hf"], computing.precision
     folder = hf_folder.look_up(path)
     if folder.revision and "@" not in path:
@@ -63,7 +63,7 @@ def looked_at(given: Values, beside: Beside | None, computing: Computing) -> Mod
 
 
 def read(given: Values, models: Models) -> Data:
-    """The data, of which what is trained on and held out can be asked of the model."""
+    """The data of a run, checked against what the models can take."""
     data = run_data.read(run_data.data_settings(given, models.tokenizer, written.rows_of(given)))
     for part in data.sources:
         say("\n  ".join([f"{part.name} ({part.source}):", *part.lines]))
@@ -82,7 +82,7 @@ def read(given: Values, models: Models) -> Data:
 
 
 def every(data: Data) -> list[Example]:
-    """All examples: to train on, and held out."""
+    """All examples, those for training and those held out."""
     return [example for part in (*data.train, *data.held_out) for example in part.examples]
 
 
@@ -94,7 +94,7 @@ def packed(
     together: int,
     most: int,
 ) -> batches.Place:
-    """The shape of micro-batches of so many examples, of at most so many positions per device."""
+    """The shape of micro-batches, given the examples and the most positions per device."""
     folders = models.folders.values()
     alike = [n for folder in folders if (n := zoo.turns_alike_to(folder.config))]
     shape = shapes.choose(
@@ -114,7 +114,7 @@ def packed(
 def packed_texts(
     given: Values, models: Models, data: Data, mesh: Mesh, most: int
 ) -> batches.Place | None:
-    """The same of plain texts, whose windows are longer than most pairs."""
+    """The shape of micro-batches of plain texts, whose windows are longer than most pairs."""
     windows: list[Example] = [window for texts in data.texts for window in texts.windows]
     if not windows:
         return None

@@ -1,4 +1,4 @@
-"""What is trained of a model, and by which optimizer; and what a device holds of that."""
+"""Which weights of a model are trained, by which optimizer, and what that takes per device."""
 
 from typing import NamedTuple
 
@@ -36,10 +36,12 @@ def learning(
     chosen: Chosen | None,
     beside: Beside | None,
 ) -> Learning:
-    """Of a model without weights: all of them, those `chosen`, or adapters; `beside` a reference.
+    """What is trained of a model: all weights, those `chosen`, or adapters; `beside` a reference.
+
+    The model has no weights yet.
 
     Raises:
-      ValueError: the schedule does not fit into so many steps.
+      ValueError: the schedule does not fit into the number of steps.
     """
     learnt = trained.of(model, adapted, chosen)
     settings = by_name.part(OptimizerSettings, given)

@@ -1,4 +1,4 @@
-"""The settings of a recipe as text: for `--help`, and for docs/dpo.md.
+"""The settings of a recipe as text, for `--help` and for docs/dpo.md.
 
   python -m recipes.training.listing
 
@@ -30,11 +30,11 @@ def text(groups: Groups, values: dict[str, object]) -> str:
 
 
 def taken(names: list[str], table: Table) -> str:
-    """What decides the numbers of a run that a config does not name; and how many more it has not.
+    """The settings that affect results but are not in the config, and how many others are not.
 
-    What a resume may change decides none.
+    Settings that a resume may change do not affect results.
     """
-    if {"adapter.rank", "adapter.path"} <= set(names):  # then there are no adapters
+    if {"adapter.rank", "adapter.path"} <= set(names):  # neither is set: there are no adapters
         names = [name for name in names if not name.startswith("adapter.")]
     own = {name: table[name] for name in names if not table[name].free}
     shown = [f"{n}={spelt(x.default)}" for n, x in own.items() if x.default not in (None, (), {})]
@@ -64,7 +64,7 @@ def markdown(groups: Groups) -> str:
 
 
 def meaning(setting: Setting) -> str:
-    """What it does, which values it takes, and what unset means, in one sentence."""
+    """What a setting does, which values it takes, and what unset means, in one sentence."""
     parts = [setting.says, *([MUST] if setting.default is MUST else [])]
     if setting.choices and not all(choice in setting.says for choice in setting.choices):
         parts.append(f"one of {', '.join(setting.choices)}")
@@ -76,7 +76,7 @@ def meaning(setting: Setting) -> str:
 
 
 def spelt(value: object) -> str:
-    """As it is written in a flag."""
+    """A value as it is written in a flag."""
     if isinstance(value, tuple | list):
         return ",".join(value)
     if isinstance(value, bool):

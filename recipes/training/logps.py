@@ -1,4 +1,4 @@
-"""Packed rows -> the log-probability of every answer."""
+"""The log-probability of every answer in packed rows."""
 
 from collections.abc import Callable, Sequence
 import functools
@@ -28,7 +28,7 @@ class Scores(NamedTuple):
 
     logps: Float[Array, "P A"]  # log p of each token given those before it, in nats
     log_p2: Float[Array, "P A"]  # log of the sum of p² over the vocabulary; no gradient
-    is_best: Float[Array, "P A"]  # how many of them the model finds the most likely; no gradient
+    is_best: Float[Array, "P A"]  # how many of them are the model's likeliest; no gradient
 
 
 def answer_logps(model: zoo.Model, batch: Packed) -> Float[Array, "P A"]:
@@ -41,7 +41,7 @@ def answer_logps(model: zoo.Model, batch: Packed) -> Float[Array, "P A"]:
 
 
 def answer_scores(model: zoo.Model, batch: Packed, so_far: blocks.Weights | None = None) -> Scores:
-    """The same, with what else the logits say of each answer. `so_far` as in `stack.run`."""
+    """Log-probabilities and other sums over each answer's logits; `so_far` as in `stack.run`."""
     logps, beside = token_logps.with_beside(*_at_scores(model, batch, so_far))
     more = (_summed(each, batch) for each in beside)
     return Scores(_summed(_weighted(logps, batch), batch), *more)
@@ -52,10 +52,10 @@ def _weighted(logps: Float[Array, "Z C"], batch: Packed) -> Float[Array, "Z C"]:
 
 
 def _at_scores(model: zoo.Model, batch: Packed, so_far: blocks.Weights | None) -> tuple:
-    """What the vocabulary's part is given, as in `token_logps`."""
+    """The inputs of the part that computes logits, as in `token_logps`."""
     where = spans.Spans(batch.positions, batch.first, batch.last, batch.lengths, batch.order)
     hidden = model.hidden(batch.tokens, where, functools.partial(stack.run, so_far=so_far))
-    # The tokens of a device are one list; no hidden state moves between devices.
+    # Each device's tokens are one list, so that no hidden state moves between devices.
     lists = sharding.constrain(sharding.as_lists(hidden, len(batch.counts)), "Z T D")
     at_scores = jnp.take_along_axis(lists, batch.read_at[..., None], axis=1)
     return (
@@ -69,7 +69,7 @@ def _at_scores(model: zoo.Model, batch: Packed, so_far: blocks.Weights | None) -
 
 
 def _summed(each: Float[Array, "Z C"], batch: Packed) -> Float[Array, "P A"]:
-    """Sums each answer's tokens wherever they stand; masked, so in the same order every time."""
+    """Sums each answer's tokens wherever they are, with masks, so that the order never varies."""
     mine = batch.owner[..., None] == jnp.arange(batch.scored.size)
     return jnp.where(mine, each[..., None], 0).sum((0, 1)).reshape(batch.scored.shape)
 
@@ -80,7 +80,7 @@ def of_params(graph: nnx.GraphDef, params: blocks.Weights, batch: Packed) -> Flo
 
 
 def cast_for_compute(params: blocks.Weights, model: zoo.Model) -> blocks.Weights:
-    """Weights of a model, or some, in the dtype that it computes in; but what is never narrowed."""
+    """All or some weights of a model in its compute dtype, except those that are never narrowed."""
     return cast(params, model.dtype, models.never_narrowed(model))
 
 
@@ -88,7 +88,7 @@ def cast_for_compute(params: blocks.Weights, model: zoo.Model) -> blocks.Weights
 def cast(
     params: PyTree, dtype: jax.typing.DTypeLike, exact: frozenset[str] = frozenset()
 ) -> PyTree:
-    """Weights in `dtype`, where they are; adapters and few bits are cast where they are used."""
+    """Weights cast in place to `dtype`; adapters and few-bit weights are cast when used."""
     is_kept = lambda x: isinstance(x, adapted.Adapter) or quantised.is_quantised(x)
 
     def narrow(path: tuple, x: Any) -> Any:
@@ -98,7 +98,7 @@ def cast(
 
 
 def compiled(mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
-    """`of_params`, one program for policy and reference: equal weights give equal bits."""
+    """`of_params` compiled, one program for policy and reference: equal weights give equal bits."""
     replicated = jax.NamedSharding(mesh, jax.P())
     return jax.jit(of_params, static_argnums=0, out_shardings=replicated)
 

@@ -1,7 +1,7 @@
-"""A run around its steps: what is logged, evaluated, saved and exported, and when it stops.
+"""The training loop: what is logged, evaluated, saved and exported, and when the run stops.
 
 A recipe gives its functions as a `Recipe`: how a step is taken, what is measured on held-out
-examples, how samples are drawn, how the page is written, and what else is said of a step.
+examples, how samples are drawn, how the page is written, and what else is recorded of a step.
 """
 
 from collections.abc import Callable, Iterator
@@ -42,20 +42,20 @@ class Taken(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """What differs between recipes."""
+    """The functions in which recipes differ."""
 
     take: Callable[[State, Update], Taken]
     # Figures of each held-out set, as long as the run is not asked to stop.
     evaluate: Callable[[State], Iterator[dict[str, float]]]
     sample: Callable[[State], list[watched.Sample]]  # where they are asked for
     page: Callable[[places.Place], None]  # writes the run's page, from its files
-    # More figures of a step that is logged; and a warning, by the figures of a record.
+    # More figures of a step that is logged, and a warning that depends on a record's figures.
     describe: Callable[[Update, Taken], dict[str, float]] | None = None
     warn: Callable[[dict[str, float]], str | None] | None = None
 
 
 class Around(NamedTuple):
-    """What is at hand around the steps of a run."""
+    """The objects that the loop around the steps of a run uses."""
 
     recipe: Recipe
     own: Policy
@@ -127,22 +127,22 @@ def run_steps(
 
 
 def due(around: Around, step: int, every: int | None) -> bool:
-    """Is something due after this step: its last, or one of every so many?"""
+    """Whether something that is due every `every` steps, and at the end, is due after this step."""
     return is_last(around, step) or (every is not None and step % every == 0)
 
 
 def is_last(around: Around, step: int) -> bool:
-    """Does the run end after this step: all are taken, or a figure no longer improves?"""
+    """Whether the run ends after this step: all are taken, or a figure no longer improves."""
     return step >= around.run.total_steps or around.watch.ends()
 
 
 def eval_due(around: Around, step: int) -> bool:
-    """Is an evaluation due after this step?"""
+    """Whether an evaluation is due after this step."""
     return step in around.run.eval_at or due(around, step, around.run.every.steps_per_eval)
 
 
 def _before_first(around: Around, state: State) -> dict[str, float]:
-    """What a fresh run measures first, or what was due when a resumed one was stopped."""
+    """What a fresh run measures first, or what was still due when a resumed one stopped."""
     run = around.run
     held_out = records.of_held_out(run.directory, state.step) if state.step else {}
     if state.step == 0 and run.run_initial_eval:
@@ -152,7 +152,7 @@ def _before_first(around: Around, state: State) -> dict[str, float]:
     if state.step and eval_due(around, state.step) and not held_out:
         held_out = _evaluate(around, state)
     if run.saving.keep.highest is not None:
-        for step in around.store.steps():  # those of a stop were saved before their evaluation
+        for step in around.store.steps():  # a stop saves before the evaluation that was due
             around.store.amend(step, {"held_out": records.of_held_out(run.directory, step)})
     if state.step and not around.stop() and not policy.exported(state.step, run):
         _export_if_due(around, state)
@@ -162,7 +162,7 @@ def _before_first(around: Around, state: State) -> dict[str, float]:
 
 
 def _updates(around: Around, start: int) -> Iterator[Update]:
-    """The update of each step that is left, behind a bar and, where asked for, a trace."""
+    """The updates of the remaining steps, with a progress bar and, if asked for, a trace."""
     run = around.run
     updates = batches.iterate(mixture.endless(run.parts, run.seed), run.place, start=start)
     for step in terminal.bar(range(start + 1, run.total_steps + 1), unit="step"):
@@ -186,15 +186,15 @@ def _step(around: Around, state: State, update: Update, *, is_first: bool) -> St
 
 
 def _record(around: Around, update: Update, taken: Taken) -> None:
-    """The figures of a step, wherever records go. Waits for the devices."""
+    """Writes the figures of a step to all records; it waits for the devices."""
     run, meter, step = around.run, around.meter, taken.state.step
     figures = records.on_host(taken.values) | run.counts
     figures["skipped"] = float(taken.state.skipped)
-    steps = max(step - round(figures["skipped"]), 1)  # that the optimizer has seen
+    steps = max(step - round(figures["skipped"]), 1)  # steps that the optimizer has seen
     figures["learning_rate"] = float(jax.device_get(run.schedule(steps - 1)))
     if left := meter.time_left(run.total_steps - step):
         say(left)
-    times = meter.times()  # before `read`, from which on it counts anew
+    times = meter.times()  # before `read`, which resets the meter
     figures |= meter.read()
     if around.recipe.describe:
         figures |= around.recipe.describe(update, taken)
@@ -206,7 +206,7 @@ def _record(around: Around, update: Update, taken: Taken) -> None:
 
 
 def _after_step(around: Around, state: State) -> tuple[dict[str, float], bool]:
-    """Evaluates, saves and exports what is due; the held-out figures, and whether to leave."""
+    """Evaluates, saves and exports what is due; returns held-out figures, and whether to stop."""
     run, store, every = around.run, around.store, around.run.every
     watchdog.check_save(store.seconds_saving(), run.hang_minutes)
     is_due = eval_due(around, state.step)
@@ -232,7 +232,7 @@ def _evaluate(around: Around, state: State) -> dict[str, float]:
             for figures in around.recipe.evaluate(state):
                 say(records.line(state.step, around.run.total_steps, figures))
                 found |= figures
-    except preemption.StopRequested:  # then it is done first when the run is resumed
+    except preemption.StopRequested:  # the evaluation is made first when the run is resumed
         return {}
     if found:
         seconds = around.meter.time_of("evaluation")
@@ -252,34 +252,34 @@ def _sample_if_due(around: Around, state: State) -> None:
 
 
 def _write_page(around: Around) -> None:
-    """What the files of the run say by now, as a page."""
+    """Writes the page of the run from what its files say so far."""
     if not processes.is_first():
         return
     with around.meter.paused("page"):
         try:
             around.recipe.page(around.run.directory)
-        except Exception as error:  # whatever it is, it is no reason to lose a run
+        except Exception as error:  # no failure of the page is a reason to lose a run
             say(f"the page of the run could not be written: {error!r}")
 
 
 def _export_if_due(around: Around, state: State) -> None:
     run, every = around.run, around.run.every.steps_per_hf_export
     if run.saving.keep.highest is not None and is_last(around, state.step):
-        return  # then the best is: it may be another step's
+        return  # the best state is exported instead, which may be another step's
     if every != -1 and due(around, state.step, every):
         _export(around, state)
         if run.saving.hub and run.saving.hub.every and not is_last(around, state.step):
             try:
                 with around.meter.paused("export"):
                     policy.send(state.step, run)
-            except OSError as error:  # a later one may get through, and the last one must
+            except OSError as error:  # a later push may succeed, and the last one must
                 say(f"the run continues: {error}")
 
 
 def _after_last(
     around: Around, state: State, held_out: dict[str, float]
 ) -> tuple[State, dict[str, float]]:
-    """Exports and sends what the run is for: the best state where it keeps one, else the last."""
+    """Exports and sends the run's result: the best state if it keeps one, else the last."""
     run = around.run
     if run.saving.keep.highest is not None:
         if found := policy.best(state, run, around.store):
@@ -301,7 +301,7 @@ def _export(around: Around, state: State) -> None:
 
 
 def applied(programs: Programs, sums: Sums, state: State, fields: DataFields) -> Taken:
-    """One optimizer step with the sums of an update."""
+    """Takes one optimizer step with the sums of an update."""
     trained, opt_state, values = programs.apply(sums, state.trained, state.opt_state, fields)
     skipped = state.skipped + values.pop("skipped")
     after = State(state.step + 1, trained, state.frozen, opt_state, skipped, state.skipped_before)

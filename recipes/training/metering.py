@@ -19,25 +19,25 @@ def lengths(scored: Int[np.ndarray, "examples A"], names: Sequence[str]) -> dict
 def _named(
     what: str, values: np.ndarray, here: np.ndarray, names: Sequence[str]
 ) -> dict[str, int | float]:
-    """A mean of each answer, by its metric name, over the examples that have it."""
+    """A mean for each answer, by metric name, over the examples that have the answer."""
     sums, counts = np.where(here, values, 0).sum(0).tolist(), here.sum(0).tolist()
     told = zip(names, sums, counts, strict=True)
     return {f"{what}_{name}": total / count for name, total, count in told if count}
 
 
 def in_words(seconds: float) -> str:
-    """A time with the digits that an estimate has."""
+    """A time in words, with no more digits than an estimate deserves."""
     if seconds > 5400:
         return f"{seconds / 3600:.1f} hours"
     return f"{seconds / 60:.1f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
 
 
 class Meter:
-    """Speed and fill since the last read, without asking the devices."""
+    """Speed and fill since the last read, measured without waiting for the devices."""
 
     def __init__(self, compiling: Compiling) -> None:
         self._compiling = compiling
-        self._is_told = False  # how long the run will take
+        self._is_told = False  # whether the time left was given
         self._spent: dict[str, float] = {}
         self._clear()
 
@@ -48,11 +48,11 @@ class Meter:
         self._compiling.forget()
 
     def _trained(self) -> float:
-        """Seconds of training: waiting for data is part of it, compiling is not."""
+        """Seconds of training, including waiting for data but not compiling."""
         return time.perf_counter() - self._since - self._compiling.seconds()
 
     def _is_known(self) -> bool:
-        """Does the time say how fast training is? Devices compute while a program is compiled."""
+        """Whether the time tells the speed; devices still compute while a program is compiled."""
         return self._compiling.seconds() < self._trained()
 
     def add(self, update: Update) -> None:
@@ -77,7 +77,7 @@ class Meter:
         self._spent[what] = self._spent.get(what, 0) + seconds
 
     def times(self) -> dict[str, float]:
-        """Seconds by what they went into, since they were asked for."""
+        """Seconds since the last call, by what they went into."""
         self._spent["steps"] = self._trained() - self._waited
         self._spent["input"] = self._waited
         if compiling := self._compiling.seconds():
@@ -85,11 +85,11 @@ class Meter:
         return {f"time/{what}": self.time_of(what) for what in tuple(self._spent)}
 
     def time_of(self, what: str) -> float:
-        """Seconds that went into pauses called so, since they were asked for."""
+        """Seconds that went into pauses of this name since they were last read."""
         return self._spent.pop(what)
 
     def time_left(self, updates: int) -> str | None:
-        """An estimate in words, given once, as soon as the speed is known."""
+        """An estimate of the time left, in words, given once, as soon as the speed is known."""
         if self._is_told or not self._is_known():
             return None
         self._is_told = True
@@ -100,8 +100,8 @@ class Meter:
         """Real tokens per second (all answers, each with its prompt), fill, mean lengths.
 
         `input_wait` is the share of the time that was spent waiting for data; the scores are the
-        ratings that the data gives its answers, where it does. No speed where most of the time went
-        into compiling.
+        ratings of the answers in the data, if it has any. The speed is left out if most of the time
+        went into compiling.
         """
         seconds, values = self._trained(), {}
         total = lambda name: sum(getattr(update, name) for update in self._updates)

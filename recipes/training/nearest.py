@@ -1,4 +1,4 @@
-"""What a person may have meant by a name that nothing here has."""
+"""Suggestions for a name that does not exist: what the user may have meant."""
 
 from collections.abc import Iterable
 import difflib
@@ -47,20 +47,20 @@ SETTINGS = {
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that was meant: misspelt, called so elsewhere, or given in part."""
+    """The known word that was probably meant: misspelt, another tool's name, or given in part."""
     word, known = word.lower().replace("-", "_"), list(known)
     if (here := SETTINGS.get(word.rpartition(".")[2])) in known:
         return here
     ends = {name.rpartition(".")[2]: name for name in known} | {name: name for name in known}
     spelt = difflib.get_close_matches(word, [end.lower() for end in ends], 1, cutoff=0.8)
     near = [name for end, name in ends.items() if end.lower() in spelt]
-    # batch_size is a part of train_batch_size, and of no other.
+    # For example, batch_size is a part of train_batch_size and of no other name.
     parts = [name for name in known if f"_{word}_" in f"_{name}_"]
     near += parts if len(parts) == 1 else []
     return near[0] if near else None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """' (did you mean …?)', or nothing where no known word is near."""
+    """' (did you mean …?)', or nothing if no known word is near."""
     near = nearest(word, known)
     return f" (did you mean {near}?)" if near else ""

@@ -1,4 +1,4 @@
-"""What a plan notes of settings that have no effect, or a surprising one, in this run."""
+"""The plan's notes on settings that have no effect, or a surprising one, in this run."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from recipes.training.run import Run, adapters_alone
 
 
 def of(run: Run, num_epochs: float | None, max_eval_pairs: int | None) -> list[str]:
-    """All notes; by the run, and two settings that it no longer holds."""
+    """All notes on a run, given also the two settings that it does not hold."""
     return [
         *_on_rate(run.optimizer_settings, run.total_steps),
         *_on_examples(run, num_epochs),

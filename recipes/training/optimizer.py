@@ -14,14 +14,14 @@ from checkpoints_io.errors import BadInput
 from recipes.training import adamw8bit, by_matrix, written
 from zoo.parts import layers
 
-# Steps after which inverse_sqrt has come down to sqrt(1 / 2), where there is no warm-up.
+# Steps after which inverse_sqrt has fallen to sqrt(1 / 2), if there is no warm-up.
 TIMESCALE = 10_000
-# They work layer by layer, where a clip beforehand would be a copy of all gradients.
+# These work layer by layer; clipping beforehand would make a copy of all gradients.
 CLIP_THEMSELVES = ("adamw8bit", "muon", "adafactor")
 
 
 class OptimizerSettings(NamedTuple):
-    """Settings of the optimizer and of its learning rate, by their names."""
+    """Settings of the optimizer and of its learning rate, under their names."""
 
     optimizer: str
     learning_rate: float
@@ -39,27 +39,27 @@ class OptimizerSettings(NamedTuple):
 
 
 class Averaged(NamedTuple):
-    """The state of an optimizer beside which an average of the weights is kept."""
+    """The state of an optimizer that also keeps an average of the weights."""
 
     average: PyTree  # of what is trained, in float32
     inner: PyTree  # the optimizer's own
 
 
 class Followed(NamedTuple):
-    """The state of an optimizer beside which a reference is kept that follows the weights."""
+    """The state of an optimizer that also keeps a reference, which follows the weights."""
 
     reference: PyTree  # like what is trained, in float32
-    count: Int[Array, ""]  # of updates
+    count: Int[Array, ""]  # number of updates
     inner: PyTree  # the optimizer's own
 
 
 def as_steps(amount: int | float, total: int) -> int:
-    """A fraction of `total` (below 1), or steps (1 and above)."""
+    """A number of steps, given as a fraction of `total` (below 1) or as steps (1 and above)."""
     return round(amount * total) if amount < 1 else round(amount)
 
 
 def phases(given: OptimizerSettings, total: int) -> tuple[int, int]:
-    """Steps of warm-up, and of the decay at the end."""
+    """The numbers of steps of warm-up and of the decay at the end."""
     warmup = as_steps(given.warmup, total)
     if given.cooldown is None:
         return warmup, max(total - warmup, 0)
@@ -69,26 +69,26 @@ def phases(given: OptimizerSettings, total: int) -> tuple[int, int]:
 def inverse_sqrt(
     count: Int[Array, ""] | int, warmup: int, low: float = 0.0
 ) -> Float[Array, ""] | float:
-    """The share of the peak after so many steps of its decay, never below `low`.
+    """The fraction of the peak rate after `count` steps of decay, never below `low`.
 
-    sqrt(warmup / step), where it begins with the end of the warm-up; without one, as with 10,000
-    steps of it before the first.
+    It is sqrt(warmup / step) from the end of the warm-up on; without warm-up it is as if 10,000
+    steps of it had gone before the first.
 
     Source: `get_inverse_sqrt_schedule` in transformers (src/transformers/optimization.py).
     """
-    steps = jnp.maximum(count, 0)  # optax asks before the decay begins, too
+    steps = jnp.maximum(count, 0)  # optax also calls it before the decay begins
     return jnp.maximum(1 / jnp.sqrt(1 + steps / (warmup or TIMESCALE)), low)
 
 
 def schedule_of(given: OptimizerSettings, total: int) -> optax.Schedule:
     """Warm-up from 0, a plateau, then decay to `min_lr_ratio` of the peak over the last `cooldown`.
 
-    With `cooldown` unset the decay takes all that the warm-up leaves. inverse_sqrt goes as far down
-    as its steps take it, and not below `min_lr_ratio`.
+    With `cooldown` unset the decay takes all steps after the warm-up. inverse_sqrt falls as far as
+    its steps take it, but not below `min_lr_ratio`.
 
     Raises:
       ValueError: the two do not fit into the steps, the steps are too many to be counted, or the
-        rate is 0 at each of them.
+        rate is 0 at every step.
     """
     peak, low = given.learning_rate, given.learning_rate * given.min_lr_ratio
     warmup, decay = phases(given, total)
@@ -135,12 +135,12 @@ def optimizer_of(
 ) -> optax.GradientTransformation:
     """The optimizer after a clip of the global norm. `decayed` is a tree of bools: matrices.
 
-    `rates` are what the learning rate of each weight is multiplied by, if it is not one for all;
-    `sides` how each weight is matrices (`by_matrix`), for Adafactor and Muon. All decay weights as
-    AdamW does, by the learning rate and apart from the gradient.
+    `rates` multiply the learning rate of each weight, if it is not the same for all; `sides` say
+    how each weight is made of matrices (`by_matrix`), for Adafactor and Muon. All decay weights as
+    AdamW does: scaled by the learning rate and decoupled from the gradient.
 
     Raises:
-      ValueError: Muon has no matrix to turn.
+      ValueError: Muon has no matrix to orthogonalise.
     """
     clip, norm = optax.identity(), given.max_grad_norm
     if norm is not None and given.optimizer not in CLIP_THEMSELVES:
@@ -163,7 +163,7 @@ def _at_rates(
         changes, state = optimizer.update(updates, state, params)
         return jax.tree.map(jnp.multiply, changes, rates), state
 
-    # No further link of the chain: Orbax gives a chain back without an empty state at its end.
+    # Not a further link of the chain: Orbax restores a chain without an empty state at its end.
     return optax.GradientTransformation(optimizer.init, update)
 
 
@@ -172,8 +172,8 @@ def averaging(
 ) -> optax.GradientTransformation:
     """An optimizer that keeps an exponential moving average of the weights in its state.
 
-    After each update, decay x average + (1 - decay) x weights; it begins as the weights do, so that
-    no bias is to be corrected.
+    After each update it is decay x average + (1 - decay) x weights. It starts as a copy of the
+    weights, so there is no bias to correct.
 
     Source: https://arxiv.org/abs/2411.18704, with the weights of every step.
     """
@@ -191,7 +191,7 @@ def averaging(
 
 
 def average_of(opt_state: PyTree) -> PyTree | None:
-    """The average of the weights, if one is kept."""
+    """The average of the weights, or None if none is kept."""
     within = opt_state.inner if isinstance(opt_state, Followed) else opt_state
     return within.average if isinstance(within, Averaged) else None
 
@@ -201,8 +201,8 @@ def followed(
 ) -> optax.GradientTransformation:
     """An optimizer that keeps a reference in its state, which follows the weights.
 
-    It begins as the weights do. After every so many updates it moves `share` of the way to them:
-    softly, or all of it with 1. What is skipped is no update.
+    It starts as a copy of the weights, and each `every` updates moves `share` of the way to them:
+    a soft update, or a hard one with 1. Skipped updates do not count.
 
     Source: TR-DPO, Eq. 2 and 3 of https://arxiv.org/abs/2404.09656; TRL's sync_ref_model.
     """
@@ -226,14 +226,14 @@ def followed(
 
 
 def reference_of(opt_state: PyTree) -> PyTree | None:
-    """The reference that follows the weights, if there is one."""
+    """The reference that follows the weights, or None if there is none."""
     return opt_state.reference if isinstance(opt_state, Followed) else None
 
 
 def _scaled(
     given: OptimizerSettings, decayed: PyTree, sides: PyTree
 ) -> optax.GradientTransformation:
-    """What makes steps of about the size 1 of gradients."""
+    """The transformation that turns gradients into steps of about size 1."""
     betas = given.adam_beta1, given.adam_beta2, given.adam_epsilon
     mu_dtype, norm = written.DTYPES[given.adam_mu_dtype], given.max_grad_norm
     of_matrices = jax.tree.leaves(sides, is_leaf=by_matrix.is_sides)
@@ -254,7 +254,7 @@ def _scaled(
                 "--config.trainable selects none: use --config.optimizer=adamw, which Muon uses "
                 "for all other weights"
             )
-        case "muon":  # whose other weights are AdamW's
+        case "muon":  # AdamW updates its other weights
             adam = optax.scale_by_adam(*betas, mu_dtype=mu_dtype)
             return by_matrix.scale_by_muon(sides, adam, mu_dtype, max_norm=norm)
         case other:
@@ -264,7 +264,7 @@ def _scaled(
 
 
 def matrices(params: nnx.State) -> dict[str, object]:
-    """Which weights decay: those that multiply the width. Norm scales, biases and sinks do not."""
+    """Which weights decay: matrices, which multiply the width, not norm scales, biases or sinks."""
     flat = nnx.to_flat_state(params)
     return traverse_util.unflatten_dict(
         {path: layers.is_matrix(param.axes) for path, param in flat}
@@ -280,7 +280,7 @@ def layout(
 
     def beside(moment: PyTree, param: Any) -> PyTree:
         of_blocks = adamw8bit.is_blocks(moment)
-        alike = lambda shape: of_blocks or shape == param.shape  # not Adafactor's rows and columns
+        alike = lambda shape: of_blocks or shape == param.shape  # not Adafactor's rows, columns
         where = lambda x: _split_as(param.sharding, x.shape) if alike(x.shape) else replicated
         return jax.tree.map(lambda x: placed(x, where(x)), moment)
 
@@ -290,12 +290,12 @@ def layout(
         jax.eval_shape(optimizer.init, params),
         params,
         transform_non_params=lambda x: placed(x, replicated),
-        is_leaf=lambda x: x is None or adamw8bit.is_blocks(x),  # None: Muon's of another kind
+        is_leaf=lambda x: x is None or adamw8bit.is_blocks(x),  # None: not Muon's
     )
 
 
 def _split_as(where: jax.sharding.Sharding, shape: tuple[int, ...]) -> jax.sharding.Sharding:
-    """A weight's sharding, for a part of its moment; scales that it does not divide are whole."""
+    """A weight's sharding for a part of its moment; scales that do not divide are replicated."""
     try:
         where.shard_shape(shape)
     except ValueError:
@@ -305,6 +305,6 @@ def _split_as(where: jax.sharding.Sharding, shape: tuple[int, ...]) -> jax.shard
 
 
 def init(optimizer: optax.GradientTransformation, params: PyTree, mesh: Mesh) -> PyTree:
-    """The optimizer's first state. Left to itself, jit would keep all of it on every device."""
+    """The optimizer's initial state, sharded; jit alone would keep all of it on every device."""
     shardings = jax.tree.map(lambda x: x.sharding, layout(optimizer, params, mesh))
     return jax.jit(optimizer.init, out_shardings=shardings)(params)

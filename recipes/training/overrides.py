@@ -23,7 +23,7 @@ from recipes.training.settings import CHOSEN_NAME, KIND_NAMES, Table, may_be_uns
 
 FLAG = re.compile(r"--?(no)?config(?:\.([^=]*))?(?:=(.*))?", re.DOTALL)
 INSTALLED = pathlib.Path(__file__).parents[2]  # where `recipes` is
-SPLIT = 0.1  # of the prompts, held out where the config's own held-out data does not fit
+SPLIT = 0.1  # fraction of the prompts held out if the config's own held-out data does not fit
 UNSET = ("None", "none", "null")
 BOOLS = dict.fromkeys(("true", "t", "1", "yes"), True)
 BOOLS |= dict.fromkeys(("false", "f", "0", "no"), False)
@@ -37,7 +37,7 @@ class Change(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """A config as its file has it, and the flags."""
+    """A config as its file gives it, and the flags."""
 
     config: ml_collections.ConfigDict
     path: str
@@ -46,28 +46,28 @@ class Opened(NamedTuple):
 
     @property
     def names(self) -> set[str]:
-        """What the file or a flag names."""
+        """The settings that the file or a flag names."""
         return {*self.config, *(change.name for change in self.changes)}
 
 
 def read(argv: list[str], table: Table) -> tuple[ml_collections.ConfigDict, list[str]]:
     """The config that `--config=FILE` names, changed by the flags; and the other arguments.
 
-    Names and kinds are those of the table.
+    The table gives the names and kinds of settings.
 
     Raises:
-      ValueError: a sentence about the file or the flag.
+      ValueError: the file or a flag is wrong.
     """
     given = opened(argv, table)
     return changed(given, table), given.others
 
 
 def opened(argv: list[str], table: Table) -> Opened:
-    """The file that `--config=FILE` names, which is executed here, and the flags.
+    """Executes the file that `--config=FILE` names, and collects the flags.
 
     Raises:
-      ValueError: a sentence about the file, or there is none: then it names one with the table's
-        settings.
+      ValueError: the file is wrong, or none is given; then the message suggests one that has the
+        table's settings.
     """
     path, changes, others = _sorted(argv)
     if not path:
@@ -84,7 +84,7 @@ def changed(given: Opened, table: Table) -> ml_collections.ConfigDict:
     """The config, changed by the flags.
 
     Raises:
-      ValueError: a name or value is not one of the table; a sentence.
+      ValueError: a name or value is not in the table.
     """
     config = given.config.unlock()
     for change in given.changes:
@@ -94,9 +94,9 @@ def changed(given: Opened, table: Table) -> ml_collections.ConfigDict:
 
 
 def left_behind(given: Opened) -> list[str]:
-    """Held-out files that stay with the config's own data, where a flag names other data.
+    """Held-out sets that belong to the config's own data, if a flag names other data.
 
-    They are those beside the file that the config trains on, in one folder, unless the data that
+    They are those in the same folder as the file that the config trains on, unless the data that
     the flag names is there too, or a flag names that set, or all of them.
     """
     named = {change.name: change.text for change in given.changes}
@@ -112,7 +112,7 @@ def left_behind(given: Opened) -> list[str]:
 
 
 def _paths(train_data: str) -> list[object]:
-    """Those that a flag names: one, or several sources by name."""
+    """The paths in a flag's value, which is one source, or several by name."""
     if not train_data.lstrip().startswith("{"):
         return [train_data]
     sources = _literal("train_data", train_data)
@@ -121,9 +121,9 @@ def _paths(train_data: str) -> list[object]:
 
 
 def leave(config: ml_collections.ConfigDict, sets: list[str], given: Opened) -> None:
-    """Takes held-out sets out of the config.
+    """Removes held-out sets from the config.
 
-    Where none is left, some prompts are held out, unless a flag says what share of them is.
+    If none is left, some prompts are held out, unless a flag gives the fraction.
     """
     named = {change.name for change in given.changes}
     with config.unlocked(), config.ignore_type():
@@ -141,7 +141,7 @@ def _sorted(argv: list[str]) -> tuple[str | None, list[Change], list[str]]:
         arg = left.pop(0)
         found = FLAG.fullmatch(arg)
         if arg == "--":
-            continue  # as ml_collections' documentation has it
+            continue  # the spelling in ml_collections' documentation
         if not found or (found[1] and not found[2]):
             others.append(arg)
             continue
@@ -162,7 +162,7 @@ def _sorted(argv: list[str]) -> tuple[str | None, list[Change], list[str]]:
 def _loaded(path: str) -> ml_collections.ConfigDict:
     named, *argument = path.split(":", 1)
     shipped = named.startswith("recipes/configs/") and not pathlib.Path(named).is_file()
-    file = str(INSTALLED / named) if shipped else named  # far from a clone
+    file = str(INSTALLED / named) if shipped else named  # when run outside a clone
     if not pathlib.Path(file).is_file():
         raise BadInput(f"there is no config file {named!r}")
     config = called(file, "get_config", *argument)
@@ -175,15 +175,15 @@ def _loaded(path: str) -> ml_collections.ConfigDict:
 
 
 def called(file: str, name: str, *argument: str) -> Any:
-    """What a function of a user's file gives; None: it has no such function.
+    """What a function of a user's file returns; None: it has no such function.
 
     Raises:
-      ValueError: the file or the function raises something: a sentence with its line.
+      ValueError: the file or the function raised an error; the message has its line.
     """
     try:
         function = runpy.run_path(file).get(name)
         return function(*argument) if function else None
-    except (Exception, SystemExit) as error:  # it is a program, and may fail as one
+    except (Exception, SystemExit) as error:  # a config is a program, and may fail like one
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == file]
         line, told = lines[-1] if lines else None, str(error).strip().partition("\n")[0]
@@ -219,7 +219,7 @@ def _make(change: Change, config: ml_collections.ConfigDict, path: str, table: T
 
 
 def _kind(name: str, table: Table) -> type | None:
-    """The kind of value that a setting takes, or None; `object` is a source, or several."""
+    """The kind of value that a setting takes, or None; `object` means one or several sources."""
     if name in table:
         return table[name].kind
     if re.fullmatch(CHOSEN_NAME, name):
@@ -233,7 +233,7 @@ def _kind(name: str, table: Table) -> type | None:
 
 
 def _value(name: str, text: str | None, kind: type, table: Table) -> object:
-    """The value that a text gives a setting of this kind; None: unset."""
+    """The value of a setting of this kind, parsed from a text; None: unset."""
     flag = f"--config.{name}"
     if text is None:
         if kind is bool:
@@ -260,7 +260,7 @@ def _value(name: str, text: str | None, kind: type, table: Table) -> object:
 
 
 def _literal(name: str, text: str) -> object:
-    """A dict or list as Python or JSON writes it."""
+    """Parses a dict or list that is written in Python or JSON."""
     for parse in (ast.literal_eval, json.loads):
         with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
             given = parse(text)
@@ -276,7 +276,7 @@ def _literal(name: str, text: str) -> object:
 
 
 def _has_names(given: object) -> bool:
-    """Whether a flag can name everything in it."""
+    """Whether every name in a value can be written in a flag."""
     if not isinstance(given, dict):
         return given is not None
     return all(
@@ -288,7 +288,7 @@ def _has_names(given: object) -> bool:
 
 
 def _texts(name: str, text: str) -> tuple[str, ...]:
-    """`a,b`, or a list as Python writes it; `(a|b)=1` is none."""
+    """Parses several texts, `a,b` or a list in Python's syntax; `(a|b)=1` is a single one."""
     if not re.match(r"\s*[(\[](.*['\"]|.*[)\]]\s*$)", text, re.DOTALL):
         return tuple(part.strip() for part in text.split(",") if part.strip())
     given = _literal(name, text)

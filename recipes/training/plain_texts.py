@@ -1,4 +1,4 @@
-"""How well a model writes plain texts: nats a token, and bits for each byte of the text."""
+"""How well a model predicts plain texts: nats per token, and bits per byte of text."""
 
 from collections.abc import Iterator, Mapping
 import math
@@ -11,7 +11,7 @@ from recipes.training.run import Run
 
 
 def evaluate(run: Run, ask: logps.Forward) -> Iterator[dict[str, float]]:
-    """The figures of each set of texts; bits per byte compares models of other tokenizers too."""
+    """The figures of each set of texts; bits per byte can be compared across tokenizers."""
     for texts in run.texts:
         nats = -_logp(texts, ask, run)
         yield {
@@ -21,7 +21,7 @@ def evaluate(run: Run, ask: logps.Forward) -> Iterator[dict[str, float]]:
 
 
 def lines(run: Run, figures: Mapping[str, float]) -> list[str]:
-    """What is said of them at the end of a run."""
+    """The lines about plain texts at the end of a run."""
     return [
         f"{texts.name} texts: {figures[name]:.4f} bits per byte ({texts.how_many()})"
         for texts in run.texts

@@ -22,7 +22,7 @@ from recipes.training.update import Params
 import zoo
 from zoo import models
 
-# Below this fill the plan says what would fill the rows better.
+# Below this fill the plan suggests how to fill the rows better.
 GOOD_FILL = 0.88
 
 
@@ -35,7 +35,7 @@ class Options(NamedTuple):
 
 
 def describe(run: Run, options: Options, each: dict[str, int], kept: Remat) -> str:
-    """The plan as text; `each` is the `memory` of a device, `kept` what layers keep in the rest.
+    """The plan as text; `each` is a device's `memory`, and `kept` what layers keep in the rest.
 
     Raises:
       ValueError: most of the computation would be spent on padding.
@@ -87,7 +87,7 @@ def describe(run: Run, options: Options, each: dict[str, int], kept: Remat) -> s
 
 
 def remat_told(kept: Remat, model: zoo.Model) -> str:
-    """Which work of its layers is kept for the backward pass, and which is done again."""
+    """What layers keep for the backward pass, and what is recomputed, in words."""
     if kept.policy == "full":
         return "full: layers are recomputed in the backward pass"
     count = model.config.sizes["L"]
@@ -151,10 +151,10 @@ def _parts_that_fill(pairs: list[Example], shape: Shape) -> int | None:
 
 
 def refuse_cut_rows(given: Values, model: zoo.Model, context: int) -> None:
-    """Rows whose tokens `context` devices cannot share.
+    """Refuses rows that cannot be split over `context` devices.
 
     Raises:
-      ValueError: their length does not divide, or some layer takes one token after another.
+      ValueError: their length is not divisible, or some layer is recurrent.
     """
     if context == 1:
         return
@@ -184,9 +184,9 @@ def memory(
 ) -> dict[str, int]:
     """Bytes per device that stay allocated through an update; activations are extra.
 
-    `like` is what is trained: all weights, or those `chosen`, or adapters; the rest is frozen. A
-    `resident` reference is as large as the model, in the compute dtype; where it is `shared` with
-    the frozen weights, as what is `chosen`.
+    `like` is what is trained: all weights, those `chosen`, or adapters; the rest is frozen. A
+    `resident` reference is as large as the model, in the compute dtype; if it is `shared` with the
+    frozen weights, as large as what is `chosen`.
     """
     weights = nnx.to_pure_dict(nnx.state(model))
     whole = jax.tree.structure(weights) == jax.tree.structure(like)
@@ -200,7 +200,7 @@ def memory(
         "gradient": held(like),
     }
     if (theirs := optimizer.reference_of(opt_state)) is not None:
-        # And as it is computed with, a copy that each step makes.
+        # The copy in the compute dtype that each step makes.
         copied = np.dtype(model.dtype).itemsize * sum(map(_here, jax.tree.leaves(theirs)))
         parts["optimizer"] -= held(theirs)
         parts["reference"] = held(theirs) + copied
@@ -217,7 +217,7 @@ def memory(
 
 
 def held(tree: PyTree) -> int:
-    """Bytes per device of arrays, or of their shapes and shardings."""
+    """Bytes per device of arrays, which may be given as shapes and shardings."""
     return sum(_here(x) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
@@ -227,23 +227,23 @@ def _here(x: jax.Array | jax.ShapeDtypeStruct) -> int:
 
 
 def numbers(model: zoo.Model) -> int:
-    """How many numbers a model's weights stand for."""
+    """The number of parameters of a model; quantised weights count unpacked."""
     return sum(param.get_value().size for _, param in nnx.to_flat_state(nnx.state(model)))
 
 
 def trained_weights(run: Run) -> int:
-    """How many numbers are trained."""
+    """The number of parameters that are trained."""
     return sum(x.size for x in jax.tree.leaves(run.trained.like))
 
 
 def checkpoint_bytes(run: Run) -> int:
-    """What is trained, and the optimizer, before compression."""
+    """Bytes of a checkpoint before compression: what is trained, and the optimizer's state."""
     kept = jax.tree.leaves((run.trained.like, run.opt_state))
     return sum(x.size * x.dtype.itemsize for x in kept)
 
 
 def checkpoints_kept(run: Run) -> int:
-    """The most checkpoints there are at the end."""
+    """The largest number of checkpoints that there can be at the end."""
     keep = run.saving.keep
     of_old = run.total_steps // keep.every if keep.every else 0
     return keep.newest + of_old + (keep.highest is not None)
@@ -263,10 +263,10 @@ def disk_needed(run: Run) -> int:
 
 
 def refuse_small_disk(directory: places.Place, needed: int) -> int | float:
-    """The free bytes where the run is kept.
+    """The bytes that are free where the run is kept.
 
     Raises:
-      OSError: they do not hold what will be written.
+      OSError: they are too few for what will be written.
     """
     free = directory.room()
     if free < needed:
@@ -279,7 +279,7 @@ def refuse_small_disk(directory: places.Place, needed: int) -> int | float:
 
 
 def size(count: int | float) -> str:
-    """1536 -> '1.5 KiB'."""
+    """A number of bytes in words: 1536 -> '1.5 KiB'."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.4g} {unit}"

@@ -1,4 +1,4 @@
-"""The policy: started from weights or resumed from a checkpoint; saved and exported."""
+"""The policy: started from weights or resumed from a checkpoint, saved and exported."""
 
 from collections.abc import Callable, Mapping
 import functools
@@ -25,27 +25,27 @@ from zoo.parts import adapted, partly
 
 
 class Policy(NamedTuple):
-    """What training does not change of it."""
+    """The parts of the policy that training does not change."""
 
     blank: zoo.Model  # with shapes and shardings in place of weights
     graph: nnx.GraphDef
     frozen: Params  # what is not trained
-    begun: Params | None  # these adapters before the first step
+    begun: Params | None  # the adapters as they are before the first step
 
 
 class State(NamedTuple):
-    """What training changes, and the weights that it does not."""
+    """The parts of a run that training changes, and the frozen weights."""
 
-    step: int  # the last one taken
+    step: int  # the last step taken
     trained: Params
     frozen: Params
     opt_state: PyTree
     skipped: jax.Array | float = 0.0  # updates that were not finite, and changed nothing
-    skipped_before: float = 0.0  # of them, those before this start
+    skipped_before: float = 0.0  # those of them before this start
 
 
 def of(run: Run | Exporting) -> Policy:
-    """The policy of a run, without what is trained of it.
+    """The policy of a run, without its trained weights.
 
     Raises:
       ValueError: frozen weights do not fit or are not finite.
@@ -63,7 +63,7 @@ def of(run: Run | Exporting) -> Policy:
 
 
 def with_adapters(asked: Adapting, run: Run | Exporting | Scoring, seed: int = 0) -> Policy:
-    """Frozen weights, and adapters beside them: those that are read, or new ones of the seed.
+    """The policy with frozen weights and adapters, read from a folder or new from the seed.
 
     Raises:
       ValueError: the weights or the adapters do not fit or are not finite.
@@ -77,7 +77,7 @@ def with_adapters(asked: Adapting, run: Run | Exporting | Scoring, seed: int = 0
 
 
 def loaded(run: Run | Exporting | Scoring) -> zoo.Model:
-    """The weights of `initialize_from_hf`, as `blank` has them.
+    """The weights of `initialize_from_hf`, with the dtypes and shardings of `blank`.
 
     Raises:
       ValueError: they do not fit or are not finite.
@@ -94,13 +94,13 @@ def loaded(run: Run | Exporting | Scoring) -> zoo.Model:
 
 
 def facts_of(policy: Policy, run: Run | Exporting) -> Facts:
-    """What a checkpoint of the run must agree with; of frozen weights their fingerprint."""
+    """The facts that a checkpoint must match, including the frozen weights' fingerprint."""
     frozen = {"frozen": fingerprint(policy.frozen)} if policy.frozen else {}
     return run.facts | frozen
 
 
 def checkpoints_of(run: Run) -> RunStore:
-    """The checkpoints of this run: those that are there, and those that will be."""
+    """The store of this run's checkpoints, existing and future."""
     saving = run.saving
     return RunStore(run.directory.within("checkpoints"), keep=saving.keep, retries=saving.retries)
 
@@ -123,7 +123,7 @@ def begin(policy: Policy, run: Run, store: RunStore, facts: Facts) -> State:
         trees, skipped = saved.trees, saved.facts["skipped"]
         parts = trees["policy"], policy.frozen, trees["optimizer"]
         return State(saved.step, *parts, skipped, skipped)
-    if policy.begun is not None:  # a copy: a step gives its memory away
+    if policy.begun is not None:  # a copy, because a step donates its memory
         own = jax.tree.map(jnp.copy, policy.begun)
     elif run.chosen is not None:
         own = zoo.folders.read(run.blank, run.chosen, jnp.float32)
@@ -133,7 +133,7 @@ def begin(policy: Policy, run: Run, store: RunStore, facts: Facts) -> State:
 
 
 def result(state: State) -> Params:
-    """What is evaluated and exported of what is trained: its average, where one is kept."""
+    """The trained weights to evaluate and export: their average, if one is kept."""
     average = optimizer.average_of(state.opt_state)
     return state.trained if average is None else average
 
@@ -145,23 +145,23 @@ def export_model(policy: Policy, state: State) -> zoo.Model:
 
 
 def eval_forward(policy: Policy, state: State, forward: logps.Compiled) -> logps.Forward:
-    """The policy's forward pass with its current weights, or their average, as computed with."""
+    """The policy's forward pass with its current weights, or their average, in compute dtype."""
     return functools.partial(forward, policy.graph, eval_weights(policy, state))
 
 
 def train_forward(policy: Policy, state: State, forward: logps.Compiled) -> logps.Forward:
-    """The same with the weights that are trained, whether or not an average is kept."""
+    """The policy's forward pass with the trained weights, even if an average is kept."""
     own = logps.cast_for_compute(state.trained, policy.blank)
     return functools.partial(forward, policy.graph, adapted.joined(own, state.frozen))
 
 
 def eval_weights(policy: Policy, state: State) -> Params:
-    """Its weights, or their average, as they are computed with; those frozen are kept so."""
+    """The weights, or their average, in the compute dtype, as frozen ones already are."""
     return adapted.joined(logps.cast_for_compute(result(state), policy.blank), state.frozen)
 
 
 def eval_model(policy: Policy, state: State) -> zoo.Model:
-    """The same in the dtype that it computes in: equal weights give the reference's own bits."""
+    """The policy for evaluation, in its compute dtype: equal weights give the reference's bits."""
     weights = partly.whole(eval_weights(policy, state))
     return nnx.merge(policy.graph, nnx.State(weights))
 
@@ -173,7 +173,7 @@ def save(
     facts: Facts,
     held_out: Mapping[str, float] | None = None,
 ) -> None:
-    """A checkpoint, written in the background. What is frozen, and the reference, are not in it.
+    """Writes a checkpoint in the background, without frozen weights or the reference.
 
     `held_out` are the figures of this step, if there are any: they decide which checkpoint is best.
 
@@ -188,9 +188,9 @@ def save(
 
 
 def best(state: State, run: Run, store: RunStore) -> tuple[State, dict[str, float]] | None:
-    """The state of the best checkpoint with its held-out figures; none: there is no such one.
+    """The state of the best checkpoint with its held-out figures; None: there is none.
 
-    Of the optimizer it has no more than an average of the weights needs.
+    Of the optimizer's state it has only what an average of the weights needs.
     """
     like = {"policy": run.trained.like}
     if run.optimizer_settings.ema_decay is not None:
@@ -207,7 +207,7 @@ def check_sound(state: State, run: Run) -> None:
     """Stops a run at an update that is not finite, unless it skips such updates.
 
     Raises:
-      RuntimeError: some update was not.
+      RuntimeError: an update was not finite.
     """
     if run.nonfinite == "stop" and float(state.skipped) > state.skipped_before:
         raise RunFailed(
@@ -219,9 +219,9 @@ def check_sound(state: State, run: Run) -> None:
 
 
 def export_name(step: int, run: Run | Exporting) -> str:
-    """Where the Hugging Face folder of a step is in the directory of the run.
+    """The name of a step's Hugging Face folder within the run's directory.
 
-    A merged one stands beside that of adapters.
+    A merged model has a folder next to that of the adapters.
     """
     merged = "-merged" if run.adapting is not None and not adapters_alone(run) else ""
     return f"hf/step-{step}{merged}"
@@ -233,7 +233,7 @@ def export_folder(step: int, run: Run | Exporting) -> places.Place:
 
 
 def exported(step: int, run: Run | Exporting) -> bool:
-    """Is it there in the dtype that is asked for, as far as every process can see?"""
+    """Whether every process sees the step's export, in the dtype that is asked for."""
     folder = export_folder(step, run)
     if adapters_alone(run):
         return all_agree(folder.exists(peft_folder.CONFIG))
@@ -265,14 +265,14 @@ def send(step: int, run: Run) -> None:
 
 
 def base_of(run: Run | Exporting) -> str:
-    """What the adapters are for, as other programs name it: a version of it stands apart."""
+    """The adapters' base model as other programs name it, without its revision."""
     return run.base.partition("@")[0] if run.folder.revision else run.base
 
 
 def export(model: zoo.Model, step: int, run: Run | Exporting) -> None:
     """Writes the policy as a Hugging Face folder, with the run's tokenizer and template.
 
-    Of a policy with adapters it is these alone, as PEFT keeps them, unless they are to be merged.
+    For a policy with adapters it holds only these, in PEFT's format, unless they are to be merged.
     """
     told = card.text(run, step)
     if adapters_alone(run):

@@ -1,6 +1,6 @@
-"""A run that is asked to stop: by SIGTERM, which comes before a machine is taken away, or Ctrl-C.
+"""Stopping a run on request: by SIGTERM, which precedes a machine's preemption, or by Ctrl-C.
 
-The step under way is finished and saved, and the program exits with status 75: the same command
+The current step is finished and saved, and the program exits with status 75: the same command
 resumes the run.
 """
 
@@ -25,7 +25,7 @@ BY = {
     signal.SIGINT: ("", "; a second Ctrl-C ends the run at once"),
     signal.SIGTERM: (" by SIGTERM", ""),
 }
-# Seconds that a second Ctrl-C leaves the program to end by itself.
+# Seconds that the program has to end by itself after a second Ctrl-C.
 GRACE = 0.5
 
 
@@ -35,14 +35,14 @@ class StopRequested(Exception):
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Inside the block signals only ask the run to stop; the function says whether one did.
+    """Makes signals only ask the run to stop within the block; the function says if one did.
 
     All processes of a run get the same answer if they ask equally often. `StopRequested` ends the
-    block and goes no further. A second Ctrl-C raises KeyboardInterrupt and, where that does not end
+    block and goes no further. A second Ctrl-C raises KeyboardInterrupt and, if that does not end
     the block within a second (a thread that waits for the devices or for a save sees no signals),
-    it ends the process with status 130. Files and checkpoints that were not whole yet are left out.
+    ends the process with status 130. Incomplete files and checkpoints are discarded.
     """
-    if threading.current_thread() is not threading.main_thread():  # where no signals come
+    if threading.current_thread() is not threading.main_thread():  # only it gets signals
         yield lambda: False
         return
     several = jax.process_count() > 1
@@ -63,7 +63,7 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         received.append(number)
         if several:
-            signal.raise_signal(signal.SIGTERM)  # which jax listens to, and tells the others
+            signal.raise_signal(signal.SIGTERM)  # jax listens for it, and tells the other processes
 
     numbers = [signal.SIGINT] if several else [signal.SIGINT, signal.SIGTERM]
     before = [signal.signal(number, note) for number in numbers]
@@ -80,13 +80,13 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
 
 
 def _taken_from_jax() -> tuple[Any, Callable[[], None]]:
-    """What decides at which call all processes stop, hidden from Orbax; and how to put it back.
+    """Jax's agreement on when all processes stop, hidden from Orbax; and how to put it back.
 
-    With several processes jax itself listens for SIGTERM, and chooses one of the calls at which all
-    stop. Orbax would ask jax too, by the number of the step; jax knows only the last number and
-    would wait for a step that has passed. With one process it is None.
+    With several processes jax itself listens for SIGTERM, and chooses a call at which all stop.
+    Orbax would ask jax too, by step number; jax knows only the last number and would wait for a
+    step that has passed. With one process it is None.
 
-    The one private name of jax in this project: where a version moves it, a test says so.
+    This is the project's only private name of jax: a test fails if a version moves it.
     """
     from jax._src import distributed
 

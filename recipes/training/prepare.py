@@ -1,4 +1,4 @@
-"""Everything that can fail, before any long work: settings, files, data, disk. Prints the plan."""
+"""Checks everything that can fail before any long work, settings to disk, and prints the plan."""
 
 from collections.abc import Iterable, Iterator
 import contextlib
@@ -42,15 +42,15 @@ from zoo.parts import sharding
 def prepared(given: Values, *, beside: Beside | None = None) -> Iterator[Run]:
     """Reads and checks all that a run needs except the weights, and prints the plan.
 
-    `beside` is the reference, where the recipe has one.
+    `beside` is the reference, if the recipe has one.
 
     Inside the block no other process can use the run's directory.
 
     Raises:
-      ValueError, OSError: a sentence about what is wrong and how to fix it.
+      ValueError, OSError: something is wrong; the message says how to fix it.
     """
     directory = made(given["directory"], rooms=("checkpoints", "hf"))
-    directory.within("checkpoints").for_orbax()  # refuses early where several processes cannot
+    directory.within("checkpoints").for_orbax()  # refuses early if several processes cannot write
     with _alone(directory):
         yield _prepare(given, beside, directory)
 
@@ -68,7 +68,7 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
     train = [example for part in data.train for example in part.examples]
     chosen = trained.chosen(given, models.blank)
     steps = run_parts.total_steps(given, len(train))
-    _refuse_another_run(saved, shaping, directory, len(train))  # how long it is, in epochs
+    _refuse_another_run(saved, shaping, directory, len(train))  # the run's length in epochs
     if beside and beside.follows and beside.follows[0] >= steps:
         raise BadInput(
             f"--config.reference_sync_steps={beside.follows[0]}: the reference would never "
@@ -137,13 +137,13 @@ def _prepare(given: Values, beside: Beside | None, directory: places.Place) -> R
 
 
 def scoring(given: Values, beside: Beside) -> Scoring:
-    """Reads and checks all that scores of pairs need except the weights.
+    """Reads and checks all that scoring pairs needs except the weights.
 
     Raises:
-      ValueError, OSError: a sentence about what is wrong and how to fix it.
+      ValueError, OSError: something is wrong; the message says how to fix it.
     """
     computing = run_parts.computing(given)
-    compute = computing.precision.compute  # nothing is added to the weights: they are kept in it
+    compute = computing.precision.compute  # never updated, so kept in compute dtype
     computing = computing._replace(precision=written.Precision(compute, compute))
     models = inputs.looked_at(given, beside, computing)
     adapted = adapting.of_settings(given, models.blank)
@@ -152,7 +152,7 @@ def scoring(given: Values, beside: Beside) -> Scoring:
         raise BadInput(checks.same_weights(given["initialize_from_hf"]))
     data, mesh = inputs.read(given, models), computing.mesh
     held = plan.held((nnx.state(models.blank), adapted.like if adapted else {}))
-    if not beside.of_policy:  # it comes after the policy has left
+    if not beside.of_policy:  # loaded after the policy is freed
         other = zoo.abstract(reference.config, compute, compute, mesh)
         held = max(held, plan.held(nnx.state(other)))
     # Enough pairs at a time to fill the rows of all devices.
@@ -171,7 +171,7 @@ def scoring(given: Values, beside: Beside) -> Scoring:
 
 
 def _counted(data: Data) -> str:
-    """What became of the rows of every source, as JSON."""
+    """How many rows of every source were used, dropped or malformed, as JSON."""
     parts = [
         {
             "name": one.name, "source": one.source, "layout": one.layout, "rows": one.counts.rows,
@@ -184,7 +184,7 @@ def _counted(data: Data) -> str:
 
 
 def _lost(data: Data) -> dict[str, int]:
-    """Rows that are dropped, and texts that are cut, by metric name."""
+    """The counts of dropped rows and of cut texts, by metric name."""
     cut = ("prompt_cut", "answer_cut")
     return {
         "data/dropped": sum(part.counts.lost.total() for part in data.sources),
@@ -193,10 +193,10 @@ def _lost(data: Data) -> dict[str, int]:
 
 
 def made(name: str, rooms: Iterable[str] = ()) -> places.Place:
-    """The directory of that name, with these folders in it.
+    """Creates the directory of that name, with these folders in it.
 
     Raises:
-      OSError, ValueError: it cannot be made.
+      OSError, ValueError: it cannot be created.
     """
     try:
         directory = places.at(name, "--config.directory")
@@ -212,7 +212,7 @@ def made(name: str, rooms: Iterable[str] = ()) -> places.Place:
 
 @contextlib.contextmanager
 def _alone(directory: places.Place) -> Iterator[None]:
-    """Keeps other runs out of the directory: they would overwrite each other's checkpoints."""
+    """Keeps other runs out of the directory, as they would overwrite each other's checkpoints."""
     if not processes.is_first():
         yield
         return
@@ -248,7 +248,7 @@ def _refuse_another_run(
     directory: places.Place,
     examples: int | None = None,
 ) -> None:
-    """Compares the settings in a checkpoint's facts with those of this run.
+    """Refuses to resume if the settings in a checkpoint's facts differ from this run's.
 
     Raises:
       ValueError: they differ.

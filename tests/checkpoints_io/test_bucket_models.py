@@ -112,5 +112,5 @@ def test_what_is_not_there_is_named(bucket):
         hf_folder.look_up("memory://models/none", "v1")
     with pytest.raises(ValueError, match="must name a folder in a bucket: gs://BUCKET/FOLDER"):
         zoo.load("gs://models")
-    with pytest.raises(ValueError, match="must be a path of this machine"):
+    with pytest.raises(ValueError, match="must be a path on this machine"):
         zoo.load("file:///etc/models")

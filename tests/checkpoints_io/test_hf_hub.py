@@ -74,7 +74,7 @@ def test_of_an_earlier_export_nothing_is_left_that_would_be_read(hub, folder, tm
 
 def test_who_may_not_write_is_told_before_the_run(hub, monkeypatch):
     hf_hub.ready("me/open", private=False)
-    with pytest.raises(ValueError, match="me/open is open to all, and it is to be private"):
+    with pytest.raises(ValueError, match="me/open is public, but should be private"):
         hf_hub.ready("me/open", private=True)
     hub.refuses = True
     with pytest.raises(PermissionError, match="does not let you write to you/theirs: log in"):
@@ -93,5 +93,5 @@ def test_a_hub_that_is_not_there(monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", stand_in.TOKEN)
-    with pytest.raises(OSError, match="the hub could not be reached to make me/mine"):
+    with pytest.raises(OSError, match="the hub could not be reached to create me/mine"):
         hf_hub.ready("me/mine", private=True)

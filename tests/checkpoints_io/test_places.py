@@ -115,7 +115,7 @@ def test_a_folder_is_there_when_it_is_whole(room):
 def test_no_folder_takes_the_place_of_something_else(room):
     room.within("theirs").make()
     room.within("theirs").write_whole("thesis", b"")
-    with pytest.raises(FileExistsError, match="theirs holds something else than a model"):
+    with pytest.raises(FileExistsError, match="theirs holds something other than a model"):
         room.refuse_odd(models=["none", "theirs"])
     with pytest.raises(FileExistsError, match="theirs holds"), room.within("theirs").whole_folder():
         pass
@@ -314,13 +314,13 @@ def test_addresses(tmp_path, monkeypatch):
     assert places.at("memory://b/x/").address == "memory://b/x"
     assert places.at("memory://b/x").within("c/d").address == "memory://b/x/c/d"
     assert places.beside(places.at("memory://b/x"), "c").address == "memory://b/c"
-    with pytest.raises(ValueError, match=r"^--config.token_cache=file:///b/x must be a path of"):
+    with pytest.raises(ValueError, match=r"^--config.token_cache=file:///b/x must be a path on"):
         places.at("file:///b/x", "--config.token_cache")
     with pytest.raises(
         ValueError, match=r"^memory://b/ must name a folder in a bucket: memory://B"
     ):
         places.at("memory://b/")
-    with pytest.raises(ValueError, match=r"^g3://b/x: there is no kind of bucket g3://"):
+    with pytest.raises(ValueError, match=r"^g3://b/x: g3:// is not a known kind of bucket"):
         places.at("g3://b/x")
 
 
@@ -474,7 +474,7 @@ def test_a_run_begins(room, tiny_config):
     run.directory.within("hf/step-2").make()
     run.directory.write_whole("hf/step-2/thesis", b"")
     with (
-        pytest.raises(FileExistsError, match="hf/step-2 holds something else than a model"),
+        pytest.raises(FileExistsError, match="hf/step-2 holds something other than a model"),
         prepare.prepared(given),
     ):
         pass

@@ -121,7 +121,7 @@ def test_what_a_folder_holds_as_it_was_is_not_rounded_without_a_word(folder, cap
     rewrite(folder, edit)
     assert zoo.load(folder) and not caplog.text
     zoo.load(folder, frozen="nf4")
-    assert f"{NAME}: the folder holds them as they were and others in 4 bits" in caplog.text
+    assert f"{NAME}: the folder holds these unquantised and others in 4 bits" in caplog.text
 
 
 @pytest.fixture
@@ -158,13 +158,13 @@ def said(**values):
         (lambda t: t.pop(f"{NAME}.absmax"), rf"it needs {NAME}.absmax, U8 \[128\]"),
         (lambda t: t.update({f"{NAME}.quant_map": np.ones(8, np.float32)}), r"quant_map, F32"),
         (lambda t: t.update({STATE: np.zeros(9, np.uint8)}), "quant_state cannot be read"),
-        (lambda t: t.update({STATE: np.zeros(9000, np.uint8)}), "quant_state is no text"),
+        (lambda t: t.update({STATE: np.zeros(9000, np.uint8)}), "quant_state is not text"),
         (said(shape=[64, 2**40]), "its quant_state says shape"),
         (said(shape=[64, 192]), r"a matrix \(64, 192\) needs 6144 bytes"),
         (said(shape=[128, 64]), r"down_proj.weight is \(128, 64\) where config.json needs"),
         (said(blocksize=0), "and blocksize 0"),
         (said(blocksize=100), "it needs .*absmax"),
-        (said(nested_blocksize=64), "in blocks of 64, and not of 256"),
+        (said(nested_blocksize=64), "in blocks of 64, not of 256"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(folder, edit, told):

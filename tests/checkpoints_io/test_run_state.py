@@ -57,7 +57,7 @@ def test_one_step_of_several(tmp_path, trees):
         np.testing.assert_array_equal(found.trees["policy"]["a"], 2 * trees["policy"]["a"])
         with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 4: there are 1, 2, 3$"):
             store.at(4, seen.append, like)
-        with pytest.raises(OSError, match=r"checkpoint 1 in .* cannot be read: take another"):
+        with pytest.raises(OSError, match=r"checkpoint 1 in .* cannot be read: use another"):
             store.at(1, seen.append, like)
 
 
@@ -227,7 +227,7 @@ def test_what_says_nothing_of_the_checkpoint_is_passed_on(tmp_path, trees, monke
         store.newest(lambda _: None, trees)
     assert store.steps() == [2, 1]
     monkeypatch.setattr("checkpoints_io.sealed.FORMAT", 3)
-    with pytest.raises(ValueError, match="has format 2, and this program reads 3"):
+    with pytest.raises(ValueError, match="has format 2, but this program reads 3"):
         store.newest(lambda _: None, trees)
     assert store.steps() == [2, 1]
 
@@ -259,7 +259,7 @@ def test_a_disk_without_room_is_a_sentence_and_harms_nothing(tmp_path, trees, mo
     with monkeypatch.context() as patched:
         patched.setattr("shutil.disk_usage", lambda _: mock.Mock(free=100))
         with pytest.raises(
-            OSError, match=r"has 0 MiB free. Once that is fixed, .* that is there: 1"
+            OSError, match=r"has 0 MiB free. Once that is fixed, .* existing checkpoint: 1"
         ):
             store.save(2, trees, {})
     assert store.steps() == [1]

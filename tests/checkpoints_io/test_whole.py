@@ -109,7 +109,7 @@ def test_where_no_export_can_go_the_run_does_not_start(tiny_config, tmp_path):
     (tmp_path / "run" / "hf" / "step-60").unlink()
     (tmp_path / "run" / "hf" / "step-60").mkdir()
     (tmp_path / "run" / "hf" / "step-60" / "thesis").write_text("")
-    with pytest.raises(OSError, match=r"hf/step-60 holds something else than a model"):
+    with pytest.raises(OSError, match=r"hf/step-60 holds something other than a model"):
         dpo.train(tiny_config)
 
 

@@ -12,19 +12,19 @@ from tests.conftest import ROOT, TINY
 from tests.zoo.test_peft import with_adapters
 import zoo
 from zoo import chat
-from zoo.chat import Asked, Voice
+from zoo.chat import Options, Voice
 from zoo.targets import Lora
 
 
 @pytest.fixture(scope="module")
 def voice():
-    return chat.opened(str(TINY / "model"), Asked())
+    return chat.opened(str(TINY / "model"), Options())
 
 
 @pytest.fixture
 def talked(capsys):
     """What comes of lines: the status, and what is written to either stream."""
-    return lambda lines, voices: (chat.talk(lines, voices, Asked()), *capsys.readouterr())
+    return lambda lines, voices: (chat.talk(lines, voices, Options()), *capsys.readouterr())
 
 
 def test_without_a_template_no_weights_are_read(tmp_path, monkeypatch):
@@ -33,7 +33,7 @@ def test_without_a_template_no_weights_are_read(tmp_path, monkeypatch):
             (tmp_path / path.name).write_bytes(path.read_bytes())
     monkeypatch.setattr(zoo, "load", lambda *_, **__: pytest.fail("weights were read"))
     with pytest.raises(BadInput, match="has no chat template, so there is no way to talk"):
-        chat.opened(str(tmp_path), Asked())
+        chat.opened(str(tmp_path), Options())
 
 
 def test_an_answer_is_the_models_turn_to_its_stop_token(voice):
@@ -42,11 +42,11 @@ def test_an_answer_is_the_models_turn_to_its_stop_token(voice):
     (ids,) = zoo.generate.generate(
         voice.model, [prompt], max_new_tokens=64, stop_ids=voice.words.stop_ids
     )
-    pieces = list(chat.answer(voice, [question], Asked()))
+    pieces = list(chat.answer(voice, [question], Options()))
     assert len(pieces) > 2
     assert "".join(pieces) == voice.words.decode(ids[:-1])
     assert "Lima" in "".join(pieces)
-    cut = "".join(chat.answer(voice, [question], Asked(tokens=5)))
+    cut = "".join(chat.answer(voice, [question], Options(tokens=5)))
     assert cut == voice.words.decode(ids[:5])
 
 
@@ -116,7 +116,7 @@ def test_halves_of_a_character_wait_for_each_other(voice, talked, monkeypatch):
     stream = lambda *_, **how: ([[one]] for one in [*ids, voice.words.stop_ids[0]])
     monkeypatch.setattr(zoo.generate, "stream", stream)
     assert len(ids) > len("né") and "�" in voice.words.decode(ids[:2])
-    pieces = list(chat.answer(voice, [{"role": "user", "content": "a"}], Asked()))
+    pieces = list(chat.answer(voice, [{"role": "user", "content": "a"}], Options()))
     assert pieces[:2] == ["n", "é"]
     assert talked(["a"], [voice])[1] == "né␛[2J\n"
 
@@ -139,10 +139,10 @@ def test_a_folder_of_adapters_brings_its_weights(tmp_path):
     said = {"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / "gone")}
     (folder / "adapter_config.json").write_text(json.dumps(said))
     with pytest.raises(NotFound, match=r"names the weights under them: .*gone.*--base=FOLDER"):
-        chat.opened(str(folder), Asked())
+        chat.opened(str(folder), Options())
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     with pytest.raises(BadInput, match="does not say which weights"):
-        chat.opened(str(folder), Asked())
+        chat.opened(str(folder), Options())
 
 
 @pytest.mark.full

@@ -98,7 +98,7 @@ def test_the_file_names_the_dtype_that_is_written(dtype, model, tmp_path):
 
 def test_weights_that_do_not_fit_the_config_are_refused(model, tmp_path):
     model.value = nnx.Linear(128, 1, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"value.bias is no weight of a llama.*write it apart"):
+    with pytest.raises(ValueError, match=r"value.bias is not a weight of a llama.*save it"):
         zoo.save(model, tmp_path / "model")
     del model.value
     model.config, blocks = dataclasses.replace(model.config, num_hidden_layers=3), model.blocks

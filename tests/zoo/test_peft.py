@@ -159,7 +159,7 @@ def changed(folder, to, **values):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (dict(peft_type="IA3"), "peft_type 'IA3', and only LORA is read"),
+        (dict(peft_type="IA3"), "peft_type 'IA3', but only LORA is read"),
         (dict(modules_to_save=["lm_head"]), "modules_to_save, which is whole weights"),
         (dict(trainable_token_indices=[3]), "trainable_token_indices"),
         (dict(bias="all"), "bias='all'"),
@@ -182,7 +182,7 @@ def test_files_that_are_not_there(folder, tmp_path):
         zoo.load(TINY / "model", adapter=TINY / "model")
     other = changed(folder, tmp_path / "a")
     (other / "adapter_model.safetensors").rename(other / "adapter_model.bin")
-    with pytest.raises(FileNotFoundError, match="a pickle, which is not opened"):
+    with pytest.raises(FileNotFoundError, match="a pickle, which is never opened"):
         zoo.load(TINY / "model", adapter=other)
 
 
@@ -266,11 +266,11 @@ def test_a_folder_of_adapters_takes_the_place_of_no_model(base, folder, tmp_path
     """Nor a model that of adapters: what is there would be gone."""
     zoo.save(base, tmp_path / "model")
     model = zoo.load(TINY / "model", adapter=folder)
-    with pytest.raises(FileExistsError, match="something else than adapters"):
+    with pytest.raises(FileExistsError, match="something other than adapters"):
         zoo.save_adapter(model, tmp_path / "model")
     zoo.save_adapter(model, tmp_path / "adapters")
     zoo.save_adapter(model, tmp_path / "adapters")
-    with pytest.raises(FileExistsError, match="something else than a model"):
+    with pytest.raises(FileExistsError, match="something other than a model"):
         zoo.save(base, tmp_path / "adapters")
 
 

@@ -1,8 +1,8 @@
-"""A frozen weight with the product of two narrow ones beside it: LoRA, and DoRA's magnitude.
+"""LoRA and DoRA: a frozen weight together with its low-rank adapter.
 
-The value of a parameter may be an `Adapted` in place of an array: a scan over layers cuts each of
-its arrays, a product takes both ways, and no architecture knows of it. What is trained of it is
-its `Adapter`; trees of what is trained are put into the tree of all weights by `joined`.
+The value of a parameter may be an `Adapted` in place of an array: a scan over layers slices each of
+its arrays, a product adds the low-rank path, and no architecture needs to know. Only its `Adapter`
+is trained; `joined` puts a tree of trained adapters into the tree of all weights.
 """
 
 import dataclasses
@@ -19,11 +19,11 @@ RANK = "r"  # in equations, where R may be the rank of a latent
 
 
 class Adapter(NamedTuple):
-    """What is trained beside a frozen weight."""
+    """The trained part of an adapted weight."""
 
     a: Any  # [L, into, R]
     b: Any  # [L, R, out]
-    magnitude: Any = None  # [L, out], of DoRA: the length of what makes each output
+    magnitude: Any = None  # [L, out], for DoRA: the norm of each output's weights
 
 
 @functools.partial(
@@ -33,19 +33,19 @@ class Adapter(NamedTuple):
 )
 @dataclasses.dataclass(frozen=True)
 class Adapted:
-    """W + scale · A B, of every layer; with a magnitude, each output's weights scaled to it.
+    """The weight W + scale · A B of every layer, renormalised by a magnitude if there is one.
 
-    The letters `into` are summed over in the product, `out` are made ("D" and "N H" of a query),
+    `into` are the input axes of the product and `out` its output axes ("D" and "N H" for a query),
     each in the order of the Hugging Face file.
 
     Source: LoRA, https://arxiv.org/abs/2106.09685; DoRA, https://arxiv.org/abs/2402.09353, Eq. 5.
     """
 
-    # Of any type, for jax puts shapes, and marks of its own, in their places.
-    base: Any  # [L, ...]: an array, or what gives one by `astype`
-    scale: Any  # [L], float32: 0 turns the adapter of a layer off, magnitude and all
-    adapter: Any  # an Adapter; none in a tree of frozen weights
-    ranks: tuple[int, ...]  # of each layer: what A and B hold beyond it is 0
+    # Typed Any, for JAX puts shapes and its own sentinels in their places.
+    base: Any  # [L, ...]: an array, or an object whose `astype` gives one
+    scale: Any  # [L], float32: 0 turns the adapter of a layer off, including its magnitude
+    adapter: Any  # an Adapter; None in a tree of frozen weights
+    ranks: tuple[int, ...]  # of each layer: A and B are 0 beyond it
     axes: str  # of one layer of the base
     into: str
     out: str
@@ -66,13 +66,13 @@ class Adapted:
         return self.base.dtype
 
     def __getitem__(self, index: Any) -> Any:
-        """Itself, for `...`; for that of a layer its weight, merged in float32."""
+        """Returns itself for `...`; for a layer number that layer's weight, merged in float32."""
         if index is Ellipsis:
             return self
         return jax.tree.map(lambda x: x[index], self).astype(jnp.float32)
 
     def astype(self, dtype: jax.typing.DTypeLike) -> Array:
-        """The merged weight, worked out in float32; of one layer, or of all."""
+        """The merged weight of one layer or of all, computed in float32."""
         a, b, magnitude = self.adapter
         layer = "L" * self.scale.ndim
         into, out, axes = lettered(self.into), lettered(self.out), layer + lettered(self.axes)
@@ -89,17 +89,17 @@ class Adapted:
 
 
 def lettered(axes: str) -> str:
-    """Axes as an equation has them: "NH" of "N H"."""
+    """The axes as written in an einsum equation: "NH" for "N H"."""
     return axes.replace(" ", "")
 
 
 def lead_of(axes: str, into: str, out: str) -> str:
-    """What of a weight's axes neither side of its product has: L, and E of experts."""
+    """The axes of a weight that are neither input nor output: L, and E for experts."""
     return " ".join(c for c in axes.split() if c not in into + out)
 
 
 def cast(weight: Any, dtype: jax.typing.DTypeLike) -> Any:
-    """A weight as it is computed with; a magnitude and the scale stay in float32."""
+    """Casts a weight to the compute dtype; a magnitude and the scale stay in float32."""
     if not is_adapted(weight):
         return weight.astype(dtype)
     a, b, magnitude = weight.adapter
@@ -108,7 +108,7 @@ def cast(weight: Any, dtype: jax.typing.DTypeLike) -> Any:
 
 
 def axes_of(weight: Any, axes: str) -> Any:
-    """The axes of each array of a `cast` weight of one layer, in its place."""
+    """The axes of each array in a `cast` weight of one layer, as a matching tree."""
     if not is_adapted(weight):
         return axes
     lead = lead_of(axes, weight.into, weight.out)
@@ -118,10 +118,10 @@ def axes_of(weight: Any, axes: str) -> Any:
 
 
 def turn(weight: Adapted) -> Float[Array, "..."]:
-    """DoRA's magnitude over the length of W + s A B, for each output of one layer, in float32.
+    """DoRA's magnitude divided by the norm of W + s A B, per output of one layer, in float32.
 
-    The length is worked out without adding the matrices, and takes no gradient: section 4.3 of the
-    paper, and PEFT.
+    The norm is computed without adding the matrices, and takes no gradient, as in section 4.3 of
+    the paper and in PEFT.
     """
     a, b, magnitude = weight.adapter
     axes, into, out = (lettered(x) for x in (weight.axes, weight.into, weight.out))
@@ -135,12 +135,12 @@ def turn(weight: Adapted) -> Float[Array, "..."]:
 
 
 def is_adapted(value: object) -> bool:
-    """Whether the value of a weight has an adapter, or a place for one."""
+    """Whether a weight is an `Adapted`, with or without its adapter."""
     return isinstance(value, Adapted)
 
 
 def joined(some: PyTree, weights: PyTree) -> PyTree:
-    """A tree of weights with `some` of them, or of their adapters, in place; both are dicts."""
+    """Puts `some` weights or adapters into a tree of weights; both are dicts."""
     if some is None:
         return weights
     if isinstance(some, dict):
@@ -152,7 +152,7 @@ def joined(some: PyTree, weights: PyTree) -> PyTree:
 
 
 def part(weights: PyTree, like: PyTree) -> PyTree:
-    """Of a tree of weights those, or their adapters, that the tree `like` has."""
+    """The weights or adapters of a tree that are also in the tree `like`."""
     if isinstance(like, dict):
         return {name: part(weights[name], value) for name, value in like.items()}
     if like is None:

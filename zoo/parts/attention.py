@@ -1,4 +1,4 @@
-"""Softmax attention over spans: one function, and a backend for each platform."""
+"""Softmax attention over spans: one entry point, with a backend for each platform."""
 
 from collections.abc import Callable
 import functools
@@ -20,7 +20,7 @@ from zoo.parts import (
     spans,
 )
 
-# (q, k, v, scale=, …) -> what each query gathers; the keys it sees are bound already.
+# (q, k, v, scale=, …) -> the output of each query; the mask is already bound.
 Attend = Callable[..., Array]
 
 
@@ -36,7 +36,7 @@ def dense(
     scale: float,
     softcap: float | None,
 ) -> Float[Array, "B T N U"]:
-    """All scores at once, T x S of them per head: what the other backends are tested against."""
+    """Reference attention with all T x S scores in memory, against which the others are tested."""
     B, T, N, H = q.shape
     S, K = k.shape[1:3]
     grouped = q.reshape(B, T, K, N // K, H)
@@ -44,7 +44,7 @@ def dense(
     scores = last_step.capped(scores, softcap)
     seen = spans.seen(first, last, jnp.arange(S), window)
     scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
-    if sinks is not None:  # one more key for each head, which is scored and has no value
+    if sinks is not None:  # one more key per head, with a score but no value
         sink = sinks.astype(jnp.float32).reshape(K, N // K, 1, 1)
         scores = jnp.concatenate([scores, jnp.broadcast_to(sink, (*scores.shape[:-1], 1))], -1)
     shares = jax.nn.softmax(scores, axis=-1)[..., :S].astype(v.dtype)
@@ -62,22 +62,22 @@ BACKENDS: dict[str, Callable[..., Array]] = {
 }
 # The default backend of each platform.
 BY_PLATFORM = {"cpu": "blocks", "gpu": "triton", "tpu": "splash"}
-# Kernels that take values as wide as keys.
+# Kernels that need values as wide as keys.
 KERNELS = {"tokamax", "tokamax_chunked", "splash", "cudnn", "triton"}
-# Those whose outputs `remat=attention` keeps.
+# Backends that name their outputs, so that `remat=attention` can keep them.
 NAMES_WHAT_IT_MADE = {"blocks", "splash", "triton"}
-# What these kernels cannot do; then `blocks` replaces the platform's default.
+# Features that a kernel lacks; if a model needs one, `blocks` replaces the platform's default.
 CANNOT = {
     "tokamax": {"sinks", "softcap"},  # with a cap its Triton kernel has no backward pass
     "tokamax_chunked": {"sinks"},
     "splash": {"sinks"},
     "cudnn": {"sinks", "softcap", "float32"},
-    "triton": {"float32"},  # which it computes far too slowly
+    "triton": {"float32"},  # works, but far too slowly
 }
 
 
 def default_backend() -> str:
-    """The backend of this platform."""
+    """The default backend of this platform."""
     return BY_PLATFORM.get(sharding.platform(), "dense")
 
 
@@ -94,12 +94,12 @@ def attend(
     sinks: Float[Array, " N"] | None = None,
     backend: str | None = None,
 ) -> Float[Array, "B T N U"]:
-    """Softmax attention; each key head serves N / K query heads. Scores and softmax in float32.
+    """Grouped-query softmax attention: K key heads for N query heads; scores are in float32.
 
-    `window` is how many positions back a token sees, itself included. With `chunk` it is counted
-    from where the token's chunk of so many positions begins: 1 is the chunk, up to the token.
-    Scores become `softcap * tanh(scores / softcap)`; `sinks` are one more score for each head.
-    `backend` is one of BACKENDS; by default that of the platform.
+    `window` is the sliding window: how many positions a token sees, itself included. With `chunk`
+    it is counted back from the start of the token's chunk of `chunk` positions: 1 means the chunk
+    up to the token. Scores become `softcap * tanh(scores / softcap)`; `sinks` adds one score per
+    head. `backend` is one of BACKENDS, by default that of the platform.
 
     Raises:
       ValueError: the backend is not available here, or cannot do what the model needs.
@@ -121,9 +121,9 @@ def attend(
         k, v = (spans.in_order(x, where.order) for x in (k, v))
         return run(q, k, v, where.first, where.last, looking, sinks)[..., :U]
 
-    # XLA cannot split a kernel or a loop over rows: each device is given its rows and its heads. Of
-    # a row that several devices share it has its own queries, and gathers the keys of all, in the
-    # order of the row: kernels leave out tiles of keys that no query of a tile sees.
+    # XLA cannot partition a kernel or a loop over rows, so each device gets its rows and heads. Of
+    # a row split over several devices it has its own queries and gathers all the keys, in row
+    # order: kernels skip tiles of keys that no query of a tile sees.
     split = lambda letters, x: sharding.spec(letters, x.shape, axes)
     if split("K", k[0, 0, :, 0]) != split("N", q[0, 0, :, 0]):
         k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
@@ -143,15 +143,15 @@ def attend(
 
 
 def _widened(x: Float[Array, "B T N H"], H: int) -> Float[Array, "B T N wide"]:
-    """Heads with zeros at their end, which change no score and gather nothing."""
+    """Pads heads to width H with zeros, which change neither scores nor outputs."""
     return jnp.pad(x, [(0, 0)] * 3 + [(0, H - x.shape[-1])])
 
 
 def backend_of(config: hf_config.Config, dtype: jax.typing.DTypeLike, asked: str | None) -> str:
-    """The backend that a model of this config runs in `dtype`, in rows as long as the recipe's.
+    """The backend that a model of this config uses in `dtype`, at the recipe's row lengths.
 
     Raises:
-      ValueError: the requested one cannot do what the model needs.
+      ValueError: the requested backend lacks a feature that the model needs.
     """
     softcap = getattr(config, "attn_logit_softcapping", None)
     sinks = getattr(config, "attention_sinks", False)
@@ -173,5 +173,5 @@ def _chosen(asked: str | None, q: Array, softcap: float | None, sinks: Array | N
     float32 = q.dtype == jnp.float32
     backend = _able(asked, softcap=bool(softcap), sinks=sinks is not None, float32=float32)
     if backend == "splash" and q.shape[1] % (attention_kernels.LANES * sharding.parts_of_a_row()):
-        return "blocks"  # its tiles are as wide as a TPU's lanes; the recipe's rows are multiples
+        return "blocks"  # splash tiles are a multiple of TPU lanes; so are the recipe's rows
     return backend

@@ -1,7 +1,7 @@
 """Attention tile by tile, in plain XLA: only tiles that hold visible keys are computed.
 
-Memory grows with the length of a row and not with its square, and so does time, as long as texts
-are short: a row of packed texts costs what its texts cost. Runs on every platform.
+Memory is linear in the length of a row, and so is time while texts are short: a row of packed texts
+costs as much as its texts do. This runs on every platform.
 """
 
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from zoo.parts import last_step, layers, remat, spans
 
-# Queries and keys of a tile. On CPUs, 64 is faster than 32, 128 and 256.
+# Queries and keys per tile. On CPUs, 64 is faster than 32, 128 and 256.
 BLOCK = 64
-UNSEEN = -1e30  # a score; minus infinity would make 0 / 0 where a tile shows a query nothing
+UNSEEN = -1e30  # a masked score; -inf would give 0 / 0 where a query sees no key of a tile
 
 Row = Float[Array, "T K G H"]
 Mixed = Float[Array, "T K G U"]
@@ -36,7 +36,7 @@ def attend(
     scale: float,
     softcap: float | None,
 ) -> Float[Array, "B T N U"]:
-    """As `attention.dense`, row after row, each row tile after tile.
+    """The same as `attention.dense`, one row and one tile at a time.
 
     Source: https://arxiv.org/abs/2205.14135, Algorithms 1 and 4.
     """
@@ -91,7 +91,7 @@ def _forward(
             return higher, total * shrunk + shares.sum(-1), mixed * shrunk[..., None] + fresh
 
         none = jnp.zeros(q.shape[:-1], jnp.float32)
-        # A sink is a key that was seen before all others, and has no value.
+        # A sink acts as a first key that has a score but no value.
         begin = (none + UNSEEN, none) if sinks is None else (none + sinks[..., None], none + 1)
         begin = *begin, jnp.zeros((*q.shape[:-1], v.shape[-1]), jnp.float32)
         top, total, mixed = _over_tiles(places, key_places, window, add, begin)
@@ -106,7 +106,7 @@ def _forward(
 def _backward(scale: float, softcap: float | None, kept: tuple, gradient: Mixed) -> tuple:
     q, k, v, first, last, window, sinks, out, logsum = kept
     keys, values, key_places = _tiles(k), _tiles(v), _key_places(len(k), window)
-    # How much each query's output already agrees with its gradient: what softmax subtracts.
+    # Each query's output times its gradient: the term that the softmax gradient subtracts.
     common = (gradient.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
     common = jnp.moveaxis(_lanes(common), 1, -1)
 
@@ -148,7 +148,7 @@ _row.defvjp(_forward, _backward)
 
 
 def _lanes(x: Array) -> Array:
-    """[T, ...] -> [T / BLOCK, BLOCK, ...]."""
+    """Reshapes [T, ...] into blocks, [T / BLOCK, BLOCK, ...]."""
     return x.reshape(-1, BLOCK, *x.shape[1:])
 
 
@@ -166,7 +166,7 @@ def _as_row(x: QueryTiles, dtype: jax.typing.DTypeLike) -> Row:
 
 
 class Places(NamedTuple):
-    """Of a tile of queries: their runs of keys, and their positions where there is a window."""
+    """The spans of a tile of queries, and their positions if there is a window."""
 
     first: Int[Array, "*I block"]
     last: Int[Array, "*I block"]
@@ -179,7 +179,7 @@ def _query_places(first: Array, last: Array, window: spans.Window | None) -> Pla
 
 
 def _key_places(S: int, window: spans.Window | None) -> tuple[Array, Array | None]:
-    """Where the keys of each tile stand in the row, and in their texts."""
+    """The indices of each tile's keys in the row, and their positions in their texts."""
     return _lanes(jnp.arange(S)), None if window is None else _lanes(window.keys)
 
 
@@ -197,12 +197,12 @@ def _seen(
 def _over_tiles(
     places: Places, keys: tuple, window: spans.Window | None, add: Callable, begin: tuple
 ) -> tuple:
-    """Adds up the tiles of keys that any of these queries sees."""
+    """Accumulates over the tiles of keys that any of these queries sees."""
     lowest = places.first.min() // BLOCK
     highest = (places.last.max() + BLOCK - 1) // BLOCK
     if window is None:
         return jax.lax.fori_loop(lowest, highest, add, begin)
-    # Within its run a window leaves out whole tiles, not always at an end of it.
+    # A window can skip whole tiles anywhere within a span, not just at its ends.
     look = lambda j, sofar: jax.lax.cond(
         _seen(places, keys, j, window).any(), add, lambda _, sofar: sofar, j, sofar
     )

@@ -1,6 +1,6 @@
-"""Attention of one more token of each answer: over the keys of its prompt, and over its own.
+"""Attention for decoding: one token per answer over the keys of its prompt and its own.
 
-Several answers to a prompt share its keys, which are read once for all of them.
+Several answers to a prompt share its cached keys, which are read once for all of them.
 """
 
 import functools
@@ -25,10 +25,10 @@ def attend(
     softcap: float | None = None,
     sinks: Float[Array, " N"] | None = None,
 ) -> Float[Array, "B 1 N U"]:
-    """What `attention.attend` gives for the token at `positions`, which sees all before it.
+    """The same as `attention.attend` for the token at `positions`, which sees all before it.
 
-    Of P prompts with `lengths` the keys are [P, S, …]; of their B answers, those to one prompt next
-    to each other, [B, Z, …], with room for Z tokens.
+    The keys of P prompts with `lengths` are [P, S, …]; those of their B answers are [B, Z, …], with
+    room for Z tokens and the answers to one prompt next to each other.
     """
     B, P = len(q), len(lengths)
     keys, values = zip(of_prompts, (_by_prompt(x, P) for x in of_answers), strict=True)
@@ -48,7 +48,7 @@ def attend(
         jnp.where(mask[:, :, None, None], last_step.capped(some * scale, softcap), -jnp.inf)
         for mask, some in zip(seen, scores, strict=True)
     ]
-    if sinks is not None:  # one more key for each head, which is scored and has no value
+    if sinks is not None:  # one more key per head, with a score but no value
         sink = sinks.astype(jnp.float32).reshape(K, -1, 1)
         scores.append(jnp.broadcast_to(sink, (*scores[0].shape[:-1], 1)))
     shares = jax.nn.softmax(jnp.concatenate(scores, -1), axis=-1).astype(values[0].dtype)
@@ -58,5 +58,5 @@ def attend(
 
 
 def _by_prompt(x: Shaped[Array, "*all"], P: int) -> Array:
-    """Rows of answers as [P, A, …]: those to each prompt."""
+    """Groups rows of answers by prompt, [P, A, …]."""
     return x.reshape(P, len(x) // P, *x.shape[1:])

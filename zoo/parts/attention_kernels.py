@@ -1,4 +1,4 @@
-"""Attention kernels of other libraries, called in their own terms, each on one device."""
+"""Wrappers around the attention kernels of other libraries, each on one device."""
 
 import functools
 import importlib
@@ -29,21 +29,21 @@ def tokamax(
     window: Looking, sinks: None, *, scale: float, softcap: float | None,
     kernel: str | None = None,
 ) -> Query:  # fmt: skip
-    """Tokamax, which takes key ranges as they are and skips tiles that no query sees.
+    """Tokamax, which takes the key ranges directly and skips tiles that no query sees.
 
-    A window is added as a mask of T x S. `kernel` is one of its names; by default the
-    fastest that the GPU can run.
+    A window is passed as a T x S mask. `kernel` is one of Tokamax's names, by default the fastest
+    that the GPU can run.
 
     Raises:
       ValueError: tokamax is not installed.
     """
-    # The public function takes a bool mask [B, N, T, S]; the classes that it uses take the ranges.
+    # The public function takes a bool mask [B, N, T, S]; the classes beneath it take the ranges.
     api = _imported("tokamax._src.ops.attention.api")
     base = _imported("tokamax._src.ops.attention.base")
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # in a notebook tokamax would read the notebook's arguments
+        flags.FLAGS.mark_as_parsed()  # or tokamax would parse a notebook's arguments
     inside = None
     if window is not None:
         inside = spans.seen(first, last, jnp.arange(k.shape[1]), window)[:, None]
@@ -74,7 +74,7 @@ def tokamax_chunked(
     q: Query, k: Key, v: Key, first: Bound, last: Bound,
     window: Looking, sinks: None, *, scale: float, softcap: float | None,
 ) -> Query:  # fmt: skip
-    """The kernel of tokamax that is plain XLA: on CPUs it stands in for the others in tests."""
+    """Tokamax's plain-XLA kernel, which stands in for the others in tests on CPUs."""
     how = dict(scale=scale, softcap=softcap, kernel="xla_chunked")
     return tokamax(q, k, v, first, last, window, sinks, **how)
 
@@ -84,7 +84,7 @@ def splash(
     window: Looking, sinks: None, *, scale: float, softcap: float | None,
     interpret: bool = False,
 ) -> Query:  # fmt: skip
-    """The TPU kernel of jax, with its dynamic mask: which tiles are seen is computed per row."""
+    """JAX's splash kernel for TPUs, with a dynamic mask: visible tiles are computed per row."""
     (T, N, H), (S, K) = q.shape[1:], k.shape[1:3]
     room = lambda x: jnp.pad(x, [(0, 0)] * 3 + [(0, -H % LANES)])
     q, k, v = room(q * jnp.asarray(scale, q.dtype)), room(k), room(v)
@@ -96,11 +96,11 @@ def splash(
     )  # fmt: skip
 
     def gathered(some: tuple, row: tuple) -> Array:
-        """What some queries gather of the keys of their row."""
+        """The outputs of some queries over the keys of their row."""
         (q, first, last, queries), (k, v, keys) = some, row
         looking = None if window is None else spans.Window(window.width, queries, keys)
         kernel = splash_lib.make_splash_mqa(
-            # Of all heads: a mask of each would be N / K times as large.
+            # One mask for all heads: a mask per head would be N / K times as large.
             spans.seen(first, last, jnp.arange(S), looking)[None],
             block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret,
             attn_logits_soft_cap=softcap, residual_checkpoint_name=remat.ATTENTION,
@@ -123,7 +123,7 @@ def splash(
         # Gradients of keys are added up in float32, as within the kernel.
         wide = k.astype(jnp.float32), v.astype(jnp.float32)
 
-        # The masks of all parts are not kept for the way back.
+        # The masks of all parts are not kept for the backward pass.
         @functools.partial(jax.checkpoint, policy=remat.POLICIES["attention"], prevent_cse=False)
         def part(some: tuple) -> Array:
             return gathered(some, (*(x.astype(k.dtype) for x in wide), keys))
@@ -136,7 +136,7 @@ def splash(
 
 
 def _parts(T: int, S: int, tile: int) -> int:
-    """Into how many parts of whole tiles the queries of a row are cut, each with its mask."""
+    """The number of parts, of whole tiles, that a row's queries and their mask are split into."""
     tiles = T // tile
     few = (count for count in range(1, tiles) if tiles % count == 0 and T // count * S <= MASK)
     return next(few, tiles)
@@ -146,7 +146,7 @@ def cudnn(
     q: Query, k: Key, v: Key, first: Bound, last: Bound,
     window: Looking, sinks: None, *, scale: float, softcap: None,
 ) -> Query:  # fmt: skip
-    """NVIDIA's kernel, which takes the ranges as a mask of T x S: for rows that are not long."""
+    """NVIDIA's cuDNN kernel, which needs the ranges as a T x S mask: for rows that are not long."""
     seen = spans.seen(first, last, jnp.arange(k.shape[1]), window)
     return jax.nn.dot_product_attention(
         q, k, v, mask=seen[:, None], scale=scale, implementation="cudnn"

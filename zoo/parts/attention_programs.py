@@ -1,6 +1,6 @@
-"""What a program of the kernels in attention_triton.py does, in Pallas' Triton dialect.
+"""The bodies of the kernels in attention_triton.py, in Pallas' Triton dialect.
 
-Each is given its arrays by name, and then what it fills.
+Each gets its inputs by name, and then the references to its outputs.
 """
 
 from collections.abc import Callable
@@ -13,13 +13,13 @@ from jaxtyping import Array, Bool, Float
 
 from zoo.parts import dialect, last_step
 
-UNSEEN = -1e30  # a score; minus infinity would make 0 / 0 where a tile shows a query nothing
+UNSEEN = -1e30  # a masked score; -inf would give 0 / 0 where a query sees no key of a tile
 
 Given = dict[str, Any]  # references, by name
 
 
 class Tile(NamedTuple):
-    """Queries and keys that a program takes at a time, its warps, and loads that are under way."""
+    """The queries and keys per program and step, its warps, and its pipeline stages."""
 
     queries: int
     keys: int
@@ -28,7 +28,7 @@ class Tile(NamedTuple):
 
 
 class How(NamedTuple):
-    """What is known when a kernel is compiled."""
+    """The compile-time settings of a kernel."""
 
     scale: float
     softcap: float | None
@@ -36,7 +36,7 @@ class How(NamedTuple):
 
 
 def mix(how: How, tile: Tile, given: Given, out: Any, logsum: Any) -> None:
-    """What a tile of queries of one head gathers."""
+    """Computes the output of a tile of queries of one head."""
     q = given["q"][...]
 
     def add(j: Array, sofar: tuple) -> tuple:
@@ -51,7 +51,7 @@ def mix(how: How, tile: Tile, given: Given, out: Any, logsum: Any) -> None:
 
     none = jnp.zeros(tile.queries, jnp.float32)
     begin = none + UNSEEN, none
-    if "sinks" in given:  # a key that was seen before all others, and has no value
+    if "sinks" in given:  # acts as a first key that has a score but no value
         begin = none + given["sinks"][0].astype(jnp.float32), none + 1
     begin = *begin, jnp.zeros((tile.queries, q.shape[1]), jnp.float32)
     top, total, mixed = _over_keys(given, tile, add, begin)
@@ -60,7 +60,7 @@ def mix(how: How, tile: Tile, given: Given, out: Any, logsum: Any) -> None:
 
 
 def pull_queries(how: How, tile: Tile, given: Given, of_q: Any) -> None:
-    """The gradient of a tile of queries of one head."""
+    """Computes the gradient of a tile of queries of one head."""
     q, gradient, logsum, delta = (given[name][...] for name in ("q", "gradient", "logsum", "delta"))
 
     def add(j: Array, sofar: tuple) -> tuple:
@@ -75,7 +75,7 @@ def pull_queries(how: How, tile: Tile, given: Given, of_q: Any) -> None:
 
 
 def pull_keys(how: How, tile: Tile, given: Given, of_k: Any, of_v: Any) -> None:
-    """The gradients of a tile of keys and values, by all heads that look at them."""
+    """Computes the gradients of a tile of keys and values, over all heads that share them."""
     keys, values = given["k"][...], given["v"][...]
     j = pl.program_id(0)
 
@@ -114,16 +114,16 @@ def _of_scores(
     logsum: Float[Array, " t"],
     delta: Float[Array, " t"],
 ) -> tuple[Float[Array, "t s"], Float[Array, "t s"]]:
-    """The shares of keys, and the gradient of the products of queries and keys."""
+    """The attention weights, and the gradient of the products of queries and keys."""
     shares = jnp.exp(scores - logsum[:, None])
     of_scores = shares * (dialect.product(gradient, values.T) - delta[:, None]) * how.scale
-    if how.softcap:  # the derivative of tanh; what is not seen has a share of 0
+    if how.softcap:  # the derivative of tanh; masked keys have weight 0
         of_scores *= jnp.where(shares > 0, 1 - (scores / how.softcap) ** 2, 0)
     return shares, of_scores
 
 
 def _seen(given: Given, queries: Any, keys: Any, j: Array, tile: Tile) -> Array:
-    """Which keys of the tile with number j each of the queries sees."""
+    """The mask of the keys of tile j that each of the queries sees."""
     stored = j * tile.keys + jnp.arange(tile.keys)
     first, last = given["first"][queries], given["last"][queries]
     seen = (first[:, None] <= stored[None]) & (stored[None] < last[:, None])
@@ -134,7 +134,7 @@ def _seen(given: Given, queries: Any, keys: Any, j: Array, tile: Tile) -> Array:
 
 
 def _over_keys(given: Given, tile: Tile, add: Callable, begin: tuple) -> tuple:
-    """Adds up the tiles of keys that any query of the program sees."""
+    """Accumulates over the tiles of keys that any query of the program sees."""
     lowest = jnp.min(given["first"][...]) // tile.keys
     highest = (jnp.max(given["last"][...]) + tile.keys - 1) // tile.keys
     here = lambda j: pl.ds(j * tile.keys, tile.keys)
@@ -145,7 +145,7 @@ def _over_keys(given: Given, tile: Tile, add: Callable, begin: tuple) -> tuple:
 def _over(
     given: Given, lowest: Array, highest: Array, seen: Callable, add: Callable, begin: tuple
 ) -> tuple:
-    """From tile to tile. Within a run a window leaves out whole ones, not always at its end."""
+    """Loops over tiles; a window can skip whole ones anywhere within a span."""
     if "width" not in given:
         return jax.lax.fori_loop(lowest, highest, add, begin)
     look = lambda i, sofar: jax.lax.cond(

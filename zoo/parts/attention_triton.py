@@ -1,7 +1,7 @@
-"""Attention on GPUs, in Pallas' Triton dialect: only tiles of keys that are seen are computed.
+"""Attention on GPUs, in Pallas' Triton dialect: only tiles with visible keys are computed.
 
-It takes runs of keys as they are, windows, soft caps and sinks, and holds nothing of T x S. With
-short texts in long rows it does a fraction of the work of a kernel that takes a mask.
+It supports spans, windows, soft caps and sinks, and allocates nothing of size T x S. For short
+texts in long rows it does a fraction of the work of a kernel that takes a mask.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Key = Float[Array, "B S K H"]
 Bound = Int[Array, "B T"]
 Places = tuple[Array, Array, Array]  # a window: its width, positions of queries, and of keys
 
-LONGEST = 64  # side of a tile: rows are made multiples of it
+LONGEST = 64  # the largest side of a tile: rows are padded to multiples of it
 
 
 def attend(
@@ -38,28 +38,28 @@ def attend(
     softcap: float | None,
     interpret: bool = False,
 ) -> Query:
-    """As `attention.dense`. `interpret` runs it anywhere, slowly.
+    """The same as `attention.dense`. `interpret` runs it on any platform, slowly.
 
-    Source: https://arxiv.org/abs/2307.08691, Algorithms 1 and 2, over a tile's own run of keys.
+    Source: https://arxiv.org/abs/2307.08691, Algorithms 1 and 2, over a tile's own span of keys.
     """
     T, H = q.shape[1], q.shape[3]
-    wide = pl.next_power_of_2(max(H, 16)) - H  # what the dialect's products take
+    wide = pl.next_power_of_2(max(H, 16)) - H  # sizes that the dialect's products need
     short = lambda x: [(0, 0), (0, -x.shape[1] % LONGEST)] + [(0, 0)] * (x.ndim - 2)
     room = lambda x: jnp.pad(jnp.pad(x, [(0, 0)] * 3 + [(0, wide)]), short(x))
-    # A query that is added sees what the last one sees, and takes no gradient.
+    # A padding query sees what the last one sees, and takes no gradient.
     again = lambda x: jnp.pad(x, short(x), mode="edge")
     places = None
     if window is not None:
         places = window.width, again(window.queries), again(window.keys)
     if sinks is not None:
-        sinks = sinks.astype(jnp.float32)  # in which its gradient adds up
+        sinks = sinks.astype(jnp.float32)  # its gradient accumulates in float32
     how = How(scale, softcap, interpret)
     out = _attended(how, room(q), room(k), room(v), again(first), again(last), places, sinks)
     return out[:, :T, :, :H]
 
 
 def _tile(x: Query, kernel: str) -> Tile:
-    """The fastest on an H200 that also fit into 99 KiB, which is what smaller GPUs have for it."""
+    """The fastest tile on an H200 that also fits the 99 KiB of shared memory of smaller GPUs."""
     bytes_ = x.shape[3] * x.dtype.itemsize
     if bytes_ <= 256:
         return Tile(64, 64, 4, 3 if kernel == "mix" else 2)
@@ -97,7 +97,7 @@ def _forward(
 def _backward(how: How, kept: tuple, gradient: Query) -> tuple:
     q, k, v, first, last, places, sinks, out, logsum = kept
     (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
-    # How much each query's output already agrees with its gradient: what softmax subtracts.
+    # Each query's output times its gradient: the term that the softmax gradient subtracts.
     delta = jnp.einsum("BTNH,BTNH->BNT", gradient, out, preferred_element_type=jnp.float32)
     tile = _tile(q, "pull_queries")
     own, whole, lines = _of_queries(tile.queries, N // K)
@@ -132,7 +132,7 @@ _attended.defvjp(_forward, _backward)
 
 
 def _reach(first: Bound, last: Bound, S: int, tile: Tile) -> tuple[Array, Array]:
-    """For each tile of keys, from which tile of queries to which it may be seen: [B, S / keys]."""
+    """For each tile of keys, the range of query tiles that may see it: [B, S / keys]."""
     B, T = first.shape
     by_tile = lambda x: x.reshape(B, T // tile.queries, tile.queries)
     j = jnp.arange(S // tile.keys)
@@ -144,7 +144,7 @@ def _reach(first: Bound, last: Bound, S: int, tile: Tile) -> tuple[Array, Array]
 
 
 def _of_queries(t: int, heads: int) -> tuple[Any, Any, Any]:
-    """Blocks of a program for t queries of a head: its own, all of its keys, its lines."""
+    """Block specs for t queries of a head: the queries, all their keys, their statistics."""
     return (
         lambda x: pl.BlockSpec((None, t, None, x.shape[3]), lambda i, n, b: (b, i, n, 0)),
         lambda x: pl.BlockSpec(
@@ -157,7 +157,7 @@ def _of_queries(t: int, heads: int) -> tuple[Any, Any, Any]:
 def _bounds(
     first: Bound, last: Bound, places: Places | None, queries: int, keys: int | None = None
 ) -> dict[str, tuple]:
-    """Where so many queries of a program stand; it has all keys, or as many as said."""
+    """Block specs for the spans of a program's queries; it has all keys, or the given number."""
     row = pl.BlockSpec((None, queries), lambda i, n, b: (b, 0 if keys else i))
     given = dict(first=(first, row), last=(last, row))
     if places is not None:
@@ -177,7 +177,7 @@ def _called(
     program: Callable, how: How, tile: Tile, grid: tuple[int, int, int],
     given: dict[str, tuple], made: list[tuple],
 ) -> tuple[Array, ...]:  # fmt: skip
-    """What programs make of arrays by name, each with what a program sees; none are left out."""
+    """Runs a kernel on arrays by name, each with its block spec; None entries are left out."""
     given = {name: pair for name, pair in given.items() if pair[0] is not None}
     spec = lambda x, seen: seen(x) if callable(seen) else seen
 

@@ -1,7 +1,6 @@
-"""The blocks of a model: the weights of like layers with a leading L, and how one is applied.
+"""The stacked blocks of a model, with a leading L axis, and the application of one layer.
 
-Layers are all alike, or of several kinds that follow each other in a pattern, each kind a stack of
-its own.
+Layers are all alike, or of several kinds that repeat in a pattern, with one stack per kind.
 """
 
 from collections.abc import Callable
@@ -15,16 +14,16 @@ from jaxtyping import Array, PyTree
 from checkpoints_io.errors import BadInput
 from zoo.parts import hf_config, partly, pattern, sharding
 
-Weights = dict[str, PyTree]  # arrays by name, each with a leading L
-ByKind = dict[str, PyTree]  # something for each kind of layer
-Entering = tuple[Array, PyTree]  # what a layer is given: x, and what earlier ones handed on
+Weights = dict[str, PyTree]  # arrays by name, each with a leading L axis
+ByKind = dict[str, PyTree]  # one tree per kind of layer
+Entering = tuple[Array, PyTree]  # the inputs of a layer: x, and what earlier layers handed on
 
 ALIKE = ""  # the kind of every layer of a model whose layers are all alike
 
 
 @runtime_checkable
 class Stacked(Protocol):
-    """What `run` asks of a model, as every CausalLM has it."""
+    """The attributes that `stack.run` needs of a model; every CausalLM has them."""
 
     blocks: nnx.Module
     config: hf_config.Config
@@ -34,22 +33,22 @@ class Stacked(Protocol):
 
 
 class Layout(NamedTuple):
-    """What the blocks of each kind are, and in which order layers follow."""
+    """The graph of each kind of block, and the order of the layers."""
 
     graphs: tuple[tuple[str, nnx.GraphDef], ...]
     parts: tuple[pattern.Part, ...]
 
 
 def parts_of(model: Stacked) -> tuple[pattern.Part, ...]:
-    """The patterns in which a model's layers follow each other."""
+    """The patterns that a model's layers form."""
     return pattern.schedule(model.config.kinds or (ALIKE,) * model.config.sizes["L"])
 
 
 def taken_apart(model: Stacked) -> tuple[Layout, ByKind]:
-    """The layout of a model's blocks, and their weights by kind.
+    """Splits a model's blocks into their layout and their weights by kind.
 
     Raises:
-      ValueError: there are more or fewer of them than its Config says.
+      ValueError: the number of blocks differs from the Config's.
     """
     parts = {kind: nnx.split(block) for kind, block in by_kind(model, model.blocks).items()}
     graphs = tuple((kind, graph) for kind, (graph, _) in parts.items())
@@ -60,7 +59,7 @@ def taken_apart(model: Stacked) -> tuple[Layout, ByKind]:
 
 
 def _refuse_other_count(model: Stacked, kind: str, weights: Weights) -> None:
-    """A loop over layers would take the last one again for those that are missing."""
+    """Refuses a wrong number of layers: indexing past the end would repeat the last one."""
     count = model.config.kinds.count(kind) if kind else model.config.sizes["L"]
     every = jax.tree.leaves(weights, is_leaf=partly.is_partly)
     if others := {len(x) for x in every if not partly.is_partly(x)} - {count}:
@@ -71,14 +70,14 @@ def _refuse_other_count(model: Stacked, kind: str, weights: Weights) -> None:
 
 
 def by_kind(model: Stacked, tree: PyTree) -> ByKind:
-    """What is given for a model's layers, by kind: where all are alike there is one."""
+    """Wraps per-layer inputs by kind: a model whose layers are all alike has one kind."""
     if not model.config.kinds:
         return {ALIKE: tree}
     return dict.fromkeys(model.config.kinds) | dict(tree or {})
 
 
 def at(tree: PyTree, n: Array) -> PyTree:
-    """One layer of what has a leading L."""
+    """Layer n of a tree whose arrays have a leading L axis."""
 
     def one(x: Any) -> Array:
         if isinstance(x, partly.Partly):
@@ -89,9 +88,9 @@ def at(tree: PyTree, n: Array) -> PyTree:
 
 
 def through(layout: Layout, layer: Callable, carry: PyTree) -> tuple[PyTree, list]:
-    """`carry, left = layer(carry, kind, n)` for every layer: the n-th of its kind.
+    """Runs `carry, left = layer(carry, kind, n)` for every layer, the n-th of its kind.
 
-    What they left comes too: of each part, for each place of its pattern, by repetition.
+    Also returns what the layers left: by part, place in its pattern, and repetition.
     """
     left = []
     for part in layout.parts:
@@ -113,7 +112,7 @@ def through(layout: Layout, layer: Callable, carry: PyTree) -> tuple[PyTree, lis
 def block_of(
     graph: nnx.GraphDef, entering: Entering, weights: Weights, own: PyTree, shared: tuple
 ) -> Entering:
-    """One layer: its weights, and what it has of its own, if anything."""
+    """Applies one layer with its weights and, if any, its per-layer inputs."""
     block: Callable[..., Any] = nnx.merge(graph, nnx.State(weights))
     (x, handed), more = entering, shared if own is None else (*shared, own)
     x, handed = (block(x, *more), None) if handed is None else block(x, *more, handed=handed)

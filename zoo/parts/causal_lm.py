@@ -1,4 +1,4 @@
-"""What every model of the zoo is: an embedding, blocks, a last norm, a head unless it is tied."""
+"""The base class of every model: an embedding, blocks, a final norm, and an untied or tied head."""
 
 from collections.abc import Callable
 import functools
@@ -15,18 +15,18 @@ from zoo.parts import hf_config, last_step, layers, spans, stack, token_rows
 
 
 class CausalLM(nnx.Module):
-    """A decoder. An architecture gives its `Block` and `residual`, and what else differs."""
+    """A decoder-only model. An architecture supplies `Block`, `residual` and what else differs."""
 
-    # What its blocks are; where layers are of several kinds, by those that `Config.kinds` names.
+    # The class of its blocks; with several kinds of layers, one class per kind in `Config.kinds`.
     Block: ClassVar[Callable[..., nnx.Module] | dict[str, Callable[..., nnx.Module]]]
-    # What a layer keeps in generation, by kind: name -> axes. Unless named here: keys and values.
+    # What a layer caches in generation, by kind: name -> axes. Kinds not named here cache KV.
     keeps: ClassVar[dict[str, dict[str, str]]] = {}
     attention: str | None = None  # one of attention.BACKENDS; unset: the platform's
     remat: str = "full"  # one of remat.POLICIES
-    remat_layers: int | None = None  # the last so many; the others keep attention alone
-    source: os.PathLike[str] | None = None  # the hf_folder.Folder it was read from, or another
-    is_new: bool = False  # its weights were drawn: of its folder it has config.json and tokenizer
-    described: str | None = None  # the config.json that it was made from, if not from a folder
+    remat_layers: int | None = None  # the last layers that use `remat`; the others keep attention
+    source: os.PathLike[str] | None = None  # the hf_folder.Folder it was loaded from, or another
+    is_new: bool = False  # random weights: only config.json and tokenizer come from its folder
+    described: str | None = None  # the config.json that it was created from, if not from a folder
     config: Any  # a hf_config.Config
 
     def __init__(self, config: Any, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32):
@@ -43,15 +43,15 @@ class CausalLM(nnx.Module):
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         raise NotImplementedError
 
     def last_norm(self, config: Any, rngs: nnx.Rngs) -> nnx.Module:
-        """The norm after the blocks."""
+        """The final norm, after the blocks."""
         return layers.RmsNorm("D", config.sizes, rngs, eps=config.rms_norm_eps)
 
     def last_step(self) -> last_step.LastStep:
-        """What turns the product with the head into logits."""
+        """The step that turns the product with the head into logits (a scale or soft cap)."""
         return last_step.LastStep()
 
     def hidden(
@@ -62,13 +62,13 @@ class CausalLM(nnx.Module):
         *,
         lengths: token_rows.Lengths | None = None,
     ) -> Float[Array, "*B T D"]:
-        """The residual stream after the last norm, as it becomes logits.
+        """The residual stream after the final norm, from which `unembed` computes the logits.
 
-        Without `where` each row is one text, as in a call of the model. With it `tokens` are an
-        array [B, T], whose values are not checked, and `run` applies the blocks.
+        Without `where` each row is one text, as in a call of the model. With it, `tokens` is an
+        array [B, T] whose values are not checked, and `run` applies the blocks.
 
         Raises:
-          ValueError: as a call of the model.
+          ValueError: as in a call of the model.
         """
         if where is not None:
             return self.residual(jnp.asarray(tokens), where, run)
@@ -79,12 +79,12 @@ class CausalLM(nnx.Module):
     def hidden_states(
         self, tokens: token_rows.Tokens, *, lengths: token_rows.Lengths | None = None
     ) -> Float[Array, "L1 *B T D"]:
-        """The residual stream before the first block and after each; the last one normed.
+        """The residual stream before the first block and after every block; the last is normed.
 
-        As transformers has it: L + 1 of them, and the last is what `hidden` gives.
+        As in transformers there are L + 1 of them, and the last equals `hidden`.
 
         Raises:
-          ValueError: as a call of the model.
+          ValueError: as in a call of the model.
         """
         return _called(_hidden_states, self, tokens, lengths)
 
@@ -93,22 +93,22 @@ class CausalLM(nnx.Module):
     ) -> Float[Array, "*B T V"]:
         """Logits of the next token at every position.
 
-        `tokens` are one text, [T], or rows of one text each, [B, T]: lists, or an array. Rows of a
-        list may differ in length; those of an array end where `lengths` [B] says. A text's logits
-        are the same alone and in any rows; positions after its end give zeros.
+        `tokens` is one text, [T], or one text per row, [B, T]; lists or an array. Rows of a list
+        may differ in length; those of an array end at `lengths` [B]. A text's logits do not depend
+        on the other rows; positions after its end give zeros.
 
         Raises:
-          ValueError: these are not tokens, or an id is beyond the model's vocabulary.
+          ValueError: `tokens` holds no tokens, or an id is beyond the model's vocabulary.
         """
         return _called(_logits, self, tokens, lengths)
 
     def unembed(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """Hidden states -> logits, in float32."""
+        """Projects hidden states to logits, in float32."""
         product = layers.einsum("BTD,VD->BTV", hidden, self.unembedding(), out=jnp.float32)
         return last_step.finished(product, self.last_step())
 
     def unembedding(self) -> nnx.Param:
-        """The head: axes "V D"."""
+        """The weight of the output head, with axes "V D"; the embedding if they are tied."""
         return self.embedding if self.config.tie_word_embeddings else self.head
 
 
@@ -123,7 +123,7 @@ def _called(
     return _program(model, ids, lengths, what=what, is_one_text=is_one_text)
 
 
-# Operation by operation, the scans over layers would be compiled again at every call.
+# Without jit, the scans over layers would be compiled again at every call.
 @functools.partial(jax.jit, static_argnames=("what", "is_one_text"), inline=True)
 def _program(
     model: CausalLM,

@@ -1,15 +1,15 @@
-"""A state that the tokens of packed rows read and write, in chunks, along paths.
+"""Chunkwise linear recurrences over packed rows, along paths.
 
-Each token of a head lets the state S, H x U, forget by exp(decay), and writes to it for its key:
+At each token of a head the state S, H x U, decays by exp(decay) and stores a value for the key:
 
   S = exp(decay) S;  S = S + k v^T;  out = S^T q
 
-With a beta it writes k (beta (v - S^T k))^T instead, and so moves what the state holds for k.
+With a beta it adds k (beta (v - S^T k))^T instead, which updates the value stored for k.
 
-Tokens of a chunk are worked on together (https://arxiv.org/abs/2406.06484, section 3), which takes
-the inverse of a triangular matrix where there is a beta; states go from chunk to chunk. Chunks need
-not begin with a text: which tokens of its chunk lie on a token's path is a mask, and two states are
-carried, of the run that goes on and of the last prompt that a second answer will go on from. All in
+The tokens of a chunk are computed together (https://arxiv.org/abs/2406.06484, section 3), which
+inverts a triangular matrix if there is a beta; states pass from chunk to chunk. A chunk need not
+start with a text: a mask says which tokens of the chunk lie on a token's path, and two states are
+carried: of the current run, and of the last prompt from which a second answer will continue. All in
 float32.
 """
 
@@ -32,14 +32,14 @@ def whole(
     decay: Float[Array, "B T N"],
     beta: Float[Array, "B T N"] | None = None,
 ) -> tuple[Float[Array, "B T N U"], Float[Array, "B N H U"]]:
-    """What each token of whole rows reads, and the state at the end of a row that is one text."""
+    """The output of each token of whole rows, and the final state if a row is one text."""
     path = paths.of(where)
     T = q.shape[1]
     given = jax.tree.map(
         lambda x: _filled(paths.in_time(x.astype(jnp.float32), path), T), (q, k, v, decay, beta)
     )
     q, k, v, decay, beta = given
-    # What comes after the end of a text changes no state.
+    # Padding after the end of a text changes no state.
     real = _filled(path.begun, T)[..., None]
     k, decay = jnp.where(real[..., None], k, 0), jnp.where(real, decay, 0)
     out, state = _chunked(q, k, v, decay, beta, path)
@@ -47,21 +47,21 @@ def whole(
 
 
 def _filled(x: Array, T: int) -> Array:
-    """Up to whole chunks, with tokens that change nothing."""
+    """Pads to whole chunks with tokens that change nothing."""
     return jnp.pad(x, [(0, 0), (0, -T % CHUNK), *[(0, 0)] * (x.ndim - 2)])
 
 
 class _Seen(NamedTuple):
-    """Of the tokens of each chunk: what they see of it, and which state they go on from."""
+    """The visibility of tokens within each chunk, and the state that each continues from."""
 
     inside: Bool[Array, "B I t s"]  # token s lies on the path to token t
-    whence: Bool[Array, "B I 2 t"]  # the run that goes on; the prompt that was kept
-    last_fork: Array  # [B, I]: the last token at which a prompt's state is kept; -1: none
+    whence: Bool[Array, "B I 2 t"]  # the current run; the saved prompt
+    last_fork: Array  # [B, I]: the last token at which a prompt's state is saved; -1: none
 
 
 def _seen(path: paths.Paths) -> _Seen:
     T = path.root.shape[1]
-    # The chunk's rest goes on from the last token, so that the state of a text passes through.
+    # Padding of a chunk continues from the last token, so that the text's state passes through.
     cut = lambda x: jnp.pad(x, [(0, 0), (0, -T % CHUNK)], mode="edge").reshape(len(x), -1, CHUNK)
     start, end, root = (cut(x) for x in (*path.runs(), path.root))
     forks = cut((path.fork == jnp.arange(T)) & (path.second < T))
@@ -70,7 +70,7 @@ def _seen(path: paths.Paths) -> _Seen:
     t, s = jnp.broadcast_to(t, start.shape)[..., None], t[:, None]
     on = lambda x: x[..., None]
     inside = ((on(start) <= s) & (s <= t)) | ((on(root) <= s) & (s <= on(end)))
-    apart = end >= root  # a part of the path stands elsewhere
+    apart = end >= root  # part of the path lies elsewhere
     run = (start < begin) | (apart & (end >= begin) & (root < begin))
     kept = (start >= begin) & apart & (end < begin)
     last_fork = jnp.where(forks, jnp.arange(CHUNK), -1).max(-1)
@@ -103,7 +103,7 @@ def _chunked(
                     k * beta[..., None])  # fmt: skip
     asked = q[:, :, None] * of_state[..., None]
     here = dot("BINtH,BINsH->BINts", q, k) * left
-    # What goes out: the state after the last token, and after the last prompt that forks.
+    # The outgoing states: after the last token, and after the last prompt that forks.
     ends = jnp.stack([jnp.full_like(seen.last_fork, CHUNK - 1), seen.last_fork], axis=-1)
     end = jax.nn.one_hot(ends, CHUNK, dtype=jnp.float32)
     given = dot("BIet,BINts->BIeNs", end, left)[..., None] * k[:, :, None]
@@ -129,10 +129,10 @@ def _chunked(
 
 @jax.custom_vjp
 def inverse(below: Float[Array, "*B t s"]) -> Float[Array, "*B t s"]:
-    """Of 1 + `below`, which is 0 on its diagonal and above. The sides are a power of two.
+    """The inverse of 1 + `below`, which is strictly lower triangular with a power-of-two side.
 
-    Forward substitution by blocks that double: products alone, and as exact as solving row by row
-    (the product of 1 + N, 1 + N^2, … is not: where keys repeat its terms grow beyond bound).
+    Forward substitution by doubling blocks needs only products, and is as exact as solving row by
+    row (unlike the product of 1 + N, 1 + N^2, …, whose terms explode for repeated keys).
     """
     return _inverted(below)
 

@@ -1,4 +1,4 @@
-"""Short causal convolutions of each channel, along paths; float32, and rounded once."""
+"""Short causal depthwise convolutions along paths, in float32 and rounded once."""
 
 from collections.abc import Mapping
 
@@ -17,7 +17,7 @@ def whole(
     taps: Float[Array, "Q W"],
     bias: Float[Array, " Q"] | None = None,
 ) -> tuple[Float[Array, "B T Q"], Float[Array, "B W Q"]]:
-    """Every token and the W - 1 before it, the last tap its own; and the last W of a text."""
+    """Convolves each token with the W - 1 before it; also returns the last W inputs of a text."""
     path = paths.of(where)
     W, wide = taps.shape[-1], taps.astype(jnp.float32)
     moved = paths.in_time(x, path)
@@ -25,7 +25,7 @@ def whole(
     for by in range(1, W):
         mixed += paths.back(moved, path, by).astype(jnp.float32) * wide[:, W - 1 - by]
     mixed = mixed if bias is None else layers.shifted(mixed, bias)
-    # Of rows of one text, whose order in time is that of the row.
+    # For rows of one text, which are stored in order of time.
     places = where.lengths[:, :1] + jnp.arange(-W, 0)
     kept = jnp.take_along_axis(x, jnp.maximum(places, 0)[..., None], axis=1)
     kept = jnp.where((places >= 0)[..., None], kept, 0).astype(jnp.float32)
@@ -38,7 +38,7 @@ def step(
     taps: Float[Array, "Q W"],
     bias: Float[Array, " Q"] | None = None,
 ) -> tuple[Float[Array, "B 1 Q"], Float[Array, "B W Q"]]:
-    """One more token of each row."""
+    """The output and new state for one more token of each row."""
     state = jnp.concatenate([state[:, 1:], x.astype(jnp.float32)], axis=1)
     mixed = layers.dot("BWQ,QW->BQ", state, taps.astype(jnp.float32))
     mixed = mixed if bias is None else layers.shifted(mixed, bias)
@@ -49,7 +49,7 @@ RULE = mixing.Recurrence(whole, step)
 
 
 class Gated(nnx.Module):
-    """A convolution between two gates, in the place of attention: the layers of LFM2."""
+    """A convolution between two gates, in place of attention, as in LFM2."""
 
     def __init__(self, sizes: Mapping[str, int], rngs: nnx.Rngs):
         self.into = layers.weight("L D J Q", sizes, rngs)  # gates before and after; values
@@ -66,7 +66,7 @@ class Gated(nnx.Module):
         return layers.einsum("BTQ,QD->BTD", mixed, self.o)
 
 
-# Of a gated one: our weight -> its HF name in a layer, and its axes there.
+# For `Gated`: our weight -> its HF name within a layer and the order of its axes there.
 HF_WEIGHTS = {
     "mixer.into": ("conv.in_proj.weight",  "(J Q) D"),
     "mixer.taps": ("conv.conv.weight",     "Q () W"),

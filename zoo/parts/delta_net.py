@@ -1,8 +1,8 @@
-"""A gated delta net, from what is projected for it to what goes back into the residual stream.
+"""A gated delta net, from its projected inputs to its output for the residual stream.
 
 Agrees with the GatedDeltaNet of transformers/models/qwen3_5/modeling_qwen3_5.py; architectures
-differ in how they pack its projections. Of a kind of layer that has one, N counts its value heads
-of width U, K its key heads of width H, W the taps, and Q the channels of q, k and v side by side.
+differ in how they pack its projections. In its layers N counts the value heads of width U, K the
+key heads of width H, W the taps, and Q the concatenated channels of q, k and v.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ KEEPS = {"inputs": "L B W Q", "memory": "L B N H U"}
 
 
 def sizes_of(config: Any) -> dict[str, int]:
-    """Axis letter -> size, in its layers, of a config with the keys that begin with `linear_`."""
+    """The axis sizes of its layers, for a config whose keys begin with `linear_`."""
     K, H = config.linear_num_key_heads, config.linear_key_head_dim
     N, U = config.linear_num_value_heads, config.linear_value_head_dim
     own = {"N": N, "K": K, "H": H, "U": U, "Q": 2 * K * H + N * U}
@@ -49,9 +49,9 @@ class DeltaNet(nnx.Module):
         taps = self.taps[...].astype(qkv.dtype)
         qkv = jax.nn.silu(mix.recur("inputs", convolution.RULE, qkv, taps))
         q, k, v = jnp.split(qkv, [K * H, 2 * K * H], axis=-1)
-        # A key head is that of N / K value heads that follow each other.
+        # Each key head serves N / K consecutive value heads.
         heads = lambda x: delta_rule.unit(x.reshape(*rows, K, H)).repeat(N // K, axis=-2)
-        # Rounded as all weights are, and then wide.
+        # Rounded to the compute dtype like all weights, then widened.
         bias, log = (
             x[...].astype(qkv.dtype).astype(jnp.float32) for x in (self.decay_bias, self.decay_log)
         )
@@ -65,5 +65,5 @@ class DeltaNet(nnx.Module):
 def _log_of_rates(
     key: Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
 ) -> Float[Array, "..."]:
-    """The logarithm of how fast a head forgets, as transformers begins it."""
+    """The initial log decay rate of each head, as in transformers."""
     return jnp.log(jax.random.uniform(key, shape, dtype, 0.01, 16))

@@ -1,7 +1,7 @@
 """The gated delta rule (https://arxiv.org/abs/2412.06464, Eq. 10).
 
-A state S of a head, H x U, forgets by exp(decay), and what it holds for a key is moved towards the
-key's value:
+The state S of a head, H x U, decays by exp(decay), and the value that it stores for a key moves
+towards the key's new value:
 
   S = exp(decay) S;  S = S + k (beta (v - S^T k))^T;  out = S^T q / sqrt(H)
 
@@ -16,7 +16,7 @@ from zoo.parts import chunks, layers, mixing, spans
 
 
 def unit(x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
-    """Queries and keys of length 1, as the rule wants them; float32."""
+    """Normalises queries and keys to length 1, as the rule requires, in float32."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt((x * x).sum(-1, keepdims=True) + 1e-6)
 
@@ -29,7 +29,7 @@ def whole(
     decay: Float[Array, "B T N"],
     beta: Float[Array, "B T N"],
 ) -> tuple[Float[Array, "B T N U"], Float[Array, "B N H U"]]:
-    """What each token of whole rows reads, and the state at the end of a row that is one text."""
+    """The output of each token of whole rows, and the final state if a row is one text."""
     q = q.astype(jnp.float32) * q.shape[-1] ** -0.5
     return chunks.whole(where, q, k, v, decay, beta)
 
@@ -42,7 +42,7 @@ def step(
     decay: Float[Array, "B 1 N"],
     beta: Float[Array, "B 1 N"],
 ) -> tuple[Float[Array, "B 1 N U"], Float[Array, "B N H U"]]:
-    """One more token of each row."""
+    """The output and new state for one more token of each row."""
     q, k, v, decay, beta = (x[:, 0].astype(jnp.float32) for x in (q, k, v, decay, beta))
     state = state * jnp.exp(decay)[..., None, None]
     move = (v - layers.dot("BNHU,BNH->BNU", state, k)) * beta[..., None]

@@ -1,6 +1,6 @@
-"""Models whose first layers have one MLP, and the others experts beside one that all tokens share.
+"""Models with a dense MLP in the first layers, and routed plus shared experts in the others.
 
-The words are those of DeepSeek's config.json, which GLM and others took over.
+The keys are those of DeepSeek's config.json, which GLM and others adopted.
 """
 
 from collections.abc import Mapping
@@ -19,19 +19,19 @@ DENSE, SPARSE = "dense", "sparse"
 def read(
     hf: Mapping[str, object], *, first: int, groups: int = 1, kept: int = 1
 ) -> dict[str, object]:
-    """A config.json with `mlp_layer_types`; `first` layers are dense where it says nothing.
+    """Adds `mlp_layer_types` to a config.json; by default the `first` layers are dense.
 
-    And there a token chooses among `kept` of so many groups of experts.
+    `groups` and `kept` are the defaults of n_group and topk_group.
 
     Raises:
-      ValueError: groups of experts do not divide them, or hold too few for a token.
+      ValueError: the groups do not divide the experts, or hold too few for a token.
     """
     rest, count = dict(hf), hf_config.count_of(hf)
     leading: Any = rest.pop("first_k_dense_replace", None)
     leading = first if leading is None else leading
     is_number = lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= 0
     if not is_number(leading):
-        raise BadInput(f"config.json: first_k_dense_replace is no number of layers: {leading!r}")
+        raise BadInput(f"config.json: first_k_dense_replace is not a number of layers: {leading!r}")
     if rest.get("mlp_layer_types") is None and count is not None:
         rest["mlp_layer_types"] = [DENSE if i < leading else SPARSE for i in range(count)]
     for name, otherwise in (("n_group", groups), ("topk_group", kept)):
@@ -53,21 +53,21 @@ def read(
 
 
 def written(said: Mapping[str, object]) -> dict[str, object]:
-    """The way back, for a config.json that counts its leading dense layers."""
+    """The inverse of `read`, for a config.json that counts its leading dense layers."""
     rest = dict(said)
     kinds: Any = rest.pop("mlp_layer_types")
     return rest | {"first_k_dense_replace": kinds.count(DENSE)}
 
 
 def sizes_of(config: Any, kind: str) -> dict[str, int]:
-    """Axis letter -> size, in the layers of a kind."""
+    """The axis sizes in layers of one kind."""
     if kind == DENSE:
         return {}
     return {"E": config.n_routed_experts, "F": config.moe_intermediate_size}
 
 
 class WithShared(nnx.Module):
-    """Experts, and one MLP as wide as several of them for all tokens."""
+    """Routed experts, and shared experts: one MLP, as wide as several, for all tokens."""
 
     def __init__(
         self, config: Any, sizes: dict[str, int], rngs: nnx.Rngs, choice: experts.Choice,
@@ -82,7 +82,7 @@ class WithShared(nnx.Module):
 
 
 def choice(config: Any, scores: experts.Scores, best: int = 2) -> experts.Choice:
-    """How a token chooses its experts."""
+    """How the router chooses the experts of a token."""
     return experts.Choice(
         config.num_experts_per_tok,
         to_one=config.norm_topk_prob,
@@ -94,7 +94,7 @@ def choice(config: Any, scores: experts.Scores, best: int = 2) -> experts.Choice
     )
 
 
-# The MLP of each kind of layer: our weight -> its HF name in a layer, and its axes there.
+# The MLP of each kind of layer: our weight -> its HF name in a layer, and its axis order there.
 MLP_OF: dict[str, dict[str, tuple[str, str]]] = {
     DENSE: {
         "mlp.gate": ("mlp.gate_proj.weight", "F D"),

@@ -1,4 +1,4 @@
-"""Pallas' Triton dialect: what our kernels for GPUs share."""
+"""Helpers shared by our GPU kernels in Pallas' Triton dialect."""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +6,11 @@ from jaxtyping import Array, Float
 
 
 def product(a: Float[Array, "t D"], b: Float[Array, "D F"]) -> Float[Array, "t F"]:
-    """In float32, and of float32 without tf32."""
+    """A matrix product in float32; float32 operands do not use TF32."""
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return jnp.dot(a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
 def over(i: Array, by: int) -> tuple[Array, Array]:
-    """Quotient and rest of a number that is not negative; `%` of a tracer is not translated."""
+    """Quotient and remainder of a non-negative number; the dialect cannot lower `%` of a tracer."""
     return jax.lax.div(i, jnp.int32(by)), jax.lax.rem(i, jnp.int32(by))

@@ -1,7 +1,7 @@
-"""Mixtures of experts without capacity: every token goes to its top k, however crowded they are.
+"""Mixture of experts without a capacity limit: every token is routed to its top k experts.
 
-No token is dropped, so packing changes nothing, and the balance of the experts never changes what
-is returned. `tiles.py` has how the work is done.
+No token is dropped, so neither packing nor the balance of the experts changes the outputs.
+`tiles.py` computes the experts.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,11 +16,11 @@ from jaxtyping import Array, Float
 from zoo.parts import adapted, layers, mlp, sharding, tiles
 from zoo.parts.tiles import Route, Weights, Work
 
-# What a softmax or a sigmoid makes of a router's logits.
+# The function from router logits to scores: a softmax or a sigmoid.
 Scores = Callable[[Float[Array, "B T E"]], Float[Array, "B T E"]]
 
-# How transformers 5 keeps the experts of a layer: a tensor, what it holds side by side of each, and
-# which of its axes is as wide as the model.
+# How transformers 5 stores the experts of a layer: the fused tensor, the per-expert weights that it
+# concatenates, and which of its axes is D.
 IN_ONE_TENSOR = (
     ("mlp.experts.gate_up_proj",
      ("mlp.experts.{E}.gate_proj.weight", "mlp.experts.{E}.up_proj.weight"), 2),
@@ -29,20 +29,20 @@ IN_ONE_TENSOR = (
 
 
 def sigmoid(logits: Float[Array, "B T E"]) -> Float[Array, "B T E"]:
-    """As `Scores`: pickle, which knows no compiled functions, finds it by its name."""
+    """The sigmoid as a plain `Scores` function: jitted ones cannot be pickled."""
     return jax.nn.sigmoid(logits)
 
 
 class Choice(NamedTuple):
-    """How a token chooses `each` of its experts, and what their shares are."""
+    """How a token chooses its experts, `each` in number, and how their outputs are weighted."""
 
     each: int
-    to_one: bool  # the shares of the chosen sum to one, before the scale
-    scores: Scores = jax.nn.softmax  # of the router's logits; shares are scores
+    to_one: bool  # normalise the shares of the chosen experts to sum to one, before the scale
+    scores: Scores = jax.nn.softmax  # applied to the router's logits; gives the shares
     scale: float = 1.0
-    added: float = 0.0  # to the sum that is brought to one
-    of_what_is_read: bool = False  # shares scale what experts read, and not what they give
-    # It chooses among the `kept` best of so many groups, as good as their `best` experts together.
+    added: float = 0.0  # added to the sum in that normalisation
+    of_what_is_read: bool = False  # shares scale the experts' inputs instead of their outputs
+    # Experts come from the `kept` best of `groups` groups, ranked by the sum of `best` experts.
     groups: int = 1
     kept: int = 1
     best: int = 2
@@ -51,7 +51,7 @@ class Choice(NamedTuple):
 def chosen(
     logits: Float[Array, "B T E"], choice: Choice, correction: Float[Array, " E"] | None = None
 ) -> Route:
-    """The best experts of each token; a correction of the scores has a say in the choice alone.
+    """Routes each token to its best experts; a correction affects the choice, not the shares.
 
     Source of groups and corrections: https://arxiv.org/abs/2412.19437, Eq. 13 to 16.
     """
@@ -75,7 +75,7 @@ def _of_best_groups(wanted: Float[Array, "B T E"], choice: Choice) -> Float[Arra
 
 
 def top_then_softmax(logits: Float[Array, "B T E"], k: int) -> Route:
-    """Shares of a softmax over the chosen experts."""
+    """Routes each token to its top k experts, with a softmax over only these as shares."""
     top, experts = jax.lax.top_k(logits, k)
     return Route(experts, jax.nn.softmax(top.astype(jnp.float32), axis=-1))
 
@@ -85,18 +85,18 @@ def logits(
 ) -> Float[Array, "B T E"]:
     """A router's logits in float32, so that two passes in bfloat16 choose the same experts.
 
-    `wide`: the router is in float32 too, and its products are.
+    With `wide`, the router and its product are in float32 too.
     """
     x = x.astype(jnp.float32) if wide else x
     return layers.einsum("BTD,DE->BTE", x, router, out=jnp.float32)
 
 
 class GatedExperts(nnx.Module):
-    """Experts that are gated MLPs, and the router by which a token chooses among them.
+    """Gated-MLP experts and their router.
 
-    The correction of a router is a constant of the checkpoint. Checkpoints that hold all experts of
-    a layer in one tensor hold gate and up together. A `wide_router` is kept in float32, as
-    transformers keeps those of its `_keep_in_fp32_modules_strict`.
+    `corrected` routers have a correction, a constant of the checkpoint. `together` is for
+    checkpoints that fuse gate and up, with all experts of a layer in one tensor. A `wide_router` is
+    kept in float32, as transformers keeps modules of its `_keep_in_fp32_modules_strict`.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class GatedExperts(nnx.Module):
 
 
 class Shared(nnx.Module):
-    """An expert that every token goes to, by a share that each token decides."""
+    """A shared expert, which every token goes to, scaled by a learned sigmoid gate per token."""
 
     def __init__(self, sizes: Mapping[str, int], rngs: nnx.Rngs):
         self.mlp = mlp.GatedMlp(sizes, rngs)
@@ -146,7 +146,7 @@ def _gated(x: Array, own: Weights) -> Array:
 def gated_together(
     x: Float[Array, "tile D"], own: Weights, bent: Callable[[Array], Array] = jax.nn.silu
 ) -> Float[Array, "tile D"]:
-    """One expert's work where gate and up are one weight."""
+    """Computes one gated expert whose gate and up projections are fused into one weight."""
     gate, up = layers.times("tD,JDF->tJF", x, own["gate_up"]).swapaxes(0, 1)
     return layers.times("tF,FD->tD", bent(gate) * up, own["down"])
 
@@ -161,18 +161,18 @@ def mixed(
 ) -> Float[Array, "B T D"]:
     """The sum of the outputs of each token's experts, weighted by their shares.
 
-    Or of what they make of the token times its share, where the weighing comes `before` the work.
-    `weights` are given with their axes, which begin with E; `work` is given one expert's. Over
-    `tensor` each device has some of the experts, and works on the tokens that chose these. Where
-    their number does not divide, it has a part of F of all: then `work` must be a sum over F, and
-    what is added to it (axes "E D") is added once.
+    With `before`, shares scale the experts' inputs instead of their outputs. `weights` come with
+    their axes, which begin with E; `work` gets those of one expert. The mesh axis `tensor` splits
+    the experts, and each device computes the tokens routed to its own. If their number does not
+    divide, it splits F of all experts instead: then `work` must be a sum over F, and biases of the
+    output (axes "E D") are added on one device only.
     """
     ready = {name: layers.ready(w, axes, x.dtype) for name, (w, axes) in weights.items()}
     sizes = sharding.axes_here()
     here = functools.partial(tiles.gathered, work=work, before=before)
     if not sizes:
         return here(x, route, ready)
-    # XLA cannot split a sort: each device sorts its own tokens.
+    # XLA cannot partition a sort, so each device sorts its own tokens.
     rows = sharding.spec("B T", x.shape[:2], sizes)
     spec = lambda w, axes: sharding.spec(axes, w.shape, sizes, sharding.GATHERED)
     split = {

@@ -1,4 +1,4 @@
-"""Gemma 4's experts, which stand beside an MLP and are chosen by the stream before its norm.
+"""Gemma 4's experts, parallel to an MLP and routed by the residual stream before its norm.
 
 Agrees with Gemma4TextRouter in transformers/models/gemma4/modeling_gemma4.py.
 """
@@ -17,10 +17,10 @@ OF_EXPERTS = ("num_experts", "top_k_experts", "moe_intermediate_size")
 
 
 def read(hf: dict[str, object]) -> dict[str, object]:
-    """A config.json with what it says of experts, if there are any.
+    """Reads the keys about experts of a config.json, if it has any experts.
 
     Raises:
-      ValueError: it lacks some of that.
+      ValueError: some of these keys are missing.
     """
     if not hf.get("enable_moe_block"):
         return hf | dict.fromkeys(OF_EXPERTS)
@@ -44,7 +44,7 @@ class Experts(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], before: Float[Array, "B T D"]
     ) -> Float[Array, "B T D"]:
-        """The experts' work on `x`; the residual stream `before` chooses them."""
+        """Applies the experts to `x`; the residual stream `before` routes the tokens."""
         unit = layers.unit(before, self.eps).astype(x.dtype) * self.router_scale[...].astype(
             x.dtype
         )

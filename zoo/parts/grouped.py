@@ -1,7 +1,7 @@
-"""Products of tiles of tokens, each with the matrix of its own expert, all in one kernel: on GPUs.
+"""Grouped matrix products on GPUs: tiles of tokens times their experts' matrices in one kernel.
 
-A kernel reads the matrices where they lie: they are not copied for a tile. D is what is summed
-over, F what is made, J what a tensor holds side by side. Pallas' Triton dialect.
+The kernel reads the matrices in place, without a copy per tile. D is the contracted axis, F the
+output axis, J the matrices fused into one tensor. Pallas' Triton dialect.
 """
 
 from collections.abc import Callable
@@ -19,32 +19,32 @@ from jaxtyping import Array, Float, Int
 
 from zoo.parts import dialect
 
-# Sides of what a program multiplies at a time; the dialect's products take no smaller ones.
+# Tile sides of a program; the dialect's products take no smaller ones.
 SMALLEST, LARGEST = 16, 128
-STEP = 64  # of what is summed over, so that 99 KiB are enough: what smaller GPUs have for it
+STEP = 64  # of the contracted axis, so that the 99 KiB of shared memory of smaller GPUs suffice
 PARAMS = triton.CompilerParams(num_warps=8, num_stages=2)
 
 
 class Tiles(NamedTuple):
-    """Which tiles there are: those of an expert stand side by side."""
+    """The tiles of tokens; those of one expert are consecutive."""
 
-    experts: Int[Array, " I"]  # whose each is
+    experts: Int[Array, " I"]  # the expert of each tile
     first: Int[Array, " E"]
     each: Int[Array, " E"]
-    count: Int[Array, ""]  # what stands after so many is nobody's, and comes out as zeros
+    count: Int[Array, ""]  # the number of tiles in use; outputs of the others are zeros
 
 
 class How(NamedTuple):
-    """What is known when a kernel is compiled."""
+    """The compile-time settings of a kernel."""
 
     tile: int  # tokens
     out: jax.typing.DTypeLike
-    interpret: bool  # anywhere, slowly
+    interpret: bool  # runs on any platform, slowly
 
 
 @dataclasses.dataclass(frozen=True)
 class Grouped:
-    """One expert's weight, as the work on a tile sees it, for all tiles at once."""
+    """A weight of all experts that an expert's work sees as one expert's, for all tiles at once."""
 
     all: Float[Array, "E ..."]
     tiles: Tiles
@@ -54,7 +54,7 @@ class Grouped:
     def product(
         self, equation: str, x: Float[Array, "T D"], out: jax.typing.DTypeLike | None
     ) -> Array:
-        """`equation` has one axis of tokens, then what is summed over, which comes last in `x`."""
+        """The grouped product; `x` in `equation` has a token axis, then the contracted axes."""
         (token, summed), of_w, of_out = re.split(",|->", equation)
         assert of_out == token + of_w.replace(summed, ""), equation
         E, *sizes = self.all.shape
@@ -68,7 +68,7 @@ class Grouped:
         return made.reshape(len(x), *sizes[:at], *sizes[at + 1 :])
 
     def __getitem__(self, index: Any) -> Float[Array, "T ..."]:
-        """With `...` a bias, that of each token, in float32, in which its gradient adds up."""
+        """For `...`, the bias of each token, in float32, in which its gradient accumulates."""
         assert index is Ellipsis
         of_tiles = self.all.astype(jnp.float32)[self.tiles.experts]
         return jnp.repeat(of_tiles, self.tile, axis=0)
@@ -173,7 +173,7 @@ def _of_weights(
 
 
 def _side(size: int, most: int = LARGEST) -> int:
-    """The largest power of two that divides it, up to `most`."""
+    """The largest power of two that divides `size`, up to `most`."""
     return min(size & -size, most)
 
 
@@ -181,7 +181,7 @@ def _called(
     kernel: Callable, how: How, grid: tuple[int, ...], given: tuple, parts: list,
     made: pl.BlockSpec, shape: tuple[int, ...], dtype: jax.typing.DTypeLike,
 ) -> Array:  # fmt: skip
-    """`parts` are what a program sees of the first arrays; it sees the others whole."""
+    """Calls a kernel; `parts` are the block specs of the first arrays, others are passed whole."""
     zeros = lambda n: lambda *_: (0,) * n
     whole = [pl.BlockSpec(x.shape, zeros(x.ndim)) for x in given[len(parts) :]]
     return pl.pallas_call(

@@ -1,4 +1,4 @@
-"""Queries that grow with their place beyond the length that a model was trained on first.
+"""Queries scaled up with position beyond a model's original context length.
 
 Agrees with `get_llama_4_attn_scale` in transformers/models/ministral3/modeling_ministral3.py.
 """
@@ -14,17 +14,17 @@ from zoo.parts import rope_config, spans
 
 
 def read(hf: Mapping[str, object], otherwise: Mapping[str, object]) -> dict[str, object]:
-    """A config.json with a Rope, and beside it how queries grow; a file may say nothing of either.
+    """Reads the rope of a config.json and the query scaling inside it; both may be missing.
 
     Raises:
-      ValueError: as `rope_config.read`, or nothing says from which length on they grow.
+      ValueError: as in `rope_config.read`, or the length from which queries grow is missing.
     """
     ropes = hf.get("rope_parameters")
     ropes = otherwise if ropes is None else ropes
     if not isinstance(ropes, dict):
         return rope_config.read(hf)  # which says what is wrong
     beta = ropes.get("llama_4_scaling_beta") or None
-    # transformers does not read the longest text there.
+    # transformers does not read max_position_embeddings there.
     apart = ("llama_4_scaling_beta", "max_position_embeddings")
     own = {key: value for key, value in ropes.items() if key not in apart}
     read = rope_config.read({**hf, "rope_parameters": own}) | {"llama_4_scaling_beta": beta}
@@ -39,7 +39,7 @@ def read(hf: Mapping[str, object], otherwise: Mapping[str, object]) -> dict[str,
 
 
 def written(said: Mapping[str, object]) -> dict[str, object]:
-    """The way back."""
+    """The inverse of `read`."""
     rest = dict(said)
     beta = rest.pop("llama_4_scaling_beta") or 0.0
     ropes: Any = rest["rope_parameters"]
@@ -47,7 +47,7 @@ def written(said: Mapping[str, object]) -> dict[str, object]:
 
 
 def lengths(config: Any, where: spans.Spans) -> Float[Array, "B T"]:
-    """By how much each query is longer; 1 in the first stretch of a text."""
+    """The scale of each query; 1 within the original context length."""
     if not config.llama_4_scaling_beta:
         return jnp.ones(where.positions.shape, jnp.float32)
     stretch = config.rope_parameters.original_max_position_embeddings

@@ -1,8 +1,8 @@
-"""A Hugging Face `config.json` -> the Config of an architecture: every key has an effect or a name.
+"""Reads a `config.json` into the Config of an architecture; no key is dropped silently.
 
 A key is a field of the Config, or fixed (the file implements one value of it), or ignored (it does
 not change the logits). Any other is refused, by name and value, if some implementation reads it,
-and else named once and ignored.
+and otherwise reported once and ignored.
 """
 
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ from checkpoints_io.errors import BadInput
 from checkpoints_io.quantised import is_read
 from zoo.parts import hf_keys, rope, rope_config
 
-# What `layer_types` says, in most families.
+# The values of `layer_types` in most families.
 SLIDING, FULL = "sliding_attention", "full_attention"
 QUANTISED = "quantization_config"
-MOST_COUNTED = 10_000  # of layers or experts, before the weights have been looked at
+MOST_COUNTED = 10_000  # layers or experts, before the weights have been checked
 ALL = 2**30  # as a window: wider than any text
 
 Own = TypeVar("Own", bound="Config")  # the Config of one architecture
@@ -29,44 +29,44 @@ Own = TypeVar("Own", bound="Config")  # the Config of one architecture
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What the Config of every architecture can do; its fields are keys of a `config.json`."""
+    """The base class of every architecture's Config; its fields are keys of a `config.json`."""
 
     model_type: ClassVar[str]
     architecture: ClassVar[str]  # what transformers calls the model
     fixed: ClassVar[Mapping[str, object]] = {}  # keys of which the file implements one value
     ignored: ClassVar[frozenset[str]] = frozenset()  # keys that change no logit
-    # What transformers means where a file says nothing.
+    # The defaults of transformers for keys that a file omits.
     assumed: ClassVar[Mapping[str, object]] = {}
-    turns_a_part: ClassVar[bool] = False  # of each head, where a file does not say how much
+    turns_a_part: ClassVar[bool] = False  # whether rope covers only part of each head by default
     layers_may_be: ClassVar[frozenset[str]] = frozenset({SLIDING, FULL})  # in `layer_types`
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Axis letter -> size."""
+        """The size of every axis, by its letter."""
         return sizes(self)
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Of every layer, which of the model's kinds of block it is; empty where all are alike."""
+        """The kind of block of every layer; empty if all layers are alike."""
         return ()
 
     @property
     def longest_text(self) -> int | None:
-        """How many tokens a text may have that is computed as the original does; None: any."""
+        """The longest text in tokens that is computed as in the original model; None: any."""
         return self.sizes.get("M")
 
     @property
     def experts_of_a_token(self) -> int:
-        """How many experts each token goes to; 1 where there is one MLP for all."""
+        """How many experts each token is routed to; 1 if a layer has a single MLP."""
         return getattr(self, "num_experts_per_tok", 1)
 
     def sizes_of(self, kind: str) -> dict[str, int]:
-        """`sizes` in the layers of one kind: L counts these, and heads may have another width."""
+        """The axis sizes in layers of one kind: L counts only these, and head widths may differ."""
         return self.sizes | ({"L": self.kinds.count(kind)} if self.kinds else {})
 
     @classmethod
     def respelled(cls, hf: dict[str, object]) -> dict[str, object]:
-        """A `config.json` in the words of the fields, its `rope_parameters` a Rope."""
+        """Translates a `config.json` to the names of the fields, with `rope_parameters` a Rope."""
         return rope_config.read(hf)
 
     @classmethod
@@ -79,7 +79,7 @@ class Config:
         return read(cls, cls.respelled(hf))
 
     def to_hf(self) -> dict[str, object]:
-        """A `config.json` for a model that was not read from one."""
+        """The `config.json` of this Config, for a model that was not loaded from a folder."""
         return written(self)
 
 
@@ -128,7 +128,7 @@ def written(config: Config) -> dict[str, object]:
         "architectures": [config.architecture],
         "model_type": config.model_type,
     }
-    # Without a source they are not known, and what transformers would guess is another model's.
+    # Without a source these ids are unknown, and the defaults of transformers would be wrong.
     said |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -140,7 +140,7 @@ def written(config: Config) -> dict[str, object]:
 
 
 def sizes(config: Any) -> dict[str, int]:
-    """Axis letter -> size, of a config whose keys are those of a Llama."""
+    """The size of every axis, by its letter, for a config with the keys of a Llama."""
     return {
         "V": config.vocab_size,
         "D": config.hidden_size,
@@ -153,10 +153,10 @@ def sizes(config: Any) -> dict[str, int]:
 
 
 def filling(config: Any) -> int:
-    """The width of a head, where all of them together are as wide as the model.
+    """The width of a head if all heads together are as wide as the model.
 
     Raises:
-      ValueError: they cannot be.
+      ValueError: the width does not divide.
     """
     width, heads = config.hidden_size, config.num_attention_heads
     if width % heads:
@@ -167,10 +167,10 @@ def filling(config: Any) -> int:
 
 
 def count_of(hf: Mapping[str, object], key: str = "num_hidden_layers") -> int | None:
-    """A number that is listed or looped over; None: there is none.
+    """Reads a key that sets the length of a list or loop; None if it is missing.
 
     Raises:
-      ValueError: no model has so many.
+      ValueError: the number is too large for any model.
     """
     count = hf.get(key)
     if isinstance(count, int | float) and count > MOST_COUNTED:
@@ -179,7 +179,7 @@ def count_of(hf: Mapping[str, object], key: str = "num_hidden_layers") -> int | 
 
 
 def every(hf: dict[str, object], period: object, others: str = SLIDING) -> dict[str, object]:
-    """With `layer_types`, where a file does not name them: each `period`th layer sees all."""
+    """Adds `layer_types` if a file lacks it: every `period`th layer has full attention."""
     count = count_of(hf)
     if hf.get("layer_types") or count is None or not isinstance(period, int):
         return hf
@@ -187,7 +187,7 @@ def every(hf: dict[str, object], period: object, others: str = SLIDING) -> dict[
 
 
 def qwen_windows(hf: dict[str, object]) -> dict[str, object]:
-    """With `layer_types`, where a Qwen file gives the number of layers that do not slide."""
+    """Adds `layer_types` if a Qwen file only counts the layers without a sliding window."""
     hf, slides = switched(hf, "use_sliding_window")
     first = hf.pop("max_window_layers", 28)
     hf["sliding_window"] = hf.get("sliding_window", 4096) if slides else None
@@ -199,7 +199,7 @@ def qwen_windows(hf: dict[str, object]) -> dict[str, object]:
 
 
 def switched(hf: Mapping[str, object], key: str) -> tuple[dict[str, object], bool]:
-    """A config.json without a switch, and whether it is on; one that is not there is off.
+    """Removes a boolean switch from a config.json and returns its value, False if missing.
 
     Raises:
       ValueError: it is neither true nor false.
@@ -212,7 +212,7 @@ def switched(hf: Mapping[str, object], key: str) -> tuple[dict[str, object], boo
 
 
 def windows(config: Any) -> Int[np.ndarray, " L"] | None:
-    """How many positions back each layer sees, itself included; None where all see everything."""
+    """The window of each layer, the token itself included; None if all have full attention."""
     if SLIDING not in config.layer_types:
         return None
     width = config.sliding_window
@@ -220,17 +220,17 @@ def windows(config: Any) -> Int[np.ndarray, " L"] | None:
 
 
 def sliding(config: Any) -> Int[np.ndarray, " L"]:
-    """1 for each layer that slides, else 0."""
+    """An array with 1 for each sliding-window layer and 0 for the others."""
     return np.array([kind == SLIDING for kind in config.layer_types], np.int32)
 
 
 def _refuse_quantised(hf: Mapping[str, object], kind: str) -> None:
-    """By the keys of transformers, older compressed-tensors and MLX, or by another file."""
+    """Refuses quantised weights, known by the config keys of several tools or by another file."""
     files = [key for key in hf if key.endswith(".json")]  # which `hf_folder.read_config` found
     for key in (QUANTISED, "compression_config", "quantization", *files):
         if told := hf.get(key):
             if isinstance(told, dict):
-                # bitsandbytes turns GPT-2's matrices round, which stand otherwise in its files.
+                # bitsandbytes stores GPT-2's matrices transposed relative to GPT-2's files.
                 if key == QUANTISED and kind != "gpt2" and is_read(told):
                     continue
                 told = told.get("quant_method") or told.get("quant_algo") or told
@@ -241,7 +241,7 @@ def _refuse_quantised(hf: Mapping[str, object], kind: str) -> None:
 
 
 def _check_sizes(config: Config) -> None:
-    """What must divide what, and how many layers a list must name."""
+    """Checks that sizes divide each other and that lists name every layer."""
     count = config.sizes
     if count["N"] % count["K"]:
         raise BadInput(
@@ -272,7 +272,7 @@ def _check_sizes(config: Config) -> None:
 
 
 def _made(kind: object, value: object) -> object:
-    """JSON may say 1 for 1.0."""
+    """Converts a JSON value to its field's type: JSON may say 1 for 1.0."""
     wants_float = kind is float or float in typing.get_args(kind)
     return float(value) if wants_float and isinstance(value, int) else value
 
@@ -282,7 +282,7 @@ def _may_be_none(kind: object) -> bool:
 
 
 def _is(kind: Any, value: object) -> bool:
-    """Is it of this type, and where a number, above 0 and no larger than a model could have?"""
+    """Whether a value has this type and, if a number, is above 0 and of plausible size."""
     if isinstance(kind, types.UnionType):
         return any(_is(one, value) for one in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:

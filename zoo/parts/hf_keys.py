@@ -1,4 +1,4 @@
-"""Keys of a config.json that an architecture here does not have: which matter, and which do not.
+"""Keys of a config.json beyond an architecture's fields: those that matter, and those that do not.
 
 A key in no list is unknown: no known implementation reads it.
 """
@@ -41,12 +41,12 @@ _TRAINING = """
     router_aux_loss_coef router_jitter_noise seed summary_first_dropout summary_last_dropout
     task_specific_params tf_legacy_loss w_init_variance_scale z_loss_coefficient
 """
-# Whatever they say, they do not change the logits: names, what is returned, how text is drawn from
-# logits, dropout, losses and initial weights.
+# Keys that never change the logits: names, what is returned, sampling, dropout, losses and initial
+# weights.
 IGNORED = frozenset((_NAMES + _GENERATION + _TRAINING).split())
 
-# What some implementation reads, and the value at which it changes nothing: transformers writes
-# many of them into every file.
+# Keys that some implementation reads, and the value at which they have no effect: transformers
+# writes many of them into every file.
 NEUTRAL: dict[str, object] = {
     "add_cross_attention": False,
     "alibi": False,
@@ -72,22 +72,22 @@ NEUTRAL: dict[str, object] = {
 
 
 def without_effect(hf: Mapping[str, object]) -> set[str]:
-    """Keys that change nothing beside what others say: windows that are off, layers all alike."""
+    """Keys without effect given the other keys: windows that are off, layers all alike."""
     off = hf.get("use_sliding_window") is False or hf.get("sliding_window") is None
     kinds = hf.get("layer_types")
     alike = isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)
     return {*(["sliding_window", "max_window_layers"] * off), *(["layer_types"] * alike)}
 
 
-# What vLLM alone reads, or what stands among the ropes in a file.
+# Keys that only vLLM reads, or that a file has among its rope keys.
 _ELSEWHERE = """
     attn_output_gate attn_type_list llama_4_scaling_beta mamba_ssm_dtype qk_norm_type rotary_dim
     use_routing_bias
 """
-# What names code, or says that it may run: nothing here runs it, and no one should rely on it.
+# Keys that name remote code or allow it to run: nothing here runs it, and no one should rely on it.
 _CODE = "_attn_implementation_internal _target_ kernels model_file trust_remote_code"
-# What the decoders of transformers 5.24 read (the fields of every config that it maps to a causal
-# language model, and the older spellings that it takes) and what models with code of their own do.
+# Keys that the decoders of transformers 5.24 read (the fields of every config that it maps to a
+# causal LM, and the older spellings that it accepts), and that models with remote code read.
 _READ = """
     H_cycles L_bp_cycles L_cycles _remove_final_layer_norm _sliding_window_pattern activation
     activation_function activation_sparsity_pattern adapter_layer_norm adapter_output_size
@@ -226,7 +226,7 @@ READ = frozenset(f"{_READ} {_CODE} {_ELSEWHERE}".split())
 
 @functools.cache
 def say_ignored(kind: str, keys: tuple[str, ...]) -> None:
-    """Logs once per process that nothing reads these keys of a config.json."""
+    """Logs, once per process, that nothing reads these keys of a config.json."""
     told = ", ".join(repr(key)[:80] for key in keys[:8])
     more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
     logging.getLogger(__name__).warning(

@@ -1,6 +1,6 @@
-"""What the layers of a model keep while texts grow: of prompts, and of the answers to them.
+"""The KV caches and recurrent states of a model in generation, for prompts and their answers.
 
-Of a prompt that has several answers the keys are kept once.
+The keys of a prompt with several answers are stored once.
 """
 
 import functools
@@ -11,11 +11,11 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from zoo.parts import blocks, causal_lm, mixing, spans
 
-State = dict[str, mixing.State]  # what the layers of each kind keep
+State = dict[str, mixing.State]  # the cache of each kind of layer
 
 
 def blank(model: causal_lm.CausalLM, rows: int, room: int) -> State:
-    """What the layers of a model keep before any token, with room for so many in each row."""
+    """An empty cache with `room` tokens in each row."""
     held = {"B": rows, "S": room}
     return {
         kind: mixing.blank(axes_of(model, kind), model.config.sizes_of(kind) | held, model.dtype)
@@ -24,15 +24,15 @@ def blank(model: causal_lm.CausalLM, rows: int, room: int) -> State:
 
 
 def axes_of(model: causal_lm.CausalLM, kind: str) -> dict[str, str]:
-    """What a layer of this kind keeps: name -> axes."""
+    """The arrays that a layer of this kind caches: name -> axes."""
     return model.keeps.get(kind, mixing.KEYS_AND_VALUES)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def begun(model: causal_lm.CausalLM, read: State, answers: int, room: int) -> State:
-    """What the layers keep of so many answers to each prompt, before their first token.
+    """The cache for `answers` answers to each prompt, before their first token.
 
-    A running state is that of their prompt; what has a place for each token has all free.
+    A recurrent state is copied from the prompt; per-token arrays start out empty.
     """
     P = jax.tree.leaves(read)[0].shape[1]
     free = blank(model, P * answers, room)
@@ -53,10 +53,10 @@ def forward(
     kept: State,
     prompts: dict[str, mixing.Prompts] | None = None,
 ) -> tuple[Float[Array, "B T D"], State]:
-    """Hidden states, and what the layers keep after these tokens, from what they kept before.
+    """Runs the model on new tokens with a cache; returns hidden states and the new cache.
 
-    The tokens are whole prompts, of which nothing is kept yet; or, after `prompts`, one more of
-    each answer.
+    The tokens are whole prompts (prefill, with an empty cache) or, with `prompts`, one more token
+    of each answer (decoding).
     """
     keeping = Keeping(kept, prompts)
     hidden = model.hidden(tokens, where, keeping)
@@ -64,7 +64,7 @@ def forward(
 
 
 class Keeping:
-    """Goes through the blocks as `stack.run` does; `state` is what they have kept so far."""
+    """A stand-in for `stack.run` that reads and updates the cache `state`."""
 
     def __init__(self, state: State, prompts: dict[str, mixing.Prompts] | None):
         self.state, self.prompts = state, prompts

@@ -1,7 +1,6 @@
-"""Multi-head latent attention: keys and values are made of a narrow latent, which alone is kept.
+"""Multi-head latent attention: keys and values come from a narrow latent, which alone is cached.
 
-A part of each head has no positions; the other part is turned, and of the keys it is the same for
-all heads.
+One part of each head has no positions; rope rotates the other, whose key all heads share.
 
 Source: https://arxiv.org/abs/2405.04434, Eq. 9 to 19.
 """
@@ -18,7 +17,7 @@ from jaxtyping import Array, Float
 from checkpoints_io.errors import BadInput
 from zoo.parts import layers, mixing, rope
 
-# What a layer keeps in generation: the latent after its norm, and the turned part of the keys.
+# What a layer caches in generation: the latent after its norm, and the rotated part of the keys.
 KEEPS = {"latents": "L B S R"}
 EPS = 1e-6  # of the norms of latents, whatever a config says of the others
 
@@ -27,10 +26,10 @@ IGNORED = frozenset({"head_dim", "qk_head_dim"})
 
 
 def read(hf: Mapping[str, object]) -> dict[str, object]:
-    """A config.json without the number of key heads, which is that of the queries.
+    """Drops the number of key heads from a config.json: it equals that of query heads.
 
     Raises:
-      ValueError: it is another.
+      ValueError: the numbers differ.
     """
     rest, heads = dict(hf), hf.get("num_attention_heads")
     if (keys := rest.pop("num_key_value_heads", None)) not in (None, heads):
@@ -42,15 +41,15 @@ def read(hf: Mapping[str, object]) -> dict[str, object]:
 
 
 def written(said: Mapping[str, object]) -> dict[str, object]:
-    """With the number of key heads that `read` has left out."""
+    """Adds the number of key heads that `read` drops."""
     return dict(said) | {"num_key_value_heads": said["num_attention_heads"]}
 
 
 def sizes_of(config: Any) -> dict[str, int]:
-    """Axis letter -> size: R of what is kept of a token, Q of what a head has of the latent.
+    """The axis sizes: R is what is cached per token, Q what a head computes from the latent.
 
-    The latents themselves are narrower, that of queries has a width of its own; each is R in the
-    weights that make it and read it.
+    The latents themselves are narrower, and that of queries has its own width; each is R in the
+    weights that produce and read it.
     """
     nope, turned, U = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
     return {
@@ -60,7 +59,7 @@ def sizes_of(config: Any) -> dict[str, int]:
 
 
 def scale_of(config: Any) -> float:
-    """Of the scores: YaRN stretches them here, and not the angles alone."""
+    """The scale of the attention scores, which YaRN changes here in addition to the angles."""
     scale = (config.qk_nope_head_dim + config.qk_rope_head_dim) ** -0.5
     ropes = config.rope_parameters
     if not ropes.mscale_all_dim or not ropes.factor or ropes.factor <= 1:
@@ -93,7 +92,7 @@ class LatentAttention(nnx.Module):
         turn: rope.Turn,
         grown: Float[Array, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """What each token gathers; its query is `grown` times as long, if that is given."""
+        """The attention output of each token; queries are scaled by `grown` if it is given."""
         if self.has_query_latent:
             latent = self.q_norm(layers.einsum("BTD,DR->BTR", x, self.q_down))
             q = layers.einsum("BTR,RNH->BTNH", latent, self.q_up)
@@ -111,34 +110,34 @@ class LatentAttention(nnx.Module):
         return layers.einsum("BTNU,NUD->BTD", mixed, self.o)
 
     def _asking(self, q: Float[Array, "B T N H"]) -> Float[Array, "B T N R"]:
-        """Queries whose products with latents are those of `q` with the keys made of them."""
+        """Absorbs the key projection into the queries, so that they score the latents directly."""
         q, turned = jnp.split(q, [self.unturned], axis=-1)
         none = jnp.zeros((*q.shape[:3], self.rank), q.dtype)
-        # The transpose of what makes keys of latents: by its gradient, so that adapters beside the
-        # weight are part of it as they are of the keys.
+        # The transpose of the key projection, taken by its gradient, so that adapters of the weight
+        # are included as they are in the keys.
         heads, back = jax.vjp(self._of_each_head, none)
         wide = jnp.pad(q, [(0, 0)] * 3 + [(0, heads.shape[-1] - self.unturned)])
         return jnp.concatenate([back(wide)[0], turned], axis=-1)
 
     def _after(self, gathered: Float[Array, "B T N R"]) -> Float[Array, "B T N U"]:
-        """The values of what each head gathered of latents."""
+        """Projects what each head attended to from latents to values."""
         return self._of_each_head(gathered[..., : self.rank])[..., self.unturned :]
 
     def _of_each_head(self, latents: Float[Array, "B T N R"]) -> Float[Array, "B T N Q"]:
-        """What each head makes of a latent of its own."""
+        """Projects a separate latent for each head."""
         return layers.einsum("BTNR,RNQ->BTNQ", latents, self.kv_up)
 
     def _heads(
         self, latents: Float[Array, "B S R"]
     ) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N U"]]:
-        """Keys and values of every head."""
+        """The keys and values of every head."""
         latent, turned = jnp.split(latents, [self.rank], axis=-1)
         k, v = jnp.split(layers.einsum("BSR,RNQ->BSNQ", latent, self.kv_up), [self.unturned], -1)
         turned = jnp.broadcast_to(turned[:, :, None], (*k.shape[:3], turned.shape[-1]))
         return jnp.concatenate([k, turned], axis=-1), v
 
 
-# Our weight -> its HF name in a layer, and its axes there.
+# Our weight -> its HF name within a layer and the order of its axes there.
 HF_WEIGHTS = {
     "attention.q":             ("self_attn.q_proj.weight",             "(N H) D"),
     "attention.q_down":        ("self_attn.q_a_proj.weight",           "R D"),

@@ -1,7 +1,7 @@
-"""The model that DeepSeek V2 and V3, GLM 4.7 Flash and Mistral 4 are: latents, and experts.
+"""The model behind DeepSeek V2 and V3, GLM 4.7 Flash and Mistral 4: latent attention and experts.
 
-Their Configs say how a token chooses its experts (`choice`), and what else these have
-(`of_experts`, as `experts.GatedExperts` takes it).
+Their Configs define the routing (`choice`) and other options of the experts (`of_experts`, passed
+to `experts.GatedExperts`).
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from zoo.parts.dense_first import DENSE, SPARSE
 
 
 class Block(nnx.Module):
-    """All layers of a kind at once: every weight has a leading L."""
+    """All layers of a kind, stacked: every weight has a leading L axis."""
 
     def __init__(self, config: Any, rngs: nnx.Rngs, kind: str):
         sizes = config.sizes_of(kind)
@@ -65,13 +65,13 @@ class Model(causal_lm.CausalLM):
     def residual(
         self, tokens: Int[Array, "B T"], where: spans.Spans, run: stack.Run = stack.run
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the last norm; `run` applies the blocks."""
+        """The residual stream after the final norm; `run` applies the blocks."""
         turn = rope.turn(self.config.rope_parameters, self.config.qk_rope_head_dim, where)
         x = layers.embed(self.embedding, tokens, self.dtype)
         return self.norm(run(self, x, where, turn))
 
 
-# Our weight -> its HF name in a layer, and its axes there.
+# Our weight -> its HF name within a layer and the order of its axes there.
 IN_EVERY_LAYER = {
     "attention_norm.scale": ("input_layernorm.weight", "D"),
     "mlp_norm.scale": ("post_attention_layernorm.weight", "D"),
@@ -80,7 +80,7 @@ IN_EVERY_LAYER = {
 
 
 def table(of_experts: dict[str, tuple[str, str]] | None = None) -> dict[str, tuple[str, str]]:
-    """HF_WEIGHTS of an architecture, whose experts may stand otherwise in their files."""
+    """The HF_WEIGHTS of an architecture, whose files may lay out experts differently."""
     mlps = dense_first.MLP_OF | {SPARSE: dense_first.MLP_OF[SPARSE] | (of_experts or {})}
     return {
         "embedding": ("model.embed_tokens.weight", "V D"),

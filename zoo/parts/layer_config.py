@@ -1,4 +1,4 @@
-"""What Gemma 4's config.json says of its layers: which are full, and which look back."""
+"""Reads Gemma 4's layers from a config.json: which have full attention, which share keys."""
 
 from collections.abc import Mapping
 import re
@@ -8,21 +8,21 @@ from checkpoints_io.errors import BadInput
 from zoo.parts import hf_config, rope_config
 from zoo.parts.hf_config import FULL, SLIDING
 
-# The default of transformers, for files that do not give one.
+# The default of transformers, for files that omit it.
 ROPES = {
     SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
     FULL: {"rope_type": "proportional", "rope_theta": 1_000_000.0, "partial_rotary_factor": 0.25},
 }
-COUNTS = ("hidden_size_per_layer_input", "num_kv_shared_layers")  # 0: there are none
+COUNTS = ("hidden_size_per_layer_input", "num_kv_shared_layers")  # 0 means the feature is off
 
 
 def read(hf: dict[str, object]) -> dict[str, object]:
-    """With a rope for each kind of layer; every sixth one, and the last, sees everything.
+    """Adds a rope per kind of layer; every sixth one and the last have full attention.
 
     Raises:
-      ValueError: what it says of layers does not go together.
+      ValueError: the keys about layers contradict each other.
     """
-    if hf.get("use_bidirectional_attention") == "vision":  # of images alone
+    if hf.get("use_bidirectional_attention") == "vision":  # affects images only
         hf = hf | {"use_bidirectional_attention": False}
     hf = last_is_full(hf_config.every(hf, 6))
     if hf.get("rope_parameters") is None:
@@ -31,17 +31,17 @@ def read(hf: dict[str, object]) -> dict[str, object]:
 
 
 def last_is_full(hf: Mapping[str, object]) -> dict[str, object]:
-    """As transformers has it, whatever the file says of the last layer."""
+    """Makes the last layer full attention, as transformers does whatever the file says."""
     listed = hf.get("layer_types")
     full = {"layer_types": [*listed[:-1], FULL]} if isinstance(listed, list) and listed else {}
     return dict(hf) | full
 
 
 def counted(hf: Mapping[str, object]) -> dict[str, object]:
-    """With None for what there is none of.
+    """Replaces counts of 0 by None.
 
     Raises:
-      ValueError: layers would look back at keys of a kind that no earlier one has.
+      ValueError: layers would share keys of a kind that no earlier layer has.
     """
     found = dict(hf) | {key: hf.get(key) or None for key in COUNTS}
     shared: Any = found["num_kv_shared_layers"]
@@ -52,7 +52,7 @@ def counted(hf: Mapping[str, object]) -> dict[str, object]:
     if lost := {str(kind) for kind in listed if kind not in own}:
         raise BadInput(
             f"config.json: the last num_kv_shared_layers={shared} of {len(listed)} layers would "
-            f"look at the keys of an earlier {sorted(lost)[0]} layer, and there is none"
+            f"use the keys of an earlier {sorted(lost)[0]} layer, but there is none"
         )
     return found
 
@@ -63,7 +63,7 @@ def written(said: Mapping[str, object]) -> dict[str, object]:
 
 
 def of_full_layers(hf: dict[str, object]) -> dict[str, object]:
-    """With what full layers have of their own, which transformers 5 writes layer by layer."""
+    """Reads the settings of full-attention layers, which transformers 5 writes layer by layer."""
     rest, listed = dict(hf), hf.get("layer_types")
     own = rest.pop("per_layer_config", None)
     if own is None or not isinstance(listed, list):
@@ -80,5 +80,5 @@ def of_full_layers(hf: dict[str, object]) -> dict[str, object]:
 
 
 def _numbers(by_layer: dict[str, object]) -> set[int | None]:
-    """The layers that it says something of: "05" where there are more than ten."""
+    """The numbers of the layers that have an entry, such as "05" if there are more than ten."""
     return {int(key) if re.fullmatch("[0-9]{1,9}", key) else None for key in by_layer}

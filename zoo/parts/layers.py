@@ -1,22 +1,22 @@
-"""What every architecture shares: weights, products, norms, lookups.
+"""Building blocks that every architecture shares: weights, matrix products, norms, lookups.
 
-One alphabet for axes, in shapes, einsums, shardings and weight tables alike, of recipes too; one
-letter, one meaning (those of attention as in `jax.nn.dot_product_attention`):
+One letter means one axis everywhere: in shapes, einsums, shardings and weight tables, also in
+recipes (the letters of attention are those of `jax.nn.dot_product_attention`):
 
   B rows               T tokens, as queries    S tokens, as keys
   N query heads        K key/value heads       G query heads per key head
-  H head width         U width of a head's values, where it is another
+  H head width         U head width of the values, if it differs
   D model width        F MLP width             V vocabulary
   L layers             E experts               R rank of an adapter, or of a latent
   P pairs              A answers               I tiles of a longer axis
-  Z shards of a batch: all tokens in one device's rows are a list
+  Z shards of a batch: all tokens in one device's rows form one list
   C scored tokens of such a list
-  M positions that are learned                 W taps of a convolution
-  X heads of a state space                     Y width of what a head's state is read by
-  J what one tensor holds side by side: gate and up, or q, k and v; Q their heads, if not as many,
-    or their channels, if these are of several widths
+  M learned positions                          W taps of a convolution
+  X state-space heads                          Y state width of such a head
+  J matrices fused into one tensor: gate and up, or q, k and v; Q their heads, if the numbers
+    differ, or their channels, if the widths differ
 
-A small letter is a part of what its capital counts: t of the T tokens, in one tile.
+A lower-case letter is a part of the axis of its capital: t of the T tokens, in one tile.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,24 +40,24 @@ def weight(
     rngs: nnx.Rngs,
     init: nnx.initializers.Initializer = nnx.initializers.normal(0.02),
 ) -> nnx.Param:
-    """A parameter that knows its axes: `weight("D N H", sizes, rngs).axes == "D N H"`."""
+    """A new parameter that records its axes: `weight("D N H", sizes, rngs).axes == "D N H"`."""
     shape = tuple(sizes[letter] for letter in axes.split())
     return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
 
 
 def constant(axes: str, sizes: Mapping[str, int]) -> nnx.Param:
-    """Numbers of a checkpoint that no gradient reaches; in float32, whatever the others are in."""
+    """A tensor of a checkpoint that takes no gradient, in float32 whatever the model's dtype."""
     shape = tuple(sizes[letter] for letter in axes.split())
     return nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes, exact=True)
 
 
 def router(sizes: Mapping[str, int], rngs: nnx.Rngs, *, wide: bool) -> nnx.Param:
-    """What experts are chosen by; `wide`: in float32, whatever the others are in."""
+    """The weight of an expert router; if `wide`, in float32 whatever the model's dtype."""
     return nnx.Param(weight("L D E", sizes, rngs)[...], axes="L D E", exact=wide)
 
 
 def is_matrix(axes: str) -> bool:
-    """Whether a weight multiplies the width or a latent: norm scales, biases and sinks do not."""
+    """Whether a weight is a matrix over D or R, unlike norm scales, biases and sinks."""
     own = [letter for letter in axes.split() if letter not in "LJ"]
     # E D is a bias of experts.
     return not {"D", "R"}.isdisjoint(own) and len(own) > 1 and own != ["E", "D"]
@@ -69,7 +69,7 @@ def dot(
     y: Array | grouped.Grouped,
     out: jax.typing.DTypeLike | None = None,
 ) -> Array:
-    """`jnp.einsum` whose float32 is float32: GPUs and TPUs would round the operands otherwise."""
+    """`jnp.einsum` in full float32 precision: by default GPUs and TPUs round the operands."""
     if isinstance(y, grouped.Grouped):
         return y.product(equation, x, out)
     exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
@@ -77,12 +77,12 @@ def dot(
 
 
 def ready(w: Weight, axes: str, dtype: jax.typing.DTypeLike) -> Weight:
-    """A weight as a product wants it: cast, then gathered, so devices exchange the narrow bits."""
+    """Casts a weight for a product, then gathers it: devices thus exchange the narrow dtype."""
     return jax.tree.map(sharding.gather, adapted.cast(w, dtype), adapted.axes_of(w, axes))
 
 
 def einsum(equation: str, x: Array, w: nnx.Param, out: jax.typing.DTypeLike | None = None) -> Array:
-    """`x` times a weight, in the dtype of `x`: the weight may be kept in another one."""
+    """Multiplies `x` by a weight, in the dtype of `x`; the weight may be stored in another."""
     letters = equation.split(",")[1].split("->")[0]
     return times(equation, x, ready(w[...], " ".join(letters), x.dtype), out, by=_product)
 
@@ -94,7 +94,7 @@ def times(
     out: jax.typing.DTypeLike | None = None,
     by: Callable[..., Array] = dot,
 ) -> Array:
-    """`x` times what `ready` gave: W, or x W + s (x A) B beside which x W is the frozen model's."""
+    """Multiplies `x` by a weight from `ready`: x W, or with an adapter x W + s (x A) B."""
     if not isinstance(w, adapted.Adapted):
         return remat.as_product(by(equation, x, w, out))
     of_x, of_out = re.split(",.*->", equation)
@@ -106,7 +106,7 @@ def times(
     y = remat.as_product(y + by(f"{rest}r,r{made}->{of_out}", low, w.adapter.b, out))
     if w.adapter.magnitude is None:
         return y
-    turn = adapted.turn(w)  # its letters, in the order of the file, to their places in y
+    turn = adapted.turn(w)  # its axes are in the order of the file; reorder them for y
     order = sorted(range(len(made)), key=lambda i: of_out.index(made[i]))
     sizes = [turn.shape[made.index(c)] if c in made else 1 for c in of_out]
     return (y * turn.transpose(order).reshape(sizes)).astype(y.dtype)
@@ -124,9 +124,9 @@ def _product_forward(equation: str, x: Array, w: Array, out: jax.typing.DTypeLik
 def _product_backward(
     equation: str, out: jax.typing.DTypeLike | None, kept: tuple, gradient: Array
 ) -> tuple:
-    """As jax would, but with `x` first in the weight's: XLA on CPUs transposes the first operand.
+    """The usual gradient, but with `x` as the first operand, which XLA transposes on CPUs.
 
-    `x` exists already; making the gradient transposed would cost three times as much.
+    JAX puts the gradient first, and computing that transposed would cost three times as much.
     """
     del out
     x, w = kept
@@ -144,7 +144,7 @@ _product.defvjp(_product_forward, _product_backward)
 def embed(
     table: nnx.Param, ids: Int[Array, "B T"], dtype: jax.typing.DTypeLike
 ) -> Float[Array, "B T D"]:
-    """The vector of each token, or position. Their gradients add up in float32."""
+    """Looks up the embedding of each token or position; gradients accumulate in float32."""
     axes = table.get_metadata("axes")
     return sharding.constrain(_looked_up(table[...], ids, dtype, axes), "B T D")
 
@@ -162,7 +162,7 @@ def _looked_up_forward(
 
 def _looked_up_backward(_: jax.typing.DTypeLike, axes: str, kept: tuple, gradient: Array) -> tuple:
     table, tokens = kept
-    # Each device adds up its own columns: no table is added up whole, or sent.
+    # Each device sums its own columns, so no whole table is summed or sent.
     tokens, gradient = sharding.by_width(tokens, "B T"), sharding.by_width(gradient, "B T D")
     summed = jnp.zeros(table.shape, jnp.float32).at[tokens].add(gradient.astype(jnp.float32))
     return sharding.constrain(summed, axes).astype(table.dtype), None
@@ -172,7 +172,7 @@ _looked_up.defvjp(_looked_up_forward, _looked_up_backward)
 
 
 def unit(x: Float[Array, "*B D"], eps: float) -> Float[Array, "*B D"]:
-    """`x` with unit mean square over its last axis, in float32."""
+    """Normalises `x` to unit mean square over its last axis, in float32."""
     wide = x.astype(jnp.float32)
     return wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + eps)
 
@@ -180,7 +180,7 @@ def unit(x: Float[Array, "*B D"], eps: float) -> Float[Array, "*B D"]:
 class RmsNorm(nnx.Module):
     """Scales `x` to unit mean square, in float32, then by a learned `scale`.
 
-    The mean is over as many of the last axes as a layer's scale has. The scale is `offset` plus the
+    The mean is over the trailing axes that a layer's scale covers. The scale is `offset` plus the
     weight; `wide` norms multiply in float32 and round once, as Gemma and OLMo do.
 
     Source: https://arxiv.org/abs/1910.07467, with the rounding orders of transformers.
@@ -203,9 +203,9 @@ class RmsNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Scales `x` to mean 0 and variance 1 over its last axis, in float32, then scale and bias.
+    """Normalises `x` to mean 0 and variance 1 in float32, then applies scale and bias.
 
-    Each head may have a scale of its own, which is then over two axes.
+    Statistics are over the last axis. With one scale per head, the scale has two axes.
 
     Source: https://arxiv.org/abs/1607.06450.
     """
@@ -233,7 +233,7 @@ def scaled(
     offset: float,
     dtype: jax.typing.DTypeLike,
 ) -> Float[Array, "*B D"]:
-    """By `offset + scale`, the scale rounded to `dtype` as all weights are: masters are wider."""
+    """Multiplies by `offset + scale`, after rounding the scale from its wider master to `dtype`."""
     return unit * (offset + scale.astype(dtype).astype(unit.dtype))
 
 
@@ -254,7 +254,7 @@ scaled.defvjp(_scaled_forward, _scaled_backward)
 
 
 def shifted(x: Float[Array, "*B"], bias: Bias) -> Float[Array, "*B"]:
-    """`x` plus a bias over its last axes, if there is one."""
+    """Adds a bias over the last axes of `x`, if there is one."""
     return x if bias is None else _shifted(x, bias[...], x.dtype)
 
 
@@ -270,25 +270,25 @@ _shifted.defvjp(
 
 
 def _over_tokens(gradients: Array, like: Array) -> Array:
-    """The tokens' gradients to a vector add up in float32, however many they are."""
+    """Sums the gradients of a vector over all tokens, in float32."""
     if gradients.ndim > 2:
         gradients = sharding.as_lists(gradients)
     flat = gradients.reshape(-1, like.size)
-    # A product with ones, kept from becoming a sum: CPUs are slow at sums down a column.
+    # A product with ones that XLA must not turn into a sum: column sums are slow on CPUs.
     ones = jax.lax.optimization_barrier(jnp.ones(len(flat), jnp.float32))
     return dot("T,TD->D", ones, flat).reshape(like.shape).astype(like.dtype)
 
 
 def multiplied(x: Float[Array, "*B"], by: float | Float[Array, " D"]) -> Float[Array, "*B"]:
-    """By numbers of a config, which torch rounds no more than what comes out."""
+    """Multiplies by a number of the config in float32 and rounds only the result, as torch does."""
     return (x.astype(jnp.float32) * by).astype(x.dtype)
 
 
 def gelu(x: Array) -> Array:
-    """The tanh approximation, which HF calls `gelu_pytorch_tanh` and `gelu_new`."""
+    """GELU in its tanh approximation, which HF calls `gelu_pytorch_tanh` and `gelu_new`."""
     return jax.nn.gelu(x, approximate=True)
 
 
 def silu(x: Array) -> Array:
-    """`jax.nn.silu`, as a function that a model can keep: pickle knows no compiled ones."""
+    """`jax.nn.silu` as a plain function that a model can hold: jitted ones cannot be pickled."""
     return jax.nn.silu(x)

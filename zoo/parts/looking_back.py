@@ -1,4 +1,4 @@
-"""Gemma 4's attention: wider heads where it sees everything; layers that use an earlier one's keys.
+"""Gemma 4's attention: wider heads in full-attention layers; layers that reuse earlier keys.
 
 Agrees with Gemma4TextAttention in transformers/models/gemma4/modeling_gemma4.py.
 """
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from zoo.parts import attention, layers, rope
 from zoo.parts.hf_config import FULL, SLIDING
 
-# Layers without keys and values of their own.
+# Kinds of layers that reuse the keys and values of an earlier one.
 LOOKS_BACK = {SLIDING: "sliding_shared", FULL: "full_shared"}
 KINDS = (SLIDING, FULL, *LOOKS_BACK.values())
 
@@ -22,14 +22,14 @@ Handed = dict[str, KeysAndValues]  # from layer to layer, by kind
 
 
 def kinds(config: Any) -> tuple[str, ...]:
-    """Of every layer, whether it slides, and whether it looks at an earlier one's keys."""
+    """The kind of every layer: sliding or full, with keys of its own or an earlier layer's."""
     first = len(config.layer_types) - (config.num_kv_shared_layers or 0)
     shared = map(LOOKS_BACK.get, config.layer_types[first:])
     return (*config.layer_types[:first], *filter(None, shared))
 
 
 def sizes_of(config: Any, kind: str, sizes: dict[str, int]) -> dict[str, int]:
-    """Layers that see everything have wider heads, and may have other key heads."""
+    """Axis sizes per kind: full-attention layers have wider heads, maybe other key heads."""
     if kind in LOOKS_BACK.values() and config.use_double_wide_mlp:
         sizes = sizes | {"F": 2 * config.intermediate_size}
     if sliding(kind):
@@ -39,12 +39,12 @@ def sizes_of(config: Any, kind: str, sizes: dict[str, int]) -> dict[str, int]:
 
 
 def sliding(kind: str) -> bool:
-    """Whether the layers of a kind see their neighbours alone."""
+    """Whether the layers of a kind have a sliding window."""
     return kind in (SLIDING, LOOKS_BACK[SLIDING])
 
 
 def nothing_yet(config: Any, x: Float[Array, "B T D"]) -> Handed | None:
-    """What the first layer is handed, where later ones look back."""
+    """The initial keys and values to hand on, if later layers reuse earlier ones."""
     if not config.num_kv_shared_layers:
         return None
     sizes = {kind: config.sizes_of(kind) for kind in (SLIDING, FULL)}
@@ -75,7 +75,7 @@ class Attention(nnx.Module):
         turn: rope.Turn,
         before: KeysAndValues | None,
     ) -> tuple[Float[Array, "B T D"], KeysAndValues]:
-        """And the keys and values that it looked at, its own or those `before` it."""
+        """Returns the output and the keys and values used: its own or those from `before`."""
         q = rope.rotate(self.q_norm(layers.einsum("BTD,DNH->BTNH", x, self.q)), turn)
         seen = before if self.looks_back else self._own(x, turn)
         assert seen is not None
@@ -88,7 +88,7 @@ class Attention(nnx.Module):
         return rope.rotate(self.k_norm(k), turn), layers.unit(v, self.eps).astype(x.dtype)
 
 
-# Our weight -> its HF name in a layer, and its axes there.
+# Our weight -> its HF name within a layer and the order of its axes there.
 HF_WEIGHTS = {
     "attention.q":            ("self_attn.q_proj.weight", "(N H) D"),
     "attention.k":            ("self_attn.k_proj.weight", "(K H) D"),
@@ -100,9 +100,9 @@ HF_WEIGHTS = {
 
 
 def unused(config: Any) -> tuple[str, ...]:
-    """Patterns of the keys and values that files give to layers which look at an earlier one's.
+    """Patterns of the unused key and value weights in files, for layers that reuse earlier ones.
 
-    No program reads them, and some ask for them.
+    No program uses them, but some require them.
     """
     count, shared = len(config.layer_types), config.num_kv_shared_layers or 0
     of_them = "|".join(map(str, range(count - shared, count)))

@@ -1,15 +1,15 @@
-"""A state space layer, Mamba-2 (https://arxiv.org/abs/2405.21060).
+"""The state-space layer Mamba-2 (https://arxiv.org/abs/2405.21060).
 
 Agrees with the GraniteMoeHybridMambaLayer of
 transformers/models/granitemoehybrid/modeling_granitemoehybrid.py; architectures differ in the names
 of its sizes, in multipliers, and in whether there is a norm. X counts the heads, K the groups of
-them that have B and C in common, W the taps, and Q the channels of x, B and C side by side.
+heads that share B and C, W the taps, and Q the concatenated channels of x, B and C.
 
-A token decides how long a step of each head is, dt, and by it how much of the state Y x U is left:
+Each token sets the time step dt of each head, and so how much of its state, Y x U, decays:
 
   S = exp(-dt exp(decay_log)) S + B (dt x)^T;  out = S^T C + skip x
 
-States and steps are worked out in float32.
+States and steps are computed in float32.
 """
 
 from collections.abc import Mapping
@@ -26,25 +26,23 @@ from zoo.parts import chunks, convolution, hf_config, layers, mixing, rope, span
 
 LINEAR = "linear_attention"  # what `layer_types` calls its layers
 OLDER = {"mamba": LINEAR, "attention": hf_config.FULL}
-HEADS = 128  # where a config.json says nothing
+HEADS = 128  # the default of a config.json
 # What a layer keeps in generation: the last inputs of the convolution, and the state.
 KEEPS = {"inputs": "L B W Q", "memory": "L B X Y U"}
 
 
 def kinds(listed: object) -> object:
-    """The layers of a config.json, which had other names once."""
+    """Translates old names of the kinds of layers in a config.json."""
     if not isinstance(listed, list):
         return listed
     return [OLDER.get(kind, kind) if isinstance(kind, str) else kind for kind in listed]
 
 
 def read(hf: Mapping[str, object], inner: object) -> dict[str, object]:
-    """A config.json without what others say: how wide each of the heads is, which are `inner` wide.
-
-    And without steps that have no bound.
+    """Drops redundant keys from a config.json: the head width, and an unbounded step limit.
 
     Raises:
-      ValueError: heads of this width are not as wide.
+      ValueError: heads of this width do not add up to `inner`.
     """
     rest = dict(hf)
     width, heads = rest.pop("mamba_d_head", None), rest.get("mamba_n_heads", HEADS)
@@ -60,10 +58,10 @@ def read(hf: Mapping[str, object], inner: object) -> dict[str, object]:
 
 
 def sizes_of(*, inner: int, heads: int, groups: int, state: int, taps: int) -> dict[str, int]:
-    """Axis letter -> size; `inner` is as wide as all heads.
+    """The size of every axis, by its letter; `inner` is the width of all heads together.
 
     Raises:
-      ValueError: heads are not as wide, or do not fall into such groups.
+      ValueError: `inner` does not divide into these heads, or the heads into these groups.
     """
     if inner % heads or heads % groups:
         raise BadInput(
@@ -80,7 +78,7 @@ def whole(
     x: Float[Array, "B T X U"],
     decay: Float[Array, "B T X"],
 ) -> tuple[Float[Array, "B T X U"], Float[Array, "B X Y U"]]:
-    """What each token of whole rows reads, and the state at the end of a row that is one text."""
+    """The output of each token of whole rows, and the final state if a row is one text."""
     c, b = (y.repeat(x.shape[2] // y.shape[2], axis=2) for y in (c, b))
     return chunks.whole(where, c, b, x, decay)
 
@@ -92,7 +90,7 @@ def step(
     x: Float[Array, "B 1 X U"],
     decay: Float[Array, "B 1 X"],
 ) -> tuple[Float[Array, "B 1 X U"], Float[Array, "B X Y U"]]:
-    """One more token of each row."""
+    """The output and new state for one more token of each row."""
     c, b = (y[:, 0].repeat(x.shape[2] // y.shape[2], axis=1) for y in (c, b))
     state = state * jnp.exp(decay[:, 0])[..., None, None] + b[..., None] * x[:, 0, :, None]
     return layers.dot("BXYU,BXY->BXU", state, c)[:, None], state
@@ -102,9 +100,9 @@ RULE = mixing.Recurrence(whole, step)
 
 
 class Mamba2(nnx.Module):
-    """With a norm over the heads of each group, unless it has no `eps`; `shortest` bounds steps.
+    """A Mamba-2 layer, with a norm per group of heads if it has an `eps`; `shortest` bounds steps.
 
-    `scales` multiply what is projected: gates, x, B, C and steps.
+    `scales` multiply the projections: gates, x, B, C and steps.
     """
 
     def __init__(
@@ -112,7 +110,7 @@ class Mamba2(nnx.Module):
         eps: float | None, shortest: float = 0.0, scales: tuple[float, ...] | None = None,
     ):  # fmt: skip
         X, U, Y, Q = (sizes[letter] for letter in "XUYQ")
-        # Gates, what the convolution takes, and steps, side by side.
+        # Gates, inputs of the convolution, and steps, concatenated.
         self.into = layers.weight("L D Q", {**sizes, "Q": X * U + Q + X}, rngs)
         self.taps = layers.weight("L Q W", sizes, rngs)
         self.bias = layers.weight("L Q", sizes, rngs, nnx.initializers.zeros)
@@ -128,7 +126,7 @@ class Mamba2(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], mix: mixing.Mix, turn: rope.Turn | None = None
     ) -> Float[Array, "B T D"]:
-        del turn  # a state knows the order
+        del turn  # a recurrent state needs no positions
         rows, dtype = x.shape[:2], x.dtype
         X, U, Y, shared = self.sizes
         given = layers.einsum("BTD,DQ->BTQ", x, self.into)
@@ -136,7 +134,7 @@ class Mamba2(nnx.Module):
             each = np.repeat(self.scales, (X * U, X * U, shared, shared, X))
             given = layers.multiplied(given, jnp.asarray(each, jnp.float32))
         gate, mixed, dt = jnp.split(given, [X * U, given.shape[-1] - X], axis=-1)
-        # Rounded as all weights are, and then wide.
+        # Rounded to the compute dtype like all weights, then widened.
         narrow = lambda w: w[...].astype(dtype)
         wide = lambda w: narrow(w).astype(jnp.float32)
         taps, bias = narrow(self.taps), narrow(self.bias)
@@ -160,12 +158,12 @@ class Mamba2(nnx.Module):
 def _log_of_rates(
     key: Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
 ) -> Float[Array, "..."]:
-    """The logarithm of how fast a head forgets, as transformers begins it."""
+    """The initial log decay rate of each head, as in transformers."""
     del key
     return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[-1] + 1, dtype=dtype)), shape)
 
 
-# Our weight -> its HF name in a mixer, and its axes there.
+# Our weight -> its HF name within a mixer and the order of its axes there.
 HF_WEIGHTS = {
     "into":      ("in_proj.weight",  "Q D"),
     "taps":      ("conv1d.weight",   "Q () W"),
@@ -179,5 +177,5 @@ HF_WEIGHTS = {
 
 
 def named(ours: str, theirs: str) -> dict[str, tuple[str, str]]:
-    """The table of a mixer that has these names in its layer."""
+    """The weight table of a mixer that has these names in its layer."""
     return {f"{ours}.{w}": (f"{theirs}.{name}", axes) for w, (name, axes) in HF_WEIGHTS.items()}

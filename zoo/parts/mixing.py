@@ -1,8 +1,8 @@
-"""What a block mixes its tokens with: attention, recurrences, and what generation keeps of them.
+"""How blocks mix tokens: attention and recurrences, with or without a cache.
 
-A block is handed one object, calls it with queries, keys and values, and where it is recurrent
-asks it to `recur`. In training that object knows where the tokens of whole rows stand; in
-generation it also has what was kept of the tokens before these. A block need not know which.
+A block gets one object, which it calls with queries, keys and values, or asks to `recur` if it is
+recurrent. In training that object knows the spans of whole rows; in generation it also holds the
+cache of earlier tokens. A block need not know which.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,19 +15,19 @@ from jaxtyping import Array, Float, Int
 
 from zoo.parts import attention, attention_decoding, sharding, spans
 
-# What the layers of one kind keep: by name, each array with a leading L.
+# The cache of one kind of layer: by name, each array with a leading L axis.
 State = dict[str, Array]
 
-# The axes of what a block keeps that attends once, as most do.
+# The cache axes of a block that attends once, as most do.
 KEYS_AND_VALUES = {"keys": "L B S K H", "values": "L B S K H"}
 
 
 class Narrow(NamedTuple):
-    """How heads attend over something narrower than keys and values, which alone is kept.
+    """Attention over a latent narrower than keys and values, which alone is cached.
 
-    `widened` makes keys and values of what is kept of tokens, [B, S, R]. In decoding they are never
-    made: `asking` turns queries into queries [B, T, N, R] of what is kept, with the same scores,
-    and `after` turns what those gather, [B, T, N, R], into values.
+    `widened` expands cached latents [B, S, R] into keys and values. Decoding never expands them:
+    `asking` projects queries to [B, T, N, R] so that they give the same scores on latents, and
+    `after` projects the outputs, [B, T, N, R], to values.
     """
 
     widened: Callable[[Array], tuple[Array, Array]]
@@ -36,12 +36,12 @@ class Narrow(NamedTuple):
 
 
 class Recurrence(NamedTuple):
-    """How tokens gather what comes before them, if not by attention.
+    """A recurrent rule by which tokens read earlier ones, in place of attention.
 
-    `whole(where, *inputs)` gives what each token of whole rows gathers, and the state after the
-    last token of each text, where a row is one text from place 0 to its length (rows in which
-    several are packed are never asked for it). `step(state, *inputs)` gives the same for one more
-    token of each row: inputs [B, 1, …]. A state is kept in float32.
+    `whole(where, *inputs)` gives the output of each token of whole rows, and the state after the
+    last token of each text if a row is one text from index 0 to its length (it is never used for
+    packed rows). `step(state, *inputs)` gives the same for one more token of each row, with inputs
+    [B, 1, …]. States are in float32.
     """
 
     whole: Callable[..., tuple[Array, Array]]
@@ -50,31 +50,31 @@ class Recurrence(NamedTuple):
 
 @runtime_checkable
 class Mix(Protocol):
-    """What a block is handed; one that only calls it may name it `attention.Attend`."""
+    """The object that a block gets; a block that only calls it may type it `attention.Attend`."""
 
     def __call__(
         self, q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K U"],
         **how,
     ) -> Float[Array, "B T N U"]:  # fmt: skip
-        """Softmax attention: `how` as in `attention.attend`."""
+        """Softmax attention; `how` takes the keyword arguments of `attention.attend`."""
         ...
 
     def over(
         self, q: Float[Array, "B T N H"], name: str, kept: Float[Array, "B S R"], narrow: Narrow,
         **how,
     ) -> Array:  # fmt: skip
-        """The same over something narrower, which is kept under `name`."""
+        """Attention over a narrower latent, which is cached under `name`."""
         ...
 
     def recur(self, name: str, rule: Recurrence, *inputs: Array) -> Array:
-        """What each token gathers by `rule`; its state is kept under `name`."""
+        """The output of each token by `rule`, whose state is cached under `name`."""
         ...
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """A Mix over rows of whole texts, of which nothing is kept: training."""
+    """The Mix of training: over rows of whole texts, without a cache."""
 
     where: spans.Spans
     backend: str | None = dataclasses.field(metadata={"static": True})
@@ -84,40 +84,40 @@ class Whole:
         return attention.attend(q, k, v, self.where, backend=self.backend, **how)
 
     def over(self, q: Array, name: str, kept: Array, narrow: Narrow, **how) -> Array:
-        """The same, of keys and values that are made of something narrower."""
+        """Softmax attention over keys and values expanded from a latent."""
         del name
         return self(q, *narrow.widened(kept), **how)
 
     def recur(self, name: str, rule: Recurrence, *inputs: Array) -> Array:
-        """Over whole rows; the state after them is not kept."""
+        """Runs the recurrence over whole rows, and drops the final state."""
         del name
         return rule.whole(self.where, *inputs)[0]
 
 
 class Beginning:
-    """The `Mix` of layer `i` of its kind over whole prompts; it keeps what later tokens need.
+    """The `Mix` of prefill for layer `i` of its kind: over whole prompts, filling the cache.
 
-    `state` is what the layers of that kind keep, before the block is called and after it. This
-    object lives no longer: state goes in and comes out as arrays.
+    `state` is the cache of the layers of that kind, before the block is called and after it. The
+    object lives only for that call: the cache goes in and comes out as arrays.
     """
 
     def __init__(self, state: State, i: Array, where: spans.Spans, backend: str | None):
         self.state, self.i, self.where, self.backend = state, i, where, backend
 
     def __call__(self, q: Array, k: Array, v: Array, **how) -> Array:
-        """A prompt sees itself."""
+        """Causal attention within each prompt, whose keys and values are cached."""
         self._keep("keys", k)
         self._keep("values", v)
         return attention.attend(q, k, v, self.where, backend=self.backend, **how)
 
     def over(self, q: Array, name: str, kept: Array, narrow: Narrow, **how) -> Array:
-        """The same, of keys and values that are made of what is kept."""
+        """The same, over keys and values expanded from the cached latent."""
         self._keep(name, kept)
         k, v = narrow.widened(kept)
         return attention.attend(q, k, v, self.where, backend=self.backend, **how)
 
     def recur(self, name: str, rule: Recurrence, *inputs: Array) -> Array:
-        """From the beginning."""
+        """Runs the recurrence from the start of each prompt, and caches the final state."""
         out, after = rule.whole(self.where, *inputs)
         self.state = self.state | {name: self.state[name].at[self.i].set(after)}
         return out
@@ -129,17 +129,17 @@ class Beginning:
 
 
 class Prompts(NamedTuple):
-    """What the layers of one kind kept of prompts, [L, P, S, …]; several answers share one."""
+    """The prompt cache of one kind of layer, [L, P, S, …]; several answers share a prompt."""
 
     kept: State
     lengths: Int[Array, " P"]
 
 
 class Growing:
-    """The `Mix` of layer `i` of its kind over one more token of each answer.
+    """The `Mix` of decoding for layer `i` of its kind: one more token of each answer.
 
-    `state` is what the layers keep of answers alone, [L, B, …]: those to one prompt stand next to
-    each other. As of a `Beginning`, it is what is kept before the block is called and after it.
+    `state` is the cache of the answers only, [L, B, …], with the answers to one prompt next to each
+    other. As in `Beginning`, it is the cache before the block is called and after it.
     """
 
     def __init__(self, state: State, i: Array, where: spans.Spans, prompts: Prompts):
@@ -147,16 +147,16 @@ class Growing:
         self.positions = where.positions[:, 0]
 
     def __call__(self, q: Array, k: Array, v: Array, **how) -> Array:
-        """A token goes to its place, and sees all before it."""
+        """Writes the token's key and value into the cache; the token sees all before it."""
         return self._attend(q, [self._kept("keys", k), self._kept("values", v)], **how)
 
     def over(self, q: Array, name: str, kept: Array, narrow: Narrow, **how) -> Array:
-        """The same, of what is kept itself: for all heads one key, which is the value as well."""
+        """The same, directly over cached latents: one per token, key and value for all heads."""
         one = [x[:, :, None] for x in self._kept(name, kept)]
         return narrow.after(self._attend(narrow.asking(q), [one, one], **how))
 
     def recur(self, name: str, rule: Recurrence, *inputs: Array) -> Array:
-        """From the state that was kept."""
+        """Continues the recurrence from the cached state."""
         out, after = rule.step(self.state[name][self.i], *inputs)
         self.state = self.state | {name: self.state[name].at[self.i].set(after)}
         return out
@@ -168,7 +168,7 @@ class Growing:
         )
 
     def _kept(self, name: str, new: Float[Array, "B 1 *each"]) -> tuple[Array, Array]:
-        """What is there of this layer, of prompts and of answers, with a token more."""
+        """This layer's cache of prompts and of answers, after adding the new token."""
         rows, lengths = jnp.arange(len(new)), self.prompts.lengths
         places = self.positions - jnp.repeat(lengths, len(rows) // len(lengths))
         grown = self.state[name].at[self.i, rows, places].set(new[:, 0])
@@ -177,9 +177,9 @@ class Growing:
 
 
 def blank(axes: Mapping[str, str], sizes: Mapping[str, int], dtype: jax.typing.DTypeLike) -> State:
-    """A state before any token: zeros, laid out over the devices as the axes say.
+    """An empty cache of zeros, sharded over the devices by its axes.
 
-    What has a place for each token (S) has the dtype of activations; a running state has float32.
+    Per-token arrays (S) have the dtype of activations; recurrent states are in float32.
     """
 
     def zeros(own: str) -> Array:
@@ -191,5 +191,5 @@ def blank(axes: Mapping[str, str], sizes: Mapping[str, int], dtype: jax.typing.D
 
 
 def by_token(axes: str) -> bool:
-    """Is this kept of each token, or does it run on from one to the next?"""
+    """Whether a cached array has an entry per token, rather than being a recurrent state."""
     return "S" in axes.split()

@@ -9,9 +9,9 @@ from zoo.parts import layers
 
 
 class GatedMlp(nnx.Module):
-    """Two products of the input, one of them through `act`, and a product back.
+    """A gated MLP: down(act(gate(x)) * up(x)).
 
-    Where a file holds gate and up as one weight, so does this. Source:
+    Gate and up are one fused weight if they are in the file. Source:
     https://arxiv.org/abs/2002.05202, Eq. 6.
     """
 
@@ -42,7 +42,7 @@ class GatedMlp(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """A product of the input, `act`, and a product back, each with a bias."""
+    """A plain MLP, down(act(up(x))), with biases."""
 
     def __init__(self, sizes: Mapping[str, int], rngs: nnx.Rngs, act: Callable[[Array], Array]):
         zeros = nnx.initializers.zeros

@@ -1,10 +1,10 @@
-"""The order in which a recurrence reads packed rows: what comes before each token on its path.
+"""The order in which a recurrence reads packed rows: the predecessors of each token on its path.
 
-An ordinary text is a path. Of two answers that share their prompt (recipes/data/packed/streams.py)
-the stored row holds the first one backwards; in time it is prompt, first answer, second answer, and
-the second goes on from the prompt's last token: the row is a forest, and a state has to be kept at
-the end of a prompt until its second answer begins. The places of a stream are the same in both
-orders.
+An ordinary text is a path. For two answers that share a prompt (recipes/data/packed/streams.py) the
+stored row holds the first answer backwards; in time the order is prompt, first answer, second
+answer, and the second continues from the prompt's last token. The row is thus a forest, and the
+state at the end of a prompt is saved until its second answer begins. A stream occupies the same
+indices in both orders.
 
   stored      y x a b u v
   in time     a b x y u v
@@ -23,22 +23,22 @@ from zoo.parts import spans
 
 
 class Paths(NamedTuple):
-    """Where tokens stand in time, and what is before the token at each place in time.
+    """The time order of stored tokens, and the path to the token at each time.
 
-    Of a stream with one answer, and of an ordinary text, `second` is beyond the row.
+    For a stream with one answer and for an ordinary text, `second` lies beyond the row.
     """
 
-    order: Int[Array, "B T"]  # the stored place of the token at a place in time
-    time: Int[Array, "B T"]  # the place in time of a stored token
+    order: Int[Array, "B T"]  # the stored index of the token at each time
+    time: Int[Array, "B T"]  # the time of each stored token
     root: Int[Array, "B T"]
     fork: Int[Array, "B T"]
     second: Int[Array, "B T"]
-    begun: Bool[Array, "B T"]  # within its text: what comes after its length is no token
+    begun: Bool[Array, "B T"]  # False for padding after the end of a text
 
     def runs(self) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
-        """The path to t holds the places from `start` to t, and before them those up to `end`.
+        """The `start` and `end` of the path to t: it is `root` to `end`, then `start` to t.
 
-        These are from `root` on; there are none where `end` is before it.
+        The first range is empty where `end` is before `root`.
         """
         t = jnp.arange(self.root.shape[1])
         of_second = t >= self.second
@@ -47,20 +47,20 @@ class Paths(NamedTuple):
 
 
 def of(where: spans.Spans) -> Paths:
-    """The paths of rows that are stored as `where` says."""
+    """The paths of rows stored with the spans `where`."""
     T = where.positions.shape[1]
     t = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), where.positions.shape)
     backwards = where.last > t + 1  # of a first answer: it sees what is stored after it
     is_root = (where.positions == 0) & ~backwards
     after = jax.lax.cummin(jnp.where(is_root, t, T - 1), axis=1, reverse=True)
     before = jax.lax.cummax(jnp.where(is_root, t, 0), axis=1)
-    # Where the stream's prompt begins in the row as it is stored, and where the stream does.
+    # Where the stream's prompt begins in the stored row, and where the stream begins.
     prompt = jnp.where(backwards, after, before)
     forwards = jax.lax.cummax(jnp.where(backwards, -1, t), axis=1)  # the last place that is
     root = jnp.where(prompt > 0, _at(forwards, jnp.maximum(prompt - 1, 0)) + 1, 0)
     first = prompt - root  # tokens of the first answer
     fork = _at(where.last, root) - 1 - first
-    # A stream has the same places in both orders, so that what is of streams needs no turning.
+    # A stream occupies the same indices in both orders, so per-stream values need no reordering.
     second = jnp.where(first > 0, fork + 1 + first, T)
     second = jnp.where(_at(root, jnp.minimum(second, T - 1)) == root, second, T)
     answer = (first > 0) & (t > fork) & (t <= fork + first)
@@ -77,18 +77,18 @@ def _at(x: Array, places: Int[Array, "B T"]) -> Array:
 
 
 def in_time(x: Array, paths: Paths) -> Array:
-    """Stored tokens [B, T, …] in the order of time."""
+    """Reorders stored tokens [B, T, …] by time."""
     return _moved(x, paths.order, paths.time)
 
 
 def stored(x: Array, paths: Paths) -> Array:
-    """The way back."""
+    """The inverse of `in_time`: puts tokens back in stored order."""
     return _moved(x, paths.time, paths.order)
 
 
 @jax.custom_vjp
 def _moved(x: Array, source: Int[Array, "B T"], target: Int[Array, "B T"]) -> Array:
-    """`x[source]`, whose gradient is looked up too, and not added up place by place."""
+    """`x[source]`, with a gradient that is a gather too instead of a scatter-add."""
     del target
     return jnp.take_along_axis(x, _wide(source, x), axis=1)
 
@@ -100,9 +100,9 @@ _moved.defvjp(
 
 
 def back(x: Array, paths: Paths, by: int) -> Array:
-    """What is `by` places before each token on its path, and 0 where the path is shorter.
+    """The value `by` steps before each token on its path, or 0 if the path is shorter.
 
-    Tokens [B, T, …] in the order of time.
+    Tokens [B, T, …] are in the order of time.
     """
     T = x.shape[1]
     t = jnp.arange(T)
@@ -125,7 +125,7 @@ def _wide(mask: Array, x: Array) -> Array:
 
 @jax.custom_vjp
 def _fetched(x: Array, source: Int[Array, "B T"], target: Int[Array, "B T"]) -> Array:
-    """`x[source]`, or 0 where that is below 0. `target` is the same map read backwards."""
+    """`x[source]`, or 0 where the index is below 0; `target` is the inverse map."""
     del target
     found = jnp.take_along_axis(x, _wide(jnp.maximum(source, 0), x), axis=1)
     return jnp.where(_wide(source >= 0, x), found, 0)

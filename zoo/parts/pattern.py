@@ -1,4 +1,4 @@
-"""In which pattern the layers of a model follow each other, where they are of several kinds."""
+"""The repeating patterns that layers of several kinds form in a model."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ Index = TypeVar("Index", int, Array)
 
 
 class Part(NamedTuple):
-    """Layers that one scan goes through: a pattern of kinds, so many times.
+    """The layers of one scan: a pattern of kinds, repeated `times` times.
 
     Layer p of repetition i is layer `firsts[p] + i * steps[p]` of its kind.
     """
@@ -21,12 +21,12 @@ class Part(NamedTuple):
     times: int
 
     def layers(self, i: Index) -> list[tuple[str, Index]]:
-        """Repetition i: the kind of each layer, and which of its kind it is."""
+        """The layers of repetition i: the kind of each, and its number within that kind."""
         of = zip(self.kinds, self.firsts, self.steps, strict=True)
         return [(kind, first + i * step) for kind, first, step in of]
 
     def split(self, times: int) -> tuple["Part", "Part"]:
-        """So many repetitions, and those after them."""
+        """Splits off the first `times` repetitions from the rest."""
         of = zip(self.firsts, self.steps, strict=True)
         later = tuple(first + times * step for first, step in of)
         rest = self._replace(firsts=later, times=self.times - times)
@@ -34,10 +34,10 @@ class Part(NamedTuple):
 
 
 def schedule(kinds: Sequence[str]) -> tuple[Part, ...]:
-    """The kinds of all layers as patterns that repeat: what leads, the pattern, what is left over.
+    """Splits the kinds of all layers into repeating patterns, with any leading and trailing layers.
 
-    "daabaaba" (a letter a kind) is d, then twice aab, then a. At each layer the pattern is taken
-    that covers most, and of those the shortest.
+    "daabaaba" (one letter per kind) is d, then aab twice, then a. At each layer the pattern that
+    covers the most layers is chosen, and among equals the shortest.
     """
     kinds, parts, passed = tuple(kinds), [], Counter()
     while (begin := passed.total()) < len(kinds):
@@ -54,7 +54,7 @@ def schedule(kinds: Sequence[str]) -> tuple[Part, ...]:
 
 
 def _times(kinds: tuple[str, ...], length: int) -> int:
-    """How often the first `length` kinds stand one after the other."""
+    """How often the first `length` kinds repeat at the start."""
     times = 1
     while kinds[times * length : (times + 1) * length] == kinds[:length]:
         times += 1
@@ -62,14 +62,14 @@ def _times(kinds: tuple[str, ...], length: int) -> int:
 
 
 def numbers(kinds: Sequence[str]) -> dict[str, list[int]]:
-    """Which layers of the model those of each kind are."""
+    """The numbers of the layers of each kind within the model."""
     return {kind: [i for i, one in enumerate(kinds) if one == kind] for kind in set(kinds)}
 
 
 def of_kinds(
     named: Mapping[str, Mapping[str, tuple[str, str]]], model: str = "model"
 ) -> dict[str, tuple[str, str]]:
-    """What a table says of the weights in a layer of each kind, as HF_WEIGHTS has it."""
+    """Turns tables of the weights in a layer of each kind into entries of HF_WEIGHTS."""
     return {
         f"blocks.{kind}.{ours}": (model + ".layers.{L}." + theirs, axes)
         for kind, own in named.items()

@@ -1,4 +1,4 @@
-"""Inputs of each layer: a second embedding of the tokens, of which every layer has a narrow part.
+"""Per-layer embeddings: a second embedding of the tokens, with a narrow slice for every layer.
 
 Agrees with Gemma4TextModel in transformers/models/gemma4/modeling_gemma4.py.
 """
@@ -11,7 +11,7 @@ from zoo.parts import layers
 
 
 class Inputs(nnx.Module):
-    """The table, of all layers side by side, and what is made of the first residual stream."""
+    """The table for all layers, and a projection of the initial residual stream."""
 
     def __init__(self, sizes: dict[str, int], rngs: nnx.Rngs, width: int, eps: float):
         wide = sizes | {"R": sizes["L"] * width}
@@ -32,7 +32,7 @@ class Inputs(nnx.Module):
 
 
 class Added(nnx.Module):
-    """What a layer makes of its input, gated by the residual stream."""
+    """A layer's use of its per-layer input, gated by the residual stream."""
 
     def __init__(self, sizes: dict[str, int], rngs: nnx.Rngs, width: int, eps: float):
         narrow = sizes | {"R": width}
@@ -47,7 +47,7 @@ class Added(nnx.Module):
         return self.norm(layers.einsum("BTR,RD->BTD", gated, self.up))
 
 
-# Our weight -> its HF name, and its axes there; of `Added` in a layer.
+# Our weight -> its HF name and the order of its axes there; for `Added`, within a layer.
 HF_WEIGHTS = {
     "per_layer.table": ("model.embed_tokens_per_layer.weight", "V R"),
     "per_layer.from_stream": ("model.per_layer_model_projection.weight", "R D"),

@@ -1,8 +1,8 @@
-"""What of a layer is kept for its backward pass, beside what it was given; the rest is recomputed.
+"""Gradient checkpointing: what a layer saves for its backward pass besides its inputs.
 
-Gradient checkpointing: less kept is less memory and more time. To make a number of a product again
-takes twice the input's width in FLOPs, one of attention's output more; to keep it takes 2 or 4
-bytes. What lies between them is cheap to make again.
+Saving less takes less memory and more time. Recomputing a number of a product costs twice the
+input's width in FLOPs, and one of attention's output more; saving it costs 2 or 4 bytes. What lies
+between products is cheap to recompute.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from jaxtyping import Array, PyTree
 
 from zoo.parts import pattern
 
-ATTENTION, PRODUCT = "attention", "product"  # names of what may be kept
+ATTENTION, PRODUCT = "attention", "product"  # names of values that may be saved
 POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "attention": jax.checkpoint_policies.save_only_these_names(ATTENTION),
@@ -33,7 +33,7 @@ as_product = functools.partial(checkpoint_name, name=PRODUCT)
 )
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """A backward pass without what the layer was given: the arrays that are left of it."""
+    """The residuals of a backward pass, without the arrays that are inputs of the layer."""
 
     arrays: list[Array]
     pull: Any  # the tree of its leaves
@@ -43,10 +43,10 @@ class Kept:
 def by_part(
     parts: Sequence[pattern.Part], policy: str, layers: int | None
 ) -> list[tuple[pattern.Part, str]]:
-    """The policy of each part, where the last `layers` have `policy` (None: all have).
+    """The policy of each part, if the last `layers` layers have `policy` (None: all).
 
-    The others keep the output of attention, if `policy` keeps more. All layers of a repetition keep
-    the same: of a pattern of six layers the last ten are six.
+    The others save only the output of attention, if `policy` saves more. All layers of a repetition
+    have the same policy: with a pattern of six layers, the last ten are rounded down to six.
     """
     if layers is None or policy in ("full", "attention"):
         return [(part, policy) for part in parts]
@@ -63,16 +63,16 @@ def by_part(
 def forward(
     function: Callable, arguments: tuple, given: PyTree, policy: str
 ) -> tuple[Any, Kept | None]:
-    """`function(*arguments)`, and what a policy keeps of it: nothing, if it is "full".
+    """`function(*arguments)`, and what a policy saves of it: nothing if it is "full".
 
-    What was `given` is all that the function may read: it is not kept, but given once more.
+    `given` is all that the function may read: it is not saved, but passed to `backward` again.
     """
     if policy == "full":
         return function(*arguments), None
     checkpointed = jax.checkpoint(function, prevent_cse=False, policy=POLICIES[policy])
     made, pull = jax.vjp(checkpointed, *arguments)
     leaves, tree = jax.tree.flatten(pull)
-    # What goes through unchanged is the same object.
+    # An array that passes through unchanged is the same object.
     place_of = {id(x): i for i, x in enumerate(jax.tree.leaves(given))}
     places = tuple(place_of.get(id(leaf)) for leaf in leaves)
     arrays = [leaf for leaf, place in zip(leaves, places, strict=True) if place is None]
@@ -80,7 +80,7 @@ def forward(
 
 
 def backward(function: Callable, arguments: tuple, given: PyTree, kept: Kept | None) -> Callable:
-    """The gradient of what `forward` made -> those of its arguments."""
+    """The function from the gradient of `forward`'s output to those of its arguments."""
     if kept is None:
         return jax.vjp(function, *arguments)[1]
     arrays, inputs = iter(kept.arrays), jax.tree.leaves(given)

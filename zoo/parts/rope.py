@@ -1,7 +1,7 @@
-"""Rotary positions: the angle by which each token's heads are turned.
+"""Rotary position embedding: the angles by which each token's heads are rotated.
 
 Frequencies follow transformers/modeling_rope_utils.py step by step in float32: checkpoints were
-trained with these roundings, and one bit more or less shows in the logits.
+trained with these roundings, and a difference of one bit shows in the logits.
 """
 
 import dataclasses
@@ -17,18 +17,18 @@ from zoo.parts import spans
 
 BY_LENGTH = ("dynamic", "longrope")  # kinds whose angles depend on the length of the text
 
-# Cosine and sine of each token's angles.
+# The cosine and sine of each token's angles.
 Turn = tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]
 TwoTurns = tuple[Float[Array, "2 B T 1 half"], Float[Array, "2 B T 1 half"]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """The keys are those of HF's `rope_parameters`; rope_config.py says which kind reads which."""
+    """The settings of a rope, with the keys of HF's `rope_parameters`; see rope_config.py."""
 
     rope_theta: float
     rope_type: str = "default"
-    partial_rotary_factor: float = 1.0  # of the channels of a head; the others are not turned
+    partial_rotary_factor: float = 1.0  # of the channels of a head; the others are not rotated
     factor: float | None = None
     low_freq_factor: float | None = None
     high_freq_factor: float | None = None
@@ -41,12 +41,12 @@ class Rope:
     short_factor: tuple[float, ...] | None = None
     long_factor: tuple[float, ...] | None = None
     original_max_position_embeddings: int | None = None
-    max_position_embeddings: int | None = None  # stands beside `rope_parameters`
+    max_position_embeddings: int | None = None  # in the file a key beside `rope_parameters`
 
 
 @dataclasses.dataclass(frozen=True)
 class TwoRopes:
-    """Full layers rotate differently from those with a sliding window."""
+    """One rope for full-attention layers and one for sliding-window layers."""
 
     full_attention: Rope
     sliding_attention: Rope
@@ -56,7 +56,7 @@ def check_head(head_dim: int, rope: Rope) -> None:
     """Refuses a head whose channels cannot be paired, or factors that are not one per pair.
 
     Raises:
-      ValueError: the head is such a one.
+      ValueError: the head width or the factors do not fit.
     """
     turned = int(head_dim * rope.partial_rotary_factor)
     if rope.rope_type == "proportional":  # the other pairs are rotated by 0
@@ -78,7 +78,7 @@ def check_head(head_dim: int, rope: Rope) -> None:
 
 
 def limit(ropes: object) -> int | None:
-    """The longest text whose angles are those of all shorter ones; None where all are alike."""
+    """The longest text whose angles match those of shorter ones; None: no limit."""
     if not isinstance(ropes, Rope) or ropes.rope_type not in BY_LENGTH:
         return None
     if ropes.rope_type == "dynamic":
@@ -87,7 +87,7 @@ def limit(ropes: object) -> int | None:
 
 
 def turn(rope: Rope, head_dim: int, where: spans.Spans) -> Turn:
-    """Cosine and sine of every token's angles, for `rotate`."""
+    """The cosine and sine of every token's angles, for `rotate`."""
     check_head(head_dim, rope)
     frequencies = jnp.asarray(_frequencies(rope, head_dim, where.lengths))
     angles = where.positions[..., None].astype(jnp.float32) * frequencies
@@ -102,12 +102,12 @@ def unturned(turn: Turn) -> Turn:
 
 
 def either(first: Turn, second: Turn) -> TwoTurns:
-    """Two turns, of which each layer takes one by its number: see `of_layer`."""
+    """Stacks two rotations, from which each layer picks one by index: see `of_layer`."""
     return jax.tree.map(lambda *both: jnp.stack(both), first, second)
 
 
 def of_layer(turns: TwoTurns, which: Int[Array, ""]) -> Turn:
-    """Turn 0 or 1 of `either`."""
+    """Picks rotation 0 or 1 of `either`."""
     return jax.tree.map(lambda both: both[which], turns)
 
 
@@ -125,7 +125,7 @@ def rotate(x: Float[Array, "B T N H"], turn: Turn) -> Float[Array, "B T N H"]:
 
 
 def rotate_neighbours(x: Float[Array, "B T N H"], turn: Turn) -> Float[Array, "B T N H"]:
-    """The same for checkpoints that pair each channel with its neighbour, as GPT-J did."""
+    """Rotary position embedding for checkpoints that pair adjacent channels, as GPT-J did."""
     halves = jnp.moveaxis(x.reshape(*x.shape[:-1], -1, 2), -1, -2).reshape(x.shape)
     turned = rotate(halves, turn)
     return jnp.moveaxis(turned.reshape(*x.shape[:-1], 2, -1), -2, -1).reshape(x.shape)
@@ -177,7 +177,7 @@ def _stretched_with_length(rope: Rope, turned: int, exponents: np.ndarray, lengt
 
 
 def _slow_ones_stretched(rope: Rope, plain: np.ndarray) -> np.ndarray:
-    """Llama 3.1: how often a pair turns within the old context decides how much it is stretched."""
+    """Llama 3.1: a pair is stretched by how often it turns within the original context."""
     assert rope.low_freq_factor and rope.high_freq_factor and rope.original_max_position_embeddings
     one = np.float32(1)
     turns = rope.original_max_position_embeddings / (np.float32(2 * math.pi) / plain)
@@ -187,10 +187,10 @@ def _slow_ones_stretched(rope: Rope, plain: np.ndarray) -> np.ndarray:
 
 
 def _ramped(rope: Rope, turned: int, widths: np.ndarray) -> np.ndarray:
-    """YaRN (https://arxiv.org/abs/2309.00071): fast pairs as they are, slow ones stretched."""
+    """YaRN (https://arxiv.org/abs/2309.00071): fast pairs are kept, slow ones stretched."""
     assert rope.factor and rope.original_max_position_embeddings
     longest = rope.original_max_position_embeddings
-    # Which pair turns this often within the old context.
+    # The pair that turns this often within the original context.
     pair = lambda times: (
         turned * math.log(longest / (times * 2 * math.pi)) / (2 * math.log(rope.rope_theta))
     )

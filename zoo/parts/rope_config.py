@@ -1,4 +1,4 @@
-"""What a config.json says of rotary positions, in the spelling of transformers 4 or 5, and back."""
+"""Reads and writes the rope keys of a config.json, in the spelling of transformers 4 or 5."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -7,7 +7,7 @@ from typing import Any
 from checkpoints_io.errors import BadInput
 from zoo.parts import hf_keys, rope
 
-# Kind -> the keys it needs, and those it may have.
+# Kind of rope -> the keys it needs, and those it may have.
 KEYS: dict[str, tuple[set[str], set[str]]] = {
     "default": (set(), set()),
     "linear": ({"factor"}, set()),
@@ -46,15 +46,15 @@ KNOWN = {
 WHOLE = {"original_max_position_embeddings", "max_position_embeddings"}
 LISTS = {"short_factor", "long_factor"}
 TWO = {"full_attention", "sliding_attention"}
-ABOVE_ONE = {"rope_theta", "original_max_position_embeddings"}  # their logarithms divide
-# No model has a number above these; some arithmetic fails on them.
+ABOVE_ONE = {"rope_theta", "original_max_position_embeddings"}  # their logarithms are divisors
+# No model has numbers above these, which would make some arithmetic fail.
 MOST = {int: 2**31 - 1, float: 1e30}
 
 
 def read(
     hf: Mapping[str, object], theta: float = 10_000.0, *, partial: bool = False
 ) -> dict[str, object]:
-    """A config.json with a Rope for all that it says about rotary positions.
+    """Replaces all rope keys of a config.json by one Rope.
 
     `theta` is the base where the file gives none; `partial` architectures may rotate a part of
     each head. Where `rope_parameters` and `rope_scaling` are both there, the latter
@@ -75,7 +75,7 @@ def read(
 
 
 def of_text(hf: Mapping[str, object]) -> dict[str, object]:
-    """A config.json without what its ropes say of images: in a text three positions are one."""
+    """Drops the image keys of ropes from a config.json: in text all three positions are equal."""
     found = dict(hf)
     for key in ("rope_parameters", "rope_scaling"):
         if isinstance(ropes := hf.get(key), dict):
@@ -87,7 +87,7 @@ def of_text(hf: Mapping[str, object]) -> dict[str, object]:
 
 
 def _refuse_lost(new: Mapping[str, object], one: rope.Rope) -> None:
-    """Model cards say to add `rope_scaling`; added here, it takes the base away."""
+    """Refuses a `rope_scaling`, added as model cards advise, that would discard the rope's base."""
     for key in ("rope_theta", "partial_rotary_factor"):
         value, used = new.get(key), getattr(one, key)
         if value is not None and value != used:
@@ -101,14 +101,14 @@ def _refuse_lost(new: Mapping[str, object], one: rope.Rope) -> None:
 def read_two(
     hf: Mapping[str, object], theta: float, sliding_theta: float | None = None
 ) -> dict[str, object]:
-    """As `read`, for an architecture whose sliding layers have a rope of their own.
+    """Like `read`, for an architecture whose sliding layers have a rope of their own.
 
     Old files scale the full layers only: what `rope_scaling` says joins what `rope_parameters` says
     of them. With a `sliding_theta` the sliding base may be named `rope_local_base_freq`; without
     one, `rope_theta` beside them means the full layers to transformers 5 and all of them to 4.
 
     Raises:
-      ValueError: as `read`; or a rope depends on the length of the text.
+      ValueError: as in `read`; or a rope depends on the length of the text.
     """
     rest = dict(hf)
     new, old = rest.pop("rope_parameters", None), rest.pop("rope_scaling", None)
@@ -155,10 +155,10 @@ def _one(
     given = {key: value for key, value in given.items() if value is not None}
     kind = given.pop("rope_type", None) or given.get("type") or "default"
     given.pop("type", None)  # transformers 4.43 to 4.45 wrote both
-    for key in ("mscale", "mscale_all_dim"):  # 0 is as if it were not there
+    for key in ("mscale", "mscale_all_dim"):  # 0 means the same as no key
         if given.get(key) == 0:
             del given[key]
-    if "mscale_all_dim" not in given:  # of which the other is a share
+    if "mscale_all_dim" not in given:  # the other is relative to it
         given.pop("mscale", None)
     given.pop("attn_factor", None)  # another library's; transformers does not read it
     if not isinstance(kind, str) or kind not in KEYS:
@@ -215,9 +215,9 @@ def _made(key: str, value: Any) -> Any:
 
 
 def written(ropes: rope.Rope | rope.TwoRopes, *, part: bool = False) -> dict[str, object]:
-    """The keys of a config.json, in the spelling of transformers 5.
+    """The rope keys of a config.json, in the spelling of transformers 5.
 
-    With `part` they say that all of a head is turned, where a file that does not means less.
+    With `part` they state a full rotation explicitly, since files that omit it mean a partial one.
     """
     if isinstance(ropes, rope.TwoRopes):
         full, sliding = _said(ropes.full_attention), _said(ropes.sliding_attention)

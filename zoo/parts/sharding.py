@@ -1,9 +1,9 @@
 """Which mesh axis splits which array axis: one table for weights, optimizer state and batches.
 
-The mesh has four axes. `data` repeats the weights, `fsdp` splits them and gathers one layer at a
-time, `context` splits the tokens of each row, and the weights as `fsdp` does, `tensor` splits the
-heads, the experts or the MLP, and the vocabulary throughout. Where devices are in several slices
-(TPU pods that a slower network joins), `data` goes over the slices, and the others stay within one.
+The mesh has four axes. `data` replicates the weights; `fsdp` splits them and gathers one layer at a
+time; `context` splits the tokens of each row, and the weights as `fsdp` does; `tensor` splits the
+heads, the experts or the MLP, and always the vocabulary. If devices are in several slices (TPU pods
+joined by a slower network), `data` spans the slices and the other axes stay within one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +19,9 @@ from checkpoints_io.errors import BadInput
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")
 
-# Axis letters as in layers.py; letters not named here are never split. Where two letters of one
-# array ask for the same mesh axis, the first has it: activations "B T D" are split by row
-# and token, not by D.
+# Axis letters as in layers.py; letters not listed here are never split. If two letters of an array
+# want the same mesh axis, the first gets it: activations "B T D" are split by row and token, not
+# by D.
 STORED: dict[str, tuple[str, ...]] = {
     "B": ("data", "fsdp"),
     "T": ("context",),
@@ -35,16 +35,16 @@ STORED: dict[str, tuple[str, ...]] = {
     "F": ("tensor",),
     "R": ("fsdp", "context"),
     "V": ("tensor",),
-    "rows": ("tensor", "fsdp", "context"),  # of a matrix in few bits, whose blocks are along them
+    "rows": ("tensor", "fsdp", "context"),  # of a quantised matrix, whose blocks run along rows
 }
-# How a matrix product wants its weight: whole along `fsdp` and `context`.
+# The sharding of a weight in a matrix product: whole along `fsdp` and `context`.
 GATHERED = {
     letter: tuple(a for a in axes if a not in ("fsdp", "context"))
     for letter, axes in STORED.items()
 }
 
-# How a gradient by rows is added up by token: every device has all rows, and its part of the width.
-# One mesh axis after another: XLA would exchange both at once by way of all of it on every device.
+# To sum a gradient over tokens, every device holds all rows and its part of the width.
+# One mesh axis at a time: resharding both at once, XLA would replicate the whole array.
 BY_WIDTH = (STORED | {"B": ("data",)}, STORED | {"B": ("data",), "T": ()})
 
 Sizes = tuple[int, int, int, int]  # of the mesh, as MESH_AXES
@@ -73,10 +73,10 @@ def mesh_of(
 
 
 def refuse_mesh(mesh: object) -> None:
-    """Refuses what weights cannot be split over.
+    """Refuses a mesh that weights cannot be split over.
 
     Raises:
-      ValueError: it is no mesh, or one of other axes than `mesh_of` makes.
+      ValueError: it is not a mesh, or has other axes than those of `mesh_of`.
     """
     remedy = "zoo.sharding.mesh_of(data=1, fsdp=-1, tensor=1) makes one"
     if not isinstance(mesh, Mesh | AbstractMesh):
@@ -90,7 +90,7 @@ def refuse_mesh(mesh: object) -> None:
 
 
 def by_slice(sizes: Sizes, devices: Sequence[Any]) -> np.ndarray:
-    """The devices as a grid whose first axis goes from slice to slice, and the others within one.
+    """Arranges devices in a grid whose first axis spans slices and whose others stay within one.
 
     Raises:
       ValueError: the slices do not divide `data`.
@@ -112,9 +112,9 @@ def by_slice(sizes: Sizes, devices: Sequence[Any]) -> np.ndarray:
 
 
 def slice_of(device: Any) -> int:
-    """Which devices a fast network joins: of TPUs the slice, of GPUs the process: a node's, or one.
+    """The group of devices joined by a fast network: a TPU slice, or the GPUs of one process.
 
-    Devices stand in the order of their processes: a mesh of GPUs has nodes in its first axes as is.
+    Devices are ordered by process, so the first axes of a GPU mesh already span nodes.
     """
     if device.platform == "gpu":
         return device.process_index
@@ -122,13 +122,13 @@ def slice_of(device: Any) -> int:
 
 
 def slices_over(grid: np.ndarray) -> int:
-    """Over how many slices `data` goes; 1 where some other axis crosses them, or there is one."""
+    """The number of slices that `data` spans; 1 if there is one, or another axis crosses them."""
     met = [{slice_of(device) for device in row.flat} for row in grid]
     return 1 if any(len(row) > 1 for row in met) else len(set.union(*met))
 
 
 def sizes_of(asked: Sizes, devices: int) -> Sizes:
-    """The sizes of a mesh, with what a -1 stands for.
+    """The sizes of a mesh, with a -1 filled in.
 
     Raises:
       ValueError: they do not multiply to the number of devices.
@@ -146,7 +146,7 @@ def sizes_of(asked: Sizes, devices: int) -> Sizes:
 
 
 def mesh_under(array: jax.Array) -> Mesh:
-    """The mesh that an array is laid out on; of its one device where it is on no mesh."""
+    """The mesh that an array is laid out on; a mesh of its one device if it is on none."""
     mesh = getattr(array.sharding, "mesh", None)
     if isinstance(mesh, Mesh):
         return mesh
@@ -154,19 +154,19 @@ def mesh_under(array: jax.Array) -> Mesh:
 
 
 def data_shards(mesh: Mesh) -> int:
-    """Into how many parts the rows of a batch are split."""
+    """The number of parts that the rows of a batch are split into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def parts_of_a_row() -> int:
-    """Over how many devices the tokens of a row are split, where their number divides."""
+    """The number of devices that share the tokens of a row, if the row's length divides."""
     return axes_here().get("context", 1)
 
 
 def as_lists(x: jax.Array, Z: int | None = None) -> jax.Array:
-    """All tokens [B, T, …] as Z lists, one for each part of rows by default.
+    """Reshapes tokens [B, T, …] into Z lists, by default one for each part of the rows.
 
-    Those of a device are side by side, so that none moves.
+    Each list holds tokens of one device, so that none moves.
     """
     parts = parts_of_a_row() if x.shape[1] % parts_of_a_row() == 0 else 1
     Z = Z or parts
@@ -175,7 +175,7 @@ def as_lists(x: jax.Array, Z: int | None = None) -> jax.Array:
 
 
 def platform() -> str:
-    """Where the program at hand will run: cpu, gpu or tpu. A mesh may be of devices elsewhere."""
+    """The platform that the program will run on (cpu, gpu or tpu): the mesh's, if there is one."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
 
@@ -188,7 +188,7 @@ def sharding(axes: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
 def placed_as(
     like: jax.sharding.Sharding, axes: str, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
 ) -> jax.ShapeDtypeStruct:
-    """The shape of an array of these axes on the devices that another array is on."""
+    """The shape and sharding of an array of these axes, on the devices of another array."""
     if isinstance(like, NamedSharding) and isinstance(like.mesh, Mesh):
         like = sharding(axes, shape, like.mesh)
     return jax.ShapeDtypeStruct(shape, dtype, sharding=like)
@@ -204,26 +204,26 @@ def constrain(x: jax.Array, axes: str) -> jax.Array:
 
 
 def gather(weight: jax.Array, axes: str) -> jax.Array:
-    """A stored weight as a matrix product wants it: whole along `fsdp` and `context`."""
+    """Gathers a stored weight along `fsdp` and `context`, as a matrix product needs it."""
     return _constrain(weight, axes, GATHERED)
 
 
 def by_width(x: jax.Array, axes: str) -> jax.Array:
-    """An activation split along its width, and not its rows and tokens: parts are exchanged."""
+    """Reshards an activation by its width instead of its rows and tokens."""
     for rules in BY_WIDTH if "D" in axes.split() else BY_WIDTH[-1:]:
         x = _constrain(x, axes, rules)
     return x
 
 
 def whole(x: jax.Array) -> jax.Array:
-    """All of it on every device, so that every process can read it."""
+    """Replicates an array on every device, so that every process can read it."""
     return _constrain(x, " ".join("." * x.ndim), {})
 
 
 def axes_here() -> dict[str, int]:
-    """The sizes of the mesh in context, but for axes of which the code at hand has one part.
+    """The sizes of the mesh in context, without the axes of an enclosing shard_map.
 
-    Those are an enclosing shard_map's: nothing here is split over them. None without a mesh.
+    Nothing here is split over those. Empty without a mesh.
     """
     mesh = jax.sharding.get_abstract_mesh()
     named = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
@@ -231,19 +231,19 @@ def axes_here() -> dict[str, int]:
 
 
 def on_each_device(run: Callable, in_specs: Any, out_specs: Any) -> Callable:
-    """`run` on each device's part of its arguments, over all axes that are here."""
+    """Runs `run` on each device's part of its arguments, over all axes of `axes_here`."""
     return jax.shard_map(
         run, in_specs=in_specs, out_specs=out_specs, axis_names={*axes_here()}, check_vma=False
     )
 
 
 def names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """The mesh axes that split an axis of an array, of which a spec says one by its name alone."""
+    """The mesh axes in an entry of a spec, which gives a single axis as a bare name."""
     return (entry,) if isinstance(entry, str) else entry or ()
 
 
 def joined(part: jax.Array, spec: PartitionSpec, axis: int) -> jax.Array:
-    """Within such a `run`: all parts of an array along one of its axes, split as the spec says."""
+    """Gathers an array along one of its axes within `on_each_device`; the spec is its split."""
     over = tuple(name for name in names(spec[axis]) if jax.lax.axis_size(name) > 1)
     return jax.lax.all_gather(part, over, axis=axis, tiled=True) if over else part
 
@@ -261,7 +261,7 @@ def spec(
     sizes: Mapping[str, int],
     rules: Mapping[str, tuple[str, ...]] = STORED,
 ) -> PartitionSpec:
-    """Which mesh axes split each axis of an array; `sizes` are those that may."""
+    """The mesh axes that split each axis of an array; `sizes` lists the axes that may."""
     taken: set[str] = set()
     entries: list[tuple[str, ...] | None] = []
     for letter, size in zip(axes.split(), shape, strict=True):

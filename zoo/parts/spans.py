@@ -1,4 +1,4 @@
-"""Where tokens stand and what they see: packing, causality, a shared prompt, sliding windows."""
+"""Token positions and attention masks: packing, causality, shared prompts, sliding windows."""
 
 from typing import NamedTuple
 
@@ -7,12 +7,12 @@ from jaxtyping import Array, Bool, Int, Shaped
 
 
 class Spans(NamedTuple):
-    """Of every token in a row: its place in its text, and the run of keys it sees.
+    """The position of every token in its text, and the range of keys that it sees.
 
-    Token t sees the keys s of its row with `first[t] <= s < last[t]`. A run must not be empty:
-    padding sees itself. `lengths` are those of whole texts, which some rotary positions ask for.
-    Keys are counted in the order of the row. Where devices share it, its tokens may be stored in
-    another one: stripe i of I is where `order[i]` says.
+    Token t sees the keys s of its row with `first[t] <= s < last[t]`. A range must not be empty:
+    padding sees itself. `lengths` are the full lengths of the texts, which some rotary embeddings
+    need. Keys are counted in row order. If a row is split over devices, its tokens may be stored in
+    another order: stripe i of I is stored at `order[i]`.
     """
 
     positions: Int[Array, "B T"]
@@ -23,18 +23,19 @@ class Spans(NamedTuple):
 
 
 class Window(NamedTuple):
-    """Of the keys in its run, a token sees those that are less than `width` positions back.
+    """A sliding window: of the keys in its span, a token sees those less than `width` back.
 
-    In stored order these need not be neighbours: see `recipes/data/packed/streams.py`.
+    Distance is in positions; such keys need not be adjacent in storage: see
+    `recipes/data/packed/streams.py`.
     """
 
     width: Int[Array, ""]
-    queries: Int[Array, "B T"]  # positions, of tokens or of where their chunks begin
+    queries: Int[Array, "B T"]  # positions of the tokens, or of the starts of their chunks
     keys: Int[Array, "B S"]
 
 
 def causal(B: int, T: int, lengths: Int[Array, " B"] | None = None) -> Spans:
-    """Each row is one text, with its `lengths` or all of T: token t sees tokens 0 to t."""
+    """Causal spans of one text per row, of `lengths` or all T tokens: token t sees 0 to t."""
     steps = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
     whole = jnp.full(B, T) if lengths is None else lengths
     whole = jnp.broadcast_to(whole[:, None].astype(jnp.int32), (B, T))
@@ -42,7 +43,7 @@ def causal(B: int, T: int, lengths: Int[Array, " B"] | None = None) -> Spans:
 
 
 def last(positions: Int[Array, " B"]) -> Spans:
-    """Of each text its last token alone, with all tokens before it."""
+    """The spans of a decoding step: only the last token of each text, which sees all before it."""
     at = positions[:, None]
     return Spans(at, jnp.zeros_like(at), at + 1, at + 1)
 
@@ -50,12 +51,12 @@ def last(positions: Int[Array, " B"]) -> Spans:
 def in_order(
     stored: Shaped[Array, "B S *each"], order: Int[Array, "B I"] | None
 ) -> Shaped[Array, "B S *each"]:
-    """What is stored of the tokens of whole rows, as keys are counted."""
+    """Puts per-token values of whole rows from stored order into row order."""
     if order is None:
         return stored
     striped = stored.reshape(*order.shape, -1)
     rows = jnp.arange(len(order))[:, None]
-    # A permutation: its transpose need not expect that two stripes are added up.
+    # `order` is a permutation, so the transpose need not handle two stripes adding up.
     found = striped.at[rows, order].get(unique_indices=True, mode="promise_in_bounds")
     return found.reshape(stored.shape)
 
@@ -66,7 +67,7 @@ def seen(
     keys: Int[Array, " S"],
     window: Window | None = None,
 ) -> Bool[Array, "*B T S"]:
-    """Which of `keys`, counted from the row's beginning, each token sees."""
+    """The attention mask: which of `keys`, counted from the start of the row, each token sees."""
     mask = (first[..., None] <= keys) & (keys < last[..., None])
     if window is not None:
         back = window.queries[..., None] - window.keys[..., None, :]

@@ -1,8 +1,8 @@
-"""Stacks of blocks: the weights of like layers with a leading L, scanned, and the backward pass.
+"""Scans over stacked blocks, whose weights have a leading L axis, and their backward pass.
 
-Layers are all alike, or of several kinds that follow each other in a pattern, each kind a stack of
-its own. A scan goes over the repetitions of the pattern: what is compiled are the blocks of one
-repetition, and it takes the same time for 2 of them and for 80.
+The layers are all alike, or of several kinds that repeat in a pattern, with one stack per kind. The
+scan goes over the repetitions of the pattern, so only one repetition is compiled: compiling takes
+the same time for 2 repetitions as for 80.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,11 @@ from jaxtyping import Array, Float, PyTree
 from checkpoints_io.errors import BadInput
 from zoo.parts import adapted, blocks, mixing, partly, pattern, remat, spans
 
-# (model, x, where, *shared, each=, handed=) -> x after the last block: `run`, or one that keeps
-# the keys.
+# (model, x, where, *shared, each=, handed=) -> x after the last block: `run`, or a variant that
+# fills the KV cache.
 Run = Callable[..., Array]
 
-STACKS = "blocks"  # the part of a model, and of its weights, that `run` goes through
+STACKS = "blocks"  # the attribute of a model, and the key of its weights, that `run` scans over
 
 
 def run(
@@ -35,15 +35,14 @@ def run(
 ) -> Float[Array, "B T D"]:
     """Applies the blocks of a model layer by layer: `x = block(x, attend, *shared)`.
 
-    `shared` are pytrees that take no gradient; `each` is one with a leading L: what differs from
-    layer to layer, and then the last argument of `block`. Where layers are of several kinds (see
-    `Config.kinds`), it is by kind, for those that have something. `handed` is what layers leave to
-    later ones, as it is before the first: `x, handed = block(…, handed=handed)`; no layer may read
-    what a later one still changes. `so_far` is a gradient, of all weights or of those that are
-    trained, that fresh gradients are added to: differentiate by it, not by the weights, and what
-    comes is their sum.
-    It is added to in its place, layer by layer, so that a gradient of all layers exists once and
-    not twice.
+    `shared` are pytrees that take no gradient. `each` is a pytree with a leading L axis that holds
+    per-layer inputs, passed as the last argument of `block`; with several kinds of layers (see
+    `Config.kinds`) it is a dict by kind. `handed` is the initial value of what layers pass on to
+    later ones: `x, handed = block(…, handed=handed)`; no layer may read what a later one still
+    changes. `so_far` is an accumulated gradient, of all weights or of the trained ones:
+    differentiate with respect to it, not to the weights, and the result is the sum.
+    It is updated in place, layer by layer, so that only one gradient of all layers exists at a
+    time.
     """
     layout, weights, shared, each = _taken_apart(model, where, shared, each)
     if so_far is not None:
@@ -62,28 +61,28 @@ def run(
 def _taken_apart(
     model: blocks.Stacked, where: spans.Spans, shared: tuple, each: PyTree
 ) -> tuple[blocks.Layout, blocks.ByKind, tuple, blocks.ByKind]:
-    """The blocks of a model, and what they are given: `shared` begins with how they attend."""
+    """Takes the blocks of a model apart, and puts the attention inputs first in `shared`."""
     layout, weights = blocks.taken_apart(model)
     shared = (mixing.Whole(where, model.attention), *shared)
     return layout, weights, shared, blocks.by_kind(model, each)
 
 
 def split(params: blocks.Weights) -> tuple[blocks.Weights, blocks.Weights | None]:
-    """The weights of a model in two: the others, and its stacks, which `so_far` of `run` is like.
+    """Splits weights into those outside the blocks and the stacks, for `so_far` of `run`.
 
-    The gradient of the others comes alone, that of the stacks as the sum; None: there are no
-    stacks among them. `join` is the way back.
+    The gradient of the former is returned as it is, that of the stacks as the accumulated sum. The
+    second part is None if there are no stacks. `join` is the inverse.
     """
     return {name: w for name, w in params.items() if name != STACKS}, params.get(STACKS)
 
 
 def join(others: blocks.Weights, stacks: blocks.Weights | None) -> blocks.Weights:
-    """The weights of a model again, from what `split` made of them."""
+    """The inverse of `split`: puts the weights of a model back together."""
     return others if stacks is None else others | {STACKS: stacks}
 
 
 def keeping(entered: list[Array]) -> Run:
-    """A way through the blocks that puts into `entered` what enters each of them, [L, B, T, D]."""
+    """A variant of `run` that appends the input of every block to `entered`, [L, B, T, D]."""
 
     def run(
         model: blocks.Stacked,
@@ -95,7 +94,7 @@ def keeping(entered: list[Array]) -> Run:
     ) -> Float[Array, "B T D"]:
         layout, weights, shared, each = _taken_apart(model, where, shared, each)
         x, (left, *_) = _forward(layout, None, (x, handed), weights, None, shared, each)
-        for by_place in left:  # of each part, by place in its pattern, by repetition
+        for by_place in left:  # indexed by part, place in the pattern, then repetition
             in_order = jnp.stack([entering for entering, _ in by_place], axis=1)
             entered.append(in_order.reshape(-1, *in_order.shape[2:]))
         return x
@@ -104,14 +103,14 @@ def keeping(entered: list[Array]) -> Run:
 
 
 class Measured(NamedTuple):
-    """What `measuring` found."""
+    """The arrays that `measuring` found."""
 
-    kept: dict[str, dict[str, list[Array]]]  # of one layer, by kind and by policy
-    beside: list[Array]  # what layers have of their own, of all, and what they hand on
+    kept: dict[str, dict[str, list[Array]]]  # residuals of one layer, by kind and remat policy
+    beside: list[Array]  # the `each` of all layers, and `handed`
 
 
 def measuring(found: Measured) -> Run:
-    """A way past the blocks that puts into `found` what layers keep if each weight is trained."""
+    """A stand-in for `run` that records what layers would save if all weights were trained."""
 
     def run(
         model: blocks.Stacked,
@@ -144,14 +143,14 @@ def _scanned(
     shared: tuple,
     each: blocks.ByKind,
 ) -> Array:
-    """Layers that are all alike, as jax differentiates them, forward and backward."""
+    """Scans over layers that are all alike, and leaves the backward pass to JAX."""
     ((kind, graph),) = layout.graphs
 
     def layer(entering: blocks.Entering, given: tuple) -> blocks.Entering:
         own, more = given
         return blocks.block_of(graph, entering, own, more, shared)
 
-    # Within what is recomputed, so that no layer's weights are kept for it a second time.
+    # The weights are indexed inside the checkpoint, so that no layer's weights are saved twice.
     layer = jax.checkpoint(layer, prevent_cse=False, policy=remat.POLICIES[policy])
     step = lambda entering, given: (layer(entering, given), None)
     return jax.lax.scan(step, entering, (weights[kind], each[kind]))[0][0]
@@ -167,24 +166,24 @@ def _by_number(
     shared: tuple,
     each: blocks.ByKind,
 ) -> Array:
-    """Each layer looked up by its number: no weights are copied, and gradients added in place.
+    """Indexes each layer by its number: copies no weights, and adds gradients in place.
 
-    The gradient is that of `so_far`, and of the weights where there is none.
+    The gradient is with respect to `so_far`, or to the weights if that is None.
     """
     return _forward(layout, None, entering, weights, so_far, shared, each)[0]
 
 
 class _Given(NamedTuple):
-    """What one layer is computed of."""
+    """The inputs of one layer."""
 
     entering: blocks.Entering
-    some: PyTree  # those of its weights that are trained
+    some: PyTree  # its trained weights
     weights: PyTree
     each: PyTree
     shared: tuple
 
     def through(self, graph: nnx.GraphDef) -> tuple[Callable, tuple]:
-        """The layer, as a function of what has a gradient; and that."""
+        """The layer as a function of its differentiable inputs, and those inputs."""
         is_made = _is_made(self.each)
 
         def layer(entering: blocks.Entering, some: PyTree, made: PyTree) -> blocks.Entering:
@@ -203,7 +202,7 @@ def _given(
     each: blocks.ByKind,
     shared: tuple,
 ) -> _Given:
-    """Layer n of its kind; `trained` are like those of the weights that take a gradient."""
+    """The inputs of layer n of its kind; `trained` has the structure of the trained weights."""
     whole = blocks.at(weights[kind], n)
     some = adapted.part(whole, trained[kind])
     return _Given(entering, some, whole, blocks.at(each[kind], n), shared)
@@ -218,7 +217,7 @@ def _forward(
     shared: tuple,
     each: blocks.ByKind,
 ) -> tuple:
-    """What comes out, and what the backward pass takes; without `policies` there is none."""
+    """Returns the output and the residuals of the backward pass (none without `policies`)."""
     graphs, trained = dict(layout.graphs), weights if so_far is None else so_far
 
     def layer(
@@ -241,7 +240,7 @@ def _forward(
 def _backward(
     layout: blocks.Layout, policies: tuple[str, ...], saved: tuple, gradient: Array
 ) -> tuple:
-    del policies  # they are in what was saved
+    del policies  # the residuals already depend on them
     left, handed, weights, so_far, shared, each = saved
     graphs, trained = dict(layout.graphs), weights if so_far is None else so_far
     sums = jax.tree.map(jnp.zeros_like, weights) if so_far is None else so_far
@@ -251,7 +250,7 @@ def _backward(
     def layer(carry: tuple, kind: str, n: Array, left: tuple) -> tuple:
         gradient, sums, of_each = carry
         x, beside = left
-        # Each layer read what was handed to it as it is in the end, or not at all.
+        # A layer read `handed` in its final state or not at all, so the final state serves here.
         given = _given((x, handed), kind, n, weights, trained, each, shared)
         pull = remat.backward(*given.through(graphs[kind]), given, beside)
         gradient, fresh, of_own = pull(gradient)
@@ -288,7 +287,7 @@ def _backward(
 
 
 def _is_made(each: PyTree) -> bool:
-    """Does what layers have of their own take a gradient: is it made of the model's numbers?"""
+    """Whether the per-layer inputs take a gradient: they do if they hold floats."""
     return any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(each))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that see images too: of these the part about text is read, as a model of its own."""
+"""Multimodal checkpoints, whose text part is loaded as a standalone model."""
 
 from collections.abc import Mapping
 import re
@@ -7,7 +7,7 @@ from checkpoints_io.errors import BadInput
 from zoo.parts import rope_config
 from zoo.parts.hf_config import QUANTISED
 
-# The kind of the whole -> that of its text; of a mistral3 where it does not say so itself.
+# Multimodal model_type -> that of its text part (for mistral3, if the file does not say).
 KINDS = {
     "gemma3": "gemma3_text",
     "gemma4": "gemma4_text",
@@ -23,28 +23,28 @@ KINDS = {
     "qwen3_vl": "qwen3",
     "qwen3_vl_moe": "qwen3_moe",
 }
-# Of these a head is tied where nothing is said.
+# Kinds whose head is tied by default.
 TIED = {"gemma3", "gemma4", "gemma4_unified", "lfm2_vl"}
-# What transformers takes where the text of one says nothing, and of a text alone does not.
+# Defaults of transformers for the text part that differ from those of a standalone text model.
 ASSUMED: dict[str, dict[str, float]] = {
     "qwen2_vl": {"rope_theta": 1e6, "rms_norm_eps": 1e-5},
     "qwen2_5_vl": {"rope_theta": 1e6, "rms_norm_eps": 1e-5},
     "qwen3_vl": {"rope_theta": 5e5},
     "qwen3_vl_moe": {"rope_theta": 5e5},
 }
-# What sees and hears, which is not read.
+# The vision and audio weights, which are not loaded.
 OTHERS = (
     r"^(model\.)?(visual|vision_(model|embedder)|(vision|audio)_tower|embed_(vision|audio)|"
     r"multi_modal_projector|mm_projector)\.",
 )
-# What transformers calls models that score, and their head, which is not read with the text.
+# The class suffix of reward models in transformers, and their head, not loaded with the text.
 SCORES, SCORE = "ForSequenceClassification", "score.weight"
-# Names in the whole, and what they are in the text's own.
+# Names in the multimodal checkpoint -> names in a standalone text model.
 NAMES = (
     (r"^(model\.language_model|language_model\.model)\.", "model."),
     (r"^language_model\.lm_head\.", "lm_head."),
 )
-# What is of images alone, where the whole says what is of text beside it.
+# Keys about images, in files whose text keys are at the top level too.
 OF_IMAGES = {
     "vision_config", "audio_config", "image_token_id", "video_token_id", "vision_start_token_id",
     "vision_end_token_id", "vision_token_id",
@@ -56,27 +56,27 @@ ROPES = {
 
 
 def is_whole(hf: Mapping[str, object]) -> bool:
-    """Is this the `config.json` of a checkpoint that sees images?"""
+    """Whether this is the `config.json` of a multimodal checkpoint."""
     kind = hf.get("model_type")
     return isinstance(kind, str) and kind in KINDS
 
 
 def scores(hf: Mapping[str, object]) -> bool:
-    """Is this the `config.json` of a model with numbers for a text in place of logits?"""
+    """Whether this is the `config.json` of a model that scores a text instead of giving logits."""
     kinds = hf.get("architectures")
     return isinstance(kinds, list) and bool(kinds) and str(kinds[0]).endswith(SCORES)
 
 
 def of(hf: Mapping[str, object]) -> dict[str, object]:
-    """What a `config.json` says about text: all of it, or its text half.
+    """The text config: the whole `config.json`, or the text part of a multimodal one.
 
     Raises:
-      ValueError: it has no such half.
+      ValueError: a multimodal config has no text part.
     """
     if not is_whole(hf):
         return dict(hf)
     kind, own = str(hf["model_type"]), hf.get("text_config")
-    if own is None and kind in ("qwen2_vl", "qwen2_5_vl"):  # which had it beside, once
+    if own is None and kind in ("qwen2_vl", "qwen2_5_vl"):  # older files have it at the top level
         own = {key: value for key, value in hf.items() if key not in OF_IMAGES}
     if not isinstance(own, dict):
         raise BadInput(f"config.json of a {kind} has no text_config: take the original file")
@@ -97,26 +97,26 @@ def _assumed(kind: str, own: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in ASSUMED.get(kind, {}).items() if key not in says}
 
 
-# The modules of a whole that are not of its text, as PEFT matches names.
+# The modules of a multimodal model outside its text part, as PEFT matches names.
 OTHER_MODULES = r"(?!.*language_model\.).*"
 
 
 def module_in(hf: Mapping[str, object]) -> tuple[str, str]:
-    """A pattern in the names of a text's modules, and what transformers 5 has there in a whole."""
+    """A pattern in a text model's module names, and its replacement in a multimodal model."""
     inside = "language_model.model." if hf["model_type"] == "llama4" else "model.language_model."
     return r"^model\.", inside
 
 
 def spellings(hf: Mapping[str, object], name: str) -> tuple[str, ...]:
-    """What people call a weight or a module of the text: as a text of its own, and in the whole."""
+    """The names of a text weight or module: in a standalone model, and in a multimodal one."""
     inside = ("model.language_model.", "language_model.model.") if is_whole(hf) else ()
     return (name, *(re.sub(r"^model\.", within, name) for within in inside))
 
 
 def written(hf: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
-    """The text half of a `config.json` as that of a model of its own, whose Config says `own`.
+    """The text part of a `config.json` as that of a standalone model with the Config `own`.
 
-    Its ropes are those of the Config: what a text has no use for would make it another model.
+    Its ropes come from the Config: keys that only images use would make it another model.
     """
     half = {key: value for key, value in of(hf).items() if key not in ROPES and value is not None}
     ids = {key: value for key, value in hf.items() if key.endswith("os_token_id")}

@@ -1,6 +1,6 @@
-"""Tokens sorted by expert into tiles of one expert each; an expert works on a tile at a time.
+"""Computes experts tile by tile: tokens are sorted by expert into tiles of one expert each.
 
-Nothing is multiplied by an expert that it has not chosen. An expert's last tile is filled up with
+No token is multiplied by an expert that it is not routed to. An expert's last tile is padded with
 zeros; docs/models.md says how many products that adds.
 """
 
@@ -14,11 +14,10 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from zoo.parts import grouped, layers, sharding
 
-# Tokens of a tile: a power of two, no less than an expert's share of them, within these bounds.
-# Smaller ones would be filled up less, and read an expert's weights and add to its gradient more
-# often.
+# Tokens per tile: a power of two, no less than an expert's share of them, within these bounds.
+# Smaller tiles need less padding, but read an expert's weights and update its gradient more often.
 SMALLEST, LARGEST = 8, 512
-# As the kernels of `grouped` have them, and where those run; in float32 GPUs have no fast products.
+# The tile sizes of the kernels in `grouped`, and where those run: GPUs are slow in float32.
 AT_ONCE, BY_KERNELS = (grouped.SMALLEST, grouped.LARGEST), {("gpu", "bfloat16")}
 
 Weights = Mapping[str, Any]  # arrays, or those with adapters
@@ -34,7 +33,7 @@ class Route(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Of the experts, those of one device along an axis of the mesh."""
+    """The experts of one device along a mesh axis."""
 
     axis: str
     count: int
@@ -49,35 +48,35 @@ def gathered(
     before: bool,
     part: Part | None = None,
 ) -> Float[Array, "B T D"]:
-    """The sum of the outputs of each token's experts, of one device's tokens.
+    """The weighted sum of the experts' outputs for one device's tokens.
 
-    The experts are all that the route names, or those of the device's part.
+    It is over all experts of the route, or only those in the device's `part`.
     """
     B, T, D = x.shape
     E, k = jax.tree.leaves(weights)[0].shape[0], route.experts.shape[-1]
-    M = B * T * k  # meetings of a token with an expert
+    M = B * T * k  # (token, expert) pairs
     each = M // (E * part.count if part else E)
     at_once = (sharding.platform(), x.dtype.name) in BY_KERNELS
     smallest, largest = AT_ONCE if at_once else (SMALLEST, LARGEST)
     tile = min(max(1 << max(each - 1, 0).bit_length(), smallest), largest)
     chosen = route.experts.reshape(-1)
-    if part:  # those of other devices come last, and are counted with none
+    if part:  # experts of other devices sort last and are not counted
         chosen = chosen - jax.lax.axis_index(part.axis) * E
         chosen = jnp.where((chosen >= 0) & (chosen < E), chosen, E)
     counts = jnp.bincount(chosen, length=E)
     tiles = -(-counts // tile)
     first_tile, first_meeting = jnp.cumsum(tiles) - tiles, jnp.cumsum(counts) - counts
-    order = jnp.argsort(chosen)  # meetings by expert
+    order = jnp.argsort(chosen)  # pairs sorted by expert
     owner = chosen[order]
     slot = first_tile[owner] * tile + jnp.arange(M) - first_meeting[owner]
-    # As many tiles as there may be, and how many there are.
+    # The largest possible number of tiles, and the actual number.
     most, count = -(-M // tile) + min(E, M), tiles.sum()
     if part:
         slot = jnp.where(owner < E, slot, most * tile)
     experts = jnp.searchsorted(jnp.cumsum(tiles), jnp.arange(most), side="right")
-    meeting = jnp.full(most * tile, M).at[slot].set(order, mode="drop")  # M: nobody's
+    meeting = jnp.full(most * tile, M).at[slot].set(order, mode="drop")  # M marks padding
 
-    # Each token k times: in the backward pass its k gradients are summed side by side.
+    # Each token k times, so that the backward pass sums its k gradients over an axis.
     copies = jnp.broadcast_to(x.reshape(-1, 1, D), (B * T, k, D)).reshape(-1, D)
     shares = route.shares.reshape(-1)
     if before:
@@ -88,7 +87,7 @@ def gathered(
     experts = jnp.minimum(experts, E - 1)
     if at_once:
         every = grouped.Tiles(experts, first_tile, tiles, count)
-        how = every, tile, sharding.platform() == "cpu"  # there they are interpreted
+        how = every, tile, sharding.platform() == "cpu"  # kernels are interpreted on CPUs
         of_all = lambda w: grouped.Grouped(w, *how) if w.ndim else w
         made = _weighted(work, copies, shares, jax.tree.map(of_all, dict(weights)))
     else:
@@ -102,9 +101,9 @@ def gathered(
 
 @jax.custom_vjp
 def _permuted(x: Array, to: Int[Array, " T"], back: Int[Array, " M"]) -> Array:
-    """What stands at `to`, each once, and zeros beyond the end; `back` is the way back.
+    """Gathers `x` at `to`, with zeros for indices past the end; `back` is the inverse map.
 
-    So that the gradient is looked up, too: GPUs add what is scattered a number at a time.
+    With it the gradient is a gather too: GPUs scatter-add one number at a time.
     """
     return x.at[to].get(mode="fill", fill_value=0)
 
@@ -134,7 +133,7 @@ def _tile_by_tile(
 
 
 def _of_expert(weights: PyTree, expert: Array) -> PyTree:
-    """Its own weights; what has no axis is that of all."""
+    """The weights of one expert; scalars are shared by all."""
     return jax.tree.map(lambda w: w[expert] if w.ndim else w, weights)
 
 
@@ -143,7 +142,7 @@ def _weighted(work: Work, x: Array, shares: Array, own: Weights) -> Array:
 
 
 def _forward(work: Work, *given: PyTree) -> tuple:
-    """Weights whose gradient nobody asks for are kept apart: their loop would add it up in vain."""
+    """Separates weights that need no gradient, which the backward loop would sum in vain."""
     x, shares, weights, experts, count = jax.tree.map(lambda x: x.value, given)
     asked = jax.tree.map(lambda w: w.value if w.perturbed else None, given[2])
     others = jax.tree.map(lambda w: None if w.perturbed else w.value, given[2])
@@ -152,7 +151,7 @@ def _forward(work: Work, *given: PyTree) -> tuple:
 
 
 def _backward(work: Work, kept: tuple, gradient: Array) -> tuple:
-    """Tile by tile again; the gradient of an expert is added to in its place, in float32."""
+    """Loops over the tiles again, and adds to each expert's gradient in place, in float32."""
     x, shares, asked, others, experts, count = kept
     whole = lambda asked, others: jax.tree.map(
         lambda one, other: other if one is None else one, asked, others,

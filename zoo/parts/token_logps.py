@@ -1,8 +1,8 @@
-"""The vocabulary's part: log-probabilities of scored tokens, a chunk of logits at a time.
+"""Log-probabilities of the scored tokens, computed from one chunk of logits at a time.
 
-Every device goes through its own list of scored tokens and stops after the last of them, however
-many its rows hold. The backward pass computes the logits again; the gradient of the head adds up in
-float32 on each device, and between devices once per micro-batch.
+Every device loops over its own list of scored tokens and stops after the last one, however many its
+rows hold. The backward pass recomputes the logits; the head's gradient accumulates in float32 on
+each device, and is summed between devices once per micro-batch.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,21 +16,21 @@ from jaxtyping import Array, Float, Int
 
 from zoo.parts import last_step, layers, sharding
 
-# Logits in float32 that a device holds at a time, in bytes: on CPUs caches set it. Elsewhere a
-# chunk must outweigh the addition to the head's gradient that it costs.
+# Bytes of float32 logits that a device holds at a time: on CPUs limited by caches; elsewhere large
+# enough that a chunk outweighs the cost of adding to the head's gradient.
 LOGITS_BYTES = {"cpu": 2**26, "gpu": 2**29, "tpu": 2**29}
-# As many tokens a chunk may have whatever their logits take: with few, reading the head and adding
-# to its gradient takes as long as the products. (On CPUs, of more than 65,536 words.)
+# A chunk may always have this many tokens: with fewer, reading the head and adding to its gradient
+# takes as long as the products. (This matters on CPUs with more than 65,536 words.)
 FEWEST = 256
 
 
 def logits_bytes(vocabulary: int) -> int:
-    """What the logits of a chunk may take on this platform."""
+    """The number of bytes that a chunk's logits may take on this platform."""
     return max(LOGITS_BYTES.get(sharding.platform(), 2**29), 4 * vocabulary * FEWEST)
 
 
 class Beside(NamedTuple):
-    """What else is known of each target. It has no gradient."""
+    """Statistics of each target's distribution, without a gradient."""
 
     log_p2: Float[Array, "Z C"]  # log of the sum of p² over the vocabulary
     is_best: Float[Array, "Z C"]  # 1 where no other token is more likely
@@ -46,8 +46,8 @@ def token_logps(
 ) -> Float[Array, "Z C"]:
     """Log-probability of each target, in nats, float32, by products in `dtype`.
 
-    `scores` says how many of each list count; what stands after them means nothing. `last` is
-    what the model does to the product with its head.
+    `scores` says how many entries of each list count; values after them are undefined. `last` is
+    the model's step from the product with its head to logits.
     """
     return _scored(hidden, head, target, scores, dtype, last, False)[0]
 
@@ -60,7 +60,7 @@ def with_beside(
     dtype: jax.typing.DTypeLike,
     last: last_step.LastStep = last_step.LastStep(),  # noqa: B008, never changed
 ) -> tuple[Float[Array, "Z C"], Beside]:
-    """The same, from the same logits with what else is known of each target."""
+    """The same as `token_logps`, together with the `Beside` statistics of the same logits."""
     logps, beside = _scored(hidden, head, target, scores, dtype, last, True)
     assert beside is not None
     return logps, jax.lax.stop_gradient(beside)
@@ -76,7 +76,7 @@ def _scored(
     last: last_step.LastStep,
     more: bool,
 ) -> tuple[Array, Beside | None]:
-    """`more`: what is known beside is wanted, too."""
+    """Log-probabilities, with `Beside` statistics if `more`."""
     return _computed(hidden, head, target, scores, dtype, last, more)[:2]
 
 
@@ -89,7 +89,7 @@ def _computed(
     last: last_step.LastStep,
     more: bool,
 ) -> tuple[Array, Beside | None, Array, Array]:
-    """Log-probabilities, what is beside, logarithmic sums, and the head as it was computed with."""
+    """Log-probabilities, `Beside` statistics, log-sum-exps, and the head in the compute dtype."""
     narrow = sharding.gather(head.astype(dtype), "V D")
     devices = _devices(hidden, narrow)
     split = sharding.on_each_device if devices.axes else _alone
@@ -110,7 +110,7 @@ def _forward(
     last: last_step.LastStep,
     more: bool,
 ) -> tuple:
-    """A head that is frozen is kept as none: its gradient, as large as V D, is not made."""
+    """Saves None for a frozen head, so that its V x D gradient is not computed."""
     given = (hidden.value, head.value, target.value, scores.value)
     logps, beside, logsum, narrow = _computed(*given, dtype, last, more)
     trained = head.value if head.perturbed else None
@@ -141,7 +141,7 @@ _scored.defvjp(_forward, _backward, symbolic_zeros=True)
 class Devices(NamedTuple):
     """How the work is split: the vocabulary over `tensor`, lists over all other axes."""
 
-    axes: Mapping[str, int]  # of the mesh, and their sizes; none without one
+    axes: Mapping[str, int]  # of the mesh, and their sizes; empty without one
     rows: PartitionSpec
     head: PartitionSpec  # as gathered
     stored: PartitionSpec  # as its gradient is kept
@@ -157,7 +157,7 @@ class Devices(NamedTuple):
         return tuple(filter(self.splits, sharding.names(self.stored[1]))) if self.axes else ()
 
     def splits(self, axis: str) -> bool:
-        """Is there more than one device along this axis?"""
+        """Whether there is more than one device along this axis."""
         return self.axes.get(axis, 1) > 1
 
 
@@ -227,7 +227,7 @@ def _gradients_here(
     logsum: Array,
     gradient: Array,
 ) -> tuple[Array, Array | None]:
-    """That of the head is made where it is trained."""
+    """The gradients on one device; that of the head only if it is trained."""
     chunk = _chunk(hidden, head)
     over_vocabulary = devices.vocabulary
 
@@ -241,7 +241,7 @@ def _gradients_here(
         of_logits = (is_target - shares) * part(gradient)[..., None]
         if last != last_step.LastStep():
             of_logits *= last_step.slope(logits, last)
-        # Once for both products; and the narrow operand is transposed, not the one as wide as V.
+        # Cast once for both products; the narrow operand is transposed, not the one as wide as V.
         of_logits = jax.lax.optimization_barrier(of_logits.astype(hidden.dtype))
         turned = jax.lax.optimization_barrier(part(hidden).reshape(-1, hidden.shape[2]).T)
         fresh = layers.dot("ZCV,VD->ZCD", of_logits, head, out=jnp.float32)
@@ -277,12 +277,12 @@ def _logits(hidden: Float[Array, "Z c D"], head: Float[Array, "V D"]) -> Float[A
 
 
 def _first_id(head: Array, axis: str | None) -> Array | int:
-    """Of a split vocabulary a device holds the ids from this one on."""
+    """The first id of the part of a split vocabulary that this device holds."""
     return jax.lax.axis_index(axis) * len(head) if axis else 0
 
 
 def _chunk(hidden: Float[Array, "Z C D"], head: Float[Array, "V D"]) -> int:
-    """How many tokens of a list are taken at a time: the most that divide it and fit."""
+    """The number of tokens per chunk: the largest that divides the list and fits."""
     Z, C, _ = hidden.shape
     most = logits_bytes(len(head)) // (4 * Z * len(head))
     return max(n for n in range(1, C + 1) if C % n == 0 and n <= max(most, 1))

@@ -1,4 +1,4 @@
-"""What a caller gives as tokens, lists or arrays, of one length or of several -> rows of ids."""
+"""Converts a caller's tokens, lists or arrays of equal or different lengths, to rows of ids."""
 
 from collections.abc import Sequence, Set
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ Lengths = Array | np.ndarray | Sequence[object]  # [B]
 
 
 class Rows(NamedTuple):
-    """Rows of one text each."""
+    """Token ids with one text per row."""
 
     ids: Int[Array, "B T"]
     lengths: Int[Array, " B"] | None  # unset: every row is full
@@ -24,10 +24,10 @@ class Rows(NamedTuple):
 
 
 def read(tokens: Tokens, lengths: Lengths | None, vocabulary: int) -> Rows:
-    """Rows of ids. Of arrays inside of jit, shapes and dtypes can be checked and no numbers.
+    """Converts tokens to rows of ids; under jit only shapes and dtypes are checked, not values.
 
     Raises:
-      ValueError: they are not ids of this vocabulary, or `lengths` are not those of the rows.
+      ValueError: they are not ids of this vocabulary, or `lengths` do not fit the rows.
     """
     _refuse_text(tokens)
     if isinstance(tokens, Sequence) and len(set(counts := _counts(tokens))) > 1:
@@ -46,7 +46,7 @@ def read(tokens: Tokens, lengths: Lengths | None, vocabulary: int) -> Rows:
     if lengths is not None:
         lengths = _checked(lengths, *ids.shape)
         of_numpy = isinstance(ids, np.ndarray) and isinstance(lengths, np.ndarray)
-        # What stands after the end of a text need not be an id.
+        # Padding after the end of a text need not be an id.
         real = np.arange(ids.shape[1]) < lengths[:, None]
         ids = np.where(real, ids, 0) if of_numpy else jnp.where(real, ids, 0)
         lengths = jnp.asarray(lengths)
@@ -55,10 +55,10 @@ def read(tokens: Tokens, lengths: Lengths | None, vocabulary: int) -> Rows:
 
 
 def cut(texts: Any, lengths: Lengths | None) -> list[np.ndarray]:
-    """The ids of each text, without what stands after its end.
+    """The ids of each text, without padding.
 
     Raises:
-      ValueError: `lengths` are not those of the rows of an array.
+      ValueError: `lengths` do not fit the rows of an array.
     """
     if lengths is None:
         return [np.asarray(text) for text in texts]
@@ -70,7 +70,7 @@ def cut(texts: Any, lengths: Lengths | None) -> list[np.ndarray]:
 
 
 def check_several(texts: Any, what: str) -> None:
-    """Refuses words, and the ids of one text, where those of several are asked for.
+    """Refuses strings, or the ids of a single text, where several texts are expected.
 
     Raises:
       ValueError: they are not a list of lists of ids, or one of them is empty.
@@ -92,7 +92,7 @@ def _refuse_text(tokens: Tokens) -> None:
 def as_given(
     x: Float[Array, "*L B T D"], lengths: Int[Array, " B"] | None, *, is_one_text: bool
 ) -> Float[Array, "..."]:
-    """What was computed for every token: zeros after the ends; of one text without the B."""
+    """Sets results after the ends of texts to zero, and drops the B axis of a single text."""
     if lengths is not None:
         real = jnp.arange(x.shape[-2]) < lengths[:, None]
         x = jnp.where(real[..., None], x, 0)
@@ -100,7 +100,7 @@ def as_given(
 
 
 def check_length(T: int, config: Any) -> None:
-    """Refuses a text of T tokens that a model of this Config does not read as the original does.
+    """Refuses a text of T tokens that is too long to be computed as in the original model.
 
     Raises:
       ValueError: it is too long.
@@ -110,10 +110,10 @@ def check_length(T: int, config: Any) -> None:
 
 
 def stop_ids(given: Any) -> tuple[int, ...]:
-    """Ids that end a text, in any kind of list, as whole numbers.
+    """Converts stop ids, in any kind of list, to Python integers.
 
     Raises:
-      ValueError: they are something else.
+      ValueError: they are not ids.
     """
     several = isinstance(given, Sequence | Set | np.ndarray)
     if not several or not all(isinstance(i, int | np.integer) and 0 <= i < 2**31 for i in given):
@@ -122,10 +122,10 @@ def stop_ids(given: Any) -> tuple[int, ...]:
 
 
 def check_ids(tokens: Array | np.ndarray, vocabulary: int) -> None:
-    """Refuses ids that have no embedding; inside of jit they cannot be looked at.
+    """Refuses ids that have no embedding; under jit values cannot be checked.
 
     Raises:
-      ValueError: there is such an id.
+      ValueError: some id has no embedding.
     """
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise BadInput(f"tokens are ids, so integers, and these are {tokens.dtype}")
@@ -145,7 +145,7 @@ def check_ids(tokens: Array | np.ndarray, vocabulary: int) -> None:
 
 
 def _can_be_looked_at(x: Array | np.ndarray) -> bool:
-    """Not inside of jit, nor where parts of it are other processes'."""
+    """Whether values can be read: not under jit, nor if other processes hold parts of the array."""
     return not isinstance(x, jax.core.Tracer) and (
         not isinstance(x, jax.Array) or x.is_fully_addressable
     )
@@ -159,7 +159,7 @@ def _as_numpy(tokens: object) -> np.ndarray:
 
 
 def _counts(tokens: Sequence[Any]) -> list[int]:
-    """How many tokens each row has; none of one text."""
+    """The number of tokens in each row; empty for a single text."""
     are_rows = all(isinstance(row, Sequence) or np.ndim(row) for row in tokens)
     return [len(row) for row in tokens] if are_rows else []
 

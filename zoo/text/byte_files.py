@@ -1,6 +1,6 @@
-"""Files of tokenizers that merge bytes, as Llama 3, Qwen and GPT-2 were first published.
+"""Reads byte-level BPE files in the formats in which Llama 3, Qwen and GPT-2 were first published.
 
-They say less than a tokenizer.json: how a text is cut into words is the family's.
+They say less than a tokenizer.json: the pre-tokenisation pattern depends on the model family.
 """
 
 import base64
@@ -18,7 +18,7 @@ from zoo.text import fast_bpe
 
 LONGEST_WORD = 1024  # bytes of a token: Llama 3's longest has 128
 
-# How a text is cut into words before their bytes are merged.
+# The patterns that split a text into words before their bytes are merged.
 WORDS = {"llama": fast_bpe.LLAMA, "qwen": fast_bpe.QWEN}
 RESERVED = [f"<|reserved_special_token_{i}|>" for i in range(248)]
 SPECIAL = {
@@ -32,13 +32,13 @@ SPECIAL = {
 
 
 def is_tiktoken(path: pathlib.Path) -> bool:
-    """Does the file hold words and ranks, one pair per line?"""
+    """Whether the file holds words and ranks, one pair per line."""
     with path.open("rb") as file:
         return bool(re.fullmatch(rb"[A-Za-z0-9+/]+=* \d+\s*", file.readline(10_000)))
 
 
 def kind_of(folder: pathlib.Path) -> str:
-    """The family of the model: how its tokenizer cuts words."""
+    """The model family, which determines how its tokenizer splits words."""
     there = (folder / "config.json").is_file()
     kind = hf_folder.read_config(folder).get("model_type", "") if there else "llama"
     return "qwen" if str(kind).startswith("qwen") else str(kind)
@@ -47,10 +47,10 @@ def kind_of(folder: pathlib.Path) -> str:
 def tiktoken(
     folder: pathlib.Path, path: pathlib.Path, config: dict[str, object], kind: str
 ) -> tokenizers.Tokenizer:
-    """Ranks of byte strings, as Llama 3 and Qwen published them.
+    """Reads the ranks of byte strings, as Llama 3 and Qwen published them.
 
-    The file says neither how a text is cut into words nor which tokens are special: the model's
-    family, `kind`, does, and tokenizer_config.json may name the special ones.
+    The file says neither how text is split into words nor which tokens are special: that follows
+    from the model's family, `kind`, and tokenizer_config.json may name the special tokens.
     """
     if kind not in WORDS:
         raise BadInput(
@@ -87,7 +87,7 @@ def tiktoken(
 
 
 def gpt2(folder: pathlib.Path, config: dict[str, object]) -> tokenizers.Tokenizer:
-    """vocab.json and merges.txt, byte by byte, as OpenAI published them, and what was added."""
+    """Reads vocab.json and merges.txt, as OpenAI published them, and the added tokens."""
     path = folder / "config.json"
     if path.is_file() and hf_folder.read_config(folder).get("model_type") != "gpt2":
         raise BadInput(
@@ -122,9 +122,9 @@ def _bytes_merged(
 def _add_in_order(
     own: tokenizers.Tokenizer, named: dict[str, int], words: Collection[str] = ()
 ) -> None:
-    """Added tokens get the ids that follow; a gap is filled with names of its own.
+    """Adds tokens at the ids that follow, and fills gaps with placeholder names.
 
-    Those that are `words` of a text are not special.
+    Tokens in `words` are ordinary text and not special.
     """
     texts = {i: text for text, i in named.items()}
     if max(texts) - min(texts) > 100_000:
@@ -144,7 +144,7 @@ def _add_in_order(
 
 
 def added_tokens(config: dict[str, object], path: pathlib.Path) -> dict[str, int]:
-    """Tokens beside the model's own, of either file."""
+    """The added tokens beyond the base vocabulary, from either file."""
     given = hf_folder.read_if_there(path)
     found = {text: i for text, i in given.items() if text and type(i) is int}
     listed = config.get("added_tokens_decoder")
@@ -158,7 +158,7 @@ def added_tokens(config: dict[str, object], path: pathlib.Path) -> dict[str, int
 
 
 def called_special(config: dict[str, object]) -> set[int]:
-    """The added tokens that tokenizer_config.json calls special."""
+    """The added tokens that tokenizer_config.json marks as special."""
     listed = config.get("added_tokens_decoder")
     return {
         int(i)

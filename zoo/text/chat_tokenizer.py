@@ -1,6 +1,6 @@
-"""A tokenizer with its chat template, for a notebook: texts and conversations as ids, and back.
+"""A tokenizer with its chat template, for notebooks: encodes texts and conversations, and decodes.
 
-What the files of a stranger run, patterns and a template, runs in a worker.
+The patterns and templates of untrusted files run in a worker process.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ PROBE = (
 
 
 class ChatTokenizer(NamedTuple):
-    """Texts and conversations as the model meets them.
+    """Encodes texts and conversations as the model expects them.
 
     >>> words = load_tokenizer("recipes/tiny/model")
     >>> words.decode(words.encode("Hello there"))
@@ -50,10 +50,10 @@ class ChatTokenizer(NamedTuple):
     worker: Worker
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a plain text, after the token that begins one if the model has such.
+        """The ids of a plain text, after the BOS token if the model has one.
 
         Raises:
-          ValueError: it is no text.
+          ValueError: it is not a string.
         """
         if not isinstance(text, str):
             raise BadInput(f"encode takes one text, and not {text!r:.60}; messages are for chat")
@@ -61,7 +61,7 @@ class ChatTokenizer(NamedTuple):
         return ids if ids[: len(self.own.first)] == [*self.own.first] else [*self.own.first, *ids]
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
-        """The text of some ids, special tokens included; of ids beyond the vocabulary nothing.
+        """The text of some ids, with special tokens; ids beyond the vocabulary give nothing.
 
         Raises:
           ValueError: they are not the ids of one text.
@@ -87,11 +87,11 @@ class ChatTokenizer(NamedTuple):
         add_generation_prompt: bool | None = None,
         **given: object,
     ) -> str:
-        """The conversation as the chat template writes it.
+        """The conversation as text, written by the chat template.
 
-        It ends where the model is to answer, unless the last message is an answer.
-        `add_generation_prompt` says otherwise. `given` are settings of the template itself, as
-        `enable_thinking=False`.
+        It ends with the generation prompt unless the last message is an answer;
+        `add_generation_prompt` overrides that. `given` are variables of the template itself, such
+        as `enable_thinking=False`.
 
         Raises:
           ValueError: there is no template, or it refuses the messages.
@@ -115,10 +115,10 @@ class ChatTokenizer(NamedTuple):
 
 
 def load_tokenizer(path_or_id: str | os.PathLike[str]) -> ChatTokenizer:
-    """The tokenizer of a model folder or hub id, which is fetched without the weights.
+    """Loads the tokenizer of a model folder or hub id, without downloading the weights.
 
     Raises:
-      FileNotFoundError: there is none.
+      FileNotFoundError: there is no tokenizer.
       ValueError: its files cannot be read as one.
     """
     folder = hf_folder.find(os.fspath(path_or_id), files=hf_folder.TOKENIZER_FILES).absolute()
@@ -150,7 +150,7 @@ def stop_ids(step: Step, folder: str) -> list[int]:
 
 
 def written(step: Step, folder: str, given: Mapping[str, object], date: str) -> str:
-    """What the template writes; in a worker."""
+    """The text that the template writes; runs in a worker."""
     own = tokenizer.here(folder)
     if not own.chat_template:
         raise BadInput(

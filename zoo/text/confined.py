@@ -1,8 +1,8 @@
-"""Strangers' programs in processes of their own: chat templates, and what cuts texts into tokens.
+"""Runs untrusted code in worker processes: chat templates and tokenizer patterns.
 
-A worker is born with its limits of CPU time and memory. What it is sent and what it answers is
-JSON or bytes, which nothing here runs. A template that escapes its sandbox, a pattern that tries
-everything and a library that crashes reach a process that holds nothing else.
+A worker starts with limits on CPU time and memory. Requests and answers are JSON or bytes, which
+are never executed. A template that escapes its sandbox, a pattern that backtracks without end and a
+library that crashes affect only a process that holds nothing else.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ BEGIN = "from zoo.text import worker; worker.serve()"
 
 
 class Limits(NamedTuple):
-    """What a worker may use."""
+    """The resource limits of a worker."""
 
     seconds: float = 5.0  # of CPU time in a `step`
     loading: float = 60.0  # of CPU time before a step, and after: files are read there
@@ -40,18 +40,19 @@ class Limits(NamedTuple):
 
 
 class Failed(Exception):
-    """A bug in what a worker ran; the text is its traceback."""
+    """A bug in the code that a worker ran; the text is its traceback."""
 
 
 class Worker:
-    """A process that is started when it is first asked, and again after it has died.
+    """A worker process that is started on the first call, and restarted after it has died.
 
     It imports neither the caller's `__main__` nor anything that the function's module does not,
-    leaves its streams alone, and ends with it, however that ends. A fork has one of its own.
+    leaves the caller's streams alone, and ends with the caller, however that ends. A forked process
+    gets its own worker.
     """
 
     def __init__(self, programs: str, remedy: str, limits: Limits | None = None):
-        """`programs` names what it runs, and `remedy` what to do about it, in its errors."""
+        """In errors, `programs` names the code that runs, and `remedy` says what to do."""
         self._programs, self._remedy = programs, remedy
         self._limits = limits or Limits()
         self._lock = threading.Lock()
@@ -59,16 +60,15 @@ class Worker:
         self._end: weakref.finalize | None = None
 
     def call(self, function: Callable[..., object], *given: object) -> Any:
-        """What `function(step, *given)` returns, in the worker: bytes, or what JSON can say.
+        """Returns the result of `function(step, *given)` in the worker: bytes or JSON values.
 
-        The function is a module's own, under its name. Within `with step(where, what):` it may
-        take `Limits.seconds`, and a sentence says that `what` took longer, as an error that the
-        function can catch. A library that does not return within them ends the worker, and
-        the error names `where`.
+        The function must be a module-level one. Within `with step(where, what):` it may use
+        `Limits.seconds`; after that it gets an error that `what` took longer, which it can catch.
+        If a library does not return even then, the worker is ended and the error names `where`.
 
         Raises:
-          BadInput: it took too long, or too much memory.
-          UserError: what the function raises, as the same kind with the same words.
+          BadInput: it took too much time or memory.
+          UserError: the function raised it; type and message are kept.
           RunFailed: the process died.
         """
         name = {"module": function.__module__, "name": function.__qualname__}
@@ -80,7 +80,7 @@ class Worker:
                 answer = worker.receive(running.process.stdout)
             except BrokenPipeError:
                 answer = None
-            except BaseException:  # Ctrl-C: half an answer is of no use
+            except BaseException:  # Ctrl-C: half an answer is useless
                 self.close()
                 raise
             if answer is None:
@@ -108,7 +108,7 @@ class Worker:
         return value
 
     def close(self) -> None:
-        """Ends the process, also from another thread; the next call would start one."""
+        """Ends the process, also from another thread; the next call would start a new one."""
         end, self._end, self._running = self._end, None, None
         if end is not None:
             end()
@@ -148,11 +148,11 @@ class _Running(NamedTuple):
     parent: int
 
     def is_usable(self) -> bool:
-        """Is it this process's own, and alive?"""
+        """Whether it belongs to this process and is alive."""
         return self.parent == os.getpid() and self.process.poll() is None
 
     def end(self) -> None:
-        """Ends it, unless it is another process's, and waits for that."""
+        """Ends the worker and waits for its exit, unless it belongs to another process."""
         if self.parent != os.getpid():
             return
         self.process.kill()

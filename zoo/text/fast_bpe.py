@@ -1,8 +1,8 @@
-"""Byte-level tokenizers word by word: the ids that `tokenizers` gives, several times as fast.
+"""Byte-level BPE with a cache of words: the ids of `tokenizers`, several times as fast.
 
-GPT-2's kind of tokenizer cuts a text into words by a pattern and merges the bytes of each word on
-its own. Most words were met before, and then their ids are looked up. Words are cut by `regex`, as
-in OpenAI's encoder.py; their bytes are merged by `tokenizers`, once.
+GPT-2's kind of tokenizer splits a text into words by a pattern and merges the bytes of each word
+separately. The ids of words seen before are looked up. Words are split by `regex`, as in OpenAI's
+encoder.py; each new word's bytes are merged by `tokenizers`.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,13 +23,13 @@ LLAMA = (
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN = LLAMA.replace(r"\p{N}{1,3}", r"\p{N}")
-MOST, LONG = 2**18, 64  # words that are remembered, and characters of one
-# Other patterns are strangers': `tokenizers` gives up one that tries everything, `regex` would not.
+MOST, LONG = 2**18, 64  # cached words, and characters of one
+# Other patterns are untrusted: `tokenizers` stops runaway backtracking, `regex` would not.
 SECONDS = 3.0  # of CPU time, as `regex` counts it, for one text
 
 
 def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | None:
-    """Text -> ids; None for a text, or for a tokenizer, that it cannot do."""
+    """A function from text to ids (None for an unsupported text); None for such a tokenizer."""
     pattern, added = _pattern(own), own.get_added_tokens_decoder()
     if pattern is None or any(
         token.normalized or token.lstrip or token.rstrip or token.single_word
@@ -39,7 +39,7 @@ def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | No
     if not _leaves_ids(_settings(own.post_processor)):
         return None
     composed = own.normalizer is not None
-    seconds = None if pattern.pattern in (GPT2, LLAMA, QWEN) else SECONDS  # watching takes time
+    seconds = None if pattern.pattern in (GPT2, LLAMA, QWEN) else SECONDS  # a timeout costs time
     special: dict[str, list[int]] = {token.content: [i] for i, token in added.items()}
     between = any_of(special)
     model, spelled = own.model, str.maketrans(bytes_as_text())
@@ -106,9 +106,9 @@ def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | No
 
 
 def _alike(pattern: str) -> Callable[[str], bool]:
-    """Are characters the same to `tokenizers` and to `regex`, by the classes that a pattern names?
+    """Tests whether `tokenizers` and `regex` classify characters alike, for a pattern's classes.
 
-    And known to Python, which says whether they are composed, and whole.
+    They must also be known to Python, which says whether they are composed, and whole.
     """
     classes = sorted(set(re.findall(r"\\[swdSWD]|\\[pP]\{\^?\w+\}", pattern)))
     both = [
@@ -127,12 +127,12 @@ def _alike(pattern: str) -> Callable[[str], bool]:
 
 
 def _settings(part: Any) -> dict[str, Any]:
-    """Of a part of a tokenizer, as in its file; all of that would be megabytes of words."""
+    """The settings of one part of a tokenizer, as in its file, which has megabytes of words."""
     return {} if part is None else json.loads(part.__getstate__())
 
 
 def _pattern(own: tokenizers.Tokenizer) -> regex.Pattern | None:
-    """What cuts words, of a tokenizer that does nothing else but merge their bytes."""
+    """The word pattern of a tokenizer that does nothing but merge bytes; None for others."""
     model, steps = own.model, _settings(own.pre_tokenizer)
     unusual = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
     plain = isinstance(model, tokenizers.models.BPE) and not any(
@@ -157,7 +157,7 @@ def _pattern(own: tokenizers.Tokenizer) -> regex.Pattern | None:
 
 
 def _leaves_ids(step: dict[str, Any]) -> bool:
-    """Does a post-processor keep the text's ids, once, where no special tokens are asked for?"""
+    """Whether a post-processor leaves a text's ids unchanged without special tokens."""
     if "processors" in step:
         return all(_leaves_ids(one) for one in step["processors"])
     pieces = step.get("single", [{"Sequence": {}}])

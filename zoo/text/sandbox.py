@@ -1,4 +1,4 @@
-"""The sandbox of chat templates: what they expect to find, and bounds on all that they write."""
+"""The sandbox of chat templates: the functions they expect, and bounds on all they write."""
 
 from collections.abc import Callable, Iterable
 import datetime
@@ -17,13 +17,13 @@ from jinja2.runtime import Context, LoopContext
 from checkpoints_io.errors import BadInput
 
 LONGEST = 2**24  # characters of a text, or items of a list
-# Around what a `{% generation %}` block says: characters that Unicode keeps out of texts.
+# Marks around the text of a `{% generation %}` block: Unicode noncharacters.
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
 
 
 @functools.cache
 def environment(date: str | None, kind: "type[Sandbox] | None" = None) -> "Sandbox":
-    """What chat templates expect to find: the spelling and functions of transformers."""
+    """The environment that chat templates expect: the syntax and functions of transformers."""
     made = (kind or Sandbox)(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
@@ -62,13 +62,13 @@ OF_TEXTS = frozenset(["startswith", "endswith", "strip", "lstrip", "rstrip", "sp
 
 
 def check_length(length: int) -> None:
-    """Raises ValueError if a template would write so much."""
+    """Raises ValueError if a template would write a text of this length."""
     if length > LONGEST:
         raise BadInput(f"the chat template writes a text of more than {LONGEST} characters")
 
 
 def joined(pieces: Iterable[str]) -> str:
-    """As one text, of bounded length."""
+    """Joins pieces into one text of bounded length."""
     told, length = [], 0
     for piece in pieces:
         length += len(piece)
@@ -79,7 +79,7 @@ def joined(pieces: Iterable[str]) -> str:
 
 
 class _Code(compiler.CodeGenerator):
-    """`a ~ b`, too, is joined by the environment."""
+    """A code generator by which `a ~ b`, too, is joined by the environment."""
 
     def visit_Concat(self, node: nodes.Concat, frame: compiler.Frame) -> None:
         """Called by jinja where it writes the program."""
@@ -91,7 +91,7 @@ class _Code(compiler.CodeGenerator):
 
 
 class Sandbox(sandbox.ImmutableSandboxedEnvironment):
-    """Texts, lists and numbers stay small: 'x' * 10**9 is one operation."""
+    """A sandbox that bounds texts, lists and numbers: 'x' * 10**9 is a single operation."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
     code_generator_class = _Code
@@ -99,7 +99,7 @@ class Sandbox(sandbox.ImmutableSandboxedEnvironment):
     written: Any = str
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """What `left operator right` gives, if it is not too large."""
+        """The result of `left operator right`, if it is not too large."""
         if operator == "+":
             if isinstance(left, SIZED) and isinstance(right, SIZED):
                 check_length(len(left) + len(right))
@@ -191,7 +191,7 @@ def _replace(text: object, old: object, new: object, count: int | None = None) -
 
 
 class _Generation(Extension):
-    """Reads `{% generation %} … {% endgeneration %}`, and marks what stands between."""
+    """Parses `{% generation %} … {% endgeneration %}`, and marks the text between them."""
 
     tags = {"generation"}  # noqa: RUF012, jinja's own way
 
@@ -231,7 +231,7 @@ def _to_json(
     value: object, ensure_ascii: bool = False, indent: int | str | None = None,
     separators: Any = None, sort_keys: bool = False,
 ) -> str:  # fmt: skip
-    """Without the escapes of HTML that jinja's own filter writes; piece by piece."""
+    """A JSON filter without the HTML escapes of jinja's own; writes piece by piece."""
     check_length(1000 * (indent if isinstance(indent, int) else len(indent or "")))
     how = {"ensure_ascii": ensure_ascii, "indent": indent, "sort_keys": sort_keys}
     return joined(json.JSONEncoder(separators=separators, **how).iterencode(value))

@@ -1,7 +1,7 @@
-"""A chat template, run as the stranger's program it is: in a sandbox.
+"""Runs a chat template in a sandbox, as it is an untrusted program.
 
-The sandbox bounds what it reaches and how long its texts are. Time and memory are those of the
-worker that it runs in (see `confined`); where it runs elsewhere, nothing bounds them.
+The sandbox bounds what the template can reach and how much it writes. The worker that it runs in
+bounds time and memory (see `confined`); outside of a worker nothing bounds them.
 """
 
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from zoo.text import sandbox, traced
 from zoo.text.sandbox import CLOSE, OPEN
 from zoo.text.traced import Program
 
-Span = tuple[int, int]  # characters, from .. to
+Span = tuple[int, int]  # character range: start, end
 
 
 def compiled(text: str, date: str | None) -> Program:
-    """The program of a template; `date` (2026-01-31) is today, for those that print it.
+    """Compiles a template; `date` (2026-01-31) is today's, for templates that print it.
 
     Raises:
-      ValueError: it is not a template.
+      ValueError: the text is not a valid template.
     """
     try:
         return traced.program(text, date)
@@ -30,7 +30,7 @@ def compiled(text: str, date: str | None) -> Program:
 
 
 def render(program: Program, given: Mapping[str, object]) -> tuple[str, list[Span]]:
-    """The text, and what of it stood in `{% generation %}` blocks.
+    """Renders a conversation; also returns the spans of `{% generation %}` blocks.
 
     Raises:
       ValueError: the template refuses, fails, or outgrows its bounds.
@@ -50,17 +50,17 @@ def names(text: str) -> set[str]:
 
 
 def marks_answers(text: str) -> bool:
-    """Does the template have `{% generation %}` blocks?"""
+    """Whether the template has `{% generation %}` blocks."""
     return bool(re.search(r"\{%-?\s*generation\b", text))
 
 
 def prints_the_date(text: str) -> bool:
-    """Would it say something else tomorrow?"""
+    """Whether the template's output depends on today's date."""
     return "strftime_now" in text
 
 
 def _unmarked(text: str) -> tuple[str, list[Span]]:
-    """Without the marks; of blocks within blocks, the outer one counts."""
+    """Removes the marks and returns the spans; for nested blocks the outer one counts."""
     parts, spans, at, opened = [], [], 0, []
     for part in re.split(f"([{OPEN}{CLOSE}])", text):
         if part == OPEN:

@@ -1,4 +1,4 @@
-"""A model folder's tokenizer: text -> ids that know their characters, and back. Without torch."""
+"""The tokenizer of a model folder: encodes text with character offsets, and decodes."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import functools
@@ -18,23 +18,23 @@ Offsets = Sequence[tuple[int, int]]  # of each token: its characters, from .. to
 
 
 class Tokenizer(NamedTuple):
-    """What a tokenizer does, whatever files it comes from."""
+    """The common interface of tokenizers, whatever files they come from."""
 
     encode: Callable[[str], tuple[list[int], Offsets]]  # adds nothing; reads special tokens as such
     decode: Callable[[Iterable[SupportsInt]], str]  # leaves out nothing
-    special: Mapping[str, int]  # tokens that stand for themselves wherever their text is met
-    control: frozenset[int]  # those that are no words of a text; not Gemma's line breaks, <think>
-    specials: re.Pattern[str]  # any that is special
-    cuts: re.Pattern[str]  # those before which a text may be cut: its ids are those of the parts
+    special: Mapping[str, int]  # tokens that are recognised wherever their text occurs
+    control: frozenset[int]  # those that are not text; excludes Gemma's line breaks, <think>
+    specials: re.Pattern[str]  # matches any special token
+    cuts: re.Pattern[str]  # those before which a text may be split without changing its ids
     named: Mapping[str, str]  # bos_token, eos_token, …: what a template may write
     bos_id: int | None
     eos_id: int | None
     ends: tuple[int, ...]  # ids that end an answer, as the model's files say
-    first: tuple[int, ...]  # what plain text begins with
+    first: tuple[int, ...]  # ids that precede plain text
     chat_template: str | None
     chat_templates: Mapping[str, str]  # others, by name: tool_use
     size: int  # of the vocabulary: special tokens too
-    unknown: tuple[str, ...]  # what the files call special, and none of them gives an id
+    unknown: tuple[str, ...]  # special tokens that the files name without an id
 
 
 def load(folder: pathlib.Path, chat_template: str | None = None) -> Tokenizer:
@@ -52,12 +52,12 @@ def load(folder: pathlib.Path, chat_template: str | None = None) -> Tokenizer:
 
 
 def apart(folder: pathlib.Path, chat_template: str | None, worker: Worker) -> Tokenizer:
-    """The same with the files' patterns run in the worker alone, for a process that holds more.
+    """Like `load`, but runs the files' patterns only in the worker, to protect this process.
 
-    What decodes here has none. Encoding a text gives no offsets.
+    Decoding here uses no patterns. Encoding gives no offsets.
 
     Raises:
-      FileNotFoundError, ValueError: as `load`.
+      FileNotFoundError, ValueError: as in `load`.
     """
     of = str(folder.absolute())
     decode = lambda ids: worker.call(_decoded, of, [*map(int, ids)])
@@ -67,7 +67,7 @@ def apart(folder: pathlib.Path, chat_template: str | None, worker: Worker) -> To
 
 @functools.lru_cache(maxsize=1)
 def here(folder: str) -> Tokenizer:
-    """As `load`, in a worker: the calls of one folder share it."""
+    """Like `load`, cached in a worker: all calls for a folder share one tokenizer."""
     return load(pathlib.Path(folder))
 
 
@@ -134,19 +134,19 @@ def stop_ids(tokenizer: Tokenizer, end_of_turn: str) -> tuple[int, ...]:
 
 
 def ended_by(tokenizer: Tokenizer, ends: Iterable[int]) -> Tokenizer:
-    """The same, to which what ends an answer is no word of it, whatever its files say."""
+    """The tokenizer with the ids that end an answer made control tokens, whatever its files say."""
     return tokenizer._replace(control=tokenizer.control.union(ends))
 
 
 def said(tokenizer: Tokenizer, before: Iterable[SupportsInt], ids: Iterable[int]) -> str:
-    """What the words of an answer say where they follow `before`: those that are no control."""
+    """The text of an answer's ids after `before`, without control tokens."""
     return text_after(tokenizer, before, [i for i in ids if i not in tokenizer.control])
 
 
 def text_after(
     tokenizer: Tokenizer, before: Iterable[SupportsInt], ids: Iterable[SupportsInt]
 ) -> str:
-    """What `ids` say where they follow `before`: the first piece of a text may lose its space."""
+    """The text of `ids` after `before`: decoded alone, their first piece may lose its space."""
     return tokenizer.decode([*before, *ids])[len(tokenizer.decode(before)) :]
 
 
@@ -170,7 +170,7 @@ def _text_of(token: object) -> object:
 def _eos_of_the_model(
     folder: pathlib.Path, special: Mapping[str, int], named: dict[str, str]
 ) -> tuple[int | None, dict[str, str]]:
-    """Where the tokenizer's files name no end of text, config.json may."""
+    """The EOS token from config.json, if the tokenizer's files name none."""
     texts = {i: text for text, i in special.items()}
     eos = next(iter(_ids(hf_folder.read_if_there(folder / "config.json"))), None)
     if eos not in texts:
@@ -179,7 +179,7 @@ def _eos_of_the_model(
 
 
 def _ends(folder: pathlib.Path) -> list[int]:
-    """What ends an answer by generation_config.json, or else by config.json."""
+    """The ids that end an answer by generation_config.json, or else by config.json."""
     config = hf_folder.read_if_there(folder / "config.json")
     text = config.get("text_config")
     said = [hf_folder.read_if_there(folder / "generation_config.json"), config]

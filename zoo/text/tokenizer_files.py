@@ -1,4 +1,4 @@
-"""The kinds of tokenizer files, a function each: tokenizer.json, SentencePiece, tiktoken, GPT-2."""
+"""Readers for each kind of tokenizer file: tokenizer.json, SentencePiece, tiktoken, GPT-2."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import functools
@@ -16,7 +16,7 @@ Decode = Callable[[Iterable[SupportsInt]], str]
 
 
 class Codec(NamedTuple):
-    """Text <-> ids."""
+    """The functions that encode and decode, with facts about special tokens."""
 
     encode: Callable[[str], tuple[list[int], Sequence[tuple[int, int]]]]
     decode: Decode
@@ -30,8 +30,8 @@ class Codec(NamedTuple):
 def read(folder: pathlib.Path, config: dict[str, object], elsewhere: Decode | None = None) -> Codec:
     """The tokenizer in a folder, whose tokenizer_config.json holds `config`.
 
-    Given what decodes `elsewhere`, the patterns of a tokenizer.json are never compiled here: it
-    can only decode, and that is done elsewhere if it takes a pattern.
+    With `elsewhere`, the patterns of a tokenizer.json are never compiled here: the result can only
+    decode, and decodes `elsewhere` if that needs a pattern.
 
     Raises:
       FileNotFoundError: there is none.
@@ -75,7 +75,7 @@ def _only_failures(error: BaseException) -> None:
 
 
 def _decoding(path: pathlib.Path, elsewhere: Decode) -> Codec:
-    """A tokenizer.json without its patterns."""
+    """Reads a tokenizer.json without its patterns, for decoding only."""
     told = json.loads(path.read_text("utf-8"))
     by_pattern = '"Regex"' in json.dumps(told.get("decoder"))
     without = dict.fromkeys(["normalizer", "pre_tokenizer", *(["decoder"] if by_pattern else [])])
@@ -199,7 +199,7 @@ def _sentencepiece(path: pathlib.Path, config: dict[str, object]) -> Codec:
 def _whole_characters(
     own: sentencepiece.SentencePieceProcessor, found: dict[str, list], start: int
 ) -> list[tuple[int, int]]:
-    """Offsets in the whole text; each byte of a character stands for all of it."""
+    """Offsets in the whole text, in which each byte of a character covers all of it."""
     told: list[tuple[int, int]] = []
     ends = 0
     for i, (begin, end) in reversed(list(zip(found["ids"], found["offsets"], strict=True))):

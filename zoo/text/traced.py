@@ -1,9 +1,9 @@
-"""What a chat template writes of words that it has not met, by what it once did with others.
+"""Traces a chat template once and replays the trace for new messages, in a tenth of the time.
 
-A template mostly passes words on: what it writes around them depends on the roles, and on a few
-questions that it asks of the words (does one hold `</think>`, is it empty). It is run once on words
-that keep each question and its answer, and need not be run again for words that answer the same:
-the text is the same, in a tenth of the time. Where it does something else with words, it is run.
+A template mostly copies message texts: what it writes around them depends on the roles and on a few
+questions about the texts (does one contain `</think>`, is it empty). It is run once on objects that
+record each question and its answer; texts that answer alike need no new run, as the output around
+them is the same. A template that does anything else with texts is run normally.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,13 +26,13 @@ TEXT = "a text, whatever it says"
 
 
 class At(NamedTuple):
-    """Some words, by number: those of the messages first, then results as they come."""
+    """A text, by number: first those of the messages, then results in order."""
 
     number: int
 
 
 class Step(NamedTuple):
-    """One thing that is done with words: `do(*sides)`."""
+    """One operation on texts: `do(*sides)`."""
 
     do: Callable[..., Any]
     sides: tuple[Any, ...]
@@ -40,14 +40,14 @@ class Step(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """All that a program does with the words of a conversation."""
+    """All that a template does with the texts of a conversation."""
 
     steps: Sequence[Step]
     text: tuple[str | At, ...]  # what it writes in the end, in parts
 
 
 class Program(NamedTuple):
-    """A chat template, and what it did with conversations of each shape."""
+    """A chat template, with its traces for conversations of each shape."""
 
     run: jinja2.Template
     followed: jinja2.Template  # the same, for `_Words`
@@ -95,7 +95,7 @@ def _shape(given: Mapping[str, Any]) -> tuple[tuple | None, list[str]]:
 
 
 def _written(trace: Trace, texts: Sequence[str]) -> str | None:
-    """What a program writes of these words; None if one of its questions has another answer."""
+    """The output of a trace for these texts; None if one of its questions has another answer."""
     words = [*texts]
     for do, sides, answer in trace.steps:
         told, new = _told(do, [words[x.number] if type(x) is At else x for x in sides])
@@ -120,11 +120,11 @@ def _told(do: Callable[..., Any], sides: Iterable[Any]) -> tuple[object, list[st
 
 
 class _Untraceable(Exception):
-    """A template does something with words that cannot be followed."""
+    """A template does something with texts that cannot be traced."""
 
 
 class _Run:
-    """What a template has done with words so far."""
+    """The trace of a run so far."""
 
     def __init__(self, texts: Sequence[str]):
         self.words = [*texts]
@@ -222,7 +222,7 @@ def _join(*parts: str) -> str:
 
 
 def _in_a_row(pieces: Sequence[Any]) -> Any:
-    """One after the other, of texts and words."""
+    """Concatenates texts and traced texts."""
     runs = [piece._run for piece in pieces if type(piece) is _Words]
     if not runs:
         return sandbox.joined(pieces)
@@ -254,7 +254,7 @@ def _concat(pieces: Iterable[str]) -> Any:
 
 
 class _Following(sandbox.Sandbox):
-    """The sandbox, where words stay words."""
+    """The sandbox in which traced texts stay traced."""
 
     concat: Any = staticmethod(_concat)
     written: Any = staticmethod(
@@ -272,7 +272,7 @@ class _Following(sandbox.Sandbox):
 
 
 def _followed(program: Program, given: Mapping[str, Any], texts: Sequence[str]) -> Trace | None:
-    """What the program does with these words; None if that cannot be followed."""
+    """The trace of the program for these texts; None if it cannot be traced."""
     run = _Run(texts)
     words = iter(_Words(run, (At(number),)) for number in range(len(texts)))
     messages = [

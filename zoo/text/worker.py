@@ -1,8 +1,8 @@
-"""The inside of a worker process, which `confined` starts: it answers calls, each within limits.
+"""The main loop of a worker process, which `confined` starts: answers calls within limits.
 
-A limit is of CPU time, which a busy or paused machine does not use up. At its end python code
-is interrupted; code in C, which cannot be, is ended by the system two seconds later, and the
-process with it. What it was doing is written in a file, which the parent then reads.
+Limits are of CPU time, which a busy or paused machine does not use up. At the limit Python code is
+interrupted; C code, which cannot be, is killed with the process by the system two seconds later.
+What it was doing is written to a file, which the parent then reads.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,11 +27,11 @@ VALUE, BYTES, SENTENCE, TOO_LONG, TOO_LARGE, BUG = b"jbsctx"
 
 
 class _TooLong(BaseException):
-    """The time is used up. Nothing that catches errors catches this."""
+    """The time is used up; a BaseException, so that `except Exception` does not catch it."""
 
 
 def serve() -> None:
-    """Answers until no more requests come; the command line has the limits."""
+    """Answers requests until there are no more; the command line gives the limits."""
     seconds, loading, memory, place, parent = sys.argv[1:]
     _bear(int(memory))
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
@@ -56,7 +56,7 @@ def send(file: BinaryIO, kind: int, content: bytes) -> None:
 
 
 def receive(file: BinaryIO) -> tuple[int, bytes] | None:
-    """The next message; None: there is none, or it breaks off."""
+    """The next message; None if there is none or it is truncated."""
     head = file.read(9)
     size = int.from_bytes(head[1:], "big")
     if len(head) < 9 or len(content := file.read(size)) < size:
@@ -87,7 +87,7 @@ def _end_with(parent: int) -> None:
 
 
 class _Bounds:
-    """The limits of one call after the other."""
+    """Enforces the limits of successive calls."""
 
     def __init__(self, seconds: float, loading: float, memory: int, place: int):
         self.seconds, self.loading, self.memory, self._place = seconds, loading, memory, place
@@ -95,7 +95,7 @@ class _Bounds:
 
     @contextlib.contextmanager
     def step(self, where: str, what: str, more: float = 0.0) -> Iterator[None]:
-        """Within it `seconds` and `more` may be used, and `where` is what the process is at.
+        """Allows `seconds` plus `more` within the block, and records `where` for the parent.
 
         Raises:
           BadInput: `what` takes longer, or needs too much memory.
@@ -112,7 +112,7 @@ class _Bounds:
             self.begin("", self.loading)
 
     def begin(self, where: str, seconds: float) -> None:
-        """Allows so much CPU time from now on, and says so, and what the process is at."""
+        """Allows this much CPU time from now on, and records it with `where` for the parent."""
         text = f"{seconds:g} {where}".encode("utf-8", "replace")[:WIDTH]
         os.pwrite(self._place, text.ljust(WIDTH, b"\0"), 0)
         signal.setitimer(signal.ITIMER_PROF, seconds, 1.0)  # raised again if it is swallowed
@@ -152,5 +152,5 @@ ERRORS = UserError.__module__
 
 
 def as_json(value: object) -> bytes:
-    """A message that holds this."""
+    """Encodes a value as a JSON message."""
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")

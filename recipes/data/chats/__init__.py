@@ -1,1 +1,1 @@
-"""Rows -> conversations -> text, with the stretches that are scored."""
+"""From rows to conversations to text, with the spans that are scored."""

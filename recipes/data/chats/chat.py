@@ -1,4 +1,4 @@
-"""A chat template that has been seen to work, and what it writes of some turns."""
+"""A chat template that has passed its trial, and the text that it renders for turns."""
 
 from collections.abc import Mapping
 import re
@@ -16,24 +16,24 @@ from zoo.text.traced import Program
 
 
 class Chat(NamedTuple):
-    """A chat template that has been seen to work."""
+    """A chat template that has passed its trial."""
 
     programs: Mapping[str, Program]  # default, and tool_use for rows with tools
     given: Mapping[str, str]  # bos_token and the like
     marked: bool  # it marks what is generated
     scored_turns: str  # after the prompt: assistant, the last of them, or all (every word)
     end_of_turn: str  # what follows an answer
-    ends: tuple[str, ...] = ()  # the same, in pieces: special tokens, and what stands between them
-    added: str = ""  # the part of it that the template does not write: `data.end_of_turn`
-    surplus: str = ""  # what the template writes after the last answer's end, and is cut off
+    ends: tuple[str, ...] = ()  # the same in pieces: special tokens, and the text between them
+    added: str = ""  # the part of it from `data.end_of_turn`, not from the template
+    surplus: str = ""  # what the template writes after the last answer's end, cut off here
     header: str | None = None  # what it writes before any answer
     specials: re.Pattern[str] = re.compile("(?!)")  # the tokenizer's special tokens
-    reads: frozenset[str] = frozenset()  # the names that it reads
+    reads: frozenset[str] = frozenset()  # the variable names that it reads
     dialects: Mapping[str, Dialect | None] = {}
 
 
 def write(turns: Turns, chat: Chat, pair: Pair, *, ask: bool = False) -> tuple[str, list[Span]]:
-    """The text of some turns (with the header of an answer to come if `ask`), its marked spans."""
+    """The text of some turns (with the next answer's header if `ask`), and its marked spans."""
     named = "tool_use" if pair.tools and "tool_use" in chat.programs else "default"
     turns = [{key: x for key, x in turn.items() if key != QUIET} for turn in turns]
     spelled = dialect.spelled(turns, chat.dialects.get(named))
@@ -50,12 +50,12 @@ def given_of(pair: Pair, chat: Chat) -> dict[str, object]:
 def run(
     program: Program, turns: Turns, given: dict[str, object], *, ask: bool
 ) -> tuple[str, list[Span]]:
-    """The text that one program writes of the turns, and its marked spans."""
+    """The text that one program renders for the turns, and its marked spans."""
     return template.render(program, given | {"messages": turns, "add_generation_prompt": ask})
 
 
 def shared_start(a: str, b: str, chat: Chat) -> int:
-    """Characters that both begin with, up to a special token that only one of them has."""
+    """The length of the common prefix, up to a special token that only one of them has."""
     if b.startswith(a):
         return len(a)
     low, high = 0, min(len(a), len(b))
@@ -73,18 +73,18 @@ def shared_start(a: str, b: str, chat: Chat) -> int:
 
 
 def ignores(pair: Pair, chat: Chat | None) -> bool:
-    """Does the row have tools or template settings that this template never reads?"""
+    """Whether the row has tools or template settings that this template never reads."""
     given = {*pair.template_kwargs, *(["tools"] if pair.tools else [])}
     return chat is not None and not given <= chat.reads
 
 
 def stops(tokenizer: Tokenizer, chat: Chat) -> bool:
-    """Does a special token end each answer, so that the model can learn to stop?"""
+    """Whether a special token ends each answer, so that the model can learn to stop."""
     return tokenizer.specials.search(chat.end_of_turn) is not None
 
 
 def check_plain(tokenizer: Tokenizer) -> None:
-    """Raises a sentence if plain text could not be ended."""
+    """Refuses a tokenizer without an end-of-text token, with which plain text must end."""
     if tokenizer.eos_id is None:
         raise BadInput(
             "--config.data.layout=plain_text ends each answer with the end-of-text token, but "

@@ -1,7 +1,7 @@
-"""The columns of other people's tables by their names: which hold the question, which the answers.
+"""Recognises the columns of unknown tables by name: those of the question and of the answers.
 
-No layout is guessed past a question that it does not read, and where columns are missing, the
-sentence names those that are there.
+No layout is guessed that would leave a question unread, and if columns are missing, the error names
+those that exist.
 """
 
 from collections.abc import Iterable
@@ -23,8 +23,8 @@ ALSO = {
     "system_message": "system_prompt",
 }
 NUMBERS = ("chosen_score", "rejected_score", "overall_preference")
-# Columns of pairs that are read only where they are named, beside whatever else they are read as:
-# many datasets have others of these names.
+# Columns of pairs that are read only if they are named, whatever else they are read as: in many
+# datasets columns of these names mean something else.
 WORTH = ("weight", "margin")
 # The same for the answers, which are renamed together or not at all.
 ANSWERS = (
@@ -32,7 +32,7 @@ ANSWERS = (
     *((f"{what}_chosen", f"{what}_rejected") for what in messages.ANSWER_WORDS),
     ("response", "rejected_response"),
 )
-# Names of columns that hold a part of a question, which has another, or what the system says.
+# Names of columns that hold one part of a question among others, or the system prompt.
 PARTS = (
     "developer", "developer_message", "developer_prompt", "initial_reason_steps", "options",
     "system", "system_instruction", "system_instructions", "system_message", "system_msg",
@@ -70,7 +70,7 @@ LIKE_TOOLS = frozenset().union(*map(_spellings, TOOLS))
 LIKE_MEDIA = frozenset().union(*map(_spellings, records.MEDIA))
 # Keys of an object that holds a question.
 SPOKEN = LIKE_QUESTIONS - _spellings("options") | {"human", "user"}
-# What decides, in this order: a column besides `chosen` and `rejected`; columns without those.
+# What decides the layout, in this order: a column besides `chosen` and `rejected`, or without them.
 ASKED = {
     "conversations": "sharegpt",
     "instruction": "instruction",
@@ -84,7 +84,7 @@ WITHOUT_CHOSEN = {
     ("response1", "response2", "overall_preference"): "compared",
     **dict.fromkeys(((name,) for name in ranked.ANSWERS), "best_and_worst"),
 }
-PLAIN = "plain_transcripts"  # the one layout of whole texts that is guessed
+PLAIN = "plain_transcripts"  # the only layout of whole texts that is guessed
 # Words in the name of the better answer, and of the worse; what an answer is not.
 BETTER = r"chosen|prefer(red|able)?|better|best|accept\w*|win|winner|winning|won|positive|good"
 WORSE = (
@@ -93,7 +93,7 @@ WORSE = (
 NO_ANSWER = r"scores?|ratings?|rank|models?|rewards?|log\w*|ids?|len\w*|tokens?|counts?"
 # Names of the one answer of a row; the first that is there counts.
 SINGLE_ANSWERS = ("answer", "assistant", "completion", "output", "response", "target")
-# Others that it has, where it must be named.
+# Other names that it may have; then it must be named.
 REPLIES = ("answers", "reply", "solution", "completions", "responses", "bot", "gpt", "model",
            "summary", "highlights", "generation", "generated_text", "output_text")  # fmt: skip
 LABELS = ("label", "labels", "kto_tag", "feedback", "thumbs", "is_chosen")
@@ -101,10 +101,10 @@ SINGLE = ("completion", "response", "output", "answer", "messages", "conversatio
 
 
 def renamed(row: Row, columns: dict[str, str], *, single: bool = False, cells: bool = False) -> Row:
-    """The row under our names; `columns` gives the dataset's.
+    """The row with our column names; `columns` gives the dataset's.
 
-    In a row of a `single` answer, it and the question may have any usual name. In `cells` of text a
-    list of rejected answers is written out; elsewhere text is text.
+    In a row of a `single` answer, answer and question may have any usual name. In `cells` of text a
+    list of rejected answers is written out; elsewhere text is never parsed.
     """
     named = {o: t for t, o in ALSO.items() if t in row and o not in row}
     if single:
@@ -131,7 +131,7 @@ def recognised(row: Row) -> str:
     """The layout whose columns the row has.
 
     Raises:
-      ValueError: there is none.
+      ValueError: there is no such layout.
     """
     has = lambda *names: all(row.get(name) is not None for name in names)
     if not {"chosen", "rejected"} & row.keys():
@@ -149,7 +149,7 @@ def recognised(row: Row) -> str:
         )
     first = answer[0] if isinstance(answer, list) and answer else answer
     if messages.role_of(messages.unwritten(first, "chosen")) not in (None, "assistant"):
-        return "preference_chat"  # a whole conversation, whatever other columns there are
+        return "preference_chat"  # whole conversations, whatever other columns there are
     said = transcripts.turns(answer) if isinstance(answer, str) else []
     if said and said[0]["role"] == "user":
         return "hh"
@@ -166,10 +166,10 @@ def recognised(row: Row) -> str:
 def recognised_single(row: Row, *, labelled: bool = False) -> str:
     """The layout of single answers whose columns the row has.
 
-    `labelled` ones are wanted or unwanted.
+    If they are `labelled`, each is wanted or unwanted.
 
     Raises:
-      ValueError: there is none.
+      ValueError: there is no such layout.
     """
     has = lambda name: row.get(name) is not None
     if has("answer") and has("instruction"):
@@ -205,7 +205,7 @@ def recognised_single(row: Row, *, labelled: bool = False) -> str:
 
 
 def _single_by_other_names(row: Row, names: list[str]) -> dict[str, str]:
-    """What the columns of a single answer may be called here; none where `text` holds all of it."""
+    """The likely columns of a single answer, by our names; none if `text` holds all of it."""
     for name in names:
         if messages.are_messages(messages.unwritten(row[name], name)):
             return {"messages": name}
@@ -222,11 +222,11 @@ def _single_by_other_names(row: Row, names: list[str]) -> dict[str, str]:
 def check_question(row: Row, heard: str, layout: str) -> None:
     """Refuses a row whose question a guessed layout would leave out.
 
-    `heard` is what the pair asks. A column that repeats it is fine: UltraFeedback's `prompt`.
+    `heard` is what the pair asks. A column that repeats it, like UltraFeedback's `prompt`, is fine.
 
     Raises:
       ValueError: a column that looks like the question holds something else, or an answer of plain
-        text writes out messages.
+        text holds messages written as text.
     """
     for name in ("chosen", "rejected") if layout == PLAIN else ():
         if not isinstance(messages.unwritten(row[name], name), str):
@@ -237,12 +237,12 @@ def check_question(row: Row, heard: str, layout: str) -> None:
                 f"on it as plain text: if that is intended, set --config.data.layout={layout}"
             )
     for name in unheard(row, heard):
-        if name != "system_prompt" or layout != PLAIN:  # which has a sentence of its own
+        if name != "system_prompt" or layout != PLAIN:  # that has an error of its own
             raise BadInput(unread(name, heard, layout))
 
 
 def unheard(row: Row, heard: str) -> list[str]:
-    """Columns that look like the question and hold something else than `heard`."""
+    """Columns that look like the question but hold something other than `heard`."""
     return [name for name in row if name in LIKE_QUESTIONS and not holds(heard, row[name])]
 
 
@@ -250,7 +250,7 @@ def check_tools(row: Row, layout: str) -> None:
     """Refuses a row whose tools a guessed layout would leave out.
 
     Raises:
-      ValueError: a column that looks like tools holds some, and `tools` does not.
+      ValueError: a column that looks like tools holds some, but `tools` does not.
     """
     for name in unread_tools(row) if layout != PLAIN else ():
         raise BadInput(
@@ -260,7 +260,7 @@ def check_tools(row: Row, layout: str) -> None:
 
 
 def unread_tools(row: Row) -> list[str]:
-    """Columns that look like tools and hold some, where `tools` does not."""
+    """Columns that look like tools and hold some, if `tools` holds none."""
     if row.get("tools"):
         return []
     held = {name: messages.parsed(row[name]) for name in LIKE_TOOLS.intersection(row)}
@@ -269,26 +269,26 @@ def unread_tools(row: Row) -> list[str]:
 
 
 def check_media(row: Row, layout: str) -> None:
-    """Refuses a row with a picture, a film or a sound, which a guessed layout would leave out.
+    """Refuses a row with an image, a video or audio, which a guessed layout would leave out.
 
     Raises:
       ValueError: a column that looks like one of them holds something.
     """
     for name in unread_media(row):
         raise BadInput(
-            f"`{name}` holds what is not text, and layout {layout} reads text alone: train on the "
-            f"text without it with --config.data.layout={layout}"
+            f"`{name}` does not hold text, and layout {layout} only reads text: to train on the "
+            f"text without it, set --config.data.layout={layout}"
         )
 
 
 def unread_media(row: Row) -> list[str]:
-    """Columns that look like pictures, films or sounds and hold some."""
+    """Columns that look like images, videos or audio and hold some."""
     held = {name: messages.parsed(row[name]) for name in LIKE_MEDIA.intersection(row)}
     return sorted(name for name, one in held.items() if one not in (*messages.EMPTY, False))
 
 
 def unread(name: str, heard: str, layout: str) -> str:
-    """The sentence about a column that looks like the question but is not in the pair."""
+    """The error about a column that looks like the question but is not in the pair."""
     remedy = "put it into the prompt"
     if any(who in name.lower() for who in ("system", "developer")):
         remedy = f"read it with {flag({'system_prompt': name})}"
@@ -303,7 +303,7 @@ def unread(name: str, heard: str, layout: str) -> str:
 
 
 def holds(heard: str, value: object) -> bool:
-    """Does `heard` contain all that `value` asks, white space aside? Numbers ask nothing."""
+    """Whether `heard` contains all that `value` asks, white space aside; numbers ask nothing."""
     text = isinstance(value, str)
     if value is None or (text and (value in heard or re.fullmatch(r"\s*[-+]?\d+\.?\d*\s*", value))):
         return True
@@ -319,7 +319,7 @@ def asked(value: object, most: int = 8) -> Iterable[str]:
     At most `most` nested lists and objects are searched.
     """
     if isinstance(value, str):
-        held = messages.parsed(value)  # a table's text may stand for messages or pairs
+        held = messages.parsed(value)  # text in a table may encode messages or pairs
         written = held is not value
         held = held if written else transcripts.turns(value)
         silent = written and (not held or messages.are_messages(held))
@@ -333,7 +333,7 @@ def asked(value: object, most: int = 8) -> Iterable[str]:
         else:
             known = value.keys() & SPOKEN
             for text in (text for name in known or value for text in asked(value[name], most - 1)):
-                if known or len(text.split()) > 1:  # under other keys there are ids and labels
+                if known or len(text.split()) > 1:  # other keys may hold ids and labels
                     yield text
     elif most and isinstance(value, list | tuple):
         pair = len(value) == 2 and all(isinstance(one, str) for one in value)
@@ -342,7 +342,7 @@ def asked(value: object, most: int = 8) -> Iterable[str]:
 
 
 def absent(row: Row) -> str:
-    """The sentence about a row without `chosen` and `rejected`."""
+    """The error about a row without `chosen` and `rejected`."""
     names = [name for name in row if isinstance(name, str)]
     near = {ours: _near(ours, names) for ours in ("chosen", "rejected")}
     single = next((name for name in SINGLE if name in row), None)
@@ -356,7 +356,7 @@ def absent(row: Row) -> str:
             )
         if single:
             label = next((name for name in names if name.lower() in LABELS), None)
-            label = label if single != "text" else None  # of such tables it is a class
+            label = label if single != "text" else None  # in tables of texts it is a class
             wanted = f", and whether it is wanted (`{label}`)" if label else ""
             other = "" if single == "text" else "; recipes/sft.py trains on one"
             other = (
@@ -385,7 +385,7 @@ def absent(row: Row) -> str:
     return told + ("; without one, recipes/sft.py trains on `chosen`" if alone else "")
 
 
-# Where the rows of a file may be, in one object, and what else is in it.
+# Keys that may hold the rows in a file that is one object, and its other keys.
 HOLDERS = ("data", "rows", "row", "instances", "examples", "records", "train", "validation", "test")
 BESIDE_ROWS = frozenset((
     "columns", "index", "schema", "version", "metadata", "type", "features", "row_idx",
@@ -395,7 +395,7 @@ MISSING = "there are no `chosen` and `rejected`: name them"
 
 
 def _wrapped(names: list[str]) -> str:
-    """The sentence about a file that is one object with the rows in it; or none."""
+    """The error about a file that is one object with the rows in it, or ''."""
     inside = next((name for name in HOLDERS if name in names), None)
     if inside and BESIDE_ROWS.issuperset(names):
         return (
@@ -425,7 +425,7 @@ def _near(ours: str, names: list[str]) -> str | None:
 
 
 def _numbered(names: list[str]) -> list[str]:
-    """Two columns of answers that differ in a number or letter: `response_0`, `response_1`."""
+    """Two answer columns whose names differ in a number or letter: `response_0`, `response_1`."""
     found: dict[str, list[str]] = {}
     for name in names:
         match = re.fullmatch(r"(.*?)[\W_]?[012abjk]", name, re.IGNORECASE)
@@ -443,7 +443,7 @@ def flag(columns: dict[str, str]) -> str:
 
 
 def _question(names: list[str], known: frozenset[str] = LIKE_QUESTIONS) -> str | None:
-    """The column that holds the question, where none has one of our names."""
+    """The column that holds the question, if none has one of our names."""
     if {"prompt", "instruction", "conversations", "messages"} & {*names}:
         return None
     return next((n for n in names if n in known and n not in LIKE_PARTS), None)

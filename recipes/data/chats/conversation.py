@@ -1,4 +1,4 @@
-"""Turns joined into one conversation: what was said before, what is asked, the answer."""
+"""Joins turns into one conversation: the history, the question, the answer."""
 
 import itertools
 
@@ -8,7 +8,7 @@ from recipes.data.chats.messages import Message, Turns
 
 
 def continued(prompt: Turns, value: object, name: str) -> Turns:
-    """The conversation of a prompt and the answer in a column, which may be all of it.
+    """The conversation of a prompt and the answer in a column, which may hold the whole of it.
 
     Raises:
       ValueError: the column is malformed, or asks something that the prompt does not.
@@ -34,7 +34,7 @@ def continued(prompt: Turns, value: object, name: str) -> Turns:
 
 
 def _begun(prompt: Turns, answer: Turns, name: str) -> Turns:
-    """Where the answer asks the question again, and goes on what the prompt ends with: both."""
+    """Joins an answer that repeats the question and continues the turn that ends the prompt."""
     *asked, last = prompt
     i = next((i for i, turn in enumerate(answer) if goes_on(last, turn)), 0)
     for n in range(min(len(asked), i), 0, -1):
@@ -72,14 +72,14 @@ def history(given: object) -> Turns:
 
 
 def goes_on(begun: Message, answer: Message) -> bool:
-    """Is an assistant turn the beginning of another one, and kept completely in it?"""
+    """Whether an assistant turn is the beginning of another one, which contains all of it."""
     said = begun["content"]
     plain = begun["role"] == answer["role"] == "assistant" and len(begun) == 2
     return plain and bool(said.strip()) and answer["content"].startswith(said)
 
 
 def odd(turns: Turns) -> str:
-    """What is unusual in the order of the turns, so that few templates support it; or ''."""
+    """What is unusual in the order of the turns, which few templates support; or ''."""
     spoken = False
     for before, message in zip([None, *turns], turns, strict=False):
         if message["role"] in ("system", "developer") and spoken:
@@ -92,12 +92,12 @@ def odd(turns: Turns) -> str:
 
 
 def asks_twice(turns: Turns) -> bool:
-    """Do two user turns follow each other?"""
+    """Whether two user turns follow each other."""
     return any(a["role"] == b["role"] == "user" for a, b in itertools.pairwise(turns))
 
 
 def in_order(turns: Turns, text: str) -> bool:
-    """Does the text show what every turn says, in its place, and no two answers as one?"""
+    """Whether the text shows every turn in its place, and no two answers as one."""
     at, before = 0, ""
     for turn in turns:
         said = turn["content"].strip()

@@ -1,8 +1,8 @@
-"""How a chat template wants tool calls spelled: found by trying it, applied to every row.
+"""How a chat template wants tool calls spelled: found by trial, applied to every row.
 
 OpenAI writes the arguments of a call as JSON text, most templates want them as an object, some as
-text, and a few print calls only where a message's content is null. A template that is given the
-other spelling prints JSON within JSON, fails, or prints nothing.
+text, and a few print calls only if a message's content is null. Given the wrong spelling, a
+template prints JSON within JSON, fails, or prints nothing.
 """
 
 from collections.abc import Callable
@@ -31,10 +31,10 @@ TOOL = {
 
 
 class Dialect(NamedTuple):
-    """What a template is given instead of our own spelling: object arguments, text content."""
+    """How a template's spelling differs from our own: object arguments, text content."""
 
     text_arguments: bool = False  # a call's arguments as JSON text
-    null_content: bool = False  # null, where a message with calls has no text
+    null_content: bool = False  # null if a message with calls has no text
 
 
 DIALECTS = tuple(Dialect(text, null) for null in (False, True) for text in (False, True))
@@ -43,14 +43,14 @@ DIALECTS = tuple(Dialect(text, null) for null in (False, True) for text in (Fals
 def tried(render: Callable[[Turns], str]) -> Dialect | None:
     """The first spelling in which a call is printed once and whole; None if there is none.
 
-    Where a template prints an empty content after the call, as an answer of its own, it is given
-    null. `render` gives the text of a conversation and raises ValueError where the template does.
+    If a template prints an empty content after the call, as an answer of its own, it is given null.
+    `render` returns the text of a conversation and raises ValueError if the template fails.
     """
     call = CALL | {"function": {"name": NAME, "arguments": ARGUMENTS}}
     answer: Message = {"role": "assistant", "content": "", "tool_calls": [call]}
 
     def behind_question(turns: Turns) -> str:
-        try:  # the tools before it name all of the call too
+        try:  # the tools before it also contain every word of the call
             return render(turns).rpartition(QUESTION["content"])[2]
         except ValueError:
             return ""
@@ -73,10 +73,10 @@ def _shows_call(text: str) -> bool:
 
 
 def spelled(turns: Turns, dialect: Dialect | None) -> Turns:
-    """The conversation as the template wants it; as it is where no spelling was found.
+    """The conversation as the template wants it; unchanged if no spelling was found.
 
     Raises:
-      ValueError: a call's arguments are text, and not a JSON object, which is wanted.
+      ValueError: a call's arguments are text other than the JSON object that is wanted.
     """
     if dialect is None or not any("tool_calls" in message for message in turns):
         return turns

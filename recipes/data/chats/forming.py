@@ -1,4 +1,4 @@
-"""What layouts are made with: the columns of a row -> the parts of a Pair."""
+"""The building blocks of layouts, which turn the columns of a row into the parts of a Pair."""
 
 from collections.abc import Mapping
 import json
@@ -12,10 +12,10 @@ from recipes.data.chats.pair import Pair, Worth
 
 Row = dict[str, object]
 
-# Columns that any layout reads, where a row has them; and those that any layout of pairs does.
+# Columns that any layout reads if a row has them, and those that any layout of pairs reads.
 BESIDES = ("system_prompt", "tools", "chat_template_kwargs")
 RATINGS = ("chosen_score", "rejected_score")
-LABEL = ("label",)  # of single answers: whether it is wanted
+LABEL = ("label",)  # whether a single answer is wanted
 # Template settings that a row may not give: the rest of the row and the recipe do.
 TAKEN = ("messages", "tools", "documents", "add_generation_prompt")
 # Reasons to drop a sound row.
@@ -49,12 +49,12 @@ def answered(
 
 
 def _are_answers(held: list) -> bool:
-    """Is it a list of answers, texts or lists of messages? One of messages is a single answer."""
+    """Whether it is a list of answers (texts or message lists); messages alone are one answer."""
     return any(all(isinstance(one, kind) for one in held) for kind in (str, list))
 
 
 def are_conversations(held: object) -> bool:
-    """Is it a list of answers that are messages?"""
+    """Whether it is a list of answers that are messages."""
     one = lambda turns: isinstance(turns, list) and messages.are_messages(turns)
     return isinstance(held, list) and bool(held) and all(map(one, held))
 
@@ -65,11 +65,11 @@ def listed(row: Row, prompt: Turns, said: list[object], ranks: tuple[int, ...]) 
     pair = forked(row, *(conversation.continued(prompt, one, name) for one, name in named))
     if not pair.more:
         return pair
-    return pair._replace(ranks=ranks, ratings=None)  # its columns say what two are worth
+    return pair._replace(ranks=ranks, ratings=None)  # its rating columns are for two answers
 
 
 def forked(row: Row, *conversations: Turns) -> Pair:
-    """Conversations that begin alike, which is the prompt: the rest of each is an answer."""
+    """The pair in conversations whose common beginning is the prompt, and the rest the answers."""
     first, *others = _with_system_prompt(row, *conversations)
     if all(other == first for other in others):
         raise BadInput(EQUAL)
@@ -87,7 +87,7 @@ def forked(row: Row, *conversations: Turns) -> Pair:
 
 
 def _with_system_prompt(row: Row, *conversations: Turns) -> list[Turns]:
-    """The messages with the system prompt of the column; it may be in both places."""
+    """The messages with the system prompt of its column; it may be in both places."""
     if not row.get("system_prompt"):
         return [*conversations]
     system = {"role": "system", "content": messages.text(row["system_prompt"], "system_prompt")}
@@ -108,11 +108,11 @@ def instructed(row: Row) -> Turns:
 
 
 def single(row: Row, prompt: Turns, turns: Turns, name: str) -> Pair:
-    """A conversation that ends with an answer; without a prompt, that is what comes before any."""
+    """A conversation that ends with an answer; without a prompt, all before the first answer."""
     if turns[-1]["role"] != "assistant":
         raise BadInput(f"the last message in `{name}` is not the assistant's: there is no answer")
     begins = next(i for i, turn in enumerate(turns) if turn["role"] == "assistant")
-    ends = range(len(prompt), len(turns)) if prompt else ()  # before it may be a system message
+    ends = range(len(prompt), len(turns)) if prompt else ()  # a system message may come before it
     begins = next((n for n in ends if turns[n - len(prompt) : n] == prompt), begins)
     answer, before = turns[begins:], len(turns) - begins
     (turns,) = _with_system_prompt(row, turns)
@@ -124,7 +124,7 @@ def single(row: Row, prompt: Turns, turns: Turns, name: str) -> Pair:
 
 
 def plain(row: Row, prompt: str, chosen: str, rejected: str) -> Pair:
-    """Two answers to a prompt, all of them plain texts."""
+    """A pair of answers to a prompt, all three plain texts."""
     if chosen == rejected:
         raise BadInput(EQUAL)
     refuse_beside_plain(row)
@@ -132,14 +132,14 @@ def plain(row: Row, prompt: str, chosen: str, rejected: str) -> Pair:
 
 
 def refuse_beside_plain(row: Row) -> None:
-    """Refuses what only a chat template could use, in rows of plain text."""
+    """Refuses, in rows of plain text, columns that only a chat template could use."""
     for name in BESIDES:
         if row.get(name):
             raise BadInput(f"plain text cannot contain `{name}`")
 
 
 def besides(row: Row) -> tuple[list | None, dict[str, object]]:
-    """Tools, and settings of the template, that a row may have in any layout."""
+    """The tools and template settings that a row may have in any layout."""
     tools = _parsed(row.get("tools"), "tools") or None
     if isinstance(tools, list):  # each may be written as text, so that all have one type
         written = lambda tool: isinstance(tool, str) and tool.lstrip().startswith("{")
@@ -159,13 +159,13 @@ def besides(row: Row) -> tuple[list | None, dict[str, object]]:
 
 
 def _ratings(row: Row) -> tuple[float, float] | None:
-    """The ratings of both answers, NaN for what is not a number; None if the row has none."""
+    """The ratings of both answers, NaN if one is not a number; None if the row has none."""
     chosen, rejected = (row.get(name) for name in RATINGS)
     return None if chosen is rejected is None else (_number(chosen), _number(rejected))
 
 
 def label(row: Row) -> tuple[float] | None:
-    """1 where the answer is wanted, 0 where it is not, NaN for what is no label."""
+    """1 if the answer is wanted, 0 if it is not, NaN if the value is not a label."""
     said = row.get("label")
     if said is None:
         return None
@@ -193,7 +193,7 @@ def _parsed(value: object, name: str) -> Any:
 
 
 def transcript(value: object, name: str) -> Turns:
-    """The turns of a transcript, which begins with who speaks."""
+    """The turns of a transcript, which must begin with the name of a speaker."""
     said = transcripts.turns(messages.text(value, name))
     if not said:
         raise BadInput(f"`{name}` is not a transcript that begins with Human: or Assistant:")
@@ -203,10 +203,10 @@ def transcript(value: object, name: str) -> Turns:
 
 
 def worth(row: Row, named: Mapping[str, str]) -> Worth:
-    """The weight and margin of a pair, by a row; `named` maps our column names to the dataset's.
+    """The weight and margin of a pair in a row; `named` maps our column names to the dataset's.
 
     Raises:
-      ValueError: one holds no number, or the weight is below 0.
+      ValueError: one of them is not a number, or the weight is below 0.
     """
     found = {}
     for name in columns.WORTH:
@@ -220,9 +220,9 @@ def worth(row: Row, named: Mapping[str, str]) -> Worth:
 
 
 def check_label(row: Row, pair: Pair, *, labelled: bool, named: bool) -> None:
-    """Refuses an answer without a label where each needs one, and unwanted ones where none does.
+    """Refuses an answer without a label if the loss needs labels, and an unwanted one if not.
 
-    A number in a column that is not `named` for it may be the class of something else.
+    A number in a column that was not `named` as the label may be the class of something else.
 
     Raises:
       ValueError: it is one of these.

@@ -1,4 +1,4 @@
-"""One function per dataset layout: a raw row in, a `Pair` out, or a prompt with a single answer."""
+"""One function per dataset layout, from a raw row to a `Pair` or a prompt with a single answer."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,7 +13,7 @@ Row = dict[str, object]
 def preference_chat(row: Row) -> Pair:
     """Columns `chosen` and `rejected`: two whole conversations, lists of `{role, content}`.
 
-    What both begin with is the prompt, assistant turns included. A column `prompt` is not read:
+    Their common beginning is the prompt, assistant turns included. A column `prompt` is not read:
     in UltraFeedback it repeats the first message.
 
     Raises:
@@ -22,12 +22,12 @@ def preference_chat(row: Row) -> Pair:
     both = [messages.read(row.get(name), name) for name in ("chosen", "rejected")]
     asks = [any(turn["role"] == "user" for turn in turns) for turns in both]
     if asks[0] != asks[1]:
-        raise BadInput("one of `chosen` and `rejected` has user turns, and the other has none")
+        raise BadInput("one of `chosen` and `rejected` has user turns, but the other has none")
     return forming.forked(row, *both)
 
 
 def whole_conversation(row: Row) -> Pair:
-    """Column `messages`: a conversation that ends with an answer. For supervised fine-tuning.
+    """Column `messages`: a conversation that ends with an answer, for supervised fine-tuning.
 
     The prompt is what comes before the assistant's first turn.
 
@@ -50,7 +50,7 @@ def sharegpt_conversation(row: Row) -> Pair:
 def prompt_answer(row: Row) -> Pair:
     """Columns `prompt` and `answer`: messages, or strings that become one turn each.
 
-    For supervised fine-tuning, as the next two.
+    This is for supervised fine-tuning, like the next two.
 
     Raises:
       ValueError: a column is missing or malformed.
@@ -73,7 +73,7 @@ def instruction_answer(row: Row) -> Pair:
 
 
 def plain_answer(row: Row) -> Pair:
-    """Columns `prompt` and `answer`: strings taken as they are, without a chat template.
+    """Columns `prompt` and `answer`: strings used unchanged, without a chat template.
 
     Raises:
       ValueError: a column is missing or not text.
@@ -86,7 +86,7 @@ def plain_answer(row: Row) -> Pair:
 def prompt_chosen_rejected(row: Row, answers: int = 2) -> Pair:
     """Columns `prompt`, `chosen`, `rejected`: messages, or strings that become one turn each.
 
-    In this layout and the next four `rejected` may be a list of answers, in no order that is known.
+    In this layout and the next four `rejected` may be a list of answers in unknown order.
 
     Raises:
       ValueError: a column is missing or malformed, or the answers are equal.
@@ -152,7 +152,7 @@ def openai_preference(row: Row) -> Pair:
 def swift(row: Row) -> Pair:
     """Columns `messages`, a whole conversation, and `rejected_response` or `rejected_messages`.
 
-    As in ms-swift: an answer takes the place of the last turn, a conversation that of all.
+    As in ms-swift, a rejected answer replaces the last turn, a conversation all of them.
 
     Raises:
       ValueError: a column is missing or malformed, or the answers are equal.
@@ -171,8 +171,8 @@ def swift(row: Row) -> Pair:
 def best_and_worst(row: Row, answers: int = 2) -> Pair:
     """Columns `completions` or `answers`: answers with a score or rank; the best against the worst.
 
-    As in UltraFeedback, Nectar and NeMo RL. The question is `context`, `instruction` or `prompt`.
-    With more `answers`, those between as well.
+    This is as in UltraFeedback, Nectar and NeMo RL. The question is `context`, `instruction` or
+    `prompt`. With more than two `answers`, those between the best and the worst are used as well.
 
     Raises:
       ValueError: a column is missing or malformed, or all answers are ranked alike.
@@ -194,10 +194,10 @@ def compared(row: Row) -> Pair:
 def hh(row: Row) -> Pair:
     r"""Columns `chosen` and `rejected`: transcripts with `\n\nHuman:` and `\n\nAssistant:`.
 
-    As in Anthropic's hh-rlhf. White space around what is said is not part of it.
+    This is as in Anthropic's hh-rlhf. White space around each turn is not part of it.
 
     Raises:
-      ValueError: a column is missing or no such transcript, or the two are equal.
+      ValueError: a column is missing or not such a transcript, or the two are equal.
     """
     return forming.forked(
         row, *(forming.transcript(row.get(name), name) for name in ("chosen", "rejected"))
@@ -205,7 +205,7 @@ def hh(row: Row) -> Pair:
 
 
 def plain_text(row: Row) -> Pair:
-    """Columns `prompt`, `chosen`, `rejected`: strings taken as they are, without a chat template.
+    """Columns `prompt`, `chosen`, `rejected`: strings used unchanged, without a chat template.
 
     Raises:
       ValueError: a column is missing or not text, or the answers are equal.
@@ -215,9 +215,9 @@ def plain_text(row: Row) -> Pair:
 
 
 def plain_transcripts(row: Row) -> Pair:
-    """Columns `chosen` and `rejected`: whole texts. The prompt is what both begin with.
+    """Columns `chosen` and `rejected`: whole texts, whose common beginning is the prompt.
 
-    It ends before the white space that leads into the first differing word, never inside one.
+    The prompt ends before the white space in front of the first differing word, never inside one.
 
     Raises:
       ValueError: a column is missing or not text, or the two are equal.
@@ -233,7 +233,7 @@ class Layout(NamedTuple):
     read: Callable[..., Pair]
     columns: frozenset[str]
     single: bool = False  # a row holds one answer, not two
-    lists: bool = False  # or several: `read` takes the most that are wanted
+    lists: bool = False  # a row may hold several: `read` takes their maximum
 
 
 # Reasons to drop sound rows without a preference: they do not count as malformed.
@@ -285,10 +285,10 @@ PLAIN = ("plain_text", "plain_transcripts", "plain_answer")
 
 
 def read(layout: str, row: Row, answers: int = 2) -> Pair:
-    """The pair in a row of this layout, or the list of at most so many answers.
+    """The pair in a row of this layout, or the list of at most `answers` answers.
 
     Raises:
-      ValueError: there is none.
+      ValueError: the row holds none.
     """
     found = LAYOUTS[layout]
     return found.read(row, answers) if found.lists else found.read(row)
@@ -300,15 +300,15 @@ def named(*, single: bool) -> dict[str, Layout]:
 
 
 def columns_of(*, single: bool) -> frozenset[str]:
-    """The columns that any of them reads."""
+    """The columns that any layout of pairs, or of single answers, reads."""
     found = frozenset().union(*(layout.columns for layout in named(single=single).values()))
     return found if single else found | {*columns.WORTH}
 
 
 def wanted(called: dict[str, str], *, single: bool) -> frozenset[str]:
-    """The columns that any layout might read, or look at, by the names that the dataset gives them.
+    """The columns that any layout might read or check, by the dataset's names.
 
-    `called` are those that the user gives.
+    `called` are the names that the user gives.
     """
     answers = frozenset(columns.SINGLE_ANSWERS) if single else frozenset().union(*columns.ANSWERS)
     others = (
@@ -317,5 +317,5 @@ def wanted(called: dict[str, str], *, single: bool) -> frozenset[str]:
         | columns.LIKE_MEDIA
         | {*columns.ALSO, *called.values()}
     )
-    others |= {"chosen", "rejected", "output"}  # which an error names
+    others |= {"chosen", "rejected", "output"}  # errors mention these
     return columns_of(single=single) | answers | others

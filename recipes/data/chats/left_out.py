@@ -1,4 +1,4 @@
-"""What a message holds and its rendering does not show, by name."""
+"""The names of the parts of a message that its rendering does not show."""
 
 import json
 
@@ -19,18 +19,18 @@ def names(message: Message, text: str) -> list[str]:
 
 
 def holds(message: Message, name: str) -> bool:
-    """Does a message say anything under this name?"""
+    """Whether a message has anything under this name."""
     return any(map(str.strip, _texts(_held(message).get(name), name)))
 
 
 def without(message: Message, name: str) -> Message:
-    """The message without its thoughts, or without its calls."""
+    """The message without the named part: its thoughts, or its calls."""
     dropped = THOUGHTS if name == THOUGHT else (name,)
     return {key: value for key, value in message.items() if key not in dropped}
 
 
 def _held(message: Message) -> dict[str, object]:
-    """The parts of a message by name; thoughts, which have three names, under one."""
+    """The parts of a message by name; thoughts, which have three names, are under one."""
     named = {THOUGHT if name in THOUGHTS else name: value for name, value in message.items()}
     return {name: value for name, value in named.items() if name not in NOT_SAID}
 
@@ -45,7 +45,7 @@ def _shown(said: str, text: str) -> bool:
 
 
 def _texts(held: object, name: str) -> list[str]:
-    """All texts in a value; of calls the names, and the keys and texts of the arguments."""
+    """All texts in a value; for calls the names, and the keys and texts of the arguments."""
     if name == CALLS and isinstance(held, list):
         functions = [call.get("function", call) for call in held if isinstance(call, dict)]
         return [text for function in functions for text in _of_call(function)]

@@ -1,4 +1,4 @@
-"""A conversation as datasets spell it -> a list of messages, or a sentence about what is wrong."""
+"""Reads a conversation, as datasets spell it, into a list of messages, or says what is wrong."""
 
 import ast
 import json
@@ -11,10 +11,10 @@ from checkpoints_io.unseen import visible
 Message = dict[str, Any]  # role, content, and what else a template may read: tool_calls, name
 Turns = list[Message]
 
-# A key of those of the assistant's messages that are not to be trained; no template sees it.
+# A key of the assistant's messages that are not to be trained; no template sees it.
 QUIET = "quiet"
 
-ROLES = {  # in lower case; other cases are read the same
+ROLES = {  # in lower case; upper case is read too
     "system": "system", "developer": "developer", "user": "user", "assistant": "assistant",
     "tool": "tool", "human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant",
     "model": "assistant", "bot": "assistant", "chatbot": "assistant", "ai": "assistant",
@@ -23,8 +23,8 @@ ROLES = {  # in lower case; other cases are read the same
 }  # fmt: skip
 CALLS = ("function_call", "tool_call")  # roles whose content is a call, as JSON text
 LONGEST_LITERAL = 2**20  # characters of a Python literal: its parser takes a hundred times as much
-# What a message may hold besides: all that published templates read of one.
-THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # one thing, spelled in three ways
+# Other keys that a message may have: all that published templates read.
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # three names for the same thing
 BESIDES = ("tool_calls", "tool_call_id", "name", *THOUGHTS, "tool_plan", "tool_responses")
 READ = frozenset({"role", "from", "content", "value", "function_call", *BESIDES})
 # Keys that say whether a turn is to be trained: OpenAI's, axolotl's, ms-swift's, LLaMA-Factory's.
@@ -36,21 +36,21 @@ ARGUMENTS = ("arguments", "parameters", "args", "input")  # names for the argume
 TEXT_PARTS = ("text", "input_text", "output_text")  # chat completions, and OpenAI's responses
 OTHER_PARTS = ("image", "image_url", "input_image", "video", "video_url", "audio", "audio_url",
                "input_audio", "file", "input_file", "thinking")  # fmt: skip
-NOTHING = ("", "[]", "{}", "null", "none", "nan")  # how a table's text says that there is nothing
+NOTHING = ("", "[]", "{}", "null", "none", "nan")  # how text in a table says that there is nothing
 
-NESTED = ("messages", "conversations", "conversation")  # where an object holds them
+NESTED = ("messages", "conversations", "conversation")  # keys under which an object holds messages
 # Other names for the column of an answer.
 ANSWER_WORDS = ("response", "answer", "completion", "output", "messages", "conversation", "text")
 
-# A text in Python's quotes (to the end, if they do not close), or between objects of an array.
+# A string in Python's quotes (to the end if they do not close), or a gap between array objects.
 QUOTED_OR_PARTED = re.compile(
     r"""'[^'\\]*+(?:\\.[^'\\]*+)*+(?:'|\Z)|"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)|\}\s+\{""",
     re.DOTALL,
 )
-WHO = ("author", "speaker", "sender")  # what others call a role
+WHO = ("author", "speaker", "sender")  # other names for a role
 # How a text that may hold messages begins, and what one that surely does contains.
 WRITTEN = re.compile(r"""\s*(?:\[\s*)?\{|\s*"\s*(?:\[\s*)?\{\s*\\+\"""")
-PARTS = re.compile(r"""\s*\[\s*\{[^{}]*["']type["']\s*:""")  # the same of typed parts
+PARTS = re.compile(r"""\s*\[\s*\{[^{}]*["']type["']\s*:""")  # the same for typed parts
 KEYS = [re.compile(rf"""["'](?:{keys})["']\s*:""") for keys in ("role|from", "content|value")]
 
 
@@ -69,7 +69,7 @@ def read(value: object, name: str, role: str | None = None) -> Turns:
     if role and isinstance(value, str):
         return [{"role": role, "content": text(value, name)}]
     value = unnested(value)
-    value = [value] if isinstance(value, dict) else value  # ShareGPT's answers
+    value = [value] if isinstance(value, dict) else value  # an answer in ShareGPT format
     if not isinstance(value, list) or not value:
         text_or = "text and no " if role else ""
         raise BadInput(f"no {text_or}list of messages in `{name}`")
@@ -85,29 +85,29 @@ def read(value: object, name: str, role: str | None = None) -> Turns:
 
 
 def _is_call(message: object) -> bool:
-    """Is it a call in a message of its own, as ShareGPT and ms-swift have it?"""
+    """Whether it is a call in a message of its own, as ShareGPT and ms-swift write it."""
     role = _either(message, "role", "from") if isinstance(message, dict) else None
     return isinstance(role, str) and role.strip().lower() in CALLS
 
 
 def _joins(before: Message, call: Message) -> bool:
-    """Is a call of the same turn as what the assistant says, or calls, before it?"""
+    """Whether a call belongs to the same turn as the assistant's message or call before it."""
     both = (before.keys() & call.keys()) - {"role", "content", "tool_calls", QUIET}
     alike = before.get(QUIET) == call.get(QUIET)
     return before["role"] == "assistant" and alike and not both
 
 
 def unnested(value: object) -> object:
-    """The value; of an object that holds only messages, under a name for them, the messages."""
+    """The messages, if the value is an object with nothing but messages; else the value."""
     key = next((key for key in NESTED if isinstance(value, dict) and key in value), None)
     return value[key] if key and isinstance(value, dict) else value
 
 
 def unwritten(value: object, name: str) -> object:
-    """The value; if it is text that writes out messages, as JSON or as Python does, the messages.
+    """The messages, if the value is messages written as JSON or Python text; else the value.
 
     Raises:
-      ValueError: it looks like messages, and cannot be parsed.
+      ValueError: it looks like messages, but cannot be parsed.
     """
     if not isinstance(value, str) or not WRITTEN.match(value):
         return value
@@ -125,7 +125,7 @@ def unwritten(value: object, name: str) -> object:
 
 
 def are_messages(found: object) -> bool:
-    """Is it a list of messages, an object that holds one, or a message?"""
+    """Whether it is a list of messages, an object that holds one, or a message."""
     found = unnested(found)
     if isinstance(found, dict):
         return role_of(found) is not None and bool(found.keys() & {"content", "value"})
@@ -139,7 +139,7 @@ def are_messages(found: object) -> bool:
 
 
 def role_of(message: object) -> str | None:
-    """The usual name of a message's role; None if it is not a message, or has another role."""
+    """The usual name of a message's role; None if it is not a message or the role is unknown."""
     role = _either(message, "role", "from") if isinstance(message, dict) else None
     return ROLES.get(role.strip().lower()) if isinstance(role, str) else None
 
@@ -170,7 +170,7 @@ def text(value: object, name: str) -> str:
 
 
 def unquoted(value: object) -> object:
-    """The value that JSON text holds; anything else as it is."""
+    """The value in JSON text; anything else unchanged."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
@@ -178,9 +178,9 @@ def unquoted(value: object) -> object:
 
 
 def parsed(value: object) -> object:
-    """The list or object that a text writes out, as JSON or as pandas does; else the value.
+    """The list or object that a text encodes, as JSON or as pandas writes it; else the value.
 
-    JSON may have been written twice, as the text of a text.
+    JSON may have been encoded twice, as a string within JSON.
     """
     start = value.lstrip()[:1] if isinstance(value, str) else ""
     if not isinstance(value, str) or not start or start not in '[{"':
@@ -194,10 +194,10 @@ def parsed(value: object) -> object:
 
 
 def check_data(value: object, name: str) -> None:
-    """Refuses what a template could not write as JSON, or only as half a character.
+    """Refuses a value that a template could not write as JSON, or only with half a character.
 
     Raises:
-      ValueError: it holds such a thing.
+      ValueError: the value is one of these.
     """
     try:
         written = json.dumps(value, ensure_ascii=False)
@@ -207,13 +207,13 @@ def check_data(value: object, name: str) -> None:
 
 
 def one_line(said: str, most: int = 300) -> str:
-    """A text on one line, with a long one cut."""
+    """A text on one line, cut if it is long."""
     said = visible(said).replace("\n", "␊").replace("\t", " ")
     return said if len(said) <= most else f"{said[:most]}…"
 
 
 def is_blank(message: Message) -> bool:
-    """Is a message empty, without any tool call?"""
+    """Whether a message is empty and has no tool call."""
     return not message["content"].strip() and "tool_calls" not in message
 
 
@@ -262,7 +262,7 @@ def _says_nothing(written: object) -> bool:
 
 
 def _typed_parts(said: object) -> object:
-    """The content; of a text that writes out typed parts, as tables keep them, the parts."""
+    """The typed parts, if the content is these written as text, as in tables; else the content."""
     if not isinstance(said, str) or not PARTS.match(said):
         return said
     found = parsed(said)
@@ -294,7 +294,7 @@ def _parts(parts: list, name: str) -> tuple[str, str]:
 
 
 def _either(given: dict[str, object], one: str, other: str) -> object:
-    """Tables that mix both spellings hold both, one of them null."""
+    """The value under one of two spellings: tables that mix them hold both, one of them null."""
     found = given.get(one)
     return given.get(other) if found is None else found
 
@@ -304,7 +304,7 @@ def _with_comma(found: re.Match[str]) -> str:
 
 
 def _literal(written: str) -> object:
-    """What pandas writes of a list: Python's own, or a numpy array's with blanks for commas."""
+    """Parses a list as pandas writes it: like Python's, or a numpy array's, without commas."""
     if len(written) > LONGEST_LITERAL:
         return None
     try:
@@ -314,7 +314,7 @@ def _literal(written: str) -> object:
 
 
 def _are_turns(found: object) -> bool:
-    """Is it a list of what somebody says, by other keys: `speaker`, or `human` and `assistant`?"""
+    """Whether it is a list of turns under other keys: `speaker`, or `human` and `assistant`."""
     if not isinstance(found, list) or not all(isinstance(one, dict) and one for one in found):
         return False
     spoken = lambda one: any(role_of({"role": one.get(who)}) for who in WHO)
@@ -331,7 +331,7 @@ def _calls(calls: object, name: str) -> list[dict[str, object]]:
 def _call(call: object, name: str) -> dict[str, object]:
     call = call if isinstance(call, dict) else {}
     inner = call.get("function")
-    flat = inner if isinstance(inner, dict) else call  # {name, arguments} without more
+    flat = inner if isinstance(inner, dict) else call  # bare {name, arguments}
     if not isinstance(flat.get("name"), str):
         raise BadInput(f"a function call in `{name}` is not {{name, arguments}}")
     key = next((key for key in ARGUMENTS if flat.get(key) not in (None, "")), "arguments")

@@ -1,4 +1,4 @@
-"""A prompt and its answers, as messages or as plain text: what a row of any layout becomes."""
+"""A prompt and its answers, as messages or as plain text, which is what any row becomes."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from recipes.data.chats.messages import Turns
 
 
 class Worth(NamedTuple):
-    """How the loss takes a pair, by the data."""
+    """The weight and margin that the data gives a pair in the loss."""
 
     weight: float = 1.0  # its loss is multiplied by it
     margin: float = 0.0  # by how much the chosen reward must exceed the rejected one, in nats
@@ -17,21 +17,21 @@ class Worth(NamedTuple):
 class Pair(NamedTuple):
     """Two answers to one prompt, of which `chosen` was preferred; or `chosen` is the only one.
 
-    Or a list of more, from the best to the worst. All are lists of messages, to be rendered by a
-    chat template, or all are plain text.
+    A list has more answers, from the best to the worst. All of them are lists of messages, to be
+    rendered by a chat template, or all are plain text.
     """
 
     prompt: Turns | str
     chosen: Turns | str
     rejected: Turns | str | None
-    tools: list | None = None  # tools, as the template is given them
+    tools: list | None = None  # tools, in the form that the template gets
 
     template_kwargs: dict[str, object] = {}  # noqa: RUF012, never changed
-    ratings: tuple[float, ...] | None = None  # of each answer; of one alone 1: wanted, 0: unwanted
+    ratings: tuple[float, ...] | None = None  # of each answer; a single one's is 1: wanted, 0: not
     prefill: str = ""  # the end of the prompt, with which all answers begin
-    more: tuple[Turns | str, ...] = ()  # of a list: those that are no better than `rejected`
-    ranks: tuple[int, ...] | None = None  # of a list: of each, 0 the best; equal ones are no pair
-    notes: tuple[str, ...] = ()  # on its ranks: `examples.NOTES` says what they mean
+    more: tuple[Turns | str, ...] = ()  # for a list: the answers no better than `rejected`
+    ranks: tuple[int, ...] | None = None  # for a list: of each, 0 the best; equal ones are no pair
+    notes: tuple[str, ...] = ()  # on its ranks; `examples.NOTES` says what they mean
     worth: Worth = Worth()
 
     @property
@@ -41,7 +41,7 @@ class Pair(NamedTuple):
 
     @property
     def conversations(self) -> list[Turns]:
-        """Each answer after the prompt, as a conversation; none of plain text."""
+        """Each answer after the prompt, as a conversation; none for plain text."""
         if isinstance(self.prompt, str):
             return []
         return [self.prompt + turns for turns in self.answers if not isinstance(turns, str)]
@@ -56,7 +56,7 @@ class Pair(NamedTuple):
 
     @property
     def has_empty_turn(self) -> bool:
-        """Is a turn, or a plain answer, empty?"""
+        """Whether a turn, or a plain answer, is empty."""
         if isinstance(self.prompt, str):
             return any(isinstance(answer, str) and not answer.strip() for answer in self.answers)
         turns = (turn for part in (self.prompt, *self.answers) for turn in part)
@@ -64,8 +64,8 @@ class Pair(NamedTuple):
 
     @property
     def wants_nothing(self) -> bool:
-        """Is the wanted answer empty?"""
-        if self.rejected is None and self.ratings == (0,):  # of one alone, which is unwanted
+        """Whether the wanted answer is empty."""
+        if self.rejected is None and self.ratings == (0,):  # a single, unwanted answer
             return False
         if isinstance(self.chosen, str):
             return not self.chosen.strip()
@@ -73,19 +73,19 @@ class Pair(NamedTuple):
 
     @property
     def shares_no_user_turn(self) -> bool:
-        """Do the two conversations differ before anything was asked?"""
+        """Whether the two conversations differ before anything was asked."""
         if isinstance(self.prompt, str):
             return False
         return all(turn["role"] != "user" for turn in self.prompt)
 
     @property
     def has_quiet_turn(self) -> bool:
-        """Is a turn after the prompt marked not to be trained?"""
+        """Whether a turn after the prompt is marked not to be trained."""
         return any(messages.QUIET in turn for turns in self.answers for turn in turns)
 
     @property
     def asks_twice(self) -> bool:
-        """Do two user turns follow each other in one of the conversations?"""
+        """Whether two user turns follow each other in one of the conversations."""
         return any(map(conversation.asks_twice, self.conversations))
 
     @property

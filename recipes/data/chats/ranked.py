@@ -1,4 +1,4 @@
-"""Answers that were scored, ranked or compared, from the best to the worst."""
+"""Orders answers that were scored, ranked or compared, from the best to the worst."""
 
 from collections.abc import Sequence
 import math
@@ -11,11 +11,11 @@ Row = dict[str, object]
 One = TypeVar("One")
 
 ASKED = ("context", "instruction", "prompt", "question")  # names for the question
-ANSWERS = ("completions", "answers", "responses", "generations")  # where the list is
-SAID = ("response", "answer", "completion", "content", "text", "messages")  # in one of its entries
-SCORES = ("overall_score", "score", "rating")  # of an entry, higher is better
-RANK = "rank"  # of an entry, 1 or 0 is the best
-# Columns with a list of these, one for each answer.
+ANSWERS = ("completions", "answers", "responses", "generations")  # names for the list of answers
+SAID = ("response", "answer", "completion", "content", "text", "messages")  # an entry's text
+SCORES = ("overall_score", "score", "rating")  # names for an entry's score; higher is better
+RANK = "rank"  # name for an entry's rank; 1 or 0 is the best
+# Columns with a list of scores or ranks, one for each answer.
 LISTS = {"scores": "score", "ratings": "rating", "rewards": "score", "ranks": RANK}
 TIE = "no answer is ranked above another"
 NO_PREFERENCE = "neither response is preferred"
@@ -26,18 +26,18 @@ class Ranked(NamedTuple):
 
     row: Row  # the question as `prompt`, and what else the row holds
     answers: list[object]
-    ranks: tuple[int, ...]  # of each: 0 the best, and equal for those that are ranked alike
+    ranks: tuple[int, ...]  # of each answer: 0 the best, equal if ranked alike
     scores: tuple[float, ...] | None
-    notes: tuple[str, ...]  # as of a `Pair`
+    notes: tuple[str, ...]  # as in a `Pair`
 
 
 def best_to_worst(row: Row, most: int) -> Ranked:
-    """At most so many of the answers in a row: of two, the first best and the last worst.
+    """At most `most` of the answers in a row; two are the first best one and the last worst one.
 
-    As UltraFeedback has them (`overall_score`), Nectar and NeMo RL (`rank`).
+    Rows are as in UltraFeedback (`overall_score`), Nectar and NeMo RL (`rank`).
 
     Raises:
-      ValueError: there is no list of two ranked answers or more, or all are ranked alike.
+      ValueError: there is no list of two or more ranked answers, or all are ranked alike.
     """
     name = next((name for name in ANSWERS if row.get(name) is not None), ANSWERS[0])
     answers = _listed(row, name)
@@ -68,7 +68,7 @@ def best_to_worst(row: Row, most: int) -> Ranked:
 
 
 def at_most(ranked: Sequence[One], most: int) -> list[One]:
-    """The first, the last and those between, evenly chosen where there are more."""
+    """The first, the last and those between, chosen evenly if there are more than `most`."""
     n = len(ranked)
     if n <= most:
         return list(ranked)
@@ -76,12 +76,12 @@ def at_most(ranked: Sequence[One], most: int) -> list[One]:
 
 
 def preferred(row: Row) -> Row:
-    """As `prompt`, `chosen`, `rejected`: two responses, a number below 0 where the first is better.
+    """Turns two responses and a preference, below 0 for the first, into `chosen` and `rejected`.
 
-    As HelpSteer3 has them: `response1`, `response2`, `overall_preference`.
+    Rows are as in HelpSteer3: `response1`, `response2`, `overall_preference`.
 
     Raises:
-      ValueError: there is no such number, or it is 0, or a response is missing.
+      ValueError: the preference is not a number or is 0, or a response is missing.
     """
     preference = _number(row.get("overall_preference"))
     if preference is None:
@@ -97,7 +97,7 @@ def preferred(row: Row) -> Row:
 
 
 def _asked(row: Row) -> Row:
-    """The row with its question, whatever its name, as `prompt`."""
+    """The row with its question, whatever it is called, as `prompt`."""
     asked = next((row[name] for name in ASKED if row.get(name) is not None), None)
     if isinstance(asked, str) and (turns := transcripts.turns(asked)):
         while len(turns) > 1 and not turns[-1]["content"]:  # "Assistant:" leads into the answer
@@ -107,7 +107,7 @@ def _asked(row: Row) -> Row:
 
 
 def _listed(row: Row, name: str) -> list[Row]:
-    """The answers, an object each, with what columns beside them say of each."""
+    """The answers as objects, each with its values from the columns beside the list."""
     answers = messages.parsed(row.get(name))
     if isinstance(answers, dict) and all(isinstance(one, list) for one in answers.values()):
         answers = [

@@ -1,4 +1,4 @@
-"""A `Pair` as text: rendered by the chat template, with the stretches that count marked."""
+"""Renders a `Pair` as text with the chat template, and marks the spans that are scored."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,7 +14,7 @@ BLANK = {"role": "assistant", "content": ""}
 ALL_QUIET = (
     "each turn that would be scored is marked not to be trained (weight 0, train or loss false)"
 )
-# Stands for an answer whose place is searched: a character without a meaning in any text.
+# Stands in for an answer that is being located: a character without a meaning in any text.
 STAND_IN = "\ue0d0"
 
 
@@ -23,15 +23,15 @@ class Rendered(NamedTuple):
 
     text: str
     prompt_end: int  # characters of the prompt
-    scored: list[Span]  # the characters that count
+    scored: list[Span]  # the characters that are scored
     left_out: tuple[str, ...] = ()  # what the messages hold and the text does not show
 
 
 def render(pair: Pair, chat: Chat | None) -> tuple[Rendered, ...]:
-    """Each answer as text. Plain text needs no template.
+    """Each answer as text; plain text needs no template.
 
-    What counts comes from the template's `{% generation %}` blocks. Of a template without them it
-    is what an answer adds to the rendering of the turns before it; where a later turn changes an
+    What is scored comes from the template's `{% generation %}` blocks. For a template without them
+    it is what an answer adds to the rendering of the turns before it; if a later turn changes an
     earlier one's text, it is what changes with the answer's words, and the end of turn after it.
 
     Raises:
@@ -46,7 +46,7 @@ def render(pair: Pair, chat: Chat | None) -> tuple[Rendered, ...]:
     asked = write(prompt, chat, pair, ask=asks)[0] if prompt else ""
     texts = [write(turns, chat, pair) for turns in wholes]
     end = min(shared_start(asked, text, chat) for text, _ in texts)
-    if end < len(asked) and asks:  # an answer takes the place of what the prompt ends with
+    if end < len(asked) and asks:  # an answer replaces the end of the prompt
         both = zip(wholes, texts, strict=True)
         end = min(end, *(_begin(turns, *text, end, chat, pair) for turns, text in both))
     return tuple(
@@ -84,7 +84,7 @@ def _answer(
         spans = [_place_of(i, turns, text, chat, pair) for i in counted]
         quiet, _ = write(turns[:begins], chat, pair) if begins else ("", [])
         if counted[:1] == [begins] and text.startswith(quiet) and len(quiet) <= end:
-            spans[0] = end, spans[0][1]  # what one answer writes anew counts in the other too
+            spans[0] = end, spans[0][1]  # what one answer rewrites is scored in the other too
     prompt = text[:end] if text.startswith(asked) else text
     shown = prompt, text[max(end - len(chat.header or ""), 0) :]  # it may begin the thoughts
     left = _left_out(turns, text, shown, chat, pair, counted)
@@ -97,10 +97,10 @@ def _answer(
 def _left_out(
     turns: Turns, text: str, shown: tuple[str, str], chat: Chat, pair: Pair, spoken: list[int]
 ) -> tuple[str, ...]:
-    """Names of what the turns hold and their text, that of prompt and answer, does not show.
+    """The names of the parts of turns that the text of prompt and answer does not show.
 
     Raises:
-      ValueError: that leaves an answer of which nothing is shown.
+      ValueError: nothing at all is shown of an answer.
     """
     found: dict[str, None] = {}
 
@@ -113,9 +113,9 @@ def _left_out(
     for i, message in enumerate(turns):
         part = shown[i >= len(pair.prompt)]
         if len(message) == 2 and message["content"].strip() in part:
-            continue  # as almost every message
+            continue  # true of almost every message
         missing = left_out.names(message, part)
-        for name in (left_out.THOUGHT, left_out.CALLS):  # whose words may stand elsewhere
+        for name in (left_out.THOUGHT, left_out.CALLS):  # whose words may also be elsewhere
             named = name in missing or not left_out.holds(message, name)
             if not named and looks_the_same(i, left_out.without(message, name)):
                 missing.append(name)
@@ -136,7 +136,7 @@ def _begin(turns: Turns, text: str, marks: list[Span], end: int, chat: Chat, pai
 
 
 def _place_of(i: int, turns: Turns, text: str, chat: Chat, pair: Pair) -> Span:
-    """Where in the text of all turns the answer in turn `i` stands, its end of turn included."""
+    """The span of turn `i`'s answer in the text of all turns, including its end of turn."""
     before = write(turns[:i], chat, pair, ask=True)[0] if i else ""
     after = write(turns[: i + 1], chat, pair)[0]
     if after.startswith(before) and text.startswith(after):
@@ -158,7 +158,7 @@ def _place_of(i: int, turns: Turns, text: str, chat: Chat, pair: Pair) -> Span:
 
 def _around(i: int, turns: Turns, chat: Chat, pair: Pair) -> tuple[str | None, str | None]:
     """The text before and after turn `i` when it says something else; None if that fails."""
-    instead = {"role": "assistant", "content": STAND_IN}  # of thoughts and calls, too
+    instead = {"role": "assistant", "content": STAND_IN}  # replaces thoughts and calls, too
     try:
         text = write([*turns[:i], instead, *turns[i + 1 :]], chat, pair)[0]
     except ValueError:
@@ -168,7 +168,7 @@ def _around(i: int, turns: Turns, chat: Chat, pair: Pair) -> tuple[str | None, s
 
 
 def _header_end(before: Turns, text: str, chat: Chat, pair: Pair) -> int | None:
-    """Where the header of the turn after these ends, if it has one."""
+    """The end of the header of the turn after these, if it has one."""
     quiet = write(before, chat, pair)[0] if before else ""
     if chat.header is None or not text.startswith(quiet):
         return None
@@ -187,7 +187,7 @@ def _next_end(behind: Turns, text: str, start: int, chat: Chat) -> int | None:
 
 
 def _behind(ends: Sequence[str], text: str, stop: int) -> int:
-    """The first character after the pieces that are there."""
+    """The first character after those of the pieces that are in the text."""
     for piece in ends:
         if not text.startswith(piece, stop):
             break

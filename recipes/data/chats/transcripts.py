@@ -1,15 +1,15 @@
-"""Whole texts: where two of them differ, and what is said in one that names its speakers."""
+"""Whole texts: where two of them differ, and the turns of one that names its speakers."""
 
 import re
 import unicodedata
 
 from recipes.data.chats.messages import Turns
 
-JOINERS = "'’._,-"  # between letters or digits they belong to a word or number
+JOINERS = "'’._,-"  # part of a word or number if between letters or digits
 
 
 def shared(one: str, other: str) -> int:
-    """Characters that both begin with, to the end of a word, without the white space after it."""
+    """The length of the common prefix, up to a word's end, without the white space after it."""
     end = 0
     while end < min(len(one), len(other)) and one[end] == other[end]:
         end += 1
@@ -19,9 +19,9 @@ def shared(one: str, other: str) -> int:
 
 
 def turns(said: str) -> Turns:
-    r"""The turns of a text with `\n\nHuman:` and `\n\nAssistant:`; none if it has no such form.
+    r"""The turns of a text with `\n\nHuman:` and `\n\nAssistant:`; none if it has another form.
 
-    Where nobody answers by these, a line's end may stand for the empty line.
+    If these give no answer, a single line break may stand in for the empty line.
     """
     parts = re.split(r"(?:^|\n\n)(Human|Assistant):", said.lstrip())
     if len(parts) == 3:
@@ -34,13 +34,13 @@ def turns(said: str) -> Turns:
 
 
 def _inside_a_word(whole: str, i: int) -> bool:
-    """Do the characters before and at `i` belong together? Ideographs are words of their own."""
+    """Whether the characters before and at `i` are in one word; an ideograph is its own word."""
     if i >= len(whole):
         return False
     left, right = whole[i - 1], whole[i]
     if unicodedata.category(right) in ("Mn", "Mc", "Me", "Cf"):
-        return True  # accents, variants, what joins
-    if left == "\u200d" or "\U0001f3fb" <= right <= "\U0001f3ff":  # families; the colour of a skin
+        return True  # accents, variants, joiners
+    if left == "\u200d" or "\U0001f3fb" <= right <= "\U0001f3ff":  # families; skin tones
         return True
     if all("\U0001f1e6" <= half <= "\U0001f1ff" for half in (left, right)):  # flags
         return True

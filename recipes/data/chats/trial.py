@@ -1,4 +1,4 @@
-"""A chat template tried on two turns before it is used: one that cannot work stops the run."""
+"""Tries a chat template on two turns before it is used, and refuses one that cannot work."""
 
 import re
 
@@ -25,8 +25,8 @@ def prepared(
     `end_of_turn` is a special token to write after the last answer, for templates that write none.
 
     Raises:
-      ValueError: there is no template, or it fails, prints the date when none is given, shows
-        nothing of the answer, or ends answers itself and is given an `end_of_turn`.
+      ValueError: there is no template, or it fails, prints the date although none is set, shows
+        nothing of the answer, or ends answers itself although `end_of_turn` is given.
     """
     text = tokenizer.chat_template
     if not text:
@@ -50,7 +50,7 @@ def prepared(
     marked = template.marks_answers(text)
     given, specials = tokenizer.named, tokenizer.specials
     chat = Chat(programs, given, marked, scored_turns, "", specials=specials, reads=reads)
-    probe = NOTHING if _renders(PROBE, chat, NOTHING) else SOME_TOOLS  # some cannot do without
+    probe = NOTHING if _renders(PROBE, chat, NOTHING) else SOME_TOOLS  # some require tools
     if not _renders(PROBE, chat, probe):
         probe = NOTHING
     try:
@@ -104,9 +104,9 @@ def _renders(turns: Turns, chat: Chat, pair: Pair) -> bool:
 
 
 def _cut(tail: str, whole: str, tokenizer: Tokenizer, chat: Chat, probe: Pair) -> tuple[str, str]:
-    """The end of turn, and what is written after it only where the conversation ends.
+    """The end of turn, and what is written after it only at the conversation's end.
 
-    Some templates lead into another answer, whether it is asked for or not (Cohere's for tools).
+    Some templates start another answer, whether it is asked for or not (Cohere's for tools).
     """
     more, _ = write([*PROBE, PROBE[0]], chat, probe)
     eos = tokenizer.named.get("eos_token", "")
@@ -132,7 +132,7 @@ def _added(end_of_turn: str | None, tail: str, tokenizer: Tokenizer) -> str:
 
 
 def _header(whole: str, chat: Chat, probe: Pair) -> str | None:
-    """What leads into an answer, whether one is asked for or is there."""
+    """The header of an answer, the same for a requested answer and for an existing one."""
     asked, _ = write(PROBE[:1], chat, probe, ask=True)
     quiet, _ = write(PROBE[:1], chat, probe)
     end = shared_start(asked, whole, chat)
@@ -140,7 +140,7 @@ def _header(whole: str, chat: Chat, probe: Pair) -> str | None:
 
 
 def _dialect(name: str, chat: Chat) -> Dialect | None:
-    """How this program wants calls spelled, with tools to call or without."""
+    """How this template program wants calls spelled, with tools to call or without."""
     for pair in (SOME_TOOLS, NOTHING):
         given = given_of(pair, chat)
         text = lambda turns, given=given: run(chat.programs[name], turns, given, ask=False)[0]
@@ -150,9 +150,9 @@ def _dialect(name: str, chat: Chat) -> Dialect | None:
 
 
 def _asks_again(chat: Chat, probe: Pair) -> bool:
-    """Does what follows the last answer lead into another, as what follows the last question does?
+    """Whether the text after the last answer starts another one, like that after a question.
 
-    Where it comes before a question too, it does not.
+    It does not if the same text also comes before a question.
     """
     asked, _ = write(PROBE[:1], chat, probe, ask=True)
     more, _ = write([*PROBE, PROBE[0]], chat, probe)
@@ -163,7 +163,7 @@ def _asks_again(chat: Chat, probe: Pair) -> bool:
 
 
 def _words_behind(chat: Chat) -> str:
-    """What is written after the special token that ends an answer, if it is words."""
+    """The text written after the special token that ends an answer, if it has words."""
     ended = False
     for piece in chat.ends:
         special = chat.specials.fullmatch(piece)

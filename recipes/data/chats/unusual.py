@@ -1,4 +1,4 @@
-"""Pairs that few templates were made for: used where the text shows them as they are."""
+"""Pairs that few templates were made for: used if the text shows them as they are."""
 
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import conversation
@@ -6,22 +6,22 @@ from recipes.data.chats.chat import Chat
 from recipes.data.chats.pair import Pair
 from recipes.data.chats.rendering import Rendered
 
-# What other templates, or none, write around turns: in words that a template is given, a mistake.
+# Markup that other templates write around turns: a mistake in the messages given to a template.
 MARKS = (
     "<|im_start|>", "<|start_header_id|>", "<|eot_id|>", "<start_of_turn>", "<|turn>", "<|user|>",
     "<|assistant|>", "<|system|>", "<|start|>", "<|User|>", "<｜User｜>", "[INST]", "[/INST]",
     "<<SYS>>", "<s>", "<|endoftext|>", "<|begin_of_text|>", "<bos>", "### Instruction:",
     "### Response:", "\n\nHuman:", "\n\nAssistant:", "USER:", "ASSISTANT:", "<extra_id_1>",
 )  # fmt: skip
-ENDS = (  # of an answer, where the template writes its own
+ENDS = (  # ends of an answer that a template writes itself
     "</s>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>",
     "<end_of_turn>", "<eos>", "<extra_id_1>",
 )  # fmt: skip
-ASKED = 4  # words of a question that an answer does not begin with by chance
+ASKED = 4  # words of a question with which no answer begins by chance
 
 
 def checked(pair: Pair, rendered: tuple[Rendered, ...], chat: Chat | None) -> tuple[Rendered, ...]:
-    """The texts, with an answer that the prompt begins counted from where it continues.
+    """The texts; an answer that the prompt begins is scored from where it continues.
 
     Raises:
       ValueError: turns in an unusual order, or the beginning of an answer, are not shown as such.
@@ -34,7 +34,7 @@ def checked(pair: Pair, rendered: tuple[Rendered, ...], chat: Chat | None) -> tu
 
 
 def _behind_headers(shown: Rendered, chat: Chat | None) -> bool:
-    """Does each answer count from its header on, and no header?"""
+    """Whether each answer is scored from the end of its header, and no header is."""
     header = (chat.header or "").strip() if chat else ""
     if chat is None or chat.marked or chat.scored_turns == "all" or not header:
         return True
@@ -57,7 +57,7 @@ def _begun(prefill: str, rendered: tuple[Rendered, ...]) -> tuple[Rendered, ...]
 
 
 def of_another_format(pair: Pair) -> bool:
-    """Are marks of a chat format in the prompt or at an answer's end, beside the template's own?"""
+    """Whether the prompt or an answer's end has the markup of another chat format."""
     if isinstance(pair.prompt, str):
         return False
     if any(turns[-1]["content"].rstrip().endswith(ENDS) for turns in pair.conversations):
@@ -67,7 +67,7 @@ def of_another_format(pair: Pair) -> bool:
 
 
 def asks_again(pair: Pair) -> bool:
-    """Does every answer begin with all of the question?"""
+    """Whether every answer begins with the whole question."""
     if isinstance(pair.prompt, str) or not pair.prompt:
         return False
     asked, n = pair.prompt[-1]["content"].strip(), len(pair.prompt)

@@ -1,1 +1,1 @@
-"""Text -> token ids, kept on disk."""
+"""From text to token ids, kept on disk."""

@@ -10,19 +10,19 @@ SHOWN = 20  # reasons
 
 
 class Counts(NamedTuple):
-    """Rows in = rows used + rows malformed + rows dropped."""
+    """The rows of a source: rows in = rows used + rows malformed + rows dropped."""
 
     rows: int
     malformed: collections.Counter[str]  # reason -> rows that hold no pair
     dropped: collections.Counter[str]  # reason -> pairs that cannot be trained on
-    notes: collections.Counter[str]  # as PairIds.notes -> pairs that are used
-    first: dict[str, str]  # reason -> where it was met first
+    notes: collections.Counter[str]  # note, as in PairIds -> pairs that are used
+    first: dict[str, str]  # reason -> where it first occurred
     repeated: int = 0  # used pairs with the same tokens as an earlier one
-    contradicted: int = 0  # used pairs whose two answers another pair has the other way round
+    contradicted: int = 0  # used pairs whose answers another pair has in reverse
 
     @property
     def lost(self) -> collections.Counter[str]:
-        """Reason -> rows that became no pairs."""
+        """How many rows did not become pairs, by reason."""
         return self.malformed + self.dropped
 
     @property
@@ -31,7 +31,7 @@ class Counts(NamedTuple):
         return self.rows - self.lost.total()
 
     def lines(self) -> list[str]:
-        """The counts, as they are shown at the start of a run."""
+        """The lines that show the counts at the start of a run."""
         told = [f"{self.used} of {self.rows} rows used"]
         for kind, reasons in (("malformed", self.malformed), ("dropped", self.dropped)):
             told += [

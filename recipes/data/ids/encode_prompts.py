@@ -1,6 +1,6 @@
-"""Prompts without answers -> ids: what a worker makes of the rows of a file of prompts.
+"""Encodes prompts without answers as ids: what a worker does with a file of prompts.
 
-They are the ids that such a prompt has before an answer in training.
+The ids are those that such a prompt has before an answer in training.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from zoo.text.worker import Step
 def encode(
     step: Step, rows: list[list], how: dict[str, Any], files: str, plain: bool
 ) -> list[list[int]]:
-    """The ids of the prompt of each row, which is its `where`, `fields`, `reason`.
+    """The ids of the prompt in each row, which is given as its `where`, `fields`, `reason`.
 
     Raises:
       ValueError: a row holds no prompt, or one that is too long.
@@ -48,7 +48,7 @@ def _ids(fields: dict[str, object], own: Tokenizer, talk: chat.Chat | None) -> l
         ids, _ = own.encode(messages.text(fields.get("prompt"), "prompt"))
         return [*(i for i in own.first if ids[:1] != [i]), *ids]
     turns = messages.read(fields.get(name), name, role="user")
-    while turns and turns[-1]["role"] == "assistant":  # the answer that it had
+    while turns and turns[-1]["role"] == "assistant":  # the row's own answer
         turns = turns[:-1]
     if not turns:
         raise BadInput(f"`{name}` asks nothing")

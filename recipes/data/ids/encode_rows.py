@@ -1,6 +1,6 @@
-"""Rows -> pairs as ids, each used or counted: what a worker makes of some rows of a source.
+"""Encodes rows as pairs of ids, each used or counted: what a worker does with a source's rows.
 
-Here the chat template and the patterns of the tokenizer run. It imports little: workers start fast.
+The chat template and the tokenizer's patterns run here. It imports little, so workers start fast.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ from recipes.data.rows.source import Source
 from zoo.text import tokenizer
 from zoo.text.worker import Step
 
-BYTES_A_SECOND = 2**18  # of a row: what a long one may take beside what every row may
+BYTES_A_SECOND = 2**18  # of a row: extra time that a long one may take
 
 
 class How(NamedTuple):
-    """Everything else that decides what a row becomes."""
+    """Everything but the row itself that determines what the row becomes."""
 
     tokenizer: str  # a folder
     chat_template: str | None  # a file that replaces the tokenizer's
@@ -37,18 +37,18 @@ class How(NamedTuple):
     over_length: str
     max_malformed_fraction: float
     end_of_turn: str | None = None  # a special token, for templates that write none
-    answers: int = 2  # of a row, at most; more than two: rows are lists
+    answers: int = 2  # at most, per row; more than two: rows are lists
 
 
 class Ready(NamedTuple):
-    """What is known about a tokenizer and a template that can be used."""
+    """The facts about a tokenizer and a template that have been found to work."""
 
     stop_ids: tuple[int, ...]  # as `chat.stop_ids`
     stops: bool  # as `chat.stops`
 
 
 def prepare(step: Step, how: dict[str, Any], files: str, plain: bool) -> Ready:
-    """Tries both, in a worker; `files` is a hash of their files.
+    """Tries the tokenizer and the template in a worker; `files` is a hash of their files.
 
     Raises:
       FileNotFoundError, ValueError: one of them cannot be used.
@@ -65,9 +65,9 @@ def encode_rows(
     how: dict[str, Any],
     files: str,
 ) -> bytes:
-    """`encode` in a worker: a shard as bytes.
+    """Runs `encode` in a worker and returns the shard as bytes.
 
-    A row is its `where`, `fields`, `reason`, `size`, `cells`.
+    A row is given as its `where`, `fields`, `reason`, `size`, `cells`.
     """
     given = Source(*source)
     given = given._replace(columns=tuple((ours, theirs) for ours, theirs in given.columns))
@@ -81,7 +81,7 @@ def encode_rows(
 def encode(
     rows: Sequence[Row], first: int, source: Source, how: How, files: str, step: Step
 ) -> Shard:
-    """What becomes of some rows, of which the first has this number."""
+    """Encodes consecutive rows, of which the first has this number."""
     own, talk = ready(how, files, source.layout in layouts.PLAIN, step)
     names = dict(source.columns)
     told = counts.none()._replace(rows=len(rows))
@@ -157,6 +157,6 @@ def _chat(how: How, files: str) -> chat.Chat:
 
 
 def prompt_key(pair: Pair) -> int:
-    """A number below 2**64 that stands for a prompt, or for what is asked first without one."""
+    """A number below 2**64 that identifies a prompt, or without one the first question."""
     text = json.dumps(pair.prompt or pair.chosen[:1], sort_keys=True)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])

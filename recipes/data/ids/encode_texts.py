@@ -1,4 +1,4 @@
-"""Plain texts -> ids: what a worker makes of some rows of a file of texts."""
+"""Encodes plain texts as ids: what a worker does with the rows of a file of texts."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ from zoo.text.worker import Step
 def encode(
     step: Step, rows: list[list], how: dict[str, Any], files: str, plain: bool
 ) -> list[tuple[list[int], int]]:
-    """Of each row, its `where` and `text`, the ids and how many bytes of UTF-8 they stand for.
+    """The ids of each row, given as its `where` and `text`, and the number of its UTF-8 bytes.
 
-    The first id stands for no byte: what texts begin with, or else what they end with.
+    The first id stands for no byte: it is the BOS token, or else the EOS token.
 
     Raises:
-      ValueError: the tokenizer has neither; or a text cannot be written as UTF-8.
+      ValueError: the tokenizer has neither; or a text cannot be encoded as UTF-8.
     """
     own, _ = encode_rows.ready(How(**how), files, plain, step)
     begin = own.eos_id if own.bos_id is None else own.bos_id

@@ -1,4 +1,4 @@
-"""What a row becomes: token ids of a prompt and its answers, which of them count, and notes."""
+"""What a row becomes: token ids of a prompt and its answers, which are scored, and notes."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ class Answer(NamedTuple):
 
 
 class PairIds(NamedTuple):
-    """Token ids of a pair. Both answers follow the same prompt ids; their last token counts."""
+    """Token ids of a pair; both answers follow the same prompt, and their last token is scored."""
 
     row: int  # its number in the source
     prompt: np.ndarray  # int32, at least one
@@ -24,7 +24,7 @@ class PairIds(NamedTuple):
     chosen_scored: np.ndarray  # bool, as long as `chosen`
     rejected_scored: np.ndarray
     notes: tuple[str, ...] = ()  # `described` says what they mean
-    ratings: tuple[float, ...] | None = None  # of chosen and rejected, by whoever preferred
+    ratings: tuple[float, ...] | None = None  # of chosen and rejected, by the annotator
     worth: Worth = Worth()
 
     @property
@@ -34,14 +34,14 @@ class PairIds(NamedTuple):
 
 
 class AnswerIds(NamedTuple):
-    """Token ids of a prompt and the single answer to it, whose last token counts."""
+    """Token ids of a prompt and the single answer to it, whose last token is scored."""
 
     row: int  # its number in the source
     prompt: np.ndarray  # int32, at least one
     answer: np.ndarray
     scored: np.ndarray  # bool, as long as `answer`
     notes: tuple[str, ...] = ()
-    ratings: tuple[float] | None = None  # 1: wanted, 0: unwanted; none where nobody asks
+    ratings: tuple[float] | None = None  # 1: wanted, 0: unwanted; None if no loss needs it
     worth: Worth = Worth()
 
     @property
@@ -51,12 +51,12 @@ class AnswerIds(NamedTuple):
 
 
 class LabelledIds(NamedTuple):
-    """Token ids of a prompt, the answer to it and, to compare with, an answer to another prompt."""
+    """Token ids of a prompt, the answer to it and, for comparison, an answer to another prompt."""
 
     row: int  # its number in the source
     prompt: np.ndarray  # int32, at least one
     answers: tuple[Answer, Answer]  # its own, and the one to another prompt
-    ratings: tuple[float, float]  # 1 where its own is wanted, 0 where it is not; NaN for the other
+    ratings: tuple[float, float]  # 1 if its own is wanted, 0 if not; NaN for the other
     notes: tuple[str, ...] = ()
     worth: Worth = Worth()
 
@@ -66,10 +66,10 @@ class ListIds(NamedTuple):
 
     row: int  # its number in the source
     prompt: np.ndarray  # int32, at least one
-    answers: tuple[Answer, ...]  # two or more; the last token of each counts
+    answers: tuple[Answer, ...]  # two or more; the last token of each is scored
     ranks: tuple[int, ...]  # of each, 0 the best; those that are ranked alike are not compared
     notes: tuple[str, ...] = ()
-    ratings: tuple[float, ...] | None = None  # of each, by whoever ranked
+    ratings: tuple[float, ...] | None = None  # of each, by the annotator
     worth: Worth = Worth()
 
 
@@ -117,7 +117,7 @@ LEFT_OUT = "left_out/"  # and a key of a message that the chat template does not
 
 
 def called(example: Example, answers: int) -> tuple[str, ...]:
-    """What the answers of examples like this one are called, where some have so many."""
+    """The names of the answers of examples like this one, if some have that many."""
     if isinstance(example, LabelledIds):
         return "answer", "other"
     names = {1: ("answer",), 2: ("chosen", "rejected")}
@@ -125,7 +125,7 @@ def called(example: Example, answers: int) -> tuple[str, ...]:
 
 
 def is_ranked(example: Example) -> bool:
-    """Is its first answer better than its last one?"""
+    """Whether the first answer of an example is better than its last one."""
     return isinstance(example, PairIds | ListIds)
 
 
@@ -135,7 +135,7 @@ def ranks_of(example: Example) -> tuple[int, ...]:
 
 
 def described(note: str) -> str:
-    """What a note says about a pair."""
+    """The text of a note about a pair."""
     if note in NOTES:
         return NOTES[note]
     if note.startswith(UNREAD):
@@ -147,7 +147,7 @@ def described(note: str) -> str:
 
 
 def as_bytes(example: Example) -> bytes:
-    """All that training sees of an example: equal for those that train the same, on any machine."""
+    """All that training sees of an example as bytes: equal for equal examples on any machine."""
     ratings = None if is_ranked(example) else example.ratings
     label = b"" if ratings is None else np.array(ratings[:1], "<i4").tobytes()
     worth = b"" if example.worth == Worth() else np.array(example.worth, "<f8").tobytes()
@@ -155,7 +155,7 @@ def as_bytes(example: Example) -> bytes:
 
 
 def turned(pair: PairIds) -> PairIds:
-    """The pair that prefers the other answer."""
+    """The pair with the preference reversed."""
     return pair._replace(
         chosen=pair.rejected, rejected=pair.chosen,
         chosen_scored=pair.rejected_scored, rejected_scored=pair.chosen_scored,

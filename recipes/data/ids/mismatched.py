@@ -1,6 +1,6 @@
-"""Beside every answer an answer to another prompt, from which KTO knows its reference point.
+"""Adds to every answer an answer to another prompt, from which KTO estimates its reference point.
 
-Both stand behind the prompt like the answers of a pair, so that the prompt is computed once.
+Both follow the prompt like the answers of a pair, so that the prompt is computed once.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from recipes.data.ids.examples import Answer, AnswerIds, LabelledIds
 
 
 def beside(answers: Sequence[AnswerIds], max_length: int) -> list[LabelledIds]:
-    """Each with an answer to another prompt, as `partners` has them.
+    """Each example with an answer to another prompt, chosen by `partners`.
 
     Raises:
       ValueError: all prompts are the same.
@@ -24,7 +24,7 @@ def beside(answers: Sequence[AnswerIds], max_length: int) -> list[LabelledIds]:
 
 
 def joined(one: AnswerIds, other: AnswerIds, max_length: int) -> LabelledIds:
-    """One answer beside the other, which is cut at `max_length` with the prompt."""
+    """One answer with the other, which is cut so that with the prompt it fits `max_length`."""
     assert one.ratings is not None
     fitted = _fitted(other.answers[0], max_length - len(one.prompt))
     ratings = *one.ratings, math.nan
@@ -32,16 +32,16 @@ def joined(one: AnswerIds, other: AnswerIds, max_length: int) -> LabelledIds:
 
 
 def partners(prompts: Sequence[bytes]) -> list[int]:
-    """For each the place of one with another prompt: the nearest before it in a shuffled order.
+    """For each prompt the index of a different one: the nearest before it in a shuffled order.
 
     Files are often sorted by prompt or by label, so that neighbours are alike. The order is fixed.
 
     Raises:
-      ValueError: there is none.
+      ValueError: all prompts are the same.
     """
     order = np.random.default_rng(0).permutation(len(prompts)).tolist()
     found: dict[int, int] = {}
-    for i in [*range(len(order))] * 2:  # the first of them knows the last in the second round
+    for i in [*range(len(order))] * 2:  # in the second round the last precedes the first
         own, before = order[i], order[i - 1]
         if prompts[before] != prompts[own]:
             found[own] = before
@@ -56,7 +56,7 @@ def partners(prompts: Sequence[bytes]) -> list[int]:
 
 
 def _fitted(answer: Answer, room: int) -> Answer:
-    """The beginning of an answer, up to a scored token; if none is scored, all of it is."""
+    """The beginning of an answer, up to a scored token; if it has none, all of it is scored."""
     ids, scored = answer.ids[:room], answer.scored[:room]
     if not scored.any():
         return Answer(ids, np.ones(len(ids), bool))

@@ -1,4 +1,4 @@
-"""A `Pair` -> token ids: one prompt, its answers, and which of their tokens count."""
+"""Encodes a `Pair` as token ids: one prompt, its answers, and which of their tokens are scored."""
 
 import bisect
 from collections.abc import Callable, Sequence
@@ -24,14 +24,14 @@ def encode(
     lists: bool = False,
     labelled: bool = False,
 ) -> Encoded:
-    """Token ids of a pair, of at most `max_length` for the prompt and either answer together.
+    """Token ids of a pair, at most `max_length` for the prompt with either answer.
 
-    What holds a single answer becomes `AnswerIds`, with its rating if it is `labelled`; with
-    `lists`, all others become `ListIds`.
+    A single answer becomes `AnswerIds`, with its rating if it is `labelled`; with `lists`, all
+    others become `ListIds`.
 
-    Prompt and answer are tokenised as one text, as the model will meet them. Where a token spans
-    the boundary, or the two answers tokenise the prompt differently, the boundary moves back: no
-    token is lost, and the prompt ids are a true prefix of both.
+    Prompt and answer are tokenised as one text, as the model will see them. If a token spans the
+    boundary, or the two answers tokenise the prompt differently, the boundary moves back: no token
+    is lost, and the prompt ids are a true prefix of both.
 
     Raises:
       ValueError: nothing would be scored, or it is too long, or the template refuses it.
@@ -85,7 +85,7 @@ def _notes(
 
 
 def _ratings(pair: Pair) -> tuple[float, ...] | None:
-    """The ratings of a pair's answers, where all of them have one."""
+    """The ratings of a pair's answers, if all of them have one."""
     return pair.ratings if pair.ratings and np.isfinite(pair.ratings).all() else None
 
 
@@ -126,7 +126,7 @@ def _compared(
 
 
 def _opens(pair: Pair) -> str:
-    """Why there is no prompt, where a conversation begins with an answer."""
+    """Why there is no prompt, if a conversation begins with an answer."""
     if isinstance(pair.chosen, str) or all(turn["role"] != "user" for turn in pair.chosen):
         return ""
     remedy = "--config.data.scored_turns=last takes all turns before the last one as the prompt"
@@ -145,15 +145,15 @@ class _Parted(NamedTuple):
 class _Encoded(NamedTuple):
     ids: np.ndarray
     scored: np.ndarray
-    characters: Callable[[int], tuple[int, int]]  # of a token: from .. to
-    prompt: int  # tokens that lie wholly in the prompt
-    exact: bool  # the prompt's text is tokenised as it is alone
+    characters: Callable[[int], tuple[int, int]]  # the span of a token
+    prompt: int  # tokens that are wholly in the prompt
+    exact: bool  # the prompt's tokens are the same as without an answer
 
 
 def _encode_texts(
     rendered: tuple[rendering.Rendered, ...], tokenizer: Tokenizer, *, plain: bool
 ) -> list[_Encoded]:
-    """What the answers share is tokenised once, up to the last special token before they differ."""
+    """Tokenises what the answers share once, up to the last special token before they differ."""
     text, end = rendered[0].text, rendered[0].prompt_end
     cut = max((m.start() for m in tokenizer.cuts.finditer(text, max(end - 256, 0), end)), default=0)
     head, _ = tokenizer.encode(text[:cut]) if cut else ([], [])
@@ -171,10 +171,10 @@ def _encode_text(
     *,
     plain: bool,
 ) -> _Encoded:
-    """One answer after its prompt, of which `head` are the ids up to `cut`, `asked` the others.
+    """Tokenises an answer after its prompt, whose ids are `head` up to `cut`, and then `asked`.
 
-    A template writes its own special tokens; plain text is given a first and a last one, where it
-    does not write them itself.
+    A template writes its own special tokens; plain text gets a first and a last one, unless it has
+    them itself.
     """
     text, prompt_end, spans = rendered[:3]
     tail, offsets = tokenizer.encode(text[cut:])
@@ -186,7 +186,7 @@ def _encode_text(
         spans = [(prompt_end, len(text) + 1)]
 
     def characters(i: int) -> tuple[int, int]:
-        """The span of a token: of the head all of it; a token without text has that of the next."""
+        """The span of a token: for the head all of it; a token without text has the next one's."""
         i -= before
         if i < 0:
             return -1, cut
@@ -194,7 +194,7 @@ def _encode_text(
         return cut + begin, cut + max(end, begin + 1)
 
     def reaching_behind(character: int) -> int:
-        """The first token with text after it; white space that a special token takes is no text."""
+        """The first token with text after it, except white space that a special token takes."""
         i = bisect.bisect_right(range(len(ids)), character, key=lambda i: characters(i)[1])
         if i < len(ids) and (begin := characters(i)[0]) < character:
             own = next((word for word, j in tokenizer.special.items() if j == ids[i]), None)
@@ -214,7 +214,7 @@ def _encode_text(
 
 
 def _boundary(sides: Sequence[_Encoded], prompt_end: int) -> tuple[int, bool]:
-    """Tokens of the shared prompt; and whether it gave some of its text to the answers."""
+    """The number of tokens of the shared prompt, and whether answers got some of its text."""
     first = sides[0].prompt
     if first > 0 and all(side.exact and side.prompt == first for side in sides):
         return first, False
@@ -223,7 +223,7 @@ def _boundary(sides: Sequence[_Encoded], prompt_end: int) -> tuple[int, bool]:
         words = [np.flatnonzero(side.scored) for side in sides]
         return min([shared, *(int(at[0]) for at in words if len(at))]), False
     n = min(shared, *(side.prompt for side in sides))
-    for side in sides:  # not between two bytes of a character
+    for side in sides:  # never between two bytes of a character
         while 0 < n < len(side.ids) and side.characters(n)[0] < side.characters(n - 1)[1]:
             n -= 1
     begins = [side.characters(n)[0] for side in sides if n < len(side.ids)]
@@ -239,7 +239,7 @@ def _common(a: np.ndarray, b: np.ndarray) -> int:
 def _fitted(
     parted: _Parted, most: int, over_length: str, bos: int | None
 ) -> tuple[_Parted, str | None]:
-    """Cuts to at most `most` tokens, each answer up to its last scored one; says what was cut."""
+    """Cuts to at most `most` tokens, answers at their last scored one; returns notes on cuts."""
     prompt = parted.prompt
     answers = [_ended(answer, "nothing to score") for answer in parted.answers]
     longest, n = max(len(answer.ids) for answer in answers), len(prompt)
@@ -259,8 +259,8 @@ def _fitted(
 
 
 def _ended(answer: Answer, otherwise: str) -> Answer:
-    """The answer up to its last scored token: what follows is never seen."""
-    if len(answer.scored) and answer.scored[-1]:  # as almost all are
+    """The answer up to its last scored token; nothing after that affects the loss."""
+    if len(answer.scored) and answer.scored[-1]:  # true of almost all
         return answer
     if not answer.scored.any():
         raise BadInput(otherwise)

@@ -1,4 +1,4 @@
-"""A source tokenised by worker processes: in memory, or kept on disk for later starts."""
+"""Tokenises a source with worker processes: in memory, or kept on disk for later starts."""
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,11 +24,11 @@ from zoo.text import template
 from zoo.text.confined import Worker
 
 Found = TypeVar("Found")
-# Rows, and about how many bytes of them, that are tokenised at a time and kept in one file.
+# The rows, and about how many bytes, that are tokenised at a time and kept in one file.
 SHARD, BYTES = 2**13, 2**26
-FEW = 2**10  # rows at a time where none are kept: less to hold before they are compact
+FEW = 2**10  # rows at a time if none are kept on disk: fewer are held before they are compact
 MOST = 16  # workers
-# Installed packages, and code of ours, that may tokenise differently in another version.
+# Packages, and code of ours, that may tokenise differently in another version.
 LIBRARIES = ("tokenizers", "sentencepiece", "regex", "jinja2")
 CODE = [
     pathlib.Path(module.__file__ or "").parent
@@ -37,9 +37,9 @@ CODE = [
 
 
 class Crew:
-    """Workers, as many as there are cores: each is started when it is needed and none is free.
+    """A pool of workers, one per core, each started when it is needed and no other is free.
 
-    Within `with` they stay, and at its end they are ended, whatever they are doing.
+    They live for a `with` block, and are stopped at its end, whatever they are doing.
     """
 
     def __init__(self, how: How):
@@ -60,7 +60,7 @@ class Crew:
         self._threads.shutdown()
 
     def call(self, function: Callable[..., object], *given: object) -> Any:
-        """What the function returns in a worker, as `Worker.call`."""
+        """Calls the function in a worker and returns its result, like `Worker.call`."""
         try:
             one = self._free.pop()
         except IndexError:
@@ -74,7 +74,7 @@ class Crew:
     def each(
         self, work: Callable[..., Found], given: Iterable[Sequence[object]]
     ) -> Iterator[Found]:
-        """`work(*one)` for each one given, in that order, in several threads."""
+        """The results of `work(*one)` for each one given, in that order, from several threads."""
         running: collections.deque[concurrent.futures.Future[Found]] = collections.deque()
         for one in given:
             running.append(self._threads.submit(work, *one))
@@ -96,7 +96,7 @@ def worker(how: How) -> Worker:
 
 
 def prepared(how: How, crew: Crew, cache: places.Place | None, *, plain: bool) -> Ready:
-    """What is known about the tokenizer and the template: tried once, and kept in the cache.
+    """The facts about tokenizer and template, which are tried once and kept in the cache.
 
     Raises:
       FileNotFoundError, ValueError: one of them cannot be used.
@@ -113,18 +113,18 @@ def prepared(how: How, crew: Crew, cache: places.Place | None, *, plain: bool) -
 
 
 def in_memory(source: Source, how: How, crew: Crew) -> list[Shard]:
-    """What becomes of all rows, with nothing kept on disk."""
+    """Tokenises all rows, keeping nothing on disk."""
     files = files_of(how)
     work = lambda first, rows: _tokenised(first, rows, source, how, files, crew)
     return [shards.from_bytes(one) for one in crew.each(work, _parts(source, FEW))]
 
 
 def kept(source: Source, how: How, cache: places.Place, crew: Crew) -> list[Shard]:
-    """The rows of a source, tokenised once: a later start maps what an earlier one kept.
+    """The rows of a source, tokenised once: later starts map the files that the first one wrote.
 
     Raises:
       ValueError: the source was changed while it was read.
-      OSError: the cache cannot be written, or not be read again.
+      OSError: the cache cannot be written, or not read back.
     """
     here = identity(source, how)
     folder = token_cache.folder_of(cache, here)
@@ -145,7 +145,7 @@ def kept(source: Source, how: How, cache: places.Place, crew: Crew) -> list[Shar
 
 
 def _write(folder: places.Place, source: Source, how: How, crew: Crew) -> list[int]:
-    """Writes what is not there yet, and gives the first row of every file."""
+    """Writes the files that are missing, and returns the first row of every file."""
     files = files_of(how)
 
     def work(first: int, rows: Sequence[Row]) -> int:
@@ -161,7 +161,7 @@ def _write(folder: places.Place, source: Source, how: How, crew: Crew) -> list[i
 def _tokenised(
     first: int, rows: Sequence[Row], source: Source, how: How, files: str, crew: Crew
 ) -> bytes:
-    """A shard as bytes."""
+    """Tokenises some rows into a shard, as bytes."""
     plain = [(row.where, row.fields, row.reason, row.size, row.cells) for row in rows]
     given = plain, first, source, how._asdict(), files
     return crew.call(encode_rows.encode_rows, *given)
@@ -194,7 +194,7 @@ def files_of(how: How) -> str:
 
 
 def identity(source: Source, how: How) -> dict[str, object]:
-    """What the ids of a source depend on; not the settings that only decide whether to stop."""
+    """All that the ids of a source depend on, without settings that only decide when to stop."""
     return {
         "source": sources.identity(source.path),
         "layout": source.layout,

@@ -1,4 +1,4 @@
-"""What became of some rows that follow each other; and the same as bytes, for a pipe or a disk."""
+"""The encoded form of consecutive rows, in memory and as bytes for a pipe or a disk."""
 
 from collections.abc import Sequence
 import itertools
@@ -14,7 +14,7 @@ from recipes.data.ids import counts as counts_io
 from recipes.data.ids.counts import Counts
 from recipes.data.ids.examples import Answer, AnswerIds, Encoded, ListIds, PairIds
 
-# What arrays there are of a pair, of a single answer, and of a list: of its answers together.
+# The arrays of a pair, of a single answer, and of a list, whose answers are joined.
 TOKENS = {
     PairIds: ("prompt", "chosen", "rejected"),
     AnswerIds: ("prompt", "answer"),
@@ -28,15 +28,15 @@ MASKS = {
 
 
 class Shard(NamedTuple):
-    """What became of some rows that follow each other."""
+    """What became of some consecutive rows."""
 
     ids: Sequence[Encoded]  # all of one kind
-    keys: np.ndarray  # uint64: a prompt's, for each
+    keys: np.ndarray  # uint64: one per example, its prompt's key
     counts: Counts
 
 
 def to_bytes(shard: Shard) -> bytes:
-    """The shard as a safetensors file: for each kind of array one with all of them, and the ends.
+    """The shard as a safetensors file, with one joined array per kind, and where each part ends.
 
     A mask ends where its answer does.
     """
@@ -57,7 +57,7 @@ def to_bytes(shard: Shard) -> bytes:
 
 
 def _joined(one: ListIds) -> dict[str, Any]:
-    """The examples with their answers in one array, and the lengths of these."""
+    """The arrays of an example with its answers joined, and the answers' lengths."""
     joined = np.concatenate([answer.ids for answer in one.answers])
     scored = np.concatenate([answer.scored for answer in one.answers])
     lengths = [len(answer.ids) for answer in one.answers]
@@ -70,10 +70,10 @@ def _parted(ids: np.ndarray, scored: np.ndarray, lengths: list[int]) -> tuple[An
 
 
 def from_bytes(content: bytes | memoryview) -> Shard:
-    """What `to_bytes` wrote; all arrays are views, so that a mapped file stays on disk.
+    """Reads what `to_bytes` wrote; all arrays are views, so that a mapped file stays on disk.
 
     Raises:
-      AttributeError, KeyError, TypeError, ValueError: it wrote something else.
+      AttributeError, KeyError, TypeError, ValueError: `to_bytes` did not write it.
     """
     # The library would copy them.
     begin = 8 + int.from_bytes(content[:8], "little")

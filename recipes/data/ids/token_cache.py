@@ -1,7 +1,7 @@
-"""Pairs as ids on disk, computed once: safetensors files, each written whole, mapped when read.
+"""A disk cache of pairs as ids: safetensors files, each written whole and mapped when read.
 
-A folder stands for one source, one tokenizer and template, and one way to read them. Its files hold
-so many rows of the source each; `done.json` is written after the last of them.
+A folder is for one source, one tokenizer and template, and one way to read them. Each file holds a
+fixed number of the source's rows; `done.json` is written after the last of them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ FORMAT, SUFFIX = 3, ".safetensors"
 
 
 def folder_of(directory: places.Place, identity: dict[str, object]) -> places.Place:
-    """The folder that holds what `identity` says, made if it is not there.
+    """The folder for this `identity`, created if it does not exist.
 
     Raises:
       OSError: the directory cannot be used.
@@ -37,7 +37,7 @@ def folder_of(directory: places.Place, identity: dict[str, object]) -> places.Pl
 
 
 def clear_rooms(directory: places.Place) -> None:
-    """Removes what killed writers left in the folders of a cache, which are named by a hash."""
+    """Removes what killed writers left in a cache's folders, whose names are hashes."""
     for room in directory.names():
         if re.fullmatch("[0-9a-f]{16}", room):
             directory.within(room).clear()
@@ -45,7 +45,7 @@ def clear_rooms(directory: places.Place) -> None:
 
 @contextlib.contextmanager
 def alone(folder: places.Place) -> Iterator[None]:
-    """Inside the block no other process writes there; if one does, this waits, and says so."""
+    """Keeps other processes from writing there in the block; if one is, this waits and says so."""
     told = f"waiting for another process that is tokenising the same data, in {folder}"
     with contextlib.ExitStack() as stack:
         with _told(folder):
@@ -54,7 +54,7 @@ def alone(folder: places.Place) -> Iterator[None]:
 
 
 def fact(folder: places.Place, name: str, work: Callable[[], Any]) -> Any:
-    """What the folder holds under this name, computed once, as JSON.
+    """A value that is computed once and kept in the folder under this name, as JSON.
 
     Raises:
       OSError: the disk is full, or cannot be written.
@@ -69,12 +69,12 @@ def fact(folder: places.Place, name: str, work: Callable[[], Any]) -> Any:
 
 
 def name_of(first: int) -> str:
-    """The file that begins with a row of the source."""
+    """The name of the file that begins with this row of the source."""
     return f"{first:09d}{SUFFIX}"
 
 
 def write(folder: places.Place, name: str, content: bytes) -> None:
-    """One file, of what `shards.to_bytes` made; it appears when it is whole.
+    """Writes one file, made by `shards.to_bytes`, which appears when it is complete.
 
     Raises:
       OSError: the disk is full, or cannot be written.
@@ -84,9 +84,9 @@ def write(folder: places.Place, name: str, content: bytes) -> None:
 
 
 def read(folder: places.Place, name: str) -> Shard | None:
-    """What `write` wrote; None if that cannot be read, or is not there.
+    """Reads what `write` wrote; None if that cannot be read, or does not exist.
 
-    The arrays are views of the file: they take memory while they are looked at.
+    The arrays are views of the file: they take memory only while they are used.
     """
     try:
         content = folder.mapped(name)
@@ -96,21 +96,21 @@ def read(folder: places.Place, name: str) -> Shard | None:
 
 
 def finish(folder: places.Place, firsts: Sequence[int]) -> None:
-    """Records that these files are all there are."""
+    """Records that these files are all of them."""
     digests = {name_of(first): _digest(folder, name_of(first)) for first in firsts}
     with _told(folder):
         folder.write_whole("done.json", json.dumps(digests).encode())
 
 
 def clear(folder: places.Place) -> None:
-    """Forgets what the folder holds."""
+    """Marks the contents of the folder as incomplete."""
     for name in folder.names():
         if name.endswith(SUFFIX):
             folder.remove(name)
 
 
 def read_all(folder: places.Place) -> list[Shard] | None:
-    """Everything, if it is whole; a file that has changed is removed."""
+    """All shards, if the folder is complete; a file that has changed is removed."""
     try:
         done = folder.read("done.json")
         digests = json.loads(done) if done is not None else None
@@ -141,7 +141,7 @@ def _digest(folder: places.Place, name: str) -> str | None:
 
 @contextlib.contextmanager
 def _told(folder: places.Place) -> Iterator[None]:
-    """An error of the disk as an error for the user."""
+    """Turns an error of the disk into an error for the user."""
     try:
         yield
     except OSError as error:

@@ -1,1 +1,1 @@
-"""Sources and files -> rows."""
+"""Reads rows from sources and files."""

@@ -10,12 +10,12 @@ from recipes.data.rows.records import File, Row, Wanted
 
 
 def comma(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
-    """CSV files. Many spreadsheets separate cells by semicolons: the header decides."""
+    """Reads CSV files; many spreadsheets separate cells by semicolons, so the header decides."""
     yield from _rows(name, file, wanted, ",;\t")
 
 
 def tab(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
-    """TSV files."""
+    """Reads TSV files."""
     yield from _rows(name, file, wanted, "\t")
 
 
@@ -53,7 +53,7 @@ def _row(where: str, header: list[str], cells: list[str], wanted: Wanted) -> Row
         return Row(where, None, "more or fewer cells than the header")
     try:
         size = len("".join(cells).encode())
-    except UnicodeEncodeError:  # a stand-in for bytes that are not text
+    except UnicodeEncodeError:  # a surrogate, for bytes that are not text
         return Row(where, None, "not valid UTF-8")
     fields = {name: cell or None for name, cell in zip(header, cells, strict=True)}
     row = records.from_value(where, fields, size, wanted)
@@ -65,7 +65,7 @@ class _TooLong(Exception):
 
 
 class _Lines:
-    """The lines of a file as text, with the bounds that `csv` lacks. An error does not end it."""
+    """The lines of a file as text, with the bounds that `csv` lacks; an error does not end it."""
 
     def __init__(self, file: File):
         buffered = io.BufferedReader(file)

@@ -1,6 +1,6 @@
-"""The kinds of data files, a function each: an open file in, rows that know their place out.
+"""The kinds of data files, one function each, from an open file to rows that know their place.
 
-A row that cannot be read is a row with a reason. So is the rest of a file that breaks off.
+A row that cannot be read becomes a row with a reason, and so does the rest of a truncated file.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from recipes.data.rows.records import File, Row, Wanted
 
 
 def array_record(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
-    """Records that are JSON objects. They are read by path, so a remote file is downloaded."""
+    """Reads records that are JSON objects, by path, so that a remote file is downloaded first."""
     from array_record.python import array_record_module
 
     number = 0
@@ -31,7 +31,7 @@ def array_record(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
                 shutil.copyfileobj(file, here)
         try:
             reader = array_record_module.ArrayRecordReader(path)
-            if not (count := reader.num_records()):  # so it is for a file that breaks off
+            if not (count := reader.num_records()):  # also 0 for a truncated file
                 raise BadInput("it is truncated, or holds no records")
             for start in range(0, count, tables.AT_ONCE):
                 for record in reader.read(start, min(start + tables.AT_ONCE, count)):
@@ -57,14 +57,14 @@ SUFFIXES = (*KINDS, *(f"{kind}{c}" for kind in TEXTS for c in COMPRESSED))
 
 
 def kind_of(name: str) -> str | None:
-    """The longest of SUFFIXES that a file's name ends in; of a URL, before its query."""
+    """The longest of SUFFIXES that a file's name, or a URL's before its query, ends in."""
     ends = name.lower(), name.lower().partition("?")[0] if "://" in name else ""
     fits = (suffix for suffix in SUFFIXES if any(end.endswith(suffix) for end in ends))
     return max(fits, key=len, default=None)
 
 
 def rows(name: str, opened: File, wanted: Wanted = None) -> Iterator[Row]:
-    """The rows of an open file of a known kind, which is closed after them."""
+    """The rows of an open file of a known kind, which is closed afterwards."""
     kind = kind_of(name) or ""
     file = opened
     with opened:

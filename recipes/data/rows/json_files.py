@@ -9,12 +9,12 @@ from recipes.data.rows import records
 from recipes.data.rows.records import File, Row, Wanted
 
 AT_ONCE = 2**20  # bytes of a list
-# A string, a bracket or a comma; of a string that does not end here, its quote alone.
+# A string, a bracket or a comma; of a string that does not end here, only its quote.
 TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{},]', re.DOTALL)
 
 
 def lines(name: str, file: File, wanted: Wanted, before: int = 0) -> Iterator[Row]:
-    """One JSON object per line; empty lines are skipped. `before` lines were read already."""
+    """Reads one JSON object per line, skipping empty lines; `before` lines were read already."""
     number, is_first = before, True
     try:
         while line := file.readline(records.LONGEST + 1):
@@ -37,7 +37,7 @@ def lines(name: str, file: File, wanted: Wanted, before: int = 0) -> Iterator[Ro
 
 
 def _instead(first: bytes) -> str:
-    """What to do with a file of which the first line is no object."""
+    """What to do with a file whose first line is not an object."""
     begins = first.removeprefix(b"\xef\xbb\xbf").strip()
     if begins[:1] == b"[":
         return ", but a list: name the file .json, or write one object on each line"
@@ -45,7 +45,7 @@ def _instead(first: bytes) -> str:
 
 
 def whole_list(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
-    """A JSON list of objects; a .json file of JSON lines is read as such."""
+    """Reads a JSON list of objects; a .json file of JSON lines is read as such."""
     blank, number = 0, 0
     try:
         while (first := file.readline(AT_ONCE)) and not first.strip():
@@ -76,7 +76,7 @@ def _elements(begun: bytes, file: File, line: int) -> Iterator[tuple[int, bytes 
     """The values of a list whose bracket was read, each with its line; None: it is too long.
 
     Raises:
-      ValueError: a sentence about why it cannot be read to its end.
+      ValueError: the list cannot be read to its end; the message says why.
     """
     held, start, at, depth, long = b"", 0, 0, 0, False
     begins = line

@@ -1,4 +1,4 @@
-"""A row of a dataset that knows its place, and the rules that hold for every kind of file."""
+"""A row of a dataset that knows its place, and the rules for every kind of file."""
 
 import gzip
 import json
@@ -9,9 +9,9 @@ from checkpoints_io.errors import BadInput
 
 LONGEST = 2**24  # bytes of one row
 DEEPEST, MOST = 64, 10**5  # lists within lists in one row, and lists in all
-File = Any  # open, of bytes; fsspec's are files by their methods alone
+File = Any  # an open binary file; fsspec's only have the methods of one
 Wanted = frozenset[str] | None  # columns; None: all
-MEDIA = ("image", "images", "video", "videos", "audio", "audios")  # columns of what is no text
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")  # columns not of text
 BROKEN = (gzip.BadGzipFile, EOFError, zlib.error, OSError)  # what compressed files raise
 UTF16 = (b"\xff\xfe", b"\xfe\xff")  # how its files begin
 
@@ -20,12 +20,10 @@ class Row(NamedTuple):
     """One record of a dataset."""
 
     where: str  # "pairs.jsonl:17", for messages
-    fields: (
-        dict[str, object] | None
-    )  # of the columns that are wanted, those that hold null left out
+    fields: dict[str, object] | None  # the columns that are wanted, without those that hold null
     reason: str = ""  # why it has no fields
     unread: tuple[str, ...] = ()  # its other columns
-    size: int = 0  # bytes, about
+    size: int = 0  # approximate bytes
     cells: bool = False  # its fields are cells of text, whatever they stand for
 
 
@@ -66,10 +64,10 @@ def from_value(where: str, value: object, size: int, wanted: Wanted) -> Row:
 
 
 def parsed(text: str) -> object:
-    """What a JSON text says.
+    """The value of a JSON text.
 
     Raises:
-      ValueError: a sentence: it is not JSON, names a key twice, or holds too many lists.
+      ValueError: it is not JSON, names a key twice, or holds too many lists.
     """
     if text.count("[") + text.count("{") > MOST:
         raise BadInput(f"more than {MOST} lists")
@@ -84,8 +82,8 @@ def parsed(text: str) -> object:
 def without_nulls(value: Any) -> Any:
     """A value without the keys of objects that hold null.
 
-    Arrow gives all objects of a column the same keys, and fills in nulls. Whether a null was
-    written or filled in, its files cannot say, so it makes no difference in any kind of file.
+    Arrow gives all objects of a column the same keys, and fills in nulls. Its files cannot tell
+    whether a null was written or filled in, so it makes no difference in any kind of file.
     """
     if isinstance(value, dict):
         return {name: without_nulls(x) for name, x in value.items() if x is not None}
@@ -96,7 +94,7 @@ def distinct(names: list[str]) -> list[str]:
     """The names of columns, which must differ.
 
     Raises:
-      ValueError: one is there twice.
+      ValueError: a name occurs twice.
     """
     if twice := {name for name in names if names.count(name) > 1}:
         raise BadInput(f"several columns are named {min(twice)!r}")
@@ -104,7 +102,7 @@ def distinct(names: list[str]) -> list[str]:
 
 
 def too_long(where: str) -> Row:
-    """A row that is not read for its size."""
+    """A row that is not read because of its size."""
     return Row(where, None, f"longer than {LONGEST >> 20} MiB")
 
 
@@ -114,7 +112,7 @@ def _no_utf8(where: str, text: bytes) -> Row:
 
 
 def torn(where: str, error: Exception) -> Row:
-    """The row that stands for the rest of a file."""
+    """The row that stands for the unreadable rest of a file."""
     told = str(error).strip().splitlines() or [type(error).__name__]
     return Row(where, None, f"the file cannot be read from here on: {told[0][:200]}")
 
@@ -134,7 +132,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=_object)  # json.loads would build 
 
 
 def _is_flat(value: dict) -> bool:
-    """Is a value nested no deeper than DEEPEST?"""
+    """Whether a value is nested no deeper than DEEPEST."""
     level = [value]
     for _ in range(DEEPEST):
         inner = [x.values() if isinstance(x, dict) else x for x in level]

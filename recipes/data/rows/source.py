@@ -5,18 +5,18 @@ from typing import Any, NamedTuple
 
 from checkpoints_io.errors import BadInput
 
-Given = Any  # of a config: a string, or a dict of settings
+Given = Any  # a value in a config: a string, or a dict of settings
 SETTINGS = ("path", "weight", "layout", "columns")
-BY_ROWS = "rows"  # a weight: as many as the source has examples
+BY_ROWS = "rows"  # a weight: the source's number of examples
 
 
 class Source(NamedTuple):
-    """Rows, and how their columns are read."""
+    """A source of rows, and how their columns are read."""
 
     path: str  # a file, several by `*`, or a hub dataset
     layout: str | None = None  # None: recognised
     columns: tuple[tuple[str, str], ...] = ()  # our name, theirs
-    guessed: bool = False  # the layout was recognised: it must leave no question unread
+    guessed: bool = False  # the layout was recognised, so it must not leave a question unread
     single: bool = False  # rows hold one answer each, not two
     labelled: bool = False  # and whether it is wanted
 
@@ -29,32 +29,32 @@ class Weighted(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What each row must hold, by the loss."""
+    """What the loss needs each row to hold."""
 
     single: bool  # one answer, not two
     labelled: bool  # and whether it is wanted
 
 
 class Common(NamedTuple):
-    """What holds for sources that do not say otherwise."""
+    """The defaults for sources that do not say otherwise."""
 
     layout: str | None
     columns: Mapping[str, str]
-    single: bool  # of all: one answer per row is wanted
+    single: bool  # for all sources: one answer per row is wanted
     labelled: bool = False  # and whether it is wanted
 
 
-# Losses of answers that have no partner: each is wanted or unwanted, by its label.
+# Losses of single answers, each of which is wanted or unwanted, by its label.
 UNPAIRED = ("kto",)
 
 
 def common(given: Mapping[str, Any], rows: Rows) -> Common:
-    """What the settings say of all sources, whose rows hold what the loss needs."""
+    """The settings for all sources, whose rows hold what the loss needs."""
     return Common(given["data.layout"], given["data.columns"] or {}, *rows)
 
 
 def names_column(given: Mapping[str, Any], rows: Rows, name: str) -> bool:
-    """Do the settings say which column is our `name`, for any source?"""
+    """Whether the settings say, for any source, which column is our `name`."""
     of_all = common(given, rows)
     sources = [one.source for one in training(given["train_data"], of_all).values()]
     of_held_out = held_out(given["validation"]).items()
@@ -66,7 +66,7 @@ def training(given: Given, common: Common) -> dict[str, Weighted]:
     """The sources of `train_data` by name; a plain string is one source, named `train`.
 
     Raises:
-      ValueError: a source says something that is not a setting, or lacks what it needs.
+      ValueError: a source has something that is not a setting, or lacks what it needs.
     """
     if isinstance(given, str):
         return {"train": Weighted(parsed("train_data", given, common), 1.0)}
@@ -99,10 +99,10 @@ def _weight(where: str, given: object) -> float | None:
 
 
 def held_out(given: Given) -> dict[str, Given]:
-    """The held-out sources by name, as the setting `validation` gives them.
+    """The held-out sources by name, from the setting `validation`.
 
     Raises:
-      ValueError: it is only a path, without a name, or gives a weight.
+      ValueError: it is only a path, without a name, or has a weight.
     """
     if given is None:
         return {}
@@ -121,10 +121,10 @@ def held_out(given: Given) -> dict[str, Given]:
 
 
 def parsed(where: str, given: Given, common: Common) -> Source:
-    """One source: its path, or a dict(path=…, layout=…, columns=…).
+    """Parses one source: its path, or a dict(path=…, layout=…, columns=…).
 
     Raises:
-      ValueError: it says something else.
+      ValueError: it is something else.
     """
     if not isinstance(given, str | dict):
         raise BadInput(f"--config.{where}={given!r} is not a source: give its path")

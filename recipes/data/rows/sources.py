@@ -1,4 +1,4 @@
-"""What a source names: files, here or far away, or a dataset on the hub -> rows."""
+"""Reads the rows of a source, which names files, local or remote, or a dataset on the hub."""
 
 import collections
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ from recipes.data.rows.records import Row
 
 # A part is a subset or a split, which may be a slice: `train[:10%]`.
 HUB = r"[\w-][\w.-]*/[\w-][\w.-]*(:([^:@\[\]]|\[[^@\[\]]*\])+){0,2}(@.+)?"
-FileSystem = Any  # of fsspec, by its methods alone: its own types say less than they do
+FileSystem = Any  # fsspec's, known by its methods: its own types are less precise
 # In a folder that `datasets` saved: its description, and what was computed from it.
 NO_DATA = re.compile(r"(^|/)((dataset_infos?|dataset_dict|state)\.json|cache-[^/]*\.arrow)$")
-# Words in a path, as `datasets` reads them.
+# Words in a path that name a split, as `datasets` reads them.
 SPLIT = re.compile(
     r"(?<![a-z0-9])(train|validation|valid|val|dev|test|eval|held_?out)(?:ing|uation)?"
     r"(_prefs|_sft|_gen)?(?![a-z0-9])"  # UltraFeedback's and UltraChat's splits are six
@@ -32,12 +32,12 @@ SPLIT = re.compile(
 def read(source: str, wanted: frozenset[str] | None = None) -> Iterator[Row]:
     """The rows of a source, in its order, with the columns that are wanted; by default all.
 
-    Files are named by a path, with `*` for several, here or at gs://, s3:// and what else fsspec
-    knows, or by their folder; a hub dataset as `owner/name:subset:split@revision`, of which only
-    `owner/name` must be there.
+    Files are named by a path, with `*` for several, locally or at gs://, s3:// and whatever else
+    fsspec supports, or by their folder; a hub dataset as `owner/name:subset:split@revision`, of
+    which only `owner/name` is required.
 
     Raises:
-      FileNotFoundError: there is no such file, nor such a dataset within reach.
+      FileNotFoundError: there is no such file, and no such dataset can be reached.
       ValueError: the kind of a file is not known.
     """
     if _is_hub(source):
@@ -47,7 +47,7 @@ def read(source: str, wanted: frozenset[str] | None = None) -> Iterator[Row]:
 
 
 def read_texts(source: str) -> Iterator[Row]:
-    """The `text` of every row, or of .txt files the whole of each.
+    """The `text` of every row, or for .txt files the whole of each.
 
     Raises:
       FileNotFoundError, ValueError: as `read`.
@@ -64,7 +64,7 @@ def read_texts(source: str) -> Iterator[Row]:
 
 
 def identity(source: str) -> dict[str, object]:
-    """What identifies the present contents of a source: of each file, its name and a hash.
+    """What identifies the present contents of a source: the name and a hash of each file.
 
     Raises:
       FileNotFoundError, ValueError: as `read`.
@@ -84,7 +84,7 @@ def _rows(
 
 
 def hub_id(source: str) -> str | None:
-    """The `owner/name` of a dataset of the hub; None: it is no such source."""
+    """The `owner/name` of a source that is a dataset on the hub; None for other sources."""
     return re.split("[:@]", source)[0] if _is_hub(source) else None
 
 
@@ -118,14 +118,14 @@ def _found(source: str) -> tuple[FileSystem, list[str]]:
 
 
 def _is_folder(file_system: FileSystem, path: str) -> bool:
-    """Web servers are not asked: they would send the whole file."""
+    """Whether a path is a folder; web servers are not asked, as they would send the whole file."""
     return "http" not in file_system.protocol and file_system.isdir(path)
 
 
 def _named(source: str) -> tuple[FileSystem, list[str]]:
     """The files of this name; if there are none, those that its pattern matches.
 
-    A path is a URL, or a chain of them, only where `://` says so and no such file is here.
+    A path is a URL, or a chain of them, only if it has `://` and is not a local file.
     """
     try:
         if _is_here(source) or "://" not in source:
@@ -149,7 +149,7 @@ def _named(source: str) -> tuple[FileSystem, list[str]]:
         return file_system, []
     except ImportError as error:
         raise BadInput(f"{source!r} needs a library: pip install -e '.[cloud]'") from error
-    except Exception as error:  # each file system raises its own
+    except Exception as error:  # each file system raises its own errors
         raise NotFound(
             f"{source!r} cannot be reached ({type(error).__name__}: {str(error)[:200]})"
         ) from error
@@ -181,7 +181,7 @@ def _within(file_system: FileSystem, folder: str, source: str) -> list[str]:
 
 
 def _pattern(some: list[str], others: list[str]) -> str:
-    """What to write for these files and not the others: their folder, a pattern, or the first."""
+    """A source for just these files, not the others: their folder, a pattern, or the first."""
     folders = [os.path.dirname(path) for path in some]
     shared = os.path.commonpath(folders)
     if shared and not any(path.startswith(f"{shared}/") for path in others):
@@ -205,7 +205,7 @@ def _fits(path: str, pattern: str) -> bool:
 
 
 def _hash(file_system: FileSystem, path: str) -> str:
-    """A hash of the bytes; in buckets, of what changes with them."""
+    """A hash of a file's bytes; in buckets, of metadata that changes with them."""
     if {"gs", "s3"} & set(file_system.protocol):
         return str(file_system.ukey(path))
     digest = hashlib.sha256()
@@ -223,8 +223,8 @@ def _hub_rows(source: str, wanted: frozenset[str] | None) -> Iterator[Row]:
             number += len(batch)
 
 
-# A start reads a source several times, and to load a dataset asks the hub anew. What is loaded once
-# is mapped, and stays what it was.
+# A start reads a source several times, and each load of a dataset would ask the hub again. Once
+# loaded, a dataset is mapped and does not change.
 @functools.cache
 def _hub(source: str) -> Any:
     import datasets  # two seconds to import, and only hub ids need it

@@ -1,4 +1,4 @@
-"""Rows of Parquet and Arrow files, as the JSON they stand for, a few in memory at a time."""
+"""Reads rows of Parquet and Arrow files as the JSON they stand for, a few in memory at a time."""
 
 from collections.abc import Callable, Iterator
 import functools
@@ -13,10 +13,10 @@ from checkpoints_io.errors import BadInput
 from recipes.data.rows import records
 from recipes.data.rows.records import File, Row, Wanted
 
-AT_ONCE = 512  # rows in memory, or fewer: of all of them each might be very long
+AT_ONCE = 512  # rows in memory at most; fewer if they are very long
 ROOM = 2**30  # bytes of a row group, unfolded
 FAILURES = (OSError, ValueError, MemoryError, RecursionError, pyarrow.ArrowException)
-# Of a value that is not null; None: it is what JSON would say already.
+# Converts a value that is not null; None: it is already what JSON would give.
 Plain = Callable[[Any], Any] | None
 types: Any = pyarrow.types
 compute: Any = pyarrow.compute
@@ -25,7 +25,7 @@ BINARY = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is
 
 
 def parquet(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
-    """A table, by row groups. A column's compressed size says nothing about its size in memory."""
+    """Reads a table by row groups; compressed sizes say nothing about the size in memory."""
     number = 0
     try:
         table = pyarrow.parquet.ParquetFile(file)
@@ -33,9 +33,9 @@ def parquet(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
         read = [column for column in names if wanted is None or column in wanted]
         encoded = any("dictionary<" in str(table.schema_arrow.field(name).type) for name in read)
         for group in range(table.num_row_groups):
-            size = table.metadata.row_group(group).total_byte_size  # of a column it might not say
+            size = table.metadata.row_group(group).total_byte_size  # a column may not give it
             some = min(max(ROOM // max(size, 1), 8), AT_ONCE)
-            if encoded:  # each batch brings along what its group's dictionary holds
+            if encoded:  # each batch comes with its group's whole dictionary
                 some = max(some, table.metadata.row_group(group).num_rows // 16)
             for batch in table.iter_batches(some, row_groups=[group], columns=read):
                 for start in range(0, len(batch), AT_ONCE):
@@ -46,7 +46,7 @@ def parquet(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
 
 
 def arrow(name: str, file: File, wanted: Wanted) -> Iterator[Row]:
-    """Arrow's own format: the stream that `datasets` saves, or a file with an index."""
+    """Reads Arrow's own format: the stream that `datasets` saves, or a file with an index."""
     number = 0
     try:
         if file.read(6) == b"ARROW1":
@@ -68,10 +68,10 @@ def batch_rows(name: str, first: int, batch: pyarrow.RecordBatch, wanted: Wanted
     names = records.distinct(batch.schema.names)
     read = batch.select([c for c in names if wanted is None or c in wanted])
     try:
-        read.validate(full=True)  # a stranger's offsets may lead anywhere
-    except pyarrow.ArrowInvalid:  # which of the rows is it?
+        read.validate(full=True)  # untrusted offsets may point anywhere
+    except pyarrow.ArrowInvalid:  # find out which row is at fault
         if "dictionary<" in str(batch.schema):
-            raise  # it may be all of them, and each would be long in the finding
+            raise  # it may be all of them, and finding each would take long
         if len(batch) == 1:
             yield Row(f"{name}[{first}]", None, "a value that cannot be read")
             return
@@ -84,7 +84,7 @@ def batch_rows(name: str, first: int, batch: pyarrow.RecordBatch, wanted: Wanted
 
 
 def _rows(name: str, first: int, batch: pyarrow.RecordBatch, columns: list[str]) -> Iterator[Row]:
-    """Rows of a table that is sound; in halves where a value is not, or all are too much."""
+    """Rows of a valid table, split in halves around an unreadable value, or if it is too large."""
     for i, field in enumerate(batch.schema):
         if field.name.lower() in records.MEDIA and "binary" in str(field.type):
             batch = batch.set_column(i, field.name, _holds(batch.column(i)))
@@ -111,11 +111,11 @@ def _rows(name: str, first: int, batch: pyarrow.RecordBatch, columns: list[str])
 
 
 def _holds(array: pyarrow.Array) -> pyarrow.Array:
-    """True for each value that holds something, else null: pictures and sounds are not read."""
+    """True for each value that holds something, else null, as images and audio are not read."""
     kind = array.type
     if _is_list(kind):
         some = compute.greater(compute.list_value_length(array), 0)
-    elif types.is_struct(kind):  # as `datasets` has one: its bytes, or its path
+    elif types.is_struct(kind):  # as in `datasets`: its bytes, or its path
         some = functools.reduce(compute.or_, map(compute.is_valid, array.flatten()))
     else:
         some = array.is_valid()
@@ -126,10 +126,10 @@ def _plain(kind: pyarrow.DataType, column: str) -> Plain:
     """Converts a value of this type to what a JSON file would say.
 
     Raises:
-      ValueError: JSON has nothing like it, or its size is not known in advance.
+      ValueError: JSON has no such type, or its size is not known in advance.
     """
     if isinstance(kind, pyarrow.BaseExtensionType):
-        if kind.extension_name == "arrow.json":  # as `datasets` writes what differs by row
+        if kind.extension_name == "arrow.json":  # `datasets` writes columns of varying type so
             return lambda text: records.without_nulls(records.parsed(text))
         return _plain(kind.storage_type, column)
     if types.is_dictionary(kind):
@@ -155,7 +155,7 @@ def _plain(kind: pyarrow.DataType, column: str) -> Plain:
 
 
 def _object(pairs: Any, inner: dict[str, Plain]) -> dict[str, object]:
-    """The nulls that Arrow filled in, and all others, are left out: as of `records.from_json`."""
+    """An object without nulls, those that Arrow filled in and others, as in `records.from_json`."""
     found = ((name, x, inner[name]) for name, x in pairs if x is not None)
     return {name: x if function is None else function(x) for name, x, function in found}
 
@@ -163,12 +163,12 @@ def _object(pairs: Any, inner: dict[str, Plain]) -> dict[str, object]:
 def _keys(pairs: list[tuple[Any, Any]]) -> list[str]:
     keys = [key for key, _ in pairs]
     if len(set(keys)) < len(keys) or not all(isinstance(key, str) for key in keys):
-        raise BadInput("keys of an object must be texts, each only once")
+        raise BadInput("keys of an object must be strings, each only once")
     return keys
 
 
 def _unfolded(array: pyarrow.Array) -> int:
-    """Bytes once written out: a dictionary or a view names a text of megabytes in a few bytes."""
+    """Bytes once expanded: a dictionary or view refers to a text of megabytes in a few bytes."""
     kind = array.type
     if isinstance(kind, pyarrow.BaseExtensionType):
         return _unfolded(array.storage)
@@ -193,7 +193,7 @@ def _unfolded(array: pyarrow.Array) -> int:
 
 
 def _lengths(texts: pyarrow.Array, at: np.ndarray) -> np.ndarray:
-    """Bytes of the texts at these places, which must be there."""
+    """The lengths in bytes of the texts at these indices, which must exist."""
     kind, at = texts.type, at.astype(np.int64) + texts.offset
     if not len(at):
         return at

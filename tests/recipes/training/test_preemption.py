@@ -331,7 +331,7 @@ def test_an_error_of_one_process_ends_both(tmp_path):
     (in_the_way / "notes.txt").write_text("mine")
     told = [process.communicate(timeout=200)[0] for process in processes]
     assert all(process.returncode for process in processes)
-    assert "holds something else than a model" in told[0], told[0][-2000:]
+    assert "holds something other than a model" in told[0], told[0][-2000:]
     assert (run / "checkpoints" / "40").is_dir()  # the save under way was finished
 
 

@@ -130,7 +130,7 @@ def test_tools_by_another_name_are_named_with_the_flag(tmp_path, name, write):
 )
 def test_what_is_no_text_is_not_left_out(tmp_path, name):
     row = ANSWERS | {"prompt": "Which way?"}
-    told = f"`{name}` holds what is not text, and layout prompt_chosen_rejected reads text alone"
+    told = f"`{name}` does not hold text, and layout prompt_chosen_rejected only reads text"
     for held in (["a.png"], "a.png", {"path": "a.png"}, '["a.png"]'):
         with pytest.raises(ValueError, match=told):
             recognised(tmp_path, row | {name: held})
@@ -145,7 +145,7 @@ def test_what_is_no_text_is_not_left_out(tmp_path, name):
     turns = {
         "messages": [TURNS["chosen"][0] | {"content": "<image>Which way?"}, TURNS["chosen"][1]]
     }
-    with pytest.raises(ValueError, match="layout conversation reads text alone"):
+    with pytest.raises(ValueError, match="layout conversation only reads text"):
         recognised(tmp_path, turns | {name: ["a.png"]}, single=True)
 
 
@@ -163,7 +163,7 @@ def test_pictures_of_a_table_are_seen_and_not_read(tmp_path):
         source, _ = source_pairs.recognised(Source(str(tmp_path / "a.parquet")))
         found = source_pairs.read(source, HOW).counts
         assert (found.used, found.rows) == (2, 3)
-        assert "`image` holds what is not text" in next(iter(found.malformed))
+        assert "`image` does not hold text" in next(iter(found.malformed))
         source = source._replace(guessed=False)
         assert source_pairs.read(source, HOW).counts.used == 3
 
@@ -201,7 +201,7 @@ def test_an_answer_beside_a_whole_conversation_is_refused(tmp_path):
     row = {"prompt": "Which way?", "chosen": TURNS["chosen"], "rejected": TURNS["rejected"][1:]}
     source, _ = recognised(tmp_path, TURNS, row)
     (reason,) = source_pairs.read(source, HOW).counts.malformed
-    assert reason == "one of `chosen` and `rejected` has user turns, and the other has none"
+    assert reason == "one of `chosen` and `rejected` has user turns, but the other has none"
     source, _ = recognised(tmp_path, row, layout="prompt_chosen_rejected")
     assert source_pairs.read(source, HOW).counts.used == 1
 
