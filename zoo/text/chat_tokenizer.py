@@ -24,6 +24,12 @@ PROBE = (
     {"role": "user", "content": "Which way?"},
     {"role": "assistant", "content": "Onwards."},
 )
+# Settings of transformers' apply_chat_template that no template has.
+NOT_OF_TEMPLATES = {
+    "tokenize", "return_tensors", "return_dict", "return_assistant_tokens_mask", "padding",
+    "truncation", "max_length", "chat_template",
+}  # fmt: skip
+TAG = "CONTINUE_FINAL_MESSAGE_TAG "  # written after a text that is to be continued
 
 
 class ChatTokenizer(NamedTuple):
@@ -85,13 +91,15 @@ class ChatTokenizer(NamedTuple):
         *,
         tools: Sequence[object] | None = None,
         add_generation_prompt: bool | None = None,
+        continue_final_message: bool | str = False,
         **given: object,
     ) -> str:
         """The conversation as text, written by the chat template.
 
         It ends with the generation prompt unless the last message is an answer;
-        `add_generation_prompt` overrides that. `given` are variables of the template itself, such
-        as `enable_thinking=False`.
+        `add_generation_prompt` overrides that. With `continue_final_message` it ends with the text
+        of the last message (or with the field of that name), as in transformers. `given` are
+        variables of the template itself, such as `enable_thinking=False`.
 
         Raises:
           ValueError: there is no template, or it refuses the messages.
@@ -101,17 +109,60 @@ class ChatTokenizer(NamedTuple):
                 "a conversation is a list of messages, as "
                 "[{'role': 'user', 'content': 'Name a river.'}]"
             )
+        if odd := sorted(NOT_OF_TEMPLATES & given.keys()):
+            raise BadInput(
+                f"{odd[0]}={given[odd[0]]!r:.60} is no setting of a template: chat gives ids, "
+                "chat_text the text, both by the folder's own template; leave it out"
+            )
+        if continue_final_message and add_generation_prompt:
+            raise BadInput(
+                f"continue_final_message={continue_final_message!r} continues the last message, and "
+                "add_generation_prompt=True begins another: leave one of them out"
+            )
         if add_generation_prompt is None:
-            add_generation_prompt = not messages or messages[-1].get("role") != "assistant"
-        asked = {"messages": [dict(m) for m in messages], "tools": tools and [*tools], **given}
+            answered = messages and messages[-1].get("role") == "assistant"
+            add_generation_prompt = not answered and not continue_final_message
+        turns, begun = [dict(m) for m in messages], ""
+        if continue_final_message:
+            field = "content" if continue_final_message is True else continue_final_message
+            turns, begun = _tagged(turns, field)
+        asked = {"messages": turns, "tools": tools and [*tools], **given}
         today = datetime.date.today().isoformat()
         asked |= {"add_generation_prompt": add_generation_prompt}
         try:
-            return self.worker.call(written, str(self.source), asked, today)
+            text = self.worker.call(written, str(self.source), asked, today)
         except TypeError as error:
             raise BadInput(
                 f"a template is given what JSON can say: {error}; a tool is described by a dict"
             ) from error
+        return _until_tag(text, begun) if continue_final_message else text
+
+
+def _tagged(turns: list[dict], field: str) -> tuple[list[dict], str]:
+    """The messages with a tag after the last one's text, and that text."""
+    said = turns[-1].get(field) if turns else None
+    if isinstance(said, str):
+        return [*turns[:-1], turns[-1] | {field: said + TAG}], said
+    parts = [*said] if isinstance(said, list | tuple) else []
+    for i in reversed(range(len(parts))):
+        if isinstance(parts[i], Mapping) and isinstance(text := parts[i].get("text"), str):
+            parts[i] = {**parts[i], "text": text + TAG}
+            return [*turns[:-1], turns[-1] | {field: parts}], text
+    raise BadInput(
+        f"continue_final_message: the last message has no text {field!r} to continue: give it one, "
+        "as {'role': 'assistant', 'content': 'Sure, '}"
+    )
+
+
+def _until_tag(text: str, begun: str) -> str:
+    """What was written, up to the tag; where the template trims, without the spaces before it."""
+    before, tag, after = text.rpartition(TAG.strip())
+    if not tag or begun.strip() not in text:
+        raise BadInput(
+            f"continue_final_message: the chat template does not write {begun!r:.60} as it is: "
+            "leave it out"
+        )
+    return before if after.startswith(TAG[len(tag) :]) else before.rstrip()
 
 
 def load_tokenizer(path_or_id: str | os.PathLike[str]) -> ChatTokenizer:

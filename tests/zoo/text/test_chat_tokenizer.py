@@ -56,6 +56,48 @@ def test_conversations_are_those_of_transformers(words, theirs):
             assert words.chat(turns, **named) == ids
 
 
+@pytest.mark.parametrize("said", ["Sure, ", "Sure", " a\n", [{"type": "text", "text": "Sure, "}]])
+def test_a_message_is_continued_as_by_transformers(words, theirs, said, tmp_path):
+    turns = [{"role": "user", "content": "Which way?"}, {"role": "assistant", "content": said}]
+    how = {"continue_final_message": True}
+    before = repr(turns)
+    if isinstance(said, list):
+        folder = copied(tmp_path / "a", chat_template__jinja=PARTS)
+        words = chat_tokenizer.load_tokenizer(folder)
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        turns[0]["content"] = [{"type": "text", "text": "Which way?"}]
+        before = repr(turns)
+    text = theirs.apply_chat_template(turns, tokenize=False, **how)
+    assert words.chat_text(turns, **how) == text
+    assert words.chat(turns, **how) == theirs.apply_chat_template(turns, return_dict=False, **how)
+    assert repr(turns) == before
+    assert words.chat_text(turns, continue_final_message="content") == text
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (dict(continue_final_message=True, add_generation_prompt=True), "leave one of them out"),
+        (dict(continue_final_message="thoughts"), "no text 'thoughts' to continue"),
+        (dict(tokenize=False), "tokenize=False is no setting of a template: chat gives ids"),
+        (dict(return_tensors="np"), "return_tensors='np' is no .* chat_text the text"),
+        (dict(padding=True), "padding=True is no setting"),
+        (dict(max_length=9), "max_length=9 is no setting"),
+    ],
+)
+def test_what_is_no_setting_of_a_template_is_refused(words, given, told):
+    with pytest.raises(ValueError, match=told):
+        words.chat([{"role": "assistant", "content": "Sure, "}], **given)
+    with pytest.raises(ValueError, match="no text 'content' to continue"):
+        words.chat([], continue_final_message=True)
+
+
+def test_a_text_that_the_template_changes_is_not_continued(tmp_path):
+    words = chat_tokenizer.load_tokenizer(copied(tmp_path / "a", chat_template__jinja=SHOUTED))
+    with pytest.raises(ValueError, match="does not write 'Sure' as it is"):
+        words.chat_text([{"role": "assistant", "content": "Sure"}], continue_final_message=True)
+
+
 # The ids that these tokenizers put before a text of their own accord: `<s>`.
 FIRST = {"mistral-v3-hf": [1]}
 
