@@ -123,7 +123,7 @@ class Beginning:
         return out
 
     def _keep(self, name: str, new: Float[Array, "B T *each"]) -> None:
-        at = (self.i, *[0] * new.ndim)
+        at = (self.i, *[jnp.zeros((), self.i.dtype)] * new.ndim)
         whole = jax.lax.dynamic_update_slice(self.state[name], new[None], at)
         self.state = self.state | {name: whole}
 
