@@ -179,7 +179,8 @@ def _continued(
     order = [row for rows in rows_of.values() for row in rows]  # answers to a prompt together
     tokens = np.zeros((len(order), room_for(more)), np.int32)
     ends, last = np.zeros(len(order), np.int32), np.full(len(order), more, np.int32)
-    how = jax.tree.map(np.asarray, sampling)
+    how = sampling._replace(top_k=min(sampling.top_k, 2**31 - 1))  # more than there are
+    how = jax.tree.map(np.asarray, how)
     while (ends < last).any():
         before = ends
         now = _continue(

@@ -48,6 +48,21 @@ def test_tokens_are_drawn_by_what_remains(sampling, expected):
     assert not found[np.asarray(expected) == 0].any()
 
 
+def test_more_than_all_tokens_is_all_of_them(model):
+    """Beyond what 32 bits hold, too."""
+    found = [
+        generate.generate(model, [[1]], max_new_tokens=8, sampling=Sampling(1.0, top_k=k))
+        for k in (97, 2**31, 2**32 + 1)
+    ]
+    assert found[0] == found[1] == found[2]
+
+
+def test_numbers_of_64_bits_change_nothing(model):
+    found = generate.generate(model, [[5, 6, 7], [8]], max_new_tokens=4)
+    with jax.enable_x64(True):
+        assert generate.generate(model, [[5, 6, 7], [8]], max_new_tokens=4) == found
+
+
 def test_what_needs_no_order_sorts_nothing():
     assert [way(GREEDY), way(Sampling(0.7))] == [likeliest, by_probability]
     for filtered in (dict(top_k=5), dict(top_p=0.9), dict(min_p=0.1)):
