@@ -55,6 +55,10 @@ class ChatTokenizer(NamedTuple):
     own: Tokenizer
     worker: Worker
 
+    def __reduce__(self) -> tuple:
+        """A copy, and one in another process, is read from the folder again: its worker is new."""
+        return load_tokenizer, (self.source,)
+
     def encode(self, text: str) -> list[int]:
         """The ids of a plain text, after the BOS token if the model has one.
 

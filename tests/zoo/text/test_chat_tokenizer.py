@@ -1,8 +1,10 @@
 """What a notebook asks of a tokenizer, held against transformers'."""
 
 import concurrent.futures
+import copy
 import doctest
 import json
+import pickle
 import shutil
 
 import numpy as np
@@ -154,6 +156,14 @@ def test_a_wrong_call_is_answered_by_a_sentence(tmp_path, words):
     refuses = copied(tmp_path / "b", chat_template__jinja="{{ raise_exception('not you') }}")
     with pytest.raises(ValueError, match="the chat template refuses the messages: not you"):
         chat_tokenizer.load_tokenizer(refuses).chat([{"role": "user", "content": "a"}])
+
+
+def test_a_tokenizer_can_be_pickled_and_copied(words):
+    for again in (pickle.loads(pickle.dumps(words)), copy.deepcopy(words)):
+        assert again.encode("Hello there") == words.encode("Hello there")
+        assert again.stop_ids == words.stop_ids
+        asked = [{"role": "user", "content": "a"}]
+        assert again.chat(asked) == words.chat(asked)
 
 
 def test_labels_and_lists_of_texts_are_no_ids(words):
