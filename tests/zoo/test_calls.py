@@ -77,9 +77,12 @@ def test_hidden_needs_no_spans(small_model):
     np.testing.assert_allclose(found, expected[0], atol=1e-5)
     np.testing.assert_array_equal(small_model.hidden(tokens)[0], found)
     np.testing.assert_allclose(small_model.unembed(expected)[0], small_model(A), atol=1e-5)
+    np.testing.assert_allclose(small_model.unembed(found), small_model(A), atol=1e-5)
     found = small_model.hidden([A, B])
     np.testing.assert_allclose(found[1, :3], small_model.hidden(B), atol=1e-5)
     assert not found[1, 3:].any()
+    with pytest.raises(ValueError, match=r"`where` has the lengths: hidden\(ids, spans.causal"):
+        small_model.hidden(tokens, spans.causal(1, 5), lengths=[3])
 
 
 def test_a_call_is_compiled_once_for_a_shape(small_model):

@@ -71,6 +71,8 @@ class CausalLM(nnx.Module):
           ValueError: as in a call of the model.
         """
         if where is not None:
+            if lengths is not None:
+                raise BadInput("`where` has the lengths: hidden(ids, spans.causal(B, T, lengths))")
             return self.residual(jnp.asarray(tokens), where, run)
         if run is not stack.run:
             raise BadInput("`run` goes with `where`: hidden(ids, spans.causal(*ids.shape), run)")
@@ -102,8 +104,10 @@ class CausalLM(nnx.Module):
         """
         return _called(_logits, self, tokens, lengths)
 
-    def unembed(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """Projects hidden states to logits, in float32."""
+    def unembed(self, hidden: Float[Array, "*B T D"]) -> Float[Array, "*B T V"]:
+        """Projects hidden states, of one text or of rows, to logits in float32."""
+        if hidden.ndim == 2:
+            return self.unembed(hidden[None])[0]
         product = layers.einsum("BTD,VD->BTV", hidden, self.unembedding(), out=jnp.float32)
         return last_step.finished(product, self.last_step())
 
