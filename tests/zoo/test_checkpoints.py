@@ -389,6 +389,13 @@ def test_what_weights_cannot_be_split_over_is_refused(small_model):
     ):
         with pytest.raises(ValueError, match=told):
             sharding.refuse_mesh(mesh)
+    with jax.set_mesh(jax.make_mesh((1,), ("data",), axis_types=(explicit,))):
+        for asked in (
+            small_model,
+            lambda ids: zoo.generate.generate(small_model, [ids], max_new_tokens=2),
+        ):
+            with pytest.raises(ValueError, match=told):
+                asked([5, 6])
     mesh = zoo.sharding.mesh_of(1, -1, 1)
     sharding.refuse_mesh(mesh)
     assert zoo.abstract(config, mesh=mesh).config == config

@@ -224,8 +224,13 @@ def axes_here() -> dict[str, int]:
     """The sizes of the mesh in context, without the axes of an enclosing shard_map.
 
     Nothing here is split over those. Empty without a mesh.
+
+    Raises:
+      ValueError: it has explicit axes, as `jax.make_mesh` makes them.
     """
     mesh = jax.sharding.get_abstract_mesh()
+    if AxisType.Explicit in mesh.axis_types:
+        refuse_mesh(mesh)
     named = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
     return {name: size for name, size, kind in named if kind != AxisType.Manual}
 
