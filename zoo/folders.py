@@ -23,6 +23,7 @@ from zoo.models import (
     name_of,
     never_narrowed,
     refuse_dtype,
+    refuse_seed,
     said_by,
 )
 from zoo.narrow import narrowed
@@ -126,6 +127,7 @@ def fresh(
     Raises:
       FileNotFoundError, ValueError: as in `load`.
     """
+    refuse_seed(seed)
     source = None
     if isinstance(config, str | os.PathLike):
         source = hf_folder.fetched(hf_folder.look_up(config), hf_folder.TOKENIZER_FILES)

@@ -82,8 +82,7 @@ def stream(
       ValueError: as in `generate`, once the first tokens are requested.
     """
     drawing.check(sampling)
-    if not 0 <= seed < 2**32:
-        raise BadInput(f"seed={seed}: seeds are whole numbers from 0 to 2**32 - 1")
+    models.refuse_seed(seed)
     if not len(prompts):
         raise BadInput("there is no prompt to continue")
     stop_ids = _checked(max_new_tokens, at_once, stop_ids)

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from checkpoints_io.errors import BadInput
 from zoo import adapters
 from zoo import targets as choosing
-from zoo.models import Model
+from zoo.models import Model, refuse_seed
 from zoo.parts import adapted
 
 
@@ -39,6 +39,7 @@ def with_adapters(
       ValueError: the model already has adapters, a target names no weight, or `rank` or `alpha` is
         out of range.
     """
+    refuse_seed(seed)
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise BadInput(f"rank={rank!r}: adapters have a whole number of dimensions, like 8")
     alpha = rank if alpha is None else alpha

@@ -7,6 +7,7 @@ import types
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from checkpoints_io import hf_folder, hf_names
 from checkpoints_io.errors import BadInput
@@ -175,6 +176,16 @@ def refuse_dtype(name: str, dtype: jax.typing.DTypeLike) -> None:
         right = False
     if not right:
         raise BadInput(f"{name}={dtype!r}: the zoo computes in float32, bfloat16 and float16")
+
+
+def refuse_seed(seed: object) -> None:
+    """Refuses what random numbers cannot begin with: others would be those of another seed.
+
+    Raises:
+      ValueError: it is no whole number of 32 bits.
+    """
+    if not isinstance(seed, int | np.integer) or not 0 <= int(seed) < 2**32:
+        raise BadInput(f"seed={seed!r:.60}: seeds are whole numbers from 0 to 2**32 - 1")
 
 
 def dtype_of(param: nnx.Variable, dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:

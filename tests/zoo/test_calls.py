@@ -19,6 +19,7 @@ from tests.conftest import TINY, small_config
 from tests.long_forms import full_but
 from tests.zoo import twins
 import zoo
+from zoo import models
 from zoo.parts import rope, spans
 
 A, B = [5, 6, 7, 8, 9], [10, 11, 12]
@@ -217,6 +218,26 @@ def test_a_model_with_weights_drawn_anew(tmp_path):
     narrow = zoo.fresh(config, dtype=jnp.bfloat16, compute_dtype=jnp.float32)
     assert narrow.embedding[...].dtype == jnp.bfloat16
     assert narrow.hidden(A).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("seed", [2**32, -1])
+def test_a_seed_is_a_number_of_32_bits(small_model, seed):
+    """Another one would be the same as a smaller one."""
+    for ask in (
+        lambda: zoo.fresh(small_model.config, seed=seed),
+        lambda: zoo.generate.generate(small_model, [A], max_new_tokens=1, seed=seed),
+        lambda: zoo.lora.with_adapters(small_model, rank=2, seed=seed),
+    ):
+        with pytest.raises(ValueError, match=r"^seed=.*whole numbers from 0 to 2\*\*32 - 1"):
+            ask()
+
+
+def test_what_is_no_seed_is_refused():
+    """Where no annotation is checked: in a notebook."""
+    for seed in (None, "a", 1.5, jax.random.key(0)):
+        with pytest.raises(ValueError, match=r"(?s)^seed=.*whole numbers from 0 to 2\*\*32 - 1"):
+            models.refuse_seed(seed)
+    models.refuse_seed(np.int64(3))
 
 
 def test_a_folder_with_weights_drawn_anew_keeps_its_tokenizer(tmp_path):
