@@ -23,6 +23,7 @@ from zoo.models import (
     name_of,
     never_narrowed,
     refuse_dtype,
+    refuse_other,
     refuse_seed,
     said_by,
 )
@@ -232,8 +233,7 @@ def save(
       ValueError: `dtype` is not one that weights may have; the weights do not fit the model's
         Config or are not finite; a stop id is beyond the vocabulary; or the template is invalid.
     """
-    if not isinstance(model, Model):
-        raise TypeError(f"zoo.save(model, folder) is given a {type(model).__name__} as a model")
+    refuse_other(model, "zoo.save(model, folder)")
     refuse_dtype("dtype", dtype)
     stop_ids = token_rows.stop_ids(stop_ids)
     if odd := [i for i in stop_ids if i >= model.config.vocab_size]:

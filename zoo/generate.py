@@ -35,7 +35,7 @@ def generate(
     prompts: token_rows.Tokens,
     *,
     max_new_tokens: int,
-    stop_ids: Collection[int] | np.ndarray = (),
+    stop_ids: Collection[int] | np.ndarray | Array = (),
     sampling: Sampling = GREEDY,
     seed: int = 0,
     lengths: token_rows.Lengths | None = None,
@@ -55,6 +55,7 @@ def generate(
         beyond the positions that the model has weights for or is supported with; or a setting of
         `sampling` is out of range.
     """
+    token_rows.refuse_others(prompts)
     texts: list[list[int]] = [[] for _ in prompts]
     for added in stream(
         model, prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids, sampling=sampling,
@@ -70,7 +71,7 @@ def stream(
     prompts: token_rows.Tokens,
     *,
     max_new_tokens: int,
-    stop_ids: Collection[int] | np.ndarray = (),
+    stop_ids: Collection[int] | np.ndarray | Array = (),
     sampling: Sampling = GREEDY,
     seed: int = 0,
     at_once: int = 4,
@@ -81,8 +82,10 @@ def stream(
     Raises:
       ValueError: as in `generate`, once the first tokens are requested.
     """
+    models.refuse_other(model, "generate(model, prompts)")
     drawing.check(sampling)
     models.refuse_seed(seed)
+    token_rows.refuse_others(prompts)
     if not len(prompts):
         raise BadInput("there is no prompt to continue")
     stop_ids = _checked(max_new_tokens, at_once, stop_ids)

@@ -1,6 +1,6 @@
 """LoRA in a notebook: adds adapters to a model, and splits it into trained and frozen weights."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import math
 from typing import Any
@@ -8,19 +8,20 @@ from typing import Any
 from flax import nnx
 import jax
 from jaxtyping import PyTree
+import numpy as np
 
 from checkpoints_io.errors import BadInput
 from zoo import adapters
 from zoo import targets as choosing
-from zoo.models import Model, refuse_seed
+from zoo.models import Model, refuse_other, refuse_seed
 from zoo.parts import adapted
 
 
 def with_adapters(
     model: Model,
     *,
-    rank: int,
-    alpha: int | float | None = None,
+    rank: int | np.integer,
+    alpha: int | float | np.integer | np.floating | None = None,
     targets: Sequence[str] | str = (choosing.ALL_LINEAR,),
     exclude: Sequence[str] | str = (),
     rslora: bool = False,
@@ -39,12 +40,17 @@ def with_adapters(
       ValueError: the model already has adapters, a target names no weight, or `rank` or `alpha` is
         out of range.
     """
+    refuse_other(model, "with_adapters(model, rank=8)")
     refuse_seed(seed)
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+    if isinstance(rank, bool) or not isinstance(rank, int | np.integer) or rank < 1:
         raise BadInput(f"rank={rank!r}: adapters have a whole number of dimensions, like 8")
     alpha = rank if alpha is None else alpha
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+    number = isinstance(alpha, int | float | np.integer | np.floating)
+    if isinstance(alpha, bool) or not number or not 0 < alpha < math.inf:
         raise BadInput(f"alpha={alpha!r}: what adapters add is scaled by a number, like {rank}")
+    for name, given in (("targets", targets), ("exclude", exclude)):
+        if not isinstance(given, Iterable):
+            raise BadInput(f"{name}={given!r}: names of weights in a list, like ['q_proj']")
     targets, exclude = ((x,) if isinstance(x, str) else tuple(x) for x in (targets, exclude))
     graph, state = nnx.split(model)
     params = nnx.to_pure_dict(state)
@@ -52,8 +58,8 @@ def with_adapters(
     if any(map(is_one, jax.tree.leaves(params, is_leaf=is_one))):
         raise BadInput("the model has adapters: load it without them to give it new ones")
     sites = choosing.sites(model, choosing.Lora(
-        rank=rank, alpha=float(alpha), targets=targets, exclude=exclude, rslora=rslora, dora=dora,
-        zero="B",
+        rank=int(rank), alpha=float(alpha), targets=targets, exclude=exclude, rslora=rslora,
+        dora=dora, zero="B",
     ))  # fmt: skip
     frozen = adapters.attached(params, sites)
     trained = adapters.fresh(frozen, adapters.layout(model, sites, dora=dora), zero="B", seed=seed)

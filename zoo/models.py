@@ -178,6 +178,17 @@ def refuse_dtype(name: str, dtype: jax.typing.DTypeLike) -> None:
         raise BadInput(f"{name}={dtype!r}: the zoo computes in float32, bfloat16 and float16")
 
 
+def refuse_other(model: object, call: str) -> None:
+    """Refuses what is no model, as the path of one.
+
+    Raises:
+      ValueError: it is none.
+    """
+    if not isinstance(model, Model):
+        kind = type(model).__name__
+        raise BadInput(f"{call} is given a {kind} as a model: zoo.load(path) gives one")
+
+
 def refuse_seed(seed: object) -> None:
     """Refuses what random numbers cannot begin with: others would be those of another seed.
 

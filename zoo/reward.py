@@ -68,10 +68,15 @@ def rewards(of: RewardModel, texts: Sequence[Sequence[int]]) -> list[float]:
       ValueError: a text is empty, longer than the model reads, or holds an id that has no
         embedding.
     """
+    if not isinstance(of, RewardModel):
+        raise BadInput(
+            f"rewards(of, texts) is given a {type(of).__name__} as a reward model: "
+            "zoo.reward.load(path) gives one"
+        )
     token_rows.check_several(texts, "texts")
     token_rows.check_length(max(map(len, texts), default=0), of.model.config)
     if len(texts):
-        ids = np.concatenate([np.asarray(text) for text in texts])
+        ids = np.concatenate(token_rows.cut(texts, None))
         token_rows.check_ids(ids, of.model.config.vocab_size)
     graph, state = nnx.split(of.model)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))

@@ -37,6 +37,17 @@ def test_lists_arrays_one_text_and_rows_are_the_same(small_model):
     np.testing.assert_allclose(in_jit, expected[0], atol=1e-5)
 
 
+def test_whole_numbers_of_any_kind_are_ids(small_model):
+    """Of another order of bytes; and without a sign beside others, of which numpy makes floats."""
+    np.testing.assert_array_equal(small_model(np.array(A, ">i4")), small_model(A))
+    found = small_model([np.array(A, np.uint64), np.array(B)])
+    np.testing.assert_array_equal(found, small_model([A, B]))
+    found = small_model(np.array([A, [*B, 0, 0]]), np.array([5, 3], ">i8"))
+    np.testing.assert_array_equal(found, small_model([A, B]))
+    with pytest.raises(ValueError, match="token id 4611686018427387904 is beyond"):
+        small_model(np.array([2**64 - 1], np.uint64))
+
+
 def test_rows_of_different_lengths(small_model):
     found = small_model([A, B])
     assert found.shape == (2, 5, 97)
@@ -282,6 +293,37 @@ def started(code):
     command, root = [sys.executable, "-c", code], TINY.parent.parent
     told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
     return told.stdout.split()
+
+
+KINDS = """
+import numpy as np, zoo
+model = zoo.load("recipes/tiny/model")
+generate, with_adapters = zoo.generate.generate, zoo.lora.with_adapters
+for ask in (
+    lambda: model({"input_ids": [[1]]}), lambda: model(x for x in [1, 2]),
+    lambda: generate(model, {"input_ids": [[1]]}, max_new_tokens=1),
+    lambda: generate(model, (x for x in [[1]]), max_new_tokens=1),
+    lambda: generate("a/path", [[1]], max_new_tokens=1), lambda: with_adapters("a/path", rank=2),
+    lambda: zoo.reward.rewards("a/path", [[1]]), lambda: zoo.save("a/path", "out"),
+    lambda: with_adapters(model, rank=2, targets=None),
+):
+    try:
+        ask()
+    except ValueError as error:
+        print("_".join(str(error).split()))
+with_adapters(model, rank=np.int64(2), alpha=np.float32(3))
+"""
+
+
+def test_what_is_of_another_kind_is_answered_by_a_sentence():
+    """Where no annotation is checked: in a notebook."""
+    asks = ['give_its_["input_ids"]', "give_list()_of_it"]
+    gives = ["zoo.load(path)_gives_one"] * 2
+    gives += ["zoo.reward.load(path)_gives_one", "zoo.load(path)_gives_one", "like_['q_proj']"]
+    told = started(KINDS)
+    assert len(told) == 9
+    for line, end in zip(told, [*asks, *asks, *gives], strict=True):
+        assert line.endswith(end), line
 
 
 def test_import_zoo_imports_neither_jax_nor_flax():

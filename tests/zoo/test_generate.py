@@ -222,6 +222,8 @@ def test_what_means_nothing_is_refused(model, arguments, told):
         ((3, 1, ["<end>"]), "stop_ids are ids in a list"),
         ((3, 1, {1.5}), "stop_ids are ids in a list"),
         ((3, 1, [2**40]), "stop_ids are ids in a list"),
+        ((3, 1, np.array([1.5])), "stop_ids are ids in a list"),
+        ((3, 1, np.array([[1]])), "stop_ids are ids in a list"),
     ],
 )
 def test_what_is_of_another_kind_is_refused(given, told):
@@ -255,7 +257,7 @@ def test_what_is_not_several_texts_is_refused(given, told):
 
 def test_prompts_and_stop_ids_are_lists_or_arrays(model):
     lists = generate.generate(model, [[5, 6, 7], [8]], max_new_tokens=4)
-    for stops in (lists[0][1:2], {lists[0][1]}, np.array(lists[0][1:2])):
+    for stops in (lists[0][1:2], {lists[0][1]}, np.array(lists[0][1:2]), jnp.array(lists[0][1:2])):
         found = generate.generate(model, [[5, 6, 7]], max_new_tokens=4, stop_ids=stops)
         assert found == [lists[0][: lists[0].index(lists[0][1]) + 1]]
     for array in (np.array, jnp.array):

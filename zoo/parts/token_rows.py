@@ -1,6 +1,7 @@
 """Converts a caller's tokens, lists or arrays of equal or different lengths, to rows of ids."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +30,7 @@ def read(tokens: Tokens, lengths: Lengths | None, vocabulary: int) -> Rows:
     Raises:
       ValueError: they are not ids of this vocabulary, or `lengths` do not fit the rows.
     """
-    _refuse_text(tokens)
+    refuse_others(tokens)
     if isinstance(tokens, Sequence) and len(set(counts := _counts(tokens))) > 1:
         if lengths is not None:
             raise BadInput(
@@ -61,7 +62,7 @@ def cut(texts: Any, lengths: Lengths | None) -> list[np.ndarray]:
       ValueError: `lengths` do not fit the rows of an array.
     """
     if lengths is None:
-        return [np.asarray(text) for text in texts]
+        return [_as_numpy(text) for text in texts]
     rows = _as_numpy(texts)
     if rows.ndim != 2:
         raise BadInput("`lengths` say where the rows of an array [B, T] end: leave them out")
@@ -75,7 +76,7 @@ def check_several(texts: Any, what: str) -> None:
     Raises:
       ValueError: they are not a list of lists of ids, or one of them is empty.
     """
-    _refuse_text(texts)
+    refuse_others(texts)
     if any(np.ndim(text) == 0 for text in texts):
         raise BadInput(f"{what} are lists of ids, and these are the ids of one: write [ids]")
     if not all(len(text) for text in texts):
@@ -84,9 +85,21 @@ def check_several(texts: Any, what: str) -> None:
         raise BadInput(f"{what} are lists of ids, and these are lists of such lists")
 
 
-def _refuse_text(tokens: Tokens) -> None:
-    if isinstance(tokens, Sequence) and any(isinstance(x, str | bytes) for x in (tokens, *tokens)):
+def refuse_others(tokens: Any) -> None:
+    """Refuses what holds no ids, or not by their places: text, dicts, generators.
+
+    Raises:
+      ValueError: it is such, or a row of it is.
+    """
+    rows = tokens if isinstance(tokens, Sequence) else ()
+    kinds = {type(tokens), *map(type, rows)}
+    if any(issubclass(kind, str | bytes) for kind in kinds):
         raise BadInput(f"tokens are ids, and {tokens!r:.60} is text: encode it with the tokenizer")
+    for kind in kinds:
+        if issubclass(kind, Mapping):
+            raise BadInput(f'tokens are ids, and not a {kind.__name__}: give its ["input_ids"]')
+        if issubclass(kind, Iterator):
+            raise BadInput(f"tokens are lists of ids, and not a {kind.__name__}: give list() of it")
 
 
 def as_given(
@@ -115,10 +128,14 @@ def stop_ids(given: Any) -> tuple[int, ...]:
     Raises:
       ValueError: they are not ids.
     """
-    several = isinstance(given, Sequence | Set | np.ndarray)
-    if not several or not all(isinstance(i, int | np.integer) and 0 <= i < 2**31 for i in given):
+    try:
+        listed = isinstance(given, Sequence | Set) or np.ndim(given) == 1
+        ids = tuple(map(operator.index, given)) if listed else (-1,)
+    except (TypeError, ValueError):
+        ids = (-1,)
+    if not all(0 <= i < 2**31 for i in ids):
         raise BadInput(f"stop_ids are ids in a list, like [2], and not {given!r:.60}")
-    return tuple(map(int, given))
+    return ids
 
 
 def check_ids(tokens: Array | np.ndarray, vocabulary: int) -> None:
@@ -153,9 +170,14 @@ def _can_be_looked_at(x: Array | np.ndarray) -> bool:
 
 def _as_numpy(tokens: object) -> np.ndarray:
     try:
-        return np.asarray(tokens)
+        array = np.asarray(tokens)
     except (TypeError, ValueError) as error:
         raise BadInput(f"tokens cannot be read as an array of ids: {error}") from error
+    # Of another order of bytes, or where numpy would make floats of them beside others.
+    if array.dtype.kind == "u" and array.dtype.itemsize == 8:
+        return np.minimum(array, np.uint64(2**62)).astype(np.int64)
+    foreign = array.dtype.kind in "iu" and not array.dtype.isnative
+    return array.astype(np.int64) if foreign else array
 
 
 def _counts(tokens: Sequence[Any]) -> list[int]:
@@ -175,7 +197,7 @@ def _padded(rows: Sequence[object]) -> np.ndarray:
 
 
 def _checked(lengths: Lengths, B: int, T: int) -> Array | np.ndarray:
-    array = lengths if isinstance(lengths, Array) else np.asarray(lengths)
+    array = lengths if isinstance(lengths, Array) else _as_numpy(lengths)
     if array.shape != (B,) or not jnp.issubdtype(array.dtype, jnp.integer):
         raise BadInput(
             f"lengths are {B} integers, one for each row, and not {array.dtype} of the shape "

@@ -55,6 +55,9 @@ class ChatTokenizer(NamedTuple):
     own: Tokenizer
     worker: Worker
 
+    def __repr__(self) -> str:
+        return f"<the tokenizer of {self.source}: {self.vocabulary_size} tokens>"
+
     def __reduce__(self) -> tuple:
         """A copy, and one in another process, is read from the folder again: its worker is new."""
         return load_tokenizer, (self.source,)
@@ -82,7 +85,7 @@ class ChatTokenizer(NamedTuple):
             raise BadInput(f"decode takes the ids of one text, and not {ids!r:.60}") from error
         if some and min(some) < 0:
             raise BadInput(f"id {min(some)} is none of a tokenizer: labels are no ids")
-        return self.own.decode(some)
+        return self.own.decode([i for i in some if i < 2**31])
 
     def chat(self, messages: Messages, **given: Any) -> list[int]:
         """The ids of a conversation, as `chat_text` writes it."""
@@ -120,8 +123,8 @@ class ChatTokenizer(NamedTuple):
             )
         if continue_final_message and add_generation_prompt:
             raise BadInput(
-                f"continue_final_message={continue_final_message!r} continues the last message, and "
-                "add_generation_prompt=True begins another: leave one of them out"
+                f"continue_final_message={continue_final_message!r} continues the last message, "
+                "and add_generation_prompt=True begins another: leave one of them out"
             )
         if add_generation_prompt is None:
             answered = messages and messages[-1].get("role") == "assistant"

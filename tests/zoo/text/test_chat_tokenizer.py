@@ -166,6 +166,14 @@ def test_a_tokenizer_can_be_pickled_and_copied(words):
         assert again.chat(asked) == words.chat(asked)
 
 
+def test_ids_beyond_the_vocabulary_are_no_text(words):
+    assert words.decode([5, 2**40, 6]) == words.decode([5, 5000, 6]) == words.decode([5, 6])
+
+
+def test_a_tokenizer_is_told_in_a_line(words):
+    assert repr(words) == f"<the tokenizer of {TINY / 'model'}: 1024 tokens>"
+
+
 def test_labels_and_lists_of_texts_are_no_ids(words):
     assert words.decode(np.array([5, 6])) == words.decode([5, 6])
     with pytest.raises(ValueError, match="-100 is none of a tokenizer: labels are no ids"):
