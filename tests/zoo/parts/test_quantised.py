@@ -121,8 +121,8 @@ def of_a_step(layers, kind):
     loss = lambda a: -jax.nn.log_sigmoid(a.policy[:, 0] - a.policy[:, 1])
     add = functools.partial(update.add_micro_batch, graph=graph, loss=loss)
     sums = update.Sums(trained, logps.Scores(answers, answers, answers), answers)
-    said = update.Said(whole(2, 2), answers)
-    program = jax.jit(add, donate_argnums=0).lower(sums, trained, frozen, answers, said, batch)
+    fields = update.DataFields(whole(2, 2), answers)
+    program = jax.jit(add, donate_argnums=0).lower(sums, trained, frozen, answers, fields, batch)
     held = plan.memory(blank, trained, {}, None, resident=False)["frozen"]
     return program.compile().memory_analysis().temp_size_in_bytes, held
 
