@@ -139,7 +139,7 @@ def of_one(folder):
         yield program, [], ["--config=recipes/configs/tiny.py"], 2
     bare = f"--config.initialize_from_hf={folder}/bare"
     yield "recipes/dpo.py", [*here, bare], ["bare"], 1
-    yield "recipes/dpo.py", [*here, "--config.directory=file:///a/run"], ["a path of this"], 1
+    yield "recipes/dpo.py", [*here, "--config.directory=file:///a/run"], ["a path on this"], 1
     yield "recipes/dpo.py", [*here, "--config.directory=gs://a"], ["gs://BUCKET/FOLDER"], 1
     yield "recipes/dpo.py", [*here, "--config.mesh.fsdp=3"], ["does not fit 1 devices"], 1
     yield "recipes/dpo.py", [*here, "--config.min_pack_fill=0.99"], ["would be filled"], 1

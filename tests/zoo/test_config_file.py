@@ -125,7 +125,7 @@ def test_what_a_part_took_from_the_config_goes_with_it(family, field, value, par
     """Alone the Config moves nothing in memory, and would be another model in the file."""
     model = twins.untrained(family, next(iter(twins.TWINS[family])))
     model.config = dataclasses.replace(model.config, **{field: value})
-    with pytest.raises(ValueError, match=rf"blocks\.{part} is .*, as the model was made"):
+    with pytest.raises(ValueError, match=rf"blocks\.{part} is .*, as the model was built"):
         zoo.save(model, tmp_path / "model")
     module, name = part.split(".")
     made = type(model)(model.config, nnx.Rngs(0), model.dtype)

@@ -206,7 +206,7 @@ def test_what_is_not_trained_is_not_lost(tmp_path, name, monkeypatch):
     assert index["metadata"]["total_size"] == sum(one.nbytes for one in after.values())
     ropes = dataclasses.replace(model.config.rope_parameters, rope_theta=5e3)
     model.config = dataclasses.replace(model.config, rope_parameters=ropes)  # changed since
-    with pytest.raises(ValueError, match="save its text alone, with text_only=True"):
+    with pytest.raises(ValueError, match="save only its text part, with text_only=True"):
         zoo.save(model, tmp_path / "other")
     zoo.save(model, tmp_path / "text", text_only=True)
     assert zoo.load(tmp_path / "text").config == model.config
