@@ -86,7 +86,8 @@ def folder(path: pathlib.Path, mark: str = MARK) -> Iterator[pathlib.Path | None
     """A temporary folder beside `path` that takes its name, and its place, on success.
 
     An old folder may be replaced if it has the file `mark`, by which such folders are recognised.
-    Process 0 writes it; the others get None. What a killed writer left is cleared away.
+    Process 0 writes it; the others get None. What a killed writer left is cleared away. Where
+    `path` is a link to a folder, that folder is replaced and the link stays.
 
     Raises:
       FileExistsError: the old folder has no such file, and may be somebody's work.
@@ -96,6 +97,7 @@ def folder(path: pathlib.Path, mark: str = MARK) -> Iterator[pathlib.Path | None
         yield None
         return
 
+    path = path.resolve() if path.is_dir() else path
     with _scratch(path) as (fresh, old):
         refuse_other(path, (mark,))
         fresh.mkdir()

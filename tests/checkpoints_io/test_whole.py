@@ -113,6 +113,21 @@ def test_where_no_export_can_go_the_run_does_not_start(tiny_config, tmp_path):
         dpo.train(tiny_config)
 
 
+def test_a_link_to_a_model_stays_one(tmp_path):
+    """And what it leads to is the new one."""
+    (tmp_path / "disk").mkdir()
+    model = zoo.fresh(TINY / "model", seed=1)
+    zoo.save(model, tmp_path / "disk" / "model")
+    (tmp_path / "link").symlink_to("disk/model")
+    zoo.save(zoo.fresh(TINY / "model", seed=2), tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    found = zoo.load(tmp_path / "disk" / "model").embedding[...]
+    assert (found != zoo.load(TINY / "model").embedding[...]).any()
+    assert (found == zoo.load(tmp_path / "link").embedding[...]).all()
+    assert (found != model.embedding[...].astype("bfloat16").astype("float32")).any()
+    assert sorted(p.name for p in (tmp_path / "disk").iterdir()) == ["model"]
+
+
 def test_an_export_follows_no_link_to_its_scratch(tmp_path):
     (tmp_path / "theirs" / "new").mkdir(parents=True)
     (tmp_path / ".model.part").symlink_to("theirs")
