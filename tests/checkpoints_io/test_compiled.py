@@ -24,7 +24,7 @@ def test_on_a_disk_all_are_kept_and_in_a_bucket_slow_ones(given, tmp_path):
     given.clear()
     compiled.keep("memory://runs/compiled")
     assert given == {"jax_compilation_cache_dir": "memory://runs/compiled"}
-    with pytest.raises(BadInput, match=r"--config.compile_cache=nowhere://a/b: nowhere:// is not a known kind"):
+    with pytest.raises(BadInput, match=r"compile_cache=nowhere://a/b: nowhere:// is not a known"):
         compiled.keep("nowhere://a/b", "--config.compile_cache")
 
 
