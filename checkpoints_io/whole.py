@@ -97,7 +97,8 @@ def folder(path: pathlib.Path, mark: str = MARK) -> Iterator[pathlib.Path | None
         yield None
         return
 
-    path = path.resolve() if path.is_dir() else path
+    while path.is_symlink() and path.is_dir():  # `resolve` would follow the links above it, too
+        path = path.parent / path.readlink()
     with _scratch(path) as (fresh, old):
         refuse_other(path, (mark,))
         fresh.mkdir()

@@ -90,7 +90,7 @@ def said_of(family):
         ("deepseek_v3", dict(num_key_value_heads=2), "as many as num_attention_heads, 4"),
         ("deepseek_v3", dict(n_group=4), "cannot be chosen from 1 of 4 groups of 6 experts"),
         ("deepseek_v3", dict(mlp_layer_types=["dense", "moe", "dense"]), "not {'moe'}"),
-        ("glm4_moe", dict(first_k_dense_replace=-1), "no number of layers: -1"),
+        ("glm4_moe", dict(first_k_dense_replace=-1), "is not a number of layers: -1"),
         ("glm4_moe_lite", dict(mlp_layer_types=["dense"]), "names 1 layers"),
         ("minimax_m2", dict(attn_type_list=[1, 0, 1]), "attn_type_list"),
         ("ministral3", dict(rope_parameters=dict(rope_theta=1e4, llama_4_scaling_beta=0.1)),

@@ -258,7 +258,7 @@ def test_adapters_of_the_same_weights_in_another_dtype_are_not_refused(folder):
 def test_a_file_of_our_own_that_says_something_else(folder, tmp_path, said):
     other = changed(folder, tmp_path / "a")
     (other / "trained_on.json").write_text(json.dumps(said))
-    with pytest.raises(ValueError, match="does not say which weights"):
+    with pytest.raises(ValueError, match="does not name the weights"):
         zoo.load(TINY / "model", adapter=other)
 
 
