@@ -303,6 +303,13 @@ def test_a_turn_that_is_marked_not_to_be_trained_does_not_count(shared, own, nam
             counted(*none, how=how)
 
 
+def test_no_template_sees_that_a_turn_is_not_to_be_trained(own):
+    text = "{% for m in messages %}{{ m.role }}: {{ m.content }} {{ m | length }}\n{% endfor %}"
+    turns = [assistant("b") | {messages.QUIET: True}, user("c"), assistant("d")]
+    (shown,) = rendering.render(Pair([user("a")], turns, None), prepared(own, text))
+    assert shown.text == "user: a 2\nassistant: b 2\nuser: c 2\nassistant: d 2\n"
+
+
 def test_a_template_is_told_of_tools_and_of_what_a_row_says_besides(own):
     text = """{% for t in tools or [] %}{{ t.name }};{% endfor %}{{ mood }};\
 {% for m in messages %}{{ m.role }}: {{ m.content }}{{ m.tool_calls or '' }}
