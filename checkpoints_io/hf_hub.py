@@ -8,7 +8,7 @@ from checkpoints_io.errors import BadInput, NoAccess, StorageError
 ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
 # What makes a folder the model or the adapters that it is: beside another's it would be read.
 OF_A_MODEL = (
-    r"(adapter_)?model[\w-]*\.safetensors(\.index\.json)?|trained_on\.json|"
+    r"(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|trained_on\.json|"
     r"(adapter_|generation_)?config\.json"
 )
 

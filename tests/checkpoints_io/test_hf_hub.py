@@ -56,7 +56,8 @@ def test_what_was_sent_before_the_line_was_cut_is_not_sent_again(hub, folder):
 def test_of_an_earlier_export_nothing_is_left_that_would_be_read(hub, folder, tmp_path):
     """Adapters beside merged weights would be put on them; one file is read before several."""
     hf_hub.ready("me/mine", private=True)
-    hub.repos["me/mine"]["files"]["notes/config.json"] = b"mine"
+    others = {"notes/config.json", "model_of_mine.safetensors"}
+    hub.repos["me/mine"]["files"] |= dict.fromkeys(others, b"mine")
     hf_hub.push(str(folder), "me/mine", "adapters")
     for names in (
         ("adapter_config.json", "adapter_model.safetensors", "trained_on.json", "README.md"),
@@ -68,7 +69,7 @@ def test_of_an_earlier_export_nothing_is_left_that_would_be_read(hub, folder, tm
         for name in names:
             (other / name).write_bytes(name.encode())
         hf_hub.push(str(other), "me/mine", "another")
-        kept = {"notes/config.json", "tokenizer.json", "README.md"}
+        kept = others | {"tokenizer.json", "README.md"}
         assert hub.repos["me/mine"]["files"].keys() == kept | {*names}
 
 
