@@ -61,6 +61,8 @@ def of_configs(folder):
     )
     leaving = folder / "leaving.py"
     leaving.write_text("import sys\n\ndef get_config():\n    sys.exit()\n")
+    # Who has run the demo has a run in its directory, which is of other settings.
+    fresh = [CONFIG, f"--config.directory={folder}/fresh"]
     nowhere = f"--config.initialize_from_hf={folder}/nowhere"
     empty = folder / "empty"
     empty.mkdir()
@@ -113,10 +115,10 @@ def of_configs(folder):
         ([CONFIG, "--config.num_train_steps=None"], ["set one of"], 2),
         ([CONFIG, "--config.validation=a.jsonl"], ["write --config.validation.heldout=a"], 2),
         ([CONFIG, "--config.reference_is_hf=false"], ["--config.reference_model_path="], 2),
-        ([CONFIG, nowhere], ["no model folder", "nowhere"], 1),
-        ([CONFIG, "--config.initialize_from_hf=owner/name"], ["hub could not be reached"], 1),
-        ([CONFIG, f"--config.initialize_from_hf={empty}"], ["empty"], 1),
-        ([CONFIG, f"--config.initialize_from_hf={file}"], ["file"], 1),
+        ([*fresh, nowhere], ["no model folder", "nowhere"], 1),
+        ([*fresh, "--config.initialize_from_hf=owner/name"], ["hub could not be reached"], 1),
+        ([*fresh, f"--config.initialize_from_hf={empty}"], ["empty"], 1),
+        ([*fresh, f"--config.initialize_from_hf={file}"], ["file"], 1),
     ]
 
 

@@ -138,6 +138,7 @@ def test_no_key_of_an_architecture_is_ignored():
 
 def test_every_key_of_a_decoder_in_transformers_is_in_a_list():
     """If this fails after an upgrade: put the new names into hf_keys, by what they do."""
+    pytest.importorskip("torch")  # which transformers asks for here
     transformers = pytest.importorskip("transformers")
     from transformers.models.auto import modeling_auto
 
