@@ -126,10 +126,11 @@ def pack_rows(items: Sequence[Item], shape: Shape) -> list[list[list[Placed]]]:
                 f"positions with its prompt: raise --config.row_length={shape.row_length}"
             )
 
-    whole: list[tuple[int, tuple[Stream, ...]]] = []
+    whole: list[tuple[int, int, tuple[Stream, ...]]] = []
     for slot, (source_row, streams) in enumerate(items):
-        if len(streams) == 1 or _length(streams) <= shape.row_length:
-            whole.append((slot, streams))
+        size = _length(streams)
+        if len(streams) == 1 or size <= shape.row_length:
+            whole.append((size, slot, streams))
             continue
         if shape.rows < len(streams):
             raise BadInput(
@@ -142,9 +143,8 @@ def pack_rows(items: Sequence[Item], shape: Shape) -> list[list[list[Placed]]]:
         for offset, stream in enumerate(streams):
             put(start + offset, slot, stream)
     apart = len(rows)
-    whole.sort(key=lambda placed: -_length(placed[1]))
-    for slot, streams in whole:
-        size = _length(streams)
+    whole.sort(key=lambda item: -item[0])
+    for size, slot, streams in whole:
         fitting = [row for row, left in enumerate(room) if left >= size]
         row = min(fitting, key=lambda row: room[row], default=len(rows))
         for stream in streams:

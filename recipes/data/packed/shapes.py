@@ -8,7 +8,7 @@ import numpy as np
 from checkpoints_io.errors import BadInput
 from recipes.data.ids.examples import Example
 from recipes.data.packed import packing, streams
-from recipes.data.packed.packing import Shape
+from recipes.data.packed.packing import Item, Shape
 
 # Updates that are packed to see how a shape would fill, and the step between row lengths, or their
 # parts: the tiles of attention kernels are that wide.
@@ -29,17 +29,25 @@ class Fill(NamedTuple):
 
 def fill(examples: Sequence[Example], shape: Shape) -> Fill:
     """How well a shape fills rows, over a few updates of examples from all over the list."""
-    stored = positions = count = 0
+    return _fill(_updates(examples, shape), shape)
+
+
+def _updates(examples: Sequence[Example], shape: Shape) -> list[list[Item]]:
+    """Outlines of a few updates; they depend on the length of a row, not on the count of rows."""
     updates = max(1, min(LOOKED_AT, len(examples) // shape.examples))
     again = -(-shape.examples // len(examples))  # an update may be longer than the list
-    for i in range(updates):
-        some = (list(examples[i::updates]) * again)[: shape.examples]
-        items = [streams.outline(example, shape) for example in some]
+    some = [(list(examples[i::updates]) * again)[: shape.examples] for i in range(updates)]
+    return [[streams.outline(example, shape) for example in update] for update in some]
+
+
+def _fill(updates: list[list[Item]], shape: Shape) -> Fill:
+    stored = positions = count = 0
+    for items in updates:
         micro_batches = packing.pack_rows(items, shape)
         stored += sum(len(p.stream.tokens) for b in micro_batches for row in b for p in row)
         positions += sum(len(rows) for rows in micro_batches) * shape.row_length
         count += len(micro_batches)
-    return Fill(stored / positions, count / updates)
+    return Fill(stored / positions, count / len(updates))
 
 
 def choose(
@@ -65,7 +73,7 @@ def choose(
     whole = max(map(streams.stored_length, examples))
     answers = max(len(example.answers) for example in examples)
     alone = np.array([streams.needed(example, alike) for example in examples])
-    found = []
+    found, updates, outlined = [], [], 0
     most *= context
     most_here, step = min(most // (rows or 1), LONGEST), STEP * context
     for length in [row_length] if row_length else _lengths(longest, whole, most_here, step):
@@ -75,11 +83,13 @@ def choose(
         if rows and rows < least:
             continue
         probe = probe._replace(rows=least * shards, few=least * shards)
-        needed = least * fill(examples, probe).micro_batches  # rows of a device and update
+        if outlined < whole:  # in longer rows all examples are outlined alike
+            updates, outlined = _updates(examples, probe), length
+        needed = least * _fill(updates, probe).micro_batches  # rows of a device and update
         each = rows or max(least, _balanced(needed, max(1, most // length)))
         for few in {max(1, each // 4), max(1, each // 8)}:
             shape = probe._replace(rows=each * shards, few=few * shards)
-            found.append((fill(examples, shape), shape))
+            found.append((_fill(updates, shape), shape))
     if not found:
         raise BadInput(
             f"some examples do not fit into one row and need {answers} rows of a micro-batch: set "
