@@ -14,6 +14,7 @@ import pathlib
 import re
 from typing import Any, NamedTuple
 
+from jaxtyping import PyTree
 import numpy as np
 
 from checkpoints_io import hf_export, hf_folder, hf_weights, quantised, whole
@@ -70,7 +71,7 @@ class Opened(NamedTuple):
     folder: pathlib.Path
     said: Said
     trained_on: TrainedOn
-    tensors: dict[str, Any]  # by name, without PEFT's prefix
+    tensors: dict[str, PyTree]  # by name, without PEFT's prefix
 
 
 @contextlib.contextmanager
@@ -162,7 +163,7 @@ def has_tokenizer(folder: pathlib.Path) -> bool:
     return any((folder / name).is_file() for name in WORDS)
 
 
-def _is_rank(value: Any) -> bool:
+def _is_rank(value: object) -> bool:
     return type(value) is int and 0 < value < 2**31
 
 

@@ -13,6 +13,7 @@ import pathlib
 import re
 from typing import Any, NamedTuple
 
+from jaxtyping import PyTree
 import ml_dtypes
 import numpy as np
 
@@ -51,12 +52,12 @@ class Narrow(NamedTuple):
     If blocks cross the ends of rows, the codes are one row.
     """
 
-    codes: Any  # nf4: uint8 [rows, into / 2]; int8: int8 [out, into]
-    scales: Any  # nf4: one per block, uint8, or float32 if they are not quantised again; int8:
+    codes: PyTree  # nf4: uint8 [rows, into / 2]; int8: int8 [out, into]
+    scales: PyTree  # nf4: one per block, uint8, or float32 if they are not quantised again; int8:
     # float32 [out]
-    steps: Any = None  # float32, one per 256 scales
-    offset: Any = None  # float32 []
-    table: Any = None  # float32 [256]
+    steps: PyTree = None  # float32, one per 256 scales
+    offset: PyTree = None  # float32 []
+    table: PyTree = None  # float32 [256]
 
 
 def rows(out: int, into: int) -> int:
@@ -147,7 +148,7 @@ def _whole(tensor: Slices) -> np.ndarray:
     return tensor[tuple(slice(0, n) for n in tensor.get_shape())]
 
 
-def is_read(told: Mapping[str, Any]) -> bool:
+def is_read(told: Mapping[str, object]) -> bool:
     """Whether weights with this `quantization_config` are read here."""
     method = told.get("quant_method")
     if method == "bitsandbytes":
@@ -270,7 +271,7 @@ def eights(path: pathlib.Path) -> dict[str, Slices]:
     return found
 
 
-def unpacked(tensors: Mapping[str, Slices], told: Mapping[str, Any]) -> dict[str, Slices]:
+def unpacked(tensors: Mapping[str, Slices], told: Mapping[str, object]) -> dict[str, Slices]:
     """The tensors of a checkpoint, each quantised one combined with its scales.
 
     `told` is its `quantization_config`.

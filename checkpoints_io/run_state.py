@@ -21,8 +21,8 @@ from orbax.checkpoint import v1 as ocp
 from checkpoints_io import places, processes, sealed
 from checkpoints_io.errors import NotFound, StorageError
 from checkpoints_io.processes import all_agree
+from checkpoints_io.sealed import Facts
 
-Facts = dict[str, Any]  # what a checkpoint says about itself, as JSON values
 Found = TypeVar("Found")
 
 
@@ -83,7 +83,7 @@ class RunStore:
         if self._keep and processes.is_first():
             # In a bucket Orbax would also clear checkpoints that were set aside.
             self._place.clear(checkpoints=True)
-        policy: Any = types.SimpleNamespace(should_preserve=self._to_stay)
+        policy = types.SimpleNamespace(should_preserve=self._to_stay)
         self._saver = ocp.training.Checkpointer(
             self._at,
             preservation_policy=policy,
@@ -126,7 +126,7 @@ class RunStore:
                 return
         self._failed(step, failure)
 
-    def _begun(self, step: int, content: dict[str, PyTree]) -> tuple[Any, Exception | None]:
+    def _begun(self, step: int, content: dict[str, PyTree]) -> tuple[object, Exception | None]:
         try:
             under_way = self._saver.save_checkpointables_async(step, content)
         except Exception as error:  # whatever Orbax makes of the disk's answer

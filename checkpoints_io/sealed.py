@@ -10,6 +10,8 @@ from jaxtyping import PyTree
 from checkpoints_io.bits import fingerprint
 from checkpoints_io.errors import BadInput
 
+Facts = dict[str, Any]  # what a checkpoint says about itself, as JSON values
+
 FORMAT = 2
 
 
@@ -28,7 +30,7 @@ def closed(facts: Mapping[str, object]) -> dict[str, object]:
     return {"format": FORMAT, "json": text, "sha256": sha256}
 
 
-def opened(kept: dict[str, Any], step: int) -> dict[str, object]:
+def opened(kept: Facts, step: int) -> dict[str, object]:
     """The facts of the checkpoint of a step; those of another format unchecked, to be reported.
 
     Raises:

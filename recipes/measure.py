@@ -10,7 +10,6 @@ those of the YAML files in --tasks_folder.
 
 from collections.abc import Mapping
 import json
-from typing import Any
 
 from absl import flags
 import jax
@@ -51,7 +50,7 @@ def measure(
         )
 
 
-def _kept(found: Mapping[str, Any]) -> dict[str, Any]:
+def _kept(found: Mapping[str, object]) -> dict[str, object]:
     """The content of a file of results: the figures, and by which versions of which tasks."""
     return {name: found[name] for name in ("results", "versions", "n-shot", "n-samples")}
 

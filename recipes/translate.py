@@ -19,7 +19,6 @@ if __name__ == "__main__":  # a wrong flag is answered before the imports below
 from collections.abc import Mapping, Sequence
 import pathlib
 import sys
-from typing import Any
 
 import ml_collections
 import yaml
@@ -54,7 +53,7 @@ def translate(words: Sequence[str], to: str | None, devices: int) -> None:
     print(told, file=sys.stderr)
 
 
-def read(name: str) -> dict[str, Any]:
+def read(name: str) -> dict[str, object]:
     """The settings in a YAML file.
 
     Raises:
@@ -73,7 +72,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def translated(
-    file: Mapping[str, Any], name: str, where: str, to: str, devices: int = 1
+    file: Mapping[str, object], name: str, where: str, to: str, devices: int = 1
 ) -> tuple[str, str]:
     """The text of the config, and what is to be known about it.
 

@@ -7,7 +7,6 @@ A model with adapters is two trees: `trained`, the adapters, and `frozen`, all o
 from collections.abc import Callable
 import dataclasses
 import math
-from typing import Any
 
 from flax import traverse_util
 import jax
@@ -22,10 +21,10 @@ from zoo.targets import Site, linear
 
 
 def attached(
-    params: PyTree, found: list[Site], put: Callable[[np.ndarray], Any] = jnp.asarray
+    params: PyTree, found: list[Site], put: Callable[[np.ndarray], object] = jnp.asarray
 ) -> PyTree:
     """Prepares a tree of weights for adapters at these sites; `put` places their scales."""
-    flat: dict[str, Any] = traverse_util.flatten_dict(params, sep=".")
+    flat: dict[str, PyTree] = traverse_util.flatten_dict(params, sep=".")
     for site in found:
         own = site.axes.removeprefix("L ")
         scale = put(np.array(site.scales, np.float32))
@@ -61,8 +60,8 @@ def fresh(frozen: PyTree, like: PyTree, *, zero: str, seed: int) -> dict:
     """
 
     def drawn(frozen: PyTree) -> dict:
-        weights: dict[tuple, Any] = traverse_util.flatten_dict(frozen)
-        shapes: dict[tuple, Any] = traverse_util.flatten_dict(like)
+        weights: dict[tuple, PyTree] = traverse_util.flatten_dict(frozen)
+        shapes: dict[tuple, PyTree] = traverse_util.flatten_dict(like)
         keys = jax.random.split(jax.random.key(seed), len(shapes))
         flat = {}
         for (path, (a, b, magnitude)), key in zip(shapes.items(), keys, strict=True):
@@ -99,7 +98,7 @@ def alike(params: PyTree, frozen: PyTree) -> PyTree:
 def nothing(begun: PyTree, frozen: PyTree) -> PyTree:
     """Adapters shaped like `begun` that add nothing to the frozen weights."""
     flat, idle = traverse_util.flatten_dict(frozen), {}
-    new: dict[tuple, Any] = traverse_util.flatten_dict(begun)
+    new: dict[tuple, PyTree] = traverse_util.flatten_dict(begun)
     for path, one in new.items():
         magnitude = None if one.magnitude is None else lengths(flat[path])
         idle[path] = Adapter(jnp.zeros_like(one.a), jnp.zeros_like(one.b), magnitude)
@@ -149,7 +148,7 @@ def bare(params: PyTree) -> PyTree:
     adds = lambda w: w.adapter.a.any() & w.adapter.b.any() if adapted.is_adapted(w) else None
     found = jax.device_get(jax.tree.map(adds, params, is_leaf=adapted.is_adapted))
 
-    def one(weight: Any, adds: Any) -> Any:
+    def one(weight: PyTree, adds: object) -> object:
         if not adapted.is_adapted(weight) or adds:
             return weight
         magnitude = weight.adapter.magnitude
@@ -165,7 +164,7 @@ def lengths(weight: Adapted) -> Float[Array, "..."]:
     lead = adapted.lead_of(weight.axes, weight.into, weight.out)
     axes, kept = lettered(weight.axes), lettered(lead + weight.out)
 
-    def of_layer(base: Any) -> Array:
+    def of_layer(base: PyTree) -> Array:
         wide = base.astype(jnp.float32)
         return jnp.sqrt(jnp.einsum(f"{axes},{axes}->{kept}", wide, wide, precision="highest"))
 

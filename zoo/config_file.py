@@ -1,7 +1,6 @@
 """Builds the config.json of an export: the source's own, updated if the Config was changed."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from flax import nnx
 import jax
@@ -102,7 +101,7 @@ def _refuse_other_parts(model: Model, made: Model) -> None:
             )
 
 
-def _taken(model: Model) -> dict[str, Any]:
+def _taken(model: Model) -> dict[str, object]:
     """The attributes of a model's modules other than weights and modules, by their paths."""
     return {
         ".".join([*map(str, path), name]): value

@@ -5,11 +5,11 @@ import contextlib
 import json
 import os
 import pathlib
-from typing import Any
 
 from flax import nnx, traverse_util
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 import numpy as np
 
 from checkpoints_io import bits, hf_export, hf_folder, hf_names, hf_weights, peft_folder, places
@@ -96,7 +96,7 @@ def read(
             want = want._replace(dtype=np.dtype(dtype))
         parts[path] = entry, want
     assert model.source is not None
-    arrays: dict[str, Any] = hf_weights.read(hf_folder.look_up(model.source).path, plan, parts)
+    arrays: dict[str, PyTree] = hf_weights.read(hf_folder.look_up(model.source).path, plan, parts)
     _refuse_not_finite(model, arrays, {path: entry for path, (entry, _) in parts.items()})
     return traverse_util.unflatten_dict(arrays, sep=".")
 
@@ -184,12 +184,12 @@ def check_finite(model: Model) -> None:
       ValueError: some weight holds a NaN or an infinity.
     """
     weights = adapters.base_of(nnx.to_pure_dict(nnx.state(model)))
-    params: dict[str, Any] = traverse_util.flatten_dict(weights, sep=".")
+    params: dict[str, PyTree] = traverse_util.flatten_dict(weights, sep=".")
     _refuse_not_finite(model, params, hf_table(model))
 
 
 def _refuse_not_finite(
-    model: Model, params: Mapping[str, Any], table: Mapping[str, hf_names.Entry]
+    model: Model, params: Mapping[str, PyTree], table: Mapping[str, hf_names.Entry]
 ) -> None:
     # Dispatch every check before waiting for the first result.
     finite = {name: bits.finite(x, table[name].name.count("{")) for name, x in params.items()}

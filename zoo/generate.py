@@ -120,7 +120,7 @@ def stream(
         left -= more
 
 
-def _checked(max_new_tokens: Any, at_once: Any, stop_ids: Any) -> tuple[int, ...]:
+def _checked(max_new_tokens: Any, at_once: Any, stop_ids: object) -> tuple[int, ...]:
     """The sorted stop ids, after checking them and the numbers of tokens."""
     whole = lambda x: isinstance(x, int | np.integer)
     for name, number, least in (("max_new_tokens", max_new_tokens, 0), ("at_once", at_once, 1)):

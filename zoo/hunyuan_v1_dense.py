@@ -57,7 +57,7 @@ class Config(hf_config.Config):
         return rope_config.read(hf | {name: _stretched(hf.get(name), hf) for name in names})
 
 
-def _stretched(given: Any, hf: Mapping[str, Any]) -> object:
+def _stretched(given: object, hf: Mapping[str, object]) -> object:
     """With an alpha, the rope that files call "dynamic" does not depend on the text's length."""
     if not isinstance(given, dict) or not given.get("alpha"):
         return given

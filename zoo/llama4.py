@@ -118,7 +118,7 @@ def _layers_named(hf: dict[str, object]) -> dict[str, object]:
     if not named.get("layer_types"):
         chunked = CHUNKED if named["attention_chunk_size"] else hf_config.FULL
         named["layer_types"] = [chunked if x else hf_config.FULL for x in turns]
-    kinds: Any = named["layer_types"]
+    kinds: object = named["layer_types"]
     if isinstance(kinds, list) and CHUNKED in kinds and not named["attention_chunk_size"]:
         raise BadInput("config.json: some layer_types are chunked: give an attention_chunk_size")
     return named

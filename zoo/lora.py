@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 import dataclasses
 import math
-from typing import Any
 
 from flax import nnx
 import jax
@@ -88,7 +87,7 @@ def joined(graph: nnx.GraphDef, trained: PyTree, frozen: PyTree) -> Model:
     return nnx.merge(graph, nnx.State(adapted.joined(trained, frozen)))
 
 
-def _adapters_of(params: Any) -> dict:
+def _adapters_of(params: PyTree) -> dict:
     found = {}
     for name, value in params.items():
         if adapted.is_adapted(value):

@@ -1,10 +1,10 @@
 """Chooses the weights of a model to quantise: the matrices of its blocks except routers."""
 
 import math
-from typing import Any
 
 from flax import nnx
 import jax
+from jaxtyping import PyTree
 
 from checkpoints_io import quantised
 from checkpoints_io.errors import BadInput
@@ -53,7 +53,7 @@ def kind_of(model: Model) -> str | None:
     return None
 
 
-def _room(param: Any, kind: str, into: str, out: str) -> Quantised:
+def _room(param: PyTree, kind: str, into: str, out: str) -> Quantised:
     size = dict(zip(param.axes.split(), param.shape, strict=True))
     product = lambda letters: math.prod(size[c] for c in letters.split())
     lead, like = lead_of(param.axes, into, out), param.get_value().sharding

@@ -9,12 +9,13 @@ import logging
 import math
 import pathlib
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import einops
 from flax import nnx, traverse_util
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 import numpy as np
 
 from checkpoints_io import hf_names, peft_folder
@@ -30,7 +31,7 @@ from zoo.targets import Site
 PARTS = {"lora_A": "a", "lora_B": "b", "lora_magnitude_vector": "magnitude"}
 NAMES = {part: name for name, part in PARTS.items()}
 # Layer (and expert) -> a, b, magnitude, and the name of the module.
-Found = dict[tuple[int, ...], dict[str, Any]]
+Found = dict[tuple[int, ...], dict[str, PyTree]]
 
 
 class Read(NamedTuple):
@@ -69,7 +70,7 @@ def read(model: Model, folder: pathlib.Path) -> Read:
         found = _sites(weights, places, opened)
         _refuse_other_base(model, opened)
         like = adapters.layout(model, found, dora=opened.said.use_dora)
-        flat: dict[str, Any] = traverse_util.flatten_dict(like, sep=".")
+        flat: dict[str, PyTree] = traverse_util.flatten_dict(like, sep=".")
         for site in found:
             flat[site.path] = _stacked(weights, site, places[site.path], flat[site.path], folder)
     return Read(found, traverse_util.unflatten_dict(flat, sep="."))

@@ -43,7 +43,7 @@ class Piece(NamedTuple):
 
 def apart(
     weights: targets.Matrices, opened: peft_folder.Opened
-) -> tuple[dict[str, Any], dict[str, str]]:
+) -> tuple[dict[str, object], dict[str, str]]:
     """Splits tensors by expert, and returns the name of each expert's module in patterns.
 
     Raises:
@@ -53,7 +53,7 @@ def apart(
     found = {name: tensor for name, tensor in opened.tensors.items() if name not in met}
     if not met or not any("{E}" in entry.name for _, entry in weights.values()):
         return dict(opened.tensors), {}
-    wrapped: dict[tuple[str, int], dict[str, Any]] = {}
+    wrapped = {}
     for name, (at, layer, which) in ((name, one.groups()) for name, one in met.items()):
         wrapped.setdefault((at, int(layer)), {})[which] = opened.tensors[name]
     called: dict[str, str] = {}

@@ -36,7 +36,7 @@ def spelling(model: Model, text_only: bool = False) -> hf_weights.Plan:
     """
     arch = ARCHITECTURES[model.config.model_type]
     source = hf_folder.look_up(model.source) if model.source else None
-    few: Any = source.config.get("quantization_config") if source else None
+    few: object = source.config.get("quantization_config") if source else None
     there = config_of(source.config) if source else model.config
     # transformers may keep the multimodal names when it saves only the text part.
     names = (*getattr(arch, "HF_NAMES", ()), *text_half.NAMES)

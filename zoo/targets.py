@@ -186,7 +186,7 @@ def rank_and_scale(lora: Lora, called: tuple[str, ...], met: set[str]) -> tuple[
 
 
 def _by_pattern(
-    patterns: Mapping[str, Any], called: tuple[str, ...], otherwise: Any, met: set[str]
+    patterns: Mapping[str, object], called: tuple[str, ...], otherwise: object, met: set[str]
 ) -> Any:
     """The value of the first pattern that matches a module's name, by PEFT's rules."""
     for pattern, value in patterns.items():

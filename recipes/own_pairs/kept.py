@@ -33,12 +33,12 @@ def written(some: list[Line]) -> bytes:
     return "".join(f"{text}\n" for text in texts).encode("utf-8", "replace")
 
 
-def given(line: Line) -> dict[str, Any]:
+def given(line: Line) -> dict[str, object]:
     """The chat template settings that a row asks for; older lines have none."""
     return line.get("chat_template_kwargs") or {}
 
 
-def check(directory: places.Place, made_with: Mapping[str, Any]) -> None:
+def check(directory: places.Place, made_with: Mapping[str, object]) -> None:
     """Checks that the directory was made with the same settings, or records them in an empty one.
 
     Settings are by their flags; a dict is what identifies contents.

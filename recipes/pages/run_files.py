@@ -12,10 +12,10 @@ class RunFiles(NamedTuple):
     """The contents of a run's directory, without its weights."""
 
     name: str
-    settings: dict[str, Any]  # by name: "data.layout"
+    settings: dict[str, object]  # by name: "data.layout"
     records: list[tuple[int, dict[str, int | float]]]  # by step, only finite figures
     samples: list[dict[str, Any]]
-    data: list[dict[str, Any]]  # what became of the rows of each source
+    data: list[dict[str, object]]  # what became of the rows of each source
 
 
 def read(directory: places.Place, name: str) -> RunFiles:
@@ -39,7 +39,7 @@ def read(directory: places.Place, name: str) -> RunFiles:
     )
 
 
-def _parsed(text: bytes) -> Any:
+def _parsed(text: bytes) -> object:
     try:
         return json.loads(text.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
@@ -66,7 +66,7 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and -1e300 < value < 1e300
 
 
-def _is_sample(one: Mapping[str, Any]) -> bool:
+def _is_sample(one: Mapping[str, object]) -> bool:
     ratios = one.get("log_ratios")
     return (
         isinstance(one.get("prompt"), str)
@@ -100,7 +100,7 @@ def _is_part(one: object) -> bool:
     )
 
 
-def _flat(room: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(room: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     for name, value in room.items():
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{name}.")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from checkpoints_io import places
 from recipes.pages import charts, run_files, template
@@ -152,7 +152,7 @@ def _times(run: RunFiles) -> dict[str, float]:
     return {name: spent for name in TIMES if (spent := of(name)) > 0}
 
 
-def _lost(run: RunFiles) -> list[dict[str, Any]]:
+def _lost(run: RunFiles) -> list[dict[str, object]]:
     """The counts of each source's rows; for a run that did not keep them, those in its records."""
     if run.data or not run.records:
         return run.data
@@ -162,7 +162,7 @@ def _lost(run: RunFiles) -> list[dict[str, Any]]:
     return [{"name": "all sources", **known}] if known else []
 
 
-def _once(lost: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+def _once(lost: list[list[dict[str, object]]]) -> list[list[dict[str, object]]]:
     """The counts of rows, listing runs on the same data once."""
     return [[] if each in lost[:i] else each for i, each in enumerate(lost)]
 

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Mapping
 import pathlib
-from typing import Any
 
 import jinja2
 
 from checkpoints_io.unseen import visible
 
 
-def rendered(name: str, filters: Mapping[str, Callable[..., Any]], **given: object) -> str:
+def rendered(name: str, filters: Mapping[str, Callable[..., object]], **given: object) -> str:
     """Renders a template of this folder with these values; control characters become visible."""
     here = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
     written = lambda x: visible(x) if type(x) is str else f"{x:,}" if type(x) is int else x

@@ -1,7 +1,6 @@
 """Translates the settings of other trainers: a table for each, and a config made from a file."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from recipes.peers.axolotl import AXOLOTL
 from recipes.peers.levanter import LEVANTER
@@ -12,7 +11,7 @@ from recipes.peers.trl import TRL
 SOURCES = (TRL, AXOLOTL, LLAMA_FACTORY, LEVANTER)
 
 
-def recognised(file: Mapping[str, Any]) -> Source | None:
+def recognised(file: Mapping[str, object]) -> Source | None:
     """The trainer whose file this is, recognised by settings that such files always have."""
     groups = {name: file[name] for name in ("trainer", "optimizer")
               if isinstance(file.get(name), Mapping)}  # fmt: skip

@@ -270,7 +270,7 @@ def _data(given: Given) -> dict[str, object]:
     return found
 
 
-def _say_unread(given: Given, where: str, one: dict[str, Any]) -> None:
+def _say_unread(given: Given, where: str, one: dict[str, object]) -> None:
     """Notes what else an entry has besides files and columns: a format, or a part of its rows."""
     read = ("path", "name", "split", "revision", "ds_type", "data_files", *FIELDS)
     kind = one.get("type")
@@ -283,7 +283,7 @@ def _say_unread(given: Given, where: str, one: dict[str, Any]) -> None:
 FIELDS = ("field_prompt", "field_messages", "field_chosen", "field_rejected", "field_system")
 
 
-def _sources(entries: Sequence[dict[str, Any]] | None) -> list[dict[str, Any]]:
+def _sources(entries: Sequence[dict[str, object]] | None) -> list[dict[str, Any]]:
     """The path of each file, and the names of its columns if they differ from ours."""
     found = []
     for one in entries or ():
@@ -297,7 +297,7 @@ def _sources(entries: Sequence[dict[str, Any]] | None) -> list[dict[str, Any]]:
     return found
 
 
-def _paths(one: dict[str, Any]) -> list[str]:
+def _paths(one: dict[str, object]) -> list[str]:
     if one.get("ds_type") and not one.get("data_files"):  # `path` is a file
         return [str(one["path"])]
     revision = f"@{one['revision']}" if one.get("revision") and not one.get("data_files") else ""

@@ -1,7 +1,7 @@
 """The settings of transformers' Trainer, shared by TRL, LLaMA-Factory and, renamed, axolotl."""
 
+from collections.abc import Iterable
 import re
-from typing import Any
 
 from checkpoints_io import hf_hub
 from recipes.peers.rows import Given, Lacks, Row, idle, is_off, lacks, of_kind, part, same, turned
@@ -21,7 +21,7 @@ BEST = {
 def steps(ours: str) -> Row:
     """A setting that is a number of steps; a fraction of all steps has no counterpart."""
 
-    def turn(value: Any) -> object:
+    def turn(value: int | float | str) -> object:
         if not float(value) >= 1:
             raise Lacks(f"{ours} is a number of steps, not a fraction of them: set it by hand")
         return of_kind(ours, value)
@@ -144,7 +144,9 @@ def made(given: Given, held_out: str | None) -> dict[str, object]:
     return found | _rate(given) | _optimizer(given) | _along_the_way(given, held_out)
 
 
-def lora(rank: Any, alpha: Any, targets: Any) -> dict[str, object]:
+def lora(
+    rank: int | float | str, alpha: int | float | str, targets: str | Iterable[object] | None
+) -> dict[str, object]:
     """The settings of new adapters, whose B starts at zero, as in PEFT."""
     names = [targets] if isinstance(targets, str) else list(targets or ())
     names = [one.strip() for name in names for one in str(name).split(",")]
@@ -157,7 +159,7 @@ def lora(rank: Any, alpha: Any, targets: Any) -> dict[str, object]:
     }
 
 
-def losses(names: Any, weights: Any) -> str:
+def losses(names: str | Iterable[object], weights: Iterable[int | float | str] | None) -> str:
     """Several losses with their weights, in the form that `loss` takes."""
     each = [names] if isinstance(names, str) else list(names)
     each = [one.strip() for name in each for one in str(name).split(",")]

@@ -1,11 +1,10 @@
 """Levanter: `python -m levanter.main.train_dpo --config_path`, of 2026; lora_dpo too."""
 
-from typing import Any
-
 from recipes.peers import levanter_data
 from recipes.peers.rows import (
     Given,
     Lacks,
+    Row,
     Source,
     idle,
     lacks,
@@ -17,7 +16,7 @@ from recipes.peers.rows import (
 from recipes.training.settings import ALL
 
 
-def _minutes(interval: Any) -> object:
+def _minutes(interval: object) -> object:
     """An interval in minutes, from a value like 600, "10m" or "15min"."""
     text = str(interval).strip()
     units = {"s": 1 / 60, "sec": 1 / 60, "m": 1, "min": 1, "minutes": 1, "h": 60}
@@ -25,25 +24,25 @@ def _minutes(interval: Any) -> object:
     return float(number) * units.get(text[len(number) :].strip() or "s", 1)
 
 
-def _positive(ours: str) -> Any:
+def _positive(ours: str) -> Row:
     """A setting for which -1 means unset."""
     return turned(ours, lambda n: of_kind(ours, n) if float(n) > 0 else None)
 
 
-def _of_hf(is_hf: Any) -> object:
+def _of_hf(is_hf: object) -> object:
     if not is_hf:
         raise Lacks("a checkpoint of Levanter's cannot be read: export it to a Hugging Face folder")
     return True
 
 
-def _schedule(kind: Any) -> object:
-    known = {"inv_sqrt": "inverse_sqrt"}
-    if (found := known.get(kind, kind)) not in ("constant", "linear", "cosine", "inverse_sqrt"):
+def _schedule(kind: object) -> object:
+    found = "inverse_sqrt" if kind == "inv_sqrt" else kind
+    if found not in ("constant", "linear", "cosine", "inverse_sqrt"):
         raise Lacks("lr_schedule has linear, cosine, constant and inverse_sqrt")
     return found
 
 
-def _optimizer(kind: Any) -> object:
+def _optimizer(kind: object) -> object:
     if kind not in ("adam", "adamw", "lion", "muon", "rmsprop"):
         raise Lacks(f"optimizer has {', '.join(ALL['optimizer'].choices)}")
     return "adamw" if kind == "adam" else kind

@@ -1,6 +1,6 @@
 """The data of a Levanter file, for training and held out: `data`, in `configs` or `components`."""
 
-from typing import Any
+from collections.abc import Sequence
 
 from recipes.peers.rows import Given, is_off
 
@@ -41,7 +41,7 @@ def sources(given: Given) -> dict[str, object]:
     return found
 
 
-def _one(name: str, value: Any, given: Given) -> str:
+def _one(name: str, value: str | Sequence[object], given: Given) -> str:
     urls = [value] if isinstance(value, str) else list(value)
     if "tokenized" in str(urls[0]):
         told = "rows are read, and no tokens: name the files that they were made of"

@@ -122,7 +122,7 @@ USUAL = {"role_tag": "role", "content_tag": "content", "user_tag": "user",
          "system_tag": "system"}  # fmt: skip
 
 
-def _made(given: Given) -> dict[str, object]:
+def _made(given: Given) -> dict[str, Any]:
     theirs = given.values
     if theirs.get("stage") not in ("dpo", "kto"):
         raise BadInput(
@@ -167,7 +167,7 @@ def _loss(theirs: Values) -> dict[str, object]:
     return found | {"loss": loss}
 
 
-def _adapters(given: Given) -> dict[str, object]:
+def _adapters(given: Given) -> dict[str, Any]:
     theirs, kind = given.values, given.values["finetuning_type"]
     if kind != "lora":
         if kind != "full":
@@ -187,7 +187,7 @@ def _adapters(given: Given) -> dict[str, object]:
     return found
 
 
-def _data(given: Given) -> dict[str, object]:
+def _data(given: Given) -> dict[str, Any]:
     theirs = given.values
     known = _registered(str(theirs["dataset_dir"]))
     names = _listed(theirs.get("dataset"))
@@ -205,19 +205,19 @@ def _data(given: Given) -> dict[str, object]:
     return found
 
 
-def _listed(given: Any) -> list[str]:
+def _listed(given: object) -> list[str]:
     """Names that are separated by commas, or in a list."""
     each = given if isinstance(given, list) else str(given or "").split(",")
     return [name for name in (str(one).strip() for one in each) if name]
 
 
-def _registered(folder: str) -> dict[str, Any]:
+def _registered(folder: str) -> dict[str, object]:
     """The contents of dataset_info.json, if the file is there."""
     path = pathlib.Path(folder) / "dataset_info.json"
     return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
-def _source(name: str, known: dict[str, Any], given: Given) -> dict[str, Any]:
+def _source(name: str, known: Values, given: Given) -> dict[str, Any]:
     folder, said = given.values["dataset_dir"], known.get(name)
     if said is None and str(folder) == "ONLINE":
         return {"path": hub_data(name)}

@@ -18,7 +18,7 @@ class Row(NamedTuple):
 
     ours: str = ""  # the setting here, or several ("a, b"); empty: there is none
     says: str = ""  # how they correspond; without a setting here, why, and what to do
-    turn: Callable[[Any], object] | None = None  # its value -> ours; None: `Source.made` reads it
+    turn: Callable[..., object] | None = None  # its value -> ours; None: by `Source.made`
     differs: bool = False  # the user of the config must be told what it says
     idle: bool = False  # there is none here, and none is needed
 
@@ -64,9 +64,7 @@ def same(ours: str, says: str = "", *, differs: bool = False) -> Row:
     return Row(ours, says, lambda value: of_kind(ours, value), differs)
 
 
-def turned(
-    ours: str, turn: Callable[[Any], object], says: str = "", *, differs: bool = False
-) -> Row:
+def turned(ours: str, turn: Callable[..., object], says: str = "", *, differs: bool = False) -> Row:
     """A row for a setting that is the same here, but written differently."""
     return Row(ours, says, turn, differs)
 
@@ -86,7 +84,7 @@ def lacks(says: str, *names: str) -> dict[str, Row]:
     return dict.fromkeys(names, Row(says=says))
 
 
-def trained_on(sources: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> object:
+def trained_on(sources: Sequence[Mapping[str, object]], names: Sequence[str] = ()) -> object:
     """Sources in the form of train_data: a path if that is enough, or several that are one list."""
     if len(sources) == 1 and sources[0].keys() == {"path"}:
         return sources[0]["path"]
@@ -95,7 +93,7 @@ def trained_on(sources: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) 
     return {name: weight | dict(one) for name, one in zip(called, sources, strict=True)}
 
 
-def held_out(sources: Sequence[Any], name: str) -> dict[str, object]:
+def held_out(sources: Sequence[object], name: str) -> dict[str, object]:
     """Sources in the form of validation: a single one is called `name`, several are numbered."""
     if len(sources) == 1:
         return {name: sources[0]}
@@ -143,7 +141,7 @@ def row_of(name: str, rows: Mapping[str, Row]) -> Row | None:
     return next((rows[key] for key in rows if "*" in key and fnmatch.fnmatch(name, key)), None)
 
 
-def flat(file: Values, prefix: str = "") -> Iterable[tuple[str, Any]]:
+def flat(file: Values, prefix: str = "") -> Iterable[tuple[str, object]]:
     """The names and values in all groups, flattened; lists are left alone."""
     for name, value in file.items():
         if isinstance(value, Mapping) and value:

@@ -5,7 +5,6 @@ The names are those of TRL 1.16, and those of earlier versions that are still in
 
 from collections.abc import Collection, Mapping
 import pathlib
-from typing import Any
 
 from checkpoints_io.errors import BadInput
 from recipes.peers import hf_trainer
@@ -13,6 +12,7 @@ from recipes.peers.rows import (
     Given,
     Lacks,
     Source,
+    Values,
     held_out,
     idle,
     is_off,
@@ -53,14 +53,14 @@ OTHERS = {
 }
 
 
-def _cut(mode: Any) -> object:
+def _cut(mode: object) -> object:
     known = {"keep_start": "cut_answer", "keep_end": "cut_prompt"}
     if mode not in known:
         raise Lacks(f"none of {', '.join(known)}: longer pairs are dropped, and counted")
     return known[mode]
 
 
-def _of_open_instruct(kind: Any) -> object:
+def _of_open_instruct(kind: object) -> object:
     known = {"dpo": "sigmoid", "dpo_norm": "sigmoid_norm", "simpo": "simpo", "wpo": "sigmoid"}
     if kind not in known:
         raise Lacks(f"none of {', '.join(known)}: set loss by hand")
@@ -278,7 +278,7 @@ def _data(given: Given) -> dict[str, object]:
     return found
 
 
-def _say_shares(given: Given, shares: Mapping[str, Any]) -> None:
+def _say_shares(given: Given, shares: Values) -> None:
     """Notes the fraction of each dataset, from its beginning, that the alignment handbook takes."""
     for name, share in shares.items():
         if share is not None and float(share) != 1:
@@ -286,7 +286,7 @@ def _say_shares(given: Given, shares: Mapping[str, Any]) -> None:
             given.notes.lacking.append((name, told))
 
 
-def say_unread(given: Given, where: str, one: Mapping[str, Any], read: Collection[str]) -> None:
+def say_unread(given: Given, where: str, one: Mapping[str, object], read: Collection[str]) -> None:
     """Notes the keys of an entry of several sources that have no counterpart."""
     for key, value in one.items():
         if key not in read and not is_off(value):
@@ -295,7 +295,7 @@ def say_unread(given: Given, where: str, one: Mapping[str, Any], read: Collectio
             given.notes.lacking.append((f"{where}: {name}: {key}: {value}", told))
 
 
-def paths(one: dict[str, Any]) -> list[str]:
+def paths(one: Values) -> list[str]:
     """The sources that one of several entries names: its files, or a dataset."""
     if files := one.get("data_files"):
         named = [files] if isinstance(files, str) else list(map(str, files))

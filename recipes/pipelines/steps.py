@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shlex
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from checkpoints_io import places
 from checkpoints_io.errors import BadInput
@@ -62,7 +62,7 @@ class Step(NamedTuple):
     program: str
     words: list[str]  # flags, with earlier steps still as {name}
     directory: places.Place
-    given: Mapping[str, Any]  # the settings, if the program has some
+    given: Mapping[str, object]  # the settings, if the program has some
 
 
 def read(path: str, directory: str) -> dict[str, Step]:
@@ -151,14 +151,14 @@ def _last(directory: places.Place) -> str:
     return directory.address.rpartition("/")[2]
 
 
-def _settings(program: str, words: list[str]) -> Mapping[str, Any]:
+def _settings(program: str, words: list[str]) -> Mapping[str, object]:
     """The settings that result from the flags."""
     opened = overrides.opened([program, *words], settings.table_of(settings.DPO))
     table = settings.table_of(settings.recipe_of(opened.names))
     return by_name.plain(overrides.changed(opened, table), table)
 
 
-def _facts(given: Mapping[str, Any]) -> list[object]:
+def _facts(given: Mapping[str, object]) -> list[object]:
     """The settings that affect a result, and the contents of the data that they name."""
     chosen = given["keep_best"] or given["stop_when"]
     also = {*OF_EXPORTS, *(CHOOSING if chosen else ())}

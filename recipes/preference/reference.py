@@ -16,7 +16,8 @@ import numpy as np
 from checkpoints_io import places
 from checkpoints_io.bits import fingerprint
 from checkpoints_io.errors import BadInput, NotFound
-from checkpoints_io.run_state import Facts, RunStore
+from checkpoints_io.run_state import RunStore
+from checkpoints_io.sealed import Facts
 from recipes.data import mixture
 from recipes.data.ids.examples import Example
 from recipes.data.mixture import Part

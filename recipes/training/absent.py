@@ -1,6 +1,6 @@
 """Devices that are not here, as compilers for them need to know them."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jax.experimental import topologies
 
@@ -37,7 +37,7 @@ def tpus(kind: str, count: int, slices: int) -> list:
         )
     try:
         name = f"{kind}:{known[count]}"
-        more: dict[str, Any] = {"chips_per_host_bounds": [1, 1, 1]} if count == 1 else {}
+        more: dict[str, object] = {"chips_per_host_bounds": [1, 1, 1]} if count == 1 else {}
         if slices > 1:
             more["num_slices"] = slices
         found = topologies.get_topology_desc(topology_name=name, platform="tpu", **more)

@@ -11,7 +11,7 @@ Source: block-wise 8-bit optimizers, https://arxiv.org/abs/2110.02861.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,8 +77,8 @@ def scale_by_adam(
     """
     exact = optax.scale_by_adam(b1, b2, eps)
 
-    def init(params: PyTree) -> Any:
-        begun: Any = exact.init(params)
+    def init(params: PyTree) -> PyTree:
+        begun: PyTree = exact.init(params)
         if not jax.tree.leaves(params):  # optax asks what the state is like
             return begun
         kept = lambda x, is_matrix, signed: (
@@ -88,11 +88,11 @@ def scale_by_adam(
         nu = jax.tree.map(functools.partial(kept, signed=False), begun.nu, matrices)
         return begun._replace(mu=mu, nu=nu)
 
-    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         del params
         by = 1.0 if max_norm is None else jnp.minimum(1, max_norm / optax.tree.norm(updates))
 
-        def moments(gradient: Array, mu: Any, nu: Any) -> tuple:
+        def moments(gradient: Array, mu: object, nu: object) -> tuple:
             gradient = gradient * by
             first = b1 * _wide(mu) + (1 - b1) * gradient
             second = b2 * _wide(nu) + (1 - b2) * jnp.square(gradient)
@@ -100,7 +100,7 @@ def scale_by_adam(
                 return first, second
             return narrow(first, signed=True), narrow(second, signed=False)
 
-        def step(mu: Any, nu: Any) -> Array:
+        def step(mu: object, nu: object) -> Array:
             root = jnp.sqrt(_wide(nu) / (1 - b2**count))
             return _wide(mu) / (1 - b1**count) / (root + eps)
 
@@ -115,7 +115,7 @@ def scale_by_adam(
     return optax.GradientTransformation(init, update)
 
 
-def _in_place(moments: Any, gradient: Array, mu: Blocks, nu: Blocks) -> tuple[Blocks, Blocks]:
+def _in_place(moments: PyTree, gradient: Array, mu: Blocks, nu: Blocks) -> tuple[Blocks, Blocks]:
     """Updates moments layer by layer, or without layers by groups of rows that lie apart.
 
     This way every device has its part of each, whichever axes are split.
@@ -137,7 +137,7 @@ def _in_place(moments: Any, gradient: Array, mu: Blocks, nu: Blocks) -> tuple[Bl
     return jax.tree.map(lambda x, like: x.reshape(like.shape), renewed, (mu, nu))
 
 
-def _wide(moment: Any) -> Array:
+def _wide(moment: PyTree) -> Array:
     return widened(moment) if is_blocks(moment) else moment
 
 

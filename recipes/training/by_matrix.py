@@ -35,8 +35,8 @@ class Sides(NamedTuple):
 class Parted(NamedTuple):
     """The state of Muon: each tree has the weights of its kind, and None in place of the others."""
 
-    hidden: Any  # of Muon
-    others: Any  # of AdamW
+    hidden: PyTree  # of Muon
+    others: PyTree  # of AdamW
 
 
 def sides(axes: str, into: str, out: str, *, hidden: bool) -> Sides:
@@ -112,7 +112,7 @@ def scale_by_muon(
     def init(params: PyTree) -> Parted:
         return Parted(muon.init(part(params, hidden=True)), others.init(part(params, hidden=False)))
 
-    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         del params
         before, by = state.hidden, _shrunk(updates, max_norm)
 
@@ -147,7 +147,7 @@ def scale_by_adafactor(sides: PyTree, *, max_norm: float | None) -> optax.Gradie
     Source: https://arxiv.org/abs/1804.04235, Algorithm 4.
     """
     factored: Any = optax.scale_by_factored_rms()
-    clip: Any = optax.clip_by_block_rms(ADAFACTOR_RMS)
+    clip = optax.clip_by_block_rms(ADAFACTOR_RMS)
 
     def of_layer(of: Sides, x: Array) -> tuple[Array, Array, Array]:
         return _kept(jax.vmap(factored.init)(cut(x, of)), of, x.shape)
@@ -163,7 +163,7 @@ def scale_by_adafactor(sides: PyTree, *, max_norm: float | None) -> optax.Gradie
         )
         return optax.FactoredState(begun.count, *_parts(each, params, sides))
 
-    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         del params
         by = _shrunk(updates, max_norm)
 
@@ -192,7 +192,7 @@ def _shrunk(gradients: PyTree, max_norm: float | None) -> Float[Array, ""] | flo
     return 1.0 if max_norm is None else jnp.minimum(1, max_norm / optax.tree.norm(gradients))
 
 
-def _kept(state: Any, of: Sides, shape: tuple[int, ...]) -> tuple[Array, Array, Array]:
+def _kept(state: PyTree, of: Sides, shape: tuple[int, ...]) -> tuple[Array, Array, Array]:
     """The moments of matrices; those that are not factored in the shape of the weight."""
     whole = together(state.v, of, shape) if state.v.ndim == 3 else state.v
     return state.v_row, state.v_col, whole

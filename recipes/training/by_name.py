@@ -97,9 +97,9 @@ def part(kind: Callable[..., Part], given: Values) -> Part:
     return kind(**{name: given[name] for name in inspect.signature(kind).parameters})
 
 
-def nested(given: Values) -> dict[str, Any]:
+def nested(given: Values) -> dict[str, object]:
     """The settings as a config file groups them: {"data": {"layout": …}, …}."""
-    found: dict[str, Any] = {}
+    found: Values = {}
     for name, value in given.items():
         *rooms, last = name.split(".")
         room = found
@@ -116,7 +116,7 @@ def plain(config: ml_collections.ConfigDict, table: Table) -> Values:
     """
     given: Values = {}
     for name, setting in table.items():
-        value: Any = setting.default
+        value: object = setting.default
         if _has(config, name):
             value = config
             for inner in name.split("."):

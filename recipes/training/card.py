@@ -9,7 +9,6 @@ import json
 import re
 import shlex
 import sys
-from typing import Any
 
 from checkpoints_io import hf_hub, places
 from checkpoints_io.unseen import visible
@@ -112,7 +111,7 @@ def _what(run: Run | Exporting, step: int) -> str:
 def _data(directory: places.Place) -> list[list[str]]:
     """What became of the rows, by source."""
     try:
-        told: Any = json.loads(directory.read(records.DATA) or b"[]")
+        told = json.loads(directory.read(records.DATA) or b"[]")
     except ValueError:
         return []
     return [
@@ -143,7 +142,7 @@ def _settings(run: Run | Exporting) -> list[list[str]]:
     ]
 
 
-def _flat(run: Run | Exporting) -> dict[str, Any]:
+def _flat(run: Run | Exporting) -> dict[str, object]:
     return dict(by_name.flat(run.records.settings))
 
 

@@ -7,6 +7,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 import numpy as np
 
 from recipes.data.packed import stripes
@@ -151,7 +152,7 @@ def _compiled(
         params, learnt.opt_state, graph=graph, optimizer=learnt.optimizer, loss=job.loss,
         figures=job.figures, shape=shape,
     )  # fmt: skip
-    sums: Any = jax.eval_shape(programs.zero)
+    sums: PyTree = jax.eval_shape(programs.zero)
     fields = DataFields(sums.reference.update(dtype=jnp.int32), sums.reference)
     lowered = {
         "add": programs.add.lower(sums, params, frozen, sums.reference, fields, batch),

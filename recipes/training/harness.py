@@ -12,6 +12,7 @@ from typing import Any
 from flax import nnx
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 import numpy as np
 
 from checkpoints_io.errors import BadInput
@@ -34,7 +35,7 @@ MOST = 2**16  # tokens in all rows that are generated at a time
 
 def model_of(
     model: zoo.Model, tokenizer: ChatTokenizer, between: Callable[[], None] = lambda: None
-) -> Any:
+) -> object:
     """The model as an instance of one of the harness's own model classes.
 
     The harness must be installed: see `tasks.found`. `between` is called before each batch.
@@ -54,7 +55,7 @@ def model_of(
         max_length = longest
 
         def tok_encode(
-            self, string: str, add_special_tokens: bool | None = None, **_: Any
+            self, string: str, add_special_tokens: bool | None = None, **_: object
         ) -> list[int]:
             if add_special_tokens is False:
                 return tokenizer.own.encode(string)[0]
@@ -73,7 +74,7 @@ def model_of(
             return tokenizer.chat_template if chat_template else None
 
         def _loglikelihood_tokens(
-            self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
+            self, requests: Sequence[tuple[object, list[int], list[int]]], **_: object
         ) -> list[tuple[float, bool]]:
             found = scored(
                 model, [(before, after) for _, before, after in requests], longest, between
@@ -190,7 +191,7 @@ def _of_examples(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _scores(graph: nnx.GraphDef, params: Any, batch: Packed) -> logps.Scores:
+def _scores(graph: nnx.GraphDef, params: PyTree, batch: Packed) -> logps.Scores:
     return logps.answer_scores(nnx.merge(graph, nnx.State(params)), batch)
 
 

@@ -1,6 +1,6 @@
 """The optimizers, their learning-rate schedule, and where their state lives."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import nnx, traverse_util
 import jax
@@ -182,7 +182,7 @@ def averaging(
         # A copy: a step gives the memory of both away.
         return Averaged(jax.tree.map(jnp.copy, params), optimizer.init(params))
 
-    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         changes, inner = optimizer.update(updates, state.inner, params)
         nearer = lambda average, x, change: average + (1 - decay) * (x + change - average)
         return changes, Averaged(jax.tree.map(nearer, state.average, params, changes), inner)
@@ -212,7 +212,7 @@ def followed(
         start = jnp.zeros((), jnp.int32)
         return Followed(jax.tree.map(jnp.copy, params), start, optimizer.init(params))
 
-    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         changes, inner = optimizer.update(updates, state.inner, params)
         count = state.count + 1
         by = jnp.where(count % every == 0, share, 0.0)
@@ -278,7 +278,7 @@ def layout(
     replicated = NamedSharding(mesh, PartitionSpec())
     placed = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
-    def beside(moment: PyTree, param: Any) -> PyTree:
+    def beside(moment: PyTree, param: PyTree) -> PyTree:
         of_blocks = adamw8bit.is_blocks(moment)
         alike = lambda shape: of_blocks or shape == param.shape  # not Adafactor's rows, columns
         where = lambda x: _split_as(param.sharding, x.shape) if alike(x.shape) else replicated

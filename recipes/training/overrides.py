@@ -11,7 +11,7 @@ import pathlib
 import re
 import runpy
 import traceback
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_collections
 
@@ -174,7 +174,7 @@ def _loaded(path: str) -> ml_collections.ConfigDict:
     return config
 
 
-def called(file: str, name: str, *argument: str) -> Any:
+def called(file: str, name: str, *argument: str) -> object:
     """What a function of a user's file returns; None: it has no such function.
 
     Raises:
@@ -301,7 +301,7 @@ def _texts(name: str, text: str) -> tuple[str, ...]:
 def _put(name: str, value: object, config: ml_collections.ConfigDict) -> None:
     *rooms, last = name.split(".")
     with config.ignore_type():
-        room: Any = config
+        room = config
         for place, inner in enumerate(rooms):
             there = room.get(inner)
             if isinstance(there, str):  # a source, all that was given so far

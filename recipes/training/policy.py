@@ -14,7 +14,8 @@ from checkpoints_io import hf_hub, peft_folder, places, processes
 from checkpoints_io.bits import fingerprint
 from checkpoints_io.errors import RunFailed
 from checkpoints_io.processes import all_agree
-from checkpoints_io.run_state import Facts, RunStore
+from checkpoints_io.run_state import RunStore
+from checkpoints_io.sealed import Facts
 from recipes.training import adapting, card, logps, optimizer, records, resume, trained
 from recipes.training.adapting import Adapting
 from recipes.training.run import Exporting, Run, Scoring, adapters_alone, say

@@ -8,7 +8,8 @@ from flax import nnx
 
 from checkpoints_io import hf_hub, places, processes
 from checkpoints_io.errors import BadInput, StorageError
-from checkpoints_io.run_state import Facts, RunStore
+from checkpoints_io.run_state import RunStore
+from checkpoints_io.sealed import Facts
 from recipes.data import source_pairs
 from recipes.data.ids.examples import described
 from recipes.data.run_data import Data

@@ -7,6 +7,7 @@ import json
 import math
 import secrets
 import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     import tensorboardX
 
 # What is written in the directory of a run, by `Log` and others.
+Tracker = tuple[types.ModuleType, Any]  # wandb or trackio, and its run
+
 SETTINGS, DATA, RECORDS, SAMPLES, PAGE, SENT, RESULT, WANDB_ID = FILES = (
     "settings.json", "data.json", "metrics.jsonl", "samples.jsonl", "report.html", "hub.json",
     "result.json", "wandb_id",
@@ -77,7 +80,7 @@ class Log:
 
     def __init__(self, directory: places.Place, records: Records, *, after: int):
         self._add = self._add_samples = self._board = None
-        self._trackers: list[tuple[Any, Any]] = []  # modules with the same names, and their runs
+        self._trackers: list[Tracker] = []
         self._file = contextlib.ExitStack()
         if not processes.is_first():
             return
@@ -106,7 +109,7 @@ class Log:
         for _, run in self._trackers:
             run.log(dict(values), step=step)
 
-    def samples(self, step: int, some: Sequence[Mapping[str, Any]]) -> None:
+    def samples(self, step: int, some: Sequence[Mapping[str, object]]) -> None:
         """A line for each sample, which are kept when this returns."""
         if self._add_samples is None:
             return
@@ -143,9 +146,9 @@ def _boards(
     return board
 
 
-def _trackers(directory: places.Place, records: Records) -> list[tuple[Any, Any]]:
+def _trackers(directory: places.Place, records: Records) -> list[Tracker]:
     """The trackers that are asked for, and the run in each, which a restart continues."""
-    found: list[tuple[Any, Any]] = []
+    found: list[Tracker] = []
     if records.wandb_project:
         import wandb  # an extra: few runs want it
 
@@ -219,7 +222,7 @@ def sampled(directory: places.Place, step: int) -> bool:
     return bool(processes.of_first(np.array(found)))
 
 
-def _as_markdown(sample: Mapping[str, Any]) -> str:
+def _as_markdown(sample: Mapping[str, object]) -> str:
     """What is said by whom; texts are quoted as code, in which nothing has a meaning."""
     names = ("prompt", "reference", "policy", "wanted", "unwanted")
     told = {name: sample[name] for name in names if sample.get(name) is not None}

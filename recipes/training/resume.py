@@ -10,7 +10,7 @@ import numpy as np
 
 from checkpoints_io import places
 from checkpoints_io.errors import BadInput
-from checkpoints_io.run_state import Facts
+from checkpoints_io.sealed import Facts
 from recipes.training import by_name, optimizer, run_parts
 from recipes.training.by_name import Values, flat
 from recipes.training.settings import ALL

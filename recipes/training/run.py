@@ -1,7 +1,7 @@
 """A run that is ready to read its weights and start: what its parts need to know."""
 
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -10,7 +10,8 @@ import optax
 
 from checkpoints_io import places, processes
 from checkpoints_io.hf_folder import Folder
-from checkpoints_io.run_state import Facts, Keep
+from checkpoints_io.run_state import Keep
+from checkpoints_io.sealed import Facts
 from recipes import terminal
 from recipes.data.ids.examples import Example
 from recipes.data.mixture import Part
@@ -58,7 +59,7 @@ class Tasks(NamedTuple):
     """Tasks of lm-evaluation-harness."""
 
     names: tuple[str, ...]
-    manager: Any  # the harness's, which knows their files
+    manager: object  # the harness's, which knows their files
     most: int | None  # questions of each; none: all
 
 

@@ -5,7 +5,8 @@ import math
 import jax
 
 from checkpoints_io.errors import BadInput
-from checkpoints_io.run_state import Facts, Keep
+from checkpoints_io.run_state import Keep
+from checkpoints_io.sealed import Facts
 from recipes.data.run_data import Data
 from recipes.training import by_name, tasks, written
 from recipes.training.by_name import Values

@@ -102,7 +102,7 @@ def lines(run: Run, held_out: Mapping[str, float]) -> list[str]:
     return told
 
 
-def _means(figures: Mapping[str, Any]) -> dict[str, float]:
+def _means(figures: Mapping[str, object]) -> dict[str, float]:
     """A task's figures without their standard errors, by the harness's names: `metric,filter`."""
     return {
         name.removesuffix(",none"): float(value)

@@ -3,7 +3,7 @@
 import difflib
 import functools
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import nnx, traverse_util
 import jax
@@ -53,7 +53,7 @@ def of(blank: zoo.Model, adapters: Adapting | None, chosen: Chosen | None) -> Tr
 
 
 def _those(chosen: Chosen, tree: PyTree) -> PyTree:
-    flat: dict[str, Any] = traverse_util.flatten_dict(tree, sep=".")
+    flat: dict[str, PyTree] = traverse_util.flatten_dict(tree, sep=".")
     return traverse_util.unflatten_dict({path: flat[path] for path in chosen}, sep=".")
 
 
@@ -79,7 +79,7 @@ def sides_of(blank: zoo.Model) -> PyTree:
 
 def sides_of_adapters(adapters: Adapting) -> PyTree:
     """The `Sides` of adapters: A and B are each a matrix of every layer."""
-    like: dict[str, Any] = traverse_util.flatten_dict(adapters.like, sep=".")
+    like: dict[str, PyTree] = traverse_util.flatten_dict(adapters.like, sep=".")
     found = {}
     for site in adapters.sites:
         a, b = f"{site.lead} {site.into} {RANK}", f"{site.lead} {RANK} {site.out}"
@@ -105,7 +105,7 @@ def chosen(given: Values, blank: zoo.Model) -> Chosen | None:
 def layout_of(blank: zoo.Model, some: Chosen, dtype: jax.typing.DTypeLike) -> Params:
     """Shapes and shardings of some weights of a model without weights."""
     weights = nnx.to_pure_dict(nnx.state(blank))
-    flat: dict[str, Any] = traverse_util.flatten_dict(weights, sep=".")
+    flat: dict[str, PyTree] = traverse_util.flatten_dict(weights, sep=".")
     cut = lambda x, layers: x.shape if layers is None else (len(layers), *x.shape[1:])
     placed = {
         path: jax.ShapeDtypeStruct(cut(flat[path], layers), dtype, sharding=flat[path].sharding)
@@ -136,11 +136,11 @@ def frozen(blank: zoo.Model, chosen: Chosen, dtype: jax.typing.DTypeLike) -> Par
 
 def with_room(weights: Params, chosen: Chosen) -> Params:
     """Frozen weights, or their shapes, with room for the layers of them that are trained."""
-    flat: dict[str, Any] = traverse_util.flatten_dict(weights, sep=".")
+    flat: dict[str, PyTree] = traverse_util.flatten_dict(weights, sep=".")
     for path in flat.keys() & chosen.keys():
         layers, value = chosen[path], flat[path]
         assert layers is not None
-        slot: Any = partly.slots(layers, len(layers) + value.shape[0])
+        slot: PyTree = partly.slots(layers, len(layers) + value.shape[0])
         where = value.sharding
         if isinstance(where, jax.NamedSharding):
             where = jax.NamedSharding(where.mesh, jax.P())

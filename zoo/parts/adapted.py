@@ -21,9 +21,9 @@ RANK = "r"  # in equations, where R may be the rank of a latent
 class Adapter(NamedTuple):
     """The trained part of an adapted weight."""
 
-    a: Any  # [L, into, R]
-    b: Any  # [L, R, out]
-    magnitude: Any = None  # [L, out], for DoRA: the norm of each output's weights
+    a: PyTree  # [L, into, R]
+    b: PyTree  # [L, R, out]
+    magnitude: PyTree = None  # [L, out], for DoRA: the norm of each output's weights
 
 
 @functools.partial(
@@ -42,9 +42,9 @@ class Adapted:
     """
 
     # Typed Any, for JAX puts shapes and its own sentinels in their places.
-    base: Any  # [L, ...]: an array, or an object whose `astype` gives one
-    scale: Any  # [L], float32: 0 turns the adapter of a layer off, including its magnitude
-    adapter: Any  # an Adapter; None in a tree of frozen weights
+    base: PyTree  # [L, ...]: an array, or an object whose `astype` gives one
+    scale: PyTree  # [L], float32: 0 turns the adapter of a layer off, including its magnitude
+    adapter: PyTree  # an Adapter; None in a tree of frozen weights
     ranks: tuple[int, ...]  # of each layer: A and B are 0 beyond it
     axes: str  # of one layer of the base
     into: str
@@ -98,7 +98,7 @@ def lead_of(axes: str, into: str, out: str) -> str:
     return " ".join(c for c in axes.split() if c not in into + out)
 
 
-def cast(weight: Any, dtype: jax.typing.DTypeLike) -> Any:
+def cast(weight: PyTree, dtype: jax.typing.DTypeLike) -> PyTree:
     """Casts a weight to the compute dtype; a magnitude and the scale stay in float32."""
     if not is_adapted(weight):
         return weight.astype(dtype)
@@ -107,7 +107,7 @@ def cast(weight: Any, dtype: jax.typing.DTypeLike) -> Any:
     return dataclasses.replace(weight, base=weight.base.astype(dtype), adapter=adapter)
 
 
-def axes_of(weight: Any, axes: str) -> Any:
+def axes_of(weight: PyTree, axes: str) -> PyTree:
     """The axes of each array in a `cast` weight of one layer, as a matching tree."""
     if not is_adapted(weight):
         return axes

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from checkpoints_io.errors import BadInput
 from zoo.parts import (
@@ -128,12 +127,12 @@ def attend(
     if split("K", k[0, 0, :, 0]) != split("N", q[0, 0, :, 0]):
         k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
     ours, theirs, rows = split("B T N H", q), split("B T K H", k), split("B T", where.first)
-    of_window: Any = (jax.P(), rows, split("B S", where.first))
+    of_window: PyTree = (jax.P(), rows, split("B S", where.first))
     window_split = None if looking is None else spans.Window(*of_window)
     heads = None if sinks is None else split("N", sinks)
     of_stripes = None if where.order is None else split("B I", where.order)
 
-    def part(q: Array, k: Array, v: Array, order: Array | None, *more: Any) -> Array:
+    def part(q: Array, k: Array, v: Array, order: Array | None, *more: object) -> Array:
         k, v = (spans.in_order(sharding.joined(x, theirs, 1), order) for x in (k, v))
         return run(q, k, v, *more)
 

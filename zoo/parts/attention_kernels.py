@@ -4,12 +4,11 @@ import functools
 import importlib
 import math
 import types
-from typing import Any
 
 import jax
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash_lib
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from checkpoints_io.errors import BadInput
 from zoo.parts import remat, spans
@@ -109,7 +108,7 @@ def splash(
         for info in ("fwd_mask_info", "dq_mask_info", "dkv_mask_info"):
             setattr(kernel, info, getattr(kernel, info)._replace(is_dynamic_mask=None))
         by_head = q.reshape(len(q), K, N // K, -1).transpose(1, 2, 0, 3)
-        out: Any = jax.vmap(kernel)(by_head, k.transpose(1, 0, 2), v.transpose(1, 0, 2))
+        out: PyTree = jax.vmap(kernel)(by_head, k.transpose(1, 0, 2), v.transpose(1, 0, 2))
         return out.transpose(2, 0, 1, 3).reshape(len(q), N, -1)
 
     count = _parts(T, S, tile)

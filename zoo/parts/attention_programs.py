@@ -4,7 +4,7 @@ Each gets its inputs by name, and then the references to its outputs.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.experimental import pallas as pl
@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from zoo.parts import dialect, last_step
+from zoo.parts.dialect import Ref
 
 UNSEEN = -1e30  # a masked score; -inf would give 0 / 0 where a query sees no key of a tile
 
-Given = dict[str, Any]  # references, by name
+Given = dict[str, Ref]  # the inputs, by name
 
 
 class Tile(NamedTuple):
@@ -35,7 +36,7 @@ class How(NamedTuple):
     interpret: bool
 
 
-def mix(how: How, tile: Tile, given: Given, out: Any, logsum: Any) -> None:
+def mix(how: How, tile: Tile, given: Given, out: Ref, logsum: Ref) -> None:
     """Computes the output of a tile of queries of one head."""
     q = given["q"][...]
 
@@ -59,7 +60,7 @@ def mix(how: How, tile: Tile, given: Given, out: Any, logsum: Any) -> None:
     logsum[...] = top + jnp.log(total)
 
 
-def pull_queries(how: How, tile: Tile, given: Given, of_q: Any) -> None:
+def pull_queries(how: How, tile: Tile, given: Given, of_q: Ref) -> None:
     """Computes the gradient of a tile of queries of one head."""
     q, gradient, logsum, delta = (given[name][...] for name in ("q", "gradient", "logsum", "delta"))
 
@@ -74,7 +75,7 @@ def pull_queries(how: How, tile: Tile, given: Given, of_q: Any) -> None:
     of_q[...] = _over_keys(given, tile, add, begin)[0].astype(of_q.dtype)
 
 
-def pull_keys(how: How, tile: Tile, given: Given, of_k: Any, of_v: Any) -> None:
+def pull_keys(how: How, tile: Tile, given: Given, of_k: Ref, of_v: Ref) -> None:
     """Computes the gradients of a tile of keys and values, over all heads that share them."""
     keys, values = given["k"][...], given["v"][...]
     j = pl.program_id(0)
@@ -122,7 +123,7 @@ def _of_scores(
     return shares, of_scores
 
 
-def _seen(given: Given, queries: Any, keys: Any, j: Array, tile: Tile) -> Array:
+def _seen(given: Given, queries: Ref, keys: Ref, j: Array, tile: Tile) -> Array:
     """The mask of the keys of tile j that each of the queries sees."""
     stored = j * tile.keys + jnp.arange(tile.keys)
     first, last = given["first"][queries], given["last"][queries]

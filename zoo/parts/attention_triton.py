@@ -6,7 +6,6 @@ texts in long rows it does a fraction of the work of a kernel that takes a mask.
 
 from collections.abc import Callable
 import functools
-from typing import Any
 
 import jax
 from jax.experimental import pallas as pl
@@ -16,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from zoo.parts import attention_programs, remat, spans
 from zoo.parts.attention_programs import How, Tile
+from zoo.parts.dialect import Ref
 
 Query = Float[Array, "B T N H"]
 Key = Float[Array, "B S K H"]
@@ -143,7 +143,7 @@ def _reach(first: Bound, last: Bound, S: int, tile: Tile) -> tuple[Array, Array]
     return jnp.where(sees, i, T).min(1), jnp.where(sees, i + 1, 0).max(1)
 
 
-def _of_queries(t: int, heads: int) -> tuple[Any, Any, Any]:
+def _of_queries(t: int, heads: int) -> tuple[object, object, object]:
     """Block specs for t queries of a head: the queries, all their keys, their statistics."""
     return (
         lambda x: pl.BlockSpec((None, t, None, x.shape[3]), lambda i, n, b: (b, i, n, 0)),
@@ -181,7 +181,7 @@ def _called(
     given = {name: pair for name, pair in given.items() if pair[0] is not None}
     spec = lambda x, seen: seen(x) if callable(seen) else seen
 
-    def body(*refs: Any) -> None:
+    def body(*refs: Ref) -> None:
         program(how, tile, dict(zip(given, refs, strict=False)), *refs[len(given) :])
 
     found = pl.pallas_call(

@@ -4,7 +4,7 @@ Layers are all alike, or of several kinds that repeat in a pattern, with one sta
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from flax import nnx
 import jax
@@ -79,7 +79,7 @@ def by_kind(model: Stacked, tree: PyTree) -> ByKind:
 def at(tree: PyTree, n: Array) -> PyTree:
     """Layer n of a tree whose arrays have a leading L axis."""
 
-    def one(x: Any) -> Array:
+    def one(x: object) -> Array:
         if isinstance(x, partly.Partly):
             return x.layer(n)
         return jax.lax.dynamic_index_in_dim(x, n, keepdims=False)
@@ -113,7 +113,7 @@ def block_of(
     graph: nnx.GraphDef, entering: Entering, weights: Weights, own: PyTree, shared: tuple
 ) -> Entering:
     """Applies one layer with its weights and, if any, its per-layer inputs."""
-    block: Callable[..., Any] = nnx.merge(graph, nnx.State(weights))
+    block = nnx.merge(graph, nnx.State(weights))
     (x, handed), more = entering, shared if own is None else (*shared, own)
     x, handed = (block(x, *more), None) if handed is None else block(x, *more, handed=handed)
     return sharding.constrain(x, "B T D"), handed

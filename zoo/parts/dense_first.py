@@ -36,7 +36,7 @@ def read(
         rest["mlp_layer_types"] = [DENSE if i < leading else SPARSE for i in range(count)]
     for name, otherwise in (("n_group", groups), ("topk_group", kept)):
         rest[name] = otherwise if rest.get(name) is None else rest[name]
-    kinds: Any = rest.get("mlp_layer_types") or ()
+    kinds: object = rest.get("mlp_layer_types") or ()
     if odd := set(map(str, kinds if isinstance(kinds, list) else [kinds])) - {DENSE, SPARSE}:
         raise BadInput(f"config.json: mlp_layer_types may be {DENSE} or {SPARSE}, not {odd}")
     names = ("n_routed_experts", "n_group", "topk_group", "num_experts_per_tok")

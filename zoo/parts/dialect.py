@@ -1,8 +1,12 @@
 """Helpers shared by our GPU kernels in Pallas' Triton dialect."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+Ref = Any  # what a kernel reads from or writes to: a part of an array, indexed like it
 
 
 def product(a: Float[Array, "t D"], b: Float[Array, "D F"]) -> Float[Array, "t F"]:

@@ -6,12 +6,12 @@ No token is dropped, so neither packing nor the balance of the experts changes t
 
 from collections.abc import Callable, Mapping
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from zoo.parts import adapted, layers, mlp, sharding, tiles
 from zoo.parts.tiles import Route, Weights, Work
@@ -195,5 +195,5 @@ def mixed(
             return jax.lax.psum(here(x, route, once), "tensor")
         return here(x, route, ready)
 
-    of_route: Any = (rows, rows)
+    of_route: PyTree = (rows, rows)
     return sharding.on_each_device(part, (rows, Route(*of_route), split), rows)(x, route, ready)

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.experimental import pallas as pl
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from zoo.parts import dialect
+from zoo.parts.dialect import Ref
 
 # Tile sides of a program; the dialect's products take no smaller ones.
 SMALLEST, LARGEST = 16, 128
@@ -67,7 +68,7 @@ class Grouped:
         made = _multiplied(how, room(x, 1), room(w, 2, 3), self.tiles)[..., : w.shape[3]]
         return made.reshape(len(x), *sizes[:at], *sizes[at + 1 :])
 
-    def __getitem__(self, index: Any) -> Float[Array, "T ..."]:
+    def __getitem__(self, index: object) -> Float[Array, "T ..."]:
         """For `...`, the bias of each token, in float32, in which its gradient accumulates."""
         assert index is Ellipsis
         of_tiles = self.all.astype(jnp.float32)[self.tiles.experts]
@@ -81,7 +82,7 @@ def _multiplied(
     T, (J, D, F) = len(x), w.shape[1:]
     t, d, f = _side(how.tile), _side(D, STEP), _side(F)
 
-    def experts_matmul(x: Any, w: Any, experts: Any, count: Any, y: Any) -> None:
+    def experts_matmul(x: Ref, w: Ref, experts: Ref, count: Ref, y: Ref) -> None:
         i, j = dialect.over(pl.program_id(0), how.tile // t)[0], pl.program_id(2)
         expert, made = experts[i], pl.ds(pl.program_id(1) * f, f)
 
@@ -120,7 +121,7 @@ def _of_tokens(
     t, d, f = _side(how.tile), _side(D), _side(F, STEP)
 
     def experts_matmul_of_tokens(
-        gradient: Any, w: Any, experts: Any, count: Any, of_x: Any
+        gradient: Ref, w: Ref, experts: Ref, count: Ref, of_x: Ref
     ) -> None:
         i = dialect.over(pl.program_id(0), how.tile // t)[0]
         expert, made = experts[i], pl.ds(pl.program_id(1) * d, d)
@@ -152,7 +153,7 @@ def _of_weights(
     T, (E, J, D, F) = len(x), w.shape
     t, d, f = _side(how.tile, STEP), _side(D), _side(F)
 
-    def experts_matmul_of_weights(x: Any, gradient: Any, first: Any, each: Any, of_w: Any) -> None:
+    def experts_matmul_of_weights(x: Ref, gradient: Ref, first: Ref, each: Ref, of_w: Ref) -> None:
         e, j = dialect.over(pl.program_id(2), J)
         begin, end = (i * (how.tile // t) for i in (first[e], first[e] + each[e]))
 

@@ -9,7 +9,6 @@ Source: https://arxiv.org/abs/2512.02556, Eq. 1 and 2.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from checkpoints_io.errors import BadInput
 
@@ -30,7 +29,7 @@ def read(hf: Mapping[str, object]) -> dict[str, object]:
       ValueError: a layer is of another kind.
     """
     rest = dict(hf)
-    kinds: Any = rest.pop("layer_types", None) or []
+    kinds: object = rest.pop("layer_types", None) or []
     if odd := set(map(str, kinds if isinstance(kinds, list) else [kinds])) - LAYERS:
         raise BadInput(f"config.json: layer_types may be {sorted(LAYERS)}, not {odd}")
     return rest

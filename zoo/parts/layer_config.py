@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 import re
-from typing import Any
 
 from checkpoints_io.errors import BadInput
 from zoo.parts import hf_config, rope_config
@@ -44,8 +43,8 @@ def counted(hf: Mapping[str, object]) -> dict[str, object]:
       ValueError: layers would share keys of a kind that no earlier layer has.
     """
     found = dict(hf) | {key: hf.get(key) or None for key in COUNTS}
-    shared: Any = found["num_kv_shared_layers"]
-    listed: Any = hf.get("layer_types")
+    shared: object = found["num_kv_shared_layers"]
+    listed: object = hf.get("layer_types")
     if not shared or not isinstance(shared, int) or not isinstance(listed, list):
         return found
     own = listed[: max(len(listed) - shared, 0)]

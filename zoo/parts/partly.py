@@ -7,7 +7,6 @@ float32. `stack.run` takes one layer's weight at a time, and no architecture nee
 from collections.abc import Callable
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +20,9 @@ import numpy as np
 class Partly:
     """Layer n is `trained[slot[n]]`, or `frozen[-1 - slot[n]]` where the slot is below 0."""
 
-    frozen: Any  # arrays, or what jax has in their place
-    slot: Any  # int32 [L]
-    trained: Any = None  # None in a tree of frozen weights
+    frozen: PyTree  # arrays, or what jax has in their place
+    slot: PyTree  # int32 [L]
+    trained: PyTree = None  # None in a tree of frozen weights
 
     def layer(self, n: Array) -> Array:
         """The weight of one layer, in the dtype of the trained layers."""

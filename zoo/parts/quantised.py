@@ -8,7 +8,6 @@ architecture needs to know.
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +64,7 @@ class Quantised:
         return math.prod(self.shape)
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> object:
         """The dtype of the dequantised numbers."""
         return jnp.dtype(jnp.float32)
 
@@ -74,7 +73,7 @@ class Quantised:
         """The sharding of the codes, which are nearly all of the data."""
         return self.narrow.codes.sharding
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: object) -> object:
         """Returns itself for `...`; for a layer number, that layer's weight in float32."""
         if index is Ellipsis:
             return self

@@ -8,7 +8,6 @@ between products is cheap to recompute.
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -36,7 +35,7 @@ class Kept:
     """The residuals of a backward pass, without the arrays that are inputs of the layer."""
 
     arrays: list[Array]
-    pull: Any  # the tree of its leaves
+    pull: object  # the tree of its leaves
     places: tuple[int | None, ...]  # of each leaf among those of what was given
 
 
@@ -62,7 +61,7 @@ def by_part(
 
 def forward(
     function: Callable, arguments: tuple, given: PyTree, policy: str
-) -> tuple[Any, Kept | None]:
+) -> tuple[PyTree, Kept | None]:
     """`function(*arguments)`, and what a policy saves of it: nothing if it is "full".
 
     `given` is all that the function may read: it is not saved, but passed to `backward` again.

@@ -148,7 +148,7 @@ def read_two(
 
 
 def _one(
-    given: object, beside: Mapping[str, Any], theta: float, partial: bool = False
+    given: object, beside: Mapping[str, object], theta: float, partial: bool = False
 ) -> rope.Rope:
     if not isinstance(given, dict):
         raise BadInput(f"config.json: rope should be an object, not {given!r}")

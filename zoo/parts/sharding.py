@@ -89,7 +89,7 @@ def refuse_mesh(mesh: object) -> None:
         )
 
 
-def by_slice(sizes: Sizes, devices: Sequence[Any]) -> np.ndarray:
+def by_slice(sizes: Sizes, devices: Sequence[object]) -> np.ndarray:
     """Arranges devices in a grid whose first axis spans slices and whose others stay within one.
 
     Raises:
@@ -235,7 +235,7 @@ def axes_here() -> dict[str, int]:
     return {name: size for name, size, kind in named if kind != AxisType.Manual}
 
 
-def on_each_device(run: Callable, in_specs: Any, out_specs: Any) -> Callable:
+def on_each_device(run: Callable, in_specs: object, out_specs: object) -> Callable:
     """Runs `run` on each device's part of its arguments, over all axes of `axes_here`."""
     return jax.shard_map(
         run, in_specs=in_specs, out_specs=out_specs, axis_names={*axes_here()}, check_vma=False

@@ -7,7 +7,7 @@ the same time for 2 repetitions as for 80.
 
 from collections.abc import Callable
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import nnx
 import jax
@@ -265,7 +265,7 @@ def _backward(
         whose = adapted.part(weights[kind], sums[kind])
         return gradient, sums | {kind: jax.tree.map(add, sums[kind], fresh, whose)}, of_each
 
-    carry: Any = (gradient, jax.tree.map(jnp.zeros_like, handed)), sums, of_each
+    carry: PyTree = (gradient, jax.tree.map(jnp.zeros_like, handed)), sums, of_each
     for part, of_places in zip(reversed(layout.parts), reversed(left), strict=True):
 
         def repetition(

@@ -6,7 +6,7 @@ zeros; docs/models.md says how many products that adds.
 
 from collections.abc import Callable, Mapping
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ SMALLEST, LARGEST = 8, 512
 # The tile sizes of the kernels in `grouped`, and where those run: GPUs are slow in float32.
 AT_ONCE, BY_KERNELS = (grouped.SMALLEST, grouped.LARGEST), {("gpu", "bfloat16")}
 
-Weights = Mapping[str, Any]  # arrays, or those with adapters
+Weights = Mapping[str, PyTree]  # arrays, or those with adapters
 # One expert's work: (its tokens, its own weights) -> its outputs.
 Work = Callable[[Float[Array, "tile D"], Weights], Float[Array, "tile D"]]
 

@@ -7,12 +7,12 @@ each device, and is summed between devices once per micro-batch.
 
 from collections.abc import Callable, Mapping
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from zoo.parts import last_step, layers, sharding
 
@@ -102,10 +102,10 @@ def _computed(
 
 
 def _forward(
-    hidden: Any,
-    head: Any,
-    target: Any,
-    scores: Any,
+    hidden: PyTree,
+    head: PyTree,
+    target: PyTree,
+    scores: PyTree,
     dtype: jax.typing.DTypeLike,
     last: last_step.LastStep,
     more: bool,

@@ -85,7 +85,7 @@ def check_several(texts: Any, what: str) -> None:
         raise BadInput(f"{what} are lists of ids, and these are lists of such lists")
 
 
-def refuse_others(tokens: Any) -> None:
+def refuse_others(tokens: object) -> None:
     """Refuses what holds no ids, or not by their places: text, dicts, generators.
 
     Raises:

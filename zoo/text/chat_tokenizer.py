@@ -19,7 +19,7 @@ from zoo.text.confined import Worker
 from zoo.text.tokenizer import Tokenizer
 from zoo.text.worker import Step
 
-Messages = Any  # a list of dicts: role, content, and what else the template reads
+Messages = object  # a list of dicts: role, content, and what else the template reads
 PROBE = (
     {"role": "user", "content": "Which way?"},
     {"role": "assistant", "content": "Onwards."},

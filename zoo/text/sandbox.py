@@ -98,7 +98,7 @@ class Sandbox(sandbox.ImmutableSandboxedEnvironment):
     concat: Any = staticmethod(joined)
     written: Any = str
 
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> object:
         """The result of `left operator right`, if it is not too large."""
         if operator == "+":
             if isinstance(left, SIZED) and isinstance(right, SIZED):
@@ -114,7 +114,7 @@ class Sandbox(sandbox.ImmutableSandboxedEnvironment):
                 raise BadInput("a product of the chat template is too large")
         return super().call_binop(context, operator, left, right)
 
-    def getattr(self, obj: Any, attribute: str) -> Any:
+    def getattr(self, obj: Any, attribute: str) -> object:
         """Looks up each `a.b`; the usual ones are safe, and are answered at once."""
         kind = type(obj)
         if kind is dict and attribute in obj and attribute not in OF_DICTS:
@@ -128,7 +128,7 @@ class Sandbox(sandbox.ImmutableSandboxedEnvironment):
         """Refuses what jinja calls unsafe, and methods whose result could be too large."""
         return attr not in UNBOUNDED_METHODS and super().is_safe_attribute(obj, attr, value)
 
-    def call(*given: Any, **named: Any) -> Any:  # a template may name an argument `self`
+    def call(*given: Any, **named: object) -> object:  # a template may name an argument `self`
         """Calls a function for a template, if its arguments are within bounds."""
         self, context, function, *rest = given
         if type(function) is OF_TEXT and function.__name__ in OF_TEXTS:
@@ -154,12 +154,12 @@ def _check_format(form: str | bytes) -> None:
         raise BadInput("a format of the chat template is too wide")
 
 
-def _check_replaced(text: Any, old: Any, new: Any) -> None:
+def _check_replaced(text: Any, old: object, new: Any) -> None:
     if len(text) * len(new) > LONGEST:
         check_length(len(text) + (text.count(old) if old else len(text) + 1) * len(new))
 
 
-def _format(form: Any, *given: Any, **named: Any) -> str:
+def _format(form: Any, *given: object, **named: object) -> str:
     _check_format(form)
     return filters.do_format(form, *given, **named)
 
@@ -208,14 +208,14 @@ class _Generation(Extension):
 class _Dict:
     """`dict` without its attributes, which lead out of the sandbox."""
 
-    def __call__(self, *given: Any, **named: Any) -> dict:
+    def __call__(self, *given: object, **named: object) -> dict:
         return dict(*given, **named)
 
 
 class _Namespace(jinja2.utils.Namespace):
     """Without names that begin with an underscore, which lead out of the sandbox."""
 
-    def __init__(*given: Any, **named: Any) -> None:
+    def __init__(*given: object, **named: object) -> None:
         self, *rest = given
         if any(str(name).startswith("_") for name in dict(*rest, **named)):
             raise jinja2.exceptions.SecurityError("a namespace of the template has a private name")
@@ -229,7 +229,7 @@ class _Namespace(jinja2.utils.Namespace):
 
 def _to_json(
     value: object, ensure_ascii: bool = False, indent: int | str | None = None,
-    separators: Any = None, sort_keys: bool = False,
+    separators: tuple[str, str] | None = None, sort_keys: bool = False,
 ) -> str:  # fmt: skip
     """A JSON filter without the HTML escapes of jinja's own; writes piece by piece."""
     check_length(1000 * (indent if isinstance(indent, int) else len(indent or "")))

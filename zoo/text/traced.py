@@ -34,8 +34,8 @@ class At(NamedTuple):
 class Step(NamedTuple):
     """One operation on texts: `do(*sides)`."""
 
-    do: Callable[..., Any]
-    sides: tuple[Any, ...]
+    do: Callable[..., object]
+    sides: tuple[object, ...]
     answer: object  # as `_told`
 
 
@@ -61,7 +61,7 @@ def program(text: str, date: str | None) -> Program:
     return Program(run, followed, {})
 
 
-def render(program: Program, given: Mapping[str, Any]) -> str:
+def render(program: Program, given: Mapping[str, object]) -> str:
     """The text that a template writes. Raises what the template raises."""
     shape, texts = _shape(given)
     if shape is None:
@@ -79,7 +79,7 @@ def render(program: Program, given: Mapping[str, Any]) -> str:
     return text
 
 
-def _shape(given: Mapping[str, Any]) -> tuple[tuple | None, list[str]]:
+def _shape(given: Mapping[str, object]) -> tuple[tuple | None, list[str]]:
     """All that is given but the messages' words, and these; None where there is more than words."""
     messages = given.get("messages")
     if type(messages) is not list or not set(map(type, messages)) <= {dict}:
@@ -106,7 +106,7 @@ def _written(trace: Trace, texts: Sequence[str]) -> str | None:
     return "".join(parts) if sum(map(len, parts)) <= sandbox.LONGEST else None
 
 
-def _told(do: Callable[..., Any], sides: Iterable[Any]) -> tuple[object, list[str]]:
+def _told(do: Callable[..., object], sides: Iterable[object]) -> tuple[object, list[str]]:
     """What a template learns from a step, and the words that it gets, without their being known."""
     try:
         value = do(*sides)
@@ -131,7 +131,7 @@ class _Run:
         self.steps: list[Step] = []
         self.lost = False
 
-    def do(self, do: Callable[..., Any], *sides: Any) -> Any:
+    def do(self, do: Callable[..., object], *sides: object) -> Any:
         """Does it for the template, and keeps it. Texts are words from then on."""
         kept = tuple(x._whole() if type(x) is _Words else x for x in sides)
         told, new = _told(do, [self.words[x.number] if type(x) is At else x for x in kept])
@@ -175,7 +175,7 @@ class _Words:
         (words,) = [part for part in self._parts if isinstance(part, At)]
         return words
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         if name in METHODS:
             return lambda *given: self._run.do(getattr(str, name), self, *given)
         if hasattr(str, name):
@@ -197,16 +197,16 @@ class _Words:
     def __contains__(self, other: object) -> bool:
         return self._run.do(operator.contains, self, other)
 
-    def __getitem__(self, at: object) -> Any:
+    def __getitem__(self, at: object) -> object:
         return self._run.do(operator.getitem, self, at)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[object]:
         yield from self._run.do(list, self)
 
-    def __add__(self, other: object) -> Any:
+    def __add__(self, other: object) -> object:
         return _in_a_row([self, other]) if isinstance(other, str) else NotImplemented
 
-    def __radd__(self, other: object) -> Any:
+    def __radd__(self, other: object) -> object:
         return _in_a_row([other, self]) if isinstance(other, str) else NotImplemented
 
     def _refuse(self, *_: object) -> NoReturn:
@@ -221,7 +221,7 @@ def _join(*parts: str) -> str:
     return sandbox.joined(parts)
 
 
-def _in_a_row(pieces: Sequence[Any]) -> Any:
+def _in_a_row(pieces: Sequence[Any]) -> object:
     """Concatenates texts and traced texts."""
     runs = [piece._run for piece in pieces if type(piece) is _Words]
     if not runs:
@@ -240,7 +240,7 @@ class _Piece(str):
         return self
 
 
-def _piece(value: Any) -> Any:
+def _piece(value: object) -> object:
     if type(value) is not _Words:
         return value
     piece = _Piece()
@@ -248,7 +248,7 @@ def _piece(value: Any) -> Any:
     return piece
 
 
-def _concat(pieces: Iterable[str]) -> Any:
+def _concat(pieces: Iterable[str]) -> object:
     """What jinja joins."""
     return _in_a_row([piece.words if type(piece) is _Piece else piece for piece in pieces])
 
@@ -256,15 +256,15 @@ def _concat(pieces: Iterable[str]) -> Any:
 class _Following(sandbox.Sandbox):
     """The sandbox in which traced texts stay traced."""
 
-    concat: Any = staticmethod(_concat)
-    written: Any = staticmethod(
+    concat: object = staticmethod(_concat)
+    written: object = staticmethod(
         lambda value: _piece(value) if type(value) is _Words else str(value)
     )
 
-    def __init__(self, **given: Any):
+    def __init__(self, **given: object):
         super().__init__(**given, finalize=_piece)
 
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+    def call_binop(self, context: Context, operator: str, left: object, right: Any) -> object:
         """As the sandbox, which looks at the length of what is added."""
         if operator == "+" and _Words in (type(left), type(right)):
             return left + right
@@ -280,7 +280,7 @@ def _followed(program: Program, given: Mapping[str, Any], texts: Sequence[str]) 
         for message in given["messages"]
     ]
     try:
-        text: Any = program.followed.render({**given, "messages": messages})
+        text = program.followed.render({**given, "messages": messages})
     except Exception:  # also those of what does not know words
         return None
     if run.lost:

@@ -180,7 +180,7 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def _parsed(value: object, name: str) -> Any:
+def _parsed(value: object, name: str) -> object:
     if not isinstance(value, str):
         return value
     try:

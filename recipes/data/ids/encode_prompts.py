@@ -3,20 +3,16 @@
 The ids are those that such a prompt has before an answer in training.
 """
 
-from typing import Any
-
 from checkpoints_io.errors import BadInput
 from recipes.data.chats import chat, messages
 from recipes.data.chats.pair import Pair
 from recipes.data.ids import encode_rows
-from recipes.data.ids.encode_rows import How
+from recipes.data.ids.encode_rows import ByName, How
 from zoo.text.tokenizer import Tokenizer
 from zoo.text.worker import Step
 
 
-def encode(
-    step: Step, rows: list[list], how: dict[str, Any], files: str, plain: bool
-) -> list[list[int]]:
+def encode(step: Step, rows: list[list], how: ByName, files: str, plain: bool) -> list[list[int]]:
     """The ids of the prompt in each row, which is given as its `where`, `fields`, `reason`.
 
     Raises:

@@ -40,6 +40,9 @@ class How(NamedTuple):
     answers: int = 2  # at most, per row; more than two: rows are lists
 
 
+ByName = dict[str, Any]  # a How as a worker gets it
+
+
 class Ready(NamedTuple):
     """The facts about a tokenizer and a template that have been found to work."""
 
@@ -47,7 +50,7 @@ class Ready(NamedTuple):
     stops: bool  # as `chat.stops`
 
 
-def prepare(step: Step, how: dict[str, Any], files: str, plain: bool) -> Ready:
+def prepare(step: Step, how: ByName, files: str, plain: bool) -> Ready:
     """Tries the tokenizer and the template in a worker; `files` is a hash of their files.
 
     Raises:
@@ -62,7 +65,7 @@ def encode_rows(
     rows: list[list],
     first: int,
     source: list,
-    how: dict[str, Any],
+    how: ByName,
     files: str,
 ) -> bytes:
     """Runs `encode` in a worker and returns the shard as bytes.

@@ -1,15 +1,13 @@
 """Encodes plain texts as ids: what a worker does with the rows of a file of texts."""
 
-from typing import Any
-
 from checkpoints_io.errors import BadInput
 from recipes.data.ids import encode_rows
-from recipes.data.ids.encode_rows import BYTES_A_SECOND, How
+from recipes.data.ids.encode_rows import BYTES_A_SECOND, ByName, How
 from zoo.text.worker import Step
 
 
 def encode(
-    step: Step, rows: list[list], how: dict[str, Any], files: str, plain: bool
+    step: Step, rows: list[list], how: ByName, files: str, plain: bool
 ) -> list[tuple[list[int], int]]:
     """The ids of each row, given as its `where` and `text`, and the number of its UTF-8 bytes.
 

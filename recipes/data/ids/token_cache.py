@@ -53,7 +53,7 @@ def alone(folder: places.Place) -> Iterator[None]:
         yield
 
 
-def fact(folder: places.Place, name: str, work: Callable[[], Any]) -> Any:
+def fact(folder: places.Place, name: str, work: Callable[[], object]) -> Any:
     """A value that is computed once and kept in the folder under this name, as JSON.
 
     Raises:

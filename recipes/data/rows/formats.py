@@ -9,7 +9,6 @@ import io
 import pathlib
 import shutil
 import tempfile
-from typing import Any
 
 import pyarrow
 
@@ -71,7 +70,7 @@ def rows(name: str, opened: File, wanted: Wanted = None) -> Iterator[Row]:
         if kind.endswith(".gz"):
             file = gzip.open(file)  # noqa: SIM115, closed with what it reads
         elif kind.endswith(".zst"):
-            stream: Any = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "r"), "zstd")
+            stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "r"), "zstd")
             file = io.BufferedReader(stream)
         for suffix in COMPRESSED:
             kind = kind.removesuffix(suffix)

@@ -79,7 +79,7 @@ def parsed(text: str) -> object:
         raise BadInput("not valid JSON") from error
 
 
-def without_nulls(value: Any) -> Any:
+def without_nulls(value: object) -> Any:
     """A value without the keys of objects that hold null.
 
     Arrow gives all objects of a column the same keys, and fills in nulls. Its files cannot tell

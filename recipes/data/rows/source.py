@@ -53,7 +53,7 @@ def common(given: Mapping[str, Any], rows: Rows) -> Common:
     return Common(given["data.layout"], given["data.columns"] or {}, *rows)
 
 
-def names_column(given: Mapping[str, Any], rows: Rows, name: str) -> bool:
+def names_column(given: Mapping[str, object], rows: Rows, name: str) -> bool:
     """Whether the settings say, for any source, which column is our `name`."""
     of_all = common(given, rows)
     sources = [one.source for one in training(given["train_data"], of_all).values()]
@@ -128,7 +128,7 @@ def parsed(where: str, given: Given, common: Common) -> Source:
     """
     if not isinstance(given, str | dict):
         raise BadInput(f"--config.{where}={given!r} is not a source: give its path")
-    said: dict[str, Any] = {"path": given} if isinstance(given, str) else dict(given)
+    said = {"path": given} if isinstance(given, str) else dict(given)
     if odd := sorted(said.keys() - set(SETTINGS)):
         raise BadInput(f"--config.{where} has no setting {odd[0]!r}: it has {', '.join(SETTINGS)}")
     path = said.get("path")

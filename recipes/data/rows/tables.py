@@ -17,7 +17,7 @@ AT_ONCE = 512  # rows in memory at most; fewer if they are very long
 ROOM = 2**30  # bytes of a row group, unfolded
 FAILURES = (OSError, ValueError, MemoryError, RecursionError, pyarrow.ArrowException)
 # Converts a value that is not null; None: it is already what JSON would give.
-Plain = Callable[[Any], Any] | None
+Plain = Callable[[Any], object] | None
 types: Any = pyarrow.types
 compute: Any = pyarrow.compute
 TEXT = (types.is_string, types.is_large_string, types.is_string_view)
@@ -160,7 +160,7 @@ def _object(pairs: Any, inner: dict[str, Plain]) -> dict[str, object]:
     return {name: x if function is None else function(x) for name, x, function in found}
 
 
-def _keys(pairs: list[tuple[Any, Any]]) -> list[str]:
+def _keys(pairs: list[tuple[Any, object]]) -> list[str]:
     keys = [key for key, _ in pairs]
     if len(set(keys)) < len(keys) or not all(isinstance(key, str) for key in keys):
         raise BadInput("keys of an object must be strings, each only once")
