@@ -22,7 +22,7 @@ class Lasting:
     So does everything else that writes to the same descriptor, in any language.
     """
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: Any):
         self._wrapped = _nowhere() if stream is None else stream
 
     def __getattr__(self, name: str) -> object:
@@ -78,7 +78,7 @@ def _nowhere() -> TextIO:
     return open(os.devnull, "w", encoding="utf-8", errors="replace")
 
 
-def lasting(stream: TextIO) -> Lasting:
+def lasting(stream: Any) -> Lasting:
     """The stream (None: the process was started without it), as one that raises nothing."""
     return stream if isinstance(stream, Lasting) else Lasting(stream)
 
