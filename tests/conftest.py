@@ -38,7 +38,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # those of users.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false "
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
     "--xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1 "
     "--xla_cpu_multi_thread_eigen=false",
 )

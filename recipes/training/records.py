@@ -7,7 +7,6 @@ import json
 import math
 import secrets
 import sys
-import types
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     import tensorboardX
 
 # What is written in the directory of a run, by `Log` and others.
-Tracker = tuple[types.ModuleType, Any]  # wandb or trackio, and its run
+Tracker = tuple[Any, Any]  # wandb or trackio, and its run
 
 SETTINGS, DATA, RECORDS, SAMPLES, PAGE, SENT, RESULT, WANDB_ID = FILES = (
     "settings.json", "data.json", "metrics.jsonl", "samples.jsonl", "report.html", "hub.json",
