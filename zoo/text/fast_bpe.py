@@ -30,23 +30,18 @@ SECONDS = 3.0  # of CPU time, as `regex` counts it, for one text
 
 def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | None:
     """A function from text to ids (None for an unsupported text); None for such a tokenizer."""
-    pattern, added = _pattern(own), own.get_added_tokens_decoder()
-    if pattern is None or any(
-        token.normalized or token.lstrip or token.rstrip or token.single_word
-        for token in added.values()
-    ):
-        return None
-    if not _leaves_ids(_settings(own.post_processor)):
+    pattern = _pattern(own) if _merges_bytes(own) else None
+    if pattern is None:
         return None
     composed = own.normalizer is not None
     seconds = None if pattern.pattern in (GPT2, LLAMA, QWEN) else SECONDS  # a timeout costs time
-    special: dict[str, list[int]] = {token.content: [i] for i, token in added.items()}
+    added = own.get_added_tokens_decoder().items()
+    special: dict[str, list[int]] = {token.content: [i] for i, token in added}
     between = any_of(special)
     model, spelled = own.model, str.maketrans(bytes_as_text())
     known: dict[str, list[int]] = {}  # words
     short: dict[str, list[int]] = {}  # what stands between special tokens: most is the template's
     alike = _alike(pattern.pattern)
-    met: set[str] = set()  # characters that both libraries know as the same
 
     def merged(word: str) -> list[int]:
         if len(known) >= MOST:
@@ -56,15 +51,6 @@ def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | No
         if len(word) <= LONG:
             known[word] = found
         return found
-
-    def is_known(text: str) -> bool:
-        if met.issuperset(text):
-            return True
-        unmet = set(text) - met
-        if not alike("".join(unmet)):
-            return False
-        met.update(unmet)
-        return True
 
     def cut(part: str) -> list[int] | None:
         """The ids of words between special tokens."""
@@ -87,7 +73,7 @@ def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | No
         return ids
 
     def encode(text: str) -> list[int] | None:
-        if pattern is None or not (text.isascii() or is_known(text)):
+        if pattern is None or not (text.isascii() or alike(text)):
             return None
         if composed and not unicodedata.is_normalized("NFC", text):
             return None
@@ -106,22 +92,32 @@ def encoder(own: tokenizers.Tokenizer) -> Callable[[str], list[int] | None] | No
 
 
 def _alike(pattern: str) -> Callable[[str], bool]:
-    """Tests whether `tokenizers` and `regex` classify characters alike, for a pattern's classes.
+    """Tests whether `tokenizers` and `regex` classify all of a text alike, for a pattern's classes.
 
-    They must also be known to Python, which says whether they are composed, and whole.
+    Its characters must also be known to Python, which says whether they are composed, and whole.
     """
+    met: set[str] = set()  # characters that have passed
     classes = sorted(set(re.findall(r"\\[swdSWD]|\\[pP]\{\^?\w+\}", pattern)))
     both = [
         (regex.compile(one), Split(tokenizers.Regex(one), "removed", invert=True))
         for one in classes
     ]
 
-    def alike(characters: str) -> bool:
+    def passes(characters: str) -> bool:
         return all(unicodedata.category(one) not in ("Cn", "Cs") for one in characters) and all(
             "".join(ours.findall(characters))
             == "".join(word for word, _ in theirs.pre_tokenize_str(characters))
             for ours, theirs in both
         )
+
+    def alike(text: str) -> bool:
+        if met.issuperset(text):
+            return True
+        unmet = set(text) - met
+        if not passes("".join(unmet)):
+            return False
+        met.update(unmet)
+        return True
 
     return alike
 
@@ -131,17 +127,26 @@ def _settings(part: Any) -> dict[str, Any]:
     return {} if part is None else json.loads(part.__getstate__())
 
 
-def _pattern(own: tokenizers.Tokenizer) -> regex.Pattern | None:
-    """The word pattern of a tokenizer that does nothing but merge bytes; None for others."""
-    model, steps = own.model, _settings(own.pre_tokenizer)
+def _merges_bytes(own: tokenizers.Tokenizer) -> bool:
+    """Whether a tokenizer does nothing to a text but merge the bytes of its words."""
     unusual = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
-    plain = isinstance(model, tokenizers.models.BPE) and not any(
-        getattr(model, name) for name in (*unusual, "byte_fallback")
+    plain = isinstance(own.model, tokenizers.models.BPE) and not any(
+        getattr(own.model, name) for name in (*unusual, "byte_fallback")
+    )
+    strips = any(
+        token.normalized or token.lstrip or token.rstrip or token.single_word
+        for token in own.get_added_tokens_decoder().values()
     )
     normal = _settings(own.normalizer) in ({}, {"type": "NFC"})
+    return plain and normal and not strips and _leaves_ids(_settings(own.post_processor))
+
+
+def _pattern(own: tokenizers.Tokenizer) -> regex.Pattern | None:
+    """The pattern by which a tokenizer of bytes cuts words; None if it has steps of other kinds."""
+    steps = _settings(own.pre_tokenizer)
     steps = steps.get("pretokenizers", [steps])
     last = {"type": "ByteLevel", "add_prefix_space": False}
-    if not (plain and normal and steps[-1].items() >= last.items()):
+    if not steps[-1].items() >= last.items():
         return None
     if len(steps) == 1 and steps[0]["use_regex"]:
         return regex.compile(GPT2)

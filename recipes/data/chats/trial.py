@@ -28,22 +28,7 @@ def prepared(
       ValueError: there is no template, or it fails, prints the date although none is set, shows
         nothing of the answer, or ends answers itself although `end_of_turn` is given.
     """
-    text = tokenizer.chat_template
-    if not text:
-        raise BadInput(
-            "the tokenizer has no chat template: give one with --config.chat_template=FILE, or "
-            "use --config.data.layout=plain_text (plain_answer for single answers)"
-        )
-    dated = template.prints_the_date(text)
-    if dated and date is None:
-        raise BadInput(
-            "the chat template prints today's date, so the same rows would give other tokens "
-            "tomorrow: set the date that it prints (e.g. --config.data.date=2026-01-31)"
-        )
-    if date is not None and not dated:
-        raise BadInput(
-            "--config.data.date has no effect: the chat template does not print the date"
-        )
+    text = _template_of(tokenizer, date)
     texts = {"default": text, **tokenizer.chat_templates}
     programs = {name: template.compiled(text, date) for name, text in texts.items()}
     reads = frozenset().union(*(template.names(text) for text in texts.values()))
@@ -94,6 +79,26 @@ def prepared(
             f"answer ({words[:40]!r})"
         )
     return chat
+
+
+def _template_of(tokenizer: Tokenizer, date: str | None) -> str:
+    text = tokenizer.chat_template
+    if not text:
+        raise BadInput(
+            "the tokenizer has no chat template: give one with --config.chat_template=FILE, or "
+            "use --config.data.layout=plain_text (plain_answer for single answers)"
+        )
+    dated = template.prints_the_date(text)
+    if dated and date is None:
+        raise BadInput(
+            "the chat template prints today's date, so the same rows would give other tokens "
+            "tomorrow: set the date that it prints (e.g. --config.data.date=2026-01-31)"
+        )
+    if date is not None and not dated:
+        raise BadInput(
+            "--config.data.date has no effect: the chat template does not print the date"
+        )
+    return text
 
 
 def _renders(turns: Turns, chat: Chat, pair: Pair) -> bool:
