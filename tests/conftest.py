@@ -15,15 +15,15 @@ import sys
 import tempfile
 
 
-def asks_for_gpu(arguments: list[str]) -> bool:
-    """Does `-m` of this command line choose the tests of a GPU?"""
+def asks_for(mark: str, arguments: list[str]) -> bool:
+    """Does `-m` of this command line choose the tests with this mark?"""
     chosen = re.findall(r"(?:^|\x1f)-m(?:=|\x1f)?([^\x1f]*)", "\x1f".join(arguments))
-    return bool(chosen) and re.search(r"(?<!not )\bgpu\b", chosen[-1]) is not None
+    return bool(chosen) and re.search(rf"(?<!not )\b{mark}\b", chosen[-1]) is not None
 
 
 # Processes side by side cannot share a GPU, and its products are rounded otherwise: tests, and the
 # programs they start, take the CPU. Set before jax is imported.
-if not asks_for_gpu(sys.argv):
+if not asks_for("gpu", sys.argv):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # The tests, and the programs they start, compile the same small models again and again. Set before
@@ -34,11 +34,12 @@ if "TESTS_CACHE" not in os.environ:
 CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["TESTS_CACHE"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Most of their time is the compiler's: with less of its optimisation the same programs come out, a
-# little slower; and threads cost more than they give to programs this small. `XLA_FLAGS=` asks for
-# those of users.
+# little slower; and threads cost more than they give to programs this small. Long forms, which run
+# longer and compare sums of more numbers, get some of it. `XLA_FLAGS=` asks for that of users.
+LEVEL = 1 if asks_for("full", sys.argv) else 0
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    f"--xla_backend_optimization_level={LEVEL} --xla_cpu_use_fusion_emitters=false "
     "--xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1 "
     "--xla_cpu_multi_thread_eigen=false",
 )
@@ -247,7 +248,7 @@ def check_resume(
 
 
 def pytest_configure(config):
-    if asks_for_gpu(sys.argv) and config.getoption("numprocesses", 0):
+    if asks_for("gpu", sys.argv) and config.getoption("numprocesses", 0):
         raise pytest.UsageError("processes side by side cannot share a GPU: add -n0")
 
 

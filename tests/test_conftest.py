@@ -1,11 +1,11 @@
-"""On which device the tests run."""
+"""On which device the tests run, and how they are compiled."""
 
 import os
 
 import jax
 import pytest
 
-from tests.conftest import asks_for_gpu
+from tests.conftest import asks_for
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,12 @@ from tests.conftest import asks_for_gpu
     ],
 )  # fmt: skip
 def test_a_gpu_is_taken_by_those_who_ask(command, asked):
-    assert asks_for_gpu(command.split() if isinstance(command, str) else command) == asked
+    assert asks_for("gpu", command.split() if isinstance(command, str) else command) == asked
+
+
+def test_long_forms_are_known_by_their_mark():
+    assert asks_for("full", ["pytest", "-m", "full"])
+    assert not asks_for("full", ["pytest", "-m", "not full and not gpu"])
 
 
 def test_the_tests_and_what_they_start_run_on_the_cpu():
