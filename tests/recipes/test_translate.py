@@ -535,6 +535,23 @@ def test_null_turns_off_what_it_turns_off_there():
     assert "train_seq_len" not in rows.translated(peers.TRL, file, 1).settings  # it is asked for
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "ours"),
+    [
+        ({"lr_schedule": "inv_sqrt"}, {"lr_schedule": "inverse_sqrt"}),
+        (
+            {"lr_schedule": "linear", "type": "adam"},
+            {"lr_schedule": "linear", "optimizer": "adamw"},
+        ),
+        ({"type": "muon"}, {"optimizer": "muon"}),
+    ],
+)
+def test_schedules_and_optimizers_of_levanter_by_our_names(optimizer, ours):
+    file = yaml.safe_load(LEVANTER)
+    found = rows.translated(peers.LEVANTER, file | {"optimizer": optimizer}, 1).settings
+    assert found.items() >= ours.items()
+
+
 def test_a_checkpoint_of_theirs_is_no_reference():
     file = yaml.safe_load(LEVANTER) | {"reference_model_path": "gs://a/b", "reference_is_hf": False}
     notes = rows.translated(peers.LEVANTER, file, 1).notes
