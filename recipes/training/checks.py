@@ -191,6 +191,11 @@ def _check_adapters(given: Values, table: Table) -> None:
             f"--config.{idle[0]} has no effect: the adapters in --config.adapter.path={begun} "
             "decide it; leave it out, or start new ones without --config.adapter.path"
         )
+    if given.get("adapter.export") == "adapter" and given.get("hf_text_only"):
+        raise BadInput(
+            "--config.hf_text_only=True has no effect: exports hold only adapters; leave it out, "
+            "or set --config.adapter.export=merged"
+        )
     named = given.get("reference_model_path")
     if given.get("reference_mode") == "base" and named is not None:
         raise BadInput(

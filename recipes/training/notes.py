@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 
 from recipes.data import mixture, shown
 from recipes.training import optimizer
@@ -119,6 +120,12 @@ def _on_adapters(run: Run) -> Iterator[str]:
     rank = run.adapting.rank
     if adapters_alone(run) and rank > 16:
         yield f"adapters of rank {rank}: vLLM takes at most 16 unless --max-lora-rank is raised"
+    dtype = jnp.dtype(run.saving.export_dtype)
+    if adapters_alone(run) and dtype not in (jnp.bfloat16, jnp.float32):  # the default, and theirs
+        yield (
+            f"--config.hf_save_dtype={dtype.name} has no effect: exported adapters are float32, as "
+            "they are trained"
+        )
     if adapters_alone(run) and run.saving.chat_template is not None:
         yield (
             "an export of adapters does not contain --config.chat_template: pass it to the "

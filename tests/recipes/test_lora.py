@@ -145,6 +145,7 @@ def test_a_separate_reference_of_the_same_weights_agrees_to_the_bit(config, tmp_
         ({"adapter.rank": 0}, "adapter.rank must be above 0"),
         ({"adapter.zero": "C"}, "adapter.zero='C' is not one of A, B"),
         ({"reference_mode": "base", "reference_model_path": "x"}, "names another reference"),
+        ({"hf_text_only": True}, "hf_text_only=True has no effect: exports hold only adapters"),
     ],
 )
 def test_settings_that_contradict_each_other(config, values, words):

@@ -117,3 +117,17 @@ def test_a_rank_that_vllm_takes_only_if_it_is_told(config, rank, noted, export):
     told = notes.of(run, config.num_epochs, config.max_eval_pairs)
     expected = f"adapters of rank {rank}: vLLM takes at most 16 unless --max-lora-rank is raised"
     assert told == ([expected] if noted and export == "adapter" else [])
+
+
+@pytest.mark.parametrize(("dtype", "noted"), [("float16", True), ("bfloat16", False)])
+@pytest.mark.parametrize("export", ["adapter", "merged"])
+def test_adapters_are_written_in_float32_whatever_was_asked(config, dtype, noted, export):
+    sites = [types.SimpleNamespace(ranks=[4, 4])]
+    run = run_of(config)
+    run = run._replace(
+        adapting=Adapting(sites, {}, None, "B", 1.0, export),
+        records=Records(False, None, "", (), {}),
+        saving=run.saving._replace(export_dtype=dtype),
+    )
+    told = "\n".join(notes.of(run, config.num_epochs, config.max_eval_pairs))
+    assert ("hf_save_dtype=float16 has no effect" in told) == (noted and export == "adapter")
