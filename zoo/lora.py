@@ -1,6 +1,6 @@
 """LoRA in a notebook: adds adapters to a model, and splits it into trained and frozen weights."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import math
 
@@ -23,30 +23,42 @@ def with_adapters(
     alpha: int | float | np.integer | np.floating | None = None,
     targets: Sequence[str] | str = (choosing.ALL_LINEAR,),
     exclude: Sequence[str] | str = (),
+    layers: Iterable[int | np.integer] | int | None = None,
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, int | float] | None = None,
     rslora: bool = False,
     dora: bool = False,
     seed: int = 0,
 ) -> Model:
     """Adds new adapters to a model, in float32, without changing its logits yet.
 
-    The arguments mean what they mean in PEFT's `LoraConfig`, and B starts at 0, as it does there;
-    `alpha` defaults to `rank`.
+    The arguments mean what they mean in PEFT's `LoraConfig`, which calls `layers`
+    `layers_to_transform`, and B starts at 0, as it does there; `alpha` defaults to `rank`.
 
     Example:
       model = zoo.lora.with_adapters(zoo.load(folder), rank=8, targets=["q_proj", "v_proj"])
 
     Raises:
-      ValueError: the model already has adapters, a target names no weight, or `rank` or `alpha` is
-        out of range.
+      ValueError: the model already has adapters, a target names no weight, there is no such layer,
+        or a rank or alpha is out of range.
     """
     refuse_other(model, "with_adapters(model, rank=8)")
     refuse_seed(seed)
-    if isinstance(rank, bool) or not isinstance(rank, int | np.integer) or rank < 1:
-        raise BadInput(f"rank={rank!r}: adapters have a whole number of dimensions, like 8")
     alpha = rank if alpha is None else alpha
-    number = isinstance(alpha, int | float | np.integer | np.floating)
-    if isinstance(alpha, bool) or not number or not 0 < alpha < math.inf:
-        raise BadInput(f"alpha={alpha!r}: what adapters add is scaled by a number, like {rank}")
+    ranks, alphas = (
+        {"rank": rank, **(rank_pattern or {})},
+        {"alpha": alpha, **(alpha_pattern or {})},
+    )
+    for name, value in ranks.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise BadInput(f"{name}={value!r}: adapters have a whole number of dimensions, like 8")
+    for name, value in alphas.items():
+        number = isinstance(value, int | float | np.integer | np.floating)
+        if isinstance(value, bool) or not number or not 0 < value < math.inf:
+            raise BadInput(
+                f"{name}={value!r}: what adapters add is scaled by a number, like {rank}"
+            )
+    layers = (layers,) if isinstance(layers, int) else layers
     for name, given in (("targets", targets), ("exclude", exclude)):
         if not isinstance(given, Iterable):
             raise BadInput(f"{name}={given!r}: names of weights in a list, like ['q_proj']")
@@ -57,8 +69,11 @@ def with_adapters(
     if any(map(is_one, jax.tree.leaves(params, is_leaf=is_one))):
         raise BadInput("the model has adapters: load it without them to give it new ones")
     sites = choosing.sites(model, choosing.Lora(
-        rank=int(rank), alpha=float(alpha), targets=targets, exclude=exclude, rslora=rslora,
-        dora=dora, zero="B",
+        rank=int(ranks.pop("rank")), alpha=float(alphas.pop("alpha")), targets=targets,
+        exclude=exclude, layers=None if layers is None else tuple(map(int, layers)),
+        rank_pattern={name: int(value) for name, value in ranks.items()},
+        alpha_pattern={name: float(value) for name, value in alphas.items()},
+        rslora=rslora, dora=dora, zero="B",
     ))  # fmt: skip
     frozen = adapters.attached(params, sites)
     trained = adapters.fresh(frozen, adapters.layout(model, sites, dora=dora), zero="B", seed=seed)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import safetensors.numpy
 
 from tests.conftest import TINY
 from tests.long_forms import full_but
@@ -66,17 +67,29 @@ def test_new_adapters_are_trained_saved_and_read(frozen, dora, tmp_path):
                               else more.blocks.mlp.down.get_value())  # fmt: skip
 
 
-def test_peft_has_as_many_in_the_same_places(tmp_path):
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({}, {}),
+        ({"layers": 1}, {"layers_to_transform": 1}),
+        ({"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"v_proj": 3}},) * 2,
+    ],
+)
+def test_peft_has_as_many_in_the_same_places(tmp_path, ours, theirs):
     peft = pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(TINY / "model")
+    own = transformers.AutoModelForCausalLM.from_pretrained(TINY / "model")
     targets = ["q_proj", "v_proj"]
-    said = peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets)
-    wanted = sum(
-        p.numel() for p in peft.get_peft_model(theirs, said).parameters() if p.requires_grad
+    said = peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, **theirs)
+    wanted = peft.get_peft_model_state_dict(peft.get_peft_model(own, said))
+    model = zoo.lora.with_adapters(
+        zoo.load(TINY / "model"), rank=4, alpha=8, targets=targets, **ours
     )
-    model = zoo.lora.with_adapters(zoo.load(TINY / "model"), rank=4, alpha=8, targets=targets)
-    assert sum(x.size for x in jax.tree.leaves(zoo.lora.parted(model)[1])) == wanted
+    zoo.save_adapter(model, tmp_path / "adapter")
+    found = safetensors.numpy.load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert {name: x.shape for name, x in found.items()} == {
+        name: tuple(x.shape) for name, x in wanted.items()
+    }
 
 
 def test_adapters_that_are_not_finite_are_not_written(tmp_path):
@@ -106,6 +119,10 @@ def test_what_has_none_or_has_them_is_refused():
         (dict(rank=-1), "rank=-1: "),
         (dict(rank=4, alpha=float("nan")), "alpha=nan: what adapters add"),
         (dict(rank=4, alpha=0), "alpha=0: "),
+        (dict(rank=4, rank_pattern={"q_proj": 0}), "q_proj=0: adapters have a whole number"),
+        (dict(rank=4, alpha_pattern={"q_proj": -1}), "q_proj=-1: what adapters add"),
+        (dict(rank=4, rank_pattern={"q_prj": 2}), "q_prj"),
+        (dict(rank=4, layers=[9]), "layers names layer 9, and the model has 4"),
     ],
 )
 def test_numbers_that_adapters_cannot_have_are_refused(how, told):
