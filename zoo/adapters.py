@@ -148,7 +148,7 @@ def bare(params: PyTree) -> PyTree:
     adds = lambda w: w.adapter.a.any() & w.adapter.b.any() if adapted.is_adapted(w) else None
     found = jax.device_get(jax.tree.map(adds, params, is_leaf=adapted.is_adapted))
 
-    def one(weight: PyTree, adds: object) -> object:
+    def one(weight: PyTree, adds: PyTree) -> PyTree:
         if not adapted.is_adapted(weight) or adds:
             return weight
         magnitude = weight.adapter.magnitude

@@ -92,7 +92,7 @@ def scale_by_adam(
         del params
         by = 1.0 if max_norm is None else jnp.minimum(1, max_norm / optax.tree.norm(updates))
 
-        def moments(gradient: Array, mu: object, nu: object) -> tuple:
+        def moments(gradient: Array, mu: PyTree, nu: PyTree) -> tuple:
             gradient = gradient * by
             first = b1 * _wide(mu) + (1 - b1) * gradient
             second = b2 * _wide(nu) + (1 - b2) * jnp.square(gradient)
@@ -100,7 +100,7 @@ def scale_by_adam(
                 return first, second
             return narrow(first, signed=True), narrow(second, signed=False)
 
-        def step(mu: object, nu: object) -> Array:
+        def step(mu: PyTree, nu: PyTree) -> Array:
             root = jnp.sqrt(_wide(nu) / (1 - b2**count))
             return _wide(mu) / (1 - b1**count) / (root + eps)
 

@@ -91,7 +91,7 @@ def cast(
     """Weights cast in place to `dtype`; adapters and few-bit weights are cast when used."""
     is_kept = lambda x: isinstance(x, adapted.Adapter) or quantised.is_quantised(x)
 
-    def narrow(path: tuple, x: PyTree) -> object:
+    def narrow(path: tuple, x: PyTree) -> PyTree:
         return x if is_kept(x) or ".".join(key.key for key in path) in exact else x.astype(dtype)
 
     return jax.tree_util.tree_map_with_path(narrow, params, is_leaf=is_kept)

@@ -132,7 +132,7 @@ def attend(
     heads = None if sinks is None else split("N", sinks)
     of_stripes = None if where.order is None else split("B I", where.order)
 
-    def part(q: Array, k: Array, v: Array, order: Array | None, *more: object) -> Array:
+    def part(q: Array, k: Array, v: Array, order: Array | None, *more: PyTree) -> Array:
         k, v = (spans.in_order(sharding.joined(x, theirs, 1), order) for x in (k, v))
         return run(q, k, v, *more)
 

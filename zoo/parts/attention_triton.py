@@ -20,6 +20,7 @@ from zoo.parts.dialect import Ref
 Query = Float[Array, "B T N H"]
 Key = Float[Array, "B S K H"]
 Bound = Int[Array, "B T"]
+Specs = Callable[[Array], pl.BlockSpec]  # of an array, by its shape
 Places = tuple[Array, Array, Array]  # a window: its width, positions of queries, and of keys
 
 LONGEST = 64  # the largest side of a tile: rows are padded to multiples of it
@@ -143,7 +144,7 @@ def _reach(first: Bound, last: Bound, S: int, tile: Tile) -> tuple[Array, Array]
     return jnp.where(sees, i, T).min(1), jnp.where(sees, i + 1, 0).max(1)
 
 
-def _of_queries(t: int, heads: int) -> tuple[object, object, object]:
+def _of_queries(t: int, heads: int) -> tuple[Specs, Specs, Specs]:
     """Block specs for t queries of a head: the queries, all their keys, their statistics."""
     return (
         lambda x: pl.BlockSpec((None, t, None, x.shape[3]), lambda i, n, b: (b, i, n, 0)),

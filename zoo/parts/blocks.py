@@ -79,7 +79,7 @@ def by_kind(model: Stacked, tree: PyTree) -> ByKind:
 def at(tree: PyTree, n: Array) -> PyTree:
     """Layer n of a tree whose arrays have a leading L axis."""
 
-    def one(x: object) -> Array:
+    def one(x: PyTree) -> Array:
         if isinstance(x, partly.Partly):
             return x.layer(n)
         return jax.lax.dynamic_index_in_dim(x, n, keepdims=False)

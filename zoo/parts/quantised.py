@@ -64,7 +64,7 @@ class Quantised:
         return math.prod(self.shape)
 
     @property
-    def dtype(self) -> object:
+    def dtype(self) -> jnp.dtype:
         """The dtype of the dequantised numbers."""
         return jnp.dtype(jnp.float32)
 
@@ -73,7 +73,7 @@ class Quantised:
         """The sharding of the codes, which are nearly all of the data."""
         return self.narrow.codes.sharding
 
-    def __getitem__(self, index: object) -> object:
+    def __getitem__(self, index: object) -> "Array | Quantised":
         """Returns itself for `...`; for a layer number, that layer's weight in float32."""
         if index is Ellipsis:
             return self

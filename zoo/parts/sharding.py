@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 import numpy as np
 
 from checkpoints_io.errors import BadInput
@@ -235,7 +236,7 @@ def axes_here() -> dict[str, int]:
     return {name: size for name, size, kind in named if kind != AxisType.Manual}
 
 
-def on_each_device(run: Callable, in_specs: object, out_specs: object) -> Callable:
+def on_each_device(run: Callable, in_specs: PyTree, out_specs: PyTree) -> Callable:
     """Runs `run` on each device's part of its arguments, over all axes of `axes_here`."""
     return jax.shard_map(
         run, in_specs=in_specs, out_specs=out_specs, axis_names={*axes_here()}, check_vma=False
