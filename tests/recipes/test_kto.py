@@ -67,7 +67,8 @@ def test_answers_without_a_partner_are_trained_and_resumed(config, tmp_path, cap
 def test_small_micro_batches_are_one(config, tmp_path):
     """The reference point is that of the update, however it is split; a reference may be cached."""
     config.steps_per_hf_export = -1
-    # Where most are wanted, answers gain after other prompts, too.
+    # Where most are wanted, answers gain after other prompts, too, from the fourth step on.
+    config.num_train_steps = 5
     most = [row | {"label": i % 12 > 0} for i, row in enumerate(rows("train", 24))]
     config.train_data = write(tmp_path / "most.jsonl", most)
     whole = config.copy_and_resolve_references()

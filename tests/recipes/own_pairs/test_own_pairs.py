@@ -314,12 +314,12 @@ def test_the_program_says_what_it_made_and_refuses_another_run(tmp_path):
     assert command(tmp_path).returncode == 0
     assert directory.read(pairs.FILE) == before
     for flags, told in (
-        ({"answers": 5}, "made with another --answers (4, and now 5)"),
-        ({"seed": 5}, "made with another --seed (0, and now 5)"),
-        ({"max_new_tokens": 5}, "made with another --max_new_tokens (40, and now 5)"),
+        ({"answers": 5}, "made with another --answers (4 before, 5 now)"),
+        ({"seed": 5}, "made with another --seed (0 before, 5 now)"),
+        ({"max_new_tokens": 5}, "made with another --max_new_tokens (40 before, 5 now)"),
         ({"judge": "true"}, "remove that file to judge the answers again"),
         ({"judge": None}, "give exactly one judge"),
-        ({"reference": TINY / "model"}, "give one of --judge"),
+        ({"reference": TINY / "model"}, "--reference; 2 given"),
         ({"directory": tmp_path}, "contains out but no answers of this program"),
     ):
         refused = command(tmp_path, **flags)
