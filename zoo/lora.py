@@ -15,17 +15,19 @@ from zoo import targets as choosing
 from zoo.models import Model, refuse_other, refuse_seed
 from zoo.parts import adapted
 
+Number = int | float | np.integer | np.floating
+
 
 def with_adapters(
     model: Model,
     *,
     rank: int | np.integer,
-    alpha: int | float | np.integer | np.floating | None = None,
+    alpha: Number | None = None,
     targets: Sequence[str] | str = (choosing.ALL_LINEAR,),
     exclude: Sequence[str] | str = (),
     layers: Iterable[int | np.integer] | int | None = None,
     rank_pattern: Mapping[str, int] | None = None,
-    alpha_pattern: Mapping[str, int | float] | None = None,
+    alpha_pattern: Mapping[str, Number] | None = None,
     rslora: bool = False,
     dora: bool = False,
     seed: int = 0,
@@ -45,19 +47,8 @@ def with_adapters(
     refuse_other(model, "with_adapters(model, rank=8)")
     refuse_seed(seed)
     alpha = rank if alpha is None else alpha
-    ranks, alphas = (
-        {"rank": rank, **(rank_pattern or {})},
-        {"alpha": alpha, **(alpha_pattern or {})},
-    )
-    for name, value in ranks.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise BadInput(f"{name}={value!r}: adapters have a whole number of dimensions, like 8")
-    for name, value in alphas.items():
-        number = isinstance(value, int | float | np.integer | np.floating)
-        if isinstance(value, bool) or not number or not 0 < value < math.inf:
-            raise BadInput(
-                f"{name}={value!r}: what adapters add is scaled by a number, like {rank}"
-            )
+    ranks = _ranks({"rank": rank, **(rank_pattern or {})})
+    alphas = _alphas({"alpha": alpha, **(alpha_pattern or {})})
     layers = (layers,) if isinstance(layers, int) else layers
     for name, given in (("targets", targets), ("exclude", exclude)):
         if not isinstance(given, Iterable):
@@ -69,15 +60,27 @@ def with_adapters(
     if any(map(is_one, jax.tree.leaves(params, is_leaf=is_one))):
         raise BadInput("the model has adapters: load it without them to give it new ones")
     sites = choosing.sites(model, choosing.Lora(
-        rank=int(ranks.pop("rank")), alpha=float(alphas.pop("alpha")), targets=targets,
+        rank=ranks.pop("rank"), alpha=alphas.pop("alpha"), targets=targets,
         exclude=exclude, layers=None if layers is None else tuple(map(int, layers)),
-        rank_pattern={name: int(value) for name, value in ranks.items()},
-        alpha_pattern={name: float(value) for name, value in alphas.items()},
-        rslora=rslora, dora=dora, zero="B",
+        rank_pattern=ranks, alpha_pattern=alphas, rslora=rslora, dora=dora, zero="B",
     ))  # fmt: skip
     frozen = adapters.attached(params, sites)
     trained = adapters.fresh(frozen, adapters.layout(model, sites, dora=dora), zero="B", seed=seed)
     return joined(graph, trained, frozen)
+
+
+def _ranks(given: Mapping[str, int | np.integer]) -> dict[str, int]:
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise BadInput(f"{name}={value!r}: adapters have a whole number of dimensions, like 8")
+    return {name: int(value) for name, value in given.items()}
+
+
+def _alphas(given: Mapping[str, Number]) -> dict[str, float]:
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, Number) or not 0 < value < math.inf:
+            raise BadInput(f"{name}={value!r}: what adapters add is scaled by a number, like 16")
+    return {name: float(value) for name, value in given.items()}
 
 
 def parted(model: Model) -> tuple[nnx.GraphDef, dict, dict]:
