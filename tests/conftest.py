@@ -147,11 +147,12 @@ def run_with(**parts) -> Run:
 
 
 def meshes() -> dict[str, jax.sharding.Mesh]:
-    """Of one of eight devices, and of all of them, split in two ways."""
+    """Of one of eight devices, and of all of them, split in three ways."""
     return {
         "one": sharding.mesh_of(1, 1, 1, devices=jax.devices()[:1]),
         "fsdp 8": sharding.mesh_of(1, -1, 1),
-        "data 2, fsdp 2, tensor 2": sharding.mesh_of(2, 2, 2),
+        "fsdp 4, tensor 2": sharding.mesh_of(1, 4, 2),
+        "data 2, fsdp 4": sharding.mesh_of(2, 4, 1),
     }
 
 

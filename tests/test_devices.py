@@ -15,7 +15,7 @@ from recipes.preference import losses
 from tests import in_float64, lora_on_devices
 from tests.conftest import CLOCK, ROOT, devices
 
-MESHES = ["fsdp 8", "data 2, fsdp 2, tensor 2"]
+MESHES = ["fsdp 8", "fsdp 4, tensor 2", "data 2, fsdp 4"]
 
 
 def in_float64_on_eight_devices(program, folder, *more):

@@ -46,10 +46,11 @@ def with_adapters(
     """
     refuse_other(model, "with_adapters(model, rank=8)")
     refuse_seed(seed)
-    alpha = rank if alpha is None else alpha
-    ranks = _ranks({"rank": rank, **(rank_pattern or {})})
-    alphas = _alphas({"alpha": alpha, **(alpha_pattern or {})})
-    layers = (layers,) if isinstance(layers, int) else layers
+    rank = _rank("rank", rank)
+    alpha = _alpha("alpha", rank if alpha is None else alpha)
+    ranks = {name: _rank(name, value) for name, value in (rank_pattern or {}).items()}
+    alphas = {name: _alpha(name, value) for name, value in (alpha_pattern or {}).items()}
+    numbers = None if layers is None else _numbers(layers)
     for name, given in (("targets", targets), ("exclude", exclude)):
         if not isinstance(given, Iterable):
             raise BadInput(f"{name}={given!r}: names of weights in a list, like ['q_proj']")
@@ -60,8 +61,7 @@ def with_adapters(
     if any(map(is_one, jax.tree.leaves(params, is_leaf=is_one))):
         raise BadInput("the model has adapters: load it without them to give it new ones")
     sites = choosing.sites(model, choosing.Lora(
-        rank=ranks.pop("rank"), alpha=alphas.pop("alpha"), targets=targets,
-        exclude=exclude, layers=None if layers is None else tuple(map(int, layers)),
+        rank=rank, alpha=alpha, targets=targets, exclude=exclude, layers=numbers,
         rank_pattern=ranks, alpha_pattern=alphas, rslora=rslora, dora=dora, zero="B",
     ))  # fmt: skip
     frozen = adapters.attached(params, sites)
@@ -69,18 +69,23 @@ def with_adapters(
     return joined(graph, trained, frozen)
 
 
-def _ranks(given: Mapping[str, int | np.integer]) -> dict[str, int]:
-    for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise BadInput(f"{name}={value!r}: adapters have a whole number of dimensions, like 8")
-    return {name: int(value) for name, value in given.items()}
+def _rank(name: str, value: int | np.integer) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise BadInput(f"{name}={value!r}: adapters have a whole number of dimensions, like 8")
+    return int(value)
 
 
-def _alphas(given: Mapping[str, Number]) -> dict[str, float]:
-    for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, Number) or not 0 < value < math.inf:
-            raise BadInput(f"{name}={value!r}: what adapters add is scaled by a number, like 16")
-    return {name: float(value) for name, value in given.items()}
+def _alpha(name: str, value: Number) -> float:
+    if isinstance(value, bool) or not isinstance(value, Number) or not 0 < value < math.inf:
+        raise BadInput(f"{name}={value!r}: what adapters add is scaled by a number, like 16")
+    return float(value)
+
+
+def _numbers(layers: Iterable[int | np.integer] | int) -> tuple[int, ...]:
+    given = (layers,) if isinstance(layers, int) else tuple(layers)
+    if any(isinstance(i, bool) or not isinstance(i, int | np.integer) for i in given):
+        raise BadInput(f"layers={layers!r}: numbers of layers in a list, like [0, 1]")
+    return tuple(map(int, given))
 
 
 def parted(model: Model) -> tuple[nnx.GraphDef, dict, dict]:

@@ -419,6 +419,7 @@ OF_MARGINS = (
 # These look at a list as it is, or at its best answer alone.
 OF_LISTS = ("plackett_luce", "sft", "sft_seq")
 # Beta multiplies means per token in the first, no log-probability in the second, and else sums.
-PER_TOKEN, FREE_OF_BETA = ("sigmoid_norm", "simpo"), ("orpo", "sft", "sft_seq", "ipo", "ipo_sum")
+PER_TOKEN = ("sigmoid_norm", "simpo")
+FREE_OF_BETA = ("orpo", "sft", "sft_seq", "ipo", "ipo_sum", "sppo_hard")
 # Without a reference the reward of an answer is then a mean, too.
 ALONE_PER_TOKEN = ("simpo", "orpo")

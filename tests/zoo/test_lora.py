@@ -122,6 +122,7 @@ def test_what_has_none_or_has_them_is_refused():
         (dict(rank=4, rank_pattern={"q_proj": 0}), "q_proj=0: adapters have a whole number"),
         (dict(rank=4, alpha_pattern={"q_proj": -1}), "q_proj=-1: what adapters add"),
         (dict(rank=4, rank_pattern={"q_prj": 2}), "q_prj"),
+        (dict(rank=4, layers=[True]), r"layers=\[True\]: numbers of layers in a list"),
         (dict(rank=4, layers=[9]), "layers names layer 9, and the model has 4"),
     ],
 )

@@ -29,6 +29,17 @@ def prompted(row: Row) -> Turns:
     return conversation.history(row.get("history")) + prompt
 
 
+def asked(row: Row) -> Turns:
+    """The question of a ranked row as messages, whatever its column is called, after `history`."""
+    name = next((name for name in ranked.ASKED if row.get(name) is not None), "prompt")
+    question = row.get(name)
+    if isinstance(question, str) and (turns := transcripts.turns(question)):
+        while len(turns) > 1 and not turns[-1]["content"]:  # "Assistant:" leads into the answer
+            turns.pop()
+        question = turns
+    return conversation.history(row.get("history")) + messages.read(question, name, role="user")
+
+
 def answered(
     row: Row, prompt: Turns, chosen: str = "chosen", rejected: str = "rejected", answers: int = 2
 ) -> Pair:
@@ -39,7 +50,8 @@ def answered(
     if isinstance(others, list) and others and _are_answers(others):
         worse = [one for one in others if one != best]
         kept = ranked.at_most([best, *(worse or others)], answers)
-        pair = listed(row, prompt, kept, (0, *(1 for _ in kept[1:])))
+        names = [chosen, *(rejected for _ in kept[1:])]
+        pair = listed(row, prompt, kept, (0, *(1 for _ in kept[1:])), names)
         left = ("left_over",) if len(kept) <= len(worse) else ()
         again = ("said_again",) if 0 < len(worse) < len(others) else ()
         return pair._replace(notes=left + again)
@@ -59,9 +71,11 @@ def are_conversations(held: object) -> bool:
     return isinstance(held, list) and bool(held) and all(map(one, held))
 
 
-def listed(row: Row, prompt: Turns, said: list[object], ranks: tuple[int, ...]) -> Pair:
-    """The pair or list of answers, from the best to the worst."""
-    named = zip(said, ("chosen", *("rejected" for _ in said[1:])), strict=True)
+def listed(
+    row: Row, prompt: Turns, said: list[object], ranks: tuple[int, ...], names: list[str]
+) -> Pair:
+    """The pair or list of answers, from the best to the worst; `names` are of their columns."""
+    named = zip(said, names, strict=True)
     pair = forked(row, *(conversation.continued(prompt, one, name) for one, name in named))
     if not pair.more:
         return pair

@@ -178,7 +178,8 @@ def best_and_worst(row: Row, answers: int = 2) -> Pair:
       ValueError: a column is missing or malformed, or all answers are ranked alike.
     """
     found = ranked.best_to_worst(row, answers)
-    pair = forming.listed(found.row, forming.prompted(found.row), found.answers, found.ranks)
+    names = [found.name] * len(found.answers)
+    pair = forming.listed(row, forming.asked(row), found.answers, found.ranks, names)
     return pair._replace(ratings=found.scores or pair.ratings, notes=found.notes)
 
 
@@ -188,7 +189,8 @@ def compared(row: Row) -> Pair:
     Raises:
       ValueError: a column is missing or malformed, or neither response is preferred.
     """
-    return prompt_chosen_rejected(ranked.preferred(row))
+    better, worse = ranked.preferred(row)
+    return forming.answered(row, forming.asked(row), better, worse)
 
 
 def hh(row: Row) -> Pair:

@@ -5,7 +5,7 @@ import math
 from typing import Any, NamedTuple, TypeVar
 
 from checkpoints_io.errors import BadInput
-from recipes.data.chats import messages, transcripts
+from recipes.data.chats import messages
 
 Row = dict[str, object]
 One = TypeVar("One")
@@ -24,7 +24,7 @@ NO_PREFERENCE = "neither response is preferred"
 class Ranked(NamedTuple):
     """Answers to one question, from the best to the worst."""
 
-    row: Row  # the question as `prompt`, and what else the row holds
+    name: str  # of their column
     answers: list[object]
     ranks: tuple[int, ...]  # of each answer: 0 the best, equal if ranked alike
     scores: tuple[float, ...] | None
@@ -59,7 +59,7 @@ def best_to_worst(row: Row, most: int) -> Ranked:
     kept = at_most(scored, most)
     said = {"unranked": len(scored) < len(answers), "tied": len(different) < len(scored)}
     return Ranked(
-        _asked(row),
+        name,
         [_said(answer, name) for _, answer in kept],
         tuple(different.index(mark) for mark, _ in kept),
         None if by == RANK else tuple(-mark for mark, _ in kept),
@@ -75,8 +75,8 @@ def at_most(ranked: Sequence[One], most: int) -> list[One]:
     return [ranked[(2 * i * (n - 1) + most - 1) // (2 * (most - 1))] for i in range(most)]
 
 
-def preferred(row: Row) -> Row:
-    """Turns two responses and a preference, below 0 for the first, into `chosen` and `rejected`.
+def preferred(row: Row) -> tuple[str, str]:
+    """The names of the better and of the worse response; the first is better below 0.
 
     Rows are as in HelpSteer3: `response1`, `response2`, `overall_preference`.
 
@@ -91,19 +91,7 @@ def preferred(row: Row) -> Row:
     for name in ("response1", "response2"):
         if row.get(name) is None:
             raise BadInput(f"no response in `{name}`")
-    one, other = row["response1"], row["response2"]
-    chosen, rejected = (one, other) if preference < 0 else (other, one)
-    return _asked(row) | {"chosen": chosen, "rejected": rejected}
-
-
-def _asked(row: Row) -> Row:
-    """The row with its question, whatever it is called, as `prompt`."""
-    asked = next((row[name] for name in ASKED if row.get(name) is not None), None)
-    if isinstance(asked, str) and (turns := transcripts.turns(asked)):
-        while len(turns) > 1 and not turns[-1]["content"]:  # "Assistant:" leads into the answer
-            turns.pop()
-        asked = turns
-    return {k: v for k, v in row.items() if k not in ASKED} | {"prompt": asked}
+    return ("response1", "response2") if preference < 0 else ("response2", "response1")
 
 
 def _listed(row: Row, name: str) -> list[Row]:

@@ -208,6 +208,7 @@ def test_figures_of_answers_without_a_partner_by_hand():
 def test_every_loss_is_first_what_it_says(name):
     """Where policy and reference are equal, whatever beta is."""
     equal = answers(jnp.zeros(3), jnp.zeros(3), reference=-50.0)
+    assert name in losses.LOSSES, f"{name} has a first value, but is not in LOSSES"
     named, promised = options_of(name), losses.FIRST[name]
     if promised is None:
         assert name in ("r_dpo", "kto")
@@ -216,6 +217,24 @@ def test_every_loss_is_first_what_it_says(name):
         named["beta"] = beta
         found = losses.LOSSES[name](equal, **named)
         np.testing.assert_allclose(found, promised(**named), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_beta_multiplies_log_probabilities_or_sets_a_goal(name):
+    """At half of beta twice the log-probabilities give the same where it multiplies them."""
+    named = options_of(name) | {
+        o: 0.0 for o in ("cpo_alpha", "gamma_beta_ratio") if o in keywords(name)
+    }
+    if "beta" not in named:
+        assert name in losses.FREE_OF_BETA
+        return
+    given = random_answers()
+    if name in UNPAIRED:
+        given = given._replace(ratings=jnp.array([[1.0, -1.0]] * len(given.policy)))
+    twice = given._replace(policy=2 * given.policy, reference=2 * given.reference)
+    of = functools.partial(losses.LOSSES[name], **named)
+    same = np.allclose(of(given), of(twice, beta=named["beta"] / 2), rtol=1e-4, atol=1e-5)
+    assert same == (name not in losses.FREE_OF_BETA), "FREE_OF_BETA of losses.py"
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)
@@ -374,7 +393,8 @@ def test_every_option_is_a_setting():
 def test_every_loss_has_its_row_and_its_first_value():
     told = (ROOT / "docs" / "losses.md").read_text("utf-8")
     rows = re.findall(r"^\| `(\w+)` \|", told, re.MULTILINE)
-    assert not losses.LOSSES.keys() - {*rows}, "write their rows in docs/losses.md"
+    without = sorted(losses.LOSSES.keys() - {*rows})
+    assert not without, f"write a row for {', '.join(without)} in docs/losses.md"
     alone = {*losses.WITHOUT_REFERENCE}
     assert losses.FIRST.keys() | alone == losses.LOSSES.keys(), "a first value, or None, in FIRST"
     assert not losses.FIRST.keys() & alone, "without a reference there is no first value"

@@ -153,7 +153,8 @@ def test_the_average_is_what_is_evaluated_and_exported(small_model):
 def test_the_docs_have_a_row_for_each():
     told = (ROOT / "docs" / "dpo.md").read_text("utf-8")
     rows = re.findall(r"^\| `(\w+)` \|", told, re.MULTILINE)
-    assert not {*settings.ALL["optimizer"].choices} - {*rows}, "write their rows in docs/dpo.md"
+    without = sorted({*settings.ALL["optimizer"].choices} - {*rows})
+    assert not without, f"write a row for {', '.join(without)} in docs/dpo.md"
 
 
 def test_an_optimizer_that_is_only_a_setting_is_none():

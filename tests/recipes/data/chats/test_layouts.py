@@ -9,7 +9,7 @@ import re
 from hypothesis import given, settings, strategies
 import pytest
 
-from recipes.data.chats import columns, forming, layouts, messages
+from recipes.data.chats import columns, forming, layouts, messages, ranked
 from recipes.data.chats.layouts import LAYOUTS
 from recipes.data.chats.pair import Pair
 from tests.conftest import ROOT
@@ -835,6 +835,29 @@ def test_a_layout_needs_its_columns(layout):
             LAYOUTS[layout].read(row)
 
 
+@pytest.mark.parametrize("layout", EXAMPLES)
+def test_an_error_names_a_column_that_the_row_has(layout):
+    """Whatever it becomes: who has `response1` does not look for `chosen`."""
+    example, refused = EXAMPLES[layout], 0
+    spoiled = [
+        example | {column: value}
+        for column in example.keys() & LAYOUTS[layout].columns
+        for value in (5, [3], {"a": 1}, True)
+    ]
+    listed = next((name for name in ranked.ANSWERS if name in example), None)
+    for key in ranked.SAID if listed else ():
+        entries = [one | {key: 5} if key in one else one for one in example[listed]]
+        spoiled.append(example | {listed: entries})
+    for row in spoiled:
+        try:
+            LAYOUTS[layout].read(row)
+        except ValueError as error:
+            refused += 1
+            named = re.findall(r"`(\w+)", str(error))
+            assert {*named} & example.keys(), (row, error)
+    assert refused
+
+
 HALF = "half \ud800 a character"
 
 
@@ -1041,4 +1064,5 @@ def test_every_layout_of_pairs_has_an_example():
 def test_the_docs_have_a_row_for_each():
     told = "".join((ROOT / "docs" / name).read_text("utf-8") for name in ("data.md", "sft.md"))
     rows = re.findall(r"^\| `(\w+)` \|", told, re.MULTILINE)
-    assert not LAYOUTS.keys() - {*rows}, "write their rows in docs/data.md"
+    without = sorted(LAYOUTS.keys() - {*rows})
+    assert not without, f"write a row for {', '.join(without)} in docs/data.md"
